@@ -1,0 +1,46 @@
+# Every target works from a bare clone with python3, pip and make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+
+.PHONY: help install demo test lint format simulate docs lock clean
+
+help: ## show this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(READY): requirements-dev.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+install: $(READY) ## create .venv with the locked dependencies
+
+demo: $(READY) ## a fake AWS, MongoDB, 12 simulated workers and the exporter, until Ctrl-C (ARGS=--fresh starts over)
+	@exec $(BIN)/cml-worker-exporter demo $(ARGS)
+
+test: $(READY) ## the whole test suite
+	$(BIN)/python -m pytest -n 4 --dist worksteal $(ARGS)
+
+lint: $(READY) ## ruff and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY) ## let ruff put the code in order
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+simulate: $(READY) ## the life of a sample in a hostile world, hundreds of seeds (ARGS="--first 0 --count 500")
+	$(BIN)/python -m tests.simulation $(ARGS)
+
+docs: $(READY) ## write docs/settings.md and docs/metrics.md from the tables in code
+	$(BIN)/python -m tests.generate_docs
+
+lock: $(READY) ## resolve pyproject.toml into requirements*.txt (versions and hashes, no addresses)
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --upgrade -o requirements.txt pyproject.toml
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --upgrade --extra dev -o requirements-dev.txt pyproject.toml
+
+clean: ## remove the environment and the demo's data
+	rm -rf $(VENV) .demo

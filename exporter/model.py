@@ -1,0 +1,221 @@
+"""The frozen records that travel between the stages; everything else in the package speaks in these.
+
+Units, everywhere in the package: times are whole UTC seconds since 1970 (datetimes exist only at the edges: BSON, HTTP, the
+customer's own record), utilizations are percent (0..100) and become ratios only on `/metrics`. A missing value is None.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal
+
+MetricName = Literal["cpu", "memory"]
+METRICS: tuple[MetricName, ...] = ("cpu", "memory")
+
+STATUSES: tuple[str, ...] = (
+    "pending",
+    "starting",
+    "running",
+    "stopping",
+    "stopped",
+    "shutting-down",
+    "terminated",
+    "failed",
+    "unknown",
+)
+IDLE_STATUSES = frozenset({"stopped", "terminated"})
+"""In every other status the instance may be running, so CloudWatch may have data."""
+
+Dimensions = tuple[tuple[str, str], ...]
+"""A CloudWatch dimension set as (name, value) pairs, in the order CloudWatch listed them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """One aggregate of the manager, as read: the latest snapshot of a worker."""
+
+    id: str
+    region: str
+    instance_id: str | None
+    status: str
+    name: str | None = None
+    address: str | None = None
+    instance_type: str | None = None
+    cml_version: str | None = None
+    active_labs: int | None = None
+    cpu: float | None = None
+    """The aggregate's own CPU utilization in percent, taken at `collected_at`."""
+    memory: float | None = None
+    collected_at: int | None = None
+    last_activity_at: int | None = None
+    created_at: int | None = None
+    terminated_at: int | None = None
+    extra: tuple[tuple[str, float], ...] = ()
+    """(metric name, value) of the further gauges configured in `workers.extra`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Datapoint:
+    """One CloudWatch Average: the start of its period and its value in percent."""
+
+    timestamp: int
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """One complete reading of the aggregates. `date` is MongoDB's clock when the reading began."""
+
+    date: int
+    workers: tuple[Worker, ...]
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    """Aggregates left out, by reason."""
+    complaints: tuple[str, ...] = ()
+    """One sentence for everything that was malformed, for the log."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerGauges:
+    """What /metrics says of one worker in one round.
+
+    Values are (percent, end of the period they stand for); a time outlives its value, so that its age can be seen.
+    """
+
+    worker: Worker
+    observed_at: int
+    show_state: bool
+    """Whether status and labs are fresh enough to be shown."""
+    cpu: float | None = None
+    cpu_time: int | None = None
+    memory: float | None = None
+    memory_time: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The worker block of /metrics: built and rendered once per round, swapped in one assignment.
+
+    `body` is text format 0.0.4, `gzipped` the same as one gzip member. `fresh_until` is a time of the local clock: from then
+    on the block is left out, because a loop that should have renewed it has not.
+    """
+
+    workers: tuple[WorkerGauges, ...]
+    body: bytes
+    gzipped: bytes
+    fresh_until: float
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerMetricsSample:
+    """One worker in one period: the customer's record, and the shape of a history document.
+
+    `timestamp` is the period's start, timezone-aware UTC. Utilizations are percent. None means missing.
+    """
+
+    worker_id: str
+    region: str
+    timestamp: datetime
+    cpu_utilization: float | None = None
+    memory_utilization: float | None = None
+    active_labs_count: int | None = None
+    status: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """avg, min and max (percent, or a count of labs) of `count` samples; all None when `count` is 0."""
+
+    avg: float | None
+    min: float | None
+    max: float | None
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsAggregation:
+    """The samples of one worker in the interval [timestamp, timestamp + interval)."""
+
+    timestamp: datetime
+    cpu_utilization: Statistics
+    memory_utilization: Statistics
+    active_labs_count: Statistics
+    status_share: Mapping[str, float] = field(default_factory=dict)
+    """Share of the samples that have a status, by status; sums to 1 when there are any."""
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One metric of one instance, as GetMetricData is asked for it."""
+
+    instance_id: str
+    metric: MetricName
+    dimensions: Dimensions
+
+
+Outcome = Literal["ok", "empty", "partial", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What CloudWatch said to one query about the window [start, end).
+
+    Only `ok` and `empty` decide anything: CloudWatch called the result Complete. `values` maps period starts to percent.
+    """
+
+    outcome: Outcome
+    start: int
+    end: int
+    values: Mapping[int, float]
+
+    @property
+    def complete(self) -> bool:
+        """Whether CloudWatch vouched for the whole window."""
+        return self.outcome in ("ok", "empty")
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """The answers of one GetMetricData call (all its pages) and the server's clock when it gave the first of them."""
+
+    date: int
+    by_query: Mapping[Query, Answer]
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """One complete ListMetrics answer for the memory metric of one region.
+
+    It knows every series that had a datapoint in [since, date − 15 min]; `series` maps an instance to its dimension sets.
+    """
+
+    date: int = -1
+    since: int = 0
+    series: Mapping[str, tuple[Dimensions, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """An instance a worker was seen with, from its first to its last observation."""
+
+    instance_id: str
+    region: str
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class InventoryEntry:
+    """What is remembered of a worker for good, so that a terminated one keeps its name and its instances."""
+
+    worker_id: str
+    region: str
+    name: str | None
+    instance_type: str | None
+    cml_version: str | None
+    created_at: int | None
+    terminated_at: int | None
+    status: str
+    first_seen: int
+    last_seen: int
+    instances: tuple[Sighting, ...] = ()
+    """Oldest first."""

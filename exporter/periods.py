@@ -1,0 +1,75 @@
+"""Pure arithmetic on UTC seconds: periods, windows, durations. No clock is read here.
+
+A period is [start, start + length); it is named by its start and is closed once its end is in the past.
+"""
+
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+MINUTE, HOUR, DAY, WEEK = 60, 3600, 86400, 604800
+
+_UNITS = {"ms": 0.001, "s": 1, "m": MINUTE, "h": HOUR, "d": DAY, "w": WEEK, "y": 365 * DAY}
+_DURATION = re.compile(r"(\d+)(ms|[smhdwy])")
+
+
+def align(time: int, step: int) -> int:
+    """Return the newest multiple of `step` that is not after `time` (both in seconds)."""
+    return time - time % step
+
+
+def align_up(time: int, step: int) -> int:
+    """Return the oldest multiple of `step` that is not before `time` (both in seconds)."""
+    return time + -time % step
+
+
+def closed_periods(start: int, length: int, now: int) -> Iterator[int]:
+    """Yield the starts of the periods from `start` on whose end is not after `now`; `start` must be aligned."""
+    return iter(range(start, align(now, length), length))
+
+
+def next_tick(now: float, interval: int, offset: int) -> float:
+    """Return the first time after `now` that lies `offset` seconds after a multiple of `interval`."""
+    return (now - offset) // interval * interval + interval + offset
+
+
+def parse_duration(text: str) -> int:
+    """Read a Prometheus duration ("90s", "1h30m", "30d") into whole seconds.
+
+    Units are those of the Prometheus documentation, largest first: y (365 d), w, d, h, m, s, ms.
+
+    Raises:
+        ValueError: the text is no duration, is not positive, or is not a whole number of seconds.
+    """
+    parts = _DURATION.findall(text)
+    sizes = [_UNITS[unit] for _, unit in parts]
+    if not parts or "".join(n + u for n, u in parts) != text or sizes != sorted(set(sizes), reverse=True):
+        raise ValueError(f"{text!r} is not a duration; write a number and a unit, such as 30s, 5m, 1h30m or 30d")
+    seconds = sum(int(n) * _UNITS[u] for n, u in parts)
+    if seconds <= 0 or seconds != int(seconds):
+        raise ValueError(f"{text!r} must be a positive whole number of seconds, such as 30s, 5m or 1h")
+    return int(seconds)
+
+
+def format_duration(seconds: int) -> str:
+    """Write whole seconds the way `parse_duration` reads them, shortest form: 5400 → "1h30m"."""
+    out = ""
+    for unit in ("d", "h", "m", "s"):
+        count, seconds = divmod(seconds, int(_UNITS[unit]))
+        out += f"{count}{unit}" if count else ""
+    return out or "0s"
+
+
+def to_datetime(time: float) -> datetime:
+    """UTC seconds → aware datetime."""
+    return datetime.fromtimestamp(time, UTC)
+
+
+def to_seconds(time: datetime) -> int:
+    """Datetime → whole UTC seconds, rounded down; a naive one is taken as UTC, the way MongoDB stores dates."""
+    return int((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp() // 1)
+
+
+def rfc3339(time: float) -> str:
+    """UTC seconds → 2026-01-31T12:00:00Z."""
+    return to_datetime(time).strftime("%Y-%m-%dT%H:%M:%SZ")

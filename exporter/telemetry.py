@@ -1,0 +1,92 @@
+"""The exporter's own counters and gauges, built from the catalog on a registry that is passed in (never the global one)."""
+
+import platform
+from collections.abc import Iterable
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+)
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from exporter import __version__
+from exporter.catalog import METRICS_BY_NAME
+
+DOLLARS_PER_METRIC = 0.01 / 1000
+"""GetMetricData, whatever the number of datapoints: https://aws.amazon.com/cloudwatch/pricing/"""
+
+
+class OptionalGauge(Collector):
+    """A gauge without labels that is absent until it has a value: a time that never was must not read 1970."""
+
+    def __init__(self, name: str, registry: CollectorRegistry) -> None:
+        self.value: float | None = None
+        self._metric = METRICS_BY_NAME[name]
+        registry.register(self)
+
+    def describe(self) -> Iterable[GaugeMetricFamily]:
+        """Name the family for the registry's check of duplicates."""
+        return [GaugeMetricFamily(self._metric.name, self._metric.help)]
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        """Yield the family, empty while there is no value."""
+        yield GaugeMetricFamily(self._metric.name, self._metric.help, value=self.value)
+
+
+class Telemetry:
+    """One attribute for each of the catalog's exporter metrics, plus process_* and python_info."""
+
+    def __init__(self, registry: CollectorRegistry, *, revision: str = "") -> None:
+        disable_created_metrics()  # the catalog has no _created series
+        self.registry = registry
+
+        def gauge(name: str) -> Gauge:
+            metric = METRICS_BY_NAME[f"cml_exporter_{name}"]
+            return Gauge(metric.name, metric.help, metric.labels, registry=registry)
+
+        def counter(name: str) -> Counter:
+            metric = METRICS_BY_NAME[f"cml_exporter_{name}"]
+            return Counter(metric.name, metric.help, metric.labels, registry=registry)
+
+        self.build_info = gauge("build_info")
+        self.build_info.labels(__version__, revision, platform.python_version()).set(1)
+        self.leader = gauge("leader")
+        self.source_up = gauge("source_up")
+        self.source_duration = gauge("source_duration_seconds")
+        self.source_last_success = gauge("source_last_success_timestamp_seconds")
+        self.workers_skipped = gauge("workers_skipped")
+        self.requests = counter("cloudwatch_requests_total")
+        self.request_failures = counter("cloudwatch_request_failures_total")
+        self.metrics_requested = counter("cloudwatch_metrics_requested_total")
+        self.estimated_cost = counter("cloudwatch_estimated_cost_dollars_total")
+        self.outbox_samples = gauge("outbox_samples")
+        self.outbox_oldest = OptionalGauge("cml_exporter_outbox_oldest_timestamp_seconds", registry)
+        self.samples_dropped = counter("samples_dropped_total")
+        self.mirror_samples = counter("mirror_samples_total")
+        self.mirror_failures = counter("mirror_failures_total")
+        self.mirror_last_success = OptionalGauge("cml_exporter_mirror_last_success_timestamp_seconds", registry)
+        self.samples_healed = counter("samples_healed_total")
+        self.samples_unavailable = counter("samples_unavailable_total")
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+
+    def source_succeeded(self, source: str, region: str, at: float, seconds: float) -> None:
+        """Note a successful reading of a source that ended at the UTC second `at`."""
+        self.source_up.labels(source, region).set(1)
+        self.source_duration.labels(source, region).set(seconds)
+        self.source_last_success.labels(source, region).set(at)
+
+    def source_failed(self, source: str, region: str, seconds: float) -> None:
+        """Note a failed reading; the time of the last success stays."""
+        self.source_up.labels(source, region).set(0)
+        self.source_duration.labels(source, region).set(seconds)
+
+    def metrics_were_requested(self, region: str, count: int) -> None:
+        """Count `count` queries of one GetMetricData call, which is what AWS bills."""
+        self.metrics_requested.labels(region).inc(count)
+        self.estimated_cost.inc(count * DOLLARS_PER_METRIC)

@@ -1,0 +1,26 @@
+"""What every test gets: a clean environment, and the real parts as fixtures."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+pytest_plugins = ["tests.fixtures.mongo", "tests.fixtures.cloudwatch", "tests.fixtures.process"]
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No setting, credential or proxy of the machine reaches a test."""
+    for name in os.environ:
+        if name.startswith(("CML_EXPORTER_", "AWS_")) or name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    yield
+
+
+def missing(program: str, install: str) -> None:
+    """Skip the test where a program is missing; with CI=true that is a failure."""
+    reason = f"{program} is not on this machine; install it with: {install}"
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
