@@ -56,9 +56,7 @@ MEMORY = Metric(
     WORKER_LABELS,
     "CloudWatch CWAgent mem_used_percent, else the aggregate's own",
 )
-ACTIVE_LABS = Metric(
-    "cml_worker_active_labs", "gauge", "Labs that are running on the worker.", "", WORKER_LABELS, "aggregate"
-)
+ACTIVE_LABS = Metric("cml_worker_active_labs", "gauge", "Labs that are running on the worker.", "", WORKER_LABELS, "aggregate")
 LAST_ACTIVITY = Metric(
     "cml_worker_last_activity_timestamp_seconds",
     "gauge",

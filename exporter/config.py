@@ -137,9 +137,7 @@ class ExtraGauge(_Section):
     """One further aggregate field exposed as a gauge."""
 
     metric: str = Field(description="name of the gauge, beginning with cml_worker_", pattern=r"^cml_worker_[a-z0-9_]+$")
-    field: str = Field(
-        description="field of the aggregate, at top level or under `state`; dots go deeper", min_length=1
-    )
+    field: str = Field(description="field of the aggregate, at top level or under `state`; dots go deeper", min_length=1)
     help: str = Field(description="help text on /metrics", min_length=1)
 
 
@@ -168,9 +166,7 @@ class WebSettings(_Section):
     listen_address: Annotated[list[Address], BeforeValidator(_listed)] = Field(
         default=[":9877"], description="host:port to listen on; comma-separated for several", min_length=1
     )
-    config_file: Path | None = Field(
-        None, description="TLS and basic authentication, in the format of Prometheus' exporters"
-    )
+    config_file: Path | None = Field(None, description="TLS and basic authentication, in the format of Prometheus' exporters")
     cors_origins: Annotated[list[str], BeforeValidator(_listed)] = Field(
         default=[], description="origins whose pages may read the API; comma-separated"
     )
@@ -208,9 +204,7 @@ class Settings(_Section):
         show = format_duration
         # 60 s is the finest CloudWatch publishes of EC2; a divisor of a day keeps periods aligned to UTC midnight.
         if self.period % MINUTE or DAY % self.period or self.period > HOUR:
-            raise ValueError(
-                f"period: {show(self.period)} must be whole minutes that divide an hour, such as 1m, 5m or 15m"
-            )
+            raise ValueError(f"period: {show(self.period)} must be whole minutes that divide an hour, such as 1m, 5m or 15m")
         if self.cloudwatch.interval < self.period:
             raise ValueError(
                 f"cloudwatch.interval: {show(self.cloudwatch.interval)} is shorter than period ({show(self.period)}); "

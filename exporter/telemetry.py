@@ -42,7 +42,7 @@ class Telemetry:
     """One attribute for each of the catalog's exporter metrics, plus process_* and python_info."""
 
     def __init__(self, registry: CollectorRegistry, *, revision: str = "") -> None:
-        disable_created_metrics()  # the catalog has no _created series
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # the catalog has no _created series
         self.registry = registry
 
         def gauge(name: str) -> Gauge:

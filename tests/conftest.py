@@ -1,7 +1,6 @@
 """What every test gets: a clean environment, and the real parts as fixtures."""
 
 import os
-from collections.abc import Iterator
 
 import pytest
 
@@ -9,13 +8,12 @@ pytest_plugins = ["tests.fixtures.mongo", "tests.fixtures.cloudwatch", "tests.fi
 
 
 @pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No setting, credential or proxy of the machine reaches a test."""
     for name in os.environ:
         if name.startswith(("CML_EXPORTER_", "AWS_")) or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    yield
 
 
 def missing(program: str, install: str) -> None:
