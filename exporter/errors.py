@@ -25,7 +25,7 @@ class ConfigError(ExporterError):
 class SourceError(ExporterError):
     """A source did not answer, answered in part, or its clock is not ours. Nothing follows from it.
 
-    `source` is "mongodb" or "cloudwatch", `code` the foreign error's own code (AWS error code, MongoDB code name, or the class).
+    `source` is "mongodb" or "cloudwatch", `code` the foreign error's own code (of AWS or MongoDB, else a class name).
     """
 
     def __init__(self, source: str, code: str, message: str, *, region: str = "") -> None:
