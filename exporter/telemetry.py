@@ -72,6 +72,10 @@ class Telemetry:
         self.mirror_last_success = OptionalGauge("cml_exporter_mirror_last_success_timestamp_seconds", registry)
         self.samples_healed = counter("samples_healed_total")
         self.samples_unavailable = counter("samples_unavailable_total")
+        self.mirrored = 0
+        """Samples inserted since the start, for the log."""
+        self.dollars = 0.0
+        """Estimated cost since the start, for the log."""
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
 
@@ -90,3 +94,12 @@ class Telemetry:
         """Count `count` queries of one GetMetricData call, which is what AWS bills."""
         self.metrics_requested.labels(region).inc(count)
         self.estimated_cost.inc(count * DOLLARS_PER_METRIC)
+        self.dollars += count * DOLLARS_PER_METRIC
+
+    def samples_were_mirrored(self, *, inserted: int, already_present: int, rejected: int, healed: int) -> None:
+        """Count what became of one batch of the mirror; `healed` is a part of `inserted`."""
+        self.mirror_samples.labels("inserted").inc(inserted)
+        self.mirror_samples.labels("already_present").inc(already_present)
+        self.mirror_samples.labels("rejected").inc(rejected)
+        self.samples_healed.inc(healed)
+        self.mirrored += inserted

@@ -1,0 +1,320 @@
+"""The composition root: builds the objects of one exporter from its settings, starts the loops, stops them."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import uvicorn
+from prometheus_client import CollectorRegistry
+from pymongo import AsyncMongoClient
+from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.errors import ConfigurationError, InvalidURI
+
+from exporter import api, logs, webconfig
+from exporter.cloudwatch import CloudWatch
+from exporter.collector import Collector
+from exporter.config import Settings
+from exporter.errors import ConfigError, StoreError, StoreMisfit
+from exporter.history import Inventory, WorkerMetricsRepository
+from exporter.lease import Lease
+from exporter.lifecycle import Rules
+from exporter.mirror import Mirror
+from exporter.model import InventoryEntry, Snapshot
+from exporter.outbox import Outbox
+from exporter.rounds import OutboxThread
+from exporter.telemetry import Telemetry
+from exporter.workers import Aggregates
+
+DEFAULT_DATABASE = "cml_cloud_manager"
+LEASE_SECONDS = 30
+
+_log = logs.get("exporter")
+
+
+def rules_of(settings: Settings) -> Rules:
+    """The part of the settings that the life of a sample depends on."""
+    return Rules(
+        period=settings.period,
+        interval=settings.cloudwatch.interval,
+        settle=settings.settle,
+        give_up=settings.give_up,
+        heal=settings.heal,
+        max_age=settings.max_age,
+        terminated_grace=settings.terminated_grace,
+    )
+
+
+def connect(settings: Settings) -> tuple[AsyncMongoClient[dict[str, Any]], AsyncDatabase[dict[str, Any]]]:
+    """Make the MongoDB client and its database; nothing is sent yet.
+
+    Raises:
+        ConfigError: the connection string is malformed.
+    """
+    try:
+        client: AsyncMongoClient[dict[str, Any]] = AsyncMongoClient(
+            settings.mongodb_uri,
+            tz_aware=True,
+            serverSelectionTimeoutMS=5000,
+            connectTimeoutMS=5000,
+            appname="cml-worker-exporter",
+        )
+        return client, client.get_default_database(DEFAULT_DATABASE)
+    except (InvalidURI, ConfigurationError, ValueError) as error:
+        raise ConfigError(f"mongodb.uri is not a MongoDB connection string: {error}") from error
+
+
+def repository(settings: Settings, database: AsyncDatabase[dict[str, Any]], collection: str) -> WorkerMetricsRepository:
+    """The history as the settings want it; only a retention somebody wrote down is applied to an existing collection."""
+    return WorkerMetricsRepository(
+        database,
+        collection=collection,
+        period=settings.period,
+        retention=settings.mongodb.retention,
+        apply_retention="retention" in settings.mongodb.model_fields_set,
+    )
+
+
+class Exporter:
+    """One exporter process; also what the HTTP routes ask (`api.Backend`)."""
+
+    def __init__(self, settings: Settings, outbox: Outbox) -> None:
+        self.settings = settings
+        self.period = settings.period
+        self.retention = settings.mongodb.retention
+        self.registry = CollectorRegistry()
+        self.telemetry = Telemetry(self.registry, revision=os.environ.get("REVISION", ""))
+        self._outbox = OutboxThread(outbox)
+        self._client, self._database = connect(settings)
+        database = self._database
+        self._cloudwatch = CloudWatch(settings, self.telemetry) if settings.cloudwatch.enabled else None
+        self._history = repository(settings, database, settings.mongodb.history) if settings.mongodb.history else None
+        self._inventory = Inventory(database)
+        self._lease = Lease(database, owner=outbox.owner, ttl=LEASE_SECONDS)
+        self._mirror = Mirror(self._outbox, self._history, self._lease, self.telemetry) if self._history is not None else None
+        self.collector = Collector(
+            settings,
+            rules_of(settings),
+            self.telemetry,
+            self._outbox,
+            Aggregates(database, settings.mongodb.workers, settings.workers),
+            self._cloudwatch,
+            history=self._history,
+            inventory=self._inventory,
+            lease=self._lease,
+            on_ready=self._mirror.wake.set if self._mirror else lambda: None,
+        )
+
+    # -- the loops
+
+    async def prepare(self) -> None:
+        """Verify the history, take the lease if it is free, remember the last fleet.
+
+        Raises:
+            StoreMisfit: what is in MongoDB is not ours to use; better said now than logged for ever.
+        """
+        await self.collector.restore()
+        if self._history is None:
+            return
+        try:
+            await self._history.ensure_collection()
+            await self._lease.acquire_or_renew()
+        except StoreMisfit:
+            raise
+        except StoreError as error:
+            _log.warning("the history is not available yet; gauges go on, samples wait in the outbox", error=str(error))
+        self.telemetry.leader.set(self._lease.held)
+
+    def loops(self) -> list[asyncio.Task[None]]:
+        """Start everything that runs until it is cancelled."""
+        jobs = {"observe": self.collector.observe_forever(), "ask": self.collector.ask_forever()}
+        if self._mirror:
+            jobs |= {"mirror": self._mirror.run_forever(), "lease": self._keep_lease()}
+        tasks = [asyncio.create_task(job, name=name) for name, job in jobs.items()]
+        for task in tasks:
+            task.add_done_callback(_report)
+        return tasks
+
+    async def _keep_lease(self) -> None:
+        held = self._lease.held
+        while True:
+            await asyncio.sleep(LEASE_SECONDS / 3)
+            try:
+                await self._lease.acquire_or_renew()
+            except StoreError as error:
+                _log.warning("the lease cannot be renewed", error=str(error))
+            if self._lease.held != held:
+                held = self._lease.held
+                _log.info("this exporter writes the history" if held else "this exporter does not write the history")
+                if held:
+                    self.collector.lead()
+            self.telemetry.leader.set(held)
+
+    async def close(self) -> None:
+        """Let go of everything; what is in the outbox stays there."""
+        if self._history is not None and self._lease.held:
+            try:
+                await self._lease.release()
+            except StoreError as error:
+                _log.warning("the lease could not be released; it ends by itself", error=str(error))
+        if self._cloudwatch is not None:
+            await self._cloudwatch.close()
+        await self._client.close()
+        await asyncio.to_thread(self._outbox.close)
+
+    # -- what the routes ask
+
+    @property
+    def leader(self) -> bool:
+        """Whether this exporter writes the history."""
+        return self._history is not None and self._lease.held
+
+    @property
+    def snapshot(self) -> Snapshot | None:
+        """The newest worker block."""
+        return self.collector.snapshot
+
+    @property
+    def ready(self) -> bool:
+        """Whether the first observation was made, whatever came of it."""
+        return self.collector.observed.is_set()
+
+    def health(self) -> Mapping[str, str | None]:
+        """The last error of each source, and of the history; None: it is fine."""
+        health = dict(self.collector.healthy)
+        if self._mirror is None:
+            health["history"] = "there is none: mongodb.history is null"
+        else:
+            health["history"] = self._mirror.problem
+        return health
+
+    def now(self) -> float:
+        """The local clock."""
+        return time.time()
+
+    async def inventory(self) -> Sequence[InventoryEntry]:
+        """Everything remembered of every worker, read anew: another exporter may be the one that writes it."""
+        if self._history is None:
+            return ()
+        inventory = Inventory(self._database)
+        await inventory.load()
+        return tuple(inventory.entries.values())
+
+    async def latest(self, worker_ids: Collection[str]) -> Mapping[str, int]:
+        """Start of the newest period the history has of each worker."""
+        return await self._history.latest_timestamps(worker_ids) if self._history else {}
+
+
+def _report(task: asyncio.Task[None]) -> None:
+    """A loop ends only by being cancelled; any other end is a bug that must not pass in silence."""
+    if not task.cancelled():
+        _log.error("a loop has ended; please report it", loop=task.get_name(), error=repr(task.exception()))
+
+
+# -- serving -----------------------------------------------------------------------------------------------------------
+
+
+def bind(addresses: Sequence[str]) -> list[socket.socket]:
+    """Listen on every host:port.
+
+    Raises:
+        ConfigError: an address is taken, or not this machine's.
+    """
+    sockets: list[socket.socket] = []
+    for address in addresses:
+        host, _, port = address.rpartition(":")
+        host = host.strip("[]")
+        try:
+            if host:
+                sockets.append(socket.create_server((host, int(port)), family=_family(host), backlog=512))
+            else:
+                dual = socket.has_dualstack_ipv6()
+                family = socket.AF_INET6 if dual else socket.AF_INET
+                sockets.append(socket.create_server(("", int(port)), family=family, dualstack_ipv6=dual, backlog=512))
+        except OSError as error:
+            for other in sockets:
+                other.close()
+            raise ConfigError(
+                f"web.listen_address: cannot listen on {address} ({error.strerror or error}); "
+                "stop what uses it, or choose another with --web.listen-address"
+            ) from error
+    return sockets
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+class _Server(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals to `serve`: uvicorn would raise them again before anything is closed."""
+        yield
+
+
+@asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[Exporter]:
+    """An exporter whose loops run until the block is left.
+
+    Raises:
+        OutboxLocked, StoreMisfit, StoreError, ConfigError: it cannot start; the sentence says what to do.
+    """
+    outbox = Outbox(settings.data_dir, settings.period)
+    try:
+        exporter = Exporter(settings, outbox)
+    except BaseException:
+        outbox.close()
+        raise
+    tasks: list[asyncio.Task[None]] = []
+    try:
+        await exporter.prepare()
+        tasks = exporter.loops()
+        yield exporter
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await exporter.close()
+
+
+async def serve(settings: Settings) -> int:
+    """Run one exporter until SIGINT or SIGTERM; return the exit status."""
+    web = webconfig.load(settings.web.config_file) if settings.web.config_file else webconfig.WebConfig()
+    sockets = bind(settings.web.listen_address)
+    try:
+        async with running(settings) as exporter:
+            app = api.create_app(exporter, cors_origins=settings.web.cors_origins, users=web.users)
+            config = uvicorn.Config(
+                app,
+                log_config=None,
+                lifespan="off",
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=3,
+                **web.uvicorn_options(),
+            )
+            server = _Server(config)
+
+            def stop() -> None:
+                server.should_exit = True
+
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(number, stop)
+            _log.info(
+                "serving",
+                addresses=",".join(f"{s.getsockname()[0]}:{s.getsockname()[1]}" for s in sockets),
+                data_dir=str(settings.data_dir),
+                leader=exporter.leader,
+            )
+            await server.serve(sockets=sockets)
+        return 0
+    finally:
+        for listener in sockets:
+            with contextlib.suppress(OSError):
+                listener.close()

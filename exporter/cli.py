@@ -1,0 +1,104 @@
+"""The command line: `cml-worker-exporter serve | check | demo`. Each setting is a flag too, from the one table in `config`."""
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from exporter import __version__, app, check, config, demo, logs
+from exporter.errors import ExporterError
+
+_EPILOG = """\
+Settings come from --config.file, then CML_EXPORTER_… in the environment, then flags; later ones win.
+docs/settings.md describes them all. `cml-worker-exporter demo` needs no settings and no AWS account.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command and exit: 0 done, 1 it cannot work as things are, 2 the command line is wrong."""
+    options = _parser().parse_args(arguments)
+    try:
+        status = options.run(options)
+    except ExporterError as error:
+        for line in str(error).splitlines():
+            print(f"cml-worker-exporter: {line}", file=sys.stderr)
+        status = 1
+    except KeyboardInterrupt:
+        status = 130
+    sys.exit(status)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cml-worker-exporter",
+        description="CPU, memory, labs and status of Cisco Modeling Labs workers: gauges for Prometheus, and a history that "
+        "outlives the worker.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"cml-worker-exporter {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    serve = commands.add_parser("serve", help="run the exporter", description="Run the exporter until SIGINT or SIGTERM.")
+    _add_settings(serve)
+    serve.set_defaults(run=_serve)
+
+    checking = commands.add_parser(
+        "check",
+        help="validate the settings and every connection, change nothing",
+        description="Validate the settings, MongoDB (version, privileges, the collection) and AWS (identity, one "
+        "CloudWatch call per region), and print what was found. Exit status 1 when serve would not work.",
+    )
+    _add_settings(checking)
+    checking.set_defaults(run=_check)
+
+    trying = commands.add_parser(
+        "demo",
+        help="a fake AWS, MongoDB, 12 simulated workers and the exporter",
+        description="Start a fake AWS, a MongoDB, a simulated manager with 12 workers in two regions, and the exporter; "
+        "no account needed. Ctrl-C ends it all.",
+    )
+    demo.add_arguments(trying)
+    trying.set_defaults(run=demo.main)
+    return parser
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config.file", dest="config_file", type=Path, metavar="FILE", help="YAML file with the settings")
+    group = parser.add_argument_group("settings", "each one also in the file and in the environment")
+    for setting in config.table():
+        default = "" if setting.default in (None, [], {}) else f" (default: {_shown(setting.default)})"
+        group.add_argument(
+            setting.flag,
+            dest=setting.key,
+            metavar="VALUE",
+            help=(setting.description + default).replace("%", "%%"),
+        )
+
+
+def _shown(default: object) -> str:
+    if isinstance(default, bool):
+        return str(default).lower()
+    return ",".join(map(str, default)) if isinstance(default, list) else str(default)
+
+
+def _settings(options: argparse.Namespace) -> config.Settings:
+    flags = {s.key: value for s in config.table() if (value := getattr(options, s.key)) is not None}
+    return config.load(options.config_file, flags=flags)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    settings = _settings(options)
+    logs.configure(settings.log.level, settings.log.format, sys.stderr)
+    return asyncio.run(app.serve(settings))
+
+
+def _check(options: argparse.Namespace) -> int:
+    settings = _settings(options)
+    logs.configure("error", settings.log.format, sys.stderr)
+    return asyncio.run(check.run(settings, sys.stdout))
+
+
+if __name__ == "__main__":
+    main()
