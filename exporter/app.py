@@ -66,7 +66,11 @@ def connect(settings: Settings) -> tuple[AsyncMongoClient[dict[str, Any]], Async
         )
         return client, client.get_default_database(DEFAULT_DATABASE)
     except (InvalidURI, ConfigurationError, ValueError) as error:
-        raise ConfigError(f"mongodb.uri is not a MongoDB connection string: {error}") from error
+        # The driver's sentence may repeat a part of the password, so it is not ours to print.
+        raise ConfigError(
+            f"mongodb.uri is not a MongoDB connection string ({type(error).__name__}); it looks like "
+            "mongodb://user:password@host:27017/database, with / : @ and % in user and password written as %2F %3A %40 %25"
+        ) from None
 
 
 def repository(settings: Settings, database: AsyncDatabase[dict[str, Any]], collection: str) -> WorkerMetricsRepository:
@@ -187,9 +191,7 @@ class Exporter:
     def health(self) -> Mapping[str, str | None]:
         """The last error of each source, and of the history; None: it is fine."""
         health = dict(self.collector.healthy)
-        if self._mirror is None:
-            health["history"] = "there is none: mongodb.history is null"
-        else:
+        if self._mirror is not None:
             health["history"] = self._mirror.problem
         return health
 
@@ -240,7 +242,7 @@ def bind(addresses: Sequence[str]) -> list[socket.socket]:
             for other in sockets:
                 other.close()
             raise ConfigError(
-                f"web.listen_address: cannot listen on {address} ({error.strerror or error}); "
+                f"web.listen_address: cannot listen on {address} ({os.strerror(error.errno) if error.errno else error}); "
                 "stop what uses it, or choose another with --web.listen-address"
             ) from error
     return sockets

@@ -183,6 +183,7 @@ class Collector:
         self._observed_at = self._asked_at = wall()
         self._published_at = 0.0
         self._complaints: set[str] = set()
+        self._mirrored_before = 0
 
     # -- the loops
 
@@ -281,7 +282,7 @@ class Collector:
         if entries is not None:
             opened += await self._open_gaps(fleet, known, entries)
         self._on_ready()
-        await self._refresh_outbox_figures()
+        await self._outbox.show(self._telemetry)
         _log.info("observed", workers=len(fleet.workers), opened=opened, **fleet.skipped)
 
     async def _load_inventory(self, inventory: InventoryStore) -> Mapping[str, InventoryEntry] | None:
@@ -327,7 +328,7 @@ class Collector:
             self._asked_at = self._wall()
             self._on_ready()
             await self._publish()
-        await self._refresh_outbox_figures()
+        await self._outbox.show(self._telemetry)
         _log.info(
             "round",
             workers=tally.workers,
@@ -337,11 +338,12 @@ class Collector:
             settled=tally.settled,
             dropped=tally.dropped,
             given_up=tally.given_up,
-            mirrored=self._telemetry.mirrored,
+            mirrored=self._telemetry.mirrored - self._mirrored_before,
             waiting=self._outbox.outbox.counts()["observed"],
             took=f"{self._wall() - began:.1f}s",
             cost_usd=f"{self._telemetry.dollars:.4f}",
         )
+        self._mirrored_before = self._telemetry.mirrored
 
     async def _ask_cloudwatch(self, source: MetricSource, tally: Tally) -> None:
         now = self._now()
@@ -523,11 +525,6 @@ class Collector:
             self.snapshot = await asyncio.to_thread(render)
         listed = {worker.instance_id for worker in self.fleet.workers}
         self._points = {key: point for key, point in self._points.items() if key[0] in listed}
-
-    async def _refresh_outbox_figures(self) -> None:
-        self._telemetry.outbox_oldest.value = await self._outbox(self._outbox.outbox.oldest)
-        for state, count in self._outbox.outbox.counts().items():
-            self._telemetry.outbox_samples.labels(state).set(count)
 
     def _trust(self, date: int, wall: float) -> None:
         if abs(date - wall) > MAX_SKEW:

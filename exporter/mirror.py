@@ -24,8 +24,10 @@ RETRY = 5
 """Seconds after a failure: an insert whose connection broke is finished or gone by then."""
 QUIESCE = 20
 """How long an insert of somebody else may go on before the batch starts over, in seconds."""
-WRITE_MARGIN = 12
-"""Seconds of the lease that must be left when an insert begins; longer than its time limit in the server."""
+MARGIN = 2
+"""Seconds before the end of the lease at which an insert is given up, here and in the server."""
+LEAST = 10
+"""Seconds of the lease that must be left when an insert begins; a batch takes a fraction of one."""
 
 _log = logs.get("mirror")
 
@@ -42,8 +44,10 @@ class Target(Protocol):
     async def present(self, keys: Collection[tuple[str, int]]) -> set[tuple[str, int]]:
         """Which of these (worker id, period start) are there, acknowledged by a majority."""
 
-    async def insert(self, samples: Sequence[WorkerMetricsSample]) -> list[tuple[WorkerMetricsSample, str]]:
-        """Insert; return those that are rejected for good, with the reason."""
+    async def insert(
+        self, samples: Sequence[WorkerMetricsSample], *, within: float | None
+    ) -> list[tuple[WorkerMetricsSample, str]]:
+        """Insert within so many seconds; return those that are rejected for good, with the reason."""
 
 
 class WriterLease(Protocol):
@@ -56,6 +60,10 @@ class WriterLease(Protocol):
     @property
     def remaining(self) -> float:
         """For how many seconds it still may."""
+
+    @property
+    def fence(self) -> int:
+        """Another number whenever somebody else held it in between."""
 
 
 class Mirror:
@@ -119,10 +127,11 @@ class Mirror:
             self._ensured = True
         rows = await self._outbox(self._outbox.outbox.ready, self._batch)
         if rows:
+            fence = self._lease.fence
             await self._quiesce()
             present = await self._target.present([(row.worker_id, row.start) for row in rows])
             missing = [row for row in rows if (row.worker_id, row.start) not in present]
-            rejected = await self._insert(missing)
+            rejected = await self._insert(missing, fence)
             await self._outbox(self._outbox.outbox.set_aside, rejected)
             await self._outbox(self._outbox.outbox.delete, [r for r in rows if (r.worker_id, r.start) not in rejected])
             inserted = [row for row in missing if (row.worker_id, row.start) not in rejected]
@@ -132,25 +141,30 @@ class Mirror:
                 rejected=len(rejected),
                 healed=sum(row.healed for row in inserted),
             )
+            await self._outbox.show(self._telemetry)
         if len(rows) < self._batch:
             self._telemetry.mirror_last_success.value = self._wall()
         self.problem = None
         return len(rows) == self._batch
 
     async def _quiesce(self) -> None:
-        deadline = time.monotonic() + QUIESCE
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + QUIESCE
         while not await self._target.quiesce():
-            if time.monotonic() > deadline:
+            if clock() > deadline:
                 raise StoreUnavailable("another insert into the history is still running", reason="busy")
             await asyncio.sleep(0.05)
 
-    async def _insert(self, rows: Sequence[Row]) -> set[tuple[str, int]]:
+    async def _insert(self, rows: Sequence[Row], fence: int) -> set[tuple[str, int]]:
         if not rows:
             return set()
-        if not self._lease.held or self._lease.remaining < WRITE_MARGIN:
+        if self._lease.fence != fence:
+            # This process was paused; somebody else was the writer, and what was read back is no longer true.
+            raise StoreUnavailable("another exporter held the lease while this batch was read back", reason="lease")
+        if not self._lease.held or self._lease.remaining < LEAST:
             # Somebody else may be the writer before the server has finished; a renewal is seconds away.
             raise StoreUnavailable("the lease ends too soon to write", reason="lease")
-        rejected = await self._target.insert([sample(row) for row in rows])
+        rejected = await self._target.insert([sample(row) for row in rows], within=self._lease.remaining - MARGIN)
         for bad, reason in rejected:
             _log.error("MongoDB rejects a sample for good; it is set aside", worker_id=bad.worker_id, reason=reason)
         return {(bad.worker_id, to_seconds(bad.timestamp)) for bad, _ in rejected}

@@ -14,6 +14,7 @@ from exporter import lifecycle
 from exporter.lifecycle import Batch, Known, Row, Rules, Sightings
 from exporter.model import METRICS, Answers, Fleet, InventoryEntry, Listing, Worker
 from exporter.outbox import Outbox
+from exporter.telemetry import Telemetry
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -31,11 +32,12 @@ def open_periods(
     known: dict[str, Known] = {}
     for worker in fleet.workers:
         memory = before.pop(worker.id, None)
+        entry = inventory.get(worker.id) if inventory is not None else None
         if memory is None:
             if inventory is None:
                 continue
-            memory = lifecycle.meet(worker, inventory.get(worker.id), now, rules)
-        opened, known[worker.id] = lifecycle.observe(worker, memory, now, rules)
+            memory = lifecycle.meet(worker, entry, now, rules)
+        opened, known[worker.id] = lifecycle.observe(worker, memory, now, rules, entry)
         rows += opened
     gone: list[Known] = []
     for memory in before.values():
@@ -122,6 +124,12 @@ class OutboxThread:
     async def __call__(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call `function` there and return what it returns."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, partial(function, *args, **kwargs))
+
+    async def show(self, telemetry: Telemetry) -> None:
+        """Bring the figures of what is on its way up to date."""
+        telemetry.outbox_oldest.value = await self(self.outbox.oldest)
+        for state, count in self.outbox.counts().items():
+            telemetry.outbox_samples.labels(state).set(count)
 
     def close(self) -> None:
         """Wait for what is under way, then close the outbox."""
