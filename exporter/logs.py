@@ -1,0 +1,102 @@
+"""The log: one line an event on standard error, logfmt or JSON, keys and levels as Prometheus' own programs write them.
+
+    ts=2026-01-31T12:00:00.123456Z level=info msg="round finished" workers=12 took=0.4
+
+structlog hands its events to the standard library's logging, so that lines of uvicorn, botocore and pymongo, from warnings up,
+leave through the same renderer. No credential in a URL passes it, wherever in the line it stands.
+"""
+
+import logging
+import re
+import sys
+from collections.abc import Callable
+from typing import Literal, TextIO
+
+import structlog
+from structlog.stdlib import BoundLogger
+from structlog.types import EventDict, Processor, WrappedLogger
+
+ROOT = "exporter"
+"""Loggers below this name log at the configured level, all others from warnings up."""
+
+_CREDENTIALS = re.compile(r"(\b[a-z][a-z0-9+.-]*://)(?:[^\s\"]|\\\")*@", re.IGNORECASE)
+_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING, "error": logging.ERROR}
+_PROMETHEUS_LEVELS = {"warning": "warn", "critical": "error", "exception": "error"}
+
+
+class _Handler(logging.StreamHandler[TextIO]):
+    """Ours, to be told from the handlers of others when the log is configured again."""
+
+
+def configure(level: str, format: Literal["logfmt", "json"], stream: TextIO | None = None) -> None:
+    """Send all logging of the process to `stream`, replacing an earlier configuration.
+
+    Args:
+        level: debug, info, warn or error.
+        format: logfmt or json.
+        stream: standard error when None.
+    """
+    shared: list[Processor] = [
+        structlog.stdlib.add_log_level,
+        _prometheus_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True, key="ts"),
+        structlog.processors.format_exc_info,
+        structlog.processors.EventRenamer("msg"),
+    ]
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            structlog.stdlib.PositionalArgumentsFormatter(),
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        wrapper_class=BoundLogger,
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=False,  # so that a second call takes effect everywhere
+    )
+    handler = _Handler(stream or sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[structlog.stdlib.add_logger_name, *shared],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _masked(_renderer(format))],
+        )
+    )
+    root = logging.getLogger()
+    for earlier in [each for each in root.handlers if isinstance(each, _Handler)]:
+        root.removeHandler(earlier)
+    root.addHandler(handler)
+    root.setLevel(max(logging.WARNING, _LEVELS[level]))
+    logging.getLogger(ROOT).setLevel(_LEVELS[level])
+
+
+def get(name: str) -> BoundLogger:
+    """Return the logger of a module (`__name__`); `log.info("what happened", key=value)` writes one line."""
+    # A module run with `python -m` is called __main__ and would fall out of the configured level.
+    inside = name == ROOT or name.startswith(f"{ROOT}.")
+    logger: BoundLogger = structlog.stdlib.get_logger(name if inside else f"{ROOT}.{name}")
+    return logger
+
+
+def mask(text: str) -> str:
+    """Replace user and password of every URL in the text by stars."""
+    return _CREDENTIALS.sub(r"\1***@", text)
+
+
+def _renderer(format: Literal["logfmt", "json"]) -> Callable[[WrappedLogger, str, EventDict], str | bytes]:
+    if format == "json":
+        return structlog.processors.JSONRenderer(ensure_ascii=False, default=str)
+    return structlog.processors.LogfmtRenderer(key_order=["ts", "level", "msg"], drop_missing=True, bool_as_flag=False)
+
+
+def _masked(renderer: Callable[[WrappedLogger, str, EventDict], str | bytes]) -> Processor:
+    """Mask the finished line: whatever carried a secret in, a value, an exception, a nested mapping, has become text there."""
+
+    def render(logger: WrappedLogger, method: str, event: EventDict) -> str:
+        return mask(str(renderer(logger, method, event)))
+
+    return render
+
+
+def _prometheus_level(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+    event["level"] = _PROMETHEUS_LEVELS.get(event["level"], event["level"])
+    return event

@@ -1,0 +1,72 @@
+"""promtool, Prometheus' own linter, has nothing to say about /metrics."""
+
+import shutil
+import subprocess
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+
+from exporter.config import ExtraGauge
+from exporter.exposition import render
+from exporter.model import STATUSES, Worker, WorkerGauges
+from exporter.telemetry import Telemetry
+from tests.conftest import missing
+
+EXTRA = [ExtraGauge(metric="cml_worker_disk_utilization_ratio", field="disk", help='Disk in use, as "df" says.')]
+
+
+def gauges(number: int) -> WorkerGauges:
+    worker = Worker(
+        id=f"w{number}",
+        region="eu-west-1",
+        instance_id=f"i-{number}",
+        status=STATUSES[number % len(STATUSES)],
+        name='quote " backslash \\ newline \n π ' + "x" * 10_000,
+        active_labs=number,
+        last_activity_at=1_769_860_700,
+        created_at=1_760_000_000,
+        extra=(("cml_worker_disk_utilization_ratio", 0.25),),
+    )
+    return WorkerGauges(worker, 1_769_860_812, True, cpu=45.2, cpu_time=1_769_860_800, memory=62.8, memory_time=1_769_860_800)
+
+
+def used_telemetry() -> Telemetry:
+    """With at least one series in every family."""
+    telemetry = Telemetry(CollectorRegistry())
+    telemetry.leader.set(1)
+    telemetry.source_succeeded("cloudwatch", "eu-west-1", 1_769_860_812, 0.5)
+    telemetry.workers_skipped.labels("no_id").set(1)
+    telemetry.requests.labels("GetMetricData", "eu-west-1").inc()
+    telemetry.request_failures.labels("GetMetricData", "eu-west-1", "Throttling").inc()
+    telemetry.metrics_were_requested("eu-west-1", 500)
+    telemetry.outbox_samples.labels("observed").set(3)
+    telemetry.outbox_oldest.value = 1_769_860_500
+    telemetry.mirror_samples.labels("inserted").inc()
+    telemetry.mirror_failures.labels("unavailable").inc()
+    telemetry.mirror_last_success.value = 1_769_860_815
+    telemetry.samples_unavailable.labels("cpu").inc()
+    return telemetry
+
+
+def complaints(metrics: bytes) -> tuple[int, str]:
+    program = shutil.which("promtool")
+    if not program:
+        missing("promtool", "apt-get install prometheus")
+    done = subprocess.run([program or "", "check", "metrics"], input=metrics, capture_output=True, timeout=60, check=False)
+    return done.returncode, (done.stdout + done.stderr).decode()
+
+
+@pytest.mark.parametrize("count", [0, 12], ids=["no worker", "twelve workers"])
+def test_promtool_has_no_complaint(count: int) -> None:
+    telemetry = used_telemetry()
+    families = list(telemetry.registry.collect())
+    assert all(family.samples for family in families)
+    assert complaints(render([gauges(n) for n in range(count)], EXTRA) + generate_latest(telemetry.registry)) == (0, "")
+
+
+def test_promtool_would_complain_if_there_were_a_reason() -> None:
+    status, said = complaints(
+        b"# HELP cml_worker_logins_total Logins.\n# TYPE cml_worker_logins_total gauge\ncml_worker_logins_total 1\n"
+    )
+    assert status != 0
+    assert "cml_worker_logins_total" in said

@@ -1,0 +1,205 @@
+"""The worker block of /metrics: golden bytes, and the same bytes prometheus_client makes of the same families."""
+
+import dataclasses
+import gzip
+from collections.abc import Iterable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prometheus_client import generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
+
+from exporter.catalog import WORKER_METRICS
+from exporter.config import ExtraGauge
+from exporter.exposition import LONGEST_LABEL, families, render, snapshot
+from exporter.model import STATUSES, Worker, WorkerGauges
+
+DISK = ExtraGauge(metric="cml_worker_disk_ratio", field="disk", help='Disk in use,\nby "df" \\ 1.')
+WORKER = Worker(
+    id="w1",
+    region="eu-west-1",
+    instance_id="i-1",
+    status="running",
+    name="lab one",
+    instance_type="m5zn.metal",
+    cml_version="2.8.0",
+    active_labs=3,
+    last_activity_at=1_769_860_700,
+    created_at=1_760_000_000,
+    extra=(("cml_worker_disk_ratio", 0.25),),
+)
+GAUGES = WorkerGauges(
+    WORKER, observed_at=1_769_860_812, show_state=True, cpu=45.2, cpu_time=1_769_860_800, memory=62.8, memory_time=1_769_860_500
+)
+GOLDEN = """\
+# HELP cml_worker_info Descriptive facts of a worker; always 1.
+# TYPE cml_worker_info gauge
+cml_worker_info{cml_version="2.8.0",instance_id="i-1",instance_type="m5zn.metal",name="lab one",region="eu-west-1",worker_id="w1"} 1.0
+# HELP cml_worker_status Whether the worker is in this status; exactly one of its series is 1.
+# TYPE cml_worker_status gauge
+cml_worker_status{region="eu-west-1",status="pending",worker_id="w1"} 0.0
+cml_worker_status{region="eu-west-1",status="starting",worker_id="w1"} 0.0
+cml_worker_status{region="eu-west-1",status="running",worker_id="w1"} 1.0
+cml_worker_status{region="eu-west-1",status="stopping",worker_id="w1"} 0.0
+cml_worker_status{region="eu-west-1",status="stopped",worker_id="w1"} 0.0
+cml_worker_status{region="eu-west-1",status="shutting-down",worker_id="w1"} 0.0
+cml_worker_status{region="eu-west-1",status="terminated",worker_id="w1"} 0.0
+cml_worker_status{region="eu-west-1",status="failed",worker_id="w1"} 0.0
+cml_worker_status{region="eu-west-1",status="unknown",worker_id="w1"} 0.0
+# HELP cml_worker_cpu_utilization_ratio Average CPU utilization of the newest period, 0 to 1.
+# TYPE cml_worker_cpu_utilization_ratio gauge
+cml_worker_cpu_utilization_ratio{region="eu-west-1",worker_id="w1"} 0.452
+# HELP cml_worker_memory_utilization_ratio Average memory utilization of the newest period, 0 to 1.
+# TYPE cml_worker_memory_utilization_ratio gauge
+cml_worker_memory_utilization_ratio{region="eu-west-1",worker_id="w1"} 0.628
+# HELP cml_worker_active_labs Labs that are running on the worker.
+# TYPE cml_worker_active_labs gauge
+cml_worker_active_labs{region="eu-west-1",worker_id="w1"} 3.0
+# HELP cml_worker_last_activity_timestamp_seconds When the manager last saw activity on the worker.
+# TYPE cml_worker_last_activity_timestamp_seconds gauge
+cml_worker_last_activity_timestamp_seconds{region="eu-west-1",worker_id="w1"} 1.7698607e+09
+# HELP cml_worker_created_timestamp_seconds When the worker was created.
+# TYPE cml_worker_created_timestamp_seconds gauge
+cml_worker_created_timestamp_seconds{region="eu-west-1",worker_id="w1"} 1.76e+09
+# HELP cml_worker_sample_timestamp_seconds What the value stands for: the end of the period of cpu and memory, the observation of state.
+# TYPE cml_worker_sample_timestamp_seconds gauge
+cml_worker_sample_timestamp_seconds{metric="cpu",region="eu-west-1",worker_id="w1"} 1.7698608e+09
+cml_worker_sample_timestamp_seconds{metric="memory",region="eu-west-1",worker_id="w1"} 1.7698605e+09
+cml_worker_sample_timestamp_seconds{metric="state",region="eu-west-1",worker_id="w1"} 1.769860812e+09
+# HELP cml_worker_disk_ratio Disk in use,\\nby "df" \\\\ 1.
+# TYPE cml_worker_disk_ratio gauge
+cml_worker_disk_ratio{region="eu-west-1",worker_id="w1"} 0.25
+"""  # noqa: E501
+
+
+class Families(Collector):
+    """What prometheus_client would be given to render."""
+
+    def __init__(self, gauges: list[WorkerGauges], extra: list[ExtraGauge]) -> None:
+        self._input = gauges, extra
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        return families(*self._input)
+
+
+def by_the_client(gauges: list[WorkerGauges], extra: list[ExtraGauge]) -> bytes:
+    return generate_latest(Families(gauges, extra))
+
+
+def series(gauges: list[WorkerGauges], extra: list[ExtraGauge]) -> dict[str, list[tuple[dict[str, str], float]]]:
+    """The block as Prometheus reads it: samples by name."""
+    text = render(gauges, extra).decode()
+    parsed = text_string_to_metric_families(text)
+    return {family.name: [(sample.labels, sample.value) for sample in family.samples] for family in parsed}
+
+
+def test_the_block_is_exactly_this() -> None:
+    assert render([GAUGES], [DISK]).decode() == GOLDEN
+
+
+def test_no_workers_are_families_without_series() -> None:
+    block = render([], [DISK])
+    assert block == by_the_client([], [DISK])
+    assert set(series([], [DISK])) == {metric.name for metric in WORKER_METRICS} | {DISK.metric}
+    assert not any(series([], [DISK]).values())
+
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=30) | st.sampled_from(
+    ['quote " backslash \\ newline \n', "\\n", "%s %(x)d {0}", "π ✓ 日本 \u2028 \r \x00", "x" * 10_000, '"' * 2000]
+)
+PERCENTS = st.none() | st.floats(0, 100) | st.integers(0, 100)
+SECONDS = st.none() | st.integers(1, 253_402_300_799)
+WORKERS = st.builds(
+    Worker,
+    id=TEXTS,
+    region=TEXTS,
+    instance_id=st.none() | TEXTS,
+    status=st.sampled_from(STATUSES),
+    name=st.none() | TEXTS,
+    instance_type=st.none() | TEXTS,
+    cml_version=st.none() | TEXTS,
+    active_labs=st.none() | st.integers(0, 2**31 - 1),
+    last_activity_at=SECONDS,
+    created_at=SECONDS,
+    extra=st.lists(st.tuples(st.just(DISK.metric), st.floats() | st.integers(-(2**60), 2**60).map(float)), max_size=1).map(
+        tuple
+    ),
+)
+ALL_GAUGES = st.builds(
+    WorkerGauges,
+    WORKERS,
+    observed_at=st.integers(1, 2**33),
+    show_state=st.booleans(),
+    cpu=PERCENTS,
+    cpu_time=SECONDS,
+    memory=PERCENTS,
+    memory_time=SECONDS,
+)
+
+
+@settings(deadline=None)
+@given(st.lists(ALL_GAUGES, max_size=4))
+def test_the_block_is_byte_for_byte_what_prometheus_client_makes_of_the_same_families(gauges: list[WorkerGauges]) -> None:
+    assert render(gauges, [DISK]) == by_the_client(gauges, [DISK])
+
+
+@pytest.mark.parametrize(
+    "value", [0.0, -0.0, 1e-7, 0.1 + 0.2, 999_999.0, 999_999.5, 1e6, 1_234_567.0, 1e21, -5.0, -2e9, 5e-324]
+)
+def test_a_number_is_written_the_way_go_writes_it(value: float) -> None:
+    gauges = [dataclasses.replace(GAUGES, worker=dataclasses.replace(WORKER, extra=((DISK.metric, value),)))]
+    assert render(gauges, [DISK]) == by_the_client(gauges, [DISK])
+    assert series(gauges, [DISK])[DISK.metric][0][1] == value
+
+
+@pytest.mark.parametrize("status", STATUSES)
+def test_exactly_one_status_is_1(status: str) -> None:
+    gauges = dataclasses.replace(GAUGES, worker=dataclasses.replace(WORKER, status=status))
+    found = {labels["status"]: value for labels, value in series([gauges], [])["cml_worker_status"]}
+    assert found == {each: float(each == status) for each in STATUSES}
+
+
+def test_state_that_is_too_old_is_left_out_while_its_time_and_the_rest_stay() -> None:
+    found = series([dataclasses.replace(GAUGES, show_state=False)], [DISK])
+    assert not found["cml_worker_status"]
+    assert not found["cml_worker_active_labs"]
+    assert not found[DISK.metric]
+    assert len(found["cml_worker_info"]) == len(found["cml_worker_cpu_utilization_ratio"]) == 1
+    assert [labels["metric"] for labels, _ in found["cml_worker_sample_timestamp_seconds"]] == ["cpu", "memory", "state"]
+
+
+def test_what_is_not_known_is_absent_and_a_time_outlives_its_value() -> None:
+    bare = Worker(id="w1", region="eu-west-1", instance_id=None, status="pending")
+    found = series([WorkerGauges(bare, 1_769_860_812, True, cpu=None, cpu_time=1_769_860_800)], [DISK])
+    present = {name for name, samples in found.items() if samples}
+    assert present == {"cml_worker_info", "cml_worker_status", "cml_worker_sample_timestamp_seconds"}
+    assert found["cml_worker_info"][0][0]["instance_id"] == ""
+    assert [labels["metric"] for labels, _ in found["cml_worker_sample_timestamp_seconds"]] == ["cpu", "state"]
+
+
+def test_a_label_of_ten_kilobytes_is_cut_before_it_is_escaped() -> None:
+    gauges = dataclasses.replace(GAUGES, worker=dataclasses.replace(WORKER, name='"' * 10_000))
+    ((labels, _),) = series([gauges], [])["cml_worker_info"]
+    assert labels["name"] == '"' * LONGEST_LABEL
+    assert render([gauges], []) == by_the_client([gauges], [])
+
+
+def test_the_snapshot_is_the_block_and_one_gzip_member_of_it_the_same_every_time() -> None:
+    made = snapshot([GAUGES], [DISK], 12.5)
+    assert (made.workers, made.body.decode(), made.fresh_until) == ((GAUGES,), GOLDEN, 12.5)
+    assert gzip.decompress(made.gzipped) == made.body
+    assert made.gzipped[4:8] == bytes(4), "the header must hold no time"
+
+
+def test_a_second_gzip_member_may_follow() -> None:
+    own = gzip.compress(b"cml_exporter_leader 1.0\n")
+    assert gzip.decompress(snapshot([GAUGES], [], 0).gzipped + own).endswith(b"} 1.769860812e+09\ncml_exporter_leader 1.0\n")
+
+
+def test_labels_are_those_of_the_catalog() -> None:
+    found = series([GAUGES], [DISK])
+    for metric in WORKER_METRICS:
+        assert all(set(labels) == set(metric.labels) for labels, _ in found[metric.name]), metric.name

@@ -1,0 +1,119 @@
+"""What is remembered of a worker, and which instances may have run in a period."""
+
+from dataclasses import replace
+
+import pytest
+
+from exporter.history import candidates, next_entry
+from exporter.model import InventoryEntry, Sighting, Worker
+
+WORKER = Worker(
+    id="w1", region="us-east-1", instance_id="i-a", status="running", name="lab one", instance_type="m5.large", created_at=50
+)
+
+
+def seen(*steps: tuple[int, str | None]) -> InventoryEntry:
+    """The entry after observations of WORKER at these times on these instances."""
+    entry: InventoryEntry | None = None
+    for now, instance in steps:
+        entry = next_entry(entry, replace(WORKER, instance_id=instance), now)
+    assert entry is not None
+    return entry
+
+
+def test_a_worker_seen_first_begins_with_one_sighting() -> None:
+    entry = next_entry(None, WORKER, 100)
+    assert (entry.worker_id, entry.name, entry.first_seen, entry.last_seen, entry.created_at) == ("w1", "lab one", 100, 100, 50)
+    assert entry.instances == (Sighting("i-a", "us-east-1", 100, 100),)
+
+
+def test_a_worker_without_an_instance_has_no_sighting() -> None:
+    assert seen((100, None)).instances == ()
+    assert candidates(seen((100, None)), 0, 300) == ()
+
+
+def test_the_same_instance_seen_again_only_extends_its_sighting() -> None:
+    entry = seen((100, "i-a"), (200, "i-a"), (300, "i-a"))
+    assert entry.instances == (Sighting("i-a", "us-east-1", 100, 300),)
+    assert (entry.first_seen, entry.last_seen) == (100, 300)
+
+
+def test_a_replaced_instance_is_a_second_sighting() -> None:
+    assert [(s.instance_id, s.first, s.last) for s in seen((100, "i-a"), (200, "i-b")).instances] == [
+        ("i-a", 100, 100),
+        ("i-b", 200, 200),
+    ]
+
+
+def test_an_instance_that_comes_back_is_a_third_sighting() -> None:
+    instances = seen((100, "i-a"), (200, "i-b"), (300, "i-a")).instances
+    assert [(s.instance_id, s.first, s.last) for s in instances] == [("i-a", 100, 100), ("i-b", 200, 200), ("i-a", 300, 300)]
+
+
+def test_an_aggregate_that_lacks_its_instance_for_a_moment_ends_nothing() -> None:
+    assert seen((100, "i-a"), (200, None), (300, "i-a")).instances == (Sighting("i-a", "us-east-1", 100, 300),)
+    assert seen((100, "i-a"), (200, None)).instances == (Sighting("i-a", "us-east-1", 100, 100),)
+
+
+def test_a_new_name_replaces_the_old_one_and_a_missing_one_does_not() -> None:
+    entry = next_entry(seen((100, "i-a")), replace(WORKER, name="lab two"), 200)
+    assert entry.name == "lab two"
+    bare = next_entry(entry, replace(WORKER, name=None, instance_type=None, created_at=None), 300)
+    assert (bare.name, bare.instance_type, bare.created_at) == ("lab two", "m5.large", 50)
+
+
+def test_a_worker_reborn_under_its_id_is_no_longer_terminated() -> None:
+    entry = next_entry(seen((100, "i-a")), replace(WORKER, status="terminated", terminated_at=190), 200)
+    assert entry.terminated_at == 190
+    entry = next_entry(entry, replace(WORKER, status="terminated", terminated_at=None), 250)
+    assert entry.terminated_at == 190
+    entry = next_entry(entry, replace(WORKER, instance_id="i-b"), 300)
+    assert (entry.terminated_at, entry.status, entry.first_seen) == (None, "running", 100)
+    assert [s.instance_id for s in entry.instances] == ["i-a", "i-b"]
+
+
+def test_a_clock_that_goes_back_never_shortens_what_was_seen() -> None:
+    entry = seen((100, "i-a"), (90, "i-a"))
+    assert (entry.last_seen, entry.instances[0].last) == (100, 100)
+
+
+def test_nobody_known_has_no_candidates() -> None:
+    assert candidates(None, 0, 300) == ()
+
+
+REPLACED = seen((100, "i-a"), (200, "i-a"), (800, "i-b"), (900, "i-b"))
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "expected"),
+    [
+        (0, 50, ("i-a",)),  # before the first sighting: the first has no lower bound
+        (100, 200, ("i-a",)),  # ends with a sighting of the old one, so the new one cannot have run
+        (100, 201, ("i-b", "i-a")),  # the new one may have started within the last second
+        (300, 600, ("i-b", "i-a")),  # while nobody looked, either may have run
+        (800, 1100, ("i-b", "i-a")),  # the sighting at 800 may have been at 800.9
+        (801, 1100, ("i-b",)),
+        (9000, 9300, ("i-b",)),  # the last has no upper bound
+    ],
+)
+def test_candidates_are_those_between_the_last_sighting_before_and_the_first_after(
+    start: int, end: int, expected: tuple[str, ...]
+) -> None:
+    assert candidates(REPLACED, start, end) == expected
+
+
+def test_an_instance_seen_twice_is_one_candidate() -> None:
+    entry = seen((100, "i-a"), (200, "i-b"), (300, "i-a"))
+    assert candidates(entry, 0, 600) == ("i-a", "i-b")
+
+
+def test_every_instance_that_could_have_run_is_a_candidate() -> None:
+    """Against brute force: worker runs i-0, i-1, … with changes at any second, observed every 7 s."""
+    for first_change in range(1, 30):
+        for second_change in range(first_change, 30):
+            truth = ["i-0"] * first_change + ["i-1"] * (second_change - first_change) + ["i-2"] * (40 - second_change)
+            entry = seen(*((now, truth[now]) for now in range(0, 40, 7)))
+            names = {s.instance_id for s in entry.instances}
+            for start in range(0, 35, 5):
+                ran = set(truth[start : start + 5]) & names
+                assert ran <= set(candidates(entry, start, start + 5)), (first_change, second_change, start)

@@ -1,0 +1,581 @@
+"""The rules of a sample's life, one named case each; the simulation shows that together they lose and invent nothing."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+
+from exporter.lifecycle import (
+    MAX_DATAPOINTS,
+    MAX_QUERIES,
+    ON_TIME,
+    UNLISTED,
+    Batch,
+    Known,
+    Need,
+    Row,
+    Rules,
+    Sightings,
+    Verdict,
+    gaps,
+    gauges,
+    is_due,
+    is_shown,
+    judge,
+    meet,
+    observe,
+    plan,
+    ran_on,
+    settle,
+    settle_alone,
+    vanish,
+)
+from exporter.model import Answer, Answers, Datapoint, InventoryEntry, Listing, MetricName, Outcome, Query, Sighting, Worker
+
+RULES = Rules()
+P = RULES.period
+T = 1_767_225_600
+"""2026-01-01T00:00:00Z, the start of a period."""
+WORKER = Worker("w1", "eu-west-1", "i-1", "running", active_labs=3)
+KNOWN = Known("w1", "eu-west-1", ("i-1",), "running", 0, T - P + 12, T)
+ENTRY = InventoryEntry("w1", "eu-west-1", None, None, None, None, None, "running", T - 9 * P, T)
+
+
+def ran(*sightings: tuple[str, int, int], region: str = "eu-west-1") -> InventoryEntry:
+    """The inventory's entry with these instances: (id, first seen, last seen)."""
+    return replace(ENTRY, instances=tuple(Sighting(id_, region, first, last) for id_, first, last in sightings))
+
+
+def starts(rows: Iterable[Row]) -> list[int]:
+    """Which periods they are, counted from T."""
+    return [(row.start - T) // P for row in rows]
+
+
+# -- observing ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_closed_period_is_opened_once() -> None:
+    rows, known = observe(WORKER, KNOWN, T + P + 12, RULES)
+    assert rows == [Row("w1", T, "eu-west-1", ("i-1",), "running", 3)]
+    assert known == Known("w1", "eu-west-1", ("i-1",), "running", 0, T + P + 12, T + P)
+    again, unchanged = observe(WORKER, known, T + P + 40, RULES)
+    assert again == []
+    assert unchanged == replace(known, seen=T + P + 40)
+
+
+def test_a_period_is_closed_exactly_at_its_end() -> None:
+    assert observe(WORKER, KNOWN, T + P - 1, RULES)[0] == []
+    assert starts(observe(WORKER, KNOWN, T + P, RULES)[0]) == [0]
+
+
+def test_an_observation_stands_for_one_period_only() -> None:
+    rows, _ = observe(WORKER, KNOWN, T + 3 * P + 12, RULES)
+    assert [(row.status, row.active_labs) for row in rows] == [(None, None), (None, None), ("running", 3)]
+    assert [row.healed for row in rows] == [True, True, False]
+
+
+def test_an_observation_a_whole_period_late_stands_for_none() -> None:
+    rows, _ = observe(WORKER, KNOWN, T + 2 * P, RULES)
+    assert [row.status for row in rows] == [None, "running"]
+
+
+def test_nothing_older_than_heal_is_opened() -> None:
+    now = T + RULES.heal + 5 * P + 7
+    rows, known = observe(WORKER, KNOWN, now, RULES)
+    assert starts(rows)[0] == 6
+    assert known.next == T + RULES.heal + 5 * P
+
+
+def test_the_aggregates_own_values_go_to_the_period_of_their_collection() -> None:
+    worker = replace(WORKER, cpu=40.0, memory=50.0, collected_at=T + P - 1)
+    (row,) = observe(worker, KNOWN, T + P + 12, RULES)[0]
+    assert (row.own_cpu, row.own_memory) == (40.0, 50.0)
+    (row,) = observe(replace(worker, collected_at=T + P), KNOWN, T + P + 12, RULES)[0]
+    assert (row.own_cpu, row.own_memory) == (None, None)
+
+
+def test_candidates_are_the_instances_from_before_the_period_to_after_it_newest_first() -> None:
+    (row,), known = observe(replace(WORKER, instance_id="i-2"), KNOWN, T + P + 12, RULES)
+    assert row.instances == ("i-2", "i-1")
+    assert known.instances == ("i-2", "i-1")
+    (row,), known = observe(replace(WORKER, instance_id="i-2"), known, T + 2 * P + 12, RULES)
+    assert row.instances == ("i-2", "i-1"), "i-1 may have run until i-2 was first seen, in this very period"
+    (row,), known = observe(replace(WORKER, instance_id="i-2"), known, T + 3 * P + 12, RULES)
+    assert row.instances == ("i-2",)
+
+
+def test_an_instance_seen_between_two_ticks_is_a_candidate_too() -> None:
+    _, known = observe(replace(WORKER, instance_id="i-2"), KNOWN, T + 100, RULES)
+    (row,), _ = observe(replace(WORKER, instance_id="i-3"), known, T + P + 12, RULES)
+    assert row.instances == ("i-3", "i-2", "i-1")
+
+
+def test_the_inventory_knows_instances_that_an_old_outbox_does_not() -> None:
+    entry = ran(("i-1", T - P, T), ("i-2", T + 10, T + P), ("i-3", T + 2 * P + 5, T + 3 * P))
+    rows, _ = observe(replace(WORKER, instance_id="i-3"), KNOWN, T + 3 * P, RULES, entry)
+    assert rows[0].instances[:2] == ("i-2", "i-1")
+    assert rows[2].instances[:2] == ("i-3", "i-2")
+
+
+def test_another_regions_instances_are_no_candidates() -> None:
+    rows, known = observe(replace(WORKER, region="us-east-1", instance_id="i-2"), KNOWN, T + P + 12, RULES)
+    assert [(row.region, row.instances) for row in rows] == [("us-east-1", ("i-2",))]
+    assert known.region == "us-east-1"
+
+
+def test_a_worker_without_an_instance_is_settled_by_what_was_observed() -> None:
+    worker, known = replace(WORKER, instance_id=None, status="pending"), replace(KNOWN, instances=())
+    rows, _ = observe(worker, known, T + 2 * P, RULES)
+    assert rows == [Row("w1", T + P, "eu-west-1", (), "pending", 3, settled=True)], "and where nobody looked there is nothing"
+
+
+@pytest.mark.parametrize("status", ["stopped", "terminated"])
+def test_an_idle_worker_is_settled_without_cloudwatch(status: str) -> None:
+    known = replace(KNOWN, status="stopped", idle_since=T - P)
+    (row,), _ = observe(replace(WORKER, status=status), known, T + P + 12, RULES)
+    assert (row.settled, row.status) == (True, status)
+
+
+@pytest.mark.parametrize(
+    ("known", "why"),
+    [
+        (replace(KNOWN, status="running"), "it was running before"),
+        (replace(KNOWN, status="stopped", idle_since=T + 1), "it was seen idle only within the period"),
+        (replace(KNOWN, status="stopped", idle_since=T - P, seen=T - P), "it was not looked at for too long"),
+    ],
+)
+def test_an_idle_worker_is_asked_about_unless_it_was_idle_all_the_time(known: Known, why: str) -> None:
+    (*_, row), _ = observe(replace(WORKER, status="stopped"), known, T + P + 12, RULES)
+    assert not row.settled, why
+
+
+def test_idleness_counts_from_its_first_observation() -> None:
+    stopped = replace(WORKER, status="stopped")
+    _, known = observe(stopped, KNOWN, T + 50, RULES)
+    assert known.idle_since == T + 50
+    _, known = observe(stopped, known, T + 90, RULES)
+    assert known.idle_since == T + 50
+    assert observe(WORKER, known, T + 99, RULES)[1].idle_since == 0
+
+
+def test_the_last_sample_of_a_terminated_worker_is_the_period_in_which_that_was_first_seen() -> None:
+    dead = replace(WORKER, status="terminated")
+    rows, known = observe(dead, KNOWN, T + P + 12, RULES)
+    assert [(row.status, row.settled) for row in rows] == [("terminated", False)]
+    rows, known = observe(dead, known, T + 3 * P + 12, RULES)
+    assert rows == []
+    assert known.next == T + 3 * P, "should it live again, the time between is no gap"
+
+
+def test_a_terminated_worker_that_lives_again_has_samples_again() -> None:
+    known = replace(KNOWN, status="terminated", idle_since=T - P)
+    (row,), _ = observe(replace(WORKER, instance_id="i-2", status="pending"), known, T + P + 12, RULES)
+    assert (row.status, row.settled) == ("pending", False)
+
+
+def test_a_clock_that_goes_back_opens_nothing_again() -> None:
+    _, known = observe(WORKER, KNOWN, T + 5 * P, RULES)
+    rows, back = observe(WORKER, known, T + 2 * P, RULES)
+    assert (rows, back.next) == ([], T + 5 * P)
+
+
+# -- first sight, last sight, gaps -------------------------------------------------------------------------------------
+
+
+def test_first_sight_opens_the_period_that_has_just_closed() -> None:
+    rows, _ = observe(WORKER, meet(WORKER, None, T + 12, RULES), T + 12, RULES)
+    assert starts(rows) == [-1]
+    assert rows[0].status == "running"
+
+
+def test_first_sight_opens_nothing_before_the_creation() -> None:
+    worker = replace(WORKER, created_at=T + 5)
+    rows, known = observe(worker, meet(worker, None, T + 12, RULES), T + 12, RULES)
+    assert (rows, known.next) == ([], T)
+
+
+def test_a_creation_in_the_future_opens_nothing_and_skips_nothing() -> None:
+    worker = replace(WORKER, created_at=T + 99 * P)
+    assert meet(worker, None, T + 12, RULES).next == T
+
+
+def test_first_sight_of_this_outbox_knows_the_inventorys_last_instance() -> None:
+    known = meet(replace(WORKER, instance_id="i-2"), ran(("i-1", T - 2 * P, T - 50)), T + 12, RULES)
+    rows, _ = observe(replace(WORKER, instance_id="i-2"), known, T + 12, RULES)
+    assert rows[0].instances == ("i-2", "i-1")
+
+
+def test_a_worker_already_terminated_at_first_sight_has_no_new_sample() -> None:
+    dead = replace(WORKER, status="terminated")
+    rows, _ = observe(dead, meet(dead, None, T + 12, RULES), T + 12, RULES)
+    assert rows == []
+
+
+def test_a_worker_that_died_while_the_outbox_was_lost_has_its_last_sample() -> None:
+    dead = replace(WORKER, status="terminated")
+    rows, _ = observe(dead, meet(dead, ran(("i-1", T - P, T - 50)), T + 12, RULES), T + 12, RULES)
+    assert [row.status for row in rows] == ["terminated"]
+
+
+def test_the_last_sample_of_a_vanished_worker_is_the_period_open_when_it_was_last_seen() -> None:
+    known = replace(KNOWN, seen=T + P + 12, next=T + P)
+    assert vanish(known, T + 2 * P - 1, RULES) == ([], known), "it is not over yet"
+    rows, after = vanish(known, T + 9 * P, RULES)
+    assert rows == [Row("w1", T + P, "eu-west-1", ("i-1",))]
+    assert after.next == T + 2 * P
+    assert vanish(after, T + 10 * P, RULES) == ([], after)
+
+
+@pytest.mark.parametrize("known", [replace(KNOWN, status="stopped"), replace(KNOWN, instances=())])
+def test_a_vanished_worker_that_ran_nowhere_leaves_nothing(known: Known) -> None:
+    assert vanish(known, T + 9 * P, RULES) == ([], known)
+
+
+def test_gaps_are_the_periods_before_next_that_the_history_lacks_inner_holes_too() -> None:
+    have = {T - n * P for n in range(1, 289) if n not in (2, 7)}
+    rows = gaps(WORKER, KNOWN, ran(("i-1", T - 300 * P, T)), have, T + 12, RULES)
+    assert starts(rows) == [-7, -2]
+    assert rows[0] == Row("w1", T - 7 * P, "eu-west-1", ("i-1",))
+
+
+def test_gaps_reach_back_to_heal_and_to_the_creation() -> None:
+    entry = ran(("i-1", T - 300 * P, T))
+    assert starts(gaps(WORKER, KNOWN, entry, set(), T + 12, RULES)) == list(range(-287, 0))
+    young = replace(WORKER, created_at=T - 2 * P + 9)
+    assert starts(gaps(young, KNOWN, entry, set(), T + 12, RULES)) == [-2, -1]
+
+
+def test_gaps_of_a_terminated_worker_end_with_its_life() -> None:
+    dead = replace(WORKER, status="terminated", terminated_at=T - 3 * P + 1, created_at=T - 5 * P)
+    assert starts(gaps(dead, KNOWN, ran(("i-1", T - 5 * P, T)), set(), T + 12, RULES)) == [-5, -4, -3]
+
+
+def test_gaps_without_any_instance_are_not_asked_about() -> None:
+    assert gaps(replace(WORKER, instance_id=None), KNOWN, None, set(), T + 12, RULES) == []
+
+
+def test_a_gap_is_asked_of_the_instances_that_ran_then() -> None:
+    entry = ran(("i-1", T - 9 * P, T - 6 * P), ("i-2", T - 4 * P, T - 2 * P), ("i-3", T - 2 * P + 1, T))
+    asked = {at: ran_on(entry, WORKER, T + at * P, T + (at + 1) * P)[1] for at in (-8, -6, -5, -4, -3, -2, -1)}
+    assert asked == {
+        -8: ("i-1",),
+        -6: ("i-2", "i-1"),  # nobody looked between T − 6 P and T − 4 P
+        -5: ("i-2", "i-1"),
+        -4: ("i-2",),
+        -3: ("i-2",),
+        -2: ("i-3", "i-2"),
+        -1: ("i-3",),
+    }
+
+
+def test_before_the_first_sighting_it_was_the_first_instance() -> None:
+    assert ran_on(ran(("i-1", T, T + P)), WORKER, T - 9 * P, T - 8 * P) == ("eu-west-1", ("i-1",))
+    assert ran_on(None, WORKER, T - P, T) == ("eu-west-1", ("i-1",))
+
+
+def test_where_the_region_changed_within_a_period_the_newer_one_counts() -> None:
+    entry = replace(
+        ENTRY,
+        instances=(Sighting("i-1", "eu-west-1", T - 9 * P, T + 10), Sighting("i-2", "us-east-1", T + 99, T + P)),
+    )
+    assert ran_on(entry, WORKER, T, T + P) == ("us-east-1", ("i-2",))
+    assert ran_on(entry, WORKER, T - P, T) == ("eu-west-1", ("i-1",))
+
+
+# -- asking ------------------------------------------------------------------------------------------------------------
+
+
+def queries_of(worker_id: str, region: str, instance: str) -> tuple[Query, ...]:
+    dimensions = (("InstanceId", instance),)
+    return Query(instance, "cpu", dimensions), Query(instance, "memory", dimensions)
+
+
+def need(number: int, oldest: int, region: str = "eu-west-1", instances: int = 1) -> Need:
+    return Need(f"w{number:04}", region, tuple(f"i-{number}-{n}" for n in range(instances)), oldest)
+
+
+def datapoints(batch: Batch) -> int:
+    return len(batch.queries) * (batch.end - batch.start) // P
+
+
+@pytest.mark.parametrize(
+    ("running", "asked", "due"),
+    [(True, None, True), (True, 271, True), (True, 269, False), (False, 871, True), (False, 869, False), (False, None, True)],
+)
+def test_a_running_worker_is_asked_every_interval_an_idle_one_every_quarter_of_give_up(
+    running: bool, asked: int | None, due: bool
+) -> None:
+    assert is_due(running, None if asked is None else T - asked, T, RULES) is due
+
+
+def test_a_batch_asks_whole_workers_from_the_oldest_period_to_now() -> None:
+    (batch,) = plan([need(1, T - P), need(2, T - 3 * P + 7)], queries_of, T + 200, RULES)
+    assert (batch.region, batch.start, batch.end) == ("eu-west-1", T - 3 * P, T)
+    assert [len(queries) for queries in batch.asks.values()] == [2, 2]
+
+
+def test_a_batch_asks_one_region() -> None:
+    batches = plan([need(1, T - P), need(2, T - P, "us-east-1")], queries_of, T, RULES)
+    assert [batch.region for batch in batches] == ["eu-west-1", "us-east-1"]
+
+
+def test_batches_are_full_and_never_beyond_500_queries() -> None:
+    batches = plan([need(n, T - 3 * P) for n in range(600)], queries_of, T, RULES)
+    assert [len(batch.queries) for batch in batches] == [MAX_QUERIES, MAX_QUERIES, 200]
+
+
+def test_a_worker_is_never_torn_between_two_batches() -> None:
+    batches = plan([need(n, T - P, instances=3) for n in range(200)], queries_of, T, RULES)
+    assert [len(batch.queries) for batch in batches] == [498, 498, 204]
+    assert sorted(worker for batch in batches for worker in batch.asks) == sorted(
+        {n.worker_id for n in map(need, range(200), [T] * 200)}
+    )
+
+
+def test_batches_never_ask_for_more_datapoints_than_an_answer_holds() -> None:
+    batches = plan([need(n, T - 288 * P) for n in range(500)], queries_of, T, RULES)
+    assert all(datapoints(batch) <= MAX_DATAPOINTS for batch in batches)
+    assert len(batches) == 3, "1,000 queries × 288 periods"
+
+
+def test_fresh_workers_do_not_pay_for_the_window_of_an_old_one() -> None:
+    fresh = [need(n, T - 3 * P) for n in range(250)]
+    batches = plan([*fresh, need(999, T - 4000 * P)], queries_of, T, RULES)
+    assert [(len(batch.queries), (batch.end - batch.start) // P) for batch in batches] == [(500, 3), (2, 4000)]
+
+
+def test_newest_windows_are_asked_first() -> None:
+    batches = plan([need(1, T - 4000 * P, instances=10), need(2, T - P, "us-east-1")], queries_of, T, RULES)
+    assert [batch.start for batch in batches] == sorted((batch.start for batch in batches), reverse=True)
+
+
+def test_a_window_too_long_for_one_answer_is_cut_and_covers_everything() -> None:
+    short = replace(RULES, period=60)
+    batches = plan([need(1, T - 14 * 86400, instances=10)], queries_of, T, short)
+    assert all(len(batch.queries) * (batch.end - batch.start) // 60 <= MAX_DATAPOINTS for batch in batches)
+    windows = sorted((batch.start, batch.end) for batch in batches)
+    assert (windows[0][0], windows[-1][1]) == (T - 14 * 86400, T)
+    assert all(earlier[1] == later[0] for earlier, later in pairwise(windows))
+
+
+def test_nothing_is_asked_about_a_period_that_is_not_over() -> None:
+    assert plan([need(1, T)], queries_of, T + 200, RULES) == []
+
+
+def test_a_worker_without_queries_is_not_asked_about() -> None:
+    assert plan([Need("w1", "eu-west-1", (), T - P)], queries_of, T, RULES) == []
+
+
+def test_an_instance_shared_by_two_workers_is_asked_once() -> None:
+    shared = [Need(name, "eu-west-1", ("i-1",), T - P) for name in ("w1", "w2")]
+    (batch,) = plan(shared, queries_of, T, RULES)
+    assert (len(batch.asks), len(batch.queries)) == (2, 2)
+
+
+def test_halves_share_the_workers_and_keep_the_window() -> None:
+    (batch,) = plan([need(n, T - P) for n in range(5)], queries_of, T, RULES)
+    first, second = batch.halves()
+    assert [*first.asks, *second.asks] == list(batch.asks)
+    assert (len(first.asks), len(second.asks)) == (2, 3)
+    assert {(half.start, half.end, half.region) for half in (first, second)} == {(batch.start, batch.end, batch.region)}
+
+
+# -- settling ----------------------------------------------------------------------------------------------------------
+
+ROW = Row("w1", T, "eu-west-1", ("i-1",), "running", 3, own_cpu=11.0, own_memory=22.0)
+CPU, MEMORY = queries_of("w1", "eu-west-1", "i-1")
+END = T + P
+
+
+def answers(
+    age: int,
+    *,
+    cpu: float | None = None,
+    memory: float | None = None,
+    outcome: Outcome = "ok",
+    window: tuple[int, int] = (T, END),
+) -> Answers:
+    """CloudWatch's answers `age` seconds after the row's end."""
+    given: Mapping[Query, float | None] = {CPU: cpu, MEMORY: memory}
+    return Answers(
+        END + age,
+        {q: Answer(outcome, *window, {} if value is None else {T: value}) for q, value in given.items()},
+    )
+
+
+def judged(given: Answers, sightings: Sightings | None = None, row: Row = ROW, listings: Iterable[Listing] = ()) -> Verdict:
+    asked = [query for query in (CPU, MEMORY) if query in given.by_query]
+    return judge(row, "cpu", asked, given, tuple(listings), {} if sightings is None else sightings, RULES)
+
+
+@pytest.mark.parametrize(
+    ("age", "value", "verdict", "why"),
+    [
+        (0, 5.0, Verdict(False), "CloudWatch may revise it until settle"),
+        (299, 5.0, Verdict(False), "one second before settle"),
+        (300, 5.0, Verdict(True, 5.0), "settle is over, and it was seen on time"),
+        (300 + ON_TIME, 5.0, Verdict(True, 5.0), "rounds are not exact to the second"),
+        (301 + ON_TIME, 5.0, Verdict(False), "late: it must stay the same for another settle"),
+        (3599, 5.0, Verdict(False), "late, and not yet given up"),
+        (3600, 5.0, Verdict(True, 5.0), "after give_up nothing is revised any more"),
+        (300, None, Verdict(False), "an absence is not believed so early"),
+        (3599, None, Verdict(False), "an absence is not believed before give_up"),
+        (3600, None, Verdict(True), "an absence is believed"),
+        (300, 0.0, Verdict(True, 0.0), "zero is a value"),
+    ],
+)
+def test_when_a_first_answer_counts(age: int, value: float | None, verdict: Verdict, why: str) -> None:
+    assert judged(answers(age, cpu=value)) == verdict, why
+
+
+@pytest.mark.parametrize("outcome", ["partial", "failed"])
+@pytest.mark.parametrize("age", [300, 90_000])
+def test_a_partial_or_failed_answer_decides_nothing_at_any_age(outcome: Outcome, age: int) -> None:
+    assert judged(answers(age, cpu=5.0, outcome=outcome)) == Verdict(False)
+
+
+def test_a_query_without_an_answer_decides_nothing() -> None:
+    assert judge(ROW, "cpu", [CPU], Answers(END + 9999, {}), (), {}, RULES) == Verdict(False)
+
+
+@pytest.mark.parametrize("window", [(T + P, T + 2 * P), (T - P, T), (T + 1, END), (T, END - 1)])
+def test_an_answer_that_does_not_contain_the_whole_period_decides_nothing(window: tuple[int, int]) -> None:
+    assert judged(answers(9999, window=window)) == Verdict(False)
+
+
+def test_a_late_value_is_confirmed_by_staying_the_same() -> None:
+    sightings: Sightings = {}
+    assert judged(answers(700, cpu=5.0), sightings) == Verdict(False)
+    assert judged(answers(999, cpu=5.0), sightings) == Verdict(False)
+    assert judged(answers(1000, cpu=5.0), sightings) == Verdict(True, 5.0)
+
+
+def test_a_late_value_that_is_revised_waits_anew() -> None:
+    sightings: Sightings = {}
+    judged(answers(700, cpu=5.0), sightings)
+    assert judged(answers(1000, cpu=6.0), sightings) == Verdict(False)
+    assert judged(answers(1300, cpu=6.0), sightings) == Verdict(True, 6.0)
+
+
+def test_a_value_seen_before_settle_counts_once_settle_is_over_even_if_nobody_asked_in_between() -> None:
+    sightings: Sightings = {}
+    judged(answers(120, cpu=5.0), sightings)
+    assert judged(answers(900, cpu=5.0), sightings) == Verdict(True, 5.0)
+    assert judged(answers(900, cpu=6.0), sightings) == Verdict(False), "revised after it was seen: confirmed like a late one"
+
+
+def test_the_newest_candidate_that_has_a_value_wins() -> None:
+    row = replace(ROW, instances=("i-2", "i-1"))
+    both = [*queries_of("w1", "eu-west-1", "i-2"), CPU, MEMORY]
+    empty = Answer("empty", T, END, {})
+
+    def given(age: int, newer: Answer) -> Verdict:
+        by_query = {query: newer if query.instance_id == "i-2" else Answer("ok", T, END, {T: 5.0}) for query in both}
+        return judge(row, "cpu", both, Answers(END + age, by_query), (), {}, RULES)
+
+    assert given(300, Answer("ok", T, END, {T: 9.0})) == Verdict(True, 9.0)
+    assert given(300, empty) == Verdict(False), "the newer one may still publish"
+    assert given(3600, empty) == Verdict(True, 5.0)
+    assert given(3600, Answer("partial", T, END, {})) == Verdict(False)
+
+
+def test_of_several_series_of_one_instance_any_may_have_the_value_but_all_must_be_complete() -> None:
+    other = Query("i-1", "memory", (("InstanceId", "i-1"), ("ImageId", "ami-1")))
+
+    def given(second: Answer) -> Verdict:
+        by_query = {MEMORY: Answer("empty", T, END, {}), other: second}
+        return judge(ROW, "memory", [MEMORY, other], Answers(END + 300, by_query), (), {}, RULES)
+
+    assert given(Answer("ok", T, END, {T: 7.0})) == Verdict(True, 7.0)
+    assert given(Answer("failed", T, END, {})) == Verdict(False)
+
+
+@pytest.mark.parametrize(
+    ("listing", "decided", "why"),
+    [
+        (Listing(), False, "there is no listing"),
+        (Listing(END + UNLISTED - 1, T - P), False, "a new series may not be listed yet"),
+        (Listing(END + UNLISTED, T - P), True, "it would be listed"),
+        (Listing(END + UNLISTED, T), True, "the listing knows what had datapoints since the period's start"),
+        (Listing(END + UNLISTED, T + 1), False, "the listing does not reach back to the period"),
+    ],
+)
+def test_memory_that_no_listing_lists_is_absent(listing: Listing, decided: bool, why: str) -> None:
+    verdict = judge(ROW, "memory", [CPU], answers(300, cpu=5.0), (Listing(), listing), {}, RULES)
+    assert verdict == Verdict(decided), why
+
+
+def test_a_row_is_settled_once_both_metrics_are_decided() -> None:
+    both = (CPU, MEMORY)
+    row = settle(ROW, both, answers(300, cpu=5.0), (), {}, RULES)
+    assert (row.cpu, row.memory, row.settled) == (5.0, None, False)
+    row = settle(row, both, answers(600, cpu=99.0, memory=6.0), (), {}, RULES)
+    assert (row.cpu, row.settled) == (5.0, False), "what has settled stays"
+    row = settle(row, both, answers(3600, cpu=99.0, memory=6.0), (), {}, RULES)
+    assert (row.cpu, row.memory, row.settled) == (5.0, 6.0, True)
+
+
+def test_cloudwatchs_value_wins_else_the_aggregates_own() -> None:
+    row = settle(ROW, (CPU, MEMORY), answers(3600, cpu=0.0), (), {}, RULES)
+    assert (row.cpu, row.memory, row.settled) == (0.0, 22.0, True)
+
+
+def test_missing_stays_missing() -> None:
+    row = settle(replace(ROW, own_cpu=None, own_memory=None), (CPU, MEMORY), answers(3600), (), {}, RULES)
+    assert (row.cpu, row.memory, row.settled, row.empty) == (None, None, True, False)
+    assert replace(row, status=None, active_labs=None).empty
+
+
+def test_without_cloudwatch_the_aggregates_values_are_the_history_after_settle() -> None:
+    assert not settle_alone(ROW, END + 299, RULES).settled
+    row = settle_alone(ROW, END + 300, RULES)
+    assert (row.cpu, row.memory, row.settled) == (11.0, 22.0, True)
+
+
+# -- gauges ------------------------------------------------------------------------------------------------------------
+
+OWN = replace(WORKER, cpu=40.0, memory=50.0, collected_at=T + 100)
+
+
+def test_cloudwatchs_newest_datapoint_is_the_gauge_dated_by_its_periods_end() -> None:
+    shown = gauges(OWN, {"cpu": Datapoint(T - P, 5.0)}, T, T + 120, RULES)
+    assert (shown.cpu, shown.cpu_time) == (5.0, T)
+    assert (shown.memory, shown.memory_time) == (50.0, T + 100)
+
+
+def test_the_aggregates_own_value_takes_over_when_cloudwatchs_is_too_old() -> None:
+    points: dict[MetricName, Datapoint] = {"cpu": Datapoint(T - P, 5.0)}
+    assert gauges(OWN, points, T, T + RULES.max_age, RULES).cpu == 5.0
+    shown = gauges(OWN, points, T, T + RULES.max_age + 1, RULES)
+    assert (shown.cpu, shown.cpu_time) == (40.0, T + 100)
+
+
+def test_a_value_too_old_is_absent_but_its_time_stays() -> None:
+    shown = gauges(OWN, {"cpu": Datapoint(T - P, 5.0)}, T, T + 9999, RULES)
+    assert (shown.cpu, shown.cpu_time) == (None, T + 100)
+
+
+def test_what_was_never_known_has_no_time_either() -> None:
+    shown = gauges(WORKER, {}, T, T, RULES)
+    assert (shown.cpu, shown.cpu_time, shown.memory, shown.memory_time) == (None, None, None, None)
+
+
+def test_status_and_labs_go_after_max_age() -> None:
+    assert gauges(WORKER, {}, T, T + RULES.max_age, RULES).show_state
+    assert not gauges(WORKER, {}, T, T + RULES.max_age + 1, RULES).show_state
+
+
+@pytest.mark.parametrize(
+    ("worker", "seen", "now", "shown"),
+    [
+        (WORKER, None, T + 99999, True),
+        (replace(WORKER, status="terminated", terminated_at=T), T + 500, T + 3600, True),
+        (replace(WORKER, status="terminated", terminated_at=T), T + 500, T + 3601, False),
+        (replace(WORKER, status="terminated"), T + 500, T + 4100, True),
+        (replace(WORKER, status="terminated"), T + 500, T + 4101, False),
+        (replace(WORKER, status="terminated"), None, T + 99999, True),
+    ],
+)
+def test_a_terminated_worker_is_shown_for_a_while(worker: Worker, seen: int | None, now: int, shown: bool) -> None:
+    assert is_shown(worker, seen, now, RULES) is shown

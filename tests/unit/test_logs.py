@@ -1,0 +1,133 @@
+"""The log: one line an event, whoever writes it, and no credentials in any."""
+
+import io
+import json
+import logging
+import re
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
+from exporter import logs
+
+URI = "mongodb://manager:hunter2@db.example.com/cml"
+TIMESTAMP = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z"
+
+
+@pytest.fixture(autouse=True)
+def logging_as_found() -> Iterator[None]:
+    """Leave the process's logging as it was."""
+    loggers = [logging.getLogger(), logging.getLogger(logs.ROOT)]
+    found = [(logger, logger.level, logger.handlers[:]) for logger in loggers]
+    yield
+    for logger, level, handlers in found:
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
+    structlog.reset_defaults()
+
+
+@pytest.fixture
+def stream() -> io.StringIO:
+    return io.StringIO()
+
+
+def lines(stream: io.StringIO) -> list[str]:
+    return stream.getvalue().splitlines()
+
+
+def test_a_line_of_logfmt_begins_with_time_level_and_message(stream: io.StringIO) -> None:
+    logs.configure("info", "logfmt", stream)
+    logs.get("exporter.collector").info("round finished", workers=12, cloudwatch=True, took=0.4)
+    (line,) = lines(stream)
+    assert re.fullmatch(rf'ts={TIMESTAMP} level=info msg="round finished" workers=12 cloudwatch=true took=0.4', line)
+
+
+def test_a_line_of_json_is_one_object(stream: io.StringIO) -> None:
+    logs.configure("info", "json", stream)
+    logs.get("exporter.collector").warning("skipped", reason='no "id"\n', name="wörker")
+    found = json.loads(stream.getvalue())
+    assert re.fullmatch(TIMESTAMP, found.pop("ts"))
+    assert found == {"level": "warn", "msg": "skipped", "reason": 'no "id"\n', "name": "wörker"}
+
+
+@pytest.mark.parametrize(
+    ("level", "written"),
+    [("debug", "debug info warn error"), ("info", "info warn error"), ("warn", "warn error"), ("error", "error")],
+)
+def test_only_the_configured_level_and_above_is_written(stream: io.StringIO, level: str, written: str) -> None:
+    logs.configure(level, "logfmt", stream)
+    log = logs.get("exporter.app")
+    log.debug("x")
+    log.info("x")
+    log.warning("x")
+    log.error("x")
+    assert re.findall(r"level=(\w+)", stream.getvalue()) == written.split()
+
+
+def test_a_module_that_is_run_logs_at_the_configured_level_too(stream: io.StringIO) -> None:
+    logs.configure("debug", "logfmt", stream)
+    logs.get("__main__").debug("started")
+    assert len(lines(stream)) == 1
+
+
+@pytest.mark.parametrize("library", ["uvicorn.error", "botocore.credentials", "pymongo.topology", "asyncio"])
+def test_libraries_leave_through_the_same_renderer_from_warnings_up(stream: io.StringIO, library: str) -> None:
+    logs.configure("debug", "logfmt", stream)
+    logging.getLogger(library).info("chatter")
+    logging.getLogger(library).warning("took %d ms", 5)
+    (line,) = lines(stream)
+    assert re.fullmatch(rf'ts={TIMESTAMP} level=warn msg="took 5 ms" logger={re.escape(library)}', line)
+
+
+@pytest.mark.parametrize("format", ["logfmt", "json"])
+def test_an_exception_stays_on_its_line_with_its_traceback(stream: io.StringIO, format: str) -> None:
+    logs.configure("info", "json" if format == "json" else "logfmt", stream)
+    try:
+        raise OSError(f"cannot reach {URI}")
+    except OSError:
+        logs.get("exporter.mirror").exception("round failed")
+        logging.getLogger("pymongo").exception("lost it")
+    assert len(lines(stream)) == 2
+    assert all("Traceback" in line and "OSError" in line for line in lines(stream))
+    assert "hunter2" not in stream.getvalue()
+
+
+@pytest.mark.parametrize("format", ["logfmt", "json"])
+def test_credentials_in_a_url_are_masked_wherever_they_stand(stream: io.StringIO, format: str) -> None:
+    logs.configure("info", "json" if format == "json" else "logfmt", stream)
+    log = logs.get("exporter.app")
+    log.info(f"connecting to {URI}")
+    log.info("connecting", uri=URI, nested={"uris": [URI]}, error=ValueError(URI))
+    log.info(
+        "odd passwords",
+        uris=["mongodb://u:p@hunter2@h", "mongodb://u:hunter2'@h", 'mongodb://u:hunter2"@h', "HTTPS://u:hunter2@h"],
+    )
+    logging.getLogger("uvicorn").error("bad URL %s", URI)
+    assert "hunter2" not in stream.getvalue()
+    assert stream.getvalue().count("mongodb://***@db.example.com/cml") == 5
+    if format == "json":
+        assert all(json.loads(line) for line in lines(stream))
+
+
+def test_what_holds_no_credentials_is_left_as_it_is() -> None:
+    text = "see http://127.0.0.1:9877/metrics and mail ops@example.com, mongodb://db:27017/cml"
+    assert logs.mask(text) == text
+
+
+def test_configuring_again_replaces_what_was(stream: io.StringIO) -> None:
+    log = logs.get("exporter.app")
+    before = io.StringIO()
+    logs.configure("error", "json", before)
+    log.info("unheard")
+    logs.configure("info", "logfmt", stream)
+    log.info("heard")
+    assert before.getvalue() == ""
+    assert len(lines(stream)) == 1
+
+
+def test_standard_error_is_the_default(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("info", "logfmt")
+    logs.get("exporter.app").info("hello")
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err.count("msg=hello")) == ("", 1)

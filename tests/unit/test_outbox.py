@@ -1,0 +1,342 @@
+"""The journal: whole transactions, one owner, nothing lost by a restart, and errors that say what to do."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from exporter.errors import OutboxLocked, StoreError, StoreMisfit
+from exporter.lifecycle import Known, Need, Row
+from exporter.model import Worker
+from exporter.outbox import Outbox
+
+T, P = 1_767_225_600, 300
+ROW = Row("w1", T, "eu-west-1", ("i-2", "i-1"), "running", 3, own_cpu=1.5, own_memory=2.5)
+READY = replace(ROW, cpu=1.5, memory=2.5, settled=True)
+KNOWN = Known("w1", "eu-west-1", ("i-2", "i-1"), "stopped", T - 5, T - 3, T)
+
+
+@pytest.fixture
+def outbox(tmp_path: Path) -> Iterator[Outbox]:
+    opened = Outbox(tmp_path / "data", P)
+    yield opened
+    opened.close()
+
+
+def put(outbox: Outbox, *rows: Row) -> int:
+    with outbox.transaction():
+        return outbox.open(rows)
+
+
+def counted(outbox: Outbox) -> dict[str, int]:
+    """What `counts` should say."""
+    found = dict(outbox._db.execute("SELECT state, COUNT(*) FROM sample GROUP BY state"))
+    return {"observed": found.get(0, 0), "settled": found.get(1, 0), "rejected": found.get(2, 0)}
+
+
+# -- what is kept ------------------------------------------------------------------------------------------------------
+
+
+def test_a_row_comes_back_as_it_was_opened(outbox: Outbox) -> None:
+    bare = Row("w2", T + P, "us-east-1", ())
+    assert put(outbox, ROW, bare) == 2
+    assert outbox.open_rows("w1", T, T + P) == [ROW]
+    assert outbox.open_rows("w2", 0, 1 << 40) == [bare]
+
+
+def test_a_row_is_opened_once(outbox: Outbox) -> None:
+    put(outbox, ROW)
+    assert put(outbox, replace(ROW, status="stopped"), replace(ROW, start=T + P)) == 1
+    assert outbox.open_rows("w1", 0, 1 << 40) == [ROW, replace(ROW, start=T + P)]
+
+
+def test_a_window_of_open_rows_has_its_start_but_not_its_end(outbox: Outbox) -> None:
+    put(outbox, *(replace(ROW, start=T + n * P) for n in range(4)))
+    assert [row.start for row in outbox.open_rows("w1", T + P, T + 3 * P)] == [T + P, T + 2 * P]
+
+
+def test_a_row_settled_when_it_was_opened_is_ready_and_no_longer_open(outbox: Outbox) -> None:
+    put(outbox, READY)
+    assert outbox.ready(10) == [READY]
+    assert outbox.open_rows("w1", 0, 1 << 40) == []
+
+
+def test_what_is_known_of_a_worker_comes_back(outbox: Outbox) -> None:
+    with outbox.transaction():
+        outbox.remember([KNOWN, replace(KNOWN, worker_id="w2", instances=())])
+    assert outbox.known() == {"w1": KNOWN, "w2": replace(KNOWN, worker_id="w2", instances=())}
+    with outbox.transaction():
+        outbox.remember([replace(KNOWN, next=T + P)])
+        outbox.forget(["w2"])
+    assert outbox.known() == {"w1": replace(KNOWN, next=T + P)}
+
+
+def test_forgetting_a_worker_leaves_its_rows(outbox: Outbox) -> None:
+    put(outbox, ROW)
+    with outbox.transaction():
+        outbox.remember([KNOWN])
+        outbox.forget(["w1"])
+    assert outbox.open_rows("w1", 0, 1 << 40) == [ROW]
+
+
+def test_the_last_fleet_comes_back_and_replaces_the_one_before(outbox: Outbox) -> None:
+    assert outbox.last_fleet() == (0, (), {})
+    first = Worker("w1", "eu-west-1", "i-1", "running", extra=(("cml_worker_disk", 0.5),))
+    dead = Worker("w2", "eu-west-1", None, "terminated", name='O"Neil\n')
+    outbox.keep_fleet([first], T, {})
+    outbox.keep_fleet([first, dead], T + P, {"w2": T + 7})
+    assert outbox.last_fleet() == (T + P, (first, dead), {"w2": T + 7})
+
+
+def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
+    before = Outbox(tmp_path, P)
+    put(before, ROW, replace(READY, start=T + P), replace(READY, start=T + 2 * P))
+    with before.transaction():
+        before.remember([KNOWN])
+    before.set_aside([("w1", T + 2 * P)])
+    owner, counts = before.owner, before.counts()
+    before.close()
+
+    after = Outbox(tmp_path, P)
+    assert after.open_rows("w1", 0, 1 << 40) == [ROW]
+    assert after.ready(10) == [replace(READY, start=T + P)]
+    assert after.known() == {"w1": KNOWN}
+    assert after.owner == owner
+    assert after.counts() == counts == {"observed": 1, "settled": 1, "rejected": 1}
+    after.close()
+
+
+def test_a_process_killed_within_a_transaction_leaves_none_of_it(tmp_path: Path) -> None:
+    program = f"""
+import os, signal
+from pathlib import Path
+from exporter.lifecycle import Row
+from exporter.outbox import Outbox
+outbox = Outbox(Path({str(tmp_path)!r}), {P})
+with outbox.transaction():
+    outbox.open([Row("w1", {T}, "eu-west-1", ("i-1",), "running")])
+with outbox.transaction():
+    outbox.open([Row("w1", {T + P}, "eu-west-1", ("i-1",), "running")])
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -signal.SIGKILL
+    outbox = Outbox(tmp_path, P)
+    assert [row.start for row in outbox.open_rows("w1", 0, 1 << 40)] == [T]
+    assert outbox.counts() == counted(outbox)
+    outbox.close()
+
+
+# -- settling and mirroring --------------------------------------------------------------------------------------------
+
+
+def test_the_aggregates_own_values_reach_the_open_row_that_contains_their_time(outbox: Outbox) -> None:
+    put(outbox, replace(ROW, own_cpu=None, own_memory=None), replace(READY, start=T + P))
+    worker = Worker("w1", "eu-west-1", "i-1", "running", cpu=7.0, memory=8.0)
+    with outbox.transaction():
+        outbox.update_own([replace(worker, collected_at=T + P - 1), replace(worker, collected_at=T + P, cpu=9.0), worker], P)
+    assert outbox.open_rows("w1", T, T + P) == [replace(ROW, own_cpu=7.0, own_memory=8.0)]
+    assert outbox.ready(10) == [replace(READY, start=T + P)], "a settled row stays as it is"
+
+
+def test_a_worker_needs_all_candidates_of_its_open_rows_from_the_oldest_on(outbox: Outbox) -> None:
+    put(
+        outbox,
+        replace(ROW, start=T + P, instances=("i-3",)),
+        ROW,
+        replace(ROW, start=T + 2 * P, region="us-east-1", instances=("i-9",)),
+        replace(READY, start=T - P),
+        replace(ROW, worker_id="w2", start=T + P),
+    )
+    assert sorted(outbox.needs(), key=lambda need: (need.worker_id, need.region)) == [
+        Need("w1", "eu-west-1", ("i-1", "i-2", "i-3"), T),
+        Need("w1", "us-east-1", ("i-9",), T + 2 * P),
+        Need("w2", "eu-west-1", ("i-1", "i-2"), T + P),
+    ]
+
+
+def test_settled_rows_become_ready_undecided_ones_keep_what_is_decided_empty_ones_are_dropped(outbox: Outbox) -> None:
+    nothing = Row("w3", T, "eu-west-1", ("i-3",))
+    put(outbox, ROW, replace(ROW, worker_id="w2"), nothing)
+    with outbox.transaction():
+        dropped = outbox.update([READY, replace(ROW, worker_id="w2", cpu=4.0), replace(nothing, settled=True)])
+    assert dropped == 1
+    assert outbox.ready(10) == [READY]
+    assert outbox.all_open_rows(10) == [replace(ROW, worker_id="w2", cpu=4.0)]
+    assert outbox.counts() == counted(outbox) == {"observed": 1, "settled": 1, "rejected": 0}
+
+
+def test_rows_are_ready_worker_by_worker_in_time_order(outbox: Outbox) -> None:
+    put(outbox, *(replace(READY, worker_id=w, start=T + n * P) for n in (2, 0, 1) for w in ("w2", "w1")))
+    assert [(row.worker_id, row.start) for row in outbox.ready(5)] == [
+        ("w1", T), ("w1", T + P), ("w1", T + 2 * P), ("w2", T), ("w2", T + P),
+    ]  # fmt: skip
+
+
+def test_only_settled_rows_are_deleted(outbox: Outbox) -> None:
+    put(outbox, ROW, replace(READY, start=T + P))
+    outbox.delete([ROW, replace(READY, start=T + P)])
+    assert outbox.open_rows("w1", 0, 1 << 40) == [ROW]
+    assert outbox.counts() == counted(outbox) == {"observed": 1, "settled": 0, "rejected": 0}
+
+
+def test_a_rejected_row_is_kept_out_of_the_way(outbox: Outbox) -> None:
+    put(outbox, READY, replace(READY, start=T + P))
+    outbox.set_aside([("w1", T)])
+    assert [row.start for row in outbox.ready(10)] == [T + P]
+    assert outbox.counts() == counted(outbox) == {"observed": 0, "settled": 1, "rejected": 1}
+    outbox.delete([READY])
+    assert outbox.counts()["rejected"] == 1, "until somebody has looked at it"
+    assert outbox.oldest() == T + P, "it is not on its way"
+
+
+def test_the_oldest_row_is_the_oldest_on_its_way(outbox: Outbox) -> None:
+    assert outbox.oldest() is None
+    put(outbox, ROW, replace(READY, worker_id="w2", start=T - P))
+    assert outbox.oldest() == T - P
+
+
+def test_expired_rows_are_those_of_the_workers_named_that_began_before(outbox: Outbox) -> None:
+    put(outbox, ROW, replace(ROW, start=T + P), replace(ROW, worker_id="w2"), replace(READY, start=T - P))
+    assert outbox.expired(["w1", "unheard of"], T + P) == [ROW]
+
+
+# -- transactions ------------------------------------------------------------------------------------------------------
+
+
+class Interruption(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("error", [ValueError, Interruption])
+def test_a_transaction_that_fails_is_undone_as_a_whole(outbox: Outbox, error: type[BaseException]) -> None:
+    put(outbox, ROW, replace(READY, start=T + P))
+    before = outbox.counts()
+    with pytest.raises(error), outbox.transaction():  # noqa: PT012  # the transaction is what is tested
+        outbox.open([replace(ROW, start=T + 5 * P)])
+        outbox.update([READY])
+        outbox.remember([KNOWN])
+        raise error
+    assert outbox.all_open_rows(10) == [ROW]
+    assert outbox.known() == {}
+    assert outbox.counts() == counted(outbox) == before
+    assert put(outbox, replace(ROW, start=T + 5 * P)) == 1, "and the next one begins as ever"
+
+
+def test_counts_are_kept_along_the_way(outbox: Outbox) -> None:
+    for n in range(40):
+        put(outbox, *(replace(ROW, worker_id=f"w{w}", start=T + n * P) for w in range(5)), replace(READY, start=T + n * P))
+        rows = outbox.all_open_rows(3)
+        with outbox.transaction():
+            outbox.update([replace(row, settled=True) for row in rows])
+        outbox.delete(outbox.ready(2))
+        assert outbox.counts() == counted(outbox)
+
+
+def test_a_full_disk_says_so_undoes_the_transaction_and_passes(outbox: Outbox) -> None:
+    put(outbox, ROW)
+    (pages,) = outbox._db.execute("PRAGMA page_count").fetchone()
+    outbox._db.execute(f"PRAGMA max_page_count={pages}")
+    with pytest.raises(StoreError, match="the disk is full; make room") as full:
+        put(outbox, *(replace(ROW, start=T + n * P) for n in range(1, 2000)))
+    assert full.value.reason == "disk_full"
+    assert outbox.all_open_rows(10) == [ROW]
+    assert outbox.counts() == counted(outbox)
+
+    outbox._db.execute("PRAGMA max_page_count=1000000")
+    assert put(outbox, replace(ROW, start=T + P)) == 1
+
+
+def test_an_sqlite_error_of_a_read_is_ours_too(outbox: Outbox) -> None:
+    outbox._db.execute("ALTER TABLE sample RENAME TO elsewhere")
+    with pytest.raises(StoreError, match=r"outbox\.db: no such table: sample"):
+        outbox.ready(10)
+
+
+# -- the folder --------------------------------------------------------------------------------------------------------
+
+
+def test_one_process_holds_the_folder(tmp_path: Path) -> None:
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys; from pathlib import Path; from exporter.outbox import Outbox; "
+            f"outbox = Outbox(Path({str(tmp_path)!r}), {P}); print('held', flush=True); sys.stdin.read()",
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert holder.stdin is not None
+    assert holder.stdout is not None
+    try:
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(OutboxLocked, match=rf"{tmp_path} is in use by the exporter with process id {holder.pid}; stop"):
+            Outbox(tmp_path, P)
+    finally:
+        holder.kill()
+        holder.wait()
+        holder.stdin.close()
+        holder.stdout.close()
+    Outbox(tmp_path, P).close()  # a killed holder holds nothing
+    assert (tmp_path / "lock").read_text() == str(os.getpid())
+
+
+def test_a_folder_is_held_within_one_process_too(outbox: Outbox) -> None:
+    with pytest.raises(OutboxLocked):
+        Outbox(outbox.path.parent, P)
+
+
+def test_a_folder_that_cannot_be_made_says_which(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(
+        StoreError, match=rf"data_dir: cannot write to {tmp_path}/file/data \(Not a directory\); give this user"
+    ):
+        Outbox(tmp_path / "file" / "data", P)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_is_read_only_says_which(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(StoreError, match=r"Permission denied"):
+        Outbox(tmp_path, P)
+
+
+def test_a_file_that_cannot_be_opened_lets_go_of_the_lock(tmp_path: Path) -> None:
+    (tmp_path / "outbox.db").mkdir()
+    with pytest.raises(StoreError, match="check the disk and the permissions of data_dir"):
+        Outbox(tmp_path, P)
+    (tmp_path / "outbox.db").rmdir()
+    Outbox(tmp_path, P).close()
+
+
+def test_a_folder_of_another_period_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    first = Outbox(tmp_path, 60)
+    put(first, ROW)
+    first.close()
+    with pytest.raises(StoreMisfit, match="holds samples of 1m but period is 5m; set period back, or") as misfit:
+        Outbox(tmp_path, P)
+    assert misfit.value.reason == "period"
+    again = Outbox(tmp_path, 60)
+    assert again.all_open_rows(10) == [ROW]
+    again.close()
+
+
+def test_a_damaged_file_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "outbox.db").write_bytes(b"this is no database at all" * 100)
+    with pytest.raises(StoreMisfit, match=r"is damaged .* move it away and start again") as misfit:
+        Outbox(tmp_path, P)
+    assert misfit.value.reason == "damaged"
+    (tmp_path / "outbox.db").unlink()
+    Outbox(tmp_path, P).close()
+
+
+def test_two_folders_are_two_owners(tmp_path: Path) -> None:
+    first, second = Outbox(tmp_path / "a", P), Outbox(tmp_path / "b", P)
+    assert first.owner != second.owner
+    first.close()
+    second.close()

@@ -1,0 +1,67 @@
+"""The exporter's own metrics: each of the catalog, on a registry of their own, and nothing that never happened."""
+
+import platform
+
+import pytest
+from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
+
+from exporter import __version__
+from exporter.telemetry import Telemetry
+
+
+@pytest.fixture
+def telemetry() -> Telemetry:
+    return Telemetry(CollectorRegistry(), revision="abc123")
+
+
+def value(telemetry: Telemetry, name: str, **labels: str) -> float | None:
+    return telemetry.registry.get_sample_value(f"cml_exporter_{name}", labels)
+
+
+def test_the_build_says_what_runs(telemetry: Telemetry) -> None:
+    labels = {"version": __version__, "revision": "abc123", "python": platform.python_version()}
+    assert value(telemetry, "build_info", **labels) == 1
+
+
+def test_the_global_registry_is_left_alone(telemetry: Telemetry) -> None:
+    assert not [family.name for family in REGISTRY.collect() if family.name.startswith("cml_")]
+    Telemetry(CollectorRegistry())  # a second one in the same process is no conflict
+
+
+def test_a_time_that_never_was_is_absent_and_not_1970(telemetry: Telemetry) -> None:
+    assert value(telemetry, "mirror_last_success_timestamp_seconds") is None
+    telemetry.mirror_last_success.value = 1_769_860_800
+    assert value(telemetry, "mirror_last_success_timestamp_seconds") == 1_769_860_800
+    telemetry.outbox_oldest.value = 5
+    telemetry.outbox_oldest.value = None
+    assert value(telemetry, "outbox_oldest_timestamp_seconds") is None
+
+
+def test_a_failed_reading_keeps_the_time_of_the_last_success(telemetry: Telemetry) -> None:
+    telemetry.source_succeeded("cloudwatch", "eu-west-1", at=100.0, seconds=0.5)
+    telemetry.source_failed("cloudwatch", "eu-west-1", seconds=9.0)
+    labels = {"source": "cloudwatch", "region": "eu-west-1"}
+    assert value(telemetry, "source_up", **labels) == 0
+    assert value(telemetry, "source_duration_seconds", **labels) == 9.0
+    assert value(telemetry, "source_last_success_timestamp_seconds", **labels) == 100.0
+
+
+def test_a_source_that_only_ever_failed_has_no_time_of_success(telemetry: Telemetry) -> None:
+    telemetry.source_failed("mongodb", "", seconds=1.0)
+    assert value(telemetry, "source_last_success_timestamp_seconds", source="mongodb", region="") is None
+
+
+def test_a_thousand_metrics_cost_a_cent(telemetry: Telemetry) -> None:
+    telemetry.metrics_were_requested("eu-west-1", 400)
+    telemetry.metrics_were_requested("us-east-1", 600)
+    assert value(telemetry, "cloudwatch_metrics_requested_total", region="eu-west-1") == 400
+    assert value(telemetry, "cloudwatch_estimated_cost_dollars_total") == pytest.approx(0.01)
+
+
+def test_counters_have_no_created_series_and_the_process_is_there(telemetry: Telemetry) -> None:
+    telemetry.requests.labels("GetMetricData", "eu-west-1").inc()
+    text = generate_latest(telemetry.registry).decode()
+    assert "_created" not in text
+    assert 'cml_exporter_cloudwatch_requests_total{operation="GetMetricData",region="eu-west-1"} 1.0\n' in text
+    assert "process_resident_memory_bytes " in text
+    assert "python_info{" in text
