@@ -127,6 +127,8 @@ class Exporter:
             return
         try:
             await self._history.ensure_collection()
+            for notice in self._history.notices:
+                _log.warning("the history is not as the settings say", notice=notice)
             await self._lease.acquire_or_renew()
         except StoreMisfit:
             raise

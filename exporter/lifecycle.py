@@ -125,8 +125,15 @@ def meet(worker: Worker, entry: InventoryEntry | None, now: int, rules: Rules) -
     return Known(worker.id, worker.region, instances, status, 0, entry.last_seen if entry else now, start)
 
 
-def observe(worker: Worker, known: Known, now: int, rules: Rules) -> tuple[list[Row], Known]:
-    """One observation: the rows it opens (rules 1, 2, 4, 5, 8) and what to remember. Every closed period is opened once."""
+def observe(
+    worker: Worker, known: Known, now: int, rules: Rules, entry: InventoryEntry | None = None
+) -> tuple[list[Row], Known]:
+    """One observation: the rows it opens (rules 1, 2, 4, 5, 8) and what to remember. Every closed period is opened once.
+
+    Args:
+        entry: the inventory's, with this observation. An outbox that was restored from a copy, or that belongs to an exporter
+            which did not lead for a while, knows less than it does.
+    """
     period = rules.period
     earlier = known.instances if known.region == worker.region else ()
     candidates = _unique(worker.instance_id, *earlier)
@@ -139,19 +146,30 @@ def observe(worker: Worker, known: Known, now: int, rules: Rules) -> tuple[list[
         following = start + period
         if finished:
             continue
-        row = Row(worker.id, start, worker.region, candidates)
+        region, instances = _candidates(worker, candidates, entry, start, following)
+        row = Row(worker.id, start, region, instances)
         if following > now - period:
             row = replace(row, status=worker.status, active_labs=worker.active_labs)
             if worker.collected_at is not None and start <= worker.collected_at < following:
                 row = replace(row, own_cpu=worker.cpu, own_memory=worker.memory)
-            if not candidates or (unbroken and known.idle_since <= start):
+            if not instances or (unbroken and known.idle_since <= start):
                 row = row.finish()
-        if candidates or not row.empty:
+        if instances or not row.empty:
             rows.append(row)
     if following > known.next:  # the first period not yet opened began between the last observation and this one
         candidates = _unique(worker.instance_id, *earlier[:1])
     idle_since = 0 if worker.status not in IDLE_STATUSES else known.idle_since or now
     return rows, Known(worker.id, worker.region, candidates, worker.status, idle_since, now, following)
+
+
+def _candidates(
+    worker: Worker, known: tuple[str, ...], entry: InventoryEntry | None, start: int, end: int
+) -> tuple[str, tuple[str, ...]]:
+    """The region and the instances to ask about [start, end): what the outbox knows, and the inventory (rule 4)."""
+    if entry is None:
+        return worker.region, known
+    region, instances = ran_on(entry, worker, start, end)
+    return region, _unique(*instances, *known) if region == worker.region else instances
 
 
 def vanish(known: Known, now: int, rules: Rules) -> tuple[list[Row], Known]:

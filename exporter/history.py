@@ -1,0 +1,860 @@
+"""The history in MongoDB: the only code that knows the collections we write.
+
+    worker_metrics_timeseries    one document per worker and period (time-series; the name is a setting)
+    worker_metrics_inventory     one document per worker ever seen
+    cml_exporter_state           what must hold for the whole history: its period; and the leases (module `lease`)
+
+Every write waits for the journal of a majority: with the default write concern a standalone mongod loses acknowledged samples
+when it is killed (FACTS: 66–105 documents in a few kills). Every operation runs under `operation`, which bounds its time on the
+server too, so that an abandoned insert dies there, and translates the driver's errors.
+"""
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+import bson
+import pymongo
+from bson.errors import BSONError
+from pymongo import ReadPreference, ReplaceOne, ReturnDocument
+from pymongo.asynchronous.collection import AsyncCollection
+from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.errors import (
+    AutoReconnect,
+    BulkWriteError,
+    CollectionInvalid,
+    ConfigurationError,
+    ConnectionFailure,
+    DocumentTooLarge,
+    ExecutionTimeout,
+    InvalidName,
+    NetworkTimeout,
+    NotPrimaryError,
+    OperationFailure,
+    PyMongoError,
+    ServerSelectionTimeoutError,
+    WaitQueueTimeoutError,
+    WriteConcernError,
+)
+from pymongo.read_concern import ReadConcern
+from pymongo.write_concern import WriteConcern
+
+from exporter.errors import StoreError, StoreMisfit, StoreUnavailable
+from exporter.model import Fleet, InventoryEntry, MetricsAggregation, Sighting, Statistics, Worker, WorkerMetricsSample
+from exporter.periods import DAY, HOUR, WEEK, format_duration, to_datetime, to_seconds
+
+T = TypeVar("T")
+Document = dict[str, Any]
+Database = AsyncDatabase[Document]
+Key = tuple[str, int]
+"""(worker_id, start of the period in UTC seconds): what makes a sample unique."""
+
+INVENTORY = "worker_metrics_inventory"
+STATE = "cml_exporter_state"
+
+LEAST_PRIVILEGES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "workers": ("find",),
+        "worker_metrics_timeseries": (
+            "find",
+            "insert",
+            "createCollection",
+            "createIndex",
+            "collMod",
+            "listIndexes",
+            "collStats",
+        ),
+        INVENTORY: ("find", "insert", "update"),
+        STATE: ("find", "insert", "update"),
+        "": ("listCollections",),
+    }
+)
+"""The actions the exporter's MongoDB role needs on each collection; "" is the database itself. `least_role` spells it out."""
+
+OPERATION_SECONDS = 30.0
+"""How long one operation may take, here and on the server."""
+MAX_DOCUMENT_BYTES = 1024 * 1024
+"""A sample has some 200 bytes; one above 16 MiB / 3 makes mongod 6.0 fail its whole insert into a time-series collection."""
+
+_TIMESERIES = {"timeField": "timestamp", "metaField": "worker_id", "granularity": "minutes"}
+_MIN_WIRE_VERSION = 13  # MongoDB 5.0, the first with time-series collections
+_SCHEMA = 1
+_CHUNK = 5000
+_IDS_A_READ = 200  # × 14 d of 1m periods stays far below the 16 MiB of one result document each, and the 100 MB of $group
+_MONDAY = 4 * DAY  # 1970-01-05; the epoch is a Thursday
+_FIELDS = ("cpu_utilization", "memory_utilization", "active_labs_count")
+
+_ALL: Document = {"$push": {"$toLong": "$timestamp"}}  # milliseconds: integers decode much faster than dates
+# No expression here: mongod 6.0 answers a $max of one from the bucket's bounds, and so with nothing.
+_NEWEST: Document = {"$max": "$timestamp"}
+
+# Per-document codes that say "never": BadValue, FailedToParse, TypeMismatch, InvalidBSON, the field name rules,
+# DocumentValidationFailure, BSONObjectTooLarge, KeyTooLong. Anything else may succeed later, so it is not set aside.
+_REJECTS = frozenset({2, 9, 14, 22, 52, 53, 55, 56, 57, 121, 10334, 17280})
+# https://github.com/mongodb/specifications/blob/master/source/retryable-writes/retryable-writes.md, and what means "just now":
+# cursor lost, timed out, write concern not met, duplicate upsert, conflict, no majority yet, interrupted.
+_TRANSIENT = frozenset(
+    {6, 7, 43, 50, 64, 89, 91, 112, 133, 134, 175, 189, 202, 237, 262, 317, 9001}
+    | {10058, 10107, 11000, 11600, 11601, 11602, 13388, 13435, 13436}
+)
+_NOT_AUTHORIZED, _NAMESPACE_EXISTS, _INVALID_OPTIONS, _INDEX_EXISTS = 13, 48, 72, 85
+_CREDENTIALS = frozenset({18, 8000})  # AuthenticationFailed; Atlas says 8000
+
+
+def least_role(database: str, *, workers: str = "workers", history: str = "worker_metrics_timeseries") -> list[Document]:
+    """Return LEAST_PRIVILEGES for these names, as the `privileges` of MongoDB's createRole."""
+    names = {"workers": workers, "worker_metrics_timeseries": history}
+    return [
+        {"resource": {"db": database, "collection": names.get(collection, collection)}, "actions": list(actions)}
+        for collection, actions in LEAST_PRIVILEGES.items()
+    ]
+
+
+def translate(error: Exception, namespace: str, action: str) -> StoreError:
+    """Turn an error of pymongo or bson into ours; the one place that knows them.
+
+    Args:
+        error: what the driver raised.
+        namespace: database.collection, for the message.
+        action: the MongoDB privilege action that was exercised, for the message.
+    """
+    what = f"`{action}` on {namespace}"
+    brief = str(error).partition(", full error:")[0].partition(", Timeout:")[0]
+    match error:
+        case ServerSelectionTimeoutError():  # before its parent AutoReconnect: here nothing was sent
+            return StoreUnavailable(f"no MongoDB for {what}: {brief}; check mongodb.uri and the server", reason="unreachable")
+        case NetworkTimeout() | WaitQueueTimeoutError() | ExecutionTimeout():
+            return StoreUnavailable(f"MongoDB took too long for {what}; it will be tried again: {brief}", reason="timeout")
+        case NotPrimaryError():
+            return StoreUnavailable(f"MongoDB has no primary for {what} just now; it will be tried again", reason="not_primary")
+        case ConnectionFailure() | AutoReconnect():
+            return StoreUnavailable(f"the connection broke during {what}; it will be tried again: {brief}", reason="connection")
+        case BulkWriteError():
+            return _translate_bulk(error, namespace, action)
+        case WriteConcernError():
+            return StoreUnavailable(f"no majority confirmed {what}; it will be tried again: {brief}", reason="write_concern")
+        case OperationFailure():
+            return _translate_code(error, namespace, action)
+        case CollectionInvalid() | ConfigurationError() | InvalidName():
+            return StoreMisfit(f"MongoDB cannot be used for {what}: {brief}; check mongodb.uri and the server's version")
+        case DocumentTooLarge() | BSONError() | OverflowError() | UnicodeError():
+            return StoreError(f"{what}: a document cannot be written or read as BSON: {brief}", reason="invalid_document")
+    return StoreError(f"{what} failed: {type(error).__name__}: {brief}")
+
+
+def _translate_bulk(error: BulkWriteError, namespace: str, action: str) -> StoreError:
+    details = error.details or {}
+    failed = details.get("writeErrors", [])
+    for one in failed:
+        if one.get("code") == _NOT_AUTHORIZED:
+            return _not_allowed(namespace, action)
+    if failed:
+        brief = f"{len(failed)} write errors, the first with code {failed[0].get('code')}: {str(failed[0].get('errmsg'))[:200]}"
+        return StoreUnavailable(
+            f"`{action}` on {namespace} succeeded in part; it will be tried again: {brief}", reason="write_error"
+        )
+    return StoreUnavailable(
+        f"no majority confirmed `{action}` on {namespace}; it will be tried again: {details.get('writeConcernErrors')}",
+        reason="write_concern",
+    )
+
+
+def _translate_code(error: OperationFailure, namespace: str, action: str) -> StoreError:
+    brief = str(error).partition(", full error:")[0]
+    if error.code == _NOT_AUTHORIZED:
+        return _not_allowed(namespace, action)
+    if error.code in _CREDENTIALS:
+        return StoreMisfit(
+            f"MongoDB refuses the credentials ({brief}); check user, password and authSource in mongodb.uri",
+            reason="credentials",
+        )
+    if error.code in _TRANSIENT or error.has_error_label("RetryableWriteError"):
+        return StoreUnavailable(
+            f"`{action}` on {namespace} did not succeed just now; it will be tried again: {brief}",
+            reason="timeout" if error.code == 50 else "transient",
+        )
+    if error.code == _INVALID_OPTIONS:
+        return StoreMisfit(f"MongoDB refuses the options of `{action}` on {namespace}: {brief}", reason="options")
+    return StoreError(f"`{action}` on {namespace} failed with code {error.code}: {brief}")
+
+
+def _not_allowed(namespace: str, action: str) -> StoreMisfit:
+    return StoreMisfit(
+        f"MongoDB does not allow this user `{action}` on {namespace}; grant it the least role that README.md shows",
+        reason="not_authorized",
+    )
+
+
+@asynccontextmanager
+async def operation(
+    database: Database, collection: str, action: str, seconds: float = OPERATION_SECONDS
+) -> AsyncIterator[None]:
+    """Bound what runs inside to `seconds`, on the server too, and translate its errors.
+
+    Args:
+        database: where it runs; its client's serverSelectionTimeoutMS says how soon a MongoDB that is away is noticed.
+        collection: what it works on, for the message.
+        action: the MongoDB privilege action it exercises, for the message.
+        seconds: the limit.
+
+    Raises:
+        StoreError: or one of its kinds, see `translate`.
+    """
+    try:
+        # Inside pymongo.timeout its seconds replace serverSelectionTimeoutMS, so find the server first; that sends nothing.
+        await database.client.is_primary
+        # Unlike socketTimeoutMS this sends maxTimeMS along, so that the server ends what we no longer wait for.
+        with pymongo.timeout(seconds):
+            yield
+    except (PyMongoError, BSONError, OverflowError, UnicodeError) as error:
+        raise translate(error, f"{database.name}.{collection}", action) from error
+
+
+def durable(database: Database) -> Database:
+    """Return the database with the options of all our work: primary, journal of a majority, aware UTC dates."""
+    return database.with_options(
+        codec_options=database.codec_options.with_options(tz_aware=True, tzinfo=UTC),
+        read_preference=ReadPreference.PRIMARY,
+        write_concern=WriteConcern("majority", j=True),
+        read_concern=ReadConcern("local"),
+    )
+
+
+class WorkerMetricsRepository:
+    """The samples of all workers in one time-series collection.
+
+    Args:
+        database: of an AsyncMongoClient; its options don't matter.
+        collection: name of the time-series collection.
+        period: resolution of the history, in seconds.
+        retention: expireAfterSeconds of a collection that is created, in seconds.
+        apply_retention: whether somebody set `retention` explicitly; then a longer one is applied to an existing collection.
+        wall: the clock that tells which samples are past retention.
+
+    Every method raises StoreUnavailable, StoreMisfit or StoreError.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        collection: str,
+        period: int,
+        retention: int,
+        apply_retention: bool,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._database = durable(database)
+        self._samples = self._database[collection]
+        self._settled = self._samples.with_options(read_concern=ReadConcern("majority"))
+        self._collection = collection
+        self._period = period
+        self._wanted_retention = retention
+        self._apply_retention = apply_retention
+        self._wall = wall
+        self._sees_everyone = True
+        self.retention: int | None = None
+        """Seconds the collection keeps its samples; None: for good, or `ensure_collection` has not run yet."""
+        self.notices: tuple[str, ...] = ()
+        """What `ensure_collection` found that an operator should know, one sentence each; for the log and `check`."""
+
+    @property
+    def namespace(self) -> str:
+        """database.collection, for messages."""
+        return f"{self._database.name}.{self._collection}"
+
+    async def ensure_collection(self) -> None:
+        """Create the collection if it is absent, verify it, index it, apply a longer retention, note the period.
+
+        Several exporters may do this at once. A shorter retention is never applied: a setting must not delete a history; see
+        `notices`.
+
+        Raises:
+            StoreMisfit: MongoDB is older than 5.0, the name is taken by something else, the history has another period, or a
+                privilege is missing.
+        """
+        await self._check_version()
+        options = await self._options()
+        if options is None:
+            await self._create()
+            options = await self._options()
+        if options is None:
+            raise StoreUnavailable(f"{self.namespace} was dropped while it was being created; it will be tried again")
+        notices = [_check_granularity(self.namespace, options)]
+        await self._check_period()
+        await self._create_index()
+        notices.append(await self._settle_retention(options.get("expireAfterSeconds")))
+        self.notices = tuple(notice for notice in notices if notice)
+
+    async def add_sample(self, sample: WorkerMetricsSample) -> None:
+        """Insert one sample, whether or not it is there already.
+
+        Raises:
+            StoreError: MongoDB rejects it.
+        """
+        await self.add_samples([sample])
+
+    async def add_samples(self, samples: Sequence[WorkerMetricsSample]) -> int:
+        """Insert samples, whether or not they are there already; return how many.
+
+        Raises:
+            StoreError: MongoDB rejects some of them; the others are stored.
+        """
+        rejected = await self.insert(samples)
+        if rejected:
+            raise StoreError(
+                f"{self.namespace} rejects {len(rejected)} of {len(samples)} samples (the others are stored), "
+                f"the first for good reason: {rejected[0][1]}",
+                reason="rejected",
+            )
+        return len(samples)
+
+    async def get_samples(self, worker_id: str, start_time: datetime, end_time: datetime) -> list[WorkerMetricsSample]:
+        """Return the samples of a worker in [start_time, end_time), oldest first, without those past retention."""
+        async with self._operation("find"):
+            cursor = self._samples.find(self._window(worker_id, start_time, end_time), {"_id": 0}).sort("timestamp", 1)
+            return [_sample(document) async for document in cursor]
+
+    async def get_aggregated_stats(
+        self, worker_id: str, start_time: datetime, end_time: datetime, interval: timedelta
+    ) -> list[MetricsAggregation]:
+        """Return avg, min, max and count per metric for each interval that has samples, oldest first.
+
+        Only samples in [start_time, end_time) count. Intervals are aligned to UTC: to the epoch, and whole weeks to Monday.
+
+        Raises:
+            ValueError: the interval is not a positive whole number of seconds.
+        """
+        seconds = interval // timedelta(seconds=1)
+        if seconds <= 0 or timedelta(seconds=seconds) != interval:
+            raise ValueError(f"interval {interval} must be a positive whole number of seconds")
+        pipeline = _statistics_pipeline(self._window(worker_id, start_time, end_time), seconds)
+        async with self._operation("find"):
+            cursor = await self._samples.aggregate(pipeline, allowDiskUse=True)
+            return [_aggregation(row) async for row in cursor]
+
+    async def latest_timestamps(self, worker_ids: Collection[str]) -> dict[str, int]:
+        """Return the UTC second of the newest sample of each worker that has any."""
+        found: dict[str, int] = {}
+        now = int(self._wall())
+        # A live fleet is answered from its newest buckets alone; only who is silent for long costs a look at all of them.
+        for since in (now - HOUR, now - DAY, None):
+            missing = sorted(set(worker_ids) - found.keys())
+            for ids in _chunks(missing, _IDS_A_READ):
+                for worker_id, newest in (await self._group(self._samples, ids, _NEWEST, since)).items():
+                    found[worker_id] = to_seconds(newest)
+        return found
+
+    async def timestamps(self, worker_ids: Collection[str], since: int) -> dict[str, set[int]]:
+        """Return the UTC seconds of all samples from `since` on, for every worker asked about.
+
+        One array per worker is four times cheaper to send and decode than one document per sample.
+        """
+        found: dict[str, set[int]] = {worker_id: set() for worker_id in worker_ids}
+        for ids in _chunks(sorted(found), _IDS_A_READ):
+            for worker_id, stamps in (await self._group(self._samples, ids, _ALL, since)).items():
+                found[worker_id] = _whole_seconds(stamps)
+        return found
+
+    async def quiesce(self) -> bool:
+        """Return whether no insert into the collection is running on the server.
+
+        mongod finishes an insert whose client has died; until then a read-back proves nothing. Whoever has the cluster action
+        `inprog` sees the inserts of every user; the least role sees those of its own, which are all that the exporter makes
+        unless its user was just replaced (then an old insert dies within OPERATION_SECONDS).
+        """
+        async with self._operation("find"):
+            try:
+                return not await self._running_inserts(self._sees_everyone)
+            except OperationFailure as error:
+                if error.code != _NOT_AUTHORIZED or not self._sees_everyone:
+                    raise
+                self._sees_everyone = False
+                return not await self._running_inserts(False)
+
+    async def present(self, keys: Collection[Key]) -> set[Key]:
+        """Return which of the samples are in the collection for good.
+
+        Raises:
+            StoreUnavailable: `unsettled`: the primary shows something that a majority does not hold yet, or the reverse.
+        """
+        spans: dict[tuple[int, int], list[str]] = defaultdict(list)
+        for worker_id, (low, high) in _spans(keys).items():
+            spans[low, high].append(worker_id)
+        wanted, found = set(keys), set[Key]()
+        for (low, high), worker_ids in spans.items():
+            for ids in _chunks(sorted(worker_ids), _IDS_A_READ):
+                local, settled = [
+                    {
+                        (worker_id, second)
+                        for worker_id, stamps in (await self._group(collection, ids, _ALL, low, high)).items()
+                        for second in _whole_seconds(stamps)
+                    }
+                    & wanted
+                    for collection in (self._samples, self._settled)
+                ]
+                if local != settled:
+                    raise StoreUnavailable(
+                        f"a majority does not hold {len(local ^ settled)} samples of {self.namespace} yet; try again",
+                        reason="unsettled",
+                    )
+                found |= local
+        return found
+
+    async def insert(
+        self, samples: Sequence[WorkerMetricsSample], *, within: float | None = None
+    ) -> list[tuple[WorkerMetricsSample, str]]:
+        """Insert samples worker by worker in time order, and return those MongoDB rejects for good, with the reason.
+
+        Args:
+            samples: None and non-finite values are left out of the documents (a null would close the bucket).
+            within: seconds for the whole call, such as what remains of a lease; by default OPERATION_SECONDS for each chunk.
+
+        Raises:
+            StoreUnavailable: how much was inserted is unknown; quiesce, ask `present`, and insert what is missing.
+        """
+        ordered = sorted(samples, key=lambda sample: (sample.worker_id, _utc(sample.timestamp)))
+        rejected: list[tuple[WorkerMetricsSample, str]] = []
+        accepted: list[tuple[WorkerMetricsSample, Document]] = []
+        for sample in ordered:
+            document = _document(sample)
+            complaint = _unfit(document)
+            if complaint:
+                rejected.append((sample, complaint))
+            else:
+                accepted.append((sample, document))
+        chunks = _chunks(accepted, _CHUNK)
+        async with self._operation("insert", OPERATION_SECONDS * max(1, len(chunks)) if within is None else within):
+            for chunk in chunks:
+                rejected += await self._insert_chunk(chunk)
+        return rejected
+
+    async def _insert_chunk(
+        self, chunk: Sequence[tuple[WorkerMetricsSample, Document]]
+    ) -> list[tuple[WorkerMetricsSample, str]]:
+        try:
+            await self._samples.insert_many([document for _, document in chunk], ordered=False)
+        except BulkWriteError as error:
+            failed = error.details["writeErrors"]
+            if error.details["writeConcernErrors"] or not failed or any(one["code"] not in _REJECTS for one in failed):
+                raise
+            return [(chunk[one["index"]][0], f"code {one['code']}: {one['errmsg']}") for one in failed]
+        return []
+
+    def _operation(self, action: str, seconds: float = OPERATION_SECONDS) -> AbstractAsyncContextManager[None]:
+        return operation(self._database, self._collection, action, seconds)
+
+    async def _running_inserts(self, all_users: bool) -> list[Document]:
+        mine = {"active": True, "command.insert": self._collection, "command.$db": self._database.name}
+        cursor = await self._database.client.admin.aggregate(
+            [{"$currentOp": {"allUsers": all_users}}, {"$match": mine}, {"$project": {"opid": 1}}]
+        )
+        return await cursor.to_list(None)
+
+    async def _group(
+        self,
+        collection: AsyncCollection[Document],
+        ids: Sequence[str],
+        stamps: Document,
+        since: int | None,
+        until: int | None = None,
+    ) -> dict[str, Any]:
+        """Return worker_id → _ALL or _NEWEST of its timestamps in [since, until]."""
+        match: Document = {"worker_id": {"$in": list(ids)}}
+        if since is not None:
+            match["timestamp"] = {"$gte": to_datetime(since)}
+        if until is not None:
+            match["timestamp"]["$lte"] = to_datetime(until)
+        pipeline = [{"$match": match}, {"$group": {"_id": "$worker_id", "stamps": stamps}}]
+        async with self._operation("find"):
+            cursor = await collection.aggregate(pipeline, allowDiskUse=True)
+            return {row["_id"]: row["stamps"] async for row in cursor}
+
+    def _window(self, worker_id: str, start: datetime, end: datetime) -> Document:
+        """Match [start, end) without what is past retention: MongoDB expires whole buckets, and late."""
+        low = _utc(start)
+        if self.retention is not None:
+            low = max(low, to_datetime(self._wall() - self.retention))
+        return {"worker_id": worker_id, "timestamp": {"$gte": low, "$lt": _utc(end)}}
+
+    async def _check_version(self) -> None:
+        async with self._operation("hello"):
+            hello = await self._database.client.admin.command("hello")
+        if hello.get("maxWireVersion", 0) < _MIN_WIRE_VERSION:
+            raise StoreMisfit(
+                f"{self.namespace}: a time-series collection needs MongoDB 5.0 or newer; update the server, "
+                "or set mongodb.history to null to expose gauges only",
+                reason="version",
+            )
+
+    async def _options(self) -> Document | None:
+        """Return the collection's options, None when there is none of that name."""
+        async with self._operation("listCollections"):
+            cursor = await self._database.list_collections(filter={"name": self._collection})
+            found = await cursor.to_list(None)
+        if not found:
+            return None
+        kind, options = found[0].get("type"), found[0].get("options", {})
+        way_out = "rename or drop it, or give mongodb.history another name"
+        if kind != "timeseries":
+            kind = "normal collection" if kind == "collection" else kind
+            raise StoreMisfit(f"{self.namespace} is a {kind}, not a time-series collection; {way_out}", reason="collection")
+        fields = [options["timeseries"].get(name) for name in ("timeField", "metaField")]
+        if fields != ["timestamp", "worker_id"]:
+            raise StoreMisfit(
+                f"{self.namespace} is a time-series collection with timeField {fields[0]} and metaField {fields[1]}, "
+                f"but the history needs timestamp and worker_id; {way_out}",
+                reason="collection",
+            )
+        return dict(options)
+
+    async def _create(self) -> None:
+        async with self._operation("createCollection"):
+            try:
+                await self._database.create_collection(
+                    self._collection, check_exists=False, timeseries=_TIMESERIES, expireAfterSeconds=self._wanted_retention
+                )
+            except OperationFailure as error:
+                if error.code != _NAMESPACE_EXISTS:  # another exporter was faster; the options are verified next
+                    raise
+
+    async def _create_index(self) -> None:
+        async with self._operation("createIndex"):
+            try:
+                await self._samples.create_index([("worker_id", 1), ("timestamp", 1)])
+            except OperationFailure as error:
+                if error.code != _INDEX_EXISTS:  # the same keys under another name serve as well
+                    raise
+
+    async def _check_period(self) -> None:
+        state = self._database[STATE]
+        key = {"_id": f"history:{self._collection}"}
+        async with operation(self._database, STATE, "update"):
+            fresh = {"$setOnInsert": {"schema": _SCHEMA, "period": self._period}}
+            noted = await state.find_one_and_update(key, fresh, upsert=True, return_document=ReturnDocument.AFTER)
+        assert noted is not None  # an upsert always has a document to return
+        if noted["schema"] != _SCHEMA:
+            raise StoreMisfit(
+                f"{self.namespace} was written by another version of the exporter (schema {noted['schema']}, not {_SCHEMA}); "
+                "use that version or give mongodb.history another name",
+                reason="schema",
+            )
+        if noted["period"] != self._period:
+            theirs, ours = format_duration(noted["period"]), format_duration(self._period)
+            raise StoreMisfit(
+                f"{self.namespace} holds samples of {theirs}, but period is {ours}; set period to {theirs}, "
+                f"or give mongodb.history another name for a history of {ours}",
+                reason="period",
+            )
+
+    async def _settle_retention(self, seconds: int | None) -> str | None:
+        """Take the collection's retention, lengthen it if that was asked for; return a notice if it stays shorter or longer."""
+        self.retention = seconds
+        wanted = self._wanted_retention
+        if not self._apply_retention or seconds == wanted:
+            return None
+        if seconds is None or wanted < seconds:
+            kept = "for good" if seconds is None else f"for {format_duration(seconds)}"
+            return (
+                f"{self.namespace} keeps samples {kept}; mongodb.retention of {format_duration(wanted)} would delete some, "
+                f"so it is left alone; to shorten it, run: cml-worker-exporter retention --set {format_duration(wanted)} --yes"
+            )
+        async with self._operation("collMod"):
+            await self._database.command("collMod", self._collection, expireAfterSeconds=wanted)
+        self.retention = wanted
+        return f"{self.namespace} now keeps samples for {format_duration(wanted)} instead of {format_duration(seconds)}"
+
+
+def _check_granularity(namespace: str, options: Document) -> str | None:
+    """Another granularity costs space, not truth: worth a notice, not a refusal."""
+    found = options["timeseries"].get("granularity")
+    if found == "minutes":
+        return None
+    return f"{namespace} has granularity {found}; samples pack best with minutes"
+
+
+def _chunks(items: Sequence[T], size: int) -> list[Sequence[T]]:
+    return [items[at : at + size] for at in range(0, len(items), size)]
+
+
+def _utc(time: datetime) -> datetime:
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+def _whole_seconds(stamps: Sequence[int]) -> set[int]:
+    """Milliseconds → seconds, without those in between: they are somebody's samples, but never ours."""
+    return {stamp // 1000 for stamp in stamps if stamp % 1000 == 0}
+
+
+def _spans(keys: Collection[Key]) -> dict[str, tuple[int, int]]:
+    """Return the first and the last second of each worker."""
+    spans: dict[str, tuple[int, int]] = {}
+    for worker_id, second in keys:
+        low, high = spans.get(worker_id, (second, second))
+        spans[worker_id] = min(low, second), max(high, second)
+    return spans
+
+
+def _document(sample: WorkerMetricsSample) -> Document:
+    """The customer's document; a key without a value is left out."""
+    document = {
+        "worker_id": sample.worker_id,
+        "timestamp": _utc(sample.timestamp),
+        "region": sample.region,
+        "cpu_utilization": sample.cpu_utilization,
+        "memory_utilization": sample.memory_utilization,
+        "active_labs_count": sample.active_labs_count,
+        "status": sample.status,
+    }
+    return {key: value for key, value in document.items() if value is not None and not _not_finite(value)}
+
+
+def _not_finite(value: object) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _unfit(document: Document) -> str | None:
+    """Say why a document can never be written; found here, it cannot take the others of its command with it."""
+    try:
+        size = len(bson.encode(document))
+    except (BSONError, OverflowError, UnicodeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return f"its {size} bytes exceed {MAX_DOCUMENT_BYTES}" if size > MAX_DOCUMENT_BYTES else None
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) else None
+
+
+def _sample(document: Mapping[str, Any]) -> WorkerMetricsSample:
+    labs, status = _number(document.get("active_labs_count")), document.get("status")
+    return WorkerMetricsSample(
+        worker_id=document["worker_id"],
+        region=str(document.get("region", "")),
+        timestamp=document["timestamp"],
+        cpu_utilization=_number(document.get("cpu_utilization")),
+        memory_utilization=_number(document.get("memory_utilization")),
+        active_labs_count=None if labs is None else int(labs),
+        status=None if status is None else str(status),
+    )
+
+
+def _statistics_pipeline(match: Document, interval: int) -> list[Document]:
+    """Group by interval and status, then by interval: so the shares need no array of all statuses."""
+    offset = _MONDAY if interval % WEEK == 0 else 0
+    stamp = {"$toLong": "$timestamp"}
+    into = {"$mod": [{"$subtract": [stamp, offset * 1000]}, interval * 1000]}
+    first: Document = {"_id": {"start": {"$subtract": [stamp, into]}, "status": "$status"}, "samples": {"$sum": 1}}
+    second: Document = {"_id": "$_id.start", "statuses": {"$push": {"status": "$_id.status", "samples": "$samples"}}}
+    for field in _FIELDS:
+        # What others wrote there, a string or NaN, must not become a maximum; null is ignored by all accumulators.
+        valid = {"$and": [{"$isNumber": f"${field}"}, {"$ne": [f"${field}", math.nan]}]}
+        value = {"$cond": [valid, f"${field}", None]}
+        first[f"{field}_sum"] = {"$sum": value}
+        first[f"{field}_count"] = {"$sum": {"$cond": [valid, 1, 0]}}
+        for how in ("sum", "count"):
+            second[f"{field}_{how}"] = {"$sum": f"${field}_{how}"}
+        for how in ("min", "max"):
+            first[f"{field}_{how}"] = {f"${how}": value}
+            second[f"{field}_{how}"] = {f"${how}": f"${field}_{how}"}
+    return [{"$match": match}, {"$group": first}, {"$group": second}, {"$sort": {"_id": 1}}]
+
+
+def _aggregation(row: Mapping[str, Any]) -> MetricsAggregation:
+    counts: dict[str, int] = {part["status"]: part["samples"] for part in row["statuses"] if part.get("status") is not None}
+    total = sum(counts.values())
+    return MetricsAggregation(
+        timestamp=to_datetime(row["_id"] // 1000),
+        cpu_utilization=_statistics(row, "cpu_utilization"),
+        memory_utilization=_statistics(row, "memory_utilization"),
+        active_labs_count=_statistics(row, "active_labs_count"),
+        status_share={status: count / total for status, count in sorted(counts.items())},
+    )
+
+
+def _statistics(row: Mapping[str, Any], field: str) -> Statistics:
+    count = row[f"{field}_count"]
+    if not count:
+        return Statistics(avg=None, min=None, max=None, count=0)
+    return Statistics(avg=row[f"{field}_sum"] / count, min=row[f"{field}_min"], max=row[f"{field}_max"], count=count)
+
+
+class Inventory:
+    """Every worker ever seen and the instances it ran on; kept in memory, written to MongoDB as it changes.
+
+    Every method raises StoreUnavailable, StoreMisfit or StoreError; what could not be written is written the next time.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = durable(database)
+        self._collection = self._database[INVENTORY]
+        self._entries: dict[str, InventoryEntry] = {}
+        self._unsaved: set[str] = set()
+        self._loaded = False
+
+    @property
+    def entries(self) -> Mapping[str, InventoryEntry]:
+        """worker_id → what is remembered of it."""
+        return MappingProxyType(self._entries)
+
+    async def load(self) -> None:
+        """Read all entries, in place of those in memory."""
+        async with operation(self._database, INVENTORY, "find"):
+            self._entries = {document["_id"]: _entry(document) async for document in self._collection.find()}
+        self._unsaved.clear()
+        self._loaded = True
+
+    async def record(self, fleet: Fleet) -> None:
+        """Note one complete reading of the aggregates; loads the entries first if nobody has."""
+        if not self._loaded:
+            await self.load()
+        changed: set[str] = set()
+        for worker in fleet.workers:
+            old = self._entries.get(worker.id)
+            new = next_entry(old, worker, fleet.date)
+            if old is None or new != _touched(old, new.last_seen, bool(worker.instance_id)):
+                changed.add(worker.id)
+            self._entries[worker.id] = new
+        seen = {worker.id: bool(worker.instance_id) for worker in fleet.workers}
+        upserts = changed | self._unsaved
+        self._unsaved |= seen.keys()
+        await self._upsert(sorted(upserts))
+        async with operation(self._database, INVENTORY, "update"):
+            for on_instance in (True, False):
+                touched = [worker for worker, has in seen.items() if has is on_instance and worker not in upserts]
+                if touched:
+                    await self._collection.update_many({"_id": {"$in": touched}}, _touch(fleet.date, on_instance))
+        self._unsaved.clear()
+
+    async def _upsert(self, worker_ids: Sequence[str]) -> None:
+        for ids in _chunks(worker_ids, _CHUNK):
+            documents = [_entry_document(self._entries[worker_id]) for worker_id in ids]
+            async with operation(self._database, INVENTORY, "update"):
+                await self._collection.bulk_write(
+                    [ReplaceOne({"_id": document["_id"]}, document, upsert=True) for document in documents], ordered=False
+                )
+
+
+def next_entry(entry: InventoryEntry | None, worker: Worker, now: int) -> InventoryEntry:
+    """Return what is remembered of a worker after it was seen at `now`.
+
+    An aggregate that lacks a descriptive field, or for a moment its instance, takes nothing away. An instance that comes back
+    after another is a sighting of its own. A worker that is not terminated has no time of termination, even if it once had.
+    """
+    fresh = Sighting(worker.instance_id, worker.region, now, now) if worker.instance_id else None
+    if entry is None:
+        return InventoryEntry(
+            worker_id=worker.id,
+            region=worker.region,
+            name=worker.name,
+            instance_type=worker.instance_type,
+            cml_version=worker.cml_version,
+            created_at=worker.created_at,
+            terminated_at=worker.terminated_at,
+            status=worker.status,
+            first_seen=now,
+            last_seen=now,
+            instances=(fresh,) if fresh else (),
+        )
+    instances = entry.instances
+    if fresh and instances and (instances[-1].instance_id, instances[-1].region) == (fresh.instance_id, fresh.region):
+        instances = (*instances[:-1], replace(instances[-1], last=max(instances[-1].last, now)))
+    elif fresh:
+        instances = (*instances, fresh)
+    kept_end = entry.terminated_at if worker.status == "terminated" else None
+    return InventoryEntry(
+        worker_id=worker.id,
+        region=worker.region or entry.region,
+        name=worker.name or entry.name,
+        instance_type=worker.instance_type or entry.instance_type,
+        cml_version=worker.cml_version or entry.cml_version,
+        created_at=entry.created_at if worker.created_at is None else worker.created_at,
+        terminated_at=kept_end if worker.terminated_at is None else worker.terminated_at,
+        status=worker.status,
+        first_seen=entry.first_seen,
+        last_seen=max(entry.last_seen, now),
+        instances=instances,
+    )
+
+
+def candidates(entry: InventoryEntry | None, start: int, end: int) -> tuple[str, ...]:
+    """Return the instances that may have run in [start, end), newest first, each once.
+
+    An instance may have run from the last sighting of its predecessor to the first sighting of its successor. Sightings are
+    rounded down to seconds, so the successor's own second still counts for its predecessor.
+    """
+    if entry is None:
+        return ()
+    seen = entry.instances
+    running = [
+        sighting.instance_id
+        for at, sighting in enumerate(seen)
+        if (at == 0 or seen[at - 1].last < end) and (at + 1 == len(seen) or start <= seen[at + 1].first)
+    ]
+    return tuple(dict.fromkeys(reversed(running)))
+
+
+def _touched(entry: InventoryEntry, now: int, on_instance: bool) -> InventoryEntry:
+    """The entry after a reading that brought nothing new but the time."""
+    instances = entry.instances
+    if on_instance and instances:
+        instances = (*instances[:-1], replace(instances[-1], last=max(instances[-1].last, now)))
+    return replace(entry, last_seen=now, instances=instances)
+
+
+def _touch(now: int, on_instance: bool) -> list[Document]:
+    """The same as an update: last_seen, and the end of the current sighting, never backwards."""
+    date = to_datetime(now)
+    changes: Document = {"last_seen": {"$max": ["$last_seen", date]}}
+    if on_instance:
+        current = {"$mergeObjects": [{"$last": "$instances"}, {"to": {"$max": [{"$last": "$instances.to"}, date]}}]}
+        earlier = {"$slice": ["$instances", {"$subtract": [{"$size": "$instances"}, 1]}]}
+        alone = {"$eq": [{"$size": "$instances"}, 1]}  # $slice refuses a count of zero
+        changes["instances"] = {"$cond": [alone, [current], {"$concatArrays": [earlier, [current]]}]}
+    return [{"$set": changes}]
+
+
+def _entry_document(entry: InventoryEntry) -> Document:
+    dates = {name: getattr(entry, name) for name in ("created_at", "terminated_at", "first_seen", "last_seen")}
+    document: Document = {
+        "_id": entry.worker_id,
+        "worker_id": entry.worker_id,
+        "region": entry.region,
+        "name": entry.name,
+        "instance_type": entry.instance_type,
+        "cml_version": entry.cml_version,
+        "status": entry.status,
+        "instances": [
+            {"id": one.instance_id, "region": one.region, "from": to_datetime(one.first), "to": to_datetime(one.last)}
+            for one in entry.instances
+        ],
+        **{name: None if second is None else to_datetime(second) for name, second in dates.items()},
+    }
+    return {key: value for key, value in document.items() if value is not None}
+
+
+def _entry(document: Mapping[str, Any]) -> InventoryEntry:
+    dates = {name: document.get(name) for name in ("created_at", "terminated_at", "first_seen", "last_seen")}
+    seconds = {name: None if date is None else to_seconds(date) for name, date in dates.items()}
+    return InventoryEntry(
+        worker_id=document["_id"],
+        region=document.get("region", ""),
+        name=document.get("name"),
+        instance_type=document.get("instance_type"),
+        cml_version=document.get("cml_version"),
+        created_at=seconds["created_at"],
+        terminated_at=seconds["terminated_at"],
+        status=document.get("status", "unknown"),
+        first_seen=seconds["first_seen"] or 0,
+        last_seen=seconds["last_seen"] or 0,
+        instances=tuple(
+            Sighting(one["id"], one["region"], to_seconds(one["from"]), to_seconds(one["to"]))
+            for one in document.get("instances", ())
+        ),
+    )
