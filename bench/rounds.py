@@ -123,11 +123,12 @@ async def exporter(uri: str, aws: str, port: int, rounds: int, data: Path) -> No
     )
     serving = asyncio.create_task(server.serve())
     await history.ensure_collection()
+    await lease.acquire_or_renew()
+    keeping = asyncio.create_task(_keep(lease))
     for index in range(rounds + 1):
         now = wall()
         wall.offset += (180 - now) % settings.period or settings.period  # 3 minutes after a boundary, as the asking loop
         await asyncio.to_thread(_control, aws, {"set": {"offset": wall.offset}})
-        await lease.acquire_or_renew()
         began = time.perf_counter()
         await collector.observe()
         await collector.ask()
@@ -137,11 +138,19 @@ async def exporter(uri: str, aws: str, port: int, rounds: int, data: Path) -> No
         rss = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()  # noqa: ASYNC240  # a page of proc
         print(json.dumps({"round": index, "took": took, "rss": rss, "mirrored": telemetry.mirrored}), flush=True)
         await asyncio.sleep(0.2)
+    await asyncio.to_thread(sys.stdin.read)  # until the scraper is done
+    keeping.cancel()
     server.should_exit = True
     await serving
     await cloudwatch.close()
     await client.close()
     outbox.close()
+
+
+async def _keep(lease: Lease) -> None:
+    while True:
+        await asyncio.sleep(10)
+        await lease.acquire_or_renew()
 
 
 def _control(aws: str, order: Mapping[str, Any]) -> None:
@@ -225,6 +234,7 @@ def run(workers: int, latency: float, rounds: int) -> None:
             me = [sys.executable, "-m", "bench.rounds", "--rounds", str(rounds), "--child"]
             child = subprocess.Popen(
                 [*me, "exporter", uri, f"http://127.0.0.1:{aws_port}", str(port), f"{folder}/data"],
+                stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
                 env=environment,
@@ -238,11 +248,11 @@ def run(workers: int, latency: float, rounds: int) -> None:
                     scraper = subprocess.Popen(
                         [*me, "scrape", str(port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
                     )
-                if len(lines) == rounds:
+                if len(lines) == rounds + 1:
                     break
             assert scraper
             scraped = json.loads(scraper.communicate("")[0])
-            child.communicate()
+            child.communicate("")
             report(lines, scraped)
         finally:
             for process in (scraper, child, fake):

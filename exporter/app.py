@@ -5,6 +5,7 @@ import contextlib
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -116,18 +117,27 @@ class Exporter:
 
     # -- the loops
 
-    async def prepare(self) -> None:
-        """Verify the history, take the lease if it is free, remember the last fleet.
+    async def run(self) -> None:
+        """Collect and mirror until cancelled.
 
         Raises:
-            StoreMisfit: what is in MongoDB is not ours to use; better said now than logged for ever.
+            StoreMisfit: what is in MongoDB is not ours to use; better said at the start than logged for ever.
         """
         await self.collector.restore()
-        if self._history is None:
-            return
+        if self._history is not None:
+            await self._prepare(self._history)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.collector.observe_forever(), name="observe")
+            group.create_task(self.collector.ask_forever(), name="ask")
+            if self._mirror is not None:
+                group.create_task(self._mirror.run_forever(), name="mirror")
+                group.create_task(self._keep_lease(), name="lease")
+
+    async def _prepare(self, history: WorkerMetricsRepository) -> None:
+        """Verify the collection and take the lease if it is free, so that the first observation counts."""
         try:
-            await self._history.ensure_collection()
-            for notice in self._history.notices:
+            await history.ensure_collection()
+            for notice in history.notices:
                 _log.warning("the history is not as the settings say", notice=notice)
             await self._lease.acquire_or_renew()
         except StoreMisfit:
@@ -135,16 +145,7 @@ class Exporter:
         except StoreError as error:
             _log.warning("the history is not available yet; gauges go on, samples wait in the outbox", error=str(error))
         self.telemetry.leader.set(self._lease.held)
-
-    def loops(self) -> list[asyncio.Task[None]]:
-        """Start everything that runs until it is cancelled."""
-        jobs = {"observe": self.collector.observe_forever(), "ask": self.collector.ask_forever()}
-        if self._mirror:
-            jobs |= {"mirror": self._mirror.run_forever(), "lease": self._keep_lease()}
-        tasks = [asyncio.create_task(job, name=name) for name, job in jobs.items()]
-        for task in tasks:
-            task.add_done_callback(_report)
-        return tasks
+        _log.info("collecting", writes_history=self._lease.held)
 
     async def _keep_lease(self) -> None:
         held = self._lease.held
@@ -214,12 +215,6 @@ class Exporter:
         return await self._history.latest_timestamps(worker_ids) if self._history else {}
 
 
-def _report(task: asyncio.Task[None]) -> None:
-    """A loop ends only by being cancelled; any other end is a bug that must not pass in silence."""
-    if not task.cancelled():
-        _log.error("a loop has ended; please report it", loop=task.get_name(), error=repr(task.exception()))
-
-
 # -- serving -----------------------------------------------------------------------------------------------------------
 
 
@@ -262,8 +257,8 @@ class _Server(uvicorn.Server):
 
 
 @asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[Exporter]:
-    """An exporter whose loops run until the block is left.
+async def opened(settings: Settings) -> AsyncIterator[Exporter]:
+    """An exporter that is not running yet, closed at the end of the block.
 
     Raises:
         OutboxLocked, StoreMisfit, StoreError, ConfigError: it cannot start; the sentence says what to do.
@@ -274,27 +269,27 @@ async def running(settings: Settings) -> AsyncIterator[Exporter]:
     except BaseException:
         outbox.close()
         raise
-    tasks: list[asyncio.Task[None]] = []
     try:
-        await exporter.prepare()
-        tasks = exporter.loops()
         yield exporter
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
         await exporter.close()
 
 
 async def serve(settings: Settings) -> int:
-    """Run one exporter until SIGINT or SIGTERM; return the exit status."""
+    """Run one exporter until SIGINT or SIGTERM; return the exit status.
+
+    Raises:
+        ExporterError: it cannot start, or cannot go on; the sentence says what to do.
+    """
+    # Scrapes are answered between the Python work of the rounds' threads: each of them may keep the others waiting that long.
+    sys.setswitchinterval(0.001)
     web = webconfig.load(settings.web.config_file) if settings.web.config_file else webconfig.WebConfig()
     sockets = bind(settings.web.listen_address)
     try:
-        async with running(settings) as exporter:
-            app = api.create_app(exporter, cors_origins=settings.web.cors_origins, users=web.users)
+        async with opened(settings) as exporter:
+            routes = api.create_app(exporter, cors_origins=settings.web.cors_origins, users=web.users)
             config = uvicorn.Config(
-                app,
+                routes,
                 log_config=None,
                 lifespan="off",
                 access_log=False,
@@ -314,9 +309,13 @@ async def serve(settings: Settings) -> int:
                 "serving",
                 addresses=",".join(f"{s.getsockname()[0]}:{s.getsockname()[1]}" for s in sockets),
                 data_dir=str(settings.data_dir),
-                leader=exporter.leader,
             )
+            collecting = asyncio.create_task(exporter.run())
+            collecting.add_done_callback(lambda _: stop())
             await server.serve(sockets=sockets)
+            collecting.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await collecting
         return 0
     finally:
         for listener in sockets:

@@ -4,6 +4,7 @@ Neither loop waits for the other, none overlaps itself. What a round does to the
 """
 
 import asyncio
+import re
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -46,6 +47,9 @@ CONCURRENCY = 16
 """Calls under way at once; latency decides the length of a round, not CPU."""
 HEAL_CHUNK = 500
 """Workers whose gaps are looked for at once: a day of them fits easily into memory."""
+
+_INSTANCE = re.compile(r"i-[0-9a-f]{8}([0-9a-f]{9})?")
+"""https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/resource-ids.html"""
 
 _log = logs.get("collector")
 
@@ -440,33 +444,24 @@ class Collector:
         return (cpu,)
 
     async def _run(self, source: MetricSource, batch: Batch, tally: Tally) -> SourceError | None:
-        """One call: keep the newest datapoints, settle rows; split in two where CloudWatch rejects the content (rule 13)."""
-        healthy = {id_: queries for id_, queries in batch.asks.items() if not self._malformed_in(queries)}
+        """One call: keep the newest datapoints, settle rows; split it where CloudWatch rejects the content (rule 13)."""
         now = self._now()
-        if len(healthy) < len(batch.asks):
-            sick = replace(batch, asks={id_: q for id_, q in batch.asks.items() if id_ not in healthy})
-            # CloudWatch never holds data of an id it refuses to look up: that is as good as an empty answer.
-            nothing = {query: Answer("empty", batch.start, batch.end, {}) for query in sick.queries}
-            await self._apply(sick, Answers(now, nothing), tally)
-            batch = replace(batch, asks=healthy)
-        if not batch.asks:
-            return None
-        try:
-            answers = await source.get_metric_data(batch.region, batch.queries, batch.start, batch.end, self._rules.period)
-            tally.calls += 1
-        except RejectedQuery as error:
-            if len(batch.asks) > 1:
-                errors = [await self._run(source, half, tally) for half in batch.halves()]
-                return next((e for e in errors if e), None)
-            (worker_id,) = batch.asks
-            self._malformed |= {query.instance_id for query in batch.queries}
-            _log.warning("CloudWatch rejects the instance of a worker", worker_id=worker_id, error=str(error))
-            return None
-        except SourceError as error:
-            return error
+        # CloudWatch never holds data of an id it refuses to look up: that is as good as an empty answer.
+        nothing = {q: Answer("empty", batch.start, batch.end, {}) for q in batch.queries if q.instance_id in self._malformed}
+        healthy = [query for query in batch.queries if query not in nothing]
+        answers = Answers(now, {})
+        if healthy:
+            try:
+                answers = await source.get_metric_data(batch.region, healthy, batch.start, batch.end, self._rules.period)
+                tally.calls += 1
+            except RejectedQuery as error:
+                return await self._find_malformed(source, batch, healthy, tally, error)
+            except SourceError as error:
+                return error
         for query, answer in answers.by_query.items():
             self._note_point(query, answer, batch, answers.date)
             tally.datapoints += len(answer.values)
+        answers = replace(answers, by_query={**answers.by_query, **nothing})
         try:
             await self._apply(batch, answers, tally)
         except StoreError as error:  # the rows stay open and the workers due; the gauges go on
@@ -488,8 +483,21 @@ class Collector:
             )
         return None
 
-    def _malformed_in(self, queries: Iterable[Query]) -> bool:
-        return any(query.instance_id in self._malformed for query in queries)
+    async def _find_malformed(
+        self, source: MetricSource, batch: Batch, healthy: Sequence[Query], tally: Tally, error: RejectedQuery
+    ) -> SourceError | None:
+        """Halve a rejected call down to the worker whose instance id is malformed, and go on without that id (rule 13)."""
+        # An id of the form EC2 gives is never the reason: something else is wrong, and may be right again in the next round.
+        suspects = {query.instance_id for query in healthy if not _INSTANCE.fullmatch(query.instance_id)}
+        if not suspects:
+            return error
+        if len(batch.asks) > 1:
+            errors = [await self._run(source, half, tally) for half in batch.halves()]
+            return next((e for e in errors if e), None)
+        self._malformed |= suspects
+        (worker_id,) = batch.asks
+        _log.warning("CloudWatch rejects the instance of a worker", worker_id=worker_id, error=str(error))
+        return await self._run(source, batch, tally)
 
     def _note_point(self, query: Query, answer: Answer, batch: Batch, date: int) -> None:
         key = (query.instance_id, query.metric)

@@ -271,7 +271,7 @@ QueriesOf = Callable[[str, str, str], tuple[Query, ...]]
 
 def is_due(running: bool, asked: int | None, now: int, rules: Rules) -> bool:
     """Whether a worker may be asked again (rule 11); `asked` is when it last was, successfully."""
-    every = max(rules.interval, rules.period) if running else rules.give_up // 4
+    every = max(rules.interval, rules.period, 0 if running else rules.give_up // 4)
     return asked is None or now - asked >= every - DUE
 
 
