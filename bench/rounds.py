@@ -29,7 +29,7 @@ from prometheus_client import CollectorRegistry
 from exporter import api, app, config, embedded, logs
 from exporter.cloudwatch import CloudWatch
 from exporter.collector import Collector
-from exporter.history import Inventory
+from exporter.inventory import Inventory
 from exporter.lease import Lease
 from exporter.mirror import Mirror
 from exporter.model import Fleet, InventoryEntry, Snapshot
@@ -115,6 +115,7 @@ async def exporter(uri: str, aws: str, port: int, rounds: int, data: Path) -> No
         inventory=Inventory(database),
         lease=lease,
         wall=wall,
+        monotonic=wall,
     )
     server = uvicorn.Server(
         uvicorn.Config(

@@ -22,7 +22,8 @@ from exporter.cloudwatch import CloudWatch
 from exporter.collector import Collector
 from exporter.config import Settings
 from exporter.errors import ConfigError, StoreError, StoreMisfit
-from exporter.history import Inventory, WorkerMetricsRepository
+from exporter.history import WorkerMetricsRepository
+from exporter.inventory import Inventory
 from exporter.lease import Lease
 from exporter.lifecycle import Rules
 from exporter.mirror import Mirror

@@ -30,8 +30,9 @@ from exporter.cloudwatch import CloudWatch
 from exporter.collector import MAX_SKEW
 from exporter.config import Settings
 from exporter.errors import ConfigError, ExporterError, RejectedQuery, SourceError, StoreMisfit
-from exporter.history import STATE, Database, durable, least_role, operation
+from exporter.history import least_role
 from exporter.model import Answer, Fleet, Listing, Query, Worker
+from exporter.mongo import STATE, Database, durable, operation
 from exporter.periods import align, format_duration, rfc3339, to_datetime, to_seconds
 from exporter.telemetry import DOLLARS_PER_METRIC, Telemetry
 from exporter.workers import Aggregates

@@ -138,6 +138,7 @@ class Collector:
         history, inventory, lease: None where there is no history; gauges are then all there is.
         on_ready: called when rows may be ready for the mirror.
         wall: the local clock; it wakes the loops and dates the snapshot, and is never used to judge a sample.
+        monotonic: seconds of a clock that is never set.
     """
 
     def __init__(
@@ -154,6 +155,7 @@ class Collector:
         lease: Leadership | None = None,
         on_ready: Callable[[], object] = lambda: None,
         wall: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._extra = settings.workers.extra
         self._rules = rules
@@ -163,7 +165,7 @@ class Collector:
         self._metric_source = metric_source
         self._history, self._inventory, self._lease = history, inventory, lease
         self._on_ready = on_ready
-        self._wall = wall
+        self._wall, self._monotonic = wall, monotonic
 
         self.snapshot: Snapshot | None = None
         self.fleet = Fleet(0, ())
@@ -174,8 +176,8 @@ class Collector:
         self.healthy: dict[str, str | None] = {}
         """The last error of each source by name, None when it answered; for /-/ready."""
 
-        self._offset = 0.0
-        """MongoDB's clock minus ours, by the last reading."""
+        self._offset = wall() - monotonic()
+        """MongoDB's clock minus our monotonic one, by the last reading; until then our wall clock has to do."""
         self._terminated_seen: dict[str, int] = {}
         self._points: dict[tuple[str, MetricName], Datapoint] = {}
         self._regions: dict[str, _Region] = {}
@@ -239,8 +241,8 @@ class Collector:
             return
 
     def _now(self) -> int:
-        """MongoDB's clock, carried on by ours."""
-        return int(self._wall() + self._offset)
+        """MongoDB's clock, carried on by our monotonic one: a wall clock that is set must not date anything."""
+        return int(self._monotonic() + self._offset)
 
     # -- observing
 
@@ -260,7 +262,7 @@ class Collector:
             await self._publish()
 
     async def _accept(self, fleet: Fleet) -> None:
-        self._offset = fleet.date - self._wall()
+        self._offset = fleet.date - self._monotonic()
         terminated = {worker.id for worker in fleet.workers if worker.status == "terminated"}
         self._terminated_seen = {id_: self._terminated_seen.get(id_, fleet.date) for id_ in terminated}
         self.fleet = fleet

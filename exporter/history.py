@@ -1,62 +1,36 @@
-"""The history in MongoDB: the only code that knows the collections we write.
+"""The history in MongoDB: one document per worker and period in a time-series collection.
 
-    worker_metrics_timeseries    one document per worker and period (time-series; the name is a setting)
-    worker_metrics_inventory     one document per worker ever seen
-    cml_exporter_state           what must hold for the whole history: its period; and the leases (module `lease`)
-
-Every write waits for the journal of a majority: with the default write concern a standalone mongod loses acknowledged samples
-when it is killed (FACTS: 66–105 documents in a few kills). Every operation runs under `operation`, which bounds its time on the
-server too, so that an abandoned insert dies there, and translates the driver's errors.
+With `inventory` and `lease` this is the only code that knows the collections we write.
 """
 
 import math
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 import bson
-import pymongo
 from bson.errors import BSONError
-from pymongo import ReadPreference, ReplaceOne, ReturnDocument
+from pymongo import ReturnDocument
 from pymongo.asynchronous.collection import AsyncCollection
-from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import (
-    AutoReconnect,
     BulkWriteError,
-    CollectionInvalid,
-    ConfigurationError,
-    ConnectionFailure,
-    DocumentTooLarge,
-    ExecutionTimeout,
-    InvalidName,
-    NetworkTimeout,
-    NotPrimaryError,
     OperationFailure,
-    PyMongoError,
-    ServerSelectionTimeoutError,
-    WaitQueueTimeoutError,
-    WriteConcernError,
 )
 from pymongo.read_concern import ReadConcern
-from pymongo.write_concern import WriteConcern
 
 from exporter.errors import StoreError, StoreMisfit, StoreUnavailable
-from exporter.model import Fleet, InventoryEntry, MetricsAggregation, Sighting, Statistics, Worker, WorkerMetricsSample
+from exporter.inventory import INVENTORY
+from exporter.model import MetricsAggregation, Statistics, WorkerMetricsSample
+from exporter.mongo import NOT_AUTHORIZED, OPERATION_SECONDS, STATE, Database, Document, chunks, durable, operation
 from exporter.periods import DAY, HOUR, WEEK, format_duration, to_datetime, to_seconds
 
 T = TypeVar("T")
-Document = dict[str, Any]
-Database = AsyncDatabase[Document]
 Key = tuple[str, int]
 """(worker_id, start of the period in UTC seconds): what makes a sample unique."""
-
-INVENTORY = "worker_metrics_inventory"
-STATE = "cml_exporter_state"
 
 LEAST_PRIVILEGES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -77,8 +51,6 @@ LEAST_PRIVILEGES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 """The actions the exporter's MongoDB role needs on each collection; "" is the database itself. `least_role` spells it out."""
 
-OPERATION_SECONDS = 30.0
-"""How long one operation may take, here and on the server."""
 MAX_DOCUMENT_BYTES = 1024 * 1024
 """A sample has some 200 bytes; one above 16 MiB / 3 makes mongod 6.0 fail its whole insert into a time-series collection."""
 
@@ -97,14 +69,7 @@ _NEWEST: Document = {"$max": "$timestamp"}
 # Per-document codes that say "never": BadValue, FailedToParse, TypeMismatch, InvalidBSON, the field name rules,
 # DocumentValidationFailure, BSONObjectTooLarge, KeyTooLong. Anything else may succeed later, so it is not set aside.
 _REJECTS = frozenset({2, 9, 14, 22, 52, 53, 55, 56, 57, 121, 10334, 17280})
-# https://github.com/mongodb/specifications/blob/master/source/retryable-writes/retryable-writes.md, and what means "just now":
-# cursor lost, timed out, write concern not met, duplicate upsert, conflict, no majority yet, interrupted.
-_TRANSIENT = frozenset(
-    {6, 7, 43, 50, 64, 89, 91, 112, 133, 134, 175, 189, 202, 237, 262, 317, 9001}
-    | {10058, 10107, 11000, 11600, 11601, 11602, 13388, 13435, 13436}
-)
-_NOT_AUTHORIZED, _NAMESPACE_EXISTS, _INVALID_OPTIONS, _INDEX_EXISTS = 13, 48, 72, 85
-_CREDENTIALS = frozenset({18, 8000})  # AuthenticationFailed; Atlas says 8000
+_NAMESPACE_EXISTS, _INDEX_EXISTS = 48, 85
 
 
 def least_role(database: str, *, workers: str = "workers", history: str = "worker_metrics_timeseries") -> list[Document]:
@@ -114,116 +79,6 @@ def least_role(database: str, *, workers: str = "workers", history: str = "worke
         {"resource": {"db": database, "collection": names.get(collection, collection)}, "actions": list(actions)}
         for collection, actions in LEAST_PRIVILEGES.items()
     ]
-
-
-def translate(error: Exception, namespace: str, action: str) -> StoreError:
-    """Turn an error of pymongo or bson into ours; the one place that knows them.
-
-    Args:
-        error: what the driver raised.
-        namespace: database.collection, for the message.
-        action: the MongoDB privilege action that was exercised, for the message.
-    """
-    what = f"`{action}` on {namespace}"
-    brief = str(error).partition(", full error:")[0].partition(", Timeout:")[0]
-    match error:
-        case ServerSelectionTimeoutError():  # before its parent AutoReconnect: here nothing was sent
-            return StoreUnavailable(f"no MongoDB for {what}: {brief}; check mongodb.uri and the server", reason="unreachable")
-        case NetworkTimeout() | WaitQueueTimeoutError() | ExecutionTimeout():
-            return StoreUnavailable(f"MongoDB took too long for {what}; it will be tried again: {brief}", reason="timeout")
-        case NotPrimaryError():
-            return StoreUnavailable(f"MongoDB has no primary for {what} just now; it will be tried again", reason="not_primary")
-        case ConnectionFailure() | AutoReconnect():
-            return StoreUnavailable(f"the connection broke during {what}; it will be tried again: {brief}", reason="connection")
-        case BulkWriteError():
-            return _translate_bulk(error, namespace, action)
-        case WriteConcernError():
-            return StoreUnavailable(f"no majority confirmed {what}; it will be tried again: {brief}", reason="write_concern")
-        case OperationFailure():
-            return _translate_code(error, namespace, action)
-        case CollectionInvalid() | ConfigurationError() | InvalidName():
-            return StoreMisfit(f"MongoDB cannot be used for {what}: {brief}; check mongodb.uri and the server's version")
-        case DocumentTooLarge() | BSONError() | OverflowError() | UnicodeError():
-            return StoreError(f"{what}: a document cannot be written or read as BSON: {brief}", reason="invalid_document")
-    return StoreError(f"{what} failed: {type(error).__name__}: {brief}")
-
-
-def _translate_bulk(error: BulkWriteError, namespace: str, action: str) -> StoreError:
-    details = error.details or {}
-    failed = details.get("writeErrors", [])
-    for one in failed:
-        if one.get("code") == _NOT_AUTHORIZED:
-            return _not_allowed(namespace, action)
-    if failed:
-        brief = f"{len(failed)} write errors, the first with code {failed[0].get('code')}: {str(failed[0].get('errmsg'))[:200]}"
-        return StoreUnavailable(
-            f"`{action}` on {namespace} succeeded in part; it will be tried again: {brief}", reason="write_error"
-        )
-    return StoreUnavailable(
-        f"no majority confirmed `{action}` on {namespace}; it will be tried again: {details.get('writeConcernErrors')}",
-        reason="write_concern",
-    )
-
-
-def _translate_code(error: OperationFailure, namespace: str, action: str) -> StoreError:
-    brief = str(error).partition(", full error:")[0]
-    if error.code == _NOT_AUTHORIZED:
-        return _not_allowed(namespace, action)
-    if error.code in _CREDENTIALS:
-        return StoreMisfit(
-            f"MongoDB refuses the credentials ({brief}); check user, password and authSource in mongodb.uri",
-            reason="credentials",
-        )
-    if error.code in _TRANSIENT or error.has_error_label("RetryableWriteError"):
-        return StoreUnavailable(
-            f"`{action}` on {namespace} did not succeed just now; it will be tried again: {brief}",
-            reason="timeout" if error.code == 50 else "transient",
-        )
-    if error.code == _INVALID_OPTIONS:
-        return StoreMisfit(f"MongoDB refuses the options of `{action}` on {namespace}: {brief}", reason="options")
-    return StoreError(f"`{action}` on {namespace} failed with code {error.code}: {brief}")
-
-
-def _not_allowed(namespace: str, action: str) -> StoreMisfit:
-    return StoreMisfit(
-        f"MongoDB does not allow this user `{action}` on {namespace}; grant it the least role that README.md shows",
-        reason="not_authorized",
-    )
-
-
-@asynccontextmanager
-async def operation(
-    database: Database, collection: str, action: str, seconds: float = OPERATION_SECONDS
-) -> AsyncIterator[None]:
-    """Bound what runs inside to `seconds`, on the server too, and translate its errors.
-
-    Args:
-        database: where it runs; its client's serverSelectionTimeoutMS says how soon a MongoDB that is away is noticed.
-        collection: what it works on, for the message.
-        action: the MongoDB privilege action it exercises, for the message.
-        seconds: the limit.
-
-    Raises:
-        StoreError: or one of its kinds, see `translate`.
-    """
-    try:
-        # Inside pymongo.timeout its seconds replace serverSelectionTimeoutMS, so find the server first; that sends nothing.
-        await database.client.is_primary
-        # Unlike socketTimeoutMS this sends maxTimeMS along, so that the server ends what we no longer wait for.
-        with pymongo.timeout(seconds):
-            yield
-    except (PyMongoError, BSONError, OverflowError, UnicodeError) as error:
-        raise translate(error, f"{database.name}.{collection}", action) from error
-
-
-def durable(database: Database) -> Database:
-    """Return the database with the options of all our work: primary, journal of a majority, aware UTC dates."""
-    return database.with_options(
-        codec_options=database.codec_options.with_options(tz_aware=True, tzinfo=UTC),
-        read_preference=ReadPreference.PRIMARY,
-        write_concern=WriteConcern("majority", j=True),
-        read_concern=ReadConcern("local"),
-    )
 
 
 class WorkerMetricsRepository:
@@ -346,7 +201,7 @@ class WorkerMetricsRepository:
         # A live fleet is answered from its newest buckets alone; only who is silent for long costs a look at all of them.
         for since in (now - HOUR, now - DAY, None):
             missing = sorted(set(worker_ids) - found.keys())
-            for ids in _chunks(missing, _IDS_A_READ):
+            for ids in chunks(missing, _IDS_A_READ):
                 for worker_id, newest in (await self._group(self._samples, ids, _NEWEST, since)).items():
                     found[worker_id] = to_seconds(newest)
         return found
@@ -358,7 +213,7 @@ class WorkerMetricsRepository:
         a failover may still take back is a gap.
         """
         found: dict[str, set[int]] = {worker_id: set() for worker_id in worker_ids}
-        for ids in _chunks(sorted(found), _IDS_A_READ):
+        for ids in chunks(sorted(found), _IDS_A_READ):
             for worker_id, stamps in (await self._group(self._settled, ids, _ALL, since)).items():
                 found[worker_id] = _whole_seconds(stamps)
         return found
@@ -374,7 +229,7 @@ class WorkerMetricsRepository:
             try:
                 return not await self._running_inserts(self._sees_everyone)
             except OperationFailure as error:
-                if error.code != _NOT_AUTHORIZED or not self._sees_everyone:
+                if error.code != NOT_AUTHORIZED or not self._sees_everyone:
                     raise
                 self._sees_everyone = False
                 return not await self._running_inserts(False)
@@ -390,7 +245,7 @@ class WorkerMetricsRepository:
             spans[low, high].append(worker_id)
         wanted, found = set(keys), set[Key]()
         for (low, high), worker_ids in spans.items():
-            for ids in _chunks(sorted(worker_ids), _IDS_A_READ):
+            for ids in chunks(sorted(worker_ids), _IDS_A_READ):
                 local, settled = [
                     {
                         (worker_id, second)
@@ -430,9 +285,9 @@ class WorkerMetricsRepository:
                 rejected.append((sample, complaint))
             else:
                 accepted.append((sample, document))
-        chunks = _chunks(accepted, _CHUNK)
-        async with self._operation("insert", OPERATION_SECONDS * max(1, len(chunks)) if within is None else within):
-            for chunk in chunks:
+        parts = chunks(accepted, _CHUNK)
+        async with self._operation("insert", OPERATION_SECONDS * max(1, len(parts)) if within is None else within):
+            for chunk in parts:
                 rejected += await self._insert_chunk(chunk)
         return rejected
 
@@ -580,10 +435,6 @@ def _check_granularity(namespace: str, options: Document) -> str | None:
     return f"{namespace} has granularity {found}; samples pack best with minutes"
 
 
-def _chunks(items: Sequence[T], size: int) -> list[Sequence[T]]:
-    return [items[at : at + size] for at in range(0, len(items), size)]
-
-
 def _utc(time: datetime) -> datetime:
     return time if time.tzinfo else time.replace(tzinfo=UTC)
 
@@ -684,178 +535,3 @@ def _statistics(row: Mapping[str, Any], field: str) -> Statistics:
     if not count:
         return Statistics(avg=None, min=None, max=None, count=0)
     return Statistics(avg=row[f"{field}_sum"] / count, min=row[f"{field}_min"], max=row[f"{field}_max"], count=count)
-
-
-class Inventory:
-    """Every worker ever seen and the instances it ran on; kept in memory, written to MongoDB as it changes.
-
-    Every method raises StoreUnavailable, StoreMisfit or StoreError; what could not be written is written the next time.
-    """
-
-    def __init__(self, database: Database) -> None:
-        self._database = durable(database)
-        self._collection = self._database[INVENTORY]
-        self._entries: dict[str, InventoryEntry] = {}
-        self._unsaved: set[str] = set()
-        self._loaded = False
-
-    @property
-    def entries(self) -> Mapping[str, InventoryEntry]:
-        """worker_id → what is remembered of it."""
-        return MappingProxyType(self._entries)
-
-    async def load(self) -> None:
-        """Read all entries, in place of those in memory."""
-        async with operation(self._database, INVENTORY, "find"):
-            self._entries = {document["_id"]: _entry(document) async for document in self._collection.find()}
-        self._unsaved.clear()
-        self._loaded = True
-
-    async def record(self, fleet: Fleet) -> None:
-        """Note one complete reading of the aggregates; loads the entries first if nobody has."""
-        if not self._loaded:
-            await self.load()
-        changed: set[str] = set()
-        for worker in fleet.workers:
-            old = self._entries.get(worker.id)
-            new = next_entry(old, worker, fleet.date)
-            if old is None or new != _touched(old, new.last_seen, bool(worker.instance_id)):
-                changed.add(worker.id)
-            self._entries[worker.id] = new
-        seen = {worker.id: bool(worker.instance_id) for worker in fleet.workers}
-        upserts = changed | self._unsaved
-        self._unsaved |= seen.keys()
-        await self._upsert(sorted(upserts))
-        async with operation(self._database, INVENTORY, "update"):
-            for on_instance in (True, False):
-                touched = [worker for worker, has in seen.items() if has is on_instance and worker not in upserts]
-                if touched:
-                    await self._collection.update_many({"_id": {"$in": touched}}, _touch(fleet.date, on_instance))
-        self._unsaved.clear()
-
-    async def _upsert(self, worker_ids: Sequence[str]) -> None:
-        for ids in _chunks(worker_ids, _CHUNK):
-            documents = [_entry_document(self._entries[worker_id]) for worker_id in ids]
-            async with operation(self._database, INVENTORY, "update"):
-                await self._collection.bulk_write(
-                    [ReplaceOne({"_id": document["_id"]}, document, upsert=True) for document in documents], ordered=False
-                )
-
-
-def next_entry(entry: InventoryEntry | None, worker: Worker, now: int) -> InventoryEntry:
-    """Return what is remembered of a worker after it was seen at `now`.
-
-    An aggregate that lacks a descriptive field, or for a moment its instance, takes nothing away. An instance that comes back
-    after another is a sighting of its own. A worker that is not terminated has no time of termination, even if it once had.
-    """
-    fresh = Sighting(worker.instance_id, worker.region, now, now) if worker.instance_id else None
-    if entry is None:
-        return InventoryEntry(
-            worker_id=worker.id,
-            region=worker.region,
-            name=worker.name,
-            instance_type=worker.instance_type,
-            cml_version=worker.cml_version,
-            created_at=worker.created_at,
-            terminated_at=worker.terminated_at,
-            status=worker.status,
-            first_seen=now,
-            last_seen=now,
-            instances=(fresh,) if fresh else (),
-        )
-    instances = entry.instances
-    if fresh and instances and (instances[-1].instance_id, instances[-1].region) == (fresh.instance_id, fresh.region):
-        instances = (*instances[:-1], replace(instances[-1], last=max(instances[-1].last, now)))
-    elif fresh:
-        instances = (*instances, fresh)
-    kept_end = entry.terminated_at if worker.status == "terminated" else None
-    return InventoryEntry(
-        worker_id=worker.id,
-        region=worker.region or entry.region,
-        name=worker.name or entry.name,
-        instance_type=worker.instance_type or entry.instance_type,
-        cml_version=worker.cml_version or entry.cml_version,
-        created_at=entry.created_at if worker.created_at is None else worker.created_at,
-        terminated_at=kept_end if worker.terminated_at is None else worker.terminated_at,
-        status=worker.status,
-        first_seen=entry.first_seen,
-        last_seen=max(entry.last_seen, now),
-        instances=instances,
-    )
-
-
-def candidates(entry: InventoryEntry | None, start: int, end: int) -> tuple[str, ...]:
-    """Return the instances that may have run in [start, end), newest first, each once.
-
-    An instance may have run from the last sighting of its predecessor to the first sighting of its successor. Sightings are
-    rounded down to seconds, so the successor's own second still counts for its predecessor.
-    """
-    if entry is None:
-        return ()
-    seen = entry.instances
-    running = [
-        sighting.instance_id
-        for at, sighting in enumerate(seen)
-        if (at == 0 or seen[at - 1].last < end) and (at + 1 == len(seen) or start <= seen[at + 1].first)
-    ]
-    return tuple(dict.fromkeys(reversed(running)))
-
-
-def _touched(entry: InventoryEntry, now: int, on_instance: bool) -> InventoryEntry:
-    """The entry after a reading that brought nothing new but the time."""
-    instances = entry.instances
-    if on_instance and instances:
-        instances = (*instances[:-1], replace(instances[-1], last=max(instances[-1].last, now)))
-    return replace(entry, last_seen=now, instances=instances)
-
-
-def _touch(now: int, on_instance: bool) -> list[Document]:
-    """The same as an update: last_seen, and the end of the current sighting, never backwards."""
-    date = to_datetime(now)
-    changes: Document = {"last_seen": {"$max": ["$last_seen", date]}}
-    if on_instance:
-        current = {"$mergeObjects": [{"$last": "$instances"}, {"to": {"$max": [{"$last": "$instances.to"}, date]}}]}
-        earlier = {"$slice": ["$instances", {"$subtract": [{"$size": "$instances"}, 1]}]}
-        alone = {"$eq": [{"$size": "$instances"}, 1]}  # $slice refuses a count of zero
-        changes["instances"] = {"$cond": [alone, [current], {"$concatArrays": [earlier, [current]]}]}
-    return [{"$set": changes}]
-
-
-def _entry_document(entry: InventoryEntry) -> Document:
-    dates = {name: getattr(entry, name) for name in ("created_at", "terminated_at", "first_seen", "last_seen")}
-    document: Document = {
-        "_id": entry.worker_id,
-        "worker_id": entry.worker_id,
-        "region": entry.region,
-        "name": entry.name,
-        "instance_type": entry.instance_type,
-        "cml_version": entry.cml_version,
-        "status": entry.status,
-        "instances": [
-            {"id": one.instance_id, "region": one.region, "from": to_datetime(one.first), "to": to_datetime(one.last)}
-            for one in entry.instances
-        ],
-        **{name: None if second is None else to_datetime(second) for name, second in dates.items()},
-    }
-    return {key: value for key, value in document.items() if value is not None}
-
-
-def _entry(document: Mapping[str, Any]) -> InventoryEntry:
-    dates = {name: document.get(name) for name in ("created_at", "terminated_at", "first_seen", "last_seen")}
-    seconds = {name: None if date is None else to_seconds(date) for name, date in dates.items()}
-    return InventoryEntry(
-        worker_id=document["_id"],
-        region=document.get("region", ""),
-        name=document.get("name"),
-        instance_type=document.get("instance_type"),
-        cml_version=document.get("cml_version"),
-        created_at=seconds["created_at"],
-        terminated_at=seconds["terminated_at"],
-        status=document.get("status", "unknown"),
-        first_seen=seconds["first_seen"] or 0,
-        last_seen=seconds["last_seen"] or 0,
-        instances=tuple(
-            Sighting(one["id"], one["region"], to_seconds(one["from"]), to_seconds(one["to"]))
-            for one in document.get("instances", ())
-        ),
-    )

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pymongo import ReturnDocument
 from pymongo.errors import DuplicateKeyError
 
-from exporter.history import STATE, Database, Document, durable, operation
+from exporter.mongo import STATE, Database, Document, durable, operation
 from exporter.periods import to_datetime
 
 MARGIN = 1 / 6

@@ -219,7 +219,7 @@ def ran_on(entry: InventoryEntry | None, worker: Worker, start: int, end: int) -
     may: list[Sighting] = []
     for index, sighting in enumerate(sightings):
         begun = index == 0 or sightings[index - 1].last < end
-        ended = index + 1 < len(sightings) and sightings[index + 1].first <= start
+        ended = index + 1 < len(sightings) and sightings[index + 1].first < start  # seconds are rounded down
         if begun and not ended:
             may.append(sighting)
     region = may[-1].region

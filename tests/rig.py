@@ -16,10 +16,11 @@ from exporter.cloudwatch import CloudWatch
 from exporter.collector import ASK_OFFSET, OBSERVE_OFFSET, Collector, MetricSource
 from exporter.config import Settings
 from exporter.errors import ExporterError, StoreError
-from exporter.history import Database, Inventory
+from exporter.inventory import Inventory
 from exporter.lease import Lease
 from exporter.mirror import Mirror
 from exporter.model import Fleet, InventoryEntry, Snapshot
+from exporter.mongo import Database
 from exporter.outbox import Outbox
 from exporter.periods import align
 from exporter.rounds import OutboxThread
@@ -99,6 +100,7 @@ class Rig:
             inventory=Inventory(database),
             lease=self.lease,
             wall=clock,
+            monotonic=clock,
         )
         self.errors: list[str] = []
         """What the loops would have logged: every error that ended a part of a round."""

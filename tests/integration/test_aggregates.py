@@ -16,7 +16,7 @@ from pymongo import AsyncMongoClient
 from exporter.config import ExtraGauge, WorkersSettings
 from exporter.embedded import Mongod
 from exporter.errors import SourceError
-from exporter.history import Database, Document
+from exporter.mongo import Database, Document
 from exporter.workers import BATCH, Aggregates
 from tests.fixtures.mongo import AuthMongod, free_port
 

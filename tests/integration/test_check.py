@@ -19,8 +19,9 @@ from exporter.app import connect, repository
 from exporter.check import Finding
 from exporter.config import Settings
 from exporter.errors import StoreMisfit
-from exporter.history import Document, least_role
+from exporter.history import least_role
 from exporter.lease import Lease
+from exporter.mongo import Document
 from exporter.outbox import Outbox
 from tests.fake_cloudwatch import FakeCloudWatch, instance_id
 from tests.fixtures.mongo import AuthMongod, free_port

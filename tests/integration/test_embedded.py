@@ -15,7 +15,7 @@ from pymongo.write_concern import WriteConcern
 from exporter import embedded
 from exporter.embedded import LOG, Mongod, find_mongod, mongodb
 from exporter.errors import StoreMisfit, StoreUnavailable
-from exporter.history import Document
+from exporter.mongo import Document
 from tests.conftest import missing
 from tests.fixtures.mongo import free_port, need_mongod
 

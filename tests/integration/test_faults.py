@@ -12,8 +12,8 @@ from bson import Int64
 from pymongo import AsyncMongoClient, MongoClient
 
 from exporter.embedded import Mongod
-from exporter.history import Database
 from exporter.model import Answers, Listing, Query
+from exporter.mongo import Database
 from exporter.periods import align
 from tests.fake_cloudwatch import FakeCloudWatch, instance_id
 from tests.fixtures.mongo import AuthMongod, free_port

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from exporter.history import Database
+from exporter.mongo import Database
 from exporter.periods import align, to_seconds
 from tests.fake_cloudwatch import FakeCloudWatch, instance_id
 from tests.rig import PERIOD, Clock, Rig

@@ -21,20 +21,11 @@ from pymongo.write_concern import WriteConcern
 from exporter import history
 from exporter.embedded import Mongod
 from exporter.errors import StoreError, StoreMisfit, StoreUnavailable
-from exporter.history import (
-    INVENTORY,
-    STATE,
-    Database,
-    Document,
-    Inventory,
-    Key,
-    WorkerMetricsRepository,
-    least_role,
-    operation,
-    translate,
-)
+from exporter.history import Key, WorkerMetricsRepository, least_role
+from exporter.inventory import INVENTORY, Inventory
 from exporter.lease import Lease
 from exporter.model import Fleet, Statistics, Worker, WorkerMetricsSample
+from exporter.mongo import STATE, Database, Document, operation, translate
 from exporter.periods import DAY, HOUR, to_datetime, to_seconds
 from tests.fixtures.mongo import AuthMongod, connect
 from tests.mongo_proxy import CUTS, Cut, MongoProxy

@@ -7,8 +7,8 @@ import pytest
 
 from exporter.embedded import Mongod
 from exporter.errors import StoreUnavailable
-from exporter.history import STATE, Database
 from exporter.lease import MARGIN, Lease
+from exporter.mongo import STATE, Database
 from tests.fixtures.mongo import connect, free_port
 
 
@@ -127,7 +127,7 @@ async def test_an_owner_with_a_dollar_is_a_name_like_any_other(database: Databas
 
 async def test_without_mongodb_it_stays_held_until_its_time_is_over(own_mongod: Mongod) -> None:
     clock = Clock()
-    async with connect(own_mongod.uri, patience=1) as client:
+    async with connect(own_mongod.uri, patience=5) as client:
         lease = Lease(client["cml"], owner="first", ttl=30, monotonic=clock)
         assert await lease.acquire_or_renew()
         own_mongod.kill()

@@ -28,6 +28,8 @@ ORDER = (
     "workers",
     "cloudwatch",
     "outbox",
+    "mongo",
+    "inventory",
     "history",
     "lease",
     "exposition",

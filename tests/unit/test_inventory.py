@@ -4,12 +4,17 @@ from dataclasses import replace
 
 import pytest
 
-from exporter.history import candidates, next_entry
+from exporter.inventory import next_entry
+from exporter.lifecycle import ran_on
 from exporter.model import InventoryEntry, Sighting, Worker
 
 WORKER = Worker(
     id="w1", region="us-east-1", instance_id="i-a", status="running", name="lab one", instance_type="m5.large", created_at=50
 )
+
+
+def candidates(entry: InventoryEntry | None, start: int, end: int) -> tuple[str, ...]:
+    return ran_on(entry, Worker("w", "eu-west-1", None, "running"), start, end)[1]
 
 
 def seen(*steps: tuple[int, str | None]) -> InventoryEntry:

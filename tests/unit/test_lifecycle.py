@@ -262,7 +262,7 @@ def test_a_gap_is_asked_of_the_instances_that_ran_then() -> None:
         -8: ("i-1",),
         -6: ("i-2", "i-1"),  # nobody looked between T − 6 P and T − 4 P
         -5: ("i-2", "i-1"),
-        -4: ("i-2",),
+        -4: ("i-2", "i-1"),  # the first sighting of i-2 may have been within the second T − 4 P
         -3: ("i-2",),
         -2: ("i-3", "i-2"),
         -1: ("i-3",),
@@ -307,6 +307,12 @@ def test_a_running_worker_is_asked_every_interval_an_idle_one_every_quarter_of_g
     running: bool, asked: int | None, due: bool
 ) -> None:
     assert is_due(running, None if asked is None else T - asked, T, RULES) is due
+
+
+def test_an_idle_worker_is_never_asked_more_often_than_a_running_one() -> None:
+    rare = Rules(interval=1200, give_up=1800)
+    assert not is_due(False, T - 600, T, rare)
+    assert is_due(False, T - 1200, T, rare)
 
 
 def test_a_batch_asks_whole_workers_from_the_oldest_period_to_now() -> None:

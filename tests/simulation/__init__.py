@@ -1,0 +1,56 @@
+"""A seeded simulation of the life of a sample: the real exporter in a hostile world, ten hours a second.
+
+`run(Scenario.of(seed))` returns the world and what was violated; `python -m tests.simulation` runs many seeds.
+"""
+
+import asyncio
+import shutil
+import tempfile
+from pathlib import Path
+
+from tests.simulation.checks import check
+from tests.simulation.process import Crash, Host, silence
+from tests.simulation.virtual_time import VirtualLoop
+from tests.simulation.world import Scenario, World
+
+__all__ = ["Scenario", "World", "run"]
+
+
+def run(scenario: Scenario) -> World:
+    """Run a scenario to its end; `violations` of the result is empty when every rule held."""
+    shared_memory = Path("/dev/shm")
+    folder = Path(tempfile.mkdtemp(prefix="simulation-", dir=shared_memory if shared_memory.is_dir() else None))
+    world = World(scenario)
+    try:
+        with silence(world), asyncio.Runner(loop_factory=VirtualLoop) as runner:
+            runner.run(_simulate(world, folder))
+            loop = runner.get_loop()
+            assert isinstance(loop, VirtualLoop)
+            for complaint in loop.complaints:
+                if not isinstance(complaint.get("exception"), Crash):
+                    world.violated("asyncio complains", f"{complaint}")
+    finally:
+        shutil.rmtree(folder)
+    return world
+
+
+async def _simulate(world: World, folder: Path) -> None:
+    hosts = [Host(world, name, folder) for name in ("AB" if "takeover" in world.faults else "A")]
+    tasks = [asyncio.create_task(host.run()) for host in hosts]
+    tasks.append(asyncio.create_task(world.live()))
+    await asyncio.sleep(world.scenario.hours * 3600)
+    world.calm()
+    for host in hosts:
+        host.calm.set()
+    # Long enough to give up what CloudWatch never decides, and to ask an idle worker twice.
+    await asyncio.sleep(world.rules.give_up * 2 + 3600)
+    leading = next((host.process for host in hosts if host.process and host.process.lease.held), None)
+    if leading is None:
+        world.violated("nobody leads")
+    else:
+        check(world, leading.outbox)
+    for task in tasks:
+        task.cancel()
+    for end in await asyncio.gather(*tasks, return_exceptions=True):
+        if isinstance(end, Exception):
+            raise end

@@ -1,0 +1,234 @@
+"""What must be true at the end, after a quiet time. Every exemption says which rule allows it."""
+
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass
+
+from exporter.model import IDLE_STATUSES, METRICS, MetricName, Worker, WorkerMetricsSample
+from exporter.outbox import Outbox
+from exporter.periods import align, align_up
+from tests.simulation.world import EPOCH, Document, Machine, World
+
+Observation = tuple[int, Worker]
+
+
+def check(world: World, outbox: Outbox) -> None:
+    """Compare the history with the world.
+
+    Args:
+        outbox: of the exporter that holds the lease.
+    """
+    _check_outbox(world, outbox)
+    for machine in world.machines.values():
+        examined = _Examined(world, machine)
+        start = max(align_up(machine.born, world.rules.period), align(EPOCH - world.rules.heal, world.rules.period))
+        for period in range(start, align(world.calm_at, world.rules.period), world.rules.period):
+            examined.check(period)
+    for worker_id, start in world.mongodb.documents:
+        if worker_id not in world.machines:
+            world.violated("a sample of nobody", f"{worker_id} {start}")
+
+
+def _check_outbox(world: World, outbox: Outbox) -> None:
+    """Nothing older than what CloudWatch may still decide is on its way."""
+    counts, oldest = outbox.counts(), outbox.oldest()
+    # give_up to believe in an absence, a quarter of it between two asks of an idle worker, and a few rounds.
+    patience = world.rules.give_up * 5 // 4 + 3 * max(world.rules.interval, 600)
+    if oldest is not None and oldest < world.now - patience:
+        world.violated(
+            "stuck in the outbox", f"{counts}, oldest {world.now - oldest} s, {outbox.open_rows('w0', 0, 1 << 40)[:1]}"
+        )
+    if counts["rejected"]:
+        world.violated("set aside", f"{counts}")
+
+
+@dataclass(frozen=True)
+class _Around:
+    """One period of one worker between the committed observations before and after its end."""
+
+    before: Observation | None
+    after: Observation | None
+
+    def __str__(self) -> str:
+        return f"between {_show(self.before)} and {_show(self.after)}"
+
+
+def _show(observation: Observation | None) -> str:
+    if observation is None:
+        return "nothing"
+    at, worker = observation
+    return f"[{_hours(at)} {worker.status} {worker.instance_id} {worker.region}]"
+
+
+class _Examined:
+    """One worker's history under examination."""
+
+    def __init__(self, world: World, machine: Machine) -> None:
+        self.world, self.rules, self.machine, self.id = world, world.rules, machine, machine.id
+        self.observed = sorted(world.observed[machine.id], key=lambda o: o[0])
+        self.observed_at = [at for at, _ in self.observed]
+        self.read = world.read[machine.id]
+        self.read_at = [at for at, _ in self.read]
+        self.healed = world.healed[machine.id]
+
+    def check(self, start: int) -> None:
+        documents = self.world.mongodb.documents.get((self.id, start), [])
+        document = documents[0] if documents else None
+        if document:
+            self._is_true(start, document.sample)
+            self._has_own(start, document)
+        self._has_status(start, document)
+        for metric in METRICS:
+            self._has_value(start, metric, document)
+
+    # -- nothing is invented
+
+    def _is_true(self, start: int, sample: WorkerMetricsSample) -> None:
+        end = start + self.rules.period
+        if sample.status is not None or sample.active_labs_count is not None:
+            first = bisect_left(self.read_at, end)
+            last = bisect_left(self.read_at, end + self.rules.period)
+            said = {(w.status, w.active_labs) for _, w in self.read[first:last]}
+            if (sample.status, sample.active_labs_count) not in said:
+                self._violated("a status that stands for another period", start, f"{sample}, observed {said}")
+        if (
+            sample.status is None
+            and sample.active_labs_count is None
+            and not any(_value(sample, m) is not None for m in METRICS)
+        ):
+            self._violated("a sample with nothing in it", start, f"{sample}")
+        for at, metric in enumerate(METRICS, 1):
+            value = _value(sample, metric)
+            own = {entry[at] for entry in self.machine.own if start <= entry[0] < end}
+            if value is not None and value not in self.world.truth(self.id, metric, start) and value not in own:
+                self._violated(f"a {metric} that never was final", start, f"{value}")
+
+    # -- nothing is lost
+
+    def _has_status(self, start: int, document: Document | None) -> None:
+        end, around = start + self.rules.period, self._around(start)
+        if around.after is None or around.after[0] >= end + self.rules.period:
+            return  # rule 2: nobody looked in time
+        if self._lost(around.after[0], document) or self._finished(around) or self._created_later(start):
+            return
+        if self._missed(around):
+            return  # rule 5: its last period was opened when it was gone, before it came back
+        if document is None or document.sample.status is None:
+            self._violated("an observation is lost", start, f"{document}, {around}")
+
+    def _has_value(self, start: int, metric: MetricName, document: Document | None) -> None:
+        around = self._around(start)
+        truth = self.world.truth(self.id, metric, start, self._known_instances(start))
+        end = start + self.rules.period
+        due = [value for value, published in truth.items() if published <= end + self.rules.give_up]
+        if not due or self._may_lack(start, around):
+            return
+        if document is None or _value(document.sample, metric) not in truth:
+            self._violated(
+                f"CloudWatch's {metric} is lost",
+                start,
+                f"{due}, {document}, {around}, losses {[_hours(at) for at in self.world.losses]}, "
+                f"gaps opened {[_hours(at) for at in self.healed]}",
+            )
+
+    def _has_own(self, start: int, document: Document) -> None:
+        """Rule 9: where CloudWatch has nothing, the aggregate's own value counts, if it was observed in time."""
+        after, period = self._around(start).after, self.rules.period
+        if after is None or after[0] >= start + 2 * period or self._lost(after[0], document):
+            return
+        worker = after[1]
+        if worker.collected_at is not None and start <= worker.collected_at < start + period:
+            later = [entry for entry in self.machine.own if worker.collected_at < entry[0] < start + period]
+            for metric, own in (("cpu", worker.cpu), ("memory", worker.memory)):
+                if own is not None and not later and _value(document.sample, metric) is None:
+                    self._violated(f"the aggregate's own {metric} is lost", start, f"{document}")
+
+    def _may_lack(self, start: int, around: _Around) -> bool:
+        return (
+            (self.id, start) in self.world.given_up  # rule 10: undecided after `heal` and counted (checked where it happens)
+            or self._idle(start)
+            or self._finished(around)
+            or self._created_later(start)
+            or self._moved(start)
+            or not self._was_opened(start, around)
+        )
+
+    def _was_opened(self, start: int, around: _Around) -> bool:
+        """Whether the rules promise a row: by an observation, by the last sight of a vanished worker, or as a gap."""
+        end, reach = start + self.rules.period, start + self.rules.heal
+        lost = [at for at in self.world.losses if at >= (around.before[0] if around.before else 0)]
+        if around.before and not lost:
+            if around.after:
+                return around.after[0] <= reach  # rule 1: `heal` back
+            # rule 5: of a worker that is gone, the period that was open when it was last seen
+            gone_noticed = self.world.calm_at + self.rules.period <= reach
+            return around.before[0] >= start and around.before[1].status not in IDLE_STATUSES and gone_noticed
+        since = max([end, *lost])
+        return any(since <= at <= reach for at in self.healed)  # rule 3
+
+    # -- exemptions
+
+    def _lost(self, since: int, document: Document | None) -> bool:
+        """The outbox that had the observation was lost before the row had left it: status and labs cannot be had again."""
+        until = document.inserted if document else self.world.now
+        return any(since <= at <= until for at in self.world.losses)
+
+    def _idle(self, start: int) -> bool:
+        """Rule 8: stopped or terminated in unbroken observations from before the period on."""
+        first = bisect_right(self.read_at, start) - 1
+        last = bisect_left(self.read_at, start + self.rules.period)
+        if first < 0 or last >= len(self.read):
+            return False
+        around = self.read[first : last + 1]
+        return all(worker.status in IDLE_STATUSES for _, worker in around)
+
+    def _finished(self, around: _Around) -> bool:
+        """Rule 5: the last sample of a terminated worker is the period in which that was first seen."""
+        if around.after is None or around.after[1].status != "terminated":
+            return False
+        if around.before is None or around.before[1].status == "terminated":
+            return True
+        # An outbox that was lost meanwhile has not seen it alive.
+        return any(around.before[0] <= at <= around.after[0] for at in self.world.losses)
+
+    def _created_later(self, start: int) -> bool:
+        created = self.machine.aggregate.created_at
+        return created is not None and start < align(created, self.rules.period)
+
+    def _moved(self, start: int) -> bool:
+        """One call asks one region: where a worker changed its region, the newer one counts."""
+        return len({worker.region for worker in self._near(start)}) > 1
+
+    def _missed(self, around: _Around) -> bool:
+        """Whether it was gone from the aggregates between the two observations."""
+        since = around.before[0] if around.before else 0
+        until = around.after[0] if around.after else self.world.now
+        return any(since < at < until for at in self.world.missed[self.id])
+
+    def _around(self, start: int) -> _Around:
+        after = bisect_left(self.observed_at, start + self.rules.period)
+        return _Around(
+            self.observed[after - 1] if after else None,
+            self.observed[after] if after < len(self.observed) else None,
+        )
+
+    def _near(self, start: int) -> list[Worker]:
+        """The worker from the last observation before the period's start to the first after its end (rule 4)."""
+        first = max(0, bisect_right(self.observed_at, start) - 1)
+        last = bisect_left(self.observed_at, start + self.rules.period)
+        if self._missed(self._around(start)):
+            last -= 1  # rule 5: the row was opened when it was gone; who it is when it comes back nobody knew
+        return [worker for _, worker in self.observed[first : last + 1]]
+
+    def _known_instances(self, start: int) -> set[str]:
+        return {worker.instance_id for worker in self._near(start) if worker.instance_id}
+
+    def _violated(self, what: str, start: int, details: str) -> None:
+        self.world.violated(what, f"{self.id} {start} ({_hours(start)}) {details}")
+
+
+def _hours(at: int) -> str:
+    return f"{(at - EPOCH) / 3600:+.2f} h"
+
+
+def _value(sample: WorkerMetricsSample, metric: str) -> float | None:
+    return sample.cpu_utilization if metric == "cpu" else sample.memory_utilization

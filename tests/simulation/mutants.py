@@ -1,0 +1,279 @@
+"""Rules taken away one at a time. The simulation must notice each; else it proves nothing about that rule."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+
+import pytest
+
+from exporter import collector, lifecycle, rounds
+from exporter.collector import Collector
+from exporter.lifecycle import Batch, Known, Row, Rules, Sightings, Verdict
+from exporter.mirror import Mirror
+from exporter.model import IDLE_STATUSES, Answer, Answers, Fleet, InventoryEntry, Listing, MetricName, Query, Worker
+from exporter.outbox import Outbox
+from exporter.periods import align
+from tests.simulation.process import HistoryClient, LeaseClient, MetricClient
+from tests.simulation.world import Key
+
+Opened = tuple[list[Row], Known]
+Entry = InventoryEntry | None
+Asked = Sequence[Query]
+Listings = Sequence[Listing]
+Patch = pytest.MonkeyPatch
+
+_observe, _gaps, _judge = lifecycle.observe, lifecycle.gaps, lifecycle.judge
+_step, _ask = Mirror.step, Collector.ask
+
+
+# -- observing
+
+
+def _no_next(patch: Patch) -> None:
+    def observe(worker: Worker, known: Known, now: int, rules: Rules, entry: Entry = None) -> Opened:
+        return _observe(worker, replace(known, next=align(now, rules.period) - 2 * rules.period), now, rules, entry)
+
+    patch.setattr(lifecycle, "observe", observe)
+
+
+def _rows_changed_by(change: Callable[[Row, Worker], Row]) -> Callable[[Patch], None]:
+    def mutate(patch: Patch) -> None:
+        def observe(worker: Worker, known: Known, now: int, rules: Rules, entry: Entry = None) -> Opened:
+            rows, known = _observe(worker, known, now, rules, entry)
+            return [change(row, worker) for row in rows], known
+
+        patch.setattr(lifecycle, "observe", observe)
+
+    return mutate
+
+
+def _status_for_all(row: Row, worker: Worker) -> Row:
+    return replace(row, status=worker.status, active_labs=worker.active_labs)
+
+
+def _one_instance(row: Row, worker: Worker) -> Row:
+    return replace(row, instances=(worker.instance_id,) if worker.instance_id else ())
+
+
+def _idle_at_the_tick(row: Row, worker: Worker) -> Row:
+    return row.finish() if worker.status in IDLE_STATUSES and row.status else row
+
+
+def _newest_only(patch: Patch) -> None:
+    def gaps(worker: Worker, known: Known, entry: Entry, have: set[int], now: int, rules: Rules) -> list[Row]:
+        return [row for row in _gaps(worker, known, entry, have, now, rules) if row.start > max(have, default=0)]
+
+    patch.setattr(lifecycle, "gaps", gaps)
+
+
+def _no_gaps(patch: Patch) -> None:
+    patch.setattr(lifecycle, "gaps", lambda *_: [])
+
+
+def _no_inventory_when_observing(patch: Patch) -> None:
+    patch.setattr(lifecycle, "observe", lambda worker, known, now, rules, entry=None: _observe(worker, known, now, rules))
+
+
+def _no_inventory(patch: Patch) -> None:
+    def ran_on(entry: Entry, worker: Worker, start: int, end: int) -> tuple[str, tuple[str, ...]]:
+        return worker.region, (worker.instance_id,) if worker.instance_id else ()
+
+    patch.setattr(lifecycle, "ran_on", ran_on)
+
+
+def _vanished_are_forgotten(patch: Patch) -> None:
+    patch.setattr(lifecycle, "vanish", lambda known, now, rules: ([], known))
+
+
+def _two_transactions(patch: Patch) -> None:
+    def open_periods(
+        outbox: Outbox, fleet: Fleet, inventory: Mapping[str, InventoryEntry] | None, rules: Rules
+    ) -> tuple[int, dict[str, Known]]:
+        before, rows, known = outbox.known(), list[Row](), dict[str, Known]()
+        for worker in fleet.workers:
+            memory = before.get(worker.id)
+            if memory is None and inventory is None:
+                continue
+            entry = (inventory or {}).get(worker.id)
+            memory = memory or lifecycle.meet(worker, entry, fleet.date, rules)
+            opened, known[worker.id] = lifecycle.observe(worker, memory, fleet.date, rules, entry)
+            rows += opened
+        with outbox.transaction():
+            outbox.remember(known.values())
+        with outbox.transaction():
+            return outbox.open(rows), known
+
+    patch.setattr(collector, "open_periods", open_periods)
+
+
+# -- settling
+
+
+def _judging_with(**rules_changed: int) -> Callable[[Patch], None]:
+    def mutate(patch: Patch) -> None:
+        def judge(
+            row: Row, metric: MetricName, queries: Asked, answers: Answers, listings: Listings, seen: Sightings, rules: Rules
+        ) -> Verdict:
+            return _judge(row, metric, queries, answers, listings, seen, replace(rules, **rules_changed))
+
+        patch.setattr(lifecycle, "judge", judge)
+
+    return mutate
+
+
+def _no_confirmation(patch: Patch) -> None:
+    patch.setattr(lifecycle, "ON_TIME", 1_000_000)
+
+
+def _no_settle(patch: Patch) -> None:
+    _judging_with(settle=0)(patch)
+    _no_confirmation(patch)
+
+
+def _unlisted_at_once(patch: Patch) -> None:
+    patch.setattr(lifecycle, "UNLISTED", 0)
+
+
+def _outside_the_window(patch: Patch) -> None:
+    def judge(
+        row: Row, metric: MetricName, queries: Asked, answers: Answers, listings: Listings, seen: Sightings, rules: Rules
+    ) -> Verdict:
+        wide = {query: replace(answer, start=0, end=1 << 40) for query, answer in answers.by_query.items()}
+        return _judge(row, metric, queries, replace(answers, by_query=wide), listings, seen, rules)
+
+    def apply_answers(
+        outbox: Outbox, batch: Batch, answers: Answers, listings: Listings, seen: Sightings, rules: Rules
+    ) -> tuple[int, int]:
+        return rounds.apply_answers(outbox, replace(batch, start=0, end=1 << 40), answers, listings, seen, rules)
+
+    patch.setattr(lifecycle, "judge", judge)
+    patch.setattr(collector, "apply_answers", apply_answers)
+
+
+def _partial_is_complete(patch: Patch) -> None:
+    patch.setattr(Answer, "complete", property(lambda self: True))
+
+
+def _local_age(patch: Patch) -> None:
+    ask = MetricClient.get_metric_data
+
+    async def get_metric_data(
+        self: MetricClient, region: str, queries: Sequence[Query], start: int, end: int, period: int
+    ) -> Answers:
+        return replace(await ask(self, region, queries, start, end, period), date=int(self._process.wall()))
+
+    patch.setattr(MetricClient, "get_metric_data", get_metric_data)
+    patch.setattr(MetricClient, "_check_clock", lambda *_: None)
+
+
+def _local_now(patch: Patch) -> None:
+    patch.setattr(Collector, "_now", lambda self: int(self._wall()))
+
+
+def _empty_is_written(patch: Patch) -> None:
+    patch.setattr(Row, "empty", property(lambda self: False))
+
+
+def _own_is_ignored(patch: Patch) -> None:
+    patch.setattr(Row, "finish", lambda self: replace(self, settled=True))
+
+
+# -- asking
+
+
+def _always_due(patch: Patch) -> None:
+    patch.setattr(lifecycle, "is_due", lambda *_: True)
+
+
+def _given_up_unasked(patch: Patch) -> None:
+    async def ask(self: Collector) -> None:
+        outbox, now = self._outbox.outbox, self._now()
+        everyone = {row.worker_id for row in outbox.all_open_rows(100_000)}
+        await self._outbox(rounds.give_up, outbox, everyone, now, self._rules)
+        await _ask(self)
+
+    patch.setattr(Collector, "ask", ask)
+
+
+# -- mirroring
+
+
+def _blind(patch: Patch) -> None:
+    """Reads back only after a failure."""
+
+    async def present(self: HistoryClient, keys: Collection[Key]) -> set[Key]:
+        return await _present(self, keys) if self._process.mirror.problem is not None else set()
+
+    _present = HistoryClient.present
+    patch.setattr(HistoryClient, "present", present)
+
+
+def _no_quiesce(patch: Patch) -> None:
+    async def quiesce(self: HistoryClient) -> bool:
+        return True
+
+    patch.setattr(HistoryClient, "quiesce", quiesce)
+
+
+def _reads_back(how: str) -> Callable[[Patch], None]:
+    def mutate(patch: Patch) -> None:
+        async def present(self: HistoryClient, keys: Collection[Key]) -> set[Key]:
+            await self._send()
+            found: set[Key] = getattr(self, how)(keys)
+            return found
+
+        patch.setattr(HistoryClient, "present", present)
+
+    return mutate
+
+
+def _no_lease(patch: Patch) -> None:
+    patch.setattr(LeaseClient, "remaining", property(lambda self: 30.0))
+
+
+def _deletes_first(patch: Patch) -> None:
+    async def step(self: Mirror) -> bool:
+        outbox = self._outbox.outbox
+        rows = outbox.ready(200)
+        kept, outbox_ready = rows, outbox.ready
+        outbox.ready = lambda limit: kept  # type: ignore[method-assign]
+        try:
+            if self._lease.held and rows:
+                outbox.delete(rows)
+            return await _step(self)
+        finally:
+            outbox.ready = outbox_ready  # type: ignore[method-assign]
+
+    patch.setattr(Mirror, "step", step)
+
+
+MUTANTS: Mapping[str, Callable[[Patch], None]] = {
+    "1: no persistent `next`": _no_next,
+    "1: rows and `next` in two transactions": _two_transactions,
+    "2: status for every period since the last observation": _rows_changed_by(_status_for_all),
+    "3: gaps are never opened": _no_gaps,
+    "3: gaps only after the newest sample": _newest_only,
+    "4: only the instance of the tick": _rows_changed_by(_one_instance),
+    "4: the inventory is not asked": _no_inventory,
+    "4: an outbox is believed to know every instance": _no_inventory_when_observing,
+    "5: vanished workers are forgotten": _vanished_are_forgotten,
+    "6: age by the local clock": _local_age,
+    "6: time carried on by the local clock": _local_now,
+    "7: no settle": _no_settle,
+    "7: late values are not confirmed": _no_confirmation,
+    "7: an absence is believed at once": _judging_with(give_up=300),
+    "7: answers decide outside their window": _outside_the_window,
+    "7: partial answers decide": _partial_is_complete,
+    "8: idle at the tick is enough": _rows_changed_by(_idle_at_the_tick),
+    "8: unlisted memory is absent at once": _unlisted_at_once,
+    "9: the aggregate's own values are ignored": _own_is_ignored,
+    "10: given up before it was asked": _given_up_unasked,
+    "10: empty samples are written": _empty_is_written,
+    "11: everyone is always due": _always_due,
+    "12: deleted before it was inserted": _deletes_first,
+    "12: read back only after a failure": _blind,
+    "12: no quiesce": _no_quiesce,
+    "12: read back what is local": _reads_back("local"),
+    "12: read back what a majority has": _reads_back("majority"),
+    "14: two writers": _no_lease,
+}
+"""The rule's number and what is done to it → how. Each is applied within a MonkeyPatch context."""

@@ -1,0 +1,584 @@
+"""The real exporter in that world: its loops, its outbox on a real SQLite file, clients that may fail, a death at any point."""
+
+import asyncio
+import random
+import shutil
+import sqlite3
+import traceback
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import structlog
+from prometheus_client import CollectorRegistry
+
+from exporter.cloudwatch import check_limits
+from exporter.collector import Collector
+from exporter.config import Settings
+from exporter.errors import RejectedQuery, SourceError, StoreError, StoreUnavailable
+from exporter.inventory import next_entry
+from exporter.lifecycle import DUE, Known, Row
+from exporter.mirror import Mirror
+from exporter.model import IDLE_STATUSES, Answer, Answers, Fleet, InventoryEntry, Listing, Query, WorkerMetricsSample
+from exporter.outbox import Outbox
+from exporter.periods import DAY, HOUR, align
+from exporter.rounds import OutboxThread
+from exporter.telemetry import Telemetry
+from tests.simulation.world import EPOCH, Key, World
+
+SETTINGS = Settings.model_validate({"mongodb": {"uri": "mongodb://simulated"}})
+MAX_SKEW = 300
+LEASE, LEASE_MARGIN = 30, 5
+
+
+class Crash(BaseException):
+    """The process is gone; nothing it holds runs on."""
+
+
+class Process:
+    """One exporter process on a host: what it remembers dies with it."""
+
+    def __init__(self, world: World, host: str, directory: Path) -> None:
+        self.world, self.host = world, host
+        self.dead = False
+        self.fuse: int | None = None
+        """Points until it crashes."""
+        self.fleet = Fleet(0, ())
+        self.idle_since: dict[str, int] = {}
+        self.gaps_read: tuple[str, ...] = ()
+        self.rejected_at = float("-inf")
+        self.attempts: dict[str, float] = {}
+        """Instance → when CloudWatch was last asked about it."""
+        self.round_began = float("-inf")
+        """When the last round that gave up rows ended."""
+        self.asked: dict[tuple[str, str], tuple[float, bool, int]] = {}
+        """(worker, region) → when all of it was last answered, whether it was idle, the world's count of disturbances then."""
+        self.outbox = FragileOutbox(self, directory)
+        thread = OutboxThread(self.outbox)
+        self.lease = LeaseClient(self)
+        telemetry = Telemetry(CollectorRegistry())
+        history = HistoryClient(self)
+        self.mirror = Mirror(thread, history, self.lease, telemetry, wall=self.wall, batch=200)
+        self.collector = Collector(
+            SETTINGS,
+            world.rules,
+            telemetry,
+            thread,
+            FleetClient(self),
+            MetricClient(self),
+            history=history,
+            inventory=InventoryClient(self),
+            lease=self.lease,
+            on_ready=self.mirror.wake.set,
+            wall=self.wall,
+            monotonic=asyncio.get_running_loop().time,
+        )
+
+    def wall(self) -> float:
+        """The clock of its host."""
+        return self.world.time + self.world.skew[self.host]
+
+    def point(self) -> None:
+        """A place where it may die."""
+        if self.fuse is not None:
+            self.fuse -= 1
+            self.dead = self.dead or self.fuse <= 0
+        if self.dead:
+            raise Crash
+
+    async def travel(self) -> None:
+        """Send or receive a message."""
+        self.point()
+        await asyncio.sleep(self.world.rng.uniform(0.005, 0.5))
+        paused = self.world.paused_until[self.host] - self.world.time
+        if paused > 0:
+            await asyncio.sleep(paused + self.world.rng.uniform(0, 0.5))
+        self.point()
+
+    async def live(self) -> None:
+        """Run its loops until it crashes or is cancelled."""
+        tasks: list[asyncio.Task[None]] = []
+        try:
+            await self.collector.restore()
+            with suppress(StoreError):
+                await self.lease.acquire_or_renew()
+            loops = (
+                self.collector.observe_forever(),
+                self.collector.ask_forever(),
+                self.mirror.run_forever(),
+                self._keep_lease(),
+            )
+            tasks = [asyncio.create_task(each) for each in loops]
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        except Crash:
+            return
+        finally:
+            self.dead = True
+            for task in tasks:
+                task.cancel()
+            for end in await asyncio.gather(*tasks, return_exceptions=True):
+                if isinstance(end, Exception):
+                    self.world.violated("a loop has ended", repr(end))
+            self.outbox.close()
+
+    async def _keep_lease(self) -> None:
+        held = self.lease.held
+        while True:
+            await asyncio.sleep(LEASE / 3)
+            with suppress(StoreError):
+                await self.lease.acquire_or_renew()
+            if self.lease.held and not held:
+                self.collector.lead()
+            held = self.lease.held
+
+    def check_gauges(self) -> None:
+        """What /metrics says must have been said by a source, about a time not too long ago."""
+        snapshot, world = self.collector.snapshot, self.world
+        if snapshot is None or snapshot.fresh_until <= self.wall():
+            return
+        for shown in snapshot.workers:
+            own = world.machines[shown.worker.id].own
+            for at, (metric, value, end) in enumerate(
+                (("cpu", shown.cpu, shown.cpu_time), ("memory", shown.memory, shown.memory_time)), 1
+            ):
+                if value is None or end is None:
+                    continue
+                served = {(name, metric, end - world.rules.period, value) for name in (shown.worker.instance_id or "",)}
+                if not served & world.cloudwatch.served and (end, value) not in {(o[0], o[at]) for o in own}:
+                    world.violated("a gauge nobody said", f"{shown}")
+
+
+# -- its outbox --------------------------------------------------------------------------------------------------------
+
+
+class FragileConnection:
+    """A connection on which every statement may be the last."""
+
+    def __init__(self, connection: sqlite3.Connection, outbox: "FragileOutbox", process: Process) -> None:
+        self._connection, self._outbox, self._process = connection, outbox, process
+
+    @property
+    def in_transaction(self) -> bool:
+        return self._connection.in_transaction
+
+    def execute(self, sql: str, parameters: Sequence[Any] = ()) -> sqlite3.Cursor:
+        if sql.startswith("SELECT") or sql == "ROLLBACK":  # nothing to leave half done
+            return self._connection.execute(sql, parameters)
+        self._process.point()
+        cursor = self._connection.execute(sql, parameters)
+        if sql == "COMMIT":
+            self._outbox.committed()
+        self._process.point()
+        return cursor
+
+    def executemany(self, sql: str, parameters: Iterable[Sequence[Any]]) -> sqlite3.Cursor:
+        self._process.point()
+        if self._process.world.time < self._process.world.disk_full_until:
+            raise sqlite3.OperationalError("database or disk is full")
+        cursor = self._connection.executemany(sql, parameters)
+        self._process.point()
+        return cursor
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+class FragileOutbox(Outbox):
+    """The outbox, and what was committed to it."""
+
+    def __init__(self, process: Process, directory: Path) -> None:
+        super().__init__(directory, process.world.rules.period, synchronous="OFF")
+        self._process = process
+        self._remembered: set[str] = set()
+        self._opened = False
+        self._db = FragileConnection(self._db, self, process)  # type: ignore[assignment]
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        self._remembered, self._opened = set(), False
+        with super().transaction():
+            yield
+
+    def remember(self, known: Iterable[Known]) -> None:
+        known = list(known)
+        self._remembered = {one.worker_id for one in known}
+        super().remember(known)
+
+    def open(self, rows: Iterable[Row]) -> int:
+        self._opened = True
+        return super().open(rows)
+
+    def expired(self, worker_ids: Iterable[str], before: int) -> list[Row]:
+        rows = super().expired(worker_ids, before)
+        process, world = self._process, self._process.world
+        for row in rows:
+            world.given_up.add((row.worker_id, row.start))
+            if world.now < row.start + world.rules.heal + world.rules.period - 60:
+                world.violated("given up too early", f"{row} at {world.now}")
+            known = [instance for instance in row.instances if instance in world.cloudwatch.instances]
+            if known and all(process.attempts.get(instance, float("-inf")) < process.round_began for instance in known):
+                world.violated("given up without having been asked about", f"{row}")
+        process.round_began = world.time
+        return rows
+
+    def committed(self) -> None:
+        """A transaction is in the file."""
+        process, world = self._process, self._process.world
+        if self._remembered:
+            for worker in process.fleet.workers:
+                if worker.id in self._remembered:
+                    world.observed[worker.id].append((process.fleet.date, worker))
+        elif self._opened:
+            for worker_id in process.gaps_read:
+                world.healed[worker_id].append(process.fleet.date)
+
+
+# -- its clients -------------------------------------------------------------------------------------------------------
+
+
+class FleetClient:
+    """Reads the aggregates."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+
+    async def read(self) -> Fleet:
+        process, world = self._process, self._process.world
+        await process.travel()
+        if world.time < world.mongodb.down_until:
+            raise SourceError("mongodb", "AutoReconnect", "MongoDB is down")
+        fleet = Fleet(world.now, world.fleet())
+        await process.travel()
+        if abs(fleet.date - process.wall()) > MAX_SKEW:
+            return fleet  # it will not be believed
+        process.fleet = fleet
+        idle = {worker.id for worker in fleet.workers if worker.status in IDLE_STATUSES}
+        process.idle_since = {id_: process.idle_since.get(id_, fleet.date) for id_ in idle}
+        if process.lease.held:
+            for worker in fleet.workers:
+                world.read[worker.id].append((fleet.date, worker))
+            for worker_id in world.machines.keys() - {worker.id for worker in fleet.workers}:
+                world.missed[worker_id].append(fleet.date)
+        return fleet
+
+
+class MongoClient:
+    """What every client of MongoDB has in common."""
+
+    def __init__(self, process: Process) -> None:
+        self._process, self._world = process, process.world
+        self._server = process.world.mongodb
+
+    async def _send(self) -> None:
+        await self._process.travel()
+        if self._world.time < self._server.down_until:
+            raise StoreUnavailable("MongoDB is down", reason="unavailable")
+
+
+class HistoryClient(MongoClient):
+    """Reads and writes the history."""
+
+    async def ensure_collection(self) -> None:
+        await self._send()
+
+    async def timestamps(self, worker_ids: Collection[str], since: int) -> dict[str, set[int]]:
+        await self._send()
+        found: dict[str, set[int]] = {id_: set() for id_ in worker_ids}
+        for (id_, start), documents in self._server.documents.items():
+            if id_ in found and start >= since and any(document.committed for document in documents):
+                found[id_].add(start)
+        await self._process.travel()
+        self._process.gaps_read = tuple(worker_ids)
+        return found
+
+    async def quiesce(self) -> bool:
+        await self._send()
+        return not self._server.running_inserts
+
+    async def present(self, keys: Collection[Key]) -> set[Key]:
+        await self._send()
+        local = self.local(keys)
+        if local != self.majority(keys):
+            raise StoreUnavailable("a majority does not have all of it yet", reason="unsettled")
+        await self._process.travel()
+        return local
+
+    def local(self, keys: Collection[Key]) -> set[Key]:
+        return {key for key in keys if key in self._server.documents}
+
+    def majority(self, keys: Collection[Key]) -> set[Key]:
+        return {key for key in self.local(keys) if all(d.committed for d in self._server.documents[key])}
+
+    async def insert(
+        self, samples: Sequence[WorkerMetricsSample], *, within: float | None
+    ) -> list[tuple[WorkerMetricsSample, str]]:
+        if list(samples) != sorted(samples, key=lambda sample: (sample.worker_id, sample.timestamp)):
+            self._world.violated("inserted out of order")
+        sent = self._world.time
+        await self._send()
+        if within is not None and self._world.time - sent > within:
+            raise StoreUnavailable("the time limit passed before anything was sent", reason="unavailable")
+        if "ambiguous" in self._world.faults and self._world.rng.random() < 0.15:
+            self._server.put_somehow(samples)
+            raise StoreUnavailable("the connection broke", reason="unavailable")
+        try:
+            await self._process.travel()
+        except BaseException:  # it died while the server was at work
+            self._server.put_somehow(samples)
+            raise
+        self._server.put(samples)
+        self._process.point()
+        return []
+
+
+class InventoryClient(MongoClient):
+    """The inventory: a copy in memory, the truth in MongoDB."""
+
+    def __init__(self, process: Process) -> None:
+        super().__init__(process)
+        self._entries: dict[str, InventoryEntry] = {}
+
+    @property
+    def entries(self) -> Mapping[str, InventoryEntry]:
+        return self._entries
+
+    async def load(self) -> None:
+        await self._send()
+        self._entries = dict(self._server.inventory)
+
+    async def record(self, fleet: Fleet) -> None:
+        for worker in fleet.workers:
+            self._entries[worker.id] = next_entry(self._entries.get(worker.id), worker, fleet.date)
+        await self._send()
+        self._server.inventory |= self._entries
+        await self._process.travel()
+
+
+class LeaseClient(MongoClient):
+    """The lease: MongoDB's clock decides for others, the monotonic one for its holder."""
+
+    def __init__(self, process: Process) -> None:
+        super().__init__(process)
+        self._until = 0.0
+        self.fence = 0
+
+    @property
+    def remaining(self) -> float:
+        return max(0.0, self._until - asyncio.get_running_loop().time())
+
+    @property
+    def held(self) -> bool:
+        return self.remaining > 0
+
+    async def acquire_or_renew(self) -> bool:
+        sent = asyncio.get_running_loop().time()
+        await self._send()
+        server, host = self._server, self._process.host
+        if server.leader != host and self._world.time < server.lease_expires:
+            self._until = sent
+            return False
+        if server.leader != host:
+            server.fence += 1
+        if server.leader not in (host, None):
+            self._world.losses.append(self._world.now)  # what the other one holds is not ours to mirror
+            self._world.figures["takeovers"] += 1
+        server.leader, server.lease_expires = host, self._world.time + LEASE
+        fence = server.fence
+        await self._process.travel()
+        self.fence, self._until = fence, sent + LEASE - LEASE_MARGIN
+        return self.held
+
+
+class MetricClient:
+    """Asks CloudWatch."""
+
+    def __init__(self, process: Process) -> None:
+        self._process, self._world = process, process.world
+        self._server = process.world.cloudwatch
+
+    async def get_metric_data(self, region: str, queries: Sequence[Query], start: int, end: int, period: int) -> Answers:
+        check_limits(queries, start, end, period)
+        sent = self._world.time
+        self._process.attempts |= {query.instance_id: sent for query in queries}
+        self._world.figures["calls"] += 1
+        await self._arrive(region)
+        world = self._world
+        world.figures["queries"] += len(queries)
+        if any(query.instance_id not in self._server.instances for query in queries):
+            world.disturbances += 1  # it asks again, in parts, which say nothing about the next round
+            self._process.rejected_at = sent
+            raise RejectedQuery("cloudwatch", "ValidationError", "an instance id is malformed", region=region)
+        self._note_asked(region, queries, end, sent)
+        date = world.now
+        answers = {query: self._answer(region, query, start, end, date) for query in queries}
+        newest = self._asks_newest(end)
+        await self._slow()
+        await self._process.travel()
+        self._check_clock(region, date)
+        searching = sent < self._process.rejected_at + 900
+        if (
+            not searching
+            and newest
+            and all(answer.complete for answer in answers.values())
+            and self._world.time >= self._world.disk_full_until
+        ):
+            for worker_id, idle in self._workers_of(queries).items():
+                self._process.asked[worker_id, region] = sent, idle, world.disturbances
+        return Answers(date, answers)
+
+    async def list_memory(self, region: str, *, recent: bool) -> Listing:
+        await self._arrive(region)
+        date = self._world.now
+        since = date - (3 * HOUR if recent else 14 * DAY)
+        listing = Listing(date, since, self._server.series(region, date, since))
+        await self._process.travel()
+        self._check_clock(region, date)
+        return listing
+
+    async def _arrive(self, region: str) -> None:
+        await self._slow()
+        await self._process.travel()
+        flaky = "flaky" in self._world.faults and self._world.rng.random() < 0.08
+        if flaky or self._world.time < self._server.down_until:
+            raise SourceError("cloudwatch", "InternalFailure", "CloudWatch does not answer", region=region)
+
+    async def _slow(self) -> None:
+        if "slow" in self._world.faults and self._world.rng.random() < 0.02:
+            await asyncio.sleep(self._world.rng.uniform(10, 600))
+
+    def _check_clock(self, region: str, date: int) -> None:
+        if abs(date - self._process.wall()) > MAX_SKEW:
+            raise SourceError("cloudwatch", "ClockSkew", "the clocks differ", region=region)
+
+    def _answer(self, region: str, query: Query, start: int, end: int, now: int) -> Answer:
+        rng = self._world.rng
+        instance = self._server.instances[query.instance_id]
+        wanted = instance.memory if query.metric == "memory" else (("InstanceId", instance.id),)
+        values = {}
+        if instance.region == region and wanted == query.dimensions:
+            for period in range(start, end, self._world.rules.period):
+                publication = self._server.publication(instance, query.metric, period)
+                value = publication.at(now) if publication else None
+                if value is not None:
+                    values[period] = value
+        if "flaky" in self._world.faults and rng.random() < 0.05:
+            some = {at: value for at, value in values.items() if rng.random() < 0.5}
+            self._note_served(query, some)
+            return rng.choice([Answer("partial", start, end, some), Answer("failed", start, end, {})])
+        self._note_served(query, values)
+        return Answer("ok" if values else "empty", start, end, values)
+
+    def _note_served(self, query: Query, values: Mapping[int, float]) -> None:
+        self._server.served |= {(query.instance_id, query.metric, at, value) for at, value in values.items()}
+
+    # -- rule 11
+
+    def _asks_newest(self, end: int) -> bool:
+        """Older parts of a long window are calls of their own in the same round."""
+        return end == align(int(self._process.wall()), self._world.rules.period)
+
+    def _workers_of(self, queries: Iterable[Query]) -> dict[str, bool]:
+        """The workers that were asked about → whether they have been idle for so long that every loop knows it."""
+        instances = {query.instance_id for query in queries}
+        known_since = self._world.now - HOUR
+        return {
+            worker.id: self._process.idle_since.get(worker.id, self._world.now) < known_since
+            for worker in self._process.fleet.workers
+            if worker.instance_id in instances
+        }
+
+    def _note_asked(self, region: str, queries: Sequence[Query], end: int, sent: float) -> None:
+        process, rules = self._process, self._world.rules
+        if not self._asks_newest(end):
+            return
+        for worker_id, idle in self._workers_of(queries).items():
+            at, was_idle, disturbances = process.asked.get((worker_id, region), (float("-inf"), False, 0))
+            every = max(rules.interval, rules.period, rules.give_up // 4 if idle and was_idle else 0)
+            # A clock that jumped wakes it early, a full disk keeps it from noting an answer.
+            if disturbances == self._world.disturbances and sent - at < every - DUE - 5:
+                self._world.violated("asked too often", f"{worker_id} after {sent - at:.0f} s, idle {idle}")
+
+
+# -- the host ----------------------------------------------------------------------------------------------------------
+
+
+class Host:
+    """Starts the exporter again whenever it has crashed, with or without its outbox."""
+
+    def __init__(self, world: World, name: str, directory: Path) -> None:
+        self._world, self._name = world, name
+        self.directory = directory / name
+        self._copy = directory / f"{name}.copy"
+        self._rng = random.Random(f"{world.scenario.seed} {name}")
+        self.calm = asyncio.Event()
+        """Set when crashes have ended."""
+        self.process: Process | None = None
+
+    async def run(self) -> None:
+        """Keep an exporter running until cancelled."""
+        while True:
+            self.process = Process(self._world, self._name, self.directory)
+            fate = asyncio.create_task(self._threaten(self.process))
+            try:
+                await self.process.live()
+            finally:
+                fate.cancel()
+            self.process = None
+            self._world.figures["crashes"] += 1
+            self._tamper()
+            rng, hour = self._rng, 3600
+            down = rng.choice([rng.uniform(0, 120), rng.uniform(0, 1800), rng.uniform(0, 3 * hour)])
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.calm.wait(), down)
+
+    async def _threaten(self, process: Process) -> None:
+        rng, world = self._rng, self._world
+        while True:
+            await asyncio.sleep(60)
+            process.check_gauges()
+            if "crash" in world.faults and rng.random() < 1 / 90:
+                process.fuse = rng.randint(1, 60)
+            if "stale_outbox" in world.faults and rng.random() < 1 / 100:
+                self._take_copy(process)
+            if self.calm.is_set():
+                process.fuse = None
+
+    def _take_copy(self, process: Process) -> None:
+        source = sqlite3.connect(process.outbox.path)
+        target = sqlite3.connect(self._copy)
+        source.backup(target)
+        source.close()
+        target.close()
+
+    def _tamper(self) -> None:
+        chance = self._rng.random()
+        if "lost_outbox" in self._world.faults and chance < 0.2:
+            shutil.rmtree(self.directory)
+        elif "stale_outbox" in self._world.faults and chance < 0.5 and self._copy.exists():
+            shutil.rmtree(self.directory)
+            self.directory.mkdir()
+            shutil.copy(self._copy, self.directory / "outbox.db")
+        else:
+            return
+        self._world.losses.append(self._world.now)
+
+
+@contextmanager
+def silence(world: World) -> Iterator[None]:
+    """Drop the log, but notice the bugs that a loop survives."""
+
+    def listen(_: object, _method: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
+        if event.get("exc_info"):
+            world.violated("a bug", traceback.format_exc())
+        raise structlog.DropEvent
+
+    before = structlog.get_config()
+    structlog.configure(processors=[listen])
+    try:
+        yield
+    finally:
+        structlog.configure(**before)
+
+
+__all__ = ["EPOCH", "Host", "Process", "silence"]
