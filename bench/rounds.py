@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Collection, Mapping, Sequence
@@ -122,7 +123,9 @@ async def exporter(uri: str, aws: str, port: int, rounds: int, data: Path) -> No
             api.create_app(Backend(settings, registry, collector, wall)), port=port, log_level="error", lifespan="off"
         )
     )
-    serving = asyncio.create_task(server.serve())
+    sys.setswitchinterval(app.SWITCH_INTERVAL)
+    serving = threading.Thread(target=server.run)  # a loop of its own, as in `app.serve`
+    serving.start()
     await history.ensure_collection()
     await lease.acquire_or_renew()
     keeping = asyncio.create_task(_keep(lease))
@@ -142,7 +145,7 @@ async def exporter(uri: str, aws: str, port: int, rounds: int, data: Path) -> No
     await asyncio.to_thread(sys.stdin.read)  # until the scraper is done
     keeping.cancel()
     server.should_exit = True
-    await serving
+    await asyncio.to_thread(serving.join)
     await cloudwatch.close()
     await client.close()
     outbox.close()

@@ -7,11 +7,14 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import Any
 
+import anyio
 import uvicorn
+from anyio.from_thread import start_blocking_portal
 from prometheus_client import CollectorRegistry
 from pymongo import AsyncMongoClient
 from pymongo.asynchronous.database import AsyncDatabase
@@ -35,6 +38,8 @@ from exporter.workers import Aggregates
 
 DEFAULT_DATABASE = "cml_cloud_manager"
 LEASE_SECONDS = 30
+SWITCH_INTERVAL = 0.001
+"""Seconds. Scrapes are answered between the Python work of the rounds' threads, each of which may keep them waiting so long."""
 
 _log = logs.get("exporter")
 
@@ -87,7 +92,11 @@ def repository(settings: Settings, database: AsyncDatabase[dict[str, Any]], coll
 
 
 class Exporter:
-    """One exporter process; also what the HTTP routes ask (`api.Backend`)."""
+    """One exporter process; also what the HTTP routes ask (`api.Backend`).
+
+    Two event loops, each in a thread of its own: `run` collects in one, the routes answer in the other. A round of a
+    large fleet is hundreds of milliseconds of Python, and no scrape should wait for it.
+    """
 
     def __init__(self, settings: Settings, outbox: Outbox) -> None:
         self.settings = settings
@@ -96,10 +105,13 @@ class Exporter:
         self.registry = CollectorRegistry()
         self.telemetry = Telemetry(self.registry, revision=os.environ.get("REVISION", ""))
         self._outbox = OutboxThread(outbox)
-        self._client, self._database = connect(settings)
-        database = self._database
+        self._client, database = connect(settings)
+        self._web_client, self._web_database = connect(settings)  # a client belongs to one event loop
         self._cloudwatch = CloudWatch(settings, self.telemetry) if settings.cloudwatch.enabled else None
         self._history = repository(settings, database, settings.mongodb.history) if settings.mongodb.history else None
+        self._web_history = (
+            repository(settings, self._web_database, settings.mongodb.history) if settings.mongodb.history else None
+        )
         self._inventory = Inventory(database)
         self._lease = Lease(database, owner=outbox.owner, ttl=LEASE_SECONDS)
         self._mirror = Mirror(self._outbox, self._history, self._lease, self.telemetry) if self._history is not None else None
@@ -119,20 +131,24 @@ class Exporter:
     # -- the loops
 
     async def run(self) -> None:
-        """Collect and mirror until cancelled.
+        """Collect and mirror until cancelled, then let go of everything.
 
         Raises:
             StoreMisfit: what is in MongoDB is not ours to use; better said at the start than logged for ever.
         """
-        await self.collector.restore()
-        if self._history is not None:
-            await self._prepare(self._history)
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self.collector.observe_forever(), name="observe")
-            group.create_task(self.collector.ask_forever(), name="ask")
-            if self._mirror is not None:
-                group.create_task(self._mirror.run_forever(), name="mirror")
-                group.create_task(self._keep_lease(), name="lease")
+        try:
+            await self.collector.restore()
+            if self._history is not None:
+                await self._prepare(self._history)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self.collector.observe_forever(), name="observe")
+                group.create_task(self.collector.ask_forever(), name="ask")
+                if self._mirror is not None:
+                    group.create_task(self._mirror.run_forever(), name="mirror")
+                    group.create_task(self._keep_lease(), name="lease")
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._close()
 
     async def _prepare(self, history: WorkerMetricsRepository) -> None:
         """Verify the collection and take the lease if it is free, so that the first observation counts."""
@@ -163,8 +179,8 @@ class Exporter:
                     self.collector.lead()
             self.telemetry.leader.set(held)
 
-    async def close(self) -> None:
-        """Let go of everything; what is in the outbox stays there."""
+    async def _close(self) -> None:
+        """What is in the outbox stays there."""
         if self._history is not None and self._lease.held:
             try:
                 await self._lease.release()
@@ -174,6 +190,10 @@ class Exporter:
             await self._cloudwatch.close()
         await self._client.close()
         await asyncio.to_thread(self._outbox.close)
+
+    async def close_web(self) -> None:
+        """Let go of what the routes used."""
+        await self._web_client.close()
 
     # -- what the routes ask
 
@@ -207,13 +227,13 @@ class Exporter:
         """Everything remembered of every worker, read anew: another exporter may be the one that writes it."""
         if self._history is None:
             return ()
-        inventory = Inventory(self._database)
+        inventory = Inventory(self._web_database)
         await inventory.load()
         return tuple(inventory.entries.values())
 
     async def latest(self, worker_ids: Collection[str]) -> Mapping[str, int]:
         """Start of the newest period the history has of each worker."""
-        return await self._history.latest_timestamps(worker_ids) if self._history else {}
+        return await self._web_history.latest_timestamps(worker_ids) if self._web_history else {}
 
 
 # -- serving -----------------------------------------------------------------------------------------------------------
@@ -257,23 +277,29 @@ class _Server(uvicorn.Server):
         yield
 
 
-@asynccontextmanager
-async def opened(settings: Settings) -> AsyncIterator[Exporter]:
-    """An exporter that is not running yet, closed at the end of the block.
+@contextmanager
+def collecting(exporter: Exporter) -> Iterator["Future[None]"]:
+    """Run the exporter's loops in a thread of their own until the block is left; the future ends before only if they fail."""
+    with start_blocking_portal() as portal:  # waits at the end until `run` has closed everything
+        future = portal.start_task_soon(exporter.run)
+        try:
+            yield future
+        finally:
+            future.cancel()
+
+
+def build(settings: Settings) -> Exporter:
+    """Open the outbox and build everything around it; nothing runs yet.
 
     Raises:
         OutboxLocked, StoreMisfit, StoreError, ConfigError: it cannot start; the sentence says what to do.
     """
     outbox = Outbox(settings.data_dir, settings.period)
     try:
-        exporter = Exporter(settings, outbox)
+        return Exporter(settings, outbox)
     except BaseException:
         outbox.close()
         raise
-    try:
-        yield exporter
-    finally:
-        await exporter.close()
 
 
 async def serve(settings: Settings) -> int:
@@ -282,41 +308,39 @@ async def serve(settings: Settings) -> int:
     Raises:
         ExporterError: it cannot start, or cannot go on; the sentence says what to do.
     """
-    # Scrapes are answered between the Python work of the rounds' threads: each of them may keep the others waiting that long.
-    sys.setswitchinterval(0.001)
+    sys.setswitchinterval(SWITCH_INTERVAL)
     web = webconfig.load(settings.web.config_file) if settings.web.config_file else webconfig.WebConfig()
     sockets = bind(settings.web.listen_address)
     try:
-        async with opened(settings) as exporter:
-            routes = api.create_app(exporter, cors_origins=settings.web.cors_origins, users=web.users)
-            config = uvicorn.Config(
-                routes,
-                log_config=None,
-                lifespan="off",
-                access_log=False,
-                server_header=False,
-                timeout_graceful_shutdown=3,
-                **web.uvicorn_options(),
-            )
-            server = _Server(config)
+        exporter = build(settings)
+        routes = api.create_app(exporter, cors_origins=settings.web.cors_origins, users=web.users)
+        config = uvicorn.Config(
+            routes,
+            log_config=None,
+            lifespan="off",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=3,
+            **web.uvicorn_options(),
+        )
+        server, loop = _Server(config), asyncio.get_running_loop()
 
-            def stop() -> None:
-                server.should_exit = True
+        def stop() -> None:
+            server.should_exit = True
 
-            loop = asyncio.get_running_loop()
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.add_signal_handler(number, stop)
-            _log.info(
-                "serving",
-                addresses=",".join(f"{s.getsockname()[0]}:{s.getsockname()[1]}" for s in sockets),
-                data_dir=str(settings.data_dir),
-            )
-            collecting = asyncio.create_task(exporter.run())
-            collecting.add_done_callback(lambda _: stop())
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop)
+        _log.info(
+            "serving",
+            addresses=",".join(f"{s.getsockname()[0]}:{s.getsockname()[1]}" for s in sockets),
+            data_dir=str(settings.data_dir),
+        )
+        with collecting(exporter) as future:
+            future.add_done_callback(lambda _: loop.call_soon_threadsafe(stop))
             await server.serve(sockets=sockets)
-            collecting.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await collecting
+            if future.done():
+                future.result()  # raises what ended the loops
+        await exporter.close_web()
         return 0
     finally:
         for listener in sockets:
