@@ -171,6 +171,8 @@ class Collector:
         self.fleet = Fleet(0, ())
         self.observed = asyncio.Event()
         """Set by the first attempt to observe, whatever came of it."""
+        self.asked = asyncio.Event()
+        """Set by the first attempt to ask."""
         self.reobserve = asyncio.Event()
         """Set to observe now, not at the next tick."""
         self.healthy: dict[str, str | None] = {}
@@ -178,6 +180,8 @@ class Collector:
 
         self._offset = wall() - monotonic()
         """MongoDB's clock minus our monotonic one, by the last reading; until then our wall clock has to do."""
+        self._synchronized = False
+        """Whether this process has read MongoDB's clock."""
         self._terminated_seen: dict[str, int] = {}
         self._points: dict[tuple[str, MetricName], Datapoint] = {}
         self._regions: dict[str, _Region] = {}
@@ -212,6 +216,7 @@ class Collector:
         await self.observed.wait()
         while True:
             await self._guard("asking", self.ask)
+            self.asked.set()
             await self._sleep_until(next_tick(self._wall(), self._rules.interval, ASK_OFFSET))
 
     def lead(self) -> None:
@@ -262,7 +267,7 @@ class Collector:
             await self._publish()
 
     async def _accept(self, fleet: Fleet) -> None:
-        self._offset = fleet.date - self._monotonic()
+        self._offset, self._synchronized = fleet.date - self._monotonic(), True
         terminated = {worker.id for worker in fleet.workers if worker.status == "terminated"}
         self._terminated_seen = {id_: self._terminated_seen.get(id_, fleet.date) for id_ in terminated}
         self.fleet = fleet
@@ -305,6 +310,7 @@ class Collector:
     async def _open_gaps(self, fleet: Fleet, known: Mapping[str, Known], entries: Mapping[str, InventoryEntry]) -> int:
         """Once per process and worker, as soon as the history can be read (rule 3)."""
         assert self._history is not None
+        self._gaps_opened &= {worker.id for worker in fleet.workers}  # one that left may have been forgotten when it returns
         workers = [worker for worker in fleet.workers if worker.id not in self._gaps_opened]
         since = fleet.date - self._rules.heal - self._rules.period
         opened = 0
@@ -364,9 +370,11 @@ class Collector:
             if error:
                 failures[region] = error
         types = {worker.instance_id: worker.instance_type for worker in self.fleet.workers if worker.instance_id}
+        # What is older than `give_up` is decided by one answer, so every series that may have had the value must be in it.
+        thorough = {need.worker_id for need in needs if need.oldest < now - self._rules.give_up}
 
         def queries_of(worker_id: str, region: str, instance: str) -> tuple[Query, ...]:
-            return self._queries(region, instance, types.get(instance))
+            return self._queries(region, instance, types.get(instance), worker_id in thorough)
 
         batches = lifecycle.plan(needs, queries_of, now, self._rules)
         slots = asyncio.Semaphore(CONCURRENCY)
@@ -389,7 +397,8 @@ class Collector:
                 self._failed(failures[region], began)
             else:
                 self._succeeded("cloudwatch", region, began)
-        attempted = {worker_id for batch in batches for worker_id in batch.asks}
+        # Until MongoDB has told the time, only the local clock says how old a row is: not enough to give it up (rule 6).
+        attempted = {worker_id for batch in batches for worker_id in batch.asks} if self._synchronized else set()
         rows, dropped = await self._outbox(give_up, self._outbox.outbox, attempted, now, self._rules)
         tally.given_up, tally.dropped = len(rows), tally.dropped + dropped
         for row in rows:
@@ -436,14 +445,18 @@ class Collector:
             return error
         return None
 
-    def _queries(self, region: str, instance: str, instance_type: str | None) -> tuple[Query, ...]:
+    def _queries(self, region: str, instance: str, instance_type: str | None, thorough: bool) -> tuple[Query, ...]:
+        """CPU, and the memory series most likely to be alive; all that are listed where `thorough`."""
         state = self._regions[region]
-        cpu = Query(instance, "cpu", (("InstanceId", instance),))
+        sets: dict[Dimensions, None] = {}
         for listing in state.listings:
-            sets = cloudwatch.memory_series(listing, instance, instance_type, state.silent)
-            if sets:
-                return cpu, *(Query(instance, "memory", dimensions) for dimensions in sets)
-        return (cpu,)
+            sets |= dict.fromkeys(cloudwatch.memory_series(listing, instance, instance_type, state.silent))
+            if thorough:
+                sets |= dict.fromkeys(listing.series.get(instance, ()))
+            elif sets:
+                break
+        cpu = Query(instance, "cpu", (("InstanceId", instance),))
+        return cpu, *(Query(instance, "memory", dimensions) for dimensions in sets)
 
     async def _run(self, source: MetricSource, batch: Batch, tally: Tally) -> SourceError | None:
         """One call: keep the newest datapoints, settle rows; split it where CloudWatch rejects the content (rule 13)."""
