@@ -132,7 +132,7 @@ async def exporter(uri: str, aws: str, port: int, rounds: int, data: Path) -> No
     serving.start()
     await history.ensure_collection()
     await lease.acquire_or_renew()
-    keeping = asyncio.create_task(_keep(lease))
+    keeping = asyncio.create_task(_keep(lease, telemetry))
     for index in range(rounds + 1):
         now = wall()
         wall.offset += (180 - now) % settings.period or settings.period  # 3 minutes after a boundary, as the asking loop
@@ -160,9 +160,10 @@ async def exporter(uri: str, aws: str, port: int, rounds: int, data: Path) -> No
     outbox.close()
 
 
-async def _keep(lease: Lease) -> None:
+async def _keep(lease: Lease, telemetry: Telemetry) -> None:
     while True:
-        await asyncio.sleep(10)
+        await asyncio.to_thread(telemetry.process.refresh)
+        await asyncio.sleep(app.PROCESS_SECONDS)
         await lease.acquire_or_renew()
 
 

@@ -39,6 +39,8 @@ from exporter.workers import Aggregates
 
 DEFAULT_DATABASE = "cml_cloud_manager"
 LEASE_SECONDS = 30
+PROCESS_SECONDS = 5
+"""How old process_* may be."""
 SWITCH_INTERVAL = 0.0002
 """Seconds. Scrapes are answered between the Python work of the rounds' threads, each of which may keep them waiting so long."""
 
@@ -145,6 +147,7 @@ class Exporter:
                 group.create_task(self.collector.observe_forever(), name="observe")
                 group.create_task(self.collector.ask_forever(), name="ask")
                 group.create_task(self._freeze(), name="freeze")
+                group.create_task(self._refresh(), name="refresh")
                 if self._mirror is not None:
                     group.create_task(self._mirror.run_forever(), name="mirror")
                     group.create_task(self._keep_lease(), name="lease")
@@ -155,6 +158,11 @@ class Exporter:
     async def _freeze(self) -> None:
         await self.collector.asked.wait()
         freeze()
+
+    async def _refresh(self) -> None:
+        while True:
+            await asyncio.to_thread(self.telemetry.process.refresh)
+            await asyncio.sleep(PROCESS_SECONDS)
 
     async def _prepare(self, history: WorkerMetricsRepository) -> None:
         """Verify the collection and take the lease if it is free, so that the first observation counts."""
