@@ -1,4 +1,4 @@
-"""The command line: `cml-worker-exporter serve | check | demo`. Each setting is a flag too, from the one table in `config`."""
+"""The command line: `cml-worker-exporter serve | check | retention | demo`. Each setting is a flag too, from one table."""
 
 import argparse
 import asyncio
@@ -6,8 +6,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from exporter import __version__, app, check, config, demo, logs
-from exporter.errors import ExporterError
+from exporter import __version__, app, check, config, demo, logs, retention
+from exporter.errors import ConfigError, ExporterError
+from exporter.periods import parse_duration
 
 _EPILOG = """\
 Settings come from --config.file, then CML_EXPORTER_… in the environment, then flags; later ones win.
@@ -52,6 +53,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_settings(checking)
     checking.set_defaults(run=_check)
+
+    keeping = commands.add_parser(
+        "retention",
+        help="show how long the history keeps its samples, or change it",
+        description="Show how long the history keeps its samples. With --set, say what the change deletes, and with --yes do "
+        "it; the setting mongodb.retention alone never shortens a history.",
+    )
+    keeping.add_argument("--set", dest="wanted", metavar="DURATION", help="keep samples for so long, such as 14d")
+    keeping.add_argument("--yes", action="store_true", help="really delete what is older")
+    _add_settings(keeping)
+    keeping.set_defaults(run=_retention)
 
     trying = commands.add_parser(
         "demo",
@@ -98,6 +110,16 @@ def _check(options: argparse.Namespace) -> int:
     settings = _settings(options)
     logs.configure("error", settings.log.format, sys.stderr)
     return asyncio.run(check.run(settings, sys.stdout))
+
+
+def _retention(options: argparse.Namespace) -> int:
+    settings = _settings(options)
+    logs.configure("error", settings.log.format, sys.stderr)
+    try:
+        wanted = None if options.wanted is None else parse_duration(options.wanted)
+    except ValueError as error:
+        raise ConfigError(f"--set: {error}") from error
+    return asyncio.run(retention.run(settings, wanted, options.yes, sys.stdout))
 
 
 if __name__ == "__main__":

@@ -147,6 +147,29 @@ class WorkerMetricsRepository:
         notices.append(await self._settle_retention(options.get("expireAfterSeconds")))
         self.notices = tuple(notice for notice in notices if notice)
 
+    async def current_retention(self) -> int | None:
+        """Return how long the collection keeps samples, in seconds; None means for good.
+
+        Raises:
+            StoreMisfit: there is no such collection, or it is not a history.
+        """
+        options = await self._options()
+        if options is None:
+            raise StoreMisfit(f"{self.namespace} does not exist yet; `serve` creates it", reason="collection")
+        seconds: int | None = options.get("expireAfterSeconds")
+        return seconds
+
+    async def count_before(self, time: int) -> int:
+        """Return how many samples have a timestamp before the UTC second `time`."""
+        async with self._operation("find"):
+            return await self._samples.count_documents({"timestamp": {"$lt": to_datetime(time)}})
+
+    async def set_retention(self, seconds: int) -> None:
+        """Keep samples for so long from now on; with less than before MongoDB begins to delete."""
+        async with self._operation("collMod"):
+            await self._database.command("collMod", self._collection, expireAfterSeconds=seconds)
+        self.retention = seconds
+
     async def add_sample(self, sample: WorkerMetricsSample) -> None:
         """Insert one sample, whether or not it is there already.
 
@@ -421,9 +444,7 @@ class WorkerMetricsRepository:
                 f"{self.namespace} keeps samples {kept}; mongodb.retention of {format_duration(wanted)} would delete some, "
                 f"so it is left alone; to shorten it, run: cml-worker-exporter retention --set {format_duration(wanted)} --yes"
             )
-        async with self._operation("collMod"):
-            await self._database.command("collMod", self._collection, expireAfterSeconds=wanted)
-        self.retention = wanted
+        await self.set_retention(wanted)
         return f"{self.namespace} now keeps samples for {format_duration(wanted)} instead of {format_duration(seconds)}"
 
 

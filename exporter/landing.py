@@ -20,7 +20,7 @@ _STYLE = """
   --line: #28323d; --accent: #6cb2ff; --good: #4cc38a; --busy: #e3a33c; --bad: #ff7d8e; --idle: #8796a5; --track: #28323d; } }
 * { box-sizing: border-box; margin: 0; }
 body { background: var(--page); color: var(--text); font: 15px/1.5 system-ui, "Segoe UI", Roboto, sans-serif; }
-main { max-width: 1120px; margin: 0 auto; padding: 36px 24px 56px; }
+main { max-width: 1280px; margin: 0 auto; padding: 36px 24px 56px; }
 header { display: flex; flex-wrap: wrap; align-items: baseline; gap: 4px 12px; margin-bottom: 24px; }
 h1 { font-size: 25px; font-weight: 650; letter-spacing: -.015em; }
 h2 { font-size: 12px; font-weight: 650; letter-spacing: .07em; text-transform: uppercase;

@@ -44,6 +44,7 @@ ORDER = (
     "api",
     "app",
     "check",
+    "retention",
     "embedded",
     "demo_fleet",
     "demo_aws",

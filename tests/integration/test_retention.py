@@ -1,0 +1,71 @@
+"""`retention`: shown, lengthened, and shortened only by somebody who says yes."""
+
+import io
+import time
+
+import pytest
+
+from exporter import retention
+from exporter.config import Settings
+from exporter.embedded import Mongod
+from exporter.errors import ConfigError, StoreMisfit
+from exporter.history import WorkerMetricsRepository
+from exporter.model import WorkerMetricsSample
+from exporter.mongo import Database
+from exporter.periods import DAY, to_datetime
+
+NAME = "worker_metrics_timeseries"
+
+
+def settings_of(mongod: Mongod, database: Database, **mongodb: object) -> Settings:
+    uri = mongod.uri.replace("/?", f"/{database.name}?")
+    return Settings.model_validate({"mongodb": {"uri": uri, **mongodb}})
+
+
+async def history_of_20_days(database: Database) -> WorkerMetricsRepository:
+    history = WorkerMetricsRepository(database, collection=NAME, period=300, retention=30 * DAY, apply_retention=False)
+    await history.ensure_collection()
+    hour_ago = int(time.time()) - 3600
+    days = [WorkerMetricsSample("w1", "eu-west-1", to_datetime(hour_ago - day * DAY), cpu_utilization=1.0) for day in range(20)]
+    await history.add_samples(days)
+    return history
+
+
+async def test_without_set_it_only_says_what_is(mongod: Mongod, database: Database) -> None:
+    await history_of_20_days(database)
+    out = io.StringIO()
+    assert await retention.run(settings_of(mongod, database), None, False, out) == 0
+    assert out.getvalue() == f"{database.name}.{NAME} keeps samples for 30d.\n"
+
+
+async def test_a_shorter_one_says_what_it_deletes_and_needs_yes(mongod: Mongod, database: Database) -> None:
+    history = await history_of_20_days(database)
+    out = io.StringIO()
+    assert await retention.run(settings_of(mongod, database), 14 * DAY, False, out) == 1
+    assert "6 samples now" in out.getvalue()
+    assert "--yes" in out.getvalue()
+    assert await history.current_retention() == 30 * DAY
+    assert await retention.run(settings_of(mongod, database), 14 * DAY, True, out) == 0
+    assert await history.current_retention() == 14 * DAY
+
+
+async def test_a_longer_one_deletes_nothing_and_needs_no_yes(mongod: Mongod, database: Database) -> None:
+    history = await history_of_20_days(database)
+    assert await retention.run(settings_of(mongod, database), 90 * DAY, False, io.StringIO()) == 0
+    assert await history.current_retention() == 90 * DAY
+
+
+async def test_a_setting_that_would_lengthen_it_again_is_pointed_out(mongod: Mongod, database: Database) -> None:
+    await history_of_20_days(database)
+    with pytest.raises(StoreMisfit, match="is set to 30d"):
+        await retention.run(settings_of(mongod, database, retention="30d"), 14 * DAY, True, io.StringIO())
+
+
+async def test_it_must_reach_beyond_heal(mongod: Mongod, database: Database) -> None:
+    with pytest.raises(ConfigError, match="longer than heal"):
+        await retention.run(settings_of(mongod, database), DAY, True, io.StringIO())
+
+
+async def test_without_a_history_it_says_so(mongod: Mongod, database: Database) -> None:
+    with pytest.raises(StoreMisfit, match="does not exist yet"):
+        await retention.run(settings_of(mongod, database), None, False, io.StringIO())
