@@ -47,6 +47,11 @@ SWITCH_INTERVAL = 0.0002
 _log = logs.get("exporter")
 
 
+def _awake() -> float:
+    """Seconds that go on while the machine is suspended, unlike time.monotonic: a lease does not wait for us."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+
+
 def rules_of(settings: Settings) -> Rules:
     """The part of the settings that the life of a sample depends on."""
     return Rules(
@@ -116,7 +121,7 @@ class Exporter:
             repository(settings, self._web_database, settings.mongodb.history) if settings.mongodb.history else None
         )
         self._inventory = Inventory(database)
-        self._lease = Lease(database, owner=outbox.owner, ttl=LEASE_SECONDS)
+        self._lease = Lease(database, owner=outbox.owner, ttl=LEASE_SECONDS, monotonic=_awake)
         self._mirror = Mirror(self._outbox, self._history, self._lease, self.telemetry) if self._history is not None else None
         self.collector = Collector(
             settings,
@@ -147,7 +152,6 @@ class Exporter:
                 group.create_task(self.collector.observe_forever(), name="observe")
                 group.create_task(self.collector.ask_forever(), name="ask")
                 group.create_task(self._freeze(), name="freeze")
-                group.create_task(self._refresh(), name="refresh")
                 if self._mirror is not None:
                     group.create_task(self._mirror.run_forever(), name="mirror")
                     group.create_task(self._keep_lease(), name="lease")
@@ -159,17 +163,10 @@ class Exporter:
         await self.collector.asked.wait()
         freeze()
 
-    async def _refresh(self) -> None:
-        while True:
-            await asyncio.to_thread(self.telemetry.process.refresh)
-            await asyncio.sleep(PROCESS_SECONDS)
-
     async def _prepare(self, history: WorkerMetricsRepository) -> None:
         """Verify the collection and take the lease if it is free, so that the first observation counts."""
         try:
             await history.ensure_collection()
-            for notice in history.notices:
-                _log.warning("the history is not as the settings say", notice=notice)
             await self._lease.acquire_or_renew()
         except StoreMisfit:
             raise
@@ -179,15 +176,15 @@ class Exporter:
         _log.info("collecting", writes_history=self._lease.held)
 
     async def _keep_lease(self) -> None:
-        held = self._lease.held
+        held, fence = self._lease.held, self._lease.fence
         while True:
             await asyncio.sleep(LEASE_SECONDS / 3)
             try:
                 await self._lease.acquire_or_renew()
             except StoreError as error:
                 _log.warning("the lease cannot be renewed", error=str(error))
-            if self._lease.held != held:
-                held = self._lease.held
+            if (self._lease.held, self._lease.fence) != (held, fence):  # the fence tells of another writer in between
+                held, fence = self._lease.held, self._lease.fence
                 _log.info("this exporter writes the history" if held else "this exporter does not write the history")
                 if held:
                     self.collector.lead()
@@ -300,6 +297,12 @@ def freeze() -> None:
     gc.freeze()
 
 
+async def _refresh(telemetry: Telemetry) -> None:
+    while True:
+        await asyncio.to_thread(telemetry.process.refresh)
+        await asyncio.sleep(PROCESS_SECONDS)
+
+
 @contextmanager
 def collecting(exporter: Exporter) -> Iterator["Future[None]"]:
     """Run the exporter's loops in a thread of their own until the block is left; the future ends before only if they fail."""
@@ -358,9 +361,11 @@ async def serve(settings: Settings) -> int:
             addresses=",".join(f"{s.getsockname()[0]}:{s.getsockname()[1]}" for s in sockets),
             data_dir=str(settings.data_dir),
         )
+        refreshing = asyncio.create_task(_refresh(exporter.telemetry))
         with collecting(exporter) as future:
             future.add_done_callback(lambda _: loop.call_soon_threadsafe(stop))
             await server.serve(sockets=sockets)
+            refreshing.cancel()
             if future.done():
                 future.result()  # raises what ended the loops
         await exporter.close_web()

@@ -27,10 +27,10 @@ from rich.text import Text
 
 from exporter import app, logs, webconfig
 from exporter.cloudwatch import CloudWatch
-from exporter.collector import MAX_SKEW
 from exporter.config import Settings
 from exporter.errors import ConfigError, ExporterError, RejectedQuery, SourceError, StoreMisfit
 from exporter.history import least_role
+from exporter.lifecycle import MAX_SKEW
 from exporter.model import Answer, Fleet, Listing, Query, Worker
 from exporter.mongo import STATE, Database, durable, operation
 from exporter.periods import align, format_duration, rfc3339, to_datetime, to_seconds

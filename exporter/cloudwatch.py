@@ -109,8 +109,8 @@ def merge_pages(
     values: dict[str, dict[int, float]] = {}
     for page in pages:
         for result in page:
-            statuses[result["Id"]] = result["StatusCode"]
-            points = zip(result["Timestamps"], result["Values"], strict=False)
+            statuses[result["Id"]] = result.get("StatusCode", "InternalError")
+            points = zip(result.get("Timestamps", ()), result.get("Values", ()), strict=False)
             values.setdefault(result["Id"], {}).update(
                 (int(at), float(value)) for at, value in points if start <= at < end and math.isfinite(value)
             )
@@ -664,10 +664,12 @@ class CloudWatch:
 
     def _client(self, home: _Home, service: str) -> Any:  # noqa: ANN401  # boto3 makes its clients at run time
         with home.lock:
-            if service not in home.clients:
-                home.session = home.session or self._session(home)
-                home.clients[service] = self._connect(home, home.session, service)
-            return home.clients[service]
+            client = home.clients.get(service)
+            if client is None:  # `forget` may come from another thread at any point: nothing is read twice
+                session = home.session or self._session(home)
+                client = self._connect(home, session, service)
+                home.session, home.clients[service] = session, client
+            return client
 
     def _session(self, home: _Home) -> boto3.Session:
         session = botocore.session.Session()

@@ -7,6 +7,7 @@ import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
@@ -33,8 +34,6 @@ from exporter.periods import align, format_duration, next_tick
 from exporter.rounds import OutboxThread, apply_answers, give_up, open_gaps, open_periods, settle_alone
 from exporter.telemetry import Telemetry
 
-MAX_SKEW = 300
-"""A source whose clock is further from ours has failed (rule 6)."""
 OBSERVE_OFFSET = 12
 """Seconds after a period's end: the manager has written, and a server's clock a little behind ours has passed the end too."""
 ASK_OFFSET = 180
@@ -364,6 +363,7 @@ class Collector:
         regions = sorted({need.region for need in needs})
         began = self._wall()
         failures: dict[str, SourceError] = {}
+        ended: dict[str, float] = {}
         for region, error in zip(
             regions, await asyncio.gather(*(self._list(source, r, needs, now) for r in regions)), strict=True
         ):
@@ -381,7 +381,12 @@ class Collector:
 
         async def run(batch: Batch) -> None:
             async with slots:
-                error = await self._run(source, batch, tally)
+                try:
+                    error = await self._run(source, batch, tally, now)
+                except Exception as bug:  # noqa: BLE001  # a bug in one call must not end the others; it is reported in full
+                    _log.exception("a call failed for a reason nobody expected; please report it", region=batch.region)
+                    error = SourceError("cloudwatch", type(bug).__name__, f"an unexpected error: {bug!r}", region=batch.region)
+            ended[batch.region] = self._wall()
             if error:
                 failures[batch.region] = error
                 tally.failed += 1
@@ -394,9 +399,10 @@ class Collector:
                 group.create_task(run(batch))
         for region in regions:
             if region in failures:
-                self._failed(failures[region], began)
+                self._failed(failures[region], began, ended.get(region))
             else:
-                self._succeeded("cloudwatch", region, began)
+                self._succeeded("cloudwatch", region, began, ended.get(region))
+        self._forget_regions({worker.region for worker in self.fleet.workers} | set(regions))
         # Until MongoDB has told the time, only the local clock says how old a row is: not enough to give it up (rule 6).
         attempted = {worker_id for batch in batches for worker_id in batch.asks} if self._synchronized else set()
         rows, dropped = await self._outbox(give_up, self._outbox.outbox, attempted, now, self._rules)
@@ -458,9 +464,11 @@ class Collector:
         cpu = Query(instance, "cpu", (("InstanceId", instance),))
         return cpu, *(Query(instance, "memory", dimensions) for dimensions in sets)
 
-    async def _run(self, source: MetricSource, batch: Batch, tally: Tally) -> SourceError | None:
-        """One call: keep the newest datapoints, settle rows; split it where CloudWatch rejects the content (rule 13)."""
-        now = self._now()
+    async def _run(self, source: MetricSource, batch: Batch, tally: Tally, now: int) -> SourceError | None:
+        """One call: keep the newest datapoints, settle rows; split it where CloudWatch rejects the content (rule 13).
+
+        `now` is when the round began: whoever is asked late in it is due by the next one all the same.
+        """
         # CloudWatch never holds data of an id it refuses to look up: that is as good as an empty answer.
         nothing = {q: Answer("empty", batch.start, batch.end, {}) for q in batch.queries if q.instance_id in self._malformed}
         healthy = [query for query in batch.queries if query not in nothing]
@@ -470,7 +478,7 @@ class Collector:
                 answers = await source.get_metric_data(batch.region, healthy, batch.start, batch.end, self._rules.period)
                 tally.calls += 1
             except RejectedQuery as error:
-                return await self._find_malformed(source, batch, healthy, tally, error)
+                return await self._find_malformed(source, batch, healthy, tally, error, now)
             except SourceError as error:
                 return error
         for query, answer in answers.by_query.items():
@@ -499,7 +507,7 @@ class Collector:
         return None
 
     async def _find_malformed(
-        self, source: MetricSource, batch: Batch, healthy: Sequence[Query], tally: Tally, error: RejectedQuery
+        self, source: MetricSource, batch: Batch, healthy: Sequence[Query], tally: Tally, error: RejectedQuery, now: int
     ) -> SourceError | None:
         """Halve a rejected call down to the worker whose instance id is malformed, and go on without that id (rule 13)."""
         # An id of the form EC2 gives is never the reason: something else is wrong, and may be right again in the next round.
@@ -507,12 +515,12 @@ class Collector:
         if not suspects:
             return error
         if len(batch.asks) > 1:
-            errors = [await self._run(source, half, tally) for half in batch.halves()]
+            errors = [await self._run(source, half, tally, now) for half in batch.halves()]
             return next((e for e in errors if e), None)
         self._malformed |= suspects
         (worker_id,) = batch.asks
         _log.warning("CloudWatch rejects the instance of a worker", worker_id=worker_id, error=str(error))
-        return await self._run(source, batch, tally)
+        return await self._run(source, batch, tally, now)
 
     def _note_point(self, query: Query, answer: Answer, batch: Batch, date: int) -> None:
         key = (query.instance_id, query.metric)
@@ -550,7 +558,7 @@ class Collector:
         self._points = {key: point for key, point in self._points.items() if key[0] in listed}
 
     def _trust(self, date: int, wall: float) -> None:
-        if abs(date - wall) > MAX_SKEW:
+        if abs(date - wall) > lifecycle.MAX_SKEW:
             raise SourceError(
                 "mongodb",
                 "ClockSkew",
@@ -558,12 +566,20 @@ class Collector:
                 f"{'ahead of' if date > wall else 'behind'} this machine's; set both by NTP",
             )
 
-    def _succeeded(self, source: str, region: str, began: float) -> None:
-        self._telemetry.source_succeeded(source, region, self._wall(), self._wall() - began)
+    def _forget_regions(self, alive: AbstractSet[str]) -> None:
+        """A region no worker is in any more must not look down, or up, for ever."""
+        for region in self._regions.keys() - alive:
+            del self._regions[region]
+            self.healthy.pop(_name("cloudwatch", region), None)
+            self._telemetry.source_gone("cloudwatch", region)
+
+    def _succeeded(self, source: str, region: str, began: float, ended: float | None = None) -> None:
+        ended = self._wall() if ended is None else ended
+        self._telemetry.source_succeeded(source, region, ended, ended - began)
         self.healthy[_name(source, region)] = None
 
-    def _failed(self, error: SourceError, began: float) -> None:
-        self._telemetry.source_failed(error.source, error.region, self._wall() - began)
+    def _failed(self, error: SourceError, began: float, ended: float | None = None) -> None:
+        self._telemetry.source_failed(error.source, error.region, (self._wall() if ended is None else ended) - began)
         self.healthy[_name(error.source, error.region)] = str(error)
         _log.error("a source failed", source=error.source, region=error.region, code=error.code, error=str(error))
 

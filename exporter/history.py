@@ -22,12 +22,14 @@ from pymongo.errors import (
 )
 from pymongo.read_concern import ReadConcern
 
+from exporter import logs
 from exporter.errors import StoreError, StoreMisfit, StoreUnavailable
 from exporter.inventory import INVENTORY
 from exporter.model import MetricsAggregation, Statistics, WorkerMetricsSample
 from exporter.mongo import NOT_AUTHORIZED, OPERATION_SECONDS, STATE, Database, Document, chunks, durable, operation
 from exporter.periods import DAY, HOUR, WEEK, format_duration, to_datetime, to_seconds
 
+_log = logs.get("history")
 T = TypeVar("T")
 Key = tuple[str, int]
 """(worker_id, start of the period in UTC seconds): what makes a sample unique."""
@@ -146,6 +148,8 @@ class WorkerMetricsRepository:
         await self._create_index()
         notices.append(await self._settle_retention(options.get("expireAfterSeconds")))
         self.notices = tuple(notice for notice in notices if notice)
+        for notice in self.notices:
+            _log.warning("the history is not as the settings say", notice=notice)
 
     async def current_retention(self) -> int | None:
         """Return how long the collection keeps samples, in seconds; None means for good.

@@ -7,7 +7,8 @@ from typing import Any
 
 from pymongo import ReplaceOne
 
-from exporter.model import Fleet, InventoryEntry, Sighting, Worker
+from exporter.lifecycle import next_entry
+from exporter.model import Fleet, InventoryEntry, Sighting
 from exporter.mongo import Database, Document, chunks, durable, operation
 from exporter.periods import to_datetime, to_seconds
 
@@ -69,48 +70,6 @@ class Inventory:
                 await self._collection.bulk_write(
                     [ReplaceOne({"_id": document["_id"]}, document, upsert=True) for document in documents], ordered=False
                 )
-
-
-def next_entry(entry: InventoryEntry | None, worker: Worker, now: int) -> InventoryEntry:
-    """Return what is remembered of a worker after it was seen at `now`.
-
-    An aggregate that lacks a descriptive field, or for a moment its instance, takes nothing away. An instance that comes back
-    after another is a sighting of its own. A worker that is not terminated has no time of termination, even if it once had.
-    """
-    fresh = Sighting(worker.instance_id, worker.region, now, now) if worker.instance_id else None
-    if entry is None:
-        return InventoryEntry(
-            worker_id=worker.id,
-            region=worker.region,
-            name=worker.name,
-            instance_type=worker.instance_type,
-            cml_version=worker.cml_version,
-            created_at=worker.created_at,
-            terminated_at=worker.terminated_at,
-            status=worker.status,
-            first_seen=now,
-            last_seen=now,
-            instances=(fresh,) if fresh else (),
-        )
-    instances = entry.instances
-    if fresh and instances and (instances[-1].instance_id, instances[-1].region) == (fresh.instance_id, fresh.region):
-        instances = (*instances[:-1], replace(instances[-1], last=max(instances[-1].last, now)))
-    elif fresh:
-        instances = (*instances, fresh)
-    kept_end = entry.terminated_at if worker.status == "terminated" else None
-    return InventoryEntry(
-        worker_id=worker.id,
-        region=worker.region or entry.region,
-        name=worker.name or entry.name,
-        instance_type=worker.instance_type or entry.instance_type,
-        cml_version=worker.cml_version or entry.cml_version,
-        created_at=entry.created_at if worker.created_at is None else worker.created_at,
-        terminated_at=kept_end if worker.terminated_at is None else worker.terminated_at,
-        status=worker.status,
-        first_seen=entry.first_seen,
-        last_seen=max(entry.last_seen, now),
-        instances=instances,
-    )
 
 
 def _touched(entry: InventoryEntry, now: int, on_instance: bool) -> InventoryEntry:

@@ -31,6 +31,8 @@ MAX_QUERIES = 500
 """Queries in one GetMetricData call: AWS CloudWatch API Reference, GetMetricData."""
 MAX_DATAPOINTS = 100_800
 """Datapoints in one GetMetricData answer: AWS CloudWatch API Reference, GetMetricData."""
+MAX_SKEW = 300
+"""A source whose clock is further from ours has failed (rule 6), and so has a date further in the future."""
 UNLISTED = 1200
 """ListMetrics shows a new metric up to 15 minutes late; 5 more for our own clock."""
 ON_TIME = 60
@@ -158,7 +160,7 @@ def observe(
             rows.append(row)
     if following > known.next:  # the first period not yet opened began between the last observation and this one
         candidates = _unique(worker.instance_id, *earlier[:1])
-    idle_since = 0 if worker.status not in IDLE_STATUSES else known.idle_since or now
+    idle_since = 0 if worker.status not in IDLE_STATUSES else known.idle_since if unbroken else now
     return rows, Known(worker.id, worker.region, candidates, worker.status, idle_since, now, following)
 
 
@@ -226,6 +228,48 @@ def ran_on(entry: InventoryEntry | None, worker: Worker, start: int, end: int) -
     return region, _unique(*(s.instance_id for s in reversed(may) if s.region == region))
 
 
+def next_entry(entry: InventoryEntry | None, worker: Worker, now: int) -> InventoryEntry:
+    """Return what is remembered of a worker after it was seen at `now`.
+
+    An aggregate that lacks a descriptive field, or for a moment its instance, takes nothing away. An instance that comes back
+    after another is a sighting of its own. A worker that is not terminated has no time of termination, even if it once had.
+    """
+    fresh = Sighting(worker.instance_id, worker.region, now, now) if worker.instance_id else None
+    if entry is None:
+        return InventoryEntry(
+            worker_id=worker.id,
+            region=worker.region,
+            name=worker.name,
+            instance_type=worker.instance_type,
+            cml_version=worker.cml_version,
+            created_at=worker.created_at,
+            terminated_at=worker.terminated_at,
+            status=worker.status,
+            first_seen=now,
+            last_seen=now,
+            instances=(fresh,) if fresh else (),
+        )
+    instances = entry.instances
+    if fresh and instances and (instances[-1].instance_id, instances[-1].region) == (fresh.instance_id, fresh.region):
+        instances = (*instances[:-1], replace(instances[-1], last=max(instances[-1].last, now)))
+    elif fresh:
+        instances = (*instances, fresh)
+    kept_end = entry.terminated_at if worker.status == "terminated" else None
+    return InventoryEntry(
+        worker_id=worker.id,
+        region=worker.region or entry.region,
+        name=worker.name or entry.name,
+        instance_type=worker.instance_type or entry.instance_type,
+        cml_version=worker.cml_version or entry.cml_version,
+        created_at=entry.created_at if worker.created_at is None else worker.created_at,
+        terminated_at=kept_end if worker.terminated_at is None else worker.terminated_at,
+        status=worker.status,
+        first_seen=entry.first_seen,
+        last_seen=max(entry.last_seen, now),
+        instances=instances,
+    )
+
+
 def _unique(*names: str | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name in names if name))
 
@@ -289,7 +333,7 @@ def plan(needs: Iterable[Need], queries_of: QueriesOf, now: int, rules: Rules) -
 
     for need in sorted(needs, key=lambda need: (need.region, -need.oldest, need.worker_id)):
         oldest = align(need.oldest, rules.period)
-        queries = tuple(q for name in need.instances for q in queries_of(need.worker_id, need.region, name))
+        queries = tuple(q for name in need.instances for q in queries_of(need.worker_id, need.region, name))[:MAX_QUERIES]
         if not queries or oldest >= until:
             continue
         for first, last in _windows(oldest, until, len(queries), rules.period):
@@ -420,7 +464,7 @@ def gauges(worker: Worker, points: Mapping[MetricName, Datapoint], observed_at: 
         if metric in points:
             known.append((points[metric].value, points[metric].timestamp + rules.period))
         own_value = own[metric]
-        if own_value is not None and worker.collected_at is not None:
+        if own_value is not None and worker.collected_at is not None and worker.collected_at <= now + MAX_SKEW:
             known.append((own_value, worker.collected_at))
         fresh = [pair for pair in known if now - pair[1] <= rules.max_age]
         values[metric] = fresh[0] if fresh else (None, max((time for _, time in known), default=None))
@@ -431,5 +475,5 @@ def is_shown(worker: Worker, terminated_seen: int | None, now: int, rules: Rules
     """Whether a worker still has series: a terminated one keeps them for a while, so that Prometheus sees the end."""
     if worker.status != "terminated":
         return True
-    since = worker.terminated_at if worker.terminated_at is not None else terminated_seen
-    return since is None or now - since <= rules.terminated_grace
+    times = [time for time in (worker.terminated_at, terminated_seen) if time is not None]  # one may be in the future
+    return not times or now - min(times) <= rules.terminated_grace

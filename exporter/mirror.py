@@ -121,6 +121,7 @@ class Mirror:
             StoreError: nothing is known of what was written; the rows are still in the outbox.
         """
         if not self._lease.held:
+            self.problem = None  # it is the other exporter's now
             return False
         if not self._ensured:
             await self._target.ensure_collection()

@@ -80,6 +80,8 @@ def translate(error: Exception, namespace: str, action: str) -> StoreError:
             return StoreUnavailable(f"no majority confirmed {what}; it will be tried again: {brief}", reason="write_concern")
         case OperationFailure():
             return _translate_code(error, namespace, action)
+        case ConfigurationError() if type(error.__cause__).__module__.startswith("dns."):
+            return StoreUnavailable(f"no MongoDB for {what}: DNS does not answer ({brief})", reason="unreachable")
         case CollectionInvalid() | ConfigurationError() | InvalidName():
             return StoreMisfit(f"MongoDB cannot be used for {what}: {brief}; check mongodb.uri and the server's version")
         case DocumentTooLarge() | BSONError() | OverflowError() | UnicodeError():

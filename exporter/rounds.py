@@ -37,7 +37,8 @@ def open_periods(
             if inventory is None:
                 continue
             memory = lifecycle.meet(worker, entry, now, rules)
-        opened, known[worker.id] = lifecycle.observe(worker, memory, now, rules, entry)
+        current = None if inventory is None else lifecycle.next_entry(entry, worker, now)
+        opened, known[worker.id] = lifecycle.observe(worker, memory, now, rules, current)
         rows += opened
     gone: list[Known] = []
     for memory in before.values():

@@ -111,6 +111,11 @@ class Telemetry:
         self.source_up.labels(source, region).set(0)
         self.source_duration.labels(source, region).set(seconds)
 
+    def source_gone(self, source: str, region: str) -> None:
+        """Nothing is read there any more."""
+        for gauge in (self.source_up, self.source_duration, self.source_last_success):
+            gauge.remove(source, region)
+
     def metrics_were_requested(self, region: str, count: int) -> None:
         """Count `count` queries of one GetMetricData call, which is what AWS bills."""
         self.metrics_requested.labels(region).inc(count)

@@ -229,7 +229,7 @@ class _Reader:
         return Worker(
             id=worker_id,
             region=region,
-            instance_id=value("instance", _text),
+            instance_id=value("instance", _instance),
             status=value("status", _status) or "unknown",
             name=value("name", _text),
             address=value("address", _text),
@@ -342,6 +342,13 @@ def _text(raw: object) -> str:
     if isinstance(raw, int | float) and not isinstance(raw, bool):  # a version such as 2.8
         return str(raw)
     raise _Unfit("a text")
+
+
+def _instance(raw: object) -> str:
+    text = _text(raw).strip()
+    if not text or "," in text or len(text.split()) != 1:  # the outbox joins several by blanks
+        raise _Unfit("the id of one instance")
+    return text
 
 
 def _encodable(text: str) -> str:

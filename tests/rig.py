@@ -3,6 +3,7 @@
 MongoDB, the outbox, CloudWatch's wire and the routes are real; only the time is not, and nothing runs between two rounds.
 """
 
+import asyncio
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -83,7 +84,7 @@ class Rig:
         self.clock = clock
         self.registry = CollectorRegistry()
         self.database = database
-        telemetry = Telemetry(self.registry)
+        telemetry = self.telemetry = Telemetry(self.registry)
         self.outbox = OutboxThread(Outbox(folder, PERIOD))
         self.history = app.repository(settings, database, "worker_metrics_timeseries")
         self.lease = Lease(database, owner=self.outbox.outbox.owner)
@@ -149,7 +150,8 @@ class Rig:
         return self.registry.get_sample_value(name, labels)
 
     async def scrape(self) -> str:
-        """GET /metrics, as Prometheus would."""
+        """GET /metrics, as Prometheus would; `app.serve` has read /proc by then."""
+        await asyncio.to_thread(self.telemetry.process.refresh)
         transport = httpx.ASGITransport(app=api.create_app(self))
         async with httpx.AsyncClient(transport=transport, base_url="http://exporter") as client:
             answer = await client.get("/metrics", headers={"Accept-Encoding": "identity"})

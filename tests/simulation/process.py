@@ -17,8 +17,7 @@ from exporter.cloudwatch import check_limits
 from exporter.collector import Collector
 from exporter.config import Settings
 from exporter.errors import RejectedQuery, SourceError, StoreError, StoreUnavailable
-from exporter.inventory import next_entry
-from exporter.lifecycle import DUE, Known, Row
+from exporter.lifecycle import DUE, Known, Row, next_entry
 from exporter.mirror import Mirror
 from exporter.model import IDLE_STATUSES, Answer, Answers, Fleet, InventoryEntry, Listing, Query, WorkerMetricsSample
 from exporter.outbox import Outbox

@@ -10,6 +10,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from exporter.catalog import EXPORTER_METRICS, METRICS_BY_NAME, WORKER_METRICS
+from exporter.history import LEAST_PRIVILEGES
 from exporter.telemetry import OptionalGauge, Telemetry
 from tests import generate_docs
 
@@ -125,3 +126,10 @@ def test_every_direct_dependency_has_its_line() -> None:
     names = {re.split(r"[^A-Za-z0-9._-]", each)[0].lower() for each in wanted} - {project["name"]}
     listed = re.findall(r"^\| `([^`]+)` \|", (ROOT / "docs/dependencies.md").read_text(), re.MULTILINE)
     assert sorted(name.lower() for name in listed) == sorted(names)
+
+
+def test_the_readme_shows_the_least_role_that_the_code_needs() -> None:
+    readme = re.sub(r"\s+", " ", (ROOT / "README.md").read_text())
+    for collection, actions in LEAST_PRIVILEGES.items():
+        listed = ", ".join(f'"{action}"' for action in actions)
+        assert f'collection: "{collection}"}}, actions: [{listed}]' in readme

@@ -4,8 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from exporter.inventory import next_entry
-from exporter.lifecycle import ran_on
+from exporter.lifecycle import next_entry, ran_on
 from exporter.model import InventoryEntry, Sighting, Worker
 
 WORKER = Worker(

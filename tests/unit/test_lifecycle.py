@@ -24,6 +24,7 @@ from exporter.lifecycle import (
     is_shown,
     judge,
     meet,
+    next_entry,
     observe,
     plan,
     ran_on,
@@ -585,3 +586,30 @@ def test_status_and_labs_go_after_max_age() -> None:
 )
 def test_a_terminated_worker_is_shown_for_a_while(worker: Worker, seen: int | None, now: int, shown: bool) -> None:
     assert is_shown(worker, seen, now, RULES) is shown
+
+
+def test_after_a_replacement_the_new_instance_is_asked_first_also_with_an_inventory() -> None:
+    entry = ran(("i-old", T - 9 * P, T - P + 12))
+    worker = replace(WORKER, instance_id="i-new")
+    known = replace(KNOWN, instances=("i-old",), next=T - P, seen=T - P + 12)
+    rows, _ = observe(worker, known, T + 12, RULES, next_entry(entry, worker, T + 12))
+    assert [row.instances for row in rows] == [("i-new", "i-old")]
+
+
+def test_idle_observations_with_a_long_gap_between_them_are_not_unbroken() -> None:
+    worker = replace(WORKER, status="stopped")
+    known = replace(KNOWN, status="stopped", idle_since=T - 120 * P, seen=T - 120 * P, next=T - P)
+    rows, after = observe(worker, known, T + 12, RULES)
+    assert after.idle_since == T + 12
+    rows, _ = observe(worker, after, T + P + 12, RULES)
+    assert [row.settled for row in rows] == [False]  # it may have run in the first half of the period
+
+
+def test_a_value_from_the_future_is_not_shown() -> None:
+    worker = replace(WORKER, cpu=50.0, collected_at=T + 7200)
+    assert gauges(worker, {}, T, T, RULES).cpu is None
+
+
+def test_a_termination_in_the_future_does_not_keep_the_series() -> None:
+    worker = replace(WORKER, status="terminated", terminated_at=T + 10**9)
+    assert not is_shown(worker, T - 7200, T, RULES)
