@@ -382,7 +382,7 @@ class Collector:
         async def run(batch: Batch) -> None:
             async with slots:
                 try:
-                    error = await self._run(source, batch, tally, now)
+                    error = await self._run(source, batch, tally)
                 except Exception as bug:  # noqa: BLE001  # a bug in one call must not end the others; it is reported in full
                     _log.exception("a call failed for a reason nobody expected; please report it", region=batch.region)
                     error = SourceError("cloudwatch", type(bug).__name__, f"an unexpected error: {bug!r}", region=batch.region)
@@ -464,11 +464,9 @@ class Collector:
         cpu = Query(instance, "cpu", (("InstanceId", instance),))
         return cpu, *(Query(instance, "memory", dimensions) for dimensions in sets)
 
-    async def _run(self, source: MetricSource, batch: Batch, tally: Tally, now: int) -> SourceError | None:
-        """One call: keep the newest datapoints, settle rows; split it where CloudWatch rejects the content (rule 13).
-
-        `now` is when the round began: whoever is asked late in it is due by the next one all the same.
-        """
+    async def _run(self, source: MetricSource, batch: Batch, tally: Tally) -> SourceError | None:
+        """One call: keep the newest datapoints, settle rows; split it where CloudWatch rejects the content (rule 13)."""
+        now = self._now()
         # CloudWatch never holds data of an id it refuses to look up: that is as good as an empty answer.
         nothing = {q: Answer("empty", batch.start, batch.end, {}) for q in batch.queries if q.instance_id in self._malformed}
         healthy = [query for query in batch.queries if query not in nothing]
@@ -478,7 +476,7 @@ class Collector:
                 answers = await source.get_metric_data(batch.region, healthy, batch.start, batch.end, self._rules.period)
                 tally.calls += 1
             except RejectedQuery as error:
-                return await self._find_malformed(source, batch, healthy, tally, error, now)
+                return await self._find_malformed(source, batch, healthy, tally, error)
             except SourceError as error:
                 return error
         for query, answer in answers.by_query.items():
@@ -507,7 +505,7 @@ class Collector:
         return None
 
     async def _find_malformed(
-        self, source: MetricSource, batch: Batch, healthy: Sequence[Query], tally: Tally, error: RejectedQuery, now: int
+        self, source: MetricSource, batch: Batch, healthy: Sequence[Query], tally: Tally, error: RejectedQuery
     ) -> SourceError | None:
         """Halve a rejected call down to the worker whose instance id is malformed, and go on without that id (rule 13)."""
         # An id of the form EC2 gives is never the reason: something else is wrong, and may be right again in the next round.
@@ -515,12 +513,12 @@ class Collector:
         if not suspects:
             return error
         if len(batch.asks) > 1:
-            errors = [await self._run(source, half, tally, now) for half in batch.halves()]
+            errors = [await self._run(source, half, tally) for half in batch.halves()]
             return next((e for e in errors if e), None)
         self._malformed |= suspects
         (worker_id,) = batch.asks
         _log.warning("CloudWatch rejects the instance of a worker", worker_id=worker_id, error=str(error))
-        return await self._run(source, batch, tally, now)
+        return await self._run(source, batch, tally)
 
     def _note_point(self, query: Query, answer: Answer, batch: Batch, date: int) -> None:
         key = (query.instance_id, query.metric)

@@ -122,7 +122,9 @@ class _Examined:
         due = [value for value, published in truth.items() if published <= end + self.rules.give_up]
         if not due or self._may_lack(start, around):
             return
-        if document is None or _value(document.sample, metric) not in truth:
+        # Where it came back with another instance, the inventory may have told who that is: the newer one wins then.
+        possible = self.world.truth(self.id, metric, start, self._known_instances(start, however_missed=True))
+        if document is None or _value(document.sample, metric) not in {**truth, **possible}:
             self._violated(
                 f"CloudWatch's {metric} is lost",
                 start,
@@ -211,16 +213,16 @@ class _Examined:
             self.observed[after] if after < len(self.observed) else None,
         )
 
-    def _near(self, start: int) -> list[Worker]:
+    def _near(self, start: int, *, however_missed: bool = False) -> list[Worker]:
         """The worker from the last observation before the period's start to the first after its end (rule 4)."""
         first = max(0, bisect_right(self.observed_at, start) - 1)
         last = bisect_left(self.observed_at, start + self.rules.period)
-        if self._missed(self._around(start)):
+        if not however_missed and self._missed(self._around(start)):
             last -= 1  # rule 5: the row was opened when it was gone; who it is when it comes back nobody knew
         return [worker for _, worker in self.observed[first : last + 1]]
 
-    def _known_instances(self, start: int) -> set[str]:
-        return {worker.instance_id for worker in self._near(start) if worker.instance_id}
+    def _known_instances(self, start: int, *, however_missed: bool = False) -> set[str]:
+        return {worker.instance_id for worker in self._near(start, however_missed=however_missed) if worker.instance_id}
 
     def _violated(self, what: str, start: int, details: str) -> None:
         self.world.violated(what, f"{self.id} {start} ({_hours(start)}) {details}")
