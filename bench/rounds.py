@@ -14,6 +14,7 @@ import json
 import os
 import resource
 import select
+import signal
 import statistics
 import subprocess
 import sys
@@ -71,13 +72,17 @@ class Clock:
 class Backend:
     """What the routes need, over one collector."""
 
-    def __init__(self, settings: config.Settings, registry: CollectorRegistry, collector: Collector, wall: Clock) -> None:
-        self.period, self.retention, self.registry = settings.period, settings.mongodb.retention, registry
-        self._collector, self._wall = collector, wall
+    def __init__(self, settings: config.Settings, telemetry: Telemetry, collector: Collector, wall: Clock) -> None:
+        self.period, self.retention = settings.period, settings.mongodb.retention
+        self._telemetry, self._collector, self._wall = telemetry, collector, wall
 
     @property
     def snapshot(self) -> Snapshot | None:
         return self._collector.snapshot
+
+    @property
+    def own_metrics(self) -> bytes:
+        return self._telemetry.text
 
     @property
     def ready(self) -> bool:
@@ -101,8 +106,7 @@ async def exporter(uri: str, aws: str, port: int, rounds: int, data: Path) -> No
     tree = {"CML_EXPORTER_MONGODB__URI": uri, "CML_EXPORTER_CLOUDWATCH__ENDPOINT_URL": aws, "CML_EXPORTER_DATA_DIR": str(data)}
     settings = config.load(None, tree)
     logs.configure("error", "logfmt")
-    wall, registry = Clock(), CollectorRegistry()
-    telemetry = Telemetry(registry)
+    wall, telemetry = Clock(), Telemetry(CollectorRegistry())
     client, database = app.connect(settings)
     outbox = OutboxThread(Outbox(data, settings.period))
     history = app.repository(settings, database, settings.mongodb.history or "")
@@ -124,7 +128,11 @@ async def exporter(uri: str, aws: str, port: int, rounds: int, data: Path) -> No
     )
     server = uvicorn.Server(
         uvicorn.Config(
-            api.create_app(Backend(settings, registry, collector, wall)), port=port, log_level="error", lifespan="off"
+            api.create_app(Backend(settings, telemetry, collector, wall)),
+            port=port,
+            log_level="error",
+            lifespan="off",
+            proxy_headers=False,
         )
     )
     sys.setswitchinterval(app.SWITCH_INTERVAL)
@@ -132,7 +140,7 @@ async def exporter(uri: str, aws: str, port: int, rounds: int, data: Path) -> No
     serving.start()
     await history.ensure_collection()
     await lease.acquire_or_renew()
-    keeping = asyncio.create_task(_keep(lease, telemetry))
+    keeping = [asyncio.create_task(each) for each in (_keep(lease), app.refresh(telemetry))]
     for index in range(rounds + 1):
         now = wall()
         wall.offset += (180 - now) % settings.period or settings.period  # 3 minutes after a boundary, as the asking loop
@@ -152,7 +160,8 @@ async def exporter(uri: str, aws: str, port: int, rounds: int, data: Path) -> No
             app.freeze()
         await asyncio.sleep(0.2)
     await asyncio.to_thread(sys.stdin.read)  # until the scraper is done
-    keeping.cancel()
+    for task in keeping:
+        task.cancel()
     server.should_exit = True
     await asyncio.to_thread(serving.join)
     await cloudwatch.close()
@@ -160,10 +169,9 @@ async def exporter(uri: str, aws: str, port: int, rounds: int, data: Path) -> No
     outbox.close()
 
 
-async def _keep(lease: Lease, telemetry: Telemetry) -> None:
+async def _keep(lease: Lease) -> None:
     while True:
-        await asyncio.to_thread(telemetry.process.refresh)
-        await asyncio.sleep(app.PROCESS_SECONDS)
+        await asyncio.sleep(app.LEASE_SECONDS / 3)
         await lease.acquire_or_renew()
 
 
@@ -205,7 +213,14 @@ def aggregates(count: int) -> list[dict[str, Any]]:
     ]
 
 
+def stolen() -> tuple[int, int]:
+    """The time the host gave to other machines, and all time, in ticks (proc(5), /proc/stat)."""
+    ticks = [int(each) for each in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    return ticks[7], sum(ticks)
+
+
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the children are ended too
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=2000)
     parser.add_argument("--latency", type=float, default=0.1, help="seconds the fake CloudWatch takes to answer")
@@ -254,7 +269,7 @@ def run(workers: int, latency: float, rounds: int) -> None:
             for pid in (mongod.pid, fake.pid):  # machines of their own in reality: they must not take the exporter's two cores
                 os.setpriority(os.PRIO_PROCESS, pid, 15)
             assert child.stdout
-            lines = []
+            lines, before = [], stolen()
             for line in child.stdout:
                 lines.append(json.loads(line))
                 print(line, end="")
@@ -266,8 +281,10 @@ def run(workers: int, latency: float, rounds: int) -> None:
                     break
             assert scraper
             scraped = json.loads(scraper.communicate("")[0])
+            steal, ticks = (after - earlier for after, earlier in zip(stolen(), before, strict=True))
             child.communicate("")
             report(lines, scraped)
+            print(f"CPU the host gave to others     {steal / ticks:.1%}; the slowest scrapes grow with it")
         finally:
             for process in (scraper, child, fake):
                 if process and process.poll() is None:

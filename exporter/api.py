@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, NamedTuple, Protocol
 
-from prometheus_client import CollectorRegistry, generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -39,11 +38,14 @@ class Backend(Protocol):
 
     period: int
     retention: int
-    registry: CollectorRegistry
 
     @property
     def snapshot(self) -> Snapshot | None:
         """The newest worker block; None before the first."""
+
+    @property
+    def own_metrics(self) -> bytes:
+        """The exporter's own metrics in text format 0.0.4."""
 
     @property
     def ready(self) -> bool:
@@ -83,14 +85,14 @@ async def index(request: Request) -> Response:
 
 
 async def metrics(request: Request) -> Response:
-    """Serve the worker block as the last round rendered it, and the exporter's own metrics as they are now.
+    """Serve the worker block as the last round rendered it, and the exporter's own metrics as they were a moment ago.
 
     A worker block that should have been renewed is left out: a hung collector must look like one.
     """
     backend = _backend(request)
     snapshot = backend.snapshot
     fresh = snapshot if _is_fresh(backend, snapshot) else None
-    own = generate_latest(backend.registry)
+    own = backend.own_metrics
     headers = {"Vary": "Accept-Encoding"}
     if prefers_gzip(",".join(request.headers.getlist("accept-encoding"))):
         body = _gzip_joined(fresh.gzipped if fresh else b"", own)

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import uvloop
+
 from exporter import __version__, app, check, config, demo, logs, retention
 from exporter.errors import ConfigError, ExporterError
 from exporter.periods import parse_duration
@@ -103,7 +105,7 @@ def _settings(options: argparse.Namespace) -> config.Settings:
 def _serve(options: argparse.Namespace) -> int:
     settings = _settings(options)
     logs.configure(settings.log.level, settings.log.format, sys.stderr)
-    return asyncio.run(app.serve(settings))
+    return uvloop.run(app.serve(settings))
 
 
 def _check(options: argparse.Namespace) -> int:

@@ -543,7 +543,7 @@ class Collector:
     # -- what came of it
 
     async def _publish(self) -> None:
-        """Render the worker block off the event loop and swap it in."""
+        """Render the worker block off the event loop and swap it in; what the exporter says of itself comes along with it."""
         rules, now = self._rules, self._now()
         fresh_until = min(self._observed_at, self._asked_at) + rules.max_age
         self._published_at = self._wall()
@@ -552,6 +552,7 @@ class Collector:
                 _render, self.fleet, dict(self._points), self._terminated_seen, now, rules, self._extra, fresh_until
             )
             self.snapshot = await asyncio.to_thread(render)
+        await asyncio.to_thread(self._telemetry.refresh)
         listed = {worker.instance_id for worker in self.fleet.workers}
         self._points = {key: point for key, point in self._points.items() if key[0] in listed}
 

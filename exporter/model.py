@@ -7,7 +7,7 @@ customer's own record), utilizations are percent (0..100) and become ratios only
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal
+from typing import Literal, NamedTuple
 
 MetricName = Literal["cpu", "memory"]
 METRICS: tuple[MetricName, ...] = ("cpu", "memory")
@@ -143,9 +143,8 @@ class MetricsAggregation:
     """Share of the samples that have a status, by status; sums to 1 when there are any."""
 
 
-@dataclass(frozen=True, slots=True)
-class Query:
-    """One metric of one instance, as GetMetricData is asked for it."""
+class Query(NamedTuple):
+    """One metric of one instance, as GetMetricData is asked for it. A tuple, since it is a key that is hashed without end."""
 
     instance_id: str
     metric: MetricName

@@ -10,8 +10,9 @@ from prometheus_client import (
     PlatformCollector,
     ProcessCollector,
     disable_created_metrics,
+    generate_latest,
 )
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from exporter import __version__
@@ -36,27 +37,6 @@ class OptionalGauge(Collector):
     def collect(self) -> Iterable[GaugeMetricFamily]:
         """Yield the family, empty while there is no value."""
         yield GaugeMetricFamily(self._metric.name, self._metric.help, value=self.value)
-
-
-class ProcessMetrics(Collector):
-    """process_*, read ahead of the scrapes by whoever calls `refresh`.
-
-    Reading /proc takes some thirty system calls, and after each the thread queues for the interpreter behind those of a round:
-    that was two thirds of the slowest percent of scrapes.
-    """
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._source = ProcessCollector(registry=None)
-        self._families = list(self._source.collect())
-        registry.register(self)
-
-    def refresh(self) -> None:
-        """Read /proc now; safe from any thread."""
-        self._families = list(self._source.collect())
-
-    def collect(self) -> Iterable[Metric]:
-        """Yield what was read last."""
-        return self._families
 
 
 class Telemetry:
@@ -97,8 +77,19 @@ class Telemetry:
         """Samples inserted since the start, for the log."""
         self.dollars = 0.0
         """Estimated cost since the start, for the log."""
-        self.process = ProcessMetrics(registry)
+        ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
+        self.text = b""
+        """All of it in text format 0.0.4, as it was at the last `refresh`."""
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read /proc and render; safe from any thread.
+
+        Ahead of the scrapes, because it is dozens of system calls and milliseconds of Python, and after each the thread queues
+        for the interpreter behind those of a round: that was most of the slowest percent of scrapes.
+        """
+        self.text = generate_latest(self.registry)
 
     def source_succeeded(self, source: str, region: str, at: float, seconds: float) -> None:
         """Note a successful reading of a source that ended at the UTC second `at`."""

@@ -150,13 +150,17 @@ class Rig:
         return self.registry.get_sample_value(name, labels)
 
     async def scrape(self) -> str:
-        """GET /metrics, as Prometheus would; `app.serve` has read /proc by then."""
-        await asyncio.to_thread(self.telemetry.process.refresh)
+        """GET /metrics, as Prometheus would; `app.serve` has rendered by then."""
+        await asyncio.to_thread(self.telemetry.refresh)
         transport = httpx.ASGITransport(app=api.create_app(self))
         async with httpx.AsyncClient(transport=transport, base_url="http://exporter") as client:
             answer = await client.get("/metrics", headers={"Accept-Encoding": "identity"})
             answer.raise_for_status()
             return answer.text
+
+    @property
+    def own_metrics(self) -> bytes:
+        return self.telemetry.text
 
     async def documents(self, **query: object) -> list[dict[str, Any]]:
         """The history's documents, by worker and time."""

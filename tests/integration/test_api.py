@@ -18,7 +18,7 @@ import bcrypt
 import httpx
 import pytest
 import uvicorn
-from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from exporter import api, exposition, webconfig
@@ -85,6 +85,10 @@ class Memory:
 
     def now(self) -> float:
         return self.time
+
+    @property
+    def own_metrics(self) -> bytes:
+        return generate_latest(self.registry)
 
     async def inventory(self) -> Sequence[InventoryEntry]:
         if self.failure:
