@@ -36,7 +36,7 @@ from exporter.collector import Collector
 from exporter.inventory import Inventory
 from exporter.lease import Lease
 from exporter.mirror import Mirror
-from exporter.model import Fleet, InventoryEntry, Snapshot
+from exporter.model import Fleet, InventoryEntry, OwnMetrics, Snapshot
 from exporter.outbox import Outbox
 from exporter.periods import to_datetime
 from exporter.rounds import OutboxThread
@@ -81,8 +81,8 @@ class Backend:
         return self._collector.snapshot
 
     @property
-    def own_metrics(self) -> bytes:
-        return self._telemetry.text
+    def own_metrics(self) -> OwnMetrics:
+        return self._telemetry.own
 
     @property
     def ready(self) -> bool:

@@ -3,10 +3,7 @@
 import asyncio
 import base64
 import binascii
-import gzip
 import re
-import struct
-import zlib
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -20,10 +17,10 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from exporter import landing
+from exporter import exposition, landing
 from exporter.auth import BasicAuth
 from exporter.errors import StoreError
-from exporter.model import STATUSES, InventoryEntry, Snapshot, WorkerGauges
+from exporter.model import STATUSES, InventoryEntry, OwnMetrics, Snapshot, WorkerGauges
 from exporter.periods import rfc3339
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -44,8 +41,8 @@ class Backend(Protocol):
         """The newest worker block; None before the first."""
 
     @property
-    def own_metrics(self) -> bytes:
-        """The exporter's own metrics in text format 0.0.4."""
+    def own_metrics(self) -> OwnMetrics:
+        """What the exporter says of itself."""
 
     @property
     def ready(self) -> bool:
@@ -95,29 +92,11 @@ async def metrics(request: Request) -> Response:
     own = backend.own_metrics
     headers = {"Vary": "Accept-Encoding"}
     if prefers_gzip(",".join(request.headers.getlist("accept-encoding"))):
-        body = _gzip_joined(fresh.gzipped if fresh else b"", own)
+        body = exposition.continued(fresh.gzipped if fresh else b"", own)
         headers["Content-Encoding"] = "gzip"
     else:
-        body = (fresh.body if fresh else b"") + own
+        body = (fresh.body if fresh else b"") + own.text
     return Response(body, media_type=CONTENT_TYPE, headers=headers)
-
-
-_FLUSHED = b"\x00\x00\xff\xff\x03\x00"
-"""How deflate data ends that was flushed (Z_SYNC_FLUSH) before its empty last block."""
-
-
-def _gzip_joined(member: bytes, more: bytes) -> bytes:
-    """Append text to a gzip member without compressing it again.
-
-    A second member would be correct (RFC 1952, 2.2), but curl, wget, chromium and httpx read only the first. So a member that
-    ends with a flush is reopened: its last block, which is empty, and its trailer give way to the rest.
-    """
-    if not member.endswith(_FLUSHED, 0, -8):
-        return member + gzip.compress(more, 1, mtime=0)
-    checksum, size = struct.unpack("<II", member[-8:])
-    packer = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS)
-    trailer = struct.pack("<II", zlib.crc32(more, checksum), (size + len(more)) % 2**32)
-    return b"".join((memoryview(member)[:-10], packer.compress(more), packer.flush(), trailer))
 
 
 async def healthy(request: Request) -> Response:

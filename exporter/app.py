@@ -31,7 +31,7 @@ from exporter.inventory import Inventory
 from exporter.lease import Lease
 from exporter.lifecycle import Rules
 from exporter.mirror import Mirror
-from exporter.model import InventoryEntry, Snapshot
+from exporter.model import InventoryEntry, OwnMetrics, Snapshot
 from exporter.outbox import Outbox
 from exporter.rounds import OutboxThread
 from exporter.telemetry import Telemetry
@@ -219,9 +219,9 @@ class Exporter:
         return self.collector.snapshot
 
     @property
-    def own_metrics(self) -> bytes:
+    def own_metrics(self) -> OwnMetrics:
         """The exporter's own metrics, at most `REFRESH_SECONDS` old."""
-        return self.telemetry.text
+        return self.telemetry.own
 
     @property
     def ready(self) -> bool:

@@ -106,6 +106,14 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class OwnMetrics:
+    """The exporter's own metrics: text format 0.0.4, and the same compressed to follow a worker block."""
+
+    text: bytes
+    deflated: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerMetricsSample:
     """One worker in one period: the customer's record, and the shape of a history document.
 

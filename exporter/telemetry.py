@@ -17,6 +17,8 @@ from prometheus_client.registry import Collector
 
 from exporter import __version__
 from exporter.catalog import METRICS_BY_NAME
+from exporter.exposition import deflated
+from exporter.model import OwnMetrics
 
 DOLLARS_PER_METRIC = 0.01 / 1000
 """GetMetricData, whatever the number of datapoints: https://aws.amazon.com/cloudwatch/pricing/"""
@@ -79,17 +81,18 @@ class Telemetry:
         """Estimated cost since the start, for the log."""
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
-        self.text = b""
-        """All of it in text format 0.0.4, as it was at the last `refresh`."""
+        self.own = OwnMetrics(b"", b"")
+        """All of it as it was at the last `refresh`."""
         self.refresh()
 
     def refresh(self) -> None:
-        """Read /proc and render; safe from any thread.
+        """Read /proc, render and compress; safe from any thread.
 
         Ahead of the scrapes, because it is dozens of system calls and milliseconds of Python, and after each the thread queues
         for the interpreter behind those of a round: that was most of the slowest percent of scrapes.
         """
-        self.text = generate_latest(self.registry)
+        text = generate_latest(self.registry)
+        self.own = OwnMetrics(text, deflated(text))
 
     def source_succeeded(self, source: str, region: str, at: float, seconds: float) -> None:
         """Note a successful reading of a source that ended at the UTC second `at`."""

@@ -20,7 +20,7 @@ from exporter.errors import ExporterError, StoreError
 from exporter.inventory import Inventory
 from exporter.lease import Lease
 from exporter.mirror import Mirror
-from exporter.model import Fleet, InventoryEntry, Snapshot
+from exporter.model import Fleet, InventoryEntry, OwnMetrics, Snapshot
 from exporter.mongo import Database
 from exporter.outbox import Outbox
 from exporter.periods import align
@@ -159,8 +159,8 @@ class Rig:
             return answer.text
 
     @property
-    def own_metrics(self) -> bytes:
-        return self.telemetry.text
+    def own_metrics(self) -> OwnMetrics:
+        return self.telemetry.own
 
     async def documents(self, **query: object) -> list[dict[str, Any]]:
         """The history's documents, by worker and time."""

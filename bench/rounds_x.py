@@ -1,0 +1,323 @@
+"""A large fleet, round after round: how long a round takes, how /metrics answers meanwhile, whether memory grows.
+
+    python -m bench.rounds [--workers 2000] [--latency 0.1] [--rounds 50]
+
+The fake CloudWatch, MongoDB, the exporter and the scraper are processes of their own; only the clock is pretended, so that the
+rounds of hours follow each other at once. A round is: observe, ask, mirror until the outbox has nothing ready. The figures are
+ratios to the interval, so that a slow machine shows up as what it is.
+"""
+
+import argparse
+import asyncio
+import http.client
+import json
+import os
+import resource
+import select
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from prometheus_client import CollectorRegistry
+
+from exporter import api, app, config, embedded, logs
+from exporter.cloudwatch import CloudWatch
+from exporter.collector import Collector
+from exporter.inventory import Inventory
+from exporter.lease import Lease
+from exporter.mirror import Mirror
+from exporter.model import Fleet, InventoryEntry, OwnMetrics, Snapshot
+from exporter.outbox import Outbox
+from exporter.periods import to_datetime
+from exporter.rounds import OutboxThread
+from exporter.telemetry import Telemetry
+from exporter.workers import Aggregates
+from tests.fake_cloudwatch import instance_id
+from tests.fixtures.mongo import free_port
+
+REGIONS = ("eu-west-1", "us-east-1")
+CATCHING_UP = 3
+"""Rounds after the first in which the last hour's values become believed: ten times the samples of the others."""
+
+
+class Shifted:
+    """The real aggregates, read at the pretended time."""
+
+    def __init__(self, source: Aggregates, wall: "Clock") -> None:
+        self._source, self._wall = source, wall
+
+    async def read(self) -> Fleet:
+        return replace(await self._source.read(), date=int(self._wall()))
+
+
+class Clock:
+    """The local clock and an offset that each round moves on."""
+
+    offset = 0.0
+
+    def __call__(self) -> float:
+        return time.time() + self.offset
+
+
+class Backend:
+    """What the routes need, over one collector."""
+
+    def __init__(self, settings: config.Settings, telemetry: Telemetry, collector: Collector, wall: Clock) -> None:
+        self.period, self.retention = settings.period, settings.mongodb.retention
+        self._telemetry, self._collector, self._wall = telemetry, collector, wall
+
+    @property
+    def snapshot(self) -> Snapshot | None:
+        return self._collector.snapshot
+
+    @property
+    def own_metrics(self) -> OwnMetrics:
+        return self._telemetry.own
+
+    @property
+    def ready(self) -> bool:
+        return True
+
+    def health(self) -> Mapping[str, str | None]:
+        return self._collector.healthy
+
+    def now(self) -> float:
+        return self._wall()
+
+    async def inventory(self) -> Sequence[InventoryEntry]:
+        return ()
+
+    async def latest(self, worker_ids: Collection[str]) -> Mapping[str, int]:
+        return {}
+
+
+async def exporter(uri: str, aws: str, port: int, rounds: int, data: Path) -> None:
+    """The process under test: real parts, pretended clock; prints one JSON line a round."""
+    tree = {"CML_EXPORTER_MONGODB__URI": uri, "CML_EXPORTER_CLOUDWATCH__ENDPOINT_URL": aws, "CML_EXPORTER_DATA_DIR": str(data)}
+    settings = config.load(None, tree | {k: v for k, v in os.environ.items() if k.startswith("CML_EXPORTER_")})
+    logs.configure("error", "logfmt")
+    wall, telemetry = Clock(), Telemetry(CollectorRegistry())
+    client, database = app.connect(settings)
+    outbox = OutboxThread(Outbox(data, settings.period))
+    history = app.repository(settings, database, settings.mongodb.history or "")
+    lease = Lease(database, owner="bench")
+    cloudwatch = CloudWatch(settings, telemetry, wall=wall)
+    mirror = Mirror(outbox, history, lease, telemetry, wall=wall)
+    collector = Collector(
+        settings,
+        app.rules_of(settings),
+        telemetry,
+        outbox,
+        Shifted(Aggregates(database, settings.mongodb.workers, settings.workers), wall),
+        cloudwatch,
+        history=history,
+        inventory=Inventory(database),
+        lease=lease,
+        wall=wall,
+        monotonic=wall,
+    )
+    server = uvicorn.Server(
+        uvicorn.Config(
+            api.create_app(Backend(settings, telemetry, collector, wall)),
+            port=port,
+            log_level="error",
+            lifespan="off",
+            proxy_headers=False,
+        )
+    )
+    sys.setswitchinterval(app.SWITCH_INTERVAL)
+    serving = threading.Thread(target=server.run)  # a loop of its own, as in `app.serve`
+    serving.start()
+    await history.ensure_collection()
+    await lease.acquire_or_renew()
+    keeping = [asyncio.create_task(each) for each in (_keep(lease), app.refresh(telemetry))]
+    for index in range(rounds + 1):
+        now = wall()
+        wall.offset += (180 - now) % settings.period or settings.period  # 3 minutes after a boundary, as the asking loop
+        await asyncio.to_thread(_control, aws, {"set": {"offset": wall.offset}})
+        began = time.perf_counter()
+        await collector.observe()
+        await collector.ask()
+        while await mirror.step():
+            pass
+        took = time.perf_counter() - began
+        rss = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()  # noqa: ASYNC240  # a page of proc
+        print(
+            json.dumps({"round": index, "took": took, "rss": rss, "mirrored": telemetry.mirrored, "at": time.time()}),
+            flush=True,
+        )
+        if index == 0:
+            app.freeze()
+        await asyncio.sleep(0.2)
+    await asyncio.to_thread(sys.stdin.read)  # until the scraper is done
+    for task in keeping:
+        task.cancel()
+    server.should_exit = True
+    await asyncio.to_thread(serving.join)
+    await cloudwatch.close()
+    await client.close()
+    outbox.close()
+
+
+async def _keep(lease: Lease) -> None:
+    while True:
+        await asyncio.sleep(app.LEASE_SECONDS / 3)
+        await lease.acquire_or_renew()
+
+
+def _control(aws: str, order: Mapping[str, Any]) -> None:
+    request = urllib.request.Request(f"{aws}/ctl", data=json.dumps(order).encode(), method="POST")
+    with urllib.request.urlopen(request) as response:
+        response.read()
+
+
+def scrape(port: int, seconds_between: float) -> None:
+    """Scrape with gzip until standard input closes; print the latencies."""
+    latencies: list[tuple[float, float]] = []
+    size = 0
+    connection = http.client.HTTPConnection("127.0.0.1", port)
+    while not select.select([sys.stdin], [], [], seconds_between)[0]:
+        began = time.perf_counter()
+        connection.request("GET", "/metrics", headers={"Accept-Encoding": "gzip"})
+        size = max(size, len(connection.getresponse().read()))
+        latencies.append((time.time(), time.perf_counter() - began))
+    print(json.dumps({"latencies": latencies, "bytes": size}))
+
+
+def aggregates(count: int) -> list[dict[str, Any]]:
+    """The manager's documents of a fleet whose instances the fake knows."""
+    created = to_datetime(time.time() - 30 * 86400)
+    return [
+        {
+            "_id": f"worker-{k:05d}",
+            "name": f"cml-{k:05d}",
+            "aws_region": REGIONS[k % len(REGIONS)],
+            "aws_instance_id": instance_id(k),
+            "status": "running",
+            "active_labs_count": k % 7,
+            "instance_type": "m5zn.metal",
+            "cml_version": "2.8.1",
+            "created_at": created,
+        }
+        for k in range(count)
+    ]
+
+
+def stolen() -> tuple[int, int]:
+    """The time the host gave to other machines, and all time, in ticks (proc(5), /proc/stat)."""
+    ticks = [int(each) for each in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    return ticks[7], sum(ticks)
+
+
+def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the children are ended too
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, default=2000)
+    parser.add_argument("--latency", type=float, default=0.1, help="seconds the fake CloudWatch takes to answer")
+    parser.add_argument("--rounds", type=int, default=50)
+    parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        kind, *rest = options.child
+        if kind == "exporter":
+            uri, aws, port, data = rest
+            asyncio.run(exporter(uri, aws, int(port), options.rounds, Path(data)))
+        else:
+            scrape(int(rest[0]), 0.03)
+        return
+    run(options.workers, options.latency, options.rounds)
+
+
+def run(workers: int, latency: float, rounds: int) -> None:
+    """Start the parts, watch them, print the figures."""
+    from pymongo import MongoClient
+
+    environment = {
+        "AWS_ACCESS_KEY_ID": "bench",
+        "AWS_SECRET_ACCESS_KEY": "bench",
+        "PATH": "/usr/bin:/bin",
+        **{k: v for k, v in os.environ.items() if k.startswith(("CML_EXPORTER_", "GCT"))},
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        mongod = embedded.Mongod(Path(folder, "mongo"), free_port())
+        mongod.start()
+        aws_port, port = free_port(), free_port()
+        fake = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "tests.fake_cloudwatch", "--port", str(aws_port), "--workers", str(workers)),
+                *("--latency", str(latency), "--regions", ",".join(REGIONS)),
+            ]
+        )
+        child = scraper = None
+        try:
+            uri = mongod.uri.replace("/?", "/bench?")
+            with MongoClient[dict[str, Any]](uri) as client:
+                client.bench.workers.insert_many(aggregates(workers))
+            me = [sys.executable, "-m", "bench.rounds_x", "--rounds", str(rounds), "--child"]
+            child = subprocess.Popen(
+                [*me, "exporter", uri, f"http://127.0.0.1:{aws_port}", str(port), f"{folder}/data"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env=environment,
+            )
+            for pid in (mongod.pid, fake.pid):  # machines of their own in reality: they must not take the exporter's two cores
+                os.setpriority(os.PRIO_PROCESS, pid, 15)
+            assert child.stdout
+            lines, before = [], stolen()
+            for line in child.stdout:
+                lines.append(json.loads(line))
+                print(line, end="")
+                if scraper is None:  # the first round fills a day; the others are what goes on for ever
+                    scraper = subprocess.Popen(
+                        [*me, "scrape", str(port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+                    )
+                if len(lines) == rounds + 1:
+                    break
+            assert scraper
+            scraped = json.loads(scraper.communicate("")[0])
+            steal, ticks = (after - earlier for after, earlier in zip(stolen(), before, strict=True))
+            child.communicate("")
+            report(lines, scraped)
+            print(f"CPU the host gave to others     {steal / ticks:.1%}; the slowest scrapes grow with it")
+        finally:
+            for process in (scraper, child, fake):
+                if process and process.poll() is None:
+                    process.terminate()
+                    process.wait()
+            mongod.stop()
+
+
+def report(lines: Sequence[Mapping[str, Any]], scraped: Mapping[str, Any]) -> None:
+    """Print what was measured, as ratios."""
+    took = [line["took"] for line in lines[1:]]
+    everything = sorted(latency for _, latency in scraped["latencies"])
+    steady = sorted(latency for at, latency in scraped["latencies"] if at > lines[CATCHING_UP]["at"])
+    rss = [line["rss"] / 2**20 for line in lines[1:]]
+    quarter = max(1, len(rss) // 4)
+    print(f"first round (a day is filled)   {lines[0]['took']:.1f} s, {lines[0]['mirrored']} samples")
+    print(
+        f"round / interval                median {statistics.median(took) / 300:.2%}, worst {max(took) / 300:.2%} "
+        f"({statistics.median(took):.2f} s, {max(took):.2f} s)"
+    )
+    for name, latencies in (("all rounds", everything), ("steady rounds", steady)):
+        print(
+            f"gzip scrape, {name:18} p50 {latencies[len(latencies) // 2] * 1e3:.1f} ms, "
+            f"p99 {latencies[int(len(latencies) * 0.99)] * 1e3:.1f} ms, {len(latencies)} of {scraped['bytes'] >> 10} KiB"
+        )
+    first, last = statistics.median(rss[:quarter]), statistics.median(rss[-quarter:])
+    print(f"RSS, last quarter / first       {last / first:.3f} ({first:.0f} → {last:.0f} MiB over {len(rss)} rounds)")
+
+
+if __name__ == "__main__":
+    main()
