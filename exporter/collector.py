@@ -43,8 +43,8 @@ LISTING_AGE = 600
 RECENT = 3 * 3600
 """What ListMetrics with RecentlyActive covers."""
 CONCURRENCY = 6
-"""Calls under way at once. Their latency hardly counts, since 40 calls ask about 10,000 workers; but answers that come together are
-parsed together, and each thread that does so keeps scrapes waiting."""
+"""Calls under way at once. Their latency hardly counts, since 40 calls ask about 10,000 workers; but answers that come together
+are parsed together, and each thread that does so keeps scrapes waiting."""
 HEAL_CHUNK = 500
 """Workers whose gaps are looked for at once: a day of them fits easily into memory."""
 
