@@ -25,14 +25,16 @@ from exporter import api, logs, webconfig
 from exporter.cloudwatch import CloudWatch
 from exporter.collector import Collector
 from exporter.config import Settings
+from exporter.cost import Budget
 from exporter.errors import ConfigError, StoreError, StoreMisfit
 from exporter.history import WorkerMetricsRepository
 from exporter.inventory import Inventory
-from exporter.lease import Lease
+from exporter.lease import BACKFILL, Lease
 from exporter.lifecycle import Rules
-from exporter.mirror import Mirror
+from exporter.mirror import Mirror, Old
 from exporter.model import InventoryEntry, OwnMetrics, Snapshot
 from exporter.outbox import Outbox
+from exporter.periods import HOUR
 from exporter.rounds import OutboxThread
 from exporter.telemetry import Telemetry
 from exporter.workers import Aggregates
@@ -48,7 +50,7 @@ SWITCH_INTERVAL = 0.0002
 _log = logs.get("exporter")
 
 
-def _awake() -> float:
+def awake() -> float:
     """Seconds that go on while the machine is suspended, unlike time.monotonic: a lease does not wait for us."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
@@ -115,14 +117,24 @@ class Exporter:
         self._outbox = OutboxThread(outbox)
         self._client, database = connect(settings)
         self._web_client, self._web_database = connect(settings)  # a client belongs to one event loop
-        self._cloudwatch = CloudWatch(settings, self.telemetry) if settings.cloudwatch.enabled else None
+        day, spent = outbox.spent()
+        self._budget = Budget(settings.cloudwatch.max_usd_per_day, day=day, spent=spent)
+        self.telemetry.show_budget(self._budget, "ok")
+        self._cloudwatch = CloudWatch(settings, self.telemetry, budget=self._budget) if settings.cloudwatch.enabled else None
         self._history = repository(settings, database, settings.mongodb.history) if settings.mongodb.history else None
         self._web_history = (
             repository(settings, self._web_database, settings.mongodb.history) if settings.mongodb.history else None
         )
         self._inventory = Inventory(database)
-        self._lease = Lease(database, owner=outbox.owner, ttl=LEASE_SECONDS, monotonic=_awake)
-        self._mirror = Mirror(self._outbox, self._history, self._lease, self.telemetry) if self._history is not None else None
+        self._lease = Lease(database, owner=outbox.owner, ttl=LEASE_SECONDS, monotonic=awake)
+        # An hour, because two clocks may differ by minutes and an insert takes seconds.
+        old = Old(
+            Lease(database, owner=outbox.owner, ttl=LEASE_SECONDS, name=BACKFILL, monotonic=awake),
+            settings.heal - min(HOUR, settings.heal // 2),
+        )
+        self._mirror = (
+            Mirror(self._outbox, self._history, self._lease, self.telemetry, old=old) if self._history is not None else None
+        )
         self.collector = Collector(
             settings,
             rules_of(settings),
@@ -133,6 +145,7 @@ class Exporter:
             history=self._history,
             inventory=self._inventory,
             lease=self._lease,
+            budget=self._budget,
             on_ready=self._mirror.wake.set if self._mirror else lambda: None,
         )
 
@@ -199,6 +212,7 @@ class Exporter:
                 _log.warning("the lease could not be released; it ends by itself", error=str(error))
         if self._cloudwatch is not None:
             await self._cloudwatch.close()
+        await self.collector.keep_spent()
         await self._client.close()
         await asyncio.to_thread(self._outbox.close)
 

@@ -138,6 +138,24 @@ EXPORTER_METRICS: tuple[Metric, ...] = (
         "Estimated price of the metrics requested, at 0.01 dollars per 1,000.",
         unit="dollars",
     ),
+    _own(
+        "cloudwatch_day_cost_dollars",
+        "gauge",
+        "Estimated price of the metrics requested since 00:00 UTC, restarts included.",
+        unit="dollars",
+    ),
+    _own(
+        "cloudwatch_budget_dollars",
+        "gauge",
+        "What CloudWatch may cost a day; absent when there is no limit.",
+        unit="dollars",
+    ),
+    _own(
+        "cloudwatch_budget_state",
+        "gauge",
+        "What the budget allows: ok, healing_stopped or asking_stopped; exactly one of its series is 1.",
+        ("state",),
+    ),
     _own("outbox_samples", "gauge", "Samples on their way to the history.", ("state",)),
     _own(
         "outbox_oldest_timestamp_seconds",

@@ -28,13 +28,14 @@ from rich.text import Text
 from exporter import app, logs, webconfig
 from exporter.cloudwatch import CloudWatch
 from exporter.config import Settings
+from exporter.cost import DOLLARS_PER_METRIC
 from exporter.errors import ConfigError, ExporterError, RejectedQuery, SourceError, StoreMisfit
 from exporter.history import least_role
 from exporter.lifecycle import MAX_SKEW
 from exporter.model import Answer, Fleet, Listing, Query, Worker
 from exporter.mongo import STATE, Database, durable, operation
 from exporter.periods import align, format_duration, rfc3339, to_datetime, to_seconds
-from exporter.telemetry import DOLLARS_PER_METRIC, Telemetry
+from exporter.telemetry import Telemetry
 from exporter.workers import Aggregates
 
 T = TypeVar("T")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import uvloop
 
-from exporter import __version__, app, check, config, demo, logs, retention
+from exporter import __version__, app, check, config, demo, estimate, logs, retention
 from exporter.errors import ConfigError, ExporterError
 from exporter.periods import parse_duration
 
@@ -67,6 +67,15 @@ def _parser() -> argparse.ArgumentParser:
     _add_settings(keeping)
     keeping.set_defaults(run=_retention)
 
+    reckoning = commands.add_parser(
+        "estimate",
+        help="what CloudWatch will cost with this fleet and these settings",
+        description="Read the aggregates, find out who has a CloudWatch agent, and print calls, metrics billed and dollars per "
+        "round, day and month. Asks CloudWatch for nothing that is billed.",
+    )
+    _add_settings(reckoning)
+    reckoning.set_defaults(run=_estimate)
+
     trying = commands.add_parser(
         "demo",
         help="a fake AWS, MongoDB, 12 simulated workers and the exporter",
@@ -112,6 +121,12 @@ def _check(options: argparse.Namespace) -> int:
     settings = _settings(options)
     logs.configure("error", settings.log.format, sys.stderr)
     return asyncio.run(check.run(settings, sys.stdout))
+
+
+def _estimate(options: argparse.Namespace) -> int:
+    settings = _settings(options)
+    logs.configure("error", settings.log.format, sys.stderr)
+    return asyncio.run(estimate.run(settings, sys.stdout))
 
 
 def _retention(options: argparse.Namespace) -> int:

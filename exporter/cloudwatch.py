@@ -36,6 +36,7 @@ from botocore.utils import parse_timestamp
 
 from exporter import __version__
 from exporter.config import Role, Settings
+from exporter.cost import Budget
 from exporter.errors import RejectedQuery, SourceError
 from exporter.model import Answer, Answers, Dimensions, Listing, MetricName, Outcome, Query
 from exporter.periods import DAY, HOUR, rfc3339, to_datetime, to_seconds
@@ -190,7 +191,11 @@ class _DeadlinePassed(Exception):
     """The call's own deadline; not an error botocore retries."""
 
 
-_FOREIGN = (boto_errors.BotoCoreError, boto_errors.ClientError, ResponseParserError, _DeadlinePassed, OSError)
+class _BudgetSpent(Exception):
+    """The day's budget does not pay for the request; it was not sent."""
+
+
+_FOREIGN = (boto_errors.BotoCoreError, boto_errors.ClientError, ResponseParserError, _DeadlinePassed, _BudgetSpent, OSError)
 """What a call may raise; an OSError comes from a credentials or token file."""
 
 _DENIED = "{action} is not allowed ({message}); allow this action in the IAM policy of the exporter"
@@ -226,6 +231,7 @@ _SOURCE = (
 )
 _REGION = "{region!r} is not a region; correct the region of the workers that name it"
 _GARBLED = "the answer is not AWS's ({message}); check cloudwatch.endpoint_url and proxies"
+_SPENT = "cloudwatch.max_usd_per_day does not pay for {action} any more; it goes on after 00:00 UTC, or raise it"
 _OTHER = "{action} failed ({message}); it is asked again at the next round"
 
 _BY_CODE: Mapping[str, str] = {
@@ -274,6 +280,7 @@ _BY_CLASS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...]
         ),
         _REGION,
     ),
+    (_BudgetSpent, _SPENT),
     ((_DeadlinePassed, boto_errors.ReadTimeoutError, boto_errors.ConnectTimeoutError), _SLOW),
     (boto_errors.ConnectionError, _NETWORK),
     ((boto_errors.ConnectionClosedError, boto_errors.ResponseStreamingError, boto_errors.IncompleteReadError), _CUT),
@@ -368,11 +375,14 @@ class _Home:
 class _Wire:
     """What happens around every HTTP request of one client, retries included: pace, deadline, counters, whole bodies."""
 
-    def __init__(self, client: "CloudWatchClient | STSClient", home: _Home, call: _Call, telemetry: Telemetry) -> None:
+    def __init__(
+        self, client: "CloudWatchClient | STSClient", home: _Home, call: _Call, telemetry: Telemetry, budget: Budget
+    ) -> None:
         self._http = client._endpoint.http_session  # type: ignore[union-attr]  # botocore has no public way
         self._home = home
         self._call = call
         self._telemetry = telemetry
+        self._budget = budget
         service = client.meta.service_model.service_id.hyphenize()
         hooks: dict[str, Callable[..., Any]] = {
             "before-send": self.send,
@@ -388,11 +398,20 @@ class _Wire:
         if time.monotonic() >= self._call.until:
             raise _DeadlinePassed
         operation = event_name.rpartition(".")[2]
+        price = self._call.queries if operation == "GetMetricData" else 0
+        if not self._budget.take(price):
+            raise _BudgetSpent
         self._telemetry.requests.labels(operation, self._home.region).inc()
         request.stream_output = True
-        response = self._http.send(request)
-        if operation == "GetMetricData" and response.status_code == 200:
-            self._telemetry.metrics_were_requested(self._home.region, self._call.queries)
+        billed = False
+        try:
+            response = self._http.send(request)
+            billed = response.status_code == 200
+        finally:
+            if not billed:
+                self._budget.give_back(price)
+        if billed and price:
+            self._telemetry.metrics_were_requested(self._home.region, price)
         body = _Body(response.raw, self._call.until)
         whole = AWSResponse(response.url, response.status_code, response.headers, body)
         try:
@@ -499,6 +518,7 @@ class CloudWatch:
         settings: Settings,
         telemetry: Telemetry,
         *,
+        budget: Budget | None = None,
         wall: Callable[[], float] = time.time,
         deadline: float = 60,
         rate: float = 25,
@@ -508,6 +528,7 @@ class CloudWatch:
         Args:
             settings: endpoint and role.
             telemetry: counts every request.
+            budget: pays for GetMetricData; by default without a limit.
             wall: the local clock, in UTC seconds, that CloudWatch's is compared with.
             deadline: seconds a call may take with all its pages and retries, from when it is its turn.
             rate: requests a second and region, retries included.
@@ -515,6 +536,7 @@ class CloudWatch:
         self._endpoint = settings.cloudwatch.endpoint_url
         self._roles = settings.aws.roles
         self._telemetry = telemetry
+        self._budget = Budget(wall=wall) if budget is None else budget
         self._wall = wall
         self._deadline = deadline
         self._rate = rate
@@ -713,7 +735,7 @@ class CloudWatch:
                 f"CloudWatch in {home.region}: {self._endpoint} is not an address; correct cloudwatch.endpoint_url",
                 region=home.region,
             ) from error
-        _Wire(client, home, self._call, self._telemetry)
+        _Wire(client, home, self._call, self._telemetry, self._budget)
         return client
 
 

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from exporter import cloudwatch, exposition, lifecycle, logs
 from exporter.config import Settings
+from exporter.cost import Budget, BudgetState
 from exporter.errors import ExporterError, RejectedQuery, SourceError, StoreError
 from exporter.lifecycle import Batch, Known, Need, Rules, Sightings
 from exporter.model import (
@@ -47,6 +48,13 @@ CONCURRENCY = 6
 are parsed together, and each thread that does so keeps scrapes waiting."""
 HEAL_CHUNK = 500
 """Workers whose gaps are looked for at once: a day of them fits easily into memory."""
+
+_BUDGET_PROBLEMS: Mapping[BudgetState, str] = {
+    "healing_stopped": "what is left of cloudwatch.max_usd_per_day ({} dollars) is kept for the running workers; "
+    "gaps are filled after 00:00 UTC, or raise it",
+    "asking_stopped": "cloudwatch.max_usd_per_day ({} dollars) is spent; CloudWatch is asked again after 00:00 UTC, "
+    "or raise it",
+}
 
 _INSTANCE = re.compile(r"i-[0-9a-f]{8}([0-9a-f]{9})?")
 """https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/resource-ids.html"""
@@ -128,6 +136,7 @@ class Tally:
     dropped: int = 0
     given_up: int = 0
     failed: int = 0
+    budget: BudgetState = "ok"
 
 
 class Collector:
@@ -136,6 +145,7 @@ class Collector:
     Args:
         cloudwatch: None where `cloudwatch.enabled` is false.
         history, inventory, lease: None where there is no history; gauges are then all there is.
+        budget: the one `metric_source` takes from; by default without a limit.
         on_ready: called when rows may be ready for the mirror.
         wall: the local clock; it wakes the loops and dates the snapshot, and is never used to judge a sample.
         monotonic: seconds of a clock that is never set.
@@ -153,6 +163,7 @@ class Collector:
         history: History | None = None,
         inventory: InventoryStore | None = None,
         lease: Leadership | None = None,
+        budget: Budget | None = None,
         on_ready: Callable[[], object] = lambda: None,
         wall: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
@@ -165,6 +176,7 @@ class Collector:
         self._metric_source = metric_source
         self._history, self._inventory, self._lease = history, inventory, lease
         self._on_ready = on_ready
+        self._budget = Budget(wall=wall) if budget is None else budget
         self._wall, self._monotonic = wall, monotonic
 
         self.snapshot: Snapshot | None = None
@@ -354,13 +366,16 @@ class Collector:
             waiting=self._outbox.outbox.counts()["observed"],
             took=f"{self._wall() - began:.1f}s",
             cost_usd=f"{self._telemetry.dollars:.4f}",
+            budget=tally.budget,
         )
         self._mirrored_before = self._telemetry.mirrored
 
     async def _ask_cloudwatch(self, source: MetricSource, tally: Tally) -> None:
         now = self._now()
-        needs = await self._needs(now)
-        tally.workers = len(needs)
+        types = {worker.instance_id: worker.instance_type for worker in self.fleet.workers if worker.instance_id}
+        needs, live = await self._needs(now)
+        if self._judge(live, types) == "asking_stopped":
+            needs = []
         regions = sorted({need.region for need in needs})
         began = self._wall()
         failures: dict[str, SourceError] = {}
@@ -370,7 +385,10 @@ class Collector:
         ):
             if error:
                 failures[region] = error
-        types = {worker.instance_id: worker.instance_type for worker in self.fleet.workers if worker.instance_id}
+        tally.budget = self._judge(live, types)  # again: now it is known who has an agent, and two metrics to ask for
+        if tally.budget != "ok":
+            needs = _without_healing(needs, live, now - self._rules.give_up) if tally.budget == "healing_stopped" else []
+        tally.workers = len(needs)
         # What is older than `give_up` is decided by one answer, so every series that may have had the value must be in it.
         thorough = {need.worker_id for need in needs if need.oldest < now - self._rules.give_up}
 
@@ -378,6 +396,8 @@ class Collector:
             return self._queries(region, instance, types.get(instance), worker_id in thorough)
 
         batches = lifecycle.plan(needs, queries_of, now, self._rules)
+        # Counted before it is asked: whatever kills us on the way, a restart does not spend it a second time.
+        await self.keep_spent(sum(len(batch.queries) for batch in batches))
         slots = asyncio.Semaphore(CONCURRENCY)
 
         async def run(batch: Batch) -> None:
@@ -398,14 +418,18 @@ class Collector:
         async with asyncio.TaskGroup() as group:
             for batch in batches:
                 group.create_task(run(batch))
+        await self.keep_spent()
+        self._show_budget(tally.budget)
         for region in regions:
             if region in failures:
                 self._failed(failures[region], began, ended.get(region))
             else:
                 self._succeeded("cloudwatch", region, began, ended.get(region))
         self._forget_regions({worker.region for worker in self.fleet.workers} | set(regions))
-        # Until MongoDB has told the time, only the local clock says how old a row is: not enough to give it up (rule 6).
-        attempted = {worker_id for batch in batches for worker_id in batch.asks} if self._synchronized else set()
+        # Until MongoDB has told the time, only the local clock says how old a row is: not enough to give it up (rule 6). Nor is a
+        # row given up that was not asked about because of the price.
+        decided = self._synchronized and tally.budget == "ok"
+        attempted = {worker_id for batch in batches for worker_id in batch.asks} if decided else set()
         rows, dropped = await self._outbox(give_up, self._outbox.outbox, attempted, now, self._rules)
         tally.given_up, tally.dropped = len(rows), tally.dropped + dropped
         for row in rows:
@@ -415,24 +439,49 @@ class Collector:
         horizon = now - self._rules.heal - self._rules.period
         self._sightings = {key: seen for key, seen in self._sightings.items() if key[1] > horizon}
 
-    async def _needs(self, now: int) -> list[Need]:
-        """Who is due: open rows, and a fresh gauge for every running worker."""
+    def _judge(self, live: Iterable[Need], types: Mapping[str, str | None]) -> BudgetState:
+        """What the day's budget allows, by the price of asking for the running workers alone."""
+        if self._budget.max_usd is None:
+            return "ok"
+        price = sum(len(self._queries(need.region, name, types.get(name), False)) for need in live for name in need.instances)
+        return self._budget.judge(price, max(self._rules.interval, self._rules.period))
+
+    async def keep_spent(self, planned: int = 0) -> None:
+        """Keep what today has cost, and what is about to be asked, over a restart."""
+        day, spent = self._budget.spent()
+        try:
+            await self._outbox(self._outbox.outbox.keep_spent, day, spent + planned)
+        except StoreError as error:  # the count goes on in memory
+            _log.error("what CloudWatch cost today cannot be kept over a restart", error=str(error))
+
+    def _show_budget(self, state: BudgetState) -> None:
+        self._telemetry.show_budget(self._budget, state)
+        problem = None if state == "ok" else _BUDGET_PROBLEMS[state].format(self._budget.max_usd)
+        if problem and problem != self.healthy.get("budget"):
+            _log.warning("the budget limits what is asked", state=state, problem=problem)
+        if self._budget.max_usd is not None:
+            self.healthy["budget"] = problem
+
+    async def _needs(self, now: int) -> tuple[list[Need], list[Need]]:
+        """Who is due: open rows, and a fresh gauge for every running worker; and of all running ones the latter alone."""
         needs = {(n.worker_id, n.region): n for n in await self._outbox(self._outbox.outbox.needs)}
-        running = set()
+        live: list[Need] = []
         for worker in self.fleet.workers:
             if worker.status in IDLE_STATUSES or not worker.instance_id:
                 continue
-            running.add(worker.id)
             fresh = align(now - self._rules.max_age, self._rules.period) - self._rules.period
+            live.append(Need(worker.id, worker.region, (worker.instance_id,), fresh))
             need = needs.get((worker.id, worker.region), Need(worker.id, worker.region, (), fresh))
             instances = tuple(dict.fromkeys((*need.instances, worker.instance_id)))
             needs[worker.id, worker.region] = replace(need, instances=instances, oldest=min(need.oldest, fresh))
         self._asked = {id_: at for id_, at in self._asked.items() if at <= now}  # a clock that went back asks again
-        return [
+        running = {need.worker_id for need in live}
+        due = [
             need
             for need in needs.values()
             if lifecycle.is_due(need.worker_id in running, self._asked.get(need.worker_id), now, self._rules)
         ]
+        return due, live
 
     async def _list(self, source: MetricSource, region: str, needs: Iterable[Need], now: int) -> SourceError | None:
         """Bring the region's listings up to date; an old one keeps serving, with its own date."""
@@ -454,7 +503,7 @@ class Collector:
 
     def _queries(self, region: str, instance: str, instance_type: str | None, thorough: bool) -> tuple[Query, ...]:
         """CPU, and the memory series most likely to be alive; all that are listed where `thorough`."""
-        state = self._regions[region]
+        state = self._regions.setdefault(region, _Region())
         sets: dict[Dimensions, None] = {}
         for listing in state.listings:
             sets |= dict.fromkeys(cloudwatch.memory_series(listing, instance, instance_type, state.silent))
@@ -582,6 +631,18 @@ class Collector:
         self._telemetry.source_failed(error.source, error.region, (self._wall() if ended is None else ended) - began)
         self.healthy[_name(error.source, error.region)] = str(error)
         _log.error("a source failed", source=error.source, region=error.region, code=error.code, error=str(error))
+
+
+def _without_healing(needs: Iterable[Need], live: Iterable[Need], since: int) -> list[Need]:
+    """Of the running workers that are due the current instances alone. A longer window costs nothing, but before `since` more
+    series would have to be asked, and those cost.
+    """
+    oldest = {(need.worker_id, need.region): need.oldest for need in needs}
+    return [
+        replace(need, oldest=max(since, min(need.oldest, oldest[key])))
+        for need in live
+        if (key := (need.worker_id, need.region)) in oldest
+    ]
 
 
 def _name(source: str, region: str) -> str:

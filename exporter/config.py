@@ -5,6 +5,7 @@ for the test that compares both. Unknown keys are refused, secrets print as star
 """
 
 import difflib
+import math
 import os
 import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping
@@ -52,7 +53,7 @@ ALIASABLE = (
 OWN_COLLECTIONS = ("worker_metrics_inventory", "cml_exporter_state")
 """Collections beside the history that we write; `mongodb.workers` and `mongodb.history` must be others."""
 
-_MAX_RETENTION = 2**31 - 1  # seconds; MongoDB refuses a longer expireAfterSeconds
+MAX_RETENTION = 2**31 - 1  # seconds; MongoDB refuses a longer expireAfterSeconds
 
 # Kubernetes gives these to every pod beside a service that is called cml-exporter or begins so.
 _KUBERNETES = re.compile(
@@ -110,10 +111,21 @@ def _mongodb_uri(value: str, key: str) -> str:
     return value
 
 
+def _dollars(value: object) -> object:
+    try:
+        number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise ValueError(f"{value!r} is not an amount of dollars; write a number above 0, such as 1.50")
+    return number
+
+
 def _listed(value: object) -> object:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
+Dollars = Annotated[float, BeforeValidator(_dollars)]
 Duration = Annotated[int, BeforeValidator(_duration)]
 """Whole seconds, written as a Prometheus duration."""
 Address = Annotated[str, AfterValidator(_address)]
@@ -158,9 +170,9 @@ class MongoSettings(_Section):
             raise ValueError(
                 f"workers and history are both {self.workers!r}; the aggregates are only ever read, name another history"
             )
-        if not DAY <= self.retention <= _MAX_RETENTION:
+        if not DAY <= self.retention <= MAX_RETENTION:
             raise ValueError(
-                f"retention {format_duration(self.retention)} must be at least 1d and at most {_MAX_RETENTION // DAY}d"
+                f"retention {format_duration(self.retention)} must be at least 1d and at most {MAX_RETENTION // DAY}d"
             )
         return self
 
@@ -171,6 +183,11 @@ class CloudWatchSettings(_Section):
     enabled: bool = Field(True, description="false: gauges and history are made of the aggregates alone")
     interval: Duration = Field("5m", description="how often CloudWatch is asked; every round is billed")  # type: ignore[assignment]
     endpoint_url: Url | None = Field(None, description="another CloudWatch and STS endpoint (a VPC endpoint, moto)")
+    max_usd_per_day: Dollars | None = Field(
+        None,
+        description="dollars CloudWatch may cost a day (UTC): when the rest is needed for the running workers, healing stops; "
+        "when it is spent, nothing is asked until midnight; unset: no limit",
+    )
 
 
 class Role(_Section):

@@ -15,6 +15,8 @@ from pymongo.errors import DuplicateKeyError
 from exporter.mongo import STATE, Database, Document, durable, operation
 from exporter.periods import to_datetime
 
+BACKFILL = "backfill"
+"""The lease of who writes what is older than the live window."""
 MARGIN = 1 / 6
 """The last part of its time in which a holder no longer relies on the lease."""
 

@@ -8,13 +8,14 @@ and no special case for the start: whatever happened before, the next batch find
 import asyncio
 import time
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from exporter import logs
 from exporter.errors import StoreError, StoreMisfit, StoreUnavailable
 from exporter.lifecycle import Row
 from exporter.model import WorkerMetricsSample
-from exporter.periods import to_datetime, to_seconds
+from exporter.periods import rfc3339, to_datetime, to_seconds
 from exporter.rounds import OutboxThread
 from exporter.telemetry import Telemetry
 
@@ -66,6 +67,25 @@ class WriterLease(Protocol):
         """Another number whenever somebody else held it in between."""
 
 
+class SharedLease(WriterLease, Protocol):
+    """Who may write what is older than the live window: this exporter's mirror, or a backfill."""
+
+    async def acquire_or_renew(self) -> bool:
+        """Take it if it is free; whether it is ours."""
+
+    async def release(self) -> None:
+        """Let others have it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Old:
+    """Where the samples begin that a backfill may be writing too."""
+
+    lease: SharedLease
+    age: int
+    """Seconds. A backfill writes only what is older than `heal`; this is a little less, for two clocks that differ."""
+
+
 class Mirror:
     """Moves settled rows from the outbox into the history while the lease is held."""
 
@@ -76,13 +96,17 @@ class Mirror:
         lease: WriterLease,
         telemetry: Telemetry,
         *,
+        old: Old | None = None,
         wall: Callable[[], float] = time.time,
         batch: int = BATCH,
     ) -> None:
+        """Move nothing yet; without `old` this is the only writer there is, however old a sample."""
+        self._old = old
         self._outbox, self._target, self._lease, self._telemetry = outbox, target, lease, telemetry
         self._wall = wall
         self._batch = batch
         self._ensured = False
+        self._waits = False
         self.wake = asyncio.Event()
         """Set when rows may be ready."""
         self.problem: str | None = None
@@ -126,27 +150,51 @@ class Mirror:
         if not self._ensured:
             await self._target.ensure_collection()
             self._ensured = True
-        rows = await self._outbox(self._outbox.outbox.ready, self._batch)
+        since = int(self._wall()) - self._old.age if self._old else 0
+        rows = await self._outbox(self._outbox.outbox.ready, self._batch, since)
         if rows:
-            fence = self._lease.fence
-            await self._quiesce()
-            present = await self._target.present([(row.worker_id, row.start) for row in rows])
-            missing = [row for row in rows if (row.worker_id, row.start) not in present]
-            rejected = await self._insert(missing, fence)
-            await self._outbox(self._outbox.outbox.set_aside, rejected)
-            await self._outbox(self._outbox.outbox.delete, [r for r in rows if (r.worker_id, r.start) not in rejected])
-            inserted = [row for row in missing if (row.worker_id, row.start) not in rejected]
-            self._telemetry.samples_were_mirrored(
-                inserted=len(inserted),
-                already_present=len(rows) - len(missing),
-                rejected=len(rejected),
-                healed=sum(row.healed for row in inserted),
-            )
-            await self._outbox.show(self._telemetry)
+            await self._move(rows, (self._lease,))
+        if self._old and len(rows) < self._batch:
+            rows = await self._step_old(self._old, since)
         if len(rows) < self._batch:
             self._telemetry.mirror_last_success.value = self._wall()
         self.problem = None
         return len(rows) == self._batch
+
+    async def _step_old(self, old: Old, since: int) -> list[Row]:
+        """Mirror a batch of what a backfill may be writing too: only one of the two at a time, and the newer samples first."""
+        rows = await self._outbox(self._outbox.outbox.ready, self._batch, 0)
+        if not rows:
+            return []
+        if not await old.lease.acquire_or_renew():
+            if not self._waits:
+                _log.info("samples older than the live window wait until a backfill has ended", before=rfc3339(since))
+            self._waits = True
+            return []
+        self._waits = False
+        try:
+            # One read back before the lease was ours may have been written by the backfill since; `_move` reads anew.
+            await self._move(rows, (self._lease, old.lease))
+        finally:
+            await old.lease.release()
+        return rows
+
+    async def _move(self, rows: Sequence[Row], leases: Sequence[WriterLease]) -> None:
+        fences = [lease.fence for lease in leases]
+        await self._quiesce()
+        present = await self._target.present([(row.worker_id, row.start) for row in rows])
+        missing = [row for row in rows if (row.worker_id, row.start) not in present]
+        rejected = await self._insert(missing, leases, fences)
+        await self._outbox(self._outbox.outbox.set_aside, rejected)
+        await self._outbox(self._outbox.outbox.delete, [r for r in rows if (r.worker_id, r.start) not in rejected])
+        inserted = [row for row in missing if (row.worker_id, row.start) not in rejected]
+        self._telemetry.samples_were_mirrored(
+            inserted=len(inserted),
+            already_present=len(rows) - len(missing),
+            rejected=len(rejected),
+            healed=sum(row.healed for row in inserted),
+        )
+        await self._outbox.show(self._telemetry)
 
     async def _quiesce(self) -> None:
         clock = asyncio.get_running_loop().time
@@ -156,16 +204,17 @@ class Mirror:
                 raise StoreUnavailable("another insert into the history is still running", reason="busy")
             await asyncio.sleep(0.05)
 
-    async def _insert(self, rows: Sequence[Row], fence: int) -> set[tuple[str, int]]:
+    async def _insert(self, rows: Sequence[Row], leases: Sequence[WriterLease], fences: Sequence[int]) -> set[tuple[str, int]]:
         if not rows:
             return set()
-        if self._lease.fence != fence:
+        if [lease.fence for lease in leases] != fences:
             # This process was paused; somebody else was the writer, and what was read back is no longer true.
             raise StoreUnavailable("another exporter held the lease while this batch was read back", reason="lease")
-        if not self._lease.held or self._lease.remaining < LEAST:
+        remaining = min(lease.remaining for lease in leases)
+        if remaining < LEAST:
             # Somebody else may be the writer before the server has finished; a renewal is seconds away.
             raise StoreUnavailable("the lease ends too soon to write", reason="lease")
-        rejected = await self._target.insert([sample(row) for row in rows], within=self._lease.remaining - MARGIN)
+        rejected = await self._target.insert([sample(row) for row in rows], within=remaining - MARGIN)
         for bad, reason in rejected:
             _log.error("MongoDB rejects a sample for good; it is set aside", worker_id=bad.worker_id, reason=reason)
         return {(bad.worker_id, to_seconds(bad.timestamp)) for bad, _ in rejected}

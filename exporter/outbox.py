@@ -217,9 +217,9 @@ class Outbox:
 
     # -- mirrored
 
-    def ready(self, limit: int) -> list[Row]:
-        """Up to `limit` settled rows, worker by worker in time order: the way the history takes them best."""
-        return self._rows("state=1 ORDER BY worker, start LIMIT ?", (limit,))
+    def ready(self, limit: int, since: int = 0) -> list[Row]:
+        """Up to `limit` settled rows from `since` on, worker by worker in time order: the way the history takes them best."""
+        return self._rows("state=1 AND start>=? ORDER BY worker, start LIMIT ?", (since, limit))
 
     def delete(self, rows: Iterable[Row]) -> None:
         """Forget rows the history has acknowledged. A transaction of its own."""
@@ -234,6 +234,19 @@ class Outbox:
             moved = self._many("UPDATE sample SET state=2 WHERE worker=? AND start=? AND state=1", keys)
             self._counts[_READY] -= moved
             self._counts[_REJECTED] += moved
+
+    # -- what was spent
+
+    def spent(self) -> tuple[int, int]:
+        """The day (its start in UTC seconds) and the metrics billed on it, as `keep_spent` was told last; (0, 0) before."""
+        rows = self._select("SELECT value FROM meta WHERE key='spent'")
+        day, metrics = rows[0][0].split() if rows else (0, 0)
+        return int(day), int(metrics)
+
+    def keep_spent(self, day: int, metrics: int) -> None:
+        """Keep what was billed on a day over a restart. A transaction of its own."""
+        with self.transaction():
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES('spent',?)", (f"{day} {metrics}",))
 
     # -- figures
 

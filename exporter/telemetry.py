@@ -17,11 +17,9 @@ from prometheus_client.registry import Collector
 
 from exporter import __version__
 from exporter.catalog import METRICS_BY_NAME
+from exporter.cost import BUDGET_STATES, Budget, BudgetState, dollars
 from exporter.exposition import deflated
 from exporter.model import OwnMetrics
-
-DOLLARS_PER_METRIC = 0.01 / 1000
-"""GetMetricData, whatever the number of datapoints: https://aws.amazon.com/cloudwatch/pricing/"""
 
 
 class OptionalGauge(Collector):
@@ -67,6 +65,9 @@ class Telemetry:
         self.request_failures = counter("cloudwatch_request_failures_total")
         self.metrics_requested = counter("cloudwatch_metrics_requested_total")
         self.estimated_cost = counter("cloudwatch_estimated_cost_dollars_total")
+        self.day_cost = gauge("cloudwatch_day_cost_dollars")
+        self.budget = OptionalGauge("cml_exporter_cloudwatch_budget_dollars", registry)
+        self.budget_state = gauge("cloudwatch_budget_state")
         self.outbox_samples = gauge("outbox_samples")
         self.outbox_oldest = OptionalGauge("cml_exporter_outbox_oldest_timestamp_seconds", registry)
         self.samples_dropped = counter("samples_dropped_total")
@@ -113,8 +114,15 @@ class Telemetry:
     def metrics_were_requested(self, region: str, count: int) -> None:
         """Count `count` queries of one GetMetricData call, which is what AWS bills."""
         self.metrics_requested.labels(region).inc(count)
-        self.estimated_cost.inc(count * DOLLARS_PER_METRIC)
-        self.dollars += count * DOLLARS_PER_METRIC
+        self.estimated_cost.inc(dollars(count))
+        self.dollars += dollars(count)
+
+    def show_budget(self, budget: Budget, state: BudgetState) -> None:
+        """Say what today has cost, and what the budget allows."""
+        self.day_cost.set(dollars(budget.spent()[1]))
+        self.budget.value = budget.max_usd
+        for each in BUDGET_STATES:
+            self.budget_state.labels(each).set(each == state)
 
     def samples_were_mirrored(self, *, inserted: int, already_present: int, rejected: int, healed: int) -> None:
         """Count what became of one batch of the mirror; `healed` is a part of `inserted`."""

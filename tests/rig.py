@@ -16,6 +16,7 @@ from exporter import api, app
 from exporter.cloudwatch import CloudWatch
 from exporter.collector import ASK_OFFSET, OBSERVE_OFFSET, Collector, MetricSource
 from exporter.config import Settings
+from exporter.cost import Budget
 from exporter.errors import ExporterError, StoreError
 from exporter.inventory import Inventory
 from exporter.lease import Lease
@@ -71,12 +72,13 @@ class Rig:
         deadline: float = 30,
         reach: float = 10,
         source: MetricSource | None = None,
+        max_usd_per_day: float | None = None,
     ) -> None:
         """`source` stands in for CloudWatch; `deadline` is that of one call, `reach` the seconds to wait for a MongoDB."""
-        settings = Settings.model_validate(
+        settings = self.settings = Settings.model_validate(
             {
                 "mongodb": {"uri": "mongodb://127.0.0.1:1/unused"},
-                "cloudwatch": {"endpoint_url": fake.url},
+                "cloudwatch": {"endpoint_url": fake.url, "max_usd_per_day": max_usd_per_day},
                 "give_up": "10m",
                 "data_dir": str(folder),
             }
@@ -88,7 +90,9 @@ class Rig:
         self.outbox = OutboxThread(Outbox(folder, PERIOD))
         self.history = app.repository(settings, database, "worker_metrics_timeseries")
         self.lease = Lease(database, owner=self.outbox.outbox.owner)
-        self.cloudwatch = CloudWatch(settings, telemetry, wall=clock, deadline=deadline)
+        day, spent = self.outbox.outbox.spent()
+        self.budget = Budget(max_usd_per_day, wall=clock, day=day, spent=spent)
+        self.cloudwatch = CloudWatch(settings, telemetry, budget=self.budget, wall=clock, deadline=deadline)
         self.mirror = Mirror(self.outbox, self.history, self.lease, telemetry, wall=clock)
         self.collector = Collector(
             settings,
@@ -100,6 +104,7 @@ class Rig:
             history=self.history,
             inventory=Inventory(database),
             lease=self.lease,
+            budget=self.budget,
             wall=clock,
             monotonic=clock,
         )

@@ -21,6 +21,7 @@ ORDER = (
     "model",
     "errors",
     "periods",
+    "cost",
     "catalog",  # before config, which checks the names of workers.extra against it
     "config",
     "lifecycle",
@@ -46,6 +47,7 @@ ORDER = (
     "app",
     "check",
     "retention",
+    "estimate",
     "embedded",
     "demo_fleet",
     "demo_aws",

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from exporter import mirror as module
 from exporter.errors import StoreError, StoreMisfit, StoreUnavailable
 from exporter.lifecycle import Row
-from exporter.mirror import LEAST, MARGIN, Mirror, sample
+from exporter.mirror import LEAST, MARGIN, Mirror, Old, sample
 from exporter.model import WorkerMetricsSample
 from exporter.outbox import Outbox
 from exporter.periods import to_datetime, to_seconds
@@ -96,6 +96,22 @@ class Lease:
         return self.remaining > 0
 
 
+class Shared(Lease):
+    """The lease of who writes what is old; `taken` by a backfill or free."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.remaining, self.taken, self.released = 0.0, False, 0
+
+    async def acquire_or_renew(self) -> bool:
+        self.remaining = 0.0 if self.taken else 30.0
+        return self.held
+
+    async def release(self) -> None:
+        self.remaining = 0.0
+        self.released += 1
+
+
 class Desk:
     """A mirror with all it needs."""
 
@@ -105,7 +121,17 @@ class Desk:
         self.history, self.lease = History(), Lease()
         self.registry = CollectorRegistry()
         self.telemetry = Telemetry(self.registry)
-        self.mirror = Mirror(self.thread, self.history, self.lease, self.telemetry, wall=lambda: T + 99, batch=10)
+        self.now = T + 99
+        self.backfill = Shared()
+        self.mirror = Mirror(
+            self.thread,
+            self.history,
+            self.lease,
+            self.telemetry,
+            old=Old(self.backfill, 10 * P),
+            wall=lambda: self.now,
+            batch=10,
+        )
 
     def put(self, *rows: Row) -> None:
         with self.outbox.transaction():
@@ -307,3 +333,41 @@ async def test_a_full_disk_while_deleting_doubles_nothing(desk: Desk, monkeypatc
 def test_a_row_is_written_in_the_customers_shape() -> None:
     full = Row("w1", T, "eu-west-1", ("i-1",), "running", 0, own_cpu=1.0, cpu=2.5, memory=None, settled=True)
     assert sample(full) == WorkerMetricsSample("w1", "eu-west-1", to_datetime(T), 2.5, None, 0, "running")
+
+
+async def test_what_a_backfill_may_be_writing_waits_for_its_lease_and_the_newer_samples_do_not(desk: Desk) -> None:
+    desk.put(*(row(number) for number in range(30)))
+    desk.now = T + 25 * P  # the first 15 are older than 10 periods
+    desk.backfill.taken = True
+    await desk.drain()
+    assert [start for _, start in desk.history.keys] == [T + number * P for number in range(15, 30)]
+    assert desk.outbox.counts()["settled"] == 15
+    desk.backfill.taken = False
+    await desk.drain()
+    assert [start for _, start in desk.history.keys] == [T + number * P for number in range(30)]
+    assert desk.backfill.released == 2  # batches of 10; nothing is kept from a backfill between them
+
+
+async def test_an_old_sample_is_not_written_when_the_backfills_lease_ends_too_soon(desk: Desk) -> None:
+    async def almost_over() -> bool:
+        desk.backfill.remaining = LEAST - 1
+        return True
+
+    desk.backfill.acquire_or_renew = almost_over  # type: ignore[method-assign]  # the lease as the server gave it
+    desk.put(row(0))
+    desk.now = T + 25 * P
+    with pytest.raises(StoreUnavailable, match="ends too soon"):
+        await desk.drain()
+    assert desk.history.keys == []
+    assert desk.backfill.released == 1
+
+
+async def test_the_lease_is_free_again_after_a_batch_that_failed(desk: Desk) -> None:
+    desk.put(row(0))
+    desk.now = T + 25 * P
+    desk.history.fate = "nothing"
+    with pytest.raises(StoreUnavailable):
+        await desk.drain()
+    assert desk.backfill.released == 1
+    await desk.drain()
+    assert desk.history.keys == [("w1", T)]

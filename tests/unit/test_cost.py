@@ -1,0 +1,93 @@
+"""The price of CloudWatch and the budget of a day."""
+
+import threading
+
+import pytest
+
+from exporter.cost import Budget, Usage, dollars
+from exporter.periods import DAY
+
+MIDNIGHT = 1_767_225_600
+
+
+class Wall:
+    def __init__(self, now: float = MIDNIGHT) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_thousand_metrics_cost_a_cent() -> None:
+    assert dollars(1000) == pytest.approx(0.01)
+    assert Usage.of([500, 500, 20]) == Usage(3, 1020)
+    assert Usage(3, 1020).times(288).dollars == pytest.approx(288 * 0.0102)
+
+
+def test_without_a_limit_everything_is_allowed_and_the_day_is_counted() -> None:
+    budget = Budget(wall=Wall())
+    assert budget.take(10**9)
+    assert budget.left == float("inf")
+    assert budget.spent() == (MIDNIGHT, 10**9)
+    assert budget.judge(10**9, 300) == "ok"
+
+
+def test_nothing_goes_beyond_the_limit_and_midnight_begins_a_new_one() -> None:
+    wall = Wall(MIDNIGHT + 80_000)
+    budget = Budget(0.01, wall=wall)
+    assert budget.take(999)
+    assert not budget.take(2)
+    assert budget.take(1)
+    assert budget.left == 0
+    wall.now = MIDNIGHT + DAY
+    assert budget.left == 1000
+    assert budget.spent() == (MIDNIGHT + DAY, 0)
+
+
+def test_what_was_not_answered_is_given_back() -> None:
+    budget = Budget(0.01, wall=Wall())
+    assert budget.take(1000)
+    budget.give_back(400)
+    assert budget.left == 400
+
+
+def test_a_restart_goes_on_with_the_count_of_the_same_day_only() -> None:
+    assert Budget(0.01, wall=Wall(MIDNIGHT + 9), day=MIDNIGHT, spent=900).left == 100
+    assert Budget(0.01, wall=Wall(MIDNIGHT + DAY), day=MIDNIGHT, spent=900).left == 1000
+
+
+def test_a_clock_that_is_set_back_gives_no_second_budget() -> None:
+    wall = Wall(MIDNIGHT + 10)
+    budget = Budget(0.01, wall=wall)
+    assert budget.take(1000)
+    wall.now = MIDNIGHT - 10
+    assert budget.left == 0
+
+
+def test_healing_stops_when_the_rest_is_needed_for_the_live_rounds_until_midnight() -> None:
+    wall = Wall(MIDNIGHT + DAY - 3000)  # this round and ten more of 300 s
+    for limit, state in ((11 * 20 + 1, "ok"), (11 * 20, "healing_stopped"), (20, "healing_stopped"), (19, "asking_stopped")):
+        assert Budget(limit / 1e5, wall=wall).judge(20, 300) == state
+
+
+def test_without_running_workers_healing_may_use_all_of_it() -> None:
+    budget = Budget(0.001, wall=Wall())
+    assert budget.judge(0, 300) == "ok"
+    assert budget.take(100)
+    assert budget.judge(0, 300) == "asking_stopped"
+
+
+def test_threads_together_never_take_more_than_there_is() -> None:
+    budget = Budget(0.01, wall=Wall())
+    taken = []
+
+    def work() -> None:
+        taken.extend(3 for _ in range(200) if budget.take(3))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(taken) == 999
+    assert budget.left == 1
