@@ -1,14 +1,15 @@
-"""The command line: `cml-worker-exporter serve | check | retention | demo`. Each setting is a flag too, from one table."""
+"""The command line: `cml-worker-exporter COMMAND`, see `_parser`. Each setting is a flag too, from one table."""
 
 import argparse
 import asyncio
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import uvloop
 
-from exporter import __version__, app, check, config, demo, estimate, logs, retention
+from exporter import __version__, app, backfill_run, check, config, demo, estimate, export, logs, purge, retention
 from exporter.errors import ConfigError, ExporterError
 from exporter.periods import parse_duration
 
@@ -76,6 +77,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_settings(reckoning)
     reckoning.set_defaults(run=_estimate)
 
+    _add_backfill(commands)
+    _add_export(commands)
+    _add_purge(commands)
+
     trying = commands.add_parser(
         "demo",
         help="a fake AWS, MongoDB, 12 simulated workers and the exporter",
@@ -85,6 +90,98 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_arguments(trying)
     trying.set_defaults(run=demo.main)
     return parser
+
+
+_EXPORT_EXAMPLE = """\
+example:
+  cml-worker-exporter export --config.file exporter.yml --since 30d --output history.om
+  promtool tsdb create-blocks-from openmetrics --max-block-duration=744h history.om /var/lib/prometheus
+
+docs/export.md has the rest: what is in the file, and what Prometheus needs so that it keeps such old blocks.
+"""
+_BACKFILL_EXAMPLE = """\
+example:
+  cml-worker-exporter backfill --config.file exporter.yml --since 14d --dry-run
+  cml-worker-exporter backfill --config.file exporter.yml --since 14d --max-usd 0.05
+
+docs/backfill.md says what is filled, what it costs, and what happens when it is interrupted.
+"""
+_PURGE_EXAMPLE = """\
+example:
+  cml-worker-exporter purge --config.file exporter.yml --worker 2f1c… --worker 77ab…
+
+The user of mongodb.uri needs `remove` on the history and the inventory, which only this command uses; see README.md.
+"""
+
+
+def _add_backfill(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    filling = commands.add_parser(
+        "backfill",
+        help="fill older gaps of the history from CloudWatch",
+        description="Fill what the history lacks and serve no longer heals, from CloudWatch: CPU and memory. Prints\n"
+        "first what it costs. May be interrupted at any moment: the same command goes on and asks nothing\n"
+        "twice. An exporter may run beside it. Exit status 1 when something is missing.",
+        epilog=_BACKFILL_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    filling.add_argument(
+        "--since", required=True, type=_past, metavar="TIME", help="how far back: 14d, or RFC 3339 such as 2026-01-31T12:00:00Z"
+    )
+    filling.add_argument(
+        "--worker", dest="workers", action="append", default=[], metavar="ID", help="only this one; repeatable"
+    )
+    filling.add_argument("--dry-run", action="store_true", help="print the plan and its price, change nothing")
+    filling.add_argument(
+        "--max-usd",
+        type=_dollars,
+        metavar="DOLLARS",
+        help="do nothing if it costs more (default: the setting cloudwatch.max_usd_per_day, if there is one)",
+    )
+    _add_settings(filling)
+    filling.set_defaults(run=_backfill)
+
+
+def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    exporting = commands.add_parser(
+        "export",
+        help="write the history as OpenMetrics, for Prometheus, or as CSV",
+        description="Write the history of all workers or some, as OpenMetrics text that promtool turns into\n"
+        "blocks of Prometheus, or as CSV. A file appears under its name only when it is complete.\n"
+        "TIME is a duration back from now, such as 30d, or RFC 3339, such as 2026-01-31T12:00:00Z.",
+        epilog=_EXPORT_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    exporting.add_argument("--since", required=True, metavar="TIME", help="the oldest samples wanted")
+    exporting.add_argument("--until", default="now", metavar="TIME", help="only samples before it (default: now)")
+    exporting.add_argument(
+        "--worker", dest="workers", action="append", default=[], metavar="ID", help="only this one; repeatable"
+    )
+    exporting.add_argument("--format", choices=export.FORMATS, default=export.FORMATS[0], help="(default: openmetrics)")
+    exporting.add_argument("--output", metavar="FILE", type=Path, help="where to write (default: standard output)")
+    _add_settings(exporting)
+    exporting.set_defaults(run=_export)
+
+
+def _add_purge(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    purging = commands.add_parser(
+        "purge",
+        help="delete all that is stored of a worker",
+        description="Say what is stored of a worker (samples and inventory entry), and delete it for good after its\n"
+        "id is typed at the terminal, or with --yes. A worker that an exporter may still write is refused.",
+        epilog=_PURGE_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    purging.add_argument(
+        "--worker", dest="workers", action="append", required=True, metavar="ID", help="whose traces to delete; repeatable"
+    )
+    purging.add_argument("--yes", action="store_true", help="delete without asking")
+    purging.add_argument(
+        "--even-if-listed",
+        action="store_true",
+        help="also where the worker is among the aggregates, or was less than heal ago, so that some of it may come back",
+    )
+    _add_settings(purging)
+    purging.set_defaults(run=_purge)
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
@@ -137,6 +234,68 @@ def _retention(options: argparse.Namespace) -> int:
     except ValueError as error:
         raise ConfigError(f"--set: {error}") from error
     return asyncio.run(retention.run(settings, wanted, options.yes, sys.stdout))
+
+
+def _past(text: str) -> tuple[int, str]:
+    now = int(time.time())
+    try:
+        since = export.parse_time(text, now)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    if since > now:
+        raise argparse.ArgumentTypeError(f"{text} is in the future; write a time that has passed")
+    return since, text
+
+
+def _dollars(text: str) -> float:
+    try:
+        dollars = float(text)
+    except ValueError:
+        dollars = -1
+    if not 0 <= dollars < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no amount of dollars; write a number such as 0.05")
+    return dollars
+
+
+def _backfill(options: argparse.Namespace) -> int:
+    settings = _settings(options)
+    logs.configure("warn", settings.log.format, sys.stderr)
+    since, text = options.since
+    wanted = backfill_run.Options(since, text, tuple(options.workers), options.dry_run, options.max_usd)
+    return asyncio.run(backfill_run.main(settings, wanted, sys.stdout, sys.stderr))
+
+
+def _export(options: argparse.Namespace) -> int:
+    settings = _settings(options)
+    logs.configure("error", settings.log.format, sys.stderr)
+    now = int(time.time())
+    since, until = _time("--since", options.since, now), _time("--until", options.until, now)
+    request = export.Request(since, until, tuple(options.workers), options.format, options.output)
+    return asyncio.run(export.run(settings, request, sys.stderr))
+
+
+def _time(flag: str, text: str, now: int) -> int:
+    try:
+        return export.parse_time(text, now)
+    except ValueError as error:
+        raise ConfigError(f"{flag}: {error}") from error
+
+
+def _purge(options: argparse.Namespace) -> int:
+    settings = _settings(options)
+    logs.configure("error", settings.log.format, sys.stderr)
+    ask = _ask if sys.stdin.isatty() else None
+    return asyncio.run(
+        purge.run(settings, options.workers, yes=options.yes, even_if_listed=options.even_if_listed, ask=ask, out=sys.stdout)
+    )
+
+
+def _ask(question: str) -> str:
+    try:
+        return input(question)
+    except EOFError:  # Ctrl-D
+        print()
+        return ""
 
 
 if __name__ == "__main__":

@@ -3,14 +3,15 @@
 With `inventory` and `lease` this is the only code that knows the collections we write.
 """
 
+import asyncio
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import bson
 from bson.errors import BSONError
@@ -22,12 +23,14 @@ from pymongo.errors import (
 )
 from pymongo.read_concern import ReadConcern
 
-from exporter import logs
+from exporter import logs, rows
 from exporter.errors import StoreError, StoreMisfit, StoreUnavailable
 from exporter.inventory import INVENTORY
 from exporter.model import MetricsAggregation, Statistics, WorkerMetricsSample
 from exporter.mongo import NOT_AUTHORIZED, OPERATION_SECONDS, STATE, Database, Document, chunks, durable, operation
-from exporter.periods import DAY, HOUR, WEEK, format_duration, to_datetime, to_seconds
+from exporter.periods import DAY, HOUR, format_duration, to_datetime, to_seconds
+from exporter.ranges import align_interval
+from exporter.rows import Row
 
 _log = logs.get("history")
 T = TypeVar("T")
@@ -53,6 +56,14 @@ LEAST_PRIVILEGES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 """The actions the exporter's MongoDB role needs on each collection; "" is the database itself. `least_role` spells it out."""
 
+PURGE_PRIVILEGES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"worker_metrics_timeseries": ("remove",), INVENTORY: ("remove",)}
+)
+"""What `purge` needs beyond LEAST_PRIVILEGES. The exporter itself deletes nothing, so its role lacks it."""
+
+TIME = "time"
+"""The key of a streamed sample's time in milliseconds since 1970: integers decode much faster than dates."""
+
 MAX_DOCUMENT_BYTES = 1024 * 1024
 """A sample has some 200 bytes; one above 16 MiB / 3 makes mongod 6.0 fail its whole insert into a time-series collection."""
 
@@ -60,9 +71,31 @@ _TIMESERIES = {"timeField": "timestamp", "metaField": "worker_id", "granularity"
 _MIN_WIRE_VERSION = 13  # MongoDB 5.0, the first with time-series collections
 _SCHEMA = 1
 _CHUNK = 1000  # encoding one message holds the GIL, and with it the scrapes
+_PAGE = 10_000  # samples streamed at once: some 5 MB
+_WHOLE_HISTORY_SECONDS = 300.0  # for what looks at every bucket, or deletes a worker's
+_COLUMN = 100_000  # samples read together: a few MB on the server, and far below the 16 MiB of a result document
 _IDS_A_READ = 200  # × 14 d of 1m periods stays far below the 16 MiB of one result document each, and the 100 MB of $group
-_MONDAY = 4 * DAY  # 1970-01-05; the epoch is a Thursday
-_FIELDS = ("cpu_utilization", "memory_utilization", "active_labs_count")
+
+Pages = AsyncGenerator[tuple[str, list[Document]], None]
+"""What `stream` yields: a worker's id and some of its samples, as documents with TIME and the wanted keys they have."""
+
+
+class Extent(NamedTuple):
+    """How many samples a worker has, and the UTC seconds of the first and the last."""
+
+    samples: int
+    first: int
+    last: int
+
+
+class Column(NamedTuple):
+    """One field of a worker's samples: milliseconds since 1970 and values, in no particular order, as many of each."""
+
+    worker_id: str
+    region: str
+    stamps: list[int]
+    values: list[Any]
+
 
 _ALL: Document = {"$push": {"$toLong": "$timestamp"}}  # milliseconds: integers decode much faster than dates
 # No expression here: mongod 6.0 answers a $max of one from the bucket's bounds, and so with nothing.
@@ -163,6 +196,24 @@ class WorkerMetricsRepository:
         seconds: int | None = options.get("expireAfterSeconds")
         return seconds
 
+    async def future_retention(self) -> int | None:
+        """Return what `retention` will be after `ensure_collection`, in seconds; None means for good. Changes nothing.
+
+        Raises:
+            StoreMisfit: `ensure_collection` would refuse.
+        """
+        await self._check_version()
+        options = await self._options()
+        async with operation(self._database, STATE, "find"):
+            noted = await self._database[STATE].find_one({"_id": f"history:{self._collection}"})
+        if noted is not None:
+            self._check_noted(noted)
+        if options is None:
+            return self._wanted_retention
+        seconds: int | None = options.get("expireAfterSeconds")
+        lengthened = self._apply_retention and seconds is not None and self._wanted_retention > seconds
+        return self._wanted_retention if lengthened else seconds
+
     async def count_before(self, time: int) -> int:
         """Return how many samples have a timestamp before the UTC second `time`."""
         async with self._operation("find"):
@@ -216,10 +267,77 @@ class WorkerMetricsRepository:
         seconds = interval // timedelta(seconds=1)
         if seconds <= 0 or timedelta(seconds=seconds) != interval:
             raise ValueError(f"interval {interval} must be a positive whole number of seconds")
-        pipeline = _statistics_pipeline(self._window(worker_id, start_time, end_time), seconds)
+        found = await self._statistics(self._window(worker_id, start_time, end_time), seconds)
+        return [_aggregation(row) for row in found]
+
+    async def read_samples(self, worker_id: str, start: int, end: int, *, limit: int) -> tuple[list[Row], int | None]:
+        """Return the samples of a worker in [start, end) as rows, oldest first, and the time the rest begins with.
+
+        Times are in milliseconds since 1970, since other writers' samples may lie between two seconds.
+
+        Args:
+            worker_id: whose.
+            start: inclusive.
+            end: exclusive.
+            limit: rows, at least 1; more only where more samples have the very same time, so that a time says where to go on.
+        """
+        found = await self._rows(worker_id, start, end, limit + 1)
+        if len(found) <= limit:
+            return found, None
+        following = found.pop()["timestamp"]
+        while found and found[-1]["timestamp"] == following:
+            found.pop()
+        at = rows.milliseconds(following)
+        return (found, at) if found else (await self._rows(worker_id, at, at + 1, 0), at + 1)
+
+    async def _rows(self, worker_id: str, start: int, end: int, limit: int) -> list[Row]:
+        """Read at most `limit` samples, 0: all."""
+        window = self._window(worker_id, _from_milliseconds(start), _from_milliseconds(end))
         async with self._operation("find"):
-            cursor = await self._samples.aggregate(pipeline, allowDiskUse=True)
-            return [_aggregation(row) async for row in cursor]
+            # By time alone: so mongod reads one bucket after the other, and no more of them than it takes.
+            cursor = self._samples.find_raw_batches(
+                window, rows.PROJECTION, sort=[("timestamp", 1)], limit=limit, batch_size=limit
+            )
+            batches: list[Any] = [batch async for batch in cursor]
+            # In a thread: decoding a month takes some 10 ms, in which no scrape would be answered.
+            return await asyncio.to_thread(lambda: rows.samples(rows.documents(batches)))
+
+    async def read_statistics(
+        self, worker_id: str, start: int, end: int, interval: int, *, limit: int
+    ) -> tuple[list[Row], int | None]:
+        """Return the statistics of a worker's samples in [start, end) as rows, and the interval the rest begins with.
+
+        Args:
+            worker_id: whose.
+            start: UTC second.
+            end: UTC second.
+            interval: seconds; aligned as in `get_aggregated_stats`.
+            limit: rows, at least 1. Only what can be in so many intervals is read, then the next sample is looked for.
+        """
+        until = min(end, align_interval(start, interval) + limit * interval)
+        found = await self._statistics(self._window(worker_id, to_datetime(start), to_datetime(until)), interval)
+        if until >= end:
+            return found, None
+        async with self._operation("find"):
+            later = self._window(worker_id, to_datetime(until), to_datetime(end))
+            first = await self._samples.find_one(later, {"_id": 0, "timestamp": 1}, sort=[("timestamp", 1)])
+        if first is None:
+            return found, None
+        following = align_interval(to_seconds(first["timestamp"]), interval)
+        if found:
+            return found, following
+        return await self.read_statistics(worker_id, following, end, interval, limit=limit)
+
+    async def _statistics(self, match: Document, interval: int) -> list[Row]:
+        for careful in (False, True):
+            pipeline = rows.statistics_pipeline(match, interval, careful=careful)
+            async with self._operation("find"):
+                cursor = await self._samples.aggregate_raw_batches(pipeline, allowDiskUse=True, batchSize=_PAGE)
+                batches: list[Any] = [batch async for batch in cursor]
+                found = await asyncio.to_thread(rows.statistics, batches, careful)
+            if found is not None:
+                return found
+        raise AssertionError("what was looked at with care is never odd")
 
     async def latest_timestamps(self, worker_ids: Collection[str]) -> dict[str, int]:
         """Return the UTC second of the newest sample of each worker that has any."""
@@ -244,6 +362,131 @@ class WorkerMetricsRepository:
             for worker_id, stamps in (await self._group(self._settled, ids, _ALL, since)).items():
                 found[worker_id] = _whole_seconds(stamps)
         return found
+
+    async def workers(self, start: int, end: int) -> list[str]:
+        """Return, sorted, the ids of the workers that may have samples in [start, end) UTC seconds; it is cheap and rough."""
+        # In this form mongod answers from the buckets' bounds; the lower one is rounded down to an hour.
+        bounds = {"$group": {"_id": "$worker_id", "first": {"$min": "$timestamp"}, "last": {"$max": "$timestamp"}}}
+        async with self._operation("find", _WHOLE_HISTORY_SECONDS):
+            cursor = await self._samples.aggregate([bounds], allowDiskUse=True)
+            rows = await cursor.to_list(None)
+        low, high = to_datetime(start), to_datetime(end)
+        return sorted(row["_id"] for row in rows if isinstance(row["_id"], str) and row["last"] >= low and row["first"] < high)
+
+    async def extent(self, worker_id: str) -> Extent | None:
+        """Return what is stored of a worker, with what is past retention but not deleted yet; None when there is nothing."""
+        found: Document = {"samples": {"$sum": 1}, "first": {"$min": "$timestamp"}, "last": {"$max": "$timestamp"}}
+        async with self._operation("find"):
+            cursor = await self._samples.aggregate([{"$match": {"worker_id": worker_id}}, {"$group": {"_id": None, **found}}])
+            rows = await cursor.to_list(None)
+        return Extent(rows[0]["samples"], to_seconds(rows[0]["first"]), to_seconds(rows[0]["last"])) if rows else None
+
+    async def stream(self, worker_ids: Sequence[str], start: int, end: int, keys: Sequence[str]) -> Pages:
+        """Yield the samples in [start, end) UTC seconds, worker after worker, oldest first, without those past retention.
+
+        For millions of samples: one page is in your hands and another waits while mongod prepares a third, and that is all.
+        Use it under contextlib.aclosing.
+
+        Args:
+            worker_ids: in the order wanted; one without samples yields nothing.
+            start: inclusive.
+            end: exclusive.
+            keys: of the documents; TIME comes with them.
+        """
+        pages: asyncio.Queue[tuple[str, list[Document]] | None] = asyncio.Queue(maxsize=1)
+        reader = asyncio.create_task(self._read_pages(pages, worker_ids, start, end, keys))
+        try:
+            while (page := await pages.get()) is not None:
+                yield page
+            await reader
+        finally:
+            # More than once: asyncio.wait_for, under the driver, loses a cancellation that comes with the answer (Python 3.11).
+            while not reader.done():
+                reader.cancel()
+                await asyncio.wait([reader], timeout=0.1)
+            if not reader.cancelled():
+                reader.exception()  # whoever left early need not hear of it
+
+    async def _read_pages(
+        self,
+        pages: "asyncio.Queue[tuple[str, list[Document]] | None]",
+        worker_ids: Sequence[str],
+        start: int,
+        end: int,
+        keys: Sequence[str],
+    ) -> None:
+        """Put the pages into the queue, and None after the last one or an error."""
+        projection: Document = {"_id": 0, TIME: {"$toLong": "$timestamp"}, **dict.fromkeys(keys, 1)}
+        try:
+            for worker_id in worker_ids:
+                window = self._window(worker_id, to_datetime(start), to_datetime(end))
+                # One cursor a worker: its sort is small. One over all workers would be sorted on mongod's disk.
+                async with self._samples.find(window, projection, batch_size=_PAGE).sort("timestamp", 1) as cursor:
+                    while True:
+                        async with self._operation("find"):
+                            page = await cursor.to_list(_PAGE)
+                        if not page:
+                            break
+                        await pages.put((worker_id, page))
+        except Exception:  # not a cancellation: then nobody takes anything from the queue any more
+            await pages.put(None)
+            raise
+        await pages.put(None)
+
+    async def purge(self, worker_id: str, *, within: float = _WHOLE_HISTORY_SECONDS) -> int:
+        """Delete all samples of a worker for good and return how many; `within` is in seconds.
+
+        Raises:
+            StoreUnavailable: some of them may be deleted; do it again.
+        """
+        async with self._operation("remove", within):
+            # By its id alone: that is the only deletion a time-series collection allows everywhere.
+            return (await self._samples.delete_many({"worker_id": worker_id})).deleted_count
+
+    async def columns(
+        self, worker_ids: Collection[str], start: int, end: int, field: str | None
+    ) -> AsyncGenerator[Column, None]:
+        """Yield one field of the samples in [start, end], for each worker and region: all times, all values.
+
+        Arrays decode several times faster than documents. What is held at once, here and on the server, stays within some
+        megabytes: workers are read together only as far as their samples fit, and a long range of one worker in parts.
+
+        Args:
+            worker_ids: whose.
+            start: milliseconds since 1970.
+            end: milliseconds since 1970, included.
+            field: of a sample, None for the times alone; samples without it are left out.
+        """
+        low = start if self.retention is None else max(start, round((self._wall() - self.retention) * 1000))
+        periods = max(0, end - low) // (self._period * 1000) + 1
+        together = max(1, min(_IDS_A_READ, _COLUMN // periods))
+        step = _COLUMN * self._period * 1000
+        for ids in chunks(sorted(worker_ids), together):
+            found: dict[tuple[str, str], Column] = {}
+            for at in range(low, end + 1, step):
+                for column in await self._columns(ids, at, min(end, at + step - 1), field):
+                    earlier = found.setdefault((column.worker_id, column.region), column)
+                    if earlier is not column:
+                        earlier.stamps.extend(column.stamps)
+                        earlier.values.extend(column.values)
+            for column in found.values():
+                yield column
+
+    async def _columns(self, ids: Sequence[str], start: int, end: int, field: str | None) -> list[Column]:
+        match: Document = {
+            "worker_id": {"$in": list(ids)},
+            "timestamp": {"$gte": _from_milliseconds(start), "$lte": _from_milliseconds(end)},
+        }
+        group: Document = {"_id": {"w": "$worker_id", "r": "$region"}, "stamps": _ALL}
+        if field is not None:
+            match[field] = {"$type": "string" if field == "status" else "number"}
+            group["values"] = {"$push": f"${field}"}
+        async with self._operation("find"):
+            cursor = await self._samples.aggregate([{"$match": match}, {"$group": group}], allowDiskUse=True)
+            return [
+                Column(row["_id"]["w"], row["_id"].get("r") or "", row["stamps"], row.get("values") or [1] * len(row["stamps"]))
+                async for row in cursor
+            ]
 
     async def quiesce(self) -> bool:
         """Return whether no insert into the collection is running on the server.
@@ -422,6 +665,9 @@ class WorkerMetricsRepository:
             fresh = {"$setOnInsert": {"schema": _SCHEMA, "period": self._period}}
             noted = await state.find_one_and_update(key, fresh, upsert=True, return_document=ReturnDocument.AFTER)
         assert noted is not None  # an upsert always has a document to return
+        self._check_noted(noted)
+
+    def _check_noted(self, noted: Mapping[str, Any]) -> None:
         if noted["schema"] != _SCHEMA:
             raise StoreMisfit(
                 f"{self.namespace} was written by another version of the exporter (schema {noted['schema']}, not {_SCHEMA}); "
@@ -505,58 +751,33 @@ def _unfit(document: Document) -> str | None:
     return f"its {size} bytes exceed {MAX_DOCUMENT_BYTES}" if size > MAX_DOCUMENT_BYTES else None
 
 
-def _number(value: object) -> float | None:
+def number(value: object) -> float | None:
+    """Return what counts as a value in a sample's document; None for what others may have written there, a text or NaN."""
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) else None
 
 
 def _sample(document: Mapping[str, Any]) -> WorkerMetricsSample:
-    labs, status = _number(document.get("active_labs_count")), document.get("status")
+    labs, status = number(document.get("active_labs_count")), document.get("status")
     return WorkerMetricsSample(
         worker_id=document["worker_id"],
         region=str(document.get("region", "")),
         timestamp=document["timestamp"],
-        cpu_utilization=_number(document.get("cpu_utilization")),
-        memory_utilization=_number(document.get("memory_utilization")),
+        cpu_utilization=number(document.get("cpu_utilization")),
+        memory_utilization=number(document.get("memory_utilization")),
         active_labs_count=None if labs is None else int(labs),
         status=None if status is None else str(status),
     )
 
 
-def _statistics_pipeline(match: Document, interval: int) -> list[Document]:
-    """Group by interval and status, then by interval: so the shares need no array of all statuses."""
-    offset = _MONDAY if interval % WEEK == 0 else 0
-    stamp = {"$toLong": "$timestamp"}
-    into = {"$mod": [{"$subtract": [stamp, offset * 1000]}, interval * 1000]}
-    first: Document = {"_id": {"start": {"$subtract": [stamp, into]}, "status": "$status"}, "samples": {"$sum": 1}}
-    second: Document = {"_id": "$_id.start", "statuses": {"$push": {"status": "$_id.status", "samples": "$samples"}}}
-    for field in _FIELDS:
-        # What others wrote there, a string or NaN, must not become a maximum; null is ignored by all accumulators.
-        valid = {"$and": [{"$isNumber": f"${field}"}, {"$ne": [f"${field}", math.nan]}]}
-        value = {"$cond": [valid, f"${field}", None]}
-        first[f"{field}_sum"] = {"$sum": value}
-        first[f"{field}_count"] = {"$sum": {"$cond": [valid, 1, 0]}}
-        for how in ("sum", "count"):
-            second[f"{field}_{how}"] = {"$sum": f"${field}_{how}"}
-        for how in ("min", "max"):
-            first[f"{field}_{how}"] = {f"${how}": value}
-            second[f"{field}_{how}"] = {f"${how}": f"${field}_{how}"}
-    return [{"$match": match}, {"$group": first}, {"$group": second}, {"$sort": {"_id": 1}}]
+def _from_milliseconds(time: int) -> datetime:
+    return to_datetime(0) + timedelta(milliseconds=time)
 
 
-def _aggregation(row: Mapping[str, Any]) -> MetricsAggregation:
-    counts: dict[str, int] = {part["status"]: part["samples"] for part in row["statuses"] if part.get("status") is not None}
-    total = sum(counts.values())
+def _aggregation(row: Row) -> MetricsAggregation:
     return MetricsAggregation(
-        timestamp=to_datetime(row["_id"] // 1000),
-        cpu_utilization=_statistics(row, "cpu_utilization"),
-        memory_utilization=_statistics(row, "memory_utilization"),
-        active_labs_count=_statistics(row, "active_labs_count"),
-        status_share={status: count / total for status, count in sorted(counts.items())},
+        timestamp=_utc(row["timestamp"]),
+        cpu_utilization=Statistics(**row["cpu_utilization"]),
+        memory_utilization=Statistics(**row["memory_utilization"]),
+        active_labs_count=Statistics(**row["active_labs_count"]),
+        status_share=row["status_share"],
     )
-
-
-def _statistics(row: Mapping[str, Any], field: str) -> Statistics:
-    count = row[f"{field}_count"]
-    if not count:
-        return Statistics(avg=None, min=None, max=None, count=0)
-    return Statistics(avg=row[f"{field}_sum"] / count, min=row[f"{field}_min"], max=row[f"{field}_max"], count=count)

@@ -41,6 +41,12 @@ class Inventory:
         self._unsaved.clear()
         self._loaded = True
 
+    async def read(self, worker_id: str) -> InventoryEntry | None:
+        """Read one entry anew; those in memory stay as they are."""
+        async with operation(self._database, INVENTORY, "find"):
+            document = await self._collection.find_one({"_id": worker_id})
+        return None if document is None else _entry(document)
+
     async def record(self, fleet: Fleet) -> None:
         """Note one complete reading of the aggregates; loads the entries first if nobody has."""
         if not self._loaded:
@@ -57,11 +63,21 @@ class Inventory:
         self._unsaved |= seen.keys()
         await self._upsert(sorted(upserts))
         async with operation(self._database, INVENTORY, "update"):
+            gone: set[str] = set()
             for on_instance in (True, False):
                 touched = [worker for worker, has in seen.items() if has is on_instance and worker not in upserts]
                 if touched:
-                    await self._collection.update_many({"_id": {"$in": touched}}, _touch(fleet.date, on_instance))
-        self._unsaved.clear()
+                    done = await self._collection.update_many({"_id": {"$in": touched}}, _touch(fleet.date, on_instance))
+                    # Somebody purged one of them although it is still there: all of these are written in full the next time.
+                    gone |= set(touched) if done.matched_count < len(touched) else set()
+        self._unsaved = gone
+
+    async def forget(self, worker_id: str) -> bool:
+        """Delete a worker's entry for good; return whether there was one."""
+        self._entries.pop(worker_id, None)
+        self._unsaved.discard(worker_id)
+        async with operation(self._database, INVENTORY, "remove"):
+            return (await self._collection.delete_one({"_id": worker_id})).deleted_count > 0
 
     async def _upsert(self, worker_ids: Sequence[str]) -> None:
         for ids in chunks(worker_ids, _A_WRITE):

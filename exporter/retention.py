@@ -4,9 +4,9 @@ import time
 from typing import TextIO
 
 from exporter import app
-from exporter.config import Settings
+from exporter.config import MAX_RETENTION, Settings
 from exporter.errors import ConfigError, StoreMisfit
-from exporter.periods import format_duration, rfc3339
+from exporter.periods import DAY, format_duration, rfc3339
 
 
 async def run(settings: Settings, wanted: int | None, yes: bool, out: TextIO) -> int:
@@ -16,7 +16,7 @@ async def run(settings: Settings, wanted: int | None, yes: bool, out: TextIO) ->
         The exit status: 0 done, 1 nothing was changed because `yes` is missing.
 
     Raises:
-        ConfigError: the settings name no history, or the retention does not reach beyond `heal`.
+        ConfigError: the settings name no history, or the retention does not reach beyond `heal`, or beyond what MongoDB can.
         StoreError: MongoDB does not answer, or does not allow it.
     """
     name = settings.mongodb.history
@@ -26,6 +26,11 @@ async def run(settings: Settings, wanted: int | None, yes: bool, out: TextIO) ->
         raise ConfigError(
             f"--set: {format_duration(wanted)} must be longer than heal ({format_duration(settings.heal)}), "
             "else what was deleted would be filled again"
+        )
+    if wanted is not None and not DAY <= wanted <= MAX_RETENTION:
+        raise ConfigError(
+            f"--set: {format_duration(wanted)} must be at least 1d, since MongoDB deletes by the day, "
+            f"and at most {format_duration(MAX_RETENTION // DAY * DAY)}"
         )
     client, database = app.connect(settings)
     async with client:

@@ -12,7 +12,7 @@ from exporter.errors import ConfigError, StoreMisfit
 from exporter.history import WorkerMetricsRepository
 from exporter.model import WorkerMetricsSample
 from exporter.mongo import Database
-from exporter.periods import DAY, to_datetime
+from exporter.periods import DAY, HOUR, to_datetime
 
 NAME = "worker_metrics_timeseries"
 
@@ -64,6 +64,13 @@ async def test_a_setting_that_would_lengthen_it_again_is_pointed_out(mongod: Mon
 async def test_it_must_reach_beyond_heal(mongod: Mongod, database: Database) -> None:
     with pytest.raises(ConfigError, match="longer than heal"):
         await retention.run(settings_of(mongod, database), DAY, True, io.StringIO())
+
+
+async def test_it_must_be_what_mongodb_can(mongod: Mongod, database: Database) -> None:
+    short_heal = Settings.model_validate({"mongodb": {"uri": mongod.uri}, "heal": "2h"})
+    for wanted in (12 * HOUR, 300 * 365 * DAY):
+        with pytest.raises(ConfigError, match="must be at least 1d, since MongoDB deletes by the day, and at most 24855d"):
+            await retention.run(short_heal, wanted, True, io.StringIO())
 
 
 async def test_without_a_history_it_says_so(mongod: Mongod, database: Database) -> None:
