@@ -39,6 +39,7 @@ from exporter.mirror import Mirror
 from exporter.model import Fleet, InventoryEntry, OwnMetrics, Snapshot
 from exporter.outbox import Outbox
 from exporter.periods import to_datetime
+from exporter.reader import Reader
 from exporter.rounds import OutboxThread
 from exporter.telemetry import Telemetry
 from exporter.workers import Aggregates
@@ -73,7 +74,11 @@ class Backend:
     """What the routes need, over one collector."""
 
     def __init__(self, settings: config.Settings, telemetry: Telemetry, collector: Collector, wall: Clock) -> None:
-        self.period, self.retention = settings.period, settings.mongodb.retention
+        self.period = settings.period
+        self.columns = None
+        self.reader = Reader(
+            period=settings.period, history=None, archive=None, wanted_retention=settings.mongodb.retention, wall=wall
+        )
         self._telemetry, self._collector, self._wall = telemetry, collector, wall
 
     @property
@@ -96,6 +101,9 @@ class Backend:
 
     async def inventory(self) -> Sequence[InventoryEntry]:
         return ()
+
+    async def remembered(self, worker_id: str) -> InventoryEntry | None:
+        return None
 
     async def latest(self, worker_ids: Collection[str]) -> Mapping[str, int]:
         return {}

@@ -1,13 +1,10 @@
 """The routes: parse → call → respond. What they say is decided elsewhere; what they need of the exporter is `Backend`."""
 
 import asyncio
-import base64
-import binascii
-import re
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from http import HTTPStatus
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -17,24 +14,39 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from exporter import exposition, landing
+from exporter import answers, discovery, exposition, landing, openapi, parameters, remote_read, series
+from exporter.accept import prefers_csv, prefers_gzip
 from exporter.auth import BasicAuth
-from exporter.errors import StoreError
-from exporter.model import STATUSES, InventoryEntry, OwnMetrics, Snapshot, WorkerGauges
-from exporter.periods import rfc3339
+from exporter.errors import SourceError, StoreError
+from exporter.model import InventoryEntry, OwnMetrics, Snapshot, WorkerGauges
+from exporter.openapi import Answer, Endpoint
+from exporter.parameters import BadParameter, HistoryQuery, ResourcesQuery, WorkersQuery, resuming
+from exporter.periods import DAY
+from exporter.reader import Reader, Subject
+from exporter.remote_read import BadRequest
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 """Also for a Prometheus that prefers OpenMetrics: it takes what it gets, and one rendered body serves all."""
+READ_SECONDS = 20
+"""How long a remote read may take; Prometheus has given up long before."""
+READS = 2
+"""Remote reads at once."""
 RETRY_AFTER = 10
-"""Seconds after which a store that is down is worth another request."""
-DEFAULT_LIMIT, MAX_LIMIT = 500, 1000
+"""Seconds after which a source or store that is down is worth another request."""
 
 
 class Backend(Protocol):
     """What the routes need of the exporter."""
 
     period: int
-    retention: int
+
+    @property
+    def reader(self) -> Reader:
+        """Who reads the history of single workers."""
+
+    @property
+    def columns(self) -> series.Columns | None:
+        """The samples of many workers, None where there is no history."""
 
     @property
     def snapshot(self) -> Snapshot | None:
@@ -57,6 +69,9 @@ class Backend(Protocol):
     async def inventory(self) -> Sequence[InventoryEntry]:
         """Everything remembered of every worker, empty where there is no history; raises StoreError."""
 
+    async def remembered(self, worker_id: str) -> InventoryEntry | None:
+        """What is remembered of one worker; raises StoreError."""
+
     async def latest(self, worker_ids: Collection[str]) -> Mapping[str, int]:
         """Start of the newest period the history has of each worker that has any; raises StoreError."""
 
@@ -74,7 +89,7 @@ async def index(request: Request) -> Response:
         fresh=_is_fresh(backend, snapshot),
         ready=backend.ready,
         health=backend.health(),
-        links=[(endpoint.path, endpoint.description) for endpoint in ROUTES if endpoint.path != request.url.path],
+        links=[(endpoint.title, endpoint.description) for endpoint in ROUTES if endpoint.path != request.url.path],
     )
     return HTMLResponse(
         page, headers={"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:"}
@@ -117,213 +132,223 @@ async def ready(request: Request) -> Response:
 async def workers(request: Request) -> Response:
     """List the fleet, and the workers that are gone but still have history."""
     backend = _backend(request)
-    query = WorkersQuery.parse(request)
+    query = WorkersQuery.parse(request.query_params.multi_items())
     snapshot = backend.snapshot
     if snapshot is None:
-        raise HTTPException(503, "The fleet has not been read yet; /-/ready says why.", {"Retry-After": str(RETRY_AFTER)})
+        raise _not_read_yet()
     fresh = _is_fresh(backend, snapshot)
     remembered = {entry.worker_id: entry for entry in await backend.inventory()}
     listed = {gauge.worker.id for gauge in snapshot.workers}
-    oldest = int(backend.now()) - backend.retention
-    gone = [_gone_worker(entry) for entry in remembered.values() if entry.worker_id not in listed and entry.last_seen >= oldest]
-    gone = [found for found in gone if query.selects(found)]
+    kept = await backend.reader.retention()
+    oldest = 0 if kept is None else int(backend.now()) - kept
+    gone = [
+        answers.gone_worker(entry)
+        for entry in remembered.values()
+        if entry.worker_id not in listed and entry.last_seen >= oldest
+    ]
+    gone = [found for found in gone if _selects(query, found)]
     newest = await backend.latest([found.worker_id for found in gone])
-    gone = [found for found in gone if newest.get(found.worker_id, 0) >= oldest]
+    gone = [found for found in gone if newest.get(found.worker_id, -1) >= oldest]
 
     def answer() -> Response:
-        here = (_listed_worker(gauge, remembered.get(gauge.worker.id), fresh) for gauge in snapshot.workers)
-        return JSONResponse(_page([*filter(query.selects, here), *gone], query.limit, backend.period))
+        here = (answers.listed_worker(gauge, remembered.get(gauge.worker.id), fresh) for gauge in snapshot.workers)
+        chosen = [*(found for found in here if _selects(query, found)), *gone]
+        return JSONResponse(answers.workers_page(chosen, query.limit, backend.period))
 
     # In a thread: 10,000 workers take a tenth of a second, in which no scrape would be answered.
     return await asyncio.to_thread(answer)
 
 
-class Endpoint(NamedTuple):
-    """One route: its path, what answers it, and what it is in one line, for the landing page and docs/http.md."""
+async def history(request: Request) -> Response:
+    """Answer a page of one worker's samples or statistics, as JSON or CSV."""
+    backend = _backend(request)
+    asked = request.query_params.multi_items()
+    reach = await backend.reader.reach()
+    query = HistoryQuery.parse(asked, now=int(backend.now()), period=backend.period, reach=reach)
+    worker_id = request.path_params["worker_id"]
+    found = await _find(backend, worker_id)
+    if found is None:
+        raise _unknown(worker_id)
+    subject, gauge = found
+    page = await backend.reader.page(subject, query.span)
+    cursor = resuming(query.span, page.following) if page.following else None
+    headers = {"Vary": "Accept"} | answers.page_headers(page, cursor, asked)
+    as_csv = query.format == "csv" or (query.format is None and prefers_csv(",".join(request.headers.getlist("accept"))))
 
-    path: str
-    handler: Callable[[Request], Awaitable[Response]]
-    description: str
+    def answer() -> Response:
+        if as_csv:
+            body = answers.history_csv(page, query.span.interval)
+            return Response(body, media_type="text/csv; charset=utf-8; header=present", headers=headers)
+        worker = answers.history_worker(subject.worker, subject.entry, _status(backend, subject, gauge))
+        return Response(answers.history_json(page, cursor, worker), media_type="application/json", headers=headers)
 
+    # In a thread, as above: a page may have 10,000 rows.
+    return await asyncio.to_thread(answer)
+
+
+async def resources(request: Request) -> Response:
+    """Answer a worker's CPU and memory of the last minutes, live from CloudWatch."""
+    backend = _backend(request)
+    query = ResourcesQuery.parse(request.query_params.multi_items(), now=int(backend.now()))
+    asked, region = request.path_params["worker_id"], request.path_params["region"]
+    found = await _find(backend, asked)
+    subject = found[0] if found else await _find_instance(backend, asked, region)
+    if subject is None:
+        raise _unknown(asked)
+    if subject.worker.region != region:
+        raise HTTPException(
+            HTTPStatus.NOT_FOUND, f"Worker {asked} is not in region {region}, but in {subject.worker.region or 'none'}."
+        )
+    return JSONResponse(answers.resources(await backend.reader.resources(subject, query.seconds, query.end), query))
+
+
+async def remote(request: Request) -> Response:
+    """Answer a remote read of Prometheus from the history."""
+    backend = _backend(request)
+    queries = remote_read.decode(await _body(request, remote_read.MAX_BODY))
+    history = backend.columns
+    if history is None:
+        raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, "mongodb.history is null, so there is no history to read.")
+    entries = await backend.inventory()
+    kept = await backend.reader.retention()
+    now = round(backend.now() * 1000)
+    oldest = 0 if kept is None else now - kept * 1000  # MongoDB deletes late, and whole buckets
+    queries = tuple(replace(q, start=max(q.start, oldest), end=min(q.end, now + DAY * 1000)) for q in queries)
+    try:
+        # One after the other, and few at once: each may hold millions of samples until it is sent.
+        async with request.app.state.reading, asyncio.timeout(READ_SECONDS):
+            found = [await series.read(query, entries, history, period=backend.period) for query in queries]
+            body = await asyncio.to_thread(remote_read.encode_answer, found)
+    except TimeoutError as error:
+        raise HTTPException(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            f"The history could not be read within {READ_SECONDS} s; name fewer workers or a shorter range.",
+            {"Retry-After": str(RETRY_AFTER)},
+        ) from error
+    return Response(body, media_type=remote_read.CONTENT_TYPE, headers={"Content-Encoding": "snappy"})
+
+
+async def discover(request: Request) -> Response:
+    """List the running workers as targets; while the fleet is not known, say so, and Prometheus keeps those it has."""
+    backend = _backend(request)
+    port = parameters.discovery_port(request.query_params.multi_items())
+    snapshot = backend.snapshot
+    if snapshot is None or not _is_fresh(backend, snapshot):
+        raise _not_read_yet()
+    return JSONResponse(discovery.targets(snapshot.workers, port))
+
+
+async def _body(request: Request, most: int) -> bytes:
+    """The request's body, refused as soon as it is too large."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > most:
+            raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"The body has more than {most} bytes.")
+    return bytes(body)
+
+
+async def describe(request: Request) -> Response:
+    """Answer the OpenAPI document."""
+    return JSONResponse(openapi.document(ROUTES))
+
+
+_TEXT, _JSON = {"type": "string"}, "application/json"
 
 ROUTES: tuple[Endpoint, ...] = (
-    Endpoint("/", index, "this page: version, sources, fleet at a glance"),
-    Endpoint("/metrics", metrics, "gauges of the workers and the exporter, for Prometheus"),
-    Endpoint("/-/healthy", healthy, "the process is alive"),
-    Endpoint("/-/ready", ready, "the first observation is done; state of each source"),
-    Endpoint("/api/workers", workers, "the fleet, and workers that are gone but have history"),
+    Endpoint("/", index, "this page: version, sources, fleet at a glance", Answer({"text/html": _TEXT})),
+    Endpoint("/metrics", metrics, "gauges of the workers and the exporter, for Prometheus", Answer({"text/plain": _TEXT})),
+    Endpoint("/-/healthy", healthy, "the process is alive", Answer({"text/plain": _TEXT})),
+    Endpoint(
+        "/-/ready",
+        ready,
+        "the first observation is done; state of each source",
+        Answer({_JSON: answers.READY_SCHEMA}, also={503: (_JSON, answers.READY_SCHEMA)}),
+    ),
+    Endpoint(
+        "/api/workers",
+        workers,
+        "the fleet, and workers that are gone but have history",
+        Answer({_JSON: answers.WORKERS_SCHEMA}, (400, 503)),
+        parameters.WORKERS,
+    ),
+    Endpoint(
+        "/api/workers/{worker_id:path}/metrics/history",
+        history,
+        "samples or statistics of one worker, from CloudWatch where they are older than MongoDB's",
+        Answer({_JSON: answers.HISTORY_SCHEMA, "text/csv": _TEXT}, (400, 404, 503), answers.PAGE_HEADERS),
+        parameters.HISTORY,
+        "/workers/{worker_id:path}/metrics/history",
+    ),
+    Endpoint(
+        "/api/workers/region/{region}/workers/{worker_id:path}/resources",
+        resources,
+        "average CPU and memory of one worker over the last minutes, live from CloudWatch",
+        Answer({_JSON: answers.RESOURCES_SCHEMA}, (400, 404, 503)),
+        parameters.RESOURCES,
+    ),
+    Endpoint(
+        "/api/v1/read",
+        remote,
+        "Prometheus remote read over the history, by the label store=history",
+        Answer({remote_read.CONTENT_TYPE: {"type": "string", "format": "binary"}}, (400, 413, 503)),
+        method="POST",
+    ),
+    Endpoint(
+        "/sd/workers",
+        discover,
+        "running workers as targets, for Prometheus' HTTP service discovery",
+        Answer({_JSON: discovery.SCHEMA}, (400, 503)),
+        parameters.DISCOVERY,
+    ),
+    Endpoint("/openapi.json", describe, "OpenAPI 3.1 of these routes", Answer({_JSON: {"type": "object"}})),
 )
 
 
-# -- what a request asks for -------------------------------------------------------------------------------------------
+# -- which worker ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class WorkersQuery:
-    """The parameters of /api/workers."""
-
-    limit: int = DEFAULT_LIMIT
-    after: str = ""
-    """Worker id the page begins behind."""
-    statuses: frozenset[str] = frozenset()
-    """Empty: any, or none known."""
-    regions: frozenset[str] = frozenset()
-
-    @classmethod
-    def parse(cls, request: Request) -> "WorkersQuery":
-        """Read the parameters, or refuse them (HTTPException 400)."""
-        parameters = request.query_params
-        allowed = ("limit", "cursor", "status", "region")
-        for name in parameters:
-            if name not in allowed:
-                raise _bad_parameter(f"{name} is not a parameter of this route; allowed are {', '.join(allowed)}.")
-        limit = parameters.get("limit", str(DEFAULT_LIMIT))
-        if not re.fullmatch("[0-9]{1,9}", limit) or not 1 <= int(limit) <= MAX_LIMIT:
-            raise _bad_parameter(f"limit must be a whole number from 1 to {MAX_LIMIT}.")
-        statuses = frozenset(parameters.getlist("status"))
-        if not statuses <= set(STATUSES):
-            raise _bad_parameter(f"status must be one of {', '.join(STATUSES)}; give it several times for several.")
-        cursor = parameters.get("cursor", "")
-        return cls(int(limit), _worker_id(cursor), statuses, frozenset(parameters.getlist("region")))
-
-    def selects(self, found: "Found") -> bool:
-        """Whether a worker is asked for, on this page or a later one."""
-        return (
-            found.worker_id > self.after
-            and (not self.statuses or found.status in self.statuses)
-            and (not self.regions or found.region in self.regions)
-        )
+async def _find(backend: Backend, worker_id: str) -> tuple[Subject, WorkerGauges | None] | None:
+    """What is known of a worker; None if nothing is, and HTTPException 503 while nobody can tell."""
+    entry = await backend.remembered(worker_id)
+    snapshot = backend.snapshot
+    listed = snapshot.workers if snapshot else ()
+    gauge = next((gauge for gauge in listed if gauge.worker.id == worker_id), None)
+    subject = Subject.of(gauge.worker if gauge else None, entry)
+    if subject is None and snapshot is None:
+        raise _not_read_yet()
+    return (subject, gauge) if subject else None
 
 
-def prefers_gzip(accept_encoding: str) -> bool:
-    """Read an Accept-Encoding header (RFC 9110, 12.5.3): gzip unless it is not accepted, or identity is liked better."""
-    weights: dict[str, float] = {}
-    for part in accept_encoding.lower().split(","):
-        coding, *parameters = (piece.strip() for piece in part.split(";"))
-        weights[coding] = _weight(parameters)
-    weight = next((weights[coding] for coding in ("gzip", "x-gzip", "*") if coding in weights), 0)
-    return weight > 0 and weight >= weights.get("identity", 0)
+async def _find_instance(backend: Backend, instance_id: str, region: str) -> Subject | None:
+    """The worker of an instance, as if it had never run on another."""
+    snapshot = backend.snapshot
+    for gauge in snapshot.workers if snapshot else ():
+        if gauge.worker.instance_id == instance_id:
+            return Subject(gauge.worker, None)
+    for entry in await backend.inventory():
+        for sighting in entry.instances:
+            if (sighting.instance_id, sighting.region) == (instance_id, region):
+                remembered = Subject.of(None, entry)
+                assert remembered  # there is an entry
+                return Subject(replace(remembered.worker, instance_id=instance_id, region=region, created_at=None), None)
+    return None
 
 
-def _weight(parameters: Sequence[str]) -> float:
-    for parameter in parameters:
-        name, _, value = parameter.partition("=")
-        if name.strip() == "q":
-            # What is not a weight is taken for a refusal, since plain text suits everybody.
-            return float(value) if re.fullmatch(r"\s*[01](\.\d{0,3})?", value) else 0
-    return 1
+def _status(backend: Backend, subject: Subject, gauge: WorkerGauges | None) -> str | None:
+    """Today's status, None where it is not known: as /api/workers says it."""
+    if gauge is None:
+        return "terminated" if subject.worker.status == "terminated" else None
+    return gauge.worker.status if gauge.show_state and _is_fresh(backend, backend.snapshot) else None
 
 
-def _cursor(worker_id: str) -> str:
-    return base64.urlsafe_b64encode(worker_id.encode()).decode().rstrip("=")
-
-
-def _worker_id(cursor: str) -> str:
-    try:
-        worker_id = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode()
-    except (binascii.Error, ValueError) as error:
-        raise _bad_parameter("cursor must be the text that the page before gave as next.") from error
-    return worker_id
-
-
-# -- what is answered --------------------------------------------------------------------------------------------------
-
-Row = dict[str, Any]
-
-
-class Found(NamedTuple):
-    """A worker to choose from; its row is built when it is on the page, because 10,000 of them would hold up a scrape."""
-
-    worker_id: str
-    region: str
-    status: str | None
-    facts: Callable[[], Row]
-    entry: InventoryEntry | None
-
-    def row(self) -> Row:
-        """Build what is answered."""
-        own = {"worker_id": self.worker_id, "region": self.region, "status": self.status}
-        return own | self.facts() | _remembered(self.entry)
-
-
-def _listed_worker(gauge: WorkerGauges, entry: InventoryEntry | None, fresh: bool) -> Found:
-    """A worker of the newest round; what is too old for /metrics is null here too."""
-    worker = gauge.worker
-    state = fresh and gauge.show_state
-
-    def facts() -> Row:
-        return {
-            "name": worker.name,
-            "instance_id": worker.instance_id,
-            "private_ip": worker.address,
-            "instance_type": worker.instance_type,
-            "cml_version": worker.cml_version,
-            "cpu_utilization": gauge.cpu if fresh else None,
-            "cpu_time": _time(gauge.cpu_time),
-            "memory_utilization": gauge.memory if fresh else None,
-            "memory_time": _time(gauge.memory_time),
-            "active_labs_count": worker.active_labs if state else None,
-            "last_activity_at": _time(worker.last_activity_at),
-            "created_at": _time(worker.created_at),
-            "terminated_at": _time(worker.terminated_at),
-            "observed_at": _time(gauge.observed_at),
-            "extra": dict(worker.extra) if state else {},
-        }
-
-    return Found(worker.id, worker.region, worker.status if state else None, facts, entry)
-
-
-def _gone_worker(entry: InventoryEntry) -> Found:
-    """A worker that has left /metrics. Unless it was terminated its status is null: the last one seen is no longer true."""
-
-    def facts() -> Row:
-        return {
-            "name": entry.name,
-            "instance_id": entry.instances[-1].instance_id if entry.instances else None,
-            "private_ip": None,
-            "instance_type": entry.instance_type,
-            "cml_version": entry.cml_version,
-            "cpu_utilization": None,
-            "cpu_time": None,
-            "memory_utilization": None,
-            "memory_time": None,
-            "active_labs_count": None,
-            "last_activity_at": None,
-            "created_at": _time(entry.created_at),
-            "terminated_at": _time(entry.terminated_at),
-            "observed_at": None,
-            "extra": {},
-        }
-
-    return Found(entry.worker_id, entry.region, "terminated" if entry.status == "terminated" else None, facts, entry)
-
-
-def _remembered(entry: InventoryEntry | None) -> Row:
-    return {
-        "first_seen": _time(entry.first_seen) if entry else None,
-        "last_seen": _time(entry.last_seen) if entry else None,
-        "instances": [
-            {
-                "instance_id": each.instance_id,
-                "region": each.region,
-                "first_seen": _time(each.first),
-                "last_seen": _time(each.last),
-            }
-            for each in (entry.instances if entry else ())
-        ],
-    }
-
-
-def _page(found: Sequence[Found], limit: int, period: int) -> Row:
-    ordered = sorted(found, key=lambda each: each.worker_id)
-    shown = ordered[:limit]
-    following = _cursor(shown[-1].worker_id) if len(ordered) > limit else None
-    data = [each.row() for each in shown]
-    return {"data": data, "next": following, "source": "mongodb", "resolution_seconds": period}
-
-
-def _time(time: int | None) -> str | None:
-    return None if time is None else rfc3339(time)
+def _selects(query: WorkersQuery, found: answers.Found) -> bool:
+    """Whether a worker is asked for, on this page or a later one."""
+    return (
+        found.worker_id > query.after
+        and (not query.statuses or found.status in query.statuses)
+        and (not query.regions or found.region in query.regions)
+    )
 
 
 def _is_fresh(backend: Backend, snapshot: Snapshot | None) -> bool:
@@ -335,16 +360,19 @@ def _backend(request: Request) -> Backend:
     return backend
 
 
-# -- errors: application/problem+json (RFC 9457) -----------------------------------------------------------------------
+# -- errors ------------------------------------------------------------------------------------------------------------
+
+
+def _not_read_yet() -> HTTPException:
+    return HTTPException(503, "The fleet has not been read yet; /-/ready says why.", {"Retry-After": str(RETRY_AFTER)})
+
+
+def _unknown(worker_id: str) -> HTTPException:
+    return HTTPException(HTTPStatus.NOT_FOUND, f"There is no worker {worker_id}; /api/workers lists those there are and were.")
 
 
 def _problem(status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:
-    problem = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
-    return JSONResponse(problem, status, headers, media_type="application/problem+json")
-
-
-def _bad_parameter(detail: str) -> HTTPException:
-    return HTTPException(HTTPStatus.BAD_REQUEST, detail)
+    return JSONResponse(answers.problem(status, detail), status, headers, media_type="application/problem+json")
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
@@ -352,14 +380,23 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     # Starlette's own carry no more than the phrase.
     own = {
         404: f"There is nothing at {request.url.path}; the page at / lists what there is.",
-        405: f"{request.url.path} does not answer {request.method}, only GET and HEAD.",
+        405: f"{request.url.path} does not answer {request.method}, only {_methods(error)}.",
     }
     unsaid = error.detail == HTTPStatus(error.status_code).phrase
     detail = own.get(error.status_code, error.detail) if unsaid else error.detail
     return _problem(error.status_code, detail, error.headers)
 
 
-async def _on_store_error(request: Request, error: Exception) -> Response:
+def _methods(error: HTTPException) -> str:
+    return " and ".join(sorted((error.headers or {}).get("Allow", "").split(", ")))
+
+
+async def _on_bad_parameter(request: Request, error: Exception) -> Response:
+    return _problem(HTTPStatus.BAD_REQUEST, str(error))
+
+
+async def _on_silence(request: Request, error: Exception) -> Response:
+    """MongoDB or CloudWatch does not answer."""
     return _problem(HTTPStatus.SERVICE_UNAVAILABLE, str(error), {"Retry-After": str(RETRY_AFTER)})
 
 
@@ -379,15 +416,37 @@ def create_app(backend: Backend, *, cors_origins: Sequence[str] = (), users: Map
     middleware = []
     if cors_origins:
         # Outside the authentication, because a browser's preflight carries no credentials.
-        middleware.append(Middleware(CORSMiddleware, cors_origins, ["GET", "HEAD"], ["Authorization"]))
+        middleware.append(
+            Middleware(
+                CORSMiddleware,
+                cors_origins,
+                allow_methods=["GET", "HEAD"],
+                allow_headers=["Authorization"],
+                expose_headers=[*answers.PAGE_HEADERS, "Retry-After"],
+            )
+        )
     if users:
         challenge = {"WWW-Authenticate": 'Basic realm="cml-worker-exporter", charset="UTF-8"'}
         refusal = _problem(HTTPStatus.UNAUTHORIZED, "This exporter wants a user name and a password.", challenge)
         middleware.append(Middleware(BasicAuth, users, refusal))
+    handlers: dict[Any, Any] = {
+        HTTPException: _on_http_error,
+        BadParameter: _on_bad_parameter,
+        BadRequest: _on_bad_parameter,
+        StoreError: _on_silence,
+        SourceError: _on_silence,
+        Exception: _on_bug,
+    }
     app = Starlette(
-        routes=[Route(endpoint.path, endpoint.handler, methods=["GET"]) for endpoint in ROUTES],
+        routes=[
+            Route(path, endpoint.handler, methods=[endpoint.method])
+            for endpoint in ROUTES
+            for path in (endpoint.path, endpoint.also)
+            if path
+        ],
         middleware=middleware,
-        exception_handlers={HTTPException: _on_http_error, StoreError: _on_store_error, Exception: _on_bug},
+        exception_handlers=handlers,
     )
     app.state.backend = backend
+    app.state.reading = asyncio.Semaphore(READS)
     return app

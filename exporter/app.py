@@ -8,10 +8,10 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 import uvicorn
@@ -22,20 +22,23 @@ from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import ConfigurationError, InvalidURI
 
 from exporter import api, logs, webconfig
+from exporter.archive import Archive
 from exporter.cloudwatch import CloudWatch
 from exporter.collector import Collector
 from exporter.config import Settings
 from exporter.cost import Budget
-from exporter.errors import ConfigError, StoreError, StoreMisfit
+from exporter.errors import ConfigError, StoreError, StoreMisfit, StoreUnavailable
 from exporter.history import WorkerMetricsRepository
 from exporter.inventory import Inventory
 from exporter.lease import BACKFILL, Lease
 from exporter.lifecycle import Rules
 from exporter.mirror import Mirror, Old
-from exporter.model import InventoryEntry, OwnMetrics, Snapshot
+from exporter.model import InventoryEntry, OwnMetrics, Snapshot, Worker
 from exporter.outbox import Outbox
 from exporter.periods import HOUR
+from exporter.reader import Reader
 from exporter.rounds import OutboxThread
+from exporter.rows import Point
 from exporter.telemetry import Telemetry
 from exporter.workers import Aggregates
 
@@ -47,7 +50,11 @@ and many times as long while a round keeps the interpreter busy."""
 SWITCH_INTERVAL = 0.0002
 """Seconds. Scrapes are answered between the Python work of the rounds' threads, each of which may keep them waiting so long."""
 
+INVENTORY_SECONDS = 10
+"""How old the whole inventory may be when routes answer from it: to read 10,000 workers takes a tenth of a second."""
+
 _log = logs.get("exporter")
+T = TypeVar("T")
 
 
 def awake() -> float:
@@ -91,7 +98,13 @@ def connect(settings: Settings) -> tuple[AsyncMongoClient[dict[str, Any]], Async
         ) from None
 
 
-def repository(settings: Settings, database: AsyncDatabase[dict[str, Any]], collection: str) -> WorkerMetricsRepository:
+def repository(
+    settings: Settings,
+    database: AsyncDatabase[dict[str, Any]],
+    collection: str,
+    *,
+    wall: Callable[[], float] = time.time,
+) -> WorkerMetricsRepository:
     """The history as the settings want it; only a retention somebody wrote down is applied to an existing collection."""
     return WorkerMetricsRepository(
         database,
@@ -99,7 +112,41 @@ def repository(settings: Settings, database: AsyncDatabase[dict[str, Any]], coll
         period=settings.period,
         retention=settings.mongodb.retention,
         apply_retention="retention" in settings.mongodb.model_fields_set,
+        wall=wall,
     )
+
+
+class _Elsewhere:
+    """The loop that collects, for what the routes' loop wants of it."""
+
+    def __init__(self) -> None:
+        self.loop: asyncio.AbstractEventLoop | None = None
+        """None before it runs, and once it ends."""
+
+    async def run(self, function: Callable[..., Coroutine[Any, Any, T]], *arguments: object) -> T:
+        """Call `function` there and return what it returns.
+
+        Raises:
+            StoreUnavailable: that loop does not run.
+        """
+        if self.loop is None:
+            raise StoreUnavailable("the exporter is starting or stopping; ask again in a few seconds", reason="starting")
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(function(*arguments), self.loop))
+
+
+class _ArchiveElsewhere:
+    """The archive for the routes' loop: it shares CloudWatch, its pace and its budget with the rounds."""
+
+    def __init__(self, archive: Archive, elsewhere: _Elsewhere) -> None:
+        self._archive, self._elsewhere = archive, elsewhere
+
+    async def points(
+        self, worker: Worker, entry: InventoryEntry | None, start: int, end: int, resolution: int, limit: int
+    ) -> list[Point]:
+        return await self._elsewhere.run(self._archive.points, worker, entry, start, end, resolution, limit)
+
+    async def window(self, worker: Worker, entry: InventoryEntry | None, start: int, end: int, resolution: int) -> list[Point]:
+        return await self._elsewhere.run(self._archive.window, worker, entry, start, end, resolution)
 
 
 class Exporter:
@@ -112,7 +159,6 @@ class Exporter:
     def __init__(self, settings: Settings, outbox: Outbox) -> None:
         self.settings = settings
         self.period = settings.period
-        self.retention = settings.mongodb.retention
         self.telemetry = Telemetry(CollectorRegistry(), revision=os.environ.get("REVISION", ""))
         self._outbox = OutboxThread(outbox)
         self._client, database = connect(settings)
@@ -126,6 +172,17 @@ class Exporter:
             repository(settings, self._web_database, settings.mongodb.history) if settings.mongodb.history else None
         )
         self._inventory = Inventory(database)
+        self._all_remembered = Inventory(database)  # read for the routes: who does not write the history keeps no other
+        self._web_inventory = Inventory(self._web_database)
+        self._remembered: tuple[float, tuple[InventoryEntry, ...]] = (0, ())
+        self._remembering = asyncio.Lock()
+        self._elsewhere = _Elsewhere()
+        self._reader = Reader(
+            period=settings.period,
+            history=self._web_history,
+            archive=_ArchiveElsewhere(Archive(self._cloudwatch), self._elsewhere) if self._cloudwatch else None,
+            wanted_retention=settings.mongodb.retention,
+        )
         self._lease = Lease(database, owner=outbox.owner, ttl=LEASE_SECONDS, monotonic=awake)
         # An hour, because two clocks may differ by minutes and an insert takes seconds.
         old = Old(
@@ -157,6 +214,7 @@ class Exporter:
         Raises:
             StoreMisfit: what is in MongoDB is not ours to use; better said at the start than logged for ever.
         """
+        self._elsewhere.loop = asyncio.get_running_loop()
         try:
             await self.collector.restore()
             if self._history is not None:
@@ -169,6 +227,7 @@ class Exporter:
                     group.create_task(self._mirror.run_forever(), name="mirror")
                     group.create_task(self._keep_lease(), name="lease")
         finally:
+            self._elsewhere.loop = None
             with anyio.CancelScope(shield=True):
                 await self._close()
 
@@ -185,7 +244,7 @@ class Exporter:
             raise
         except StoreError as error:
             _log.warning("the history is not available yet; gauges go on, samples wait in the outbox", error=str(error))
-        self.telemetry.leader.set(self._lease.held)
+        self.telemetry.leader.value = float(self._lease.held)
         _log.info("collecting", writes_history=self._lease.held)
 
     async def _keep_lease(self) -> None:
@@ -201,7 +260,7 @@ class Exporter:
                 _log.info("this exporter writes the history" if held else "this exporter does not write the history")
                 if held:
                     self.collector.lead()
-            self.telemetry.leader.set(held)
+            self.telemetry.leader.value = float(held)
 
     async def _close(self) -> None:
         """What is in the outbox stays there."""
@@ -253,13 +312,31 @@ class Exporter:
         """The local clock."""
         return time.time()
 
+    @property
+    def reader(self) -> Reader:
+        """Who reads the history of single workers."""
+        return self._reader
+
+    @property
+    def columns(self) -> WorkerMetricsRepository | None:
+        """The samples of many workers, None where there is no history."""
+        return self._web_history
+
     async def inventory(self) -> Sequence[InventoryEntry]:
-        """Everything remembered of every worker, read anew: another exporter may be the one that writes it."""
+        """Everything remembered of every worker, read again after a while: another exporter may be the one that writes it."""
         if self._history is None:
             return ()
-        inventory = Inventory(self._web_database)
-        await inventory.load()
-        return tuple(inventory.entries.values())
+        async with self._remembering:
+            if time.monotonic() >= self._remembered[0]:
+                # Where the rounds run, because no scrape should wait for 10,000 entries to be made.
+                await self._elsewhere.run(self._all_remembered.load)
+                entries = tuple(self._all_remembered.entries.values())
+                self._remembered = time.monotonic() + INVENTORY_SECONDS, entries
+            return self._remembered[1]
+
+    async def remembered(self, worker_id: str) -> InventoryEntry | None:
+        """What is remembered of one worker."""
+        return None if self._history is None else await self._web_inventory.read(worker_id)
 
     async def latest(self, worker_ids: Collection[str]) -> Mapping[str, int]:
         """Start of the newest period the history has of each worker."""

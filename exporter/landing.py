@@ -32,7 +32,8 @@ a { color: var(--accent); text-decoration: none; } a:hover { text-decoration: un
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin-bottom: 12px; }
 .tile b { display: block; font-size: 28px; font-weight: 600; line-height: 1.2; font-variant-numeric: tabular-nums; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(330px, 1fr)); gap: 12px; margin-bottom: 12px; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: 5px 16px; } dd { overflow-wrap: anywhere; color: var(--soft); }
+dl { display: grid; grid-template-columns: fit-content(55%) 1fr; gap: 5px 16px; } dt { overflow-wrap: anywhere; }
+dd { overflow-wrap: anywhere; color: var(--soft); }
 .dot { display: inline-block; width: 9px; height: 9px; border-radius: 50%; margin-right: 8px; background: currentColor; }
 .good { color: var(--good); } .busy { color: var(--busy); } .bad { color: var(--bad); } .idle { color: var(--idle); }
 .chip { display: inline-flex; align-items: center; white-space: nowrap; font-size: 13px; font-weight: 550; }
@@ -71,7 +72,7 @@ def page(
         fresh: whether that round is recent enough for /metrics to show it.
         ready: whether the first observation was made.
         health: source → its last error, None where it is fine.
-        links: (path, what it is) of the other routes.
+        links: (path, what it is) of the other routes, before the path the method if it is not GET.
     """
     return f"""<!doctype html>
 <html lang="en">
@@ -145,8 +146,13 @@ def _sources(health: Mapping[str, str | None]) -> str:
 
 def _links(links: Iterable[tuple[str, str]]) -> str:
     # Relative, so that the page also works below a path of a reverse proxy.
-    rows = "".join(f'<dt><a href=".{escape(path)}">{escape(path)}</a></dt><dd>{escape(what)}</dd>' for path, what in links)
+    rows = "".join(f"<dt>{_link(path)}</dt><dd>{escape(what)}</dd>" for path, what in links)
     return f'<section class="card"><h2>Routes</h2><dl>{rows}</dl></section>'
+
+
+def _link(path: str) -> str:
+    """A path with placeholders leads nowhere until somebody fills them in, and a method other than GET is no link."""
+    return escape(path) if "{" in path or not path.startswith("/") else f'<a href=".{escape(path)}">{escape(path)}</a>'
 
 
 _HEAD = "".join(f"<th>{name}</th>" for name in ("Worker", "Region", "Status", "CPU", "Memory", "Labs", "Last activity"))

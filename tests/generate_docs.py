@@ -1,12 +1,16 @@
-"""Writes docs/settings.md and docs/metrics.md from the tables in code (`make docs`); a test compares them."""
+"""Writes docs/settings.md, docs/metrics.md and docs/http.md from the tables in code (`make docs`); a test compares them."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel
 
+from exporter.answers import PAGE_HEADERS
+from exporter.api import ROUTES
 from exporter.catalog import EXPORTER_METRICS, WORKER_METRICS, Metric
 from exporter.config import ExtraGauge, Role, Setting, table
+from exporter.openapi import ERRORS, Endpoint, template
+from exporter.parameters import MAX_POINTS
 from exporter.workers import FIELDS
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -78,6 +82,59 @@ What `/metrics` exposes, besides `process_*` and `python_info`. A value that is 
 NaN. Times are unix seconds. Labels of a released series never change.
 """
 
+HTTP_INTRO = """\
+# HTTP
+
+All routes answer `GET` and `HEAD` unless they say otherwise; `/openapi.json` describes them for machines. Times are UTC,
+utilizations percent, and what nobody knows is `null`: never 0.
+"""
+
+HISTORY_NOTES = f"""\
+## A page of history
+
+```json
+{{
+  "data": [
+    {{"timestamp": "2026-01-31T12:00:00Z", "cpu_utilization": 45.2, "memory_utilization": null,
+     "active_labs_count": 3, "status": "running"}}
+  ],
+  "next": null, "source": "mongodb", "resolution_seconds": 300, "interval_seconds": null,
+  "worker": {{"worker_id": "w-1", "name": "lab 1", "region": "eu-west-1", "status": "terminated"}}
+}}
+```
+
+The oldest row is first; a sample bears the start of its period. With `interval` a row stands for an interval that has samples:
+
+```json
+{{"timestamp": "2026-01-31T00:00:00Z",
+ "cpu_utilization": {{"avg": 31.7, "min": 2.1, "max": 98.0, "count": 288}},
+ "memory_utilization": {{"avg": null, "min": null, "max": null, "count": 0}},
+ "active_labs_count": {{"avg": 2.5, "min": 0, "max": 4, "count": 288}},
+ "status_share": {{"running": 0.75, "stopped": 0.25}}}}
+```
+
+- **Pages.** While `next` is not null there is more: ask again with `cursor=` that text, and `limit` and `format` as you like.
+  The first page fixes the end, so what is written meanwhile shifts nothing. From `start` to `end` there may be at most
+  {MAX_POINTS:,} rows.
+- **Older than MongoDB's retention** a page comes from CloudWatch (`"source": "cloudwatch"`), of the instances the worker ran
+  on, at the resolution CloudWatch still has: 60 s for 15 days, 5 minutes for 63 days, an hour for 455 days, never finer than
+  `period`. `resolution_seconds` says which. A page has one source and one resolution; a range that spans several gives them
+  one after the other, and no row is made of two. CloudWatch knows neither status nor labs. Memory of an instance that has been
+  gone for more than two weeks is found only if its agent published by `InstanceId` alone: CloudWatch no longer lists the
+  others. What was asked for once is kept for a while, so a chart that is drawn again costs nothing.
+- **Terminated workers** are answered by the inventory's name and dates, also when the manager has deleted them.
+- **CSV** (RFC 4180, a line of names, empty where there is no value) for `Accept: text/csv` or `format=csv`; what JSON says
+  around its rows is in headers:
+
+{{headers}}
+"""
+
+ERRORS_INTRO = """\
+## Errors
+
+Errors are `application/problem+json` (RFC 9457); `detail` is a sentence that says what to do.
+"""
+
 
 def settings_page() -> str:
     """docs/settings.md."""
@@ -113,7 +170,37 @@ def metrics_page() -> str:
     )
 
 
-PAGES: dict[str, Callable[[], str]] = {"settings.md": settings_page, "metrics.md": metrics_page}
+def http_page() -> str:
+    """docs/http.md."""
+    detailed = [endpoint for endpoint in ROUTES if endpoint.parameters]
+    return _page(
+        "`ROUTES` in `exporter/api.py`",
+        HTTP_INTRO,
+        _rows(
+            ("route", "what it answers", "as"),
+            ((_paths(each), each.description, ", ".join(f"`{kind}`" for kind in each.answer.content)) for each in ROUTES),
+        ),
+        *(part for endpoint in detailed for part in _route(endpoint)),
+        HISTORY_NOTES.replace(
+            "{headers}", _rows(("header", "what it says"), ((f"`{name}`", said) for name, said in PAGE_HEADERS.items()))
+        ).rstrip("\n")
+        + "\n",
+        ERRORS_INTRO,
+        _rows(("code", "why"), ((str(code), said) for code, said in ERRORS.items())),
+    )
+
+
+def _paths(endpoint: Endpoint) -> str:
+    method = "" if endpoint.method == "GET" else f"{endpoint.method} "
+    return ", also ".join(f"`{method}{template(path)}`" for path in (endpoint.path, endpoint.also) if path)
+
+
+def _route(endpoint: Endpoint) -> tuple[str, str]:
+    parameters = ((f"`{each.name}`", each.description) for each in endpoint.parameters)
+    return f"## `{endpoint.template}`\n", _rows(("parameter", "what it is"), parameters)
+
+
+PAGES: dict[str, Callable[[], str]] = {"settings.md": settings_page, "metrics.md": metrics_page, "http.md": http_page}
 """File name below docs/ → what it must hold."""
 
 

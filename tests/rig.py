@@ -13,6 +13,7 @@ import httpx
 from prometheus_client import CollectorRegistry
 
 from exporter import api, app
+from exporter.archive import Archive
 from exporter.cloudwatch import CloudWatch
 from exporter.collector import ASK_OFFSET, OBSERVE_OFFSET, Collector, MetricSource
 from exporter.config import Settings
@@ -25,6 +26,7 @@ from exporter.model import Fleet, InventoryEntry, OwnMetrics, Snapshot
 from exporter.mongo import Database
 from exporter.outbox import Outbox
 from exporter.periods import align
+from exporter.reader import Reader
 from exporter.rounds import OutboxThread
 from exporter.telemetry import Telemetry
 from exporter.workers import Aggregates
@@ -60,7 +62,6 @@ class Rig:
     """One exporter process of the pretended time; also what its routes ask (`api.Backend`)."""
 
     period = PERIOD
-    retention = 30 * 86400
 
     def __init__(
         self,
@@ -88,11 +89,20 @@ class Rig:
         self.database = database
         telemetry = self.telemetry = Telemetry(self.registry)
         self.outbox = OutboxThread(Outbox(folder, PERIOD))
-        self.history = app.repository(settings, database, "worker_metrics_timeseries")
+        self.history = app.repository(settings, database, "worker_metrics_timeseries", wall=clock)
         self.lease = Lease(database, owner=self.outbox.outbox.owner)
         day, spent = self.outbox.outbox.spent()
         self.budget = Budget(max_usd_per_day, wall=clock, day=day, spent=spent)
         self.cloudwatch = CloudWatch(settings, telemetry, budget=self.budget, wall=clock, deadline=deadline)
+        self.columns = self.history
+        self.reader = Reader(
+            period=PERIOD,
+            history=self.history,
+            archive=Archive(self.cloudwatch, wall=clock, monotonic=clock),
+            wanted_retention=settings.mongodb.retention,
+            wall=clock,
+            monotonic=clock,
+        )
         self.mirror = Mirror(self.outbox, self.history, self.lease, telemetry, wall=clock)
         self.collector = Collector(
             settings,
@@ -194,7 +204,12 @@ class Rig:
         return self.clock()
 
     async def inventory(self) -> Sequence[InventoryEntry]:
-        return ()
+        inventory = Inventory(self.database)
+        await inventory.load()
+        return tuple(inventory.entries.values())
+
+    async def remembered(self, worker_id: str) -> InventoryEntry | None:
+        return await Inventory(self.database).read(worker_id)
 
     async def latest(self, worker_ids: Collection[str]) -> Mapping[str, int]:
         return await self.history.latest_timestamps(worker_ids)

@@ -1,0 +1,229 @@
+"""The history API against the bare queries it makes: one worker, 30 days of 5 minutes, in a collection of many workers.
+
+    python -m bench.history [--workers 1000] [--rounds 15]
+
+A real mongod, a real exporter process (without CloudWatch, over HTTP, JSON as bytes), and in this process pymongo, which turns
+the same samples into Python objects. They are asked in turns, so that a busy machine slows all alike; the figures are medians
+and ratios.
+"""
+
+import argparse
+import json
+import os
+import random
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+from pymongo import MongoClient
+from pymongo.collection import Collection
+
+from exporter.embedded import Mongod
+from exporter.periods import DAY, HOUR, align, to_datetime
+from tests.fixtures.mongo import free_port
+
+PERIOD, DAYS = 300, 30
+HISTORY, INVENTORY = "worker_metrics_timeseries", "worker_metrics_inventory"
+FIELDS = ("cpu_utilization", "memory_utilization", "active_labs_count")
+Document = dict[str, Any]
+
+
+def fill(history: "Collection[Document]", workers: int, end: int) -> None:
+    """Every worker has every sample; each stops for a few hours of some nights."""
+    history.database.create_collection(
+        history.name,
+        timeseries={"timeField": "timestamp", "metaField": "worker_id", "granularity": "minutes"},
+        expireAfterSeconds=(DAYS + 1) * DAY,
+    )
+    history.create_index([("worker_id", 1), ("timestamp", 1)])
+    dice = random.Random(1)
+    stamps = [to_datetime(at) for at in range(end - DAYS * DAY, end, PERIOD)]
+    for number in range(workers):
+        history.insert_many(
+            [
+                {
+                    "worker_id": worker_id(number),
+                    "timestamp": stamp,
+                    "region": "eu-west-1",
+                    "cpu_utilization": dice.random() * 100,
+                    "memory_utilization": dice.random() * 100,
+                    "active_labs_count": n % 5,
+                    "status": "stopped" if n // 36 % 16 == 0 else "running",
+                }
+                for n, stamp in enumerate(stamps)
+            ],
+            ordered=False,
+        )
+
+
+def worker_id(number: int) -> str:
+    return f"worker-{number:05d}"
+
+
+def inventory(workers: int, end: int) -> list[Document]:
+    first, last = to_datetime(end - DAYS * DAY), to_datetime(end)
+    return [
+        {
+            "_id": worker_id(number),
+            "worker_id": worker_id(number),
+            "name": f"cml {number}",
+            "region": "eu-west-1",
+            "status": "running",
+            "first_seen": first,
+            "last_seen": last,
+            "instances": [{"id": f"i-{number:017x}", "region": "eu-west-1", "from": first, "to": last}],
+        }
+        for number in range(workers)
+    ]
+
+
+def bare_hours(match: Document) -> list[Document]:
+    """What one would write by hand: avg, min and max of each metric by hour."""
+    group: Document = {"_id": {"$dateTrunc": {"date": "$timestamp", "unit": "hour"}}}
+    for field in FIELDS:
+        group |= {f"{field}_{how}": {f"${how}": f"${field}"} for how in ("avg", "min", "max")}
+    return [{"$match": match}, {"$group": group}, {"$sort": {"_id": 1}}]
+
+
+def serve(uri: str, folder: Path) -> "tuple[subprocess.Popen[bytes], str]":
+    """Start the exporter; return it and its address."""
+    log = folder / "exporter.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "exporter.cli", "serve", "--web.listen-address", "127.0.0.1:0"],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env={
+                **os.environ,
+                "CML_EXPORTER_MONGODB__URI": uri,
+                "CML_EXPORTER_CLOUDWATCH__ENABLED": "false",
+                "CML_EXPORTER_DATA_DIR": str(folder / "data"),
+            },
+        )
+    deadline = time.monotonic() + 30
+    while not (found := re.search(r"addresses\W+127\.0\.0\.1:(\d+)", log.read_text())):
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            raise RuntimeError(f"the exporter did not start:\n{log.read_text()}")
+        time.sleep(0.05)
+    return process, f"http://127.0.0.1:{found[1]}"
+
+
+def measure(questions: Mapping[str, Callable[[], int]], rounds: int) -> dict[str, list[float]]:
+    """Ask all in turns; each says how many rows it got, the same every time."""
+    took: dict[str, list[float]] = {name: [] for name in questions}
+    rows = {name: question() for name, question in questions.items()}  # warms caches and connections
+    for _ in range(rounds):
+        for name, question in questions.items():
+            began = time.perf_counter()
+            count = question()
+            took[name].append(time.perf_counter() - began)
+            if count != rows[name]:
+                raise RuntimeError(f"{name}: {count} rows after {rows[name]}")
+    for name, times in took.items():
+        print(f"{name:28} {statistics.median(times) * 1e3:7.1f} ms median, {min(times) * 1e3:6.1f} best, {rows[name]:5} rows")
+    return took
+
+
+def buckets_read(history: "Collection[Document]", match: Document) -> str:
+    """How mongod finds them: the index, and how many buckets it reads."""
+    plan = history.database.command(
+        "explain",
+        {"aggregate": history.name, "pipeline": bare_hours(match), "cursor": {}},
+        verbosity="executionStats",
+    )
+    text = json.dumps(plan, default=str)
+    names = sorted(set(re.findall(r'"indexName": "([^"]+)"', text)))
+    examined = max(map(int, re.findall(r'"totalDocsExamined": (\d+)', text)), default=0)
+    return f"{', '.join(names) or 'no index'}; {examined} buckets read"
+
+
+def run(workers: int, rounds: int) -> None:
+    """Fill, serve, measure, print."""
+    end = align(int(time.time()), HOUR)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Mongod(Path(folder, "mongo"), free_port(), parameters={"ttlMonitorEnabled": "false"}) as mongod,
+    ):
+        uri = mongod.uri.replace("/?", "/bench?")
+        with MongoClient[Document](uri, tz_aware=True) as client:
+            history = client.bench[HISTORY]
+            began = time.perf_counter()
+            fill(history, workers, end)
+            client.bench[INVENTORY].insert_many(inventory(workers, end))
+            print(
+                f"{workers} workers, {workers * DAYS * DAY // PERIOD:,} samples, filled in {time.perf_counter() - began:.0f} s"
+            )
+            chosen = worker_id(workers // 2)
+            match = {
+                "worker_id": chosen,
+                "timestamp": {"$gte": to_datetime(end - DAYS * DAY), "$lt": to_datetime(end)},
+            }
+            print(f"index: {buckets_read(history, match)}")
+            process, url = serve(uri, Path(folder))
+            try:
+                with httpx.Client(base_url=url, trust_env=False, timeout=60) as http:
+                    report(http, history, match, chosen, end, rounds)
+            finally:
+                process.terminate()
+                process.wait()
+
+
+def report(http: httpx.Client, history: "Collection[Document]", match: Document, worker: str, end: int, rounds: int) -> None:
+    path = f"/api/workers/{worker}/metrics/history"
+    window = {"start": str(end - DAYS * DAY), "end": str(end)}
+
+    def pages(**parameters: str) -> int:
+        rows, cursor = 0, ""
+        while True:
+            response = http.get(path, params={**window, **parameters, **({"cursor": cursor} if cursor else {})})
+            response.raise_for_status()
+            rows += response.content.count(b'"timestamp"')
+            cursor = response.headers.get("x-next-cursor", "")
+            if not cursor:
+                return rows
+
+    projection = {"_id": 0, "timestamp": 1, **dict.fromkeys(FIELDS, 1), "status": 1}
+    took = measure(
+        {
+            "bare find": lambda: len(list(history.find(match).sort("timestamp", 1))),
+            "bare find, projected": lambda: len(list(history.find(match, projection).sort("timestamp", 1))),
+            "API raw, limit=10000": lambda: pages(limit="10000"),
+            "API raw, 9 pages of 1000": lambda: pages(limit="1000"),
+            "API raw, CSV": lambda: rows_of_csv(http, path, window),
+            "bare aggregate by hour": lambda: len(list(history.aggregate(bare_hours(match)))),
+            "API by hour": lambda: pages(interval="1h"),
+            "API by day": lambda: pages(interval="1d"),
+        },
+        rounds,
+    )
+    middle = {name: statistics.median(times) for name, times in took.items()}
+    print(f"raw  / bare find               {middle['API raw, limit=10000'] / middle['bare find']:.2f}")
+    print(f"raw  / bare find, projected    {middle['API raw, limit=10000'] / middle['bare find, projected']:.2f}")
+    print(f"hour / bare aggregate by hour  {middle['API by hour'] / middle['bare aggregate by hour']:.2f}")
+
+
+def rows_of_csv(http: httpx.Client, path: str, window: Mapping[str, str]) -> int:
+    response = http.get(path, params={**window, "limit": "10000", "format": "csv"})
+    response.raise_for_status()
+    return response.content.count(b"\r\n") - 1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=15)
+    options = parser.parse_args()
+    run(options.workers, options.rounds)
+
+
+if __name__ == "__main__":
+    main()

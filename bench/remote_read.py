@@ -1,0 +1,112 @@
+"""PromQL over the history against pymongo: all workers for a day, one worker for 30 days.
+
+    python -m bench.remote_read [--workers 1000] [--rounds 9]
+
+A real mongod, exporter and Prometheus, each a process of its own. "pymongo" reads the same documents, projected to what is
+needed, into Python objects. They are asked in turns; the figures are medians and ratios.
+"""
+
+import argparse
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+from pymongo import MongoClient
+from pymongo.collection import Collection
+
+from bench.history import DAYS, HISTORY, INVENTORY, Document, fill, inventory, measure, serve, worker_id
+from exporter import demo_prometheus
+from exporter.embedded import Mongod
+from exporter.periods import DAY, HOUR, align, to_datetime
+from tests import prompb
+from tests.fixtures.mongo import free_port
+from tests.fixtures.prometheus import Prometheus
+
+CPU = "cml_worker_cpu_utilization_ratio"
+
+
+def run(workers: int, rounds: int) -> None:
+    """Fill, serve, measure, print."""
+    program = shutil.which("prometheus")
+    if program is None:
+        raise SystemExit(f"prometheus is not on PATH; {demo_prometheus.INSTALL}")
+    end = align(int(time.time()), HOUR)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Mongod(Path(folder, "mongo"), free_port(), parameters={"ttlMonitorEnabled": "false"}) as mongod,
+    ):
+        uri = mongod.uri.replace("/?", "/bench?")
+        with MongoClient[Document](uri, tz_aware=True) as client:
+            history = client.bench[HISTORY]
+            fill(history, workers, end)
+            client.bench[INVENTORY].insert_many(inventory(workers, end))
+            process, url = serve(uri, Path(folder))
+            configuration = demo_prometheus.configuration(demo_prometheus.SOURCE, url.removeprefix("http://"))
+            prometheus = Prometheus(program, Path(folder, "prometheus"), configuration)
+            try:
+                with httpx.Client(base_url=url, trust_env=False, timeout=60) as http:
+                    report(http, prometheus, history, workers, end, rounds)
+            finally:
+                prometheus.stop()
+                process.terminate()
+                process.wait()
+
+
+def report(
+    http: httpx.Client, prometheus: Prometheus, history: "Collection[Document]", workers: int, end: int, rounds: int
+) -> None:
+    one = worker_id(workers // 2)
+
+    def documents(seconds: int, **match: str) -> Callable[[], int]:
+        window = {"$gte": to_datetime(end - seconds), "$lt": to_datetime(end)}
+        projection = {"_id": 0, "timestamp": 1, "worker_id": 1, "cpu_utilization": 1}
+        return lambda: len(list(history.find({"timestamp": window, **match}, projection)))
+
+    def answered(seconds: int, *matchers: tuple[str, str, str]) -> Callable[[], int]:
+        body = prompb.request(((end - seconds) * 1000, end * 1000 - 1, [("__name__", "=", CPU), *matchers]))
+
+        def post() -> bytes:
+            response = http.post("/api/v1/read", content=body)
+            response.raise_for_status()
+            return response.content
+
+        (found,) = prompb.answer(post())  # read once; later only that it stays as long, since reading it is not measured
+        samples, size = sum(map(len, found.values())), len(post())
+        return lambda: samples if len(post()) == size else -1
+
+    def asked(seconds: int, selector: str = "") -> Callable[[], int]:
+        query = f'sum(count_over_time({CPU}{{store="history"{selector}}}[{seconds}s]))'
+        return lambda: int(prometheus.value(query, end - 1))
+
+    mine = f',worker_id="{one}"'
+    took = measure(
+        {
+            "all, 24 h: pymongo": documents(DAY),
+            "all, 24 h: remote read": answered(DAY),
+            "all, 24 h: Prometheus": asked(DAY),
+            "one, 30 d: pymongo": documents(DAYS * DAY, worker_id=one),
+            "one, 30 d: remote read": answered(DAYS * DAY, ("worker_id", "=", one)),
+            "one, 30 d: Prometheus": asked(DAYS * DAY, mine),
+        },
+        rounds,
+    )
+    middle = {name: statistics.median(times) for name, times in took.items()}
+    for what in ("all, 24 h", "one, 30 d"):
+        for how in ("remote read", "Prometheus"):
+            print(f"{what}: {how:12} / pymongo  {middle[f'{what}: {how}'] / middle[f'{what}: pymongo']:.2f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=9)
+    options = parser.parse_args()
+    run(options.workers, options.rounds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""The snippets of the customer's document, word for word, against a real MongoDB and our code."""
+
+import inspect
+import textwrap
+from dataclasses import fields
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from pymongo import MongoClient
+
+from exporter.history import WorkerMetricsRepository
+from exporter.model import Statistics, WorkerMetricsSample
+from exporter.mongo import Database
+from exporter.periods import DAY
+
+SAMPLE = '''
+# Simple data model (NOT an aggregate root)
+@dataclass
+class WorkerMetricsSample:
+    """Time-series sample for worker metrics"""
+    worker_id: str           # metadata
+    region: str              # metadata
+    timestamp: datetime       # time field
+    cpu_utilization: float    # measurement
+    memory_utilization: float # measurement
+    active_labs_count: int    # measurement
+    status: str              # metadata
+'''
+
+COLLECTION = """
+db.create_collection(
+    "worker_metrics_timeseries",
+    timeseries={
+        "timeField": "timestamp",
+        "metaField": "worker_id",
+        "granularity": "minutes"
+    },
+    expireAfterSeconds=2592000  # 30 days retention
+)
+"""
+
+REPOSITORY = '''
+# New repository (NOT an aggregate root repository)
+class WorkerMetricsRepository:
+    """Repository for time-series metrics storage"""
+
+    async def add_sample(self, sample: WorkerMetricsSample) -> None:
+        """Insert a metrics sample"""
+        pass
+
+    async def get_samples(
+        self,
+        worker_id: str,
+        start_time: datetime,
+        end_time: datetime,
+    ) -> List[WorkerMetricsSample]:
+        """Query samples for time range"""
+        pass
+
+    async def get_aggregated_stats(
+        self,
+        worker_id: str,
+        start_time: datetime,
+        end_time: datetime,
+        interval: timedelta,
+    ) -> List[MetricsAggregation]:
+        """Get aggregated metrics (avg, min, max per interval)"""
+        pass
+'''
+
+JOB = """
+# In WorkerMetricsCollectionJob.run_every()
+async def run_every(self, *args, **kwargs) -> None:
+    # ... existing code ...
+
+    # After updating worker aggregate:
+    await worker_repository.update_async(worker)
+
+    # NEW: Also persist to time-series collection
+    metrics_sample = WorkerMetricsSample(
+        worker_id=self.worker_id,
+        region=worker.state.aws_region,
+        timestamp=datetime.now(timezone.utc),
+        cpu_utilization=worker.state.cpu_utilization,
+        memory_utilization=worker.state.memory_utilization,
+        active_labs_count=worker.state.active_labs_count,
+        status=worker.state.status.value,
+    )
+    await metrics_repository.add_sample(metrics_sample)
+"""
+
+
+def run(snippet: str, **names: object) -> dict[str, Any]:
+    """Execute a snippet with these names, its annotations as texts, and return its own."""
+    space = dict(names)
+    exec(compile("from __future__ import annotations\n" + textwrap.dedent(snippet), "document", "exec"), space)
+    return space
+
+
+@pytest.fixture
+async def repository(database: Database) -> WorkerMetricsRepository:
+    """Ours, over the collection that the document's snippet creates."""
+    host, port = await database.client.address or ("", 0)
+    with MongoClient[dict[str, Any]](host, port) as client:
+        run(COLLECTION, db=client[database.name])
+    found = WorkerMetricsRepository(
+        database, collection="worker_metrics_timeseries", period=300, retention=30 * DAY, apply_retention=True
+    )
+    await found.ensure_collection()
+    return found
+
+
+async def test_the_documents_collection_is_taken_as_it_is(repository: WorkerMetricsRepository) -> None:
+    assert (repository.notices, repository.retention) == ((), 2592000)
+
+
+def test_the_documents_sample_has_the_fields_of_ours() -> None:
+    theirs = run("from dataclasses import dataclass\n" + SAMPLE)["WorkerMetricsSample"]
+    assert [field.name for field in fields(theirs)] == [field.name for field in fields(WorkerMetricsSample)]
+
+
+def test_the_documents_repository_has_the_signatures_of_ours() -> None:
+    theirs = run(REPOSITORY)["WorkerMetricsRepository"]
+    for name in ("add_sample", "get_samples", "get_aggregated_stats"):
+        wanted, ours = getattr(theirs, name), getattr(WorkerMetricsRepository, name)
+        assert inspect.iscoroutinefunction(ours)
+        assert list(inspect.signature(ours).parameters) == list(inspect.signature(wanted).parameters)
+        annotations = inspect.get_annotations(ours)
+        for parameter, annotation in wanted.__annotations__.items():
+            given = annotations[parameter]
+            plain = getattr(given, "__name__", str(given)) if not getattr(given, "__args__", ()) else given.__args__[0].__name__
+            assert plain == annotation.removeprefix("List[").removesuffix("]")
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["our sample", "the document's sample"])
+async def test_the_documents_job_writes_samples_that_come_back_and_are_aggregated(
+    repository: WorkerMetricsRepository, own: bool
+) -> None:
+    theirs = run("from dataclasses import dataclass\n" + SAMPLE)["WorkerMetricsSample"]
+    state = SimpleNamespace(
+        aws_region="us-east-1",
+        cpu_utilization=45.2,
+        memory_utilization=62.8,
+        active_labs_count=3,
+        status=SimpleNamespace(value="running"),
+    )
+
+    async def update_async(worker: object) -> None:
+        assert worker is aggregate
+
+    aggregate = SimpleNamespace(state=state)
+    job = run(
+        "from datetime import datetime, timezone\n" + JOB,
+        worker=aggregate,
+        worker_repository=SimpleNamespace(update_async=update_async),
+        metrics_repository=repository,
+        WorkerMetricsSample=WorkerMetricsSample if own else theirs,
+    )
+    began = datetime.now(UTC) - timedelta(milliseconds=1)
+    for cpu in (45.2, 55.2):
+        state.cpu_utilization = cpu
+        await job["run_every"](SimpleNamespace(worker_id="worker-1"))
+    window = began - timedelta(minutes=5), datetime.now(UTC) + timedelta(seconds=1)
+    first, second = await repository.get_samples("worker-1", *window)
+    assert (first.cpu_utilization, second.cpu_utilization) == (45.2, 55.2)
+    assert (first.region, first.memory_utilization, first.active_labs_count, first.status) == ("us-east-1", 62.8, 3, "running")
+    assert began <= first.timestamp <= second.timestamp <= window[1]
+    rows = await repository.get_aggregated_stats("worker-1", *window, timedelta(days=7))
+    assert sum(row.cpu_utilization.count for row in rows) == 2
+    if len(rows) == 1:  # the two may lie on either side of a Monday's midnight
+        assert rows[0].cpu_utilization == Statistics(avg=(45.2 + 55.2) / 2, min=45.2, max=55.2, count=2)
+        assert rows[0].status_share == {"running": 1.0}

@@ -1,0 +1,183 @@
+"""What the archive keeps, how long, and that nobody asks twice for what is being asked."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from exporter import archive
+from exporter.archive import CHUNK, FRESH, Archive
+from exporter.errors import RejectedQuery, SourceError
+from exporter.model import Answer, Answers, InventoryEntry, Listing, Query, Sighting, Worker
+from exporter.periods import DAY
+
+NOW = 1_790_000_100
+STEP = 300
+WORKER = Worker("w", "eu-west-1", "i-0000000a", "running")
+
+
+@dataclass
+class Source:
+    """A CloudWatch whose every datapoint says whose it is."""
+
+    asked: list[tuple[str, int, int]] = field(default_factory=list)
+    listed: int = 0
+    failure: Exception | None = None
+    outcome: str = "ok"
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+    series: dict[str, tuple[tuple[tuple[str, str], ...], ...]] = field(default_factory=dict)
+
+    async def get_metric_data(self, region: str, queries: Sequence[Query], start: int, end: int, period: int) -> Answers:
+        self.asked.append((f"{region}/{queries[0].instance_id}", start, end))
+        await self.gate.wait()
+        if self.failure:
+            raise self.failure
+        values = {at: float(int(queries[0].instance_id[-1:], 36)) for at in range(start, end, period) if at < NOW}
+        outcome = "empty" if self.outcome == "ok" and not values else self.outcome
+        return Answers(NOW, {query: Answer(outcome, start, end, values) for query in queries})  # type: ignore[arg-type]
+
+    async def list_memory(self, region: str, *, recent: bool) -> Listing:
+        self.listed += 1
+        return Listing(NOW, 0, self.series)
+
+
+@pytest.fixture
+def source() -> Source:
+    source = Source()
+    source.gate.set()
+    return source
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def kept(source: Source, clock: Clock) -> Archive:
+    return Archive(source, wall=lambda: NOW + clock.now, monotonic=clock)
+
+
+OLD = NOW - 100 * DAY, NOW - 99 * DAY
+
+
+async def test_an_old_window_is_asked_about_once_a_recent_one_once_a_minute(
+    source: Source, kept: Archive, clock: Clock
+) -> None:
+    for _ in range(3):
+        await kept.window(WORKER, None, *OLD, STEP)
+        await kept.window(WORKER, None, NOW - 600, NOW, STEP)
+    assert len(source.asked) == 2
+    clock.now += FRESH
+    await kept.window(WORKER, None, *OLD, STEP)
+    await kept.window(WORKER, None, NOW - 600, NOW, STEP)
+    assert len(source.asked) == 3
+    assert source.listed == 2  # one listing is of the recent series, one of all
+
+
+async def test_those_who_ask_at_once_share_one_call_and_who_leaves_does_not_end_it(source: Source, kept: Archive) -> None:
+    source.gate.clear()
+    first, second, third = (asyncio.create_task(kept.window(WORKER, None, *OLD, STEP)) for _ in range(3))
+    await asyncio.sleep(0.01)
+    first.cancel()
+    source.gate.set()
+    assert len(await second) == len(await third) == 288
+    assert len(source.asked) == 1
+
+
+@pytest.mark.parametrize("outcome", ["partial", "failed"])
+async def test_what_failed_or_came_in_part_is_an_error_and_not_kept(source: Source, kept: Archive, outcome: str) -> None:
+    source.outcome = outcome
+    with pytest.raises(SourceError, match="answered only in part about i-0000000a"):
+        await kept.window(WORKER, None, *OLD, STEP)
+    source.outcome = "ok"
+    assert len(await kept.window(WORKER, None, *OLD, STEP)) == 288
+
+
+async def test_the_least_recently_used_is_given_up_for_room(
+    source: Source, kept: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archive, "MAX_DATAPOINTS", 3 * 2 * 288 + 10)
+    windows = [(NOW - n * DAY, NOW - (n - 1) * DAY) for n in (100, 101, 102)]
+    for window in windows:
+        await kept.window(WORKER, None, *window, STEP)
+    await kept.window(WORKER, None, *windows[0], STEP)
+    await kept.window(WORKER, None, NOW - 103 * DAY, NOW - 102 * DAY, STEP)
+    assert len(source.asked) == 4
+    await kept.window(WORKER, None, *windows[0], STEP)
+    assert len(source.asked) == 4
+    await kept.window(WORKER, None, *windows[1], STEP)
+    assert len(source.asked) == 5
+
+
+async def test_points_are_the_first_of_the_range_and_read_no_further(source: Source, kept: Archive) -> None:
+    start = NOW - 100 * DAY
+    points = await kept.points(WORKER, None, start + 1, NOW, STEP, 3)
+    assert [point.start for point in points] == [start + STEP, start + 2 * STEP, start + 3 * STEP]
+    assert len(source.asked) == 1
+    ((_, first, last),) = source.asked
+    assert last - first == CHUNK * STEP
+
+
+async def test_an_empty_range_costs_no_more_than_its_chunks_and_none_before_the_worker(source: Source, kept: Archive) -> None:
+    young = Worker("w", "eu-west-1", "i-0000000a", "running", created_at=NOW - DAY)
+    points = await kept.points(young, None, NOW - 400 * DAY, NOW, STEP, 10_000)
+    assert points[0].start == NOW - DAY
+    assert len(source.asked) <= 2
+    assert all(end <= NOW for _, _, end in source.asked)
+
+
+async def test_an_id_that_cloudwatch_refuses_has_no_data_but_another_refusal_is_an_error(source: Source, kept: Archive) -> None:
+    source.failure = RejectedQuery("cloudwatch", "ValidationError", "refused")
+    odd = Worker("w", "eu-west-1", "vm 7", "running")
+    assert await kept.window(odd, None, *OLD, STEP) == []
+    with pytest.raises(RejectedQuery):
+        await kept.window(WORKER, None, *OLD, STEP)
+
+
+async def test_the_newer_of_two_instances_wins_where_both_may_have_been_the_worker(source: Source, kept: Archive) -> None:
+    first, second = OLD[0] + 10 * STEP, OLD[0] + 20 * STEP
+    entry = InventoryEntry(
+        worker_id="w",
+        region="eu-west-1",
+        name=None,
+        instance_type=None,
+        cml_version=None,
+        created_at=None,
+        terminated_at=None,
+        status="running",
+        first_seen=0,
+        last_seen=NOW,
+        instances=(Sighting("i-0000000a", "eu-west-1", 0, first), Sighting("i-0000000b", "eu-west-1", second, NOW)),
+    )
+    points = await kept.window(WORKER, entry, *OLD, STEP)
+    older, newer = 10.0, 11.0
+    assert [point.cpu for point in points] == [older] * 10 + [newer] * 278  # between the two sightings it may have been either
+    assert {name for name, _, _ in source.asked} == {"eu-west-1/i-0000000a", "eu-west-1/i-0000000b"}
+
+
+async def test_memory_is_asked_under_every_listed_series_and_else_under_the_plainest(source: Source, kept: Archive) -> None:
+    asked: list[tuple[Query, ...]] = []
+    ask = source.get_metric_data
+
+    async def noting(region: str, queries: Sequence[Query], start: int, end: int, period: int) -> Answers:
+        asked.append(tuple(queries))
+        return await ask(region, queries, start, end, period)
+
+    source.get_metric_data = noting  # type: ignore[method-assign]  # to see the queries
+    plain = (("InstanceId", "i-0000000b"),)
+    usual = (("ImageId", "ami"), ("InstanceId", "i-0000000a"), ("InstanceType", "m5"))
+    disk = (("InstanceId", "i-0000000a"), ("disk", "sda"))
+    source.series = {"i-0000000a": (disk, usual)}
+    await kept.window(WORKER, None, *OLD, STEP)
+    await kept.window(Worker("x", "eu-west-1", "i-0000000b", "running"), None, *OLD, STEP)
+    assert [query.dimensions for query in asked[0][1:]] == [usual, disk]
+    assert [query.dimensions for query in asked[1][1:]] == [plain]

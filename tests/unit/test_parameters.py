@@ -1,0 +1,154 @@
+"""What a request may ask for, and the sentence for what it may not."""
+
+from urllib.parse import parse_qsl
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exporter.parameters import BadParameter, HistoryQuery, ResourcesQuery, encoded, read_time, resuming
+from exporter.periods import DAY, HOUR, WEEK, rfc3339
+from exporter.reader import Span
+
+NOW = 1_790_000_000
+REACH = 455 * DAY
+TIME = "must be a time such as 2026-01-31T12:00:00Z, unix seconds, now, or a duration before now such as -24h."
+TOO_OLD = "start is too long ago, nothing that old is kept anywhere; take -455d at the earliest."
+DURATION = "start_time must be a duration from 1m to 455d, such as 10m, 1h or 7d."
+CURSOR = "cursor must be the text that the page before gave as next."
+
+
+def history(query: str, *, period: int = 300, reach: int | None = REACH) -> HistoryQuery:
+    return HistoryQuery.parse(parse_qsl(query, keep_blank_values=True), now=NOW, period=period, reach=reach)
+
+
+@pytest.mark.parametrize(
+    ("query", "sentence"),
+    [
+        ("start=-1h&end=-2h", "start must be before end."),
+        ("start=2026-09-21T12:00:00Z&end=2026-09-21T12:00:00Z", "start must be before end."),
+        ("start=2030-01-01T00:00:00Z", "start lies in the future; take an earlier one, such as -24h."),
+        ("end=2325-01-01T00:00:00Z", "end lies in the future; leave it out to mean now."),
+        ("start=0", TOO_OLD),
+        ("start=1970-01-01T00:00:00Z", TOO_OLD),
+        ("end=1970-01-02T00:00:00Z", TOO_OLD),
+        ("start=-300y", TOO_OLD),
+        ("start=0001-01-01T00:00:00%2B14:00", TOO_OLD),
+        ("start=-456d", TOO_OLD),
+        *(
+            (f"{name}={text}", f"{name} {TIME}")
+            for name in ("start", "end")
+            for text in (
+                "yesterday",
+                "24h",
+                "1790000000000",
+                "2026-13-01T00:00:00Z",
+                "2026-09-21",
+                "-5",
+                "-0s",
+                "%00",
+                "٣",
+                "-",
+            )
+        ),
+        ("start=2026-09-21T12:00:60Z", f"start {TIME}"),
+        (f"start=-{'9' * 4000}s", f"start {TIME}"),
+        (f"start=-{'9' * 5000}s", "start is longer than 4096 characters; it cannot be right."),
+        *(
+            (f"interval={text}", "interval must be a duration from 5m to 7d, such as 1h or 1d.")
+            for text in ("0s", "-1h", "often", "", "8d", "99999999999999999999y", "300", "1h 5m")
+        ),
+        ("interval=1m", "interval is finer than the history, which has a sample every 5m; take 5m or longer."),
+        ("interval=299s", "interval is finer than the history, which has a sample every 5m; take 5m or longer."),
+        ("interval=7m", "interval must be a whole multiple of 5m, which is how far samples are apart."),
+        *(
+            (f"limit={text}", "limit must be a whole number from 1 to 10000.")
+            for text in ("0", "-1", "10001", "5000000", "many", "1e3", "", "٣")
+        ),
+        ("format=xml", "format must be json or csv."),
+        *((f"cursor={text}", CURSOR) for text in ("x", "", "%00%ff", "_w", encoded("1:2"), encoded("0:60:0"))),
+        (f"cursor={encoded(f'{NOW - REACH * 2}000:{NOW}:0')}", CURSOR),
+        (f"cursor={encoded(f'{NOW}000:{NOW}:0')}", CURSOR),
+        (f"cursor={encoded(f'{NOW - 60}000:{NOW}:301')}", CURSOR),
+        ("start=-1h&start=-2h", "start is there twice; give it once."),
+        ("from=-1h", "from is not a parameter of this route; allowed are start, end, interval, limit, cursor, format."),
+    ],
+)
+def test_bad_input_is_refused_with_one_sentence_that_says_what_to_do(query: str, sentence: str) -> None:
+    with pytest.raises(BadParameter) as caught:
+        history(query)
+    assert str(caught.value) == sentence
+
+
+def test_millions_of_rows_are_refused() -> None:
+    with pytest.raises(BadParameter) as caught:
+        history("start=0", period=60, reach=None)
+    assert (
+        str(caught.value)
+        == "From start to end there may be 29833333 rows, over 1000000; take a longer interval or a later start."
+    )
+    assert history("start=0&interval=1h", reach=None).span.interval == HOUR
+    assert history("start=-455d", period=60).span.start == (NOW - REACH) * 1000
+
+
+@pytest.mark.parametrize(
+    ("query", "start", "end"),
+    [
+        ("", NOW - DAY, NOW),
+        ("start=-1h", NOW - HOUR, NOW),
+        ("start=now-1h30m&end=now", NOW - 5400, NOW),
+        (f"start={NOW - 60}.9&end={NOW - 30}", NOW - 60, NOW - 30),
+        ("end=-7d", NOW - WEEK - DAY, NOW - WEEK),
+        ("start=2026-09-21T00:00:00Z&end=2026-09-21t01:00:00z", 1789948800, 1789952400),
+        ("start=2026-09-21T02:00:00%2B02:00&end=2026-09-21T03:00:00+02:00", 1789948800, 1789952400),  # a bare + is a space
+        ("start=2026-09-20T23:30:00.999-00:30", 1789948800, NOW),
+        (f"end={NOW + 3600}", NOW - DAY, NOW),  # the end of today, say: there is nothing yet
+    ],
+)
+def test_times_may_be_written_in_many_ways(query: str, start: int, end: int) -> None:
+    span = history(query).span
+    assert (span.start, span.end) == (start * 1000, end)
+
+
+def test_a_cursor_goes_on_where_the_page_before_ended() -> None:
+    span = history("start=-2d&end=-1d&interval=1h&limit=5").span
+    following = (NOW - DAY - HOUR) * 1000 + 499
+    again = history(f"limit=7&start=-9d&cursor={resuming(span, following)}").span
+    assert again == Span(following, span.end, HOUR, 7)
+    with pytest.raises(BadParameter, match="interval is not that of the page before"):
+        history(f"interval=2h&cursor={resuming(span, following)}")
+
+
+@given(st.text())
+def test_any_text_is_a_time_or_refused(text: str) -> None:
+    try:
+        time = read_time("start", text, NOW)
+    except BadParameter:
+        return
+    assert time < 400_000_000_000
+
+
+@given(st.lists(st.tuples(st.sampled_from(["start", "end", "interval", "limit", "cursor", "format"]), st.text(max_size=30))))
+def test_any_query_is_read_or_refused(items: list[tuple[str, str]]) -> None:
+    try:
+        span = HistoryQuery.parse(items, now=NOW, period=300, reach=REACH).span
+    except BadParameter:
+        return
+    assert NOW - REACH <= span.start // 1000 < span.end <= NOW
+
+
+@pytest.mark.parametrize(
+    ("query", "sentence"),
+    [
+        *((f"start_time={text}", DURATION) for text in ("0s", "-10m", "300y", "soon", "", "30s", "600")),
+        ("end_time=2030-01-01T00:00:00Z", "end_time lies in the future; leave it out to mean now."),
+        ("end_time=1970-01-01T00:00:00Z", "CloudWatch has nothing from before {}; take a later end_time."),
+        ("end_time=-454d&start_time=2d", "CloudWatch has nothing from before {}; take a later end_time."),
+        ("end_time=later", f"end_time {TIME}"),
+        ("start=10m", "start is not a parameter of this route; allowed are start_time, end_time."),
+    ],
+)
+def test_bad_input_of_resources_is_refused_too(query: str, sentence: str) -> None:
+    with pytest.raises(BadParameter) as caught:
+        ResourcesQuery.parse(parse_qsl(query, keep_blank_values=True), now=NOW)
+    assert str(caught.value) == sentence.format(rfc3339(NOW - REACH))

@@ -1,0 +1,101 @@
+"""Which source answers which part of a range, and how finely."""
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exporter.periods import DAY, HOUR, WEEK
+from exporter.ranges import MARGIN, OLDEST, TIERS, align_interval, align_interval_up, resolution_at, stretches
+
+NOW = 1_790_000_123
+PERIODS = [60 * minutes for minutes in range(1, 61) if 60 % minutes == 0]
+
+
+def cut(
+    days: float, *, period: int = 300, interval: int | None = None, kept: int | None = 30
+) -> list[tuple[str, int, int | None]]:
+    boundary = None if kept is None else NOW - kept * DAY
+    found = stretches(NOW - int(days * DAY), NOW, NOW, period=period, interval=interval, boundary=boundary)
+    return [(part.source, part.resolution, part.interval) for part in found]
+
+
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [
+        (cut(1), [("mongodb", 300, None)]),
+        (cut(400, kept=None), [("mongodb", 300, None)]),
+        (cut(40), [("cloudwatch", 300, None), ("mongodb", 300, None)]),
+        (cut(100), [("cloudwatch", 3600, None), ("cloudwatch", 300, None), ("mongodb", 300, None)]),
+        (cut(100, kept=90), [("cloudwatch", 3600, None), ("mongodb", 300, None)]),
+        (cut(10, period=60, kept=1), [("cloudwatch", 60, None), ("mongodb", 60, None)]),
+        (cut(20, period=60, kept=1), [("cloudwatch", 300, None), ("cloudwatch", 60, None), ("mongodb", 60, None)]),
+        (cut(100, period=3600), [("cloudwatch", 3600, None), ("mongodb", 3600, None)]),
+        (cut(20, period=360, kept=1), [("cloudwatch", 600, None), ("cloudwatch", 360, None), ("mongodb", 360, None)]),
+        (cut(100, interval=DAY), [("cloudwatch", 3600, DAY), ("cloudwatch", 300, DAY), ("mongodb", 300, DAY)]),
+        (cut(100, interval=300), [("cloudwatch", 3600, 3600), ("cloudwatch", 300, 300), ("mongodb", 300, 300)]),
+        (cut(6, interval=WEEK, kept=1), [("cloudwatch", 300, WEEK), ("mongodb", 300, WEEK)]),
+    ],
+)
+def test_the_parts_of_a_range(parts: list[object], expected: list[object]) -> None:
+    assert parts == expected
+
+
+@given(
+    st.integers(0, OLDEST),
+    st.integers(0, OLDEST),
+    st.sampled_from(PERIODS),
+    st.none() | st.integers(1, 2016),
+    st.none() | st.integers(DAY, 500 * DAY),
+)
+def test_stretches_cover_the_range_without_overlap_and_no_row_straddles_two(
+    begin: int, length: int, period: int, periods: int | None, kept: int | None
+) -> None:
+    interval = None if periods is None else min(WEEK, periods * period)
+    if interval is not None and interval % period:
+        interval -= interval % period
+    start = NOW - begin
+    end = min(NOW, start + length)
+    boundary = None if kept is None else NOW - kept
+    parts = stretches(start, end, NOW, period=period, interval=interval, boundary=boundary)
+    assert bool(parts) == (start < end)
+    if parts:
+        assert [*(part.start for part in parts), end] == [start, *(part.end for part in parts)]
+    for part, following in pairwise(parts):
+        assert align_interval(part.end, part.step) == part.end
+        assert following.step <= part.step
+        assert part.source == "cloudwatch"
+    for part in parts:
+        assert part.resolution >= period
+        assert part.step % part.resolution == 0
+        if part.source == "cloudwatch":
+            age = NOW - part.start
+            assert part.resolution >= next(finest for limit, finest in TIERS if age <= limit)
+        else:
+            assert boundary is None or part.start >= boundary
+
+
+@pytest.mark.parametrize(
+    ("age", "period", "resolution"),
+    [
+        (0, 60, 60),
+        (15 * DAY - MARGIN, 60, 60),
+        (15 * DAY, 60, 300),
+        (63 * DAY, 60, 3600),
+        (63 * DAY, 300, 3600),
+        (0, 900, 900),
+        (20 * DAY, 360, 600),
+        (455 * DAY, 3600, 3600),
+    ],
+)
+def test_cloudwatch_is_asked_for_what_it_still_has(age: int, period: int, resolution: int) -> None:
+    assert resolution_at(age, period) == resolution
+
+
+def test_intervals_begin_at_multiples_since_1970_and_weeks_on_monday() -> None:
+    thursday = 1_767_225_600  # 2026-01-01
+    assert align_interval(thursday, WEEK) == thursday - 3 * DAY
+    assert align_interval_up(thursday, WEEK) == thursday + 4 * DAY
+    assert align_interval(thursday + 7 * HOUR + 1, HOUR) == thursday + 7 * HOUR
+    assert align_interval_up(thursday, DAY) == thursday
