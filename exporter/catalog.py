@@ -103,7 +103,7 @@ def _own(name: str, kind: Kind, help_text: str, labels: tuple[str, ...] = (), un
 
 EXPORTER_METRICS: tuple[Metric, ...] = (
     _own("build_info", "gauge", "Version of the exporter; always 1.", ("version", "revision", "python")),
-    _own("leader", "gauge", "Whether this exporter holds the lease to write the history."),
+    _own("leader", "gauge", "Whether this exporter holds the lease to write the history; absent where there is none."),
     _own("source_up", "gauge", "Whether the last reading of the source succeeded.", _SOURCE),
     _own("source_duration_seconds", "gauge", "How long the last reading of the source took.", _SOURCE, "seconds"),
     _own(

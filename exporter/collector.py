@@ -426,8 +426,8 @@ class Collector:
             else:
                 self._succeeded("cloudwatch", region, began, ended.get(region))
         self._forget_regions({worker.region for worker in self.fleet.workers} | set(regions))
-        # Until MongoDB has told the time, only the local clock says how old a row is: not enough to give it up (rule 6). Nor is a
-        # row given up that was not asked about because of the price.
+        # Until MongoDB has told the time, only the local clock says how old a row is: not enough to give it up (rule 6). Nor is
+        # a row given up that was not asked about because of the price.
         decided = self._synchronized and tally.budget == "ok"
         attempted = {worker_id for batch in batches for worker_id in batch.asks} if decided else set()
         rows, dropped = await self._outbox(give_up, self._outbox.outbox, attempted, now, self._rules)

@@ -31,6 +31,7 @@ from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import PyMongoError
 from pymongo.uri_parser import parse_uri
 
+from exporter import demo_prometheus
 from exporter.config import ENV_PREFIX
 from exporter.demo_fleet import World, aggregates, published
 from exporter.embedded import LOG, Mongod
@@ -41,8 +42,8 @@ EXPORTER = (sys.executable, "-m", "exporter.cli", "serve")
 DATABASE = "cml_demo"
 """Used unless MONGODB_URI names another; never the manager's own, which somebody may have."""
 WORLD, LOCK, ENDPOINTS, CONFIG = "cml-demo.json", "cml-demo.lock", "endpoints.json", "exporter.yml"
-MONGODB, OUTBOX = "mongodb", "exporter"
-_DATA = (ENDPOINTS, CONFIG, MONGODB, OUTBOX)
+MONGODB, OUTBOX, PROMETHEUS = "mongodb", "exporter", "prometheus"
+_DATA = (ENDPOINTS, CONFIG, MONGODB, OUTBOX, PROMETHEUS)
 """What --fresh removes; the world, which marks the folder as a demo's, goes last."""
 WORKERS = "workers"
 _STATE = "demo_state"
@@ -145,13 +146,21 @@ async def _run(directory: Path, fresh: bool, listen: str, command: Sequence[str]
         config = directory / CONFIG
         _write(config, _config(directory, uri, aws_url, listen))
         exporter = await stack.enter_async_context(_child([*command, "--config.file", str(config)], _environment()))
-        ended = stack.enter_context(_task(_ended(exporter)))
-        await _first(_ready(f"http://{listen}/-/ready"), [*background, ended])
+        background.append(stack.enter_context(_task(_ended(exporter, "the exporter"))))
+        await _first(_ready(f"http://{listen}/-/ready", "the exporter"), background)
         endpoints = {"exporter": f"http://{listen}", "mongodb": uri, "aws": aws_url}
+        program = demo_prometheus.find()
+        if program:
+            address = f"127.0.0.1:{_port_near(9090)}"
+            start = demo_prometheus.command(program, directory / PROMETHEUS, listen, address)
+            prometheus = await stack.enter_async_context(_child(start, _environment()))
+            background.append(stack.enter_context(_task(_ended(prometheus, "Prometheus"))))
+            await _first(_ready(f"http://{address}/-/ready", "Prometheus"), background)
+            endpoints["prometheus"] = f"http://{address}"
         stack.callback((directory / ENDPOINTS).unlink, missing_ok=True)
         _write(directory / ENDPOINTS, json.dumps(endpoints, indent=2) + "\n")
         print(_banner(directory, endpoints), flush=True)
-        await _first(asyncio.Event().wait(), [*background, ended])
+        await _first(asyncio.Event().wait(), background)
 
 
 @contextmanager
@@ -389,13 +398,13 @@ def _environment() -> dict[str, str]:
     }
 
 
-async def _ended(process: asyncio.subprocess.Process) -> None:
+async def _ended(process: asyncio.subprocess.Process, name: str) -> None:
     status = await process.wait()
-    raise ExporterError(f"the exporter ended by itself with status {status}; its own lines above say why")
+    raise ExporterError(f"{name} ended by itself with status {status}; its own lines above say why")
 
 
-async def _ready(url: str) -> None:
-    """Wait until the exporter says it is ready.
+async def _ready(url: str, name: str) -> None:
+    """Wait until a child says it is ready.
 
     Raises:
         ExporterError: it did not within 90 s.
@@ -403,7 +412,7 @@ async def _ready(url: str) -> None:
     deadline = time.monotonic() + _READY_WITHIN
     while not await asyncio.to_thread(_answers, url):
         if time.monotonic() > deadline:
-            raise ExporterError(f"the exporter was not ready within {_READY_WITHIN:g} s; its lines above say why")
+            raise ExporterError(f"{name} was not ready within {_READY_WITHIN:g} s; its lines above say why")
         await asyncio.sleep(0.2)
 
 
@@ -450,6 +459,7 @@ The demo is up: 12 simulated workers in us-east-1 and eu-west-1.
   metrics   {url}/metrics
   MongoDB   {shown}
   fake AWS  {endpoints["aws"]}
+  {_prometheus_line(endpoints)}
 
 Try, in another shell:
 
@@ -457,9 +467,22 @@ Try, in another shell:
   curl -s {url}/api/workers
   {shlex.quote(str(_shown(Path(sys.executable))))} -c {shlex.quote(count)}
 
-The last day fills within two minutes: eight workers ran all day and get 288 samples of it each.
+{_queries(endpoints)}The last day fills within two minutes: eight workers ran all day and get 288 samples of it each.
 Ctrl-C ends everything. The data stays in {folder} for the next start; --fresh starts over.
 """
+
+
+def _prometheus_line(endpoints: Mapping[str, str]) -> str:
+    if "prometheus" in endpoints:
+        return f"Prometheus  {endpoints['prometheus']}"
+    return f"(no Prometheus: it is not on PATH; {demo_prometheus.INSTALL})"
+
+
+def _queries(endpoints: Mapping[str, str]) -> str:
+    if "prometheus" not in endpoints:
+        return ""
+    lines = [f"  # {what}\n  {query}" for what, query in demo_prometheus.QUERIES.items()]
+    return "Three queries worth trying in Prometheus:\n\n" + "\n".join(lines) + "\n\n"
 
 
 def _shown(path: Path) -> Path:
@@ -473,6 +496,17 @@ def _write(path: Path, text: str) -> None:
     with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         file.write(text)
     draft.replace(path)
+
+
+def _port_near(wanted: int) -> int:
+    """Return the usual port, or a free one where it is taken."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", wanted))
+        except OSError:
+            return _free_port()
+        return wanted
 
 
 def _free_port() -> int:

@@ -19,7 +19,7 @@ from exporter import __version__
 from exporter.catalog import METRICS_BY_NAME
 from exporter.cost import BUDGET_STATES, Budget, BudgetState, dollars
 from exporter.exposition import deflated
-from exporter.model import OwnMetrics
+from exporter.model import METRICS, OwnMetrics
 
 
 class OptionalGauge(Collector):
@@ -56,7 +56,7 @@ class Telemetry:
 
         self.build_info = gauge("build_info")
         self.build_info.labels(__version__, revision, platform.python_version()).set(1)
-        self.leader = gauge("leader")
+        self.leader = OptionalGauge("cml_exporter_leader", registry)
         self.source_up = gauge("source_up")
         self.source_duration = gauge("source_duration_seconds")
         self.source_last_success = gauge("source_last_success_timestamp_seconds")
@@ -76,6 +76,8 @@ class Telemetry:
         self.mirror_last_success = OptionalGauge("cml_exporter_mirror_last_success_timestamp_seconds", registry)
         self.samples_healed = counter("samples_healed_total")
         self.samples_unavailable = counter("samples_unavailable_total")
+        for metric in METRICS:  # from 0 on: increase() does not see a counter's first value
+            self.samples_unavailable.labels(metric)
         self.mirrored = 0
         """Samples inserted since the start, for the log."""
         self.dollars = 0.0

@@ -15,9 +15,9 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from exporter.cloudwatch import CloudWatch
+from exporter.cost import DOLLARS_PER_METRIC
 from exporter.errors import RejectedQuery, SourceError
 from exporter.model import Answers, Query
-from exporter.cost import DOLLARS_PER_METRIC
 from exporter.telemetry import Telemetry
 from tests.fake_cloudwatch import ALWAYS, FakeCloudWatch, Series, fleet, instance_id
 from tests.fixtures.cloudwatch import aws_settings

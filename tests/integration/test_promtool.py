@@ -33,7 +33,7 @@ def gauges(number: int) -> WorkerGauges:
 def used_telemetry() -> Telemetry:
     """With at least one series in every family."""
     telemetry = Telemetry(CollectorRegistry())
-    telemetry.leader.set(1)
+    telemetry.leader.value = 1
     telemetry.source_succeeded("cloudwatch", "eu-west-1", 1_769_860_812, 0.5)
     telemetry.workers_skipped.labels("no_id").set(1)
     telemetry.requests.labels("GetMetricData", "eu-west-1").inc()

@@ -235,7 +235,7 @@ def _deletes_first(patch: Patch) -> None:
         outbox = self._outbox.outbox
         rows = outbox.ready(200)
         kept, outbox_ready = rows, outbox.ready
-        outbox.ready = lambda limit: kept  # type: ignore[method-assign]
+        outbox.ready = lambda limit, since=0: kept  # type: ignore[method-assign]
         try:
             if self._lease.held and rows:
                 outbox.delete(rows)

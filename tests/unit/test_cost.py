@@ -79,7 +79,7 @@ def test_without_running_workers_healing_may_use_all_of_it() -> None:
 
 def test_threads_together_never_take_more_than_there_is() -> None:
     budget = Budget(0.01, wall=Wall())
-    taken = []
+    taken: list[int] = []
 
     def work() -> None:
         taken.extend(3 for _ in range(200) if budget.take(3))

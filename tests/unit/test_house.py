@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from exporter.catalog import EXPORTER_METRICS, METRICS_BY_NAME, WORKER_METRICS
-from exporter.history import LEAST_PRIVILEGES
+from exporter.history import LEAST_PRIVILEGES, PURGE_PRIVILEGES
 from exporter.telemetry import OptionalGauge, Telemetry
 from tests import generate_docs
 
@@ -33,24 +33,43 @@ ORDER = (
     "outbox",
     "mongo",
     "inventory",
+    "ranges",
+    "rows",
     "history",
     "lease",
     "rounds",
     "collector",
     "mirror",
     "backfill",
+    "backfill_journal",
+    "backfill_job",
     "remote_read",
+    "series",
+    "discovery",
     "auth",
     "webconfig",
+    "archive",
+    "reader",
+    "openapi",
+    "parameters",
+    "answers",
+    "accept",
     "landing",
     "api",
     "app",
     "check",
     "retention",
+    "columns",
+    "openmetrics",
+    "export",
+    "purge",
+    "backfill_run",
     "estimate",
     "embedded",
     "demo_fleet",
     "demo_aws",
+    "demo_services",
+    "demo_prometheus",
     "demo",
     "cli",
 )
@@ -133,5 +152,12 @@ def test_every_direct_dependency_has_its_line() -> None:
 def test_the_readme_shows_the_least_role_that_the_code_needs() -> None:
     readme = re.sub(r"\s+", " ", (ROOT / "README.md").read_text())
     for collection, actions in LEAST_PRIVILEGES.items():
+        listed = ", ".join(f'"{action}"' for action in actions)
+        assert f'collection: "{collection}"}}, actions: [{listed}]' in readme
+
+
+def test_the_readme_shows_what_only_purge_needs() -> None:
+    readme = re.sub(r"\s+", " ", (ROOT / "README.md").read_text())
+    for collection, actions in PURGE_PRIVILEGES.items():
         listed = ", ".join(f'"{action}"' for action in actions)
         assert f'collection: "{collection}"}}, actions: [{listed}]' in readme
