@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 from urllib.request import urlopen
 
 import boto3
@@ -21,17 +23,19 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from pymongo import MongoClient
 
-from exporter import demo
+from exporter import demo, demo_prometheus
 from exporter.demo_aws import SERIES, FakeAws
 from exporter.demo_fleet import PERIOD, World, dimension_sets, fleet, published, status
 from exporter.embedded import Mongod
 from exporter.errors import ConfigError
 from exporter.model import METRICS, MetricName
 from exporter.periods import HOUR, MINUTE, align, to_datetime
+from tests.conftest import missing
 from tests.fixtures.mongo import free_port, need_mongod
 
 Ledger = dict[tuple[str, MetricName, int], float]
 PATIENCE = 60
+HISTORY_QUERY = list(demo_prometheus.QUERIES)[-1]
 WAITS_FOR_EVER = (sys.executable, "-c", "import time; time.sleep(600)")
 """In the place of the exporter: the demo stays in its start-up."""
 RUN = """
@@ -306,7 +310,9 @@ def test_the_demo_runs_restarts_with_the_same_values_and_leaves_nothing(
 
     family = start(command)
     endpoints = up(family, directory)
-    assert set(endpoints) == {"exporter", "mongodb", "aws"}
+    if shutil.which("prometheus") is None:
+        missing("prometheus", demo_prometheus.INSTALL)
+    assert set(endpoints) == {"exporter", "mongodb", "aws", "prometheus"}
     world = World(**json.loads((directory / demo.WORLD).read_text()))
     begin, end = align(int(time.time()), PERIOD) - 24 * HOUR, align(int(time.time()), PERIOD) - PERIOD
     before = held_by(endpoints["aws"], world, begin, end)
@@ -317,6 +323,10 @@ def test_the_demo_runs_restarts_with_the_same_values_and_leaves_nothing(
     )
     with MongoClient[dict[str, Any]](endpoints["mongodb"]) as client:
         assert client.get_default_database()["workers"].count_documents({}) == 12
+
+    # Prometheus scrapes the exporter, and the last of the queries worth trying reads the history of the day before.
+    for query in ("cml_worker_cpu_utilization_ratio", demo_prometheus.QUERIES[HISTORY_QUERY]):
+        wait_for(lambda query=query: len(asked(endpoints["prometheus"], query)) >= 9, family.log.read_text)  # type: ignore[misc]
 
     family.process.send_signal(signal.SIGTERM)
     assert family.ends() == 0, family.log.read_text()
@@ -337,6 +347,12 @@ def up(family: Family, directory: Path) -> dict[str, str]:
     with urlopen(endpoints["exporter"] + "/-/ready", timeout=5) as response:
         assert response.status == 200
     return endpoints
+
+
+def asked(url: str, query: str) -> list[Any]:
+    with urlopen(f"{url}/api/v1/query?{urlencode({'query': query})}", timeout=20) as response:
+        result: list[Any] = json.loads(response.read())["data"]["result"]
+        return result
 
 
 def missing_gauges(url: str, world: World) -> set[tuple[str, str]]:

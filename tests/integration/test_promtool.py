@@ -7,6 +7,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from exporter.config import ExtraGauge
+from exporter.cost import Budget
 from exporter.exposition import render
 from exporter.model import STATUSES, Worker, WorkerGauges
 from exporter.telemetry import Telemetry
@@ -45,6 +46,7 @@ def used_telemetry() -> Telemetry:
     telemetry.mirror_failures.labels("unavailable").inc()
     telemetry.mirror_last_success.value = 1_769_860_815
     telemetry.samples_unavailable.labels("cpu").inc()
+    telemetry.show_budget(Budget(1.5), "ok")
     return telemetry
 
 
