@@ -163,6 +163,9 @@ def _sum(parts: Sequence[Document]) -> Document:
 
 
 def _shares(parts: Sequence[Document]) -> dict[str, float]:
+    if len(parts) == 1:
+        status = _text(parts[0]["_id"].get("status"))
+        return {} if status is None else {status: 1.0}
     samples: dict[str, int] = {}
     for part in parts:
         status = _text(part["_id"].get("status"))

@@ -616,7 +616,7 @@ async def test_the_real_exporter_answers_from_its_other_loop(
         first = int(datetime.fromisoformat(page["data"][0]["timestamp"]).timestamp())
         assert page["data"][0]["cpu_utilization"] == truth[ONE, "cpu", first]
         asked = calls(fake)
-        resources = f"/api/workers/region/{REGION}/workers/{ONE}/resources?start_time=1h"
+        resources = f"/api/workers/region/{REGION}/workers/{ONE}/resources?start_time=1h&end_time={now - 600}"
         answers = [exporter.get(resources).json() for _ in range(5)]
         assert float(answers[0]["avg_cpu_utilization"]) > 0
         assert answers[1:] == answers[:-1]
