@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import re
 import signal
 import time
 from collections import deque
@@ -15,7 +14,7 @@ from prometheus_client import Counter
 from exporter import backfill, logs
 from exporter.backfill import Call
 from exporter.backfill_journal import Journal
-from exporter.cloudwatch import CloudWatch
+from exporter.cloudwatch import INSTANCE_ID, CloudWatch
 from exporter.errors import RejectedQuery, SourceError, StoreError, StoreMisfit, StoreUnavailable
 from exporter.lease import Lease
 from exporter.mirror import RETRY, Mirror
@@ -31,9 +30,6 @@ FAILURES_IN_A_ROW = 3
 """Calls without any answer after which no other is tried: the credentials or the network are gone."""
 GRACE = 10
 """Seconds that calls under way have after the first Ctrl-C: they are paid for."""
-
-_INSTANCE = re.compile(r"i-[0-9a-f]{8}([0-9a-f]{9})?")
-"""https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/resource-ids.html"""
 
 _log = logs.get("backfill")
 
@@ -228,7 +224,7 @@ class Job:
         self, call: Call, queries: Sequence[Query], answers: dict[Query, Answer], error: RejectedQuery
     ) -> SourceError | None:
         """Halve a rejected call down to the malformed instance id; an id of the form EC2 gives is never the reason."""
-        suspects = sorted({query.instance_id for query in queries if not _INSTANCE.fullmatch(query.instance_id)})
+        suspects = sorted({query.instance_id for query in queries if not INSTANCE_ID.fullmatch(query.instance_id)})
         if not suspects:
             return error
         fine = [query for query in queries if query.instance_id not in suspects]

@@ -15,6 +15,7 @@ not count. This leans to the high side, and the fake CloudWatch of the tests cou
 import asyncio
 import contextlib
 import math
+import re
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -58,6 +59,8 @@ ATTEMPTS = 4
 CONNECT_TIMEOUT, READ_TIMEOUT = 3, 15
 LISTED_FOR = 14 * DAY
 """ListMetrics forgets a metric two weeks after its last datapoint."""
+INSTANCE_ID = re.compile(r"i-[0-9a-f]{8}([0-9a-f]{9})?")
+"""https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/resource-ids.html"""
 RECENT = 3 * HOUR
 """The only RecentlyActive there is, PT3H."""
 

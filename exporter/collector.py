@@ -4,7 +4,6 @@ Neither loop waits for the other, none overlaps itself. What a round does to the
 """
 
 import asyncio
-import re
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -55,9 +54,6 @@ _BUDGET_PROBLEMS: Mapping[BudgetState, str] = {
     "asking_stopped": "cloudwatch.max_usd_per_day ({} dollars) is spent; CloudWatch is asked again after 00:00 UTC, "
     "or raise it",
 }
-
-_INSTANCE = re.compile(r"i-[0-9a-f]{8}([0-9a-f]{9})?")
-"""https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/resource-ids.html"""
 
 _log = logs.get("collector")
 
@@ -559,7 +555,7 @@ class Collector:
     ) -> SourceError | None:
         """Halve a rejected call down to the worker whose instance id is malformed, and go on without that id (rule 13)."""
         # An id of the form EC2 gives is never the reason: something else is wrong, and may be right again in the next round.
-        suspects = {query.instance_id for query in healthy if not _INSTANCE.fullmatch(query.instance_id)}
+        suspects = {query.instance_id for query in healthy if not cloudwatch.INSTANCE_ID.fullmatch(query.instance_id)}
         if not suspects:
             return error
         if len(batch.asks) > 1:
