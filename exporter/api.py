@@ -22,6 +22,7 @@ from exporter.model import InventoryEntry, OwnMetrics, Snapshot, WorkerGauges
 from exporter.openapi import Answer, Endpoint
 from exporter.parameters import BadParameter, HistoryQuery, ResourcesQuery, WorkersQuery, resuming
 from exporter.periods import DAY
+from exporter.ranges import OLDEST
 from exporter.reader import Reader, Subject
 from exporter.remote_read import BadRequest
 
@@ -210,18 +211,12 @@ async def remote(request: Request) -> Response:
     """Answer a remote read of Prometheus from the history."""
     backend = _backend(request)
     queries = remote_read.decode(await _body(request, remote_read.MAX_BODY))
-    history = backend.columns
-    if history is None:
+    if backend.columns is None:
         raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, "mongodb.history is null, so there is no history to read.")
-    entries = await backend.inventory()
-    kept = await backend.reader.retention()
-    now = round(backend.now() * 1000)
-    oldest = 0 if kept is None else now - kept * 1000  # MongoDB deletes late, and whole buckets
-    queries = tuple(replace(q, start=max(q.start, oldest), end=min(q.end, now + DAY * 1000)) for q in queries)
     try:
-        # One after the other, and few at once: each may hold millions of samples until it is sent.
-        async with request.app.state.reading, asyncio.timeout(READ_SECONDS):
-            found = [await series.read(query, entries, history, period=backend.period) for query in queries]
+        # Few at once: each may hold millions of samples until it is sent. Waiting counts too: nobody waits longer for it.
+        async with asyncio.timeout(READ_SECONDS), request.app.state.reading:
+            found = await _read(backend, backend.columns, queries)
             body = await asyncio.to_thread(remote_read.encode_answer, found)
     except TimeoutError as error:
         raise HTTPException(
@@ -230,6 +225,23 @@ async def remote(request: Request) -> Response:
             {"Retry-After": str(RETRY_AFTER)},
         ) from error
     return Response(body, media_type=remote_read.CONTENT_TYPE, headers={"Content-Encoding": "snappy"})
+
+
+async def _read(
+    backend: Backend, history: series.Columns, queries: Sequence[remote_read.Query]
+) -> list[list[remote_read.Series]]:
+    """One query after the other, within what there is and within one limit for all."""
+    entries, kept = await backend.inventory(), await backend.reader.retention()
+    now = int(backend.now())
+    begun = (time for entry in entries for time in (entry.created_at, entry.first_seen) if time is not None)
+    # MongoDB deletes late, and whole buckets; and nothing is older than what CloudWatch had of the first worker.
+    oldest = now - kept if kept is not None else min(begun, default=now) - OLDEST
+    left, found = series.MAX_SAMPLES, []
+    for query in queries:
+        within = replace(query, start=max(query.start, oldest * 1000), end=min(query.end, (now + DAY) * 1000))
+        found.append(await series.read(within, entries, history, period=backend.period, most=left))
+        left -= sum(each.samples for each in found[-1])
+    return found
 
 
 async def discover(request: Request) -> Response:

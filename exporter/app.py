@@ -27,7 +27,7 @@ from exporter.cloudwatch import CloudWatch
 from exporter.collector import Collector
 from exporter.config import Settings
 from exporter.cost import Budget
-from exporter.errors import ConfigError, StoreError, StoreMisfit, StoreUnavailable
+from exporter.errors import ConfigError, SourceError, StoreError, StoreMisfit, StoreUnavailable
 from exporter.history import WorkerMetricsRepository
 from exporter.inventory import Inventory
 from exporter.lease import BACKFILL, Lease
@@ -137,16 +137,27 @@ class _Elsewhere:
 class _ArchiveElsewhere:
     """The archive for the routes' loop: it shares CloudWatch, its pace and its budget with the rounds."""
 
-    def __init__(self, archive: Archive, elsewhere: _Elsewhere) -> None:
-        self._archive, self._elsewhere = archive, elsewhere
+    def __init__(self, archive: Archive, elsewhere: _Elsewhere, budget: Budget) -> None:
+        self._archive, self._elsewhere, self._budget = archive, elsewhere, budget
 
     async def points(
         self, worker: Worker, entry: InventoryEntry | None, start: int, end: int, resolution: int, limit: int
     ) -> list[Point]:
+        self._check_budget(worker)
         return await self._elsewhere.run(self._archive.points, worker, entry, start, end, resolution, limit)
 
     async def window(self, worker: Worker, entry: InventoryEntry | None, start: int, end: int, resolution: int) -> list[Point]:
+        self._check_budget(worker)
         return await self._elsewhere.run(self._archive.window, worker, entry, start, end, resolution)
+
+    def _check_budget(self, worker: Worker) -> None:
+        if self._budget.spare <= 0:
+            raise SourceError(
+                "cloudwatch",
+                "BudgetSpent",
+                "what is left of cloudwatch.max_usd_per_day is kept for the running workers' gauges; ask again after 00:00 UTC",
+                region=worker.region,
+            )
 
 
 class Exporter:
@@ -180,7 +191,7 @@ class Exporter:
         self._reader = Reader(
             period=settings.period,
             history=self._web_history,
-            archive=_ArchiveElsewhere(Archive(self._cloudwatch), self._elsewhere) if self._cloudwatch else None,
+            archive=_ArchiveElsewhere(Archive(self._cloudwatch), self._elsewhere, self._budget) if self._cloudwatch else None,
             wanted_retention=settings.mongodb.retention,
         )
         self._lease = Lease(database, owner=outbox.owner, ttl=LEASE_SECONDS, monotonic=awake)
@@ -188,6 +199,7 @@ class Exporter:
         old = Old(
             Lease(database, owner=outbox.owner, ttl=LEASE_SECONDS, name=BACKFILL, monotonic=awake),
             settings.heal - min(HOUR, settings.heal // 2),
+            now=lambda: self.collector.now(),
         )
         self._mirror = (
             Mirror(self._outbox, self._history, self._lease, self.telemetry, old=old) if self._history is not None else None
@@ -239,6 +251,7 @@ class Exporter:
         """Verify the collection and take the lease if it is free, so that the first observation counts."""
         try:
             await history.ensure_collection()
+            await history.note_heal(self.settings.heal)
             await self._lease.acquire_or_renew()
         except StoreMisfit:
             raise

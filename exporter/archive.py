@@ -22,6 +22,7 @@ from exporter.errors import RejectedQuery, SourceError
 from exporter.lifecycle import ran_on
 from exporter.model import Answer, Dimensions, InventoryEntry, Listing, Query, Worker
 from exporter.periods import DAY, align, align_up
+from exporter.ranges import MARGIN, reach
 from exporter.rows import Point
 
 K = TypeVar("K")
@@ -107,8 +108,11 @@ class Archive:
         while start < end and len(found) < limit:
             # As many at once as a full worker would need, so that a long range is not a queue of calls.
             until = min(end, align(start, length) + length * (1 + (limit - len(found)) // CHUNK))
-            newest = align_up(int(self._wall()), resolution)
-            ends = [(at, min(at + length, max(newest, at + resolution))) for at in range(align(start, length), until, length)]
+            now = int(self._wall())
+            newest, oldest = align_up(now, resolution), align_up(now - reach(resolution) + MARGIN // 2, resolution)
+            # The oldest chunk begins before `start`, but never before what CloudWatch still has at this resolution.
+            begins = [(max(at, oldest), at + length) for at in range(align(start, length), until, length)]
+            ends = [(at, min(end_, max(newest, at + resolution))) for at, end_ in begins if at < end_]
             for part in await asyncio.gather(*(self._chunk(worker, entry, at, end_, resolution) for at, end_ in ends)):
                 found += (point for point in part if start <= point.start < until)
             start = until

@@ -249,7 +249,9 @@ class Planner:
         await self._inventory.load()
         lives = backfill.lives(fleet, self._inventory.entries, self._options.workers)
         retention = await self.history.future_retention()
-        since, until, notes = backfill.window(self._options.since, fleet.date, period, self._settings.heal, retention)
+        # What the exporter says it heals counts, not only this command's own setting: the two must never fill the same periods.
+        heal = max(self._settings.heal, await self.history.noted_heal())
+        since, until, notes = backfill.window(self._options.since, fleet.date, period, heal, retention)
         wanted: list[tuple[str, Ask]] = []
         if since < until:
             for some in chunks(lives, READ_AT_ONCE):

@@ -31,7 +31,7 @@ from exporter.model import (
     Snapshot,
 )
 from exporter.periods import align, format_duration, next_tick
-from exporter.rounds import OutboxThread, apply_answers, give_up, open_gaps, open_periods, settle_alone
+from exporter.rounds import OutboxThread, apply_answers, give_up, give_up_unasked, open_gaps, open_periods, settle_alone
 from exporter.telemetry import Telemetry
 
 OBSERVE_OFFSET = 12
@@ -253,7 +253,7 @@ class Collector:
         except TimeoutError:
             return
 
-    def _now(self) -> int:
+    def now(self) -> int:
         """MongoDB's clock, carried on by our monotonic one: a wall clock that is set must not date anything."""
         return int(self._monotonic() + self._offset)
 
@@ -340,7 +340,7 @@ class Collector:
         began, tally = self._wall(), Tally()
         try:
             if self._metric_source is None:
-                tally.settled, tally.dropped = await self._outbox(settle_alone, self._outbox.outbox, self._now(), self._rules)
+                tally.settled, tally.dropped = await self._outbox(settle_alone, self._outbox.outbox, self.now(), self._rules)
             else:
                 await self._ask_cloudwatch(self._metric_source, tally)
         finally:
@@ -367,7 +367,7 @@ class Collector:
         self._mirrored_before = self._telemetry.mirrored
 
     async def _ask_cloudwatch(self, source: MetricSource, tally: Tally) -> None:
-        now = self._now()
+        now = self.now()
         types = {worker.instance_id: worker.instance_type for worker in self.fleet.workers if worker.instance_id}
         needs, live = await self._needs(now)
         if self._judge(live, types) == "asking_stopped":
@@ -427,6 +427,9 @@ class Collector:
         decided = self._synchronized and tally.budget == "ok"
         attempted = {worker_id for batch in batches for worker_id in batch.asks} if decided else set()
         rows, dropped = await self._outbox(give_up, self._outbox.outbox, attempted, now, self._rules)
+        if self._synchronized and tally.budget != "ok":
+            unasked, empty = await self._outbox(give_up_unasked, self._outbox.outbox, now, self._rules)
+            rows, dropped = rows + unasked, dropped + empty
         tally.given_up, tally.dropped = len(rows), tally.dropped + dropped
         for row in rows:
             for metric in METRICS:
@@ -512,7 +515,7 @@ class Collector:
 
     async def _run(self, source: MetricSource, batch: Batch, tally: Tally) -> SourceError | None:
         """One call: keep the newest datapoints, settle rows; split it where CloudWatch rejects the content (rule 13)."""
-        now = self._now()
+        now = self.now()
         # CloudWatch never holds data of an id it refuses to look up: that is as good as an empty answer.
         nothing = {q: Answer("empty", batch.start, batch.end, {}) for q in batch.queries if q.instance_id in self._malformed}
         healthy = [query for query in batch.queries if query not in nothing]
@@ -590,7 +593,7 @@ class Collector:
 
     async def _publish(self) -> None:
         """Render the worker block off the event loop and swap it in; what the exporter says of itself comes along with it."""
-        rules, now = self._rules, self._now()
+        rules, now = self._rules, self.now()
         fresh_until = min(self._observed_at, self._asked_at) + rules.max_age
         self._published_at = self._wall()
         if self.fleet.date:

@@ -64,6 +64,7 @@ class Budget:
         self._wall = wall
         self._lock = threading.Lock()
         self._day, self._spent = day, spent
+        self._reserved = 0
 
     def spent(self) -> tuple[int, int]:
         """Return the start of today and the metrics billed since; what has to be kept over a restart."""
@@ -78,6 +79,11 @@ class Budget:
         return float("inf") if self._most is None else max(0, self._most - spent)
 
     @property
+    def spare(self) -> float:
+        """Metrics left beyond what the live rounds until midnight need, as it was judged last: for what can wait."""
+        return self.left - self._reserved
+
+    @property
     def seconds_left(self) -> float:
         """Seconds until the next day begins."""
         return self.spent()[0] + DAY - self._wall()
@@ -86,7 +92,7 @@ class Budget:
         """Count a request before it is sent; False, and nothing counted, where it would go beyond the limit."""
         with self._lock:
             self._turn()
-            if self._most is not None and self._spent + metrics > self._most:
+            if metrics and self._most is not None and self._spent + metrics > self._most:
                 return False
             self._spent += metrics
             return True
@@ -99,7 +105,8 @@ class Budget:
 
     def _turn(self) -> None:
         today = align(int(self._wall()), DAY)
-        if today > self._day:  # a clock that is set back does not give a second budget
+        # A clock that is set back a little gives no second budget; one that was far ahead must not take the budget for years.
+        if today > self._day or today < self._day - DAY:
             self._day, self._spent = today, 0
 
     def judge(self, live: int, every: int) -> BudgetState:
@@ -117,4 +124,5 @@ class Budget:
         if live > left or left <= 0:
             return "asking_stopped"
         rounds = 1 + int(self.seconds_left // every)
+        self._reserved = live * rounds
         return "healing_stopped" if live * rounds >= left else "ok"

@@ -479,12 +479,17 @@ class WorkerMetricsRepository:
         }
         group: Document = {"_id": {"w": "$worker_id", "r": "$region"}, "stamps": _ALL}
         if field is not None:
-            match[field] = {"$type": "string" if field == "status" else "number"}
+            match[field] = {"$type": "string" if field == "status" else ["double", "int", "long"]}
             group["values"] = {"$push": f"${field}"}
         async with self._operation("find"):
             cursor = await self._samples.aggregate([{"$match": match}, {"$group": group}], allowDiskUse=True)
             return [
-                Column(row["_id"]["w"], row["_id"].get("r") or "", row["stamps"], row.get("values") or [1] * len(row["stamps"]))
+                Column(
+                    row["_id"]["w"],
+                    str(row["_id"].get("r") or ""),
+                    row["stamps"],
+                    row.get("values") or [1] * len(row["stamps"]),
+                )
                 async for row in cursor
             ]
 
@@ -666,6 +671,17 @@ class WorkerMetricsRepository:
             noted = await state.find_one_and_update(key, fresh, upsert=True, return_document=ReturnDocument.AFTER)
         assert noted is not None  # an upsert always has a document to return
         self._check_noted(noted)
+
+    async def note_heal(self, seconds: int) -> None:
+        """Note how far back the live exporter fills gaps, for the backfill that must not touch the same samples."""
+        async with operation(self._database, STATE, "update"):
+            await self._database[STATE].update_one({"_id": f"history:{self._collection}"}, {"$set": {"heal": seconds}})
+
+    async def noted_heal(self) -> int:
+        """Return what `note_heal` noted last, in seconds; 0 if nothing was."""
+        async with operation(self._database, STATE, "find"):
+            noted = await self._database[STATE].find_one({"_id": f"history:{self._collection}"})
+        return int((noted or {}).get("heal", 0))
 
     def _check_noted(self, noted: Mapping[str, Any]) -> None:
         if noted["schema"] != _SCHEMA:

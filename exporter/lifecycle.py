@@ -398,7 +398,9 @@ def judge(
     for instance in row.instances:
         asked = [q for q in queries if q.instance_id == instance and q.metric == metric]
         if not asked:
-            if any(listing.since <= row.start and listing.date >= end + UNLISTED for listing in listings):
+            # What ListMetrics does not list has no memory; but of an instance nobody asked about nothing at all is known.
+            known = any(query.instance_id == instance for query in queries)
+            if known and any(listing.since <= row.start and listing.date >= end + UNLISTED for listing in listings):
                 continue
             return Verdict(False)
         given = [answers.by_query.get(query) for query in asked]

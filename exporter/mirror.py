@@ -25,6 +25,8 @@ RETRY = 5
 """Seconds after a failure: an insert whose connection broke is finished or gone by then."""
 QUIESCE = 20
 """How long an insert of somebody else may go on before the batch starts over, in seconds."""
+TURN = 1.5
+"""Seconds between two batches of old samples, in which a backfill or a purge can have its turn."""
 MARGIN = 2
 """Seconds before the end of the lease at which an insert is given up, here and in the server."""
 LEAST = 10
@@ -84,6 +86,8 @@ class Old:
     lease: SharedLease
     age: int
     """Seconds. A backfill writes only what is older than `heal`; this is a little less, for two clocks that differ."""
+    now: Callable[[], float]
+    """MongoDB's clock, as the backfill reads it too."""
 
 
 class Mirror:
@@ -150,7 +154,7 @@ class Mirror:
         if not self._ensured:
             await self._target.ensure_collection()
             self._ensured = True
-        since = int(self._wall()) - self._old.age if self._old else 0
+        since = int(self._old.now()) - self._old.age if self._old else 0
         rows = await self._outbox(self._outbox.outbox.ready, self._batch, since)
         if rows:
             await self._move(rows, (self._lease,))
@@ -177,6 +181,8 @@ class Mirror:
             await self._move(rows, (self._lease, old.lease))
         finally:
             await old.lease.release()
+        if len(rows) == self._batch:
+            await asyncio.sleep(TURN)  # whoever waits for the lease asks for it once a second
         return rows
 
     async def _move(self, rows: Sequence[Row], leases: Sequence[WriterLease]) -> None:

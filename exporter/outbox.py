@@ -192,6 +192,10 @@ class Outbox:
         """Up to `limit` open rows, in no particular order."""
         return self._rows("state=0 LIMIT ?", (limit,))
 
+    def older(self, before: int, limit: int = 50_000) -> list[Row]:
+        """Up to `limit` open rows of any worker whose period began before `before`."""
+        return self._rows("state=0 AND start<? LIMIT ?", (before, limit))
+
     def expired(self, worker_ids: Iterable[str], before: int) -> list[Row]:
         """The open rows of these workers whose period began before `before`."""
         return [row for worker_id in worker_ids for row in self.open_rows(worker_id, 0, before)]

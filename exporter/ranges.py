@@ -51,6 +51,11 @@ def align_interval_up(time: int, interval: int) -> int:
     return align_up(time - offset, interval) + offset
 
 
+def reach(resolution: int) -> int:
+    """Return how many seconds back CloudWatch has datapoints of `resolution` seconds."""
+    return max((age for age, finest in TIERS if finest <= resolution), default=0)
+
+
 def resolution_at(age: int, period: int) -> int:
     """Return the resolution CloudWatch still has of what is `age` seconds old; never finer than `period`."""
     finest = next((finest for limit, finest in TIERS if age <= limit - MARGIN), TIERS[-1][1])

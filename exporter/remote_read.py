@@ -24,6 +24,8 @@ MAX_BODY = 1 << 20
 """Bytes of a request, before and after decompression: a matcher that names 10,000 workers takes a third of it."""
 MAX_QUERIES = 64
 """Queries in one request; Prometheus sends one for each selector of an expression."""
+MAX_MATCHERS = 32
+"""In one query; there are nine labels."""
 STALE = struct.pack("<Q", 0x7FF0000000000002)
 """The NaN that ends a series: https://github.com/prometheus/prometheus/blob/main/model/value/value.go"""
 CONTENT_TYPE = "application/x-protobuf"
@@ -170,9 +172,15 @@ def _query(query: Any) -> Query:  # noqa: ANN401  # a class made at run time
     return Query(
         start=max(0, min(start, _MAX_TIME)),
         end=max(0, min(end, _MAX_TIME)),
-        matchers=tuple(map(_matcher, query.matchers)),
+        matchers=_matchers(query.matchers),
         labels_only=query.HasField("hints") and query.hints.func == "series",
     )
+
+
+def _matchers(matchers: Any) -> tuple[Matcher, ...]:  # noqa: ANN401  # as _query
+    if len(matchers) > MAX_MATCHERS:
+        raise BadRequest(f"a query has {len(matchers)} matchers; at most {MAX_MATCHERS} are taken")
+    return tuple(map(_matcher, matchers))
 
 
 def _matcher(matcher: Any) -> Matcher:  # noqa: ANN401  # as _query

@@ -14,6 +14,7 @@ from exporter import lifecycle
 from exporter.lifecycle import Batch, Known, Row, Rules, Sightings
 from exporter.model import METRICS, Answers, Fleet, InventoryEntry, Listing, Worker
 from exporter.outbox import Outbox
+from exporter.periods import DAY
 from exporter.telemetry import Telemetry
 
 P = ParamSpec("P")
@@ -102,6 +103,14 @@ def give_up(outbox: Outbox, worker_ids: Collection[str], now: int, rules: Rules)
     """Settle what stayed undecided for `heal` though it was asked in this round; return those rows and the number dropped."""
     with outbox.transaction():
         rows = outbox.expired(worker_ids, now - rules.heal - rules.period)
+        dropped = outbox.update([row.finish() for row in rows])
+    return rows, dropped
+
+
+def give_up_unasked(outbox: Outbox, now: int, rules: Rules) -> tuple[list[Row], int]:
+    """Settle what the budget left unasked for a day beyond `heal`, so that status and labs are not kept back for ever."""
+    with outbox.transaction():
+        rows = outbox.older(now - rules.heal - DAY)
         dropped = outbox.update([row.finish() for row in rows])
     return rows, dropped
 

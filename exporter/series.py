@@ -4,6 +4,7 @@ Every series has the label store="history". Values stand at the START of their p
 """
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -132,7 +133,9 @@ def _series(
     accepted = [variant for variant in variants if selection.accepts(variant[0])]
     if not accepted or labels_only:
         return [encode_series(each, (), ()) for each, _ in accepted]
-    pairs = list(in_order(stamps, values))
+    pairs = [(time, v) for time, v in in_order(stamps, values) if isinstance(v, str) or math.isfinite(v)]
+    if not pairs:
+        return []
     times = [time for time, _ in pairs]
     after = times[-1] + period * 1000
     stale_at = after if gone_until is not None and after <= gone_until else None

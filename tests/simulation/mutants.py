@@ -186,7 +186,7 @@ def _always_due(patch: Patch) -> None:
 
 def _given_up_unasked(patch: Patch) -> None:
     async def ask(self: Collector) -> None:
-        outbox, now = self._outbox.outbox, self._now()
+        outbox, now = self._outbox.outbox, self.now()
         everyone = {row.worker_id for row in outbox.all_open_rows(100_000)}
         await self._outbox(rounds.give_up, outbox, everyone, now, self._rules)
         await _ask(self)

@@ -119,7 +119,7 @@ async def test_the_least_recently_used_is_given_up_for_room(
 
 
 async def test_points_are_the_first_of_the_range_and_read_no_further(source: Source, kept: Archive) -> None:
-    start = NOW - 100 * DAY
+    start = NOW - 50 * DAY
     points = await kept.points(WORKER, None, start + 1, NOW, STEP, 3)
     assert [point.start for point in points] == [start + STEP, start + 2 * STEP, start + 3 * STEP]
     assert len(source.asked) == 1
@@ -181,3 +181,8 @@ async def test_memory_is_asked_under_every_listed_series_and_else_under_the_plai
     await kept.window(Worker("x", "eu-west-1", "i-0000000b", "running"), None, *OLD, STEP)
     assert [query.dimensions for query in asked[0][1:]] == [usual, disk]
     assert [query.dimensions for query in asked[1][1:]] == [plain]
+
+
+async def test_nothing_is_asked_from_before_what_cloudwatch_still_has_at_the_resolution(source: Source, kept: Archive) -> None:
+    await kept.points(WORKER, None, NOW - 63 * DAY + 3600, NOW - 60 * DAY, STEP, 10)
+    assert min(first for _, first, _ in source.asked) >= NOW - 63 * DAY

@@ -91,3 +91,25 @@ def test_threads_together_never_take_more_than_there_is() -> None:
         thread.join()
     assert sum(taken) == 999
     assert budget.left == 1
+
+
+def test_a_clock_that_was_years_ahead_does_not_take_the_budget_until_then() -> None:
+    wall = Wall(MIDNIGHT + 400 * DAY)
+    budget = Budget(0.01, wall=wall)
+    assert budget.take(1000)
+    wall.now = MIDNIGHT + 5
+    assert budget.left == 1000
+
+
+def test_what_can_wait_gets_only_what_the_live_rounds_do_not_need() -> None:
+    budget = Budget(0.01, wall=Wall(MIDNIGHT + DAY - 3000))
+    assert budget.spare == 1000
+    budget.judge(20, 300)
+    assert budget.spare == 1000 - 11 * 20
+    assert Budget(wall=Wall()).spare == float("inf")
+
+
+def test_what_is_not_billed_is_never_refused() -> None:
+    budget = Budget(0.00001, wall=Wall(), day=MIDNIGHT, spent=50)
+    assert budget.take(0)
+    assert not budget.take(1)

@@ -613,3 +613,18 @@ def test_a_value_from_the_future_is_not_shown() -> None:
 def test_a_termination_in_the_future_does_not_keep_the_series() -> None:
     worker = replace(WORKER, status="terminated", terminated_at=T + 10**9)
     assert not is_shown(worker, T - 7200, T, RULES)
+
+
+def test_of_an_instance_nobody_asked_about_nothing_is_believed_to_be_absent() -> None:
+    """The budget may have kept it out of the call; that ListMetrics does not list it says nothing of its cpu."""
+    rules = Rules()
+    start = 1_767_225_600
+    row = Row("w1", start, "eu-west-1", ("i-new", "i-old"))
+    asked = Query("i-new", "cpu", (("InstanceId", "i-new"),))
+    now = start + 4 * 3600
+    answers = Answers(now, {asked: Answer("empty", start, start + 3600, {})})
+    listing = Listing(now, now - 14 * 86400, {})
+    assert not settle(row, [asked], answers, [listing], {}, rules).settled
+    both = [asked, Query("i-old", "cpu", (("InstanceId", "i-old"),))]
+    answers = Answers(now, {query: Answer("empty", start, start + 3600, {}) for query in both})
+    assert settle(row, both, answers, [listing], {}, rules).settled

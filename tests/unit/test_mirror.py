@@ -128,7 +128,7 @@ class Desk:
             self.history,
             self.lease,
             self.telemetry,
-            old=Old(self.backfill, 10 * P),
+            old=Old(self.backfill, 10 * P, lambda: self.now),
             wall=lambda: self.now,
             batch=10,
         )
