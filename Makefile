@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: help install demo test lint format simulate docs lock clean
+.PHONY: help install demo test lint format simulate docs dashboards lock clean
 
 help: ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,12 +35,17 @@ format: $(READY) ## let ruff put the code in order
 simulate: $(READY) ## the life of a sample in a hostile world, hundreds of seeds (ARGS="--first 0 --count 500")
 	$(BIN)/python -m tests.simulation $(ARGS)
 
-docs: $(READY) ## write docs/settings.md and docs/metrics.md from the tables in code
+docs: $(READY) ## write docs/settings.md, metrics.md and http.md from the tables in code
 	$(BIN)/python -m tests.generate_docs
+
+dashboards: $(READY) ## write grafana/dashboards/*.json and docs/dashboards.md from grafana/*.py
+	$(BIN)/python -m grafana.build
 
 lock: $(READY) ## resolve pyproject.toml into requirements*.txt (versions and hashes, no addresses)
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --upgrade -o requirements.txt pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --upgrade --extra dev -o requirements-dev.txt pyproject.toml
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --upgrade --extra fake-aws -o requirements-demo.txt pyproject.toml
+	echo 'hatchling>=1.25' | $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --upgrade -o requirements-build.txt -
 
 clean: ## remove the environment and the demo's data
 	rm -rf $(VENV) .demo

@@ -24,11 +24,11 @@ SERIES: Mapping[MetricName, tuple[str, str]] = {"cpu": ("AWS/EC2", "CPUUtilizati
 
 
 class FakeAws:
-    """CloudWatch and STS on 127.0.0.1, holding what the fleet has published so far."""
+    """CloudWatch and STS, holding what the fleet has published so far; on a free port of 127.0.0.1 unless told otherwise."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, host: str = "127.0.0.1", port: int = 0) -> None:
         self._world = world
-        self._server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+        self._server = ThreadedMotoServer(host, port, verbose=False)
         self._next: dict[DemoWorker, int] = {}
         self._regions = {worker.region: SeriesBackend(worker.region, DEFAULT_ACCOUNT_ID) for worker in fleet(world)}
 

@@ -1,0 +1,1 @@
+"""What a deployment needs beside docker-compose.yml; see docs/deploy.md."""

@@ -1,0 +1,32 @@
+// The users of the stack's own MongoDB, each with the least role. The image runs this once, on an empty volume; run it again (docs/deploy.md)
+// after an upgrade that needs more privileges or after a new password in .env: it then changes what is there.
+const name = "cml_cloud_manager";
+const database = db.getSiblingDB(name);
+
+function on(collection, ...actions) {
+  return { resource: { db: name, collection }, actions };
+}
+
+function user(user, password, privileges) {
+  const hasRole = database.runCommand({ rolesInfo: user }).roles.length > 0;
+  database.runCommand({ [hasRole ? "updateRole" : "createRole"]: user, privileges, roles: [] });
+  const hasUser = database.runCommand({ usersInfo: user }).users.length > 0;
+  database.runCommand({ [hasUser ? "updateUser" : "createUser"]: user, pwd: password, roles: [user] });
+}
+
+// Aggregates are only ever read. tests/integration/test_compose.py compares this with LEAST_PRIVILEGES in exporter/history.py.
+user("exporter", process.env.MONGODB_EXPORTER_PASSWORD, [
+  on("workers", "find"),
+  on("worker_metrics_timeseries", "find", "insert", "createCollection", "createIndex", "collMod", "listIndexes", "collStats"),
+  on("worker_metrics_inventory", "find", "insert", "update"),
+  on("cml_exporter_state", "find", "insert", "update"),
+  on("", "listCollections"),
+]);
+
+// The simulated manager of `docker compose --profile demo`, which writes aggregates; without a password there is none.
+if (process.env.MONGODB_DEMO_PASSWORD) {
+  user("demo", process.env.MONGODB_DEMO_PASSWORD, [
+    on("workers", "find", "insert", "update"),
+    on("demo_state", "find", "insert", "update"),
+  ]);
+}

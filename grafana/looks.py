@@ -1,0 +1,109 @@
+"""How values look on every dashboard, the variables and annotations they share, and the links between them."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from exporter.catalog import INFO, STATUS
+from grafana.panels import Json, Style, annotation, choice, variable
+from grafana.promql import CODES, IN_REGION, past_info, threshold
+
+FLEET, WORKER, TRENDS, EXPORTER = "cml-fleet", "cml-worker", "cml-trends", "cml-exporter"
+"""The dashboards' uids, which are their addresses: /d/<uid>."""
+
+TO_WORKER = f"/d/{WORKER}?${{datasource:queryparam}}&${{__url_time_range}}&var-region=$__all&var-worker_id="
+"""The rest of the address is the worker's id. All regions: the worker's own may not be among those chosen here."""
+SERIES_LINK: Mapping[str, str] = {"Open this worker": TO_WORKER + "${__field.labels.worker_id:percentencode}"}
+
+COLORS: Mapping[str, str] = {
+    "running": "green",
+    "pending": "light-blue",
+    "starting": "blue",
+    "stopping": "yellow",
+    "stopped": "orange",
+    "shutting-down": "light-purple",
+    "terminated": "#8e8e8e",
+    "failed": "red",
+    "unknown": "dark-yellow",
+}
+STATUS_TEXTS = {status: (status, color) for status, color in COLORS.items()}
+STATUS_CODES = {str(code): (status, COLORS[status]) for status, code in CODES.items()}
+
+BUSY = ((0.7, "yellow"), (threshold("cpu_ratio"), "red"))
+FULL = ((0.7, "yellow"), (threshold("memory_ratio"), "red"))
+STALE = ((threshold("stale_seconds") / 2, "yellow"), (threshold("stale_seconds"), "red"))
+"""Seconds; red is when the alert comes."""
+LONG_IDLE = ((3600.0, "yellow"), (4 * 3600.0, "red"))
+"""Seconds; red is when the alert comes."""
+
+NOTHING_LISTED = "No worker listed"
+NO_HISTORY = "No history, or too much to read at once: choose fewer workers or a shorter time"
+RATIO = Style("percentunit", NOTHING_LISTED, least=0, most=1)
+CPU_RATIO = replace(RATIO, thresholds=BUSY)
+MEMORY_RATIO = replace(RATIO, thresholds=FULL)
+COUNT = Style("none", NOTHING_LISTED, decimals=0, least=0)
+SECONDS = Style("s", NOTHING_LISTED, least=0)
+
+RATIO_CELL: Json = {"unit": "percentunit", "min": 0, "max": 1, "decimals": 1}
+BAR_CELL: Json = {**RATIO_CELL, "custom.displayMode": "gradient-gauge"}
+SECONDS_CELL: Json = {"unit": "s", "decimals": 0}
+MOMENT_CELL: Json = {"unit": "dateTimeFromNow"}
+"""Wants milliseconds."""
+
+
+def link_cell(title: str, url: str) -> Json:
+    """A table's cell that leads elsewhere."""
+    return {"links": [{"title": title, "url": url, "targetBlank": False}]}
+
+
+ROW_LINK = link_cell("Open this worker", TO_WORKER + '${__data.fields["Worker id"]:percentencode}')
+"""Of tables that have a column `Worker id`."""
+
+
+REGION = variable("region", "Region", "AWS regions that have workers.", f"label_values({INFO.name}, region)")
+
+
+def past_region() -> Json:
+    """The regions of the workers with history in the time shown; what Prometheus itself has is only a part of them."""
+    query = f"query_result(count by (region) ({past_info('')} or last_over_time({INFO.name}[$__range])))"
+    return variable("region", "Region", "AWS regions that had workers in the time shown.", query, regex='/region="([^"]+)"/')
+
+
+def past_worker(*, several: bool) -> Json:
+    """The workers of the time shown by name, also those that are gone; the variable's value is the id."""
+    infos = f"{past_info(IN_REGION)} or last_over_time({INFO.name}{{{IN_REGION}}}[$__range])"
+    return variable(
+        "worker_id",
+        "Workers" if several else "Worker",
+        "Workers of the time shown by name, also terminated ones.",
+        f"query_result(max by (name, worker_id) ({infos}))",
+        regex='/name="(?<text>[^"]+)|worker_id="(?<value>[^"]+)/g',
+        several=several,
+    )
+
+
+TOP = choice("top", "Show", "How many workers the graphs and rankings show.", ("5", "10", "20", "50"), "10")
+
+JOB = "cml-worker-exporter"
+"""Of prometheus/prometheus.yml."""
+
+ALERTS = annotation(
+    "Alerts",
+    'ALERTS{alertname=~"CML.+",alertstate="firing"}',
+    "{{alertname}}",
+    "{{severity}} {{worker_id}} {{region}}",
+    "red",
+)
+RESTARTS = annotation(
+    "Exporter restarts",
+    f'changes(process_start_time_seconds{{job="{JOB}"}}[2m]) > 0',
+    "The exporter restarted",
+    "{{instance}}",
+    "orange",
+)
+WORKER_STATUS = annotation(
+    "Status changes",
+    f'max by (worker_id, status) (changes({STATUS.name}{{worker_id="$worker_id"}}[2m]) > 0 and {STATUS.name} == 1)',
+    "Now {{status}}",
+    "{{worker_id}}",
+    "blue",
+)

@@ -1,0 +1,490 @@
+"""A builder of plain dicts: panels, variables, annotations and the grid, in the schema that Grafana 9.1 and 12 both read.
+
+Nothing here knows a metric. Every panel answers a question and has a description, a unit, and a text for when there is nothing.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Json = dict[str, Any]
+
+SCHEMA_VERSION = 37
+"""Of Grafana 9.1; later versions migrate it when they load it."""
+TAG = "cml"
+DATASOURCE: Json = {"type": "prometheus", "uid": "${datasource}"}
+COLUMNS = 24
+"""The width of Grafana's grid."""
+
+Thresholds = Sequence[tuple[float, str]]
+"""(from this value on, color); below the first one all is well."""
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One PromQL query of a panel.
+
+    Attributes:
+        legend: with labels as {{label}}.
+        instant: the newest value only, not the range.
+        interval: the least distance of two points, such as "5m".
+    """
+
+    expr: str
+    legend: str = ""
+    instant: bool = False
+    interval: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """A panel, the question it answers (for docs/dashboards.md) and its size in the grid; `body` has no id and no place yet."""
+
+    question: str
+    width: int
+    height: int
+    body: Json
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A heading; a collapsed one holds its panels until somebody opens it."""
+
+    title: str
+    collapsed: Sequence[Panel] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Dashboard:
+    """What `render` makes a dashboard of. An empty `refresh` leaves refreshing to the viewer."""
+
+    uid: str
+    title: str
+    description: str
+    items: Sequence[Panel | Row]
+    variables: Sequence[Json]
+    annotations: Sequence[Json]
+    time_from: str = "now-6h"
+    refresh: str = "1m"
+
+    @property
+    def panels(self) -> list[Panel]:
+        """All panels, those of collapsed rows too."""
+        return [
+            panel for item in self.items for panel in ([item] if isinstance(item, Panel) else item.collapsed)
+        ]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """How the values of a panel look, and what stands there when there are none.
+
+    Attributes:
+        unit: one of Grafana's, such as "percentunit".
+        empty: shown instead of values.
+        mappings: text and color for values, by value.
+        links: of each value, title → address.
+        fixed: columns of a table or series of a graph that differ: name → properties.
+    """
+
+    unit: str
+    empty: str = "No data"
+    decimals: int | None = None
+    least: float | None = None
+    most: float | None = None
+    thresholds: Thresholds = ()
+    mappings: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    links: Mapping[str, str] = field(default_factory=dict)
+    fixed: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+_ONE_VALUE = {"calcs": ["lastNotNull"], "fields": "", "values": False}
+_TIP = {"mode": "multi", "sort": "desc"}
+
+
+def stat(
+    title: str, question: str, description: str, queries: Sequence[Query], style: Style, *, width: int, height: int = 4
+) -> Panel:
+    """The newest value of each query, large."""
+    options = {
+        "reduceOptions": _ONE_VALUE,
+        "colorMode": "value",
+        "graphMode": "none",
+        "justifyMode": "auto",
+        "orientation": "auto",
+        "textMode": "auto",
+    }
+    return _panel("stat", title, question, description, queries, style, width, height, options=options)
+
+
+def names(
+    title: str, question: str, description: str, queries: Sequence[Query], style: Style, *, width: int, height: int = 4
+) -> Panel:
+    """The name of each series, large; for series whose value is always 1."""
+    panel = stat(title, question, description, queries, style, width=width, height=height)
+    panel.body["options"]["textMode"] = "name"
+    return panel
+
+
+def bars(title: str, question: str, description: str, query: Query, style: Style, *, width: int, height: int = 8) -> Panel:
+    """A bar for each series of one query."""
+    options = {
+        "reduceOptions": _ONE_VALUE,
+        "displayMode": "gradient",
+        "orientation": "horizontal",
+        "showUnfilled": True,
+        "minVizHeight": 10,
+        "minVizWidth": 0,
+    }
+    return _panel("bargauge", title, question, description, [query], style, width, height, options=options)
+
+
+def graph(
+    title: str,
+    question: str,
+    description: str,
+    queries: Sequence[Query],
+    style: Style,
+    *,
+    width: int = 12,
+    height: int = 8,
+    columns: bool = False,
+    stacked: bool = False,
+) -> Panel:
+    """Lines over time, or columns for what is counted in each interval."""
+    custom = {
+        "drawStyle": "bars" if columns else "line",
+        "lineInterpolation": "linear",
+        "lineWidth": 1,
+        "fillOpacity": 60 if columns or stacked else 5,
+        "pointSize": 4,
+        "showPoints": "auto",
+        "spanNulls": False,
+        "stacking": {"mode": "normal" if stacked else "none", "group": "A"},
+        "axisPlacement": "auto",
+        "axisLabel": "",
+        "scaleDistribution": {"type": "linear"},
+        "thresholdsStyle": {"mode": "dashed" if style.thresholds else "off"},
+    }
+    options = {
+        "legend": {"showLegend": True, "displayMode": "table", "placement": "bottom", "calcs": ["lastNotNull", "mean", "max"]},
+        "tooltip": _TIP,
+    }
+    panel = _panel("timeseries", title, question, description, queries, style, width, height, options=options, custom=custom)
+    panel.body["fieldConfig"]["defaults"]["color"] = {"mode": "palette-classic"}
+    return panel
+
+
+def timeline(
+    title: str, question: str, description: str, query: Query, style: Style, *, width: int = 24, height: int = 8
+) -> Panel:
+    """A strip for each series, colored by its value."""
+    options = {
+        "mergeValues": True,
+        "showValue": "never",
+        "rowHeight": 0.85,
+        "alignValue": "left",
+        "legend": {"showLegend": True, "displayMode": "list", "placement": "bottom"},
+        "tooltip": {"mode": "single", "sort": "none"},
+    }
+    custom = {"lineWidth": 0, "fillOpacity": 80}
+    return _panel("state-timeline", title, question, description, [query], style, width, height, options=options, custom=custom)
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a table: Grafana's name of it (a label, or the value of a query), its heading, its cells' properties."""
+
+    name: str
+    heading: str
+    properties: Mapping[str, Any] = field(default_factory=dict)
+
+
+def table(
+    title: str,
+    question: str,
+    description: str,
+    queries: Sequence[Query],
+    columns: Sequence[Column],
+    style: Style,
+    *,
+    sort: str,
+    width: int = 24,
+    height: int = 10,
+) -> Panel:
+    """Instant queries side by side, joined by the labels they share; only `columns` are shown, in that order.
+
+    The field of query A is "Value #A", or "Value" when it is the only one.
+    """
+    shown = {column.name for column in columns}
+    hidden = {name: True for name in ("Time", *_values(queries)) if name not in shown}
+    organize = {
+        "excludeByName": hidden,
+        "indexByName": {column.name: index for index, column in enumerate(columns)},
+        "renameByName": {column.name: column.heading for column in columns},
+    }
+    merge = [{"id": "merge", "options": {}}] if len(queries) > 1 else []
+    options = {"showHeader": True, "sortBy": [{"displayName": sort, "desc": True}]}
+    fixed = {**{column.heading: column.properties for column in columns if column.properties}, **style.fixed}
+    custom = {"align": "auto", "displayMode": "auto", "filterable": True}
+    body = _panel(
+        "table", title, question, description, queries, style, width, height, options=options, custom=custom, fixed=fixed
+    )
+    body.body["transformations"] = [*merge, {"id": "organize", "options": organize}]
+    for target in body.body["targets"]:
+        target["format"] = "table"
+    return body
+
+
+def _values(queries: Sequence[Query]) -> list[str]:
+    return ["Value"] if len(queries) == 1 else [f"Value #{letter}" for letter, _ in _lettered(queries)]
+
+
+def _lettered(queries: Sequence[Query]) -> Iterable[tuple[str, Query]]:
+    return zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", queries, strict=False)
+
+
+def _panel(
+    kind: str,
+    title: str,
+    question: str,
+    description: str,
+    queries: Sequence[Query],
+    style: Style,
+    width: int,
+    height: int,
+    *,
+    options: Json,
+    custom: Json | None = None,
+    fixed: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Panel:
+    defaults: Json = {
+        "unit": style.unit,
+        "noValue": style.empty,
+        "color": {"mode": "thresholds"},
+        "thresholds": steps(style.thresholds),
+        "mappings": mappings(style.mappings),
+        "links": [link(name, url) for name, url in style.links.items()],
+    }
+    for key, value in (("decimals", style.decimals), ("min", style.least), ("max", style.most), ("custom", custom)):
+        if value is not None:
+            defaults[key] = value
+    body: Json = {
+        "type": kind,
+        "title": title,
+        "description": description,
+        "datasource": DATASOURCE,
+        "targets": [_target(letter, query) for letter, query in _lettered(queries)],
+        "fieldConfig": {"defaults": defaults, "overrides": _overrides(style.fixed if fixed is None else fixed)},
+        "options": options,
+        "transformations": [],
+        "links": [],
+        "transparent": False,
+    }
+    return Panel(question, width, height, body)
+
+
+def _target(letter: str, query: Query) -> Json:
+    target: Json = {
+        "refId": letter,
+        "datasource": DATASOURCE,
+        "editorMode": "code",
+        "expr": query.expr,
+        "legendFormat": query.legend or "__auto",
+        "instant": query.instant,
+        "range": not query.instant,
+        "exemplar": False,
+        "format": "time_series",
+    }
+    return target | ({"interval": query.interval} if query.interval else {})
+
+
+def steps(thresholds: Thresholds) -> Json:
+    """Colors by value: green below the first threshold; without any there is no good or bad, so it is blue."""
+    rest = [{"color": color, "value": value} for value, color in thresholds]
+    return {"mode": "absolute", "steps": [{"color": "green" if rest else "blue", "value": None}, *rest]}
+
+
+def mappings(texts: Mapping[str, tuple[str, str]]) -> list[Json]:
+    """Text and color by value."""
+    options = {
+        value: {"text": text, "color": color, "index": index} for index, (value, (text, color)) in enumerate(texts.items())
+    }
+    return [{"type": "value", "options": options}] if options else []
+
+
+def link(title: str, url: str) -> Json:
+    """A link of a value."""
+    return {"title": title, "url": url, "targetBlank": False}
+
+
+def _overrides(fixed: Mapping[str, Mapping[str, Any]]) -> list[Json]:
+    return [
+        {
+            "matcher": {"id": "byName", "options": name},
+            "properties": [{"id": key, "value": value} for key, value in properties.items()],
+        }
+        for name, properties in fixed.items()
+    ]
+
+
+# -- variables and annotations -----------------------------------------------------------------------------------------
+
+DATASOURCE_VARIABLE: Json = {
+    "type": "datasource",
+    "name": "datasource",
+    "label": "Data source",
+    "description": "The Prometheus that scrapes the exporter.",
+    "query": "prometheus",
+    "regex": "",
+    "refresh": 1,
+    "hide": 0,
+    "multi": False,
+    "includeAll": False,
+    "options": [],
+    "current": {},
+    "skipUrlSync": False,
+}
+
+ALL = "$__all"
+
+
+def variable(name: str, label: str, description: str, query: str, *, regex: str = "", several: bool = True) -> Json:
+    """A variable filled by a query, again whenever the time range changes; `several` also allows all."""
+    made: Json = {
+        "type": "query",
+        "name": name,
+        "label": label,
+        "description": description,
+        "datasource": DATASOURCE,
+        "query": {"query": query, "refId": f"variable-{name}"},
+        "definition": query,
+        "regex": regex,
+        "refresh": 2,
+        "sort": 5,
+        "multi": several,
+        "includeAll": several,
+        "hide": 0,
+        "options": [],
+        "current": {"selected": True, "text": ["All"], "value": [ALL]} if several else {},
+        "skipUrlSync": False,
+    }
+    return made | ({"allValue": ".*"} if several else {})
+
+
+def choice(name: str, label: str, description: str, values: Sequence[str], default: str) -> Json:
+    """A variable with fixed values."""
+    return {
+        "type": "custom",
+        "name": name,
+        "label": label,
+        "description": description,
+        "query": ",".join(values),
+        "multi": False,
+        "includeAll": False,
+        "hide": 0,
+        "options": [{"text": value, "value": value, "selected": value == default} for value in values],
+        "current": {"selected": True, "text": default, "value": default},
+        "skipUrlSync": False,
+    }
+
+
+def annotation(name: str, expr: str, title: str, text: str, color: str) -> Json:
+    """Marks on all graphs wherever the query has a value."""
+    return {
+        "name": name,
+        "datasource": DATASOURCE,
+        "enable": True,
+        "hide": False,
+        "iconColor": color,
+        "expr": expr,
+        "step": "60s",
+        "titleFormat": title,
+        "textFormat": text,
+        "tagKeys": "",
+        "useValueForTime": False,
+        "target": {"refId": name, "expr": expr, "interval": "60s", "legendFormat": title, "range": True, "instant": False},
+    }
+
+
+_BUILT_IN: Json = {
+    "builtIn": 1,
+    "datasource": {"type": "grafana", "uid": "-- Grafana --"},
+    "enable": True,
+    "hide": True,
+    "iconColor": "rgba(0, 211, 255, 1)",
+    "name": "Annotations & Alerts",
+    "type": "dashboard",
+}
+
+
+# -- the whole ---------------------------------------------------------------------------------------------------------
+
+
+def render(dashboard: Dashboard) -> Json:
+    """The dashboard as Grafana reads it."""
+    return {
+        "uid": dashboard.uid,
+        "title": dashboard.title,
+        "description": dashboard.description,
+        "tags": [TAG],
+        "schemaVersion": SCHEMA_VERSION,
+        "version": 1,
+        "editable": True,
+        "style": "dark",
+        "graphTooltip": 1,
+        "fiscalYearStartMonth": 0,
+        "weekStart": "",
+        "liveNow": False,
+        "timezone": "",
+        "timepicker": {},
+        "time": {"from": dashboard.time_from, "to": "now"},
+        "refresh": dashboard.refresh,
+        "links": [
+            {
+                "type": "dashboards",
+                "title": "CML dashboards",
+                "tooltip": "The other dashboards, for the same time",
+                "tags": [TAG],
+                "asDropdown": False,
+                "includeVars": True,
+                "keepTime": True,
+                "targetBlank": False,
+                "icon": "external link",
+                "url": "",
+            }
+        ],
+        "annotations": {"list": [_BUILT_IN, *dashboard.annotations]},
+        "templating": {"list": [DATASOURCE_VARIABLE, *dashboard.variables]},
+        "panels": _placed(dashboard.items),
+    }
+
+
+def _placed(items: Sequence[Panel | Row]) -> list[Json]:
+    """Give every panel an id and a place: from left to right, a new line where the width is used up."""
+    grid = _Grid()
+    placed: list[Json] = []
+    for item in items:
+        if isinstance(item, Panel):
+            placed.append(grid.place(item.body, item.width, item.height))
+            continue
+        heading: Json = {"type": "row", "title": item.title, "collapsed": bool(item.collapsed), "panels": []}
+        placed.append(grid.place(heading, COLUMNS, 1))
+        heading = placed[-1]
+        heading["panels"] = [grid.place(panel.body, panel.width, panel.height) for panel in item.collapsed]
+    return placed
+
+
+class _Grid:
+    """The next free place, and the next free id."""
+
+    def __init__(self) -> None:
+        self._x = self._y = self._height = self._id = 0
+
+    def place(self, body: Json, width: int, height: int) -> Json:
+        if self._x + width > COLUMNS:
+            self._x, self._y, self._height = 0, self._y + self._height, 0
+        self._id += 1
+        placed = {"id": self._id, "gridPos": {"x": self._x, "y": self._y, "w": width, "h": height}, **body}
+        self._x, self._height = self._x + width, max(self._height, height)
+        return placed

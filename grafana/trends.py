@@ -1,0 +1,274 @@
+"""Trends: the history by day and week, also of workers that are gone."""
+
+from dataclasses import replace
+
+from exporter.catalog import ACTIVE_LABS, CPU, INFO, MEMORY, STATUS, Metric
+from grafana import looks
+from grafana.panels import Column, Dashboard, Panel, Query, Row, Style, bars, graph, stat, table
+from grafana.promql import (
+    HISTORY_STEP,
+    RUNNING,
+    SELECTED,
+    WORKER,
+    display_name,
+    idle_hours,
+    last_seen,
+    named,
+    over,
+    past_info,
+    running_hours,
+    top,
+)
+
+_LABS = Style("none", looks.NO_HISTORY, decimals=1, least=0)
+_HOURS = Style("h", looks.NO_HISTORY, decimals=0, least=0)
+_CHANGE = Style("percentunit", "No history of the week before", decimals=1)
+_CPU = replace(looks.RATIO, empty=looks.NO_HISTORY, decimals=1)
+_WEEK_BEFORE = "offset 1w"
+
+
+def _now(expr: str, legend: str = "") -> Query:
+    return Query(expr, legend, instant=True)
+
+
+def _name(expr: str) -> str:
+    return named(expr, past_info(SELECTED))
+
+
+def _fleet(metric: Metric, window: str, after: str = "") -> str:
+    """The mean of the workers' means; labs are summed up."""
+    means = over("avg", metric, SELECTED, window, at=after)
+    return f"{'sum' if metric is ACTIVE_LABS else 'avg'}({means})"
+
+
+def _month(metric: Metric, recorded: str) -> str:
+    """30 days of a large fleet are more than one query of the history reads; Prometheus has recorded each hour itself."""
+    hourly = f"{recorded}:avg1h{{{SELECTED}}}[30d:1h]"
+    total = "sum" if metric is ACTIVE_LABS else "avg"
+    return f"{_fleet(metric, '30d')} or {total}(avg_over_time({hourly}))"
+
+
+def _averages() -> list[Panel]:
+    def compared(title: str, question: str, what: str, metric: Metric, recorded: str, style: Style) -> Panel:
+        queries = [
+            _now(_fleet(metric, "1d"), "24 h"),
+            _now(_fleet(metric, "7d"), "7 days"),
+            _now(_month(metric, recorded), "30 days"),
+        ]
+        return stat(title, question, f"{what} of the last 24 hours, 7 days and 30 days.", queries, style, width=8)
+
+    cpu, memory, labs = "cml_worker:cpu_utilization_ratio", "cml_worker:memory_utilization_ratio", "cml_worker:active_labs"
+    workers = "Average of the workers' averages"
+    return [
+        compared("Average CPU", "How busy were the workers?", workers, CPU, cpu, _CPU),
+        compared("Average memory", "How full was their memory?", workers, MEMORY, memory, _CPU),
+        compared(
+            "Average active labs",
+            "How much were they used?",
+            "Labs running at a time, all workers together,",
+            ACTIVE_LABS,
+            labs,
+            _LABS,
+        ),
+    ]
+
+
+def _change(metric: Metric) -> str:
+    return f"{_fleet(metric, '7d')} - {_fleet(metric, '7d', _WEEK_BEFORE)}"
+
+
+def _weeks() -> list[Panel]:
+    running = f"sum({running_hours(SELECTED, '7d')})"
+    before = f"sum({running_hours(SELECTED, '7d', _WEEK_BEFORE)})"
+    points = "in percentage points: 5 % means from 20 % to 25 %, for example."
+
+    def line(title: str, question: str, metric: Metric, style: Style) -> Panel:
+        queries = [
+            Query(_fleet(metric, "$__interval"), "now", interval=HISTORY_STEP),
+            Query(_fleet(metric, "$__interval", _WEEK_BEFORE), "a week earlier", interval=HISTORY_STEP),
+        ]
+        return graph(title, question, "The workers chosen above, and the same a week earlier.", queries, style, width=8)
+
+    return [
+        stat(
+            "CPU against the week before",
+            "Are the workers busier than last week?",
+            f"Average of the last 7 days less that of the 7 days before, {points}",
+            [_now(_change(CPU))],
+            _CHANGE,
+            width=6,
+        ),
+        stat(
+            "Memory against the week before",
+            "Do they need more memory than last week?",
+            f"Average of the last 7 days less that of the 7 days before, {points}",
+            [_now(_change(MEMORY))],
+            _CHANGE,
+            width=6,
+        ),
+        stat(
+            "Labs against the week before",
+            "Are they used more than last week?",
+            "Labs running at a time on average of the last 7 days, less that of the 7 days before.",
+            [_now(_change(ACTIVE_LABS))],
+            replace(_CHANGE, unit="none"),
+            width=6,
+        ),
+        stat(
+            "Running hours against the week before",
+            "Do we pay for more hours than last week?",
+            "Hours that workers ran in the last 7 days, and in the 7 days before.",
+            [_now(running, "7 days"), _now(before, "week before")],
+            _HOURS,
+            width=6,
+        ),
+        line("CPU, week over week", "When does this week differ from the last?", CPU, _CPU),
+        line("Memory, week over week", "When does memory differ from last week's?", MEMORY, _CPU),
+        line("Active labs, week over week", "When does use differ from last week's?", ACTIVE_LABS, _LABS),
+    ]
+
+
+def _days() -> list[Panel]:
+    def daily(title: str, question: str, metric: Metric, style: Style) -> Panel:
+        kinds = (("avg", "average"), ("min", "lowest"), ("max", "highest"))
+        queries = [Query(f"{kind}({over(kind, metric, SELECTED, '1d')})", legend, interval="1d") for kind, legend in kinds]
+        return graph(
+            title,
+            question,
+            "Each point stands for the 24 hours before it: the average worker, and the lowest and the highest value of any.",
+            queries,
+            style,
+            width=8,
+        )
+
+    share = over("avg", STATUS, SELECTED, "1d", RUNNING)
+    rank = f'max by ({WORKER}) (avg_over_time({CPU.name}{{store="history",{SELECTED}}}[$__range] @ end()))'
+    return [
+        daily("CPU by day", "Which days were busy?", CPU, _CPU),
+        daily("Memory by day", "On which days was memory full?", MEMORY, _CPU),
+        daily("Active labs by day", "On which days were they used?", ACTIVE_LABS, _LABS),
+        graph(
+            "Workers by day",
+            "Do we have more workers than we had?",
+            "Workers that were there on each day, and how many that makes if each counts for the part of the day it ran.",
+            [
+                Query(f"count({over('last', INFO, SELECTED, '1d')})", "there", interval="1d"),
+                Query(f"sum({share})", "running", interval="1d"),
+            ],
+            _LABS,
+        ),
+        graph(
+            "CPU of the busiest workers by day",
+            "Which workers were busy on which days?",
+            "Daily average of the workers with the highest average in the time shown, terminated ones included.",
+            [Query(_name(top(over("avg", CPU, SELECTED, "1d"), rank)), "{{worker}}", interval="1d")],
+            replace(_CPU, links=looks.SERIES_LINK),
+        ),
+    ]
+
+
+def _hours() -> list[Panel]:
+    def ranked(title: str, question: str, description: str, hours: str, style: Style) -> Panel:
+        query = _now(_name(f"topk($top, {hours})"), "{{worker}}")
+        return bars(title, question, description, query, replace(style, links=looks.SERIES_LINK), width=12)
+
+    return [
+        ranked(
+            "Running hours",
+            "Which workers ran longest?",
+            "Hours in the status running in the time shown, by worker.",
+            running_hours(SELECTED, "$__range"),
+            _HOURS,
+        ),
+        ranked(
+            "Idle hours",
+            "Which workers ran for nothing?",
+            "Whole hours of the time shown in which a worker ran, had no lab and hardly used its CPU.",
+            idle_hours(SELECTED, "$__range"),
+            _HOURS,
+        ),
+    ]
+
+
+_WORKERS = (
+    Column("worker", "Worker", looks.ROW_LINK),
+    Column("region", "Region"),
+    Column("Value #B", "CPU 24 h", looks.BAR_CELL),
+    Column("Value #C", "CPU 7 d", looks.BAR_CELL),
+    Column("Value #D", "7 d before", looks.RATIO_CELL),
+    Column("Value #E", "CPU highest", looks.RATIO_CELL),
+    Column("Value #F", "Memory 7 d", looks.RATIO_CELL),
+    Column("Value #G", "Running hours", {"unit": "h", "decimals": 1}),
+    Column("Value #H", "Idle hours", {"unit": "h", "decimals": 0}),
+    Column("worker_id", "Worker id"),
+)
+
+
+def _tables() -> list[Panel]:
+    names = f"topk by ({WORKER}) (1, max by ({WORKER}, worker) ({display_name(past_info(SELECTED))}))"
+    seen = last_seen(SELECTED)
+    alive = f'max by ({WORKER}) ({STATUS.name}{{{SELECTED},status!="terminated"}}) == 1'
+    return [
+        table(
+            "Workers",
+            "How does each worker do, and did it change?",
+            "Every worker with history in the time shown: averages of fixed times, the rest of the time shown.",
+            [
+                _now(names),
+                _now(over("avg", CPU, SELECTED, "1d")),
+                _now(over("avg", CPU, SELECTED, "7d")),
+                _now(over("avg", CPU, SELECTED, "7d", at=_WEEK_BEFORE)),
+                _now(over("max", CPU, SELECTED, "$__range")),
+                _now(over("avg", MEMORY, SELECTED, "7d")),
+                _now(running_hours(SELECTED, "$__range")),
+                _now(idle_hours(SELECTED, "$__range")),
+            ],
+            _WORKERS,
+            Style("none", looks.NO_HISTORY),
+            sort="CPU 7 d",
+            height=12,
+        ),
+        table(
+            "Terminated workers",
+            "Which workers are gone, and since when?",
+            "Workers with history in the time shown that are terminated, or that the manager no longer lists.",
+            [
+                _now(f"{_name(f'1000 * {seen}')} unless on ({WORKER}) ({alive})"),
+                _now(f"{running_hours(SELECTED, '$__range')} unless on ({WORKER}) ({alive})"),
+                _now(f"{over('avg', CPU, SELECTED, '$__range')} unless on ({WORKER}) ({alive})"),
+            ],
+            (
+                Column("worker", "Worker", looks.ROW_LINK),
+                Column("region", "Region"),
+                Column("Value #A", "Last seen", {"unit": "dateTimeAsIso"}),
+                Column("Value #B", "Running hours", {"unit": "h", "decimals": 1}),
+                Column("Value #C", "Average CPU", looks.BAR_CELL),
+                Column("worker_id", "Worker id"),
+            ),
+            Style("none", "No worker has gone in this time"),
+            sort="Last seen",
+        ),
+    ]
+
+
+DASHBOARD = Dashboard(
+    uid=looks.TRENDS,
+    title="CML / Trends",
+    description="The history by day and week: complete, from before this Prometheus ran, and with the workers that are gone.",
+    items=[
+        Row("Averages"),
+        *_averages(),
+        Row("Week over week"),
+        *_weeks(),
+        Row("By day"),
+        *_days(),
+        Row("Hours in the time shown"),
+        *_hours(),
+        Row("Workers"),
+        *_tables(),
+    ],
+    variables=[looks.past_region(), looks.past_worker(several=True), looks.TOP],
+    annotations=[looks.ALERTS, looks.RESTARTS],
+    time_from="now-7d",
+    refresh="",
+)
