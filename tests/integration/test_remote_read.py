@@ -1,5 +1,7 @@
 """PromQL over the history: a real Prometheus, with the repository's own configuration, asks a real exporter over HTTP."""
 
+import os
+import signal
 import time
 from typing import Any
 
@@ -144,10 +146,22 @@ def test_while_mongodb_is_down_prometheus_keeps_its_own_data_and_warns(
     prometheus.values('up{job="cml-worker-exporter"}')
     assert time.monotonic() - began < 5, "what does not name the store never waits for it"
     own_mongod.start()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while prometheus.ask(query, NOW - 1)["data"]["result"] == []:
         assert time.monotonic() < deadline
         time.sleep(0.5)
+    os.kill(own_mongod.pid, signal.SIGSTOP)  # now it hangs: it takes connections, and never answers
+    try:
+        began = time.monotonic()
+        answer = prometheus.ask(f'{query} or on () max(up{{job="cml-worker-exporter"}})')
+        assert answer["warnings"]
+        assert [each["value"][1] for each in answer["data"]["result"]] == ["1"]
+        assert time.monotonic() - began < 25, "Prometheus' own remote_timeout bounds the wait"
+        rules = prometheus.http.get("/api/v1/rules").json()["data"]["groups"]
+        assert rules
+        assert all(group["evaluationTime"] < 1 for group in rules), "no rule waits for the history"
+    finally:
+        os.kill(own_mongod.pid, signal.SIGCONT)
 
 
 def read(exporter: ExporterProcess, body: bytes) -> httpx.Response:
