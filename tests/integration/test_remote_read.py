@@ -19,7 +19,7 @@ from tests.fixtures.prometheus import RunPrometheus
 PERIOD = 300
 CPU = "cml_worker_cpu_utilization_ratio"
 NOW = align(int(time.time()), HOUR)
-DAYS = 16
+DAYS = 32
 
 
 def percent(worker: int, start: int) -> float:
@@ -58,9 +58,9 @@ GONE_AT = NOW - 3 * DAY
 
 @pytest.fixture
 def exporter(own_mongod: Mongod, run_exporter: RunExporter) -> ExporterProcess:
-    """An exporter whose history has two weeks of two workers; one is gone, from the aggregates too."""
+    """An exporter whose history has a month of two workers; one is gone, from the aggregates too."""
     uri = own_mongod.uri.replace("/?", "/cml?")
-    made = run_exporter({"mongodb": {"uri": uri}, "cloudwatch": {"enabled": False}})
+    made = run_exporter({"mongodb": {"uri": uri, "retention": "40d"}, "cloudwatch": {"enabled": False}})
     with MongoClient[dict[str, Any]](uri) as client:
         for worker, until in ((1, NOW), (2, GONE_AT)):
             documents = [sample(worker, start) for start in range(NOW - DAYS * DAY, until, PERIOD)]
@@ -101,7 +101,7 @@ def test_promql_reads_the_whole_history_and_agrees_with_the_repositorys_own_aggr
     assert prometheus.value(offset, moment + 299) == percent(1, moment - 7 * DAY) / 100
 
     # A second before the boundary, so that [start, end) has the same samples in every version of Prometheus.
-    for days, end in ((1, NOW), (7, NOW - DAY), (14, NOW)):
+    for days, end in ((1, NOW), (7, NOW - DAY), (30, NOW)):
         found = prometheus.value(history("w1", f"{days}d"), end - 1)
         answer = exporter.get(
             "/api/workers/w1/metrics/history",
