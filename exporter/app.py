@@ -116,6 +116,17 @@ def repository(
     )
 
 
+def history_name(settings: Settings, to_do: str) -> str:
+    """Return the collection of the history, for a command that has something `to_do` with it.
+
+    Raises:
+        ConfigError: the settings name none.
+    """
+    if settings.mongodb.history is None:
+        raise ConfigError(f"mongodb.history is null, so there is no history to {to_do}; name the collection")
+    return settings.mongodb.history
+
+
 class _Elsewhere:
     """The loop that collects, for what the routes' loop wants of it."""
 

@@ -8,7 +8,6 @@ Belongs to one event loop: that of the CloudWatch it asks.
 """
 
 import asyncio
-import re
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -16,11 +15,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Generic, NamedTuple, TypeVar
 
-from exporter.cloudwatch import RECENT, memory_series
+from exporter.cloudwatch import INSTANCE_ID, RECENT, all_memory_series, instance_queries
 from exporter.collector import LISTING_AGE, MetricSource
 from exporter.errors import RejectedQuery, SourceError
-from exporter.lifecycle import ran_on
-from exporter.model import Answer, Dimensions, InventoryEntry, Listing, Query, Worker
+from exporter.lifecycle import stays
+from exporter.model import Answer, Dimensions, InventoryEntry, Listing, Worker
 from exporter.periods import DAY, align, align_up
 from exporter.ranges import MARGIN, reach
 from exporter.rows import Point
@@ -38,9 +37,6 @@ MAX_DATAPOINTS = 200_000
 """Datapoints kept, at some 110 bytes."""
 CALLS = 4
 """Calls under way at once: a long look back must not take all places of the live rounds."""
-
-_INSTANCE = re.compile(r"i-[0-9a-f]{8}([0-9a-f]{9})?")
-"""https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/resource-ids.html"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +130,7 @@ class Archive:
         memory: dict[int, float] = {}
         instance_type = worker.instance_type or (entry.instance_type if entry else None)
         asked: dict[tuple[str, str], Awaitable[Points]] = {}
-        pieces = list(_pieces(worker, entry, start, end, resolution))
+        pieces = stays(entry, worker, start, end, resolution)
         for _, _, region, instances in pieces:
             for instance in instances:
                 if region and (region, instance) not in asked:
@@ -152,15 +148,14 @@ class Archive:
         return await self._points.get(window, partial(self._call, window), None if final else FRESH)
 
     async def _call(self, window: _Window) -> Points:
-        queries = [Query(window.instance, "cpu", (("InstanceId", window.instance),))]
-        queries += [Query(window.instance, "memory", dimensions) for dimensions in await self._series(window)]
+        queries = instance_queries(window.instance, await self._series(window))
         try:
             async with self._slots:
                 answers = await self._source.get_metric_data(
                     window.region, queries, window.start, window.end, window.resolution
                 )
         except RejectedQuery:
-            if _INSTANCE.fullmatch(window.instance):
+            if INSTANCE_ID.fullmatch(window.instance):
                 raise
             return Points({}, {})  # CloudWatch never holds data of an id it refuses to look up
         given = [answers.by_query[query] for query in queries]
@@ -182,8 +177,7 @@ class Archive:
         listing = await self._listings.get(
             (window.region, recent), partial(self._source.list_memory, window.region, recent=recent), LISTING_AGE
         )
-        best = memory_series(listing, window.instance, window.instance_type, ())
-        return tuple(dict.fromkeys((*best, *listing.series.get(window.instance, ())))) or ((("InstanceId", window.instance),),)
+        return all_memory_series([listing], window.instance, window.instance_type) or ((("InstanceId", window.instance),),)
 
 
 def _first_wins(answers: Sequence[Answer]) -> dict[int, float]:
@@ -191,20 +185,6 @@ def _first_wins(answers: Sequence[Answer]) -> dict[int, float]:
     for answer in reversed(answers):
         values.update(answer.values)
     return values
-
-
-def _pieces(
-    worker: Worker, entry: InventoryEntry | None, start: int, end: int, resolution: int
-) -> list[tuple[int, int, str, tuple[str, ...]]]:
-    """Cut [start, end) where another instance comes into question: (first, last, region, instances newest first)."""
-    cuts = {start}
-    for sighting in entry.instances if entry else ():
-        cuts |= {align(sighting.last, resolution), align(sighting.first, resolution) + resolution}
-    edges = sorted(cut for cut in cuts if start <= cut < end)
-    return [
-        (first, last, *ran_on(entry, worker, first, first + resolution))
-        for first, last in zip(edges, [*edges[1:], end], strict=True)
-    ]
 
 
 class _Shelf(Generic[K, V]):

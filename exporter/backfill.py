@@ -9,15 +9,15 @@ then, status, labs and values of their own, is gone.
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 from exporter import lifecycle
-from exporter.cloudwatch import MAX_DATAPOINTS, MAX_QUERIES, memory_series
+from exporter.cloudwatch import MAX_DATAPOINTS, MAX_QUERIES, all_memory_series, instance_queries
 from exporter.cost import Usage
 from exporter.errors import ConfigError
 from exporter.lifecycle import Row
-from exporter.model import Answer, Dimensions, Fleet, InventoryEntry, Listing, Query, Worker
-from exporter.periods import DAY, HOUR, MINUTE, align, align_up, format_duration, rfc3339
+from exporter.model import Answer, Fleet, InventoryEntry, Listing, Query, Worker
+from exporter.periods import HOUR, MINUTE, align, align_up, format_duration, rfc3339
+from exporter.ranges import reach
 
 MARGIN = 10 * MINUTE
 """CloudWatch's memory ends while we ask: nothing is asked that will be forgotten within this time."""
@@ -91,14 +91,6 @@ class Plan:
 # -- where to look -----------------------------------------------------------------------------------------------------
 
 
-def reach(period: int) -> int:
-    """Return for how many seconds CloudWatch can answer for this period.
-
-    It keeps datapoints of 60 s for 15 days, of 300 s for 63, of an hour for 455: AWS CloudWatch User Guide, Metrics retention.
-    """
-    return (455 if period % HOUR == 0 else 63 if period % 300 == 0 else 15) * DAY
-
-
 def window(since: int, now: int, period: int, heal: int, retention: int | None) -> tuple[int, int, tuple[str, ...]]:
     """Return the first and the end of the periods to look at, and a sentence for each reason that made them fewer.
 
@@ -142,25 +134,13 @@ def lives(fleet: Fleet, inventory: Mapping[str, InventoryEntry], only: Collectio
     }
     for worker_id, entry in inventory.items():
         if worker_id not in found:
-            found[worker_id] = Life(_remembered(entry), entry, False)
+            found[worker_id] = Life(lifecycle.remembered(entry), entry, False)
     for worker_id in only:
         if worker_id not in found:
             raise ConfigError(
                 f"--worker: {worker_id!r} is neither among the aggregates nor in the inventory; /api/workers lists all ids"
             )
     return [found[worker_id] for worker_id in sorted(set(only) or found)]
-
-
-def _remembered(entry: InventoryEntry) -> Worker:
-    return Worker(
-        id=entry.worker_id,
-        region=entry.region,
-        instance_id=None,  # its sightings say more
-        status=entry.status,
-        instance_type=entry.instance_type,
-        created_at=entry.created_at,
-        terminated_at=entry.terminated_at,
-    )
 
 
 def span(life: Life, since: int, until: int, period: int) -> Range:
@@ -189,19 +169,12 @@ def missing(start: int, end: int, period: int, have: AbstractSet[int]) -> tuple[
 
 
 def asks(life: Life, have: AbstractSet[int], since: int, until: int, period: int) -> list[tuple[str, Ask]]:
-    """Return (region, ask) for every stretch of [since, until) in which a worker's candidates are the same and samples lack.
-
-    The candidates of each period are `lifecycle.ran_on`'s; they change only where one sighting ends and another begins.
-    """
+    """Return (region, ask) for every stretch of [since, until) in which a worker's candidates are the same and samples lack."""
     start, end = span(life, since, until, period)
     if start >= end:
         return []
-    sightings = life.entry.instances
-    marks = {align(one.last, period) for one in sightings[:-1]} | {align(one.first, period) + period for one in sightings[1:]}
-    stretches = pairwise([start, *sorted(mark for mark in marks if start < mark < end), end])
     found = []
-    for first, last in stretches:
-        region, instances = lifecycle.ran_on(life.entry, life.worker, first, first + period)
+    for first, last, region, instances in lifecycle.stays(life.entry, life.worker, start, end, period):
         gaps = missing(first, last, period, have)
         if instances and gaps:
             found.append((region, Ask(life.worker.id, instances, gaps)))
@@ -213,12 +186,7 @@ def asks(life: Life, have: AbstractSet[int], since: int, until: int, period: int
 
 def queries(instance: str, instance_type: str | None, listings: Sequence[Listing]) -> tuple[Query, ...]:
     """CPU and every listed memory series of an instance, the most likely first: which was alive when is not known."""
-    sets: dict[Dimensions, None] = {}
-    for listing in listings:
-        sets |= dict.fromkeys(memory_series(listing, instance, instance_type, ()))
-        sets |= dict.fromkeys(listing.series.get(instance, ()))
-    cpu = Query(instance, "cpu", (("InstanceId", instance),))
-    return cpu, *(Query(instance, "memory", dimensions) for dimensions in sets)
+    return instance_queries(instance, all_memory_series(listings, instance, instance_type))
 
 
 def calls(wanted: Iterable[tuple[str, Ask]], queries_of: QueriesOf, period: int) -> tuple[Call, ...]:

@@ -20,6 +20,7 @@ from exporter.lease import Lease
 from exporter.mirror import RETRY, Mirror
 from exporter.model import Answer, Query
 from exporter.periods import align_up
+from exporter.ranges import reach
 from exporter.rounds import OutboxThread
 from exporter.telemetry import Telemetry
 
@@ -172,7 +173,7 @@ class Job:
 
     async def _fill(self, number: int, call: Call) -> None:
         """Ask one call, and keep what it brought."""
-        oldest = align_up(int(time.time()) - backfill.reach(self.period) + backfill.MARGIN // 2, self.period)
+        oldest = align_up(int(time.time()) - reach(self.period) + backfill.MARGIN // 2, self.period)
         wanted, before = backfill.clip(call, oldest, call.end), call.periods(self.period)
         self.forgotten += before - (wanted.periods(self.period) if wanted else 0)
         answers: dict[Query, Answer] = {}

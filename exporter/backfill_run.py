@@ -96,9 +96,7 @@ async def run(
         OutboxLocked: another backfill runs on this machine.
         StoreError: MongoDB or the disk does not let us; what was asked is kept.
     """
-    name = settings.mongodb.history
-    if name is None:
-        raise ConfigError("mongodb.history is null, so there is no history to fill; name the collection")
+    name = app.history_name(settings, "fill")
     if not settings.cloudwatch.enabled:
         raise ConfigError("cloudwatch.enabled is false, but CloudWatch is where missing samples come from; set it to true")
     telemetry = Telemetry(CollectorRegistry())

@@ -26,13 +26,13 @@ from rich.table import Table
 from rich.text import Text
 
 from exporter import app, logs, webconfig
-from exporter.cloudwatch import CloudWatch
+from exporter.cloudwatch import CloudWatch, instance_queries
 from exporter.config import Settings
 from exporter.cost import DOLLARS_PER_METRIC
 from exporter.errors import ConfigError, ExporterError, RejectedQuery, SourceError, StoreMisfit
 from exporter.history import least_role
 from exporter.lifecycle import MAX_SKEW
-from exporter.model import Answer, Fleet, Listing, Query, Worker
+from exporter.model import Answer, Fleet, Listing, Worker
 from exporter.mongo import STATE, Database, durable, operation
 from exporter.periods import align, format_duration, rfc3339, to_datetime, to_seconds
 from exporter.telemetry import Telemetry
@@ -481,7 +481,7 @@ async def _cpu(
         return Finding(what, "skipped", "not asked: no worker of this region names its instance")
     end = align(int(wall()), period)
     start = end - max(6 * period, align(_LOOK_BACK, period))
-    query = Query(worker.instance_id, "cpu", (("InstanceId", worker.instance_id),))
+    (query,) = instance_queries(worker.instance_id)
     answers = await _attempt(cloudwatch.get_metric_data(region, [query], start, end, period))
     if isinstance(answers, RejectedQuery):
         return Finding(what, "warn", f"{answers}; the other workers are not affected")

@@ -208,6 +208,13 @@ def _settings(options: argparse.Namespace) -> config.Settings:
     return config.load(options.config_file, flags=flags)
 
 
+def _quiet(options: argparse.Namespace, level: str = "error") -> config.Settings:
+    """The settings of a command that speaks to a person: the log says only what went wrong."""
+    settings = _settings(options)
+    logs.configure(level, settings.log.format, sys.stderr)
+    return settings
+
+
 def _serve(options: argparse.Namespace) -> int:
     settings = _settings(options)
     logs.configure(settings.log.level, settings.log.format, sys.stderr)
@@ -215,20 +222,17 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    settings = _settings(options)
-    logs.configure("error", settings.log.format, sys.stderr)
+    settings = _quiet(options)
     return asyncio.run(check.run(settings, sys.stdout))
 
 
 def _estimate(options: argparse.Namespace) -> int:
-    settings = _settings(options)
-    logs.configure("error", settings.log.format, sys.stderr)
+    settings = _quiet(options)
     return asyncio.run(estimate.run(settings, sys.stdout))
 
 
 def _retention(options: argparse.Namespace) -> int:
-    settings = _settings(options)
-    logs.configure("error", settings.log.format, sys.stderr)
+    settings = _quiet(options)
     try:
         wanted = None if options.wanted is None else parse_duration(options.wanted)
     except ValueError as error:
@@ -258,16 +262,14 @@ def _dollars(text: str) -> float:
 
 
 def _backfill(options: argparse.Namespace) -> int:
-    settings = _settings(options)
-    logs.configure("warn", settings.log.format, sys.stderr)
+    settings = _quiet(options, "warn")
     since, text = options.since
     wanted = backfill_run.Options(since, text, tuple(options.workers), options.dry_run, options.max_usd)
     return asyncio.run(backfill_run.main(settings, wanted, sys.stdout, sys.stderr))
 
 
 def _export(options: argparse.Namespace) -> int:
-    settings = _settings(options)
-    logs.configure("error", settings.log.format, sys.stderr)
+    settings = _quiet(options)
     now = int(time.time())
     since, until = _time("--since", options.since, now), _time("--until", options.until, now)
     request = export.Request(since, until, tuple(options.workers), options.format, options.output)
@@ -282,8 +284,7 @@ def _time(flag: str, text: str, now: int) -> int:
 
 
 def _purge(options: argparse.Namespace) -> int:
-    settings = _settings(options)
-    logs.configure("error", settings.log.format, sys.stderr)
+    settings = _quiet(options)
     ask = _ask if sys.stdin.isatty() else None
     return asyncio.run(
         purge.run(settings, options.workers, yes=options.yes, even_if_listed=options.even_if_listed, ask=ask, out=sys.stdout)

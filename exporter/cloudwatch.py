@@ -149,6 +149,12 @@ def check_limits(queries: Sequence[Query], start: int, end: int, period: int) ->
         raise ValueError(f"{points} datapoints; a call answers at most {MAX_DATAPOINTS}")
 
 
+def instance_queries(instance_id: str, series: Iterable[Dimensions] = ()) -> tuple[Query, ...]:
+    """Return what an instance is asked for: its CPU, and its memory under each of these dimension sets."""
+    cpu = Query(instance_id, "cpu", (("InstanceId", instance_id),))
+    return cpu, *(Query(instance_id, "memory", dimensions) for dimensions in series)
+
+
 def memory_series(
     listing: Listing, worker_instance_id: str, instance_type: str | None, silent: Collection[Dimensions]
 ) -> tuple[Dimensions, ...]:
@@ -174,6 +180,17 @@ def memory_series(
 
     best = min(map(rank, candidates), default=None)
     return tuple(sorted(dimensions for dimensions in candidates if rank(dimensions) == best))
+
+
+def all_memory_series(
+    listings: Iterable[Listing], instance_id: str, instance_type: str | None, silent: Collection[Dimensions] = ()
+) -> tuple[Dimensions, ...]:
+    """Return every dimension set that is listed for an instance, those that most likely are alive first."""
+    sets: dict[Dimensions, None] = {}
+    for listing in listings:
+        sets |= dict.fromkeys(memory_series(listing, instance_id, instance_type, silent))
+        sets |= dict.fromkeys(listing.series.get(instance_id, ()))
+    return tuple(sets)
 
 
 def _by_instance(metrics: Iterable[Mapping[str, Any]]) -> dict[str, tuple[Dimensions, ...]]:

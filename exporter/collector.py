@@ -17,7 +17,6 @@ from exporter.cost import Budget, BudgetState
 from exporter.errors import ExporterError, RejectedQuery, SourceError, StoreError
 from exporter.lifecycle import Batch, Known, Need, Rules, Sightings
 from exporter.model import (
-    IDLE_STATUSES,
     METRICS,
     Answer,
     Answers,
@@ -464,15 +463,12 @@ class Collector:
     async def _needs(self, now: int) -> tuple[list[Need], list[Need]]:
         """Who is due: open rows, and a fresh gauge for every running worker; and of all running ones the latter alone."""
         needs = {(n.worker_id, n.region): n for n in await self._outbox(self._outbox.outbox.needs)}
-        live: list[Need] = []
-        for worker in self.fleet.workers:
-            if worker.status in IDLE_STATUSES or not worker.instance_id:
-                continue
-            fresh = align(now - self._rules.max_age, self._rules.period) - self._rules.period
-            live.append(Need(worker.id, worker.region, (worker.instance_id,), fresh))
-            need = needs.get((worker.id, worker.region), Need(worker.id, worker.region, (), fresh))
-            instances = tuple(dict.fromkeys((*need.instances, worker.instance_id)))
-            needs[worker.id, worker.region] = replace(need, instances=instances, oldest=min(need.oldest, fresh))
+        live = lifecycle.live_needs(self.fleet.workers, now, self._rules)
+        for fresh in live:
+            key = fresh.worker_id, fresh.region
+            need = needs.get(key, fresh)
+            instances = tuple(dict.fromkeys((*need.instances, *fresh.instances)))
+            needs[key] = replace(need, instances=instances, oldest=min(need.oldest, fresh.oldest))
         self._asked = {id_: at for id_, at in self._asked.items() if at <= now}  # a clock that went back asks again
         running = {need.worker_id for need in live}
         due = [
@@ -503,15 +499,12 @@ class Collector:
     def _queries(self, region: str, instance: str, instance_type: str | None, thorough: bool) -> tuple[Query, ...]:
         """CPU, and the memory series most likely to be alive; all that are listed where `thorough`."""
         state = self._regions.setdefault(region, _Region())
-        sets: dict[Dimensions, None] = {}
-        for listing in state.listings:
-            sets |= dict.fromkeys(cloudwatch.memory_series(listing, instance, instance_type, state.silent))
-            if thorough:
-                sets |= dict.fromkeys(listing.series.get(instance, ()))
-            elif sets:
-                break
-        cpu = Query(instance, "cpu", (("InstanceId", instance),))
-        return cpu, *(Query(instance, "memory", dimensions) for dimensions in sets)
+        if thorough:
+            series = cloudwatch.all_memory_series(state.listings, instance, instance_type, state.silent)
+        else:
+            likely = (cloudwatch.memory_series(each, instance, instance_type, state.silent) for each in state.listings)
+            series = next(filter(None, likely), ())
+        return cloudwatch.instance_queries(instance, series)
 
     async def _run(self, source: MetricSource, batch: Batch, tally: Tally) -> SourceError | None:
         """One call: keep the newest datapoints, settle rows; split it where CloudWatch rejects the content (rule 13)."""

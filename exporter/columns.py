@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from exporter.errors import ExporterError
-from exporter.history import TIME, number
+from exporter.history import TIME
+from exporter.rows import number
 
 NUMBERS = ("cpu_utilization", "memory_utilization", "active_labs_count")
 KEYS = ("region", "status", *NUMBERS)

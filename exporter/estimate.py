@@ -15,9 +15,9 @@ from exporter.collector import LISTING_AGE
 from exporter.config import Settings
 from exporter.cost import MONTH, Usage
 from exporter.errors import SourceError
-from exporter.lifecycle import Need, Rules
-from exporter.model import IDLE_STATUSES, Fleet, Listing, Query, Worker
-from exporter.periods import DAY, align, format_duration
+from exporter.lifecycle import Rules
+from exporter.model import Fleet, Listing, Query
+from exporter.periods import DAY, format_duration
 from exporter.telemetry import Telemetry
 from exporter.workers import Aggregates
 
@@ -52,30 +52,23 @@ def estimate(fleet: Fleet, listings: Mapping[str, Listing | None], rules: Rules)
         listings: ListMetrics' answer for each region; None: unknown, every worker is taken to have an agent.
         rules: the settings.
     """
-    workers = asked(fleet)
-    types = {worker.instance_id: worker.instance_type for worker in workers}
+    needs = lifecycle.live_needs(fleet.workers, fleet.date, rules)
+    types = {worker.instance_id: worker.instance_type for worker in fleet.workers}
 
     def queries_of(worker_id: str, region: str, instance: str) -> tuple[Query, ...]:
         listing = listings.get(region)
         sets = [_ASSUMED] if listing is None else cloudwatch.memory_series(listing, instance, types[instance], ())
-        return Query(instance, "cpu", (("InstanceId", instance),)), *(Query(instance, "memory", each) for each in sets)
+        return cloudwatch.instance_queries(instance, sets)
 
-    window = align(fleet.date - rules.max_age, rules.period) - rules.period
-    needs = [Need(worker.id, worker.region, (worker.instance_id or "",), window) for worker in workers]
     batches = lifecycle.plan(needs, queries_of, fleet.date, rules)
-    regions = sorted({worker.region for worker in workers})
+    regions = sorted({need.region for need in needs})
     known = [listing for listing in listings.values() if listing is not None]
     return Estimate(
-        running=len(workers),
+        running=len(needs),
         agents=sum(len(queries_of(need.worker_id, need.region, need.instances[0])) > 1 for need in needs),
         by_region={region: Usage.of(len(b.queries) for b in batches if b.region == region) for region in regions},
         listing_pages=sum(max(1, math.ceil(sum(map(len, listing.series.values())) / _PAGE)) for listing in known),
     )
-
-
-def asked(fleet: Fleet) -> list[Worker]:
-    """Return the workers every round asks about: all with an instance that are not stopped or terminated."""
-    return [worker for worker in fleet.workers if worker.instance_id and worker.status not in IDLE_STATUSES]
 
 
 async def run(settings: Settings, out: TextIO) -> int:
@@ -94,9 +87,9 @@ async def run(settings: Settings, out: TextIO) -> int:
     if not settings.cloudwatch.enabled:
         print("cloudwatch.enabled is false: CloudWatch is never asked, and costs nothing.", file=out)
         return 0
-    regions = sorted({worker.region for worker in asked(fleet)})
-    listings, problems = await _listings(settings, regions)
     rules = app.rules_of(settings)
+    regions = sorted({need.region for need in lifecycle.live_needs(fleet.workers, fleet.date, rules)})
+    listings, problems = await _listings(settings, regions)
     show(settings, fleet, estimate(fleet, listings, rules), rules, problems, out)
     return 0
 

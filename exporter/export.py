@@ -26,11 +26,13 @@ from exporter import app
 from exporter.columns import KEYS, columns
 from exporter.config import Settings
 from exporter.errors import ConfigError, ExporterError, StoreUnavailable
-from exporter.history import TIME, Pages, WorkerMetricsRepository, number
+from exporter.history import TIME, Pages, WorkerMetricsRepository
 from exporter.inventory import Inventory
 from exporter.model import InventoryEntry
-from exporter.openmetrics import FAMILIES, text
+from exporter.openmetrics import text
 from exporter.periods import format_duration, parse_duration, rfc3339, to_seconds
+from exporter.rows import number
+from exporter.series import FAMILIES
 
 Format = Literal["openmetrics", "csv"]
 FORMATS: tuple[Format, ...] = ("openmetrics", "csv")
@@ -107,9 +109,7 @@ async def run(settings: Settings, request: Request, err: TextIO) -> int:
         StoreError: MongoDB does not answer, or not to the end.
         ExporterError: the output cannot be written. After any of these there is no file.
     """
-    name = settings.mongodb.history
-    if name is None:
-        raise ConfigError("mongodb.history is null, so there is no history to export; name the collection")
+    name = app.history_name(settings, "export")
     if request.since >= request.until:
         raise ConfigError(
             f"--since: {rfc3339(request.since)} is not before --until, {rfc3339(request.until)}; swap or mend them"

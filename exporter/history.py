@@ -767,19 +767,19 @@ def _unfit(document: Document) -> str | None:
     return f"its {size} bytes exceed {MAX_DOCUMENT_BYTES}" if size > MAX_DOCUMENT_BYTES else None
 
 
-def number(value: object) -> float | None:
-    """Return what counts as a value in a sample's document; None for what others may have written there, a text or NaN."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) else None
+def _float(value: object) -> float | None:
+    known = rows.number(value)
+    return None if known is None else float(known)
 
 
 def _sample(document: Mapping[str, Any]) -> WorkerMetricsSample:
-    labs, status = number(document.get("active_labs_count")), document.get("status")
+    labs, status = rows.number(document.get("active_labs_count")), document.get("status")
     return WorkerMetricsSample(
         worker_id=document["worker_id"],
         region=str(document.get("region", "")),
         timestamp=document["timestamp"],
-        cpu_utilization=number(document.get("cpu_utilization")),
-        memory_utilization=number(document.get("memory_utilization")),
+        cpu_utilization=_float(document.get("cpu_utilization")),
+        memory_utilization=_float(document.get("memory_utilization")),
         active_labs_count=None if labs is None else int(labs),
         status=None if status is None else str(status),
     )

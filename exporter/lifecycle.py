@@ -11,6 +11,7 @@ values and clock jumps.
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from exporter.model import (
     IDLE_STATUSES,
@@ -228,6 +229,29 @@ def ran_on(entry: InventoryEntry | None, worker: Worker, start: int, end: int) -
     return region, _unique(*(s.instance_id for s in reversed(may) if s.region == region))
 
 
+def stays(
+    entry: InventoryEntry | None, worker: Worker, start: int, end: int, period: int
+) -> list[tuple[int, int, str, tuple[str, ...]]]:
+    """Cut [start, end) where another instance comes into question: (first, last, region, instances), the latter as `ran_on`."""
+    sightings = entry.instances if entry else ()
+    marks = {align(one.last, period) for one in sightings[:-1]} | {align(one.first, period) + period for one in sightings[1:]}
+    edges = [start, *sorted(mark for mark in marks if start < mark < end), end]
+    return [(first, last, *ran_on(entry, worker, first, first + period)) for first, last in pairwise(edges)]
+
+
+def remembered(entry: InventoryEntry) -> Worker:
+    """A worker as the inventory knows it, whose aggregate is gone; which instances it ran on its sightings say."""
+    return Worker(
+        id=entry.worker_id,
+        region=entry.region,
+        instance_id=None,
+        status=entry.status,
+        instance_type=entry.instance_type,
+        created_at=entry.created_at,
+        terminated_at=entry.terminated_at,
+    )
+
+
 def next_entry(entry: InventoryEntry | None, worker: Worker, now: int) -> InventoryEntry:
     """Return what is remembered of a worker after it was seen at `now`.
 
@@ -307,6 +331,16 @@ class Batch:
         middle = len(workers) // 2
         first, second = ({w: self.asks[w] for w in part} for part in (workers[:middle], workers[middle:]))
         return replace(self, asks=first), replace(self, asks=second)
+
+
+def live_needs(workers: Iterable[Worker], now: int, rules: Rules) -> list[Need]:
+    """A fresh gauge for every worker that may be running: its instance, far enough back for `max_age`."""
+    fresh = align(now - rules.max_age, rules.period) - rules.period
+    return [
+        Need(worker.id, worker.region, (worker.instance_id,), fresh)
+        for worker in workers
+        if worker.instance_id and worker.status not in IDLE_STATUSES
+    ]
 
 
 QueriesOf = Callable[[str, str, str], tuple[Query, ...]]

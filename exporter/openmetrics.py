@@ -9,40 +9,17 @@ those of a series, within that in the order of time; timestamps are seconds; the
 
 from array import array
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 
-from exporter.catalog import ACTIVE_LABS, CPU, INFO, MEMORY, STATUS, WORKER_LABELS, Metric
+from exporter.catalog import INFO, STATUS, Metric
 from exporter.columns import Block, Columns
 from exporter.exposition import LONGEST_LABEL
-from exporter.history import TIME
 from exporter.model import InventoryEntry
+from exporter.series import FAMILIES, STORE, Family, facts
 
 END = "# EOF\n"
-STORE = "history"
 _LINES = 10_000
 """Lines joined at once: some 1.5 MB."""
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """A metric of the catalog and where its values come from."""
-
-    metric: Metric
-    key: str
-    """Of the history's documents; a sample without it is not in the family."""
-    scale: float = 1
-    """What a value is divided by."""
-
-
-FAMILIES: tuple[Family, ...] = (
-    Family(INFO, TIME),
-    Family(STATUS, "status"),
-    Family(CPU, "cpu_utilization", 100),
-    Family(MEMORY, "memory_utilization", 100),
-    Family(ACTIVE_LABS, "active_labs_count"),
-)
-"""In the order of the file; the info series has a point for every sample."""
 
 
 def heading(metric: Metric) -> str:
@@ -77,14 +54,14 @@ def _series(
     """Yield each series of a family in a block: its name with labels, and its values, NaN where it has none."""
     own = {"worker_id": block.worker_id, "region": block.region}
     if family.metric is INFO:
-        yield series(INFO, own | _facts(entry)), array("d", [1.0]) * block.samples
+        yield series(INFO, own | facts(entry)), array("d", [1.0]) * block.samples
     elif family.metric is STATUS:
-        codes = columns.values(block, family.key)
+        codes = columns.values(block, "status")
         for status in sorted(block.statuses):
             wanted = block.statuses.index(status)
             yield series(STATUS, own | {"status": status}), array("d", [c if c != c else c == wanted for c in codes])
-    else:
-        yield series(family.metric, own), columns.values(block, family.key)
+    elif family.field:
+        yield series(family.metric, own), columns.values(block, family.field)
 
 
 def series(metric: Metric, labels: Mapping[str, str]) -> str:
@@ -104,20 +81,6 @@ def _seconds(milliseconds: int) -> str:
     """Only a sample of somebody else's lies between two seconds."""
     seconds, rest = divmod(milliseconds, 1000)
     return f"{seconds}.{rest:03}" if rest else str(seconds)
-
-
-def _facts(entry: InventoryEntry | None) -> dict[str, str]:
-    """The labels of the info series; empty, which Prometheus takes for absent, where nothing is known."""
-    names = [name for name in INFO.labels if name not in WORKER_LABELS]
-    if entry is None:
-        return dict.fromkeys(names, "")
-    known = {
-        "name": entry.name,
-        "instance_id": entry.instances[-1].instance_id if entry.instances else None,
-        "instance_type": entry.instance_type,
-        "cml_version": entry.cml_version,
-    }
-    return {name: known[name] or "" for name in names}
 
 
 def _escaped(text: str) -> str:

@@ -78,9 +78,7 @@ async def run(
         SourceError: the aggregates cannot be read.
         StoreError: MongoDB does not answer, does not allow it, or a backfill is running.
     """
-    name = settings.mongodb.history
-    if name is None:
-        raise ConfigError("mongodb.history is null, so there is no history to purge; name the collection")
+    name = app.history_name(settings, "purge")
     client, database = app.connect(settings)
     async with client:
         history, inventory = app.repository(settings, database, name), Inventory(database)

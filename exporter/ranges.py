@@ -52,8 +52,8 @@ def align_interval_up(time: int, interval: int) -> int:
 
 
 def reach(resolution: int) -> int:
-    """Return how many seconds back CloudWatch has datapoints of `resolution` seconds."""
-    return max((age for age, finest in TIERS if finest <= resolution), default=0)
+    """Return how many seconds back CloudWatch answers for periods of `resolution` seconds, which its datapoints must divide."""
+    return max(age for age, finest in TIERS if resolution % finest == 0)
 
 
 def resolution_at(age: int, period: int) -> int:

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from exporter import rows
 from exporter.errors import SourceError, StoreMisfit
-from exporter.lifecycle import ran_on
+from exporter.lifecycle import ran_on, remembered
 from exporter.model import InventoryEntry, Worker
 from exporter.periods import align, align_up, format_duration, rfc3339
 from exporter.ranges import OLDEST, Source, Stretch, resolution_at, stretches
@@ -61,15 +61,7 @@ class Subject:
     def of(cls, worker: Worker | None, entry: InventoryEntry | None) -> "Subject | None":
         """Join what is known; None when nothing is."""
         if worker is None and entry is not None:
-            worker = Worker(
-                id=entry.worker_id,
-                region=entry.region,
-                instance_id=None,
-                status=entry.status,
-                instance_type=entry.instance_type,
-                created_at=entry.created_at,
-                terminated_at=entry.terminated_at,
-            )
+            worker = remembered(entry)
         return None if worker is None else cls(worker, entry)
 
 

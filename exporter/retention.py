@@ -19,9 +19,7 @@ async def run(settings: Settings, wanted: int | None, yes: bool, out: TextIO) ->
         ConfigError: the settings name no history, or the retention does not reach beyond `heal`, or beyond what MongoDB can.
         StoreError: MongoDB does not answer, or does not allow it.
     """
-    name = settings.mongodb.history
-    if name is None:
-        raise ConfigError("mongodb.history is null, so there is no history to keep; name the collection")
+    name = app.history_name(settings, "keep")
     if wanted is not None and wanted <= settings.heal:
         raise ConfigError(
             f"--set: {format_duration(wanted)} must be longer than heal ({format_duration(settings.heal)}), "

@@ -5,10 +5,11 @@ Every series has the label store="history". Values stand at the START of their p
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-from exporter.catalog import ACTIVE_LABS, CPU, INFO, MEMORY, STATUS
+from exporter.catalog import ACTIVE_LABS, CPU, INFO, MEMORY, STATUS, WORKER_LABELS, Metric
 from exporter.model import InventoryEntry
 from exporter.remote_read import BadRequest, Query, Selection, Series, encode_series, in_order
 
@@ -20,14 +21,40 @@ MAX_SERIES = 50_000
 GONE = 900
 """Seconds. A worker last seen so long before the newest observation has left: its series end."""
 
-_FIELDS: Mapping[str, str | None] = {
-    CPU.name: "cpu_utilization",
-    MEMORY.name: "memory_utilization",
-    ACTIVE_LABS.name: "active_labs_count",
-    STATUS.name: "status",
-    INFO.name: None,
-}
-"""Series name → field of the sample."""
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A metric of the catalog that the history has too, and where its values come from."""
+
+    metric: Metric
+    field: str | None
+    """Of a sample; one without it is not in the family. None: every sample is."""
+    scale: float = 1
+    """What a value is divided by."""
+
+
+FAMILIES: tuple[Family, ...] = (
+    Family(INFO, None),
+    Family(STATUS, "status"),
+    Family(CPU, "cpu_utilization", 100),
+    Family(MEMORY, "memory_utilization", 100),
+    Family(ACTIVE_LABS, "active_labs_count"),
+)
+"""In the order of an export; the info series has a point for every sample."""
+
+
+def facts(entry: InventoryEntry | None) -> dict[str, str]:
+    """The labels of the info series; empty, which Prometheus takes for absent, where nothing is known."""
+    names = [name for name in INFO.labels if name not in WORKER_LABELS]
+    if entry is None:
+        return dict.fromkeys(names, "")
+    known = {
+        "name": entry.name,
+        "instance_id": entry.instances[-1].instance_id if entry.instances else None,
+        "instance_type": entry.instance_type,
+        "cml_version": entry.cml_version,
+    }
+    return {name: known[name] or "" for name in names}
 
 
 class Columns(Protocol):
@@ -59,18 +86,17 @@ async def read(
     newest = max((entry.last_seen for entry in entries), default=0)
     found: list[Series] = []
     total = 0
-    for name, field in _FIELDS.items():
-        chosen = {
-            entry.worker_id: entry for entry in entries if selection.accepts(_fixed(name, entry), _READ.get(name, ("region",)))
-        }
+    for family in FAMILIES:
+        unknown = _READ.get(family.metric.name, ("region",))
+        chosen = {entry.worker_id: entry for entry in entries if selection.accepts(_fixed(family, entry), unknown)}
         if not chosen or query.start > query.end:
             continue
-        async for worker_id, region, stamps, values in history.columns(chosen.keys(), query.start, query.end, field):
+        async for worker_id, region, stamps, values in history.columns(chosen.keys(), query.start, query.end, family.field):
             entry = chosen[worker_id]
             end = None if not _is_gone(entry, newest) else query.end
             # In a thread: a month of a worker is milliseconds of Python in which no scrape would be answered.
             series = await asyncio.to_thread(
-                _series, name, entry, region, stamps, values, selection, period, end, query.labels_only
+                _series, family, entry, region, stamps, values, selection, period, end, query.labels_only
             )
             found += series
             total += sum(each.samples for each in series)
@@ -86,33 +112,18 @@ _READ = {STATUS.name: ("region", "status")}
 """The labels that only the samples tell; of all series the region, since a worker may have moved."""
 
 
-def _fixed(name: str, entry: InventoryEntry) -> dict[str, str]:
+def _fixed(family: Family, entry: InventoryEntry) -> dict[str, str]:
     """The labels known before a sample is read."""
-    labels = {"__name__": name, "worker_id": entry.worker_id, "store": STORE}
-    return labels | _facts(entry) if name == INFO.name else labels
-
-
-def _facts(entry: InventoryEntry) -> dict[str, str]:
-    return {
-        "name": entry.name or "",
-        "instance_id": entry.instances[-1].instance_id if entry.instances else "",
-        "instance_type": entry.instance_type or "",
-        "cml_version": entry.cml_version or "",
-    }
+    labels = {"__name__": family.metric.name, "worker_id": entry.worker_id, "store": STORE}
+    return labels | facts(entry) if family.metric is INFO else labels
 
 
 def _is_gone(entry: InventoryEntry, newest: int) -> bool:
     return entry.status == "terminated" or entry.last_seen < newest - GONE
 
 
-_SCALED: Mapping[str, Callable[[Any], float]] = {
-    CPU.name: lambda percent: percent / 100,
-    MEMORY.name: lambda percent: percent / 100,
-}
-
-
 def _series(
-    name: str,
+    family: Family,
     entry: InventoryEntry,
     region: str,
     stamps: Sequence[int],
@@ -123,13 +134,12 @@ def _series(
     labels_only: bool,
 ) -> list[Series]:
     """Encode the series of one worker, region and metric; one for each status it had, else one."""
-    labels = {"__name__": name, "worker_id": entry.worker_id, "region": region, "store": STORE}
-    labels |= _facts(entry) if name == INFO.name else {}
+    labels = _fixed(family, entry) | {"region": region}
     variants: list[tuple[dict[str, str], Callable[[Any], float]]]
-    if name == STATUS.name:
+    if family.metric is STATUS:
         variants = [(labels | {"status": each}, each.__eq__) for each in sorted(set(values))]
     else:
-        variants = [(labels, _SCALED.get(name, float))]
+        variants = [(labels, lambda value: value / family.scale)]
     accepted = [variant for variant in variants if selection.accepts(variant[0])]
     if not accepted or labels_only:
         return [encode_series(each, (), ()) for each, _ in accepted]

@@ -15,6 +15,7 @@ from exporter.errors import ConfigError, OutboxLocked
 from exporter.lifecycle import Known, Row, Rules
 from exporter.model import Answer, Answers, Fleet, InventoryEntry, Listing, Query, Sighting, Worker
 from exporter.periods import DAY, HOUR, align
+from exporter.ranges import reach
 
 P = 300
 NOW = 1_770_000_000 // P * P
@@ -57,7 +58,7 @@ def gaps_of(asks: list[tuple[str, Ask]] | tuple[Call, ...]) -> Counter[tuple[str
 
 @pytest.mark.parametrize(("period", "days"), [(60, 15), (120, 15), (300, 63), (360, 15), (900, 63), (3600, 455)])
 def test_cloudwatch_keeps_datapoints_by_their_period(period: int, days: int) -> None:
-    assert backfill.reach(period) == days * DAY
+    assert reach(period) == days * DAY
 
 
 @pytest.mark.parametrize("second", [0, 1, 7, P - 1])
