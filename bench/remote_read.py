@@ -1,4 +1,4 @@
-"""PromQL over the history against pymongo: all workers for a day, one worker for 30 days.
+"""PromQL over the history against pymongo: all workers for a day, one worker for 30 days, all for 30 days by the hour.
 
     python -m bench.remote_read [--workers 1000] [--rounds 9]
 
@@ -28,6 +28,7 @@ from tests.fixtures.mongo import free_port
 from tests.fixtures.prometheus import Prometheus
 
 CPU = "cml_worker_cpu_utilization_ratio"
+CPU_1H = "cml_worker:cpu_utilization_ratio:avg1h"
 
 
 def run(workers: int, rounds: int) -> None:
@@ -86,6 +87,13 @@ def report(
         query = f'sum(count_over_time({CPU}{{store="history"{selector}}}[{seconds}s]))'
         return lambda: int(prometheus.value(query, end - 1))
 
+    def by_hour(seconds: int) -> Callable[[], int]:
+        query = f'sum(count_over_time({CPU_1H}{{store="history"}}[{seconds}s] offset -1s))'
+        return lambda: int(prometheus.value(query, end))
+
+    began = time.perf_counter()
+    by_hour(DAYS * DAY)()
+    print(f"all, {DAYS} d by the hour, for the first time: {time.perf_counter() - began:.1f} s")
     mine = f',worker_id="{one}"'
     took = measure(
         {
@@ -95,6 +103,7 @@ def report(
             "one, 30 d: pymongo": documents(DAYS * DAY, worker_id=one),
             "one, 30 d: remote read": answered(DAYS * DAY, ("worker_id", "=", one)),
             "one, 30 d: Prometheus": asked(DAYS * DAY, mine),
+            "all, 30 d by hour: Prometheus": by_hour(DAYS * DAY),
         },
         rounds,
     )
@@ -102,6 +111,8 @@ def report(
     for what in ("all, 24 h", "one, 30 d"):
         for how in ("remote read", "Prometheus"):
             print(f"{what}: {how:12} / pymongo  {middle[f'{what}: {how}'] / middle[f'{what}: pymongo']:.2f}")
+    ratio = middle["all, 30 d by hour: Prometheus"] / middle["all, 24 h: pymongo"]
+    print(f"all, 30 d by hour, asked again: Prometheus / all, 24 h: pymongo  {ratio:.2f}")
 
 
 def main() -> None:

@@ -75,7 +75,7 @@ class Backend:
 
     def __init__(self, settings: config.Settings, telemetry: Telemetry, collector: Collector, wall: Clock) -> None:
         self.period = settings.period
-        self.columns = None
+        self.columns = self.hourly = None
         self.reader = Reader(
             period=settings.period, history=None, archive=None, wanted_retention=settings.mongodb.retention, wall=wall
         )

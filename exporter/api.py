@@ -28,7 +28,7 @@ from exporter.remote_read import BadRequest
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 """Also for a Prometheus that prefers OpenMetrics: it takes what it gets, and one rendered body serves all."""
-READ_SECONDS = 20
+READ_SECONDS = 35
 """How long a remote read may take; Prometheus has given up long before."""
 READS = 2
 """Remote reads at once."""
@@ -51,6 +51,10 @@ class Backend(Protocol):
     @property
     def columns(self) -> series.Columns | None:
         """The samples of many workers, None where there is no history."""
+
+    @property
+    def hourly(self) -> series.Columns | None:
+        """The same by the hour."""
 
     @property
     def snapshot(self) -> Snapshot | None:
@@ -211,12 +215,12 @@ async def remote(request: Request) -> Response:
     """Answer a remote read of Prometheus from the history."""
     backend = _backend(request)
     queries = remote_read.decode(await _body(request, remote_read.MAX_BODY))
-    if backend.columns is None:
+    if backend.columns is None or backend.hourly is None:
         raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, "mongodb.history is null, so there is no history to read.")
     try:
         # Few at once: each may hold millions of samples until it is sent. Waiting counts too: nobody waits longer for it.
         async with asyncio.timeout(READ_SECONDS), request.app.state.reading:
-            found = await _read(backend, backend.columns, queries)
+            found = await _read(backend, backend.columns, backend.hourly, queries)
             body = await asyncio.to_thread(remote_read.encode_answer, found)
     except TimeoutError as error:
         raise HTTPException(
@@ -228,7 +232,7 @@ async def remote(request: Request) -> Response:
 
 
 async def _read(
-    backend: Backend, history: series.Columns, queries: Sequence[remote_read.Query]
+    backend: Backend, history: series.Columns, hourly: series.Columns, queries: Sequence[remote_read.Query]
 ) -> list[list[remote_read.Series]]:
     """One query after the other, within what there is and within one limit for all."""
     entries, kept = await backend.inventory(), await backend.reader.retention()
@@ -238,8 +242,8 @@ async def _read(
     oldest = now - kept if kept is not None else min(begun, default=now) - OLDEST
     left, found = series.MAX_SAMPLES, []
     for query in queries:
-        within = replace(query, start=max(query.start, oldest * 1000), end=min(query.end, (now + DAY) * 1000))
-        found.append(await series.read(within, entries, history, period=backend.period, most=left))
+        within = replace(query, end=min(query.end, (now + DAY) * 1000))
+        found.append(await series.read(within, entries, history, hourly, period=backend.period, oldest=oldest, most=left))
         left -= sum(each.samples for each in found[-1])
     return found
 

@@ -29,6 +29,7 @@ from exporter.config import Settings
 from exporter.cost import Budget
 from exporter.errors import ConfigError, SourceError, StoreError, StoreMisfit, StoreUnavailable
 from exporter.history import WorkerMetricsRepository
+from exporter.hourly import Hourly
 from exporter.inventory import Inventory
 from exporter.lease import BACKFILL, Lease
 from exporter.lifecycle import Rules
@@ -193,6 +194,8 @@ class Exporter:
         self._web_history = (
             repository(settings, self._web_database, settings.mongodb.history) if settings.mongodb.history else None
         )
+        backfill = Lease(self._web_database, owner=outbox.owner, name=BACKFILL)
+        self._hourly = Hourly(self._web_history, backfill.mark, heal=settings.heal) if self._web_history else None
         self._inventory = Inventory(database)
         self._all_remembered = Inventory(database)  # read for the routes: who does not write the history keeps no other
         self._web_inventory = Inventory(self._web_database)
@@ -345,6 +348,11 @@ class Exporter:
     def columns(self) -> WorkerMetricsRepository | None:
         """The samples of many workers, None where there is no history."""
         return self._web_history
+
+    @property
+    def hourly(self) -> Hourly | None:
+        """The same by the hour."""
+        return self._hourly
 
     async def inventory(self) -> Sequence[InventoryEntry]:
         """Everything remembered of every worker, read again after a while: another exporter may be the one that writes it."""

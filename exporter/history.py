@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
@@ -23,7 +24,7 @@ from pymongo.errors import (
 )
 from pymongo.read_concern import ReadConcern
 
-from exporter import logs, rows
+from exporter import logs, rollup, rows
 from exporter.errors import StoreError, StoreMisfit, StoreUnavailable
 from exporter.inventory import INVENTORY
 from exporter.model import MetricsAggregation, Statistics, WorkerMetricsSample
@@ -329,15 +330,7 @@ class WorkerMetricsRepository:
         return await self.read_statistics(worker_id, following, end, interval, limit=limit)
 
     async def _statistics(self, match: Document, interval: int) -> list[Row]:
-        for careful in (False, True):
-            pipeline = rows.statistics_pipeline(match, interval, careful=careful)
-            async with self._operation("find"):
-                cursor = await self._samples.aggregate_raw_batches(pipeline, allowDiskUse=True, batchSize=_PAGE)
-                batches: list[Any] = [batch async for batch in cursor]
-                found = await asyncio.to_thread(rows.statistics, batches, careful)
-            if found is not None:
-                return found
-        raise AssertionError("what was looked at with care is never odd")
+        return await self._looked_at(partial(rows.statistics_pipeline, match, interval), rows.statistics)
 
     async def latest_timestamps(self, worker_ids: Collection[str]) -> dict[str, int]:
         """Return the UTC second of the newest sample of each worker that has any."""
@@ -492,6 +485,32 @@ class WorkerMetricsRepository:
                 )
                 async for row in cursor
             ]
+
+    async def hours(self, worker_ids: Collection[str], day: int) -> list[rollup.Part]:
+        """Return the samples of the UTC day that begins at second `day` by the hour, for each worker and region with any."""
+        between = {"$gte": to_datetime(day), "$lt": to_datetime(day + DAY)}
+        found: list[rollup.Part] = []
+        for ids in chunks(sorted(worker_ids), _CHUNK):
+            found += await self._looked_at(
+                partial(rollup.pipeline, {"worker_id": {"$in": list(ids)}, "timestamp": between}),
+                partial(rollup.parts, period=self._period),
+            )
+        return found
+
+    async def _looked_at(
+        self, pipeline: Callable[..., list[Document]], read: Callable[[list[bytes], bool], list[T] | None]
+    ) -> list[T]:
+        """Aggregate; once more with care where there is a value that is no number."""
+        for careful in (False, True):
+            async with self._operation("find"):
+                cursor = await self._samples.aggregate_raw_batches(
+                    pipeline(careful=careful), allowDiskUse=True, batchSize=_PAGE
+                )
+                batches: list[Any] = [batch async for batch in cursor]
+                found = await asyncio.to_thread(read, batches, careful)
+            if found is not None:
+                return found
+        raise AssertionError("what was looked at with care is never odd")
 
     async def quiesce(self) -> bool:
         """Return whether no insert into the collection is running on the server.

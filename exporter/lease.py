@@ -19,6 +19,8 @@ BACKFILL = "backfill"
 """The lease of who writes what is older than the live window."""
 MARGIN = 1 / 6
 """The last part of its time in which a holder no longer relies on the lease."""
+_SKEW = 600
+"""Seconds by which the local clock may differ from MongoDB's."""
 
 
 class Lease:
@@ -87,6 +89,17 @@ class Lease:
             await self._state.update_one(
                 {"_id": self._id, "owner": self._owner}, {"$set": {"owner": None, "expires": to_datetime(0)}}
             )
+
+    async def mark(self) -> str | None:
+        """Return what changes whenever anybody has held the lease since; None while somebody may hold it.
+
+        Raises:
+            StoreUnavailable, StoreMisfit, StoreError: nothing is known.
+        """
+        async with operation(self._database, STATE, "find"):
+            lease = await self._state.find_one({"_id": self._id}) or {}
+        held = lease.get("expires", to_datetime(0)) > to_datetime(time.time() - _SKEW)
+        return None if held else f"{lease.get('fence', 0)} {lease.get('owner')} {lease.get('expires')}"
 
     async def _take(self) -> Document:
         ours: Document = {"$eq": ["$owner", {"$literal": self._owner}]}

@@ -109,27 +109,30 @@ def statistics_pipeline(match: Document, interval: int, *, careful: bool = False
         "samples": {"$sum": 1},
     }
     for field in METRIC_FIELDS:
-        value: object = f"${field}"
-        if careful:
-            typed = {"$in": [{"$type": value}, ["int", "long", "double"]]}
-            value = {"$cond": [{"$and": [typed, {"$not": [{"$in": [value, _NO_NUMBERS]}]}]}, value, None]}
+        value = careful_value(field) if careful else f"${field}"
         known = {"$cond": [{"$gt": [value, None]}, 1, 0]}
         accumulators = ({"$sum": value}, {"$min": value}, {"$max": value}, {"$sum": known})
         group |= dict(zip(_KEYS[field], accumulators, strict=True))
     return [{"$match": match}, {"$group": group}]
 
 
-def is_odd(parts: Sequence[Document]) -> bool:
+def careful_value(field: str) -> object:
+    """An expression for a field that is null where it is no number."""
+    value = f"${field}"
+    typed = {"$in": [{"$type": value}, ["int", "long", "double"]]}
+    return {"$cond": [{"$and": [typed, {"$not": [{"$in": [value, _NO_NUMBERS]}]}]}, value, None]}
+
+
+def is_odd(extremes: Iterable[object]) -> bool:
     """Whether a value that is no number got into the extremes, where every other type would show up as well as NaN."""
-    extremes = [part[key] for part in parts for key in _EXTREMES]
-    known = [extreme for extreme in extremes if extreme is not None]
+    known: list[Any] = [extreme for extreme in extremes if extreme is not None]
     return not set(map(type, known)) <= _NUMBERS or not all(map(math.isfinite, known))
 
 
 def statistics(batches: Iterable[bytes], careful: bool) -> list[Row] | None:
     """Rows of statistics from what `statistics_pipeline` found, oldest first; None where it must be asked with care."""
     parts = documents(batches)
-    if not careful and is_odd(parts):
+    if not careful and is_odd(part[key] for part in parts for key in _EXTREMES):
         return None
     by_start: dict[datetime, list[Document]] = {}
     for part in parts:

@@ -36,7 +36,8 @@ LONG_IDLE = ((3600.0, "yellow"), (4 * 3600.0, "red"))
 """Seconds; red is when the alert comes."""
 
 NOTHING_LISTED = "No worker listed"
-NO_HISTORY = "No history, or too much to read at once: choose fewer workers or a shorter time"
+NO_HISTORY = "No history in this time"
+NO_HOURS = "No whole hour of history in this time, or too much to read at once: choose fewer workers"
 RATIO = Style("percentunit", NOTHING_LISTED, least=0, most=1)
 CPU_RATIO = replace(RATIO, thresholds=BUSY)
 MEMORY_RATIO = replace(RATIO, thresholds=FULL)

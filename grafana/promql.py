@@ -6,12 +6,13 @@ sample is older than Prometheus' lookback.
 """
 
 from pathlib import Path
+from typing import Literal
 
 import yaml
 
-from exporter.catalog import ACTIVE_LABS, CPU, INFO, LAST_ACTIVITY, METRICS_BY_NAME, STATUS, Metric
+from exporter.catalog import INFO, LAST_ACTIVITY, METRICS_BY_NAME, STATUS, Metric
 from exporter.model import STATUSES
-from exporter.series import STORE
+from exporter.series import ACTIVE_LABS_1H, CPU_1H, INFO_1H, NEWEST_1H, RUNNING_1H, STORE, ByHour, Rollup
 
 WORKER = "worker_id, region"
 """What makes a worker's series one."""
@@ -22,6 +23,8 @@ _STORED = f'store="{STORE}"'
 RUNNING = 'status="running"'
 HISTORY_STEP = "5m"
 """The least distance of two points of a graph of the history: its usual period."""
+HOURS_STEP = "1h"
+"""The same of a graph of the history by the hour."""
 
 _SETTINGS = Path(__file__).parents[1] / "prometheus" / "rules" / "settings.yml"
 
@@ -54,9 +57,31 @@ def past(metric: Metric, matchers: str, more: str = "") -> str:
     return f"{metric.name}{{{_all(_STORED, matchers, more)}}}"
 
 
-def over(function: str, metric: Metric, matchers: str, window: str, more: str = "", *, at: str = "") -> str:
-    """`function`_over_time of each worker's history; `at` is an offset or an @ modifier."""
-    return f"max by ({WORKER}) ({function}_over_time({past(metric, matchers, more)}[{window}]{_after(at)}))"
+WEEK_BEFORE = "6d23h59m59s"
+"""A week, less the second of `past_hours`."""
+
+
+def past_hours(rollup: Rollup, matchers: str, window: str, *, before: str = "", at: str = "") -> str:
+    """A range of the history by the hour.
+
+    Its values stand at the ends of hours, and until Prometheus 3 a range has both its ends, so that on the hour a day would
+    have 25 of them. A second later it never has: hence the offset, which makes `before` a second less than what is meant.
+    """
+    offset = f" offset {before}" if before else " offset -1s"
+    return f"{rollup.name}{{{_all(_STORED, matchers)}}}[{window}]{_after(at)}{offset}"
+
+
+Statistic = Literal["avg", "min", "max"]
+
+
+def over(function: Statistic, metric: ByHour, matchers: str, window: str, *, before: str = "") -> str:
+    """`function`_over_time of each worker's history; an average is that of the hours."""
+    return by_worker(f"{function}_over_time({past_hours(getattr(metric, function), matchers, window, before=before)})")
+
+
+def by_worker(expr: str) -> str:
+    """One series for each worker: one of two regions counts with the greater value."""
+    return f"max by ({WORKER}) ({expr})"
 
 
 def _after(at: str) -> str:
@@ -100,8 +125,8 @@ def live_info(matchers: str) -> str:
 
 
 def past_info(matchers: str, window: str = "$__range") -> str:
-    """The descriptive facts of every worker with history in the window, also of those that are gone."""
-    return f"last_over_time({past(INFO, matchers)}[{window}])"
+    """The descriptive facts of every worker with a whole hour of history in the window, also of those that are gone."""
+    return f"last_over_time({past_hours(INFO_1H, matchers, window)})"
 
 
 def top(expr: str, rank: str) -> str:
@@ -135,31 +160,30 @@ def idle_seconds(matchers: str) -> str:
     return f"(time() - max by ({WORKER}) ({LAST_ACTIVITY.name}{{{matchers}}} > 0))"
 
 
-_HOUR = "59m"
-"""Hours that share no sample: until Prometheus 3 a range has both its ends, so that 1h also has one of the hour before."""
-
-
-def running_hours(matchers: str, window: str, at: str = "") -> str:
+def running_hours(matchers: str, window: str, *, before: str = "") -> str:
     """How long each worker ran: of each hour the part of its samples that say so, whatever the period."""
-    share = over("avg", STATUS, matchers, _HOUR, RUNNING)
-    return f"sum_over_time({share}[{window}:1h]{_after(at)})"
+    return by_worker(f"sum_over_time({past_hours(RUNNING_1H, matchers, window, before=before)})")
 
 
-def idle_hours(matchers: str, window: str, at: str = "") -> str:
+def idle_hours(matchers: str, window: str, *, before: str = "") -> str:
     """The whole hours in which each worker ran, had no lab and hardly used its CPU; 0 for one that ran otherwise.
 
     Hardly is what the alerts say: today's number, also for the time before it was recorded. Without it there is no answer.
     """
-    ran = f"({over('min', STATUS, matchers, _HOUR, RUNNING)} == bool 1)"
-    no_lab = f"({over('max', ACTIVE_LABS, matchers, _HOUR)} == bool 0)"
+
+    def hour(rollup: Rollup) -> str:
+        return by_worker(f"last_over_time({past_hours(rollup, matchers, '1h')})")
+
+    ran = f"({hour(RUNNING_1H)} == bool 1)"
+    no_lab = f"({hour(ACTIVE_LABS_1H.max)} == bool 0)"
     hardly = "on () group_left () max(cml:threshold:idle_cpu_ratio @ end())"
-    little = f"({over('avg', CPU, matchers, _HOUR)} < bool {hardly})"
-    return f"sum_over_time(({ran} * {no_lab} * {little})[{window}:1h]{_after(at)})"
+    little = f"({hour(CPU_1H.avg)} < bool {hardly})"
+    return f"sum_over_time(({ran} * {no_lab} * {little})[{window}:1h] offset {before or '-1s'})"
 
 
 def last_seen(matchers: str, window: str = "$__range") -> str:
-    """The UTC second of each worker's newest sample in the window, to 5 minutes."""
-    return f"max_over_time(timestamp({over('last', INFO, matchers, '4m')})[{window}:5m])"
+    """The UTC second in which the newest period of each worker in the window ended."""
+    return by_worker(f"max_over_time({past_hours(NEWEST_1H, matchers, window)})")
 
 
 def added(counter: str, by: str = "") -> str:

@@ -2,29 +2,32 @@
 
 from dataclasses import replace
 
-from exporter.catalog import ACTIVE_LABS, CPU, INFO, MEMORY, STATUS, Metric
+from exporter.catalog import STATUS
+from exporter.series import ACTIVE_LABS_1H, CPU_1H, INFO_1H, MEMORY_1H, RUNNING_1H, ByHour
 from grafana import looks
 from grafana.panels import Column, Dashboard, Panel, Query, Row, Style, bars, graph, stat, table
 from grafana.promql import (
-    HISTORY_STEP,
-    RUNNING,
+    HOURS_STEP,
     SELECTED,
+    WEEK_BEFORE,
     WORKER,
+    Statistic,
+    by_worker,
     display_name,
     idle_hours,
     last_seen,
     named,
     over,
+    past_hours,
     past_info,
     running_hours,
     top,
 )
 
-_LABS = Style("none", looks.NO_HISTORY, decimals=1, least=0)
-_HOURS = Style("h", looks.NO_HISTORY, decimals=0, least=0)
+_LABS = Style("none", looks.NO_HOURS, decimals=1, least=0)
+_HOURS = Style("h", looks.NO_HOURS, decimals=0, least=0)
 _CHANGE = Style("percentunit", "No history of the week before", decimals=1)
-_CPU = replace(looks.RATIO, empty=looks.NO_HISTORY, decimals=1)
-_WEEK_BEFORE = "offset 1w"
+_CPU = replace(looks.RATIO, empty=looks.NO_HOURS, decimals=1)
 
 
 def _now(expr: str, legend: str = "") -> Query:
@@ -35,66 +38,56 @@ def _name(expr: str) -> str:
     return named(expr, past_info(SELECTED))
 
 
-def _fleet(metric: Metric, window: str, after: str = "") -> str:
+def _fleet(metric: ByHour, window: str, before: str = "") -> str:
     """The mean of the workers' means; labs are summed up."""
-    means = over("avg", metric, SELECTED, window, at=after)
-    return f"{'sum' if metric is ACTIVE_LABS else 'avg'}({means})"
-
-
-def _month(metric: Metric, recorded: str) -> str:
-    """30 days of a large fleet are more than one query of the history reads; Prometheus has recorded each hour itself."""
-    hourly = f"{recorded}:avg1h{{{SELECTED}}}[30d:1h]"
-    total = "sum" if metric is ACTIVE_LABS else "avg"
-    return f"{_fleet(metric, '30d')} or {total}(avg_over_time({hourly}))"
+    means = over("avg", metric, SELECTED, window, before=before)
+    return f"{'sum' if metric is ACTIVE_LABS_1H else 'avg'}({means})"
 
 
 def _averages() -> list[Panel]:
-    def compared(title: str, question: str, what: str, metric: Metric, recorded: str, style: Style) -> Panel:
-        queries = [
-            _now(_fleet(metric, "1d"), "24 h"),
-            _now(_fleet(metric, "7d"), "7 days"),
-            _now(_month(metric, recorded), "30 days"),
-        ]
-        return stat(title, question, f"{what} of the last 24 hours, 7 days and 30 days.", queries, style, width=8)
+    def compared(title: str, question: str, what: str, metric: ByHour, style: Style) -> Panel:
+        windows = (("1d", "24 h"), ("7d", "7 days"), ("30d", "30 days"))
+        queries = [_now(_fleet(metric, window), legend) for window, legend in windows]
+        said = f"{what} of the last 24 hours, 7 days and 30 days, by whole hours."
+        return stat(title, question, said, queries, style, width=8)
 
-    cpu, memory, labs = "cml_worker:cpu_utilization_ratio", "cml_worker:memory_utilization_ratio", "cml_worker:active_labs"
     workers = "Average of the workers' averages"
     return [
-        compared("Average CPU", "How busy were the workers?", workers, CPU, cpu, _CPU),
-        compared("Average memory", "How full was their memory?", workers, MEMORY, memory, _CPU),
+        compared("Average CPU", "How busy were the workers?", workers, CPU_1H, _CPU),
+        compared("Average memory", "How full was their memory?", workers, MEMORY_1H, _CPU),
         compared(
             "Average active labs",
             "How much were they used?",
             "Labs running at a time, all workers together,",
-            ACTIVE_LABS,
-            labs,
+            ACTIVE_LABS_1H,
             _LABS,
         ),
     ]
 
 
-def _change(metric: Metric) -> str:
-    return f"{_fleet(metric, '7d')} - {_fleet(metric, '7d', _WEEK_BEFORE)}"
+def _change(metric: ByHour) -> str:
+    return f"{_fleet(metric, '7d')} - {_fleet(metric, '7d', WEEK_BEFORE)}"
 
 
 def _weeks() -> list[Panel]:
     running = f"sum({running_hours(SELECTED, '7d')})"
-    before = f"sum({running_hours(SELECTED, '7d', _WEEK_BEFORE)})"
+    before = f"sum({running_hours(SELECTED, '7d', before=WEEK_BEFORE)})"
     points = "in percentage points: 5 % means from 20 % to 25 %, for example."
 
-    def line(title: str, question: str, metric: Metric, style: Style) -> Panel:
+    def line(title: str, question: str, metric: ByHour, style: Style) -> Panel:
         queries = [
-            Query(_fleet(metric, "$__interval"), "now", interval=HISTORY_STEP),
-            Query(_fleet(metric, "$__interval", _WEEK_BEFORE), "a week earlier", interval=HISTORY_STEP),
+            Query(_fleet(metric, "$__interval"), "now", interval=HOURS_STEP),
+            Query(_fleet(metric, "$__interval", WEEK_BEFORE), "a week earlier", interval=HOURS_STEP),
         ]
-        return graph(title, question, "The workers chosen above, and the same a week earlier.", queries, style, width=8)
+        said = "The workers chosen above by the hour, and the same a week earlier."
+        return graph(title, question, said, queries, style, width=8)
 
     return [
         stat(
             "CPU against the week before",
             "Are the workers busier than last week?",
             f"Average of the last 7 days less that of the 7 days before, {points}",
-            [_now(_change(CPU))],
+            [_now(_change(CPU_1H))],
             _CHANGE,
             width=6,
         ),
@@ -102,7 +95,7 @@ def _weeks() -> list[Panel]:
             "Memory against the week before",
             "Do they need more memory than last week?",
             f"Average of the last 7 days less that of the 7 days before, {points}",
-            [_now(_change(MEMORY))],
+            [_now(_change(MEMORY_1H))],
             _CHANGE,
             width=6,
         ),
@@ -110,7 +103,7 @@ def _weeks() -> list[Panel]:
             "Labs against the week before",
             "Are they used more than last week?",
             "Labs running at a time on average of the last 7 days, less that of the 7 days before.",
-            [_now(_change(ACTIVE_LABS))],
+            [_now(_change(ACTIVE_LABS_1H))],
             replace(_CHANGE, unit="none"),
             width=6,
         ),
@@ -122,15 +115,15 @@ def _weeks() -> list[Panel]:
             _HOURS,
             width=6,
         ),
-        line("CPU, week over week", "When does this week differ from the last?", CPU, _CPU),
-        line("Memory, week over week", "When does memory differ from last week's?", MEMORY, _CPU),
-        line("Active labs, week over week", "When does use differ from last week's?", ACTIVE_LABS, _LABS),
+        line("CPU, week over week", "When does this week differ from the last?", CPU_1H, _CPU),
+        line("Memory, week over week", "When does memory differ from last week's?", MEMORY_1H, _CPU),
+        line("Active labs, week over week", "When does use differ from last week's?", ACTIVE_LABS_1H, _LABS),
     ]
 
 
 def _days() -> list[Panel]:
-    def daily(title: str, question: str, metric: Metric, style: Style) -> Panel:
-        kinds = (("avg", "average"), ("min", "lowest"), ("max", "highest"))
+    def daily(title: str, question: str, metric: ByHour, style: Style) -> Panel:
+        kinds: tuple[tuple[Statistic, str], ...] = (("avg", "average"), ("min", "lowest"), ("max", "highest"))
         queries = [Query(f"{kind}({over(kind, metric, SELECTED, '1d')})", legend, interval="1d") for kind, legend in kinds]
         return graph(
             title,
@@ -141,18 +134,19 @@ def _days() -> list[Panel]:
             width=8,
         )
 
-    share = over("avg", STATUS, SELECTED, "1d", RUNNING)
-    rank = f'max by ({WORKER}) (avg_over_time({CPU.name}{{store="history",{SELECTED}}}[$__range] @ end()))'
+    there = by_worker(f"last_over_time({past_hours(INFO_1H, SELECTED, '1d')})")
+    share = by_worker(f"avg_over_time({past_hours(RUNNING_1H, SELECTED, '1d')})")
+    rank = by_worker(f"avg_over_time({past_hours(CPU_1H.avg, SELECTED, '$__range', at='@ end()')})")
     return [
-        daily("CPU by day", "Which days were busy?", CPU, _CPU),
-        daily("Memory by day", "On which days was memory full?", MEMORY, _CPU),
-        daily("Active labs by day", "On which days were they used?", ACTIVE_LABS, _LABS),
+        daily("CPU by day", "Which days were busy?", CPU_1H, _CPU),
+        daily("Memory by day", "On which days was memory full?", MEMORY_1H, _CPU),
+        daily("Active labs by day", "On which days were they used?", ACTIVE_LABS_1H, _LABS),
         graph(
             "Workers by day",
             "Do we have more workers than we had?",
             "Workers that were there on each day, and how many that makes if each counts for the part of the day it ran.",
             [
-                Query(f"count({over('last', INFO, SELECTED, '1d')})", "there", interval="1d"),
+                Query(f"count({there})", "there", interval="1d"),
                 Query(f"sum({share})", "running", interval="1d"),
             ],
             _LABS,
@@ -161,7 +155,7 @@ def _days() -> list[Panel]:
             "CPU of the busiest workers by day",
             "Which workers were busy on which days?",
             "Daily average of the workers with the highest average in the time shown, terminated ones included.",
-            [Query(_name(top(over("avg", CPU, SELECTED, "1d"), rank)), "{{worker}}", interval="1d")],
+            [Query(_name(top(over("avg", CPU_1H, SELECTED, "1d"), rank)), "{{worker}}", interval="1d")],
             replace(_CPU, links=looks.SERIES_LINK),
         ),
     ]
@@ -176,7 +170,7 @@ def _hours() -> list[Panel]:
         ranked(
             "Running hours",
             "Which workers ran longest?",
-            "Hours in the status running in the time shown, by worker.",
+            "Hours in the status running in the time shown, by worker. The hour under way does not count yet.",
             running_hours(SELECTED, "$__range"),
             _HOURS,
         ),
@@ -215,16 +209,16 @@ def _tables() -> list[Panel]:
             "Every worker with history in the time shown: averages of fixed times, the rest of the time shown.",
             [
                 _now(names),
-                _now(over("avg", CPU, SELECTED, "1d")),
-                _now(over("avg", CPU, SELECTED, "7d")),
-                _now(over("avg", CPU, SELECTED, "7d", at=_WEEK_BEFORE)),
-                _now(over("max", CPU, SELECTED, "$__range")),
-                _now(over("avg", MEMORY, SELECTED, "7d")),
+                _now(over("avg", CPU_1H, SELECTED, "1d")),
+                _now(over("avg", CPU_1H, SELECTED, "7d")),
+                _now(over("avg", CPU_1H, SELECTED, "7d", before=WEEK_BEFORE)),
+                _now(over("max", CPU_1H, SELECTED, "$__range")),
+                _now(over("avg", MEMORY_1H, SELECTED, "7d")),
                 _now(running_hours(SELECTED, "$__range")),
                 _now(idle_hours(SELECTED, "$__range")),
             ],
             _WORKERS,
-            Style("none", looks.NO_HISTORY),
+            Style("none", looks.NO_HOURS),
             sort="CPU 7 d",
             height=12,
         ),
@@ -235,7 +229,7 @@ def _tables() -> list[Panel]:
             [
                 _now(f"{_name(f'1000 * {seen}')} unless on ({WORKER}) ({alive})"),
                 _now(f"{running_hours(SELECTED, '$__range')} unless on ({WORKER}) ({alive})"),
-                _now(f"{over('avg', CPU, SELECTED, '$__range')} unless on ({WORKER}) ({alive})"),
+                _now(f"{over('avg', CPU_1H, SELECTED, '$__range')} unless on ({WORKER}) ({alive})"),
             ],
             (
                 Column("worker", "Worker", looks.ROW_LINK),
@@ -254,7 +248,7 @@ def _tables() -> list[Panel]:
 DASHBOARD = Dashboard(
     uid=looks.TRENDS,
     title="CML / Trends",
-    description="The history by day and week: complete, from before this Prometheus ran, and with the workers that are gone.",
+    description="The history by hour, day and week: complete, from before Prometheus ran, and with the workers that are gone.",
     items=[
         Row("Averages"),
         *_averages(),

@@ -10,6 +10,7 @@ from grafana.promql import (
     HISTORY_STEP,
     RUNNING,
     THE_WORKER,
+    WEEK_BEFORE,
     WORKER,
     display_name,
     idle_hours,
@@ -54,7 +55,7 @@ def _lines(metric: Metric) -> list[Query]:
 def _hours(of: str) -> list[Query]:
     """Hours of the last day, and of the same day a week before."""
     hours = running_hours if of == "running" else idle_hours
-    return [_now(hours(THE_WORKER, "1d"), "last 24 h"), _now(hours(THE_WORKER, "1d", _WEEK_AGO), "a week ago")]
+    return [_now(hours(THE_WORKER, "1d"), "last 24 h"), _now(hours(THE_WORKER, "1d", before=WEEK_BEFORE), "a week ago")]
 
 
 def _now_row() -> list[Panel]:
@@ -108,7 +109,7 @@ def _now_row() -> list[Panel]:
             "How long did it run in the last day?",
             "Hours in the status running: in the last 24 hours, and in the same 24 hours a week before.",
             _hours("running"),
-            Style("h", looks.NO_HISTORY, decimals=1, least=0),
+            Style("h", looks.NO_HOURS, decimals=1, least=0),
             width=6,
         ),
         stat(
@@ -117,7 +118,7 @@ def _now_row() -> list[Panel]:
             "Whole hours in which it ran, had no lab and hardly used its CPU: in the last 24 hours, and in the same 24 "
             "hours a week before.",
             _hours("idle"),
-            Style("h", looks.NO_HISTORY, decimals=0, least=0, thresholds=((4, "yellow"), (12, "red"))),
+            Style("h", looks.NO_HOURS, decimals=0, least=0, thresholds=((4, "yellow"), (12, "red"))),
             width=6,
         ),
         _facts(),

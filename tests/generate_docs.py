@@ -11,6 +11,7 @@ from exporter.catalog import EXPORTER_METRICS, WORKER_METRICS, Metric
 from exporter.config import ExtraGauge, Role, Setting, table
 from exporter.openapi import ERRORS, Endpoint, template
 from exporter.parameters import MAX_POINTS
+from exporter.series import ROLLUPS
 from exporter.workers import FIELDS
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -80,6 +81,14 @@ METRICS_INTRO = """\
 
 What `/metrics` exposes, besides `process_*` and `python_info`. A value that is not known is an absent series, never 0 and never
 NaN. Times are unix seconds. Labels of a released series never change.
+"""
+
+ROLLUPS_INTRO = """\
+## The history by the hour
+
+Not on `/metrics`: Prometheus reads them from the exporter, for who asks by name and `{store="history"}`. Each whole hour with
+samples is one value at the hour's **end**. They have the labels `worker_id` and `region`, the info series also those of
+`cml_worker_info`. How to read them: [history.md](history.md).
 """
 
 HTTP_INTRO = """\
@@ -160,13 +169,15 @@ def settings_page() -> str:
 def metrics_page() -> str:
     """docs/metrics.md."""
     return _page(
-        "`exporter/catalog.py`",
+        "`exporter/catalog.py` and `exporter/series.py`",
         METRICS_INTRO,
         "## Workers\n",
         _metrics(WORKER_METRICS),
         "Those of `workers.extra` follow (docs/settings.md).\n",
         "## The exporter itself\n",
         _metrics(EXPORTER_METRICS),
+        ROLLUPS_INTRO,
+        _rows(("series", "what it is"), ((f"`{each.name}`", each.help) for each in ROLLUPS)),
     )
 
 

@@ -19,8 +19,9 @@ from exporter.collector import ASK_OFFSET, OBSERVE_OFFSET, Collector, MetricSour
 from exporter.config import Settings
 from exporter.cost import Budget
 from exporter.errors import ExporterError, StoreError
+from exporter.hourly import Hourly
 from exporter.inventory import Inventory
-from exporter.lease import Lease
+from exporter.lease import BACKFILL, Lease
 from exporter.mirror import Mirror
 from exporter.model import Fleet, InventoryEntry, OwnMetrics, Snapshot
 from exporter.mongo import Database
@@ -95,6 +96,8 @@ class Rig:
         self.budget = Budget(max_usd_per_day, wall=clock, day=day, spent=spent)
         self.cloudwatch = CloudWatch(settings, telemetry, budget=self.budget, wall=clock, deadline=deadline)
         self.columns = self.history
+        backfill = Lease(database, owner="", name=BACKFILL)
+        self.hourly = Hourly(self.history, backfill.mark, heal=settings.heal, wall=clock, monotonic=clock)
         self.reader = Reader(
             period=PERIOD,
             history=self.history,

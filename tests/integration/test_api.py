@@ -72,6 +72,7 @@ class Memory:
     period: int = 300
     reader: Reader = field(init=False)
     columns: None = None
+    hourly: None = None
     retention: int | None = 30 * DAY
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
     snapshot: Snapshot | None = None

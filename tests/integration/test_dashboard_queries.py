@@ -7,7 +7,7 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,21 +15,17 @@ from typing import Any
 
 import promql_parser as promql
 import pytest
-import yaml
 from prometheus_client import CollectorRegistry
 from pymongo import MongoClient
 
-from exporter import demo_prometheus
 from exporter.cost import dollars
 from exporter.embedded import Mongod
-from exporter.exposition import render as render_metrics
-from exporter.model import Worker, WorkerGauges
 from exporter.periods import DAY, HOUR, align, to_datetime, to_seconds
 from exporter.telemetry import Telemetry
-from grafana import build, looks
-from grafana.panels import render
+from grafana import looks
 from grafana.promql import CODES, threshold
 from tests.conftest import missing
+from tests.dashboards import ALL, DASHBOARDS, Variables, ask, by, faster, problems
 from tests.fake_cloudwatch import FakeCloudWatch, instance_id
 from tests.fixtures.mongo import FAIL_POINTS, NO_TTL, free_port, need_mongod
 from tests.fixtures.process import ExporterProcess, RunExporter
@@ -39,7 +35,6 @@ from tests.truth import Member
 
 PERIOD = 300
 EU, US = "eu-west-1", "us-east-1"
-DASHBOARDS = {each.uid: render(each) for each in build.DASHBOARDS}
 KEYS = {
     "AWS_ACCESS_KEY_ID": "AKIATESTING",
     "AWS_SECRET_ACCESS_KEY": "secret",
@@ -61,8 +56,6 @@ OMEGA = Member("w-omega", instance_id(5), US, SINCE)
 """Terminated."""
 ACTIVE_AGO = {ALPHA: 600, IDLE: 7200}
 
-OPTIONAL = {"region", "revision"}
-"""Labels that are absent where there is nothing to say: MongoDB has no region, a checkout no revision."""
 MAY_BE_EMPTY = {"Failed writes"}
 """Of a healthy exporter; `test_a_failure_shows` sees the others."""
 
@@ -156,20 +149,6 @@ class Stack:
 
 def _is(series: str, member: Member, more: str) -> bool:
     return series.startswith("cml_worker_sample_timestamp") and f'"{member.worker_id}"' in series and more in series
-
-
-def faster(folder: Path, exporter: str, *further: Json) -> Json:
-    """The repository's own configuration in seconds instead of minutes, and an alert that fires."""
-    folder.mkdir()
-    for file in (demo_prometheus.SOURCE / "rules").glob("*.yml"):
-        (folder / file.name).write_text(re.sub(r"interval: \dm", "interval: 1s", file.read_text()))
-    alert = {"alert": "CMLTestFires", "expr": "vector(1)", "labels": {"severity": "info"}}
-    (folder / "test.yml").write_text(yaml.safe_dump({"groups": [{"name": "test", "interval": "1s", "rules": [alert]}]}))
-    made = demo_prometheus.configuration(demo_prometheus.SOURCE, exporter)
-    made["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
-    made["rule_files"] = [str(folder / "*.yml")]
-    made["scrape_configs"] = [*made["scrape_configs"], *further]
-    return made
 
 
 @contextlib.contextmanager
@@ -277,9 +256,6 @@ def until(condition: Callable[[], object], what: str, within: float = 40) -> Non
 
 # -- asking as Grafana does --------------------------------------------------------------------------------------------
 
-Variables = dict[str, str | list[str] | None]
-ALL: Variables = {"region": None, "worker_id": None, "job": "cml-worker-exporter", "instance": None, "top": "5"}
-
 
 def variables(uid: str, stack: Stack, mode: str) -> Variables:
     address = stack.exporter.url.removeprefix("http://")
@@ -299,24 +275,6 @@ def variables(uid: str, stack: Stack, mode: str) -> Variables:
     return chosen[mode]
 
 
-def ask(stack: Stack, dashboard: Json, target: Json, chosen: Variables, now: float) -> dict[Labels, list[float]]:
-    """The values of each series, as Grafana would get them."""
-    view = View(seconds(dashboard["time"]["from"]), 1, chosen)
-    query = view.expand(target["expr"], target.get("interval"))
-    if target["instant"]:
-        return {labels: [value] for labels, value in stack.prometheus.values(query, now).items()}
-    step = view.step(target.get("interval"))
-    answer = stack.prometheus.http.get(
-        "/api/v1/query_range", params={"query": query, "start": now - view.range // step * step, "end": now, "step": step}
-    ).json()
-    assert answer["status"] == "success", f"{query}: {answer}"
-    assert not answer.get("warnings"), f"{query}: {answer['warnings']}"
-    return {
-        tuple(sorted(each["metric"].items())): [float(value) for _, value in each["values"]]
-        for each in answer["data"]["result"]
-    }
-
-
 def shown(
     stack: Stack, uid: str, title: str, ref: str = "A", now: float | None = None, **chosen: str | list[str]
 ) -> dict[Labels, float]:
@@ -329,7 +287,7 @@ def shown(
         for target in panel["targets"]
         if target["refId"] == ref
     ]
-    found = ask(stack, dashboard, target, {**ALL, **chosen}, time.time() if now is None else now)
+    found = ask(stack.prometheus, dashboard, target, {**ALL, **chosen}, time.time() if now is None else now)
     return {labels: values[-1] for labels, values in found.items()}
 
 
@@ -337,29 +295,6 @@ def value(stack: Stack, uid: str, title: str, ref: str = "A", now: float | None 
     """The same where there is one series."""
     (found,) = shown(stack, uid, title, ref, now, **chosen).values()
     return found
-
-
-def by(label: str, found: Mapping[Labels, float]) -> dict[str, float]:
-    return {dict(labels)[label]: each for labels, each in found.items()}
-
-
-def problems(panel: Json, target: Json, found: Mapping[Labels, Sequence[float]], *, foreign: bool) -> Iterator[str]:
-    """What is wrong with an answer, whatever the truth is."""
-    defaults = panel["fieldConfig"]["defaults"]
-    values = [each for series in found.values() for each in series]
-    if not all(map(math.isfinite, values)):
-        yield "not a number"
-    if defaults["unit"] == "percentunit" and defaults.get("max") == 1 and not all(0 <= each <= 1 for each in values):
-        yield f"{min(values)} to {max(values)} is no ratio"
-    legend = re.findall(r"{{(\w+)}}", target["legendFormat"])
-    for labels in map(dict, found):
-        missing_labels = [name for name in legend if name not in {*labels, *OPTIONAL}]
-        if missing_labels:
-            yield f"the legend's {missing_labels} are not among {labels}"
-        if foreign and {"instance", "job", "__name__", "store"} & set(labels):
-            yield f"{labels} depend on who told them"
-    if "{{worker}}" in target["legendFormat"] and len(found) > 5:
-        yield f"{len(found)} series"
 
 
 # -- the tests ---------------------------------------------------------------------------------------------------------
@@ -370,7 +305,7 @@ def test_every_query_has_an_answer_with_all_one_and_several_values_of_its_variab
     now, wrong = time.time(), []
     for mode in ("all", "one", "several"):
         for name, panel, target in queries(DASHBOARDS[uid]):
-            found = ask(stack, DASHBOARDS[uid], target, variables(uid, stack, mode), now)
+            found = ask(stack.prometheus, DASHBOARDS[uid], target, variables(uid, stack, mode), now)
             foreign = uid != looks.EXPORTER and "ALERTS" not in target["expr"]
             wrong += [f"{name} ({mode}): {each}" for each in problems(panel, target, found, foreign=foreign)]
             machine = "node_" in target["expr"] and mode == "several"
@@ -514,18 +449,32 @@ def steady(stack: Stack, compare: Callable[[], None]) -> None:
     raise AssertionError("the history never rests")
 
 
-def hours(stack: Stack, member: Member, now: float, window: int, says: Callable[[Sequence[Json]], float]) -> float:
-    """The sum over the whole hours of a window of what `says` tells of the samples within each."""
-    ends = range(align(int(now - window), HOUR) + HOUR, int(now) + 1, HOUR)
-    return sum(says(found) for end in ends if (found := stack.documents(member, end - 59 * 60, end)))
+Documents = Sequence[Json]
 
 
-def ran(found: Sequence[Json]) -> float:
+def hours(stack: Stack, member: Member, now: float, window: int) -> list[Documents]:
+    """The samples of each whole hour of a window that has any."""
+    first, end = align(int(now - window), HOUR), align(int(now), HOUR)
+    by_hour: dict[int, list[Json]] = {}
+    for document in stack.documents(member, first, end - 1):
+        by_hour.setdefault(align(to_seconds(document["timestamp"]), HOUR), []).append(document)
+    return list(by_hour.values())
+
+
+def mean_of_hours(stack: Stack, member: Member, field: str, now: float, window: int) -> float:
+    means: list[float] = []
+    for found in hours(stack, member, now, window):
+        values = [each[field] for each in found if field in each]
+        means += [sum(values) / len(values)] if values else []
+    return sum(means) / len(means)
+
+
+def ran(found: Documents) -> float:
     known = [each["status"] for each in found if "status" in each]
     return known.count("running") / len(known) if known else 0
 
 
-def lay_idle(found: Sequence[Json]) -> float:
+def lay_idle(found: Documents) -> float:
     busy = sum(each.get("cpu_utilization", 0) for each in found) / len(found) >= 100 * threshold("idle_cpu_ratio")
     return float(ran(found) == 1 and not any(each.get("active_labs_count") for each in found) and not busy)
 
@@ -537,37 +486,54 @@ def test_trends_are_those_of_the_history_terminated_workers_included(stack: Stac
     def compare() -> None:
         now = time.time()
 
+        def there(window: int, end: float = now) -> list[Member]:
+            return [each for each in members if hours(stack, each, end, window)]
+
         def mean(field: str, window: int, end: float = now) -> float:
-            there = [each for each in members if stack.documents(each, end - window, end)]
-            return sum(stack.mean(each, field, end, window) for each in there) / len(there)
+            means = [mean_of_hours(stack, each, field, end, window) for each in there(window, end)]
+            return sum(means) / len(means)
+
+        def total(says: Callable[[Documents], float], member: Member, end: float = now) -> float:
+            return sum(map(says, hours(stack, member, end, 7 * DAY)))
+
+        def says(expected: float, title: str, ref: str = "A", **chosen: list[str]) -> None:
+            assert value(stack, trends, title, ref, now, **chosen) == pytest.approx(expected, rel=1e-9, abs=1e-12), title
 
         for ref, days in (("A", 1), ("B", 7), ("C", 30)):
-            assert value(stack, trends, "Average CPU", ref, now) == pytest.approx(
-                mean("cpu_utilization", days * DAY) / 100, rel=1e-9
-            )
-            assert value(stack, trends, "Average memory", ref, now) == pytest.approx(
-                mean("memory_utilization", days * DAY) / 100, rel=1e-9
-            )
-        change = mean("cpu_utilization", 7 * DAY) - mean("cpu_utilization", 7 * DAY, now - 7 * DAY)
-        assert value(stack, trends, "CPU against the week before", now=now) == pytest.approx(change / 100, abs=1e-9)
-        week = [hours(stack, each, now, 7 * DAY, ran) for each in members]
-        assert value(stack, trends, "Running hours against the week before", now=now) == pytest.approx(sum(week), rel=1e-9)
-        one = value(stack, trends, "Running hours against the week before", now=now, worker_id=[IDLE.worker_id])
-        assert one == pytest.approx(week[1], rel=1e-9)
-        day = [stack.documents(each, now - DAY, now) for each in members]
-        cpus = [each["cpu_utilization"] / 100 for found in day for each in found if "cpu_utilization" in each]
-        assert value(stack, trends, "CPU by day", "B", now) == pytest.approx(min(cpus))
-        assert value(stack, trends, "CPU by day", "C", now) == pytest.approx(max(cpus))
-        by_worker = by("worker_id", shown(stack, trends, "Idle hours", now=now))
-        assert by_worker["w.idle"] == hours(stack, IDLE, now, 7 * DAY, lay_idle) > 80
-        assert by_worker["w-alpha"] == hours(stack, ALPHA, now, 7 * DAY, lay_idle) == 0
+            says(mean("cpu_utilization", days * DAY) / 100, "Average CPU", ref)
+            says(mean("memory_utilization", days * DAY) / 100, "Average memory", ref)
+            says(mean("active_labs_count", days * DAY) * len(there(days * DAY)), "Average active labs", ref)
+        for what, field in (("CPU", "cpu_utilization"), ("Memory", "memory_utilization")):
+            says((mean(field, 7 * DAY) - mean(field, 7 * DAY, now - 7 * DAY)) / 100, f"{what} against the week before")
+            for ref, end in (("A", now), ("B", now - 7 * DAY)):
+                # The newest point stands for the last whole hour.
+                says(mean(field, HOUR, align(int(end), HOUR)) / 100, f"{what}, week over week", ref)
+        for ref, end in (("A", now), ("B", now - 7 * DAY)):
+            week = {each.worker_id: total(ran, each, end) for each in members}
+            says(sum(week.values()), "Running hours against the week before", ref)
+            says(week["w.idle"], "Running hours against the week before", ref, worker_id=["w.idle"])
+        midnight = align(int(now), DAY)
+        day = {each: hours(stack, each, midnight, DAY) for each in there(DAY, midnight)}
+        cpus = [
+            one["cpu_utilization"] / 100 for found in day.values() for hour in found for one in hour if "cpu_utilization" in one
+        ]
+        says(mean("cpu_utilization", DAY, midnight) / 100, "CPU by day", "A")
+        says(min(cpus), "CPU by day", "B")
+        says(max(cpus), "CPU by day", "C")
+        says(len(day), "Workers by day", "A")
+        says(sum(sum(map(ran, found)) / len(found) for found in day.values()), "Workers by day", "B")
+        idle = by("worker_id", shown(stack, trends, "Idle hours", now=now))
+        assert idle["w.idle"] == total(lay_idle, IDLE) > 80
+        assert idle["w-alpha"] == total(lay_idle, ALPHA) == 0
+        running = by("worker_id", shown(stack, trends, "Running hours", now=now))
+        assert running == pytest.approx({each.worker_id: total(ran, each) for each in members}, rel=1e-9)
         table = by("worker_id", shown(stack, trends, "Workers", "C", now))
         assert table == pytest.approx(
-            {each.worker_id: stack.mean(each, "cpu_utilization", now, 7 * DAY) / 100 for each in members}, rel=1e-9
+            {each.worker_id: mean_of_hours(stack, each, "cpu_utilization", now, 7 * DAY) / 100 for each in members}, rel=1e-9
         )
 
     steady(stack, compare)
-    assert by("worker", shown(stack, trends, "Terminated workers")) == {"cml w-omega": (GONE_AT - PERIOD) * 1000}
+    assert by("worker", shown(stack, trends, "Terminated workers")) == {"cml w-omega": GONE_AT * 1000}
     assert shown(stack, trends, "Terminated workers", worker_id=[ALPHA.worker_id]) == {}
     last = stack.documents(OMEGA, SINCE, time.time())[-1]["timestamp"]
     assert to_seconds(last) == GONE_AT - PERIOD
@@ -681,43 +647,3 @@ def show_failures(stack: Stack, mongod: Mongod) -> None:
     stack.exporter.kill()
     address = stack.exporter.url.removeprefix("http://")
     until(lambda: value(stack, health, "Exporter", instance=[address]) == 0, "down")
-
-
-def test_a_thousand_workers_stay_readable_and_quick(run_prometheus: RunPrometheus, tmp_path: Path) -> None:
-    """Scraped as the exporter renders them, without a history."""
-    now = int(time.time())
-    fleet = [
-        WorkerGauges(
-            Worker(f"w{k}", (EU, US)[k % 2], f"i-{k}", "running", name=f"cml {k}", active_labs=k % 5, last_activity_at=now - k),
-            observed_at=now,
-            show_state=True,
-            cpu=k / 10,
-            cpu_time=now,
-        )
-        for k in range(1000)
-    ]
-    telemetry = Telemetry(CollectorRegistry())
-    with serving(lambda: render_metrics(fleet, ()).decode() + telemetry.own.text.decode()) as address:
-        prometheus = run_prometheus(faster(tmp_path / "rules", address))
-        until(lambda: prometheus.values("count_over_time(cml_region:workers_idle:sum[1m]) > 2"), "recorded")
-        for name, panel, target in queries(DASHBOARDS[looks.FLEET]):
-            view = View(6 * HOUR, 30, {"region": None, "top": "5"})
-            query = view.expand(target["expr"], target.get("interval"))
-            began = time.monotonic()
-            answer = prometheus.http.get(
-                "/api/v1/query_range", params={"query": query, "start": now - 6 * HOUR, "end": time.time(), "step": 30}
-            ).json()
-            took = time.monotonic() - began
-            assert answer["status"] == "success", name
-            # A table may have a line for each worker; everything else shows the first few, or few altogether.
-            most = 1000 if panel["type"] == "table" else 9 if "{{status}}" in target["legendFormat"] else 5
-            assert len(answer["data"]["result"]) <= most or (" topk(" in query and target["instant"]), name
-            assert took < 10, f"{name}: {took:.1f} s"
-        top = prometheus.values(View(6 * HOUR, 30, {"region": None, "top": "5"}).expand(busiest()))
-        assert sorted(by("worker", top).values()) == pytest.approx([each / 1000 for each in range(995, 1000)])
-
-
-def busiest() -> str:
-    (panel,) = [each for each in panels(DASHBOARDS[looks.FLEET]) if each["title"] == "Busiest now"]
-    expression: str = panel["targets"][0]["expr"]
-    return expression

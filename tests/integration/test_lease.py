@@ -147,3 +147,22 @@ async def test_a_server_that_is_not_there_is_reported_as_unreachable() -> None:
         with pytest.raises(StoreUnavailable) as caught:
             await Lease(client["cml"], owner="first").acquire_or_renew()
     assert caught.value.reason == "unreachable"
+
+
+async def test_its_mark_changes_whenever_somebody_has_held_it_and_there_is_none_while_somebody_may(database: Database) -> None:
+    reader, first, second = (Lease(database, owner=owner) for owner in ("reader", "first", "second"))
+    marks = [await reader.mark()]
+    for holder in (first, second, first, first):
+        assert await holder.acquire_or_renew()
+        assert await reader.mark() is None
+        await holder.release()
+        marks.append(await reader.mark())
+        assert await reader.mark() == marks[-1]
+    assert len(set(marks)) == 5
+    # One that died: for ten minutes nobody knows whose clock is right.
+    assert await first.acquire_or_renew()
+    await expire(database)
+    assert await reader.mark() is None
+    long_ago = datetime.now(UTC) - timedelta(minutes=11)
+    await database[STATE].update_one({"_id": "lease:mirror"}, {"$set": {"expires": long_ago}})
+    assert await reader.mark() not in (None, *marks)

@@ -1,15 +1,21 @@
 """The history as Prometheus series, from a real mongod: which there are, with which samples, within which limits."""
 
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 
+from exporter import series
 from exporter.errors import StoreUnavailable
 from exporter.history import WorkerMetricsRepository
+from exporter.hourly import Hourly
+from exporter.lease import BACKFILL, Lease
 from exporter.model import InventoryEntry, Sighting, WorkerMetricsSample
 from exporter.mongo import Database
-from exporter.periods import DAY, to_datetime
+from exporter.periods import DAY, HOUR, to_datetime, to_seconds
 from exporter.remote_read import BadRequest, Matcher, Query, encode_answer
 from exporter.series import read
 from tests import prompb
@@ -17,7 +23,8 @@ from tests.fixtures.mongo import connect
 
 START, PERIOD = 1_767_225_600, 300
 CPU = "cml_worker_cpu_utilization_ratio"
-EVERYTHING = Matcher("__name__", "=~", ".+")
+EVERYTHING = Matcher("__name__", "=~", "cml_worker_.+")
+HOURS = Matcher("__name__", "=~", "cml_worker:.+")
 Labels = tuple[tuple[str, str], ...]
 
 
@@ -56,11 +63,22 @@ async def ask(
     first: int = 0,
     last: int = 287,
     labels_only: bool = False,
+    oldest: int = 0,
     most: int = 10**6,
 ) -> prompb.Found:
     query = Query((START + first * PERIOD) * 1000, (START + last * PERIOD) * 1000, matchers, labels_only)
-    (found,) = prompb.answer(encode_answer([await read(query, entries, history, period=PERIOD, most=most)]))
+    (found,) = prompb.answer(
+        encode_answer([await read(query, entries, history, hourly(history), period=PERIOD, oldest=oldest, most=most)])
+    )
     return found
+
+
+async def no_backfill() -> str:
+    return ""
+
+
+def hourly(history: WorkerMetricsRepository) -> Hourly:
+    return Hourly(history, no_backfill, heal=DAY, wall=lambda: START + DAY)
 
 
 def of(metric: str, worker_id: str, /, **labels: str) -> Labels:
@@ -203,3 +221,135 @@ async def test_a_mongodb_that_is_away_is_said_to_be(database: Database) -> None:
         )
         with pytest.raises(StoreUnavailable):
             await ask(away, [entry("w1")], EVERYTHING)
+
+
+# -- by the hour
+
+
+def hour(n: int) -> int:
+    """The end of the n-th hour."""
+    return (START + (n + 1) * HOUR) * 1000
+
+
+def rolled(what: str, worker_id: str, /, region: str = "eu-west-1") -> Labels:
+    return of(f"cml_worker:{what}1h", worker_id, region=region)
+
+
+async def test_an_hour_is_one_value_of_each_kind_at_its_end(history: WorkerMetricsRepository) -> None:
+    await history.add_samples([sample("w1", n, memory_utilization=50.0 if n < 6 else None) for n in range(12)])
+    await history.add_samples(
+        [
+            sample("w1", 12, cpu_utilization=None, active_labs_count=0, status="stopped"),
+            sample("w1", 13, cpu_utilization=None, active_labs_count=5),
+            sample("w1", 14, cpu_utilization=None, active_labs_count=None, status=None),
+        ]
+    )
+    found = await ask(history, [entry("w1")], HOURS)
+    facts = {"name": "cml w1", "instance_id": "i-2", "instance_type": "m5zn.metal", "cml_version": "2.8.1"}
+    cpu, memory = ([f"{name}_utilization_ratio:{how}" for how in ("avg", "min", "max")] for name in ("cpu", "memory"))
+    assert found == {
+        **{rolled(what, "w1"): [(hour(0), value)] for what, value in zip(cpu, (0.155, 0.1, 0.21), strict=True)},
+        **{rolled(what, "w1"): [(hour(0), 0.5)] for what in memory},
+        rolled("active_labs:avg", "w1"): [(hour(0), 3.0), (hour(1), 2.5)],
+        rolled("active_labs:min", "w1"): [(hour(0), 3.0), (hour(1), 0.0)],
+        rolled("active_labs:max", "w1"): [(hour(0), 3.0), (hour(1), 5.0)],
+        rolled("running:avg", "w1"): [(hour(0), 1.0), (hour(1), 0.5)],
+        rolled("sample_timestamp_seconds:max", "w1"): [
+            (hour(0), START + 12.0 * PERIOD),
+            (hour(1), START + 15.0 * PERIOD),
+        ],
+        of("cml_worker:info:max1h", "w1", **facts): [(hour(0), 1.0), (hour(1), 1.0)],
+    }
+
+
+async def test_hours_are_those_of_the_repositorys_own_aggregation(history: WorkerMetricsRepository) -> None:
+    values = [(n * 7919) % 9973 / 100 for n in range(288)]
+    await history.add_samples([sample("w1", n, cpu_utilization=value) for n, value in enumerate(values)])
+    found = await ask(history, [entry("w1")], HOURS, last=300)
+    own = await history.get_aggregated_stats("w1", to_datetime(START), to_datetime(START + DAY), timedelta(hours=1))
+    assert len(own) == 24
+    for how in ("avg", "min", "max"):
+        told = found[rolled(f"cpu_utilization_ratio:{how}", "w1")]
+        assert [time for time, _ in told] == [(to_seconds(each.timestamp) + HOUR) * 1000 for each in own]
+        ours = [getattr(each.cpu_utilization, how) / 100 for each in own]
+        assert [value for _, value in told] == pytest.approx(ours, rel=1e-12)
+
+
+async def test_what_is_no_number_is_left_out_of_an_hour(history: WorkerMetricsRepository, database: Database) -> None:
+    odd: list[object] = ["97", math.nan, math.inf, True, None, {"a": 1}, [3], 12.5, 7]
+    await database.worker_metrics_timeseries.insert_many(
+        [
+            {"worker_id": "w1", "timestamp": to_datetime(START + n * PERIOD), "region": "eu-west-1", "cpu_utilization": value}
+            for n, value in enumerate(odd)
+        ]
+    )
+    await history.add_samples([sample("w1", 12, cpu_utilization=None)])
+    found = await ask(history, [entry("w1")], HOURS)
+    told = [found[rolled(f"cpu_utilization_ratio:{how}", "w1")] for how in ("avg", "min", "max")]
+    assert told == [[(hour(0), 0.0975)], [(hour(0), 0.07)], [(hour(0), 0.125)]]
+    assert found[rolled("running:avg", "w1")] == [(hour(1), 1.0)]
+
+
+async def test_a_worker_that_moved_has_the_hours_of_each_region(history: WorkerMetricsRepository) -> None:
+    await history.add_samples([sample("w1", n, region="eu-west-1" if n < 18 else "us-east-1") for n in range(36)])
+    name = Matcher("__name__", "=", "cml_worker:active_labs:max1h")
+    found = await ask(history, [entry("w1")], name)
+    assert found == {
+        rolled("active_labs:max", "w1"): [(hour(0), 3.0), (hour(1), 3.0)],
+        rolled("active_labs:max", "w1", region="us-east-1"): [(hour(1), 3.0), (hour(2), 3.0)],
+    }
+    found = await ask(history, [entry("w1")], name, Matcher("region", "=", "us-east-1"))
+    assert list(found) == [rolled("active_labs:max", "w1", region="us-east-1")]
+
+
+async def test_hours_are_for_who_asks_by_name(history: WorkerMetricsRepository) -> None:
+    await history.add_samples([sample("w1", n) for n in range(12)])
+    everything = await ask(history, [entry("w1")], Matcher("store", "=", "history"))
+    assert not [labels for labels in everything if dict(labels)["__name__"].startswith("cml_worker:")]
+    assert await ask(history, [entry("w1")], HOURS, Matcher("store", "=", "elsewhere")) == {}
+    listed = await ask(history, [entry("w1")], HOURS, labels_only=True)
+    assert {dict(labels)["__name__"] for labels in listed} >= {"cml_worker:info:max1h", "cml_worker:running:avg1h"}
+    assert all(samples == [] for samples in listed.values())
+
+
+async def test_an_hour_that_reaches_beyond_retention_is_left_out(history: WorkerMetricsRepository) -> None:
+    await history.add_samples([sample("w1", n) for n in range(48)])
+    name = Matcher("__name__", "=", "cml_worker:running:avg1h")
+    found = await ask(history, [entry("w1")], name, oldest=START + 1)
+    assert [time for time, _ in found[rolled("running:avg", "w1")]] == [hour(1), hour(2), hour(3)]
+
+
+async def test_more_days_than_fit_are_refused_before_they_are_read(
+    history: WorkerMetricsRepository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(series, "MAX_DAYS", 9)
+    await history.add_samples([sample(f"w{k}", n) for k in range(5) for n in range(12)])
+    entries = [entry(f"w{k}") for k in range(5)]
+    name = Matcher("__name__", "=", "cml_worker:running:avg1h")
+    assert len(await ask(history, entries, name, last=288)) == 5
+    with pytest.raises(BadRequest, match="9 days of single workers; name fewer workers"):
+        await ask(history, entries, name, last=2 * 288)
+
+
+async def test_an_hour_that_a_backfill_fills_is_read_again(history: WorkerMetricsRepository, database: Database) -> None:
+    writer, reader = (Lease(database, owner=owner, name=BACKFILL) for owner in ("backfill", "exporter"))
+    kept = Hourly(history, reader.mark, heal=DAY, wall=lambda: START + 9 * DAY)
+    wanted = Query(START * 1000, (START + DAY) * 1000, (Matcher("__name__", "=", "cml_worker:active_labs:max1h"),), False)
+
+    async def told() -> list[tuple[int, float]]:
+        (found,) = prompb.answer(encode_answer([await read(wanted, [entry("w1")], history, kept, period=PERIOD)]))
+        return found[rolled("active_labs:max", "w1")]
+
+    await history.add_samples([sample("w1", n) for n in range(12)])
+    assert await told() == [(hour(0), 3.0)]
+    await history.add_samples([sample("w1", n) for n in range(12, 24)])
+    assert await told() == [(hour(0), 3.0)], "nobody has said that anything changed"
+    assert await writer.acquire_or_renew()
+    await history.add_samples([sample("w1", n) for n in range(24, 36)])
+    assert await told() == [(hour(n), 3.0) for n in range(3)]
+    await writer.release()
+    await history.add_samples([sample("w1", n) for n in range(36, 48)])
+    assert await writer.acquire_or_renew()
+    await writer.release()
+    kept._monotonic = lambda: time.monotonic() + 61  # what was read meanwhile counts for a minute
+    assert await told() == [(hour(n), 3.0) for n in range(4)]

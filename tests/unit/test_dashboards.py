@@ -15,7 +15,7 @@ from grafana import build, looks
 from grafana.panels import DATASOURCE, Panel, Row, render
 from grafana.promql import CODES, threshold
 from tests.grafana_variables import Json, View, panels, queries, seconds
-from tests.unit.test_prometheus_files import ALERTS, CONFIG, RECORDED, THRESHOLDS, labels_of, nodes
+from tests.unit.test_prometheus_files import ALERTS, CONFIG, HOURLY, RECORDED, THRESHOLDS, labels_of, nodes
 
 FOLDER = build.ROOT / "grafana" / "dashboards"
 DASHBOARDS: dict[str, Json] = {path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))}
@@ -98,7 +98,7 @@ def known_labels(name: str) -> set[str]:
         return NODE
     labels = FOREIGN.get(name) or labels_of(name)
     assert labels is not None, f"{name} is neither exposed nor recorded"
-    return labels | ({"store"} if name in METRICS_BY_NAME else set())
+    return labels | ({"store"} if name in METRICS_BY_NAME or name in HOURLY else set())
 
 
 # -- the files ---------------------------------------------------------------------------------------------------------
@@ -285,6 +285,23 @@ def test_the_history_is_read_through_ranges_only(uid: str) -> None:
         assert not re.search(rf'store="{STORE}"[^}}]*}}(?!\[)', expression), f"{name}: {expression}"
 
 
+@pytest.mark.parametrize("uid", UIDS)
+def test_hours_are_read_a_second_late_so_that_no_day_has_25(uid: str) -> None:
+    hours = rf'(?:{"|".join(HOURLY)}){{[^}}]*store="{STORE}"[^}}]*}}\[\w+\](?: @ end\(\))?(.*)'
+    for name, expression in expressions(DASHBOARDS[uid]):
+        for what_follows in re.findall(hours, expression):
+            assert re.match(r" offset (-1s|6d23h59m59s)\b", what_follows), f"{name}: {what_follows}"
+
+
+def test_what_is_read_of_a_large_fleet_is_read_by_the_hour() -> None:
+    """Of the history itself a week of a thousand workers is two million samples."""
+    for uid in ("cml-fleet", "cml-trends"):
+        for name, expression in expressions(DASHBOARDS[uid]):
+            for node in nodes(expression):
+                if isinstance(node, promql.VectorSelector) and STORE in [each.value for each in node.matchers.matchers]:
+                    assert node.name in HOURLY, name
+
+
 @pytest.mark.parametrize(("dashboard", "panel", "target"), QUERIES)
 def test_a_query_uses_variables_that_exist_and_the_steps_of_its_graph(dashboard: Json, panel: Json, target: Json) -> None:
     expanded(dashboard, target)
@@ -293,7 +310,8 @@ def test_a_query_uses_variables_that_exist_and_the_steps_of_its_graph(dashboard:
         if function in ("rate", "irate", "increase") and not target["instant"]:
             assert window == "$__rate_interval"
     if "$__interval" in target["expr"] and STORE in target["expr"]:
-        assert seconds(target["interval"]) >= 300, "the history has a sample every 5 minutes"
+        by_hour = any(name in target["expr"] for name in HOURLY)
+        assert seconds(target["interval"]) >= (3600 if by_hour else 300), "as often as there is a value"
     assert target["instant"] == (panel["type"] in ("stat", "bargauge", "table"))
     assert "vector(0)" not in target["expr"], "a name that is misspelt would look like nothing going on"
 

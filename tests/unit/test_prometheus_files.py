@@ -10,13 +10,16 @@ import pytest
 import yaml
 
 from exporter import cloudwatch
-from exporter.catalog import METRICS_BY_NAME, WORKER_METRICS
+from exporter.catalog import INFO, METRICS_BY_NAME, WORKER_METRICS
 from exporter.mongo import STATE
+from exporter.series import INFO_1H, ROLLUPS
 from tests.mutate_rules import PROMETHEUS, mutants, rules, text, variants
 
 FILES = sorted((PROMETHEUS / "rules").glob("*.yml"))
 RULES = [rule for file in FILES for rule in rules(file)]
 ALERTS = {rule["alert"]: rule for rule in RULES if "alert" in rule}
+HOURLY = {rollup.name for rollup in ROLLUPS}
+"""What the exporter answers by the hour, with a label `store`; some of it Prometheus records too."""
 RECORDED = {rule["record"]: rule for rule in RULES if "record" in rule}
 THRESHOLDS = {name for name in RECORDED if name.startswith("cml:threshold:")}
 TESTS = [test for file in (PROMETHEUS / "tests").glob("*_alerts.yml") for test in yaml.safe_load(file.read_text())["tests"]]
@@ -48,6 +51,8 @@ def labels_of(name: str) -> set[str] | None:
     """The labels a series may have; None if nobody knows."""
     if name in METRICS_BY_NAME:
         return {*METRICS_BY_NAME[name].labels, *TARGET}
+    if name in HOURLY:
+        return {"worker_id", "region"} | (set(INFO.labels) if name == INFO_1H.name else set())
     if name in RECORDED:
         return result_labels(promql.parse(RECORDED[name]["expr"])) | set(RECORDED[name].get("labels", ()))
     if name == "up":
