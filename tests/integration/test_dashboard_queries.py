@@ -20,6 +20,8 @@ from pymongo import MongoClient
 
 from exporter.cost import dollars
 from exporter.embedded import Mongod
+from exporter.exposition import render as render_metrics
+from exporter.model import Worker, WorkerGauges
 from exporter.periods import DAY, HOUR, align, to_datetime, to_seconds
 from exporter.telemetry import Telemetry
 from grafana import looks
@@ -647,3 +649,34 @@ def show_failures(stack: Stack, mongod: Mongod) -> None:
     stack.exporter.kill()
     address = stack.exporter.url.removeprefix("http://")
     until(lambda: value(stack, health, "Exporter", instance=[address]) == 0, "down")
+
+
+def test_annotations_mark_alerts_restarts_and_changes_of_status(run_prometheus: RunPrometheus, tmp_path: Path) -> None:
+    """Each has nothing to mark while nothing happens, and marks what does, by the labels its texts name."""
+    said = {"status": "running", "started": 1000.0}
+
+    def text() -> str:
+        worker = Worker(ALPHA.worker_id, EU, ALPHA.instance_id, str(said["status"]), name="cml alpha")
+        gauges = WorkerGauges(worker, observed_at=NOW, show_state=True)
+        return render_metrics([gauges], ()).decode() + f"process_start_time_seconds {said['started']}\n"
+
+    with serving(text) as address:
+        prometheus = run_prometheus(faster(tmp_path / "rules", address))
+
+        def marks(uid: str, name: str) -> list[dict[str, str]]:
+            (mark,) = [each for each in DASHBOARDS[uid]["annotations"]["list"] if each["name"] == name]
+            query = View(HOUR, 1, {**ALL, "worker_id": ALPHA.worker_id}).expand(mark["expr"])
+            found = [dict(labels) for labels in prometheus.values(query)]
+            named = set(re.findall(r"{{(\w+)}}", mark["titleFormat"]))
+            assert all(named <= labels.keys() for labels in found), f"{mark['titleFormat']} of {found}"
+            return found
+
+        until(lambda: prometheus.values("count_over_time(process_start_time_seconds[1m]) > 2"), "scraped")
+        for uid in DASHBOARDS:
+            assert marks(uid, "Exporter restarts") == []
+            until(lambda uid=uid: "CMLTestFires" in [each["alertname"] for each in marks(uid, "Alerts")], "an alert")  # type: ignore[misc]
+        assert marks(looks.WORKER, "Status changes") == []
+        said |= {"status": "stopping", "started": 2000.0}
+        until(lambda: marks(looks.WORKER, "Exporter restarts"), "a restart")
+        assert [marks(uid, "Exporter restarts") for uid in DASHBOARDS] == [[{"instance": address, "job": looks.JOB}]] * 4
+        assert marks(looks.WORKER, "Status changes") == [{"worker_id": ALPHA.worker_id, "status": "stopping"}]

@@ -86,6 +86,13 @@ def test_every_address_in_any_file_is_a_service_and_the_port_it_listens_on() -> 
     assert {(name, int(port)) for name, port in found} == {(name, port) for name, port in PORTS.items() if name != "grafana"}
 
 
+def test_whoever_is_asked_is_a_service() -> None:
+    """Also a misspelt one, which the test above takes for a word."""
+    asked = [*strings(PROMETHEUS), *(source["url"] for source in SOURCES.values())]
+    hosts = {found[1] for text in asked if (found := re.match(r"(?:https?://)?([\w.-]+):\d{2,5}(?:/|$)", text))}
+    assert hosts == {"exporter", "alertmanager", "prometheus"}
+
+
 def test_published_and_checked_ports_are_those_the_services_listen_on() -> None:
     for name, service in SERVICES.items():
         assert [int(port.rpartition(":")[2]) for port in service.get("ports", ())] in ([], [PORTS.get(name)]), name
