@@ -34,6 +34,7 @@ from pymongo.uri_parser import parse_uri
 from exporter import demo_prometheus
 from exporter.config import ENV_PREFIX
 from exporter.demo_fleet import World, aggregates, published
+from exporter.demo_past import SEED, STATE, remember
 from exporter.embedded import LOG, Mongod
 from exporter.errors import ConfigError, ExporterError, StoreUnavailable
 from exporter.model import MetricName
@@ -46,9 +47,6 @@ MONGODB, OUTBOX, PROMETHEUS = "mongodb", "exporter", "prometheus"
 _DATA = (ENDPOINTS, CONFIG, MONGODB, OUTBOX, PROMETHEUS)
 """What --fresh removes; the world, which marks the folder as a demo's, goes last."""
 WORKERS = "workers"
-_STATE = "demo_state"
-"""The collection that marks a database as a demo's and says which world it belongs to."""
-_SEED = 20251116
 _READY_WITHIN = 90.0
 _STOP_WITHIN = 15.0
 
@@ -137,6 +135,7 @@ async def _run(directory: Path, fresh: bool, listen: str, command: Sequence[str]
         aws_url = aws.start()
         stack.callback(aws.stop)
         await _manage(database, world)
+        await remember(database, world)
         background = [
             stack.enter_context(_task(_every(lambda: 5, lambda: asyncio.to_thread(aws.publish, int(time.time()))))),
             stack.enter_context(_task(_every(lambda: random.uniform(30, 60), lambda: _manage(database, world)))),
@@ -211,7 +210,7 @@ def open_world(directory: Path, *, fresh: bool) -> World:
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
-        world = World(seed=_SEED, start=int(time.time()))
+        world = World(seed=SEED, start=int(time.time()))
         _write(directory / WORLD, json.dumps({"seed": world.seed, "start": world.start}) + "\n")
     return world
 
@@ -285,14 +284,14 @@ async def _open_database(stack: AsyncExitStack, uri: str, world: World, fresh: b
     database = client.get_default_database()
     mine = {"_id": "world", "seed": world.seed, "start": world.start}
     try:
-        found = await database[_STATE].find_one({"_id": "world"})
+        found = await database[STATE].find_one({"_id": "world"})
         if found is None and await database.list_collection_names():
             raise ConfigError(f"MONGODB_URI: database {database.name} is not empty and no demo's; name another database in it")
         if found is not None and fresh:
             await client.drop_database(database.name)
         elif found not in (None, mine):
             raise ConfigError(f"database {database.name} holds the data of another demo; start over with --fresh")
-        await database[_STATE].replace_one({"_id": "world"}, mine, upsert=True)
+        await database[STATE].replace_one({"_id": "world"}, mine, upsert=True)
     except PyMongoError as error:
         raise StoreUnavailable(f"the demo cannot use MongoDB: {error}; check MONGODB_URI or unset it") from error
     return database
@@ -467,7 +466,7 @@ Try, in another shell:
   curl -s {url}/api/workers
   {shlex.quote(str(_shown(Path(sys.executable))))} -c {shlex.quote(count)}
 
-{_queries(endpoints)}The last day fills within two minutes: eight workers ran all day and get 288 samples of it each.
+{_queries(endpoints)}The history begins two weeks ago. The last day fills within two minutes: eight workers ran all day and get 288 samples of it each.
 Ctrl-C ends everything. The data stays in {folder} for the next start; --fresh starts over.
 """
 

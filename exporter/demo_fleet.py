@@ -12,7 +12,7 @@ from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
 
-from exporter.model import Dimensions, MetricName
+from exporter.model import Dimensions, MetricName, WorkerMetricsSample
 from exporter.periods import DAY, HOUR, MINUTE, align, align_up, rfc3339, to_datetime
 
 PERIOD = 5 * MINUTE
@@ -182,6 +182,27 @@ def published(world: World, start: int, end: int, now: int) -> dict[tuple[str, M
     }
 
 
+def samples(world: World, worker: DemoWorker, start: int, end: int) -> Iterator[WorkerMetricsSample]:
+    """Yield what is true of the periods that begin in [start, end), oldest first, also of those before CloudWatch's memory.
+
+    As an exporter sees it: status and labs right after the period's end; a terminated worker's last sample is the one in which
+    that was seen.
+    """
+    for period in range(align_up(max(start, worker.created_at), PERIOD), end, PERIOD):
+        if status(worker, period) == "terminated":
+            return
+        up, seen = ran(worker, period), period + PERIOD
+        yield WorkerMetricsSample(
+            worker_id=worker.id,
+            region=worker.region,
+            timestamp=to_datetime(period),
+            cpu_utilization=value(world, worker, "cpu", period) if up else None,
+            memory_utilization=value(world, worker, "memory", period) if up and worker.agent else None,
+            active_labs_count=active_labs(world, worker, seen),
+            status=status(worker, seen),
+        )
+
+
 def dimension_sets(worker: DemoWorker, metric: MetricName) -> tuple[Dimensions, ...]:
     """Return the dimension sets under which a metric of the worker is published."""
     instance = ("InstanceId", worker.instance_id)
@@ -285,6 +306,7 @@ def _daylight(time: int) -> float:
     return 0.5 - 0.5 * math.cos(2 * math.pi * (time - 3 * HOUR) / DAY)
 
 
+@lru_cache(maxsize=1 << 16)
 def _share(world: World, *key: object) -> float:
     """Return a number in [0, 1) that is always the same for a world and a key."""
     return int.from_bytes(_digest(world, *key)[:6], "big") / (1 << 48)

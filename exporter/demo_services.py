@@ -24,11 +24,10 @@ from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import PyMongoError
 
 from exporter.demo_fleet import World, aggregates, fleet
+from exporter.demo_past import SEED, STATE, remember
 from exporter.errors import ConfigError, ExporterError, StoreUnavailable
 
-WORKERS, STATE = "workers", "demo_state"
-"""The collections its MongoDB user may write; deploy/mongodb/users.js grants exactly these."""
-_SEED = 20251116
+WORKERS = "workers"
 _PUBLISH_SECONDS = 5.0
 _WRITE_SECONDS = (30.0, 60.0)
 """Between these the manager waits, as the real one does."""
@@ -77,7 +76,7 @@ async def fake_aws(database: _Database, listen: str) -> None:
 
 
 async def manage(database: _Database, alive: Path | None = None) -> None:
-    """Write every aggregate again and again, as the manager does; never returns.
+    """Write the fleet's past, then every aggregate again and again, as the manager does; never returns.
 
     Raises:
         ConfigError: `workers` holds documents that are not the demo's.
@@ -85,6 +84,7 @@ async def manage(database: _Database, alive: Path | None = None) -> None:
     """
     world = await shared_world(database)
     await _refuse_strangers(database, world)
+    await remember(database, world)
     while True:
         documents = aggregates(world, int(time.time()))
         writes = [ReplaceOne({"_id": id}, each, upsert=True) for id, each in documents.items()]
@@ -100,7 +100,7 @@ async def shared_world(database: _Database) -> World:
     Raises:
         StoreUnavailable: MongoDB does not answer.
     """
-    new = {"seed": _SEED, "start": int(time.time())}
+    new = {"seed": SEED, "start": int(time.time())}
     found = await _answered(
         database[STATE].find_one_and_update(
             {"_id": "world"}, {"$setOnInsert": new}, upsert=True, return_document=ReturnDocument.AFTER

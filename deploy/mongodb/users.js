@@ -15,18 +15,21 @@ function user(user, password, privileges) {
 }
 
 // Aggregates are only ever read. tests/integration/test_compose.py compares this with LEAST_PRIVILEGES in exporter/history.py.
-user("exporter", process.env.MONGODB_EXPORTER_PASSWORD, [
+const exporter = [
   on("workers", "find"),
   on("worker_metrics_timeseries", "find", "insert", "createCollection", "createIndex", "collMod", "listIndexes", "collStats"),
   on("worker_metrics_inventory", "find", "insert", "update"),
   on("cml_exporter_state", "find", "insert", "update"),
   on("", "listCollections"),
-]);
+];
+user("exporter", process.env.MONGODB_EXPORTER_PASSWORD, exporter);
 
-// The simulated manager of `docker compose --profile demo`, which writes aggregates; without a password there is none.
+// The simulator of `docker compose --profile demo`, which writes aggregates, and a past for the history to have; without a password
+// there is none.
 if (process.env.MONGODB_DEMO_PASSWORD) {
   user("demo", process.env.MONGODB_DEMO_PASSWORD, [
-    on("workers", "find", "insert", "update"),
+    ...exporter,
+    on("workers", "insert", "update"),
     on("demo_state", "find", "insert", "update"),
   ]);
 }

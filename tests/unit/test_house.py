@@ -69,6 +69,7 @@ ORDER = (
     "estimate",
     "embedded",
     "demo_fleet",
+    "demo_past",
     "demo_aws",
     "demo_services",
     "demo_prometheus",

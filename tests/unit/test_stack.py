@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from deploy import check_stack
-from exporter import config, demo_prometheus, demo_services
+from exporter import config, demo_past, demo_prometheus, demo_services
 from exporter.api import ROUTES
 
 ROOT = Path(__file__).parents[2]
@@ -122,7 +122,7 @@ def test_the_databases_and_users_of_the_connection_strings_are_those_the_init_sc
     assert {(user, variable) for user, variable, _, _ in used} == made
     assert {name for _, _, _, name in used} == {database}
     assert {variable for _, variable in made} <= set(SERVICES["mongodb"]["environment"])
-    assert (demo_services.WORKERS, demo_services.STATE) == ("workers", "demo_state")
+    assert (demo_services.WORKERS, demo_past.STATE) == ("workers", "demo_state")
 
 
 # -- paths and volumes -------------------------------------------------------------------------------------------------

@@ -1,0 +1,55 @@
+"""The demo's past in a real MongoDB: whole, each sample once, however often and wherever it was interrupted."""
+
+import time
+
+import pytest
+
+from exporter.demo_fleet import PERIOD, DemoWorker, World, datapoints, fleet, samples
+from exporter.demo_past import DAYS, HISTORY, STATE, remember
+from exporter.mongo import Database
+from exporter.periods import DAY, HOUR, align_up, to_seconds
+
+WORLD = World(seed=7, start=int(time.time()))
+END = WORLD.begin + 2 * HOUR
+
+
+async def held(database: Database) -> list[tuple[str, int]]:
+    return [(each["worker_id"], to_seconds(each["timestamp"])) async for each in database[HISTORY].find({})]
+
+
+async def test_every_worker_has_its_two_weeks_and_a_restart_adds_nothing(database: Database) -> None:
+    written = await remember(database, WORLD)
+    expected = {
+        (worker.id, to_seconds(sample.timestamp))
+        for worker in fleet(WORLD)
+        for sample in samples(WORLD, worker, END - DAYS * DAY, END)
+    }
+    found = await held(database)
+    assert len(found) == written == len(expected) > 40_000
+    assert set(found) == expected
+    assert await remember(database, WORLD) == 0
+
+
+async def test_one_that_was_interrupted_is_made_whole(database: Database) -> None:
+    await remember(database, WORLD)
+    whole = sorted(await held(database))
+    await database[STATE].delete_many({})
+    for worker in fleet(WORLD)[3:6]:
+        await database[HISTORY].delete_many({"worker_id": worker.id})
+    lost = len(whole) - len(await held(database))
+    assert await remember(database, WORLD) == lost > 0
+    assert sorted(await held(database)) == whole
+
+
+@pytest.mark.parametrize("worker", fleet(WORLD), ids=lambda worker: worker.name)
+def test_it_goes_on_in_what_cloudwatch_knows(worker: DemoWorker) -> None:
+    """Where both speak of a period they say the same."""
+    begin = WORLD.begin
+    past = {to_seconds(each.timestamp): each for each in samples(WORLD, worker, begin, begin + DAY)}
+    for point in datapoints(WORLD, worker, max(begin, align_up(worker.created_at, PERIOD)), begin + DAY):
+        sample = past[point.period]
+        assert {"cpu": sample.cpu_utilization, "memory": sample.memory_utilization}[point.metric] == point.value
+    assert all(period % PERIOD == 0 for period in past)
+    for sample in past.values():
+        assert sample.status
+        assert sample.active_labs_count == 0 or sample.status == "running"
