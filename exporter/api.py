@@ -29,7 +29,7 @@ from exporter.remote_read import BadRequest
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 """Also for a Prometheus that prefers OpenMetrics: it takes what it gets, and one rendered body serves all."""
 READ_SECONDS = 35
-"""How long a remote read may take; Prometheus has given up long before."""
+"""How long a remote read may take; Prometheus gives up after 30."""
 READS = 2
 """Remote reads at once."""
 RETRY_AFTER = 10

@@ -466,7 +466,8 @@ Try, in another shell:
   curl -s {url}/api/workers
   {shlex.quote(str(_shown(Path(sys.executable))))} -c {shlex.quote(count)}
 
-{_queries(endpoints)}The history begins two weeks ago. The last day fills within two minutes: eight workers ran all day and get 288 samples of it each.
+{_queries(endpoints)}The history begins two weeks ago; its last day fills within two minutes.
+Eight workers ran all day and get 288 samples of it each.
 Ctrl-C ends everything. The data stays in {folder} for the next start; --fresh starts over.
 """
 

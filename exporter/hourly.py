@@ -12,13 +12,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapp
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from exporter.errors import StoreError
 from exporter.periods import DAY, HOUR, align
 from exporter.rollup import Part, column, ends
 
 FRESH = 60
-"""Seconds for which a day counts whose samples may still come."""
+"""Seconds for which a day counts in any case."""
 FINAL = HOUR
-"""Seconds for which another one does: somebody may write samples without the exporter's knowing."""
+"""Seconds for which a day counts that has all its samples, unless a backfill has written: somebody else may write some."""
 MOST = 40_000
 """Days of single workers that are kept, of some 2.5 kB each: forty days of a thousand."""
 READS = 3
@@ -31,21 +32,31 @@ class History(Protocol):
     async def hours(self, worker_ids: Collection[str], day: int) -> list[Part]:
         """The samples of the UTC day that begins at second `day` by the hour, for each worker and region that has any."""
 
+    async def noted_heal(self) -> int:
+        """Seconds for which the exporter that writes fills gaps by itself."""
+
 
 @dataclass(slots=True)
 class _Read:
-    """The parts of one worker on one day, and how long they count."""
+    """The parts of one worker on one day."""
 
+    at: float
     mark: str | None
-    """The backfill's when it was read, None where only the time counts."""
-    until: float
+    """The backfill's before it was read; None where samples were still to come."""
     parts: list[Part] = field(default_factory=list)
 
 
 @dataclass(slots=True)
 class _Day:
     reads: dict[str, _Read] = field(default_factory=dict)
+    asked: frozenset[str] = frozenset()
+    """Of whom `reading` reads."""
     reading: "asyncio.Task[None] | None" = None
+
+
+def days_of(start: int, end: int) -> range:
+    """Return the UTC days, as their first second, with the hours that end in [start, end] seconds."""
+    return range(align(start - HOUR, DAY), end, DAY)
 
 
 class Hourly:
@@ -54,7 +65,7 @@ class Hourly:
     Args:
         history: where the samples are.
         backfill_mark: changes when somebody has written samples older than `heal`; None while somebody may.
-        heal: seconds for which samples still come by themselves.
+        heal: seconds for which samples still come by themselves, unless the exporter that writes has noted more.
         wall: UTC seconds.
         monotonic: seconds of a clock that never jumps.
     """
@@ -74,7 +85,6 @@ class Hourly:
         self._wall = wall
         self._monotonic = monotonic
         self._days: OrderedDict[int, _Day] = OrderedDict()
-        self._mark: str | None = None
         self._slots = asyncio.Semaphore(READS)
 
     async def columns(
@@ -87,46 +97,69 @@ class Hourly:
         """
         assert name is not None
         last = min(end // 1000, int(self._wall()))
-        days = range(align(start // 1000 - HOUR, DAY), last, DAY)
+        days = days_of(start // 1000, last)
         if not worker_ids or not days:
             return
-        self._mark = await self._backfill_mark()
-        wanted = set(worker_ids)
-        ready = await asyncio.gather(*(self._ready(day, wanted) for day in reversed(days)))
-        found = dict(zip(reversed(days), ready, strict=True))
+        wanted = frozenset(worker_ids)
+        found = dict(zip(days, await self._all_ready(days, wanted), strict=True))
+        self._forget()
         for worker_id in sorted(wanted):
             for region, (stamps, values) in _joined(worker_id, found, name).items():
                 inside = slice(bisect_left(stamps, start), bisect_left(stamps, last * 1000 + 1))
                 if stamps[inside]:
                     yield worker_id, region, stamps[inside], values[inside]
 
-    async def _ready(self, day: int, wanted: set[str]) -> _Day:
+    async def _all_ready(self, days: range, wanted: frozenset[str]) -> list[_Day]:
+        mark = await self._backfill_mark()
+        final = self._wall() - max(self._heal, await self._history.noted_heal()) - HOUR
+        # No more are begun than can be read at once: when one fails, the others need not be.
+        begun = asyncio.Semaphore(READS)
+
+        async def ready(day: int) -> _Day:
+            async with begun:
+                return await self._ready(day, wanted, mark if day + DAY < final else None)
+
+        tasks = [asyncio.create_task(ready(day)) for day in days]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _ready(self, day: int, wanted: frozenset[str], mark: str | None) -> _Day:
         """Return the day once it has all workers that are wanted."""
         kept = self._days.setdefault(day, _Day())
         self._days.move_to_end(day)
-        while lacking := {worker_id for worker_id in wanted if not self._counts(kept.reads.get(worker_id))}:
+        while lacking := frozenset(each for each in wanted if not self._counts(kept.reads.get(each), mark)):
             if kept.reading is None or kept.reading.done():
-                kept.reading = asyncio.create_task(self._read(day, kept, lacking))
+                kept.asked = lacking
+                kept.reading = asyncio.create_task(self._read(day, kept, lacking, mark))
                 kept.reading.add_done_callback(_heard)
-            # Who gives up leaves it running: the next one to ask finds it.
-            await asyncio.shield(kept.reading)
+            asked = kept.asked
+            try:
+                # Who gives up leaves it running: the next one to ask finds it.
+                await asyncio.shield(kept.reading)
+            except StoreError:
+                if asked & wanted:
+                    raise
         return kept
 
-    def _counts(self, read: _Read | None) -> bool:
-        return read is not None and self._monotonic() < read.until and read.mark in (None, self._mark)
+    def _counts(self, read: _Read | None, mark: str | None) -> bool:
+        if read is None:
+            return False
+        age = self._monotonic() - read.at
+        return age < FRESH or (age < FINAL and mark is not None and read.mark == mark)
 
-    async def _read(self, day: int, kept: _Day, worker_ids: set[str]) -> None:
-        mark = self._mark if day + DAY + self._heal + HOUR < self._wall() else None
+    async def _read(self, day: int, kept: _Day, worker_ids: frozenset[str], mark: str | None) -> None:
         async with self._slots:
             parts = await self._history.hours(worker_ids, day)
-        until = self._monotonic() + (FRESH if mark is None else FINAL)
-        kept.reads |= {worker_id: _Read(mark, until) for worker_id in worker_ids}
+        now = self._monotonic()
+        kept.reads |= {worker_id: _Read(now, mark) for worker_id in worker_ids}
         for part in parts:
             kept.reads[part.worker_id].parts.append(part)
-        self._forget()
 
     def _forget(self) -> None:
-        """Let go of the days that nobody asked for longest."""
+        """Let go of the days that nobody asked for longest, of those asked for together of the oldest."""
         total = sum(len(day.reads) for day in self._days.values())
         while total > MOST and len(self._days) > 1:
             total -= len(self._days.popitem(last=False)[1].reads)

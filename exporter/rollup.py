@@ -17,7 +17,9 @@ FIELDS = (*(f"{field}_{how}" for field in METRIC_FIELDS for how in ("avg", "min"
 """What there is of an hour: of each metric's samples the average, the lowest and the highest; the share of those with a status
 that say running; and the end of its newest period in UTC seconds."""
 
-_EXTREMES = [f"{field}_{how}" for field in METRIC_FIELDS for how in ("min", "max")]
+_MEASURED = FIELDS[: FIELDS.index(RUNNING)]
+_REGION: Document = {"$convert": {"input": "$region", "to": "string", "onError": "", "onNull": ""}}
+"""None, a null and an empty text are one region, in which an hour is one value."""
 
 
 class Part(NamedTuple):
@@ -40,7 +42,7 @@ def pipeline(match: Document, *, careful: bool = False) -> list[Document]:
     """
     known = {"$cond": [{"$gt": ["$status", None]}, 0, None]}  # $avg passes over null
     group: Document = {
-        "_id": {"w": "$worker_id", "r": "$region", "h": {"$hour": "$timestamp"}},
+        "_id": {"w": "$worker_id", "r": _REGION, "h": {"$hour": "$timestamp"}},
         RUNNING: {"$avg": {"$cond": [{"$eq": ["$status", "running"]}, 1, known]}},
         NEWEST: {"$max": "$timestamp"},
     }
@@ -56,7 +58,7 @@ def pipeline(match: Document, *, careful: bool = False) -> list[Document]:
 def parts(batches: Iterable[bytes], careful: bool, *, period: int) -> list[Part] | None:
     """Read what `pipeline` found; None where it must be asked with care, because a value is no number."""
     found = documents(batches)
-    if not careful and is_odd(value for row in found for name in _EXTREMES for value in row[name]):
+    if not careful and is_odd(value for row in found for name in _MEASURED for value in row[name]):
         return None
     return [_part(row, period) for row in found]
 
@@ -71,7 +73,7 @@ def _part(row: Document, period: int) -> Part:
             values.extend(column[at] / 1000 + period for at in order)
         else:
             values.extend(math.nan if column[at] is None else column[at] for at in order)
-    return Part(row["_id"]["w"], str(row["_id"].get("r") or ""), bytes(hours[at] for at in order), values)
+    return Part(row["_id"]["w"], row["_id"]["r"], bytes(hours[at] for at in order), values)
 
 
 @lru_cache(maxsize=4096)

@@ -27,7 +27,7 @@ EPOCH = datetime(1970, 1, 1)
 
 _NAIVE: CodecOptions[Document] = CodecOptions(tz_aware=False)
 _KEYS = {field: tuple(f"{field}_{how}" for how in ("sum", "min", "max", "count")) for field in METRIC_FIELDS}
-_EXTREMES = [key for _, lowest, highest, _ in _KEYS.values() for key in (lowest, highest)]
+_MEASURED = [key for total, lowest, highest, _ in _KEYS.values() for key in (total, lowest, highest)]
 _NUMBERS = {float, int, Int64}
 _NO_NUMBERS = [math.nan, math.inf, -math.inf]
 
@@ -123,16 +123,19 @@ def careful_value(field: str) -> object:
     return {"$cond": [{"$and": [typed, {"$not": [{"$in": [value, _NO_NUMBERS]}]}]}, value, None]}
 
 
-def is_odd(extremes: Iterable[object]) -> bool:
-    """Whether a value that is no number got into the extremes, where every other type would show up as well as NaN."""
-    known: list[Any] = [extreme for extreme in extremes if extreme is not None]
+def is_odd(measured: Iterable[object]) -> bool:
+    """Whether a value that is no number was among the samples of which these are the extremes, and the sum or the average.
+
+    Every other type shows up in an extreme, as does NaN, but a Decimal128 between two numbers, which then makes the sum one.
+    """
+    known: list[Any] = [value for value in measured if value is not None]
     return not set(map(type, known)) <= _NUMBERS or not all(map(math.isfinite, known))
 
 
 def statistics(batches: Iterable[bytes], careful: bool) -> list[Row] | None:
     """Rows of statistics from what `statistics_pipeline` found, oldest first; None where it must be asked with care."""
     parts = documents(batches)
-    if not careful and is_odd(part[key] for part in parts for key in _EXTREMES):
+    if not careful and is_odd(part[key] for part in parts for key in _MEASURED):
         return None
     by_start: dict[datetime, list[Document]] = {}
     for part in parts:

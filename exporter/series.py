@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from exporter import hourly
 from exporter.catalog import ACTIVE_LABS, CPU, INFO, MEMORY, STATUS, WORKER_LABELS, Metric
+from exporter.hourly import days_of
 from exporter.model import InventoryEntry
 from exporter.periods import DAY, HOUR
 from exporter.remote_read import BadRequest, Query, Selection, Series, encode_series, in_order
@@ -27,6 +28,8 @@ MAX_DAYS = hourly.MOST
 """Days of single workers in one answer by the hour: a month of 1,250 workers."""
 _TOGETHER = 100
 """Workers whose hours are encoded in one go: to change threads for each takes as long as the work."""
+_SLACK = DAY
+"""Seconds before a worker was first seen, and after it was last, from which there may be samples all the same."""
 GONE = 900
 """Seconds. A worker last seen so long before the newest observation has left: its series end."""
 
@@ -177,10 +180,17 @@ async def read(
             )
     by_name = any(matcher.name == "__name__" for matcher in query.matchers)
     start = max(start, (oldest + HOUR) * 1000)  # of an hour all samples count
+    there = [entry for entry in entries if _was_there(entry, start // 1000, end // 1000)]
+    days = len(days_of(start // 1000, end // 1000))
     for rollup in _asked(ROLLUPS if by_name else (), selection):
-        chosen = {entry.worker_id: entry for entry in entries if selection.accepts(_fixed(rollup, entry), ("region",))}
-        if len(chosen) * (max(0, end - start) // (DAY * 1000)) > MAX_DAYS:
-            raise _too_much(f"{MAX_DAYS} days of single workers")
+        chosen = {entry.worker_id: entry for entry in there if selection.accepts(_fixed(rollup, entry), ("region",))}
+        if len(chosen) * days > MAX_DAYS:  # then a worker is only looked for where it is known to have been
+            chosen = {key: entry for key, entry in chosen.items() if _may_be_in_a_region(selection, entry)}
+        if len(chosen) * days > MAX_DAYS:
+            raise BadRequest(
+                f"{len(chosen)} workers on {days} days are more than the {MAX_DAYS} days of single workers that are read "
+                "together; name fewer workers, a region, or a shorter range"
+            )
         parts: list[tuple[InventoryEntry, str, Sequence[int], Sequence[float]]] = []
         async for worker_id, region, stamps, values in by_hour.columns(chosen.keys(), start, end, rollup.field):
             parts.append((chosen[worker_id], region, stamps, values))
@@ -196,11 +206,24 @@ def _asked(families: Sequence[F], selection: Selection) -> list[F]:
     return [family for family in families if selection.accepts({"__name__": family.name, "store": STORE}, _OF_A_WORKER)]
 
 
+def _was_there(entry: InventoryEntry, start: int, end: int) -> bool:
+    """Whether a worker may have samples in [start, end] UTC seconds: most of those that are remembered may be long gone."""
+    begin = min((time for time in (entry.created_at, entry.first_seen) if time is not None), default=0)
+    return begin - _SLACK <= end and start <= entry.last_seen + _SLACK
+
+
+def _may_be_in_a_region(selection: Selection, entry: InventoryEntry) -> bool:
+    """Whether one of the regions a worker was seen in, or none, is asked for."""
+    regions = {entry.region, "", *(sighting.region for sighting in entry.instances)}
+    return any(selection.accepts({"region": region}, _ALL_BUT_REGION) for region in regions)
+
+
 def _too_much(what: str) -> BadRequest:
     return BadRequest(f"the answer would have more than {what}; name fewer workers or metrics, or a shorter range")
 
 
 _OF_A_WORKER = frozenset((*STATUS.labels, *INFO.labels))
+_ALL_BUT_REGION = _OF_A_WORKER - {"region"} | {"__name__", "store"}
 _READ = {STATUS.name: ("region", "status")}
 """The labels that only the samples tell; of all series the region, since a worker may have moved."""
 

@@ -1,12 +1,12 @@
 """The history as Prometheus series, from a real mongod: which there are, with which samples, within which limits."""
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+from bson import Decimal128
 
 from exporter import series
 from exporter.errors import StoreUnavailable
@@ -277,17 +277,37 @@ async def test_hours_are_those_of_the_repositorys_own_aggregation(history: Worke
 
 async def test_what_is_no_number_is_left_out_of_an_hour(history: WorkerMetricsRepository, database: Database) -> None:
     odd: list[object] = ["97", math.nan, math.inf, True, None, {"a": 1}, [3], 12.5, 7]
+    between = [7.0, Decimal128("9"), 12.5]  # which is neither the lowest nor the highest
     await database.worker_metrics_timeseries.insert_many(
         [
             {"worker_id": "w1", "timestamp": to_datetime(START + n * PERIOD), "region": "eu-west-1", "cpu_utilization": value}
-            for n, value in enumerate(odd)
+            for n, value in enumerate([*odd, None, None, None, *between])
         ]
     )
-    await history.add_samples([sample("w1", 12, cpu_utilization=None)])
+    await history.add_samples([sample("w1", 24, cpu_utilization=None)])
     found = await ask(history, [entry("w1")], HOURS)
     told = [found[rolled(f"cpu_utilization_ratio:{how}", "w1")] for how in ("avg", "min", "max")]
-    assert told == [[(hour(0), 0.0975)], [(hour(0), 0.07)], [(hour(0), 0.125)]]
-    assert found[rolled("running:avg", "w1")] == [(hour(1), 1.0)]
+    assert told == [[(hour(n), value) for n in (0, 1)] for value in (0.0975, 0.07, 0.125)]
+    assert found[rolled("running:avg", "w1")] == [(hour(2), 1.0)]
+    rows, _ = await history.read_statistics("w1", START, START + DAY, HOUR, limit=24)
+    assert [row["cpu_utilization"]["avg"] for row in rows] == [9.75, 9.75, None]
+
+
+async def test_samples_without_a_region_are_one_series_each_hour_once(
+    history: WorkerMetricsRepository, database: Database
+) -> None:
+    regions: list[dict[str, object]] = [{}, {"region": None}, {"region": ""}, {"region": 7}, {"region": "7"}]
+    await database.worker_metrics_timeseries.insert_many(
+        [
+            {"worker_id": "w1", "timestamp": to_datetime(START + n * PERIOD), "active_labs_count": n % 3, **regions[n % 5]}
+            for n in range(36)
+        ]
+    )
+    found = await ask(history, [entry("w1", region="7")], Matcher("__name__", "=", "cml_worker:active_labs:max1h"))
+    assert {dict(labels).get("region", ""): [time for time, _ in values] for labels, values in found.items()} == {
+        "": [hour(0), hour(1), hour(2)],
+        "7": [hour(0), hour(1), hour(2)],
+    }
 
 
 async def test_a_worker_that_moved_has_the_hours_of_each_region(history: WorkerMetricsRepository) -> None:
@@ -322,18 +342,25 @@ async def test_an_hour_that_reaches_beyond_retention_is_left_out(history: Worker
 async def test_more_days_than_fit_are_refused_before_they_are_read(
     history: WorkerMetricsRepository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(series, "MAX_DAYS", 9)
+    monkeypatch.setattr(series, "MAX_DAYS", 10)
     await history.add_samples([sample(f"w{k}", n) for k in range(5) for n in range(12)])
     entries = [entry(f"w{k}") for k in range(5)]
     name = Matcher("__name__", "=", "cml_worker:running:avg1h")
     assert len(await ask(history, entries, name, last=288)) == 5
-    with pytest.raises(BadRequest, match="9 days of single workers; name fewer workers"):
+    with pytest.raises(BadRequest, match=r"5 workers on 3 days are more than the 10 days .* name fewer workers, a region"):
         await ask(history, entries, name, last=2 * 288)
+    # Those that cannot have a sample there do not count: long gone, not yet made, or elsewhere.
+    others = [entry(f"gone{k}", last_seen=START - 2 * DAY) for k in range(50)]
+    others += [replace(entry(f"new{k}"), first_seen=START + 4 * DAY, created_at=START + 4 * DAY) for k in range(50)]
+    moved = [replace(entry(f"us{k}", region="us-east-1"), instances=()) for k in range(50)]
+    assert len(await ask(history, [*entries, *others], name, last=288)) == 5
+    assert len(await ask(history, [*entries, *moved], name, Matcher("region", "=", "eu-west-1"), last=288)) == 5
 
 
 async def test_an_hour_that_a_backfill_fills_is_read_again(history: WorkerMetricsRepository, database: Database) -> None:
     writer, reader = (Lease(database, owner=owner, name=BACKFILL) for owner in ("backfill", "exporter"))
-    kept = Hourly(history, reader.mark, heal=DAY, wall=lambda: START + 9 * DAY)
+    clock = [0.0]
+    kept = Hourly(history, reader.mark, heal=DAY, wall=lambda: START + 9 * DAY, monotonic=lambda: clock[0])
     wanted = Query(START * 1000, (START + DAY) * 1000, (Matcher("__name__", "=", "cml_worker:active_labs:max1h"),), False)
 
     async def told() -> list[tuple[int, float]]:
@@ -343,13 +370,16 @@ async def test_an_hour_that_a_backfill_fills_is_read_again(history: WorkerMetric
     await history.add_samples([sample("w1", n) for n in range(12)])
     assert await told() == [(hour(0), 3.0)]
     await history.add_samples([sample("w1", n) for n in range(12, 24)])
+    clock[0] += 61
     assert await told() == [(hour(0), 3.0)], "nobody has said that anything changed"
     assert await writer.acquire_or_renew()
     await history.add_samples([sample("w1", n) for n in range(24, 36)])
     assert await told() == [(hour(n), 3.0) for n in range(3)]
     await writer.release()
-    await history.add_samples([sample("w1", n) for n in range(36, 48)])
+    clock[0] += 61  # what was read while it might write counts for a minute
+    assert await told() == [(hour(n), 3.0) for n in range(3)]
     assert await writer.acquire_or_renew()
+    await history.add_samples([sample("w1", n) for n in range(36, 48)])
     await writer.release()
-    kept._monotonic = lambda: time.monotonic() + 61  # what was read meanwhile counts for a minute
+    clock[0] += 61
     assert await told() == [(hour(n), 3.0) for n in range(4)]

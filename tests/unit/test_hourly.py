@@ -24,7 +24,8 @@ class History:
 
     def __init__(self) -> None:
         self.reads: list[tuple[int, tuple[str, ...]]] = []
-        self.broken = False
+        self.broken: set[str] = set()
+        self.heal = 0
         self.gate: asyncio.Event | None = None
 
     async def hours(self, worker_ids: Collection[str], day: int) -> list[Part]:
@@ -32,10 +33,13 @@ class History:
         self.reads.append((day, tuple(sorted(worker_ids))))
         if self.gate is not None:
             await self.gate.wait()
-        if self.broken:
+        if self.broken & set(worker_ids):
             raise StoreUnavailable("gone", reason="unreachable")
         values = array("d", [value] * 24 * len(FIELDS))
         return [Part(worker_id, "eu-west-1", bytes(range(24)), values) for worker_id in worker_ids if worker_id != "none"]
+
+    async def noted_heal(self) -> int:
+        return self.heal
 
 
 class World:
@@ -104,29 +108,41 @@ async def test_a_day_whose_samples_still_come_counts_for_a_minute_an_older_one_f
             assert len(world.history.reads) - begun == reads, f"{start} after {later}"
 
 
-async def test_when_a_backfill_has_written_older_days_are_read_again(world: World) -> None:
+async def test_when_a_backfill_has_written_older_days_are_read_again_after_a_minute(world: World) -> None:
     await world.ask("a")
+    world.now += hourly.FRESH
+    await world.ask("a")
+    assert len(world.history.reads) == 1
     world.mark = "2"
     for _ in range(2):
         found = await world.ask("a")
         assert {value for _, value in found["a", "eu-west-1"]} == {1.0}
     assert len(world.history.reads) == 2
+    world.mark = "3"  # one that writes every few seconds must not make everything be read all the time
+    await world.ask("a")
+    assert len(world.history.reads) == 2
 
 
 async def test_while_a_backfill_may_write_nothing_is_kept_for_longer_than_a_minute(world: World) -> None:
-    await world.ask("a")
     world.mark = None
+    for reads in (1, 2):
+        await world.ask("a")
+        await world.ask("a")
+        assert len(world.history.reads) == reads
+        world.now += hourly.FRESH
+    world.mark = "2"  # it has ended
     await world.ask("a")
-    await world.ask("a")
-    assert len(world.history.reads) == 2
     world.now += hourly.FRESH
     await world.ask("a")
     assert len(world.history.reads) == 3
-    world.mark = "2"  # it has ended; what was read meanwhile still counts for its minute
-    await world.ask("a")
-    world.now += hourly.FRESH
-    await world.ask("a")
-    assert len(world.history.reads) == 4
+
+
+async def test_days_that_another_exporter_still_heals_count_for_a_minute(world: World) -> None:
+    world.history.heal = 14 * DAY
+    for _ in range(2):
+        await world.ask("a")
+        world.now += hourly.FRESH
+    assert len(world.history.reads) == 2
 
 
 async def test_many_who_ask_at_once_wait_for_one_read(world: World) -> None:
@@ -150,11 +166,30 @@ async def test_who_gives_up_leaves_the_read_to_the_next(world: World) -> None:
 
 
 async def test_a_failure_is_said_to_all_who_wait_and_not_remembered(world: World) -> None:
-    world.history.broken = True
+    world.history.broken = {"a"}
     said = await asyncio.gather(*(world.ask("a") for _ in range(3)), return_exceptions=True)
     assert [type(each) for each in said] == [StoreUnavailable] * 3
-    world.history.broken = False
+    world.history.broken = set()
     assert await world.ask("a")
+
+
+async def test_another_ones_failure_is_not_ours(world: World) -> None:
+    world.history.broken, world.history.gate = {"bad"}, asyncio.Event()
+    bad, good = asyncio.create_task(world.ask("bad")), asyncio.create_task(world.ask("good"))
+    await asyncio.sleep(0.01)
+    world.history.gate.set()
+    assert await good
+    with pytest.raises(StoreUnavailable):
+        await bad
+
+
+async def test_after_a_failure_nothing_more_is_begun(world: World) -> None:
+    world.history.broken = {"a"}
+    with pytest.raises(StoreUnavailable):
+        await world.ask("a", start=OLD - 30 * DAY)
+    await asyncio.sleep(0.01)
+    assert len(world.history.reads) <= 2 * hourly.READS
+    assert len(asyncio.all_tasks()) == 1
 
 
 async def test_the_days_nobody_asked_for_longest_are_let_go(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +199,10 @@ async def test_the_days_nobody_asked_for_longest_are_let_go(world: World, monkey
     assert [(read - OLD) // DAY for read, _ in world.history.reads] == [0, 1, 2, 1]
 
 
-async def test_more_than_is_kept_is_answered_all_the_same(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hourly, "MOST", 1)
+async def test_of_too_many_days_asked_for_together_the_newest_are_kept(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hourly, "MOST", 4)
     found = await world.ask("a", "b", end=OLD + 3 * DAY)
     assert {worker: len(values) for (worker, _), values in found.items()} == {"a": 72, "b": 72}
+    world.history.reads.clear()
+    await world.ask("a", "b", start=OLD + DAY + HOUR, end=OLD + 3 * DAY)
+    assert world.history.reads == []
