@@ -96,7 +96,7 @@ def _now_row() -> list[Panel]:
             "Alerts firing",
             "Is anything wrong?",
             "Alerts about workers and the exporter that are firing now; the runbook says what to do about each.",
-            [_now('count(ALERTS{alertname=~"CML.+",alertstate="firing"})')],
+            [_now('count(ALERTS{alertname=~"CML.+",alertstate="firing",region=~"$region|"})')],
             replace(looks.COUNT, empty="None", thresholds=((1, "red"),)),
             width=3,
         ),
@@ -108,7 +108,7 @@ def _load() -> list[Panel]:
         _by_worker(
             "CPU by worker",
             "Which workers are busy?",
-            "The workers with the highest average in the time shown. The broken lines are where a value is high, and "
+            "The workers with the highest average in the time shown. The lines across are where a value is high, and "
             "where the alert comes.",
             CPU,
             looks.CPU_RATIO,
@@ -131,8 +131,8 @@ def _load() -> list[Panel]:
         bars(
             "Longest idle",
             "Which running worker has nobody used for longest?",
-            "Time since the manager last saw activity, of running workers only. After 4 hours without labs and CPU an "
-            "alert comes.",
+            "Time since the manager last saw activity, of running workers only; red after 4 hours. The alert also wants that "
+            "it has no lab and hardly any CPU.",
             _now(_name(f"topk($top, {idle_seconds(IN_REGION)} and on ({WORKER}) {_RUNNING})"), "{{worker}}"),
             replace(
                 looks.SECONDS,
@@ -195,10 +195,10 @@ _INVENTORY = (
     Column("worker", "Worker", looks.ROW_LINK),
     Column("status", "Status", {"mappings": mappings(looks.STATUS_TEXTS), "custom.displayMode": "color-text"}),
     Column("region", "Region"),
-    Column("Value #B", "CPU", looks.BAR_CELL),
-    Column("Value #C", "Memory", looks.BAR_CELL),
+    Column("Value #B", "CPU", looks.CPU_CELL),
+    Column("Value #C", "Memory", looks.MEMORY_CELL),
     Column("Value #D", "Labs"),
-    Column("Value #E", "Idle for", looks.SECONDS_CELL),
+    Column("Value #E", "Idle for", looks.IDLE_CELL),
     Column("Value #F", "Created", looks.MOMENT_CELL),
     Column("instance_type", "Type"),
     Column("cml_version", "CML"),
@@ -253,8 +253,8 @@ def _regions() -> list[Panel]:
                 Column("Value #B", "Running"),
                 Column("Value #C", "Idle"),
                 Column("Value #D", "Labs"),
-                Column("Value #E", "CPU", looks.BAR_CELL),
-                Column("Value #F", "Memory", looks.BAR_CELL),
+                Column("Value #E", "CPU", looks.CPU_CELL),
+                Column("Value #F", "Memory", looks.MEMORY_CELL),
             ),
             replace(looks.COUNT, decimals=None),
             sort="Workers",
@@ -288,5 +288,5 @@ DASHBOARD = Dashboard(
         *_regions(),
     ],
     variables=[looks.REGION, looks.TOP],
-    annotations=[looks.ALERTS, looks.RESTARTS],
+    annotations=[looks.alerts(IN_REGION), looks.RESTARTS],
 )

@@ -55,7 +55,8 @@ def _now_row() -> list[Panel]:
         stat(
             "Age of the data",
             "How old is what I see?",
-            "Time since every source was last read successfully: the oldest of them. Sources are read every 5 minutes.",
+            "Time since every source was last read successfully: the oldest of them, read every 5 minutes. One that never "
+            "was is counted beside.",
             [_now(f"max({_ages_now()})")],
             replace(looks.SECONDS, empty="Nothing read yet", thresholds=((450, "yellow"), (900, "red"))),
             width=3,
@@ -158,16 +159,22 @@ def _sources() -> list[Panel]:
         bars(
             "Workers without CPU",
             "Which running workers have no CPU value?",
-            "Running workers by region whose CPU is not known at present.",
+            "Running workers by region whose CPU is not known at present. A new one is here for up to 15 minutes.",
             _now(
                 f"count by (region) ({in_status('running', '')} unless on ({WORKER}) {CPU.name})",
                 "{{region}}",
             ),
-            replace(_FAILURES, empty="Every running worker has one"),
+            replace(_FAILURES, empty="Every running worker has one", thresholds=((1, "yellow"),)),
             width=12,
             height=5,
         ),
     ]
+
+
+_BUDGET = {
+    state: {"color": {"mode": "fixed", "fixedColor": color}}
+    for state, color in (("ok", "green"), ("healing_stopped", "yellow"), ("asking_stopped", "red"))
+}
 
 
 def threshold_of(source: str) -> float:
@@ -185,7 +192,7 @@ def _cloudwatch() -> list[Panel]:
         graph(
             "CloudWatch requests",
             "How often is CloudWatch asked?",
-            "Requests to CloudWatch, retries included, in each interval of the graph.",
+            "Requests to CloudWatch, retries included, in about each interval of the graph.",
             [Query(added(requests, "operation, region"), "{{operation}} {{region}}", interval=_EACH)],
             replace(_NEVER, empty="CloudWatch is not used", decimals=None),
             columns=True,
@@ -237,7 +244,7 @@ def _cloudwatch() -> list[Panel]:
             "ok: nothing. healing_stopped: gaps wait, running workers are asked about. asking_stopped: CPU and memory "
             "stop until 00:00 UTC.",
             [_now(state, "{{state}}")],
-            Style("none", "Exporter not seen"),
+            Style("none", "Exporter not seen", fixed=_BUDGET),
             width=12,
         ),
         stat(
@@ -396,5 +403,5 @@ DASHBOARD = Dashboard(
         variable("job", "Job", "The scrape job of the exporters.", f"label_values({own('build_info')}, job)", several=False),
         variable("instance", "Exporter", "Exporters, by address.", f"label_values({own('build_info', _JOB)}, instance)"),
     ],
-    annotations=[looks.ALERTS, looks.RESTARTS],
+    annotations=[looks.alerts(), looks.RESTARTS],
 )

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from exporter.catalog import INFO, STATUS
-from grafana.panels import Json, Style, annotation, choice, variable
+from grafana.panels import Json, Style, annotation, choice, steps, variable
 from grafana.promql import CODES, IN_REGION, past_info, threshold
 
 FLEET, WORKER, TRENDS, EXPORTER = "cml-fleet", "cml-worker", "cml-trends", "cml-exporter"
@@ -45,8 +45,10 @@ COUNT = Style("none", NOTHING_LISTED, decimals=0, least=0)
 SECONDS = Style("s", NOTHING_LISTED, least=0)
 
 RATIO_CELL: Json = {"unit": "percentunit", "min": 0, "max": 1, "decimals": 1}
-BAR_CELL: Json = {**RATIO_CELL, "custom.displayMode": "gradient-gauge"}
-SECONDS_CELL: Json = {"unit": "s", "decimals": 0}
+_BAR_CELL: Json = {**RATIO_CELL, "custom.displayMode": "gradient-gauge"}
+CPU_CELL: Json = {**_BAR_CELL, "thresholds": steps(BUSY)}
+MEMORY_CELL: Json = {**_BAR_CELL, "thresholds": steps(FULL)}
+IDLE_CELL: Json = {"unit": "s", "decimals": 0, "thresholds": steps(LONG_IDLE), "custom.displayMode": "color-text"}
 MOMENT_CELL: Json = {"unit": "dateTimeFromNow"}
 """Wants milliseconds."""
 
@@ -70,10 +72,14 @@ def past_region() -> Json:
 
 
 def past_worker(*, several: bool) -> Json:
-    """The workers of the time shown by name, also those that are gone; the variable's value is the id."""
+    """The workers of the time shown by name, also those that are gone; the variable's value is the id.
+
+    One and several have different names: a link between dashboards keeps variables, and one that shows one worker can do
+    nothing with "all".
+    """
     infos = f"{past_info(IN_REGION)} or last_over_time({INFO.name}{{{IN_REGION}}}[$__range])"
     return variable(
-        "worker_id",
+        "workers" if several else "worker_id",
         "Workers" if several else "Worker",
         "Workers of the time shown by name, also terminated ones.",
         f"query_result(max by (name, worker_id) ({infos}))",
@@ -87,19 +93,21 @@ TOP = choice("top", "Show", "How many workers the graphs and rankings show.", ("
 JOB = "cml-worker-exporter"
 """Of prometheus/prometheus.yml."""
 
-ALERTS = annotation(
-    "Alerts",
-    'ALERTS{alertname=~"CML.+",alertstate="firing"}',
-    "{{alertname}}",
-    "{{severity}} {{worker_id}} {{region}}",
-    "red",
-)
+
+def alerts(matcher: str = "") -> Json:
+    """Alerts that fire, each once however many workers it is about. One without the label of `matcher` is always among them."""
+    mine = f',{matcher[:-1]}|"' if matcher else ""
+    firing = f'ALERTS{{alertname=~"CML.+",alertstate="firing"{mine}}}'
+    return annotation("Alerts", f"count by (alertname, severity) ({firing})", "{{alertname}}", "{{severity}}", "red")
+
+
 RESTARTS = annotation(
     "Exporter restarts",
-    f'changes(process_start_time_seconds{{job="{JOB}"}}[2m]) > 0',
-    "The exporter restarted",
+    f'1000 * max by (instance) (process_start_time_seconds{{job="{JOB}"}})',
+    "The exporter was started",
     "{{instance}}",
     "orange",
+    at_value=True,
 )
 WORKER_STATUS = annotation(
     "Status changes",

@@ -164,7 +164,7 @@ def graph(
         "axisPlacement": "auto",
         "axisLabel": "",
         "scaleDistribution": {"type": "linear"},
-        "thresholdsStyle": {"mode": "dashed" if style.thresholds else "off"},
+        "thresholdsStyle": {"mode": "line" if style.thresholds else "off"},
     }
     options = {
         "legend": {"showLegend": True, "displayMode": "table", "placement": "bottom", "calcs": ["lastNotNull", "mean", "max"]},
@@ -188,7 +188,12 @@ def timeline(
         "tooltip": {"mode": "single", "sort": "none"},
     }
     custom = {"lineWidth": 0, "fillOpacity": 80}
-    return _panel("state-timeline", title, question, description, [query], style, width, height, options=options, custom=custom)
+    panel = _panel(
+        "state-timeline", title, question, description, [query], style, width, height, options=options, custom=custom
+    )
+    # Colored by thresholds, Grafana would merge all values of one step, and never look at the mappings.
+    panel.body["fieldConfig"]["defaults"]["color"] = {"mode": "fixed", "fixedColor": "blue"}
+    return panel
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +230,8 @@ def table(
     }
     merge = [{"id": "merge", "options": {}}] if len(queries) > 1 else []
     options = {"showHeader": True, "sortBy": [{"displayName": sort, "desc": True}]}
-    fixed = {**{column.heading: column.properties for column in columns if column.properties}, **style.fixed}
+    # An empty cell is a dash; the sentence for an empty panel would stand in each of them.
+    fixed = {**{column.heading: {"noValue": "–", **column.properties} for column in columns}, **style.fixed}
     custom = {"align": "auto", "displayMode": "auto", "filterable": True}
     body = _panel(
         "table", title, question, description, queries, style, width, height, options=options, custom=custom, fixed=fixed
@@ -389,8 +395,8 @@ def choice(name: str, label: str, description: str, values: Sequence[str], defau
     }
 
 
-def annotation(name: str, expr: str, title: str, text: str, color: str) -> Json:
-    """Marks on all graphs wherever the query has a value."""
+def annotation(name: str, expr: str, title: str, text: str, color: str, *, at_value: bool = False) -> Json:
+    """Marks on all graphs wherever the query has a value; `at_value`: at the time that the value tells, in milliseconds."""
     return {
         "name": name,
         "datasource": DATASOURCE,
@@ -402,7 +408,7 @@ def annotation(name: str, expr: str, title: str, text: str, color: str) -> Json:
         "titleFormat": title,
         "textFormat": text,
         "tagKeys": "",
-        "useValueForTime": False,
+        "useValueForTime": at_value,
         "target": {"refId": name, "expr": expr, "interval": "60s", "legendFormat": title, "range": True, "instant": False},
     }
 

@@ -17,7 +17,7 @@ from exporter.series import ACTIVE_LABS_1H, CPU_1H, INFO_1H, NEWEST_1H, RUNNING_
 WORKER = "worker_id, region"
 """What makes a worker's series one."""
 IN_REGION = 'region=~"$region"'
-SELECTED = f'{IN_REGION},worker_id=~"$worker_id"'
+SELECTED = f'{IN_REGION},worker_id=~"$workers"'
 THE_WORKER = 'worker_id="$worker_id"'
 _STORED = f'store="{STORE}"'
 RUNNING = 'status="running"'
@@ -124,9 +124,13 @@ def live_info(matchers: str) -> str:
     return f"{INFO.name}{{{matchers}}}"
 
 
-def past_info(matchers: str, window: str = "$__range") -> str:
-    """The descriptive facts of every worker with a whole hour of history in the window, also of those that are gone."""
-    return f"last_over_time({past_hours(INFO_1H, matchers, window)})"
+def past_info(matchers: str) -> str:
+    """The descriptive facts of every worker with history in the time shown, also of those that are gone.
+
+    By the hour, so in a time of less than one there may be none: then those of the last two.
+    """
+    facts = (f"last_over_time({past_hours(INFO_1H, matchers, window)})" for window in ("$__range", "2h"))
+    return f"({' or '.join(facts)})"
 
 
 def top(expr: str, rank: str) -> str:
@@ -170,15 +174,22 @@ def idle_hours(matchers: str, window: str, *, before: str = "") -> str:
 
     Hardly is what the alerts say: today's number, also for the time before it was recorded. Without it there is no answer.
     """
-
-    def hour(rollup: Rollup) -> str:
-        return by_worker(f"last_over_time({past_hours(rollup, matchers, '1h')})")
-
-    ran = f"({hour(RUNNING_1H)} == bool 1)"
-    no_lab = f"({hour(ACTIVE_LABS_1H.max)} == bool 0)"
+    ran = f"({_each_hour(RUNNING_1H, matchers)} == bool 1)"
+    no_lab = f"({_each_hour(ACTIVE_LABS_1H.max, matchers)} == bool 0)"
     hardly = "on () group_left () max(cml:threshold:idle_cpu_ratio @ end())"
-    little = f"({hour(CPU_1H.avg)} < bool {hardly})"
+    little = f"({_each_hour(CPU_1H.avg, matchers)} < bool {hardly})"
     return f"sum_over_time(({ran} * {no_lab} * {little})[{window}:1h] offset {before or '-1s'})"
+
+
+def over_fleet(metric: ByHour, matchers: str, window: str, *, before: str = "") -> str:
+    """The average over time of what all workers had together: each hour's sum counts once, whoever came and went."""
+    total = f"sum({_each_hour(metric.avg, matchers)})"
+    return f"avg_over_time({total}[{window}:1h] offset {before or '-1s'})"
+
+
+def _each_hour(rollup: Rollup, matchers: str) -> str:
+    """Each worker's value of the hour that ends now, for subqueries in steps of an hour."""
+    return by_worker(f"last_over_time({past_hours(rollup, matchers, '1h')})")
 
 
 def last_seen(matchers: str, window: str = "$__range") -> str:

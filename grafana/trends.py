@@ -3,11 +3,12 @@
 from dataclasses import replace
 
 from exporter.catalog import STATUS
-from exporter.series import ACTIVE_LABS_1H, CPU_1H, INFO_1H, MEMORY_1H, RUNNING_1H, ByHour
+from exporter.series import ACTIVE_LABS_1H, CPU_1H, GONE, INFO_1H, MEMORY_1H, ByHour
 from grafana import looks
 from grafana.panels import Column, Dashboard, Panel, Query, Row, Style, bars, graph, stat, table
 from grafana.promql import (
     HOURS_STEP,
+    IN_REGION,
     SELECTED,
     WEEK_BEFORE,
     WORKER,
@@ -18,6 +19,7 @@ from grafana.promql import (
     last_seen,
     named,
     over,
+    over_fleet,
     past_hours,
     past_info,
     running_hours,
@@ -39,9 +41,10 @@ def _name(expr: str) -> str:
 
 
 def _fleet(metric: ByHour, window: str, before: str = "") -> str:
-    """The mean of the workers' means; labs are summed up."""
-    means = over("avg", metric, SELECTED, window, before=before)
-    return f"{'sum' if metric is ACTIVE_LABS_1H else 'avg'}({means})"
+    """The mean of the workers' means; of labs the mean of their sum."""
+    if metric is ACTIVE_LABS_1H:
+        return over_fleet(metric, SELECTED, window, before=before)
+    return f"avg({over('avg', metric, SELECTED, window, before=before)})"
 
 
 def _averages() -> list[Panel]:
@@ -135,7 +138,7 @@ def _days() -> list[Panel]:
         )
 
     there = by_worker(f"last_over_time({past_hours(INFO_1H, SELECTED, '1d')})")
-    share = by_worker(f"avg_over_time({past_hours(RUNNING_1H, SELECTED, '1d')})")
+    hours = running_hours(SELECTED, "1d")
     rank = by_worker(f"avg_over_time({past_hours(CPU_1H.avg, SELECTED, '$__range', at='@ end()')})")
     return [
         daily("CPU by day", "Which days were busy?", CPU_1H, _CPU),
@@ -147,7 +150,7 @@ def _days() -> list[Panel]:
             "Workers that were there on each day, and how many that makes if each counts for the part of the day it ran.",
             [
                 Query(f"count({there})", "there", interval="1d"),
-                Query(f"sum({share})", "running", interval="1d"),
+                Query(f"sum({hours}) / 24", "running", interval="1d"),
             ],
             _LABS,
         ),
@@ -170,7 +173,8 @@ def _hours() -> list[Panel]:
         ranked(
             "Running hours",
             "Which workers ran longest?",
-            "Hours in the status running in the time shown, by worker. The hour under way does not count yet.",
+            "Hours in the status running in the time shown, by worker: of each hour the part of its samples that say so. The "
+            "hour under way does not count yet; of a worker that came or went within an hour all of it does.",
             running_hours(SELECTED, "$__range"),
             _HOURS,
         ),
@@ -187,8 +191,8 @@ def _hours() -> list[Panel]:
 _WORKERS = (
     Column("worker", "Worker", looks.ROW_LINK),
     Column("region", "Region"),
-    Column("Value #B", "CPU 24 h", looks.BAR_CELL),
-    Column("Value #C", "CPU 7 d", looks.BAR_CELL),
+    Column("Value #B", "CPU 24 h", looks.CPU_CELL),
+    Column("Value #C", "CPU 7 d", looks.CPU_CELL),
     Column("Value #D", "7 d before", looks.RATIO_CELL),
     Column("Value #E", "CPU highest", looks.RATIO_CELL),
     Column("Value #F", "Memory 7 d", looks.RATIO_CELL),
@@ -200,7 +204,8 @@ _WORKERS = (
 
 def _tables() -> list[Panel]:
     names = f"topk by ({WORKER}) (1, max by ({WORKER}, worker) ({display_name(past_info(SELECTED))}))"
-    seen = last_seen(SELECTED)
+    # Seen last before all others were: by the history itself, which knows times from before this Prometheus, too.
+    seen = f"({last_seen(SELECTED)} < scalar(max({last_seen('')})) - {GONE})"
     alive = f'max by ({WORKER}) ({STATUS.name}{{{SELECTED},status!="terminated"}}) == 1'
     return [
         table(
@@ -225,18 +230,18 @@ def _tables() -> list[Panel]:
         table(
             "Terminated workers",
             "Which workers are gone, and since when?",
-            "Workers with history in the time shown that are terminated, or that the manager no longer lists.",
+            "Workers with history in the time shown but none at its end: terminated, or no longer listed by the manager.",
             [
                 _now(f"{_name(f'1000 * {seen}')} unless on ({WORKER}) ({alive})"),
-                _now(f"{running_hours(SELECTED, '$__range')} unless on ({WORKER}) ({alive})"),
-                _now(f"{over('avg', CPU_1H, SELECTED, '$__range')} unless on ({WORKER}) ({alive})"),
+                _now(f"{running_hours(SELECTED, '$__range')} and on ({WORKER}) {seen} unless on ({WORKER}) ({alive})"),
+                _now(f"{over('avg', CPU_1H, SELECTED, '$__range')} and on ({WORKER}) {seen} unless on ({WORKER}) ({alive})"),
             ],
             (
                 Column("worker", "Worker", looks.ROW_LINK),
                 Column("region", "Region"),
                 Column("Value #A", "Last seen", {"unit": "dateTimeAsIso"}),
                 Column("Value #B", "Running hours", {"unit": "h", "decimals": 1}),
-                Column("Value #C", "Average CPU", looks.BAR_CELL),
+                Column("Value #C", "Average CPU", looks.CPU_CELL),
                 Column("worker_id", "Worker id"),
             ),
             Style("none", "No worker has gone in this time"),
@@ -262,7 +267,7 @@ DASHBOARD = Dashboard(
         *_tables(),
     ],
     variables=[looks.past_region(), looks.past_worker(several=True), looks.TOP],
-    annotations=[looks.ALERTS, looks.RESTARTS],
+    annotations=[looks.alerts(IN_REGION), looks.RESTARTS],
     time_from="now-7d",
     refresh="",
 )

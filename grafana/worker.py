@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from exporter.catalog import ACTIVE_LABS, CPU, CREATED, LAST_ACTIVITY, MEMORY, SAMPLE_TIME, STATUS, Metric
+from exporter.catalog import ACTIVE_LABS, CPU, CREATED, INFO, LAST_ACTIVITY, MEMORY, SAMPLE_TIME, STATUS, Metric
 from grafana import looks
 from grafana.panels import Column, Dashboard, Panel, Query, Row, Style, graph, stat, table, timeline
 from grafana.promql import (
@@ -15,6 +15,7 @@ from grafana.promql import (
     display_name,
     idle_hours,
     idle_seconds,
+    in_status,
     live_info,
     live_status_code,
     past,
@@ -26,6 +27,8 @@ from grafana.promql import (
 _GONE = "Not listed any more"
 _NODE = "No node_exporter on this worker"
 _WEEK_AGO = "offset 1w"
+_NOT_IDLE = "Not running, or no known activity"
+_IDLE = f"max({idle_seconds(THE_WORKER)} and on ({WORKER}) {in_status('running', THE_WORKER)})"
 
 
 def _now(expr: str, legend: str = "") -> Query:
@@ -99,9 +102,10 @@ def _now_row() -> list[Panel]:
         stat(
             "Idle for",
             "When was it last used?",
-            "Time since the manager last saw activity on it.",
-            [_now(f"max({idle_seconds(THE_WORKER)})")],
-            replace(looks.SECONDS, empty="No known activity", thresholds=looks.LONG_IDLE),
+            "Time since the manager last saw activity on it, while it runs; red after 4 hours. The alert also wants no lab and "
+            "hardly any CPU.",
+            [_now(_IDLE)],
+            replace(looks.SECONDS, empty=_NOT_IDLE, thresholds=looks.LONG_IDLE),
             width=4,
         ),
         stat(
@@ -152,9 +156,17 @@ def _facts() -> Panel:
 
 
 def _over_time() -> list[Panel]:
-    said = "The value, the average of the 24 hours before each moment, and the value a week earlier."
+    said = (
+        "The value, the average of the 24 hours before each moment, and the value a week earlier. The newest 15 minutes are as "
+        "/metrics had them, which is some minutes later than they were."
+    )
     code = f"{past_status_code(THE_WORKER, '$__interval')} or {live_status_code(THE_WORKER)}"
-    running = f"avg_over_time({past(STATUS, THE_WORKER, RUNNING)}[1d]"
+
+    def running(after: str = "") -> str:
+        """0 for one that was there in some other status: then it has no series of this one."""
+        there = f"0 * max(last_over_time({past(INFO, THE_WORKER)}[1d]{after}))"
+        return f"max(avg_over_time({past(STATUS, THE_WORKER, RUNNING)}[1d]{after})) or {there}"
+
     return [
         timeline(
             "Status over time",
@@ -188,17 +200,17 @@ def _over_time() -> list[Panel]:
         graph(
             "Idle time",
             "Since when has nobody used it?",
-            "Time since the last activity. It rises while nobody uses the worker, and falls to zero when somebody does.",
-            [Query(f"max({idle_seconds(THE_WORKER)})", "idle for")],
-            replace(looks.SECONDS, empty="No known activity", thresholds=looks.LONG_IDLE),
+            "Time since the last activity, while it runs. It rises while nobody uses it, and falls to 0 when somebody does.",
+            [Query(_IDLE, "idle for")],
+            replace(looks.SECONDS, empty=_NOT_IDLE, thresholds=looks.LONG_IDLE),
         ),
         graph(
             "Part of the day it ran",
             "Does it run more than it used to?",
             "Which part of the 24 hours before each moment it was running, and of the same 24 hours a week earlier.",
             [
-                Query(f"max({running}))", "day before", interval=HISTORY_STEP),
-                Query(f"max({running} {_WEEK_AGO}))", "a week ago", interval=HISTORY_STEP),
+                Query(running(), "day before", interval=HISTORY_STEP),
+                Query(running(f" {_WEEK_AGO}"), "a week ago", interval=HISTORY_STEP),
             ],
             replace(looks.RATIO, empty=looks.NO_HISTORY),
         ),
@@ -281,6 +293,6 @@ DASHBOARD = Dashboard(
         Row("The machine itself (node_exporter)", collapsed=_node()),
     ],
     variables=[looks.past_region(), looks.past_worker(several=False)],
-    annotations=[looks.ALERTS, looks.RESTARTS, looks.WORKER_STATUS],
+    annotations=[looks.alerts('worker_id=~"$worker_id"'), looks.RESTARTS, looks.WORKER_STATUS],
     time_from="now-24h",
 )

@@ -238,6 +238,30 @@ def test_every_status_has_a_color_and_a_number_of_its_own() -> None:
     assert len(set(CODES.values())) == len(set(looks.COLORS.values())) == len(STATUSES)
 
 
+@pytest.mark.parametrize("panel", PANELS)
+def test_a_timeline_is_colored_by_its_mappings(panel: Json) -> None:
+    """By thresholds, Grafana would merge all values of one step into one state (mergeThresholdValues)."""
+    if panel["type"] == "state-timeline":
+        assert panel["fieldConfig"]["defaults"]["color"]["mode"] == "fixed"
+        assert panel["fieldConfig"]["defaults"]["mappings"]
+
+
+@pytest.mark.parametrize("panel", TABLES)
+def test_an_empty_cell_is_a_dash(panel: Json) -> None:
+    """Grafana puts the panel's sentence for no data into every cell that has no text of its own."""
+    texts = {
+        override["matcher"]["options"]: [each["value"] for each in override["properties"] if each["id"] == "noValue"]
+        for override in panel["fieldConfig"]["overrides"]
+    }
+    headings = panel["transformations"][-1]["options"]["renameByName"].values()
+    assert {heading: texts.get(heading) for heading in headings} == {heading: ["–"] for heading in headings}
+
+
+def test_a_link_between_dashboards_never_hands_many_workers_to_one_that_shows_one() -> None:
+    names = {(each["name"], each["multi"]) for dashboard in DASHBOARDS.values() for each in dashboard["templating"]["list"][1:]}
+    assert len({name for name, _ in names}) == len(names)
+
+
 @pytest.mark.parametrize("panel", TABLES)
 def test_a_table_shows_every_query_and_links_by_a_column_it_has(panel: Json) -> None:
     organize = panel["transformations"][-1]["options"]
@@ -287,10 +311,10 @@ def test_the_history_is_read_through_ranges_only(uid: str) -> None:
 
 @pytest.mark.parametrize("uid", UIDS)
 def test_hours_are_read_a_second_late_so_that_no_day_has_25(uid: str) -> None:
-    hours = rf'(?:{"|".join(HOURLY)}){{[^}}]*store="{STORE}"[^}}]*}}\[\w+\](?: @ end\(\))?(.*)'
+    hours = rf'(?:{"|".join(HOURLY)}){{[^}}]*store="{STORE}"[^}}]*}}'
+    late = rf"{hours}\[\w+\](?: @ end\(\))? offset (?:-1s|6d23h59m59s)\b"
     for name, expression in expressions(DASHBOARDS[uid]):
-        for what_follows in re.findall(hours, expression):
-            assert re.match(r" offset (-1s|6d23h59m59s)\b", what_follows), f"{name}: {what_follows}"
+        assert len(re.findall(late, expression)) == len(re.findall(hours, expression)), f"{name}: {expression}"
 
 
 def test_what_is_read_of_a_large_fleet_is_read_by_the_hour() -> None:
@@ -332,7 +356,8 @@ def test_a_large_fleet_stays_readable() -> None:
             if "{{worker}}" in target["legendFormat"]:
                 assert "topk($top, " in target["expr"], name
             elif panel["type"] != "table":
-                assert re.match(r"(count|sum|avg|min|max)( by \((region|status)\))? ?\(", target["expr"]), name
+                assert re.match(r"(count|sum|avg|min|max|avg_over_time)( by \((region|status)\))? ?\(", target["expr"]), name
+                assert "avg_over_time(max by" not in target["expr"].removeprefix("avg_over_time(sum("), name
 
 
 def test_the_worker_gauges_are_all_shown() -> None:
