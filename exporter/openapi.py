@@ -69,6 +69,7 @@ class Endpoint(NamedTuple):
 
 ERRORS: Mapping[int, str] = {
     400: "A parameter is not as it must be.",
+    401: "The exporter asks for basic authentication (docs/web.md), and the user or the password is missing or wrong.",
     404: "There is no such worker.",
     413: "The body is too large.",
     503: "MongoDB or CloudWatch does not answer; Retry-After says when to ask again.",
@@ -123,7 +124,7 @@ def _operation(endpoint: Endpoint, path: str) -> dict[str, Any]:
         "content": {kind: {"schema": schema} for kind, schema in endpoint.answer.content.items()},
     }
     responses: dict[str, Any] = {"200": good | ({"headers": headers} if headers else {})}
-    for code in endpoint.answer.errors:
+    for code in (401, *endpoint.answer.errors):
         responses[str(code)] = {
             "description": ERRORS[code],
             "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
