@@ -31,7 +31,9 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 READ_SECONDS = 35
 """How long a remote read may take; Prometheus gives up after 30."""
 READS = 2
-"""Remote reads at once."""
+"""Remote reads at once; each may hold 3 million samples."""
+HOUR_READS = 6
+"""Those of hours only, which hold a third of that and wait for one another's days: as many as a browser has under way."""
 RETRY_AFTER = 10
 """Seconds after which a source or store that is down is worth another request."""
 
@@ -218,8 +220,9 @@ async def remote(request: Request) -> Response:
     if backend.columns is None or backend.hourly is None:
         raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, "mongodb.history is null, so there is no history to read.")
     try:
+        state = request.app.state
         # Few at once: each may hold millions of samples until it is sent. Waiting counts too: nobody waits longer for it.
-        async with asyncio.timeout(READ_SECONDS), request.app.state.reading:
+        async with asyncio.timeout(READ_SECONDS), state.reading_hours if series.only_hours(queries) else state.reading:
             found = await _read(backend, backend.columns, backend.hourly, queries)
             body = await asyncio.to_thread(remote_read.encode_answer, found)
     except TimeoutError as error:
@@ -469,4 +472,5 @@ def create_app(backend: Backend, *, cors_origins: Sequence[str] = (), users: Map
     )
     app.state.backend = backend
     app.state.reading = asyncio.Semaphore(READS)
+    app.state.reading_hours = asyncio.Semaphore(HOUR_READS)
     return app

@@ -7,7 +7,6 @@ import asyncio
 import time
 from array import array
 from bisect import bisect_left
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -84,7 +83,7 @@ class Hourly:
         self._heal = heal
         self._wall = wall
         self._monotonic = monotonic
-        self._days: OrderedDict[int, _Day] = OrderedDict()
+        self._days: dict[int, _Day] = {}
         self._slots = asyncio.Semaphore(READS)
 
     async def columns(
@@ -101,7 +100,10 @@ class Hourly:
         if not worker_ids or not days:
             return
         wanted = frozenset(worker_ids)
-        found = dict(zip(days, await self._all_ready(days, wanted), strict=True))
+        newest_first = days[::-1]  # which is what most others wait for
+        found = dict(zip(newest_first, await self._all_ready(newest_first, wanted), strict=True))
+        for day in days:
+            self._days[day] = self._days.pop(day, found[day])
         self._forget()
         for worker_id in sorted(wanted):
             for region, (stamps, values) in _joined(worker_id, found, name).items():
@@ -129,7 +131,6 @@ class Hourly:
     async def _ready(self, day: int, wanted: frozenset[str], mark: str | None) -> _Day:
         """Return the day once it has all workers that are wanted."""
         kept = self._days.setdefault(day, _Day())
-        self._days.move_to_end(day)
         while lacking := frozenset(each for each in wanted if not self._counts(kept.reads.get(each), mark)):
             if kept.reading is None or kept.reading.done():
                 kept.asked = lacking
@@ -162,7 +163,7 @@ class Hourly:
         """Let go of the days that nobody asked for longest, of those asked for together of the oldest."""
         total = sum(len(day.reads) for day in self._days.values())
         while total > MOST and len(self._days) > 1:
-            total -= len(self._days.popitem(last=False)[1].reads)
+            total -= len(self._days.pop(next(iter(self._days))).reads)
 
 
 def _heard(task: "asyncio.Task[None]") -> None:

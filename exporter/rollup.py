@@ -18,8 +18,9 @@ FIELDS = (*(f"{field}_{how}" for field in METRIC_FIELDS for how in ("avg", "min"
 that say running; and the end of its newest period in UTC seconds."""
 
 _MEASURED = FIELDS[: FIELDS.index(RUNNING)]
-_REGION: Document = {"$convert": {"input": "$region", "to": "string", "onError": "", "onNull": ""}}
+_REGION: Document = {"$ifNull": ["$region", ""]}
 """None, a null and an empty text are one region, in which an hour is one value."""
+_REGION_AS_TEXT: Document = {"$convert": {"input": "$region", "to": "string", "onError": "", "onNull": ""}}
 
 
 class Part(NamedTuple):
@@ -38,11 +39,11 @@ def pipeline(match: Document, *, careful: bool = False) -> list[Document]:
 
     Args:
         match: which samples; all of one day.
-        careful: look at the type of every value, where `parts` says so.
+        careful: look at the type of every value, where `parts` says so. That takes half as long again.
     """
     known = {"$cond": [{"$gt": ["$status", None]}, 0, None]}  # $avg passes over null
     group: Document = {
-        "_id": {"w": "$worker_id", "r": _REGION, "h": {"$hour": "$timestamp"}},
+        "_id": {"w": "$worker_id", "r": _REGION_AS_TEXT if careful else _REGION, "h": {"$hour": "$timestamp"}},
         RUNNING: {"$avg": {"$cond": [{"$eq": ["$status", "running"]}, 1, known]}},
         NEWEST: {"$max": "$timestamp"},
     }
@@ -56,9 +57,12 @@ def pipeline(match: Document, *, careful: bool = False) -> list[Document]:
 
 
 def parts(batches: Iterable[bytes], careful: bool, *, period: int) -> list[Part] | None:
-    """Read what `pipeline` found; None where it must be asked with care, because a value is no number."""
+    """Read what `pipeline` found; None where it must be asked with care, because a value is no number or a region no text."""
     found = documents(batches)
-    if not careful and is_odd(value for row in found for name in _MEASURED for value in row[name]):
+    if not careful and (
+        is_odd(value for row in found for name in _MEASURED for value in row[name])
+        or not all(isinstance(row["_id"]["r"], str) for row in found)
+    ):
         return None
     return [_part(row, period) for row in found]
 

@@ -6,7 +6,7 @@ Every series has the label store="history". Values stand at the START of their p
 import asyncio
 import math
 from array import array
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -199,6 +199,15 @@ async def read(
                 parts = []
         take(await asyncio.to_thread(_hours, rollup, parts, selection, query.labels_only))
     return found
+
+
+def only_hours(queries: Iterable[Query]) -> bool:
+    """Whether every query names a series that is by the hour."""
+    names = {rollup.name for rollup in ROLLUPS}
+    return all(
+        any(each.name == "__name__" and each.operator == "=" and each.value in names for each in query.matchers)
+        for query in queries
+    )
 
 
 def _asked(families: Sequence[F], selection: Selection) -> list[F]:

@@ -332,6 +332,21 @@ async def test_hours_are_for_who_asks_by_name(history: WorkerMetricsRepository) 
     assert all(samples == [] for samples in listed.values())
 
 
+@pytest.mark.parametrize(
+    ("name", "hours"),
+    [
+        (Matcher("__name__", "=", "cml_worker:running:avg1h"), True),
+        (Matcher("__name__", "=", CPU), False),
+        (Matcher("__name__", "=~", "cml_worker:running:avg1h"), False),
+        (Matcher("worker_id", "=", "cml_worker:running:avg1h"), False),
+    ],
+)
+def test_only_who_names_an_hour_is_no_danger_to_the_memory(name: Matcher, hours: bool) -> None:
+    known = Matcher("__name__", "=", "cml_worker:info:max1h")
+    wanted = [Query(0, 1, (Matcher("store", "=", "history"), each), False) for each in (known, name)]
+    assert series.only_hours(wanted) == hours
+
+
 async def test_an_hour_that_reaches_beyond_retention_is_left_out(history: WorkerMetricsRepository) -> None:
     await history.add_samples([sample("w1", n) for n in range(48)])
     name = Matcher("__name__", "=", "cml_worker:running:avg1h")
