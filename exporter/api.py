@@ -28,8 +28,8 @@ from exporter.remote_read import BadRequest
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 """Also for a Prometheus that prefers OpenMetrics: it takes what it gets, and one rendered body serves all."""
-READ_SECONDS = 35
-"""How long a remote read may take; Prometheus gives up after 30."""
+READ_SECONDS = 65
+"""How long a remote read may take; Prometheus gives up after 60."""
 READS = 2
 """Remote reads at once; each may hold 3 million samples."""
 HOUR_READS = 6

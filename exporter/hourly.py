@@ -17,7 +17,7 @@ from exporter.rollup import Part, column, ends
 
 FRESH = 60
 """Seconds for which a day counts in any case."""
-FINAL = HOUR
+FINAL = 6 * HOUR
 """Seconds for which a day counts that has all its samples, unless a backfill has written: somebody else may write some."""
 MOST = 40_000
 """Days of single workers that are kept, of some 2.5 kB each: forty days of a thousand."""

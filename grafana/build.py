@@ -26,8 +26,8 @@ answers which question, and by which query.
   Numbers of the fleet are made of all.
 - *Trends* reads the history by the hour (`cml_worker:…:avg1h{store="history"}` and its like, see [history.md](history.md)): the
   hour under way is not in it yet, and one query reads at most a month of 1,250 workers. The exporter keeps the hours it has
-  read. With 1,000 workers of 5 minutes the first look at a week took 5 seconds on two cores, at a month 17; after that a week
-  takes 0.2 seconds a query and a month 0.8.
+  read. With 1,000 workers of 5 minutes the first look at a week took 5 to 8 seconds on two cores that MongoDB, Prometheus and
+  the exporter shared, at a month 17 to 33; after that a week takes 0.2 seconds a query and a month 0.8.
 - Red lines stand where the alerts of `prometheus/rules/settings.yml` do. After changing a number there run `make dashboards`.
 """
 
