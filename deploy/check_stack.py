@@ -7,6 +7,7 @@ import argparse
 import base64
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -50,6 +51,14 @@ def read_env(file: Path) -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 
+def rule_names() -> set[str]:
+    """Return the names of all alerts and recorded series in prometheus/rules."""
+    files = (ROOT / "prometheus" / "rules").glob("*.yml")
+    return {
+        name for file in files for name in re.findall(r'^ *- {?(?:alert|record): "?([\w:]+)', file.read_text(), re.MULTILINE)
+    }
+
+
 def checks(environment: Mapping[str, str], workers: int) -> Iterator[Check]:
     """Yield what must hold; nothing is asked before its function is called."""
 
@@ -71,6 +80,7 @@ def checks(environment: Mapping[str, str], workers: int) -> Iterator[Check]:
     yield f"exporter: at least {workers} workers", lambda: len(get(exporter + "/api/workers?limit=1000")["data"]) >= workers
     yield "prometheus: the exporter is scraped", lambda: count("sum(up%7Bjob%3D%22cml-worker-exporter%22%7D)") >= 1
     yield "prometheus: every rule evaluates", lambda: not list(_ill(get(prometheus + "/api/v1/rules")))
+    yield "prometheus: has loaded prometheus/rules", lambda: _names(get(prometheus + "/api/v1/rules")) == rule_names()
     yield "prometheus: alertmanager is known", lambda: bool(_notified(get(prometheus + "/api/v1/alertmanagers")))
     yield "alertmanager: configured", lambda: bool(get(alertmanager + "/api/v2/status")["config"]["original"])
     yield "grafana: nobody gets in without a password", lambda: _refused(grafana + "/api/search")
@@ -116,6 +126,10 @@ def _ill(answer: Mapping[str, Any]) -> Iterator[str]:
         yield "there are no rules"
     for group in groups:
         yield from (rule["name"] for rule in group["rules"] if rule["health"] == "err")
+
+
+def _names(answer: Mapping[str, Any]) -> set[str]:
+    return {rule["name"] for group in answer["data"]["groups"] for rule in group["rules"]}
 
 
 def _refused(url: str) -> bool:

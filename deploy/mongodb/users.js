@@ -3,6 +3,15 @@
 const name = "cml_cloud_manager";
 const database = db.getSiblingDB(name);
 
+// Before anything is made: with a password that breaks the connection strings nobody would get in.
+for (const variable of ["MONGODB_EXPORTER_PASSWORD", "MONGODB_DEMO_PASSWORD"]) {
+  const password = process.env[variable] || "";
+  if (!/^[A-Za-z0-9]*$/.test(password) || (password === "" && variable === "MONGODB_EXPORTER_PASSWORD")) {
+    throw new Error(`${variable} must be letters and digits only, because it stands in connection strings: change it in .env; ` +
+      "where this was the first start, make the volume anew (docker compose down --volumes)");
+  }
+}
+
 function on(collection, ...actions) {
   return { resource: { db: name, collection }, actions };
 }

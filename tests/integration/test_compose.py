@@ -9,12 +9,13 @@ import re
 import shlex
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def composed() -> Composed:
 def env(tmp_path: Path) -> Path:
     """A new .env, as docs/deploy.md makes it."""
     file = tmp_path / "env"
-    file.write_text(subprocess.run([ROOT / "deploy" / "new-env"], capture_output=True, text=True, check=True).stdout)
+    subprocess.run([ROOT / "deploy" / "new-env", file], check=True)
     return file
 
 
@@ -97,20 +98,46 @@ def test_without_a_password_nothing_starts_and_the_message_says_the_way_out(comp
     done = composed(env)
     assert done.returncode != 0
     assert name in done.stderr
-    assert "deploy/new-env > .env" in done.stderr
+    assert "make .env by deploy/new-env" in done.stderr
 
 
 def test_every_new_env_has_passwords_of_its_own_and_all_else_of_the_example(env: Path, tmp_path: Path) -> None:
-    other = subprocess.run([ROOT / "deploy" / "new-env"], capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+    subprocess.run([ROOT / "deploy" / "new-env", "other"], check=True, cwd=tmp_path)
     example = (ROOT / ".env.example").read_text().splitlines()
     passwords = set()
-    for mine, others, plain in zip(env.read_text().splitlines(), other.splitlines(), example, strict=True):
+    lines = [file.read_text().splitlines() for file in (env, tmp_path / "other")]
+    for mine, others, plain in zip(*lines, example, strict=True):
         if re.fullmatch(r"\w+_PASSWORD=", plain):
             assert re.fullmatch(re.escape(plain) + "[0-9a-f]{48}", mine)
             passwords |= {mine.partition("=")[2], others.partition("=")[2]}
         else:
             assert mine == others == plain
     assert len(passwords) == 2 * 4
+
+
+def test_a_new_env_is_for_its_owner_only_and_never_takes_the_place_of_another(tmp_path: Path) -> None:
+    (tmp_path / "deploy").mkdir()
+    for name in ("deploy/new-env", ".env.example"):
+        shutil.copy(ROOT / name, tmp_path / name)
+
+    def made() -> "subprocess.CompletedProcess[str]":
+        command = ["sh", "-c", 'umask 000; exec "$0"', str(tmp_path / "deploy" / "new-env")]
+        return subprocess.run(command, cwd="/", capture_output=True, text=True, check=False)
+
+    file = tmp_path / ".env"
+    assert made().returncode == 0
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert file.read_text().endswith("\n")
+    before = file.read_text()
+    again = made()
+    assert again.returncode == 1
+    assert ".env is there already" in again.stderr
+    assert len(again.stderr.splitlines()) == 1
+    assert file.read_text() == before
+    file.unlink()
+    file.symlink_to(tmp_path / "elsewhere")
+    assert made().returncode == 1
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_prometheus_takes_the_flags_of_the_stack(run_prometheus: RunPrometheus) -> None:
@@ -148,8 +175,8 @@ class Users:
         assert script.count(f'"{DATABASE}"') == 1
         (folder / "users.js").write_text(script.replace(DATABASE, self.database))
 
-    def make(self, **passwords: str) -> None:
-        """Run the script, as the image of MongoDB does."""
+    def make(self, **passwords: str) -> str:
+        """Run the script, as the image of MongoDB does, and return what it says when it fails."""
         client = self.client
 
         class Bridge(http.server.BaseHTTPRequestHandler):
@@ -166,7 +193,12 @@ class Users:
 
         with serving(Bridge) as port:
             command = [self._node, "shell.js", "users.js", f"http://127.0.0.1:{port}/"]
-            subprocess.run(command, cwd=self._folder, env={**os.environ, **passwords}, check=True, timeout=60)
+            environment = {**os.environ, **passwords}
+            done = subprocess.run(
+                command, cwd=self._folder, env=environment, stderr=subprocess.PIPE, text=True, timeout=60, check=False
+            )
+        assert done.returncode == 0 or done.stderr
+        return done.stderr
 
     def uri(self, user: str, password: str) -> str:
         return self._mongod.uri(user, password, self.database)
@@ -232,6 +264,22 @@ def test_the_init_script_makes_users_with_the_least_roles_and_repeats_itself_wit
 def test_without_a_password_the_demo_has_no_user(users: Users) -> None:
     users.make(MONGODB_EXPORTER_PASSWORD="first", MONGODB_DEMO_PASSWORD="")
     assert users.names() == {"exporter"}
+
+
+@pytest.mark.parametrize(
+    ("exporter", "demo", "named"),
+    [
+        ("p@ss", "demo", "MONGODB_EXPORTER_PASSWORD"),
+        ("", "demo", "MONGODB_EXPORTER_PASSWORD"),
+        ("first", "a/b", "MONGODB_DEMO_PASSWORD"),
+        ("first", "line\n", "MONGODB_DEMO_PASSWORD"),
+    ],
+)
+def test_a_password_that_breaks_the_connection_strings_makes_nobody(users: Users, exporter: str, demo: str, named: str) -> None:
+    said = users.make(MONGODB_EXPORTER_PASSWORD=exporter, MONGODB_DEMO_PASSWORD=demo)
+    assert f"{named} must be letters and digits only" in said
+    assert users.names() == set()
+    assert not users.client[users.database].command("rolesInfo")["roles"]
 
 
 # -- the demo's services -----------------------------------------------------------------------------------------------
@@ -328,9 +376,8 @@ def test_the_demo_fills_the_history_through_the_users_of_the_stack(
     series = [name for name in exporter.metrics() if name.startswith("cml_worker_cpu_utilization_ratio{")]
     assert 8 <= len(series) <= 12
     (command,) = re.findall(r"  CMD (\[\"python.*\])", (ROOT / "exporter" / "Dockerfile").read_text())
-    for words in (json.loads(command), SERVICES["exporter"]["healthcheck"]["test"][1:]):
-        assert passes(words, {"9877": str(exporter.port)})
-        assert not passes(words, {"9877": str(free_port())})
+    assert passes(json.loads(command), {"9877": str(exporter.port)})
+    assert not passes(json.loads(command), {"9877": str(free_port())})
 
     for service in (aws, simulator):
         service.process.send_signal(signal.SIGTERM)
@@ -393,7 +440,7 @@ def copy_context(target: Path) -> None:
                 kept = pattern.startswith("!")
         return kept
 
-    for top in ("exporter", "tests/unit", ".env.example", "pyproject.toml", "README.md", "docker-compose.yml"):
+    for top in ("exporter", "tests/unit", "secrets", ".env.example", "pyproject.toml", "README.md", "docker-compose.yml"):
         for file in [ROOT / top, *(ROOT / top).rglob("*")]:
             name = str(file.relative_to(ROOT))
             if file.is_file() and sent(name):
@@ -422,11 +469,18 @@ def test_the_package_builds_from_the_context_alone_and_runs(tmp_path: Path) -> N
 
 # -- the check of a running stack --------------------------------------------------------------------------------------
 
+
+def loaded(names: Iterable[str], health: str = "ok") -> dict[str, Any]:
+    """Prometheus' answer when it has these rules."""
+    rules = [{"name": name, "health": health} for name in sorted(names)]
+    return {"data": {"groups": [{"rules": rules[:1]}, {"rules": [*rules[1:], {**rules[0], "health": "unknown"}]}]}}
+
+
 _GOOD: dict[str, Any] = {
     "/-/ready": {"ready": True, "sources": {"mongodb": {"ok": True, "error": None}}},
     "/api/workers": {"data": [{}] * 12},
     "/api/v1/query": {"data": {"result": [{"metric": {}, "value": [0, "1"]}]}},
-    "/api/v1/rules": {"data": {"groups": [{"rules": [{"name": "a", "health": "ok"}, {"name": "b", "health": "unknown"}]}]}},
+    "/api/v1/rules": loaded(check_stack.rule_names()),
     "/api/v1/alertmanagers": {"data": {"activeAlertmanagers": [{"url": "http://alertmanager:9093/api/v2/alerts"}]}},
     "/api/v2/status": {"config": {"original": "route: {}"}},
     "/api/search": [{"uid": uid} for uid in check_stack.DASHBOARDS],
@@ -478,7 +532,12 @@ def test_the_check_of_a_stack_that_works_is_content(tmp_path: Path) -> None:
         ({f"/api/datasources/uid/{check_stack.DATA_SOURCE}/health": {"status": "ERROR"}}, "grafana: the data source answers"),
         ({"/api/dashboards/home": {"dashboard": {"title": "Welcome"}}}, "grafana: the home is cml-fleet"),
         ({"/api/v1/query": {"data": {"result": []}}}, "prometheus: the exporter is scraped"),
-        ({"/api/v1/rules": {"data": {"groups": []}}}, "prometheus: every rule evaluates"),
+        ({"/api/v1/rules": loaded(check_stack.rule_names(), "err")}, "prometheus: every rule evaluates"),
+        (
+            {"/api/v1/rules": loaded(check_stack.rule_names() - {"CMLWorkerCPUHigh"})},
+            "prometheus: has loaded prometheus/rules",
+        ),
+        ({"/api/v1/rules": loaded(check_stack.rule_names() | {"Removed"})}, "prometheus: has loaded prometheus/rules"),
         ({"/-/ready": {"ready": True, "sources": {"mongodb": {"ok": False}}}}, "exporter: ready, all sources answer"),
         ({"/api/workers": {"data": []}}, "exporter: at least 12 workers"),
     ],
@@ -488,6 +547,19 @@ def test_the_check_of_a_stack_names_what_does_not_work(tmp_path: Path, wrong: di
         done = checked(port, tmp_path)
     assert done.returncode == 1
     assert [said for said in done.stdout.splitlines() if said.startswith("FAIL")] == [f"FAIL  {line}"]
+
+
+def test_the_check_of_a_stack_minds_a_prometheus_without_rules(tmp_path: Path) -> None:
+    with playing(_GOOD | {"/api/v1/rules": {"data": {"groups": []}}}) as port:
+        done = checked(port, tmp_path)
+    failed = [line.partition("prometheus: ")[2] for line in done.stdout.splitlines() if line.startswith("FAIL")]
+    assert failed == ["every rule evaluates", "has loaded prometheus/rules"]
+
+
+def test_the_check_of_a_stack_knows_every_rule_there_is() -> None:
+    files = [yaml.safe_load(file.read_text()) for file in (ROOT / "prometheus" / "rules").glob("*.yml")]
+    rules = [rule for file in files for group in file["groups"] for rule in group["rules"]]
+    assert check_stack.rule_names() == {rule.get("alert") or rule["record"] for rule in rules}
 
 
 def test_the_check_of_a_stack_minds_a_grafana_that_lets_anybody_in(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import functools
 import itertools
 import statistics
 from datetime import UTC, datetime
+from ipaddress import ip_address, ip_network
 
 import pytest
 
@@ -38,6 +39,10 @@ def test_twelve_workers_live_in_two_regions_with_ids_of_their_own() -> None:
     fleet = demo_fleet.fleet(WORLD)
     assert len(fleet) == len({w.id for w in fleet}) == len({w.instance_id for w in fleet}) == len({w.name for w in fleet}) == 12
     assert {w.region for w in fleet} == {"us-east-1", "eu-west-1"}
+    # Prometheus asks every one of them at its address: RFC 5737's belong to nobody.
+    nobodys = [ip_network("198.51.100.0/24"), ip_network("203.0.113.0/24")]
+    assert len({w.address for w in fleet}) == 12
+    assert all(any(ip_address(w.address) in network for network in nobodys) for w in fleet)
 
 
 def test_at_least_eight_workers_run_all_day() -> None:

@@ -24,6 +24,7 @@ DOCKERFILE = (ROOT / "exporter" / "Dockerfile").read_text()
 EXAMPLE = (ROOT / ".env.example").read_text()
 PROVISIONING = ROOT / "grafana" / "provisioning"
 PROMETHEUS = yaml.safe_load((ROOT / "prometheus" / "prometheus.yml").read_text())
+GUIDE = (ROOT / "docs" / "deploy.md").read_text()
 WORKFLOW = (ROOT / ".github" / "workflows" / "stack.yml").read_text()
 PORTS = {"exporter": 9877, "mongodb": 27017, "prometheus": 9090, "alertmanager": 9093, "grafana": 3000, "fake-aws": 5000}
 """What each service listens on inside the stack."""
@@ -96,7 +97,7 @@ def test_whoever_is_asked_is_a_service() -> None:
 def test_published_and_checked_ports_are_those_the_services_listen_on() -> None:
     for name, service in SERVICES.items():
         assert [int(port.rpartition(":")[2]) for port in service.get("ports", ())] in ([], [PORTS.get(name)]), name
-        checked = re.findall(r"(?:127\.0\.0\.1|HOSTNAME):(\d+)", " ".join(service["healthcheck"]["test"]))
+        checked = re.findall(r"(?:127\.0\.0\.1|mongodb)(?::|', )(\d+)", " ".join(service["healthcheck"]["test"]))
         assert [int(port) for port in checked] == ([PORTS[name]] if name in PORTS else []), name
     assert SERVICES["fake-aws"]["command"] == ["fake-aws", "--listen", f"0.0.0.0:{PORTS['fake-aws']}"]
     assert next(setting.default for setting in config.table() if setting.key == "web.listen_address") == [
@@ -108,7 +109,6 @@ def test_published_and_checked_ports_are_those_the_services_listen_on() -> None:
 def test_the_exporter_is_checked_at_a_route_it_has() -> None:
     paths = {route.path for route in ROUTES}
     assert re.findall(r"'GET', '([^']+)'", DOCKERFILE) == ["/-/healthy"]
-    assert "127.0.0.1:9877/-/healthy" in str(SERVICES["exporter"]["healthcheck"])
     assert {"/-/healthy", "/-/ready", "/api/v1/read", "/sd/workers"} <= paths
     urls = [text for text in strings(PROMETHEUS) if text.startswith("http://exporter:")]
     assert {"/" + url.split("/", 3)[3] for url in urls} <= paths
@@ -123,6 +123,17 @@ def test_the_databases_and_users_of_the_connection_strings_are_those_the_init_sc
     assert {name for _, _, _, name in used} == {database}
     assert {variable for _, variable in made} <= set(SERVICES["mongodb"]["environment"])
     assert (demo_services.WORKERS, demo_past.STATE) == ("workers", "demo_state")
+
+
+def test_no_service_asks_another_by_way_of_a_proxy() -> None:
+    """Docker gives the proxy of its client to every container; a check of its own health would go there, too."""
+    for name, service in SERVICES.items():
+        given = _environment(service)
+        assert given["NO_PROXY"] == given["no_proxy"], name
+        assert set(SERVICES) | {"localhost", "127.0.0.1", "169.254.169.254"} == set(given["NO_PROXY"].split(",")), name
+        check = service["healthcheck"]["test"]
+        assert check[1] != "wget" or check[check.index("-Y") + 1] == "off", name
+        assert "urllib" not in str(check), name
 
 
 # -- paths and volumes -------------------------------------------------------------------------------------------------
@@ -158,6 +169,17 @@ def test_every_path_a_service_is_told_is_there() -> None:
     assert SERVICES["simulator"]["command"] == ["manager", "--alive", checked]
 
 
+def test_a_receivers_secret_is_where_the_configuration_says_and_git_and_the_image_have_none() -> None:
+    text = (ROOT / "prometheus" / "alertmanager.yml").read_text()
+    (named,) = re.findall(r"api_url_file: (/[\w./-]+)", text)
+    folder = on_the_host("alertmanager", named).parent
+    assert folder == ROOT / "secrets" / "alertmanager"
+    assert f"{folder.relative_to(ROOT)}" in text
+    rules = [line for line in (folder / ".gitignore").read_text().splitlines() if not line.startswith("#")]
+    assert rules == ["*", "!.gitignore"]
+    assert "!secrets" not in (ROOT / ".dockerignore").read_text()
+
+
 def test_grafana_finds_its_data_source_its_dashboards_and_its_home() -> None:
     grafana = SERVICES["grafana"]["environment"]
     dashboards = on_the_host("grafana", PROVIDER["options"]["path"])
@@ -177,6 +199,9 @@ def test_the_data_source_is_scraped_as_often_as_grafana_believes() -> None:
     assert source["isDefault"]
     assert source["jsonData"]["timeInterval"] == PROMETHEUS["global"]["scrape_interval"]
     assert source["jsonData"]["alertmanagerUid"] in SOURCES
+    (read,) = PROMETHEUS["remote_read"]
+    assert read["remote_timeout"] == "1m"
+    assert source["jsonData"]["timeout"] > 60, "Grafana waits as long as Prometheus does"
 
 
 @pytest.mark.parametrize("kind", ["none", "webhook", "slack"])
@@ -193,6 +218,15 @@ def test_a_contact_point_is_whole_or_is_not_there_at_all(kind: str) -> None:
     assert "GRAFANA_CONTACT_URL" in SERVICES["grafana"]["environment"]
 
 
+def test_removing_takes_away_what_the_other_kinds_made() -> None:
+    content = provisioned("contact-points/remove")
+    made = [provisioned(f"contact-points/{kind}") for kind in ("webhook", "slack")]
+    ids = {(each["orgId"], receiver["uid"]) for one in made for each in one["contactPoints"] for receiver in each["receivers"]}
+    assert {(each["orgId"], each["uid"]) for each in content["deleteContactPoints"]} == ids
+    assert set(content["resetPolicies"]) == {each["orgId"] for one in made for each in one["policies"]}
+    assert set(content) == {"apiVersion", "deleteContactPoints", "resetPolicies"}
+
+
 def test_there_is_a_contact_point_for_every_kind_the_example_names() -> None:
     (kinds,) = re.findall(r"made in Grafana go: ([\w, ]+)\.", EXAMPLE)
     assert set(re.split(r", | or ", kinds)) == {folder.name for folder in (PROVISIONING / "contact-points").iterdir()}
@@ -204,7 +238,7 @@ def test_there_is_a_contact_point_for_every_kind_the_example_names() -> None:
 @pytest.mark.parametrize("name", SERVICES)
 def test_a_service_is_pinned_checked_limited_and_may_do_little(name: str) -> None:
     service = SERVICES[name]
-    if "build" not in service:
+    if not service["image"].endswith(":local"):
         assert re.fullmatch(r"[\w./-]+:v?\d+\.\d+\.\d+", service["image"]), "not pinned to one version"
         assert not service["user"].startswith("0"), "runs as root"
     assert service["read_only"]
@@ -217,6 +251,59 @@ def test_a_service_is_pinned_checked_limited_and_may_do_little(name: str) -> Non
     for needed, how in service.get("depends_on", {}).items():
         assert needed in SERVICES
         assert how == {"condition": "service_healthy"}
+
+
+def test_an_image_of_our_own_is_built_by_one_service_and_pulled_by_none() -> None:
+    """Two builds that export the same name fail where Docker keeps its images in containerd."""
+    built = [service["image"] for service in SERVICES.values() if "build" in service]
+    assert sorted(built) == sorted({service["image"] for service in SERVICES.values() if service["image"].endswith(":local")})
+    for name, service in SERVICES.items():
+        if service["image"] in built:
+            assert "build" in service or service["pull_policy"] == "never", name
+
+
+def test_the_exporter_is_checked_as_its_image_says() -> None:
+    ((times, command),) = re.findall(r"^HEALTHCHECK (.*) \\\n  CMD (\[.*\])$", DOCKERFILE, re.MULTILINE)
+    said = {name.replace("-", "_"): value for name, value in re.findall(r"--([\w-]+)=(\w+)", times)}
+    check = {name: str(value) for name, value in SERVICES["exporter"]["healthcheck"].items() if name != "test"}
+    assert check == said
+    assert SERVICES["exporter"]["healthcheck"]["test"] == ["CMD", *json.loads(command)]
+
+
+def test_the_guide_knows_how_much_memory_a_service_may_take() -> None:
+    units = {"m": 1, "g": 1024}
+    limits = {name: int(each["mem_limit"][:-1]) * units[each["mem_limit"][-1]] for name, each in SERVICES.items()}
+    rows = re.findall(r"^\| ([^|]+) \|.*\| (\d[\d MB,]+) \|$", GUIDE, re.MULTILINE)
+    told = {
+        name: int(size)
+        for names, sizes in rows
+        for name, size in zip(re.findall(r"`([\w-]+)`", names), re.findall(r"(\d+) MB", sizes), strict=True)
+    }
+    assert told == limits
+    (plain, demo) = map(int, re.findall(r"limits below: (\d+) GB, with the demo (\d+) GB", GUIDE)[0])
+    assert demo * 1024 >= sum(limits.values()) > (demo - 1) * 1024
+    without = sum(limit for name, limit in limits.items() if "profiles" not in SERVICES[name])
+    assert plain * 1024 >= without > (plain - 1) * 1024
+
+
+def test_the_guides_way_to_another_mongodb_fits_the_services() -> None:
+    class Loader(yaml.SafeLoader):
+        """Knows Compose's `!reset`."""
+
+    Loader.add_constructor("!reset", lambda loader, node: {})
+    (block,) = re.findall(r"  ```yaml\n(.*?)  ```", GUIDE, re.DOTALL)
+    override = yaml.load(block, Loader)["services"]
+    assert set(override) == {"exporter", "mongodb"}
+    assert override["exporter"].pop("depends_on") == {}
+    assert set(SERVICES["exporter"]["depends_on"]) == {"mongodb"}
+    assert set(override["exporter"].pop("environment")) < set(SERVICES["exporter"]["environment"])
+    assert not override["exporter"]
+    assert override["mongodb"] == {"profiles": ["own-mongodb"]}
+
+
+def test_no_command_of_the_guide_or_the_workflow_has_a_password_in_it() -> None:
+    assert not re.findall(r"--password|://root", GUIDE + WORKFLOW)
+    assert not re.findall(r"\$\$", str([service["healthcheck"]["test"] for service in SERVICES.values()]))
 
 
 def test_only_the_exporter_and_the_demo_reach_mongodb() -> None:
