@@ -51,6 +51,9 @@ and many times as long while a round keeps the interpreter busy."""
 SWITCH_INTERVAL = 0.0002
 """Seconds. Scrapes are answered between the Python work of the rounds' threads, each of which may keep them waiting so long."""
 
+KEEP_ALIVE = 330
+"""Seconds an idle connection stays open: longer than Prometheus keeps one for its next question (5 minutes, IdleConnTimeout in
+prometheus/common). Else it may ask at the moment we close, and as a remote read is a POST it does not ask again."""
 INVENTORY_SECONDS = 10
 """How old the whole inventory may be when routes answer from it: to read 10,000 workers takes a tenth of a second."""
 
@@ -479,6 +482,7 @@ async def serve(settings: Settings) -> int:
             server_header=False,
             proxy_headers=False,
             timeout_graceful_shutdown=3,
+            timeout_keep_alive=KEEP_ALIVE,
             **web.uvicorn_options(),
         )
         server, loop = _Server(config), asyncio.get_running_loop()

@@ -389,7 +389,12 @@ async def test_whoever_ends_it_finds_no_partial_file(store: Store, tmp_path: Pat
 
 def ended(command: list[str], folder: Path, end: signal.Signals) -> tuple[int, bytes]:
     """End it as soon as it writes."""
-    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+
+    def heed() -> None:
+        """Whoever runs the tests in the background has made them, and all they start, deaf to SIGINT."""
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(command, stderr=subprocess.PIPE, preexec_fn=heed) as process:
         try:
             while process.poll() is None and not left(folder):
                 time.sleep(0.001)

@@ -1,5 +1,6 @@
 """PromQL over the history: a real Prometheus, with the repository's own configuration, asks a real exporter over HTTP."""
 
+import http.client
 import os
 import signal
 import time
@@ -164,6 +165,18 @@ def test_while_mongodb_is_down_prometheus_keeps_its_own_data_and_warns(
         assert all(group["evaluationTime"] < 1 for group in rules), "no rule waits for the history"
     finally:
         os.kill(own_mongod.pid, signal.SIGCONT)
+
+
+def test_a_connection_outlives_the_pauses_between_two_questions(exporter: ExporterProcess) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", exporter.port, timeout=10)
+    for pause in (0, 6):  # uvicorn's own limit is 5 s, which is when Prometheus' next question may come
+        time.sleep(pause)
+        connection.request("GET", "/-/healthy")
+        answer = connection.getresponse()
+        assert (answer.status, answer.getheader("Connection")) == (200, None)
+        answer.read()
+        assert connection.sock is not None
+    connection.close()
 
 
 def read(exporter: ExporterProcess, body: bytes) -> httpx.Response:
