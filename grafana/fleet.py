@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from exporter.catalog import ACTIVE_LABS, CPU, CREATED, INFO, MEMORY, STATUS, Metric
 from grafana import looks
-from grafana.panels import Column, Dashboard, Panel, Query, Row, Style, bars, graph, mappings, stat, table, timeline
+from grafana.panels import Column, Dashboard, Panel, Query, Row, Style, bars, graph, mappings, now, stat, table, timeline
 from grafana.promql import (
     IN_REGION,
     RUNNING,
@@ -22,10 +22,6 @@ from grafana.promql import (
 _BY_STATUS = f"count by (status) (max by ({WORKER}, status) ({STATUS.name}{{{IN_REGION}}}) == 1)"
 _IDLE = f"cml_worker:idle:bool{{{IN_REGION}}}"
 _RUNNING = in_status("running", IN_REGION)
-
-
-def _now(expr: str, legend: str = "") -> Query:
-    return Query(expr, legend, instant=True)
 
 
 def _name(expr: str) -> str:
@@ -47,7 +43,7 @@ def _now_row() -> list[Panel]:
             "Workers",
             "How many workers are there?",
             "Workers the manager knows, in any status. A terminated one counts for another hour.",
-            [_now(f"count({live(INFO, IN_REGION)})")],
+            [now(f"count({live(INFO, IN_REGION)})")],
             looks.COUNT,
             width=4,
         ),
@@ -55,7 +51,7 @@ def _now_row() -> list[Panel]:
             "Running",
             "How many of them run, and cost money?",
             "Workers whose status is running.",
-            [_now(f"sum({live(STATUS, IN_REGION, RUNNING)})")],
+            [now(f"sum({live(STATUS, IN_REGION, RUNNING)})")],
             looks.COUNT,
             width=4,
         ),
@@ -64,7 +60,7 @@ def _now_row() -> list[Panel]:
             "How many run for nothing?",
             "Running workers without an active lab and with hardly any CPU (less than the alerts' threshold). Stop "
             "them if they stay so.",
-            [_now(f"sum({_IDLE})")],
+            [now(f"sum({_IDLE})")],
             replace(looks.COUNT, empty="No running worker measured", thresholds=((1, "yellow"), (5, "orange"))),
             width=4,
         ),
@@ -72,7 +68,7 @@ def _now_row() -> list[Panel]:
             "Active labs",
             "How many labs are running?",
             "Labs that are running, on all workers together.",
-            [_now(f"sum({live(ACTIVE_LABS, IN_REGION)})")],
+            [now(f"sum({live(ACTIVE_LABS, IN_REGION)})")],
             looks.COUNT,
             width=3,
         ),
@@ -80,7 +76,7 @@ def _now_row() -> list[Panel]:
             "Mean CPU",
             "How busy is the fleet?",
             "Average CPU of the workers that have a value, each counted once.",
-            [_now(f"avg({live(CPU, IN_REGION)})")],
+            [now(f"avg({live(CPU, IN_REGION)})")],
             replace(looks.CPU_RATIO, empty="No value", decimals=1),
             width=3,
         ),
@@ -88,7 +84,7 @@ def _now_row() -> list[Panel]:
             "Mean memory",
             "How full is the fleet's memory?",
             "Average memory of the workers that have a value; only those with the CloudWatch agent do.",
-            [_now(f"avg({live(MEMORY, IN_REGION)})")],
+            [now(f"avg({live(MEMORY, IN_REGION)})")],
             replace(looks.MEMORY_RATIO, empty="No value", decimals=1),
             width=3,
         ),
@@ -96,7 +92,7 @@ def _now_row() -> list[Panel]:
             "Alerts firing",
             "Is anything wrong?",
             "Alerts about workers and the exporter that are firing now; the runbook says what to do about each.",
-            [_now('count(ALERTS{alertname=~"CML.+",alertstate="firing",region=~"$region|"})')],
+            [now('count(ALERTS{alertname=~"CML.+",alertstate="firing",region=~"$region|"})')],
             replace(looks.COUNT, empty="None", thresholds=((1, "red"),)),
             width=3,
         ),
@@ -124,7 +120,7 @@ def _load() -> list[Panel]:
             "Busiest now",
             "Who is busiest at this moment?",
             "The workers with the highest CPU of the newest 5 minutes.",
-            _now(_name(f"topk($top, {live(CPU, IN_REGION)})"), "{{worker}}"),
+            now(_name(f"topk($top, {live(CPU, IN_REGION)})"), "{{worker}}"),
             replace(looks.CPU_RATIO, empty="No value", links=looks.SERIES_LINK),
             width=8,
         ),
@@ -133,7 +129,7 @@ def _load() -> list[Panel]:
             "Which running worker has nobody used for longest?",
             "Time since the manager last saw activity, of running workers only; red after 4 hours. The alert also wants that "
             "it has no lab and hardly any CPU.",
-            _now(_name(f"topk($top, {idle_seconds(IN_REGION)} and on ({WORKER}) {_RUNNING})"), "{{worker}}"),
+            now(_name(f"topk($top, {idle_seconds(IN_REGION)} and on ({WORKER}) {_RUNNING})"), "{{worker}}"),
             replace(
                 looks.SECONDS,
                 empty="No running worker with a known activity",
@@ -146,7 +142,7 @@ def _load() -> list[Panel]:
             "Workers by status",
             "In what status are the workers?",
             "How many workers are in each status now.",
-            _now(_BY_STATUS, "{{status}}"),
+            now(_BY_STATUS, "{{status}}"),
             replace(looks.COUNT, fixed={name: _color(color) for name, color in looks.COLORS.items()}),
             width=8,
         ),
@@ -211,13 +207,13 @@ def _inventory() -> Panel:
     facts = f"{WORKER}, worker, instance_id, instance_type, cml_version"
     info = display_name(live_info(IN_REGION))
     queries = [
-        _now(f"topk by ({WORKER}) (1, max by ({facts}) ({info}))"),
-        _now(live(CPU, IN_REGION)),
-        _now(live(MEMORY, IN_REGION)),
-        _now(live(ACTIVE_LABS, IN_REGION)),
-        _now(f"{idle_seconds(IN_REGION)} and on ({WORKER}) {_RUNNING}"),
-        _now(f"1000 * {live(CREATED, IN_REGION)}"),
-        _now(f"topk by ({WORKER}) (1, max by ({WORKER}, status) ({STATUS.name}{{{IN_REGION}}}) == 1)"),
+        now(f"topk by ({WORKER}) (1, max by ({facts}) ({info}))"),
+        now(live(CPU, IN_REGION)),
+        now(live(MEMORY, IN_REGION)),
+        now(live(ACTIVE_LABS, IN_REGION)),
+        now(f"{idle_seconds(IN_REGION)} and on ({WORKER}) {_RUNNING}"),
+        now(f"1000 * {live(CREATED, IN_REGION)}"),
+        now(f"topk by ({WORKER}) (1, max by ({WORKER}, status) ({STATUS.name}{{{IN_REGION}}}) == 1)"),
     ]
     return table(
         "Inventory",
@@ -234,12 +230,12 @@ def _inventory() -> Panel:
 def _regions() -> list[Panel]:
     by_region = "by (region)"
     queries = [
-        _now(f"count {by_region} ({live(INFO, IN_REGION)})"),
-        _now(f"sum {by_region} ({live(STATUS, IN_REGION, RUNNING)})"),
-        _now(f"sum {by_region} ({_IDLE})"),
-        _now(f"sum {by_region} ({live(ACTIVE_LABS, IN_REGION)})"),
-        _now(f"avg {by_region} ({live(CPU, IN_REGION)})"),
-        _now(f"avg {by_region} ({live(MEMORY, IN_REGION)})"),
+        now(f"count {by_region} ({live(INFO, IN_REGION)})"),
+        now(f"sum {by_region} ({live(STATUS, IN_REGION, RUNNING)})"),
+        now(f"sum {by_region} ({_IDLE})"),
+        now(f"sum {by_region} ({live(ACTIVE_LABS, IN_REGION)})"),
+        now(f"avg {by_region} ({live(CPU, IN_REGION)})"),
+        now(f"avg {by_region} ({live(MEMORY, IN_REGION)})"),
     ]
     return [
         table(

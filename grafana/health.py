@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from exporter.catalog import CPU, INFO, SAMPLE_TIME
 from grafana import looks
-from grafana.panels import Dashboard, Panel, Query, Row, Style, bars, graph, names, stat, timeline, variable
+from grafana.panels import Dashboard, Panel, Query, Row, Style, bars, graph, names, now, stat, timeline, variable
 from grafana.promql import WORKER, added, added_within, in_status, own, threshold
 
 _JOB = 'job="$job"'
@@ -22,10 +22,6 @@ _THROTTLED = 'code=~".*Throttl.*|.*LimitExceeded.*|TooManyRequests.*|SlowDown|42
 _SOURCE_AGE = "time() - max by (source, region) ({} > 0)"
 
 
-def _now(expr: str, legend: str = "") -> Query:
-    return Query(expr, legend, instant=True)
-
-
 def _own(name: str, more: str = "") -> str:
     return own(name, f"{_TARGET},{more}" if more else _TARGET)
 
@@ -40,7 +36,7 @@ def _now_row() -> list[Panel]:
             "Exporter",
             "Does the exporter answer?",
             "Whether Prometheus reaches the exporter. With several, one that answers is enough.",
-            [_now(f"max(up{{{_TARGET}}})")],
+            [now(f"max(up{{{_TARGET}}})")],
             Style("none", "Not scraped", mappings=_UP_DOWN, thresholds=((0, "red"), (1, "green"))),
             width=3,
         ),
@@ -48,7 +44,7 @@ def _now_row() -> list[Panel]:
             "Writes the history",
             "Is there an exporter that writes the history?",
             "Whether one of the exporters holds the lease to write. Without one, status and labs of this time will be missing.",
-            [_now(f"max({_own('leader')})")],
+            [now(f"max({_own('leader')})")],
             Style("none", "Exporter not seen", mappings=_YES_NO, thresholds=((0, "red"), (1, "green"))),
             width=3,
         ),
@@ -57,7 +53,7 @@ def _now_row() -> list[Panel]:
             "How old is what I see?",
             "Time since every source was last read successfully: the oldest of them, read every 5 minutes. One that never "
             "was is counted beside.",
-            [_now(f"max({_ages_now()})")],
+            [now(f"max({_ages_now()})")],
             replace(looks.SECONDS, empty="Nothing read yet", thresholds=((450, "yellow"), (900, "red"))),
             width=3,
         ),
@@ -65,11 +61,7 @@ def _now_row() -> list[Panel]:
             "Sources failing",
             "Does reading MongoDB or CloudWatch fail?",
             "Sources whose last reading failed: the aggregates in MongoDB, and CloudWatch in each region.",
-            [
-                _now(
-                    f"count(max by (source, region) ({_own('source_up')})) - sum(max by (source, region) ({_own('source_up')}))"
-                )
-            ],
+            [now(f"count(max by (source, region) ({_own('source_up')})) - sum(max by (source, region) ({_own('source_up')}))")],
             replace(_FAILURES, empty="Exporter not seen"),
             width=3,
         ),
@@ -78,7 +70,7 @@ def _now_row() -> list[Panel]:
             "Is the history up to date?",
             "Samples on their way to the history. Two or three for each worker are normal; after an outage more, until "
             "it is made up for.",
-            [_now(f"sum(max by (state) ({_own('outbox_samples', _ON_THEIR_WAY)}))")],
+            [now(f"sum(max by (state) ({_own('outbox_samples', _ON_THEIR_WAY)}))")],
             replace(looks.COUNT, empty="Exporter not seen"),
             width=3,
         ),
@@ -88,8 +80,8 @@ def _now_row() -> list[Panel]:
             "Estimated price of today's requests (since 00:00 UTC) at AWS' list price, and what the budget allows if "
             "there is one.",
             [
-                _now(f"sum({_own('cloudwatch_day_cost_dollars')})", "spent"),
-                _now(f"max({_own('cloudwatch_budget_dollars')})", "budget"),
+                now(f"sum({_own('cloudwatch_day_cost_dollars')})", "spent"),
+                now(f"max({_own('cloudwatch_budget_dollars')})", "budget"),
             ],
             replace(_DOLLARS, decimals=2),
             width=5,
@@ -98,7 +90,7 @@ def _now_row() -> list[Panel]:
             "Version",
             "Which version runs?",
             "Version and source revision of the exporter.",
-            [_now(f"max by (version, revision) ({_own('build_info')})", "{{version}} {{revision}}")],
+            [now(f"max by (version, revision) ({_own('build_info')})", "{{version}} {{revision}}")],
             Style("none", "Exporter not seen"),
             width=4,
         ),
@@ -151,7 +143,7 @@ def _sources() -> list[Panel]:
             "Aggregates left out",
             "Are there workers I cannot see?",
             "Documents of the manager that cannot be used, by reason; the exporter's log names them.",
-            _now(f"max by (reason) ({_own('workers_skipped')})", "{{reason}}"),
+            now(f"max by (reason) ({_own('workers_skipped')})", "{{reason}}"),
             replace(_FAILURES, empty="None left out"),
             width=12,
             height=5,
@@ -160,7 +152,7 @@ def _sources() -> list[Panel]:
             "Workers without CPU",
             "Which running workers have no CPU value?",
             "Running workers by region whose CPU is not known at present. A new one is here for up to 15 minutes.",
-            _now(
+            now(
                 f"count by (region) ({in_status('running', '')} unless on ({WORKER}) {CPU.name})",
                 "{{region}}",
             ),
@@ -243,7 +235,7 @@ def _cloudwatch() -> list[Panel]:
             "Does the budget hold anything back?",
             "ok: nothing. healing_stopped: gaps wait, running workers are asked about. asking_stopped: CPU and memory "
             "stop until 00:00 UTC.",
-            [_now(state, "{{state}}")],
+            [now(state, "{{state}}")],
             Style("none", "Exporter not seen", fixed=_BUDGET),
             width=12,
         ),
@@ -251,7 +243,7 @@ def _cloudwatch() -> list[Panel]:
             "Cost of the last 24 hours",
             "What does a day cost?",
             "Estimated price of the metrics requested in the last 24 hours.",
-            [_now(added_within(_own("cloudwatch_estimated_cost_dollars_total"), "1d"))],
+            [now(added_within(_own("cloudwatch_estimated_cost_dollars_total"), "1d"))],
             _DOLLARS,
             width=12,
         ),

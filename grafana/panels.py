@@ -36,6 +36,11 @@ class Query:
     interval: str | None = None
 
 
+def now(expr: str, legend: str = "") -> Query:
+    """A query for the newest value only."""
+    return Query(expr, legend, instant=True)
+
+
 @dataclass(frozen=True, slots=True)
 class Panel:
     """A panel, the question it answers (for docs/dashboards.md) and its size in the grid; `body` has no id and no place yet."""

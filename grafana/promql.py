@@ -67,8 +67,12 @@ def past_hours(rollup: Rollup, matchers: str, window: str, *, before: str = "", 
     Its values stand at the ends of hours, and until Prometheus 3 a range has both its ends, so that on the hour a day would
     have 25 of them. A second later it never has: hence the offset, which makes `before` a second less than what is meant.
     """
-    offset = f" offset {before}" if before else " offset -1s"
-    return f"{rollup.name}{{{_all(_STORED, matchers)}}}[{window}]{_after(at)}{offset}"
+    return f"{rollup.name}{{{_all(_STORED, matchers)}}}[{window}]{_after(at)} {_late(before)}"
+
+
+def _late(before: str) -> str:
+    """The offset of `past_hours`."""
+    return f"offset {before or '-1s'}"
 
 
 Statistic = Literal["avg", "min", "max"]
@@ -178,13 +182,13 @@ def idle_hours(matchers: str, window: str, *, before: str = "") -> str:
     no_lab = f"({_each_hour(ACTIVE_LABS_1H.max, matchers)} == bool 0)"
     hardly = "on () group_left () max(cml:threshold:idle_cpu_ratio @ end())"
     little = f"({_each_hour(CPU_1H.avg, matchers)} < bool {hardly})"
-    return f"sum_over_time(({ran} * {no_lab} * {little})[{window}:1h] offset {before or '-1s'})"
+    return f"sum_over_time(({ran} * {no_lab} * {little})[{window}:1h] {_late(before)})"
 
 
 def over_fleet(metric: ByHour, matchers: str, window: str, *, before: str = "") -> str:
     """The average over time of what all workers had together: each hour's sum counts once, whoever came and went."""
     total = f"sum({_each_hour(metric.avg, matchers)})"
-    return f"avg_over_time({total}[{window}:1h] offset {before or '-1s'})"
+    return f"avg_over_time({total}[{window}:1h] {_late(before)})"
 
 
 def _each_hour(rollup: Rollup, matchers: str) -> str:

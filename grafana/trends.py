@@ -5,7 +5,7 @@ from dataclasses import replace
 from exporter.catalog import STATUS
 from exporter.series import ACTIVE_LABS_1H, CPU_1H, GONE, INFO_1H, MEMORY_1H, ByHour
 from grafana import looks
-from grafana.panels import Column, Dashboard, Panel, Query, Row, Style, bars, graph, stat, table
+from grafana.panels import Column, Dashboard, Panel, Query, Row, Style, bars, graph, now, stat, table
 from grafana.promql import (
     HOURS_STEP,
     IN_REGION,
@@ -32,10 +32,6 @@ _CHANGE = Style("percentunit", "No history of the week before", decimals=1)
 _CPU = replace(looks.RATIO, empty=looks.NO_HOURS, decimals=1)
 
 
-def _now(expr: str, legend: str = "") -> Query:
-    return Query(expr, legend, instant=True)
-
-
 def _name(expr: str) -> str:
     return named(expr, past_info(SELECTED))
 
@@ -50,7 +46,7 @@ def _fleet(metric: ByHour, window: str, before: str = "") -> str:
 def _averages() -> list[Panel]:
     def compared(title: str, question: str, what: str, metric: ByHour, style: Style) -> Panel:
         windows = (("1d", "24 h"), ("7d", "7 days"), ("30d", "30 days"))
-        queries = [_now(_fleet(metric, window), legend) for window, legend in windows]
+        queries = [now(_fleet(metric, window), legend) for window, legend in windows]
         said = f"{what} of the last 24 hours, 7 days and 30 days, by whole hours."
         return stat(title, question, said, queries, style, width=8)
 
@@ -90,7 +86,7 @@ def _weeks() -> list[Panel]:
             "CPU against the week before",
             "Are the workers busier than last week?",
             f"Average of the last 7 days less that of the 7 days before, {points}",
-            [_now(_change(CPU_1H))],
+            [now(_change(CPU_1H))],
             _CHANGE,
             width=6,
         ),
@@ -98,7 +94,7 @@ def _weeks() -> list[Panel]:
             "Memory against the week before",
             "Do they need more memory than last week?",
             f"Average of the last 7 days less that of the 7 days before, {points}",
-            [_now(_change(MEMORY_1H))],
+            [now(_change(MEMORY_1H))],
             _CHANGE,
             width=6,
         ),
@@ -106,7 +102,7 @@ def _weeks() -> list[Panel]:
             "Labs against the week before",
             "Are they used more than last week?",
             "Labs running at a time on average of the last 7 days, less that of the 7 days before.",
-            [_now(_change(ACTIVE_LABS_1H))],
+            [now(_change(ACTIVE_LABS_1H))],
             replace(_CHANGE, unit="none"),
             width=6,
         ),
@@ -114,7 +110,7 @@ def _weeks() -> list[Panel]:
             "Running hours against the week before",
             "Do we pay for more hours than last week?",
             "Hours that workers ran in the last 7 days, and in the 7 days before.",
-            [_now(running, "7 days"), _now(before, "week before")],
+            [now(running, "7 days"), now(before, "week before")],
             _HOURS,
             width=6,
         ),
@@ -166,7 +162,7 @@ def _days() -> list[Panel]:
 
 def _hours() -> list[Panel]:
     def ranked(title: str, question: str, description: str, hours: str, style: Style) -> Panel:
-        query = _now(_name(f"topk($top, {hours})"), "{{worker}}")
+        query = now(_name(f"topk($top, {hours})"), "{{worker}}")
         return bars(title, question, description, query, replace(style, links=looks.SERIES_LINK), width=12)
 
     return [
@@ -213,14 +209,14 @@ def _tables() -> list[Panel]:
             "How does each worker do, and did it change?",
             "Every worker with history in the time shown: averages of fixed times, the rest of the time shown.",
             [
-                _now(names),
-                _now(over("avg", CPU_1H, SELECTED, "1d")),
-                _now(over("avg", CPU_1H, SELECTED, "7d")),
-                _now(over("avg", CPU_1H, SELECTED, "7d", before=WEEK_BEFORE)),
-                _now(over("max", CPU_1H, SELECTED, "$__range")),
-                _now(over("avg", MEMORY_1H, SELECTED, "7d")),
-                _now(running_hours(SELECTED, "$__range")),
-                _now(idle_hours(SELECTED, "$__range")),
+                now(names),
+                now(over("avg", CPU_1H, SELECTED, "1d")),
+                now(over("avg", CPU_1H, SELECTED, "7d")),
+                now(over("avg", CPU_1H, SELECTED, "7d", before=WEEK_BEFORE)),
+                now(over("max", CPU_1H, SELECTED, "$__range")),
+                now(over("avg", MEMORY_1H, SELECTED, "7d")),
+                now(running_hours(SELECTED, "$__range")),
+                now(idle_hours(SELECTED, "$__range")),
             ],
             _WORKERS,
             Style("none", looks.NO_HOURS),
@@ -232,9 +228,9 @@ def _tables() -> list[Panel]:
             "Which workers are gone, and since when?",
             "Workers with history in the time shown but none at its end: terminated, or no longer listed by the manager.",
             [
-                _now(f"{_name(f'1000 * {seen}')} unless on ({WORKER}) ({alive})"),
-                _now(f"{running_hours(SELECTED, '$__range')} and on ({WORKER}) {seen} unless on ({WORKER}) ({alive})"),
-                _now(f"{over('avg', CPU_1H, SELECTED, '$__range')} and on ({WORKER}) {seen} unless on ({WORKER}) ({alive})"),
+                now(f"{_name(f'1000 * {seen}')} unless on ({WORKER}) ({alive})"),
+                now(f"{running_hours(SELECTED, '$__range')} and on ({WORKER}) {seen} unless on ({WORKER}) ({alive})"),
+                now(f"{over('avg', CPU_1H, SELECTED, '$__range')} and on ({WORKER}) {seen} unless on ({WORKER}) ({alive})"),
             ],
             (
                 Column("worker", "Worker", looks.ROW_LINK),

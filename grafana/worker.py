@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from exporter.catalog import ACTIVE_LABS, CPU, CREATED, INFO, LAST_ACTIVITY, MEMORY, SAMPLE_TIME, STATUS, Metric
 from grafana import looks
-from grafana.panels import Column, Dashboard, Panel, Query, Row, Style, graph, stat, table, timeline
+from grafana.panels import Column, Dashboard, Panel, Query, Row, Style, graph, now, stat, table, timeline
 from grafana.promql import (
     HISTORY_STEP,
     RUNNING,
@@ -31,10 +31,6 @@ _NOT_IDLE = "Not running, or no known activity"
 _IDLE = f"max({idle_seconds(THE_WORKER)} and on ({WORKER}) {in_status('running', THE_WORKER)})"
 
 
-def _now(expr: str, legend: str = "") -> Query:
-    return Query(expr, legend, instant=True)
-
-
 def _mean(metric: Metric, window: str, after: str = "") -> str:
     return f"max(avg_over_time({past(metric, THE_WORKER)}[{window}]{f' {after}' if after else ''}))"
 
@@ -42,9 +38,9 @@ def _mean(metric: Metric, window: str, after: str = "") -> str:
 def _compared(metric: Metric) -> list[Query]:
     """Now, the last 24 hours and this time last week, as numbers."""
     return [
-        _now(f"max({metric.name}{{{THE_WORKER}}})", "now"),
-        _now(_mean(metric, "1d"), "24 h average"),
-        _now(_mean(metric, "30m", _WEEK_AGO), "a week ago"),
+        now(f"max({metric.name}{{{THE_WORKER}}})", "now"),
+        now(_mean(metric, "1d"), "24 h average"),
+        now(_mean(metric, "30m", _WEEK_AGO), "a week ago"),
     ]
 
 
@@ -58,7 +54,7 @@ def _lines(metric: Metric) -> list[Query]:
 def _hours(of: str) -> list[Query]:
     """Hours of the last day, and of the same day a week before."""
     hours = running_hours if of == "running" else idle_hours
-    return [_now(hours(THE_WORKER, "1d"), "last 24 h"), _now(hours(THE_WORKER, "1d", before=WEEK_BEFORE), "a week ago")]
+    return [now(hours(THE_WORKER, "1d"), "last 24 h"), now(hours(THE_WORKER, "1d", before=WEEK_BEFORE), "a week ago")]
 
 
 def _now_row() -> list[Panel]:
@@ -69,8 +65,8 @@ def _now_row() -> list[Panel]:
             "What is it doing, and what did it last week?",
             "The status now, and at the same time last week.",
             [
-                _now(live_status_code(THE_WORKER), "now"),
-                _now(past_status_code(THE_WORKER, "30m", _WEEK_AGO), "a week ago"),
+                now(live_status_code(THE_WORKER), "now"),
+                now(past_status_code(THE_WORKER, "30m", _WEEK_AGO), "a week ago"),
             ],
             Style("none", _GONE, mappings=looks.STATUS_CODES),
             width=5,
@@ -104,7 +100,7 @@ def _now_row() -> list[Panel]:
             "When was it last used?",
             "Time since the manager last saw activity on it, while it runs; red after 4 hours. The alert also wants no lab and "
             "hardly any CPU.",
-            [_now(_IDLE)],
+            [now(_IDLE)],
             replace(looks.SECONDS, empty=_NOT_IDLE, thresholds=looks.LONG_IDLE),
             width=4,
         ),
@@ -137,7 +133,7 @@ def _facts() -> Panel:
         "Facts",
         "Which machine is it?",
         "What the manager says about it; of one that is gone, what was known at last.",
-        [_now(f"topk by ({WORKER}) (1, max by ({facts}) ({display_name(f'({live} or {gone})')}))"), *map(_now, dates)],
+        [now(f"topk by ({WORKER}) (1, max by ({facts}) ({display_name(f'({live} or {gone})')}))"), *map(now, dates)],
         (
             Column("worker", "Worker"),
             Column("region", "Region"),
