@@ -248,9 +248,9 @@ def _fits(call: Call, period: int) -> bool:
 
 
 def _joined(one: Call, other: Call) -> Call:
-    return Call(
-        one.region, min(one.start, other.start), max(one.end, other.end), one.queries + other.queries, one.asks + other.asks
-    )
+    """Both in one call; two parts of the same asks have queries in common."""
+    queries = tuple(dict.fromkeys(one.queries + other.queries))
+    return Call(one.region, min(one.start, other.start), max(one.end, other.end), queries, one.asks + other.asks)
 
 
 def clip(call: Call, start: int, end: int) -> Call | None:

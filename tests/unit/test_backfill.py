@@ -192,6 +192,19 @@ def test_every_gap_is_in_one_call_every_call_within_limits_and_no_metric_asked_t
         assert length * sum(len(queries_of(region, name)) for name in linked) > 100_800
 
 
+def test_parts_that_fit_together_after_all_ask_for_each_metric_once() -> None:
+    first = NOW - 3000 * P
+    many = tuple(f"i-{n}" for n in range(80))
+    wanted = [
+        ("eu", Ask("a", ("i-0",), ((first, first + P),))),
+        ("eu", Ask("b", ("i-0",), ((first + 700 * P, first + 701 * P),))),
+        ("eu", Ask("c", many, ((NOW - 10 * P, NOW),))),
+    ]
+    calls = backfill.calls(wanted, queries_of, P)
+    assert gaps_of(calls) == gaps_of(wanted)
+    assert [len(set(call.queries)) for call in calls] == [len(call.queries) for call in calls]
+
+
 def test_more_than_one_answer_can_hold_is_asked_in_parts_of_time() -> None:
     def many(_region: str, instance: str) -> tuple[Query, ...]:
         return tuple(Query(instance, "memory", (("n", str(n)),)) for n in range(30))
