@@ -25,8 +25,8 @@ import httpx
 from pymongo import MongoClient
 from pymongo.collection import Collection
 
-from exporter.embedded import Mongod
-from exporter.periods import DAY, HOUR, align, to_datetime
+from exporter.core.periods import DAY, HOUR, align, to_datetime
+from exporter.demo.mongod import Mongod
 from tests.fixtures.mongo import free_port
 
 PERIOD, DAYS = 300, 30

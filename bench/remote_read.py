@@ -20,9 +20,10 @@ from pymongo import MongoClient
 from pymongo.collection import Collection
 
 from bench.history import DAYS, HISTORY, INVENTORY, Document, fill, inventory, measure, serve, worker_id
-from exporter import demo_prometheus
-from exporter.embedded import Mongod
-from exporter.periods import DAY, HOUR, align, to_datetime
+from exporter.core.periods import DAY, HOUR, align, to_datetime
+from exporter.demo import prometheus as prometheus_module
+from exporter.demo.mongod import Mongod
+from exporter.demo.prometheus import INSTALL, SOURCE
 from tests import prompb
 from tests.fixtures.mongo import free_port
 from tests.fixtures.prometheus import Prometheus
@@ -35,7 +36,7 @@ def run(workers: int, rounds: int) -> None:
     """Fill, serve, measure, print."""
     program = shutil.which("prometheus")
     if program is None:
-        raise SystemExit(f"prometheus is not on PATH; {demo_prometheus.INSTALL}")
+        raise SystemExit(f"prometheus is not on PATH; {INSTALL}")
     end = align(int(time.time()), HOUR)
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -47,7 +48,7 @@ def run(workers: int, rounds: int) -> None:
             fill(history, workers, end)
             client.bench[INVENTORY].insert_many(inventory(workers, end))
             process, url = serve(uri, Path(folder))
-            configuration = demo_prometheus.configuration(demo_prometheus.SOURCE, url.removeprefix("http://"))
+            configuration = prometheus_module.configuration(SOURCE, url.removeprefix("http://"))
             prometheus = Prometheus(program, Path(folder, "prometheus"), configuration)
             try:
                 with httpx.Client(base_url=url, trust_env=False, timeout=60) as http:

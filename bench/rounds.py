@@ -30,19 +30,23 @@ from typing import Any
 import uvicorn
 from prometheus_client import CollectorRegistry
 
-from exporter import api, app, config, embedded, logs
-from exporter.cloudwatch import CloudWatch
-from exporter.collector import Collector
-from exporter.inventory import Inventory
-from exporter.lease import Lease
-from exporter.mirror import Mirror
-from exporter.model import Fleet, InventoryEntry, OwnMetrics, Snapshot
-from exporter.outbox import Outbox
-from exporter.periods import to_datetime
-from exporter.reader import Reader
-from exporter.rounds import OutboxThread
-from exporter.telemetry import Telemetry
-from exporter.workers import Aggregates
+from exporter import app
+from exporter.core import logs
+from exporter.core.model import Fleet, InventoryEntry, OwnMetrics, Snapshot
+from exporter.core.periods import to_datetime
+from exporter.core.settings import Settings, load
+from exporter.demo.mongod import Mongod
+from exporter.history.reader import Reader
+from exporter.metrics.telemetry import Telemetry
+from exporter.pipeline.collector import Collector
+from exporter.pipeline.mirror import Mirror
+from exporter.pipeline.outbox import Outbox
+from exporter.pipeline.transactions import OutboxThread
+from exporter.sources.aggregates import Aggregates
+from exporter.sources.cloudwatch.client import CloudWatch
+from exporter.storage.inventory import Inventory
+from exporter.storage.lease import Lease
+from exporter.web import routes
 from tests.fake_cloudwatch import instance_id
 from tests.fixtures.mongo import free_port
 
@@ -73,7 +77,7 @@ class Clock:
 class Backend:
     """What the routes need, over one collector."""
 
-    def __init__(self, settings: config.Settings, telemetry: Telemetry, collector: Collector, wall: Clock) -> None:
+    def __init__(self, settings: Settings, telemetry: Telemetry, collector: Collector, wall: Clock) -> None:
         self.period = settings.period
         self.columns = self.hourly = None
         self.reader = Reader(
@@ -112,7 +116,7 @@ class Backend:
 async def exporter(uri: str, aws: str, port: int, rounds: int, data: Path) -> None:
     """The process under test: real parts, pretended clock; prints one JSON line a round."""
     tree = {"CML_EXPORTER_MONGODB__URI": uri, "CML_EXPORTER_CLOUDWATCH__ENDPOINT_URL": aws, "CML_EXPORTER_DATA_DIR": str(data)}
-    settings = config.load(None, tree)
+    settings = load(None, tree)
     logs.configure("error", "logfmt")
     wall, telemetry = Clock(), Telemetry(CollectorRegistry())
     client, database = app.connect(settings)
@@ -136,7 +140,7 @@ async def exporter(uri: str, aws: str, port: int, rounds: int, data: Path) -> No
     )
     server = uvicorn.Server(
         uvicorn.Config(
-            api.create_app(Backend(settings, telemetry, collector, wall)),
+            routes.create_app(Backend(settings, telemetry, collector, wall)),
             port=port,
             log_level="error",
             lifespan="off",
@@ -252,7 +256,7 @@ def run(workers: int, latency: float, rounds: int) -> None:
 
     environment = {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench", "PATH": "/usr/bin:/bin"}
     with tempfile.TemporaryDirectory() as folder:
-        mongod = embedded.Mongod(Path(folder, "mongo"), free_port())
+        mongod = Mongod(Path(folder, "mongo"), free_port())
         mongod.start()
         aws_port, port = free_port(), free_port()
         fake = subprocess.Popen(

@@ -21,27 +21,29 @@ from pymongo import AsyncMongoClient
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import ConfigurationError, InvalidURI
 
-from exporter import api, logs, webconfig
-from exporter.archive import Archive
-from exporter.cloudwatch import CloudWatch
-from exporter.collector import Collector
-from exporter.config import Settings
-from exporter.cost import Budget
-from exporter.errors import ConfigError, SourceError, StoreError, StoreMisfit, StoreUnavailable
-from exporter.history import WorkerMetricsRepository
-from exporter.hourly import Hourly
-from exporter.inventory import Inventory
-from exporter.lease import BACKFILL, Lease
-from exporter.lifecycle import Rules
-from exporter.mirror import Mirror, Old
-from exporter.model import InventoryEntry, OwnMetrics, Snapshot, Worker
-from exporter.outbox import Outbox
-from exporter.periods import HOUR
-from exporter.reader import Reader
-from exporter.rounds import OutboxThread
-from exporter.rows import Point
-from exporter.telemetry import Telemetry
-from exporter.workers import Aggregates
+from exporter.core import logs
+from exporter.core.budget import Budget
+from exporter.core.errors import ConfigError, SourceError, StoreError, StoreMisfit, StoreUnavailable
+from exporter.core.model import InventoryEntry, OwnMetrics, Snapshot, Worker
+from exporter.core.periods import HOUR
+from exporter.core.settings import Settings
+from exporter.history.cloudwatch_archive import Archive
+from exporter.history.hourly_cache import Hourly
+from exporter.history.reader import Reader
+from exporter.metrics.telemetry import Telemetry
+from exporter.pipeline.collector import Collector
+from exporter.pipeline.lifecycle import Rules
+from exporter.pipeline.mirror import Mirror, Old
+from exporter.pipeline.outbox import Outbox
+from exporter.pipeline.transactions import OutboxThread
+from exporter.sources.aggregates import Aggregates
+from exporter.sources.cloudwatch.client import CloudWatch
+from exporter.storage.inventory import Inventory
+from exporter.storage.lease import BACKFILL, Lease
+from exporter.storage.repository import WorkerMetricsRepository
+from exporter.storage.rows import Point
+from exporter.web import webconfig
+from exporter.web.routes import create_app
 
 DEFAULT_DATABASE = "cml_cloud_manager"
 LEASE_SECONDS = 30
@@ -473,7 +475,7 @@ async def serve(settings: Settings) -> int:
     sockets = bind(settings.web.listen_address)
     try:
         exporter = build(settings)
-        routes = api.create_app(exporter, cors_origins=settings.web.cors_origins, users=web.users)
+        routes = create_app(exporter, cors_origins=settings.web.cors_origins, users=web.users)
         config = uvicorn.Config(
             routes,
             log_config=None,

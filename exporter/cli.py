@@ -9,9 +9,16 @@ from pathlib import Path
 
 import uvloop
 
-from exporter import __version__, app, backfill_run, check, config, demo, estimate, export, logs, purge, retention
-from exporter.errors import ConfigError, ExporterError
-from exporter.periods import parse_duration
+from exporter import __version__, app
+from exporter.commands import estimate, purge, retention
+from exporter.commands.backfill import command as backfill
+from exporter.commands.check import command as check
+from exporter.commands.export import command as export
+from exporter.core import logs
+from exporter.core.errors import ConfigError, ExporterError
+from exporter.core.periods import parse_duration
+from exporter.core.settings import Settings, load, table
+from exporter.demo import command as demo
 
 _EPILOG = """\
 Settings come from --config.file, then CML_EXPORTER_… in the environment, then flags; later ones win.
@@ -187,7 +194,7 @@ def _add_purge(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config.file", dest="config_file", type=Path, metavar="FILE", help="YAML file with the settings")
     group = parser.add_argument_group("settings", "each one also in the file and in the environment")
-    for setting in config.table():
+    for setting in table():
         default = "" if setting.default in (None, [], {}) else f" (default: {_shown(setting.default)})"
         group.add_argument(
             setting.flag,
@@ -203,12 +210,12 @@ def _shown(default: object) -> str:
     return ",".join(map(str, default)) if isinstance(default, list) else str(default)
 
 
-def _settings(options: argparse.Namespace) -> config.Settings:
-    flags = {s.key: value for s in config.table() if (value := getattr(options, s.key)) is not None}
-    return config.load(options.config_file, flags=flags)
+def _settings(options: argparse.Namespace) -> Settings:
+    flags = {s.key: value for s in table() if (value := getattr(options, s.key)) is not None}
+    return load(options.config_file, flags=flags)
 
 
-def _quiet(options: argparse.Namespace, level: str = "error") -> config.Settings:
+def _quiet(options: argparse.Namespace, level: str = "error") -> Settings:
     """The settings of a command that speaks to a person: the log says only what went wrong."""
     settings = _settings(options)
     logs.configure(level, settings.log.format, sys.stderr)
@@ -264,8 +271,8 @@ def _dollars(text: str) -> float:
 def _backfill(options: argparse.Namespace) -> int:
     settings = _quiet(options, "warn")
     since, text = options.since
-    wanted = backfill_run.Options(since, text, tuple(options.workers), options.dry_run, options.max_usd)
-    return asyncio.run(backfill_run.main(settings, wanted, sys.stdout, sys.stderr))
+    wanted = backfill.Options(since, text, tuple(options.workers), options.dry_run, options.max_usd)
+    return asyncio.run(backfill.main(settings, wanted, sys.stdout, sys.stderr))
 
 
 def _export(options: argparse.Namespace) -> int:

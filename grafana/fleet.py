@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from exporter.catalog import ACTIVE_LABS, CPU, CREATED, INFO, MEMORY, STATUS, Metric
+from exporter.core.catalog import ACTIVE_LABS, CPU, CREATED, INFO, MEMORY, STATUS, Metric
 from grafana import looks
 from grafana.panels import Column, Dashboard, Panel, Query, Row, Style, bars, graph, mappings, now, stat, table, timeline
 from grafana.promql import (

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from exporter.catalog import CPU, INFO, SAMPLE_TIME
+from exporter.core.catalog import CPU, INFO, SAMPLE_TIME
 from grafana import looks
 from grafana.panels import Dashboard, Panel, Query, Row, Style, bars, graph, names, now, stat, timeline, variable
 from grafana.promql import WORKER, added, added_within, in_status, own, threshold

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from exporter.catalog import INFO, STATUS
+from exporter.core.catalog import INFO, STATUS
 from grafana.panels import Json, Style, annotation, choice, steps, variable
 from grafana.promql import CODES, IN_REGION, past_info, threshold
 

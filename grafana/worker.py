@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from exporter.catalog import ACTIVE_LABS, CPU, CREATED, INFO, LAST_ACTIVITY, MEMORY, SAMPLE_TIME, STATUS, Metric
+from exporter.core.catalog import ACTIVE_LABS, CPU, CREATED, INFO, LAST_ACTIVITY, MEMORY, SAMPLE_TIME, STATUS, Metric
 from grafana import looks
 from grafana.panels import Column, Dashboard, Panel, Query, Row, Style, graph, now, stat, table, timeline
 from grafana.promql import (

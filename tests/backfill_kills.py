@@ -27,8 +27,8 @@ from typing import Any
 import yaml
 from pymongo import MongoClient
 
-from exporter.embedded import Mongod
-from exporter.periods import DAY, HOUR, align
+from exporter.core.periods import DAY, HOUR, align
+from exporter.demo.mongod import Mongod
 from tests.fake_cloudwatch import FakeCloudWatch, instance_id
 from tests.fixtures.mongo import NO_TTL, free_port
 from tests.fixtures.process import COMMAND, ExporterProcess

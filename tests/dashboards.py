@@ -7,8 +7,8 @@ from pathlib import Path
 
 import yaml
 
-from exporter import demo_prometheus
-from exporter.periods import HOUR, align
+from exporter.core.periods import HOUR, align
+from exporter.demo.prometheus import SOURCE, configuration
 from grafana import build
 from grafana.panels import render
 from tests.fixtures.prometheus import Labels, Prometheus
@@ -26,11 +26,11 @@ ALL: Variables = {"region": None, "workers": None, "job": "cml-worker-exporter",
 def faster(folder: Path, exporter: str, *further: Json) -> Json:
     """The repository's own configuration in seconds instead of minutes, and an alert that fires."""
     folder.mkdir()
-    for file in (demo_prometheus.SOURCE / "rules").glob("*.yml"):
+    for file in (SOURCE / "rules").glob("*.yml"):
         (folder / file.name).write_text(re.sub(r"interval: \dm", "interval: 1s", file.read_text()))
     alert = {"alert": "CMLTestFires", "expr": "vector(1)", "labels": {"severity": "info"}}
     (folder / "test.yml").write_text(yaml.safe_dump({"groups": [{"name": "test", "interval": "1s", "rules": [alert]}]}))
-    made = demo_prometheus.configuration(demo_prometheus.SOURCE, exporter)
+    made = configuration(SOURCE, exporter)
     made["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
     made["rule_files"] = [str(folder / "*.yml")]
     made["scrape_configs"] = [*made["scrape_configs"], *further]

@@ -39,7 +39,7 @@ from email.utils import formatdate
 from typing import Any, Self
 from urllib.parse import parse_qsl
 
-from exporter.model import Dimensions, MetricName
+from exporter.core.model import Dimensions, MetricName
 
 Run = tuple[int | None, int | None]
 ALWAYS: tuple[Run, ...] = ((None, None),)

@@ -5,14 +5,14 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from exporter.answers import PAGE_HEADERS
-from exporter.api import ROUTES
-from exporter.catalog import EXPORTER_METRICS, WORKER_METRICS, Metric
-from exporter.config import ExtraGauge, Role, Setting, table
-from exporter.openapi import ERRORS, Endpoint, template
-from exporter.parameters import MAX_POINTS
-from exporter.series import ROLLUPS
-from exporter.workers import FIELDS
+from exporter.core.catalog import EXPORTER_METRICS, WORKER_METRICS, Metric
+from exporter.core.settings import ExtraGauge, Role, Setting, table
+from exporter.history.series import ROLLUPS
+from exporter.sources.aggregates import FIELDS
+from exporter.web.openapi import ERRORS, Endpoint, template
+from exporter.web.parameters import MAX_POINTS
+from exporter.web.responses import PAGE_HEADERS
+from exporter.web.routes import ROUTES
 
 DOCS = Path(__file__).parents[1] / "docs"
 GENERATED = "<!-- Written by `make docs` from {source}; change it there. -->"
@@ -148,7 +148,7 @@ Errors are `application/problem+json` (RFC 9457); `detail` is a sentence that sa
 def settings_page() -> str:
     """docs/settings.md."""
     return _page(
-        "the models in `exporter/config.py`",
+        "the models in `exporter/core/settings.py`",
         SETTINGS_INTRO,
         _rows(
             ("key", "default", "what it is", "environment", "flag"),
@@ -169,7 +169,7 @@ def settings_page() -> str:
 def metrics_page() -> str:
     """docs/metrics.md."""
     return _page(
-        "`exporter/catalog.py` and `exporter/series.py`",
+        "`exporter/core/catalog.py` and `exporter/history/series.py`",
         METRICS_INTRO,
         "## Workers\n",
         _metrics(WORKER_METRICS),
@@ -185,7 +185,7 @@ def http_page() -> str:
     """docs/http.md."""
     detailed = [endpoint for endpoint in ROUTES if endpoint.parameters]
     return _page(
-        "`ROUTES` in `exporter/api.py`",
+        "`ROUTES` in `exporter/web/routes.py`",
         HTTP_INTRO,
         _rows(
             ("route", "what it answers", "as"),

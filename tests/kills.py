@@ -26,8 +26,8 @@ from typing import Any, Literal, Self
 
 from pymongo import MongoClient
 
-from exporter.embedded import Mongod
-from exporter.periods import align, to_datetime
+from exporter.core.periods import align, to_datetime
+from exporter.demo.mongod import Mongod
 from tests.fake_cloudwatch import FakeCloudWatch, instance_id
 from tests.fixtures.mongo import NO_TTL, free_port
 from tests.fixtures.process import ExporterProcess

@@ -12,25 +12,26 @@ from typing import Any
 import httpx
 from prometheus_client import CollectorRegistry
 
-from exporter import api, app
-from exporter.archive import Archive
-from exporter.cloudwatch import CloudWatch
-from exporter.collector import ASK_OFFSET, OBSERVE_OFFSET, Collector, MetricSource
-from exporter.config import Settings
-from exporter.cost import Budget
-from exporter.errors import ExporterError, StoreError
-from exporter.hourly import Hourly
-from exporter.inventory import Inventory
-from exporter.lease import BACKFILL, Lease
-from exporter.mirror import Mirror
-from exporter.model import Fleet, InventoryEntry, OwnMetrics, Snapshot
-from exporter.mongo import Database
-from exporter.outbox import Outbox
-from exporter.periods import align
-from exporter.reader import Reader
-from exporter.rounds import OutboxThread
-from exporter.telemetry import Telemetry
-from exporter.workers import Aggregates
+from exporter import app
+from exporter.core.budget import Budget
+from exporter.core.errors import ExporterError, StoreError
+from exporter.core.model import Fleet, InventoryEntry, OwnMetrics, Snapshot
+from exporter.core.periods import align
+from exporter.core.settings import Settings
+from exporter.history.cloudwatch_archive import Archive
+from exporter.history.hourly_cache import Hourly
+from exporter.history.reader import Reader
+from exporter.metrics.telemetry import Telemetry
+from exporter.pipeline.collector import ASK_OFFSET, OBSERVE_OFFSET, Collector, MetricSource
+from exporter.pipeline.mirror import Mirror
+from exporter.pipeline.outbox import Outbox
+from exporter.pipeline.transactions import OutboxThread
+from exporter.sources.aggregates import Aggregates
+from exporter.sources.cloudwatch.client import CloudWatch
+from exporter.storage.inventory import Inventory
+from exporter.storage.lease import BACKFILL, Lease
+from exporter.storage.mongo import Database
+from exporter.web import routes
 from tests.fake_cloudwatch import FakeCloudWatch
 from tests.truth import Member, assert_true, truth
 
@@ -170,7 +171,7 @@ class Rig:
     async def scrape(self) -> str:
         """GET /metrics, as Prometheus would; `app.serve` has rendered by then."""
         await asyncio.to_thread(self.telemetry.refresh)
-        transport = httpx.ASGITransport(app=api.create_app(self))
+        transport = httpx.ASGITransport(app=routes.create_app(self))
         async with httpx.AsyncClient(transport=transport, base_url="http://exporter") as client:
             answer = await client.get("/metrics", headers={"Accept-Encoding": "identity"})
             answer.raise_for_status()

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from exporter.periods import align, to_datetime, to_seconds
+from exporter.core.periods import align, to_datetime, to_seconds
 from tests.fake_cloudwatch import FakeCloudWatch
 
 Point = tuple[str, int, float | None, float | None]

@@ -13,11 +13,11 @@ from bson import DatetimeMS, Decimal128, Int64, ObjectId
 from bson.raw_bson import RawBSONDocument
 from pymongo import AsyncMongoClient
 
-from exporter.config import ExtraGauge, WorkersSettings
-from exporter.embedded import Mongod
-from exporter.errors import SourceError
-from exporter.mongo import Database, Document
-from exporter.workers import BATCH, Aggregates
+from exporter.core.errors import SourceError
+from exporter.core.settings import ExtraGauge, WorkersSettings
+from exporter.demo.mongod import Mongod
+from exporter.sources.aggregates import BATCH, Aggregates
+from exporter.storage.mongo import Database, Document
 from tests.fixtures.mongo import AuthMongod, free_port
 
 DEFAULTS = WorkersSettings()

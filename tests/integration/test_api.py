@@ -22,11 +22,12 @@ import uvicorn
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from exporter import api, exposition, webconfig
-from exporter.errors import StoreUnavailable
-from exporter.model import InventoryEntry, OwnMetrics, Sighting, Snapshot, Worker, WorkerGauges
-from exporter.reader import Reader
-from exporter.rows import Row
+from exporter.core.errors import StoreUnavailable
+from exporter.core.model import InventoryEntry, OwnMetrics, Sighting, Snapshot, Worker, WorkerGauges
+from exporter.history.reader import Reader
+from exporter.metrics import exposition
+from exporter.storage.rows import Row
+from exporter.web import routes, webconfig
 from tests.certificates import write_certificate
 
 NOW = 1_790_000_000
@@ -131,7 +132,7 @@ def serving(
 ) -> Iterator[httpx.Client]:
     """Serve a backend while the block runs; gives a client of it."""
     web = web or webconfig.WebConfig()
-    app = api.create_app(backend, cors_origins=cors, users=web.users)
+    app = routes.create_app(backend, cors_origins=cors, users=web.users)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off", access_log=False, **web.uvicorn_options()))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, args=([listener],))
@@ -534,7 +535,7 @@ def hashed(password: str, cost: int = 4) -> bytes:
     return bcrypt.hashpw(password.encode(), bcrypt.gensalt(cost))
 
 
-@pytest.mark.parametrize("path", [endpoint.path for endpoint in api.ROUTES] + ["/nowhere"])
+@pytest.mark.parametrize("path", [endpoint.path for endpoint in routes.ROUTES] + ["/nowhere"])
 def test_every_route_wants_a_user_once_there_are_any(guarded: httpx.Client, path: str) -> None:
     response = guarded.get(path)
     assert problem(response, 401) == "This exporter wants a user name and a password."
@@ -678,9 +679,9 @@ def test_the_landing_page_shows_the_fleet_and_links_that_answer(serve: Serve) ->
     assert "No &lt;credentials&gt;." in page
     assert page.index("w2") < page.index("w1")
     links = re.findall(r'href="\.(/[^"]*)"', page)
-    assert links == [each.path for each in api.ROUTES[1:] if "{" not in each.path and each.method == "GET"]
+    assert links == [each.path for each in routes.ROUTES[1:] if "{" not in each.path and each.method == "GET"]
     assert [client.get(link).status_code for link in links] == [200] * len(links)
-    for endpoint in api.ROUTES:
+    for endpoint in routes.ROUTES:
         assert f">{endpoint.title}<" in page or endpoint.path == "/"
 
 

@@ -15,16 +15,16 @@ from typing import Any
 import pytest
 import yaml
 
-from exporter import backfill_run
-from exporter.backfill_job import CALLS_AT_ONCE, Interruption, Patience
-from exporter.backfill_run import Options
-from exporter.config import Settings
-from exporter.embedded import Mongod
-from exporter.errors import ConfigError, OutboxLocked, StoreMisfit, StoreUnavailable
-from exporter.inventory import INVENTORY
-from exporter.lease import BACKFILL, Lease
-from exporter.mongo import Database
-from exporter.periods import DAY, HOUR, align, rfc3339, to_datetime
+from exporter.commands.backfill import command as command_module
+from exporter.commands.backfill.command import Options
+from exporter.commands.backfill.job import CALLS_AT_ONCE, Interruption, Patience
+from exporter.core.errors import ConfigError, OutboxLocked, StoreMisfit, StoreUnavailable
+from exporter.core.periods import DAY, HOUR, align, rfc3339, to_datetime
+from exporter.core.settings import Settings
+from exporter.demo.mongod import Mongod
+from exporter.storage.inventory import INVENTORY
+from exporter.storage.lease import BACKFILL, Lease
+from exporter.storage.mongo import Database
 from tests import backfill_kills
 from tests.fake_cloudwatch import FakeCloudWatch, instance_id
 from tests.fixtures.mongo import AuthMongod, connect
@@ -61,7 +61,7 @@ class Room:
         out, err = io.StringIO(), io.StringIO()
         begin = int(time.time()) - seconds_of(since)
         wanted = Options(begin, since, **options)
-        status = await backfill_run.run(self.parsed, wanted, out, err, Interruption(), QUICK)
+        status = await command_module.run(self.parsed, wanted, out, err, Interruption(), QUICK)
         return status, out.getvalue(), err.getvalue()
 
     @property

@@ -14,15 +14,14 @@ import pytest
 from pymongo import MongoClient
 from pymongo.database import Database
 
-from exporter import check
 from exporter.app import connect, repository
-from exporter.check import Finding
-from exporter.config import Settings
-from exporter.errors import StoreMisfit
-from exporter.history import least_role
-from exporter.lease import Lease
-from exporter.mongo import Document
-from exporter.outbox import Outbox
+from exporter.commands.check.command import Finding, examine, run
+from exporter.core.errors import StoreMisfit
+from exporter.core.settings import Settings
+from exporter.pipeline.outbox import Outbox
+from exporter.storage.lease import Lease
+from exporter.storage.mongo import Document
+from exporter.storage.repository import least_role
 from tests.fake_cloudwatch import FakeCloudWatch, instance_id
 from tests.fixtures.mongo import AuthMongod, free_port
 
@@ -97,12 +96,12 @@ def guarded(mongo_auth: AuthMongod, fake_cloudwatch: FakeCloudWatch, tmp_path: P
 
 
 async def rows(settings: Settings) -> dict[str, Finding]:
-    return {finding.what: finding for finding in await check.examine(settings)}
+    return {finding.what: finding for finding in await examine(settings)}
 
 
 async def checked(settings: Settings) -> tuple[int, str]:
     out = io.StringIO()
-    return await check.run(settings, out), out.getvalue()
+    return await run(settings, out), out.getvalue()
 
 
 def results(found: dict[str, Finding]) -> dict[str, str]:
@@ -294,7 +293,7 @@ async def test_a_shorter_retention_is_a_warning(here: World) -> None:
 
 async def test_clocks_that_differ_fail_the_check(here: World) -> None:
     here.employ(aggregate(1))
-    found = {each.what: each for each in await check.examine(here.settings(), lambda: time.time() + timedelta(hours=1).seconds)}
+    found = {each.what: each for each in await examine(here.settings(), lambda: time.time() + timedelta(hours=1).seconds)}
     assert found["MongoDB clock"].result == "FAIL"
     assert "set both clocks (NTP), they may differ by 5m" in found["MongoDB clock"].text
     assert "set this machine's clock (NTP)" in found[f"CloudWatch CPU, {IRELAND}"].text
@@ -460,11 +459,11 @@ async def test_a_narrow_terminal_wraps_and_loses_no_character(here: World, monke
     monkeypatch.setenv("TERM", "xterm")
     here.employ(aggregate(1))
     out = Terminal()
-    assert await check.run(here.settings(), out) == 0
+    assert await run(here.settings(), out) == 0
     lines = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", out.getvalue()).splitlines()
     assert max(map(len, lines)) <= 44
     found = "".join(line.split("│")[3].strip() for line in lines if line.count("│") == 4)
-    for finding in await check.examine(here.settings()):
+    for finding in await examine(here.settings()):
         if finding.what in ("workers", "history", "AWS identity"):
             assert finding.text.replace(" ", "") in found.replace(" ", "")
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from exporter import __version__, config
-from exporter.embedded import Mongod
+from exporter import __version__
+from exporter.core.settings import table
+from exporter.demo.mongod import Mongod
 from tests.fixtures.process import RunCommand, RunExporter
 
 NOWHERE = "mongodb://127.0.0.1:1/"
@@ -46,7 +47,7 @@ def test_the_help_of_a_command_lists_the_flag_of_every_setting_with_its_default(
     done = run_command(command, "--help", env={"COLUMNS": "200"})
     assert done.returncode == 0
     words = " ".join(done.stdout.split())
-    for setting in config.table():
+    for setting in table():
         assert f"{setting.flag} VALUE {setting.description}" in words, f"{setting.key} is not explained"
     assert "--config.file FILE" in done.stdout
     assert "(default: 5m)" in done.stdout

@@ -1,4 +1,4 @@
-"""exporter.cloudwatch against the fake CloudWatch, over real HTTP and the real botocore."""
+"""exporter.sources.cloudwatch against the fake CloudWatch, over real HTTP and the real botocore."""
 
 import asyncio
 import json
@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from exporter.cloudwatch import CloudWatch
-from exporter.cost import DOLLARS_PER_METRIC
-from exporter.errors import RejectedQuery, SourceError
-from exporter.model import Answers, Query
-from exporter.telemetry import Telemetry
+from exporter.core.budget import DOLLARS_PER_METRIC
+from exporter.core.errors import RejectedQuery, SourceError
+from exporter.core.model import Answers, Query
+from exporter.metrics.telemetry import Telemetry
+from exporter.sources.cloudwatch.client import CloudWatch
 from tests.fake_cloudwatch import ALWAYS, FakeCloudWatch, Series, fleet, instance_id
 from tests.fixtures.cloudwatch import aws_settings
 

@@ -27,8 +27,9 @@ from pymongo import MongoClient
 from pymongo.errors import OperationFailure
 
 from deploy import check_stack
-from exporter import demo_past, demo_services
-from exporter.history import least_role
+from exporter.demo import past
+from exporter.demo.services import WORKERS, shared_world
+from exporter.storage.repository import least_role
 from tests.conftest import missing
 from tests.fixtures.mongo import AuthMongod, connect, free_port
 from tests.fixtures.process import RunExporter
@@ -255,7 +256,7 @@ def test_the_init_script_makes_users_with_the_least_roles_and_repeats_itself_wit
     for password in ("first", "second"):
         users.make(MONGODB_EXPORTER_PASSWORD=password, MONGODB_DEMO_PASSWORD="demo")
         assert users.privileges("exporter") == as_sets(least_role(users.database))
-        own = {(users.database, name): {"find", "insert", "update"} for name in (demo_services.WORKERS, demo_past.STATE)}
+        own = {(users.database, name): {"find", "insert", "update"} for name in (WORKERS, past.STATE)}
         assert users.privileges("demo") == users.privileges("exporter") | own
         assert users.can_enter("exporter", password)
     assert not users.can_enter("exporter", "first")
@@ -292,7 +293,7 @@ class Service:
         self.log = folder / f"{words[0]}.log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "exporter.demo_services", *words],
+                [sys.executable, "-m", "exporter.demo.services", *words],
                 env={**os.environ, "MONGODB_URI": uri},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -375,7 +376,7 @@ def test_the_demo_fills_the_history_through_the_users_of_the_stack(
     exporter.wait_for(lambda: inserted() > 2000, 60, "through with the last day")
     series = [name for name in exporter.metrics() if name.startswith("cml_worker_cpu_utilization_ratio{")]
     assert 8 <= len(series) <= 12
-    (command,) = re.findall(r"  CMD (\[\"python.*\])", (ROOT / "exporter" / "Dockerfile").read_text())
+    (command,) = re.findall(r"  CMD (\[\"python.*\])", (ROOT / "deploy" / "Dockerfile").read_text())
     assert passes(json.loads(command), {"9877": str(exporter.port)})
     assert not passes(json.loads(command), {"9877": str(free_port())})
 
@@ -389,9 +390,9 @@ async def test_both_services_and_their_restarts_have_the_same_world(users: Users
     users.make(MONGODB_EXPORTER_PASSWORD="secret", MONGODB_DEMO_PASSWORD="demo")
     async with connect(users.uri("demo", "demo")) as client:
         database = client[users.database]
-        first, second = await asyncio.gather(*(demo_services.shared_world(database) for _ in range(2)))
+        first, second = await asyncio.gather(*(shared_world(database) for _ in range(2)))
         await asyncio.sleep(1.1)  # a world made now would begin a second later
-        assert first == second == await demo_services.shared_world(database)
+        assert first == second == await shared_world(database)
 
 
 def test_the_simulator_leaves_a_fleet_alone_that_is_not_the_demos(
@@ -454,17 +455,17 @@ def test_the_package_builds_from_the_context_alone_and_runs(tmp_path: Path) -> N
     assert sorted(path.name for path in context.iterdir()) == ["README.md", "exporter", "pyproject.toml"]
     assert {path.suffix for path in context.rglob("*") if path.is_file()} == {".py", ".md", ".toml"}
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
-    (build,) = re.findall(r"pip wheel (.*) \.", (ROOT / "exporter" / "Dockerfile").read_text())
+    (build,) = re.findall(r"pip wheel (.*) \.", (ROOT / "deploy" / "Dockerfile").read_text())
     subprocess.run([*pip, "wheel", *shlex.split(build), "."], cwd=context, check=True, timeout=120)
     (wheel,) = (context / "dist").glob("*.whl")
     subprocess.run([*pip, "install", "--no-deps", "--target", str(site), str(wheel)], check=True, timeout=120)
     assert (site / "bin" / "cml-worker-exporter").exists()
     # -I: neither the checkout nor the folder it runs in.
     script = (
-        f"import sys; sys.path.insert(0, {str(site)!r}); import exporter.cli, exporter.demo_services as d; print(d.__file__)"
+        f"import sys; sys.path.insert(0, {str(site)!r}); import exporter.cli, exporter.demo.services as d; print(d.__file__)"
     )
     done = subprocess.run([sys.executable, "-I", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == str(site / "exporter" / "demo_services.py")
+    assert done.stdout.strip() == str(site / "exporter" / "demo" / "services.py")
 
 
 # -- the check of a running stack --------------------------------------------------------------------------------------

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from exporter import estimate
-from exporter.cost import DOLLARS_PER_METRIC
-from exporter.mongo import Database
-from exporter.periods import DAY, align
+from exporter.commands import estimate
+from exporter.core.budget import DOLLARS_PER_METRIC
+from exporter.core.periods import DAY, align
+from exporter.storage.mongo import Database
 from tests.fake_cloudwatch import FakeCloudWatch, instance_id
 from tests.rig import DECIDED, PERIOD, Clock, Rig
 from tests.truth import Member, assert_true, truth
@@ -138,8 +138,8 @@ async def test_the_estimate_is_a_table_that_says_what_the_budget_pays_for(
 
 
 def test_a_region_that_cannot_be_listed_is_reckoned_with_two_metrics_a_worker() -> None:
-    from exporter.lifecycle import Rules
-    from exporter.model import Fleet, Worker
+    from exporter.core.model import Fleet, Worker
+    from exporter.pipeline.lifecycle import Rules
 
     workers = tuple(Worker(f"w{k}", "eu-west-1", instance_id(k), "running") for k in range(300))
     found = estimate.estimate(Fleet(1_767_225_600, workers), {"eu-west-1": None}, Rules())

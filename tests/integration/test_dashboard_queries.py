@@ -18,12 +18,12 @@ import pytest
 from prometheus_client import CollectorRegistry
 from pymongo import MongoClient
 
-from exporter.cost import dollars
-from exporter.embedded import Mongod
-from exporter.exposition import render as render_metrics
-from exporter.model import Worker, WorkerGauges
-from exporter.periods import DAY, HOUR, align, to_datetime, to_seconds
-from exporter.telemetry import Telemetry
+from exporter.core.budget import dollars
+from exporter.core.model import Worker, WorkerGauges
+from exporter.core.periods import DAY, HOUR, align, to_datetime, to_seconds
+from exporter.demo.mongod import Mongod
+from exporter.metrics.exposition import render as render_metrics
+from exporter.metrics.telemetry import Telemetry
 from grafana import looks
 from grafana.promql import CODES, threshold
 from tests.conftest import missing

@@ -23,19 +23,20 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from pymongo import MongoClient
 
-from exporter import demo, demo_prometheus
-from exporter.demo_aws import SERIES, FakeAws
-from exporter.demo_fleet import PERIOD, World, dimension_sets, fleet, published, status
-from exporter.embedded import Mongod
-from exporter.errors import ConfigError
-from exporter.model import METRICS, MetricName
-from exporter.periods import HOUR, MINUTE, align, to_datetime
+from exporter.core.errors import ConfigError
+from exporter.core.model import METRICS, MetricName
+from exporter.core.periods import HOUR, MINUTE, align, to_datetime
+from exporter.demo import prometheus
+from exporter.demo.aws import SERIES, FakeAws
+from exporter.demo.command import ENDPOINTS, LOCK, OUTBOX, WORLD, ledger, open_world, run, with_database
+from exporter.demo.fleet import PERIOD, World, dimension_sets, fleet, published, status
+from exporter.demo.mongod import Mongod
 from tests.conftest import missing
 from tests.fixtures.mongo import free_port, need_mongod
 
 Ledger = dict[tuple[str, MetricName, int], float]
 PATIENCE = 60
-HISTORY_QUERY = list(demo_prometheus.QUERIES)[-1]
+HISTORY_QUERY = list(prometheus.QUERIES)[-1]
 WAITS_FOR_EVER = (sys.executable, "-c", "import time; time.sleep(600)")
 """In the place of the exporter: the demo stays in its start-up."""
 RUN = """
@@ -208,7 +209,7 @@ def test_nothing_outlives_a_demo_ended_while_it_starts(
     wait_for(lambda: any(line.startswith(moment) for line in family.children().values()), family.log.read_text)
     family.process.send_signal(how)
     assert family.ends() == (0 if how != signal.SIGKILL else -signal.SIGKILL)
-    assert not (tmp_path / "demo" / demo.ENDPOINTS).exists()
+    assert not (tmp_path / "demo" / ENDPOINTS).exists()
 
 
 def test_an_exporter_that_ends_by_itself_ends_the_demo(start: Callable[[list[str]], Family], tmp_path: Path) -> None:
@@ -227,7 +228,7 @@ async def test_a_taken_port_leaves_nothing_behind(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         listen = f"127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(ConfigError, match=f"cannot listen on {listen} .* choose another port with --port"):
-            await demo.run(tmp_path / "demo", fresh=False, listen=listen)
+            await run(tmp_path / "demo", fresh=False, listen=listen)
     assert not names(tmp_path)
 
 
@@ -236,7 +237,7 @@ async def test_a_folder_that_is_no_demos_is_left_alone(tmp_path: Path, fresh: bo
     (tmp_path / "exporter").mkdir()
     (tmp_path / "exporter" / "thesis.txt").write_text("irreplaceable")
     with pytest.raises(ConfigError, match="is not empty and no demo's; name another folder with --dir"):
-        await demo.run(tmp_path, fresh=fresh, listen=f"127.0.0.1:{free_port()}")
+        await run(tmp_path, fresh=fresh, listen=f"127.0.0.1:{free_port()}")
     assert names(tmp_path) == ["exporter", "thesis.txt"]
 
 
@@ -250,7 +251,7 @@ async def test_a_database_that_is_no_demos_is_left_alone(
         try:
             for fresh in (False, True):
                 with pytest.raises(ConfigError, match=f"database {name} is not empty and no demo's"):
-                    await demo.run(tmp_path / "demo", fresh=fresh, listen=f"127.0.0.1:{free_port()}")
+                    await run(tmp_path / "demo", fresh=fresh, listen=f"127.0.0.1:{free_port()}")
             assert list(client[name]["workers"].find()) == [{"_id": "real"}]
         finally:
             client.drop_database(name)
@@ -268,37 +269,37 @@ async def test_a_database_that_is_no_demos_is_left_alone(
     ],
 )
 def test_a_database_of_its_own_is_used_where_the_uri_names_none(given: str, used: str) -> None:
-    assert demo.with_database(given) == used
+    assert with_database(given) == used
 
 
 async def test_a_second_demo_in_the_same_folder_is_refused(tmp_path: Path) -> None:
-    with (tmp_path / demo.LOCK).open("a") as lock:
+    with (tmp_path / LOCK).open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(ConfigError, match="another demo runs in"):
-            await demo.run(tmp_path, fresh=True, listen=f"127.0.0.1:{free_port()}")
+            await run(tmp_path, fresh=True, listen=f"127.0.0.1:{free_port()}")
 
 
 def test_fresh_removes_what_the_demo_made_and_nothing_else(tmp_path: Path) -> None:
-    first = demo.open_world(tmp_path, fresh=False)
-    assert demo.open_world(tmp_path, fresh=False) == first
-    (tmp_path / demo.OUTBOX).mkdir()
-    (tmp_path / demo.OUTBOX / "outbox.sqlite").write_text("")
-    (tmp_path / demo.ENDPOINTS).write_text("{}")
+    first = open_world(tmp_path, fresh=False)
+    assert open_world(tmp_path, fresh=False) == first
+    (tmp_path / OUTBOX).mkdir()
+    (tmp_path / OUTBOX / "outbox.sqlite").write_text("")
+    (tmp_path / ENDPOINTS).write_text("{}")
     (tmp_path / "notes.txt").write_text("mine")
-    (tmp_path / demo.WORLD).write_text('{"seed": 1, "start": 1}')
-    assert demo.open_world(tmp_path, fresh=True).start >= first.start
-    assert names(tmp_path) == sorted([demo.WORLD, "notes.txt"])
+    (tmp_path / WORLD).write_text('{"seed": 1, "start": 1}')
+    assert open_world(tmp_path, fresh=True).start >= first.start
+    assert names(tmp_path) == sorted([WORLD, "notes.txt"])
 
 
 def test_a_damaged_world_names_the_way_out(tmp_path: Path) -> None:
-    (tmp_path / demo.WORLD).write_text("{")
+    (tmp_path / WORLD).write_text("{")
     with pytest.raises(ConfigError, match=r"cml-demo.json is damaged; start over with --fresh"):
-        demo.open_world(tmp_path, fresh=False)
+        open_world(tmp_path, fresh=False)
 
 
 def test_the_ledger_of_a_folder_that_is_no_demos_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is no folder of a demo"):
-        demo.ledger(tmp_path, 0, 1)
+        ledger(tmp_path, 0, 1)
 
 
 def test_the_demo_runs_restarts_with_the_same_values_and_leaves_nothing(
@@ -311,12 +312,12 @@ def test_the_demo_runs_restarts_with_the_same_values_and_leaves_nothing(
     family = start(command)
     endpoints = up(family, directory)
     if shutil.which("prometheus") is None:
-        missing("prometheus", demo_prometheus.INSTALL)
+        missing("prometheus", prometheus.INSTALL)
     assert set(endpoints) == {"exporter", "mongodb", "aws", "prometheus"}
-    world = World(**json.loads((directory / demo.WORLD).read_text()))
+    world = World(**json.loads((directory / WORLD).read_text()))
     begin, end = align(int(time.time()), PERIOD) - 24 * HOUR, align(int(time.time()), PERIOD) - PERIOD
     before = held_by(endpoints["aws"], world, begin, end)
-    assert before == demo.ledger(directory, begin, end)
+    assert before == ledger(directory, begin, end)
     wait_for(
         lambda: not missing_gauges(endpoints["exporter"], world),
         lambda: f"{missing_gauges(endpoints['exporter'], world)} {family.log.read_text()}",
@@ -325,12 +326,12 @@ def test_the_demo_runs_restarts_with_the_same_values_and_leaves_nothing(
         assert client.get_default_database()["workers"].count_documents({}) == 12
 
     # Prometheus scrapes the exporter, and the last of the queries worth trying reads the history of the day before.
-    for query in ("cml_worker_cpu_utilization_ratio", demo_prometheus.QUERIES[HISTORY_QUERY]):
+    for query in ("cml_worker_cpu_utilization_ratio", prometheus.QUERIES[HISTORY_QUERY]):
         wait_for(lambda query=query: len(asked(endpoints["prometheus"], query)) >= 9, family.log.read_text)  # type: ignore[misc]
 
     family.process.send_signal(signal.SIGTERM)
     assert family.ends() == 0, family.log.read_text()
-    assert not (directory / demo.ENDPOINTS).exists()
+    assert not (directory / ENDPOINTS).exists()
 
     family = start(command)
     endpoints = up(family, directory)
@@ -340,7 +341,7 @@ def test_the_demo_runs_restarts_with_the_same_values_and_leaves_nothing(
 
 
 def up(family: Family, directory: Path) -> dict[str, str]:
-    path = directory / demo.ENDPOINTS
+    path = directory / ENDPOINTS
     wait_for(lambda: path.exists() or family.process.poll() is not None, family.log.read_text)
     assert path.exists(), family.log.read_text()
     endpoints: dict[str, str] = json.loads(path.read_text())

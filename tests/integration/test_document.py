@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from pymongo import MongoClient
 
-from exporter.history import WorkerMetricsRepository
-from exporter.model import Statistics, WorkerMetricsSample
-from exporter.mongo import Database
-from exporter.periods import DAY
+from exporter.core.model import Statistics, WorkerMetricsSample
+from exporter.core.periods import DAY
+from exporter.storage.mongo import Database
+from exporter.storage.repository import WorkerMetricsRepository
 
 SAMPLE = '''
 # Simple data model (NOT an aggregate root)

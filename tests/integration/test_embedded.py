@@ -12,10 +12,10 @@ import pytest
 from pymongo import MongoClient
 from pymongo.write_concern import WriteConcern
 
-from exporter import embedded
-from exporter.embedded import LOG, Mongod, find_mongod, mongodb
-from exporter.errors import StoreMisfit, StoreUnavailable
-from exporter.mongo import Document
+from exporter.core.errors import StoreMisfit, StoreUnavailable
+from exporter.demo import mongod as embedded
+from exporter.demo.mongod import LOG, Mongod, find_mongod, mongodb
+from exporter.storage.mongo import Document
 from tests.conftest import missing
 from tests.fixtures.mongo import free_port, need_mongod
 
@@ -161,7 +161,7 @@ def test_it_outlives_the_thread_that_started_it(server: Mongod) -> None:
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_it_ends_when_its_parent_dies_without_stopping_it(tmp_path: Path, how: signal.Signals) -> None:
     script = (
-        "import pathlib, sys, time; from exporter.embedded import Mongod\n"
+        "import pathlib, sys, time; from exporter.demo.mongod import Mongod\n"
         "m = Mongod(pathlib.Path(sys.argv[1]), int(sys.argv[2])); m.start(); print(m.pid, flush=True); time.sleep(60)"
     )
     command = [sys.executable, "-c", script, str(tmp_path), str(free_port())]

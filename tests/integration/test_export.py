@@ -22,16 +22,16 @@ import pytest
 from pymongo import AsyncMongoClient
 from pymongo.monitoring import CommandListener, CommandStartedEvent
 
-from exporter import history as history_module
-from exporter.config import Settings
-from exporter.embedded import Mongod
-from exporter.errors import ExporterError
-from exporter.export import Request, run
-from exporter.history import WorkerMetricsRepository
-from exporter.inventory import Inventory
-from exporter.model import Fleet, Worker, WorkerMetricsSample
-from exporter.mongo import Database, Document
-from exporter.periods import DAY, align, rfc3339, to_datetime, to_seconds
+from exporter.commands.export.command import Request, run
+from exporter.core.errors import ExporterError
+from exporter.core.model import Fleet, Worker, WorkerMetricsSample
+from exporter.core.periods import DAY, align, rfc3339, to_datetime, to_seconds
+from exporter.core.settings import Settings
+from exporter.demo.mongod import Mongod
+from exporter.storage import repository as history_module
+from exporter.storage.inventory import Inventory
+from exporter.storage.mongo import Database, Document
+from exporter.storage.repository import WorkerMetricsRepository
 from tests.conftest import missing
 from tests.fixtures.mongo import free_port
 from tests.fixtures.process import COMMAND

@@ -11,10 +11,10 @@ import pytest
 from bson import Int64
 from pymongo import AsyncMongoClient, MongoClient
 
-from exporter.embedded import Mongod
-from exporter.model import Answers, Listing, Query
-from exporter.mongo import Database
-from exporter.periods import align
+from exporter.core.model import Answers, Listing, Query
+from exporter.core.periods import align
+from exporter.demo.mongod import Mongod
+from exporter.storage.mongo import Database
 from tests.fake_cloudwatch import FakeCloudWatch, instance_id
 from tests.fixtures.mongo import AuthMongod, free_port
 from tests.fixtures.process import RunExporter
@@ -42,7 +42,7 @@ async def fake(clock: Clock, aws_credentials: None) -> AsyncIterator[FakeCloudWa
 @pytest.fixture(autouse=True)
 def one_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
     """How a call is retried is tested elsewhere; here the last attempt has failed."""
-    monkeypatch.setattr("exporter.cloudwatch.ATTEMPTS", 1)
+    monkeypatch.setattr("exporter.sources.cloudwatch.client.ATTEMPTS", 1)
 
 
 MakeRig = Callable[..., Rig]

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from exporter.mongo import Database
-from exporter.periods import align, to_seconds
+from exporter.core.periods import align, to_seconds
+from exporter.storage.mongo import Database
 from tests.fake_cloudwatch import FakeCloudWatch, instance_id
 from tests.rig import PERIOD, Clock, Rig
 from tests.truth import Member

@@ -18,15 +18,15 @@ import pytest
 from pymongo.errors import OperationFailure
 from pymongo.write_concern import WriteConcern
 
-from exporter import history
-from exporter.embedded import Mongod
-from exporter.errors import StoreError, StoreMisfit, StoreUnavailable
-from exporter.history import Key, WorkerMetricsRepository, least_role
-from exporter.inventory import INVENTORY, Inventory
-from exporter.lease import Lease
-from exporter.model import Fleet, Statistics, Worker, WorkerMetricsSample
-from exporter.mongo import STATE, Database, Document, operation, translate
-from exporter.periods import DAY, HOUR, to_datetime, to_seconds
+from exporter.core.errors import StoreError, StoreMisfit, StoreUnavailable
+from exporter.core.model import Fleet, Statistics, Worker, WorkerMetricsSample
+from exporter.core.periods import DAY, HOUR, to_datetime, to_seconds
+from exporter.demo.mongod import Mongod
+from exporter.storage import repository as history
+from exporter.storage.inventory import INVENTORY, Inventory
+from exporter.storage.lease import Lease
+from exporter.storage.mongo import STATE, Database, Document, operation, translate
+from exporter.storage.repository import Key, WorkerMetricsRepository, least_role
 from tests.fixtures.mongo import AuthMongod, connect
 from tests.mongo_proxy import CUTS, Cut, MongoProxy
 

@@ -13,12 +13,12 @@ from urllib.parse import quote
 import httpx
 import pytest
 
-from exporter import api
-from exporter.inventory import Inventory
-from exporter.model import Fleet, Worker, WorkerMetricsSample
-from exporter.mongo import Database
-from exporter.periods import DAY, HOUR, WEEK, align, rfc3339, to_datetime
-from exporter.reader import Reader
+from exporter.core.model import Fleet, Worker, WorkerMetricsSample
+from exporter.core.periods import DAY, HOUR, WEEK, align, rfc3339, to_datetime
+from exporter.history.reader import Reader
+from exporter.storage.inventory import Inventory
+from exporter.storage.mongo import Database
+from exporter.web import routes
 from tests.fake_cloudwatch import FakeCloudWatch, Series, instance_id
 from tests.fixtures.mongo import connect, free_port
 from tests.fixtures.process import RunExporter
@@ -50,7 +50,7 @@ class Exporter:
 
     def __init__(self, rig: Rig) -> None:
         self.rig = rig
-        app = api.create_app(rig, cors_origins=["https://ui.example.org"])
+        app = routes.create_app(rig, cors_origins=["https://ui.example.org"])
         self.client = httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://exporter")
 
     async def get(self, path: str, **query: object) -> httpx.Response:

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import pytest
 from pymongo import MongoClient
 
-from exporter.embedded import Mongod
-from exporter.periods import DAY, HOUR, align, to_datetime
+from exporter.core.periods import DAY, HOUR, align, to_datetime
+from exporter.demo.mongod import Mongod
 from grafana import looks
 from grafana.promql import threshold
 from tests.conftest import missing

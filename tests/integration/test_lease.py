@@ -5,10 +5,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from exporter.embedded import Mongod
-from exporter.errors import StoreUnavailable
-from exporter.lease import MARGIN, Lease
-from exporter.mongo import STATE, Database
+from exporter.core.errors import StoreUnavailable
+from exporter.demo.mongod import Mongod
+from exporter.storage.lease import MARGIN, Lease
+from exporter.storage.mongo import STATE, Database
 from tests.fixtures.mongo import connect, free_port
 
 

@@ -17,8 +17,8 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from exporter import api, openapi
-from exporter.mongo import Database
+from exporter.storage.mongo import Database
+from exporter.web import openapi, routes
 from tests.fake_cloudwatch import FakeCloudWatch, instance_id
 from tests.fixtures.process import RunExporter
 
@@ -36,9 +36,9 @@ EXAMPLES = 20
 
 
 def test_every_route_and_placeholder_is_in_the_document() -> None:
-    document = openapi.document(api.ROUTES)
+    document = openapi.document(routes.ROUTES)
     assert document["openapi"] == "3.1.0"
-    assert document["paths"].keys() >= {endpoint.template for endpoint in api.ROUTES}
+    assert document["paths"].keys() >= {endpoint.template for endpoint in routes.ROUTES}
     assert "/workers/{worker_id}/metrics/history" in document["paths"]
     for path, operations in document["paths"].items():
         for operation in operations.values():
@@ -79,7 +79,7 @@ async def test_whatever_is_asked_the_answer_is_as_described_and_never_a_500(
                 codes.update((operation.path, code) for code in answers(strategy, exporter.url, session))
         answered = {path for path, code in codes if code == 200}
         refused = {path for path, code in codes if code == 400}
-        described = openapi.document(api.ROUTES)["paths"]
+        described = openapi.document(routes.ROUTES)["paths"]
         assert answered == {path for path, operations in described.items() if "get" in operations}
         assert refused >= {path for path in answered if "workers" in path}
         assert all(codes[path, 200] >= 3 for path in answered if "workers" in path), codes

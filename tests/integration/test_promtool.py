@@ -6,11 +6,11 @@ import subprocess
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from exporter.config import ExtraGauge
-from exporter.cost import Budget
-from exporter.exposition import render
-from exporter.model import STATUSES, Worker, WorkerGauges
-from exporter.telemetry import Telemetry
+from exporter.core.budget import Budget
+from exporter.core.model import STATUSES, Worker, WorkerGauges
+from exporter.core.settings import ExtraGauge
+from exporter.metrics.exposition import render
+from exporter.metrics.telemetry import Telemetry
 from tests.conftest import missing
 
 EXTRA = [ExtraGauge(metric="cml_worker_disk_utilization_ratio", field="disk", help='Disk in use, as "df" says.')]

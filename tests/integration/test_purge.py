@@ -11,16 +11,16 @@ from dataclasses import dataclass
 import pytest
 from pymongo import MongoClient
 
-from exporter import purge
-from exporter.config import Settings
-from exporter.embedded import Mongod
-from exporter.errors import ConfigError, StoreMisfit
-from exporter.history import PURGE_PRIVILEGES, WorkerMetricsRepository, least_role
-from exporter.inventory import INVENTORY, Inventory
-from exporter.lease import BACKFILL, Lease
-from exporter.model import Fleet, Worker, WorkerMetricsSample
-from exporter.mongo import Database, Document
-from exporter.periods import DAY, align, rfc3339, to_datetime
+from exporter.commands import purge
+from exporter.core.errors import ConfigError, StoreMisfit
+from exporter.core.model import Fleet, Worker, WorkerMetricsSample
+from exporter.core.periods import DAY, align, rfc3339, to_datetime
+from exporter.core.settings import Settings
+from exporter.demo.mongod import Mongod
+from exporter.storage.inventory import INVENTORY, Inventory
+from exporter.storage.lease import BACKFILL, Lease
+from exporter.storage.mongo import Database, Document
+from exporter.storage.repository import PURGE_PRIVILEGES, WorkerMetricsRepository, least_role
 from tests.fixtures.mongo import AuthMongod, connect
 from tests.fixtures.process import COMMAND
 

@@ -10,9 +10,10 @@ import httpx
 import pytest
 from pymongo import MongoClient
 
-from exporter import demo_prometheus
-from exporter.embedded import Mongod
-from exporter.periods import DAY, HOUR, align, rfc3339, to_datetime
+from exporter.core.periods import DAY, HOUR, align, rfc3339, to_datetime
+from exporter.demo import prometheus as prometheus_module
+from exporter.demo.mongod import Mongod
+from exporter.demo.prometheus import SOURCE
 from tests import prompb
 from tests.fixtures.process import ExporterProcess, RunExporter
 from tests.fixtures.prometheus import RunPrometheus
@@ -72,7 +73,7 @@ def exporter(own_mongod: Mongod, run_exporter: RunExporter) -> ExporterProcess:
 
 
 def configuration(exporter: ExporterProcess) -> dict[str, Any]:
-    return demo_prometheus.configuration(demo_prometheus.SOURCE, exporter.url.removeprefix("http://"))
+    return prometheus_module.configuration(SOURCE, exporter.url.removeprefix("http://"))
 
 
 def mean(worker: int, start: int, end: int) -> float:

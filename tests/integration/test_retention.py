@@ -5,14 +5,14 @@ import time
 
 import pytest
 
-from exporter import retention
-from exporter.config import Settings
-from exporter.embedded import Mongod
-from exporter.errors import ConfigError, StoreMisfit
-from exporter.history import WorkerMetricsRepository
-from exporter.model import WorkerMetricsSample
-from exporter.mongo import Database
-from exporter.periods import DAY, HOUR, to_datetime
+from exporter.commands import retention
+from exporter.core.errors import ConfigError, StoreMisfit
+from exporter.core.model import WorkerMetricsSample
+from exporter.core.periods import DAY, HOUR, to_datetime
+from exporter.core.settings import Settings
+from exporter.demo.mongod import Mongod
+from exporter.storage.mongo import Database
+from exporter.storage.repository import WorkerMetricsRepository
 
 NAME = "worker_metrics_timeseries"
 

@@ -17,9 +17,9 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry, generate_latest
 
-from exporter.exposition import render
-from exporter.model import Worker, WorkerGauges
-from exporter.telemetry import Telemetry
+from exporter.core.model import Worker, WorkerGauges
+from exporter.metrics.exposition import render
+from exporter.metrics.telemetry import Telemetry
 from tests.conftest import missing
 from tests.fixtures.mongo import free_port
 from tests.mutate_rules import PROMETHEUS, Mutant, accepts, mutants, outcome, rewritten

@@ -8,16 +8,16 @@ from datetime import timedelta
 import pytest
 from bson import Decimal128
 
-from exporter import series
-from exporter.errors import StoreUnavailable
-from exporter.history import WorkerMetricsRepository
-from exporter.hourly import Hourly
-from exporter.lease import BACKFILL, Lease
-from exporter.model import InventoryEntry, Sighting, WorkerMetricsSample
-from exporter.mongo import Database
-from exporter.periods import DAY, HOUR, to_datetime, to_seconds
-from exporter.remote_read import BadRequest, Matcher, Query, encode_answer
-from exporter.series import read
+from exporter.core.errors import StoreUnavailable
+from exporter.core.model import InventoryEntry, Sighting, WorkerMetricsSample
+from exporter.core.periods import DAY, HOUR, to_datetime, to_seconds
+from exporter.history import series
+from exporter.history.hourly_cache import Hourly
+from exporter.history.remote_read import BadRequest, Matcher, Query, encode_answer
+from exporter.history.series import read
+from exporter.storage.lease import BACKFILL, Lease
+from exporter.storage.mongo import Database
+from exporter.storage.repository import WorkerMetricsRepository
 from tests import prompb
 from tests.fixtures.mongo import connect
 
@@ -194,7 +194,7 @@ async def test_too_many_samples_are_refused_with_what_to_do(history: WorkerMetri
 async def test_a_range_longer_than_one_read_is_one_series(
     history: WorkerMetricsRepository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("exporter.history._COLUMN", 7)
+    monkeypatch.setattr("exporter.storage.repository._COLUMN", 7)
     await history.add_samples([sample(worker, n) for worker in ("a", "b") for n in range(50)])
     found = await ask(history, [entry("a"), entry("b")], Matcher("__name__", "=", CPU))
     for worker_id in ("a", "b"):

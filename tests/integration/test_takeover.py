@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from pymongo import MongoClient
 
-from exporter.embedded import Mongod
-from exporter.periods import align
+from exporter.core.periods import align
+from exporter.demo.mongod import Mongod
 from tests.fake_cloudwatch import FakeCloudWatch, instance_id
 from tests.fixtures.process import ExporterProcess, RunExporter
 from tests.kills import COLLECTION, DATABASE, InsertProxy
@@ -22,7 +22,10 @@ from tests.truth import Member, assert_true, truth
 PERIOD, HOUR = 60, 3600
 TAKEN_OVER_WITHIN = 45
 """Seconds: a lease of 30 s, and the others look every 10 s."""
-RUNNER = "import os; from exporter import app, cli, collector, lifecycle, mirror; exec(os.environ['TUNE']); cli.main()"
+RUNNER = (
+    "import os; from exporter import app, cli; from exporter.pipeline import collector, lifecycle, mirror; "
+    "exec(os.environ['TUNE']); cli.main()"
+)
 """The unmodified process but for a few constants: a test has no minutes to spare."""
 
 

@@ -3,9 +3,9 @@
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 
-from exporter.model import IDLE_STATUSES, METRICS, MetricName, Worker, WorkerMetricsSample
-from exporter.outbox import Outbox
-from exporter.periods import align, align_up
+from exporter.core.model import IDLE_STATUSES, METRICS, MetricName, Worker, WorkerMetricsSample
+from exporter.core.periods import align, align_up
+from exporter.pipeline.outbox import Outbox
 from tests.simulation.world import EPOCH, Document, Machine, World
 
 Observation = tuple[int, Worker]

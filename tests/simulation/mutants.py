@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import pytest
 
-from exporter import collector, lifecycle, rounds
-from exporter.collector import Collector
-from exporter.lifecycle import Batch, Known, Row, Rules, Sightings, Verdict
-from exporter.mirror import Mirror
-from exporter.model import IDLE_STATUSES, Answer, Answers, Fleet, InventoryEntry, Listing, MetricName, Query, Worker
-from exporter.outbox import Outbox
-from exporter.periods import align
+from exporter.core.model import IDLE_STATUSES, Answer, Answers, Fleet, InventoryEntry, Listing, MetricName, Query, Worker
+from exporter.core.periods import align
+from exporter.pipeline import collector, lifecycle, transactions
+from exporter.pipeline.collector import Collector
+from exporter.pipeline.lifecycle import Batch, Known, Row, Rules, Sightings, Verdict
+from exporter.pipeline.mirror import Mirror
+from exporter.pipeline.outbox import Outbox
 from tests.simulation.process import HistoryClient, LeaseClient, MetricClient
 from tests.simulation.world import Key
 
@@ -143,7 +143,7 @@ def _outside_the_window(patch: Patch) -> None:
     def apply_answers(
         outbox: Outbox, batch: Batch, answers: Answers, listings: Listings, seen: Sightings, rules: Rules
     ) -> tuple[int, int]:
-        return rounds.apply_answers(outbox, replace(batch, start=0, end=1 << 40), answers, listings, seen, rules)
+        return transactions.apply_answers(outbox, replace(batch, start=0, end=1 << 40), answers, listings, seen, rules)
 
     patch.setattr(lifecycle, "judge", judge)
     patch.setattr(collector, "apply_answers", apply_answers)
@@ -188,7 +188,7 @@ def _given_up_unasked(patch: Patch) -> None:
     async def ask(self: Collector) -> None:
         outbox, now = self._outbox.outbox, self.now()
         everyone = {row.worker_id for row in outbox.all_open_rows(100_000)}
-        await self._outbox(rounds.give_up, outbox, everyone, now, self._rules)
+        await self._outbox(transactions.give_up, outbox, everyone, now, self._rules)
         await _ask(self)
 
     patch.setattr(Collector, "ask", ask)

@@ -13,17 +13,17 @@ from typing import Any
 import structlog
 from prometheus_client import CollectorRegistry
 
-from exporter.cloudwatch import check_limits
-from exporter.collector import Collector
-from exporter.config import Settings
-from exporter.errors import RejectedQuery, SourceError, StoreError, StoreUnavailable
-from exporter.lifecycle import DUE, Known, Row, next_entry
-from exporter.mirror import Mirror
-from exporter.model import IDLE_STATUSES, Answer, Answers, Fleet, InventoryEntry, Listing, Query, WorkerMetricsSample
-from exporter.outbox import Outbox
-from exporter.periods import DAY, HOUR, align
-from exporter.rounds import OutboxThread
-from exporter.telemetry import Telemetry
+from exporter.core.errors import RejectedQuery, SourceError, StoreError, StoreUnavailable
+from exporter.core.model import IDLE_STATUSES, Answer, Answers, Fleet, InventoryEntry, Listing, Query, WorkerMetricsSample
+from exporter.core.periods import DAY, HOUR, align
+from exporter.core.settings import Settings
+from exporter.metrics.telemetry import Telemetry
+from exporter.pipeline.collector import Collector
+from exporter.pipeline.lifecycle import DUE, Known, Row, next_entry
+from exporter.pipeline.mirror import Mirror
+from exporter.pipeline.outbox import Outbox
+from exporter.pipeline.transactions import OutboxThread
+from exporter.sources.cloudwatch.client import check_limits
 from tests.simulation.world import EPOCH, Key, World
 
 SETTINGS = Settings.model_validate({"mongodb": {"uri": "mongodb://simulated"}})

@@ -9,9 +9,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from exporter.lifecycle import Rules
-from exporter.model import Dimensions, InventoryEntry, MetricName, Worker, WorkerMetricsSample
-from exporter.periods import align, to_seconds
+from exporter.core.model import Dimensions, InventoryEntry, MetricName, Worker, WorkerMetricsSample
+from exporter.core.periods import align, to_seconds
+from exporter.pipeline.lifecycle import Rules
 
 EPOCH = 1_767_225_600
 """The simulation begins on 2026-01-01T00:00:00Z."""

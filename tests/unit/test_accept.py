@@ -2,7 +2,7 @@
 
 import pytest
 
-from exporter.accept import prefers_csv, prefers_gzip
+from exporter.web.negotiation import prefers_csv, prefers_gzip
 
 
 @pytest.mark.parametrize(

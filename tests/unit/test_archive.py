@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from exporter import archive
-from exporter.archive import CHUNK, FRESH, Archive
-from exporter.errors import RejectedQuery, SourceError
-from exporter.model import Answer, Answers, InventoryEntry, Listing, Query, Sighting, Worker
-from exporter.periods import DAY
+from exporter.core.errors import RejectedQuery, SourceError
+from exporter.core.model import Answer, Answers, InventoryEntry, Listing, Query, Sighting, Worker
+from exporter.core.periods import DAY
+from exporter.history import cloudwatch_archive as archive
+from exporter.history.cloudwatch_archive import CHUNK, FRESH, Archive
 
 NOW = 1_790_000_100
 STEP = 300

@@ -8,14 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exporter import backfill, lifecycle
-from exporter.backfill import Ask, Call, Life, Plan
-from exporter.backfill_journal import Journal
-from exporter.errors import ConfigError, OutboxLocked
-from exporter.lifecycle import Known, Row, Rules
-from exporter.model import Answer, Answers, Fleet, InventoryEntry, Listing, Query, Sighting, Worker
-from exporter.periods import DAY, HOUR, align
-from exporter.ranges import reach
+from exporter.commands.backfill import plan
+from exporter.commands.backfill.journal import Journal
+from exporter.commands.backfill.plan import Ask, Call, Life, Plan
+from exporter.core.errors import ConfigError, OutboxLocked
+from exporter.core.model import Answer, Answers, Fleet, InventoryEntry, Listing, Query, Sighting, Worker
+from exporter.core.periods import DAY, HOUR, align
+from exporter.history.segments import reach
+from exporter.pipeline import lifecycle
+from exporter.pipeline.lifecycle import Known, Row, Rules
 
 P = 300
 NOW = 1_770_000_000 // P * P
@@ -64,27 +65,27 @@ def test_cloudwatch_keeps_datapoints_by_their_period(period: int, days: int) -> 
 @pytest.mark.parametrize("second", [0, 1, 7, P - 1])
 def test_a_window_ends_exactly_where_serve_begins_to_heal_and_needs_no_words_if_it_is_not_clipped(second: int) -> None:
     now = NOW + second
-    start, until, notes = backfill.window(NOW - 14 * DAY, now, P, DAY, 30 * DAY)
+    start, until, notes = plan.window(NOW - 14 * DAY, now, P, DAY, 30 * DAY)
     worker, known = Worker("w", "eu", "i-1", "running"), Known("w", "eu", ("i-1",), "running", 0, now, NOW)
     healed = lifecycle.gaps(worker, known, None, set(), now, RULES)
     assert (start, until, notes) == (NOW - 14 * DAY, healed[0].start, ())
 
 
 def test_what_cloudwatch_has_forgotten_is_clipped_with_a_sentence() -> None:
-    start, _, notes = backfill.window(0, NOW, 60, DAY, None)
-    assert start == NOW - 15 * DAY + backfill.MARGIN
+    start, _, notes = plan.window(0, NOW, 60, DAY, None)
+    assert start == NOW - 15 * DAY + plan.MARGIN
     assert notes == ("CloudWatch keeps datapoints of 1m for 15d: nothing before 2026-01-18T02:50:00Z is filled.",)
 
 
 def test_what_the_history_would_delete_at_once_is_clipped_with_a_sentence() -> None:
-    start, _, notes = backfill.window(NOW - 40 * DAY, NOW, P, DAY, 30 * DAY)
+    start, _, notes = plan.window(NOW - 40 * DAY, NOW, P, DAY, 30 * DAY)
     assert start == NOW - 30 * DAY
     assert "keeps samples for 30d" in notes[0]
     assert "retention --set" in notes[0]
 
 
 def test_a_window_within_heal_is_empty_and_says_who_fills_it() -> None:
-    start, until, notes = backfill.window(NOW - HOUR, NOW, P, DAY, None)
+    start, until, notes = plan.window(NOW - HOUR, NOW, P, DAY, None)
     assert start == until
     assert notes == ("The last 1d (heal) are filled by `serve` itself.",)
 
@@ -92,21 +93,21 @@ def test_a_window_within_heal_is_empty_and_says_who_fills_it() -> None:
 def test_a_life_is_bounded_by_creation_termination_and_the_last_sight_of_one_that_is_gone() -> None:
     since, until = NOW - DAY, NOW
     seen = Sighting("i-1", "eu", 0, NOW)
-    assert backfill.span(life(seen), since, until, P) == (since, until)
-    assert backfill.span(life(seen, created=since + P + 7), since, until, P) == (since + P, until)
-    assert backfill.span(life(seen, ended=until - HOUR + 7), since, until, P) == (since, until - HOUR + P)
-    assert backfill.span(life(seen, last_seen=until - HOUR + 7), since, until, P) == (since, until - HOUR + P)
+    assert plan.span(life(seen), since, until, P) == (since, until)
+    assert plan.span(life(seen, created=since + P + 7), since, until, P) == (since + P, until)
+    assert plan.span(life(seen, ended=until - HOUR + 7), since, until, P) == (since, until - HOUR + P)
+    assert plan.span(life(seen, last_seen=until - HOUR + 7), since, until, P) == (since, until - HOUR + P)
 
 
 def test_an_unknown_worker_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match="'nobody' is neither among the aggregates nor in the inventory"):
-        backfill.lives(Fleet(NOW, ()), {}, ["nobody"])
+        plan.lives(Fleet(NOW, ()), {}, ["nobody"])
 
 
 def test_a_worker_the_inventory_does_not_know_ran_on_its_instance_since_it_was_created() -> None:
     worker = Worker("w", "eu", "i-1", "running", created_at=NOW - HOUR)
-    (found,) = backfill.lives(Fleet(NOW, (worker,)), {}, [])
-    assert backfill.asks(found, set(), NOW - DAY, NOW, P) == [("eu", Ask("w", ("i-1",), ((NOW - HOUR, NOW),)))]
+    (found,) = plan.lives(Fleet(NOW, (worker,)), {}, [])
+    assert plan.asks(found, set(), NOW - DAY, NOW, P) == [("eu", Ask("w", ("i-1",), ((NOW - HOUR, NOW),)))]
 
 
 times = st.integers(0, 12 * HOUR).map(lambda seconds: NOW - seconds)
@@ -123,7 +124,7 @@ def test_the_asks_are_the_candidates_of_every_missing_period(spans: list[tuple[i
     ]  # one after the other, as the inventory has them
     known = life(*sightings)
     since, until = NOW - 12 * HOUR, NOW
-    found = backfill.asks(known, have, since, until, P)
+    found = plan.asks(known, have, since, until, P)
     said = {at: (region, ask.instances) for region, ask in found for gap in ask.gaps for at in range(*gap, P)}
     wanted = {at: lifecycle.ran_on(known.entry, known.worker, at, at + P) for at in range(since, until, P) if at not in have}
     assert said == wanted
@@ -139,14 +140,14 @@ def test_the_asks_are_the_candidates_of_every_missing_period(spans: list[tuple[i
     [(1000, DAY, 60, 29), (1000, DAY, 300, 6), (1000, 13 * DAY, 300, 77), (50, 13 * DAY, 300, 4), (1, 13 * DAY, 300, 1)],
 )
 def test_whole_histories_cost_the_fewest_calls_there_are(workers: int, length: int, period: int, expected: int) -> None:
-    calls = backfill.calls(whole(workers, length, period), two_metrics, period)
+    calls = plan.calls(whole(workers, length, period), two_metrics, period)
     assert len(calls) == expected
     assert sum(len(call.queries) for call in calls) == 2 * workers
 
 
 def test_single_gaps_all_over_two_weeks_share_calls_by_their_time() -> None:
     wanted = [("eu", Ask(f"w{k}", (f"i-{k}",), ((at := NOW - (k * 7919 % 4000) * P, at + P),))) for k in range(1000)]
-    calls = backfill.calls(wanted, two_metrics, P)
+    calls = plan.calls(wanted, two_metrics, P)
     assert sum(len(call.queries) for call in calls) == 2000
     assert len(calls) <= 45
 
@@ -166,7 +167,7 @@ def some_asks(draw: st.DrawFn) -> list[tuple[str, Ask]]:
 @settings(max_examples=50)
 @given(some_asks())
 def test_every_gap_is_in_one_call_every_call_within_limits_and_no_metric_asked_twice(wanted: list[tuple[str, Ask]]) -> None:
-    calls = backfill.calls(wanted, queries_of, P)
+    calls = plan.calls(wanted, queries_of, P)
     assert gaps_of(calls) == gaps_of(wanted)
     asked: Counter[tuple[str, Query]] = Counter()
     for call in calls:
@@ -200,7 +201,7 @@ def test_parts_that_fit_together_after_all_ask_for_each_metric_once() -> None:
         ("eu", Ask("b", ("i-0",), ((first + 700 * P, first + 701 * P),))),
         ("eu", Ask("c", many, ((NOW - 10 * P, NOW),))),
     ]
-    calls = backfill.calls(wanted, queries_of, P)
+    calls = plan.calls(wanted, queries_of, P)
     assert gaps_of(calls) == gaps_of(wanted)
     assert [len(set(call.queries)) for call in calls] == [len(call.queries) for call in calls]
 
@@ -209,7 +210,7 @@ def test_more_than_one_answer_can_hold_is_asked_in_parts_of_time() -> None:
     def many(_region: str, instance: str) -> tuple[Query, ...]:
         return tuple(Query(instance, "memory", (("n", str(n)),)) for n in range(30))
 
-    calls = backfill.calls(whole(1, 14 * DAY), many, P)
+    calls = plan.calls(whole(1, 14 * DAY), many, P)
     assert [len(call.queries) for call in calls] == [30, 30]
     assert gaps_of(calls) == gaps_of(whole(1, 14 * DAY))
 
@@ -218,7 +219,7 @@ def test_a_call_never_has_more_than_500_queries_even_for_one_instance() -> None:
     def absurd(_region: str, instance: str) -> tuple[Query, ...]:
         return tuple(Query(instance, "memory", (("n", str(n)),)) for n in range(600))
 
-    assert [len(call.queries) for call in backfill.calls(whole(1, P), absurd, P)] == [500]
+    assert [len(call.queries) for call in plan.calls(whole(1, P), absurd, P)] == [500]
 
 
 # -- what came of it ---------------------------------------------------------------------------------------------------
@@ -248,7 +249,7 @@ def test_a_sample_is_what_the_rules_of_life_would_settle(
         lifecycle.settle(Row("w", at, "eu", names), call.queries, Answers(NOW, answers), everything, {}, RULES)
         for at in range(*call.asks[0].gaps[0], P)
     ]
-    rows, empty, rest = backfill.settle(call, answers, P)
+    rows, empty, rest = plan.settle(call, answers, P)
     if rest is None:
         assert rows == [row for row in expected if row.settled and not row.empty]
         assert empty == sum(row.empty for row in expected)
@@ -262,7 +263,7 @@ def test_a_call_answered_in_part_leaves_the_undecided_workers_and_their_metrics_
     one, two = call_of("i-0"), call_of("i-1")
     both = Call("eu", one.start, one.end, one.queries + two.queries, (*one.asks, Ask("v", ("i-1",), two.asks[0].gaps)))
     answers = {query: Answer("ok", one.start, one.end, {one.start: 1.0}) for query in one.queries}
-    rows, empty, rest = backfill.settle(both, answers, P)
+    rows, empty, rest = plan.settle(both, answers, P)
     assert [(row.worker_id, row.start, row.cpu, row.status) for row in rows] == [("w", one.start, 1.0, None)]
     assert empty == 1
     assert rest is not None

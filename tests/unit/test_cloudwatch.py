@@ -1,4 +1,4 @@
-"""The pure part of exporter.cloudwatch: queries, pages, limits, dimension sets, the translation of boto's errors."""
+"""The pure part of exporter.sources.cloudwatch: queries, pages, limits, dimension sets, the translation of boto's errors."""
 
 import inspect
 import math
@@ -9,7 +9,9 @@ import botocore.exceptions as boto_errors
 import pytest
 from botocore.parsers import ResponseParserError
 
-from exporter.cloudwatch import (
+from exporter.core.errors import RejectedQuery, SourceError
+from exporter.core.model import Dimensions, Listing, Query
+from exporter.sources.cloudwatch.client import (
     SKEW,
     TokenBucket,
     build_queries,
@@ -18,8 +20,6 @@ from exporter.cloudwatch import (
     merge_pages,
     translate,
 )
-from exporter.errors import RejectedQuery, SourceError
-from exporter.model import Dimensions, Listing, Query
 
 CPU = Query("i-0a", "cpu", (("InstanceId", "i-0a"),))
 MEMORY = Query("i-0a", "memory", (("ImageId", "ami-1"), ("InstanceId", "i-0a")))

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from exporter.config import ExtraGauge, Role, Setting, Settings, load, table
-from exporter.errors import ConfigError
+from exporter.core.errors import ConfigError
+from exporter.core.settings import ExtraGauge, Role, Setting, Settings, load, table
 
 CASES = sorted((Path(__file__).parent / "config_cases").glob("*.yaml"))
 URI = "mongodb://manager:hunter2@db.example.com/cml"

@@ -4,8 +4,8 @@ import threading
 
 import pytest
 
-from exporter.cost import Budget, Usage, dollars
-from exporter.periods import DAY
+from exporter.core.budget import Budget, Usage, dollars
+from exporter.core.periods import DAY
 
 MIDNIGHT = 1_767_225_600
 

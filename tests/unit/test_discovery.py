@@ -2,9 +2,9 @@
 
 import pytest
 
-from exporter.discovery import targets
-from exporter.model import Worker, WorkerGauges
-from exporter.parameters import BadParameter, discovery_port
+from exporter.core.model import Worker, WorkerGauges
+from exporter.web.discovery import targets
+from exporter.web.parameters import BadParameter, discovery_port
 
 
 def gauges(worker_id: str, status: str = "running", address: str | None = "10.0.0.1", show: bool = True) -> WorkerGauges:

@@ -6,7 +6,19 @@ from itertools import pairwise
 
 import pytest
 
-from exporter.lifecycle import (
+from exporter.core.model import (
+    Answer,
+    Answers,
+    Datapoint,
+    InventoryEntry,
+    Listing,
+    MetricName,
+    Outcome,
+    Query,
+    Sighting,
+    Worker,
+)
+from exporter.pipeline.lifecycle import (
     MAX_DATAPOINTS,
     MAX_QUERIES,
     ON_TIME,
@@ -32,7 +44,6 @@ from exporter.lifecycle import (
     settle_alone,
     vanish,
 )
-from exporter.model import Answer, Answers, Datapoint, InventoryEntry, Listing, MetricName, Outcome, Query, Sighting, Worker
 
 RULES = Rules()
 P = RULES.period

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-from exporter import logs
+from exporter.core import logs
 
 URI = "mongodb://manager:hunter2@db.example.com/cml"
 TIMESTAMP = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z"

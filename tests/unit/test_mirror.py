@@ -9,15 +9,15 @@ from typing import Literal
 import pytest
 from prometheus_client import CollectorRegistry
 
-from exporter import mirror as module
-from exporter.errors import StoreError, StoreMisfit, StoreUnavailable
-from exporter.lifecycle import Row
-from exporter.mirror import LEAST, MARGIN, Mirror, Old, sample
-from exporter.model import WorkerMetricsSample
-from exporter.outbox import Outbox
-from exporter.periods import to_datetime, to_seconds
-from exporter.rounds import OutboxThread
-from exporter.telemetry import Telemetry
+from exporter.core.errors import StoreError, StoreMisfit, StoreUnavailable
+from exporter.core.model import WorkerMetricsSample
+from exporter.core.periods import to_datetime, to_seconds
+from exporter.metrics.telemetry import Telemetry
+from exporter.pipeline import mirror as module
+from exporter.pipeline.lifecycle import Row
+from exporter.pipeline.mirror import LEAST, MARGIN, Mirror, Old, sample
+from exporter.pipeline.outbox import Outbox
+from exporter.pipeline.transactions import OutboxThread
 
 T, P = 1_767_225_600, 300
 Key = tuple[str, int]

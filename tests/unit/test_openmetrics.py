@@ -10,11 +10,11 @@ import pytest
 from prometheus_client import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from exporter.columns import Columns, columns
-from exporter.export import CSV_COLUMNS, csv_rows, parse_time
-from exporter.history import TIME
-from exporter.model import InventoryEntry, Sighting
-from exporter.openmetrics import text
+from exporter.commands.export.command import CSV_COLUMNS, csv_rows, parse_time
+from exporter.commands.export.openmetrics import text
+from exporter.commands.export.spool import Columns, columns
+from exporter.core.model import InventoryEntry, Sighting
+from exporter.storage.repository import TIME
 
 START = 1_767_225_600
 NOW = START + 90 * 86400

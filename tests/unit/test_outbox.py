@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from exporter.errors import OutboxLocked, StoreError, StoreMisfit
-from exporter.lifecycle import Known, Need, Row
-from exporter.model import Worker
-from exporter.outbox import Outbox
+from exporter.core.errors import OutboxLocked, StoreError, StoreMisfit
+from exporter.core.model import Worker
+from exporter.pipeline.lifecycle import Known, Need, Row
+from exporter.pipeline.outbox import Outbox
 
 T, P = 1_767_225_600, 300
 ROW = Row("w1", T, "eu-west-1", ("i-2", "i-1"), "running", 3, own_cpu=1.5, own_memory=2.5)
@@ -115,8 +115,8 @@ def test_a_process_killed_within_a_transaction_leaves_none_of_it(tmp_path: Path)
     program = f"""
 import os, signal
 from pathlib import Path
-from exporter.lifecycle import Row
-from exporter.outbox import Outbox
+from exporter.pipeline.lifecycle import Row
+from exporter.pipeline.outbox import Outbox
 outbox = Outbox(Path({str(tmp_path)!r}), {P})
 with outbox.transaction():
     outbox.open([Row("w1", {T}, "eu-west-1", ("i-1",), "running")])
@@ -265,7 +265,7 @@ def test_one_process_holds_the_folder(tmp_path: Path) -> None:
         [
             sys.executable,
             "-c",
-            "import sys; from pathlib import Path; from exporter.outbox import Outbox; "
+            "import sys; from pathlib import Path; from exporter.pipeline.outbox import Outbox; "
             f"outbox = Outbox(Path({str(tmp_path)!r}), {P}); print('held', flush=True); sys.stdin.read()",
         ],
         stdin=subprocess.PIPE,

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.parameters import BadParameter, HistoryQuery, ResourcesQuery, encoded, read_time, resuming
-from exporter.periods import DAY, HOUR, WEEK, rfc3339
-from exporter.reader import Span
+from exporter.core.periods import DAY, HOUR, WEEK, rfc3339
+from exporter.history.reader import Span
+from exporter.web.parameters import BadParameter, HistoryQuery, ResourcesQuery, encoded, read_time, resuming
 
 NOW = 1_790_000_000
 REACH = 455 * DAY

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.periods import (
+from exporter.core.periods import (
     DAY,
     HOUR,
     align,

@@ -9,10 +9,10 @@ import promql_parser as promql
 import pytest
 import yaml
 
-from exporter import cloudwatch
-from exporter.catalog import INFO, METRICS_BY_NAME, WORKER_METRICS
-from exporter.mongo import STATE
-from exporter.series import INFO_1H, ROLLUPS
+from exporter.core.catalog import INFO, METRICS_BY_NAME, WORKER_METRICS
+from exporter.history.series import INFO_1H, ROLLUPS
+from exporter.sources.cloudwatch import client
+from exporter.storage.mongo import STATE
 from tests.mutate_rules import PROMETHEUS, mutants, rules, text, variants
 
 FILES = sorted((PROMETHEUS / "rules").glob("*.yml"))
@@ -166,8 +166,8 @@ def test_every_threshold_is_used_and_stands_in_one_place() -> None:
 
 def test_every_code_the_exporter_takes_for_throttling_is_one_for_the_alert() -> None:
     (pattern,) = re.findall(r'code=~"([^"]+)"', ALERTS["CMLExporterCloudWatchThrottled"]["expr"])
-    for code, sentence in cloudwatch._BY_CODE.items():
-        assert bool(re.fullmatch(pattern, code)) == (sentence == cloudwatch._THROTTLED), code
+    for code, sentence in client._BY_CODE.items():
+        assert bool(re.fullmatch(pattern, code)) == (sentence == client._THROTTLED), code
 
 
 # -- what an alert says ------------------------------------------------------------------------------------------------

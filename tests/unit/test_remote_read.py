@@ -8,8 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exporter import remote_read
-from exporter.remote_read import BadRequest, Matcher, Operator, Selection, decode, encode_answer, encode_series, in_order
+from exporter.history import remote_read
+from exporter.history.remote_read import (
+    BadRequest,
+    Matcher,
+    Operator,
+    Selection,
+    decode,
+    encode_answer,
+    encode_series,
+    in_order,
+)
 from tests import prompb
 
 T = 1_767_225_600_000

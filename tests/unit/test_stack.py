@@ -13,14 +13,15 @@ import pytest
 import yaml
 
 from deploy import check_stack
-from exporter import config, demo_past, demo_prometheus, demo_services
-from exporter.api import ROUTES
+from exporter.core import settings
+from exporter.demo import past, prometheus, services
+from exporter.web.routes import ROUTES
 
 ROOT = Path(__file__).parents[2]
 COMPOSE_TEXT = (ROOT / "docker-compose.yml").read_text()
 COMPOSE: dict[str, Any] = yaml.safe_load(COMPOSE_TEXT)
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-DOCKERFILE = (ROOT / "exporter" / "Dockerfile").read_text()
+DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text()
 EXAMPLE = (ROOT / ".env.example").read_text()
 PROVISIONING = ROOT / "grafana" / "provisioning"
 PROMETHEUS = yaml.safe_load((ROOT / "prometheus" / "prometheus.yml").read_text())
@@ -80,7 +81,7 @@ def test_every_address_in_any_file_is_a_service_and_the_port_it_listens_on() -> 
         *(source["url"] for source in SOURCES.values()),
         *strings(SERVICES),
         *EXAMPLE.splitlines(),
-        demo_prometheus.STACK,
+        prometheus.STACK,
     ]
     names = "|".join([*SERVICES, "localhost"])
     found = {pair for text in said for pair in re.findall(rf"(?<![\w./-])(?:https?://)?({names}):(\d{{2,5}})(?![\d.])", text)}
@@ -100,7 +101,7 @@ def test_published_and_checked_ports_are_those_the_services_listen_on() -> None:
         checked = re.findall(r"(?:127\.0\.0\.1|mongodb)(?::|', )(\d+)", " ".join(service["healthcheck"]["test"]))
         assert [int(port) for port in checked] == ([PORTS[name]] if name in PORTS else []), name
     assert SERVICES["fake-aws"]["command"] == ["fake-aws", "--listen", f"0.0.0.0:{PORTS['fake-aws']}"]
-    assert next(setting.default for setting in config.table() if setting.key == "web.listen_address") == [
+    assert next(setting.default for setting in settings.table() if setting.key == "web.listen_address") == [
         f":{PORTS['exporter']}"
     ]
     assert f"EXPOSE {PORTS['exporter']}\n" in DOCKERFILE
@@ -122,7 +123,7 @@ def test_the_databases_and_users_of_the_connection_strings_are_those_the_init_sc
     assert {(user, variable) for user, variable, _, _ in used} == made
     assert {name for _, _, _, name in used} == {database}
     assert {variable for _, variable in made} <= set(SERVICES["mongodb"]["environment"])
-    assert (demo_services.WORKERS, demo_past.STATE) == ("workers", "demo_state")
+    assert (services.WORKERS, past.STATE) == ("workers", "demo_state")
 
 
 def test_no_service_asks_another_by_way_of_a_proxy() -> None:
@@ -337,10 +338,10 @@ def test_the_example_holds_no_password_and_what_is_needed_is_one() -> None:
 
 
 def test_what_is_handed_to_the_exporter_are_settings_it_knows() -> None:
-    handed = {name for name in SERVICES["exporter"]["environment"] if name.startswith(config.ENV_PREFIX)}
-    assert handed <= {setting.env for setting in config.table()}
+    handed = {name for name in SERVICES["exporter"]["environment"] if name.startswith(settings.ENV_PREFIX)}
+    assert handed <= {setting.env for setting in settings.table()}
     example = dict(re.findall(r"^#?(CML_EXPORTER_\w+)=(.*)$", EXAMPLE, re.MULTILINE))
-    config.load(environment=example | {"CML_EXPORTER_MONGODB__URI": "mongodb://mongodb/"})
+    settings.load(environment=example | {"CML_EXPORTER_MONGODB__URI": "mongodb://mongodb/"})
 
 
 def test_a_fresh_example_asks_the_fake_aws_and_no_real_one() -> None:

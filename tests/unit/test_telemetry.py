@@ -6,7 +6,7 @@ import pytest
 from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 
 from exporter import __version__
-from exporter.telemetry import Telemetry
+from exporter.metrics.telemetry import Telemetry
 
 
 @pytest.fixture

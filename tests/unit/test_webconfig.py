@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from exporter import webconfig
-from exporter.errors import ConfigError
+from exporter.core.errors import ConfigError
+from exporter.web import webconfig
 from tests.certificates import write_certificate
 
 HASH = "$2b$04$HhHEu6fPXD4KWiv08UHUW.a5YNSIXAuaxjGsV8ZdlijS.zLHBWhQq"

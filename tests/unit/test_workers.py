@@ -9,9 +9,9 @@ from bson import Binary, DatetimeMS, Decimal128, Int64, ObjectId
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.config import ALIASABLE, ExtraGauge, WorkersSettings
-from exporter.model import STATUSES, Fleet, Worker
-from exporter.workers import FIELDS, parse, projection
+from exporter.core.model import STATUSES, Fleet, Worker
+from exporter.core.settings import ALIASABLE, ExtraGauge, WorkersSettings
+from exporter.sources.aggregates import FIELDS, parse, projection
 
 NOON = 1_769_860_800
 DEFAULTS = WorkersSettings()

@@ -1,0 +1,1 @@
+"""`backfill`: fill gaps older than the live window from CloudWatch."""

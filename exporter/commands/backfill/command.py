@@ -1,0 +1,413 @@
+"""`cml-worker-exporter backfill`, the part that acts: plans, asks CloudWatch, writes, and can be interrupted at any moment.
+
+What a call brought and that it is done is one transaction of the journal, so an interrupted run goes on where it was: the same
+command drains the outbox, asks the calls that are left, and no other. Samples reach the history by the same mirror as those of
+`serve`, which reads back before it inserts; the lease `backfill` keeps the two from writing the same sample at once.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TextIO
+
+from prometheus_client import CollectorRegistry
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from exporter import app
+from exporter.commands.backfill import plan as plan_module
+from exporter.commands.backfill.job import Interruption, Job, Patience, counted
+from exporter.commands.backfill.journal import Journal
+from exporter.commands.backfill.plan import Ask, Call, Plan, asks, queries, window
+from exporter.core import logs
+from exporter.core.budget import Usage
+from exporter.core.errors import ConfigError, SourceError, StoreError, StoreMisfit, StoreUnavailable
+from exporter.core.model import Listing, Query
+from exporter.core.periods import DAY, format_duration, rfc3339
+from exporter.core.settings import Settings
+from exporter.metrics.telemetry import Telemetry
+from exporter.pipeline.lifecycle import MAX_SKEW
+from exporter.pipeline.mirror import Mirror
+from exporter.pipeline.transactions import OutboxThread
+from exporter.sources.aggregates import Aggregates
+from exporter.sources.cloudwatch.client import LISTED_FOR, CloudWatch
+from exporter.storage.inventory import Inventory
+from exporter.storage.lease import BACKFILL, Lease
+from exporter.storage.mongo import Database, chunks
+from exporter.storage.repository import WorkerMetricsRepository
+
+RATE = 5
+"""Requests a second and region: a fifth of what `serve` allows itself, and a tenth of the account's quota."""
+READ_AT_ONCE = 50
+"""Workers whose samples are looked at together: two months of them are some 50 MB in memory."""
+GOOD_FOR = DAY
+"""An unfinished plan that is older is made anew."""
+PLAIN_EVERY = 5
+"""Seconds between two lines of progress where there is no terminal."""
+
+_log = logs.get("backfill")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The command line. `max_usd` None means the setting cloudwatch.max_usd_per_day, if there is one."""
+
+    since: int
+    """UTC second."""
+    since_text: str
+    """As it was written: the same text goes on with an interrupted plan."""
+    workers: tuple[str, ...] = ()
+    dry_run: bool = False
+    max_usd: float | None = None
+
+
+async def main(settings: Settings, options: Options, out: TextIO, err: TextIO) -> int:
+    """Run one backfill until it is done, interrupted or stuck; as `run`, and 130 after SIGINT or SIGTERM."""
+    interruption = Interruption()
+    with interruption.by_signals():
+        try:
+            return await run(settings, options, out, err, interruption)
+        except asyncio.CancelledError:
+            if not interruption.came.is_set():
+                raise
+            print("Interrupted; run the same command to go on.", file=err)
+            return 130
+
+
+async def run(
+    settings: Settings,
+    options: Options,
+    out: TextIO,
+    err: TextIO,
+    interruption: Interruption,
+    patience: Patience = Patience(),  # noqa: B008  # it is frozen
+) -> int:
+    """Print the plan, and unless it is a dry run carry it out, with progress on `err`.
+
+    Returns:
+        The exit status: 0 done, 1 something is missing and the last line says what, 130 interrupted.
+
+    Raises:
+        ConfigError: there is no history or no CloudWatch, a worker is unknown, or the plan costs too much.
+        SourceError: the aggregates or CloudWatch's listing cannot be read; nothing was begun.
+        OutboxLocked: another backfill runs on this machine.
+        StoreError: MongoDB or the disk does not let us; what was asked is kept.
+    """
+    name = app.history_name(settings, "fill")
+    if not settings.cloudwatch.enabled:
+        raise ConfigError("cloudwatch.enabled is false, but CloudWatch is where missing samples come from; set it to true")
+    telemetry = Telemetry(CollectorRegistry())
+    cloudwatch = CloudWatch(settings, telemetry, rate=RATE)
+    client, database = app.connect(settings)
+    async with client:
+        try:
+            planner = Planner(settings, options, database, app.repository(settings, database, name), cloudwatch)
+            if options.dry_run:
+                show(await planner.plan(), planner.namespace, out)
+                return 0
+            with _journal(settings.data_dir / "backfill", settings.period) as journal:
+                lease = Lease(database, owner=journal.outbox.owner, ttl=app.LEASE_SECONDS, name=BACKFILL, monotonic=app.awake)
+                async with _holding(lease, patience.lease, err):
+                    mirror = Mirror(journal, planner.history, lease, telemetry)
+                    job = Job(settings.period, journal, cloudwatch, mirror, lease, telemetry, interruption, patience)
+                    return await _carry_out(planner, job, out, err)
+        finally:
+            await cloudwatch.close()
+
+
+async def _carry_out(planner: "Planner", job: "Job", out: TextIO, err: TextIO) -> int:
+    left = await _left_over(planner, job, out)
+    plan = left or await planner.plan()
+    if plan.calls or left is None:
+        show(plan, planner.namespace, out)
+    planner.refuse_if_too_dear(plan)
+    if left is None:
+        await job.journal(job.store.begin, plan)
+        if not plan.calls:
+            return 0
+    with job.interruption_is_gentle():
+        async with _progress(job, plan, err):
+            await job.run()
+    if job.interruption.came.is_set():
+        print(f"Interrupted: {job.left()}; run the same command to go on.", file=err)
+        return 130
+    if job.failure is not None:
+        print(f"Incomplete: {job.left()}; run the same command to go on.", file=err)
+        raise job.failure
+    if not job.failures:
+        await job.journal(job.store.forget_plan)
+    print(job.summary(), file=out)
+    if job.failures:
+        print(f"Incomplete: {job.left()}, because {job.failures[-1]}. Run it again.", file=err)
+    return 1 if job.failures or job.store.counts()["rejected"] else 0
+
+
+async def _left_over(planner: "Planner", job: "Job", out: TextIO) -> Plan | None:
+    """Bring what an interrupted run has asked into the history; return its plan if it is the one that is asked for."""
+    store = job.store
+    plan = await job.journal(store.plan)
+    waiting = store.counts()["settled"]
+    if plan is None and not waiting:
+        return None
+    if plan is not None and plan.target != planner.target and waiting:
+        raise StoreMisfit(
+            f"{store.path} holds {waiting:,} samples on their way to {plan.target}; run the interrupted backfill with those "
+            "settings again, or move the file away and pay for them anew",
+            reason="backfill",
+        )
+    if waiting:
+        print(f"{waiting:,} samples of an interrupted run go into the history first.", file=out)
+        await job.drain()
+        if job.failure is not None:
+            raise job.failure
+    if plan is None:
+        return None
+    same = (plan.target, plan.wanted) == (planner.target, planner.wanted)
+    if same and time.time() - plan.made < GOOD_FOR:
+        print(f"Going on with the plan of {rfc3339(plan.made)}: {counted(len(plan.calls), 'call')} left.", file=out)
+        return plan
+    why = "is older than a day" if same else f"was for --since {plan.wanted} into {plan.target}"
+    print(f"The interrupted plan of {rfc3339(plan.made)} {why}; it is replaced by a new one.", file=out)
+    return None
+
+
+@contextmanager
+def _journal(directory: Path, period: int) -> Iterator[OutboxThread]:
+    thread = OutboxThread(Journal(directory, period))
+    try:
+        yield thread
+    finally:
+        thread.close()
+
+
+@asynccontextmanager
+async def _holding(lease: Lease, patience: float, err: TextIO) -> AsyncIterator[None]:
+    """Hold the lease until the block is left; `serve` takes it for moments, another backfill or a purge for long."""
+    deadline, told = time.monotonic() + patience, False
+    while not await lease.acquire_or_renew():
+        if time.monotonic() > deadline:
+            raise StoreUnavailable(
+                "another backfill or a purge is writing old samples, maybe from another machine; wait until it has ended",
+                reason="lease",
+            )
+        if not told:
+            print(f"Another process holds the lease {BACKFILL!r}; waiting up to {patience:.0f} s.", file=err)
+            told = True
+        await asyncio.sleep(min(1.0, patience / 2))
+    keeping = asyncio.create_task(_keep(lease), name="lease")
+    try:
+        yield
+    finally:
+        keeping.cancel()
+        try:
+            await lease.release()
+        except StoreError as error:
+            _log.warning("the lease could not be released; it ends by itself", error=str(error))
+
+
+async def _keep(lease: Lease) -> None:
+    while True:
+        await asyncio.sleep(app.LEASE_SECONDS / 3)
+        try:
+            await lease.acquire_or_renew()
+        except StoreError as error:
+            _log.warning("the lease cannot be renewed", error=str(error))
+
+
+# -- planning ----------------------------------------------------------------------------------------------------------
+
+
+class Planner:
+    """Reads what a plan is made of; changes nothing."""
+
+    def __init__(
+        self, settings: Settings, options: Options, database: Database, history: WorkerMetricsRepository, cloudwatch: CloudWatch
+    ) -> None:
+        self._settings, self._options, self._cloudwatch = settings, options, cloudwatch
+        self._aggregates = Aggregates(database, settings.mongodb.workers, settings.workers)
+        self._inventory = Inventory(database)
+        self.history = history
+        self.namespace = history.namespace
+        self.target = f"{history.namespace} with periods of {format_duration(settings.period)}"
+        self.wanted = " ".join([options.since_text, *(f"--worker {worker_id}" for worker_id in sorted(set(options.workers)))])
+
+    async def plan(self) -> Plan:
+        """Compare the history with what it could have.
+
+        Raises:
+            ConfigError, SourceError, StoreError: as `run`.
+        """
+        period = self._settings.period
+        began = time.time()
+        fleet = await self._aggregates.read()
+        _trust(fleet.date, (began + time.time()) / 2)
+        await self._inventory.load()
+        lives = plan_module.lives(fleet, self._inventory.entries, self._options.workers)
+        retention = await self.history.future_retention()
+        # What the exporter says it heals counts, not only this command's own setting: the two must never fill the same periods.
+        heal = max(self._settings.heal, await self.history.noted_heal())
+        since, until, notes = window(self._options.since, fleet.date, period, heal, retention)
+        wanted: list[tuple[str, Ask]] = []
+        if since < until:
+            for some in chunks(lives, READ_AT_ONCE):
+                have = await self.history.timestamps([life.worker.id for life in some], since)
+                for life in some:
+                    wanted += asks(life, have[life.worker.id], since, until, period)
+        listings = await self._listings({region for region, _ in wanted})
+        types = {worker.instance_id: worker.instance_type for worker in fleet.workers if worker.instance_id}
+
+        @cache
+        def queries_of(region: str, instance: str) -> tuple[Query, ...]:
+            return queries(instance, types.get(instance), listings[region])
+
+        notes += _unlisted(wanted, listings, fleet.date)
+        if fleet.skipped:
+            notes += (
+                f"{counted(sum(fleet.skipped.values()), 'aggregate')} cannot be read and are left out; `check` says why.",
+            )
+        calls = plan_module.calls(wanted, queries_of, period)
+        return Plan(self.target, self.wanted, fleet.date, since, until, period, calls, notes)
+
+    def refuse_if_too_dear(self, plan: Plan) -> None:
+        """Compare the price with what may be paid.
+
+        Raises:
+            ConfigError: it costs more.
+        """
+        limit = self._options.max_usd
+        named = f"--max-usd {limit}"
+        if limit is None:
+            limit = self._settings.cloudwatch.max_usd_per_day
+            named = f"cloudwatch.max_usd_per_day ({limit})"
+        if limit is not None and plan.usage.dollars > limit:
+            raise ConfigError(
+                f"the plan costs {plan.usage.dollars:.4f} dollars, more than {named} allows; agree with a higher --max-usd, "
+                "or fill less with --since or --worker"
+            )
+
+    async def _listings(self, regions: set[str]) -> dict[str, tuple[Listing, Listing]]:
+        async def both(region: str) -> tuple[Listing, Listing]:
+            recent = await self._cloudwatch.list_memory(region, recent=True)
+            return recent, await self._cloudwatch.list_memory(region, recent=False)
+
+        ordered = sorted(regions)
+        return dict(zip(ordered, await asyncio.gather(*map(both, ordered)), strict=True))
+
+
+def _trust(date: int, ours: float) -> None:
+    if abs(date - ours) > MAX_SKEW:
+        raise SourceError(
+            "mongodb", "ClockSkew", f"MongoDB says it is {rfc3339(date)}, this machine {rfc3339(ours)}; set both clocks (NTP)"
+        )
+
+
+def _unlisted(wanted: Sequence[tuple[str, Ask]], listings: dict[str, tuple[Listing, Listing]], now: int) -> tuple[str, ...]:
+    """Tell of instances whose memory cannot be asked for, since ListMetrics forgets a series after two weeks."""
+    newest: dict[tuple[str, str], int] = {}
+    for region, ask in wanted:
+        for instance in ask.instances:
+            newest[region, instance] = max(newest.get((region, instance), 0), ask.gaps[-1][1])
+    count = sum(
+        end < now - LISTED_FOR and all(instance not in listing.series for listing in listings[region])
+        for (region, instance), end in newest.items()
+    )
+    if not count:
+        return ()
+    return (
+        f"CloudWatch no longer lists the memory of {counted(count, 'instance')} that ended over {format_duration(LISTED_FOR)} "
+        "ago: only CPU is filled there.",
+    )
+
+
+def show(plan: Plan, namespace: str, out: TextIO) -> None:
+    """Print what a plan does: a row for each region, and a sentence for everything it leaves out."""
+    shown = f"{namespace}, periods of {format_duration(plan.period)} from {rfc3339(plan.since)} until {rfc3339(plan.until)}"
+    if not plan.calls:
+        print(f"Nothing to do: {namespace} lacks nothing that could be filled before {rfc3339(plan.until)}.", file=out)
+    else:
+        print(f"Plan for {shown}:", file=out)
+        table = Table(box=None, pad_edge=False)
+        table.add_column("region")
+        for heading in ("workers", "periods missing", "calls", "metrics billed", "dollars"):
+            table.add_column(heading, justify="right")
+        regions = sorted({call.region for call in plan.calls})
+        for region in regions:
+            table.add_row(*_figures(region, [call for call in plan.calls if call.region == region], plan.period))
+        if len(regions) > 1:
+            table.add_row(*_figures("all", plan.calls, plan.period))
+        Console(file=out, highlight=False, width=max(80, Console(file=out).width)).print(table)
+    for note in plan.notes:
+        print(note, file=out)
+
+
+def _figures(name: str, calls: Sequence[Call], period: int) -> tuple[str, ...]:
+    usage = Usage.of(len(call.queries) for call in calls)
+    workers = len({ask.worker_id for call in calls for ask in call.asks})
+    periods = sum(call.periods(period) for call in calls)
+    return name, f"{workers:,}", f"{periods:,}", f"{usage.calls:,}", f"{usage.metrics:,}", f"{usage.dollars:.5f}"
+
+
+# -- progress ---------------------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def _progress(job: Job, plan: Plan, err: TextIO) -> AsyncIterator[None]:
+    """Show how far the job is while the block runs: a bar on a terminal, else a line every few seconds."""
+    if not plan.calls:
+        yield
+        return
+    console = Console(file=err, highlight=False)
+    if not console.is_terminal:
+        ticking = asyncio.create_task(_tick(PLAIN_EVERY, _plain(job, err)))
+        try:
+            yield
+        finally:
+            ticking.cancel()
+        return
+    columns = (
+        TextColumn("backfill"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[said]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("backfill", total=plan.periods, said="")
+
+        def update() -> None:
+            bar.update(task, completed=job.finished, said=_said(job))
+
+        ticking = asyncio.create_task(_tick(0.5, update))
+        try:
+            yield
+        finally:
+            ticking.cancel()
+            update()
+
+
+async def _tick(seconds: float, show_it: Callable[[], None]) -> None:
+    while True:
+        await asyncio.sleep(seconds)
+        show_it()
+
+
+def _plain(job: Job, err: TextIO) -> Callable[[], None]:
+    began = time.monotonic()
+
+    def line() -> None:
+        left = ""
+        if job.finished:
+            seconds = (time.monotonic() - began) * (job.total - job.finished) / job.finished
+            left = f", about {format_duration(int(seconds))} left"
+        print(f"backfill: {job.finished:,} of {job.total:,} periods, {_said(job)}{left}", file=err, flush=True)
+
+    return line
+
+
+def _said(job: Job) -> str:
+    return f"{counted(job.requests(), 'call')}, {job.telemetry.dollars:.5f} dollars"

@@ -1,0 +1,1 @@
+"""`check`: validate settings, connections and privileges; change nothing."""

@@ -1,0 +1,153 @@
+"""`cml-worker-exporter estimate`: what CloudWatch will cost with the current fleet and settings, before it is paid."""
+
+import asyncio
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TextIO
+
+from prometheus_client import CollectorRegistry
+from rich.console import Console
+from rich.table import Table
+
+from exporter import app
+from exporter.core.budget import MONTH, Usage
+from exporter.core.errors import SourceError
+from exporter.core.model import Fleet, Listing, Query
+from exporter.core.periods import DAY, format_duration
+from exporter.core.settings import Settings
+from exporter.metrics.telemetry import Telemetry
+from exporter.pipeline import lifecycle
+from exporter.pipeline.collector import LISTING_AGE
+from exporter.pipeline.lifecycle import Rules
+from exporter.sources.aggregates import Aggregates
+from exporter.sources.cloudwatch.client import CloudWatch, instance_queries, memory_series
+
+_PAGE = 500
+"""Metrics on a page of ListMetrics: AWS CloudWatch API Reference, ListMetrics."""
+_ASSUMED: tuple[tuple[str, str], ...] = (("InstanceId", "assumed"),)
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What one asking round sends when nothing is to be healed."""
+
+    running: int
+    """Workers that are asked about."""
+    agents: int
+    """Of those, the ones whose memory CloudWatch lists (or is assumed to)."""
+    by_region: Mapping[str, Usage]
+    listing_pages: int
+    """Requests of one ListMetrics over all regions; nothing is billed for them up to a million a month."""
+
+    @property
+    def usage(self) -> Usage:
+        """All regions together."""
+        return Usage(sum(u.calls for u in self.by_region.values()), sum(u.metrics for u in self.by_region.values()))
+
+
+def estimate(fleet: Fleet, listings: Mapping[str, Listing | None], rules: Rules) -> Estimate:
+    """Return what the round after this reading of the aggregates sends.
+
+    Args:
+        fleet: the aggregates.
+        listings: ListMetrics' answer for each region; None: unknown, every worker is taken to have an agent.
+        rules: the settings.
+    """
+    needs = lifecycle.live_needs(fleet.workers, fleet.date, rules)
+    types = {worker.instance_id: worker.instance_type for worker in fleet.workers}
+
+    def queries_of(worker_id: str, region: str, instance: str) -> tuple[Query, ...]:
+        listing = listings.get(region)
+        sets = [_ASSUMED] if listing is None else memory_series(listing, instance, types[instance], ())
+        return instance_queries(instance, sets)
+
+    batches = lifecycle.plan(needs, queries_of, fleet.date, rules)
+    regions = sorted({need.region for need in needs})
+    known = [listing for listing in listings.values() if listing is not None]
+    return Estimate(
+        running=len(needs),
+        agents=sum(len(queries_of(need.worker_id, need.region, need.instances[0])) > 1 for need in needs),
+        by_region={region: Usage.of(len(b.queries) for b in batches if b.region == region) for region in regions},
+        listing_pages=sum(max(1, math.ceil(sum(map(len, listing.series.values())) / _PAGE)) for listing in known),
+    )
+
+
+async def run(settings: Settings, out: TextIO) -> int:
+    """Read the aggregates, list the memory series, print the table; asks CloudWatch for nothing that is billed.
+
+    Returns:
+        The exit status, always 0.
+
+    Raises:
+        ConfigError: the connection string is malformed.
+        SourceError: MongoDB does not answer.
+    """
+    client, database = app.connect(settings)
+    async with client:
+        fleet = await Aggregates(database, settings.mongodb.workers, settings.workers).read()
+    if not settings.cloudwatch.enabled:
+        print("cloudwatch.enabled is false: CloudWatch is never asked, and costs nothing.", file=out)
+        return 0
+    rules = app.rules_of(settings)
+    regions = sorted({need.region for need in lifecycle.live_needs(fleet.workers, fleet.date, rules)})
+    listings, problems = await _listings(settings, regions)
+    show(settings, fleet, estimate(fleet, listings, rules), rules, problems, out)
+    return 0
+
+
+async def _listings(settings: Settings, regions: Sequence[str]) -> tuple[dict[str, Listing | None], list[str]]:
+    source = CloudWatch(settings, Telemetry(CollectorRegistry()))
+    listings: dict[str, Listing | None] = {}
+    problems = []
+    try:
+        answers = await asyncio.gather(*(source.list_memory(r, recent=True) for r in regions), return_exceptions=True)
+    finally:
+        await source.close()
+    for region, answer in zip(regions, answers, strict=True):
+        if isinstance(answer, SourceError):
+            problems.append(f"{answer}; every worker there is taken to have an agent")
+        elif isinstance(answer, BaseException):
+            raise answer
+        listings[region] = None if isinstance(answer, BaseException) else answer
+    return listings, problems
+
+
+def show(settings: Settings, fleet: Fleet, found: Estimate, rules: Rules, problems: Sequence[str], out: TextIO) -> None:
+    """Print the estimate as a table, and what it means for the budget."""
+    every = max(rules.interval, rules.period)
+    table = Table(title="CloudWatch, with the current fleet and settings", title_justify="left")
+    table.add_column("")
+    for column in ("GetMetricData calls", "metrics billed", "dollars"):
+        table.add_column(column, justify="right")
+    for region, usage in found.by_region.items():
+        table.add_row(f"a round in {region}", *_cells(usage))
+    table.add_row(f"a round (every {format_duration(every)})", *_cells(found.usage))
+    table.add_row("a day", *_cells(found.usage.times(DAY / every)))
+    table.add_row("a month (30 days)", *_cells(found.usage.times(MONTH / every)))
+    console = Console(file=out, soft_wrap=True, highlight=False)
+    console.print(table)
+    lines = [
+        f"{found.running} of {len(fleet.workers)} workers are running; {found.agents} of them have a CloudWatch agent, "
+        "which is a second metric. Stopped and terminated workers are not asked about.",
+        f"ListMetrics is called too, about {round(found.listing_pages * DAY / max(every, LISTING_AGE))} times a day; AWS does "
+        "not bill it up to a million requests a month.",
+        "The price is per metric and call, whatever the number of datapoints: a 1m period costs no more than 5m, and "
+        "filling a gap of a running worker costs nothing extra.",
+        *problems,
+    ]
+    cap = settings.cloudwatch.max_usd_per_day
+    if cap is not None:
+        rounds = math.inf if not found.usage.dollars else math.floor(cap / found.usage.dollars + 1e-9)
+        enough = rounds >= DAY / every
+        lines.append(
+            f"cloudwatch.max_usd_per_day is {cap:g} dollars: "
+            + ("enough for every round of a day." if enough else f"enough for {rounds} of {DAY // every} rounds a day, then ")
+            + ("" if enough else "nothing is asked until 00:00 UTC; raise it, or cloudwatch.interval.")
+        )
+    for line in lines:
+        console.print(line)
+
+
+def _cells(usage: Usage) -> tuple[str, str, str]:
+    return f"{usage.calls:,.0f}", f"{usage.metrics:,.0f}", f"{usage.dollars:,.4f}"

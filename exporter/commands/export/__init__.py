@@ -1,0 +1,1 @@
+"""`export`: write the history as OpenMetrics or CSV."""

@@ -1,0 +1,377 @@
+"""`cml-worker-exporter export`: the history as a file, for Prometheus (OpenMetrics) or a spreadsheet (CSV).
+
+Memory does not grow with the history: it is read page by page, and what must be written in another order waits in `columns`.
+A file appears under its name only when it is complete.
+"""
+
+import asyncio
+import math
+import os
+import re
+import secrets
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from exporter import app
+from exporter.commands.export.openmetrics import text
+from exporter.commands.export.spool import KEYS, columns
+from exporter.core.errors import ConfigError, ExporterError, StoreUnavailable
+from exporter.core.model import InventoryEntry
+from exporter.core.periods import format_duration, parse_duration, rfc3339, to_seconds
+from exporter.core.settings import Settings
+from exporter.history.series import FAMILIES
+from exporter.storage.inventory import Inventory
+from exporter.storage.repository import TIME, Pages, WorkerMetricsRepository
+from exporter.storage.rows import number
+
+Format = Literal["openmetrics", "csv"]
+FORMATS: tuple[Format, ...] = ("openmetrics", "csv")
+
+CLOSED_PIPE = 141
+"""The exit status after the reader has gone, as a shell shows it for a program that SIGPIPE ended."""
+
+CSV_COLUMNS = (
+    "worker_id",
+    "name",
+    "region",
+    "timestamp",
+    "cpu_utilization",
+    "memory_utilization",
+    "active_labs_count",
+    "status",
+)
+_TO_QUOTE = re.compile(r'[",\r\n]')
+_STDOUT = 1
+_LATEST = 253_402_300_799  # 9999-12-31T23:59:59Z
+_RFC3339 = re.compile(r"\d{4}-\d\d-\d\d([Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d))?")
+
+Entries = Mapping[str, InventoryEntry]
+Write = Callable[[str], None]
+Step = Callable[[], None]
+"""Called when a worker has been read, or written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is to be exported: [since, until) in UTC seconds, of these workers or all, to a file or standard output."""
+
+    since: int
+    until: int
+    workers: tuple[str, ...]
+    format: Format
+    output: Path | None
+
+
+@dataclass(slots=True)
+class Counts:
+    """What was written."""
+
+    workers: int = 0
+    samples: int = 0
+    points: int = 0
+    """Lines with a value: an OpenMetrics file has several for each sample."""
+
+
+def parse_time(text: str, now: int) -> int:
+    """Read "now", a duration back from now ("30d") or RFC 3339 ("2026-01-31T12:00:00Z", a date alone is 00:00 UTC) as seconds.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    if text == "now":
+        return now
+    try:
+        if _RFC3339.fullmatch(text):
+            return min(max(0, to_seconds(datetime.fromisoformat(text.upper()))), _LATEST)
+        return max(0, now - parse_duration(text))
+    except ValueError:
+        raise ValueError(f"{text!r} is no time; write a duration back from now such as 30d, or 2026-01-31T12:00:00Z") from None
+
+
+async def run(settings: Settings, request: Request, err: TextIO) -> int:
+    """Export the history; say on `err` how far it is, if that is a terminal, and at the end what was written.
+
+    Returns:
+        The exit status: 0 done, CLOSED_PIPE when whoever reads standard output has gone.
+
+    Raises:
+        ConfigError: nothing can be exported that way, the message says why.
+        StoreError: MongoDB does not answer, or not to the end.
+        ExporterError: the output cannot be written. After any of these there is no file.
+    """
+    name = app.history_name(settings, "export")
+    if request.since >= request.until:
+        raise ConfigError(
+            f"--since: {rfc3339(request.since)} is not before --until, {rfc3339(request.until)}; swap or mend them"
+        )
+    started = time.monotonic()
+    client, database = app.connect(settings)
+    async with client:
+        history, inventory = app.repository(settings, database, name), Inventory(database)
+        history.retention = await history.current_retention()
+        await inventory.load()
+        workers = await _workers(history, request)
+        try:
+            with _destination(request.output) as sink:
+                counts = await _write(history, inventory.entries, workers, request, sink.write, err)
+        except BrokenPipeError:
+            return CLOSED_PIPE
+        except StoreUnavailable as error:
+            raise _broken_off(error, history.namespace) from error
+    _summarize(request, history, counts, time.monotonic() - started, err)
+    return 0
+
+
+async def _workers(history: WorkerMetricsRepository, request: Request) -> list[str]:
+    if not request.workers:
+        return await history.workers(request.since, request.until)
+    chosen = sorted(set(request.workers))
+    unknown = [worker_id for worker_id in chosen if await history.extent(worker_id) is None]
+    if unknown:
+        raise ConfigError(
+            f"--worker: {history.namespace} has no sample of {', '.join(map(repr, unknown))}; GET /api/workers lists the ids"
+        )
+    return chosen
+
+
+async def _write(
+    history: WorkerMetricsRepository, entries: Entries, workers: Sequence[str], request: Request, write: Write, err: TextIO
+) -> Counts:
+    # Not where the export itself appears on the same terminal.
+    seen = err.isatty() and (request.output is not None or not os.isatty(_STDOUT))
+    steps = len(workers) * (1 if request.format == "csv" else 1 + len(FAMILIES))
+    how = _write_csv if request.format == "csv" else _write_openmetrics
+    with _progress(err, steps) if seen else nullcontext(_silent) as step:
+        return await how(history, entries, workers, request, write, step)
+
+
+async def _write_openmetrics(
+    history: WorkerMetricsRepository, entries: Entries, workers: Sequence[str], request: Request, write: Write, step: Step
+) -> Counts:
+    """Read all samples once, then write them family by family, as the format wants it."""
+    counts = Counts()
+
+    def written(points: int) -> None:
+        counts.points += points
+        step()
+
+    with columns() as gathered:
+        async for worker_id, page in _pages(history, workers, request, KEYS, step):
+            gathered.add(worker_id, page)
+        gathered.finish()
+        counts.workers = len({block.worker_id for block in gathered.blocks})
+        counts.samples = sum(block.samples for block in gathered.blocks)
+        for lines in text(gathered, entries, written):
+            write(lines)
+            await asyncio.sleep(0)  # where Ctrl-C ends it
+    return counts
+
+
+async def _write_csv(
+    history: WorkerMetricsRepository, entries: Entries, workers: Sequence[str], request: Request, write: Write, step: Step
+) -> Counts:
+    counts, seen = Counts(), set[str]()
+    write(",".join(CSV_COLUMNS) + "\r\n")
+    async for worker_id, page in _pages(history, workers, request, KEYS, step):
+        entry = entries.get(worker_id)
+        write(csv_rows(worker_id, (entry and entry.name) or "", page))
+        seen.add(worker_id)
+        counts.samples += len(page)
+        await asyncio.sleep(0)  # where Ctrl-C ends it
+    counts.workers = len(seen)
+    return counts
+
+
+async def _pages(
+    history: WorkerMetricsRepository, workers: Sequence[str], request: Request, keys: Sequence[str], step: Step
+) -> Pages:
+    last = None
+    async with aclosing(history.stream(workers, request.since, request.until, keys)) as pages:
+        async for worker_id, page in pages:
+            yield worker_id, page
+            if worker_id != last:
+                step()
+            last = worker_id
+
+
+def csv_rows(worker_id: str, name: str, documents: Sequence[Mapping[str, Any]]) -> str:
+    """Return the rows of CSV_COLUMNS (RFC 4180) of some documents with TIME; what is missing is empty."""
+    who = f"{_quoted(worker_id)},{_quoted(name)},"
+    regions = [_text(document.get("region")) for document in documents]
+    times = [_instant(document[TIME]) for document in documents]
+    cpu = _numbers([document.get("cpu_utilization") for document in documents])
+    memory = _numbers([document.get("memory_utilization") for document in documents])
+    labs = [_count(document.get("active_labs_count")) for document in documents]
+    statuses = [_text(document.get("status")) for document in documents]
+    rows = zip(regions, times, cpu, memory, labs, statuses, strict=True)
+    return "".join([f"{who}{','.join(row)}\r\n" for row in rows])
+
+
+def _numbers(values: list[Any]) -> list[str]:
+    """The shortest text of each value; a whole page of ordinary ones is not looked at one by one."""
+    if set(map(type, values)) == {float} and all(map(math.isfinite, values)):
+        return list(map(repr, values))
+    return ["" if number(value) is None else repr(value) for value in values]
+
+
+@lru_cache(maxsize=1024, typed=True)
+def _count(value: object) -> str:
+    count = number(value)
+    return "" if count is None else str(int(count))
+
+
+@lru_cache(maxsize=1024)
+def _text(value: object) -> str:
+    return "" if value is None else _quoted(str(value))
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace('"', '""') + '"' if _TO_QUOTE.search(text) else text
+
+
+@lru_cache(maxsize=65_536)  # all workers have their samples at the same times
+def _instant(milliseconds: int) -> str:
+    seconds, rest = divmod(milliseconds, 1000)
+    return f"{rfc3339(seconds)[:-1]}.{rest:03}Z" if rest else rfc3339(seconds)
+
+
+# -- where it goes -----------------------------------------------------------------------------------------------------
+
+
+class Sink:
+    """Where the text goes: a file descriptor, written without a buffer of ours, so that nothing is left to fail later."""
+
+    def __init__(self, descriptor: int, name: str, *, kept: bool) -> None:
+        self.descriptor = descriptor
+        self._name = name
+        self._kept = kept
+
+    def write(self, text: str) -> None:
+        """Write all of it.
+
+        Raises:
+            BrokenPipeError: nobody reads any more.
+            ExporterError: it cannot be written, such as on a full disk.
+        """
+        with self.failing():
+            rest = memoryview(text.encode())
+            while rest:
+                rest = rest[os.write(self.descriptor, rest) :]
+
+    @contextmanager
+    def failing(self) -> Iterator[None]:
+        """Translate what the operating system says."""
+        try:
+            yield
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            what = "what is there is not complete" if self._kept else "the partial file was removed"
+            raise ExporterError(
+                f"cannot write {self._name} ({error.strerror}); {what}, make room or choose another place with --output"
+            ) from error
+
+
+@contextmanager
+def _destination(output: Path | None) -> Iterator[Sink]:
+    """Yield where to write; a file gets its name after everything is in it and on the disk, else it is removed."""
+    if output is None:
+        yield Sink(_STDOUT, "standard output", kept=True)
+        return
+    path = output.resolve()  # a link stays one
+    if path.exists() and not path.is_file() and not path.is_dir():
+        with _opened(path, os.O_WRONLY, path) as descriptor:  # a pipe or device cannot be replaced
+            yield Sink(descriptor, str(path), kept=True)
+        return
+    part = path.parent / f".export-{secrets.token_hex(6)}.part"
+    try:
+        with (
+            _terminated(lambda: part.unlink(missing_ok=True)),
+            _opened(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, path) as descriptor,
+        ):
+            sink = Sink(descriptor, str(path), kept=False)
+            yield sink
+            with sink.failing():
+                os.fsync(descriptor)
+                part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _terminated(clean: Callable[[], None]) -> Iterator[None]:
+    """Let SIGTERM do this before it ends the process. Ctrl-C needs none of it: asyncio makes it an exception."""
+
+    def end(*_: object) -> None:
+        clean()
+        os._exit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _opened(path: Path, flags: int, shown: Path) -> Iterator[int]:
+    if shown.is_dir():
+        raise ConfigError(f"--output: {shown} is a folder; name a file in it")
+    try:
+        descriptor = os.open(path, flags | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise ConfigError(f"--output: cannot write {shown} ({error.strerror}); choose another place") from error
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+# -- what is said ------------------------------------------------------------------------------------------------------
+
+
+def _broken_off(error: StoreUnavailable, namespace: str) -> StoreUnavailable:
+    """The same for somebody who waits: nothing is tried again by itself here."""
+    cause = error.__cause__
+    why = str(cause).partition(", full error:")[0].partition(", Timeout:")[0]
+    return StoreUnavailable(
+        f"{namespace} could not be read to the end ({type(cause).__name__}: {why}), so what was written is not complete; "
+        "export again when MongoDB answers",
+        reason=error.reason,
+    )
+
+
+def _silent() -> None:
+    """Nobody is looking."""
+
+
+@contextmanager
+def _progress(err: TextIO, total: int) -> Iterator[Step]:
+    """Show a bar until the end."""
+    columns = (TextColumn("exporting"), BarColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(file=err), transient=True) as bar:
+        task = bar.add_task("export", total=total)
+        yield lambda: bar.advance(task)
+
+
+def _summarize(request: Request, history: WorkerMetricsRepository, counts: Counts, seconds: float, err: TextIO) -> None:
+    points = f" as {counts.points:,} points" if request.format == "openmetrics" else ""
+    where = "standard output" if request.output is None else str(request.output)
+    if history.retention is not None and request.since < time.time() - history.retention:
+        kept = format_duration(history.retention)
+        print(f"{history.namespace} keeps samples for {kept}; what is older than that is not in the export.", file=err)
+    print(
+        f"Exported {counts.samples:,} samples of {counts.workers:,} workers{points}, {rfc3339(request.since)} to "
+        f"{rfc3339(request.until)}, to {where} in {seconds:.1f} s.",
+        file=err,
+    )

@@ -1,0 +1,516 @@
+"""`cml-worker-exporter demo`: a fake AWS, a MongoDB, a simulated manager, and the unmodified exporter in front of them.
+
+One process tree: moto's server and the manager live in this process, mongod and the exporter are children that do not outlive
+it, however it ends. Everything is kept in one folder, so that the next start goes on where this one ended.
+"""
+
+import argparse
+import asyncio
+import ctypes
+import fcntl
+import json
+import os
+import random
+import shlex
+import shutil
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit, urlunsplit
+from urllib.request import ProxyHandler, build_opener
+
+import yaml
+from pymongo import AsyncMongoClient, ReplaceOne
+from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.errors import PyMongoError
+from pymongo.uri_parser import parse_uri
+
+from exporter.core.errors import ConfigError, ExporterError, StoreUnavailable
+from exporter.core.model import MetricName
+from exporter.core.settings import ENV_PREFIX
+from exporter.demo import prometheus as prometheus_module
+from exporter.demo.fleet import World, aggregates, published
+from exporter.demo.mongod import LOG, Mongod
+from exporter.demo.past import SEED, STATE, remember
+from exporter.demo.prometheus import INSTALL, QUERIES, find
+
+EXPORTER = (sys.executable, "-m", "exporter.cli", "serve")
+DATABASE = "cml_demo"
+"""Used unless MONGODB_URI names another; never the manager's own, which somebody may have."""
+WORLD, LOCK, ENDPOINTS, CONFIG = "cml-demo.json", "cml-demo.lock", "endpoints.json", "exporter.yml"
+MONGODB, OUTBOX, PROMETHEUS = "mongodb", "exporter", "prometheus"
+_DATA = (ENDPOINTS, CONFIG, MONGODB, OUTBOX, PROMETHEUS)
+"""What --fresh removes; the world, which marks the folder as a demo's, goes last."""
+WORKERS = "workers"
+_READY_WITHIN = 90.0
+_STOP_WITHIN = 15.0
+
+_Document = dict[str, Any]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the demo's own flags."""
+    parser.add_argument("--fresh", action="store_true", help="remove what earlier runs left in the folder first")
+    parser.add_argument(
+        "--port", type=int, default=9877, help="port of the exporter on 127.0.0.1 (default 9877; 0: a free one)"
+    )
+    parser.add_argument("--dir", type=Path, default=Path(".demo"), help="folder for everything the demo keeps (default .demo)")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Run the demo until Ctrl-C or SIGTERM and return the exit status; raises what `run` raises."""
+    port = arguments.port or _free_port()
+    return asyncio.run(run(arguments.dir.resolve(), fresh=arguments.fresh, listen=f"127.0.0.1:{port}"))
+
+
+async def run(directory: Path, *, fresh: bool, listen: str, command: Sequence[str] = EXPORTER) -> int:
+    """Run the demo in `directory` until SIGINT or SIGTERM; then end every child and return 0.
+
+    Args:
+        directory: where everything is kept, absolute; must be empty or an earlier demo's.
+        fresh: remove the earlier demo's data first.
+        listen: host:port of the exporter.
+        command: what is started as the exporter; `--config.file` is appended.
+
+    Raises:
+        ConfigError: the folder, the port or MONGODB_URI cannot be used; nothing was started.
+        ExporterError: a part did not start, or ended by itself; the others were ended.
+    """
+    work = asyncio.ensure_future(_run(directory, fresh, listen, command))
+    loop = asyncio.get_running_loop()
+    stopped = False
+
+    def stop() -> None:
+        nonlocal stopped
+        if not stopped:  # a second Ctrl-C must not cut the cleaning up short
+            stopped = True
+            work.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
+    try:
+        await work
+    except asyncio.CancelledError:
+        if not stopped:
+            raise
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+    return 0
+
+
+def ledger(directory: Path, start: int, end: int, now: int | None = None) -> dict[tuple[str, MetricName, int], float]:
+    """Return what the demo's CloudWatch holds at `now` of the periods that begin in [start, end), restarts or not.
+
+    The result maps (instance, metric, period) to percent.
+
+    Raises:
+        ConfigError: `directory` is no demo's.
+    """
+    world = _read_world(directory)
+    if world is None:
+        raise ConfigError(f"{directory} is no folder of a demo; name the one given to `demo --dir`")
+    return published(world, start, end, int(time.time()) if now is None else now)
+
+
+async def _run(directory: Path, fresh: bool, listen: str, command: Sequence[str]) -> None:
+    try:
+        from exporter.demo.aws import FakeAws  # moto takes a second to import, and only the demo needs it
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"the demo needs {error.name}; pip install 'cml-worker-exporter[demo]'") from error
+    async with AsyncExitStack() as stack:
+        _refuse_taken(listen)
+        stack.enter_context(_held(directory))
+        await _predecessor_gone(directory / MONGODB)
+        world = open_world(directory, fresh=fresh)
+        uri, mongod = _start_mongodb(stack, directory)
+        database = await _open_database(stack, uri, world, fresh)
+        aws = FakeAws(world)
+        await asyncio.to_thread(aws.publish, int(time.time()))
+        aws_url = aws.start()
+        stack.callback(aws.stop)
+        await _manage(database, world)
+        await remember(database, world)
+        background = [
+            stack.enter_context(_task(_every(lambda: 5, lambda: asyncio.to_thread(aws.publish, int(time.time()))))),
+            stack.enter_context(_task(_every(lambda: random.uniform(30, 60), lambda: _manage(database, world)))),
+        ]
+        if mongod is not None:
+            background.append(stack.enter_context(_task(_every(lambda: 1, lambda: _check(mongod)))))
+        config = directory / CONFIG
+        _write(config, _config(directory, uri, aws_url, listen))
+        exporter = await stack.enter_async_context(_child([*command, "--config.file", str(config)], _environment()))
+        background.append(stack.enter_context(_task(_ended(exporter, "the exporter"))))
+        await _first(_ready(f"http://{listen}/-/ready", "the exporter"), background)
+        endpoints = {"exporter": f"http://{listen}", "mongodb": uri, "aws": aws_url}
+        program = find()
+        if program:
+            address = f"127.0.0.1:{_port_near(9090)}"
+            start = prometheus_module.command(program, directory / PROMETHEUS, listen, address)
+            prometheus = await stack.enter_async_context(_child(start, _environment()))
+            background.append(stack.enter_context(_task(_ended(prometheus, "Prometheus"))))
+            await _first(_ready(f"http://{address}/-/ready", "Prometheus"), background)
+            endpoints["prometheus"] = f"http://{address}"
+        stack.callback((directory / ENDPOINTS).unlink, missing_ok=True)
+        _write(directory / ENDPOINTS, json.dumps(endpoints, indent=2) + "\n")
+        print(_banner(directory, endpoints), flush=True)
+        await _first(asyncio.Event().wait(), background)
+
+
+@contextmanager
+def _held(directory: Path) -> Iterator[None]:
+    """Make the folder and keep a second demo out of it."""
+    try:
+        fresh = not directory.exists() or not any(directory.iterdir())
+        if not fresh and not (directory / WORLD).exists() and not (directory / LOCK).exists():
+            raise ConfigError(f"{directory} is not empty and no demo's; name another folder with --dir")
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = (directory / LOCK).open("a")
+    except OSError as error:
+        raise ConfigError(f"--dir: {directory} cannot be used: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(f"another demo runs in {directory}; stop it or name another folder with --dir") from error
+        (directory / ENDPOINTS).unlink(missing_ok=True)  # of a demo that was killed
+        yield
+
+
+def _refuse_taken(listen: str) -> None:
+    host, _, port = listen.rpartition(":")
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, int(port)))
+    except (OSError, OverflowError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no such port"
+        raise ConfigError(
+            f"the exporter cannot listen on {listen} ({reason}); "
+            "stop what listens there, perhaps another demo, or choose another port with --port"
+        ) from error
+
+
+def open_world(directory: Path, *, fresh: bool) -> World:
+    """Return the folder's world, a new one if there is none; with `fresh`, remove the demo's data and make a new one.
+
+    Raises:
+        ConfigError: the world cannot be read.
+    """
+    world = None if fresh else _read_world(directory)
+    if world is None:
+        for name in (*_DATA, WORLD) if fresh else ():
+            path = directory / name
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        world = World(seed=SEED, start=int(time.time()))
+        _write(directory / WORLD, json.dumps({"seed": world.seed, "start": world.start}) + "\n")
+    return world
+
+
+def _read_world(directory: Path) -> World | None:
+    path = directory / WORLD
+    try:
+        content = json.loads(path.read_text())
+        return World(seed=int(content["seed"]), start=int(content["start"]))
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is damaged; start over with --fresh") from error
+
+
+def _start_mongodb(stack: AsyncExitStack, directory: Path) -> tuple[str, Mongod | None]:
+    """Return a connection string with a database: of MONGODB_URI, else of a mongod of our own that ends with the stack."""
+    given = os.environ.get("MONGODB_URI")
+    if given:
+        return with_database(given), None
+    mongod = Mongod(directory / MONGODB, _free_port())
+    stack.callback(mongod.stop)
+    mongod.start()
+    return with_database(mongod.uri), mongod
+
+
+def with_database(uri: str) -> str:
+    """Return the connection string with a database in it.
+
+    Raises:
+        ConfigError: it is no connection string.
+    """
+    try:
+        meaning = parse_uri(uri)
+    except PyMongoError as error:
+        raise ConfigError(f"MONGODB_URI is no usable connection string: {error}") from error
+    if meaning["database"]:
+        return uri
+    parts = urlsplit(uri)
+    query = parts.query
+    if meaning["username"] and "authsource" not in query.lower():
+        query += ("&" if query else "") + "authSource=admin"  # what it was while no database was named
+    return urlunsplit(parts._replace(path=f"/{DATABASE}", query=query))
+
+
+async def _predecessor_gone(data: Path) -> None:
+    """Let the mongod of a demo that was killed a moment ago finish with its files."""
+    lock = data / "mongod.lock"
+    text = lock.read_text().strip() if lock.is_file() else ""
+    deadline = time.monotonic() + _STOP_WITHIN
+    while text.isdigit() and _is_mongod(text) and time.monotonic() < deadline:  # noqa: ASYNC110  it sends us no event
+        await asyncio.sleep(0.1)
+
+
+def _is_mongod(pid: str) -> bool:
+    try:
+        return "mongod" in Path(f"/proc/{pid}/comm").read_text()
+    except OSError:
+        return False
+
+
+async def _open_database(stack: AsyncExitStack, uri: str, world: World, fresh: bool) -> AsyncDatabase[_Document]:
+    """Return the demo's database, dropped first if a fresh start is wanted; refuse one that holds anything else.
+
+    Raises:
+        StoreUnavailable: MongoDB does not answer.
+        ConfigError: the database is not empty and no demo's, or of another folder's demo.
+    """
+    client: AsyncMongoClient[_Document] = AsyncMongoClient(uri, serverSelectionTimeoutMS=5000)
+    stack.push_async_callback(client.close)
+    database = client.get_default_database()
+    mine = {"_id": "world", "seed": world.seed, "start": world.start}
+    try:
+        found = await database[STATE].find_one({"_id": "world"})
+        if found is None and await database.list_collection_names():
+            raise ConfigError(f"MONGODB_URI: database {database.name} is not empty and no demo's; name another database in it")
+        if found is not None and fresh:
+            await client.drop_database(database.name)
+        elif found not in (None, mine):
+            raise ConfigError(f"database {database.name} holds the data of another demo; start over with --fresh")
+        await database[STATE].replace_one({"_id": "world"}, mine, upsert=True)
+    except PyMongoError as error:
+        raise StoreUnavailable(f"the demo cannot use MongoDB: {error}; check MONGODB_URI or unset it") from error
+    return database
+
+
+async def _manage(database: AsyncDatabase[_Document], world: World) -> None:
+    """Write every aggregate once, as the manager does; a MongoDB that is away for a moment is only mentioned."""
+    documents = aggregates(world, int(time.time()))
+    try:
+        await database[WORKERS].bulk_write([ReplaceOne({"_id": id}, each, upsert=True) for id, each in documents.items()])
+    except PyMongoError as error:
+        print(f"the simulated manager could not write the aggregates: {error}", file=sys.stderr)
+
+
+async def _check(mongod: Mongod) -> None:
+    if _has_ended(mongod.pid):
+        raise StoreUnavailable(f"mongod ended by itself; {mongod.dbpath / LOG} says why")
+
+
+def _has_ended(child: int) -> bool:
+    # Without reaping it, for `Mongod.stop` waits for it too.
+    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+async def _every(pause: Callable[[], float], action: Callable[[], Awaitable[object]]) -> None:
+    while True:
+        await asyncio.sleep(pause())
+        await action()
+
+
+@contextmanager
+def _task(work: Coroutine[Any, Any, None]) -> Iterator["asyncio.Task[None]"]:
+    task = asyncio.create_task(work)
+    try:
+        yield task
+    finally:
+        task.cancel()
+
+
+async def _first(wanted: Coroutine[Any, Any, object], others: Sequence["asyncio.Task[None]"]) -> None:
+    """Wait for `wanted`; raise what one of the others, which never end well, raises before."""
+    task = asyncio.ensure_future(wanted)
+    try:
+        await asyncio.wait([task, *others], return_when=asyncio.FIRST_COMPLETED)
+        for other in others:
+            if other.done():
+                other.result()
+        task.result()
+    finally:
+        task.cancel()
+
+
+@asynccontextmanager
+async def _child(command: Sequence[str], environment: Mapping[str, str]) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Start a child that dies with this process, and end it on leaving.
+
+    A session of its own keeps Ctrl-C from reaching it before we have finished with it.
+    """
+    process = await asyncio.create_subprocess_exec(
+        *command, env=environment, stdin=asyncio.subprocess.DEVNULL, start_new_session=True, preexec_fn=_die_with_parent()
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                await asyncio.wait_for(process.wait(), _STOP_WITHIN)
+            except TimeoutError:
+                process.kill()
+                await process.wait()
+
+
+def _die_with_parent() -> Callable[[], None]:
+    """Return what a child does between fork and exec, so that kill -9 of this process ends it too (Linux only)."""
+    if not sys.platform.startswith("linux"):
+        return lambda: None
+    prctl, parent = ctypes.CDLL(None, use_errno=True).prctl, os.getpid()
+
+    def arrange() -> None:
+        prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG; the exporter survives a kill, its end must not depend on its health
+        if os.getppid() != parent:  # too late for the signal
+            os._exit(1)
+
+    return arrange
+
+
+def _environment() -> dict[str, str]:
+    """Return the exporter's environment: no credential, profile or setting of the user's but the log's."""
+    kept = {
+        name: text
+        for name, text in os.environ.items()
+        if not name.startswith(("AWS_", ENV_PREFIX)) or name.startswith(f"{ENV_PREFIX}LOG__")
+    }
+    return kept | {
+        "AWS_ACCESS_KEY_ID": "demo",
+        "AWS_SECRET_ACCESS_KEY": "demo",
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "NO_PROXY": "127.0.0.1",
+        "no_proxy": "127.0.0.1",
+    }
+
+
+async def _ended(process: asyncio.subprocess.Process, name: str) -> None:
+    status = await process.wait()
+    raise ExporterError(f"{name} ended by itself with status {status}; its own lines above say why")
+
+
+async def _ready(url: str, name: str) -> None:
+    """Wait until a child says it is ready.
+
+    Raises:
+        ExporterError: it did not within 90 s.
+    """
+    deadline = time.monotonic() + _READY_WITHIN
+    while not await asyncio.to_thread(_answers, url):
+        if time.monotonic() > deadline:
+            raise ExporterError(f"{name} was not ready within {_READY_WITHIN:g} s; its lines above say why")
+        await asyncio.sleep(0.2)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with build_opener(ProxyHandler({})).open(url, timeout=2) as response:
+            return bool(response.status == 200)
+    except HTTPError as error:
+        error.close()
+    except (URLError, TimeoutError, ConnectionError):
+        pass  # not listening yet
+    return False
+
+
+def _config(directory: Path, uri: str, aws_url: str, listen: str) -> str:
+    def section(**settings: object) -> str:
+        return yaml.safe_dump(settings, sort_keys=False)
+
+    return (
+        "# Written by `cml-worker-exporter demo` at every start; your changes are lost.\n"
+        + section(mongodb={"uri": uri}, cloudwatch={"endpoint_url": aws_url})
+        + "# The fake CloudWatch never publishes late, so an empty answer may be believed soon: the last day is there in two\n"
+        "# minutes. Against AWS keep the default of 1h.\n"
+        + section(give_up="10m")
+        + "# An hour more than the default, so that a whole day of 288 samples is filled at once.\n"
+        + section(heal="25h")
+        + section(data_dir=str(directory / OUTBOX), web={"listen_address": [listen]})
+    )
+
+
+def _banner(directory: Path, endpoints: Mapping[str, str]) -> str:
+    url, folder = endpoints["exporter"], _shown(directory)
+    shown = endpoints["mongodb"] if "@" not in endpoints["mongodb"] else f"your MONGODB_URI (in {folder / ENDPOINTS})"
+    count = (
+        f'import json, pymongo; uri = json.load(open({json.dumps(str(folder / ENDPOINTS))}))["mongodb"]; '
+        "history = pymongo.MongoClient(uri).get_default_database().worker_metrics_timeseries; "
+        'group = {"_id": "$worker_id", "samples": {"$sum": 1}, "cpu": {"$avg": "$cpu_utilization"}}; '
+        'print(*history.aggregate([{"$group": group}]), sep="\\n")'
+    )
+    return f"""
+The demo is up: 12 simulated workers in us-east-1 and eu-west-1.
+
+  exporter  {url}
+  metrics   {url}/metrics
+  MongoDB   {shown}
+  fake AWS  {endpoints["aws"]}
+  {_prometheus_line(endpoints)}
+
+Try, in another shell:
+
+  curl -s {url}/metrics | grep ^cml_worker_cpu
+  curl -s {url}/api/workers
+  {shlex.quote(str(_shown(Path(sys.executable))))} -c {shlex.quote(count)}
+
+{_queries(endpoints)}The history begins two weeks ago; its last day fills within two minutes.
+Eight workers ran all day and get 288 samples of it each.
+Ctrl-C ends everything. The data stays in {folder} for the next start; --fresh starts over.
+"""
+
+
+def _prometheus_line(endpoints: Mapping[str, str]) -> str:
+    if "prometheus" in endpoints:
+        return f"Prometheus  {endpoints['prometheus']}"
+    return f"(no Prometheus: it is not on PATH; {INSTALL})"
+
+
+def _queries(endpoints: Mapping[str, str]) -> str:
+    if "prometheus" not in endpoints:
+        return ""
+    lines = [f"  # {what}\n  {query}" for what, query in QUERIES.items()]
+    return "Three queries worth trying in Prometheus:\n\n" + "\n".join(lines) + "\n\n"
+
+
+def _shown(path: Path) -> Path:
+    """Return the path as short as it can be typed here."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _write(path: Path, text: str) -> None:
+    """Replace a file in one step; only its owner may read it, for connection strings hold passwords."""
+    draft = path.with_name(path.name + ".tmp")
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(text)
+    draft.replace(path)
+
+
+def _port_near(wanted: int) -> int:
+    """Return the usual port, or a free one where it is taken."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", wanted))
+        except OSError:
+            return _free_port()
+        return wanted
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

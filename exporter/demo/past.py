@@ -1,0 +1,61 @@
+"""The demo's past: two weeks of history as an exporter that ran all the time would have mirrored them.
+
+So that the dashboards have a week before to compare with. The newest day is the exporter's, which fills it from CloudWatch.
+"""
+
+import asyncio
+import time
+
+from pymongo.errors import PyMongoError
+
+from exporter.core.errors import StoreUnavailable
+from exporter.core.periods import DAY, HOUR, to_seconds
+from exporter.demo.fleet import PERIOD, World, fleet, samples
+from exporter.storage.mongo import Database
+from exporter.storage.repository import WorkerMetricsRepository
+
+HISTORY = "worker_metrics_timeseries"
+"""The collection that the exporter's settings name unless they say otherwise."""
+STATE = "demo_state"
+"""The collection that marks a database as a demo's: which world it belongs to, and whether that has its past."""
+SEED = 20251116
+DAYS = 15
+_RETENTION = 30 * DAY
+_OVERLAP = 2 * HOUR
+"""Of this and what the exporter fills, which depends on when it is started; what is there already it leaves alone."""
+
+
+async def remember(database: Database, world: World) -> int:
+    """Write the fleet's past if it is not there yet, and return how many samples that were.
+
+    Raises:
+        StoreError: MongoDB does not answer, or the collection is not a history of the demo's period.
+    """
+    mark = {"_id": "past", "start": world.start}
+    try:
+        if await database[STATE].find_one(mark):
+            return 0
+        written = await _write(database, world)
+        await database[STATE].replace_one({"_id": "past"}, mark, upsert=True)
+    except PyMongoError as error:
+        raise StoreUnavailable(f"the demo cannot use MongoDB: {error}; check MONGODB_URI") from error
+    return written
+
+
+async def _write(database: Database, world: World) -> int:
+    history = WorkerMetricsRepository(database, collection=HISTORY, period=PERIOD, retention=_RETENTION, apply_retention=False)
+    await history.ensure_collection()
+    while True:
+        if await history.quiesce():  # else an earlier start was ended while it wrote
+            break
+        await asyncio.sleep(0.1)
+    end = world.begin + _OVERLAP
+    start = max(end - DAYS * DAY, int(time.time()) - _RETENTION + DAY)
+    workers = fleet(world)
+    there = await history.timestamps([worker.id for worker in workers], start)
+    written = 0
+    for worker in workers:
+        past = samples(world, worker, start, end)
+        lacking = [sample for sample in past if to_seconds(sample.timestamp) not in there[worker.id]]
+        written += await history.add_samples(lacking)
+    return written

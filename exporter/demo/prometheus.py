@@ -1,0 +1,85 @@
+"""The demo's Prometheus: the repository's own configuration, with the demo's addresses in place of the stack's."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from exporter.core.errors import ConfigError
+
+SOURCE = Path(__file__).parents[2] / "prometheus"
+"""The folder of the checkout; an installed package has none."""
+INSTALL = "apt-get install prometheus, or https://prometheus.io/download/"
+STACK = "exporter:9877"
+"""The address by which the configuration knows the exporter: the service of docker-compose.yml."""
+
+QUERIES: Mapping[str, str] = {
+    "who is busy now": "topk(3, cml_worker_cpu_utilization_ratio)",
+    "who runs without a lab": "count by (region) (max by (worker_id, region) (cml_worker_active_labs) == 0)",
+    "each worker's daily average, from the history: before this Prometheus ran, and of workers that are gone": (
+        'avg_over_time(cml_worker_cpu_utilization_ratio{store="history"}[1d])'
+    ),
+}
+
+
+def find() -> Path | None:
+    """Return the program, None where it is not installed."""
+    found = shutil.which("prometheus")
+    return Path(found) if found else None
+
+
+def command(program: Path, folder: Path, exporter: str, listen: str) -> list[str]:
+    """Write the configuration into `folder` and return how to start Prometheus with it.
+
+    Args:
+        program: of Prometheus.
+        folder: of the demo; the configuration and the data go below it.
+        exporter: host:port of the exporter.
+        listen: host:port of Prometheus.
+
+    Raises:
+        ConfigError: the checkout's configuration is not there, or cannot be read.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "prometheus.yml"
+    file.write_text(
+        "# Written by `cml-worker-exporter demo` at every start from prometheus/prometheus.yml; your changes are lost.\n"
+        + yaml.safe_dump(configuration(SOURCE, exporter), sort_keys=False)
+    )
+    return [
+        str(program),
+        f"--config.file={file}",
+        f"--storage.tsdb.path={folder / 'data'}",
+        f"--web.listen-address={listen}",
+        "--log.level=warn",
+    ]
+
+
+def configuration(source: Path, exporter: str) -> dict[str, Any]:
+    """Return the configuration in `source` for an exporter at another address, no Alertmanager and no node_exporters.
+
+    Raises:
+        ConfigError: there is none, or it cannot be read.
+    """
+    try:
+        content: dict[str, Any] = yaml.safe_load((source / "prometheus.yml").read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(
+            f"{source / 'prometheus.yml'} cannot be read ({error}); the demo's Prometheus needs a checkout"
+        ) from error
+    # The simulated workers have addresses, but they are nobody's, or somebody else's: nothing must be sent there.
+    content["scrape_configs"] = [job for job in content["scrape_configs"] if "http_sd_configs" not in job]
+    content.pop("alerting", None)  # there is nobody to alert; the alerts are on Prometheus' own page
+    content["rule_files"] = [str(source / pattern) for pattern in content.get("rule_files", ())]
+    replaced: dict[str, Any] = _replaced(content, exporter)
+    return replaced
+
+
+def _replaced(value: Any, exporter: str) -> Any:  # noqa: ANN401  # any part of a YAML document
+    if isinstance(value, dict):
+        return {key: _replaced(each, exporter) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_replaced(each, exporter) for each in value]
+    return value.replace(STACK, exporter) if isinstance(value, str) else value

@@ -1,0 +1,226 @@
+"""CloudWatch as an archive: what it still has of one worker, for history older than MongoDB's and for `/resources`.
+
+People ask this, again and again for the same chart, and every metric asked for is billed. So answers are kept: those of windows
+long past until newer ones need the room, those of recent windows for a minute. Older history is asked for in whole pieces of
+`CHUNK` datapoints, since the price is per metric and not per datapoint; so the next page, and the next chart, find it here.
+
+Belongs to one event loop: that of the CloudWatch it asks.
+"""
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Generic, NamedTuple, TypeVar
+
+from exporter.core.errors import RejectedQuery, SourceError
+from exporter.core.model import Answer, Dimensions, InventoryEntry, Listing, Worker
+from exporter.core.periods import DAY, align, align_up
+from exporter.history.segments import MARGIN, reach
+from exporter.pipeline.collector import LISTING_AGE, MetricSource
+from exporter.pipeline.lifecycle import stays
+from exporter.sources.cloudwatch.client import INSTANCE_ID, RECENT, all_memory_series, instance_queries
+from exporter.storage.rows import Point
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+CHUNK = 2016
+"""Datapoints of one metric asked for at once: a week of five minutes. GetMetricData answers up to 100,800."""
+FINAL = DAY
+"""Seconds after which CloudWatch does not change a datapoint any more; EC2's and the agent's come within minutes."""
+FRESH = 60
+"""How long the answer about a more recent window is used, in seconds."""
+MAX_DATAPOINTS = 200_000
+"""Datapoints kept, at some 110 bytes."""
+CALLS = 4
+"""Calls under way at once: a long look back must not take all places of the live rounds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Points:
+    """Period start → percent, of one instance in one window."""
+
+    cpu: Mapping[int, float]
+    memory: Mapping[int, float]
+
+
+class _Window(NamedTuple):
+    """One GetMetricData call."""
+
+    region: str
+    instance: str
+    instance_type: str | None
+    start: int
+    end: int
+    resolution: int
+
+
+class Archive:
+    """CloudWatch's memory of single workers, behind caches of its own.
+
+    Args:
+        source: where it is asked; shared with the collector, and with it budget, pace and counters.
+        wall: UTC seconds, to tell a recent window from an old one.
+        monotonic: seconds, for the age of what is kept.
+    """
+
+    def __init__(
+        self,
+        source: MetricSource,
+        *,
+        wall: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._source = source
+        self._wall = wall
+        self._points: _Shelf[_Window, Points] = _Shelf(monotonic, lambda points: len(points.cpu) + len(points.memory))
+        self._listings: _Shelf[tuple[str, bool], Listing] = _Shelf(monotonic, lambda listing: len(listing.series))
+        self._slots = asyncio.Semaphore(CALLS)
+
+    async def points(
+        self, worker: Worker, entry: InventoryEntry | None, start: int, end: int, resolution: int, limit: int
+    ) -> list[Point]:
+        """Return what there is of a worker in [start, end), oldest first, at most `limit` of it.
+
+        Args:
+            worker: as it is now; its instance counts only where `entry` knows none.
+            entry: which instances the worker ran on, and when.
+            start: UTC second.
+            end: UTC second.
+            resolution: seconds a datapoint stands for, one that CloudWatch still has in that range.
+            limit: 1 or more; as many chunks are read as it takes.
+
+        Raises:
+            SourceError: CloudWatch does not answer.
+        """
+        length = CHUNK * resolution
+        start = align_up(start, resolution)
+        if worker.created_at is not None:
+            start = max(start, align(worker.created_at, resolution))  # the years before it existed cost nothing
+        found: list[Point] = []
+        while start < end and len(found) < limit:
+            # As many at once as a full worker would need, so that a long range is not a queue of calls.
+            until = min(end, align(start, length) + length * (1 + (limit - len(found)) // CHUNK))
+            now = int(self._wall())
+            newest, oldest = align_up(now, resolution), align_up(now - reach(resolution) + MARGIN // 2, resolution)
+            # The oldest chunk begins before `start`, but never before what CloudWatch still has at this resolution.
+            begins = [(max(at, oldest), at + length) for at in range(align(start, length), until, length)]
+            ends = [(at, min(end_, max(newest, at + resolution))) for at, end_ in begins if at < end_]
+            for part in await asyncio.gather(*(self._chunk(worker, entry, at, end_, resolution) for at, end_ in ends)):
+                found += (point for point in part if start <= point.start < until)
+            start = until
+        return found[:limit]
+
+    async def window(self, worker: Worker, entry: InventoryEntry | None, start: int, end: int, resolution: int) -> list[Point]:
+        """Return all there is in exactly [start, end), multiples of `resolution`; raises SourceError."""
+        if start >= end:
+            return []
+        step = CHUNK * resolution
+        parts = await asyncio.gather(
+            *(self._chunk(worker, entry, at, min(at + step, end), resolution) for at in range(start, end, step))
+        )
+        return [point for part in parts for point in part]
+
+    async def _chunk(self, worker: Worker, entry: InventoryEntry | None, start: int, end: int, resolution: int) -> list[Point]:
+        """Join what each instance measured while it may have been the worker; the newest instance wins (rule 4)."""
+        cpu: dict[int, float] = {}
+        memory: dict[int, float] = {}
+        instance_type = worker.instance_type or (entry.instance_type if entry else None)
+        asked: dict[tuple[str, str], Awaitable[Points]] = {}
+        pieces = stays(entry, worker, start, end, resolution)
+        for _, _, region, instances in pieces:
+            for instance in instances:
+                if region and (region, instance) not in asked:
+                    asked[region, instance] = self._ask(_Window(region, instance, instance_type, start, end, resolution))
+        answers = dict(zip(asked, await asyncio.gather(*asked.values()), strict=True))
+        for first, last, region, instances in pieces:
+            for instance in reversed(instances):  # a newer one overwrites
+                points = answers.get((region, instance), Points({}, {}))
+                for target, values in ((cpu, points.cpu), (memory, points.memory)):
+                    target.update((at, value) for at, value in values.items() if first <= at < last)
+        return [Point(at, cpu.get(at), memory.get(at)) for at in sorted(cpu.keys() | memory.keys())]
+
+    async def _ask(self, window: _Window) -> Points:
+        final = window.end + FINAL <= self._wall()
+        return await self._points.get(window, partial(self._call, window), None if final else FRESH)
+
+    async def _call(self, window: _Window) -> Points:
+        queries = instance_queries(window.instance, await self._series(window))
+        try:
+            async with self._slots:
+                answers = await self._source.get_metric_data(
+                    window.region, queries, window.start, window.end, window.resolution
+                )
+        except RejectedQuery:
+            if INSTANCE_ID.fullmatch(window.instance):
+                raise
+            return Points({}, {})  # CloudWatch never holds data of an id it refuses to look up
+        given = [answers.by_query[query] for query in queries]
+        if not all(answer.complete for answer in given):
+            raise SourceError(
+                "cloudwatch",
+                "PartialData",
+                f"CloudWatch in {window.region} answered only in part about {window.instance}; ask again in a moment",
+                region=window.region,
+            )
+        return Points(given[0].values, _first_wins(given[1:]))
+
+    async def _series(self, window: _Window) -> tuple[Dimensions, ...]:
+        """The memory series of an instance, the most likely one first; the plainest where none is listed any more.
+
+        ListMetrics forgets a series two weeks after its last datapoint, so of older instances only a guess is left.
+        """
+        recent = window.start >= self._wall() - RECENT
+        listing = await self._listings.get(
+            (window.region, recent), partial(self._source.list_memory, window.region, recent=recent), LISTING_AGE
+        )
+        return all_memory_series([listing], window.instance, window.instance_type) or ((("InstanceId", window.instance),),)
+
+
+def _first_wins(answers: Sequence[Answer]) -> dict[int, float]:
+    values: dict[int, float] = {}
+    for answer in reversed(answers):
+        values.update(answer.values)
+    return values
+
+
+class _Shelf(Generic[K, V]):
+    """Answers by question, the least recently used given up first; who asks what is being asked waits for that answer.
+
+    A failure is not kept. `size` weighs an answer; together they weigh at most MAX_DATAPOINTS.
+    """
+
+    def __init__(self, monotonic: Callable[[], float], size: Callable[[V], int]) -> None:
+        self._monotonic = monotonic
+        self._size = size
+        self._kept: OrderedDict[K, tuple[float, asyncio.Task[V]]] = OrderedDict()
+        self._sizes: dict[K, int] = {}
+
+    async def get(self, key: K, ask: Callable[[], Awaitable[V]], seconds: float | None) -> V:
+        """Return the answer to `key`, from `ask` if it is not here; keep it for `seconds`, None: as long as there is room."""
+        until, task = self._kept.get(key, (0.0, None))
+        if task is None or (task.done() and self._monotonic() >= until):
+            task = asyncio.ensure_future(_await(ask))
+            self._kept[key] = (float("inf") if seconds is None else self._monotonic() + seconds, task)
+            self._sizes.pop(key, None)
+            task.add_done_callback(partial(self._settle, key))
+        self._kept.move_to_end(key)
+        return await asyncio.shield(task)  # whoever gives up waiting takes nothing from the others
+
+    def _settle(self, key: K, task: asyncio.Task[V]) -> None:
+        if self._kept.get(key, (0.0, None))[1] is not task:
+            return
+        if task.cancelled() or task.exception() is not None:
+            del self._kept[key]
+            return
+        self._sizes[key] = 1 + self._size(task.result())
+        while sum(self._sizes.values()) > MAX_DATAPOINTS and len(self._sizes) > 1:
+            oldest = next(key for key in self._kept if key in self._sizes)
+            del self._kept[oldest], self._sizes[oldest]
+
+
+async def _await(ask: Callable[[], Awaitable[V]]) -> V:
+    return await ask()

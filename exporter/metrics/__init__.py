@@ -1,0 +1,1 @@
+"""Numbers to text: the exposition format and the exporter metrics."""

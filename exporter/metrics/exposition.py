@@ -1,0 +1,216 @@
+"""The worker block of /metrics: gauges → bytes of the text format 0.0.4, rendered and compressed once per round.
+
+`render` joins strings directly, because prometheus_client needs a second for 10,000 workers; `families` says the same through
+prometheus_client, and a test compares both byte by byte. Names, helps and labels come from the catalog only.
+"""
+
+import struct
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from operator import attrgetter
+
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.utils import floatToGoString
+
+from exporter.core.catalog import (
+    ACTIVE_LABS,
+    CPU,
+    CREATED,
+    INFO,
+    LAST_ACTIVITY,
+    MEMORY,
+    SAMPLE_TIME,
+    STATUS,
+    WORKER_LABELS,
+    WORKER_METRICS,
+    Metric,
+)
+from exporter.core.model import STATUSES, OwnMetrics, Snapshot, WorkerGauges
+from exporter.core.settings import ExtraGauge
+
+LONGEST_LABEL = 1024
+"""Characters. A longer text is cut: Prometheus keeps every label value in memory and repeats it in each answer, and with a
+`label_value_length_limit` it refuses the whole scrape because of one. Ids are never that long (`workers.LONGEST_ID`)."""
+
+
+def snapshot(gauges: Sequence[WorkerGauges], extra: Sequence[ExtraGauge], fresh_until: float) -> Snapshot:
+    """Render and compress a round; work for a thread.
+
+    Args:
+        gauges: one per worker.
+        extra: the gauges of `workers.extra`.
+        fresh_until: UTC second of the local clock from which on the block is left out of /metrics.
+    """
+    body = render(gauges, extra)
+    # Level 1 takes a third of the default's time for a few percent more bytes. Flushed before its end, so that the routes can
+    # continue the member: curl, wget and browsers read only the first of several.
+    packer = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS | 16)
+    gzipped = packer.compress(body) + packer.flush(zlib.Z_SYNC_FLUSH) + packer.flush()
+    return Snapshot(tuple(gauges), body, gzipped, fresh_until)
+
+
+def deflated(text: bytes) -> bytes:
+    """Compress text into what can follow a gzip member's flush: raw deflate blocks, the last one marked as such."""
+    packer = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS)
+    return packer.compress(text) + packer.flush()
+
+
+_FLUSHED = b"\x00\x00\xff\xff\x03\x00"
+"""How deflate data ends that was flushed (Z_SYNC_FLUSH) before its empty last block."""
+_EMPTY = zlib.compress(b"", 1, zlib.MAX_WBITS | 16)
+
+
+def continued(member: bytes, own: OwnMetrics) -> bytes:
+    """Append the exporter's own metrics to a gzip member of `snapshot`, or make one of them alone where it is empty.
+
+    A second member would be correct (RFC 1952, 2.2), but curl, wget, chromium and httpx read only the first. So the member,
+    which ends with a flush, is reopened: its last block, which is empty, and its trailer give way to the rest.
+    """
+    if not member:
+        checksum, size, begun = 0, 0, memoryview(_EMPTY)[:-10]
+    else:
+        assert member.endswith(_FLUSHED, 0, -8), "not a member that `snapshot` made"
+        (checksum, size), begun = struct.unpack("<II", member[-8:]), memoryview(member)[:-10]
+    trailer = struct.pack("<II", zlib.crc32(own.text, checksum), (size + len(own.text)) % 2**32)
+    return b"".join((begun, own.deflated, trailer))
+
+
+def render(gauges: Sequence[WorkerGauges], extra: Sequence[ExtraGauge]) -> bytes:
+    """Return the block as prometheus_client would, byte for byte: the catalog's families, then `workers.extra`.
+
+    Status, labs and extra gauges of a worker whose `show_state` is false are left out; so is every value that is None.
+    """
+    ids = [(_escaped(gauge.worker.region), _escaped(gauge.worker.id)) for gauge in gauges]
+    lines: list[str] = []
+    for metric in (*WORKER_METRICS, *map(_extra_metric, extra)):
+        lines.append(f"# HELP {metric.name} {_escaped_help(metric.help)}\n# TYPE {metric.name} {metric.kind}\n")
+        lines += _LINES.get(metric.name, _plain_lines)(metric, gauges, ids)
+    return "".join(lines).encode()
+
+
+def families(gauges: Sequence[WorkerGauges], extra: Sequence[ExtraGauge]) -> Iterator[GaugeMetricFamily]:
+    """Yield the same block as prometheus_client's own families."""
+    for metric in (*WORKER_METRICS, *map(_extra_metric, extra)):
+        family = GaugeMetricFamily(metric.name, metric.help, labels=metric.labels)
+        for gauge in gauges:
+            for further, value in _samples(metric, gauge):
+                labels = {"worker_id": gauge.worker.id, "region": gauge.worker.region, **further}
+                family.add_metric([_cut(labels[name]) for name in metric.labels], value)
+        yield family
+
+
+def _extra_metric(gauge: ExtraGauge) -> Metric:
+    return Metric(gauge.metric, "gauge", gauge.help, "", WORKER_LABELS, "aggregate")
+
+
+def _ratio(percent: float | None) -> float | None:
+    return None if percent is None else percent / 100
+
+
+_PLAIN: Mapping[str, Callable[[WorkerGauges], float | None]] = {
+    CPU.name: lambda gauge: _ratio(gauge.cpu),
+    MEMORY.name: lambda gauge: _ratio(gauge.memory),
+    ACTIVE_LABS.name: lambda gauge: gauge.worker.active_labs if gauge.show_state else None,
+    LAST_ACTIVITY.name: lambda gauge: gauge.worker.last_activity_at,
+    CREATED.name: lambda gauge: gauge.worker.created_at,
+}
+"""The families with one series a worker; `_value` adds those of `workers.extra`."""
+
+_TIMES: Mapping[str, Callable[[WorkerGauges], int | None]] = {
+    "cpu": lambda gauge: gauge.cpu_time,
+    "memory": lambda gauge: gauge.memory_time,
+    "state": lambda gauge: gauge.observed_at,
+}
+"""The `metric` label of the sample times."""
+
+_FACTS = tuple(name for name in INFO.labels if name not in WORKER_LABELS)
+"""The descriptive labels, which are attributes of Worker by the same names."""
+
+
+def _value(name: str) -> Callable[[WorkerGauges], float | None]:
+    return _PLAIN.get(name) or (lambda gauge: dict(gauge.worker.extra).get(name) if gauge.show_state else None)
+
+
+def _samples(metric: Metric, gauge: WorkerGauges) -> Iterator[tuple[dict[str, str], float]]:
+    """Yield one worker's series of a family: the labels beyond worker_id and region, and the value."""
+    if metric is INFO:
+        yield {name: getattr(gauge.worker, name) or "" for name in _FACTS}, 1
+    elif metric is STATUS:
+        yield from (({"status": status}, status == gauge.worker.status) for status in STATUSES if gauge.show_state)
+    elif metric is SAMPLE_TIME:
+        yield from (({"metric": name}, time) for name, of in _TIMES.items() if (time := of(gauge)) is not None)
+    elif (value := _value(metric.name)(gauge)) is not None:
+        yield {}, value
+
+
+# From here on the same for speed: a %-template per line, whose labels are in order and whose fixed ones are filled in.
+
+Ids = Sequence[tuple[str, str]]
+"""(region, worker_id) of each gauge, escaped, in the order in which the sorted labels name them."""
+
+
+def _template(metric: Metric, /, **fixed: str) -> str:
+    labels = ",".join(f'{name}="{fixed.get(name, "%s")}"' for name in sorted(metric.labels))
+    return f"{metric.name}{{{labels}}} "
+
+
+_STATUS_LINES = {
+    status: "".join(f"{_template(STATUS, status=each)}{'1.0' if each == status else '0.0'}\n" for each in STATUSES)
+    for status in STATUSES
+}
+"""All the lines of a worker that is in this status."""
+
+_INFO_VALUES = attrgetter(*({"worker_id": "id"}.get(name, name) for name in sorted(INFO.labels)))
+
+
+def _plain_lines(metric: Metric, gauges: Sequence[WorkerGauges], ids: Ids) -> Iterable[str]:
+    template, values = _template(metric) + "%s\n", map(_value(metric.name), gauges)
+    pairs = zip(values, ids, strict=True)
+    return [template % (region, worker_id, _text(value)) for value, (region, worker_id) in pairs if value is not None]
+
+
+def _info_lines(metric: Metric, gauges: Sequence[WorkerGauges], ids: Ids) -> Iterable[str]:
+    template = _template(metric) + "1.0\n"
+    return [template % tuple(map(_escaped, _INFO_VALUES(gauge.worker))) for gauge in gauges]
+
+
+def _status_lines(metric: Metric, gauges: Sequence[WorkerGauges], ids: Ids) -> Iterable[str]:
+    pairs = zip(gauges, ids, strict=True)
+    return [_STATUS_LINES[gauge.worker.status] % (pair * len(STATUSES)) for gauge, pair in pairs if gauge.show_state]
+
+
+def _time_lines(metric: Metric, gauges: Sequence[WorkerGauges], ids: Ids) -> Iterable[str]:
+    templates = [(_template(metric, metric=name) + "%s\n", of) for name, of in _TIMES.items()]
+    for gauge, (region, worker_id) in zip(gauges, ids, strict=True):
+        for template, of in templates:
+            time = of(gauge)
+            if time is not None:
+                yield template % (region, worker_id, _text(time))
+
+
+_LINES = {INFO.name: _info_lines, STATUS.name: _status_lines, SAMPLE_TIME.name: _time_lines}
+
+
+def _text(value: float) -> str:
+    # Below a million Go and Python agree, and the client's conversion is the dearest part of a line.
+    return repr(float(value)) if 0 <= value < 1e6 else _large(value)
+
+
+@lru_cache(maxsize=32768)
+def _large(value: float) -> str:
+    """Times, nearly always: workers share the ends of their periods, and the other times rarely change between rounds."""
+    text: str = floatToGoString(value)  # type: ignore[no-untyped-call]
+    return text
+
+
+def _cut(text: str) -> str:
+    return text[:LONGEST_LABEL]
+
+
+def _escaped(text: str | None) -> str:
+    return _cut(text or "").replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+
+
+def _escaped_help(text: str) -> str:
+    return text.replace("\\", r"\\").replace("\n", r"\n")

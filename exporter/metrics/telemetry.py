@@ -1,0 +1,135 @@
+"""The exporter's own counters and gauges, built from the catalog on a registry that is passed in (never the global one)."""
+
+import platform
+from collections.abc import Iterable
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from exporter import __version__
+from exporter.core.budget import BUDGET_STATES, Budget, BudgetState, dollars
+from exporter.core.catalog import METRICS_BY_NAME
+from exporter.core.model import METRICS, OwnMetrics
+from exporter.metrics.exposition import deflated
+
+
+class OptionalGauge(Collector):
+    """A gauge without labels that is absent until it has a value: a time that never was must not read 1970."""
+
+    def __init__(self, name: str, registry: CollectorRegistry) -> None:
+        self.value: float | None = None
+        self._metric = METRICS_BY_NAME[name]
+        registry.register(self)
+
+    def describe(self) -> Iterable[GaugeMetricFamily]:
+        """Name the family for the registry's check of duplicates."""
+        return [GaugeMetricFamily(self._metric.name, self._metric.help)]
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        """Yield the family, empty while there is no value."""
+        yield GaugeMetricFamily(self._metric.name, self._metric.help, value=self.value)
+
+
+class Telemetry:
+    """One attribute for each of the catalog's exporter metrics, plus process_* and python_info."""
+
+    def __init__(self, registry: CollectorRegistry, *, revision: str = "") -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # the catalog has no _created series
+        self.registry = registry
+
+        def gauge(name: str) -> Gauge:
+            metric = METRICS_BY_NAME[f"cml_exporter_{name}"]
+            return Gauge(metric.name, metric.help, metric.labels, registry=registry)
+
+        def counter(name: str) -> Counter:
+            metric = METRICS_BY_NAME[f"cml_exporter_{name}"]
+            return Counter(metric.name, metric.help, metric.labels, registry=registry)
+
+        self.build_info = gauge("build_info")
+        self.build_info.labels(__version__, revision, platform.python_version()).set(1)
+        self.leader = OptionalGauge("cml_exporter_leader", registry)
+        self.source_up = gauge("source_up")
+        self.source_duration = gauge("source_duration_seconds")
+        self.source_last_success = gauge("source_last_success_timestamp_seconds")
+        self.workers_skipped = gauge("workers_skipped")
+        self.requests = counter("cloudwatch_requests_total")
+        self.request_failures = counter("cloudwatch_request_failures_total")
+        self.metrics_requested = counter("cloudwatch_metrics_requested_total")
+        self.estimated_cost = counter("cloudwatch_estimated_cost_dollars_total")
+        self.day_cost = gauge("cloudwatch_day_cost_dollars")
+        self.budget = OptionalGauge("cml_exporter_cloudwatch_budget_dollars", registry)
+        self.budget_state = gauge("cloudwatch_budget_state")
+        self.outbox_samples = gauge("outbox_samples")
+        self.outbox_oldest = OptionalGauge("cml_exporter_outbox_oldest_timestamp_seconds", registry)
+        self.samples_dropped = counter("samples_dropped_total")
+        self.mirror_samples = counter("mirror_samples_total")
+        self.mirror_failures = counter("mirror_failures_total")
+        self.mirror_last_success = OptionalGauge("cml_exporter_mirror_last_success_timestamp_seconds", registry)
+        self.samples_healed = counter("samples_healed_total")
+        self.samples_unavailable = counter("samples_unavailable_total")
+        for metric in METRICS:  # from 0 on: increase() does not see a counter's first value
+            self.samples_unavailable.labels(metric)
+        self.mirrored = 0
+        """Samples inserted since the start, for the log."""
+        self.dollars = 0.0
+        """Estimated cost since the start, for the log."""
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        self.own = OwnMetrics(b"", b"")
+        """All of it as it was at the last `refresh`."""
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read /proc, render and compress; safe from any thread.
+
+        Ahead of the scrapes, because it is dozens of system calls and milliseconds of Python, and after each the thread queues
+        for the interpreter behind those of a round: that was most of the slowest percent of scrapes.
+        """
+        text = generate_latest(self.registry)
+        self.own = OwnMetrics(text, deflated(text))
+
+    def source_succeeded(self, source: str, region: str, at: float, seconds: float) -> None:
+        """Note a successful reading of a source that ended at the UTC second `at`."""
+        self.source_up.labels(source, region).set(1)
+        self.source_duration.labels(source, region).set(seconds)
+        self.source_last_success.labels(source, region).set(at)
+
+    def source_failed(self, source: str, region: str, seconds: float) -> None:
+        """Note a failed reading; the time of the last success stays."""
+        self.source_up.labels(source, region).set(0)
+        self.source_duration.labels(source, region).set(seconds)
+
+    def source_gone(self, source: str, region: str) -> None:
+        """Nothing is read there any more."""
+        for gauge in (self.source_up, self.source_duration, self.source_last_success):
+            gauge.remove(source, region)
+
+    def metrics_were_requested(self, region: str, count: int) -> None:
+        """Count `count` queries of one GetMetricData call, which is what AWS bills."""
+        self.metrics_requested.labels(region).inc(count)
+        self.estimated_cost.inc(dollars(count))
+        self.dollars += dollars(count)
+
+    def show_budget(self, budget: Budget, state: BudgetState) -> None:
+        """Say what today has cost, and what the budget allows."""
+        self.day_cost.set(dollars(budget.spent()[1]))
+        self.budget.value = budget.max_usd
+        for each in BUDGET_STATES:
+            self.budget_state.labels(each).set(each == state)
+
+    def samples_were_mirrored(self, *, inserted: int, already_present: int, rejected: int, healed: int) -> None:
+        """Count what became of one batch of the mirror; `healed` is a part of `inserted`."""
+        self.mirror_samples.labels("inserted").inc(inserted)
+        self.mirror_samples.labels("already_present").inc(already_present)
+        self.mirror_samples.labels("rejected").inc(rejected)
+        self.samples_healed.inc(healed)
+        self.mirrored += inserted

@@ -1,0 +1,1 @@
+"""The write path: worker documents and datapoints become samples, exactly once."""

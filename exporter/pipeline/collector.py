@@ -1,0 +1,669 @@
+"""The observing and the asking loop: sources → lifecycle → outbox, and the Snapshot that /metrics serves.
+
+Neither loop waits for the other, none overlaps itself. What a round does to the outbox is in `rounds`, why is in `lifecycle`.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Protocol
+
+from exporter.core import logs
+from exporter.core.budget import Budget, BudgetState
+from exporter.core.errors import ExporterError, RejectedQuery, SourceError, StoreError
+from exporter.core.model import (
+    METRICS,
+    Answer,
+    Answers,
+    Datapoint,
+    Dimensions,
+    Fleet,
+    InventoryEntry,
+    Listing,
+    MetricName,
+    Query,
+    Snapshot,
+)
+from exporter.core.periods import align, format_duration, next_tick
+from exporter.core.settings import Settings
+from exporter.metrics import exposition
+from exporter.metrics.telemetry import Telemetry
+from exporter.pipeline import lifecycle
+from exporter.pipeline.lifecycle import Batch, Known, Need, Rules, Sightings
+from exporter.pipeline.transactions import (
+    OutboxThread,
+    apply_answers,
+    give_up,
+    give_up_unasked,
+    open_gaps,
+    open_periods,
+    settle_alone,
+)
+from exporter.sources.cloudwatch import client
+
+OBSERVE_OFFSET = 12
+"""Seconds after a period's end: the manager has written, and a server's clock a little behind ours has passed the end too."""
+ASK_OFFSET = 180
+"""Basic monitoring publishes 1 to 3 minutes after the period's end."""
+LISTING_AGE = 600
+"""How long a ListMetrics answer is used."""
+RECENT = 3 * 3600
+"""What ListMetrics with RecentlyActive covers."""
+CONCURRENCY = 6
+"""Calls under way at once. Their latency hardly counts, since 40 calls ask about 10,000 workers; but answers that come together
+are parsed together, and each thread that does so keeps scrapes waiting."""
+HEAL_CHUNK = 500
+"""Workers whose gaps are looked for at once: a day of them fits easily into memory."""
+
+_BUDGET_PROBLEMS: Mapping[BudgetState, str] = {
+    "healing_stopped": "what is left of cloudwatch.max_usd_per_day ({} dollars) is kept for the running workers; "
+    "gaps are filled after 00:00 UTC, or raise it",
+    "asking_stopped": "cloudwatch.max_usd_per_day ({} dollars) is spent; CloudWatch is asked again after 00:00 UTC, "
+    "or raise it",
+}
+
+_log = logs.get("collector")
+
+
+# -- the sources, as narrow as they are needed -------------------------------------------------------------------------
+
+
+class FleetSource(Protocol):
+    """Where the aggregates come from."""
+
+    async def read(self) -> Fleet:
+        """Read all of them, or raise SourceError."""
+
+
+class MetricSource(Protocol):
+    """Where CPU and memory come from."""
+
+    async def get_metric_data(self, region: str, queries: Sequence[Query], start: int, end: int, period: int) -> Answers:
+        """Ask one call's worth of queries, or raise SourceError."""
+
+    async def list_memory(self, region: str, *, recent: bool) -> Listing:
+        """List the memory series of a region, or raise SourceError."""
+
+
+class History(Protocol):
+    """What observing needs of the history."""
+
+    async def timestamps(self, worker_ids: Collection[str], since: int) -> dict[str, set[int]]:
+        """Starts of the periods the history has of each worker since then."""
+
+
+class InventoryStore(Protocol):
+    """What is remembered of every worker for good."""
+
+    @property
+    def entries(self) -> Mapping[str, InventoryEntry]:
+        """By worker id, as loaded and recorded."""
+
+    async def load(self) -> None:
+        """Read it all."""
+
+    async def record(self, fleet: Fleet) -> None:
+        """Write what a reading changed."""
+
+
+class Leadership(Protocol):
+    """Who may write."""
+
+    @property
+    def held(self) -> bool:
+        """Whether this process may open and mirror."""
+
+
+@dataclass(slots=True)
+class _Region:
+    """What is remembered of one region's memory series between rounds."""
+
+    recent: Listing = field(default_factory=Listing)
+    full: Listing = field(default_factory=Listing)
+    silent: set[Dimensions] = field(default_factory=set)
+    """Listed series without a datapoint in the last periods; another is taken until the next listing."""
+
+    @property
+    def listings(self) -> tuple[Listing, Listing]:
+        return self.recent, self.full
+
+
+@dataclass(slots=True)
+class Tally:
+    """What one asking round did, for its log line."""
+
+    workers: int = 0
+    calls: int = 0
+    datapoints: int = 0
+    settled: int = 0
+    dropped: int = 0
+    given_up: int = 0
+    failed: int = 0
+    budget: BudgetState = "ok"
+
+
+class Collector:
+    """Observes the fleet, asks CloudWatch, and keeps the Snapshot.
+
+    Args:
+        cloudwatch: None where `cloudwatch.enabled` is false.
+        history, inventory, lease: None where there is no history; gauges are then all there is.
+        budget: the one `metric_source` takes from; by default without a limit.
+        on_ready: called when rows may be ready for the mirror.
+        wall: the local clock; it wakes the loops and dates the snapshot, and is never used to judge a sample.
+        monotonic: seconds of a clock that is never set.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        rules: Rules,
+        telemetry: Telemetry,
+        outbox: OutboxThread,
+        fleet_source: FleetSource,
+        metric_source: MetricSource | None,
+        *,
+        history: History | None = None,
+        inventory: InventoryStore | None = None,
+        lease: Leadership | None = None,
+        budget: Budget | None = None,
+        on_ready: Callable[[], object] = lambda: None,
+        wall: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._extra = settings.workers.extra
+        self._rules = rules
+        self._telemetry = telemetry
+        self._outbox = outbox
+        self._fleet_source = fleet_source
+        self._metric_source = metric_source
+        self._history, self._inventory, self._lease = history, inventory, lease
+        self._on_ready = on_ready
+        self._budget = Budget(wall=wall) if budget is None else budget
+        self._wall, self._monotonic = wall, monotonic
+
+        self.snapshot: Snapshot | None = None
+        self.fleet = Fleet(0, ())
+        self.observed = asyncio.Event()
+        """Set by the first attempt to observe, whatever came of it."""
+        self.asked = asyncio.Event()
+        """Set by the first attempt to ask."""
+        self.reobserve = asyncio.Event()
+        """Set to observe now, not at the next tick."""
+        self.healthy: dict[str, str | None] = {}
+        """The last error of each source by name, None when it answered; for /-/ready."""
+
+        self._offset = wall() - monotonic()
+        """MongoDB's clock minus our monotonic one, by the last reading; until then our wall clock has to do."""
+        self._synchronized = False
+        """Whether this process has read MongoDB's clock."""
+        self._terminated_seen: dict[str, int] = {}
+        self._points: dict[tuple[str, MetricName], Datapoint] = {}
+        self._regions: dict[str, _Region] = {}
+        self._asked: dict[str, int] = {}
+        self._sightings: Sightings = {}
+        self._malformed: set[str] = set()
+        self._gaps_opened: set[str] = set()
+        self._inventory_loaded = False
+        self._observed_at = self._asked_at = wall()
+        self._published_at = 0.0
+        self._complaints: set[str] = set()
+        self._mirrored_before = 0
+
+    # -- the loops
+
+    async def restore(self) -> None:
+        """Begin with the fleet of the last run, in case MongoDB is away."""
+        date, workers, self._terminated_seen = await self._outbox(self._outbox.outbox.last_fleet)
+        self.fleet = Fleet(date, workers)
+
+    async def observe_forever(self) -> None:
+        """Observe at once, after every period's end, and whenever `reobserve` is set."""
+        while True:
+            self.reobserve.clear()
+            await self._guard("observing", self.observe)
+            self.observed.set()
+            tick = next_tick(self._wall(), self._rules.period, OBSERVE_OFFSET)
+            await self._sleep_until(tick, self.reobserve)
+
+    async def ask_forever(self) -> None:
+        """Ask once the fleet is known, then at every interval."""
+        await self.observed.wait()
+        while True:
+            await self._guard("asking", self.ask)
+            self.asked.set()
+            await self._sleep_until(next_tick(self._wall(), self._rules.interval, ASK_OFFSET))
+
+    def lead(self) -> None:
+        """Another process may have written until now: read the history and the inventory again, and observe."""
+        self._gaps_opened.clear()
+        self._inventory_loaded = False
+        self.reobserve.set()
+
+    async def _guard(self, what: str, round_: Callable[[], Awaitable[None]]) -> None:
+        """One failed round must not end its loop; the errors we know are logged where they are understood."""
+        try:
+            await round_()
+        except ExporterError as error:
+            _log.error(f"{what} failed", error=str(error))
+        except Exception:  # noqa: BLE001  # a bug in one round must not end collection; it is reported in full
+            _log.exception(f"{what} failed for a reason nobody expected; please report it")
+
+    async def _sleep_until(self, when: float, wake: asyncio.Event | None = None) -> None:
+        seconds = max(0.05, when - self._wall())
+        if wake is None:
+            await asyncio.sleep(seconds)
+            return
+        try:
+            async with asyncio.timeout(seconds):
+                await wake.wait()
+        except TimeoutError:
+            return
+
+    def now(self) -> int:
+        """MongoDB's clock, carried on by our monotonic one: a wall clock that is set must not date anything."""
+        return int(self._monotonic() + self._offset)
+
+    # -- observing
+
+    async def observe(self) -> None:
+        """One observation: read the fleet completely, open what has closed, look for gaps, publish."""
+        began = self._wall()
+        try:
+            fleet = await self._fleet_source.read()
+            self._trust(fleet.date, (began + self._wall()) / 2)
+        except SourceError as error:
+            self._failed(error, began)
+        else:
+            self._succeeded("mongodb", "", began)
+            await self._accept(fleet)
+        finally:
+            self._observed_at = self._wall()
+            await self._publish()
+
+    async def _accept(self, fleet: Fleet) -> None:
+        self._offset, self._synchronized = fleet.date - self._monotonic(), True
+        terminated = {worker.id for worker in fleet.workers if worker.status == "terminated"}
+        self._terminated_seen = {id_: self._terminated_seen.get(id_, fleet.date) for id_ in terminated}
+        self.fleet = fleet
+        self._telemetry.workers_skipped.clear()
+        for reason, count in fleet.skipped.items():
+            self._telemetry.workers_skipped.labels(reason).set(count)
+        for complaint in sorted(set(fleet.complaints) - self._complaints):
+            _log.warning("an aggregate is malformed", problem=complaint)
+        self._complaints = set(fleet.complaints)
+        await self._open(fleet)
+        await self._outbox(self._outbox.outbox.keep_fleet, fleet.workers, fleet.date, self._terminated_seen)
+
+    async def _open(self, fleet: Fleet) -> None:
+        """The part of an observation only the writer may do."""
+        if self._history is None or self._inventory is None or self._lease is None or not self._lease.held:
+            return
+        entries = await self._load_inventory(self._inventory)
+        opened, known = await self._outbox(open_periods, self._outbox.outbox, fleet, entries, self._rules)
+        try:
+            await self._inventory.record(fleet)  # after `meet` has seen what was known before
+        except StoreError as error:
+            _log.error("the inventory cannot be written; it is tried again", error=str(error))
+        if entries is not None:
+            opened += await self._open_gaps(fleet, known, entries)
+        self._on_ready()
+        await self._outbox.show(self._telemetry)
+        _log.info("observed", workers=len(fleet.workers), opened=opened, **fleet.skipped)
+
+    async def _load_inventory(self, inventory: InventoryStore) -> Mapping[str, InventoryEntry] | None:
+        """What was recorded until now; None while it cannot be read."""
+        if not self._inventory_loaded:
+            try:
+                await inventory.load()
+            except StoreError as error:
+                _log.error("the inventory cannot be read; workers never seen before wait", error=str(error))
+                return None
+            self._inventory_loaded = True
+        return inventory.entries
+
+    async def _open_gaps(self, fleet: Fleet, known: Mapping[str, Known], entries: Mapping[str, InventoryEntry]) -> int:
+        """Once per process and worker, as soon as the history can be read (rule 3)."""
+        assert self._history is not None
+        self._gaps_opened &= {worker.id for worker in fleet.workers}  # one that left may have been forgotten when it returns
+        workers = [worker for worker in fleet.workers if worker.id not in self._gaps_opened]
+        since = fleet.date - self._rules.heal - self._rules.period
+        opened = 0
+        for first in range(0, len(workers), HEAL_CHUNK):
+            chunk = workers[first : first + HEAL_CHUNK]
+            try:
+                have = await self._history.timestamps([worker.id for worker in chunk], since)
+            except StoreError as error:
+                _log.error("the history cannot be read, its gaps wait", error=str(error))
+                break
+            opened += await self._outbox(open_gaps, self._outbox.outbox, chunk, known, entries, have, fleet.date, self._rules)
+            self._gaps_opened |= {worker.id for worker in chunk}
+        return opened
+
+    # -- asking
+
+    async def ask(self) -> None:
+        """One asking round: whoever is due, newest windows first; settle what the answers decide; publish."""
+        began, tally = self._wall(), Tally()
+        try:
+            if self._metric_source is None:
+                tally.settled, tally.dropped = await self._outbox(settle_alone, self._outbox.outbox, self.now(), self._rules)
+            else:
+                await self._ask_cloudwatch(self._metric_source, tally)
+        finally:
+            self._telemetry.samples_dropped.inc(tally.dropped)
+            self._asked_at = self._wall()
+            self._on_ready()
+            await self._publish()
+        await self._outbox.show(self._telemetry)
+        _log.info(
+            "round",
+            workers=tally.workers,
+            calls=tally.calls,
+            failed=tally.failed,
+            datapoints=tally.datapoints,
+            settled=tally.settled,
+            dropped=tally.dropped,
+            given_up=tally.given_up,
+            mirrored=self._telemetry.mirrored - self._mirrored_before,
+            waiting=self._outbox.outbox.counts()["observed"],
+            took=f"{self._wall() - began:.1f}s",
+            cost_usd=f"{self._telemetry.dollars:.4f}",
+            budget=tally.budget,
+        )
+        self._mirrored_before = self._telemetry.mirrored
+
+    async def _ask_cloudwatch(self, source: MetricSource, tally: Tally) -> None:
+        now = self.now()
+        types = {worker.instance_id: worker.instance_type for worker in self.fleet.workers if worker.instance_id}
+        needs, live = await self._needs(now)
+        if self._judge(live, types) == "asking_stopped":
+            needs = []
+        regions = sorted({need.region for need in needs})
+        began = self._wall()
+        failures: dict[str, SourceError] = {}
+        ended: dict[str, float] = {}
+        for region, error in zip(
+            regions, await asyncio.gather(*(self._list(source, r, needs, now) for r in regions)), strict=True
+        ):
+            if error:
+                failures[region] = error
+        tally.budget = self._judge(live, types)  # again: now it is known who has an agent, and two metrics to ask for
+        if tally.budget != "ok":
+            needs = _without_healing(needs, live, now - self._rules.give_up) if tally.budget == "healing_stopped" else []
+        tally.workers = len(needs)
+        # What is older than `give_up` is decided by one answer, so every series that may have had the value must be in it.
+        thorough = {need.worker_id for need in needs if need.oldest < now - self._rules.give_up}
+
+        def queries_of(worker_id: str, region: str, instance: str) -> tuple[Query, ...]:
+            return self._queries(region, instance, types.get(instance), worker_id in thorough)
+
+        batches = lifecycle.plan(needs, queries_of, now, self._rules)
+        # Counted before it is asked: whatever kills us on the way, a restart does not spend it a second time.
+        await self.keep_spent(sum(len(batch.queries) for batch in batches))
+        slots = asyncio.Semaphore(CONCURRENCY)
+
+        async def run(batch: Batch) -> None:
+            async with slots:
+                try:
+                    error = await self._run(source, batch, tally)
+                except Exception as bug:  # noqa: BLE001  # a bug in one call must not end the others; it is reported in full
+                    _log.exception("a call failed for a reason nobody expected; please report it", region=batch.region)
+                    error = SourceError("cloudwatch", type(bug).__name__, f"an unexpected error: {bug!r}", region=batch.region)
+            ended[batch.region] = self._wall()
+            if error:
+                failures[batch.region] = error
+                tally.failed += 1
+            self._asked_at = self._wall()
+            if self._asked_at - self._published_at > 10:
+                await self._publish()
+
+        async with asyncio.TaskGroup() as group:
+            for batch in batches:
+                group.create_task(run(batch))
+        await self.keep_spent()
+        self._show_budget(tally.budget)
+        for region in regions:
+            if region in failures:
+                self._failed(failures[region], began, ended.get(region))
+            else:
+                self._succeeded("cloudwatch", region, began, ended.get(region))
+        self._forget_regions({worker.region for worker in self.fleet.workers} | set(regions))
+        # Until MongoDB has told the time, only the local clock says how old a row is: not enough to give it up (rule 6). Nor is
+        # a row given up that was not asked about because of the price.
+        decided = self._synchronized and tally.budget == "ok"
+        attempted = {worker_id for batch in batches for worker_id in batch.asks} if decided else set()
+        rows, dropped = await self._outbox(give_up, self._outbox.outbox, attempted, now, self._rules)
+        if self._synchronized and tally.budget != "ok":
+            unasked, empty = await self._outbox(give_up_unasked, self._outbox.outbox, now, self._rules)
+            rows, dropped = rows + unasked, dropped + empty
+        tally.given_up, tally.dropped = len(rows), tally.dropped + dropped
+        for row in rows:
+            for metric in METRICS:
+                if getattr(row, metric) is None:
+                    self._telemetry.samples_unavailable.labels(metric).inc()
+        horizon = now - self._rules.heal - self._rules.period
+        self._sightings = {key: seen for key, seen in self._sightings.items() if key[1] > horizon}
+
+    def _judge(self, live: Iterable[Need], types: Mapping[str, str | None]) -> BudgetState:
+        """What the day's budget allows, by the price of asking for the running workers alone."""
+        if self._budget.max_usd is None:
+            return "ok"
+        price = sum(len(self._queries(need.region, name, types.get(name), False)) for need in live for name in need.instances)
+        return self._budget.judge(price, max(self._rules.interval, self._rules.period))
+
+    async def keep_spent(self, planned: int = 0) -> None:
+        """Keep what today has cost, and what is about to be asked, over a restart."""
+        day, spent = self._budget.spent()
+        try:
+            await self._outbox(self._outbox.outbox.keep_spent, day, spent + planned)
+        except StoreError as error:  # the count goes on in memory
+            _log.error("what CloudWatch cost today cannot be kept over a restart", error=str(error))
+
+    def _show_budget(self, state: BudgetState) -> None:
+        self._telemetry.show_budget(self._budget, state)
+        problem = None if state == "ok" else _BUDGET_PROBLEMS[state].format(self._budget.max_usd)
+        if problem and problem != self.healthy.get("budget"):
+            _log.warning("the budget limits what is asked", state=state, problem=problem)
+        if self._budget.max_usd is not None:
+            self.healthy["budget"] = problem
+
+    async def _needs(self, now: int) -> tuple[list[Need], list[Need]]:
+        """Who is due: open rows, and a fresh gauge for every running worker; and of all running ones the latter alone."""
+        needs = {(n.worker_id, n.region): n for n in await self._outbox(self._outbox.outbox.needs)}
+        live = lifecycle.live_needs(self.fleet.workers, now, self._rules)
+        for fresh in live:
+            key = fresh.worker_id, fresh.region
+            need = needs.get(key, fresh)
+            instances = tuple(dict.fromkeys((*need.instances, *fresh.instances)))
+            needs[key] = replace(need, instances=instances, oldest=min(need.oldest, fresh.oldest))
+        self._asked = {id_: at for id_, at in self._asked.items() if at <= now}  # a clock that went back asks again
+        running = {need.worker_id for need in live}
+        due = [
+            need
+            for need in needs.values()
+            if lifecycle.is_due(need.worker_id in running, self._asked.get(need.worker_id), now, self._rules)
+        ]
+        return due, live
+
+    async def _list(self, source: MetricSource, region: str, needs: Iterable[Need], now: int) -> SourceError | None:
+        """Bring the region's listings up to date; an old one keeps serving, with its own date."""
+        state = self._regions.setdefault(region, _Region())
+        try:
+            if now - state.recent.date >= LISTING_AGE:
+                state.recent = await source.list_memory(region, recent=True)
+                state.silent.clear()
+            old = any(
+                need.oldest < state.recent.since and not set(need.instances) <= set(state.recent.series)
+                for need in needs
+                if need.region == region
+            )
+            if old and now - state.full.date >= LISTING_AGE:
+                state.full = await source.list_memory(region, recent=False)
+        except SourceError as error:
+            return error
+        return None
+
+    def _queries(self, region: str, instance: str, instance_type: str | None, thorough: bool) -> tuple[Query, ...]:
+        """CPU, and the memory series most likely to be alive; all that are listed where `thorough`."""
+        state = self._regions.setdefault(region, _Region())
+        if thorough:
+            series = client.all_memory_series(state.listings, instance, instance_type, state.silent)
+        else:
+            likely = (client.memory_series(each, instance, instance_type, state.silent) for each in state.listings)
+            series = next(filter(None, likely), ())
+        return client.instance_queries(instance, series)
+
+    async def _run(self, source: MetricSource, batch: Batch, tally: Tally) -> SourceError | None:
+        """One call: keep the newest datapoints, settle rows; split it where CloudWatch rejects the content (rule 13)."""
+        now = self.now()
+        # CloudWatch never holds data of an id it refuses to look up: that is as good as an empty answer.
+        nothing = {q: Answer("empty", batch.start, batch.end, {}) for q in batch.queries if q.instance_id in self._malformed}
+        healthy = [query for query in batch.queries if query not in nothing]
+        answers = Answers(now, {})
+        if healthy:
+            try:
+                answers = await source.get_metric_data(batch.region, healthy, batch.start, batch.end, self._rules.period)
+                tally.calls += 1
+            except RejectedQuery as error:
+                return await self._find_malformed(source, batch, healthy, tally, error)
+            except SourceError as error:
+                return error
+        for query, answer in answers.by_query.items():
+            self._note_point(query, answer, batch, answers.date)
+            tally.datapoints += len(answer.values)
+        answers = replace(answers, by_query={**answers.by_query, **nothing})
+        try:
+            await self._apply(batch, answers, tally)
+        except StoreError as error:  # the rows stay open and the workers due; the gauges go on
+            _log.error("the answers cannot be kept", error=str(error))
+            tally.failed += 1
+            return None
+        complete = {query for query, answer in answers.by_query.items() if answer.complete}
+        for worker_id, queries in batch.asks.items():
+            if complete.issuperset(queries):
+                self._asked[worker_id] = now
+        unanswered = [query for query in batch.queries if query not in complete]
+        if unanswered:
+            return SourceError(
+                "cloudwatch",
+                "PartialData",
+                f"CloudWatch answered {len(unanswered)} of {len(batch.queries)} queries in part or not at all; "
+                "they are asked again by the next round",
+                region=batch.region,
+            )
+        return None
+
+    async def _find_malformed(
+        self, source: MetricSource, batch: Batch, healthy: Sequence[Query], tally: Tally, error: RejectedQuery
+    ) -> SourceError | None:
+        """Halve a rejected call down to the worker whose instance id is malformed, and go on without that id (rule 13)."""
+        # An id of the form EC2 gives is never the reason: something else is wrong, and may be right again in the next round.
+        suspects = {query.instance_id for query in healthy if not client.INSTANCE_ID.fullmatch(query.instance_id)}
+        if not suspects:
+            return error
+        if len(batch.asks) > 1:
+            errors = [await self._run(source, half, tally) for half in batch.halves()]
+            return next((e for e in errors if e), None)
+        self._malformed |= suspects
+        (worker_id,) = batch.asks
+        _log.warning("CloudWatch rejects the instance of a worker", worker_id=worker_id, error=str(error))
+        return await self._run(source, batch, tally)
+
+    def _note_point(self, query: Query, answer: Answer, batch: Batch, date: int) -> None:
+        key = (query.instance_id, query.metric)
+        if answer.values:
+            start = max(answer.values)
+            if key not in self._points or start >= self._points[key].timestamp:
+                self._points[key] = Datapoint(start, answer.values[start])
+        recent = align(date, self._rules.period) - 4 * self._rules.period  # 3 periods, and one that may not be out yet
+        if query.metric == "memory" and answer.complete and answer.start <= recent and max(answer.values, default=0) < recent:
+            self._regions[batch.region].silent.add(query.dimensions)
+
+    async def _apply(self, batch: Batch, answers: Answers, tally: Tally) -> None:
+        listings = self._regions[batch.region].listings
+        settled, dropped = await self._outbox(
+            apply_answers, self._outbox.outbox, batch, answers, listings, self._sightings, self._rules
+        )
+        tally.settled += settled
+        tally.dropped += dropped
+        if settled:
+            self._on_ready()
+
+    # -- what came of it
+
+    async def _publish(self) -> None:
+        """Render the worker block off the event loop and swap it in; what the exporter says of itself comes along with it."""
+        rules, now = self._rules, self.now()
+        fresh_until = min(self._observed_at, self._asked_at) + rules.max_age
+        self._published_at = self._wall()
+        if self.fleet.date:
+            render = partial(
+                _render, self.fleet, dict(self._points), self._terminated_seen, now, rules, self._extra, fresh_until
+            )
+            self.snapshot = await asyncio.to_thread(render)
+        await asyncio.to_thread(self._telemetry.refresh)
+        listed = {worker.instance_id for worker in self.fleet.workers}
+        self._points = {key: point for key, point in self._points.items() if key[0] in listed}
+
+    def _trust(self, date: int, wall: float) -> None:
+        if abs(date - wall) > lifecycle.MAX_SKEW:
+            raise SourceError(
+                "mongodb",
+                "ClockSkew",
+                f"the clock of MongoDB is {format_duration(int(abs(date - wall)))} "
+                f"{'ahead of' if date > wall else 'behind'} this machine's; set both by NTP",
+            )
+
+    def _forget_regions(self, alive: AbstractSet[str]) -> None:
+        """A region no worker is in any more must not look down, or up, for ever."""
+        for region in self._regions.keys() - alive:
+            del self._regions[region]
+            self.healthy.pop(_name("cloudwatch", region), None)
+            self._telemetry.source_gone("cloudwatch", region)
+
+    def _succeeded(self, source: str, region: str, began: float, ended: float | None = None) -> None:
+        ended = self._wall() if ended is None else ended
+        self._telemetry.source_succeeded(source, region, ended, ended - began)
+        self.healthy[_name(source, region)] = None
+
+    def _failed(self, error: SourceError, began: float, ended: float | None = None) -> None:
+        self._telemetry.source_failed(error.source, error.region, (self._wall() if ended is None else ended) - began)
+        self.healthy[_name(error.source, error.region)] = str(error)
+        _log.error("a source failed", source=error.source, region=error.region, code=error.code, error=str(error))
+
+
+def _without_healing(needs: Iterable[Need], live: Iterable[Need], since: int) -> list[Need]:
+    """Of the running workers that are due the current instances alone. A longer window costs nothing, but before `since` more
+    series would have to be asked, and those cost.
+    """
+    oldest = {(need.worker_id, need.region): need.oldest for need in needs}
+    return [
+        replace(need, oldest=max(since, min(need.oldest, oldest[key])))
+        for need in live
+        if (key := (need.worker_id, need.region)) in oldest
+    ]
+
+
+def _name(source: str, region: str) -> str:
+    return f"{source} {region}".strip()
+
+
+def _render(
+    fleet: Fleet,
+    points: Mapping[tuple[str, MetricName], Datapoint],
+    terminated_seen: Mapping[str, int],
+    now: int,
+    rules: Rules,
+    extra: Sequence[Any],
+    fresh_until: float,
+) -> Snapshot:
+    shown = []
+    for worker in fleet.workers:
+        if lifecycle.is_shown(worker, terminated_seen.get(worker.id), now, rules):
+            mine = {m: points[key] for m in METRICS if worker.instance_id and (key := (worker.instance_id, m)) in points}
+            shown.append(lifecycle.gauges(worker, mine, fleet.date, now, rules))
+    return exposition.snapshot(shown, extra, fresh_until)

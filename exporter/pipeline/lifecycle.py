@@ -1,0 +1,515 @@
+"""The life of a sample: which periods are opened, when CloudWatch is asked, when a value counts. Pure: no I/O, no clock.
+
+A sample is one worker in one period. It is *observed* (its row is opened, with the status and labs of the moment), *settled*
+(CloudWatch's values have become final, or their absence has), then mirrored into the history and deleted from the outbox.
+`now` is never the local clock: MongoDB's where the aggregates are observed, CloudWatch's `Date` where its answers are judged.
+
+The rules carry the numbers of docs/life-of-a-sample.md; `tests/simulation.py` runs them against crashes, lost outboxes, late
+values and clock jumps.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from exporter.core.model import (
+    IDLE_STATUSES,
+    METRICS,
+    Answers,
+    Datapoint,
+    InventoryEntry,
+    Listing,
+    MetricName,
+    Query,
+    Sighting,
+    Worker,
+    WorkerGauges,
+)
+from exporter.core.periods import align, align_up, closed_periods
+
+MAX_QUERIES = 500
+"""Queries in one GetMetricData call: AWS CloudWatch API Reference, GetMetricData."""
+MAX_DATAPOINTS = 100_800
+"""Datapoints in one GetMetricData answer: AWS CloudWatch API Reference, GetMetricData."""
+MAX_SKEW = 300
+"""A source whose clock is further from ours has failed (rule 6), and so has a date further in the future."""
+UNLISTED = 1200
+"""ListMetrics shows a new metric up to 15 minutes late; 5 more for our own clock."""
+ON_TIME = 60
+"""A value first seen within `settle` plus this was published on time: rounds are not exact to the second."""
+DUE = 30
+"""A worker asked this much less than its interval ago is due all the same, for the same reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The settings the rules depend on, in seconds; see `config.Settings`."""
+
+    period: int = 300
+    interval: int = 300
+    settle: int = 300
+    give_up: int = 3600
+    heal: int = 86400
+    max_age: int = 900
+    terminated_grace: int = 3600
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What the outbox remembers of a worker between two observations."""
+
+    worker_id: str
+    region: str
+    instances: tuple[str, ...]
+    """Seen from the last observation before `next` on, newest first."""
+    status: str
+    idle_since: int
+    """First of the unbroken observations of stopped or terminated up to the last one; 0: it was neither."""
+    seen: int
+    """Its last observation."""
+    next: int
+    """Start of the first period that was never opened."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One sample on its way. `own_*` are the aggregate's values; `cpu` and `memory` hold only what has settled."""
+
+    worker_id: str
+    start: int
+    region: str
+    instances: tuple[str, ...]
+    """The candidates: every instance that may have been the worker in this period, newest first."""
+    status: str | None = None
+    active_labs: int | None = None
+    own_cpu: float | None = None
+    own_memory: float | None = None
+    cpu: float | None = None
+    memory: float | None = None
+    settled: bool = False
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is known, so that there is nothing to write."""
+        return self.status is None and self.active_labs is None and self.cpu is None and self.memory is None
+
+    @property
+    def healed(self) -> bool:
+        """Whether nobody observed the period in time."""
+        return self.status is None
+
+    def finish(self) -> "Row":
+        """Settle with what there is: CloudWatch's value wins, else the aggregate's own (rule 9)."""
+        return replace(
+            self,
+            settled=True,
+            cpu=self.own_cpu if self.cpu is None else self.cpu,
+            memory=self.own_memory if self.memory is None else self.memory,
+        )
+
+
+# -- observing -------------------------------------------------------------------------------------------------------
+
+
+def meet(worker: Worker, entry: InventoryEntry | None, now: int, rules: Rules) -> Known:
+    """Begin with a worker the outbox does not know, with the help of the inventory.
+
+    Only the period that has just closed is opened by the observation that follows; older ones are `gaps`, because the history
+    may have them and the inventory knows the instances they ran on.
+    """
+    start = align(now, rules.period) - rules.period
+    if worker.created_at is not None:
+        start = max(start, min(align(worker.created_at, rules.period), align(now, rules.period)))
+    instances: tuple[str, ...] = ()
+    if entry and entry.instances and entry.instances[-1].region == worker.region:
+        instances = (entry.instances[-1].instance_id,)
+    status = entry.status if entry else worker.status
+    return Known(worker.id, worker.region, instances, status, 0, entry.last_seen if entry else now, start)
+
+
+def observe(
+    worker: Worker, known: Known, now: int, rules: Rules, entry: InventoryEntry | None = None
+) -> tuple[list[Row], Known]:
+    """One observation: the rows it opens (rules 1, 2, 4, 5, 8) and what to remember. Every closed period is opened once.
+
+    Args:
+        entry: the inventory's, with this observation. An outbox that was restored from a copy, or that belongs to an exporter
+            which did not lead for a while, knows less than it does.
+    """
+    period = rules.period
+    earlier = known.instances if known.region == worker.region else ()
+    candidates = _unique(worker.instance_id, *earlier)
+    finished = worker.status == "terminated" and known.status == "terminated"
+    # Two periods: one observation may be late without hiding that the worker was idle all the time.
+    unbroken = worker.status in IDLE_STATUSES and known.idle_since > 0 and now - known.seen <= 2 * period
+    rows = []
+    start = following = max(known.next, align_up(now - rules.heal, period))
+    for start in closed_periods(following, period, now):
+        following = start + period
+        if finished:
+            continue
+        region, instances = _candidates(worker, candidates, entry, start, following)
+        row = Row(worker.id, start, region, instances)
+        if following > now - period:
+            row = replace(row, status=worker.status, active_labs=worker.active_labs)
+            if worker.collected_at is not None and start <= worker.collected_at < following:
+                row = replace(row, own_cpu=worker.cpu, own_memory=worker.memory)
+            if not instances or (unbroken and known.idle_since <= start):
+                row = row.finish()
+        if instances or not row.empty:
+            rows.append(row)
+    if following > known.next:  # the first period not yet opened began between the last observation and this one
+        candidates = _unique(worker.instance_id, *earlier[:1])
+    idle_since = 0 if worker.status not in IDLE_STATUSES else known.idle_since if unbroken else now
+    return rows, Known(worker.id, worker.region, candidates, worker.status, idle_since, now, following)
+
+
+def _candidates(
+    worker: Worker, known: tuple[str, ...], entry: InventoryEntry | None, start: int, end: int
+) -> tuple[str, tuple[str, ...]]:
+    """The region and the instances to ask about [start, end): what the outbox knows, and the inventory (rule 4)."""
+    if entry is None:
+        return worker.region, known
+    region, instances = ran_on(entry, worker, start, end)
+    return region, _unique(*instances, *known) if region == worker.region else instances
+
+
+def vanish(known: Known, now: int, rules: Rules) -> tuple[list[Row], Known]:
+    """A worker a complete reading no longer has: the period that was open when it was last seen is its last (rule 5)."""
+    rows = []
+    if known.status not in IDLE_STATUSES and known.instances:
+        last = align(known.seen, rules.period) + rules.period
+        rows = [
+            Row(known.worker_id, start, known.region, known.instances)
+            for start in closed_periods(known.next, rules.period, min(now, last))
+        ]
+    return rows, replace(known, next=rows[-1].start + rules.period) if rows else known
+
+
+def gaps(
+    worker: Worker, known: Known, entry: InventoryEntry | None, have: AbstractSet[int], now: int, rules: Rules
+) -> list[Row]:
+    """The periods before `known.next` and within `heal` that the history lacks (rule 3), without status and labs.
+
+    Args:
+        entry: which instances the worker ran on, and when.
+        have: starts of the periods the history has.
+    """
+    start, until = align_up(now - rules.heal, rules.period), known.next
+    if worker.created_at is not None:
+        start = max(start, align(worker.created_at, rules.period))
+    if worker.status == "terminated" and worker.terminated_at is not None:
+        until = min(until, align(worker.terminated_at, rules.period) + rules.period)
+    rows = []
+    for period in range(start, until, rules.period):
+        if period not in have:
+            region, instances = ran_on(entry, worker, period, period + rules.period)
+            if instances:
+                rows.append(Row(worker.id, period, region, instances))
+    return rows
+
+
+def ran_on(entry: InventoryEntry | None, worker: Worker, start: int, end: int) -> tuple[str, tuple[str, ...]]:
+    """The region and the instances, newest first, that may have been the worker in [start, end).
+
+    One instance may have run from the last sighting of its predecessor to the first of its successor: nobody looked in between.
+    Where a worker changed its region within the window, the newer region counts: one call asks one region.
+    """
+    sightings = entry.instances if entry else ()
+    if not sightings:
+        return worker.region, _unique(worker.instance_id)
+    may: list[Sighting] = []
+    for index, sighting in enumerate(sightings):
+        begun = index == 0 or sightings[index - 1].last < end
+        ended = index + 1 < len(sightings) and sightings[index + 1].first < start  # seconds are rounded down
+        if begun and not ended:
+            may.append(sighting)
+    region = may[-1].region
+    return region, _unique(*(s.instance_id for s in reversed(may) if s.region == region))
+
+
+def stays(
+    entry: InventoryEntry | None, worker: Worker, start: int, end: int, period: int
+) -> list[tuple[int, int, str, tuple[str, ...]]]:
+    """Cut [start, end) where another instance comes into question: (first, last, region, instances), the latter as `ran_on`."""
+    sightings = entry.instances if entry else ()
+    marks = {align(one.last, period) for one in sightings[:-1]} | {align(one.first, period) + period for one in sightings[1:]}
+    edges = [start, *sorted(mark for mark in marks if start < mark < end), end]
+    return [(first, last, *ran_on(entry, worker, first, first + period)) for first, last in pairwise(edges)]
+
+
+def remembered(entry: InventoryEntry) -> Worker:
+    """A worker as the inventory knows it, whose aggregate is gone; which instances it ran on its sightings say."""
+    return Worker(
+        id=entry.worker_id,
+        region=entry.region,
+        instance_id=None,
+        status=entry.status,
+        instance_type=entry.instance_type,
+        created_at=entry.created_at,
+        terminated_at=entry.terminated_at,
+    )
+
+
+def next_entry(entry: InventoryEntry | None, worker: Worker, now: int) -> InventoryEntry:
+    """Return what is remembered of a worker after it was seen at `now`.
+
+    An aggregate that lacks a descriptive field, or for a moment its instance, takes nothing away. An instance that comes back
+    after another is a sighting of its own. A worker that is not terminated has no time of termination, even if it once had.
+    """
+    fresh = Sighting(worker.instance_id, worker.region, now, now) if worker.instance_id else None
+    if entry is None:
+        return InventoryEntry(
+            worker_id=worker.id,
+            region=worker.region,
+            name=worker.name,
+            instance_type=worker.instance_type,
+            cml_version=worker.cml_version,
+            created_at=worker.created_at,
+            terminated_at=worker.terminated_at,
+            status=worker.status,
+            first_seen=now,
+            last_seen=now,
+            instances=(fresh,) if fresh else (),
+        )
+    instances = entry.instances
+    if fresh and instances and (instances[-1].instance_id, instances[-1].region) == (fresh.instance_id, fresh.region):
+        instances = (*instances[:-1], replace(instances[-1], last=max(instances[-1].last, now)))
+    elif fresh:
+        instances = (*instances, fresh)
+    kept_end = entry.terminated_at if worker.status == "terminated" else None
+    return InventoryEntry(
+        worker_id=worker.id,
+        region=worker.region or entry.region,
+        name=worker.name or entry.name,
+        instance_type=worker.instance_type or entry.instance_type,
+        cml_version=worker.cml_version or entry.cml_version,
+        created_at=entry.created_at if worker.created_at is None else worker.created_at,
+        terminated_at=kept_end if worker.terminated_at is None else worker.terminated_at,
+        status=worker.status,
+        first_seen=entry.first_seen,
+        last_seen=max(entry.last_seen, now),
+        instances=instances,
+    )
+
+
+def _unique(*names: str | None) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for name in names if name))
+
+
+# -- asking ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What one worker wants to be asked: its instances' metrics from `oldest` on."""
+
+    worker_id: str
+    region: str
+    instances: tuple[str, ...]
+    oldest: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One GetMetricData call for the window [start, end): the queries of each worker, whole."""
+
+    region: str
+    start: int
+    end: int
+    asks: Mapping[str, tuple[Query, ...]]
+
+    @property
+    def queries(self) -> tuple[Query, ...]:
+        """Every query once, though two workers may share an instance."""
+        return tuple(dict.fromkeys(query for queries in self.asks.values() for query in queries))
+
+    def halves(self) -> tuple["Batch", "Batch"]:
+        """Split between workers, to find the one that CloudWatch rejects (rule 13)."""
+        workers = list(self.asks)
+        middle = len(workers) // 2
+        first, second = ({w: self.asks[w] for w in part} for part in (workers[:middle], workers[middle:]))
+        return replace(self, asks=first), replace(self, asks=second)
+
+
+def live_needs(workers: Iterable[Worker], now: int, rules: Rules) -> list[Need]:
+    """A fresh gauge for every worker that may be running: its instance, far enough back for `max_age`."""
+    fresh = align(now - rules.max_age, rules.period) - rules.period
+    return [
+        Need(worker.id, worker.region, (worker.instance_id,), fresh)
+        for worker in workers
+        if worker.instance_id and worker.status not in IDLE_STATUSES
+    ]
+
+
+QueriesOf = Callable[[str, str, str], tuple[Query, ...]]
+"""(worker id, region, instance id) → the queries of that instance, cpu first."""
+
+
+def is_due(running: bool, asked: int | None, now: int, rules: Rules) -> bool:
+    """Whether a worker may be asked again (rule 11); `asked` is when it last was, successfully."""
+    every = max(rules.interval, rules.period, 0 if running else rules.give_up // 4)
+    return asked is None or now - asked >= every - DUE
+
+
+def plan(needs: Iterable[Need], queries_of: QueriesOf, now: int, rules: Rules) -> list[Batch]:
+    """Pack the needs into the fewest calls, newest windows first, each worker whole (rules 7 and 11)."""
+    until = align(now, rules.period)
+    batches: list[Batch] = []
+    asks: dict[str, tuple[Query, ...]] = {}
+    region, start, size = "", 0, 0
+
+    def close() -> None:
+        if asks:
+            batches.append(Batch(region, start, until, dict(asks)))
+            asks.clear()
+
+    for need in sorted(needs, key=lambda need: (need.region, -need.oldest, need.worker_id)):
+        oldest = align(need.oldest, rules.period)
+        queries = tuple(q for name in need.instances for q in queries_of(need.worker_id, need.region, name))[:MAX_QUERIES]
+        if not queries or oldest >= until:
+            continue
+        for first, last in _windows(oldest, until, len(queries), rules.period):
+            if last < until:  # more than one call may answer: ask for the older parts by themselves
+                batches.append(Batch(need.region, first, last, {need.worker_id: queries}))
+                continue
+            earliest, total = min(start, first) if asks else first, size + len(queries)
+            points = total * (until - earliest) // rules.period
+            if asks and (need.region != region or total > MAX_QUERIES or points > MAX_DATAPOINTS):
+                close()
+            if not asks:
+                region, start, size = need.region, first, 0
+            asks[need.worker_id] = queries
+            start, size = min(start, first), size + len(queries)
+    close()
+    return sorted(batches, key=lambda batch: -batch.start)
+
+
+def _windows(start: int, end: int, queries: int, period: int) -> Iterator[tuple[int, int]]:
+    """Cut [start, end) so that each part's datapoints fit into one answer."""
+    step = max(1, MAX_DATAPOINTS // queries) * period
+    while end - start > step:
+        yield start, start + step
+        start += step
+    yield start, end
+
+
+# -- settling --------------------------------------------------------------------------------------------------------
+
+
+Sightings = dict[tuple[str, int, str, MetricName], tuple[float, int]]
+"""(worker, period, instance, metric) → the value CloudWatch gave last, and since when it has given it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a metric of a row is decided, and its value; decided without a value means absent."""
+
+    decided: bool
+    value: float | None = None
+
+
+def judge(
+    row: Row,
+    metric: MetricName,
+    queries: Sequence[Query],
+    answers: Answers,
+    listings: Sequence[Listing],
+    sightings: Sightings,
+    rules: Rules,
+) -> Verdict:
+    """Decide one metric of one row by the answers of one call (rules 7 and 8).
+
+    Args:
+        queries: what was asked for the row's worker in that call.
+        answers: CloudWatch's, with its clock.
+        listings: the ListMetrics answers the queries were made from.
+        sightings: is brought up to date.
+    """
+    end = row.start + rules.period
+    age = answers.date - end
+    for instance in row.instances:
+        asked = [q for q in queries if q.instance_id == instance and q.metric == metric]
+        if not asked:
+            # What ListMetrics does not list has no memory; but of an instance nobody asked about nothing at all is known.
+            known = any(query.instance_id == instance for query in queries)
+            if known and any(listing.since <= row.start and listing.date >= end + UNLISTED for listing in listings):
+                continue
+            return Verdict(False)
+        given = [answers.by_query.get(query) for query in asked]
+        value = None
+        for answer in given:
+            if answer is None or not answer.complete or row.start < answer.start or end > answer.end:
+                return Verdict(False)
+            if value is None:
+                value = answer.values.get(row.start)
+        if value is None:
+            if age < rules.give_up:
+                return Verdict(False)
+            continue
+        key = (row.worker_id, row.start, instance, metric)
+        last, since = sightings.get(key, (None, answers.date))
+        if last != value:
+            since = answers.date
+            sightings[key] = (value, since)
+        on_time = since <= end + rules.settle + ON_TIME
+        confirmed = answers.date - since >= rules.settle or age >= rules.give_up
+        return Verdict(True, value) if age >= rules.settle and (on_time or confirmed) else Verdict(False)
+    return Verdict(True)
+
+
+def settle(
+    row: Row,
+    queries: Sequence[Query],
+    answers: Answers,
+    listings: Sequence[Listing],
+    sightings: Sightings,
+    rules: Rules,
+) -> Row:
+    """Bring a row up to date with one call's answers; it is settled once both metrics are decided."""
+    cpu, memory = (
+        Verdict(True, value)
+        if (value := getattr(row, metric)) is not None
+        else judge(row, metric, queries, answers, listings, sightings, rules)
+        for metric in METRICS
+    )
+    row = replace(row, cpu=cpu.value, memory=memory.value)
+    return row.finish() if cpu.decided and memory.decided else row
+
+
+def settle_alone(row: Row, now: int, rules: Rules) -> Row:
+    """Without CloudWatch the history is made of aggregates alone (rule 9), once late ones have had their chance."""
+    return row.finish() if now - row.start - rules.period >= rules.settle else row
+
+
+# -- gauges ----------------------------------------------------------------------------------------------------------
+
+
+def gauges(worker: Worker, points: Mapping[MetricName, Datapoint], observed_at: int, now: int, rules: Rules) -> WorkerGauges:
+    """What /metrics says of a worker: CloudWatch's newest datapoint, else the aggregate's own value, unless too old.
+
+    Args:
+        points: CloudWatch's newest datapoint of each metric.
+        observed_at: when the aggregate was read.
+    """
+    values: dict[MetricName, tuple[float | None, int | None]] = {}
+    own: dict[MetricName, float | None] = {"cpu": worker.cpu, "memory": worker.memory}
+    for metric in METRICS:
+        known: list[tuple[float, int]] = []
+        if metric in points:
+            known.append((points[metric].value, points[metric].timestamp + rules.period))
+        own_value = own[metric]
+        if own_value is not None and worker.collected_at is not None and worker.collected_at <= now + MAX_SKEW:
+            known.append((own_value, worker.collected_at))
+        fresh = [pair for pair in known if now - pair[1] <= rules.max_age]
+        values[metric] = fresh[0] if fresh else (None, max((time for _, time in known), default=None))
+    return WorkerGauges(worker, observed_at, now - observed_at <= rules.max_age, *values["cpu"], *values["memory"])
+
+
+def is_shown(worker: Worker, terminated_seen: int | None, now: int, rules: Rules) -> bool:
+    """Whether a worker still has series: a terminated one keeps them for a while, so that Prometheus sees the end."""
+    if worker.status != "terminated":
+        return True
+    times = [time for time in (worker.terminated_at, terminated_seen) if time is not None]  # one may be in the future
+    return not times or now - min(times) <= rules.terminated_grace

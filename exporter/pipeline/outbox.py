@@ -1,0 +1,329 @@
+"""The journal (SQLite, WAL): what is known of each worker, and the rows on their way to the history.
+
+It is the only state of this process that must survive a crash; losing it costs the status and labs of the periods that were in
+it, nothing else. One process (a lock on the folder), one thread at a time, short transactions.
+
+`synchronous` is NORMAL: after a power cut the last transactions may be gone, which is the same as having crashed a little
+earlier, because everything in one step of a sample's life is one transaction.
+"""
+
+import fcntl
+import json
+import os
+import socket
+import sqlite3
+import uuid
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TextIO
+
+from exporter.core.errors import OutboxLocked, StoreError, StoreMisfit
+from exporter.core.model import Worker
+from exporter.core.periods import format_duration
+from exporter.pipeline.lifecycle import Known, Need, Row
+
+_OPEN, _READY, _REJECTED = 0, 1, 2
+STATES = {_OPEN: "observed", _READY: "settled", _REJECTED: "rejected"}
+"""The values of the `state` label of cml_exporter_outbox_samples."""
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS meta(key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS fleet(id TEXT PRIMARY KEY, worker TEXT, observed INT, terminated_seen INT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS worker(
+  id TEXT PRIMARY KEY, region TEXT, instances TEXT, status TEXT, idle_since INT, seen INT, next INT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS sample(
+  worker TEXT, start INT, region TEXT, instances TEXT, status TEXT, labs INT,
+  own_cpu REAL, own_memory REAL, cpu REAL, memory REAL, state INT,
+  PRIMARY KEY(worker, start)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS sample_open ON sample(worker, region, instances, start) WHERE state = 0;
+CREATE INDEX IF NOT EXISTS sample_ready ON sample(worker, start) WHERE state = 1;
+CREATE INDEX IF NOT EXISTS sample_start ON sample(start);
+"""
+_ROW = "worker, start, region, instances, status, labs, own_cpu, own_memory, cpu, memory, state"
+
+
+class Outbox:
+    """The journal in `directory`, locked for this process until `close`.
+
+    Raises, from every method:
+        StoreError: SQLite failed (`reason` "disk_full" where it says so); the transaction was rolled back.
+    """
+
+    def __init__(self, directory: Path, period: int, *, synchronous: str = "NORMAL") -> None:
+        """Open or create the journal.
+
+        Raises:
+            OutboxLocked: another process holds the folder.
+            StoreMisfit: it belongs to another period, or is damaged.
+            StoreError: the folder cannot be written.
+        """
+        self._lock = _lock(directory)
+        self.path = directory / "outbox.db"
+        try:
+            self._db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute(f"PRAGMA synchronous={synchronous}")
+            self._db.executescript(_SCHEMA)
+            # With the host's name: a copied folder must not make two exporters one writer.
+            self.owner = f"{self._meta('owner', uuid.uuid4().hex)}@{socket.gethostname()}"
+            self._counts = dict.fromkeys(STATES, 0)
+            self._counts |= dict(self._db.execute("SELECT state, COUNT(*) FROM sample GROUP BY state"))
+            theirs = int(self._meta("period", str(period)))
+        except sqlite3.Error as error:
+            self._lock.close()
+            raise self._translate(error) from error
+        if theirs != period:
+            self.close()
+            raise StoreMisfit(
+                f"{self.path} holds samples of {format_duration(theirs)} but period is {format_duration(period)}; "
+                "set period back, or give this exporter another data_dir",
+                reason="period",
+            )
+
+    def close(self) -> None:
+        """Release the file and the lock."""
+        self._db.close()
+        self._lock.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Everything within happens, or nothing. Must not be nested."""
+        before = dict(self._counts)
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            yield
+            self._db.execute("COMMIT")
+        except BaseException as error:
+            self._counts = before
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            if isinstance(error, sqlite3.Error):
+                raise self._translate(error) from error
+            raise
+
+    # -- what is known
+
+    def known(self) -> dict[str, Known]:
+        """Every worker's memory, by id."""
+        rows = self._select("SELECT id, region, instances, status, idle_since, seen, next FROM worker")
+        return {r[0]: Known(r[0], r[1], tuple(r[2].split()), *r[3:]) for r in rows}
+
+    def remember(self, known: Iterable[Known]) -> None:
+        """Write what is known of these workers; in the transaction that opens their rows."""
+        self._many(
+            "INSERT OR REPLACE INTO worker VALUES(?,?,?,?,?,?,?)",
+            ((k.worker_id, k.region, " ".join(k.instances), k.status, k.idle_since, k.seen, k.next) for k in known),
+        )
+
+    def forget(self, worker_ids: Iterable[str]) -> None:
+        """Drop the memory of workers that left long ago; their rows stay."""
+        self._many("DELETE FROM worker WHERE id=?", ((worker_id,) for worker_id in worker_ids))
+
+    def keep_fleet(self, workers: Iterable[Worker], observed: int, terminated_seen: dict[str, int]) -> None:
+        """Keep the last complete reading, for the time when MongoDB is away. A transaction of its own."""
+        with self.transaction():
+            self._db.execute("DELETE FROM fleet")
+            self._many(
+                "INSERT INTO fleet VALUES(?,?,?,?)",
+                ((w.id, json.dumps(asdict(w)), observed, terminated_seen.get(w.id)) for w in workers),
+            )
+
+    def last_fleet(self) -> tuple[int, tuple[Worker, ...], dict[str, int]]:
+        """The last complete reading: MongoDB's clock then (0: there was none), the workers, first sights of terminated ones."""
+        rows = self._select("SELECT worker, observed, terminated_seen FROM fleet")
+        workers = []
+        for text, _, _ in rows:
+            fields = json.loads(text)
+            fields["extra"] = tuple((name, value) for name, value in fields["extra"])
+            workers.append(Worker(**fields))
+        seen = {worker.id: row[2] for worker, row in zip(workers, rows, strict=True) if row[2] is not None}
+        return (rows[0][1] if rows else 0), tuple(workers), seen
+
+    # -- observed
+
+    def open(self, rows: Iterable[Row]) -> int:
+        """Add rows that are not there yet; return how many were added."""
+        by_state: dict[int, list[Row]] = {_OPEN: [], _READY: []}
+        for row in rows:
+            by_state[_READY if row.settled else _OPEN].append(row)
+        added = 0
+        for state, some in by_state.items():
+            count = self._many(
+                f"INSERT OR IGNORE INTO sample({_ROW}) VALUES(?,?,?,?,?,?,?,?,?,?,?)",
+                (
+                    (
+                        r.worker_id, r.start, r.region, " ".join(r.instances), r.status, r.active_labs,
+                        r.own_cpu, r.own_memory, r.cpu, r.memory, state,
+                    )
+                    for r in some
+                ),
+            )  # fmt: skip
+            self._counts[state] += count
+            added += count
+        return added
+
+    def update_own(self, workers: Iterable[Worker], period: int) -> None:
+        """The aggregate's own values belong to the open row that contains their collection time."""
+        self._many(
+            "UPDATE sample SET own_cpu=?, own_memory=? WHERE worker=? AND start=? AND state=0",
+            ((w.cpu, w.memory, w.id, w.collected_at - w.collected_at % period) for w in workers if w.collected_at is not None),
+        )
+
+    # -- settled
+
+    def needs(self) -> list[Need]:
+        """One need for each worker and region that has open rows: all their candidates, from the oldest row on."""
+        rows = self._select(
+            "SELECT worker, region, group_concat(DISTINCT instances), MIN(start) FROM sample WHERE state=0 "
+            "GROUP BY worker, region"
+        )
+        return [
+            Need(worker, region, tuple(sorted(set(names.replace(",", " ").split()))), oldest)
+            for worker, region, names, oldest in rows
+        ]
+
+    def open_rows(self, worker_id: str, start: int, end: int) -> list[Row]:
+        """The open rows of a worker whose period begins in [start, end), oldest first."""
+        return self._rows("state=0 AND worker=? AND start>=? AND start<? ORDER BY start", (worker_id, start, end))
+
+    def all_open_rows(self, limit: int) -> list[Row]:
+        """Up to `limit` open rows, in no particular order."""
+        return self._rows("state=0 LIMIT ?", (limit,))
+
+    def older(self, before: int, limit: int = 50_000) -> list[Row]:
+        """Up to `limit` open rows of any worker whose period began before `before`."""
+        return self._rows("state=0 AND start<? LIMIT ?", (before, limit))
+
+    def expired(self, worker_ids: Iterable[str], before: int) -> list[Row]:
+        """The open rows of these workers whose period began before `before`."""
+        return [row for worker_id in worker_ids for row in self.open_rows(worker_id, 0, before)]
+
+    def update(self, rows: Sequence[Row]) -> int:
+        """Write rows that were open; settled ones with nothing in them are dropped. Return how many were dropped."""
+        dropped = self._many(
+            "DELETE FROM sample WHERE worker=? AND start=? AND state=0",
+            ((r.worker_id, r.start) for r in rows if r.settled and r.empty),
+        )
+        kept = [r for r in rows if not (r.settled and r.empty)]
+        settled = self._many(
+            "UPDATE sample SET cpu=?, memory=?, state=1 WHERE worker=? AND start=? AND state=0",
+            ((r.cpu, r.memory, r.worker_id, r.start) for r in kept if r.settled),
+        )
+        self._many(
+            "UPDATE sample SET cpu=?, memory=? WHERE worker=? AND start=? AND state=0",
+            ((r.cpu, r.memory, r.worker_id, r.start) for r in kept if not r.settled),
+        )
+        self._counts[_OPEN] -= dropped + settled
+        self._counts[_READY] += settled
+        return dropped
+
+    # -- mirrored
+
+    def ready(self, limit: int, since: int = 0) -> list[Row]:
+        """Up to `limit` settled rows from `since` on, worker by worker in time order: the way the history takes them best."""
+        return self._rows("state=1 AND start>=? ORDER BY worker, start LIMIT ?", (since, limit))
+
+    def delete(self, rows: Iterable[Row]) -> None:
+        """Forget rows the history has acknowledged. A transaction of its own."""
+        with self.transaction():
+            self._counts[_READY] -= self._many(
+                "DELETE FROM sample WHERE worker=? AND start=? AND state=1", ((r.worker_id, r.start) for r in rows)
+            )
+
+    def set_aside(self, keys: Collection[tuple[str, int]]) -> None:
+        """Keep rows MongoDB rejects for good out of the way, for somebody to look at. A transaction of its own."""
+        with self.transaction():
+            moved = self._many("UPDATE sample SET state=2 WHERE worker=? AND start=? AND state=1", keys)
+            self._counts[_READY] -= moved
+            self._counts[_REJECTED] += moved
+
+    # -- what was spent
+
+    def spent(self) -> tuple[int, int]:
+        """The day (its start in UTC seconds) and the metrics billed on it, as `keep_spent` was told last; (0, 0) before."""
+        rows = self._select("SELECT value FROM meta WHERE key='spent'")
+        day, metrics = rows[0][0].split() if rows else (0, 0)
+        return int(day), int(metrics)
+
+    def keep_spent(self, day: int, metrics: int) -> None:
+        """Keep what was billed on a day over a restart. A transaction of its own."""
+        with self.transaction():
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES('spent',?)", (f"{day} {metrics}",))
+
+    # -- figures
+
+    def counts(self) -> dict[str, int]:
+        """Rows by state; counted along the way, since COUNT(*) of a day's backlog takes most of a second."""
+        return {name: self._counts[state] for state, name in STATES.items()}
+
+    def oldest(self) -> int | None:
+        """Start of the oldest row that is on its way; None when there is none."""
+        return self._select("SELECT MIN(start) FROM sample WHERE state<2")[0][0] if self._on_its_way() else None
+
+    def _on_its_way(self) -> bool:
+        return bool(self._counts[_OPEN] or self._counts[_READY])
+
+    # -- SQLite
+
+    def _meta(self, key: str, default: str) -> str:
+        self._db.execute("INSERT OR IGNORE INTO meta VALUES(?,?)", (key, default))
+        value: str = self._db.execute("SELECT value FROM meta WHERE key=?", (key,)).fetchone()[0]
+        return value
+
+    def _select(self, sql: str, parameters: Sequence[object] = ()) -> list[Any]:
+        try:
+            return self._db.execute(sql, parameters).fetchall()
+        except sqlite3.Error as error:
+            raise self._translate(error) from error
+
+    def _rows(self, where: str, parameters: Sequence[object]) -> list[Row]:
+        rows = self._select(f"SELECT {_ROW} FROM sample WHERE {where}", parameters)
+        return [
+            Row(worker, start, region, tuple(names.split()), status, labs, own_cpu, own_memory, cpu, memory, state == _READY)
+            for worker, start, region, names, status, labs, own_cpu, own_memory, cpu, memory, state in rows
+        ]
+
+    def _many(self, sql: str, parameters: Iterable[Sequence[object]]) -> int:
+        return max(0, self._db.executemany(sql, parameters).rowcount)
+
+    def _translate(self, error: sqlite3.Error) -> StoreError:
+        """Every SQLite error → ours."""
+        code = getattr(error, "sqlite_errorname", "")
+        if code == "SQLITE_FULL" or "disk is full" in str(error):
+            return StoreError(
+                f"{self.path} cannot grow: the disk is full; make room, nothing settled is lost", reason="disk_full"
+            )
+        if code in ("SQLITE_CORRUPT", "SQLITE_NOTADB"):
+            return StoreMisfit(
+                f"{self.path} is damaged ({error}); move it away and start again: what it held is read from CloudWatch anew",
+                reason="damaged",
+            )
+        return StoreError(f"{self.path}: {error}; check the disk and the permissions of data_dir", reason="outbox")
+
+
+def _lock(directory: Path) -> TextIO:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = (directory / "lock").open("a+")
+    except OSError as error:
+        raise StoreError(
+            f"data_dir: cannot write to {directory} ({error.strerror}); give this user the folder or set another one",
+            reason="outbox",
+        ) from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.seek(0)
+        holder = file.read().strip() or "unknown"
+        file.close()
+        raise OutboxLocked(
+            f"data_dir: {directory} is in use by the exporter with process id {holder}; stop that one, "
+            "or give this one another data_dir",
+            reason="locked",
+        ) from error
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file

@@ -1,0 +1,147 @@
+"""The outbox's half of each round: read rows, let the pure rules decide, write, in one transaction each.
+
+These are synchronous and run in the outbox's one thread; the simulation drives them without a network.
+"""
+
+import asyncio
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import ParamSpec, TypeVar
+
+from exporter.core.model import METRICS, Answers, Fleet, InventoryEntry, Listing, Worker
+from exporter.core.periods import DAY
+from exporter.metrics.telemetry import Telemetry
+from exporter.pipeline import lifecycle
+from exporter.pipeline.lifecycle import Batch, Known, Row, Rules, Sightings
+from exporter.pipeline.outbox import Outbox
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def open_periods(
+    outbox: Outbox, fleet: Fleet, inventory: Mapping[str, InventoryEntry] | None, rules: Rules
+) -> tuple[int, dict[str, Known]]:
+    """Open the closed periods of every worker; return how many, and what is known of each listed worker.
+
+    Without the inventory, workers the outbox does not know wait: their past instances cannot be told.
+    """
+    now, before = fleet.date, outbox.known()
+    rows: list[Row] = []
+    known: dict[str, Known] = {}
+    for worker in fleet.workers:
+        memory = before.pop(worker.id, None)
+        entry = inventory.get(worker.id) if inventory is not None else None
+        if memory is None:
+            if inventory is None:
+                continue
+            memory = lifecycle.meet(worker, entry, now, rules)
+        current = None if inventory is None else lifecycle.next_entry(entry, worker, now)
+        opened, known[worker.id] = lifecycle.observe(worker, memory, now, rules, current)
+        rows += opened
+    gone: list[Known] = []
+    for memory in before.values():
+        opened, memory = lifecycle.vanish(memory, now, rules)
+        rows += opened
+        gone.append(memory)
+    with outbox.transaction():
+        count = outbox.open(rows)
+        outbox.update_own(fleet.workers, rules.period)
+        outbox.remember([*known.values(), *gone])
+        outbox.forget(memory.worker_id for memory in gone if memory.seen < now - rules.heal)
+    return count, known
+
+
+def open_gaps(
+    outbox: Outbox,
+    workers: Iterable[Worker],
+    known: Mapping[str, Known],
+    inventory: Mapping[str, InventoryEntry],
+    have: Mapping[str, AbstractSet[int]],
+    now: int,
+    rules: Rules,
+) -> int:
+    """Open the periods the history lacks; return how many."""
+    rows = [
+        row
+        for worker in workers
+        for row in lifecycle.gaps(worker, known[worker.id], inventory.get(worker.id), have.get(worker.id, set()), now, rules)
+    ]
+    with outbox.transaction():
+        return outbox.open(rows)
+
+
+def apply_answers(
+    outbox: Outbox,
+    batch: Batch,
+    answers: Answers,
+    listings: Sequence[Listing],
+    sightings: Sightings,
+    rules: Rules,
+) -> tuple[int, int]:
+    """Settle what the answers of one call decide; return (settled with something in them, dropped as empty)."""
+    changed: list[Row] = []
+    with outbox.transaction():
+        for worker_id, queries in batch.asks.items():
+            for row in outbox.open_rows(worker_id, batch.start, batch.end):
+                if row.region != batch.region:
+                    continue
+                after = lifecycle.settle(row, queries, answers, listings, sightings, rules)
+                if after != row:
+                    changed.append(after)
+                if after.settled:
+                    for instance in after.instances:
+                        for metric in METRICS:
+                            sightings.pop((row.worker_id, row.start, instance, metric), None)
+        dropped = outbox.update(changed)
+    return sum(row.settled for row in changed) - dropped, dropped
+
+
+def give_up(outbox: Outbox, worker_ids: Collection[str], now: int, rules: Rules) -> tuple[list[Row], int]:
+    """Settle what stayed undecided for `heal` though it was asked in this round; return those rows and the number dropped."""
+    with outbox.transaction():
+        rows = outbox.expired(worker_ids, now - rules.heal - rules.period)
+        dropped = outbox.update([row.finish() for row in rows])
+    return rows, dropped
+
+
+def give_up_unasked(outbox: Outbox, now: int, rules: Rules) -> tuple[list[Row], int]:
+    """Settle what the budget left unasked for a day beyond `heal`, so that status and labs are not kept back for ever."""
+    with outbox.transaction():
+        rows = outbox.older(now - rules.heal - DAY)
+        dropped = outbox.update([row.finish() for row in rows])
+    return rows, dropped
+
+
+def settle_alone(outbox: Outbox, now: int, rules: Rules, limit: int = 50_000) -> tuple[int, int]:
+    """Without CloudWatch: settle by the aggregates alone; return (settled with something in them, dropped as empty)."""
+    with outbox.transaction():
+        before = outbox.all_open_rows(limit)
+        after = [row for row in (lifecycle.settle_alone(row, now, rules) for row in before) if row.settled]
+        dropped = outbox.update(after)
+    return len(after) - dropped, dropped
+
+
+class OutboxThread:
+    """Runs functions on the outbox in its one thread, so that a large transaction never blocks the event loop."""
+
+    def __init__(self, outbox: Outbox) -> None:
+        self.outbox = outbox
+        self._pool = ThreadPoolExecutor(1, "outbox")
+
+    async def __call__(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call `function` there and return what it returns."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, partial(function, *args, **kwargs))
+
+    async def show(self, telemetry: Telemetry) -> None:
+        """Bring the figures of what is on its way up to date."""
+        telemetry.outbox_oldest.value = await self(self.outbox.oldest)
+        for state, count in self.outbox.counts().items():
+            telemetry.outbox_samples.labels(state).set(count)
+
+    def close(self) -> None:
+        """Wait for what is under way, then close the outbox."""
+        self._pool.shutdown()
+        self.outbox.close()

@@ -1,0 +1,1 @@
+"""What is only read: the manager's worker documents and CloudWatch."""

@@ -1,0 +1,1 @@
+"""CloudWatch: pure query building, error translation, transport, client."""

@@ -1,0 +1,1 @@
+"""The MongoDB collections that the exporter writes."""

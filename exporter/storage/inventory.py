@@ -1,0 +1,148 @@
+"""worker_metrics_inventory: every worker ever seen, so that a terminated one keeps its name and a gap its instances."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any
+
+from pymongo import ReplaceOne
+
+from exporter.core.model import Fleet, InventoryEntry, Sighting
+from exporter.core.periods import to_datetime, to_seconds
+from exporter.pipeline.lifecycle import next_entry
+from exporter.storage.mongo import Database, Document, chunks, durable, operation
+
+INVENTORY = "worker_metrics_inventory"
+_A_WRITE = 5000
+
+
+class Inventory:
+    """Every worker ever seen and the instances it ran on; kept in memory, written to MongoDB as it changes.
+
+    Every method raises StoreUnavailable, StoreMisfit or StoreError; what could not be written is written the next time.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = durable(database)
+        self._collection = self._database[INVENTORY]
+        self._entries: dict[str, InventoryEntry] = {}
+        self._unsaved: set[str] = set()
+        self._loaded = False
+
+    @property
+    def entries(self) -> Mapping[str, InventoryEntry]:
+        """worker_id → what is remembered of it."""
+        return MappingProxyType(self._entries)
+
+    async def load(self) -> None:
+        """Read all entries, in place of those in memory."""
+        async with operation(self._database, INVENTORY, "find"):
+            self._entries = {document["_id"]: _entry(document) async for document in self._collection.find()}
+        self._unsaved.clear()
+        self._loaded = True
+
+    async def read(self, worker_id: str) -> InventoryEntry | None:
+        """Read one entry anew; those in memory stay as they are."""
+        async with operation(self._database, INVENTORY, "find"):
+            document = await self._collection.find_one({"_id": worker_id})
+        return None if document is None else _entry(document)
+
+    async def record(self, fleet: Fleet) -> None:
+        """Note one complete reading of the aggregates; loads the entries first if nobody has."""
+        if not self._loaded:
+            await self.load()
+        changed: set[str] = set()
+        for worker in fleet.workers:
+            old = self._entries.get(worker.id)
+            new = next_entry(old, worker, fleet.date)
+            if old is None or new != _touched(old, new.last_seen, bool(worker.instance_id)):
+                changed.add(worker.id)
+            self._entries[worker.id] = new
+        seen = {worker.id: bool(worker.instance_id) for worker in fleet.workers}
+        upserts = changed | self._unsaved
+        self._unsaved |= seen.keys()
+        await self._upsert(sorted(upserts))
+        async with operation(self._database, INVENTORY, "update"):
+            gone: set[str] = set()
+            for on_instance in (True, False):
+                touched = [worker for worker, has in seen.items() if has is on_instance and worker not in upserts]
+                if touched:
+                    done = await self._collection.update_many({"_id": {"$in": touched}}, _touch(fleet.date, on_instance))
+                    # Somebody purged one of them although it is still there: all of these are written in full the next time.
+                    gone |= set(touched) if done.matched_count < len(touched) else set()
+        self._unsaved = gone
+
+    async def forget(self, worker_id: str) -> bool:
+        """Delete a worker's entry for good; return whether there was one."""
+        self._entries.pop(worker_id, None)
+        self._unsaved.discard(worker_id)
+        async with operation(self._database, INVENTORY, "remove"):
+            return (await self._collection.delete_one({"_id": worker_id})).deleted_count > 0
+
+    async def _upsert(self, worker_ids: Sequence[str]) -> None:
+        for ids in chunks(worker_ids, _A_WRITE):
+            documents = [_entry_document(self._entries[worker_id]) for worker_id in ids]
+            async with operation(self._database, INVENTORY, "update"):
+                await self._collection.bulk_write(
+                    [ReplaceOne({"_id": document["_id"]}, document, upsert=True) for document in documents], ordered=False
+                )
+
+
+def _touched(entry: InventoryEntry, now: int, on_instance: bool) -> InventoryEntry:
+    """The entry after a reading that brought nothing new but the time."""
+    instances = entry.instances
+    if on_instance and instances:
+        instances = (*instances[:-1], replace(instances[-1], last=max(instances[-1].last, now)))
+    return replace(entry, last_seen=now, instances=instances)
+
+
+def _touch(now: int, on_instance: bool) -> list[Document]:
+    """The same as an update: last_seen, and the end of the current sighting, never backwards."""
+    date = to_datetime(now)
+    changes: Document = {"last_seen": {"$max": ["$last_seen", date]}}
+    if on_instance:
+        current = {"$mergeObjects": [{"$last": "$instances"}, {"to": {"$max": [{"$last": "$instances.to"}, date]}}]}
+        earlier = {"$slice": ["$instances", {"$subtract": [{"$size": "$instances"}, 1]}]}
+        alone = {"$eq": [{"$size": "$instances"}, 1]}  # $slice refuses a count of zero
+        changes["instances"] = {"$cond": [alone, [current], {"$concatArrays": [earlier, [current]]}]}
+    return [{"$set": changes}]
+
+
+def _entry_document(entry: InventoryEntry) -> Document:
+    dates = {name: getattr(entry, name) for name in ("created_at", "terminated_at", "first_seen", "last_seen")}
+    document: Document = {
+        "_id": entry.worker_id,
+        "worker_id": entry.worker_id,
+        "region": entry.region,
+        "name": entry.name,
+        "instance_type": entry.instance_type,
+        "cml_version": entry.cml_version,
+        "status": entry.status,
+        "instances": [
+            {"id": one.instance_id, "region": one.region, "from": to_datetime(one.first), "to": to_datetime(one.last)}
+            for one in entry.instances
+        ],
+        **{name: None if second is None else to_datetime(second) for name, second in dates.items()},
+    }
+    return {key: value for key, value in document.items() if value is not None}
+
+
+def _entry(document: Mapping[str, Any]) -> InventoryEntry:
+    dates = {name: document.get(name) for name in ("created_at", "terminated_at", "first_seen", "last_seen")}
+    seconds = {name: None if date is None else to_seconds(date) for name, date in dates.items()}
+    return InventoryEntry(
+        worker_id=document["_id"],
+        region=document.get("region", ""),
+        name=document.get("name"),
+        instance_type=document.get("instance_type"),
+        cml_version=document.get("cml_version"),
+        created_at=seconds["created_at"],
+        terminated_at=seconds["terminated_at"],
+        status=document.get("status", "unknown"),
+        first_seen=seconds["first_seen"] or 0,
+        last_seen=seconds["last_seen"] or 0,
+        instances=tuple(
+            Sighting(one["id"], one["region"], to_seconds(one["from"]), to_seconds(one["to"]))
+            for one in document.get("instances", ())
+        ),
+    )

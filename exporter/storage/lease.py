@@ -1,0 +1,128 @@
+"""Who may write: a lease document in MongoDB, so that of several exporters one mirrors.
+
+MongoDB's clock decides when a lease has expired, the holder's own monotonic clock whether it may still rely on it. The latter
+counts from the moment a renewal was sent, so a process that was paused, or whose renewal is still on its way, knows that it
+lost the lease before anybody else can take it. After a failover the new primary's clock decides: the clocks of one replica set
+must not differ by more than the safety margin.
+"""
+
+import time
+from collections.abc import Callable
+
+from pymongo import ReturnDocument
+from pymongo.errors import DuplicateKeyError
+
+from exporter.core.periods import to_datetime
+from exporter.storage.mongo import STATE, Database, Document, durable, operation
+
+BACKFILL = "backfill"
+"""The lease of who writes what is older than the live window."""
+MARGIN = 1 / 6
+"""The last part of its time in which a holder no longer relies on the lease."""
+_SKEW = 600
+"""Seconds by which the local clock may differ from MongoDB's."""
+
+
+class Lease:
+    """The lease `name` in cml_exporter_state, for one process.
+
+    Args:
+        database: of an AsyncMongoClient; its options don't matter.
+        owner: unique for each process that ever runs, such as host, pid and a random part.
+        ttl: seconds a lease lasts after each renewal; renew at least three times as often.
+        name: what is leased.
+        monotonic: seconds of a clock that never jumps.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        owner: str,
+        ttl: float = 30,
+        name: str = "mirror",
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._database = durable(database)
+        self._state = self._database[STATE]
+        self._id = f"lease:{name}"
+        self._owner = owner
+        self._ttl = ttl
+        self._monotonic = monotonic
+        self._until = monotonic()
+        self.fence = 0
+        """Grows with every change of owner: the number of the last lease this process held, 0 before the first."""
+
+    @property
+    def remaining(self) -> float:
+        """Seconds for which this process may rely on the lease; 0 when it does not hold it."""
+        return max(0.0, self._until - self._monotonic())
+
+    @property
+    def held(self) -> bool:
+        """Whether this process may write now."""
+        return self.remaining > 0
+
+    async def acquire_or_renew(self) -> bool:
+        """Take the lease if it is free or expired, extend it if it is ours; return whether it is ours now.
+
+        Raises:
+            StoreUnavailable, StoreMisfit, StoreError: nothing is known; what was held before is held until its time is over.
+        """
+        sent = self._monotonic()
+        lease = await self._take()
+        if lease["owner"] != self._owner:
+            self._until = sent
+            return False
+        self.fence = lease["fence"]
+        self._until = sent + self._ttl * (1 - MARGIN)
+        return self.held
+
+    async def release(self) -> None:
+        """Let others have it at once; harmless when it is not ours.
+
+        Raises:
+            StoreUnavailable, StoreMisfit, StoreError: it was not released and expires by itself.
+        """
+        self._until = self._monotonic()
+        async with operation(self._database, STATE, "update"):
+            await self._state.update_one(
+                {"_id": self._id, "owner": self._owner}, {"$set": {"owner": None, "expires": to_datetime(0)}}
+            )
+
+    async def mark(self) -> str | None:
+        """Return what changes whenever anybody has held the lease since; None while somebody may hold it.
+
+        Raises:
+            StoreUnavailable, StoreMisfit, StoreError: nothing is known.
+        """
+        async with operation(self._database, STATE, "find"):
+            lease = await self._state.find_one({"_id": self._id}) or {}
+        held = lease.get("expires", to_datetime(0)) > to_datetime(time.time() - _SKEW)
+        return None if held else f"{lease.get('fence', 0)} {lease.get('owner')} {lease.get('expires')}"
+
+    async def _take(self) -> Document:
+        ours: Document = {"$eq": ["$owner", {"$literal": self._owner}]}
+        expired = {"$lte": [{"$ifNull": ["$expires", to_datetime(0)]}, "$$NOW"]}
+        free = {"$or": [ours, expired]}
+        until = {"$dateAdd": {"startDate": "$$NOW", "unit": "millisecond", "amount": round(self._ttl * 1000)}}
+        fence = {"$ifNull": ["$fence", 0]}
+        changes = {
+            "owner": {"$cond": [free, {"$literal": self._owner}, "$owner"]},
+            "expires": {"$cond": [free, until, "$expires"]},
+            "fence": {"$cond": [{"$and": [expired, {"$not": ours}]}, {"$add": [fence, 1]}, fence]},
+        }
+        # The condition stands in the update, not in the filter: an upsert whose filter fails would try to insert a second one.
+        async with operation(self._database, STATE, "update", self._ttl / 2):
+            try:
+                lease = await self._update([{"$set": changes}])
+            except DuplicateKeyError:  # two first contenders inserted the document at once; now there is one
+                lease = await self._update([{"$set": changes}])
+        return lease
+
+    async def _update(self, pipeline: list[Document]) -> Document:
+        lease = await self._state.find_one_and_update(
+            {"_id": self._id}, pipeline, upsert=True, return_document=ReturnDocument.AFTER
+        )
+        assert lease is not None  # an upsert always has a document to return
+        return lease

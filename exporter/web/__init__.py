@@ -1,0 +1,1 @@
+"""HTTP: routes, parameters, responses, authentication, TLS."""

@@ -1,0 +1,59 @@
+"""Prometheus HTTP service discovery: the running workers as targets, so that node_exporter's metrics carry the same worker_id.
+
+https://prometheus.io/docs/prometheus/latest/http_sd/
+"""
+
+import ipaddress
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from exporter.core.model import WorkerGauges
+
+NODE_EXPORTER = 9100
+"""Its usual port."""
+
+SCHEMA = {
+    "type": "array",
+    "items": {
+        "type": "object",
+        "required": ["targets", "labels"],
+        "properties": {
+            "targets": {"type": "array", "items": {"type": "string"}},
+            "labels": {"type": "object", "additionalProperties": {"type": "string"}},
+        },
+    },
+}
+
+
+def targets(gauges: Iterable[WorkerGauges], port: int) -> list[dict[str, Any]]:
+    """Return one target group for each running worker with an address.
+
+    Args:
+        gauges: of the newest round.
+        port: what listens on the worker's private address.
+    """
+    return [
+        {
+            "targets": [f"[{worker.address}]:{port}" if ":" in worker.address else f"{worker.address}:{port}"],
+            "labels": {
+                "worker_id": worker.id,
+                "region": worker.region,
+                "__meta_cml_name": worker.name or "",
+                "__meta_cml_instance_id": worker.instance_id or "",
+                "__meta_cml_instance_type": worker.instance_type or "",
+                "__meta_cml_version": worker.cml_version or "",
+            },
+        }
+        for worker in (gauge.worker for gauge in gauges if gauge.show_state)
+        if worker.status == "running" and worker.address and _is_address(worker.address)
+    ]
+
+
+def _is_address(text: str) -> bool:
+    """Whether this is an IP address or a host's name; one target that is neither makes Prometheus complain for ever."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return re.fullmatch(r"(?=.*[A-Za-z])[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?", text) is not None
+    return True

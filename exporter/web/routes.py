@@ -1,0 +1,478 @@
+"""The routes: parse → call → respond. What they say is decided elsewhere; what they need of the exporter is `Backend`."""
+
+import asyncio
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from http import HTTPStatus
+from typing import Any, Protocol
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from exporter.core.errors import SourceError, StoreError
+from exporter.core.model import InventoryEntry, OwnMetrics, Snapshot, WorkerGauges
+from exporter.core.periods import DAY
+from exporter.history import remote_read, series
+from exporter.history.reader import Reader, Subject
+from exporter.history.remote_read import BadRequest
+from exporter.history.segments import OLDEST
+from exporter.metrics import exposition
+from exporter.web import discovery, landing, openapi, parameters, responses
+from exporter.web.auth import BasicAuth
+from exporter.web.negotiation import prefers_csv, prefers_gzip
+from exporter.web.openapi import Answer, Endpoint
+from exporter.web.parameters import BadParameter, HistoryQuery, ResourcesQuery, WorkersQuery, resuming
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+"""Also for a Prometheus that prefers OpenMetrics: it takes what it gets, and one rendered body serves all."""
+READ_SECONDS = 65
+"""How long a remote read may take; Prometheus gives up after 60."""
+READS = 2
+"""Remote reads at once; each may hold 3 million samples."""
+HOUR_READS = 6
+"""Those of hours only, which hold a third of that and wait for one another's days: as many as a browser has under way."""
+RETRY_AFTER = 10
+"""Seconds after which a source or store that is down is worth another request."""
+
+FEW_ROWS = 1000
+"""Rows of history that are written as JSON within a millisecond."""
+
+
+class Backend(Protocol):
+    """What the routes need of the exporter."""
+
+    period: int
+
+    @property
+    def reader(self) -> Reader:
+        """Who reads the history of single workers."""
+
+    @property
+    def columns(self) -> series.Columns | None:
+        """The samples of many workers, None where there is no history."""
+
+    @property
+    def hourly(self) -> series.Columns | None:
+        """The same by the hour."""
+
+    @property
+    def snapshot(self) -> Snapshot | None:
+        """The newest worker block; None before the first."""
+
+    @property
+    def own_metrics(self) -> OwnMetrics:
+        """What the exporter says of itself."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether the first observation was tried, whatever came of it."""
+
+    def health(self) -> Mapping[str, str | None]:
+        """Source ("mongodb", "cloudwatch eu-west-1", "history") → its last error, None where it is fine."""
+
+    def now(self) -> float:
+        """UTC seconds of the local clock."""
+
+    async def inventory(self) -> Sequence[InventoryEntry]:
+        """Everything remembered of every worker, empty where there is no history; raises StoreError."""
+
+    async def remembered(self, worker_id: str) -> InventoryEntry | None:
+        """What is remembered of one worker; raises StoreError."""
+
+    async def latest(self, worker_ids: Collection[str]) -> Mapping[str, int]:
+        """Start of the newest period the history has of each worker that has any; raises StoreError."""
+
+
+# -- the handlers ------------------------------------------------------------------------------------------------------
+
+
+async def index(request: Request) -> Response:
+    """Serve the landing page."""
+    backend = _backend(request)
+    snapshot = backend.snapshot
+    page = await asyncio.to_thread(
+        landing.page,
+        snapshot.workers if snapshot else (),
+        fresh=_is_fresh(backend, snapshot),
+        ready=backend.ready,
+        health=backend.health(),
+        links=[(endpoint.title, endpoint.description) for endpoint in ROUTES if endpoint.path != request.url.path],
+    )
+    return HTMLResponse(
+        page, headers={"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:"}
+    )
+
+
+async def metrics(request: Request) -> Response:
+    """Serve the worker block as the last round rendered it, and the exporter's own metrics as they were a moment ago.
+
+    A worker block that should have been renewed is left out: a hung collector must look like one.
+    """
+    backend = _backend(request)
+    snapshot = backend.snapshot
+    fresh = snapshot if _is_fresh(backend, snapshot) else None
+    own = backend.own_metrics
+    headers = {"Vary": "Accept-Encoding"}
+    if prefers_gzip(",".join(request.headers.getlist("accept-encoding"))):
+        body = exposition.continued(fresh.gzipped if fresh else b"", own)
+        headers["Content-Encoding"] = "gzip"
+    else:
+        body = (fresh.body if fresh else b"") + own.text
+    return Response(body, media_type=CONTENT_TYPE, headers=headers)
+
+
+async def healthy(request: Request) -> Response:
+    """Answer that the process is alive."""
+    return PlainTextResponse("CML worker exporter is healthy.\n")
+
+
+async def ready(request: Request) -> Response:
+    """Say whether the first observation was made, and how each source does; a source that is down is no reason for a 503."""
+    backend = _backend(request)
+    sources = {source: {"ok": error is None, "error": error} for source, error in sorted(backend.health().items())}
+    return JSONResponse(
+        {"ready": backend.ready, "sources": sources},
+        HTTPStatus.OK if backend.ready else HTTPStatus.SERVICE_UNAVAILABLE,
+    )
+
+
+async def workers(request: Request) -> Response:
+    """List the fleet, and the workers that are gone but still have history."""
+    backend = _backend(request)
+    query = WorkersQuery.parse(request.query_params.multi_items())
+    snapshot = backend.snapshot
+    if snapshot is None:
+        raise _not_read_yet()
+    fresh = _is_fresh(backend, snapshot)
+    remembered = {entry.worker_id: entry for entry in await backend.inventory()}
+    listed = {gauge.worker.id for gauge in snapshot.workers}
+    kept = await backend.reader.retention()
+    oldest = 0 if kept is None else int(backend.now()) - kept
+    gone = [
+        responses.gone_worker(entry)
+        for entry in remembered.values()
+        if entry.worker_id not in listed and entry.last_seen >= oldest
+    ]
+    gone = [found for found in gone if _selects(query, found)]
+    newest = await backend.latest([found.worker_id for found in gone])
+    gone = [found for found in gone if newest.get(found.worker_id, -1) >= oldest]
+
+    def answer() -> Response:
+        here = (responses.listed_worker(gauge, remembered.get(gauge.worker.id), fresh) for gauge in snapshot.workers)
+        chosen = [*(found for found in here if _selects(query, found)), *gone]
+        return JSONResponse(responses.workers_page(chosen, query.limit, backend.period))
+
+    # In a thread: 10,000 workers take a tenth of a second, in which no scrape would be answered.
+    return await asyncio.to_thread(answer)
+
+
+async def history(request: Request) -> Response:
+    """Answer a page of one worker's samples or statistics, as JSON or CSV."""
+    backend = _backend(request)
+    asked = request.query_params.multi_items()
+    reach = await backend.reader.reach()
+    query = HistoryQuery.parse(asked, now=int(backend.now()), period=backend.period, reach=reach)
+    worker_id = request.path_params["worker_id"]
+    found = await _find(backend, worker_id)
+    if found is None:
+        raise _unknown(worker_id)
+    subject, gauge = found
+    page = await backend.reader.page(subject, query.span)
+    cursor = resuming(query.span, page.following) if page.following else None
+    headers = {"Vary": "Accept"} | responses.page_headers(page, cursor, asked)
+    as_csv = query.format == "csv" or (query.format is None and prefers_csv(",".join(request.headers.getlist("accept"))))
+
+    def answer() -> Response:
+        if as_csv:
+            body = responses.history_csv(page, query.span.interval)
+            return Response(body, media_type="text/csv; charset=utf-8; header=present", headers=headers)
+        worker = responses.history_worker(subject.worker, subject.entry, _status(backend, subject, gauge))
+        return Response(responses.history_json(page, cursor, worker), media_type="application/json", headers=headers)
+
+    # In a thread, as above, what takes longer than to change threads.
+    small = len(page.rows) <= FEW_ROWS and not as_csv
+    return answer() if small else await asyncio.to_thread(answer)
+
+
+async def resources(request: Request) -> Response:
+    """Answer a worker's CPU and memory of the last minutes, live from CloudWatch."""
+    backend = _backend(request)
+    query = ResourcesQuery.parse(request.query_params.multi_items(), now=int(backend.now()))
+    asked, region = request.path_params["worker_id"], request.path_params["region"]
+    found = await _find(backend, asked)
+    subject = found[0] if found else await _find_instance(backend, asked, region)
+    if subject is None:
+        raise _unknown(asked)
+    if subject.worker.region != region:
+        raise HTTPException(
+            HTTPStatus.NOT_FOUND, f"Worker {asked} is not in region {region}, but in {subject.worker.region or 'none'}."
+        )
+    return JSONResponse(responses.resources(await backend.reader.resources(subject, query.seconds, query.end), query))
+
+
+async def remote(request: Request) -> Response:
+    """Answer a remote read of Prometheus from the history."""
+    backend = _backend(request)
+    queries = remote_read.decode(await _body(request, remote_read.MAX_BODY))
+    if backend.columns is None or backend.hourly is None:
+        raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, "mongodb.history is null, so there is no history to read.")
+    try:
+        state = request.app.state
+        # Few at once: each may hold millions of samples until it is sent. Waiting counts too: nobody waits longer for it.
+        async with asyncio.timeout(READ_SECONDS), state.reading_hours if series.only_hours(queries) else state.reading:
+            found = await _read(backend, backend.columns, backend.hourly, queries)
+            body = await asyncio.to_thread(remote_read.encode_answer, found)
+    except TimeoutError as error:
+        raise HTTPException(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            f"The history could not be read within {READ_SECONDS} s; name fewer workers or a shorter range.",
+            {"Retry-After": str(RETRY_AFTER)},
+        ) from error
+    return Response(body, media_type=remote_read.CONTENT_TYPE, headers={"Content-Encoding": "snappy"})
+
+
+async def _read(
+    backend: Backend, history: series.Columns, hourly: series.Columns, queries: Sequence[remote_read.Query]
+) -> list[list[remote_read.Series]]:
+    """One query after the other, within what there is and within one limit for all."""
+    entries, kept = await backend.inventory(), await backend.reader.retention()
+    now = int(backend.now())
+    begun = (time for entry in entries for time in (entry.created_at, entry.first_seen) if time is not None)
+    # MongoDB deletes late, and whole buckets; and nothing is older than what CloudWatch had of the first worker.
+    oldest = now - kept if kept is not None else min(begun, default=now) - OLDEST
+    left, found = series.MAX_SAMPLES, []
+    for query in queries:
+        within = replace(query, end=min(query.end, (now + DAY) * 1000))
+        found.append(await series.read(within, entries, history, hourly, period=backend.period, oldest=oldest, most=left))
+        left -= sum(each.samples for each in found[-1])
+    return found
+
+
+async def discover(request: Request) -> Response:
+    """List the running workers as targets; while the fleet is not known, say so, and Prometheus keeps those it has."""
+    backend = _backend(request)
+    port = parameters.discovery_port(request.query_params.multi_items())
+    snapshot = backend.snapshot
+    if snapshot is None or not _is_fresh(backend, snapshot):
+        raise _not_read_yet()
+    return JSONResponse(discovery.targets(snapshot.workers, port))
+
+
+async def _body(request: Request, most: int) -> bytes:
+    """The request's body, refused as soon as it is too large."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > most:
+            raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"The body has more than {most} bytes.")
+    return bytes(body)
+
+
+async def describe(request: Request) -> Response:
+    """Answer the OpenAPI document."""
+    return JSONResponse(openapi.document(ROUTES))
+
+
+_TEXT, _JSON = {"type": "string"}, "application/json"
+
+ROUTES: tuple[Endpoint, ...] = (
+    Endpoint("/", index, "this page: version, sources, fleet at a glance", Answer({"text/html": _TEXT})),
+    Endpoint("/metrics", metrics, "gauges of the workers and the exporter, for Prometheus", Answer({"text/plain": _TEXT})),
+    Endpoint("/-/healthy", healthy, "the process is alive", Answer({"text/plain": _TEXT})),
+    Endpoint(
+        "/-/ready",
+        ready,
+        "the first observation is done; state of each source",
+        Answer({_JSON: responses.READY_SCHEMA}, also={503: (_JSON, responses.READY_SCHEMA)}),
+    ),
+    Endpoint(
+        "/api/workers",
+        workers,
+        "the fleet, and workers that are gone but have history",
+        Answer({_JSON: responses.WORKERS_SCHEMA}, (400, 503)),
+        parameters.WORKERS,
+    ),
+    Endpoint(
+        "/api/workers/{worker_id:path}/metrics/history",
+        history,
+        "samples or statistics of one worker, from CloudWatch where they are older than MongoDB's",
+        Answer({_JSON: responses.HISTORY_SCHEMA, "text/csv": _TEXT}, (400, 404, 503), responses.PAGE_HEADERS),
+        parameters.HISTORY,
+        "/workers/{worker_id:path}/metrics/history",
+    ),
+    Endpoint(
+        "/api/workers/region/{region}/workers/{worker_id:path}/resources",
+        resources,
+        "average CPU and memory of one worker over the last minutes, live from CloudWatch",
+        Answer({_JSON: responses.RESOURCES_SCHEMA}, (400, 404, 503)),
+        parameters.RESOURCES,
+    ),
+    Endpoint(
+        "/api/v1/read",
+        remote,
+        "Prometheus remote read over the history, by the label store=history",
+        Answer({remote_read.CONTENT_TYPE: {"type": "string", "format": "binary"}}, (400, 413, 503)),
+        method="POST",
+    ),
+    Endpoint(
+        "/sd/workers",
+        discover,
+        "running workers as targets, for Prometheus' HTTP service discovery",
+        Answer({_JSON: discovery.SCHEMA}, (400, 503)),
+        parameters.DISCOVERY,
+    ),
+    Endpoint("/openapi.json", describe, "OpenAPI 3.1 of these routes", Answer({_JSON: {"type": "object"}})),
+)
+
+
+# -- which worker ------------------------------------------------------------------------------------------------------
+
+
+async def _find(backend: Backend, worker_id: str) -> tuple[Subject, WorkerGauges | None] | None:
+    """What is known of a worker; None if nothing is, and HTTPException 503 while nobody can tell."""
+    entry = await backend.remembered(worker_id)
+    snapshot = backend.snapshot
+    listed = snapshot.workers if snapshot else ()
+    gauge = next((gauge for gauge in listed if gauge.worker.id == worker_id), None)
+    subject = Subject.of(gauge.worker if gauge else None, entry)
+    if subject is None and snapshot is None:
+        raise _not_read_yet()
+    return (subject, gauge) if subject else None
+
+
+async def _find_instance(backend: Backend, instance_id: str, region: str) -> Subject | None:
+    """The worker of an instance, as if it had never run on another."""
+    snapshot = backend.snapshot
+    for gauge in snapshot.workers if snapshot else ():
+        if gauge.worker.instance_id == instance_id:
+            return Subject(gauge.worker, None)
+    for entry in await backend.inventory():
+        for sighting in entry.instances:
+            if (sighting.instance_id, sighting.region) == (instance_id, region):
+                remembered = Subject.of(None, entry)
+                assert remembered  # there is an entry
+                return Subject(replace(remembered.worker, instance_id=instance_id, region=region, created_at=None), None)
+    return None
+
+
+def _status(backend: Backend, subject: Subject, gauge: WorkerGauges | None) -> str | None:
+    """Today's status, None where it is not known: as /api/workers says it."""
+    if gauge is None:
+        return "terminated" if subject.worker.status == "terminated" else None
+    return gauge.worker.status if gauge.show_state and _is_fresh(backend, backend.snapshot) else None
+
+
+def _selects(query: WorkersQuery, found: responses.Found) -> bool:
+    """Whether a worker is asked for, on this page or a later one."""
+    return (
+        found.worker_id > query.after
+        and (not query.statuses or found.status in query.statuses)
+        and (not query.regions or found.region in query.regions)
+    )
+
+
+def _is_fresh(backend: Backend, snapshot: Snapshot | None) -> bool:
+    return snapshot is not None and backend.now() < snapshot.fresh_until
+
+
+def _backend(request: Request) -> Backend:
+    backend: Backend = request.app.state.backend
+    return backend
+
+
+# -- errors ------------------------------------------------------------------------------------------------------------
+
+
+def _not_read_yet() -> HTTPException:
+    return HTTPException(503, "The fleet has not been read yet; /-/ready says why.", {"Retry-After": str(RETRY_AFTER)})
+
+
+def _unknown(worker_id: str) -> HTTPException:
+    return HTTPException(HTTPStatus.NOT_FOUND, f"There is no worker {worker_id}; /api/workers lists those there are and were.")
+
+
+def _problem(status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:
+    return JSONResponse(responses.problem(status, detail), status, headers, media_type="application/problem+json")
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    # Starlette's own carry no more than the phrase.
+    own = {
+        404: f"There is nothing at {request.url.path}; the page at / lists what there is.",
+        405: f"{request.url.path} does not answer {request.method}, only {_methods(error)}.",
+    }
+    unsaid = error.detail == HTTPStatus(error.status_code).phrase
+    detail = own.get(error.status_code, error.detail) if unsaid else error.detail
+    return _problem(error.status_code, detail, error.headers)
+
+
+def _methods(error: HTTPException) -> str:
+    return " and ".join(sorted((error.headers or {}).get("Allow", "").split(", ")))
+
+
+async def _on_bad_parameter(request: Request, error: Exception) -> Response:
+    return _problem(HTTPStatus.BAD_REQUEST, str(error))
+
+
+async def _on_silence(request: Request, error: Exception) -> Response:
+    """MongoDB or CloudWatch does not answer."""
+    return _problem(HTTPStatus.SERVICE_UNAVAILABLE, str(error), {"Retry-After": str(RETRY_AFTER)})
+
+
+async def _on_bug(request: Request, error: Exception) -> Response:
+    # Starlette raises it again once this is sent, and uvicorn logs it with its traceback.
+    return _problem(HTTPStatus.INTERNAL_SERVER_ERROR, "The exporter failed to answer; its log says why.")
+
+
+def create_app(backend: Backend, *, cors_origins: Sequence[str] = (), users: Mapping[str, bytes] | None = None) -> Starlette:
+    """Return the ASGI application.
+
+    Args:
+        backend: the exporter.
+        cors_origins: origins whose pages may read the answers; "*" means any.
+        users: name → bcrypt hash; when there are any, every route wants basic authentication.
+    """
+    middleware = []
+    if cors_origins:
+        # Outside the authentication, because a browser's preflight carries no credentials.
+        middleware.append(
+            Middleware(
+                CORSMiddleware,
+                cors_origins,
+                allow_methods=["GET", "HEAD"],
+                allow_headers=["Authorization"],
+                expose_headers=[*responses.PAGE_HEADERS, "Retry-After"],
+            )
+        )
+    if users:
+        challenge = {"WWW-Authenticate": 'Basic realm="cml-worker-exporter", charset="UTF-8"'}
+        refusal = _problem(HTTPStatus.UNAUTHORIZED, "This exporter wants a user name and a password.", challenge)
+        middleware.append(Middleware(BasicAuth, users, refusal))
+    handlers: dict[Any, Any] = {
+        HTTPException: _on_http_error,
+        BadParameter: _on_bad_parameter,
+        BadRequest: _on_bad_parameter,
+        StoreError: _on_silence,
+        SourceError: _on_silence,
+        Exception: _on_bug,
+    }
+    app = Starlette(
+        routes=[
+            Route(path, endpoint.handler, methods=[endpoint.method])
+            for endpoint in ROUTES
+            for path in (endpoint.path, endpoint.also)
+            if path
+        ],
+        middleware=middleware,
+        exception_handlers=handlers,
+    )
+    app.state.backend = backend
+    app.state.reading = asyncio.Semaphore(READS)
+    app.state.reading_hours = asyncio.Semaphore(HOUR_READS)
+    return app

@@ -1,0 +1,206 @@
+"""TLS and basic authentication, from a file in the format of Prometheus' exporters (docs/web.md).
+
+Format: https://github.com/prometheus/exporter-toolkit/blob/master/docs/web-configuration.md, of which the keys below are
+understood; any other is refused, because a protection that is silently left out is worse than none.
+"""
+
+import re
+import ssl
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from exporter.core import logs
+from exporter.core.errors import ConfigError
+
+SECTIONS = ("tls_server_config", "basic_auth_users")
+TLS_KEYS = ("cert_file", "key_file", "client_ca_file", "client_auth_type", "min_version")
+
+CLIENT_AUTH_TYPES: Mapping[str, ssl.VerifyMode] = {
+    "NoClientCert": ssl.CERT_NONE,
+    "VerifyClientCertIfGiven": ssl.CERT_OPTIONAL,
+    "RequireAndVerifyClientCert": ssl.CERT_REQUIRED,
+}
+"""RequestClientCert and RequireAnyClientCert are missing: Python's ssl cannot ask for a certificate without verifying it."""
+
+MIN_VERSIONS: Mapping[str, ssl.TLSVersion] = {"TLS12": ssl.TLSVersion.TLSv1_2, "TLS13": ssl.TLSVersion.TLSv1_3}
+
+Choice = TypeVar("Choice", ssl.VerifyMode, ssl.TLSVersion)
+
+_BCRYPT = re.compile(r"\$2[abxy]\$(0[4-9]|[12]\d|3[01])\$[./A-Za-z0-9]{53}")
+
+_log = logs.get("webconfig")
+
+
+@dataclass(frozen=True, slots=True)
+class WebConfig:
+    """How the HTTP server is protected; by default not at all."""
+
+    tls: ssl.SSLContext | None = None
+    users: Mapping[str, bytes] = field(default_factory=dict)
+    """User name → bcrypt hash."""
+
+    def uvicorn_options(self) -> dict[str, Any]:
+        """Return the keyword arguments for uvicorn.Config."""
+        return {"ssl_context_factory": lambda *_: self.tls} if self.tls else {}
+
+
+def load(path: Path) -> WebConfig:
+    """Read the file, and the certificates it names.
+
+    Raises:
+        ConfigError: with one sentence that names the file, the key and the way out.
+    """
+    content = _yaml(path)
+    try:
+        tree = _mapping(content, "a web configuration", SECTIONS)
+        tls = _mapping(tree.get("tls_server_config"), "tls_server_config", TLS_KEYS)
+        users = _mapping(tree.get("basic_auth_users"), "basic_auth_users")
+        return WebConfig(_tls(tls, path.parent) if tls else None, _users(users))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _yaml(path: Path) -> object:
+    try:
+        return yaml.safe_load(_text(path, "web.config_file"))
+    except yaml.YAMLError as error:
+        # Not the error's own text: it quotes the line, which may hold a hash.
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigError(f"{path}{place}: this is not valid YAML; docs/web.md shows a file") from None
+
+
+def _text(path: Path, key: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{key}: cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{key}: {path} is not a text file in UTF-8") from error
+
+
+def _mapping(value: object, name: str, supported: Sequence[str] | None = None) -> dict[str, Any]:
+    """Take an absent section for an empty one; refuse what is none, and keys that are not understood."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise ConfigError(
+            f"{name} must hold keys and values; put quotes around keys that are numbers; docs/web.md shows a file"
+        )
+    for key in value:
+        if supported is not None and key not in supported:
+            raise ConfigError(f"{key} is not supported in {name}; supported are {', '.join(supported)}")
+    return value
+
+
+# -- basic_auth_users
+
+
+def _users(users: Mapping[str, object]) -> dict[str, bytes]:
+    for name, hash in users.items():
+        if ":" in name:
+            raise ConfigError(
+                f"basic_auth_users: the user name {name!r} holds a colon, which HTTP does not allow; choose another"
+            )
+        if not isinstance(hash, str) or not _BCRYPT.fullmatch(hash):
+            raise ConfigError(f"basic_auth_users.{name}: this is not a bcrypt hash; make one with: htpasswd -nBC 10 {name}")
+    return {name: str(hash).encode() for name, hash in users.items()}
+
+
+# -- tls_server_config
+
+
+def _tls(section: Mapping[str, object], folder: Path) -> ssl.SSLContext:
+    for key, value in section.items():
+        if not isinstance(value, str) or not value:
+            raise ConfigError(f"tls_server_config.{key}: it must be a text")
+    files = {key: folder / str(value) for key, value in section.items() if key.endswith("_file")}
+    for key in ("cert_file", "key_file"):
+        if key not in files:
+            raise ConfigError(f"tls_server_config.{key} is missing; TLS needs both cert_file and key_file")
+    version = _choice(section, "min_version", MIN_VERSIONS, "TLS12")
+    verify = _choice(section, "client_auth_type", CLIENT_AUTH_TYPES, "NoClientCert")
+    authority = files.get("client_ca_file")
+    if authority is None and verify != ssl.CERT_NONE:
+        raise ConfigError(
+            "tls_server_config.client_ca_file is missing; client_auth_type needs it to know whose certificates to accept"
+        )
+    if authority is not None and verify == ssl.CERT_NONE:
+        raise ConfigError(
+            "tls_server_config.client_auth_type: client_ca_file alone verifies nobody; set it to RequireAndVerifyClientCert"
+        )
+
+    def build() -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = version
+        context.verify_mode = verify
+        if authority is not None:
+            _trust(context, authority, "client_ca_file")
+        _present(context, files["cert_file"], files["key_file"])
+        return context
+
+    return _renewing(build, (files["cert_file"], files["key_file"]))
+
+
+def _choice(section: Mapping[str, object], key: str, choices: Mapping[str, Choice], default: str) -> Choice:
+    value = str(section.get(key, default))
+    if value not in choices:
+        raise ConfigError(f"tls_server_config.{key}: {value} is not supported; supported are {', '.join(choices)}")
+    return choices[value]
+
+
+def _trust(context: ssl.SSLContext, file: Path, key: str) -> None:
+    name = f"tls_server_config.{key}"
+    text = _text(file, name)
+    try:
+        context.load_verify_locations(cadata=text)
+    except (ssl.SSLError, ValueError) as error:
+        raise ConfigError(f"{name}: {file} holds no certificate in PEM form") from error
+
+
+def _present(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
+    name = "tls_server_config.key_file"
+    _trust(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), certificate, "cert_file")
+    _text(key, name)
+
+    def encrypted() -> str:
+        # Without this OpenSSL would ask for the password on the terminal.
+        raise ConfigError(f"{name}: {key} is encrypted; decrypt it with: openssl pkey -in {key} -out <file>")
+
+    try:
+        context.load_cert_chain(certificate, key, encrypted)
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            raise ConfigError(f"{name}: {key} is not the key of the certificate in {certificate}") from error
+        raise ConfigError(f"{name}: {key} holds no private key in PEM form that fits {certificate}") from error
+
+
+def _renewing(build: Callable[[], ssl.SSLContext], files: Sequence[Path]) -> ssl.SSLContext:
+    """Return a context that presents a renewed certificate from the next handshake on, without a restart."""
+
+    def stamps() -> list[tuple[int, int]]:
+        try:
+            return [(stat.st_mtime_ns, stat.st_ino) for stat in map(Path.stat, files)]
+        except OSError:
+            return []  # between two files of a renewal, or gone; `build` says which
+
+    first = current = build()
+    seen = stamps()
+
+    def follow(connection: ssl.SSLSocket | ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
+        nonlocal seen, current
+        if (now := stamps()) != seen:
+            seen = now
+            try:
+                current = build()
+                _log.info("the certificate was renewed", cert_file=str(files[0]))
+            except ConfigError as error:
+                _log.warning("the certificate cannot be renewed; the old one stays in use", error=str(error))
+        connection.context = current
+
+    first.sni_callback = follow
+    return first
