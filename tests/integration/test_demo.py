@@ -42,7 +42,7 @@ WAITS_FOR_EVER = (sys.executable, "-c", "import time; time.sleep(600)")
 RUN = """
 import asyncio, sys
 from pathlib import Path
-from exporter import demo
+from exporter.demo import command as demo
 directory, listen, *command = sys.argv[1:]
 sys.exit(asyncio.run(demo.run(Path(directory), fresh=False, listen=listen, command=command)))
 """

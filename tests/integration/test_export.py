@@ -446,9 +446,9 @@ def test_memory_does_not_grow_with_the_history() -> None:
     script = """
 import sys
 from pathlib import Path
-from exporter import columns as module
-from exporter.columns import columns
-from exporter.openmetrics import text
+from exporter.commands.export import spool as module
+from exporter.commands.export.spool import columns
+from exporter.commands.export.openmetrics import text
 module._IN_MEMORY = 2**18
 page = [{"time": n * 300000, "region": "r", "cpu_utilization": 1.0} for n in range(5000)]
 with columns() as gathered:
