@@ -31,22 +31,26 @@ import uvicorn
 from prometheus_client import CollectorRegistry
 
 from exporter import app
+from exporter.commands.serve import SWITCH_INTERVAL, refresh
 from exporter.core import logs
 from exporter.core.model import Fleet, InventoryEntry, OwnMetrics, Snapshot
 from exporter.core.periods import to_datetime
-from exporter.core.settings import Settings, load
+from exporter.core.settings import Settings
+from exporter.core.settings_loader import load
 from exporter.demo.mongod import Mongod
 from exporter.history.reader import Reader
 from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.collector import Collector
+from exporter.pipeline.lifecycle import rules_of
 from exporter.pipeline.mirror import Mirror
-from exporter.pipeline.outbox import Outbox
-from exporter.pipeline.transactions import OutboxThread
+from exporter.pipeline.outbox import Outbox, OutboxThread
 from exporter.sources.aggregates import Aggregates
 from exporter.sources.cloudwatch.client import CloudWatch
 from exporter.storage.inventory import Inventory
-from exporter.storage.lease import Lease
-from exporter.web import routes
+from exporter.storage.lease import LEASE_SECONDS, Lease
+from exporter.storage.mongo import connect
+from exporter.storage.repository import repository
+from exporter.web.application import create_app
 from tests.fake_cloudwatch import instance_id
 from tests.fixtures.mongo import free_port
 
@@ -119,15 +123,15 @@ async def exporter(uri: str, aws: str, port: int, rounds: int, data: Path) -> No
     settings = load(None, tree)
     logs.configure("error", "logfmt")
     wall, telemetry = Clock(), Telemetry(CollectorRegistry())
-    client, database = app.connect(settings)
+    client, database = connect(settings)
     outbox = OutboxThread(Outbox(data, settings.period))
-    history = app.repository(settings, database, settings.mongodb.history or "")
+    history = repository(settings, database, settings.mongodb.history or "")
     lease = Lease(database, owner="bench")
     cloudwatch = CloudWatch(settings, telemetry, wall=wall)
     mirror = Mirror(outbox, history, lease, telemetry, wall=wall)
     collector = Collector(
         settings,
-        app.rules_of(settings),
+        rules_of(settings),
         telemetry,
         outbox,
         Shifted(Aggregates(database, settings.mongodb.workers, settings.workers), wall),
@@ -140,19 +144,19 @@ async def exporter(uri: str, aws: str, port: int, rounds: int, data: Path) -> No
     )
     server = uvicorn.Server(
         uvicorn.Config(
-            routes.create_app(Backend(settings, telemetry, collector, wall)),
+            create_app(Backend(settings, telemetry, collector, wall)),
             port=port,
             log_level="error",
             lifespan="off",
             proxy_headers=False,
         )
     )
-    sys.setswitchinterval(app.SWITCH_INTERVAL)
+    sys.setswitchinterval(SWITCH_INTERVAL)
     serving = threading.Thread(target=server.run)  # a loop of its own, as in `app.serve`
     serving.start()
     await history.ensure_collection()
     await lease.acquire_or_renew()
-    keeping = [asyncio.create_task(each) for each in (_keep(lease), app.refresh(telemetry))]
+    keeping = [asyncio.create_task(each) for each in (_keep(lease), refresh(telemetry))]
     for index in range(rounds + 1):
         now = wall()
         wall.offset += (180 - now) % settings.period or settings.period  # 3 minutes after a boundary, as the asking loop
@@ -183,7 +187,7 @@ async def exporter(uri: str, aws: str, port: int, rounds: int, data: Path) -> No
 
 async def _keep(lease: Lease) -> None:
     while True:
-        await asyncio.sleep(app.LEASE_SECONDS / 3)
+        await asyncio.sleep(LEASE_SECONDS / 3)
         await lease.acquire_or_renew()
 
 

@@ -1,30 +1,19 @@
 """The composition root: builds the objects of one exporter from its settings, starts the loops, stops them."""
 
 import asyncio
-import contextlib
 import gc
 import os
-import signal
-import socket
-import sys
 import time
-from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from collections.abc import Collection, Mapping, Sequence
+from typing import TypeVar
 
 import anyio
-import uvicorn
-from anyio.from_thread import start_blocking_portal
 from prometheus_client import CollectorRegistry
-from pymongo import AsyncMongoClient
-from pymongo.asynchronous.database import AsyncDatabase
-from pymongo.errors import ConfigurationError, InvalidURI
 
 from exporter.core import logs
 from exporter.core.budget import Budget
-from exporter.core.errors import ConfigError, SourceError, StoreError, StoreMisfit, StoreUnavailable
-from exporter.core.model import InventoryEntry, OwnMetrics, Snapshot, Worker
+from exporter.core.errors import StoreError, StoreMisfit
+from exporter.core.model import InventoryEntry, OwnMetrics, Snapshot
 from exporter.core.periods import HOUR
 from exporter.core.settings import Settings
 from exporter.history.cloudwatch_archive import Archive
@@ -32,149 +21,19 @@ from exporter.history.hourly_cache import Hourly
 from exporter.history.reader import Reader
 from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.collector import Collector
-from exporter.pipeline.lifecycle import Rules
+from exporter.pipeline.lifecycle import rules_of
 from exporter.pipeline.mirror import Mirror, Old
-from exporter.pipeline.outbox import Outbox
-from exporter.pipeline.transactions import OutboxThread
+from exporter.pipeline.outbox import Outbox, OutboxThread
 from exporter.sources.aggregates import Aggregates
 from exporter.sources.cloudwatch.client import CloudWatch
 from exporter.storage.inventory import Inventory
-from exporter.storage.lease import BACKFILL, Lease
-from exporter.storage.repository import WorkerMetricsRepository
-from exporter.storage.rows import Point
-from exporter.web import webconfig
-from exporter.web.routes import create_app
-
-DEFAULT_DATABASE = "cml_cloud_manager"
-LEASE_SECONDS = 30
-REFRESH_SECONDS = 1
-"""How old the exporter's own metrics may be when they are scraped. To render them takes longer than all the rest of a scrape,
-and many times as long while a round keeps the interpreter busy."""
-SWITCH_INTERVAL = 0.0002
-"""Seconds. Scrapes are answered between the Python work of the rounds' threads, each of which may keep them waiting so long."""
-
-KEEP_ALIVE = 330
-"""Seconds an idle connection stays open: longer than Prometheus keeps one for its next question (5 minutes, IdleConnTimeout in
-prometheus/common). Else it may ask at the moment we close, and as a remote read is a POST it does not ask again."""
-INVENTORY_SECONDS = 10
-"""How old the whole inventory may be when routes answer from it: to read 10,000 workers takes a tenth of a second."""
+from exporter.storage.lease import BACKFILL, LEASE_SECONDS, Lease, awake
+from exporter.storage.mongo import connect
+from exporter.storage.repository import WorkerMetricsRepository, repository
+from exporter.web.backend import INVENTORY_SECONDS, _ArchiveElsewhere, _Elsewhere
 
 _log = logs.get("exporter")
 T = TypeVar("T")
-
-
-def awake() -> float:
-    """Seconds that go on while the machine is suspended, unlike time.monotonic: a lease does not wait for us."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
-
-
-def rules_of(settings: Settings) -> Rules:
-    """The part of the settings that the life of a sample depends on."""
-    return Rules(
-        period=settings.period,
-        interval=settings.cloudwatch.interval,
-        settle=settings.settle,
-        give_up=settings.give_up,
-        heal=settings.heal,
-        max_age=settings.max_age,
-        terminated_grace=settings.terminated_grace,
-    )
-
-
-def connect(settings: Settings) -> tuple[AsyncMongoClient[dict[str, Any]], AsyncDatabase[dict[str, Any]]]:
-    """Make the MongoDB client and its database; nothing is sent yet.
-
-    Raises:
-        ConfigError: the connection string is malformed.
-    """
-    try:
-        client: AsyncMongoClient[dict[str, Any]] = AsyncMongoClient(
-            settings.mongodb_uri,
-            tz_aware=True,
-            serverSelectionTimeoutMS=5000,
-            connectTimeoutMS=5000,
-            appname="cml-worker-exporter",
-        )
-        return client, client.get_default_database(DEFAULT_DATABASE)
-    except (InvalidURI, ConfigurationError, ValueError) as error:
-        # The driver's sentence may repeat a part of the password, so it is not ours to print.
-        raise ConfigError(
-            f"mongodb.uri is not a MongoDB connection string ({type(error).__name__}); it looks like "
-            "mongodb://user:password@host:27017/database, with / : @ and % in user and password written as %2F %3A %40 %25"
-        ) from None
-
-
-def repository(
-    settings: Settings,
-    database: AsyncDatabase[dict[str, Any]],
-    collection: str,
-    *,
-    wall: Callable[[], float] = time.time,
-) -> WorkerMetricsRepository:
-    """The history as the settings want it; only a retention somebody wrote down is applied to an existing collection."""
-    return WorkerMetricsRepository(
-        database,
-        collection=collection,
-        period=settings.period,
-        retention=settings.mongodb.retention,
-        apply_retention="retention" in settings.mongodb.model_fields_set,
-        wall=wall,
-    )
-
-
-def history_name(settings: Settings, to_do: str) -> str:
-    """Return the collection of the history, for a command that has something `to_do` with it.
-
-    Raises:
-        ConfigError: the settings name none.
-    """
-    if settings.mongodb.history is None:
-        raise ConfigError(f"mongodb.history is null, so there is no history to {to_do}; name the collection")
-    return settings.mongodb.history
-
-
-class _Elsewhere:
-    """The loop that collects, for what the routes' loop wants of it."""
-
-    def __init__(self) -> None:
-        self.loop: asyncio.AbstractEventLoop | None = None
-        """None before it runs, and once it ends."""
-
-    async def run(self, function: Callable[..., Coroutine[Any, Any, T]], *arguments: object) -> T:
-        """Call `function` there and return what it returns.
-
-        Raises:
-            StoreUnavailable: that loop does not run.
-        """
-        if self.loop is None:
-            raise StoreUnavailable("the exporter is starting or stopping; ask again in a few seconds", reason="starting")
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(function(*arguments), self.loop))
-
-
-class _ArchiveElsewhere:
-    """The archive for the routes' loop: it shares CloudWatch, its pace and its budget with the rounds."""
-
-    def __init__(self, archive: Archive, elsewhere: _Elsewhere, budget: Budget) -> None:
-        self._archive, self._elsewhere, self._budget = archive, elsewhere, budget
-
-    async def points(
-        self, worker: Worker, entry: InventoryEntry | None, start: int, end: int, resolution: int, limit: int
-    ) -> list[Point]:
-        self._check_budget(worker)
-        return await self._elsewhere.run(self._archive.points, worker, entry, start, end, resolution, limit)
-
-    async def window(self, worker: Worker, entry: InventoryEntry | None, start: int, end: int, resolution: int) -> list[Point]:
-        self._check_budget(worker)
-        return await self._elsewhere.run(self._archive.window, worker, entry, start, end, resolution)
-
-    def _check_budget(self, worker: Worker) -> None:
-        if self._budget.spare <= 0:
-            raise SourceError(
-                "cloudwatch",
-                "BudgetSpent",
-                "what is left of cloudwatch.max_usd_per_day is kept for the running workers' gauges; ask again after 00:00 UTC",
-                region=worker.region,
-            )
 
 
 class Exporter:
@@ -380,47 +239,6 @@ class Exporter:
         return await self._web_history.latest_timestamps(worker_ids) if self._web_history else {}
 
 
-# -- serving -----------------------------------------------------------------------------------------------------------
-
-
-def bind(addresses: Sequence[str]) -> list[socket.socket]:
-    """Listen on every host:port.
-
-    Raises:
-        ConfigError: an address is taken, or not this machine's.
-    """
-    sockets: list[socket.socket] = []
-    for address in addresses:
-        host, _, port = address.rpartition(":")
-        host = host.strip("[]")
-        try:
-            if host:
-                sockets.append(socket.create_server((host, int(port)), family=_family(host), backlog=512))
-            else:
-                dual = socket.has_dualstack_ipv6()
-                family = socket.AF_INET6 if dual else socket.AF_INET
-                sockets.append(socket.create_server(("", int(port)), family=family, dualstack_ipv6=dual, backlog=512))
-        except OSError as error:
-            for other in sockets:
-                other.close()
-            raise ConfigError(
-                f"web.listen_address: cannot listen on {address} ({os.strerror(error.errno) if error.errno else error}); "
-                "stop what uses it, or choose another with --web.listen-address"
-            ) from error
-    return sockets
-
-
-def _family(host: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in host else socket.AF_INET
-
-
-class _Server(uvicorn.Server):
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave signals to `serve`: uvicorn would raise them again before anything is closed."""
-        yield
-
-
 def freeze() -> None:
     """Keep the garbage collector off what is there for good (modules, boto's service models), and let it come less often.
 
@@ -430,24 +248,6 @@ def freeze() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 50, 20)
-
-
-async def refresh(telemetry: Telemetry) -> None:
-    """Keep the exporter's own metrics rendered until cancelled."""
-    while True:
-        await asyncio.to_thread(telemetry.refresh)
-        await asyncio.sleep(REFRESH_SECONDS)
-
-
-@contextmanager
-def collecting(exporter: Exporter) -> Iterator["Future[None]"]:
-    """Run the exporter's loops in a thread of their own until the block is left; the future ends before only if they fail."""
-    with start_blocking_portal() as portal:  # waits at the end until `run` has closed everything
-        future = portal.start_task_soon(exporter.run)
-        try:
-            yield future
-        finally:
-            future.cancel()
 
 
 def build(settings: Settings) -> Exporter:
@@ -462,53 +262,3 @@ def build(settings: Settings) -> Exporter:
     except BaseException:
         outbox.close()
         raise
-
-
-async def serve(settings: Settings) -> int:
-    """Run one exporter until SIGINT or SIGTERM; return the exit status.
-
-    Raises:
-        ExporterError: it cannot start, or cannot go on; the sentence says what to do.
-    """
-    sys.setswitchinterval(SWITCH_INTERVAL)
-    web = webconfig.load(settings.web.config_file) if settings.web.config_file else webconfig.WebConfig()
-    sockets = bind(settings.web.listen_address)
-    try:
-        exporter = build(settings)
-        routes = create_app(exporter, cors_origins=settings.web.cors_origins, users=web.users)
-        config = uvicorn.Config(
-            routes,
-            log_config=None,
-            lifespan="off",
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            timeout_graceful_shutdown=3,
-            timeout_keep_alive=KEEP_ALIVE,
-            **web.uvicorn_options(),
-        )
-        server, loop = _Server(config), asyncio.get_running_loop()
-
-        def stop() -> None:
-            server.should_exit = True
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, stop)
-        _log.info(
-            "serving",
-            addresses=",".join(f"{s.getsockname()[0]}:{s.getsockname()[1]}" for s in sockets),
-            data_dir=str(settings.data_dir),
-        )
-        refreshing = asyncio.create_task(refresh(exporter.telemetry))
-        with collecting(exporter) as future:
-            future.add_done_callback(lambda _: loop.call_soon_threadsafe(stop))
-            await server.serve(sockets=sockets)
-            refreshing.cancel()
-            if future.done():
-                future.result()  # raises what ended the loops
-        await exporter.close_web()
-        return 0
-    finally:
-        for listener in sockets:
-            with contextlib.suppress(OSError):
-                listener.close()

@@ -9,15 +9,18 @@ from pathlib import Path
 
 import uvloop
 
-from exporter import __version__, app
+from exporter import __version__
 from exporter.commands import estimate, purge, retention
+from exporter.commands import serve as serve_module
 from exporter.commands.backfill import command as backfill
+from exporter.commands.backfill.planner import Options
 from exporter.commands.check import command as check
 from exporter.commands.export import command as export
 from exporter.core import logs
 from exporter.core.errors import ConfigError, ExporterError
 from exporter.core.periods import parse_duration
-from exporter.core.settings import Settings, load, table
+from exporter.core.settings import Settings
+from exporter.core.settings_loader import load, table
 from exporter.demo import command as demo
 
 _EPILOG = """\
@@ -225,7 +228,7 @@ def _quiet(options: argparse.Namespace, level: str = "error") -> Settings:
 def _serve(options: argparse.Namespace) -> int:
     settings = _settings(options)
     logs.configure(settings.log.level, settings.log.format, sys.stderr)
-    return uvloop.run(app.serve(settings))
+    return uvloop.run(serve_module.serve(settings))
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -271,7 +274,7 @@ def _dollars(text: str) -> float:
 def _backfill(options: argparse.Namespace) -> int:
     settings = _quiet(options, "warn")
     since, text = options.since
-    wanted = backfill.Options(since, text, tuple(options.workers), options.dry_run, options.max_usd)
+    wanted = Options(since, text, tuple(options.workers), options.dry_run, options.max_usd)
     return asyncio.run(backfill.main(settings, wanted, sys.stdout, sys.stderr))
 
 

@@ -11,8 +11,8 @@ from typing import Literal
 import yaml
 
 from exporter.core.catalog import INFO, LAST_ACTIVITY, METRICS_BY_NAME, STATUS, Metric
+from exporter.core.history_metrics import ACTIVE_LABS_1H, CPU_1H, INFO_1H, NEWEST_1H, RUNNING_1H, STORE, ByHour, Rollup
 from exporter.core.model import STATUSES
-from exporter.history.series import ACTIVE_LABS_1H, CPU_1H, INFO_1H, NEWEST_1H, RUNNING_1H, STORE, ByHour, Rollup
 
 WORKER = "worker_id, region"
 """What makes a worker's series one."""

@@ -6,9 +6,10 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from exporter.core.catalog import EXPORTER_METRICS, WORKER_METRICS, Metric
-from exporter.core.settings import ExtraGauge, Role, Setting, table
-from exporter.history.series import ROLLUPS
-from exporter.sources.aggregates import FIELDS
+from exporter.core.history_metrics import ROLLUPS
+from exporter.core.settings import ExtraGauge, Role
+from exporter.core.settings_loader import Setting, table
+from exporter.sources.worker_documents import FIELDS
 from exporter.web.openapi import ERRORS, Endpoint, template
 from exporter.web.parameters import MAX_POINTS
 from exporter.web.responses import PAGE_HEADERS

@@ -12,7 +12,6 @@ from typing import Any
 import httpx
 from prometheus_client import CollectorRegistry
 
-from exporter import app
 from exporter.core.budget import Budget
 from exporter.core.errors import ExporterError, StoreError
 from exporter.core.model import Fleet, InventoryEntry, OwnMetrics, Snapshot
@@ -22,16 +21,20 @@ from exporter.history.cloudwatch_archive import Archive
 from exporter.history.hourly_cache import Hourly
 from exporter.history.reader import Reader
 from exporter.metrics.telemetry import Telemetry
-from exporter.pipeline.collector import ASK_OFFSET, OBSERVE_OFFSET, Collector, MetricSource
+from exporter.pipeline.collector import Collector
+from exporter.pipeline.lifecycle import rules_of
 from exporter.pipeline.mirror import Mirror
-from exporter.pipeline.outbox import Outbox
-from exporter.pipeline.transactions import OutboxThread
+from exporter.pipeline.observer import OBSERVE_OFFSET
+from exporter.pipeline.outbox import Outbox, OutboxThread
+from exporter.pipeline.poller import ASK_OFFSET
 from exporter.sources.aggregates import Aggregates
 from exporter.sources.cloudwatch.client import CloudWatch
+from exporter.sources.protocols import MetricSource
 from exporter.storage.inventory import Inventory
 from exporter.storage.lease import BACKFILL, Lease
 from exporter.storage.mongo import Database
-from exporter.web import routes
+from exporter.storage.repository import repository
+from exporter.web.application import create_app
 from tests.fake_cloudwatch import FakeCloudWatch
 from tests.truth import Member, assert_true, truth
 
@@ -91,7 +94,7 @@ class Rig:
         self.database = database
         telemetry = self.telemetry = Telemetry(self.registry)
         self.outbox = OutboxThread(Outbox(folder, PERIOD))
-        self.history = app.repository(settings, database, "worker_metrics_timeseries", wall=clock)
+        self.history = repository(settings, database, "worker_metrics_timeseries", wall=clock)
         self.lease = Lease(database, owner=self.outbox.outbox.owner)
         day, spent = self.outbox.outbox.spent()
         self.budget = Budget(max_usd_per_day, wall=clock, day=day, spent=spent)
@@ -110,7 +113,7 @@ class Rig:
         self.mirror = Mirror(self.outbox, self.history, self.lease, telemetry, wall=clock)
         self.collector = Collector(
             settings,
-            app.rules_of(settings),
+            rules_of(settings),
             telemetry,
             self.outbox,
             ShiftedAggregates(Aggregates(database, settings.mongodb.workers, settings.workers, reach=reach), clock),
@@ -171,7 +174,7 @@ class Rig:
     async def scrape(self) -> str:
         """GET /metrics, as Prometheus would; `app.serve` has rendered by then."""
         await asyncio.to_thread(self.telemetry.refresh)
-        transport = httpx.ASGITransport(app=routes.create_app(self))
+        transport = httpx.ASGITransport(app=create_app(self))
         async with httpx.AsyncClient(transport=transport, base_url="http://exporter") as client:
             answer = await client.get("/metrics", headers={"Accept-Encoding": "identity"})
             answer.raise_for_status()

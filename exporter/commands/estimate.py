@@ -10,18 +10,19 @@ from prometheus_client import CollectorRegistry
 from rich.console import Console
 from rich.table import Table
 
-from exporter import app
 from exporter.core.budget import MONTH, Usage
 from exporter.core.errors import SourceError
 from exporter.core.model import Fleet, Listing, Query
 from exporter.core.periods import DAY, format_duration
 from exporter.core.settings import Settings
 from exporter.metrics.telemetry import Telemetry
-from exporter.pipeline import lifecycle
-from exporter.pipeline.collector import LISTING_AGE
-from exporter.pipeline.lifecycle import Rules
+from exporter.pipeline.lifecycle import Rules, rules_of
+from exporter.pipeline.planning import live_needs, plan
 from exporter.sources.aggregates import Aggregates
-from exporter.sources.cloudwatch.client import CloudWatch, instance_queries, memory_series
+from exporter.sources.cloudwatch.client import CloudWatch
+from exporter.sources.cloudwatch.memory_series import LISTING_AGE, memory_series
+from exporter.sources.cloudwatch.queries import instance_queries
+from exporter.storage.mongo import connect
 
 _PAGE = 500
 """Metrics on a page of ListMetrics: AWS CloudWatch API Reference, ListMetrics."""
@@ -54,7 +55,7 @@ def estimate(fleet: Fleet, listings: Mapping[str, Listing | None], rules: Rules)
         listings: ListMetrics' answer for each region; None: unknown, every worker is taken to have an agent.
         rules: the settings.
     """
-    needs = lifecycle.live_needs(fleet.workers, fleet.date, rules)
+    needs = live_needs(fleet.workers, fleet.date, rules)
     types = {worker.instance_id: worker.instance_type for worker in fleet.workers}
 
     def queries_of(worker_id: str, region: str, instance: str) -> tuple[Query, ...]:
@@ -62,7 +63,7 @@ def estimate(fleet: Fleet, listings: Mapping[str, Listing | None], rules: Rules)
         sets = [_ASSUMED] if listing is None else memory_series(listing, instance, types[instance], ())
         return instance_queries(instance, sets)
 
-    batches = lifecycle.plan(needs, queries_of, fleet.date, rules)
+    batches = plan(needs, queries_of, fleet.date, rules)
     regions = sorted({need.region for need in needs})
     known = [listing for listing in listings.values() if listing is not None]
     return Estimate(
@@ -83,14 +84,14 @@ async def run(settings: Settings, out: TextIO) -> int:
         ConfigError: the connection string is malformed.
         SourceError: MongoDB does not answer.
     """
-    client, database = app.connect(settings)
+    client, database = connect(settings)
     async with client:
         fleet = await Aggregates(database, settings.mongodb.workers, settings.workers).read()
     if not settings.cloudwatch.enabled:
         print("cloudwatch.enabled is false: CloudWatch is never asked, and costs nothing.", file=out)
         return 0
-    rules = app.rules_of(settings)
-    regions = sorted({need.region for need in lifecycle.live_needs(fleet.workers, fleet.date, rules)})
+    rules = rules_of(settings)
+    regions = sorted({need.region for need in live_needs(fleet.workers, fleet.date, rules)})
     listings, problems = await _listings(settings, regions)
     show(settings, fleet, estimate(fleet, listings, rules), rules, problems, out)
     return 0

@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TextIO
 
-from exporter import app
 from exporter.core.errors import ConfigError, StoreError, StoreMisfit, StoreUnavailable
 from exporter.core.model import Fleet, InventoryEntry
 from exporter.core.periods import format_duration, rfc3339
@@ -17,8 +16,9 @@ from exporter.core.settings import Settings
 from exporter.sources.aggregates import Aggregates
 from exporter.storage.inventory import INVENTORY, Inventory
 from exporter.storage.lease import BACKFILL, Lease
-from exporter.storage.mongo import Database
-from exporter.storage.repository import Extent, WorkerMetricsRepository
+from exporter.storage.mongo import Database, connect
+from exporter.storage.repository import WorkerMetricsRepository, history_name, repository
+from exporter.storage.sample_reader import Extent
 
 LEASE_SECONDS = 120.0
 """Renewed before each worker; one deletion takes seconds, and is ended before the lease is."""
@@ -78,10 +78,10 @@ async def run(
         SourceError: the aggregates cannot be read.
         StoreError: MongoDB does not answer, does not allow it, or a backfill is running.
     """
-    name = app.history_name(settings, "purge")
-    client, database = app.connect(settings)
+    name = history_name(settings, "purge")
+    client, database = connect(settings)
     async with client:
-        history, inventory = app.repository(settings, database, name), Inventory(database)
+        history, inventory = repository(settings, database, name), Inventory(database)
         await history.current_retention()  # refuses what is no history of ours
         await inventory.load()
         found = [

@@ -3,10 +3,11 @@
 import time
 from typing import TextIO
 
-from exporter import app
 from exporter.core.errors import ConfigError, StoreMisfit
 from exporter.core.periods import DAY, format_duration, rfc3339
 from exporter.core.settings import MAX_RETENTION, Settings
+from exporter.storage.mongo import connect
+from exporter.storage.repository import history_name, repository
 
 
 async def run(settings: Settings, wanted: int | None, yes: bool, out: TextIO) -> int:
@@ -19,7 +20,7 @@ async def run(settings: Settings, wanted: int | None, yes: bool, out: TextIO) ->
         ConfigError: the settings name no history, or the retention does not reach beyond `heal`, or beyond what MongoDB can.
         StoreError: MongoDB does not answer, or does not allow it.
     """
-    name = app.history_name(settings, "keep")
+    name = history_name(settings, "keep")
     if wanted is not None and wanted <= settings.heal:
         raise ConfigError(
             f"--set: {format_duration(wanted)} must be longer than heal ({format_duration(settings.heal)}), "
@@ -30,9 +31,9 @@ async def run(settings: Settings, wanted: int | None, yes: bool, out: TextIO) ->
             f"--set: {format_duration(wanted)} must be at least 1d, since MongoDB deletes by the day, "
             f"and at most {format_duration(MAX_RETENTION // DAY * DAY)}"
         )
-    client, database = app.connect(settings)
+    client, database = connect(settings)
     async with client:
-        history = app.repository(settings, database, name)
+        history = repository(settings, database, name)
         kept = await history.current_retention()
         shown = "for good" if kept is None else f"for {format_duration(kept)}"
         if wanted is None or wanted == kept:

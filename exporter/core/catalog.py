@@ -184,3 +184,8 @@ EXPORTER_METRICS: tuple[Metric, ...] = (
 )
 
 METRICS_BY_NAME = {metric.name: metric for metric in (*WORKER_METRICS, *EXPORTER_METRICS)}
+
+
+LONGEST_LABEL = 1024
+"""Characters. A longer text is cut: Prometheus keeps every label value in memory and repeats it in each answer, and with a
+`label_value_length_limit` it refuses the whole scrape because of one. Ids are never that long (`workers.LONGEST_ID`)."""

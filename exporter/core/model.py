@@ -226,3 +226,16 @@ class InventoryEntry:
     last_seen: int
     instances: tuple[Sighting, ...] = ()
     """Oldest first."""
+
+
+# -- asking ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What one worker wants to be asked: its instances' metrics from `oldest` on."""
+
+    worker_id: str
+    region: str
+    instances: tuple[str, ...]
+    oldest: int

@@ -73,3 +73,26 @@ def to_seconds(time: datetime) -> int:
 def rfc3339(time: float) -> str:
     """UTC seconds → 2026-01-31T12:00:00Z."""
     return to_datetime(time).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+_MONDAY = 4 * DAY  # 1970-01-05; the epoch is a Thursday
+
+
+def align_interval(time: int, interval: int) -> int:
+    """Return the start of the interval that `time` lies in: aligned to UTC, whole weeks to Monday."""
+    offset = _offset(interval)
+    return align(time - offset, interval) + offset
+
+
+def align_interval_up(time: int, interval: int) -> int:
+    """Return the first start of an interval that is not before `time`."""
+    offset = _offset(interval)
+    return align_up(time - offset, interval) + offset
+
+
+def _offset(interval: int) -> int:
+    return _MONDAY if interval % WEEK == 0 else 0
+
+
+def _utc(time: datetime) -> datetime:
+    return time if time.tzinfo else time.replace(tzinfo=UTC)

@@ -6,24 +6,19 @@ it, however it ends. Everything is kept in one folder, so that the next start go
 
 import argparse
 import asyncio
-import ctypes
-import fcntl
 import json
 import os
 import random
 import shlex
-import shutil
 import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit, urlunsplit
-from urllib.request import ProxyHandler, build_opener
 
 import yaml
 from pymongo import AsyncMongoClient, ReplaceOne
@@ -31,25 +26,20 @@ from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import PyMongoError
 from pymongo.uri_parser import parse_uri
 
-from exporter.core.errors import ConfigError, ExporterError, StoreUnavailable
-from exporter.core.model import MetricName
-from exporter.core.settings import ENV_PREFIX
+from exporter.core.errors import ConfigError, StoreUnavailable
+from exporter.core.settings_loader import ENV_PREFIX
 from exporter.demo import prometheus as prometheus_module
-from exporter.demo.fleet import World, aggregates, published
-from exporter.demo.mongod import LOG, Mongod
-from exporter.demo.past import SEED, STATE, remember
+from exporter.demo.fleet import World, aggregates
+from exporter.demo.folder import CONFIG, ENDPOINTS, MONGODB, OUTBOX, PROMETHEUS, _held, _write, open_world
+from exporter.demo.mongod import Mongod
+from exporter.demo.past import STATE, remember
+from exporter.demo.processes import _STOP_WITHIN, _check, _child, _ended, _every, _first, _ready, _task
 from exporter.demo.prometheus import INSTALL, QUERIES, find
 
 EXPORTER = (sys.executable, "-m", "exporter.cli", "serve")
 DATABASE = "cml_demo"
 """Used unless MONGODB_URI names another; never the manager's own, which somebody may have."""
-WORLD, LOCK, ENDPOINTS, CONFIG = "cml-demo.json", "cml-demo.lock", "endpoints.json", "exporter.yml"
-MONGODB, OUTBOX, PROMETHEUS = "mongodb", "exporter", "prometheus"
-_DATA = (ENDPOINTS, CONFIG, MONGODB, OUTBOX, PROMETHEUS)
-"""What --fresh removes; the world, which marks the folder as a demo's, goes last."""
 WORKERS = "workers"
-_READY_WITHIN = 90.0
-_STOP_WITHIN = 15.0
 
 _Document = dict[str, Any]
 
@@ -105,20 +95,6 @@ async def run(directory: Path, *, fresh: bool, listen: str, command: Sequence[st
     return 0
 
 
-def ledger(directory: Path, start: int, end: int, now: int | None = None) -> dict[tuple[str, MetricName, int], float]:
-    """Return what the demo's CloudWatch holds at `now` of the periods that begin in [start, end), restarts or not.
-
-    The result maps (instance, metric, period) to percent.
-
-    Raises:
-        ConfigError: `directory` is no demo's.
-    """
-    world = _read_world(directory)
-    if world is None:
-        raise ConfigError(f"{directory} is no folder of a demo; name the one given to `demo --dir`")
-    return published(world, start, end, int(time.time()) if now is None else now)
-
-
 async def _run(directory: Path, fresh: bool, listen: str, command: Sequence[str]) -> None:
     try:
         from exporter.demo.aws import FakeAws  # moto takes a second to import, and only the demo needs it
@@ -163,26 +139,6 @@ async def _run(directory: Path, fresh: bool, listen: str, command: Sequence[str]
         await _first(asyncio.Event().wait(), background)
 
 
-@contextmanager
-def _held(directory: Path) -> Iterator[None]:
-    """Make the folder and keep a second demo out of it."""
-    try:
-        fresh = not directory.exists() or not any(directory.iterdir())
-        if not fresh and not (directory / WORLD).exists() and not (directory / LOCK).exists():
-            raise ConfigError(f"{directory} is not empty and no demo's; name another folder with --dir")
-        directory.mkdir(parents=True, exist_ok=True)
-        lock = (directory / LOCK).open("a")
-    except OSError as error:
-        raise ConfigError(f"--dir: {directory} cannot be used: {error.strerror}") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(f"another demo runs in {directory}; stop it or name another folder with --dir") from error
-        (directory / ENDPOINTS).unlink(missing_ok=True)  # of a demo that was killed
-        yield
-
-
 def _refuse_taken(listen: str) -> None:
     host, _, port = listen.rpartition(":")
     try:
@@ -195,36 +151,6 @@ def _refuse_taken(listen: str) -> None:
             f"the exporter cannot listen on {listen} ({reason}); "
             "stop what listens there, perhaps another demo, or choose another port with --port"
         ) from error
-
-
-def open_world(directory: Path, *, fresh: bool) -> World:
-    """Return the folder's world, a new one if there is none; with `fresh`, remove the demo's data and make a new one.
-
-    Raises:
-        ConfigError: the world cannot be read.
-    """
-    world = None if fresh else _read_world(directory)
-    if world is None:
-        for name in (*_DATA, WORLD) if fresh else ():
-            path = directory / name
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-        world = World(seed=SEED, start=int(time.time()))
-        _write(directory / WORLD, json.dumps({"seed": world.seed, "start": world.start}) + "\n")
-    return world
-
-
-def _read_world(directory: Path) -> World | None:
-    path = directory / WORLD
-    try:
-        content = json.loads(path.read_text())
-        return World(seed=int(content["seed"]), start=int(content["start"]))
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} is damaged; start over with --fresh") from error
 
 
 def _start_mongodb(stack: AsyncExitStack, directory: Path) -> tuple[str, Mongod | None]:
@@ -307,79 +233,6 @@ async def _manage(database: AsyncDatabase[_Document], world: World) -> None:
         print(f"the simulated manager could not write the aggregates: {error}", file=sys.stderr)
 
 
-async def _check(mongod: Mongod) -> None:
-    if _has_ended(mongod.pid):
-        raise StoreUnavailable(f"mongod ended by itself; {mongod.dbpath / LOG} says why")
-
-
-def _has_ended(child: int) -> bool:
-    # Without reaping it, for `Mongod.stop` waits for it too.
-    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-
-
-async def _every(pause: Callable[[], float], action: Callable[[], Awaitable[object]]) -> None:
-    while True:
-        await asyncio.sleep(pause())
-        await action()
-
-
-@contextmanager
-def _task(work: Coroutine[Any, Any, None]) -> Iterator["asyncio.Task[None]"]:
-    task = asyncio.create_task(work)
-    try:
-        yield task
-    finally:
-        task.cancel()
-
-
-async def _first(wanted: Coroutine[Any, Any, object], others: Sequence["asyncio.Task[None]"]) -> None:
-    """Wait for `wanted`; raise what one of the others, which never end well, raises before."""
-    task = asyncio.ensure_future(wanted)
-    try:
-        await asyncio.wait([task, *others], return_when=asyncio.FIRST_COMPLETED)
-        for other in others:
-            if other.done():
-                other.result()
-        task.result()
-    finally:
-        task.cancel()
-
-
-@asynccontextmanager
-async def _child(command: Sequence[str], environment: Mapping[str, str]) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Start a child that dies with this process, and end it on leaving.
-
-    A session of its own keeps Ctrl-C from reaching it before we have finished with it.
-    """
-    process = await asyncio.create_subprocess_exec(
-        *command, env=environment, stdin=asyncio.subprocess.DEVNULL, start_new_session=True, preexec_fn=_die_with_parent()
-    )
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            process.send_signal(signal.SIGTERM)
-            try:
-                await asyncio.wait_for(process.wait(), _STOP_WITHIN)
-            except TimeoutError:
-                process.kill()
-                await process.wait()
-
-
-def _die_with_parent() -> Callable[[], None]:
-    """Return what a child does between fork and exec, so that kill -9 of this process ends it too (Linux only)."""
-    if not sys.platform.startswith("linux"):
-        return lambda: None
-    prctl, parent = ctypes.CDLL(None, use_errno=True).prctl, os.getpid()
-
-    def arrange() -> None:
-        prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG; the exporter survives a kill, its end must not depend on its health
-        if os.getppid() != parent:  # too late for the signal
-            os._exit(1)
-
-    return arrange
-
-
 def _environment() -> dict[str, str]:
     """Return the exporter's environment: no credential, profile or setting of the user's but the log's."""
     kept = {
@@ -396,35 +249,6 @@ def _environment() -> dict[str, str]:
         "NO_PROXY": "127.0.0.1",
         "no_proxy": "127.0.0.1",
     }
-
-
-async def _ended(process: asyncio.subprocess.Process, name: str) -> None:
-    status = await process.wait()
-    raise ExporterError(f"{name} ended by itself with status {status}; its own lines above say why")
-
-
-async def _ready(url: str, name: str) -> None:
-    """Wait until a child says it is ready.
-
-    Raises:
-        ExporterError: it did not within 90 s.
-    """
-    deadline = time.monotonic() + _READY_WITHIN
-    while not await asyncio.to_thread(_answers, url):
-        if time.monotonic() > deadline:
-            raise ExporterError(f"{name} was not ready within {_READY_WITHIN:g} s; its lines above say why")
-        await asyncio.sleep(0.2)
-
-
-def _answers(url: str) -> bool:
-    try:
-        with build_opener(ProxyHandler({})).open(url, timeout=2) as response:
-            return bool(response.status == 200)
-    except HTTPError as error:
-        error.close()
-    except (URLError, TimeoutError, ConnectionError):
-        pass  # not listening yet
-    return False
 
 
 def _config(directory: Path, uri: str, aws_url: str, listen: str) -> str:
@@ -489,14 +313,6 @@ def _queries(endpoints: Mapping[str, str]) -> str:
 def _shown(path: Path) -> Path:
     """Return the path as short as it can be typed here."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-def _write(path: Path, text: str) -> None:
-    """Replace a file in one step; only its owner may read it, for connection strings hold passwords."""
-    draft = path.with_name(path.name + ".tmp")
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(text)
-    draft.replace(path)
 
 
 def _port_near(wanted: int) -> int:

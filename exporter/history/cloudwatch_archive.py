@@ -16,13 +16,14 @@ from functools import partial
 from typing import Generic, NamedTuple, TypeVar
 
 from exporter.core.errors import RejectedQuery, SourceError
+from exporter.core.instances import stays
 from exporter.core.model import Answer, Dimensions, InventoryEntry, Listing, Worker
 from exporter.core.periods import DAY, align, align_up
-from exporter.history.segments import MARGIN, reach
-from exporter.pipeline.collector import LISTING_AGE, MetricSource
-from exporter.pipeline.lifecycle import stays
-from exporter.sources.cloudwatch.client import INSTANCE_ID, RECENT, all_memory_series, instance_queries
-from exporter.storage.rows import Point
+from exporter.history.points import Point
+from exporter.sources.cloudwatch.memory_series import LISTING_AGE, RECENT, all_memory_series
+from exporter.sources.cloudwatch.queries import INSTANCE_ID, instance_queries
+from exporter.sources.cloudwatch.retention import MARGIN, reach
+from exporter.sources.protocols import MetricSource
 
 K = TypeVar("K")
 V = TypeVar("V")

@@ -12,12 +12,14 @@ from statistics import fmean
 from typing import Protocol
 
 from exporter.core.errors import SourceError, StoreMisfit
+from exporter.core.instances import ran_on, remembered
 from exporter.core.model import InventoryEntry, Worker
 from exporter.core.periods import align, align_up, format_duration, rfc3339
-from exporter.history.segments import OLDEST, Source, Stretch, resolution_at, stretches
-from exporter.pipeline.lifecycle import ran_on, remembered
+from exporter.history.points import Point, point_samples, point_statistics
+from exporter.history.segments import Source, Stretch, stretches
+from exporter.sources.cloudwatch.retention import OLDEST, resolution_at
 from exporter.storage import rows
-from exporter.storage.rows import Point, Row
+from exporter.storage.rows import Row
 
 RETENTION_AGE = 60
 """Seconds for which the collection's retention is taken to be what it was: `retention --set` may change it any time."""
@@ -206,7 +208,7 @@ class Reader:
         end = min(part.end, align(now, part.resolution))  # nothing of a period that is not over
         asked = limit if part.interval is None else (end - part.start) // part.resolution + 1
         points = await self._archive.points(subject.worker, subject.entry, part.start, end, part.resolution, asked + 1)
-        found = rows.point_samples(points) if part.interval is None else rows.point_statistics(points, part.interval)
+        found = point_samples(points) if part.interval is None else point_statistics(points, part.interval)
         if len(found) <= limit:
             return found, None
         return found[:limit], rows.milliseconds(found[limit]["timestamp"])

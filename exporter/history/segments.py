@@ -7,17 +7,10 @@ retention): datapoints of 60 s for 15 days, of 300 s for 63 days, of 1 hour for 
 from dataclasses import dataclass
 from typing import Literal
 
-from exporter.core.periods import DAY, HOUR, MINUTE, WEEK, align, align_up
+from exporter.core.periods import align_interval_up, align_up
+from exporter.sources.cloudwatch.retention import MARGIN, TIERS
 
 Source = Literal["mongodb", "cloudwatch"]
-
-TIERS = ((15 * DAY, MINUTE), (63 * DAY, 5 * MINUTE), (455 * DAY, HOUR))
-"""(age, the finest datapoints CloudWatch has up to that age), both in seconds."""
-OLDEST = TIERS[-1][0]
-"""Seconds after which CloudWatch has nothing."""
-MARGIN = HOUR
-"""So much younger than its tier ends data is already asked for more coarsely: while we ask it goes on ageing."""
-_MONDAY = 4 * DAY  # 1970-01-05; the epoch is a Thursday
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,29 +30,6 @@ class Stretch:
     def step(self) -> int:
         """Seconds from one row to the next."""
         return self.interval or self.resolution
-
-
-def align_interval(time: int, interval: int) -> int:
-    """Return the start of the interval that `time` lies in: aligned to UTC, whole weeks to Monday."""
-    offset = _offset(interval)
-    return align(time - offset, interval) + offset
-
-
-def align_interval_up(time: int, interval: int) -> int:
-    """Return the first start of an interval that is not before `time`."""
-    offset = _offset(interval)
-    return align_up(time - offset, interval) + offset
-
-
-def reach(resolution: int) -> int:
-    """Return how many seconds back CloudWatch answers for periods of `resolution` seconds, which its datapoints must divide."""
-    return max(age for age, finest in TIERS if resolution % finest == 0)
-
-
-def resolution_at(age: int, period: int) -> int:
-    """Return the resolution CloudWatch still has of what is `age` seconds old; never finer than `period`."""
-    finest = next((finest for limit, finest in TIERS if age <= limit - MARGIN), TIERS[-1][1])
-    return align_up(period, finest)
 
 
 def stretches(start: int, end: int, now: int, *, period: int, interval: int | None, boundary: int | None) -> list[Stretch]:
@@ -96,7 +66,3 @@ def _tiers(period: int) -> list[tuple[int, int]]:
     for younger, (_, finest) in zip(ages, TIERS, strict=False):
         tiers.setdefault(align_up(period, finest), younger)
     return sorted(((younger, resolution) for resolution, younger in tiers.items()), reverse=True)
-
-
-def _offset(interval: int) -> int:
-    return _MONDAY if interval % WEEK == 0 else 0

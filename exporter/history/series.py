@@ -7,20 +7,17 @@ import asyncio
 import math
 from array import array
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from exporter.core.catalog import ACTIVE_LABS, CPU, INFO, MEMORY, STATUS, WORKER_LABELS, Metric
+from exporter.core.catalog import INFO, STATUS, WORKER_LABELS
+from exporter.core.history_metrics import FAMILIES, INFO_1H, ROLLUPS, STORE, Family, Rollup
 from exporter.core.model import InventoryEntry
 from exporter.core.periods import DAY, HOUR
 from exporter.history import hourly_cache
 from exporter.history.hourly_cache import days_of
 from exporter.history.remote_read import BadRequest, Query, Selection, Series, encode_series, in_order
-from exporter.storage.hourly import NEWEST, RUNNING
 
 F = TypeVar("F", "Family", "Rollup")
-STORE = "history"
-"""The value of the label `store`; Prometheus' required_matchers name it."""
 MAX_SAMPLES = 3_000_000
 """Samples in one answer: 54 MB before compression. Prometheus' own limit for a whole query is 50 million."""
 MAX_SERIES = 50_000
@@ -32,73 +29,6 @@ _SLACK = DAY
 """Seconds before a worker was first seen, and after it was last, from which there may be samples all the same."""
 GONE = 900
 """Seconds. A worker last seen so long before the newest observation has left: its series end."""
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """A metric of the catalog that the history has too, and where its values come from."""
-
-    metric: Metric
-    field: str | None
-    """Of a sample; one without it is not in the family. None: every sample is."""
-    scale: float = 1
-    """What a value is divided by."""
-
-    @property
-    def name(self) -> str:
-        """Of the series."""
-        return self.metric.name
-
-
-@dataclass(frozen=True, slots=True)
-class Rollup:
-    """One value for all samples of an hour, at the hour's end."""
-
-    name: str
-    """As Prometheus' own rules name what they record: level:metric:operation."""
-    field: str
-    """One of rollup.FIELDS."""
-    help: str
-    scale: float = 1
-    """What a value is divided by."""
-
-
-class ByHour(NamedTuple):
-    """A metric's average, lowest and highest value."""
-
-    avg: Rollup
-    min: Rollup
-    max: Rollup
-
-
-def _by_hour(metric: Metric, what: str, field: str, scale: float = 1) -> ByHour:
-
-    def one(how: str, word: str) -> Rollup:
-        name = f"{metric.name.replace('cml_worker_', 'cml_worker:')}:{how}1h"
-        return Rollup(name, f"{field}_{how}", f"{word} {what} of the samples of an hour.", scale)
-
-    return ByHour(one("avg", "Average"), one("min", "Lowest"), one("max", "Highest"))
-
-
-FAMILIES: tuple[Family, ...] = (
-    Family(INFO, None),
-    Family(STATUS, "status"),
-    Family(CPU, "cpu_utilization", 100),
-    Family(MEMORY, "memory_utilization", 100),
-    Family(ACTIVE_LABS, "active_labs_count"),
-)
-"""In the order of an export; the info series has a point for every sample."""
-
-INFO_1H = Rollup("cml_worker:info:max1h", NEWEST, "1 for every hour with a sample, with the labels of cml_worker_info.")
-NEWEST_1H = Rollup(
-    "cml_worker:sample_timestamp_seconds:max1h", NEWEST, "End of the newest period of an hour that has a sample, UTC seconds."
-)
-RUNNING_1H = Rollup("cml_worker:running:avg1h", RUNNING, "Share of the samples of an hour with a status that say running.")
-CPU_1H = _by_hour(CPU, "CPU utilization (0 to 1)", "cpu_utilization", 100)
-MEMORY_1H = _by_hour(MEMORY, "memory utilization (0 to 1)", "memory_utilization", 100)
-ACTIVE_LABS_1H = _by_hour(ACTIVE_LABS, "number of active labs", "active_labs_count")
-ROLLUPS: tuple[Rollup, ...] = (INFO_1H, NEWEST_1H, RUNNING_1H, *CPU_1H, *MEMORY_1H, *ACTIVE_LABS_1H)
-"""What long looks at many workers are made of; remote read has them for who asks by name."""
 
 
 def facts(entry: InventoryEntry | None) -> dict[str, str]:

@@ -4,7 +4,6 @@
 prometheus_client, and a test compares both byte by byte. Names, helps and labels come from the catalog only.
 """
 
-import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -19,6 +18,7 @@ from exporter.core.catalog import (
     CREATED,
     INFO,
     LAST_ACTIVITY,
+    LONGEST_LABEL,
     MEMORY,
     SAMPLE_TIME,
     STATUS,
@@ -26,12 +26,8 @@ from exporter.core.catalog import (
     WORKER_METRICS,
     Metric,
 )
-from exporter.core.model import STATUSES, OwnMetrics, Snapshot, WorkerGauges
+from exporter.core.model import STATUSES, Snapshot, WorkerGauges
 from exporter.core.settings import ExtraGauge
-
-LONGEST_LABEL = 1024
-"""Characters. A longer text is cut: Prometheus keeps every label value in memory and repeats it in each answer, and with a
-`label_value_length_limit` it refuses the whole scrape because of one. Ids are never that long (`workers.LONGEST_ID`)."""
 
 
 def snapshot(gauges: Sequence[WorkerGauges], extra: Sequence[ExtraGauge], fresh_until: float) -> Snapshot:
@@ -48,32 +44,6 @@ def snapshot(gauges: Sequence[WorkerGauges], extra: Sequence[ExtraGauge], fresh_
     packer = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS | 16)
     gzipped = packer.compress(body) + packer.flush(zlib.Z_SYNC_FLUSH) + packer.flush()
     return Snapshot(tuple(gauges), body, gzipped, fresh_until)
-
-
-def deflated(text: bytes) -> bytes:
-    """Compress text into what can follow a gzip member's flush: raw deflate blocks, the last one marked as such."""
-    packer = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS)
-    return packer.compress(text) + packer.flush()
-
-
-_FLUSHED = b"\x00\x00\xff\xff\x03\x00"
-"""How deflate data ends that was flushed (Z_SYNC_FLUSH) before its empty last block."""
-_EMPTY = zlib.compress(b"", 1, zlib.MAX_WBITS | 16)
-
-
-def continued(member: bytes, own: OwnMetrics) -> bytes:
-    """Append the exporter's own metrics to a gzip member of `snapshot`, or make one of them alone where it is empty.
-
-    A second member would be correct (RFC 1952, 2.2), but curl, wget, chromium and httpx read only the first. So the member,
-    which ends with a flush, is reopened: its last block, which is empty, and its trailer give way to the rest.
-    """
-    if not member:
-        checksum, size, begun = 0, 0, memoryview(_EMPTY)[:-10]
-    else:
-        assert member.endswith(_FLUSHED, 0, -8), "not a member that `snapshot` made"
-        (checksum, size), begun = struct.unpack("<II", member[-8:]), memoryview(member)[:-10]
-    trailer = struct.pack("<II", zlib.crc32(own.text, checksum), (size + len(own.text)) % 2**32)
-    return b"".join((begun, own.deflated, trailer))
 
 
 def render(gauges: Sequence[WorkerGauges], extra: Sequence[ExtraGauge]) -> bytes:

@@ -19,7 +19,7 @@ from exporter import __version__
 from exporter.core.budget import BUDGET_STATES, Budget, BudgetState, dollars
 from exporter.core.catalog import METRICS_BY_NAME
 from exporter.core.model import METRICS, OwnMetrics
-from exporter.metrics.exposition import deflated
+from exporter.metrics.gzip_member import deflated
 
 
 class OptionalGauge(Collector):

@@ -5,144 +5,46 @@ Neither loop waits for the other, none overlaps itself. What a round does to the
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
 
 from exporter.core import logs
 from exporter.core.budget import Budget, BudgetState
+from exporter.core.clock import MAX_SKEW
 from exporter.core.errors import ExporterError, RejectedQuery, SourceError, StoreError
 from exporter.core.model import (
     METRICS,
     Answer,
     Answers,
     Datapoint,
-    Dimensions,
     Fleet,
     InventoryEntry,
-    Listing,
     MetricName,
+    Need,
     Query,
     Snapshot,
 )
 from exporter.core.periods import align, format_duration, next_tick
 from exporter.core.settings import Settings
-from exporter.metrics import exposition
 from exporter.metrics.telemetry import Telemetry
-from exporter.pipeline import lifecycle
-from exporter.pipeline.lifecycle import Batch, Known, Need, Rules, Sightings
-from exporter.pipeline.transactions import (
-    OutboxThread,
-    apply_answers,
-    give_up,
-    give_up_unasked,
-    open_gaps,
-    open_periods,
-    settle_alone,
-)
-from exporter.sources.cloudwatch import client
+from exporter.pipeline.lifecycle import Known, Rules, Sightings
+from exporter.pipeline.observer import HEAL_CHUNK, OBSERVE_OFFSET, History, InventoryStore, Leadership
+from exporter.pipeline.outbox import OutboxThread
+from exporter.pipeline.planning import Batch, is_due, live_needs, plan
+from exporter.pipeline.poller import _BUDGET_PROBLEMS, ASK_OFFSET, CONCURRENCY, Tally, _without_healing
+from exporter.pipeline.publisher import _render
+from exporter.pipeline.source_health import _name
+from exporter.pipeline.transactions import apply_answers, give_up, give_up_unasked, open_gaps, open_periods, settle_alone
+from exporter.sources.cloudwatch.memory_series import LISTING_AGE, _Region, all_memory_series, memory_series
+from exporter.sources.cloudwatch.queries import INSTANCE_ID, instance_queries
+from exporter.sources.protocols import FleetSource, MetricSource
 
-OBSERVE_OFFSET = 12
-"""Seconds after a period's end: the manager has written, and a server's clock a little behind ours has passed the end too."""
-ASK_OFFSET = 180
-"""Basic monitoring publishes 1 to 3 minutes after the period's end."""
-LISTING_AGE = 600
-"""How long a ListMetrics answer is used."""
 RECENT = 3 * 3600
 """What ListMetrics with RecentlyActive covers."""
-CONCURRENCY = 6
-"""Calls under way at once. Their latency hardly counts, since 40 calls ask about 10,000 workers; but answers that come together
-are parsed together, and each thread that does so keeps scrapes waiting."""
-HEAL_CHUNK = 500
-"""Workers whose gaps are looked for at once: a day of them fits easily into memory."""
-
-_BUDGET_PROBLEMS: Mapping[BudgetState, str] = {
-    "healing_stopped": "what is left of cloudwatch.max_usd_per_day ({} dollars) is kept for the running workers; "
-    "gaps are filled after 00:00 UTC, or raise it",
-    "asking_stopped": "cloudwatch.max_usd_per_day ({} dollars) is spent; CloudWatch is asked again after 00:00 UTC, "
-    "or raise it",
-}
 
 _log = logs.get("collector")
-
-
-# -- the sources, as narrow as they are needed -------------------------------------------------------------------------
-
-
-class FleetSource(Protocol):
-    """Where the aggregates come from."""
-
-    async def read(self) -> Fleet:
-        """Read all of them, or raise SourceError."""
-
-
-class MetricSource(Protocol):
-    """Where CPU and memory come from."""
-
-    async def get_metric_data(self, region: str, queries: Sequence[Query], start: int, end: int, period: int) -> Answers:
-        """Ask one call's worth of queries, or raise SourceError."""
-
-    async def list_memory(self, region: str, *, recent: bool) -> Listing:
-        """List the memory series of a region, or raise SourceError."""
-
-
-class History(Protocol):
-    """What observing needs of the history."""
-
-    async def timestamps(self, worker_ids: Collection[str], since: int) -> dict[str, set[int]]:
-        """Starts of the periods the history has of each worker since then."""
-
-
-class InventoryStore(Protocol):
-    """What is remembered of every worker for good."""
-
-    @property
-    def entries(self) -> Mapping[str, InventoryEntry]:
-        """By worker id, as loaded and recorded."""
-
-    async def load(self) -> None:
-        """Read it all."""
-
-    async def record(self, fleet: Fleet) -> None:
-        """Write what a reading changed."""
-
-
-class Leadership(Protocol):
-    """Who may write."""
-
-    @property
-    def held(self) -> bool:
-        """Whether this process may open and mirror."""
-
-
-@dataclass(slots=True)
-class _Region:
-    """What is remembered of one region's memory series between rounds."""
-
-    recent: Listing = field(default_factory=Listing)
-    full: Listing = field(default_factory=Listing)
-    silent: set[Dimensions] = field(default_factory=set)
-    """Listed series without a datapoint in the last periods; another is taken until the next listing."""
-
-    @property
-    def listings(self) -> tuple[Listing, Listing]:
-        return self.recent, self.full
-
-
-@dataclass(slots=True)
-class Tally:
-    """What one asking round did, for its log line."""
-
-    workers: int = 0
-    calls: int = 0
-    datapoints: int = 0
-    settled: int = 0
-    dropped: int = 0
-    given_up: int = 0
-    failed: int = 0
-    budget: BudgetState = "ok"
 
 
 class Collector:
@@ -401,7 +303,7 @@ class Collector:
         def queries_of(worker_id: str, region: str, instance: str) -> tuple[Query, ...]:
             return self._queries(region, instance, types.get(instance), worker_id in thorough)
 
-        batches = lifecycle.plan(needs, queries_of, now, self._rules)
+        batches = plan(needs, queries_of, now, self._rules)
         # Counted before it is asked: whatever kills us on the way, a restart does not spend it a second time.
         await self.keep_spent(sum(len(batch.queries) for batch in batches))
         slots = asyncio.Semaphore(CONCURRENCY)
@@ -474,7 +376,7 @@ class Collector:
     async def _needs(self, now: int) -> tuple[list[Need], list[Need]]:
         """Who is due: open rows, and a fresh gauge for every running worker; and of all running ones the latter alone."""
         needs = {(n.worker_id, n.region): n for n in await self._outbox(self._outbox.outbox.needs)}
-        live = lifecycle.live_needs(self.fleet.workers, now, self._rules)
+        live = live_needs(self.fleet.workers, now, self._rules)
         for fresh in live:
             key = fresh.worker_id, fresh.region
             need = needs.get(key, fresh)
@@ -485,7 +387,7 @@ class Collector:
         due = [
             need
             for need in needs.values()
-            if lifecycle.is_due(need.worker_id in running, self._asked.get(need.worker_id), now, self._rules)
+            if is_due(need.worker_id in running, self._asked.get(need.worker_id), now, self._rules)
         ]
         return due, live
 
@@ -511,11 +413,11 @@ class Collector:
         """CPU, and the memory series most likely to be alive; all that are listed where `thorough`."""
         state = self._regions.setdefault(region, _Region())
         if thorough:
-            series = client.all_memory_series(state.listings, instance, instance_type, state.silent)
+            series = all_memory_series(state.listings, instance, instance_type, state.silent)
         else:
-            likely = (client.memory_series(each, instance, instance_type, state.silent) for each in state.listings)
+            likely = (memory_series(each, instance, instance_type, state.silent) for each in state.listings)
             series = next(filter(None, likely), ())
-        return client.instance_queries(instance, series)
+        return instance_queries(instance, series)
 
     async def _run(self, source: MetricSource, batch: Batch, tally: Tally) -> SourceError | None:
         """One call: keep the newest datapoints, settle rows; split it where CloudWatch rejects the content (rule 13)."""
@@ -562,7 +464,7 @@ class Collector:
     ) -> SourceError | None:
         """Halve a rejected call down to the worker whose instance id is malformed, and go on without that id (rule 13)."""
         # An id of the form EC2 gives is never the reason: something else is wrong, and may be right again in the next round.
-        suspects = {query.instance_id for query in healthy if not client.INSTANCE_ID.fullmatch(query.instance_id)}
+        suspects = {query.instance_id for query in healthy if not INSTANCE_ID.fullmatch(query.instance_id)}
         if not suspects:
             return error
         if len(batch.asks) > 1:
@@ -610,7 +512,7 @@ class Collector:
         self._points = {key: point for key, point in self._points.items() if key[0] in listed}
 
     def _trust(self, date: int, wall: float) -> None:
-        if abs(date - wall) > lifecycle.MAX_SKEW:
+        if abs(date - wall) > MAX_SKEW:
             raise SourceError(
                 "mongodb",
                 "ClockSkew",
@@ -634,36 +536,3 @@ class Collector:
         self._telemetry.source_failed(error.source, error.region, (self._wall() if ended is None else ended) - began)
         self.healthy[_name(error.source, error.region)] = str(error)
         _log.error("a source failed", source=error.source, region=error.region, code=error.code, error=str(error))
-
-
-def _without_healing(needs: Iterable[Need], live: Iterable[Need], since: int) -> list[Need]:
-    """Of the running workers that are due the current instances alone. A longer window costs nothing, but before `since` more
-    series would have to be asked, and those cost.
-    """
-    oldest = {(need.worker_id, need.region): need.oldest for need in needs}
-    return [
-        replace(need, oldest=max(since, min(need.oldest, oldest[key])))
-        for need in live
-        if (key := (need.worker_id, need.region)) in oldest
-    ]
-
-
-def _name(source: str, region: str) -> str:
-    return f"{source} {region}".strip()
-
-
-def _render(
-    fleet: Fleet,
-    points: Mapping[tuple[str, MetricName], Datapoint],
-    terminated_seen: Mapping[str, int],
-    now: int,
-    rules: Rules,
-    extra: Sequence[Any],
-    fresh_until: float,
-) -> Snapshot:
-    shown = []
-    for worker in fleet.workers:
-        if lifecycle.is_shown(worker, terminated_seen.get(worker.id), now, rules):
-            mine = {m: points[key] for m in METRICS if worker.instance_id and (key := (worker.instance_id, m)) in points}
-            shown.append(lifecycle.gauges(worker, mine, fleet.date, now, rules))
-    return exposition.snapshot(shown, extra, fresh_until)

@@ -8,38 +8,32 @@ The rules carry the numbers of docs/life-of-a-sample.md; `tests/simulation.py` r
 values and clock jumps.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
+from exporter.core.instances import _unique, ran_on
 from exporter.core.model import (
     IDLE_STATUSES,
     METRICS,
     Answers,
-    Datapoint,
     InventoryEntry,
     Listing,
     MetricName,
     Query,
-    Sighting,
     Worker,
-    WorkerGauges,
 )
 from exporter.core.periods import align, align_up, closed_periods
+from exporter.core.settings import Settings
 
 MAX_QUERIES = 500
 """Queries in one GetMetricData call: AWS CloudWatch API Reference, GetMetricData."""
 MAX_DATAPOINTS = 100_800
 """Datapoints in one GetMetricData answer: AWS CloudWatch API Reference, GetMetricData."""
-MAX_SKEW = 300
-"""A source whose clock is further from ours has failed (rule 6), and so has a date further in the future."""
 UNLISTED = 1200
 """ListMetrics shows a new metric up to 15 minutes late; 5 more for our own clock."""
 ON_TIME = 60
 """A value first seen within `settle` plus this was published on time: rounds are not exact to the second."""
-DUE = 30
-"""A worker asked this much less than its interval ago is due all the same, for the same reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,191 +204,6 @@ def gaps(
     return rows
 
 
-def ran_on(entry: InventoryEntry | None, worker: Worker, start: int, end: int) -> tuple[str, tuple[str, ...]]:
-    """The region and the instances, newest first, that may have been the worker in [start, end).
-
-    One instance may have run from the last sighting of its predecessor to the first of its successor: nobody looked in between.
-    Where a worker changed its region within the window, the newer region counts: one call asks one region.
-    """
-    sightings = entry.instances if entry else ()
-    if not sightings:
-        return worker.region, _unique(worker.instance_id)
-    may: list[Sighting] = []
-    for index, sighting in enumerate(sightings):
-        begun = index == 0 or sightings[index - 1].last < end
-        ended = index + 1 < len(sightings) and sightings[index + 1].first < start  # seconds are rounded down
-        if begun and not ended:
-            may.append(sighting)
-    region = may[-1].region
-    return region, _unique(*(s.instance_id for s in reversed(may) if s.region == region))
-
-
-def stays(
-    entry: InventoryEntry | None, worker: Worker, start: int, end: int, period: int
-) -> list[tuple[int, int, str, tuple[str, ...]]]:
-    """Cut [start, end) where another instance comes into question: (first, last, region, instances), the latter as `ran_on`."""
-    sightings = entry.instances if entry else ()
-    marks = {align(one.last, period) for one in sightings[:-1]} | {align(one.first, period) + period for one in sightings[1:]}
-    edges = [start, *sorted(mark for mark in marks if start < mark < end), end]
-    return [(first, last, *ran_on(entry, worker, first, first + period)) for first, last in pairwise(edges)]
-
-
-def remembered(entry: InventoryEntry) -> Worker:
-    """A worker as the inventory knows it, whose aggregate is gone; which instances it ran on its sightings say."""
-    return Worker(
-        id=entry.worker_id,
-        region=entry.region,
-        instance_id=None,
-        status=entry.status,
-        instance_type=entry.instance_type,
-        created_at=entry.created_at,
-        terminated_at=entry.terminated_at,
-    )
-
-
-def next_entry(entry: InventoryEntry | None, worker: Worker, now: int) -> InventoryEntry:
-    """Return what is remembered of a worker after it was seen at `now`.
-
-    An aggregate that lacks a descriptive field, or for a moment its instance, takes nothing away. An instance that comes back
-    after another is a sighting of its own. A worker that is not terminated has no time of termination, even if it once had.
-    """
-    fresh = Sighting(worker.instance_id, worker.region, now, now) if worker.instance_id else None
-    if entry is None:
-        return InventoryEntry(
-            worker_id=worker.id,
-            region=worker.region,
-            name=worker.name,
-            instance_type=worker.instance_type,
-            cml_version=worker.cml_version,
-            created_at=worker.created_at,
-            terminated_at=worker.terminated_at,
-            status=worker.status,
-            first_seen=now,
-            last_seen=now,
-            instances=(fresh,) if fresh else (),
-        )
-    instances = entry.instances
-    if fresh and instances and (instances[-1].instance_id, instances[-1].region) == (fresh.instance_id, fresh.region):
-        instances = (*instances[:-1], replace(instances[-1], last=max(instances[-1].last, now)))
-    elif fresh:
-        instances = (*instances, fresh)
-    kept_end = entry.terminated_at if worker.status == "terminated" else None
-    return InventoryEntry(
-        worker_id=worker.id,
-        region=worker.region or entry.region,
-        name=worker.name or entry.name,
-        instance_type=worker.instance_type or entry.instance_type,
-        cml_version=worker.cml_version or entry.cml_version,
-        created_at=entry.created_at if worker.created_at is None else worker.created_at,
-        terminated_at=kept_end if worker.terminated_at is None else worker.terminated_at,
-        status=worker.status,
-        first_seen=entry.first_seen,
-        last_seen=max(entry.last_seen, now),
-        instances=instances,
-    )
-
-
-def _unique(*names: str | None) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name for name in names if name))
-
-
-# -- asking ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Need:
-    """What one worker wants to be asked: its instances' metrics from `oldest` on."""
-
-    worker_id: str
-    region: str
-    instances: tuple[str, ...]
-    oldest: int
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """One GetMetricData call for the window [start, end): the queries of each worker, whole."""
-
-    region: str
-    start: int
-    end: int
-    asks: Mapping[str, tuple[Query, ...]]
-
-    @property
-    def queries(self) -> tuple[Query, ...]:
-        """Every query once, though two workers may share an instance."""
-        return tuple(dict.fromkeys(query for queries in self.asks.values() for query in queries))
-
-    def halves(self) -> tuple["Batch", "Batch"]:
-        """Split between workers, to find the one that CloudWatch rejects (rule 13)."""
-        workers = list(self.asks)
-        middle = len(workers) // 2
-        first, second = ({w: self.asks[w] for w in part} for part in (workers[:middle], workers[middle:]))
-        return replace(self, asks=first), replace(self, asks=second)
-
-
-def live_needs(workers: Iterable[Worker], now: int, rules: Rules) -> list[Need]:
-    """A fresh gauge for every worker that may be running: its instance, far enough back for `max_age`."""
-    fresh = align(now - rules.max_age, rules.period) - rules.period
-    return [
-        Need(worker.id, worker.region, (worker.instance_id,), fresh)
-        for worker in workers
-        if worker.instance_id and worker.status not in IDLE_STATUSES
-    ]
-
-
-QueriesOf = Callable[[str, str, str], tuple[Query, ...]]
-"""(worker id, region, instance id) → the queries of that instance, cpu first."""
-
-
-def is_due(running: bool, asked: int | None, now: int, rules: Rules) -> bool:
-    """Whether a worker may be asked again (rule 11); `asked` is when it last was, successfully."""
-    every = max(rules.interval, rules.period, 0 if running else rules.give_up // 4)
-    return asked is None or now - asked >= every - DUE
-
-
-def plan(needs: Iterable[Need], queries_of: QueriesOf, now: int, rules: Rules) -> list[Batch]:
-    """Pack the needs into the fewest calls, newest windows first, each worker whole (rules 7 and 11)."""
-    until = align(now, rules.period)
-    batches: list[Batch] = []
-    asks: dict[str, tuple[Query, ...]] = {}
-    region, start, size = "", 0, 0
-
-    def close() -> None:
-        if asks:
-            batches.append(Batch(region, start, until, dict(asks)))
-            asks.clear()
-
-    for need in sorted(needs, key=lambda need: (need.region, -need.oldest, need.worker_id)):
-        oldest = align(need.oldest, rules.period)
-        queries = tuple(q for name in need.instances for q in queries_of(need.worker_id, need.region, name))[:MAX_QUERIES]
-        if not queries or oldest >= until:
-            continue
-        for first, last in _windows(oldest, until, len(queries), rules.period):
-            if last < until:  # more than one call may answer: ask for the older parts by themselves
-                batches.append(Batch(need.region, first, last, {need.worker_id: queries}))
-                continue
-            earliest, total = min(start, first) if asks else first, size + len(queries)
-            points = total * (until - earliest) // rules.period
-            if asks and (need.region != region or total > MAX_QUERIES or points > MAX_DATAPOINTS):
-                close()
-            if not asks:
-                region, start, size = need.region, first, 0
-            asks[need.worker_id] = queries
-            start, size = min(start, first), size + len(queries)
-    close()
-    return sorted(batches, key=lambda batch: -batch.start)
-
-
-def _windows(start: int, end: int, queries: int, period: int) -> Iterator[tuple[int, int]]:
-    """Cut [start, end) so that each part's datapoints fit into one answer."""
-    step = max(1, MAX_DATAPOINTS // queries) * period
-    while end - start > step:
-        yield start, start + step
-        start += step
-    yield start, end
-
-
 # -- settling --------------------------------------------------------------------------------------------------------
 
 
@@ -483,33 +292,14 @@ def settle_alone(row: Row, now: int, rules: Rules) -> Row:
     return row.finish() if now - row.start - rules.period >= rules.settle else row
 
 
-# -- gauges ----------------------------------------------------------------------------------------------------------
-
-
-def gauges(worker: Worker, points: Mapping[MetricName, Datapoint], observed_at: int, now: int, rules: Rules) -> WorkerGauges:
-    """What /metrics says of a worker: CloudWatch's newest datapoint, else the aggregate's own value, unless too old.
-
-    Args:
-        points: CloudWatch's newest datapoint of each metric.
-        observed_at: when the aggregate was read.
-    """
-    values: dict[MetricName, tuple[float | None, int | None]] = {}
-    own: dict[MetricName, float | None] = {"cpu": worker.cpu, "memory": worker.memory}
-    for metric in METRICS:
-        known: list[tuple[float, int]] = []
-        if metric in points:
-            known.append((points[metric].value, points[metric].timestamp + rules.period))
-        own_value = own[metric]
-        if own_value is not None and worker.collected_at is not None and worker.collected_at <= now + MAX_SKEW:
-            known.append((own_value, worker.collected_at))
-        fresh = [pair for pair in known if now - pair[1] <= rules.max_age]
-        values[metric] = fresh[0] if fresh else (None, max((time for _, time in known), default=None))
-    return WorkerGauges(worker, observed_at, now - observed_at <= rules.max_age, *values["cpu"], *values["memory"])
-
-
-def is_shown(worker: Worker, terminated_seen: int | None, now: int, rules: Rules) -> bool:
-    """Whether a worker still has series: a terminated one keeps them for a while, so that Prometheus sees the end."""
-    if worker.status != "terminated":
-        return True
-    times = [time for time in (worker.terminated_at, terminated_seen) if time is not None]  # one may be in the future
-    return not times or now - min(times) <= rules.terminated_grace
+def rules_of(settings: Settings) -> Rules:
+    """The part of the settings that the life of a sample depends on."""
+    return Rules(
+        period=settings.period,
+        interval=settings.cloudwatch.interval,
+        settle=settings.settle,
+        give_up=settings.give_up,
+        heal=settings.heal,
+        max_age=settings.max_age,
+        terminated_grace=settings.terminated_grace,
+    )

@@ -17,7 +17,7 @@ from exporter.core.model import WorkerMetricsSample
 from exporter.core.periods import rfc3339, to_datetime, to_seconds
 from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.lifecycle import Row
-from exporter.pipeline.transactions import OutboxThread
+from exporter.pipeline.outbox import OutboxThread
 
 BATCH = 5000
 """Rows read back and inserted at once: some hundred milliseconds of work."""

@@ -7,22 +7,26 @@ it, nothing else. One process (a lock on the folder), one thread at a time, shor
 earlier, because everything in one step of a sample's life is one transaction.
 """
 
+import asyncio
 import fcntl
 import json
 import os
 import socket
 import sqlite3
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, ParamSpec, TextIO, TypeVar
 
 from exporter.core.errors import OutboxLocked, StoreError, StoreMisfit
-from exporter.core.model import Worker
+from exporter.core.model import Need, Worker
 from exporter.core.periods import format_duration
-from exporter.pipeline.lifecycle import Known, Need, Row
+from exporter.metrics.telemetry import Telemetry
+from exporter.pipeline.lifecycle import Known, Row
 
 _OPEN, _READY, _REJECTED = 0, 1, 2
 STATES = {_OPEN: "observed", _READY: "settled", _REJECTED: "rejected"}
@@ -327,3 +331,30 @@ def _lock(directory: Path) -> TextIO:
     file.write(str(os.getpid()))
     file.flush()
     return file
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class OutboxThread:
+    """Runs functions on the outbox in its one thread, so that a large transaction never blocks the event loop."""
+
+    def __init__(self, outbox: Outbox) -> None:
+        self.outbox = outbox
+        self._pool = ThreadPoolExecutor(1, "outbox")
+
+    async def __call__(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call `function` there and return what it returns."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, partial(function, *args, **kwargs))
+
+    async def show(self, telemetry: Telemetry) -> None:
+        """Bring the figures of what is on its way up to date."""
+        telemetry.outbox_oldest.value = await self(self.outbox.oldest)
+        for state, count in self.outbox.counts().items():
+            telemetry.outbox_samples.labels(state).set(count)
+
+    def close(self) -> None:
+        """Wait for what is under way, then close the outbox."""
+        self._pool.shutdown()
+        self.outbox.close()

@@ -3,22 +3,16 @@
 These are synchronous and run in the outbox's one thread; the simulation drives them without a network.
 """
 
-import asyncio
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import ParamSpec, TypeVar
 
+from exporter.core.instances import next_entry
 from exporter.core.model import METRICS, Answers, Fleet, InventoryEntry, Listing, Worker
 from exporter.core.periods import DAY
-from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline import lifecycle
-from exporter.pipeline.lifecycle import Batch, Known, Row, Rules, Sightings
+from exporter.pipeline.lifecycle import Known, Row, Rules, Sightings
 from exporter.pipeline.outbox import Outbox
-
-P = ParamSpec("P")
-T = TypeVar("T")
+from exporter.pipeline.planning import Batch
 
 
 def open_periods(
@@ -38,7 +32,7 @@ def open_periods(
             if inventory is None:
                 continue
             memory = lifecycle.meet(worker, entry, now, rules)
-        current = None if inventory is None else lifecycle.next_entry(entry, worker, now)
+        current = None if inventory is None else next_entry(entry, worker, now)
         opened, known[worker.id] = lifecycle.observe(worker, memory, now, rules, current)
         rows += opened
     gone: list[Known] = []
@@ -122,26 +116,3 @@ def settle_alone(outbox: Outbox, now: int, rules: Rules, limit: int = 50_000) ->
         after = [row for row in (lifecycle.settle_alone(row, now, rules) for row in before) if row.settled]
         dropped = outbox.update(after)
     return len(after) - dropped, dropped
-
-
-class OutboxThread:
-    """Runs functions on the outbox in its one thread, so that a large transaction never blocks the event loop."""
-
-    def __init__(self, outbox: Outbox) -> None:
-        self.outbox = outbox
-        self._pool = ThreadPoolExecutor(1, "outbox")
-
-    async def __call__(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call `function` there and return what it returns."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, partial(function, *args, **kwargs))
-
-    async def show(self, telemetry: Telemetry) -> None:
-        """Bring the figures of what is on its way up to date."""
-        telemetry.outbox_oldest.value = await self(self.outbox.oldest)
-        for state, count in self.outbox.counts().items():
-            telemetry.outbox_samples.labels(state).set(count)
-
-    def close(self) -> None:
-        """Wait for what is under way, then close the outbox."""
-        self._pool.shutdown()
-        self.outbox.close()

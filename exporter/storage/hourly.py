@@ -9,13 +9,10 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from exporter.core.history_metrics import FIELDS, METRIC_FIELDS, NEWEST, RUNNING
 from exporter.core.periods import HOUR
-from exporter.storage.rows import METRIC_FIELDS, Document, careful_value, documents, is_odd
-
-RUNNING, NEWEST = "running_avg", "newest"
-FIELDS = (*(f"{field}_{how}" for field in METRIC_FIELDS for how in ("avg", "min", "max")), RUNNING, NEWEST)
-"""What there is of an hour: of each metric's samples the average, the lowest and the highest; the share of those with a status
-that say running; and the end of its newest period in UTC seconds."""
+from exporter.storage.rows import Document, documents
+from exporter.storage.statistics import careful_value, is_odd
 
 _MEASURED = FIELDS[: FIELDS.index(RUNNING)]
 _REGION: Document = {"$ifNull": ["$region", ""]}

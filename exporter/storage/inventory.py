@@ -7,9 +7,9 @@ from typing import Any
 
 from pymongo import ReplaceOne
 
+from exporter.core.instances import next_entry
 from exporter.core.model import Fleet, InventoryEntry, Sighting
 from exporter.core.periods import to_datetime, to_seconds
-from exporter.pipeline.lifecycle import next_entry
 from exporter.storage.mongo import Database, Document, chunks, durable, operation
 
 INVENTORY = "worker_metrics_inventory"

@@ -126,3 +126,11 @@ class Lease:
         )
         assert lease is not None  # an upsert always has a document to return
         return lease
+
+
+LEASE_SECONDS = 30
+
+
+def awake() -> float:
+    """Seconds that go on while the machine is suspended, unlike time.monotonic: a lease does not wait for us."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import pymongo
 from bson.errors import BSONError
-from pymongo import ReadPreference
+from pymongo import AsyncMongoClient, ReadPreference
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import (
     AutoReconnect,
@@ -23,6 +23,7 @@ from pymongo.errors import (
     DocumentTooLarge,
     ExecutionTimeout,
     InvalidName,
+    InvalidURI,
     NetworkTimeout,
     NotPrimaryError,
     OperationFailure,
@@ -34,7 +35,8 @@ from pymongo.errors import (
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
-from exporter.core.errors import StoreError, StoreMisfit, StoreUnavailable
+from exporter.core.errors import ConfigError, StoreError, StoreMisfit, StoreUnavailable
+from exporter.core.settings import Settings
 
 T = TypeVar("T")
 Document = dict[str, Any]
@@ -170,3 +172,32 @@ def durable(database: Database) -> Database:
 def chunks(items: Sequence[T], size: int) -> list[Sequence[T]]:
     """Cut `items` into parts of `size`; the last may be shorter."""
     return [items[at : at + size] for at in range(0, len(items), size)]
+
+
+DEFAULT_DATABASE = "cml_cloud_manager"
+
+
+def connect(settings: Settings) -> tuple[AsyncMongoClient[dict[str, Any]], AsyncDatabase[dict[str, Any]]]:
+    """Make the MongoDB client and its database; nothing is sent yet.
+
+    Raises:
+        ConfigError: the connection string is malformed.
+    """
+    try:
+        client: AsyncMongoClient[dict[str, Any]] = AsyncMongoClient(
+            settings.mongodb_uri,
+            tz_aware=True,
+            serverSelectionTimeoutMS=5000,
+            connectTimeoutMS=5000,
+            appname="cml-worker-exporter",
+        )
+        return client, client.get_default_database(DEFAULT_DATABASE)
+    except (InvalidURI, ConfigurationError, ValueError) as error:
+        # The driver's sentence may repeat a part of the password, so it is not ours to print.
+        raise ConfigError(
+            f"mongodb.uri is not a MongoDB connection string ({type(error).__name__}); it looks like "
+            "mongodb://user:password@host:27017/database, with / : @ and % in user and password written as %2F %3A %40 %25"
+        ) from None
+
+
+_WHOLE_HISTORY_SECONDS = 300.0  # for what looks at every bucket, or deletes a worker's

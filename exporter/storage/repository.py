@@ -4,20 +4,17 @@ With `inventory` and `lease` this is the only code that knows the collections we
 """
 
 import asyncio
-import math
 import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import partial
-from types import MappingProxyType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
-import bson
-from bson.errors import BSONError
 from pymongo import ReturnDocument
 from pymongo.asynchronous.collection import AsyncCollection
+from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import (
     BulkWriteError,
     OperationFailure,
@@ -25,97 +22,50 @@ from pymongo.errors import (
 from pymongo.read_concern import ReadConcern
 
 from exporter.core import logs
-from exporter.core.errors import StoreError, StoreMisfit, StoreUnavailable
+from exporter.core.errors import ConfigError, StoreError, StoreMisfit, StoreUnavailable
 from exporter.core.model import MetricsAggregation, Statistics, WorkerMetricsSample
-from exporter.core.periods import DAY, HOUR, format_duration, to_datetime, to_seconds
-from exporter.history.segments import align_interval
+from exporter.core.periods import DAY, HOUR, _utc, align_interval, format_duration, to_datetime, to_seconds
+from exporter.core.settings import Settings
 from exporter.storage import hourly, rows
-from exporter.storage.inventory import INVENTORY
-from exporter.storage.mongo import NOT_AUTHORIZED, OPERATION_SECONDS, STATE, Database, Document, chunks, durable, operation
+from exporter.storage.collection import (
+    _INDEX_EXISTS,
+    _MIN_WIRE_VERSION,
+    _NAMESPACE_EXISTS,
+    _SCHEMA,
+    _TIMESERIES,
+    _check_granularity,
+)
+from exporter.storage.mongo import (
+    _WHOLE_HISTORY_SECONDS,
+    NOT_AUTHORIZED,
+    OPERATION_SECONDS,
+    STATE,
+    Database,
+    Document,
+    chunks,
+    durable,
+    operation,
+)
 from exporter.storage.rows import Row
+from exporter.storage.sample_reader import (
+    _ALL,
+    _CHUNK,
+    _COLUMN,
+    _IDS_A_READ,
+    _NEWEST,
+    _PAGE,
+    TIME,
+    Column,
+    Extent,
+    Pages,
+    _from_milliseconds,
+    _whole_seconds,
+)
+from exporter.storage.sample_writer import _REJECTS, Key, _document, _spans, _unfit
+from exporter.storage.statistics import statistics, statistics_pipeline
 
 _log = logs.get("history")
 T = TypeVar("T")
-Key = tuple[str, int]
-"""(worker_id, start of the period in UTC seconds): what makes a sample unique."""
-
-LEAST_PRIVILEGES: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "workers": ("find",),
-        "worker_metrics_timeseries": (
-            "find",
-            "insert",
-            "createCollection",
-            "createIndex",
-            "collMod",
-            "listIndexes",
-            "collStats",
-        ),
-        INVENTORY: ("find", "insert", "update"),
-        STATE: ("find", "insert", "update"),
-        "": ("listCollections",),
-    }
-)
-"""The actions the exporter's MongoDB role needs on each collection; "" is the database itself. `least_role` spells it out."""
-
-PURGE_PRIVILEGES: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {"worker_metrics_timeseries": ("remove",), INVENTORY: ("remove",)}
-)
-"""What `purge` needs beyond LEAST_PRIVILEGES. The exporter itself deletes nothing, so its role lacks it."""
-
-TIME = "time"
-"""The key of a streamed sample's time in milliseconds since 1970: integers decode much faster than dates."""
-
-MAX_DOCUMENT_BYTES = 1024 * 1024
-"""A sample has some 200 bytes; one above 16 MiB / 3 makes mongod 6.0 fail its whole insert into a time-series collection."""
-
-_TIMESERIES = {"timeField": "timestamp", "metaField": "worker_id", "granularity": "minutes"}
-_MIN_WIRE_VERSION = 13  # MongoDB 5.0, the first with time-series collections
-_SCHEMA = 1
-_CHUNK = 1000  # encoding one message holds the GIL, and with it the scrapes
-_PAGE = 10_000  # samples streamed at once: some 5 MB
-_WHOLE_HISTORY_SECONDS = 300.0  # for what looks at every bucket, or deletes a worker's
-_COLUMN = 100_000  # samples read together: a few MB on the server, and far below the 16 MiB of a result document
-_IDS_A_READ = 200  # × 14 d of 1m periods stays far below the 16 MiB of one result document each, and the 100 MB of $group
-
-Pages = AsyncGenerator[tuple[str, list[Document]], None]
-"""What `stream` yields: a worker's id and some of its samples, as documents with TIME and the wanted keys they have."""
-
-
-class Extent(NamedTuple):
-    """How many samples a worker has, and the UTC seconds of the first and the last."""
-
-    samples: int
-    first: int
-    last: int
-
-
-class Column(NamedTuple):
-    """One field of a worker's samples: milliseconds since 1970 and values, in no particular order, as many of each."""
-
-    worker_id: str
-    region: str
-    stamps: list[int]
-    values: list[Any]
-
-
-_ALL: Document = {"$push": {"$toLong": "$timestamp"}}  # milliseconds: integers decode much faster than dates
-# No expression here: mongod 6.0 answers a $max of one from the bucket's bounds, and so with nothing.
-_NEWEST: Document = {"$max": "$timestamp"}
-
-# Per-document codes that say "never": BadValue, FailedToParse, TypeMismatch, InvalidBSON, the field name rules,
-# DocumentValidationFailure, BSONObjectTooLarge, KeyTooLong. Anything else may succeed later, so it is not set aside.
-_REJECTS = frozenset({2, 9, 14, 22, 52, 53, 55, 56, 57, 121, 10334, 17280})
-_NAMESPACE_EXISTS, _INDEX_EXISTS = 48, 85
-
-
-def least_role(database: str, *, workers: str = "workers", history: str = "worker_metrics_timeseries") -> list[Document]:
-    """Return LEAST_PRIVILEGES for these names, as the `privileges` of MongoDB's createRole."""
-    names = {"workers": workers, "worker_metrics_timeseries": history}
-    return [
-        {"resource": {"db": database, "collection": names.get(collection, collection)}, "actions": list(actions)}
-        for collection, actions in LEAST_PRIVILEGES.items()
-    ]
 
 
 class WorkerMetricsRepository:
@@ -331,7 +281,7 @@ class WorkerMetricsRepository:
         return await self.read_statistics(worker_id, following, end, interval, limit=limit)
 
     async def _statistics(self, match: Document, interval: int) -> list[Row]:
-        return await self._looked_at(partial(rows.statistics_pipeline, match, interval), rows.statistics)
+        return await self._looked_at(partial(statistics_pipeline, match, interval), statistics)
 
     async def latest_timestamps(self, worker_ids: Collection[str]) -> dict[str, int]:
         """Return the UTC second of the newest sample of each worker that has any."""
@@ -734,59 +684,6 @@ class WorkerMetricsRepository:
         return f"{self.namespace} now keeps samples for {format_duration(wanted)} instead of {format_duration(seconds)}"
 
 
-def _check_granularity(namespace: str, options: Document) -> str | None:
-    """Another granularity costs space, not truth: worth a notice, not a refusal."""
-    found = options["timeseries"].get("granularity")
-    if found == "minutes":
-        return None
-    return f"{namespace} has granularity {found}; samples pack best with minutes"
-
-
-def _utc(time: datetime) -> datetime:
-    return time if time.tzinfo else time.replace(tzinfo=UTC)
-
-
-def _whole_seconds(stamps: Sequence[int]) -> set[int]:
-    """Milliseconds → seconds, without those in between: they are somebody's samples, but never ours."""
-    return {stamp // 1000 for stamp in stamps if stamp % 1000 == 0}
-
-
-def _spans(keys: Collection[Key]) -> dict[str, tuple[int, int]]:
-    """Return the first and the last second of each worker."""
-    spans: dict[str, tuple[int, int]] = {}
-    for worker_id, second in keys:
-        low, high = spans.get(worker_id, (second, second))
-        spans[worker_id] = min(low, second), max(high, second)
-    return spans
-
-
-def _document(sample: WorkerMetricsSample) -> Document:
-    """The customer's document; a key without a value is left out."""
-    document = {
-        "worker_id": sample.worker_id,
-        "timestamp": _utc(sample.timestamp),
-        "region": sample.region,
-        "cpu_utilization": sample.cpu_utilization,
-        "memory_utilization": sample.memory_utilization,
-        "active_labs_count": sample.active_labs_count,
-        "status": sample.status,
-    }
-    return {key: value for key, value in document.items() if value is not None and not _not_finite(value)}
-
-
-def _not_finite(value: object) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)
-
-
-def _unfit(document: Document) -> str | None:
-    """Say why a document can never be written; found here, it cannot take the others of its command with it."""
-    try:
-        size = len(bson.encode(document))
-    except (BSONError, OverflowError, UnicodeError) as error:
-        return f"{type(error).__name__}: {error}"
-    return f"its {size} bytes exceed {MAX_DOCUMENT_BYTES}" if size > MAX_DOCUMENT_BYTES else None
-
-
 def _float(value: object) -> float | None:
     known = rows.number(value)
     return None if known is None else float(known)
@@ -805,10 +702,6 @@ def _sample(document: Mapping[str, Any]) -> WorkerMetricsSample:
     )
 
 
-def _from_milliseconds(time: int) -> datetime:
-    return to_datetime(0) + timedelta(milliseconds=time)
-
-
 def _aggregation(row: Row) -> MetricsAggregation:
     return MetricsAggregation(
         timestamp=_utc(row["timestamp"]),
@@ -817,3 +710,32 @@ def _aggregation(row: Row) -> MetricsAggregation:
         active_labs_count=Statistics(**row["active_labs_count"]),
         status_share=row["status_share"],
     )
+
+
+def repository(
+    settings: Settings,
+    database: AsyncDatabase[dict[str, Any]],
+    collection: str,
+    *,
+    wall: Callable[[], float] = time.time,
+) -> WorkerMetricsRepository:
+    """The history as the settings want it; only a retention somebody wrote down is applied to an existing collection."""
+    return WorkerMetricsRepository(
+        database,
+        collection=collection,
+        period=settings.period,
+        retention=settings.mongodb.retention,
+        apply_retention="retention" in settings.mongodb.model_fields_set,
+        wall=wall,
+    )
+
+
+def history_name(settings: Settings, to_do: str) -> str:
+    """Return the collection of the history, for a command that has something `to_do` with it.
+
+    Raises:
+        ConfigError: the settings name none.
+    """
+    if settings.mongodb.history is None:
+        raise ConfigError(f"mongodb.history is null, so there is no history to {to_do}; name the collection")
+    return settings.mongodb.history

@@ -10,7 +10,7 @@ from datetime import datetime
 from exporter.core.model import STATUSES
 from exporter.core.periods import DAY, MINUTE, WEEK, format_duration, parse_duration, rfc3339
 from exporter.history.reader import Span
-from exporter.history.segments import OLDEST
+from exporter.sources.cloudwatch.retention import OLDEST
 from exporter.web.discovery import NODE_EXPORTER
 from exporter.web.openapi import Parameter, Schema
 

@@ -4,38 +4,28 @@ import asyncio
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from http import HTTPStatus
-from typing import Any, Protocol
+from typing import Protocol
 
-from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
-from starlette.routing import Route
 
-from exporter.core.errors import SourceError, StoreError
 from exporter.core.model import InventoryEntry, OwnMetrics, Snapshot, WorkerGauges
 from exporter.core.periods import DAY
 from exporter.history import remote_read, series
 from exporter.history.reader import Reader, Subject
-from exporter.history.remote_read import BadRequest
-from exporter.history.segments import OLDEST
-from exporter.metrics import exposition
+from exporter.metrics.gzip_member import continued
+from exporter.sources.cloudwatch.retention import OLDEST
 from exporter.web import discovery, landing, openapi, parameters, responses
-from exporter.web.auth import BasicAuth
 from exporter.web.negotiation import prefers_csv, prefers_gzip
 from exporter.web.openapi import Answer, Endpoint
-from exporter.web.parameters import BadParameter, HistoryQuery, ResourcesQuery, WorkersQuery, resuming
+from exporter.web.parameters import HistoryQuery, ResourcesQuery, WorkersQuery, resuming
+from exporter.web.schemas import HISTORY_SCHEMA, READY_SCHEMA, RESOURCES_SCHEMA, WORKERS_SCHEMA
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 """Also for a Prometheus that prefers OpenMetrics: it takes what it gets, and one rendered body serves all."""
 READ_SECONDS = 65
 """How long a remote read may take; Prometheus gives up after 60."""
-READS = 2
-"""Remote reads at once; each may hold 3 million samples."""
-HOUR_READS = 6
-"""Those of hours only, which hold a third of that and wait for one another's days: as many as a browser has under way."""
 RETRY_AFTER = 10
 """Seconds after which a source or store that is down is worth another request."""
 
@@ -119,7 +109,7 @@ async def metrics(request: Request) -> Response:
     own = backend.own_metrics
     headers = {"Vary": "Accept-Encoding"}
     if prefers_gzip(",".join(request.headers.getlist("accept-encoding"))):
-        body = exposition.continued(fresh.gzipped if fresh else b"", own)
+        body = continued(fresh.gzipped if fresh else b"", own)
         headers["Content-Encoding"] = "gzip"
     else:
         body = (fresh.body if fresh else b"") + own.text
@@ -288,20 +278,20 @@ ROUTES: tuple[Endpoint, ...] = (
         "/-/ready",
         ready,
         "the first observation is done; state of each source",
-        Answer({_JSON: responses.READY_SCHEMA}, also={503: (_JSON, responses.READY_SCHEMA)}),
+        Answer({_JSON: READY_SCHEMA}, also={503: (_JSON, READY_SCHEMA)}),
     ),
     Endpoint(
         "/api/workers",
         workers,
         "the fleet, and workers that are gone but have history",
-        Answer({_JSON: responses.WORKERS_SCHEMA}, (400, 503)),
+        Answer({_JSON: WORKERS_SCHEMA}, (400, 503)),
         parameters.WORKERS,
     ),
     Endpoint(
         "/api/workers/{worker_id:path}/metrics/history",
         history,
         "samples or statistics of one worker, from CloudWatch where they are older than MongoDB's",
-        Answer({_JSON: responses.HISTORY_SCHEMA, "text/csv": _TEXT}, (400, 404, 503), responses.PAGE_HEADERS),
+        Answer({_JSON: HISTORY_SCHEMA, "text/csv": _TEXT}, (400, 404, 503), responses.PAGE_HEADERS),
         parameters.HISTORY,
         "/workers/{worker_id:path}/metrics/history",
     ),
@@ -309,7 +299,7 @@ ROUTES: tuple[Endpoint, ...] = (
         "/api/workers/region/{region}/workers/{worker_id:path}/resources",
         resources,
         "average CPU and memory of one worker over the last minutes, live from CloudWatch",
-        Answer({_JSON: responses.RESOURCES_SCHEMA}, (400, 404, 503)),
+        Answer({_JSON: RESOURCES_SCHEMA}, (400, 404, 503)),
         parameters.RESOURCES,
     ),
     Endpoint(
@@ -394,85 +384,3 @@ def _not_read_yet() -> HTTPException:
 
 def _unknown(worker_id: str) -> HTTPException:
     return HTTPException(HTTPStatus.NOT_FOUND, f"There is no worker {worker_id}; /api/workers lists those there are and were.")
-
-
-def _problem(status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:
-    return JSONResponse(responses.problem(status, detail), status, headers, media_type="application/problem+json")
-
-
-async def _on_http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    # Starlette's own carry no more than the phrase.
-    own = {
-        404: f"There is nothing at {request.url.path}; the page at / lists what there is.",
-        405: f"{request.url.path} does not answer {request.method}, only {_methods(error)}.",
-    }
-    unsaid = error.detail == HTTPStatus(error.status_code).phrase
-    detail = own.get(error.status_code, error.detail) if unsaid else error.detail
-    return _problem(error.status_code, detail, error.headers)
-
-
-def _methods(error: HTTPException) -> str:
-    return " and ".join(sorted((error.headers or {}).get("Allow", "").split(", ")))
-
-
-async def _on_bad_parameter(request: Request, error: Exception) -> Response:
-    return _problem(HTTPStatus.BAD_REQUEST, str(error))
-
-
-async def _on_silence(request: Request, error: Exception) -> Response:
-    """MongoDB or CloudWatch does not answer."""
-    return _problem(HTTPStatus.SERVICE_UNAVAILABLE, str(error), {"Retry-After": str(RETRY_AFTER)})
-
-
-async def _on_bug(request: Request, error: Exception) -> Response:
-    # Starlette raises it again once this is sent, and uvicorn logs it with its traceback.
-    return _problem(HTTPStatus.INTERNAL_SERVER_ERROR, "The exporter failed to answer; its log says why.")
-
-
-def create_app(backend: Backend, *, cors_origins: Sequence[str] = (), users: Mapping[str, bytes] | None = None) -> Starlette:
-    """Return the ASGI application.
-
-    Args:
-        backend: the exporter.
-        cors_origins: origins whose pages may read the answers; "*" means any.
-        users: name → bcrypt hash; when there are any, every route wants basic authentication.
-    """
-    middleware = []
-    if cors_origins:
-        # Outside the authentication, because a browser's preflight carries no credentials.
-        middleware.append(
-            Middleware(
-                CORSMiddleware,
-                cors_origins,
-                allow_methods=["GET", "HEAD"],
-                allow_headers=["Authorization"],
-                expose_headers=[*responses.PAGE_HEADERS, "Retry-After"],
-            )
-        )
-    if users:
-        challenge = {"WWW-Authenticate": 'Basic realm="cml-worker-exporter", charset="UTF-8"'}
-        refusal = _problem(HTTPStatus.UNAUTHORIZED, "This exporter wants a user name and a password.", challenge)
-        middleware.append(Middleware(BasicAuth, users, refusal))
-    handlers: dict[Any, Any] = {
-        HTTPException: _on_http_error,
-        BadParameter: _on_bad_parameter,
-        BadRequest: _on_bad_parameter,
-        StoreError: _on_silence,
-        SourceError: _on_silence,
-        Exception: _on_bug,
-    }
-    app = Starlette(
-        routes=[
-            Route(path, endpoint.handler, methods=[endpoint.method])
-            for endpoint in ROUTES
-            for path in (endpoint.path, endpoint.also)
-            if path
-        ],
-        middleware=middleware,
-        exception_handlers=handlers,
-    )
-    app.state.backend = backend
-    app.state.reading = asyncio.Semaphore(READS)
-    app.state.reading_hours = asyncio.Semaphore(HOUR_READS)
-    return app

@@ -26,8 +26,10 @@ from exporter.core.errors import StoreUnavailable
 from exporter.core.model import InventoryEntry, OwnMetrics, Sighting, Snapshot, Worker, WorkerGauges
 from exporter.history.reader import Reader
 from exporter.metrics import exposition
+from exporter.metrics.gzip_member import deflated
 from exporter.storage.rows import Row
 from exporter.web import routes, webconfig
+from exporter.web.application import create_app
 from tests.certificates import write_certificate
 
 NOW = 1_790_000_000
@@ -97,7 +99,7 @@ class Memory:
     @property
     def own_metrics(self) -> OwnMetrics:
         text = generate_latest(self.registry)
-        return OwnMetrics(text, exposition.deflated(text))
+        return OwnMetrics(text, deflated(text))
 
     async def inventory(self) -> Sequence[InventoryEntry]:
         if self.failure:
@@ -132,7 +134,7 @@ def serving(
 ) -> Iterator[httpx.Client]:
     """Serve a backend while the block runs; gives a client of it."""
     web = web or webconfig.WebConfig()
-    app = routes.create_app(backend, cors_origins=cors, users=web.users)
+    app = create_app(backend, cors_origins=cors, users=web.users)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off", access_log=False, **web.uvicorn_options()))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, args=([listener],))

@@ -16,8 +16,9 @@ import pytest
 import yaml
 
 from exporter.commands.backfill import command as command_module
-from exporter.commands.backfill.command import Options
-from exporter.commands.backfill.job import CALLS_AT_ONCE, Interruption, Patience
+from exporter.commands.backfill.interruption import Interruption
+from exporter.commands.backfill.job import CALLS_AT_ONCE, Patience
+from exporter.commands.backfill.planner import Options
 from exporter.core.errors import ConfigError, OutboxLocked, StoreMisfit, StoreUnavailable
 from exporter.core.periods import DAY, HOUR, align, rfc3339, to_datetime
 from exporter.core.settings import Settings

@@ -14,14 +14,15 @@ import pytest
 from pymongo import MongoClient
 from pymongo.database import Database
 
-from exporter.app import connect, repository
-from exporter.commands.check.command import Finding, examine, run
+from exporter.commands.check.command import examine, run
+from exporter.commands.check.finding import Finding
 from exporter.core.errors import StoreMisfit
 from exporter.core.settings import Settings
 from exporter.pipeline.outbox import Outbox
 from exporter.storage.lease import Lease
-from exporter.storage.mongo import Document
-from exporter.storage.repository import least_role
+from exporter.storage.mongo import Document, connect
+from exporter.storage.privileges import least_role
+from exporter.storage.repository import repository
 from tests.fake_cloudwatch import FakeCloudWatch, instance_id
 from tests.fixtures.mongo import AuthMongod, free_port
 

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from exporter import __version__
-from exporter.core.settings import table
+from exporter.core.settings_loader import table
 from exporter.demo.mongod import Mongod
 from tests.fixtures.process import RunCommand, RunExporter
 

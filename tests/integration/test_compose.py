@@ -29,7 +29,7 @@ from pymongo.errors import OperationFailure
 from deploy import check_stack
 from exporter.demo import past
 from exporter.demo.services import WORKERS, shared_world
-from exporter.storage.repository import least_role
+from exporter.storage.privileges import least_role
 from tests.conftest import missing
 from tests.fixtures.mongo import AuthMongod, connect, free_port
 from tests.fixtures.process import RunExporter

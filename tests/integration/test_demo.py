@@ -28,8 +28,9 @@ from exporter.core.model import METRICS, MetricName
 from exporter.core.periods import HOUR, MINUTE, align, to_datetime
 from exporter.demo import prometheus
 from exporter.demo.aws import SERIES, FakeAws
-from exporter.demo.command import ENDPOINTS, LOCK, OUTBOX, WORLD, ledger, open_world, run, with_database
+from exporter.demo.command import run, with_database
 from exporter.demo.fleet import PERIOD, World, dimension_sets, fleet, published, status
+from exporter.demo.folder import ENDPOINTS, LOCK, OUTBOX, WORLD, ledger, open_world
 from exporter.demo.mongod import Mongod
 from tests.conftest import missing
 from tests.fixtures.mongo import free_port, need_mongod

@@ -26,7 +26,9 @@ from exporter.storage import repository as history
 from exporter.storage.inventory import INVENTORY, Inventory
 from exporter.storage.lease import Lease
 from exporter.storage.mongo import STATE, Database, Document, operation, translate
-from exporter.storage.repository import Key, WorkerMetricsRepository, least_role
+from exporter.storage.privileges import least_role
+from exporter.storage.repository import WorkerMetricsRepository
+from exporter.storage.sample_writer import Key
 from tests.fixtures.mongo import AuthMongod, connect
 from tests.mongo_proxy import CUTS, Cut, MongoProxy
 

@@ -18,7 +18,7 @@ from exporter.core.periods import DAY, HOUR, WEEK, align, rfc3339, to_datetime
 from exporter.history.reader import Reader
 from exporter.storage.inventory import Inventory
 from exporter.storage.mongo import Database
-from exporter.web import routes
+from exporter.web.application import create_app
 from tests.fake_cloudwatch import FakeCloudWatch, Series, instance_id
 from tests.fixtures.mongo import connect, free_port
 from tests.fixtures.process import RunExporter
@@ -50,7 +50,7 @@ class Exporter:
 
     def __init__(self, rig: Rig) -> None:
         self.rig = rig
-        app = routes.create_app(rig, cors_origins=["https://ui.example.org"])
+        app = create_app(rig, cors_origins=["https://ui.example.org"])
         self.client = httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://exporter")
 
     async def get(self, path: str, **query: object) -> httpx.Response:

@@ -20,7 +20,8 @@ from exporter.demo.mongod import Mongod
 from exporter.storage.inventory import INVENTORY, Inventory
 from exporter.storage.lease import BACKFILL, Lease
 from exporter.storage.mongo import Database, Document
-from exporter.storage.repository import PURGE_PRIVILEGES, WorkerMetricsRepository, least_role
+from exporter.storage.privileges import PURGE_PRIVILEGES, least_role
+from exporter.storage.repository import WorkerMetricsRepository
 from tests.fixtures.mongo import AuthMongod, connect
 from tests.fixtures.process import COMMAND
 

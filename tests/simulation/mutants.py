@@ -9,9 +9,10 @@ from exporter.core.model import IDLE_STATUSES, Answer, Answers, Fleet, Inventory
 from exporter.core.periods import align
 from exporter.pipeline import collector, lifecycle, transactions
 from exporter.pipeline.collector import Collector
-from exporter.pipeline.lifecycle import Batch, Known, Row, Rules, Sightings, Verdict
+from exporter.pipeline.lifecycle import Known, Row, Rules, Sightings, Verdict
 from exporter.pipeline.mirror import Mirror
 from exporter.pipeline.outbox import Outbox
+from exporter.pipeline.planning import Batch
 from tests.simulation.process import HistoryClient, LeaseClient, MetricClient
 from tests.simulation.world import Key
 
@@ -181,7 +182,7 @@ def _own_is_ignored(patch: Patch) -> None:
 
 
 def _always_due(patch: Patch) -> None:
-    patch.setattr(lifecycle, "is_due", lambda *_: True)
+    patch.setattr(collector, "is_due", lambda *_: True)
 
 
 def _given_up_unasked(patch: Patch) -> None:

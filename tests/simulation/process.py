@@ -14,16 +14,17 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from exporter.core.errors import RejectedQuery, SourceError, StoreError, StoreUnavailable
+from exporter.core.instances import next_entry
 from exporter.core.model import IDLE_STATUSES, Answer, Answers, Fleet, InventoryEntry, Listing, Query, WorkerMetricsSample
 from exporter.core.periods import DAY, HOUR, align
 from exporter.core.settings import Settings
 from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.collector import Collector
-from exporter.pipeline.lifecycle import DUE, Known, Row, next_entry
+from exporter.pipeline.lifecycle import Known, Row
 from exporter.pipeline.mirror import Mirror
-from exporter.pipeline.outbox import Outbox
-from exporter.pipeline.transactions import OutboxThread
-from exporter.sources.cloudwatch.client import check_limits
+from exporter.pipeline.outbox import Outbox, OutboxThread
+from exporter.pipeline.planning import DUE
+from exporter.sources.cloudwatch.queries import check_limits
 from tests.simulation.world import EPOCH, Key, World
 
 SETTINGS = Settings.model_validate({"mongodb": {"uri": "mongodb://simulated"}})

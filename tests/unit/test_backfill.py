@@ -12,11 +12,12 @@ from exporter.commands.backfill import plan
 from exporter.commands.backfill.journal import Journal
 from exporter.commands.backfill.plan import Ask, Call, Life, Plan
 from exporter.core.errors import ConfigError, OutboxLocked
+from exporter.core.instances import ran_on
 from exporter.core.model import Answer, Answers, Fleet, InventoryEntry, Listing, Query, Sighting, Worker
 from exporter.core.periods import DAY, HOUR, align
-from exporter.history.segments import reach
 from exporter.pipeline import lifecycle
 from exporter.pipeline.lifecycle import Known, Row, Rules
+from exporter.sources.cloudwatch.retention import reach
 
 P = 300
 NOW = 1_770_000_000 // P * P
@@ -126,7 +127,7 @@ def test_the_asks_are_the_candidates_of_every_missing_period(spans: list[tuple[i
     since, until = NOW - 12 * HOUR, NOW
     found = plan.asks(known, have, since, until, P)
     said = {at: (region, ask.instances) for region, ask in found for gap in ask.gaps for at in range(*gap, P)}
-    wanted = {at: lifecycle.ran_on(known.entry, known.worker, at, at + P) for at in range(since, until, P) if at not in have}
+    wanted = {at: ran_on(known.entry, known.worker, at, at + P) for at in range(since, until, P) if at not in have}
     assert said == wanted
     assert max(gaps_of(found).values(), default=1) == 1
 

@@ -11,15 +11,11 @@ from botocore.parsers import ResponseParserError
 
 from exporter.core.errors import RejectedQuery, SourceError
 from exporter.core.model import Dimensions, Listing, Query
-from exporter.sources.cloudwatch.client import (
-    SKEW,
-    TokenBucket,
-    build_queries,
-    check_limits,
-    memory_series,
-    merge_pages,
-    translate,
-)
+from exporter.sources.cloudwatch.client import SKEW
+from exporter.sources.cloudwatch.errors import translate
+from exporter.sources.cloudwatch.memory_series import memory_series
+from exporter.sources.cloudwatch.queries import build_queries, check_limits, merge_pages
+from exporter.sources.cloudwatch.transport import TokenBucket
 
 CPU = Query("i-0a", "cpu", (("InstanceId", "i-0a"),))
 MEMORY = Query("i-0a", "memory", (("ImageId", "ami-1"), ("InstanceId", "i-0a")))

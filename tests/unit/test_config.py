@@ -8,7 +8,8 @@ import pytest
 from pydantic import SecretStr
 
 from exporter.core.errors import ConfigError
-from exporter.core.settings import ExtraGauge, Role, Setting, Settings, load, table
+from exporter.core.settings import ExtraGauge, Role, Settings
+from exporter.core.settings_loader import Setting, load, table
 
 CASES = sorted((Path(__file__).parent / "config_cases").glob("*.yaml"))
 URI = "mongodb://manager:hunter2@db.example.com/cml"

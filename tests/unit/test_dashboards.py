@@ -9,8 +9,8 @@ import promql_parser as promql
 import pytest
 
 from exporter.core.catalog import METRICS_BY_NAME, WORKER_METRICS
+from exporter.core.history_metrics import STORE
 from exporter.core.model import STATUSES
-from exporter.history.series import STORE
 from grafana import build, looks
 from grafana.panels import DATASOURCE, Panel, Row, render
 from grafana.promql import CODES, threshold

@@ -13,7 +13,7 @@ from exporter.core.periods import DAY, HOUR, MINUTE, align, rfc3339
 from exporter.core.settings import WorkersSettings
 from exporter.demo import fleet as fleet_module
 from exporter.demo.fleet import PERIOD, DemoWorker, World, active_labs, aggregate, aggregates, published, published_at, status
-from exporter.sources import aggregates as source
+from exporter.sources.worker_documents import parse
 
 START = 1_795_459_447
 WORLD = World(seed=7, start=START)
@@ -146,7 +146,7 @@ def test_labs_come_and_go_and_cpu_follows_them() -> None:
 def test_the_exporter_reads_every_aggregate_without_complaint() -> None:
     documents = list(aggregates(WORLD, NOW).values())
     assert {"state" in document for document in documents} == {True, False}
-    fleet = source.parse(documents, NOW, WorkersSettings())
+    fleet = parse(documents, NOW, WorkersSettings())
     assert not fleet.complaints
     assert not fleet.skipped
     by_id = {worker.id: worker for worker in fleet.workers}
@@ -162,7 +162,7 @@ def test_the_aggregate_holds_a_value_cloudwatch_had_when_the_running_instance_wa
     for time in range(NOW - 8 * HOUR, NOW, 7 * MINUTE):
         if status(worker, time) is None:
             continue
-        (seen,) = source.parse([aggregate(WORLD, worker, time)], time, WorkersSettings()).workers
+        (seen,) = parse([aggregate(WORLD, worker, time)], time, WorkersSettings()).workers
         if seen.collected_at is None or seen.collected_at < WORLD.begin + HOUR:
             continue
         assert seen.collected_at <= time

@@ -12,10 +12,10 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from exporter.core.catalog import WORKER_METRICS
+from exporter.core.catalog import LONGEST_LABEL, WORKER_METRICS
 from exporter.core.model import STATUSES, Worker, WorkerGauges
 from exporter.core.settings import ExtraGauge
-from exporter.metrics.exposition import LONGEST_LABEL, families, render, snapshot
+from exporter.metrics.exposition import families, render, snapshot
 
 DISK = ExtraGauge(metric="cml_worker_disk_ratio", field="disk", help='Disk in use,\nby "df" \\ 1.')
 WORKER = Worker(

@@ -7,10 +7,11 @@ from collections.abc import Collection
 import pytest
 
 from exporter.core.errors import StoreUnavailable
+from exporter.core.history_metrics import FIELDS, NEWEST
 from exporter.core.periods import DAY, HOUR
 from exporter.history import hourly_cache as hourly
 from exporter.history.hourly_cache import Hourly
-from exporter.storage.hourly import FIELDS, NEWEST, Part
+from exporter.storage.hourly import Part
 
 TODAY = 1_767_225_600
 NOW = TODAY + 12 * HOUR + 1800

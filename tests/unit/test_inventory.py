@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
+from exporter.core.instances import next_entry, ran_on
 from exporter.core.model import InventoryEntry, Sighting, Worker
-from exporter.pipeline.lifecycle import next_entry, ran_on
 
 WORKER = Worker(
     id="w1", region="us-east-1", instance_id="i-a", status="running", name="lab one", instance_type="m5.large", created_at=50

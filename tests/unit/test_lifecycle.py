@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 
+from exporter.core.instances import next_entry, ran_on
 from exporter.core.model import (
     Answer,
     Answers,
@@ -13,6 +14,7 @@ from exporter.core.model import (
     InventoryEntry,
     Listing,
     MetricName,
+    Need,
     Outcome,
     Query,
     Sighting,
@@ -23,27 +25,21 @@ from exporter.pipeline.lifecycle import (
     MAX_QUERIES,
     ON_TIME,
     UNLISTED,
-    Batch,
     Known,
-    Need,
     Row,
     Rules,
     Sightings,
     Verdict,
     gaps,
-    gauges,
-    is_due,
-    is_shown,
     judge,
     meet,
-    next_entry,
     observe,
-    plan,
-    ran_on,
     settle,
     settle_alone,
     vanish,
 )
+from exporter.pipeline.planning import Batch, is_due, plan
+from exporter.pipeline.publisher import gauges, is_shown
 
 RULES = Rules()
 P = RULES.period

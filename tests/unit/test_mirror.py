@@ -16,8 +16,7 @@ from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline import mirror as module
 from exporter.pipeline.lifecycle import Row
 from exporter.pipeline.mirror import LEAST, MARGIN, Mirror, Old, sample
-from exporter.pipeline.outbox import Outbox
-from exporter.pipeline.transactions import OutboxThread
+from exporter.pipeline.outbox import Outbox, OutboxThread
 
 T, P = 1_767_225_600, 300
 Key = tuple[str, int]

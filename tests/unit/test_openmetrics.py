@@ -14,7 +14,7 @@ from exporter.commands.export.command import CSV_COLUMNS, csv_rows, parse_time
 from exporter.commands.export.openmetrics import text
 from exporter.commands.export.spool import Columns, columns
 from exporter.core.model import InventoryEntry, Sighting
-from exporter.storage.repository import TIME
+from exporter.storage.sample_reader import TIME
 
 START = 1_767_225_600
 NOW = START + 90 * 86400

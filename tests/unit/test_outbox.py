@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from exporter.core.errors import OutboxLocked, StoreError, StoreMisfit
-from exporter.core.model import Worker
-from exporter.pipeline.lifecycle import Known, Need, Row
+from exporter.core.model import Need, Worker
+from exporter.pipeline.lifecycle import Known, Row
 from exporter.pipeline.outbox import Outbox
 
 T, P = 1_767_225_600, 300

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.core.periods import DAY, HOUR, WEEK
-from exporter.history.segments import MARGIN, OLDEST, TIERS, align_interval, align_interval_up, resolution_at, stretches
+from exporter.core.periods import DAY, HOUR, WEEK, align_interval, align_interval_up
+from exporter.history.segments import stretches
+from exporter.sources.cloudwatch.retention import MARGIN, OLDEST, TIERS, resolution_at
 
 NOW = 1_790_000_123
 PERIODS = [60 * minutes for minutes in range(1, 61) if 60 % minutes == 0]

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from deploy import check_stack
-from exporter.core import settings
+from exporter.core.settings_loader import ENV_PREFIX, load, table
 from exporter.demo import past, prometheus, services
 from exporter.web.routes import ROUTES
 
@@ -101,9 +101,7 @@ def test_published_and_checked_ports_are_those_the_services_listen_on() -> None:
         checked = re.findall(r"(?:127\.0\.0\.1|mongodb)(?::|', )(\d+)", " ".join(service["healthcheck"]["test"]))
         assert [int(port) for port in checked] == ([PORTS[name]] if name in PORTS else []), name
     assert SERVICES["fake-aws"]["command"] == ["fake-aws", "--listen", f"0.0.0.0:{PORTS['fake-aws']}"]
-    assert next(setting.default for setting in settings.table() if setting.key == "web.listen_address") == [
-        f":{PORTS['exporter']}"
-    ]
+    assert next(setting.default for setting in table() if setting.key == "web.listen_address") == [f":{PORTS['exporter']}"]
     assert f"EXPOSE {PORTS['exporter']}\n" in DOCKERFILE
 
 
@@ -338,10 +336,10 @@ def test_the_example_holds_no_password_and_what_is_needed_is_one() -> None:
 
 
 def test_what_is_handed_to_the_exporter_are_settings_it_knows() -> None:
-    handed = {name for name in SERVICES["exporter"]["environment"] if name.startswith(settings.ENV_PREFIX)}
-    assert handed <= {setting.env for setting in settings.table()}
+    handed = {name for name in SERVICES["exporter"]["environment"] if name.startswith(ENV_PREFIX)}
+    assert handed <= {setting.env for setting in table()}
     example = dict(re.findall(r"^#?(CML_EXPORTER_\w+)=(.*)$", EXAMPLE, re.MULTILINE))
-    settings.load(environment=example | {"CML_EXPORTER_MONGODB__URI": "mongodb://mongodb/"})
+    load(environment=example | {"CML_EXPORTER_MONGODB__URI": "mongodb://mongodb/"})
 
 
 def test_a_fresh_example_asks_the_fake_aws_and_no_real_one() -> None:

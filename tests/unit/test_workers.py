@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from exporter.core.model import STATUSES, Fleet, Worker
 from exporter.core.settings import ALIASABLE, ExtraGauge, WorkersSettings
-from exporter.sources.aggregates import FIELDS, parse, projection
+from exporter.sources.worker_documents import FIELDS, parse, projection
 
 NOON = 1_769_860_800
 DEFAULTS = WorkersSettings()

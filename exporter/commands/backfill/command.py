@@ -7,63 +7,40 @@ command drains the outbox, asks the calls that are left, and no other. Samples r
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TextIO
 
 from prometheus_client import CollectorRegistry
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from exporter import app
-from exporter.commands.backfill import plan as plan_module
-from exporter.commands.backfill.job import Interruption, Job, Patience, counted
+from exporter.commands.backfill.interruption import Interruption
+from exporter.commands.backfill.job import Job, Patience, counted
 from exporter.commands.backfill.journal import Journal
-from exporter.commands.backfill.plan import Ask, Call, Plan, asks, queries, window
+from exporter.commands.backfill.plan import Call, Plan
+from exporter.commands.backfill.planner import Options, Planner
+from exporter.commands.backfill.progress import _progress
 from exporter.core import logs
 from exporter.core.budget import Usage
-from exporter.core.errors import ConfigError, SourceError, StoreError, StoreMisfit, StoreUnavailable
-from exporter.core.model import Listing, Query
+from exporter.core.errors import ConfigError, StoreError, StoreMisfit, StoreUnavailable
 from exporter.core.periods import DAY, format_duration, rfc3339
 from exporter.core.settings import Settings
 from exporter.metrics.telemetry import Telemetry
-from exporter.pipeline.lifecycle import MAX_SKEW
 from exporter.pipeline.mirror import Mirror
-from exporter.pipeline.transactions import OutboxThread
-from exporter.sources.aggregates import Aggregates
-from exporter.sources.cloudwatch.client import LISTED_FOR, CloudWatch
-from exporter.storage.inventory import Inventory
-from exporter.storage.lease import BACKFILL, Lease
-from exporter.storage.mongo import Database, chunks
-from exporter.storage.repository import WorkerMetricsRepository
+from exporter.pipeline.outbox import OutboxThread
+from exporter.sources.cloudwatch.client import CloudWatch
+from exporter.storage.lease import BACKFILL, LEASE_SECONDS, Lease, awake
+from exporter.storage.mongo import connect
+from exporter.storage.repository import history_name, repository
 
 RATE = 5
 """Requests a second and region: a fifth of what `serve` allows itself, and a tenth of the account's quota."""
-READ_AT_ONCE = 50
-"""Workers whose samples are looked at together: two months of them are some 50 MB in memory."""
 GOOD_FOR = DAY
 """An unfinished plan that is older is made anew."""
-PLAIN_EVERY = 5
-"""Seconds between two lines of progress where there is no terminal."""
 
 _log = logs.get("backfill")
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """The command line. `max_usd` None means the setting cloudwatch.max_usd_per_day, if there is one."""
-
-    since: int
-    """UTC second."""
-    since_text: str
-    """As it was written: the same text goes on with an interrupted plan."""
-    workers: tuple[str, ...] = ()
-    dry_run: bool = False
-    max_usd: float | None = None
 
 
 async def main(settings: Settings, options: Options, out: TextIO, err: TextIO) -> int:
@@ -98,20 +75,20 @@ async def run(
         OutboxLocked: another backfill runs on this machine.
         StoreError: MongoDB or the disk does not let us; what was asked is kept.
     """
-    name = app.history_name(settings, "fill")
+    name = history_name(settings, "fill")
     if not settings.cloudwatch.enabled:
         raise ConfigError("cloudwatch.enabled is false, but CloudWatch is where missing samples come from; set it to true")
     telemetry = Telemetry(CollectorRegistry())
     cloudwatch = CloudWatch(settings, telemetry, rate=RATE)
-    client, database = app.connect(settings)
+    client, database = connect(settings)
     async with client:
         try:
-            planner = Planner(settings, options, database, app.repository(settings, database, name), cloudwatch)
+            planner = Planner(settings, options, database, repository(settings, database, name), cloudwatch)
             if options.dry_run:
                 show(await planner.plan(), planner.namespace, out)
                 return 0
             with _journal(settings.data_dir / "backfill", settings.period) as journal:
-                lease = Lease(database, owner=journal.outbox.owner, ttl=app.LEASE_SECONDS, name=BACKFILL, monotonic=app.awake)
+                lease = Lease(database, owner=journal.outbox.owner, ttl=LEASE_SECONDS, name=BACKFILL, monotonic=awake)
                 async with _holding(lease, patience.lease, err):
                     mirror = Mirror(journal, planner.history, lease, telemetry)
                     job = Job(settings.period, journal, cloudwatch, mirror, lease, telemetry, interruption, patience)
@@ -212,116 +189,11 @@ async def _holding(lease: Lease, patience: float, err: TextIO) -> AsyncIterator[
 
 async def _keep(lease: Lease) -> None:
     while True:
-        await asyncio.sleep(app.LEASE_SECONDS / 3)
+        await asyncio.sleep(LEASE_SECONDS / 3)
         try:
             await lease.acquire_or_renew()
         except StoreError as error:
             _log.warning("the lease cannot be renewed", error=str(error))
-
-
-# -- planning ----------------------------------------------------------------------------------------------------------
-
-
-class Planner:
-    """Reads what a plan is made of; changes nothing."""
-
-    def __init__(
-        self, settings: Settings, options: Options, database: Database, history: WorkerMetricsRepository, cloudwatch: CloudWatch
-    ) -> None:
-        self._settings, self._options, self._cloudwatch = settings, options, cloudwatch
-        self._aggregates = Aggregates(database, settings.mongodb.workers, settings.workers)
-        self._inventory = Inventory(database)
-        self.history = history
-        self.namespace = history.namespace
-        self.target = f"{history.namespace} with periods of {format_duration(settings.period)}"
-        self.wanted = " ".join([options.since_text, *(f"--worker {worker_id}" for worker_id in sorted(set(options.workers)))])
-
-    async def plan(self) -> Plan:
-        """Compare the history with what it could have.
-
-        Raises:
-            ConfigError, SourceError, StoreError: as `run`.
-        """
-        period = self._settings.period
-        began = time.time()
-        fleet = await self._aggregates.read()
-        _trust(fleet.date, (began + time.time()) / 2)
-        await self._inventory.load()
-        lives = plan_module.lives(fleet, self._inventory.entries, self._options.workers)
-        retention = await self.history.future_retention()
-        # What the exporter says it heals counts, not only this command's own setting: the two must never fill the same periods.
-        heal = max(self._settings.heal, await self.history.noted_heal())
-        since, until, notes = window(self._options.since, fleet.date, period, heal, retention)
-        wanted: list[tuple[str, Ask]] = []
-        if since < until:
-            for some in chunks(lives, READ_AT_ONCE):
-                have = await self.history.timestamps([life.worker.id for life in some], since)
-                for life in some:
-                    wanted += asks(life, have[life.worker.id], since, until, period)
-        listings = await self._listings({region for region, _ in wanted})
-        types = {worker.instance_id: worker.instance_type for worker in fleet.workers if worker.instance_id}
-
-        @cache
-        def queries_of(region: str, instance: str) -> tuple[Query, ...]:
-            return queries(instance, types.get(instance), listings[region])
-
-        notes += _unlisted(wanted, listings, fleet.date)
-        if fleet.skipped:
-            notes += (
-                f"{counted(sum(fleet.skipped.values()), 'aggregate')} cannot be read and are left out; `check` says why.",
-            )
-        calls = plan_module.calls(wanted, queries_of, period)
-        return Plan(self.target, self.wanted, fleet.date, since, until, period, calls, notes)
-
-    def refuse_if_too_dear(self, plan: Plan) -> None:
-        """Compare the price with what may be paid.
-
-        Raises:
-            ConfigError: it costs more.
-        """
-        limit = self._options.max_usd
-        named = f"--max-usd {limit}"
-        if limit is None:
-            limit = self._settings.cloudwatch.max_usd_per_day
-            named = f"cloudwatch.max_usd_per_day ({limit})"
-        if limit is not None and plan.usage.dollars > limit:
-            raise ConfigError(
-                f"the plan costs {plan.usage.dollars:.4f} dollars, more than {named} allows; agree with a higher --max-usd, "
-                "or fill less with --since or --worker"
-            )
-
-    async def _listings(self, regions: set[str]) -> dict[str, tuple[Listing, Listing]]:
-        async def both(region: str) -> tuple[Listing, Listing]:
-            recent = await self._cloudwatch.list_memory(region, recent=True)
-            return recent, await self._cloudwatch.list_memory(region, recent=False)
-
-        ordered = sorted(regions)
-        return dict(zip(ordered, await asyncio.gather(*map(both, ordered)), strict=True))
-
-
-def _trust(date: int, ours: float) -> None:
-    if abs(date - ours) > MAX_SKEW:
-        raise SourceError(
-            "mongodb", "ClockSkew", f"MongoDB says it is {rfc3339(date)}, this machine {rfc3339(ours)}; set both clocks (NTP)"
-        )
-
-
-def _unlisted(wanted: Sequence[tuple[str, Ask]], listings: dict[str, tuple[Listing, Listing]], now: int) -> tuple[str, ...]:
-    """Tell of instances whose memory cannot be asked for, since ListMetrics forgets a series after two weeks."""
-    newest: dict[tuple[str, str], int] = {}
-    for region, ask in wanted:
-        for instance in ask.instances:
-            newest[region, instance] = max(newest.get((region, instance), 0), ask.gaps[-1][1])
-    count = sum(
-        end < now - LISTED_FOR and all(instance not in listing.series for listing in listings[region])
-        for (region, instance), end in newest.items()
-    )
-    if not count:
-        return ()
-    return (
-        f"CloudWatch no longer lists the memory of {counted(count, 'instance')} that ended over {format_duration(LISTED_FOR)} "
-        "ago: only CPU is filled there.",
-    )
 
 
 def show(plan: Plan, namespace: str, out: TextIO) -> None:
@@ -350,64 +222,3 @@ def _figures(name: str, calls: Sequence[Call], period: int) -> tuple[str, ...]:
     workers = len({ask.worker_id for call in calls for ask in call.asks})
     periods = sum(call.periods(period) for call in calls)
     return name, f"{workers:,}", f"{periods:,}", f"{usage.calls:,}", f"{usage.metrics:,}", f"{usage.dollars:.5f}"
-
-
-# -- progress ---------------------------------------------------------------------------------------------------------------
-
-
-@asynccontextmanager
-async def _progress(job: Job, plan: Plan, err: TextIO) -> AsyncIterator[None]:
-    """Show how far the job is while the block runs: a bar on a terminal, else a line every few seconds."""
-    if not plan.calls:
-        yield
-        return
-    console = Console(file=err, highlight=False)
-    if not console.is_terminal:
-        ticking = asyncio.create_task(_tick(PLAIN_EVERY, _plain(job, err)))
-        try:
-            yield
-        finally:
-            ticking.cancel()
-        return
-    columns = (
-        TextColumn("backfill"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TextColumn("{task.fields[said]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("backfill", total=plan.periods, said="")
-
-        def update() -> None:
-            bar.update(task, completed=job.finished, said=_said(job))
-
-        ticking = asyncio.create_task(_tick(0.5, update))
-        try:
-            yield
-        finally:
-            ticking.cancel()
-            update()
-
-
-async def _tick(seconds: float, show_it: Callable[[], None]) -> None:
-    while True:
-        await asyncio.sleep(seconds)
-        show_it()
-
-
-def _plain(job: Job, err: TextIO) -> Callable[[], None]:
-    began = time.monotonic()
-
-    def line() -> None:
-        left = ""
-        if job.finished:
-            seconds = (time.monotonic() - began) * (job.total - job.finished) / job.finished
-            left = f", about {format_duration(int(seconds))} left"
-        print(f"backfill: {job.finished:,} of {job.total:,} periods, {_said(job)}{left}", file=err, flush=True)
-
-    return line
-
-
-def _said(job: Job) -> str:
-    return f"{counted(job.requests(), 'call')}, {job.telemetry.dollars:.5f} dollars"

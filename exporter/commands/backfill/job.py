@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import signal
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -12,17 +11,19 @@ from dataclasses import dataclass, field
 from prometheus_client import Counter
 
 from exporter.commands.backfill import plan
+from exporter.commands.backfill.interruption import Interruption
 from exporter.commands.backfill.journal import Journal
 from exporter.commands.backfill.plan import Call
 from exporter.core import logs
 from exporter.core.errors import RejectedQuery, SourceError, StoreError, StoreMisfit, StoreUnavailable
 from exporter.core.model import Answer, Query
 from exporter.core.periods import align_up
-from exporter.history.segments import reach
 from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.mirror import RETRY, Mirror
-from exporter.pipeline.transactions import OutboxThread
-from exporter.sources.cloudwatch.client import INSTANCE_ID, CloudWatch
+from exporter.pipeline.outbox import OutboxThread
+from exporter.sources.cloudwatch.client import CloudWatch
+from exporter.sources.cloudwatch.queries import INSTANCE_ID
+from exporter.sources.cloudwatch.retention import reach
 from exporter.storage.lease import Lease
 
 CALLS_AT_ONCE = 3
@@ -30,8 +31,6 @@ MOST_WAITING = 150_000
 """Rows in the outbox from which on nothing is asked until MongoDB has caught up: some 20 MB."""
 FAILURES_IN_A_ROW = 3
 """Calls without any answer after which no other is tried: the credentials or the network are gone."""
-GRACE = 10
-"""Seconds that calls under way have after the first Ctrl-C: they are paid for."""
 
 _log = logs.get("backfill")
 
@@ -46,42 +45,6 @@ class Patience:
     """The lease: longer than a killed process keeps it, and than `serve` needs it for its older samples."""
     calls: tuple[float, ...] = (1, 4, 10)
     """The pauses before a call that failed is tried again, after the four attempts the AWS client makes by itself."""
-
-
-class Interruption:
-    """The first signal lets what is under way come to its end, the second or `GRACE` seconds end everything."""
-
-    def __init__(self) -> None:
-        self.came = asyncio.Event()
-        self.gentle = False
-        """Whether there is something to let come to its end."""
-
-    @contextmanager
-    def by_signals(self) -> Iterator[None]:
-        """Listen to SIGINT and SIGTERM; the task that entered is cancelled."""
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
-        assert task is not None  # this is called from a coroutine
-
-        def stop() -> None:
-            if self.came.is_set() or not self.gentle:
-                task.cancel()
-            else:
-                loop.call_later(GRACE, task.cancel)
-            self.came.set()
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, stop)
-        try:
-            yield
-        finally:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.remove_signal_handler(number)
-
-    async def pause(self, seconds: float) -> None:
-        """Sleep, but not beyond an interruption."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self.came.wait()
 
 
 @dataclass

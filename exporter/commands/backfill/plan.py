@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 
 from exporter.core.budget import Usage
 from exporter.core.errors import ConfigError
+from exporter.core.instances import next_entry, remembered, stays
 from exporter.core.model import Answer, Fleet, InventoryEntry, Listing, Query, Worker
 from exporter.core.periods import HOUR, MINUTE, align, align_up, format_duration, rfc3339
-from exporter.history.segments import reach
-from exporter.pipeline import lifecycle
 from exporter.pipeline.lifecycle import Row
-from exporter.sources.cloudwatch.client import MAX_DATAPOINTS, MAX_QUERIES, all_memory_series, instance_queries
+from exporter.sources.cloudwatch.memory_series import all_memory_series
+from exporter.sources.cloudwatch.queries import MAX_DATAPOINTS, MAX_QUERIES, instance_queries
+from exporter.sources.cloudwatch.retention import reach
 
 MARGIN = 10 * MINUTE
 """CloudWatch's memory ends while we ask: nothing is asked that will be forgotten within this time."""
@@ -129,12 +130,11 @@ def lives(fleet: Fleet, inventory: Mapping[str, InventoryEntry], only: Collectio
         ConfigError: one of `only` is nowhere.
     """
     found = {
-        worker.id: Life(worker, lifecycle.next_entry(inventory.get(worker.id), worker, fleet.date), True)
-        for worker in fleet.workers
+        worker.id: Life(worker, next_entry(inventory.get(worker.id), worker, fleet.date), True) for worker in fleet.workers
     }
     for worker_id, entry in inventory.items():
         if worker_id not in found:
-            found[worker_id] = Life(lifecycle.remembered(entry), entry, False)
+            found[worker_id] = Life(remembered(entry), entry, False)
     for worker_id in only:
         if worker_id not in found:
             raise ConfigError(
@@ -174,7 +174,7 @@ def asks(life: Life, have: AbstractSet[int], since: int, until: int, period: int
     if start >= end:
         return []
     found = []
-    for first, last, region, instances in lifecycle.stays(life.entry, life.worker, start, end, period):
+    for first, last, region, instances in stays(life.entry, life.worker, start, end, period):
         gaps = missing(first, last, period, have)
         if instances and gaps:
             found.append((region, Ask(life.worker.id, instances, gaps)))

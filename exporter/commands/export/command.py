@@ -22,17 +22,18 @@ from typing import Any, Literal, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from exporter import app
 from exporter.commands.export.openmetrics import text
 from exporter.commands.export.spool import KEYS, columns
 from exporter.core.errors import ConfigError, ExporterError, StoreUnavailable
+from exporter.core.history_metrics import FAMILIES
 from exporter.core.model import InventoryEntry
 from exporter.core.periods import format_duration, parse_duration, rfc3339, to_seconds
 from exporter.core.settings import Settings
-from exporter.history.series import FAMILIES
 from exporter.storage.inventory import Inventory
-from exporter.storage.repository import TIME, Pages, WorkerMetricsRepository
+from exporter.storage.mongo import connect
+from exporter.storage.repository import WorkerMetricsRepository, history_name, repository
 from exporter.storage.rows import number
+from exporter.storage.sample_reader import TIME, Pages
 
 Format = Literal["openmetrics", "csv"]
 FORMATS: tuple[Format, ...] = ("openmetrics", "csv")
@@ -109,15 +110,15 @@ async def run(settings: Settings, request: Request, err: TextIO) -> int:
         StoreError: MongoDB does not answer, or not to the end.
         ExporterError: the output cannot be written. After any of these there is no file.
     """
-    name = app.history_name(settings, "export")
+    name = history_name(settings, "export")
     if request.since >= request.until:
         raise ConfigError(
             f"--since: {rfc3339(request.since)} is not before --until, {rfc3339(request.until)}; swap or mend them"
         )
     started = time.monotonic()
-    client, database = app.connect(settings)
+    client, database = connect(settings)
     async with client:
-        history, inventory = app.repository(settings, database, name), Inventory(database)
+        history, inventory = repository(settings, database, name), Inventory(database)
         history.retention = await history.current_retention()
         await inventory.load()
         workers = await _workers(history, request)

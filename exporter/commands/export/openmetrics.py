@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 
 from exporter.commands.export.spool import Block, Columns
-from exporter.core.catalog import INFO, STATUS, Metric
+from exporter.core.catalog import INFO, LONGEST_LABEL, STATUS, Metric
+from exporter.core.history_metrics import FAMILIES, STORE, Family
 from exporter.core.model import InventoryEntry
-from exporter.history.series import FAMILIES, STORE, Family, facts
-from exporter.metrics.exposition import LONGEST_LABEL
+from exporter.history.series import facts
 
 END = "# EOF\n"
 _LINES = 10_000

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from exporter.core.errors import ExporterError
-from exporter.storage.repository import TIME
 from exporter.storage.rows import number
+from exporter.storage.sample_reader import TIME
 
 NUMBERS = ("cpu_utilization", "memory_utilization", "active_labs_count")
 KEYS = ("region", "status", *NUMBERS)

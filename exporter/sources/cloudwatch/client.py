@@ -13,13 +13,8 @@ not count. This leans to the high side, and the fake CloudWatch of the tests cou
 """
 
 import asyncio
-import contextlib
-import math
-import re
-import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -27,474 +22,42 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import boto3
 import botocore.exceptions as boto_errors
 import botocore.session
-import urllib3.exceptions
-from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from botocore.config import Config
 from botocore.credentials import CredentialProvider, DeferredRefreshableCredentials
 from botocore.loaders import Loader
 from botocore.parsers import ResponseParserError
-from botocore.utils import parse_timestamp
 
 from exporter import __version__
 from exporter.core.budget import Budget
-from exporter.core.errors import RejectedQuery, SourceError
-from exporter.core.model import Answer, Answers, Dimensions, Listing, MetricName, Outcome, Query
-from exporter.core.periods import DAY, HOUR, rfc3339, to_datetime, to_seconds
+from exporter.core.errors import SourceError
+from exporter.core.model import Answers, Listing, Query
+from exporter.core.periods import rfc3339, to_datetime, to_seconds
 from exporter.core.settings import Role, Settings
 from exporter.metrics.telemetry import Telemetry
+from exporter.sources.cloudwatch.errors import _BY_CODE, _EXPIRED, _FOREIGN, _KEYS, _DeadlinePassed, translate
+from exporter.sources.cloudwatch.memory_series import LISTED_FOR, RECENT
+from exporter.sources.cloudwatch.queries import _NAMES, _by_instance, build_queries, check_limits, merge_pages
+from exporter.sources.cloudwatch.transport import (
+    _RESULTS,
+    ATTEMPTS,
+    THREADS,
+    TokenBucket,
+    _Call,
+    _Home,
+    _in_thread,
+    _raw_timestamp,
+    _Wire,
+)
+
+T = TypeVar("T")
 
 if TYPE_CHECKING:
     from types_boto3_cloudwatch import CloudWatchClient
     from types_boto3_sts import STSClient
 
-T = TypeVar("T")
-
-MAX_QUERIES = 500
-MAX_DATAPOINTS = 100_800
 SKEW = 300
 """Seconds CloudWatch's clock may differ from ours (DESIGN section 4, rule 6)."""
-THREADS = 16
-"""Calls at once in a region: the latency decides, more than 16 gain nothing."""
-ATTEMPTS = 4
 CONNECT_TIMEOUT, READ_TIMEOUT = 3, 15
-LISTED_FOR = 14 * DAY
-"""ListMetrics forgets a metric two weeks after its last datapoint."""
-INSTANCE_ID = re.compile(r"i-[0-9a-f]{8}([0-9a-f]{9})?")
-"""https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/resource-ids.html"""
-RECENT = 3 * HOUR
-"""The only RecentlyActive there is, PT3H."""
-
-_NAMES: Mapping[MetricName, tuple[str, str]] = {
-    "cpu": ("AWS/EC2", "CPUUtilization"),
-    "memory": ("CWAgent", "mem_used_percent"),
-}
-_KNOWN_DIMENSIONS = frozenset({"InstanceId", "ImageId", "InstanceType", "AutoScalingGroupName"})
-_RESULTS = {"GetMetricData": "MetricDataResults", "ListMetrics": "Metrics"}
-"""What a whole answer must have. A 200 whose body was cut parses to an empty one without any error."""
-
-
-# Pure: queries, pages, dimension sets
-
-
-def build_queries(queries: Sequence[Query], period: int) -> list[dict[str, Any]]:
-    """Write MetricDataQueries for the Average per `period` seconds; the n-th query gets the Id m<n>."""
-    return [
-        {
-            "Id": f"m{number}",
-            "MetricStat": {
-                "Metric": {
-                    "Namespace": _NAMES[query.metric][0],
-                    "MetricName": _NAMES[query.metric][1],
-                    "Dimensions": [{"Name": name, "Value": value} for name, value in query.dimensions],
-                },
-                "Period": period,
-                "Stat": "Average",
-            },
-        }
-        for number, query in enumerate(queries)
-    ]
-
-
-def merge_pages(
-    queries: Sequence[Query], pages: Iterable[Sequence[Mapping[str, Any]]], start: int, end: int
-) -> dict[Query, Answer]:
-    """Merge the MetricDataResults of all pages into one answer for each query about [start, end).
-
-    A result may go on over several pages; its last StatusCode decides: Complete → ok or empty, PartialData → partial, anything
-    else and a query that no page mentions → failed. Values that are not finite or lie outside the window are dropped.
-
-    Args:
-        queries: as they were given to `build_queries`.
-        pages: one sequence of results a page, their Timestamps in UTC seconds.
-        start: first second of the window.
-        end: the second after the window.
-    """
-    statuses: dict[str, str] = {}
-    values: dict[str, dict[int, float]] = {}
-    for page in pages:
-        for result in page:
-            statuses[result["Id"]] = result.get("StatusCode", "InternalError")
-            points = zip(result.get("Timestamps", ()), result.get("Values", ()), strict=False)
-            values.setdefault(result["Id"], {}).update(
-                (int(at), float(value)) for at, value in points if start <= at < end and math.isfinite(value)
-            )
-    answers = {}
-    for number, query in enumerate(queries):
-        found = values.get(f"m{number}", {})
-        answers[query] = Answer(_outcome(statuses.get(f"m{number}"), found), start, end, found)
-    return answers
-
-
-def _outcome(status: str | None, values: Mapping[int, float]) -> Outcome:
-    if status == "Complete":
-        return "ok" if values else "empty"
-    return "partial" if status == "PartialData" else "failed"
-
-
-def check_limits(queries: Sequence[Query], start: int, end: int, period: int) -> None:
-    """Refuse what one GetMetricData call cannot answer.
-
-    CloudWatch rounds a start time silently, hence the aligned window.
-
-    Raises:
-        ValueError: no query, more than 500, one twice, more than 100,800 datapoints, or a window that is empty or not aligned.
-    """
-    if not 0 < len(queries) <= MAX_QUERIES:
-        raise ValueError(f"{len(queries)} queries; a call takes 1 to {MAX_QUERIES}")
-    if len(set(queries)) < len(queries):
-        raise ValueError("the same query twice in one call; AWS would bill both")
-    if start >= end or start % period or end % period:
-        raise ValueError(f"[{start}, {end}) is not a window of whole periods of {period} s")
-    if (points := len(queries) * ((end - start) // period)) > MAX_DATAPOINTS:
-        raise ValueError(f"{points} datapoints; a call answers at most {MAX_DATAPOINTS}")
-
-
-def instance_queries(instance_id: str, series: Iterable[Dimensions] = ()) -> tuple[Query, ...]:
-    """Return what an instance is asked for: its CPU, and its memory under each of these dimension sets."""
-    cpu = Query(instance_id, "cpu", (("InstanceId", instance_id),))
-    return cpu, *(Query(instance_id, "memory", dimensions) for dimensions in series)
-
-
-def memory_series(
-    listing: Listing, worker_instance_id: str, instance_type: str | None, silent: Collection[Dimensions]
-) -> tuple[Dimensions, ...]:
-    """Choose the dimension sets under which the agent of an instance most likely publishes its memory now.
-
-    Best is the set whose InstanceType is not another than the worker's, then the one with the fewest dimensions that are not
-    the agent's usual ones (more of them mean a part of the host), then the one with the fewest. Sets that tie are all returned,
-    in lexical order: ask each, keep the newest.
-
-    Args:
-        listing: what ListMetrics listed.
-        worker_instance_id: the worker's instance.
-        instance_type: the worker's, None when unknown.
-        silent: sets known to have nothing new; passed over while the instance has others.
-    """
-    listed = listing.series.get(worker_instance_id, ())
-    candidates = [dimensions for dimensions in listed if dimensions not in silent] or list(listed)
-
-    def rank(dimensions: Dimensions) -> tuple[bool, int, int]:
-        stated = dict(dimensions).get("InstanceType")
-        mismatch = None not in (instance_type, stated) and stated != instance_type
-        return mismatch, sum(name not in _KNOWN_DIMENSIONS for name, _ in dimensions), len(dimensions)
-
-    best = min(map(rank, candidates), default=None)
-    return tuple(sorted(dimensions for dimensions in candidates if rank(dimensions) == best))
-
-
-def all_memory_series(
-    listings: Iterable[Listing], instance_id: str, instance_type: str | None, silent: Collection[Dimensions] = ()
-) -> tuple[Dimensions, ...]:
-    """Return every dimension set that is listed for an instance, those that most likely are alive first."""
-    sets: dict[Dimensions, None] = {}
-    for listing in listings:
-        sets |= dict.fromkeys(memory_series(listing, instance_id, instance_type, silent))
-        sets |= dict.fromkeys(listing.series.get(instance_id, ()))
-    return tuple(sets)
-
-
-def _by_instance(metrics: Iterable[Mapping[str, Any]]) -> dict[str, tuple[Dimensions, ...]]:
-    """Group listed metrics by InstanceId, each set once; metrics without an instance are not ours."""
-    found: dict[str, dict[Dimensions, None]] = {}
-    for metric in metrics:
-        dimensions = tuple((each["Name"], each["Value"]) for each in metric.get("Dimensions", ()))
-        instance = dict(dimensions).get("InstanceId")
-        if instance:
-            found.setdefault(instance, {})[dimensions] = None
-    return {instance: tuple(sets) for instance, sets in found.items()}
-
-
-# Foreign errors: translated here and nowhere else
-
-
-class _DeadlinePassed(Exception):
-    """The call's own deadline; not an error botocore retries."""
-
-
-class _BudgetSpent(Exception):
-    """The day's budget does not pay for the request; it was not sent."""
-
-
-_FOREIGN = (boto_errors.BotoCoreError, boto_errors.ClientError, ResponseParserError, _DeadlinePassed, _BudgetSpent, OSError)
-"""What a call may raise; an OSError comes from a credentials or token file."""
-
-_DENIED = "{action} is not allowed ({message}); allow this action in the IAM policy of the exporter"
-_EXPIRED = "the session token has expired; renew the AWS credentials, or let the exporter assume a role that renews itself"
-_KEYS = (
-    "AWS does not know or accept the access key; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, "
-    "and that the account has region {region} enabled"
-)
-_CLOCK = "AWS refuses the signature for its time ({message}); set this machine's clock (NTP)"
-_THROTTLED = (
-    "AWS throttled {action} in all attempts; it is asked again at the next round, raise cloudwatch.interval or the account's "
-    "quota if this goes on"
-)
-_REJECTED = "AWS refuses the content of {action} ({message}); check the instance ids of the workers in this call"
-_THEIRS = (
-    "AWS had an internal error ({code}); it is asked again at the next round, see https://health.aws.amazon.com if it goes on"
-)
-_NETWORK = (
-    "{endpoint} cannot be reached; check that the region exists and is spelled correctly, cloudwatch.endpoint_url, DNS and "
-    "the network"
-)
-_SLOW = "no answer in time; it is asked again at the next round, check the network and cloudwatch.endpoint_url if it goes on"
-_CUT = (
-    "the connection was closed before the answer was complete; it is asked again at the next round, check proxies if it goes on"
-)
-_NO_KEYS = (
-    "no AWS credentials were found; give the exporter an instance profile or a service account's role, or set "
-    "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-)
-_SOURCE = (
-    "the AWS credentials cannot be read ({message}); check where they come from: environment, ~/.aws, instance profile, "
-    "token file"
-)
-_REGION = "{region!r} is not a region; correct the region of the workers that name it"
-_GARBLED = "the answer is not AWS's ({message}); check cloudwatch.endpoint_url and proxies"
-_SPENT = "cloudwatch.max_usd_per_day does not pay for {action} any more; it goes on after 00:00 UTC, or raise it"
-_OTHER = "{action} failed ({message}); it is asked again at the next round"
-
-_BY_CODE: Mapping[str, str] = {
-    code: sentence
-    for sentence, codes in {
-        _DENIED: "AccessDenied AccessDeniedException UnauthorizedOperation NotAuthorized AuthorizationError",
-        _EXPIRED: "ExpiredToken ExpiredTokenException TokenRefreshRequired",
-        _KEYS: "InvalidClientTokenId UnrecognizedClientException InvalidAccessKeyId AuthFailure SignatureDoesNotMatch "
-        "OptInRequired InvalidSignatureException IncompleteSignature IncompleteSignatureException MissingAuthenticationToken "
-        "MissingAuthenticationTokenException RegionDisabledException",
-        _CLOCK: "RequestTimeTooSkewed RequestExpired RequestInTheFuture",
-        _THROTTLED: "Throttling ThrottlingException ThrottledException RequestThrottled RequestThrottledException "
-        "RequestLimitExceeded TooManyRequestsException LimitExceededException SlowDown 429",
-        _REJECTED: "ValidationError ValidationException InvalidParameterValue InvalidParameterValueException "
-        "InvalidParameterCombination InvalidParameterCombinationException MissingParameter MissingRequiredParameter "
-        "MissingRequiredParameterException SerializationException",
-        _THEIRS: "InternalFailure InternalServiceFault InternalServiceError InternalServiceException InternalError "
-        "ServiceUnavailable ServiceUnavailableException 500 502 503 504",
-    }.items()
-    for code in codes.split()
-}
-_BY_CLASS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (
-    ((boto_errors.NoCredentialsError, boto_errors.NoAuthTokenError), _NO_KEYS),
-    (
-        (
-            boto_errors.PartialCredentialsError,
-            boto_errors.CredentialRetrievalError,
-            boto_errors.MetadataRetrievalError,
-            boto_errors.TokenRetrievalError,
-            boto_errors.SSOError,
-            boto_errors.LoginError,
-            boto_errors.ProfileNotFound,
-            boto_errors.ConfigNotFound,
-            boto_errors.ConfigParseError,
-            boto_errors.InvalidConfigError,
-            boto_errors.RefreshWithMFAUnsupportedError,
-        ),
-        _SOURCE,
-    ),
-    (
-        (
-            boto_errors.InvalidRegionError,
-            boto_errors.UnknownRegionError,
-            boto_errors.NoRegionError,
-            boto_errors.EndpointProviderError,
-        ),
-        _REGION,
-    ),
-    (_BudgetSpent, _SPENT),
-    ((_DeadlinePassed, boto_errors.ReadTimeoutError, boto_errors.ConnectTimeoutError), _SLOW),
-    (boto_errors.ConnectionError, _NETWORK),
-    ((boto_errors.ConnectionClosedError, boto_errors.ResponseStreamingError, boto_errors.IncompleteReadError), _CUT),
-    (ResponseParserError, _GARBLED),
-    (boto_errors.BotoCoreError, _OTHER),
-    (OSError, _SOURCE),
-)
-"""First match wins; the last but one catches what botocore may invent."""
-
-
-def translate(error: Exception, region: str, operation: str) -> SourceError:
-    """Turn an error of boto into ours: one sentence with the way out.
-
-    Args:
-        error: one of `_FOREIGN`.
-        region: where.
-        operation: what was being done; a ClientError knows better (AssumeRole on the way to GetMetricData).
-
-    Returns:
-        RejectedQuery when CloudWatch refuses the content of GetMetricData, else SourceError.
-    """
-    message, code = " ".join(str(error).split()), type(error).__name__.lstrip("_")
-    endpoint = getattr(error, "kwargs", {}).get("endpoint_url", "the endpoint")
-    if isinstance(error, boto_errors.ClientError):
-        details = error.response.get("Error", {})
-        code, message, operation = details.get("Code", code), details.get("Message", message), error.operation_name
-        sentence = _BY_CODE.get(code, _OTHER)
-        # The same code is used for a wrong secret and for a wrong clock.
-        if sentence is _KEYS and ("xpired" in message or "not yet current" in message):
-            sentence = _CLOCK
-    else:
-        sentence = next(sentence for classes, sentence in _BY_CLASS if isinstance(error, classes))
-    service = "sts" if operation in ("AssumeRole", "GetCallerIdentity") else "cloudwatch"
-    text = sentence.format(
-        action=f"{service}:{operation}", message=message.rstrip("."), code=code, region=region, endpoint=endpoint
-    )
-    raised = RejectedQuery if sentence is _REJECTED and operation == "GetMetricData" else SourceError
-    return raised("cloudwatch", code, f"CloudWatch in {region}: {text}", region=region)
-
-
-# I/O
-
-
-class TokenBucket:
-    """Spread requests: `rate` a second in the long run, that many at once after a pause.
-
-    First come, first served; safe for threads.
-    """
-
-    def __init__(self, rate: float, monotonic: Callable[[], float] = time.monotonic) -> None:
-        self._rate = rate
-        self._monotonic = monotonic
-        self._lock = threading.Lock()
-        self._tokens = rate
-        self._at = monotonic()
-
-    def take(self) -> float:
-        """Take a token and return the seconds to wait before using it."""
-        with self._lock:
-            now = self._monotonic()
-            self._tokens = min(self._rate, self._tokens + (now - self._at) * self._rate) - 1
-            self._at = now
-            return max(0.0, -self._tokens / self._rate)
-
-
-@dataclass
-class _Call(threading.local):
-    """What the thread is at: each call has a thread, and botocore's hooks run in it."""
-
-    until: float = 0
-    queries: int = 0
-
-
-@dataclass
-class _Home:
-    """All that belongs to a region; it lives as long as the process."""
-
-    region: str
-    bucket: TokenBucket
-    slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(THREADS))
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    session: boto3.Session | None = None
-    clients: dict[str, Any] = field(default_factory=dict)
-
-    def forget(self) -> None:
-        """Close the clients. The next call reads the credentials anew, which may have been renewed in a file."""
-        clients, self.clients, self.session = self.clients, {}, None
-        for client in clients.values():
-            client.close()
-
-
-class _Wire:
-    """What happens around every HTTP request of one client, retries included: pace, deadline, counters, whole bodies."""
-
-    def __init__(
-        self, client: "CloudWatchClient | STSClient", home: _Home, call: _Call, telemetry: Telemetry, budget: Budget
-    ) -> None:
-        self._http = client._endpoint.http_session  # type: ignore[union-attr]  # botocore has no public way
-        self._home = home
-        self._call = call
-        self._telemetry = telemetry
-        self._budget = budget
-        service = client.meta.service_model.service_id.hyphenize()
-        hooks: dict[str, Callable[..., Any]] = {
-            "before-send": self.send,
-            "response-received": self.received,
-            "needs-retry": self.is_incomplete,
-        }
-        for event, hook in hooks.items():
-            client.meta.events.register(f"{event}.{service}", hook)
-
-    def send(self, request: AWSPreparedRequest, event_name: str, **_: object) -> AWSResponse:
-        """Send in botocore's stead: its read timeout counts per recv, so a slow drip would keep the thread for ever."""
-        time.sleep(self._home.bucket.take())
-        if time.monotonic() >= self._call.until:
-            raise _DeadlinePassed
-        operation = event_name.rpartition(".")[2]
-        price = self._call.queries if operation == "GetMetricData" else 0
-        if not self._budget.take(price):
-            raise _BudgetSpent
-        self._telemetry.requests.labels(operation, self._home.region).inc()
-        request.stream_output = True
-        billed = False
-        try:
-            response = self._http.send(request)
-            billed = response.status_code == 200
-        finally:
-            if not billed:
-                self._budget.give_back(price)
-        if billed and price:
-            self._telemetry.metrics_were_requested(self._home.region, price)
-        body = _Body(response.raw, self._call.until)
-        whole = AWSResponse(response.url, response.status_code, response.headers, body)
-        try:
-            len(whole.content)  # reads it here, where a failure is still retried
-        except urllib3.exceptions.ReadTimeoutError as error:
-            raise boto_errors.ReadTimeoutError(endpoint_url=request.url, error=error) from error
-        except urllib3.exceptions.HTTPError as error:
-            raise boto_errors.ConnectionClosedError(endpoint_url=request.url, error=error, request=request) from error
-        return whole
-
-    def received(
-        self,
-        parsed_response: Mapping[str, Any] | None,
-        exception: Exception | None,
-        response_dict: Mapping[str, Any] | None,
-        event_name: str,
-        **_: object,
-    ) -> None:
-        """Count an attempt that failed by its code, whether it is tried again or not."""
-        operation = event_name.rpartition(".")[2]
-        code = None
-        if exception is not None:
-            code = type(exception).__name__.lstrip("_")
-        elif parsed_response is not None and "Error" in parsed_response:
-            code = parsed_response["Error"].get("Code") or "Unknown"
-        elif response_dict is not None and _incomplete(operation, response_dict["status_code"], parsed_response):
-            code = "IncompleteBody"
-        if code:
-            self._telemetry.request_failures.labels(operation, self._home.region, code).inc()
-
-    def is_incomplete(
-        self, response: tuple[AWSResponse, Mapping[str, Any]] | None, attempts: int, event_name: str, **_: object
-    ) -> float | None:
-        """Return the seconds to wait before asking again for a body that was cut or empty; botocore takes it for a success."""
-        if response is None or attempts >= ATTEMPTS:
-            return None
-        http, parsed = response
-        return 0.1 * 2**attempts if _incomplete(event_name.rpartition(".")[2], http.status_code, parsed) else None
-
-
-class _Body:
-    """A response's body, read until the deadline of its call."""
-
-    def __init__(self, raw: Any, until: float) -> None:  # noqa: ANN401  # urllib3's response, which has no narrower public type
-        self._raw = raw
-        self._until = until
-
-    def stream(self) -> Iterator[bytes]:
-        """Yield the body as it comes, the way AWSResponse reads it."""
-        while chunk := self._raw.read1(65536):
-            if time.monotonic() >= self._until:
-                self._raw.close()
-                raise _DeadlinePassed
-            yield chunk
-
-
-def _incomplete(operation: str, status: int, parsed: Mapping[str, Any] | None) -> bool:
-    return status == 200 and operation in _RESULTS and _RESULTS[operation] not in (parsed or {})
-
-
-def _raw_timestamp(value: float | str) -> float:
-    """Keep CloudWatch's seconds: turning them into datetimes takes half the time of a call."""
-    return value if isinstance(value, int | float) else parse_timestamp(value).timestamp()
 
 
 class _AssumedRole(CredentialProvider):
@@ -764,32 +327,3 @@ def _with_credentials(session: botocore.session.Session) -> boto3.Session:
     if session.get_credentials() is None:
         raise boto_errors.NoCredentialsError
     return boto3.Session(botocore_session=session)
-
-
-async def _in_thread(work: Callable[[], T], name: str) -> T:
-    """Run `work` in a thread of its own and wait for it.
-
-    Not in a ThreadPoolExecutor: an abandoned call would keep one of its threads, and the interpreter would wait for it at exit.
-    """
-    loop = asyncio.get_running_loop()
-    outcome: asyncio.Future[T] = loop.create_future()
-
-    def settle(result: T | None, error: Exception | None) -> None:
-        if outcome.done():  # abandoned
-            return
-        if error:
-            outcome.set_exception(error)
-        else:
-            outcome.set_result(result)  # type: ignore[arg-type]  # a T whenever there is no error
-
-    def run() -> None:
-        result, failure = None, None
-        try:
-            result = work()
-        except Exception as error:  # noqa: BLE001  # raised again where it is waited for
-            failure = error
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(settle, result, failure)
-
-    threading.Thread(target=run, name=name, daemon=True).start()
-    return await outcome

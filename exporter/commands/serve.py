@@ -1,0 +1,106 @@
+"""`serve`: run the collector and the web server until SIGINT or SIGTERM."""
+
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+
+import uvicorn
+from anyio.from_thread import start_blocking_portal
+
+from exporter.app import Exporter, build
+from exporter.core import logs
+from exporter.core.settings import Settings
+from exporter.metrics.telemetry import Telemetry
+from exporter.web import webconfig
+from exporter.web.application import create_app
+from exporter.web.listen import bind
+
+_log = logs.get("exporter")
+REFRESH_SECONDS = 1
+"""How old the exporter's own metrics may be when they are scraped. To render them takes longer than all the rest of a scrape,
+and many times as long while a round keeps the interpreter busy."""
+SWITCH_INTERVAL = 0.0002
+"""Seconds. Scrapes are answered between the Python work of the rounds' threads, each of which may keep them waiting so long."""
+
+KEEP_ALIVE = 330
+"""Seconds an idle connection stays open: longer than Prometheus keeps one for its next question (5 minutes, IdleConnTimeout in
+prometheus/common). Else it may ask at the moment we close, and as a remote read is a POST it does not ask again."""
+
+
+class _Server(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals to `serve`: uvicorn would raise them again before anything is closed."""
+        yield
+
+
+async def refresh(telemetry: Telemetry) -> None:
+    """Keep the exporter's own metrics rendered until cancelled."""
+    while True:
+        await asyncio.to_thread(telemetry.refresh)
+        await asyncio.sleep(REFRESH_SECONDS)
+
+
+@contextmanager
+def collecting(exporter: Exporter) -> Iterator["Future[None]"]:
+    """Run the exporter's loops in a thread of their own until the block is left; the future ends before only if they fail."""
+    with start_blocking_portal() as portal:  # waits at the end until `run` has closed everything
+        future = portal.start_task_soon(exporter.run)
+        try:
+            yield future
+        finally:
+            future.cancel()
+
+
+async def serve(settings: Settings) -> int:
+    """Run one exporter until SIGINT or SIGTERM; return the exit status.
+
+    Raises:
+        ExporterError: it cannot start, or cannot go on; the sentence says what to do.
+    """
+    sys.setswitchinterval(SWITCH_INTERVAL)
+    web = webconfig.load(settings.web.config_file) if settings.web.config_file else webconfig.WebConfig()
+    sockets = bind(settings.web.listen_address)
+    try:
+        exporter = build(settings)
+        routes = create_app(exporter, cors_origins=settings.web.cors_origins, users=web.users)
+        config = uvicorn.Config(
+            routes,
+            log_config=None,
+            lifespan="off",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=3,
+            timeout_keep_alive=KEEP_ALIVE,
+            **web.uvicorn_options(),
+        )
+        server, loop = _Server(config), asyncio.get_running_loop()
+
+        def stop() -> None:
+            server.should_exit = True
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop)
+        _log.info(
+            "serving",
+            addresses=",".join(f"{s.getsockname()[0]}:{s.getsockname()[1]}" for s in sockets),
+            data_dir=str(settings.data_dir),
+        )
+        refreshing = asyncio.create_task(refresh(exporter.telemetry))
+        with collecting(exporter) as future:
+            future.add_done_callback(lambda _: loop.call_soon_threadsafe(stop))
+            await server.serve(sockets=sockets)
+            refreshing.cancel()
+            if future.done():
+                future.result()  # raises what ended the loops
+        await exporter.close_web()
+        return 0
+    finally:
+        for listener in sockets:
+            with contextlib.suppress(OSError):
+                listener.close()

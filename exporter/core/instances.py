@@ -1,0 +1,99 @@
+"""Which instances a worker ran on, and what the inventory remembers of a worker. Pure."""
+
+from dataclasses import replace
+from itertools import pairwise
+
+from exporter.core.model import (
+    InventoryEntry,
+    Sighting,
+    Worker,
+)
+from exporter.core.periods import align
+
+
+def ran_on(entry: InventoryEntry | None, worker: Worker, start: int, end: int) -> tuple[str, tuple[str, ...]]:
+    """The region and the instances, newest first, that may have been the worker in [start, end).
+
+    One instance may have run from the last sighting of its predecessor to the first of its successor: nobody looked in between.
+    Where a worker changed its region within the window, the newer region counts: one call asks one region.
+    """
+    sightings = entry.instances if entry else ()
+    if not sightings:
+        return worker.region, _unique(worker.instance_id)
+    may: list[Sighting] = []
+    for index, sighting in enumerate(sightings):
+        begun = index == 0 or sightings[index - 1].last < end
+        ended = index + 1 < len(sightings) and sightings[index + 1].first < start  # seconds are rounded down
+        if begun and not ended:
+            may.append(sighting)
+    region = may[-1].region
+    return region, _unique(*(s.instance_id for s in reversed(may) if s.region == region))
+
+
+def stays(
+    entry: InventoryEntry | None, worker: Worker, start: int, end: int, period: int
+) -> list[tuple[int, int, str, tuple[str, ...]]]:
+    """Cut [start, end) where another instance comes into question: (first, last, region, instances), the latter as `ran_on`."""
+    sightings = entry.instances if entry else ()
+    marks = {align(one.last, period) for one in sightings[:-1]} | {align(one.first, period) + period for one in sightings[1:]}
+    edges = [start, *sorted(mark for mark in marks if start < mark < end), end]
+    return [(first, last, *ran_on(entry, worker, first, first + period)) for first, last in pairwise(edges)]
+
+
+def remembered(entry: InventoryEntry) -> Worker:
+    """A worker as the inventory knows it, whose aggregate is gone; which instances it ran on its sightings say."""
+    return Worker(
+        id=entry.worker_id,
+        region=entry.region,
+        instance_id=None,
+        status=entry.status,
+        instance_type=entry.instance_type,
+        created_at=entry.created_at,
+        terminated_at=entry.terminated_at,
+    )
+
+
+def next_entry(entry: InventoryEntry | None, worker: Worker, now: int) -> InventoryEntry:
+    """Return what is remembered of a worker after it was seen at `now`.
+
+    An aggregate that lacks a descriptive field, or for a moment its instance, takes nothing away. An instance that comes back
+    after another is a sighting of its own. A worker that is not terminated has no time of termination, even if it once had.
+    """
+    fresh = Sighting(worker.instance_id, worker.region, now, now) if worker.instance_id else None
+    if entry is None:
+        return InventoryEntry(
+            worker_id=worker.id,
+            region=worker.region,
+            name=worker.name,
+            instance_type=worker.instance_type,
+            cml_version=worker.cml_version,
+            created_at=worker.created_at,
+            terminated_at=worker.terminated_at,
+            status=worker.status,
+            first_seen=now,
+            last_seen=now,
+            instances=(fresh,) if fresh else (),
+        )
+    instances = entry.instances
+    if fresh and instances and (instances[-1].instance_id, instances[-1].region) == (fresh.instance_id, fresh.region):
+        instances = (*instances[:-1], replace(instances[-1], last=max(instances[-1].last, now)))
+    elif fresh:
+        instances = (*instances, fresh)
+    kept_end = entry.terminated_at if worker.status == "terminated" else None
+    return InventoryEntry(
+        worker_id=worker.id,
+        region=worker.region or entry.region,
+        name=worker.name or entry.name,
+        instance_type=worker.instance_type or entry.instance_type,
+        cml_version=worker.cml_version or entry.cml_version,
+        created_at=entry.created_at if worker.created_at is None else worker.created_at,
+        terminated_at=kept_end if worker.terminated_at is None else worker.terminated_at,
+        status=worker.status,
+        first_seen=entry.first_seen,
+        last_seen=max(entry.last_seen, now),
+        instances=instances,
+    )
+
+
+def _unique(*names: str | None) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for name in names if name))

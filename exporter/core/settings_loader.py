@@ -1,0 +1,178 @@
+"""Load the settings: file < environment < flags; report every mistake in one error."""
+
+import difflib
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import (
+    BaseModel,
+    ValidationError,
+)
+from pydantic_core import ErrorDetails
+
+from exporter.core.errors import ConfigError
+from exporter.core.settings import ExtraGauge, Role, Settings, _Section
+from exporter.core.yaml_file import _text_of, _yaml
+
+ENV_PREFIX = "CML_EXPORTER_"
+
+# Kubernetes gives these to every pod beside a service that is called cml-exporter or begins so.
+_KUBERNETES = re.compile(
+    r".*_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)=.*|.*_PORT=(tcp|udp|sctp)://.*"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One row of the table of settings."""
+
+    key: str
+    default: object
+    description: str
+    is_list: bool
+
+    @property
+    def flag(self) -> str:
+        """The command line's name of it."""
+        # Prometheus' exporters spell this one with a dot.
+        return "--web.config.file" if self.key == "web.config_file" else "--" + self.key.replace("_", "-")
+
+    @property
+    def env(self) -> str:
+        """The environment's name of it."""
+        return ENV_PREFIX + self.key.replace(".", "__").upper()
+
+
+def table(model: type[BaseModel] = Settings, prefix: str = "") -> Iterator[Setting]:
+    """Yield every setting with its dotted key, in the order of the file."""
+    sections = dict(_sections(model))
+    for name, info in model.model_fields.items():
+        if name in sections:
+            yield from table(sections[name], f"{prefix}{name}.")
+        else:
+            is_list = "list" in str(info.annotation) or "dict" in str(info.annotation)
+            yield Setting(prefix + name, info.default, info.description or "", is_list)
+
+
+def _sections(model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
+    for name, info in model.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, _Section):
+            yield name, info.annotation
+
+
+def load(
+    file: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    flags: Mapping[str, str] | None = None,
+) -> Settings:
+    """Merge the three sources, key by key, and check the result.
+
+    Args:
+        file: YAML file; None reads none.
+        environment: variables, by default the process's own; only those that begin with CML_EXPORTER_ count.
+        flags: dotted key → text, as given on the command line.
+
+    Raises:
+        ConfigError: with one line for every mistake.
+    """
+    tree = _read(file) if file else {}
+    known = {setting.env: setting for setting in table()}
+    mistakes: list[str] = []
+    for name, text in sorted((os.environ if environment is None else environment).items()):
+        if name in known and text:  # compose files hand over an empty text for "not set"
+            _put(tree, known[name].key, _parse(text, known[name], name))
+        elif name.startswith(ENV_PREFIX) and name not in known and not _KUBERNETES.fullmatch(f"{name}={text}"):
+            mistakes.append(f"environment: {name} is not a setting{_closest(name, known)}")
+    by_key = {setting.key: setting for setting in known.values()}
+    for key, text in (flags or {}).items():
+        _put(tree, key, _parse(text, by_key[key], by_key[key].flag))
+    _fill_sections(tree, Settings)
+    try:
+        settings: Settings | None = Settings.model_validate(tree)
+    except ValidationError as error:
+        settings = None
+        mistakes += [_sentence(detail) for detail in error.errors(include_url=False, include_input=False)]
+    if mistakes or settings is None:
+        raise ConfigError("\n".join(mistakes))
+    return settings
+
+
+def _read(file: Path) -> dict[str, Any]:
+    tree = _yaml(_text_of(file, "--config.file"), str(file))
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{file} must hold keys and values, such as mongodb: {{uri: mongodb://localhost}}")
+    return tree
+
+
+def _parse(text: str, setting: Setting, name: str) -> object:
+    """Environment and flags carry text; lists and mappings are written as YAML, or comma-separated."""
+    if text in ("", "null"):
+        return None
+    if setting.is_list and text.lstrip().startswith(("[", "{", "- ")):
+        return _yaml(text, name)
+    return text
+
+
+def _put(tree: dict[str, Any], key: str, value: object) -> None:
+    """Set a dotted key. A section that is no mapping stays as it is, to be complained about."""
+    *path, leaf = key.split(".")
+    for name in path:
+        if tree.get(name) is None:
+            tree[name] = {}
+        tree = tree[name]
+        if not isinstance(tree, dict):
+            return
+    tree[leaf] = value
+
+
+def _fill_sections(tree: dict[str, Any], model: type[BaseModel]) -> None:
+    """Take a section whose keys are all commented out, which YAML reads as null, for an empty one."""
+    for name, section in _sections(model):
+        if tree.get(name) is None:
+            tree[name] = {}
+        if isinstance(tree[name], dict):
+            _fill_sections(tree[name], section)
+
+
+def _closest(name: str, known: Iterable[str]) -> str:
+    match = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {match[0]}?" if match else "; docs/settings.md lists them"
+
+
+_MESSAGES: Mapping[str, str] = {
+    "missing": "it is missing; write it",
+    "string_type": "it must be a text; put quotes around a number",
+    "bool_type": "it must be true or false",
+    "bool_parsing": "it must be true or false",
+    "list_type": "it must be a list, such as [a, b]",
+    "dict_type": "it must hold keys and values, such as {{key: value}}",
+    "model_type": "it must hold keys and values, such as {{key: value}}",
+    "path_type": "it must be a path; put quotes around a number",
+    "literal_error": "it must be {expected}",
+    "too_short": "it must not be empty",
+    "too_long": "it must hold at most {max_length}",
+}
+"""In place of pydantic's own messages, which speak of Python's types."""
+
+
+def _sentence(detail: ErrorDetails) -> str:
+    key = ".".join(str(part) for part in detail["loc"] if part != "[key]")
+    if detail["type"] in ("extra_forbidden", "invalid_key"):
+        return f"{key} is not a setting{_closest(key, _keys_beside(detail['loc']))}"
+    ours = _MESSAGES.get(detail["type"])
+    message = ours.format_map(detail.get("ctx", {})) if ours else detail["msg"].removeprefix("Value error, ")
+    return f"{key}: {message}" if key else message
+
+
+def _keys_beside(loc: tuple[int | str, ...]) -> list[str]:
+    """Return the keys that may stand where the unknown one stands: beside it in an item of a list, else anywhere."""
+    *where, _ = map(str, loc)
+    items: Mapping[str, type[BaseModel]] = {"aws.roles": Role, "workers.extra": ExtraGauge}
+    item = items.get(".".join(where[:-1]))
+    return [".".join((*where, name)) for name in item.model_fields] if item else [setting.key for setting in table()]

@@ -1,0 +1,121 @@
+"""Child processes and background tasks of the demo."""
+
+import asyncio
+import ctypes
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.request import ProxyHandler, build_opener
+
+from exporter.core.errors import ExporterError, StoreUnavailable
+from exporter.demo.mongod import LOG, Mongod
+
+_READY_WITHIN = 90.0
+_STOP_WITHIN = 15.0
+
+
+async def _check(mongod: Mongod) -> None:
+    if _has_ended(mongod.pid):
+        raise StoreUnavailable(f"mongod ended by itself; {mongod.dbpath / LOG} says why")
+
+
+def _has_ended(child: int) -> bool:
+    # Without reaping it, for `Mongod.stop` waits for it too.
+    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+async def _every(pause: Callable[[], float], action: Callable[[], Awaitable[object]]) -> None:
+    while True:
+        await asyncio.sleep(pause())
+        await action()
+
+
+@contextmanager
+def _task(work: Coroutine[Any, Any, None]) -> Iterator["asyncio.Task[None]"]:
+    task = asyncio.create_task(work)
+    try:
+        yield task
+    finally:
+        task.cancel()
+
+
+async def _first(wanted: Coroutine[Any, Any, object], others: Sequence["asyncio.Task[None]"]) -> None:
+    """Wait for `wanted`; raise what one of the others, which never end well, raises before."""
+    task = asyncio.ensure_future(wanted)
+    try:
+        await asyncio.wait([task, *others], return_when=asyncio.FIRST_COMPLETED)
+        for other in others:
+            if other.done():
+                other.result()
+        task.result()
+    finally:
+        task.cancel()
+
+
+@asynccontextmanager
+async def _child(command: Sequence[str], environment: Mapping[str, str]) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Start a child that dies with this process, and end it on leaving.
+
+    A session of its own keeps Ctrl-C from reaching it before we have finished with it.
+    """
+    process = await asyncio.create_subprocess_exec(
+        *command, env=environment, stdin=asyncio.subprocess.DEVNULL, start_new_session=True, preexec_fn=_die_with_parent()
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                await asyncio.wait_for(process.wait(), _STOP_WITHIN)
+            except TimeoutError:
+                process.kill()
+                await process.wait()
+
+
+def _die_with_parent() -> Callable[[], None]:
+    """Return what a child does between fork and exec, so that kill -9 of this process ends it too (Linux only)."""
+    if not sys.platform.startswith("linux"):
+        return lambda: None
+    prctl, parent = ctypes.CDLL(None, use_errno=True).prctl, os.getpid()
+
+    def arrange() -> None:
+        prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG; the exporter survives a kill, its end must not depend on its health
+        if os.getppid() != parent:  # too late for the signal
+            os._exit(1)
+
+    return arrange
+
+
+async def _ended(process: asyncio.subprocess.Process, name: str) -> None:
+    status = await process.wait()
+    raise ExporterError(f"{name} ended by itself with status {status}; its own lines above say why")
+
+
+async def _ready(url: str, name: str) -> None:
+    """Wait until a child says it is ready.
+
+    Raises:
+        ExporterError: it did not within 90 s.
+    """
+    deadline = time.monotonic() + _READY_WITHIN
+    while not await asyncio.to_thread(_answers, url):
+        if time.monotonic() > deadline:
+            raise ExporterError(f"{name} was not ready within {_READY_WITHIN:g} s; its lines above say why")
+        await asyncio.sleep(0.2)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with build_opener(ProxyHandler({})).open(url, timeout=2) as response:
+            return bool(response.status == 200)
+    except HTTPError as error:
+        error.close()
+    except (URLError, TimeoutError, ConnectionError):
+        pass  # not listening yet
+    return False

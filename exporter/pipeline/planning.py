@@ -1,0 +1,100 @@
+"""Decide which workers to query, and pack their queries into the fewest GetMetricData calls. Pure."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from exporter.core.model import (
+    IDLE_STATUSES,
+    Need,
+    Query,
+    Worker,
+)
+from exporter.core.periods import align
+from exporter.pipeline.lifecycle import MAX_DATAPOINTS, MAX_QUERIES, Rules
+
+DUE = 30
+"""A worker asked this much less than its interval ago is due all the same, for the same reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One GetMetricData call for the window [start, end): the queries of each worker, whole."""
+
+    region: str
+    start: int
+    end: int
+    asks: Mapping[str, tuple[Query, ...]]
+
+    @property
+    def queries(self) -> tuple[Query, ...]:
+        """Every query once, though two workers may share an instance."""
+        return tuple(dict.fromkeys(query for queries in self.asks.values() for query in queries))
+
+    def halves(self) -> tuple["Batch", "Batch"]:
+        """Split between workers, to find the one that CloudWatch rejects (rule 13)."""
+        workers = list(self.asks)
+        middle = len(workers) // 2
+        first, second = ({w: self.asks[w] for w in part} for part in (workers[:middle], workers[middle:]))
+        return replace(self, asks=first), replace(self, asks=second)
+
+
+def live_needs(workers: Iterable[Worker], now: int, rules: Rules) -> list[Need]:
+    """A fresh gauge for every worker that may be running: its instance, far enough back for `max_age`."""
+    fresh = align(now - rules.max_age, rules.period) - rules.period
+    return [
+        Need(worker.id, worker.region, (worker.instance_id,), fresh)
+        for worker in workers
+        if worker.instance_id and worker.status not in IDLE_STATUSES
+    ]
+
+
+QueriesOf = Callable[[str, str, str], tuple[Query, ...]]
+"""(worker id, region, instance id) → the queries of that instance, cpu first."""
+
+
+def is_due(running: bool, asked: int | None, now: int, rules: Rules) -> bool:
+    """Whether a worker may be asked again (rule 11); `asked` is when it last was, successfully."""
+    every = max(rules.interval, rules.period, 0 if running else rules.give_up // 4)
+    return asked is None or now - asked >= every - DUE
+
+
+def plan(needs: Iterable[Need], queries_of: QueriesOf, now: int, rules: Rules) -> list[Batch]:
+    """Pack the needs into the fewest calls, newest windows first, each worker whole (rules 7 and 11)."""
+    until = align(now, rules.period)
+    batches: list[Batch] = []
+    asks: dict[str, tuple[Query, ...]] = {}
+    region, start, size = "", 0, 0
+
+    def close() -> None:
+        if asks:
+            batches.append(Batch(region, start, until, dict(asks)))
+            asks.clear()
+
+    for need in sorted(needs, key=lambda need: (need.region, -need.oldest, need.worker_id)):
+        oldest = align(need.oldest, rules.period)
+        queries = tuple(q for name in need.instances for q in queries_of(need.worker_id, need.region, name))[:MAX_QUERIES]
+        if not queries or oldest >= until:
+            continue
+        for first, last in _windows(oldest, until, len(queries), rules.period):
+            if last < until:  # more than one call may answer: ask for the older parts by themselves
+                batches.append(Batch(need.region, first, last, {need.worker_id: queries}))
+                continue
+            earliest, total = min(start, first) if asks else first, size + len(queries)
+            points = total * (until - earliest) // rules.period
+            if asks and (need.region != region or total > MAX_QUERIES or points > MAX_DATAPOINTS):
+                close()
+            if not asks:
+                region, start, size = need.region, first, 0
+            asks[need.worker_id] = queries
+            start, size = min(start, first), size + len(queries)
+    close()
+    return sorted(batches, key=lambda batch: -batch.start)
+
+
+def _windows(start: int, end: int, queries: int, period: int) -> Iterator[tuple[int, int]]:
+    """Cut [start, end) so that each part's datapoints fit into one answer."""
+    step = max(1, MAX_DATAPOINTS // queries) * period
+    while end - start > step:
+        yield start, start + step
+        start += step
+    yield start, end

@@ -1,0 +1,344 @@
+"""Parse the manager's worker documents (its aggregates) into workers. Pure."""
+
+import math
+import reprlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, NamedTuple, TypeVar
+from uuid import UUID
+
+from bson import Binary, DatetimeMS, Decimal128, ObjectId
+from bson.binary import UuidRepresentation
+
+from exporter.core.model import STATUSES, Fleet, Worker
+from exporter.core.periods import to_seconds
+from exporter.core.settings import WorkersSettings
+
+FIELDS: Mapping[str, tuple[str, ...]] = {
+    "id": ("id", "_id"),
+    "name": ("name",),
+    "region": ("aws_region",),
+    "instance": ("aws_instance_id",),
+    "address": ("private_ip",),
+    "status": ("status",),
+    "cpu": ("cpu_utilization", "cloudwatch_cpu_utilization"),
+    "memory": ("memory_utilization", "cloudwatch_memory_utilization"),
+    "collected_at": ("cloudwatch_last_collected_at",),
+    "active_labs": ("active_labs_count", "cml_labs_count"),
+    "last_activity": ("last_activity_at",),
+    "instance_type": ("instance_type",),
+    "cml_version": ("cml_version",),
+    "created_at": ("created_at",),
+    "terminated_at": ("terminated_at",),
+}
+"""Meaning → the manager's names of it, both generations (DESIGN section 5); those of `workers.fields` are tried first."""
+
+STATE = "state"
+"""The key that holds the fields where they are not at top level."""
+
+LONGEST_ID = 1024
+"""Characters. An id is the key of everything, so unlike other texts it cannot be cut without confusing two workers."""
+
+_LAST_DATE = 253_402_300_799  # 9999-12-31T23:59:59Z, the last second Python can tell
+_MILLISECONDS_FROM = 1e11  # as seconds that is the year 5138, as milliseconds 1973
+_MOST_LABS = 2**31 - 1
+
+T = TypeVar("T")
+Places = tuple[Mapping[str, Any], ...]
+"""The parts of an aggregate in which a field may be, in the order of looking."""
+
+
+class FieldPath(NamedTuple):
+    """A field's dotted name, and the keys that lead there."""
+
+    name: str
+    key: str
+    deeper: tuple[str, ...]
+
+
+FieldPaths = tuple[FieldPath, ...]
+"""The names a field may have, in the order of looking."""
+
+
+class _Brief(reprlib.Repr):
+    """Short enough for one line of the log, whatever it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = self.maxlong = 60
+        self.maxlevel = 2
+
+
+_show = _Brief().repr
+
+
+class _Unfit(ValueError):
+    """The value is not what its field should hold; the text names that."""
+
+
+def projection(settings: WorkersSettings) -> dict[str, int]:
+    """Return the fields to ask for: every known name at top level and under `state`, and no path inside another.
+
+    MongoDB refuses a projection that holds both `a` and `a.b`.
+    """
+    names = {name for names in _names(settings).values() for name in names} | {gauge.field for gauge in settings.extra}
+    paths = names | {f"{STATE}.{name}" for name in names}
+    inside = {path for path in paths if any(path[:dot] in paths for dot in _dots(path))}
+    return dict.fromkeys(sorted(paths - inside), 1)
+
+
+def parse(documents: Iterable[Mapping[str, Any]], date: int, settings: WorkersSettings) -> Fleet:
+    """Read aggregates, each independently of the others.
+
+    Args:
+        documents: as MongoDB returned them; nothing about them is taken for granted.
+        date: MongoDB's clock in UTC seconds when the reading began.
+        settings: further field names and gauges.
+    """
+    reader = _Reader(
+        paths={meaning: tuple(map(_path, names)) for meaning, names in _names(settings).items()},
+        extra=tuple((gauge.metric, (_path(gauge.field),)) for gauge in settings.extra),
+    )
+    for document in documents:
+        reader.read(document)
+    return Fleet(date, tuple(reader.workers.values()), reader.skipped, tuple(reader.complaints))
+
+
+@dataclass(slots=True)
+class _Reader:
+    """What one pass over the aggregates has gathered so far."""
+
+    paths: Mapping[str, FieldPaths]
+    extra: tuple[tuple[str, FieldPaths], ...]
+    workers: dict[str, Worker] = field(default_factory=dict)
+    by_instance: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, int] = field(default_factory=dict)
+    complaints: list[str] = field(default_factory=list)
+
+    def read(self, document: object) -> None:
+        if not isinstance(document, Mapping):
+            self._skip("not_a_document", f"an aggregate is {_show(document)} instead of a document; remove it")
+            return
+        state = document.get(STATE)
+        places = (document, state) if isinstance(state, Mapping) else (document,)
+        worker_id = self._id(places)
+        if worker_id is None:
+            return
+        region = self._value(places, worker_id, self.paths["region"], _text)
+        if region is None:
+            self._skip(
+                "no_region",
+                f"worker {_show(worker_id)} has no region and is left out; the manager must write {self._first('region')}",
+            )
+            return
+        if worker_id in self.workers:
+            self._skip(
+                "duplicate_id",
+                f"two aggregates have the id {_show(worker_id)} and the second is left out; remove one of them",
+            )
+            return
+        worker = self._worker(places, worker_id, region)
+        self.workers[worker_id] = worker
+        self._note_instance(worker)
+
+    def _worker(self, places: Places, worker_id: str, region: str) -> Worker:
+        def value(meaning: str, convert: Callable[[object], T]) -> T | None:
+            return self._value(places, worker_id, self.paths[meaning], convert)
+
+        return Worker(
+            id=worker_id,
+            region=region,
+            instance_id=value("instance", _instance),
+            status=value("status", _status) or "unknown",
+            name=value("name", _text),
+            address=value("address", _text),
+            instance_type=value("instance_type", _text),
+            cml_version=value("cml_version", _text),
+            active_labs=value("active_labs", _labs),
+            cpu=value("cpu", _percent),
+            memory=value("memory", _percent),
+            collected_at=value("collected_at", _time),
+            last_activity_at=value("last_activity", _time),
+            created_at=value("created_at", _time),
+            terminated_at=value("terminated_at", _time),
+            extra=self._extra(places, worker_id) if self.extra else (),
+        )
+
+    def _id(self, places: Places) -> str | None:
+        name, raw = _find(places, self.paths["id"])
+        if raw is None or raw == "":
+            self._skip("no_id", f"an aggregate has no id and is left out; the manager must write {self._first('id')}")
+            return None
+        try:
+            return _identity(raw)
+        except _Unfit as unfit:
+            self._skip("bad_id", f"an aggregate's {name} is {_show(raw)}, not {unfit}; the aggregate is left out")
+            return None
+
+    def _extra(self, places: Places, worker_id: str) -> tuple[tuple[str, float], ...]:
+        values = ((metric, self._value(places, worker_id, paths, _gauge)) for metric, paths in self.extra)
+        return tuple((metric, value) for metric, value in values if value is not None)
+
+    def _value(self, places: Places, worker_id: str, paths: FieldPaths, convert: Callable[[object], T]) -> T | None:
+        name, raw = _find(places, paths)
+        if raw is None or raw == "":
+            return None
+        try:
+            return convert(raw)
+        except _Unfit as unfit:
+            consequence = "reads unknown" if convert is _status else "is left out"
+            self.complaints.append(
+                f"worker {_show(worker_id)}: {name} is {_show(raw)}, not {unfit}; "
+                f"it {consequence} until the manager corrects it"
+            )
+            return None
+
+    def _note_instance(self, worker: Worker) -> None:
+        if worker.instance_id is None:
+            return
+        other = self.by_instance.setdefault(worker.instance_id, worker.id)
+        if other != worker.id:
+            self.complaints.append(
+                f"workers {_show(other)} and {_show(worker.id)} have the same instance {_show(worker.instance_id)}, "
+                "so both get its CPU and memory; the manager must correct one of them"
+            )
+
+    def _skip(self, reason: str, sentence: str) -> None:
+        self.skipped[reason] = self.skipped.get(reason, 0) + 1
+        self.complaints.append(sentence)
+
+    def _first(self, meaning: str) -> str:
+        return self.paths[meaning][0].name
+
+
+def _names(settings: WorkersSettings) -> dict[str, tuple[str, ...]]:
+    return {meaning: (*settings.fields.get(meaning, ()), *names) for meaning, names in FIELDS.items()}
+
+
+def _path(name: str) -> FieldPath:
+    key, *deeper = name.split(".")
+    return FieldPath(name, key, tuple(deeper))
+
+
+def _dots(path: str) -> Iterable[int]:
+    return (at for at, character in enumerate(path) if character == ".")
+
+
+def _find(places: Places, paths: FieldPaths) -> tuple[str, object]:
+    """Return the name that leads to the first value, and the value; None when there is none. A null counts as not present."""
+    for name, key, deeper in paths:
+        for place in places:
+            value = place.get(key)
+            for further in deeper:
+                value = value.get(further) if isinstance(value, Mapping) else None
+            if value is not None:
+                return name, value
+    return "", None
+
+
+def _identity(raw: object) -> str:
+    if isinstance(raw, ObjectId | UUID) or (isinstance(raw, int) and not isinstance(raw, bool)):
+        return str(raw)
+    if isinstance(raw, Binary):
+        return str(_uuid(raw))
+    if isinstance(raw, str) and len(raw) <= LONGEST_ID:
+        return _encodable(raw)
+    raise _Unfit(f"a text of at most {LONGEST_ID} characters, an ObjectId or a UUID")
+
+
+def _uuid(raw: Binary) -> UUID:
+    # Subtype 3 is what old drivers wrote; of its byte orders Python's own is the likely one.
+    representation = UuidRepresentation.STANDARD if raw.subtype == 4 else UuidRepresentation.PYTHON_LEGACY
+    try:
+        return raw.as_uuid(representation)
+    except ValueError as error:
+        raise _Unfit("a UUID") from error
+
+
+def _text(raw: object) -> str:
+    if isinstance(raw, str):
+        return _encodable(raw)
+    if isinstance(raw, int | float) and not isinstance(raw, bool):  # a version such as 2.8
+        return str(raw)
+    raise _Unfit("a text")
+
+
+def _instance(raw: object) -> str:
+    text = _text(raw).strip()
+    if not text or "," in text or len(text.split()) != 1:  # the outbox joins several by blanks
+        raise _Unfit("the id of one instance")
+    return text
+
+
+def _encodable(text: str) -> str:
+    """Replace lone surrogates, which no UTF-8 can carry."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
+def _status(raw: object) -> str:
+    if isinstance(raw, Mapping):  # an enumeration written as {"value": …}
+        raw = raw.get("value")
+    status = raw.strip().lower().replace("_", "-").replace(" ", "-") if isinstance(raw, str) else None
+    if status in STATUSES:
+        return status
+    raise _Unfit(f"one of {', '.join(STATUSES)}")
+
+
+def _number(raw: object) -> float | None:
+    """Return a finite number, however it is written, else None; a boolean is none."""
+    if isinstance(raw, bool) or not isinstance(raw, int | float | str | Decimal128):
+        return None
+    try:
+        number = float(raw.to_decimal() if isinstance(raw, Decimal128) else raw)
+    except (ValueError, OverflowError):
+        return None
+    return number + 0.0 if math.isfinite(number) else None  # + 0.0 turns -0.0 into 0.0
+
+
+def _percent(raw: object) -> float:
+    number = _number(raw)
+    if number is None or not 0 <= number <= 100:
+        raise _Unfit("a number from 0 to 100")
+    return number
+
+
+def _labs(raw: object) -> int:
+    number = _number(raw)
+    if number is None or not 0 <= number <= _MOST_LABS or not number.is_integer():
+        raise _Unfit("a whole number from 0 up")
+    return int(number)
+
+
+def _time(raw: object) -> int:
+    time = _seconds(raw)
+    # The year 1 is what several languages write for a date that was never set.
+    if time is None or not 0 < time <= _LAST_DATE:
+        raise _Unfit("a date, such as 2026-01-31T12:00:00Z")
+    return int(time)
+
+
+def _seconds(raw: object) -> float | None:
+    """Return UTC seconds of a BSON date, an ISO-8601 text (naive: UTC) or a unix time in seconds or milliseconds, else None."""
+    if isinstance(raw, datetime):
+        return to_seconds(raw)
+    if isinstance(raw, DatetimeMS):
+        return int(raw) / 1000
+    if isinstance(raw, str):
+        try:
+            return to_seconds(datetime.fromisoformat(raw.strip()))
+        except ValueError:
+            return None
+    number = _number(raw)
+    return number / 1000 if number is not None and number > _MILLISECONDS_FROM else number
+
+
+def _gauge(raw: object) -> float:
+    if isinstance(raw, bool):
+        return float(raw)
+    number = _number(raw)
+    if number is None:
+        number = _seconds(raw)
+    if number is None:
+        raise _Unfit("a number, a boolean or a date")
+    return float(number)
