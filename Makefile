@@ -23,10 +23,11 @@ demo: $(READY) ## a fake AWS, MongoDB, 12 simulated workers and the exporter, un
 test: $(READY) ## the whole test suite
 	$(BIN)/python -m pytest -n 4 --dist worksteal $(ARGS)
 
-lint: $(READY) ## ruff and mypy --strict
+lint: $(READY) ## ruff, mypy --strict and the allowed imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: $(READY) ## let ruff put the code in order
 	$(BIN)/ruff check --fix .
@@ -36,7 +37,7 @@ simulate: $(READY) ## the life of a sample in a hostile world, hundreds of seeds
 	$(BIN)/python -m tests.simulation $(ARGS)
 
 docs: $(READY) ## write docs/settings.md, metrics.md and http.md from the tables in code
-	$(BIN)/python -m tests.generate_docs
+	$(BIN)/python -m tests.tools.generate_docs
 
 dashboards: $(READY) ## write grafana/dashboards/*.json and docs/dashboards.md from grafana/*.py
 	$(BIN)/python -m grafana.build

@@ -24,9 +24,9 @@ from exporter.core.periods import DAY, HOUR, align, to_datetime
 from exporter.demo import prometheus as prometheus_module
 from exporter.demo.mongod import Mongod
 from exporter.demo.prometheus import INSTALL, SOURCE
-from tests import prompb
-from tests.fixtures.mongo import free_port
-from tests.fixtures.prometheus import Prometheus
+from tests.helpers import prompb
+from tests.helpers.ports import free_port
+from tests.helpers.prometheus import Prometheus
 
 CPU = "cml_worker_cpu_utilization_ratio"
 CPU_1H = "cml_worker:cpu_utilization_ratio:avg1h"

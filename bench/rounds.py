@@ -51,8 +51,8 @@ from exporter.storage.lease import LEASE_SECONDS, Lease
 from exporter.storage.mongo import connect
 from exporter.storage.repository import repository
 from exporter.web.application import create_app
-from tests.fake_cloudwatch import instance_id
-from tests.fixtures.mongo import free_port
+from tests.helpers.fake_cloudwatch import instance_id
+from tests.helpers.ports import free_port
 
 REGIONS = ("eu-west-1", "us-east-1")
 CATCHING_UP = 3
@@ -265,7 +265,7 @@ def run(workers: int, latency: float, rounds: int) -> None:
         aws_port, port = free_port(), free_port()
         fake = subprocess.Popen(
             [
-                *(sys.executable, "-m", "tests.fake_cloudwatch", "--port", str(aws_port), "--workers", str(workers)),
+                *(sys.executable, "-m", "tests.helpers.fake_cloudwatch", "--port", str(aws_port), "--workers", str(workers)),
                 *("--latency", str(latency), "--regions", ",".join(REGIONS)),
             ]
         )

@@ -3,8 +3,7 @@
 from dataclasses import replace
 
 from exporter.core.catalog import STATUS
-from exporter.core.history_metrics import ACTIVE_LABS_1H, CPU_1H, INFO_1H, MEMORY_1H, ByHour
-from exporter.history.series import GONE
+from exporter.core.history_metrics import ACTIVE_LABS_1H, CPU_1H, GONE, INFO_1H, MEMORY_1H, ByHour
 from grafana import looks
 from grafana.panels import Column, Dashboard, Panel, Query, Row, Style, bars, graph, now, stat, table
 from grafana.promql import (

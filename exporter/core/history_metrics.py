@@ -81,3 +81,7 @@ MEMORY_1H = _by_hour(MEMORY, "memory utilization (0 to 1)", "memory_utilization"
 ACTIVE_LABS_1H = _by_hour(ACTIVE_LABS, "number of active labs", "active_labs_count")
 ROLLUPS: tuple[Rollup, ...] = (INFO_1H, NEWEST_1H, RUNNING_1H, *CPU_1H, *MEMORY_1H, *ACTIVE_LABS_1H)
 """What long looks at many workers are made of; remote read has them for who asks by name."""
+
+
+GONE = 900
+"""Seconds. A worker last seen so long before the newest observation has left: its series end."""

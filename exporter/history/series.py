@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable, Seque
 from typing import Any, Protocol, TypeVar
 
 from exporter.core.catalog import INFO, STATUS, WORKER_LABELS
-from exporter.core.history_metrics import FAMILIES, INFO_1H, ROLLUPS, STORE, Family, Rollup
+from exporter.core.history_metrics import FAMILIES, GONE, INFO_1H, ROLLUPS, STORE, Family, Rollup
 from exporter.core.model import InventoryEntry
 from exporter.core.periods import DAY, HOUR
 from exporter.history import hourly_cache
@@ -27,8 +27,6 @@ _TOGETHER = 100
 """Workers whose hours are encoded in one go: to change threads for each takes as long as the work."""
 _SLACK = DAY
 """Seconds before a worker was first seen, and after it was last, from which there may be samples all the same."""
-GONE = 900
-"""Seconds. A worker last seen so long before the newest observation has left: its series end."""
 
 
 def facts(entry: InventoryEntry | None) -> dict[str, str]:

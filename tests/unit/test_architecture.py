@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from exporter.core.catalog import EXPORTER_METRICS, METRICS_BY_NAME, WORKER_METRICS
 from exporter.metrics.telemetry import OptionalGauge, Telemetry
 from exporter.storage.privileges import LEAST_PRIVILEGES, PURGE_PRIVILEGES
-from tests import generate_docs
+from tests.tools import generate_docs
 
 ROOT = Path(__file__).parents[2]
 MODULES = sorted((ROOT / "exporter").rglob("*.py"))

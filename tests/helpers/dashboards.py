@@ -1,0 +1,79 @@
+"""The dashboards asked of a real Prometheus as Grafana asks, and what no answer may be, whatever the truth is."""
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import yaml
+
+from exporter.core.periods import HOUR, align
+from exporter.demo.prometheus import SOURCE, configuration
+from grafana import build
+from grafana.panels import render
+from tests.helpers.grafana_variables import Json, View, seconds
+from tests.helpers.prometheus import Labels, Prometheus
+
+DASHBOARDS = {each.uid: render(each) for each in build.DASHBOARDS}
+OPTIONAL = {"region", "revision"}
+"""Labels that are absent where there is nothing to say: MongoDB has no region, a checkout no revision."""
+
+Variables = dict[str, str | list[str] | None]
+
+ALL: Variables = {"region": None, "workers": None, "job": "cml-worker-exporter", "instance": None, "top": "5"}
+
+
+def faster(folder: Path, exporter: str, *further: Json) -> Json:
+    """The repository's own configuration in seconds instead of minutes, and an alert that fires."""
+    folder.mkdir()
+    for file in (SOURCE / "rules").glob("*.yml"):
+        (folder / file.name).write_text(re.sub(r"interval: \dm", "interval: 1s", file.read_text()))
+    alert = {"alert": "CMLTestFires", "expr": "vector(1)", "labels": {"severity": "info"}}
+    (folder / "test.yml").write_text(yaml.safe_dump({"groups": [{"name": "test", "interval": "1s", "rules": [alert]}]}))
+    made = configuration(SOURCE, exporter)
+    made["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
+    made["rule_files"] = [str(folder / "*.yml")]
+    made["scrape_configs"] = [*made["scrape_configs"], *further]
+    return made
+
+
+def ask(prometheus: Prometheus, dashboard: Json, target: Json, chosen: Variables, now: float) -> dict[Labels, list[float]]:
+    """The values of each series, as Grafana would get them."""
+    view = View(seconds(dashboard["time"]["from"]), 1, chosen)
+    query = view.expand(target["expr"], target.get("interval"))
+    if target["instant"]:
+        return {labels: [value] for labels, value in prometheus.values(query, now).items()}
+    step = view.step(target.get("interval"))
+    # Grafana's graphs end at a multiple of the step; of a short one that would be before this Prometheus was started.
+    end = align(int(now), step) if step >= HOUR else now
+    parameters = {"query": query, "start": end - view.range // step * step, "end": end, "step": float(step)}
+    answer = prometheus.http.get("/api/v1/query_range", params=parameters).json()
+    assert answer["status"] == "success", f"{query}: {answer}"
+    assert not answer.get("warnings"), f"{query}: {answer['warnings']}"
+    return {
+        tuple(sorted(each["metric"].items())): [float(value) for _, value in each["values"]]
+        for each in answer["data"]["result"]
+    }
+
+
+def by(label: str, found: Mapping[Labels, float]) -> dict[str, float]:
+    return {dict(labels)[label]: each for labels, each in found.items()}
+
+
+def problems(panel: Json, target: Json, found: Mapping[Labels, Sequence[float]], *, foreign: bool) -> Iterator[str]:
+    """What is wrong with an answer, whatever the truth is."""
+    defaults = panel["fieldConfig"]["defaults"]
+    values = [each for series in found.values() for each in series]
+    if not all(map(math.isfinite, values)):
+        yield "not a number"
+    if defaults["unit"] == "percentunit" and defaults.get("max") == 1 and not all(0 <= each <= 1 for each in values):
+        yield f"{min(values)} to {max(values)} is no ratio"
+    legend = re.findall(r"{{(\w+)}}", target["legendFormat"])
+    for labels in map(dict, found):
+        missing_labels = [name for name in legend if name not in {*labels, *OPTIONAL}]
+        if missing_labels:
+            yield f"the legend's {missing_labels} are not among {labels}"
+        if foreign and {"instance", "job", "__name__", "store"} & set(labels):
+            yield f"{labels} depend on who told them"
+    if "{{worker}}" in target["legendFormat"] and len(found) > 5:
+        yield f"{len(found)} series"

@@ -1,0 +1,83 @@
+"""The history against the fake's ledger: not counts, the set of (worker, timestamp, cpu, memory).
+
+Exactly-once is one sentence here: what the collection holds is what CloudWatch ever had, each once, nothing else.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from exporter.core.periods import align, to_datetime, to_seconds
+from tests.helpers.fake_cloudwatch import FakeCloudWatch
+
+Point = tuple[str, int, float | None, float | None]
+"""worker id, start of the period, cpu and memory in percent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A worker of a test's fleet and the one instance it runs on."""
+
+    worker_id: str
+    instance_id: str
+    region: str
+    created: int
+
+    def aggregate(self, **more: object) -> dict[str, Any]:
+        """The manager's document of it, running."""
+        return {
+            "_id": self.worker_id,
+            "name": f"cml {self.worker_id}",
+            "aws_region": self.region,
+            "aws_instance_id": self.instance_id,
+            "status": "running",
+            "active_labs_count": 2,
+            "created_at": to_datetime(self.created),
+            **more,
+        }
+
+
+def truth(fake: FakeCloudWatch, members: Iterable[Member], end: int, period: int = 300) -> set[Point]:
+    """What the history must hold of the periods that begin before `end`: all CloudWatch has since the worker's creation."""
+    members = list(members)
+    first = align(min((member.created for member in members), default=end), period)
+    ledger = fake.ledger(first, end, period)
+    points = set[Point]()
+    for member in members:
+        for start in range(align(member.created, period), end, period):
+            cpu, memory = (ledger.get((member.instance_id, metric, start)) for metric in ("cpu", "memory"))
+            if cpu is not None or memory is not None:
+                points.add((member.worker_id, start, cpu, memory))
+    return points
+
+
+def points_of(documents: Iterable[Mapping[str, Any]]) -> list[Point]:
+    """The same of the history's documents."""
+    return [
+        (
+            document["worker_id"],
+            to_seconds(document["timestamp"]),
+            document.get("cpu_utilization"),
+            document.get("memory_utilization"),
+        )
+        for document in documents
+    ]
+
+
+def assert_true(documents: Sequence[Mapping[str, Any]], points: set[Point], settled: int) -> int:
+    """Fail unless the history is the truth; return how many samples of [beginning, `settled`) were compared.
+
+    Of periods from `settled` on samples may still be missing, but those that are there must be right.
+    """
+    nulls = [document for document in documents if None in document.values()]
+    assert not nulls, f"{len(nulls)} documents with a null, such as {nulls[0]}"
+    found = points_of(documents)
+    twice = [key for key, count in Counter((worker_id, start) for worker_id, start, _, _ in found).items() if count > 1]
+    assert not twice, f"{len(twice)} samples are there twice, such as {sorted(twice)[:3]}"
+    extra = set(found) - points
+    assert not extra, f"{len(extra)} samples CloudWatch never had, such as {sorted(extra, key=str)[:3]}"
+    due = {point for point in points if point[1] < settled}
+    missing = due - set(found)
+    assert not missing, f"{len(missing)} of {len(due)} samples are missing, such as {sorted(missing, key=str)[:3]}"
+    return len(due)

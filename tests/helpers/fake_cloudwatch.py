@@ -1,0 +1,710 @@
+"""A fast fake CloudWatch and STS over HTTP, for load, faults and the truth of the ledger.
+
+It speaks what botocore speaks: awsJson1_0 for GetMetricData and ListMetrics, the query protocol for AssumeRole and
+GetCallerIdentity. It knows no stored datapoints: a value is a pure function of (seed, instance, metric, start of its native
+period), and when it becomes visible follows from the instance's settings, so `ledger` can say the final truth of any window.
+
+In a test:
+
+    with FakeCloudWatch(now=clock) as aws:
+        aws.add("i-0a", runs=[(start, end)])
+        aws.fault("GetMetricData", "throttle", 2)
+
+For load: python -m tests.helpers.fake_cloudwatch --port 5602 --workers 2000 --latency 0.1 --regions eu-west-1,us-east-1
+`instance_id(k)` names its instances, `fleet` says what each is like. GET /ctl returns the counters; POST /ctl takes any of
+{"fault": {"operation": "GetMetricData", "mode": "throttle", "count": 3, "region": "*"}, "clear": true, "reset": true,
+"set": {"latency": 0.2, "offset": 60, "skew": 0, ...}, "add": [{"id": "i-0a", "region": "eu-west-1", "runs": [[0, null]]}]}.
+
+Billed, as the exporter counts it: all queries of every GetMetricData request that was sent a 200, so each page counts, and so
+do bodies cut short; refused, cut or hanging ones do not. `calls` counts every request that arrived.
+"""
+
+import argparse
+import asyncio
+import base64
+import contextlib
+import dataclasses
+import functools
+import json
+import random
+import re
+import signal
+import threading
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from email.utils import formatdate
+from typing import Any, Self
+from urllib.parse import parse_qsl
+
+from exporter.core.model import Dimensions, MetricName
+
+Run = tuple[int | None, int | None]
+ALWAYS: tuple[Run, ...] = ((None, None),)
+MODES = (
+    "throttle",
+    "429",
+    "internal",
+    "500",
+    "hang",
+    "cut",
+    "trunc",
+    "empty",
+    "partial",
+    "slow-drip",
+    "access_denied",
+    "expired_token",
+    "bad_credentials",
+    "validation",
+)
+MAX_QUERIES, MAX_DATAPOINTS, LISTED = 500, 100_800, 500
+DAY = 86400
+NAMES: Mapping[tuple[str, str], MetricName] = {("AWS/EC2", "CPUUtilization"): "cpu", ("CWAgent", "mem_used_percent"): "memory"}
+_SETTABLE = {"latency", "offset", "skew", "drip", "page_datapoints", "list_lag", "role_seconds", "page_series"}
+_INSTANCE = re.compile(r"i-[0-9a-f]+")
+_ID = re.compile(r"[a-z][a-zA-Z0-9_]*")
+_SCOPE = re.compile(r"Credential=([^/,]+)/\d+/([^/]+)/")
+_TABLE = 1 << 16
+
+
+def instance_id(k: int) -> str:
+    """The k-th instance of a fleet."""
+    return f"i-{k:017x}"
+
+
+@functools.cache
+def _table() -> list[float]:
+    values = [round(0.5 + 99 * j / _TABLE, 4) for j in range(_TABLE)]
+    random.Random(0).shuffle(values)
+    return values
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One memory series of an instance: its dimension set, and when the agent published under it."""
+
+    dimensions: Dimensions
+    runs: tuple[Run, ...] = ALWAYS
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """What CloudWatch has of one instance. Times are UTC seconds; None is open-ended."""
+
+    id: str
+    region: str
+    runs: tuple[Run, ...]
+    """A native period that starts in [from, to) has a datapoint."""
+    memory: tuple[Series, ...]
+    """Empty: no agent."""
+    lag: int
+    """A datapoint is visible this many seconds after its period's end."""
+    revise: int
+    """Until this many seconds after its period's end, half of the final value is shown."""
+    late: Mapping[tuple[MetricName, int], int]
+    """(metric, period start) → further seconds until it is visible."""
+    lost: frozenset[tuple[MetricName, int]]
+    """Datapoints that never come."""
+
+
+@dataclass
+class _Fault:
+    mode: str
+    count: int
+    region: str
+
+
+@dataclass
+class _Counters:
+    calls: Counter[str] = field(default_factory=Counter)
+    by_region: dict[str, Counter[str]] = field(default_factory=dict)
+    metrics_billed: Counter[str] = field(default_factory=Counter)
+    faults: int = 0
+    connections: int = 0
+    concurrent: int = 0
+    max_concurrent: int = 0
+    assumed: list[tuple[str, str | None]] = field(default_factory=list)
+    """(role, external id) of every AssumeRole."""
+    keys: list[str] = field(default_factory=list)
+    """Access keys, in the order they came into use."""
+
+
+@dataclass(frozen=True)
+class _Request:
+    region: str
+    key: str
+    operation: str
+    is_json: bool
+    body: Mapping[str, Any]
+
+
+@dataclass
+class _Reply:
+    status: int
+    content_type: str
+    body: bytes
+    extra: str = ""
+
+
+class _Refused(Exception):
+    """What AWS answers with an error: code, message."""
+
+
+class FakeCloudWatch:
+    """The server, in a thread of its own between start() and stop(); a context manager.
+
+    Attributes that a running server heeds at once: latency (seconds before each answer), offset (seconds added to the clock),
+    skew (seconds the Date header is off), drip (seconds between the bytes of a slow-drip), page_datapoints, page_series (of a
+    ListMetrics page), list_lag (seconds until ListMetrics lists a new series), role_seconds (how long a role's keys live).
+    """
+
+    def __init__(
+        self,
+        *,
+        now: Callable[[], float] = time.time,
+        seed: int = 0,
+        period: int = 300,
+        latency: float = 0,
+        page_datapoints: int = MAX_DATAPOINTS,
+        list_lag: int = 0,
+        port: int = 0,
+    ) -> None:
+        """`period` is the native one of every instance: 300 as in basic monitoring, 60 as in detailed."""
+        self.seed = seed
+        self.period = period
+        self.latency = latency
+        self.offset = 0.0
+        self.skew = 0.0
+        self.drip = 0.05
+        self.page_datapoints = page_datapoints
+        self.page_series = LISTED
+        self.list_lag = list_lag
+        self.role_seconds = 3600
+        self.port = port
+        self.instances: dict[tuple[str, str], Instance] = {}
+        self._now = now
+        self._counters = _Counters()
+        self._faults: dict[str, list[_Fault]] = {}
+        self._bases: dict[tuple[str, str], int] = {}
+        self._listings: dict[int, list[dict[str, Any]]] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopping: asyncio.Event | None = None
+        self._thread: threading.Thread | None = None
+
+    # Life
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> Self:
+        ready = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self.serve(ready.set)), name="fake-cloudwatch")
+        self._thread.start()
+        if not ready.wait(10):
+            raise RuntimeError(f"the fake CloudWatch did not come up on port {self.port}")
+        return self
+
+    def stop(self) -> None:
+        if self._thread and self._loop and self._stopping:
+            self._loop.call_soon_threadsafe(self._stopping.set)
+            self._thread.join()
+            self._thread = None
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    async def serve(self, ready: Callable[[], None]) -> None:
+        """Serve until stop(), or until this is cancelled."""
+        self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
+        connections: set[asyncio.Task[None]] = set()
+
+        def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            self._counters.connections += 1
+            task = asyncio.create_task(self._connection(reader, writer))
+            connections.add(task)
+            task.add_done_callback(connections.discard)
+
+        server = await asyncio.start_server(connected, "127.0.0.1", self.port, backlog=512)
+        self.port = server.sockets[0].getsockname()[1]
+        ready()
+        try:
+            await self._stopping.wait()
+        finally:
+            server.close()
+            for task in connections:
+                task.cancel()
+            await asyncio.gather(*connections, return_exceptions=True)
+
+    # The world
+
+    def now(self) -> float:
+        return self._now() + self.offset
+
+    def add(
+        self,
+        id: str,
+        region: str = "eu-west-1",
+        *,
+        runs: Iterable[Run] = ALWAYS,
+        agent: bool = True,
+        memory: Sequence[Series] | None = None,
+        instance_type: str = "m5.2xlarge",
+        lag: int = 60,
+        revise: int = 0,
+        late: Mapping[tuple[MetricName, int], int] | None = None,
+        lost: Iterable[tuple[MetricName, int]] = (),
+    ) -> Instance:
+        """Add an instance or replace one; `memory` overrides the one series that `agent` gives it."""
+        if memory is None:
+            usual = (("ImageId", "ami-0c"), ("InstanceId", id), ("InstanceType", instance_type))
+            memory = [Series(usual)] if agent else []
+        instance = Instance(id, region, tuple(runs), tuple(memory), lag, revise, dict(late or {}), frozenset(lost))
+        self.instances[region, id] = instance
+        return instance
+
+    def change(self, id: str, region: str = "eu-west-1", **changes: Any) -> Instance:  # noqa: ANN401  # fields of Instance
+        """Replace fields of an instance, such as runs=((start, end),)."""
+        instance = dataclasses.replace(self.instances[region, id], **changes)
+        self.instances[region, id] = instance
+        return instance
+
+    def value(self, id: str, metric: MetricName, start: int) -> float:
+        """The final percent of the native period that starts at `start`, whether the instance ran or not."""
+        base = self._bases.get((id, metric))
+        if base is None:
+            base = self._bases[id, metric] = zlib.crc32(f"{self.seed}/{id}/{metric}".encode())
+        return _table()[(base + start // self.period * 40503) % _TABLE]
+
+    def ledger(self, start: int, end: int, period: int | None = None) -> dict[tuple[str, MetricName, int], float]:
+        """The final truth of [start, end): (instance, metric, period start) → percent, averaged over `period` seconds.
+
+        Late datapoints are in it, lost ones are not.
+        """
+        step = period or self.period
+        truth: dict[tuple[str, MetricName, int], float] = {}
+        metrics: tuple[MetricName, MetricName] = ("cpu", "memory")
+        for instance in list(self.instances.values()):
+            for metric in metrics:
+                starts: set[int] = set()
+                for runs in [ALWAYS] if metric == "cpu" else [series.runs for series in instance.memory]:
+                    for low, high in _meet(instance.runs, runs, start, end):
+                        starts.update(range(_up(low, self.period), high, self.period))
+                kept = sorted(at for at in starts if (metric, at) not in instance.lost)
+                for at, value in self._average([(at, self.value(instance.id, metric, at)) for at in kept], step):
+                    truth[instance.id, metric, at] = value
+        return truth
+
+    def fault(self, operation: str, mode: str, count: int = 1, region: str = "*") -> None:
+        """Let the next `count` requests of an operation ("*": any) fail; several are used up in the order they were given."""
+        if mode not in MODES:
+            raise ValueError(f"{mode} is not one of {MODES}")
+        self._faults.setdefault(operation, []).append(_Fault(mode, count, region))
+
+    def clear(self) -> None:
+        """Forget all faults."""
+        self._faults.clear()
+
+    def reset(self) -> None:
+        """Count from 0 again."""
+        kept = self._counters.concurrent
+        self._counters = _Counters(concurrent=kept, max_concurrent=kept)
+
+    def counters(self) -> dict[str, Any]:
+        """What happened since the start or reset(), by name."""
+        now = self._counters
+        return {
+            "calls": dict(now.calls),
+            "by_region": {region: dict(calls) for region, calls in list(now.by_region.items())},
+            "metrics_billed": dict(now.metrics_billed),
+            "faults": now.faults,
+            "connections": now.connections,
+            "concurrent": now.concurrent,
+            "max_concurrent": now.max_concurrent,
+            "assumed": list(now.assumed),
+            "keys": list(now.keys),
+        }
+
+    @property
+    def calls(self) -> Mapping[str, int]:
+        return self._counters.calls
+
+    @property
+    def metrics_billed(self) -> int:
+        return self._counters.metrics_billed.total()
+
+    # GetMetricData
+
+    def _get_metric_data(self, region: str, body: Mapping[str, Any]) -> bytes:
+        queries = body["MetricDataQueries"]
+        limit = min(self.page_datapoints, body.get("MaxDatapoints") or MAX_DATAPOINTS)
+        self._check(queries, body, limit)
+        token = (
+            base64.b64decode(body["NextToken"]).decode().split(",")
+            if body.get("NextToken")
+            else ["0", "0", str(int(self.now()))]
+        )
+        number, skip, now = map(int, token)  # all pages show one moment
+        results: list[str] = []
+        times: dict[tuple[int, ...], str] = {}
+        descending = body.get("ScanBy") != "TimestampAscending"
+        while number < len(queries) and limit > 0:
+            query = queries[number]
+            points = self._points(region, query["MetricStat"], int(body["StartTime"]), int(body["EndTime"]), now)
+            if descending:
+                points.reverse()
+            page = points[skip : skip + limit]
+            limit -= len(page)
+            whole = skip + len(page) == len(points)
+            key = tuple(at for at, _ in page)
+            if key not in times:
+                times[key] = ",".join([f"{at / 1e9!r}E9" for at in key])
+            results.append(
+                f'{{"Id":"{query["Id"]}","Label":"{query["MetricStat"]["Metric"]["MetricName"]}","Timestamps":[{times[key]}],'
+                f'"Values":[{",".join([repr(value) for _, value in page])}],'
+                f'"StatusCode":"{"Complete" if whole else "PartialData"}"}}'
+            )
+            number, skip = (number + 1, 0) if whole else (number, skip + len(page))
+        more = ""
+        if number < len(queries):
+            more = f',"NextToken":"{base64.b64encode(f"{number},{skip},{now}".encode()).decode()}"'
+        return ('{"MetricDataResults":[' + ",".join(results) + '],"Messages":[]' + more + "}").encode()
+
+    def _check(self, queries: Sequence[Mapping[str, Any]], body: Mapping[str, Any], limit: int) -> None:
+        if not 0 < len(queries) <= MAX_QUERIES:
+            raise _Refused("ValidationError", "The collection MetricDataQueries must not have a size greater than 500.")
+        if len({query["Id"] for query in queries}) < len(queries):
+            raise _Refused("ValidationError", "The values for parameter id in MetricDataQueries are not unique.")
+        if not 0 < limit <= MAX_DATAPOINTS:
+            raise _Refused("ValidationError", "MaxDatapoints must be between 1 and 100800.")
+        if body["StartTime"] >= body["EndTime"]:
+            raise _Refused("ValidationError", "The parameter StartTime must be less than the parameter EndTime.")
+        for query in queries:
+            period = query["MetricStat"]["Period"]
+            if not _ID.fullmatch(query["Id"]) or period <= 0 or (period % 60 and period not in (1, 5, 10, 20, 30)):
+                raise _Refused("ValidationError", f"Id or Period of {query['Id']} is not valid.")
+            for dimension in query["MetricStat"]["Metric"]["Dimensions"]:
+                if dimension["Name"] == "InstanceId" and not _INSTANCE.fullmatch(dimension["Value"]):
+                    raise _Refused(
+                        "ValidationError", f"The value {dimension['Value']!r} for dimension InstanceId is not valid."
+                    )
+
+    def _points(self, region: str, stat: Mapping[str, Any], start: int, end: int, now: int) -> list[tuple[int, float]]:
+        metric = stat["Metric"]
+        name = NAMES.get((metric["Namespace"], metric["MetricName"]))
+        dimensions = {each["Name"]: each["Value"] for each in metric["Dimensions"]}
+        instance = self.instances.get((region, dimensions.get("InstanceId", "")))
+        if name is None or instance is None:
+            return []
+        if name == "cpu":
+            runs = ALWAYS if len(dimensions) == 1 else ()
+        else:
+            runs = next((series.runs for series in instance.memory if dict(series.dimensions) == dimensions), ())
+        age = now - start
+        finest = 60 if age < 15 * DAY else 300 if age < 63 * DAY else 3600
+        step = max(stat["Period"], self.period, finest)
+        start -= start % finest
+        return self._average(self._visible(instance, name, runs, _up(start, step), end, now), step)
+
+    def _visible(
+        self, instance: Instance, metric: MetricName, runs: tuple[Run, ...], start: int, end: int, now: int
+    ) -> list[tuple[int, float]]:
+        """Native datapoints of [start, end) as they are seen at `now`."""
+        length = self.period
+        starts: list[int] = []
+        for low, high in _meet(instance.runs, runs, start, min(end, now - instance.lag - length + 1)):
+            starts += range(_up(low, length), high, length)
+        if instance.late or instance.lost:
+            late = instance.late
+            starts = [
+                at
+                for at in starts
+                if (metric, at) not in instance.lost and now >= at + length + instance.lag + late.get((metric, at), 0)
+            ]
+        final = now - instance.revise - length
+        return [(at, value if at <= final else value / 2) for at in starts for value in [self.value(instance.id, metric, at)]]
+
+    def _average(self, points: list[tuple[int, float]], step: int) -> list[tuple[int, float]]:
+        if step == self.period:
+            return points
+        buckets: dict[int, list[float]] = {}
+        for at, value in points:
+            buckets.setdefault(at - at % step, []).append(value)
+        return [(at, sum(values) / len(values)) for at, values in buckets.items()]
+
+    # ListMetrics
+
+    def _list_metrics(self, region: str, body: Mapping[str, Any]) -> bytes:
+        if body.get("RecentlyActive") not in (None, "PT3H"):
+            raise _Refused("InvalidParameterValue", "RecentlyActive must be PT3H.")
+        if body.get("NextToken"):
+            listing, offset = map(int, body["NextToken"].split(":"))
+        else:
+            listing, offset = time.monotonic_ns(), 0
+            window = 3 * 3600 if body.get("RecentlyActive") else 14 * DAY
+            self._listings[listing] = [
+                {"Namespace": namespace, "MetricName": name, "Dimensions": [{"Name": n, "Value": v} for n, v in dimensions]}
+                for (namespace, name), dimensions in self._listed(region, window)
+                if body.get("Namespace") in (None, namespace) and body.get("MetricName") in (None, name)
+            ]
+        metrics = self._listings[listing]
+        answer: dict[str, Any] = {"Metrics": metrics[offset : offset + self.page_series]}
+        if offset + self.page_series < len(metrics):
+            answer["NextToken"] = f"{listing}:{offset + self.page_series}"
+        else:
+            del self._listings[listing]
+        return json.dumps(answer).encode()
+
+    def _listed(self, region: str, window: int) -> Iterator[tuple[tuple[str, str], Dimensions]]:
+        cpu, memory = NAMES
+        for instance in list(self.instances.values()):
+            if instance.region != region:
+                continue
+            if self._is_active(instance, ALWAYS, window):
+                yield cpu, (("InstanceId", instance.id),)
+            for series in instance.memory:
+                if self._is_active(instance, series.runs, window):
+                    yield memory, series.dimensions
+
+    def _is_active(self, instance: Instance, runs: tuple[Run, ...], window: int) -> bool:
+        """Whether a datapoint became visible within the window, and the first one so long ago that it got listed."""
+        now = int(self.now())
+        newest = now - instance.lag - self.period
+        return any(
+            _up(low, self.period) <= newest - self.list_lag and min(newest, high - 1) - newest > -window
+            for low, high in _meet(instance.runs, runs, 0, newest + 1)
+        )
+
+    # STS
+
+    def _get_caller_identity(self, key: str) -> bytes:
+        arn = "arn:aws:iam::123456789012:user/exporter"
+        if key.startswith("ASIA"):
+            arn = f"{self._counters.assumed[-1][0].replace(':iam:', ':sts:').replace(':role/', ':assumed-role/')}/session"
+        return _xml("GetCallerIdentity", f"<Arn>{arn}</Arn><UserId>AIDA</UserId><Account>123456789012</Account>")
+
+    def _assume_role(self, body: Mapping[str, str]) -> bytes:
+        self._counters.assumed.append((body["RoleArn"], body.get("ExternalId")))
+        # botocore compares it with the machine's clock, so the fake's own plays no part
+        expires = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + self.role_seconds))
+        return _xml(
+            "AssumeRole",
+            f"<Credentials><AccessKeyId>ASIA{len(self._counters.assumed):016d}</AccessKeyId><SecretAccessKey>s</SecretAccessKey>"
+            f"<SessionToken>t</SessionToken><Expiration>{expires}</Expiration></Credentials>"
+            f"<AssumedRoleUser><AssumedRoleId>AROA:s</AssumedRoleId><Arn>{body['RoleArn']}</Arn></AssumedRoleUser>",
+        )
+
+    # HTTP
+
+    async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode("latin1").split("\r\n")
+                method, path, _ = head[0].split(" ")
+                headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in head[1:] if ": " in line)}
+                body = await reader.readexactly(int(headers.get("content-length", 0)))
+                if path == "/ctl":
+                    await _write(writer, self._control(method, body))
+                    continue
+                self._counters.concurrent += 1
+                self._counters.max_concurrent = max(self._counters.max_concurrent, self._counters.concurrent)
+                try:
+                    await self._answer(_parse(headers, body), writer)
+                finally:
+                    self._counters.concurrent -= 1
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return  # the client went away, or a fault closed the connection
+        finally:
+            writer.close()
+
+    async def _answer(self, request: _Request, writer: asyncio.StreamWriter) -> None:
+        counters = self._counters
+        counters.calls[request.operation] += 1
+        counters.by_region.setdefault(request.region, Counter())[request.operation] += 1
+        if not counters.keys or counters.keys[-1] != request.key:
+            counters.keys.append(request.key)
+        mode = self._next_fault(request)
+        await asyncio.sleep(self.latency)
+        if mode == "hang":
+            await asyncio.Event().wait()
+        if mode == "cut":
+            writer.transport.abort()
+            raise ConnectionAbortedError
+        reply = _failure(mode, request) or self._reply(request)
+        if mode == "partial" and request.operation == "GetMetricData" and reply.status == 200:
+            reply.body = _partial(reply.body)
+        if mode == "empty":
+            reply.body = b""
+        if reply.status == 200 and request.operation == "GetMetricData":
+            counters.metrics_billed[request.region] += len(request.body["MetricDataQueries"])
+        reply.extra += f"Date: {formatdate(self.now() + self.skew, usegmt=True)}\r\n"
+        await _write(writer, reply, cut_at=len(reply.body) // 2 if mode == "trunc" else None, drip=self._drip(mode))
+
+    def _drip(self, mode: str | None) -> float | None:
+        return self.drip if mode == "slow-drip" else None
+
+    def _next_fault(self, request: _Request) -> str | None:
+        for operation in (request.operation, "*"):
+            for fault in self._faults.get(operation, ()):
+                if fault.count > 0 and fault.region in ("*", request.region):
+                    fault.count -= 1
+                    self._counters.faults += 1
+                    return fault.mode
+        return None
+
+    def _reply(self, request: _Request) -> _Reply:
+        try:
+            if request.operation == "GetMetricData":
+                body = self._get_metric_data(request.region, request.body)
+            elif request.operation == "ListMetrics":
+                body = self._list_metrics(request.region, request.body)
+            elif request.operation == "AssumeRole":
+                body = self._assume_role(request.body)
+            elif request.operation == "GetCallerIdentity":
+                body = self._get_caller_identity(request.key)
+            else:
+                raise _Refused("InvalidAction", f"{request.operation} is not a valid action.")
+        except _Refused as refused:
+            return _error(request, 400, *refused.args)
+        return _Reply(200, "application/x-amz-json-1.0" if request.is_json else "text/xml", body)
+
+    def _control(self, method: str, body: bytes) -> _Reply:
+        order = json.loads(body) if method == "POST" else {}
+        if unknown := set(order) - {"fault", "clear", "reset", "set", "add"} | set(order.get("set", {})) - _SETTABLE:
+            return _Reply(400, "text/plain", f"unknown: {', '.join(sorted(unknown))}\n".encode())
+        if order.get("clear"):
+            self.clear()
+        if order.get("reset"):
+            self.reset()
+        if "fault" in order:
+            self.fault(**order["fault"])
+        for name, value in order.get("set", {}).items():
+            setattr(self, name, value)
+        for instance in order.get("add", ()):
+            self.add(**{**instance, "runs": [tuple(run) for run in instance.get("runs", ALWAYS)]})
+        return _Reply(200, "application/json", json.dumps(self.counters()).encode())
+
+
+def fleet(fake: FakeCloudWatch, count: int, regions: Sequence[str]) -> None:
+    """Add instances 0 to count − 1, which always ran: the k-th in regions[k % len(regions)], an agent in all but k % 50 == 49.
+
+    Every tenth agent publishes by InstanceId alone, the others with ImageId and InstanceType.
+    """
+    for k in range(count):
+        memory = [Series((("InstanceId", instance_id(k)),))] if k % 10 == 0 else None
+        fake.add(instance_id(k), regions[k % len(regions)], agent=k % 50 != 49, memory=memory)
+
+
+def _up(time: int, step: int) -> int:
+    return time + -time % step
+
+
+def _meet(one: tuple[Run, ...], other: tuple[Run, ...], start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Where runs of both overlap within [start, end)."""
+    for a, b in one:
+        for c, d in other:
+            low = max(start, a or start, c or start)
+            high = min(end, end if b is None else b, end if d is None else d)
+            if low < high:
+                yield low, high
+
+
+def _parse(headers: Mapping[str, str], body: bytes) -> _Request:
+    scope = _SCOPE.search(headers.get("authorization", ""))
+    key, region = scope.groups() if scope else ("", "")
+    if "x-amz-target" in headers:
+        return _Request(region, key, headers["x-amz-target"].rpartition(".")[2], True, json.loads(body))
+    form = dict(parse_qsl(body.decode()))
+    return _Request(region, key, form.get("Action", "?"), False, form)
+
+
+def _failure(mode: str | None, request: _Request) -> _Reply | None:
+    if mode == "500":
+        return _Reply(503, "text/html", b"<html>Service Unavailable</html>")
+    if mode == "429":
+        return _Reply(429, "application/x-amz-json-1.0", b"{}")
+    denied = f"User: arn:aws:iam::123456789012:user/exporter is not authorized to perform: {request.operation}"
+    failures = {
+        "throttle": (400, "Throttling", "Rate exceeded"),
+        "internal": (500, "InternalServiceFault" if request.is_json else "InternalFailure", "The request failed."),
+        "access_denied": (400 if request.is_json else 403, "AccessDenied", denied),
+        "expired_token": (403, "ExpiredToken", "The security token included in the request is expired"),
+        "bad_credentials": (
+            403,
+            "UnrecognizedClientException" if request.is_json else "InvalidClientTokenId",
+            "The security token included in the request is invalid.",
+        ),
+        "validation": (400, "ValidationError", "The request is not valid."),
+    }
+    return _error(request, *failures[mode]) if mode in failures else None
+
+
+def _error(request: _Request, status: int, code: str, message: str) -> _Reply:
+    if request.is_json:
+        body = json.dumps({"__type": f"com.amazonaws.cloudwatch#{code}", "message": message}).encode()
+        return _Reply(status, "application/x-amz-json-1.0", body, f"x-amzn-query-error: {code};Sender\r\n")
+    error = f"<Error><Type>Sender</Type><Code>{code}</Code><Message>{message}</Message></Error>"
+    return _Reply(status, "text/xml", f"<ErrorResponse>{error}<RequestId>r</RequestId></ErrorResponse>".encode())
+
+
+def _xml(operation: str, result: str) -> bytes:
+    return (
+        f'<{operation}Response xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><{operation}Result>{result}</{operation}Result>'
+        f"<ResponseMetadata><RequestId>r</RequestId></ResponseMetadata></{operation}Response>"
+    ).encode()
+
+
+def _partial(body: bytes) -> bytes:
+    """Every series without its newest datapoint, and CloudWatch admits it."""
+    answer = json.loads(body)
+    for result in answer["MetricDataResults"]:
+        newest = max(range(len(result["Timestamps"])), key=result["Timestamps"].__getitem__, default=None)
+        if newest is not None:
+            del result["Timestamps"][newest], result["Values"][newest]
+        result["StatusCode"] = "PartialData"
+    return json.dumps(answer).encode()
+
+
+async def _write(writer: asyncio.StreamWriter, reply: _Reply, *, cut_at: int | None = None, drip: float | None = None) -> None:
+    head = (
+        f"HTTP/1.1 {reply.status} X\r\nContent-Type: {reply.content_type}\r\nContent-Length: {len(reply.body)}\r\n"
+        f"x-amzn-RequestId: r\r\n{reply.extra}\r\n"
+    ).encode()
+    if drip is not None:
+        writer.write(head)
+        for byte in reply.body:
+            writer.write(bytes([byte]))
+            await writer.drain()
+            await asyncio.sleep(drip)
+        return
+    writer.write(head + reply.body[:cut_at])
+    await writer.drain()
+    if cut_at is not None:
+        raise ConnectionAbortedError
+
+
+async def _main() -> None:
+    parser = argparse.ArgumentParser(description="A fast fake CloudWatch with a fleet that always ran.")
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=2000)
+    parser.add_argument("--regions", default="eu-west-1")
+    parser.add_argument("--latency", type=float, default=0.0)
+    parser.add_argument("--period", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    fake = FakeCloudWatch(port=arguments.port, latency=arguments.latency, period=arguments.period, seed=arguments.seed)
+    fleet(fake, arguments.workers, arguments.regions.split(","))
+    serving = asyncio.create_task(fake.serve(lambda: print(fake.url, flush=True)))
+    for ending in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(ending, serving.cancel)
+    with contextlib.suppress(asyncio.CancelledError):
+        await serving
+
+
+if __name__ == "__main__":
+    asyncio.run(_main())

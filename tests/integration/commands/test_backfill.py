@@ -1,0 +1,452 @@
+"""`backfill` against a real mongod and the fake CloudWatch: the set is the ledger's, the calls are the plan's."""
+
+import io
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from exporter.commands.backfill import command as command_module
+from exporter.commands.backfill.interruption import Interruption
+from exporter.commands.backfill.job import CALLS_AT_ONCE, Patience
+from exporter.commands.backfill.planner import Options
+from exporter.core.errors import ConfigError, OutboxLocked, StoreMisfit, StoreUnavailable
+from exporter.core.periods import DAY, HOUR, align, rfc3339, to_datetime
+from exporter.core.settings import Settings
+from exporter.demo.mongod import Mongod
+from exporter.storage.inventory import INVENTORY
+from exporter.storage.lease import BACKFILL, Lease
+from exporter.storage.mongo import Database
+from tests.fixtures.mongo import AuthMongod, connect
+from tests.fixtures.process import RunCommand
+from tests.helpers.expected_history import Member, Point, assert_true, points_of, truth
+from tests.helpers.exporter_process import COMMAND
+from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
+from tests.tools import backfill_crash_tests
+
+PERIOD = 300
+HEAL = 15 * 60
+REGIONS = ("eu-west-1", "us-east-1", "ap-south-1", "sa-east-1")
+QUICK = Patience(mongodb=1, lease=0.4, calls=(0.05, 0.1, 0.1))
+PLANNED = re.compile(r"^(?:all|\S+) +([\d,]+) +([\d,]+) +([\d,]+) +([\d,]+) +([\d.]+)$", re.MULTILINE)
+
+
+@dataclass
+class Room:
+    """One fleet with its history and its CloudWatch."""
+
+    settings: dict[str, Any]
+    database: Database
+    fake: FakeCloudWatch
+    folder: Path
+
+    async def fleet(self, count: int, *, regions: Sequence[str] = REGIONS[:1], age: int = 40 * DAY) -> list[Member]:
+        """Workers that have always run, in turn in each region; every fourth without an agent."""
+        created = align(int(time.time()), PERIOD) - age
+        members = [Member(f"w{k:03d}", instance_id(k), regions[k % len(regions)], created) for k in range(count)]
+        for k, member in enumerate(members):
+            self.fake.add(member.instance_id, member.region, agent=k % 4 != 3)
+        await self.database["workers"].insert_many([member.aggregate() for member in members])
+        return members
+
+    async def run(self, since: str = "1d", **options: Any) -> tuple[int, str, str]:  # noqa: ANN401  # Options' fields
+        """Run one backfill in this process: exit status, output, errors."""
+        out, err = io.StringIO(), io.StringIO()
+        begin = int(time.time()) - seconds_of(since)
+        wanted = Options(begin, since, **options)
+        status = await command_module.run(self.parsed, wanted, out, err, Interruption(), QUICK)
+        return status, out.getvalue(), err.getvalue()
+
+    @property
+    def parsed(self) -> Settings:
+        return Settings.model_validate(self.settings)
+
+    async def documents(self) -> list[dict[str, Any]]:
+        return await self.database["worker_metrics_timeseries"].find({}, {"_id": 0}).to_list(None)
+
+    async def points(self) -> list[Point]:
+        return points_of(await self.documents())
+
+    def command(self, *arguments: str) -> "subprocess.Popen[str]":
+        """The command as a process."""
+        file = self.folder / "config.yaml"
+        file.write_text(yaml.safe_dump(self.settings))
+        return subprocess.Popen(
+            [*COMMAND, "backfill", "--config.file", str(file), *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=self.folder,
+        )
+
+
+def seconds_of(text: str) -> int:
+    return int(text[:-1]) * {"d": DAY, "h": HOUR}[text[-1]]
+
+
+@pytest.fixture
+def room(mongod: Mongod, database: Database, fake_cloudwatch: FakeCloudWatch, tmp_path: Path) -> Room:
+    settings = {
+        "mongodb": {"uri": mongod.uri.replace("/?", f"/{database.name}?")},
+        "cloudwatch": {"endpoint_url": fake_cloudwatch.url},
+        "give_up": "10m",
+        "heal": "15m",
+        "data_dir": str(tmp_path / "data"),
+    }
+    return Room(settings, database, fake_cloudwatch, tmp_path)
+
+
+def planned(out: str) -> tuple[int, int, int, int, float]:
+    """Workers, periods missing, calls, metrics billed, dollars: the last row of the table."""
+    *whole, dollars = PLANNED.findall(out)[-1]
+    workers, periods, calls, metrics = (int(figure.replace(",", "")) for figure in whole)
+    return workers, periods, calls, metrics, float(dollars)
+
+
+def due(fake: FakeCloudWatch, members: Sequence[Member], out: str) -> set[Point]:
+    """The ledger of the plan's window."""
+    found = re.search(r"from (\S+Z) until (\S+Z)", out)
+    assert found, out
+    since, until = found.groups()
+    return {point for point in truth(fake, members, align(int(time.time()), PERIOD)) if since <= rfc3339(point[1]) < until}
+
+
+async def test_an_empty_history_becomes_the_ledger_by_the_calls_and_the_price_the_dry_run_told(room: Room) -> None:
+    members = await room.fleet(10, regions=REGIONS[:2])
+    status, dry, _ = await room.run("2d", dry_run=True)
+    assert (status, room.fake.metrics_billed, await room.documents()) == (0, 0, [])
+    status, out, _ = await room.run("2d")
+    assert status == 0
+    workers, periods, calls, metrics, dollars = planned(out)
+    assert planned(dry) == (workers, periods, calls, metrics, dollars)
+    assert (workers, calls, metrics) == (10, 2, 18)
+    assert periods == pytest.approx(10 * 573, abs=20)
+    assert (room.fake.calls["GetMetricData"], room.fake.metrics_billed) == (calls, metrics)
+    assert dollars == pytest.approx(metrics / 1000 * 0.01)
+    expected = due(room.fake, members, out)
+    assert assert_true(await room.documents(), expected, int(time.time())) == periods == len(expected)
+    assert f"{periods:,} samples written, 0 were there already, 0 periods empty; 2 calls, 0.00018 dollars." in out
+    assert all("status" not in one and "active_labs_count" not in one for one in await room.documents())
+
+
+async def test_a_whole_history_is_left_alone_and_costs_nothing(room: Room) -> None:
+    await room.fleet(3)
+    await room.run("8h")
+    before, billed = await room.documents(), room.fake.metrics_billed
+    status, out, _ = await room.run("6h")
+    assert (status, room.fake.metrics_billed, await room.documents()) == (0, billed, before)
+    assert out.startswith("Nothing to do: ")
+
+
+async def test_holes_are_filled_and_no_sample_that_is_there_changes_or_comes_twice(room: Room) -> None:
+    await room.fleet(4)
+    await room.run("12h")
+    history = room.database["worker_metrics_timeseries"]
+    before = await room.documents()
+    mine = sorted((one for one in before if one["worker_id"] == "w001"), key=lambda one: one["timestamp"])
+    changed = {**mine[20], "cpu_utilization": 99.5, "status": "running"}
+    await history.delete_many({"worker_id": "w001"})
+    await history.insert_many([dict(one) for one in (changed, *mine[21:40], *mine[60:])])
+    status, out, _ = await room.run("11h")
+    assert status == 0
+    assert planned(out)[:2] == (1, 20 + 20 - sum(one["timestamp"] < since_of(out) for one in mine))
+    expected = {key_of(one): one for one in before if one["worker_id"] != "w001" or one["timestamp"] >= since_of(out)}
+    expected[key_of(changed)] = changed
+    after = await room.documents()
+    assert len(after) == len(expected)
+    assert {key_of(one): one for one in after} == expected
+
+
+def key_of(document: dict[str, Any]) -> tuple[str, Any]:
+    return document["worker_id"], document["timestamp"]
+
+
+def since_of(out: str) -> Any:  # noqa: ANN401  # a datetime, as the documents' keys
+    found = re.search(r"from (\S+Z) until", out)
+    assert found, out
+    return datetime.fromisoformat(found[1])
+
+
+async def test_the_least_role_is_enough(room: Room, mongo_auth: AuthMongod) -> None:
+    members = await room.fleet(1)
+    name = f"least_{room.database.name}"
+    room.settings["mongodb"]["uri"] = mongo_auth.exporter_uri(name)
+    async with connect(mongo_auth.root_uri) as client:
+        await client[name]["workers"].insert_one(members[0].aggregate())
+        status, out, _ = await room.run("3h")
+        assert status == 0
+        assert await client[name]["worker_metrics_timeseries"].count_documents({}) == planned(out)[1]
+        await client.drop_database(name)
+
+
+async def test_a_dry_run_leaves_nothing_behind(room: Room) -> None:
+    await room.fleet(2)
+    await room.run(dry_run=True)
+    assert not (room.folder / "data").exists()
+    assert await room.database.list_collection_names() == ["workers"]
+
+
+async def test_cloudwatch_without_data_is_no_failure_and_nothing_is_invented(room: Room) -> None:
+    members = await room.fleet(3)
+    for member in members:
+        room.fake.change(member.instance_id, runs=((None, 0),))
+    status, out, _ = await room.run()
+    assert status == 0
+    assert await room.documents() == []
+    assert re.search(r"^0 samples written, 0 were there already, (\d+) periods empty", out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("mode", ["cut", "trunc", "partial", "throttle", "internal"])
+async def test_calls_that_fail_once_are_asked_again_until_the_set_is_the_ledger(room: Room, mode: str) -> None:
+    members = await room.fleet(4, regions=REGIONS[:2])
+    room.fake.fault("GetMetricData", mode, 2)
+    status, out, err = await room.run("6h")
+    assert (status, err) == (0, "")
+    expected = due(room.fake, members, out)
+    assert assert_true(await room.documents(), expected, int(time.time())) == len(expected)
+
+
+async def test_what_cloudwatch_never_answers_is_left_undone_and_the_next_run_asks_that_alone(room: Room) -> None:
+    members = await room.fleet(8, regions=REGIONS[:2])
+    room.fake.fault("GetMetricData", "access_denied", 99, region=REGIONS[1])
+    status, out, err = await room.run("6h")
+    assert status == 1
+    assert re.search(
+        r"^Incomplete: 1 call and \d+ periods are left, .*GetMetricData is not allowed.* Run it again\.$", err, re.M
+    )
+    assert {one["region"] for one in await room.documents()} == {REGIONS[0]}
+    room.fake.clear()
+    room.fake.reset()
+    status, again, _ = await room.run("6h")
+    assert status == 0
+    assert "1 call left" in again
+    assert {region: calls["GetMetricData"] for region, calls in room.fake.counters()["by_region"].items()} == {REGIONS[1]: 1}
+    expected = due(room.fake, members, out)
+    assert assert_true(await room.documents(), expected, int(time.time())) == len(expected)
+
+
+async def test_of_a_partial_answer_only_the_unanswered_metrics_are_asked_again(room: Room) -> None:
+    """The fake's partial mode marks every metric, so the plan's metrics are billed twice and no more."""
+    await room.fleet(4)
+    room.fake.fault("GetMetricData", "partial", 1)
+    _, out, _ = await room.run("6h")
+    assert room.fake.metrics_billed == 2 * planned(out)[3]
+
+
+async def test_a_replaced_and_a_stopped_instance_are_asked_for_the_time_they_ran(room: Room) -> None:
+    """The inventory saw w run on i-a, then on i-b; in between nobody looked, and both were up for an hour."""
+    now = align(int(time.time()), PERIOD)
+    switch, stop = now - 10 * HOUR, now - 3 * HOUR
+    room.fake.add("i-0a", runs=[(None, switch + HOUR)])
+    room.fake.add("i-0b", runs=[(switch, stop)])
+    member = Member("w", "i-0b", REGIONS[0], now - 2 * DAY)
+    await room.database["workers"].insert_one(member.aggregate(status="stopped"))
+    sightings = [
+        {"id": "i-0a", "region": REGIONS[0], "from": to_datetime(now - 2 * DAY), "to": to_datetime(switch)},
+        {"id": "i-0b", "region": REGIONS[0], "from": to_datetime(switch + HOUR), "to": to_datetime(now)},
+    ]
+    await room.database[INVENTORY].insert_one(entry_of("w", sightings, now))
+    status, out, _ = await room.run("1d")
+    assert status == 0
+    assert planned(out)[3] == 4
+    ledger = room.fake.ledger(now - DAY, now)
+    expected = set()
+    for at in range(now - DAY, now, PERIOD):
+        running = "i-0b" if at >= switch else "i-0a"  # the newer one wins
+        if (running, "cpu", at) in ledger:
+            expected.add(("w", at, ledger[running, "cpu", at], ledger[running, "memory", at]))
+    found = {point for point in await room.points() if point[1] >= now - DAY}
+    assert found == {point for point in expected if point[1] >= min(at for _, at, _, _ in found)}
+    assert len(found) >= (21 * HOUR) // PERIOD - 1
+    assert max(at for _, at, _, _ in found) == stop - PERIOD
+
+
+async def test_a_worker_that_is_gone_is_filled_until_it_was_last_seen(room: Room) -> None:
+    now = align(int(time.time()), PERIOD)
+    room.fake.add("i-0a")
+    seen = now - 5 * HOUR + 7
+    sightings = [{"id": "i-0a", "region": REGIONS[0], "from": to_datetime(now - DAY), "to": to_datetime(seen)}]
+    await room.database[INVENTORY].insert_one(entry_of("gone", sightings, seen, created_at=to_datetime(now - 8 * HOUR)))
+    await room.fleet(1)
+    status, _, _ = await room.run("1d", workers=("gone",))
+    assert status == 0
+    starts = sorted(at for worker, at, _, _ in await room.points() if worker == "gone")
+    assert starts == list(range(now - 8 * HOUR, align(seen, PERIOD) + PERIOD, PERIOD))
+    assert {worker for worker, _, _, _ in await room.points()} == {"gone"}
+
+
+def entry_of(worker_id: str, instances: list[dict[str, Any]], last_seen: int, **more: object) -> dict[str, Any]:
+    return {
+        "_id": worker_id,
+        "worker_id": worker_id,
+        "region": REGIONS[0],
+        "status": "running",
+        "first_seen": to_datetime(last_seen),
+        "last_seen": to_datetime(last_seen),
+        "instances": instances,
+        **more,
+    }
+
+
+async def test_a_malformed_instance_id_costs_nobody_else_a_sample(room: Room) -> None:
+    members = await room.fleet(5)
+    bad = [{**members[0].aggregate(), "_id": f"bad{n}", "aws_instance_id": f"not-an-instance-{n}"} for n in range(2)]
+    await room.database["workers"].insert_many(bad)
+    status, out, err = await room.run("6h")
+    assert (status, err) == (0, "")
+    assert "Skipped as no instance ids: not-an-instance-0, not-an-instance-1." in out
+    expected = due(room.fake, members, out)
+    assert assert_true(await room.documents(), expected, int(time.time())) == len(expected)
+
+
+async def test_beyond_the_retention_nothing_is_filled_and_a_sentence_says_so(room: Room) -> None:
+    room.settings["mongodb"]["retention"] = "1d"
+    await room.fleet(1)
+    _, out, _ = await room.run("3d", dry_run=True)
+    assert planned(out)[1] == pytest.approx(285, abs=2)
+    assert "The history keeps samples for 1d: nothing before" in out
+
+
+@pytest.mark.parametrize("since", ["words", "0d", "2999-01-01T00:00:00Z"])
+def test_a_since_that_is_no_past_time_is_a_wrong_command_line(run_command: RunCommand, since: str) -> None:
+    done = run_command("backfill", "--since", since)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("cml-worker-exporter backfill: error: argument --since: ")
+
+
+async def test_a_since_within_heal_is_nothing_to_do(room: Room) -> None:
+    await room.fleet(1)
+    room.settings["heal"] = "2h"
+    status, out, _ = await room.run("1h")
+    assert status == 0
+    assert out.startswith("Nothing to do: ")
+    assert out.endswith("The last 2h (heal) are filled by `serve` itself.\n")
+
+
+async def test_an_unknown_worker_no_history_and_no_cloudwatch_are_refused_each_in_a_sentence(room: Room) -> None:
+    await room.fleet(1)
+    with pytest.raises(ConfigError, match="--worker: 'w999' is neither among the aggregates nor in the inventory"):
+        await room.run(workers=("w999",))
+    for section, key, value, sentence in [
+        ("cloudwatch", "enabled", False, "cloudwatch.enabled is false"),
+        ("mongodb", "history", None, "mongodb.history is null"),
+    ]:
+        room.settings[section] = {**room.settings[section], key: value}
+        with pytest.raises(ConfigError, match=sentence):
+            await room.run()
+
+
+async def test_a_history_of_another_period_is_refused_by_the_dry_run_too(room: Room) -> None:
+    await room.fleet(1)
+    await room.run("4h")
+    room.settings["period"] = "1m"
+    for dry_run in (True, False):
+        with pytest.raises(StoreMisfit, match="holds samples of 5m, but period is 1m"):
+            await room.run("3h", dry_run=dry_run)
+
+
+async def test_a_plan_that_costs_too_much_is_refused_before_anything_is_asked(room: Room) -> None:
+    await room.fleet(4)
+    with pytest.raises(
+        ConfigError, match=r"costs 0\.0001 dollars, more than --max-usd 1e-05 allows; agree with a higher --max-usd"
+    ):
+        await room.run(max_usd=0.00001)
+    room.settings["cloudwatch"]["max_usd_per_day"] = 0.00002
+    with pytest.raises(ConfigError, match=r"cloudwatch\.max_usd_per_day \(2e-05\)"):
+        await room.run()
+    assert room.fake.metrics_billed == 0
+    status, _, _ = await room.run(max_usd=0.01)
+    assert status == 0
+
+
+# -- two at once, interruptions ----------------------------------------------------------------------------------------
+
+
+async def test_of_two_backfills_on_one_machine_the_second_is_told(room: Room) -> None:
+    await room.fleet(2)
+    room.fake.latency = 0.3
+    first = room.command("--since", "6h")
+    wait_for(lambda: room.fake.calls["ListMetrics"] > 0)
+    with pytest.raises(OutboxLocked, match=f"another backfill is running here; .*process id {first.pid}"):
+        await room.run("6h")
+    assert ended(first)[0] == 0
+
+
+async def test_of_two_backfills_on_two_machines_the_second_is_told(room: Room) -> None:
+    await room.fleet(1)
+    lease = Lease(room.database, owner="another machine", name=BACKFILL)
+    assert await lease.acquire_or_renew()
+    with pytest.raises(StoreUnavailable, match="another backfill or a purge is writing old samples"):
+        await room.run("6h")
+    assert room.fake.metrics_billed == 0
+    await lease.release()
+    status, _, _ = await room.run("6h")
+    assert status == 0
+
+
+async def test_sigterm_ends_it_with_130_keeps_what_was_asked_and_the_same_command_goes_on(room: Room) -> None:
+    members = await room.fleet(12, regions=REGIONS)
+    room.fake.latency = 0.6
+    process = room.command("--since", "1d")
+    wait_for(lambda: room.fake.calls["GetMetricData"] >= CALLS_AT_ONCE)
+    process.send_signal(signal.SIGTERM)
+    status, out, err = ended(process)
+    assert status == 130
+    assert re.search(r"^Interrupted: 1 call and [\d,]+ periods are left, [\d,]+ samples wait; run the same command", err, re.M)
+    assert room.fake.calls["GetMetricData"] == CALLS_AT_ONCE
+    room.fake.latency = 0
+    status, again, _ = await room.run("1d")
+    assert status == 0
+    assert "1 call left" in again
+    assert (room.fake.calls["GetMetricData"], room.fake.metrics_billed) == planned(out)[2:4]
+    expected = due(room.fake, members, out)
+    assert assert_true(await room.documents(), expected, int(time.time())) == len(expected)
+
+
+async def test_other_parameters_replace_an_unfinished_plan_once_its_samples_are_written(room: Room) -> None:
+    await room.fleet(12, regions=REGIONS)
+    room.fake.latency = 0.6
+    process = room.command("--since", "1d")
+    wait_for(lambda: room.fake.calls["GetMetricData"] >= CALLS_AT_ONCE)
+    process.send_signal(signal.SIGINT)
+    assert ended(process)[0] == 130
+    room.fake.latency = 0
+    status, out, _ = await room.run("20h", workers=("w003",))
+    assert status == 0
+    assert re.search(r"^The interrupted plan of \S+ was for --since 1d into \S+ .*; it is replaced by a new one\.$", out, re.M)
+    kept = {point[0] for point in await room.points()}
+    assert "w003" in kept
+    assert len(kept) >= 9
+
+
+async def test_killed_twice_with_a_live_exporter_beside_it_the_set_is_the_ledger(tmp_path: Path, aws_credentials: None) -> None:
+    """Calls made = the plan's, plus at each kill those that were under way: asked, but their answer not yet in the journal."""
+    options = backfill_crash_tests.Options(workers=16, days=2, regions=4, latency=0.4)
+    figures = await backfill_crash_tests.run(options, tmp_path, say=print)
+    assert figures.kills == 2
+    assert figures.calls == figures.planned_calls + figures.under_way
+    assert figures.under_way <= 2 * CALLS_AT_ONCE
+    assert figures.samples == figures.ledger > 8000
+
+
+def wait_for(condition: Callable[[], object], within: float = 15) -> None:
+    deadline = time.monotonic() + within
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.02)
+
+
+def ended(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=30)
+    print(out, err, file=sys.stderr)
+    return process.returncode, out, err

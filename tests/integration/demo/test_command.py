@@ -1,0 +1,371 @@
+"""The demo as a whole: what the fake AWS really answers, and that nothing outlives the demo however it ends."""
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+from urllib.request import urlopen
+
+import boto3
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from pymongo import MongoClient
+
+from exporter.core.errors import ConfigError
+from exporter.core.model import METRICS, MetricName
+from exporter.core.periods import HOUR, MINUTE, align, to_datetime
+from exporter.demo import prometheus
+from exporter.demo.aws import SERIES, FakeAws
+from exporter.demo.command import run, with_database
+from exporter.demo.fleet import PERIOD, World, dimension_sets, fleet, published, status
+from exporter.demo.folder import ENDPOINTS, LOCK, OUTBOX, WORLD, ledger, open_world
+from exporter.demo.mongod import Mongod
+from tests.conftest import missing
+from tests.fixtures.mongo import need_mongod
+from tests.helpers.ports import free_port
+
+Ledger = dict[tuple[str, MetricName, int], float]
+PATIENCE = 60
+HISTORY_QUERY = list(prometheus.QUERIES)[-1]
+WAITS_FOR_EVER = (sys.executable, "-c", "import time; time.sleep(600)")
+"""In the place of the exporter: the demo stays in its start-up."""
+RUN = """
+import asyncio, sys
+from pathlib import Path
+from exporter.demo import command as demo
+directory, listen, *command = sys.argv[1:]
+sys.exit(asyncio.run(demo.run(Path(directory), fresh=False, listen=listen, command=command)))
+"""
+
+
+class Family:
+    """A process and its descendants, found by a mark in their environment even when their parent is gone."""
+
+    def __init__(self, command: list[str], directory: Path) -> None:
+        self.mark = f"DEMO_TEST={uuid.uuid4()}"
+        name, _, text = self.mark.partition("=")
+        environment = {key: value for key, value in os.environ.items() if key != "MONGODB_URI"} | {name: text}
+        self.log = directory.with_suffix(".log")
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+
+    def members(self) -> dict[int, str]:
+        """The living ones: process id → command line."""
+        found = {}
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                if self.mark.encode() in (entry / "environ").read_bytes():
+                    found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except OSError:
+                continue  # it ended meanwhile
+        return found
+
+    def children(self) -> dict[int, str]:
+        assert self.process.poll() is None, self.log.read_text()
+        return {pid: line for pid, line in self.members().items() if pid != self.process.pid}
+
+    def ends(self) -> int:
+        """Wait for the end of all and return the status of the first."""
+        returned = self.process.wait(PATIENCE)
+        wait_for(lambda: not self.members(), lambda: f"still alive: {self.members()}")
+        return returned
+
+    def kill(self) -> None:
+        for pid in self.members():
+            os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def wait_for(condition: Callable[[], bool], otherwise: Callable[[], str]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, otherwise()
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[[list[str]], Family]]:
+    families: list[Family] = []
+
+    def begin(command: list[str]) -> Family:
+        families.append(Family(command, tmp_path / "demo"))
+        return families[-1]
+
+    yield begin
+    for family in families:
+        family.kill()
+
+
+def held_by(url: str, world: World, begin: int, end: int) -> Ledger:
+    """Everything the fake CloudWatch answers about the fleet, over HTTP; series of one metric must agree."""
+    held: Ledger = {}
+    for region in {worker.region for worker in fleet(world)}:
+        queries: list[Any] = []
+        keys: dict[str, tuple[str, MetricName]] = {}
+        for worker in (worker for worker in fleet(world) if worker.region == region):
+            for metric in METRICS:
+                for dimensions in dimension_sets(worker, metric):
+                    keys[f"q{len(queries)}"] = (worker.instance_id, metric)
+                    queries.append(query(f"q{len(queries)}", metric, dimensions))
+        client = client_of(url, region)
+        answer = client.get_metric_data(MetricDataQueries=queries, StartTime=to_datetime(begin), EndTime=to_datetime(end))
+        client.close()
+        for result in answer["MetricDataResults"]:
+            assert result["StatusCode"] == "Complete"
+            for at, value in zip(result["Timestamps"], result["Values"], strict=True):
+                assert held.setdefault((*keys[result["Id"]], int(at.timestamp())), value) == value
+    return held
+
+
+def query(name: str, metric: MetricName, dimensions: Any) -> Any:  # noqa: ANN401  # boto3's shape
+    namespace, metric_name = SERIES[metric]
+    pairs = [{"Name": key, "Value": value} for key, value in dimensions]
+    meant = {"Namespace": namespace, "MetricName": metric_name, "Dimensions": pairs}
+    return {"Id": name, "MetricStat": {"Metric": meant, "Period": PERIOD, "Stat": "Average"}}
+
+
+def client_of(url: str, region: str) -> Any:  # noqa: ANN401  # boto3 makes its clients at run time
+    return boto3.client(
+        "cloudwatch", region_name=region, endpoint_url=url, aws_access_key_id="demo", aws_secret_access_key="demo"
+    )
+
+
+@pytest.fixture
+def world() -> World:
+    return World(seed=3, start=int(time.time()))
+
+
+@pytest.fixture
+def aws(world: World) -> Iterator[tuple[FakeAws, str]]:
+    fake = FakeAws(world)
+    fake.publish(world.start)
+    yield fake, fake.start()
+    fake.stop()
+
+
+def test_the_fake_cloudwatch_answers_with_exactly_the_ledger(world: World, aws: tuple[FakeAws, str]) -> None:
+    begin, end = align(world.start, PERIOD) - 25 * HOUR, align(world.start, PERIOD)
+    before = time.process_time()
+    held = held_by(aws[1], world, begin, end)
+    assert time.process_time() - before < 3  # CPU of both sides: 0.7 s; without an index of the series 6 s
+    assert held == published(world, begin, end, world.start)
+    assert len(held) > 5000
+
+
+def test_each_period_is_published_once_when_it_is_due(world: World, aws: tuple[FakeAws, str]) -> None:
+    later = world.start + 20 * MINUTE
+    assert aws[0].publish(world.start) == 0
+    new = sum(aws[0].publish(now) for now in range(world.start, later + 1, 5))
+    before, after = (published(world, 0, now, now) for now in (world.start, later))
+    assert new == len(after) - len(before)
+    begin = align(world.start, PERIOD) - HOUR
+    assert held_by(aws[1], world, begin, later) == published(world, begin, later, later)
+
+
+def test_a_restarted_fake_cloudwatch_holds_the_same_and_what_it_missed(world: World, aws: tuple[FakeAws, str]) -> None:
+    begin, end = align(world.start, PERIOD) - 6 * HOUR, align(world.start, PERIOD)
+    before = held_by(aws[1], world, begin, end)
+    aws[0].stop()
+    again, later = FakeAws(world), world.start + 3 * HOUR
+    again.publish(later)
+    url = again.start()
+    try:
+        after = held_by(url, world, begin, later)
+    finally:
+        again.stop()
+        aws[0].start()
+    assert before.items() <= after.items()
+    assert after == published(world, begin, later, later)
+
+
+def test_the_fake_cloudwatch_lists_each_series_once_and_tells_the_time(world: World, aws: tuple[FakeAws, str]) -> None:
+    client = client_of(aws[1], "us-east-1")
+    answer = client.list_metrics(Namespace="CWAgent", MetricName="mem_used_percent", RecentlyActive="PT3H")
+    client.close()
+    listed = [tuple((part["Name"], part["Value"]) for part in metric["Dimensions"]) for metric in answer["Metrics"]]
+    running = [worker for worker in fleet(world) if worker.region == "us-east-1" and worker.agent and worker.stopped_at is None]
+    assert sorted(listed) == sorted(dimensions for worker in running for dimensions in dimension_sets(worker, "memory"))
+    date = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+    assert abs((date - datetime.now(UTC)).total_seconds()) < 5
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("moment", ["/bin/sh -c read", " ".join(WAITS_FOR_EVER)], ids=["mongod", "exporter"])
+def test_nothing_outlives_a_demo_ended_while_it_starts(
+    start: Callable[[list[str]], Family], tmp_path: Path, how: signal.Signals, moment: str
+) -> None:
+    need_mongod()
+    family = start([sys.executable, "-c", RUN, str(tmp_path / "demo"), f"127.0.0.1:{free_port()}", *WAITS_FOR_EVER])
+    wait_for(lambda: any(line.startswith(moment) for line in family.children().values()), family.log.read_text)
+    family.process.send_signal(how)
+    assert family.ends() == (0 if how != signal.SIGKILL else -signal.SIGKILL)
+    assert not (tmp_path / "demo" / ENDPOINTS).exists()
+
+
+def test_an_exporter_that_ends_by_itself_ends_the_demo(start: Callable[[list[str]], Family], tmp_path: Path) -> None:
+    need_mongod()
+    quitter = (sys.executable, "-c", "import sys; sys.exit(3)")
+    family = start([sys.executable, "-c", RUN, str(tmp_path / "demo"), f"127.0.0.1:{free_port()}", *quitter])
+    assert family.ends() == 1
+    assert "the exporter ended by itself with status 3" in family.log.read_text()
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*"))
+
+
+async def test_a_taken_port_leaves_nothing_behind(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(ConfigError, match=f"cannot listen on {listen} .* choose another port with --port"):
+            await run(tmp_path / "demo", fresh=False, listen=listen)
+    assert not names(tmp_path)
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+async def test_a_folder_that_is_no_demos_is_left_alone(tmp_path: Path, fresh: bool) -> None:
+    (tmp_path / "exporter").mkdir()
+    (tmp_path / "exporter" / "thesis.txt").write_text("irreplaceable")
+    with pytest.raises(ConfigError, match="is not empty and no demo's; name another folder with --dir"):
+        await run(tmp_path, fresh=fresh, listen=f"127.0.0.1:{free_port()}")
+    assert names(tmp_path) == ["exporter", "thesis.txt"]
+
+
+async def test_a_database_that_is_no_demos_is_left_alone(
+    tmp_path: Path, mongod: Mongod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"test_{uuid.uuid4().hex}"
+    monkeypatch.setenv("MONGODB_URI", f"mongodb://127.0.0.1:{mongod.port}/{name}")
+    with MongoClient[dict[str, Any]](mongod.uri) as client:
+        client[name]["workers"].insert_one({"_id": "real"})
+        try:
+            for fresh in (False, True):
+                with pytest.raises(ConfigError, match=f"database {name} is not empty and no demo's"):
+                    await run(tmp_path / "demo", fresh=fresh, listen=f"127.0.0.1:{free_port()}")
+            assert list(client[name]["workers"].find()) == [{"_id": "real"}]
+        finally:
+            client.drop_database(name)
+
+
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [
+        ("mongodb://db/", "mongodb://db/cml_demo"),
+        ("mongodb://a:1,b:2/?replicaSet=rs", "mongodb://a:1,b:2/cml_demo?replicaSet=rs"),
+        ("mongodb://db/mine?tls=true", "mongodb://db/mine?tls=true"),
+        ("mongodb://u:p%40@db/", "mongodb://u:p%40@db/cml_demo?authSource=admin"),
+        ("mongodb://u:p@db/?tls=true", "mongodb://u:p@db/cml_demo?tls=true&authSource=admin"),
+        ("mongodb://u:p@db/?authSource=users", "mongodb://u:p@db/cml_demo?authSource=users"),
+    ],
+)
+def test_a_database_of_its_own_is_used_where_the_uri_names_none(given: str, used: str) -> None:
+    assert with_database(given) == used
+
+
+async def test_a_second_demo_in_the_same_folder_is_refused(tmp_path: Path) -> None:
+    with (tmp_path / LOCK).open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match="another demo runs in"):
+            await run(tmp_path, fresh=True, listen=f"127.0.0.1:{free_port()}")
+
+
+def test_fresh_removes_what_the_demo_made_and_nothing_else(tmp_path: Path) -> None:
+    first = open_world(tmp_path, fresh=False)
+    assert open_world(tmp_path, fresh=False) == first
+    (tmp_path / OUTBOX).mkdir()
+    (tmp_path / OUTBOX / "outbox.sqlite").write_text("")
+    (tmp_path / ENDPOINTS).write_text("{}")
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / WORLD).write_text('{"seed": 1, "start": 1}')
+    assert open_world(tmp_path, fresh=True).start >= first.start
+    assert names(tmp_path) == sorted([WORLD, "notes.txt"])
+
+
+def test_a_damaged_world_names_the_way_out(tmp_path: Path) -> None:
+    (tmp_path / WORLD).write_text("{")
+    with pytest.raises(ConfigError, match=r"cml-demo.json is damaged; start over with --fresh"):
+        open_world(tmp_path, fresh=False)
+
+
+def test_the_ledger_of_a_folder_that_is_no_demos_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is no folder of a demo"):
+        ledger(tmp_path, 0, 1)
+
+
+def test_the_demo_runs_restarts_with_the_same_values_and_leaves_nothing(
+    start: Callable[[list[str]], Family], tmp_path: Path
+) -> None:
+    need_mongod()
+    directory = tmp_path / "demo"
+    command = [sys.executable, "-m", "exporter.cli", "demo", "--dir", str(directory), "--port", "0"]
+
+    family = start(command)
+    endpoints = up(family, directory)
+    if shutil.which("prometheus") is None:
+        missing("prometheus", prometheus.INSTALL)
+    assert set(endpoints) == {"exporter", "mongodb", "aws", "prometheus"}
+    world = World(**json.loads((directory / WORLD).read_text()))
+    begin, end = align(int(time.time()), PERIOD) - 24 * HOUR, align(int(time.time()), PERIOD) - PERIOD
+    before = held_by(endpoints["aws"], world, begin, end)
+    assert before == ledger(directory, begin, end)
+    wait_for(
+        lambda: not missing_gauges(endpoints["exporter"], world),
+        lambda: f"{missing_gauges(endpoints['exporter'], world)} {family.log.read_text()}",
+    )
+    with MongoClient[dict[str, Any]](endpoints["mongodb"]) as client:
+        assert client.get_default_database()["workers"].count_documents({}) == 12
+
+    # Prometheus scrapes the exporter, and the last of the queries worth trying reads the history of the day before.
+    for query in ("cml_worker_cpu_utilization_ratio", prometheus.QUERIES[HISTORY_QUERY]):
+        wait_for(lambda query=query: len(asked(endpoints["prometheus"], query)) >= 9, family.log.read_text)  # type: ignore[misc]
+
+    family.process.send_signal(signal.SIGTERM)
+    assert family.ends() == 0, family.log.read_text()
+    assert not (directory / ENDPOINTS).exists()
+
+    family = start(command)
+    endpoints = up(family, directory)
+    assert held_by(endpoints["aws"], world, begin, end) == before
+    family.process.kill()
+    family.ends()
+
+
+def up(family: Family, directory: Path) -> dict[str, str]:
+    path = directory / ENDPOINTS
+    wait_for(lambda: path.exists() or family.process.poll() is not None, family.log.read_text)
+    assert path.exists(), family.log.read_text()
+    endpoints: dict[str, str] = json.loads(path.read_text())
+    with urlopen(endpoints["exporter"] + "/-/ready", timeout=5) as response:
+        assert response.status == 200
+    return endpoints
+
+
+def asked(url: str, query: str) -> list[Any]:
+    with urlopen(f"{url}/api/v1/query?{urlencode({'query': query})}", timeout=20) as response:
+        result: list[Any] = json.loads(response.read())["data"]["result"]
+        return result
+
+
+def missing_gauges(url: str, world: World) -> set[tuple[str, str]]:
+    """What /metrics lacks, as (gauge, worker): cpu of every worker that has run for a while, memory where there is an agent."""
+    with urlopen(url + "/metrics", timeout=5) as response:
+        families = list(text_string_to_metric_families(response.read().decode()))
+    shown = {(sample.name, sample.labels.get("worker_id", "")) for family in families for sample in family.samples}
+    now = int(time.time())
+    running = [w for w in fleet(world) if all(status(w, now - age) == "running" for age in range(0, 20 * MINUTE, MINUTE))]
+    assert len(running) >= 9
+    wanted = {("cml_worker_cpu_utilization_ratio", worker.id) for worker in running}
+    wanted |= {("cml_worker_memory_utilization_ratio", worker.id) for worker in running if worker.agent}
+    return wanted - shown

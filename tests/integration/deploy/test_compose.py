@@ -1,0 +1,570 @@
+"""The stack's parts that can run without Docker, run: the compose file, MongoDB's users, the demo's services, the package."""
+
+import asyncio
+import fnmatch
+import http.server
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from bson import json_util
+from pymongo import MongoClient
+from pymongo.errors import OperationFailure
+
+from deploy import check_stack
+from exporter.demo import past
+from exporter.demo.services import WORKERS, shared_world
+from exporter.storage.privileges import least_role
+from tests.conftest import missing
+from tests.fixtures.mongo import AuthMongod, connect
+from tests.fixtures.process import RunExporter
+from tests.fixtures.prometheus import RunPrometheus
+from tests.helpers.ports import free_port
+
+ROOT = Path(__file__).parents[3]
+SERVICES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+NEEDED = ("GRAFANA_ADMIN_PASSWORD", "MONGODB_ROOT_PASSWORD", "MONGODB_EXPORTER_PASSWORD")
+DATABASE = "cml_cloud_manager"
+
+Composed = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session")
+def composed() -> Composed:
+    """`docker compose config` with an env file: Compose 2 where Docker has it, else Debian's docker-compose."""
+    plugin = shutil.which("docker") and subprocess.run(["docker", "compose", "version"], capture_output=True, check=False)
+    command = ["docker", "compose"] if plugin and plugin.returncode == 0 else ["docker-compose"]
+    if not shutil.which(command[0]):
+        missing("docker-compose", "apt-get install docker-compose")
+
+    def config(env: Path, *words: str) -> "subprocess.CompletedProcess[str]":
+        command_line = [*command, "--file", str(ROOT / "docker-compose.yml"), "--env-file", str(env), *words, "config"]
+        # Nothing of the machine's own environment fills a variable in.
+        kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+        return subprocess.run(command_line, env=kept, capture_output=True, text=True, timeout=60, check=False)
+
+    return config
+
+
+@pytest.fixture
+def env(tmp_path: Path) -> Path:
+    """A new .env, as docs/deploy.md makes it."""
+    file = tmp_path / "env"
+    subprocess.run([ROOT / "deploy" / "new-env", file], check=True)
+    return file
+
+
+# -- the compose file --------------------------------------------------------------------------------------------------
+
+
+def test_the_compose_file_is_valid_with_a_new_env(composed: Composed, env: Path) -> None:
+    done = composed(env, "--profile", "demo")
+    assert done.returncode == 0, done.stderr
+    services = yaml.safe_load(done.stdout)["services"]
+    assert set(services) == set(SERVICES)
+    given = check_stack.read_env(env)
+    assert services["grafana"]["environment"]["GF_SECURITY_ADMIN_PASSWORD"] == given["GRAFANA_ADMIN_PASSWORD"]
+    exporter = services["exporter"]["environment"]
+    assert exporter["CML_EXPORTER_CLOUDWATCH__ENDPOINT_URL"] == given["CML_EXPORTER_CLOUDWATCH__ENDPOINT_URL"]
+    assert not exporter.get("CML_EXPORTER_PERIOD")  # left to the exporter where .env has none
+    assert "WARN" not in done.stderr.upper(), done.stderr
+
+
+def test_the_demo_is_no_part_of_the_stack_without_its_profile(composed: Composed, env: Path) -> None:
+    text = env.read_text()
+    env.write_text(re.sub(r"(?m)^(CML_EXPORTER_|AWS_|MONGODB_DEMO_).*\n", "", text))
+    done = composed(env)
+    assert done.returncode == 0, done.stderr
+    running = {name for name, each in yaml.safe_load(done.stdout)["services"].items() if not each.get("profiles")}
+    assert running == set(SERVICES) - {"fake-aws", "simulator"}
+
+
+@pytest.mark.parametrize("name", NEEDED)
+def test_without_a_password_nothing_starts_and_the_message_says_the_way_out(composed: Composed, env: Path, name: str) -> None:
+    env.write_text(re.sub(rf"(?m)^{name}=.*$", f"{name}=", env.read_text()))
+    done = composed(env)
+    assert done.returncode != 0
+    assert name in done.stderr
+    assert "make .env by deploy/new-env" in done.stderr
+
+
+def test_every_new_env_has_passwords_of_its_own_and_all_else_of_the_example(env: Path, tmp_path: Path) -> None:
+    subprocess.run([ROOT / "deploy" / "new-env", "other"], check=True, cwd=tmp_path)
+    example = (ROOT / ".env.example").read_text().splitlines()
+    passwords = set()
+    lines = [file.read_text().splitlines() for file in (env, tmp_path / "other")]
+    for mine, others, plain in zip(*lines, example, strict=True):
+        if re.fullmatch(r"\w+_PASSWORD=", plain):
+            assert re.fullmatch(re.escape(plain) + "[0-9a-f]{48}", mine)
+            passwords |= {mine.partition("=")[2], others.partition("=")[2]}
+        else:
+            assert mine == others == plain
+    assert len(passwords) == 2 * 4
+
+
+def test_a_new_env_is_for_its_owner_only_and_never_takes_the_place_of_another(tmp_path: Path) -> None:
+    (tmp_path / "deploy").mkdir()
+    for name in ("deploy/new-env", ".env.example"):
+        shutil.copy(ROOT / name, tmp_path / name)
+
+    def made() -> "subprocess.CompletedProcess[str]":
+        command = ["sh", "-c", 'umask 000; exec "$0"', str(tmp_path / "deploy" / "new-env")]
+        return subprocess.run(command, cwd="/", capture_output=True, text=True, check=False)
+
+    file = tmp_path / ".env"
+    assert made().returncode == 0
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert file.read_text().endswith("\n")
+    before = file.read_text()
+    again = made()
+    assert again.returncode == 1
+    assert ".env is there already" in again.stderr
+    assert len(again.stderr.splitlines()) == 1
+    assert file.read_text() == before
+    file.unlink()
+    file.symlink_to(tmp_path / "elsewhere")
+    assert made().returncode == 1
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_prometheus_takes_the_flags_of_the_stack(run_prometheus: RunPrometheus) -> None:
+    words = [word.replace("${PROMETHEUS_RETENTION:-30d}", "30d") for word in SERVICES["prometheus"]["command"]]
+    flags = [word for word in words if not word.startswith(("--config.file", "--storage.tsdb.path", "--web.external-url"))]
+    assert flags == ["--storage.tsdb.retention.time=30d"]
+    answer = run_prometheus({}, *flags).http.get("/api/v1/status/flags").json()["data"]
+    assert answer["storage.tsdb.retention.time"] == "30d"
+    assert all(word.removeprefix("--").partition("=")[0] in answer for word in words)
+
+
+# -- MongoDB's users ---------------------------------------------------------------------------------------------------
+
+_SHELL = """
+// As much of mongosh as the script uses; each command goes to a real MongoDB, by way of the test.
+const { execFileSync } = require("child_process");
+const [script, url] = process.argv.slice(2);
+const ask = "fetch(process.argv[1], {method: 'POST', body: process.argv[2]}).then(r => r.text()).then(t => console.log(t))";
+const runCommand = (name) => (command) =>
+  JSON.parse(execFileSync(process.execPath, ["-e", ask, url + name, JSON.stringify(command)]));
+globalThis.db = { getSiblingDB: (name) => ({ runCommand: runCommand(name) }) };
+require("vm").runInThisContext(require("fs").readFileSync(script, "utf8"));
+"""
+
+
+class Users:
+    """The stack's database, under another name that no other test has, and the init script to be run on it."""
+
+    def __init__(self, node: str, folder: Path, mongod: AuthMongod, client: "MongoClient[dict[str, Any]]") -> None:
+        self.database = f"test_{uuid.uuid4().hex}"
+        self.client = client
+        self._node, self._folder, self._mongod = node, folder, mongod
+        (folder / "shell.js").write_text(_SHELL)
+        script = (ROOT / "deploy" / "mongodb" / "users.js").read_text()
+        assert script.count(f'"{DATABASE}"') == 1
+        (folder / "users.js").write_text(script.replace(DATABASE, self.database))
+
+    def make(self, **passwords: str) -> str:
+        """Run the script, as the image of MongoDB does, and return what it says when it fails."""
+        client = self.client
+
+        class Bridge(http.server.BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                command = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                answer = json_util.dumps(client[self.path[1:]].command(command)).encode()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(answer)))
+                self.end_headers()
+                self.wfile.write(answer)
+
+            def log_message(self, format: str, *args: object) -> None:
+                """Say nothing."""
+
+        with serving(Bridge) as port:
+            command = [self._node, "shell.js", "users.js", f"http://127.0.0.1:{port}/"]
+            environment = {**os.environ, **passwords}
+            done = subprocess.run(
+                command, cwd=self._folder, env=environment, stderr=subprocess.PIPE, text=True, timeout=60, check=False
+            )
+        assert done.returncode == 0 or done.stderr
+        return done.stderr
+
+    def uri(self, user: str, password: str) -> str:
+        return self._mongod.uri(user, password, self.database)
+
+    def names(self) -> set[str]:
+        return {each["user"] for each in self.client[self.database].command("usersInfo")["users"]}
+
+    def privileges(self, role: str) -> dict[tuple[str, str], set[str]]:
+        (found,) = self.client[self.database].command("rolesInfo", role, showPrivileges=True)["roles"]
+        assert not found["roles"]
+        return as_sets(found["privileges"])
+
+    def can_enter(self, user: str, password: str) -> bool:
+        with MongoClient[dict[str, Any]](self.uri(user, password)) as client:
+            try:
+                return bool(client[self.database].command("ping")["ok"])
+            except OperationFailure as error:
+                if error.code != 18:  # AuthenticationFailed
+                    raise
+                return False
+
+
+@pytest.fixture
+def users(mongo_auth: AuthMongod, tmp_path: Path) -> Iterator[Users]:
+    node = shutil.which("node")
+    if node is None:
+        missing("node", "apt-get install nodejs")
+    assert node
+    with MongoClient[dict[str, Any]](mongo_auth.root_uri) as client:
+        made = Users(node, tmp_path, mongo_auth, client)
+        yield made
+        client[made.database].command("dropAllUsersFromDatabase")
+        client[made.database].command("dropAllRolesFromDatabase")
+        client.drop_database(made.database)
+
+
+@contextmanager
+def serving(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[int]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def as_sets(listed: list[dict[str, Any]]) -> dict[tuple[str, str], set[str]]:
+    return {(each["resource"]["db"], each["resource"]["collection"]): set(each["actions"]) for each in listed}
+
+
+def test_the_init_script_makes_users_with_the_least_roles_and_repeats_itself_with_new_passwords(users: Users) -> None:
+    for password in ("first", "second"):
+        users.make(MONGODB_EXPORTER_PASSWORD=password, MONGODB_DEMO_PASSWORD="demo")
+        assert users.privileges("exporter") == as_sets(least_role(users.database))
+        own = {(users.database, name): {"find", "insert", "update"} for name in (WORKERS, past.STATE)}
+        assert users.privileges("demo") == users.privileges("exporter") | own
+        assert users.can_enter("exporter", password)
+    assert not users.can_enter("exporter", "first")
+
+
+def test_without_a_password_the_demo_has_no_user(users: Users) -> None:
+    users.make(MONGODB_EXPORTER_PASSWORD="first", MONGODB_DEMO_PASSWORD="")
+    assert users.names() == {"exporter"}
+
+
+@pytest.mark.parametrize(
+    ("exporter", "demo", "named"),
+    [
+        ("p@ss", "demo", "MONGODB_EXPORTER_PASSWORD"),
+        ("", "demo", "MONGODB_EXPORTER_PASSWORD"),
+        ("first", "a/b", "MONGODB_DEMO_PASSWORD"),
+        ("first", "line\n", "MONGODB_DEMO_PASSWORD"),
+    ],
+)
+def test_a_password_that_breaks_the_connection_strings_makes_nobody(users: Users, exporter: str, demo: str, named: str) -> None:
+    said = users.make(MONGODB_EXPORTER_PASSWORD=exporter, MONGODB_DEMO_PASSWORD=demo)
+    assert f"{named} must be letters and digits only" in said
+    assert users.names() == set()
+    assert not users.client[users.database].command("rolesInfo")["roles"]
+
+
+# -- the demo's services -----------------------------------------------------------------------------------------------
+
+
+class Service:
+    """One demo service, started as the stack starts it."""
+
+    def __init__(self, folder: Path, words: list[str], uri: str) -> None:
+        self.log = folder / f"{words[0]}.log"
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "exporter.demo.services", *words],
+                env={**os.environ, "MONGODB_URI": uri},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=ROOT,
+            )
+
+    def said(self) -> str:
+        return self.log.read_text()
+
+    def ends(self) -> int:
+        return self.process.wait(30)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[[list[str], str], Service]]:
+    started: list[Service] = []
+
+    def begin(words: list[str], uri: str) -> Service:
+        started.append(Service(tmp_path, words, uri))
+        return started[-1]
+
+    yield begin
+    for service in started:
+        service.process.kill()
+        service.process.wait()
+
+
+def healthy(service: str, replaced: Mapping[str, str]) -> bool:
+    """Run a service's own health check, with what differs here replaced."""
+    words = SERVICES[service]["healthcheck"]["test"]
+    return passes(words[1:], replaced)
+
+
+def passes(words: list[str], replaced: Mapping[str, str]) -> bool:
+    for old, new in {"python": sys.executable, **replaced}.items():
+        words = [new if word == old else word.replace(old, new) if old != "python" else word for word in words]
+    return subprocess.run(words, capture_output=True, timeout=30, check=False).returncode == 0
+
+
+def wait_for(condition: Callable[[], object], within: float, otherwise: Callable[[], str]) -> None:
+    deadline = time.monotonic() + within
+    while not condition():
+        assert time.monotonic() < deadline, otherwise()
+        time.sleep(0.3)
+
+
+def test_the_demo_fills_the_history_through_the_users_of_the_stack(
+    users: Users,
+    start: Callable[[list[str], str], Service],
+    run_exporter: RunExporter,
+    tmp_path: Path,
+) -> None:
+    users.make(MONGODB_EXPORTER_PASSWORD="secret", MONGODB_DEMO_PASSWORD="demo")
+    uri = users.uri("demo", "demo")
+    port, alive = free_port(), tmp_path / "alive"
+    at_aws, at_alive = {"5000": str(port)}, {"/tmp/alive": str(alive)}
+    aws_words = [word.replace("0.0.0.0:5000", f"127.0.0.1:{port}") for word in SERVICES["fake-aws"]["command"]]
+    simulator_words = [word.replace("/tmp/alive", str(alive)) for word in SERVICES["simulator"]["command"]]
+    given = check_stack.read_env(ROOT / ".env.example")
+    assert not healthy("fake-aws", at_aws)
+    assert not healthy("simulator", at_alive)
+
+    aws, simulator = start(aws_words, uri), start(simulator_words, uri)
+    exporter = run_exporter(
+        {"web": {"listen_address": [f"127.0.0.1:{free_port()}"]}},
+        env={
+            **{name: text for name, text in given.items() if name.startswith(("CML_EXPORTER_", "AWS_"))},
+            "CML_EXPORTER_MONGODB__URI": users.uri("exporter", "secret"),
+            "CML_EXPORTER_CLOUDWATCH__ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        },
+        start=False,
+    )
+    wait_for(lambda: healthy("fake-aws", at_aws) and healthy("simulator", at_alive), 40, lambda: aws.said() + simulator.said())
+    exporter.start()
+
+    def inserted() -> float:
+        return exporter.metrics().get('cml_exporter_mirror_samples_total{result="inserted"}', 0)
+
+    exporter.wait_for(lambda: inserted() > 2000, 60, "through with the last day")
+    series = [name for name in exporter.metrics() if name.startswith("cml_worker_cpu_utilization_ratio{")]
+    assert 8 <= len(series) <= 12
+    (command,) = re.findall(r"  CMD (\[\"python.*\])", (ROOT / "deploy" / "Dockerfile").read_text())
+    assert passes(json.loads(command), {"9877": str(exporter.port)})
+    assert not passes(json.loads(command), {"9877": str(free_port())})
+
+    for service in (aws, simulator):
+        service.process.send_signal(signal.SIGTERM)
+        assert service.ends() == 0, service.said()
+    assert exporter.stop() == 0
+
+
+async def test_both_services_and_their_restarts_have_the_same_world(users: Users) -> None:
+    users.make(MONGODB_EXPORTER_PASSWORD="secret", MONGODB_DEMO_PASSWORD="demo")
+    async with connect(users.uri("demo", "demo")) as client:
+        database = client[users.database]
+        first, second = await asyncio.gather(*(shared_world(database) for _ in range(2)))
+        await asyncio.sleep(1.1)  # a world made now would begin a second later
+        assert first == second == await shared_world(database)
+
+
+def test_the_simulator_leaves_a_fleet_alone_that_is_not_the_demos(
+    users: Users, start: Callable[[list[str], str], Service]
+) -> None:
+    users.make(MONGODB_EXPORTER_PASSWORD="secret", MONGODB_DEMO_PASSWORD="demo")
+    workers = users.client[users.database]["workers"]
+    workers.insert_one({"_id": "real"})
+    service = start(["manager"], users.uri("demo", "demo"))
+    assert service.ends() == 1
+    assert f"{users.database}.workers holds workers that are not the demo's, such as real" in service.said()
+    assert list(workers.find()) == [{"_id": "real"}]
+
+
+@pytest.mark.parametrize(
+    ("words", "uri", "message"),
+    [
+        (["manager"], "", "MONGODB_URI is not set"),
+        (["manager"], "postgres://db", "MONGODB_URI is no usable connection string"),
+        (["manager"], "mongodb://127.0.0.1:1/db?serverSelectionTimeoutMS=100", "the demo cannot use MongoDB"),
+        (["fake-aws", "--listen", "5000"], "mongodb://127.0.0.1:1/db", "--listen: '5000' cannot be listened on"),
+    ],
+)
+def test_a_service_that_cannot_work_says_why(
+    start: Callable[[list[str], str], Service], words: list[str], uri: str, message: str
+) -> None:
+    service = start(words, uri)
+    assert service.ends() == 1
+    assert message in service.said()
+    assert "Traceback" not in service.said()
+
+
+# -- the image ---------------------------------------------------------------------------------------------------------
+
+
+def copy_context(target: Path) -> None:
+    """Copy what .dockerignore leaves of the checkout, read as Docker does: the last pattern that matches decides."""
+    patterns = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
+
+    def sent(path: str) -> bool:
+        kept = True
+        for pattern in patterns:
+            plain = pattern.removeprefix("!")
+            globs = [plain, f"{plain}/*", *([plain[3:], f"{plain[3:]}/*"] if plain.startswith("**/") else [])]
+            if any(fnmatch.fnmatch(path, each) for each in globs):
+                kept = pattern.startswith("!")
+        return kept
+
+    for top in ("exporter", "tests/unit", "secrets", ".env.example", "pyproject.toml", "README.md", "docker-compose.yml"):
+        for file in [ROOT / top, *(ROOT / top).rglob("*")]:
+            name = str(file.relative_to(ROOT))
+            if file.is_file() and sent(name):
+                (target / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, target / name)
+
+
+def test_the_package_builds_from_the_context_alone_and_runs(tmp_path: Path) -> None:
+    context, site = tmp_path / "context", tmp_path / "site"
+    copy_context(context)
+    assert sorted(path.name for path in context.iterdir()) == ["README.md", "exporter", "pyproject.toml"]
+    assert {path.suffix for path in context.rglob("*") if path.is_file()} == {".py", ".md", ".toml"}
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    (build,) = re.findall(r"pip wheel (.*) \.", (ROOT / "deploy" / "Dockerfile").read_text())
+    subprocess.run([*pip, "wheel", *shlex.split(build), "."], cwd=context, check=True, timeout=120)
+    (wheel,) = (context / "dist").glob("*.whl")
+    subprocess.run([*pip, "install", "--no-deps", "--target", str(site), str(wheel)], check=True, timeout=120)
+    assert (site / "bin" / "cml-worker-exporter").exists()
+    # -I: neither the checkout nor the folder it runs in.
+    script = (
+        f"import sys; sys.path.insert(0, {str(site)!r}); import exporter.cli, exporter.demo.services as d; print(d.__file__)"
+    )
+    done = subprocess.run([sys.executable, "-I", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(site / "exporter" / "demo" / "services.py")
+
+
+# -- the check of a running stack --------------------------------------------------------------------------------------
+
+
+def loaded(names: Iterable[str], health: str = "ok") -> dict[str, Any]:
+    """Prometheus' answer when it has these rules."""
+    rules = [{"name": name, "health": health} for name in sorted(names)]
+    return {"data": {"groups": [{"rules": rules[:1]}, {"rules": [*rules[1:], {**rules[0], "health": "unknown"}]}]}}
+
+
+_GOOD: dict[str, Any] = {
+    "/-/ready": {"ready": True, "sources": {"mongodb": {"ok": True, "error": None}}},
+    "/api/workers": {"data": [{}] * 12},
+    "/api/v1/query": {"data": {"result": [{"metric": {}, "value": [0, "1"]}]}},
+    "/api/v1/rules": loaded(check_stack.rule_names()),
+    "/api/v1/alertmanagers": {"data": {"activeAlertmanagers": [{"url": "http://alertmanager:9093/api/v2/alerts"}]}},
+    "/api/v2/status": {"config": {"original": "route: {}"}},
+    "/api/search": [{"uid": uid} for uid in check_stack.DASHBOARDS],
+    f"/api/datasources/uid/{check_stack.DATA_SOURCE}/health": {"status": "OK"},
+    "/api/dashboards/home": {"dashboard": {"title": "Fleet"}},
+    **{
+        f"/api/dashboards/uid/{uid}": {"dashboard": {"title": "Fleet"}, "meta": {"provisioned": True}}
+        for uid in check_stack.DASHBOARDS
+    },
+}
+"""What every part answers when all is well; one server plays them all."""
+
+
+@contextmanager
+def playing(answers: Mapping[str, Any], *, open_to_all: bool = False) -> Iterator[int]:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            path = self.path.partition("?")[0]
+            for_grafana = path.startswith(("/api/search", "/api/dashboards", "/api/datasources"))
+            allowed = open_to_all or not for_grafana or self.headers["Authorization"] == "Basic YWRtaW46c2VjcmV0"
+            self.send_response(404 if path not in answers else 200 if allowed else 401)
+            self.end_headers()
+            self.wfile.write(json.dumps(answers.get(path)).encode() if allowed else b"{}")
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Say nothing."""
+
+    with serving(Handler) as port:
+        yield port
+
+
+def checked(port: int, folder: Path) -> "subprocess.CompletedProcess[str]":
+    names = ("EXPORTER", "PROMETHEUS", "ALERTMANAGER", "GRAFANA")
+    (folder / "env").write_text("GRAFANA_ADMIN_PASSWORD=secret\n" + "".join(f"{name}_PORT={port}\n" for name in names))
+    command = [sys.executable, str(ROOT / "deploy" / "check_stack.py"), "--env-file", str(folder / "env"), "--workers", "12"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_the_check_of_a_stack_that_works_is_content(tmp_path: Path) -> None:
+    with playing(_GOOD) as port:
+        done = checked(port, tmp_path)
+    assert (done.returncode, "FAIL" in done.stdout) == (0, False), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("wrong", "line"),
+    [
+        ({"/api/search": [{"uid": "cml-fleet"}]}, "grafana: four dashboards"),
+        ({f"/api/datasources/uid/{check_stack.DATA_SOURCE}/health": {"status": "ERROR"}}, "grafana: the data source answers"),
+        ({"/api/dashboards/home": {"dashboard": {"title": "Welcome"}}}, "grafana: the home is cml-fleet"),
+        ({"/api/v1/query": {"data": {"result": []}}}, "prometheus: the exporter is scraped"),
+        ({"/api/v1/rules": loaded(check_stack.rule_names(), "err")}, "prometheus: every rule evaluates"),
+        (
+            {"/api/v1/rules": loaded(check_stack.rule_names() - {"CMLWorkerCPUHigh"})},
+            "prometheus: has loaded prometheus/rules",
+        ),
+        ({"/api/v1/rules": loaded(check_stack.rule_names() | {"Removed"})}, "prometheus: has loaded prometheus/rules"),
+        ({"/-/ready": {"ready": True, "sources": {"mongodb": {"ok": False}}}}, "exporter: ready, all sources answer"),
+        ({"/api/workers": {"data": []}}, "exporter: at least 12 workers"),
+    ],
+)
+def test_the_check_of_a_stack_names_what_does_not_work(tmp_path: Path, wrong: dict[str, Any], line: str) -> None:
+    with playing(_GOOD | wrong) as port:
+        done = checked(port, tmp_path)
+    assert done.returncode == 1
+    assert [said for said in done.stdout.splitlines() if said.startswith("FAIL")] == [f"FAIL  {line}"]
+
+
+def test_the_check_of_a_stack_minds_a_prometheus_without_rules(tmp_path: Path) -> None:
+    with playing(_GOOD | {"/api/v1/rules": {"data": {"groups": []}}}) as port:
+        done = checked(port, tmp_path)
+    failed = [line.partition("prometheus: ")[2] for line in done.stdout.splitlines() if line.startswith("FAIL")]
+    assert failed == ["every rule evaluates", "has loaded prometheus/rules"]
+
+
+def test_the_check_of_a_stack_knows_every_rule_there_is() -> None:
+    files = [yaml.safe_load(file.read_text()) for file in (ROOT / "prometheus" / "rules").glob("*.yml")]
+    rules = [rule for file in files for group in file["groups"] for rule in group["rules"]]
+    assert check_stack.rule_names() == {rule.get("alert") or rule["record"] for rule in rules}
+
+
+def test_the_check_of_a_stack_minds_a_grafana_that_lets_anybody_in(tmp_path: Path) -> None:
+    with playing(_GOOD, open_to_all=True) as port:
+        done = checked(port, tmp_path)
+    assert "FAIL  grafana: nobody gets in without a password" in done.stdout

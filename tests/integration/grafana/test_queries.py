@@ -1,0 +1,700 @@
+"""Every query of every dashboard, against a real Prometheus that scrapes and reads a real exporter: true values, not any."""
+
+import contextlib
+import math
+import re
+import shutil
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import promql_parser as promql
+import pytest
+from prometheus_client import CollectorRegistry
+from pymongo import MongoClient
+
+from exporter.core.budget import dollars
+from exporter.core.model import Worker, WorkerGauges
+from exporter.core.periods import DAY, HOUR, align, to_datetime, to_seconds
+from exporter.demo.mongod import Mongod
+from exporter.metrics.exposition import render as render_metrics
+from exporter.metrics.telemetry import Telemetry
+from grafana import looks
+from grafana.promql import CODES, threshold
+from tests.conftest import missing
+from tests.fixtures.mongo import FAIL_POINTS, NO_TTL, need_mongod
+from tests.fixtures.process import RunExporter
+from tests.fixtures.prometheus import INSTALL, RunPrometheus
+from tests.helpers.dashboards import ALL, DASHBOARDS, Variables, ask, by, faster, problems
+from tests.helpers.expected_history import Member
+from tests.helpers.exporter_process import ExporterProcess
+from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
+from tests.helpers.grafana_variables import Json, View, panels, queries, seconds
+from tests.helpers.ports import free_port
+from tests.helpers.prometheus import Labels, Prometheus
+
+PERIOD = 300
+EU, US = "eu-west-1", "us-east-1"
+KEYS = {
+    "AWS_ACCESS_KEY_ID": "AKIATESTING",
+    "AWS_SECRET_ACCESS_KEY": "secret",
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "NO_PROXY": "*",
+}
+
+NOW = align(int(time.time()), PERIOD)
+SINCE = NOW - 15 * DAY
+GONE_AT = align(NOW - 2 * DAY, HOUR)
+"""When the worker that only the history knows was seen last."""
+ALPHA = Member("w-alpha", instance_id(1), EU, SINCE)
+IDLE = Member("w.idle", instance_id(2), US, SINCE)
+"""Without a name, with a dot in its id, and its CPU from the aggregate."""
+STOPPED = Member("w-stopped", instance_id(3), EU, SINCE)
+BLIND = Member("w-blind", instance_id(4), US, NOW - HOUR)
+"""Running, but CloudWatch knows nothing of it."""
+OMEGA = Member("w-omega", instance_id(5), US, SINCE)
+"""Terminated."""
+ACTIVE_AGO = {ALPHA: 600, IDLE: 7200}
+
+MAY_BE_EMPTY = {"Failed writes"}
+"""Of a healthy exporter; `test_a_failure_shows` sees the others."""
+
+
+def cpu(member: Member, start: int) -> float:
+    if member is IDLE:
+        return 2.0 if start // HOUR % 2 else 20.0
+    return (start // PERIOD * 7919 + len(member.worker_id) * 104729) % 9973 / 100
+
+
+def labs(member: Member, start: int) -> int:
+    return 0 if member is IDLE else start // HOUR % 5
+
+
+def status(member: Member, start: int) -> str:
+    if member is STOPPED:
+        return "stopped"
+    return "stopped" if member is ALPHA and not start // HOUR % 4 else "running"
+
+
+def document(member: Member, start: int) -> Json:
+    return {
+        "worker_id": member.worker_id,
+        "timestamp": to_datetime(start),
+        "region": member.region,
+        "cpu_utilization": cpu(member, start),
+        "memory_utilization": 100 - cpu(member, start),
+        "active_labs_count": labs(member, start),
+        "status": status(member, start),
+    }
+
+
+def entry(member: Member, last_seen: int, state: str) -> Json:
+    dates = {"first_seen": to_datetime(SINCE), "last_seen": to_datetime(last_seen)}
+    sighting = {"id": member.instance_id, "region": member.region, "from": dates["first_seen"], "to": dates["last_seen"]}
+    return {
+        "_id": member.worker_id,
+        "worker_id": member.worker_id,
+        "name": f"cml {member.worker_id}",
+        "region": member.region,
+        "status": state,
+        "instances": [sighting],
+        **dates,
+    }
+
+
+def aggregates() -> list[Json]:
+    measured = {
+        "cloudwatch_cpu_utilization": 2.0,
+        "cloudwatch_memory_utilization": 30.0,
+        "cloudwatch_last_collected_at": to_datetime(int(time.time()) - 60),
+    }
+    active = {member: to_datetime(NOW - ago) for member, ago in ACTIVE_AGO.items()}
+    idle = IDLE.aggregate(active_labs_count=0, last_activity_at=active[IDLE], **measured)
+    del idle["name"]
+    return [
+        ALPHA.aggregate(last_activity_at=active[ALPHA], instance_type="c5.metal", cml_version="2.8.1"),
+        idle,
+        STOPPED.aggregate(status="stopped", active_labs_count=0),
+        BLIND.aggregate(active_labs_count=1),
+        {"_id": "malformed"},
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """What runs, and the history as MongoDB has it."""
+
+    fake: FakeCloudWatch
+    exporter: ExporterProcess
+    prometheus: Prometheus
+    samples: Any
+
+    def documents(self, member: Member, start: float, end: float) -> list[Json]:
+        """The samples of a range as Prometheus 2 takes it, with both ends."""
+        between = {"$gte": to_datetime(math.ceil(start)), "$lte": to_datetime(int(end))}
+        found: list[Json] = list(self.samples.find({"worker_id": member.worker_id, "timestamp": between}))
+        return found
+
+    def mean(self, member: Member, field: str, end: float, window: int) -> float:
+        values: list[float] = [each[field] for each in self.documents(member, end - window, end) if field in each]
+        return sum(values) / len(values)
+
+    def gauge(self, member: Member, metric: str) -> float:
+        """By the ledger: the value of the period whose end /metrics tells."""
+        metrics = self.exporter.metrics()
+        (end,) = [value for name, value in metrics.items() if _is(name, member, f'metric="{metric}"')]
+        assert metric in ("cpu", "memory")
+        return self.fake.value(member.instance_id, "cpu" if metric == "cpu" else "memory", int(end) - PERIOD) / 100
+
+
+def _is(series: str, member: Member, more: str) -> bool:
+    return series.startswith("cml_worker_sample_timestamp") and f'"{member.worker_id}"' in series and more in series
+
+
+@contextlib.contextmanager
+def serving(text: Callable[[], str]) -> Iterator[str]:
+    """A /metrics of its own; yields its address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = text().encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "text/plain; version=0.0.4")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Not on standard error."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def node_exporter() -> str:
+    gauges = ("node_load1", "node_load15", "node_memory_MemAvailable_bytes", "node_memory_MemTotal_bytes")
+    lines = [f"{name} {number}" for number, name in enumerate(gauges, 1)]
+    lines += [
+        f'node_filesystem_{kind}_bytes{{mountpoint="/",fstype="ext4"}} {size}' for kind, size in (("avail", 3), ("size", 4))
+    ]
+    lines += [f'node_network_{way}_bytes_total{{device="eth0"}} {time.time()}' for way in ("receive", "transmit")]
+    lines += [f'node_disk_{way}_bytes_total{{device="sda"}} {time.time()}' for way in ("read", "written")]
+    return "\n".join(lines) + "\n"
+
+
+def machine(address: str) -> Json:
+    target = {"targets": [address], "labels": {"worker_id": ALPHA.worker_id, "region": ALPHA.region}}
+    return {"job_name": "machine", "static_configs": [target]}
+
+
+def fill(database: Any) -> None:  # noqa: ANN401  # pymongo's Database
+    """Two weeks of history with a hole of 10 minutes, and the aggregates."""
+    database.create_collection(
+        "worker_metrics_timeseries",
+        timeseries={"timeField": "timestamp", "metaField": "worker_id", "granularity": "minutes"},
+        expireAfterSeconds=30 * DAY,
+    )
+    until = {ALPHA: NOW - 3 * PERIOD, IDLE: NOW - 3 * PERIOD, STOPPED: NOW - 3 * PERIOD, OMEGA: GONE_AT}
+    hole = {NOW - 3 * HOUR, NOW - 3 * HOUR + PERIOD}
+    for member, end in until.items():
+        starts = (start for start in range(SINCE, end, PERIOD) if member is not ALPHA or start not in hole)
+        database.worker_metrics_timeseries.insert_many([document(member, start) for start in starts])
+    database.worker_metrics_inventory.insert_many(
+        [
+            entry(member, end, "terminated" if member is OMEGA else "running")
+            for member, end in until.items()
+            if member is not IDLE
+        ]
+    )
+    database.workers.insert_many(aggregates())
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory, mongod: Mongod) -> Iterator[Stack]:
+    """A healthy one; who breaks something makes their own."""
+    program = shutil.which("prometheus")
+    if program is None:
+        missing("prometheus", INSTALL)
+    folder = tmp_path_factory.mktemp("dashboards")
+    name = f"dashboards_{uuid.uuid4().hex}"
+    uri = mongod.uri.replace("/?", f"/{name}?")
+    with contextlib.ExitStack() as ends:
+        client = ends.enter_context(MongoClient[Json](uri, tz_aware=True))
+        ends.callback(client.drop_database, name)
+        fill(client[name])
+        fake = ends.enter_context(FakeCloudWatch())
+        fake.add(ALPHA.instance_id, ALPHA.region)
+        fake.fault("GetMetricData", "throttle", 1)
+        limited = {"endpoint_url": fake.url, "max_usd_per_day": 5}
+        exporter = ExporterProcess(folder / "exporter", {"mongodb": {"uri": uri}, "cloudwatch": limited}, KEYS)
+        ends.callback(lambda: print(exporter.tail(200)))
+        ends.callback(exporter.kill)
+        exporter.start()
+        exporter.wait_for(lambda: exporter.metrics()["cml_exporter_samples_healed_total"] >= 2, 40, "healed")
+        node = ends.enter_context(serving(node_exporter))
+        configuration = faster(folder / "rules", exporter.url.removeprefix("http://"), machine(node))
+        assert program
+        prometheus = Prometheus(program, folder / "prometheus", configuration)
+        ends.callback(prometheus.stop)
+        for query in ("cml_worker:idle:avg1h > 0", "count_over_time(node_load1[1m]) > 4", 'ALERTS{alertstate="firing"}'):
+            until(lambda query=query: prometheus.values(query), query)  # type: ignore[misc]
+        yield Stack(fake, exporter, prometheus, client[name].worker_metrics_timeseries)
+
+
+def until(condition: Callable[[], object], what: str, within: float = 40) -> None:
+    deadline = time.monotonic() + within
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.2)
+
+
+# -- asking as Grafana does --------------------------------------------------------------------------------------------
+
+
+def variables(uid: str, stack: Stack, mode: str) -> Variables:
+    address = stack.exporter.url.removeprefix("http://")
+    chosen: dict[str, Variables] = {
+        "all": ALL,
+        "one": ALL | {"region": [EU], "workers": [ALPHA.worker_id], "instance": [address]},
+        "several": ALL
+        | {
+            "region": [US, EU],
+            "workers": [ALPHA.worker_id, IDLE.worker_id, OMEGA.worker_id],
+            "instance": [address, "10.0.0.1:9877"],
+        },
+    }
+    if uid == looks.WORKER:
+        workers = {"all": ALPHA, "one": ALPHA, "several": IDLE}
+        return chosen[mode] | {"worker_id": workers[mode].worker_id}
+    return chosen[mode]
+
+
+def shown(
+    stack: Stack, uid: str, title: str, ref: str = "A", now: float | None = None, **chosen: str | list[str]
+) -> dict[Labels, float]:
+    """The newest value of each series of a query of a panel."""
+    dashboard = DASHBOARDS[uid]
+    (target,) = [
+        target
+        for panel in panels(dashboard)
+        if panel["title"] == title
+        for target in panel["targets"]
+        if target["refId"] == ref
+    ]
+    found = ask(stack.prometheus, dashboard, target, {**ALL, **chosen}, time.time() if now is None else now)
+    return {labels: values[-1] for labels, values in found.items()}
+
+
+def value(stack: Stack, uid: str, title: str, ref: str = "A", now: float | None = None, **chosen: str | list[str]) -> float:
+    """The same where there is one series."""
+    (found,) = shown(stack, uid, title, ref, now, **chosen).values()
+    return found
+
+
+# -- the tests ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("uid", DASHBOARDS)
+def test_every_query_has_an_answer_with_all_one_and_several_values_of_its_variables(stack: Stack, uid: str) -> None:
+    now, wrong = time.time(), []
+    for mode in ("all", "one", "several"):
+        for name, panel, target in queries(DASHBOARDS[uid]):
+            found = ask(stack.prometheus, DASHBOARDS[uid], target, variables(uid, stack, mode), now)
+            foreign = uid != looks.EXPORTER and "ALERTS" not in target["expr"]
+            wrong += [f"{name} ({mode}): {each}" for each in problems(panel, target, found, foreign=foreign)]
+            machine = "node_" in target["expr"] and mode == "several"
+            if not found and mode != "one" and panel["title"] not in MAY_BE_EMPTY and not machine:
+                wrong.append(f"{name} ({mode}): nothing for {target['expr']}")
+    assert wrong == []
+
+
+@pytest.mark.parametrize("uid", DASHBOARDS)
+def test_each_selector_alone_has_data(stack: Stack, uid: str) -> None:
+    """What is joined by `or`, `unless` or a comparison would hide a name that is misspelt."""
+    alone = set[str]()
+    for _, panel, target in queries(DASHBOARDS[uid]):
+        query = View(seconds(DASHBOARDS[uid]["time"]["from"]), 1, variables(uid, stack, "all")).expand(target["expr"])
+        found: list[Any] = []
+        promql.walk(promql.parse(query), found.append)
+        for node in found if panel["title"] not in MAY_BE_EMPTY else ():
+            vector = node.vector_selector if isinstance(node, promql.MatrixSelector) else node
+            if isinstance(vector, promql.VectorSelector):
+                matchers = [each for each in vector.matchers.matchers if each.name != "status"]
+                text = ",".join(f"{each.name}{_OPERATORS[str(each.op)]}{_quoted(each.value)}" for each in matchers)
+                alone.add(f"{vector.name}{{{text}}}")
+    assert alone
+    assert [each for each in sorted(alone) if not stack.prometheus.values(f"last_over_time({each}[3d])")] == []
+
+
+_OPERATORS = {"MatchOp.Equal": "=", "MatchOp.NotEqual": "!=", "MatchOp.Re": "=~", "MatchOp.NotRe": "!~"}
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def settled(compare: Callable[[Stack], None], stack: Stack) -> None:
+    """Compare once more if the exporter's next round came between what is compared."""
+    try:
+        compare(stack)
+    except AssertionError:
+        time.sleep(3)
+        compare(stack)
+
+
+def test_the_fleet_is_what_the_aggregates_and_the_ledger_say(stack: Stack) -> None:
+    settled(compare_fleet, stack)
+
+
+def compare_fleet(stack: Stack) -> None:
+    fleet = looks.FLEET
+    own = {ALPHA: stack.gauge(ALPHA, "cpu"), IDLE: 0.02}
+    assert value(stack, fleet, "Workers") == 4
+    assert value(stack, fleet, "Workers", region=[EU]) == 2
+    assert value(stack, fleet, "Running") == 3
+    assert value(stack, fleet, "Running", region=[EU]) == 1
+    assert value(stack, fleet, "Idle now") == 1
+    assert value(stack, fleet, "Active labs") == 2 + 1
+    assert value(stack, fleet, "Mean CPU") == pytest.approx(sum(own.values()) / 2)
+    assert value(stack, fleet, "Mean CPU", region=[EU]) == pytest.approx(own[ALPHA])
+    assert value(stack, fleet, "Mean memory") == pytest.approx((stack.gauge(ALPHA, "memory") + 0.3) / 2)
+    assert value(stack, fleet, "Alerts firing") >= 1
+    names = {"cml w-alpha": own[ALPHA], "w.idle": own[IDLE]}
+    assert by("worker", shown(stack, fleet, "Busiest now")) == pytest.approx(names)
+    assert by("worker", shown(stack, fleet, "CPU by worker")) == pytest.approx(names)
+    assert by("worker", shown(stack, fleet, "CPU by worker", top="1")) == pytest.approx(
+        dict([max(names.items(), key=lambda e: e[1])])
+    )
+    assert by("worker", shown(stack, fleet, "Memory by worker")) == pytest.approx(
+        {"cml w-alpha": stack.gauge(ALPHA, "memory"), "w.idle": 0.3}
+    )
+    now = time.time()
+    idle = {"cml w-alpha": now - NOW + ACTIVE_AGO[ALPHA], "w.idle": now - NOW + ACTIVE_AGO[IDLE]}
+    assert by("worker", shown(stack, fleet, "Longest idle", now=now)) == pytest.approx(idle, abs=0.01)
+    assert by("status", shown(stack, fleet, "Workers by status")) == {"running": 3, "stopped": 1}
+    codes = {"cml w-alpha": "running", "w.idle": "running", "cml w-stopped": "stopped", "cml w-blind": "running"}
+    assert by("worker", shown(stack, fleet, "Status by worker")) == {name: CODES[each] for name, each in codes.items()}
+    facts = next(dict(labels) for labels in shown(stack, fleet, "Inventory") if ("worker", "cml w-alpha") in labels)
+    assert facts == {
+        "worker_id": "w-alpha",
+        "region": EU,
+        "worker": "cml w-alpha",
+        "instance_id": ALPHA.instance_id,
+        "instance_type": "c5.metal",
+        "cml_version": "2.8.1",
+    }
+    statuses = {dict(labels)["worker_id"]: dict(labels)["status"] for labels in shown(stack, fleet, "Inventory", "G")}
+    assert statuses == {"w-alpha": "running", "w.idle": "running", "w-stopped": "stopped", "w-blind": "running"}
+    assert set(by("worker_id", shown(stack, fleet, "Inventory", "E"))) == {"w-alpha", "w.idle"}
+    regions = [by("region", shown(stack, fleet, "Regions", ref)) for ref in "ABCD"]
+    assert regions == [{EU: 2, US: 2}, {EU: 1, US: 2}, {EU: 0, US: 1}, {EU: 2, US: 1}]
+    assert by("region", shown(stack, fleet, "Regions", "E")) == pytest.approx({EU: own[ALPHA], US: own[IDLE]})
+
+
+def test_a_worker_is_compared_with_its_own_history(stack: Stack) -> None:
+    worker = looks.WORKER
+    alpha: Any = {"worker_id": ALPHA.worker_id}
+
+    def compare() -> None:
+        now = time.time()
+        assert value(stack, worker, "CPU", "A", **alpha) == pytest.approx(stack.gauge(ALPHA, "cpu"))
+        for title, field, scale in (
+            ("CPU", "cpu_utilization", 100),
+            ("Memory", "memory_utilization", 100),
+            ("Active labs", "active_labs_count", 1),
+        ):
+            day = stack.mean(ALPHA, field, now, DAY) / scale
+            week_ago = stack.mean(ALPHA, field, now - 7 * DAY, 30 * 60) / scale
+            assert value(stack, worker, title, "B", now, **alpha) == pytest.approx(day, rel=1e-9)
+            assert value(stack, worker, title, "C", now, **alpha) == pytest.approx(week_ago, rel=1e-9)
+            # The newest point of the line for last week, and the line of the day's average.
+            assert value(stack, worker, f"{title} over time", "B", now, **alpha) == pytest.approx(day, rel=1e-9)
+            recent = stack.mean(ALPHA, field, now - 7 * DAY, PERIOD) / scale
+            assert value(stack, worker, f"{title} over time", "C", now, **alpha) == pytest.approx(recent, rel=1e-9)
+        last_week = stack.documents(ALPHA, now - 7 * DAY - 1800, now - 7 * DAY)[-1]["status"]
+        assert value(stack, worker, "Status", "B", now, **alpha) == CODES[last_week]
+
+    steady(stack, compare)
+    assert value(stack, worker, "Status", **alpha) == CODES["running"]
+    assert value(stack, worker, "Active labs", **alpha) == 2
+    now = time.time()
+    assert value(stack, worker, "Idle for", now=now, **alpha) == pytest.approx(now - NOW + ACTIVE_AGO[ALPHA], abs=0.01)
+    ages = by("metric", shown(stack, worker, "Age of each number", now=now, **alpha))
+    assert set(ages) == {"cpu", "memory", "state"}
+    assert all(0 < age < 1200 for age in ages.values())
+    # One that is gone has its past, and nothing else.
+    gone: Any = {"worker_id": OMEGA.worker_id}
+    assert shown(stack, worker, "CPU", **gone) == {}
+    assert value(stack, worker, "CPU", "C", **gone) == pytest.approx(
+        stack.mean(OMEGA, "cpu_utilization", now - 7 * DAY, 1800) / 100
+    )
+
+
+def steady(stack: Stack, compare: Callable[[], None]) -> None:
+    """Compare while nothing is mirrored in between."""
+    for _ in range(5):
+        before = stack.samples.count_documents({})
+        try:
+            compare()
+            return
+        except AssertionError:
+            if stack.samples.count_documents({}) == before:
+                raise
+    raise AssertionError("the history never rests")
+
+
+Documents = Sequence[Json]
+
+
+def hours(stack: Stack, member: Member, now: float, window: int) -> list[Documents]:
+    """The samples of each whole hour of a window that has any."""
+    first, end = align(int(now - window), HOUR), align(int(now), HOUR)
+    by_hour: dict[int, list[Json]] = {}
+    for document in stack.documents(member, first, end - 1):
+        by_hour.setdefault(align(to_seconds(document["timestamp"]), HOUR), []).append(document)
+    return list(by_hour.values())
+
+
+def mean_of_hours(stack: Stack, member: Member, field: str, now: float, window: int) -> float:
+    means: list[float] = []
+    for found in hours(stack, member, now, window):
+        values = [each[field] for each in found if field in each]
+        means += [sum(values) / len(values)] if values else []
+    return sum(means) / len(means)
+
+
+def ran(found: Documents) -> float:
+    known = [each["status"] for each in found if "status" in each]
+    return known.count("running") / len(known) if known else 0
+
+
+def lay_idle(found: Documents) -> float:
+    busy = sum(each.get("cpu_utilization", 0) for each in found) / len(found) >= 100 * threshold("idle_cpu_ratio")
+    return float(ran(found) == 1 and not any(each.get("active_labs_count") for each in found) and not busy)
+
+
+def test_trends_are_those_of_the_history_terminated_workers_included(stack: Stack) -> None:
+    trends = looks.TRENDS
+    members = (ALPHA, IDLE, STOPPED, OMEGA)
+
+    def compare() -> None:
+        now = time.time()
+
+        def there(window: int, end: float = now) -> list[Member]:
+            return [each for each in members if hours(stack, each, end, window)]
+
+        def mean(field: str, window: int, end: float = now) -> float:
+            means = [mean_of_hours(stack, each, field, end, window) for each in there(window, end)]
+            return sum(means) / len(means)
+
+        def labs_together(days: int) -> float:
+            """The mean over the hours of the sum of the workers' means."""
+            sums: dict[int, float] = {}
+            for each in members:
+                for found in hours(stack, each, now, days * DAY):
+                    counts = [one["active_labs_count"] for one in found if "active_labs_count" in one]
+                    if counts:
+                        hour = align(to_seconds(found[0]["timestamp"]), HOUR)
+                        sums[hour] = sums.get(hour, 0) + sum(counts) / len(counts)
+            return sum(sums.values()) / len(sums)
+
+        def total(says: Callable[[Documents], float], member: Member, end: float = now) -> float:
+            return sum(map(says, hours(stack, member, end, 7 * DAY)))
+
+        def says(expected: float, title: str, ref: str = "A", **chosen: list[str]) -> None:
+            assert value(stack, trends, title, ref, now, **chosen) == pytest.approx(expected, rel=1e-9, abs=1e-12), title
+
+        for ref, days in (("A", 1), ("B", 7), ("C", 30)):
+            says(mean("cpu_utilization", days * DAY) / 100, "Average CPU", ref)
+            says(mean("memory_utilization", days * DAY) / 100, "Average memory", ref)
+            says(labs_together(days), "Average active labs", ref)
+        for what, field in (("CPU", "cpu_utilization"), ("Memory", "memory_utilization")):
+            says((mean(field, 7 * DAY) - mean(field, 7 * DAY, now - 7 * DAY)) / 100, f"{what} against the week before")
+            for ref, end in (("A", now), ("B", now - 7 * DAY)):
+                # The newest point stands for the last whole hour.
+                says(mean(field, HOUR, align(int(end), HOUR)) / 100, f"{what}, week over week", ref)
+        for ref, end in (("A", now), ("B", now - 7 * DAY)):
+            week = {each.worker_id: total(ran, each, end) for each in members}
+            says(sum(week.values()), "Running hours against the week before", ref)
+            says(week["w.idle"], "Running hours against the week before", ref, workers=["w.idle"])
+        midnight = align(int(now), DAY)
+        day = {each: hours(stack, each, midnight, DAY) for each in there(DAY, midnight)}
+        cpus = [
+            one["cpu_utilization"] / 100 for found in day.values() for hour in found for one in hour if "cpu_utilization" in one
+        ]
+        says(mean("cpu_utilization", DAY, midnight) / 100, "CPU by day", "A")
+        says(min(cpus), "CPU by day", "B")
+        says(max(cpus), "CPU by day", "C")
+        says(len(day), "Workers by day", "A")
+        says(sum(sum(map(ran, found)) for found in day.values()) / 24, "Workers by day", "B")
+        idle = by("worker_id", shown(stack, trends, "Idle hours", now=now))
+        assert idle["w.idle"] == total(lay_idle, IDLE) > 80
+        assert idle["w-alpha"] == total(lay_idle, ALPHA) == 0
+        running = by("worker_id", shown(stack, trends, "Running hours", now=now))
+        assert running == pytest.approx({each.worker_id: total(ran, each) for each in members}, rel=1e-9)
+        table = by("worker_id", shown(stack, trends, "Workers", "C", now))
+        assert table == pytest.approx(
+            {each.worker_id: mean_of_hours(stack, each, "cpu_utilization", now, 7 * DAY) / 100 for each in members}, rel=1e-9
+        )
+
+    steady(stack, compare)
+    assert by("worker", shown(stack, trends, "Terminated workers")) == {"cml w-omega": GONE_AT * 1000}
+    assert shown(stack, trends, "Terminated workers", workers=[ALPHA.worker_id]) == {}
+    only = by("worker", shown(stack, trends, "Terminated workers", workers=[OMEGA.worker_id]))
+    assert only == {"cml w-omega": GONE_AT * 1000}
+    last = stack.documents(OMEGA, SINCE, time.time())[-1]["timestamp"]
+    assert to_seconds(last) == GONE_AT - PERIOD
+
+
+def test_the_exporters_own_numbers_are_those_of_the_fake_cloudwatch(stack: Stack) -> None:
+    settled(compare_exporter, stack)
+
+
+def compare_exporter(stack: Stack) -> None:
+    health = looks.EXPORTER
+    calls, billed = stack.fake.calls, stack.fake.metrics_billed
+    requests = shown(stack, health, "CloudWatch requests")
+    totals = {
+        operation: sum(each for labels, each in requests.items() if ("operation", operation) in labels) for operation in calls
+    }
+    assert totals == dict(calls)
+    assert sum(shown(stack, health, "Metrics requested").values()) == billed
+    assert value(stack, health, "CloudWatch today") == pytest.approx(dollars(billed))
+    assert value(stack, health, "CloudWatch today", "B") == 5
+    assert value(stack, health, "Cost of the last 24 hours") == pytest.approx(dollars(billed))
+    assert by("code", shown(stack, health, "Failed requests by error")) == {"Throttling": 1}
+    share = by("region", shown(stack, health, "Throttled share"))
+    assert len(share) == 1
+    assert set(share.values()) < {1 / number for number in range(2, 40)}
+    assert value(stack, health, "Exporter") == 1
+    assert value(stack, health, "Writes the history") == 1
+    assert value(stack, health, "Sources failing") == 0
+    assert sum(shown(stack, health, "Aggregates left out").values()) == 1
+    assert by("region", shown(stack, health, "Workers without CPU")) == {US: 1}
+    assert by("state", shown(stack, health, "Budget")) == {"ok": 1}
+    mirrored = by("result", shown(stack, health, "Samples mirrored"))
+    assert mirrored["inserted"] >= value(stack, health, "Gaps made up for") >= 2
+    lines = [line for line in stack.exporter.get("/metrics").text.splitlines() if not line.startswith("#")]
+    assert value(stack, health, "Scrape size") == len(lines)
+
+
+def test_the_variables_offer_what_there_is_by_name(stack: Stack) -> None:
+    view = View(7 * DAY, 1, ALL)
+    offered: dict[str, Json] = {each["name"]: each for each in DASHBOARDS[looks.TRENDS]["templating"]["list"]}
+
+    def lines(name: str) -> list[str]:
+        """What Grafana makes of query_result(): a line of text for each series."""
+        (query,) = re.fullmatch(r"query_result\((.+)\)", offered[name]["query"]["query"]).groups()  # type: ignore[union-attr]
+        found = stack.prometheus.values(view.expand(query))
+        return ["{" + ",".join(f'{label}="{value}"' for label, value in labels) + "} 1 1" for labels in found]
+
+    def options(name: str) -> set[tuple[str, str]]:
+        pattern = re.compile(offered[name]["regex"].strip("/g").replace("?<", "?P<"))
+        made = set()
+        for line in lines(name):
+            groups: dict[str, str] = {}
+            for match in pattern.finditer(line):
+                groups |= {key: each for key, each in match.groupdict().items() if each}
+                value = groups.get("value") or match[1]
+            made.add((groups.get("text") or value, groups.get("value") or value))
+        return made
+
+    assert options("region") == {(EU, EU), (US, US)}
+    members = {("w.idle", "w.idle")} | {(f"cml {each.worker_id}", each.worker_id) for each in (ALPHA, STOPPED, BLIND, OMEGA)}
+    assert options("workers") - {(BLIND.worker_id, BLIND.worker_id)} == members
+    view = View(60, 1, ALL)  # of less than an hour
+    assert options("workers") - {(BLIND.worker_id, BLIND.worker_id)} >= members - {(f"cml {OMEGA.worker_id}", OMEGA.worker_id)}
+    found = stack.prometheus.http.get("/api/v1/label/region/values", params={"match[]": "cml_worker_info"}).json()["data"]
+    assert found == [EU, US]
+
+
+def test_a_failure_shows(
+    fake_cloudwatch: FakeCloudWatch, run_exporter: RunExporter, run_prometheus: RunPrometheus, tmp_path: Path
+) -> None:
+    """CloudWatch refuses, MongoDB takes no samples and then is gone, values are given up: each on the panel that is for it."""
+    need_mongod()
+    mongod = Mongod(tmp_path / "mongod", free_port(), parameters=NO_TTL | FAIL_POINTS)
+    uri = mongod.uri.replace("/?", "/cml?")
+    with mongod, MongoClient[Json](uri, tz_aware=True, serverSelectionTimeoutMS=2000) as client:
+        client.cml.workers.insert_many([ALPHA.aggregate(created_at=to_datetime(NOW - 6 * HOUR)), OMEGA.aggregate()])
+        failing = {"failCommands": ["insert"], "errorCode": 11602}  # InterruptedDueToReplStateChange
+        client.admin.command("configureFailPoint", "failCommand", mode="alwaysOn", data=failing)
+        fake_cloudwatch.add(ALPHA.instance_id, ALPHA.region)
+        fake_cloudwatch.fault("*", "access_denied", 10**6, US)
+        fake_cloudwatch.fault("GetMetricData", "throttle", 2, EU)
+        exporter = run_exporter({"mongodb": {"uri": uri}, "cloudwatch": {"endpoint_url": fake_cloudwatch.url}})
+        telemetry = Telemetry(CollectorRegistry())
+        telemetry.samples_unavailable.labels("cpu").inc(3)
+        telemetry.samples_were_mirrored(inserted=0, already_present=0, rejected=2, healed=0)
+        telemetry.outbox_samples.labels("rejected").set(2)
+        telemetry.refresh()
+        with serving(lambda: telemetry.own.text.decode()) as other:
+            configuration = faster(tmp_path / "rules", exporter.url.removeprefix("http://"))
+            configuration["scrape_configs"][0]["static_configs"][0]["targets"].append(other)
+            prometheus = run_prometheus(configuration)
+            stack = Stack(fake_cloudwatch, exporter, prometheus, client.cml.worker_metrics_timeseries)
+            show_failures(stack, mongod)
+
+
+def show_failures(stack: Stack, mongod: Mongod) -> None:
+    health = looks.EXPORTER
+    until(lambda: by("code", shown(stack, health, "Failed requests by error")).get("AccessDenied"), "AccessDenied")
+    assert by("code", shown(stack, health, "Failed requests by error"))["Throttling"] == 2
+    assert 0 < by("region", shown(stack, health, "Throttled share"))[EU] < 1
+    until(lambda: value(stack, health, "Sources failing") == 1, "one source fails")
+    sources = {(dict(each).get("source"), dict(each).get("region")): ok for each, ok in shown(stack, health, "Sources").items()}
+    assert sources == {("mongodb", None): 1, ("cloudwatch", EU): 1, ("cloudwatch", US): 0}
+    until(lambda: by("metric", shown(stack, health, "Values given up")) == {"cpu": 3, "memory": 0}, "3 values given up")
+    assert by("result", shown(stack, health, "Samples mirrored"))["rejected"] == 2
+    assert by("state", shown(stack, health, "Samples on their way"))["rejected"] == 2
+    assert by("region", shown(stack, health, "Workers without CPU")) == {US: 1}
+    until(lambda: sum(by("reason", shown(stack, health, "Failed writes")).values()), "a failed write")
+    assert value(stack, health, "Writes the history") == 1
+    before = by("reason", shown(stack, health, "Failed writes"))
+    mongod.kill()
+    until(lambda: set(by("reason", shown(stack, health, "Failed writes"))) - set(before), "MongoDB is gone")
+    stack.exporter.kill()
+    address = stack.exporter.url.removeprefix("http://")
+    until(lambda: value(stack, health, "Exporter", instance=[address]) == 0, "down")
+
+
+def test_annotations_mark_alerts_restarts_and_changes_of_status(run_prometheus: RunPrometheus, tmp_path: Path) -> None:
+    """Each has nothing to mark while nothing happens, and marks what does, by the labels its texts name."""
+    said = {"status": "running", "started": 1000.0}
+
+    def text() -> str:
+        worker = Worker(ALPHA.worker_id, EU, ALPHA.instance_id, str(said["status"]), name="cml alpha")
+        gauges = WorkerGauges(worker, observed_at=NOW, show_state=True)
+        return render_metrics([gauges], ()).decode() + f"process_start_time_seconds {said['started']}\n"
+
+    with serving(text) as address:
+        prometheus = run_prometheus(faster(tmp_path / "rules", address))
+
+        def marks(uid: str, name: str) -> list[dict[str, Any]]:
+            (mark,) = [each for each in DASHBOARDS[uid]["annotations"]["list"] if each["name"] == name]
+            query = View(HOUR, 1, {**ALL, "worker_id": ALPHA.worker_id}).expand(mark["expr"])
+            found = prometheus.values(query)
+            named = set(re.findall(r"{{(\w+)}}", f"{mark['titleFormat']} {mark['textFormat']}"))
+            assert all(named == set(dict(labels)) for labels in found), f"{named} of {found}"
+            return [dict(labels) | ({"at": value} if mark["useValueForTime"] else {}) for labels, value in found.items()]
+
+        until(lambda: prometheus.values("count_over_time(process_start_time_seconds[1m]) > 2"), "scraped")
+        for uid in DASHBOARDS:
+            assert marks(uid, "Exporter restarts") == [{"instance": address, "at": 1000_000}]
+            until(lambda uid=uid: "CMLTestFires" in [each["alertname"] for each in marks(uid, "Alerts")], "an alert")  # type: ignore[misc]
+        assert marks(looks.WORKER, "Status changes") == []
+        said |= {"status": "stopping", "started": 2000.0}
+        until(lambda: prometheus.value("process_start_time_seconds") == 2000, "a restart")
+        assert [marks(uid, "Exporter restarts") for uid in DASHBOARDS] == [[{"instance": address, "at": 2000_000}]] * 4
+        assert marks(looks.WORKER, "Status changes") == [{"worker_id": ALPHA.worker_id, "status": "stopping"}]

@@ -1,0 +1,73 @@
+"""Holes in the history, however they came about, are filled from CloudWatch, and nothing else changes."""
+
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from exporter.core.periods import align, to_seconds
+from exporter.storage.mongo import Database
+from tests.helpers.expected_history import Member
+from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
+from tests.helpers.in_process_exporter import PERIOD, Clock, Rig
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock(align(int(time.time()), PERIOD))
+
+
+@pytest.fixture
+async def fake(clock: Clock, aws_credentials: None) -> AsyncIterator[FakeCloudWatch]:
+    with FakeCloudWatch(now=clock) as fake:
+        yield fake
+
+
+def without_state(documents: list[dict[str, Any]]) -> list[int]:
+    """Starts of the samples that have neither status nor labs."""
+    return [to_seconds(d["timestamp"]) for d in documents if "status" not in d and "active_labs_count" not in d]
+
+
+async def test_three_periods_without_an_exporter_and_three_cut_out_are_filled_without_status_and_labs(
+    tmp_path: Path, database: Database, fake: FakeCloudWatch, clock: Clock
+) -> None:
+    began = int(clock())
+    members = [Member(f"worker-{k}", instance_id(k), "eu-west-1", began) for k in range(4)]
+    for member in members:
+        fake.add(member.instance_id, runs=[(began, None)], agent=member is not members[-1])
+    await database["workers"].insert_many([member.aggregate() for member in members])
+
+    rig = Rig(tmp_path, database, fake, clock)
+    await rig.round(24)
+    assert await rig.assert_history_is_true(fake, members) >= 4 * 18
+    assert without_state(await rig.documents()) == []
+    await rig.close()
+    stopped = align(int(clock()), PERIOD)
+    clock.now += 3 * PERIOD
+
+    rig = Rig(tmp_path, database, fake, clock)
+    await rig.round(8)
+    assert await rig.assert_history_is_true(fake, members) >= 4 * 27
+    missed = [stopped, stopped + PERIOD, stopped + 2 * PERIOD]
+    for member in members:
+        assert without_state(await rig.documents(worker_id=member.worker_id)) == missed
+    await rig.close()
+
+    history = database["worker_metrics_timeseries"]
+    before = await rig.documents()
+    cut = [began + 10 * PERIOD, began + 11 * PERIOD, began + 12 * PERIOD]
+    kept = [d for d in before if d["worker_id"] == "worker-1" and to_seconds(d["timestamp"]) not in cut]
+    await history.delete_many({"worker_id": "worker-1"})  # a time-series collection deletes by the meta field only
+    await history.insert_many([dict(document) for document in kept])
+
+    rig = Rig(tmp_path, database, fake, clock)
+    await rig.round(2)
+    after = await rig.documents()
+    assert await rig.assert_history_is_true(fake, members) >= 4 * 29
+    assert without_state([d for d in after if d["worker_id"] == "worker-1"]) == [*cut, *missed]
+    assert rig.value("cml_exporter_samples_healed_total") == 3
+    untouched = [d for d in before if d["worker_id"] != "worker-1" or to_seconds(d["timestamp"]) not in cut]
+    assert [d for d in after if d in untouched] == untouched
+    await rig.close()

@@ -1,0 +1,162 @@
+"""Two exporters on one fleet: one writes, and when it dies or hangs the other goes on, each sample once."""
+
+import asyncio
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from pymongo import MongoClient
+
+from exporter.core.periods import align
+from exporter.demo.mongod import Mongod
+from tests.fixtures.process import RunExporter
+from tests.helpers.expected_history import Member, assert_true, truth
+from tests.helpers.exporter_process import ExporterProcess
+from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
+from tests.helpers.in_process_exporter import series
+from tests.tools.crash_tests import COLLECTION, DATABASE, InsertProxy
+
+PERIOD, HOUR = 60, 3600
+TAKEN_OVER_WITHIN = 45
+"""Seconds: a lease of 30 s, and the others look every 10 s."""
+RUNNER = (
+    "import os; from exporter import app, cli; from exporter.pipeline import collector, lifecycle, mirror; "
+    "exec(os.environ['TUNE']); cli.main()"
+)
+"""The unmodified process but for a few constants: a test has no minutes to spare."""
+
+
+@dataclass
+class Pair:
+    """Two exporters, each behind a proxy of its own, and what they work on."""
+
+    mongod: Mongod
+    fake: FakeCloudWatch
+    members: list[Member]
+    began: float
+    start: Callable[..., ExporterProcess]
+
+    def documents(self) -> list[dict[str, Any]]:
+        with MongoClient[dict[str, Any]](self.mongod.uri, tz_aware=True) as client:
+            return list(client[DATABASE][COLLECTION].find({}, {"_id": 0}))
+
+    def compare(self) -> int:
+        """The history against the ledger, of all that was old enough when the test began."""
+        points = truth(self.fake, self.members, align(int(time.time()), PERIOD), PERIOD)
+        return assert_true(self.documents(), points, self.settled)
+
+    def is_complete(self) -> bool:
+        return len(self.documents()) >= len(truth(self.fake, self.members, self.settled, PERIOD))
+
+    @property
+    def settled(self) -> int:
+        return align(int(self.began) - 240, PERIOD)
+
+
+@pytest.fixture
+def pair(
+    own_mongod: Mongod, aws_credentials: None, run_exporter: RunExporter, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Pair]:
+    monkeypatch.setattr("tests.helpers.exporter_process.COMMAND", (sys.executable, "-c", RUNNER))
+    began = time.time()
+    with ExitStack() as stack:
+        fake = stack.enter_context(FakeCloudWatch(period=PERIOD))
+        created = align(int(began) - 5 * HOUR, PERIOD)
+        members = [Member(f"worker-{k}", instance_id(k), "eu-west-1", created) for k in range(8)]
+        for member in members:
+            fake.add(member.instance_id, runs=[(created, None)])
+        with MongoClient[dict[str, Any]](own_mongod.uri) as client:
+            client[DATABASE]["workers"].insert_many([member.aggregate() for member in members])
+
+        def start(proxy: InsertProxy, ask_at: int, tune: str = "") -> ExporterProcess:
+            """Start one whose asking loop ticks `ask_at` seconds after the test's beginning, then every minute."""
+            settings = {
+                "mongodb": {"uri": proxy.uri},
+                "cloudwatch": {"endpoint_url": fake.url, "interval": "1m"},
+                "period": "1m",
+                "settle": "1m",
+                "give_up": "2m",
+            }
+            tuned = f"collector.ASK_OFFSET = {int(began + ask_at) % PERIOD}; lifecycle.DUE = {PERIOD}; {tune}"
+            return run_exporter(settings, env={"TUNE": tuned}, wait=False)
+
+        yield Pair(own_mongod, fake, members, began, start)
+
+
+def metric(exporter: ExporterProcess, name: str) -> float:
+    text = exporter.get("/metrics", headers={"Accept-Encoding": "identity"}).text
+    return series(text, name)[name]
+
+
+def shows_the_fleet(exporter: ExporterProcess, members: list[Member]) -> bool:
+    text = exporter.get("/metrics", headers={"Accept-Encoding": "identity"}).text
+    return len(series(text, "cml_worker_cpu_utilization_ratio{")) == len(members)
+
+
+async def wait_for(exporter: ExporterProcess, condition: Callable[[], object], within: float, what: str) -> None:
+    await asyncio.to_thread(exporter.wait_for, condition, within, what)
+
+
+async def test_when_the_leader_is_killed_with_an_insert_in_flight_the_other_takes_over_and_the_history_is_the_ledger(
+    pair: Pair,
+) -> None:
+    async with InsertProxy(pair.mongod.port) as proxy, InsertProxy(pair.mongod.port) as other_proxy:
+        leader: ExporterProcess
+        trap = proxy.arm("mid", lambda: leader.kill(), hold=True)
+        leader = await asyncio.to_thread(pair.start, proxy, 50)
+        await asyncio.wait_for(trap.caught.wait(), 30)
+        other = await asyncio.to_thread(pair.start, other_proxy, 50)
+        await asyncio.to_thread(other.wait_until_ready)
+        await asyncio.to_thread(leader.wait_until_ready)
+        assert metric(leader, "cml_exporter_leader") == 1
+        assert metric(other, "cml_exporter_leader") == 0
+        await wait_for(leader, lambda: shows_the_fleet(leader, pair.members), 20, "serving the fleet")
+        await wait_for(other, lambda: shows_the_fleet(other, pair.members), 20, "serving the fleet")
+        assert other_proxy.inserts == 0
+
+        trap.go.set()
+        await trap.sprung
+        killed = time.monotonic()
+        await wait_for(other, lambda: metric(other, "cml_exporter_leader") == 1, TAKEN_OVER_WITHIN, "the leader")
+        print(f"killed {trap.sprung.result()}, taken over after {time.monotonic() - killed:.0f} s")
+        await wait_for(other, pair.is_complete, PERIOD + 20, "done with the history")
+        assert pair.compare() >= 8 * 290
+        assert await asyncio.to_thread(other.stop) == 0
+        assert pair.compare() >= 8 * 290
+
+
+async def test_a_leader_that_was_paused_between_read_back_and_insert_writes_nothing_when_it_wakes_up_replaced(
+    pair: Pair,
+) -> None:
+    # The pause must be longer than the lease, but not so long that the read-back times out of its own accord (30 s).
+    short = "app.LEASE_SECONDS = 12; mirror.LEAST = 3"
+    async with InsertProxy(pair.mongod.port) as proxy, InsertProxy(pair.mongod.port) as other_proxy:
+        paused = asyncio.Event()
+        leader: ExporterProcess
+
+        def pause() -> None:
+            leader.pause()
+            paused.set()
+
+        proxy.arm_readback(pause)
+        leader = await asyncio.to_thread(pair.start, proxy, 25, short)
+        await asyncio.wait_for(paused.wait(), 30)
+        other = await asyncio.to_thread(pair.start, other_proxy, 25, short)
+        await asyncio.to_thread(other.wait_until_ready)
+        assert proxy.inserts == 0
+        await wait_for(other, lambda: metric(other, "cml_exporter_leader") == 1, TAKEN_OVER_WITHIN, "the leader")
+        await wait_for(other, pair.is_complete, PERIOD + 20, "done with the history")
+        written = len(pair.documents())
+
+        leader.resume()
+        await asyncio.to_thread(leader.wait_until_ready)
+        await wait_for(leader, lambda: metric(leader, "cml_exporter_leader") == 0, 20, "aware that it was replaced")
+        await asyncio.sleep(7)  # longer than the mirror takes to try again
+        assert metric(other, "cml_exporter_leader") == 1
+        assert proxy.inserts == 0
+        assert len(pair.documents()) >= written
+        assert pair.compare() >= 8 * 290

@@ -1,0 +1,169 @@
+"""The lease on a real MongoDB, with its clock and several holders."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from exporter.core.errors import StoreUnavailable
+from exporter.demo.mongod import Mongod
+from exporter.storage.lease import MARGIN, Lease
+from exporter.storage.mongo import STATE, Database
+from tests.fixtures.mongo import connect
+from tests.helpers.ports import free_port
+
+
+class Clock:
+    """A monotonic clock that stands until it is moved."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def expire(database: Database) -> None:
+    """Let MongoDB's clock pass the end of the lease, without waiting for it."""
+    past = datetime.now(UTC) - timedelta(seconds=1)
+    await database[STATE].update_one({"_id": "lease:mirror"}, {"$set": {"expires": past}})
+
+
+async def test_the_first_gets_it_and_the_second_does_not(database: Database) -> None:
+    first, second = Lease(database, owner="first"), Lease(database, owner="second")
+    assert await first.acquire_or_renew()
+    assert not await second.acquire_or_renew()
+    assert (first.held, first.fence, second.held, second.remaining) == (True, 1, False, 0)
+
+
+async def test_of_many_contenders_at_once_exactly_one_gets_it(database: Database) -> None:
+    leases = [Lease(database, owner=f"contender-{n}") for n in range(10)]
+    got = await asyncio.gather(*(lease.acquire_or_renew() for lease in leases))
+    assert got.count(True) == 1
+    assert [lease.held for lease in leases] == got
+    assert await database[STATE].count_documents({}) == 1
+
+
+async def test_nobody_holds_it_before_asking(database: Database) -> None:
+    assert not Lease(database, owner="first").held
+
+
+async def test_it_lasts_its_time_on_the_servers_clock_and_renewing_extends_it(database: Database) -> None:
+    lease = Lease(database, owner="first", ttl=30)
+    for _ in range(2):
+        await expire(database)
+        assert await lease.acquire_or_renew()
+        document = await database[STATE].find_one({"_id": "lease:mirror"})
+        assert document is not None
+        assert 29 < (document["expires"] - datetime.now(UTC)).total_seconds() <= 30
+    assert lease.fence == 1  # it was nobody else's in between
+
+
+async def test_after_expiry_another_takes_over_with_a_higher_fence(database: Database) -> None:
+    first, second = Lease(database, owner="first"), Lease(database, owner="second")
+    await first.acquire_or_renew()
+    await expire(database)
+    assert await second.acquire_or_renew()
+    assert second.fence == first.fence + 1
+    assert not await first.acquire_or_renew()
+    assert not first.held
+    await expire(database)
+    assert await first.acquire_or_renew()
+    assert first.fence == 3
+
+
+async def test_it_expires_by_the_servers_clock_alone(database: Database) -> None:
+    first, second = Lease(database, owner="first", ttl=1), Lease(database, owner="second", ttl=1)
+    assert await first.acquire_or_renew()
+    assert not await second.acquire_or_renew()
+    await asyncio.sleep(1.1)
+    assert await second.acquire_or_renew()
+    assert not first.held
+
+
+async def test_a_paused_holder_knows_that_it_lost_it_before_anybody_can_take_it(database: Database) -> None:
+    clock = Clock()
+    lease = Lease(database, owner="first", ttl=30, monotonic=clock)
+    await lease.acquire_or_renew()
+    assert lease.remaining == pytest.approx(30 * (1 - MARGIN))
+    clock.now += 24.9
+    assert lease.held
+    clock.now += 0.2
+    assert (lease.held, lease.remaining) == (False, 0)
+
+
+async def test_its_time_counts_from_the_moment_the_renewal_was_sent(database: Database) -> None:
+    readings = iter([0.0, 0.0])  # made, sent; the answer takes 7 s
+    lease = Lease(database, owner="first", ttl=6, monotonic=lambda: next(readings, 7.0))
+    assert not await lease.acquire_or_renew()
+    assert not lease.held
+
+
+async def test_a_released_lease_is_free_at_once(database: Database) -> None:
+    first, second = Lease(database, owner="first"), Lease(database, owner="second")
+    await first.acquire_or_renew()
+    await first.release()
+    assert not first.held
+    assert await second.acquire_or_renew()
+    assert second.fence == 2
+
+
+async def test_releasing_what_another_holds_changes_nothing(database: Database) -> None:
+    first, second = Lease(database, owner="first"), Lease(database, owner="second")
+    await first.acquire_or_renew()
+    await second.release()
+    assert not await second.acquire_or_renew()
+    assert await first.acquire_or_renew()
+
+
+async def test_leases_of_different_names_do_not_touch_each_other(database: Database) -> None:
+    assert await Lease(database, owner="first").acquire_or_renew()
+    assert await Lease(database, owner="second", name="backfill").acquire_or_renew()
+
+
+async def test_an_owner_with_a_dollar_is_a_name_like_any_other(database: Database) -> None:
+    assert await Lease(database, owner="$$NOW").acquire_or_renew()
+    assert not await Lease(database, owner="$owner").acquire_or_renew()
+
+
+async def test_without_mongodb_it_stays_held_until_its_time_is_over(own_mongod: Mongod) -> None:
+    clock = Clock()
+    async with connect(own_mongod.uri, patience=5) as client:
+        lease = Lease(client["cml"], owner="first", ttl=30, monotonic=clock)
+        assert await lease.acquire_or_renew()
+        own_mongod.kill()
+        with pytest.raises(StoreUnavailable):
+            await lease.acquire_or_renew()
+        assert lease.held
+        clock.now += 30
+        assert not lease.held
+        own_mongod.start()
+        assert await lease.acquire_or_renew()
+        assert lease.fence == 1
+
+
+async def test_a_server_that_is_not_there_is_reported_as_unreachable() -> None:
+    uri = f"mongodb://127.0.0.1:{free_port()}"
+    async with connect(uri, patience=0.1) as client:
+        with pytest.raises(StoreUnavailable) as caught:
+            await Lease(client["cml"], owner="first").acquire_or_renew()
+    assert caught.value.reason == "unreachable"
+
+
+async def test_its_mark_changes_whenever_somebody_has_held_it_and_there_is_none_while_somebody_may(database: Database) -> None:
+    reader, first, second = (Lease(database, owner=owner) for owner in ("reader", "first", "second"))
+    marks = [await reader.mark()]
+    for holder in (first, second, first, first):
+        assert await holder.acquire_or_renew()
+        assert await reader.mark() is None
+        await holder.release()
+        marks.append(await reader.mark())
+        assert await reader.mark() == marks[-1]
+    assert len(set(marks)) == 5
+    # One that died: for ten minutes nobody knows whose clock is right.
+    assert await first.acquire_or_renew()
+    await expire(database)
+    assert await reader.mark() is None
+    long_ago = datetime.now(UTC) - timedelta(minutes=11)
+    await database[STATE].update_one({"_id": "lease:mirror"}, {"$set": {"expires": long_ago}})
+    assert await reader.mark() not in (None, *marks)

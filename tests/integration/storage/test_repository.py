@@ -1,0 +1,754 @@
+"""The history on real MongoDB servers: standalone, replica set, with credentials, cut and killed."""
+
+import asyncio
+import inspect
+import math
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta, timezone
+from types import ModuleType
+from typing import Any
+
+import bson.errors
+import pymongo.errors
+import pytest
+from pymongo.errors import OperationFailure
+from pymongo.write_concern import WriteConcern
+
+from exporter.core.errors import StoreError, StoreMisfit, StoreUnavailable
+from exporter.core.model import Fleet, Statistics, Worker, WorkerMetricsSample
+from exporter.core.periods import DAY, HOUR, to_datetime, to_seconds
+from exporter.demo.mongod import Mongod
+from exporter.storage import repository as history
+from exporter.storage.inventory import INVENTORY, Inventory
+from exporter.storage.lease import Lease
+from exporter.storage.mongo import STATE, Database, Document, operation, translate
+from exporter.storage.privileges import least_role
+from exporter.storage.repository import WorkerMetricsRepository
+from exporter.storage.sample_writer import Key
+from tests.fixtures.mongo import AuthMongod, connect
+from tests.helpers.mongo_proxy import CUTS, Cut, MongoProxy
+
+NAME = "worker_metrics_timeseries"
+START = 1_767_225_600  # Thursday 2026-01-01T00:00:00Z
+PERIOD = 300
+INDEX = {"worker_id": 1, "timestamp": 1}
+
+
+def repository(
+    database: Database, *, period: int = PERIOD, retention: int = 30 * DAY, apply: bool = False, now: float = START + DAY
+) -> WorkerMetricsRepository:
+    return WorkerMetricsRepository(
+        database, collection=NAME, period=period, retention=retention, apply_retention=apply, wall=lambda: now
+    )
+
+
+@pytest.fixture
+async def samples(database: Database) -> WorkerMetricsRepository:
+    repo = repository(database)
+    await repo.ensure_collection()
+    return repo
+
+
+def sample(worker: str = "w1", at: int = START, cpu: float | None = 10.0, **fields: object) -> WorkerMetricsSample:
+    bare = WorkerMetricsSample(worker_id=worker, region="us-east-1", timestamp=to_datetime(at), cpu_utilization=cpu)
+    return replace(bare, **fields)  # type: ignore[arg-type]  # impossible values are wanted here
+
+
+def batch(workers: int, periods: int) -> list[WorkerMetricsSample]:
+    return [sample(f"w{w}", START + p * PERIOD, float(w), status="running") for p in range(periods) for w in range(workers)]
+
+
+def keys(items: Iterable[WorkerMetricsSample]) -> list[Key]:
+    return [(item.worker_id, to_seconds(item.timestamp)) for item in items]
+
+
+async def stored(database: Database) -> Counter[Key]:
+    return Counter([(d["worker_id"], to_seconds(d["timestamp"])) async for d in database[NAME].find()])
+
+
+async def options(database: Database) -> Document:
+    cursor = await database.list_collections(filter={"name": NAME})
+    (found,) = await cursor.to_list(None)
+    return dict(found)
+
+
+@asynccontextmanager
+async def stalled_inserts(database: Database) -> AsyncIterator[None]:
+    """Let no insert finish on the server while this lasts."""
+    admin = database.client.admin
+    await admin.command("fsync", lock=True)
+    try:
+        yield
+    finally:
+        await admin.command("fsyncUnlock")
+
+
+class TestCollection:
+    async def test_it_is_created_with_the_customers_options_an_index_and_its_period(self, database: Database) -> None:
+        repo = repository(database)
+        await repo.ensure_collection()
+        found = await options(database)
+        assert found["type"] == "timeseries"
+        assert found["options"]["expireAfterSeconds"] == 2592000
+        assert found["options"]["timeseries"].items() >= {
+            ("timeField", "timestamp"),
+            ("metaField", "worker_id"),
+            ("granularity", "minutes"),
+        }
+        indexes = [index["key"] async for index in await database[NAME].list_indexes()]
+        assert INDEX in indexes
+        assert await database[STATE].find_one({"_id": f"history:{NAME}"}) == {
+            "_id": f"history:{NAME}",
+            "schema": 1,
+            "period": 300,
+        }
+        assert (repo.retention, repo.notices) == (30 * DAY, ())
+
+    async def test_several_exporters_may_create_it_at_once_and_again(self, database: Database) -> None:
+        for _ in range(2):
+            await asyncio.gather(*(repository(database).ensure_collection() for _ in range(6)))
+        assert (await options(database))["type"] == "timeseries"
+
+    async def test_a_normal_collection_of_that_name_is_refused(self, database: Database) -> None:
+        await database[NAME].insert_one({"precious": True})
+        with pytest.raises(StoreMisfit) as caught:
+            await repository(database).ensure_collection()
+        assert str(caught.value) == (
+            f"{database.name}.{NAME} is a normal collection, not a time-series collection; "
+            "rename or drop it, or give mongodb.history another name"
+        )
+        assert await database[NAME].count_documents({}) == 1
+
+    async def test_a_view_of_that_name_is_refused(self, database: Database) -> None:
+        await database.create_collection(NAME, viewOn="workers", pipeline=[])
+        with pytest.raises(StoreMisfit, match="is a view, not a time-series collection"):
+            await repository(database).ensure_collection()
+
+    async def test_other_time_series_fields_are_refused(self, database: Database) -> None:
+        await database.create_collection(NAME, timeseries={"timeField": "ts", "metaField": "meta"})
+        with pytest.raises(StoreMisfit, match="timeField ts and metaField meta, but the history needs timestamp and worker_id"):
+            await repository(database).ensure_collection()
+
+    async def test_another_granularity_is_only_noted(self, database: Database) -> None:
+        timeseries = {"timeField": "timestamp", "metaField": "worker_id", "granularity": "hours"}
+        await database.create_collection(NAME, timeseries=timeseries)
+        repo = repository(database)
+        await repo.ensure_collection()
+        assert repo.notices == (f"{database.name}.{NAME} has granularity hours; samples pack best with minutes",)
+
+    async def test_the_index_may_be_there_under_another_name(self, database: Database) -> None:
+        await database.create_collection(NAME, timeseries={"timeField": "timestamp", "metaField": "worker_id"})
+        await database[NAME].create_index(list(INDEX.items()), name="theirs")
+        await repository(database).ensure_collection()
+
+    async def test_another_period_is_refused_with_both_and_the_ways_out(self, database: Database) -> None:
+        await repository(database, period=300).ensure_collection()
+        with pytest.raises(StoreMisfit) as caught:
+            await repository(database, period=60).ensure_collection()
+        assert caught.value.reason == "period"
+        assert str(caught.value) == (
+            f"{database.name}.{NAME} holds samples of 5m, but period is 1m; set period to 5m, "
+            "or give mongodb.history another name for a history of 1m"
+        )
+
+    async def test_a_history_of_another_schema_is_refused(self, database: Database) -> None:
+        await database[STATE].insert_one({"_id": f"history:{NAME}", "schema": 2, "period": 300})
+        with pytest.raises(StoreMisfit, match="another version of the exporter"):
+            await repository(database).ensure_collection()
+
+    async def test_an_old_server_is_refused(self, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(history, "_MIN_WIRE_VERSION", 99)
+        with pytest.raises(StoreMisfit, match=r"needs MongoDB 5\.0 or newer"):
+            await repository(database).ensure_collection()
+
+    @pytest.mark.parametrize(
+        ("existing", "wanted", "apply", "kept"),
+        [
+            (30 * DAY, 90 * DAY, True, 90 * DAY),  # longer, and somebody asked for it
+            (30 * DAY, 90 * DAY, False, 30 * DAY),  # only the default
+            (90 * DAY, 30 * DAY, True, 90 * DAY),  # a shorter one would delete two months
+            (90 * DAY, 30 * DAY, False, 90 * DAY),
+            (None, 30 * DAY, True, None),  # whoever keeps all keeps all
+        ],
+    )
+    async def test_retention_is_only_ever_lengthened_and_only_on_request(
+        self, database: Database, existing: int | None, wanted: int, apply: bool, kept: int | None
+    ) -> None:
+        extra: dict[str, Any] = {} if existing is None else {"expireAfterSeconds": existing}
+        timeseries = {"timeField": "timestamp", "metaField": "worker_id", "granularity": "minutes"}
+        await database.create_collection(NAME, timeseries=timeseries, **extra)
+        repo = repository(database, retention=wanted, apply=apply)
+        await repo.ensure_collection()
+        assert (await options(database))["options"].get("expireAfterSeconds") == kept
+        assert repo.retention == kept
+        assert len(repo.notices) == (1 if apply else 0)
+        if apply and kept == existing:
+            assert "left alone; to shorten it, run: cml-worker-exporter retention --set 30d --yes" in repo.notices[0]
+
+
+class TestSamples:
+    async def test_a_document_has_the_customers_shape_and_no_key_without_a_value(
+        self, database: Database, samples: WorkerMetricsRepository
+    ) -> None:
+        await samples.add_sample(sample(cpu=12.5, memory_utilization=math.nan, active_labs_count=3, status="running"))
+        await samples.add_sample(sample(at=START + PERIOD, cpu=None, memory_utilization=50.0))
+        documents = await database[NAME].find({}, {"_id": 0}).sort("timestamp").to_list(None)
+        assert documents == [
+            {
+                "worker_id": "w1",
+                "timestamp": to_datetime(START),
+                "region": "us-east-1",
+                "cpu_utilization": 12.5,
+                "active_labs_count": 3,
+                "status": "running",
+            },
+            {
+                "worker_id": "w1",
+                "timestamp": to_datetime(START + PERIOD),
+                "region": "us-east-1",
+                "memory_utilization": 50.0,
+            },
+        ]
+
+    async def test_samples_come_back_as_they_were_oldest_first_without_the_end(self, samples: WorkerMetricsRepository) -> None:
+        written = [
+            sample(at=START + n * PERIOD, cpu=float(n), memory_utilization=None, active_labs_count=n, status="running")
+            for n in range(5)
+        ]
+        assert await samples.add_samples([*reversed(written), sample("w2")]) == 6
+        read = await samples.get_samples("w1", to_datetime(START), to_datetime(START + 4 * PERIOD))
+        assert read == written[:4]
+        assert read[0].timestamp.tzinfo is UTC
+
+    async def test_naive_times_are_utc_and_other_zones_are_converted(self, samples: WorkerMetricsRepository) -> None:
+        zone = timezone(timedelta(hours=5))
+        await samples.add_samples(
+            [
+                replace(sample(), timestamp=datetime(2026, 1, 1, 0, 5)),
+                replace(sample(), timestamp=datetime(2026, 1, 1, 5, 0, tzinfo=zone)),
+            ]
+        )
+        read = await samples.get_samples("w1", datetime(2026, 1, 1), datetime(2026, 1, 1, 5, 10, tzinfo=zone))
+        assert [to_seconds(s.timestamp) for s in read] == [START, START + 300]
+
+    async def test_what_is_past_retention_is_not_returned_though_mongodb_still_has_it(self, database: Database) -> None:
+        late = repository(database, now=START + 30 * DAY + PERIOD)
+        await late.ensure_collection()
+        await late.add_samples([sample(at=START), sample(at=START + PERIOD)])
+        window = to_datetime(START - DAY), to_datetime(START + DAY)
+        assert [to_seconds(s.timestamp) for s in await late.get_samples("w1", *window)] == [START + PERIOD]
+        (day,) = await late.get_aggregated_stats("w1", *window, timedelta(days=1))
+        assert day.cpu_utilization.count == 1
+
+    async def test_another_programs_odd_values_read_as_missing(
+        self, database: Database, samples: WorkerMetricsRepository
+    ) -> None:
+        odd = {"cpu_utilization": "45.2", "memory_utilization": math.nan, "active_labs_count": 2.0}
+        await database[NAME].insert_one({"worker_id": "w1", "timestamp": to_datetime(START), **odd})
+        (read,) = await samples.get_samples("w1", to_datetime(START), to_datetime(START + 1))
+        assert (read.cpu_utilization, read.memory_utilization, read.active_labs_count, read.status) == (None, None, 2, None)
+
+    async def test_latest_timestamps_finds_the_newest_of_each_however_old(self, database: Database) -> None:
+        repo = repository(database, now=START + 40 * DAY)
+        await repo.ensure_collection()
+        await repo.add_samples([sample("old", START), sample("old", START + PERIOD)])
+        await repo.add_samples([sample("live", START + 40 * DAY - n * PERIOD) for n in range(500)])
+        await repo.add_samples([sample("silent", START + 39 * DAY + HOUR)])
+        assert await repo.latest_timestamps(["old", "live", "silent", "never"]) == {
+            "old": START + PERIOD,
+            "live": START + 40 * DAY,
+            "silent": START + 39 * DAY + HOUR,
+        }
+
+    async def test_timestamps_are_those_since_a_time_for_everybody_asked_about(
+        self, database: Database, samples: WorkerMetricsRepository
+    ) -> None:
+        await samples.add_samples(batch(workers=3, periods=4))
+        half = to_datetime(START + 2 * PERIOD) + timedelta(milliseconds=500)  # somebody's, not a period of ours
+        await database[NAME].insert_one({"worker_id": "w0", "timestamp": half})
+        assert await samples.timestamps(["w0", "w2", "never"], START + PERIOD) == {
+            "w0": {START + PERIOD, START + 2 * PERIOD, START + 3 * PERIOD},
+            "w2": {START + PERIOD, START + 2 * PERIOD, START + 3 * PERIOD},
+            "never": set(),
+        }
+
+
+class TestStatistics:
+    async def test_they_equal_what_python_makes_of_the_samples(self, samples: WorkerMetricsRepository) -> None:
+        dice = random.Random(2)
+        written = [
+            sample(
+                at=START + n * PERIOD,
+                cpu=dice.choice([None, dice.uniform(0, 100)]),
+                memory_utilization=dice.choice([None, None, dice.uniform(0, 100)]),
+                active_labs_count=dice.choice([None, dice.randrange(5)]),
+                status=dice.choice([None, "running", "running", "stopped"]),
+            )
+            for n in range(288)
+            if dice.random() < 0.8
+        ]
+        await samples.add_samples([*written, sample("w2", cpu=99.9)])
+        start, end, interval = START + 20 * PERIOD, START + 250 * PERIOD, 2 * HOUR
+        found = await samples.get_aggregated_stats("w1", to_datetime(start), to_datetime(end), timedelta(hours=2))
+        inside = [s for s in written if start <= to_seconds(s.timestamp) < end]
+        begins = sorted({to_seconds(s.timestamp) // interval * interval for s in inside})
+        assert [to_seconds(row.timestamp) for row in found] == begins
+        for row in found:
+            begin = to_seconds(row.timestamp)
+            members = [s for s in inside if begin <= to_seconds(s.timestamp) < begin + interval]
+            for field in ("cpu_utilization", "memory_utilization", "active_labs_count"):
+                values = [getattr(s, field) for s in members if getattr(s, field) is not None]
+                got: Statistics = getattr(row, field)
+                assert (got.count, got.min, got.max) == (len(values), min(values, default=None), max(values, default=None))
+                assert got.avg == (pytest.approx(sum(values) / len(values)) if values else None)
+            statuses = [s.status for s in members if s.status]
+            assert row.status_share == {k: pytest.approx(n / len(statuses)) for k, n in Counter(statuses).items()}
+
+    async def test_weeks_begin_on_monday_and_days_at_midnight_utc(self, samples: WorkerMetricsRepository) -> None:
+        await samples.add_samples([sample(at=START + n * DAY) for n in range(10)])
+        window = to_datetime(START), to_datetime(START + 10 * DAY)
+        weeks = await samples.get_aggregated_stats("w1", *window, timedelta(days=7))
+        assert [(w.timestamp.isoformat(), w.cpu_utilization.count) for w in weeks] == [
+            ("2025-12-29T00:00:00+00:00", 4),
+            ("2026-01-05T00:00:00+00:00", 6),
+        ]
+        days = await samples.get_aggregated_stats("w1", *window, timedelta(days=1))
+        assert [to_seconds(d.timestamp) for d in days] == [START + n * DAY for n in range(10)]
+        assert all(w.timestamp.weekday() == 0 for w in weeks)
+
+    async def test_what_is_no_number_does_not_count(self, database: Database, samples: WorkerMetricsRepository) -> None:
+        odd: list[object] = ["99", math.nan, None, 7.0]
+        await database[NAME].insert_many(
+            [{"worker_id": "w1", "timestamp": to_datetime(START + n), "cpu_utilization": value} for n, value in enumerate(odd)]
+        )
+        (row,) = await samples.get_aggregated_stats("w1", to_datetime(START), to_datetime(START + 60), timedelta(minutes=1))
+        assert row.cpu_utilization == Statistics(avg=7.0, min=7.0, max=7.0, count=1)
+        assert row.memory_utilization == Statistics(avg=None, min=None, max=None, count=0)
+        assert row.status_share == {}
+
+    @pytest.mark.parametrize("interval", [timedelta(0), timedelta(seconds=-5), timedelta(milliseconds=1500)])
+    async def test_an_impossible_interval_is_refused(self, samples: WorkerMetricsRepository, interval: timedelta) -> None:
+        with pytest.raises(ValueError, match="must be a positive whole number of seconds"):
+            await samples.get_aggregated_stats("w1", to_datetime(START), to_datetime(START + DAY), interval)
+
+
+class TestRejected:
+    @pytest.mark.parametrize(
+        ("bad", "reason"),
+        [
+            ({"status": "\ud800"}, "UnicodeEncodeError"),
+            ({"active_labs_count": 2**70}, "OverflowError"),
+            ({"status": "x" * 17 * 1024 * 1024}, "exceed 1048576"),
+            ({"status": object()}, "InvalidDocument"),
+        ],
+        ids=["surrogate", "too many labs", "too large", "no BSON"],
+    )
+    async def test_one_impossible_sample_is_returned_and_the_others_are_stored(
+        self, database: Database, samples: WorkerMetricsRepository, bad: dict[str, Any], reason: str
+    ) -> None:
+        poison = sample("w1", START, **bad)
+        good = batch(workers=3, periods=2)
+        ((rejected, why),) = await samples.insert([*good[:3], poison, *good[3:]])
+        assert rejected is poison
+        assert reason in why
+        assert set(await stored(database)) == set(keys(good))
+
+    async def test_a_document_the_server_rejects_does_not_hold_up_the_others(
+        self, database: Database, samples: WorkerMetricsRepository
+    ) -> None:
+        good, poison = sample("w1"), sample("w2")
+        chunk: list[tuple[WorkerMetricsSample, Document]] = [
+            (poison, {"worker_id": "w2"}),
+            (good, {"worker_id": "w1", "timestamp": good.timestamp}),
+        ]
+        ((rejected, why),) = await samples._insert_chunk(chunk)
+        assert rejected is poison
+        assert why.startswith("code 2: 'timestamp' must be present")
+        assert set(await stored(database)) == {("w1", START)}
+
+    async def test_adding_a_rejected_sample_raises_after_storing_the_others(
+        self, database: Database, samples: WorkerMetricsRepository
+    ) -> None:
+        with pytest.raises(StoreError, match=r"rejects 1 of 2 samples \(the others are stored\)") as caught:
+            await samples.add_samples([sample("w1"), sample("w2", active_labs_count=2**70)])
+        assert caught.value.reason == "rejected"
+        assert set(await stored(database)) == {("w1", START)}
+
+
+class TestExactlyOnce:
+    async def test_present_says_which_samples_are_there_and_no_others(
+        self, database: Database, samples: WorkerMetricsRepository
+    ) -> None:
+        there = [*batch(workers=3, periods=3), sample("far", START + 20 * DAY)]
+        await samples.insert(there)
+        await database[NAME].insert_one({"worker_id": "w9", "timestamp": to_datetime(START) + timedelta(milliseconds=1)})
+        absent = [("w0", START + 10 * PERIOD), ("w9", START), ("never", START)]
+        assert await samples.present([*keys(there)[2:], *absent]) == set(keys(there)[2:])
+        assert await samples.present([]) == set()
+
+    async def test_an_insert_of_more_than_one_chunk_is_complete(
+        self, database: Database, samples: WorkerMetricsRepository
+    ) -> None:
+        big = batch(workers=20, periods=288)
+        assert await samples.insert(big) == []
+        assert await stored(database) == Counter(keys(big))
+
+    async def test_it_is_not_quiet_while_an_insert_runs(self, samples: WorkerMetricsRepository, database: Database) -> None:
+        assert await samples.quiesce()
+        async with stalled_inserts(database):
+            insert = asyncio.create_task(samples.insert(batch(workers=10, periods=1)))
+            await until_quiet(samples, False)
+            assert not insert.done()
+        await insert
+        assert await samples.quiesce()
+
+    async def test_other_collections_and_databases_do_not_disturb_the_quiet(
+        self, samples: WorkerMetricsRepository, database: Database
+    ) -> None:
+        async with stalled_inserts(database):
+            others = [database["other"], database.client[database.name + "_other"][NAME]]
+            inserts = [asyncio.create_task(other.insert_one({"a": 1})) for other in others]
+            await asyncio.sleep(0.3)
+            assert await samples.quiesce()
+        await asyncio.gather(*inserts)
+        await database.client.drop_database(database.name + "_other")
+
+    async def test_an_insert_past_its_time_dies_on_the_server_too(
+        self, samples: WorkerMetricsRepository, database: Database
+    ) -> None:
+        async with stalled_inserts(database):
+            with pytest.raises(StoreUnavailable) as caught:
+                await samples.insert([sample()], within=0.5)
+            assert caught.value.reason == "timeout"
+            await until_quiet(samples)
+        assert await samples.present([("w1", START)]) == set()
+
+    async def test_what_a_majority_does_not_hold_yet_is_unsettled(self, rs_database: Database) -> None:
+        repo = repository(rs_database)
+        await repo.ensure_collection()
+        await repo.insert([sample("w1")])
+        point = {"configureFailPoint": "disableSnapshotting"}
+        admin = rs_database.client.admin
+        await admin.command(point | {"mode": "alwaysOn"})
+        try:
+            hasty = rs_database[NAME].with_options(write_concern=WriteConcern(1))
+            await hasty.insert_one({"worker_id": "w2", "timestamp": to_datetime(START)})
+            assert await repo.present([("w1", START)]) == {("w1", START)}
+            with pytest.raises(StoreUnavailable) as caught:
+                await repo.present([("w1", START), ("w2", START)])
+            assert caught.value.reason == "unsettled"
+        finally:
+            await admin.command(point | {"mode": "off"})
+        await repo.insert([sample("w3")])
+        assert await repo.present([("w2", START), ("w3", START)]) == {("w2", START), ("w3", START)}
+
+
+async def until_quiet(repo: WorkerMetricsRepository, quiet: bool = True) -> None:
+    async with asyncio.timeout(20):
+        while await repo.quiesce() is not quiet:  # noqa: ASYNC110  # the event is in another process
+            await asyncio.sleep(0.02)
+
+
+async def mirror(repo: WorkerMetricsRepository, wanted: list[WorkerMetricsSample]) -> int:
+    """What the mirror does with a batch, until it succeeds; return how often it failed."""
+    failures = 0
+    while True:
+        try:
+            await until_quiet(repo)
+            there = await repo.present(keys(wanted))
+            assert await repo.insert([s for s, key in zip(wanted, keys(wanted), strict=True) if key not in there]) == []
+        except StoreUnavailable:
+            failures += 1
+            await asyncio.sleep(0.05)
+        else:
+            return failures
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("kind", ["standalone", "replica set"])
+async def test_a_connection_cut_around_an_insert_neither_loses_nor_doubles(
+    request: pytest.FixtureRequest, kind: str, cut: Cut
+) -> None:
+    server: Mongod = request.getfixturevalue("mongod" if kind == "standalone" else "mongo_rs")
+    wanted = batch(workers=30, periods=40)
+    async with MongoProxy(server.port) as proxy, connect(proxy.uri) as client, connect(server.uri) as direct:
+        name = f"test_cut_{cut}_{kind[0]}"
+        repo = repository(client[name])
+        await repo.ensure_collection()
+        proxy.cut(cut, cut, cut)
+        failures = await mirror(repo, wanted)
+        assert proxy.cuts >= 1
+        assert failures > 0 or kind == "replica set"  # there the driver repeats a write by itself
+        assert await stored(direct[name]) == Counter(keys(wanted))
+        await direct.drop_database(name)
+
+
+async def test_a_mongod_killed_between_insert_and_acknowledgement_neither_loses_nor_doubles(own_mongod: Mongod) -> None:
+    wanted = batch(workers=20, periods=30)
+    plan: tuple[Cut, ...] = ("mid", "after")
+    async with MongoProxy(own_mongod.port) as proxy, connect(proxy.uri, patience=20) as client:
+        repo = repository(client["cml"])
+        await repo.ensure_collection()
+        for round_, cut in enumerate(plan):
+            part = wanted[round_ * 300 :][:300]
+            proxy.cut(cut)
+            with pytest.raises(StoreUnavailable):
+                await repo.insert(part)
+            own_mongod.kill()
+            await asyncio.to_thread(own_mongod.start)
+            async with connect(own_mongod.uri) as direct:
+                truth = await stored(direct["cml"])
+                assert await repo.present(keys(part)) == {key for key in keys(part) if key in truth}
+                if cut == "after":  # journaled before it was acknowledged
+                    assert set(keys(part)) <= truth.keys()
+            await mirror(repo, part)
+        async with connect(own_mongod.uri) as direct:
+            assert await stored(direct["cml"]) == Counter(keys(wanted))
+
+
+class TestCredentials:
+    async def test_the_least_role_is_enough_for_everything(self, mongo_auth: AuthMongod) -> None:
+        async with connect(mongo_auth.exporter_uri("least")) as client:
+            database = client["least"]
+            await repository(database).ensure_collection()
+            repo = repository(database, retention=60 * DAY, apply=True)
+            await repo.ensure_collection()
+            assert repo.retention == 60 * DAY
+            assert await mirror(repo, batch(workers=3, periods=3)) == 0
+            assert await repo.present([("w0", START)]) == {("w0", START)}
+            window = to_datetime(START), to_datetime(START + DAY)
+            assert len(await repo.get_samples("w1", *window)) == 3
+            assert len(await repo.get_aggregated_stats("w1", *window, timedelta(days=1))) == 1
+            assert (await repo.latest_timestamps(["w1"])).keys() == {"w1"}
+            assert len((await repo.timestamps(["w1"], START))["w1"]) == 3
+            await Inventory(database).record(Fleet(START, (worker(),)))
+            await Inventory(database).record(Fleet(START + 60, (worker(),)))
+            lease = Lease(database, owner="me")
+            assert await lease.acquire_or_renew()
+            await lease.release()
+            assert await database["workers"].find_one() is None
+
+    async def test_the_quiet_is_seen_with_the_least_role(self, mongo_auth: AuthMongod) -> None:
+        async with connect(mongo_auth.exporter_uri("quiet")) as client, connect(mongo_auth.root_uri) as root:
+            repo = repository(client["quiet"])
+            await repo.ensure_collection()
+            async with stalled_inserts(root["quiet"]):
+                insert = asyncio.create_task(repo.insert([sample()]))
+                await until_quiet(repository(root["quiet"]), False)
+                assert not await repo.quiesce()
+                assert not await repo.quiesce()
+            await insert
+
+    @pytest.mark.parametrize(
+        ("collection", "action"),
+        [
+            ("", "listCollections"),
+            (NAME, "createIndex"),
+            (NAME, "collMod"),
+            (NAME, "insert"),
+            (NAME, "find"),
+            (STATE, "update"),
+        ],
+    )
+    async def test_a_missing_privilege_is_named_with_its_collection(
+        self, mongo_auth: AuthMongod, collection: str, action: str
+    ) -> None:
+        name = f"lacks_{action}_{collection[:6]}"
+        privileges = least_role(name)
+        for privilege in privileges:
+            if privilege["resource"]["collection"] == collection:
+                privilege["actions"].remove(action)
+        privileges = [privilege for privilege in privileges if privilege["actions"]]
+        async with connect(mongo_auth.user(name, privileges)) as client:
+
+            async def work() -> None:
+                await repository(client[name]).ensure_collection()
+                await repository(client[name], retention=60 * DAY, apply=True).ensure_collection()
+                await repository(client[name]).insert([sample()])
+                await repository(client[name]).present([("w1", START)])
+
+            with pytest.raises(StoreMisfit) as caught:
+                await work()
+        assert caught.value.reason == "not_authorized"
+        where = f"{name}.{collection or NAME}"
+        assert str(caught.value).startswith(f"MongoDB does not allow this user `{action}` on {where}; grant it the least role")
+
+    async def test_wrong_credentials_are_called_so(self, mongo_auth: AuthMongod) -> None:
+        async with connect(mongo_auth.uri("exporter", "wrong", "nobody")) as client:
+            with pytest.raises(StoreMisfit, match="refuses the credentials") as caught:
+                await repository(client["nobody"]).ensure_collection()
+        assert caught.value.reason == "credentials"
+        assert "wrong" not in str(caught.value)
+
+
+def worker(id: str = "w1", instance: str | None = "i-a", **fields: object) -> Worker:
+    bare = Worker(id=id, region="us-east-1", instance_id=instance, status="running")
+    return replace(bare, **fields)  # type: ignore[arg-type]
+
+
+class TestInventory:
+    async def test_what_is_loaded_equals_what_was_recorded(self, database: Database) -> None:
+        recorded = Inventory(database)
+        steps = [
+            (worker(), worker("w2", None), worker("w3", "i-c", name="lab", created_at=START - 5)),
+            (worker("w1"), worker("w2", None), worker("w3", "i-c", name="lab", created_at=START - 5)),
+            (worker("w1", "i-b"), worker("w2", "i-x"), worker("w3", "i-c", status="terminated", terminated_at=START + 100)),
+            (worker("w1", "i-a"), worker("w2", "i-x")),
+            (worker("w1", None), worker("w2", "i-x"), worker("w4")),
+            (worker("w1", None), worker("w2", "i-x"), worker("w4")),
+        ]
+        for n, workers in enumerate(steps):
+            await recorded.record(Fleet(START + n * 60, workers))
+            loaded = Inventory(database)
+            await loaded.load()
+            assert loaded.entries == recorded.entries
+        w1, w3 = recorded.entries["w1"], recorded.entries["w3"]
+        assert [(s.instance_id, s.first - START, s.last - START) for s in w1.instances] == [
+            ("i-a", 0, 60),
+            ("i-b", 120, 120),
+            ("i-a", 180, 180),
+        ]
+        assert (w3.name, w3.status, w3.last_seen, w3.terminated_at) == ("lab", "terminated", START + 120, START + 100)
+
+    async def test_documents_have_the_designed_shape(self, database: Database) -> None:
+        inventory = Inventory(database)
+        await inventory.record(Fleet(START, (worker(),)))
+        await inventory.record(Fleet(START + 60, (worker(),)))
+        assert await database[INVENTORY].find_one() == {
+            "_id": "w1",
+            "worker_id": "w1",
+            "region": "us-east-1",
+            "status": "running",
+            "instances": [{"id": "i-a", "region": "us-east-1", "from": to_datetime(START), "to": to_datetime(START + 60)}],
+            "first_seen": to_datetime(START),
+            "last_seen": to_datetime(START + 60),
+        }
+
+    async def test_a_restarted_process_continues_what_was_recorded_without_being_told_to_load(self, database: Database) -> None:
+        await Inventory(database).record(Fleet(START, (worker(),)))
+        again = Inventory(database)
+        await again.record(Fleet(START + 600, (worker(instance="i-b"),)))
+        assert [s.instance_id for s in again.entries["w1"].instances] == ["i-a", "i-b"]
+
+    async def test_what_could_not_be_written_is_written_the_next_time(self, own_mongod: Mongod) -> None:
+        async with connect(own_mongod.uri, patience=1) as client:
+            inventory = Inventory(client["cml"])
+            await inventory.record(Fleet(START, (worker(), worker("w2"))))
+            own_mongod.kill()
+            with pytest.raises(StoreUnavailable):
+                await inventory.record(Fleet(START + 60, (worker(instance="i-b"), worker("w2"))))
+            await asyncio.to_thread(own_mongod.start)
+            await inventory.record(Fleet(START + 120, (worker(instance="i-c"),)))
+            loaded = Inventory(client["cml"])
+            await loaded.load()
+            assert loaded.entries == inventory.entries
+            assert [s.instance_id for s in loaded.entries["w1"].instances] == ["i-a", "i-b", "i-c"]
+            assert loaded.entries["w2"].last_seen == START + 60
+
+
+UNAVAILABLE, MISFIT, OTHER = StoreUnavailable, StoreMisfit, StoreError
+EXPECTED: dict[str, tuple[type[StoreError], str]] = {
+    "AutoReconnect": (UNAVAILABLE, "connection"),
+    "ConnectionFailure": (UNAVAILABLE, "connection"),
+    "NetworkTimeout": (UNAVAILABLE, "timeout"),
+    "NotPrimaryError": (UNAVAILABLE, "not_primary"),
+    "ServerSelectionTimeoutError": (UNAVAILABLE, "unreachable"),
+    "WaitQueueTimeoutError": (UNAVAILABLE, "timeout"),
+    "ExecutionTimeout": (UNAVAILABLE, "timeout"),
+    "WriteConcernError": (UNAVAILABLE, "write_concern"),
+    "WTimeoutError": (UNAVAILABLE, "write_concern"),
+    "BulkWriteError": (UNAVAILABLE, "write_error"),
+    "CursorNotFound": (UNAVAILABLE, "transient"),
+    "DuplicateKeyError": (UNAVAILABLE, "transient"),
+    "CollectionInvalid": (MISFIT, "error"),
+    "ConfigurationError": (MISFIT, "error"),
+    "InvalidURI": (MISFIT, "error"),
+    "InvalidName": (MISFIT, "error"),
+    "DocumentTooLarge": (OTHER, "invalid_document"),
+    "BSONError": (OTHER, "invalid_document"),
+    "InvalidBSON": (OTHER, "invalid_document"),
+    "InvalidDocument": (OTHER, "invalid_document"),
+    "InvalidId": (OTHER, "invalid_document"),
+    "InvalidStringData": (OTHER, "invalid_document"),
+    "OperationFailure": (OTHER, "error"),
+    "WriteError": (OTHER, "error"),
+    "ClientBulkWriteException": (OTHER, "error"),
+    "EncryptionError": (OTHER, "error"),
+    "EncryptedCollectionError": (OTHER, "error"),
+    "InvalidOperation": (OTHER, "error"),
+    "ProtocolError": (OTHER, "error"),
+    "PyMongoError": (OTHER, "error"),
+    "_OperationCancelled": (UNAVAILABLE, "connection"),
+}
+SAMPLES: dict[str, Exception] = {
+    "BulkWriteError": pymongo.errors.BulkWriteError({"writeErrors": [{"code": 112, "errmsg": "conflict"}]}),
+    "CursorNotFound": pymongo.errors.CursorNotFound("gone", 43),
+    "DuplicateKeyError": pymongo.errors.DuplicateKeyError("twice", 11000),
+    "ClientBulkWriteException": pymongo.errors.ClientBulkWriteException({}, False),
+    "EncryptionError": pymongo.errors.EncryptionError(ValueError("key")),
+    "EncryptedCollectionError": pymongo.errors.EncryptedCollectionError(ValueError("key"), {}),
+}
+
+
+def driver_errors(module: ModuleType) -> dict[str, type[Exception]]:
+    return {
+        name: kind
+        for name, kind in inspect.getmembers(module, inspect.isclass)
+        if issubclass(kind, Exception) and kind.__module__ == module.__name__
+    }
+
+
+class TestTranslation:
+    def test_every_error_class_of_the_driver_is_mapped(self) -> None:
+        kinds = driver_errors(pymongo.errors) | driver_errors(bson.errors)
+        translated = {
+            name: translate(SAMPLES[name] if name in SAMPLES else kind("because"), "cml.history", "insert")
+            for name, kind in kinds.items()
+        }
+        assert {name: (type(error), error.reason) for name, error in translated.items()} == EXPECTED
+
+    @pytest.mark.parametrize(
+        ("code", "kind", "reason"),
+        [
+            (13, StoreMisfit, "not_authorized"),
+            (18, StoreMisfit, "credentials"),
+            (50, StoreUnavailable, "timeout"),
+            (72, StoreMisfit, "options"),
+            (91, StoreUnavailable, "transient"),
+            (112, StoreUnavailable, "transient"),
+            (10107, StoreUnavailable, "transient"),
+            (26, StoreError, "error"),
+        ],
+    )
+    def test_a_servers_code_decides(self, code: int, kind: type[StoreError], reason: str) -> None:
+        error = translate(OperationFailure("because", code), "cml.history", "insert")
+        assert (type(error), error.reason) == (kind, reason)
+
+    def test_a_label_of_the_server_says_try_again(self) -> None:
+        error = OperationFailure("because", 4711, {"errorLabels": ["RetryableWriteError"]})
+        assert type(translate(error, "cml.history", "insert")) is StoreUnavailable
+
+    @pytest.mark.parametrize(
+        ("details", "kind", "reason"),
+        [
+            ({"writeErrors": [{"code": 2}, {"code": 13}]}, StoreMisfit, "not_authorized"),
+            ({"writeErrors": [], "writeConcernErrors": [{"code": 64}]}, StoreUnavailable, "write_concern"),
+        ],
+    )
+    def test_a_bulk_error_is_judged_by_its_parts(self, details: Document, kind: type[StoreError], reason: str) -> None:
+        error = translate(pymongo.errors.BulkWriteError(details), "cml.history", "insert")
+        assert (type(error), error.reason) == (kind, reason)
+
+    @pytest.mark.parametrize("error", [OverflowError("8 bytes"), UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates")])
+    async def test_errors_of_python_itself_are_translated_too(self, database: Database, error: Exception) -> None:
+        async def fail() -> None:
+            async with operation(database, NAME, "insert"):
+                raise error
+
+        with pytest.raises(StoreError) as caught:
+            await fail()
+        assert caught.value.reason == "invalid_document"

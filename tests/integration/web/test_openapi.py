@@ -1,0 +1,107 @@
+"""The OpenAPI document tells the truth: every answer is one that it describes, and none is a 500."""
+
+from collections import Counter
+from typing import Any
+
+import requests
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.strategies import SearchStrategy
+from schemathesis import Case, GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.core.result import Ok
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from exporter.storage.mongo import Database
+from exporter.web import openapi, routes
+from tests.fixtures.process import RunExporter
+from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
+
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+]
+AnyCase = Case[Any]
+REGION = "eu-west-1"
+KNOWN = {"worker_id": "w1", "region": REGION}
+EXAMPLES = 20
+
+
+def test_every_route_and_placeholder_is_in_the_document() -> None:
+    document = openapi.document(routes.ROUTES)
+    assert document["openapi"] == "3.1.0"
+    assert document["paths"].keys() >= {endpoint.template for endpoint in routes.ROUTES}
+    assert "/workers/{worker_id}/metrics/history" in document["paths"]
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            described = [each["name"] for each in operation["parameters"] if each["in"] == "path"]
+            assert [f"{{{name}}}" for name in described] == [part for part in path.split("/") if part.startswith("{")]
+    names = [operation["operationId"] for path in document["paths"].values() for operation in path.values()]
+    assert len(set(names)) == len(names)
+
+
+async def test_whatever_is_asked_the_answer_is_as_described_and_never_a_500(
+    run_exporter: RunExporter, database: Database, aws_credentials: None
+) -> None:
+    with FakeCloudWatch() as fake, requests.Session() as session:
+        session.trust_env = False
+        fake.add(instance_id(1))
+        await database["workers"].insert_one(
+            {"_id": "w1", "name": "one", "aws_region": REGION, "aws_instance_id": instance_id(1), "status": "running"}
+        )
+        host, port = await database.client.address or ("", 0)
+        exporter = run_exporter(
+            {
+                "mongodb": {"uri": f"mongodb://{host}:{port}/{database.name}?directConnection=true", "retention": "1d"},
+                "cloudwatch": {"endpoint_url": fake.url},
+            }
+        )
+        exporter.wait_for(lambda: exporter.get("/workers/w1/metrics/history").json()["data"], 30, "there is some history")
+        codes: Counter[tuple[str, int]] = Counter()
+        for found in schemathesis.openapi.from_dict(exporter.get("/openapi.json").json()).get_all_operations():
+            assert isinstance(found, Ok)
+            operation = found.ok()
+            known = {name: value for name, value in KNOWN.items() if f"{{{name}}}" in operation.path} or None
+            strategies = [operation.as_strategy(path_parameters=known)]
+            if known:
+                strategies.append(operation.as_strategy())  # any id
+            if operation.query:
+                strategies.append(operation.as_strategy(GenerationMode.NEGATIVE, path_parameters=known))
+            for strategy in strategies:
+                codes.update((operation.path, code) for code in answers(strategy, exporter.url, session))
+        answered = {path for path, code in codes if code == 200}
+        refused = {path for path, code in codes if code == 400}
+        described = openapi.document(routes.ROUTES)["paths"]
+        assert answered == {path for path, operations in described.items() if "get" in operations}
+        assert refused >= {path for path in answered if "workers" in path}
+        assert all(codes[path, 200] >= 3 for path in answered if "workers" in path), codes
+
+
+def answers(cases: SearchStrategy[AnyCase], url: str, session: requests.Session) -> list[int]:
+    """Ask all cases, check every answer, and return the status codes."""
+    codes = []
+
+    @settings(
+        max_examples=EXAMPLES,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        phases=[Phase.explicit, Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(case=cases)
+    def ask(case: AnyCase) -> None:
+        response = case.call(base_url=url, session=session)
+        codes.append(response.status_code)
+        case.validate_response(response, checks=CHECKS)
+
+    ask()
+    return codes

@@ -1,0 +1,716 @@
+"""The real application under a real uvicorn on a free port, asked by httpx."""
+
+import base64
+import gzip
+import logging
+import re
+import socket
+import ssl
+import threading
+import time
+import zlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import bcrypt
+import httpx
+import pytest
+import uvicorn
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from exporter.core.errors import StoreUnavailable
+from exporter.core.model import InventoryEntry, OwnMetrics, Sighting, Snapshot, Worker, WorkerGauges
+from exporter.history.reader import Reader
+from exporter.metrics import exposition
+from exporter.metrics.gzip_member import deflated
+from exporter.storage.rows import Row
+from exporter.web import routes, webconfig
+from exporter.web.application import create_app
+from tests.helpers.certificates import write_certificate
+
+NOW = 1_790_000_000
+DAY = 86400
+
+
+def gauges(worker_id: str, **changes: Any) -> WorkerGauges:  # noqa: ANN401 -- fields of both records
+    names = {"cpu", "cpu_time", "memory", "memory_time", "show_state"}
+    worker = Worker(id=worker_id, region="eu-west-1", instance_id=f"i-{worker_id}", status="running", active_labs=3)
+    worker = replace(worker, **{name: value for name, value in changes.items() if name not in names})
+    values = {"show_state": True, "cpu": 45.25, "cpu_time": NOW - 200}
+    return WorkerGauges(worker, NOW - 10, **(values | {name: changes[name] for name in names & changes.keys()}))
+
+
+def snapshot(*workers: WorkerGauges) -> Snapshot:
+    return exposition.snapshot(workers, (), fresh_until=NOW + 60)
+
+
+def entry(worker_id: str, **changes: Any) -> InventoryEntry:  # noqa: ANN401 -- fields of the record
+    known = InventoryEntry(
+        worker_id=worker_id,
+        region="us-east-1",
+        name=f"name of {worker_id}",
+        instance_type="c5.xlarge",
+        cml_version="2.7",
+        created_at=NOW - 9 * DAY,
+        terminated_at=NOW - 2 * DAY,
+        status="terminated",
+        first_seen=NOW - 8 * DAY,
+        last_seen=NOW - 2 * DAY,
+        instances=(
+            Sighting("i-old", "us-east-1", NOW - 8 * DAY, NOW - 5 * DAY),
+            Sighting("i-new", "us-east-1", NOW - 5 * DAY, NOW),
+        ),
+    )
+    return replace(known, **changes)
+
+
+@dataclass
+class Memory:
+    """A backend whose state the tests set."""
+
+    period: int = 300
+    reader: Reader = field(init=False)
+    columns: None = None
+    hourly: None = None
+    retention: int | None = 30 * DAY
+    registry: CollectorRegistry = field(default_factory=CollectorRegistry)
+    snapshot: Snapshot | None = None
+    ready: bool = True
+    sources: dict[str, str | None] = field(default_factory=dict)
+    time: float = NOW
+    entries: list[InventoryEntry] = field(default_factory=list)
+    newest: dict[str, int] = field(default_factory=dict)
+    failure: Exception | None = None
+
+    def __post_init__(self) -> None:
+        Gauge("cml_exporter_leader", "Whether it leads.", registry=self.registry).set(1)
+        self.reader = Reader(period=300, history=self, archive=None, wanted_retention=DAY, wall=self.now)
+
+    def health(self) -> Mapping[str, str | None]:
+        return self.sources
+
+    def now(self) -> float:
+        return self.time
+
+    @property
+    def own_metrics(self) -> OwnMetrics:
+        text = generate_latest(self.registry)
+        return OwnMetrics(text, deflated(text))
+
+    async def inventory(self) -> Sequence[InventoryEntry]:
+        if self.failure:
+            raise self.failure
+        return self.entries
+
+    async def remembered(self, worker_id: str) -> InventoryEntry | None:
+        return next((entry for entry in await self.inventory() if entry.worker_id == worker_id), None)
+
+    async def current_retention(self) -> int | None:
+        return self.retention
+
+    async def read_samples(self, worker_id: str, start: int, end: int, *, limit: int) -> tuple[list[Row], int | None]:
+        return [], None
+
+    async def read_statistics(
+        self, worker_id: str, start: int, end: int, interval: int, *, limit: int
+    ) -> tuple[list[Row], int | None]:
+        return [], None
+
+    async def latest(self, worker_ids: Collection[str]) -> Mapping[str, int]:
+        return {worker_id: self.newest[worker_id] for worker_id in worker_ids if worker_id in self.newest}
+
+
+@contextmanager
+def serving(
+    backend: Memory,
+    *,
+    web: webconfig.WebConfig | None = None,
+    cors: Sequence[str] = (),
+    **client: Any,  # noqa: ANN401 -- httpx's
+) -> Iterator[httpx.Client]:
+    """Serve a backend while the block runs; gives a client of it."""
+    web = web or webconfig.WebConfig()
+    app = create_app(backend, cors_origins=cors, users=web.users)
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off", access_log=False, **web.uvicorn_options()))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        try:
+            wait_until(lambda: server.started)
+            url = f"{'https' if web.tls else 'http'}://127.0.0.1:{listener.getsockname()[1]}"
+            with httpx.Client(base_url=url, trust_env=False, timeout=10, **client) as asking:
+                yield asking
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def wait_until(happened: Callable[[], bool], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.005)
+
+
+Serve = Callable[..., httpx.Client]
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """`serving`, until the test ends."""
+    with ExitStack() as stack:
+        yield lambda backend, **options: stack.enter_context(serving(backend, **options))
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[httpx.Client]:
+    """A client of a small fleet that no test changes."""
+    backend = Memory(
+        snapshot=snapshot(gauges("w1"), gauges("w2", region="us-east-1"), gauges("w3", status="stopped")),
+        entries=[entry("w0")],
+        newest={"w0": NOW},
+    )
+    with serving(backend) as asking:
+        yield asking
+
+
+@pytest.fixture(scope="module")
+def guarded() -> Iterator[httpx.Client]:
+    """A client of an exporter that wants alice or bøb."""
+    users = {"alice": hashed("secret"), "bøb": hashed("pass:wörd")}
+    with serving(Memory(), web=webconfig.WebConfig(users=users)) as asking:
+        yield asking
+
+
+def problem(response: httpx.Response, status: int) -> str:
+    """Check the form of an error and return its sentence."""
+    assert response.status_code == status
+    assert response.headers["content-type"] == "application/problem+json"
+    body = response.json()
+    assert body.keys() == {"type", "title", "status", "detail"}
+    assert body["status"] == status
+    assert body["detail"].endswith((".", "…"))
+    return str(body["detail"])
+
+
+# -- /metrics
+
+
+def flushed(body: bytes) -> bytes:
+    packer = zlib.compressobj(1, zlib.DEFLATED, 31)
+    return packer.compress(body) + packer.flush(zlib.Z_SYNC_FLUSH) + packer.flush()
+
+
+def raw_metrics(client: httpx.Client) -> bytes:
+    with client.stream("GET", "/metrics", headers={"Accept-Encoding": "gzip"}) as response:
+        return b"".join(response.iter_raw())
+
+
+def test_metrics_are_the_worker_block_and_the_exporters_own_compressed_or_not(serve: Serve) -> None:
+    client = serve(Memory(snapshot=snapshot(*(gauges(f"w{i:04}") for i in range(1000)))))
+    plain = client.get("/metrics", headers={"Accept-Encoding": "identity"})
+    zipped = client.get("/metrics", headers={"Accept-Encoding": "gzip"})
+    assert "content-encoding" not in plain.headers
+    assert zipped.headers["content-encoding"] == "gzip"
+    assert gzip.decompress(raw_metrics(client)) == plain.content
+    for response in (plain, zipped):
+        assert response.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+        assert response.headers["vary"] == "Accept-Encoding"
+    families = {family.name: family.samples for family in text_string_to_metric_families(plain.text)}
+    assert len(families["cml_worker_cpu_utilization_ratio"]) == 1000
+    assert families["cml_exporter_leader"][0].value == 1
+
+
+def test_a_flushed_worker_block_is_continued_for_readers_of_a_single_member(serve: Serve) -> None:
+    block = snapshot(*(gauges(f"w{i:04}") for i in range(1000)))
+    client = serve(Memory(snapshot=replace(block, gzipped=flushed(block.body))))
+    plain = client.get("/metrics", headers={"Accept-Encoding": "identity"})
+    reader = zlib.decompressobj(31)
+    assert reader.decompress(raw_metrics(client)) == plain.content
+    assert (reader.eof, reader.unused_data) == (True, b"")  # the checksum held, and nothing is left
+
+
+@pytest.mark.parametrize(
+    ("accept", "encoding"),
+    [
+        ("gzip", "gzip"),
+        ("GZIP;Q=1", "gzip"),
+        ("x-gzip", "gzip"),
+        ("deflate, gzip;q=0.5", "gzip"),
+        ("*", "gzip"),
+        ("gzip, identity", "gzip"),
+        ("identity;q=0.5, gzip;q=0.7", "gzip"),
+        ("identity;q=0.7, gzip;q=0.5", None),
+        ("identity", None),
+        ("gzip;q=0", None),
+        ("gzip; q=0.000, *", None),
+        ("*;q=0", None),
+        ("gzip;q=much", None),
+        ("br", None),
+        ("", None),
+    ],
+)
+def test_accept_encoding_is_read_with_its_weights(client: httpx.Client, accept: str, encoding: str | None) -> None:
+    response = client.get("/metrics", headers={"Accept-Encoding": accept})
+    assert response.headers.get("content-encoding") == encoding
+    assert "cml_worker_info{" in response.text
+
+
+def test_openmetrics_is_never_sent(client: httpx.Client) -> None:
+    accept = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"
+    response = client.get("/metrics", headers={"Accept": accept})
+    assert response.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "identity"])
+def test_a_block_that_should_have_been_renewed_is_left_out(serve: Serve, encoding: str) -> None:
+    backend = Memory(snapshot=snapshot(gauges("w1")))
+    client = serve(backend, headers={"Accept-Encoding": encoding})
+    assert "cml_worker_" in client.get("/metrics").text
+    backend.time = NOW + 60
+    text = client.get("/metrics").text
+    assert "cml_worker_" not in text
+    assert "cml_exporter_leader 1.0" in text
+
+
+def test_metrics_answer_before_the_first_round_and_without_a_store(serve: Serve) -> None:
+    text = serve(Memory(ready=False, failure=StoreUnavailable("MongoDB is down."))).get("/metrics").text
+    assert "cml_exporter_leader 1.0" in text
+
+
+@pytest.mark.parametrize("path", ["/", "/metrics", "/-/healthy", "/-/ready", "/api/workers"])
+def test_head_is_get_without_the_body(client: httpx.Client, path: str) -> None:
+    head, get = (client.request(method, path, headers={"Accept-Encoding": "identity"}) for method in ("HEAD", "GET"))
+    assert head.status_code == get.status_code == 200
+    assert head.content == b""
+    assert head.headers["content-length"] == get.headers["content-length"]
+
+
+# -- health
+
+
+def test_healthy_is_ok_even_when_nothing_else_is(serve: Serve) -> None:
+    response = serve(Memory(ready=False, sources={"mongodb": "MongoDB is down."})).get("/-/healthy")
+    assert response.status_code == 200
+    assert "healthy" in response.text
+
+
+def test_ready_follows_the_first_observation_and_states_each_source(serve: Serve) -> None:
+    backend = Memory(ready=False)
+    client = serve(backend)
+    assert client.get("/-/ready").status_code == 503
+    assert client.get("/-/ready").json() == {"ready": False, "sources": {}}
+    backend.ready, backend.sources = True, {"mongodb": "MongoDB is down.", "cloudwatch eu-west-1": None}
+    response = client.get("/-/ready")
+    assert response.status_code == 200
+    assert response.json() == {
+        "ready": True,
+        "sources": {
+            "cloudwatch eu-west-1": {"ok": True, "error": None},
+            "mongodb": {"ok": False, "error": "MongoDB is down."},
+        },
+    }
+
+
+# -- /api/workers
+
+
+def test_a_worker_is_listed_with_all_that_is_known_and_null_for_the_rest(serve: Serve) -> None:
+    known = gauges("w1", name="one", last_activity_at=NOW, extra=(("cml_worker_disk", 7.5),))
+    backend = Memory(snapshot=snapshot(known), entries=[entry("w1", region="eu-west-1")])
+    answer = serve(backend).get("/api/workers").json()
+    assert answer == {
+        "data": [
+            {
+                "worker_id": "w1",
+                "name": "one",
+                "region": "eu-west-1",
+                "status": "running",
+                "instance_id": "i-w1",
+                "private_ip": None,
+                "instance_type": None,
+                "cml_version": None,
+                "cpu_utilization": 45.25,
+                "cpu_time": "2026-09-21T14:10:00Z",
+                "memory_utilization": None,
+                "memory_time": None,
+                "active_labs_count": 3,
+                "last_activity_at": "2026-09-21T14:13:20Z",
+                "created_at": None,
+                "terminated_at": None,
+                "observed_at": "2026-09-21T14:13:10Z",
+                "extra": {"cml_worker_disk": 7.5},
+                "first_seen": "2026-09-13T14:13:20Z",
+                "last_seen": "2026-09-19T14:13:20Z",
+                "instances": [
+                    {
+                        "instance_id": "i-old",
+                        "region": "us-east-1",
+                        "first_seen": "2026-09-13T14:13:20Z",
+                        "last_seen": "2026-09-16T14:13:20Z",
+                    },
+                    {
+                        "instance_id": "i-new",
+                        "region": "us-east-1",
+                        "first_seen": "2026-09-16T14:13:20Z",
+                        "last_seen": "2026-09-21T14:13:20Z",
+                    },
+                ],
+            }
+        ],
+        "next": None,
+        "source": "mongodb",
+        "resolution_seconds": 300,
+    }
+
+
+def test_workers_that_are_gone_are_listed_while_they_have_history(serve: Serve) -> None:
+    backend = Memory(
+        snapshot=snapshot(gauges("w5")),
+        entries=[
+            entry("w1"),
+            entry("w2", status="running", terminated_at=None),
+            entry("w3"),
+            entry("w4", last_seen=NOW - 31 * DAY),
+            entry("w6"),
+        ],
+        newest={"w1": NOW - 3 * DAY, "w2": NOW - 2 * DAY, "w3": NOW - 31 * DAY, "w4": NOW - 31 * DAY},
+    )
+    rows = {row["worker_id"]: row for row in serve(backend).get("/api/workers").json()["data"]}
+    assert list(rows) == ["w1", "w2", "w5"]  # w3: only expired samples, w6: none at all
+    assert rows["w1"].keys() == rows["w5"].keys()
+    assert rows["w1"]["name"] == "name of w1"
+    assert rows["w1"]["status"] == "terminated"
+    assert rows["w1"]["instance_id"] == "i-new"
+    assert rows["w2"]["status"] is None  # it vanished; whether it runs nobody knows
+    assert rows["w2"]["last_seen"] == "2026-09-19T14:13:20Z"
+    assert rows["w5"]["first_seen"] is None  # the inventory has not met it yet
+
+
+def test_values_that_left_metrics_are_null_while_their_times_stay(serve: Serve) -> None:
+    backend = Memory(snapshot=snapshot(gauges("w1"), gauges("w2", show_state=False)))
+    client = serve(backend)
+    kept, hidden = client.get("/api/workers").json()["data"]
+    assert (kept["status"], kept["active_labs_count"]) == ("running", 3)
+    assert (hidden["status"], hidden["active_labs_count"], hidden["cpu_utilization"]) == (None, None, 45.25)
+    backend.time = NOW + 60
+    stale = client.get("/api/workers").json()["data"][0]
+    assert (stale["status"], stale["cpu_utilization"], stale["cpu_time"]) == (None, None, "2026-09-21T14:10:00Z")
+
+
+def test_pages_are_sorted_and_hold_every_worker_once(serve: Serve) -> None:
+    ids = [f"w/{i:04}é" for i in range(1000)]
+    backend = Memory(
+        snapshot=snapshot(*map(gauges, reversed(ids[::2]))),
+        entries=[entry(worker_id) for worker_id in ids[1::2]],
+        newest=dict.fromkeys(ids, NOW),
+    )
+    client = serve(backend)
+    found: list[str] = []
+    parameters = {"limit": "300"}
+    sizes = []
+    while True:
+        page = client.get("/api/workers", params=parameters).json()
+        sizes.append(len(page["data"]))
+        found += [row["worker_id"] for row in page["data"]]
+        if page["next"] is None:
+            break
+        parameters["cursor"] = page["next"]
+    assert found == ids
+    assert sizes == [300, 300, 300, 100]
+    assert len(client.get("/api/workers").json()["data"]) == 500
+    assert client.get("/api/workers", params={"limit": 1000}).json()["next"] is None
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("status=running", ["w1", "w2"]),
+        ("status=stopped&status=terminated", ["w0", "w3"]),
+        ("region=eu-west-1", ["w1", "w3"]),
+        ("region=eu-west-1&status=stopped", ["w3"]),
+        ("region=mars", []),
+        ("status=running&limit=1", ["w1"]),
+    ],
+)
+def test_workers_are_filtered_by_status_and_region(client: httpx.Client, query: str, expected: list[str]) -> None:
+    rows = client.get(f"/api/workers?{query}").json()["data"]
+    assert [row["worker_id"] for row in rows] == expected
+
+
+@pytest.mark.parametrize(
+    ("query", "allowed"),
+    [
+        ("limit=0", "limit must be a whole number from 1 to 1000."),
+        ("limit=1001", "limit must be a whole number from 1 to 1000."),
+        ("limit=many", "limit must be a whole number from 1 to 1000."),
+        ("limit=", "limit must be a whole number from 1 to 1000."),
+        ("limit=1e2", "limit must be a whole number from 1 to 1000."),
+        ("limit=٣", "limit must be a whole number from 1 to 1000."),
+        ("cursor=%00%ff", "cursor must be the text that the page before gave as next."),
+        ("cursor=_w", "cursor must be the text that the page before gave as next."),
+        (
+            "status=Running",
+            "status must be one of pending, starting, running, stopping, stopped, shutting-down, terminated, failed, unknown; "
+            "give it several times for several.",
+        ),
+        ("offset=5", "offset is not a parameter of this route; allowed are limit, cursor, status, region."),
+    ],
+)
+def test_a_bad_parameter_is_refused_with_what_is_allowed(client: httpx.Client, query: str, allowed: str) -> None:
+    assert problem(client.get(f"/api/workers?{query}"), 400) == allowed
+
+
+# -- errors
+
+
+def test_a_store_that_is_down_is_a_503_to_be_tried_again(serve: Serve) -> None:
+    backend = Memory(snapshot=snapshot(gauges("w1")), failure=StoreUnavailable("The history does not answer; start MongoDB."))
+    response = serve(backend).get("/api/workers")
+    assert problem(response, 503) == "The history does not answer; start MongoDB."
+    assert response.headers["retry-after"] == "10"
+
+
+def test_workers_before_the_first_round_are_a_503_to_be_tried_again(serve: Serve) -> None:
+    response = serve(Memory(ready=False)).get("/api/workers")
+    assert "not been read yet" in problem(response, 503)
+    assert response.headers["retry-after"] == "10"
+
+
+def test_an_unknown_route_is_a_404(client: httpx.Client) -> None:
+    assert problem(client.get("/metricz"), 404) == "There is nothing at /metricz; the page at / lists what there is."
+
+
+def test_a_method_that_is_not_answered_is_a_405(client: httpx.Client) -> None:
+    response = client.post("/metrics")
+    assert problem(response, 405) == "/metrics does not answer POST, only GET and HEAD."
+    assert set(response.headers["allow"].split(", ")) == {"GET", "HEAD"}
+
+
+def test_a_bug_is_a_500_that_tells_nothing_and_is_logged(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    backend = Memory(snapshot=snapshot(), failure=RuntimeError("the secret cause"))
+    with caplog.at_level(logging.ERROR):
+        response = serve(backend).get("/api/workers")
+        assert problem(response, 500) == "The exporter failed to answer; its log says why."
+        wait_until(lambda: "the secret cause" in caplog.text)  # logged once the answer is sent
+
+
+# -- CORS
+
+
+def test_pages_of_the_listed_origins_may_read(serve: Serve) -> None:
+    client = serve(Memory(), cors=["https://manager.example.org"])
+    friend = client.get("/-/ready", headers={"Origin": "https://manager.example.org"})
+    stranger = client.get("/-/ready", headers={"Origin": "https://elsewhere.example.org"})
+    assert friend.headers["access-control-allow-origin"] == "https://manager.example.org"
+    assert "access-control-allow-origin" not in stranger.headers
+
+
+def test_without_origins_no_page_may_read(client: httpx.Client) -> None:
+    response = client.get("/-/ready", headers={"Origin": "https://manager.example.org"})
+    assert "access-control-allow-origin" not in response.headers
+
+
+def test_a_preflight_passes_although_it_carries_no_credentials(serve: Serve) -> None:
+    client = serve(Memory(), cors=["https://manager.example.org"], web=webconfig.WebConfig(users={"alice": hashed("secret")}))
+    headers = {
+        "Origin": "https://manager.example.org",
+        "Access-Control-Request-Method": "GET",
+        "Access-Control-Request-Headers": "authorization",
+    }
+    response = client.options("/api/workers", headers=headers)
+    assert response.status_code == 200
+    assert "authorization" in response.headers["access-control-allow-headers"].lower()
+    refused = client.get("/api/workers", headers={"Origin": "https://manager.example.org"})
+    assert refused.status_code == 401
+    assert refused.headers["access-control-allow-origin"] == "https://manager.example.org"
+
+
+# -- basic authentication
+
+
+def hashed(password: str, cost: int = 4) -> bytes:
+    return bcrypt.hashpw(password.encode(), bcrypt.gensalt(cost))
+
+
+@pytest.mark.parametrize("path", [endpoint.path for endpoint in routes.ROUTES] + ["/nowhere"])
+def test_every_route_wants_a_user_once_there_are_any(guarded: httpx.Client, path: str) -> None:
+    response = guarded.get(path)
+    assert problem(response, 401) == "This exporter wants a user name and a password."
+    assert response.headers["www-authenticate"].startswith("Basic realm=")
+
+
+@pytest.mark.parametrize("auth", [("alice", "secret"), ("bøb", "pass:wörd")])
+def test_user_and_password_open_the_door_again_and_again(guarded: httpx.Client, auth: tuple[str, str]) -> None:
+    headers = {"Authorization": "Basic " + base64.b64encode(":".join(auth).encode()).decode()}
+    assert [guarded.get("/metrics", headers=headers).status_code for _ in range(3)] == [200, 200, 200]
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "Basic",
+        "Basic !!!",
+        "Basic \xff",
+        "Bearer YWxpY2U6c2VjcmV0",
+        "Basic " + base64.b64encode(b"alice").decode(),
+        "Basic " + base64.b64encode(b"alice:").decode(),
+        "Basic " + base64.b64encode(b"alice:wrong").decode(),
+        "Basic " + base64.b64encode(b"alice:" + b"s" * 500).decode(),
+        "Basic " + base64.b64encode(b"alice:secret\x00").decode(),
+        "Basic " + base64.b64encode(b"carol:secret").decode(),
+        "Basic " + base64.b64encode(b"\xff\xfe:secret").decode(),
+        "Basic " + base64.b64encode(b":secret").decode(),
+    ],
+)
+def test_anything_else_is_refused_even_after_somebody_passed(guarded: httpx.Client, header: str) -> None:
+    assert guarded.get("/metrics", auth=("alice", "secret")).status_code == 200
+    assert guarded.get("/metrics", headers=[(b"Authorization", header.encode("latin-1"))]).status_code == 401
+
+
+def test_bytes_behind_the_72nd_are_ignored_as_bcrypt_does(serve: Serve) -> None:
+    client = serve(Memory(), web=webconfig.WebConfig(users={"alice": hashed("s" * 72)}))
+    assert client.get("/metrics", auth=("alice", "s" * 100)).status_code == 200
+    assert client.get("/metrics", auth=("alice", "s" * 71)).status_code == 401
+
+
+def test_only_the_first_scrape_pays_for_bcrypt_and_strangers_always_do(serve: Serve) -> None:
+    hash = hashed("secret", cost=11)
+    client = serve(Memory(), web=webconfig.WebConfig(users={"alice": hash}))
+
+    def took(auth: tuple[str, str], times: int = 1) -> float:
+        began = time.perf_counter()
+        for _ in range(times):
+            client.get("/-/healthy", auth=auth)
+        return (time.perf_counter() - began) / times
+
+    took(("alice", "secret"))
+    remembered = took(("alice", "secret"), 20)
+    assert took(("alice", "wrong"), 2) > 3 * remembered
+    assert took(("carol", "secret"), 2) > 3 * remembered
+
+
+# -- TLS
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Path:
+    write_certificate(tmp_path, "server")
+    write_certificate(tmp_path, "client")
+    file = tmp_path / "web.yml"
+    file.write_text("tls_server_config: {cert_file: server.crt, key_file: server.key}")
+    return file
+
+
+def trusting(folder: Path, *, client: bool = False) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=folder / "server.crt")
+    if client:
+        context.load_cert_chain(folder / "client.crt", folder / "client.key")
+    return context
+
+
+def test_https_with_a_password_from_the_web_configuration(serve: Serve, web: Path) -> None:
+    web.write_text(f"{web.read_text()}\nbasic_auth_users: {{alice: {hashed('secret').decode()}}}")
+    client = serve(Memory(snapshot=snapshot(gauges("w1"))), web=webconfig.load(web), verify=trusting(web.parent))
+    assert client.get("/metrics").status_code == 401
+    assert "cml_worker_info" in client.get("/metrics", auth=("alice", "secret")).text
+
+
+def test_a_client_without_an_accepted_certificate_is_turned_away(serve: Serve, web: Path) -> None:
+    web.write_text(
+        "tls_server_config: {cert_file: server.crt, key_file: server.key, "
+        "client_ca_file: client.crt, client_auth_type: RequireAndVerifyClientCert}"
+    )
+    config = webconfig.load(web)
+    assert serve(Memory(), web=config, verify=trusting(web.parent, client=True)).get("/-/healthy").status_code == 200
+    with pytest.raises(httpx.TransportError):
+        serve(Memory(), web=config, verify=trusting(web.parent)).get("/-/healthy")
+
+
+def test_tls_older_than_the_minimum_is_refused(serve: Serve, web: Path) -> None:
+    web.write_text("tls_server_config: {cert_file: server.crt, key_file: server.key, min_version: TLS13}")
+    old = trusting(web.parent)
+    old.maximum_version = ssl.TLSVersion.TLSv1_2
+    with pytest.raises(httpx.TransportError):
+        serve(Memory(), web=webconfig.load(web), verify=old).get("/-/healthy")
+
+
+def test_a_renewed_certificate_is_presented_without_a_restart(serve: Serve, web: Path) -> None:
+    client = serve(Memory(), web=webconfig.load(web), verify=trusting(web.parent))
+    assert client.get("/-/healthy").status_code == 200
+
+    def answers(trust: ssl.SSLContext) -> bool:
+        try:
+            with httpx.Client(base_url=client.base_url, verify=trust, trust_env=False) as fresh:
+                return fresh.get("/-/healthy").status_code == 200
+        except httpx.ConnectError:
+            return False
+
+    old = trusting(web.parent)
+    key = (web.parent / "server.key").read_bytes()
+    write_certificate(web.parent, "server")
+    new_key = (web.parent / "server.key").read_bytes()
+    (web.parent / "server.key").write_bytes(key)
+    assert answers(old)  # the new certificate with the old key does not fit, so the old pair stays
+    (web.parent / "server.key").write_bytes(new_key)
+    assert answers(trusting(web.parent))
+    assert not answers(old)
+
+
+# -- the landing page
+
+
+def test_the_landing_page_shows_the_fleet_and_links_that_answer(serve: Serve) -> None:
+    backend = Memory(
+        snapshot=snapshot(
+            gauges("w1", cpu=20.0), gauges("w2", cpu=60.0, name="<script>alert(1)</script>"), gauges("w3", status="failed")
+        ),
+        sources={"mongodb": None, "cloudwatch <region>": "No <credentials>."},
+    )
+    client = serve(backend)
+    response = client.get("/")
+    page = response.text
+    assert response.headers["content-type"] == "text/html; charset=utf-8"
+    assert "40.0 %" in page  # the mean of the two that run
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)" in page
+    assert "No &lt;credentials&gt;." in page
+    assert page.index("w2") < page.index("w1")
+    links = re.findall(r'href="\.(/[^"]*)"', page)
+    assert links == [each.path for each in routes.ROUTES[1:] if "{" not in each.path and each.method == "GET"]
+    assert [client.get(link).status_code for link in links] == [200] * len(links)
+    for endpoint in routes.ROUTES:
+        assert f">{endpoint.title}<" in page or endpoint.path == "/"
+
+
+def test_the_landing_page_needs_nothing_from_elsewhere(serve: Serve) -> None:
+    page = serve(Memory(snapshot=snapshot(gauges("w1")))).get("/").text
+    assert "http://" not in page
+    assert "https://" not in page
+
+
+def test_the_landing_page_stays_small_for_a_large_fleet(serve: Serve) -> None:
+    workers = [gauges(f"w{i:04}", cpu=i / 10, name="n" * 10_000) for i in range(1000)]
+    page = serve(Memory(snapshot=snapshot(*workers))).get("/").text
+    assert page.count("<tr><td>") == 200
+    assert "The 200 busiest of 1000." in page
+    assert "w0999" in page
+    assert "w0799" not in page
+    assert len(page) < 250_000
+
+
+def test_the_landing_page_says_why_there_are_no_values(serve: Serve) -> None:
+    backend = Memory(ready=False)
+    client = serve(backend)
+    assert "has not been read yet" in client.get("/").text
+    backend.ready, backend.snapshot = True, snapshot()
+    assert "No workers" in client.get("/").text
+    backend.snapshot = snapshot(gauges("w1"))
+    backend.time = NOW + 60
+    page = client.get("/").text
+    assert "No recent values" in page
+    assert "45.2" not in page

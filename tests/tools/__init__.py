@@ -1,0 +1,1 @@
+"""Programs that only developers run: the docs generator, rule mutants, crash rounds."""

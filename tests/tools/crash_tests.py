@@ -1,0 +1,405 @@
+"""Kill the exporter and mongod, round after round, often with an insert in flight; then compare the history with the ledger.
+
+    python -m tests.tools.crash_tests --seed 7 --rounds 20 [--lose-outbox-at 10] [--replica-set]
+
+Everything is real but CloudWatch: `cml-worker-exporter serve` and mongod are processes that get SIGKILL. The exporter reaches
+mongod through a proxy that knows the insert it has just passed on has no reply yet, and kills at that moment.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import sqlite3
+import struct
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from pymongo import MongoClient
+
+from exporter.core.periods import align, to_datetime
+from exporter.demo.mongod import Mongod
+from tests.fixtures.mongo import NO_TTL
+from tests.helpers.expected_history import Member, assert_true, truth
+from tests.helpers.exporter_process import ExporterProcess
+from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
+from tests.helpers.ports import free_port
+
+Moment = Literal["before", "torn", "mid", "after"]
+"""Nothing of the insert reached mongod; half of it did; all of it, and no reply is back; the proxy holds the reply."""
+MOMENTS: tuple[Moment, ...] = ("before", "torn", "mid", "mid", "mid", "mid", "after", "after")
+IN_FLIGHT: tuple[Moment, ...] = ("torn", "mid", "after")
+VICTIMS: tuple[tuple[str, ...], ...] = (("exporter",), ("exporter",), ("mongod",), ("exporter", "mongod"))
+DATABASE, COLLECTION = "kills", "worker_metrics_timeseries"
+REGIONS = ("eu-west-1", "us-east-1")
+PERIOD, HOUR = 300, 3600
+DECIDED = 1500
+"""Seconds after it began a period is decided: an empty answer is believed after 10m, an unlisted agent 20m after its end."""
+PATIENCE = 15.0
+"""Seconds to wait for an insert; a round in which none comes (all is mirrored) kills at a random moment instead."""
+
+_HEADER = struct.Struct("<iiii")  # length, request id, response to, opcode
+_OP_MSG, _BODY = 2013, _HEADER.size + 4 + 1 + 4  # flags, section kind, length of the document
+_MORE_TO_COME = 2
+
+
+@dataclass
+class Trap:
+    """What lies in wait for an insert, and how it went."""
+
+    moment: Moment
+    strike: Callable[[], None]
+    """What to do at that moment."""
+    skip: int
+    """Inserts that pass before it springs."""
+    delay: float
+    """Seconds from the last byte of the insert to the kill, unless the reply is faster."""
+    caught: asyncio.Event = field(default_factory=asyncio.Event)
+    """The insert is here and nothing of it was passed on."""
+    go: asyncio.Event = field(default_factory=asyncio.Event)
+    """Until this is set the insert stays here."""
+    sprung: "asyncio.Future[Moment]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    """The moment it really was."""
+
+
+class InsertProxy:
+    """A TCP proxy before mongod that passes whole messages on and springs a trap at an insert into the history.
+
+    Or at the read-back before an insert (`arm_readback`): the last moment at which a writer knows nothing of another one.
+    """
+
+    def __init__(self, target: int, collection: str = COLLECTION) -> None:
+        self.target = target
+        self.port = 0
+        self.inserts = 0
+        name = collection.encode() + b"\x00"
+        self._insert, self._aggregate = (
+            b"\x02" + command + b"\x00" + struct.pack("<i", len(name)) + name for command in (b"insert", b"aggregate")
+        )
+        self._trap: Trap | None = None
+        self._at_readback: Callable[[], None] | None = None
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def uri(self) -> str:
+        return f"mongodb://127.0.0.1:{self.port}/{DATABASE}?directConnection=true"
+
+    def arm(self, moment: Moment, strike: Callable[[], None], *, skip: int = 0, delay: float = 0.0, hold: bool = False) -> Trap:
+        """Strike at that moment of an insert to come; with `hold` not before the trap's `go` is set."""
+        self._trap = trap = Trap(moment, strike, skip, delay)
+        if not hold:
+            trap.go.set()
+        return trap
+
+    def arm_readback(self, strike: Callable[[], None]) -> None:
+        """Strike when the reply to the next read-back is here; it is passed on afterwards."""
+        self._at_readback = strike
+
+    def disarm(self) -> None:
+        self._trap = None
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._server is not None
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.ensure_future(self._serve(reader, writer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self.target)
+        except OSError:
+            writer.close()
+            return
+        try:
+            while True:
+                request = await _message(reader)
+                trap = self._trapped(request)
+                if trap:
+                    await self._spring(trap, request, up_reader, up_writer)
+                    return
+                up_writer.write(request)
+                await up_writer.drain()
+                more = True
+                while more:  # the driver's monitor asks once and takes a stream of replies
+                    reply = await _message(up_reader)
+                    if self._at_readback and self._is_readback(request):
+                        self._at_readback()
+                        self._at_readback = None
+                    more = bool(struct.unpack_from("<i", reply, _HEADER.size)[0] & _MORE_TO_COME)
+                    writer.write(reply)
+                    await writer.drain()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return
+        finally:
+            writer.close()
+            up_writer.close()
+
+    def _trapped(self, request: bytes) -> Trap | None:
+        if _HEADER.unpack_from(request)[3] != _OP_MSG or not request.startswith(self._insert, _BODY):
+            return None
+        self.inserts += 1
+        trap = self._trap
+        if trap is None:
+            return None
+        trap.skip -= 1
+        if trap.skip >= 0:
+            return None
+        self._trap = None
+        return trap
+
+    def _is_readback(self, request: bytes) -> bool:
+        """Whether it is the second, the majority's half of one; looking for gaps has no upper bound."""
+        return request.startswith(self._aggregate, _BODY) and b"majority\x00" in request and b"$lte\x00" in request
+
+    async def _spring(
+        self, trap: Trap, request: bytes, up_reader: asyncio.StreamReader, up_writer: asyncio.StreamWriter
+    ) -> None:
+        trap.caught.set()
+        await trap.go.wait()
+        moment = trap.moment
+        if moment != "before":
+            up_writer.write(request[: len(request) // 2] if moment == "torn" else request)
+            await up_writer.drain()
+        if moment in ("mid", "after"):
+            reply = asyncio.ensure_future(_message(up_reader))
+            await asyncio.wait({reply}, timeout=PATIENCE if moment == "after" else trap.delay)
+            moment = "after" if reply.done() else "mid"
+            reply.cancel()
+            with contextlib.suppress(asyncio.CancelledError, asyncio.IncompleteReadError, ConnectionError):
+                await reply
+        trap.strike()
+        trap.sprung.set_result(moment)
+
+
+async def _message(reader: asyncio.StreamReader) -> bytes:
+    head = await reader.readexactly(4)
+    (length,) = struct.unpack("<i", head)
+    return head + await reader.readexactly(length - 4)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What to do."""
+
+    seed: int
+    rounds: int = 20
+    workers: int = 40
+    """New ones before each round; each brings hours of samples."""
+    lose_outbox_at: int | None = None
+    """Before this round the data folder is deleted."""
+    replica_set: bool = False
+
+
+@dataclass
+class Figures:
+    """What was done, and how many samples were compared in the end."""
+
+    seed: int
+    rounds: int = 0
+    kills: Counter[str] = field(default_factory=Counter)
+    moments: Counter[str] = field(default_factory=Counter)
+    outboxes_lost: int = 0
+    inserts: int = 0
+    samples: int = 0
+    seconds: float = 0.0
+
+    @property
+    def in_flight(self) -> int:
+        """Kills while mongod had the insert, or a part of it, and the exporter had no reply."""
+        return sum(self.moments[moment] for moment in IN_FLIGHT)
+
+    def __str__(self) -> str:
+        kills = ", ".join(f"{count} × {victims}" for victims, count in sorted(self.kills.items()))
+        moments = ", ".join(f"{count} × {moment}" for moment, count in sorted(self.moments.items()))
+        return (
+            f"seed {self.seed}: {self.rounds} rounds in {self.seconds:.0f} s; killed {kills}; at an insert: {moments}; "
+            f"{self.in_flight} provably in flight; outbox lost {self.outboxes_lost} ×; {self.inserts} inserts; "
+            f"{self.samples} samples compared with the ledger, equal as a set, none twice"
+        )
+
+
+class Story:
+    """One run: the parts, and what happens to them."""
+
+    def __init__(self, options: Options, folder: Path, mongod: Mongod, proxy: InsertProxy, fake: FakeCloudWatch) -> None:
+        self.options, self.mongod, self.proxy, self.fake = options, mongod, proxy, fake
+        self.random = random.Random(options.seed)
+        self.members: list[Member] = []
+        self.figures = Figures(options.seed)
+        settings = {
+            "mongodb": {"uri": proxy.uri},
+            "cloudwatch": {"endpoint_url": fake.url},
+            "settle": "5m",
+            "give_up": "10m",
+        }
+        environment = {"AWS_ACCESS_KEY_ID": "AKIAKILLS", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_EC2_METADATA_DISABLED": "true"}
+        self.exporter = ExporterProcess(folder / "exporter", settings, environment)
+
+    async def round(self, number: int) -> str:
+        """Start what is dead, add workers, kill; return what happened."""
+        lost = number == self.options.lose_outbox_at
+        await asyncio.to_thread(self._revive_mongod)
+        if lost:
+            self._lose_outbox()
+        self._add_workers(number)
+        victims = self.random.choice(VICTIMS)
+        at_insert = number % 4 != 3
+        if not self.exporter.running:
+            self.exporter.kill()  # closes what the dead one left open
+            self.exporter.start(wait=False)
+        elif not self._outbox("SELECT COUNT(*) FROM sample WHERE state=1"):
+            at_insert = False  # a survivor sees new workers only in the next period, and the old ones are all mirrored
+        moment = await self._kill_at_insert(victims) if at_insert else None
+        if moment is None:
+            await asyncio.sleep(self.random.uniform(0, 3))
+            self._kill(victims)
+        else:
+            self.figures.moments[moment] += 1
+        await asyncio.to_thread(self._bury, victims)
+        self.figures.rounds += 1
+        self.figures.kills["+".join(victims)] += 1
+        return f"round {number}: killed {'+'.join(victims)} {moment or 'at a random moment'}{', outbox lost' if lost else ''}"
+
+    async def end_quietly(self) -> None:
+        """Let everything run until all that is old enough is in the history, and compare."""
+        await asyncio.to_thread(self._revive_mongod)
+        if self.exporter.running:  # it would not see the youngest workers before the next period
+            await asyncio.to_thread(self.exporter.stop)
+        settled = align(int(time.time()) - DECIDED, PERIOD)
+        await asyncio.to_thread(self.exporter.start)
+        await asyncio.to_thread(self.exporter.wait_for, lambda: self._is_quiet(settled), 60, "done with mirroring")
+        assert await asyncio.to_thread(self.exporter.stop) == 0
+        with MongoClient[dict[str, Any]](self.mongod.uri, tz_aware=True) as client:
+            documents = list(client[DATABASE][COLLECTION].find({}, {"_id": 0}))
+        points = truth(self.fake, self.members, align(int(time.time()), PERIOD))
+        self.figures.samples = assert_true(documents, points, settled)
+        self.figures.inserts = self.proxy.inserts
+
+    def end(self) -> None:
+        self.exporter.kill()
+
+    def _add_workers(self, number: int) -> None:
+        """Workers that were created hours ago: their samples are all due at once."""
+        now = align(int(time.time()), PERIOD)
+        fresh = []
+        for index in range(self.options.workers):
+            serial = number * self.options.workers + index
+            created = now - self.random.randrange(6 * HOUR, 22 * HOUR, PERIOD)
+            hole = self.random.randrange(created, now - HOUR, PERIOD)
+            region = REGIONS[serial % len(REGIONS)]
+            member = Member(f"worker-{serial:04d}", instance_id(serial), region, created)
+            runs = [(created, hole), (hole + HOUR // 2, None)]  # CloudWatch has nothing of half an hour in between
+            self.fake.add(member.instance_id, region, runs=runs, agent=serial % 7 != 6)
+            fresh.append(member)
+        with MongoClient[dict[str, Any]](self.mongod.uri) as client:
+            client[DATABASE]["workers"].insert_many([member.aggregate() for member in fresh])
+        self.members += fresh
+
+    async def _kill_at_insert(self, victims: Sequence[str]) -> Moment | None:
+        moment = self.random.choice(MOMENTS)
+        skip, delay = self.random.choice((0, 0, 0, 1)), self.random.uniform(0, 0.02)
+        trap = self.proxy.arm(moment, lambda: self._kill(victims), skip=skip, delay=delay)
+        done, _ = await asyncio.wait({trap.sprung}, timeout=PATIENCE)
+        self.proxy.disarm()
+        return trap.sprung.result() if done else None
+
+    def _kill(self, victims: Sequence[str]) -> None:
+        """Only the signals: this runs while the proxy holds the insert."""
+        for victim in victims:
+            os.kill(self.mongod.pid if victim == "mongod" else self.exporter.pid, signal.SIGKILL)
+
+    def _bury(self, victims: Sequence[str]) -> None:
+        for victim in victims:
+            (self.mongod if victim == "mongod" else self.exporter).kill()
+
+    def _revive_mongod(self) -> None:
+        self.mongod.start()
+
+    def _lose_outbox(self) -> None:
+        """Delete the journal. Without it the next process is somebody else, who would wait until the lease has expired."""
+        self.exporter.kill()
+        for file in self.exporter.data_dir.glob("*"):
+            file.unlink()
+        with MongoClient[dict[str, Any]](self.mongod.uri) as client:
+            client[DATABASE]["cml_exporter_state"].update_one({"_id": "lease:mirror"}, {"$set": {"expires": to_datetime(0)}})
+        self.figures.outboxes_lost += 1
+
+    def _is_quiet(self, settled: int) -> bool:
+        """Whether a round of asking is over and nothing that is due remains in the outbox."""
+        if "msg=round " not in self.exporter.logged():
+            return False
+        return not self._outbox(f"SELECT COUNT(*) FROM sample WHERE state=1 OR (state=0 AND start<{settled})")
+
+    def _outbox(self, sql: str) -> int:
+        """Ask the exporter's journal for a number, while it runs."""
+        with contextlib.closing(sqlite3.connect(f"file:{self.exporter.data_dir / 'outbox.db'}?mode=ro", uri=True)) as outbox:
+            number: int = outbox.execute(sql).fetchone()[0]
+            return number
+
+
+async def run(options: Options, folder: Path, say: Callable[[str], None] = print) -> Figures:
+    """Run one story in `folder` and return its figures.
+
+    Raises:
+        AssertionError: the history is not the ledger, or a part did not work.
+    """
+    began = time.monotonic()
+    say(f"seed {options.seed}, {options.rounds} rounds")
+    mongod = Mongod(folder / "mongod", free_port(), replica_set=options.replica_set, parameters=NO_TTL)
+    with mongod, FakeCloudWatch(seed=options.seed, latency=0.02) as fake:
+        async with InsertProxy(mongod.port) as proxy:
+            story = Story(options, folder, mongod, proxy, fake)
+            try:
+                for number in range(options.rounds):
+                    say(await story.round(number))
+                await story.end_quietly()
+            finally:
+                story.end()
+    story.figures.seconds = time.monotonic() - began
+    say(str(story.figures))
+    return story.figures
+
+
+def main() -> None:
+    """Run one story and print its figures; exit 1 when the history is not the ledger."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=None, help="default: a new one")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--workers", type=int, default=40, help="new ones before each round")
+    parser.add_argument("--lose-outbox-at", type=int, default=None, metavar="K", help="delete the outbox before round K")
+    parser.add_argument("--replica-set", action="store_true", help="mongod as a replica set of one node")
+    given = parser.parse_args()
+    seed = random.SystemRandom().randrange(10**6) if given.seed is None else given.seed
+    options = Options(seed, given.rounds, given.workers, given.lose_outbox_at, given.replica_set)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            asyncio.run(run(options, Path(folder), lambda line: print(line, flush=True)))
+        except AssertionError as error:
+            sys.exit(f"seed {seed}: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,259 @@
+"""Writes docs/settings.md, docs/metrics.md and docs/http.md from the tables in code (`make docs`); a test compares them."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from exporter.core.catalog import EXPORTER_METRICS, WORKER_METRICS, Metric
+from exporter.core.history_metrics import ROLLUPS
+from exporter.core.settings import ExtraGauge, Role
+from exporter.core.settings_loader import Setting, table
+from exporter.sources.worker_documents import FIELDS
+from exporter.web.openapi import ERRORS, Endpoint, template
+from exporter.web.parameters import MAX_POINTS
+from exporter.web.responses import PAGE_HEADERS
+from exporter.web.routes import ROUTES
+
+DOCS = Path(__file__).parents[2] / "docs"
+GENERATED = "<!-- Written by `make docs` from {source}; change it there. -->"
+
+SETTINGS_INTRO = """\
+# Settings
+
+Every setting can stand in a YAML file (`--config.file`), in the environment and on the command line. Flags win over the
+environment, the environment wins over the file. Only the connection string of MongoDB is needed. Unknown keys and variables are
+refused.
+
+The dots of a key are the sections of the file: `mongodb.retention` is
+
+```yaml
+mongodb:
+  retention: 60d
+```
+
+Durations are written as Prometheus writes them: `30s`, `5m`, `1h30m`, `30d`. In the environment and on the command line a list
+is separated by commas or written as YAML, a mapping is YAML, and `null` unsets; an empty variable counts as not set. Give the
+connection string by `uri_file` or by the environment: every user of the machine can read the flags of a process.
+"""
+
+ROLES_INTRO = """\
+## `aws.roles`
+
+One item for each role, at most one at present:
+
+```yaml
+aws:
+  roles:
+    - role_arn: arn:aws:iam::123456789012:role/metrics-reader
+      external_id: from-its-trust-policy
+```
+"""
+
+FIELDS_INTRO = """\
+## `workers.fields`
+
+The names of a field in an aggregate, at top level or under `state`. The first one present wins, a null is not present; names of
+`workers.fields` are tried before these, and dots in them go deeper. Dates may be BSON dates, ISO-8601 texts (without an offset:
+UTC) or unix times in seconds or milliseconds.
+
+```yaml
+workers:
+  fields:
+    cpu: [metrics.cpu_pct]
+```
+"""
+
+EXTRA_INTRO = """\
+## `workers.extra`
+
+Further fields of the aggregates as gauges with the labels `worker_id` and `region`: numbers, also as texts, booleans as 0 or 1,
+dates as unix seconds.
+
+```yaml
+workers:
+  extra:
+    - {metric: cml_worker_disk_utilization_ratio, field: metrics.disk, help: "Disk in use, 0 to 1."}
+```
+"""
+
+METRICS_INTRO = """\
+# Metrics
+
+What `/metrics` exposes, besides `process_*` and `python_info`. A value that is not known is an absent series, never 0 and never
+NaN. Times are unix seconds. Labels of a released series never change.
+"""
+
+ROLLUPS_INTRO = """\
+## The history by the hour
+
+Not on `/metrics`: Prometheus reads them from the exporter, for who asks by name and `{store="history"}`. Each whole hour with
+samples is one value at the hour's **end**. They have the labels `worker_id` and `region`, the info series also those of
+`cml_worker_info`. How to read them: [history.md](history.md).
+"""
+
+HTTP_INTRO = """\
+# HTTP
+
+All routes answer `GET` and `HEAD` unless they say otherwise; `/openapi.json` describes them for machines. Times are UTC,
+utilizations percent, and what nobody knows is `null`: never 0.
+"""
+
+HISTORY_NOTES = f"""\
+## A page of history
+
+```json
+{{
+  "data": [
+    {{"timestamp": "2026-01-31T12:00:00Z", "cpu_utilization": 45.2, "memory_utilization": null,
+     "active_labs_count": 3, "status": "running"}}
+  ],
+  "next": null, "source": "mongodb", "resolution_seconds": 300, "interval_seconds": null,
+  "worker": {{"worker_id": "w-1", "name": "lab 1", "region": "eu-west-1", "status": "terminated"}}
+}}
+```
+
+The oldest row is first; a sample bears the start of its period. With `interval` a row stands for an interval that has samples:
+
+```json
+{{"timestamp": "2026-01-31T00:00:00Z",
+ "cpu_utilization": {{"avg": 31.7, "min": 2.1, "max": 98.0, "count": 288}},
+ "memory_utilization": {{"avg": null, "min": null, "max": null, "count": 0}},
+ "active_labs_count": {{"avg": 2.5, "min": 0, "max": 4, "count": 288}},
+ "status_share": {{"running": 0.75, "stopped": 0.25}}}}
+```
+
+- **Pages.** While `next` is not null there is more: ask again with `cursor=` that text, and `limit` and `format` as you like.
+  The first page fixes the end, so what is written meanwhile shifts nothing. From `start` to `end` there may be at most
+  {MAX_POINTS:,} rows.
+- **Older than MongoDB's retention** a page comes from CloudWatch (`"source": "cloudwatch"`), of the instances the worker ran
+  on, at the resolution CloudWatch still has: 60 s for 15 days, 5 minutes for 63 days, an hour for 455 days, never finer than
+  `period`. `resolution_seconds` says which. A page has one source and one resolution; a range that spans several gives them
+  one after the other, and no row is made of two. CloudWatch knows neither status nor labs. Memory of an instance that has been
+  gone for more than two weeks is found only if its agent published by `InstanceId` alone: CloudWatch no longer lists the
+  others. What was asked for once is kept for a while, so a chart that is drawn again costs nothing.
+- **Terminated workers** are answered by the inventory's name and dates, also when the manager has deleted them.
+- **CSV** (RFC 4180, a line of names, empty where there is no value) for `Accept: text/csv` or `format=csv`; what JSON says
+  around its rows is in headers:
+
+{{headers}}
+"""
+
+ERRORS_INTRO = """\
+## Errors
+
+Errors are `application/problem+json` (RFC 9457); `detail` is a sentence that says what to do.
+"""
+
+
+def settings_page() -> str:
+    """docs/settings.md."""
+    return _page(
+        "the models in `exporter/core/settings.py`",
+        SETTINGS_INTRO,
+        _rows(
+            ("key", "default", "what it is", "environment", "flag"),
+            ((f"`{row.key}`", _default(row), row.description, f"`{row.env}`", f"`{row.flag}`") for row in table()),
+        ),
+        ROLES_INTRO,
+        _rows(("key", "default", "what it is"), _keys(Role)),
+        FIELDS_INTRO,
+        _rows(
+            ("meaning", "names, in the order of looking"),
+            ((f"`{meaning}`", ", ".join(f"`{name}`" for name in names)) for meaning, names in FIELDS.items()),
+        ),
+        EXTRA_INTRO,
+        _rows(("key", "default", "what it is"), _keys(ExtraGauge)),
+    )
+
+
+def metrics_page() -> str:
+    """docs/metrics.md."""
+    return _page(
+        "`exporter/core/catalog.py` and `exporter/history/series.py`",
+        METRICS_INTRO,
+        "## Workers\n",
+        _metrics(WORKER_METRICS),
+        "Those of `workers.extra` follow (docs/settings.md).\n",
+        "## The exporter itself\n",
+        _metrics(EXPORTER_METRICS),
+        ROLLUPS_INTRO,
+        _rows(("series", "what it is"), ((f"`{each.name}`", each.help) for each in ROLLUPS)),
+    )
+
+
+def http_page() -> str:
+    """docs/http.md."""
+    detailed = [endpoint for endpoint in ROUTES if endpoint.parameters]
+    return _page(
+        "`ROUTES` in `exporter/web/routes.py`",
+        HTTP_INTRO,
+        _rows(
+            ("route", "what it answers", "as"),
+            ((_paths(each), each.description, ", ".join(f"`{kind}`" for kind in each.answer.content)) for each in ROUTES),
+        ),
+        *(part for endpoint in detailed for part in _route(endpoint)),
+        HISTORY_NOTES.replace(
+            "{headers}", _rows(("header", "what it says"), ((f"`{name}`", said) for name, said in PAGE_HEADERS.items()))
+        ).rstrip("\n")
+        + "\n",
+        ERRORS_INTRO,
+        _rows(("code", "why"), ((str(code), said) for code, said in ERRORS.items())),
+    )
+
+
+def _paths(endpoint: Endpoint) -> str:
+    method = "" if endpoint.method == "GET" else f"{endpoint.method} "
+    return ", also ".join(f"`{method}{template(path)}`" for path in (endpoint.path, endpoint.also) if path)
+
+
+def _route(endpoint: Endpoint) -> tuple[str, str]:
+    parameters = ((f"`{each.name}`", each.description) for each in endpoint.parameters)
+    return f"## `{endpoint.template}`\n", _rows(("parameter", "what it is"), parameters)
+
+
+PAGES: dict[str, Callable[[], str]] = {"settings.md": settings_page, "metrics.md": metrics_page, "http.md": http_page}
+"""File name below docs/ → what it must hold."""
+
+
+def _page(source: str, *parts: str) -> str:
+    title, rest = parts[0].split("\n", 1)
+    return "\n".join((title, "", GENERATED.format(source=source) + "\n" + rest, *parts[1:]))
+
+
+def _metrics(metrics: Sequence[Metric]) -> str:
+    return _rows(
+        ("name", "type", "unit", "labels", "what it says", "source"),
+        (
+            (f"`{m.name}`", m.kind, m.unit or "–", ", ".join(f"`{label}`" for label in m.labels) or "–", m.help, m.source)
+            for m in metrics
+        ),
+    )
+
+
+def _rows(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = (head, ["---"] * len(head), *rows)
+    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+
+
+def _default(row: Setting) -> str:
+    if row.default is None or row.default in ([], {}):
+        return "none"
+    if isinstance(row.default, bool):
+        return f"`{str(row.default).lower()}`"
+    return f"`{','.join(row.default)}`" if isinstance(row.default, list) else f"`{row.default}`"
+
+
+def _keys(model: type[BaseModel]) -> Iterator[tuple[str, str, str]]:
+    for name, info in model.model_fields.items():
+        yield f"`{name}`", "needed" if info.is_required() else "none", info.description or ""
+
+
+def main() -> None:
+    """Write all pages."""
+    for name, page in PAGES.items():
+        (DOCS / name).write_text(page())
+
+
+if __name__ == "__main__":
+    main()

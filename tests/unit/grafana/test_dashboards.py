@@ -1,0 +1,379 @@
+"""The dashboards that ship load in Grafana 9.1 and 12, name only what exists, and explain themselves."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import promql_parser as promql
+import pytest
+
+from exporter.core.catalog import METRICS_BY_NAME, WORKER_METRICS
+from exporter.core.history_metrics import STORE
+from exporter.core.model import STATUSES
+from grafana import build, looks
+from grafana.panels import DATASOURCE, Panel, Row, render
+from grafana.promql import CODES, threshold
+from tests.helpers.grafana_variables import Json, View, panels, queries, seconds
+from tests.unit.prometheus.test_files import ALERTS, CONFIG, HOURLY, RECORDED, THRESHOLDS, labels_of, nodes
+
+FOLDER = build.ROOT / "grafana" / "dashboards"
+DASHBOARDS: dict[str, Json] = {path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))}
+UIDS = ["cml-exporter", "cml-fleet", "cml-trends", "cml-worker"]
+QUERIES = [
+    pytest.param(dashboard, panel, target, id=name)
+    for dashboard in DASHBOARDS.values()
+    for name, panel, target in queries(dashboard)
+]
+PANELS = [
+    pytest.param(panel, id=f"{uid} / {panel['title']} [{panel['type']}]")
+    for uid, dashboard in DASHBOARDS.items()
+    for panel in panels(dashboard)
+]
+
+TABLES = [each for each in PANELS if " [table]" in str(each.id)]
+
+KNOWN_TYPES = {
+    "timeseries",
+    "stat",
+    "bargauge",
+    "gauge",
+    "table",
+    "state-timeline",
+    "status-history",
+    "barchart",
+    "text",
+    "row",
+}
+KNOWN_TRANSFORMATIONS = {"merge", "organize", "groupBy", "sortBy", "reduce", "labelsToFields", "calculateField", "limit"}
+"""What is the same in Grafana 9.1 and 12."""
+UNITS = {"none", "percentunit", "s", "h", "bytes", "Bps", "currencyUSD", "dateTimeAsIso", "dateTimeFromNow"}
+TARGET = {"job", "instance"}
+NODE = {*TARGET, "worker_id", "region", "device", "mountpoint", "fstype"}
+FOREIGN = {
+    "up": TARGET,
+    "scrape_samples_scraped": TARGET,
+    "scrape_duration_seconds": TARGET,
+    "process_start_time_seconds": TARGET,
+    "process_resident_memory_bytes": TARGET,
+    "process_cpu_seconds_total": TARGET,
+    "ALERTS": {"alertname", "alertstate", "severity", "worker_id", "region"},
+}
+"""Prometheus' own series and prometheus_client's, with their labels."""
+
+
+def variables(dashboard: Json) -> dict[str, str | list[str] | None]:
+    """Any value for each variable."""
+    return {
+        each["name"]: ["a", "b"] if each["multi"] else "7"
+        for each in dashboard["templating"]["list"]
+        if each["name"] != "datasource"
+    }
+
+
+def expanded(dashboard: Json, target: Json) -> str:
+    view = View(seconds(dashboard["time"]["from"]), 30, variables(dashboard))
+    return view.expand(target["expr"], target.get("interval"))
+
+
+def expressions(dashboard: Json) -> Iterator[tuple[str, str]]:
+    """Every query as Prometheus gets it, those of variables and annotations too."""
+    for name, _, target in queries(dashboard):
+        yield name, expanded(dashboard, target)
+    for each in dashboard["templating"]["list"]:
+        inner = (
+            re.fullmatch(r"(?:query_result|label_values)\((.+?)(?:, \w+)?\)", each["query"]["query"])
+            if each["type"] == "query"
+            else None
+        )
+        if inner:
+            yield f"variable {each['name']}", expanded(dashboard, {"expr": inner[1]})
+    for each in dashboard["annotations"]["list"]:
+        if "expr" in each:
+            yield f"annotation {each['name']}", expanded(dashboard, {"expr": each["expr"]})
+
+
+def known_labels(name: str) -> set[str]:
+    if name.startswith("node_"):
+        return NODE
+    labels = FOREIGN.get(name) or labels_of(name)
+    assert labels is not None, f"{name} is neither exposed nor recorded"
+    return labels | ({"store"} if name in METRICS_BY_NAME or name in HOURLY else set())
+
+
+# -- the files ---------------------------------------------------------------------------------------------------------
+
+
+def test_there_are_four_dashboards_by_fixed_uids() -> None:
+    assert sorted(DASHBOARDS) == UIDS
+    assert [dashboard["uid"] for dashboard in DASHBOARDS.values()] == UIDS
+    assert len({dashboard["title"] for dashboard in DASHBOARDS.values()}) == 4
+
+
+@pytest.mark.parametrize("path", build.files(), ids=lambda path: path.name)
+def test_regenerating_changes_nothing(path: Path) -> None:
+    assert path.read_text() == build.files()[path], "run: make dashboards"
+
+
+def test_the_docs_list_every_panel_with_the_question_it_answers() -> None:
+    text = (build.ROOT / "docs" / "dashboards.md").read_text()
+    for dashboard in build.DASHBOARDS:
+        for panel in dashboard.panels:
+            assert panel.question.endswith("?")
+            assert f"| {panel.question} | {panel.body['title']} | `" in text
+
+
+# -- what every dashboard has ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("uid", UIDS)
+def test_a_dashboard_has_a_tag_links_that_keep_time_and_variables_and_one_data_source_variable(uid: str) -> None:
+    dashboard = DASHBOARDS[uid]
+    assert dashboard["schemaVersion"] == 37
+    assert dashboard["tags"] == ["cml"]
+    assert dashboard["title"].startswith("CML / ")
+    assert dashboard["description"]
+    assert "id" not in dashboard
+    (link,) = dashboard["links"]
+    assert (link["type"], link["tags"], link["keepTime"], link["includeVars"]) == ("dashboards", ["cml"], True, True)
+    first, *rest = dashboard["templating"]["list"]
+    assert (first["type"], first["name"], first["query"]) == ("datasource", "datasource", "prometheus")
+    assert "datasource" not in [each["type"] for each in rest]
+    for each in rest:
+        assert each["label"]
+        assert each["description"]
+        if each["type"] == "query":
+            assert each["datasource"] == DATASOURCE
+            assert each["query"]["query"] == each["definition"]
+            assert each["query"]["refId"]
+            assert each["refresh"] == 2
+            assert each["includeAll"] == each["multi"]
+            assert each.get("allValue") == (".*" if each["includeAll"] else None)
+
+
+@pytest.mark.parametrize("uid", UIDS)
+def test_alerts_and_restarts_are_marked(uid: str) -> None:
+    marks = [each for each in DASHBOARDS[uid]["annotations"]["list"] if "builtIn" not in each]
+    assert {"Alerts", "Exporter restarts"} <= {each["name"] for each in marks}
+    for each in marks:
+        assert each["datasource"] == DATASOURCE
+        assert each["enable"] is True
+        assert each["expr"] == each["target"]["expr"]
+        assert each["step"]
+        assert each["titleFormat"]
+    restarts = next(each for each in marks if each["name"] == "Exporter restarts")
+    assert f'job="{CONFIG["scrape_configs"][0]["job_name"]}"' in restarts["expr"]
+    assert all(re.match("CML.+", alert) for alert in ALERTS)
+
+
+@pytest.mark.parametrize("uid", UIDS)
+def test_ids_are_unique_and_panels_neither_overlap_nor_leave_the_grid(uid: str) -> None:
+    dashboard = DASHBOARDS[uid]
+    items = [*dashboard["panels"], *(panel for row in dashboard["panels"] for panel in row.get("panels", ()))]
+    assert len({item["id"] for item in items}) == len(items)
+    taken: dict[tuple[int, int], str] = {}
+    for item in items:
+        place = item["gridPos"]
+        assert place["x"] + place["w"] <= 24
+        for x in range(place["x"], place["x"] + place["w"]):
+            for y in range(place["y"], place["y"] + place["h"]):
+                assert (x, y) not in taken, f"{item['title']} lies over {taken[x, y]}"
+                taken[x, y] = item["title"]
+    titles = [panel["title"] for panel in panels(dashboard)]
+    assert len(set(titles)) == len(titles)
+
+
+@pytest.mark.parametrize("uid", UIDS)
+def test_every_line_of_the_grid_is_filled(uid: str) -> None:
+    lines: dict[int, int] = {}
+    for item in [*DASHBOARDS[uid]["panels"], *(panel for row in DASHBOARDS[uid]["panels"] for panel in row.get("panels", ()))]:
+        lines[item["gridPos"]["y"]] = lines.get(item["gridPos"]["y"], 0) + item["gridPos"]["w"]
+    assert set(lines.values()) == {24}
+
+
+# -- what every panel has ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("panel", PANELS)
+def test_a_panel_says_what_it_shows_in_what_unit_and_what_it_means_when_it_is_empty(panel: Json) -> None:
+    defaults = panel["fieldConfig"]["defaults"]
+    assert panel["type"] in KNOWN_TYPES
+    assert panel["title"]
+    assert re.fullmatch(r"[A-Z0-9].*\.", panel["description"], re.DOTALL) or panel["description"].startswith("ok: ")
+    assert len(panel["description"]) > 30
+    assert defaults["unit"] in UNITS
+    assert defaults["noValue"]
+    assert panel["datasource"] == DATASOURCE
+    assert panel["targets"]
+    assert [target["refId"] for target in panel["targets"]] == list("ABCDEFGHIJ")[: len(panel["targets"])]
+    assert all(target["datasource"] == DATASOURCE for target in panel["targets"])
+    assert {each["id"] for each in panel["transformations"]} <= KNOWN_TRANSFORMATIONS
+    if panel["type"] == "timeseries":
+        assert panel["options"]["legend"]["showLegend"] is True
+    for override in panel["fieldConfig"]["overrides"]:
+        for each in override["properties"]:
+            assert each["id"] != "unit" or each["value"] in UNITS
+    if defaults["unit"] == "percentunit" and "noValue" in defaults and "min" in defaults:
+        assert (defaults["min"], defaults["max"]) == (0, 1)
+
+
+@pytest.mark.parametrize("panel", PANELS)
+def test_thresholds_rise_from_green(panel: Json) -> None:
+    first, *rest = panel["fieldConfig"]["defaults"]["thresholds"]["steps"]
+    assert first == {"color": "green" if rest else "blue", "value": None}
+    assert [each["value"] for each in rest] == sorted(each["value"] for each in rest)
+
+
+def test_the_red_lines_stand_where_the_alerts_do() -> None:
+    (cpu,) = [panel for panel in panels(DASHBOARDS["cml-fleet"]) if panel["title"] == "CPU by worker"]
+    assert cpu["fieldConfig"]["defaults"]["thresholds"]["steps"][-1] == {"color": "red", "value": threshold("cpu_ratio")}
+    assert RECORDED["cml:threshold:cpu_ratio"]["expr"] == f"vector({threshold('cpu_ratio')})"
+    with pytest.raises(KeyError, match=r"no_such_number.*settings\.yml"):
+        threshold("no_such_number")
+    assert "cml:threshold:idle_cpu_ratio" in THRESHOLDS
+
+
+def test_every_status_has_a_color_and_a_number_of_its_own() -> None:
+    assert set(looks.COLORS) == set(STATUSES) == set(CODES)
+    assert len(set(CODES.values())) == len(set(looks.COLORS.values())) == len(STATUSES)
+
+
+@pytest.mark.parametrize("panel", PANELS)
+def test_a_timeline_is_colored_by_its_mappings(panel: Json) -> None:
+    """By thresholds, Grafana would merge all values of one step into one state (mergeThresholdValues)."""
+    if panel["type"] == "state-timeline":
+        assert panel["fieldConfig"]["defaults"]["color"]["mode"] == "fixed"
+        assert panel["fieldConfig"]["defaults"]["mappings"]
+
+
+@pytest.mark.parametrize("panel", TABLES)
+def test_an_empty_cell_is_a_dash(panel: Json) -> None:
+    """Grafana puts the panel's sentence for no data into every cell that has no text of its own."""
+    texts = {
+        override["matcher"]["options"]: [each["value"] for each in override["properties"] if each["id"] == "noValue"]
+        for override in panel["fieldConfig"]["overrides"]
+    }
+    headings = panel["transformations"][-1]["options"]["renameByName"].values()
+    assert {heading: texts.get(heading) for heading in headings} == {heading: ["–"] for heading in headings}
+
+
+def test_a_link_between_dashboards_never_hands_many_workers_to_one_that_shows_one() -> None:
+    names = {(each["name"], each["multi"]) for dashboard in DASHBOARDS.values() for each in dashboard["templating"]["list"][1:]}
+    assert len({name for name, _ in names}) == len(names)
+
+
+@pytest.mark.parametrize("panel", TABLES)
+def test_a_table_shows_every_query_and_links_by_a_column_it_has(panel: Json) -> None:
+    organize = panel["transformations"][-1]["options"]
+    hidden, headings = organize["excludeByName"], organize["renameByName"]
+    values = {f"Value #{target['refId']}" for target in panel["targets"]}
+    constant = {f"Value #{each['refId']}" for each in panel["targets"] if re.search(r"info|== 1\)$", str(each["expr"]))}
+    assert values - set(headings) <= constant
+    assert not set(hidden) & set(headings)
+    assert len(set(headings.values())) == len(headings)
+    assert panel["options"]["sortBy"][0]["displayName"] in headings.values()
+    for override in panel["fieldConfig"]["overrides"]:
+        assert override["matcher"]["options"] in headings.values()
+    assert set(re.findall(r'__data\.fields\["([^"]+)"\]', json.dumps(panel).replace('\\"', '"'))) <= set(headings.values())
+    assert all(target["format"] == "table" and target["instant"] for target in panel["targets"])
+
+
+def test_drill_downs_lead_to_dashboards_that_exist_and_keep_data_source_and_time() -> None:
+    links = set(
+        re.findall(r'"url": "(/d/[^"]+)', "".join(json.dumps(each).replace('\\"', "'") for each in DASHBOARDS.values()))
+    )
+    assert links
+    for url in links:
+        assert re.match(r"/d/([\w-]+)\?", url)[1] in UIDS  # type: ignore[index]
+        assert "${datasource:queryparam}" in url
+        assert "${__url_time_range}" in url
+        wanted = {each["name"] for each in DASHBOARDS["cml-worker"]["templating"]["list"]}
+        assert set(re.findall(r"var-(\w+)=", url)) <= wanted
+
+
+# -- what every query is -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("uid", UIDS)
+def test_every_query_is_promql_over_series_and_labels_that_exist(uid: str) -> None:
+    for name, expression in expressions(DASHBOARDS[uid]):
+        for node in nodes(expression):
+            if isinstance(node, promql.VectorSelector):
+                labels = {each.name for each in node.matchers.matchers}
+                assert labels <= known_labels(node.name or ""), f"{name}: {node.prettify()}"
+
+
+@pytest.mark.parametrize("uid", UIDS)
+def test_the_history_is_read_through_ranges_only(uid: str) -> None:
+    for name, expression in expressions(DASHBOARDS[uid]):
+        assert not re.search(rf'store="{STORE}"[^}}]*}}(?!\[)', expression), f"{name}: {expression}"
+
+
+@pytest.mark.parametrize("uid", UIDS)
+def test_hours_are_read_a_second_late_so_that_no_day_has_25(uid: str) -> None:
+    hours = rf'(?:{"|".join(HOURLY)}){{[^}}]*store="{STORE}"[^}}]*}}'
+    late = rf"{hours}\[\w+\](?: @ end\(\))? offset (?:-1s|6d23h59m59s)\b"
+    for name, expression in expressions(DASHBOARDS[uid]):
+        assert len(re.findall(late, expression)) == len(re.findall(hours, expression)), f"{name}: {expression}"
+
+
+def test_what_is_read_of_a_large_fleet_is_read_by_the_hour() -> None:
+    """Of the history itself a week of a thousand workers is two million samples."""
+    for uid in ("cml-fleet", "cml-trends"):
+        for name, expression in expressions(DASHBOARDS[uid]):
+            for node in nodes(expression):
+                if isinstance(node, promql.VectorSelector) and STORE in [each.value for each in node.matchers.matchers]:
+                    assert node.name in HOURLY, name
+
+
+@pytest.mark.parametrize(("dashboard", "panel", "target"), QUERIES)
+def test_a_query_uses_variables_that_exist_and_the_steps_of_its_graph(dashboard: Json, panel: Json, target: Json) -> None:
+    expanded(dashboard, target)
+    within = re.findall(r"(\w+)\([^()]*?\[([^\]]+)\]", target["expr"])
+    for function, window in within:
+        if function in ("rate", "irate", "increase") and not target["instant"]:
+            assert window == "$__rate_interval"
+    if "$__interval" in target["expr"] and STORE in target["expr"]:
+        by_hour = any(name in target["expr"] for name in HOURLY)
+        assert seconds(target["interval"]) >= (3600 if by_hour else 300), "as often as there is a value"
+    assert target["instant"] == (panel["type"] in ("stat", "bargauge", "table"))
+    assert "vector(0)" not in target["expr"], "a name that is misspelt would look like nothing going on"
+
+
+@pytest.mark.parametrize(("dashboard", "panel", "target"), QUERIES)
+def test_a_legend_names_labels_of_the_result(dashboard: Json, panel: Json, target: Json) -> None:
+    named = set(re.findall(r"{{(\w+)}}", target["legendFormat"]))
+    if panel["type"] != "table":
+        assert target["legendFormat"] != "__auto" or len(panel["targets"]) == 1
+    kept = [set(re.split(r",\s*", by)) for by in re.findall(r"(?:by|group_left) \(([^)]*)\)", target["expr"])]
+    assert named <= set().union(*kept) | ({"instance"} if " by (" not in target["expr"] else set())
+
+
+def test_a_large_fleet_stays_readable() -> None:
+    """No graph, ranking or strip has a series for each worker, unless it is one of the first few."""
+    for uid in ("cml-fleet", "cml-trends"):
+        for name, panel, target in queries(DASHBOARDS[uid]):
+            if "{{worker}}" in target["legendFormat"]:
+                assert "topk($top, " in target["expr"], name
+            elif panel["type"] != "table":
+                assert re.match(r"(count|sum|avg|min|max|avg_over_time)( by \((region|status)\))? ?\(", target["expr"]), name
+                assert "avg_over_time(max by" not in target["expr"].removeprefix("avg_over_time(sum("), name
+
+
+def test_the_worker_gauges_are_all_shown() -> None:
+    shown = "".join(json.dumps(dashboard) for dashboard in DASHBOARDS.values())
+    own = {name for name in METRICS_BY_NAME if name.startswith("cml_exporter_")}
+    assert {metric.name for metric in WORKER_METRICS} | own <= set(re.findall(r"cml_(?:worker|exporter)_\w+", shown))
+
+
+# -- the builder -------------------------------------------------------------------------------------------------------
+
+
+def test_panels_are_placed_from_left_to_right_and_collapsed_ones_in_their_row() -> None:
+    wide = Panel("?", 12, 8, {"title": "a"})
+    dashboard = build.DASHBOARDS[0]
+    made = render(type(dashboard)("u", "t", "d", [wide, wide, wide, Row("r", [wide]), Row("s")], variables=(), annotations=()))
+    places = [tuple(item["gridPos"].values()) for item in made["panels"]]
+    assert places == [(0, 0, 12, 8), (12, 0, 12, 8), (0, 8, 12, 8), (0, 16, 24, 1), (0, 25, 24, 1)]
+    assert tuple(made["panels"][3]["panels"][0]["gridPos"].values()) == (0, 17, 12, 8)
+    assert made["panels"][3]["collapsed"] is True

@@ -1,0 +1,178 @@
+"""Remote read, the pure part: requests as Prometheus sends them, matchers as it means them, answers as it reads them."""
+
+import math
+import time
+
+import cramjam
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from exporter.history import remote_read
+from exporter.history.remote_read import (
+    BadRequest,
+    Matcher,
+    Operator,
+    Selection,
+    decode,
+    encode_answer,
+    encode_series,
+    in_order,
+)
+from tests.helpers import prompb
+
+T = 1_767_225_600_000
+
+
+def test_a_request_is_read_as_it_was_meant() -> None:
+    body = prompb.request(
+        (T, T + 60_000, [("__name__", "=", "cml_worker_active_labs"), ("worker_id", "!~", "a|b")]),
+        (T, T + 1, []),
+    )
+    first, second = decode(body)
+    assert (first.start, first.end, first.labels_only) == (T, T + 60_000, False)
+    assert first.matchers == (
+        Matcher("__name__", "=", "cml_worker_active_labs"),
+        Matcher("worker_id", "!~", "a|b"),
+    )
+    assert second.matchers == ()
+
+
+def test_hints_narrow_the_range_and_series_wants_labels_only() -> None:
+    (query,) = decode(prompb.request((T, T + 9000, []), hints=(T + 1000, T + 20_000), func="series"))
+    assert (query.start, query.end, query.labels_only) == (T + 1000, T + 9000, True)
+    (query,) = decode(prompb.request((T, T + 9000, []), func="rate"))
+    assert not query.labels_only
+
+
+def test_everything_there_ever_was_is_a_range_that_mongodb_can_compare() -> None:
+    (query,) = decode(prompb.request((-(2**63), 2**63 - 1, [])))
+    assert query.start == 0
+    assert query.end == 253_402_300_799_000
+
+
+@pytest.mark.parametrize("cut", [1, 5, 20])
+def test_a_body_that_was_cut_is_refused(cut: int) -> None:
+    with pytest.raises(BadRequest, match="snappy"):
+        decode(prompb.request((T, T, [("a", "=", "b" * 50)]))[:-cut])
+
+
+def test_garbage_is_refused_with_what_it_should_have_been() -> None:
+    with pytest.raises(BadRequest, match="snappy"):
+        decode(b"SELECT 1")
+    with pytest.raises(BadRequest, match="ReadRequest"):
+        decode(bytes(cramjam.snappy.compress_raw(b"\xff" * 40)))
+    with pytest.raises(BadRequest, match="snappy"):
+        decode(b"")
+
+
+def test_a_small_body_that_would_grow_without_end_is_refused_before_it_does() -> None:
+    bomb = bytes(cramjam.snappy.compress_raw(b"\x00" * (64 << 20)))
+    with pytest.raises(BadRequest, match="at most"):
+        decode(bomb)
+    with pytest.raises(BadRequest, match="at most"):
+        decode(b"x" * (remote_read.MAX_BODY + 1))
+
+
+def test_too_many_queries_and_unknown_matchers_are_refused() -> None:
+    with pytest.raises(BadRequest, match="at most 64"):
+        decode(prompb.request(*[(T, T, [])] * 65))
+
+
+@given(st.binary(max_size=200))
+def test_no_body_raises_anything_but_bad_request(body: bytes) -> None:
+    for candidate in (body, bytes(cramjam.snappy.compress_raw(body))):
+        try:
+            decode(candidate)
+        except BadRequest:
+            continue
+
+
+@pytest.mark.parametrize(
+    ("operator", "value", "label", "accepted"),
+    [
+        ("=", "a", "a", True),
+        ("=", "a", "ab", False),
+        ("=", "", "", True),
+        ("!=", "a", "b", True),
+        ("!=", "a", "", True),
+        ("!=", "", "", False),
+        ("=~", "a|b", "b", True),
+        ("=~", "a|b", "ab", False),
+        ("=~", "a|b|", "", True),
+        ("=~", ".*", "", True),
+        ("=~", ".+", "", False),
+        ("=~", "ab", "xabx", False),
+        ("=~", "(?i)ABC", "abc", True),
+        ("=~", "a.c", "abc", True),
+        ("=~", "a\\.c", "abc", False),
+        ("=~", "^a$", "a", True),
+        ("=~", "[[:alpha:]]+", "abc", True),
+        ("=~", "ä|ö", "ö", True),
+        ("=~", "\\d+", "12", True),
+        ("=~", "\\d+", "٣", False),
+        ("!~", "a.*", "abc", False),
+        ("!~", "a.*", "", True),
+        ("!~", "a|b", "c", True),
+        ("!~", "a|b", "a", False),
+    ],
+)
+def test_a_matcher_means_what_it_means_in_prometheus(operator: Operator, value: str, label: str, accepted: bool) -> None:
+    assert Selection([Matcher("x", operator, value)]).accepts({"x": label}) is accepted
+
+
+def test_an_absent_label_is_an_empty_one() -> None:
+    assert Selection([Matcher("job", "=", "")]).accepts({})
+    assert not Selection([Matcher("job", "=", "node")]).accepts({})
+    assert Selection([Matcher("region", "=", "x")]).accepts({}, unknown=("region",))
+
+
+@pytest.mark.parametrize("pattern", ["(", "a{2", "(?P<x", "\\", "(a{1000}){1000}", "(?=a)", "a**"])
+def test_what_re2_does_not_know_is_refused_with_the_reason(pattern: str) -> None:
+    if pattern == "a{2":  # a literal in RE2
+        assert Selection([Matcher("x", "=~", pattern)]).accepts({"x": "a{2"})
+        return
+    with pytest.raises(BadRequest, match="regular expression of RE2"):
+        Selection([Matcher("x", "=~", pattern)])
+
+
+def test_a_regex_that_explodes_elsewhere_is_linear_here() -> None:
+    began = time.process_time()
+    assert not Selection([Matcher("x", "=~", "(a+)+(a|aa)+$")]).accepts({"x": "a" * 5000 + "b"})
+    assert time.process_time() - began < 1
+
+
+def test_an_answer_is_what_protobuf_reads() -> None:
+    labels = {"__name__": "x", "worker_id": 'w "1"', "region": "", "store": "history"}
+    stamps = [T, T + 300_000, T + 600_000]
+    series = encode_series(labels, stamps, [0.0, 0.1 + 0.2, 1.0], stale_at=T + 900_000)
+    first, second = prompb.answer(encode_answer([[series], []]))
+    (found,) = first.items()
+    assert found[0] == (("__name__", "x"), ("store", "history"), ("worker_id", 'w "1"')), "an empty label is an absent one"
+    assert found[1][:3] == list(zip(stamps, [0.0, 0.1 + 0.2, 1.0], strict=True))
+    at, value = found[1][3]
+    assert at == T + 900_000
+    assert prompb.is_stale(value)
+    assert second == {}
+
+
+def test_a_stale_marker_survives_the_packing_though_it_is_a_nan() -> None:
+    (found,) = prompb.answer(encode_answer([[encode_series({"a": "b"}, [], [], stale_at=T)]]))
+    ((_, value),) = next(iter(found.values()))
+    assert math.isnan(value)
+    assert prompb.is_stale(value)
+
+
+@settings(max_examples=50)
+@given(
+    st.dictionaries(st.integers(0, 253_402_300_799_000), st.floats(allow_nan=False), max_size=30),
+    st.dictionaries(st.text(min_size=1, max_size=5), st.text(min_size=1, max_size=5), max_size=4),
+)
+def test_any_times_values_and_labels_come_back_as_they_were(points: dict[int, float], labels: dict[str, str]) -> None:
+    stamps = sorted(points)
+    (found,) = prompb.answer(encode_answer([[encode_series(labels, stamps, [points[at] for at in stamps])]]))
+    assert found == {tuple(sorted(labels.items())): [(at, points[at]) for at in stamps]}
+
+
+def test_samples_come_in_order_and_each_time_once() -> None:
+    assert list(in_order([30, 10, 20, 10], ["c", "a", "b", "a"])) == [(10, "a"), (20, "b"), (30, "c")]
