@@ -33,12 +33,12 @@ from prometheus_client import CollectorRegistry
 from exporter import app
 from exporter.commands.serve import SWITCH_INTERVAL, refresh
 from exporter.core import logs
-from exporter.core.model import Fleet, InventoryEntry, OwnMetrics, Snapshot
+from exporter.core.model import ExporterMetrics, Fleet, InventoryEntry, Snapshot
 from exporter.core.periods import to_datetime
 from exporter.core.settings import Settings
 from exporter.core.settings_loader import load
 from exporter.demo.mongod import Mongod
-from exporter.history.reader import Reader
+from exporter.history.reader import HistoryReader
 from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.collector import Collector
 from exporter.pipeline.lifecycle import rules_of
@@ -84,7 +84,7 @@ class Backend:
     def __init__(self, settings: Settings, telemetry: Telemetry, collector: Collector, wall: Clock) -> None:
         self.period = settings.period
         self.columns = self.hourly = None
-        self.reader = Reader(
+        self.reader = HistoryReader(
             period=settings.period, history=None, archive=None, wanted_retention=settings.mongodb.retention, wall=wall
         )
         self._telemetry, self._collector, self._wall = telemetry, collector, wall
@@ -94,7 +94,7 @@ class Backend:
         return self._collector.snapshot
 
     @property
-    def own_metrics(self) -> OwnMetrics:
+    def own_metrics(self) -> ExporterMetrics:
         return self._telemetry.own
 
     @property

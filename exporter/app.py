@@ -13,16 +13,16 @@ from prometheus_client import CollectorRegistry
 from exporter.core import logs
 from exporter.core.budget import Budget
 from exporter.core.errors import StoreError, StoreMisfit
-from exporter.core.model import InventoryEntry, OwnMetrics, Snapshot
+from exporter.core.model import ExporterMetrics, InventoryEntry, Snapshot
 from exporter.core.periods import HOUR
 from exporter.core.settings import Settings
-from exporter.history.cloudwatch_archive import Archive
-from exporter.history.hourly_cache import Hourly
-from exporter.history.reader import Reader
+from exporter.history.cloudwatch_archive import CloudWatchArchive
+from exporter.history.hourly_cache import HourlyCache
+from exporter.history.reader import HistoryReader
 from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.collector import Collector
 from exporter.pipeline.lifecycle import rules_of
-from exporter.pipeline.mirror import Mirror, Old
+from exporter.pipeline.mirror import BackfillRange, Mirror
 from exporter.pipeline.outbox import Outbox, OutboxThread
 from exporter.sources.aggregates import Aggregates
 from exporter.sources.cloudwatch.client import CloudWatch
@@ -30,7 +30,7 @@ from exporter.storage.inventory import Inventory
 from exporter.storage.lease import BACKFILL, LEASE_SECONDS, Lease, awake
 from exporter.storage.mongo import connect
 from exporter.storage.repository import WorkerMetricsRepository, repository
-from exporter.web.backend import INVENTORY_SECONDS, _ArchiveElsewhere, _Elsewhere
+from exporter.web.backend import INVENTORY_SECONDS, BridgedArchive, LoopBridge
 
 _log = logs.get("exporter")
 T = TypeVar("T")
@@ -59,22 +59,24 @@ class Exporter:
             repository(settings, self._web_database, settings.mongodb.history) if settings.mongodb.history else None
         )
         backfill = Lease(self._web_database, owner=outbox.owner, name=BACKFILL)
-        self._hourly = Hourly(self._web_history, backfill.mark, heal=settings.heal) if self._web_history else None
+        self._hourly = HourlyCache(self._web_history, backfill.mark, heal=settings.heal) if self._web_history else None
         self._inventory = Inventory(database)
         self._all_remembered = Inventory(database)  # read for the routes: who does not write the history keeps no other
         self._web_inventory = Inventory(self._web_database)
         self._remembered: tuple[float, tuple[InventoryEntry, ...]] = (0, ())
         self._remembering = asyncio.Lock()
-        self._elsewhere = _Elsewhere()
-        self._reader = Reader(
+        self._elsewhere = LoopBridge()
+        self._reader = HistoryReader(
             period=settings.period,
             history=self._web_history,
-            archive=_ArchiveElsewhere(Archive(self._cloudwatch), self._elsewhere, self._budget) if self._cloudwatch else None,
+            archive=BridgedArchive(CloudWatchArchive(self._cloudwatch), self._elsewhere, self._budget)
+            if self._cloudwatch
+            else None,
             wanted_retention=settings.mongodb.retention,
         )
         self._lease = Lease(database, owner=outbox.owner, ttl=LEASE_SECONDS, monotonic=awake)
         # An hour, because two clocks may differ by minutes and an insert takes seconds.
-        old = Old(
+        old = BackfillRange(
             Lease(database, owner=outbox.owner, ttl=LEASE_SECONDS, name=BACKFILL, monotonic=awake),
             settings.heal - min(HOUR, settings.heal // 2),
             now=lambda: self.collector.now(),
@@ -183,7 +185,7 @@ class Exporter:
         return self.collector.snapshot
 
     @property
-    def own_metrics(self) -> OwnMetrics:
+    def own_metrics(self) -> ExporterMetrics:
         """The exporter's own metrics, at most `REFRESH_SECONDS` old."""
         return self.telemetry.own
 
@@ -204,7 +206,7 @@ class Exporter:
         return time.time()
 
     @property
-    def reader(self) -> Reader:
+    def reader(self) -> HistoryReader:
         """Who reads the history of single workers."""
         return self._reader
 
@@ -214,7 +216,7 @@ class Exporter:
         return self._web_history
 
     @property
-    def hourly(self) -> Hourly | None:
+    def hourly(self) -> HourlyCache | None:
         """The same by the hour."""
         return self._hourly
 

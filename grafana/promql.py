@@ -11,7 +11,7 @@ from typing import Literal
 import yaml
 
 from exporter.core.catalog import INFO, LAST_ACTIVITY, METRICS_BY_NAME, STATUS, Metric
-from exporter.core.history_metrics import ACTIVE_LABS_1H, CPU_1H, INFO_1H, NEWEST_1H, RUNNING_1H, STORE, ByHour, Rollup
+from exporter.core.history_metrics import ACTIVE_LABS_1H, CPU_1H, INFO_1H, NEWEST_1H, RUNNING_1H, STORE, ByHour, HourlyMetric
 from exporter.core.model import STATUSES
 
 WORKER = "worker_id, region"
@@ -61,7 +61,7 @@ WEEK_BEFORE = "6d23h59m59s"
 """A week, less the second of `past_hours`."""
 
 
-def past_hours(rollup: Rollup, matchers: str, window: str, *, before: str = "", at: str = "") -> str:
+def past_hours(rollup: HourlyMetric, matchers: str, window: str, *, before: str = "", at: str = "") -> str:
     """A range of the history by the hour.
 
     Its values stand at the ends of hours, and until Prometheus 3 a range has both its ends, so that on the hour a day would
@@ -191,7 +191,7 @@ def over_fleet(metric: ByHour, matchers: str, window: str, *, before: str = "") 
     return f"avg_over_time({total}[{window}:1h] {_late(before)})"
 
 
-def _each_hour(rollup: Rollup, matchers: str) -> str:
+def _each_hour(rollup: HourlyMetric, matchers: str) -> str:
     """Each worker's value of the hour that ends now, for subqueries in steps of an hour."""
     return by_worker(f"last_over_time({past_hours(rollup, matchers, '1h')})")
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from exporter.core.catalog import STATUS
-from exporter.core.history_metrics import ACTIVE_LABS_1H, CPU_1H, GONE, INFO_1H, MEMORY_1H, ByHour
+from exporter.core.history_metrics import ACTIVE_LABS_1H, CPU_1H, GONE_AFTER_SECONDS, INFO_1H, MEMORY_1H, ByHour
 from grafana import looks
 from grafana.panels import Column, Dashboard, Panel, Query, Row, Style, bars, graph, now, stat, table
 from grafana.promql import (
@@ -201,7 +201,7 @@ _WORKERS = (
 def _tables() -> list[Panel]:
     names = f"topk by ({WORKER}) (1, max by ({WORKER}, worker) ({display_name(past_info(SELECTED))}))"
     # Seen last before all others were: by the history itself, which knows times from before this Prometheus, too.
-    seen = f"({last_seen(SELECTED)} < scalar(max({last_seen('')})) - {GONE})"
+    seen = f"({last_seen(SELECTED)} < scalar(max({last_seen('')})) - {GONE_AFTER_SECONDS})"
     alive = f'max by ({WORKER}) ({STATUS.name}{{{SELECTED},status!="terminated"}}) == 1'
     return [
         table(

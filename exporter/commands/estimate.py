@@ -12,7 +12,7 @@ from rich.table import Table
 
 from exporter.core.budget import MONTH, Usage
 from exporter.core.errors import SourceError
-from exporter.core.model import Fleet, Listing, Query
+from exporter.core.model import Fleet, Listing, MetricQuery
 from exporter.core.periods import DAY, format_duration
 from exporter.core.settings import Settings
 from exporter.metrics.telemetry import Telemetry
@@ -58,7 +58,7 @@ def estimate(fleet: Fleet, listings: Mapping[str, Listing | None], rules: Rules)
     needs = live_needs(fleet.workers, fleet.date, rules)
     types = {worker.instance_id: worker.instance_type for worker in fleet.workers}
 
-    def queries_of(worker_id: str, region: str, instance: str) -> tuple[Query, ...]:
+    def queries_of(worker_id: str, region: str, instance: str) -> tuple[MetricQuery, ...]:
         listing = listings.get(region)
         sets = [_ASSUMED] if listing is None else memory_series(listing, instance, types[instance], ())
         return instance_queries(instance, sets)

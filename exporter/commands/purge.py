@@ -31,7 +31,7 @@ Ask = Callable[[str], str]
 
 
 @dataclass(frozen=True, slots=True)
-class Belongings:
+class StoredWorker:
     """All that is stored of a worker."""
 
     worker_id: str
@@ -85,7 +85,7 @@ async def run(
         await history.current_retention()  # refuses what is no history of ours
         await inventory.load()
         found = [
-            Belongings(worker_id, await history.extent(worker_id), inventory.entries.get(worker_id))
+            StoredWorker(worker_id, await history.extent(worker_id), inventory.entries.get(worker_id))
             for worker_id in dict.fromkeys(worker_ids)
         ]
         _check_known(found, history)
@@ -103,7 +103,7 @@ async def run(
     return 0
 
 
-def _check_known(found: Sequence[Belongings], history: WorkerMetricsRepository) -> None:
+def _check_known(found: Sequence[StoredWorker], history: WorkerMetricsRepository) -> None:
     unknown = [repr(one.worker_id) for one in found if not one.samples and not one.entry]
     if unknown:
         raise ConfigError(
@@ -112,7 +112,7 @@ def _check_known(found: Sequence[Belongings], history: WorkerMetricsRepository) 
         )
 
 
-def _check_gone(found: Sequence[Belongings], fleet: Fleet, settings: Settings) -> None:
+def _check_gone(found: Sequence[StoredWorker], fleet: Fleet, settings: Settings) -> None:
     """Refuse what an exporter would write again: a worker that is listed, or was, less than `heal` ago."""
     listed = {worker.id: worker.status for worker in fleet.workers}
     heal = format_duration(settings.heal)
@@ -132,7 +132,7 @@ def _check_gone(found: Sequence[Belongings], fleet: Fleet, settings: Settings) -
             )
 
 
-def _confirmed(found: Sequence[Belongings], ask: Ask | None, out: TextIO) -> bool:
+def _confirmed(found: Sequence[StoredWorker], ask: Ask | None, out: TextIO) -> bool:
     if ask is None:
         print("Nothing was deleted. Say --yes to do it.", file=out)
         return False
@@ -144,7 +144,7 @@ def _confirmed(found: Sequence[Belongings], ask: Ask | None, out: TextIO) -> boo
 
 
 async def _delete(
-    found: Sequence[Belongings],
+    found: Sequence[StoredWorker],
     history: WorkerMetricsRepository,
     inventory: Inventory,
     database: Database,

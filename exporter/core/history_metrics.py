@@ -17,7 +17,7 @@ STORE = "history"
 
 
 @dataclass(frozen=True, slots=True)
-class Family:
+class HistoryMetric:
     """A metric of the catalog that the history has too, and where its values come from."""
 
     metric: Metric
@@ -33,7 +33,7 @@ class Family:
 
 
 @dataclass(frozen=True, slots=True)
-class Rollup:
+class HourlyMetric:
     """One value for all samples of an hour, at the hour's end."""
 
     name: str
@@ -48,40 +48,42 @@ class Rollup:
 class ByHour(NamedTuple):
     """A metric's average, lowest and highest value."""
 
-    avg: Rollup
-    min: Rollup
-    max: Rollup
+    avg: HourlyMetric
+    min: HourlyMetric
+    max: HourlyMetric
 
 
 def _by_hour(metric: Metric, what: str, field: str, scale: float = 1) -> ByHour:
 
-    def one(how: str, word: str) -> Rollup:
+    def one(how: str, word: str) -> HourlyMetric:
         name = f"{metric.name.replace('cml_worker_', 'cml_worker:')}:{how}1h"
-        return Rollup(name, f"{field}_{how}", f"{word} {what} of the samples of an hour.", scale)
+        return HourlyMetric(name, f"{field}_{how}", f"{word} {what} of the samples of an hour.", scale)
 
     return ByHour(one("avg", "Average"), one("min", "Lowest"), one("max", "Highest"))
 
 
-FAMILIES: tuple[Family, ...] = (
-    Family(INFO, None),
-    Family(STATUS, "status"),
-    Family(CPU, "cpu_utilization", 100),
-    Family(MEMORY, "memory_utilization", 100),
-    Family(ACTIVE_LABS, "active_labs_count"),
+HISTORY_METRICS: tuple[HistoryMetric, ...] = (
+    HistoryMetric(INFO, None),
+    HistoryMetric(STATUS, "status"),
+    HistoryMetric(CPU, "cpu_utilization", 100),
+    HistoryMetric(MEMORY, "memory_utilization", 100),
+    HistoryMetric(ACTIVE_LABS, "active_labs_count"),
 )
 """In the order of an export; the info series has a point for every sample."""
 
-INFO_1H = Rollup("cml_worker:info:max1h", NEWEST, "1 for every hour with a sample, with the labels of cml_worker_info.")
-NEWEST_1H = Rollup(
+INFO_1H = HourlyMetric("cml_worker:info:max1h", NEWEST, "1 for every hour with a sample, with the labels of cml_worker_info.")
+NEWEST_1H = HourlyMetric(
     "cml_worker:sample_timestamp_seconds:max1h", NEWEST, "End of the newest period of an hour that has a sample, UTC seconds."
 )
-RUNNING_1H = Rollup("cml_worker:running:avg1h", RUNNING, "Share of the samples of an hour with a status that say running.")
+RUNNING_1H = HourlyMetric(
+    "cml_worker:running:avg1h", RUNNING, "Share of the samples of an hour with a status that say running."
+)
 CPU_1H = _by_hour(CPU, "CPU utilization (0 to 1)", "cpu_utilization", 100)
 MEMORY_1H = _by_hour(MEMORY, "memory utilization (0 to 1)", "memory_utilization", 100)
 ACTIVE_LABS_1H = _by_hour(ACTIVE_LABS, "number of active labs", "active_labs_count")
-ROLLUPS: tuple[Rollup, ...] = (INFO_1H, NEWEST_1H, RUNNING_1H, *CPU_1H, *MEMORY_1H, *ACTIVE_LABS_1H)
+HOURLY_METRICS: tuple[HourlyMetric, ...] = (INFO_1H, NEWEST_1H, RUNNING_1H, *CPU_1H, *MEMORY_1H, *ACTIVE_LABS_1H)
 """What long looks at many workers are made of; remote read has them for who asks by name."""
 
 
-GONE = 900
+GONE_AFTER_SECONDS = 900
 """Seconds. A worker last seen so long before the newest observation has left: its series end."""

@@ -4,8 +4,8 @@ from dataclasses import replace
 from itertools import pairwise
 
 from exporter.core.model import (
+    InstanceInterval,
     InventoryEntry,
-    Sighting,
     Worker,
 )
 from exporter.core.periods import align
@@ -20,7 +20,7 @@ def ran_on(entry: InventoryEntry | None, worker: Worker, start: int, end: int) -
     sightings = entry.instances if entry else ()
     if not sightings:
         return worker.region, _unique(worker.instance_id)
-    may: list[Sighting] = []
+    may: list[InstanceInterval] = []
     for index, sighting in enumerate(sightings):
         begun = index == 0 or sightings[index - 1].last < end
         ended = index + 1 < len(sightings) and sightings[index + 1].first < start  # seconds are rounded down
@@ -59,7 +59,7 @@ def next_entry(entry: InventoryEntry | None, worker: Worker, now: int) -> Invent
     An aggregate that lacks a descriptive field, or for a moment its instance, takes nothing away. An instance that comes back
     after another is a sighting of its own. A worker that is not terminated has no time of termination, even if it once had.
     """
-    fresh = Sighting(worker.instance_id, worker.region, now, now) if worker.instance_id else None
+    fresh = InstanceInterval(worker.instance_id, worker.region, now, now) if worker.instance_id else None
     if entry is None:
         return InventoryEntry(
             worker_id=worker.id,

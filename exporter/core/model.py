@@ -106,7 +106,7 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True)
-class OwnMetrics:
+class ExporterMetrics:
     """The exporter's own metrics: text format 0.0.4, and the same compressed to follow a worker block."""
 
     text: bytes
@@ -151,7 +151,7 @@ class MetricsAggregation:
     """Share of the samples that have a status, by status; sums to 1 when there are any."""
 
 
-class Query(NamedTuple):
+class MetricQuery(NamedTuple):
     """One metric of one instance, as GetMetricData is asked for it. A tuple, since it is a key that is hashed without end."""
 
     instance_id: str
@@ -163,7 +163,7 @@ Outcome = Literal["ok", "empty", "partial", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class MetricResult:
     """What CloudWatch said to one query about the window [start, end).
 
     Only `ok` and `empty` decide anything: CloudWatch called the result Complete. `values` maps period starts to percent.
@@ -181,11 +181,11 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
+class MetricResults:
     """The answers of one GetMetricData call (all its pages) and the server's clock when it gave the first of them."""
 
     date: int
-    by_query: Mapping[Query, Answer]
+    by_query: Mapping[MetricQuery, MetricResult]
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +201,7 @@ class Listing:
 
 
 @dataclass(frozen=True, slots=True)
-class Sighting:
+class InstanceInterval:
     """An instance a worker was seen with, from its first to its last observation."""
 
     instance_id: str
@@ -224,7 +224,7 @@ class InventoryEntry:
     status: str
     first_seen: int
     last_seen: int
-    instances: tuple[Sighting, ...] = ()
+    instances: tuple[InstanceInterval, ...] = ()
     """Oldest first."""
 
 
@@ -232,7 +232,7 @@ class InventoryEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class Need:
+class PendingQuery:
     """What one worker wants to be asked: its instances' metrics from `oldest` on."""
 
     worker_id: str

@@ -17,7 +17,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 from exporter.core.errors import RejectedQuery, SourceError
 from exporter.core.instances import stays
-from exporter.core.model import Answer, Dimensions, InventoryEntry, Listing, Worker
+from exporter.core.model import Dimensions, InventoryEntry, Listing, MetricResult, Worker
 from exporter.core.periods import DAY, align, align_up
 from exporter.history.points import Point
 from exporter.sources.cloudwatch.memory_series import LISTING_AGE, RECENT, all_memory_series
@@ -59,7 +59,7 @@ class _Window(NamedTuple):
     resolution: int
 
 
-class Archive:
+class CloudWatchArchive:
     """CloudWatch's memory of single workers, behind caches of its own.
 
     Args:
@@ -77,8 +77,8 @@ class Archive:
     ) -> None:
         self._source = source
         self._wall = wall
-        self._points: _Shelf[_Window, Points] = _Shelf(monotonic, lambda points: len(points.cpu) + len(points.memory))
-        self._listings: _Shelf[tuple[str, bool], Listing] = _Shelf(monotonic, lambda listing: len(listing.series))
+        self._points: AsyncCache[_Window, Points] = AsyncCache(monotonic, lambda points: len(points.cpu) + len(points.memory))
+        self._listings: AsyncCache[tuple[str, bool], Listing] = AsyncCache(monotonic, lambda listing: len(listing.series))
         self._slots = asyncio.Semaphore(CALLS)
 
     async def points(
@@ -181,14 +181,14 @@ class Archive:
         return all_memory_series([listing], window.instance, window.instance_type) or ((("InstanceId", window.instance),),)
 
 
-def _first_wins(answers: Sequence[Answer]) -> dict[int, float]:
+def _first_wins(answers: Sequence[MetricResult]) -> dict[int, float]:
     values: dict[int, float] = {}
     for answer in reversed(answers):
         values.update(answer.values)
     return values
 
 
-class _Shelf(Generic[K, V]):
+class AsyncCache(Generic[K, V]):
     """Answers by question, the least recently used given up first; who asks what is being asked waits for that answer.
 
     A failure is not kept. `size` weighs an answer; together they weigh at most MAX_DATAPOINTS.

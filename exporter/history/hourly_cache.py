@@ -13,7 +13,7 @@ from typing import Protocol
 
 from exporter.core.errors import StoreError
 from exporter.core.periods import DAY, HOUR, align
-from exporter.storage.hourly import Part, column, ends
+from exporter.storage.hourly import WorkerDay, column, ends
 
 FRESH = 60
 """Seconds for which a day counts in any case."""
@@ -25,10 +25,10 @@ READS = 3
 """Days read from MongoDB at once; each keeps one of its cores busy."""
 
 
-class History(Protocol):
+class HourlySource(Protocol):
     """What is needed of the history."""
 
-    async def hours(self, worker_ids: Collection[str], day: int) -> list[Part]:
+    async def hours(self, worker_ids: Collection[str], day: int) -> list[WorkerDay]:
         """The samples of the UTC day that begins at second `day` by the hour, for each worker and region that has any."""
 
     async def noted_heal(self) -> int:
@@ -42,7 +42,7 @@ class _Read:
     at: float
     mark: str | None
     """The backfill's before it was read; None where samples were still to come."""
-    parts: list[Part] = field(default_factory=list)
+    parts: list[WorkerDay] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -58,7 +58,7 @@ def days_of(start: int, end: int) -> range:
     return range(align(start - HOUR, DAY), end, DAY)
 
 
-class Hourly:
+class HourlyCache:
     """Columns of the history by the hour, with the times of the hours' ends; only whole hours.
 
     Args:
@@ -71,7 +71,7 @@ class Hourly:
 
     def __init__(
         self,
-        history: History,
+        history: HourlySource,
         backfill_mark: Callable[[], Awaitable[str | None]],
         *,
         heal: int,

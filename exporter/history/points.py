@@ -5,7 +5,7 @@ from datetime import timedelta
 from typing import NamedTuple
 
 from exporter.core.periods import align_interval
-from exporter.storage.rows import EPOCH, Row
+from exporter.storage.rows import EPOCH, HistoryRow
 
 
 class Point(NamedTuple):
@@ -16,7 +16,7 @@ class Point(NamedTuple):
     memory: float | None
 
 
-def point_samples(points: Iterable[Point]) -> list[Row]:
+def point_samples(points: Iterable[Point]) -> list[HistoryRow]:
     """Rows of samples from CloudWatch's datapoints, which know neither labs nor status."""
     return [
         {
@@ -30,7 +30,7 @@ def point_samples(points: Iterable[Point]) -> list[Row]:
     ]
 
 
-def point_statistics(points: Iterable[Point], interval: int) -> list[Row]:
+def point_statistics(points: Iterable[Point], interval: int) -> list[HistoryRow]:
     """Rows of statistics from CloudWatch's datapoints, oldest first."""
     by_start: dict[int, list[Point]] = {}
     for point in points:

@@ -16,27 +16,27 @@ from exporter.core.instances import ran_on, remembered
 from exporter.core.model import InventoryEntry, Worker
 from exporter.core.periods import align, align_up, format_duration, rfc3339
 from exporter.history.points import Point, point_samples, point_statistics
-from exporter.history.segments import Source, Stretch, stretches
+from exporter.history.segments import Segment, Source, split_range
 from exporter.sources.cloudwatch.retention import OLDEST, resolution_at
 from exporter.storage import rows
-from exporter.storage.rows import Row
+from exporter.storage.rows import HistoryRow
 
 RETENTION_AGE = 60
 """Seconds for which the collection's retention is taken to be what it was: `retention --set` may change it any time."""
 
 
-class Stored(Protocol):
+class HistoryStore(Protocol):
     """What is needed of the history."""
 
     async def current_retention(self) -> int | None:
         """Seconds it keeps its samples, None: for good."""
 
-    async def read_samples(self, worker_id: str, start: int, end: int, *, limit: int) -> tuple[list[Row], int | None]:
+    async def read_samples(self, worker_id: str, start: int, end: int, *, limit: int) -> tuple[list[HistoryRow], int | None]:
         """Samples in [start, end) milliseconds, and where the rest begins."""
 
     async def read_statistics(
         self, worker_id: str, start: int, end: int, interval: int, *, limit: int
-    ) -> tuple[list[Row], int | None]:
+    ) -> tuple[list[HistoryRow], int | None]:
         """Statistics in [start, end) seconds, and where the rest begins."""
 
 
@@ -53,14 +53,14 @@ class Archived(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class WorkerRef:
     """The worker that is asked about: as its aggregate says, or else as it is remembered, and what is remembered of it."""
 
     worker: Worker
     entry: InventoryEntry | None
 
     @classmethod
-    def of(cls, worker: Worker | None, entry: InventoryEntry | None) -> "Subject | None":
+    def of(cls, worker: Worker | None, entry: InventoryEntry | None) -> "WorkerRef | None":
         """Join what is known; None when nothing is."""
         if worker is None and entry is not None:
             worker = remembered(entry)
@@ -68,7 +68,7 @@ class Subject:
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class PageRequest:
     """What is asked of a worker's history: [start, end), all of it or what a cursor left over."""
 
     start: int
@@ -84,7 +84,7 @@ class Span:
 class Page:
     """A page of rows, oldest first; see `rows`."""
 
-    rows: list[Row]
+    rows: list[HistoryRow]
     following: int | None
     """Milliseconds since 1970 where the next page begins, None: this is the last."""
     source: Source
@@ -106,7 +106,7 @@ class Resources:
     memory: float | None
 
 
-class Reader:
+class HistoryReader:
     """Reads the history of single workers, from MongoDB and beyond its retention from CloudWatch.
 
     Args:
@@ -124,7 +124,7 @@ class Reader:
         self,
         *,
         period: int,
-        history: Stored | None,
+        history: HistoryStore | None,
         archive: Archived | None,
         wanted_retention: int,
         wall: Callable[[], float] = time.time,
@@ -158,7 +158,7 @@ class Reader:
         kept = await self.retention()
         return None if kept is None else max(kept, OLDEST)
 
-    async def page(self, subject: Subject, span: Span) -> Page:
+    async def page(self, subject: WorkerRef, span: PageRequest) -> Page:
         """Read one page of what `span` asks."""
         now = int(self._wall())
         kept = await self.retention()
@@ -167,7 +167,7 @@ class Reader:
             boundary = span.end
         start = span.start // 1000
         note = self._note(start, now, kept)
-        parts = stretches(start, span.end, now, period=self.period, interval=span.interval, boundary=boundary)
+        parts = split_range(start, span.end, now, period=self.period, interval=span.interval, boundary=boundary)
         if not parts:
             return Page([], None, "mongodb", self.period, span.interval, note)
         first, *rest = parts
@@ -193,7 +193,7 @@ class Reader:
             )
         return None
 
-    async def _stored(self, subject: Subject, part: Stretch, begin: int, limit: int) -> tuple[list[Row], int | None]:
+    async def _stored(self, subject: WorkerRef, part: Segment, begin: int, limit: int) -> tuple[list[HistoryRow], int | None]:
         assert self._history is not None
         worker_id = subject.worker.id
         if part.interval is None:
@@ -202,7 +202,7 @@ class Reader:
         found, following = await self._history.read_statistics(worker_id, start, part.end, part.interval, limit=limit)
         return found, None if following is None else following * 1000
 
-    async def _archived(self, subject: Subject, part: Stretch, limit: int, now: int) -> tuple[list[Row], int | None]:
+    async def _archived(self, subject: WorkerRef, part: Segment, limit: int, now: int) -> tuple[list[HistoryRow], int | None]:
         if self._archive is None:
             return [], None
         end = min(part.end, align(now, part.resolution))  # nothing of a period that is not over
@@ -213,7 +213,7 @@ class Reader:
             return found, None
         return found[:limit], rows.milliseconds(found[limit]["timestamp"])
 
-    async def resources(self, subject: Subject, seconds: int, end: int) -> Resources:
+    async def resources(self, subject: WorkerRef, seconds: int, end: int) -> Resources:
         """Average what CloudWatch has of the `seconds` before `end`, in whole periods that are over."""
         if self._archive is None:
             raise SourceError(

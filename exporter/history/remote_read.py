@@ -87,7 +87,7 @@ def _compile(pattern: str) -> Any:  # noqa: ANN401  # google-re2 ships no types
 
 
 @dataclass(frozen=True, slots=True)
-class Query:
+class SeriesSelector:
     """One selector: the samples of [start, end] (milliseconds, both included) of every series all matchers agree with."""
 
     start: int
@@ -124,7 +124,7 @@ def _read_classes() -> type[Message]:
         ("end_ms", 4, kinds.TYPE_INT64, False, ""),
     )
     message(
-        "Query",
+        "SeriesSelector",
         ("start_timestamp_ms", 1, kinds.TYPE_INT64, False, ""),
         ("end_timestamp_ms", 2, kinds.TYPE_INT64, False, ""),
         ("matchers", 3, kinds.TYPE_MESSAGE, True, f"{at}LabelMatcher"),
@@ -139,7 +139,7 @@ def _read_classes() -> type[Message]:
 _ReadRequest = _read_classes()
 
 
-def decode(body: bytes) -> tuple[Query, ...]:
+def decode(body: bytes) -> tuple[SeriesSelector, ...]:
     """Read a request.
 
     Raises:
@@ -164,12 +164,12 @@ def decode(body: bytes) -> tuple[Query, ...]:
     return tuple(map(_query, request.queries))
 
 
-def _query(query: Any) -> Query:  # noqa: ANN401  # a class made at run time
+def _query(query: Any) -> SeriesSelector:  # noqa: ANN401  # a class made at run time
     start, end = query.start_timestamp_ms, query.end_timestamp_ms
     if query.HasField("hints") and query.hints.end_ms:
         # What the function will look at; the query itself may be wider.
         start, end = max(start, query.hints.start_ms), min(end, query.hints.end_ms)
-    return Query(
+    return SeriesSelector(
         start=max(0, min(start, _MAX_TIME)),
         end=max(0, min(end, _MAX_TIME)),
         matchers=_matchers(query.matchers),

@@ -14,7 +14,7 @@ Source = Literal["mongodb", "cloudwatch"]
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
+class Segment:
     """A part of a range that one source answers evenly: [start, end) in UTC seconds.
 
     `resolution` is the length of the samples in seconds, `interval` that of the rows they are aggregated into, if they are.
@@ -32,7 +32,7 @@ class Stretch:
         return self.interval or self.resolution
 
 
-def stretches(start: int, end: int, now: int, *, period: int, interval: int | None, boundary: int | None) -> list[Stretch]:
+def split_range(start: int, end: int, now: int, *, period: int, interval: int | None, boundary: int | None) -> list[Segment]:
     """Cut [start, end) into stretches, oldest first.
 
     A row never straddles two stretches: each cut lies where a row of the older, coarser one ends.
@@ -45,17 +45,17 @@ def stretches(start: int, end: int, now: int, *, period: int, interval: int | No
         interval: seconds of a row, None for samples. Rows are longer where CloudWatch has nothing that fine.
         boundary: UTC second from which on MongoDB answers; None: everything.
     """
-    found: list[Stretch] = []
+    found: list[Segment] = []
     at = start
     for younger, resolution in _tiers(period):
         step = align_up(interval, resolution) if interval else resolution
         cut = end if boundary is None else min(boundary, now - younger + MARGIN if younger else boundary)
         cut = min(end, align_interval_up(cut, step))
         if boundary is not None and at < min(cut, boundary):
-            found.append(Stretch("cloudwatch", at, cut, resolution, step if interval else None))
+            found.append(Segment("cloudwatch", at, cut, resolution, step if interval else None))
             at = cut
     if at < end and (boundary is None or at >= boundary):
-        found.append(Stretch("mongodb", at, end, period, interval))
+        found.append(Segment("mongodb", at, end, period, interval))
     return found
 
 

@@ -10,14 +10,22 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable, Seque
 from typing import Any, Protocol, TypeVar
 
 from exporter.core.catalog import INFO, STATUS, WORKER_LABELS
-from exporter.core.history_metrics import FAMILIES, GONE, INFO_1H, ROLLUPS, STORE, Family, Rollup
+from exporter.core.history_metrics import (
+    GONE_AFTER_SECONDS,
+    HISTORY_METRICS,
+    HOURLY_METRICS,
+    INFO_1H,
+    STORE,
+    HistoryMetric,
+    HourlyMetric,
+)
 from exporter.core.model import InventoryEntry
 from exporter.core.periods import DAY, HOUR
 from exporter.history import hourly_cache
 from exporter.history.hourly_cache import days_of
-from exporter.history.remote_read import BadRequest, Query, Selection, Series, encode_series, in_order
+from exporter.history.remote_read import BadRequest, Selection, Series, SeriesSelector, encode_series, in_order
 
-F = TypeVar("F", "Family", "Rollup")
+F = TypeVar("F", "HistoryMetric", "HourlyMetric")
 MAX_SAMPLES = 3_000_000
 """Samples in one answer: 54 MB before compression. Prometheus' own limit for a whole query is 50 million."""
 MAX_SERIES = 50_000
@@ -43,7 +51,7 @@ def facts(entry: InventoryEntry | None) -> dict[str, str]:
     return {name: known[name] or "" for name in names}
 
 
-class Columns(Protocol):
+class ColumnSource(Protocol):
     """What is needed of the history."""
 
     def columns(
@@ -53,10 +61,10 @@ class Columns(Protocol):
 
 
 async def read(
-    query: Query,
+    query: SeriesSelector,
     entries: Sequence[InventoryEntry],
-    history: Columns,
-    by_hour: Columns,
+    history: ColumnSource,
+    by_hour: ColumnSource,
     *,
     period: int,
     oldest: int = 0,
@@ -92,7 +100,7 @@ async def read(
         if total > most or len(found) > MAX_SERIES:
             raise _too_much(f"{most} samples or {MAX_SERIES} series")
 
-    for family in _asked(FAMILIES, selection):
+    for family in _asked(HISTORY_METRICS, selection):
         unknown = _READ.get(family.metric.name, ("region",))
         chosen = {entry.worker_id: entry for entry in entries if selection.accepts(_fixed(family, entry), unknown)}
         if not chosen:
@@ -110,7 +118,7 @@ async def read(
     start = max(start, (oldest + HOUR) * 1000)  # of an hour all samples count
     there = [entry for entry in entries if _was_there(entry, start // 1000, end // 1000)]
     days = len(days_of(start // 1000, end // 1000))
-    for rollup in _asked(ROLLUPS if by_name else (), selection):
+    for rollup in _asked(HOURLY_METRICS if by_name else (), selection):
         chosen = {entry.worker_id: entry for entry in there if selection.accepts(_fixed(rollup, entry), ("region",))}
         if len(chosen) * days > MAX_DAYS:  # then a worker is only looked for where it is known to have been
             chosen = {key: entry for key, entry in chosen.items() if _may_be_in_a_region(selection, entry)}
@@ -129,9 +137,9 @@ async def read(
     return found
 
 
-def only_hours(queries: Iterable[Query]) -> bool:
+def only_hours(queries: Iterable[SeriesSelector]) -> bool:
     """Whether every query names a series that is by the hour."""
-    names = {rollup.name for rollup in ROLLUPS}
+    names = {rollup.name for rollup in HOURLY_METRICS}
     return all(
         any(each.name == "__name__" and each.operator == "=" and each.value in names for each in query.matchers)
         for query in queries
@@ -165,19 +173,19 @@ _READ = {STATUS.name: ("region", "status")}
 """The labels that only the samples tell; of all series the region, since a worker may have moved."""
 
 
-def _fixed(family: Family | Rollup, entry: InventoryEntry) -> dict[str, str]:
+def _fixed(family: HistoryMetric | HourlyMetric, entry: InventoryEntry) -> dict[str, str]:
     """The labels known before a sample is read."""
     labels = {"__name__": family.name, "worker_id": entry.worker_id, "store": STORE}
-    described = family is INFO_1H or (isinstance(family, Family) and family.metric is INFO)
+    described = family is INFO_1H or (isinstance(family, HistoryMetric) and family.metric is INFO)
     return labels | facts(entry) if described else labels
 
 
 def _is_gone(entry: InventoryEntry, newest: int) -> bool:
-    return entry.status == "terminated" or entry.last_seen < newest - GONE
+    return entry.status == "terminated" or entry.last_seen < newest - GONE_AFTER_SECONDS
 
 
 def _series(
-    family: Family,
+    family: HistoryMetric,
     entry: InventoryEntry,
     region: str,
     stamps: Sequence[int],
@@ -207,7 +215,7 @@ def _series(
 
 
 def _hours(
-    rollup: Rollup,
+    rollup: HourlyMetric,
     parts: Sequence[tuple[InventoryEntry, str, Sequence[int], Sequence[float]]],
     selection: Selection,
     labels_only: bool,

@@ -3,7 +3,7 @@
 import struct
 import zlib
 
-from exporter.core.model import OwnMetrics
+from exporter.core.model import ExporterMetrics
 
 
 def deflated(text: bytes) -> bytes:
@@ -17,7 +17,7 @@ _FLUSHED = b"\x00\x00\xff\xff\x03\x00"
 _EMPTY = zlib.compress(b"", 1, zlib.MAX_WBITS | 16)
 
 
-def continued(member: bytes, own: OwnMetrics) -> bytes:
+def continued(member: bytes, own: ExporterMetrics) -> bytes:
     """Append the exporter's own metrics to a gzip member of `snapshot`, or make one of them alone where it is empty.
 
     A second member would be correct (RFC 1952, 2.2), but curl, wget, chromium and httpx read only the first. So the member,

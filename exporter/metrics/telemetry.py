@@ -18,7 +18,7 @@ from prometheus_client.registry import Collector
 from exporter import __version__
 from exporter.core.budget import BUDGET_STATES, Budget, BudgetState, dollars
 from exporter.core.catalog import METRICS_BY_NAME
-from exporter.core.model import METRICS, OwnMetrics
+from exporter.core.model import METRICS, ExporterMetrics
 from exporter.metrics.gzip_member import deflated
 
 
@@ -84,7 +84,7 @@ class Telemetry:
         """Estimated cost since the start, for the log."""
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
-        self.own = OwnMetrics(b"", b"")
+        self.own = ExporterMetrics(b"", b"")
         """All of it as it was at the last `refresh`."""
         self.refresh()
 
@@ -95,7 +95,7 @@ class Telemetry:
         for the interpreter behind those of a round: that was most of the slowest percent of scrapes.
         """
         text = generate_latest(self.registry)
-        self.own = OwnMetrics(text, deflated(text))
+        self.own = ExporterMetrics(text, deflated(text))
 
     def source_succeeded(self, source: str, region: str, at: float, seconds: float) -> None:
         """Note a successful reading of a source that ended at the UTC second `at`."""

@@ -16,24 +16,24 @@ from exporter.core.clock import MAX_SKEW
 from exporter.core.errors import ExporterError, RejectedQuery, SourceError, StoreError
 from exporter.core.model import (
     METRICS,
-    Answer,
-    Answers,
     Datapoint,
     Fleet,
     InventoryEntry,
     MetricName,
-    Need,
-    Query,
+    MetricQuery,
+    MetricResult,
+    MetricResults,
+    PendingQuery,
     Snapshot,
 )
 from exporter.core.periods import align, format_duration, next_tick
 from exporter.core.settings import Settings
 from exporter.metrics.telemetry import Telemetry
-from exporter.pipeline.lifecycle import Known, Rules, Sightings
-from exporter.pipeline.observer import HEAL_CHUNK, OBSERVE_OFFSET, History, InventoryStore, Leadership
+from exporter.pipeline.lifecycle import FirstSeenValues, Rules, WorkerState
+from exporter.pipeline.observer import HEAL_CHUNK, OBSERVE_OFFSET, InventoryStore, Leadership, SampleTimes
 from exporter.pipeline.outbox import OutboxThread
-from exporter.pipeline.planning import Batch, is_due, live_needs, plan
-from exporter.pipeline.poller import _BUDGET_PROBLEMS, ASK_OFFSET, CONCURRENCY, Tally, _without_healing
+from exporter.pipeline.planning import MetricDataCall, is_due, live_needs, plan
+from exporter.pipeline.poller import _BUDGET_PROBLEMS, ASK_OFFSET, CONCURRENCY, CycleStats, _without_healing
 from exporter.pipeline.publisher import _render
 from exporter.pipeline.source_health import _name
 from exporter.pipeline.transactions import apply_answers, give_up, give_up_unasked, open_gaps, open_periods, settle_alone
@@ -68,7 +68,7 @@ class Collector:
         fleet_source: FleetSource,
         metric_source: MetricSource | None,
         *,
-        history: History | None = None,
+        history: SampleTimes | None = None,
         inventory: InventoryStore | None = None,
         lease: Leadership | None = None,
         budget: Budget | None = None,
@@ -106,7 +106,7 @@ class Collector:
         self._points: dict[tuple[str, MetricName], Datapoint] = {}
         self._regions: dict[str, _Region] = {}
         self._asked: dict[str, int] = {}
-        self._sightings: Sightings = {}
+        self._sightings: FirstSeenValues = {}
         self._malformed: set[str] = set()
         self._gaps_opened: set[str] = set()
         self._inventory_loaded = False
@@ -227,7 +227,7 @@ class Collector:
             self._inventory_loaded = True
         return inventory.entries
 
-    async def _open_gaps(self, fleet: Fleet, known: Mapping[str, Known], entries: Mapping[str, InventoryEntry]) -> int:
+    async def _open_gaps(self, fleet: Fleet, known: Mapping[str, WorkerState], entries: Mapping[str, InventoryEntry]) -> int:
         """Once per process and worker, as soon as the history can be read (rule 3)."""
         assert self._history is not None
         self._gaps_opened &= {worker.id for worker in fleet.workers}  # one that left may have been forgotten when it returns
@@ -249,7 +249,7 @@ class Collector:
 
     async def ask(self) -> None:
         """One asking round: whoever is due, newest windows first; settle what the answers decide; publish."""
-        began, tally = self._wall(), Tally()
+        began, tally = self._wall(), CycleStats()
         try:
             if self._metric_source is None:
                 tally.settled, tally.dropped = await self._outbox(settle_alone, self._outbox.outbox, self.now(), self._rules)
@@ -278,7 +278,7 @@ class Collector:
         )
         self._mirrored_before = self._telemetry.mirrored
 
-    async def _ask_cloudwatch(self, source: MetricSource, tally: Tally) -> None:
+    async def _ask_cloudwatch(self, source: MetricSource, tally: CycleStats) -> None:
         now = self.now()
         types = {worker.instance_id: worker.instance_type for worker in self.fleet.workers if worker.instance_id}
         needs, live = await self._needs(now)
@@ -300,7 +300,7 @@ class Collector:
         # What is older than `give_up` is decided by one answer, so every series that may have had the value must be in it.
         thorough = {need.worker_id for need in needs if need.oldest < now - self._rules.give_up}
 
-        def queries_of(worker_id: str, region: str, instance: str) -> tuple[Query, ...]:
+        def queries_of(worker_id: str, region: str, instance: str) -> tuple[MetricQuery, ...]:
             return self._queries(region, instance, types.get(instance), worker_id in thorough)
 
         batches = plan(needs, queries_of, now, self._rules)
@@ -308,7 +308,7 @@ class Collector:
         await self.keep_spent(sum(len(batch.queries) for batch in batches))
         slots = asyncio.Semaphore(CONCURRENCY)
 
-        async def run(batch: Batch) -> None:
+        async def run(batch: MetricDataCall) -> None:
             async with slots:
                 try:
                     error = await self._run(source, batch, tally)
@@ -350,7 +350,7 @@ class Collector:
         horizon = now - self._rules.heal - self._rules.period
         self._sightings = {key: seen for key, seen in self._sightings.items() if key[1] > horizon}
 
-    def _judge(self, live: Iterable[Need], types: Mapping[str, str | None]) -> BudgetState:
+    def _judge(self, live: Iterable[PendingQuery], types: Mapping[str, str | None]) -> BudgetState:
         """What the day's budget allows, by the price of asking for the running workers alone."""
         if self._budget.max_usd is None:
             return "ok"
@@ -373,7 +373,7 @@ class Collector:
         if self._budget.max_usd is not None:
             self.healthy["budget"] = problem
 
-    async def _needs(self, now: int) -> tuple[list[Need], list[Need]]:
+    async def _needs(self, now: int) -> tuple[list[PendingQuery], list[PendingQuery]]:
         """Who is due: open rows, and a fresh gauge for every running worker; and of all running ones the latter alone."""
         needs = {(n.worker_id, n.region): n for n in await self._outbox(self._outbox.outbox.needs)}
         live = live_needs(self.fleet.workers, now, self._rules)
@@ -391,7 +391,7 @@ class Collector:
         ]
         return due, live
 
-    async def _list(self, source: MetricSource, region: str, needs: Iterable[Need], now: int) -> SourceError | None:
+    async def _list(self, source: MetricSource, region: str, needs: Iterable[PendingQuery], now: int) -> SourceError | None:
         """Bring the region's listings up to date; an old one keeps serving, with its own date."""
         state = self._regions.setdefault(region, _Region())
         try:
@@ -409,7 +409,7 @@ class Collector:
             return error
         return None
 
-    def _queries(self, region: str, instance: str, instance_type: str | None, thorough: bool) -> tuple[Query, ...]:
+    def _queries(self, region: str, instance: str, instance_type: str | None, thorough: bool) -> tuple[MetricQuery, ...]:
         """CPU, and the memory series most likely to be alive; all that are listed where `thorough`."""
         state = self._regions.setdefault(region, _Region())
         if thorough:
@@ -419,13 +419,15 @@ class Collector:
             series = next(filter(None, likely), ())
         return instance_queries(instance, series)
 
-    async def _run(self, source: MetricSource, batch: Batch, tally: Tally) -> SourceError | None:
+    async def _run(self, source: MetricSource, batch: MetricDataCall, tally: CycleStats) -> SourceError | None:
         """One call: keep the newest datapoints, settle rows; split it where CloudWatch rejects the content (rule 13)."""
         now = self.now()
         # CloudWatch never holds data of an id it refuses to look up: that is as good as an empty answer.
-        nothing = {q: Answer("empty", batch.start, batch.end, {}) for q in batch.queries if q.instance_id in self._malformed}
+        nothing = {
+            q: MetricResult("empty", batch.start, batch.end, {}) for q in batch.queries if q.instance_id in self._malformed
+        }
         healthy = [query for query in batch.queries if query not in nothing]
-        answers = Answers(now, {})
+        answers = MetricResults(now, {})
         if healthy:
             try:
                 answers = await source.get_metric_data(batch.region, healthy, batch.start, batch.end, self._rules.period)
@@ -460,7 +462,12 @@ class Collector:
         return None
 
     async def _find_malformed(
-        self, source: MetricSource, batch: Batch, healthy: Sequence[Query], tally: Tally, error: RejectedQuery
+        self,
+        source: MetricSource,
+        batch: MetricDataCall,
+        healthy: Sequence[MetricQuery],
+        tally: CycleStats,
+        error: RejectedQuery,
     ) -> SourceError | None:
         """Halve a rejected call down to the worker whose instance id is malformed, and go on without that id (rule 13)."""
         # An id of the form EC2 gives is never the reason: something else is wrong, and may be right again in the next round.
@@ -475,7 +482,7 @@ class Collector:
         _log.warning("CloudWatch rejects the instance of a worker", worker_id=worker_id, error=str(error))
         return await self._run(source, batch, tally)
 
-    def _note_point(self, query: Query, answer: Answer, batch: Batch, date: int) -> None:
+    def _note_point(self, query: MetricQuery, answer: MetricResult, batch: MetricDataCall, date: int) -> None:
         key = (query.instance_id, query.metric)
         if answer.values:
             start = max(answer.values)
@@ -485,7 +492,7 @@ class Collector:
         if query.metric == "memory" and answer.complete and answer.start <= recent and max(answer.values, default=0) < recent:
             self._regions[batch.region].silent.add(query.dimensions)
 
-    async def _apply(self, batch: Batch, answers: Answers, tally: Tally) -> None:
+    async def _apply(self, batch: MetricDataCall, answers: MetricResults, tally: CycleStats) -> None:
         listings = self._regions[batch.region].listings
         settled, dropped = await self._outbox(
             apply_answers, self._outbox.outbox, batch, answers, listings, self._sightings, self._rules

@@ -16,11 +16,11 @@ from exporter.core.instances import _unique, ran_on
 from exporter.core.model import (
     IDLE_STATUSES,
     METRICS,
-    Answers,
     InventoryEntry,
     Listing,
     MetricName,
-    Query,
+    MetricQuery,
+    MetricResults,
     Worker,
 )
 from exporter.core.periods import align, align_up, closed_periods
@@ -50,7 +50,7 @@ class Rules:
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class WorkerState:
     """What the outbox remembers of a worker between two observations."""
 
     worker_id: str
@@ -67,7 +67,7 @@ class Known:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class PendingSample:
     """One sample on its way. `own_*` are the aggregate's values; `cpu` and `memory` hold only what has settled."""
 
     worker_id: str
@@ -93,7 +93,7 @@ class Row:
         """Whether nobody observed the period in time."""
         return self.status is None
 
-    def finish(self) -> "Row":
+    def finish(self) -> "PendingSample":
         """Settle with what there is: CloudWatch's value wins, else the aggregate's own (rule 9)."""
         return replace(
             self,
@@ -106,7 +106,7 @@ class Row:
 # -- observing -------------------------------------------------------------------------------------------------------
 
 
-def meet(worker: Worker, entry: InventoryEntry | None, now: int, rules: Rules) -> Known:
+def meet(worker: Worker, entry: InventoryEntry | None, now: int, rules: Rules) -> WorkerState:
     """Begin with a worker the outbox does not know, with the help of the inventory.
 
     Only the period that has just closed is opened by the observation that follows; older ones are `gaps`, because the history
@@ -119,12 +119,12 @@ def meet(worker: Worker, entry: InventoryEntry | None, now: int, rules: Rules) -
     if entry and entry.instances and entry.instances[-1].region == worker.region:
         instances = (entry.instances[-1].instance_id,)
     status = entry.status if entry else worker.status
-    return Known(worker.id, worker.region, instances, status, 0, entry.last_seen if entry else now, start)
+    return WorkerState(worker.id, worker.region, instances, status, 0, entry.last_seen if entry else now, start)
 
 
 def observe(
-    worker: Worker, known: Known, now: int, rules: Rules, entry: InventoryEntry | None = None
-) -> tuple[list[Row], Known]:
+    worker: Worker, known: WorkerState, now: int, rules: Rules, entry: InventoryEntry | None = None
+) -> tuple[list[PendingSample], WorkerState]:
     """One observation: the rows it opens (rules 1, 2, 4, 5, 8) and what to remember. Every closed period is opened once.
 
     Args:
@@ -144,7 +144,7 @@ def observe(
         if finished:
             continue
         region, instances = _candidates(worker, candidates, entry, start, following)
-        row = Row(worker.id, start, region, instances)
+        row = PendingSample(worker.id, start, region, instances)
         if following > now - period:
             row = replace(row, status=worker.status, active_labs=worker.active_labs)
             if worker.collected_at is not None and start <= worker.collected_at < following:
@@ -156,7 +156,7 @@ def observe(
     if following > known.next:  # the first period not yet opened began between the last observation and this one
         candidates = _unique(worker.instance_id, *earlier[:1])
     idle_since = 0 if worker.status not in IDLE_STATUSES else known.idle_since if unbroken else now
-    return rows, Known(worker.id, worker.region, candidates, worker.status, idle_since, now, following)
+    return rows, WorkerState(worker.id, worker.region, candidates, worker.status, idle_since, now, following)
 
 
 def _candidates(
@@ -169,21 +169,21 @@ def _candidates(
     return region, _unique(*instances, *known) if region == worker.region else instances
 
 
-def vanish(known: Known, now: int, rules: Rules) -> tuple[list[Row], Known]:
+def vanish(known: WorkerState, now: int, rules: Rules) -> tuple[list[PendingSample], WorkerState]:
     """A worker a complete reading no longer has: the period that was open when it was last seen is its last (rule 5)."""
     rows = []
     if known.status not in IDLE_STATUSES and known.instances:
         last = align(known.seen, rules.period) + rules.period
         rows = [
-            Row(known.worker_id, start, known.region, known.instances)
+            PendingSample(known.worker_id, start, known.region, known.instances)
             for start in closed_periods(known.next, rules.period, min(now, last))
         ]
     return rows, replace(known, next=rows[-1].start + rules.period) if rows else known
 
 
 def gaps(
-    worker: Worker, known: Known, entry: InventoryEntry | None, have: AbstractSet[int], now: int, rules: Rules
-) -> list[Row]:
+    worker: Worker, known: WorkerState, entry: InventoryEntry | None, have: AbstractSet[int], now: int, rules: Rules
+) -> list[PendingSample]:
     """The periods before `known.next` and within `heal` that the history lacks (rule 3), without status and labs.
 
     Args:
@@ -200,19 +200,19 @@ def gaps(
         if period not in have:
             region, instances = ran_on(entry, worker, period, period + rules.period)
             if instances:
-                rows.append(Row(worker.id, period, region, instances))
+                rows.append(PendingSample(worker.id, period, region, instances))
     return rows
 
 
 # -- settling --------------------------------------------------------------------------------------------------------
 
 
-Sightings = dict[tuple[str, int, str, MetricName], tuple[float, int]]
+FirstSeenValues = dict[tuple[str, int, str, MetricName], tuple[float, int]]
 """(worker, period, instance, metric) → the value CloudWatch gave last, and since when it has given it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Decision:
     """Whether a metric of a row is decided, and its value; decided without a value means absent."""
 
     decided: bool
@@ -220,14 +220,14 @@ class Verdict:
 
 
 def judge(
-    row: Row,
+    row: PendingSample,
     metric: MetricName,
-    queries: Sequence[Query],
-    answers: Answers,
+    queries: Sequence[MetricQuery],
+    answers: MetricResults,
     listings: Sequence[Listing],
-    sightings: Sightings,
+    sightings: FirstSeenValues,
     rules: Rules,
-) -> Verdict:
+) -> Decision:
     """Decide one metric of one row by the answers of one call (rules 7 and 8).
 
     Args:
@@ -245,17 +245,17 @@ def judge(
             known = any(query.instance_id == instance for query in queries)
             if known and any(listing.since <= row.start and listing.date >= end + UNLISTED for listing in listings):
                 continue
-            return Verdict(False)
+            return Decision(False)
         given = [answers.by_query.get(query) for query in asked]
         value = None
         for answer in given:
             if answer is None or not answer.complete or row.start < answer.start or end > answer.end:
-                return Verdict(False)
+                return Decision(False)
             if value is None:
                 value = answer.values.get(row.start)
         if value is None:
             if age < rules.give_up:
-                return Verdict(False)
+                return Decision(False)
             continue
         key = (row.worker_id, row.start, instance, metric)
         last, since = sightings.get(key, (None, answers.date))
@@ -264,21 +264,21 @@ def judge(
             sightings[key] = (value, since)
         on_time = since <= end + rules.settle + ON_TIME
         confirmed = answers.date - since >= rules.settle or age >= rules.give_up
-        return Verdict(True, value) if age >= rules.settle and (on_time or confirmed) else Verdict(False)
-    return Verdict(True)
+        return Decision(True, value) if age >= rules.settle and (on_time or confirmed) else Decision(False)
+    return Decision(True)
 
 
 def settle(
-    row: Row,
-    queries: Sequence[Query],
-    answers: Answers,
+    row: PendingSample,
+    queries: Sequence[MetricQuery],
+    answers: MetricResults,
     listings: Sequence[Listing],
-    sightings: Sightings,
+    sightings: FirstSeenValues,
     rules: Rules,
-) -> Row:
+) -> PendingSample:
     """Bring a row up to date with one call's answers; it is settled once both metrics are decided."""
     cpu, memory = (
-        Verdict(True, value)
+        Decision(True, value)
         if (value := getattr(row, metric)) is not None
         else judge(row, metric, queries, answers, listings, sightings, rules)
         for metric in METRICS
@@ -287,7 +287,7 @@ def settle(
     return row.finish() if cpu.decided and memory.decided else row
 
 
-def settle_alone(row: Row, now: int, rules: Rules) -> Row:
+def settle_alone(row: PendingSample, now: int, rules: Rules) -> PendingSample:
     """Without CloudWatch the history is made of aggregates alone (rule 9), once late ones have had their chance."""
     return row.finish() if now - row.start - rules.period >= rules.settle else row
 

@@ -16,7 +16,7 @@ from exporter.core.errors import StoreError, StoreMisfit, StoreUnavailable
 from exporter.core.model import WorkerMetricsSample
 from exporter.core.periods import rfc3339, to_datetime, to_seconds
 from exporter.metrics.telemetry import Telemetry
-from exporter.pipeline.lifecycle import Row
+from exporter.pipeline.lifecycle import PendingSample
 from exporter.pipeline.outbox import OutboxThread
 
 BATCH = 5000
@@ -35,7 +35,7 @@ LEAST = 10
 _log = logs.get("mirror")
 
 
-class Target(Protocol):
+class SampleStore(Protocol):
     """What the mirror needs of the history."""
 
     async def ensure_collection(self) -> None:
@@ -80,7 +80,7 @@ class SharedLease(WriterLease, Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Old:
+class BackfillRange:
     """Where the samples begin that a backfill may be writing too."""
 
     lease: SharedLease
@@ -96,11 +96,11 @@ class Mirror:
     def __init__(
         self,
         outbox: OutboxThread,
-        target: Target,
+        target: SampleStore,
         lease: WriterLease,
         telemetry: Telemetry,
         *,
-        old: Old | None = None,
+        old: BackfillRange | None = None,
         wall: Callable[[], float] = time.time,
         batch: int = BATCH,
     ) -> None:
@@ -165,7 +165,7 @@ class Mirror:
         self.problem = None
         return len(rows) == self._batch
 
-    async def _step_old(self, old: Old, since: int) -> list[Row]:
+    async def _step_old(self, old: BackfillRange, since: int) -> list[PendingSample]:
         """Mirror a batch of what a backfill may be writing too: only one of the two at a time, and the newer samples first."""
         rows = await self._outbox(self._outbox.outbox.ready, self._batch, 0)
         if not rows:
@@ -185,7 +185,7 @@ class Mirror:
             await asyncio.sleep(TURN)  # whoever waits for the lease asks for it once a second
         return rows
 
-    async def _move(self, rows: Sequence[Row], leases: Sequence[WriterLease]) -> None:
+    async def _move(self, rows: Sequence[PendingSample], leases: Sequence[WriterLease]) -> None:
         fences = [lease.fence for lease in leases]
         await self._quiesce()
         present = await self._target.present([(row.worker_id, row.start) for row in rows])
@@ -210,7 +210,9 @@ class Mirror:
                 raise StoreUnavailable("another insert into the history is still running", reason="busy")
             await asyncio.sleep(0.05)
 
-    async def _insert(self, rows: Sequence[Row], leases: Sequence[WriterLease], fences: Sequence[int]) -> set[tuple[str, int]]:
+    async def _insert(
+        self, rows: Sequence[PendingSample], leases: Sequence[WriterLease], fences: Sequence[int]
+    ) -> set[tuple[str, int]]:
         if not rows:
             return set()
         if [lease.fence for lease in leases] != fences:
@@ -226,7 +228,7 @@ class Mirror:
         return {(bad.worker_id, to_seconds(bad.timestamp)) for bad, _ in rejected}
 
 
-def sample(row: Row) -> WorkerMetricsSample:
+def sample(row: PendingSample) -> WorkerMetricsSample:
     """A settled row as the customer's record."""
     return WorkerMetricsSample(
         worker_id=row.worker_id,

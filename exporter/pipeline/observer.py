@@ -14,7 +14,7 @@ HEAL_CHUNK = 500
 """Workers whose gaps are looked for at once: a day of them fits easily into memory."""
 
 
-class History(Protocol):
+class SampleTimes(Protocol):
     """What observing needs of the history."""
 
     async def timestamps(self, worker_ids: Collection[str], since: int) -> dict[str, set[int]]:

@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any, ParamSpec, TextIO, TypeVar
 
 from exporter.core.errors import OutboxLocked, StoreError, StoreMisfit
-from exporter.core.model import Need, Worker
+from exporter.core.model import PendingQuery, Worker
 from exporter.core.periods import format_duration
 from exporter.metrics.telemetry import Telemetry
-from exporter.pipeline.lifecycle import Known, Row
+from exporter.pipeline.lifecycle import PendingSample, WorkerState
 
 _OPEN, _READY, _REJECTED = 0, 1, 2
 STATES = {_OPEN: "observed", _READY: "settled", _REJECTED: "rejected"}
@@ -109,12 +109,12 @@ class Outbox:
 
     # -- what is known
 
-    def known(self) -> dict[str, Known]:
+    def known(self) -> dict[str, WorkerState]:
         """Every worker's memory, by id."""
         rows = self._select("SELECT id, region, instances, status, idle_since, seen, next FROM worker")
-        return {r[0]: Known(r[0], r[1], tuple(r[2].split()), *r[3:]) for r in rows}
+        return {r[0]: WorkerState(r[0], r[1], tuple(r[2].split()), *r[3:]) for r in rows}
 
-    def remember(self, known: Iterable[Known]) -> None:
+    def remember(self, known: Iterable[WorkerState]) -> None:
         """Write what is known of these workers; in the transaction that opens their rows."""
         self._many(
             "INSERT OR REPLACE INTO worker VALUES(?,?,?,?,?,?,?)",
@@ -147,9 +147,9 @@ class Outbox:
 
     # -- observed
 
-    def open(self, rows: Iterable[Row]) -> int:
+    def open(self, rows: Iterable[PendingSample]) -> int:
         """Add rows that are not there yet; return how many were added."""
-        by_state: dict[int, list[Row]] = {_OPEN: [], _READY: []}
+        by_state: dict[int, list[PendingSample]] = {_OPEN: [], _READY: []}
         for row in rows:
             by_state[_READY if row.settled else _OPEN].append(row)
         added = 0
@@ -177,34 +177,34 @@ class Outbox:
 
     # -- settled
 
-    def needs(self) -> list[Need]:
+    def needs(self) -> list[PendingQuery]:
         """One need for each worker and region that has open rows: all their candidates, from the oldest row on."""
         rows = self._select(
             "SELECT worker, region, group_concat(DISTINCT instances), MIN(start) FROM sample WHERE state=0 "
             "GROUP BY worker, region"
         )
         return [
-            Need(worker, region, tuple(sorted(set(names.replace(",", " ").split()))), oldest)
+            PendingQuery(worker, region, tuple(sorted(set(names.replace(",", " ").split()))), oldest)
             for worker, region, names, oldest in rows
         ]
 
-    def open_rows(self, worker_id: str, start: int, end: int) -> list[Row]:
+    def open_rows(self, worker_id: str, start: int, end: int) -> list[PendingSample]:
         """The open rows of a worker whose period begins in [start, end), oldest first."""
         return self._rows("state=0 AND worker=? AND start>=? AND start<? ORDER BY start", (worker_id, start, end))
 
-    def all_open_rows(self, limit: int) -> list[Row]:
+    def all_open_rows(self, limit: int) -> list[PendingSample]:
         """Up to `limit` open rows, in no particular order."""
         return self._rows("state=0 LIMIT ?", (limit,))
 
-    def older(self, before: int, limit: int = 50_000) -> list[Row]:
+    def older(self, before: int, limit: int = 50_000) -> list[PendingSample]:
         """Up to `limit` open rows of any worker whose period began before `before`."""
         return self._rows("state=0 AND start<? LIMIT ?", (before, limit))
 
-    def expired(self, worker_ids: Iterable[str], before: int) -> list[Row]:
+    def expired(self, worker_ids: Iterable[str], before: int) -> list[PendingSample]:
         """The open rows of these workers whose period began before `before`."""
         return [row for worker_id in worker_ids for row in self.open_rows(worker_id, 0, before)]
 
-    def update(self, rows: Sequence[Row]) -> int:
+    def update(self, rows: Sequence[PendingSample]) -> int:
         """Write rows that were open; settled ones with nothing in them are dropped. Return how many were dropped."""
         dropped = self._many(
             "DELETE FROM sample WHERE worker=? AND start=? AND state=0",
@@ -225,11 +225,11 @@ class Outbox:
 
     # -- mirrored
 
-    def ready(self, limit: int, since: int = 0) -> list[Row]:
+    def ready(self, limit: int, since: int = 0) -> list[PendingSample]:
         """Up to `limit` settled rows from `since` on, worker by worker in time order: the way the history takes them best."""
         return self._rows("state=1 AND start>=? ORDER BY worker, start LIMIT ?", (since, limit))
 
-    def delete(self, rows: Iterable[Row]) -> None:
+    def delete(self, rows: Iterable[PendingSample]) -> None:
         """Forget rows the history has acknowledged. A transaction of its own."""
         with self.transaction():
             self._counts[_READY] -= self._many(
@@ -282,10 +282,12 @@ class Outbox:
         except sqlite3.Error as error:
             raise self._translate(error) from error
 
-    def _rows(self, where: str, parameters: Sequence[object]) -> list[Row]:
+    def _rows(self, where: str, parameters: Sequence[object]) -> list[PendingSample]:
         rows = self._select(f"SELECT {_ROW} FROM sample WHERE {where}", parameters)
         return [
-            Row(worker, start, region, tuple(names.split()), status, labs, own_cpu, own_memory, cpu, memory, state == _READY)
+            PendingSample(
+                worker, start, region, tuple(names.split()), status, labs, own_cpu, own_memory, cpu, memory, state == _READY
+            )
             for worker, start, region, names, status, labs, own_cpu, own_memory, cpu, memory, state in rows
         ]
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 
 from exporter.core.model import (
     IDLE_STATUSES,
-    Need,
-    Query,
+    MetricQuery,
+    PendingQuery,
     Worker,
 )
 from exporter.core.periods import align
@@ -17,20 +17,20 @@ DUE = 30
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class MetricDataCall:
     """One GetMetricData call for the window [start, end): the queries of each worker, whole."""
 
     region: str
     start: int
     end: int
-    asks: Mapping[str, tuple[Query, ...]]
+    asks: Mapping[str, tuple[MetricQuery, ...]]
 
     @property
-    def queries(self) -> tuple[Query, ...]:
+    def queries(self) -> tuple[MetricQuery, ...]:
         """Every query once, though two workers may share an instance."""
         return tuple(dict.fromkeys(query for queries in self.asks.values() for query in queries))
 
-    def halves(self) -> tuple["Batch", "Batch"]:
+    def halves(self) -> tuple["MetricDataCall", "MetricDataCall"]:
         """Split between workers, to find the one that CloudWatch rejects (rule 13)."""
         workers = list(self.asks)
         middle = len(workers) // 2
@@ -38,17 +38,17 @@ class Batch:
         return replace(self, asks=first), replace(self, asks=second)
 
 
-def live_needs(workers: Iterable[Worker], now: int, rules: Rules) -> list[Need]:
+def live_needs(workers: Iterable[Worker], now: int, rules: Rules) -> list[PendingQuery]:
     """A fresh gauge for every worker that may be running: its instance, far enough back for `max_age`."""
     fresh = align(now - rules.max_age, rules.period) - rules.period
     return [
-        Need(worker.id, worker.region, (worker.instance_id,), fresh)
+        PendingQuery(worker.id, worker.region, (worker.instance_id,), fresh)
         for worker in workers
         if worker.instance_id and worker.status not in IDLE_STATUSES
     ]
 
 
-QueriesOf = Callable[[str, str, str], tuple[Query, ...]]
+QueriesOf = Callable[[str, str, str], tuple[MetricQuery, ...]]
 """(worker id, region, instance id) → the queries of that instance, cpu first."""
 
 
@@ -58,16 +58,16 @@ def is_due(running: bool, asked: int | None, now: int, rules: Rules) -> bool:
     return asked is None or now - asked >= every - DUE
 
 
-def plan(needs: Iterable[Need], queries_of: QueriesOf, now: int, rules: Rules) -> list[Batch]:
+def plan(needs: Iterable[PendingQuery], queries_of: QueriesOf, now: int, rules: Rules) -> list[MetricDataCall]:
     """Pack the needs into the fewest calls, newest windows first, each worker whole (rules 7 and 11)."""
     until = align(now, rules.period)
-    batches: list[Batch] = []
-    asks: dict[str, tuple[Query, ...]] = {}
+    batches: list[MetricDataCall] = []
+    asks: dict[str, tuple[MetricQuery, ...]] = {}
     region, start, size = "", 0, 0
 
     def close() -> None:
         if asks:
-            batches.append(Batch(region, start, until, dict(asks)))
+            batches.append(MetricDataCall(region, start, until, dict(asks)))
             asks.clear()
 
     for need in sorted(needs, key=lambda need: (need.region, -need.oldest, need.worker_id)):
@@ -77,7 +77,7 @@ def plan(needs: Iterable[Need], queries_of: QueriesOf, now: int, rules: Rules) -
             continue
         for first, last in _windows(oldest, until, len(queries), rules.period):
             if last < until:  # more than one call may answer: ask for the older parts by themselves
-                batches.append(Batch(need.region, first, last, {need.worker_id: queries}))
+                batches.append(MetricDataCall(need.region, first, last, {need.worker_id: queries}))
                 continue
             earliest, total = min(start, first) if asks else first, size + len(queries)
             points = total * (until - earliest) // rules.period

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from exporter.core.budget import BudgetState
-from exporter.core.model import Need
+from exporter.core.model import PendingQuery
 
 ASK_OFFSET = 180
 """Basic monitoring publishes 1 to 3 minutes after the period's end."""
@@ -21,7 +21,7 @@ _BUDGET_PROBLEMS: Mapping[BudgetState, str] = {
 
 
 @dataclass(slots=True)
-class Tally:
+class CycleStats:
     """What one asking round did, for its log line."""
 
     workers: int = 0
@@ -34,7 +34,7 @@ class Tally:
     budget: BudgetState = "ok"
 
 
-def _without_healing(needs: Iterable[Need], live: Iterable[Need], since: int) -> list[Need]:
+def _without_healing(needs: Iterable[PendingQuery], live: Iterable[PendingQuery], since: int) -> list[PendingQuery]:
     """Of the running workers that are due the current instances alone. A longer window costs nothing, but before `since` more
     series would have to be asked, and those cost.
     """

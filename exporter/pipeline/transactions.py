@@ -7,24 +7,24 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
 from exporter.core.instances import next_entry
-from exporter.core.model import METRICS, Answers, Fleet, InventoryEntry, Listing, Worker
+from exporter.core.model import METRICS, Fleet, InventoryEntry, Listing, MetricResults, Worker
 from exporter.core.periods import DAY
 from exporter.pipeline import lifecycle
-from exporter.pipeline.lifecycle import Known, Row, Rules, Sightings
+from exporter.pipeline.lifecycle import FirstSeenValues, PendingSample, Rules, WorkerState
 from exporter.pipeline.outbox import Outbox
-from exporter.pipeline.planning import Batch
+from exporter.pipeline.planning import MetricDataCall
 
 
 def open_periods(
     outbox: Outbox, fleet: Fleet, inventory: Mapping[str, InventoryEntry] | None, rules: Rules
-) -> tuple[int, dict[str, Known]]:
+) -> tuple[int, dict[str, WorkerState]]:
     """Open the closed periods of every worker; return how many, and what is known of each listed worker.
 
     Without the inventory, workers the outbox does not know wait: their past instances cannot be told.
     """
     now, before = fleet.date, outbox.known()
-    rows: list[Row] = []
-    known: dict[str, Known] = {}
+    rows: list[PendingSample] = []
+    known: dict[str, WorkerState] = {}
     for worker in fleet.workers:
         memory = before.pop(worker.id, None)
         entry = inventory.get(worker.id) if inventory is not None else None
@@ -35,7 +35,7 @@ def open_periods(
         current = None if inventory is None else next_entry(entry, worker, now)
         opened, known[worker.id] = lifecycle.observe(worker, memory, now, rules, current)
         rows += opened
-    gone: list[Known] = []
+    gone: list[WorkerState] = []
     for memory in before.values():
         opened, memory = lifecycle.vanish(memory, now, rules)
         rows += opened
@@ -51,7 +51,7 @@ def open_periods(
 def open_gaps(
     outbox: Outbox,
     workers: Iterable[Worker],
-    known: Mapping[str, Known],
+    known: Mapping[str, WorkerState],
     inventory: Mapping[str, InventoryEntry],
     have: Mapping[str, AbstractSet[int]],
     now: int,
@@ -69,14 +69,14 @@ def open_gaps(
 
 def apply_answers(
     outbox: Outbox,
-    batch: Batch,
-    answers: Answers,
+    batch: MetricDataCall,
+    answers: MetricResults,
     listings: Sequence[Listing],
-    sightings: Sightings,
+    sightings: FirstSeenValues,
     rules: Rules,
 ) -> tuple[int, int]:
     """Settle what the answers of one call decide; return (settled with something in them, dropped as empty)."""
-    changed: list[Row] = []
+    changed: list[PendingSample] = []
     with outbox.transaction():
         for worker_id, queries in batch.asks.items():
             for row in outbox.open_rows(worker_id, batch.start, batch.end):
@@ -93,7 +93,7 @@ def apply_answers(
     return sum(row.settled for row in changed) - dropped, dropped
 
 
-def give_up(outbox: Outbox, worker_ids: Collection[str], now: int, rules: Rules) -> tuple[list[Row], int]:
+def give_up(outbox: Outbox, worker_ids: Collection[str], now: int, rules: Rules) -> tuple[list[PendingSample], int]:
     """Settle what stayed undecided for `heal` though it was asked in this round; return those rows and the number dropped."""
     with outbox.transaction():
         rows = outbox.expired(worker_ids, now - rules.heal - rules.period)
@@ -101,7 +101,7 @@ def give_up(outbox: Outbox, worker_ids: Collection[str], now: int, rules: Rules)
     return rows, dropped
 
 
-def give_up_unasked(outbox: Outbox, now: int, rules: Rules) -> tuple[list[Row], int]:
+def give_up_unasked(outbox: Outbox, now: int, rules: Rules) -> tuple[list[PendingSample], int]:
     """Settle what the budget left unasked for a day beyond `heal`, so that status and labs are not kept back for ever."""
     with outbox.transaction():
         rows = outbox.older(now - rules.heal - DAY)

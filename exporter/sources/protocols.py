@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from exporter.core.model import (
-    Answers,
     Fleet,
     Listing,
-    Query,
+    MetricQuery,
+    MetricResults,
 )
 
 # -- the sources, as narrow as they are needed -------------------------------------------------------------------------
@@ -23,7 +23,9 @@ class FleetSource(Protocol):
 class MetricSource(Protocol):
     """Where CPU and memory come from."""
 
-    async def get_metric_data(self, region: str, queries: Sequence[Query], start: int, end: int, period: int) -> Answers:
+    async def get_metric_data(
+        self, region: str, queries: Sequence[MetricQuery], start: int, end: int, period: int
+    ) -> MetricResults:
         """Ask one call's worth of queries, or raise SourceError."""
 
     async def list_memory(self, region: str, *, recent: bool) -> Listing:

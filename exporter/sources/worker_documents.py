@@ -96,7 +96,7 @@ def parse(documents: Iterable[Mapping[str, Any]], date: int, settings: WorkersSe
         date: MongoDB's clock in UTC seconds when the reading began.
         settings: further field names and gauges.
     """
-    reader = _Reader(
+    reader = DocumentParser(
         paths={meaning: tuple(map(_path, names)) for meaning, names in _names(settings).items()},
         extra=tuple((gauge.metric, (_path(gauge.field),)) for gauge in settings.extra),
     )
@@ -106,7 +106,7 @@ def parse(documents: Iterable[Mapping[str, Any]], date: int, settings: WorkersSe
 
 
 @dataclass(slots=True)
-class _Reader:
+class DocumentParser:
     """What one pass over the aggregates has gathered so far."""
 
     paths: Mapping[str, FieldPaths]

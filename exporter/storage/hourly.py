@@ -20,7 +20,7 @@ _REGION: Document = {"$ifNull": ["$region", ""]}
 _REGION_AS_TEXT: Document = {"$convert": {"input": "$region", "to": "string", "onError": "", "onNull": ""}}
 
 
-class Part(NamedTuple):
+class WorkerDay(NamedTuple):
     """The hours of a day in which a worker has samples in one region."""
 
     worker_id: str
@@ -53,7 +53,7 @@ def pipeline(match: Document, *, careful: bool = False) -> list[Document]:
     return [{"$match": match}, {"$group": group}, {"$group": by_worker | columns}]
 
 
-def parts(batches: Iterable[bytes], careful: bool, *, period: int) -> list[Part] | None:
+def parts(batches: Iterable[bytes], careful: bool, *, period: int) -> list[WorkerDay] | None:
     """Read what `pipeline` found; None where it must be asked with care, because a value is no number or a region no text."""
     found = documents(batches)
     if not careful and (
@@ -64,7 +64,7 @@ def parts(batches: Iterable[bytes], careful: bool, *, period: int) -> list[Part]
     return [_part(row, period) for row in found]
 
 
-def _part(row: Document, period: int) -> Part:
+def _part(row: Document, period: int) -> WorkerDay:
     hours: list[int] = row["hours"]
     order = sorted(range(len(hours)), key=hours.__getitem__)
     values = array("d")
@@ -74,7 +74,7 @@ def _part(row: Document, period: int) -> Part:
             values.extend(column[at] / 1000 + period for at in order)
         else:
             values.extend(math.nan if column[at] is None else column[at] for at in order)
-    return Part(row["_id"]["w"], row["_id"]["r"], bytes(hours[at] for at in order), values)
+    return WorkerDay(row["_id"]["w"], row["_id"]["r"], bytes(hours[at] for at in order), values)
 
 
 @lru_cache(maxsize=4096)
@@ -86,7 +86,7 @@ def ends(day: int, hours: bytes) -> "array[int]":
     return array("q", [(day + (hour + 1) * HOUR) * 1000 for hour in hours])
 
 
-def column(part: Part, field: str) -> "array[float]":
+def column(part: WorkerDay, field: str) -> "array[float]":
     """The values of one of FIELDS."""
     at = FIELDS.index(field) * len(part.hours)
     return part.values[at : at + len(part.hours)]

@@ -8,7 +8,7 @@ from typing import Any
 from pymongo import ReplaceOne
 
 from exporter.core.instances import next_entry
-from exporter.core.model import Fleet, InventoryEntry, Sighting
+from exporter.core.model import Fleet, InstanceInterval, InventoryEntry
 from exporter.core.periods import to_datetime, to_seconds
 from exporter.storage.mongo import Database, Document, chunks, durable, operation
 
@@ -142,7 +142,7 @@ def _entry(document: Mapping[str, Any]) -> InventoryEntry:
         first_seen=seconds["first_seen"] or 0,
         last_seen=seconds["last_seen"] or 0,
         instances=tuple(
-            Sighting(one["id"], one["region"], to_seconds(one["from"]), to_seconds(one["to"]))
+            InstanceInterval(one["id"], one["region"], to_seconds(one["from"]), to_seconds(one["to"]))
             for one in document.get("instances", ())
         ),
     )

@@ -46,7 +46,7 @@ from exporter.storage.mongo import (
     durable,
     operation,
 )
-from exporter.storage.rows import Row
+from exporter.storage.rows import HistoryRow
 from exporter.storage.sample_reader import (
     _ALL,
     _CHUNK,
@@ -55,8 +55,8 @@ from exporter.storage.sample_reader import (
     _NEWEST,
     _PAGE,
     TIME,
-    Column,
     Extent,
+    FieldColumn,
     Pages,
     _from_milliseconds,
     _whole_seconds,
@@ -222,7 +222,7 @@ class WorkerMetricsRepository:
         found = await self._statistics(self._window(worker_id, start_time, end_time), seconds)
         return [_aggregation(row) for row in found]
 
-    async def read_samples(self, worker_id: str, start: int, end: int, *, limit: int) -> tuple[list[Row], int | None]:
+    async def read_samples(self, worker_id: str, start: int, end: int, *, limit: int) -> tuple[list[HistoryRow], int | None]:
         """Return the samples of a worker in [start, end) as rows, oldest first, and the time the rest begins with.
 
         Times are in milliseconds since 1970, since other writers' samples may lie between two seconds.
@@ -242,7 +242,7 @@ class WorkerMetricsRepository:
         at = rows.milliseconds(following)
         return (found, at) if found else (await self._rows(worker_id, at, at + 1, 0), at + 1)
 
-    async def _rows(self, worker_id: str, start: int, end: int, limit: int) -> list[Row]:
+    async def _rows(self, worker_id: str, start: int, end: int, limit: int) -> list[HistoryRow]:
         """Read at most `limit` samples, 0: all."""
         window = self._window(worker_id, _from_milliseconds(start), _from_milliseconds(end))
         async with self._operation("find"):
@@ -256,7 +256,7 @@ class WorkerMetricsRepository:
 
     async def read_statistics(
         self, worker_id: str, start: int, end: int, interval: int, *, limit: int
-    ) -> tuple[list[Row], int | None]:
+    ) -> tuple[list[HistoryRow], int | None]:
         """Return the statistics of a worker's samples in [start, end) as rows, and the interval the rest begins with.
 
         Args:
@@ -280,7 +280,7 @@ class WorkerMetricsRepository:
             return found, following
         return await self.read_statistics(worker_id, following, end, interval, limit=limit)
 
-    async def _statistics(self, match: Document, interval: int) -> list[Row]:
+    async def _statistics(self, match: Document, interval: int) -> list[HistoryRow]:
         return await self._looked_at(partial(statistics_pipeline, match, interval), statistics)
 
     async def latest_timestamps(self, worker_ids: Collection[str]) -> dict[str, int]:
@@ -389,7 +389,7 @@ class WorkerMetricsRepository:
 
     async def columns(
         self, worker_ids: Collection[str], start: int, end: int, field: str | None
-    ) -> AsyncGenerator[Column, None]:
+    ) -> AsyncGenerator[FieldColumn, None]:
         """Yield one field of the samples in [start, end], for each worker and region: all times, all values.
 
         Arrays decode several times faster than documents. What is held at once, here and on the server, stays within some
@@ -406,7 +406,7 @@ class WorkerMetricsRepository:
         together = max(1, min(_IDS_A_READ, _COLUMN // periods))
         step = _COLUMN * self._period * 1000
         for ids in chunks(sorted(worker_ids), together):
-            found: dict[tuple[str, str], Column] = {}
+            found: dict[tuple[str, str], FieldColumn] = {}
             for at in range(low, end + 1, step):
                 for column in await self._columns(ids, at, min(end, at + step - 1), field):
                     earlier = found.setdefault((column.worker_id, column.region), column)
@@ -416,7 +416,7 @@ class WorkerMetricsRepository:
             for column in found.values():
                 yield column
 
-    async def _columns(self, ids: Sequence[str], start: int, end: int, field: str | None) -> list[Column]:
+    async def _columns(self, ids: Sequence[str], start: int, end: int, field: str | None) -> list[FieldColumn]:
         match: Document = {
             "worker_id": {"$in": list(ids)},
             "timestamp": {"$gte": _from_milliseconds(start), "$lte": _from_milliseconds(end)},
@@ -428,7 +428,7 @@ class WorkerMetricsRepository:
         async with self._operation("find"):
             cursor = await self._samples.aggregate([{"$match": match}, {"$group": group}], allowDiskUse=True)
             return [
-                Column(
+                FieldColumn(
                     row["_id"]["w"],
                     str(row["_id"].get("r") or ""),
                     row["stamps"],
@@ -437,10 +437,10 @@ class WorkerMetricsRepository:
                 async for row in cursor
             ]
 
-    async def hours(self, worker_ids: Collection[str], day: int) -> list[hourly.Part]:
+    async def hours(self, worker_ids: Collection[str], day: int) -> list[hourly.WorkerDay]:
         """Return the samples of the UTC day that begins at second `day` by the hour, for each worker and region with any."""
         between = {"$gte": to_datetime(day), "$lt": to_datetime(day + DAY)}
-        found: list[hourly.Part] = []
+        found: list[hourly.WorkerDay] = []
         for ids in chunks(sorted(worker_ids), _CHUNK):
             found += await self._looked_at(
                 partial(hourly.pipeline, {"worker_id": {"$in": list(ids)}, "timestamp": between}),
@@ -702,7 +702,7 @@ def _sample(document: Mapping[str, Any]) -> WorkerMetricsSample:
     )
 
 
-def _aggregation(row: Row) -> MetricsAggregation:
+def _aggregation(row: HistoryRow) -> MetricsAggregation:
     return MetricsAggregation(
         timestamp=_utc(row["timestamp"]),
         cpu_utilization=Statistics(**row["cpu_utilization"]),

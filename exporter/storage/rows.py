@@ -16,7 +16,7 @@ from bson.codec_options import CodecOptions
 
 from exporter.core.history_metrics import METRIC_FIELDS
 
-Row = dict[str, Any]
+HistoryRow = dict[str, Any]
 Document = dict[str, Any]
 PROJECTION: Document = {"_id": 0, "timestamp": 1, **dict.fromkeys(METRIC_FIELDS, 1), "status": 1}
 """Of a sample's document, what a row needs."""
@@ -45,7 +45,7 @@ def milliseconds(time: datetime) -> int:
 # -- samples -----------------------------------------------------------------------------------------------------------
 
 
-def samples(found: Iterable[Document]) -> list[Row]:
+def samples(found: Iterable[Document]) -> list[HistoryRow]:
     """Rows of samples from documents with the keys of PROJECTION."""
     return [
         {

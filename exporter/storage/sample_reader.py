@@ -26,7 +26,7 @@ class Extent(NamedTuple):
     last: int
 
 
-class Column(NamedTuple):
+class FieldColumn(NamedTuple):
     """One field of a worker's samples: milliseconds since 1970 and values, in no particular order, as many of each."""
 
     worker_id: str

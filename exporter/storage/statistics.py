@@ -9,7 +9,7 @@ from bson.int64 import Int64
 
 from exporter.core.history_metrics import METRIC_FIELDS
 from exporter.core.periods import align_interval
-from exporter.storage.rows import Document, Row, _text, documents
+from exporter.storage.rows import Document, HistoryRow, _text, documents
 
 _KEYS = {field: tuple(f"{field}_{how}" for how in ("sum", "min", "max", "count")) for field in METRIC_FIELDS}
 _MEASURED = [key for total, lowest, highest, _ in _KEYS.values() for key in (total, lowest, highest)]
@@ -61,7 +61,7 @@ def is_odd(measured: Iterable[object]) -> bool:
     return not set(map(type, known)) <= _NUMBERS or not all(map(math.isfinite, known))
 
 
-def statistics(batches: Iterable[bytes], careful: bool) -> list[Row] | None:
+def statistics(batches: Iterable[bytes], careful: bool) -> list[HistoryRow] | None:
     """Rows of statistics from what `statistics_pipeline` found, oldest first; None where it must be asked with care."""
     parts = documents(batches)
     if not careful and is_odd(part[key] for part in parts for key in _MEASURED):
@@ -72,9 +72,9 @@ def statistics(batches: Iterable[bytes], careful: bool) -> list[Row] | None:
     return [_joined(start, by_start[start]) for start in sorted(by_start)]
 
 
-def _joined(start: datetime, parts: Sequence[Document]) -> Row:
+def _joined(start: datetime, parts: Sequence[Document]) -> HistoryRow:
     whole = parts[0] if len(parts) == 1 else _sum(parts)  # one status in an interval is by far the most common
-    row: Row = {"timestamp": start}
+    row: HistoryRow = {"timestamp": start}
     for field, (sum_, min_, max_, count) in _KEYS.items():
         number_of = whole[count]
         row[field] = {

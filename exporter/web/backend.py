@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from exporter.core.budget import Budget
 from exporter.core.errors import SourceError, StoreUnavailable
 from exporter.core.model import InventoryEntry, Worker
-from exporter.history.cloudwatch_archive import Archive
+from exporter.history.cloudwatch_archive import CloudWatchArchive
 from exporter.history.points import Point
 
 T = TypeVar("T")
@@ -15,7 +15,7 @@ INVENTORY_SECONDS = 10
 """How old the whole inventory may be when routes answer from it: to read 10,000 workers takes a tenth of a second."""
 
 
-class _Elsewhere:
+class LoopBridge:
     """The loop that collects, for what the routes' loop wants of it."""
 
     def __init__(self) -> None:
@@ -33,10 +33,10 @@ class _Elsewhere:
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(function(*arguments), self.loop))
 
 
-class _ArchiveElsewhere:
+class BridgedArchive:
     """The archive for the routes' loop: it shares CloudWatch, its pace and its budget with the rounds."""
 
-    def __init__(self, archive: Archive, elsewhere: _Elsewhere, budget: Budget) -> None:
+    def __init__(self, archive: CloudWatchArchive, elsewhere: LoopBridge, budget: Budget) -> None:
         self._archive, self._elsewhere, self._budget = archive, elsewhere, budget
 
     async def points(

@@ -32,7 +32,7 @@ class Parameter:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ResponseSpec:
     """What a route answers with 200, and with what other codes it may."""
 
     content: Mapping[str, Schema]
@@ -50,7 +50,7 @@ class Endpoint(NamedTuple):
     path: str
     handler: Callable[[Request], Awaitable[Response]]
     description: str
-    answer: Answer
+    answer: ResponseSpec
     parameters: tuple[Parameter, ...] = ()
     also: str = ""
     """Another path to the same."""

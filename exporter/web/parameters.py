@@ -9,7 +9,7 @@ from datetime import datetime
 
 from exporter.core.model import STATUSES
 from exporter.core.periods import DAY, MINUTE, WEEK, format_duration, parse_duration, rfc3339
-from exporter.history.reader import Span
+from exporter.history.reader import PageRequest
 from exporter.sources.cloudwatch.retention import OLDEST
 from exporter.web.discovery import NODE_EXPORTER
 from exporter.web.openapi import Parameter, Schema
@@ -132,7 +132,7 @@ class WorkersQuery:
 class HistoryQuery:
     """The parameters of a worker's history."""
 
-    span: Span
+    span: PageRequest
     format: str | None
 
     @classmethod
@@ -160,7 +160,7 @@ class HistoryQuery:
             end = _time(given, "end", now, now)
             start = _time(given, "start", now, min(end, now) - DAY)
             _check_range(start, end, now, reach)
-            span = Span(start * 1000, min(end, now), interval, limit)
+            span = PageRequest(start * 1000, min(end, now), interval, limit)
         points = (span.end - span.start // 1000) // (span.interval or period)
         if points > MAX_POINTS:
             raise BadParameter(
@@ -307,7 +307,7 @@ def encoded(text: str) -> str:
     return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
-def resuming(span: Span, following: int) -> str:
+def resuming(span: PageRequest, following: int) -> str:
     """Return the cursor of the page that follows one of `span`, from the milliseconds `following` on."""
     return encoded(f"{following}:{span.end}:{span.interval or 0}")
 
@@ -319,11 +319,11 @@ def _decoded(cursor: str) -> str:
         raise BadParameter("cursor must be the text that the page before gave as next.") from error
 
 
-def _resumed(cursor: str, limit: int, now: int, period: int, reach: int | None) -> Span:
+def _resumed(cursor: str, limit: int, now: int, period: int, reach: int | None) -> PageRequest:
     """Read a cursor; one that nobody gave is refused as far as it could do harm."""
     found = _CURSOR.fullmatch(_decoded(cursor))
     at, end, interval = map(int, found.groups()) if found else (0, 0, 0)
     oldest = 0 if reach is None else now - reach - DAY  # a little more, because time goes on between two pages
     if not oldest <= at // 1000 < end <= now + AHEAD or interval > WEEK or interval % period:
         raise BadParameter("cursor must be the text that the page before gave as next.")
-    return Span(at, end, interval or None, limit)
+    return PageRequest(at, end, interval or None, limit)

@@ -13,7 +13,7 @@ from exporter.core.history_metrics import METRIC_FIELDS
 from exporter.core.model import STATUSES, InventoryEntry, Worker, WorkerGauges
 from exporter.core.periods import rfc3339
 from exporter.history.reader import Page, Resources
-from exporter.storage.rows import Row
+from exporter.storage.rows import HistoryRow
 from exporter.web.parameters import ResourcesQuery, encoded
 
 NEXT, SOURCE, RESOLUTION, NOTE = "X-Next-Cursor", "X-Source", "X-Resolution-Seconds", "X-Note"
@@ -29,27 +29,27 @@ PAGE_HEADERS: Mapping[str, str] = {
 # -- workers -----------------------------------------------------------------------------------------------------------
 
 
-class Found(NamedTuple):
+class ListedWorker(NamedTuple):
     """A worker to choose from; its row is built when it is on the page, because 10,000 of them would hold up a scrape."""
 
     worker_id: str
     region: str
     status: str | None
-    facts: Callable[[], Row]
+    facts: Callable[[], HistoryRow]
     entry: InventoryEntry | None
 
-    def row(self) -> Row:
+    def row(self) -> HistoryRow:
         """Build what is answered."""
         own = {"worker_id": self.worker_id, "region": self.region, "status": self.status}
         return own | self.facts() | _remembered(self.entry)
 
 
-def listed_worker(gauge: WorkerGauges, entry: InventoryEntry | None, fresh: bool) -> Found:
+def listed_worker(gauge: WorkerGauges, entry: InventoryEntry | None, fresh: bool) -> ListedWorker:
     """A worker of the newest round; what is too old for /metrics is null here too."""
     worker = gauge.worker
     state = fresh and gauge.show_state
 
-    def facts() -> Row:
+    def facts() -> HistoryRow:
         return {
             "name": worker.name,
             "instance_id": worker.instance_id,
@@ -68,13 +68,13 @@ def listed_worker(gauge: WorkerGauges, entry: InventoryEntry | None, fresh: bool
             "extra": dict(worker.extra) if state else {},
         }
 
-    return Found(worker.id, worker.region, worker.status if state else None, facts, entry)
+    return ListedWorker(worker.id, worker.region, worker.status if state else None, facts, entry)
 
 
-def gone_worker(entry: InventoryEntry) -> Found:
+def gone_worker(entry: InventoryEntry) -> ListedWorker:
     """A worker that has left /metrics. Unless it was terminated its status is null: the last one seen is no longer true."""
 
-    def facts() -> Row:
+    def facts() -> HistoryRow:
         return {
             "name": entry.name,
             "instance_id": entry.instances[-1].instance_id if entry.instances else None,
@@ -93,10 +93,10 @@ def gone_worker(entry: InventoryEntry) -> Found:
             "extra": {},
         }
 
-    return Found(entry.worker_id, entry.region, "terminated" if entry.status == "terminated" else None, facts, entry)
+    return ListedWorker(entry.worker_id, entry.region, "terminated" if entry.status == "terminated" else None, facts, entry)
 
 
-def _remembered(entry: InventoryEntry | None) -> Row:
+def _remembered(entry: InventoryEntry | None) -> HistoryRow:
     return {
         "first_seen": _time(entry.first_seen) if entry else None,
         "last_seen": _time(entry.last_seen) if entry else None,
@@ -112,7 +112,7 @@ def _remembered(entry: InventoryEntry | None) -> Row:
     }
 
 
-def workers_page(found: Sequence[Found], limit: int, period: int) -> Row:
+def workers_page(found: Sequence[ListedWorker], limit: int, period: int) -> HistoryRow:
     """The page of those with the first ids."""
     ordered = sorted(found, key=lambda each: each.worker_id)
     shown = ordered[:limit]
@@ -128,7 +128,7 @@ def _time(time: int | None) -> str | None:
 # -- history -----------------------------------------------------------------------------------------------------------
 
 
-def history_worker(worker: Worker, entry: InventoryEntry | None, status: str | None) -> Row:
+def history_worker(worker: Worker, entry: InventoryEntry | None, status: str | None) -> HistoryRow:
     """Who the history is of. `status` is today's, None where nobody knows."""
     return {
         "worker_id": worker.id,
@@ -143,7 +143,7 @@ def history_worker(worker: Worker, entry: InventoryEntry | None, status: str | N
     }
 
 
-def history_json(page: Page, cursor: str | None, worker: Row) -> bytes:
+def history_json(page: Page, cursor: str | None, worker: HistoryRow) -> bytes:
     """A page as the JSON of lists."""
     answer = {
         "data": page.rows,
@@ -209,14 +209,14 @@ def page_headers(page: Page, cursor: str | None, parameters: Iterable[tuple[str,
     return headers
 
 
-def _stamp(row: Row) -> str:
+def _stamp(row: HistoryRow) -> str:
     return f"{row['timestamp'].isoformat()}Z"
 
 
 # -- resources ---------------------------------------------------------------------------------------------------------
 
 
-def resources(found: Resources, query: ResourcesQuery) -> Row:
+def resources(found: Resources, query: ResourcesQuery) -> HistoryRow:
     """The answer of the customer's document, key by key: numbers are texts there."""
     return {
         "id": found.instance_id,
@@ -232,7 +232,7 @@ def resources(found: Resources, query: ResourcesQuery) -> Row:
 # -- problems: application/problem+json (RFC 9457) ---------------------------------------------------------------------
 
 
-def problem(status: int, detail: str) -> Row:
+def problem(status: int, detail: str) -> HistoryRow:
     """What went wrong, in one sentence."""
     return {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
 

@@ -10,15 +10,15 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 
-from exporter.core.model import InventoryEntry, OwnMetrics, Snapshot, WorkerGauges
+from exporter.core.model import ExporterMetrics, InventoryEntry, Snapshot, WorkerGauges
 from exporter.core.periods import DAY
 from exporter.history import remote_read, series
-from exporter.history.reader import Reader, Subject
+from exporter.history.reader import HistoryReader, WorkerRef
 from exporter.metrics.gzip_member import continued
 from exporter.sources.cloudwatch.retention import OLDEST
 from exporter.web import discovery, landing, openapi, parameters, responses
 from exporter.web.negotiation import prefers_csv, prefers_gzip
-from exporter.web.openapi import Answer, Endpoint
+from exporter.web.openapi import Endpoint, ResponseSpec
 from exporter.web.parameters import HistoryQuery, ResourcesQuery, WorkersQuery, resuming
 from exporter.web.schemas import HISTORY_SCHEMA, READY_SCHEMA, RESOURCES_SCHEMA, WORKERS_SCHEMA
 
@@ -39,15 +39,15 @@ class Backend(Protocol):
     period: int
 
     @property
-    def reader(self) -> Reader:
+    def reader(self) -> HistoryReader:
         """Who reads the history of single workers."""
 
     @property
-    def columns(self) -> series.Columns | None:
+    def columns(self) -> series.ColumnSource | None:
         """The samples of many workers, None where there is no history."""
 
     @property
-    def hourly(self) -> series.Columns | None:
+    def hourly(self) -> series.ColumnSource | None:
         """The same by the hour."""
 
     @property
@@ -55,7 +55,7 @@ class Backend(Protocol):
         """The newest worker block; None before the first."""
 
     @property
-    def own_metrics(self) -> OwnMetrics:
+    def own_metrics(self) -> ExporterMetrics:
         """What the exporter says of itself."""
 
     @property
@@ -227,7 +227,7 @@ async def remote(request: Request) -> Response:
 
 
 async def _read(
-    backend: Backend, history: series.Columns, hourly: series.Columns, queries: Sequence[remote_read.Query]
+    backend: Backend, history: series.ColumnSource, hourly: series.ColumnSource, queries: Sequence[remote_read.SeriesSelector]
 ) -> list[list[remote_read.Series]]:
     """One query after the other, within what there is and within one limit for all."""
     entries, kept = await backend.inventory(), await backend.reader.retention()
@@ -271,27 +271,29 @@ async def describe(request: Request) -> Response:
 _TEXT, _JSON = {"type": "string"}, "application/json"
 
 ROUTES: tuple[Endpoint, ...] = (
-    Endpoint("/", index, "this page: version, sources, fleet at a glance", Answer({"text/html": _TEXT})),
-    Endpoint("/metrics", metrics, "gauges of the workers and the exporter, for Prometheus", Answer({"text/plain": _TEXT})),
-    Endpoint("/-/healthy", healthy, "the process is alive", Answer({"text/plain": _TEXT})),
+    Endpoint("/", index, "this page: version, sources, fleet at a glance", ResponseSpec({"text/html": _TEXT})),
+    Endpoint(
+        "/metrics", metrics, "gauges of the workers and the exporter, for Prometheus", ResponseSpec({"text/plain": _TEXT})
+    ),
+    Endpoint("/-/healthy", healthy, "the process is alive", ResponseSpec({"text/plain": _TEXT})),
     Endpoint(
         "/-/ready",
         ready,
         "the first observation is done; state of each source",
-        Answer({_JSON: READY_SCHEMA}, also={503: (_JSON, READY_SCHEMA)}),
+        ResponseSpec({_JSON: READY_SCHEMA}, also={503: (_JSON, READY_SCHEMA)}),
     ),
     Endpoint(
         "/api/workers",
         workers,
         "the fleet, and workers that are gone but have history",
-        Answer({_JSON: WORKERS_SCHEMA}, (400, 503)),
+        ResponseSpec({_JSON: WORKERS_SCHEMA}, (400, 503)),
         parameters.WORKERS,
     ),
     Endpoint(
         "/api/workers/{worker_id:path}/metrics/history",
         history,
         "samples or statistics of one worker, from CloudWatch where they are older than MongoDB's",
-        Answer({_JSON: HISTORY_SCHEMA, "text/csv": _TEXT}, (400, 404, 503), responses.PAGE_HEADERS),
+        ResponseSpec({_JSON: HISTORY_SCHEMA, "text/csv": _TEXT}, (400, 404, 503), responses.PAGE_HEADERS),
         parameters.HISTORY,
         "/workers/{worker_id:path}/metrics/history",
     ),
@@ -299,65 +301,65 @@ ROUTES: tuple[Endpoint, ...] = (
         "/api/workers/region/{region}/workers/{worker_id:path}/resources",
         resources,
         "average CPU and memory of one worker over the last minutes, live from CloudWatch",
-        Answer({_JSON: RESOURCES_SCHEMA}, (400, 404, 503)),
+        ResponseSpec({_JSON: RESOURCES_SCHEMA}, (400, 404, 503)),
         parameters.RESOURCES,
     ),
     Endpoint(
         "/api/v1/read",
         remote,
         "Prometheus remote read over the history, by the label store=history",
-        Answer({remote_read.CONTENT_TYPE: {"type": "string", "format": "binary"}}, (400, 413, 503)),
+        ResponseSpec({remote_read.CONTENT_TYPE: {"type": "string", "format": "binary"}}, (400, 413, 503)),
         method="POST",
     ),
     Endpoint(
         "/sd/workers",
         discover,
         "running workers as targets, for Prometheus' HTTP service discovery",
-        Answer({_JSON: discovery.SCHEMA}, (400, 503)),
+        ResponseSpec({_JSON: discovery.SCHEMA}, (400, 503)),
         parameters.DISCOVERY,
     ),
-    Endpoint("/openapi.json", describe, "OpenAPI 3.1 of these routes", Answer({_JSON: {"type": "object"}})),
+    Endpoint("/openapi.json", describe, "OpenAPI 3.1 of these routes", ResponseSpec({_JSON: {"type": "object"}})),
 )
 
 
 # -- which worker ------------------------------------------------------------------------------------------------------
 
 
-async def _find(backend: Backend, worker_id: str) -> tuple[Subject, WorkerGauges | None] | None:
+async def _find(backend: Backend, worker_id: str) -> tuple[WorkerRef, WorkerGauges | None] | None:
     """What is known of a worker; None if nothing is, and HTTPException 503 while nobody can tell."""
     entry = await backend.remembered(worker_id)
     snapshot = backend.snapshot
     listed = snapshot.workers if snapshot else ()
     gauge = next((gauge for gauge in listed if gauge.worker.id == worker_id), None)
-    subject = Subject.of(gauge.worker if gauge else None, entry)
+    subject = WorkerRef.of(gauge.worker if gauge else None, entry)
     if subject is None and snapshot is None:
         raise _not_read_yet()
     return (subject, gauge) if subject else None
 
 
-async def _find_instance(backend: Backend, instance_id: str, region: str) -> Subject | None:
+async def _find_instance(backend: Backend, instance_id: str, region: str) -> WorkerRef | None:
     """The worker of an instance, as if it had never run on another."""
     snapshot = backend.snapshot
     for gauge in snapshot.workers if snapshot else ():
         if gauge.worker.instance_id == instance_id:
-            return Subject(gauge.worker, None)
+            return WorkerRef(gauge.worker, None)
     for entry in await backend.inventory():
         for sighting in entry.instances:
             if (sighting.instance_id, sighting.region) == (instance_id, region):
-                remembered = Subject.of(None, entry)
+                remembered = WorkerRef.of(None, entry)
                 assert remembered  # there is an entry
-                return Subject(replace(remembered.worker, instance_id=instance_id, region=region, created_at=None), None)
+                return WorkerRef(replace(remembered.worker, instance_id=instance_id, region=region, created_at=None), None)
     return None
 
 
-def _status(backend: Backend, subject: Subject, gauge: WorkerGauges | None) -> str | None:
+def _status(backend: Backend, subject: WorkerRef, gauge: WorkerGauges | None) -> str | None:
     """Today's status, None where it is not known: as /api/workers says it."""
     if gauge is None:
         return "terminated" if subject.worker.status == "terminated" else None
     return gauge.worker.status if gauge.show_state and _is_fresh(backend, backend.snapshot) else None
 
 
-def _selects(query: WorkersQuery, found: responses.Found) -> bool:
+def _selects(query: WorkersQuery, found: responses.ListedWorker) -> bool:
     """Whether a worker is asked for, on this page or a later one."""
     return (
         found.worker_id > query.after

@@ -14,12 +14,12 @@ from prometheus_client import CollectorRegistry
 
 from exporter.core.budget import Budget
 from exporter.core.errors import ExporterError, StoreError
-from exporter.core.model import Fleet, InventoryEntry, OwnMetrics, Snapshot
+from exporter.core.model import ExporterMetrics, Fleet, InventoryEntry, Snapshot
 from exporter.core.periods import align
 from exporter.core.settings import Settings
-from exporter.history.cloudwatch_archive import Archive
-from exporter.history.hourly_cache import Hourly
-from exporter.history.reader import Reader
+from exporter.history.cloudwatch_archive import CloudWatchArchive
+from exporter.history.hourly_cache import HourlyCache
+from exporter.history.reader import HistoryReader
 from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.collector import Collector
 from exporter.pipeline.lifecycle import rules_of
@@ -101,11 +101,11 @@ class Rig:
         self.cloudwatch = CloudWatch(settings, telemetry, budget=self.budget, wall=clock, deadline=deadline)
         self.columns = self.history
         backfill = Lease(database, owner="", name=BACKFILL)
-        self.hourly = Hourly(self.history, backfill.mark, heal=settings.heal, wall=clock, monotonic=clock)
-        self.reader = Reader(
+        self.hourly = HourlyCache(self.history, backfill.mark, heal=settings.heal, wall=clock, monotonic=clock)
+        self.reader = HistoryReader(
             period=PERIOD,
             history=self.history,
-            archive=Archive(self.cloudwatch, wall=clock, monotonic=clock),
+            archive=CloudWatchArchive(self.cloudwatch, wall=clock, monotonic=clock),
             wanted_retention=settings.mongodb.retention,
             wall=clock,
             monotonic=clock,
@@ -181,7 +181,7 @@ class Rig:
             return answer.text
 
     @property
-    def own_metrics(self) -> OwnMetrics:
+    def own_metrics(self) -> ExporterMetrics:
         return self.telemetry.own
 
     async def documents(self, **query: object) -> list[dict[str, Any]]:

@@ -5,20 +5,30 @@ from dataclasses import replace
 
 import pytest
 
-from exporter.core.model import IDLE_STATUSES, Answer, Answers, Fleet, InventoryEntry, Listing, MetricName, Query, Worker
+from exporter.core.model import (
+    IDLE_STATUSES,
+    Fleet,
+    InventoryEntry,
+    Listing,
+    MetricName,
+    MetricQuery,
+    MetricResult,
+    MetricResults,
+    Worker,
+)
 from exporter.core.periods import align
 from exporter.pipeline import collector, lifecycle, transactions
 from exporter.pipeline.collector import Collector
-from exporter.pipeline.lifecycle import Known, Row, Rules, Sightings, Verdict
+from exporter.pipeline.lifecycle import Decision, FirstSeenValues, PendingSample, Rules, WorkerState
 from exporter.pipeline.mirror import Mirror
 from exporter.pipeline.outbox import Outbox
-from exporter.pipeline.planning import Batch
+from exporter.pipeline.planning import MetricDataCall
 from tests.simulation.process import HistoryClient, LeaseClient, MetricClient
 from tests.simulation.world import Key
 
-Opened = tuple[list[Row], Known]
+Opened = tuple[list[PendingSample], WorkerState]
 Entry = InventoryEntry | None
-Asked = Sequence[Query]
+Asked = Sequence[MetricQuery]
 Listings = Sequence[Listing]
 Patch = pytest.MonkeyPatch
 
@@ -30,15 +40,15 @@ _step, _ask = Mirror.step, Collector.ask
 
 
 def _no_next(patch: Patch) -> None:
-    def observe(worker: Worker, known: Known, now: int, rules: Rules, entry: Entry = None) -> Opened:
+    def observe(worker: Worker, known: WorkerState, now: int, rules: Rules, entry: Entry = None) -> Opened:
         return _observe(worker, replace(known, next=align(now, rules.period) - 2 * rules.period), now, rules, entry)
 
     patch.setattr(lifecycle, "observe", observe)
 
 
-def _rows_changed_by(change: Callable[[Row, Worker], Row]) -> Callable[[Patch], None]:
+def _rows_changed_by(change: Callable[[PendingSample, Worker], PendingSample]) -> Callable[[Patch], None]:
     def mutate(patch: Patch) -> None:
-        def observe(worker: Worker, known: Known, now: int, rules: Rules, entry: Entry = None) -> Opened:
+        def observe(worker: Worker, known: WorkerState, now: int, rules: Rules, entry: Entry = None) -> Opened:
             rows, known = _observe(worker, known, now, rules, entry)
             return [change(row, worker) for row in rows], known
 
@@ -47,20 +57,20 @@ def _rows_changed_by(change: Callable[[Row, Worker], Row]) -> Callable[[Patch], 
     return mutate
 
 
-def _status_for_all(row: Row, worker: Worker) -> Row:
+def _status_for_all(row: PendingSample, worker: Worker) -> PendingSample:
     return replace(row, status=worker.status, active_labs=worker.active_labs)
 
 
-def _one_instance(row: Row, worker: Worker) -> Row:
+def _one_instance(row: PendingSample, worker: Worker) -> PendingSample:
     return replace(row, instances=(worker.instance_id,) if worker.instance_id else ())
 
 
-def _idle_at_the_tick(row: Row, worker: Worker) -> Row:
+def _idle_at_the_tick(row: PendingSample, worker: Worker) -> PendingSample:
     return row.finish() if worker.status in IDLE_STATUSES and row.status else row
 
 
 def _newest_only(patch: Patch) -> None:
-    def gaps(worker: Worker, known: Known, entry: Entry, have: set[int], now: int, rules: Rules) -> list[Row]:
+    def gaps(worker: Worker, known: WorkerState, entry: Entry, have: set[int], now: int, rules: Rules) -> list[PendingSample]:
         return [row for row in _gaps(worker, known, entry, have, now, rules) if row.start > max(have, default=0)]
 
     patch.setattr(lifecycle, "gaps", gaps)
@@ -88,8 +98,8 @@ def _vanished_are_forgotten(patch: Patch) -> None:
 def _two_transactions(patch: Patch) -> None:
     def open_periods(
         outbox: Outbox, fleet: Fleet, inventory: Mapping[str, InventoryEntry] | None, rules: Rules
-    ) -> tuple[int, dict[str, Known]]:
-        before, rows, known = outbox.known(), list[Row](), dict[str, Known]()
+    ) -> tuple[int, dict[str, WorkerState]]:
+        before, rows, known = outbox.known(), list[PendingSample](), dict[str, WorkerState]()
         for worker in fleet.workers:
             memory = before.get(worker.id)
             if memory is None and inventory is None:
@@ -112,8 +122,14 @@ def _two_transactions(patch: Patch) -> None:
 def _judging_with(**rules_changed: int) -> Callable[[Patch], None]:
     def mutate(patch: Patch) -> None:
         def judge(
-            row: Row, metric: MetricName, queries: Asked, answers: Answers, listings: Listings, seen: Sightings, rules: Rules
-        ) -> Verdict:
+            row: PendingSample,
+            metric: MetricName,
+            queries: Asked,
+            answers: MetricResults,
+            listings: Listings,
+            seen: FirstSeenValues,
+            rules: Rules,
+        ) -> Decision:
             return _judge(row, metric, queries, answers, listings, seen, replace(rules, **rules_changed))
 
         patch.setattr(lifecycle, "judge", judge)
@@ -136,13 +152,19 @@ def _unlisted_at_once(patch: Patch) -> None:
 
 def _outside_the_window(patch: Patch) -> None:
     def judge(
-        row: Row, metric: MetricName, queries: Asked, answers: Answers, listings: Listings, seen: Sightings, rules: Rules
-    ) -> Verdict:
+        row: PendingSample,
+        metric: MetricName,
+        queries: Asked,
+        answers: MetricResults,
+        listings: Listings,
+        seen: FirstSeenValues,
+        rules: Rules,
+    ) -> Decision:
         wide = {query: replace(answer, start=0, end=1 << 40) for query, answer in answers.by_query.items()}
         return _judge(row, metric, queries, replace(answers, by_query=wide), listings, seen, rules)
 
     def apply_answers(
-        outbox: Outbox, batch: Batch, answers: Answers, listings: Listings, seen: Sightings, rules: Rules
+        outbox: Outbox, batch: MetricDataCall, answers: MetricResults, listings: Listings, seen: FirstSeenValues, rules: Rules
     ) -> tuple[int, int]:
         return transactions.apply_answers(outbox, replace(batch, start=0, end=1 << 40), answers, listings, seen, rules)
 
@@ -151,15 +173,15 @@ def _outside_the_window(patch: Patch) -> None:
 
 
 def _partial_is_complete(patch: Patch) -> None:
-    patch.setattr(Answer, "complete", property(lambda self: True))
+    patch.setattr(MetricResult, "complete", property(lambda self: True))
 
 
 def _local_age(patch: Patch) -> None:
     ask = MetricClient.get_metric_data
 
     async def get_metric_data(
-        self: MetricClient, region: str, queries: Sequence[Query], start: int, end: int, period: int
-    ) -> Answers:
+        self: MetricClient, region: str, queries: Sequence[MetricQuery], start: int, end: int, period: int
+    ) -> MetricResults:
         return replace(await ask(self, region, queries, start, end, period), date=int(self._process.wall()))
 
     patch.setattr(MetricClient, "get_metric_data", get_metric_data)
@@ -171,11 +193,11 @@ def _local_now(patch: Patch) -> None:
 
 
 def _empty_is_written(patch: Patch) -> None:
-    patch.setattr(Row, "empty", property(lambda self: False))
+    patch.setattr(PendingSample, "empty", property(lambda self: False))
 
 
 def _own_is_ignored(patch: Patch) -> None:
-    patch.setattr(Row, "finish", lambda self: replace(self, settled=True))
+    patch.setattr(PendingSample, "finish", lambda self: replace(self, settled=True))
 
 
 # -- asking

@@ -15,12 +15,21 @@ from prometheus_client import CollectorRegistry
 
 from exporter.core.errors import RejectedQuery, SourceError, StoreError, StoreUnavailable
 from exporter.core.instances import next_entry
-from exporter.core.model import IDLE_STATUSES, Answer, Answers, Fleet, InventoryEntry, Listing, Query, WorkerMetricsSample
+from exporter.core.model import (
+    IDLE_STATUSES,
+    Fleet,
+    InventoryEntry,
+    Listing,
+    MetricQuery,
+    MetricResult,
+    MetricResults,
+    WorkerMetricsSample,
+)
 from exporter.core.periods import DAY, HOUR, align
 from exporter.core.settings import Settings
 from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.collector import Collector
-from exporter.pipeline.lifecycle import Known, Row
+from exporter.pipeline.lifecycle import PendingSample, WorkerState
 from exporter.pipeline.mirror import Mirror
 from exporter.pipeline.outbox import Outbox, OutboxThread
 from exporter.pipeline.planning import DUE
@@ -200,16 +209,16 @@ class FragileOutbox(Outbox):
         with super().transaction():
             yield
 
-    def remember(self, known: Iterable[Known]) -> None:
+    def remember(self, known: Iterable[WorkerState]) -> None:
         known = list(known)
         self._remembered = {one.worker_id for one in known}
         super().remember(known)
 
-    def open(self, rows: Iterable[Row]) -> int:
+    def open(self, rows: Iterable[PendingSample]) -> int:
         self._opened = True
         return super().open(rows)
 
-    def expired(self, worker_ids: Iterable[str], before: int) -> list[Row]:
+    def expired(self, worker_ids: Iterable[str], before: int) -> list[PendingSample]:
         rows = super().expired(worker_ids, before)
         process, world = self._process, self._process.world
         for row in rows:
@@ -397,7 +406,9 @@ class MetricClient:
         self._process, self._world = process, process.world
         self._server = process.world.cloudwatch
 
-    async def get_metric_data(self, region: str, queries: Sequence[Query], start: int, end: int, period: int) -> Answers:
+    async def get_metric_data(
+        self, region: str, queries: Sequence[MetricQuery], start: int, end: int, period: int
+    ) -> MetricResults:
         check_limits(queries, start, end, period)
         sent = self._world.time
         self._process.attempts |= {query.instance_id: sent for query in queries}
@@ -425,7 +436,7 @@ class MetricClient:
         ):
             for worker_id, idle in self._workers_of(queries).items():
                 self._process.asked[worker_id, region] = sent, idle, world.disturbances
-        return Answers(date, answers)
+        return MetricResults(date, answers)
 
     async def list_memory(self, region: str, *, recent: bool) -> Listing:
         await self._arrive(region)
@@ -451,7 +462,7 @@ class MetricClient:
         if abs(date - self._process.wall()) > MAX_SKEW:
             raise SourceError("cloudwatch", "ClockSkew", "the clocks differ", region=region)
 
-    def _answer(self, region: str, query: Query, start: int, end: int, now: int) -> Answer:
+    def _answer(self, region: str, query: MetricQuery, start: int, end: int, now: int) -> MetricResult:
         rng = self._world.rng
         instance = self._server.instances[query.instance_id]
         wanted = instance.memory if query.metric == "memory" else (("InstanceId", instance.id),)
@@ -465,11 +476,11 @@ class MetricClient:
         if "flaky" in self._world.faults and rng.random() < 0.05:
             some = {at: value for at, value in values.items() if rng.random() < 0.5}
             self._note_served(query, some)
-            return rng.choice([Answer("partial", start, end, some), Answer("failed", start, end, {})])
+            return rng.choice([MetricResult("partial", start, end, some), MetricResult("failed", start, end, {})])
         self._note_served(query, values)
-        return Answer("ok" if values else "empty", start, end, values)
+        return MetricResult("ok" if values else "empty", start, end, values)
 
-    def _note_served(self, query: Query, values: Mapping[int, float]) -> None:
+    def _note_served(self, query: MetricQuery, values: Mapping[int, float]) -> None:
         self._server.served |= {(query.instance_id, query.metric, at, value) for at, value in values.items()}
 
     # -- rule 11
@@ -478,7 +489,7 @@ class MetricClient:
         """Older parts of a long window are calls of their own in the same round."""
         return end == align(int(self._process.wall()), self._world.rules.period)
 
-    def _workers_of(self, queries: Iterable[Query]) -> dict[str, bool]:
+    def _workers_of(self, queries: Iterable[MetricQuery]) -> dict[str, bool]:
         """The workers that were asked about → whether they have been idle for so long that every loop knows it."""
         instances = {query.instance_id for query in queries}
         known_since = self._world.now - HOUR
@@ -488,7 +499,7 @@ class MetricClient:
             if worker.instance_id in instances
         }
 
-    def _note_asked(self, region: str, queries: Sequence[Query], end: int, sent: float) -> None:
+    def _note_asked(self, region: str, queries: Sequence[MetricQuery], end: int, sent: float) -> None:
         process, rules = self._process, self._world.rules
         if not self._asks_newest(end):
             return

@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from exporter.core.catalog import EXPORTER_METRICS, WORKER_METRICS, Metric
-from exporter.core.history_metrics import ROLLUPS
+from exporter.core.history_metrics import HOURLY_METRICS
 from exporter.core.settings import ExtraGauge, Role
 from exporter.core.settings_loader import Setting, table
 from exporter.sources.worker_documents import FIELDS
@@ -178,7 +178,7 @@ def metrics_page() -> str:
         "## The exporter itself\n",
         _metrics(EXPORTER_METRICS),
         ROLLUPS_INTRO,
-        _rows(("series", "what it is"), ((f"`{each.name}`", each.help) for each in ROLLUPS)),
+        _rows(("series", "what it is"), ((f"`{each.name}`", each.help) for each in HOURLY_METRICS)),
     )
 
 

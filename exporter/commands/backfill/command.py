@@ -16,10 +16,10 @@ from prometheus_client import CollectorRegistry
 from rich.console import Console
 from rich.table import Table
 
-from exporter.commands.backfill.interruption import Interruption
-from exporter.commands.backfill.job import Job, Patience, counted
+from exporter.commands.backfill.interruption import GracefulStop
+from exporter.commands.backfill.job import BackfillRun, RetryPolicy, counted
 from exporter.commands.backfill.journal import Journal
-from exporter.commands.backfill.plan import Call, Plan
+from exporter.commands.backfill.plan import Plan, PlannedCall
 from exporter.commands.backfill.planner import Options, Planner
 from exporter.commands.backfill.progress import _progress
 from exporter.core import logs
@@ -45,7 +45,7 @@ _log = logs.get("backfill")
 
 async def main(settings: Settings, options: Options, out: TextIO, err: TextIO) -> int:
     """Run one backfill until it is done, interrupted or stuck; as `run`, and 130 after SIGINT or SIGTERM."""
-    interruption = Interruption()
+    interruption = GracefulStop()
     with interruption.by_signals():
         try:
             return await run(settings, options, out, err, interruption)
@@ -61,8 +61,8 @@ async def run(
     options: Options,
     out: TextIO,
     err: TextIO,
-    interruption: Interruption,
-    patience: Patience = Patience(),  # noqa: B008  # it is frozen
+    interruption: GracefulStop,
+    patience: RetryPolicy = RetryPolicy(),  # noqa: B008  # it is frozen
 ) -> int:
     """Print the plan, and unless it is a dry run carry it out, with progress on `err`.
 
@@ -91,13 +91,13 @@ async def run(
                 lease = Lease(database, owner=journal.outbox.owner, ttl=LEASE_SECONDS, name=BACKFILL, monotonic=awake)
                 async with _holding(lease, patience.lease, err):
                     mirror = Mirror(journal, planner.history, lease, telemetry)
-                    job = Job(settings.period, journal, cloudwatch, mirror, lease, telemetry, interruption, patience)
+                    job = BackfillRun(settings.period, journal, cloudwatch, mirror, lease, telemetry, interruption, patience)
                     return await _carry_out(planner, job, out, err)
         finally:
             await cloudwatch.close()
 
 
-async def _carry_out(planner: "Planner", job: "Job", out: TextIO, err: TextIO) -> int:
+async def _carry_out(planner: "Planner", job: "BackfillRun", out: TextIO, err: TextIO) -> int:
     left = await _left_over(planner, job, out)
     plan = left or await planner.plan()
     if plan.calls or left is None:
@@ -124,7 +124,7 @@ async def _carry_out(planner: "Planner", job: "Job", out: TextIO, err: TextIO) -
     return 1 if job.failures or job.store.counts()["rejected"] else 0
 
 
-async def _left_over(planner: "Planner", job: "Job", out: TextIO) -> Plan | None:
+async def _left_over(planner: "Planner", job: "BackfillRun", out: TextIO) -> Plan | None:
     """Bring what an interrupted run has asked into the history; return its plan if it is the one that is asked for."""
     store = job.store
     plan = await job.journal(store.plan)
@@ -217,7 +217,7 @@ def show(plan: Plan, namespace: str, out: TextIO) -> None:
         print(note, file=out)
 
 
-def _figures(name: str, calls: Sequence[Call], period: int) -> tuple[str, ...]:
+def _figures(name: str, calls: Sequence[PlannedCall], period: int) -> tuple[str, ...]:
     usage = Usage.of(len(call.queries) for call in calls)
     workers = len({ask.worker_id for call in calls for ask in call.asks})
     periods = sum(call.periods(period) for call in calls)

@@ -10,7 +10,7 @@ GRACE = 10
 """Seconds that calls under way have after the first Ctrl-C: they are paid for."""
 
 
-class Interruption:
+class GracefulStop:
     """The first signal lets what is under way come to its end, the second or `GRACE` seconds end everything."""
 
     def __init__(self) -> None:

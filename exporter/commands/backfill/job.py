@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from prometheus_client import Counter
 
 from exporter.commands.backfill import plan
-from exporter.commands.backfill.interruption import Interruption
+from exporter.commands.backfill.interruption import GracefulStop
 from exporter.commands.backfill.journal import Journal
-from exporter.commands.backfill.plan import Call
+from exporter.commands.backfill.plan import PlannedCall
 from exporter.core import logs
 from exporter.core.errors import RejectedQuery, SourceError, StoreError, StoreMisfit, StoreUnavailable
-from exporter.core.model import Answer, Query
+from exporter.core.model import MetricQuery, MetricResult
 from exporter.core.periods import align_up
 from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.mirror import RETRY, Mirror
@@ -36,7 +36,7 @@ _log = logs.get("backfill")
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class RetryPolicy:
     """How long what does not work is tried again, in seconds."""
 
     mongodb: float = 300
@@ -48,7 +48,7 @@ class Patience:
 
 
 @dataclass
-class Job:
+class BackfillRun:
     """Asks the calls of the journal's plan and mirrors what they bring, both at once."""
 
     period: int
@@ -57,8 +57,8 @@ class Job:
     mirror: Mirror
     lease: Lease
     telemetry: Telemetry
-    interruption: Interruption
-    patience: Patience
+    interruption: GracefulStop
+    patience: RetryPolicy
 
     total: int = 0
     """Periods of this run's calls."""
@@ -71,7 +71,7 @@ class Job:
     """Why calls were left undone."""
     failure: StoreError | None = None
     """What ended the run."""
-    _pending: deque[tuple[int, Call]] = field(default_factory=deque)
+    _pending: deque[tuple[int, PlannedCall]] = field(default_factory=deque)
     _undone: int = 0
     _asked: bool = False
     _mute: int = 0
@@ -135,12 +135,12 @@ class Job:
             except StoreError as error:
                 self.failure = error
 
-    async def _fill(self, number: int, call: Call) -> None:
+    async def _fill(self, number: int, call: PlannedCall) -> None:
         """Ask one call, and keep what it brought."""
         oldest = align_up(int(time.time()) - reach(self.period) + plan.MARGIN // 2, self.period)
         wanted, before = plan.clip(call, oldest, call.end), call.periods(self.period)
         self.forgotten += before - (wanted.periods(self.period) if wanted else 0)
-        answers: dict[Query, Answer] = {}
+        answers: dict[MetricQuery, MetricResult] = {}
         if wanted:
             await self._answer(wanted, answers)
         kept, empty, rest = await self.journal(_keep_answers, self.store, number, wanted, answers, self.period)
@@ -151,7 +151,7 @@ class Job:
         if kept:
             self.mirror.wake.set()
 
-    async def _answer(self, call: Call, answers: dict[Query, Answer]) -> None:
+    async def _answer(self, call: PlannedCall, answers: dict[MetricQuery, MetricResult]) -> None:
         """Gather complete answers to all queries of a call, if need be by several attempts for those that lack one."""
         error: SourceError | None = None
         for delay in (*self.patience.calls, None):
@@ -166,9 +166,11 @@ class Job:
         if not self.interruption.came.is_set():
             self.failures.append(str(error).rstrip("."))
 
-    async def _ask(self, call: Call, queries: Sequence[Query], answers: dict[Query, Answer]) -> SourceError | None:
+    async def _ask(
+        self, call: PlannedCall, queries: Sequence[MetricQuery], answers: dict[MetricQuery, MetricResult]
+    ) -> SourceError | None:
         """Ask once; add what was answered completely, and return why something was not."""
-        answers |= {q: Answer("empty", call.start, call.end, {}) for q in queries if q.instance_id in self._malformed}
+        answers |= {q: MetricResult("empty", call.start, call.end, {}) for q in queries if q.instance_id in self._malformed}
         queries = [query for query in queries if query not in answers]
         if not queries:
             return None
@@ -186,7 +188,7 @@ class Job:
         return None
 
     async def _find_malformed(
-        self, call: Call, queries: Sequence[Query], answers: dict[Query, Answer], error: RejectedQuery
+        self, call: PlannedCall, queries: Sequence[MetricQuery], answers: dict[MetricQuery, MetricResult], error: RejectedQuery
     ) -> SourceError | None:
         """Halve a rejected call down to the malformed instance id; an id of the form EC2 gives is never the reason."""
         suspects = sorted({query.instance_id for query in queries if not INSTANCE_ID.fullmatch(query.instance_id)})
@@ -279,8 +281,8 @@ class Job:
 
 
 def _keep_answers(
-    journal: Journal, number: int, call: Call | None, answers: dict[Query, Answer], period: int
-) -> tuple[int, int, Call | None]:
+    journal: Journal, number: int, call: PlannedCall | None, answers: dict[MetricQuery, MetricResult], period: int
+) -> tuple[int, int, PlannedCall | None]:
     """Settle a call and take it in; return the samples, the empty periods, and what is left. `call` None: nothing was asked."""
     rows, empty, rest = plan.settle(call, answers, period) if call else ([], 0, None)
     journal.put(number, rows, rest)

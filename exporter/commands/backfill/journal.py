@@ -7,10 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from exporter.commands.backfill.plan import Ask, Call, Plan
+from exporter.commands.backfill.plan import GapQuery, Plan, PlannedCall
 from exporter.core.errors import OutboxLocked
-from exporter.core.model import Query
-from exporter.pipeline.lifecycle import Row
+from exporter.core.model import MetricQuery
+from exporter.pipeline.lifecycle import PendingSample
 from exporter.pipeline.outbox import Outbox
 
 _SCHEMA = """
@@ -56,7 +56,7 @@ class Journal(Outbox):
         calls = tuple(call for _, call in self.pending())
         return Plan(target, wanted, made, since, until, period, calls, tuple(json.loads(notes)))
 
-    def pending(self) -> list[tuple[int, Call]]:
+    def pending(self) -> list[tuple[int, PlannedCall]]:
         """The numbers and the calls that are left, in their order."""
         rows = self._select("SELECT number, body FROM call WHERE done=0 ORDER BY number")
         return [(number, _call(json.loads(body))) for number, body in rows]
@@ -69,7 +69,7 @@ class Journal(Outbox):
             self._many("INSERT INTO plan VALUES(?,?,?,?,?,?,?)", [header])
             self._many("INSERT INTO call(number, body) VALUES(?,?)", enumerate(json.dumps(asdict(call)) for call in plan.calls))
 
-    def put(self, number: int, rows: Iterable[Row], rest: Call | None) -> None:
+    def put(self, number: int, rows: Iterable[PendingSample], rest: PlannedCall | None) -> None:
         """Take in what a call brought and what it left to be asked, None when it is done. A transaction of its own."""
         with self.transaction():
             self.open(rows)
@@ -88,10 +88,10 @@ class Journal(Outbox):
         self._db.execute("DELETE FROM call")
 
 
-def _call(body: dict[str, Any]) -> Call:
-    queries = [Query(name, metric, _pairs(dimensions)) for name, metric, dimensions in body["queries"]]
-    asks = [Ask(ask["worker_id"], tuple(ask["instances"]), _pairs(ask["gaps"])) for ask in body["asks"]]
-    return Call(body["region"], body["start"], body["end"], tuple(queries), tuple(asks))
+def _call(body: dict[str, Any]) -> PlannedCall:
+    queries = [MetricQuery(name, metric, _pairs(dimensions)) for name, metric, dimensions in body["queries"]]
+    asks = [GapQuery(ask["worker_id"], tuple(ask["instances"]), _pairs(ask["gaps"])) for ask in body["asks"]]
+    return PlannedCall(body["region"], body["start"], body["end"], tuple(queries), tuple(asks))
 
 
 def _pairs(lists: Sequence[Sequence[Any]]) -> tuple[tuple[Any, Any], ...]:

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from exporter.core.budget import Usage
 from exporter.core.errors import ConfigError
 from exporter.core.instances import next_entry, remembered, stays
-from exporter.core.model import Answer, Fleet, InventoryEntry, Listing, Query, Worker
+from exporter.core.model import Fleet, InventoryEntry, Listing, MetricQuery, MetricResult, Worker
 from exporter.core.periods import HOUR, MINUTE, align, align_up, format_duration, rfc3339
-from exporter.pipeline.lifecycle import Row
+from exporter.pipeline.lifecycle import PendingSample
 from exporter.sources.cloudwatch.memory_series import all_memory_series
 from exporter.sources.cloudwatch.queries import MAX_DATAPOINTS, MAX_QUERIES, instance_queries
 from exporter.sources.cloudwatch.retention import reach
@@ -25,12 +25,12 @@ MARGIN = 10 * MINUTE
 
 Range = tuple[int, int]
 """The periods that start in [first, second), in UTC seconds."""
-QueriesOf = Callable[[str, str], tuple[Query, ...]]
+QueriesOf = Callable[[str, str], tuple[MetricQuery, ...]]
 """(region, instance id) → the queries of that instance, cpu first."""
 
 
 @dataclass(frozen=True, slots=True)
-class Life:
+class WorkerLifetime:
     """A worker with the instances it ran on, and whether the aggregates still list it."""
 
     worker: Worker
@@ -39,7 +39,7 @@ class Life:
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class GapQuery:
     """Periods of one worker that lack a sample and have the same candidates, newest first."""
 
     worker_id: str
@@ -48,14 +48,14 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class PlannedCall:
     """One GetMetricData call for the window [start, end), and what it is asked for."""
 
     region: str
     start: int
     end: int
-    queries: tuple[Query, ...]
-    asks: tuple[Ask, ...]
+    queries: tuple[MetricQuery, ...]
+    asks: tuple[GapQuery, ...]
 
     def periods(self, period: int) -> int:
         """How many samples may come of it."""
@@ -74,7 +74,7 @@ class Plan:
     since: int
     until: int
     period: int
-    calls: tuple[Call, ...]
+    calls: tuple[PlannedCall, ...]
     notes: tuple[str, ...]
     """What is not filled, and why, one sentence each."""
 
@@ -123,18 +123,19 @@ def window(since: int, now: int, period: int, heal: int, retention: int | None) 
     return start, max(start, until), tuple(notes)
 
 
-def lives(fleet: Fleet, inventory: Mapping[str, InventoryEntry], only: Collection[str]) -> list[Life]:
+def lives(fleet: Fleet, inventory: Mapping[str, InventoryEntry], only: Collection[str]) -> list[WorkerLifetime]:
     """Return the workers of the aggregates and those the inventory alone remembers, by id; `only` these if it names any.
 
     Raises:
         ConfigError: one of `only` is nowhere.
     """
     found = {
-        worker.id: Life(worker, next_entry(inventory.get(worker.id), worker, fleet.date), True) for worker in fleet.workers
+        worker.id: WorkerLifetime(worker, next_entry(inventory.get(worker.id), worker, fleet.date), True)
+        for worker in fleet.workers
     }
     for worker_id, entry in inventory.items():
         if worker_id not in found:
-            found[worker_id] = Life(remembered(entry), entry, False)
+            found[worker_id] = WorkerLifetime(remembered(entry), entry, False)
     for worker_id in only:
         if worker_id not in found:
             raise ConfigError(
@@ -143,7 +144,7 @@ def lives(fleet: Fleet, inventory: Mapping[str, InventoryEntry], only: Collectio
     return [found[worker_id] for worker_id in sorted(set(only) or found)]
 
 
-def span(life: Life, since: int, until: int, period: int) -> Range:
+def span(life: WorkerLifetime, since: int, until: int, period: int) -> Range:
     """Return the part of [since, until) in which the worker was there; it may be empty.
 
     The last period of a terminated worker is the one in which it ended, of one that is gone the one that was open when it was
@@ -168,7 +169,7 @@ def missing(start: int, end: int, period: int, have: AbstractSet[int]) -> tuple[
     return tuple(ranges)
 
 
-def asks(life: Life, have: AbstractSet[int], since: int, until: int, period: int) -> list[tuple[str, Ask]]:
+def asks(life: WorkerLifetime, have: AbstractSet[int], since: int, until: int, period: int) -> list[tuple[str, GapQuery]]:
     """Return (region, ask) for every stretch of [since, until) in which a worker's candidates are the same and samples lack."""
     start, end = span(life, since, until, period)
     if start >= end:
@@ -177,25 +178,25 @@ def asks(life: Life, have: AbstractSet[int], since: int, until: int, period: int
     for first, last, region, instances in stays(life.entry, life.worker, start, end, period):
         gaps = missing(first, last, period, have)
         if instances and gaps:
-            found.append((region, Ask(life.worker.id, instances, gaps)))
+            found.append((region, GapQuery(life.worker.id, instances, gaps)))
     return found
 
 
 # -- whom to ask -------------------------------------------------------------------------------------------------------
 
 
-def queries(instance: str, instance_type: str | None, listings: Sequence[Listing]) -> tuple[Query, ...]:
+def queries(instance: str, instance_type: str | None, listings: Sequence[Listing]) -> tuple[MetricQuery, ...]:
     """CPU and every listed memory series of an instance, the most likely first: which was alive when is not known."""
     return instance_queries(instance, all_memory_series(listings, instance, instance_type))
 
 
-def calls(wanted: Iterable[tuple[str, Ask]], queries_of: QueriesOf, period: int) -> tuple[Call, ...]:
+def calls(wanted: Iterable[tuple[str, GapQuery]], queries_of: QueriesOf, period: int) -> tuple[PlannedCall, ...]:
     """Pack the asks into calls: the fewest metrics, then few calls; none needs a second page, which would be billed again.
 
     Asks that share an instance stay together, so that no metric is asked twice, and one answer can decide a sample.
     """
     units = [part for region, some in _together(wanted) for part in _parts(region, some, queries_of, period)]
-    packed: list[Call] = []
+    packed: list[PlannedCall] = []
     for unit in sorted(units, key=lambda one: (one.region, one.start, one.end, one.asks[0].worker_id)):
         if packed and packed[-1].region == unit.region:
             joined = _joined(packed[-1], unit)
@@ -206,9 +207,9 @@ def calls(wanted: Iterable[tuple[str, Ask]], queries_of: QueriesOf, period: int)
     return tuple(packed)
 
 
-def _together(wanted: Iterable[tuple[str, Ask]]) -> list[tuple[str, list[Ask]]]:
+def _together(wanted: Iterable[tuple[str, GapQuery]]) -> list[tuple[str, list[GapQuery]]]:
     """Group asks that share an instance, even by way of others."""
-    groups: dict[int, tuple[str, list[Ask]]] = {}
+    groups: dict[int, tuple[str, list[GapQuery]]] = {}
     group_of: dict[tuple[str, str], int] = {}
     for number, (region, ask) in enumerate(wanted):
         groups[number] = region, [ask]
@@ -222,13 +223,13 @@ def _together(wanted: Iterable[tuple[str, Ask]]) -> list[tuple[str, list[Ask]]]:
     return list(groups.values())
 
 
-def _parts(region: str, some: Sequence[Ask], queries_of: QueriesOf, period: int) -> Iterator[Call]:
+def _parts(region: str, some: Sequence[GapQuery], queries_of: QueriesOf, period: int) -> Iterator[PlannedCall]:
     """One call, or several one after the other in time where one cannot answer it all."""
     instances = dict.fromkeys(instance for ask in some for instance in ask.instances)
     wanted = tuple(query for instance in instances for query in queries_of(region, instance))
     start = min(ask.gaps[0][0] for ask in some)
     end = max(ask.gaps[-1][1] for ask in some)
-    call = Call(region, start, end, wanted, tuple(some))
+    call = PlannedCall(region, start, end, wanted, tuple(some))
     length = (end - start) // period
     if _fits(call, period):
         yield call
@@ -243,17 +244,17 @@ def _parts(region: str, some: Sequence[Ask], queries_of: QueriesOf, period: int)
                 yield from _parts(region, part.asks, queries_of, period)
 
 
-def _fits(call: Call, period: int) -> bool:
+def _fits(call: PlannedCall, period: int) -> bool:
     return len(call.queries) <= MAX_QUERIES and len(call.queries) * (call.end - call.start) // period <= MAX_DATAPOINTS
 
 
-def _joined(one: Call, other: Call) -> Call:
+def _joined(one: PlannedCall, other: PlannedCall) -> PlannedCall:
     """Both in one call; two parts of the same asks have queries in common."""
     queries = tuple(dict.fromkeys(one.queries + other.queries))
-    return Call(one.region, min(one.start, other.start), max(one.end, other.end), queries, one.asks + other.asks)
+    return PlannedCall(one.region, min(one.start, other.start), max(one.end, other.end), queries, one.asks + other.asks)
 
 
-def clip(call: Call, start: int, end: int) -> Call | None:
+def clip(call: PlannedCall, start: int, end: int) -> PlannedCall | None:
     """Return what is left of a call within [start, end); None if nothing is."""
     left = []
     for ask in call.asks:
@@ -263,27 +264,29 @@ def clip(call: Call, start: int, end: int) -> Call | None:
     return _only(call, left, max(start, call.start), min(end, call.end))
 
 
-def _only(call: Call, left: Sequence[Ask], start: int, end: int) -> Call | None:
+def _only(call: PlannedCall, left: Sequence[GapQuery], start: int, end: int) -> PlannedCall | None:
     """The call for these of its asks alone."""
     if not left:
         return None
     instances = {instance for ask in left for instance in ask.instances}
     wanted = tuple(query for query in call.queries if query.instance_id in instances)
-    return Call(call.region, start, end, wanted, tuple(left))
+    return PlannedCall(call.region, start, end, wanted, tuple(left))
 
 
 # -- what came of it ---------------------------------------------------------------------------------------------------
 
 
-def settle(call: Call, answers: Mapping[Query, Answer], period: int) -> tuple[list[Row], int, Call | None]:
+def settle(
+    call: PlannedCall, answers: Mapping[MetricQuery, MetricResult], period: int
+) -> tuple[list[PendingSample], int, PlannedCall | None]:
     """Return the samples that the answers decide, how many periods turned out empty, and what has to be asked again.
 
     A period is decided once every metric of all its candidates was answered completely. As in `lifecycle.judge` the newest
     candidate's value wins; at this age one complete answer is enough, be it a value or none.
     """
-    rows: list[Row] = []
+    rows: list[PendingSample] = []
     undecided, empty = [], 0
-    by_instance: dict[str, list[Query]] = {}
+    by_instance: dict[str, list[MetricQuery]] = {}
     for query in call.queries:
         by_instance.setdefault(query.instance_id, []).append(query)
     for ask in call.asks:
@@ -296,14 +299,16 @@ def settle(call: Call, answers: Mapping[Query, Answer], period: int) -> tuple[li
             if start in cpu or start in memory:
                 values = cpu.get(start), memory.get(start)
                 rows.append(
-                    Row(ask.worker_id, start, call.region, ask.instances, cpu=values[0], memory=values[1], settled=True)
+                    PendingSample(
+                        ask.worker_id, start, call.region, ask.instances, cpu=values[0], memory=values[1], settled=True
+                    )
                 )
             else:
                 empty += 1
     return rows, empty, _only(call, undecided, call.start, call.end)
 
 
-def _values(mine: Sequence[Query], metric: str, answers: Mapping[Query, Answer]) -> dict[int, float]:
+def _values(mine: Sequence[MetricQuery], metric: str, answers: Mapping[MetricQuery, MetricResult]) -> dict[int, float]:
     """Period start → percent; of several the first query's that has one."""
     values: dict[int, float] = {}
     for query in reversed(mine):

@@ -8,10 +8,10 @@ from functools import cache
 
 from exporter.commands.backfill import plan as plan_module
 from exporter.commands.backfill.job import counted
-from exporter.commands.backfill.plan import Ask, Plan, asks, queries, window
+from exporter.commands.backfill.plan import GapQuery, Plan, asks, queries, window
 from exporter.core.clock import MAX_SKEW
 from exporter.core.errors import ConfigError, SourceError
-from exporter.core.model import Listing, Query
+from exporter.core.model import Listing, MetricQuery
 from exporter.core.periods import format_duration, rfc3339
 from exporter.core.settings import Settings
 from exporter.sources.aggregates import Aggregates
@@ -71,7 +71,7 @@ class Planner:
         # What the exporter says it heals counts, not only this command's own setting: the two must never fill the same periods.
         heal = max(self._settings.heal, await self.history.noted_heal())
         since, until, notes = window(self._options.since, fleet.date, period, heal, retention)
-        wanted: list[tuple[str, Ask]] = []
+        wanted: list[tuple[str, GapQuery]] = []
         if since < until:
             for some in chunks(lives, READ_AT_ONCE):
                 have = await self.history.timestamps([life.worker.id for life in some], since)
@@ -81,7 +81,7 @@ class Planner:
         types = {worker.instance_id: worker.instance_type for worker in fleet.workers if worker.instance_id}
 
         @cache
-        def queries_of(region: str, instance: str) -> tuple[Query, ...]:
+        def queries_of(region: str, instance: str) -> tuple[MetricQuery, ...]:
             return queries(instance, types.get(instance), listings[region])
 
         notes += _unlisted(wanted, listings, fleet.date)
@@ -125,7 +125,9 @@ def _trust(date: int, ours: float) -> None:
         )
 
 
-def _unlisted(wanted: Sequence[tuple[str, Ask]], listings: dict[str, tuple[Listing, Listing]], now: int) -> tuple[str, ...]:
+def _unlisted(
+    wanted: Sequence[tuple[str, GapQuery]], listings: dict[str, tuple[Listing, Listing]], now: int
+) -> tuple[str, ...]:
     """Tell of instances whose memory cannot be asked for, since ListMetrics forgets a series after two weeks."""
     newest: dict[tuple[str, str], int] = {}
     for region, ask in wanted:

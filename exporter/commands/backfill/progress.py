@@ -9,7 +9,7 @@ from typing import TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from exporter.commands.backfill.job import Job, counted
+from exporter.commands.backfill.job import BackfillRun, counted
 from exporter.commands.backfill.plan import Plan
 from exporter.core.periods import format_duration
 
@@ -21,7 +21,7 @@ PLAIN_EVERY = 5
 
 
 @asynccontextmanager
-async def _progress(job: Job, plan: Plan, err: TextIO) -> AsyncIterator[None]:
+async def _progress(job: BackfillRun, plan: Plan, err: TextIO) -> AsyncIterator[None]:
     """Show how far the job is while the block runs: a bar on a terminal, else a line every few seconds."""
     if not plan.calls:
         yield
@@ -61,7 +61,7 @@ async def _tick(seconds: float, show_it: Callable[[], None]) -> None:
         show_it()
 
 
-def _plain(job: Job, err: TextIO) -> Callable[[], None]:
+def _plain(job: BackfillRun, err: TextIO) -> Callable[[], None]:
     began = time.monotonic()
 
     def line() -> None:
@@ -74,5 +74,5 @@ def _plain(job: Job, err: TextIO) -> Callable[[], None]:
     return line
 
 
-def _said(job: Job) -> str:
+def _said(job: BackfillRun) -> str:
     return f"{counted(job.requests(), 'call')}, {job.telemetry.dollars:.5f} dollars"

@@ -7,10 +7,10 @@ from typing import TypeVar
 
 from prometheus_client import CollectorRegistry
 
-from exporter.commands.check.finding import Finding, _count, _first, _short, _skipped
+from exporter.commands.check.finding import CheckResult, _count, _first, _short, _skipped
 from exporter.core.budget import DOLLARS_PER_METRIC
 from exporter.core.errors import RejectedQuery, SourceError
-from exporter.core.model import Answer, Fleet, Listing, Worker
+from exporter.core.model import Fleet, Listing, MetricResult, Worker
 from exporter.core.periods import align, format_duration, rfc3339
 from exporter.core.settings import Settings
 from exporter.metrics.telemetry import Telemetry
@@ -28,16 +28,16 @@ _LOOK_BACK = 1800  # basic monitoring publishes every 5 minutes, so half an hour
 # -- AWS ---------------------------------------------------------------------------------------------------------------
 
 
-async def _aws(settings: Settings, fleet: Fleet | None, wall: Callable[[], float]) -> list[Finding]:
+async def _aws(settings: Settings, fleet: Fleet | None, wall: Callable[[], float]) -> list[CheckResult]:
     """Check identity, GetMetricData and ListMetrics in every region of the workers, all regions at once."""
     rows = (IDENTITY, CPU, MEMORY)
     if not settings.cloudwatch.enabled:
-        return [Finding(row, "skipped", "cloudwatch.enabled is false: the aggregates' own values are used") for row in rows]
+        return [CheckResult(row, "skipped", "cloudwatch.enabled is false: the aggregates' own values are used") for row in rows]
     if fleet is None:
         return _skipped(rows, "the workers, and so their regions, could not be read")
     regions = sorted({worker.region for worker in fleet.workers})
     if not regions:
-        return [Finding(row, "warn", "not asked: without workers there is no region to ask") for row in rows]
+        return [CheckResult(row, "warn", "not asked: without workers there is no region to ask") for row in rows]
     cloudwatch = CloudWatch(settings, Telemetry(CollectorRegistry()), wall=wall, deadline=DEADLINE)
     try:
         checks = (_region(cloudwatch, region, fleet.workers, settings.period, wall) for region in regions)
@@ -53,8 +53,8 @@ class _Report:
 
     region: str
     identity: str | SourceError
-    cpu: Finding
-    memory: Finding
+    cpu: CheckResult
+    memory: CheckResult
 
 
 async def _region(
@@ -76,12 +76,12 @@ async def _attempt(call: Awaitable[T]) -> T | SourceError:
         return error
 
 
-def _unless_told(finding: Finding, told: str) -> Finding:
+def _unless_told(finding: CheckResult, told: str) -> CheckResult:
     """Credentials that are refused are refused everywhere: one sentence of it is enough."""
-    return Finding(finding.what, "skipped", f"because {IDENTITY} failed") if finding.text == told else finding
+    return CheckResult(finding.what, "skipped", f"because {IDENTITY} failed") if finding.text == told else finding
 
 
-def _identities(reports: Sequence[_Report]) -> Iterator[Finding]:
+def _identities(reports: Sequence[_Report]) -> Iterator[CheckResult]:
     """Yield one row for each identity with its regions, and one for each region where it is unknown."""
     known: dict[str, list[str]] = {}
     for report in reports:
@@ -89,57 +89,59 @@ def _identities(reports: Sequence[_Report]) -> Iterator[Finding]:
             known.setdefault(report.identity, []).append(report.region)
         elif report.cpu.result in ("ok", "warn") and report.memory.result in ("ok", "warn"):
             text = f"{report.identity}; CloudWatch itself answers, so the exporter works without STS"
-            yield Finding(f"{IDENTITY}, {report.region}", "warn", text)
+            yield CheckResult(f"{IDENTITY}, {report.region}", "warn", text)
         else:
-            yield Finding(f"{IDENTITY}, {report.region}", "FAIL", str(report.identity))
+            yield CheckResult(f"{IDENTITY}, {report.region}", "FAIL", str(report.identity))
     for arn, regions in known.items():
-        yield Finding(IDENTITY, "ok", f"{arn} in {', '.join(regions)}")
+        yield CheckResult(IDENTITY, "ok", f"{arn} in {', '.join(regions)}")
 
 
 async def _cpu(
     cloudwatch: CloudWatch, region: str, workers: Collection[Worker], period: int, wall: Callable[[], float]
-) -> Finding:
+) -> CheckResult:
     """Ask for one metric of one worker, a running one if there is any."""
     what = f"{CPU}, {region}"
     worker = min((w for w in workers if w.instance_id), key=lambda w: w.status != "running", default=None)
     if worker is None or worker.instance_id is None:
-        return Finding(what, "skipped", "not asked: no worker of this region names its instance")
+        return CheckResult(what, "skipped", "not asked: no worker of this region names its instance")
     end = align(int(wall()), period)
     start = end - max(6 * period, align(_LOOK_BACK, period))
     (query,) = instance_queries(worker.instance_id)
     answers = await _attempt(cloudwatch.get_metric_data(region, [query], start, end, period))
     if isinstance(answers, RejectedQuery):
-        return Finding(what, "warn", f"{answers}; the other workers are not affected")
+        return CheckResult(what, "warn", f"{answers}; the other workers are not affected")
     if isinstance(answers, SourceError):
-        return Finding(what, "FAIL", str(answers))
+        return CheckResult(what, "FAIL", str(answers))
     return _judged(what, worker, answers.by_query[query], period)
 
 
-def _judged(what: str, worker: Worker, answer: Answer, period: int) -> Finding:
+def _judged(what: str, worker: Worker, answer: MetricResult, period: int) -> CheckResult:
     """Say what the answer to the one query means; the price is told because it is the only check that costs anything."""
     price = f"this check asked for 1 metric: {DOLLARS_PER_METRIC:.5f} dollars"
     name = f"{_short(worker.name or worker.id)} ({worker.instance_id})"
     if not answer.complete:
-        return Finding(what, "warn", f"GetMetricData answered only in part; run check again, serve asks again anyway ({price})")
+        return CheckResult(
+            what, "warn", f"GetMetricData answered only in part; run check again, serve asks again anyway ({price})"
+        )
     if answer.values:
         newest = max(answer.values)
         value = f"{answer.values[newest]:.1f} % in the period ending {rfc3339(newest + period)}"
-        return Finding(what, "ok", f"GetMetricData works: {name} had {value} ({price})")
+        return CheckResult(what, "ok", f"GetMetricData works: {name} had {value} ({price})")
     if worker.status != "running":
-        return Finding(what, "ok", f"GetMetricData works: {name} is {worker.status}, so it has no datapoint ({price})")
+        return CheckResult(what, "ok", f"GetMetricData works: {name} is {worker.status}, so it has no datapoint ({price})")
     window = format_duration(answer.end - answer.start)
     text = (
         f"GetMetricData works, but {name} is running and has no datapoint in the last {window}; "
         f"check that instance, region and AWS account belong together ({price})"
     )
-    return Finding(what, "warn", text)
+    return CheckResult(what, "warn", text)
 
 
-def _memory(region: str, workers: Collection[Worker], listing: Listing | SourceError) -> Finding:
+def _memory(region: str, workers: Collection[Worker], listing: Listing | SourceError) -> CheckResult:
     """Compare the running workers with the memory series of the last three hours."""
     what = f"{MEMORY}, {region}"
     if isinstance(listing, SourceError):
-        return Finding(what, "FAIL", str(listing))
+        return CheckResult(what, "FAIL", str(listing))
     running = [worker for worker in workers if worker.status == "running" and worker.instance_id]
     without = [worker for worker in running if worker.instance_id not in listing.series]
     text = (
@@ -149,4 +151,4 @@ def _memory(region: str, workers: Collection[Worker], listing: Listing | SourceE
     if without:
         names = _first([f"{_short(worker.name or worker.id)} ({worker.instance_id})" for worker in without])
         text += f"; no memory for {', '.join(names)}: install or start the CloudWatch agent there"
-    return Finding(what, "warn" if without else "ok", text)
+    return CheckResult(what, "warn" if without else "ok", text)

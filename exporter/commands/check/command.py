@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from exporter.commands.check.aws import _aws
-from exporter.commands.check.finding import Finding, Result, _clean
+from exporter.commands.check.finding import CheckResult, Result, _clean
 from exporter.commands.check.mongodb import _mongodb
 from exporter.core.errors import ConfigError
 from exporter.core.periods import format_duration
@@ -47,7 +47,7 @@ async def run(settings: Settings, out: TextIO, *, wall: Callable[[], float] = ti
     return 1 if failed else 0
 
 
-async def examine(settings: Settings, wall: Callable[[], float] = time.time) -> list[Finding]:
+async def examine(settings: Settings, wall: Callable[[], float] = time.time) -> list[CheckResult]:
     """Make all checks, in the order in which a failure explains later ones; never raises an ExporterError."""
     folder, in_use = _data_folder(settings.data_dir, settings.period)
     findings = [_settings(settings), folder, _web(settings, in_use)]
@@ -58,21 +58,21 @@ async def examine(settings: Settings, wall: Callable[[], float] = time.time) -> 
 # -- this machine ------------------------------------------------------------------------------------------------------
 
 
-def _settings(settings: Settings) -> Finding:
+def _settings(settings: Settings) -> CheckResult:
     """They were validated when they were loaded; here are the ones that decide cost and resolution."""
     show = format_duration
     asked = (
         f"CloudWatch is asked every {show(settings.cloudwatch.interval)}" if settings.cloudwatch.enabled else "no CloudWatch"
     )
     kept = f"history in {settings.mongodb.history}" if settings.mongodb.history else "no history (mongodb.history is null)"
-    return Finding("settings", "ok", f"valid; period {show(settings.period)}, {asked}, {kept}")
+    return CheckResult("settings", "ok", f"valid; period {show(settings.period)}, {asked}, {kept}")
 
 
-def _data_folder(directory: Path, period: int) -> tuple[Finding, bool]:
+def _data_folder(directory: Path, period: int) -> tuple[CheckResult, bool]:
     """Look at the outbox's folder without making it; say too whether a running exporter holds it."""
 
-    def found(result: Result, text: str) -> Finding:
-        return Finding("data folder", result, text)
+    def found(result: Result, text: str) -> CheckResult:
+        return CheckResult("data folder", result, text)
 
     existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
     if not existing.is_dir():
@@ -129,7 +129,7 @@ def _outbox_damage(path: Path, period: int) -> str | None:
     return None
 
 
-def _web(settings: Settings, in_use: bool) -> Finding:
+def _web(settings: Settings, in_use: bool) -> CheckResult:
     """Listen for a moment where `serve` would, and read the TLS and authentication file."""
     addresses = ", ".join(settings.web.listen_address)
     try:
@@ -139,19 +139,19 @@ def _web(settings: Settings, in_use: bool) -> Finding:
             listener.close()
     except ConfigError as error:
         if in_use and str(error).startswith("web.listen_address"):
-            return Finding("web server", "warn", f"{addresses} is taken, most likely by the exporter that is running here")
-        return Finding("web server", "FAIL", str(error))
-    return Finding("web server", "ok", f"{addresses} is free")
+            return CheckResult("web server", "warn", f"{addresses} is taken, most likely by the exporter that is running here")
+        return CheckResult("web server", "FAIL", str(error))
+    return CheckResult("web server", "ok", f"{addresses} is free")
 
 
-def _plain(findings: Sequence[Finding]) -> Iterator[str]:
+def _plain(findings: Sequence[CheckResult]) -> Iterator[str]:
     """One line a check, never wrapped or cut: for a file, a pipe, grep."""
     width = max(len(_clean(finding.what)) for finding in findings)
     for finding in findings:
         yield f"{finding.result:<7}  {_clean(finding.what):<{width}}  {_clean(finding.text)}"
 
 
-def _print_table(findings: Sequence[Finding], console: Console) -> None:
+def _print_table(findings: Sequence[CheckResult], console: Console) -> None:
     """The same as a table that wraps where the terminal ends."""
     table = Table("check", "result", "found")
     for column in table.columns:

@@ -12,7 +12,7 @@ _SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class CheckResult:
     """One row of the table."""
 
     what: str
@@ -23,8 +23,8 @@ class Finding:
 # -- words and paper ---------------------------------------------------------------------------------------------------
 
 
-def _skipped(rows: Iterable[str], because: str) -> list[Finding]:
-    return [Finding(row, "skipped", f"because {because}") for row in rows]
+def _skipped(rows: Iterable[str], because: str) -> list[CheckResult]:
+    return [CheckResult(row, "skipped", f"because {because}") for row in rows]
 
 
 def _count(count: int, noun: str) -> str:

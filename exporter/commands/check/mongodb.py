@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from exporter.commands.check.finding import Finding, Result, _count, _first, _skipped
+from exporter.commands.check.finding import CheckResult, Result, _count, _first, _skipped
 from exporter.core.clock import MAX_SKEW
 from exporter.core.errors import ConfigError, ExporterError, SourceError, StoreMisfit
 from exporter.core.model import Fleet
@@ -33,18 +33,18 @@ class _HistoryNeeds:
 # -- MongoDB -----------------------------------------------------------------------------------------------------------
 
 
-async def _mongodb(settings: Settings, wall: Callable[[], float]) -> tuple[list[Finding], Fleet | None]:
+async def _mongodb(settings: Settings, wall: Callable[[], float]) -> tuple[list[CheckResult], Fleet | None]:
     """Check everything about MongoDB; return the fleet too, None when it could not be read."""
     others = (CLOCK, WORKERS, HISTORY, PRIVILEGES, LEASE)
     try:
         client, database = connect(settings)
     except ConfigError as error:
-        return [Finding(SERVER, "FAIL", str(error)), *_skipped(others, f"{SERVER} failed")], None
+        return [CheckResult(SERVER, "FAIL", str(error)), *_skipped(others, f"{SERVER} failed")], None
     try:
         try:
             server, now, ours = await _server(settings, database, wall)
         except ExporterError as error:
-            return [Finding(SERVER, "FAIL", str(error)), *_skipped(others, f"{SERVER} failed")], None
+            return [CheckResult(SERVER, "FAIL", str(error)), *_skipped(others, f"{SERVER} failed")], None
         clock = _clock(now, ours)
         workers, fleet = await _workers(settings, database)
         history, needs = await _guarded(HISTORY, _history(settings, database), _HistoryNeeds(create=True, lengthen=False))
@@ -55,15 +55,15 @@ async def _mongodb(settings: Settings, wall: Callable[[], float]) -> tuple[list[
         await client.close()
 
 
-async def _guarded(what: str, check: Awaitable[tuple[Finding, T]], otherwise: T) -> tuple[Finding, T]:
+async def _guarded(what: str, check: Awaitable[tuple[CheckResult, T]], otherwise: T) -> tuple[CheckResult, T]:
     """Make a failed check a row like any other."""
     try:
         return await check
     except ExporterError as error:
-        return Finding(what, "FAIL", str(error)), otherwise
+        return CheckResult(what, "FAIL", str(error)), otherwise
 
 
-async def _server(settings: Settings, database: Database, wall: Callable[[], float]) -> tuple[Finding, float, float]:
+async def _server(settings: Settings, database: Database, wall: Callable[[], float]) -> tuple[CheckResult, float, float]:
     """Return what kind of server answers, its clock in UTC seconds, and ours at the same moment."""
     async with operation(database, settings.mongodb.workers, "hello", _CHECK_SECONDS):
         version = str((await database.client.admin.command("buildInfo"))["version"])
@@ -78,30 +78,30 @@ async def _server(settings: Settings, database: Database, wall: Callable[[], flo
         kind = f"replica set {hello['setName']} of {len(hello.get('hosts', ()))}"
     else:
         kind = "standalone server: fine, but only a replica set survives the loss of a machine"
-    return Finding(SERVER, "ok", f"version {version}, {kind}"), hello["localTime"].timestamp(), ours
+    return CheckResult(SERVER, "ok", f"version {version}, {kind}"), hello["localTime"].timestamp(), ours
 
 
-def _clock(theirs: float, ours: float) -> Finding:
+def _clock(theirs: float, ours: float) -> CheckResult:
     offset = theirs - ours
     if abs(offset) > MAX_SKEW:
         text = (
             f"MongoDB says it is {rfc3339(theirs)}, this machine says {rfc3339(ours)}; set both clocks (NTP), "
             f"they may differ by {format_duration(MAX_SKEW)}"
         )
-        return Finding(CLOCK, "FAIL", text)
-    return Finding(CLOCK, "ok", f"{abs(offset):.1f} s {'ahead of' if offset > 0 else 'behind'} this machine's")
+        return CheckResult(CLOCK, "FAIL", text)
+    return CheckResult(CLOCK, "ok", f"{abs(offset):.1f} s {'ahead of' if offset > 0 else 'behind'} this machine's")
 
 
-async def _workers(settings: Settings, database: Database) -> tuple[Finding, Fleet | None]:
+async def _workers(settings: Settings, database: Database) -> tuple[CheckResult, Fleet | None]:
     """Read the aggregates the way every observation does."""
     try:
         fleet = await Aggregates(database, settings.mongodb.workers, settings.workers).read()
     except SourceError as error:
-        return Finding(WORKERS, "FAIL", str(error)), None
+        return CheckResult(WORKERS, "FAIL", str(error)), None
     name = f"{database.name}.{settings.mongodb.workers}"
     if not fleet.workers and not fleet.skipped:
         text = f"{name} holds no aggregate; check the database in mongodb.uri and mongodb.workers, or wait for the manager"
-        return Finding(WORKERS, "warn", text), fleet
+        return CheckResult(WORKERS, "warn", text), fleet
     statuses = Counter(worker.status for worker in fleet.workers)
     text = f"{name} holds {_count(len(fleet.workers), 'worker')}"
     if statuses:
@@ -111,15 +111,15 @@ async def _workers(settings: Settings, database: Database) -> tuple[Finding, Fle
         text += f"; {_count(sum(fleet.skipped.values()), 'aggregate')} left out: {reasons}"
     if fleet.complaints:
         text += "; " + "; ".join(_first(fleet.complaints))
-    return Finding(WORKERS, "warn" if fleet.complaints else "ok", text), fleet
+    return CheckResult(WORKERS, "warn" if fleet.complaints else "ok", text), fleet
 
 
-async def _history(settings: Settings, database: Database) -> tuple[Finding, _HistoryNeeds]:
+async def _history(settings: Settings, database: Database) -> tuple[CheckResult, _HistoryNeeds]:
     """Look at what `ensure_collection` would find."""
     name = settings.mongodb.history
     if name is None:
         text = "mongodb.history is null: gauges only, no history"
-        return Finding(HISTORY, "skipped", text), _HistoryNeeds(create=False, lengthen=False)
+        return CheckResult(HISTORY, "skipped", text), _HistoryNeeds(create=False, lengthen=False)
     namespace = f"{database.name}.{name}"
     async with operation(database, name, "listCollections", _CHECK_SECONDS):
         cursor = await database.list_collections(filter={"name": name})
@@ -131,12 +131,12 @@ async def _history(settings: Settings, database: Database) -> tuple[Finding, _Hi
     wanted = settings.mongodb.retention
     if not found:
         text = f"{namespace} will be created (period {format_duration(settings.period)}, retention {format_duration(wanted)})"
-        return Finding(HISTORY, "ok", text), _HistoryNeeds(create=True, lengthen=False)
+        return CheckResult(HISTORY, "ok", text), _HistoryNeeds(create=True, lengthen=False)
     result, fate = _fate(
         found[0]["options"].get("expireAfterSeconds"), wanted, "retention" in settings.mongodb.model_fields_set
     )
     text = f"{namespace} is a time-series collection of {format_duration(settings.period)}; {fate}"
-    return Finding(HISTORY, result, text), _HistoryNeeds(create=False, lengthen="will be lengthened" in fate)
+    return CheckResult(HISTORY, result, text), _HistoryNeeds(create=False, lengthen="will be lengthened" in fate)
 
 
 def _check_kind(namespace: str, found: Mapping[str, Any] | None) -> None:
@@ -178,27 +178,29 @@ def _fate(kept: int | None, wanted: int, explicit: bool) -> tuple[Result, str]:
     )
 
 
-async def _privileges(settings: Settings, database: Database, needs: _HistoryNeeds, *, readable: bool) -> tuple[Finding, None]:
+async def _privileges(
+    settings: Settings, database: Database, needs: _HistoryNeeds, *, readable: bool
+) -> tuple[CheckResult, None]:
     """Compare the user's privileges with the least role; nothing is tried out."""
     async with operation(database, settings.mongodb.workers, "connectionStatus", _CHECK_SECONDS):
         status = await database.client.admin.command("connectionStatus", showPrivileges=True)
     users = status["authInfo"]["authenticatedUsers"]
     if not users:
         if readable:
-            return Finding(PRIVILEGES, "ok", "authentication is off: everybody may do everything on this MongoDB"), None
+            return CheckResult(PRIVILEGES, "ok", "authentication is off: everybody may do everything on this MongoDB"), None
         text = "mongodb.uri names no user, but MongoDB asks for one; put user, password and authSource into it"
-        return Finding(PRIVILEGES, "FAIL", text), None
+        return CheckResult(PRIVILEGES, "FAIL", text), None
     who = ", ".join(f"{user['user']}@{user['db']}" for user in users)
     granted = status["authInfo"].get("authenticatedUserPrivileges", ())
     missing = list(_missing(settings, database.name, granted))
     urgent = [where for where, action in missing if action not in _seldom(needs)]
     if not missing:
-        return Finding(PRIVILEGES, "ok", f"{who} has all it needs"), None
+        return CheckResult(PRIVILEGES, "ok", f"{who} has all it needs"), None
     listed = ", ".join(f"{action} on {where}" for where, action in missing)
     if urgent:
-        return Finding(PRIVILEGES, "FAIL", f"{who} lacks {listed}; grant it the least role that README.md shows"), None
+        return CheckResult(PRIVILEGES, "FAIL", f"{who} lacks {listed}; grant it the least role that README.md shows"), None
     text = f"{who} lacks {listed}: serve works without, other commands may not; README.md shows the least role"
-    return Finding(PRIVILEGES, "warn", text), None
+    return CheckResult(PRIVILEGES, "warn", text), None
 
 
 def _seldom(needs: _HistoryNeeds) -> set[str]:
@@ -236,14 +238,14 @@ def _allowed(granted: Sequence[Mapping[str, Any]], database: str, collection: st
     return actions | ({"listCollections", "find", "insert", "update"} if "anyAction" in actions else set())
 
 
-async def _lease(settings: Settings, database: Database, now: float) -> tuple[Finding, None]:
+async def _lease(settings: Settings, database: Database, now: float) -> tuple[CheckResult, None]:
     """Say who writes the history now."""
     if settings.mongodb.history is None:
-        return Finding(LEASE, "skipped", "mongodb.history is null: nothing is written"), None
+        return CheckResult(LEASE, "skipped", "mongodb.history is null: nothing is written"), None
     async with operation(database, STATE, "find", _CHECK_SECONDS):
         lease = await durable(database)[STATE].find_one({"_id": "lease:mirror"}) or {}
     owner, expires = lease.get("owner"), to_seconds(lease.get("expires") or to_datetime(0))
     if not owner or expires <= now:
-        return Finding(LEASE, "ok", "free: the next exporter to start writes the history"), None
+        return CheckResult(LEASE, "ok", "free: the next exporter to start writes the history"), None
     text = f"{owner} writes the history (its lease ends {rfc3339(expires)}); another exporter stands by and exposes gauges"
-    return Finding(LEASE, "ok", text), None
+    return CheckResult(LEASE, "ok", text), None

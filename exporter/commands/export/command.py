@@ -1,6 +1,6 @@
 """`cml-worker-exporter export`: the history as a file, for Prometheus (OpenMetrics) or a spreadsheet (CSV).
 
-Memory does not grow with the history: it is read page by page, and what must be written in another order waits in `columns`.
+Memory does not grow with the history: it is read page by page, and what must be written in another order waits in `open_spool`.
 A file appears under its name only when it is complete.
 """
 
@@ -23,9 +23,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from exporter.commands.export.openmetrics import text
-from exporter.commands.export.spool import KEYS, columns
+from exporter.commands.export.spool import KEYS, open_spool
 from exporter.core.errors import ConfigError, ExporterError, StoreUnavailable
-from exporter.core.history_metrics import FAMILIES
+from exporter.core.history_metrics import HISTORY_METRICS
 from exporter.core.model import InventoryEntry
 from exporter.core.periods import format_duration, parse_duration, rfc3339, to_seconds
 from exporter.core.settings import Settings
@@ -150,7 +150,7 @@ async def _write(
 ) -> Counts:
     # Not where the export itself appears on the same terminal.
     seen = err.isatty() and (request.output is not None or not os.isatty(_STDOUT))
-    steps = len(workers) * (1 if request.format == "csv" else 1 + len(FAMILIES))
+    steps = len(workers) * (1 if request.format == "csv" else 1 + len(HISTORY_METRICS))
     how = _write_csv if request.format == "csv" else _write_openmetrics
     with _progress(err, steps) if seen else nullcontext(_silent) as step:
         return await how(history, entries, workers, request, write, step)
@@ -166,7 +166,7 @@ async def _write_openmetrics(
         counts.points += points
         step()
 
-    with columns() as gathered:
+    with open_spool() as gathered:
         async for worker_id, page in _pages(history, workers, request, KEYS, step):
             gathered.add(worker_id, page)
         gathered.finish()

@@ -11,9 +11,9 @@ from array import array
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 
-from exporter.commands.export.spool import Block, Columns
+from exporter.commands.export.spool import Block, SampleSpool
 from exporter.core.catalog import INFO, LONGEST_LABEL, STATUS, Metric
-from exporter.core.history_metrics import FAMILIES, STORE, Family
+from exporter.core.history_metrics import HISTORY_METRICS, STORE, HistoryMetric
 from exporter.core.model import InventoryEntry
 from exporter.history.series import facts
 
@@ -28,7 +28,7 @@ def heading(metric: Metric) -> str:
     return f"# TYPE {metric.name} {metric.kind}\n{unit}# HELP {metric.name} {_escaped(metric.help)}\n"
 
 
-def text(columns: Columns, entries: Mapping[str, InventoryEntry], written: Callable[[int], None]) -> Iterator[str]:
+def text(columns: SampleSpool, entries: Mapping[str, InventoryEntry], written: Callable[[int], None]) -> Iterator[str]:
     """Yield the whole text, thousands of lines at a time.
 
     Args:
@@ -36,7 +36,7 @@ def text(columns: Columns, entries: Mapping[str, InventoryEntry], written: Calla
         entries: the inventory, worker_id → what is known of the worker.
         written: called after each worker of each family with the number of its points.
     """
-    for family in FAMILIES:
+    for family in HISTORY_METRICS:
         yield heading(family.metric)
         for block in columns.blocks:
             times, points = columns.times(block), 0
@@ -49,7 +49,7 @@ def text(columns: Columns, entries: Mapping[str, InventoryEntry], written: Calla
 
 
 def _series(
-    family: Family, block: Block, columns: Columns, entry: InventoryEntry | None
+    family: HistoryMetric, block: Block, columns: SampleSpool, entry: InventoryEntry | None
 ) -> Iterator[tuple[str, "array[float]"]]:
     """Yield each series of a family in a block: its name with labels, and its values, NaN where it has none."""
     own = {"worker_id": block.worker_id, "region": block.region}

@@ -48,8 +48,8 @@ class _Open:
     codes: dict[str, int]
 
 
-class Columns:
-    """The samples, to be added worker by worker, then read column by column; missing is NaN. Made by `columns`."""
+class SampleSpool:
+    """The samples, to be added worker by worker, then read column by column; missing is NaN. Made by `open_spool`."""
 
     def __init__(self, file: "tempfile.SpooledTemporaryFile[bytes]") -> None:
         self._file = file
@@ -105,14 +105,14 @@ class Columns:
 
 
 @contextmanager
-def columns() -> Iterator[Columns]:
+def open_spool() -> Iterator[SampleSpool]:
     """Make an empty set of columns; its file has no name and is gone in the end, whatever happens.
 
     Raises:
         ExporterError: the temporary folder is full or cannot be written; also from `add` and `finish`.
     """
     with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY) as file:
-        yield Columns(file)
+        yield SampleSpool(file)
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from botocore.parsers import ResponseParserError
 from exporter import __version__
 from exporter.core.budget import Budget
 from exporter.core.errors import SourceError
-from exporter.core.model import Answers, Listing, Query
+from exporter.core.model import Listing, MetricQuery, MetricResults
 from exporter.core.periods import rfc3339, to_datetime, to_seconds
 from exporter.core.settings import Role, Settings
 from exporter.metrics.telemetry import Telemetry
@@ -41,12 +41,12 @@ from exporter.sources.cloudwatch.transport import (
     _RESULTS,
     ATTEMPTS,
     THREADS,
+    CallContext,
+    RegionState,
+    RequestHooks,
     TokenBucket,
-    _Call,
-    _Home,
     _in_thread,
     _raw_timestamp,
-    _Wire,
 )
 
 T = TypeVar("T")
@@ -123,12 +123,14 @@ class CloudWatch:
         self._wall = wall
         self._deadline = deadline
         self._rate = rate
-        self._homes: dict[str, _Home] = {}
-        self._call = _Call()
+        self._homes: dict[str, RegionState] = {}
+        self._call = CallContext()
         # Sessions are one a region; what they load from botocore's data files is the same for all.
         self._loader: Loader = botocore.session.Session().get_component("data_loader")
 
-    async def get_metric_data(self, region: str, queries: Sequence[Query], start: int, end: int, period: int) -> Answers:
+    async def get_metric_data(
+        self, region: str, queries: Sequence[MetricQuery], start: int, end: int, period: int
+    ) -> MetricResults:
         """Ask for the Average of each query in the periods of [start, end); follow all pages.
 
         Args:
@@ -148,7 +150,7 @@ class CloudWatch:
         """
         check_limits(queries, start, end, period)
 
-        def ask(home: _Home) -> Answers:
+        def ask(home: RegionState) -> MetricResults:
             client: CloudWatchClient = self._client(home, "cloudwatch")
             date, pages = self._pages(
                 home,
@@ -159,7 +161,7 @@ class CloudWatch:
                 EndTime=to_datetime(end),
                 ScanBy="TimestampAscending",
             )
-            return Answers(date, merge_pages(queries, pages, start, end))
+            return MetricResults(date, merge_pages(queries, pages, start, end))
 
         return await self._run(region, "GetMetricData", ask, len(queries))
 
@@ -174,7 +176,7 @@ class CloudWatch:
             SourceError: there is no complete answer.
         """
 
-        def ask(home: _Home) -> Listing:
+        def ask(home: RegionState) -> Listing:
             client: CloudWatchClient = self._client(home, "cloudwatch")
             namespace, name = _NAMES["memory"]
             only = {"RecentlyActive": "PT3H"} if recent else {}
@@ -190,7 +192,7 @@ class CloudWatch:
             SourceError: the credentials are missing or refused.
         """
 
-        def ask(home: _Home) -> str:
+        def ask(home: RegionState) -> str:
             client: STSClient = self._client(home, "sts")
             return str(client.get_caller_identity()["Arn"])
 
@@ -201,10 +203,10 @@ class CloudWatch:
         for home in self._homes.values():
             home.forget()
 
-    async def _run(self, region: str, operation: str, ask: Callable[[_Home], T], queries: int = 0) -> T:
+    async def _run(self, region: str, operation: str, ask: Callable[[RegionState], T], queries: int = 0) -> T:
         home = self._homes.get(region)
         if home is None:
-            home = self._homes[region] = _Home(region, TokenBucket(self._rate))
+            home = self._homes[region] = RegionState(region, TokenBucket(self._rate))
 
         def work() -> T:
             self._call.until = time.monotonic() + self._deadline
@@ -226,7 +228,7 @@ class CloudWatch:
                 raise translated from error
 
     def _pages(
-        self, home: _Home, call: Callable[..., Any], operation: str, **arguments: object
+        self, home: RegionState, call: Callable[..., Any], operation: str, **arguments: object
     ) -> tuple[int, list[Sequence[Mapping[str, Any]]]]:
         date, pages = 0, []
         while True:
@@ -267,7 +269,7 @@ class CloudWatch:
             )
         return date
 
-    def _client(self, home: _Home, service: str) -> Any:  # noqa: ANN401  # boto3 makes its clients at run time
+    def _client(self, home: RegionState, service: str) -> Any:  # noqa: ANN401  # boto3 makes its clients at run time
         with home.lock:
             client = home.clients.get(service)
             if client is None:  # `forget` may come from another thread at any point: nothing is read twice
@@ -276,7 +278,7 @@ class CloudWatch:
                 home.session, home.clients[service] = session, client
             return client
 
-    def _session(self, home: _Home) -> boto3.Session:
+    def _session(self, home: RegionState) -> boto3.Session:
         session = botocore.session.Session()
         session.register_component("data_loader", self._loader)
         session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_raw_timestamp)
@@ -286,7 +288,7 @@ class CloudWatch:
             session.get_component("credential_provider").insert_before("env", provider)
         return _with_credentials(session)
 
-    def _role_client(self, home: _Home) -> "STSClient":
+    def _role_client(self, home: RegionState) -> "STSClient":
         """STS with the credentials of the machine, in a session whose timestamps are datetimes: botocore wants an expiry."""
         with home.lock:
             if "assume-role" not in home.clients:
@@ -296,7 +298,7 @@ class CloudWatch:
             client: STSClient = home.clients["assume-role"]
             return client
 
-    def _connect(self, home: _Home, session: boto3.Session, service: str) -> Any:  # noqa: ANN401  # as _client
+    def _connect(self, home: RegionState, session: boto3.Session, service: str) -> Any:  # noqa: ANN401  # as _client
         config = Config(
             retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
             connect_timeout=CONNECT_TIMEOUT,
@@ -318,7 +320,7 @@ class CloudWatch:
                 f"CloudWatch in {home.region}: {self._endpoint} is not an address; correct cloudwatch.endpoint_url",
                 region=home.region,
             ) from error
-        _Wire(client, home, self._call, self._telemetry, self._budget)
+        RequestHooks(client, home, self._call, self._telemetry, self._budget)
         return client
 
 

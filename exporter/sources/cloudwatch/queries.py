@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from exporter.core.model import Answer, Dimensions, MetricName, Outcome, Query
+from exporter.core.model import Dimensions, MetricName, MetricQuery, MetricResult, Outcome
 
 MAX_QUERIES = 500
 MAX_DATAPOINTS = 100_800
@@ -21,7 +21,7 @@ _NAMES: Mapping[MetricName, tuple[str, str]] = {
 # Pure: queries, pages, dimension sets
 
 
-def build_queries(queries: Sequence[Query], period: int) -> list[dict[str, Any]]:
+def build_queries(queries: Sequence[MetricQuery], period: int) -> list[dict[str, Any]]:
     """Write MetricDataQueries for the Average per `period` seconds; the n-th query gets the Id m<n>."""
     return [
         {
@@ -41,8 +41,8 @@ def build_queries(queries: Sequence[Query], period: int) -> list[dict[str, Any]]
 
 
 def merge_pages(
-    queries: Sequence[Query], pages: Iterable[Sequence[Mapping[str, Any]]], start: int, end: int
-) -> dict[Query, Answer]:
+    queries: Sequence[MetricQuery], pages: Iterable[Sequence[Mapping[str, Any]]], start: int, end: int
+) -> dict[MetricQuery, MetricResult]:
     """Merge the MetricDataResults of all pages into one answer for each query about [start, end).
 
     A result may go on over several pages; its last StatusCode decides: Complete → ok or empty, PartialData → partial, anything
@@ -66,7 +66,7 @@ def merge_pages(
     answers = {}
     for number, query in enumerate(queries):
         found = values.get(f"m{number}", {})
-        answers[query] = Answer(_outcome(statuses.get(f"m{number}"), found), start, end, found)
+        answers[query] = MetricResult(_outcome(statuses.get(f"m{number}"), found), start, end, found)
     return answers
 
 
@@ -76,7 +76,7 @@ def _outcome(status: str | None, values: Mapping[int, float]) -> Outcome:
     return "partial" if status == "PartialData" else "failed"
 
 
-def check_limits(queries: Sequence[Query], start: int, end: int, period: int) -> None:
+def check_limits(queries: Sequence[MetricQuery], start: int, end: int, period: int) -> None:
     """Refuse what one GetMetricData call cannot answer.
 
     CloudWatch rounds a start time silently, hence the aligned window.
@@ -94,10 +94,10 @@ def check_limits(queries: Sequence[Query], start: int, end: int, period: int) ->
         raise ValueError(f"{points} datapoints; a call answers at most {MAX_DATAPOINTS}")
 
 
-def instance_queries(instance_id: str, series: Iterable[Dimensions] = ()) -> tuple[Query, ...]:
+def instance_queries(instance_id: str, series: Iterable[Dimensions] = ()) -> tuple[MetricQuery, ...]:
     """Return what an instance is asked for: its CPU, and its memory under each of these dimension sets."""
-    cpu = Query(instance_id, "cpu", (("InstanceId", instance_id),))
-    return cpu, *(Query(instance_id, "memory", dimensions) for dimensions in series)
+    cpu = MetricQuery(instance_id, "cpu", (("InstanceId", instance_id),))
+    return cpu, *(MetricQuery(instance_id, "memory", dimensions) for dimensions in series)
 
 
 def _by_instance(metrics: Iterable[Mapping[str, Any]]) -> dict[str, tuple[Dimensions, ...]]:

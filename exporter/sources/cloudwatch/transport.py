@@ -56,7 +56,7 @@ class TokenBucket:
 
 
 @dataclass
-class _Call(threading.local):
+class CallContext(threading.local):
     """What the thread is at: each call has a thread, and botocore's hooks run in it."""
 
     until: float = 0
@@ -64,7 +64,7 @@ class _Call(threading.local):
 
 
 @dataclass
-class _Home:
+class RegionState:
     """All that belongs to a region; it lives as long as the process."""
 
     region: str
@@ -81,11 +81,11 @@ class _Home:
             client.close()
 
 
-class _Wire:
+class RequestHooks:
     """What happens around every HTTP request of one client, retries included: pace, deadline, counters, whole bodies."""
 
     def __init__(
-        self, client: "CloudWatchClient | STSClient", home: _Home, call: _Call, telemetry: Telemetry, budget: Budget
+        self, client: "CloudWatchClient | STSClient", home: RegionState, call: CallContext, telemetry: Telemetry, budget: Budget
     ) -> None:
         self._http = client._endpoint.http_session  # type: ignore[union-attr]  # botocore has no public way
         self._home = home

@@ -16,8 +16,8 @@ import pytest
 import yaml
 
 from exporter.commands.backfill import command as command_module
-from exporter.commands.backfill.interruption import Interruption
-from exporter.commands.backfill.job import CALLS_AT_ONCE, Patience
+from exporter.commands.backfill.interruption import GracefulStop
+from exporter.commands.backfill.job import CALLS_AT_ONCE, RetryPolicy
 from exporter.commands.backfill.planner import Options
 from exporter.core.errors import ConfigError, OutboxLocked, StoreMisfit, StoreUnavailable
 from exporter.core.periods import DAY, HOUR, align, rfc3339, to_datetime
@@ -36,7 +36,7 @@ from tests.tools import backfill_crash_tests
 PERIOD = 300
 HEAL = 15 * 60
 REGIONS = ("eu-west-1", "us-east-1", "ap-south-1", "sa-east-1")
-QUICK = Patience(mongodb=1, lease=0.4, calls=(0.05, 0.1, 0.1))
+QUICK = RetryPolicy(mongodb=1, lease=0.4, calls=(0.05, 0.1, 0.1))
 PLANNED = re.compile(r"^(?:all|\S+) +([\d,]+) +([\d,]+) +([\d,]+) +([\d,]+) +([\d.]+)$", re.MULTILINE)
 
 
@@ -63,7 +63,7 @@ class Room:
         out, err = io.StringIO(), io.StringIO()
         begin = int(time.time()) - seconds_of(since)
         wanted = Options(begin, since, **options)
-        status = await command_module.run(self.parsed, wanted, out, err, Interruption(), QUICK)
+        status = await command_module.run(self.parsed, wanted, out, err, GracefulStop(), QUICK)
         return status, out.getvalue(), err.getvalue()
 
     @property

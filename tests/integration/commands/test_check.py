@@ -15,7 +15,7 @@ from pymongo import MongoClient
 from pymongo.database import Database
 
 from exporter.commands.check.command import examine, run
-from exporter.commands.check.finding import Finding
+from exporter.commands.check.finding import CheckResult
 from exporter.core.errors import StoreMisfit
 from exporter.core.settings import Settings
 from exporter.pipeline.outbox import Outbox
@@ -97,7 +97,7 @@ def guarded(mongo_auth: AuthMongod, fake_cloudwatch: FakeCloudWatch, tmp_path: P
         yield from world(client, mongo_auth.mongod.uri, fake_cloudwatch, tmp_path)
 
 
-async def rows(settings: Settings) -> dict[str, Finding]:
+async def rows(settings: Settings) -> dict[str, CheckResult]:
     return {finding.what: finding for finding in await examine(settings)}
 
 
@@ -106,7 +106,7 @@ async def checked(settings: Settings) -> tuple[int, str]:
     return await run(settings, out), out.getvalue()
 
 
-def results(found: dict[str, Finding]) -> dict[str, str]:
+def results(found: dict[str, CheckResult]) -> dict[str, str]:
     return {what: finding.result for what, finding in found.items()}
 
 
@@ -157,7 +157,7 @@ async def test_an_existing_history_and_its_writer_are_described_and_left_alone(h
     found = await rows(settings)
 
     assert here.state() == before
-    assert free["lease"] == Finding("lease", "ok", "free: the next exporter to start writes the history")
+    assert free["lease"] == CheckResult("lease", "ok", "free: the next exporter to start writes the history")
     assert found["history"].text.endswith("is a time-series collection of 5m; it keeps samples for 30d")
     assert found["lease"].result == "ok"
     assert found["lease"].text.startswith("somebody@elsewhere writes the history (its lease ends 20")
@@ -193,7 +193,7 @@ async def test_a_server_with_authentication_wants_a_user(guarded: World) -> None
     found = await rows(guarded.settings())
     assert found["MongoDB"].result == "ok"
     assert found["workers"].result == "FAIL"
-    assert found["privileges"] == Finding(
+    assert found["privileges"] == CheckResult(
         "privileges", "FAIL", "mongodb.uri names no user, but MongoDB asks for one; put user, password and authSource into it"
     )
 
@@ -220,7 +220,7 @@ async def test_a_missing_privilege_fails_the_check_and_is_named(
     found = await rows(guarded.settings(mongo_auth.user(name, role)))
 
     lacks = f"exporter@{name} lacks {action} on {name}.{collection}; grant it the least role that README.md shows"
-    assert found["privileges"] == Finding("privileges", "FAIL", lacks)
+    assert found["privileges"] == CheckResult("privileges", "FAIL", lacks)
     assert [what for what, finding in found.items() if finding.result == "FAIL"] == ["privileges"]
 
 
@@ -422,7 +422,7 @@ async def test_an_outbox_of_another_period_fails_the_check(here: World) -> None:
     assert here.state() == before
     with pytest.raises(StoreMisfit) as refusal:
         Outbox(settings.data_dir, settings.period)
-    assert found == Finding("data folder", "FAIL", str(refusal.value))
+    assert found == CheckResult("data folder", "FAIL", str(refusal.value))
 
 
 async def test_a_damaged_outbox_fails_the_check(here: World) -> None:

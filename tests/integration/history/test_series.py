@@ -9,11 +9,11 @@ import pytest
 from bson import Decimal128
 
 from exporter.core.errors import StoreUnavailable
-from exporter.core.model import InventoryEntry, Sighting, WorkerMetricsSample
+from exporter.core.model import InstanceInterval, InventoryEntry, WorkerMetricsSample
 from exporter.core.periods import DAY, HOUR, to_datetime, to_seconds
 from exporter.history import series
-from exporter.history.hourly_cache import Hourly
-from exporter.history.remote_read import BadRequest, Matcher, Query, encode_answer
+from exporter.history.hourly_cache import HourlyCache
+from exporter.history.remote_read import BadRequest, Matcher, SeriesSelector, encode_answer
 from exporter.history.series import read
 from exporter.storage.lease import BACKFILL, Lease
 from exporter.storage.mongo import Database
@@ -33,7 +33,7 @@ def entry(
 ) -> InventoryEntry:
     return InventoryEntry(
         worker_id, region, f"cml {worker_id}", "m5zn.metal", "2.8.1", START, None, status, START, last_seen,
-        (Sighting("i-1", region, START, START + 600), Sighting("i-2", region, START + 600, last_seen)),
+        (InstanceInterval("i-1", region, START, START + 600), InstanceInterval("i-2", region, START + 600, last_seen)),
     )  # fmt: skip
 
 
@@ -66,7 +66,7 @@ async def ask(
     oldest: int = 0,
     most: int = 10**6,
 ) -> prompb.Found:
-    query = Query((START + first * PERIOD) * 1000, (START + last * PERIOD) * 1000, matchers, labels_only)
+    query = SeriesSelector((START + first * PERIOD) * 1000, (START + last * PERIOD) * 1000, matchers, labels_only)
     (found,) = prompb.answer(
         encode_answer([await read(query, entries, history, hourly(history), period=PERIOD, oldest=oldest, most=most)])
     )
@@ -77,8 +77,8 @@ async def no_backfill() -> str:
     return ""
 
 
-def hourly(history: WorkerMetricsRepository) -> Hourly:
-    return Hourly(history, no_backfill, heal=DAY, wall=lambda: START + DAY)
+def hourly(history: WorkerMetricsRepository) -> HourlyCache:
+    return HourlyCache(history, no_backfill, heal=DAY, wall=lambda: START + DAY)
 
 
 def of(metric: str, worker_id: str, /, **labels: str) -> Labels:
@@ -343,7 +343,7 @@ async def test_hours_are_for_who_asks_by_name(history: WorkerMetricsRepository) 
 )
 def test_only_who_names_an_hour_is_no_danger_to_the_memory(name: Matcher, hours: bool) -> None:
     known = Matcher("__name__", "=", "cml_worker:info:max1h")
-    wanted = [Query(0, 1, (Matcher("store", "=", "history"), each), False) for each in (known, name)]
+    wanted = [SeriesSelector(0, 1, (Matcher("store", "=", "history"), each), False) for each in (known, name)]
     assert series.only_hours(wanted) == hours
 
 
@@ -375,8 +375,10 @@ async def test_more_days_than_fit_are_refused_before_they_are_read(
 async def test_an_hour_that_a_backfill_fills_is_read_again(history: WorkerMetricsRepository, database: Database) -> None:
     writer, reader = (Lease(database, owner=owner, name=BACKFILL) for owner in ("backfill", "exporter"))
     clock = [0.0]
-    kept = Hourly(history, reader.mark, heal=DAY, wall=lambda: START + 9 * DAY, monotonic=lambda: clock[0])
-    wanted = Query(START * 1000, (START + DAY) * 1000, (Matcher("__name__", "=", "cml_worker:active_labs:max1h"),), False)
+    kept = HourlyCache(history, reader.mark, heal=DAY, wall=lambda: START + 9 * DAY, monotonic=lambda: clock[0])
+    wanted = SeriesSelector(
+        START * 1000, (START + DAY) * 1000, (Matcher("__name__", "=", "cml_worker:active_labs:max1h"),), False
+    )
 
     async def told() -> list[tuple[int, float]]:
         (found,) = prompb.answer(encode_answer([await read(wanted, [entry("w1")], history, kept, period=PERIOD)]))

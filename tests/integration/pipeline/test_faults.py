@@ -11,7 +11,7 @@ import pytest
 from bson import Int64
 from pymongo import AsyncMongoClient, MongoClient
 
-from exporter.core.model import Answers, Listing, Query
+from exporter.core.model import Listing, MetricQuery, MetricResults
 from exporter.core.periods import align
 from exporter.demo.mongod import Mongod
 from exporter.storage.mongo import Database
@@ -206,7 +206,9 @@ async def test_two_aggregates_with_one_instance_both_get_its_values(
 class Stuck:
     """A CloudWatch whose answer never comes, without any deadline."""
 
-    async def get_metric_data(self, region: str, queries: Sequence[Query], start: int, end: int, period: int) -> Answers:
+    async def get_metric_data(
+        self, region: str, queries: Sequence[MetricQuery], start: int, end: int, period: int
+    ) -> MetricResults:
         await asyncio.Event().wait()
         raise AssertionError
 

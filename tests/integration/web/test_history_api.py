@@ -15,7 +15,7 @@ import pytest
 
 from exporter.core.model import Fleet, Worker, WorkerMetricsSample
 from exporter.core.periods import DAY, HOUR, WEEK, align, rfc3339, to_datetime
-from exporter.history.reader import Reader
+from exporter.history.reader import HistoryReader
 from exporter.storage.inventory import Inventory
 from exporter.storage.mongo import Database
 from exporter.web.application import create_app
@@ -474,7 +474,7 @@ class TestBeyondRetention:
     async def test_without_cloudwatch_the_answer_says_where_the_history_begins(self, exporter: Exporter) -> None:
         await exporter.retain(2 * DAY)
         rig = exporter.rig
-        rig.reader = Reader(period=PERIOD, history=rig.history, archive=None, wanted_retention=DAY, wall=rig.clock)
+        rig.reader = HistoryReader(period=PERIOD, history=rig.history, archive=None, wanted_retention=DAY, wall=rig.clock)
         await rig.history.add_samples([sample(LATEST - n * DAY) for n in (1, 5)])
         rig.history.retention = None  # nobody has told the routes' own repository
         answer = await exporter.history(start="-10d")
@@ -492,7 +492,7 @@ class TestBeyondRetention:
         fake.add(ONE)
         rig = exporter.rig
         archive = rig.reader._archive
-        rig.reader = Reader(period=PERIOD, history=None, archive=archive, wanted_retention=DAY, wall=rig.clock)
+        rig.reader = HistoryReader(period=PERIOD, history=None, archive=archive, wanted_retention=DAY, wall=rig.clock)
         answer = await exporter.history()
         assert (answer["source"], len(answer["data"])) == ("cloudwatch", 286)  # the newest is not published yet
         assert "keeps no history" in answer["note"]
@@ -574,7 +574,7 @@ class TestResources:
 
     async def test_without_cloudwatch_there_is_nothing_live(self, exporter: Exporter) -> None:
         rig = exporter.rig
-        rig.reader = Reader(period=PERIOD, history=rig.history, archive=None, wanted_retention=DAY, wall=rig.clock)
+        rig.reader = HistoryReader(period=PERIOD, history=rig.history, archive=None, wanted_retention=DAY, wall=rig.clock)
         response = await exporter.resources()
         assert response.status_code == 503
         assert "cloudwatch.enabled is false" in response.json()["detail"]

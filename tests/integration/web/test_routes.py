@@ -23,11 +23,11 @@ from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from exporter.core.errors import StoreUnavailable
-from exporter.core.model import InventoryEntry, OwnMetrics, Sighting, Snapshot, Worker, WorkerGauges
-from exporter.history.reader import Reader
+from exporter.core.model import ExporterMetrics, InstanceInterval, InventoryEntry, Snapshot, Worker, WorkerGauges
+from exporter.history.reader import HistoryReader
 from exporter.metrics import exposition
 from exporter.metrics.gzip_member import deflated
-from exporter.storage.rows import Row
+from exporter.storage.rows import HistoryRow
 from exporter.web import routes, webconfig
 from exporter.web.application import create_app
 from tests.helpers.certificates import write_certificate
@@ -61,8 +61,8 @@ def entry(worker_id: str, **changes: Any) -> InventoryEntry:  # noqa: ANN401 -- 
         first_seen=NOW - 8 * DAY,
         last_seen=NOW - 2 * DAY,
         instances=(
-            Sighting("i-old", "us-east-1", NOW - 8 * DAY, NOW - 5 * DAY),
-            Sighting("i-new", "us-east-1", NOW - 5 * DAY, NOW),
+            InstanceInterval("i-old", "us-east-1", NOW - 8 * DAY, NOW - 5 * DAY),
+            InstanceInterval("i-new", "us-east-1", NOW - 5 * DAY, NOW),
         ),
     )
     return replace(known, **changes)
@@ -73,7 +73,7 @@ class Memory:
     """A backend whose state the tests set."""
 
     period: int = 300
-    reader: Reader = field(init=False)
+    reader: HistoryReader = field(init=False)
     columns: None = None
     hourly: None = None
     retention: int | None = 30 * DAY
@@ -88,7 +88,7 @@ class Memory:
 
     def __post_init__(self) -> None:
         Gauge("cml_exporter_leader", "Whether it leads.", registry=self.registry).set(1)
-        self.reader = Reader(period=300, history=self, archive=None, wanted_retention=DAY, wall=self.now)
+        self.reader = HistoryReader(period=300, history=self, archive=None, wanted_retention=DAY, wall=self.now)
 
     def health(self) -> Mapping[str, str | None]:
         return self.sources
@@ -97,9 +97,9 @@ class Memory:
         return self.time
 
     @property
-    def own_metrics(self) -> OwnMetrics:
+    def own_metrics(self) -> ExporterMetrics:
         text = generate_latest(self.registry)
-        return OwnMetrics(text, deflated(text))
+        return ExporterMetrics(text, deflated(text))
 
     async def inventory(self) -> Sequence[InventoryEntry]:
         if self.failure:
@@ -112,12 +112,12 @@ class Memory:
     async def current_retention(self) -> int | None:
         return self.retention
 
-    async def read_samples(self, worker_id: str, start: int, end: int, *, limit: int) -> tuple[list[Row], int | None]:
+    async def read_samples(self, worker_id: str, start: int, end: int, *, limit: int) -> tuple[list[HistoryRow], int | None]:
         return [], None
 
     async def read_statistics(
         self, worker_id: str, start: int, end: int, interval: int, *, limit: int
-    ) -> tuple[list[Row], int | None]:
+    ) -> tuple[list[HistoryRow], int | None]:
         return [], None
 
     async def latest(self, worker_ids: Collection[str]) -> Mapping[str, int]:

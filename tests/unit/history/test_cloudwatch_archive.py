@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 import pytest
 
 from exporter.core.errors import RejectedQuery, SourceError
-from exporter.core.model import Answer, Answers, InventoryEntry, Listing, Query, Sighting, Worker
+from exporter.core.model import InstanceInterval, InventoryEntry, Listing, MetricQuery, MetricResult, MetricResults, Worker
 from exporter.core.periods import DAY
 from exporter.history import cloudwatch_archive as archive
-from exporter.history.cloudwatch_archive import CHUNK, FRESH, Archive
+from exporter.history.cloudwatch_archive import CHUNK, FRESH, CloudWatchArchive
 
 NOW = 1_790_000_100
 STEP = 300
@@ -28,14 +28,16 @@ class Source:
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     series: dict[str, tuple[tuple[tuple[str, str], ...], ...]] = field(default_factory=dict)
 
-    async def get_metric_data(self, region: str, queries: Sequence[Query], start: int, end: int, period: int) -> Answers:
+    async def get_metric_data(
+        self, region: str, queries: Sequence[MetricQuery], start: int, end: int, period: int
+    ) -> MetricResults:
         self.asked.append((f"{region}/{queries[0].instance_id}", start, end))
         await self.gate.wait()
         if self.failure:
             raise self.failure
         values = {at: float(int(queries[0].instance_id[-1:], 36)) for at in range(start, end, period) if at < NOW}
         outcome = "empty" if self.outcome == "ok" and not values else self.outcome
-        return Answers(NOW, {query: Answer(outcome, start, end, values) for query in queries})  # type: ignore[arg-type]
+        return MetricResults(NOW, {query: MetricResult(outcome, start, end, values) for query in queries})  # type: ignore[arg-type]
 
     async def list_memory(self, region: str, *, recent: bool) -> Listing:
         self.listed += 1
@@ -62,15 +64,15 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def kept(source: Source, clock: Clock) -> Archive:
-    return Archive(source, wall=lambda: NOW + clock.now, monotonic=clock)
+def kept(source: Source, clock: Clock) -> CloudWatchArchive:
+    return CloudWatchArchive(source, wall=lambda: NOW + clock.now, monotonic=clock)
 
 
 OLD = NOW - 100 * DAY, NOW - 99 * DAY
 
 
 async def test_an_old_window_is_asked_about_once_a_recent_one_once_a_minute(
-    source: Source, kept: Archive, clock: Clock
+    source: Source, kept: CloudWatchArchive, clock: Clock
 ) -> None:
     for _ in range(3):
         await kept.window(WORKER, None, *OLD, STEP)
@@ -83,7 +85,9 @@ async def test_an_old_window_is_asked_about_once_a_recent_one_once_a_minute(
     assert source.listed == 2  # one listing is of the recent series, one of all
 
 
-async def test_those_who_ask_at_once_share_one_call_and_who_leaves_does_not_end_it(source: Source, kept: Archive) -> None:
+async def test_those_who_ask_at_once_share_one_call_and_who_leaves_does_not_end_it(
+    source: Source, kept: CloudWatchArchive
+) -> None:
     source.gate.clear()
     first, second, third = (asyncio.create_task(kept.window(WORKER, None, *OLD, STEP)) for _ in range(3))
     await asyncio.sleep(0.01)
@@ -94,7 +98,9 @@ async def test_those_who_ask_at_once_share_one_call_and_who_leaves_does_not_end_
 
 
 @pytest.mark.parametrize("outcome", ["partial", "failed"])
-async def test_what_failed_or_came_in_part_is_an_error_and_not_kept(source: Source, kept: Archive, outcome: str) -> None:
+async def test_what_failed_or_came_in_part_is_an_error_and_not_kept(
+    source: Source, kept: CloudWatchArchive, outcome: str
+) -> None:
     source.outcome = outcome
     with pytest.raises(SourceError, match="answered only in part about i-0000000a"):
         await kept.window(WORKER, None, *OLD, STEP)
@@ -103,7 +109,7 @@ async def test_what_failed_or_came_in_part_is_an_error_and_not_kept(source: Sour
 
 
 async def test_the_least_recently_used_is_given_up_for_room(
-    source: Source, kept: Archive, monkeypatch: pytest.MonkeyPatch
+    source: Source, kept: CloudWatchArchive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(archive, "MAX_DATAPOINTS", 3 * 2 * 288 + 10)
     windows = [(NOW - n * DAY, NOW - (n - 1) * DAY) for n in (100, 101, 102)]
@@ -118,7 +124,7 @@ async def test_the_least_recently_used_is_given_up_for_room(
     assert len(source.asked) == 5
 
 
-async def test_points_are_the_first_of_the_range_and_read_no_further(source: Source, kept: Archive) -> None:
+async def test_points_are_the_first_of_the_range_and_read_no_further(source: Source, kept: CloudWatchArchive) -> None:
     start = NOW - 50 * DAY
     points = await kept.points(WORKER, None, start + 1, NOW, STEP, 3)
     assert [point.start for point in points] == [start + STEP, start + 2 * STEP, start + 3 * STEP]
@@ -127,7 +133,9 @@ async def test_points_are_the_first_of_the_range_and_read_no_further(source: Sou
     assert last - first == CHUNK * STEP
 
 
-async def test_an_empty_range_costs_no_more_than_its_chunks_and_none_before_the_worker(source: Source, kept: Archive) -> None:
+async def test_an_empty_range_costs_no_more_than_its_chunks_and_none_before_the_worker(
+    source: Source, kept: CloudWatchArchive
+) -> None:
     young = Worker("w", "eu-west-1", "i-0000000a", "running", created_at=NOW - DAY)
     points = await kept.points(young, None, NOW - 400 * DAY, NOW, STEP, 10_000)
     assert points[0].start == NOW - DAY
@@ -135,7 +143,9 @@ async def test_an_empty_range_costs_no_more_than_its_chunks_and_none_before_the_
     assert all(end <= NOW for _, _, end in source.asked)
 
 
-async def test_an_id_that_cloudwatch_refuses_has_no_data_but_another_refusal_is_an_error(source: Source, kept: Archive) -> None:
+async def test_an_id_that_cloudwatch_refuses_has_no_data_but_another_refusal_is_an_error(
+    source: Source, kept: CloudWatchArchive
+) -> None:
     source.failure = RejectedQuery("cloudwatch", "ValidationError", "refused")
     odd = Worker("w", "eu-west-1", "vm 7", "running")
     assert await kept.window(odd, None, *OLD, STEP) == []
@@ -143,7 +153,9 @@ async def test_an_id_that_cloudwatch_refuses_has_no_data_but_another_refusal_is_
         await kept.window(WORKER, None, *OLD, STEP)
 
 
-async def test_the_newer_of_two_instances_wins_where_both_may_have_been_the_worker(source: Source, kept: Archive) -> None:
+async def test_the_newer_of_two_instances_wins_where_both_may_have_been_the_worker(
+    source: Source, kept: CloudWatchArchive
+) -> None:
     first, second = OLD[0] + 10 * STEP, OLD[0] + 20 * STEP
     entry = InventoryEntry(
         worker_id="w",
@@ -156,7 +168,10 @@ async def test_the_newer_of_two_instances_wins_where_both_may_have_been_the_work
         status="running",
         first_seen=0,
         last_seen=NOW,
-        instances=(Sighting("i-0000000a", "eu-west-1", 0, first), Sighting("i-0000000b", "eu-west-1", second, NOW)),
+        instances=(
+            InstanceInterval("i-0000000a", "eu-west-1", 0, first),
+            InstanceInterval("i-0000000b", "eu-west-1", second, NOW),
+        ),
     )
     points = await kept.window(WORKER, entry, *OLD, STEP)
     older, newer = 10.0, 11.0
@@ -164,11 +179,13 @@ async def test_the_newer_of_two_instances_wins_where_both_may_have_been_the_work
     assert {name for name, _, _ in source.asked} == {"eu-west-1/i-0000000a", "eu-west-1/i-0000000b"}
 
 
-async def test_memory_is_asked_under_every_listed_series_and_else_under_the_plainest(source: Source, kept: Archive) -> None:
-    asked: list[tuple[Query, ...]] = []
+async def test_memory_is_asked_under_every_listed_series_and_else_under_the_plainest(
+    source: Source, kept: CloudWatchArchive
+) -> None:
+    asked: list[tuple[MetricQuery, ...]] = []
     ask = source.get_metric_data
 
-    async def noting(region: str, queries: Sequence[Query], start: int, end: int, period: int) -> Answers:
+    async def noting(region: str, queries: Sequence[MetricQuery], start: int, end: int, period: int) -> MetricResults:
         asked.append(tuple(queries))
         return await ask(region, queries, start, end, period)
 
@@ -183,6 +200,8 @@ async def test_memory_is_asked_under_every_listed_series_and_else_under_the_plai
     assert [query.dimensions for query in asked[1][1:]] == [plain]
 
 
-async def test_nothing_is_asked_from_before_what_cloudwatch_still_has_at_the_resolution(source: Source, kept: Archive) -> None:
+async def test_nothing_is_asked_from_before_what_cloudwatch_still_has_at_the_resolution(
+    source: Source, kept: CloudWatchArchive
+) -> None:
     await kept.points(WORKER, None, NOW - 63 * DAY + 3600, NOW - 60 * DAY, STEP, 10)
     assert min(first for _, first, _ in source.asked) >= NOW - 63 * DAY

@@ -10,8 +10,8 @@ from exporter.core.errors import StoreUnavailable
 from exporter.core.history_metrics import FIELDS, NEWEST
 from exporter.core.periods import DAY, HOUR
 from exporter.history import hourly_cache as hourly
-from exporter.history.hourly_cache import Hourly
-from exporter.storage.hourly import Part
+from exporter.history.hourly_cache import HourlyCache
+from exporter.storage.hourly import WorkerDay
 
 TODAY = 1_767_225_600
 NOW = TODAY + 12 * HOUR + 1800
@@ -29,7 +29,7 @@ class History:
         self.heal = 0
         self.gate: asyncio.Event | None = None
 
-    async def hours(self, worker_ids: Collection[str], day: int) -> list[Part]:
+    async def hours(self, worker_ids: Collection[str], day: int) -> list[WorkerDay]:
         value = float(len(self.reads))
         self.reads.append((day, tuple(sorted(worker_ids))))
         if self.gate is not None:
@@ -37,7 +37,7 @@ class History:
         if self.broken & set(worker_ids):
             raise StoreUnavailable("gone", reason="unreachable")
         values = array("d", [value] * 24 * len(FIELDS))
-        return [Part(worker_id, "eu-west-1", bytes(range(24)), values) for worker_id in worker_ids if worker_id != "none"]
+        return [WorkerDay(worker_id, "eu-west-1", bytes(range(24)), values) for worker_id in worker_ids if worker_id != "none"]
 
     async def noted_heal(self) -> int:
         return self.heal
@@ -48,7 +48,7 @@ class World:
         self.history = History()
         self.now = 0.0
         self.mark: str | None = "1"
-        self.hourly = Hourly(
+        self.hourly = HourlyCache(
             self.history, self.backfill_mark, heal=DAY, wall=lambda: NOW + self.now, monotonic=lambda: self.now
         )
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.core.periods import DAY, HOUR, WEEK, align_interval, align_interval_up
-from exporter.history.segments import stretches
+from exporter.history.segments import split_range
 from exporter.sources.cloudwatch.retention import MARGIN, OLDEST, TIERS, resolution_at
 
 NOW = 1_790_000_123
@@ -18,7 +18,7 @@ def cut(
     days: float, *, period: int = 300, interval: int | None = None, kept: int | None = 30
 ) -> list[tuple[str, int, int | None]]:
     boundary = None if kept is None else NOW - kept * DAY
-    found = stretches(NOW - int(days * DAY), NOW, NOW, period=period, interval=interval, boundary=boundary)
+    found = split_range(NOW - int(days * DAY), NOW, NOW, period=period, interval=interval, boundary=boundary)
     return [(part.source, part.resolution, part.interval) for part in found]
 
 
@@ -59,7 +59,7 @@ def test_stretches_cover_the_range_without_overlap_and_no_row_straddles_two(
     start = NOW - begin
     end = min(NOW, start + length)
     boundary = None if kept is None else NOW - kept
-    parts = stretches(start, end, NOW, period=period, interval=interval, boundary=boundary)
+    parts = split_range(start, end, NOW, period=period, interval=interval, boundary=boundary)
     assert bool(parts) == (start < end)
     if parts:
         assert [*(part.start for part in parts), end] == [start, *(part.end for part in parts)]

@@ -8,16 +8,16 @@ import pytest
 
 from exporter.core.instances import next_entry, ran_on
 from exporter.core.model import (
-    Answer,
-    Answers,
     Datapoint,
+    InstanceInterval,
     InventoryEntry,
     Listing,
     MetricName,
-    Need,
+    MetricQuery,
+    MetricResult,
+    MetricResults,
     Outcome,
-    Query,
-    Sighting,
+    PendingQuery,
     Worker,
 )
 from exporter.pipeline.lifecycle import (
@@ -25,11 +25,11 @@ from exporter.pipeline.lifecycle import (
     MAX_QUERIES,
     ON_TIME,
     UNLISTED,
-    Known,
-    Row,
+    Decision,
+    FirstSeenValues,
+    PendingSample,
     Rules,
-    Sightings,
-    Verdict,
+    WorkerState,
     gaps,
     judge,
     meet,
@@ -38,7 +38,7 @@ from exporter.pipeline.lifecycle import (
     settle_alone,
     vanish,
 )
-from exporter.pipeline.planning import Batch, is_due, plan
+from exporter.pipeline.planning import MetricDataCall, is_due, plan
 from exporter.pipeline.publisher import gauges, is_shown
 
 RULES = Rules()
@@ -46,16 +46,16 @@ P = RULES.period
 T = 1_767_225_600
 """2026-01-01T00:00:00Z, the start of a period."""
 WORKER = Worker("w1", "eu-west-1", "i-1", "running", active_labs=3)
-KNOWN = Known("w1", "eu-west-1", ("i-1",), "running", 0, T - P + 12, T)
+KNOWN = WorkerState("w1", "eu-west-1", ("i-1",), "running", 0, T - P + 12, T)
 ENTRY = InventoryEntry("w1", "eu-west-1", None, None, None, None, None, "running", T - 9 * P, T)
 
 
 def ran(*sightings: tuple[str, int, int], region: str = "eu-west-1") -> InventoryEntry:
     """The inventory's entry with these instances: (id, first seen, last seen)."""
-    return replace(ENTRY, instances=tuple(Sighting(id_, region, first, last) for id_, first, last in sightings))
+    return replace(ENTRY, instances=tuple(InstanceInterval(id_, region, first, last) for id_, first, last in sightings))
 
 
-def starts(rows: Iterable[Row]) -> list[int]:
+def starts(rows: Iterable[PendingSample]) -> list[int]:
     """Which periods they are, counted from T."""
     return [(row.start - T) // P for row in rows]
 
@@ -65,8 +65,8 @@ def starts(rows: Iterable[Row]) -> list[int]:
 
 def test_every_closed_period_is_opened_once() -> None:
     rows, known = observe(WORKER, KNOWN, T + P + 12, RULES)
-    assert rows == [Row("w1", T, "eu-west-1", ("i-1",), "running", 3)]
-    assert known == Known("w1", "eu-west-1", ("i-1",), "running", 0, T + P + 12, T + P)
+    assert rows == [PendingSample("w1", T, "eu-west-1", ("i-1",), "running", 3)]
+    assert known == WorkerState("w1", "eu-west-1", ("i-1",), "running", 0, T + P + 12, T + P)
     again, unchanged = observe(WORKER, known, T + P + 40, RULES)
     assert again == []
     assert unchanged == replace(known, seen=T + P + 40)
@@ -135,7 +135,9 @@ def test_another_regions_instances_are_no_candidates() -> None:
 def test_a_worker_without_an_instance_is_settled_by_what_was_observed() -> None:
     worker, known = replace(WORKER, instance_id=None, status="pending"), replace(KNOWN, instances=())
     rows, _ = observe(worker, known, T + 2 * P, RULES)
-    assert rows == [Row("w1", T + P, "eu-west-1", (), "pending", 3, settled=True)], "and where nobody looked there is nothing"
+    assert rows == [PendingSample("w1", T + P, "eu-west-1", (), "pending", 3, settled=True)], (
+        "and where nobody looked there is nothing"
+    )
 
 
 @pytest.mark.parametrize("status", ["stopped", "terminated"])
@@ -153,7 +155,7 @@ def test_an_idle_worker_is_settled_without_cloudwatch(status: str) -> None:
         (replace(KNOWN, status="stopped", idle_since=T - P, seen=T - P), "it was not looked at for too long"),
     ],
 )
-def test_an_idle_worker_is_asked_about_unless_it_was_idle_all_the_time(known: Known, why: str) -> None:
+def test_an_idle_worker_is_asked_about_unless_it_was_idle_all_the_time(known: WorkerState, why: str) -> None:
     (*_, row), _ = observe(replace(WORKER, status="stopped"), known, T + P + 12, RULES)
     assert not row.settled, why
 
@@ -230,13 +232,13 @@ def test_the_last_sample_of_a_vanished_worker_is_the_period_open_when_it_was_las
     known = replace(KNOWN, seen=T + P + 12, next=T + P)
     assert vanish(known, T + 2 * P - 1, RULES) == ([], known), "it is not over yet"
     rows, after = vanish(known, T + 9 * P, RULES)
-    assert rows == [Row("w1", T + P, "eu-west-1", ("i-1",))]
+    assert rows == [PendingSample("w1", T + P, "eu-west-1", ("i-1",))]
     assert after.next == T + 2 * P
     assert vanish(after, T + 10 * P, RULES) == ([], after)
 
 
 @pytest.mark.parametrize("known", [replace(KNOWN, status="stopped"), replace(KNOWN, instances=())])
-def test_a_vanished_worker_that_ran_nowhere_leaves_nothing(known: Known) -> None:
+def test_a_vanished_worker_that_ran_nowhere_leaves_nothing(known: WorkerState) -> None:
     assert vanish(known, T + 9 * P, RULES) == ([], known)
 
 
@@ -244,7 +246,7 @@ def test_gaps_are_the_periods_before_next_that_the_history_lacks_inner_holes_too
     have = {T - n * P for n in range(1, 289) if n not in (2, 7)}
     rows = gaps(WORKER, KNOWN, ran(("i-1", T - 300 * P, T)), have, T + 12, RULES)
     assert starts(rows) == [-7, -2]
-    assert rows[0] == Row("w1", T - 7 * P, "eu-west-1", ("i-1",))
+    assert rows[0] == PendingSample("w1", T - 7 * P, "eu-west-1", ("i-1",))
 
 
 def test_gaps_reach_back_to_heal_and_to_the_creation() -> None:
@@ -285,7 +287,10 @@ def test_before_the_first_sighting_it_was_the_first_instance() -> None:
 def test_where_the_region_changed_within_a_period_the_newer_one_counts() -> None:
     entry = replace(
         ENTRY,
-        instances=(Sighting("i-1", "eu-west-1", T - 9 * P, T + 10), Sighting("i-2", "us-east-1", T + 99, T + P)),
+        instances=(
+            InstanceInterval("i-1", "eu-west-1", T - 9 * P, T + 10),
+            InstanceInterval("i-2", "us-east-1", T + 99, T + P),
+        ),
     )
     assert ran_on(entry, WORKER, T, T + P) == ("us-east-1", ("i-2",))
     assert ran_on(entry, WORKER, T - P, T) == ("eu-west-1", ("i-1",))
@@ -294,16 +299,16 @@ def test_where_the_region_changed_within_a_period_the_newer_one_counts() -> None
 # -- asking ------------------------------------------------------------------------------------------------------------
 
 
-def queries_of(worker_id: str, region: str, instance: str) -> tuple[Query, ...]:
+def queries_of(worker_id: str, region: str, instance: str) -> tuple[MetricQuery, ...]:
     dimensions = (("InstanceId", instance),)
-    return Query(instance, "cpu", dimensions), Query(instance, "memory", dimensions)
+    return MetricQuery(instance, "cpu", dimensions), MetricQuery(instance, "memory", dimensions)
 
 
-def need(number: int, oldest: int, region: str = "eu-west-1", instances: int = 1) -> Need:
-    return Need(f"w{number:04}", region, tuple(f"i-{number}-{n}" for n in range(instances)), oldest)
+def need(number: int, oldest: int, region: str = "eu-west-1", instances: int = 1) -> PendingQuery:
+    return PendingQuery(f"w{number:04}", region, tuple(f"i-{number}-{n}" for n in range(instances)), oldest)
 
 
-def datapoints(batch: Batch) -> int:
+def datapoints(batch: MetricDataCall) -> int:
     return len(batch.queries) * (batch.end - batch.start) // P
 
 
@@ -378,11 +383,11 @@ def test_nothing_is_asked_about_a_period_that_is_not_over() -> None:
 
 
 def test_a_worker_without_queries_is_not_asked_about() -> None:
-    assert plan([Need("w1", "eu-west-1", (), T - P)], queries_of, T, RULES) == []
+    assert plan([PendingQuery("w1", "eu-west-1", (), T - P)], queries_of, T, RULES) == []
 
 
 def test_an_instance_shared_by_two_workers_is_asked_once() -> None:
-    shared = [Need(name, "eu-west-1", ("i-1",), T - P) for name in ("w1", "w2")]
+    shared = [PendingQuery(name, "eu-west-1", ("i-1",), T - P) for name in ("w1", "w2")]
     (batch,) = plan(shared, queries_of, T, RULES)
     assert (len(batch.asks), len(batch.queries)) == (2, 2)
 
@@ -397,7 +402,7 @@ def test_halves_share_the_workers_and_keep_the_window() -> None:
 
 # -- settling ----------------------------------------------------------------------------------------------------------
 
-ROW = Row("w1", T, "eu-west-1", ("i-1",), "running", 3, own_cpu=11.0, own_memory=22.0)
+ROW = PendingSample("w1", T, "eu-west-1", ("i-1",), "running", 3, own_cpu=11.0, own_memory=22.0)
 CPU, MEMORY = queries_of("w1", "eu-west-1", "i-1")
 END = T + P
 
@@ -409,16 +414,18 @@ def answers(
     memory: float | None = None,
     outcome: Outcome = "ok",
     window: tuple[int, int] = (T, END),
-) -> Answers:
+) -> MetricResults:
     """CloudWatch's answers `age` seconds after the row's end."""
-    given: Mapping[Query, float | None] = {CPU: cpu, MEMORY: memory}
-    return Answers(
+    given: Mapping[MetricQuery, float | None] = {CPU: cpu, MEMORY: memory}
+    return MetricResults(
         END + age,
-        {q: Answer(outcome, *window, {} if value is None else {T: value}) for q, value in given.items()},
+        {q: MetricResult(outcome, *window, {} if value is None else {T: value}) for q, value in given.items()},
     )
 
 
-def judged(given: Answers, sightings: Sightings | None = None, row: Row = ROW, listings: Iterable[Listing] = ()) -> Verdict:
+def judged(
+    given: MetricResults, sightings: FirstSeenValues | None = None, row: PendingSample = ROW, listings: Iterable[Listing] = ()
+) -> Decision:
     asked = [query for query in (CPU, MEMORY) if query in given.by_query]
     return judge(row, "cpu", asked, given, tuple(listings), {} if sightings is None else sightings, RULES)
 
@@ -426,83 +433,83 @@ def judged(given: Answers, sightings: Sightings | None = None, row: Row = ROW, l
 @pytest.mark.parametrize(
     ("age", "value", "verdict", "why"),
     [
-        (0, 5.0, Verdict(False), "CloudWatch may revise it until settle"),
-        (299, 5.0, Verdict(False), "one second before settle"),
-        (300, 5.0, Verdict(True, 5.0), "settle is over, and it was seen on time"),
-        (300 + ON_TIME, 5.0, Verdict(True, 5.0), "rounds are not exact to the second"),
-        (301 + ON_TIME, 5.0, Verdict(False), "late: it must stay the same for another settle"),
-        (3599, 5.0, Verdict(False), "late, and not yet given up"),
-        (3600, 5.0, Verdict(True, 5.0), "after give_up nothing is revised any more"),
-        (300, None, Verdict(False), "an absence is not believed so early"),
-        (3599, None, Verdict(False), "an absence is not believed before give_up"),
-        (3600, None, Verdict(True), "an absence is believed"),
-        (300, 0.0, Verdict(True, 0.0), "zero is a value"),
+        (0, 5.0, Decision(False), "CloudWatch may revise it until settle"),
+        (299, 5.0, Decision(False), "one second before settle"),
+        (300, 5.0, Decision(True, 5.0), "settle is over, and it was seen on time"),
+        (300 + ON_TIME, 5.0, Decision(True, 5.0), "rounds are not exact to the second"),
+        (301 + ON_TIME, 5.0, Decision(False), "late: it must stay the same for another settle"),
+        (3599, 5.0, Decision(False), "late, and not yet given up"),
+        (3600, 5.0, Decision(True, 5.0), "after give_up nothing is revised any more"),
+        (300, None, Decision(False), "an absence is not believed so early"),
+        (3599, None, Decision(False), "an absence is not believed before give_up"),
+        (3600, None, Decision(True), "an absence is believed"),
+        (300, 0.0, Decision(True, 0.0), "zero is a value"),
     ],
 )
-def test_when_a_first_answer_counts(age: int, value: float | None, verdict: Verdict, why: str) -> None:
+def test_when_a_first_answer_counts(age: int, value: float | None, verdict: Decision, why: str) -> None:
     assert judged(answers(age, cpu=value)) == verdict, why
 
 
 @pytest.mark.parametrize("outcome", ["partial", "failed"])
 @pytest.mark.parametrize("age", [300, 90_000])
 def test_a_partial_or_failed_answer_decides_nothing_at_any_age(outcome: Outcome, age: int) -> None:
-    assert judged(answers(age, cpu=5.0, outcome=outcome)) == Verdict(False)
+    assert judged(answers(age, cpu=5.0, outcome=outcome)) == Decision(False)
 
 
 def test_a_query_without_an_answer_decides_nothing() -> None:
-    assert judge(ROW, "cpu", [CPU], Answers(END + 9999, {}), (), {}, RULES) == Verdict(False)
+    assert judge(ROW, "cpu", [CPU], MetricResults(END + 9999, {}), (), {}, RULES) == Decision(False)
 
 
 @pytest.mark.parametrize("window", [(T + P, T + 2 * P), (T - P, T), (T + 1, END), (T, END - 1)])
 def test_an_answer_that_does_not_contain_the_whole_period_decides_nothing(window: tuple[int, int]) -> None:
-    assert judged(answers(9999, window=window)) == Verdict(False)
+    assert judged(answers(9999, window=window)) == Decision(False)
 
 
 def test_a_late_value_is_confirmed_by_staying_the_same() -> None:
-    sightings: Sightings = {}
-    assert judged(answers(700, cpu=5.0), sightings) == Verdict(False)
-    assert judged(answers(999, cpu=5.0), sightings) == Verdict(False)
-    assert judged(answers(1000, cpu=5.0), sightings) == Verdict(True, 5.0)
+    sightings: FirstSeenValues = {}
+    assert judged(answers(700, cpu=5.0), sightings) == Decision(False)
+    assert judged(answers(999, cpu=5.0), sightings) == Decision(False)
+    assert judged(answers(1000, cpu=5.0), sightings) == Decision(True, 5.0)
 
 
 def test_a_late_value_that_is_revised_waits_anew() -> None:
-    sightings: Sightings = {}
+    sightings: FirstSeenValues = {}
     judged(answers(700, cpu=5.0), sightings)
-    assert judged(answers(1000, cpu=6.0), sightings) == Verdict(False)
-    assert judged(answers(1300, cpu=6.0), sightings) == Verdict(True, 6.0)
+    assert judged(answers(1000, cpu=6.0), sightings) == Decision(False)
+    assert judged(answers(1300, cpu=6.0), sightings) == Decision(True, 6.0)
 
 
 def test_a_value_seen_before_settle_counts_once_settle_is_over_even_if_nobody_asked_in_between() -> None:
-    sightings: Sightings = {}
+    sightings: FirstSeenValues = {}
     judged(answers(120, cpu=5.0), sightings)
-    assert judged(answers(900, cpu=5.0), sightings) == Verdict(True, 5.0)
-    assert judged(answers(900, cpu=6.0), sightings) == Verdict(False), "revised after it was seen: confirmed like a late one"
+    assert judged(answers(900, cpu=5.0), sightings) == Decision(True, 5.0)
+    assert judged(answers(900, cpu=6.0), sightings) == Decision(False), "revised after it was seen: confirmed like a late one"
 
 
 def test_the_newest_candidate_that_has_a_value_wins() -> None:
     row = replace(ROW, instances=("i-2", "i-1"))
     both = [*queries_of("w1", "eu-west-1", "i-2"), CPU, MEMORY]
-    empty = Answer("empty", T, END, {})
+    empty = MetricResult("empty", T, END, {})
 
-    def given(age: int, newer: Answer) -> Verdict:
-        by_query = {query: newer if query.instance_id == "i-2" else Answer("ok", T, END, {T: 5.0}) for query in both}
-        return judge(row, "cpu", both, Answers(END + age, by_query), (), {}, RULES)
+    def given(age: int, newer: MetricResult) -> Decision:
+        by_query = {query: newer if query.instance_id == "i-2" else MetricResult("ok", T, END, {T: 5.0}) for query in both}
+        return judge(row, "cpu", both, MetricResults(END + age, by_query), (), {}, RULES)
 
-    assert given(300, Answer("ok", T, END, {T: 9.0})) == Verdict(True, 9.0)
-    assert given(300, empty) == Verdict(False), "the newer one may still publish"
-    assert given(3600, empty) == Verdict(True, 5.0)
-    assert given(3600, Answer("partial", T, END, {})) == Verdict(False)
+    assert given(300, MetricResult("ok", T, END, {T: 9.0})) == Decision(True, 9.0)
+    assert given(300, empty) == Decision(False), "the newer one may still publish"
+    assert given(3600, empty) == Decision(True, 5.0)
+    assert given(3600, MetricResult("partial", T, END, {})) == Decision(False)
 
 
 def test_of_several_series_of_one_instance_any_may_have_the_value_but_all_must_be_complete() -> None:
-    other = Query("i-1", "memory", (("InstanceId", "i-1"), ("ImageId", "ami-1")))
+    other = MetricQuery("i-1", "memory", (("InstanceId", "i-1"), ("ImageId", "ami-1")))
 
-    def given(second: Answer) -> Verdict:
-        by_query = {MEMORY: Answer("empty", T, END, {}), other: second}
-        return judge(ROW, "memory", [MEMORY, other], Answers(END + 300, by_query), (), {}, RULES)
+    def given(second: MetricResult) -> Decision:
+        by_query = {MEMORY: MetricResult("empty", T, END, {}), other: second}
+        return judge(ROW, "memory", [MEMORY, other], MetricResults(END + 300, by_query), (), {}, RULES)
 
-    assert given(Answer("ok", T, END, {T: 7.0})) == Verdict(True, 7.0)
-    assert given(Answer("failed", T, END, {})) == Verdict(False)
+    assert given(MetricResult("ok", T, END, {T: 7.0})) == Decision(True, 7.0)
+    assert given(MetricResult("failed", T, END, {})) == Decision(False)
 
 
 @pytest.mark.parametrize(
@@ -517,7 +524,7 @@ def test_of_several_series_of_one_instance_any_may_have_the_value_but_all_must_b
 )
 def test_memory_that_no_listing_lists_is_absent(listing: Listing, decided: bool, why: str) -> None:
     verdict = judge(ROW, "memory", [CPU], answers(300, cpu=5.0), (Listing(), listing), {}, RULES)
-    assert verdict == Verdict(decided), why
+    assert verdict == Decision(decided), why
 
 
 def test_a_row_is_settled_once_both_metrics_are_decided() -> None:
@@ -626,12 +633,12 @@ def test_of_an_instance_nobody_asked_about_nothing_is_believed_to_be_absent() ->
     """The budget may have kept it out of the call; that ListMetrics does not list it says nothing of its cpu."""
     rules = Rules()
     start = 1_767_225_600
-    row = Row("w1", start, "eu-west-1", ("i-new", "i-old"))
-    asked = Query("i-new", "cpu", (("InstanceId", "i-new"),))
+    row = PendingSample("w1", start, "eu-west-1", ("i-new", "i-old"))
+    asked = MetricQuery("i-new", "cpu", (("InstanceId", "i-new"),))
     now = start + 4 * 3600
-    answers = Answers(now, {asked: Answer("empty", start, start + 3600, {})})
+    answers = MetricResults(now, {asked: MetricResult("empty", start, start + 3600, {})})
     listing = Listing(now, now - 14 * 86400, {})
     assert not settle(row, [asked], answers, [listing], {}, rules).settled
-    both = [asked, Query("i-old", "cpu", (("InstanceId", "i-old"),))]
-    answers = Answers(now, {query: Answer("empty", start, start + 3600, {}) for query in both})
+    both = [asked, MetricQuery("i-old", "cpu", (("InstanceId", "i-old"),))]
+    answers = MetricResults(now, {query: MetricResult("empty", start, start + 3600, {}) for query in both})
     assert settle(row, both, answers, [listing], {}, rules).settled

@@ -14,16 +14,16 @@ from exporter.core.model import WorkerMetricsSample
 from exporter.core.periods import to_datetime, to_seconds
 from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline import mirror as module
-from exporter.pipeline.lifecycle import Row
-from exporter.pipeline.mirror import LEAST, MARGIN, Mirror, Old, sample
+from exporter.pipeline.lifecycle import PendingSample
+from exporter.pipeline.mirror import LEAST, MARGIN, BackfillRange, Mirror, sample
 from exporter.pipeline.outbox import Outbox, OutboxThread
 
 T, P = 1_767_225_600, 300
 Key = tuple[str, int]
 
 
-def row(number: int, worker: str = "w1", status: str | None = "running") -> Row:
-    return Row(worker, T + number * P, "eu-west-1", ("i-1",), status, 3, cpu=float(number), settled=True)
+def row(number: int, worker: str = "w1", status: str | None = "running") -> PendingSample:
+    return PendingSample(worker, T + number * P, "eu-west-1", ("i-1",), status, 3, cpu=float(number), settled=True)
 
 
 class History:
@@ -127,12 +127,12 @@ class Desk:
             self.history,
             self.lease,
             self.telemetry,
-            old=Old(self.backfill, 10 * P, lambda: self.now),
+            old=BackfillRange(self.backfill, 10 * P, lambda: self.now),
             wall=lambda: self.now,
             batch=10,
         )
 
-    def put(self, *rows: Row) -> None:
+    def put(self, *rows: PendingSample) -> None:
         with self.outbox.transaction():
             self.outbox.open(rows)
 
@@ -330,7 +330,7 @@ async def test_a_full_disk_while_deleting_doubles_nothing(desk: Desk, monkeypatc
 
 
 def test_a_row_is_written_in_the_customers_shape() -> None:
-    full = Row("w1", T, "eu-west-1", ("i-1",), "running", 0, own_cpu=1.0, cpu=2.5, memory=None, settled=True)
+    full = PendingSample("w1", T, "eu-west-1", ("i-1",), "running", 0, own_cpu=1.0, cpu=2.5, memory=None, settled=True)
     assert sample(full) == WorkerMetricsSample("w1", "eu-west-1", to_datetime(T), 2.5, None, 0, "running")
 
 

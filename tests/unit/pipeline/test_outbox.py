@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from exporter.core.errors import OutboxLocked, StoreError, StoreMisfit
-from exporter.core.model import Need, Worker
-from exporter.pipeline.lifecycle import Known, Row
+from exporter.core.model import PendingQuery, Worker
+from exporter.pipeline.lifecycle import PendingSample, WorkerState
 from exporter.pipeline.outbox import Outbox
 
 T, P = 1_767_225_600, 300
-ROW = Row("w1", T, "eu-west-1", ("i-2", "i-1"), "running", 3, own_cpu=1.5, own_memory=2.5)
+ROW = PendingSample("w1", T, "eu-west-1", ("i-2", "i-1"), "running", 3, own_cpu=1.5, own_memory=2.5)
 READY = replace(ROW, cpu=1.5, memory=2.5, settled=True)
-KNOWN = Known("w1", "eu-west-1", ("i-2", "i-1"), "stopped", T - 5, T - 3, T)
+KNOWN = WorkerState("w1", "eu-west-1", ("i-2", "i-1"), "stopped", T - 5, T - 3, T)
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def outbox(tmp_path: Path) -> Iterator[Outbox]:
     opened.close()
 
 
-def put(outbox: Outbox, *rows: Row) -> int:
+def put(outbox: Outbox, *rows: PendingSample) -> int:
     with outbox.transaction():
         return outbox.open(rows)
 
@@ -43,7 +43,7 @@ def counted(outbox: Outbox) -> dict[str, int]:
 
 
 def test_a_row_comes_back_as_it_was_opened(outbox: Outbox) -> None:
-    bare = Row("w2", T + P, "us-east-1", ())
+    bare = PendingSample("w2", T + P, "us-east-1", ())
     assert put(outbox, ROW, bare) == 2
     assert outbox.open_rows("w1", T, T + P) == [ROW]
     assert outbox.open_rows("w2", 0, 1 << 40) == [bare]
@@ -153,14 +153,14 @@ def test_a_worker_needs_all_candidates_of_its_open_rows_from_the_oldest_on(outbo
         replace(ROW, worker_id="w2", start=T + P),
     )
     assert sorted(outbox.needs(), key=lambda need: (need.worker_id, need.region)) == [
-        Need("w1", "eu-west-1", ("i-1", "i-2", "i-3"), T),
-        Need("w1", "us-east-1", ("i-9",), T + 2 * P),
-        Need("w2", "eu-west-1", ("i-1", "i-2"), T + P),
+        PendingQuery("w1", "eu-west-1", ("i-1", "i-2", "i-3"), T),
+        PendingQuery("w1", "us-east-1", ("i-9",), T + 2 * P),
+        PendingQuery("w2", "eu-west-1", ("i-1", "i-2"), T + P),
     ]
 
 
 def test_settled_rows_become_ready_undecided_ones_keep_what_is_decided_empty_ones_are_dropped(outbox: Outbox) -> None:
-    nothing = Row("w3", T, "eu-west-1", ("i-3",))
+    nothing = PendingSample("w3", T, "eu-west-1", ("i-3",))
     put(outbox, ROW, replace(ROW, worker_id="w2"), nothing)
     with outbox.transaction():
         dropped = outbox.update([READY, replace(ROW, worker_id="w2", cpu=4.0), replace(nothing, settled=True)])

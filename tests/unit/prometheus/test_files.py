@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from exporter.core.catalog import INFO, METRICS_BY_NAME, WORKER_METRICS
-from exporter.core.history_metrics import INFO_1H, ROLLUPS
+from exporter.core.history_metrics import HOURLY_METRICS, INFO_1H
 from exporter.sources.cloudwatch.errors import _BY_CODE, _THROTTLED
 from exporter.storage.mongo import STATE
 from tests.tools.mutate_rules import PROMETHEUS, mutants, rules, text, variants
@@ -18,7 +18,7 @@ from tests.tools.mutate_rules import PROMETHEUS, mutants, rules, text, variants
 FILES = sorted((PROMETHEUS / "rules").glob("*.yml"))
 RULES = [rule for file in FILES for rule in rules(file)]
 ALERTS = {rule["alert"]: rule for rule in RULES if "alert" in rule}
-HOURLY = {rollup.name for rollup in ROLLUPS}
+HOURLY = {rollup.name for rollup in HOURLY_METRICS}
 """What the exporter answers by the hour, with a label `store`; some of it Prometheus records too."""
 RECORDED = {rule["record"]: rule for rule in RULES if "record" in rule}
 THRESHOLDS = {name for name in RECORDED if name.startswith("cml:threshold:")}

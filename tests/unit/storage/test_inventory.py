@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from exporter.core.instances import next_entry, ran_on
-from exporter.core.model import InventoryEntry, Sighting, Worker
+from exporter.core.model import InstanceInterval, InventoryEntry, Worker
 
 WORKER = Worker(
     id="w1", region="us-east-1", instance_id="i-a", status="running", name="lab one", instance_type="m5.large", created_at=50
@@ -28,7 +28,7 @@ def seen(*steps: tuple[int, str | None]) -> InventoryEntry:
 def test_a_worker_seen_first_begins_with_one_sighting() -> None:
     entry = next_entry(None, WORKER, 100)
     assert (entry.worker_id, entry.name, entry.first_seen, entry.last_seen, entry.created_at) == ("w1", "lab one", 100, 100, 50)
-    assert entry.instances == (Sighting("i-a", "us-east-1", 100, 100),)
+    assert entry.instances == (InstanceInterval("i-a", "us-east-1", 100, 100),)
 
 
 def test_a_worker_without_an_instance_has_no_sighting() -> None:
@@ -38,7 +38,7 @@ def test_a_worker_without_an_instance_has_no_sighting() -> None:
 
 def test_the_same_instance_seen_again_only_extends_its_sighting() -> None:
     entry = seen((100, "i-a"), (200, "i-a"), (300, "i-a"))
-    assert entry.instances == (Sighting("i-a", "us-east-1", 100, 300),)
+    assert entry.instances == (InstanceInterval("i-a", "us-east-1", 100, 300),)
     assert (entry.first_seen, entry.last_seen) == (100, 300)
 
 
@@ -55,8 +55,8 @@ def test_an_instance_that_comes_back_is_a_third_sighting() -> None:
 
 
 def test_an_aggregate_that_lacks_its_instance_for_a_moment_ends_nothing() -> None:
-    assert seen((100, "i-a"), (200, None), (300, "i-a")).instances == (Sighting("i-a", "us-east-1", 100, 300),)
-    assert seen((100, "i-a"), (200, None)).instances == (Sighting("i-a", "us-east-1", 100, 100),)
+    assert seen((100, "i-a"), (200, None), (300, "i-a")).instances == (InstanceInterval("i-a", "us-east-1", 100, 300),)
+    assert seen((100, "i-a"), (200, None)).instances == (InstanceInterval("i-a", "us-east-1", 100, 100),)
 
 
 def test_a_new_name_replaces_the_old_one_and_a_missing_one_does_not() -> None:

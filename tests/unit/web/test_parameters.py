@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.core.periods import DAY, HOUR, WEEK, rfc3339
-from exporter.history.reader import Span
+from exporter.history.reader import PageRequest
 from exporter.web.parameters import BadParameter, HistoryQuery, ResourcesQuery, encoded, read_time, resuming
 
 NOW = 1_790_000_000
@@ -114,7 +114,7 @@ def test_a_cursor_goes_on_where_the_page_before_ended() -> None:
     span = history("start=-2d&end=-1d&interval=1h&limit=5").span
     following = (NOW - DAY - HOUR) * 1000 + 499
     again = history(f"limit=7&start=-9d&cursor={resuming(span, following)}").span
-    assert again == Span(following, span.end, HOUR, 7)
+    assert again == PageRequest(following, span.end, HOUR, 7)
     with pytest.raises(BadParameter, match="interval is not that of the page before"):
         history(f"interval=2h&cursor={resuming(span, following)}")
 

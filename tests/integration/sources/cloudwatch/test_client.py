@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 
 from exporter.core.budget import DOLLARS_PER_METRIC
 from exporter.core.errors import RejectedQuery, SourceError
-from exporter.core.model import Answers, Query
+from exporter.core.model import MetricQuery, MetricResults
 from exporter.metrics.telemetry import Telemetry
 from exporter.sources.cloudwatch.client import CloudWatch
 from tests.fixtures.cloudwatch import aws_settings
@@ -46,13 +46,13 @@ async def build(fake_cloudwatch: FakeCloudWatch, telemetry: Telemetry) -> AsyncI
         yield construct
 
 
-def cpu(instance: str) -> Query:
-    return Query(instance, "cpu", (("InstanceId", instance),))
+def cpu(instance: str) -> MetricQuery:
+    return MetricQuery(instance, "cpu", (("InstanceId", instance),))
 
 
-def memory(instance: str) -> Query:
+def memory(instance: str) -> MetricQuery:
     usual = (("ImageId", "ami-0c"), ("InstanceId", instance), ("InstanceType", "m5.2xlarge"))
-    return Query(instance, "memory", usual)
+    return MetricQuery(instance, "memory", usual)
 
 
 def hour() -> tuple[int, int]:
@@ -61,7 +61,7 @@ def hour() -> tuple[int, int]:
     return end - 3600, end
 
 
-def truth(answers: Answers) -> dict[tuple[str, str, int], float]:
+def truth(answers: MetricResults) -> dict[tuple[str, str, int], float]:
     return {
         (q.instance_id, q.metric, at): value for q, answer in answers.by_query.items() for at, value in answer.values.items()
     }

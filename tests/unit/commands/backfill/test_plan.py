@@ -10,13 +10,22 @@ from hypothesis import strategies as st
 
 from exporter.commands.backfill import plan
 from exporter.commands.backfill.journal import Journal
-from exporter.commands.backfill.plan import Ask, Call, Life, Plan
+from exporter.commands.backfill.plan import GapQuery, Plan, PlannedCall, WorkerLifetime
 from exporter.core.errors import ConfigError, OutboxLocked
 from exporter.core.instances import ran_on
-from exporter.core.model import Answer, Answers, Fleet, InventoryEntry, Listing, Query, Sighting, Worker
+from exporter.core.model import (
+    Fleet,
+    InstanceInterval,
+    InventoryEntry,
+    Listing,
+    MetricQuery,
+    MetricResult,
+    MetricResults,
+    Worker,
+)
 from exporter.core.periods import DAY, HOUR, align
 from exporter.pipeline import lifecycle
-from exporter.pipeline.lifecycle import Known, Row, Rules
+from exporter.pipeline.lifecycle import PendingSample, Rules, WorkerState
 from exporter.sources.cloudwatch.retention import reach
 
 P = 300
@@ -24,32 +33,34 @@ NOW = 1_770_000_000 // P * P
 RULES = Rules()
 
 
-def queries_of(_region: str, instance: str) -> tuple[Query, ...]:
+def queries_of(_region: str, instance: str) -> tuple[MetricQuery, ...]:
     """Two metrics, and a second memory series for every third instance."""
     sets = 1 + (sum(map(ord, instance)) % 3 == 0)
-    memory = (Query(instance, "memory", (("InstanceId", instance), ("n", str(n)))) for n in range(sets))
-    return Query(instance, "cpu", (("InstanceId", instance),)), *memory
+    memory = (MetricQuery(instance, "memory", (("InstanceId", instance), ("n", str(n)))) for n in range(sets))
+    return MetricQuery(instance, "cpu", (("InstanceId", instance),)), *memory
 
 
-def two_metrics(_region: str, instance: str) -> tuple[Query, ...]:
+def two_metrics(_region: str, instance: str) -> tuple[MetricQuery, ...]:
     dimensions = (("InstanceId", instance),)
-    return Query(instance, "cpu", dimensions), Query(instance, "memory", dimensions)
+    return MetricQuery(instance, "cpu", dimensions), MetricQuery(instance, "memory", dimensions)
 
 
-def whole(count: int, length: int, period: int = P) -> list[tuple[str, Ask]]:
+def whole(count: int, length: int, period: int = P) -> list[tuple[str, GapQuery]]:
     end = align(NOW, period)
-    return [("eu", Ask(f"w{k}", (f"i-{k}",), ((end - length, end),))) for k in range(count)]
+    return [("eu", GapQuery(f"w{k}", (f"i-{k}",), ((end - length, end),))) for k in range(count)]
 
 
-def life(*sightings: Sighting, created: int | None = None, ended: int | None = None, last_seen: int | None = None) -> Life:
+def life(
+    *sightings: InstanceInterval, created: int | None = None, ended: int | None = None, last_seen: int | None = None
+) -> WorkerLifetime:
     """A worker that was terminated at `ended` if given, and is gone from the aggregates since `last_seen` if given."""
     status = "running" if ended is None else "terminated"
     seen = NOW if last_seen is None else last_seen
     entry = InventoryEntry("w", "eu", None, None, None, created, ended, status, 0, seen, sightings)
-    return Life(Worker("w", "eu", None, status), entry, listed=last_seen is None)
+    return WorkerLifetime(Worker("w", "eu", None, status), entry, listed=last_seen is None)
 
 
-def gaps_of(asks: list[tuple[str, Ask]] | tuple[Call, ...]) -> Counter[tuple[str, int]]:
+def gaps_of(asks: list[tuple[str, GapQuery]] | tuple[PlannedCall, ...]) -> Counter[tuple[str, int]]:
     """How often each (worker, period) is wanted."""
     inside = [ask for call in asks for ask in call.asks] if isinstance(asks, tuple) else [ask for _, ask in asks]
     return Counter((ask.worker_id, at) for ask in inside for gap in ask.gaps for at in range(*gap, P))
@@ -67,7 +78,7 @@ def test_cloudwatch_keeps_datapoints_by_their_period(period: int, days: int) -> 
 def test_a_window_ends_exactly_where_serve_begins_to_heal_and_needs_no_words_if_it_is_not_clipped(second: int) -> None:
     now = NOW + second
     start, until, notes = plan.window(NOW - 14 * DAY, now, P, DAY, 30 * DAY)
-    worker, known = Worker("w", "eu", "i-1", "running"), Known("w", "eu", ("i-1",), "running", 0, now, NOW)
+    worker, known = Worker("w", "eu", "i-1", "running"), WorkerState("w", "eu", ("i-1",), "running", 0, now, NOW)
     healed = lifecycle.gaps(worker, known, None, set(), now, RULES)
     assert (start, until, notes) == (NOW - 14 * DAY, healed[0].start, ())
 
@@ -93,7 +104,7 @@ def test_a_window_within_heal_is_empty_and_says_who_fills_it() -> None:
 
 def test_a_life_is_bounded_by_creation_termination_and_the_last_sight_of_one_that_is_gone() -> None:
     since, until = NOW - DAY, NOW
-    seen = Sighting("i-1", "eu", 0, NOW)
+    seen = InstanceInterval("i-1", "eu", 0, NOW)
     assert plan.span(life(seen), since, until, P) == (since, until)
     assert plan.span(life(seen, created=since + P + 7), since, until, P) == (since + P, until)
     assert plan.span(life(seen, ended=until - HOUR + 7), since, until, P) == (since, until - HOUR + P)
@@ -108,7 +119,7 @@ def test_an_unknown_worker_is_refused_by_name() -> None:
 def test_a_worker_the_inventory_does_not_know_ran_on_its_instance_since_it_was_created() -> None:
     worker = Worker("w", "eu", "i-1", "running", created_at=NOW - HOUR)
     (found,) = plan.lives(Fleet(NOW, (worker,)), {}, [])
-    assert plan.asks(found, set(), NOW - DAY, NOW, P) == [("eu", Ask("w", ("i-1",), ((NOW - HOUR, NOW),)))]
+    assert plan.asks(found, set(), NOW - DAY, NOW, P) == [("eu", GapQuery("w", ("i-1",), ((NOW - HOUR, NOW),)))]
 
 
 times = st.integers(0, 12 * HOUR).map(lambda seconds: NOW - seconds)
@@ -121,7 +132,7 @@ times = st.integers(0, 12 * HOUR).map(lambda seconds: NOW - seconds)
 def test_the_asks_are_the_candidates_of_every_missing_period(spans: list[tuple[int, int, str]], have: set[int]) -> None:
     edges = sorted(edge for first, last, _ in spans for edge in (first, last))
     sightings = [
-        Sighting(f"i-{n}", region, *edges[2 * n : 2 * n + 2]) for n, (_, _, region) in enumerate(spans)
+        InstanceInterval(f"i-{n}", region, *edges[2 * n : 2 * n + 2]) for n, (_, _, region) in enumerate(spans)
     ]  # one after the other, as the inventory has them
     known = life(*sightings)
     since, until = NOW - 12 * HOUR, NOW
@@ -147,7 +158,7 @@ def test_whole_histories_cost_the_fewest_calls_there_are(workers: int, length: i
 
 
 def test_single_gaps_all_over_two_weeks_share_calls_by_their_time() -> None:
-    wanted = [("eu", Ask(f"w{k}", (f"i-{k}",), ((at := NOW - (k * 7919 % 4000) * P, at + P),))) for k in range(1000)]
+    wanted = [("eu", GapQuery(f"w{k}", (f"i-{k}",), ((at := NOW - (k * 7919 % 4000) * P, at + P),))) for k in range(1000)]
     calls = plan.calls(wanted, two_metrics, P)
     assert sum(len(call.queries) for call in calls) == 2000
     assert len(calls) <= 45
@@ -157,20 +168,22 @@ gap = st.tuples(st.integers(0, 4000), st.integers(1, 4000)).map(lambda g: (NOW -
 
 
 @st.composite
-def some_asks(draw: st.DrawFn) -> list[tuple[str, Ask]]:
+def some_asks(draw: st.DrawFn) -> list[tuple[str, GapQuery]]:
     wanted = []
     for number in range(draw(st.integers(1, 30))):
         names = draw(st.lists(st.integers(0, 20).map(lambda n: f"i-{n}"), min_size=1, max_size=3, unique=True))
-        wanted.append((draw(st.sampled_from(["eu", "us"])), Ask(f"w{number}", tuple(names), (draw(gap),))))
+        wanted.append((draw(st.sampled_from(["eu", "us"])), GapQuery(f"w{number}", tuple(names), (draw(gap),))))
     return wanted
 
 
 @settings(max_examples=50)
 @given(some_asks())
-def test_every_gap_is_in_one_call_every_call_within_limits_and_no_metric_asked_twice(wanted: list[tuple[str, Ask]]) -> None:
+def test_every_gap_is_in_one_call_every_call_within_limits_and_no_metric_asked_twice(
+    wanted: list[tuple[str, GapQuery]],
+) -> None:
     calls = plan.calls(wanted, queries_of, P)
     assert gaps_of(calls) == gaps_of(wanted)
-    asked: Counter[tuple[str, Query]] = Counter()
+    asked: Counter[tuple[str, MetricQuery]] = Counter()
     for call in calls:
         length = (call.end - call.start) // P
         assert 0 < len(call.queries) <= 500
@@ -198,9 +211,9 @@ def test_parts_that_fit_together_after_all_ask_for_each_metric_once() -> None:
     first = NOW - 3000 * P
     many = tuple(f"i-{n}" for n in range(80))
     wanted = [
-        ("eu", Ask("a", ("i-0",), ((first, first + P),))),
-        ("eu", Ask("b", ("i-0",), ((first + 700 * P, first + 701 * P),))),
-        ("eu", Ask("c", many, ((NOW - 10 * P, NOW),))),
+        ("eu", GapQuery("a", ("i-0",), ((first, first + P),))),
+        ("eu", GapQuery("b", ("i-0",), ((first + 700 * P, first + 701 * P),))),
+        ("eu", GapQuery("c", many, ((NOW - 10 * P, NOW),))),
     ]
     calls = plan.calls(wanted, queries_of, P)
     assert gaps_of(calls) == gaps_of(wanted)
@@ -208,8 +221,8 @@ def test_parts_that_fit_together_after_all_ask_for_each_metric_once() -> None:
 
 
 def test_more_than_one_answer_can_hold_is_asked_in_parts_of_time() -> None:
-    def many(_region: str, instance: str) -> tuple[Query, ...]:
-        return tuple(Query(instance, "memory", (("n", str(n)),)) for n in range(30))
+    def many(_region: str, instance: str) -> tuple[MetricQuery, ...]:
+        return tuple(MetricQuery(instance, "memory", (("n", str(n)),)) for n in range(30))
 
     calls = plan.calls(whole(1, 14 * DAY), many, P)
     assert [len(call.queries) for call in calls] == [30, 30]
@@ -217,8 +230,8 @@ def test_more_than_one_answer_can_hold_is_asked_in_parts_of_time() -> None:
 
 
 def test_a_call_never_has_more_than_500_queries_even_for_one_instance() -> None:
-    def absurd(_region: str, instance: str) -> tuple[Query, ...]:
-        return tuple(Query(instance, "memory", (("n", str(n)),)) for n in range(600))
+    def absurd(_region: str, instance: str) -> tuple[MetricQuery, ...]:
+        return tuple(MetricQuery(instance, "memory", (("n", str(n)),)) for n in range(600))
 
     assert [len(call.queries) for call in plan.calls(whole(1, P), absurd, P)] == [500]
 
@@ -226,10 +239,10 @@ def test_a_call_never_has_more_than_500_queries_even_for_one_instance() -> None:
 # -- what came of it ---------------------------------------------------------------------------------------------------
 
 
-def call_of(*instances: str) -> Call:
+def call_of(*instances: str) -> PlannedCall:
     gaps = ((NOW - DAY, NOW - DAY + 2 * P),)
     asked = tuple(query for name in instances for query in queries_of("eu", name))
-    return Call("eu", NOW - DAY, NOW - DAY + 4 * P, asked, (Ask("w", instances, gaps),))
+    return PlannedCall("eu", NOW - DAY, NOW - DAY + 4 * P, asked, (GapQuery("w", instances, gaps),))
 
 
 outcomes = st.sampled_from(["ok", "ok", "ok", "empty", "partial", "failed"])
@@ -242,12 +255,12 @@ def test_a_sample_is_what_the_rules_of_life_would_settle(
 ) -> None:
     call = call_of(*names)
     answers = {
-        query: Answer(outcome, call.start, call.end, {} if outcome == "empty" else values)  # type: ignore[arg-type]
+        query: MetricResult(outcome, call.start, call.end, {} if outcome == "empty" else values)  # type: ignore[arg-type]
         for query, (outcome, values) in zip(call.queries, given_, strict=False)
     }
     everything = [Listing(NOW, 0)]  # what is not asked is not there
     expected = [
-        lifecycle.settle(Row("w", at, "eu", names), call.queries, Answers(NOW, answers), everything, {}, RULES)
+        lifecycle.settle(PendingSample("w", at, "eu", names), call.queries, MetricResults(NOW, answers), everything, {}, RULES)
         for at in range(*call.asks[0].gaps[0], P)
     ]
     rows, empty, rest = plan.settle(call, answers, P)
@@ -262,8 +275,10 @@ def test_a_sample_is_what_the_rules_of_life_would_settle(
 
 def test_a_call_answered_in_part_leaves_the_undecided_workers_and_their_metrics_alone() -> None:
     one, two = call_of("i-0"), call_of("i-1")
-    both = Call("eu", one.start, one.end, one.queries + two.queries, (*one.asks, Ask("v", ("i-1",), two.asks[0].gaps)))
-    answers = {query: Answer("ok", one.start, one.end, {one.start: 1.0}) for query in one.queries}
+    both = PlannedCall(
+        "eu", one.start, one.end, one.queries + two.queries, (*one.asks, GapQuery("v", ("i-1",), two.asks[0].gaps))
+    )
+    answers = {query: MetricResult("ok", one.start, one.end, {one.start: 1.0}) for query in one.queries}
     rows, empty, rest = plan.settle(both, answers, P)
     assert [(row.worker_id, row.start, row.cpu, row.status) for row in rows] == [("w", one.start, 1.0, None)]
     assert empty == 1
@@ -282,7 +297,7 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
 
 
 PLAN = Plan("db.h 5m", "14d", NOW, NOW - 14 * DAY, NOW - DAY, P, (call_of("i-0"), call_of("i-1", "i-2")), ("a note",))
-ROW = Row("w", NOW - DAY, "eu", ("i-0",), cpu=1.0, settled=True)
+ROW = PendingSample("w", NOW - DAY, "eu", ("i-0",), cpu=1.0, settled=True)
 
 
 def test_a_plan_comes_back_as_it_was_kept(journal: Journal) -> None:
@@ -295,7 +310,7 @@ def test_a_plan_comes_back_as_it_was_kept(journal: Journal) -> None:
 def test_a_call_is_done_and_its_rows_are_there_or_neither(journal: Journal) -> None:
     journal.begin(PLAN)
 
-    def broken() -> Iterator[Row]:
+    def broken() -> Iterator[PendingSample]:
         yield ROW
         raise RuntimeError
 

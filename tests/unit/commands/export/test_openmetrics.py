@@ -12,8 +12,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from exporter.commands.export.command import CSV_COLUMNS, csv_rows, parse_time
 from exporter.commands.export.openmetrics import text
-from exporter.commands.export.spool import Columns, columns
-from exporter.core.model import InventoryEntry, Sighting
+from exporter.commands.export.spool import SampleSpool, open_spool
+from exporter.core.model import InstanceInterval, InventoryEntry
 from exporter.storage.sample_reader import TIME
 
 START = 1_767_225_600
@@ -26,17 +26,17 @@ def document(period: int, region: str = "eu-west-1", **values: Any) -> dict[str,
 
 
 def entry(worker_id: str, name: str = "lab-1") -> InventoryEntry:
-    instances = (Sighting("i-1", "eu-west-1", 0, 1), Sighting("i-2", "eu-west-1", 1, 2))
+    instances = (InstanceInterval("i-1", "eu-west-1", 0, 1), InstanceInterval("i-2", "eu-west-1", 1, 2))
     return InventoryEntry(worker_id, "eu-west-1", name, "c5.metal", "2.8.0", None, None, "running", 0, 2, instances)
 
 
 @pytest.fixture
-def gathered() -> Iterator[Columns]:
-    with columns() as made:
+def gathered() -> Iterator[SampleSpool]:
+    with open_spool() as made:
         yield made
 
 
-def render(gathered: Columns, entries: Iterable[InventoryEntry] = ()) -> str:
+def render(gathered: SampleSpool, entries: Iterable[InventoryEntry] = ()) -> str:
     gathered.finish()
     return "".join(text(gathered, {each.worker_id: each for each in entries}, lambda points: None))
 
@@ -55,7 +55,7 @@ def points(body: str, family: str) -> list[tuple[dict[str, str], float, float]]:
     ]
 
 
-def test_one_sample_is_these_bytes(gathered: Columns) -> None:
+def test_one_sample_is_these_bytes(gathered: SampleSpool) -> None:
     full = document(0, cpu_utilization=45.2, memory_utilization=62.8, active_labs_count=3, status="running")
     gathered.add("w1", [full])
     assert render(gathered, [entry("w1")]) == (
@@ -81,11 +81,11 @@ def test_one_sample_is_these_bytes(gathered: Columns) -> None:
     )
 
 
-def test_no_sample_is_an_empty_but_whole_text(gathered: Columns) -> None:
+def test_no_sample_is_an_empty_but_whole_text(gathered: SampleSpool) -> None:
     assert [family.samples for family in parsed(render(gathered))] == [[]] * 5
 
 
-def test_odd_labels_come_back_as_they_were(gathered: Columns) -> None:
+def test_odd_labels_come_back_as_they_were(gathered: SampleSpool) -> None:
     gathered.add(ODD, [document(0, region=ODD, status=ODD)])
     ((labels, _, _),) = points(render(gathered, [entry(ODD, name=ODD)]), "cml_worker_info")
     assert (labels["worker_id"], labels["region"], labels["name"]) == (ODD, ODD, ODD)
@@ -93,7 +93,7 @@ def test_odd_labels_come_back_as_they_were(gathered: Columns) -> None:
     assert labels["status"] == ODD
 
 
-def test_each_status_has_a_series_with_a_value_at_every_sample_that_has_a_status(gathered: Columns) -> None:
+def test_each_status_has_a_series_with_a_value_at_every_sample_that_has_a_status(gathered: SampleSpool) -> None:
     statuses = ["running", "stopped", None, "running"]
     gathered.add("w1", [document(n, **({"status": status} if status else {})) for n, status in enumerate(statuses)])
     found = points(render(gathered), "cml_worker_status")
@@ -103,7 +103,7 @@ def test_each_status_has_a_series_with_a_value_at_every_sample_that_has_a_status
     ]
 
 
-def test_the_series_of_a_worker_that_moved_and_came_back_stand_together(gathered: Columns) -> None:
+def test_the_series_of_a_worker_that_moved_and_came_back_stand_together(gathered: SampleSpool) -> None:
     for n, region in enumerate("abab"):  # in pages of one sample
         gathered.add("w1", [document(n, region, cpu_utilization=float(n))])
     gathered.add("w2", [document(n, region, cpu_utilization=float(n)) for n, region in enumerate("abba")])
@@ -115,13 +115,13 @@ def test_the_series_of_a_worker_that_moved_and_came_back_stand_together(gathered
 
 
 @pytest.mark.parametrize("value", [None, "high", True, math.nan, math.inf, -math.inf, [1.0]])
-def test_what_is_no_value_has_no_point(gathered: Columns, value: object) -> None:
+def test_what_is_no_value_has_no_point(gathered: SampleSpool, value: object) -> None:
     gathered.add("w1", [document(0, cpu_utilization=1.5), document(1, cpu_utilization=value), document(2, cpu_utilization=7)])
     found = points(render(gathered), "cml_worker_cpu_utilization_ratio")
     assert [((time - START) / 300, value) for _, time, value in found] == [(0, 0.015), (2, 0.07)]
 
 
-def test_of_two_samples_at_one_time_the_first_counts_in_a_page_and_across_pages(gathered: Columns) -> None:
+def test_of_two_samples_at_one_time_the_first_counts_in_a_page_and_across_pages(gathered: SampleSpool) -> None:
     def at(*samples: tuple[int, float]) -> None:
         gathered.add("w1", [document(period, cpu_utilization=value) for period, value in samples])
 
@@ -132,7 +132,7 @@ def test_of_two_samples_at_one_time_the_first_counts_in_a_page_and_across_pages(
 
 
 def test_values_are_the_shortest_text_of_percent_by_100_and_times_between_seconds_keep_their_milliseconds(
-    gathered: Columns,
+    gathered: SampleSpool,
 ) -> None:
     percent = [0.1, 33.333333333333336, 1e-9, 99.99999999999999, 0.0, 100.0]
     between = {TIME: START * 1000 + 57, "region": "r", "cpu_utilization": 1.0}

@@ -10,15 +10,15 @@ import pytest
 from botocore.parsers import ResponseParserError
 
 from exporter.core.errors import RejectedQuery, SourceError
-from exporter.core.model import Dimensions, Listing, Query
+from exporter.core.model import Dimensions, Listing, MetricQuery
 from exporter.sources.cloudwatch.client import SKEW
 from exporter.sources.cloudwatch.errors import translate
 from exporter.sources.cloudwatch.memory_series import memory_series
 from exporter.sources.cloudwatch.queries import build_queries, check_limits, merge_pages
 from exporter.sources.cloudwatch.transport import TokenBucket
 
-CPU = Query("i-0a", "cpu", (("InstanceId", "i-0a"),))
-MEMORY = Query("i-0a", "memory", (("ImageId", "ami-1"), ("InstanceId", "i-0a")))
+CPU = MetricQuery("i-0a", "cpu", (("InstanceId", "i-0a"),))
+MEMORY = MetricQuery("i-0a", "memory", (("ImageId", "ami-1"), ("InstanceId", "i-0a")))
 
 
 def result(id: str, status: str = "Complete", **points: float) -> dict[str, Any]:
@@ -101,14 +101,14 @@ def test_a_series_of_nothing_but_nan_is_empty() -> None:
     ],
 )
 def test_what_one_call_cannot_answer_is_refused(count: int, start: int, end: int, period: int, message: str) -> None:
-    queries = [Query(f"i-{k:x}", "cpu", (("InstanceId", f"i-{k:x}"),)) for k in range(count)]
+    queries = [MetricQuery(f"i-{k:x}", "cpu", (("InstanceId", f"i-{k:x}"),)) for k in range(count)]
 
     with pytest.raises(ValueError, match=message):
         check_limits(queries, start, end, period)
 
 
 def test_the_greatest_call_cloudwatch_allows_is_allowed() -> None:
-    queries = [Query(f"i-{k:x}", "cpu", (("InstanceId", f"i-{k:x}"),)) for k in range(480)]
+    queries = [MetricQuery(f"i-{k:x}", "cpu", (("InstanceId", f"i-{k:x}"),)) for k in range(480)]
 
     check_limits(queries, 0, 210 * 300, 300)  # 100,800 datapoints
 
