@@ -41,7 +41,7 @@ from exporter.demo.mongod import Mongod
 from exporter.history.reader import HistoryReader
 from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.collector import Collector
-from exporter.pipeline.lifecycle import rules_of
+from exporter.pipeline.lifecycle import Rules
 from exporter.pipeline.mirror import Mirror
 from exporter.pipeline.outbox import Outbox, OutboxThread
 from exporter.sources.aggregates import Aggregates
@@ -94,8 +94,8 @@ class Backend:
         return self._collector.snapshot
 
     @property
-    def own_metrics(self) -> ExporterMetrics:
-        return self._telemetry.own
+    def exporter_metrics(self) -> ExporterMetrics:
+        return self._telemetry.rendered
 
     @property
     def ready(self) -> bool:
@@ -131,7 +131,7 @@ async def exporter(uri: str, aws: str, port: int, rounds: int, data: Path) -> No
     mirror = Mirror(outbox, history, lease, telemetry, wall=wall)
     collector = Collector(
         settings,
-        rules_of(settings),
+        Rules.from_settings(settings),
         telemetry,
         outbox,
         Shifted(Aggregates(database, settings.mongodb.workers, settings.workers), wall),

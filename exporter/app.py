@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from exporter.core import logs
 from exporter.core.budget import Budget
-from exporter.core.errors import StoreError, StoreMisfit
+from exporter.core.errors import IncompatibleStoreError, StoreError
 from exporter.core.model import ExporterMetrics, InventoryEntry, Snapshot
 from exporter.core.periods import HOUR
 from exporter.core.settings import Settings
@@ -21,13 +21,13 @@ from exporter.history.hourly_cache import HourlyCache
 from exporter.history.reader import HistoryReader
 from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.collector import Collector
-from exporter.pipeline.lifecycle import rules_of
+from exporter.pipeline.lifecycle import Rules
 from exporter.pipeline.mirror import BackfillRange, Mirror
 from exporter.pipeline.outbox import Outbox, OutboxThread
 from exporter.sources.aggregates import Aggregates
 from exporter.sources.cloudwatch.client import CloudWatch
 from exporter.storage.inventory import Inventory
-from exporter.storage.lease import BACKFILL, LEASE_SECONDS, Lease, awake
+from exporter.storage.lease import BACKFILL, LEASE_SECONDS, Lease, boottime
 from exporter.storage.mongo import connect
 from exporter.storage.repository import WorkerMetricsRepository, repository
 from exporter.web.backend import INVENTORY_SECONDS, BridgedArchive, LoopBridge
@@ -59,7 +59,11 @@ class Exporter:
             repository(settings, self._web_database, settings.mongodb.history) if settings.mongodb.history else None
         )
         backfill = Lease(self._web_database, owner=outbox.owner, name=BACKFILL)
-        self._hourly = HourlyCache(self._web_history, backfill.mark, heal=settings.heal) if self._web_history else None
+        self._hourly = (
+            HourlyCache(self._web_history, backfill.change_marker, gap_fill_window=settings.gap_fill_window)
+            if self._web_history
+            else None
+        )
         self._inventory = Inventory(database)
         self._all_remembered = Inventory(database)  # read for the routes: who does not write the history keeps no other
         self._web_inventory = Inventory(self._web_database)
@@ -74,11 +78,11 @@ class Exporter:
             else None,
             wanted_retention=settings.mongodb.retention,
         )
-        self._lease = Lease(database, owner=outbox.owner, ttl=LEASE_SECONDS, monotonic=awake)
+        self._lease = Lease(database, owner=outbox.owner, ttl=LEASE_SECONDS, monotonic=boottime)
         # An hour, because two clocks may differ by minutes and an insert takes seconds.
         old = BackfillRange(
-            Lease(database, owner=outbox.owner, ttl=LEASE_SECONDS, name=BACKFILL, monotonic=awake),
-            settings.heal - min(HOUR, settings.heal // 2),
+            Lease(database, owner=outbox.owner, ttl=LEASE_SECONDS, name=BACKFILL, monotonic=boottime),
+            settings.gap_fill_window - min(HOUR, settings.gap_fill_window // 2),
             now=lambda: self.collector.now(),
         )
         self._mirror = (
@@ -86,7 +90,7 @@ class Exporter:
         )
         self.collector = Collector(
             settings,
-            rules_of(settings),
+            Rules.from_settings(settings),
             self.telemetry,
             self._outbox,
             Aggregates(database, settings.mongodb.workers, settings.workers),
@@ -104,7 +108,7 @@ class Exporter:
         """Collect and mirror until cancelled, then let go of everything.
 
         Raises:
-            StoreMisfit: what is in MongoDB is not ours to use; better said at the start than logged for ever.
+            IncompatibleStoreError: what is in MongoDB is not ours to use; better said at the start than logged for ever.
         """
         self._elsewhere.loop = asyncio.get_running_loop()
         try:
@@ -131,9 +135,9 @@ class Exporter:
         """Verify the collection and take the lease if it is free, so that the first observation counts."""
         try:
             await history.ensure_collection()
-            await history.note_heal(self.settings.heal)
+            await history.save_gap_window(self.settings.gap_fill_window)
             await self._lease.acquire_or_renew()
-        except StoreMisfit:
+        except IncompatibleStoreError:
             raise
         except StoreError as error:
             _log.warning("the history is not available yet; gauges go on, samples wait in the outbox", error=str(error))
@@ -185,9 +189,9 @@ class Exporter:
         return self.collector.snapshot
 
     @property
-    def own_metrics(self) -> ExporterMetrics:
+    def exporter_metrics(self) -> ExporterMetrics:
         """The exporter's own metrics, at most `REFRESH_SECONDS` old."""
-        return self.telemetry.own
+        return self.telemetry.rendered
 
     @property
     def ready(self) -> bool:
@@ -256,7 +260,7 @@ def build(settings: Settings) -> Exporter:
     """Open the outbox and build everything around it; nothing runs yet.
 
     Raises:
-        OutboxLocked, StoreMisfit, StoreError, ConfigError: it cannot start; the sentence says what to do.
+        OutboxLocked, IncompatibleStoreError, StoreError, ConfigError: it cannot start; the sentence says what to do.
     """
     outbox = Outbox(settings.data_dir, settings.period)
     try:

@@ -188,7 +188,8 @@ def _add_purge(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     purging.add_argument(
         "--even-if-listed",
         action="store_true",
-        help="also where the worker is among the aggregates, or was less than heal ago, so that some of it may come back",
+        help="also delete a worker that is still listed, or was seen within gap_fill_window; "
+        "the exporter may write some of it again",
     )
     _add_settings(purging)
     purging.set_defaults(run=_purge)

@@ -9,7 +9,7 @@ from grafana.promql import WORKER, added, added_within, in_status, own, threshol
 
 _JOB = 'job="$job"'
 _TARGET = f'{_JOB},instance=~"$instance"'
-_ON_THEIR_WAY = 'state=~"observed|settled"'
+_ON_THEIR_WAY = 'state=~"observed|final"'
 _EACH = "5m"
 """The exporter works every 5 minutes; finer columns would be one high, several empty."""
 _YES_NO = {"1": ("yes", "green"), "0": ("no", "red")}
@@ -165,7 +165,7 @@ def _sources() -> list[Panel]:
 
 _BUDGET = {
     state: {"color": {"mode": "fixed", "fixedColor": color}}
-    for state, color in (("ok", "green"), ("healing_stopped", "yellow"), ("asking_stopped", "red"))
+    for state, color in (("ok", "green"), ("gap_filling_paused", "yellow"), ("polling_paused", "red"))
 }
 
 
@@ -233,7 +233,7 @@ def _cloudwatch() -> list[Panel]:
         names(
             "Budget",
             "Does the budget hold anything back?",
-            "ok: nothing. healing_stopped: gaps wait, running workers are asked about. asking_stopped: CPU and memory "
+            "ok: nothing. gap_filling_paused: gaps wait, running workers are asked about. polling_paused: CPU and memory "
             "stop until 00:00 UTC.",
             [now(state, "{{state}}")],
             Style("none", "Exporter not seen", fixed=_BUDGET),
@@ -300,7 +300,7 @@ def _history() -> list[Panel]:
             "Samples written for periods nobody observed in time (healed), and those that ended with nothing in them "
             "(dropped).",
             [
-                Query(added(_own("samples_healed_total")), "healed", interval=_EACH),
+                Query(added(_own("samples_gap_filled_total")), "healed", interval=_EACH),
                 Query(added(_own("samples_dropped_total")), "dropped", interval=_EACH),
             ],
             replace(_NEVER, empty="Exporter not seen", decimals=None),

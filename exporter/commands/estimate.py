@@ -16,11 +16,11 @@ from exporter.core.model import Fleet, Listing, MetricQuery
 from exporter.core.periods import DAY, format_duration
 from exporter.core.settings import Settings
 from exporter.metrics.telemetry import Telemetry
-from exporter.pipeline.lifecycle import Rules, rules_of
+from exporter.pipeline.lifecycle import Rules
 from exporter.pipeline.planning import live_needs, plan
 from exporter.sources.aggregates import Aggregates
 from exporter.sources.cloudwatch.client import CloudWatch
-from exporter.sources.cloudwatch.memory_series import LISTING_AGE, memory_series
+from exporter.sources.cloudwatch.memory_series import LISTING_TTL_SECONDS, memory_series
 from exporter.sources.cloudwatch.queries import instance_queries
 from exporter.storage.mongo import connect
 
@@ -90,7 +90,7 @@ async def run(settings: Settings, out: TextIO) -> int:
     if not settings.cloudwatch.enabled:
         print("cloudwatch.enabled is false: CloudWatch is never asked, and costs nothing.", file=out)
         return 0
-    rules = rules_of(settings)
+    rules = Rules.from_settings(settings)
     regions = sorted({need.region for need in live_needs(fleet.workers, fleet.date, rules)})
     listings, problems = await _listings(settings, regions)
     show(settings, fleet, estimate(fleet, listings, rules), rules, problems, out)
@@ -131,8 +131,8 @@ def show(settings: Settings, fleet: Fleet, found: Estimate, rules: Rules, proble
     lines = [
         f"{found.running} of {len(fleet.workers)} workers are running; {found.agents} of them have a CloudWatch agent, "
         "which is a second metric. Stopped and terminated workers are not asked about.",
-        f"ListMetrics is called too, about {round(found.listing_pages * DAY / max(every, LISTING_AGE))} times a day; AWS does "
-        "not bill it up to a million requests a month.",
+        f"ListMetrics is called too, about {round(found.listing_pages * DAY / max(every, LISTING_TTL_SECONDS))} times a day; "
+        "AWS does not bill it up to a million requests a month.",
         "The price is per metric and call, whatever the number of datapoints: a 1m period costs no more than 5m, and "
         "filling a gap of a running worker costs nothing extra.",
         *problems,

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TextIO
 
-from exporter.core.errors import ConfigError, StoreError, StoreMisfit, StoreUnavailable
+from exporter.core.errors import ConfigError, IncompatibleStoreError, StoreError, StoreUnavailableError
 from exporter.core.model import Fleet, InventoryEntry
 from exporter.core.periods import format_duration, rfc3339
 from exporter.core.settings import Settings
@@ -17,7 +17,7 @@ from exporter.sources.aggregates import Aggregates
 from exporter.storage.inventory import INVENTORY, Inventory
 from exporter.storage.lease import BACKFILL, Lease
 from exporter.storage.mongo import Database, connect
-from exporter.storage.repository import WorkerMetricsRepository, history_name, repository
+from exporter.storage.repository import WorkerMetricsRepository, repository, require_history
 from exporter.storage.sample_reader import Extent
 
 LEASE_SECONDS = 120.0
@@ -78,7 +78,7 @@ async def run(
         SourceError: the aggregates cannot be read.
         StoreError: MongoDB does not answer, does not allow it, or a backfill is running.
     """
-    name = history_name(settings, "purge")
+    name = require_history(settings, "purge")
     client, database = connect(settings)
     async with client:
         history, inventory = repository(settings, database, name), Inventory(database)
@@ -113,20 +113,22 @@ def _check_known(found: Sequence[StoredWorker], history: WorkerMetricsRepository
 
 
 def _check_gone(found: Sequence[StoredWorker], fleet: Fleet, settings: Settings) -> None:
-    """Refuse what an exporter would write again: a worker that is listed, or was, less than `heal` ago."""
+    """Refuse what an exporter would write again: a worker that is listed, or was, less than `gap_fill_window` ago."""
     listed = {worker.id: worker.status for worker in fleet.workers}
-    heal = format_duration(settings.heal)
+    gap_fill_window = format_duration(settings.gap_fill_window)
     for one in found:
         if one.worker_id in listed:
             raise ConfigError(
                 f"--worker: {one.worker_id!r} is still among the aggregates in {settings.mongodb.workers} "
-                f"({listed[one.worker_id]}), so an exporter would go on with it, and fill up to {heal} (heal) again when it "
+                f"({listed[one.worker_id]}), so an exporter would go on with it, and fill up to "
+                f"{gap_fill_window} (gap_fill_window) again when it "
                 "starts; remove it there first, or say --even-if-listed to delete what there is now"
             )
-        until = one.entry.last_seen + settings.heal if one.entry else 0
+        until = one.entry.last_seen + settings.gap_fill_window if one.entry else 0
         if fleet.date < until:
             raise ConfigError(
-                f"--worker: {one.worker_id!r} was still seen at {rfc3339(until - settings.heal)}, less than {heal} (heal) ago, "
+                f"--worker: {one.worker_id!r} was still seen at {rfc3339(until - settings.gap_fill_window)}, "
+                f"less than {gap_fill_window} (gap_fill_window) ago, "
                 f"so samples of it may be on their way in the outbox of an exporter; purge it after {rfc3339(until)}, "
                 "or say --even-if-listed to delete what there is now"
             )
@@ -159,10 +161,14 @@ async def _delete(
     )
     try:
         # An insert goes on in the server after its client has died, and would bring some of it back.
-        await _wait(history.quiesce, deadline, "an insert into the history is still running, so nothing was deleted; try again")
+        await _wait(
+            history.no_insert_running,
+            deadline,
+            "an insert into the history is still running, so nothing was deleted; try again",
+        )
         for one in found:
             if not await lease.acquire_or_renew():
-                raise StoreUnavailable("somebody else took the lease meanwhile", reason="lease")
+                raise StoreUnavailableError("somebody else took the lease meanwhile", reason="lease")
             # The samples first: as long as the entry is there, the worker is known to the next attempt.
             count = await history.purge(one.worker_id, within=lease.remaining)
             forgotten = await inventory.forget(one.worker_id)
@@ -175,20 +181,20 @@ async def _delete(
 async def _wait(done: Callable[[], Awaitable[bool]], deadline: float, otherwise: str) -> None:
     while not await done():
         if time.monotonic() >= deadline:
-            raise StoreMisfit(otherwise, reason="busy")
+            raise IncompatibleStoreError(otherwise, reason="busy")
         await asyncio.sleep(_POLL)
 
 
 def _explained(error: StoreError, history: str, inventory: str) -> StoreError:
     """The same for somebody who waits: what to grant, and that nothing is tried again by itself here."""
     if error.reason == "not_authorized":
-        return StoreMisfit(
+        return IncompatibleStoreError(
             f"MongoDB does not let this user delete ({error.__cause__ and str(error.__cause__).partition(', full error')[0]}); "
             f"grant it `remove` on {history} and {inventory}, which only purge needs, see README.md, and purge again",
             reason=error.reason,
         )
-    if isinstance(error, StoreUnavailable):
-        return StoreUnavailable(
+    if isinstance(error, StoreUnavailableError):
+        return StoreUnavailableError(
             f"MongoDB failed while it deleted ({error.__cause__ or error}); some may be deleted, purge again for the rest",
             reason=error.reason,
         )

@@ -3,11 +3,11 @@
 import time
 from typing import TextIO
 
-from exporter.core.errors import ConfigError, StoreMisfit
+from exporter.core.errors import ConfigError, IncompatibleStoreError
 from exporter.core.periods import DAY, format_duration, rfc3339
 from exporter.core.settings import MAX_RETENTION, Settings
 from exporter.storage.mongo import connect
-from exporter.storage.repository import history_name, repository
+from exporter.storage.repository import repository, require_history
 
 
 async def run(settings: Settings, wanted: int | None, yes: bool, out: TextIO) -> int:
@@ -17,13 +17,15 @@ async def run(settings: Settings, wanted: int | None, yes: bool, out: TextIO) ->
         The exit status: 0 done, 1 nothing was changed because `yes` is missing.
 
     Raises:
-        ConfigError: the settings name no history, or the retention does not reach beyond `heal`, or beyond what MongoDB can.
+        ConfigError: the settings name no history, or the retention is not longer than `gap_fill_window`, or longer than
+            MongoDB allows.
         StoreError: MongoDB does not answer, or does not allow it.
     """
-    name = history_name(settings, "keep")
-    if wanted is not None and wanted <= settings.heal:
+    name = require_history(settings, "keep")
+    if wanted is not None and wanted <= settings.gap_fill_window:
         raise ConfigError(
-            f"--set: {format_duration(wanted)} must be longer than heal ({format_duration(settings.heal)}), "
+            f"--set: {format_duration(wanted)} must be longer than gap_fill_window "
+            f"({format_duration(settings.gap_fill_window)}), "
             "else what was deleted would be filled again"
         )
     if wanted is not None and not DAY <= wanted <= MAX_RETENTION:
@@ -53,7 +55,7 @@ async def run(settings: Settings, wanted: int | None, yes: bool, out: TextIO) ->
         await history.set_retention(wanted)
         print(f"{history.namespace} now keeps samples for {format_duration(wanted)}.", file=out)
         if "retention" in settings.mongodb.model_fields_set and settings.mongodb.retention > wanted:
-            raise StoreMisfit(
+            raise IncompatibleStoreError(
                 f"mongodb.retention is set to {format_duration(settings.mongodb.retention)}, which the next start applies "
                 f"again; set it to {format_duration(wanted)} too",
                 reason="retention",

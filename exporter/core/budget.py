@@ -12,8 +12,8 @@ DOLLARS_PER_METRIC = 0.01 / 1000
 """GetMetricData, whatever the number of datapoints: https://aws.amazon.com/cloudwatch/pricing/"""
 MONTH = 30 * DAY
 
-BudgetState = Literal["ok", "healing_stopped", "asking_stopped"]
-BUDGET_STATES: tuple[BudgetState, ...] = ("ok", "healing_stopped", "asking_stopped")
+BudgetState = Literal["ok", "gap_filling_paused", "polling_paused"]
+BUDGET_STATES: tuple[BudgetState, ...] = ("ok", "gap_filling_paused", "polling_paused")
 
 
 def dollars(metrics: float) -> float:
@@ -117,12 +117,12 @@ class Budget:
             every: seconds between two rounds.
 
         Returns:
-            "asking_stopped" if the rest of the day's budget does not even pay for this round; "healing_stopped" if it pays for
-            no more than the live rounds until midnight, this one included; else "ok".
+            "polling_paused" if the rest of the day's budget does not pay for this cycle; "gap_filling_paused" if it pays no
+            more than the live queries of the cycles until midnight UTC, this one included; else "ok".
         """
         left = self.left
         if live > left or left <= 0:
-            return "asking_stopped"
+            return "polling_paused"
         rounds = 1 + int(self.seconds_left // every)
         self._reserved = live * rounds
-        return "healing_stopped" if live * rounds >= left else "ok"
+        return "gap_filling_paused" if live * rounds >= left else "ok"

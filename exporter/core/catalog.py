@@ -153,7 +153,7 @@ EXPORTER_METRICS: tuple[Metric, ...] = (
     _own(
         "cloudwatch_budget_state",
         "gauge",
-        "What the budget allows: ok, healing_stopped or asking_stopped; exactly one of its series is 1.",
+        "What the budget allows: ok, gap_filling_paused or polling_paused; exactly one of its series is 1.",
         ("state",),
     ),
     _own("outbox_samples", "gauge", "Samples on their way to the history.", ("state",)),
@@ -179,7 +179,7 @@ EXPORTER_METRICS: tuple[Metric, ...] = (
         (),
         "seconds",
     ),
-    _own("samples_healed_total", "counter", "Samples written for periods nobody observed in time."),
+    _own("samples_gap_filled_total", "counter", "Samples written for periods nobody observed in time."),
     _own("samples_unavailable_total", "counter", "Values given up because CloudWatch never decided them.", ("metric",)),
 )
 

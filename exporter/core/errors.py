@@ -2,12 +2,13 @@
 
     ExporterError
     ├── ConfigError          a setting is unknown, of the wrong type, or contradicts another; nothing was started
+    ├── RequestError         an HTTP request asks for what cannot be answered; the client must change it
     ├── SourceError          a source (the aggregates, CloudWatch) did not answer, answered in part, or its clock is not ours
-    │   └── RejectedQuery    CloudWatch refuses the content of a request; asking the same again is pointless
+    │   └── RejectedQueryError  CloudWatch refuses the content of a request; asking the same again is pointless
     └── StoreError           the history or the outbox cannot be written or read
-        ├── StoreUnavailable    it may work again by itself (down, no primary, timed out); whether a write happened is unknown
-        ├── StoreMisfit         what is there is not ours to use (kind of collection, period, privileges); somebody must act
-        └── OutboxLocked        another process holds the data folder
+        ├── StoreUnavailableError    down, no primary, timed out: may work again; whether a write happened is unknown
+        ├── IncompatibleStoreError   wrong kind of collection, period, schema or privileges; the operator must act
+        └── OutboxLockedError        another process holds the data folder
 
 Every message is one sentence that names the thing and the way out. Foreign errors are translated where they enter:
 boto's in `cloudwatch`, pymongo's in `history`, sqlite's in `outbox`, pydantic's in `config`.
@@ -20,6 +21,10 @@ class ExporterError(Exception):
 
 class ConfigError(ExporterError):
     """A setting is unknown, of the wrong type, or contradicts another."""
+
+
+class RequestError(ExporterError):
+    """An HTTP request asks for what cannot be answered; the message says what can."""
 
 
 class SourceError(ExporterError):
@@ -35,7 +40,7 @@ class SourceError(ExporterError):
         self.code = code
 
 
-class RejectedQuery(SourceError):
+class RejectedQueryError(SourceError):
     """CloudWatch refuses the content of a request, so that one malformed instance id fails its whole batch."""
 
 
@@ -48,13 +53,13 @@ class StoreError(ExporterError):
         """A short word for the `reason` label of cml_exporter_mirror_failures_total."""
 
 
-class StoreUnavailable(StoreError):
+class StoreUnavailableError(StoreError):
     """It may work again by itself; whether a write happened is unknown."""
 
 
-class StoreMisfit(StoreError):
+class IncompatibleStoreError(StoreError):
     """What is there is not ours to use; somebody must act."""
 
 
-class OutboxLocked(StoreError):
+class OutboxLockedError(StoreError):
     """Another process holds the data folder."""

@@ -11,7 +11,7 @@ from exporter.core.model import (
 from exporter.core.periods import align
 
 
-def ran_on(entry: InventoryEntry | None, worker: Worker, start: int, end: int) -> tuple[str, tuple[str, ...]]:
+def instances_during(entry: InventoryEntry | None, worker: Worker, start: int, end: int) -> tuple[str, tuple[str, ...]]:
     """The region and the instances, newest first, that may have been the worker in [start, end).
 
     One instance may have run from the last sighting of its predecessor to the first of its successor: nobody looked in between.
@@ -30,17 +30,17 @@ def ran_on(entry: InventoryEntry | None, worker: Worker, start: int, end: int) -
     return region, _unique(*(s.instance_id for s in reversed(may) if s.region == region))
 
 
-def stays(
+def split_by_instance(
     entry: InventoryEntry | None, worker: Worker, start: int, end: int, period: int
 ) -> list[tuple[int, int, str, tuple[str, ...]]]:
-    """Cut [start, end) where another instance comes into question: (first, last, region, instances), the latter as `ran_on`."""
+    """Cut [start, end) where other instances may be the worker; return (first, last, region, instances) of each part."""
     sightings = entry.instances if entry else ()
     marks = {align(one.last, period) for one in sightings[:-1]} | {align(one.first, period) + period for one in sightings[1:]}
     edges = [start, *sorted(mark for mark in marks if start < mark < end), end]
-    return [(first, last, *ran_on(entry, worker, first, first + period)) for first, last in pairwise(edges)]
+    return [(first, last, *instances_during(entry, worker, first, first + period)) for first, last in pairwise(edges)]
 
 
-def remembered(entry: InventoryEntry) -> Worker:
+def worker_from_inventory(entry: InventoryEntry) -> Worker:
     """A worker as the inventory knows it, whose aggregate is gone; which instances it ran on its sightings say."""
     return Worker(
         id=entry.worker_id,
@@ -53,7 +53,7 @@ def remembered(entry: InventoryEntry) -> Worker:
     )
 
 
-def next_entry(entry: InventoryEntry | None, worker: Worker, now: int) -> InventoryEntry:
+def updated_entry(entry: InventoryEntry | None, worker: Worker, now: int) -> InventoryEntry:
     """Return what is remembered of a worker after it was seen at `now`.
 
     An aggregate that lacks a descriptive field, or for a moment its instance, takes nothing away. An instance that comes back

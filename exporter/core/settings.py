@@ -262,9 +262,9 @@ class Settings(_Section):
 
     mongodb: MongoSettings = Field(default_factory=MongoSettings)
     period: Duration = Field("5m", description="resolution of the history; 1m wants detailed monitoring")  # type: ignore[assignment]
-    settle: Duration = Field("5m", description="until then CloudWatch may still revise a value")  # type: ignore[assignment]
-    give_up: Duration = Field("1h", description="from then on an empty answer is believed")  # type: ignore[assignment]
-    heal: Duration = Field("24h", description="how far back missing samples are filled by themselves")  # type: ignore[assignment]
+    settle_delay: Duration = Field("5m", description="until then CloudWatch may still revise a value")  # type: ignore[assignment]
+    absence_timeout: Duration = Field("1h", description="from then on an empty answer is believed")  # type: ignore[assignment]
+    gap_fill_window: Duration = Field("24h", description="how far back missing samples are filled by themselves")  # type: ignore[assignment]
     max_age: Duration = Field("15m", description="an older value is not exposed as a gauge")  # type: ignore[assignment]
     terminated_grace: Duration = Field(
         "1h",  # type: ignore[assignment]
@@ -290,17 +290,18 @@ class Settings(_Section):
             )
         if self.cloudwatch.interval % MINUTE:
             raise ValueError(f"cloudwatch.interval: {show(self.cloudwatch.interval)} must be whole minutes, such as 5m")
-        earliest = self.settle + self.period
-        if self.give_up < earliest:
+        earliest = self.settle_delay + self.period
+        if self.absence_timeout < earliest:
             raise ValueError(
-                f"give_up: {show(self.give_up)} must be at least settle + period ({show(earliest)}), "
+                f"absence_timeout: {show(self.absence_timeout)} must be at least settle_delay + period ({show(earliest)}), "
                 "else a value that is only late would be taken for missing"
             )
         # 14 d keeps one-minute datapoints, which CloudWatch drops after 15 d, within reach.
-        shortest = self.give_up + self.cloudwatch.interval
-        if not shortest <= self.heal <= 14 * DAY:
+        shortest = self.absence_timeout + self.cloudwatch.interval
+        if not shortest <= self.gap_fill_window <= 14 * DAY:
             raise ValueError(
-                f"heal: {show(self.heal)} must be at least give_up + cloudwatch.interval ({show(shortest)}) and at most 14d"
+                f"gap_fill_window: {show(self.gap_fill_window)} must be at least absence_timeout + cloudwatch.interval "
+                f"({show(shortest)}) and at most 14d"
             )
         youngest = self.cloudwatch.interval + 5 * MINUTE
         if self.max_age < youngest:

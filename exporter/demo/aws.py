@@ -18,7 +18,7 @@ from exporter.core.periods import DAY, align, to_datetime
 from exporter.demo.fleet import PERIOD, DemoDatapoint, DemoWorker, World, datapoints, dimension_sets, fleet, published_at
 
 KEPT = 14 * DAY
-"""How far back a restart publishes: the longest `heal`."""
+"""How far back a restart publishes: the longest `gap_fill_window`."""
 SERIES: Mapping[MetricName, tuple[str, str]] = {"cpu": ("AWS/EC2", "CPUUtilization"), "memory": ("CWAgent", "mem_used_percent")}
 """Namespace and name of each metric."""
 

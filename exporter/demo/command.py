@@ -26,7 +26,7 @@ from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import PyMongoError
 from pymongo.uri_parser import parse_uri
 
-from exporter.core.errors import ConfigError, StoreUnavailable
+from exporter.core.errors import ConfigError, StoreUnavailableError
 from exporter.core.settings_loader import ENV_PREFIX
 from exporter.demo import prometheus as prometheus_module
 from exporter.demo.fleet import World, aggregates
@@ -203,7 +203,7 @@ async def _open_database(stack: AsyncExitStack, uri: str, world: World, fresh: b
     """Return the demo's database, dropped first if a fresh start is wanted; refuse one that holds anything else.
 
     Raises:
-        StoreUnavailable: MongoDB does not answer.
+        StoreUnavailableError: MongoDB does not answer.
         ConfigError: the database is not empty and no demo's, or of another folder's demo.
     """
     client: AsyncMongoClient[_Document] = AsyncMongoClient(uri, serverSelectionTimeoutMS=5000)
@@ -220,7 +220,7 @@ async def _open_database(stack: AsyncExitStack, uri: str, world: World, fresh: b
             raise ConfigError(f"database {database.name} holds the data of another demo; start over with --fresh")
         await database[STATE].replace_one({"_id": "world"}, mine, upsert=True)
     except PyMongoError as error:
-        raise StoreUnavailable(f"the demo cannot use MongoDB: {error}; check MONGODB_URI or unset it") from error
+        raise StoreUnavailableError(f"the demo cannot use MongoDB: {error}; check MONGODB_URI or unset it") from error
     return database
 
 
@@ -260,9 +260,9 @@ def _config(directory: Path, uri: str, aws_url: str, listen: str) -> str:
         + section(mongodb={"uri": uri}, cloudwatch={"endpoint_url": aws_url})
         + "# The fake CloudWatch never publishes late, so an empty answer may be believed soon: the last day is there in two\n"
         "# minutes. Against AWS keep the default of 1h.\n"
-        + section(give_up="10m")
+        + section(absence_timeout="10m")
         + "# An hour more than the default, so that a whole day of 288 samples is filled at once.\n"
-        + section(heal="25h")
+        + section(gap_fill_window="25h")
         + section(data_dir=str(directory / OUTBOX), web={"listen_address": [listen]})
     )
 

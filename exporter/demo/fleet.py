@@ -18,7 +18,7 @@ from exporter.core.periods import DAY, HOUR, MINUTE, align, align_up, rfc3339, t
 PERIOD = 5 * MINUTE
 """Basic monitoring: one datapoint every five minutes."""
 HISTORY = 26 * HOUR
-"""How much CloudWatch knows from before the first start: the exporter's `heal` of 25 h, and the period that has begun then."""
+"""What CloudWatch has from before the first start: the demo's `gap_fill_window` of 25 h, and the period begun then."""
 RUNNING = frozenset({"running", "stopping", "shutting-down"})
 """Statuses in which the instance is up, so that CloudWatch gets datapoints."""
 _COLLECT = 5 * MINUTE

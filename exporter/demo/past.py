@@ -8,7 +8,7 @@ import time
 
 from pymongo.errors import PyMongoError
 
-from exporter.core.errors import StoreUnavailable
+from exporter.core.errors import StoreUnavailableError
 from exporter.core.periods import DAY, HOUR, to_seconds
 from exporter.demo.fleet import PERIOD, World, fleet, samples
 from exporter.storage.mongo import Database
@@ -38,7 +38,7 @@ async def remember(database: Database, world: World) -> int:
         written = await _write(database, world)
         await database[STATE].replace_one({"_id": "past"}, mark, upsert=True)
     except PyMongoError as error:
-        raise StoreUnavailable(f"the demo cannot use MongoDB: {error}; check MONGODB_URI") from error
+        raise StoreUnavailableError(f"the demo cannot use MongoDB: {error}; check MONGODB_URI") from error
     return written
 
 
@@ -46,7 +46,7 @@ async def _write(database: Database, world: World) -> int:
     history = WorkerMetricsRepository(database, collection=HISTORY, period=PERIOD, retention=_RETENTION, apply_retention=False)
     await history.ensure_collection()
     while True:
-        if await history.quiesce():  # else an earlier start was ended while it wrote
+        if await history.no_insert_running():  # else an earlier start was ended while it wrote
             break
         await asyncio.sleep(0.1)
     end = world.begin + _OVERLAP

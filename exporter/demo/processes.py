@@ -12,7 +12,7 @@ from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import ProxyHandler, build_opener
 
-from exporter.core.errors import ExporterError, StoreUnavailable
+from exporter.core.errors import ExporterError, StoreUnavailableError
 from exporter.demo.mongod import LOG, Mongod
 
 _READY_WITHIN = 90.0
@@ -21,7 +21,7 @@ _STOP_WITHIN = 15.0
 
 async def _check(mongod: Mongod) -> None:
     if _has_ended(mongod.pid):
-        raise StoreUnavailable(f"mongod ended by itself; {mongod.dbpath / LOG} says why")
+        raise StoreUnavailableError(f"mongod ended by itself; {mongod.dbpath / LOG} says why")
 
 
 def _has_ended(child: int) -> bool:

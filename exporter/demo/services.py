@@ -23,7 +23,7 @@ from pymongo import AsyncMongoClient, ReplaceOne, ReturnDocument
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import PyMongoError
 
-from exporter.core.errors import ConfigError, ExporterError, StoreUnavailable
+from exporter.core.errors import ConfigError, ExporterError, StoreUnavailableError
 from exporter.demo.fleet import World, aggregates, fleet
 from exporter.demo.past import SEED, STATE, remember
 
@@ -59,7 +59,7 @@ async def fake_aws(database: _Database, listen: str) -> None:
 
     Raises:
         ConfigError: `listen` is no host:port, or cannot be listened on.
-        StoreUnavailable: MongoDB does not answer.
+        StoreUnavailableError: MongoDB does not answer.
     """
     from exporter.demo.aws import FakeAws  # moto takes a second and 100 MB to import, and the manager needs none of it
 
@@ -80,7 +80,7 @@ async def manage(database: _Database, alive: Path | None = None) -> None:
 
     Raises:
         ConfigError: `workers` holds documents that are not the demo's.
-        StoreUnavailable: MongoDB does not answer.
+        StoreUnavailableError: MongoDB does not answer.
     """
     world = await shared_world(database)
     await _refuse_strangers(database, world)
@@ -98,7 +98,7 @@ async def shared_world(database: _Database) -> World:
     """Return the database's world, which this makes if nobody did: both services, and their restarts, get the same.
 
     Raises:
-        StoreUnavailable: MongoDB does not answer.
+        StoreUnavailableError: MongoDB does not answer.
     """
     new = {"seed": SEED, "start": int(time.time())}
     found = await _answered(
@@ -138,7 +138,7 @@ async def _answered(work: Awaitable[Any]) -> Any:  # noqa: ANN401  # whatever Mo
     try:
         return await work
     except PyMongoError as error:
-        raise StoreUnavailable(f"the demo cannot use MongoDB: {error}; check MONGODB_URI") from error
+        raise StoreUnavailableError(f"the demo cannot use MongoDB: {error}; check MONGODB_URI") from error
 
 
 async def _until_stopped(service: Callable[[_Database], Awaitable[None]]) -> int:

@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Generic, NamedTuple, TypeVar
 
-from exporter.core.errors import RejectedQuery, SourceError
-from exporter.core.instances import stays
+from exporter.core.errors import RejectedQueryError, SourceError
+from exporter.core.instances import split_by_instance
 from exporter.core.model import Dimensions, InventoryEntry, Listing, MetricResult, Worker
 from exporter.core.periods import DAY, align, align_up
 from exporter.history.points import Point
-from exporter.sources.cloudwatch.memory_series import LISTING_AGE, RECENT, all_memory_series
+from exporter.sources.cloudwatch.memory_series import LISTING_TTL_SECONDS, RECENTLY_ACTIVE_SECONDS, all_memory_series
 from exporter.sources.cloudwatch.queries import INSTANCE_ID, instance_queries
-from exporter.sources.cloudwatch.retention import MARGIN, reach
+from exporter.sources.cloudwatch.retention import EXPIRY_MARGIN_SECONDS, reach
 from exporter.sources.protocols import MetricSource
 
 K = TypeVar("K")
@@ -30,11 +30,11 @@ V = TypeVar("V")
 
 CHUNK = 2016
 """Datapoints of one metric asked for at once: a week of five minutes. GetMetricData answers up to 100,800."""
-FINAL = DAY
+FINAL_TTL_SECONDS = DAY
 """Seconds after which CloudWatch does not change a datapoint any more; EC2's and the agent's come within minutes."""
-FRESH = 60
+RECENT_TTL_SECONDS = 60
 """How long the answer about a more recent window is used, in seconds."""
-MAX_DATAPOINTS = 200_000
+MAX_CACHED_DATAPOINTS = 200_000
 """Datapoints kept, at some 110 bytes."""
 CALLS = 4
 """Calls under way at once: a long look back must not take all places of the live rounds."""
@@ -106,7 +106,10 @@ class CloudWatchArchive:
             # As many at once as a full worker would need, so that a long range is not a queue of calls.
             until = min(end, align(start, length) + length * (1 + (limit - len(found)) // CHUNK))
             now = int(self._wall())
-            newest, oldest = align_up(now, resolution), align_up(now - reach(resolution) + MARGIN // 2, resolution)
+            newest, oldest = (
+                align_up(now, resolution),
+                align_up(now - reach(resolution) + EXPIRY_MARGIN_SECONDS // 2, resolution),
+            )
             # The oldest chunk begins before `start`, but never before what CloudWatch still has at this resolution.
             begins = [(max(at, oldest), at + length) for at in range(align(start, length), until, length)]
             ends = [(at, min(end_, max(newest, at + resolution))) for at, end_ in begins if at < end_]
@@ -131,7 +134,7 @@ class CloudWatchArchive:
         memory: dict[int, float] = {}
         instance_type = worker.instance_type or (entry.instance_type if entry else None)
         asked: dict[tuple[str, str], Awaitable[Points]] = {}
-        pieces = stays(entry, worker, start, end, resolution)
+        pieces = split_by_instance(entry, worker, start, end, resolution)
         for _, _, region, instances in pieces:
             for instance in instances:
                 if region and (region, instance) not in asked:
@@ -145,8 +148,8 @@ class CloudWatchArchive:
         return [Point(at, cpu.get(at), memory.get(at)) for at in sorted(cpu.keys() | memory.keys())]
 
     async def _ask(self, window: _Window) -> Points:
-        final = window.end + FINAL <= self._wall()
-        return await self._points.get(window, partial(self._call, window), None if final else FRESH)
+        final = window.end + FINAL_TTL_SECONDS <= self._wall()
+        return await self._points.get(window, partial(self._call, window), None if final else RECENT_TTL_SECONDS)
 
     async def _call(self, window: _Window) -> Points:
         queries = instance_queries(window.instance, await self._series(window))
@@ -155,7 +158,7 @@ class CloudWatchArchive:
                 answers = await self._source.get_metric_data(
                     window.region, queries, window.start, window.end, window.resolution
                 )
-        except RejectedQuery:
+        except RejectedQueryError:
             if INSTANCE_ID.fullmatch(window.instance):
                 raise
             return Points({}, {})  # CloudWatch never holds data of an id it refuses to look up
@@ -174,9 +177,9 @@ class CloudWatchArchive:
 
         ListMetrics forgets a series two weeks after its last datapoint, so of older instances only a guess is left.
         """
-        recent = window.start >= self._wall() - RECENT
+        recent = window.start >= self._wall() - RECENTLY_ACTIVE_SECONDS
         listing = await self._listings.get(
-            (window.region, recent), partial(self._source.list_memory, window.region, recent=recent), LISTING_AGE
+            (window.region, recent), partial(self._source.list_memory, window.region, recent=recent), LISTING_TTL_SECONDS
         )
         return all_memory_series([listing], window.instance, window.instance_type) or ((("InstanceId", window.instance),),)
 
@@ -218,7 +221,7 @@ class AsyncCache(Generic[K, V]):
             del self._kept[key]
             return
         self._sizes[key] = 1 + self._size(task.result())
-        while sum(self._sizes.values()) > MAX_DATAPOINTS and len(self._sizes) > 1:
+        while sum(self._sizes.values()) > MAX_CACHED_DATAPOINTS and len(self._sizes) > 1:
             oldest = next(key for key in self._kept if key in self._sizes)
             del self._kept[oldest], self._sizes[oldest]
 

@@ -15,11 +15,11 @@ from exporter.core.errors import StoreError
 from exporter.core.periods import DAY, HOUR, align
 from exporter.storage.hourly import WorkerDay, column, ends
 
-FRESH = 60
+RECENT_TTL_SECONDS = 60
 """Seconds for which a day counts in any case."""
-FINAL = 6 * HOUR
+FINAL_TTL_SECONDS = 6 * HOUR
 """Seconds for which a day counts that has all its samples, unless a backfill has written: somebody else may write some."""
-MOST = 40_000
+MAX_CACHED_WORKER_DAYS = 40_000
 """Days of single workers that are kept, of some 2.5 kB each: forty days of a thousand."""
 READS = 3
 """Days read from MongoDB at once; each keeps one of its cores busy."""
@@ -31,7 +31,7 @@ class HourlySource(Protocol):
     async def hours(self, worker_ids: Collection[str], day: int) -> list[WorkerDay]:
         """The samples of the UTC day that begins at second `day` by the hour, for each worker and region that has any."""
 
-    async def noted_heal(self) -> int:
+    async def load_gap_window(self) -> int:
         """Seconds for which the exporter that writes fills gaps by itself."""
 
 
@@ -63,8 +63,8 @@ class HourlyCache:
 
     Args:
         history: where the samples are.
-        backfill_mark: changes when somebody has written samples older than `heal`; None while somebody may.
-        heal: seconds for which samples still come by themselves, unless the exporter that writes has noted more.
+        backfill_mark: changes when somebody has written samples older than `gap_fill_window`; None while somebody may.
+        gap_fill_window: seconds for which samples still come by themselves, unless the exporter that writes has noted more.
         wall: UTC seconds.
         monotonic: seconds of a clock that never jumps.
     """
@@ -74,13 +74,13 @@ class HourlyCache:
         history: HourlySource,
         backfill_mark: Callable[[], Awaitable[str | None]],
         *,
-        heal: int,
+        gap_fill_window: int,
         wall: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._history = history
         self._backfill_mark = backfill_mark
-        self._heal = heal
+        self._heal = gap_fill_window
         self._wall = wall
         self._monotonic = monotonic
         self._days: dict[int, _Day] = {}
@@ -113,7 +113,7 @@ class HourlyCache:
 
     async def _all_ready(self, days: range, wanted: frozenset[str]) -> list[_Day]:
         mark = await self._backfill_mark()
-        final = self._wall() - max(self._heal, await self._history.noted_heal()) - HOUR
+        final = self._wall() - max(self._heal, await self._history.load_gap_window()) - HOUR
         # No more are begun than can be read at once: when one fails, the others need not be.
         begun = asyncio.Semaphore(READS)
 
@@ -149,7 +149,7 @@ class HourlyCache:
         if read is None:
             return False
         age = self._monotonic() - read.at
-        return age < FRESH or (age < FINAL and mark is not None and read.mark == mark)
+        return age < RECENT_TTL_SECONDS or (age < FINAL_TTL_SECONDS and mark is not None and read.mark == mark)
 
     async def _read(self, day: int, kept: _Day, worker_ids: frozenset[str], mark: str | None) -> None:
         async with self._slots:
@@ -162,7 +162,7 @@ class HourlyCache:
     def _forget(self) -> None:
         """Let go of the days that nobody asked for longest, of those asked for together of the oldest."""
         total = sum(len(day.reads) for day in self._days.values())
-        while total > MOST and len(self._days) > 1:
+        while total > MAX_CACHED_WORKER_DAYS and len(self._days) > 1:
             total -= len(self._days.pop(next(iter(self._days))).reads)
 
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Protocol
 
-from exporter.core.errors import SourceError, StoreMisfit
-from exporter.core.instances import ran_on, remembered
+from exporter.core.errors import IncompatibleStoreError, SourceError
+from exporter.core.instances import instances_during, worker_from_inventory
 from exporter.core.model import InventoryEntry, Worker
 from exporter.core.periods import align, align_up, format_duration, rfc3339
 from exporter.history.points import Point, point_samples, point_statistics
@@ -21,7 +21,7 @@ from exporter.sources.cloudwatch.retention import OLDEST, resolution_at
 from exporter.storage import rows
 from exporter.storage.rows import HistoryRow
 
-RETENTION_AGE = 60
+RETENTION_TTL_SECONDS = 60
 """Seconds for which the collection's retention is taken to be what it was: `retention --set` may change it any time."""
 
 
@@ -63,7 +63,7 @@ class WorkerRef:
     def of(cls, worker: Worker | None, entry: InventoryEntry | None) -> "WorkerRef | None":
         """Join what is known; None when nothing is."""
         if worker is None and entry is not None:
-            worker = remembered(entry)
+            worker = worker_from_inventory(entry)
         return None if worker is None else cls(worker, entry)
 
 
@@ -146,11 +146,11 @@ class HistoryReader:
             if self._retention is None or self._monotonic() >= self._retention[0]:
                 try:
                     kept = await self._history.current_retention()
-                except StoreMisfit as error:
+                except IncompatibleStoreError as error:
                     if error.reason != "collection":
                         raise
                     kept = self._wanted
-                self._retention = self._monotonic() + RETENTION_AGE, kept
+                self._retention = self._monotonic() + RETENTION_TTL_SECONDS, kept
             return self._retention[1]
 
     async def reach(self) -> int | None:
@@ -224,7 +224,7 @@ class HistoryReader:
         resolution = resolution_at(int(self._wall()) - end + seconds, self.period)
         end = align(end, resolution)
         start = align(end - seconds, resolution)
-        region, instances = ran_on(subject.entry, subject.worker, start, end)
+        region, instances = instances_during(subject.entry, subject.worker, start, end)
         points = await self._archive.window(subject.worker, subject.entry, start, end, resolution)
         return Resources(
             instance_id=instances[0] if instances else None,

@@ -20,9 +20,11 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
+from exporter.core.errors import RequestError
+
 MAX_BODY = 1 << 20
 """Bytes of a request, before and after decompression: a matcher that names 10,000 workers takes a third of it."""
-MAX_QUERIES = 64
+MAX_SELECTORS = 64
 """Queries in one request; Prometheus sends one for each selector of an expression."""
 MAX_MATCHERS = 32
 """In one query; there are nine labels."""
@@ -32,10 +34,6 @@ CONTENT_TYPE = "application/x-protobuf"
 
 _MAX_TIME = 253_402_300_799_000
 """9999-12-31, in milliseconds; Prometheus asks for ±2^63 when it means "everything"."""
-
-
-class BadRequest(ValueError):
-    """The request cannot be read; the message says why."""
 
 
 # -- the request -------------------------------------------------------------------------------------------------------
@@ -56,7 +54,7 @@ class Matcher:
         """Return the test of a label's value.
 
         Raises:
-            BadRequest: the value is no RE2 expression, or too large a one.
+            RequestError: the value is no RE2 expression, or too large a one.
         """
         if self.operator in ("=", "!="):
             wanted = frozenset({self.value})
@@ -83,7 +81,7 @@ def _compile(pattern: str) -> Any:  # noqa: ANN401  # google-re2 ships no types
         return re2.compile(pattern, options)
     except re2.error as error:
         reason = error.args[0].decode(errors="replace") if isinstance(error.args[0], bytes) else str(error)
-        raise BadRequest(f"{pattern[:100]!r} is not a regular expression of RE2: {reason}") from error
+        raise RequestError(f"{pattern[:100]!r} is not a regular expression of RE2: {reason}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +122,7 @@ def _read_classes() -> type[Message]:
         ("end_ms", 4, kinds.TYPE_INT64, False, ""),
     )
     message(
-        "SeriesSelector",
+        "Query",
         ("start_timestamp_ms", 1, kinds.TYPE_INT64, False, ""),
         ("end_timestamp_ms", 2, kinds.TYPE_INT64, False, ""),
         ("matchers", 3, kinds.TYPE_MESSAGE, True, f"{at}LabelMatcher"),
@@ -143,24 +141,24 @@ def decode(body: bytes) -> tuple[SeriesSelector, ...]:
     """Read a request.
 
     Raises:
-        BadRequest: it is not snappy, not a ReadRequest, or larger than anybody needs.
+        RequestError: it is not snappy, not a ReadRequest, or larger than anybody needs.
     """
     if len(body) > MAX_BODY:
-        raise BadRequest(f"the request has {len(body)} bytes; at most {MAX_BODY} are read")
+        raise RequestError(f"the request has {len(body)} bytes; at most {MAX_BODY} are read")
     try:
         size = cramjam.snappy.decompress_raw_len(body)
         if size > MAX_BODY:
-            raise BadRequest(f"the request has {size} bytes when decompressed; at most {MAX_BODY} are read")
+            raise RequestError(f"the request has {size} bytes when decompressed; at most {MAX_BODY} are read")
         raw = bytes(cramjam.snappy.decompress_raw(body))
     except cramjam.DecompressionError as error:
-        raise BadRequest("the body is not compressed in snappy's block format, or it was cut") from error
+        raise RequestError("the body is not compressed in snappy's block format, or it was cut") from error
     request: Any = _ReadRequest()
     try:
         request.ParseFromString(raw)
     except DecodeError as error:
-        raise BadRequest("the body is not a prometheus.ReadRequest") from error
-    if len(request.queries) > MAX_QUERIES:
-        raise BadRequest(f"the request has {len(request.queries)} queries; at most {MAX_QUERIES} are answered together")
+        raise RequestError("the body is not a prometheus.ReadRequest") from error
+    if len(request.queries) > MAX_SELECTORS:
+        raise RequestError(f"the request has {len(request.queries)} queries; at most {MAX_SELECTORS} are answered together")
     return tuple(map(_query, request.queries))
 
 
@@ -179,13 +177,13 @@ def _query(query: Any) -> SeriesSelector:  # noqa: ANN401  # a class made at run
 
 def _matchers(matchers: Any) -> tuple[Matcher, ...]:  # noqa: ANN401  # as _query
     if len(matchers) > MAX_MATCHERS:
-        raise BadRequest(f"a query has {len(matchers)} matchers; at most {MAX_MATCHERS} are taken")
+        raise RequestError(f"a query has {len(matchers)} matchers; at most {MAX_MATCHERS} are taken")
     return tuple(map(_matcher, matchers))
 
 
 def _matcher(matcher: Any) -> Matcher:  # noqa: ANN401  # as _query
     if not 0 <= matcher.type < len(_OPERATORS):
-        raise BadRequest(f"matcher type {matcher.type} is none of =, !=, =~ and !~")
+        raise RequestError(f"matcher type {matcher.type} is none of =, !=, =~ and !~")
     return Matcher(matcher.name, _OPERATORS[matcher.type], matcher.value)
 
 
@@ -198,7 +196,7 @@ class Selection:
     """All matchers of a query, compiled.
 
     Raises:
-        BadRequest: one of them is no RE2 expression.
+        RequestError: one of them is no RE2 expression.
     """
 
     def __init__(self, matchers: Iterable[Matcher]) -> None:

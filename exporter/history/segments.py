@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from exporter.core.periods import align_interval_up, align_up
-from exporter.sources.cloudwatch.retention import MARGIN, TIERS
+from exporter.sources.cloudwatch.retention import EXPIRY_MARGIN_SECONDS, TIERS
 
 Source = Literal["mongodb", "cloudwatch"]
 
@@ -49,7 +49,7 @@ def split_range(start: int, end: int, now: int, *, period: int, interval: int | 
     at = start
     for younger, resolution in _tiers(period):
         step = align_up(interval, resolution) if interval else resolution
-        cut = end if boundary is None else min(boundary, now - younger + MARGIN if younger else boundary)
+        cut = end if boundary is None else min(boundary, now - younger + EXPIRY_MARGIN_SECONDS if younger else boundary)
         cut = min(end, align_interval_up(cut, step))
         if boundary is not None and at < min(cut, boundary):
             found.append(Segment("cloudwatch", at, cut, resolution, step if interval else None))

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable, Seque
 from typing import Any, Protocol, TypeVar
 
 from exporter.core.catalog import INFO, STATUS, WORKER_LABELS
+from exporter.core.errors import RequestError
 from exporter.core.history_metrics import (
     GONE_AFTER_SECONDS,
     HISTORY_METRICS,
@@ -23,13 +24,13 @@ from exporter.core.model import InventoryEntry
 from exporter.core.periods import DAY, HOUR
 from exporter.history import hourly_cache
 from exporter.history.hourly_cache import days_of
-from exporter.history.remote_read import BadRequest, Selection, Series, SeriesSelector, encode_series, in_order
+from exporter.history.remote_read import Selection, Series, SeriesSelector, encode_series, in_order
 
 F = TypeVar("F", "HistoryMetric", "HourlyMetric")
 MAX_SAMPLES = 3_000_000
 """Samples in one answer: 54 MB before compression. Prometheus' own limit for a whole query is 50 million."""
 MAX_SERIES = 50_000
-MAX_DAYS = hourly_cache.MOST
+MAX_DAYS = hourly_cache.MAX_CACHED_WORKER_DAYS
 """Days of single workers in one answer by the hour: a month of 1,250 workers."""
 _TOGETHER = 100
 """Workers whose hours are encoded in one go: to change threads for each takes as long as the work."""
@@ -82,7 +83,7 @@ async def read(
         most: samples there may be.
 
     Raises:
-        BadRequest: a matcher is no RE2 expression, or the answer would have too many samples.
+        RequestError: a matcher is no RE2 expression, or the answer would have too many samples.
         StoreError: MongoDB does not answer.
     """
     start, end = max(query.start, oldest * 1000), query.end
@@ -123,7 +124,7 @@ async def read(
         if len(chosen) * days > MAX_DAYS:  # then a worker is only looked for where it is known to have been
             chosen = {key: entry for key, entry in chosen.items() if _may_be_in_a_region(selection, entry)}
         if len(chosen) * days > MAX_DAYS:
-            raise BadRequest(
+            raise RequestError(
                 f"{len(chosen)} workers on {days} days are more than the {MAX_DAYS} days of single workers that are read "
                 "together; name fewer workers, a region, or a shorter range"
             )
@@ -163,8 +164,8 @@ def _may_be_in_a_region(selection: Selection, entry: InventoryEntry) -> bool:
     return any(selection.accepts({"region": region}, _ALL_BUT_REGION) for region in regions)
 
 
-def _too_much(what: str) -> BadRequest:
-    return BadRequest(f"the answer would have more than {what}; name fewer workers or metrics, or a shorter range")
+def _too_much(what: str) -> RequestError:
+    return RequestError(f"the answer would have more than {what}; name fewer workers or metrics, or a shorter range")
 
 
 _OF_A_WORKER = frozenset((*STATUS.labels, *INFO.labels))

@@ -74,7 +74,7 @@ class Telemetry:
         self.mirror_samples = counter("mirror_samples_total")
         self.mirror_failures = counter("mirror_failures_total")
         self.mirror_last_success = OptionalGauge("cml_exporter_mirror_last_success_timestamp_seconds", registry)
-        self.samples_healed = counter("samples_healed_total")
+        self.samples_gap_filled = counter("samples_gap_filled_total")
         self.samples_unavailable = counter("samples_unavailable_total")
         for metric in METRICS:  # from 0 on: increase() does not see a counter's first value
             self.samples_unavailable.labels(metric)
@@ -84,7 +84,7 @@ class Telemetry:
         """Estimated cost since the start, for the log."""
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
-        self.own = ExporterMetrics(b"", b"")
+        self.rendered = ExporterMetrics(b"", b"")
         """All of it as it was at the last `refresh`."""
         self.refresh()
 
@@ -95,7 +95,7 @@ class Telemetry:
         for the interpreter behind those of a round: that was most of the slowest percent of scrapes.
         """
         text = generate_latest(self.registry)
-        self.own = ExporterMetrics(text, deflated(text))
+        self.rendered = ExporterMetrics(text, deflated(text))
 
     def source_succeeded(self, source: str, region: str, at: float, seconds: float) -> None:
         """Note a successful reading of a source that ended at the UTC second `at`."""
@@ -131,5 +131,5 @@ class Telemetry:
         self.mirror_samples.labels("inserted").inc(inserted)
         self.mirror_samples.labels("already_present").inc(already_present)
         self.mirror_samples.labels("rejected").inc(rejected)
-        self.samples_healed.inc(healed)
+        self.samples_gap_filled.inc(healed)
         self.mirrored += inserted

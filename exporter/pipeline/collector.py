@@ -13,7 +13,7 @@ from functools import partial
 from exporter.core import logs
 from exporter.core.budget import Budget, BudgetState
 from exporter.core.clock import MAX_SKEW
-from exporter.core.errors import ExporterError, RejectedQuery, SourceError, StoreError
+from exporter.core.errors import ExporterError, RejectedQueryError, SourceError, StoreError
 from exporter.core.model import (
     METRICS,
     Datapoint,
@@ -30,14 +30,21 @@ from exporter.core.periods import align, format_duration, next_tick
 from exporter.core.settings import Settings
 from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.lifecycle import FirstSeenValues, Rules, WorkerState
-from exporter.pipeline.observer import HEAL_CHUNK, OBSERVE_OFFSET, InventoryStore, Leadership, SampleTimes
+from exporter.pipeline.observer import GAP_CHUNK_WORKERS, OBSERVE_OFFSET_SECONDS, InventoryStore, Leadership, SampleTimes
 from exporter.pipeline.outbox import OutboxThread
 from exporter.pipeline.planning import MetricDataCall, is_due, live_needs, plan
-from exporter.pipeline.poller import _BUDGET_PROBLEMS, ASK_OFFSET, CONCURRENCY, CycleStats, _without_healing
+from exporter.pipeline.poller import _BUDGET_PROBLEMS, MAX_CONCURRENT_CALLS, POLL_OFFSET_SECONDS, CycleStats, _without_healing
 from exporter.pipeline.publisher import _render
 from exporter.pipeline.source_health import _name
-from exporter.pipeline.transactions import apply_answers, give_up, give_up_unasked, open_gaps, open_periods, settle_alone
-from exporter.sources.cloudwatch.memory_series import LISTING_AGE, _Region, all_memory_series, memory_series
+from exporter.pipeline.transactions import (
+    apply_results,
+    finalize_without_cloudwatch,
+    open_gaps,
+    open_periods,
+    record_absent,
+    record_absent_unpolled,
+)
+from exporter.sources.cloudwatch.memory_series import LISTING_TTL_SECONDS, _Region, all_memory_series, memory_series
 from exporter.sources.cloudwatch.queries import INSTANCE_ID, instance_queries
 from exporter.sources.protocols import FleetSource, MetricSource
 
@@ -128,7 +135,7 @@ class Collector:
             self.reobserve.clear()
             await self._guard("observing", self.observe)
             self.observed.set()
-            tick = next_tick(self._wall(), self._rules.period, OBSERVE_OFFSET)
+            tick = next_tick(self._wall(), self._rules.period, OBSERVE_OFFSET_SECONDS)
             await self._sleep_until(tick, self.reobserve)
 
     async def ask_forever(self) -> None:
@@ -137,7 +144,7 @@ class Collector:
         while True:
             await self._guard("asking", self.ask)
             self.asked.set()
-            await self._sleep_until(next_tick(self._wall(), self._rules.interval, ASK_OFFSET))
+            await self._sleep_until(next_tick(self._wall(), self._rules.interval, POLL_OFFSET_SECONDS))
 
     def lead(self) -> None:
         """Another process may have written until now: read the history and the inventory again, and observe."""
@@ -213,7 +220,7 @@ class Collector:
         if entries is not None:
             opened += await self._open_gaps(fleet, known, entries)
         self._on_ready()
-        await self._outbox.show(self._telemetry)
+        await self._outbox.export_gauges(self._telemetry)
         _log.info("observed", workers=len(fleet.workers), opened=opened, **fleet.skipped)
 
     async def _load_inventory(self, inventory: InventoryStore) -> Mapping[str, InventoryEntry] | None:
@@ -232,10 +239,10 @@ class Collector:
         assert self._history is not None
         self._gaps_opened &= {worker.id for worker in fleet.workers}  # one that left may have been forgotten when it returns
         workers = [worker for worker in fleet.workers if worker.id not in self._gaps_opened]
-        since = fleet.date - self._rules.heal - self._rules.period
+        since = fleet.date - self._rules.gap_fill_window - self._rules.period
         opened = 0
-        for first in range(0, len(workers), HEAL_CHUNK):
-            chunk = workers[first : first + HEAL_CHUNK]
+        for first in range(0, len(workers), GAP_CHUNK_WORKERS):
+            chunk = workers[first : first + GAP_CHUNK_WORKERS]
             try:
                 have = await self._history.timestamps([worker.id for worker in chunk], since)
             except StoreError as error:
@@ -252,7 +259,9 @@ class Collector:
         began, tally = self._wall(), CycleStats()
         try:
             if self._metric_source is None:
-                tally.settled, tally.dropped = await self._outbox(settle_alone, self._outbox.outbox, self.now(), self._rules)
+                tally.finalized, tally.dropped = await self._outbox(
+                    finalize_without_cloudwatch, self._outbox.outbox, self.now(), self._rules
+                )
             else:
                 await self._ask_cloudwatch(self._metric_source, tally)
         finally:
@@ -260,14 +269,14 @@ class Collector:
             self._asked_at = self._wall()
             self._on_ready()
             await self._publish()
-        await self._outbox.show(self._telemetry)
+        await self._outbox.export_gauges(self._telemetry)
         _log.info(
             "round",
             workers=tally.workers,
             calls=tally.calls,
             failed=tally.failed,
             datapoints=tally.datapoints,
-            settled=tally.settled,
+            finalized=tally.finalized,
             dropped=tally.dropped,
             given_up=tally.given_up,
             mirrored=self._telemetry.mirrored - self._mirrored_before,
@@ -282,7 +291,7 @@ class Collector:
         now = self.now()
         types = {worker.instance_id: worker.instance_type for worker in self.fleet.workers if worker.instance_id}
         needs, live = await self._needs(now)
-        if self._judge(live, types) == "asking_stopped":
+        if self._judge(live, types) == "polling_paused":
             needs = []
         regions = sorted({need.region for need in needs})
         began = self._wall()
@@ -295,10 +304,12 @@ class Collector:
                 failures[region] = error
         tally.budget = self._judge(live, types)  # again: now it is known who has an agent, and two metrics to ask for
         if tally.budget != "ok":
-            needs = _without_healing(needs, live, now - self._rules.give_up) if tally.budget == "healing_stopped" else []
+            needs = (
+                _without_healing(needs, live, now - self._rules.absence_timeout) if tally.budget == "gap_filling_paused" else []
+            )
         tally.workers = len(needs)
-        # What is older than `give_up` is decided by one answer, so every series that may have had the value must be in it.
-        thorough = {need.worker_id for need in needs if need.oldest < now - self._rules.give_up}
+        # One answer decides what is older than `absence_timeout`, so every series that may have had the value must be in it.
+        thorough = {need.worker_id for need in needs if need.oldest < now - self._rules.absence_timeout}
 
         def queries_of(worker_id: str, region: str, instance: str) -> tuple[MetricQuery, ...]:
             return self._queries(region, instance, types.get(instance), worker_id in thorough)
@@ -306,7 +317,7 @@ class Collector:
         batches = plan(needs, queries_of, now, self._rules)
         # Counted before it is asked: whatever kills us on the way, a restart does not spend it a second time.
         await self.keep_spent(sum(len(batch.queries) for batch in batches))
-        slots = asyncio.Semaphore(CONCURRENCY)
+        slots = asyncio.Semaphore(MAX_CONCURRENT_CALLS)
 
         async def run(batch: MetricDataCall) -> None:
             async with slots:
@@ -337,17 +348,17 @@ class Collector:
         # Until MongoDB has told the time, only the local clock says how old a row is: not enough to give it up (rule 6). Nor is
         # a row given up that was not asked about because of the price.
         decided = self._synchronized and tally.budget == "ok"
-        attempted = {worker_id for batch in batches for worker_id in batch.asks} if decided else set()
-        rows, dropped = await self._outbox(give_up, self._outbox.outbox, attempted, now, self._rules)
+        attempted = {worker_id for batch in batches for worker_id in batch.queries_by_worker} if decided else set()
+        rows, dropped = await self._outbox(record_absent, self._outbox.outbox, attempted, now, self._rules)
         if self._synchronized and tally.budget != "ok":
-            unasked, empty = await self._outbox(give_up_unasked, self._outbox.outbox, now, self._rules)
+            unasked, empty = await self._outbox(record_absent_unpolled, self._outbox.outbox, now, self._rules)
             rows, dropped = rows + unasked, dropped + empty
         tally.given_up, tally.dropped = len(rows), tally.dropped + dropped
         for row in rows:
             for metric in METRICS:
                 if getattr(row, metric) is None:
                     self._telemetry.samples_unavailable.labels(metric).inc()
-        horizon = now - self._rules.heal - self._rules.period
+        horizon = now - self._rules.gap_fill_window - self._rules.period
         self._sightings = {key: seen for key, seen in self._sightings.items() if key[1] > horizon}
 
     def _judge(self, live: Iterable[PendingQuery], types: Mapping[str, str | None]) -> BudgetState:
@@ -395,7 +406,7 @@ class Collector:
         """Bring the region's listings up to date; an old one keeps serving, with its own date."""
         state = self._regions.setdefault(region, _Region())
         try:
-            if now - state.recent.date >= LISTING_AGE:
+            if now - state.recent.date >= LISTING_TTL_SECONDS:
                 state.recent = await source.list_memory(region, recent=True)
                 state.silent.clear()
             old = any(
@@ -403,7 +414,7 @@ class Collector:
                 for need in needs
                 if need.region == region
             )
-            if old and now - state.full.date >= LISTING_AGE:
+            if old and now - state.full.date >= LISTING_TTL_SECONDS:
                 state.full = await source.list_memory(region, recent=False)
         except SourceError as error:
             return error
@@ -432,7 +443,7 @@ class Collector:
             try:
                 answers = await source.get_metric_data(batch.region, healthy, batch.start, batch.end, self._rules.period)
                 tally.calls += 1
-            except RejectedQuery as error:
+            except RejectedQueryError as error:
                 return await self._find_malformed(source, batch, healthy, tally, error)
             except SourceError as error:
                 return error
@@ -447,7 +458,7 @@ class Collector:
             tally.failed += 1
             return None
         complete = {query for query, answer in answers.by_query.items() if answer.complete}
-        for worker_id, queries in batch.asks.items():
+        for worker_id, queries in batch.queries_by_worker.items():
             if complete.issuperset(queries):
                 self._asked[worker_id] = now
         unanswered = [query for query in batch.queries if query not in complete]
@@ -467,18 +478,18 @@ class Collector:
         batch: MetricDataCall,
         healthy: Sequence[MetricQuery],
         tally: CycleStats,
-        error: RejectedQuery,
+        error: RejectedQueryError,
     ) -> SourceError | None:
         """Halve a rejected call down to the worker whose instance id is malformed, and go on without that id (rule 13)."""
         # An id of the form EC2 gives is never the reason: something else is wrong, and may be right again in the next round.
         suspects = {query.instance_id for query in healthy if not INSTANCE_ID.fullmatch(query.instance_id)}
         if not suspects:
             return error
-        if len(batch.asks) > 1:
+        if len(batch.queries_by_worker) > 1:
             errors = [await self._run(source, half, tally) for half in batch.halves()]
             return next((e for e in errors if e), None)
         self._malformed |= suspects
-        (worker_id,) = batch.asks
+        (worker_id,) = batch.queries_by_worker
         _log.warning("CloudWatch rejects the instance of a worker", worker_id=worker_id, error=str(error))
         return await self._run(source, batch, tally)
 
@@ -495,9 +506,9 @@ class Collector:
     async def _apply(self, batch: MetricDataCall, answers: MetricResults, tally: CycleStats) -> None:
         listings = self._regions[batch.region].listings
         settled, dropped = await self._outbox(
-            apply_answers, self._outbox.outbox, batch, answers, listings, self._sightings, self._rules
+            apply_results, self._outbox.outbox, batch, answers, listings, self._sightings, self._rules
         )
-        tally.settled += settled
+        tally.finalized += settled
         tally.dropped += dropped
         if settled:
             self._on_ready()

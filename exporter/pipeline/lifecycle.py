@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 
-from exporter.core.instances import _unique, ran_on
+from exporter.core.instances import _unique, instances_during
 from exporter.core.model import (
     IDLE_STATUSES,
     METRICS,
@@ -26,27 +26,36 @@ from exporter.core.model import (
 from exporter.core.periods import align, align_up, closed_periods
 from exporter.core.settings import Settings
 
-MAX_QUERIES = 500
-"""Queries in one GetMetricData call: AWS CloudWatch API Reference, GetMetricData."""
-MAX_DATAPOINTS = 100_800
-"""Datapoints in one GetMetricData answer: AWS CloudWatch API Reference, GetMetricData."""
-UNLISTED = 1200
+LISTING_LAG_SECONDS = 1200
 """ListMetrics shows a new metric up to 15 minutes late; 5 more for our own clock."""
-ON_TIME = 60
-"""A value first seen within `settle` plus this was published on time: rounds are not exact to the second."""
+ON_TIME_SECONDS = 60
+"""A value first seen within `settle_delay` plus this was published on time: rounds are not exact to the second."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """The settings the rules depend on, in seconds; see `config.Settings`."""
+    """The settings that the sample lifecycle depends on, in seconds; `Settings` describes each."""
 
     period: int = 300
     interval: int = 300
-    settle: int = 300
-    give_up: int = 3600
-    heal: int = 86400
+    settle_delay: int = 300
+    absence_timeout: int = 3600
+    gap_fill_window: int = 86400
     max_age: int = 900
     terminated_grace: int = 3600
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> "Rules":
+        """Return the part of the settings that the sample lifecycle depends on."""
+        return cls(
+            period=settings.period,
+            interval=settings.cloudwatch.interval,
+            settle_delay=settings.settle_delay,
+            absence_timeout=settings.absence_timeout,
+            gap_fill_window=settings.gap_fill_window,
+            max_age=settings.max_age,
+            terminated_grace=settings.terminated_grace,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +90,7 @@ class PendingSample:
     own_memory: float | None = None
     cpu: float | None = None
     memory: float | None = None
-    settled: bool = False
+    final: bool = False
 
     @property
     def empty(self) -> bool:
@@ -97,7 +106,7 @@ class PendingSample:
         """Settle with what there is: CloudWatch's value wins, else the aggregate's own (rule 9)."""
         return replace(
             self,
-            settled=True,
+            final=True,
             cpu=self.own_cpu if self.cpu is None else self.cpu,
             memory=self.own_memory if self.memory is None else self.memory,
         )
@@ -106,11 +115,11 @@ class PendingSample:
 # -- observing -------------------------------------------------------------------------------------------------------
 
 
-def meet(worker: Worker, entry: InventoryEntry | None, now: int, rules: Rules) -> WorkerState:
+def initial_state(worker: Worker, entry: InventoryEntry | None, now: int, rules: Rules) -> WorkerState:
     """Begin with a worker the outbox does not know, with the help of the inventory.
 
-    Only the period that has just closed is opened by the observation that follows; older ones are `gaps`, because the history
-    may have them and the inventory knows the instances they ran on.
+    Only the period that has just closed is opened by the observation that follows; older ones are `missing_samples`, because
+    the history may have them and the inventory knows the instances they ran on.
     """
     start = align(now, rules.period) - rules.period
     if worker.created_at is not None:
@@ -138,7 +147,7 @@ def observe(
     # Two periods: one observation may be late without hiding that the worker was idle all the time.
     unbroken = worker.status in IDLE_STATUSES and known.idle_since > 0 and now - known.seen <= 2 * period
     rows = []
-    start = following = max(known.next, align_up(now - rules.heal, period))
+    start = following = max(known.next, align_up(now - rules.gap_fill_window, period))
     for start in closed_periods(following, period, now):
         following = start + period
         if finished:
@@ -165,11 +174,11 @@ def _candidates(
     """The region and the instances to ask about [start, end): what the outbox knows, and the inventory (rule 4)."""
     if entry is None:
         return worker.region, known
-    region, instances = ran_on(entry, worker, start, end)
+    region, instances = instances_during(entry, worker, start, end)
     return region, _unique(*instances, *known) if region == worker.region else instances
 
 
-def vanish(known: WorkerState, now: int, rules: Rules) -> tuple[list[PendingSample], WorkerState]:
+def close_missing(known: WorkerState, now: int, rules: Rules) -> tuple[list[PendingSample], WorkerState]:
     """A worker a complete reading no longer has: the period that was open when it was last seen is its last (rule 5)."""
     rows = []
     if known.status not in IDLE_STATUSES and known.instances:
@@ -181,16 +190,16 @@ def vanish(known: WorkerState, now: int, rules: Rules) -> tuple[list[PendingSamp
     return rows, replace(known, next=rows[-1].start + rules.period) if rows else known
 
 
-def gaps(
+def missing_samples(
     worker: Worker, known: WorkerState, entry: InventoryEntry | None, have: AbstractSet[int], now: int, rules: Rules
 ) -> list[PendingSample]:
-    """The periods before `known.next` and within `heal` that the history lacks (rule 3), without status and labs.
+    """The periods before `known.next` and within `gap_fill_window` that the history lacks (rule 3), without status and labs.
 
     Args:
         entry: which instances the worker ran on, and when.
         have: starts of the periods the history has.
     """
-    start, until = align_up(now - rules.heal, rules.period), known.next
+    start, until = align_up(now - rules.gap_fill_window, rules.period), known.next
     if worker.created_at is not None:
         start = max(start, align(worker.created_at, rules.period))
     if worker.status == "terminated" and worker.terminated_at is not None:
@@ -198,7 +207,7 @@ def gaps(
     rows = []
     for period in range(start, until, rules.period):
         if period not in have:
-            region, instances = ran_on(entry, worker, period, period + rules.period)
+            region, instances = instances_during(entry, worker, period, period + rules.period)
             if instances:
                 rows.append(PendingSample(worker.id, period, region, instances))
     return rows
@@ -219,7 +228,7 @@ class Decision:
     value: float | None = None
 
 
-def judge(
+def decide_metric(
     row: PendingSample,
     metric: MetricName,
     queries: Sequence[MetricQuery],
@@ -243,7 +252,7 @@ def judge(
         if not asked:
             # What ListMetrics does not list has no memory; but of an instance nobody asked about nothing at all is known.
             known = any(query.instance_id == instance for query in queries)
-            if known and any(listing.since <= row.start and listing.date >= end + UNLISTED for listing in listings):
+            if known and any(listing.since <= row.start and listing.date >= end + LISTING_LAG_SECONDS for listing in listings):
                 continue
             return Decision(False)
         given = [answers.by_query.get(query) for query in asked]
@@ -254,7 +263,7 @@ def judge(
             if value is None:
                 value = answer.values.get(row.start)
         if value is None:
-            if age < rules.give_up:
+            if age < rules.absence_timeout:
                 return Decision(False)
             continue
         key = (row.worker_id, row.start, instance, metric)
@@ -262,13 +271,13 @@ def judge(
         if last != value:
             since = answers.date
             sightings[key] = (value, since)
-        on_time = since <= end + rules.settle + ON_TIME
-        confirmed = answers.date - since >= rules.settle or age >= rules.give_up
-        return Decision(True, value) if age >= rules.settle and (on_time or confirmed) else Decision(False)
+        on_time = since <= end + rules.settle_delay + ON_TIME_SECONDS
+        confirmed = answers.date - since >= rules.settle_delay or age >= rules.absence_timeout
+        return Decision(True, value) if age >= rules.settle_delay and (on_time or confirmed) else Decision(False)
     return Decision(True)
 
 
-def settle(
+def finalize(
     row: PendingSample,
     queries: Sequence[MetricQuery],
     answers: MetricResults,
@@ -280,26 +289,13 @@ def settle(
     cpu, memory = (
         Decision(True, value)
         if (value := getattr(row, metric)) is not None
-        else judge(row, metric, queries, answers, listings, sightings, rules)
+        else decide_metric(row, metric, queries, answers, listings, sightings, rules)
         for metric in METRICS
     )
     row = replace(row, cpu=cpu.value, memory=memory.value)
     return row.finish() if cpu.decided and memory.decided else row
 
 
-def settle_alone(row: PendingSample, now: int, rules: Rules) -> PendingSample:
+def finalize_without_cloudwatch(row: PendingSample, now: int, rules: Rules) -> PendingSample:
     """Without CloudWatch the history is made of aggregates alone (rule 9), once late ones have had their chance."""
-    return row.finish() if now - row.start - rules.period >= rules.settle else row
-
-
-def rules_of(settings: Settings) -> Rules:
-    """The part of the settings that the life of a sample depends on."""
-    return Rules(
-        period=settings.period,
-        interval=settings.cloudwatch.interval,
-        settle=settings.settle,
-        give_up=settings.give_up,
-        heal=settings.heal,
-        max_age=settings.max_age,
-        terminated_grace=settings.terminated_grace,
-    )
+    return row.finish() if now - row.start - rules.period >= rules.settle_delay else row

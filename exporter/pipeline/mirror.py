@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from exporter.core import logs
-from exporter.core.errors import StoreError, StoreMisfit, StoreUnavailable
+from exporter.core.errors import IncompatibleStoreError, StoreError, StoreUnavailableError
 from exporter.core.model import WorkerMetricsSample
 from exporter.core.periods import rfc3339, to_datetime, to_seconds
 from exporter.metrics.telemetry import Telemetry
@@ -25,11 +25,11 @@ RETRY = 5
 """Seconds after a failure: an insert whose connection broke is finished or gone by then."""
 QUIESCE = 20
 """How long an insert of somebody else may go on before the batch starts over, in seconds."""
-TURN = 1.5
+BACKFILL_YIELD_SECONDS = 1.5
 """Seconds between two batches of old samples, in which a backfill or a purge can have its turn."""
-MARGIN = 2
+INSERT_MARGIN_SECONDS = 2
 """Seconds before the end of the lease at which an insert is given up, here and in the server."""
-LEAST = 10
+MIN_LEASE_SECONDS = 10
 """Seconds of the lease that must be left when an insert begins; a batch takes a fraction of one."""
 
 _log = logs.get("mirror")
@@ -41,10 +41,10 @@ class SampleStore(Protocol):
     async def ensure_collection(self) -> None:
         """Create or verify the collection."""
 
-    async def quiesce(self) -> bool:
+    async def no_insert_running(self) -> bool:
         """Whether no insert into the collection is running."""
 
-    async def present(self, keys: Collection[tuple[str, int]]) -> set[tuple[str, int]]:
+    async def existing_keys(self, keys: Collection[tuple[str, int]]) -> set[tuple[str, int]]:
         """Which of these (worker id, period start) are there, acknowledged by a majority."""
 
     async def insert(
@@ -85,7 +85,7 @@ class BackfillRange:
 
     lease: SharedLease
     age: int
-    """Seconds. A backfill writes only what is older than `heal`; this is a little less, for two clocks that differ."""
+    """Seconds; a little less than `gap_fill_window`, the age a backfill writes from, because two clocks may differ."""
     now: Callable[[], float]
     """MongoDB's clock, as the backfill reads it too."""
 
@@ -129,7 +129,7 @@ class Mirror:
                     _log.error("mirroring failed; it is tried again, nothing is lost", reason=error.reason, error=str(error))
                 self.problem = str(error)
                 # What somebody must mend is not mended within seconds.
-                await asyncio.sleep(60 if isinstance(error, StoreMisfit) else RETRY)
+                await asyncio.sleep(60 if isinstance(error, IncompatibleStoreError) else RETRY)
                 continue
             except Exception:  # noqa: BLE001  # a bug must not end the mirror; it is reported in full and tried again
                 self._telemetry.mirror_failures.labels("bug").inc()
@@ -182,14 +182,14 @@ class Mirror:
         finally:
             await old.lease.release()
         if len(rows) == self._batch:
-            await asyncio.sleep(TURN)  # whoever waits for the lease asks for it once a second
+            await asyncio.sleep(BACKFILL_YIELD_SECONDS)  # whoever waits for the lease asks for it once a second
         return rows
 
     async def _move(self, rows: Sequence[PendingSample], leases: Sequence[WriterLease]) -> None:
         fences = [lease.fence for lease in leases]
-        await self._quiesce()
-        present = await self._target.present([(row.worker_id, row.start) for row in rows])
-        missing = [row for row in rows if (row.worker_id, row.start) not in present]
+        await self._wait_for_running_inserts()
+        existing = await self._target.existing_keys([(row.worker_id, row.start) for row in rows])
+        missing = [row for row in rows if (row.worker_id, row.start) not in existing]
         rejected = await self._insert(missing, leases, fences)
         await self._outbox(self._outbox.outbox.set_aside, rejected)
         await self._outbox(self._outbox.outbox.delete, [r for r in rows if (r.worker_id, r.start) not in rejected])
@@ -200,14 +200,14 @@ class Mirror:
             rejected=len(rejected),
             healed=sum(row.healed for row in inserted),
         )
-        await self._outbox.show(self._telemetry)
+        await self._outbox.export_gauges(self._telemetry)
 
-    async def _quiesce(self) -> None:
+    async def _wait_for_running_inserts(self) -> None:
         clock = asyncio.get_running_loop().time
         deadline = clock() + QUIESCE
-        while not await self._target.quiesce():
+        while not await self._target.no_insert_running():
             if clock() > deadline:
-                raise StoreUnavailable("another insert into the history is still running", reason="busy")
+                raise StoreUnavailableError("another insert into the history is still running", reason="busy")
             await asyncio.sleep(0.05)
 
     async def _insert(
@@ -217,12 +217,12 @@ class Mirror:
             return set()
         if [lease.fence for lease in leases] != fences:
             # This process was paused; somebody else was the writer, and what was read back is no longer true.
-            raise StoreUnavailable("another exporter held the lease while this batch was read back", reason="lease")
+            raise StoreUnavailableError("another exporter held the lease while this batch was read back", reason="lease")
         remaining = min(lease.remaining for lease in leases)
-        if remaining < LEAST:
+        if remaining < MIN_LEASE_SECONDS:
             # Somebody else may be the writer before the server has finished; a renewal is seconds away.
-            raise StoreUnavailable("the lease ends too soon to write", reason="lease")
-        rejected = await self._target.insert([sample(row) for row in rows], within=remaining - MARGIN)
+            raise StoreUnavailableError("the lease ends too soon to write", reason="lease")
+        rejected = await self._target.insert([sample(row) for row in rows], within=remaining - INSERT_MARGIN_SECONDS)
         for bad, reason in rejected:
             _log.error("MongoDB rejects a sample for good; it is set aside", worker_id=bad.worker_id, reason=reason)
         return {(bad.worker_id, to_seconds(bad.timestamp)) for bad, _ in rejected}

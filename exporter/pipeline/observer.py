@@ -8,9 +8,9 @@ from exporter.core.model import (
     InventoryEntry,
 )
 
-OBSERVE_OFFSET = 12
+OBSERVE_OFFSET_SECONDS = 12
 """Seconds after a period's end: the manager has written, and a server's clock a little behind ours has passed the end too."""
-HEAL_CHUNK = 500
+GAP_CHUNK_WORKERS = 500
 """Workers whose gaps are looked for at once: a day of them fits easily into memory."""
 
 

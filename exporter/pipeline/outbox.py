@@ -22,14 +22,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ParamSpec, TextIO, TypeVar
 
-from exporter.core.errors import OutboxLocked, StoreError, StoreMisfit
+from exporter.core.errors import IncompatibleStoreError, OutboxLockedError, StoreError
 from exporter.core.model import PendingQuery, Worker
 from exporter.core.periods import format_duration
 from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.lifecycle import PendingSample, WorkerState
 
 _OPEN, _READY, _REJECTED = 0, 1, 2
-STATES = {_OPEN: "observed", _READY: "settled", _REJECTED: "rejected"}
+STATES = {_OPEN: "observed", _READY: "final", _REJECTED: "rejected"}
 """The values of the `state` label of cml_exporter_outbox_samples."""
 
 _SCHEMA = """
@@ -59,8 +59,8 @@ class Outbox:
         """Open or create the journal.
 
         Raises:
-            OutboxLocked: another process holds the folder.
-            StoreMisfit: it belongs to another period, or is damaged.
+            OutboxLockedError: another process holds the folder.
+            IncompatibleStoreError: it belongs to another period, or is damaged.
             StoreError: the folder cannot be written.
         """
         self._lock = _lock(directory)
@@ -80,7 +80,7 @@ class Outbox:
             raise self._translate(error) from error
         if theirs != period:
             self.close()
-            raise StoreMisfit(
+            raise IncompatibleStoreError(
                 f"{self.path} holds samples of {format_duration(theirs)} but period is {format_duration(period)}; "
                 "set period back, or give this exporter another data_dir",
                 reason="period",
@@ -151,7 +151,7 @@ class Outbox:
         """Add rows that are not there yet; return how many were added."""
         by_state: dict[int, list[PendingSample]] = {_OPEN: [], _READY: []}
         for row in rows:
-            by_state[_READY if row.settled else _OPEN].append(row)
+            by_state[_READY if row.final else _OPEN].append(row)
         added = 0
         for state, some in by_state.items():
             count = self._many(
@@ -208,16 +208,16 @@ class Outbox:
         """Write rows that were open; settled ones with nothing in them are dropped. Return how many were dropped."""
         dropped = self._many(
             "DELETE FROM sample WHERE worker=? AND start=? AND state=0",
-            ((r.worker_id, r.start) for r in rows if r.settled and r.empty),
+            ((r.worker_id, r.start) for r in rows if r.final and r.empty),
         )
-        kept = [r for r in rows if not (r.settled and r.empty)]
+        kept = [r for r in rows if not (r.final and r.empty)]
         settled = self._many(
             "UPDATE sample SET cpu=?, memory=?, state=1 WHERE worker=? AND start=? AND state=0",
-            ((r.cpu, r.memory, r.worker_id, r.start) for r in kept if r.settled),
+            ((r.cpu, r.memory, r.worker_id, r.start) for r in kept if r.final),
         )
         self._many(
             "UPDATE sample SET cpu=?, memory=? WHERE worker=? AND start=? AND state=0",
-            ((r.cpu, r.memory, r.worker_id, r.start) for r in kept if not r.settled),
+            ((r.cpu, r.memory, r.worker_id, r.start) for r in kept if not r.final),
         )
         self._counts[_OPEN] -= dropped + settled
         self._counts[_READY] += settled
@@ -302,7 +302,7 @@ class Outbox:
                 f"{self.path} cannot grow: the disk is full; make room, nothing settled is lost", reason="disk_full"
             )
         if code in ("SQLITE_CORRUPT", "SQLITE_NOTADB"):
-            return StoreMisfit(
+            return IncompatibleStoreError(
                 f"{self.path} is damaged ({error}); move it away and start again: what it held is read from CloudWatch anew",
                 reason="damaged",
             )
@@ -324,7 +324,7 @@ def _lock(directory: Path) -> TextIO:
         file.seek(0)
         holder = file.read().strip() or "unknown"
         file.close()
-        raise OutboxLocked(
+        raise OutboxLockedError(
             f"data_dir: {directory} is in use by the exporter with process id {holder}; stop that one, "
             "or give this one another data_dir",
             reason="locked",
@@ -350,7 +350,7 @@ class OutboxThread:
         """Call `function` there and return what it returns."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, partial(function, *args, **kwargs))
 
-    async def show(self, telemetry: Telemetry) -> None:
+    async def export_gauges(self, telemetry: Telemetry) -> None:
         """Bring the figures of what is on its way up to date."""
         telemetry.outbox_oldest.value = await self(self.outbox.oldest)
         for state, count in self.outbox.counts().items():

@@ -10,9 +10,10 @@ from exporter.core.model import (
     Worker,
 )
 from exporter.core.periods import align
-from exporter.pipeline.lifecycle import MAX_DATAPOINTS, MAX_QUERIES, Rules
+from exporter.pipeline.lifecycle import Rules
+from exporter.sources.cloudwatch.queries import MAX_DATAPOINTS, MAX_QUERIES
 
-DUE = 30
+DUE_TOLERANCE_SECONDS = 30
 """A worker asked this much less than its interval ago is due all the same, for the same reason."""
 
 
@@ -23,19 +24,19 @@ class MetricDataCall:
     region: str
     start: int
     end: int
-    asks: Mapping[str, tuple[MetricQuery, ...]]
+    queries_by_worker: Mapping[str, tuple[MetricQuery, ...]]
 
     @property
     def queries(self) -> tuple[MetricQuery, ...]:
         """Every query once, though two workers may share an instance."""
-        return tuple(dict.fromkeys(query for queries in self.asks.values() for query in queries))
+        return tuple(dict.fromkeys(query for queries in self.queries_by_worker.values() for query in queries))
 
     def halves(self) -> tuple["MetricDataCall", "MetricDataCall"]:
         """Split between workers, to find the one that CloudWatch rejects (rule 13)."""
-        workers = list(self.asks)
+        workers = list(self.queries_by_worker)
         middle = len(workers) // 2
-        first, second = ({w: self.asks[w] for w in part} for part in (workers[:middle], workers[middle:]))
-        return replace(self, asks=first), replace(self, asks=second)
+        first, second = ({w: self.queries_by_worker[w] for w in part} for part in (workers[:middle], workers[middle:]))
+        return replace(self, queries_by_worker=first), replace(self, queries_by_worker=second)
 
 
 def live_needs(workers: Iterable[Worker], now: int, rules: Rules) -> list[PendingQuery]:
@@ -54,21 +55,21 @@ QueriesOf = Callable[[str, str, str], tuple[MetricQuery, ...]]
 
 def is_due(running: bool, asked: int | None, now: int, rules: Rules) -> bool:
     """Whether a worker may be asked again (rule 11); `asked` is when it last was, successfully."""
-    every = max(rules.interval, rules.period, 0 if running else rules.give_up // 4)
-    return asked is None or now - asked >= every - DUE
+    every = max(rules.interval, rules.period, 0 if running else rules.absence_timeout // 4)
+    return asked is None or now - asked >= every - DUE_TOLERANCE_SECONDS
 
 
 def plan(needs: Iterable[PendingQuery], queries_of: QueriesOf, now: int, rules: Rules) -> list[MetricDataCall]:
     """Pack the needs into the fewest calls, newest windows first, each worker whole (rules 7 and 11)."""
     until = align(now, rules.period)
     batches: list[MetricDataCall] = []
-    asks: dict[str, tuple[MetricQuery, ...]] = {}
+    queries_by_worker: dict[str, tuple[MetricQuery, ...]] = {}
     region, start, size = "", 0, 0
 
     def close() -> None:
-        if asks:
-            batches.append(MetricDataCall(region, start, until, dict(asks)))
-            asks.clear()
+        if queries_by_worker:
+            batches.append(MetricDataCall(region, start, until, dict(queries_by_worker)))
+            queries_by_worker.clear()
 
     for need in sorted(needs, key=lambda need: (need.region, -need.oldest, need.worker_id)):
         oldest = align(need.oldest, rules.period)
@@ -79,13 +80,13 @@ def plan(needs: Iterable[PendingQuery], queries_of: QueriesOf, now: int, rules: 
             if last < until:  # more than one call may answer: ask for the older parts by themselves
                 batches.append(MetricDataCall(need.region, first, last, {need.worker_id: queries}))
                 continue
-            earliest, total = min(start, first) if asks else first, size + len(queries)
+            earliest, total = min(start, first) if queries_by_worker else first, size + len(queries)
             points = total * (until - earliest) // rules.period
-            if asks and (need.region != region or total > MAX_QUERIES or points > MAX_DATAPOINTS):
+            if queries_by_worker and (need.region != region or total > MAX_QUERIES or points > MAX_DATAPOINTS):
                 close()
-            if not asks:
+            if not queries_by_worker:
                 region, start, size = need.region, first, 0
-            asks[need.worker_id] = queries
+            queries_by_worker[need.worker_id] = queries
             start, size = min(start, first), size + len(queries)
     close()
     return sorted(batches, key=lambda batch: -batch.start)

@@ -6,16 +6,16 @@ from dataclasses import dataclass, replace
 from exporter.core.budget import BudgetState
 from exporter.core.model import PendingQuery
 
-ASK_OFFSET = 180
+POLL_OFFSET_SECONDS = 180
 """Basic monitoring publishes 1 to 3 minutes after the period's end."""
-CONCURRENCY = 6
+MAX_CONCURRENT_CALLS = 6
 """Calls under way at once. Their latency hardly counts, since 40 calls ask about 10,000 workers; but answers that come together
 are parsed together, and each thread that does so keeps scrapes waiting."""
 
 _BUDGET_PROBLEMS: Mapping[BudgetState, str] = {
-    "healing_stopped": "what is left of cloudwatch.max_usd_per_day ({} dollars) is kept for the running workers; "
+    "gap_filling_paused": "what is left of cloudwatch.max_usd_per_day ({} dollars) is kept for the running workers; "
     "gaps are filled after 00:00 UTC, or raise it",
-    "asking_stopped": "cloudwatch.max_usd_per_day ({} dollars) is spent; CloudWatch is asked again after 00:00 UTC, "
+    "polling_paused": "cloudwatch.max_usd_per_day ({} dollars) is spent; CloudWatch is asked again after 00:00 UTC, "
     "or raise it",
 }
 
@@ -27,7 +27,7 @@ class CycleStats:
     workers: int = 0
     calls: int = 0
     datapoints: int = 0
-    settled: int = 0
+    finalized: int = 0
     dropped: int = 0
     given_up: int = 0
     failed: int = 0

@@ -6,7 +6,7 @@ These are synchronous and run in the outbox's one thread; the simulation drives 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
-from exporter.core.instances import next_entry
+from exporter.core.instances import updated_entry
 from exporter.core.model import METRICS, Fleet, InventoryEntry, Listing, MetricResults, Worker
 from exporter.core.periods import DAY
 from exporter.pipeline import lifecycle
@@ -31,20 +31,20 @@ def open_periods(
         if memory is None:
             if inventory is None:
                 continue
-            memory = lifecycle.meet(worker, entry, now, rules)
-        current = None if inventory is None else next_entry(entry, worker, now)
+            memory = lifecycle.initial_state(worker, entry, now, rules)
+        current = None if inventory is None else updated_entry(entry, worker, now)
         opened, known[worker.id] = lifecycle.observe(worker, memory, now, rules, current)
         rows += opened
     gone: list[WorkerState] = []
     for memory in before.values():
-        opened, memory = lifecycle.vanish(memory, now, rules)
+        opened, memory = lifecycle.close_missing(memory, now, rules)
         rows += opened
         gone.append(memory)
     with outbox.transaction():
         count = outbox.open(rows)
         outbox.update_own(fleet.workers, rules.period)
         outbox.remember([*known.values(), *gone])
-        outbox.forget(memory.worker_id for memory in gone if memory.seen < now - rules.heal)
+        outbox.forget(memory.worker_id for memory in gone if memory.seen < now - rules.gap_fill_window)
     return count, known
 
 
@@ -61,13 +61,15 @@ def open_gaps(
     rows = [
         row
         for worker in workers
-        for row in lifecycle.gaps(worker, known[worker.id], inventory.get(worker.id), have.get(worker.id, set()), now, rules)
+        for row in lifecycle.missing_samples(
+            worker, known[worker.id], inventory.get(worker.id), have.get(worker.id, set()), now, rules
+        )
     ]
     with outbox.transaction():
         return outbox.open(rows)
 
 
-def apply_answers(
+def apply_results(
     outbox: Outbox,
     batch: MetricDataCall,
     answers: MetricResults,
@@ -78,41 +80,41 @@ def apply_answers(
     """Settle what the answers of one call decide; return (settled with something in them, dropped as empty)."""
     changed: list[PendingSample] = []
     with outbox.transaction():
-        for worker_id, queries in batch.asks.items():
+        for worker_id, queries in batch.queries_by_worker.items():
             for row in outbox.open_rows(worker_id, batch.start, batch.end):
                 if row.region != batch.region:
                     continue
-                after = lifecycle.settle(row, queries, answers, listings, sightings, rules)
+                after = lifecycle.finalize(row, queries, answers, listings, sightings, rules)
                 if after != row:
                     changed.append(after)
-                if after.settled:
+                if after.final:
                     for instance in after.instances:
                         for metric in METRICS:
                             sightings.pop((row.worker_id, row.start, instance, metric), None)
         dropped = outbox.update(changed)
-    return sum(row.settled for row in changed) - dropped, dropped
+    return sum(row.final for row in changed) - dropped, dropped
 
 
-def give_up(outbox: Outbox, worker_ids: Collection[str], now: int, rules: Rules) -> tuple[list[PendingSample], int]:
-    """Settle what stayed undecided for `heal` though it was asked in this round; return those rows and the number dropped."""
+def record_absent(outbox: Outbox, worker_ids: Collection[str], now: int, rules: Rules) -> tuple[list[PendingSample], int]:
+    """Finalize what is undecided after `gap_fill_window` and was polled in this cycle; return the rows and how many dropped."""
     with outbox.transaction():
-        rows = outbox.expired(worker_ids, now - rules.heal - rules.period)
+        rows = outbox.expired(worker_ids, now - rules.gap_fill_window - rules.period)
         dropped = outbox.update([row.finish() for row in rows])
     return rows, dropped
 
 
-def give_up_unasked(outbox: Outbox, now: int, rules: Rules) -> tuple[list[PendingSample], int]:
-    """Settle what the budget left unasked for a day beyond `heal`, so that status and labs are not kept back for ever."""
+def record_absent_unpolled(outbox: Outbox, now: int, rules: Rules) -> tuple[list[PendingSample], int]:
+    """Finalize what the budget left unpolled for a day beyond `gap_fill_window`, so that status and labs are not held back."""
     with outbox.transaction():
-        rows = outbox.older(now - rules.heal - DAY)
+        rows = outbox.older(now - rules.gap_fill_window - DAY)
         dropped = outbox.update([row.finish() for row in rows])
     return rows, dropped
 
 
-def settle_alone(outbox: Outbox, now: int, rules: Rules, limit: int = 50_000) -> tuple[int, int]:
+def finalize_without_cloudwatch(outbox: Outbox, now: int, rules: Rules, limit: int = 50_000) -> tuple[int, int]:
     """Without CloudWatch: settle by the aggregates alone; return (settled with something in them, dropped as empty)."""
     with outbox.transaction():
         before = outbox.all_open_rows(limit)
-        after = [row for row in (lifecycle.settle_alone(row, now, rules) for row in before) if row.settled]
+        after = [row for row in (lifecycle.finalize_without_cloudwatch(row, now, rules) for row in before) if row.final]
         dropped = outbox.update(after)
     return len(after) - dropped, dropped

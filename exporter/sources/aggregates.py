@@ -21,7 +21,7 @@ from exporter.core.periods import to_seconds
 from exporter.core.settings import WorkersSettings
 from exporter.sources.worker_documents import parse, projection
 
-REACH = 10.0
+SERVER_SELECTION_SECONDS = 10.0
 """Seconds to find a server that answers; an election takes about that long. pymongo.timeout replaces serverSelectionTimeoutMS,
 so without a bound of its own a server that is down would be waited for as long as a slow one may read."""
 
@@ -49,7 +49,12 @@ class Aggregates:
     """
 
     def __init__(
-        self, database: AsyncDatabase[dict[str, Any]], collection: str, settings: WorkersSettings, *, reach: float = REACH
+        self,
+        database: AsyncDatabase[dict[str, Any]],
+        collection: str,
+        settings: WorkersSettings,
+        *,
+        reach: float = SERVER_SELECTION_SECONDS,
     ) -> None:
         self._database = database
         self._name = f"{database.name}.{collection}"

@@ -117,6 +117,7 @@ class DocumentParser:
     complaints: list[str] = field(default_factory=list)
 
     def read(self, document: object) -> None:
+        """Parse one document; keep its worker, or count and tell why it was skipped."""
         if not isinstance(document, Mapping):
             self._skip("not_a_document", f"an aggregate is {_show(document)} instead of a document; remove it")
             return

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from exporter.core.history_metrics import FIELDS, METRIC_FIELDS, NEWEST, RUNNING
 from exporter.core.periods import HOUR
 from exporter.storage.rows import Document, documents
-from exporter.storage.statistics import careful_value, is_odd
+from exporter.storage.statistics import has_non_numeric, type_checked_value
 
 _MEASURED = FIELDS[: FIELDS.index(RUNNING)]
 _REGION: Document = {"$ifNull": ["$region", ""]}
@@ -45,7 +45,7 @@ def pipeline(match: Document, *, careful: bool = False) -> list[Document]:
         NEWEST: {"$max": "$timestamp"},
     }
     for field in METRIC_FIELDS:
-        value = careful_value(field) if careful else f"${field}"
+        value = type_checked_value(field) if careful else f"${field}"
         group |= {f"{field}_{how}": {f"${how}": value} for how in ("avg", "min", "max")}
     # Arrays decode many times faster than a document for each hour.
     columns: Document = {name: {"$push": f"${name}"} for name in FIELDS} | {NEWEST: {"$push": {"$toLong": f"${NEWEST}"}}}
@@ -57,7 +57,7 @@ def parts(batches: Iterable[bytes], careful: bool, *, period: int) -> list[Worke
     """Read what `pipeline` found; None where it must be asked with care, because a value is no number or a region no text."""
     found = documents(batches)
     if not careful and (
-        is_odd(value for row in found for name in _MEASURED for value in row[name])
+        has_non_numeric(value for row in found for name in _MEASURED for value in row[name])
         or not all(isinstance(row["_id"]["r"], str) for row in found)
     ):
         return None

@@ -7,7 +7,7 @@ from typing import Any
 
 from pymongo import ReplaceOne
 
-from exporter.core.instances import next_entry
+from exporter.core.instances import updated_entry
 from exporter.core.model import Fleet, InstanceInterval, InventoryEntry
 from exporter.core.periods import to_datetime, to_seconds
 from exporter.storage.mongo import Database, Document, chunks, durable, operation
@@ -54,7 +54,7 @@ class Inventory:
         changed: set[str] = set()
         for worker in fleet.workers:
             old = self._entries.get(worker.id)
-            new = next_entry(old, worker, fleet.date)
+            new = updated_entry(old, worker, fleet.date)
             if old is None or new != _touched(old, new.last_seen, bool(worker.instance_id)):
                 changed.add(worker.id)
             self._entries[worker.id] = new

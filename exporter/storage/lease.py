@@ -17,7 +17,7 @@ from exporter.storage.mongo import STATE, Database, Document, durable, operation
 
 BACKFILL = "backfill"
 """The lease of who writes what is older than the live window."""
-MARGIN = 1 / 6
+SAFETY_FRACTION = 1 / 6
 """The last part of its time in which a holder no longer relies on the lease."""
 _SKEW = 600
 """Seconds by which the local clock may differ from MongoDB's."""
@@ -75,7 +75,7 @@ class Lease:
             self._until = sent
             return False
         self.fence = lease["fence"]
-        self._until = sent + self._ttl * (1 - MARGIN)
+        self._until = sent + self._ttl * (1 - SAFETY_FRACTION)
         return self.held
 
     async def release(self) -> None:
@@ -90,7 +90,7 @@ class Lease:
                 {"_id": self._id, "owner": self._owner}, {"$set": {"owner": None, "expires": to_datetime(0)}}
             )
 
-    async def mark(self) -> str | None:
+    async def change_marker(self) -> str | None:
         """Return what changes whenever anybody has held the lease since; None while somebody may hold it.
 
         Raises:
@@ -131,6 +131,6 @@ class Lease:
 LEASE_SECONDS = 30
 
 
-def awake() -> float:
+def boottime() -> float:
     """Seconds that go on while the machine is suspended, unlike time.monotonic: a lease does not wait for us."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()

@@ -35,7 +35,7 @@ from pymongo.errors import (
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
-from exporter.core.errors import ConfigError, StoreError, StoreMisfit, StoreUnavailable
+from exporter.core.errors import ConfigError, IncompatibleStoreError, StoreError, StoreUnavailableError
 from exporter.core.settings import Settings
 
 T = TypeVar("T")
@@ -69,23 +69,33 @@ def translate(error: Exception, namespace: str, action: str) -> StoreError:
     brief = str(error).partition(", full error:")[0].partition(", Timeout:")[0]
     match error:
         case ServerSelectionTimeoutError():  # before its parent AutoReconnect: here nothing was sent
-            return StoreUnavailable(f"no MongoDB for {what}: {brief}; check mongodb.uri and the server", reason="unreachable")
+            return StoreUnavailableError(
+                f"no MongoDB for {what}: {brief}; check mongodb.uri and the server", reason="unreachable"
+            )
         case NetworkTimeout() | WaitQueueTimeoutError() | ExecutionTimeout():
-            return StoreUnavailable(f"MongoDB took too long for {what}; it will be tried again: {brief}", reason="timeout")
+            return StoreUnavailableError(f"MongoDB took too long for {what}; it will be tried again: {brief}", reason="timeout")
         case NotPrimaryError():
-            return StoreUnavailable(f"MongoDB has no primary for {what} just now; it will be tried again", reason="not_primary")
+            return StoreUnavailableError(
+                f"MongoDB has no primary for {what} just now; it will be tried again", reason="not_primary"
+            )
         case ConnectionFailure() | AutoReconnect():
-            return StoreUnavailable(f"the connection broke during {what}; it will be tried again: {brief}", reason="connection")
+            return StoreUnavailableError(
+                f"the connection broke during {what}; it will be tried again: {brief}", reason="connection"
+            )
         case BulkWriteError():
             return _translate_bulk(error, namespace, action)
         case WriteConcernError():
-            return StoreUnavailable(f"no majority confirmed {what}; it will be tried again: {brief}", reason="write_concern")
+            return StoreUnavailableError(
+                f"no majority confirmed {what}; it will be tried again: {brief}", reason="write_concern"
+            )
         case OperationFailure():
             return _translate_code(error, namespace, action)
         case ConfigurationError() if type(error.__cause__).__module__.startswith("dns."):
-            return StoreUnavailable(f"no MongoDB for {what}: DNS does not answer ({brief})", reason="unreachable")
+            return StoreUnavailableError(f"no MongoDB for {what}: DNS does not answer ({brief})", reason="unreachable")
         case CollectionInvalid() | ConfigurationError() | InvalidName():
-            return StoreMisfit(f"MongoDB cannot be used for {what}: {brief}; check mongodb.uri and the server's version")
+            return IncompatibleStoreError(
+                f"MongoDB cannot be used for {what}: {brief}; check mongodb.uri and the server's version"
+            )
         case DocumentTooLarge() | BSONError() | OverflowError() | UnicodeError():
             return StoreError(f"{what}: a document cannot be written or read as BSON: {brief}", reason="invalid_document")
     return StoreError(f"{what} failed: {type(error).__name__}: {brief}")
@@ -99,10 +109,10 @@ def _translate_bulk(error: BulkWriteError, namespace: str, action: str) -> Store
             return _not_allowed(namespace, action)
     if failed:
         brief = f"{len(failed)} write errors, the first with code {failed[0].get('code')}: {str(failed[0].get('errmsg'))[:200]}"
-        return StoreUnavailable(
+        return StoreUnavailableError(
             f"`{action}` on {namespace} succeeded in part; it will be tried again: {brief}", reason="write_error"
         )
-    return StoreUnavailable(
+    return StoreUnavailableError(
         f"no majority confirmed `{action}` on {namespace}; it will be tried again: {details.get('writeConcernErrors')}",
         reason="write_concern",
     )
@@ -113,22 +123,22 @@ def _translate_code(error: OperationFailure, namespace: str, action: str) -> Sto
     if error.code == NOT_AUTHORIZED:
         return _not_allowed(namespace, action)
     if error.code in _CREDENTIALS:
-        return StoreMisfit(
+        return IncompatibleStoreError(
             f"MongoDB refuses the credentials ({brief}); check user, password and authSource in mongodb.uri",
             reason="credentials",
         )
     if error.code in _TRANSIENT or error.has_error_label("RetryableWriteError"):
-        return StoreUnavailable(
+        return StoreUnavailableError(
             f"`{action}` on {namespace} did not succeed just now; it will be tried again: {brief}",
             reason="timeout" if error.code == 50 else "transient",
         )
     if error.code == _INVALID_OPTIONS:
-        return StoreMisfit(f"MongoDB refuses the options of `{action}` on {namespace}: {brief}", reason="options")
+        return IncompatibleStoreError(f"MongoDB refuses the options of `{action}` on {namespace}: {brief}", reason="options")
     return StoreError(f"`{action}` on {namespace} failed with code {error.code}: {brief}")
 
 
-def _not_allowed(namespace: str, action: str) -> StoreMisfit:
-    return StoreMisfit(
+def _not_allowed(namespace: str, action: str) -> IncompatibleStoreError:
+    return IncompatibleStoreError(
         f"MongoDB does not allow this user `{action}` on {namespace}; grant it the least role that README.md shows",
         reason="not_authorized",
     )

@@ -22,7 +22,7 @@ from pymongo.errors import (
 from pymongo.read_concern import ReadConcern
 
 from exporter.core import logs
-from exporter.core.errors import ConfigError, StoreError, StoreMisfit, StoreUnavailable
+from exporter.core.errors import ConfigError, IncompatibleStoreError, StoreError, StoreUnavailableError
 from exporter.core.model import MetricsAggregation, Statistics, WorkerMetricsSample
 from exporter.core.periods import DAY, HOUR, _utc, align_interval, format_duration, to_datetime, to_seconds
 from exporter.core.settings import Settings
@@ -79,7 +79,7 @@ class WorkerMetricsRepository:
         apply_retention: whether somebody set `retention` explicitly; then a longer one is applied to an existing collection.
         wall: the clock that tells which samples are past retention.
 
-    Every method raises StoreUnavailable, StoreMisfit or StoreError.
+    Every method raises StoreUnavailableError, IncompatibleStoreError or StoreError.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class WorkerMetricsRepository:
     ) -> None:
         self._database = durable(database)
         self._samples = self._database[collection]
-        self._settled = self._samples.with_options(read_concern=ReadConcern("majority"))
+        self._majority = self._samples.with_options(read_concern=ReadConcern("majority"))
         self._collection = collection
         self._period = period
         self._wanted_retention = retention
@@ -118,8 +118,8 @@ class WorkerMetricsRepository:
         `notices`.
 
         Raises:
-            StoreMisfit: MongoDB is older than 5.0, the name is taken by something else, the history has another period, or a
-                privilege is missing.
+            IncompatibleStoreError: MongoDB is older than 5.0, the name is taken by something else, the history has another
+                period, or a privilege is missing.
         """
         await self._check_version()
         options = await self._options()
@@ -127,7 +127,7 @@ class WorkerMetricsRepository:
             await self._create()
             options = await self._options()
         if options is None:
-            raise StoreUnavailable(f"{self.namespace} was dropped while it was being created; it will be tried again")
+            raise StoreUnavailableError(f"{self.namespace} was dropped while it was being created; it will be tried again")
         notices = [_check_granularity(self.namespace, options)]
         await self._check_period()
         await self._create_index()
@@ -140,11 +140,11 @@ class WorkerMetricsRepository:
         """Return how long the collection keeps samples, in seconds; None means for good.
 
         Raises:
-            StoreMisfit: there is no such collection, or it is not a history.
+            IncompatibleStoreError: there is no such collection, or it is not a history.
         """
         options = await self._options()
         if options is None:
-            raise StoreMisfit(f"{self.namespace} does not exist yet; `serve` creates it", reason="collection")
+            raise IncompatibleStoreError(f"{self.namespace} does not exist yet; `serve` creates it", reason="collection")
         seconds: int | None = options.get("expireAfterSeconds")
         return seconds
 
@@ -152,7 +152,7 @@ class WorkerMetricsRepository:
         """Return what `retention` will be after `ensure_collection`, in seconds; None means for good. Changes nothing.
 
         Raises:
-            StoreMisfit: `ensure_collection` would refuse.
+            IncompatibleStoreError: `ensure_collection` would refuse.
         """
         await self._check_version()
         options = await self._options()
@@ -281,7 +281,7 @@ class WorkerMetricsRepository:
         return await self.read_statistics(worker_id, following, end, interval, limit=limit)
 
     async def _statistics(self, match: Document, interval: int) -> list[HistoryRow]:
-        return await self._looked_at(partial(statistics_pipeline, match, interval), statistics)
+        return await self._aggregate(partial(statistics_pipeline, match, interval), statistics)
 
     async def latest_timestamps(self, worker_ids: Collection[str]) -> dict[str, int]:
         """Return the UTC second of the newest sample of each worker that has any."""
@@ -303,7 +303,7 @@ class WorkerMetricsRepository:
         """
         found: dict[str, set[int]] = {worker_id: set() for worker_id in worker_ids}
         for ids in chunks(sorted(found), _IDS_A_READ):
-            for worker_id, stamps in (await self._group(self._settled, ids, _ALL, since)).items():
+            for worker_id, stamps in (await self._group(self._majority, ids, _ALL, since)).items():
                 found[worker_id] = _whole_seconds(stamps)
         return found
 
@@ -381,7 +381,7 @@ class WorkerMetricsRepository:
         """Delete all samples of a worker for good and return how many; `within` is in seconds.
 
         Raises:
-            StoreUnavailable: some of them may be deleted; do it again.
+            StoreUnavailableError: some of them may be deleted; do it again.
         """
         async with self._operation("remove", within):
             # By its id alone: that is the only deletion a time-series collection allows everywhere.
@@ -442,13 +442,13 @@ class WorkerMetricsRepository:
         between = {"$gte": to_datetime(day), "$lt": to_datetime(day + DAY)}
         found: list[hourly.WorkerDay] = []
         for ids in chunks(sorted(worker_ids), _CHUNK):
-            found += await self._looked_at(
+            found += await self._aggregate(
                 partial(hourly.pipeline, {"worker_id": {"$in": list(ids)}, "timestamp": between}),
                 partial(hourly.parts, period=self._period),
             )
         return found
 
-    async def _looked_at(
+    async def _aggregate(
         self, pipeline: Callable[..., list[Document]], read: Callable[[list[bytes], bool], list[T] | None]
     ) -> list[T]:
         """Aggregate; once more with care where there is a value that is no number."""
@@ -463,7 +463,7 @@ class WorkerMetricsRepository:
                 return found
         raise AssertionError("what was looked at with care is never odd")
 
-    async def quiesce(self) -> bool:
+    async def no_insert_running(self) -> bool:
         """Return whether no insert into the collection is running on the server.
 
         mongod finishes an insert whose client has died; until then a read-back proves nothing. Whoever has the cluster action
@@ -479,11 +479,11 @@ class WorkerMetricsRepository:
                 self._sees_everyone = False
                 return not await self._running_inserts(False)
 
-    async def present(self, keys: Collection[Key]) -> set[Key]:
+    async def existing_keys(self, keys: Collection[Key]) -> set[Key]:
         """Return which of the samples are in the collection for good.
 
         Raises:
-            StoreUnavailable: `unsettled`: the primary shows something that a majority does not hold yet, or the reverse.
+            StoreUnavailableError: `unsettled`: the primary shows something that a majority does not hold yet, or the reverse.
         """
         spans: dict[tuple[int, int], list[str]] = defaultdict(list)
         for worker_id, (low, high) in _spans(keys).items():
@@ -498,10 +498,10 @@ class WorkerMetricsRepository:
                         for second in _whole_seconds(stamps)
                     }
                     & wanted
-                    for collection in (self._samples, self._settled)
+                    for collection in (self._samples, self._majority)
                 ]
                 if local != settled:
-                    raise StoreUnavailable(
+                    raise StoreUnavailableError(
                         f"a majority does not hold {len(local ^ settled)} samples of {self.namespace} yet; try again",
                         reason="unsettled",
                     )
@@ -518,7 +518,7 @@ class WorkerMetricsRepository:
             within: seconds for the whole call, such as what remains of a lease; by default OPERATION_SECONDS for each chunk.
 
         Raises:
-            StoreUnavailable: how much was inserted is unknown; quiesce, ask `present`, and insert what is missing.
+            StoreUnavailableError: how much was inserted is unknown; quiesce, ask `present`, and insert what is missing.
         """
         ordered = sorted(samples, key=lambda sample: (sample.worker_id, _utc(sample.timestamp)))
         rejected: list[tuple[WorkerMetricsSample, str]] = []
@@ -588,7 +588,7 @@ class WorkerMetricsRepository:
         async with self._operation("hello"):
             hello = await self._database.client.admin.command("hello")
         if hello.get("maxWireVersion", 0) < _MIN_WIRE_VERSION:
-            raise StoreMisfit(
+            raise IncompatibleStoreError(
                 f"{self.namespace}: a time-series collection needs MongoDB 5.0 or newer; update the server, "
                 "or set mongodb.history to null to expose gauges only",
                 reason="version",
@@ -605,10 +605,12 @@ class WorkerMetricsRepository:
         way_out = "rename or drop it, or give mongodb.history another name"
         if kind != "timeseries":
             kind = "normal collection" if kind == "collection" else kind
-            raise StoreMisfit(f"{self.namespace} is a {kind}, not a time-series collection; {way_out}", reason="collection")
+            raise IncompatibleStoreError(
+                f"{self.namespace} is a {kind}, not a time-series collection; {way_out}", reason="collection"
+            )
         fields = [options["timeseries"].get(name) for name in ("timeField", "metaField")]
         if fields != ["timestamp", "worker_id"]:
-            raise StoreMisfit(
+            raise IncompatibleStoreError(
                 f"{self.namespace} is a time-series collection with timeField {fields[0]} and metaField {fields[1]}, "
                 f"but the history needs timestamp and worker_id; {way_out}",
                 reason="collection",
@@ -642,27 +644,29 @@ class WorkerMetricsRepository:
         assert noted is not None  # an upsert always has a document to return
         self._check_noted(noted)
 
-    async def note_heal(self, seconds: int) -> None:
+    async def save_gap_window(self, seconds: int) -> None:
         """Note how far back the live exporter fills gaps, for the backfill that must not touch the same samples."""
         async with operation(self._database, STATE, "update"):
-            await self._database[STATE].update_one({"_id": f"history:{self._collection}"}, {"$set": {"heal": seconds}})
+            await self._database[STATE].update_one(
+                {"_id": f"history:{self._collection}"}, {"$set": {"gap_fill_window": seconds}}
+            )
 
-    async def noted_heal(self) -> int:
-        """Return what `note_heal` noted last, in seconds; 0 if nothing was."""
+    async def load_gap_window(self) -> int:
+        """Return what `save_gap_window` noted last, in seconds; 0 if nothing was."""
         async with operation(self._database, STATE, "find"):
             noted = await self._database[STATE].find_one({"_id": f"history:{self._collection}"})
-        return int((noted or {}).get("heal", 0))
+        return int((noted or {}).get("gap_fill_window", 0))
 
     def _check_noted(self, noted: Mapping[str, Any]) -> None:
         if noted["schema"] != _SCHEMA:
-            raise StoreMisfit(
+            raise IncompatibleStoreError(
                 f"{self.namespace} was written by another version of the exporter (schema {noted['schema']}, not {_SCHEMA}); "
                 "use that version or give mongodb.history another name",
                 reason="schema",
             )
         if noted["period"] != self._period:
             theirs, ours = format_duration(noted["period"]), format_duration(self._period)
-            raise StoreMisfit(
+            raise IncompatibleStoreError(
                 f"{self.namespace} holds samples of {theirs}, but period is {ours}; set period to {theirs}, "
                 f"or give mongodb.history another name for a history of {ours}",
                 reason="period",
@@ -730,7 +734,7 @@ def repository(
     )
 
 
-def history_name(settings: Settings, to_do: str) -> str:
+def require_history(settings: Settings, to_do: str) -> str:
     """Return the collection of the history, for a command that has something `to_do` with it.
 
     Raises:

@@ -26,7 +26,8 @@ def statistics_pipeline(match: Document, interval: int, *, careful: bool = False
     Args:
         match: which samples.
         interval: seconds.
-        careful: look at the type of every value. That takes half as long again, so it is done only when `is_odd` says so.
+        careful: look at the type of every value. That takes half as long again, so it is done only where
+            `has_non_numeric` says so.
     """
     offset = align_interval(0, interval) * 1000
     stamp: object = {"$toLong": "$timestamp"}
@@ -38,21 +39,21 @@ def statistics_pipeline(match: Document, interval: int, *, careful: bool = False
         "samples": {"$sum": 1},
     }
     for field in METRIC_FIELDS:
-        value = careful_value(field) if careful else f"${field}"
+        value = type_checked_value(field) if careful else f"${field}"
         known = {"$cond": [{"$gt": [value, None]}, 1, 0]}
         accumulators = ({"$sum": value}, {"$min": value}, {"$max": value}, {"$sum": known})
         group |= dict(zip(_KEYS[field], accumulators, strict=True))
     return [{"$match": match}, {"$group": group}]
 
 
-def careful_value(field: str) -> object:
+def type_checked_value(field: str) -> object:
     """An expression for a field that is null where it is no number."""
     value = f"${field}"
     typed = {"$in": [{"$type": value}, ["int", "long", "double"]]}
     return {"$cond": [{"$and": [typed, {"$not": [{"$in": [value, _NO_NUMBERS]}]}]}, value, None]}
 
 
-def is_odd(measured: Iterable[object]) -> bool:
+def has_non_numeric(measured: Iterable[object]) -> bool:
     """Whether a value that is no number was among the samples of which these are the extremes, and the sum or the average.
 
     Every other type shows up in an extreme, as does NaN, but a Decimal128 between two numbers, which then makes the sum one.
@@ -64,7 +65,7 @@ def is_odd(measured: Iterable[object]) -> bool:
 def statistics(batches: Iterable[bytes], careful: bool) -> list[HistoryRow] | None:
     """Rows of statistics from what `statistics_pipeline` found, oldest first; None where it must be asked with care."""
     parts = documents(batches)
-    if not careful and is_odd(part[key] for part in parts for key in _MEASURED):
+    if not careful and has_non_numeric(part[key] for part in parts for key in _MEASURED):
         return None
     by_start: dict[datetime, list[Document]] = {}
     for part in parts:

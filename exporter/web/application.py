@@ -13,11 +13,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from exporter.core.errors import SourceError, StoreError
-from exporter.history.remote_read import BadRequest
+from exporter.core.errors import RequestError, SourceError, StoreError
 from exporter.web import responses
 from exporter.web.auth import BasicAuth
-from exporter.web.parameters import BadParameter
 from exporter.web.routes import RETRY_AFTER, ROUTES, Backend
 
 READS = 2
@@ -86,8 +84,7 @@ def create_app(backend: Backend, *, cors_origins: Sequence[str] = (), users: Map
         middleware.append(Middleware(BasicAuth, users, refusal))
     handlers: dict[Any, Any] = {
         HTTPException: _on_http_error,
-        BadParameter: _on_bad_parameter,
-        BadRequest: _on_bad_parameter,
+        RequestError: _on_bad_parameter,
         StoreError: _on_silence,
         SourceError: _on_silence,
         Exception: _on_bug,

@@ -5,7 +5,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from exporter.core.budget import Budget
-from exporter.core.errors import SourceError, StoreUnavailable
+from exporter.core.errors import SourceError, StoreUnavailableError
 from exporter.core.model import InventoryEntry, Worker
 from exporter.history.cloudwatch_archive import CloudWatchArchive
 from exporter.history.points import Point
@@ -26,10 +26,10 @@ class LoopBridge:
         """Call `function` there and return what it returns.
 
         Raises:
-            StoreUnavailable: that loop does not run.
+            StoreUnavailableError: that loop does not run.
         """
         if self.loop is None:
-            raise StoreUnavailable("the exporter is starting or stopping; ask again in a few seconds", reason="starting")
+            raise StoreUnavailableError("the exporter is starting or stopping; ask again in a few seconds", reason="starting")
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(function(*arguments), self.loop))
 
 
@@ -42,10 +42,12 @@ class BridgedArchive:
     async def points(
         self, worker: Worker, entry: InventoryEntry | None, start: int, end: int, resolution: int, limit: int
     ) -> list[Point]:
+        """As CloudWatchArchive.points, on the collector's loop; raises SourceError when the budget is spent."""
         self._check_budget(worker)
         return await self._elsewhere.run(self._archive.points, worker, entry, start, end, resolution, limit)
 
     async def window(self, worker: Worker, entry: InventoryEntry | None, start: int, end: int, resolution: int) -> list[Point]:
+        """As CloudWatchArchive.window, on the collector's loop; raises SourceError when the budget is spent."""
         self._check_budget(worker)
         return await self._elsewhere.run(self._archive.window, worker, entry, start, end, resolution)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from exporter.core.errors import RequestError
 from exporter.core.model import STATUSES
 from exporter.core.periods import DAY, MINUTE, WEEK, format_duration, parse_duration, rfc3339
 from exporter.history.reader import PageRequest
@@ -20,7 +21,7 @@ MAX_POINTS = 1_000_000
 """Rows a range may have on all its pages: two years of minutes."""
 LONGEST_PARAMETER = 4096
 """Characters; a cursor of a worker id of 1,024 is the longest."""
-AHEAD = DAY
+MAX_FUTURE_SECONDS = DAY
 """Seconds that `end` may lie in the future, as the end of today does; nothing is there, of course."""
 
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+\- ]\d\d:\d\d)")
@@ -98,10 +99,6 @@ PORT = Parameter(
 DISCOVERY = (PORT,)
 
 
-class BadParameter(ValueError):
-    """A parameter cannot be answered; the sentence says what can."""
-
-
 # -- the queries -------------------------------------------------------------------------------------------------------
 
 
@@ -118,11 +115,11 @@ class WorkersQuery:
 
     @classmethod
     def parse(cls, items: Iterable[tuple[str, str]]) -> "WorkersQuery":
-        """Read the query's (name, value) pairs, or raise BadParameter."""
+        """Read the query's (name, value) pairs, or raise RequestError."""
         given = _given(items, WORKERS)
         statuses = frozenset(given.get("status", ()))
         if not statuses <= set(STATUSES):
-            raise BadParameter(f"status must be one of {', '.join(STATUSES)}; give it several times for several.")
+            raise RequestError(f"status must be one of {', '.join(STATUSES)}; give it several times for several.")
         return cls(
             _limit(given, LIMIT_WORKERS), _decoded(_one(given, "cursor") or ""), statuses, frozenset(given.get("region", ()))
         )
@@ -137,7 +134,7 @@ class HistoryQuery:
 
     @classmethod
     def parse(cls, items: Iterable[tuple[str, str]], *, now: int, period: int, reach: int | None) -> "HistoryQuery":
-        """Read the query's (name, value) pairs, or raise BadParameter.
+        """Read the query's (name, value) pairs, or raise RequestError.
 
         Args:
             items: the pairs.
@@ -149,13 +146,13 @@ class HistoryQuery:
         limit = _limit(given, LIMIT_ROWS)
         format_ = _one(given, "format")
         if format_ not in (None, "json", "csv"):
-            raise BadParameter("format must be json or csv.")
+            raise RequestError("format must be json or csv.")
         interval = _interval(_one(given, "interval"), period)
         cursor = _one(given, "cursor")
         if cursor is not None:
             span = _resumed(cursor, limit, now, period, reach)
             if interval not in (None, span.interval):
-                raise BadParameter("interval is not that of the page before; leave it out, or begin again without the cursor.")
+                raise RequestError("interval is not that of the page before; leave it out, or begin again without the cursor.")
         else:
             end = _time(given, "end", now, now)
             start = _time(given, "start", now, min(end, now) - DAY)
@@ -163,7 +160,7 @@ class HistoryQuery:
             span = PageRequest(start * 1000, min(end, now), interval, limit)
         points = (span.end - span.start // 1000) // (span.interval or period)
         if points > MAX_POINTS:
-            raise BadParameter(
+            raise RequestError(
                 f"From start to end there may be {points} rows, over {MAX_POINTS}; take a longer interval or a later start."
             )
         return cls(span, format_)
@@ -180,23 +177,23 @@ class ResourcesQuery:
 
     @classmethod
     def parse(cls, items: Iterable[tuple[str, str]], *, now: int) -> "ResourcesQuery":
-        """Read the query's (name, value) pairs, or raise BadParameter."""
+        """Read the query's (name, value) pairs, or raise RequestError."""
         given = _given(items, RESOURCES)
         relative = given["start_time"][0] if "start_time" in given else "10m"
         sentence = f"start_time must be a duration from 1m to {format_duration(OLDEST)}, such as 10m, 1h or 7d."
         seconds = _duration(relative, sentence)
         if not MINUTE <= seconds <= OLDEST:
-            raise BadParameter(sentence)
+            raise RequestError(sentence)
         end = _time(given, "end_time", now, now)
-        if end > now + AHEAD:
-            raise BadParameter("end_time lies in the future; leave it out to mean now.")
+        if end > now + MAX_FUTURE_SECONDS:
+            raise RequestError("end_time lies in the future; leave it out to mean now.")
         if end - seconds < now - OLDEST:
-            raise BadParameter(f"CloudWatch has nothing from before {rfc3339(now - OLDEST)}; take a later end_time.")
+            raise RequestError(f"CloudWatch has nothing from before {rfc3339(now - OLDEST)}; take a later end_time.")
         return cls(relative, seconds, min(end, now))
 
 
 def discovery_port(items: Iterable[tuple[str, str]]) -> int:
-    """Read the parameters of /sd/workers, or raise BadParameter."""
+    """Read the parameters of /sd/workers, or raise RequestError."""
     return _limit(_given(items, DISCOVERY), PORT)
 
 
@@ -207,7 +204,7 @@ def read_time(name: str, text: str, now: int) -> int:
     """Return the UTC second that a text names: RFC 3339, unix seconds, `now`, or a duration before now.
 
     Raises:
-        BadParameter: it is none of these.
+        RequestError: it is none of these.
     """
     sentence = f"{name} must be a time such as 2026-01-31T12:00:00Z, unix seconds, now, or a duration before now such as -24h."
     if text == "now":
@@ -217,13 +214,13 @@ def read_time(name: str, text: str, now: int) -> int:
     if unix := _UNIX.fullmatch(text):
         return int(unix[1])
     if not _RFC3339.fullmatch(text):
-        raise BadParameter(sentence)
+        raise RequestError(sentence)
     try:
         # A + that was not percent-encoded arrives as a space.
         moment = datetime.fromisoformat(re.sub(" (?=..:..$)", "+", text).upper())
         return int(moment.timestamp() // 1)
     except (ValueError, OverflowError) as error:
-        raise BadParameter(sentence) from error
+        raise RequestError(sentence) from error
 
 
 def _time(given: Mapping[str, Sequence[str]], name: str, now: int, default: int) -> int:
@@ -232,15 +229,15 @@ def _time(given: Mapping[str, Sequence[str]], name: str, now: int, default: int)
 
 
 def _check_range(start: int, end: int, now: int, reach: int | None) -> None:
-    if end > now + AHEAD:
-        raise BadParameter("end lies in the future; leave it out to mean now.")
+    if end > now + MAX_FUTURE_SECONDS:
+        raise RequestError("end lies in the future; leave it out to mean now.")
     if start >= now:
-        raise BadParameter("start lies in the future; take an earlier one, such as -24h.")
+        raise RequestError("start lies in the future; take an earlier one, such as -24h.")
     if start >= end:
-        raise BadParameter("start must be before end.")
+        raise RequestError("start must be before end.")
     if start < 0 or (reach is not None and start < now - reach):
         oldest = f"-{format_duration(reach)}" if reach is not None else "1970-01-01T00:00:00Z"
-        raise BadParameter(f"start is too long ago, nothing that old is kept anywhere; take {oldest} at the earliest.")
+        raise RequestError(f"start is too long ago, nothing that old is kept anywhere; take {oldest} at the earliest.")
 
 
 def _interval(text: str | None, period: int) -> int | None:
@@ -250,13 +247,13 @@ def _interval(text: str | None, period: int) -> int | None:
     sentence = f"interval must be a duration from {shortest} to {format_duration(WEEK)}, such as 1h or 1d."
     seconds = _duration(text, sentence)
     if seconds < period:
-        raise BadParameter(
+        raise RequestError(
             f"interval is finer than the history, which has a sample every {shortest}; take {shortest} or longer."
         )
     if seconds > WEEK:
-        raise BadParameter(sentence)
+        raise RequestError(sentence)
     if seconds % period:
-        raise BadParameter(f"interval must be a whole multiple of {shortest}, which is how far samples are apart.")
+        raise RequestError(f"interval must be a whole multiple of {shortest}, which is how far samples are apart.")
     return seconds
 
 
@@ -264,11 +261,11 @@ def _duration(text: str, sentence: str) -> int:
     try:
         return parse_duration(text) if len(text) < 32 else _refuse(sentence)
     except ValueError as error:
-        raise BadParameter(sentence) from error
+        raise RequestError(sentence) from error
 
 
 def _refuse(sentence: str) -> int:
-    raise BadParameter(sentence)
+    raise RequestError(sentence)
 
 
 def _limit(given: Mapping[str, Sequence[str]], parameter: Parameter) -> int:
@@ -276,7 +273,7 @@ def _limit(given: Mapping[str, Sequence[str]], parameter: Parameter) -> int:
     if text is None:
         return int(parameter.schema["default"])
     if not re.fullmatch("[0-9]{1,9}", text) or not 1 <= int(text) <= most:
-        raise BadParameter(f"{parameter.name} must be a whole number from 1 to {most}.")
+        raise RequestError(f"{parameter.name} must be a whole number from 1 to {most}.")
     return int(text)
 
 
@@ -286,11 +283,11 @@ def _given(items: Iterable[tuple[str, str]], parameters: Sequence[Parameter]) ->
     given: dict[str, list[str]] = {}
     for name, value in items:
         if name not in allowed:
-            raise BadParameter(f"{name[:80]} is not a parameter of this route; allowed are {', '.join(allowed)}.")
+            raise RequestError(f"{name[:80]} is not a parameter of this route; allowed are {', '.join(allowed)}.")
         if name in given and not allowed[name].many:
-            raise BadParameter(f"{name} is there twice; give it once.")
+            raise RequestError(f"{name} is there twice; give it once.")
         if len(value) > LONGEST_PARAMETER:
-            raise BadParameter(f"{name} is longer than {LONGEST_PARAMETER} characters; it cannot be right.")
+            raise RequestError(f"{name} is longer than {LONGEST_PARAMETER} characters; it cannot be right.")
         given.setdefault(name, []).append(value)
     return given
 
@@ -316,7 +313,7 @@ def _decoded(cursor: str) -> str:
     try:
         return base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode()
     except (binascii.Error, ValueError) as error:
-        raise BadParameter("cursor must be the text that the page before gave as next.") from error
+        raise RequestError("cursor must be the text that the page before gave as next.") from error
 
 
 def _resumed(cursor: str, limit: int, now: int, period: int, reach: int | None) -> PageRequest:
@@ -324,6 +321,6 @@ def _resumed(cursor: str, limit: int, now: int, period: int, reach: int | None) 
     found = _CURSOR.fullmatch(_decoded(cursor))
     at, end, interval = map(int, found.groups()) if found else (0, 0, 0)
     oldest = 0 if reach is None else now - reach - DAY  # a little more, because time goes on between two pages
-    if not oldest <= at // 1000 < end <= now + AHEAD or interval > WEEK or interval % period:
-        raise BadParameter("cursor must be the text that the page before gave as next.")
+    if not oldest <= at // 1000 < end <= now + MAX_FUTURE_SECONDS or interval > WEEK or interval % period:
+        raise RequestError("cursor must be the text that the page before gave as next.")
     return PageRequest(at, end, interval or None, limit)

@@ -55,7 +55,7 @@ class Backend(Protocol):
         """The newest worker block; None before the first."""
 
     @property
-    def own_metrics(self) -> ExporterMetrics:
+    def exporter_metrics(self) -> ExporterMetrics:
         """What the exporter says of itself."""
 
     @property
@@ -106,7 +106,7 @@ async def metrics(request: Request) -> Response:
     backend = _backend(request)
     snapshot = backend.snapshot
     fresh = snapshot if _is_fresh(backend, snapshot) else None
-    own = backend.own_metrics
+    own = backend.exporter_metrics
     headers = {"Vary": "Accept-Encoding"}
     if prefers_gzip(",".join(request.headers.getlist("accept-encoding"))):
         body = continued(fresh.gzipped if fresh else b"", own)

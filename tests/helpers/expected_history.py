@@ -65,7 +65,7 @@ def points_of(documents: Iterable[Mapping[str, Any]]) -> list[Point]:
     ]
 
 
-def assert_true(documents: Sequence[Mapping[str, Any]], points: set[Point], settled: int) -> int:
+def assert_true(documents: Sequence[Mapping[str, Any]], points: set[Point], final_before: int) -> int:
     """Fail unless the history is the truth; return how many samples of [beginning, `settled`) were compared.
 
     Of periods from `settled` on samples may still be missing, but those that are there must be right.
@@ -77,7 +77,7 @@ def assert_true(documents: Sequence[Mapping[str, Any]], points: set[Point], sett
     assert not twice, f"{len(twice)} samples are there twice, such as {sorted(twice)[:3]}"
     extra = set(found) - points
     assert not extra, f"{len(extra)} samples CloudWatch never had, such as {sorted(extra, key=str)[:3]}"
-    due = {point for point in points if point[1] < settled}
+    due = {point for point in points if point[1] < final_before}
     missing = due - set(found)
     assert not missing, f"{len(missing)} of {len(due)} samples are missing, such as {sorted(missing, key=str)[:3]}"
     return len(due)

@@ -22,11 +22,11 @@ from exporter.history.hourly_cache import HourlyCache
 from exporter.history.reader import HistoryReader
 from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.collector import Collector
-from exporter.pipeline.lifecycle import rules_of
+from exporter.pipeline.lifecycle import Rules
 from exporter.pipeline.mirror import Mirror
-from exporter.pipeline.observer import OBSERVE_OFFSET
+from exporter.pipeline.observer import OBSERVE_OFFSET_SECONDS
 from exporter.pipeline.outbox import Outbox, OutboxThread
-from exporter.pipeline.poller import ASK_OFFSET
+from exporter.pipeline.poller import POLL_OFFSET_SECONDS
 from exporter.sources.aggregates import Aggregates
 from exporter.sources.cloudwatch.client import CloudWatch
 from exporter.sources.protocols import MetricSource
@@ -85,7 +85,7 @@ class Rig:
             {
                 "mongodb": {"uri": "mongodb://127.0.0.1:1/unused"},
                 "cloudwatch": {"endpoint_url": fake.url, "max_usd_per_day": max_usd_per_day},
-                "give_up": "10m",
+                "absence_timeout": "10m",
                 "data_dir": str(folder),
             }
         )
@@ -101,7 +101,9 @@ class Rig:
         self.cloudwatch = CloudWatch(settings, telemetry, budget=self.budget, wall=clock, deadline=deadline)
         self.columns = self.history
         backfill = Lease(database, owner="", name=BACKFILL)
-        self.hourly = HourlyCache(self.history, backfill.mark, heal=settings.heal, wall=clock, monotonic=clock)
+        self.hourly = HourlyCache(
+            self.history, backfill.change_marker, gap_fill_window=settings.gap_fill_window, wall=clock, monotonic=clock
+        )
         self.reader = HistoryReader(
             period=PERIOD,
             history=self.history,
@@ -113,7 +115,7 @@ class Rig:
         self.mirror = Mirror(self.outbox, self.history, self.lease, telemetry, wall=clock)
         self.collector = Collector(
             settings,
-            rules_of(settings),
+            Rules.from_settings(settings),
             telemetry,
             self.outbox,
             ShiftedAggregates(Aggregates(database, settings.mongodb.workers, settings.workers, reach=reach), clock),
@@ -139,11 +141,11 @@ class Rig:
         """
         for _ in range(count):
             boundary = align(int(self.clock()), PERIOD) + PERIOD
-            self.clock.now = boundary + OBSERVE_OFFSET
+            self.clock.now = boundary + OBSERVE_OFFSET_SECONDS
             if mongodb:
                 await self.lease.acquire_or_renew()
             await self.observe()
-            self.clock.now = boundary + ASK_OFFSET
+            self.clock.now = boundary + POLL_OFFSET_SECONDS
             await self.ask()
             if mongodb:
                 await self.mirror_all()
@@ -181,8 +183,8 @@ class Rig:
             return answer.text
 
     @property
-    def own_metrics(self) -> ExporterMetrics:
-        return self.telemetry.own
+    def exporter_metrics(self) -> ExporterMetrics:
+        return self.telemetry.rendered
 
     async def documents(self, **query: object) -> list[dict[str, Any]]:
         """The history's documents, by worker and time."""

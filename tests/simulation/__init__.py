@@ -43,7 +43,7 @@ async def _simulate(world: World, folder: Path) -> None:
     for host in hosts:
         host.calm.set()
     # Long enough to give up what CloudWatch never decides, and to ask an idle worker twice.
-    await asyncio.sleep(world.rules.give_up * 2 + 3600)
+    await asyncio.sleep(world.rules.absence_timeout * 2 + 3600)
     leading = next((host.process for host in hosts if host.process and host.process.lease.held), None)
     if leading is None:
         world.violated("nobody leads")

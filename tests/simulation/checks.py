@@ -20,7 +20,7 @@ def check(world: World, outbox: Outbox) -> None:
     _check_outbox(world, outbox)
     for machine in world.machines.values():
         examined = _Examined(world, machine)
-        start = max(align_up(machine.born, world.rules.period), align(EPOCH - world.rules.heal, world.rules.period))
+        start = max(align_up(machine.born, world.rules.period), align(EPOCH - world.rules.gap_fill_window, world.rules.period))
         for period in range(start, align(world.calm_at, world.rules.period), world.rules.period):
             examined.check(period)
     for worker_id, start in world.mongodb.documents:
@@ -31,8 +31,8 @@ def check(world: World, outbox: Outbox) -> None:
 def _check_outbox(world: World, outbox: Outbox) -> None:
     """Nothing older than what CloudWatch may still decide is on its way."""
     counts, oldest = outbox.counts(), outbox.oldest()
-    # give_up to believe in an absence, a quarter of it between two asks of an idle worker, and a few rounds.
-    patience = world.rules.give_up * 5 // 4 + 3 * max(world.rules.interval, 600)
+    # absence_timeout to believe in an absence, a quarter of it between two asks of an idle worker, and a few rounds.
+    patience = world.rules.absence_timeout * 5 // 4 + 3 * max(world.rules.interval, 600)
     if oldest is not None and oldest < world.now - patience:
         world.violated(
             "stuck in the outbox", f"{counts}, oldest {world.now - oldest} s, {outbox.open_rows('w0', 0, 1 << 40)[:1]}"
@@ -119,7 +119,7 @@ class _Examined:
         around = self._around(start)
         truth = self.world.truth(self.id, metric, start, self._known_instances(start))
         end = start + self.rules.period
-        due = [value for value, published in truth.items() if published <= end + self.rules.give_up]
+        due = [value for value, published in truth.items() if published <= end + self.rules.absence_timeout]
         if not due or self._may_lack(start, around):
             return
         # Where it came back with another instance, the inventory may have told who that is: the newer one wins then.
@@ -146,7 +146,8 @@ class _Examined:
 
     def _may_lack(self, start: int, around: _Around) -> bool:
         return (
-            (self.id, start) in self.world.given_up  # rule 10: undecided after `heal` and counted (checked where it happens)
+            (self.id, start)
+            in self.world.given_up  # rule 10: undecided after `gap_fill_window` and counted (checked where it happens)
             or self._idle(start)
             or self._finished(around)
             or self._created_later(start)
@@ -156,11 +157,11 @@ class _Examined:
 
     def _was_opened(self, start: int, around: _Around) -> bool:
         """Whether the rules promise a row: by an observation, by the last sight of a vanished worker, or as a gap."""
-        end, reach = start + self.rules.period, start + self.rules.heal
+        end, reach = start + self.rules.period, start + self.rules.gap_fill_window
         lost = [at for at in self.world.losses if at >= (around.before[0] if around.before else 0)]
         if around.before and not lost:
             if around.after:
-                return around.after[0] <= reach  # rule 1: `heal` back
+                return around.after[0] <= reach  # rule 1: `gap_fill_window` back
             # rule 5: of a worker that is gone, the period that was open when it was last seen
             gone_noticed = self.world.calm_at + self.rules.period <= reach
             return around.before[0] >= start and around.before[1].status not in IDLE_STATUSES and gone_noticed

@@ -32,7 +32,7 @@ Asked = Sequence[MetricQuery]
 Listings = Sequence[Listing]
 Patch = pytest.MonkeyPatch
 
-_observe, _gaps, _judge = lifecycle.observe, lifecycle.gaps, lifecycle.judge
+_observe, _gaps, _judge = lifecycle.observe, lifecycle.missing_samples, lifecycle.decide_metric
 _step, _ask = Mirror.step, Collector.ask
 
 
@@ -73,11 +73,11 @@ def _newest_only(patch: Patch) -> None:
     def gaps(worker: Worker, known: WorkerState, entry: Entry, have: set[int], now: int, rules: Rules) -> list[PendingSample]:
         return [row for row in _gaps(worker, known, entry, have, now, rules) if row.start > max(have, default=0)]
 
-    patch.setattr(lifecycle, "gaps", gaps)
+    patch.setattr(lifecycle, "missing_samples", gaps)
 
 
 def _no_gaps(patch: Patch) -> None:
-    patch.setattr(lifecycle, "gaps", lambda *_: [])
+    patch.setattr(lifecycle, "missing_samples", lambda *_: [])
 
 
 def _no_inventory_when_observing(patch: Patch) -> None:
@@ -88,11 +88,11 @@ def _no_inventory(patch: Patch) -> None:
     def ran_on(entry: Entry, worker: Worker, start: int, end: int) -> tuple[str, tuple[str, ...]]:
         return worker.region, (worker.instance_id,) if worker.instance_id else ()
 
-    patch.setattr(lifecycle, "ran_on", ran_on)
+    patch.setattr(lifecycle, "instances_during", ran_on)
 
 
 def _vanished_are_forgotten(patch: Patch) -> None:
-    patch.setattr(lifecycle, "vanish", lambda known, now, rules: ([], known))
+    patch.setattr(lifecycle, "close_missing", lambda known, now, rules: ([], known))
 
 
 def _two_transactions(patch: Patch) -> None:
@@ -105,7 +105,7 @@ def _two_transactions(patch: Patch) -> None:
             if memory is None and inventory is None:
                 continue
             entry = (inventory or {}).get(worker.id)
-            memory = memory or lifecycle.meet(worker, entry, fleet.date, rules)
+            memory = memory or lifecycle.initial_state(worker, entry, fleet.date, rules)
             opened, known[worker.id] = lifecycle.observe(worker, memory, fleet.date, rules, entry)
             rows += opened
         with outbox.transaction():
@@ -132,22 +132,22 @@ def _judging_with(**rules_changed: int) -> Callable[[Patch], None]:
         ) -> Decision:
             return _judge(row, metric, queries, answers, listings, seen, replace(rules, **rules_changed))
 
-        patch.setattr(lifecycle, "judge", judge)
+        patch.setattr(lifecycle, "decide_metric", judge)
 
     return mutate
 
 
 def _no_confirmation(patch: Patch) -> None:
-    patch.setattr(lifecycle, "ON_TIME", 1_000_000)
+    patch.setattr(lifecycle, "ON_TIME_SECONDS", 1_000_000)
 
 
 def _no_settle(patch: Patch) -> None:
-    _judging_with(settle=0)(patch)
+    _judging_with(settle_delay=0)(patch)
     _no_confirmation(patch)
 
 
 def _unlisted_at_once(patch: Patch) -> None:
-    patch.setattr(lifecycle, "UNLISTED", 0)
+    patch.setattr(lifecycle, "LISTING_LAG_SECONDS", 0)
 
 
 def _outside_the_window(patch: Patch) -> None:
@@ -166,10 +166,10 @@ def _outside_the_window(patch: Patch) -> None:
     def apply_answers(
         outbox: Outbox, batch: MetricDataCall, answers: MetricResults, listings: Listings, seen: FirstSeenValues, rules: Rules
     ) -> tuple[int, int]:
-        return transactions.apply_answers(outbox, replace(batch, start=0, end=1 << 40), answers, listings, seen, rules)
+        return transactions.apply_results(outbox, replace(batch, start=0, end=1 << 40), answers, listings, seen, rules)
 
-    patch.setattr(lifecycle, "judge", judge)
-    patch.setattr(collector, "apply_answers", apply_answers)
+    patch.setattr(lifecycle, "decide_metric", judge)
+    patch.setattr(collector, "apply_results", apply_answers)
 
 
 def _partial_is_complete(patch: Patch) -> None:
@@ -197,7 +197,7 @@ def _empty_is_written(patch: Patch) -> None:
 
 
 def _own_is_ignored(patch: Patch) -> None:
-    patch.setattr(PendingSample, "finish", lambda self: replace(self, settled=True))
+    patch.setattr(PendingSample, "finish", lambda self: replace(self, final=True))
 
 
 # -- asking
@@ -211,7 +211,7 @@ def _given_up_unasked(patch: Patch) -> None:
     async def ask(self: Collector) -> None:
         outbox, now = self._outbox.outbox, self.now()
         everyone = {row.worker_id for row in outbox.all_open_rows(100_000)}
-        await self._outbox(transactions.give_up, outbox, everyone, now, self._rules)
+        await self._outbox(transactions.record_absent, outbox, everyone, now, self._rules)
         await _ask(self)
 
     patch.setattr(Collector, "ask", ask)
@@ -223,28 +223,28 @@ def _given_up_unasked(patch: Patch) -> None:
 def _blind(patch: Patch) -> None:
     """Reads back only after a failure."""
 
-    async def present(self: HistoryClient, keys: Collection[Key]) -> set[Key]:
-        return await _present(self, keys) if self._process.mirror.problem is not None else set()
+    async def existing_keys(self: HistoryClient, keys: Collection[Key]) -> set[Key]:
+        return await _existing_keys(self, keys) if self._process.mirror.problem is not None else set()
 
-    _present = HistoryClient.present
-    patch.setattr(HistoryClient, "present", present)
+    _existing_keys = HistoryClient.existing_keys
+    patch.setattr(HistoryClient, "existing_keys", existing_keys)
 
 
-def _no_quiesce(patch: Patch) -> None:
-    async def quiesce(self: HistoryClient) -> bool:
+def _no_wait_for_inserts(patch: Patch) -> None:
+    async def no_insert_running(self: HistoryClient) -> bool:
         return True
 
-    patch.setattr(HistoryClient, "quiesce", quiesce)
+    patch.setattr(HistoryClient, "no_insert_running", no_insert_running)
 
 
 def _reads_back(how: str) -> Callable[[Patch], None]:
     def mutate(patch: Patch) -> None:
-        async def present(self: HistoryClient, keys: Collection[Key]) -> set[Key]:
+        async def existing_keys(self: HistoryClient, keys: Collection[Key]) -> set[Key]:
             await self._send()
             found: set[Key] = getattr(self, how)(keys)
             return found
 
-        patch.setattr(HistoryClient, "present", present)
+        patch.setattr(HistoryClient, "existing_keys", existing_keys)
 
     return mutate
 
@@ -283,7 +283,7 @@ MUTANTS: Mapping[str, Callable[[Patch], None]] = {
     "6: time carried on by the local clock": _local_now,
     "7: no settle": _no_settle,
     "7: late values are not confirmed": _no_confirmation,
-    "7: an absence is believed at once": _judging_with(give_up=300),
+    "7: an absence is believed at once": _judging_with(absence_timeout=300),
     "7: answers decide outside their window": _outside_the_window,
     "7: partial answers decide": _partial_is_complete,
     "8: idle at the tick is enough": _rows_changed_by(_idle_at_the_tick),
@@ -294,7 +294,7 @@ MUTANTS: Mapping[str, Callable[[Patch], None]] = {
     "11: everyone is always due": _always_due,
     "12: deleted before it was inserted": _deletes_first,
     "12: read back only after a failure": _blind,
-    "12: no quiesce": _no_quiesce,
+    "12: running inserts are not awaited": _no_wait_for_inserts,
     "12: read back what is local": _reads_back("local"),
     "12: read back what a majority has": _reads_back("majority"),
     "14: two writers": _no_lease,

@@ -13,8 +13,8 @@ from typing import Any
 import structlog
 from prometheus_client import CollectorRegistry
 
-from exporter.core.errors import RejectedQuery, SourceError, StoreError, StoreUnavailable
-from exporter.core.instances import next_entry
+from exporter.core.errors import RejectedQueryError, SourceError, StoreError, StoreUnavailableError
+from exporter.core.instances import updated_entry
 from exporter.core.model import (
     IDLE_STATUSES,
     Fleet,
@@ -32,7 +32,7 @@ from exporter.pipeline.collector import Collector
 from exporter.pipeline.lifecycle import PendingSample, WorkerState
 from exporter.pipeline.mirror import Mirror
 from exporter.pipeline.outbox import Outbox, OutboxThread
-from exporter.pipeline.planning import DUE
+from exporter.pipeline.planning import DUE_TOLERANCE_SECONDS
 from exporter.sources.cloudwatch.queries import check_limits
 from tests.simulation.world import EPOCH, Key, World
 
@@ -223,7 +223,7 @@ class FragileOutbox(Outbox):
         process, world = self._process, self._process.world
         for row in rows:
             world.given_up.add((row.worker_id, row.start))
-            if world.now < row.start + world.rules.heal + world.rules.period - 60:
+            if world.now < row.start + world.rules.gap_fill_window + world.rules.period - 60:
                 world.violated("given up too early", f"{row} at {world.now}")
             known = [instance for instance in row.instances if instance in world.cloudwatch.instances]
             if known and all(process.attempts.get(instance, float("-inf")) < process.round_began for instance in known):
@@ -282,7 +282,7 @@ class MongoClient:
     async def _send(self) -> None:
         await self._process.travel()
         if self._world.time < self._server.down_until:
-            raise StoreUnavailable("MongoDB is down", reason="unavailable")
+            raise StoreUnavailableError("MongoDB is down", reason="unavailable")
 
 
 class HistoryClient(MongoClient):
@@ -301,15 +301,15 @@ class HistoryClient(MongoClient):
         self._process.gaps_read = tuple(worker_ids)
         return found
 
-    async def quiesce(self) -> bool:
+    async def no_insert_running(self) -> bool:
         await self._send()
         return not self._server.running_inserts
 
-    async def present(self, keys: Collection[Key]) -> set[Key]:
+    async def existing_keys(self, keys: Collection[Key]) -> set[Key]:
         await self._send()
         local = self.local(keys)
         if local != self.majority(keys):
-            raise StoreUnavailable("a majority does not have all of it yet", reason="unsettled")
+            raise StoreUnavailableError("a majority does not have all of it yet", reason="unsettled")
         await self._process.travel()
         return local
 
@@ -327,10 +327,10 @@ class HistoryClient(MongoClient):
         sent = self._world.time
         await self._send()
         if within is not None and self._world.time - sent > within:
-            raise StoreUnavailable("the time limit passed before anything was sent", reason="unavailable")
+            raise StoreUnavailableError("the time limit passed before anything was sent", reason="unavailable")
         if "ambiguous" in self._world.faults and self._world.rng.random() < 0.15:
             self._server.put_somehow(samples)
-            raise StoreUnavailable("the connection broke", reason="unavailable")
+            raise StoreUnavailableError("the connection broke", reason="unavailable")
         try:
             await self._process.travel()
         except BaseException:  # it died while the server was at work
@@ -358,7 +358,7 @@ class InventoryClient(MongoClient):
 
     async def record(self, fleet: Fleet) -> None:
         for worker in fleet.workers:
-            self._entries[worker.id] = next_entry(self._entries.get(worker.id), worker, fleet.date)
+            self._entries[worker.id] = updated_entry(self._entries.get(worker.id), worker, fleet.date)
         await self._send()
         self._server.inventory |= self._entries
         await self._process.travel()
@@ -419,7 +419,7 @@ class MetricClient:
         if any(query.instance_id not in self._server.instances for query in queries):
             world.disturbances += 1  # it asks again, in parts, which say nothing about the next round
             self._process.rejected_at = sent
-            raise RejectedQuery("cloudwatch", "ValidationError", "an instance id is malformed", region=region)
+            raise RejectedQueryError("cloudwatch", "ValidationError", "an instance id is malformed", region=region)
         self._note_asked(region, queries, end, sent)
         date = world.now
         answers = {query: self._answer(region, query, start, end, date) for query in queries}
@@ -505,9 +505,9 @@ class MetricClient:
             return
         for worker_id, idle in self._workers_of(queries).items():
             at, was_idle, disturbances = process.asked.get((worker_id, region), (float("-inf"), False, 0))
-            every = max(rules.interval, rules.period, rules.give_up // 4 if idle and was_idle else 0)
+            every = max(rules.interval, rules.period, rules.absence_timeout // 4 if idle and was_idle else 0)
             # A clock that jumped wakes it early, a full disk keeps it from noting an answer.
-            if disturbances == self._world.disturbances and sent - at < every - DUE - 5:
+            if disturbances == self._world.disturbances and sent - at < every - DUE_TOLERANCE_SECONDS - 5:
                 self._world.violated("asked too often", f"{worker_id} after {sent - at:.0f} s, idle {idle}")
 
 

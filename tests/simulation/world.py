@@ -18,7 +18,7 @@ EPOCH = 1_767_225_600
 REGIONS = ("eu-west-1", "us-east-1")
 
 FAULTS = (
-    "late",  # CloudWatch publishes late, after give_up, or never
+    "late",  # CloudWatch publishes late, after absence_timeout, or never
     "revisions",  # late values are revised too
     "cloudwatch_down",
     "flaky",  # single calls fail, single answers are partial
@@ -59,8 +59,8 @@ class Scenario:
         rules = Rules(
             period=period,
             interval=rng.choice([300, 300, 600]),
-            give_up=rng.choice([3600, 3600, 1800]),
-            heal=rng.choice([4 * 3600, 8 * 3600, 24 * 3600]) if period == 300 else 4 * 3600,
+            absence_timeout=rng.choice([3600, 3600, 1800]),
+            gap_fill_window=rng.choice([4 * 3600, 8 * 3600, 24 * 3600]) if period == 300 else 4 * 3600,
         )
         drawn = rng.choice([6, 9, 12]) if period == 300 else 5
         return cls(seed, faults, rules, hours or drawn)
@@ -68,8 +68,9 @@ class Scenario:
     def __str__(self) -> str:
         rules = self.rules
         return (
-            f"seed {self.seed}: {self.hours:g} h, period {rules.period}, interval {rules.interval}, give_up {rules.give_up}, "
-            f"heal {rules.heal}, {' '.join(sorted(self.faults)) or 'no faults'}"
+            f"seed {self.seed}: {self.hours:g} h, period {rules.period}, interval {rules.interval}, "
+            f"absence_timeout {rules.absence_timeout}, "
+            f"gap_fill_window {rules.gap_fill_window}, {' '.join(sorted(self.faults)) or 'no faults'}"
         )
 
 
@@ -167,14 +168,18 @@ class CloudWatchServer:
         faults, chance = self._scenario.faults, rng.random()
         published: int | None = end + rng.randint(60, 480)
         if "late" in faults and chance < 0.08:
-            published = end + rng.randint(480, rules.give_up - 300)
+            published = end + rng.randint(480, rules.absence_timeout - 300)
         elif "late" in faults and chance < 0.09:
-            published = end + rng.randint(rules.give_up + 100, 5 * rules.give_up)
+            published = end + rng.randint(rules.absence_timeout + 100, 5 * rules.absence_timeout)
         elif "late" in faults and chance < 0.11:
             published = None
-        final_from = end + 240  # within settle
-        if published and "revisions" in faults and end + rules.settle + 60 < published <= end + rules.give_up - 300:
-            final_from = published + 240  # what comes late is revised late, but within settle of its publication
+        final_from = end + 240  # within settle_delay
+        if (
+            published
+            and "revisions" in faults
+            and end + rules.settle_delay + 60 < published <= end + rules.absence_timeout - 300
+        ):
+            final_from = published + 240  # what comes late is revised late, but within settle_delay of its publication
         return Publication(rng.random() * 100, published, final_from, tuple(rng.random() * 100 for _ in range(5)))
 
     def series(self, region: str, now: int, since: int) -> dict[str, tuple[Dimensions, ...]]:
@@ -335,7 +340,7 @@ class World:
 
     def _break(self) -> None:
         rng, hour = self.rng, 3600
-        beyond = self.rules.heal + hour if self.rules.heal <= 8 * hour else hour
+        beyond = self.rules.gap_fill_window + hour if self.rules.gap_fill_window <= 8 * hour else hour
         if self._happens("cloudwatch_down", 1 / 200):
             self.cloudwatch.down_until = self.time + rng.choice([600, hour, 2 * hour, 3 * hour, beyond])
         if self._happens("mongodb_down", 1 / 200):
@@ -393,7 +398,9 @@ class World:
         if machine.listed and self._happens("vanish", 1 / 300):
             machine.listed = False
             if self.rng.random() < 0.7:
-                away = self.rng.choice([300, 3600, self.rules.heal + 3600 if self.rules.heal < 6 * 3600 else 7200])
+                away = self.rng.choice(
+                    [300, 3600, self.rules.gap_fill_window + 3600 if self.rules.gap_fill_window < 6 * 3600 else 7200]
+                )
                 self._away.add(machine.id)
                 asyncio.get_running_loop().call_later(away, self._return, machine)
         if machine.aggregate.status == "running" and self.rng.random() < 0.2:

@@ -90,7 +90,7 @@ class Story:
         self.figures = Figures()
         settings = {
             "mongodb": {"uri": f"mongodb://127.0.0.1:{mongod.port}/{DATABASE}?directConnection=true"},
-            "give_up": "10m",
+            "absence_timeout": "10m",
         }
         self.exporter = ExporterProcess(
             folder / "exporter", {**settings, "cloudwatch": {"endpoint_url": live.url}}, CREDENTIALS
@@ -161,14 +161,14 @@ class Story:
 
     def compare(self) -> None:
         """Wait until the live exporter has decided what is due, and compare."""
-        settled = align(int(time.time()) - DECIDED, PERIOD)
-        self.exporter.wait_for(lambda: self._is_quiet(settled), 60, "done with mirroring")
+        final_before = align(int(time.time()) - DECIDED, PERIOD)
+        self.exporter.wait_for(lambda: self._is_quiet(final_before), 60, "done with mirroring")
         assert self.exporter.stop() == 0
         with MongoClient[dict[str, Any]](self.mongod.uri, tz_aware=True) as client:
             documents = list(client[DATABASE][COLLECTION].find({}, {"_id": 0}))
         points = truth(self.old, self.members, align(int(time.time()), PERIOD))
-        self.figures.ledger = assert_true(documents, points, settled)
-        self.figures.samples = len({point for point in points if point[1] < settled})
+        self.figures.ledger = assert_true(documents, points, final_before)
+        self.figures.samples = len({point for point in points if point[1] < final_before})
         self.figures.calls, self.figures.metrics = self.old.calls["GetMetricData"], self.old.metrics_billed
 
     def _start(self, *more: str) -> "subprocess.Popen[str]":
@@ -202,11 +202,11 @@ class Story:
     def _done(self) -> int:
         return self._count("call WHERE done=1") if self.journal.exists() else 0
 
-    def _is_quiet(self, settled: int) -> bool:
+    def _is_quiet(self, final_before: int) -> bool:
         if "msg=round " not in self.exporter.logged():
             return False
         outbox = self.exporter.data_dir / "outbox.db"
-        return not self._count(f"sample WHERE state=1 OR (state=0 AND start<{settled})", outbox)
+        return not self._count(f"sample WHERE state=1 OR (state=0 AND start<{final_before})", outbox)
 
     def _count(self, of: str, file: Path | None = None) -> int:
         with contextlib.closing(sqlite3.connect(f"file:{file or self.journal}?mode=ro", uri=True)) as journal:

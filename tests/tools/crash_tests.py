@@ -252,8 +252,8 @@ class Story:
         settings = {
             "mongodb": {"uri": proxy.uri},
             "cloudwatch": {"endpoint_url": fake.url},
-            "settle": "5m",
-            "give_up": "10m",
+            "settle_delay": "5m",
+            "absence_timeout": "10m",
         }
         environment = {"AWS_ACCESS_KEY_ID": "AKIAKILLS", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_EC2_METADATA_DISABLED": "true"}
         self.exporter = ExporterProcess(folder / "exporter", settings, environment)
@@ -288,14 +288,14 @@ class Story:
         await asyncio.to_thread(self._revive_mongod)
         if self.exporter.running:  # it would not see the youngest workers before the next period
             await asyncio.to_thread(self.exporter.stop)
-        settled = align(int(time.time()) - DECIDED, PERIOD)
+        final_before = align(int(time.time()) - DECIDED, PERIOD)
         await asyncio.to_thread(self.exporter.start)
-        await asyncio.to_thread(self.exporter.wait_for, lambda: self._is_quiet(settled), 60, "done with mirroring")
+        await asyncio.to_thread(self.exporter.wait_for, lambda: self._is_quiet(final_before), 60, "done with mirroring")
         assert await asyncio.to_thread(self.exporter.stop) == 0
         with MongoClient[dict[str, Any]](self.mongod.uri, tz_aware=True) as client:
             documents = list(client[DATABASE][COLLECTION].find({}, {"_id": 0}))
         points = truth(self.fake, self.members, align(int(time.time()), PERIOD))
-        self.figures.samples = assert_true(documents, points, settled)
+        self.figures.samples = assert_true(documents, points, final_before)
         self.figures.inserts = self.proxy.inserts
 
     def end(self) -> None:
@@ -347,11 +347,11 @@ class Story:
             client[DATABASE]["cml_exporter_state"].update_one({"_id": "lease:mirror"}, {"$set": {"expires": to_datetime(0)}})
         self.figures.outboxes_lost += 1
 
-    def _is_quiet(self, settled: int) -> bool:
+    def _is_quiet(self, final_before: int) -> bool:
         """Whether a round of asking is over and nothing that is due remains in the outbox."""
         if "msg=round " not in self.exporter.logged():
             return False
-        return not self._outbox(f"SELECT COUNT(*) FROM sample WHERE state=1 OR (state=0 AND start<{settled})")
+        return not self._outbox(f"SELECT COUNT(*) FROM sample WHERE state=1 OR (state=0 AND start<{final_before})")
 
     def _outbox(self, sql: str) -> int:
         """Ask the exporter's journal for a number, while it runs."""

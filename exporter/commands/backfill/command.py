@@ -24,20 +24,20 @@ from exporter.commands.backfill.planner import Options, Planner
 from exporter.commands.backfill.progress import _progress
 from exporter.core import logs
 from exporter.core.budget import Usage
-from exporter.core.errors import ConfigError, StoreError, StoreMisfit, StoreUnavailable
+from exporter.core.errors import ConfigError, IncompatibleStoreError, StoreError, StoreUnavailableError
 from exporter.core.periods import DAY, format_duration, rfc3339
 from exporter.core.settings import Settings
 from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.mirror import Mirror
 from exporter.pipeline.outbox import OutboxThread
 from exporter.sources.cloudwatch.client import CloudWatch
-from exporter.storage.lease import BACKFILL, LEASE_SECONDS, Lease, awake
+from exporter.storage.lease import BACKFILL, LEASE_SECONDS, Lease, boottime
 from exporter.storage.mongo import connect
-from exporter.storage.repository import history_name, repository
+from exporter.storage.repository import repository, require_history
 
 RATE = 5
 """Requests a second and region: a fifth of what `serve` allows itself, and a tenth of the account's quota."""
-GOOD_FOR = DAY
+PLAN_MAX_AGE_SECONDS = DAY
 """An unfinished plan that is older is made anew."""
 
 _log = logs.get("backfill")
@@ -75,7 +75,7 @@ async def run(
         OutboxLocked: another backfill runs on this machine.
         StoreError: MongoDB or the disk does not let us; what was asked is kept.
     """
-    name = history_name(settings, "fill")
+    name = require_history(settings, "fill")
     if not settings.cloudwatch.enabled:
         raise ConfigError("cloudwatch.enabled is false, but CloudWatch is where missing samples come from; set it to true")
     telemetry = Telemetry(CollectorRegistry())
@@ -88,7 +88,7 @@ async def run(
                 show(await planner.plan(), planner.namespace, out)
                 return 0
             with _journal(settings.data_dir / "backfill", settings.period) as journal:
-                lease = Lease(database, owner=journal.outbox.owner, ttl=LEASE_SECONDS, name=BACKFILL, monotonic=awake)
+                lease = Lease(database, owner=journal.outbox.owner, ttl=LEASE_SECONDS, name=BACKFILL, monotonic=boottime)
                 async with _holding(lease, patience.lease, err):
                     mirror = Mirror(journal, planner.history, lease, telemetry)
                     job = BackfillRun(settings.period, journal, cloudwatch, mirror, lease, telemetry, interruption, patience)
@@ -102,7 +102,7 @@ async def _carry_out(planner: "Planner", job: "BackfillRun", out: TextIO, err: T
     plan = left or await planner.plan()
     if plan.calls or left is None:
         show(plan, planner.namespace, out)
-    planner.refuse_if_too_dear(plan)
+    planner.check_budget(plan)
     if left is None:
         await job.journal(job.store.begin, plan)
         if not plan.calls:
@@ -128,11 +128,11 @@ async def _left_over(planner: "Planner", job: "BackfillRun", out: TextIO) -> Pla
     """Bring what an interrupted run has asked into the history; return its plan if it is the one that is asked for."""
     store = job.store
     plan = await job.journal(store.plan)
-    waiting = store.counts()["settled"]
+    waiting = store.counts()["final"]
     if plan is None and not waiting:
         return None
     if plan is not None and plan.target != planner.target and waiting:
-        raise StoreMisfit(
+        raise IncompatibleStoreError(
             f"{store.path} holds {waiting:,} samples on their way to {plan.target}; run the interrupted backfill with those "
             "settings again, or move the file away and pay for them anew",
             reason="backfill",
@@ -145,7 +145,7 @@ async def _left_over(planner: "Planner", job: "BackfillRun", out: TextIO) -> Pla
     if plan is None:
         return None
     same = (plan.target, plan.wanted) == (planner.target, planner.wanted)
-    if same and time.time() - plan.made < GOOD_FOR:
+    if same and time.time() - plan.made < PLAN_MAX_AGE_SECONDS:
         print(f"Going on with the plan of {rfc3339(plan.made)}: {counted(len(plan.calls), 'call')} left.", file=out)
         return plan
     why = "is older than a day" if same else f"was for --since {plan.wanted} into {plan.target}"
@@ -168,7 +168,7 @@ async def _holding(lease: Lease, patience: float, err: TextIO) -> AsyncIterator[
     deadline, told = time.monotonic() + patience, False
     while not await lease.acquire_or_renew():
         if time.monotonic() > deadline:
-            raise StoreUnavailable(
+            raise StoreUnavailableError(
                 "another backfill or a purge is writing old samples, maybe from another machine; wait until it has ended",
                 reason="lease",
             )
@@ -219,6 +219,6 @@ def show(plan: Plan, namespace: str, out: TextIO) -> None:
 
 def _figures(name: str, calls: Sequence[PlannedCall], period: int) -> tuple[str, ...]:
     usage = Usage.of(len(call.queries) for call in calls)
-    workers = len({ask.worker_id for call in calls for ask in call.asks})
+    workers = len({ask.worker_id for call in calls for ask in call.gap_queries})
     periods = sum(call.periods(period) for call in calls)
     return name, f"{workers:,}", f"{periods:,}", f"{usage.calls:,}", f"{usage.metrics:,}", f"{usage.dollars:.5f}"

@@ -15,7 +15,7 @@ from exporter.commands.backfill.interruption import GracefulStop
 from exporter.commands.backfill.journal import Journal
 from exporter.commands.backfill.plan import PlannedCall
 from exporter.core import logs
-from exporter.core.errors import RejectedQuery, SourceError, StoreError, StoreMisfit, StoreUnavailable
+from exporter.core.errors import IncompatibleStoreError, RejectedQueryError, SourceError, StoreError, StoreUnavailableError
 from exporter.core.model import MetricQuery, MetricResult
 from exporter.core.periods import align_up
 from exporter.metrics.telemetry import Telemetry
@@ -113,7 +113,7 @@ class BackfillRun:
     @property
     def waiting(self) -> int:
         """Rows in the outbox."""
-        return self.store.counts()["settled"]
+        return self.store.counts()["final"]
 
     @property
     def _ended(self) -> bool:
@@ -137,7 +137,7 @@ class BackfillRun:
 
     async def _fill(self, number: int, call: PlannedCall) -> None:
         """Ask one call, and keep what it brought."""
-        oldest = align_up(int(time.time()) - reach(self.period) + plan.MARGIN // 2, self.period)
+        oldest = align_up(int(time.time()) - reach(self.period) + plan.EXPIRY_MARGIN_SECONDS // 2, self.period)
         wanted, before = plan.clip(call, oldest, call.end), call.periods(self.period)
         self.forgotten += before - (wanted.periods(self.period) if wanted else 0)
         answers: dict[MetricQuery, MetricResult] = {}
@@ -159,7 +159,7 @@ class BackfillRun:
             if error is None:
                 self._mute = 0
                 return
-            if delay is None or isinstance(error, RejectedQuery) or self._ended:
+            if delay is None or isinstance(error, RejectedQueryError) or self._ended:
                 break
             await self.interruption.pause(delay)
         self._mute = 0 if answers else self._mute + 1
@@ -176,7 +176,7 @@ class BackfillRun:
             return None
         try:
             given = await self.cloudwatch.get_metric_data(call.region, queries, call.start, call.end, self.period)
-        except RejectedQuery as error:
+        except RejectedQueryError as error:
             return await self._find_malformed(call, queries, answers, error)
         except SourceError as error:
             return error
@@ -188,7 +188,11 @@ class BackfillRun:
         return None
 
     async def _find_malformed(
-        self, call: PlannedCall, queries: Sequence[MetricQuery], answers: dict[MetricQuery, MetricResult], error: RejectedQuery
+        self,
+        call: PlannedCall,
+        queries: Sequence[MetricQuery],
+        answers: dict[MetricQuery, MetricResult],
+        error: RejectedQueryError,
     ) -> SourceError | None:
         """Halve a rejected call down to the malformed instance id; an id of the form EC2 gives is never the reason."""
         suspects = sorted({query.instance_id for query in queries if not INSTANCE_ID.fullmatch(query.instance_id)})
@@ -223,7 +227,7 @@ class BackfillRun:
                 since = None
                 continue
             since = since or time.monotonic()
-            if isinstance(problem, StoreMisfit) or time.monotonic() - since > self.patience.mongodb:
+            if isinstance(problem, IncompatibleStoreError) or time.monotonic() - since > self.patience.mongodb:
                 self.failure = problem
                 return
             await self.interruption.pause(min(RETRY, self.patience.mongodb))
@@ -232,7 +236,7 @@ class BackfillRun:
         """Mirror once; return why it did not work."""
         try:
             if not self.lease.held and not await self.lease.acquire_or_renew():
-                return StoreUnavailable(
+                return StoreUnavailableError(
                     "another backfill or a purge has taken the lease to write old samples; run this again when it has ended",
                     reason="lease",
                 )
@@ -284,7 +288,7 @@ def _keep_answers(
     journal: Journal, number: int, call: PlannedCall | None, answers: dict[MetricQuery, MetricResult], period: int
 ) -> tuple[int, int, PlannedCall | None]:
     """Settle a call and take it in; return the samples, the empty periods, and what is left. `call` None: nothing was asked."""
-    rows, empty, rest = plan.settle(call, answers, period) if call else ([], 0, None)
+    rows, empty, rest = plan.finalize(call, answers, period) if call else ([], 0, None)
     journal.put(number, rows, rest)
     return len(rows), empty, rest
 

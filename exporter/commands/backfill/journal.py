@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.commands.backfill.plan import GapQuery, Plan, PlannedCall
-from exporter.core.errors import OutboxLocked
+from exporter.core.errors import OutboxLockedError
 from exporter.core.model import MetricQuery
 from exporter.pipeline.lifecycle import PendingSample
 from exporter.pipeline.outbox import Outbox
@@ -31,14 +31,14 @@ class Journal(Outbox):
         """Open or create it.
 
         Raises:
-            OutboxLocked: another backfill is running on this machine.
+            OutboxLockedError: another backfill is running on this machine.
             StoreMisfit: it is damaged.
             StoreError: the folder cannot be written.
         """
         try:
             super().__init__(directory, period)
-        except OutboxLocked as error:
-            raise OutboxLocked(
+        except OutboxLockedError as error:
+            raise OutboxLockedError(
                 f"another backfill is running here; wait for it, or stop it ({error})", reason="locked"
             ) from error
         try:
@@ -90,8 +90,8 @@ class Journal(Outbox):
 
 def _call(body: dict[str, Any]) -> PlannedCall:
     queries = [MetricQuery(name, metric, _pairs(dimensions)) for name, metric, dimensions in body["queries"]]
-    asks = [GapQuery(ask["worker_id"], tuple(ask["instances"]), _pairs(ask["gaps"])) for ask in body["asks"]]
-    return PlannedCall(body["region"], body["start"], body["end"], tuple(queries), tuple(asks))
+    gaps = [GapQuery(ask["worker_id"], tuple(ask["instances"]), _pairs(ask["gaps"])) for ask in body["gap_queries"]]
+    return PlannedCall(body["region"], body["start"], body["end"], tuple(queries), tuple(gaps))
 
 
 def _pairs(lists: Sequence[Sequence[Any]]) -> tuple[tuple[Any, Any], ...]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from exporter.core.budget import Usage
 from exporter.core.errors import ConfigError
-from exporter.core.instances import next_entry, remembered, stays
+from exporter.core.instances import split_by_instance, updated_entry, worker_from_inventory
 from exporter.core.model import Fleet, InventoryEntry, Listing, MetricQuery, MetricResult, Worker
 from exporter.core.periods import HOUR, MINUTE, align, align_up, format_duration, rfc3339
 from exporter.pipeline.lifecycle import PendingSample
@@ -20,7 +20,7 @@ from exporter.sources.cloudwatch.memory_series import all_memory_series
 from exporter.sources.cloudwatch.queries import MAX_DATAPOINTS, MAX_QUERIES, instance_queries
 from exporter.sources.cloudwatch.retention import reach
 
-MARGIN = 10 * MINUTE
+EXPIRY_MARGIN_SECONDS = 10 * MINUTE
 """CloudWatch's memory ends while we ask: nothing is asked that will be forgotten within this time."""
 
 Range = tuple[int, int]
@@ -55,11 +55,11 @@ class PlannedCall:
     start: int
     end: int
     queries: tuple[MetricQuery, ...]
-    asks: tuple[GapQuery, ...]
+    gap_queries: tuple[GapQuery, ...]
 
     def periods(self, period: int) -> int:
         """How many samples may come of it."""
-        return sum((end - start) // period for ask in self.asks for start, end in ask.gaps)
+        return sum((end - start) // period for ask in self.gap_queries for start, end in ask.gaps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,19 +92,19 @@ class Plan:
 # -- where to look -----------------------------------------------------------------------------------------------------
 
 
-def window(since: int, now: int, period: int, heal: int, retention: int | None) -> tuple[int, int, tuple[str, ...]]:
+def window(since: int, now: int, period: int, gap_fill_window: int, retention: int | None) -> tuple[int, int, tuple[str, ...]]:
     """Return the first and the end of the periods to look at, and a sentence for each reason that made them fewer.
 
     Args:
         since: what was asked for, in UTC seconds.
         now: MongoDB's clock.
         period: of the history.
-        heal: what is younger is filled by `serve`.
+        gap_fill_window: what is younger is filled by `serve`.
         retention: of the collection; None keeps samples for good.
     """
-    # `serve` heals the periods that begin within `heal`; the one that began just before must not fall between the two.
-    start, until, notes = align_up(since, period), align_up(now - heal, period), []
-    kept = align_up(now - reach(period) + MARGIN, period)
+    # `serve` fills periods that begin within `gap_fill_window`; the one that began just before must not fall between the two.
+    start, until, notes = align_up(since, period), align_up(now - gap_fill_window, period), []
+    kept = align_up(now - reach(period) + EXPIRY_MARGIN_SECONDS, period)
     if start < kept:
         shown = format_duration(60 if period % 300 else 300 if period % HOUR else HOUR)
         notes.append(
@@ -119,23 +119,23 @@ def window(since: int, now: int, period: int, heal: int, retention: int | None) 
         )
         start = kept
     if start >= until:
-        notes.append(f"The last {format_duration(heal)} (heal) are filled by `serve` itself.")
+        notes.append(f"The last {format_duration(gap_fill_window)} (gap_fill_window) are filled by `serve` itself.")
     return start, max(start, until), tuple(notes)
 
 
-def lives(fleet: Fleet, inventory: Mapping[str, InventoryEntry], only: Collection[str]) -> list[WorkerLifetime]:
+def lifetimes(fleet: Fleet, inventory: Mapping[str, InventoryEntry], only: Collection[str]) -> list[WorkerLifetime]:
     """Return the workers of the aggregates and those the inventory alone remembers, by id; `only` these if it names any.
 
     Raises:
         ConfigError: one of `only` is nowhere.
     """
     found = {
-        worker.id: WorkerLifetime(worker, next_entry(inventory.get(worker.id), worker, fleet.date), True)
+        worker.id: WorkerLifetime(worker, updated_entry(inventory.get(worker.id), worker, fleet.date), True)
         for worker in fleet.workers
     }
     for worker_id, entry in inventory.items():
         if worker_id not in found:
-            found[worker_id] = WorkerLifetime(remembered(entry), entry, False)
+            found[worker_id] = WorkerLifetime(worker_from_inventory(entry), entry, False)
     for worker_id in only:
         if worker_id not in found:
             raise ConfigError(
@@ -169,13 +169,15 @@ def missing(start: int, end: int, period: int, have: AbstractSet[int]) -> tuple[
     return tuple(ranges)
 
 
-def asks(life: WorkerLifetime, have: AbstractSet[int], since: int, until: int, period: int) -> list[tuple[str, GapQuery]]:
+def gap_queries(
+    life: WorkerLifetime, have: AbstractSet[int], since: int, until: int, period: int
+) -> list[tuple[str, GapQuery]]:
     """Return (region, ask) for every stretch of [since, until) in which a worker's candidates are the same and samples lack."""
     start, end = span(life, since, until, period)
     if start >= end:
         return []
     found = []
-    for first, last, region, instances in stays(life.entry, life.worker, start, end, period):
+    for first, last, region, instances in split_by_instance(life.entry, life.worker, start, end, period):
         gaps = missing(first, last, period, have)
         if instances and gaps:
             found.append((region, GapQuery(life.worker.id, instances, gaps)))
@@ -197,7 +199,7 @@ def calls(wanted: Iterable[tuple[str, GapQuery]], queries_of: QueriesOf, period:
     """
     units = [part for region, some in _together(wanted) for part in _parts(region, some, queries_of, period)]
     packed: list[PlannedCall] = []
-    for unit in sorted(units, key=lambda one: (one.region, one.start, one.end, one.asks[0].worker_id)):
+    for unit in sorted(units, key=lambda one: (one.region, one.start, one.end, one.gap_queries[0].worker_id)):
         if packed and packed[-1].region == unit.region:
             joined = _joined(packed[-1], unit)
             if _fits(joined, period):
@@ -241,7 +243,7 @@ def _parts(region: str, some: Sequence[GapQuery], queries_of: QueriesOf, period:
         for first in range(start, end, step):
             part = clip(call, first, first + step)
             if part is not None:
-                yield from _parts(region, part.asks, queries_of, period)
+                yield from _parts(region, part.gap_queries, queries_of, period)
 
 
 def _fits(call: PlannedCall, period: int) -> bool:
@@ -251,13 +253,15 @@ def _fits(call: PlannedCall, period: int) -> bool:
 def _joined(one: PlannedCall, other: PlannedCall) -> PlannedCall:
     """Both in one call; two parts of the same asks have queries in common."""
     queries = tuple(dict.fromkeys(one.queries + other.queries))
-    return PlannedCall(one.region, min(one.start, other.start), max(one.end, other.end), queries, one.asks + other.asks)
+    return PlannedCall(
+        one.region, min(one.start, other.start), max(one.end, other.end), queries, one.gap_queries + other.gap_queries
+    )
 
 
 def clip(call: PlannedCall, start: int, end: int) -> PlannedCall | None:
     """Return what is left of a call within [start, end); None if nothing is."""
     left = []
-    for ask in call.asks:
+    for ask in call.gap_queries:
         gaps = tuple((max(a, start), min(b, end)) for a, b in ask.gaps if max(a, start) < min(b, end))
         if gaps:
             left.append(replace(ask, gaps=gaps))
@@ -276,7 +280,7 @@ def _only(call: PlannedCall, left: Sequence[GapQuery], start: int, end: int) -> 
 # -- what came of it ---------------------------------------------------------------------------------------------------
 
 
-def settle(
+def finalize(
     call: PlannedCall, answers: Mapping[MetricQuery, MetricResult], period: int
 ) -> tuple[list[PendingSample], int, PlannedCall | None]:
     """Return the samples that the answers decide, how many periods turned out empty, and what has to be asked again.
@@ -289,7 +293,7 @@ def settle(
     by_instance: dict[str, list[MetricQuery]] = {}
     for query in call.queries:
         by_instance.setdefault(query.instance_id, []).append(query)
-    for ask in call.asks:
+    for ask in call.gap_queries:
         mine = [query for instance in ask.instances for query in by_instance.get(instance, ())]
         if not all(query in answers and answers[query].complete for query in mine):
             undecided.append(ask)
@@ -299,9 +303,7 @@ def settle(
             if start in cpu or start in memory:
                 values = cpu.get(start), memory.get(start)
                 rows.append(
-                    PendingSample(
-                        ask.worker_id, start, call.region, ask.instances, cpu=values[0], memory=values[1], settled=True
-                    )
+                    PendingSample(ask.worker_id, start, call.region, ask.instances, cpu=values[0], memory=values[1], final=True)
                 )
             else:
                 empty += 1

@@ -8,7 +8,7 @@ from functools import cache
 
 from exporter.commands.backfill import plan as plan_module
 from exporter.commands.backfill.job import counted
-from exporter.commands.backfill.plan import GapQuery, Plan, asks, queries, window
+from exporter.commands.backfill.plan import GapQuery, Plan, gap_queries, queries, window
 from exporter.core.clock import MAX_SKEW
 from exporter.core.errors import ConfigError, SourceError
 from exporter.core.model import Listing, MetricQuery
@@ -16,7 +16,7 @@ from exporter.core.periods import format_duration, rfc3339
 from exporter.core.settings import Settings
 from exporter.sources.aggregates import Aggregates
 from exporter.sources.cloudwatch.client import CloudWatch
-from exporter.sources.cloudwatch.memory_series import LISTED_FOR
+from exporter.sources.cloudwatch.memory_series import LISTED_FOR_SECONDS
 from exporter.storage.inventory import Inventory
 from exporter.storage.mongo import Database, chunks
 from exporter.storage.repository import WorkerMetricsRepository
@@ -66,17 +66,17 @@ class Planner:
         fleet = await self._aggregates.read()
         _trust(fleet.date, (began + time.time()) / 2)
         await self._inventory.load()
-        lives = plan_module.lives(fleet, self._inventory.entries, self._options.workers)
+        lives = plan_module.lifetimes(fleet, self._inventory.entries, self._options.workers)
         retention = await self.history.future_retention()
         # What the exporter says it heals counts, not only this command's own setting: the two must never fill the same periods.
-        heal = max(self._settings.heal, await self.history.noted_heal())
-        since, until, notes = window(self._options.since, fleet.date, period, heal, retention)
+        gap_fill_window = max(self._settings.gap_fill_window, await self.history.load_gap_window())
+        since, until, notes = window(self._options.since, fleet.date, period, gap_fill_window, retention)
         wanted: list[tuple[str, GapQuery]] = []
         if since < until:
             for some in chunks(lives, READ_AT_ONCE):
                 have = await self.history.timestamps([life.worker.id for life in some], since)
                 for life in some:
-                    wanted += asks(life, have[life.worker.id], since, until, period)
+                    wanted += gap_queries(life, have[life.worker.id], since, until, period)
         listings = await self._listings({region for region, _ in wanted})
         types = {worker.instance_id: worker.instance_type for worker in fleet.workers if worker.instance_id}
 
@@ -92,7 +92,7 @@ class Planner:
         calls = plan_module.calls(wanted, queries_of, period)
         return Plan(self.target, self.wanted, fleet.date, since, until, period, calls, notes)
 
-    def refuse_if_too_dear(self, plan: Plan) -> None:
+    def check_budget(self, plan: Plan) -> None:
         """Compare the price with what may be paid.
 
         Raises:
@@ -134,12 +134,13 @@ def _unlisted(
         for instance in ask.instances:
             newest[region, instance] = max(newest.get((region, instance), 0), ask.gaps[-1][1])
     count = sum(
-        end < now - LISTED_FOR and all(instance not in listing.series for listing in listings[region])
+        end < now - LISTED_FOR_SECONDS and all(instance not in listing.series for listing in listings[region])
         for (region, instance), end in newest.items()
     )
     if not count:
         return ()
     return (
-        f"CloudWatch no longer lists the memory of {counted(count, 'instance')} that ended over {format_duration(LISTED_FOR)} "
+        f"CloudWatch no longer lists the memory of {counted(count, 'instance')} that ended over "
+        f"{format_duration(LISTED_FOR_SECONDS)} "
         "ago: only CPU is filled there.",
     )

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 
 from exporter.commands.check.finding import CheckResult, _count, _first, _short, _skipped
 from exporter.core.budget import DOLLARS_PER_METRIC
-from exporter.core.errors import RejectedQuery, SourceError
+from exporter.core.errors import RejectedQueryError, SourceError
 from exporter.core.model import Fleet, Listing, MetricResult, Worker
 from exporter.core.periods import align, format_duration, rfc3339
 from exporter.core.settings import Settings
@@ -108,7 +108,7 @@ async def _cpu(
     start = end - max(6 * period, align(_LOOK_BACK, period))
     (query,) = instance_queries(worker.instance_id)
     answers = await _attempt(cloudwatch.get_metric_data(region, [query], start, end, period))
-    if isinstance(answers, RejectedQuery):
+    if isinstance(answers, RejectedQueryError):
         return CheckResult(what, "warn", f"{answers}; the other workers are not affected")
     if isinstance(answers, SourceError):
         return CheckResult(what, "FAIL", str(answers))

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from exporter.commands.check.finding import CheckResult, Result, _count, _first, _skipped
 from exporter.core.clock import MAX_SKEW
-from exporter.core.errors import ConfigError, ExporterError, SourceError, StoreMisfit
+from exporter.core.errors import ConfigError, ExporterError, IncompatibleStoreError, SourceError
 from exporter.core.model import Fleet
 from exporter.core.periods import format_duration, rfc3339, to_datetime, to_seconds
 from exporter.core.settings import Settings
@@ -71,7 +71,9 @@ async def _server(settings: Settings, database: Database, wall: Callable[[], flo
         hello = await database.client.admin.command("hello")
         ours = (before + wall()) / 2
     if hello.get("maxWireVersion", 0) < _FIRST_TIMESERIES:
-        raise StoreMisfit(f"MongoDB {version} is too old; time-series collections need 5.0 or newer, update the server")
+        raise IncompatibleStoreError(
+            f"MongoDB {version} is too old; time-series collections need 5.0 or newer, update the server"
+        )
     if hello.get("msg") == "isdbgrid":
         kind = "sharded cluster"
     elif hello.get("setName"):
@@ -146,10 +148,10 @@ def _check_kind(namespace: str, found: Mapping[str, Any] | None) -> None:
     way_out = "rename or drop it, or give mongodb.history another name"
     if found.get("type") != "timeseries":
         kind = "normal collection" if found.get("type") == "collection" else found.get("type")
-        raise StoreMisfit(f"{namespace} is a {kind}, not a time-series collection; {way_out}")
+        raise IncompatibleStoreError(f"{namespace} is a {kind}, not a time-series collection; {way_out}")
     fields = [found["options"]["timeseries"].get(field) for field in ("timeField", "metaField")]
     if fields != ["timestamp", "worker_id"]:
-        raise StoreMisfit(
+        raise IncompatibleStoreError(
             f"{namespace} is a time-series collection with timeField {fields[0]} and metaField {fields[1]}, "
             f"but the history needs timestamp and worker_id; {way_out}"
         )
@@ -158,7 +160,7 @@ def _check_kind(namespace: str, found: Mapping[str, Any] | None) -> None:
 def _check_period(namespace: str, noted: Mapping[str, Any] | None, period: int) -> None:
     if noted and noted.get("period") != period:
         theirs, ours = format_duration(noted.get("period", 0)), format_duration(period)
-        raise StoreMisfit(
+        raise IncompatibleStoreError(
             f"{namespace} holds samples of {theirs}, but period is {ours}; set period to {theirs}, "
             f"or give mongodb.history another name for a history of {ours}"
         )

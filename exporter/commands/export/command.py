@@ -24,14 +24,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from exporter.commands.export.openmetrics import text
 from exporter.commands.export.spool import KEYS, open_spool
-from exporter.core.errors import ConfigError, ExporterError, StoreUnavailable
+from exporter.core.errors import ConfigError, ExporterError, StoreUnavailableError
 from exporter.core.history_metrics import HISTORY_METRICS
 from exporter.core.model import InventoryEntry
 from exporter.core.periods import format_duration, parse_duration, rfc3339, to_seconds
 from exporter.core.settings import Settings
 from exporter.storage.inventory import Inventory
 from exporter.storage.mongo import connect
-from exporter.storage.repository import WorkerMetricsRepository, history_name, repository
+from exporter.storage.repository import WorkerMetricsRepository, repository, require_history
 from exporter.storage.rows import number
 from exporter.storage.sample_reader import TIME, Pages
 
@@ -110,7 +110,7 @@ async def run(settings: Settings, request: Request, err: TextIO) -> int:
         StoreError: MongoDB does not answer, or not to the end.
         ExporterError: the output cannot be written. After any of these there is no file.
     """
-    name = history_name(settings, "export")
+    name = require_history(settings, "export")
     if request.since >= request.until:
         raise ConfigError(
             f"--since: {rfc3339(request.since)} is not before --until, {rfc3339(request.until)}; swap or mend them"
@@ -127,7 +127,7 @@ async def run(settings: Settings, request: Request, err: TextIO) -> int:
                 counts = await _write(history, inventory.entries, workers, request, sink.write, err)
         except BrokenPipeError:
             return CLOSED_PIPE
-        except StoreUnavailable as error:
+        except StoreUnavailableError as error:
             raise _broken_off(error, history.namespace) from error
     _summarize(request, history, counts, time.monotonic() - started, err)
     return 0
@@ -341,11 +341,11 @@ def _opened(path: Path, flags: int, shown: Path) -> Iterator[int]:
 # -- what is said ------------------------------------------------------------------------------------------------------
 
 
-def _broken_off(error: StoreUnavailable, namespace: str) -> StoreUnavailable:
+def _broken_off(error: StoreUnavailableError, namespace: str) -> StoreUnavailableError:
     """The same for somebody who waits: nothing is tried again by itself here."""
     cause = error.__cause__
     why = str(cause).partition(", full error:")[0].partition(", Timeout:")[0]
-    return StoreUnavailable(
+    return StoreUnavailableError(
         f"{namespace} could not be read to the end ({type(cause).__name__}: {why}), so what was written is not complete; "
         "export again when MongoDB answers",
         reason=error.reason,

@@ -35,7 +35,7 @@ from exporter.core.periods import rfc3339, to_datetime, to_seconds
 from exporter.core.settings import Role, Settings
 from exporter.metrics.telemetry import Telemetry
 from exporter.sources.cloudwatch.errors import _BY_CODE, _EXPIRED, _FOREIGN, _KEYS, _DeadlinePassed, translate
-from exporter.sources.cloudwatch.memory_series import LISTED_FOR, RECENT
+from exporter.sources.cloudwatch.memory_series import LISTED_FOR_SECONDS, RECENTLY_ACTIVE_SECONDS
 from exporter.sources.cloudwatch.queries import _NAMES, _by_instance, build_queries, check_limits, merge_pages
 from exporter.sources.cloudwatch.transport import (
     _RESULTS,
@@ -181,7 +181,11 @@ class CloudWatch:
             namespace, name = _NAMES["memory"]
             only = {"RecentlyActive": "PT3H"} if recent else {}
             date, pages = self._pages(home, client.list_metrics, "ListMetrics", Namespace=namespace, MetricName=name, **only)
-            return Listing(date, date - (RECENT if recent else LISTED_FOR), _by_instance(m for page in pages for m in page))
+            return Listing(
+                date,
+                date - (RECENTLY_ACTIVE_SECONDS if recent else LISTED_FOR_SECONDS),
+                _by_instance(m for page in pages for m in page),
+            )
 
         return await self._run(region, "ListMetrics", ask)
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import botocore.exceptions as boto_errors
 from botocore.parsers import ResponseParserError
 
-from exporter.core.errors import RejectedQuery, SourceError
+from exporter.core.errors import RejectedQueryError, SourceError
 
 # Foreign errors: translated here and nowhere else
 
@@ -123,7 +123,7 @@ def translate(error: Exception, region: str, operation: str) -> SourceError:
         operation: what was being done; a ClientError knows better (AssumeRole on the way to GetMetricData).
 
     Returns:
-        RejectedQuery when CloudWatch refuses the content of GetMetricData, else SourceError.
+        RejectedQueryError when CloudWatch refuses the content of GetMetricData, else SourceError.
     """
     message, code = " ".join(str(error).split()), type(error).__name__.lstrip("_")
     endpoint = getattr(error, "kwargs", {}).get("endpoint_url", "the endpoint")
@@ -140,5 +140,5 @@ def translate(error: Exception, region: str, operation: str) -> SourceError:
     text = sentence.format(
         action=f"{service}:{operation}", message=message.rstrip("."), code=code, region=region, endpoint=endpoint
     )
-    raised = RejectedQuery if sentence is _REJECTED and operation == "GetMetricData" else SourceError
+    raised = RejectedQueryError if sentence is _REJECTED and operation == "GetMetricData" else SourceError
     return raised("cloudwatch", code, f"CloudWatch in {region}: {text}", region=region)

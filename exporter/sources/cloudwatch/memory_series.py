@@ -9,7 +9,7 @@ from exporter.core.model import (
 )
 from exporter.core.periods import DAY, HOUR
 
-LISTING_AGE = 600
+LISTING_TTL_SECONDS = 600
 """How long a ListMetrics answer is used."""
 
 
@@ -27,9 +27,9 @@ class _Region:
         return self.recent, self.full
 
 
-LISTED_FOR = 14 * DAY
+LISTED_FOR_SECONDS = 14 * DAY
 """ListMetrics forgets a metric two weeks after its last datapoint."""
-RECENT = 3 * HOUR
+RECENTLY_ACTIVE_SECONDS = 3 * HOUR
 """The only RecentlyActive there is, PT3H."""
 _KNOWN_DIMENSIONS = frozenset({"InstanceId", "ImageId", "InstanceType", "AutoScalingGroupName"})
 

@@ -10,7 +10,7 @@ TIERS = ((15 * DAY, MINUTE), (63 * DAY, 5 * MINUTE), (455 * DAY, HOUR))
 """(age, the finest datapoints CloudWatch has up to that age), both in seconds."""
 OLDEST = TIERS[-1][0]
 """Seconds after which CloudWatch has nothing."""
-MARGIN = HOUR
+EXPIRY_MARGIN_SECONDS = HOUR
 """So much younger than its tier ends data is already asked for more coarsely: while we ask it goes on ageing."""
 
 
@@ -21,5 +21,5 @@ def reach(resolution: int) -> int:
 
 def resolution_at(age: int, period: int) -> int:
     """Return the resolution CloudWatch still has of what is `age` seconds old; never finer than `period`."""
-    finest = next((finest for limit, finest in TIERS if age <= limit - MARGIN), TIERS[-1][1])
+    finest = next((finest for limit, finest in TIERS if age <= limit - EXPIRY_MARGIN_SECONDS), TIERS[-1][1])
     return align_up(period, finest)

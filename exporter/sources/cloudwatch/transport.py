@@ -194,7 +194,7 @@ async def _in_thread(work: Callable[[], T], name: str) -> T:
     loop = asyncio.get_running_loop()
     outcome: asyncio.Future[T] = loop.create_future()
 
-    def settle(result: T | None, error: Exception | None) -> None:
+    def settle_delay(result: T | None, error: Exception | None) -> None:
         if outcome.done():  # abandoned
             return
         if error:
@@ -209,7 +209,7 @@ async def _in_thread(work: Callable[[], T], name: str) -> T:
         except Exception as error:  # noqa: BLE001  # raised again where it is waited for
             failure = error
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(settle, result, failure)
+            loop.call_soon_threadsafe(settle_delay, result, failure)
 
     threading.Thread(target=run, name=name, daemon=True).start()
     return await outcome

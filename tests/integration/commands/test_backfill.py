@@ -19,7 +19,7 @@ from exporter.commands.backfill import command as command_module
 from exporter.commands.backfill.interruption import GracefulStop
 from exporter.commands.backfill.job import CALLS_AT_ONCE, RetryPolicy
 from exporter.commands.backfill.planner import Options
-from exporter.core.errors import ConfigError, OutboxLocked, StoreMisfit, StoreUnavailable
+from exporter.core.errors import ConfigError, IncompatibleStoreError, OutboxLockedError, StoreUnavailableError
 from exporter.core.periods import DAY, HOUR, align, rfc3339, to_datetime
 from exporter.core.settings import Settings
 from exporter.demo.mongod import Mongod
@@ -99,8 +99,8 @@ def room(mongod: Mongod, database: Database, fake_cloudwatch: FakeCloudWatch, tm
     settings = {
         "mongodb": {"uri": mongod.uri.replace("/?", f"/{database.name}?")},
         "cloudwatch": {"endpoint_url": fake_cloudwatch.url},
-        "give_up": "10m",
-        "heal": "15m",
+        "absence_timeout": "10m",
+        "gap_fill_window": "15m",
         "data_dir": str(tmp_path / "data"),
     }
     return Room(settings, database, fake_cloudwatch, tmp_path)
@@ -326,11 +326,11 @@ def test_a_since_that_is_no_past_time_is_a_wrong_command_line(run_command: RunCo
 
 async def test_a_since_within_heal_is_nothing_to_do(room: Room) -> None:
     await room.fleet(1)
-    room.settings["heal"] = "2h"
+    room.settings["gap_fill_window"] = "2h"
     status, out, _ = await room.run("1h")
     assert status == 0
     assert out.startswith("Nothing to do: ")
-    assert out.endswith("The last 2h (heal) are filled by `serve` itself.\n")
+    assert out.endswith("The last 2h (gap_fill_window) are filled by `serve` itself.\n")
 
 
 async def test_an_unknown_worker_no_history_and_no_cloudwatch_are_refused_each_in_a_sentence(room: Room) -> None:
@@ -351,7 +351,7 @@ async def test_a_history_of_another_period_is_refused_by_the_dry_run_too(room: R
     await room.run("4h")
     room.settings["period"] = "1m"
     for dry_run in (True, False):
-        with pytest.raises(StoreMisfit, match="holds samples of 5m, but period is 1m"):
+        with pytest.raises(IncompatibleStoreError, match="holds samples of 5m, but period is 1m"):
             await room.run("3h", dry_run=dry_run)
 
 
@@ -377,7 +377,7 @@ async def test_of_two_backfills_on_one_machine_the_second_is_told(room: Room) ->
     room.fake.latency = 0.3
     first = room.command("--since", "6h")
     wait_for(lambda: room.fake.calls["ListMetrics"] > 0)
-    with pytest.raises(OutboxLocked, match=f"another backfill is running here; .*process id {first.pid}"):
+    with pytest.raises(OutboxLockedError, match=f"another backfill is running here; .*process id {first.pid}"):
         await room.run("6h")
     assert ended(first)[0] == 0
 
@@ -386,7 +386,7 @@ async def test_of_two_backfills_on_two_machines_the_second_is_told(room: Room) -
     await room.fleet(1)
     lease = Lease(room.database, owner="another machine", name=BACKFILL)
     assert await lease.acquire_or_renew()
-    with pytest.raises(StoreUnavailable, match="another backfill or a purge is writing old samples"):
+    with pytest.raises(StoreUnavailableError, match="another backfill or a purge is writing old samples"):
         await room.run("6h")
     assert room.fake.metrics_billed == 0
     await lease.release()

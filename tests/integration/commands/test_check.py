@@ -16,7 +16,7 @@ from pymongo.database import Database
 
 from exporter.commands.check.command import examine, run
 from exporter.commands.check.finding import CheckResult
-from exporter.core.errors import StoreMisfit
+from exporter.core.errors import IncompatibleStoreError
 from exporter.core.settings import Settings
 from exporter.pipeline.outbox import Outbox
 from exporter.storage.lease import Lease
@@ -277,7 +277,7 @@ async def test_a_history_that_serve_would_refuse_is_refused_in_the_same_words(he
 
     client, database = connect(settings)
     async with client:
-        with pytest.raises(StoreMisfit) as refusal:
+        with pytest.raises(IncompatibleStoreError) as refusal:
             await repository(settings, database, "worker_metrics_timeseries").ensure_collection()
     assert status == 1
     assert re.search(rf"^FAIL +history +{re.escape(str(refusal.value))}$", text, re.MULTILINE), text
@@ -420,7 +420,7 @@ async def test_an_outbox_of_another_period_fails_the_check(here: World) -> None:
     before = here.state()
     found = (await rows(settings))["data folder"]
     assert here.state() == before
-    with pytest.raises(StoreMisfit) as refusal:
+    with pytest.raises(IncompatibleStoreError) as refusal:
         Outbox(settings.data_dir, settings.period)
     assert found == CheckResult("data folder", "FAIL", str(refusal.value))
 

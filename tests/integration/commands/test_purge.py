@@ -12,7 +12,7 @@ import pytest
 from pymongo import MongoClient
 
 from exporter.commands import purge
-from exporter.core.errors import ConfigError, StoreMisfit
+from exporter.core.errors import ConfigError, IncompatibleStoreError
 from exporter.core.model import Fleet, Worker, WorkerMetricsSample
 from exporter.core.periods import DAY, align, rfc3339, to_datetime
 from exporter.core.settings import Settings
@@ -156,7 +156,8 @@ async def test_a_worker_that_is_listed_is_refused_whatever_its_status(store: Sto
         await store.purge("w1", LISTED)
     assert str(caught.value) == (
         "--worker: 'listed' is still among the aggregates in workers (terminated), so an exporter would go on with it, and "
-        "fill up to 1d (heal) again when it starts; remove it there first, or say --even-if-listed to delete what there is now"
+        "fill up to 1d (gap_fill_window) again when it starts; remove it there first, or say --even-if-listed to delete what "
+        "there is now"
     )
     assert await store.stored("w1") == (12, 1)
 
@@ -164,7 +165,7 @@ async def test_a_worker_that_is_listed_is_refused_whatever_its_status(store: Sto
 async def test_one_seen_within_heal_is_refused_with_the_time_to_come_back(store: Store) -> None:
     with pytest.raises(ConfigError) as caught:
         await store.purge(RECENT)
-    assert f"was still seen at {rfc3339(NOW - 3600)}, less than 1d (heal) ago" in str(caught.value)
+    assert f"was still seen at {rfc3339(NOW - 3600)}, less than 1d (gap_fill_window) ago" in str(caught.value)
     assert f"purge it after {rfc3339(NOW - 3600 + DAY)}, or say --even-if-listed" in str(caught.value)
     assert await store.stored(RECENT) == (12, 1)
 
@@ -184,7 +185,9 @@ async def test_even_if_listed_deletes_both_and_a_running_exporter_writes_the_ent
 async def test_while_a_backfill_runs_nothing_is_deleted_and_afterwards_the_lease_is_free(store: Store) -> None:
     backfill = Lease(store.database, owner="backfill", name=BACKFILL)
     assert await backfill.acquire_or_renew()
-    with pytest.raises(StoreMisfit, match="a backfill or another purge is running, so nothing was deleted; try again after it"):
+    with pytest.raises(
+        IncompatibleStoreError, match="a backfill or another purge is running, so nothing was deleted; try again after it"
+    ):
         await store.purge("w1", wait=0)
     assert await store.stored("w1") == (12, 1)
     await backfill.release()
@@ -197,7 +200,7 @@ async def test_a_user_without_remove_is_told_to_get_it_and_with_it_nothing_more_
     async with connect(mongo_auth.root_uri) as client:
         await fill(client[name])
         less = Store(mongo_auth.exporter_uri(name), client[name])
-        with pytest.raises(StoreMisfit) as caught:
+        with pytest.raises(IncompatibleStoreError) as caught:
             await less.purge("w1")
         said = str(caught.value)
         assert said.startswith("MongoDB does not let this user delete (not authorized on")

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from exporter.commands import retention
-from exporter.core.errors import ConfigError, StoreMisfit
+from exporter.core.errors import ConfigError, IncompatibleStoreError
 from exporter.core.model import WorkerMetricsSample
 from exporter.core.periods import DAY, HOUR, to_datetime
 from exporter.core.settings import Settings
@@ -57,22 +57,22 @@ async def test_a_longer_one_deletes_nothing_and_needs_no_yes(mongod: Mongod, dat
 
 async def test_a_setting_that_would_lengthen_it_again_is_pointed_out(mongod: Mongod, database: Database) -> None:
     await history_of_20_days(database)
-    with pytest.raises(StoreMisfit, match="is set to 30d"):
+    with pytest.raises(IncompatibleStoreError, match="is set to 30d"):
         await retention.run(settings_of(mongod, database, retention="30d"), 14 * DAY, True, io.StringIO())
 
 
 async def test_it_must_reach_beyond_heal(mongod: Mongod, database: Database) -> None:
-    with pytest.raises(ConfigError, match="longer than heal"):
+    with pytest.raises(ConfigError, match="longer than gap_fill_window"):
         await retention.run(settings_of(mongod, database), DAY, True, io.StringIO())
 
 
 async def test_it_must_be_what_mongodb_can(mongod: Mongod, database: Database) -> None:
-    short_heal = Settings.model_validate({"mongodb": {"uri": mongod.uri}, "heal": "2h"})
+    short_heal = Settings.model_validate({"mongodb": {"uri": mongod.uri}, "gap_fill_window": "2h"})
     for wanted in (12 * HOUR, 300 * 365 * DAY):
         with pytest.raises(ConfigError, match="must be at least 1d, since MongoDB deletes by the day, and at most 24855d"):
             await retention.run(short_heal, wanted, True, io.StringIO())
 
 
 async def test_without_a_history_it_says_so(mongod: Mongod, database: Database) -> None:
-    with pytest.raises(StoreMisfit, match="does not exist yet"):
+    with pytest.raises(IncompatibleStoreError, match="does not exist yet"):
         await retention.run(settings_of(mongod, database), None, False, io.StringIO())

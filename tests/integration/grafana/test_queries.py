@@ -241,7 +241,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory, mongod: Mongod) -> Iterator[
         ends.callback(lambda: print(exporter.tail(200)))
         ends.callback(exporter.kill)
         exporter.start()
-        exporter.wait_for(lambda: exporter.metrics()["cml_exporter_samples_healed_total"] >= 2, 40, "healed")
+        exporter.wait_for(lambda: exporter.metrics()["cml_exporter_samples_gap_filled_total"] >= 2, 40, "healed")
         node = ends.enter_context(serving(node_exporter))
         configuration = faster(folder / "rules", exporter.url.removeprefix("http://"), machine(node))
         assert program
@@ -639,7 +639,7 @@ def test_a_failure_shows(
         telemetry.samples_were_mirrored(inserted=0, already_present=0, rejected=2, healed=0)
         telemetry.outbox_samples.labels("rejected").set(2)
         telemetry.refresh()
-        with serving(lambda: telemetry.own.text.decode()) as other:
+        with serving(lambda: telemetry.rendered.text.decode()) as other:
             configuration = faster(tmp_path / "rules", exporter.url.removeprefix("http://"))
             configuration["scrape_configs"][0]["static_configs"][0]["targets"].append(other)
             prometheus = run_prometheus(configuration)

@@ -8,12 +8,12 @@ from datetime import timedelta
 import pytest
 from bson import Decimal128
 
-from exporter.core.errors import StoreUnavailable
+from exporter.core.errors import RequestError, StoreUnavailableError
 from exporter.core.model import InstanceInterval, InventoryEntry, WorkerMetricsSample
 from exporter.core.periods import DAY, HOUR, to_datetime, to_seconds
 from exporter.history import series
 from exporter.history.hourly_cache import HourlyCache
-from exporter.history.remote_read import BadRequest, Matcher, SeriesSelector, encode_answer
+from exporter.history.remote_read import Matcher, SeriesSelector, encode_answer
 from exporter.history.series import read
 from exporter.storage.lease import BACKFILL, Lease
 from exporter.storage.mongo import Database
@@ -78,7 +78,7 @@ async def no_backfill() -> str:
 
 
 def hourly(history: WorkerMetricsRepository) -> HourlyCache:
-    return HourlyCache(history, no_backfill, heal=DAY, wall=lambda: START + DAY)
+    return HourlyCache(history, no_backfill, gap_fill_window=DAY, wall=lambda: START + DAY)
 
 
 def of(metric: str, worker_id: str, /, **labels: str) -> Labels:
@@ -187,7 +187,7 @@ async def test_too_many_samples_are_refused_with_what_to_do(history: WorkerMetri
     await history.add_samples([sample(f"w{k}", n) for k in range(5) for n in range(20)])
     entries = [entry(f"w{k}") for k in range(5)]
     assert len(await ask(history, entries, Matcher("__name__", "=", CPU), most=100)) == 5
-    with pytest.raises(BadRequest, match="fewer workers"):
+    with pytest.raises(RequestError, match="fewer workers"):
         await ask(history, entries, Matcher("__name__", "=", CPU), most=99)
 
 
@@ -219,7 +219,7 @@ async def test_a_mongodb_that_is_away_is_said_to_be(database: Database) -> None:
         away = WorkerMetricsRepository(
             client.nowhere, collection="h", period=PERIOD, retention=DAY, apply_retention=False, wall=lambda: START
         )
-        with pytest.raises(StoreUnavailable):
+        with pytest.raises(StoreUnavailableError):
             await ask(away, [entry("w1")], EVERYTHING)
 
 
@@ -362,7 +362,7 @@ async def test_more_days_than_fit_are_refused_before_they_are_read(
     entries = [entry(f"w{k}") for k in range(5)]
     name = Matcher("__name__", "=", "cml_worker:running:avg1h")
     assert len(await ask(history, entries, name, last=288)) == 5
-    with pytest.raises(BadRequest, match=r"5 workers on 3 days are more than the 10 days .* name fewer workers, a region"):
+    with pytest.raises(RequestError, match=r"5 workers on 3 days are more than the 10 days .* name fewer workers, a region"):
         await ask(history, entries, name, last=2 * 288)
     # Those that cannot have a sample there do not count: long gone, not yet made, or elsewhere.
     others = [entry(f"gone{k}", last_seen=START - 2 * DAY) for k in range(50)]
@@ -375,7 +375,9 @@ async def test_more_days_than_fit_are_refused_before_they_are_read(
 async def test_an_hour_that_a_backfill_fills_is_read_again(history: WorkerMetricsRepository, database: Database) -> None:
     writer, reader = (Lease(database, owner=owner, name=BACKFILL) for owner in ("backfill", "exporter"))
     clock = [0.0]
-    kept = HourlyCache(history, reader.mark, heal=DAY, wall=lambda: START + 9 * DAY, monotonic=lambda: clock[0])
+    kept = HourlyCache(
+        history, reader.change_marker, gap_fill_window=DAY, wall=lambda: START + 9 * DAY, monotonic=lambda: clock[0]
+    )
     wanted = SeriesSelector(
         START * 1000, (START + DAY) * 1000, (Matcher("__name__", "=", "cml_worker:active_labs:max1h"),), False
     )

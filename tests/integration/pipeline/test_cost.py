@@ -76,7 +76,7 @@ async def test_the_budget_stops_healing_first_then_asking_until_midnight_and_a_r
     limit = 7 * 6 + 4
 
     def state(rig: Rig) -> str:
-        states = ("ok", "healing_stopped", "asking_stopped")
+        states = ("ok", "gap_filling_paused", "polling_paused")
         (shown,) = [s for s in states if rig.value("cml_exporter_cloudwatch_budget_state", state=s) == 1]
         return shown
 
@@ -84,7 +84,7 @@ async def test_the_budget_stops_healing_first_then_asking_until_midnight_and_a_r
     await rig.round()
     await database["workers"].update_one({"_id": "gone"}, {"$set": {"status": "stopped"}})
     await rig.round()
-    assert state(rig) == "healing_stopped"
+    assert state(rig) == "gap_filling_paused"
     assert rig.value("cml_exporter_cloudwatch_budget_dollars") == pytest.approx(limit * DOLLARS_PER_METRIC)
     spent = fake.metrics_billed
     await rig.round()
@@ -99,7 +99,7 @@ async def test_the_budget_stops_healing_first_then_asking_until_midnight_and_a_r
         rig = Rig(tmp_path, database, fake, clock, max_usd_per_day=limit * DOLLARS_PER_METRIC)
         await rig.round(3)
         assert spent <= fake.metrics_billed <= limit
-    assert state(rig) == "asking_stopped"
+    assert state(rig) == "polling_paused"
     assert fake.metrics_billed > limit - 8
     asked = dict(fake.calls)
     await rig.round(4)

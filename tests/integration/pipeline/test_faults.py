@@ -328,7 +328,7 @@ async def test_while_mongodb_is_away_gauges_go_on_even_after_a_restart_and_after
 
 
 def settings(uri: str, fake: FakeCloudWatch) -> dict[str, Any]:
-    return {"mongodb": {"uri": uri}, "cloudwatch": {"endpoint_url": fake.url}, "give_up": "10m"}
+    return {"mongodb": {"uri": uri}, "cloudwatch": {"endpoint_url": fake.url}, "absence_timeout": "10m"}
 
 
 async def test_with_the_least_role_a_fleets_history_is_written_and_true(

@@ -67,7 +67,7 @@ async def test_three_periods_without_an_exporter_and_three_cut_out_are_filled_wi
     after = await rig.documents()
     assert await rig.assert_history_is_true(fake, members) >= 4 * 29
     assert without_state([d for d in after if d["worker_id"] == "worker-1"]) == [*cut, *missed]
-    assert rig.value("cml_exporter_samples_healed_total") == 3
+    assert rig.value("cml_exporter_samples_gap_filled_total") == 3
     untouched = [d for d in before if d["worker_id"] != "worker-1" or to_seconds(d["timestamp"]) not in cut]
     assert [d for d in after if d in untouched] == untouched
     await rig.close()

@@ -47,13 +47,13 @@ class Pair:
     def compare(self) -> int:
         """The history against the ledger, of all that was old enough when the test began."""
         points = truth(self.fake, self.members, align(int(time.time()), PERIOD), PERIOD)
-        return assert_true(self.documents(), points, self.settled)
+        return assert_true(self.documents(), points, self.final_before)
 
     def is_complete(self) -> bool:
-        return len(self.documents()) >= len(truth(self.fake, self.members, self.settled, PERIOD))
+        return len(self.documents()) >= len(truth(self.fake, self.members, self.final_before, PERIOD))
 
     @property
-    def settled(self) -> int:
+    def final_before(self) -> int:
         return align(int(self.began) - 240, PERIOD)
 
 
@@ -78,8 +78,8 @@ def pair(
                 "mongodb": {"uri": proxy.uri},
                 "cloudwatch": {"endpoint_url": fake.url, "interval": "1m"},
                 "period": "1m",
-                "settle": "1m",
-                "give_up": "2m",
+                "settle_delay": "1m",
+                "absence_timeout": "2m",
             }
             tuned = f"collector.ASK_OFFSET = {int(began + ask_at) % PERIOD}; lifecycle.DUE = {PERIOD}; {tune}"
             return run_exporter(settings, env={"TUNE": tuned}, wait=False)

@@ -5,9 +5,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from exporter.core.errors import StoreUnavailable
+from exporter.core.errors import StoreUnavailableError
 from exporter.demo.mongod import Mongod
-from exporter.storage.lease import MARGIN, Lease
+from exporter.storage.lease import SAFETY_FRACTION, Lease
 from exporter.storage.mongo import STATE, Database
 from tests.fixtures.mongo import connect
 from tests.helpers.ports import free_port
@@ -85,7 +85,7 @@ async def test_a_paused_holder_knows_that_it_lost_it_before_anybody_can_take_it(
     clock = Clock()
     lease = Lease(database, owner="first", ttl=30, monotonic=clock)
     await lease.acquire_or_renew()
-    assert lease.remaining == pytest.approx(30 * (1 - MARGIN))
+    assert lease.remaining == pytest.approx(30 * (1 - SAFETY_FRACTION))
     clock.now += 24.9
     assert lease.held
     clock.now += 0.2
@@ -132,7 +132,7 @@ async def test_without_mongodb_it_stays_held_until_its_time_is_over(own_mongod: 
         lease = Lease(client["cml"], owner="first", ttl=30, monotonic=clock)
         assert await lease.acquire_or_renew()
         own_mongod.kill()
-        with pytest.raises(StoreUnavailable):
+        with pytest.raises(StoreUnavailableError):
             await lease.acquire_or_renew()
         assert lease.held
         clock.now += 30
@@ -145,25 +145,25 @@ async def test_without_mongodb_it_stays_held_until_its_time_is_over(own_mongod: 
 async def test_a_server_that_is_not_there_is_reported_as_unreachable() -> None:
     uri = f"mongodb://127.0.0.1:{free_port()}"
     async with connect(uri, patience=0.1) as client:
-        with pytest.raises(StoreUnavailable) as caught:
+        with pytest.raises(StoreUnavailableError) as caught:
             await Lease(client["cml"], owner="first").acquire_or_renew()
     assert caught.value.reason == "unreachable"
 
 
 async def test_its_mark_changes_whenever_somebody_has_held_it_and_there_is_none_while_somebody_may(database: Database) -> None:
     reader, first, second = (Lease(database, owner=owner) for owner in ("reader", "first", "second"))
-    marks = [await reader.mark()]
+    marks = [await reader.change_marker()]
     for holder in (first, second, first, first):
         assert await holder.acquire_or_renew()
-        assert await reader.mark() is None
+        assert await reader.change_marker() is None
         await holder.release()
-        marks.append(await reader.mark())
-        assert await reader.mark() == marks[-1]
+        marks.append(await reader.change_marker())
+        assert await reader.change_marker() == marks[-1]
     assert len(set(marks)) == 5
     # One that died: for ten minutes nobody knows whose clock is right.
     assert await first.acquire_or_renew()
     await expire(database)
-    assert await reader.mark() is None
+    assert await reader.change_marker() is None
     long_ago = datetime.now(UTC) - timedelta(minutes=11)
     await database[STATE].update_one({"_id": "lease:mirror"}, {"$set": {"expires": long_ago}})
-    assert await reader.mark() not in (None, *marks)
+    assert await reader.change_marker() not in (None, *marks)

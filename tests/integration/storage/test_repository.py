@@ -18,7 +18,7 @@ import pytest
 from pymongo.errors import OperationFailure
 from pymongo.write_concern import WriteConcern
 
-from exporter.core.errors import StoreError, StoreMisfit, StoreUnavailable
+from exporter.core.errors import IncompatibleStoreError, StoreError, StoreUnavailableError
 from exporter.core.model import Fleet, Statistics, Worker, WorkerMetricsSample
 from exporter.core.periods import DAY, HOUR, to_datetime, to_seconds
 from exporter.demo.mongod import Mongod
@@ -115,7 +115,7 @@ class TestCollection:
 
     async def test_a_normal_collection_of_that_name_is_refused(self, database: Database) -> None:
         await database[NAME].insert_one({"precious": True})
-        with pytest.raises(StoreMisfit) as caught:
+        with pytest.raises(IncompatibleStoreError) as caught:
             await repository(database).ensure_collection()
         assert str(caught.value) == (
             f"{database.name}.{NAME} is a normal collection, not a time-series collection; "
@@ -125,12 +125,14 @@ class TestCollection:
 
     async def test_a_view_of_that_name_is_refused(self, database: Database) -> None:
         await database.create_collection(NAME, viewOn="workers", pipeline=[])
-        with pytest.raises(StoreMisfit, match="is a view, not a time-series collection"):
+        with pytest.raises(IncompatibleStoreError, match="is a view, not a time-series collection"):
             await repository(database).ensure_collection()
 
     async def test_other_time_series_fields_are_refused(self, database: Database) -> None:
         await database.create_collection(NAME, timeseries={"timeField": "ts", "metaField": "meta"})
-        with pytest.raises(StoreMisfit, match="timeField ts and metaField meta, but the history needs timestamp and worker_id"):
+        with pytest.raises(
+            IncompatibleStoreError, match="timeField ts and metaField meta, but the history needs timestamp and worker_id"
+        ):
             await repository(database).ensure_collection()
 
     async def test_another_granularity_is_only_noted(self, database: Database) -> None:
@@ -147,7 +149,7 @@ class TestCollection:
 
     async def test_another_period_is_refused_with_both_and_the_ways_out(self, database: Database) -> None:
         await repository(database, period=300).ensure_collection()
-        with pytest.raises(StoreMisfit) as caught:
+        with pytest.raises(IncompatibleStoreError) as caught:
             await repository(database, period=60).ensure_collection()
         assert caught.value.reason == "period"
         assert str(caught.value) == (
@@ -157,12 +159,12 @@ class TestCollection:
 
     async def test_a_history_of_another_schema_is_refused(self, database: Database) -> None:
         await database[STATE].insert_one({"_id": f"history:{NAME}", "schema": 2, "period": 300})
-        with pytest.raises(StoreMisfit, match="another version of the exporter"):
+        with pytest.raises(IncompatibleStoreError, match="another version of the exporter"):
             await repository(database).ensure_collection()
 
     async def test_an_old_server_is_refused(self, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(history, "_MIN_WIRE_VERSION", 99)
-        with pytest.raises(StoreMisfit, match=r"needs MongoDB 5\.0 or newer"):
+        with pytest.raises(IncompatibleStoreError, match=r"needs MongoDB 5\.0 or newer"):
             await repository(database).ensure_collection()
 
     @pytest.mark.parametrize(
@@ -387,8 +389,8 @@ class TestExactlyOnce:
         await samples.insert(there)
         await database[NAME].insert_one({"worker_id": "w9", "timestamp": to_datetime(START) + timedelta(milliseconds=1)})
         absent = [("w0", START + 10 * PERIOD), ("w9", START), ("never", START)]
-        assert await samples.present([*keys(there)[2:], *absent]) == set(keys(there)[2:])
-        assert await samples.present([]) == set()
+        assert await samples.existing_keys([*keys(there)[2:], *absent]) == set(keys(there)[2:])
+        assert await samples.existing_keys([]) == set()
 
     async def test_an_insert_of_more_than_one_chunk_is_complete(
         self, database: Database, samples: WorkerMetricsRepository
@@ -398,13 +400,13 @@ class TestExactlyOnce:
         assert await stored(database) == Counter(keys(big))
 
     async def test_it_is_not_quiet_while_an_insert_runs(self, samples: WorkerMetricsRepository, database: Database) -> None:
-        assert await samples.quiesce()
+        assert await samples.no_insert_running()
         async with stalled_inserts(database):
             insert = asyncio.create_task(samples.insert(batch(workers=10, periods=1)))
             await until_quiet(samples, False)
             assert not insert.done()
         await insert
-        assert await samples.quiesce()
+        assert await samples.no_insert_running()
 
     async def test_other_collections_and_databases_do_not_disturb_the_quiet(
         self, samples: WorkerMetricsRepository, database: Database
@@ -413,7 +415,7 @@ class TestExactlyOnce:
             others = [database["other"], database.client[database.name + "_other"][NAME]]
             inserts = [asyncio.create_task(other.insert_one({"a": 1})) for other in others]
             await asyncio.sleep(0.3)
-            assert await samples.quiesce()
+            assert await samples.no_insert_running()
         await asyncio.gather(*inserts)
         await database.client.drop_database(database.name + "_other")
 
@@ -421,11 +423,11 @@ class TestExactlyOnce:
         self, samples: WorkerMetricsRepository, database: Database
     ) -> None:
         async with stalled_inserts(database):
-            with pytest.raises(StoreUnavailable) as caught:
+            with pytest.raises(StoreUnavailableError) as caught:
                 await samples.insert([sample()], within=0.5)
             assert caught.value.reason == "timeout"
             await until_quiet(samples)
-        assert await samples.present([("w1", START)]) == set()
+        assert await samples.existing_keys([("w1", START)]) == set()
 
     async def test_what_a_majority_does_not_hold_yet_is_unsettled(self, rs_database: Database) -> None:
         repo = repository(rs_database)
@@ -437,19 +439,19 @@ class TestExactlyOnce:
         try:
             hasty = rs_database[NAME].with_options(write_concern=WriteConcern(1))
             await hasty.insert_one({"worker_id": "w2", "timestamp": to_datetime(START)})
-            assert await repo.present([("w1", START)]) == {("w1", START)}
-            with pytest.raises(StoreUnavailable) as caught:
-                await repo.present([("w1", START), ("w2", START)])
+            assert await repo.existing_keys([("w1", START)]) == {("w1", START)}
+            with pytest.raises(StoreUnavailableError) as caught:
+                await repo.existing_keys([("w1", START), ("w2", START)])
             assert caught.value.reason == "unsettled"
         finally:
             await admin.command(point | {"mode": "off"})
         await repo.insert([sample("w3")])
-        assert await repo.present([("w2", START), ("w3", START)]) == {("w2", START), ("w3", START)}
+        assert await repo.existing_keys([("w2", START), ("w3", START)]) == {("w2", START), ("w3", START)}
 
 
 async def until_quiet(repo: WorkerMetricsRepository, quiet: bool = True) -> None:
     async with asyncio.timeout(20):
-        while await repo.quiesce() is not quiet:  # noqa: ASYNC110  # the event is in another process
+        while await repo.no_insert_running() is not quiet:  # noqa: ASYNC110  # the event is in another process
             await asyncio.sleep(0.02)
 
 
@@ -459,9 +461,9 @@ async def mirror(repo: WorkerMetricsRepository, wanted: list[WorkerMetricsSample
     while True:
         try:
             await until_quiet(repo)
-            there = await repo.present(keys(wanted))
+            there = await repo.existing_keys(keys(wanted))
             assert await repo.insert([s for s, key in zip(wanted, keys(wanted), strict=True) if key not in there]) == []
-        except StoreUnavailable:
+        except StoreUnavailableError:
             failures += 1
             await asyncio.sleep(0.05)
         else:
@@ -496,13 +498,13 @@ async def test_a_mongod_killed_between_insert_and_acknowledgement_neither_loses_
         for round_, cut in enumerate(plan):
             part = wanted[round_ * 300 :][:300]
             proxy.cut(cut)
-            with pytest.raises(StoreUnavailable):
+            with pytest.raises(StoreUnavailableError):
                 await repo.insert(part)
             own_mongod.kill()
             await asyncio.to_thread(own_mongod.start)
             async with connect(own_mongod.uri) as direct:
                 truth = await stored(direct["cml"])
-                assert await repo.present(keys(part)) == {key for key in keys(part) if key in truth}
+                assert await repo.existing_keys(keys(part)) == {key for key in keys(part) if key in truth}
                 if cut == "after":  # journaled before it was acknowledged
                     assert set(keys(part)) <= truth.keys()
             await mirror(repo, part)
@@ -519,7 +521,7 @@ class TestCredentials:
             await repo.ensure_collection()
             assert repo.retention == 60 * DAY
             assert await mirror(repo, batch(workers=3, periods=3)) == 0
-            assert await repo.present([("w0", START)]) == {("w0", START)}
+            assert await repo.existing_keys([("w0", START)]) == {("w0", START)}
             window = to_datetime(START), to_datetime(START + DAY)
             assert len(await repo.get_samples("w1", *window)) == 3
             assert len(await repo.get_aggregated_stats("w1", *window, timedelta(days=1))) == 1
@@ -539,8 +541,8 @@ class TestCredentials:
             async with stalled_inserts(root["quiet"]):
                 insert = asyncio.create_task(repo.insert([sample()]))
                 await until_quiet(repository(root["quiet"]), False)
-                assert not await repo.quiesce()
-                assert not await repo.quiesce()
+                assert not await repo.no_insert_running()
+                assert not await repo.no_insert_running()
             await insert
 
     @pytest.mark.parametrize(
@@ -569,9 +571,9 @@ class TestCredentials:
                 await repository(client[name]).ensure_collection()
                 await repository(client[name], retention=60 * DAY, apply=True).ensure_collection()
                 await repository(client[name]).insert([sample()])
-                await repository(client[name]).present([("w1", START)])
+                await repository(client[name]).existing_keys([("w1", START)])
 
-            with pytest.raises(StoreMisfit) as caught:
+            with pytest.raises(IncompatibleStoreError) as caught:
                 await work()
         assert caught.value.reason == "not_authorized"
         where = f"{name}.{collection or NAME}"
@@ -579,7 +581,7 @@ class TestCredentials:
 
     async def test_wrong_credentials_are_called_so(self, mongo_auth: AuthMongod) -> None:
         async with connect(mongo_auth.uri("exporter", "wrong", "nobody")) as client:
-            with pytest.raises(StoreMisfit, match="refuses the credentials") as caught:
+            with pytest.raises(IncompatibleStoreError, match="refuses the credentials") as caught:
                 await repository(client["nobody"]).ensure_collection()
         assert caught.value.reason == "credentials"
         assert "wrong" not in str(caught.value)
@@ -639,7 +641,7 @@ class TestInventory:
             inventory = Inventory(client["cml"])
             await inventory.record(Fleet(START, (worker(), worker("w2"))))
             own_mongod.kill()
-            with pytest.raises(StoreUnavailable):
+            with pytest.raises(StoreUnavailableError):
                 await inventory.record(Fleet(START + 60, (worker(instance="i-b"), worker("w2"))))
             await asyncio.to_thread(own_mongod.start)
             await inventory.record(Fleet(START + 120, (worker(instance="i-c"),)))
@@ -650,7 +652,7 @@ class TestInventory:
             assert loaded.entries["w2"].last_seen == START + 60
 
 
-UNAVAILABLE, MISFIT, OTHER = StoreUnavailable, StoreMisfit, StoreError
+UNAVAILABLE, MISFIT, OTHER = StoreUnavailableError, IncompatibleStoreError, StoreError
 EXPECTED: dict[str, tuple[type[StoreError], str]] = {
     "AutoReconnect": (UNAVAILABLE, "connection"),
     "ConnectionFailure": (UNAVAILABLE, "connection"),
@@ -714,13 +716,13 @@ class TestTranslation:
     @pytest.mark.parametrize(
         ("code", "kind", "reason"),
         [
-            (13, StoreMisfit, "not_authorized"),
-            (18, StoreMisfit, "credentials"),
-            (50, StoreUnavailable, "timeout"),
-            (72, StoreMisfit, "options"),
-            (91, StoreUnavailable, "transient"),
-            (112, StoreUnavailable, "transient"),
-            (10107, StoreUnavailable, "transient"),
+            (13, IncompatibleStoreError, "not_authorized"),
+            (18, IncompatibleStoreError, "credentials"),
+            (50, StoreUnavailableError, "timeout"),
+            (72, IncompatibleStoreError, "options"),
+            (91, StoreUnavailableError, "transient"),
+            (112, StoreUnavailableError, "transient"),
+            (10107, StoreUnavailableError, "transient"),
             (26, StoreError, "error"),
         ],
     )
@@ -730,13 +732,13 @@ class TestTranslation:
 
     def test_a_label_of_the_server_says_try_again(self) -> None:
         error = OperationFailure("because", 4711, {"errorLabels": ["RetryableWriteError"]})
-        assert type(translate(error, "cml.history", "insert")) is StoreUnavailable
+        assert type(translate(error, "cml.history", "insert")) is StoreUnavailableError
 
     @pytest.mark.parametrize(
         ("details", "kind", "reason"),
         [
-            ({"writeErrors": [{"code": 2}, {"code": 13}]}, StoreMisfit, "not_authorized"),
-            ({"writeErrors": [], "writeConcernErrors": [{"code": 64}]}, StoreUnavailable, "write_concern"),
+            ({"writeErrors": [{"code": 2}, {"code": 13}]}, IncompatibleStoreError, "not_authorized"),
+            ({"writeErrors": [], "writeConcernErrors": [{"code": 64}]}, StoreUnavailableError, "write_concern"),
         ],
     )
     def test_a_bulk_error_is_judged_by_its_parts(self, details: Document, kind: type[StoreError], reason: str) -> None:

@@ -607,7 +607,7 @@ async def test_the_real_exporter_answers_from_its_other_loop(
         uri = "mongodb://{}:{}/{}?directConnection=true".format(*(await database.client.address or ("", 0)), database.name)
         exporter = run_exporter(
             {"mongodb": {"uri": uri, "retention": "1d"}, "cloudwatch": {"endpoint_url": fake.url}},
-            env={"CML_EXPORTER_HEAL": "2h"},
+            env={"CML_EXPORTER_GAP_FILL_WINDOW": "2h"},
         )
         path = "/api/workers/a%2Fb/metrics/history"
         exporter.wait_for(lambda: exporter.get(path).json()["data"], 30, "asked for samples that it has")

@@ -22,7 +22,7 @@ import uvicorn
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from exporter.core.errors import StoreUnavailable
+from exporter.core.errors import StoreUnavailableError
 from exporter.core.model import ExporterMetrics, InstanceInterval, InventoryEntry, Snapshot, Worker, WorkerGauges
 from exporter.history.reader import HistoryReader
 from exporter.metrics import exposition
@@ -97,7 +97,7 @@ class Memory:
         return self.time
 
     @property
-    def own_metrics(self) -> ExporterMetrics:
+    def exporter_metrics(self) -> ExporterMetrics:
         text = generate_latest(self.registry)
         return ExporterMetrics(text, deflated(text))
 
@@ -278,7 +278,7 @@ def test_a_block_that_should_have_been_renewed_is_left_out(serve: Serve, encodin
 
 
 def test_metrics_answer_before_the_first_round_and_without_a_store(serve: Serve) -> None:
-    text = serve(Memory(ready=False, failure=StoreUnavailable("MongoDB is down."))).get("/metrics").text
+    text = serve(Memory(ready=False, failure=StoreUnavailableError("MongoDB is down."))).get("/metrics").text
     assert "cml_exporter_leader 1.0" in text
 
 
@@ -469,7 +469,9 @@ def test_a_bad_parameter_is_refused_with_what_is_allowed(client: httpx.Client, q
 
 
 def test_a_store_that_is_down_is_a_503_to_be_tried_again(serve: Serve) -> None:
-    backend = Memory(snapshot=snapshot(gauges("w1")), failure=StoreUnavailable("The history does not answer; start MongoDB."))
+    backend = Memory(
+        snapshot=snapshot(gauges("w1")), failure=StoreUnavailableError("The history does not answer; start MongoDB.")
+    )
     response = serve(backend).get("/api/workers")
     assert problem(response, 503) == "The history does not answer; start MongoDB."
     assert response.headers["retry-after"] == "10"

@@ -66,7 +66,12 @@ def test_a_clock_that_is_set_back_gives_no_second_budget() -> None:
 
 def test_healing_stops_when_the_rest_is_needed_for_the_live_rounds_until_midnight() -> None:
     wall = Wall(MIDNIGHT + DAY - 3000)  # this round and ten more of 300 s
-    for limit, state in ((11 * 20 + 1, "ok"), (11 * 20, "healing_stopped"), (20, "healing_stopped"), (19, "asking_stopped")):
+    for limit, state in (
+        (11 * 20 + 1, "ok"),
+        (11 * 20, "gap_filling_paused"),
+        (20, "gap_filling_paused"),
+        (19, "polling_paused"),
+    ):
         assert Budget(limit / 1e5, wall=wall).judge(20, 300) == state
 
 
@@ -74,7 +79,7 @@ def test_without_running_workers_healing_may_use_all_of_it() -> None:
     budget = Budget(0.001, wall=Wall())
     assert budget.judge(0, 300) == "ok"
     assert budget.take(100)
-    assert budget.judge(0, 300) == "asking_stopped"
+    assert budget.judge(0, 300) == "polling_paused"
 
 
 def test_threads_together_never_take_more_than_there_is() -> None:

@@ -43,7 +43,12 @@ def test_no_message_repeats_a_password() -> None:
 def test_the_connection_string_alone_is_enough() -> None:
     settings = load(None, MINIMAL)
     assert settings.mongodb_uri == URI
-    assert (settings.period, settings.settle, settings.give_up, settings.heal) == (300, 300, 3600, 86400)
+    assert (settings.period, settings.settle_delay, settings.absence_timeout, settings.gap_fill_window) == (
+        300,
+        300,
+        3600,
+        86400,
+    )
     assert (settings.max_age, settings.terminated_grace, settings.cloudwatch.interval) == (900, 3600, 300)
     assert settings.mongodb.retention == 2_592_000
     assert settings.web.listen_address == [":9877"]
@@ -51,10 +56,10 @@ def test_the_connection_string_alone_is_enough() -> None:
 
 def test_environment_beats_file_and_flags_beat_both(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
-    file.write_text(f"mongodb: {{uri: '{URI}', workers: from_file}}\nlog: {{level: debug, format: json}}\nsettle: 10m\n")
+    file.write_text(f"mongodb: {{uri: '{URI}', workers: from_file}}\nlog: {{level: debug, format: json}}\nsettle_delay: 10m\n")
     environment = {"CML_EXPORTER_MONGODB__WORKERS": "from_env", "CML_EXPORTER_LOG__LEVEL": "warn"}
     settings = load(file, environment, {"log.level": "error"})
-    assert (settings.mongodb.workers, settings.log.level, settings.log.format, settings.settle) == (
+    assert (settings.mongodb.workers, settings.log.level, settings.log.format, settings.settle_delay) == (
         "from_env",
         "error",
         "json",

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from exporter.core.errors import RejectedQuery, SourceError
+from exporter.core.errors import RejectedQueryError, SourceError
 from exporter.core.model import InstanceInterval, InventoryEntry, Listing, MetricQuery, MetricResult, MetricResults, Worker
 from exporter.core.periods import DAY
 from exporter.history import cloudwatch_archive as archive
-from exporter.history.cloudwatch_archive import CHUNK, FRESH, CloudWatchArchive
+from exporter.history.cloudwatch_archive import CHUNK, RECENT_TTL_SECONDS, CloudWatchArchive
 
 NOW = 1_790_000_100
 STEP = 300
@@ -78,7 +78,7 @@ async def test_an_old_window_is_asked_about_once_a_recent_one_once_a_minute(
         await kept.window(WORKER, None, *OLD, STEP)
         await kept.window(WORKER, None, NOW - 600, NOW, STEP)
     assert len(source.asked) == 2
-    clock.now += FRESH
+    clock.now += RECENT_TTL_SECONDS
     await kept.window(WORKER, None, *OLD, STEP)
     await kept.window(WORKER, None, NOW - 600, NOW, STEP)
     assert len(source.asked) == 3
@@ -111,7 +111,7 @@ async def test_what_failed_or_came_in_part_is_an_error_and_not_kept(
 async def test_the_least_recently_used_is_given_up_for_room(
     source: Source, kept: CloudWatchArchive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(archive, "MAX_DATAPOINTS", 3 * 2 * 288 + 10)
+    monkeypatch.setattr(archive, "MAX_CACHED_DATAPOINTS", 3 * 2 * 288 + 10)
     windows = [(NOW - n * DAY, NOW - (n - 1) * DAY) for n in (100, 101, 102)]
     for window in windows:
         await kept.window(WORKER, None, *window, STEP)
@@ -146,10 +146,10 @@ async def test_an_empty_range_costs_no_more_than_its_chunks_and_none_before_the_
 async def test_an_id_that_cloudwatch_refuses_has_no_data_but_another_refusal_is_an_error(
     source: Source, kept: CloudWatchArchive
 ) -> None:
-    source.failure = RejectedQuery("cloudwatch", "ValidationError", "refused")
+    source.failure = RejectedQueryError("cloudwatch", "ValidationError", "refused")
     odd = Worker("w", "eu-west-1", "vm 7", "running")
     assert await kept.window(odd, None, *OLD, STEP) == []
-    with pytest.raises(RejectedQuery):
+    with pytest.raises(RejectedQueryError):
         await kept.window(WORKER, None, *OLD, STEP)
 
 

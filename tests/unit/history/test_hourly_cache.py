@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 import pytest
 
-from exporter.core.errors import StoreUnavailable
+from exporter.core.errors import StoreUnavailableError
 from exporter.core.history_metrics import FIELDS, NEWEST
 from exporter.core.periods import DAY, HOUR
 from exporter.history import hourly_cache as hourly
@@ -26,7 +26,7 @@ class History:
     def __init__(self) -> None:
         self.reads: list[tuple[int, tuple[str, ...]]] = []
         self.broken: set[str] = set()
-        self.heal = 0
+        self.gap_fill_window = 0
         self.gate: asyncio.Event | None = None
 
     async def hours(self, worker_ids: Collection[str], day: int) -> list[WorkerDay]:
@@ -35,12 +35,12 @@ class History:
         if self.gate is not None:
             await self.gate.wait()
         if self.broken & set(worker_ids):
-            raise StoreUnavailable("gone", reason="unreachable")
+            raise StoreUnavailableError("gone", reason="unreachable")
         values = array("d", [value] * 24 * len(FIELDS))
         return [WorkerDay(worker_id, "eu-west-1", bytes(range(24)), values) for worker_id in worker_ids if worker_id != "none"]
 
-    async def noted_heal(self) -> int:
-        return self.heal
+    async def load_gap_window(self) -> int:
+        return self.gap_fill_window
 
 
 class World:
@@ -49,7 +49,7 @@ class World:
         self.now = 0.0
         self.mark: str | None = "1"
         self.hourly = HourlyCache(
-            self.history, self.backfill_mark, heal=DAY, wall=lambda: NOW + self.now, monotonic=lambda: self.now
+            self.history, self.backfill_mark, gap_fill_window=DAY, wall=lambda: NOW + self.now, monotonic=lambda: self.now
         )
 
     async def backfill_mark(self) -> str | None:
@@ -101,7 +101,11 @@ async def test_that_a_worker_has_nothing_is_remembered_too(world: World) -> None
 
 
 async def test_a_day_whose_samples_still_come_counts_for_a_minute_an_older_one_for_an_hour(world: World) -> None:
-    for start, fresh in ((TODAY, hourly.FRESH), (TODAY - DAY, hourly.FRESH), (OLD, hourly.FINAL)):
+    for start, fresh in (
+        (TODAY, hourly.RECENT_TTL_SECONDS),
+        (TODAY - DAY, hourly.RECENT_TTL_SECONDS),
+        (OLD, hourly.FINAL_TTL_SECONDS),
+    ):
         begun = len(world.history.reads)
         for later, reads in ((0, 1), (fresh - 1, 1), (1, 2)):
             world.now += later
@@ -111,7 +115,7 @@ async def test_a_day_whose_samples_still_come_counts_for_a_minute_an_older_one_f
 
 async def test_when_a_backfill_has_written_older_days_are_read_again_after_a_minute(world: World) -> None:
     await world.ask("a")
-    world.now += hourly.FRESH
+    world.now += hourly.RECENT_TTL_SECONDS
     await world.ask("a")
     assert len(world.history.reads) == 1
     world.mark = "2"
@@ -130,19 +134,19 @@ async def test_while_a_backfill_may_write_nothing_is_kept_for_longer_than_a_minu
         await world.ask("a")
         await world.ask("a")
         assert len(world.history.reads) == reads
-        world.now += hourly.FRESH
+        world.now += hourly.RECENT_TTL_SECONDS
     world.mark = "2"  # it has ended
     await world.ask("a")
-    world.now += hourly.FRESH
+    world.now += hourly.RECENT_TTL_SECONDS
     await world.ask("a")
     assert len(world.history.reads) == 3
 
 
 async def test_days_that_another_exporter_still_heals_count_for_a_minute(world: World) -> None:
-    world.history.heal = 14 * DAY
+    world.history.gap_fill_window = 14 * DAY
     for _ in range(2):
         await world.ask("a")
-        world.now += hourly.FRESH
+        world.now += hourly.RECENT_TTL_SECONDS
     assert len(world.history.reads) == 2
 
 
@@ -169,7 +173,7 @@ async def test_who_gives_up_leaves_the_read_to_the_next(world: World) -> None:
 async def test_a_failure_is_said_to_all_who_wait_and_not_remembered(world: World) -> None:
     world.history.broken = {"a"}
     said = await asyncio.gather(*(world.ask("a") for _ in range(3)), return_exceptions=True)
-    assert [type(each) for each in said] == [StoreUnavailable] * 3
+    assert [type(each) for each in said] == [StoreUnavailableError] * 3
     world.history.broken = set()
     assert await world.ask("a")
 
@@ -180,13 +184,13 @@ async def test_another_ones_failure_is_not_ours(world: World) -> None:
     await asyncio.sleep(0.01)
     world.history.gate.set()
     assert await good
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(StoreUnavailableError):
         await bad
 
 
 async def test_after_a_failure_nothing_more_is_begun(world: World) -> None:
     world.history.broken = {"a"}
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(StoreUnavailableError):
         await world.ask("a", start=OLD - 30 * DAY)
     await asyncio.sleep(0.01)
     assert len(world.history.reads) <= 2 * hourly.READS
@@ -194,14 +198,14 @@ async def test_after_a_failure_nothing_more_is_begun(world: World) -> None:
 
 
 async def test_the_days_nobody_asked_for_longest_are_let_go(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hourly, "MOST", 4)
+    monkeypatch.setattr(hourly, "MAX_CACHED_WORKER_DAYS", 4)
     for day in (0, 1, 0, 2, 0, 1):
         await world.ask("a", "b", start=OLD + day * DAY + HOUR, end=OLD + day * DAY + 2 * HOUR)
     assert [(read - OLD) // DAY for read, _ in world.history.reads] == [0, 1, 2, 1]
 
 
 async def test_of_too_many_days_asked_for_together_the_newest_are_kept(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hourly, "MOST", 4)
+    monkeypatch.setattr(hourly, "MAX_CACHED_WORKER_DAYS", 4)
     found = await world.ask("a", "b", end=OLD + 3 * DAY)
     assert {worker: len(values) for (worker, _), values in found.items()} == {"a": 72, "b": 72}
     world.history.reads.clear()

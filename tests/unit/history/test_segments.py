@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from exporter.core.periods import DAY, HOUR, WEEK, align_interval, align_interval_up
 from exporter.history.segments import split_range
-from exporter.sources.cloudwatch.retention import MARGIN, OLDEST, TIERS, resolution_at
+from exporter.sources.cloudwatch.retention import EXPIRY_MARGIN_SECONDS, OLDEST, TIERS, resolution_at
 
 NOW = 1_790_000_123
 PERIODS = [60 * minutes for minutes in range(1, 61) if 60 % minutes == 0]
@@ -81,7 +81,7 @@ def test_stretches_cover_the_range_without_overlap_and_no_row_straddles_two(
     ("age", "period", "resolution"),
     [
         (0, 60, 60),
-        (15 * DAY - MARGIN, 60, 60),
+        (15 * DAY - EXPIRY_MARGIN_SECONDS, 60, 60),
         (15 * DAY, 60, 300),
         (63 * DAY, 60, 3600),
         (63 * DAY, 300, 3600),

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from exporter.core.instances import next_entry, ran_on
+from exporter.core.instances import instances_during, updated_entry
 from exporter.core.model import (
     Datapoint,
     InstanceInterval,
@@ -21,25 +21,24 @@ from exporter.core.model import (
     Worker,
 )
 from exporter.pipeline.lifecycle import (
-    MAX_DATAPOINTS,
-    MAX_QUERIES,
-    ON_TIME,
-    UNLISTED,
+    LISTING_LAG_SECONDS,
+    ON_TIME_SECONDS,
     Decision,
     FirstSeenValues,
     PendingSample,
     Rules,
     WorkerState,
-    gaps,
-    judge,
-    meet,
+    close_missing,
+    decide_metric,
+    finalize,
+    finalize_without_cloudwatch,
+    initial_state,
+    missing_samples,
     observe,
-    settle,
-    settle_alone,
-    vanish,
 )
 from exporter.pipeline.planning import MetricDataCall, is_due, plan
 from exporter.pipeline.publisher import gauges, is_shown
+from exporter.sources.cloudwatch.queries import MAX_DATAPOINTS, MAX_QUERIES
 
 RULES = Rules()
 P = RULES.period
@@ -89,10 +88,10 @@ def test_an_observation_a_whole_period_late_stands_for_none() -> None:
 
 
 def test_nothing_older_than_heal_is_opened() -> None:
-    now = T + RULES.heal + 5 * P + 7
+    now = T + RULES.gap_fill_window + 5 * P + 7
     rows, known = observe(WORKER, KNOWN, now, RULES)
     assert starts(rows)[0] == 6
-    assert known.next == T + RULES.heal + 5 * P
+    assert known.next == T + RULES.gap_fill_window + 5 * P
 
 
 def test_the_aggregates_own_values_go_to_the_period_of_their_collection() -> None:
@@ -135,7 +134,7 @@ def test_another_regions_instances_are_no_candidates() -> None:
 def test_a_worker_without_an_instance_is_settled_by_what_was_observed() -> None:
     worker, known = replace(WORKER, instance_id=None, status="pending"), replace(KNOWN, instances=())
     rows, _ = observe(worker, known, T + 2 * P, RULES)
-    assert rows == [PendingSample("w1", T + P, "eu-west-1", (), "pending", 3, settled=True)], (
+    assert rows == [PendingSample("w1", T + P, "eu-west-1", (), "pending", 3, final=True)], (
         "and where nobody looked there is nothing"
     )
 
@@ -144,7 +143,7 @@ def test_a_worker_without_an_instance_is_settled_by_what_was_observed() -> None:
 def test_an_idle_worker_is_settled_without_cloudwatch(status: str) -> None:
     known = replace(KNOWN, status="stopped", idle_since=T - P)
     (row,), _ = observe(replace(WORKER, status=status), known, T + P + 12, RULES)
-    assert (row.settled, row.status) == (True, status)
+    assert (row.final, row.status) == (True, status)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +156,7 @@ def test_an_idle_worker_is_settled_without_cloudwatch(status: str) -> None:
 )
 def test_an_idle_worker_is_asked_about_unless_it_was_idle_all_the_time(known: WorkerState, why: str) -> None:
     (*_, row), _ = observe(replace(WORKER, status="stopped"), known, T + P + 12, RULES)
-    assert not row.settled, why
+    assert not row.final, why
 
 
 def test_idleness_counts_from_its_first_observation() -> None:
@@ -172,7 +171,7 @@ def test_idleness_counts_from_its_first_observation() -> None:
 def test_the_last_sample_of_a_terminated_worker_is_the_period_in_which_that_was_first_seen() -> None:
     dead = replace(WORKER, status="terminated")
     rows, known = observe(dead, KNOWN, T + P + 12, RULES)
-    assert [(row.status, row.settled) for row in rows] == [("terminated", False)]
+    assert [(row.status, row.final) for row in rows] == [("terminated", False)]
     rows, known = observe(dead, known, T + 3 * P + 12, RULES)
     assert rows == []
     assert known.next == T + 3 * P, "should it live again, the time between is no gap"
@@ -181,7 +180,7 @@ def test_the_last_sample_of_a_terminated_worker_is_the_period_in_which_that_was_
 def test_a_terminated_worker_that_lives_again_has_samples_again() -> None:
     known = replace(KNOWN, status="terminated", idle_since=T - P)
     (row,), _ = observe(replace(WORKER, instance_id="i-2", status="pending"), known, T + P + 12, RULES)
-    assert (row.status, row.settled) == ("pending", False)
+    assert (row.status, row.final) == ("pending", False)
 
 
 def test_a_clock_that_goes_back_opens_nothing_again() -> None:
@@ -194,80 +193,80 @@ def test_a_clock_that_goes_back_opens_nothing_again() -> None:
 
 
 def test_first_sight_opens_the_period_that_has_just_closed() -> None:
-    rows, _ = observe(WORKER, meet(WORKER, None, T + 12, RULES), T + 12, RULES)
+    rows, _ = observe(WORKER, initial_state(WORKER, None, T + 12, RULES), T + 12, RULES)
     assert starts(rows) == [-1]
     assert rows[0].status == "running"
 
 
 def test_first_sight_opens_nothing_before_the_creation() -> None:
     worker = replace(WORKER, created_at=T + 5)
-    rows, known = observe(worker, meet(worker, None, T + 12, RULES), T + 12, RULES)
+    rows, known = observe(worker, initial_state(worker, None, T + 12, RULES), T + 12, RULES)
     assert (rows, known.next) == ([], T)
 
 
 def test_a_creation_in_the_future_opens_nothing_and_skips_nothing() -> None:
     worker = replace(WORKER, created_at=T + 99 * P)
-    assert meet(worker, None, T + 12, RULES).next == T
+    assert initial_state(worker, None, T + 12, RULES).next == T
 
 
 def test_first_sight_of_this_outbox_knows_the_inventorys_last_instance() -> None:
-    known = meet(replace(WORKER, instance_id="i-2"), ran(("i-1", T - 2 * P, T - 50)), T + 12, RULES)
+    known = initial_state(replace(WORKER, instance_id="i-2"), ran(("i-1", T - 2 * P, T - 50)), T + 12, RULES)
     rows, _ = observe(replace(WORKER, instance_id="i-2"), known, T + 12, RULES)
     assert rows[0].instances == ("i-2", "i-1")
 
 
 def test_a_worker_already_terminated_at_first_sight_has_no_new_sample() -> None:
     dead = replace(WORKER, status="terminated")
-    rows, _ = observe(dead, meet(dead, None, T + 12, RULES), T + 12, RULES)
+    rows, _ = observe(dead, initial_state(dead, None, T + 12, RULES), T + 12, RULES)
     assert rows == []
 
 
 def test_a_worker_that_died_while_the_outbox_was_lost_has_its_last_sample() -> None:
     dead = replace(WORKER, status="terminated")
-    rows, _ = observe(dead, meet(dead, ran(("i-1", T - P, T - 50)), T + 12, RULES), T + 12, RULES)
+    rows, _ = observe(dead, initial_state(dead, ran(("i-1", T - P, T - 50)), T + 12, RULES), T + 12, RULES)
     assert [row.status for row in rows] == ["terminated"]
 
 
 def test_the_last_sample_of_a_vanished_worker_is_the_period_open_when_it_was_last_seen() -> None:
     known = replace(KNOWN, seen=T + P + 12, next=T + P)
-    assert vanish(known, T + 2 * P - 1, RULES) == ([], known), "it is not over yet"
-    rows, after = vanish(known, T + 9 * P, RULES)
+    assert close_missing(known, T + 2 * P - 1, RULES) == ([], known), "it is not over yet"
+    rows, after = close_missing(known, T + 9 * P, RULES)
     assert rows == [PendingSample("w1", T + P, "eu-west-1", ("i-1",))]
     assert after.next == T + 2 * P
-    assert vanish(after, T + 10 * P, RULES) == ([], after)
+    assert close_missing(after, T + 10 * P, RULES) == ([], after)
 
 
 @pytest.mark.parametrize("known", [replace(KNOWN, status="stopped"), replace(KNOWN, instances=())])
 def test_a_vanished_worker_that_ran_nowhere_leaves_nothing(known: WorkerState) -> None:
-    assert vanish(known, T + 9 * P, RULES) == ([], known)
+    assert close_missing(known, T + 9 * P, RULES) == ([], known)
 
 
 def test_gaps_are_the_periods_before_next_that_the_history_lacks_inner_holes_too() -> None:
     have = {T - n * P for n in range(1, 289) if n not in (2, 7)}
-    rows = gaps(WORKER, KNOWN, ran(("i-1", T - 300 * P, T)), have, T + 12, RULES)
+    rows = missing_samples(WORKER, KNOWN, ran(("i-1", T - 300 * P, T)), have, T + 12, RULES)
     assert starts(rows) == [-7, -2]
     assert rows[0] == PendingSample("w1", T - 7 * P, "eu-west-1", ("i-1",))
 
 
 def test_gaps_reach_back_to_heal_and_to_the_creation() -> None:
     entry = ran(("i-1", T - 300 * P, T))
-    assert starts(gaps(WORKER, KNOWN, entry, set(), T + 12, RULES)) == list(range(-287, 0))
+    assert starts(missing_samples(WORKER, KNOWN, entry, set(), T + 12, RULES)) == list(range(-287, 0))
     young = replace(WORKER, created_at=T - 2 * P + 9)
-    assert starts(gaps(young, KNOWN, entry, set(), T + 12, RULES)) == [-2, -1]
+    assert starts(missing_samples(young, KNOWN, entry, set(), T + 12, RULES)) == [-2, -1]
 
 
 def test_gaps_of_a_terminated_worker_end_with_its_life() -> None:
     dead = replace(WORKER, status="terminated", terminated_at=T - 3 * P + 1, created_at=T - 5 * P)
-    assert starts(gaps(dead, KNOWN, ran(("i-1", T - 5 * P, T)), set(), T + 12, RULES)) == [-5, -4, -3]
+    assert starts(missing_samples(dead, KNOWN, ran(("i-1", T - 5 * P, T)), set(), T + 12, RULES)) == [-5, -4, -3]
 
 
 def test_gaps_without_any_instance_are_not_asked_about() -> None:
-    assert gaps(replace(WORKER, instance_id=None), KNOWN, None, set(), T + 12, RULES) == []
+    assert missing_samples(replace(WORKER, instance_id=None), KNOWN, None, set(), T + 12, RULES) == []
 
 
 def test_a_gap_is_asked_of_the_instances_that_ran_then() -> None:
     entry = ran(("i-1", T - 9 * P, T - 6 * P), ("i-2", T - 4 * P, T - 2 * P), ("i-3", T - 2 * P + 1, T))
-    asked = {at: ran_on(entry, WORKER, T + at * P, T + (at + 1) * P)[1] for at in (-8, -6, -5, -4, -3, -2, -1)}
+    asked = {at: instances_during(entry, WORKER, T + at * P, T + (at + 1) * P)[1] for at in (-8, -6, -5, -4, -3, -2, -1)}
     assert asked == {
         -8: ("i-1",),
         -6: ("i-2", "i-1"),  # nobody looked between T − 6 P and T − 4 P
@@ -280,8 +279,8 @@ def test_a_gap_is_asked_of_the_instances_that_ran_then() -> None:
 
 
 def test_before_the_first_sighting_it_was_the_first_instance() -> None:
-    assert ran_on(ran(("i-1", T, T + P)), WORKER, T - 9 * P, T - 8 * P) == ("eu-west-1", ("i-1",))
-    assert ran_on(None, WORKER, T - P, T) == ("eu-west-1", ("i-1",))
+    assert instances_during(ran(("i-1", T, T + P)), WORKER, T - 9 * P, T - 8 * P) == ("eu-west-1", ("i-1",))
+    assert instances_during(None, WORKER, T - P, T) == ("eu-west-1", ("i-1",))
 
 
 def test_where_the_region_changed_within_a_period_the_newer_one_counts() -> None:
@@ -292,8 +291,8 @@ def test_where_the_region_changed_within_a_period_the_newer_one_counts() -> None
             InstanceInterval("i-2", "us-east-1", T + 99, T + P),
         ),
     )
-    assert ran_on(entry, WORKER, T, T + P) == ("us-east-1", ("i-2",))
-    assert ran_on(entry, WORKER, T - P, T) == ("eu-west-1", ("i-1",))
+    assert instances_during(entry, WORKER, T, T + P) == ("us-east-1", ("i-2",))
+    assert instances_during(entry, WORKER, T - P, T) == ("eu-west-1", ("i-1",))
 
 
 # -- asking ------------------------------------------------------------------------------------------------------------
@@ -323,7 +322,7 @@ def test_a_running_worker_is_asked_every_interval_an_idle_one_every_quarter_of_g
 
 
 def test_an_idle_worker_is_never_asked_more_often_than_a_running_one() -> None:
-    rare = Rules(interval=1200, give_up=1800)
+    rare = Rules(interval=1200, absence_timeout=1800)
     assert not is_due(False, T - 600, T, rare)
     assert is_due(False, T - 1200, T, rare)
 
@@ -331,7 +330,7 @@ def test_an_idle_worker_is_never_asked_more_often_than_a_running_one() -> None:
 def test_a_batch_asks_whole_workers_from_the_oldest_period_to_now() -> None:
     (batch,) = plan([need(1, T - P), need(2, T - 3 * P + 7)], queries_of, T + 200, RULES)
     assert (batch.region, batch.start, batch.end) == ("eu-west-1", T - 3 * P, T)
-    assert [len(queries) for queries in batch.asks.values()] == [2, 2]
+    assert [len(queries) for queries in batch.queries_by_worker.values()] == [2, 2]
 
 
 def test_a_batch_asks_one_region() -> None:
@@ -347,7 +346,7 @@ def test_batches_are_full_and_never_beyond_500_queries() -> None:
 def test_a_worker_is_never_torn_between_two_batches() -> None:
     batches = plan([need(n, T - P, instances=3) for n in range(200)], queries_of, T, RULES)
     assert [len(batch.queries) for batch in batches] == [498, 498, 204]
-    assert sorted(worker for batch in batches for worker in batch.asks) == sorted(
+    assert sorted(worker for batch in batches for worker in batch.queries_by_worker) == sorted(
         {n.worker_id for n in map(need, range(200), [T] * 200)}
     )
 
@@ -389,14 +388,14 @@ def test_a_worker_without_queries_is_not_asked_about() -> None:
 def test_an_instance_shared_by_two_workers_is_asked_once() -> None:
     shared = [PendingQuery(name, "eu-west-1", ("i-1",), T - P) for name in ("w1", "w2")]
     (batch,) = plan(shared, queries_of, T, RULES)
-    assert (len(batch.asks), len(batch.queries)) == (2, 2)
+    assert (len(batch.queries_by_worker), len(batch.queries)) == (2, 2)
 
 
 def test_halves_share_the_workers_and_keep_the_window() -> None:
     (batch,) = plan([need(n, T - P) for n in range(5)], queries_of, T, RULES)
     first, second = batch.halves()
-    assert [*first.asks, *second.asks] == list(batch.asks)
-    assert (len(first.asks), len(second.asks)) == (2, 3)
+    assert [*first.queries_by_worker, *second.queries_by_worker] == list(batch.queries_by_worker)
+    assert (len(first.queries_by_worker), len(second.queries_by_worker)) == (2, 3)
     assert {(half.start, half.end, half.region) for half in (first, second)} == {(batch.start, batch.end, batch.region)}
 
 
@@ -427,21 +426,21 @@ def judged(
     given: MetricResults, sightings: FirstSeenValues | None = None, row: PendingSample = ROW, listings: Iterable[Listing] = ()
 ) -> Decision:
     asked = [query for query in (CPU, MEMORY) if query in given.by_query]
-    return judge(row, "cpu", asked, given, tuple(listings), {} if sightings is None else sightings, RULES)
+    return decide_metric(row, "cpu", asked, given, tuple(listings), {} if sightings is None else sightings, RULES)
 
 
 @pytest.mark.parametrize(
     ("age", "value", "verdict", "why"),
     [
-        (0, 5.0, Decision(False), "CloudWatch may revise it until settle"),
-        (299, 5.0, Decision(False), "one second before settle"),
-        (300, 5.0, Decision(True, 5.0), "settle is over, and it was seen on time"),
-        (300 + ON_TIME, 5.0, Decision(True, 5.0), "rounds are not exact to the second"),
-        (301 + ON_TIME, 5.0, Decision(False), "late: it must stay the same for another settle"),
+        (0, 5.0, Decision(False), "CloudWatch may revise it until settle_delay"),
+        (299, 5.0, Decision(False), "one second before settle_delay"),
+        (300, 5.0, Decision(True, 5.0), "settle_delay is over, and it was seen on time"),
+        (300 + ON_TIME_SECONDS, 5.0, Decision(True, 5.0), "rounds are not exact to the second"),
+        (301 + ON_TIME_SECONDS, 5.0, Decision(False), "late: it must stay the same for another settle_delay"),
         (3599, 5.0, Decision(False), "late, and not yet given up"),
-        (3600, 5.0, Decision(True, 5.0), "after give_up nothing is revised any more"),
+        (3600, 5.0, Decision(True, 5.0), "after absence_timeout nothing is revised any more"),
         (300, None, Decision(False), "an absence is not believed so early"),
-        (3599, None, Decision(False), "an absence is not believed before give_up"),
+        (3599, None, Decision(False), "an absence is not believed before absence_timeout"),
         (3600, None, Decision(True), "an absence is believed"),
         (300, 0.0, Decision(True, 0.0), "zero is a value"),
     ],
@@ -457,7 +456,7 @@ def test_a_partial_or_failed_answer_decides_nothing_at_any_age(outcome: Outcome,
 
 
 def test_a_query_without_an_answer_decides_nothing() -> None:
-    assert judge(ROW, "cpu", [CPU], MetricResults(END + 9999, {}), (), {}, RULES) == Decision(False)
+    assert decide_metric(ROW, "cpu", [CPU], MetricResults(END + 9999, {}), (), {}, RULES) == Decision(False)
 
 
 @pytest.mark.parametrize("window", [(T + P, T + 2 * P), (T - P, T), (T + 1, END), (T, END - 1)])
@@ -493,7 +492,7 @@ def test_the_newest_candidate_that_has_a_value_wins() -> None:
 
     def given(age: int, newer: MetricResult) -> Decision:
         by_query = {query: newer if query.instance_id == "i-2" else MetricResult("ok", T, END, {T: 5.0}) for query in both}
-        return judge(row, "cpu", both, MetricResults(END + age, by_query), (), {}, RULES)
+        return decide_metric(row, "cpu", both, MetricResults(END + age, by_query), (), {}, RULES)
 
     assert given(300, MetricResult("ok", T, END, {T: 9.0})) == Decision(True, 9.0)
     assert given(300, empty) == Decision(False), "the newer one may still publish"
@@ -506,7 +505,7 @@ def test_of_several_series_of_one_instance_any_may_have_the_value_but_all_must_b
 
     def given(second: MetricResult) -> Decision:
         by_query = {MEMORY: MetricResult("empty", T, END, {}), other: second}
-        return judge(ROW, "memory", [MEMORY, other], MetricResults(END + 300, by_query), (), {}, RULES)
+        return decide_metric(ROW, "memory", [MEMORY, other], MetricResults(END + 300, by_query), (), {}, RULES)
 
     assert given(MetricResult("ok", T, END, {T: 7.0})) == Decision(True, 7.0)
     assert given(MetricResult("failed", T, END, {})) == Decision(False)
@@ -516,42 +515,42 @@ def test_of_several_series_of_one_instance_any_may_have_the_value_but_all_must_b
     ("listing", "decided", "why"),
     [
         (Listing(), False, "there is no listing"),
-        (Listing(END + UNLISTED - 1, T - P), False, "a new series may not be listed yet"),
-        (Listing(END + UNLISTED, T - P), True, "it would be listed"),
-        (Listing(END + UNLISTED, T), True, "the listing knows what had datapoints since the period's start"),
-        (Listing(END + UNLISTED, T + 1), False, "the listing does not reach back to the period"),
+        (Listing(END + LISTING_LAG_SECONDS - 1, T - P), False, "a new series may not be listed yet"),
+        (Listing(END + LISTING_LAG_SECONDS, T - P), True, "it would be listed"),
+        (Listing(END + LISTING_LAG_SECONDS, T), True, "the listing knows what had datapoints since the period's start"),
+        (Listing(END + LISTING_LAG_SECONDS, T + 1), False, "the listing does not reach back to the period"),
     ],
 )
 def test_memory_that_no_listing_lists_is_absent(listing: Listing, decided: bool, why: str) -> None:
-    verdict = judge(ROW, "memory", [CPU], answers(300, cpu=5.0), (Listing(), listing), {}, RULES)
+    verdict = decide_metric(ROW, "memory", [CPU], answers(300, cpu=5.0), (Listing(), listing), {}, RULES)
     assert verdict == Decision(decided), why
 
 
 def test_a_row_is_settled_once_both_metrics_are_decided() -> None:
     both = (CPU, MEMORY)
-    row = settle(ROW, both, answers(300, cpu=5.0), (), {}, RULES)
-    assert (row.cpu, row.memory, row.settled) == (5.0, None, False)
-    row = settle(row, both, answers(600, cpu=99.0, memory=6.0), (), {}, RULES)
-    assert (row.cpu, row.settled) == (5.0, False), "what has settled stays"
-    row = settle(row, both, answers(3600, cpu=99.0, memory=6.0), (), {}, RULES)
-    assert (row.cpu, row.memory, row.settled) == (5.0, 6.0, True)
+    row = finalize(ROW, both, answers(300, cpu=5.0), (), {}, RULES)
+    assert (row.cpu, row.memory, row.final) == (5.0, None, False)
+    row = finalize(row, both, answers(600, cpu=99.0, memory=6.0), (), {}, RULES)
+    assert (row.cpu, row.final) == (5.0, False), "what has settled stays"
+    row = finalize(row, both, answers(3600, cpu=99.0, memory=6.0), (), {}, RULES)
+    assert (row.cpu, row.memory, row.final) == (5.0, 6.0, True)
 
 
 def test_cloudwatchs_value_wins_else_the_aggregates_own() -> None:
-    row = settle(ROW, (CPU, MEMORY), answers(3600, cpu=0.0), (), {}, RULES)
-    assert (row.cpu, row.memory, row.settled) == (0.0, 22.0, True)
+    row = finalize(ROW, (CPU, MEMORY), answers(3600, cpu=0.0), (), {}, RULES)
+    assert (row.cpu, row.memory, row.final) == (0.0, 22.0, True)
 
 
 def test_missing_stays_missing() -> None:
-    row = settle(replace(ROW, own_cpu=None, own_memory=None), (CPU, MEMORY), answers(3600), (), {}, RULES)
-    assert (row.cpu, row.memory, row.settled, row.empty) == (None, None, True, False)
+    row = finalize(replace(ROW, own_cpu=None, own_memory=None), (CPU, MEMORY), answers(3600), (), {}, RULES)
+    assert (row.cpu, row.memory, row.final, row.empty) == (None, None, True, False)
     assert replace(row, status=None, active_labs=None).empty
 
 
 def test_without_cloudwatch_the_aggregates_values_are_the_history_after_settle() -> None:
-    assert not settle_alone(ROW, END + 299, RULES).settled
-    row = settle_alone(ROW, END + 300, RULES)
-    assert (row.cpu, row.memory, row.settled) == (11.0, 22.0, True)
+    assert not finalize_without_cloudwatch(ROW, END + 299, RULES).final
+    row = finalize_without_cloudwatch(ROW, END + 300, RULES)
+    assert (row.cpu, row.memory, row.final) == (11.0, 22.0, True)
 
 
 # -- gauges ------------------------------------------------------------------------------------------------------------
@@ -606,7 +605,7 @@ def test_after_a_replacement_the_new_instance_is_asked_first_also_with_an_invent
     entry = ran(("i-old", T - 9 * P, T - P + 12))
     worker = replace(WORKER, instance_id="i-new")
     known = replace(KNOWN, instances=("i-old",), next=T - P, seen=T - P + 12)
-    rows, _ = observe(worker, known, T + 12, RULES, next_entry(entry, worker, T + 12))
+    rows, _ = observe(worker, known, T + 12, RULES, updated_entry(entry, worker, T + 12))
     assert [row.instances for row in rows] == [("i-new", "i-old")]
 
 
@@ -616,7 +615,7 @@ def test_idle_observations_with_a_long_gap_between_them_are_not_unbroken() -> No
     rows, after = observe(worker, known, T + 12, RULES)
     assert after.idle_since == T + 12
     rows, _ = observe(worker, after, T + P + 12, RULES)
-    assert [row.settled for row in rows] == [False]  # it may have run in the first half of the period
+    assert [row.final for row in rows] == [False]  # it may have run in the first half of the period
 
 
 def test_a_value_from_the_future_is_not_shown() -> None:
@@ -638,7 +637,7 @@ def test_of_an_instance_nobody_asked_about_nothing_is_believed_to_be_absent() ->
     now = start + 4 * 3600
     answers = MetricResults(now, {asked: MetricResult("empty", start, start + 3600, {})})
     listing = Listing(now, now - 14 * 86400, {})
-    assert not settle(row, [asked], answers, [listing], {}, rules).settled
+    assert not finalize(row, [asked], answers, [listing], {}, rules).final
     both = [asked, MetricQuery("i-old", "cpu", (("InstanceId", "i-old"),))]
     answers = MetricResults(now, {query: MetricResult("empty", start, start + 3600, {}) for query in both})
-    assert settle(row, both, answers, [listing], {}, rules).settled
+    assert finalize(row, both, answers, [listing], {}, rules).final

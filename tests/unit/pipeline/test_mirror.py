@@ -9,13 +9,13 @@ from typing import Literal
 import pytest
 from prometheus_client import CollectorRegistry
 
-from exporter.core.errors import StoreError, StoreMisfit, StoreUnavailable
+from exporter.core.errors import IncompatibleStoreError, StoreError, StoreUnavailableError
 from exporter.core.model import WorkerMetricsSample
 from exporter.core.periods import to_datetime, to_seconds
 from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline import mirror as module
 from exporter.pipeline.lifecycle import PendingSample
-from exporter.pipeline.mirror import LEAST, MARGIN, BackfillRange, Mirror, sample
+from exporter.pipeline.mirror import INSERT_MARGIN_SECONDS, MIN_LEASE_SECONDS, BackfillRange, Mirror, sample
 from exporter.pipeline.outbox import Outbox, OutboxThread
 
 T, P = 1_767_225_600, 300
@@ -23,7 +23,7 @@ Key = tuple[str, int]
 
 
 def row(number: int, worker: str = "w1", status: str | None = "running") -> PendingSample:
-    return PendingSample(worker, T + number * P, "eu-west-1", ("i-1",), status, 3, cpu=float(number), settled=True)
+    return PendingSample(worker, T + number * P, "eu-west-1", ("i-1",), status, 3, cpu=float(number), final=True)
 
 
 class History:
@@ -46,20 +46,20 @@ class History:
 
     async def ensure_collection(self) -> None:
         if self.misfit:
-            raise StoreMisfit("the collection is not ours", reason="misfit")
+            raise IncompatibleStoreError("the collection is not ours", reason="misfit")
         self.ensured += 1
 
-    async def quiesce(self) -> bool:
-        self.calls.append("quiesce")
-        if self.running and self.calls.count("quiesce") > 3:
+    async def no_insert_running(self) -> bool:
+        self.calls.append("no_insert_running")
+        if self.running and self.calls.count("no_insert_running") > 3:
             self.samples += self.running
             self.running = []
         return not self.running
 
-    async def present(self, keys: Collection[Key]) -> set[Key]:
-        self.calls.append("present")
+    async def existing_keys(self, keys: Collection[Key]) -> set[Key]:
+        self.calls.append("existing_keys")
         if self.uncommitted & set(keys):
-            raise StoreUnavailable("a majority does not hold all of it", reason="unsettled")
+            raise StoreUnavailableError("a majority does not hold all of it", reason="unsettled")
         return set(self.keys) & set(keys)
 
     async def insert(
@@ -75,7 +75,7 @@ class History:
         else:
             self.samples += {"fine": healthy, "everything": healthy, "half": healthy[::2], "nothing": []}[fate]
         if fate != "fine":
-            raise StoreUnavailable("the connection broke", reason="unavailable")
+            raise StoreUnavailableError("the connection broke", reason="unavailable")
         return [(each, "too strange") for each in samples if each.worker_id in self.poison]
 
 
@@ -158,10 +158,10 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
 
 
 async def test_settled_rows_are_inserted_and_leave_the_outbox(desk: Desk) -> None:
-    desk.put(row(1), row(0), replace(row(2), settled=False))
+    desk.put(row(1), row(0), replace(row(2), final=False))
     assert await desk.mirror.step() is False
     assert desk.history.keys == [("w1", T), ("w1", T + P)]
-    assert desk.outbox.counts() == {"observed": 1, "settled": 0, "rejected": 0}
+    assert desk.outbox.counts() == {"observed": 1, "final": 0, "rejected": 0}
     assert desk.count("mirror_samples_total", result="inserted") == 2
     assert desk.count("mirror_last_success_timestamp_seconds") == T + 99
 
@@ -170,7 +170,7 @@ async def test_every_batch_is_quiesced_and_read_back_before_it_is_inserted(desk:
     desk.put(*(row(n) for n in range(15)))
     assert await desk.mirror.step() is True, "there may be more than a batch"
     assert await desk.mirror.step() is False
-    assert desk.history.calls == ["quiesce", "present", "insert"] * 2
+    assert desk.history.calls == ["no_insert_running", "existing_keys", "insert"] * 2
     assert len(desk.history.samples) == 15
 
 
@@ -195,21 +195,21 @@ async def test_an_insert_that_may_have_happened_is_neither_lost_nor_doubled(
 ) -> None:
     desk.put(*(row(n, worker) for worker in ("w1", "w2") for n in range(3)))
     desk.history.fate = fate
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(StoreUnavailableError):
         await desk.mirror.step()
-    assert desk.outbox.counts()["settled"] == 6, "nothing is believed"
+    assert desk.outbox.counts()["final"] == 6, "nothing is believed"
     await desk.drain()
     assert desk.history.keys == [(worker, T + n * P) for worker in ("w1", "w2") for n in range(3)]
-    assert desk.outbox.counts()["settled"] == 0
+    assert desk.outbox.counts()["final"] == 0
 
 
 async def test_a_row_is_not_deleted_before_a_majority_holds_it(desk: Desk) -> None:
     desk.history.samples = [sample(row(0))]
     desk.history.uncommitted = {("w1", T)}
     desk.put(row(0))
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(StoreUnavailableError):
         await desk.mirror.step()
-    assert desk.outbox.counts()["settled"] == 1
+    assert desk.outbox.counts()["final"] == 1
     desk.history.samples, desk.history.uncommitted = [], set()  # it was rolled back
     await desk.drain()
     assert desk.history.keys == [("w1", T)]
@@ -221,10 +221,10 @@ async def test_an_insert_of_somebody_else_that_does_not_end_makes_it_start_over(
     async def never(self: History) -> bool:
         return False
 
-    monkeypatch.setattr(History, "quiesce", never)
+    monkeypatch.setattr(History, "no_insert_running", never)
     monkeypatch.setattr(module, "QUIESCE", 0.1)
     desk.put(row(0))
-    with pytest.raises(StoreUnavailable, match="another insert into the history is still running") as busy:
+    with pytest.raises(StoreUnavailableError, match="another insert into the history is still running") as busy:
         await desk.mirror.step()
     assert busy.value.reason == "busy"
     assert desk.history.calls == []
@@ -235,7 +235,7 @@ async def test_a_sample_rejected_for_good_is_set_aside_and_hides_no_other(desk: 
     desk.history.poison = {"w2"}
     await desk.drain()
     assert desk.history.keys == [("w1", T), ("w3", T)]
-    assert desk.outbox.counts() == {"observed": 0, "settled": 0, "rejected": 1}
+    assert desk.outbox.counts() == {"observed": 0, "final": 0, "rejected": 1}
     assert desk.count("mirror_samples_total", result="rejected") == 1
     assert desk.count("mirror_samples_total", result="inserted") == 2
     assert desk.history.calls.count("insert") == 1, "it is not tried again"
@@ -246,37 +246,37 @@ async def test_who_does_not_hold_the_lease_touches_nothing(desk: Desk) -> None:
     desk.lease.remaining = 0
     assert await desk.mirror.step() is False
     assert (desk.history.calls, desk.history.ensured) == ([], 0)
-    assert desk.outbox.counts()["settled"] == 1
+    assert desk.outbox.counts()["final"] == 1
 
 
 async def test_nothing_is_inserted_shortly_before_the_lease_ends(desk: Desk) -> None:
     desk.put(row(0))
-    desk.lease.remaining = LEAST - 1
-    with pytest.raises(StoreUnavailable) as refused:
+    desk.lease.remaining = MIN_LEASE_SECONDS - 1
+    with pytest.raises(StoreUnavailableError) as refused:
         await desk.mirror.step()
     assert refused.value.reason == "lease"
     assert "insert" not in desk.history.calls
-    desk.lease.remaining = LEAST + 1
+    desk.lease.remaining = MIN_LEASE_SECONDS + 1
     await desk.drain()
     assert desk.history.keys == [("w1", T)]
-    assert desk.history.within == LEAST + 1 - MARGIN, "and it must be over before the lease is"
+    assert desk.history.within == MIN_LEASE_SECONDS + 1 - INSERT_MARGIN_SECONDS, "and it must be over before the lease is"
 
 
 async def test_nothing_is_inserted_when_somebody_else_held_the_lease_since_it_was_read_back(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    present = desk.history.present
+    existing_keys = desk.history.existing_keys
 
     async def paused(keys: Collection[Key]) -> set[Key]:
-        found = await present(keys)
+        found = await existing_keys(keys)
         desk.history.samples.append(sample(row(0)))  # by the other one, whose lease has ended again
         desk.lease.fence += 2
         return found
 
     desk.put(row(0))
     with monkeypatch.context() as patch:
-        patch.setattr(desk.history, "present", paused)
-        with pytest.raises(StoreUnavailable, match="another exporter held the lease"):
+        patch.setattr(desk.history, "existing_keys", paused)
+        with pytest.raises(StoreUnavailableError, match="another exporter held the lease"):
             await desk.mirror.step()
     await desk.drain()
     assert desk.history.keys == [("w1", T)]
@@ -285,7 +285,7 @@ async def test_nothing_is_inserted_when_somebody_else_held_the_lease_since_it_wa
 async def test_samples_of_periods_nobody_observed_are_counted_as_healed(desk: Desk) -> None:
     desk.put(row(0), row(1, status=None))
     await desk.drain()
-    assert desk.count("samples_healed_total") == 1
+    assert desk.count("samples_gap_filled_total") == 1
 
 
 async def test_the_loop_starts_over_after_a_failure_and_says_what_the_problem_was(
@@ -299,7 +299,7 @@ async def test_the_loop_starts_over_after_a_failure_and_says_what_the_problem_wa
     await until(lambda: desk.mirror.problem is not None)
     assert desk.mirror.problem == "the connection broke"
     await until(lambda: desk.mirror.problem is None)
-    assert desk.outbox.counts()["settled"] == 0
+    assert desk.outbox.counts()["final"] == 0
     assert desk.history.keys == [("w1", T), ("w1", T + P)]
     assert desk.count("mirror_failures_total", reason="unavailable") == 1
     loop.cancel()
@@ -309,7 +309,7 @@ async def test_the_loop_starts_over_after_a_failure_and_says_what_the_problem_wa
 async def test_a_history_that_is_not_ours_is_verified_again_each_time(desk: Desk) -> None:
     desk.history.misfit = True
     desk.put(row(0))
-    with pytest.raises(StoreMisfit):
+    with pytest.raises(IncompatibleStoreError):
         await desk.mirror.step()
     desk.history.misfit = False
     await desk.drain()
@@ -330,7 +330,7 @@ async def test_a_full_disk_while_deleting_doubles_nothing(desk: Desk, monkeypatc
 
 
 def test_a_row_is_written_in_the_customers_shape() -> None:
-    full = PendingSample("w1", T, "eu-west-1", ("i-1",), "running", 0, own_cpu=1.0, cpu=2.5, memory=None, settled=True)
+    full = PendingSample("w1", T, "eu-west-1", ("i-1",), "running", 0, own_cpu=1.0, cpu=2.5, memory=None, final=True)
     assert sample(full) == WorkerMetricsSample("w1", "eu-west-1", to_datetime(T), 2.5, None, 0, "running")
 
 
@@ -340,7 +340,7 @@ async def test_what_a_backfill_may_be_writing_waits_for_its_lease_and_the_newer_
     desk.backfill.taken = True
     await desk.drain()
     assert [start for _, start in desk.history.keys] == [T + number * P for number in range(15, 30)]
-    assert desk.outbox.counts()["settled"] == 15
+    assert desk.outbox.counts()["final"] == 15
     desk.backfill.taken = False
     await desk.drain()
     assert [start for _, start in desk.history.keys] == [T + number * P for number in range(30)]
@@ -349,13 +349,13 @@ async def test_what_a_backfill_may_be_writing_waits_for_its_lease_and_the_newer_
 
 async def test_an_old_sample_is_not_written_when_the_backfills_lease_ends_too_soon(desk: Desk) -> None:
     async def almost_over() -> bool:
-        desk.backfill.remaining = LEAST - 1
+        desk.backfill.remaining = MIN_LEASE_SECONDS - 1
         return True
 
     desk.backfill.acquire_or_renew = almost_over  # type: ignore[method-assign]  # the lease as the server gave it
     desk.put(row(0))
     desk.now = T + 25 * P
-    with pytest.raises(StoreUnavailable, match="ends too soon"):
+    with pytest.raises(StoreUnavailableError, match="ends too soon"):
         await desk.drain()
     assert desk.history.keys == []
     assert desk.backfill.released == 1
@@ -365,7 +365,7 @@ async def test_the_lease_is_free_again_after_a_batch_that_failed(desk: Desk) -> 
     desk.put(row(0))
     desk.now = T + 25 * P
     desk.history.fate = "nothing"
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(StoreUnavailableError):
         await desk.drain()
     assert desk.backfill.released == 1
     await desk.drain()

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from exporter.core.errors import OutboxLocked, StoreError, StoreMisfit
+from exporter.core.errors import IncompatibleStoreError, OutboxLockedError, StoreError
 from exporter.core.model import PendingQuery, Worker
 from exporter.pipeline.lifecycle import PendingSample, WorkerState
 from exporter.pipeline.outbox import Outbox
 
 T, P = 1_767_225_600, 300
 ROW = PendingSample("w1", T, "eu-west-1", ("i-2", "i-1"), "running", 3, own_cpu=1.5, own_memory=2.5)
-READY = replace(ROW, cpu=1.5, memory=2.5, settled=True)
+READY = replace(ROW, cpu=1.5, memory=2.5, final=True)
 KNOWN = WorkerState("w1", "eu-west-1", ("i-2", "i-1"), "stopped", T - 5, T - 3, T)
 
 
@@ -36,7 +36,7 @@ def put(outbox: Outbox, *rows: PendingSample) -> int:
 def counted(outbox: Outbox) -> dict[str, int]:
     """What `counts` should say."""
     found = dict(outbox._db.execute("SELECT state, COUNT(*) FROM sample GROUP BY state"))
-    return {"observed": found.get(0, 0), "settled": found.get(1, 0), "rejected": found.get(2, 0)}
+    return {"observed": found.get(0, 0), "final": found.get(1, 0), "rejected": found.get(2, 0)}
 
 
 # -- what is kept ------------------------------------------------------------------------------------------------------
@@ -107,7 +107,7 @@ def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
     assert after.ready(10) == [replace(READY, start=T + P)]
     assert after.known() == {"w1": KNOWN}
     assert after.owner == owner
-    assert after.counts() == counts == {"observed": 1, "settled": 1, "rejected": 1}
+    assert after.counts() == counts == {"observed": 1, "final": 1, "rejected": 1}
     after.close()
 
 
@@ -115,13 +115,13 @@ def test_a_process_killed_within_a_transaction_leaves_none_of_it(tmp_path: Path)
     program = f"""
 import os, signal
 from pathlib import Path
-from exporter.pipeline.lifecycle import Row
+from exporter.pipeline.lifecycle import PendingSample
 from exporter.pipeline.outbox import Outbox
 outbox = Outbox(Path({str(tmp_path)!r}), {P})
 with outbox.transaction():
-    outbox.open([Row("w1", {T}, "eu-west-1", ("i-1",), "running")])
+    outbox.open([PendingSample("w1", {T}, "eu-west-1", ("i-1",), "running")])
 with outbox.transaction():
-    outbox.open([Row("w1", {T + P}, "eu-west-1", ("i-1",), "running")])
+    outbox.open([PendingSample("w1", {T + P}, "eu-west-1", ("i-1",), "running")])
     os.kill(os.getpid(), signal.SIGKILL)
 """
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -signal.SIGKILL
@@ -163,11 +163,11 @@ def test_settled_rows_become_ready_undecided_ones_keep_what_is_decided_empty_one
     nothing = PendingSample("w3", T, "eu-west-1", ("i-3",))
     put(outbox, ROW, replace(ROW, worker_id="w2"), nothing)
     with outbox.transaction():
-        dropped = outbox.update([READY, replace(ROW, worker_id="w2", cpu=4.0), replace(nothing, settled=True)])
+        dropped = outbox.update([READY, replace(ROW, worker_id="w2", cpu=4.0), replace(nothing, final=True)])
     assert dropped == 1
     assert outbox.ready(10) == [READY]
     assert outbox.all_open_rows(10) == [replace(ROW, worker_id="w2", cpu=4.0)]
-    assert outbox.counts() == counted(outbox) == {"observed": 1, "settled": 1, "rejected": 0}
+    assert outbox.counts() == counted(outbox) == {"observed": 1, "final": 1, "rejected": 0}
 
 
 def test_rows_are_ready_worker_by_worker_in_time_order(outbox: Outbox) -> None:
@@ -181,14 +181,14 @@ def test_only_settled_rows_are_deleted(outbox: Outbox) -> None:
     put(outbox, ROW, replace(READY, start=T + P))
     outbox.delete([ROW, replace(READY, start=T + P)])
     assert outbox.open_rows("w1", 0, 1 << 40) == [ROW]
-    assert outbox.counts() == counted(outbox) == {"observed": 1, "settled": 0, "rejected": 0}
+    assert outbox.counts() == counted(outbox) == {"observed": 1, "final": 0, "rejected": 0}
 
 
 def test_a_rejected_row_is_kept_out_of_the_way(outbox: Outbox) -> None:
     put(outbox, READY, replace(READY, start=T + P))
     outbox.set_aside([("w1", T)])
     assert [row.start for row in outbox.ready(10)] == [T + P]
-    assert outbox.counts() == counted(outbox) == {"observed": 0, "settled": 1, "rejected": 1}
+    assert outbox.counts() == counted(outbox) == {"observed": 0, "final": 1, "rejected": 1}
     outbox.delete([READY])
     assert outbox.counts()["rejected"] == 1, "until somebody has looked at it"
     assert outbox.oldest() == T + P, "it is not on its way"
@@ -232,7 +232,7 @@ def test_counts_are_kept_along_the_way(outbox: Outbox) -> None:
         put(outbox, *(replace(ROW, worker_id=f"w{w}", start=T + n * P) for w in range(5)), replace(READY, start=T + n * P))
         rows = outbox.all_open_rows(3)
         with outbox.transaction():
-            outbox.update([replace(row, settled=True) for row in rows])
+            outbox.update([replace(row, final=True) for row in rows])
         outbox.delete(outbox.ready(2))
         assert outbox.counts() == counted(outbox)
 
@@ -275,7 +275,9 @@ def test_one_process_holds_the_folder(tmp_path: Path) -> None:
     assert holder.stdout is not None
     try:
         assert holder.stdout.readline() == b"held\n"
-        with pytest.raises(OutboxLocked, match=rf"{tmp_path} is in use by the exporter with process id {holder.pid}; stop"):
+        with pytest.raises(
+            OutboxLockedError, match=rf"{tmp_path} is in use by the exporter with process id {holder.pid}; stop"
+        ):
             Outbox(tmp_path, P)
     finally:
         holder.kill()
@@ -287,7 +289,7 @@ def test_one_process_holds_the_folder(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_held_within_one_process_too(outbox: Outbox) -> None:
-    with pytest.raises(OutboxLocked):
+    with pytest.raises(OutboxLockedError):
         Outbox(outbox.path.parent, P)
 
 
@@ -318,7 +320,7 @@ def test_a_folder_of_another_period_is_refused_and_left_as_it_is(tmp_path: Path)
     first = Outbox(tmp_path, 60)
     put(first, ROW)
     first.close()
-    with pytest.raises(StoreMisfit, match="holds samples of 1m but period is 5m; set period back, or") as misfit:
+    with pytest.raises(IncompatibleStoreError, match="holds samples of 1m but period is 5m; set period back, or") as misfit:
         Outbox(tmp_path, P)
     assert misfit.value.reason == "period"
     again = Outbox(tmp_path, 60)
@@ -328,7 +330,7 @@ def test_a_folder_of_another_period_is_refused_and_left_as_it_is(tmp_path: Path)
 
 def test_a_damaged_file_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "outbox.db").write_bytes(b"this is no database at all" * 100)
-    with pytest.raises(StoreMisfit, match=r"is damaged .* move it away and start again") as misfit:
+    with pytest.raises(IncompatibleStoreError, match=r"is damaged .* move it away and start again") as misfit:
         Outbox(tmp_path, P)
     assert misfit.value.reason == "damaged"
     (tmp_path / "outbox.db").unlink()

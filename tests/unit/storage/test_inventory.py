@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from exporter.core.instances import next_entry, ran_on
+from exporter.core.instances import instances_during, updated_entry
 from exporter.core.model import InstanceInterval, InventoryEntry, Worker
 
 WORKER = Worker(
@@ -13,20 +13,20 @@ WORKER = Worker(
 
 
 def candidates(entry: InventoryEntry | None, start: int, end: int) -> tuple[str, ...]:
-    return ran_on(entry, Worker("w", "eu-west-1", None, "running"), start, end)[1]
+    return instances_during(entry, Worker("w", "eu-west-1", None, "running"), start, end)[1]
 
 
 def seen(*steps: tuple[int, str | None]) -> InventoryEntry:
     """The entry after observations of WORKER at these times on these instances."""
     entry: InventoryEntry | None = None
     for now, instance in steps:
-        entry = next_entry(entry, replace(WORKER, instance_id=instance), now)
+        entry = updated_entry(entry, replace(WORKER, instance_id=instance), now)
     assert entry is not None
     return entry
 
 
 def test_a_worker_seen_first_begins_with_one_sighting() -> None:
-    entry = next_entry(None, WORKER, 100)
+    entry = updated_entry(None, WORKER, 100)
     assert (entry.worker_id, entry.name, entry.first_seen, entry.last_seen, entry.created_at) == ("w1", "lab one", 100, 100, 50)
     assert entry.instances == (InstanceInterval("i-a", "us-east-1", 100, 100),)
 
@@ -60,18 +60,18 @@ def test_an_aggregate_that_lacks_its_instance_for_a_moment_ends_nothing() -> Non
 
 
 def test_a_new_name_replaces_the_old_one_and_a_missing_one_does_not() -> None:
-    entry = next_entry(seen((100, "i-a")), replace(WORKER, name="lab two"), 200)
+    entry = updated_entry(seen((100, "i-a")), replace(WORKER, name="lab two"), 200)
     assert entry.name == "lab two"
-    bare = next_entry(entry, replace(WORKER, name=None, instance_type=None, created_at=None), 300)
+    bare = updated_entry(entry, replace(WORKER, name=None, instance_type=None, created_at=None), 300)
     assert (bare.name, bare.instance_type, bare.created_at) == ("lab two", "m5.large", 50)
 
 
 def test_a_worker_reborn_under_its_id_is_no_longer_terminated() -> None:
-    entry = next_entry(seen((100, "i-a")), replace(WORKER, status="terminated", terminated_at=190), 200)
+    entry = updated_entry(seen((100, "i-a")), replace(WORKER, status="terminated", terminated_at=190), 200)
     assert entry.terminated_at == 190
-    entry = next_entry(entry, replace(WORKER, status="terminated", terminated_at=None), 250)
+    entry = updated_entry(entry, replace(WORKER, status="terminated", terminated_at=None), 250)
     assert entry.terminated_at == 190
-    entry = next_entry(entry, replace(WORKER, instance_id="i-b"), 300)
+    entry = updated_entry(entry, replace(WORKER, instance_id="i-b"), 300)
     assert (entry.terminated_at, entry.status, entry.first_seen) == (None, "running", 100)
     assert [s.instance_id for s in entry.instances] == ["i-a", "i-b"]
 

@@ -2,9 +2,10 @@
 
 import pytest
 
+from exporter.core.errors import RequestError
 from exporter.core.model import Worker, WorkerGauges
 from exporter.web.discovery import targets
-from exporter.web.parameters import BadParameter, discovery_port
+from exporter.web.parameters import discovery_port
 
 
 def gauges(worker_id: str, status: str = "running", address: str | None = "10.0.0.1", show: bool = True) -> WorkerGauges:
@@ -48,5 +49,5 @@ def test_the_port_is_node_exporters_unless_given_and_must_be_one() -> None:
     assert discovery_port([]) == 9100
     assert discovery_port([("port", "9182")]) == 9182
     for wrong in ("0", "65536", "http", "-1"):
-        with pytest.raises(BadParameter, match="port must be a whole number from 1 to 65535"):
+        with pytest.raises(RequestError, match="port must be a whole number from 1 to 65535"):
             discovery_port([("port", wrong)])

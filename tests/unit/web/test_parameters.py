@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from exporter.core.errors import RequestError
 from exporter.core.periods import DAY, HOUR, WEEK, rfc3339
 from exporter.history.reader import PageRequest
-from exporter.web.parameters import BadParameter, HistoryQuery, ResourcesQuery, encoded, read_time, resuming
+from exporter.web.parameters import HistoryQuery, ResourcesQuery, encoded, read_time, resuming
 
 NOW = 1_790_000_000
 REACH = 455 * DAY
@@ -75,13 +76,13 @@ def history(query: str, *, period: int = 300, reach: int | None = REACH) -> Hist
     ],
 )
 def test_bad_input_is_refused_with_one_sentence_that_says_what_to_do(query: str, sentence: str) -> None:
-    with pytest.raises(BadParameter) as caught:
+    with pytest.raises(RequestError) as caught:
         history(query)
     assert str(caught.value) == sentence
 
 
 def test_millions_of_rows_are_refused() -> None:
-    with pytest.raises(BadParameter) as caught:
+    with pytest.raises(RequestError) as caught:
         history("start=0", period=60, reach=None)
     assert (
         str(caught.value)
@@ -115,7 +116,7 @@ def test_a_cursor_goes_on_where_the_page_before_ended() -> None:
     following = (NOW - DAY - HOUR) * 1000 + 499
     again = history(f"limit=7&start=-9d&cursor={resuming(span, following)}").span
     assert again == PageRequest(following, span.end, HOUR, 7)
-    with pytest.raises(BadParameter, match="interval is not that of the page before"):
+    with pytest.raises(RequestError, match="interval is not that of the page before"):
         history(f"interval=2h&cursor={resuming(span, following)}")
 
 
@@ -123,7 +124,7 @@ def test_a_cursor_goes_on_where_the_page_before_ended() -> None:
 def test_any_text_is_a_time_or_refused(text: str) -> None:
     try:
         time = read_time("start", text, NOW)
-    except BadParameter:
+    except RequestError:
         return
     assert time < 400_000_000_000
 
@@ -132,7 +133,7 @@ def test_any_text_is_a_time_or_refused(text: str) -> None:
 def test_any_query_is_read_or_refused(items: list[tuple[str, str]]) -> None:
     try:
         span = HistoryQuery.parse(items, now=NOW, period=300, reach=REACH).span
-    except BadParameter:
+    except RequestError:
         return
     assert NOW - REACH <= span.start // 1000 < span.end <= NOW
 
@@ -149,6 +150,6 @@ def test_any_query_is_read_or_refused(items: list[tuple[str, str]]) -> None:
     ],
 )
 def test_bad_input_of_resources_is_refused_too(query: str, sentence: str) -> None:
-    with pytest.raises(BadParameter) as caught:
+    with pytest.raises(RequestError) as caught:
         ResourcesQuery.parse(parse_qsl(query, keep_blank_values=True), now=NOW)
     assert str(caught.value) == sentence.format(rfc3339(NOW - REACH))

@@ -15,7 +15,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from exporter.core.budget import DOLLARS_PER_METRIC
-from exporter.core.errors import RejectedQuery, SourceError
+from exporter.core.errors import RejectedQueryError, SourceError
 from exporter.core.model import MetricQuery, MetricResults
 from exporter.metrics.telemetry import Telemetry
 from exporter.sources.cloudwatch.client import CloudWatch
@@ -209,7 +209,7 @@ async def test_partial_data_is_handed_on_as_partial(fake_cloudwatch: FakeCloudWa
 async def test_a_malformed_instance_id_fails_its_whole_call_as_rejected(fake_cloudwatch: FakeCloudWatch, build: Build) -> None:
     fake_cloudwatch.add("i-0a")
 
-    with pytest.raises(RejectedQuery, match="check the instance ids") as caught:
+    with pytest.raises(RejectedQueryError, match="check the instance ids") as caught:
         await build().get_metric_data(REGION, [cpu("i-0a"), cpu("i-nothex")], *hour(), PERIOD)
 
     assert caught.value.code == "ValidationError"

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from exporter.commands.backfill import plan
 from exporter.commands.backfill.journal import Journal
 from exporter.commands.backfill.plan import GapQuery, Plan, PlannedCall, WorkerLifetime
-from exporter.core.errors import ConfigError, OutboxLocked
-from exporter.core.instances import ran_on
+from exporter.core.errors import ConfigError, OutboxLockedError
+from exporter.core.instances import instances_during
 from exporter.core.model import (
     Fleet,
     InstanceInterval,
@@ -62,7 +62,7 @@ def life(
 
 def gaps_of(asks: list[tuple[str, GapQuery]] | tuple[PlannedCall, ...]) -> Counter[tuple[str, int]]:
     """How often each (worker, period) is wanted."""
-    inside = [ask for call in asks for ask in call.asks] if isinstance(asks, tuple) else [ask for _, ask in asks]
+    inside = [ask for call in asks for ask in call.gap_queries] if isinstance(asks, tuple) else [ask for _, ask in asks]
     return Counter((ask.worker_id, at) for ask in inside for gap in ask.gaps for at in range(*gap, P))
 
 
@@ -79,13 +79,13 @@ def test_a_window_ends_exactly_where_serve_begins_to_heal_and_needs_no_words_if_
     now = NOW + second
     start, until, notes = plan.window(NOW - 14 * DAY, now, P, DAY, 30 * DAY)
     worker, known = Worker("w", "eu", "i-1", "running"), WorkerState("w", "eu", ("i-1",), "running", 0, now, NOW)
-    healed = lifecycle.gaps(worker, known, None, set(), now, RULES)
+    healed = lifecycle.missing_samples(worker, known, None, set(), now, RULES)
     assert (start, until, notes) == (NOW - 14 * DAY, healed[0].start, ())
 
 
 def test_what_cloudwatch_has_forgotten_is_clipped_with_a_sentence() -> None:
     start, _, notes = plan.window(0, NOW, 60, DAY, None)
-    assert start == NOW - 15 * DAY + plan.MARGIN
+    assert start == NOW - 15 * DAY + plan.EXPIRY_MARGIN_SECONDS
     assert notes == ("CloudWatch keeps datapoints of 1m for 15d: nothing before 2026-01-18T02:50:00Z is filled.",)
 
 
@@ -99,7 +99,7 @@ def test_what_the_history_would_delete_at_once_is_clipped_with_a_sentence() -> N
 def test_a_window_within_heal_is_empty_and_says_who_fills_it() -> None:
     start, until, notes = plan.window(NOW - HOUR, NOW, P, DAY, None)
     assert start == until
-    assert notes == ("The last 1d (heal) are filled by `serve` itself.",)
+    assert notes == ("The last 1d (gap_fill_window) are filled by `serve` itself.",)
 
 
 def test_a_life_is_bounded_by_creation_termination_and_the_last_sight_of_one_that_is_gone() -> None:
@@ -113,13 +113,13 @@ def test_a_life_is_bounded_by_creation_termination_and_the_last_sight_of_one_tha
 
 def test_an_unknown_worker_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match="'nobody' is neither among the aggregates nor in the inventory"):
-        plan.lives(Fleet(NOW, ()), {}, ["nobody"])
+        plan.lifetimes(Fleet(NOW, ()), {}, ["nobody"])
 
 
 def test_a_worker_the_inventory_does_not_know_ran_on_its_instance_since_it_was_created() -> None:
     worker = Worker("w", "eu", "i-1", "running", created_at=NOW - HOUR)
-    (found,) = plan.lives(Fleet(NOW, (worker,)), {}, [])
-    assert plan.asks(found, set(), NOW - DAY, NOW, P) == [("eu", GapQuery("w", ("i-1",), ((NOW - HOUR, NOW),)))]
+    (found,) = plan.lifetimes(Fleet(NOW, (worker,)), {}, [])
+    assert plan.gap_queries(found, set(), NOW - DAY, NOW, P) == [("eu", GapQuery("w", ("i-1",), ((NOW - HOUR, NOW),)))]
 
 
 times = st.integers(0, 12 * HOUR).map(lambda seconds: NOW - seconds)
@@ -136,9 +136,9 @@ def test_the_asks_are_the_candidates_of_every_missing_period(spans: list[tuple[i
     ]  # one after the other, as the inventory has them
     known = life(*sightings)
     since, until = NOW - 12 * HOUR, NOW
-    found = plan.asks(known, have, since, until, P)
+    found = plan.gap_queries(known, have, since, until, P)
     said = {at: (region, ask.instances) for region, ask in found for gap in ask.gaps for at in range(*gap, P)}
-    wanted = {at: ran_on(known.entry, known.worker, at, at + P) for at in range(since, until, P) if at not in have}
+    wanted = {at: instances_during(known.entry, known.worker, at, at + P) for at in range(since, until, P) if at not in have}
     assert said == wanted
     assert max(gaps_of(found).values(), default=1) == 1
 
@@ -189,9 +189,9 @@ def test_every_gap_is_in_one_call_every_call_within_limits_and_no_metric_asked_t
         assert 0 < len(call.queries) <= 500
         assert len(call.queries) * length <= 100_800
         assert len(set(call.queries)) == len(call.queries)
-        instances = {name for ask in call.asks for name in ask.instances}
+        instances = {name for ask in call.gap_queries for name in ask.instances}
         assert {query.instance_id for query in call.queries} == instances
-        for ask in call.asks:
+        for ask in call.gap_queries:
             assert all(call.start <= a < b <= call.end for a, b in ask.gaps)
         asked.update((call.region, query) for query in call.queries)
     in_parts = {key for key, count in asked.items() if count > 1}
@@ -260,14 +260,16 @@ def test_a_sample_is_what_the_rules_of_life_would_settle(
     }
     everything = [Listing(NOW, 0)]  # what is not asked is not there
     expected = [
-        lifecycle.settle(PendingSample("w", at, "eu", names), call.queries, MetricResults(NOW, answers), everything, {}, RULES)
-        for at in range(*call.asks[0].gaps[0], P)
+        lifecycle.finalize(
+            PendingSample("w", at, "eu", names), call.queries, MetricResults(NOW, answers), everything, {}, RULES
+        )
+        for at in range(*call.gap_queries[0].gaps[0], P)
     ]
-    rows, empty, rest = plan.settle(call, answers, P)
+    rows, empty, rest = plan.finalize(call, answers, P)
     if rest is None:
-        assert rows == [row for row in expected if row.settled and not row.empty]
+        assert rows == [row for row in expected if row.final and not row.empty]
         assert empty == sum(row.empty for row in expected)
-        assert all(row.settled for row in expected)
+        assert all(row.final for row in expected)
     else:
         assert (rows, empty, rest) == ([], 0, call)
         assert not all(answer.complete for answer in answers.values())
@@ -276,14 +278,18 @@ def test_a_sample_is_what_the_rules_of_life_would_settle(
 def test_a_call_answered_in_part_leaves_the_undecided_workers_and_their_metrics_alone() -> None:
     one, two = call_of("i-0"), call_of("i-1")
     both = PlannedCall(
-        "eu", one.start, one.end, one.queries + two.queries, (*one.asks, GapQuery("v", ("i-1",), two.asks[0].gaps))
+        "eu",
+        one.start,
+        one.end,
+        one.queries + two.queries,
+        (*one.gap_queries, GapQuery("v", ("i-1",), two.gap_queries[0].gaps)),
     )
     answers = {query: MetricResult("ok", one.start, one.end, {one.start: 1.0}) for query in one.queries}
-    rows, empty, rest = plan.settle(both, answers, P)
+    rows, empty, rest = plan.finalize(both, answers, P)
     assert [(row.worker_id, row.start, row.cpu, row.status) for row in rows] == [("w", one.start, 1.0, None)]
     assert empty == 1
     assert rest is not None
-    assert (rest.queries, [ask.worker_id for ask in rest.asks]) == (two.queries, ["v"])
+    assert (rest.queries, [ask.worker_id for ask in rest.gap_queries]) == (two.queries, ["v"])
 
 
 # -- the journal -------------------------------------------------------------------------------------------------------
@@ -297,7 +303,7 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
 
 
 PLAN = Plan("db.h 5m", "14d", NOW, NOW - 14 * DAY, NOW - DAY, P, (call_of("i-0"), call_of("i-1", "i-2")), ("a note",))
-ROW = PendingSample("w", NOW - DAY, "eu", ("i-0",), cpu=1.0, settled=True)
+ROW = PendingSample("w", NOW - DAY, "eu", ("i-0",), cpu=1.0, final=True)
 
 
 def test_a_plan_comes_back_as_it_was_kept(journal: Journal) -> None:
@@ -316,9 +322,9 @@ def test_a_call_is_done_and_its_rows_are_there_or_neither(journal: Journal) -> N
 
     with pytest.raises(RuntimeError):
         journal.put(0, broken(), None)
-    assert (len(journal.pending()), journal.counts()["settled"]) == (2, 0)
+    assert (len(journal.pending()), journal.counts()["final"]) == (2, 0)
     journal.put(0, [ROW], None)
-    assert ([number for number, _ in journal.pending()], journal.counts()["settled"]) == ([1], 1)
+    assert ([number for number, _ in journal.pending()], journal.counts()["final"]) == ([1], 1)
 
 
 def test_what_a_call_left_takes_its_place(journal: Journal) -> None:
@@ -335,5 +341,5 @@ def test_an_empty_journal_serves_another_period(tmp_path: Path) -> None:
 
 
 def test_a_second_backfill_on_the_machine_is_told_who_is_there(journal: Journal, tmp_path: Path) -> None:
-    with pytest.raises(OutboxLocked, match=r"another backfill is running here; .*process id \d+"):
+    with pytest.raises(OutboxLockedError, match=r"another backfill is running here; .*process id \d+"):
         Journal(tmp_path / "backfill", P)

@@ -9,7 +9,7 @@ import botocore.exceptions as boto_errors
 import pytest
 from botocore.parsers import ResponseParserError
 
-from exporter.core.errors import RejectedQuery, SourceError
+from exporter.core.errors import RejectedQueryError, SourceError
 from exporter.core.model import Dimensions, Listing, MetricQuery
 from exporter.sources.cloudwatch.client import SKEW
 from exporter.sources.cloudwatch.errors import translate
@@ -210,7 +210,7 @@ def test_every_error_becomes_one_sentence_with_the_way_out(error: Exception, way
     "code", ["ValidationError", "InvalidParameterValue", "InvalidParameterCombination", "InvalidParameterValueException"]
 )
 def test_content_that_cloudwatch_refuses_is_a_rejected_query_but_only_of_get_metric_data(code: str) -> None:
-    assert isinstance(translate(client_error(code), "eu-west-1", "GetMetricData"), RejectedQuery)
+    assert isinstance(translate(client_error(code), "eu-west-1", "GetMetricData"), RejectedQueryError)
     assert type(translate(client_error(code, operation="AssumeRole"), "eu-west-1", "GetMetricData")) is SourceError
 
 
