@@ -11,6 +11,7 @@ import anyio
 from prometheus_client import CollectorRegistry
 
 from exporter.core import logs
+from exporter.core.async_cache import AsyncCache
 from exporter.core.budget import Budget
 from exporter.core.errors import IncompatibleStoreError, StoreError
 from exporter.core.model import ExporterMetrics, InventoryEntry, Snapshot
@@ -26,11 +27,12 @@ from exporter.pipeline.mirror import BackfillRange, Mirror
 from exporter.pipeline.outbox import Outbox, OutboxThread
 from exporter.sources.aggregates import Aggregates
 from exporter.sources.cloudwatch.client import CloudWatch
+from exporter.sources.cloudwatch.memory_series import MemorySeriesIndex
 from exporter.storage.inventory import Inventory
-from exporter.storage.lease import BACKFILL, LEASE_SECONDS, Lease, boottime
+from exporter.storage.lease import BACKFILL, LEASE_SECONDS, Lease, boottime, keep_renewed
 from exporter.storage.mongo import connect
 from exporter.storage.repository import WorkerMetricsRepository, repository
-from exporter.web.backend import INVENTORY_SECONDS, BridgedArchive, LoopBridge
+from exporter.web.backend import INVENTORY_TTL_SECONDS, BridgedArchive, LoopBridge
 
 _log = logs.get("exporter")
 T = TypeVar("T")
@@ -54,6 +56,7 @@ class Exporter:
         self._budget = Budget(settings.cloudwatch.max_usd_per_day, day=day, spent=spent)
         self.telemetry.show_budget(self._budget, "ok")
         self._cloudwatch = CloudWatch(settings, self.telemetry, budget=self._budget) if settings.cloudwatch.enabled else None
+        series = MemorySeriesIndex(self._cloudwatch) if self._cloudwatch else None
         self._history = repository(settings, database, settings.mongodb.history) if settings.mongodb.history else None
         self._web_history = (
             repository(settings, self._web_database, settings.mongodb.history) if settings.mongodb.history else None
@@ -67,14 +70,13 @@ class Exporter:
         self._inventory = Inventory(database)
         self._all_remembered = Inventory(database)  # read for the routes: who does not write the history keeps no other
         self._web_inventory = Inventory(self._web_database)
-        self._remembered: tuple[float, tuple[InventoryEntry, ...]] = (0, ())
-        self._remembering = asyncio.Lock()
+        self._inventory_cache: AsyncCache[None, tuple[InventoryEntry, ...]] = AsyncCache()
         self._elsewhere = LoopBridge()
         self._reader = HistoryReader(
             period=settings.period,
             history=self._web_history,
-            archive=BridgedArchive(CloudWatchArchive(self._cloudwatch), self._elsewhere, self._budget)
-            if self._cloudwatch
+            archive=BridgedArchive(CloudWatchArchive(self._cloudwatch, series), self._elsewhere, self._budget)
+            if self._cloudwatch and series
             else None,
             wanted_retention=settings.mongodb.retention,
         )
@@ -98,6 +100,7 @@ class Exporter:
             history=self._history,
             inventory=self._inventory,
             lease=self._lease,
+            series=series,
             budget=self._budget,
             on_ready=self._mirror.wake.set if self._mirror else lambda: None,
         )
@@ -121,7 +124,7 @@ class Exporter:
                 group.create_task(self._freeze(), name="freeze")
                 if self._mirror is not None:
                     group.create_task(self._mirror.run_forever(), name="mirror")
-                    group.create_task(self._keep_lease(), name="lease")
+                    group.create_task(keep_renewed(self._lease, self._leadership_changed), name="lease")
         finally:
             self._elsewhere.loop = None
             with anyio.CancelScope(shield=True):
@@ -144,20 +147,11 @@ class Exporter:
         self.telemetry.leader.value = float(self._lease.held)
         _log.info("collecting", writes_history=self._lease.held)
 
-    async def _keep_lease(self) -> None:
-        held, fence = self._lease.held, self._lease.fence
-        while True:
-            await asyncio.sleep(LEASE_SECONDS / 3)
-            try:
-                await self._lease.acquire_or_renew()
-            except StoreError as error:
-                _log.warning("the lease cannot be renewed", error=str(error))
-            if (self._lease.held, self._lease.fence) != (held, fence):  # the fence tells of another writer in between
-                held, fence = self._lease.held, self._lease.fence
-                _log.info("this exporter writes the history" if held else "this exporter does not write the history")
-                if held:
-                    self.collector.lead()
-            self.telemetry.leader.value = float(held)
+    def _leadership_changed(self, held: bool) -> None:
+        _log.info("lease acquired; this exporter writes the history" if held else "lease lost; this exporter does not write")
+        if held:
+            self.collector.lead()
+        self.telemetry.leader.value = float(held)
 
     async def _close(self) -> None:
         """What is in the outbox stays there."""
@@ -228,13 +222,12 @@ class Exporter:
         """Everything remembered of every worker, read again after a while: another exporter may be the one that writes it."""
         if self._history is None:
             return ()
-        async with self._remembering:
-            if time.monotonic() >= self._remembered[0]:
-                # Where the rounds run, because no scrape should wait for 10,000 entries to be made.
-                await self._elsewhere.run(self._all_remembered.load)
-                entries = tuple(self._all_remembered.entries.values())
-                self._remembered = time.monotonic() + INVENTORY_SECONDS, entries
-            return self._remembered[1]
+        return await self._inventory_cache.get(None, self._load_inventory, INVENTORY_TTL_SECONDS)
+
+    async def _load_inventory(self) -> tuple[InventoryEntry, ...]:
+        # On the collector's loop, because no scrape should wait for 10,000 entries to be made.
+        await self._elsewhere.run(self._all_remembered.load)
+        return tuple(self._all_remembered.entries.values())
 
     async def remembered(self, worker_id: str) -> InventoryEntry | None:
         """What is remembered of one worker."""

@@ -18,7 +18,7 @@ from exporter.commands.check import command as check
 from exporter.commands.export import command as export
 from exporter.core import logs
 from exporter.core.errors import ConfigError, ExporterError
-from exporter.core.periods import parse_duration
+from exporter.core.periods import parse_duration, parse_time
 from exporter.core.settings import Settings
 from exporter.core.settings_loader import load, table
 from exporter.demo import command as demo
@@ -254,7 +254,7 @@ def _retention(options: argparse.Namespace) -> int:
 def _past(text: str) -> tuple[int, str]:
     now = int(time.time())
     try:
-        since = export.parse_time(text, now)
+        since = parse_time(text, now)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
     if since > now:
@@ -289,7 +289,7 @@ def _export(options: argparse.Namespace) -> int:
 
 def _time(flag: str, text: str, now: int) -> int:
     try:
-        return export.parse_time(text, now)
+        return parse_time(text, now)
     except ValueError as error:
         raise ConfigError(f"{flag}: {error}") from error
 

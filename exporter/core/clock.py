@@ -1,4 +1,71 @@
-"""Clock skew between this host, MongoDB and AWS."""
+"""Clock skew between this host, MongoDB and AWS, and MongoDB's clock carried on between two reads."""
 
-MAX_SKEW = 300
-"""A source whose clock is further from ours has failed (rule 6), and so has a date further in the future."""
+import time
+from collections.abc import Callable
+
+from exporter.core.errors import SourceError
+from exporter.core.periods import format_duration, rfc3339
+
+MAX_SKEW_SECONDS = 300
+"""How far the clock of a source may be from this host's (rule 6 of docs/life-of-a-sample.md)."""
+
+
+def skew_problem(whose: str, theirs: float, ours: float, *, remedy: str = "set both clocks (NTP)") -> str | None:
+    """Return the sentence for two clocks that differ too much, None where they agree.
+
+    Args:
+        whose: the server, as it begins the sentence.
+        theirs: its UTC seconds.
+        ours: this host's UTC seconds at the same moment.
+        remedy: what the operator must do.
+    """
+    if abs(theirs - ours) <= MAX_SKEW_SECONDS:
+        return None
+    return (
+        f"{whose} says it is {rfc3339(theirs)}, this machine says {rfc3339(ours)}; {remedy}, "
+        f"they may differ by {format_duration(MAX_SKEW_SECONDS)}"
+    )
+
+
+def check_skew(source: str, theirs: float, ours: float, *, region: str = "") -> None:
+    """Refuse a source whose clock is too far from this host's: the ages of its samples could not be judged.
+
+    Args:
+        source: "mongodb" or "cloudwatch".
+        theirs: its UTC seconds.
+        ours: this host's UTC seconds at the same moment.
+        region: of CloudWatch.
+
+    Raises:
+        SourceError: code ClockSkew.
+    """
+    if source == "mongodb":
+        problem = skew_problem("MongoDB", theirs, ours)
+    else:  # AWS keeps its clocks right
+        problem = skew_problem(f"CloudWatch in {region}", theirs, ours, remedy="set this machine's clock (NTP)")
+    if problem:
+        raise SourceError(source, "ClockSkew", problem, region=region)
+
+
+class ServerClock:
+    """MongoDB's clock, carried on by this host's monotonic one: a wall clock that is set must not date anything.
+
+    Args:
+        wall: UTC seconds of this host; used until MongoDB's clock was read.
+        monotonic: seconds of a clock that is never set.
+    """
+
+    def __init__(self, wall: Callable[[], float] = time.time, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic = monotonic
+        self._offset = wall() - monotonic()
+        self.synchronized = False
+        """Whether MongoDB's clock was read."""
+
+    def now(self) -> int:
+        """Return MongoDB's UTC second."""
+        return int(self._monotonic() + self._offset)
+
+    def synchronize(self, date: float) -> None:
+        """Take over MongoDB's clock: it is `date` (UTC seconds) now."""
+        self._offset = date - self._monotonic()
+        self.synchronized = True

@@ -11,6 +11,9 @@ MINUTE, HOUR, DAY, WEEK = 60, 3600, 86400, 604800
 
 _UNITS = {"ms": 0.001, "s": 1, "m": MINUTE, "h": HOUR, "d": DAY, "w": WEEK, "y": 365 * DAY}
 _DURATION = re.compile(r"(\d+)(ms|[smhdwy])")
+_UNIX = re.compile(r"([0-9]{1,11})(\.[0-9]{1,9})?")
+_RFC3339 = re.compile(r"\d{4}-\d\d-\d\d([Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+\- ]\d\d:\d\d))?")
+_LATEST = 253_402_300_799  # 9999-12-31T23:59:59Z, the last second that datetime can hold
 
 
 def align(time: int, step: int) -> int:
@@ -58,6 +61,33 @@ def format_duration(seconds: int) -> str:
         count, seconds = divmod(seconds, int(_UNITS[unit]))
         out += f"{count}{unit}" if count else ""
     return out or "0s"
+
+
+def parse_time(text: str, now: int) -> int:
+    """Read a time as UTC seconds, rounded down.
+
+    The grammar is one for the command line and the HTTP API: `now`; a duration before now, "30d", "-30d" or "now-30d"; RFC 3339
+    ("2026-01-31T12:00:00Z", where a date alone is 00:00 UTC); unix seconds. Times before 1970 and after 9999 are cut off there.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    if text == "now":
+        return now
+    try:
+        if unix := _UNIX.fullmatch(text):
+            time = int(unix[1])
+        elif _RFC3339.fullmatch(text):
+            # A + that a client did not percent-encode arrives as a space.
+            time = to_seconds(datetime.fromisoformat(re.sub(" (?=..:..$)", "+", text).upper()))
+        else:
+            time = now - parse_duration(text.removeprefix("now").removeprefix("-"))
+        return min(max(0, time), _LATEST)
+    except (ValueError, OverflowError):
+        raise ValueError(
+            f"{text!r} is not a time; write a duration before now such as 30d, RFC 3339 such as 2026-01-31T12:00:00Z, "
+            "unix seconds, or now"
+        ) from None
 
 
 def to_datetime(time: float) -> datetime:

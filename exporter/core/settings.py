@@ -22,7 +22,7 @@ from pydantic import (
 from exporter.core.catalog import METRICS_BY_NAME
 from exporter.core.errors import ConfigError
 from exporter.core.periods import DAY, HOUR, MINUTE, format_duration, parse_duration
-from exporter.core.yaml_file import _text_of
+from exporter.core.yaml_file import read_text
 
 ALIASABLE = (
     "id",
@@ -321,7 +321,7 @@ class Settings(_Section):
         if self.mongodb.uri:
             return _mongodb_uri(self.mongodb.uri.get_secret_value().strip(), "mongodb.uri")
         path = self.mongodb.uri_file
-        uri = _text_of(Path(str(path)), "mongodb.uri_file").strip()
+        uri = read_text(Path(str(path)), "mongodb.uri_file").strip()
         if not uri:
             raise ConfigError(f"mongodb.uri_file: {path} is empty; it must hold the connection string")
         return _mongodb_uri(uri, f"mongodb.uri_file: {path}")

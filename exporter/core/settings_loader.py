@@ -16,7 +16,7 @@ from pydantic_core import ErrorDetails
 
 from exporter.core.errors import ConfigError
 from exporter.core.settings import ExtraGauge, Role, Settings, _Section
-from exporter.core.yaml_file import _text_of, _yaml
+from exporter.core.yaml_file import parse_yaml, read_text
 
 ENV_PREFIX = "CML_EXPORTER_"
 
@@ -102,7 +102,7 @@ def load(
 
 
 def _read(file: Path) -> dict[str, Any]:
-    tree = _yaml(_text_of(file, "--config.file"), str(file))
+    tree = parse_yaml(read_text(file, "--config.file"), str(file))
     if tree is None:
         return {}
     if not isinstance(tree, dict):
@@ -115,7 +115,7 @@ def _parse(text: str, setting: Setting, name: str) -> object:
     if text in ("", "null"):
         return None
     if setting.is_list and text.lstrip().startswith(("[", "{", "- ")):
-        return _yaml(text, name)
+        return parse_yaml(text, name)
     return text
 
 

@@ -1,4 +1,4 @@
-"""Read YAML files strictly: no duplicate keys, errors with their line."""
+"""Read text and YAML files strictly: no duplicate keys, errors with their place and without their content."""
 
 from collections.abc import Hashable
 from pathlib import Path
@@ -20,7 +20,16 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _yaml(text: str, name: str) -> object:
+def parse_yaml(text: str, name: str) -> object:
+    """Parse YAML; refuse a key given twice.
+
+    Args:
+        text: the YAML.
+        name: of the file or variable, for the message.
+
+    Raises:
+        ConfigError: it is not valid YAML; the message names line and column but quotes nothing, which may be a secret.
+    """
     try:
         return yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
@@ -32,7 +41,16 @@ def _yaml(text: str, name: str) -> object:
         raise ConfigError(f"{name}: this is not valid YAML; put quotes around texts with special characters") from None
 
 
-def _text_of(file: Path, name: str) -> str:
+def read_text(file: Path, name: str) -> str:
+    """Read a text file in UTF-8.
+
+    Args:
+        file: which.
+        name: of the flag or setting that names it, for the message.
+
+    Raises:
+        ConfigError: it cannot be read, or is not text.
+    """
     try:
         return file.read_text(encoding="utf-8")
     except OSError as error:

@@ -9,28 +9,30 @@ Belongs to one event loop: that of the CloudWatch it asks.
 
 import asyncio
 import time
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Generic, NamedTuple, TypeVar
+from math import inf
+from typing import NamedTuple
 
-from exporter.core.errors import RejectedQueryError, SourceError
+from exporter.core.async_cache import AsyncCache
+from exporter.core.errors import SourceError
 from exporter.core.instances import split_by_instance
-from exporter.core.model import Dimensions, InventoryEntry, Listing, MetricResult, Worker
+from exporter.core.model import Dimensions, InventoryEntry, MetricResult, Worker
 from exporter.core.periods import DAY, align, align_up
 from exporter.history.points import Point
-from exporter.sources.cloudwatch.memory_series import LISTING_TTL_SECONDS, RECENTLY_ACTIVE_SECONDS, all_memory_series
-from exporter.sources.cloudwatch.queries import INSTANCE_ID, instance_queries
+from exporter.sources.cloudwatch.memory_series import (
+    RECENTLY_ACTIVE_SECONDS,
+    MemorySeriesIndex,
+    all_memory_series,
+)
+from exporter.sources.cloudwatch.queries import instance_queries
 from exporter.sources.cloudwatch.retention import EXPIRY_MARGIN_SECONDS, reach
 from exporter.sources.protocols import MetricSource
 
-K = TypeVar("K")
-V = TypeVar("V")
-
 CHUNK = 2016
 """Datapoints of one metric asked for at once: a week of five minutes. GetMetricData answers up to 100,800."""
-FINAL_TTL_SECONDS = DAY
+FINAL_AFTER_SECONDS = DAY
 """Seconds after which CloudWatch does not change a datapoint any more; EC2's and the agent's come within minutes."""
 RECENT_TTL_SECONDS = 60
 """How long the answer about a more recent window is used, in seconds."""
@@ -63,7 +65,9 @@ class CloudWatchArchive:
     """CloudWatch's memory of single workers, behind caches of its own.
 
     Args:
-        source: where it is asked; shared with the collector, and with it budget, pace and counters.
+        source: CloudWatch; shared with the poller, and with it budget, rate limit and counters.
+        series: the memory series; shared with the poller.
+        max_datapoints: datapoints kept in memory.
         wall: UTC seconds, to tell a recent window from an old one.
         monotonic: seconds, for the age of what is kept.
     """
@@ -71,14 +75,20 @@ class CloudWatchArchive:
     def __init__(
         self,
         source: MetricSource,
+        series: MemorySeriesIndex,
         *,
+        max_datapoints: int = MAX_CACHED_DATAPOINTS,
         wall: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._source = source
         self._wall = wall
-        self._points: AsyncCache[_Window, Points] = AsyncCache(monotonic, lambda points: len(points.cpu) + len(points.memory))
-        self._listings: AsyncCache[tuple[str, bool], Listing] = AsyncCache(monotonic, lambda listing: len(listing.series))
+        self._series_index = series
+        self._points: AsyncCache[_Window, Points] = AsyncCache(
+            max_weight=max_datapoints,
+            weigh=lambda points: 1 + len(points.cpu) + len(points.memory),
+            monotonic=monotonic,
+        )
         self._slots = asyncio.Semaphore(CALLS)
 
     async def points(
@@ -148,20 +158,13 @@ class CloudWatchArchive:
         return [Point(at, cpu.get(at), memory.get(at)) for at in sorted(cpu.keys() | memory.keys())]
 
     async def _ask(self, window: _Window) -> Points:
-        final = window.end + FINAL_TTL_SECONDS <= self._wall()
-        return await self._points.get(window, partial(self._call, window), None if final else RECENT_TTL_SECONDS)
+        final = window.end + FINAL_AFTER_SECONDS <= self._wall()
+        return await self._points.get(window, partial(self._call, window), inf if final else RECENT_TTL_SECONDS)
 
     async def _call(self, window: _Window) -> Points:
         queries = instance_queries(window.instance, await self._series(window))
-        try:
-            async with self._slots:
-                answers = await self._source.get_metric_data(
-                    window.region, queries, window.start, window.end, window.resolution
-                )
-        except RejectedQueryError:
-            if INSTANCE_ID.fullmatch(window.instance):
-                raise
-            return Points({}, {})  # CloudWatch never holds data of an id it refuses to look up
+        async with self._slots:
+            answers = await self._source.get_metric_data(window.region, queries, window.start, window.end, window.resolution)
         given = [answers.by_query[query] for query in queries]
         if not all(answer.complete for answer in given):
             raise SourceError(
@@ -178,9 +181,7 @@ class CloudWatchArchive:
         ListMetrics forgets a series two weeks after its last datapoint, so of older instances only a guess is left.
         """
         recent = window.start >= self._wall() - RECENTLY_ACTIVE_SECONDS
-        listing = await self._listings.get(
-            (window.region, recent), partial(self._source.list_memory, window.region, recent=recent), LISTING_TTL_SECONDS
-        )
+        listing = await self._series_index.listing(window.region, recent=recent)
         return all_memory_series([listing], window.instance, window.instance_type) or ((("InstanceId", window.instance),),)
 
 
@@ -189,42 +190,3 @@ def _first_wins(answers: Sequence[MetricResult]) -> dict[int, float]:
     for answer in reversed(answers):
         values.update(answer.values)
     return values
-
-
-class AsyncCache(Generic[K, V]):
-    """Answers by question, the least recently used given up first; who asks what is being asked waits for that answer.
-
-    A failure is not kept. `size` weighs an answer; together they weigh at most MAX_DATAPOINTS.
-    """
-
-    def __init__(self, monotonic: Callable[[], float], size: Callable[[V], int]) -> None:
-        self._monotonic = monotonic
-        self._size = size
-        self._kept: OrderedDict[K, tuple[float, asyncio.Task[V]]] = OrderedDict()
-        self._sizes: dict[K, int] = {}
-
-    async def get(self, key: K, ask: Callable[[], Awaitable[V]], seconds: float | None) -> V:
-        """Return the answer to `key`, from `ask` if it is not here; keep it for `seconds`, None: as long as there is room."""
-        until, task = self._kept.get(key, (0.0, None))
-        if task is None or (task.done() and self._monotonic() >= until):
-            task = asyncio.ensure_future(_await(ask))
-            self._kept[key] = (float("inf") if seconds is None else self._monotonic() + seconds, task)
-            self._sizes.pop(key, None)
-            task.add_done_callback(partial(self._settle, key))
-        self._kept.move_to_end(key)
-        return await asyncio.shield(task)  # whoever gives up waiting takes nothing from the others
-
-    def _settle(self, key: K, task: asyncio.Task[V]) -> None:
-        if self._kept.get(key, (0.0, None))[1] is not task:
-            return
-        if task.cancelled() or task.exception() is not None:
-            del self._kept[key]
-            return
-        self._sizes[key] = 1 + self._size(task.result())
-        while sum(self._sizes.values()) > MAX_CACHED_DATAPOINTS and len(self._sizes) > 1:
-            oldest = next(key for key in self._kept if key in self._sizes)
-            del self._kept[oldest], self._sizes[oldest]
-
-
-async def _await(ask: Callable[[], Awaitable[V]]) -> V:
-    return await ask()

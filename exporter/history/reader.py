@@ -4,13 +4,14 @@ A page has one source and one resolution. A range that reaches back beyond Mongo
 coarser ones first, and goes on with MongoDB's.
 """
 
-import asyncio
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
 from typing import Protocol
 
+from exporter.core.async_cache import AsyncCache
 from exporter.core.errors import IncompatibleStoreError, SourceError
 from exporter.core.instances import instances_during, worker_from_inventory
 from exporter.core.model import InventoryEntry, Worker
@@ -134,24 +135,22 @@ class HistoryReader:
         self._history = history
         self._archive = archive
         self._wanted = wanted_retention
-        self._wall, self._monotonic = wall, monotonic
-        self._lock = asyncio.Lock()
-        self._retention: tuple[float, int | None] | None = None
+        self._wall = wall
+        self._retention: AsyncCache[None, int | None] = AsyncCache(monotonic=monotonic)
 
     async def retention(self) -> int | None:
         """Return how long the history keeps samples, in seconds; None: for good. 0 where there is none."""
         if self._history is None:
             return 0
-        async with self._lock:
-            if self._retention is None or self._monotonic() >= self._retention[0]:
-                try:
-                    kept = await self._history.current_retention()
-                except IncompatibleStoreError as error:
-                    if error.reason != "collection":
-                        raise
-                    kept = self._wanted
-                self._retention = self._monotonic() + RETENTION_TTL_SECONDS, kept
-            return self._retention[1]
+        return await self._retention.get(None, partial(self._read_retention, self._history), RETENTION_TTL_SECONDS)
+
+    async def _read_retention(self, history: HistoryStore) -> int | None:
+        try:
+            return await history.current_retention()
+        except IncompatibleStoreError as error:
+            if error.reason != "collection":
+                raise
+            return self._wanted
 
     async def reach(self) -> int | None:
         """Return how old the oldest sample may be that can be asked for, in seconds; None: as old as any."""

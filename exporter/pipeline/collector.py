@@ -5,15 +5,15 @@ Neither loop waits for the other, none overlaps itself. What a round does to the
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from functools import partial
 
 from exporter.core import logs
 from exporter.core.budget import Budget, BudgetState
-from exporter.core.clock import MAX_SKEW
-from exporter.core.errors import ExporterError, RejectedQueryError, SourceError, StoreError
+from exporter.core.clock import ServerClock, check_skew
+from exporter.core.errors import ExporterError, SourceError, StoreError
 from exporter.core.model import (
     METRICS,
     Datapoint,
@@ -26,7 +26,7 @@ from exporter.core.model import (
     PendingQuery,
     Snapshot,
 )
-from exporter.core.periods import align, format_duration, next_tick
+from exporter.core.periods import align, next_tick
 from exporter.core.settings import Settings
 from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.lifecycle import FirstSeenValues, Rules, WorkerState
@@ -44,8 +44,7 @@ from exporter.pipeline.transactions import (
     record_absent,
     record_absent_unpolled,
 )
-from exporter.sources.cloudwatch.memory_series import LISTING_TTL_SECONDS, _Region, all_memory_series, memory_series
-from exporter.sources.cloudwatch.queries import INSTANCE_ID, instance_queries
+from exporter.sources.cloudwatch.memory_series import MemorySeriesIndex
 from exporter.sources.protocols import FleetSource, MetricSource
 
 RECENT = 3 * 3600
@@ -78,6 +77,7 @@ class Collector:
         history: SampleTimes | None = None,
         inventory: InventoryStore | None = None,
         lease: Leadership | None = None,
+        series: MemorySeriesIndex | None = None,
         budget: Budget | None = None,
         on_ready: Callable[[], object] = lambda: None,
         wall: Callable[[], float] = time.time,
@@ -105,16 +105,13 @@ class Collector:
         self.healthy: dict[str, str | None] = {}
         """The last error of each source by name, None when it answered; for /-/ready."""
 
-        self._offset = wall() - monotonic()
-        """MongoDB's clock minus our monotonic one, by the last reading; until then our wall clock has to do."""
-        self._synchronized = False
-        """Whether this process has read MongoDB's clock."""
+        self._clock = ServerClock(wall, monotonic)
         self._terminated_seen: dict[str, int] = {}
         self._points: dict[tuple[str, MetricName], Datapoint] = {}
-        self._regions: dict[str, _Region] = {}
+        self._index = series or (None if metric_source is None else MemorySeriesIndex(metric_source, monotonic=monotonic))
+        self._polled_regions: set[str] = set()
         self._asked: dict[str, int] = {}
         self._sightings: FirstSeenValues = {}
-        self._malformed: set[str] = set()
         self._gaps_opened: set[str] = set()
         self._inventory_loaded = False
         self._observed_at = self._asked_at = wall()
@@ -173,8 +170,8 @@ class Collector:
             return
 
     def now(self) -> int:
-        """MongoDB's clock, carried on by our monotonic one: a wall clock that is set must not date anything."""
-        return int(self._monotonic() + self._offset)
+        """MongoDB's UTC second."""
+        return self._clock.now()
 
     # -- observing
 
@@ -183,7 +180,7 @@ class Collector:
         began = self._wall()
         try:
             fleet = await self._fleet_source.read()
-            self._trust(fleet.date, (began + self._wall()) / 2)
+            check_skew("mongodb", fleet.date, (began + self._wall()) / 2)
         except SourceError as error:
             self._failed(error, began)
         else:
@@ -194,7 +191,7 @@ class Collector:
             await self._publish()
 
     async def _accept(self, fleet: Fleet) -> None:
-        self._offset, self._synchronized = fleet.date - self._monotonic(), True
+        self._clock.synchronize(fleet.date)
         terminated = {worker.id for worker in fleet.workers if worker.status == "terminated"}
         self._terminated_seen = {id_: self._terminated_seen.get(id_, fleet.date) for id_ in terminated}
         self.fleet = fleet
@@ -254,6 +251,11 @@ class Collector:
 
     # -- asking
 
+    @property
+    def _series(self) -> MemorySeriesIndex:
+        assert self._index is not None
+        return self._index
+
     async def ask(self) -> None:
         """One asking round: whoever is due, newest windows first; settle what the answers decide; publish."""
         began, tally = self._wall(), CycleStats()
@@ -294,12 +296,11 @@ class Collector:
         if self._judge(live, types) == "polling_paused":
             needs = []
         regions = sorted({need.region for need in needs})
+        self._polled_regions |= {*regions}
         began = self._wall()
         failures: dict[str, SourceError] = {}
         ended: dict[str, float] = {}
-        for region, error in zip(
-            regions, await asyncio.gather(*(self._list(source, r, needs, now) for r in regions)), strict=True
-        ):
+        for region, error in zip(regions, await asyncio.gather(*(self._list(r, needs) for r in regions)), strict=True):
             if error:
                 failures[region] = error
         tally.budget = self._judge(live, types)  # again: now it is known who has an agent, and two metrics to ask for
@@ -312,7 +313,7 @@ class Collector:
         thorough = {need.worker_id for need in needs if need.oldest < now - self._rules.absence_timeout}
 
         def queries_of(worker_id: str, region: str, instance: str) -> tuple[MetricQuery, ...]:
-            return self._queries(region, instance, types.get(instance), worker_id in thorough)
+            return self._series.queries(region, instance, types.get(instance), thorough=worker_id in thorough)
 
         batches = plan(needs, queries_of, now, self._rules)
         # Counted before it is asked: whatever kills us on the way, a restart does not spend it a second time.
@@ -347,10 +348,10 @@ class Collector:
         self._forget_regions({worker.region for worker in self.fleet.workers} | set(regions))
         # Until MongoDB has told the time, only the local clock says how old a row is: not enough to give it up (rule 6). Nor is
         # a row given up that was not asked about because of the price.
-        decided = self._synchronized and tally.budget == "ok"
+        decided = self._clock.synchronized and tally.budget == "ok"
         attempted = {worker_id for batch in batches for worker_id in batch.queries_by_worker} if decided else set()
         rows, dropped = await self._outbox(record_absent, self._outbox.outbox, attempted, now, self._rules)
-        if self._synchronized and tally.budget != "ok":
+        if self._clock.synchronized and tally.budget != "ok":
             unasked, empty = await self._outbox(record_absent_unpolled, self._outbox.outbox, now, self._rules)
             rows, dropped = rows + unasked, dropped + empty
         tally.given_up, tally.dropped = len(rows), tally.dropped + dropped
@@ -365,7 +366,7 @@ class Collector:
         """What the day's budget allows, by the price of asking for the running workers alone."""
         if self._budget.max_usd is None:
             return "ok"
-        price = sum(len(self._queries(need.region, name, types.get(name), False)) for need in live for name in need.instances)
+        price = sum(len(self._series.queries(need.region, name, types.get(name))) for need in live for name in need.instances)
         return self._budget.judge(price, max(self._rules.interval, self._rules.period))
 
     async def keep_spent(self, planned: int = 0) -> None:
@@ -402,55 +403,31 @@ class Collector:
         ]
         return due, live
 
-    async def _list(self, source: MetricSource, region: str, needs: Iterable[PendingQuery], now: int) -> SourceError | None:
+    async def _list(self, region: str, needs: Iterable[PendingQuery]) -> SourceError | None:
         """Bring the region's listings up to date; an old one keeps serving, with its own date."""
-        state = self._regions.setdefault(region, _Region())
         try:
-            if now - state.recent.date >= LISTING_TTL_SECONDS:
-                state.recent = await source.list_memory(region, recent=True)
-                state.silent.clear()
-            old = any(
-                need.oldest < state.recent.since and not set(need.instances) <= set(state.recent.series)
+            recent = await self._series.listing(region, recent=True)
+            if any(
+                need.oldest < recent.since and not set(need.instances) <= set(recent.series)
                 for need in needs
                 if need.region == region
-            )
-            if old and now - state.full.date >= LISTING_TTL_SECONDS:
-                state.full = await source.list_memory(region, recent=False)
+            ):
+                await self._series.listing(region, recent=False)
         except SourceError as error:
             return error
         return None
 
-    def _queries(self, region: str, instance: str, instance_type: str | None, thorough: bool) -> tuple[MetricQuery, ...]:
-        """CPU, and the memory series most likely to be alive; all that are listed where `thorough`."""
-        state = self._regions.setdefault(region, _Region())
-        if thorough:
-            series = all_memory_series(state.listings, instance, instance_type, state.silent)
-        else:
-            likely = (memory_series(each, instance, instance_type, state.silent) for each in state.listings)
-            series = next(filter(None, likely), ())
-        return instance_queries(instance, series)
-
     async def _run(self, source: MetricSource, batch: MetricDataCall, tally: CycleStats) -> SourceError | None:
-        """One call: keep the newest datapoints, settle rows; split it where CloudWatch rejects the content (rule 13)."""
+        """Make one call: keep the newest datapoints and finalize samples."""
         now = self.now()
-        # CloudWatch never holds data of an id it refuses to look up: that is as good as an empty answer.
-        nothing = {
-            q: MetricResult("empty", batch.start, batch.end, {}) for q in batch.queries if q.instance_id in self._malformed
-        }
-        healthy = [query for query in batch.queries if query not in nothing]
-        answers = MetricResults(now, {})
-        if healthy:
-            try:
-                answers = await source.get_metric_data(batch.region, healthy, batch.start, batch.end, self._rules.period)
-                tally.calls += 1
-            except RejectedQueryError as error:
-                return await self._find_malformed(source, batch, healthy, tally, error)
-            except SourceError as error:
-                return error
+        try:
+            answers = await source.get_metric_data(batch.region, batch.queries, batch.start, batch.end, self._rules.period)
+        except SourceError as error:
+            return error
+        tally.calls += 1
         for query, answer in answers.by_query.items():
             self._note_point(query, answer, batch, answers.date)
             tally.datapoints += len(answer.values)
-        answers = replace(answers, by_query={**answers.by_query, **nothing})
         try:
             await self._apply(batch, answers, tally)
         except StoreError as error:  # the rows stay open and the workers due; the gauges go on
@@ -472,27 +449,6 @@ class Collector:
             )
         return None
 
-    async def _find_malformed(
-        self,
-        source: MetricSource,
-        batch: MetricDataCall,
-        healthy: Sequence[MetricQuery],
-        tally: CycleStats,
-        error: RejectedQueryError,
-    ) -> SourceError | None:
-        """Halve a rejected call down to the worker whose instance id is malformed, and go on without that id (rule 13)."""
-        # An id of the form EC2 gives is never the reason: something else is wrong, and may be right again in the next round.
-        suspects = {query.instance_id for query in healthy if not INSTANCE_ID.fullmatch(query.instance_id)}
-        if not suspects:
-            return error
-        if len(batch.queries_by_worker) > 1:
-            errors = [await self._run(source, half, tally) for half in batch.halves()]
-            return next((e for e in errors if e), None)
-        self._malformed |= suspects
-        (worker_id,) = batch.queries_by_worker
-        _log.warning("CloudWatch rejects the instance of a worker", worker_id=worker_id, error=str(error))
-        return await self._run(source, batch, tally)
-
     def _note_point(self, query: MetricQuery, answer: MetricResult, batch: MetricDataCall, date: int) -> None:
         key = (query.instance_id, query.metric)
         if answer.values:
@@ -501,10 +457,10 @@ class Collector:
                 self._points[key] = Datapoint(start, answer.values[start])
         recent = align(date, self._rules.period) - 4 * self._rules.period  # 3 periods, and one that may not be out yet
         if query.metric == "memory" and answer.complete and answer.start <= recent and max(answer.values, default=0) < recent:
-            self._regions[batch.region].silent.add(query.dimensions)
+            self._series.mark_silent(batch.region, query.dimensions)
 
     async def _apply(self, batch: MetricDataCall, answers: MetricResults, tally: CycleStats) -> None:
-        listings = self._regions[batch.region].listings
+        listings = self._series.listings(batch.region)
         settled, dropped = await self._outbox(
             apply_results, self._outbox.outbox, batch, answers, listings, self._sightings, self._rules
         )
@@ -529,19 +485,10 @@ class Collector:
         listed = {worker.instance_id for worker in self.fleet.workers}
         self._points = {key: point for key, point in self._points.items() if key[0] in listed}
 
-    def _trust(self, date: int, wall: float) -> None:
-        if abs(date - wall) > MAX_SKEW:
-            raise SourceError(
-                "mongodb",
-                "ClockSkew",
-                f"the clock of MongoDB is {format_duration(int(abs(date - wall)))} "
-                f"{'ahead of' if date > wall else 'behind'} this machine's; set both by NTP",
-            )
-
     def _forget_regions(self, alive: AbstractSet[str]) -> None:
         """A region no worker is in any more must not look down, or up, for ever."""
-        for region in self._regions.keys() - alive:
-            del self._regions[region]
+        for region in self._polled_regions - alive:
+            self._polled_regions.discard(region)
             self.healthy.pop(_name("cloudwatch", region), None)
             self._telemetry.source_gone("cloudwatch", region)
 

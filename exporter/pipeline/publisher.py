@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from exporter.core.clock import MAX_SKEW
+from exporter.core.clock import MAX_SKEW_SECONDS
 from exporter.core.model import (
     METRICS,
     Datapoint,
@@ -51,7 +51,7 @@ def gauges(worker: Worker, points: Mapping[MetricName, Datapoint], observed_at: 
         if metric in points:
             known.append((points[metric].value, points[metric].timestamp + rules.period))
         own_value = own[metric]
-        if own_value is not None and worker.collected_at is not None and worker.collected_at <= now + MAX_SKEW:
+        if own_value is not None and worker.collected_at is not None and worker.collected_at <= now + MAX_SKEW_SECONDS:
             known.append((own_value, worker.collected_at))
         fresh = [pair for pair in known if now - pair[1] <= rules.max_age]
         values[metric] = fresh[0] if fresh else (None, max((time for _, time in known), default=None))

@@ -6,21 +6,47 @@ lost the lease before anybody else can take it. After a failover the new primary
 must not differ by more than the safety margin.
 """
 
+import asyncio
 import time
 from collections.abc import Callable
 
 from pymongo import ReturnDocument
 from pymongo.errors import DuplicateKeyError
 
+from exporter.core import logs
+from exporter.core.errors import StoreError
 from exporter.core.periods import to_datetime
 from exporter.storage.mongo import STATE, Database, Document, durable, operation
 
+LEASE_SECONDS = 30
+"""How long a lease lasts after each renewal."""
 BACKFILL = "backfill"
 """The lease of who writes what is older than the live window."""
 SAFETY_FRACTION = 1 / 6
 """The last part of its time in which a holder no longer relies on the lease."""
 _SKEW = 600
 """Seconds by which the local clock may differ from MongoDB's."""
+
+_log = logs.get("lease")
+
+
+async def keep_renewed(lease: "Lease", on_change: Callable[[bool], object] = lambda held: None) -> None:
+    """Renew a lease three times in its duration, until cancelled; a failed attempt is logged and repeated.
+
+    Args:
+        lease: taken whenever it is free.
+        on_change: called with whether it is held when that has changed, or when another owner held it in between.
+    """
+    held, fence = lease.held, lease.fence
+    while True:
+        await asyncio.sleep(LEASE_SECONDS / 3)
+        try:
+            await lease.acquire_or_renew()
+        except StoreError as error:
+            _log.warning("lease not renewed", error=str(error))
+        if (lease.held, lease.fence) != (held, fence):  # the fence tells of another writer in between
+            held, fence = lease.held, lease.fence
+            on_change(held)
 
 
 class Lease:
@@ -126,9 +152,6 @@ class Lease:
         )
         assert lease is not None  # an upsert always has a document to return
         return lease
-
-
-LEASE_SECONDS = 30
 
 
 def boottime() -> float:

@@ -11,7 +11,7 @@ from exporter.history.cloudwatch_archive import CloudWatchArchive
 from exporter.history.points import Point
 
 T = TypeVar("T")
-INVENTORY_SECONDS = 10
+INVENTORY_TTL_SECONDS = 10
 """How old the whole inventory may be when routes answer from it: to read 10,000 workers takes a tenth of a second."""
 
 

@@ -5,11 +5,10 @@ import binascii
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 
 from exporter.core.errors import RequestError
 from exporter.core.model import STATUSES
-from exporter.core.periods import DAY, MINUTE, WEEK, format_duration, parse_duration, rfc3339
+from exporter.core.periods import DAY, MINUTE, WEEK, format_duration, parse_duration, parse_time, rfc3339
 from exporter.history.reader import PageRequest
 from exporter.sources.cloudwatch.retention import OLDEST
 from exporter.web.discovery import NODE_EXPORTER
@@ -24,14 +23,12 @@ LONGEST_PARAMETER = 4096
 MAX_FUTURE_SECONDS = DAY
 """Seconds that `end` may lie in the future, as the end of today does; nothing is there, of course."""
 
-_RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+\- ]\d\d:\d\d)")
-_UNIX = re.compile(r"([0-9]{1,11})(\.[0-9]{1,9})?")
 _CURSOR = re.compile("([0-9]{1,14}):([0-9]{1,11}):([0-9]{1,7})")
 _DURATION: Schema = {"type": "string", "pattern": "^([0-9]+(ms|[smhdwy]))+$"}
 _TIME: Schema = {
     "type": "string",
-    "pattern": "^(now|(now)?-([0-9]+(ms|[smhdwy]))+|[0-9]{1,11}([.][0-9]{1,9})?"
-    "|[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]{1,9})?([Zz]|[+-][0-9]{2}:[0-9]{2}))$",
+    "pattern": "^(now|(now)?-?([0-9]+(ms|[smhdwy]))+|[0-9]{1,11}([.][0-9]{1,9})?"
+    "|[0-9]{4}-[0-9]{2}-[0-9]{2}([Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]{1,9})?([Zz]|[+-][0-9]{2}:[0-9]{2}))?)$",
     "examples": ["2026-01-31T12:00:00Z", "1767225600", "-24h", "now"],
 }
 
@@ -200,32 +197,16 @@ def discovery_port(items: Iterable[tuple[str, str]]) -> int:
 # -- the single parameters ---------------------------------------------------------------------------------------------
 
 
-def read_time(name: str, text: str, now: int) -> int:
-    """Return the UTC second that a text names: RFC 3339, unix seconds, `now`, or a duration before now.
-
-    Raises:
-        RequestError: it is none of these.
-    """
-    sentence = f"{name} must be a time such as 2026-01-31T12:00:00Z, unix seconds, now, or a duration before now such as -24h."
-    if text == "now":
-        return now
-    if text.removeprefix("now").startswith("-"):
-        return now - _duration(text.removeprefix("now")[1:], sentence)
-    if unix := _UNIX.fullmatch(text):
-        return int(unix[1])
-    if not _RFC3339.fullmatch(text):
-        raise RequestError(sentence)
-    try:
-        # A + that was not percent-encoded arrives as a space.
-        moment = datetime.fromisoformat(re.sub(" (?=..:..$)", "+", text).upper())
-        return int(moment.timestamp() // 1)
-    except (ValueError, OverflowError) as error:
-        raise RequestError(sentence) from error
-
-
 def _time(given: Mapping[str, Sequence[str]], name: str, now: int, default: int) -> int:
     text = _one(given, name)
-    return default if text is None else read_time(name, text, now)
+    if text is None:
+        return default
+    try:
+        return parse_time(text, now)
+    except ValueError:
+        raise RequestError(
+            f"{name} must be a time such as 2026-01-31T12:00:00Z, unix seconds, now, or a duration before now such as -24h."
+        ) from None
 
 
 def _check_range(start: int, end: int, now: int, reach: int | None) -> None:

@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
 from exporter.core import logs
 from exporter.core.errors import ConfigError
+from exporter.core.yaml_file import parse_yaml, read_text
 
 SECTIONS = ("tls_server_config", "basic_auth_users")
 TLS_KEYS = ("cert_file", "key_file", "client_ca_file", "client_auth_type", "min_version")
@@ -54,7 +53,7 @@ def load(path: Path) -> WebConfig:
     Raises:
         ConfigError: with one sentence that names the file, the key and the way out.
     """
-    content = _yaml(path)
+    content = parse_yaml(read_text(path, "web.config_file"), str(path))
     try:
         tree = _mapping(content, "a web configuration", SECTIONS)
         tls = _mapping(tree.get("tls_server_config"), "tls_server_config", TLS_KEYS)
@@ -62,25 +61,6 @@ def load(path: Path) -> WebConfig:
         return WebConfig(_tls(tls, path.parent) if tls else None, _users(users))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
-
-
-def _yaml(path: Path) -> object:
-    try:
-        return yaml.safe_load(_text(path, "web.config_file"))
-    except yaml.YAMLError as error:
-        # Not the error's own text: it quotes the line, which may hold a hash.
-        mark = getattr(error, "problem_mark", None)
-        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ConfigError(f"{path}{place}: this is not valid YAML; docs/web.md shows a file") from None
-
-
-def _text(path: Path, key: str) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{key}: cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{key}: {path} is not a text file in UTF-8") from error
 
 
 def _mapping(value: object, name: str, supported: Sequence[str] | None = None) -> dict[str, Any]:
@@ -155,7 +135,7 @@ def _choice(section: Mapping[str, object], key: str, choices: Mapping[str, Choic
 
 def _trust(context: ssl.SSLContext, file: Path, key: str) -> None:
     name = f"tls_server_config.{key}"
-    text = _text(file, name)
+    text = read_text(file, name)
     try:
         context.load_verify_locations(cadata=text)
     except (ssl.SSLError, ValueError) as error:
@@ -165,7 +145,7 @@ def _trust(context: ssl.SSLContext, file: Path, key: str) -> None:
 def _present(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
     name = "tls_server_config.key_file"
     _trust(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), certificate, "cert_file")
-    _text(key, name)
+    read_text(key, name)
 
     def encrypted() -> str:
         # Without this OpenSSL would ask for the password on the terminal.

@@ -29,6 +29,7 @@ from exporter.pipeline.outbox import Outbox, OutboxThread
 from exporter.pipeline.poller import POLL_OFFSET_SECONDS
 from exporter.sources.aggregates import Aggregates
 from exporter.sources.cloudwatch.client import CloudWatch
+from exporter.sources.cloudwatch.memory_series import MemorySeriesIndex
 from exporter.sources.protocols import MetricSource
 from exporter.storage.inventory import Inventory
 from exporter.storage.lease import BACKFILL, Lease
@@ -99,6 +100,7 @@ class Rig:
         day, spent = self.outbox.outbox.spent()
         self.budget = Budget(max_usd_per_day, wall=clock, day=day, spent=spent)
         self.cloudwatch = CloudWatch(settings, telemetry, budget=self.budget, wall=clock, deadline=deadline)
+        series = MemorySeriesIndex(self.cloudwatch, monotonic=clock)
         self.columns = self.history
         backfill = Lease(database, owner="", name=BACKFILL)
         self.hourly = HourlyCache(
@@ -107,7 +109,7 @@ class Rig:
         self.reader = HistoryReader(
             period=PERIOD,
             history=self.history,
-            archive=CloudWatchArchive(self.cloudwatch, wall=clock, monotonic=clock),
+            archive=CloudWatchArchive(self.cloudwatch, series, wall=clock, monotonic=clock),
             wanted_retention=settings.mongodb.retention,
             wall=clock,
             monotonic=clock,
@@ -123,6 +125,7 @@ class Rig:
             history=self.history,
             inventory=Inventory(database),
             lease=self.lease,
+            series=series,
             budget=self.budget,
             wall=clock,
             monotonic=clock,

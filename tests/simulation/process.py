@@ -7,6 +7,7 @@ import sqlite3
 import traceback
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from exporter.pipeline.lifecycle import PendingSample, WorkerState
 from exporter.pipeline.mirror import Mirror
 from exporter.pipeline.outbox import Outbox, OutboxThread
 from exporter.pipeline.planning import DUE_TOLERANCE_SECONDS
+from exporter.sources.cloudwatch.malformed import MalformedInstances
 from exporter.sources.cloudwatch.queries import check_limits
 from tests.simulation.world import EPOCH, Key, World
 
@@ -405,10 +407,16 @@ class MetricClient:
     def __init__(self, process: Process) -> None:
         self._process, self._world = process, process.world
         self._server = process.world.cloudwatch
+        self._malformed = MalformedInstances()
 
     async def get_metric_data(
         self, region: str, queries: Sequence[MetricQuery], start: int, end: int, period: int
     ) -> MetricResults:
+        call = partial(self.send, region, start=start, end=end, period=period)
+        return await self._malformed.query(call, queries, start, end, int(self._process.wall()))
+
+    async def send(self, region: str, queries: Sequence[MetricQuery], *, start: int, end: int, period: int) -> MetricResults:
+        """Make one request."""
         check_limits(queries, start, end, period)
         sent = self._world.time
         self._process.attempts |= {query.instance_id: sent for query in queries}

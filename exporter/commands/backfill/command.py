@@ -31,7 +31,7 @@ from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.mirror import Mirror
 from exporter.pipeline.outbox import OutboxThread
 from exporter.sources.cloudwatch.client import CloudWatch
-from exporter.storage.lease import BACKFILL, LEASE_SECONDS, Lease, boottime
+from exporter.storage.lease import BACKFILL, LEASE_SECONDS, Lease, boottime, keep_renewed
 from exporter.storage.mongo import connect
 from exporter.storage.repository import repository, require_history
 
@@ -176,7 +176,7 @@ async def _holding(lease: Lease, patience: float, err: TextIO) -> AsyncIterator[
             print(f"Another process holds the lease {BACKFILL!r}; waiting up to {patience:.0f} s.", file=err)
             told = True
         await asyncio.sleep(min(1.0, patience / 2))
-    keeping = asyncio.create_task(_keep(lease), name="lease")
+    keeping = asyncio.create_task(keep_renewed(lease), name="lease")
     try:
         yield
     finally:
@@ -185,15 +185,6 @@ async def _holding(lease: Lease, patience: float, err: TextIO) -> AsyncIterator[
             await lease.release()
         except StoreError as error:
             _log.warning("the lease could not be released; it ends by itself", error=str(error))
-
-
-async def _keep(lease: Lease) -> None:
-    while True:
-        await asyncio.sleep(LEASE_SECONDS / 3)
-        try:
-            await lease.acquire_or_renew()
-        except StoreError as error:
-            _log.warning("the lease cannot be renewed", error=str(error))
 
 
 def show(plan: Plan, namespace: str, out: TextIO) -> None:

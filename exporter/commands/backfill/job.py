@@ -22,7 +22,6 @@ from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.mirror import RETRY, Mirror
 from exporter.pipeline.outbox import OutboxThread
 from exporter.sources.cloudwatch.client import CloudWatch
-from exporter.sources.cloudwatch.queries import INSTANCE_ID
 from exporter.sources.cloudwatch.retention import reach
 from exporter.storage.lease import Lease
 
@@ -75,7 +74,6 @@ class BackfillRun:
     _undone: int = 0
     _asked: bool = False
     _mute: int = 0
-    _malformed: set[str] = field(default_factory=set)
 
     @property
     def store(self) -> Journal:
@@ -170,14 +168,8 @@ class BackfillRun:
         self, call: PlannedCall, queries: Sequence[MetricQuery], answers: dict[MetricQuery, MetricResult]
     ) -> SourceError | None:
         """Ask once; add what was answered completely, and return why something was not."""
-        answers |= {q: MetricResult("empty", call.start, call.end, {}) for q in queries if q.instance_id in self._malformed}
-        queries = [query for query in queries if query not in answers]
-        if not queries:
-            return None
         try:
             given = await self.cloudwatch.get_metric_data(call.region, queries, call.start, call.end, self.period)
-        except RejectedQueryError as error:
-            return await self._find_malformed(call, queries, answers, error)
         except SourceError as error:
             return error
         answers |= {query: answer for query, answer in given.by_query.items() if answer.complete}
@@ -185,29 +177,6 @@ class BackfillRun:
         if missing:
             text = f"CloudWatch in {call.region}: {missing} of {len(queries)} metrics were answered in part or not at all"
             return SourceError("cloudwatch", "PartialData", text, region=call.region)
-        return None
-
-    async def _find_malformed(
-        self,
-        call: PlannedCall,
-        queries: Sequence[MetricQuery],
-        answers: dict[MetricQuery, MetricResult],
-        error: RejectedQueryError,
-    ) -> SourceError | None:
-        """Halve a rejected call down to the malformed instance id; an id of the form EC2 gives is never the reason."""
-        suspects = sorted({query.instance_id for query in queries if not INSTANCE_ID.fullmatch(query.instance_id)})
-        if not suspects:
-            return error
-        fine = [query for query in queries if query.instance_id not in suspects]
-        if not fine and len(suspects) == 1:
-            self._malformed |= {*suspects}
-            _log.warning("CloudWatch rejects an instance id, it is skipped", instance=suspects[0], error=str(error))
-            return await self._ask(call, queries, answers)
-        first = {query.instance_id for query in fine} or {*suspects[: len(suspects) // 2]}
-        for part in ([q for q in queries if q.instance_id in first], [q for q in queries if q.instance_id not in first]):
-            failed = await self._ask(call, part, answers)
-            if failed:  # the rejection may have had another reason, so that nobody else is condemned for it
-                return failed
         return None
 
     # -- mirroring
@@ -276,8 +245,8 @@ class BackfillRun:
         )
         if self.forgotten:
             text += f" CloudWatch has forgotten {counted(self.forgotten, 'period')} meanwhile."
-        if self._malformed:
-            text += f" Skipped as no instance ids: {', '.join(sorted(self._malformed))}."
+        if self.cloudwatch.malformed:
+            text += f" Skipped as no instance ids: {', '.join(sorted(self.cloudwatch.malformed))}."
         rejected = self.store.counts()["rejected"]
         if rejected:
             text += f" MongoDB rejects {counted(rejected, 'sample')}; they are kept in {self.store.path}."

@@ -8,15 +8,15 @@ from functools import cache
 
 from exporter.commands.backfill import plan as plan_module
 from exporter.commands.backfill.job import counted
-from exporter.commands.backfill.plan import GapQuery, Plan, gap_queries, queries, window
-from exporter.core.clock import MAX_SKEW
-from exporter.core.errors import ConfigError, SourceError
-from exporter.core.model import Listing, MetricQuery
-from exporter.core.periods import format_duration, rfc3339
+from exporter.commands.backfill.plan import GapQuery, Plan, gap_queries, window
+from exporter.core.clock import check_skew
+from exporter.core.errors import ConfigError
+from exporter.core.model import MetricQuery
+from exporter.core.periods import format_duration
 from exporter.core.settings import Settings
 from exporter.sources.aggregates import Aggregates
 from exporter.sources.cloudwatch.client import CloudWatch
-from exporter.sources.cloudwatch.memory_series import LISTED_FOR_SECONDS
+from exporter.sources.cloudwatch.memory_series import LISTED_FOR_SECONDS, MemorySeriesIndex
 from exporter.storage.inventory import Inventory
 from exporter.storage.mongo import Database, chunks
 from exporter.storage.repository import WorkerMetricsRepository
@@ -64,7 +64,7 @@ class Planner:
         period = self._settings.period
         began = time.time()
         fleet = await self._aggregates.read()
-        _trust(fleet.date, (began + time.time()) / 2)
+        check_skew("mongodb", fleet.date, (began + time.time()) / 2)
         await self._inventory.load()
         lives = plan_module.lifetimes(fleet, self._inventory.entries, self._options.workers)
         retention = await self.history.future_retention()
@@ -77,14 +77,16 @@ class Planner:
                 have = await self.history.timestamps([life.worker.id for life in some], since)
                 for life in some:
                     wanted += gap_queries(life, have[life.worker.id], since, until, period)
-        listings = await self._listings({region for region, _ in wanted})
+        regions = sorted({region for region, _ in wanted})
+        index = MemorySeriesIndex(self._cloudwatch)
+        await asyncio.gather(*(index.listing(region, recent=recent) for region in regions for recent in (True, False)))
         types = {worker.instance_id: worker.instance_type for worker in fleet.workers if worker.instance_id}
 
         @cache
         def queries_of(region: str, instance: str) -> tuple[MetricQuery, ...]:
-            return queries(instance, types.get(instance), listings[region])
+            return index.queries(region, instance, types.get(instance), thorough=True)
 
-        notes += _unlisted(wanted, listings, fleet.date)
+        notes += _unlisted(wanted, index, fleet.date)
         if fleet.skipped:
             notes += (
                 f"{counted(sum(fleet.skipped.values()), 'aggregate')} cannot be read and are left out; `check` says why.",
@@ -109,32 +111,15 @@ class Planner:
                 "or fill less with --since or --worker"
             )
 
-    async def _listings(self, regions: set[str]) -> dict[str, tuple[Listing, Listing]]:
-        async def both(region: str) -> tuple[Listing, Listing]:
-            recent = await self._cloudwatch.list_memory(region, recent=True)
-            return recent, await self._cloudwatch.list_memory(region, recent=False)
 
-        ordered = sorted(regions)
-        return dict(zip(ordered, await asyncio.gather(*map(both, ordered)), strict=True))
-
-
-def _trust(date: int, ours: float) -> None:
-    if abs(date - ours) > MAX_SKEW:
-        raise SourceError(
-            "mongodb", "ClockSkew", f"MongoDB says it is {rfc3339(date)}, this machine {rfc3339(ours)}; set both clocks (NTP)"
-        )
-
-
-def _unlisted(
-    wanted: Sequence[tuple[str, GapQuery]], listings: dict[str, tuple[Listing, Listing]], now: int
-) -> tuple[str, ...]:
+def _unlisted(wanted: Sequence[tuple[str, GapQuery]], index: MemorySeriesIndex, now: int) -> tuple[str, ...]:
     """Tell of instances whose memory cannot be asked for, since ListMetrics forgets a series after two weeks."""
     newest: dict[tuple[str, str], int] = {}
     for region, ask in wanted:
         for instance in ask.instances:
             newest[region, instance] = max(newest.get((region, instance), 0), ask.gaps[-1][1])
     count = sum(
-        end < now - LISTED_FOR_SECONDS and all(instance not in listing.series for listing in listings[region])
+        end < now - LISTED_FOR_SECONDS and all(instance not in listing.series for listing in index.listings(region))
         for (region, instance), end in newest.items()
     )
     if not count:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from exporter.commands.check.finding import CheckResult, Result, _count, _first, _skipped
-from exporter.core.clock import MAX_SKEW
+from exporter.core.clock import skew_problem
 from exporter.core.errors import ConfigError, ExporterError, IncompatibleStoreError, SourceError
 from exporter.core.model import Fleet
 from exporter.core.periods import format_duration, rfc3339, to_datetime, to_seconds
@@ -85,12 +85,8 @@ async def _server(settings: Settings, database: Database, wall: Callable[[], flo
 
 def _clock(theirs: float, ours: float) -> CheckResult:
     offset = theirs - ours
-    if abs(offset) > MAX_SKEW:
-        text = (
-            f"MongoDB says it is {rfc3339(theirs)}, this machine says {rfc3339(ours)}; set both clocks (NTP), "
-            f"they may differ by {format_duration(MAX_SKEW)}"
-        )
-        return CheckResult(CLOCK, "FAIL", text)
+    if problem := skew_problem("MongoDB", theirs, ours):
+        return CheckResult(CLOCK, "FAIL", problem)
     return CheckResult(CLOCK, "ok", f"{abs(offset):.1f} s {'ahead of' if offset > 0 else 'behind'} this machine's")
 
 

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager, nullcontext
 from dataclasses import dataclass
-from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -27,7 +26,7 @@ from exporter.commands.export.spool import KEYS, open_spool
 from exporter.core.errors import ConfigError, ExporterError, StoreUnavailableError
 from exporter.core.history_metrics import HISTORY_METRICS
 from exporter.core.model import InventoryEntry
-from exporter.core.periods import format_duration, parse_duration, rfc3339, to_seconds
+from exporter.core.periods import format_duration, rfc3339
 from exporter.core.settings import Settings
 from exporter.storage.inventory import Inventory
 from exporter.storage.mongo import connect
@@ -53,8 +52,6 @@ CSV_COLUMNS = (
 )
 _TO_QUOTE = re.compile(r'[",\r\n]')
 _STDOUT = 1
-_LATEST = 253_402_300_799  # 9999-12-31T23:59:59Z
-_RFC3339 = re.compile(r"\d{4}-\d\d-\d\d([Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d))?")
 
 Entries = Mapping[str, InventoryEntry]
 Write = Callable[[str], None]
@@ -81,22 +78,6 @@ class Counts:
     samples: int = 0
     points: int = 0
     """Lines with a value: an OpenMetrics file has several for each sample."""
-
-
-def parse_time(text: str, now: int) -> int:
-    """Read "now", a duration back from now ("30d") or RFC 3339 ("2026-01-31T12:00:00Z", a date alone is 00:00 UTC) as seconds.
-
-    Raises:
-        ValueError: it is none of them.
-    """
-    if text == "now":
-        return now
-    try:
-        if _RFC3339.fullmatch(text):
-            return min(max(0, to_seconds(datetime.fromisoformat(text.upper()))), _LATEST)
-        return max(0, now - parse_duration(text))
-    except ValueError:
-        raise ValueError(f"{text!r} is no time; write a duration back from now such as 30d, or 2026-01-31T12:00:00Z") from None
 
 
 async def run(settings: Settings, request: Request, err: TextIO) -> int:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import boto3
@@ -29,12 +30,14 @@ from botocore.parsers import ResponseParserError
 
 from exporter import __version__
 from exporter.core.budget import Budget
+from exporter.core.clock import check_skew
 from exporter.core.errors import SourceError
 from exporter.core.model import Listing, MetricQuery, MetricResults
-from exporter.core.periods import rfc3339, to_datetime, to_seconds
+from exporter.core.periods import to_datetime, to_seconds
 from exporter.core.settings import Role, Settings
 from exporter.metrics.telemetry import Telemetry
 from exporter.sources.cloudwatch.errors import _BY_CODE, _EXPIRED, _FOREIGN, _KEYS, _DeadlinePassed, translate
+from exporter.sources.cloudwatch.malformed import MalformedInstances
 from exporter.sources.cloudwatch.memory_series import LISTED_FOR_SECONDS, RECENTLY_ACTIVE_SECONDS
 from exporter.sources.cloudwatch.queries import _NAMES, _by_instance, build_queries, check_limits, merge_pages
 from exporter.sources.cloudwatch.transport import (
@@ -55,8 +58,6 @@ if TYPE_CHECKING:
     from types_boto3_cloudwatch import CloudWatchClient
     from types_boto3_sts import STSClient
 
-SKEW = 300
-"""Seconds CloudWatch's clock may differ from ours (DESIGN section 4, rule 6)."""
 CONNECT_TIMEOUT, READ_TIMEOUT = 3, 15
 
 
@@ -125,6 +126,7 @@ class CloudWatch:
         self._rate = rate
         self._homes: dict[str, RegionState] = {}
         self._call = CallContext()
+        self._malformed = MalformedInstances()
         # Sessions are one a region; what they load from botocore's data files is the same for all.
         self._loader: Loader = botocore.session.Session().get_component("data_loader")
 
@@ -141,15 +143,21 @@ class CloudWatch:
             period: seconds.
 
         Returns:
-            An answer for every query, which may be partial or failed, and CloudWatch's clock at the first page.
+            A result for every query, which may be partial or failed, and CloudWatch's clock at the first page. The result of
+            a malformed instance id is empty.
 
         Raises:
-            RejectedQuery: CloudWatch refuses the content; one malformed instance id fails the whole call.
+            RejectedQueryError: CloudWatch refuses the content for another reason than a malformed instance id.
             SourceError: there is no answer.
             ValueError: more than one call may ask.
         """
         check_limits(queries, start, end, period)
+        call = partial(self._get_metric_data, region, start=start, end=end, period=period)
+        return await self._malformed.query(call, queries, start, end, int(self._wall()))
 
+    async def _get_metric_data(
+        self, region: str, queries: Sequence[MetricQuery], *, start: int, end: int, period: int
+    ) -> MetricResults:
         def ask(home: RegionState) -> MetricResults:
             client: CloudWatchClient = self._client(home, "cloudwatch")
             date, pages = self._pages(
@@ -164,6 +172,11 @@ class CloudWatch:
             return MetricResults(date, merge_pages(queries, pages, start, end))
 
         return await self._run(region, "GetMetricData", ask, len(queries))
+
+    @property
+    def malformed(self) -> frozenset[str]:
+        """Instance ids that CloudWatch refused so far; they are no longer sent."""
+        return self._malformed.known
 
     async def list_memory(self, region: str, *, recent: bool) -> Listing:
         """List the memory series of all instances of a region; follow all pages.
@@ -263,14 +276,7 @@ class CloudWatch:
                 "check cloudwatch.endpoint_url and proxies",
                 region=region,
             ) from error
-        if abs(date - ours) > SKEW:
-            raise SourceError(
-                "cloudwatch",
-                "ClockSkew",
-                f"CloudWatch in {region} says it is {rfc3339(date)}, this machine says {rfc3339(ours)}; "
-                f"set this machine's clock (NTP), they may differ by {SKEW} s",
-                region=region,
-            )
+        check_skew("cloudwatch", date, ours, region=region)
         return date
 
     def _client(self, home: RegionState, service: str) -> Any:  # noqa: ANN401  # boto3 makes its clients at run time

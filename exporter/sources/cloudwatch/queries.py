@@ -1,7 +1,6 @@
 """Build GetMetricData queries and merge the pages of the answer. Pure."""
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -9,8 +8,6 @@ from exporter.core.model import Dimensions, MetricName, MetricQuery, MetricResul
 
 MAX_QUERIES = 500
 MAX_DATAPOINTS = 100_800
-INSTANCE_ID = re.compile(r"i-[0-9a-f]{8}([0-9a-f]{9})?")
-"""https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/resource-ids.html"""
 
 _NAMES: Mapping[MetricName, tuple[str, str]] = {
     "cpu": ("AWS/EC2", "CPUUtilization"),

@@ -229,7 +229,8 @@ async def test_what_is_past_retention_is_left_out_and_that_is_said(store: Store)
     [
         (
             ["--since", "soon"],
-            "--since: 'soon' is no time; write a duration back from now such as 30d, or 2026-01-31T12:00:00Z",
+            "--since: 'soon' is not a time; write a duration before now such as 30d, RFC 3339 such as 2026-01-31T12:00:00Z, "
+            "unix seconds, or now",
         ),
         (
             ["--since", "1d", "--worker", "w1", "--worker", "nobody"],
@@ -447,7 +448,7 @@ def test_memory_does_not_grow_with_the_history() -> None:
 import sys
 from pathlib import Path
 from exporter.commands.export import spool as module
-from exporter.commands.export.spool import columns
+from exporter.commands.export.spool import open_spool as columns
 from exporter.commands.export.openmetrics import text
 module._IN_MEMORY = 2**18
 page = [{"time": n * 300000, "region": "r", "cpu_utilization": 1.0} for n in range(5000)]

@@ -15,7 +15,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from exporter.core.budget import DOLLARS_PER_METRIC
-from exporter.core.errors import RejectedQueryError, SourceError
+from exporter.core.errors import SourceError
 from exporter.core.model import MetricQuery, MetricResults
 from exporter.metrics.telemetry import Telemetry
 from exporter.sources.cloudwatch.client import CloudWatch
@@ -206,15 +206,23 @@ async def test_partial_data_is_handed_on_as_partial(fake_cloudwatch: FakeCloudWa
     assert len(answers.by_query[cpu("i-0a")].values) == 11
 
 
-async def test_a_malformed_instance_id_fails_its_whole_call_as_rejected(fake_cloudwatch: FakeCloudWatch, build: Build) -> None:
+async def test_a_malformed_instance_id_costs_no_other_its_result_and_is_sent_once(
+    fake_cloudwatch: FakeCloudWatch, build: Build
+) -> None:
     fake_cloudwatch.add("i-0a")
+    cloudwatch = build()
+    queries = [cpu("i-0a"), cpu("i-nothex"), cpu("vm 7")]
 
-    with pytest.raises(RejectedQueryError, match="check the instance ids") as caught:
-        await build().get_metric_data(REGION, [cpu("i-0a"), cpu("i-nothex")], *hour(), PERIOD)
+    for _ in range(2):
+        results = await cloudwatch.get_metric_data(REGION, queries, *hour(), PERIOD)
+        assert results.by_query[cpu("i-0a")].outcome == "ok"
+        assert {results.by_query[query].outcome for query in queries[1:]} == {"empty"}
 
-    assert caught.value.code == "ValidationError"
-    assert "i-nothex" in str(caught.value)
-    assert fake_cloudwatch.metrics_billed == 0
+    assert cloudwatch.malformed == {"i-nothex", "vm 7"}
+    assert fake_cloudwatch.metrics_billed == 2
+    calls = fake_cloudwatch.calls["GetMetricData"]
+    await cloudwatch.get_metric_data(REGION, queries[1:], *hour(), PERIOD)
+    assert fake_cloudwatch.calls["GetMetricData"] == calls
 
 
 async def test_a_slow_drip_ends_at_the_deadline_its_thread_too_and_the_next_call_works(

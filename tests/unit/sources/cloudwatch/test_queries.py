@@ -9,9 +9,9 @@ import botocore.exceptions as boto_errors
 import pytest
 from botocore.parsers import ResponseParserError
 
+from exporter.core.clock import MAX_SKEW_SECONDS
 from exporter.core.errors import RejectedQueryError, SourceError
 from exporter.core.model import Dimensions, Listing, MetricQuery
-from exporter.sources.cloudwatch.client import SKEW
 from exporter.sources.cloudwatch.errors import translate
 from exporter.sources.cloudwatch.memory_series import memory_series
 from exporter.sources.cloudwatch.queries import build_queries, check_limits, merge_pages
@@ -250,4 +250,4 @@ def test_a_bucket_lets_a_burst_pass_and_then_spaces_requests_at_its_rate() -> No
 
 
 def test_the_allowed_skew_is_five_minutes() -> None:
-    assert SKEW == 300
+    assert MAX_SKEW_SECONDS == 300

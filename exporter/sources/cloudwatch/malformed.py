@@ -1,0 +1,88 @@
+"""Find the instance ids that CloudWatch refuses: one malformed id fails its whole GetMetricData call."""
+
+import re
+from collections.abc import Awaitable, Callable, Sequence
+
+from exporter.core import logs
+from exporter.core.errors import RejectedQueryError, SourceError
+from exporter.core.model import MetricQuery, MetricResult, MetricResults
+
+INSTANCE_ID = re.compile(r"i-[0-9a-f]{8}([0-9a-f]{9})?")
+"""The form EC2 gives: 8 or 17 hexadecimal digits. An id of this form is never the reason of a rejection."""
+
+GetMetricData = Callable[[Sequence[MetricQuery]], Awaitable[MetricResults]]
+"""One GetMetricData call for the same window; raises SourceError."""
+
+_log = logs.get("cloudwatch")
+
+
+class MalformedInstances:
+    """Queries CloudWatch in spite of malformed instance ids, and remembers them for the life of the process.
+
+    CloudWatch never holds data of an id that it refuses to look up, so the result of such a query is empty and final.
+    """
+
+    def __init__(self) -> None:
+        self._known: set[str] = set()
+
+    @property
+    def known(self) -> frozenset[str]:
+        """The ids found so far."""
+        return frozenset(self._known)
+
+    async def query(self, call: GetMetricData, queries: Sequence[MetricQuery], start: int, end: int, now: int) -> MetricResults:
+        """Return a result for every query; split a rejected call in halves until the malformed ids are alone.
+
+        Args:
+            call: queries CloudWatch.
+            queries: 1 to 500, each once.
+            start: UTC second, of the window.
+            end: UTC second, of the window.
+            now: UTC second, the date of the results where no call is made at all.
+
+        Raises:
+            RejectedQueryError: CloudWatch refuses the content for another reason than an instance id.
+            SourceError: no part of the call was answered. Where only some parts were, the others' results are "failed".
+        """
+        empty = {q: MetricResult("empty", start, end, {}) for q in queries if q.instance_id in self._known}
+        rest = [query for query in queries if query not in empty]
+        if not rest:
+            return MetricResults(now, empty)
+        try:
+            results = await call(rest)
+        except RejectedQueryError as error:
+            results = await self._split(call, rest, start, end, now, error)
+        return MetricResults(results.date, {**results.by_query, **empty})
+
+    async def _split(
+        self,
+        call: GetMetricData,
+        queries: Sequence[MetricQuery],
+        start: int,
+        end: int,
+        now: int,
+        rejection: RejectedQueryError,
+    ) -> MetricResults:
+        suspects = sorted({query.instance_id for query in queries if not INSTANCE_ID.fullmatch(query.instance_id)})
+        if not suspects:
+            raise rejection
+        if len(suspects) == 1 and all(query.instance_id == suspects[0] for query in queries):
+            self._known |= {*suspects}
+            _log.warning("malformed instance id skipped", instance_id=suspects[0], error=str(rejection))
+            return await self.query(call, queries, start, end, now)
+        # The well-formed ids first, in one call: they are the fleet, and a malformed one is rare.
+        first = {q.instance_id for q in queries} - {*suspects} or {*suspects[: len(suspects) // 2]}
+        by_query: dict[MetricQuery, MetricResult] = {}
+        date = 0
+        for half in ([q for q in queries if q.instance_id in first], [q for q in queries if q.instance_id not in first]):
+            try:
+                results = await self.query(call, half, start, end, now)
+            except SourceError:
+                # The rejection may have had another reason after all, so no further id is called malformed because of it.
+                if not date:
+                    raise
+                by_query |= {query: MetricResult("failed", start, end, {}) for query in half}
+                break
+            by_query |= results.by_query
+            date = results.date
+        return MetricResults(date, by_query)
