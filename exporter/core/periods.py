@@ -81,7 +81,7 @@ def parse_time(text: str, now: int) -> int:
             # A + that a client did not percent-encode arrives as a space.
             time = to_seconds(datetime.fromisoformat(re.sub(" (?=..:..$)", "+", text).upper()))
         else:
-            time = now - parse_duration(text.removeprefix("now").removeprefix("-"))
+            time = now - parse_duration(text[4:] if text.startswith("now-") else text.removeprefix("-"))
         return min(max(0, time), _LATEST)
     except (ValueError, OverflowError):
         raise ValueError(
