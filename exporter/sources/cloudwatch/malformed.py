@@ -8,7 +8,7 @@ from exporter.core.errors import RejectedQueryError, SourceError
 from exporter.core.model import MetricQuery, MetricResult, MetricResults
 
 INSTANCE_ID = re.compile(r"i-[0-9a-f]{8}([0-9a-f]{9})?")
-"""The form EC2 gives: 8 or 17 hexadecimal digits. An id of this form is never the reason of a rejection."""
+"""EC2's form of an id: 8 or 17 hexadecimal digits. CloudWatch never rejects a call because of an id of this form."""
 
 GetMetricData = Callable[[Sequence[MetricQuery]], Awaitable[MetricResults]]
 """One GetMetricData call for the same window; raises SourceError."""
@@ -17,9 +17,9 @@ _log = logs.get("cloudwatch")
 
 
 class MalformedInstances:
-    """Queries CloudWatch in spite of malformed instance ids, and remembers them for the life of the process.
+    """Malformed instance ids found so far, kept until the process ends, and the search for further ones.
 
-    CloudWatch never holds data of an id that it refuses to look up, so the result of such a query is empty and final.
+    CloudWatch holds no data of an id that it refuses, so the result of such a query is empty and final.
     """
 
     def __init__(self) -> None:
@@ -31,18 +31,18 @@ class MalformedInstances:
         return frozenset(self._known)
 
     async def query(self, call: GetMetricData, queries: Sequence[MetricQuery], start: int, end: int, now: int) -> MetricResults:
-        """Return a result for every query; split a rejected call in halves until the malformed ids are alone.
+        """Return a result for every query; split a rejected call until each malformed id is alone in a call.
 
         Args:
-            call: queries CloudWatch.
+            call: queries CloudWatch once.
             queries: 1 to 500, each once.
-            start: UTC second, of the window.
-            end: UTC second, of the window.
-            now: UTC second, the date of the results where no call is made at all.
+            start: first UTC second of the window.
+            end: the second after the window.
+            now: UTC second; the date of the results if no call is needed.
 
         Raises:
             RejectedQueryError: CloudWatch refuses the content for another reason than an instance id.
-            SourceError: no part of the call was answered. Where only some parts were, the others' results are "failed".
+            SourceError: no part of the call was answered. If some parts were answered, the results of the others are "failed".
         """
         empty = {q: MetricResult("empty", start, end, {}) for q in queries if q.instance_id in self._known}
         rest = [query for query in queries if query not in empty]
@@ -70,7 +70,7 @@ class MalformedInstances:
             self._known |= {*suspects}
             _log.warning("malformed instance id skipped", instance_id=suspects[0], error=str(rejection))
             return await self.query(call, queries, start, end, now)
-        # The well-formed ids first, in one call: they are the fleet, and a malformed one is rare.
+        # First all well-formed ids in one call: they are nearly the whole fleet, malformed ids are rare.
         first = {q.instance_id for q in queries} - {*suspects} or {*suspects[: len(suspects) // 2]}
         by_query: dict[MetricQuery, MetricResult] = {}
         date = 0
@@ -78,7 +78,7 @@ class MalformedInstances:
             try:
                 results = await self.query(call, half, start, end, now)
             except SourceError:
-                # The rejection may have had another reason after all, so no further id is called malformed because of it.
+                # The rejection may have had another reason, so no further id is marked as malformed.
                 if not date:
                     raise
                 by_query |= {query: MetricResult("failed", start, end, {}) for query in half}

@@ -1,4 +1,4 @@
-"""Find the memory metric of each instance in ListMetrics answers."""
+"""Find the memory series of each instance in ListMetrics results, and cache those results."""
 
 import time
 from collections import defaultdict
@@ -11,30 +11,29 @@ from exporter.core.periods import DAY, HOUR
 from exporter.sources.cloudwatch.queries import instance_queries
 
 LISTING_TTL_SECONDS = 600
-"""How long a ListMetrics result is used."""
-
-
+"""Age up to which a ListMetrics result is used."""
 LISTED_FOR_SECONDS = 14 * DAY
-"""ListMetrics forgets a metric two weeks after its last datapoint."""
+"""ListMetrics lists a metric until two weeks after its last datapoint."""
 RECENTLY_ACTIVE_SECONDS = 3 * HOUR
-"""The only RecentlyActive there is, PT3H."""
+"""The only value of RecentlyActive that AWS accepts, PT3H."""
 _KNOWN_DIMENSIONS = frozenset({"InstanceId", "ImageId", "InstanceType", "AutoScalingGroupName"})
+"""Dimensions that the CloudWatch agent appends by default."""
 
 
 def memory_series(
     listing: Listing, worker_instance_id: str, instance_type: str | None, silent: Collection[Dimensions]
 ) -> tuple[Dimensions, ...]:
-    """Choose the dimension sets under which the agent of an instance most likely publishes its memory now.
+    """Return the dimension sets under which the agent of an instance most likely publishes memory now.
 
-    Best is the set whose InstanceType is not another than the worker's, then the one with the fewest dimensions that are not
-    the agent's usual ones (more of them mean a part of the host), then the one with the fewest. Sets that tie are all returned,
-    in lexical order: ask each, keep the newest.
+    Sets whose InstanceType is not another than the worker's come first, then those with the fewest unusual dimensions (more of
+    them mean a part of the host), then those with the fewest dimensions. Sets that tie are all returned, in lexical order; the
+    caller queries each and keeps the newest datapoint.
 
     Args:
-        listing: what ListMetrics listed.
+        listing: a ListMetrics result.
         worker_instance_id: the worker's instance.
-        instance_type: the worker's, None when unknown.
-        silent: sets known to have nothing new; passed over while the instance has others.
+        instance_type: the worker's instance type, None when unknown.
+        silent: sets without recent datapoints; used only if the instance has no others.
     """
     listed = listing.series.get(worker_instance_id, ())
     candidates = [dimensions for dimensions in listed if dimensions not in silent] or list(listed)
@@ -51,7 +50,7 @@ def memory_series(
 def all_memory_series(
     listings: Iterable[Listing], instance_id: str, instance_type: str | None, silent: Collection[Dimensions] = ()
 ) -> tuple[Dimensions, ...]:
-    """Return every dimension set that is listed for an instance, those that most likely are alive first."""
+    """Return every dimension set that is listed for an instance, the most likely active ones first."""
     sets: dict[Dimensions, None] = {}
     for listing in listings:
         sets |= dict.fromkeys(memory_series(listing, instance_id, instance_type, silent))
@@ -60,20 +59,20 @@ def all_memory_series(
 
 
 class ListingSource(Protocol):
-    """Where listings come from."""
+    """Lists memory series; CloudWatch does."""
 
     async def list_memory(self, region: str, *, recent: bool) -> Listing:
         """List the memory series of a region, or raise SourceError."""
 
 
 class MemorySeriesIndex:
-    """ListMetrics results by region and the memory series they hold; the one cache of them in a process.
+    """Cache of ListMetrics results by region, and the memory queries that follow from them.
 
-    Belongs to one event loop.
+    There is one in a process. It belongs to one event loop.
 
     Args:
         source: CloudWatch.
-        monotonic: seconds, for the age of a listing.
+        monotonic: clock in seconds that measures the age of a listing.
     """
 
     def __init__(self, source: ListingSource, *, monotonic: Callable[[], float] = time.monotonic) -> None:
@@ -86,28 +85,28 @@ class MemorySeriesIndex:
         """Return a listing at most LISTING_TTL_SECONDS old.
 
         Args:
-            region: which.
+            region: AWS region.
             recent: only series with a datapoint in the last 3 hours, else in the last 14 days.
 
         Raises:
-            SourceError: CloudWatch does not answer; `listings` still has the one before.
+            SourceError: CloudWatch does not answer; `listings` still returns the previous listing.
         """
         return await self._cache.get((region, recent), lambda: self._list(region, recent), LISTING_TTL_SECONDS)
 
     def listings(self, region: str) -> tuple[Listing, Listing]:
-        """Return the newest listing of recent series and the newest of all, whatever their age; empty ones before the first."""
+        """Return the newest listing of recent series and of all series, at any age; empty listings before the first."""
         return self._newest.get((region, True), Listing()), self._newest.get((region, False), Listing())
 
     def queries(
         self, region: str, instance_id: str, instance_type: str | None, *, thorough: bool = False
     ) -> tuple[MetricQuery, ...]:
-        """Return the queries of an instance: CPU, and its memory as listed.
+        """Return the queries of an instance: its CPU, and its memory under the listed series.
 
         Args:
-            region: where the instance runs.
-            instance_id: which.
+            region: AWS region of the instance.
+            instance_id: the EC2 instance.
             instance_type: decides between several series; None when unknown.
-            thorough: every listed series, else only those most likely to be alive.
+            thorough: every listed series, else only the most likely active ones.
         """
         listings, silent = self.listings(region), self._silent[region]
         if thorough:
@@ -116,7 +115,7 @@ class MemorySeriesIndex:
         return instance_queries(instance_id, next(filter(None, likely), ()))
 
     def mark_silent(self, region: str, series: Dimensions) -> None:
-        """Prefer another series of the instance until the next listing: this one had no datapoint in the last periods."""
+        """Prefer other series of the instance until the next recent listing, because this one has no recent datapoints."""
         self._silent[region].add(series)
 
     async def _list(self, region: str, recent: bool) -> Listing:

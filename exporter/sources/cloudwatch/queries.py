@@ -1,4 +1,4 @@
-"""Build GetMetricData queries and merge the pages of the answer. Pure."""
+"""Build GetMetricData queries, check their limits and merge the pages of the answer. Pure."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,26 +7,26 @@ from typing import Any
 from exporter.core.model import Dimensions, MetricName, MetricQuery, MetricResult, Outcome
 
 MAX_QUERIES = 500
+"""Queries of one GetMetricData call."""
 MAX_DATAPOINTS = 100_800
+"""Datapoints of one GetMetricData call."""
 
-_NAMES: Mapping[MetricName, tuple[str, str]] = {
+METRIC_NAMES: Mapping[MetricName, tuple[str, str]] = {
     "cpu": ("AWS/EC2", "CPUUtilization"),
     "memory": ("CWAgent", "mem_used_percent"),
 }
-
-
-# Pure: queries, pages, dimension sets
+"""CloudWatch's namespace and name of each metric."""
 
 
 def build_queries(queries: Sequence[MetricQuery], period: int) -> list[dict[str, Any]]:
-    """Write MetricDataQueries for the Average per `period` seconds; the n-th query gets the Id m<n>."""
+    """Return MetricDataQueries for the Average per `period` seconds; the n-th query has the Id m<n>."""
     return [
         {
             "Id": f"m{number}",
             "MetricStat": {
                 "Metric": {
-                    "Namespace": _NAMES[query.metric][0],
-                    "MetricName": _NAMES[query.metric][1],
+                    "Namespace": METRIC_NAMES[query.metric][0],
+                    "MetricName": METRIC_NAMES[query.metric][1],
                     "Dimensions": [{"Name": name, "Value": value} for name, value in query.dimensions],
                 },
                 "Period": period,
@@ -40,15 +40,15 @@ def build_queries(queries: Sequence[MetricQuery], period: int) -> list[dict[str,
 def merge_pages(
     queries: Sequence[MetricQuery], pages: Iterable[Sequence[Mapping[str, Any]]], start: int, end: int
 ) -> dict[MetricQuery, MetricResult]:
-    """Merge the MetricDataResults of all pages into one answer for each query about [start, end).
+    """Merge the MetricDataResults of all pages into one result per query for [start, end).
 
-    A result may go on over several pages; its last StatusCode decides: Complete → ok or empty, PartialData → partial, anything
-    else and a query that no page mentions → failed. Values that are not finite or lie outside the window are dropped.
+    A result may span several pages; its last StatusCode decides: Complete → ok or empty, PartialData → partial, any other
+    status, or a query that no page mentions → failed. Values that are not finite or lie outside the window are dropped.
 
     Args:
-        queries: as they were given to `build_queries`.
-        pages: one sequence of results a page, their Timestamps in UTC seconds.
-        start: first second of the window.
+        queries: the queries that were passed to `build_queries`.
+        pages: the results of each page, with Timestamps in UTC seconds.
+        start: first UTC second of the window.
         end: the second after the window.
     """
     statuses: dict[str, str] = {}
@@ -60,11 +60,11 @@ def merge_pages(
             values.setdefault(result["Id"], {}).update(
                 (int(at), float(value)) for at, value in points if start <= at < end and math.isfinite(value)
             )
-    answers = {}
+    merged = {}
     for number, query in enumerate(queries):
         found = values.get(f"m{number}", {})
-        answers[query] = MetricResult(_outcome(statuses.get(f"m{number}"), found), start, end, found)
-    return answers
+        merged[query] = MetricResult(_outcome(statuses.get(f"m{number}"), found), start, end, found)
+    return merged
 
 
 def _outcome(status: str | None, values: Mapping[int, float]) -> Outcome:
@@ -74,12 +74,12 @@ def _outcome(status: str | None, values: Mapping[int, float]) -> Outcome:
 
 
 def check_limits(queries: Sequence[MetricQuery], start: int, end: int, period: int) -> None:
-    """Refuse what one GetMetricData call cannot answer.
+    """Refuse queries that one GetMetricData call cannot answer.
 
-    CloudWatch rounds a start time silently, hence the aligned window.
+    The window must be aligned, because CloudWatch silently rounds a start time.
 
     Raises:
-        ValueError: no query, more than 500, one twice, more than 100,800 datapoints, or a window that is empty or not aligned.
+        ValueError: no query, more than 500, a duplicate, more than 100,800 datapoints, or a window that is empty or unaligned.
     """
     if not 0 < len(queries) <= MAX_QUERIES:
         raise ValueError(f"{len(queries)} queries; a call takes 1 to {MAX_QUERIES}")
@@ -88,17 +88,17 @@ def check_limits(queries: Sequence[MetricQuery], start: int, end: int, period: i
     if start >= end or start % period or end % period:
         raise ValueError(f"[{start}, {end}) is not a window of whole periods of {period} s")
     if (points := len(queries) * ((end - start) // period)) > MAX_DATAPOINTS:
-        raise ValueError(f"{points} datapoints; a call answers at most {MAX_DATAPOINTS}")
+        raise ValueError(f"{points} datapoints; a call returns at most {MAX_DATAPOINTS}")
 
 
 def instance_queries(instance_id: str, series: Iterable[Dimensions] = ()) -> tuple[MetricQuery, ...]:
-    """Return what an instance is asked for: its CPU, and its memory under each of these dimension sets."""
+    """Return the queries of an instance: its CPU, and its memory under each of these dimension sets."""
     cpu = MetricQuery(instance_id, "cpu", (("InstanceId", instance_id),))
     return cpu, *(MetricQuery(instance_id, "memory", dimensions) for dimensions in series)
 
 
-def _by_instance(metrics: Iterable[Mapping[str, Any]]) -> dict[str, tuple[Dimensions, ...]]:
-    """Group listed metrics by InstanceId, each set once; metrics without an instance are not ours."""
+def series_by_instance(metrics: Iterable[Mapping[str, Any]]) -> dict[str, tuple[Dimensions, ...]]:
+    """Return the dimension sets of listed metrics by InstanceId, each once; skip metrics without an InstanceId."""
     found: dict[str, dict[Dimensions, None]] = {}
     for metric in metrics:
         dimensions = tuple((each["Name"], each["Value"]) for each in metric.get("Dimensions", ()))

@@ -16,7 +16,7 @@ from botocore.utils import parse_timestamp
 
 from exporter.core.budget import Budget
 from exporter.metrics.telemetry import Telemetry
-from exporter.sources.cloudwatch.errors import _BudgetSpent, _DeadlinePassed
+from exporter.sources.cloudwatch.errors import BudgetSpentError, DeadlinePassedError, error_code
 
 if TYPE_CHECKING:
     from types_boto3_cloudwatch import CloudWatchClient
@@ -24,17 +24,15 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 THREADS = 16
-"""Calls at once in a region: the latency decides, more than 16 gain nothing."""
+"""Concurrent calls per region; more than 16 gain nothing, because the latency dominates."""
 ATTEMPTS = 4
-_RESULTS = {"GetMetricData": "MetricDataResults", "ListMetrics": "Metrics"}
-"""What a whole answer must have. A 200 whose body was cut parses to an empty one without any error."""
-
-
-# I/O
+"""Attempts per request, the first included."""
+RESULT_KEYS = {"GetMetricData": "MetricDataResults", "ListMetrics": "Metrics"}
+"""The key that a complete answer has. botocore parses a 200 whose body was cut into an empty answer without an error."""
 
 
 class TokenBucket:
-    """Spread requests: `rate` a second in the long run, that many at once after a pause.
+    """A rate limit: `rate` requests per second on average, and bursts of that many after a pause.
 
     First come, first served; safe for threads.
     """
@@ -57,7 +55,7 @@ class TokenBucket:
 
 @dataclass
 class CallContext(threading.local):
-    """What the thread is at: each call has a thread, and botocore's hooks run in it."""
+    """Deadline and number of queries of the call that runs in this thread; botocore's hooks run in the same thread."""
 
     until: float = 0
     queries: int = 0
@@ -65,7 +63,7 @@ class CallContext(threading.local):
 
 @dataclass
 class RegionState:
-    """All that belongs to a region; it lives as long as the process."""
+    """Session, clients, rate limit and places of one region; kept as long as the process runs."""
 
     region: str
     bucket: TokenBucket
@@ -75,20 +73,25 @@ class RegionState:
     clients: dict[str, Any] = field(default_factory=dict)
 
     def forget(self) -> None:
-        """Close the clients. The next call reads the credentials anew, which may have been renewed in a file."""
+        """Close the clients, so that the next call reads the credentials again; a file may hold new ones."""
         clients, self.clients, self.session = self.clients, {}, None
         for client in clients.values():
             client.close()
 
 
 class RequestHooks:
-    """What happens around every HTTP request of one client, retries included: pace, deadline, counters, whole bodies."""
+    """Hooks around every HTTP request of one client, retries included: rate limit, deadline, counters, complete bodies."""
 
     def __init__(
-        self, client: "CloudWatchClient | STSClient", home: RegionState, call: CallContext, telemetry: Telemetry, budget: Budget
+        self,
+        client: "CloudWatchClient | STSClient",
+        state: RegionState,
+        call: CallContext,
+        telemetry: Telemetry,
+        budget: Budget,
     ) -> None:
-        self._http = client._endpoint.http_session  # type: ignore[union-attr]  # botocore has no public way
-        self._home = home
+        self._http = client._endpoint.http_session  # type: ignore[union-attr]  # botocore has no public accessor
+        self._state = state
         self._call = call
         self._telemetry = telemetry
         self._budget = budget
@@ -102,15 +105,15 @@ class RequestHooks:
             client.meta.events.register(f"{event}.{service}", hook)
 
     def send(self, request: AWSPreparedRequest, event_name: str, **_: object) -> AWSResponse:
-        """Send in botocore's stead: its read timeout counts per recv, so a slow drip would keep the thread for ever."""
-        time.sleep(self._home.bucket.take())
+        """Send instead of botocore: its read timeout counts per recv, so a slow server would hold the thread indefinitely."""
+        time.sleep(self._state.bucket.take())
         if time.monotonic() >= self._call.until:
-            raise _DeadlinePassed
+            raise DeadlinePassedError
         operation = event_name.rpartition(".")[2]
         price = self._call.queries if operation == "GetMetricData" else 0
         if not self._budget.take(price):
-            raise _BudgetSpent
-        self._telemetry.requests.labels(operation, self._home.region).inc()
+            raise BudgetSpentError
+        self._telemetry.requests.labels(operation, self._state.region).inc()
         request.stream_output = True
         billed = False
         try:
@@ -120,11 +123,11 @@ class RequestHooks:
             if not billed:
                 self._budget.give_back(price)
         if billed and price:
-            self._telemetry.metrics_were_requested(self._home.region, price)
+            self._telemetry.metrics_were_requested(self._state.region, price)
         body = _Body(response.raw, self._call.until)
         whole = AWSResponse(response.url, response.status_code, response.headers, body)
         try:
-            len(whole.content)  # reads it here, where a failure is still retried
+            len(whole.content)  # read here, where botocore still retries a failure
         except urllib3.exceptions.ReadTimeoutError as error:
             raise boto_errors.ReadTimeoutError(endpoint_url=request.url, error=error) from error
         except urllib3.exceptions.HTTPError as error:
@@ -139,22 +142,22 @@ class RequestHooks:
         event_name: str,
         **_: object,
     ) -> None:
-        """Count an attempt that failed by its code, whether it is tried again or not."""
+        """Count a failed attempt by its error code, whether botocore retries it or not."""
         operation = event_name.rpartition(".")[2]
         code = None
         if exception is not None:
-            code = type(exception).__name__.lstrip("_")
+            code = error_code(exception)
         elif parsed_response is not None and "Error" in parsed_response:
             code = parsed_response["Error"].get("Code") or "Unknown"
         elif response_dict is not None and _incomplete(operation, response_dict["status_code"], parsed_response):
             code = "IncompleteBody"
         if code:
-            self._telemetry.request_failures.labels(operation, self._home.region, code).inc()
+            self._telemetry.request_failures.labels(operation, self._state.region, code).inc()
 
     def is_incomplete(
         self, response: tuple[AWSResponse, Mapping[str, Any]] | None, attempts: int, event_name: str, **_: object
     ) -> float | None:
-        """Return the seconds to wait before asking again for a body that was cut or empty; botocore takes it for a success."""
+        """Return the seconds to wait before a retry when the body was cut or empty, which botocore takes for a success."""
         if response is None or attempts >= ATTEMPTS:
             return None
         http, parsed = response
@@ -162,39 +165,40 @@ class RequestHooks:
 
 
 class _Body:
-    """A response's body, read until the deadline of its call."""
+    """Body of a response, read until the deadline of its call."""
 
     def __init__(self, raw: Any, until: float) -> None:  # noqa: ANN401  # urllib3's response, which has no narrower public type
         self._raw = raw
         self._until = until
 
     def stream(self) -> Iterator[bytes]:
-        """Yield the body as it comes, the way AWSResponse reads it."""
+        """Yield the body in chunks as they arrive; AWSResponse reads it through this."""
         while chunk := self._raw.read1(65536):
             if time.monotonic() >= self._until:
                 self._raw.close()
-                raise _DeadlinePassed
+                raise DeadlinePassedError
             yield chunk
 
 
 def _incomplete(operation: str, status: int, parsed: Mapping[str, Any] | None) -> bool:
-    return status == 200 and operation in _RESULTS and _RESULTS[operation] not in (parsed or {})
+    return status == 200 and operation in RESULT_KEYS and RESULT_KEYS[operation] not in (parsed or {})
 
 
-def _raw_timestamp(value: float | str) -> float:
-    """Keep CloudWatch's seconds: turning them into datetimes takes half the time of a call."""
+def timestamp_seconds(value: float | str) -> float:
+    """Parse a timestamp into UTC seconds; botocore's datetimes would take half the time of a call."""
     return value if isinstance(value, int | float) else parse_timestamp(value).timestamp()
 
 
-async def _in_thread(work: Callable[[], T], name: str) -> T:
-    """Run `work` in a thread of its own and wait for it.
+async def run_in_thread(work: Callable[[], T], name: str) -> T:
+    """Run `work` in a new thread and return its result, or raise its exception.
 
-    Not in a ThreadPoolExecutor: an abandoned call would keep one of its threads, and the interpreter would wait for it at exit.
+    A ThreadPoolExecutor does not fit: an abandoned call would hold one of its threads, and the interpreter would wait for that
+    thread at exit.
     """
     loop = asyncio.get_running_loop()
     outcome: asyncio.Future[T] = loop.create_future()
 
-    def settle_delay(result: T | None, error: Exception | None) -> None:
+    def deliver(result: T | None, error: Exception | None) -> None:
         if outcome.done():  # abandoned
             return
         if error:
@@ -206,10 +210,10 @@ async def _in_thread(work: Callable[[], T], name: str) -> T:
         result, failure = None, None
         try:
             result = work()
-        except Exception as error:  # noqa: BLE001  # raised again where it is waited for
+        except Exception as error:  # noqa: BLE001  # raised again in the coroutine
             failure = error
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(settle_delay, result, failure)
+        with contextlib.suppress(RuntimeError):  # the loop is closed, so no coroutine waits
+            loop.call_soon_threadsafe(deliver, result, failure)
 
     threading.Thread(target=run, name=name, daemon=True).start()
     return await outcome

@@ -43,7 +43,7 @@ async def fake(clock: Clock, aws_credentials: None) -> AsyncIterator[FakeCloudWa
 @pytest.fixture(autouse=True)
 def one_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
     """How a call is retried is tested elsewhere; here the last attempt has failed."""
-    monkeypatch.setattr("exporter.sources.cloudwatch.client.ATTEMPTS", 1)
+    monkeypatch.setattr("exporter.sources.cloudwatch.sessions.ATTEMPTS", 1)
 
 
 MakeRig = Callable[..., Rig]

@@ -11,7 +11,7 @@ import yaml
 
 from exporter.core.catalog import INFO, METRICS_BY_NAME, WORKER_METRICS
 from exporter.core.history_metrics import HOURLY_METRICS, INFO_1H
-from exporter.sources.cloudwatch.errors import _BY_CODE, _THROTTLED
+from exporter.sources.cloudwatch.errors import SENTENCE_BY_CODE, THROTTLED
 from exporter.storage.mongo import STATE
 from tests.tools.mutate_rules import PROMETHEUS, mutants, rules, text, variants
 
@@ -166,8 +166,8 @@ def test_every_threshold_is_used_and_stands_in_one_place() -> None:
 
 def test_every_code_the_exporter_takes_for_throttling_is_one_for_the_alert() -> None:
     (pattern,) = re.findall(r'code=~"([^"]+)"', ALERTS["CMLExporterCloudWatchThrottled"]["expr"])
-    for code, sentence in _BY_CODE.items():
-        assert bool(re.fullmatch(pattern, code)) == (sentence == _THROTTLED), code
+    for code, sentence in SENTENCE_BY_CODE.items():
+        assert bool(re.fullmatch(pattern, code)) == (sentence == THROTTLED), code
 
 
 # -- what an alert says ------------------------------------------------------------------------------------------------
