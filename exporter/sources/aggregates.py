@@ -1,11 +1,10 @@
-"""Aggregates of the manager → [Worker], and the one place that reads their collection. Nothing here writes.
+"""Read the worker documents (the manager's aggregates) from MongoDB; the exporter never writes them.
 
-Documents come from another program, so everything in them is doubted: whatever one aggregate holds costs at most that value or
-that worker, never the reading. What was left out is counted in `Fleet.skipped` and told in `Fleet.complaints`.
+Another program writes these documents, so any field may hold anything. A malformed document costs at most one value or one
+worker, never the whole read. `Fleet.skipped` counts the documents left out, `Fleet.complaints` says why.
 """
 
 import asyncio
-import re
 from typing import Any
 
 import pymongo
@@ -13,38 +12,38 @@ from bson import CodecOptions
 from bson.codec_options import DatetimeConversion
 from bson.errors import BSONError
 from pymongo.asynchronous.database import AsyncDatabase
-from pymongo.errors import OperationFailure, PyMongoError, ServerSelectionTimeoutError
+from pymongo.errors import OperationFailure, PyMongoError
 
 from exporter.core.errors import SourceError
 from exporter.core.model import Fleet
 from exporter.core.periods import to_seconds
 from exporter.core.settings import WorkersSettings
 from exporter.sources.worker_documents import parse, projection
+from exporter.storage.mongo import translate
 
 SERVER_SELECTION_SECONDS = 10.0
 """Seconds to find a server that answers; an election takes about that long. pymongo.timeout replaces serverSelectionTimeoutMS,
-so without a bound of its own a server that is down would be waited for as long as a slow one may read."""
+so without this bound the exporter would wait for a server that is down as long as for a slow read."""
 
 TIMEOUT = 30.0
-"""Seconds for the documents; 10,000 take about one."""
+"""Seconds to read all documents; 10,000 take about one."""
 
 BATCH = 2000
-"""Documents decoded at once; more would hold up the event loop, fewer cost round trips."""
+"""Documents decoded at once; more would block the event loop, fewer cost round trips."""
 
-# A malformed string or a date beyond the year 9999 in one aggregate must not fail the decoding of its whole batch.
+# A malformed string or a date beyond the year 9999 in one document must not fail the decoding of its whole batch.
 _CODEC: CodecOptions[dict[str, Any]] = CodecOptions(
     unicode_decode_error_handler="replace", datetime_conversion=DatetimeConversion.DATETIME_AUTO
 )
-_UNAUTHORIZED, _AUTHENTICATION_FAILED = 13, 18
 
 
 class Aggregates:
-    """The manager's collection, read completely at every call.
+    """The manager's collection of worker documents, read completely at every call.
 
     Args:
-        database: where the collection lives.
+        database: the database of the collection.
         collection: its name.
-        settings: further field names and gauges.
+        settings: additional field names and gauges.
         reach: seconds to wait for a server that answers.
     """
 
@@ -57,14 +56,14 @@ class Aggregates:
         reach: float = SERVER_SELECTION_SECONDS,
     ) -> None:
         self._database = database
-        self._name = f"{database.name}.{collection}"
+        self._namespace = f"{database.name}.{collection}"
         self._collection = database.get_collection(collection, codec_options=_CODEC)
         self._projection = projection(settings)
         self._settings = settings
         self._reach = reach
 
     async def read(self) -> Fleet:
-        """Read all aggregates; `Fleet.date` is MongoDB's clock from before the first of them was read.
+        """Read and parse all worker documents; `Fleet.date` is MongoDB's clock right before the first one was read.
 
         Raises:
             SourceError: MongoDB did not answer completely; the message says what to do.
@@ -76,20 +75,12 @@ class Aggregates:
                 cursor = self._collection.find({}, self._projection, batch_size=BATCH)
                 documents = await cursor.to_list(None)
         except (PyMongoError, BSONError) as error:
-            raise self._translated(error) from error
+            raise SourceError("mongodb", _code(error), str(translate(error, self._namespace, "find"))) from error
         return await asyncio.to_thread(parse, documents, to_seconds(hello["localTime"]), self._settings)
 
-    def _translated(self, error: Exception) -> SourceError:
-        code = error.code if isinstance(error, OperationFailure) else None
-        name = (error.details or {}).get("codeName") if isinstance(error, OperationFailure) else None
-        # What follows is the driver's own bookkeeping.
-        reason = re.split(r" \(configured timeouts|, Timeout:|, full error", str(error))[0]
-        if code == _AUTHENTICATION_FAILED:
-            message = "MongoDB refuses the user or the password; correct them, or authSource, in mongodb.uri"
-        elif code == _UNAUTHORIZED:
-            message = f"MongoDB does not let us read {self._name}; grant the user of mongodb.uri the privilege find on it"
-        elif isinstance(error, ServerSelectionTimeoutError):
-            message = f"MongoDB is out of reach ({reason}); start it, or correct mongodb.uri"
-        else:
-            message = f"reading {self._name} failed ({reason}); it is tried again at the next period, see MongoDB's own log"
-        return SourceError("mongodb", str(name or code or type(error).__name__), message)
+
+def _code(error: Exception) -> str:
+    """Return MongoDB's name of the error, else its number, else the name of the driver's class."""
+    if isinstance(error, OperationFailure):
+        return str((error.details or {}).get("codeName") or error.code or type(error).__name__)
+    return type(error).__name__
