@@ -97,8 +97,8 @@ class AsyncCache(Generic[K, V]):
         found: dict[K, V] = {}
         missing: list[K] = []
         awaited: dict[asyncio.Task[Mapping[K, V]], list[K]] = {}
-        for key in keys:
-            if key in self._loading:
+        for key in keys:  # tens of thousands in one query of the hourly aggregates
+            if self._loading and key in self._loading:
                 awaited.setdefault(self._loading[key], []).append(key)
                 continue
             entry = self._entries.get(key)

@@ -98,58 +98,58 @@ class HourlyCache:
             return
         workers = sorted(set(worker_ids))
         cached = await self._cached_days(days, workers)
-        for worker_id in workers:
-            for region, (stamps, values) in _joined(worker_id, cached, field).items():
+        for worker_id, *entries in zip(workers, *cached, strict=True):
+            for region, (stamps, values) in _joined(days, entries, field).items():
                 inside = slice(bisect_left(stamps, start), bisect_left(stamps, last * 1000 + 1))
                 if stamps[inside]:
                     yield worker_id, region, stamps[inside], values[inside]
 
-    async def _cached_days(self, days: range, workers: Sequence[str]) -> dict[int, Mapping[_Key, _CachedDay]]:
-        """Return all workers' entries of each day, ascending; read those that are missing, the newest days first."""
+    async def _cached_days(self, days: range, workers: Sequence[str]) -> list[list[_CachedDay]]:
+        """Return for each day the entries of all workers, in their order; read what is missing, the newest days first."""
         marker = await self._change_marker()
         window = max(self._gap_fill_window, await self._history.load_gap_window())
         final_before = self._wall() - window - HOUR
+        keys = {day: [(day, worker_id) for worker_id in workers] for day in days}
         # No more reads are started than can run at once: when one fails, the others are not needed.
         started = asyncio.Semaphore(READS)
 
-        async def cached_day(day: int) -> Mapping[_Key, _CachedDay]:
+        async def cached_day(day: int) -> list[_CachedDay]:
             async with started:
-                return await self._cached_day(day, workers, marker if day + DAY < final_before else None)
+                return await self._cached_day(day, keys[day], marker if day + DAY < final_before else None)
 
         # The newest days first: they are part of the most queries, so that most concurrent callers wait for them.
-        tasks = {day: asyncio.create_task(cached_day(day)) for day in reversed(days)}
+        tasks = [asyncio.create_task(cached_day(day)) for day in reversed(days)]
         try:
-            await asyncio.gather(*tasks.values())
+            newest_first = await asyncio.gather(*tasks)
         finally:
-            for task in tasks.values():
+            for task in tasks:
                 task.cancel()
-            # The oldest day of a query is evicted first.
-            self._days.touch((day, worker_id) for day in days for worker_id in workers)
+            for day in days:  # so that the oldest day of a query is evicted first
+                self._days.touch(keys[day])
             self._days.evict(MAX_CACHED_WORKER_DAYS)
-        return {day: tasks[day].result() for day in days}
+        return newest_first[::-1]
 
-    async def _cached_day(self, day: int, workers: Iterable[str], marker: str | None) -> Mapping[_Key, _CachedDay]:
+    async def _cached_day(self, day: int, keys: Sequence[_Key], marker: str | None) -> list[_CachedDay]:
         def is_fresh(cached: _CachedDay, age: float) -> bool:
             return age < RECENT_TTL_SECONDS or (age < FINAL_TTL_SECONDS and marker is not None and cached.marker == marker)
 
-        async def read(keys: Sequence[_Key]) -> Mapping[_Key, _CachedDay]:
+        async def read(missing: Sequence[_Key]) -> Mapping[_Key, _CachedDay]:
             async with self._slots:
-                found = await self._history.hours([worker_id for _, worker_id in keys], day)
-            parts: dict[str, list[WorkerDay]] = {worker_id: [] for _, worker_id in keys}
+                found = await self._history.hours([worker_id for _, worker_id in missing], day)
+            parts: dict[str, list[WorkerDay]] = {worker_id: [] for _, worker_id in missing}
             for part in found:
                 parts[part.worker_id].append(part)
             return {(day, worker_id): _CachedDay(marker, tuple(of_worker)) for worker_id, of_worker in parts.items()}
 
-        return await self._days.get_many([(day, worker_id) for worker_id in workers], read, is_fresh)
+        cached = await self._days.get_many(keys, read, is_fresh)
+        return [cached[key] for key in keys]
 
 
-def _joined(
-    worker_id: str, days: Mapping[int, Mapping[_Key, _CachedDay]], field: str
-) -> dict[str, tuple["array[int]", "array[float]"]]:
+def _joined(days: Iterable[int], entries: Iterable[_CachedDay], field: str) -> dict[str, tuple["array[int]", "array[float]"]]:
     """Return region → (ends of the hours with samples in milliseconds, ascending; values of `field`) of one worker."""
     joined: dict[str, tuple[array[int], array[float]]] = {}
-    for day, entries in days.items():
-        for part in entries[day, worker_id].parts:
+    for day, entry in zip(days, entries, strict=True):
+        for part in entry.parts:
             stamps, values = joined.setdefault(part.region, (array("q"), array("d")))
             stamps += ends(day, part.hours)
             values += column(part, field)
