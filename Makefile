@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: help install demo test lint format simulate docs dashboards lock clean
+.PHONY: help install demo test lint format simulate docs dashboards proto lock clean
 
 help: ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ docs: $(READY) ## write docs/settings.md, metrics.md and http.md from the tables
 
 dashboards: $(READY) ## write grafana/dashboards/*.json and docs/dashboards.md from grafana/*.py
 	$(BIN)/python -m grafana.build
+
+proto: $(READY) ## write exporter/history/remote_read_pb2.py and .pyi from remote_read.proto
+	$(BIN)/python -m grpc_tools.protoc --proto_path=. --python_out=. --pyi_out=. exporter/history/remote_read.proto
 
 lock: $(READY) ## resolve pyproject.toml into requirements*.txt (versions and hashes, no addresses)
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --upgrade -o requirements.txt pyproject.toml

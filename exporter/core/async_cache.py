@@ -75,6 +75,17 @@ class AsyncCache(Generic[K, V]):
         """
         return await self._get(dict.fromkeys(keys), load, is_fresh, inf)
 
+    def touch(self, keys: Iterable[K]) -> None:
+        """Mark the cached ones of `keys` as used, each more recently than the one before it."""
+        for key in keys:
+            if key in self._entries:
+                self._entries.move_to_end(key)
+
+    def evict(self, max_weight: float) -> None:
+        """Evict the least recently used values until their weight is at most `max_weight`; one value is always kept."""
+        while self._weight > max_weight and len(self._entries) > 1:
+            self._remove(next(iter(self._entries)))
+
     async def _get(
         self,
         keys: Iterable[K],
@@ -86,8 +97,8 @@ class AsyncCache(Generic[K, V]):
         found: dict[K, V] = {}
         missing: list[K] = []
         awaited: dict[asyncio.Task[Mapping[K, V]], list[K]] = {}
-        for key in keys:
-            if key in self._loading:
+        for key in keys:  # tens of thousands in one query of the hourly aggregates
+            if self._loading and key in self._loading:
                 awaited.setdefault(self._loading[key], []).append(key)
                 continue
             entry = self._entries.get(key)
@@ -121,8 +132,7 @@ class AsyncCache(Generic[K, V]):
             self._remove(key)
             entry = self._entries[key] = _Entry(values[key], now, ttl, self._weigh(values[key]))
             self._weight += entry.weight
-        while self._weight > self._max_weight and len(self._entries) > 1:
-            self._remove(next(iter(self._entries)))
+        self.evict(self._max_weight)
         return values
 
     def _remove(self, key: K) -> None:

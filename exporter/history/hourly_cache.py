@@ -1,4 +1,4 @@
-"""The history by the hour, kept in memory day by day once it was read: a dashboard asks for the same month in thirty ways.
+"""In-memory cache of the hourly aggregates, one entry per worker and UTC day; a dashboard reads the same month many times.
 
 Belongs to one event loop.
 """
@@ -7,177 +7,150 @@ import asyncio
 import time
 from array import array
 from bisect import bisect_left
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
-from exporter.core.errors import StoreError
+from exporter.core.async_cache import AsyncCache
 from exporter.core.periods import DAY, HOUR, align
 from exporter.storage.hourly import WorkerDay, column, ends
 
 RECENT_TTL_SECONDS = 60
-"""Seconds for which a day counts in any case."""
+"""Seconds for which every cached day is used."""
 FINAL_TTL_SECONDS = 6 * HOUR
-"""Seconds for which a day counts that has all its samples, unless a backfill has written: somebody else may write some."""
+"""Seconds for which a day is used that no exporter fills any more, unless a backfill has written since it was read.
+
+It ends, because another program may write samples, too.
+"""
 MAX_CACHED_WORKER_DAYS = 40_000
-"""Days of single workers that are kept, of some 2.5 kB each: forty days of a thousand."""
+"""Cached days of single workers, some 2.5 kB each: forty days of a thousand workers."""
 READS = 3
-"""Days read from MongoDB at once; each keeps one of its cores busy."""
+"""Days read from MongoDB at the same time; each read keeps one of MongoDB's cores busy."""
 
 
 class HourlySource(Protocol):
-    """What is needed of the history."""
+    """The hourly aggregates in MongoDB; part of the repository."""
 
     async def hours(self, worker_ids: Collection[str], day: int) -> list[WorkerDay]:
-        """The samples of the UTC day that begins at second `day` by the hour, for each worker and region that has any."""
+        """Return the hourly aggregates of the UTC day that begins at second `day`, one per worker and region with samples."""
 
     async def load_gap_window(self) -> int:
-        """Seconds for which the exporter that writes fills gaps by itself."""
+        """Return the gap-filling window, in seconds, of the exporter that writes the history."""
 
 
-@dataclass(slots=True)
-class _Read:
-    """The parts of one worker on one day."""
-
-    at: float
-    mark: str | None
-    """The backfill's before it was read; None where samples were still to come."""
-    parts: list[WorkerDay] = field(default_factory=list)
+_Key = tuple[int, str]
+"""First second of a UTC day, worker id."""
 
 
-@dataclass(slots=True)
-class _Day:
-    reads: dict[str, _Read] = field(default_factory=dict)
-    asked: frozenset[str] = frozenset()
-    """Of whom `reading` reads."""
-    reading: "asyncio.Task[None] | None" = None
+class _CachedDay(NamedTuple):
+    """The hourly aggregates of one worker on one day."""
+
+    marker: str | None
+    """Change marker of the backfill lease before the read; None when samples of the day could still arrive."""
+    parts: tuple[WorkerDay, ...]
+    """One per region; empty when the worker has no samples on that day."""
 
 
 def days_of(start: int, end: int) -> range:
-    """Return the UTC days, as their first second, with the hours that end in [start, end] seconds."""
+    """Return the UTC days, each as its first second, whose hourly aggregates can have a timestamp in [start, end] seconds."""
     return range(align(start - HOUR, DAY), end, DAY)
 
 
 class HourlyCache:
-    """Columns of the history by the hour, with the times of the hours' ends; only whole hours.
+    """Columns of hourly aggregates, each value at the end of its hour; only hours that have ended.
 
     Args:
-        history: where the samples are.
-        backfill_mark: changes when somebody has written samples older than `gap_fill_window`; None while somebody may.
-        gap_fill_window: seconds for which samples still come by themselves, unless the exporter that writes has noted more.
+        history: the hourly aggregates in MongoDB.
+        change_marker: returns a text that changes when a backfill writes samples older than `gap_fill_window`, None while
+            a backfill may be writing.
+        gap_fill_window: seconds for which the exporter fills gaps; a longer window saved by the writing exporter counts.
         wall: UTC seconds.
-        monotonic: seconds of a clock that never jumps.
+        monotonic: seconds of a clock that is never set.
     """
 
     def __init__(
         self,
         history: HourlySource,
-        backfill_mark: Callable[[], Awaitable[str | None]],
+        change_marker: Callable[[], Awaitable[str | None]],
         *,
         gap_fill_window: int,
         wall: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._history = history
-        self._backfill_mark = backfill_mark
-        self._heal = gap_fill_window
+        self._change_marker = change_marker
+        self._gap_fill_window = gap_fill_window
         self._wall = wall
-        self._monotonic = monotonic
-        self._days: dict[int, _Day] = {}
+        self._days: AsyncCache[_Key, _CachedDay] = AsyncCache(monotonic=monotonic)
         self._slots = asyncio.Semaphore(READS)
 
     async def columns(
-        self, worker_ids: Collection[str], start: int, end: int, name: str | None
+        self, worker_ids: Collection[str], start: int, end: int, field: str | None
     ) -> AsyncIterator[tuple[str, str, "array[int]", "array[float]"]]:
-        """Yield (worker id, region, milliseconds, values) of one of rollup.FIELDS in [start, end] milliseconds.
+        """Yield (worker id, region, milliseconds, values) of one of `history_metrics.FIELDS` in [start, end] milliseconds.
 
         Raises:
-            StoreError: MongoDB does not answer; what it did answer is kept.
+            StoreError: MongoDB does not answer. The days that it returned before stay in the cache.
         """
-        assert name is not None
+        assert field is not None
         last = min(end // 1000, int(self._wall()))
         days = days_of(start // 1000, last)
         if not worker_ids or not days:
             return
-        wanted = frozenset(worker_ids)
-        newest_first = days[::-1]  # which is what most others wait for
-        found = dict(zip(newest_first, await self._all_ready(newest_first, wanted), strict=True))
-        for day in days:
-            self._days[day] = self._days.pop(day, found[day])
-        self._forget()
-        for worker_id in sorted(wanted):
-            for region, (stamps, values) in _joined(worker_id, found, name).items():
+        workers = sorted(set(worker_ids))
+        cached = await self._cached_days(days, workers)
+        for worker_id, *entries in zip(workers, *cached, strict=True):
+            for region, (stamps, values) in _joined(days, entries, field).items():
                 inside = slice(bisect_left(stamps, start), bisect_left(stamps, last * 1000 + 1))
                 if stamps[inside]:
                     yield worker_id, region, stamps[inside], values[inside]
 
-    async def _all_ready(self, days: range, wanted: frozenset[str]) -> list[_Day]:
-        mark = await self._backfill_mark()
-        final = self._wall() - max(self._heal, await self._history.load_gap_window()) - HOUR
-        # No more are begun than can be read at once: when one fails, the others need not be.
-        begun = asyncio.Semaphore(READS)
+    async def _cached_days(self, days: range, workers: Sequence[str]) -> list[list[_CachedDay]]:
+        """Return for each day the entries of all workers, in their order; read what is missing, the newest days first."""
+        marker = await self._change_marker()
+        window = max(self._gap_fill_window, await self._history.load_gap_window())
+        final_before = self._wall() - window - HOUR
+        keys = {day: [(day, worker_id) for worker_id in workers] for day in days}
+        # No more reads are started than can run at once: when one fails, the others are not needed.
+        started = asyncio.Semaphore(READS)
 
-        async def ready(day: int) -> _Day:
-            async with begun:
-                return await self._ready(day, wanted, mark if day + DAY < final else None)
+        async def cached_day(day: int) -> list[_CachedDay]:
+            async with started:
+                return await self._cached_day(day, keys[day], marker if day + DAY < final_before else None)
 
-        tasks = [asyncio.create_task(ready(day)) for day in days]
+        # The newest days first: they are part of the most queries, so that most concurrent callers wait for them.
+        tasks = [asyncio.create_task(cached_day(day)) for day in reversed(days)]
         try:
-            return await asyncio.gather(*tasks)
+            newest_first = await asyncio.gather(*tasks)
         finally:
             for task in tasks:
                 task.cancel()
+            for day in days:  # so that the oldest day of a query is evicted first
+                self._days.touch(keys[day])
+            self._days.evict(MAX_CACHED_WORKER_DAYS)
+        return newest_first[::-1]
 
-    async def _ready(self, day: int, wanted: frozenset[str], mark: str | None) -> _Day:
-        """Return the day once it has all workers that are wanted."""
-        kept = self._days.setdefault(day, _Day())
-        while lacking := frozenset(each for each in wanted if not self._counts(kept.reads.get(each), mark)):
-            if kept.reading is None or kept.reading.done():
-                kept.asked = lacking
-                kept.reading = asyncio.create_task(self._read(day, kept, lacking, mark))
-                kept.reading.add_done_callback(_heard)
-            asked = kept.asked
-            try:
-                # Who gives up leaves it running: the next one to ask finds it.
-                await asyncio.shield(kept.reading)
-            except StoreError:
-                if asked & wanted:
-                    raise
-        return kept
+    async def _cached_day(self, day: int, keys: Sequence[_Key], marker: str | None) -> list[_CachedDay]:
+        def is_fresh(cached: _CachedDay, age: float) -> bool:
+            return age < RECENT_TTL_SECONDS or (age < FINAL_TTL_SECONDS and marker is not None and cached.marker == marker)
 
-    def _counts(self, read: _Read | None, mark: str | None) -> bool:
-        if read is None:
-            return False
-        age = self._monotonic() - read.at
-        return age < RECENT_TTL_SECONDS or (age < FINAL_TTL_SECONDS and mark is not None and read.mark == mark)
+        async def read(missing: Sequence[_Key]) -> Mapping[_Key, _CachedDay]:
+            async with self._slots:
+                found = await self._history.hours([worker_id for _, worker_id in missing], day)
+            parts: dict[str, list[WorkerDay]] = {worker_id: [] for _, worker_id in missing}
+            for part in found:
+                parts[part.worker_id].append(part)
+            return {(day, worker_id): _CachedDay(marker, tuple(of_worker)) for worker_id, of_worker in parts.items()}
 
-    async def _read(self, day: int, kept: _Day, worker_ids: frozenset[str], mark: str | None) -> None:
-        async with self._slots:
-            parts = await self._history.hours(worker_ids, day)
-        now = self._monotonic()
-        kept.reads |= {worker_id: _Read(now, mark) for worker_id in worker_ids}
-        for part in parts:
-            kept.reads[part.worker_id].parts.append(part)
-
-    def _forget(self) -> None:
-        """Let go of the days that nobody asked for longest, of those asked for together of the oldest."""
-        total = sum(len(day.reads) for day in self._days.values())
-        while total > MAX_CACHED_WORKER_DAYS and len(self._days) > 1:
-            total -= len(self._days.pop(next(iter(self._days))).reads)
+        cached = await self._days.get_many(keys, read, is_fresh)
+        return [cached[key] for key in keys]
 
 
-def _heard(task: "asyncio.Task[None]") -> None:
-    """Nobody may be left to hear of its error."""
-    if not task.cancelled():
-        task.exception()
-
-
-def _joined(worker_id: str, days: Mapping[int, _Day], name: str) -> dict[str, tuple["array[int]", "array[float]"]]:
-    """Region → the ends of the hours with a sample there, ascending, and the values."""
+def _joined(days: Iterable[int], entries: Iterable[_CachedDay], field: str) -> dict[str, tuple["array[int]", "array[float]"]]:
+    """Return region → (ends of the hours with samples in milliseconds, ascending; values of `field`) of one worker."""
     joined: dict[str, tuple[array[int], array[float]]] = {}
-    for day in sorted(days):
-        for part in days[day].reads[worker_id].parts:
+    for day, entry in zip(days, entries, strict=True):
+        for part in entry.parts:
             stamps, values = joined.setdefault(part.region, (array("q"), array("d")))
             stamps += ends(day, part.hours)
-            values += column(part, name)
+            values += column(part, field)
     return joined

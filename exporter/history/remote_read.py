@@ -15,12 +15,10 @@ from typing import Any, Literal
 
 import cramjam
 import re2
-from google.protobuf.descriptor_pb2 import DescriptorProto, FieldDescriptorProto, FileDescriptorProto
-from google.protobuf.descriptor_pool import DescriptorPool
-from google.protobuf.message import DecodeError, Message
-from google.protobuf.message_factory import GetMessageClass
+from google.protobuf.message import DecodeError
 
 from exporter.core.errors import RequestError
+from exporter.history import remote_read_pb2 as pb
 
 MAX_BODY = 1 << 20
 """Bytes of a request, before and after decompression: a matcher that names 10,000 workers takes a third of it."""
@@ -95,48 +93,6 @@ class SeriesSelector:
     """Prometheus looks for series, not for samples."""
 
 
-def _read_classes() -> type[Message]:
-    """The part of prompb/remote.proto and types.proto that a request consists of, without a generated module."""
-    file = FileDescriptorProto(name="cml_exporter_remote_read.proto", package="cml_exporter_prompb", syntax="proto3")
-    kinds = FieldDescriptorProto
-
-    def message(name: str, *fields: tuple[str, int, int, bool, str]) -> None:
-        described = DescriptorProto(name=name)
-        for field, number, kind, repeated, of in fields:
-            label = kinds.LABEL_REPEATED if repeated else kinds.LABEL_OPTIONAL
-            described.field.add(name=field, number=number, type=kind, label=label, type_name=of or None)
-        file.message_type.append(described)
-
-    at = ".cml_exporter_prompb."
-    message(
-        "LabelMatcher",
-        ("type", 1, kinds.TYPE_INT32, False, ""),  # an enum, which has the same wire format
-        ("name", 2, kinds.TYPE_STRING, False, ""),
-        ("value", 3, kinds.TYPE_STRING, False, ""),
-    )
-    message(
-        "ReadHints",
-        ("step_ms", 1, kinds.TYPE_INT64, False, ""),
-        ("func", 2, kinds.TYPE_STRING, False, ""),
-        ("start_ms", 3, kinds.TYPE_INT64, False, ""),
-        ("end_ms", 4, kinds.TYPE_INT64, False, ""),
-    )
-    message(
-        "Query",
-        ("start_timestamp_ms", 1, kinds.TYPE_INT64, False, ""),
-        ("end_timestamp_ms", 2, kinds.TYPE_INT64, False, ""),
-        ("matchers", 3, kinds.TYPE_MESSAGE, True, f"{at}LabelMatcher"),
-        ("hints", 4, kinds.TYPE_MESSAGE, False, f"{at}ReadHints"),
-    )
-    message("ReadRequest", ("queries", 1, kinds.TYPE_MESSAGE, True, f"{at}Query"))
-    pool = DescriptorPool()
-    pool.Add(file)
-    return GetMessageClass(pool.FindMessageTypeByName("cml_exporter_prompb.ReadRequest"))
-
-
-_ReadRequest = _read_classes()
-
-
 def decode(body: bytes) -> tuple[SeriesSelector, ...]:
     """Read a request.
 
@@ -152,9 +108,8 @@ def decode(body: bytes) -> tuple[SeriesSelector, ...]:
         raw = bytes(cramjam.snappy.decompress_raw(body))
     except cramjam.DecompressionError as error:
         raise RequestError("the body is not compressed in snappy's block format, or it was cut") from error
-    request: Any = _ReadRequest()
     try:
-        request.ParseFromString(raw)
+        request = pb.ReadRequest.FromString(raw)
     except DecodeError as error:
         raise RequestError("the body is not a prometheus.ReadRequest") from error
     if len(request.queries) > MAX_SELECTORS:
@@ -162,7 +117,7 @@ def decode(body: bytes) -> tuple[SeriesSelector, ...]:
     return tuple(map(_query, request.queries))
 
 
-def _query(query: Any) -> SeriesSelector:  # noqa: ANN401  # a class made at run time
+def _query(query: pb.Query) -> SeriesSelector:
     start, end = query.start_timestamp_ms, query.end_timestamp_ms
     if query.HasField("hints") and query.hints.end_ms:
         # What the function will look at; the query itself may be wider.
@@ -175,13 +130,13 @@ def _query(query: Any) -> SeriesSelector:  # noqa: ANN401  # a class made at run
     )
 
 
-def _matchers(matchers: Any) -> tuple[Matcher, ...]:  # noqa: ANN401  # as _query
+def _matchers(matchers: Sequence[pb.LabelMatcher]) -> tuple[Matcher, ...]:
     if len(matchers) > MAX_MATCHERS:
         raise RequestError(f"a query has {len(matchers)} matchers; at most {MAX_MATCHERS} are taken")
     return tuple(map(_matcher, matchers))
 
 
-def _matcher(matcher: Any) -> Matcher:  # noqa: ANN401  # as _query
+def _matcher(matcher: pb.LabelMatcher) -> Matcher:
     if not 0 <= matcher.type < len(_OPERATORS):
         raise RequestError(f"matcher type {matcher.type} is none of =, !=, =~ and !~")
     return Matcher(matcher.name, _OPERATORS[matcher.type], matcher.value)

@@ -1,6 +1,7 @@
 """Remote read, the pure part: requests as Prometheus sends them, matchers as it means them, answers as it reads them."""
 
 import math
+import struct
 import time
 
 import cramjam
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from exporter.core.errors import RequestError
 from exporter.history import remote_read
+from exporter.history import remote_read_pb2 as pb
 from exporter.history.remote_read import Matcher, Operator, Selection, decode, encode_answer, encode_series, in_order
 from tests.helpers import prompb
 
@@ -146,6 +148,24 @@ def test_an_answer_is_what_protobuf_reads() -> None:
     assert at == T + 900_000
     assert prompb.is_stale(value)
     assert second == {}
+
+
+@pytest.mark.parametrize(
+    "stamps",
+    [[T, T + 300_000], [1_000, T], []],
+    ids=["fast path", "a timestamp of another length", "labels only"],
+)
+def test_a_packed_response_is_byte_for_byte_what_protobuf_writes(stamps: list[int]) -> None:
+    values = [0.1 + 0.2, -math.inf][: len(stamps)]
+    series = encode_series({"__name__": "x", "worker_id": "ä" * 100, "region": ""}, stamps, values, stale_at=T + 600_000)
+    stale = struct.unpack("<d", remote_read.STALE)[0]
+    official = pb.TimeSeries(
+        labels=[pb.Label(name="__name__", value="x"), pb.Label(name="worker_id", value="ä" * 100)],
+        samples=[pb.Sample(value=v, timestamp=at) for at, v in [*zip(stamps, values, strict=True), (T + 600_000, stale)]],
+    )
+    response = pb.ReadResponse(results=[pb.QueryResult(timeseries=[official, official]), pb.QueryResult()])
+    raw = bytes(cramjam.snappy.decompress_raw(encode_answer([[series, series], []])))
+    assert raw == response.SerializeToString()
 
 
 def test_a_stale_marker_survives_the_packing_though_it_is_a_nan() -> None:
