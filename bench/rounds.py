@@ -22,7 +22,7 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,8 @@ from prometheus_client import CollectorRegistry
 from exporter import app
 from exporter.commands.serve import SWITCH_INTERVAL, refresh
 from exporter.core import logs
-from exporter.core.model import ExporterMetrics, Fleet, InventoryEntry, Snapshot
+from exporter.core.model import Fleet
 from exporter.core.periods import to_datetime
-from exporter.core.settings import Settings
 from exporter.core.settings_loader import load
 from exporter.demo.mongod import Mongod
 from exporter.history.reader import HistoryReader
@@ -51,6 +50,7 @@ from exporter.storage.lease import LEASE_SECONDS, Lease
 from exporter.storage.mongo import connect
 from exporter.storage.repository import repository
 from exporter.web.application import create_app
+from exporter.web.backend import Backend, LoopBridge
 from tests.helpers.fake_cloudwatch import instance_id
 from tests.helpers.ports import free_port
 
@@ -78,45 +78,6 @@ class Clock:
         return time.time() + self.offset
 
 
-class Backend:
-    """What the routes need, over one collector."""
-
-    def __init__(self, settings: Settings, telemetry: Telemetry, collector: Collector, wall: Clock) -> None:
-        self.period = settings.period
-        self.columns = self.hourly = None
-        self.reader = HistoryReader(
-            period=settings.period, history=None, archive=None, wanted_retention=settings.mongodb.retention, wall=wall
-        )
-        self._telemetry, self._collector, self._wall = telemetry, collector, wall
-
-    @property
-    def snapshot(self) -> Snapshot | None:
-        return self._collector.snapshot
-
-    @property
-    def exporter_metrics(self) -> ExporterMetrics:
-        return self._telemetry.rendered
-
-    @property
-    def ready(self) -> bool:
-        return True
-
-    def health(self) -> Mapping[str, str | None]:
-        return self._collector.healthy
-
-    def now(self) -> float:
-        return self._wall()
-
-    async def inventory(self) -> Sequence[InventoryEntry]:
-        return ()
-
-    async def remembered(self, worker_id: str) -> InventoryEntry | None:
-        return None
-
-    async def latest(self, worker_ids: Collection[str]) -> Mapping[str, int]:
-        return {}
-
-
 async def exporter(uri: str, aws: str, port: int, rounds: int, data: Path) -> None:
     """The process under test: real parts, pretended clock; prints one JSON line a round."""
     tree = {"CML_EXPORTER_MONGODB__URI": uri, "CML_EXPORTER_CLOUDWATCH__ENDPOINT_URL": aws, "CML_EXPORTER_DATA_DIR": str(data)}
@@ -142,14 +103,19 @@ async def exporter(uri: str, aws: str, port: int, rounds: int, data: Path) -> No
         wall=wall,
         monotonic=wall,
     )
+    backend = Backend(
+        period=settings.period,
+        collector=collector,
+        telemetry=telemetry,
+        reader=HistoryReader(
+            period=settings.period, history=None, archive=None, wanted_retention=settings.mongodb.retention, wall=wall
+        ),
+        bridge=LoopBridge(),
+        client=client,
+        wall=wall,
+    )
     server = uvicorn.Server(
-        uvicorn.Config(
-            create_app(Backend(settings, telemetry, collector, wall)),
-            port=port,
-            log_level="error",
-            lifespan="off",
-            proxy_headers=False,
-        )
+        uvicorn.Config(create_app(backend), port=port, log_level="error", lifespan="off", proxy_headers=False)
     )
     sys.setswitchinterval(SWITCH_INTERVAL)
     serving = threading.Thread(target=server.run)  # a loop of its own, as in `app.serve`

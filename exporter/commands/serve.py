@@ -67,7 +67,7 @@ async def serve(settings: Settings) -> int:
     sockets = bind(settings.web.listen_address)
     try:
         exporter = build(settings)
-        routes = create_app(exporter, cors_origins=settings.web.cors_origins, users=web.users)
+        routes = create_app(exporter.backend, cors_origins=settings.web.cors_origins, users=web.users)
         config = uvicorn.Config(
             routes,
             log_config=None,
@@ -98,7 +98,7 @@ async def serve(settings: Settings) -> int:
             refreshing.cancel()
             if future.done():
                 future.result()  # raises what ended the loops
-        await exporter.close_web()
+        await exporter.backend.close()
         return 0
     finally:
         for listener in sockets:

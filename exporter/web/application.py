@@ -16,7 +16,8 @@ from starlette.routing import Route
 from exporter.core.errors import RequestError, SourceError, StoreError
 from exporter.web import responses
 from exporter.web.auth import BasicAuth
-from exporter.web.routes import RETRY_AFTER, ROUTES, Backend
+from exporter.web.backend import Backend
+from exporter.web.routes import RETRY_AFTER, ROUTES
 
 READS = 2
 """Remote reads at once; each may hold 3 million samples."""

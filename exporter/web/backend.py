@@ -1,61 +1,236 @@
-"""What the routes query: the bridge to the collector's event loop, and cached reads."""
+"""What the HTTP routes query: state of the collector, history, inventory; and the bridge to the collector's event loop."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+import time
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
+from exporter.core.async_cache import AsyncCache
 from exporter.core.budget import Budget
 from exporter.core.errors import SourceError, StoreUnavailableError
-from exporter.core.model import InventoryEntry, Worker
+from exporter.core.model import ExporterMetrics, InventoryEntry, Snapshot, Worker
 from exporter.history.cloudwatch_archive import CloudWatchArchive
 from exporter.history.points import Point
+from exporter.history.reader import HistoryReader
+from exporter.history.series import ColumnSource
 
 T = TypeVar("T")
 INVENTORY_TTL_SECONDS = 10
-"""How old the whole inventory may be when routes answer from it: to read 10,000 workers takes a tenth of a second."""
+"""Maximum age of the whole inventory in an answer, in seconds: reading 10,000 workers takes a tenth of a second."""
+
+
+class CollectorState(Protocol):
+    """What the backend reads of the collector, from another thread."""
+
+    @property
+    def snapshot(self) -> Snapshot | None:
+        """The newest worker block; None before the first collection cycle."""
+
+    @property
+    def observed(self) -> asyncio.Event:
+        """Set by the first attempt to read the worker documents, also by a failed one."""
+
+    @property
+    def healthy(self) -> Mapping[str, str | None]:
+        """Source ("mongodb", "cloudwatch eu-west-1") → its last error, None after a successful read."""
+
+
+class RenderedMetrics(Protocol):
+    """Exporter metrics, rendered ahead of the scrape."""
+
+    @property
+    def rendered(self) -> ExporterMetrics:
+        """The text of the last rendering."""
+
+
+class MirrorState(Protocol):
+    """What the backend reads of the mirror, from another thread."""
+
+    @property
+    def problem(self) -> str | None:
+        """The last error, None after a success."""
+
+
+class SampleHistory(ColumnSource, Protocol):
+    """Samples of many workers."""
+
+    async def latest_timestamps(self, worker_ids: Collection[str]) -> Mapping[str, int]:
+        """Return worker id → start of its newest period, UTC seconds, for the workers that have samples; raises StoreError."""
+
+
+class InventoryReader(Protocol):
+    """Single entries of the inventory."""
+
+    async def read(self, worker_id: str) -> InventoryEntry | None:
+        """Return the entry of one worker; raises StoreError."""
+
+
+class InventoryLoader(Protocol):
+    """The whole inventory."""
+
+    @property
+    def entries(self) -> Mapping[str, InventoryEntry]:
+        """Worker id → entry, as of the last `load`."""
+
+    async def load(self) -> None:
+        """Read all entries; raises StoreError."""
+
+
+class Closable(Protocol):
+    """A client of MongoDB."""
+
+    async def close(self) -> None:
+        """Close its connections."""
 
 
 class LoopBridge:
-    """The loop that collects, for what the routes' loop wants of it."""
+    """Runs coroutines on the collector's event loop on behalf of the web server."""
 
     def __init__(self) -> None:
         self.loop: asyncio.AbstractEventLoop | None = None
-        """None before it runs, and once it ends."""
+        """The collector's loop; None before it starts and once it ends."""
 
     async def run(self, function: Callable[..., Coroutine[Any, Any, T]], *arguments: object) -> T:
-        """Call `function` there and return what it returns.
+        """Call `function` on the collector's loop and return its result.
 
         Raises:
-            StoreUnavailableError: that loop does not run.
+            StoreUnavailableError: the collector's loop does not run.
+            Exception: whatever `function` raises.
         """
         if self.loop is None:
-            raise StoreUnavailableError("the exporter is starting or stopping; ask again in a few seconds", reason="starting")
+            raise StoreUnavailableError("the exporter is starting or stopping; try again in a few seconds", reason="starting")
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(function(*arguments), self.loop))
 
 
 class BridgedArchive:
-    """The archive for the routes' loop: it shares CloudWatch, its pace and its budget with the rounds."""
+    """The CloudWatch archive, called from the web server's loop. Connections, rate limit and budget are those of the poller."""
 
-    def __init__(self, archive: CloudWatchArchive, elsewhere: LoopBridge, budget: Budget) -> None:
-        self._archive, self._elsewhere, self._budget = archive, elsewhere, budget
+    def __init__(self, archive: CloudWatchArchive, bridge: LoopBridge, budget: Budget) -> None:
+        self._archive, self._bridge, self._budget = archive, bridge, budget
 
     async def points(
         self, worker: Worker, entry: InventoryEntry | None, start: int, end: int, resolution: int, limit: int
     ) -> list[Point]:
-        """As CloudWatchArchive.points, on the collector's loop; raises SourceError when the budget is spent."""
+        """Run CloudWatchArchive.points on the collector's loop; raises SourceError, also when the budget is spent."""
         self._check_budget(worker)
-        return await self._elsewhere.run(self._archive.points, worker, entry, start, end, resolution, limit)
+        return await self._bridge.run(self._archive.points, worker, entry, start, end, resolution, limit)
 
     async def window(self, worker: Worker, entry: InventoryEntry | None, start: int, end: int, resolution: int) -> list[Point]:
-        """As CloudWatchArchive.window, on the collector's loop; raises SourceError when the budget is spent."""
+        """Run CloudWatchArchive.window on the collector's loop; raises SourceError, also when the budget is spent."""
         self._check_budget(worker)
-        return await self._elsewhere.run(self._archive.window, worker, entry, start, end, resolution)
+        return await self._bridge.run(self._archive.window, worker, entry, start, end, resolution)
 
     def _check_budget(self, worker: Worker) -> None:
         if self._budget.spare <= 0:
             raise SourceError(
                 "cloudwatch",
                 "BudgetSpent",
-                "what is left of cloudwatch.max_usd_per_day is kept for the running workers' gauges; ask again after 00:00 UTC",
+                "the rest of cloudwatch.max_usd_per_day is kept for the gauges of running workers; try again after 00:00 UTC",
                 region=worker.region,
             )
+
+
+class Backend:
+    """What the HTTP routes query. Belongs to the web server's event loop.
+
+    Args:
+        period: seconds between two samples of a worker.
+        collector: supplies the snapshot, readiness and the errors of the sources.
+        telemetry: supplies the rendered exporter metrics.
+        reader: the history of single workers.
+        bridge: leads to the collector's event loop.
+        client: the MongoDB client of this event loop; `close` closes it.
+        mirror: supplies the last error of the history.
+        history: samples of many workers; None if `mongodb.history` is null, and so are the following.
+        hourly: hourly aggregates of many workers.
+        inventory: reads single entries, on this event loop.
+        fleet_inventory: reads the whole inventory, on the collector's event loop: no scrape should wait for 10,000 entries.
+        wall: UTC seconds.
+        monotonic: seconds of a clock that is never set.
+    """
+
+    def __init__(
+        self,
+        *,
+        period: int,
+        collector: CollectorState,
+        telemetry: RenderedMetrics,
+        reader: HistoryReader,
+        bridge: LoopBridge,
+        client: Closable,
+        mirror: MirrorState | None = None,
+        history: SampleHistory | None = None,
+        hourly: ColumnSource | None = None,
+        inventory: InventoryReader | None = None,
+        fleet_inventory: InventoryLoader | None = None,
+        wall: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.period = period
+        self.reader = reader
+        self.hourly = hourly
+        self._collector, self._telemetry, self._mirror = collector, telemetry, mirror
+        self._bridge, self._client = bridge, client
+        self._history = history
+        self._inventory, self._fleet_inventory = inventory, fleet_inventory
+        self._wall = wall
+        self._entries: AsyncCache[None, tuple[InventoryEntry, ...]] = AsyncCache(monotonic=monotonic)
+
+    @property
+    def columns(self) -> ColumnSource | None:
+        """The samples of many workers; None where no history is kept."""
+        return self._history
+
+    @property
+    def snapshot(self) -> Snapshot | None:
+        """The newest worker block; None before the first collection cycle."""
+        return self._collector.snapshot
+
+    @property
+    def exporter_metrics(self) -> ExporterMetrics:
+        """The exporter metrics of their last rendering, about a second ago."""
+        return self._telemetry.rendered
+
+    @property
+    def ready(self) -> bool:
+        """Whether the exporter has tried to read the worker documents once."""
+        return self._collector.observed.is_set()
+
+    def health(self) -> Mapping[str, str | None]:
+        """Return source ("mongodb", "cloudwatch eu-west-1", "history") → its last error, None after a success."""
+        health = dict(self._collector.healthy)
+        if self._mirror is not None:
+            health["history"] = self._mirror.problem
+        return health
+
+    def now(self) -> float:
+        """Return the local clock's UTC seconds."""
+        return self._wall()
+
+    async def inventory(self) -> Sequence[InventoryEntry]:
+        """Return all entries of the inventory, at most `INVENTORY_TTL_SECONDS` old; empty where no history is kept.
+
+        Raises:
+            StoreError: MongoDB does not answer, or the collector's loop does not run.
+        """
+        if self._fleet_inventory is None:
+            return ()
+        source = self._fleet_inventory
+
+        async def load() -> tuple[InventoryEntry, ...]:
+            await self._bridge.run(source.load)
+            return tuple(source.entries.values())
+
+        return await self._entries.get(None, load, INVENTORY_TTL_SECONDS)
+
+    async def remembered(self, worker_id: str) -> InventoryEntry | None:
+        """Return the inventory's entry of one worker, None where there is none; raises StoreError."""
+        return None if self._inventory is None else await self._inventory.read(worker_id)
+
+    async def latest(self, worker_ids: Collection[str]) -> Mapping[str, int]:
+        """Return worker id → start of its newest period in the history, UTC seconds; raises StoreError."""
+        return {} if self._history is None else await self._history.latest_timestamps(worker_ids)
+
+    async def close(self) -> None:
+        """Close the connections to MongoDB."""
+        await self._client.close()

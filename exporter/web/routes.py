@@ -1,22 +1,22 @@
 """The routes: parse → call → respond. What they say is decided elsewhere; what they need of the exporter is `Backend`."""
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from http import HTTPStatus
-from typing import Protocol
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 
-from exporter.core.model import ExporterMetrics, InventoryEntry, Snapshot, WorkerGauges
+from exporter.core.model import Snapshot, WorkerGauges
 from exporter.core.periods import DAY
 from exporter.history import remote_read, series
-from exporter.history.reader import HistoryReader, WorkerRef
+from exporter.history.reader import WorkerRef
 from exporter.metrics.gzip_member import continued
 from exporter.sources.cloudwatch.retention import OLDEST
 from exporter.web import discovery, landing, openapi, parameters, responses
+from exporter.web.backend import Backend
 from exporter.web.negotiation import prefers_csv, prefers_gzip
 from exporter.web.openapi import Endpoint, ResponseSpec
 from exporter.web.parameters import HistoryQuery, ResourcesQuery, WorkersQuery, resuming
@@ -31,51 +31,6 @@ RETRY_AFTER = 10
 
 FEW_ROWS = 1000
 """Rows of history that are written as JSON within a millisecond."""
-
-
-class Backend(Protocol):
-    """What the routes need of the exporter."""
-
-    period: int
-
-    @property
-    def reader(self) -> HistoryReader:
-        """Who reads the history of single workers."""
-
-    @property
-    def columns(self) -> series.ColumnSource | None:
-        """The samples of many workers, None where there is no history."""
-
-    @property
-    def hourly(self) -> series.ColumnSource | None:
-        """The same by the hour."""
-
-    @property
-    def snapshot(self) -> Snapshot | None:
-        """The newest worker block; None before the first."""
-
-    @property
-    def exporter_metrics(self) -> ExporterMetrics:
-        """What the exporter says of itself."""
-
-    @property
-    def ready(self) -> bool:
-        """Whether the first observation was tried, whatever came of it."""
-
-    def health(self) -> Mapping[str, str | None]:
-        """Source ("mongodb", "cloudwatch eu-west-1", "history") → its last error, None where it is fine."""
-
-    def now(self) -> float:
-        """UTC seconds of the local clock."""
-
-    async def inventory(self) -> Sequence[InventoryEntry]:
-        """Everything remembered of every worker, empty where there is no history; raises StoreError."""
-
-    async def remembered(self, worker_id: str) -> InventoryEntry | None:
-        """What is remembered of one worker; raises StoreError."""
-
-    async def latest(self, worker_ids: Collection[str]) -> Mapping[str, int]:
-        """Start of the newest period the history has of each worker that has any; raises StoreError."""
 
 
 # -- the handlers ------------------------------------------------------------------------------------------------------

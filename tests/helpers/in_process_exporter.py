@@ -4,17 +4,17 @@ MongoDB, the outbox, CloudWatch's wire and the routes are real; only the time is
 """
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 from prometheus_client import CollectorRegistry
 
 from exporter.core.budget import Budget
 from exporter.core.errors import ExporterError, StoreError
-from exporter.core.model import ExporterMetrics, Fleet, InventoryEntry, Snapshot
+from exporter.core.model import Fleet
 from exporter.core.periods import align
 from exporter.core.settings import Settings
 from exporter.history.cloudwatch_archive import CloudWatchArchive
@@ -36,9 +36,11 @@ from exporter.storage.lease import BACKFILL, Lease
 from exporter.storage.mongo import Database
 from exporter.storage.repository import repository
 from exporter.web.application import create_app
+from exporter.web.backend import Backend, LoopBridge
 from tests.helpers.expected_history import Member, assert_true, truth
 from tests.helpers.fake_cloudwatch import FakeCloudWatch
 
+T = TypeVar("T")
 PERIOD = 300
 DECIDED = 1500
 """Seconds after it began a period is decided by the settings below: 20 minutes after its end a missing agent is believed."""
@@ -64,10 +66,15 @@ class ShiftedAggregates:
         return replace(await self._source.read(), date=int(self._clock()))
 
 
-class Rig:
-    """One exporter process of the pretended time; also what its routes ask (`api.Backend`)."""
+class DirectBridge(LoopBridge):
+    """A bridge for tests in which the collector and the routes share one event loop."""
 
-    period = PERIOD
+    async def run(self, function: Callable[..., Coroutine[Any, Any, T]], *arguments: object) -> T:
+        return await function(*arguments)
+
+
+class InProcessExporter:
+    """One exporter process on a simulated clock, and the backend of its routes."""
 
     def __init__(
         self,
@@ -101,19 +108,6 @@ class Rig:
         self.budget = Budget(max_usd_per_day, wall=clock, day=day, spent=spent)
         self.cloudwatch = CloudWatch(settings, telemetry, budget=self.budget, wall=clock, deadline=deadline)
         series = MemorySeriesIndex(self.cloudwatch, monotonic=clock)
-        self.columns = self.history
-        backfill = Lease(database, owner="", name=BACKFILL)
-        self.hourly = HourlyCache(
-            self.history, backfill.change_marker, gap_fill_window=settings.gap_fill_window, wall=clock, monotonic=clock
-        )
-        self.reader = HistoryReader(
-            period=PERIOD,
-            history=self.history,
-            archive=CloudWatchArchive(self.cloudwatch, series, wall=clock, monotonic=clock),
-            wanted_retention=settings.mongodb.retention,
-            wall=clock,
-            monotonic=clock,
-        )
         self.mirror = Mirror(self.outbox, self.history, self.lease, telemetry, wall=clock)
         self.collector = Collector(
             settings,
@@ -130,8 +124,35 @@ class Rig:
             wall=clock,
             monotonic=clock,
         )
+        self.backend = self._build_backend(series)
         self.errors: list[str] = []
         """What the loops would have logged: every error that ended a part of a round."""
+
+    def _build_backend(self, series: MemorySeriesIndex) -> Backend:
+        settings, clock, database = self.settings, self.clock, self.database
+        marker = Lease(database, owner="", name=BACKFILL).change_marker
+        return Backend(
+            period=PERIOD,
+            collector=self.collector,
+            telemetry=self.telemetry,
+            reader=HistoryReader(
+                period=PERIOD,
+                history=self.history,
+                archive=CloudWatchArchive(self.cloudwatch, series, wall=clock, monotonic=clock),
+                wanted_retention=settings.mongodb.retention,
+                wall=clock,
+                monotonic=clock,
+            ),
+            bridge=DirectBridge(),
+            client=database.client,
+            mirror=self.mirror,
+            history=self.history,
+            hourly=HourlyCache(self.history, marker, gap_fill_window=settings.gap_fill_window, wall=clock, monotonic=clock),
+            inventory=Inventory(database),
+            fleet_inventory=Inventory(database),
+            wall=clock,
+            monotonic=clock,
+        )
 
     async def close(self) -> None:
         await self.cloudwatch.close()
@@ -179,15 +200,11 @@ class Rig:
     async def scrape(self) -> str:
         """GET /metrics, as Prometheus would; `app.serve` has rendered by then."""
         await asyncio.to_thread(self.telemetry.refresh)
-        transport = httpx.ASGITransport(app=create_app(self))
+        transport = httpx.ASGITransport(app=create_app(self.backend))
         async with httpx.AsyncClient(transport=transport, base_url="http://exporter") as client:
             answer = await client.get("/metrics", headers={"Accept-Encoding": "identity"})
             answer.raise_for_status()
             return answer.text
-
-    @property
-    def exporter_metrics(self) -> ExporterMetrics:
-        return self.telemetry.rendered
 
     async def documents(self, **query: object) -> list[dict[str, Any]]:
         """The history's documents, by worker and time."""
@@ -198,33 +215,6 @@ class Rig:
         """Compare with the ledger what is decided by now."""
         now = int(self.clock())
         return assert_true(await self.documents(), truth(fake, members, align(now, PERIOD)), align(now - DECIDED, PERIOD))
-
-    # -- api.Backend
-
-    @property
-    def snapshot(self) -> Snapshot | None:
-        return self.collector.snapshot
-
-    @property
-    def ready(self) -> bool:
-        return True
-
-    def health(self) -> Mapping[str, str | None]:
-        return self.collector.healthy
-
-    def now(self) -> float:
-        return self.clock()
-
-    async def inventory(self) -> Sequence[InventoryEntry]:
-        inventory = Inventory(self.database)
-        await inventory.load()
-        return tuple(inventory.entries.values())
-
-    async def remembered(self, worker_id: str) -> InventoryEntry | None:
-        return await Inventory(self.database).read(worker_id)
-
-    async def latest(self, worker_ids: Collection[str]) -> Mapping[str, int]:
-        return await self.history.latest_timestamps(worker_ids)
 
 
 def series(text: str, start: str) -> dict[str, float]:

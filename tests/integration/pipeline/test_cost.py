@@ -13,7 +13,8 @@ from exporter.core.periods import DAY, align
 from exporter.storage.mongo import Database
 from tests.helpers.expected_history import Member, assert_true, truth
 from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
-from tests.helpers.in_process_exporter import DECIDED, PERIOD, Clock, Rig
+from tests.helpers.in_process_exporter import DECIDED, PERIOD, Clock
+from tests.helpers.in_process_exporter import InProcessExporter as Rig
 
 
 @pytest.fixture

@@ -19,7 +19,8 @@ from tests.fixtures.mongo import AuthMongod
 from tests.fixtures.process import RunExporter
 from tests.helpers.expected_history import Member, assert_true, truth
 from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
-from tests.helpers.in_process_exporter import PERIOD, Clock, Rig, series
+from tests.helpers.in_process_exporter import PERIOD, Clock, series
+from tests.helpers.in_process_exporter import InProcessExporter as Rig
 from tests.helpers.ports import free_port
 
 GOOD, BAD = "eu-west-1", "us-east-1"

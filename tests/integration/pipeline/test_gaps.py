@@ -11,7 +11,8 @@ from exporter.core.periods import align, to_seconds
 from exporter.storage.mongo import Database
 from tests.helpers.expected_history import Member
 from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
-from tests.helpers.in_process_exporter import PERIOD, Clock, Rig
+from tests.helpers.in_process_exporter import PERIOD, Clock
+from tests.helpers.in_process_exporter import InProcessExporter as Rig
 
 
 @pytest.fixture

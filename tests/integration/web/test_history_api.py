@@ -22,7 +22,7 @@ from exporter.web.application import create_app
 from tests.fixtures.mongo import connect
 from tests.fixtures.process import RunExporter
 from tests.helpers.fake_cloudwatch import FakeCloudWatch, Series, instance_id
-from tests.helpers.in_process_exporter import PERIOD, Clock, Rig
+from tests.helpers.in_process_exporter import PERIOD, Clock, InProcessExporter
 from tests.helpers.ports import free_port
 
 NOW = align(1_790_000_000, HOUR) + 1234
@@ -49,9 +49,9 @@ async def fake(clock: Clock, aws_credentials: None) -> AsyncIterator[FakeCloudWa
 class Exporter:
     """The rig behind its routes."""
 
-    def __init__(self, rig: Rig) -> None:
+    def __init__(self, rig: InProcessExporter) -> None:
         self.rig = rig
-        app = create_app(rig, cors_origins=["https://ui.example.org"])
+        app = create_app(rig.backend, cors_origins=["https://ui.example.org"])
         self.client = httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://exporter")
 
     async def get(self, path: str, **query: object) -> httpx.Response:
@@ -74,6 +74,17 @@ class Exporter:
     async def resources(self, worker_id: str = "w1", region: str = REGION, **query: object) -> httpx.Response:
         return await self.get(f"/api/workers/region/{region}/workers/{quote(worker_id, safe='')}/resources", **query)
 
+    def read_with(self, *, history: bool = False, archive: bool = False) -> None:
+        """Replace the reader by one without the other sources."""
+        rig = self.rig
+        rig.backend.reader = HistoryReader(
+            period=PERIOD,
+            history=rig.history if history else None,
+            archive=rig.backend.reader._archive if archive else None,
+            wanted_retention=DAY,
+            wall=rig.clock,
+        )
+
     async def remember(self, *readings: tuple[int, Worker]) -> None:
         """Let the inventory see a worker at these times."""
         inventory = Inventory(self.rig.database)
@@ -87,7 +98,7 @@ class Exporter:
 @pytest.fixture
 async def exporter(tmp_path: Path, database: Database, fake: FakeCloudWatch, clock: Clock) -> AsyncIterator[Exporter]:
     """An exporter that has seen the terminated worker w1, with an empty history."""
-    rig = Rig(tmp_path, database, fake, clock)
+    rig = InProcessExporter(tmp_path, database, fake, clock)
     await rig.history.ensure_collection()
     exporter = Exporter(rig)
     await rig.observe()
@@ -474,7 +485,9 @@ class TestBeyondRetention:
     async def test_without_cloudwatch_the_answer_says_where_the_history_begins(self, exporter: Exporter) -> None:
         await exporter.retain(2 * DAY)
         rig = exporter.rig
-        rig.reader = HistoryReader(period=PERIOD, history=rig.history, archive=None, wanted_retention=DAY, wall=rig.clock)
+        rig.backend.reader = HistoryReader(
+            period=PERIOD, history=rig.history, archive=None, wanted_retention=DAY, wall=rig.clock
+        )
         await rig.history.add_samples([sample(LATEST - n * DAY) for n in (1, 5)])
         rig.history.retention = None  # nobody has told the routes' own repository
         answer = await exporter.history(start="-10d")
@@ -490,9 +503,7 @@ class TestBeyondRetention:
         self, exporter: Exporter, fake: FakeCloudWatch
     ) -> None:
         fake.add(ONE)
-        rig = exporter.rig
-        archive = rig.reader._archive
-        rig.reader = HistoryReader(period=PERIOD, history=None, archive=archive, wanted_retention=DAY, wall=rig.clock)
+        exporter.read_with(history=False, archive=True)
         answer = await exporter.history()
         assert (answer["source"], len(answer["data"])) == ("cloudwatch", 286)  # the newest is not published yet
         assert "keeps no history" in answer["note"]
@@ -574,7 +585,9 @@ class TestResources:
 
     async def test_without_cloudwatch_there_is_nothing_live(self, exporter: Exporter) -> None:
         rig = exporter.rig
-        rig.reader = HistoryReader(period=PERIOD, history=rig.history, archive=None, wanted_retention=DAY, wall=rig.clock)
+        rig.backend.reader = HistoryReader(
+            period=PERIOD, history=rig.history, archive=None, wanted_retention=DAY, wall=rig.clock
+        )
         response = await exporter.resources()
         assert response.status_code == 503
         assert "cloudwatch.enabled is false" in response.json()["detail"]
@@ -584,7 +597,7 @@ async def test_while_mongodb_is_away_everything_about_history_is_a_503_to_be_tri
     tmp_path: Path, fake: FakeCloudWatch, clock: Clock
 ) -> None:
     async with connect(f"mongodb://127.0.0.1:{free_port()}", patience=0.1) as client:
-        rig = Rig(tmp_path, client["away"], fake, clock, reach=0.1)
+        rig = InProcessExporter(tmp_path, client["away"], fake, clock, reach=0.1)
         exporter = Exporter(rig)
         for path in ("/api/workers/w1/metrics/history", f"/api/workers/region/{REGION}/workers/w1/resources"):
             response = await exporter.get(path)

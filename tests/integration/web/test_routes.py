@@ -1,5 +1,6 @@
 """The real application under a real uvicorn on a free port, asked by httpx."""
 
+import asyncio
 import base64
 import gzip
 import logging
@@ -9,7 +10,7 @@ import ssl
 import threading
 import time
 import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,7 +31,9 @@ from exporter.metrics.gzip_member import deflated
 from exporter.storage.rows import HistoryRow
 from exporter.web import routes, webconfig
 from exporter.web.application import create_app
+from exporter.web.backend import Backend
 from tests.helpers.certificates import write_certificate
+from tests.helpers.in_process_exporter import DirectBridge
 
 NOW = 1_790_000_000
 DAY = 86400
@@ -70,44 +73,74 @@ def entry(worker_id: str, **changes: Any) -> InventoryEntry:  # noqa: ANN401 -- 
 
 @dataclass
 class Memory:
-    """A backend whose state the tests set."""
+    """The parts of an exporter that a backend reads, in memory: the tests set what they say."""
 
-    period: int = 300
-    reader: HistoryReader = field(init=False)
-    columns: None = None
-    hourly: None = None
     retention: int | None = 30 * DAY
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
     snapshot: Snapshot | None = None
     ready: bool = True
     sources: dict[str, str | None] = field(default_factory=dict)
     time: float = NOW
-    entries: list[InventoryEntry] = field(default_factory=list)
+    known: list[InventoryEntry] = field(default_factory=list)
     newest: dict[str, int] = field(default_factory=dict)
     failure: Exception | None = None
 
     def __post_init__(self) -> None:
         Gauge("cml_exporter_leader", "Whether it leads.", registry=self.registry).set(1)
-        self.reader = HistoryReader(period=300, history=self, archive=None, wanted_retention=DAY, wall=self.now)
 
-    def health(self) -> Mapping[str, str | None]:
-        return self.sources
+    def backend(self) -> Backend:
+        return Backend(
+            period=300,
+            collector=self,
+            telemetry=self,
+            reader=HistoryReader(period=300, history=self, archive=None, wanted_retention=DAY, wall=self.now),
+            bridge=DirectBridge(),
+            client=self,
+            history=self,
+            inventory=self,
+            fleet_inventory=self,
+            wall=self.now,
+        )
 
     def now(self) -> float:
         return self.time
 
+    async def close(self) -> None:
+        pass
+
+    # -- the collector and the telemetry
+
     @property
-    def exporter_metrics(self) -> ExporterMetrics:
+    def observed(self) -> asyncio.Event:
+        event = asyncio.Event()
+        if self.ready:
+            event.set()
+        return event
+
+    @property
+    def healthy(self) -> Mapping[str, str | None]:
+        return self.sources
+
+    @property
+    def rendered(self) -> ExporterMetrics:
         text = generate_latest(self.registry)
         return ExporterMetrics(text, deflated(text))
 
-    async def inventory(self) -> Sequence[InventoryEntry]:
+    # -- the inventory
+
+    @property
+    def entries(self) -> Mapping[str, InventoryEntry]:
+        return {entry.worker_id: entry for entry in self.known}
+
+    async def load(self) -> None:
         if self.failure:
             raise self.failure
-        return self.entries
 
-    async def remembered(self, worker_id: str) -> InventoryEntry | None:
-        return next((entry for entry in await self.inventory() if entry.worker_id == worker_id), None)
+    async def read(self, worker_id: str) -> InventoryEntry | None:
+        await self.load()
+        return self.entries.get(worker_id)
+
+    # -- the history
 
     async def current_retention(self) -> int | None:
         return self.retention
@@ -120,21 +153,28 @@ class Memory:
     ) -> tuple[list[HistoryRow], int | None]:
         return [], None
 
-    async def latest(self, worker_ids: Collection[str]) -> Mapping[str, int]:
+    async def latest_timestamps(self, worker_ids: Collection[str]) -> Mapping[str, int]:
         return {worker_id: self.newest[worker_id] for worker_id in worker_ids if worker_id in self.newest}
+
+    async def columns(
+        self, worker_ids: Collection[str], start: int, end: int, field: str | None
+    ) -> AsyncIterator[tuple[str, str, Sequence[int], Sequence[Any]]]:
+        nothing: list[tuple[str, str, Sequence[int], Sequence[Any]]] = []
+        for each in nothing:
+            yield each
 
 
 @contextmanager
 def serving(
-    backend: Memory,
+    parts: Memory,
     *,
     web: webconfig.WebConfig | None = None,
     cors: Sequence[str] = (),
     **client: Any,  # noqa: ANN401 -- httpx's
 ) -> Iterator[httpx.Client]:
-    """Serve a backend while the block runs; gives a client of it."""
+    """Serve the backend of `parts` while the block runs; gives a client of it."""
     web = web or webconfig.WebConfig()
-    app = create_app(backend, cors_origins=cors, users=web.users)
+    app = create_app(parts.backend(), cors_origins=cors, users=web.users)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off", access_log=False, **web.uvicorn_options()))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, args=([listener],))
@@ -171,7 +211,7 @@ def client() -> Iterator[httpx.Client]:
     """A client of a small fleet that no test changes."""
     backend = Memory(
         snapshot=snapshot(gauges("w1"), gauges("w2", region="us-east-1"), gauges("w3", status="stopped")),
-        entries=[entry("w0")],
+        known=[entry("w0")],
         newest={"w0": NOW},
     )
     with serving(backend) as asking:
@@ -321,7 +361,7 @@ def test_ready_follows_the_first_observation_and_states_each_source(serve: Serve
 
 def test_a_worker_is_listed_with_all_that_is_known_and_null_for_the_rest(serve: Serve) -> None:
     known = gauges("w1", name="one", last_activity_at=NOW, extra=(("cml_worker_disk", 7.5),))
-    backend = Memory(snapshot=snapshot(known), entries=[entry("w1", region="eu-west-1")])
+    backend = Memory(snapshot=snapshot(known), known=[entry("w1", region="eu-west-1")])
     answer = serve(backend).get("/api/workers").json()
     assert answer == {
         "data": [
@@ -371,7 +411,7 @@ def test_a_worker_is_listed_with_all_that_is_known_and_null_for_the_rest(serve: 
 def test_workers_that_are_gone_are_listed_while_they_have_history(serve: Serve) -> None:
     backend = Memory(
         snapshot=snapshot(gauges("w5")),
-        entries=[
+        known=[
             entry("w1"),
             entry("w2", status="running", terminated_at=None),
             entry("w3"),
@@ -406,7 +446,7 @@ def test_pages_are_sorted_and_hold_every_worker_once(serve: Serve) -> None:
     ids = [f"w/{i:04}é" for i in range(1000)]
     backend = Memory(
         snapshot=snapshot(*map(gauges, reversed(ids[::2]))),
-        entries=[entry(worker_id) for worker_id in ids[1::2]],
+        known=[entry(worker_id) for worker_id in ids[1::2]],
         newest=dict.fromkeys(ids, NOW),
     )
     client = serve(backend)
