@@ -1,37 +1,67 @@
-"""The command line: `cml-worker-exporter COMMAND`, see `_parser`. Each setting is a flag too, from one table."""
+"""The command line: `cml-worker-exporter COMMAND`.
+
+`COMMANDS` is the table of commands: help texts, the command's own flags, the settings it reads, the function that runs it.
+Modules are imported by the command that needs them, so that `--version` and `--help` load no boto3, pymongo, or uvicorn.
+"""
 
 import argparse
-import asyncio
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-
-import uvloop
+from typing import TYPE_CHECKING, NamedTuple
 
 from exporter import __version__
-from exporter.commands import estimate, purge, retention
-from exporter.commands import serve as serve_module
-from exporter.commands.backfill import command as backfill
-from exporter.commands.backfill.planner import Options
-from exporter.commands.check import command as check
-from exporter.commands.export import command as export
-from exporter.core import logs
+from exporter.commands import flags
 from exporter.core.errors import ConfigError, ExporterError
-from exporter.core.periods import parse_duration, parse_time
-from exporter.core.settings import Settings
-from exporter.core.settings_loader import load, table
-from exporter.demo import command as demo
+
+if TYPE_CHECKING:
+    from exporter.core.settings import Settings
+    from exporter.core.settings_loader import Setting
 
 _EPILOG = """\
 Settings come from --config.file, then CML_EXPORTER_… in the environment, then flags; later ones win.
 docs/settings.md describes them all. `cml-worker-exporter demo` needs no settings and no AWS account.
 """
+_TIME = """\
+TIME is a duration before now (30d, -30d, now-30d), RFC 3339 (2026-01-31T12:00:00Z; a date alone is 00:00 UTC),
+unix seconds, or now.
+"""
+_TIME_FLAGS = ("--since", "--until")
+
+
+class Command(NamedTuple):
+    """One command: its help texts, its own flags, the settings it reads, and the function that runs it."""
+
+    run: Callable[[argparse.Namespace], int]
+    """Returns the exit status."""
+    summary: str
+    """The line in the list of commands."""
+    description: str
+    add_flags: Callable[[argparse.ArgumentParser], None] = lambda parser: None
+    settings: tuple[str, ...] = ()
+    """Keys ("mongodb.uri") and whole sections ("workers") of `Settings`; `EVERY_SETTING`; empty: none, and no --config.file."""
+    usage: str = ""
+    """The command's own flags, as the usage line shows them."""
+    notes: str = ""
+    """The text below the flags: examples, and where to read more."""
+
+    def setting_flags(self) -> Iterator["Setting"]:
+        """Yield the settings that are flags of this command, in the order of the file."""
+        from exporter.core.settings_loader import table
+
+        for setting in table():
+            if self.settings == EVERY_SETTING or {setting.key, setting.key.partition(".")[0]} & {*self.settings}:
+                yield setting
+
+
+EVERY_SETTING = ("*",)
+_MONGODB = ("mongodb.uri", "mongodb.uri_file")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command and exit: 0 done, 1 it cannot work as things are, 2 the command line is wrong."""
-    options = _parser().parse_args(arguments)
+    """Run one command and exit: 0 done, 1 the command failed, 2 the command line is wrong, 130 interrupted by Ctrl-C."""
+    options = _parse(_join_times(sys.argv[1:] if arguments is None else arguments))
     try:
         status = options.run(options)
     except ExporterError as error:
@@ -43,7 +73,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(status)
 
 
-def _parser() -> argparse.ArgumentParser:
+# -- parsing -----------------------------------------------------------------------------------------------------------
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return the parsed command line. Only the chosen command declares its flags: the settings take 100 ms to import."""
     parser = argparse.ArgumentParser(
         prog="cml-worker-exporter",
         description="CPU, memory, labs and status of Cisco Modeling Labs workers: gauges for Prometheus, and a history that "
@@ -52,160 +86,62 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"cml-worker-exporter {__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-
-    serve = commands.add_parser("serve", help="run the exporter", description="Run the exporter until SIGINT or SIGTERM.")
-    _add_settings(serve)
-    serve.set_defaults(run=_serve)
-
-    checking = commands.add_parser(
-        "check",
-        help="validate the settings and every connection, change nothing",
-        description="Validate the settings, MongoDB (version, privileges, the collection) and AWS (identity, one "
-        "CloudWatch call per region), and print what was found. Exit status 1 when serve would not work.",
-    )
-    _add_settings(checking)
-    checking.set_defaults(run=_check)
-
-    keeping = commands.add_parser(
-        "retention",
-        help="show how long the history keeps its samples, or change it",
-        description="Show how long the history keeps its samples. With --set, say what the change deletes, and with --yes do "
-        "it; the setting mongodb.retention alone never shortens a history.",
-    )
-    keeping.add_argument("--set", dest="wanted", metavar="DURATION", help="keep samples for so long, such as 14d")
-    keeping.add_argument("--yes", action="store_true", help="really delete what is older")
-    _add_settings(keeping)
-    keeping.set_defaults(run=_retention)
-
-    reckoning = commands.add_parser(
-        "estimate",
-        help="what CloudWatch will cost with this fleet and these settings",
-        description="Read the aggregates, find out who has a CloudWatch agent, and print calls, metrics billed and dollars per "
-        "round, day and month. Asks CloudWatch for nothing that is billed.",
-    )
-    _add_settings(reckoning)
-    reckoning.set_defaults(run=_estimate)
-
-    _add_backfill(commands)
-    _add_export(commands)
-    _add_purge(commands)
-
-    trying = commands.add_parser(
-        "demo",
-        help="a fake AWS, MongoDB, 12 simulated workers and the exporter",
-        description="Start a fake AWS, a MongoDB, a simulated manager with 12 workers in two regions, and the exporter; "
-        "no account needed. Ctrl-C ends it all.",
-    )
-    demo.add_arguments(trying)
-    trying.set_defaults(run=demo.main)
-    return parser
-
-
-_EXPORT_EXAMPLE = """\
-example:
-  cml-worker-exporter export --config.file exporter.yml --since 30d --output history.om
-  promtool tsdb create-blocks-from openmetrics --max-block-duration=744h history.om /var/lib/prometheus
-
-docs/export.md has the rest: what is in the file, and what Prometheus needs so that it keeps such old blocks.
-"""
-_BACKFILL_EXAMPLE = """\
-example:
-  cml-worker-exporter backfill --config.file exporter.yml --since 14d --dry-run
-  cml-worker-exporter backfill --config.file exporter.yml --since 14d --max-usd 0.05
-
-docs/backfill.md says what is filled, what it costs, and what happens when it is interrupted.
-"""
-_PURGE_EXAMPLE = """\
-example:
-  cml-worker-exporter purge --config.file exporter.yml --worker 2f1c… --worker 77ab…
-
-The user of mongodb.uri needs `remove` on the history and the inventory, which only this command uses; see README.md.
-"""
-
-
-def _add_backfill(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    filling = commands.add_parser(
-        "backfill",
-        help="fill older gaps of the history from CloudWatch",
-        description="Fill what the history lacks and serve no longer heals, from CloudWatch: CPU and memory. Prints\n"
-        "first what it costs. May be interrupted at any moment: the same command goes on and asks nothing\n"
-        "twice. An exporter may run beside it. Exit status 1 when something is missing.",
-        epilog=_BACKFILL_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    filling.add_argument(
-        "--since", required=True, type=_past, metavar="TIME", help="how far back: 14d, or RFC 3339 such as 2026-01-31T12:00:00Z"
-    )
-    filling.add_argument(
-        "--worker", dest="workers", action="append", default=[], metavar="ID", help="only this one; repeatable"
-    )
-    filling.add_argument("--dry-run", action="store_true", help="print the plan and its price, change nothing")
-    filling.add_argument(
-        "--max-usd",
-        type=_dollars,
-        metavar="DOLLARS",
-        help="do nothing if it costs more (default: the setting cloudwatch.max_usd_per_day, if there is one)",
-    )
-    _add_settings(filling)
-    filling.set_defaults(run=_backfill)
-
-
-def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    exporting = commands.add_parser(
-        "export",
-        help="write the history as OpenMetrics, for Prometheus, or as CSV",
-        description="Write the history of all workers or some, as OpenMetrics text that promtool turns into\n"
-        "blocks of Prometheus, or as CSV. A file appears under its name only when it is complete.\n"
-        "TIME is a duration back from now, such as 30d, or RFC 3339, such as 2026-01-31T12:00:00Z.",
-        epilog=_EXPORT_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    exporting.add_argument("--since", required=True, metavar="TIME", help="the oldest samples wanted")
-    exporting.add_argument("--until", default="now", metavar="TIME", help="only samples before it (default: now)")
-    exporting.add_argument(
-        "--worker", dest="workers", action="append", default=[], metavar="ID", help="only this one; repeatable"
-    )
-    exporting.add_argument("--format", choices=export.FORMATS, default=export.FORMATS[0], help="(default: openmetrics)")
-    exporting.add_argument("--output", metavar="FILE", type=Path, help="where to write (default: standard output)")
-    _add_settings(exporting)
-    exporting.set_defaults(run=_export)
-
-
-def _add_purge(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    purging = commands.add_parser(
-        "purge",
-        help="delete all that is stored of a worker",
-        description="Say what is stored of a worker (samples and inventory entry), and delete it for good after its\n"
-        "id is typed at the terminal, or with --yes. A worker that an exporter may still write is refused.",
-        epilog=_PURGE_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    purging.add_argument(
-        "--worker", dest="workers", action="append", required=True, metavar="ID", help="whose traces to delete; repeatable"
-    )
-    purging.add_argument("--yes", action="store_true", help="delete without asking")
-    purging.add_argument(
-        "--even-if-listed",
-        action="store_true",
-        help="also delete a worker that is still listed, or was seen within gap_fill_window; "
-        "the exporter may write some of it again",
-    )
-    _add_settings(purging)
-    purging.set_defaults(run=_purge)
-
-
-def _add_settings(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config.file", dest="config_file", type=Path, metavar="FILE", help="YAML file with the settings")
-    group = parser.add_argument_group("settings", "each one also in the file and in the environment")
-    for setting in table():
-        default = "" if setting.default in (None, [], {}) else f" (default: {_shown(setting.default)})"
-        group.add_argument(
-            setting.flag,
-            dest=setting.key,
-            metavar="VALUE",
-            help=(setting.description + default).replace("%", "%%"),
+    subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    chosen = next((argument for argument in arguments if not argument.startswith("-")), None)
+    for name, command in COMMANDS.items():
+        subparser = subparsers.add_parser(
+            name,
+            help=command.summary,
+            description=command.description,
+            epilog=command.notes,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        if name == chosen:
+            command.add_flags(subparser)
+            _add_settings(subparser, command)
+            subparser.set_defaults(command=command, run=command.run)
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        subparsers.choices[str(chosen)].error(_refusal(unknown))
+    return options
+
+
+def _join_times(arguments: Sequence[str]) -> list[str]:
+    """Write `--since -30d` as `--since=-30d`: argparse takes a separate value that begins with - for a flag."""
+    joined: list[str] = []
+    for argument in arguments:
+        if joined and joined[-1] in _TIME_FLAGS and argument.startswith("-") and argument[1:2].isdigit():
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
+def _refusal(unknown: Sequence[str]) -> str:
+    """Return the error message for flags that the command does not have; it explains those that are settings."""
+    from exporter.core.settings_loader import table
+
+    known = {setting.flag for setting in table()}
+    unread = [flag for flag in (argument.partition("=")[0] for argument in unknown) if flag in known]
+    if not unread:
+        return f"unrecognized arguments: {' '.join(unknown)}"
+    return f"this command does not read {', '.join(unread)}; a setting may stay in the file or in the environment"
+
+
+def _add_settings(parser: argparse.ArgumentParser, command: Command) -> None:
+    usage = command.usage
+    if command.settings:
+        usage += " [--config.file FILE] [--SETTING VALUE ...]"
+        group = parser.add_argument_group("settings", "Each is also a key of the file and a variable of the environment.")
+        group.add_argument(
+            "--config.file", dest="config_file", type=Path, metavar="FILE", help="YAML file with settings (default: none)"
+        )
+        for setting in command.setting_flags():
+            default = "" if setting.default in (None, [], {}) else f" (default: {_shown(setting.default)})"
+            group.add_argument(
+                setting.flag, dest=setting.key, metavar="VALUE", help=(setting.description + default).replace("%", "%%")
+            )
+    parser.usage = f"{parser.prog} {usage.strip()}"
 
 
 def _shown(default: object) -> str:
@@ -214,36 +150,42 @@ def _shown(default: object) -> str:
     return ",".join(map(str, default)) if isinstance(default, list) else str(default)
 
 
-def _settings(options: argparse.Namespace) -> Settings:
-    flags = {s.key: value for s in table() if (value := getattr(options, s.key)) is not None}
-    return load(options.config_file, flags=flags)
+def _settings(options: argparse.Namespace, level: str | None = None) -> "Settings":
+    """Load the settings and configure the log; `level` replaces log.level in commands that write to a person."""
+    from exporter.core import logs, settings_loader
 
-
-def _quiet(options: argparse.Namespace, level: str = "error") -> Settings:
-    """The settings of a command that speaks to a person: the log says only what went wrong."""
-    settings = _settings(options)
-    logs.configure(level, settings.log.format, sys.stderr)
+    given = {s.key: value for s in options.command.setting_flags() if (value := getattr(options, s.key)) is not None}
+    settings = settings_loader.load(options.config_file, flags=given)
+    logs.configure(level or settings.log.level, settings.log.format, sys.stderr)
     return settings
 
 
+# -- running -----------------------------------------------------------------------------------------------------------
+
+
 def _serve(options: argparse.Namespace) -> int:
-    settings = _settings(options)
-    logs.configure(settings.log.level, settings.log.format, sys.stderr)
-    return uvloop.run(serve_module.serve(settings))
+    import uvloop
+
+    from exporter.commands.serve import serve
+
+    return uvloop.run(serve(_settings(options)))
 
 
 def _check(options: argparse.Namespace) -> int:
-    settings = _quiet(options)
-    return asyncio.run(check.run(settings, sys.stdout))
+    import asyncio
 
+    from exporter.commands.check import command
 
-def _estimate(options: argparse.Namespace) -> int:
-    settings = _quiet(options)
-    return asyncio.run(estimate.run(settings, sys.stdout))
+    return asyncio.run(command.run(_settings(options, "error"), sys.stdout))
 
 
 def _retention(options: argparse.Namespace) -> int:
-    settings = _quiet(options)
+    import asyncio
+
+    from exporter.commands import retention
+    from exporter.core.periods import parse_duration
+
+    settings = _settings(options, "error")
     try:
         wanted = None if options.wanted is None else parse_duration(options.wanted)
     except ValueError as error:
@@ -251,43 +193,41 @@ def _retention(options: argparse.Namespace) -> int:
     return asyncio.run(retention.run(settings, wanted, options.yes, sys.stdout))
 
 
-def _past(text: str) -> tuple[int, str]:
-    now = int(time.time())
-    try:
-        since = parse_time(text, now)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-    if since > now:
-        raise argparse.ArgumentTypeError(f"{text} is in the future; write a time that has passed")
-    return since, text
+def _estimate(options: argparse.Namespace) -> int:
+    import asyncio
 
+    from exporter.commands import estimate
 
-def _dollars(text: str) -> float:
-    try:
-        dollars = float(text)
-    except ValueError:
-        dollars = -1
-    if not 0 <= dollars < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no amount of dollars; write a number such as 0.05")
-    return dollars
+    return asyncio.run(estimate.run(_settings(options, "error"), sys.stdout))
 
 
 def _backfill(options: argparse.Namespace) -> int:
-    settings = _quiet(options, "warn")
+    import asyncio
+
+    from exporter.commands.backfill import command
+    from exporter.commands.backfill.planner import Options
+
     since, text = options.since
     wanted = Options(since, text, tuple(options.workers), options.dry_run, options.max_usd)
-    return asyncio.run(backfill.main(settings, wanted, sys.stdout, sys.stderr))
+    return asyncio.run(command.main(_settings(options, "warn"), wanted, sys.stdout, sys.stderr))
 
 
 def _export(options: argparse.Namespace) -> int:
-    settings = _quiet(options)
-    now = int(time.time())
-    since, until = _time("--since", options.since, now), _time("--until", options.until, now)
-    request = export.Request(since, until, tuple(options.workers), options.format, options.output)
-    return asyncio.run(export.run(settings, request, sys.stderr))
+    import asyncio
+
+    from exporter.commands.export import command
+    from exporter.commands.export.request import ExportRequest
+
+    settings, now = _settings(options, "error"), int(time.time())
+    since, until = _bound("--since", options.since, now), _bound("--until", options.until, now)
+    request = ExportRequest(since, until, tuple(options.workers), options.format, options.output)
+    return asyncio.run(command.run(settings, request, sys.stderr))
 
 
-def _time(flag: str, text: str, now: int) -> int:
+def _bound(flag: str, text: str, now: int) -> int:
+    """Return the UTC second that a TIME flag names."""
+    from exporter.core.periods import parse_time
+
     try:
         return parse_time(text, now)
     except ValueError as error:
@@ -295,19 +235,129 @@ def _time(flag: str, text: str, now: int) -> int:
 
 
 def _purge(options: argparse.Namespace) -> int:
-    settings = _quiet(options)
-    ask = _ask if sys.stdin.isatty() else None
+    import asyncio
+
+    from exporter.commands import purge
+
+    settings = _settings(options, "error")
+    ask = _confirm if sys.stdin.isatty() else None
     return asyncio.run(
         purge.run(settings, options.workers, yes=options.yes, even_if_listed=options.even_if_listed, ask=ask, out=sys.stdout)
     )
 
 
-def _ask(question: str) -> str:
+def _confirm(question: str) -> str:
+    """Return the answer typed at the terminal; empty after Ctrl-D."""
     try:
         return input(question)
-    except EOFError:  # Ctrl-D
+    except EOFError:
         print()
         return ""
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from exporter.demo import command
+
+    return command.main(options)
+
+
+COMMANDS: dict[str, Command] = {
+    "serve": Command(
+        _serve,
+        "run the exporter",
+        "Run the exporter until SIGINT or SIGTERM.",
+        settings=EVERY_SETTING,
+    ),
+    "check": Command(
+        _check,
+        "validate the settings and every connection, change nothing",
+        "Validate the settings, MongoDB (version, privileges, the collection) and AWS (identity, one CloudWatch call\n"
+        "per region), and print the findings. Exit status 1 when `serve` would not work.",
+        settings=EVERY_SETTING,
+    ),
+    "retention": Command(
+        _retention,
+        "show how long the history keeps its samples, or change it",
+        "Show how long the history keeps its samples. With --set, print what the change deletes, and with --yes apply\n"
+        "it; the setting mongodb.retention alone never shortens a history.",
+        flags.retention_flags,
+        (*_MONGODB, "mongodb.history", "mongodb.retention", "period", "gap_fill_window", "log.format"),
+        "[--set DURATION] [--yes]",
+    ),
+    "estimate": Command(
+        _estimate,
+        "what CloudWatch will cost with this fleet and these settings",
+        "Read the worker documents, find out which workers have a CloudWatch agent, and print calls, metrics billed,\n"
+        "and dollars per collection cycle, day, and month. Makes no CloudWatch call that is billed.",
+        # Those below `period` change no figure, but other intervals are valid only together with them.
+        settings=(
+            *(*_MONGODB, "mongodb.workers", "period"),
+            *("settle_delay", "absence_timeout", "gap_fill_window", "max_age"),
+            *("cloudwatch", "aws", "workers", "log.format"),
+        ),
+    ),
+    "backfill": Command(
+        _backfill,
+        "fill older gaps of the history from CloudWatch",
+        "Fill gaps of the history that `serve` no longer fills, from CloudWatch: CPU and memory. Prints the price\n"
+        "first. May be interrupted at any moment: the same command continues and repeats no completed call. An\n"
+        "exporter may run at the same time. Exit status 1 when samples are still missing.",
+        flags.backfill_flags,
+        (
+            *("mongodb", "period", "gap_fill_window", "cloudwatch.enabled", "cloudwatch.endpoint_url"),
+            *("cloudwatch.max_usd_per_day", "aws", "workers", "data_dir", "log.format"),
+        ),
+        "--since TIME [--worker ID ...] [--dry-run] [--max-usd DOLLARS]",
+        f"""\
+{_TIME}
+example:
+  cml-worker-exporter backfill --config.file exporter.yml --since 14d --dry-run
+  cml-worker-exporter backfill --config.file exporter.yml --since 14d --max-usd 0.05
+
+docs/backfill.md explains what is filled, what it costs, and what happens after an interruption.
+""",
+    ),
+    "export": Command(
+        _export,
+        "write the history as OpenMetrics, for Prometheus, or as CSV",
+        "Write the history of all or some workers, as OpenMetrics text that promtool turns into blocks of Prometheus,\n"
+        "or as CSV. A file appears under its name only when it is complete.",
+        flags.export_flags,
+        (*_MONGODB, "mongodb.history", "period", "log.format"),
+        "--since TIME [--until TIME] [--worker ID ...] [--format {openmetrics,csv}] [--output FILE]",
+        f"""\
+{_TIME}
+example:
+  cml-worker-exporter export --config.file exporter.yml --since 30d --output history.om
+  promtool tsdb create-blocks-from openmetrics --max-block-duration=744h history.om /var/lib/prometheus
+
+docs/export.md explains what is in the file, and how to make Prometheus keep such old blocks.
+""",
+    ),
+    "purge": Command(
+        _purge,
+        "delete all stored data of a worker",
+        "Print what is stored of a worker (samples and inventory entry), and delete it permanently after its id is\n"
+        "typed at the terminal, or with --yes. A worker that an exporter may still write is refused.",
+        flags.purge_flags,
+        (*_MONGODB, "mongodb.workers", "mongodb.history", "period", "gap_fill_window", "workers", "log.format"),
+        "--worker ID [--worker ID ...] [--yes] [--even-if-listed]",
+        """\
+example:
+  cml-worker-exporter purge --config.file exporter.yml --worker 2f1c… --worker 77ab…
+
+The user of mongodb.uri needs `remove` on the history and the inventory, which only this command uses; see README.md.
+""",
+    ),
+    "demo": Command(
+        _demo,
+        "a fake AWS, MongoDB, 12 simulated workers and the exporter",
+        "Start a fake AWS, a MongoDB, a simulated manager with 12 workers in two regions, and the exporter. Needs no\n"
+        "account. Ctrl-C stops all of them.",
+        flags.demo_flags,
+        usage="[--fresh] [--port PORT] [--dir DIR]",
+    ),
+}
 
 
 if __name__ == "__main__":

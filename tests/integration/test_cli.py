@@ -1,28 +1,38 @@
-"""The command line as users run it: real processes, their exit status, and what they say."""
+"""The command line as users run it: real processes, their exit status, and their output."""
 
+import json
 import os
 import re
+import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+import yaml
+from pymongo import MongoClient
 
 from exporter import __version__
+from exporter.cli import COMMANDS
+from exporter.core.periods import DAY
 from exporter.core.settings_loader import table
 from exporter.demo.mongod import Mongod
 from tests.fixtures.process import RunCommand, RunExporter
+from tests.helpers.expected_history import Member
+from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
 
 NOWHERE = "mongodb://127.0.0.1:1/"
-"""Port 1 is privileged and unused: nobody answers."""
+"""Port 1 is privileged and unused: connections to it are refused."""
 Minimal = Callable[..., dict[str, object]]
 
 
 @pytest.fixture
 def minimal(mongod: Mongod) -> Minimal:
-    """Settings with an empty database and without CloudWatch, and whatever else is given."""
+    """Settings with an empty database and without CloudWatch, and the given sections."""
     uri = mongod.uri.replace("/?", f"/test_{uuid.uuid4().hex}?")
 
     def settings(**sections: object) -> dict[str, object]:
@@ -42,15 +52,162 @@ def test_the_first_help_names_every_command_and_where_to_begin(run_command: RunC
     assert "demo` needs no settings and no AWS account" in done.stdout
 
 
-@pytest.mark.parametrize("command", ["serve", "check"])
-def test_the_help_of_a_command_lists_the_flag_of_every_setting_with_its_default(run_command: RunCommand, command: str) -> None:
+TIMING = {"period", "settle_delay", "absence_timeout", "gap_fill_window", "max_age"}
+MONGODB = {"mongodb.uri", "mongodb.uri_file"}
+WORKERS = {"workers.fields", "workers.extra"}
+READ: dict[str, set[str]] = {
+    "serve": {setting.key for setting in table()},
+    "check": {setting.key for setting in table()},
+    "retention": MONGODB | {"mongodb.history", "mongodb.retention", "period", "gap_fill_window", "log.format"},
+    "estimate": MONGODB
+    | TIMING
+    | WORKERS
+    | {"mongodb.workers", "aws.roles", "log.format"}
+    | {"cloudwatch.enabled", "cloudwatch.interval", "cloudwatch.endpoint_url", "cloudwatch.max_usd_per_day"},
+    "backfill": MONGODB
+    | WORKERS
+    | {"mongodb.workers", "mongodb.history", "mongodb.retention", "period", "gap_fill_window", "aws.roles", "data_dir"}
+    | {"cloudwatch.enabled", "cloudwatch.endpoint_url", "cloudwatch.max_usd_per_day", "log.format"},
+    "export": MONGODB | {"mongodb.history", "period", "log.format"},
+    "purge": MONGODB | WORKERS | {"mongodb.workers", "mongodb.history", "period", "gap_fill_window", "log.format"},
+    "demo": set(),
+}
+"""The settings of each command's `--help`."""
+NO_EFFECT: dict[str, set[str]] = {
+    "estimate": {"terminated_grace"},
+    "export": {"mongodb.retention"},
+    "purge": {"mongodb.retention"},
+}
+"""Settings that shared constructors (`Rules`, the repository) read, but that change nothing in these commands."""
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_a_command_lists_its_own_flags_and_then_the_settings_it_reads(
+    run_command: RunCommand, command: str
+) -> None:
     done = run_command(command, "--help", env={"COLUMNS": "200"})
     assert done.returncode == 0
-    words = " ".join(done.stdout.split())
+    own, _, settings = done.stdout.partition("\nsettings:\n")
+    words = " ".join(settings.split())
     for setting in table():
-        assert f"{setting.flag} VALUE {setting.description}" in words, f"{setting.key} is not explained"
-    assert "--config.file FILE" in done.stdout
-    assert "(default: 5m)" in done.stdout
+        if setting.key in READ[command]:
+            assert f"{setting.flag} VALUE {setting.description}" in words, f"{setting.key} is not explained"
+        assert (f" {setting.flag} VALUE" in words) == (setting.key in READ[command]), setting.key
+        assert f"{setting.flag} VALUE" not in own
+    assert ("--config.file FILE" in words) == bool(READ[command])
+    assert ("(default: 5m)" in words) == ("period" in READ[command])
+    usage = " ".join(own.partition("\n\n")[0].split())
+    flags = set(re.findall(r"^  (--[\w-]+)", own, re.MULTILINE))
+    assert flags == {*re.findall(r"--[a-z-]+", usage)} - {"--config"}, "the usage line shows other flags"
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if READ[command] < READ["serve"]])
+def test_a_setting_that_a_command_does_not_read_is_an_unknown_flag(run_command: RunCommand, command: str) -> None:
+    required = {"backfill": ("--since", "1d"), "export": ("--since", "1d"), "purge": ("--worker", "w")}
+    done = run_command(command, *required.get(command, ()), "--web.listen-address", ":1", "--no-such-flag")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"usage: cml-worker-exporter {command} ")
+    assert done.stderr.endswith(
+        "error: this command does not read --web.listen-address; a setting may stay in the file or in the environment\n"
+    )
+
+
+RECORDER = """
+import atexit, json, sys
+from pathlib import Path
+from exporter import cli
+from exporter.core import settings as models, settings_loader
+
+load, reads = settings_loader.load, set()
+prefixes = {models.Settings: ""}
+for name, field in models.Settings.model_fields.items():
+    if isinstance(field.annotation, type) and issubclass(field.annotation, models._Section):
+        prefixes[field.annotation] = name + "."
+
+
+def recorded(self, name, plain=models._Section.__getattribute__):
+    if type(self) in prefixes and name in type(self).model_fields:
+        reads.add(prefixes[type(self)] + name)
+    return plain(self, name)
+
+
+def load_and_record(*args, **kwargs):
+    settings = load(*args, **kwargs)  # its validators read every setting
+    models._Section.__getattribute__ = recorded
+    return settings
+
+
+settings_loader.load = load_and_record
+atexit.register(lambda: Path(sys.argv[1]).write_text(json.dumps(sorted(reads))))
+cli.main(sys.argv[2:])
+"""
+"""Runs a command and writes the keys of the settings that it read."""
+
+
+def test_each_command_reads_the_settings_it_lists_and_no_other(
+    mongod: Mongod, fake_cloudwatch: FakeCloudWatch, tmp_path: Path
+) -> None:
+    """`serve` and `check` list every setting."""
+    name = f"test_{uuid.uuid4().hex}"
+    member = Member("w", instance_id(0), "eu-west-1", int(time.time()) - 10 * DAY)
+    fake_cloudwatch.add(member.instance_id)
+    with MongoClient[dict[str, Any]](mongod.uri) as client:
+        client[name]["workers"].insert_one(member.aggregate())
+    (tmp_path / "uri").write_text(mongod.uri.replace("/?", f"/{name}?"))
+    settings = {
+        "mongodb": {"uri_file": str(tmp_path / "uri")},
+        "cloudwatch": {"endpoint_url": fake_cloudwatch.url},
+        "data_dir": str(tmp_path / "data"),
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+
+    def reads(command: str, *arguments: str, status: int = 0) -> set[str]:
+        keys = tmp_path / "keys.json"
+        config = tmp_path / "config.yaml"
+        words: list[str | Path] = [sys.executable, "-c", RECORDER, keys, command, "--config.file", config, *arguments]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == status, done.stderr
+        sections = {setting.key.partition(".")[0] for setting in table() if "." in setting.key}
+        return set(json.loads(keys.read_text())) - sections - NO_EFFECT.get(command, set())
+
+    assert reads("estimate") == READ["estimate"]
+    assert reads("backfill", "--since", "2d") == READ["backfill"]
+    assert reads("export", "--since", "2d", "--output", str(tmp_path / "out")) == READ["export"]
+    assert reads("retention") | reads("retention", "--set", "60d", "--yes") == READ["retention"]
+    refused = reads("purge", "--worker", "w", status=1)
+    assert refused | reads("purge", "--worker", "w", "--yes", "--even-if-listed") == READ["purge"]
+    with MongoClient[dict[str, Any]](mongod.uri) as client:
+        client.drop_database(name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "heavy"),
+    [
+        (["--version"], {"exporter.core.settings", "pydantic", "asyncio", "rich", "yaml"}),
+        (["--help"], {"exporter.core.settings", "pydantic", "asyncio", "rich", "yaml"}),
+        *(([command, "--help"], {"asyncio", "rich"}) for command in COMMANDS),
+    ],
+)
+def test_version_and_help_import_no_driver_and_no_web_server(arguments: list[str], heavy: set[str]) -> None:
+    script = """
+import atexit, sys
+atexit.register(lambda: print(*sorted(sys.modules), file=sys.stderr))
+from exporter.cli import main
+main(sys.argv[1:])
+"""
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0
+    loaded = set(done.stderr.split())
+    assert "exporter.cli" in loaded
+    assert loaded & (heavy | {"boto3", "botocore", "uvicorn", "starlette", "pymongo", "bson", "moto", "uvloop"}) == set()
+
+
+@pytest.mark.parametrize("given", ["2h", "-2h", "now-2h", "2026-01-31T12:00:00Z", "1769860800"])
+@pytest.mark.parametrize("command", ["backfill", "export"])
+def test_a_time_has_one_grammar_in_every_command(run_command: RunCommand, command: str, given: str) -> None:
+    done = run_command(command, "--since", given)
+    assert done.returncode == 1
+    assert done.stderr.startswith("cml-worker-exporter: mongodb: uri is missing; "), done.stderr
 
 
 def test_the_help_of_the_demo_says_what_it_starts(run_command: RunCommand) -> None:

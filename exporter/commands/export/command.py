@@ -16,12 +16,13 @@ from contextlib import aclosing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from exporter.commands.export.openmetrics import text
+from exporter.commands.export.request import ExportRequest
 from exporter.commands.export.spool import KEYS, open_spool
 from exporter.core.errors import ConfigError, ExporterError, StoreUnavailableError
 from exporter.core.history_metrics import HISTORY_METRICS
@@ -33,9 +34,6 @@ from exporter.storage.mongo import connect
 from exporter.storage.repository import WorkerMetricsRepository, repository, require_history
 from exporter.storage.rows import number
 from exporter.storage.sample_reader import TIME, Pages
-
-Format = Literal["openmetrics", "csv"]
-FORMATS: tuple[Format, ...] = ("openmetrics", "csv")
 
 CLOSED_PIPE = 141
 """The exit status after the reader has gone, as a shell shows it for a program that SIGPIPE ended."""
@@ -59,17 +57,6 @@ Step = Callable[[], None]
 """Called when a worker has been read, or written."""
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What is to be exported: [since, until) in UTC seconds, of these workers or all, to a file or standard output."""
-
-    since: int
-    until: int
-    workers: tuple[str, ...]
-    format: Format
-    output: Path | None
-
-
 @dataclass(slots=True)
 class Counts:
     """What was written."""
@@ -80,7 +67,7 @@ class Counts:
     """Lines with a value: an OpenMetrics file has several for each sample."""
 
 
-async def run(settings: Settings, request: Request, err: TextIO) -> int:
+async def run(settings: Settings, request: ExportRequest, err: TextIO) -> int:
     """Export the history; say on `err` how far it is, if that is a terminal, and at the end what was written.
 
     Returns:
@@ -114,7 +101,7 @@ async def run(settings: Settings, request: Request, err: TextIO) -> int:
     return 0
 
 
-async def _workers(history: WorkerMetricsRepository, request: Request) -> list[str]:
+async def _workers(history: WorkerMetricsRepository, request: ExportRequest) -> list[str]:
     if not request.workers:
         return await history.workers(request.since, request.until)
     chosen = sorted(set(request.workers))
@@ -127,7 +114,12 @@ async def _workers(history: WorkerMetricsRepository, request: Request) -> list[s
 
 
 async def _write(
-    history: WorkerMetricsRepository, entries: Entries, workers: Sequence[str], request: Request, write: Write, err: TextIO
+    history: WorkerMetricsRepository,
+    entries: Entries,
+    workers: Sequence[str],
+    request: ExportRequest,
+    write: Write,
+    err: TextIO,
 ) -> Counts:
     # Not where the export itself appears on the same terminal.
     seen = err.isatty() and (request.output is not None or not os.isatty(_STDOUT))
@@ -138,7 +130,7 @@ async def _write(
 
 
 async def _write_openmetrics(
-    history: WorkerMetricsRepository, entries: Entries, workers: Sequence[str], request: Request, write: Write, step: Step
+    history: WorkerMetricsRepository, entries: Entries, workers: Sequence[str], request: ExportRequest, write: Write, step: Step
 ) -> Counts:
     """Read all samples once, then write them family by family, as the format wants it."""
     counts = Counts()
@@ -160,7 +152,7 @@ async def _write_openmetrics(
 
 
 async def _write_csv(
-    history: WorkerMetricsRepository, entries: Entries, workers: Sequence[str], request: Request, write: Write, step: Step
+    history: WorkerMetricsRepository, entries: Entries, workers: Sequence[str], request: ExportRequest, write: Write, step: Step
 ) -> Counts:
     counts, seen = Counts(), set[str]()
     write(",".join(CSV_COLUMNS) + "\r\n")
@@ -175,7 +167,7 @@ async def _write_csv(
 
 
 async def _pages(
-    history: WorkerMetricsRepository, workers: Sequence[str], request: Request, keys: Sequence[str], step: Step
+    history: WorkerMetricsRepository, workers: Sequence[str], request: ExportRequest, keys: Sequence[str], step: Step
 ) -> Pages:
     last = None
     async with aclosing(history.stream(workers, request.since, request.until, keys)) as pages:
@@ -346,7 +338,7 @@ def _progress(err: TextIO, total: int) -> Iterator[Step]:
         yield lambda: bar.advance(task)
 
 
-def _summarize(request: Request, history: WorkerMetricsRepository, counts: Counts, seconds: float, err: TextIO) -> None:
+def _summarize(request: ExportRequest, history: WorkerMetricsRepository, counts: Counts, seconds: float, err: TextIO) -> None:
     points = f" as {counts.points:,} points" if request.format == "openmetrics" else ""
     where = "standard output" if request.output is None else str(request.output)
     if history.retention is not None and request.since < time.time() - history.retention:

@@ -22,7 +22,8 @@ import pytest
 from pymongo import AsyncMongoClient
 from pymongo.monitoring import CommandListener, CommandStartedEvent
 
-from exporter.commands.export.command import Request, run
+from exporter.commands.export.command import run
+from exporter.commands.export.request import ExportRequest
 from exporter.core.errors import ExporterError
 from exporter.core.model import Fleet, Worker, WorkerMetricsSample
 from exporter.core.periods import DAY, align, rfc3339, to_datetime, to_seconds
@@ -262,7 +263,7 @@ async def test_so_is_what_only_a_look_around_tells(
     store: Store, wanted: dict[str, Any], settings: dict[str, Any], sentence: str
 ) -> None:
     everything = Settings.model_validate({"mongodb": {"uri": store.uri, **settings}})
-    request = Request(NOW - DAY, NOW, (), "csv", None)
+    request = ExportRequest(NOW - DAY, NOW, (), "csv", None)
     with pytest.raises(ExporterError) as caught:
         await run(everything, replace(request, **wanted), io.StringIO())
     assert sentence in str(caught.value)

@@ -1,0 +1,83 @@
+"""The own flags of each command. Imports nothing heavy: `--help` loads this module."""
+
+import argparse
+import time
+from pathlib import Path
+
+from exporter.commands.export.request import FORMATS
+from exporter.core.periods import parse_time
+
+
+def retention_flags(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `retention`."""
+    parser.add_argument("--set", dest="wanted", metavar="DURATION", help="new retention, such as 14d (default: only show it)")
+    parser.add_argument("--yes", action="store_true", help="apply a shorter retention; MongoDB deletes older samples")
+
+
+def backfill_flags(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `backfill`."""
+    parser.add_argument("--since", required=True, type=_past, metavar="TIME", help="start of the window to fill")
+    _add_workers(parser, "id of a worker to fill; repeatable (default: all workers)")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and its price, change nothing")
+    parser.add_argument(
+        "--max-usd",
+        type=_dollars,
+        metavar="DOLLARS",
+        help="highest price of a plan that is carried out (default: cloudwatch.max_usd_per_day, if it is set)",
+    )
+
+
+def export_flags(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `export`."""
+    parser.add_argument("--since", required=True, metavar="TIME", help="time of the oldest sample, inclusive")
+    parser.add_argument("--until", default="now", metavar="TIME", help="end of the window, exclusive (default: now)")
+    _add_workers(parser, "id of a worker to export; repeatable (default: all workers)")
+    parser.add_argument("--format", choices=FORMATS, default=FORMATS[0], help="output format (default: openmetrics)")
+    parser.add_argument("--output", metavar="FILE", type=Path, help="output file (default: standard output)")
+
+
+def purge_flags(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `purge`."""
+    _add_workers(parser, "id of a worker whose data is deleted; repeatable", required=True)
+    parser.add_argument("--yes", action="store_true", help="delete without a confirmation at the terminal")
+    parser.add_argument(
+        "--even-if-listed",
+        action="store_true",
+        help="also delete a worker that is still listed, or was seen within gap_fill_window; "
+        "the exporter may write some of its samples again",
+    )
+
+
+def demo_flags(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `demo`."""
+    parser.add_argument("--fresh", action="store_true", help="remove the data of earlier runs from the folder first")
+    parser.add_argument(
+        "--port", type=int, default=9877, help="port of the exporter on 127.0.0.1 (default: 9877; 0: a free port)"
+    )
+    parser.add_argument("--dir", type=Path, default=Path(".demo"), help="folder for all data of the demo (default: .demo)")
+
+
+def _add_workers(parser: argparse.ArgumentParser, text: str, *, required: bool = False) -> None:
+    parser.add_argument("--worker", dest="workers", action="append", required=required, default=[], metavar="ID", help=text)
+
+
+def _past(text: str) -> tuple[int, str]:
+    """Return a time that has passed in UTC seconds, and its text."""
+    now = int(time.time())
+    try:
+        since = parse_time(text, now)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    if since > now:
+        raise argparse.ArgumentTypeError(f"{text} is in the future; write a time that has passed")
+    return since, text
+
+
+def _dollars(text: str) -> float:
+    try:
+        dollars = float(text)
+    except ValueError:
+        dollars = -1
+    if not 0 <= dollars < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no amount of dollars; write a number such as 0.05")
+    return dollars
