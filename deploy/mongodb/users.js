@@ -23,7 +23,7 @@ function user(user, password, privileges) {
   database.runCommand({ [hasUser ? "updateUser" : "createUser"]: user, pwd: password, roles: [user] });
 }
 
-// Aggregates are only ever read. tests/integration/deploy/test_compose.py compares this with LEAST_PRIVILEGES in exporter/storage/repository.py.
+// Aggregates are only ever read. tests/integration/deploy/test_compose.py compares this with LEAST_PRIVILEGES in exporter/storage/privileges.py.
 const exporter = [
   on("workers", "find"),
   on("worker_metrics_timeseries", "find", "insert", "createCollection", "createIndex", "collMod", "listIndexes", "collStats"),
