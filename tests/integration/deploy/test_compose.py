@@ -133,7 +133,7 @@ def test_a_new_env_is_for_its_owner_only_and_never_takes_the_place_of_another(tm
     before = file.read_text()
     again = made()
     assert again.returncode == 1
-    assert ".env is there already" in again.stderr
+    assert ".env exists already" in again.stderr
     assert len(again.stderr.splitlines()) == 1
     assert file.read_text() == before
     file.unlink()
@@ -543,7 +543,7 @@ def test_the_check_of_a_stack_that_works_is_content(tmp_path: Path) -> None:
             "prometheus: has loaded prometheus/rules",
         ),
         ({"/api/v1/rules": loaded(check_stack.rule_names() | {"Removed"})}, "prometheus: has loaded prometheus/rules"),
-        ({"/-/ready": {"ready": True, "sources": {"mongodb": {"ok": False}}}}, "exporter: ready, all sources answer"),
+        ({"/-/ready": {"ready": True, "sources": {"mongodb": {"ok": False}}}}, "exporter: ready, all sources can be read"),
         ({"/api/workers": {"data": []}}, "exporter: at least 12 workers"),
     ],
 )
@@ -567,7 +567,7 @@ def test_the_check_of_a_stack_knows_every_rule_there_is() -> None:
     assert check_stack.rule_names() == {rule.get("alert") or rule["record"] for rule in rules}
 
 
-def test_the_check_of_a_stack_minds_a_grafana_that_lets_anybody_in(tmp_path: Path) -> None:
+def test_the_check_of_a_stack_reports_a_grafana_without_passwords(tmp_path: Path) -> None:
     with playing(_GOOD, open_to_all=True) as port:
         done = checked(port, tmp_path)
-    assert "FAIL  grafana: nobody gets in without a password" in done.stdout
+    assert "FAIL  grafana: refuses requests without a password" in done.stdout
