@@ -17,26 +17,26 @@ $(READY): requirements-dev.txt pyproject.toml
 
 install: $(READY) ## create .venv with the locked dependencies
 
-demo: $(READY) ## a fake AWS, MongoDB, 12 simulated workers and the exporter, until Ctrl-C (ARGS=--fresh starts over)
+demo: $(READY) ## run the exporter with a fake AWS, MongoDB and 12 simulated workers until Ctrl-C (ARGS=--fresh starts over)
 	@exec $(BIN)/cml-worker-exporter demo $(ARGS)
 
-test: $(READY) ## the whole test suite
+test: $(READY) ## run all tests
 	$(BIN)/python -m pytest -n 4 --dist worksteal $(ARGS)
 
-lint: $(READY) ## ruff, mypy --strict and the allowed imports
+lint: $(READY) ## run ruff, mypy --strict and import-linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: $(READY) ## let ruff put the code in order
+format: $(READY) ## fix and format the code with ruff
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-simulate: $(READY) ## the life of a sample in a hostile world, hundreds of seeds (ARGS="--first 0 --count 500")
+simulate: $(READY) ## simulate the sample lifecycle with faults, hundreds of seeds (ARGS="--first 0 --count 500")
 	$(BIN)/python -m tests.simulation $(ARGS)
 
-docs: $(READY) ## write docs/settings.md, metrics.md and http.md from the tables in code
+docs: $(READY) ## write docs/settings.md, metrics.md and http.md from the code
 	$(BIN)/python -m tests.tools.generate_docs
 
 dashboards: $(READY) ## write grafana/dashboards/*.json and docs/dashboards.md from grafana/*.py
@@ -45,11 +45,11 @@ dashboards: $(READY) ## write grafana/dashboards/*.json and docs/dashboards.md f
 proto: $(READY) ## write exporter/history/remote_read_pb2.py and .pyi from remote_read.proto
 	$(BIN)/python -m grpc_tools.protoc --proto_path=. --python_out=. --pyi_out=. exporter/history/remote_read.proto
 
-lock: $(READY) ## resolve pyproject.toml into requirements*.txt (versions and hashes, no addresses)
+lock: $(READY) ## resolve pyproject.toml into requirements*.txt (versions and hashes, no index URLs)
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --upgrade -o requirements.txt pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --upgrade --extra dev -o requirements-dev.txt pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --upgrade --extra fake-aws -o requirements-demo.txt pyproject.toml
 	echo 'hatchling>=1.25' | $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --upgrade -o requirements-build.txt -
 
-clean: ## remove the environment and the demo's data
+clean: ## remove .venv and the demo's data
 	rm -rf $(VENV) .demo

@@ -1,1 +1,1 @@
-"""What a deployment needs beside docker-compose.yml; see docs/deploy.md."""
+"""Image, database users, and checks of the Docker stack; see docs/deploy.md."""

@@ -1,6 +1,6 @@
-"""Ask a running stack whether all of it works: python3 deploy/check_stack.py (needs nothing but Python and the .env beside it).
+"""Check every service of a running stack: python3 deploy/check_stack.py (needs only Python and .env).
 
-Prints one line for each check and exits with 1 if one failed. The workflow .github/workflows/stack.yml runs it, too.
+Prints one line per check and exits with 1 if one failed. The workflow .github/workflows/stack.yml runs it, too.
 """
 
 import argparse
@@ -26,11 +26,15 @@ Check = tuple[str, Callable[[], bool]]
 
 
 def main() -> int:
-    """Repeat the checks until all hold or the patience ends, and return the exit status."""
-    parser = argparse.ArgumentParser(description="Ask a running stack whether all of it works.")
-    parser.add_argument("--env-file", type=Path, default=ROOT / ".env", help="(default: .env of the checkout)")
-    parser.add_argument("--patience", type=float, default=0, metavar="SECONDS", help="try again for so long (default: once)")
-    parser.add_argument("--workers", type=int, default=0, metavar="N", help="the least number of workers expected (default: 0)")
+    """Repeat the checks until all pass or the time limit ends, and return the exit status."""
+    parser = argparse.ArgumentParser(description="Check every service of a running stack.")
+    parser.add_argument(
+        "--env-file", type=Path, default=ROOT / ".env", help="file with ports and passwords (default: .env of the checkout)"
+    )
+    parser.add_argument(
+        "--patience", type=float, default=0, metavar="SECONDS", help="time limit for repeated checks (default: check once)"
+    )
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="minimum number of workers expected (default: 0)")
     options = parser.parse_args()
     environment = read_env(options.env_file) | dict(os.environ)
     deadline = time.monotonic() + options.patience
@@ -60,7 +64,7 @@ def rule_names() -> set[str]:
 
 
 def checks(environment: Mapping[str, str], workers: int) -> Iterator[Check]:
-    """Yield what must hold; nothing is asked before its function is called."""
+    """Yield (description, function that checks it); nothing is requested before the function is called."""
 
     def at(variable: str, port: int) -> str:
         return f"http://127.0.0.1:{environment.get(variable) or port}"
@@ -69,28 +73,31 @@ def checks(environment: Mapping[str, str], workers: int) -> Iterator[Check]:
     alertmanager, grafana = at("ALERTMANAGER_PORT", 9093), at("GRAFANA_PORT", 3000)
     password = environment.get("GRAFANA_ADMIN_PASSWORD", "")
 
-    def asked(path: str) -> Any:  # noqa: ANN401  # whatever Grafana answers
+    def grafana_json(path: str) -> Any:  # noqa: ANN401  # any JSON
         return get(grafana + path, password)
 
     def count(query: str) -> float:
         found = get(f"{prometheus}/api/v1/query?query={query}")["data"]["result"]
         return float(found[0]["value"][1]) if found else 0
 
-    yield "exporter: ready, all sources answer", lambda: _sources(get(exporter + "/-/ready"))
+    yield "exporter: ready, all sources can be read", lambda: _sources(get(exporter + "/-/ready"))
     yield f"exporter: at least {workers} workers", lambda: len(get(exporter + "/api/workers?limit=1000")["data"]) >= workers
     yield "prometheus: the exporter is scraped", lambda: count("sum(up%7Bjob%3D%22cml-worker-exporter%22%7D)") >= 1
-    yield "prometheus: every rule evaluates", lambda: not list(_ill(get(prometheus + "/api/v1/rules")))
+    yield "prometheus: every rule evaluates", lambda: not list(_failing_rules(get(prometheus + "/api/v1/rules")))
     yield "prometheus: has loaded prometheus/rules", lambda: _names(get(prometheus + "/api/v1/rules")) == rule_names()
     yield "prometheus: alertmanager is known", lambda: bool(_notified(get(prometheus + "/api/v1/alertmanagers")))
     yield "alertmanager: configured", lambda: bool(get(alertmanager + "/api/v2/status")["config"]["original"])
-    yield "grafana: nobody gets in without a password", lambda: _refused(grafana + "/api/search")
-    yield "grafana: the data source answers", lambda: asked(f"/api/datasources/uid/{DATA_SOURCE}/health")["status"] == "OK"
-    yield "grafana: four dashboards", lambda: {each["uid"] for each in asked("/api/search?type=dash-db")} >= DASHBOARDS
+    yield "grafana: refuses requests without a password", lambda: _refused(grafana + "/api/search")
+    yield (
+        "grafana: the data source answers",
+        lambda: grafana_json(f"/api/datasources/uid/{DATA_SOURCE}/health")["status"] == "OK",
+    )
+    yield "grafana: four dashboards", lambda: {each["uid"] for each in grafana_json("/api/search?type=dash-db")} >= DASHBOARDS
     for uid in sorted(DASHBOARDS):
-        yield f"grafana: {uid} is provisioned", partial(_provisioned, asked, uid)
+        yield f"grafana: {uid} is provisioned", partial(_provisioned, grafana_json, uid)
     yield (
         f"grafana: the home is {HOME}",
-        lambda: _title(asked("/api/dashboards/home")) == _title(asked(f"/api/dashboards/uid/{HOME}")),
+        lambda: _title(grafana_json("/api/dashboards/home")) == _title(grafana_json(f"/api/dashboards/uid/{HOME}")),
     )
 
 
@@ -112,15 +119,15 @@ def _notified(answer: Mapping[str, Any]) -> list[Any]:
     return found
 
 
-def _provisioned(asked: Callable[[str], Any], uid: str) -> bool:
-    return bool(asked(f"/api/dashboards/uid/{uid}")["meta"]["provisioned"])
+def _provisioned(grafana_json: Callable[[str], Any], uid: str) -> bool:
+    return bool(grafana_json(f"/api/dashboards/uid/{uid}")["meta"]["provisioned"])
 
 
 def _title(answer: Mapping[str, Any]) -> str:
     return str(answer["dashboard"]["title"])
 
 
-def _ill(answer: Mapping[str, Any]) -> Iterator[str]:
+def _failing_rules(answer: Mapping[str, Any]) -> Iterator[str]:
     groups = answer["data"]["groups"]
     if not groups:
         yield "there are no rules"

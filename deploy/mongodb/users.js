@@ -1,14 +1,14 @@
-// The users of the stack's own MongoDB, each with the least role. The image runs this once, on an empty volume; run it again (docs/deploy.md)
-// after an upgrade that needs more privileges or after a new password in .env: it then changes what is there.
+// The users of the stack's own MongoDB, each with the minimal role. The image runs this once, on an empty volume. Run it again (docs/deploy.md)
+// after an upgrade that needs more privileges, or with a new password in .env: it then updates roles and passwords.
 const name = "cml_cloud_manager";
 const database = db.getSiblingDB(name);
 
-// Before anything is made: with a password that breaks the connection strings nobody would get in.
+// Checked before any user is created: such a password would break the connection strings.
 for (const variable of ["MONGODB_EXPORTER_PASSWORD", "MONGODB_DEMO_PASSWORD"]) {
   const password = process.env[variable] || "";
   if (!/^[A-Za-z0-9]*$/.test(password) || (password === "" && variable === "MONGODB_EXPORTER_PASSWORD")) {
     throw new Error(`${variable} must be letters and digits only, because it stands in connection strings: change it in .env; ` +
-      "where this was the first start, make the volume anew (docker compose down --volumes)");
+      "if this was the first start, delete the volume (docker compose down --volumes) and start again");
   }
 }
 
@@ -23,7 +23,7 @@ function user(user, password, privileges) {
   database.runCommand({ [hasUser ? "updateUser" : "createUser"]: user, pwd: password, roles: [user] });
 }
 
-// Aggregates are only ever read. tests/integration/deploy/test_compose.py compares this with LEAST_PRIVILEGES in exporter/storage/repository.py.
+// Worker documents are only read. tests/integration/deploy/test_compose.py compares this with LEAST_PRIVILEGES in exporter/storage/privileges.py.
 const exporter = [
   on("workers", "find"),
   on("worker_metrics_timeseries", "find", "insert", "createCollection", "createIndex", "collMod", "listIndexes", "collStats"),
@@ -33,8 +33,8 @@ const exporter = [
 ];
 user("exporter", process.env.MONGODB_EXPORTER_PASSWORD, exporter);
 
-// The simulator of `docker compose --profile demo`, which writes aggregates, and a past for the history to have; without a password
-// there is none.
+// The simulator of `docker compose --profile demo`, which writes worker documents and the older part of the history; without a password
+// the user is not created.
 if (process.env.MONGODB_DEMO_PASSWORD) {
   user("demo", process.env.MONGODB_DEMO_PASSWORD, [
     ...exporter,

@@ -7,7 +7,7 @@ from exporter.core.errors import SourceError
 from exporter.core.periods import format_duration, rfc3339
 
 MAX_SKEW_SECONDS = 300
-"""How far the clock of a source may be from this host's (rule 6 of docs/life-of-a-sample.md)."""
+"""How far the clock of a source may be from this host's (rule 6 of docs/sample-lifecycle.md)."""
 
 
 def skew_problem(whose: str, theirs: float, ours: float, *, remedy: str = "set both clocks (NTP)") -> str | None:

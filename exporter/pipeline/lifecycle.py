@@ -4,7 +4,7 @@ A sample is one worker in one period. It is *observed* (its row is opened, with 
 (CloudWatch's values have become final, or their absence has), then mirrored into the history and deleted from the outbox.
 `now` is never the local clock: MongoDB's where the aggregates are observed, CloudWatch's `Date` where its answers are judged.
 
-The rules carry the numbers of docs/life-of-a-sample.md; `tests/simulation.py` runs them against crashes, lost outboxes, late
+The rules carry the numbers of docs/sample-lifecycle.md; `tests/simulation.py` runs them against crashes, lost outboxes, late
 values and clock jumps.
 """
 

@@ -133,7 +133,7 @@ def test_a_new_env_is_for_its_owner_only_and_never_takes_the_place_of_another(tm
     before = file.read_text()
     again = made()
     assert again.returncode == 1
-    assert ".env is there already" in again.stderr
+    assert ".env exists already" in again.stderr
     assert len(again.stderr.splitlines()) == 1
     assert file.read_text() == before
     file.unlink()
@@ -442,7 +442,8 @@ def copy_context(target: Path) -> None:
                 kept = pattern.startswith("!")
         return kept
 
-    for top in ("exporter", "tests/unit", "secrets", ".env.example", "pyproject.toml", "README.md", "docker-compose.yml"):
+    files = (".env.example", "pyproject.toml", "README.md", "LICENSE", "docker-compose.yml")
+    for top in ("exporter", "tests/unit", "secrets", *files):
         for file in [ROOT / top, *(ROOT / top).rglob("*")]:
             name = str(file.relative_to(ROOT))
             if file.is_file() and sent(name):
@@ -453,14 +454,16 @@ def copy_context(target: Path) -> None:
 def test_the_package_builds_from_the_context_alone_and_runs(tmp_path: Path) -> None:
     context, site = tmp_path / "context", tmp_path / "site"
     copy_context(context)
-    assert sorted(path.name for path in context.iterdir()) == ["README.md", "exporter", "pyproject.toml"]
-    assert {path.suffix for path in context.rglob("*") if path.is_file()} == {".py", ".md", ".toml"}
+    assert sorted(path.name for path in context.iterdir()) == ["LICENSE", "README.md", "exporter", "pyproject.toml"]
+    assert {path.suffix for path in context.rglob("*") if path.is_file()} == {".py", ".typed", ".md", ".toml", ""}
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     (build,) = re.findall(r"pip wheel (.*) \.", (ROOT / "deploy" / "Dockerfile").read_text())
     subprocess.run([*pip, "wheel", *shlex.split(build), "."], cwd=context, check=True, timeout=120)
     (wheel,) = (context / "dist").glob("*.whl")
     subprocess.run([*pip, "install", "--no-deps", "--target", str(site), str(wheel)], check=True, timeout=120)
     assert (site / "bin" / "cml-worker-exporter").exists()
+    assert (site / "exporter" / "py.typed").is_file(), "installed without its types"
+    assert len(list(site.glob("cml_worker_exporter-*.dist-info/licenses/LICENSE"))) == 1
     # -I: neither the checkout nor the folder it runs in.
     script = (
         f"import sys; sys.path.insert(0, {str(site)!r}); import exporter.cli, exporter.demo.services as d; print(d.__file__)"
@@ -540,7 +543,7 @@ def test_the_check_of_a_stack_that_works_is_content(tmp_path: Path) -> None:
             "prometheus: has loaded prometheus/rules",
         ),
         ({"/api/v1/rules": loaded(check_stack.rule_names() | {"Removed"})}, "prometheus: has loaded prometheus/rules"),
-        ({"/-/ready": {"ready": True, "sources": {"mongodb": {"ok": False}}}}, "exporter: ready, all sources answer"),
+        ({"/-/ready": {"ready": True, "sources": {"mongodb": {"ok": False}}}}, "exporter: ready, all sources can be read"),
         ({"/api/workers": {"data": []}}, "exporter: at least 12 workers"),
     ],
 )
@@ -564,7 +567,7 @@ def test_the_check_of_a_stack_knows_every_rule_there_is() -> None:
     assert check_stack.rule_names() == {rule.get("alert") or rule["record"] for rule in rules}
 
 
-def test_the_check_of_a_stack_minds_a_grafana_that_lets_anybody_in(tmp_path: Path) -> None:
+def test_the_check_of_a_stack_reports_a_grafana_without_passwords(tmp_path: Path) -> None:
     with playing(_GOOD, open_to_all=True) as port:
         done = checked(port, tmp_path)
-    assert "FAIL  grafana: nobody gets in without a password" in done.stdout
+    assert "FAIL  grafana: refuses requests without a password" in done.stdout

@@ -386,8 +386,8 @@ def test_all_that_a_module_imports_is_pinned_for_its_image(demo: bool) -> None:
     pinned = (ROOT / ("requirements-demo.txt" if demo else "requirements.txt")).read_text()
     installed = {name.lower().replace("_", "-") for name in re.findall(r"^([\w.-]+)==", pinned, re.MULTILINE)}
     provides = packages_distributions()
-    for file in sorted((ROOT / "exporter").glob("*.py")):
-        if file.stem == "demo_aws" and not demo:
+    for file in sorted((ROOT / "exporter").rglob("*.py")):
+        if file == ROOT / "exporter" / "demo" / "aws.py" and not demo:
             continue
         for name in _foreign(file):
             distributions = {each.lower().replace("_", "-") for each in provides.get(name, [name])}

@@ -1,4 +1,4 @@
-"""A few hours of a hostile world (docs/life-of-a-sample.md); `make simulate` runs hundreds of seeds."""
+"""A few hours of a hostile world (docs/sample-lifecycle.md); `make simulate` runs hundreds of seeds."""
 
 import pytest
 
