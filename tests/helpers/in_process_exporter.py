@@ -161,7 +161,7 @@ class Rig:
 
     async def ask(self) -> None:
         try:
-            await self.collector.ask()
+            await self.collector.poll()
         except ExporterError as error:
             self.errors.append(str(error))
 
