@@ -129,7 +129,7 @@ async def exporter(uri: str, aws: str, port: int, rounds: int, data: Path) -> No
         await asyncio.to_thread(_control, aws, {"set": {"offset": wall.offset}})
         began = time.perf_counter()
         await collector.observe()
-        await collector.ask()
+        await collector.poll()
         while await mirror.step():
             pass
         took = time.perf_counter() - began

@@ -120,7 +120,7 @@ class Exporter:
                 await self._prepare(self._history)
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.collector.observe_forever(), name="observe")
-                group.create_task(self.collector.ask_forever(), name="ask")
+                group.create_task(self.collector.poll_forever(), name="poll")
                 group.create_task(self._freeze(), name="freeze")
                 if self._mirror is not None:
                     group.create_task(self._mirror.run_forever(), name="mirror")
@@ -131,7 +131,7 @@ class Exporter:
                 await self._close()
 
     async def _freeze(self) -> None:
-        await self.collector.asked.wait()
+        await self.collector.polled.wait()
         freeze()
 
     async def _prepare(self, history: WorkerMetricsRepository) -> None:

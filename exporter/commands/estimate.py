@@ -17,7 +17,7 @@ from exporter.core.periods import DAY, format_duration
 from exporter.core.settings import Settings
 from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.lifecycle import Rules
-from exporter.pipeline.planning import live_needs, plan
+from exporter.pipeline.planning import live_queries, plan
 from exporter.sources.aggregates import Aggregates
 from exporter.sources.cloudwatch.client import CloudWatch
 from exporter.sources.cloudwatch.memory_series import LISTING_TTL_SECONDS, memory_series
@@ -55,7 +55,7 @@ def estimate(fleet: Fleet, listings: Mapping[str, Listing | None], rules: Rules)
         listings: ListMetrics' answer for each region; None: unknown, every worker is taken to have an agent.
         rules: the settings.
     """
-    needs = live_needs(fleet.workers, fleet.date, rules)
+    needs = live_queries(fleet.workers, fleet.date, rules)
     types = {worker.instance_id: worker.instance_type for worker in fleet.workers}
 
     def queries_of(worker_id: str, region: str, instance: str) -> tuple[MetricQuery, ...]:
@@ -91,7 +91,7 @@ async def run(settings: Settings, out: TextIO) -> int:
         print("cloudwatch.enabled is false: CloudWatch is never asked, and costs nothing.", file=out)
         return 0
     rules = Rules.from_settings(settings)
-    regions = sorted({need.region for need in live_needs(fleet.workers, fleet.date, rules)})
+    regions = sorted({need.region for need in live_queries(fleet.workers, fleet.date, rules)})
     listings, problems = await _listings(settings, regions)
     show(settings, fleet, estimate(fleet, listings, rules), rules, problems, out)
     return 0

@@ -1,43 +1,216 @@
-"""Read the worker documents after each period and open the closed periods in the outbox."""
+"""Read the worker documents (the manager's aggregates) after each period and open the closed periods in the outbox."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Protocol
 
-from exporter.core.model import (
-    Fleet,
-    InventoryEntry,
-)
+from exporter.core import logs
+from exporter.core.clock import ServerClock, check_skew
+from exporter.core.errors import SourceError, StoreError
+from exporter.core.model import Fleet, InventoryEntry
+from exporter.metrics.telemetry import Telemetry
+from exporter.pipeline.lifecycle import Rules, WorkerState
+from exporter.pipeline.outbox import OutboxThread
+from exporter.pipeline.publisher import Publisher
+from exporter.pipeline.source_health import SourceHealth
+from exporter.pipeline.transactions import open_gaps, open_periods
+from exporter.sources.protocols import FleetSource
 
 OBSERVE_OFFSET_SECONDS = 12
-"""Seconds after a period's end: the manager has written, and a server's clock a little behind ours has passed the end too."""
+"""Seconds after a period's end: the manager has written, and a server clock slightly behind has passed the end too."""
 GAP_CHUNK_WORKERS = 500
-"""Workers whose gaps are looked for at once: a day of them fits easily into memory."""
+"""Workers whose gaps are searched for at once: a day of their samples fits easily into memory."""
+
+_log = logs.get("collector")
 
 
 class SampleTimes(Protocol):
-    """What observing needs of the history."""
+    """The history, as the observer needs it."""
 
     async def timestamps(self, worker_ids: Collection[str], since: int) -> dict[str, set[int]]:
-        """Starts of the periods the history has of each worker since then."""
+        """Return the starts of the periods since `since` (UTC seconds) that the history has, by worker id.
+
+        Raises:
+            StoreError: the history cannot be read.
+        """
 
 
 class InventoryStore(Protocol):
-    """What is remembered of every worker for good."""
+    """The permanent record of every worker."""
 
     @property
     def entries(self) -> Mapping[str, InventoryEntry]:
-        """By worker id, as loaded and recorded."""
+        """The entries by worker id, as loaded and recorded."""
 
     async def load(self) -> None:
-        """Read it all."""
+        """Read every entry.
+
+        Raises:
+            StoreError: the inventory cannot be read.
+        """
 
     async def record(self, fleet: Fleet) -> None:
-        """Write what a reading changed."""
+        """Write what a read of the worker documents changed.
+
+        Raises:
+            StoreError: the inventory cannot be written.
+        """
 
 
 class Leadership(Protocol):
-    """Who may write."""
+    """The lease of the process that writes the history."""
 
     @property
     def held(self) -> bool:
-        """Whether this process may open and mirror."""
+        """Whether this process may open and mirror samples."""
+
+
+class Observer:
+    """The newest fleet, read from MongoDB; its periods are opened in the outbox while this process leads.
+
+    Args:
+        source: reads the worker documents.
+        clock: synchronized with each read.
+        rules: the settings of the sample lifecycle.
+        outbox: where periods are opened.
+        publisher: shows the fleet.
+        health: records each read.
+        telemetry: shows skipped documents and the outbox.
+        history, inventory, lease: None without a history; then only gauges are kept up to date.
+        on_ready: called when samples may be ready for the mirror.
+        wall: UTC seconds of this host.
+    """
+
+    def __init__(
+        self,
+        source: FleetSource,
+        clock: ServerClock,
+        rules: Rules,
+        outbox: OutboxThread,
+        publisher: Publisher,
+        health: SourceHealth,
+        telemetry: Telemetry,
+        *,
+        history: SampleTimes | None,
+        inventory: InventoryStore | None,
+        lease: Leadership | None,
+        on_ready: Callable[[], object],
+        wall: Callable[[], float],
+    ) -> None:
+        self._source = source
+        self._clock = clock
+        self._rules = rules
+        self._outbox = outbox
+        self._publisher = publisher
+        self._health = health
+        self._telemetry = telemetry
+        self._history, self._inventory, self._lease = history, inventory, lease
+        self._on_ready = on_ready
+        self._wall = wall
+        self.fleet = Fleet(0, ())
+        """The last complete read."""
+        self._terminated_seen: dict[str, int] = {}
+        self._complaints: set[str] = set()
+        self._gaps_opened: set[str] = set()
+        self._inventory_loaded = False
+
+    async def restore(self) -> None:
+        """Start with the fleet of the last run, in case MongoDB is unavailable.
+
+        Raises:
+            StoreError: the outbox cannot be read.
+        """
+        date, workers, terminated_seen = await self._outbox(self._outbox.outbox.last_fleet)
+        self._use(Fleet(date, workers), terminated_seen)
+
+    def reload(self) -> None:
+        """Read the inventory and the history again at the next observation: another process may have written until now."""
+        self._gaps_opened.clear()
+        self._inventory_loaded = False
+
+    async def observe(self) -> None:
+        """Read the fleet completely, open the periods that have closed, search for gaps, and publish.
+
+        Raises:
+            StoreError: the outbox cannot be written. A failed read of the worker documents is recorded, not raised.
+        """
+        began = self._wall()
+        try:
+            fleet = await self._source.read()
+            check_skew("mongodb", fleet.date, (began + self._wall()) / 2)
+        except SourceError as error:
+            self._health.failed(error, began)
+        else:
+            self._health.succeeded("mongodb", "", began)
+            await self._accept(fleet)
+        finally:
+            self._publisher.mark_observed()
+            await self._publisher.publish()
+
+    def _use(self, fleet: Fleet, terminated_seen: dict[str, int]) -> None:
+        self.fleet, self._terminated_seen = fleet, terminated_seen
+        self._publisher.update_fleet(fleet, terminated_seen)
+
+    async def _accept(self, fleet: Fleet) -> None:
+        self._clock.synchronize(fleet.date)
+        terminated = {worker.id for worker in fleet.workers if worker.status == "terminated"}
+        self._use(fleet, {id_: self._terminated_seen.get(id_, fleet.date) for id_ in terminated})
+        self._telemetry.workers_skipped.clear()
+        for reason, count in fleet.skipped.items():
+            self._telemetry.workers_skipped.labels(reason).set(count)
+        for complaint in sorted(set(fleet.complaints) - self._complaints):
+            _log.warning("malformed worker document", problem=complaint)
+        self._complaints = set(fleet.complaints)
+        await self._open_periods(fleet)
+        await self._outbox(self._outbox.outbox.keep_fleet, fleet.workers, fleet.date, self._terminated_seen)
+
+    async def _open_periods(self, fleet: Fleet) -> None:
+        """Open closed periods and gaps, which only the leader may do."""
+        if self._history is None or self._inventory is None or self._lease is None or not self._lease.held:
+            return
+        entries = await self._load_inventory(self._inventory)
+        opened, states = await self._outbox(open_periods, self._outbox.outbox, fleet, entries, self._rules)
+        try:
+            await self._inventory.record(fleet)  # after `initial_state` has used the entries as they were before
+        except StoreError as error:
+            _log.error("cannot write the inventory; retried with the next observation", error=str(error))
+        if entries is not None:
+            opened += await self._open_gaps(self._history, fleet, states, entries)
+        self._on_ready()
+        await self._outbox.export_gauges(self._telemetry)
+        _log.info("worker documents read", workers=len(fleet.workers), opened=opened, **fleet.skipped)
+
+    async def _load_inventory(self, inventory: InventoryStore) -> Mapping[str, InventoryEntry] | None:
+        """Return the inventory before this observation; None while it cannot be read."""
+        if not self._inventory_loaded:
+            try:
+                await inventory.load()
+            except StoreError as error:
+                _log.error("cannot read the inventory; new workers are postponed", error=str(error))
+                return None
+            self._inventory_loaded = True
+        return inventory.entries
+
+    async def _open_gaps(
+        self,
+        history: SampleTimes,
+        fleet: Fleet,
+        states: Mapping[str, WorkerState],
+        entries: Mapping[str, InventoryEntry],
+    ) -> int:
+        """Open the gaps of each worker once per process, as soon as the history can be read (rule 3); return how many."""
+        self._gaps_opened &= {worker.id for worker in fleet.workers}  # one that left may have been forgotten when it returns
+        workers = [worker for worker in fleet.workers if worker.id not in self._gaps_opened]
+        since = fleet.date - self._rules.gap_fill_window - self._rules.period
+        opened = 0
+        for first in range(0, len(workers), GAP_CHUNK_WORKERS):
+            chunk = workers[first : first + GAP_CHUNK_WORKERS]
+            try:
+                existing = await history.timestamps([worker.id for worker in chunk], since)
+            except StoreError as error:
+                _log.error("cannot read history; gap detection postponed", error=str(error))
+                break
+            opened += await self._outbox(
+                open_gaps, self._outbox.outbox, chunk, states, entries, existing, fleet.date, self._rules
+            )
+            self._gaps_opened |= {worker.id for worker in chunk}
+        return opened

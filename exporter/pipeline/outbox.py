@@ -177,7 +177,7 @@ class Outbox:
 
     # -- settled
 
-    def needs(self) -> list[PendingQuery]:
+    def pending_queries(self) -> list[PendingQuery]:
         """One need for each worker and region that has open rows: all their candidates, from the oldest row on."""
         rows = self._select(
             "SELECT worker, region, group_concat(DISTINCT instances), MIN(start) FROM sample WHERE state=0 "

@@ -39,7 +39,7 @@ class MetricDataCall:
         return replace(self, queries_by_worker=first), replace(self, queries_by_worker=second)
 
 
-def live_needs(workers: Iterable[Worker], now: int, rules: Rules) -> list[PendingQuery]:
+def live_queries(workers: Iterable[Worker], now: int, rules: Rules) -> list[PendingQuery]:
     """A fresh gauge for every worker that may be running: its instance, far enough back for `max_age`."""
     fresh = align(now - rules.max_age, rules.period) - rules.period
     return [

@@ -1,20 +1,101 @@
 """Worker gauges and the snapshot that /metrics serves."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
 
-from exporter.core.clock import MAX_SKEW_SECONDS
+from exporter.core.clock import MAX_SKEW_SECONDS, ServerClock
 from exporter.core.model import (
     METRICS,
     Datapoint,
     Fleet,
     MetricName,
+    MetricQuery,
+    MetricResult,
     Snapshot,
     Worker,
     WorkerGauges,
 )
+from exporter.core.settings import ExtraGauge
 from exporter.metrics import exposition
+from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.lifecycle import Rules
+
+_REPUBLISH_SECONDS = 10
+
+
+class Publisher:
+    """The snapshot of the worker gauges, rebuilt from the last fleet and the newest datapoint of each metric.
+
+    Args:
+        rules: how long values and terminated workers are shown.
+        extra: the further gauges configured in `workers.extra`.
+        clock: MongoDB's time, for the age of values.
+        telemetry: rendered together with the snapshot.
+        wall: UTC seconds of this host; dates the snapshot.
+    """
+
+    def __init__(
+        self,
+        rules: Rules,
+        extra: Sequence[ExtraGauge],
+        clock: ServerClock,
+        telemetry: Telemetry,
+        wall: Callable[[], float],
+    ) -> None:
+        self._rules = rules
+        self._extra = extra
+        self._clock = clock
+        self._telemetry = telemetry
+        self._wall = wall
+        self.snapshot: Snapshot | None = None
+        self._fleet = Fleet(0, ())
+        self._terminated_seen: Mapping[str, int] = {}
+        self._points: dict[tuple[str, MetricName], Datapoint] = {}
+        self._observed_at = self._polled_at = wall()
+        self._published_at = 0.0
+
+    def update_fleet(self, fleet: Fleet, terminated_seen: Mapping[str, int]) -> None:
+        """Use this fleet from the next publication on.
+
+        Args:
+            fleet: the last complete read.
+            terminated_seen: when each terminated worker was first seen so, by worker id, in UTC seconds.
+        """
+        self._fleet = fleet
+        self._terminated_seen = terminated_seen
+
+    def add_result(self, query: MetricQuery, result: MetricResult) -> None:
+        """Keep the newest datapoint of a result, unless a newer one is known."""
+        if result.values:
+            key, start = (query.instance_id, query.metric), max(result.values)
+            if key not in self._points or start >= self._points[key].timestamp:
+                self._points[key] = Datapoint(start, result.values[start])
+
+    def mark_observed(self) -> None:
+        """Note that the observer has just run: the snapshot expires `max_age` after the slower of observer and poller."""
+        self._observed_at = self._wall()
+
+    def mark_polled(self) -> None:
+        """Note that the poller has just run or received a result."""
+        self._polled_at = self._wall()
+
+    async def publish(self) -> None:
+        """Render the worker gauges and the exporter metrics off the event loop, and replace the snapshot."""
+        fresh_until = min(self._observed_at, self._polled_at) + self._rules.max_age
+        self._published_at = self._wall()
+        if self._fleet.date:
+            points, now = dict(self._points), self._clock.now()
+            self.snapshot = await asyncio.to_thread(
+                _render, self._fleet, points, self._terminated_seen, now, self._rules, self._extra, fresh_until
+            )
+        await asyncio.to_thread(self._telemetry.refresh)
+        listed = {worker.instance_id for worker in self._fleet.workers}
+        self._points = {key: point for key, point in self._points.items() if key[0] in listed}
+
+    async def publish_progress(self) -> None:
+        """Publish in the middle of a long collection cycle, at most every 10 seconds."""
+        if self._wall() - self._published_at > _REPUBLISH_SECONDS:
+            await self.publish()
 
 
 def _render(
@@ -23,43 +104,50 @@ def _render(
     terminated_seen: Mapping[str, int],
     now: int,
     rules: Rules,
-    extra: Sequence[Any],
+    extra: Sequence[ExtraGauge],
     fresh_until: float,
 ) -> Snapshot:
     shown = []
     for worker in fleet.workers:
         if is_shown(worker, terminated_seen.get(worker.id), now, rules):
-            mine = {m: points[key] for m in METRICS if worker.instance_id and (key := (worker.instance_id, m)) in points}
-            shown.append(gauges(worker, mine, fleet.date, now, rules))
+            newest = {m: points[key] for m in METRICS if worker.instance_id and (key := (worker.instance_id, m)) in points}
+            shown.append(gauges(worker, newest, fleet.date, now, rules))
     return exposition.snapshot(shown, extra, fresh_until)
 
 
-# -- gauges ----------------------------------------------------------------------------------------------------------
-
-
 def gauges(worker: Worker, points: Mapping[MetricName, Datapoint], observed_at: int, now: int, rules: Rules) -> WorkerGauges:
-    """What /metrics says of a worker: CloudWatch's newest datapoint, else the aggregate's own value, unless too old.
+    """Return the gauges of a worker: CloudWatch's newest datapoint, else the worker document's own value, unless too old.
 
     Args:
+        worker: as read.
         points: CloudWatch's newest datapoint of each metric.
-        observed_at: when the aggregate was read.
+        observed_at: when the worker document was read, in UTC seconds.
+        now: MongoDB's time in UTC seconds.
+        rules: how long a value is shown.
     """
     values: dict[MetricName, tuple[float | None, int | None]] = {}
     own: dict[MetricName, float | None] = {"cpu": worker.cpu, "memory": worker.memory}
     for metric in METRICS:
-        known: list[tuple[float, int]] = []
+        candidates: list[tuple[float, int]] = []
         if metric in points:
-            known.append((points[metric].value, points[metric].timestamp + rules.period))
+            candidates.append((points[metric].value, points[metric].timestamp + rules.period))
         own_value = own[metric]
         if own_value is not None and worker.collected_at is not None and worker.collected_at <= now + MAX_SKEW_SECONDS:
-            known.append((own_value, worker.collected_at))
-        fresh = [pair for pair in known if now - pair[1] <= rules.max_age]
-        values[metric] = fresh[0] if fresh else (None, max((time for _, time in known), default=None))
+            candidates.append((own_value, worker.collected_at))
+        fresh = [pair for pair in candidates if now - pair[1] <= rules.max_age]
+        values[metric] = fresh[0] if fresh else (None, max((time for _, time in candidates), default=None))
     return WorkerGauges(worker, observed_at, now - observed_at <= rules.max_age, *values["cpu"], *values["memory"])
 
 
 def is_shown(worker: Worker, terminated_seen: int | None, now: int, rules: Rules) -> bool:
-    """Whether a worker still has series: a terminated one keeps them for a while, so that Prometheus sees the end."""
+    """Return whether a worker has series: a terminated one keeps them for a while, so that Prometheus sees the end.
+
+    Args:
+        worker: as read.
+        terminated_seen: when it was first seen terminated, in UTC seconds.
+        now: MongoDB's time in UTC seconds.
+        rules: `terminated_grace` is how long.
+    """
     if worker.status != "terminated":
         return True
     times = [time for time in (worker.terminated_at, terminated_seen) if time is not None]  # one may be in the future

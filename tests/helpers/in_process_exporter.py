@@ -182,7 +182,7 @@ class InProcessExporter:
 
     async def ask(self) -> None:
         try:
-            await self.collector.ask()
+            await self.collector.poll()
         except ExporterError as error:
             self.errors.append(str(error))
 

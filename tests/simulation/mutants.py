@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from exporter.core.clock import ServerClock
 from exporter.core.model import (
     IDLE_STATUSES,
     Fleet,
@@ -17,12 +18,12 @@ from exporter.core.model import (
     Worker,
 )
 from exporter.core.periods import align
-from exporter.pipeline import collector, lifecycle, transactions
-from exporter.pipeline.collector import Collector
+from exporter.pipeline import lifecycle, observer, poller, transactions
 from exporter.pipeline.lifecycle import Decision, FirstSeenValues, PendingSample, Rules, WorkerState
 from exporter.pipeline.mirror import Mirror
 from exporter.pipeline.outbox import Outbox
 from exporter.pipeline.planning import MetricDataCall
+from exporter.pipeline.poller import Poller
 from tests.simulation.process import HistoryClient, LeaseClient, MetricClient
 from tests.simulation.world import Key
 
@@ -33,7 +34,7 @@ Listings = Sequence[Listing]
 Patch = pytest.MonkeyPatch
 
 _observe, _gaps, _judge = lifecycle.observe, lifecycle.missing_samples, lifecycle.decide_metric
-_step, _ask = Mirror.step, Collector.ask
+_step, _poll = Mirror.step, Poller.poll
 
 
 # -- observing
@@ -113,7 +114,7 @@ def _two_transactions(patch: Patch) -> None:
         with outbox.transaction():
             return outbox.open(rows), known
 
-    patch.setattr(collector, "open_periods", open_periods)
+    patch.setattr(observer, "open_periods", open_periods)
 
 
 # -- settling
@@ -169,7 +170,7 @@ def _outside_the_window(patch: Patch) -> None:
         return transactions.apply_results(outbox, replace(batch, start=0, end=1 << 40), answers, listings, seen, rules)
 
     patch.setattr(lifecycle, "decide_metric", judge)
-    patch.setattr(collector, "apply_results", apply_answers)
+    patch.setattr(poller, "apply_results", apply_answers)
 
 
 def _partial_is_complete(patch: Patch) -> None:
@@ -189,7 +190,15 @@ def _local_age(patch: Patch) -> None:
 
 
 def _local_now(patch: Patch) -> None:
-    patch.setattr(Collector, "_now", lambda self: int(self._wall()))
+    walls: dict[ServerClock, Callable[[], float]] = {}
+    init = ServerClock.__init__
+
+    def keep_wall(self: ServerClock, wall: Callable[[], float], monotonic: Callable[[], float]) -> None:
+        walls[self] = wall
+        init(self, wall, monotonic)
+
+    patch.setattr(ServerClock, "__init__", keep_wall)
+    patch.setattr(ServerClock, "now", lambda self: int(walls[self]()))
 
 
 def _empty_is_written(patch: Patch) -> None:
@@ -204,17 +213,17 @@ def _own_is_ignored(patch: Patch) -> None:
 
 
 def _always_due(patch: Patch) -> None:
-    patch.setattr(collector, "is_due", lambda *_: True)
+    patch.setattr(poller, "is_due", lambda *_: True)
 
 
 def _given_up_unasked(patch: Patch) -> None:
-    async def ask(self: Collector) -> None:
-        outbox, now = self._outbox.outbox, self.now()
+    async def poll(self: Poller) -> None:
+        outbox, now = self._outbox.outbox, self._clock.now()
         everyone = {row.worker_id for row in outbox.all_open_rows(100_000)}
         await self._outbox(transactions.record_absent, outbox, everyone, now, self._rules)
-        await _ask(self)
+        await _poll(self)
 
-    patch.setattr(Collector, "ask", ask)
+    patch.setattr(Poller, "poll", poll)
 
 
 # -- mirroring

@@ -116,7 +116,7 @@ class Process:
                 await self.lease.acquire_or_renew()
             loops = (
                 self.collector.observe_forever(),
-                self.collector.ask_forever(),
+                self.collector.poll_forever(),
                 self.mirror.run_forever(),
                 self._keep_lease(),
             )

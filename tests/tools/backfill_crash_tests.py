@@ -203,7 +203,7 @@ class Story:
         return self._count("call WHERE done=1") if self.journal.exists() else 0
 
     def _is_quiet(self, final_before: int) -> bool:
-        if "msg=round " not in self.exporter.logged():
+        if 'msg="collection cycle finished"' not in self.exporter.logged():
             return False
         outbox = self.exporter.data_dir / "outbox.db"
         return not self._count(f"sample WHERE state=1 OR (state=0 AND start<{final_before})", outbox)

@@ -349,7 +349,7 @@ class Story:
 
     def _is_quiet(self, final_before: int) -> bool:
         """Whether a round of asking is over and nothing that is due remains in the outbox."""
-        if "msg=round " not in self.exporter.logged():
+        if 'msg="collection cycle finished"' not in self.exporter.logged():
             return False
         return not self._outbox(f"SELECT COUNT(*) FROM sample WHERE state=1 OR (state=0 AND start<{final_before})")
 

@@ -53,7 +53,7 @@ async def test_the_estimate_is_what_the_metric_says_and_what_cloudwatch_counts(
     counted = rig.value("cml_exporter_cloudwatch_estimated_cost_dollars_total") or 0
     await rig.round(6)
 
-    reading = await rig.collector._fleet_source.read()
+    reading = await rig.collector._observer._source.read()
     listings = {region: await rig.cloudwatch.list_memory(region, recent=True) for region in ("eu-west-1", "us-east-1")}
     found = estimate.estimate(reading, listings, rig.collector._rules)
     assert (found.running, found.agents, found.usage.calls, found.usage.metrics) == (8, 6, 2, 14)
@@ -126,7 +126,7 @@ async def test_the_estimate_is_a_table_that_says_what_the_budget_pays_for(
 ) -> None:
     await fleet(database, fake, int(clock()) - DAY, ["eu-west-1"])
     rig = Rig(tmp_path, database, fake, clock, max_usd_per_day=100 * 7 * DOLLARS_PER_METRIC)
-    reading = await rig.collector._fleet_source.read()
+    reading = await rig.collector._observer._source.read()
     listing = await rig.cloudwatch.list_memory("eu-west-1", recent=True)
     rules, out = rig.collector._rules, io.StringIO()
     estimate.show(rig.settings, reading, estimate.estimate(reading, {"eu-west-1": listing}, rules), rules, [], out)

@@ -24,7 +24,7 @@ PERIOD, HOUR = 60, 3600
 TAKEN_OVER_WITHIN = 45
 """Seconds: a lease of 30 s, and the others look every 10 s."""
 RUNNER = (
-    "import os; from exporter import app, cli; from exporter.pipeline import collector, lifecycle, mirror; "
+    "import os; from exporter import app, cli; from exporter.pipeline import collector, mirror, planning; "
     "exec(os.environ['TUNE']); cli.main()"
 )
 """The unmodified process but for a few constants: a test has no minutes to spare."""
@@ -81,7 +81,8 @@ def pair(
                 "settle_delay": "1m",
                 "absence_timeout": "2m",
             }
-            tuned = f"collector.ASK_OFFSET = {int(began + ask_at) % PERIOD}; lifecycle.DUE = {PERIOD}; {tune}"
+            offset = int(began + ask_at) % PERIOD
+            tuned = f"collector.POLL_OFFSET_SECONDS = {offset}; planning.DUE_TOLERANCE_SECONDS = {PERIOD}; {tune}"
             return run_exporter(settings, env={"TUNE": tuned}, wait=False)
 
         yield Pair(own_mongod, fake, members, began, start)
@@ -133,7 +134,7 @@ async def test_a_leader_that_was_paused_between_read_back_and_insert_writes_noth
     pair: Pair,
 ) -> None:
     # The pause must be longer than the lease, but not so long that the read-back times out of its own accord (30 s).
-    short = "app.LEASE_SECONDS = 12; mirror.LEAST = 3"
+    short = "app.LEASE_SECONDS = 12; mirror.MIN_LEASE_SECONDS = 3"
     async with InsertProxy(pair.mongod.port) as proxy, InsertProxy(pair.mongod.port) as other_proxy:
         paused = asyncio.Event()
         leader: ExporterProcess

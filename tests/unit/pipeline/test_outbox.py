@@ -152,7 +152,7 @@ def test_a_worker_needs_all_candidates_of_its_open_rows_from_the_oldest_on(outbo
         replace(READY, start=T - P),
         replace(ROW, worker_id="w2", start=T + P),
     )
-    assert sorted(outbox.needs(), key=lambda need: (need.worker_id, need.region)) == [
+    assert sorted(outbox.pending_queries(), key=lambda need: (need.worker_id, need.region)) == [
         PendingQuery("w1", "eu-west-1", ("i-1", "i-2", "i-3"), T),
         PendingQuery("w1", "us-east-1", ("i-9",), T + 2 * P),
         PendingQuery("w2", "eu-west-1", ("i-1", "i-2"), T + P),

@@ -1,0 +1,64 @@
+"""Run a collection step on a schedule. A failed run is logged and never ends the loop."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from exporter.core import logs
+from exporter.core.errors import ExporterError
+from exporter.core.periods import next_tick
+
+_MIN_SLEEP_SECONDS = 0.05
+
+_log = logs.get("collector")
+
+
+async def run_on_schedule(
+    name: str,
+    step: Callable[[], Awaitable[None]],
+    *,
+    every: int,
+    offset: int,
+    wall: Callable[[], float],
+    finished: asyncio.Event,
+    wake: asyncio.Event | None = None,
+) -> None:
+    """Run `step` at once, then on every tick, and whenever `wake` is set; never return.
+
+    Args:
+        name: names the step in log events.
+        step: runs to its end before the next tick is awaited, so that two runs never overlap.
+        every: seconds between two ticks.
+        offset: seconds from a multiple of `every` to its tick.
+        wall: UTC seconds of this host.
+        finished: set after each run, successful or not.
+        wake: starts a run before the next tick.
+    """
+    while True:
+        if wake is not None:
+            wake.clear()
+        await guard(name, step)
+        finished.set()
+        await sleep_until(next_tick(wall(), every, offset), wall, wake)
+
+
+async def guard(name: str, step: Callable[[], Awaitable[None]]) -> None:
+    """Run `step` once and log its error instead of raising it."""
+    try:
+        await step()
+    except ExporterError as error:
+        _log.error(f"{name} failed", error=str(error))
+    except Exception:  # noqa: BLE001  # a bug in one run must not end collection; the log has its traceback
+        _log.exception(f"{name} failed with an unexpected error; please report it")
+
+
+async def sleep_until(when: float, wall: Callable[[], float], wake: asyncio.Event | None = None) -> None:
+    """Sleep until the UTC second `when` of the clock `wall`, or until `wake` is set."""
+    seconds = max(_MIN_SLEEP_SECONDS, when - wall())
+    if wake is None:
+        await asyncio.sleep(seconds)
+        return
+    try:
+        async with asyncio.timeout(seconds):
+            await wake.wait()
+    except TimeoutError:
+        return

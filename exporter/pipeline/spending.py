@@ -1,0 +1,65 @@
+"""The CloudWatch spending of a day: what a collection cycle may query, and the count that survives a restart."""
+
+from collections.abc import Mapping
+
+from exporter.core import logs
+from exporter.core.budget import Budget, BudgetState
+from exporter.core.errors import StoreError
+from exporter.metrics.telemetry import Telemetry
+from exporter.pipeline.outbox import OutboxThread
+from exporter.pipeline.source_health import SourceHealth
+
+_PROBLEMS: Mapping[BudgetState, str] = {
+    "gap_filling_paused": "the rest of cloudwatch.max_usd_per_day ({} dollars) is reserved for the running workers; "
+    "gap filling resumes after 00:00 UTC, or raise the limit",
+    "polling_paused": "cloudwatch.max_usd_per_day ({} dollars) is spent; CloudWatch is polled again after 00:00 UTC, "
+    "or raise the limit",
+}
+
+_log = logs.get("collector")
+
+
+class Spending:
+    """The budget of a day, kept in the outbox and shown on /metrics and /-/ready.
+
+    Args:
+        budget: counts the metrics billed today.
+        outbox: keeps the count over a restart.
+        telemetry: shows cost and state.
+        health: shows the problem while the budget limits the poller.
+        interval: seconds between two collection cycles.
+    """
+
+    def __init__(self, budget: Budget, outbox: OutboxThread, telemetry: Telemetry, health: SourceHealth, interval: int) -> None:
+        self._budget = budget
+        self._outbox = outbox
+        self._telemetry = telemetry
+        self._health = health
+        self._interval = interval
+
+    @property
+    def limited(self) -> bool:
+        """Whether there is a limit."""
+        return self._budget.max_usd is not None
+
+    def assess(self, live: int) -> BudgetState:
+        """Return what a cycle may query whose live part bills `live` metrics."""
+        return self._budget.judge(live, self._interval)
+
+    async def keep(self, planned: int = 0) -> None:
+        """Save the metrics billed today and `planned` more in the outbox; a failure is logged, the count goes on in memory."""
+        day, spent = self._budget.spent()
+        try:
+            await self._outbox(self._outbox.outbox.keep_spent, day, spent + planned)
+        except StoreError as error:
+            _log.error("cannot save the day's CloudWatch cost; a restart would lose it", error=str(error))
+
+    def export(self, state: BudgetState) -> None:
+        """Show the cost of today and the state; log a state that newly limits the poller."""
+        self._telemetry.show_budget(self._budget, state)
+        if not self.limited:
+            return
+        problem = None if state == "ok" else _PROBLEMS[state].format(self._budget.max_usd)
+        if problem and problem != self._health.errors.get("budget"):
+            _log.warning("the budget limits polling", state=state, problem=problem)
+        self._health.errors["budget"] = problem
