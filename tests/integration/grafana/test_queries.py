@@ -430,7 +430,7 @@ def test_a_worker_is_compared_with_its_own_history(stack: Stack) -> None:
     assert value(stack, worker, "Active labs", **alpha) == 2
     now = time.time()
     assert value(stack, worker, "Idle for", now=now, **alpha) == pytest.approx(now - NOW + ACTIVE_AGO[ALPHA], abs=0.01)
-    ages = by("metric", shown(stack, worker, "Age of each number", now=now, **alpha))
+    ages = by("metric", shown(stack, worker, "Age of each value", now=now, **alpha))
     assert set(ages) == {"cpu", "memory", "state"}
     assert all(0 < age < 1200 for age in ages.values())
     # One that is gone has its past, and nothing else.
