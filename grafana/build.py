@@ -1,4 +1,4 @@
-"""Writes grafana/dashboards/*.json and docs/dashboards.md (`make dashboards`); a test compares."""
+"""Write grafana/dashboards/*.json and docs/dashboards.md (`make dashboards`); a test compares them."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -15,36 +15,38 @@ _INTRO = """\
 
 <!-- Written by `make dashboards` from `grafana/`; change it there. -->
 
-Four dashboards, the same files for Grafana 9.1 and later. They lie in `grafana/dashboards/`; `docker compose up` provisions
-them, elsewhere import the files and choose the Prometheus that scrapes the exporter as data source. Below is which panel
-answers which question, and by which query.
+For users of the Grafana dashboards, and for authors of new panels: which panel answers which question, by which query.
 
-- Values of *now* are those of `/metrics`. Averages, last week and workers that are gone come from the history, which Prometheus
-  reads from the exporter (`{store="history"}`, `remote_read` in `prometheus/prometheus.yml`). Which workers are idle, and the
-  lines of the alerts, come from `prometheus/rules/`.
-- Graphs and rankings show the first few workers by their average in the time shown (*Show*), never all of a large fleet.
-  Numbers of the fleet are made of all.
-- *Trends* reads the history by the hour (`cml_worker:…:avg1h{store="history"}` and its like, see [history.md](history.md)): the
-  hour under way is not in it yet, and one query reads at most a month of 1,250 workers. The exporter keeps the hours it has
-  read. With 1,000 workers of 5 minutes the first look at a week took 5 to 8 seconds on two cores that MongoDB, Prometheus and
-  the exporter shared, at a month 17 to 33; after that a week takes 0.2 seconds a query and a month 0.8.
-- Red lines stand where the alerts of `prometheus/rules/settings.yml` do. After changing a number there run `make dashboards`.
+There are four dashboards, the same files for Grafana 9.1 and later, in `grafana/dashboards/`. `docker compose up` provisions
+them. Elsewhere import the files and choose the Prometheus that scrapes the exporter as data source.
+
+- Values of *now* come from `/metrics`. Averages, last week's values, and workers that are gone come from the history, which
+  Prometheus reads from the exporter (`{store="history"}`, `remote_read` in `prometheus/prometheus.yml`). Idle workers and
+  alert thresholds come from `prometheus/rules/`.
+- Graphs and rankings show the first few workers by their average in the time range (variable *Show*), never all of a large
+  fleet. Numbers of the fleet include all workers.
+- *Trends* reads [hourly aggregates](history.md#hourly-aggregates-weeks-and-months-of-a-large-fleet)
+  (`cml_worker:…:avg1h{store="history"}` and similar). They do not include the current hour, and one query reads at most a month
+  of 1,250 workers. The exporter caches them. With 1,000 workers and a period of 5 minutes, the first query of a week took 5 to
+  8 seconds on two cores shared by MongoDB, Prometheus, and the exporter, a month 17 to 33; later queries took 0.2 seconds for a
+  week and 0.8 for a month.
+- Red lines mark the alert thresholds of `prometheus/rules/settings.yml`. After changing a threshold run `make dashboards`.
 """
 
 
 def files() -> Mapping[Path, str]:
-    """What must be written: path → text."""
+    """Return the generated files: path → text."""
     made = {ROOT / "grafana" / "dashboards" / f"{each.uid}.json": dump(each) for each in DASHBOARDS}
     return made | {ROOT / "docs" / "dashboards.md": page()}
 
 
 def dump(dashboard: Dashboard) -> str:
-    """The JSON of a dashboard."""
+    """Return the JSON of a dashboard."""
     return json.dumps(render(dashboard), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def page() -> str:
-    """docs/dashboards.md."""
+    """Return the text of docs/dashboards.md."""
     return "\n".join((_INTRO, *(part for dashboard in DASHBOARDS for part in _section(dashboard))))
 
 

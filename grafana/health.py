@@ -1,96 +1,101 @@
-"""Exporter health: can the numbers be trusted, what do they cost, is the history being written?"""
+"""Exporter health dashboard: sources, CloudWatch cost, writing of the history, the process."""
 
 from dataclasses import replace
 
 from exporter.core.catalog import CPU, INFO, SAMPLE_TIME
-from grafana import looks
-from grafana.panels import Dashboard, Panel, Query, Row, Style, bars, graph, names, now, stat, timeline, variable
-from grafana.promql import WORKER, added, added_within, in_status, own, threshold
+from grafana import conventions
+from grafana.panels import Dashboard, Panel, Query, Row, Style, bars, graph, instant, name_stat, stat, timeline, variable
+from grafana.promql import WORKER, counter_increase, counter_increase_within, exporter_metric, in_status, threshold
 
 _JOB = 'job="$job"'
 _TARGET = f'{_JOB},instance=~"$instance"'
 _ON_THEIR_WAY = 'state=~"observed|final"'
 _EACH = "5m"
-"""The exporter works every 5 minutes; finer columns would be one high, several empty."""
+"""The exporter works every 5 minutes; narrower columns would alternate between full and empty."""
 _YES_NO = {"1": ("yes", "green"), "0": ("no", "red")}
 _UP_DOWN = {"1": ("up", "green"), "0": ("down", "red")}
-_NEVER = Style("none", "None yet", decimals=0, least=0)
+_NEVER = Style("none", "None yet", decimals=0, minimum=0)
 _FAILURES = replace(_NEVER, thresholds=((1, "red"),))
-_DOLLARS = Style("currencyUSD", "CloudWatch is not used", decimals=4, least=0)
+_DOLLARS = Style("currencyUSD", "CloudWatch is not used", decimals=4, minimum=0)
 _THROTTLED = 'code=~".*Throttl.*|.*LimitExceeded.*|TooManyRequests.*|SlowDown|429"'
 """As in the alert CMLExporterCloudWatchThrottled."""
 _SOURCE_AGE = "time() - max by (source, region) ({} > 0)"
 
 
-def _own(name: str, more: str = "") -> str:
-    return own(name, f"{_TARGET},{more}" if more else _TARGET)
+def _metric(name: str, more: str = "") -> str:
+    return exporter_metric(name, f"{_TARGET},{more}" if more else _TARGET)
 
 
-def _ages_now() -> str:
-    return _SOURCE_AGE.format(_own("source_last_success_timestamp_seconds"))
+def _source_ages() -> str:
+    return _SOURCE_AGE.format(_metric("source_last_success_timestamp_seconds"))
 
 
 def _now_row() -> list[Panel]:
     return [
         stat(
             "Exporter",
-            "Does the exporter answer?",
-            "Whether Prometheus reaches the exporter. With several, one that answers is enough.",
-            [now(f"max(up{{{_TARGET}}})")],
+            "Is the exporter up?",
+            "Whether Prometheus can scrape the exporter. With several exporters, one is enough.",
+            [instant(f"max(up{{{_TARGET}}})")],
             Style("none", "Not scraped", mappings=_UP_DOWN, thresholds=((0, "red"), (1, "green"))),
             width=3,
         ),
         stat(
             "Writes the history",
-            "Is there an exporter that writes the history?",
-            "Whether one of the exporters holds the lease to write. Without one, status and labs of this time will be missing.",
-            [now(f"max({_own('leader')})")],
+            "Does an exporter write the history?",
+            "Whether one of the exporters holds the lease to write. Without a writer, the history lacks status and labs of "
+            "this time.",
+            [instant(f"max({_metric('leader')})")],
             Style("none", "Exporter not seen", mappings=_YES_NO, thresholds=((0, "red"), (1, "green"))),
             width=3,
         ),
         stat(
             "Age of the data",
-            "How old is what I see?",
-            "Time since every source was last read successfully: the oldest of them, read every 5 minutes. One that never "
-            "was is counted beside.",
-            [now(f"max({_ages_now()})")],
-            replace(looks.SECONDS, empty="Nothing read yet", thresholds=((450, "yellow"), (900, "red"))),
+            "How old are the values shown?",
+            "Time since the last successful read, of the source for which it is longest. Sources are read every 5 minutes. "
+            "A source that was never read counts under Sources failing.",
+            [instant(f"max({_source_ages()})")],
+            replace(conventions.SECONDS, empty="Nothing read yet", thresholds=((450, "yellow"), (900, "red"))),
             width=3,
         ),
         stat(
             "Sources failing",
             "Does reading MongoDB or CloudWatch fail?",
-            "Sources whose last reading failed: the aggregates in MongoDB, and CloudWatch in each region.",
-            [now(f"count(max by (source, region) ({_own('source_up')})) - sum(max by (source, region) ({_own('source_up')}))")],
+            "Sources whose last read failed: the worker documents in MongoDB, and CloudWatch in each region.",
+            [
+                instant(
+                    f"count(max by (source, region) ({_metric('source_up')})) "
+                    f"- sum(max by (source, region) ({_metric('source_up')}))"
+                )
+            ],
             replace(_FAILURES, empty="Exporter not seen"),
             width=3,
         ),
         stat(
-            "Waiting samples",
+            "Samples in the outbox",
             "Is the history up to date?",
-            "Samples on their way to the history. Two or three for each worker are normal; after an outage more, until "
-            "it is made up for.",
-            [now(f"sum(max by (state) ({_own('outbox_samples', _ON_THEIR_WAY)}))")],
-            replace(looks.COUNT, empty="Exporter not seen"),
+            "Samples that are not in the history yet. Two or three per worker are normal; after an outage there are more "
+            "until the gaps are filled.",
+            [instant(f"sum(max by (state) ({_metric('outbox_samples', _ON_THEIR_WAY)}))")],
+            replace(conventions.COUNT, empty="Exporter not seen"),
             width=3,
         ),
         stat(
             "CloudWatch today",
             "What does CloudWatch cost?",
-            "Estimated price of today's requests (since 00:00 UTC) at AWS' list price, and what the budget allows if "
-            "there is one.",
+            "Estimated cost of today's requests (since 00:00 UTC) at AWS's list price, and the daily budget if one is set.",
             [
-                now(f"sum({_own('cloudwatch_day_cost_dollars')})", "spent"),
-                now(f"max({_own('cloudwatch_budget_dollars')})", "budget"),
+                instant(f"sum({_metric('cloudwatch_day_cost_dollars')})", "spent"),
+                instant(f"max({_metric('cloudwatch_budget_dollars')})", "budget"),
             ],
             replace(_DOLLARS, decimals=2),
             width=5,
         ),
-        names(
+        name_stat(
             "Version",
             "Which version runs?",
             "Version and source revision of the exporter.",
-            [now(f"max by (version, revision) ({_own('build_info')})", "{{version}} {{revision}}")],
+            [instant(f"max by (version, revision) ({_metric('build_info')})", "{{version}} {{revision}}")],
             Style("none", "Exporter not seen"),
             width=4,
         ),
@@ -98,14 +103,14 @@ def _now_row() -> list[Panel]:
 
 
 def _sources() -> list[Panel]:
-    seen = f"max by (source, region) ({_own('source_up')})"
+    seen = f"max by (source, region) ({_metric('source_up')})"
     times = f"max by ({WORKER}, metric) ({SAMPLE_TIME.name})"
     age = f"max by (metric) (time() - {times} and on ({WORKER}) {in_status('running', '')})"
     return [
         timeline(
             "Sources",
-            "When did reading a source fail?",
-            "Each source, green while its last reading succeeded.",
+            "When did reads of a source fail?",
+            "Each source; green while its last read succeeded.",
             Query(seen, "{{source}} {{region}}"),
             Style("none", "Exporter not seen", mappings={"1": ("ok", "green"), "0": ("failed", "red")}),
             width=12,
@@ -113,50 +118,50 @@ def _sources() -> list[Panel]:
         ),
         graph(
             "Age of each source",
-            "How old is what each source said?",
-            "Time since each source was last read successfully; it rises to 5 minutes and falls again while all is well.",
-            [Query(_ages_now(), "{{source}} {{region}}")],
-            replace(looks.SECONDS, empty="Nothing read yet", thresholds=((900, "red"),)),
+            "How old is the data of each source?",
+            "Time since the last successful read of each source. It normally rises to 5 minutes and falls again.",
+            [Query(_source_ages(), "{{source}} {{region}}")],
+            replace(conventions.SECONDS, empty="Nothing read yet", thresholds=((900, "red"),)),
             height=7,
         ),
         graph(
-            "How long reading took",
+            "Duration of reads",
             "Is a source slow?",
-            f"Duration of the last reading. An alert comes above {threshold_of('mongodb'):g} s for MongoDB and above "
+            f"Duration of the last read. An alert fires above {threshold_of('mongodb'):g} s for MongoDB and above "
             f"{threshold_of('cloudwatch'):g} s for CloudWatch.",
-            [Query(f"max by (source, region) ({_own('source_duration_seconds')})", "{{source}} {{region}}")],
+            [Query(f"max by (source, region) ({_metric('source_duration_seconds')})", "{{source}} {{region}}")],
             replace(
-                looks.SECONDS,
+                conventions.SECONDS,
                 empty="Nothing read yet",
                 thresholds=((threshold_of("mongodb"), "yellow"), (threshold_of("cloudwatch"), "red")),
             ),
         ),
         graph(
-            "Age of the workers' numbers",
-            "How old is the oldest number of a running worker?",
-            "The oldest CPU, memory and state among the running workers. CPU and memory are 5 to 10 minutes old when "
-            "all is well.",
+            "Age of the workers' values",
+            "How old is the oldest value of a running worker?",
+            "The oldest CPU value, memory value, and status of any running worker. CPU and memory are normally 5 to 10 "
+            "minutes old.",
             [Query(age, "oldest {{metric}}")],
-            replace(looks.SECONDS, empty="No running worker", thresholds=looks.STALE),
+            replace(conventions.SECONDS, empty="No running worker", thresholds=conventions.STALE),
         ),
         bars(
-            "Aggregates left out",
-            "Are there workers I cannot see?",
-            "Documents of the manager that cannot be used, by reason; the exporter's log names them.",
-            now(f"max by (reason) ({_own('workers_skipped')})", "{{reason}}"),
-            replace(_FAILURES, empty="None left out"),
+            "Worker documents skipped",
+            "Which workers are missing from all dashboards?",
+            "Worker documents that the exporter cannot use, by reason; its log names them.",
+            instant(f"max by (reason) ({_metric('workers_skipped')})", "{{reason}}"),
+            replace(_FAILURES, empty="None skipped"),
             width=12,
             height=5,
         ),
         bars(
             "Workers without CPU",
             "Which running workers have no CPU value?",
-            "Running workers by region whose CPU is not known at present. A new one is here for up to 15 minutes.",
-            now(
+            "Running workers without a current CPU value, by region. A new worker is listed here for up to 15 minutes.",
+            instant(
                 f"count by (region) ({in_status('running', '')} unless on ({WORKER}) {CPU.name})",
                 "{{region}}",
             ),
-            replace(_FAILURES, empty="Every running worker has one", thresholds=((1, "yellow"),)),
+            replace(_FAILURES, empty="All running workers have one", thresholds=((1, "yellow"),)),
             width=12,
             height=5,
         ),
@@ -170,32 +175,32 @@ _BUDGET = {
 
 
 def threshold_of(source: str) -> float:
-    """How long reading this source may take, in seconds."""
+    """Return the alert threshold for the duration of one read of a source, in seconds."""
     return threshold("source_duration_seconds", source=source)
 
 
 def _cloudwatch() -> list[Panel]:
-    requests, failures = _own("cloudwatch_requests_total"), _own("cloudwatch_request_failures_total")
-    metrics = _own("cloudwatch_metrics_requested_total")
-    throttled = _own("cloudwatch_request_failures_total", _THROTTLED)
-    share = f"{added(throttled, 'region')} / ({added(requests, 'region')} > 0)"
-    state = f"max by (state) ({_own('cloudwatch_budget_state')}) == 1"
+    requests, failures = _metric("cloudwatch_requests_total"), _metric("cloudwatch_request_failures_total")
+    metrics = _metric("cloudwatch_metrics_requested_total")
+    throttled = _metric("cloudwatch_request_failures_total", _THROTTLED)
+    share = f"{counter_increase(throttled, 'region')} / ({counter_increase(requests, 'region')} > 0)"
+    state = f"max by (state) ({_metric('cloudwatch_budget_state')}) == 1"
     return [
         graph(
             "CloudWatch requests",
-            "How often is CloudWatch asked?",
-            "Requests to CloudWatch, retries included, in about each interval of the graph.",
-            [Query(added(requests, "operation, region"), "{{operation}} {{region}}", interval=_EACH)],
+            "How many CloudWatch requests are sent?",
+            "Requests to CloudWatch per interval of the graph, including retries.",
+            [Query(counter_increase(requests, "operation, region"), "{{operation}} {{region}}", interval=_EACH)],
             replace(_NEVER, empty="CloudWatch is not used", decimals=None),
             columns=True,
             stacked=True,
         ),
         graph(
             "Failed requests by error",
-            "Why does CloudWatch refuse?",
-            "Requests that failed, by AWS' error code, in each interval: AccessDenied wants a policy, Throttling a "
-            "higher quota.",
-            [Query(added(failures, "code, operation, region"), "{{code}} {{operation}} {{region}}", interval=_EACH)],
+            "Why do CloudWatch requests fail?",
+            "Failed requests per interval, by AWS error code. AccessDenied: extend the IAM policy. Throttling: raise the "
+            "quota or the poll interval.",
+            [Query(counter_increase(failures, "code, operation, region"), "{{code}} {{operation}} {{region}}", interval=_EACH)],
             replace(_FAILURES, empty="No request has failed", decimals=None, thresholds=()),
             columns=True,
             stacked=True,
@@ -203,16 +208,18 @@ def _cloudwatch() -> list[Panel]:
         graph(
             "Throttled share",
             "Is AWS throttling us?",
-            "Part of the requests that AWS turned away for being too many. The red line is where the alert comes.",
+            "Share of the requests that AWS throttled. The alert fires above the red line.",
             [Query(share, "{{region}}", interval=_EACH)],
-            Style("percentunit", "Nothing throttled", least=0, most=1, thresholds=((threshold("throttled_ratio"), "red"),)),
+            Style(
+                "percentunit", "Nothing throttled", minimum=0, maximum=1, thresholds=((threshold("throttled_ratio"), "red"),)
+            ),
             width=8,
         ),
         graph(
             "Metrics requested",
-            "What are we billed for?",
-            "Metrics asked for in each interval, by region; AWS bills each of them.",
-            [Query(added(metrics, "region"), "{{region}}", interval=_EACH)],
+            "What does AWS bill?",
+            "Metrics requested per interval, by region; AWS bills each of them.",
+            [Query(counter_increase(metrics, "region"), "{{region}}", interval=_EACH)],
             replace(_NEVER, empty="CloudWatch is not used", decimals=None),
             width=8,
             columns=True,
@@ -221,29 +228,29 @@ def _cloudwatch() -> list[Panel]:
         graph(
             "Estimated cost of today",
             "Does today's cost stay within the budget?",
-            "Estimated price since 00:00 UTC, what the exporter has spent since it started, and the budget if there is one.",
+            "Estimated cost since 00:00 UTC, cost since the exporter started, and the daily budget if one is set.",
             [
-                Query(f"sum({_own('cloudwatch_day_cost_dollars')})", "today"),
-                Query(f"sum({_own('cloudwatch_estimated_cost_dollars_total')})", "since the start"),
-                Query(f"max({_own('cloudwatch_budget_dollars')})", "budget"),
+                Query(f"sum({_metric('cloudwatch_day_cost_dollars')})", "today"),
+                Query(f"sum({_metric('cloudwatch_estimated_cost_dollars_total')})", "since the start"),
+                Query(f"max({_metric('cloudwatch_budget_dollars')})", "budget"),
             ],
             _DOLLARS,
             width=8,
         ),
-        names(
+        name_stat(
             "Budget",
-            "Does the budget hold anything back?",
-            "ok: nothing. gap_filling_paused: gaps wait, running workers are asked about. polling_paused: CPU and memory "
-            "stop until 00:00 UTC.",
-            [now(state, "{{state}}")],
+            "Does the budget limit polling?",
+            "ok: no limit reached. gap_filling_paused: only running workers are polled. polling_paused: CloudWatch is not "
+            "polled until 00:00 UTC.",
+            [instant(state, "{{state}}")],
             Style("none", "Exporter not seen", fixed=_BUDGET),
             width=12,
         ),
         stat(
             "Cost of the last 24 hours",
             "What does a day cost?",
-            "Estimated price of the metrics requested in the last 24 hours.",
-            [now(added_within(_own("cloudwatch_estimated_cost_dollars_total"), "1d"))],
+            "Estimated cost of the metrics requested in the last 24 hours.",
+            [instant(counter_increase_within(_metric("cloudwatch_estimated_cost_dollars_total"), "1d"))],
             _DOLLARS,
             width=12,
         ),
@@ -251,15 +258,15 @@ def _cloudwatch() -> list[Panel]:
 
 
 def _history() -> list[Panel]:
-    oldest = f"time() - min({_own('outbox_oldest_timestamp_seconds')})"
-    mirrored = f"time() - max({_own('mirror_last_success_timestamp_seconds')})"
+    oldest = f"time() - min({_metric('outbox_oldest_timestamp_seconds')})"
+    mirrored = f"time() - max({_metric('mirror_last_success_timestamp_seconds')})"
     return [
         graph(
-            "Samples on their way",
-            "Do samples pile up before the history?",
-            "Samples in the outbox: observed ones wait for CloudWatch, settled ones for MongoDB, rejected ones were "
-            "set aside for good.",
-            [Query(f"max by (state) ({_own('outbox_samples')})", "{{state}}")],
+            "Outbox by state",
+            "Does the outbox grow?",
+            "Samples in the outbox. observed: waits for CloudWatch. final: waits for MongoDB. rejected: MongoDB rejected it "
+            "permanently.",
+            [Query(f"max by (state) ({_metric('outbox_samples')})", "{{state}}")],
             replace(_NEVER, empty="Exporter not seen"),
             width=8,
             stacked=True,
@@ -267,18 +274,17 @@ def _history() -> list[Panel]:
         graph(
             "Age of the oldest sample, and of the last write",
             "How far behind is the history?",
-            "Time since the start of the oldest sample on its way, and since the outbox was last emptied. An hour is "
-            "still normal where "
-            "CloudWatch has nothing to say of a worker.",
+            "Time since the start of the oldest sample in the outbox, and since the last write that emptied it. One hour "
+            "is normal for workers of which CloudWatch has no datapoints.",
             [Query(oldest, "oldest sample"), Query(mirrored, "last write")],
-            replace(looks.SECONDS, empty="Nothing written yet", thresholds=((7200, "yellow"), (86400, "red"))),
+            replace(conventions.SECONDS, empty="Nothing written yet", thresholds=((7200, "yellow"), (86400, "red"))),
             width=8,
         ),
         graph(
             "Samples mirrored",
             "Is the history being written?",
-            "Samples that left for the history in each interval, by what became of them.",
-            [Query(added(_own("mirror_samples_total"), "result"), "{{result}}", interval=_EACH)],
+            "Samples that the mirror processed per interval, by result.",
+            [Query(counter_increase(_metric("mirror_samples_total"), "result"), "{{result}}", interval=_EACH)],
             replace(_NEVER, empty="None written yet", decimals=None),
             width=8,
             columns=True,
@@ -286,33 +292,33 @@ def _history() -> list[Panel]:
         ),
         graph(
             "Failed writes",
-            "Why is the history not written?",
-            "Attempts to write the history that failed, by reason. Nothing is lost: the samples wait in the outbox.",
-            [Query(added(_own("mirror_failures_total"), "reason"), "{{reason}}", interval=_EACH)],
+            "Why do writes of the history fail?",
+            "Failed attempts to write the history, by reason. No sample is lost: they wait in the outbox.",
+            [Query(counter_increase(_metric("mirror_failures_total"), "reason"), "{{reason}}", interval=_EACH)],
             replace(_NEVER, empty="No write has failed", decimals=None),
             width=8,
             columns=True,
             stacked=True,
         ),
         graph(
-            "Gaps made up for",
-            "Were gaps healed, or is anything lost?",
-            "Samples written for periods nobody observed in time (healed), and those that ended with nothing in them "
-            "(dropped).",
+            "Gaps filled, samples dropped",
+            "Were gaps filled, and were samples dropped?",
+            "Samples written for periods that no exporter observed in time (gap-filled), and samples without any value, which "
+            "are not written (dropped).",
             [
-                Query(added(_own("samples_gap_filled_total")), "healed", interval=_EACH),
-                Query(added(_own("samples_dropped_total")), "dropped", interval=_EACH),
+                Query(counter_increase(_metric("samples_gap_filled_total")), "gap-filled", interval=_EACH),
+                Query(counter_increase(_metric("samples_dropped_total")), "dropped", interval=_EACH),
             ],
             replace(_NEVER, empty="Exporter not seen", decimals=None),
             width=8,
             columns=True,
         ),
         graph(
-            "Values given up",
-            "Which values will be missing for good?",
-            "CPU and memory values given up because CloudWatch did not decide them in time; the history lacks them.",
-            [Query(added(_own("samples_unavailable_total"), "metric"), "{{metric}}", interval=_EACH)],
-            replace(_NEVER, empty="None given up", decimals=None),
+            "Values recorded as absent",
+            "Which values are missing permanently?",
+            "CPU and memory values for which CloudWatch returned no final answer in time; the history lacks them.",
+            [Query(counter_increase(_metric("samples_unavailable_total"), "metric"), "{{metric}}", interval=_EACH)],
+            replace(_NEVER, empty="None recorded as absent", decimals=None),
             width=8,
             columns=True,
             stacked=True,
@@ -325,59 +331,59 @@ def _process() -> list[Panel]:
         graph(
             "Scrape size",
             "How large is a scrape?",
-            "Samples in each scrape; about 17 for each worker.",
+            "Samples per scrape; about 17 per worker.",
             [Query(f"scrape_samples_scraped{{{_TARGET}}}", "{{instance}}")],
-            replace(looks.COUNT, empty="Not scraped"),
+            replace(conventions.COUNT, empty="Not scraped"),
             width=6,
         ),
         graph(
             "Scrape duration",
             "How long does a scrape take?",
-            "As Prometheus sees it; it gives up after 10 seconds.",
+            "Duration of a scrape as measured by Prometheus; the timeout is 10 seconds.",
             [Query(f"scrape_duration_seconds{{{_TARGET}}}", "{{instance}}")],
-            replace(looks.SECONDS, empty="Not scraped", thresholds=((1, "yellow"), (5, "red"))),
+            replace(conventions.SECONDS, empty="Not scraped", thresholds=((1, "yellow"), (5, "red"))),
             width=6,
         ),
         graph(
             "Memory of the exporter",
-            "Does the exporter need much memory?",
-            "Resident memory of the process.",
+            "How much memory does the exporter use?",
+            "Resident memory of the exporter process.",
             [Query(f"process_resident_memory_bytes{{{_TARGET}}}", "{{instance}}")],
-            Style("bytes", "Not scraped", least=0),
+            Style("bytes", "Not scraped", minimum=0),
             width=6,
         ),
         graph(
             "CPU of the exporter",
-            "Does the exporter need much CPU?",
-            "Cores in use; 1 is one core all the time.",
+            "How much CPU does the exporter use?",
+            "CPU cores in use; 1 means one core used fully.",
             [Query(f"rate(process_cpu_seconds_total{{{_TARGET}}}[$__rate_interval])", "{{instance}}")],
-            Style("none", "Not scraped", decimals=2, least=0),
+            Style("none", "Not scraped", decimals=2, minimum=0),
             width=6,
         ),
         graph(
             "Workers listed",
             "Does the exporter list all workers?",
-            "Workers that each exporter lists on /metrics. It falls to nothing when the collector hangs.",
+            "Workers that each exporter lists on /metrics. The line ends if the collector hangs.",
             [Query(f"count by (instance) ({INFO.name}{{{_TARGET}}})", "{{instance}}")],
-            looks.COUNT,
+            conventions.COUNT,
             width=12,
         ),
         graph(
             "Leader",
             "Which exporter writes the history?",
             "1 for the exporter that holds the lease.",
-            [Query(_own("leader"), "{{instance}}")],
-            Style("none", "Exporter not seen", decimals=0, least=0, most=1),
+            [Query(_metric("leader"), "{{instance}}")],
+            Style("none", "Exporter not seen", decimals=0, minimum=0, maximum=1),
             width=12,
         ),
     ]
 
 
 DASHBOARD = Dashboard(
-    uid=looks.EXPORTER,
+    uid=conventions.EXPORTER,
     title="CML / Exporter health",
     description=(
-        "Whether the numbers can be trusted: sources, CloudWatch and its cost, the way into the history, the exporter itself."
+        "Whether the numbers can be trusted: sources, CloudWatch and its cost, writing of the history, the exporter process."
     ),
     items=[
         Row("Now"),
@@ -392,8 +398,16 @@ DASHBOARD = Dashboard(
         *_process(),
     ],
     variables=[
-        variable("job", "Job", "The scrape job of the exporters.", f"label_values({own('build_info')}, job)", several=False),
-        variable("instance", "Exporter", "Exporters, by address.", f"label_values({own('build_info', _JOB)}, instance)"),
+        variable(
+            "job",
+            "Job",
+            "The scrape job of the exporters.",
+            f"label_values({exporter_metric('build_info')}, job)",
+            several=False,
+        ),
+        variable(
+            "instance", "Exporter", "Exporters, by address.", f"label_values({exporter_metric('build_info', _JOB)}, instance)"
+        ),
     ],
-    annotations=[looks.alerts(), looks.RESTARTS],
+    annotations=[conventions.alerts(), conventions.RESTARTS],
 )

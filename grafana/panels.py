@@ -1,6 +1,6 @@
-"""A builder of plain dicts: panels, variables, annotations and the grid, in the schema that Grafana 9.1 and 12 both read.
+"""Builders of Grafana JSON: panels, variables, annotations, and the grid, in the schema that Grafana 9.1 and 12 both read.
 
-Nothing here knows a metric. Every panel answers a question and has a description, a unit, and a text for when there is nothing.
+This module names no metric. Every panel answers a question and has a description, a unit, and a text for "no data".
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,14 +10,14 @@ from typing import Any
 Json = dict[str, Any]
 
 SCHEMA_VERSION = 37
-"""Of Grafana 9.1; later versions migrate it when they load it."""
+"""The schema of Grafana 9.1; later versions migrate it when they load it."""
 TAG = "cml"
 DATASOURCE: Json = {"type": "prometheus", "uid": "${datasource}"}
 COLUMNS = 24
 """The width of Grafana's grid."""
 
 Thresholds = Sequence[tuple[float, str]]
-"""(from this value on, color); below the first one all is well."""
+"""(from this value on, color); green below the first one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +26,8 @@ class Query:
 
     Attributes:
         legend: with labels as {{label}}.
-        instant: the newest value only, not the range.
-        interval: the least distance of two points, such as "5m".
+        instant: query the newest value only, not the range.
+        interval: the minimum step, such as "5m".
     """
 
     expr: str
@@ -36,14 +36,14 @@ class Query:
     interval: str | None = None
 
 
-def now(expr: str, legend: str = "") -> Query:
-    """A query for the newest value only."""
+def instant(expr: str, legend: str = "") -> Query:
+    """Return a query for the newest value only."""
     return Query(expr, legend, instant=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """A panel, the question it answers (for docs/dashboards.md) and its size in the grid; `body` has no id and no place yet."""
+    """A panel, the question it answers (for docs/dashboards.md), and its size in the grid; `body` has no id and position."""
 
     question: str
     width: int
@@ -53,7 +53,7 @@ class Panel:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A heading; a collapsed one holds its panels until somebody opens it."""
+    """A heading; a collapsed row contains its panels."""
 
     title: str
     collapsed: Sequence[Panel] = ()
@@ -61,7 +61,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Dashboard:
-    """What `render` makes a dashboard of. An empty `refresh` leaves refreshing to the viewer."""
+    """The input of `render`. With an empty `refresh` the dashboard does not refresh automatically."""
 
     uid: str
     title: str
@@ -74,7 +74,7 @@ class Dashboard:
 
     @property
     def panels(self) -> list[Panel]:
-        """All panels, those of collapsed rows too."""
+        """All panels, including those of collapsed rows."""
         return [
             panel for item in self.items for panel in ([item] if isinstance(item, Panel) else item.collapsed)
         ]  # fmt: skip
@@ -82,21 +82,21 @@ class Dashboard:
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """How the values of a panel look, and what stands there when there are none.
+    """How the values of a panel look, and the text for "no data".
 
     Attributes:
         unit: one of Grafana's, such as "percentunit".
-        empty: shown instead of values.
+        empty: text shown if there are no values.
         mappings: text and color for values, by value.
-        links: of each value, title → address.
-        fixed: columns of a table or series of a graph that differ: name → properties.
+        links: links of each value, title → address.
+        fixed: overrides of columns of a table or series of a graph: name → properties.
     """
 
     unit: str
     empty: str = "No data"
     decimals: int | None = None
-    least: float | None = None
-    most: float | None = None
+    minimum: float | None = None
+    maximum: float | None = None
     thresholds: Thresholds = ()
     mappings: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     links: Mapping[str, str] = field(default_factory=dict)
@@ -110,7 +110,7 @@ _TIP = {"mode": "multi", "sort": "desc"}
 def stat(
     title: str, question: str, description: str, queries: Sequence[Query], style: Style, *, width: int, height: int = 4
 ) -> Panel:
-    """The newest value of each query, large."""
+    """Return a panel with the newest value of each query."""
     options = {
         "reduceOptions": _ONE_VALUE,
         "colorMode": "value",
@@ -122,17 +122,17 @@ def stat(
     return _panel("stat", title, question, description, queries, style, width, height, options=options)
 
 
-def names(
+def name_stat(
     title: str, question: str, description: str, queries: Sequence[Query], style: Style, *, width: int, height: int = 4
 ) -> Panel:
-    """The name of each series, large; for series whose value is always 1."""
+    """Return a panel with the name of each series; for series whose value is always 1."""
     panel = stat(title, question, description, queries, style, width=width, height=height)
     panel.body["options"]["textMode"] = "name"
     return panel
 
 
 def bars(title: str, question: str, description: str, query: Query, style: Style, *, width: int, height: int = 8) -> Panel:
-    """A bar for each series of one query."""
+    """Return a panel with a bar for each series of one query."""
     options = {
         "reduceOptions": _ONE_VALUE,
         "displayMode": "gradient",
@@ -156,7 +156,7 @@ def graph(
     columns: bool = False,
     stacked: bool = False,
 ) -> Panel:
-    """Lines over time, or columns for what is counted in each interval."""
+    """Return a graph over time: lines, or columns for counts per interval."""
     custom = {
         "drawStyle": "bars" if columns else "line",
         "lineInterpolation": "linear",
@@ -183,7 +183,7 @@ def graph(
 def timeline(
     title: str, question: str, description: str, query: Query, style: Style, *, width: int = 24, height: int = 8
 ) -> Panel:
-    """A strip for each series, colored by its value."""
+    """Return a state timeline: a strip per series, colored by its value."""
     options = {
         "mergeValues": True,
         "showValue": "never",
@@ -196,14 +196,14 @@ def timeline(
     panel = _panel(
         "state-timeline", title, question, description, [query], style, width, height, options=options, custom=custom
     )
-    # Colored by thresholds, Grafana would merge all values of one step, and never look at the mappings.
+    # With colors by threshold Grafana would merge all values of one step and ignore the mappings.
     panel.body["fieldConfig"]["defaults"]["color"] = {"mode": "fixed", "fixedColor": "blue"}
     return panel
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of a table: Grafana's name of it (a label, or the value of a query), its heading, its cells' properties."""
+    """A column of a table: Grafana's field name (a label, or the value of a query), heading, and cell properties."""
 
     name: str
     heading: str
@@ -222,7 +222,7 @@ def table(
     width: int = 24,
     height: int = 10,
 ) -> Panel:
-    """Instant queries side by side, joined by the labels they share; only `columns` are shown, in that order.
+    """Return a table of instant queries, joined by their common labels; only `columns` are shown, in that order.
 
     The field of query A is "Value #A", or "Value" when it is the only one.
     """
@@ -235,7 +235,7 @@ def table(
     }
     merge = [{"id": "merge", "options": {}}] if len(queries) > 1 else []
     options = {"showHeader": True, "sortBy": [{"displayName": sort, "desc": True}]}
-    # An empty cell is a dash; the sentence for an empty panel would stand in each of them.
+    # An empty cell shows a dash; otherwise it would show the text for an empty panel.
     fixed = {**{column.heading: {"noValue": "–", **column.properties} for column in columns}, **style.fixed}
     custom = {"align": "auto", "displayMode": "auto", "filterable": True}
     body = _panel(
@@ -277,7 +277,7 @@ def _panel(
         "mappings": mappings(style.mappings),
         "links": [link(name, url) for name, url in style.links.items()],
     }
-    for key, value in (("decimals", style.decimals), ("min", style.least), ("max", style.most), ("custom", custom)):
+    for key, value in (("decimals", style.decimals), ("min", style.minimum), ("max", style.maximum), ("custom", custom)):
         if value is not None:
             defaults[key] = value
     body: Json = {
@@ -311,13 +311,13 @@ def _target(letter: str, query: Query) -> Json:
 
 
 def steps(thresholds: Thresholds) -> Json:
-    """Colors by value: green below the first threshold; without any there is no good or bad, so it is blue."""
+    """Return colors by value: green below the first threshold; blue without thresholds."""
     rest = [{"color": color, "value": value} for value, color in thresholds]
     return {"mode": "absolute", "steps": [{"color": "green" if rest else "blue", "value": None}, *rest]}
 
 
 def mappings(texts: Mapping[str, tuple[str, str]]) -> list[Json]:
-    """Text and color by value."""
+    """Return mappings from values to text and color."""
     options = {
         value: {"text": text, "color": color, "index": index} for index, (value, (text, color)) in enumerate(texts.items())
     }
@@ -325,7 +325,7 @@ def mappings(texts: Mapping[str, tuple[str, str]]) -> list[Json]:
 
 
 def link(title: str, url: str) -> Json:
-    """A link of a value."""
+    """Return a link of a value."""
     return {"title": title, "url": url, "targetBlank": False}
 
 
@@ -361,7 +361,7 @@ ALL = "$__all"
 
 
 def variable(name: str, label: str, description: str, query: str, *, regex: str = "", several: bool = True) -> Json:
-    """A variable filled by a query, again whenever the time range changes; `several` also allows all."""
+    """Return a variable filled by a query at each change of the time range; `several` allows several values and "all"."""
     made: Json = {
         "type": "query",
         "name": name,
@@ -384,7 +384,7 @@ def variable(name: str, label: str, description: str, query: str, *, regex: str 
 
 
 def choice(name: str, label: str, description: str, values: Sequence[str], default: str) -> Json:
-    """A variable with fixed values."""
+    """Return a variable with fixed values."""
     return {
         "type": "custom",
         "name": name,
@@ -401,7 +401,7 @@ def choice(name: str, label: str, description: str, values: Sequence[str], defau
 
 
 def annotation(name: str, expr: str, title: str, text: str, color: str, *, at_value: bool = False) -> Json:
-    """Marks on all graphs wherever the query has a value; `at_value`: at the time that the value tells, in milliseconds."""
+    """Return marks on all graphs where the query has a value; with `at_value` at the time (milliseconds) that is the value."""
     return {
         "name": name,
         "datasource": DATASOURCE,
@@ -429,11 +429,11 @@ _BUILT_IN: Json = {
 }
 
 
-# -- the whole ---------------------------------------------------------------------------------------------------------
+# -- dashboard --------------------------------------------------------------------------------------------------------
 
 
 def render(dashboard: Dashboard) -> Json:
-    """The dashboard as Grafana reads it."""
+    """Return the dashboard as Grafana's JSON model."""
     return {
         "uid": dashboard.uid,
         "title": dashboard.title,
@@ -455,7 +455,7 @@ def render(dashboard: Dashboard) -> Json:
             {
                 "type": "dashboards",
                 "title": "CML dashboards",
-                "tooltip": "The other dashboards, for the same time",
+                "tooltip": "The other dashboards, for the same time range",
                 "tags": [TAG],
                 "asDropdown": False,
                 "includeVars": True,
@@ -472,7 +472,7 @@ def render(dashboard: Dashboard) -> Json:
 
 
 def _placed(items: Sequence[Panel | Row]) -> list[Json]:
-    """Give every panel an id and a place: from left to right, a new line where the width is used up."""
+    """Give every panel an id and a position: from left to right, in a new line when the width is used up."""
     grid = _Grid()
     placed: list[Json] = []
     for item in items:
@@ -487,7 +487,7 @@ def _placed(items: Sequence[Panel | Row]) -> list[Json]:
 
 
 class _Grid:
-    """The next free place, and the next free id."""
+    """The next free position and id."""
 
     def __init__(self) -> None:
         self._x = self._y = self._height = self._id = 0

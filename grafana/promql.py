@@ -1,8 +1,8 @@
-"""The parts that the dashboards' queries are made of.
+"""Builders of the dashboards' PromQL.
 
-Names come from the catalog, thresholds from prometheus/rules/settings.yml. Of several exporters, or of the old and the new one
-of a redeploy, the greater value counts, as in the recording rules. The history is read through ranges only, since its newest
-sample is older than Prometheus' lookback.
+Names come from the catalog, thresholds from prometheus/rules/settings.yml. With several exporters, or the old and the new one
+during a redeploy, the greater value counts, as in the recording rules. The history is read through ranges only, because its
+newest sample is older than Prometheus's lookback.
 """
 
 from pathlib import Path
@@ -15,25 +15,25 @@ from exporter.core.history_metrics import ACTIVE_LABS_1H, CPU_1H, INFO_1H, NEWES
 from exporter.core.model import STATUSES
 
 WORKER = "worker_id, region"
-"""What makes a worker's series one."""
+"""The labels that identify a worker."""
 IN_REGION = 'region=~"$region"'
 SELECTED = f'{IN_REGION},worker_id=~"$workers"'
 THE_WORKER = 'worker_id="$worker_id"'
 _STORED = f'store="{STORE}"'
 RUNNING = 'status="running"'
 HISTORY_STEP = "5m"
-"""The least distance of two points of a graph of the history: its usual period."""
-HOURS_STEP = "1h"
-"""The same of a graph of the history by the hour."""
+"""The minimum step of a graph of the history: the default period."""
+HOURLY_STEP = "1h"
+"""The minimum step of a graph of hourly aggregates."""
 
 _SETTINGS = Path(__file__).parents[1] / "prometheus" / "rules" / "settings.yml"
 
 CODES = {status: code for code, status in enumerate(("running", *(each for each in STATUSES if each != "running")), 1)}
-"""Status → the number that stands for it where a panel takes only numbers."""
+"""Status → its number, for panels that take only numbers."""
 
 
 def threshold(name: str, **labels: str) -> float:
-    """The alerts' number `cml:threshold:<name>`, of several the one with these labels."""
+    """Return the alert threshold `cml:threshold:<name>` that has these labels. Raises KeyError."""
     for group in yaml.safe_load(_SETTINGS.read_text())["groups"]:
         for rule in group["rules"]:
             if rule.get("record") == f"cml:threshold:{name}" and rule.get("labels", {}) == labels:
@@ -41,63 +41,63 @@ def threshold(name: str, **labels: str) -> float:
     raise KeyError(f"cml:threshold:{name} is not in {_SETTINGS}")
 
 
-def own(name: str, matchers: str = "") -> str:
-    """A selector of one of the exporter's own metrics, by the name without prefix."""
+def exporter_metric(name: str, matchers: str = "") -> str:
+    """Return a selector of an exporter metric, by its name without the prefix cml_exporter_."""
     metric = METRICS_BY_NAME[f"cml_exporter_{name}"]
     return f"{metric.name}{{{matchers}}}"
 
 
 def live(metric: Metric, matchers: str, more: str = "") -> str:
-    """What /metrics says of each worker."""
-    return f"max by ({WORKER}) ({metric.name}{{{_all(matchers, more)}}})"
+    """Return the newest value of each worker on /metrics."""
+    return f"max by ({WORKER}) ({metric.name}{{{_join(matchers, more)}}})"
 
 
-def past(metric: Metric, matchers: str, more: str = "") -> str:
-    """A selector of the history; only for the functions of ranges below."""
-    return f"{metric.name}{{{_all(_STORED, matchers, more)}}}"
+def history_selector(metric: Metric, matchers: str, more: str = "") -> str:
+    """Return a selector of the history, to be used with a range."""
+    return f"{metric.name}{{{_join(_STORED, matchers, more)}}}"
 
 
 WEEK_BEFORE = "6d23h59m59s"
-"""A week, less the second of `past_hours`."""
+"""One week minus the second of `hourly_history`."""
 
 
-def past_hours(rollup: HourlyMetric, matchers: str, window: str, *, before: str = "", at: str = "") -> str:
-    """A range of the history by the hour.
+def hourly_history(rollup: HourlyMetric, matchers: str, window: str, *, before: str = "", at: str = "") -> str:
+    """Return a range of hourly aggregates.
 
-    Its values stand at the ends of hours, and until Prometheus 3 a range has both its ends, so that on the hour a day would
-    have 25 of them. A second later it never has: hence the offset, which makes `before` a second less than what is meant.
+    Their timestamps are the ends of hours. Before Prometheus 3 a range includes both its ends, so a day that ends on the hour
+    would have 25 values. The offset shifts the range by a second; therefore `before` is a second less than the intended time.
     """
-    return f"{rollup.name}{{{_all(_STORED, matchers)}}}[{window}]{_after(at)} {_late(before)}"
+    return f"{rollup.name}{{{_join(_STORED, matchers)}}}[{window}]{_suffixed(at)} {_offset(before)}"
 
 
-def _late(before: str) -> str:
-    """The offset of `past_hours`."""
+def _offset(before: str) -> str:
+    """Return the offset of `hourly_history`."""
     return f"offset {before or '-1s'}"
 
 
 Statistic = Literal["avg", "min", "max"]
 
 
-def over(function: Statistic, metric: ByHour, matchers: str, window: str, *, before: str = "") -> str:
-    """`function`_over_time of each worker's history; an average is that of the hours."""
-    return by_worker(f"{function}_over_time({past_hours(getattr(metric, function), matchers, window, before=before)})")
+def over_time(function: Statistic, metric: ByHour, matchers: str, window: str, *, before: str = "") -> str:
+    """Return `function`_over_time of each worker's hourly aggregates."""
+    return max_by_worker(f"{function}_over_time({hourly_history(getattr(metric, function), matchers, window, before=before)})")
 
 
-def by_worker(expr: str) -> str:
-    """One series for each worker: one of two regions counts with the greater value."""
+def max_by_worker(expr: str) -> str:
+    """Return one series per worker; of a worker in two regions the greater value."""
     return f"max by ({WORKER}) ({expr})"
 
 
-def _after(at: str) -> str:
+def _suffixed(at: str) -> str:
     return f" {at}" if at else ""
 
 
-def _all(*matchers: str) -> str:
+def _join(*matchers: str) -> str:
     return ",".join(each for each in matchers if each)
 
 
 def in_status(status: str, matchers: str) -> str:
-    """The workers that are in this status now: 1."""
+    """Return 1 for each worker that has this status now."""
     return f"({live(STATUS, matchers, _status(status))} == 1)"
 
 
@@ -108,37 +108,37 @@ def _status(status: str) -> str:
 # -- names -------------------------------------------------------------------------------------------------------------
 
 
-def named(expr: str, info: str) -> str:
-    """Give the series of workers the label `worker`, which is the name, or the id of a worker without one."""
+def with_display_name(expr: str, info: str) -> str:
+    """Add the label `worker` to series of workers: the name, or the id of a worker without a name."""
     return f"{expr} * on ({WORKER}) group_left (worker) {display_names(info)}"
 
 
 def display_names(info: str) -> str:
-    """One series of value 1 for each worker with the label `worker`; also while two names of it are known, after a rename."""
+    """Return one series of value 1 per worker with the label `worker`, even if it has two names after a rename."""
     return f"topk by ({WORKER}) (1, max by ({WORKER}, worker) ({display_name(info)}))"
 
 
 def display_name(info: str) -> str:
-    """Give each series of `info` the label `worker`: the name, or the id where there is none."""
+    """Add the label `worker` to each series of `info`: the name, or the id without a name."""
     return f'label_replace(label_replace({info}, "worker", "$1", "worker_id", "(.+)"), "worker", "$1", "name", "(.+)")'
 
 
 def live_info(matchers: str) -> str:
-    """The descriptive facts as /metrics says them."""
+    """Return the info series of /metrics."""
     return f"{INFO.name}{{{matchers}}}"
 
 
-def past_info(matchers: str) -> str:
-    """The descriptive facts of every worker with history in the time shown, also of those that are gone.
+def history_info(matchers: str) -> str:
+    """Return the info series of every worker with history in the time range, including those that are gone.
 
-    By the hour, so in a time of less than one there may be none: then those of the last two.
+    They are hourly, so a range below an hour may contain none: then those of the last two hours.
     """
-    facts = (f"last_over_time({past_hours(INFO_1H, matchers, window)})" for window in ("$__range", "2h"))
+    facts = (f"last_over_time({hourly_history(INFO_1H, matchers, window)})" for window in ("$__range", "2h"))
     return f"({' or '.join(facts)})"
 
 
-def top(expr: str, rank: str) -> str:
-    """Only the workers that are first by `rank`, which is one number for the whole range: a thousand lines are no graph."""
+def only_top(expr: str, rank: str) -> str:
+    """Keep only the first workers by `rank`, which is one number for the whole range, so that a graph stays readable."""
     return f"({expr} and on ({WORKER}) topk($top, {rank}))"
 
 
@@ -146,71 +146,74 @@ def top(expr: str, rank: str) -> str:
 
 
 def status_code(status_is_1: dict[str, str]) -> str:
-    """The number of the status each worker is in, of one vector for each status that is 1 where it applies."""
+    """Return each worker's status as a number, from one vector per status that is 1 where it applies."""
     parts = (f"{CODES[status]} * ({vector} == 1)" for status, vector in status_is_1.items())
     return f"max by ({WORKER}) ({' or '.join(parts)})"
 
 
 def live_status_code(matchers: str) -> str:
-    """`status_code` by /metrics."""
-    return status_code({status: f"{STATUS.name}{{{_all(matchers, _status(status))}}}" for status in CODES})
+    """Return `status_code` from /metrics."""
+    return status_code({status: f"{STATUS.name}{{{_join(matchers, _status(status))}}}" for status in CODES})
 
 
-def past_status_code(matchers: str, window: str, at: str = "") -> str:
-    """`status_code` by the newest sample of the window of the history."""
+def history_status_code(matchers: str, window: str, at: str = "") -> str:
+    """Return `status_code` from the newest sample of the history in the window."""
     return status_code(
-        {status: f"last_over_time({past(STATUS, matchers, _status(status))}[{window}]{_after(at)})" for status in CODES}
+        {
+            status: f"last_over_time({history_selector(STATUS, matchers, _status(status))}[{window}]{_suffixed(at)})"
+            for status in CODES
+        }
     )
 
 
 def idle_seconds(matchers: str) -> str:
-    """How long ago each worker's last activity was; a time of 0 is none."""
+    """Return the seconds since each worker's last activity; a time of 0 means none."""
     return f"(time() - max by ({WORKER}) ({LAST_ACTIVITY.name}{{{matchers}}} > 0))"
 
 
 def running_hours(matchers: str, window: str, *, before: str = "") -> str:
-    """How long each worker ran: of each hour the part of its samples that say so, whatever the period."""
-    return by_worker(f"sum_over_time({past_hours(RUNNING_1H, matchers, window, before=before)})")
+    """Return the hours each worker ran: the share of each hour's samples with status running, independent of the period."""
+    return max_by_worker(f"sum_over_time({hourly_history(RUNNING_1H, matchers, window, before=before)})")
 
 
 def idle_hours(matchers: str, window: str, *, before: str = "") -> str:
-    """The whole hours in which each worker ran, had no lab and hardly used its CPU; 0 for one that ran otherwise.
+    """Return the whole hours in which each worker ran without a lab and with CPU below the alert threshold; else 0.
 
-    Hardly is what the alerts say: today's number, also for the time before it was recorded. Without it there is no answer.
+    The threshold is the current one, also for time before it was recorded. Without a threshold there is no result.
     """
     ran = f"({_each_hour(RUNNING_1H, matchers)} == bool 1)"
     no_lab = f"({_each_hour(ACTIVE_LABS_1H.max, matchers)} == bool 0)"
-    hardly = "on () group_left () max(cml:threshold:idle_cpu_ratio @ end())"
-    little = f"({_each_hour(CPU_1H.avg, matchers)} < bool {hardly})"
-    return f"sum_over_time(({ran} * {no_lab} * {little})[{window}:1h] {_late(before)})"
+    threshold_now = "on () group_left () max(cml:threshold:idle_cpu_ratio @ end())"
+    low_cpu = f"({_each_hour(CPU_1H.avg, matchers)} < bool {threshold_now})"
+    return f"sum_over_time(({ran} * {no_lab} * {low_cpu})[{window}:1h] {_offset(before)})"
 
 
-def over_fleet(metric: ByHour, matchers: str, window: str, *, before: str = "") -> str:
-    """The average over time of what all workers had together: each hour's sum counts once, whoever came and went."""
+def fleet_average(metric: ByHour, matchers: str, window: str, *, before: str = "") -> str:
+    """Return the average over time of the sum over all workers: each hour's sum counts once, whichever workers existed."""
     total = f"sum({_each_hour(metric.avg, matchers)})"
-    return f"avg_over_time({total}[{window}:1h] {_late(before)})"
+    return f"avg_over_time({total}[{window}:1h] {_offset(before)})"
 
 
 def _each_hour(rollup: HourlyMetric, matchers: str) -> str:
-    """Each worker's value of the hour that ends now, for subqueries in steps of an hour."""
-    return by_worker(f"last_over_time({past_hours(rollup, matchers, '1h')})")
+    """Return each worker's value of the hour that ends now, for subqueries in steps of an hour."""
+    return max_by_worker(f"last_over_time({hourly_history(rollup, matchers, '1h')})")
 
 
 def last_seen(matchers: str, window: str = "$__range") -> str:
-    """The UTC second in which the newest period of each worker in the window ended."""
-    return by_worker(f"max_over_time({past_hours(NEWEST_1H, matchers, window)})")
+    """Return the UTC second in which the newest period of each worker in the window ended."""
+    return max_by_worker(f"max_over_time({hourly_history(NEWEST_1H, matchers, window)})")
 
 
-def added(counter: str, by: str = "") -> str:
-    """What a counter gained in a step of the graph.
+def counter_increase(counter: str, by: str = "") -> str:
+    """Return the increase of a counter in one step of the graph.
 
-    A counter with labels appears with its first value, which increase() does not see: one that is new counts as a whole.
+    A counter with labels appears with its first value, which increase() does not count; so a new series counts as a whole.
     """
     total = f"({counter} unless last_over_time({counter}[1h] offset $__rate_interval)) or increase({counter}[$__rate_interval])"
-    return f"sum{_after(f'by ({by})' if by else '')} ({total})"
+    return f"sum{_suffixed(f'by ({by})' if by else '')} ({total})"
 
 
-def added_within(counter: str, window: str, by: str = "") -> str:
-    """What a counter gained in a fixed window until now, a new one as a whole; see `added`."""
+def counter_increase_within(counter: str, window: str, by: str = "") -> str:
+    """Return the increase of a counter in a fixed window until now; see `counter_increase`."""
     total = f"({counter} unless last_over_time({counter}[1h] offset {window})) or increase({counter}[{window}])"
-    return f"sum{_after(f'by ({by})' if by else '')} ({total})"
+    return f"sum{_suffixed(f'by ({by})' if by else '')} ({total})"

@@ -15,7 +15,7 @@ from pymongo import MongoClient
 
 from exporter.core.periods import DAY, HOUR, align, to_datetime
 from exporter.demo.mongod import Mongod
-from grafana import looks
+from grafana import conventions
 from grafana.promql import threshold
 from tests.conftest import missing
 from tests.fixtures.prometheus import INSTALL
@@ -216,7 +216,7 @@ def chosen(uid: str, mode: str, exporter: ExporterProcess) -> Variables:
         "one": ALL | {"region": [REGIONS[0]], "workers": [HERE[2].worker_id], "instance": [address]},
         "several": ALL | {"region": list(REGIONS), "workers": several, "instance": [address, "10.0.0.1:9877"]},
     }
-    return picked[mode] | ({"worker_id": HERE[2].worker_id} if uid == looks.WORKER else {})
+    return picked[mode] | ({"worker_id": HERE[2].worker_id} if uid == conventions.WORKER else {})
 
 
 def test_dashboards_of_a_thousand_workers_are_answered_readable_and_true(stack: Stack) -> None:
@@ -236,18 +236,18 @@ def wrong_answers(stack: Stack, uid: str) -> list[str]:
 
     def wrong(name: str, panel: Json, target: Json, mode: str) -> list[str]:
         found = ask(stack.prometheus, DASHBOARDS[uid], target, chosen(uid, mode, stack.exporter), now)
-        foreign = uid != looks.EXPORTER and "ALERTS" not in target["expr"]
+        foreign = uid != conventions.EXPORTER and "ALERTS" not in target["expr"]
         complaints = list(problems(panel, target, found, foreign=foreign))
         if (
             not found
             and mode == "all"
-            and uid != looks.EXPORTER
+            and uid != conventions.EXPORTER
             and panel["title"] not in MAY_BE_EMPTY
             and "node_" not in target["expr"]
         ):
             complaints.append("nothing")
         # A table may have a line for each worker; everything else shows the first few, or few altogether.
-        if len(found) > (1000 if panel["type"] == "table" else 30 if uid == looks.EXPORTER else 9):
+        if len(found) > (1000 if panel["type"] == "table" else 30 if uid == conventions.EXPORTER else 9):
             complaints.append(f"{len(found)} series")
         return [f"{name} ({mode}): {each}" for each in complaints]
 
@@ -256,7 +256,7 @@ def wrong_answers(stack: Stack, uid: str) -> list[str]:
 
 
 def fleet_is_that_of_the_aggregates_and_the_ledger(stack: Stack) -> None:
-    fleet, now = looks.FLEET, time.time()
+    fleet, now = conventions.FLEET, time.time()
     assert stack.value(fleet, "Workers", "A", now) == 990
     assert stack.value(fleet, "Running", "A", now) == sum(number(member) % 10 != 9 for member in HERE)
     assert stack.value(fleet, "Active labs", "A", now) == sum(map(labs, HERE))
@@ -280,7 +280,7 @@ def top(values: Mapping[str, float], most: int) -> list[tuple[str, float]]:
 
 
 def trends_are_those_of_the_ledger(stack: Stack) -> None:
-    trends, now, truth = looks.TRENDS, time.time(), Truth(stack.fake)
+    trends, now, truth = conventions.TRENDS, time.time(), Truth(stack.fake)
 
     def cpu(days: int, ago: int = 0) -> dict[str, float]:
         found = {member.worker_id: truth.hours(member, now - ago * DAY, days) for member in MEMBERS}

@@ -24,7 +24,7 @@ from exporter.core.periods import DAY, HOUR, align, to_datetime, to_seconds
 from exporter.demo.mongod import Mongod
 from exporter.metrics.exposition import render as render_metrics
 from exporter.metrics.telemetry import Telemetry
-from grafana import looks
+from grafana import conventions
 from grafana.promql import CODES, threshold
 from tests.conftest import missing
 from tests.fixtures.mongo import FAIL_POINTS, NO_TTL, need_mongod
@@ -241,7 +241,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory, mongod: Mongod) -> Iterator[
         ends.callback(lambda: print(exporter.tail(200)))
         ends.callback(exporter.kill)
         exporter.start()
-        exporter.wait_for(lambda: exporter.metrics()["cml_exporter_samples_gap_filled_total"] >= 2, 40, "healed")
+        exporter.wait_for(lambda: exporter.metrics()["cml_exporter_samples_gap_filled_total"] >= 2, 40, "gaps filled")
         node = ends.enter_context(serving(node_exporter))
         configuration = faster(folder / "rules", exporter.url.removeprefix("http://"), machine(node))
         assert program
@@ -274,7 +274,7 @@ def variables(uid: str, stack: Stack, mode: str) -> Variables:
             "instance": [address, "10.0.0.1:9877"],
         },
     }
-    if uid == looks.WORKER:
+    if uid == conventions.WORKER:
         workers = {"all": ALPHA, "one": ALPHA, "several": IDLE}
         return chosen[mode] | {"worker_id": workers[mode].worker_id}
     return chosen[mode]
@@ -311,7 +311,7 @@ def test_every_query_has_an_answer_with_all_one_and_several_values_of_its_variab
     for mode in ("all", "one", "several"):
         for name, panel, target in queries(DASHBOARDS[uid]):
             found = ask(stack.prometheus, DASHBOARDS[uid], target, variables(uid, stack, mode), now)
-            foreign = uid != looks.EXPORTER and "ALERTS" not in target["expr"]
+            foreign = uid != conventions.EXPORTER and "ALERTS" not in target["expr"]
             wrong += [f"{name} ({mode}): {each}" for each in problems(panel, target, found, foreign=foreign)]
             machine = "node_" in target["expr"] and mode == "several"
             if not found and mode != "one" and panel["title"] not in MAY_BE_EMPTY and not machine:
@@ -358,7 +358,7 @@ def test_the_fleet_is_what_the_aggregates_and_the_ledger_say(stack: Stack) -> No
 
 
 def compare_fleet(stack: Stack) -> None:
-    fleet = looks.FLEET
+    fleet = conventions.FLEET
     own = {ALPHA: stack.gauge(ALPHA, "cpu"), IDLE: 0.02}
     assert value(stack, fleet, "Workers") == 4
     assert value(stack, fleet, "Workers", region=[EU]) == 2
@@ -403,7 +403,7 @@ def compare_fleet(stack: Stack) -> None:
 
 
 def test_a_worker_is_compared_with_its_own_history(stack: Stack) -> None:
-    worker = looks.WORKER
+    worker = conventions.WORKER
     alpha: Any = {"worker_id": ALPHA.worker_id}
 
     def compare() -> None:
@@ -430,7 +430,7 @@ def test_a_worker_is_compared_with_its_own_history(stack: Stack) -> None:
     assert value(stack, worker, "Active labs", **alpha) == 2
     now = time.time()
     assert value(stack, worker, "Idle for", now=now, **alpha) == pytest.approx(now - NOW + ACTIVE_AGO[ALPHA], abs=0.01)
-    ages = by("metric", shown(stack, worker, "Age of each number", now=now, **alpha))
+    ages = by("metric", shown(stack, worker, "Age of each value", now=now, **alpha))
     assert set(ages) == {"cpu", "memory", "state"}
     assert all(0 < age < 1200 for age in ages.values())
     # One that is gone has its past, and nothing else.
@@ -485,7 +485,7 @@ def lay_idle(found: Documents) -> float:
 
 
 def test_trends_are_those_of_the_history_terminated_workers_included(stack: Stack) -> None:
-    trends = looks.TRENDS
+    trends = conventions.TRENDS
     members = (ALPHA, IDLE, STOPPED, OMEGA)
 
     def compare() -> None:
@@ -562,7 +562,7 @@ def test_the_exporters_own_numbers_are_those_of_the_fake_cloudwatch(stack: Stack
 
 
 def compare_exporter(stack: Stack) -> None:
-    health = looks.EXPORTER
+    health = conventions.EXPORTER
     calls, billed = stack.fake.calls, stack.fake.metrics_billed
     requests = shown(stack, health, "CloudWatch requests")
     totals = {
@@ -580,18 +580,18 @@ def compare_exporter(stack: Stack) -> None:
     assert value(stack, health, "Exporter") == 1
     assert value(stack, health, "Writes the history") == 1
     assert value(stack, health, "Sources failing") == 0
-    assert sum(shown(stack, health, "Aggregates left out").values()) == 1
+    assert sum(shown(stack, health, "Worker documents skipped").values()) == 1
     assert by("region", shown(stack, health, "Workers without CPU")) == {US: 1}
     assert by("state", shown(stack, health, "Budget")) == {"ok": 1}
     mirrored = by("result", shown(stack, health, "Samples mirrored"))
-    assert mirrored["inserted"] >= value(stack, health, "Gaps made up for") >= 2
+    assert mirrored["inserted"] >= value(stack, health, "Gaps filled, samples dropped") >= 2
     lines = [line for line in stack.exporter.get("/metrics").text.splitlines() if not line.startswith("#")]
     assert value(stack, health, "Scrape size") == len(lines)
 
 
 def test_the_variables_offer_what_there_is_by_name(stack: Stack) -> None:
     view = View(7 * DAY, 1, ALL)
-    offered: dict[str, Json] = {each["name"]: each for each in DASHBOARDS[looks.TRENDS]["templating"]["list"]}
+    offered: dict[str, Json] = {each["name"]: each for each in DASHBOARDS[conventions.TRENDS]["templating"]["list"]}
 
     def lines(name: str) -> list[str]:
         """What Grafana makes of query_result(): a line of text for each series."""
@@ -648,16 +648,17 @@ def test_a_failure_shows(
 
 
 def show_failures(stack: Stack, mongod: Mongod) -> None:
-    health = looks.EXPORTER
+    health = conventions.EXPORTER
     until(lambda: by("code", shown(stack, health, "Failed requests by error")).get("AccessDenied"), "AccessDenied")
     assert by("code", shown(stack, health, "Failed requests by error"))["Throttling"] == 2
     assert 0 < by("region", shown(stack, health, "Throttled share"))[EU] < 1
     until(lambda: value(stack, health, "Sources failing") == 1, "one source fails")
     sources = {(dict(each).get("source"), dict(each).get("region")): ok for each, ok in shown(stack, health, "Sources").items()}
     assert sources == {("mongodb", None): 1, ("cloudwatch", EU): 1, ("cloudwatch", US): 0}
-    until(lambda: by("metric", shown(stack, health, "Values given up")) == {"cpu": 3, "memory": 0}, "3 values given up")
+    absent = "Values recorded as absent"
+    until(lambda: by("metric", shown(stack, health, absent)) == {"cpu": 3, "memory": 0}, f"3 {absent}")
     assert by("result", shown(stack, health, "Samples mirrored"))["rejected"] == 2
-    assert by("state", shown(stack, health, "Samples on their way"))["rejected"] == 2
+    assert by("state", shown(stack, health, "Outbox by state"))["rejected"] == 2
     assert by("region", shown(stack, health, "Workers without CPU")) == {US: 1}
     until(lambda: sum(by("reason", shown(stack, health, "Failed writes")).values()), "a failed write")
     assert value(stack, health, "Writes the history") == 1
@@ -693,8 +694,8 @@ def test_annotations_mark_alerts_restarts_and_changes_of_status(run_prometheus: 
         for uid in DASHBOARDS:
             assert marks(uid, "Exporter restarts") == [{"instance": address, "at": 1000_000}]
             until(lambda uid=uid: "CMLTestFires" in [each["alertname"] for each in marks(uid, "Alerts")], "an alert")  # type: ignore[misc]
-        assert marks(looks.WORKER, "Status changes") == []
+        assert marks(conventions.WORKER, "Status changes") == []
         said |= {"status": "stopping", "started": 2000.0}
         until(lambda: prometheus.value("process_start_time_seconds") == 2000, "a restart")
         assert [marks(uid, "Exporter restarts") for uid in DASHBOARDS] == [[{"instance": address, "at": 2000_000}]] * 4
-        assert marks(looks.WORKER, "Status changes") == [{"worker_id": ALPHA.worker_id, "status": "stopping"}]
+        assert marks(conventions.WORKER, "Status changes") == [{"worker_id": ALPHA.worker_id, "status": "stopping"}]

@@ -253,7 +253,7 @@ def test_a_real_prometheus_evaluates_every_rule_over_two_exporters_and_a_restart
         assert [(rule["name"], rule["lastError"]) for rule in rules_of(ask) if rule["health"] != "ok"] == []
         before = firing(ask)
         assert set(before) == {"CMLWorkerFailed w2"}
-        assert before["CMLWorkerFailed w2"]["description"] == "Worker w2 (lab-2) in eu-west-1 is in the status failed."
+        assert before["CMLWorkerFailed w2"]["description"] == "Worker w2 (lab-2) in eu-west-1 has the status failed."
         found = ask("query", query="cml_worker:status:current")["result"]
         assert sorted((each["metric"]["worker_id"], each["metric"]["status"]) for each in found) == [
             ("w0", "running"),

@@ -11,7 +11,7 @@ import pytest
 from exporter.core.catalog import METRICS_BY_NAME, WORKER_METRICS
 from exporter.core.history_metrics import STORE
 from exporter.core.model import STATUSES
-from grafana import build, looks
+from grafana import build, conventions
 from grafana.panels import DATASOURCE, Panel, Row, render
 from grafana.promql import CODES, threshold
 from tests.helpers.grafana_variables import Json, View, panels, queries, seconds
@@ -234,8 +234,8 @@ def test_the_red_lines_stand_where_the_alerts_do() -> None:
 
 
 def test_every_status_has_a_color_and_a_number_of_its_own() -> None:
-    assert set(looks.COLORS) == set(STATUSES) == set(CODES)
-    assert len(set(CODES.values())) == len(set(looks.COLORS.values())) == len(STATUSES)
+    assert set(conventions.COLORS) == set(STATUSES) == set(CODES)
+    assert len(set(CODES.values())) == len(set(conventions.COLORS.values())) == len(STATUSES)
 
 
 @pytest.mark.parametrize("panel", PANELS)

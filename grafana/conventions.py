@@ -1,17 +1,17 @@
-"""How values look on every dashboard, the variables and annotations they share, and the links between them."""
+"""Units, colors, thresholds, variables, annotations, and links that the dashboards share."""
 
 from collections.abc import Mapping
 from dataclasses import replace
 
 from exporter.core.catalog import INFO, STATUS
 from grafana.panels import Json, Style, annotation, choice, steps, variable
-from grafana.promql import CODES, IN_REGION, past_info, threshold
+from grafana.promql import CODES, IN_REGION, history_info, threshold
 
 FLEET, WORKER, TRENDS, EXPORTER = "cml-fleet", "cml-worker", "cml-trends", "cml-exporter"
-"""The dashboards' uids, which are their addresses: /d/<uid>."""
+"""The dashboards' uids: their address is /d/<uid>."""
 
 TO_WORKER = f"/d/{WORKER}?${{datasource:queryparam}}&${{__url_time_range}}&var-region=$__all&var-worker_id="
-"""The rest of the address is the worker's id. All regions: the worker's own may not be among those chosen here."""
+"""The worker's id follows. With all regions, because the worker's region may not be selected on the linking dashboard."""
 SERIES_LINK: Mapping[str, str] = {"Open this worker": TO_WORKER + "${__field.labels.worker_id:percentencode}"}
 
 COLORS: Mapping[str, str] = {
@@ -31,18 +31,18 @@ STATUS_CODES = {str(code): (status, COLORS[status]) for status, code in CODES.it
 BUSY = ((0.7, "yellow"), (threshold("cpu_ratio"), "red"))
 FULL = ((0.7, "yellow"), (threshold("memory_ratio"), "red"))
 STALE = ((threshold("stale_seconds") / 2, "yellow"), (threshold("stale_seconds"), "red"))
-"""Seconds; red is when the alert comes."""
+"""Seconds; the alert fires at the red threshold."""
 LONG_IDLE = ((3600.0, "yellow"), (4 * 3600.0, "red"))
-"""Seconds; red is when the alert comes."""
+"""Seconds; the alert fires at the red threshold."""
 
 NOTHING_LISTED = "No worker listed"
-NO_HISTORY = "No history in this time"
-NO_HOURS = "No whole hour of history in this time, or too much to read at once: choose fewer workers"
-RATIO = Style("percentunit", NOTHING_LISTED, least=0, most=1)
+NO_HISTORY = "No history in this time range"
+NO_HOURS = "No whole hour of history in this time range, or too many workers for one query: select fewer"
+RATIO = Style("percentunit", NOTHING_LISTED, minimum=0, maximum=1)
 CPU_RATIO = replace(RATIO, thresholds=BUSY)
 MEMORY_RATIO = replace(RATIO, thresholds=FULL)
-COUNT = Style("none", NOTHING_LISTED, decimals=0, least=0)
-SECONDS = Style("s", NOTHING_LISTED, least=0)
+COUNT = Style("none", NOTHING_LISTED, decimals=0, minimum=0)
+SECONDS = Style("s", NOTHING_LISTED, minimum=0)
 
 RATIO_CELL: Json = {"unit": "percentunit", "min": 0, "max": 1, "decimals": 1}
 _BAR_CELL: Json = {**RATIO_CELL, "custom.displayMode": "gradient-gauge"}
@@ -50,38 +50,38 @@ CPU_CELL: Json = {**_BAR_CELL, "thresholds": steps(BUSY)}
 MEMORY_CELL: Json = {**_BAR_CELL, "thresholds": steps(FULL)}
 IDLE_CELL: Json = {"unit": "s", "decimals": 0, "thresholds": steps(LONG_IDLE), "custom.displayMode": "color-text"}
 MOMENT_CELL: Json = {"unit": "dateTimeFromNow"}
-"""Wants milliseconds."""
+"""Expects milliseconds."""
 
 
 def link_cell(title: str, url: str) -> Json:
-    """A table's cell that leads elsewhere."""
+    """Return the properties of a table cell with a link."""
     return {"links": [{"title": title, "url": url, "targetBlank": False}]}
 
 
 ROW_LINK = link_cell("Open this worker", TO_WORKER + '${__data.fields["Worker id"]:percentencode}')
-"""Of tables that have a column `Worker id`."""
+"""For tables that have a column `Worker id`."""
 
 
 REGION = variable("region", "Region", "AWS regions that have workers.", f"label_values({INFO.name}, region)")
 
 
-def past_region() -> Json:
-    """The regions of the workers with history in the time shown; what Prometheus itself has is only a part of them."""
-    query = f"query_result(count by (region) ({past_info('')} or last_over_time({INFO.name}[$__range])))"
-    return variable("region", "Region", "AWS regions that had workers in the time shown.", query, regex='/region="([^"]+)"/')
+def history_region_variable() -> Json:
+    """Return the variable of regions of all workers with history in the time range; Prometheus's own data covers only some."""
+    query = f"query_result(count by (region) ({history_info('')} or last_over_time({INFO.name}[$__range])))"
+    return variable("region", "Region", "AWS regions that had workers in the time range.", query, regex='/region="([^"]+)"/')
 
 
-def past_worker(*, several: bool) -> Json:
-    """The workers of the time shown by name, also those that are gone; the variable's value is the id.
+def history_worker_variable(*, several: bool) -> Json:
+    """Return the variable of workers of the time range by name, including those that are gone; its value is the id.
 
-    One and several have different names: a link between dashboards keeps variables, and one that shows one worker can do
-    nothing with "all".
+    The variables for one and for several workers have different names: a link between dashboards keeps variables, and a
+    dashboard of one worker cannot use "all".
     """
-    infos = f"{past_info(IN_REGION)} or last_over_time({INFO.name}{{{IN_REGION}}}[$__range])"
+    infos = f"{history_info(IN_REGION)} or last_over_time({INFO.name}{{{IN_REGION}}}[$__range])"
     return variable(
         "workers" if several else "worker_id",
         "Workers" if several else "Worker",
-        "Workers of the time shown by name, also terminated ones.",
+        "Workers of the time range by name, including terminated ones.",
         f"query_result(max by (name, worker_id) ({infos}))",
         regex='/name="(?<text>[^"]+)|worker_id="(?<value>[^"]+)/g',
         several=several,
@@ -91,11 +91,11 @@ def past_worker(*, several: bool) -> Json:
 TOP = choice("top", "Show", "How many workers the graphs and rankings show.", ("5", "10", "20", "50"), "10")
 
 JOB = "cml-worker-exporter"
-"""Of prometheus/prometheus.yml."""
+"""The scrape job in prometheus/prometheus.yml."""
 
 
 def alerts(matcher: str = "") -> Json:
-    """Alerts that fire, each once however many workers it is about. One without the label of `matcher` is always among them."""
+    """Return the annotation of firing alerts, each once for any number of workers; those without the label of `matcher` too."""
     mine = f',{matcher[:-1]}|"' if matcher else ""
     firing = f'ALERTS{{alertname=~"CML.+",alertstate="firing"{mine}}}'
     return annotation("Alerts", f"count by (alertname, severity) ({firing})", "{{alertname}}", "{{severity}}", "red")
