@@ -1,1 +1,1 @@
-"""Vocabulary of the whole project: records, errors, time arithmetic, settings, the metric catalog. No network I/O."""
+"""Records, errors, time arithmetic, settings and the metric catalog, which every package uses. No network I/O."""

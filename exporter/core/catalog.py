@@ -1,7 +1,7 @@
-"""THE table of exposed metrics: name, type, help, unit, labels and where the number comes from.
+"""The catalog of exposed metrics: name, type, help, unit, labels and source of the value.
 
-The worker block, the exporter's own counters, docs/metrics.md, dashboards and rules all read it; nothing else names a metric.
-Labels of a released series never change.
+The worker block, the exporter metrics, docs/metrics.md, the dashboards and the rules read it; no other module names a metric.
+The labels of a released series never change.
 """
 
 from dataclasses import dataclass
@@ -10,11 +10,13 @@ from typing import Literal
 Kind = Literal["gauge", "counter"]
 
 WORKER_LABELS = ("worker_id", "region")
+WORKER_DOCUMENT = "worker document"
+"""Source: a field of the worker document (the manager's aggregate)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One family. `name` is what Prometheus stores (counters end in _total)."""
+    """One metric family. `name` is the name that Prometheus stores (counters end in _total)."""
 
     name: str
     kind: Kind
@@ -27,10 +29,10 @@ class Metric:
 INFO = Metric(
     "cml_worker_info",
     "gauge",
-    "Descriptive facts of a worker; always 1.",
+    "Name, instance and version of the worker as labels; always 1.",
     "",
     (*WORKER_LABELS, "name", "instance_id", "instance_type", "cml_version"),
-    "aggregate",
+    WORKER_DOCUMENT,
 )
 STATUS = Metric(
     "cml_worker_status",
@@ -38,7 +40,7 @@ STATUS = Metric(
     "Whether the worker is in this status; exactly one of its series is 1.",
     "",
     (*WORKER_LABELS, "status"),
-    "aggregate",
+    WORKER_DOCUMENT,
 )
 CPU = Metric(
     "cml_worker_cpu_utilization_ratio",
@@ -46,7 +48,7 @@ CPU = Metric(
     "Average CPU utilization of the newest period, 0 to 1.",
     "ratio",
     WORKER_LABELS,
-    "CloudWatch AWS/EC2 CPUUtilization, else the aggregate's own",
+    "CloudWatch AWS/EC2 CPUUtilization, else the worker document",
 )
 MEMORY = Metric(
     "cml_worker_memory_utilization_ratio",
@@ -54,32 +56,32 @@ MEMORY = Metric(
     "Average memory utilization of the newest period, 0 to 1.",
     "ratio",
     WORKER_LABELS,
-    "CloudWatch CWAgent mem_used_percent, else the aggregate's own",
+    "CloudWatch CWAgent mem_used_percent, else the worker document",
 )
-ACTIVE_LABS = Metric("cml_worker_active_labs", "gauge", "Labs that are running on the worker.", "", WORKER_LABELS, "aggregate")
+ACTIVE_LABS = Metric("cml_worker_active_labs", "gauge", "Labs running on the worker.", "", WORKER_LABELS, WORKER_DOCUMENT)
 LAST_ACTIVITY = Metric(
     "cml_worker_last_activity_timestamp_seconds",
     "gauge",
-    "When the manager last saw activity on the worker.",
+    "Time of the last activity that the manager saw on the worker.",
     "seconds",
     WORKER_LABELS,
-    "aggregate",
+    WORKER_DOCUMENT,
 )
 CREATED = Metric(
     "cml_worker_created_timestamp_seconds",
     "gauge",
-    "When the worker was created.",
+    "Time the worker was created.",
     "seconds",
     WORKER_LABELS,
-    "aggregate",
+    WORKER_DOCUMENT,
 )
 SAMPLE_TIME = Metric(
     "cml_worker_sample_timestamp_seconds",
     "gauge",
-    "What the value stands for: the end of the period of cpu and memory, the observation of state.",
+    "Time of the value: end of the period for cpu and memory, time of the read for state.",
     "seconds",
     (*WORKER_LABELS, "metric"),
-    "CloudWatch or aggregate",
+    "CloudWatch or worker document",
 )
 
 WORKER_METRICS: tuple[Metric, ...] = (
@@ -92,100 +94,105 @@ WORKER_METRICS: tuple[Metric, ...] = (
     CREATED,
     SAMPLE_TIME,
 )
-"""In the order of the worker block; the gauges of `workers.extra` follow."""
+"""The families of the worker block, in order; the gauges of `workers.extra` follow."""
 
 _SOURCE = ("source", "region")
 
 
-def _own(name: str, kind: Kind, help_text: str, labels: tuple[str, ...] = (), unit: str = "") -> Metric:
+def _exporter(name: str, kind: Kind, help_text: str, labels: tuple[str, ...] = (), unit: str = "") -> Metric:
     return Metric(f"cml_exporter_{name}", kind, help_text, unit, labels, "exporter")
 
 
 EXPORTER_METRICS: tuple[Metric, ...] = (
-    _own("build_info", "gauge", "Version of the exporter; always 1.", ("version", "revision", "python")),
-    _own("leader", "gauge", "Whether this exporter holds the lease to write the history; absent where there is none."),
-    _own("source_up", "gauge", "Whether the last reading of the source succeeded.", _SOURCE),
-    _own("source_duration_seconds", "gauge", "How long the last reading of the source took.", _SOURCE, "seconds"),
-    _own(
+    _exporter("build_info", "gauge", "Version of the exporter as labels; always 1.", ("version", "revision", "python")),
+    _exporter("leader", "gauge", "Whether this exporter holds the lease to write the history; absent without a history."),
+    _exporter("source_up", "gauge", "Whether the last read of the source succeeded.", _SOURCE),
+    _exporter("source_duration_seconds", "gauge", "Duration of the last read of the source.", _SOURCE, "seconds"),
+    _exporter(
         "source_last_success_timestamp_seconds",
         "gauge",
-        "When the source was last read successfully.",
+        "Time of the last successful read of the source.",
         _SOURCE,
         "seconds",
     ),
-    _own("workers_skipped", "gauge", "Aggregates of the last reading that were left out.", ("reason",)),
-    _own(
+    _exporter("workers_skipped", "gauge", "Worker documents skipped in the last read, by reason.", ("reason",)),
+    _exporter(
         "cloudwatch_requests_total",
         "counter",
         "Requests sent to CloudWatch, retries included.",
         ("operation", "region"),
     ),
-    _own(
+    _exporter(
         "cloudwatch_request_failures_total",
         "counter",
-        "Requests to CloudWatch that failed, by error code.",
+        "Failed requests to CloudWatch, by error code.",
         ("operation", "region", "code"),
     ),
-    _own(
+    _exporter(
         "cloudwatch_metrics_requested_total",
         "counter",
-        "Metrics requested by GetMetricData; what is billed.",
+        "Metrics requested by GetMetricData, which AWS bills.",
         ("region",),
     ),
-    _own(
+    _exporter(
         "cloudwatch_estimated_cost_dollars_total",
         "counter",
-        "Estimated price of the metrics requested, at 0.01 dollars per 1,000.",
+        "Estimated price of the requested metrics, at 0.01 dollars per 1,000.",
         unit="dollars",
     ),
-    _own(
+    _exporter(
         "cloudwatch_day_cost_dollars",
         "gauge",
-        "Estimated price of the metrics requested since 00:00 UTC, restarts included.",
+        "Estimated price of the metrics requested since 00:00 UTC, across restarts.",
         unit="dollars",
     ),
-    _own(
+    _exporter(
         "cloudwatch_budget_dollars",
         "gauge",
-        "What CloudWatch may cost a day; absent when there is no limit.",
+        "Daily budget for CloudWatch; absent without a limit.",
         unit="dollars",
     ),
-    _own(
+    _exporter(
         "cloudwatch_budget_state",
         "gauge",
-        "What the budget allows: ok, gap_filling_paused or polling_paused; exactly one of its series is 1.",
+        "Whether the daily budget is in this state (ok, gap_filling_paused, polling_paused); exactly one of its series is 1.",
         ("state",),
     ),
-    _own("outbox_samples", "gauge", "Samples on their way to the history.", ("state",)),
-    _own(
+    _exporter("outbox_samples", "gauge", "Samples in the outbox that are not yet in the history, by state.", ("state",)),
+    _exporter(
         "outbox_oldest_timestamp_seconds",
         "gauge",
-        "Start of the oldest sample on its way; absent when there is none.",
+        "Start of the oldest sample in the outbox; absent when the outbox is empty.",
         (),
         "seconds",
     ),
-    _own("samples_dropped_total", "counter", "Samples that ended with nothing in them, so that nothing was written."),
-    _own(
+    _exporter("samples_dropped_total", "counter", "Samples not written because they held no value."),
+    _exporter(
         "mirror_samples_total",
         "counter",
-        "Samples that left the outbox, by what became of them.",
+        "Samples that left the outbox, by result.",
         ("result",),
     ),
-    _own("mirror_failures_total", "counter", "Attempts to write the history that failed.", ("reason",)),
-    _own(
+    _exporter("mirror_failures_total", "counter", "Failed attempts to write the history, by reason.", ("reason",)),
+    _exporter(
         "mirror_last_success_timestamp_seconds",
         "gauge",
-        "When the outbox was last emptied into the history.",
+        "Time the mirror last wrote everything that was due to the history.",
         (),
         "seconds",
     ),
-    _own("samples_gap_filled_total", "counter", "Samples written for periods nobody observed in time."),
-    _own("samples_unavailable_total", "counter", "Values given up because CloudWatch never decided them.", ("metric",)),
+    _exporter("samples_gap_filled_total", "counter", "Samples written by gap filling."),
+    _exporter(
+        "samples_unavailable_total",
+        "counter",
+        "Values recorded as absent because CloudWatch returned no final answer in time.",
+        ("metric",),
+    ),
 )
 
 METRICS_BY_NAME = {metric.name: metric for metric in (*WORKER_METRICS, *EXPORTER_METRICS)}
 
 
 LONGEST_LABEL = 1024
-"""Characters. A longer text is cut: Prometheus keeps every label value in memory and repeats it in each answer, and with a
-`label_value_length_limit` it refuses the whole scrape because of one. Ids are never that long (`workers.LONGEST_ID`)."""
+"""Characters of a label value; a longer text is cut. Prometheus keeps every label value in memory and repeats it in every
+result, and one above its `label_value_length_limit` fails the whole scrape. Ids are never longer (`MAX_ID_CHARACTERS`)."""

@@ -1,22 +1,23 @@
-"""Everything this package raises on purpose.
+"""Every exception that the exporter raises on purpose.
 
     ExporterError
-    ├── ConfigError          a setting is unknown, of the wrong type, or contradicts another; nothing was started
-    ├── RequestError         an HTTP request asks for what cannot be answered; the client must change it
-    ├── SourceError          a source (the aggregates, CloudWatch) did not answer, answered in part, or its clock is not ours
-    │   └── RejectedQueryError  CloudWatch refuses the content of a request; asking the same again is pointless
-    └── StoreError           the history or the outbox cannot be written or read
-        ├── StoreUnavailableError    down, no primary, timed out: may work again; whether a write happened is unknown
-        ├── IncompatibleStoreError   wrong kind of collection, period, schema or privileges; the operator must act
-        └── OutboxLockedError        another process holds the data folder
+    ├── ConfigError                 a setting is unknown, of the wrong type, or contradicts another; nothing was started
+    ├── RequestError                an HTTP request is invalid; the client must change it
+    ├── SourceError                 MongoDB's worker documents or CloudWatch: no answer, a partial one, or a skewed clock
+    │   └── RejectedQueryError      CloudWatch refuses the content of a request; the same request would be refused again
+    └── StoreError                  the history or the outbox cannot be written or read
+        ├── StoreUnavailableError   down, no primary, timed out: may work again; whether a write happened is unknown
+        ├── IncompatibleStoreError  wrong kind of collection, period, schema or privileges; the operator must act
+        └── OutboxLockedError       another process holds the data folder
 
-Every message is one sentence that names the thing and the way out. Foreign errors are translated where they enter:
-boto's in `cloudwatch`, pymongo's in `history`, sqlite's in `outbox`, pydantic's in `config`.
+Every message is one sentence that names what failed and what to do. Errors of a library are translated in one place per driver:
+boto3 in `sources.cloudwatch.errors`, pymongo in `storage.mongo`, sqlite3 in `pipeline.outbox`, pydantic in
+`core.settings_loader`. An exception that never leaves its module or package is a direct subclass of ExporterError there.
 """
 
 
 class ExporterError(Exception):
-    """The root of the tree; the command line prints these without a traceback."""
+    """Root of the tree; the command line prints these without a traceback."""
 
 
 class ConfigError(ExporterError):
@@ -24,13 +25,13 @@ class ConfigError(ExporterError):
 
 
 class RequestError(ExporterError):
-    """An HTTP request asks for what cannot be answered; the message says what can."""
+    """An HTTP request is invalid; the message says what is valid."""
 
 
 class SourceError(ExporterError):
-    """A source did not answer, answered in part, or its clock is not ours. Nothing follows from it.
+    """A source did not answer, answered in part, or its clock is skewed. The read has no result.
 
-    `source` is "mongodb" or "cloudwatch", `code` the foreign error's own code (of AWS or MongoDB, else a class name).
+    `source` is "mongodb" or "cloudwatch". `code` is the error code of AWS or MongoDB, else the class of the library's error.
     """
 
     def __init__(self, source: str, code: str, message: str, *, region: str = "") -> None:
@@ -41,7 +42,7 @@ class SourceError(ExporterError):
 
 
 class RejectedQueryError(SourceError):
-    """CloudWatch refuses the content of a request, so that one malformed instance id fails its whole batch."""
+    """CloudWatch refuses the content of a request; one malformed instance id fails its whole call."""
 
 
 class StoreError(ExporterError):
@@ -50,15 +51,15 @@ class StoreError(ExporterError):
     def __init__(self, message: str, *, reason: str = "error") -> None:
         super().__init__(message)
         self.reason = reason
-        """A short word for the `reason` label of cml_exporter_mirror_failures_total."""
+        """Value of the label `reason` of cml_exporter_mirror_failures_total."""
 
 
 class StoreUnavailableError(StoreError):
-    """It may work again by itself; whether a write happened is unknown."""
+    """The store is down or slow and may recover; whether a write happened is unknown."""
 
 
 class IncompatibleStoreError(StoreError):
-    """What is there is not ours to use; somebody must act."""
+    """The store exists but cannot be used as it is; the operator must act."""
 
 
 class OutboxLockedError(StoreError):

@@ -1,9 +1,9 @@
-"""The log: one line an event on standard error, logfmt or JSON, keys and levels as Prometheus' own programs write them.
+"""The log: one line per event on standard error, logfmt or JSON, with the keys and levels of Prometheus's programs.
 
-    ts=2026-01-31T12:00:00.123456Z level=info msg="round finished" workers=12 took=0.4
+    ts=2026-01-31T12:00:00.123456Z level=info msg="collection cycle finished" workers=12 took=0.4
 
-structlog hands its events to the standard library's logging, so that lines of uvicorn, botocore and pymongo, from warnings up,
-leave through the same renderer. No credential in a URL passes it, wherever in the line it stands.
+structlog passes its events to the standard library's logging, so warnings and errors of uvicorn, botocore and pymongo pass
+through the same renderer. The renderer masks the credentials of every URL in a line.
 """
 
 import logging
@@ -17,7 +17,7 @@ from structlog.stdlib import BoundLogger
 from structlog.types import EventDict, Processor, WrappedLogger
 
 ROOT = "exporter"
-"""Loggers below this name log at the configured level, all others from warnings up."""
+"""Loggers below this name log at the configured level, all others at warning."""
 
 _CREDENTIALS = re.compile(r"(\b[a-z][a-z0-9+.-]*://)(?:[^\s\"]|\\\")*@", re.IGNORECASE)
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING, "error": logging.ERROR}
@@ -25,7 +25,7 @@ _PROMETHEUS_LEVELS = {"warning": "warn", "critical": "error", "exception": "erro
 
 
 class _Handler(logging.StreamHandler[TextIO]):
-    """Ours, to be told from the handlers of others when the log is configured again."""
+    """The exporter's handler; its class tells it from other handlers when the log is configured again."""
 
 
 def configure(level: str, format: Literal["logfmt", "json"], stream: TextIO | None = None) -> None:
@@ -52,7 +52,7 @@ def configure(level: str, format: Literal["logfmt", "json"], stream: TextIO | No
         ],
         wrapper_class=BoundLogger,
         logger_factory=structlog.stdlib.LoggerFactory(),
-        cache_logger_on_first_use=False,  # so that a second call takes effect everywhere
+        cache_logger_on_first_use=False,  # so that a second call of `configure` affects every logger
     )
     handler = _Handler(stream or sys.stderr)
     handler.setFormatter(
@@ -71,14 +71,14 @@ def configure(level: str, format: Literal["logfmt", "json"], stream: TextIO | No
 
 def get(name: str) -> BoundLogger:
     """Return the logger of a module (`__name__`); `log.info("what happened", key=value)` writes one line."""
-    # A module run with `python -m` is called __main__ and would fall out of the configured level.
+    # A module run with `python -m` is named __main__, which is not below ROOT.
     inside = name == ROOT or name.startswith(f"{ROOT}.")
     logger: BoundLogger = structlog.stdlib.get_logger(name if inside else f"{ROOT}.{name}")
     return logger
 
 
 def mask(text: str) -> str:
-    """Replace user and password of every URL in the text by stars."""
+    """Replace the user and password of every URL in the text with stars."""
     return _CREDENTIALS.sub(r"\1***@", text)
 
 
@@ -89,7 +89,7 @@ def _renderer(format: Literal["logfmt", "json"]) -> Callable[[WrappedLogger, str
 
 
 def _masked(renderer: Callable[[WrappedLogger, str, EventDict], str | bytes]) -> Processor:
-    """Mask the finished line: whatever carried a secret in, a value, an exception, a nested mapping, has become text there."""
+    """Mask the rendered line: by then a secret in a value, an exception or a nested mapping is plain text."""
 
     def render(logger: WrappedLogger, method: str, event: EventDict) -> str:
         return mask(str(renderer(logger, method, event)))

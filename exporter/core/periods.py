@@ -1,6 +1,6 @@
-"""Pure arithmetic on UTC seconds: periods, windows, durations. No clock is read here.
+"""Arithmetic on UTC seconds: periods, windows, durations, times. Pure; no clock is read here.
 
-A period is [start, start + length); it is named by its start and is closed once its end is in the past.
+A period is [start, start + length). It is identified by its start, and closed once its end is in the past.
 """
 
 import re
@@ -27,7 +27,7 @@ def align_up(time: int, step: int) -> int:
 
 
 def closed_periods(start: int, length: int, now: int) -> Iterator[int]:
-    """Yield the starts of the periods from `start` on whose end is not after `now`; `start` must be aligned."""
+    """Yield the starts of all closed periods (end not after `now`) from `start`, which must be aligned."""
     return iter(range(start, align(now, length), length))
 
 
@@ -37,12 +37,12 @@ def next_tick(now: float, interval: int, offset: int) -> float:
 
 
 def parse_duration(text: str) -> int:
-    """Read a Prometheus duration ("90s", "1h30m", "30d") into whole seconds.
+    """Parse a Prometheus duration ("90s", "1h30m", "30d") into whole seconds.
 
-    Units are those of the Prometheus documentation, largest first: y (365 d), w, d, h, m, s, ms.
+    The units are those of the Prometheus documentation, largest first: y (365 d), w, d, h, m, s, ms.
 
     Raises:
-        ValueError: the text is no duration, is not positive, or is not a whole number of seconds.
+        ValueError: the text is not a duration, is not positive, or is not a whole number of seconds.
     """
     parts = _DURATION.findall(text)
     sizes = [_UNITS[unit] for _, unit in parts]
@@ -55,7 +55,7 @@ def parse_duration(text: str) -> int:
 
 
 def format_duration(seconds: int) -> str:
-    """Write whole seconds the way `parse_duration` reads them, shortest form: 5400 → "1h30m"."""
+    """Format whole seconds as the shortest duration that `parse_duration` reads: 5400 → "1h30m"."""
     out = ""
     for unit in ("d", "h", "m", "s"):
         count, seconds = divmod(seconds, int(_UNITS[unit]))
@@ -64,13 +64,13 @@ def format_duration(seconds: int) -> str:
 
 
 def parse_time(text: str, now: int) -> int:
-    """Read a time as UTC seconds, rounded down.
+    """Parse a time into UTC seconds, rounded down.
 
-    The grammar is one for the command line and the HTTP API: `now`; a duration before now, "30d", "-30d" or "now-30d"; RFC 3339
-    ("2026-01-31T12:00:00Z", where a date alone is 00:00 UTC); unix seconds. Times before 1970 and after 9999 are cut off there.
+    The command line and the HTTP API share this grammar: `now`; a duration before now, "30d", "-30d" or "now-30d"; RFC 3339
+    ("2026-01-31T12:00:00Z", where a date alone is 00:00 UTC); Unix seconds. Times before 1970 or after 9999 are cut to these.
 
     Raises:
-        ValueError: it is none of them.
+        ValueError: the text is none of these.
     """
     if text == "now":
         return now
@@ -91,17 +91,17 @@ def parse_time(text: str, now: int) -> int:
 
 
 def to_datetime(time: float) -> datetime:
-    """UTC seconds → aware datetime."""
+    """Convert UTC seconds to an aware datetime."""
     return datetime.fromtimestamp(time, UTC)
 
 
 def to_seconds(time: datetime) -> int:
-    """Datetime → whole UTC seconds, rounded down; a naive one is taken as UTC, the way MongoDB stores dates."""
+    """Convert a datetime to whole UTC seconds, rounded down; a naive one is UTC, as in MongoDB."""
     return int((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp() // 1)
 
 
 def rfc3339(time: float) -> str:
-    """UTC seconds → 2026-01-31T12:00:00Z."""
+    """Format UTC seconds as RFC 3339, such as 2026-01-31T12:00:00Z."""
     return to_datetime(time).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
@@ -109,13 +109,13 @@ _MONDAY = 4 * DAY  # 1970-01-05; the epoch is a Thursday
 
 
 def align_interval(time: int, interval: int) -> int:
-    """Return the start of the interval that `time` lies in: aligned to UTC, whole weeks to Monday."""
+    """Return the start of the interval that contains `time`: aligned to UTC, whole weeks to Monday."""
     offset = _offset(interval)
     return align(time - offset, interval) + offset
 
 
 def align_interval_up(time: int, interval: int) -> int:
-    """Return the first start of an interval that is not before `time`."""
+    """Return the first interval start that is not before `time`."""
     offset = _offset(interval)
     return align_up(time - offset, interval) + offset
 

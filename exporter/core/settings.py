@@ -1,7 +1,7 @@
-"""Settings: file < environment < flags, checked as a whole before anything starts.
+"""Models of the settings, validated as a whole before anything starts.
 
-The models below are the one table of settings: `table()` walks them for the flags of the command line, for docs/settings.md and
-for the test that compares both. Unknown keys are refused, secrets print as stars.
+These models are the one table of settings: `settings_loader.table` walks them for the command-line flags and for
+docs/settings.md. Unknown keys are refused; secrets print as stars.
 """
 
 import math
@@ -41,10 +41,10 @@ ALIASABLE = (
     "created_at",
     "terminated_at",
 )
-"""The meanings of DESIGN section 5 that `workers.fields` may give further field names to."""
+"""Fields of a worker that `workers.fields` may give further names to."""
 
 OWN_COLLECTIONS = ("worker_metrics_inventory", "cml_exporter_state")
-"""Collections beside the history that we write; `mongodb.workers` and `mongodb.history` must be others."""
+"""Collections beside the history that the exporter writes; `mongodb.workers` and `mongodb.history` must be others."""
 
 MAX_RETENTION = 2**31 - 1  # seconds; MongoDB refuses a longer expireAfterSeconds
 
@@ -70,7 +70,7 @@ def _collection(value: str) -> str:
     if not value or value.startswith("system.") or set(value) & set("$\0"):
         raise ValueError(f"{value!r} is not a collection name; write one without $ that does not begin with system.")
     if value in OWN_COLLECTIONS:
-        raise ValueError(f"{value!r} is a collection of the exporter's own; choose another name")
+        raise ValueError(f"{value!r} is reserved for the exporter; choose another name")
     return value
 
 
@@ -93,7 +93,7 @@ def _url(value: str) -> str:
 
 
 def _mongodb_uri(value: str, key: str) -> str:
-    """Check the scheme only: the driver knows the rest better. The value is never repeated, it holds the password."""
+    """Check the scheme only; the driver checks the rest. The message does not repeat the value, which holds the password."""
     if not value.startswith(("mongodb://", "mongodb+srv://")):
         raise ConfigError(f"{key}: it must begin with mongodb:// or mongodb+srv://")
     return value
@@ -123,26 +123,31 @@ Origin = Annotated[str, AfterValidator(_origin)]
 Url = Annotated[str, AfterValidator(_url)]
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """A mapping of settings: unknown keys are refused, values cannot be changed."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, hide_input_in_errors=True)
 
 
-class MongoSettings(_Section):
-    """Where the aggregates are read and the history is written."""
+class MongoSettings(Section):
+    """MongoDB: the worker documents (the manager's aggregates) and the history."""
 
     uri: SecretStr | None = Field(
-        None, description="MongoDB connection string; its database (else `cml_cloud_manager`) holds everything"
+        None,
+        description="MongoDB connection string with the database of all collections; without a database, `cml_cloud_manager`.",
     )
-    uri_file: Path | None = Field(None, description="file that holds the connection string, instead of `uri`")
-    workers: Collection = Field("workers", description="collection of the manager's aggregates; only ever read")
+    uri_file: Path | None = Field(None, description="File that holds the connection string, in place of `uri`.")
+    workers: Collection = Field(
+        "workers", description="Collection of worker documents (the manager's aggregates); the exporter only reads it."
+    )
     history: Collection | None = Field(
         "worker_metrics_timeseries",
-        description="time-series collection the samples go to; null: no history, gauges only",
+        description="Time-series collection of the samples; null: no history, gauges only.",
     )
     retention: Duration = Field(
         "30d",  # type: ignore[assignment]  # validate_default turns it into seconds
-        description="how long samples are kept; unset changes nothing on an existing collection, "
-        "a shorter one is never applied by this setting",
+        description="Time that samples are kept. On an existing collection an unset value changes nothing and a shorter one is "
+        "not applied; use the `retention` command.",
     )
 
     @model_validator(mode="after")
@@ -156,7 +161,7 @@ class MongoSettings(_Section):
             )
         if self.history == self.workers:
             raise ValueError(
-                f"workers and history are both {self.workers!r}; the aggregates are only ever read, name another history"
+                f"workers and history are both {self.workers!r}; the exporter only reads the workers, name another history"
             )
         if not DAY <= self.retention <= MAX_RETENTION:
             raise ValueError(
@@ -165,25 +170,29 @@ class MongoSettings(_Section):
         return self
 
 
-class CloudWatchSettings(_Section):
-    """How CloudWatch is asked."""
+class CloudWatchSettings(Section):
+    """How CloudWatch is polled."""
 
-    enabled: bool = Field(True, description="false: gauges and history are made of the aggregates alone")
-    interval: Duration = Field("5m", description="how often CloudWatch is asked; every round is billed")  # type: ignore[assignment]
-    endpoint_url: Url | None = Field(None, description="another CloudWatch and STS endpoint (a VPC endpoint, moto)")
+    enabled: bool = Field(
+        True, description="Whether CloudWatch is polled; false: gauges and history come from the worker documents alone."
+    )
+    interval: Duration = Field("5m", description="Time between two polls of CloudWatch; AWS bills each.")  # type: ignore[assignment]
+    endpoint_url: Url | None = Field(
+        None, description="URL of another CloudWatch and STS endpoint, such as a VPC endpoint; unset: the region's."
+    )
     max_usd_per_day: Dollars | None = Field(
         None,
-        description="dollars CloudWatch may cost a day (UTC): when the rest is needed for the running workers, healing stops; "
-        "when it is spent, nothing is asked until midnight; unset: no limit",
+        description="Daily budget for CloudWatch in US dollars. Gap filling pauses when the rest is needed for the running "
+        "workers, polling pauses until 00:00 UTC when it is spent; unset: no limit.",
     )
 
 
-class Role(_Section):
+class Role(Section):
     """One IAM role to assume."""
 
-    role_arn: str = Field(description="ARN of the role, such as arn:aws:iam::123456789012:role/name")
-    external_id: SecretStr | None = Field(None, description="external id the role's trust policy asks for")
-    regions: list[str] = Field(default=[], description="regions the role is used for; empty: all")
+    role_arn: str = Field(description="ARN of the role, such as arn:aws:iam::123456789012:role/name.")
+    external_id: SecretStr | None = Field(None, description="External id that the role's trust policy requires.")
+    regions: list[str] = Field(default=[], description="Regions in which the role is used; empty: all.")
 
     @model_validator(mode="after")
     def _arn(self) -> Self:
@@ -192,39 +201,41 @@ class Role(_Section):
         return self
 
 
-class AwsSettings(_Section):
-    """Whose CloudWatch is read; credentials come from boto3's usual chain."""
+class AwsSettings(Section):
+    """The AWS account; credentials come from boto3's default chain."""
 
-    roles: list[Role] = Field(default=[], description="IAM role to assume, at most one", max_length=1)
+    roles: list[Role] = Field(default=[], description="IAM role to assume, at most one.", max_length=1)
 
 
-class ExtraGauge(_Section):
-    """One further aggregate field exposed as a gauge."""
+class ExtraGauge(Section):
+    """One more field of the worker documents, exposed as a gauge."""
 
-    metric: str = Field(description="name of the gauge, beginning with cml_worker_")
-    field: FieldName = Field(description="field of the aggregate, at top level or under `state`; dots go deeper")
-    help: str = Field(description="help text on /metrics")
+    metric: str = Field(description="Name of the gauge; it begins with cml_worker_.")
+    field: FieldName = Field(
+        description="Field of the worker document, at top level or under `state`; dots lead to nested keys."
+    )
+    help: str = Field(description="HELP text on /metrics.")
 
     @model_validator(mode="after")
     def _fits_the_catalog(self) -> Self:
         if not re.fullmatch("cml_worker_[a-z0-9_]+", self.metric):
-            raise ValueError(f"metric {self.metric!r} must be cml_worker_ and more small letters, digits and underscores")
+            raise ValueError(f"metric {self.metric!r} must be cml_worker_ and lowercase letters, digits or underscores")
         if self.metric.endswith(("_total", "_count", "_sum", "_bucket", "_info")):
-            raise ValueError(f"metric {self.metric!r} must not end like that: Prometheus expects no gauge under such a name")
+            raise ValueError(f"metric {self.metric!r} must not end in this suffix, which Prometheus reserves for other types")
         if self.metric in METRICS_BY_NAME:
-            raise ValueError(f"metric {self.metric!r} is already one of the exporter's own; choose another name")
+            raise ValueError(f"metric {self.metric!r} is already a metric of the exporter; choose another name")
         if not self.help.strip():
-            raise ValueError(f"help of {self.metric} is empty; say in a sentence what the gauge means")
+            raise ValueError(f"help of {self.metric} is empty; write a sentence that says what the gauge means")
         return self
 
 
-class WorkersSettings(_Section):
-    """How an aggregate is read."""
+class WorkersSettings(Section):
+    """How worker documents are parsed."""
 
     fields: dict[str, Annotated[list[FieldName], BeforeValidator(_listed)]] = Field(
-        default={}, description="further names of a field, tried first: {cpu: [cpu_pct]}"
+        default={}, description="Additional names of a field, tried before the built-in ones, such as {cpu: [cpu_pct]}."
     )
-    extra: list[ExtraGauge] = Field(default=[], description="further fields as gauges: [{metric, field, help}]")
+    extra: list[ExtraGauge] = Field(default=[], description="Additional fields exposed as gauges: [{metric, field, help}].")
 
     @model_validator(mode="after")
     def _known(self) -> Self:
@@ -238,55 +249,65 @@ class WorkersSettings(_Section):
         return self
 
 
-class WebSettings(_Section):
+class WebSettings(Section):
     """The HTTP server."""
 
     listen_address: Annotated[list[Address], BeforeValidator(_listed)] = Field(
-        default=[":9877"], description="host:port to listen on; comma-separated for several", min_length=1
+        default=[":9877"], description="Addresses (host:port) to listen on, separated by commas.", min_length=1
     )
-    config_file: Path | None = Field(None, description="TLS and basic authentication, in the format of Prometheus' exporters")
+    config_file: Path | None = Field(
+        None, description="File with TLS and basic authentication, in the format of Prometheus exporters; unset: neither."
+    )
     cors_origins: Annotated[list[Origin], BeforeValidator(_listed)] = Field(
-        default=[], description="origins whose pages may read the API; comma-separated"
+        default=[], description="Origins whose pages may read the API, separated by commas."
     )
 
 
-class LogSettings(_Section):
+class LogSettings(Section):
     """The log on standard error."""
 
-    level: Literal["debug", "info", "warn", "error"] = Field("info", description="debug, info, warn or error")
-    format: Literal["logfmt", "json"] = Field("logfmt", description="logfmt or json")
+    level: Literal["debug", "info", "warn", "error"] = Field(
+        "info", description="Lowest level that is logged: debug, info, warn or error."
+    )
+    format: Literal["logfmt", "json"] = Field("logfmt", description="Format of a log line: logfmt or json.")
 
 
-class Settings(_Section):
-    """All settings; every time is in seconds."""
+class Settings(Section):
+    """All settings; durations are in seconds."""
 
     mongodb: MongoSettings = Field(default_factory=MongoSettings)
-    period: Duration = Field("5m", description="resolution of the history; 1m wants detailed monitoring")  # type: ignore[assignment]
-    settle_delay: Duration = Field("5m", description="until then CloudWatch may still revise a value")  # type: ignore[assignment]
-    absence_timeout: Duration = Field("1h", description="from then on an empty answer is believed")  # type: ignore[assignment]
-    gap_fill_window: Duration = Field("24h", description="how far back missing samples are filled by themselves")  # type: ignore[assignment]
-    max_age: Duration = Field("15m", description="an older value is not exposed as a gauge")  # type: ignore[assignment]
+    period: Duration = Field("5m", description="Length of a sample's period; 1m needs detailed monitoring of EC2.")  # type: ignore[assignment]
+    settle_delay: Duration = Field(
+        "5m",  # type: ignore[assignment]
+        description="Time after the end of a period during which CloudWatch may revise its value; later the value is final.",
+    )
+    absence_timeout: Duration = Field("1h", description="Age at which a missing datapoint is recorded as absent.")  # type: ignore[assignment]
+    gap_fill_window: Duration = Field(
+        "24h",  # type: ignore[assignment]
+        description="Age up to which missing samples are filled automatically; at most 14d.",
+    )
+    max_age: Duration = Field("15m", description="Age up to which a value is exposed as a gauge.")  # type: ignore[assignment]
     terminated_grace: Duration = Field(
         "1h",  # type: ignore[assignment]
-        description="how long a terminated worker keeps its status series",
+        description="Time that a terminated worker keeps its status series.",
     )
     cloudwatch: CloudWatchSettings = Field(default_factory=CloudWatchSettings)
     aws: AwsSettings = Field(default_factory=AwsSettings)
     workers: WorkersSettings = Field(default_factory=WorkersSettings)
     web: WebSettings = Field(default_factory=WebSettings)
-    data_dir: Path = Field(Path("data"), description="folder of the outbox; one exporter each")
+    data_dir: Path = Field(Path("data"), description="Folder of the outbox; each exporter needs its own.")
     log: LogSettings = Field(default_factory=LogSettings)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         show = format_duration
-        # 60 s is the finest CloudWatch publishes of EC2; a divisor of an hour makes every longer interval whole periods.
+        # 60 s is the finest resolution of EC2 metrics; a divisor of an hour makes every longer interval whole periods.
         if self.period % MINUTE or HOUR % self.period:
             raise ValueError(f"period: {show(self.period)} must be whole minutes that divide an hour, such as 1m, 5m or 15m")
         if self.cloudwatch.interval < self.period:
             raise ValueError(
                 f"cloudwatch.interval: {show(self.cloudwatch.interval)} is shorter than period ({show(self.period)}); "
-                "asking more often than there are datapoints only costs money"
+                "polling more often than datapoints appear only costs money"
             )
         if self.cloudwatch.interval % MINUTE:
             raise ValueError(f"cloudwatch.interval: {show(self.cloudwatch.interval)} must be whole minutes, such as 5m")
@@ -294,9 +315,9 @@ class Settings(_Section):
         if self.absence_timeout < earliest:
             raise ValueError(
                 f"absence_timeout: {show(self.absence_timeout)} must be at least settle_delay + period ({show(earliest)}), "
-                "else a value that is only late would be taken for missing"
+                "else a value that is only late would be recorded as absent"
             )
-        # 14 d keeps one-minute datapoints, which CloudWatch drops after 15 d, within reach.
+        # CloudWatch drops one-minute datapoints after 15 d.
         shortest = self.absence_timeout + self.cloudwatch.interval
         if not shortest <= self.gap_fill_window <= 14 * DAY:
             raise ValueError(
@@ -307,16 +328,16 @@ class Settings(_Section):
         if self.max_age < youngest:
             raise ValueError(
                 f"max_age: {show(self.max_age)} must be at least cloudwatch.interval + 5m ({show(youngest)}), "
-                "else gauges vanish between two rounds"
+                "else gauges vanish between two polls"
             )
         return self
 
     @property
     def mongodb_uri(self) -> str:
-        """The connection string, from `uri` or read from `uri_file`.
+        """The connection string, from `uri` or from the file `uri_file`.
 
         Raises:
-            ConfigError: the file cannot be read or is empty, or this is no connection string of MongoDB.
+            ConfigError: the file cannot be read or is empty, or the text is not a MongoDB connection string.
         """
         if self.mongodb.uri:
             return _mongodb_uri(self.mongodb.uri.get_secret_value().strip(), "mongodb.uri")

@@ -1,4 +1,4 @@
-"""Load the settings: file < environment < flags; report every mistake in one error."""
+"""Load the settings: file < environment < flags; report all mistakes in one error."""
 
 import difflib
 import os
@@ -15,12 +15,12 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from exporter.core.errors import ConfigError
-from exporter.core.settings import ExtraGauge, Role, Settings, _Section
+from exporter.core.settings import ExtraGauge, Role, Section, Settings
 from exporter.core.yaml_file import parse_yaml, read_text
 
 ENV_PREFIX = "CML_EXPORTER_"
 
-# Kubernetes gives these to every pod beside a service that is called cml-exporter or begins so.
+# Kubernetes sets these in every pod of a namespace with a service whose name begins with cml-exporter.
 _KUBERNETES = re.compile(
     r".*_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)=.*|.*_PORT=(tcp|udp|sctp)://.*"
 )
@@ -28,7 +28,7 @@ _KUBERNETES = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One row of the table of settings."""
+    """One row of the table of settings: dotted key, default, description."""
 
     key: str
     default: object
@@ -37,18 +37,18 @@ class Setting:
 
     @property
     def flag(self) -> str:
-        """The command line's name of it."""
-        # Prometheus' exporters spell this one with a dot.
+        """Name of the command-line flag."""
+        # Prometheus exporters spell this flag with a dot.
         return "--web.config.file" if self.key == "web.config_file" else "--" + self.key.replace("_", "-")
 
     @property
     def env(self) -> str:
-        """The environment's name of it."""
+        """Name of the environment variable."""
         return ENV_PREFIX + self.key.replace(".", "__").upper()
 
 
 def table(model: type[BaseModel] = Settings, prefix: str = "") -> Iterator[Setting]:
-    """Yield every setting with its dotted key, in the order of the file."""
+    """Yield every setting with its dotted key, in the order of the models."""
     sections = dict(_sections(model))
     for name, info in model.model_fields.items():
         if name in sections:
@@ -60,7 +60,7 @@ def table(model: type[BaseModel] = Settings, prefix: str = "") -> Iterator[Setti
 
 def _sections(model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
     for name, info in model.model_fields.items():
-        if isinstance(info.annotation, type) and issubclass(info.annotation, _Section):
+        if isinstance(info.annotation, type) and issubclass(info.annotation, Section):
             yield name, info.annotation
 
 
@@ -69,21 +69,21 @@ def load(
     environment: Mapping[str, str] | None = None,
     flags: Mapping[str, str] | None = None,
 ) -> Settings:
-    """Merge the three sources, key by key, and check the result.
+    """Return the settings merged key by key from file, environment and flags.
 
     Args:
-        file: YAML file; None reads none.
-        environment: variables, by default the process's own; only those that begin with CML_EXPORTER_ count.
-        flags: dotted key → text, as given on the command line.
+        file: path of the YAML file; None: no file.
+        environment: variables, by default those of the process; only names that begin with CML_EXPORTER_ count.
+        flags: dotted key → text of the command-line flag.
 
     Raises:
-        ConfigError: with one line for every mistake.
+        ConfigError: one line per mistake.
     """
     tree = _read(file) if file else {}
     known = {setting.env: setting for setting in table()}
     mistakes: list[str] = []
     for name, text in sorted((os.environ if environment is None else environment).items()):
-        if name in known and text:  # compose files hand over an empty text for "not set"
+        if name in known and text:  # compose files pass an empty text for "not set"
             _put(tree, known[name].key, _parse(text, known[name], name))
         elif name.startswith(ENV_PREFIX) and name not in known and not _KUBERNETES.fullmatch(f"{name}={text}"):
             mistakes.append(f"environment: {name} is not a setting{_closest(name, known)}")
@@ -111,7 +111,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _parse(text: str, setting: Setting, name: str) -> object:
-    """Environment and flags carry text; lists and mappings are written as YAML, or comma-separated."""
+    """Parse the text of a variable or flag: YAML for lists and mappings, else the text itself; empty and null unset."""
     if text in ("", "null"):
         return None
     if setting.is_list and text.lstrip().startswith(("[", "{", "- ")):
@@ -120,7 +120,7 @@ def _parse(text: str, setting: Setting, name: str) -> object:
 
 
 def _put(tree: dict[str, Any], key: str, value: object) -> None:
-    """Set a dotted key. A section that is no mapping stays as it is, to be complained about."""
+    """Set a dotted key. A section that is not a mapping stays unchanged; validation reports it."""
     *path, leaf = key.split(".")
     for name in path:
         if tree.get(name) is None:
@@ -132,7 +132,7 @@ def _put(tree: dict[str, Any], key: str, value: object) -> None:
 
 
 def _fill_sections(tree: dict[str, Any], model: type[BaseModel]) -> None:
-    """Take a section whose keys are all commented out, which YAML reads as null, for an empty one."""
+    """Replace null sections with empty ones: YAML reads a section whose keys are all commented out as null."""
     for name, section in _sections(model):
         if tree.get(name) is None:
             tree[name] = {}
@@ -158,21 +158,21 @@ _MESSAGES: Mapping[str, str] = {
     "too_short": "it must not be empty",
     "too_long": "it must hold at most {max_length}",
 }
-"""In place of pydantic's own messages, which speak of Python's types."""
+"""Messages that replace those of pydantic, which name Python types."""
 
 
 def _sentence(detail: ErrorDetails) -> str:
     key = ".".join(str(part) for part in detail["loc"] if part != "[key]")
     if detail["type"] in ("extra_forbidden", "invalid_key"):
         return f"{key} is not a setting{_closest(key, _keys_beside(detail['loc']))}"
-    ours = _MESSAGES.get(detail["type"])
-    message = ours.format_map(detail.get("ctx", {})) if ours else detail["msg"].removeprefix("Value error, ")
+    template = _MESSAGES.get(detail["type"])
+    message = template.format_map(detail.get("ctx", {})) if template else detail["msg"].removeprefix("Value error, ")
     return f"{key}: {message}" if key else message
 
 
 def _keys_beside(loc: tuple[int | str, ...]) -> list[str]:
-    """Return the keys that may stand where the unknown one stands: beside it in an item of a list, else anywhere."""
-    *where, _ = map(str, loc)
+    """Return the keys that are valid in place of an unknown one: those of the list item that holds it, else all keys."""
+    *parents, _ = map(str, loc)
     items: Mapping[str, type[BaseModel]] = {"aws.roles": Role, "workers.extra": ExtraGauge}
-    item = items.get(".".join(where[:-1]))
-    return [".".join((*where, name)) for name in item.model_fields] if item else [setting.key for setting in table()]
+    item = items.get(".".join(parents[:-1]))
+    return [".".join((*parents, name)) for name in item.model_fields] if item else [setting.key for setting in table()]

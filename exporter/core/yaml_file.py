@@ -1,4 +1,4 @@
-"""Read text and YAML files strictly: no duplicate keys, errors with their place and without their content."""
+"""Read text and YAML files strictly: no duplicate keys; errors name the position and never quote the content."""
 
 from collections.abc import Hashable
 from pathlib import Path
@@ -10,7 +10,7 @@ from exporter.core.errors import ConfigError
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML that refuses a key given twice, of which the plain loader silently keeps the last."""
+    """A safe loader that refuses duplicate keys, of which the plain loader silently keeps the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -21,19 +21,19 @@ class _Loader(yaml.SafeLoader):
 
 
 def parse_yaml(text: str, name: str) -> object:
-    """Parse YAML; refuse a key given twice.
+    """Return the content of a YAML text; refuse duplicate keys.
 
     Args:
         text: the YAML.
-        name: of the file or variable, for the message.
+        name: name of the file or variable, for the message.
 
     Raises:
-        ConfigError: it is not valid YAML; the message names line and column but quotes nothing, which may be a secret.
+        ConfigError: it is not valid YAML; the message names line and column but does not quote the text, which may be a secret.
     """
     try:
         return yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
-        # Not the error's own text: it quotes the line, which may hold a password.
+        # The error's own text quotes the line, which may hold a password.
         mark = error.problem_mark
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise ConfigError(f"{name}{place}: this is not valid YAML: {error.problem}") from None
@@ -42,14 +42,14 @@ def parse_yaml(text: str, name: str) -> object:
 
 
 def read_text(file: Path, name: str) -> str:
-    """Read a text file in UTF-8.
+    """Return the content of a UTF-8 text file.
 
     Args:
-        file: which.
-        name: of the flag or setting that names it, for the message.
+        file: path of the file.
+        name: name of the flag or setting that holds the path, for the message.
 
     Raises:
-        ConfigError: it cannot be read, or is not text.
+        ConfigError: the file cannot be read, or is not UTF-8 text.
     """
     try:
         return file.read_text(encoding="utf-8")

@@ -1,1 +1,1 @@
-"""`demo`: a fake AWS, a MongoDB and a simulated manager in front of the unmodified exporter."""
+"""`cml-worker-exporter demo`: a fake AWS, a MongoDB and a simulated manager for the unmodified exporter."""

@@ -1,1 +1,1 @@
-"""What is only read: the manager's worker documents and CloudWatch."""
+"""Sources that the exporter only reads: the manager's worker documents and CloudWatch."""

@@ -1,32 +1,25 @@
-"""The interfaces of the sources, as narrow as the pipeline needs them."""
+"""Protocols of the sources, as narrow as the pipeline needs them."""
 
 from collections.abc import Sequence
 from typing import Protocol
 
-from exporter.core.model import (
-    Fleet,
-    Listing,
-    MetricQuery,
-    MetricResults,
-)
-
-# -- the sources, as narrow as they are needed -------------------------------------------------------------------------
+from exporter.core.model import Fleet, Listing, MetricQuery, MetricResults
 
 
 class FleetSource(Protocol):
-    """Where the aggregates come from."""
+    """Reads the worker documents (the manager's aggregates)."""
 
     async def read(self) -> Fleet:
-        """Read all of them, or raise SourceError."""
+        """Return all workers, or raise SourceError."""
 
 
 class MetricSource(Protocol):
-    """Where CPU and memory come from."""
+    """Reads CPU and memory; CloudWatch does."""
 
     async def get_metric_data(
         self, region: str, queries: Sequence[MetricQuery], start: int, end: int, period: int
     ) -> MetricResults:
-        """Ask one call's worth of queries, or raise SourceError."""
+        """Return a result per query of one GetMetricData call, or raise SourceError."""
 
     async def list_memory(self, region: str, *, recent: bool) -> Listing:
         """List the memory series of a region, or raise SourceError."""

@@ -1,4 +1,4 @@
-"""Parse the manager's worker documents (its aggregates) into workers. Pure."""
+"""Parse worker documents (the manager's aggregates) into workers. Pure."""
 
 import math
 import reprlib
@@ -11,6 +11,7 @@ from uuid import UUID
 from bson import Binary, DatetimeMS, Decimal128, ObjectId
 from bson.binary import UuidRepresentation
 
+from exporter.core.errors import ExporterError
 from exporter.core.model import STATUSES, Fleet, Worker
 from exporter.core.periods import to_seconds
 from exporter.core.settings import WorkersSettings
@@ -32,25 +33,25 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
     "created_at": ("created_at",),
     "terminated_at": ("terminated_at",),
 }
-"""Meaning → the manager's names of it, both generations (DESIGN section 5); those of `workers.fields` are tried first."""
+"""Meaning → the manager's field names, of both generations; names of `workers.fields` are tried first."""
 
 STATE = "state"
 """The key that holds the fields where they are not at top level."""
 
-LONGEST_ID = 1024
-"""Characters. An id is the key of everything, so unlike other texts it cannot be cut without confusing two workers."""
+MAX_ID_CHARACTERS = 1024
+"""Ids identify workers everywhere, so unlike other texts a long id cannot be cut: two workers could become one."""
 
-_LAST_DATE = 253_402_300_799  # 9999-12-31T23:59:59Z, the last second Python can tell
+_LAST_DATE = 253_402_300_799  # 9999-12-31T23:59:59Z, the last second that datetime can hold
 _MILLISECONDS_FROM = 1e11  # as seconds that is the year 5138, as milliseconds 1973
 _MOST_LABS = 2**31 - 1
 
 T = TypeVar("T")
 Places = tuple[Mapping[str, Any], ...]
-"""The parts of an aggregate in which a field may be, in the order of looking."""
+"""The parts of a document that may hold a field, in the order of search."""
 
 
 class FieldPath(NamedTuple):
-    """A field's dotted name, and the keys that lead there."""
+    """A field's dotted name and the keys it consists of."""
 
     name: str
     key: str
@@ -58,11 +59,11 @@ class FieldPath(NamedTuple):
 
 
 FieldPaths = tuple[FieldPath, ...]
-"""The names a field may have, in the order of looking."""
+"""The names that a field may have, in the order of search."""
 
 
-class _Brief(reprlib.Repr):
-    """Short enough for one line of the log, whatever it is."""
+class _ShortRepr(reprlib.Repr):
+    """A repr of any value that fits into one line of the log."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,15 +71,15 @@ class _Brief(reprlib.Repr):
         self.maxlevel = 2
 
 
-_show = _Brief().repr
+_shortened = _ShortRepr().repr
 
 
-class _Unfit(ValueError):
-    """The value is not what its field should hold; the text names that."""
+class InvalidFieldError(ExporterError):
+    """A value does not have the type or range of its field; the message names what the field should hold."""
 
 
 def projection(settings: WorkersSettings) -> dict[str, int]:
-    """Return the fields to ask for: every known name at top level and under `state`, and no path inside another.
+    """Return the projection of all known names, at top level and under `state`, without a path inside another.
 
     MongoDB refuses a projection that holds both `a` and `a.b`.
     """
@@ -89,25 +90,25 @@ def projection(settings: WorkersSettings) -> dict[str, int]:
 
 
 def parse(documents: Iterable[Mapping[str, Any]], date: int, settings: WorkersSettings) -> Fleet:
-    """Read aggregates, each independently of the others.
+    """Return the workers of the documents; parse each independently of the others.
 
     Args:
-        documents: as MongoDB returned them; nothing about them is taken for granted.
-        date: MongoDB's clock in UTC seconds when the reading began.
-        settings: further field names and gauges.
+        documents: as MongoDB returned them; they may hold anything.
+        date: MongoDB's clock in UTC seconds when the read began.
+        settings: additional field names and gauges.
     """
-    reader = DocumentParser(
+    parser = DocumentParser(
         paths={meaning: tuple(map(_path, names)) for meaning, names in _names(settings).items()},
         extra=tuple((gauge.metric, (_path(gauge.field),)) for gauge in settings.extra),
     )
     for document in documents:
-        reader.read(document)
-    return Fleet(date, tuple(reader.workers.values()), reader.skipped, tuple(reader.complaints))
+        parser.parse(document)
+    return Fleet(date, tuple(parser.workers.values()), parser.skipped, tuple(parser.complaints))
 
 
 @dataclass(slots=True)
 class DocumentParser:
-    """What one pass over the aggregates has gathered so far."""
+    """Parser of one read of the collection, with the workers and complaints found so far."""
 
     paths: Mapping[str, FieldPaths]
     extra: tuple[tuple[str, FieldPaths], ...]
@@ -116,10 +117,10 @@ class DocumentParser:
     skipped: dict[str, int] = field(default_factory=dict)
     complaints: list[str] = field(default_factory=list)
 
-    def read(self, document: object) -> None:
-        """Parse one document; keep its worker, or count and tell why it was skipped."""
+    def parse(self, document: object) -> None:
+        """Add the worker of one document, or count it as skipped and add a complaint that says why."""
         if not isinstance(document, Mapping):
-            self._skip("not_a_document", f"an aggregate is {_show(document)} instead of a document; remove it")
+            self._skip("not_a_document", f"a worker document is {_shortened(document)} instead of a document; remove it")
             return
         state = document.get(STATE)
         places = (document, state) if isinstance(state, Mapping) else (document,)
@@ -130,13 +131,13 @@ class DocumentParser:
         if region is None:
             self._skip(
                 "no_region",
-                f"worker {_show(worker_id)} has no region and is left out; the manager must write {self._first('region')}",
+                f"worker {_shortened(worker_id)} has no region and is left out; the manager must write {self._first('region')}",
             )
             return
         if worker_id in self.workers:
             self._skip(
                 "duplicate_id",
-                f"two aggregates have the id {_show(worker_id)} and the second is left out; remove one of them",
+                f"two worker documents have the id {_shortened(worker_id)} and the second is left out; remove one of them",
             )
             return
         worker = self._worker(places, worker_id, region)
@@ -169,12 +170,12 @@ class DocumentParser:
     def _id(self, places: Places) -> str | None:
         name, raw = _find(places, self.paths["id"])
         if raw is None or raw == "":
-            self._skip("no_id", f"an aggregate has no id and is left out; the manager must write {self._first('id')}")
+            self._skip("no_id", f"a worker document has no id and is left out; the manager must write {self._first('id')}")
             return None
         try:
             return _identity(raw)
-        except _Unfit as unfit:
-            self._skip("bad_id", f"an aggregate's {name} is {_show(raw)}, not {unfit}; the aggregate is left out")
+        except InvalidFieldError as error:
+            self._skip("bad_id", f"{name} of a worker document is {_shortened(raw)}, not {error}; the document is left out")
             return None
 
     def _extra(self, places: Places, worker_id: str) -> tuple[tuple[str, float], ...]:
@@ -187,10 +188,10 @@ class DocumentParser:
             return None
         try:
             return convert(raw)
-        except _Unfit as unfit:
+        except InvalidFieldError as error:
             consequence = "reads unknown" if convert is _status else "is left out"
             self.complaints.append(
-                f"worker {_show(worker_id)}: {name} is {_show(raw)}, not {unfit}; "
+                f"worker {_shortened(worker_id)}: {name} is {_shortened(raw)}, not {error}; "
                 f"it {consequence} until the manager corrects it"
             )
             return None
@@ -201,8 +202,8 @@ class DocumentParser:
         other = self.by_instance.setdefault(worker.instance_id, worker.id)
         if other != worker.id:
             self.complaints.append(
-                f"workers {_show(other)} and {_show(worker.id)} have the same instance {_show(worker.instance_id)}, "
-                "so both get its CPU and memory; the manager must correct one of them"
+                f"workers {_shortened(other)} and {_shortened(worker.id)} have the same instance "
+                f"{_shortened(worker.instance_id)}, so both get its CPU and memory; the manager must correct one of them"
             )
 
     def _skip(self, reason: str, sentence: str) -> None:
@@ -227,7 +228,7 @@ def _dots(path: str) -> Iterable[int]:
 
 
 def _find(places: Places, paths: FieldPaths) -> tuple[str, object]:
-    """Return the name that leads to the first value, and the value; None when there is none. A null counts as not present."""
+    """Return the first name that has a value, and the value; ("", None) if none has. A null counts as absent."""
     for name, key, deeper in paths:
         for place in places:
             value = place.get(key)
@@ -243,18 +244,18 @@ def _identity(raw: object) -> str:
         return str(raw)
     if isinstance(raw, Binary):
         return str(_uuid(raw))
-    if isinstance(raw, str) and len(raw) <= LONGEST_ID:
+    if isinstance(raw, str) and len(raw) <= MAX_ID_CHARACTERS:
         return _encodable(raw)
-    raise _Unfit(f"a text of at most {LONGEST_ID} characters, an ObjectId or a UUID")
+    raise InvalidFieldError(f"a text of at most {MAX_ID_CHARACTERS} characters, an ObjectId or a UUID")
 
 
 def _uuid(raw: Binary) -> UUID:
-    # Subtype 3 is what old drivers wrote; of its byte orders Python's own is the likely one.
+    # Old drivers wrote subtype 3, in several byte orders; that of the Python driver is the most likely.
     representation = UuidRepresentation.STANDARD if raw.subtype == 4 else UuidRepresentation.PYTHON_LEGACY
     try:
         return raw.as_uuid(representation)
     except ValueError as error:
-        raise _Unfit("a UUID") from error
+        raise InvalidFieldError("a UUID") from error
 
 
 def _text(raw: object) -> str:
@@ -262,13 +263,13 @@ def _text(raw: object) -> str:
         return _encodable(raw)
     if isinstance(raw, int | float) and not isinstance(raw, bool):  # a version such as 2.8
         return str(raw)
-    raise _Unfit("a text")
+    raise InvalidFieldError("a text")
 
 
 def _instance(raw: object) -> str:
     text = _text(raw).strip()
-    if not text or "," in text or len(text.split()) != 1:  # the outbox joins several by blanks
-        raise _Unfit("the id of one instance")
+    if not text or "," in text or len(text.split()) != 1:  # the outbox joins several with blanks
+        raise InvalidFieldError("the id of one instance")
     return text
 
 
@@ -283,11 +284,11 @@ def _status(raw: object) -> str:
     status = raw.strip().lower().replace("_", "-").replace(" ", "-") if isinstance(raw, str) else None
     if status in STATUSES:
         return status
-    raise _Unfit(f"one of {', '.join(STATUSES)}")
+    raise InvalidFieldError(f"one of {', '.join(STATUSES)}")
 
 
 def _number(raw: object) -> float | None:
-    """Return a finite number, however it is written, else None; a boolean is none."""
+    """Return the finite number that a number or a text holds, else None; a boolean is not a number."""
     if isinstance(raw, bool) or not isinstance(raw, int | float | str | Decimal128):
         return None
     try:
@@ -300,27 +301,27 @@ def _number(raw: object) -> float | None:
 def _percent(raw: object) -> float:
     number = _number(raw)
     if number is None or not 0 <= number <= 100:
-        raise _Unfit("a number from 0 to 100")
+        raise InvalidFieldError("a number from 0 to 100")
     return number
 
 
 def _labs(raw: object) -> int:
     number = _number(raw)
     if number is None or not 0 <= number <= _MOST_LABS or not number.is_integer():
-        raise _Unfit("a whole number from 0 up")
+        raise InvalidFieldError("a whole number of at least 0")
     return int(number)
 
 
 def _time(raw: object) -> int:
     time = _seconds(raw)
-    # The year 1 is what several languages write for a date that was never set.
+    # Several languages write the year 1 for a date that was never set.
     if time is None or not 0 < time <= _LAST_DATE:
-        raise _Unfit("a date, such as 2026-01-31T12:00:00Z")
+        raise InvalidFieldError("a date, such as 2026-01-31T12:00:00Z")
     return int(time)
 
 
 def _seconds(raw: object) -> float | None:
-    """Return UTC seconds of a BSON date, an ISO-8601 text (naive: UTC) or a unix time in seconds or milliseconds, else None."""
+    """Return the UTC seconds of a BSON date, an ISO 8601 text or a Unix time in seconds or milliseconds, else None."""
     if isinstance(raw, datetime):
         return to_seconds(raw)
     if isinstance(raw, DatetimeMS):
@@ -341,5 +342,5 @@ def _gauge(raw: object) -> float:
     if number is None:
         number = _seconds(raw)
     if number is None:
-        raise _Unfit("a number, a boolean or a date")
+        raise InvalidFieldError("a number, a boolean or a date")
     return float(number)

@@ -1,1 +1,1 @@
-"""CloudWatch: pure query building, error translation, transport, client."""
+"""CloudWatch: the client, its transport and errors, GetMetricData queries, the memory series, the retention."""

@@ -35,7 +35,7 @@ GAUGES = WorkerGauges(
     WORKER, observed_at=1_769_860_812, show_state=True, cpu=45.2, cpu_time=1_769_860_800, memory=62.8, memory_time=1_769_860_500
 )
 GOLDEN = """\
-# HELP cml_worker_info Descriptive facts of a worker; always 1.
+# HELP cml_worker_info Name, instance and version of the worker as labels; always 1.
 # TYPE cml_worker_info gauge
 cml_worker_info{cml_version="2.8.0",instance_id="i-1",instance_type="m5zn.metal",name="lab one",region="eu-west-1",worker_id="w1"} 1.0
 # HELP cml_worker_status Whether the worker is in this status; exactly one of its series is 1.
@@ -55,16 +55,16 @@ cml_worker_cpu_utilization_ratio{region="eu-west-1",worker_id="w1"} 0.452
 # HELP cml_worker_memory_utilization_ratio Average memory utilization of the newest period, 0 to 1.
 # TYPE cml_worker_memory_utilization_ratio gauge
 cml_worker_memory_utilization_ratio{region="eu-west-1",worker_id="w1"} 0.628
-# HELP cml_worker_active_labs Labs that are running on the worker.
+# HELP cml_worker_active_labs Labs running on the worker.
 # TYPE cml_worker_active_labs gauge
 cml_worker_active_labs{region="eu-west-1",worker_id="w1"} 3.0
-# HELP cml_worker_last_activity_timestamp_seconds When the manager last saw activity on the worker.
+# HELP cml_worker_last_activity_timestamp_seconds Time of the last activity that the manager saw on the worker.
 # TYPE cml_worker_last_activity_timestamp_seconds gauge
 cml_worker_last_activity_timestamp_seconds{region="eu-west-1",worker_id="w1"} 1.7698607e+09
-# HELP cml_worker_created_timestamp_seconds When the worker was created.
+# HELP cml_worker_created_timestamp_seconds Time the worker was created.
 # TYPE cml_worker_created_timestamp_seconds gauge
 cml_worker_created_timestamp_seconds{region="eu-west-1",worker_id="w1"} 1.76e+09
-# HELP cml_worker_sample_timestamp_seconds What the value stands for: the end of the period of cpu and memory, the observation of state.
+# HELP cml_worker_sample_timestamp_seconds Time of the value: end of the period for cpu and memory, time of the read for state.
 # TYPE cml_worker_sample_timestamp_seconds gauge
 cml_worker_sample_timestamp_seconds{metric="cpu",region="eu-west-1",worker_id="w1"} 1.7698608e+09
 cml_worker_sample_timestamp_seconds{metric="memory",region="eu-west-1",worker_id="w1"} 1.7698605e+09

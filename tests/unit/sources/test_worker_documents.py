@@ -1,4 +1,4 @@
-"""Aggregates → workers: both generations of names, and nothing an aggregate holds may hide another."""
+"""Worker documents → workers: both generations of field names, and no document hides another, whatever it holds."""
 
 import uuid
 from datetime import UTC, datetime, timedelta, timezone
@@ -18,18 +18,18 @@ DEFAULTS = WorkersSettings()
 
 
 def read(*documents: object, settings: WorkersSettings = DEFAULTS) -> Fleet:
-    return parse(documents, NOON, settings)  # type: ignore[arg-type]  # whatever a collection may hold
+    return parse(documents, NOON, settings)  # type: ignore[arg-type]  # a collection may hold anything
 
 
 def one(fields: dict[str, Any], settings: WorkersSettings = DEFAULTS) -> Worker:
-    """The worker of an aggregate with these fields, about which there is nothing to complain."""
+    """The worker of a document with these valid fields."""
     fleet = read({"id": "w1", "aws_region": "eu-west-1"} | fields, settings=settings)
     assert fleet.complaints == ()
     return fleet.workers[0]
 
 
 def complaint(fields: dict[str, Any], settings: WorkersSettings = DEFAULTS) -> tuple[Worker, str]:
-    """The worker of an aggregate with one malformed field, and what is said about it."""
+    """The worker of a document with one malformed field, and the complaint about it."""
     fleet = read({"id": "w1", "aws_region": "eu-west-1"} | fields, settings=settings)
     (sentence,) = fleet.complaints
     return fleet.workers[0], sentence
@@ -85,7 +85,7 @@ def test_both_generations_of_names_are_read_at_top_level_and_under_state(documen
     assert fleet == Fleet(NOON, (AS_READ,), {}, ())
 
 
-def test_an_aggregate_may_be_spread_over_both_places() -> None:
+def test_a_document_may_hold_fields_in_both_places() -> None:
     worker = one({"state": {"name": "lab", "cpu_utilization": 1}, "cml_labs_count": 2})
     assert (worker.name, worker.cpu, worker.active_labs) == ("lab", 1, 2)
 
@@ -109,7 +109,7 @@ def test_names_of_the_settings_are_tried_first_and_dots_go_deeper() -> None:
     assert one(document | {"metrics": [3]}, settings).cpu == 1
 
 
-def test_every_meaning_that_may_have_further_names_is_a_field() -> None:
+def test_every_field_may_have_further_names() -> None:
     assert tuple(FIELDS) == ALIASABLE
 
 
@@ -123,11 +123,11 @@ def test_every_meaning_that_may_have_further_names_is_a_field() -> None:
         ({"value": "Stopped"}, "stopped"),
     ],
 )
-def test_a_status_is_recognised_however_it_is_written(raw: object, read_as: str) -> None:
+def test_a_status_is_recognized_in_every_spelling(raw: object, read_as: str) -> None:
     assert one({"status": raw}).status == read_as
 
 
-def test_a_status_never_heard_of_reads_unknown_and_is_told() -> None:
+def test_an_undocumented_status_reads_unknown_and_is_reported() -> None:
     worker, sentence = complaint({"status": "hibernating"})
     assert worker.status == "unknown"
     assert sentence == (
@@ -172,7 +172,7 @@ def test_a_utilization_may_be_at_its_bounds_and_zero_has_no_sign(raw: object, pe
     ],
     ids=repr,
 )
-def test_a_utilization_that_is_none_is_left_out_and_told(raw: object) -> None:
+def test_an_invalid_utilization_is_left_out_and_reported(raw: object) -> None:
     worker, sentence = complaint({"cpu_utilization": raw, "memory_utilization": 5})
     assert (worker.cpu, worker.memory) == (None, 5)
     assert sentence.startswith("worker 'w1': cpu_utilization is ")
@@ -180,18 +180,18 @@ def test_a_utilization_that_is_none_is_left_out_and_told(raw: object) -> None:
 
 
 @pytest.mark.parametrize("raw", [3, 3.0, "3", Int64(3), Decimal128("3")])
-def test_labs_are_a_whole_number_however_it_is_written(raw: object) -> None:
+def test_labs_are_a_whole_number_of_any_type(raw: object) -> None:
     labs = one({"active_labs_count": raw}).active_labs
     assert labs == 3
     assert type(labs) is int
 
 
 @pytest.mark.parametrize("raw", [-1, 2.5, True, "many", 1e300, float("nan"), [1, 2]], ids=repr)
-def test_labs_that_are_no_count_are_left_out_and_told(raw: object) -> None:
+def test_labs_that_are_no_count_are_left_out_and_reported(raw: object) -> None:
     worker, sentence = complaint({"cml_labs_count": raw})
     assert worker.active_labs is None
     assert "cml_labs_count is " in sentence
-    assert "not a whole number from 0 up" in sentence
+    assert "not a whole number of at least 0" in sentence
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_labs_that_are_no_count_are_left_out_and_told(raw: object) -> None:
     ],
     ids=repr,
 )
-def test_a_date_is_read_however_it_is_written_and_a_naive_one_is_utc(raw: object) -> None:
+def test_a_date_is_read_in_every_notation_and_a_naive_one_is_utc(raw: object) -> None:
     assert one({"created_at": raw}).created_at == NOON
 
 
@@ -222,7 +222,7 @@ def test_a_date_is_read_however_it_is_written_and_a_naive_one_is_utc(raw: object
     ["yesterday", "31.01.2026", -5, 0, 1e18, float("nan"), True, [], {"$date": 5}, datetime(1, 1, 1), DatetimeMS(2**62)],
     ids=repr,
 )
-def test_a_garbage_date_is_left_out_and_told(raw: object) -> None:
+def test_a_malformed_date_is_left_out_and_reported(raw: object) -> None:
     worker, sentence = complaint({"last_activity_at": raw})
     assert worker.last_activity_at is None
     assert "last_activity_at is " in sentence
@@ -255,28 +255,26 @@ HEALTHY = {"_id": "healthy", "aws_region": "eu-west-1"}
 @pytest.mark.parametrize(
     ("document", "reason", "sentence"),
     [
-        ({"aws_region": "x"}, "no_id", "an aggregate has no id and is left out; the manager must write id"),
-        ({"_id": "", "aws_region": "x"}, "no_id", "an aggregate has no id and is left out; the manager must write id"),
+        ({"aws_region": "x"}, "no_id", "a worker document has no id and is left out; the manager must write id"),
+        ({"_id": "", "aws_region": "x"}, "no_id", "a worker document has no id and is left out; the manager must write id"),
         ({"_id": "w1"}, "no_region", "worker 'w1' has no region and is left out; the manager must write aws_region"),
         (
             {"_id": "w1", "aws_region": ""},
             "no_region",
             "worker 'w1' has no region and is left out; the manager must write aws_region",
         ),
-        (HEALTHY, "duplicate_id", "two aggregates have the id 'healthy' and the second is left out; remove one of them"),
-        ("text", "not_a_document", "an aggregate is 'text' instead of a document; remove it"),
+        (HEALTHY, "duplicate_id", "two worker documents have the id 'healthy' and the second is left out; remove one of them"),
+        ("text", "not_a_document", "a worker document is 'text' instead of a document; remove it"),
         (
             {"_id": "x" * 1025, "aws_region": "x"},
             "bad_id",
-            "an aggregate's _id is 'xxxxxxxxxxxxxxxxxxxxxxxxxxx...xxxxxxxxxxxxxxxxxxxxxxxxxxxx', not a text of at most 1024 "
-            "characters, an ObjectId or a UUID; the aggregate is left out",
+            "_id of a worker document is 'xxxxxxxxxxxxxxxxxxxxxxxxxxx...xxxxxxxxxxxxxxxxxxxxxxxxxxxx', not a text of at most "
+            "1024 characters, an ObjectId or a UUID; the document is left out",
         ),
     ],
     ids=["no id", "empty id", "no region", "empty region", "twice", "no document", "id too long"],
 )
-def test_an_aggregate_that_cannot_be_told_apart_is_left_out_counted_and_told(
-    document: object, reason: str, sentence: str
-) -> None:
+def test_an_unidentifiable_document_is_left_out_counted_and_reported(document: object, reason: str, sentence: str) -> None:
     fleet = read(HEALTHY, document)
     assert [worker.id for worker in fleet.workers] == ["healthy"]
     assert (fleet.skipped, fleet.complaints) == ({reason: 1}, (sentence,))
@@ -287,18 +285,18 @@ def test_an_id_that_is_no_key_is_left_out_and_counted(raw: object) -> None:
     assert read({"_id": raw, "aws_region": "x"}, HEALTHY).skipped == {"bad_id": 1}
 
 
-def test_a_region_that_is_no_text_is_told_as_such() -> None:
+def test_a_region_that_is_no_text_is_reported_as_such() -> None:
     fleet = read({"_id": "w1", "aws_region": ["eu-west-1"]})
     assert fleet.skipped == {"no_region": 1}
     assert fleet.complaints[0].startswith("worker 'w1': aws_region is ['eu-west-1'], not a text")
 
 
-def test_a_worker_without_an_instance_is_pending_and_fine() -> None:
+def test_a_worker_without_an_instance_is_valid() -> None:
     assert one({"status": "pending", "aws_instance_id": None}).instance_id is None
     assert one({"aws_instance_id": ""}).instance_id is None
 
 
-def test_two_workers_with_one_instance_are_both_kept_and_told() -> None:
+def test_two_workers_with_one_instance_are_both_kept_and_reported() -> None:
     first, second = ({"_id": name, "aws_region": "x", "aws_instance_id": "i-1"} for name in ("w1", "w2"))
     fleet = read(first, second)
     assert [worker.id for worker in fleet.workers] == ["w1", "w2"]
@@ -309,7 +307,7 @@ def test_two_workers_with_one_instance_are_both_kept_and_told() -> None:
     )
 
 
-def test_a_complaint_stays_short_whatever_the_value() -> None:
+def test_a_complaint_is_short_for_any_value() -> None:
     for value in ("x" * 10_000, ["x" * 10_000] * 100, {"a": {"b": {"c": ["x"] * 1000}}}):
         _, sentence = complaint({"cpu_utilization": value})
         assert len(sentence) < 600
@@ -320,7 +318,7 @@ def test_a_version_written_as_a_number_is_a_text() -> None:
     assert one({"cml_version": 2.8}).cml_version == "2.8"
 
 
-def test_a_text_no_utf_8_can_carry_is_mended() -> None:
+def test_lone_surrogates_of_a_text_are_replaced() -> None:
     worker = one({"id": "w\ud800", "name": "\udfff lab"})
     assert (worker.id, worker.name) == ("w?", "? lab")
 
@@ -353,7 +351,7 @@ def test_extra_fields_are_numbers_booleans_or_dates(raw: object, value: float) -
     assert all(type(number) is float for _, number in one({"licensed": raw}, EXTRA).extra)
 
 
-def test_an_extra_field_that_is_none_of_them_is_left_out_and_told() -> None:
+def test_an_extra_field_of_another_type_is_left_out_and_reported() -> None:
     worker, sentence = complaint({"metrics": {"disk": "full"}, "licensed": True}, EXTRA)
     assert worker.extra == (("cml_worker_licensed", 1.0),)
     assert sentence == (
@@ -367,7 +365,7 @@ def test_absent_extra_fields_are_absent() -> None:
 
 def test_the_projection_names_every_field_twice_and_no_path_inside_another() -> None:
     settings = WorkersSettings(fields={"cpu": ["metrics", "metrics.cpu"]}, extra=EXTRA.extra)
-    asked = projection(settings)
+    projected = projection(settings)
     assert {
         "_id",
         "id",
@@ -377,9 +375,9 @@ def test_the_projection_names_every_field_twice_and_no_path_inside_another() -> 
         "metrics",
         "state.metrics",
         "licensed",
-    } <= asked.keys()
-    assert not {"metrics.cpu", "metrics.disk", "state.metrics.disk"} & asked.keys()
-    assert set(asked.values()) == {1}
+    } <= projected.keys()
+    assert not {"metrics.cpu", "metrics.disk", "state.metrics.disk"} & projected.keys()
+    assert set(projected.values()) == {1}
 
 
 NAMES = sorted({name for names in FIELDS.values() for name in names} | {"state", "metrics", "licensed", "value"})
@@ -408,7 +406,7 @@ DOCUMENTS = st.dictionaries(st.sampled_from(NAMES) | st.text(max_size=5), VALUES
 
 
 @given(st.lists(DOCUMENTS | VALUES, max_size=5))
-def test_nothing_an_aggregate_holds_raises_or_hides_another(documents: list[object]) -> None:
+def test_no_document_raises_or_hides_another(documents: list[object]) -> None:
     fleet = read(*documents, {"_id": "the healthy one", "aws_region": "eu-west-1"}, settings=EXTRA)
     assert fleet.workers[-1].id == "the healthy one" or fleet.skipped["duplicate_id"]
     assert len(fleet.workers) + sum(fleet.skipped.values()) == len(documents) + 1

@@ -61,7 +61,7 @@ def test_one_sample_is_these_bytes(gathered: SampleSpool) -> None:
     gathered.add("w1", [full])
     assert render(gathered, [entry("w1")]) == (
         "# TYPE cml_worker_info gauge\n"
-        "# HELP cml_worker_info Descriptive facts of a worker; always 1.\n"
+        "# HELP cml_worker_info Name, instance and version of the worker as labels; always 1.\n"
         'cml_worker_info{cml_version="2.8.0",instance_id="i-2",instance_type="c5.metal",name="lab-1",region="eu-west-1",'
         'store="history",worker_id="w1"} 1.0 1767225600\n'
         "# TYPE cml_worker_status gauge\n"
@@ -76,7 +76,7 @@ def test_one_sample_is_these_bytes(gathered: SampleSpool) -> None:
         "# HELP cml_worker_memory_utilization_ratio Average memory utilization of the newest period, 0 to 1.\n"
         'cml_worker_memory_utilization_ratio{region="eu-west-1",store="history",worker_id="w1"} 0.628 1767225600\n'
         "# TYPE cml_worker_active_labs gauge\n"
-        "# HELP cml_worker_active_labs Labs that are running on the worker.\n"
+        "# HELP cml_worker_active_labs Labs running on the worker.\n"
         'cml_worker_active_labs{region="eu-west-1",store="history",worker_id="w1"} 3.0 1767225600\n'
         "# EOF\n"
     )
