@@ -216,7 +216,7 @@ async def remote(request: Request) -> Response:
         # Few at once: each may hold millions of samples until it is sent. Waiting counts too: nobody waits longer for it.
         async with asyncio.timeout(READ_SECONDS), state.reading_hours if series.only_hourly_metrics(queries) else state.reading:
             found = await _read(backend, backend.columns, backend.hourly, queries)
-            body = await asyncio.to_thread(remote_read.encode_answer, found)
+            body = await asyncio.to_thread(remote_read.encode_response, found)
     except TimeoutError as error:
         raise HTTPException(
             HTTPStatus.SERVICE_UNAVAILABLE,

@@ -13,7 +13,7 @@ from exporter.core.model import InstanceInterval, InventoryEntry, WorkerMetricsS
 from exporter.core.periods import DAY, HOUR, to_datetime, to_seconds
 from exporter.history import series
 from exporter.history.hourly_cache import HourlyCache
-from exporter.history.remote_read import Matcher, SeriesSelector, encode_answer
+from exporter.history.remote_read import Matcher, SeriesSelector, encode_response
 from exporter.history.series import read
 from exporter.storage.lease import BACKFILL, Lease
 from exporter.storage.mongo import Database
@@ -68,7 +68,7 @@ async def ask(
 ) -> prompb.Found:
     query = SeriesSelector((START + first * PERIOD) * 1000, (START + last * PERIOD) * 1000, matchers, labels_only)
     (found,) = prompb.answer(
-        encode_answer([await read(query, entries, history, hourly(history), period=PERIOD, oldest=oldest, most=most)])
+        encode_response([await read(query, entries, history, hourly(history), period=PERIOD, oldest=oldest, most=most)])
     )
     return found
 
@@ -384,7 +384,7 @@ async def test_an_hour_that_a_backfill_fills_is_read_again(history: WorkerMetric
     )
 
     async def told() -> list[tuple[int, float]]:
-        (found,) = prompb.answer(encode_answer([await read(wanted, [entry("w1")], history, kept, period=PERIOD)]))
+        (found,) = prompb.answer(encode_response([await read(wanted, [entry("w1")], history, kept, period=PERIOD)]))
         return found[rolled("active_labs:max", "w1")]
 
     await history.add_samples([sample("w1", n) for n in range(12)])
