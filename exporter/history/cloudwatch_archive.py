@@ -1,10 +1,10 @@
-"""CloudWatch as an archive: what it still has of one worker, for history older than MongoDB's and for `/resources`.
+"""CloudWatch as an archive of single workers, for history older than MongoDB's and for `/resources`, with a cache.
 
-People ask this, again and again for the same chart, and every metric asked for is billed. So answers are kept: those of windows
-long past until newer ones need the room, those of recent windows for a minute. Older history is asked for in whole pieces of
-`CHUNK` datapoints, since the price is per metric and not per datapoint; so the next page, and the next chart, find it here.
+Users load the same charts repeatedly, and AWS bills every metric of a query. So results are cached: those of final windows
+until they are evicted, those of recent windows for a minute. Older history is queried in chunks of `CHUNK` datapoints, because
+the price is per metric and not per datapoint; the next page and the next chart are then in the cache.
 
-Belongs to one event loop: that of the CloudWatch it asks.
+Belongs to one event loop: that of its CloudWatch client.
 """
 
 import asyncio
@@ -31,27 +31,27 @@ from exporter.sources.cloudwatch.retention import EXPIRY_MARGIN_SECONDS, reach
 from exporter.sources.protocols import MetricSource
 
 CHUNK = 2016
-"""Datapoints of one metric asked for at once: a week of five minutes. GetMetricData answers up to 100,800."""
+"""Datapoints of one metric per query: a week of five minutes. GetMetricData returns up to 100,800."""
 FINAL_AFTER_SECONDS = DAY
-"""Seconds after which CloudWatch does not change a datapoint any more; EC2's and the agent's come within minutes."""
+"""Seconds after which a datapoint is final; those of EC2 and of the agent arrive within minutes."""
 RECENT_TTL_SECONDS = 60
-"""How long the answer about a more recent window is used, in seconds."""
+"""Seconds for which the result of a more recent window is cached."""
 MAX_CACHED_DATAPOINTS = 200_000
-"""Datapoints kept, at some 110 bytes."""
+"""Cached datapoints, some 110 bytes each."""
 CALLS = 4
-"""Calls under way at once: a long look back must not take all places of the live rounds."""
+"""Concurrent calls: a long range must leave capacity to the poller."""
 
 
 @dataclass(frozen=True, slots=True)
 class Points:
-    """Period start → percent, of one instance in one window."""
+    """Datapoints of one instance in one window: UTC second at which the period starts → percent."""
 
     cpu: Mapping[int, float]
     memory: Mapping[int, float]
 
 
 class _Window(NamedTuple):
-    """One GetMetricData call."""
+    """Arguments of one GetMetricData call, the key of the cache; [start, end) in UTC seconds."""
 
     region: str
     instance: str
@@ -62,14 +62,14 @@ class _Window(NamedTuple):
 
 
 class CloudWatchArchive:
-    """CloudWatch's memory of single workers, behind caches of its own.
+    """Cached CloudWatch datapoints of single workers.
 
     Args:
-        source: CloudWatch; shared with the poller, and with it budget, rate limit and counters.
-        series: the memory series; shared with the poller.
-        max_datapoints: datapoints kept in memory.
-        wall: UTC seconds, to tell a recent window from an old one.
-        monotonic: seconds, for the age of what is kept.
+        source: CloudWatch; shared with the poller, including budget, rate limit, and counters.
+        series: the index of memory series; shared with the poller.
+        max_datapoints: limit of cached datapoints.
+        wall: UTC seconds, which separate recent windows from final ones.
+        monotonic: seconds of a clock that is never set, for the age of cached results.
     """
 
     def __init__(
@@ -94,99 +94,100 @@ class CloudWatchArchive:
     async def points(
         self, worker: Worker, entry: InventoryEntry | None, start: int, end: int, resolution: int, limit: int
     ) -> list[Point]:
-        """Return what there is of a worker in [start, end), oldest first, at most `limit` of it.
+        """Return the first `limit` points of a worker in [start, end), oldest first.
 
         Args:
-            worker: as it is now; its instance counts only where `entry` knows none.
-            entry: which instances the worker ran on, and when.
+            worker: its current state; its instance is used only where `entry` has none.
+            entry: the instances that the worker ran on, and when.
             start: UTC second.
             end: UTC second.
-            resolution: seconds a datapoint stands for, one that CloudWatch still has in that range.
-            limit: 1 or more; as many chunks are read as it takes.
+            resolution: seconds of a datapoint; CloudWatch must retain datapoints of this length in the range.
+            limit: 1 or more; as many chunks are read as necessary.
 
         Raises:
-            SourceError: CloudWatch does not answer.
+            SourceError: CloudWatch does not answer, or only in part.
         """
         length = CHUNK * resolution
         start = align_up(start, resolution)
         if worker.created_at is not None:
-            start = max(start, align(worker.created_at, resolution))  # the years before it existed cost nothing
+            start = max(start, align(worker.created_at, resolution))  # no queries for the time before it existed
         found: list[Point] = []
         while start < end and len(found) < limit:
-            # As many at once as a full worker would need, so that a long range is not a queue of calls.
+            # As many concurrent chunks as a worker without gaps needs, so that a long range is not read call by call.
             until = min(end, align(start, length) + length * (1 + (limit - len(found)) // CHUNK))
             now = int(self._wall())
             newest, oldest = (
                 align_up(now, resolution),
                 align_up(now - reach(resolution) + EXPIRY_MARGIN_SECONDS // 2, resolution),
             )
-            # The oldest chunk begins before `start`, but never before what CloudWatch still has at this resolution.
-            begins = [(max(at, oldest), at + length) for at in range(align(start, length), until, length)]
-            ends = [(at, min(end_, max(newest, at + resolution))) for at, end_ in begins if at < end_]
-            for part in await asyncio.gather(*(self._chunk(worker, entry, at, end_, resolution) for at, end_ in ends)):
-                found += (point for point in part if start <= point.start < until)
+            # The oldest chunk begins before `start`, but never before the oldest datapoint of this resolution.
+            retained = [(max(at, oldest), at + length) for at in range(align(start, length), until, length)]
+            chunks = [(first, min(last, max(newest, first + resolution))) for first, last in retained if first < last]
+            for points in await asyncio.gather(*(self._chunk(worker, entry, *chunk, resolution) for chunk in chunks)):
+                found += (point for point in points if start <= point.start < until)
             start = until
         return found[:limit]
 
     async def window(self, worker: Worker, entry: InventoryEntry | None, start: int, end: int, resolution: int) -> list[Point]:
-        """Return all there is in exactly [start, end), multiples of `resolution`; raises SourceError."""
+        """Return all points in [start, end), UTC seconds and multiples of `resolution`; raises SourceError."""
         if start >= end:
             return []
         step = CHUNK * resolution
-        parts = await asyncio.gather(
+        chunks = await asyncio.gather(
             *(self._chunk(worker, entry, at, min(at + step, end), resolution) for at in range(start, end, step))
         )
-        return [point for part in parts for point in part]
+        return [point for chunk in chunks for point in chunk]
 
     async def _chunk(self, worker: Worker, entry: InventoryEntry | None, start: int, end: int, resolution: int) -> list[Point]:
-        """Join what each instance measured while it may have been the worker; the newest instance wins (rule 4)."""
+        """Join the datapoints of each instance while it may have been the worker's; the newest instance wins (rule 4)."""
         cpu: dict[int, float] = {}
         memory: dict[int, float] = {}
         instance_type = worker.instance_type or (entry.instance_type if entry else None)
-        asked: dict[tuple[str, str], Awaitable[Points]] = {}
-        pieces = split_by_instance(entry, worker, start, end, resolution)
-        for _, _, region, instances in pieces:
+        reads: dict[tuple[str, str], Awaitable[Points]] = {}
+        intervals = split_by_instance(entry, worker, start, end, resolution)
+        for _, _, region, instances in intervals:
             for instance in instances:
-                if region and (region, instance) not in asked:
-                    asked[region, instance] = self._ask(_Window(region, instance, instance_type, start, end, resolution))
-        answers = dict(zip(asked, await asyncio.gather(*asked.values()), strict=True))
-        for first, last, region, instances in pieces:
+                if region and (region, instance) not in reads:
+                    reads[region, instance] = self._read(_Window(region, instance, instance_type, start, end, resolution))
+        by_instance = dict(zip(reads, await asyncio.gather(*reads.values()), strict=True))
+        for first, last, region, instances in intervals:
             for instance in reversed(instances):  # a newer one overwrites
-                points = answers.get((region, instance), Points({}, {}))
+                points = by_instance.get((region, instance), Points({}, {}))
                 for target, values in ((cpu, points.cpu), (memory, points.memory)):
                     target.update((at, value) for at, value in values.items() if first <= at < last)
         return [Point(at, cpu.get(at), memory.get(at)) for at in sorted(cpu.keys() | memory.keys())]
 
-    async def _ask(self, window: _Window) -> Points:
+    async def _read(self, window: _Window) -> Points:
         final = window.end + FINAL_AFTER_SECONDS <= self._wall()
         return await self._points.get(window, partial(self._call, window), inf if final else RECENT_TTL_SECONDS)
 
     async def _call(self, window: _Window) -> Points:
         queries = instance_queries(window.instance, await self._series(window))
         async with self._slots:
-            answers = await self._source.get_metric_data(window.region, queries, window.start, window.end, window.resolution)
-        given = [answers.by_query[query] for query in queries]
-        if not all(answer.complete for answer in given):
+            results = await self._source.get_metric_data(window.region, queries, window.start, window.end, window.resolution)
+        by_query = [results.by_query[query] for query in queries]
+        if not all(result.complete for result in by_query):
             raise SourceError(
                 "cloudwatch",
                 "PartialData",
-                f"CloudWatch in {window.region} answered only in part about {window.instance}; ask again in a moment",
+                f"CloudWatch in {window.region} returned only a part of the data of {window.instance}; try again in a moment",
                 region=window.region,
             )
-        return Points(given[0].values, _first_wins(given[1:]))
+        cpu, *memory = by_query
+        return Points(cpu.values, _first_wins(memory))
 
     async def _series(self, window: _Window) -> tuple[Dimensions, ...]:
-        """The memory series of an instance, the most likely one first; the plainest where none is listed any more.
+        """Return the memory series of an instance, the most likely one first; if none is listed, the one with one dimension.
 
-        ListMetrics forgets a series two weeks after its last datapoint, so of older instances only a guess is left.
+        ListMetrics omits a series two weeks after its last datapoint, so the dimensions of an older instance are a guess.
         """
         recent = window.start >= self._wall() - RECENTLY_ACTIVE_SECONDS
         listing = await self._series_index.listing(window.region, recent=recent)
         return all_memory_series([listing], window.instance, window.instance_type) or ((("InstanceId", window.instance),),)
 
 
-def _first_wins(answers: Sequence[MetricResult]) -> dict[int, float]:
+def _first_wins(results: Sequence[MetricResult]) -> dict[int, float]:
     values: dict[int, float] = {}
-    for answer in reversed(answers):
-        values.update(answer.values)
+    for result in reversed(results):
+        values.update(result.values)
     return values

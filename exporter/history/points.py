@@ -1,4 +1,4 @@
-"""CloudWatch datapoints as rows of a history page. Pure."""
+"""Converts CloudWatch datapoints to rows of a history page. Pure."""
 
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
@@ -9,7 +9,7 @@ from exporter.storage.rows import EPOCH, HistoryRow
 
 
 class Point(NamedTuple):
-    """What CloudWatch has of a worker in the period that starts at `start`: Averages in percent, at least one of them."""
+    """CloudWatch averages of a worker in the period that starts at UTC second `start`, in percent; at least one is not None."""
 
     start: int
     cpu: float | None
@@ -17,7 +17,7 @@ class Point(NamedTuple):
 
 
 def point_samples(points: Iterable[Point]) -> list[HistoryRow]:
-    """Rows of samples from CloudWatch's datapoints, which know neither labs nor status."""
+    """Return rows of samples, in the order of `points`; CloudWatch has neither labs nor status."""
     return [
         {
             "timestamp": EPOCH + timedelta(seconds=point.start),
@@ -31,23 +31,23 @@ def point_samples(points: Iterable[Point]) -> list[HistoryRow]:
 
 
 def point_statistics(points: Iterable[Point], interval: int) -> list[HistoryRow]:
-    """Rows of statistics from CloudWatch's datapoints, oldest first."""
+    """Return one row of statistics per `interval` (seconds) with points, oldest first."""
     by_start: dict[int, list[Point]] = {}
     for point in points:
         by_start.setdefault(align_interval(point.start, interval), []).append(point)
     return [
         {
             "timestamp": EPOCH + timedelta(seconds=start),
-            "cpu_utilization": _of([point.cpu for point in by_start[start]]),
-            "memory_utilization": _of([point.memory for point in by_start[start]]),
-            "active_labs_count": _of([]),
+            "cpu_utilization": _statistics([point.cpu for point in by_start[start]]),
+            "memory_utilization": _statistics([point.memory for point in by_start[start]]),
+            "active_labs_count": _statistics([]),
             "status_share": {},
         }
         for start in sorted(by_start)
     ]
 
 
-def _of(values: Iterable[float | None]) -> Mapping[str, float | None]:
+def _statistics(values: Iterable[float | None]) -> Mapping[str, float | None]:
     known = [value for value in values if value is not None]
     return {
         "avg": sum(known) / len(known) if known else None,

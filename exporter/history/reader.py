@@ -1,7 +1,7 @@
-"""One page of a worker's history: which source answers it, and where the next page begins.
+"""Reads a worker's history page by page, from MongoDB and, beyond its retention, from CloudWatch.
 
-A page has one source and one resolution. A range that reaches back beyond MongoDB's retention begins with CloudWatch's pages,
-coarser ones first, and goes on with MongoDB's.
+A page has one source and one resolution. A range that begins before MongoDB's retention starts with pages from CloudWatch,
+coarser ones first, and continues with pages from MongoDB.
 """
 
 import time
@@ -23,46 +23,47 @@ from exporter.storage import rows
 from exporter.storage.rows import HistoryRow
 
 RETENTION_TTL_SECONDS = 60
-"""Seconds for which the collection's retention is taken to be what it was: `retention --set` may change it any time."""
+"""Seconds for which the collection's retention is cached; `retention --set` may change it at any time."""
 
 
 class HistoryStore(Protocol):
-    """What is needed of the history."""
+    """The history in MongoDB; part of the repository."""
 
     async def current_retention(self) -> int | None:
-        """Seconds it keeps its samples, None: for good."""
+        """Return the retention in seconds, None when samples are kept permanently."""
 
     async def read_samples(self, worker_id: str, start: int, end: int, *, limit: int) -> tuple[list[HistoryRow], int | None]:
-        """Samples in [start, end) milliseconds, and where the rest begins."""
+        """Return samples in [start, end) milliseconds, and the millisecond where the rest begins, None without a rest."""
 
     async def read_statistics(
         self, worker_id: str, start: int, end: int, interval: int, *, limit: int
     ) -> tuple[list[HistoryRow], int | None]:
-        """Statistics in [start, end) seconds, and where the rest begins."""
+        """Return statistics in [start, end) seconds, and the second where the rest begins, None without a rest."""
 
 
-class Archived(Protocol):
-    """What is needed of CloudWatch."""
+class ArchiveSource(Protocol):
+    """The archive in CloudWatch; see `CloudWatchArchive`."""
 
     async def points(
         self, worker: Worker, entry: InventoryEntry | None, start: int, end: int, resolution: int, limit: int
     ) -> list[Point]:
-        """The first `limit` points of [start, end)."""
+        """Return the first `limit` points in [start, end) UTC seconds, oldest first; raises SourceError."""
 
     async def window(self, worker: Worker, entry: InventoryEntry | None, start: int, end: int, resolution: int) -> list[Point]:
-        """All points of [start, end)."""
+        """Return all points in [start, end) UTC seconds, oldest first; raises SourceError."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerRef:
-    """The worker that is asked about: as its aggregate says, or else as it is remembered, and what is remembered of it."""
+    """A worker, and its entry in the inventory."""
 
     worker: Worker
+    """From its worker document (the manager's aggregate) or, when that is gone, from the inventory."""
     entry: InventoryEntry | None
 
     @classmethod
     def of(cls, worker: Worker | None, entry: InventoryEntry | None) -> "WorkerRef | None":
-        """Join what is known; None when nothing is."""
+        """Return the reference of a worker, None when it is in neither source."""
         if worker is None and entry is not None:
             worker = worker_from_inventory(entry)
         return None if worker is None else cls(worker, entry)
@@ -70,34 +71,37 @@ class WorkerRef:
 
 @dataclass(frozen=True, slots=True)
 class PageRequest:
-    """What is asked of a worker's history: [start, end), all of it or what a cursor left over."""
+    """A request for one page of a worker's history in [start, end), from the first page or from a cursor."""
 
     start: int
-    """Milliseconds since 1970, as of every `following`."""
+    """Milliseconds since 1970, as `Page.following`."""
     end: int
     """UTC second."""
     interval: int | None
-    """Seconds; None: samples."""
+    """Seconds of a row of statistics; None for samples."""
     limit: int
+    """Rows of the page, 1 or more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A page of rows, oldest first; see `rows`."""
+    """A page of rows, oldest first."""
 
     rows: list[HistoryRow]
     following: int | None
-    """Milliseconds since 1970 where the next page begins, None: this is the last."""
+    """Milliseconds since 1970 where the next page begins; None for the last page."""
     source: Source
     resolution: int
+    """Seconds of a sample."""
     interval: int | None
+    """Seconds of a row of statistics; None for samples."""
     note: str | None = None
-    """What the reader should know of it."""
+    """A limitation of this page, as a sentence for the client."""
 
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """CPU and memory of one worker over [start, end), averaged: percent, None where CloudWatch has nothing."""
+    """Average CPU and memory of one worker in [start, end) UTC seconds: percent, None where CloudWatch has no datapoint."""
 
     instance_id: str | None
     region: str
@@ -108,17 +112,17 @@ class Resources:
 
 
 class HistoryReader:
-    """Reads the history of single workers, from MongoDB and beyond its retention from CloudWatch.
+    """Reads the history of single workers from MongoDB and, beyond its retention, from CloudWatch.
 
     Args:
         period: seconds of a sample.
-        history: None where none is kept.
-        archive: None where CloudWatch is not to be asked.
-        wanted_retention: seconds, for a history that is not there yet.
+        history: the history in MongoDB, None when the exporter keeps none.
+        archive: the archive in CloudWatch, None when CloudWatch is disabled.
+        wanted_retention: seconds, used while the collection does not exist.
         wall: UTC seconds.
-        monotonic: seconds, for the age of the retention.
+        monotonic: seconds of a clock that is never set, for the age of the cached retention.
 
-    Its methods raise StoreError or SourceError when who should answer does not.
+    Its methods raise StoreError when MongoDB does not answer, and SourceError when CloudWatch does not.
     """
 
     def __init__(
@@ -126,7 +130,7 @@ class HistoryReader:
         *,
         period: int,
         history: HistoryStore | None,
-        archive: Archived | None,
+        archive: ArchiveSource | None,
         wanted_retention: int,
         wall: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
@@ -134,12 +138,12 @@ class HistoryReader:
         self.period = period
         self._history = history
         self._archive = archive
-        self._wanted = wanted_retention
+        self._wanted_retention = wanted_retention
         self._wall = wall
         self._retention: AsyncCache[None, int | None] = AsyncCache(monotonic=monotonic)
 
     async def retention(self) -> int | None:
-        """Return how long the history keeps samples, in seconds; None: for good. 0 where there is none."""
+        """Return the retention of the history in seconds, None when samples are kept permanently, 0 without a history."""
         if self._history is None:
             return 0
         return await self._retention.get(None, partial(self._read_retention, self._history), RETENTION_TTL_SECONDS)
@@ -150,81 +154,89 @@ class HistoryReader:
         except IncompatibleStoreError as error:
             if error.reason != "collection":
                 raise
-            return self._wanted
+            return self._wanted_retention
 
     async def reach(self) -> int | None:
-        """Return how old the oldest sample may be that can be asked for, in seconds; None: as old as any."""
+        """Return the greatest age in seconds of a sample that can be queried, None when there is no limit."""
         kept = await self.retention()
         return None if kept is None else max(kept, OLDEST)
 
-    async def page(self, subject: WorkerRef, span: PageRequest) -> Page:
-        """Read one page of what `span` asks."""
+    async def page(self, ref: WorkerRef, request: PageRequest) -> Page:
+        """Return the first page of the requested range."""
         now = int(self._wall())
         kept = await self.retention()
         boundary = None if kept is None or self._archive is None else now - kept
         if self._history is None:
-            boundary = span.end
-        start = span.start // 1000
+            boundary = request.end
+        start = request.start // 1000
         note = self._note(start, now, kept)
-        parts = split_range(start, span.end, now, period=self.period, interval=span.interval, boundary=boundary)
-        if not parts:
-            return Page([], None, "mongodb", self.period, span.interval, note)
-        first, *rest = parts
+        segments = split_range(start, request.end, now, period=self.period, interval=request.interval, boundary=boundary)
+        if not segments:
+            return Page([], None, "mongodb", self.period, request.interval, note)
+        first, *rest = segments
         if first.source == "cloudwatch":
-            page, following = await self._archived(subject, first, span.limit, now)
+            page_rows, following = await self._read_archive(ref, first, request.limit, now)
         else:
             oldest = 0 if kept is None else now - kept  # MongoDB deletes late
-            begin = max(span.start, first.start * 1000, oldest * 1000)
-            page, following = await self._stored(subject, first, begin, span.limit)
+            begin = max(request.start, first.start * 1000, oldest * 1000)
+            page_rows, following = await self._read_history(ref, first, begin, request.limit)
         if following is None and rest:
             following = rest[0].start * 1000
-        return Page(page, following, first.source, first.resolution, first.interval, note)
+        return Page(page_rows, following, first.source, first.resolution, first.interval, note)
 
     def _note(self, start: int, now: int, kept: int | None) -> str | None:
         if self._history is None and self._archive is None:
-            return "This exporter keeps no history (mongodb.history is null) and does not ask CloudWatch, so there is nothing."
+            return (
+                "This exporter keeps no history (mongodb.history is null) and does not query CloudWatch, so there is no data."
+            )
         if self._history is None:
-            return "This exporter keeps no history (mongodb.history is null); CloudWatch answers, without status and labs."
+            return (
+                "This exporter keeps no history (mongodb.history is null); the data is CloudWatch's, without status and labs."
+            )
         if self._archive is None and kept is not None and start < now - kept:
             return (
                 f"The history begins at {rfc3339(now - kept)}, as samples are kept for {format_duration(kept)}; "
-                "CloudWatch, which may have older ones, is not asked (cloudwatch.enabled is false)."
+                "CloudWatch, which may have older ones, is not queried (cloudwatch.enabled is false)."
             )
         return None
 
-    async def _stored(self, subject: WorkerRef, part: Segment, begin: int, limit: int) -> tuple[list[HistoryRow], int | None]:
+    async def _read_history(
+        self, ref: WorkerRef, segment: Segment, begin: int, limit: int
+    ) -> tuple[list[HistoryRow], int | None]:
         assert self._history is not None
-        worker_id = subject.worker.id
-        if part.interval is None:
-            return await self._history.read_samples(worker_id, begin, part.end * 1000, limit=limit)
+        worker_id = ref.worker.id
+        if segment.interval is None:
+            return await self._history.read_samples(worker_id, begin, segment.end * 1000, limit=limit)
         start = align_up(begin, 1000) // 1000
-        found, following = await self._history.read_statistics(worker_id, start, part.end, part.interval, limit=limit)
+        found, following = await self._history.read_statistics(worker_id, start, segment.end, segment.interval, limit=limit)
         return found, None if following is None else following * 1000
 
-    async def _archived(self, subject: WorkerRef, part: Segment, limit: int, now: int) -> tuple[list[HistoryRow], int | None]:
+    async def _read_archive(
+        self, ref: WorkerRef, segment: Segment, limit: int, now: int
+    ) -> tuple[list[HistoryRow], int | None]:
         if self._archive is None:
             return [], None
-        end = min(part.end, align(now, part.resolution))  # nothing of a period that is not over
-        asked = limit if part.interval is None else (end - part.start) // part.resolution + 1
-        points = await self._archive.points(subject.worker, subject.entry, part.start, end, part.resolution, asked + 1)
-        found = point_samples(points) if part.interval is None else point_statistics(points, part.interval)
+        end = min(segment.end, align(now, segment.resolution))  # without the period that has not ended
+        points_needed = limit if segment.interval is None else (end - segment.start) // segment.resolution + 1
+        points = await self._archive.points(ref.worker, ref.entry, segment.start, end, segment.resolution, points_needed + 1)
+        found = point_samples(points) if segment.interval is None else point_statistics(points, segment.interval)
         if len(found) <= limit:
             return found, None
         return found[:limit], rows.milliseconds(found[limit]["timestamp"])
 
-    async def resources(self, subject: WorkerRef, seconds: int, end: int) -> Resources:
-        """Average what CloudWatch has of the `seconds` before `end`, in whole periods that are over."""
+    async def resources(self, ref: WorkerRef, seconds: int, end: int) -> Resources:
+        """Return CloudWatch's averages over the `seconds` before `end` (UTC second), in whole periods that have ended."""
         if self._archive is None:
             raise SourceError(
                 "cloudwatch",
                 "Disabled",
-                "cloudwatch.enabled is false, so there is nothing live to ask; the worker's metrics/history has what is kept.",
+                "cloudwatch.enabled is false, so there are no live values; the worker's metrics/history has stored ones.",
             )
         resolution = resolution_at(int(self._wall()) - end + seconds, self.period)
         end = align(end, resolution)
         start = align(end - seconds, resolution)
-        region, instances = instances_during(subject.entry, subject.worker, start, end)
-        points = await self._archive.window(subject.worker, subject.entry, start, end, resolution)
+        region, instances = instances_during(ref.entry, ref.worker, start, end)
+        points = await self._archive.window(ref.worker, ref.entry, start, end, resolution)
         return Resources(
             instance_id=instances[0] if instances else None,
             region=region,

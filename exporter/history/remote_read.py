@@ -1,8 +1,8 @@
-"""Prometheus remote read, the pure part: bytes → queries, matchers → worker series, samples → bytes.
+"""Prometheus remote read: decodes requests, matches labels, and encodes responses. Pure.
 
-The protocol is prompb's `ReadRequest` and `ReadResponse`, in snappy's block format
-(https://prometheus.io/docs/prometheus/latest/querying/remote_read_api/). The answer is of the SAMPLES type, which every version
-accepts. A sample takes 18 bytes, packed by hand: protobuf's own encoder needs ten times as long for them.
+The messages are `ReadRequest` and `ReadResponse` of remote_read.proto, compressed in snappy's block format
+(https://prometheus.io/docs/prometheus/latest/querying/remote_read_api/). Responses are of the type SAMPLES, which every version
+of Prometheus accepts. Samples, 18 bytes each, are packed here: protobuf's own encoder takes ten times as long.
 """
 
 import re
@@ -21,38 +21,38 @@ from exporter.core.errors import RequestError
 from exporter.history import remote_read_pb2 as pb
 
 MAX_BODY = 1 << 20
-"""Bytes of a request, before and after decompression: a matcher that names 10,000 workers takes a third of it."""
+"""Limit of a request in bytes, before and after decompression: a matcher that names 10,000 workers takes a third of it."""
 MAX_SELECTORS = 64
-"""Queries in one request; Prometheus sends one for each selector of an expression."""
+"""Limit of queries in one request; Prometheus sends one for each selector of an expression."""
 MAX_MATCHERS = 32
-"""In one query; there are nine labels."""
+"""Limit of matchers in one query; there are nine labels."""
 STALE = struct.pack("<Q", 0x7FF0000000000002)
-"""The NaN that ends a series: https://github.com/prometheus/prometheus/blob/main/model/value/value.go"""
+"""The stale marker, a NaN that ends a series: https://github.com/prometheus/prometheus/blob/main/model/value/value.go"""
 CONTENT_TYPE = "application/x-protobuf"
 
 _MAX_TIME = 253_402_300_799_000
-"""9999-12-31, in milliseconds; Prometheus asks for ±2^63 when it means "everything"."""
+"""9999-12-31, in milliseconds; Prometheus sends ±2^63 for an unlimited range."""
 
 
 # -- the request -------------------------------------------------------------------------------------------------------
 
 Operator = Literal["=", "!=", "=~", "!~"]
-_OPERATORS: tuple[Operator, ...] = ("=", "!=", "=~", "!~")  # by their number in prompb's LabelMatcher.Type
+_OPERATORS: tuple[Operator, ...] = ("=", "!=", "=~", "!~")  # at the index of their number in LabelMatcher.Type
 
 
 @dataclass(frozen=True, slots=True)
 class Matcher:
-    """One label matcher, with Prometheus' meaning: fully anchored RE2, and an absent label is an empty one."""
+    """A label matcher with Prometheus's semantics: fully anchored RE2, and an absent label equals an empty one."""
 
     name: str
     operator: Operator
     value: str
 
     def predicate(self) -> Callable[[str], bool]:
-        """Return the test of a label's value.
+        """Return a function that tests the value of a label.
 
         Raises:
-            RequestError: the value is no RE2 expression, or too large a one.
+            RequestError: the pattern is not a valid RE2 expression, or too large.
         """
         if self.operator in ("=", "!="):
             wanted = frozenset({self.value})
@@ -79,48 +79,48 @@ def _compile(pattern: str) -> Any:  # noqa: ANN401  # google-re2 ships no types
         return re2.compile(pattern, options)
     except re2.error as error:
         reason = error.args[0].decode(errors="replace") if isinstance(error.args[0], bytes) else str(error)
-        raise RequestError(f"{pattern[:100]!r} is not a regular expression of RE2: {reason}") from error
+        raise RequestError(f"{pattern[:100]!r} is not a valid RE2 regular expression: {reason}") from error
 
 
 @dataclass(frozen=True, slots=True)
 class SeriesSelector:
-    """One selector: the samples of [start, end] (milliseconds, both included) of every series all matchers agree with."""
+    """One query of a request: the samples in [start, end] milliseconds of every series that all matchers accept."""
 
     start: int
     end: int
     matchers: tuple[Matcher, ...]
     labels_only: bool
-    """Prometheus looks for series, not for samples."""
+    """Whether Prometheus wants the series without their samples."""
 
 
 def decode(body: bytes) -> tuple[SeriesSelector, ...]:
-    """Read a request.
+    """Return the queries of a compressed ReadRequest.
 
     Raises:
-        RequestError: it is not snappy, not a ReadRequest, or larger than anybody needs.
+        RequestError: the body is not compressed with snappy, is not a ReadRequest, or exceeds a limit.
     """
     if len(body) > MAX_BODY:
-        raise RequestError(f"the request has {len(body)} bytes; at most {MAX_BODY} are read")
+        raise RequestError(f"the request has {len(body)} bytes; at most {MAX_BODY} are accepted")
     try:
         size = cramjam.snappy.decompress_raw_len(body)
         if size > MAX_BODY:
-            raise RequestError(f"the request has {size} bytes when decompressed; at most {MAX_BODY} are read")
+            raise RequestError(f"the request has {size} bytes when decompressed; at most {MAX_BODY} are accepted")
         raw = bytes(cramjam.snappy.decompress_raw(body))
     except cramjam.DecompressionError as error:
-        raise RequestError("the body is not compressed in snappy's block format, or it was cut") from error
+        raise RequestError("the body is not compressed in snappy's block format, or is truncated") from error
     try:
         request = pb.ReadRequest.FromString(raw)
     except DecodeError as error:
         raise RequestError("the body is not a prometheus.ReadRequest") from error
     if len(request.queries) > MAX_SELECTORS:
-        raise RequestError(f"the request has {len(request.queries)} queries; at most {MAX_SELECTORS} are answered together")
+        raise RequestError(f"the request has {len(request.queries)} queries; at most {MAX_SELECTORS} are accepted")
     return tuple(map(_query, request.queries))
 
 
 def _query(query: pb.Query) -> SeriesSelector:
     start, end = query.start_timestamp_ms, query.end_timestamp_ms
     if query.HasField("hints") and query.hints.end_ms:
-        # What the function will look at; the query itself may be wider.
+        # The range that the function needs; the query's own may be wider.
         start, end = max(start, query.hints.start_ms), min(end, query.hints.end_ms)
     return SeriesSelector(
         start=max(0, min(start, _MAX_TIME)),
@@ -132,13 +132,13 @@ def _query(query: pb.Query) -> SeriesSelector:
 
 def _matchers(matchers: Sequence[pb.LabelMatcher]) -> tuple[Matcher, ...]:
     if len(matchers) > MAX_MATCHERS:
-        raise RequestError(f"a query has {len(matchers)} matchers; at most {MAX_MATCHERS} are taken")
+        raise RequestError(f"a query has {len(matchers)} matchers; at most {MAX_MATCHERS} are accepted")
     return tuple(map(_matcher, matchers))
 
 
 def _matcher(matcher: pb.LabelMatcher) -> Matcher:
     if not 0 <= matcher.type < len(_OPERATORS):
-        raise RequestError(f"matcher type {matcher.type} is none of =, !=, =~ and !~")
+        raise RequestError(f"matcher type {matcher.type} is not one of =, !=, =~, and !~")
     return Matcher(matcher.name, _OPERATORS[matcher.type], matcher.value)
 
 
@@ -151,23 +151,23 @@ class Selection:
     """All matchers of a query, compiled.
 
     Raises:
-        RequestError: one of them is no RE2 expression.
+        RequestError: a pattern is not a valid RE2 expression.
     """
 
     def __init__(self, matchers: Iterable[Matcher]) -> None:
         self._tests = [(matcher.name, matcher.predicate()) for matcher in matchers]
 
     def accepts(self, labels: Labels, unknown: Collection[str] = ()) -> bool:
-        """Whether every matcher agrees with the series; labels that are not known yet may be anything."""
+        """Whether every matcher accepts the series; matchers of labels that are not known yet are skipped."""
         return all(test(labels.get(name, "")) for name, test in self._tests if name not in unknown)
 
 
-# -- the answer --------------------------------------------------------------------------------------------------------
+# -- the response ------------------------------------------------------------------------------------------------------
 
 
 @lru_cache(maxsize=65536)
 def _stamp(milliseconds: int) -> bytes:
-    """The timestamp field of a sample. Workers share their periods, so each is encoded once."""
+    """Encode the timestamp field of a sample; cached, because workers have their samples at the same times."""
     return b"\x10" + _varint(milliseconds)
 
 
@@ -180,13 +180,13 @@ class Series:
 
 
 def encode_series(labels: Labels, stamps: Sequence[int], values: Sequence[float], *, stale_at: int | None = None) -> Series:
-    """Encode a series.
+    """Encode a TimeSeries.
 
     Args:
-        labels: with `__name__`; empty ones are left out, since an absent label is the same.
-        stamps: milliseconds, ascending, each once.
-        values: as many.
-        stale_at: milliseconds after the last stamp at which the series ends for good, None if it goes on.
+        labels: with `__name__`; empty ones are left out, since an absent label equals an empty one.
+        stamps: milliseconds, ascending, without duplicates.
+        values: one per stamp.
+        stale_at: milliseconds of the stale marker that ends the series, after the last stamp; None for a series that goes on.
     """
     head = b"".join(
         _message(1, _message(1, name.encode()) + _message(2, value.encode())) for name, value in sorted(labels.items()) if value
@@ -207,8 +207,8 @@ def _sample(value: bytes, stamp: bytes) -> bytes:
     return _message(2, b"\x09" + value + stamp)
 
 
-def encode_answer(results: Iterable[Iterable[Series]]) -> bytes:
-    """Return the compressed ReadResponse: one result for each query, in their order."""
+def encode_response(results: Iterable[Iterable[Series]]) -> bytes:
+    """Return the compressed ReadResponse with one result per query, in their order."""
     raw = b"".join(_message(1, b"".join(_message(1, series.encoded) for series in result)) for result in results)
     return bytes(cramjam.snappy.compress_raw(raw))
 
@@ -227,7 +227,7 @@ def _varint(number: int) -> bytes:
 
 
 def in_order(stamps: Sequence[int], values: Sequence[Any]) -> Iterator[tuple[int, Any]]:
-    """Yield the pairs ascending by time, each time once; MongoDB gives them bucket by bucket."""
+    """Yield (time, value) ascending by time, without duplicate times; MongoDB returns them bucket by bucket."""
     last = -1
     for stamp, value in sorted(zip(stamps, values, strict=True), key=lambda pair: pair[0]):
         if stamp != last:

@@ -1,7 +1,7 @@
-"""Who answers which part of a range of time, and how finely: MongoDB within the retention, CloudWatch before it. Pure.
+"""Splits a time range into segments: MongoDB within the retention, CloudWatch before it, each at one resolution. Pure.
 
-What CloudWatch still has (https://docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/cloudwatch_concepts.html, Metrics
-retention): datapoints of 60 s for 15 days, of 300 s for 63 days, of 1 hour for 455 days.
+CloudWatch retains datapoints of 60 s for 15 days, of 300 s for 63 days, and of 1 hour for 455 days
+(https://docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/cloudwatch_concepts.html, Metrics retention).
 """
 
 from dataclasses import dataclass
@@ -15,16 +15,15 @@ Source = Literal["mongodb", "cloudwatch"]
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A part of a range that one source answers evenly: [start, end) in UTC seconds.
-
-    `resolution` is the length of the samples in seconds, `interval` that of the rows they are aggregated into, if they are.
-    """
+    """A part of a time range with one source and one resolution: [start, end) in UTC seconds."""
 
     source: Source
     start: int
     end: int
     resolution: int
+    """Seconds of a sample."""
     interval: int | None
+    """Seconds of the rows that the samples are aggregated into; None for the samples themselves."""
 
     @property
     def step(self) -> int:
@@ -33,17 +32,17 @@ class Segment:
 
 
 def split_range(start: int, end: int, now: int, *, period: int, interval: int | None, boundary: int | None) -> list[Segment]:
-    """Cut [start, end) into stretches, oldest first.
+    """Split [start, end) into segments, oldest first.
 
-    A row never straddles two stretches: each cut lies where a row of the older, coarser one ends.
+    No row spans two segments: each cut is where a row of the older, coarser segment ends.
 
     Args:
         start: UTC second.
         end: UTC second.
-        now: UTC second that ages are counted from.
+        now: UTC second that ages are relative to.
         period: seconds of a sample in MongoDB.
-        interval: seconds of a row, None for samples. Rows are longer where CloudWatch has nothing that fine.
-        boundary: UTC second from which on MongoDB answers; None: everything.
+        interval: seconds of a row, None for samples. Rows are longer where CloudWatch retains only coarser datapoints.
+        boundary: UTC second from which MongoDB has the samples; None when it has all.
     """
     found: list[Segment] = []
     at = start
@@ -60,7 +59,7 @@ def split_range(start: int, end: int, now: int, *, period: int, interval: int | 
 
 
 def _tiers(period: int) -> list[tuple[int, int]]:
-    """(the age at which the tier begins, its resolution), oldest first; tiers of one resolution are one."""
+    """Return (age in seconds at which the tier begins, resolution in seconds), oldest first; equal resolutions are merged."""
     ages = [0, *(limit for limit, _ in TIERS)]
     tiers: dict[int, int] = {}
     for younger, (_, finest) in zip(ages, TIERS, strict=False):

@@ -1,13 +1,15 @@
-"""The history as Prometheus series: which there are, under what labels, and their samples, as remote read answers them.
+"""The history as Prometheus series for remote read: selects workers and metrics, reads their values, and encodes them.
 
-Every series has the label store="history". Values stand at the START of their period; percent becomes a ratio.
+Every series has the label store="history". A sample is at the START of its period, an hourly aggregate at the end of its hour;
+percent becomes a ratio.
 """
 
 import asyncio
 import math
 from array import array
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
-from typing import Any, Protocol, TypeVar
+from dataclasses import replace
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from exporter.core.catalog import INFO, STATUS, WORKER_LABELS
 from exporter.core.errors import RequestError
@@ -26,20 +28,21 @@ from exporter.history import hourly_cache
 from exporter.history.hourly_cache import days_of
 from exporter.history.remote_read import Selection, Series, SeriesSelector, encode_series, in_order
 
-F = TypeVar("F", "HistoryMetric", "HourlyMetric")
+M = TypeVar("M", "HistoryMetric", "HourlyMetric")
 MAX_SAMPLES = 3_000_000
-"""Samples in one answer: 54 MB before compression. Prometheus' own limit for a whole query is 50 million."""
+"""Samples in one response: 54 MB before compression. Prometheus's own limit for a whole query is 50 million."""
 MAX_SERIES = 50_000
-MAX_DAYS = hourly_cache.MAX_CACHED_WORKER_DAYS
-"""Days of single workers in one answer by the hour: a month of 1,250 workers."""
-_TOGETHER = 100
-"""Workers whose hours are encoded in one go: to change threads for each takes as long as the work."""
-_SLACK = DAY
-"""Seconds before a worker was first seen, and after it was last, from which there may be samples all the same."""
+"""Series in one response."""
+MAX_WORKER_DAYS = hourly_cache.MAX_CACHED_WORKER_DAYS
+"""Days times workers in one response of hourly aggregates: a month of 1,250 workers."""
+_WORKERS_PER_BATCH = 100
+"""Workers whose hourly aggregates are encoded in one call: a change of threads takes as long as the work for one worker."""
+_SLACK_SECONDS = DAY
+"""Samples may exist so long before a worker was first seen and after it was last seen."""
 
 
-def facts(entry: InventoryEntry | None) -> dict[str, str]:
-    """The labels of the info series; empty, which Prometheus takes for absent, where nothing is known."""
+def info_labels(entry: InventoryEntry | None) -> dict[str, str]:
+    """Return the additional labels of the info series; empty, which Prometheus treats as absent, where nothing is known."""
     names = [name for name in INFO.labels if name not in WORKER_LABELS]
     if entry is None:
         return dict.fromkeys(names, "")
@@ -53,7 +56,7 @@ def facts(entry: InventoryEntry | None) -> dict[str, str]:
 
 
 class ColumnSource(Protocol):
-    """What is needed of the history."""
+    """Columns of samples or of hourly aggregates: the repository, and the hourly cache."""
 
     def columns(
         self, worker_ids: Collection[str], start: int, end: int, field: str | None
@@ -65,174 +68,212 @@ async def read(
     query: SeriesSelector,
     entries: Sequence[InventoryEntry],
     history: ColumnSource,
-    by_hour: ColumnSource,
+    hourly: ColumnSource,
     *,
     period: int,
     oldest: int = 0,
     most: int = MAX_SAMPLES,
 ) -> list[Series]:
-    """Answer one query of a remote read.
+    """Return the encoded series of one query of a remote read request.
 
     Args:
-        query: what is asked for.
-        entries: the inventory; a worker it does not know has no series.
-        history: where the samples are.
-        by_hour: the same by the hour, at the hours' ends.
-        period: of the history, in seconds.
+        query: the selector and its range.
+        entries: the inventory; a worker that is not in it has no series.
+        history: the samples.
+        hourly: the hourly aggregates, at the end of each hour.
+        period: seconds of a sample.
         oldest: UTC second; samples before it are past retention.
-        most: samples there may be.
+        most: limit of samples.
 
     Raises:
-        RequestError: a matcher is no RE2 expression, or the answer would have too many samples.
+        RequestError: a matcher is not a valid RE2 expression, or the response would be too large.
         StoreError: MongoDB does not answer.
     """
-    start, end = max(query.start, oldest * 1000), query.end
-    if start > end:
+    query = replace(query, start=max(query.start, oldest * 1000))
+    if query.start > query.end:
         return []
     selection = Selection(query.matchers)
-    newest = max((entry.last_seen for entry in entries), default=0)
     found: list[Series] = []
-    total = 0
-
-    def take(series: Sequence[Series]) -> None:
-        nonlocal total
-        found.extend(series)
-        total += sum(each.samples for each in series)
-        if total > most or len(found) > MAX_SERIES:
-            raise _too_much(f"{most} samples or {MAX_SERIES} series")
-
-    for family in _asked(HISTORY_METRICS, selection):
-        unknown = _READ.get(family.metric.name, ("region",))
-        chosen = {entry.worker_id: entry for entry in entries if selection.accepts(_fixed(family, entry), unknown)}
-        if not chosen:
-            continue
-        async for worker_id, region, stamps, values in history.columns(chosen.keys(), start, end, family.field):
-            entry = chosen[worker_id]
-            until = end if _is_gone(entry, newest) else None
-            # In a thread: a month of a worker is milliseconds of Python in which no scrape would be answered.
-            take(
-                await asyncio.to_thread(
-                    _series, family, entry, region, stamps, values, selection, period, until, query.labels_only
+    samples = 0
+    for source in (
+        _read_samples(query, selection, entries, history, period),
+        _read_hourly(query, selection, entries, hourly, oldest),
+    ):
+        async for series in source:
+            found.extend(series)
+            samples += sum(each.samples for each in series)
+            if samples > most or len(found) > MAX_SERIES:
+                raise RequestError(
+                    f"the response would have more than {most} samples or {MAX_SERIES} series; "
+                    "name fewer workers or metrics, or a shorter range"
                 )
-            )
-    by_name = any(matcher.name == "__name__" for matcher in query.matchers)
-    start = max(start, (oldest + HOUR) * 1000)  # of an hour all samples count
-    there = [entry for entry in entries if _was_there(entry, start // 1000, end // 1000)]
-    days = len(days_of(start // 1000, end // 1000))
-    for rollup in _asked(HOURLY_METRICS if by_name else (), selection):
-        chosen = {entry.worker_id: entry for entry in there if selection.accepts(_fixed(rollup, entry), ("region",))}
-        if len(chosen) * days > MAX_DAYS:  # then a worker is only looked for where it is known to have been
-            chosen = {key: entry for key, entry in chosen.items() if _may_be_in_a_region(selection, entry)}
-        if len(chosen) * days > MAX_DAYS:
-            raise RequestError(
-                f"{len(chosen)} workers on {days} days are more than the {MAX_DAYS} days of single workers that are read "
-                "together; name fewer workers, a region, or a shorter range"
-            )
-        parts: list[tuple[InventoryEntry, str, Sequence[int], Sequence[float]]] = []
-        async for worker_id, region, stamps, values in by_hour.columns(chosen.keys(), start, end, rollup.field):
-            parts.append((chosen[worker_id], region, stamps, values))
-            if len(parts) == _TOGETHER:
-                take(await asyncio.to_thread(_hours, rollup, parts, selection, query.labels_only))
-                parts = []
-        take(await asyncio.to_thread(_hours, rollup, parts, selection, query.labels_only))
     return found
 
 
-def only_hours(queries: Iterable[SeriesSelector]) -> bool:
-    """Whether every query names a series that is by the hour."""
-    names = {rollup.name for rollup in HOURLY_METRICS}
+async def _read_samples(
+    query: SeriesSelector, selection: Selection, entries: Sequence[InventoryEntry], history: ColumnSource, period: int
+) -> AsyncIterator[list[Series]]:
+    """Yield the series of samples, worker by worker."""
+    newest = max((entry.last_seen for entry in entries), default=0)
+    for metric in _selected_metrics(HISTORY_METRICS, selection):
+        unknown = _LABELS_OF_SAMPLES.get(metric.name, ("region",))
+        selected = {entry.worker_id: entry for entry in entries if selection.accepts(_known_labels(metric, entry), unknown)}
+        if not selected:
+            continue
+        async for worker_id, region, stamps, values in history.columns(selected.keys(), query.start, query.end, metric.field):
+            column = _Column(selected[worker_id], region, stamps, values)
+            gone_until = query.end if _is_gone(column.entry, newest) else None
+            # In a thread: a month of a worker takes milliseconds of Python, in which the event loop would serve no scrape.
+            yield await asyncio.to_thread(
+                _encode_samples, metric, column, selection, period, gone_until, labels_only=query.labels_only
+            )
+
+
+async def _read_hourly(
+    query: SeriesSelector, selection: Selection, entries: Sequence[InventoryEntry], hourly: ColumnSource, oldest: int
+) -> AsyncIterator[list[Series]]:
+    """Yield the series of hourly aggregates, many workers at a time; only for a query with a matcher of `__name__`.
+
+    Raises:
+        RequestError: the query needs more than MAX_WORKER_DAYS.
+    """
+    if not any(matcher.name == "__name__" for matcher in query.matchers):
+        return
+    start = max(query.start, (oldest + HOUR) * 1000)  # all samples of an hour are within the retention
+    end = query.end
+    candidates = [entry for entry in entries if _may_have_samples(entry, start // 1000, end // 1000)]
+    days = len(days_of(start // 1000, end // 1000))
+    for metric in _selected_metrics(HOURLY_METRICS, selection):
+        selected = _select_workers(metric, selection, candidates, days)
+        columns: list[_Column] = []
+        async for worker_id, region, stamps, values in hourly.columns(selected.keys(), start, end, metric.field):
+            columns.append(_Column(selected[worker_id], region, stamps, values))
+            if len(columns) == _WORKERS_PER_BATCH:
+                yield await asyncio.to_thread(_encode_hourly, metric, columns, selection, labels_only=query.labels_only)
+                columns = []
+        yield await asyncio.to_thread(_encode_hourly, metric, columns, selection, labels_only=query.labels_only)
+
+
+def only_hourly_metrics(queries: Iterable[SeriesSelector]) -> bool:
+    """Whether every query names an hourly metric."""
+    names = {metric.name for metric in HOURLY_METRICS}
     return all(
-        any(each.name == "__name__" and each.operator == "=" and each.value in names for each in query.matchers)
+        any(matcher.name == "__name__" and matcher.operator == "=" and matcher.value in names for matcher in query.matchers)
         for query in queries
     )
 
 
-def _asked(families: Sequence[F], selection: Selection) -> list[F]:
-    """Those whose name is one that is asked for: so most workers' labels need not be looked at."""
-    return [family for family in families if selection.accepts({"__name__": family.name, "store": STORE}, _OF_A_WORKER)]
+# -- which metrics and workers
 
 
-def _was_there(entry: InventoryEntry, start: int, end: int) -> bool:
-    """Whether a worker may have samples in [start, end] UTC seconds: most of those that are remembered may be long gone."""
+_ALL_WORKER_LABELS = frozenset((*STATUS.labels, *INFO.labels))
+_ALL_BUT_REGION = _ALL_WORKER_LABELS - {"region"} | {"__name__", "store"}
+_LABELS_OF_SAMPLES = {STATUS.name: ("region", "status")}
+"""Metric name → labels that are known only from its samples; for every other metric the region, since a worker may move."""
+
+
+def _selected_metrics(metrics: Sequence[M], selection: Selection) -> list[M]:
+    """Return the metrics whose name is selected, so that the labels of all workers are compared for these only."""
+    return [metric for metric in metrics if selection.accepts({"__name__": metric.name, "store": STORE}, _ALL_WORKER_LABELS)]
+
+
+def _select_workers(
+    metric: HourlyMetric, selection: Selection, candidates: Iterable[InventoryEntry], days: int
+) -> dict[str, InventoryEntry]:
+    """Return worker id → entry of each selected worker; raises RequestError when these are too many for `days`."""
+    selected = {entry.worker_id: entry for entry in candidates if selection.accepts(_known_labels(metric, entry), ("region",))}
+    if len(selected) * days > MAX_WORKER_DAYS:  # only then are workers left out by the regions of the inventory
+        selected = {worker_id: entry for worker_id, entry in selected.items() if _may_be_in_region(selection, entry)}
+    if len(selected) * days > MAX_WORKER_DAYS:
+        raise RequestError(
+            f"hourly aggregates of {len(selected)} workers on {days} days exceed the limit of {MAX_WORKER_DAYS} worker days "
+            "per query; name fewer workers, a region, or a shorter range"
+        )
+    return selected
+
+
+def _may_have_samples(entry: InventoryEntry, start: int, end: int) -> bool:
+    """Whether a worker may have samples in [start, end] UTC seconds; many in the inventory are long gone."""
     begin = min((time for time in (entry.created_at, entry.first_seen) if time is not None), default=0)
-    return begin - _SLACK <= end and start <= entry.last_seen + _SLACK
+    return begin - _SLACK_SECONDS <= end and start <= entry.last_seen + _SLACK_SECONDS
 
 
-def _may_be_in_a_region(selection: Selection, entry: InventoryEntry) -> bool:
-    """Whether one of the regions a worker was seen in, or none, is asked for."""
-    regions = {entry.region, "", *(sighting.region for sighting in entry.instances)}
+def _may_be_in_region(selection: Selection, entry: InventoryEntry) -> bool:
+    """Whether a region that the worker was seen in, or the absence of one, is selected."""
+    regions = {entry.region, "", *(interval.region for interval in entry.instances)}
     return any(selection.accepts({"region": region}, _ALL_BUT_REGION) for region in regions)
 
 
-def _too_much(what: str) -> RequestError:
-    return RequestError(f"the answer would have more than {what}; name fewer workers or metrics, or a shorter range")
-
-
-_OF_A_WORKER = frozenset((*STATUS.labels, *INFO.labels))
-_ALL_BUT_REGION = _OF_A_WORKER - {"region"} | {"__name__", "store"}
-_READ = {STATUS.name: ("region", "status")}
-"""The labels that only the samples tell; of all series the region, since a worker may have moved."""
-
-
-def _fixed(family: HistoryMetric | HourlyMetric, entry: InventoryEntry) -> dict[str, str]:
-    """The labels known before a sample is read."""
-    labels = {"__name__": family.name, "worker_id": entry.worker_id, "store": STORE}
-    described = family is INFO_1H or (isinstance(family, HistoryMetric) and family.metric is INFO)
-    return labels | facts(entry) if described else labels
+def _known_labels(metric: HistoryMetric | HourlyMetric, entry: InventoryEntry) -> dict[str, str]:
+    """Return the labels that are known before a sample is read."""
+    labels = {"__name__": metric.name, "worker_id": entry.worker_id, "store": STORE}
+    is_info = metric is INFO_1H or (isinstance(metric, HistoryMetric) and metric.metric is INFO)
+    return labels | info_labels(entry) if is_info else labels
 
 
 def _is_gone(entry: InventoryEntry, newest: int) -> bool:
+    """Whether a worker's series end; `newest` is the UTC second at which a worker was seen last."""
     return entry.status == "terminated" or entry.last_seen < newest - GONE_AFTER_SECONDS
 
 
-def _series(
-    family: HistoryMetric,
-    entry: InventoryEntry,
-    region: str,
-    stamps: Sequence[int],
-    values: Sequence[Any],
-    selection: Selection,
-    period: int,
-    gone_until: int | None,
-    labels_only: bool,
+# -- encoding
+
+
+class _Column(NamedTuple):
+    """Values of one field of one worker in one region; times in milliseconds."""
+
+    entry: InventoryEntry
+    region: str
+    stamps: Sequence[int]
+    values: Sequence[Any]
+
+
+def _encode_samples(
+    metric: HistoryMetric, column: _Column, selection: Selection, period: int, gone_until: int | None, *, labels_only: bool
 ) -> list[Series]:
-    """Encode the series of one worker, region and metric; one for each status it had, else one."""
-    labels = _fixed(family, entry) | {"region": region}
+    """Encode the series of one worker, region and metric: one for each status that it had, otherwise one.
+
+    Args:
+        metric: the metric.
+        column: its values.
+        selection: which of the series.
+        period: seconds of a sample.
+        gone_until: end of the range in milliseconds for a worker that is gone, so that a stale marker follows; None otherwise.
+        labels_only: without samples.
+    """
+    labels = _known_labels(metric, column.entry) | {"region": column.region}
     variants: list[tuple[dict[str, str], Callable[[Any], float]]]
-    if family.metric is STATUS:
-        variants = [(labels | {"status": each}, each.__eq__) for each in sorted(set(values))]
+    if metric.metric is STATUS:
+        variants = [(labels | {"status": status}, status.__eq__) for status in sorted(set(column.values))]
     else:
-        variants = [(labels, lambda value: value / family.scale)]
+        variants = [(labels, lambda value: value / metric.scale)]
     accepted = [variant for variant in variants if selection.accepts(variant[0])]
     if not accepted or labels_only:
-        return [encode_series(each, (), ()) for each, _ in accepted]
-    pairs = [(time, v) for time, v in in_order(stamps, values) if isinstance(v, str) or math.isfinite(v)]
+        return [encode_series(labels, (), ()) for labels, _ in accepted]
+    pairs = [(time, v) for time, v in in_order(column.stamps, column.values) if isinstance(v, str) or math.isfinite(v)]
     if not pairs:
         return []
     times = [time for time, _ in pairs]
     after = times[-1] + period * 1000
     stale_at = after if gone_until is not None and after <= gone_until else None
-    return [encode_series(each, times, [value(v) for _, v in pairs], stale_at=stale_at) for each, value in accepted]
+    return [encode_series(labels, times, [value(v) for _, v in pairs], stale_at=stale_at) for labels, value in accepted]
 
 
-def _hours(
-    rollup: HourlyMetric,
-    parts: Sequence[tuple[InventoryEntry, str, Sequence[int], Sequence[float]]],
-    selection: Selection,
-    labels_only: bool,
+def _encode_hourly(
+    metric: HourlyMetric, columns: Iterable[_Column], selection: Selection, *, labels_only: bool
 ) -> list[Series]:
-    """Encode the series of each worker and region."""
+    """Encode one series per worker and region."""
     found = []
-    for entry, region, stamps, values in parts:
-        labels = _fixed(rollup, entry) | {"region": region}
+    for entry, region, stamps, values in columns:
+        labels = _known_labels(metric, entry) | {"region": region}
         if not selection.accepts(labels):
             continue
-        if labels_only or rollup is INFO_1H:
+        if labels_only or metric is INFO_1H:
             values = array("d", [1]) * len(stamps)
-        elif any(value != value for value in values):  # NaN: an hour with samples, but none of this metric
+        elif any(value != value for value in values):  # NaN: an hour with samples, but none with this field
             stamps = [stamp for stamp, value in zip(stamps, values, strict=True) if value == value]
             values = [value for value in values if value == value]
         if stamps:
-            scaled = values if rollup.scale == 1 else [value / rollup.scale for value in values]
+            scaled = values if metric.scale == 1 else [value / metric.scale for value in values]
             found.append(encode_series(labels, () if labels_only else stamps, () if labels_only else scaled))
     return found

@@ -169,9 +169,9 @@ async def remote(request: Request) -> Response:
     try:
         state = request.app.state
         # Few at once: each may hold millions of samples until it is sent. Waiting counts too: nobody waits longer for it.
-        async with asyncio.timeout(READ_SECONDS), state.reading_hours if series.only_hours(queries) else state.reading:
+        async with asyncio.timeout(READ_SECONDS), state.reading_hours if series.only_hourly_metrics(queries) else state.reading:
             found = await _read(backend, backend.columns, backend.hourly, queries)
-            body = await asyncio.to_thread(remote_read.encode_answer, found)
+            body = await asyncio.to_thread(remote_read.encode_response, found)
     except TimeoutError as error:
         raise HTTPException(
             HTTPStatus.SERVICE_UNAVAILABLE,

@@ -15,7 +15,7 @@ from exporter.commands.export.spool import Block, SampleSpool
 from exporter.core.catalog import INFO, LONGEST_LABEL, STATUS, Metric
 from exporter.core.history_metrics import HISTORY_METRICS, STORE, HistoryMetric
 from exporter.core.model import InventoryEntry
-from exporter.history.series import facts
+from exporter.history.series import info_labels
 
 END = "# EOF\n"
 _LINES = 10_000
@@ -54,7 +54,7 @@ def _series(
     """Yield each series of a family in a block: its name with labels, and its values, NaN where it has none."""
     own = {"worker_id": block.worker_id, "region": block.region}
     if family.metric is INFO:
-        yield series(INFO, own | facts(entry)), array("d", [1.0]) * block.samples
+        yield series(INFO, own | info_labels(entry)), array("d", [1.0]) * block.samples
     elif family.metric is STATUS:
         codes = columns.values(block, "status")
         for status in sorted(block.statuses):

@@ -13,7 +13,7 @@ from exporter.core.model import InstanceInterval, InventoryEntry, WorkerMetricsS
 from exporter.core.periods import DAY, HOUR, to_datetime, to_seconds
 from exporter.history import series
 from exporter.history.hourly_cache import HourlyCache
-from exporter.history.remote_read import Matcher, SeriesSelector, encode_answer
+from exporter.history.remote_read import Matcher, SeriesSelector, encode_response
 from exporter.history.series import read
 from exporter.storage.lease import BACKFILL, Lease
 from exporter.storage.mongo import Database
@@ -68,7 +68,7 @@ async def ask(
 ) -> prompb.Found:
     query = SeriesSelector((START + first * PERIOD) * 1000, (START + last * PERIOD) * 1000, matchers, labels_only)
     (found,) = prompb.answer(
-        encode_answer([await read(query, entries, history, hourly(history), period=PERIOD, oldest=oldest, most=most)])
+        encode_response([await read(query, entries, history, hourly(history), period=PERIOD, oldest=oldest, most=most)])
     )
     return found
 
@@ -344,7 +344,7 @@ async def test_hours_are_for_who_asks_by_name(history: WorkerMetricsRepository) 
 def test_only_who_names_an_hour_is_no_danger_to_the_memory(name: Matcher, hours: bool) -> None:
     known = Matcher("__name__", "=", "cml_worker:info:max1h")
     wanted = [SeriesSelector(0, 1, (Matcher("store", "=", "history"), each), False) for each in (known, name)]
-    assert series.only_hours(wanted) == hours
+    assert series.only_hourly_metrics(wanted) == hours
 
 
 async def test_an_hour_that_reaches_beyond_retention_is_left_out(history: WorkerMetricsRepository) -> None:
@@ -357,12 +357,13 @@ async def test_an_hour_that_reaches_beyond_retention_is_left_out(history: Worker
 async def test_more_days_than_fit_are_refused_before_they_are_read(
     history: WorkerMetricsRepository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(series, "MAX_DAYS", 10)
+    monkeypatch.setattr(series, "MAX_WORKER_DAYS", 10)
     await history.add_samples([sample(f"w{k}", n) for k in range(5) for n in range(12)])
     entries = [entry(f"w{k}") for k in range(5)]
     name = Matcher("__name__", "=", "cml_worker:running:avg1h")
     assert len(await ask(history, entries, name, last=288)) == 5
-    with pytest.raises(RequestError, match=r"5 workers on 3 days are more than the 10 days .* name fewer workers, a region"):
+    refused = r"5 workers on 3 days exceed the limit of 10 worker days .* name fewer workers, a region"
+    with pytest.raises(RequestError, match=refused):
         await ask(history, entries, name, last=2 * 288)
     # Those that cannot have a sample there do not count: long gone, not yet made, or elsewhere.
     others = [entry(f"gone{k}", last_seen=START - 2 * DAY) for k in range(50)]
@@ -383,7 +384,7 @@ async def test_an_hour_that_a_backfill_fills_is_read_again(history: WorkerMetric
     )
 
     async def told() -> list[tuple[int, float]]:
-        (found,) = prompb.answer(encode_answer([await read(wanted, [entry("w1")], history, kept, period=PERIOD)]))
+        (found,) = prompb.answer(encode_response([await read(wanted, [entry("w1")], history, kept, period=PERIOD)]))
         return found[rolled("active_labs:max", "w1")]
 
     await history.add_samples([sample("w1", n) for n in range(12)])

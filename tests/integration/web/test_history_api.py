@@ -494,7 +494,7 @@ class TestBeyondRetention:
         assert times(answer) == [rfc3339(LATEST - DAY)]  # the other has only not been deleted yet
         assert answer["note"] == (
             f"The history begins at {rfc3339(NOW - 2 * DAY)}, as samples are kept for 2d; "
-            "CloudWatch, which may have older ones, is not asked (cloudwatch.enabled is false)."
+            "CloudWatch, which may have older ones, is not queried (cloudwatch.enabled is false)."
         )
         assert answer["source"] == "mongodb"
         assert "note" not in await exporter.history(start="-1d")

@@ -107,7 +107,7 @@ async def test_what_failed_or_came_in_part_is_an_error_and_not_kept(
     source: Source, kept: CloudWatchArchive, outcome: str
 ) -> None:
     source.outcome = outcome
-    with pytest.raises(SourceError, match="answered only in part about i-0000000a"):
+    with pytest.raises(SourceError, match="returned only a part of the data of i-0000000a"):
         await kept.window(WORKER, None, *OLD, STEP)
     source.outcome = "ok"
     assert len(await kept.window(WORKER, None, *OLD, STEP)) == 288

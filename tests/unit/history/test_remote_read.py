@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from exporter.core.errors import RequestError
 from exporter.history import remote_read
 from exporter.history import remote_read_pb2 as pb
-from exporter.history.remote_read import Matcher, Operator, Selection, decode, encode_answer, encode_series, in_order
+from exporter.history.remote_read import Matcher, Operator, Selection, decode, encode_response, encode_series, in_order
 from tests.helpers import prompb
 
 T = 1_767_225_600_000
@@ -126,7 +126,7 @@ def test_what_re2_does_not_know_is_refused_with_the_reason(pattern: str) -> None
     if pattern == "a{2":  # a literal in RE2
         assert Selection([Matcher("x", "=~", pattern)]).accepts({"x": "a{2"})
         return
-    with pytest.raises(RequestError, match="regular expression of RE2"):
+    with pytest.raises(RequestError, match="valid RE2 regular expression"):
         Selection([Matcher("x", "=~", pattern)])
 
 
@@ -140,7 +140,7 @@ def test_an_answer_is_what_protobuf_reads() -> None:
     labels = {"__name__": "x", "worker_id": 'w "1"', "region": "", "store": "history"}
     stamps = [T, T + 300_000, T + 600_000]
     series = encode_series(labels, stamps, [0.0, 0.1 + 0.2, 1.0], stale_at=T + 900_000)
-    first, second = prompb.answer(encode_answer([[series], []]))
+    first, second = prompb.answer(encode_response([[series], []]))
     (found,) = first.items()
     assert found[0] == (("__name__", "x"), ("store", "history"), ("worker_id", 'w "1"')), "an empty label is an absent one"
     assert found[1][:3] == list(zip(stamps, [0.0, 0.1 + 0.2, 1.0], strict=True))
@@ -164,12 +164,12 @@ def test_a_packed_response_is_byte_for_byte_what_protobuf_writes(stamps: list[in
         samples=[pb.Sample(value=v, timestamp=at) for at, v in [*zip(stamps, values, strict=True), (T + 600_000, stale)]],
     )
     response = pb.ReadResponse(results=[pb.QueryResult(timeseries=[official, official]), pb.QueryResult()])
-    raw = bytes(cramjam.snappy.decompress_raw(encode_answer([[series, series], []])))
+    raw = bytes(cramjam.snappy.decompress_raw(encode_response([[series, series], []])))
     assert raw == response.SerializeToString()
 
 
 def test_a_stale_marker_survives_the_packing_though_it_is_a_nan() -> None:
-    (found,) = prompb.answer(encode_answer([[encode_series({"a": "b"}, [], [], stale_at=T)]]))
+    (found,) = prompb.answer(encode_response([[encode_series({"a": "b"}, [], [], stale_at=T)]]))
     ((_, value),) = next(iter(found.values()))
     assert math.isnan(value)
     assert prompb.is_stale(value)
@@ -182,7 +182,7 @@ def test_a_stale_marker_survives_the_packing_though_it_is_a_nan() -> None:
 )
 def test_any_times_values_and_labels_come_back_as_they_were(points: dict[int, float], labels: dict[str, str]) -> None:
     stamps = sorted(points)
-    (found,) = prompb.answer(encode_answer([[encode_series(labels, stamps, [points[at] for at in stamps])]]))
+    (found,) = prompb.answer(encode_response([[encode_series(labels, stamps, [points[at] for at in stamps])]]))
     assert found == {tuple(sorted(labels.items())): [(at, points[at]) for at in stamps]}
 
 
