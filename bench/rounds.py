@@ -2,9 +2,9 @@
 
     python -m bench.rounds [--workers 2000] [--latency 0.1] [--rounds 50]
 
-The fake CloudWatch, MongoDB, the exporter and the scraper are separate processes. Only the clock is simulated, so that the cycles
-of hours follow each other at once. A cycle is: observe, poll, mirror until no final row is left. The results are ratios to the
-poll interval, which also shows how slow the machine is.
+The fake CloudWatch, MongoDB, the exporter and the scraper are separate processes. Only the clock is simulated, so that the
+cycles of hours follow each other at once. A cycle is: observe, poll, mirror until no final row is left. The results are ratios
+to the poll interval, which also shows how slow the machine is.
 """
 
 import argparse
