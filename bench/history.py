@@ -1,10 +1,10 @@
-"""The history API against the bare queries it makes: one worker, 30 days of 5 minutes, in a collection of many workers.
+"""Compare the history API with the MongoDB queries it makes: one worker, 30 days of 5 minutes, in a collection of many workers.
 
     python -m bench.history [--workers 1000] [--rounds 15]
 
 A real mongod, a real exporter process (without CloudWatch, over HTTP, JSON as bytes), and in this process pymongo, which turns
-the same samples into Python objects. They are asked in turns, so that a busy machine slows all alike; the figures are medians
-and ratios.
+the same samples into Python objects. They run in turns, so that a busy machine slows all of them equally; the results are
+medians and ratios.
 """
 
 import argparse

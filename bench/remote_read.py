@@ -1,9 +1,9 @@
-"""PromQL over the history against pymongo: all workers for a day, one worker for 30 days, all for 30 days by the hour.
+"""Compare PromQL over the history with pymongo: all workers for a day, one worker for 30 days, all for 30 days (hourly).
 
     python -m bench.remote_read [--workers 1000] [--rounds 9]
 
-A real mongod, exporter and Prometheus, each a process of its own. "pymongo" reads the same documents, projected to what is
-needed, into Python objects. They are asked in turns; the figures are medians and ratios.
+A real mongod, exporter and Prometheus, each in its own process. "pymongo" reads the same documents, projected to the needed
+fields, into Python objects. They run in turns; the results are medians and ratios.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""A large fleet, round after round: how long a round takes, how /metrics answers meanwhile, whether memory grows.
+"""Measure collection cycles of a large fleet: their duration, the latency of /metrics meanwhile, and the growth of memory.
 
     python -m bench.rounds [--workers 2000] [--latency 0.1] [--rounds 50]
 
-The fake CloudWatch, MongoDB, the exporter and the scraper are processes of their own; only the clock is pretended, so that the
-rounds of hours follow each other at once. A round is: observe, ask, mirror until the outbox has nothing ready. The figures are
-ratios to the interval, so that a slow machine shows up as what it is.
+The fake CloudWatch, MongoDB, the exporter and the scraper are separate processes. Only the clock is simulated, so that the
+cycles of hours follow each other at once. A cycle is: observe, poll, mirror until no final row is left. The results are ratios
+to the poll interval, which also shows how slow the machine is.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The dashboards asked of a real Prometheus as Grafana asks, and what no answer may be, whatever the truth is."""
+"""Runs the dashboards' queries on a real Prometheus as Grafana does, and finds results that are wrong for any data."""
 
 import math
 import re
@@ -37,7 +37,9 @@ def faster(folder: Path, exporter: str, *further: Json) -> Json:
     return made
 
 
-def ask(prometheus: Prometheus, dashboard: Json, target: Json, chosen: Variables, now: float) -> dict[Labels, list[float]]:
+def run_query(
+    prometheus: Prometheus, dashboard: Json, target: Json, chosen: Variables, now: float
+) -> dict[Labels, list[float]]:
     """The values of each series, as Grafana would get them."""
     view = View(seconds(dashboard["time"]["from"]), 1, chosen)
     query = view.expand(target["expr"], target.get("interval"))
@@ -61,7 +63,7 @@ def by(label: str, found: Mapping[Labels, float]) -> dict[str, float]:
 
 
 def problems(panel: Json, target: Json, found: Mapping[Labels, Sequence[float]], *, foreign: bool) -> Iterator[str]:
-    """What is wrong with an answer, whatever the truth is."""
+    """Yield what is wrong with a result for any data."""
     defaults = panel["fieldConfig"]["defaults"]
     values = [each for series in found.values() for each in series]
     if not all(map(math.isfinite, values)):
@@ -74,6 +76,6 @@ def problems(panel: Json, target: Json, found: Mapping[Labels, Sequence[float]],
         if missing_labels:
             yield f"the legend's {missing_labels} are not among {labels}"
         if foreign and {"instance", "job", "__name__", "store"} & set(labels):
-            yield f"{labels} depend on who told them"
+            yield f"{labels} depend on the scraped instance"
     if "{{worker}}" in target["legendFormat"] and len(found) > 5:
         yield f"{len(found)} series"

@@ -1,4 +1,4 @@
-"""What Grafana (9.1 to 12) makes of a query before Prometheus sees it: the values of variables and macros."""
+"""Replaces variables and macros in a query as Grafana (9.1 to 12) does before it sends the query to Prometheus."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ def seconds(text: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What the viewer looks at: the length of the range, the data source's scrape interval, and the variables.
+    """What the viewer has selected: the length of the range, the data source's scrape interval, and the variables.
 
     A text is a variable of one value; a sequence one of several; None is one of several with "all" chosen.
     """

@@ -1,4 +1,4 @@
-"""Take every clause of every rule away, one at a time: at least one promtool test must notice.
+"""Remove every clause of every rule, one at a time: at least one promtool test must fail.
 
     python -m tests.tools.mutate_rules                     # all of them, some minutes; ends with 1 if one survives
     python -m tests.tools.mutate_rules --only CMLWorkerIdle
@@ -29,7 +29,7 @@ SETTINGS = "settings.yml"
 """Constants have no clauses."""
 
 EQUIVALENT: Mapping[tuple[str, str], str] = {}
-"""(rule, what was taken away) → why no test can notice."""
+"""(rule, removed clause) → why no test can notice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +43,10 @@ class Mutant:
     """Keys of the rule and their new values; None removes one."""
 
 
-# -- what can be taken away from an expression -------------------------------------------------------------------------
+# -- clauses that can be removed from an expression ------------------------------------------------------------------------
 
 Variant = tuple[str, str]
-"""What was taken away, and the expression without it."""
+"""The removed clause, and the expression without it."""
 
 
 def text(node: Any) -> str:  # noqa: ANN401  # the parser's nodes have no useful common type
@@ -277,7 +277,7 @@ def outcome(mutant: Mutant, promtool: str, folder: Path = PROMETHEUS) -> str:
 
 
 def main() -> int:
-    """Try all mutants and print what became of each."""
+    """Try all mutants and print the result of each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="part of a rule's name")
     parser.add_argument("--jobs", type=int, default=2)

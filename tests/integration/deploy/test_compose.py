@@ -157,9 +157,9 @@ _SHELL = """
 // As much of mongosh as the script uses; each command goes to a real MongoDB, by way of the test.
 const { execFileSync } = require("child_process");
 const [script, url] = process.argv.slice(2);
-const ask = "fetch(process.argv[1], {method: 'POST', body: process.argv[2]}).then(r => r.text()).then(t => console.log(t))";
+const post = "fetch(process.argv[1], {method: 'POST', body: process.argv[2]}).then(r => r.text()).then(t => console.log(t))";
 const runCommand = (name) => (command) =>
-  JSON.parse(execFileSync(process.execPath, ["-e", ask, url + name, JSON.stringify(command)]));
+  JSON.parse(execFileSync(process.execPath, ["-e", post, url + name, JSON.stringify(command)]));
 globalThis.db = { getSiblingDB: (name) => ({ runCommand: runCommand(name) }) };
 require("vm").runInThisContext(require("fs").readFileSync(script, "utf8"));
 """
@@ -277,7 +277,9 @@ def test_without_a_password_the_demo_has_no_user(users: Users) -> None:
         ("first", "line\n", "MONGODB_DEMO_PASSWORD"),
     ],
 )
-def test_a_password_that_breaks_the_connection_strings_makes_nobody(users: Users, exporter: str, demo: str, named: str) -> None:
+def test_a_password_that_breaks_the_connection_strings_creates_no_user(
+    users: Users, exporter: str, demo: str, named: str
+) -> None:
     said = users.make(MONGODB_EXPORTER_PASSWORD=exporter, MONGODB_DEMO_PASSWORD=demo)
     assert f"{named} must be letters and digits only" in said
     assert users.names() == set()
@@ -387,7 +389,7 @@ def test_the_demo_fills_the_history_through_the_users_of_the_stack(
     assert exporter.stop() == 0
 
 
-async def test_both_services_and_their_restarts_have_the_same_world(users: Users) -> None:
+async def test_both_services_and_their_restarts_share_one_simulated_fleet(users: Users) -> None:
     users.make(MONGODB_EXPORTER_PASSWORD="secret", MONGODB_DEMO_PASSWORD="demo")
     async with connect(users.uri("demo", "demo")) as client:
         database = client[users.database]

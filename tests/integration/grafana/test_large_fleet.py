@@ -19,7 +19,7 @@ from grafana import conventions
 from grafana.promql import threshold
 from tests.conftest import missing
 from tests.fixtures.prometheus import INSTALL
-from tests.helpers.dashboards import ALL, DASHBOARDS, Variables, ask, by, faster, problems
+from tests.helpers.dashboards import ALL, DASHBOARDS, Variables, by, faster, problems, run_query
 from tests.helpers.expected_history import Member
 from tests.helpers.exporter_process import ExporterProcess
 from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
@@ -34,7 +34,7 @@ GONE_AT = align(NOW - 2 * DAY, HOUR)
 REGIONS = ("eu-west-1", "us-east-1")
 MEMBERS = [Member(f"w-{k:04}", instance_id(k), REGIONS[k % 2], SINCE) for k in range(1000)]
 GONE = MEMBERS[990:]
-"""Terminated two days ago, and no longer among the aggregates."""
+"""Terminated two days ago, and without a worker document."""
 HERE = MEMBERS[:990]
 ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "AKIATESTING",
@@ -58,7 +58,7 @@ def labs(member: Member) -> int:
 
 
 def status(member: Member, start: int) -> str:
-    """One in ten is stopped for good; the others of each third hour run only its first half."""
+    """One in ten is stopped permanently; the others of each third hour run only its first half."""
     if number(member) % 10 == 9:
         return "stopped"
     return "stopped" if start // HOUR % 3 == 0 and start % HOUR else "running"
@@ -123,7 +123,7 @@ class Stack:
             for target in panel["targets"]
             if target["refId"] == ref
         ]
-        found = ask(self.prometheus, DASHBOARDS[uid], target, {**ALL, **chosen}, now)
+        found = run_query(self.prometheus, DASHBOARDS[uid], target, {**ALL, **chosen}, now)
         return {labels: values[-1] for labels, values in found.items()}
 
     def value(self, uid: str, title: str, ref: str, now: float, **chosen: list[str]) -> float:
@@ -223,19 +223,19 @@ def test_dashboards_of_a_thousand_workers_are_answered_readable_and_true(stack: 
     """One test, so that the fleet is built once, whichever process runs it."""
     for uid in DASHBOARDS:
         assert wrong_answers(stack, uid) == []
-    fleet_is_that_of_the_aggregates_and_the_ledger(stack)
+    fleet_equals_the_worker_documents_and_the_ledger(stack)
     trends_are_those_of_the_ledger(stack)
 
 
 def wrong_answers(stack: Stack, uid: str) -> list[str]:
-    """What is wrong when a browser asks for all panels of a dashboard at once, with all, one and several values chosen."""
+    """What is wrong when a browser queries all panels of a dashboard at once, with all, one and several values chosen."""
     now = time.time()
-    asked = [
+    requests = [
         (name, panel, target, mode) for mode in ("all", "one", "several") for name, panel, target in queries(DASHBOARDS[uid])
     ]
 
     def wrong(name: str, panel: Json, target: Json, mode: str) -> list[str]:
-        found = ask(stack.prometheus, DASHBOARDS[uid], target, chosen(uid, mode, stack.exporter), now)
+        found = run_query(stack.prometheus, DASHBOARDS[uid], target, chosen(uid, mode, stack.exporter), now)
         foreign = uid != conventions.EXPORTER and "ALERTS" not in target["expr"]
         complaints = list(problems(panel, target, found, foreign=foreign))
         if (
@@ -252,10 +252,10 @@ def wrong_answers(stack: Stack, uid: str) -> list[str]:
         return [f"{name} ({mode}): {each}" for each in complaints]
 
     with ThreadPoolExecutor(BROWSER) as browser:
-        return [each for found in browser.map(lambda each: wrong(*each), asked) for each in found]
+        return [each for found in browser.map(lambda each: wrong(*each), requests) for each in found]
 
 
-def fleet_is_that_of_the_aggregates_and_the_ledger(stack: Stack) -> None:
+def fleet_equals_the_worker_documents_and_the_ledger(stack: Stack) -> None:
     fleet, now = conventions.FLEET, time.time()
     assert stack.value(fleet, "Workers", "A", now) == 990
     assert stack.value(fleet, "Running", "A", now) == sum(number(member) % 10 != 9 for member in HERE)

@@ -30,7 +30,7 @@ from tests.conftest import missing
 from tests.fixtures.mongo import FAIL_POINTS, NO_TTL, need_mongod
 from tests.fixtures.process import RunExporter
 from tests.fixtures.prometheus import INSTALL, RunPrometheus
-from tests.helpers.dashboards import ALL, DASHBOARDS, Variables, ask, by, faster, problems
+from tests.helpers.dashboards import ALL, DASHBOARDS, Variables, by, faster, problems, run_query
 from tests.helpers.expected_history import Member
 from tests.helpers.exporter_process import ExporterProcess
 from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
@@ -53,7 +53,7 @@ GONE_AT = align(NOW - 2 * DAY, HOUR)
 """When the worker that only the history knows was seen last."""
 ALPHA = Member("w-alpha", instance_id(1), EU, SINCE)
 IDLE = Member("w.idle", instance_id(2), US, SINCE)
-"""Without a name, with a dot in its id, and its CPU from the aggregate."""
+"""Without a name, with a dot in its id, and its CPU from the worker document."""
 STOPPED = Member("w-stopped", instance_id(3), EU, SINCE)
 BLIND = Member("w-blind", instance_id(4), US, NOW - HOUR)
 """Running, but CloudWatch knows nothing of it."""
@@ -199,7 +199,7 @@ def machine(address: str) -> Json:
 
 
 def fill(database: Any) -> None:  # noqa: ANN401  # pymongo's Database
-    """Two weeks of history with a hole of 10 minutes, and the aggregates."""
+    """Two weeks of history with a hole of 10 minutes, and the worker documents."""
     database.create_collection(
         "worker_metrics_timeseries",
         timeseries={"timeField": "timestamp", "metaField": "worker_id", "granularity": "minutes"},
@@ -222,7 +222,7 @@ def fill(database: Any) -> None:  # noqa: ANN401  # pymongo's Database
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory, mongod: Mongod) -> Iterator[Stack]:
-    """A healthy one; who breaks something makes their own."""
+    """A healthy stack; a test that breaks something starts its own."""
     program = shutil.which("prometheus")
     if program is None:
         missing("prometheus", INSTALL)
@@ -259,7 +259,7 @@ def until(condition: Callable[[], object], what: str, within: float = 40) -> Non
         time.sleep(0.2)
 
 
-# -- asking as Grafana does --------------------------------------------------------------------------------------------
+# -- queries as Grafana sends them -------------------------------------------------------------------------------------------
 
 
 def variables(uid: str, stack: Stack, mode: str) -> Variables:
@@ -292,7 +292,7 @@ def shown(
         for target in panel["targets"]
         if target["refId"] == ref
     ]
-    found = ask(stack.prometheus, dashboard, target, {**ALL, **chosen}, time.time() if now is None else now)
+    found = run_query(stack.prometheus, dashboard, target, {**ALL, **chosen}, time.time() if now is None else now)
     return {labels: values[-1] for labels, values in found.items()}
 
 
@@ -310,7 +310,7 @@ def test_every_query_has_an_answer_with_all_one_and_several_values_of_its_variab
     now, wrong = time.time(), []
     for mode in ("all", "one", "several"):
         for name, panel, target in queries(DASHBOARDS[uid]):
-            found = ask(stack.prometheus, DASHBOARDS[uid], target, variables(uid, stack, mode), now)
+            found = run_query(stack.prometheus, DASHBOARDS[uid], target, variables(uid, stack, mode), now)
             foreign = uid != conventions.EXPORTER and "ALERTS" not in target["expr"]
             wrong += [f"{name} ({mode}): {each}" for each in problems(panel, target, found, foreign=foreign)]
             machine = "node_" in target["expr"] and mode == "several"
@@ -344,8 +344,8 @@ def _quoted(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def settled(compare: Callable[[Stack], None], stack: Stack) -> None:
-    """Compare once more if the exporter's next round came between what is compared."""
+def compared_again(compare: Callable[[Stack], None], stack: Stack) -> None:
+    """Compare once more if the exporter's next cycle came between what is compared."""
     try:
         compare(stack)
     except AssertionError:
@@ -353,8 +353,8 @@ def settled(compare: Callable[[Stack], None], stack: Stack) -> None:
         compare(stack)
 
 
-def test_the_fleet_is_what_the_aggregates_and_the_ledger_say(stack: Stack) -> None:
-    settled(compare_fleet, stack)
+def test_the_fleet_is_what_the_worker_documents_and_the_ledger_say(stack: Stack) -> None:
+    compared_again(compare_fleet, stack)
 
 
 def compare_fleet(stack: Stack) -> None:
@@ -558,7 +558,7 @@ def test_trends_are_those_of_the_history_terminated_workers_included(stack: Stac
 
 
 def test_the_exporters_own_numbers_are_those_of_the_fake_cloudwatch(stack: Stack) -> None:
-    settled(compare_exporter, stack)
+    compared_again(compare_exporter, stack)
 
 
 def compare_exporter(stack: Stack) -> None:

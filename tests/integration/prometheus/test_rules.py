@@ -70,10 +70,10 @@ def test_amtool_takes_alertmanagers_configuration() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-# -- taking clauses away (python -m tests.tools.mutate_rules does it with all of them) ---------------------------------------
+# -- removed clauses (python -m tests.tools.mutate_rules tries all of them) ---------------------------------------------
 
 
-def test_whatever_clause_of_two_alerts_is_taken_away_a_promtool_test_notices() -> None:
+def test_a_promtool_test_notices_each_removed_clause_of_two_alerts() -> None:
     promtool = program("promtool")
     quick = ("CMLWorkerFailed", "CMLExporterNoLeader")
     some = [mutant for mutant in mutants() if mutant.rule in quick]
@@ -132,9 +132,9 @@ def exposed(leader: int) -> bytes:
 
 
 class Exporters(BaseHTTPRequestHandler):
-    """Both replicas at once, told apart by the port they are asked on: /metrics, discovery, and a history nobody should ask."""
+    """Two replicas, distinguished by port: /metrics, discovery, and a history that no rule may query."""
 
-    history_asked = 0
+    history_queries = 0
 
     def do_GET(self) -> None:
         if self.path == "/metrics":
@@ -144,7 +144,7 @@ class Exporters(BaseHTTPRequestHandler):
             self.answer(json.dumps([{"targets": ["127.0.0.1:9100"], "labels": labels}]).encode(), "application/json")
 
     def do_POST(self) -> None:
-        Exporters.history_asked += 1
+        Exporters.history_queries += 1
         self.answer(b"", "text/plain")
 
     def answer(self, body: bytes, kind: str) -> None:
@@ -207,7 +207,7 @@ def running(config: Path) -> Iterator[Callable[..., Any]]:
         )
     with httpx.Client(base_url=f"http://127.0.0.1:{port}/api/v1/", timeout=10) as client:
 
-        def ask(path: str, **parameters: str) -> Any:  # noqa: ANN401  # JSON
+        def get(path: str, **parameters: str) -> Any:  # noqa: ANN401  # JSON
             try:
                 answer = client.get(path, params=parameters)
             except httpx.TransportError:
@@ -216,7 +216,7 @@ def running(config: Path) -> Iterator[Callable[..., Any]]:
             return answer.json()["data"] if answer.status_code == 200 else None
 
         try:
-            yield ask
+            yield get
         finally:
             process.terminate()
             process.wait(PATIENCE)
@@ -230,11 +230,11 @@ def until(true: Callable[[], object], otherwise: Callable[[], object]) -> None:
         time.sleep(0.2)
 
 
-def firing(ask: Callable[..., Any]) -> dict[str, dict[str, str]]:
+def firing(get: Callable[..., Any]) -> dict[str, dict[str, str]]:
     """The annotations of what fires, by alert and worker."""
     return {
         " ".join(filter(None, (each["labels"]["alertname"], each["labels"].get("worker_id")))): each["annotations"]
-        for each in (ask("alerts") or {"alerts": []})["alerts"]
+        for each in (get("alerts") or {"alerts": []})["alerts"]
         if each["state"] == "firing"
     }
 
@@ -242,29 +242,29 @@ def firing(ask: Callable[..., Any]) -> dict[str, dict[str, str]]:
 def test_a_real_prometheus_evaluates_every_rule_over_two_exporters_and_a_restart_changes_nothing(
     tmp_path: Path, exporters: list[str]
 ) -> None:
-    Exporters.history_asked = 0
+    Exporters.history_queries = 0
     config = fast_copy(tmp_path / "prometheus", exporters)
 
-    def rules_of(ask: Callable[..., Any]) -> list[dict[str, Any]]:
-        return [rule for group in (ask("rules") or {"groups": []})["groups"] for rule in group["rules"]]
+    def rules_of(get: Callable[..., Any]) -> list[dict[str, Any]]:
+        return [rule for group in (get("rules") or {"groups": []})["groups"] for rule in group["rules"]]
 
-    with running(config) as ask:
-        until(lambda: "CMLWorkerFailed w2" in firing(ask), lambda: (firing(ask), ask("targets")))
-        assert [(rule["name"], rule["lastError"]) for rule in rules_of(ask) if rule["health"] != "ok"] == []
-        before = firing(ask)
+    with running(config) as get:
+        until(lambda: "CMLWorkerFailed w2" in firing(get), lambda: (firing(get), get("targets")))
+        assert [(rule["name"], rule["lastError"]) for rule in rules_of(get) if rule["health"] != "ok"] == []
+        before = firing(get)
         assert set(before) == {"CMLWorkerFailed w2"}
         assert before["CMLWorkerFailed w2"]["description"] == "Worker w2 (lab-2) in eu-west-1 has the status failed."
-        found = ask("query", query="cml_worker:status:current")["result"]
+        found = get("query", query="cml_worker:status:current")["result"]
         assert sorted((each["metric"]["worker_id"], each["metric"]["status"]) for each in found) == [
             ("w0", "running"),
             ("w1", "stopped"),
             ("w2", "failed"),
         ]
-        (node,) = [target for target in ask("targets")["activeTargets"] if target["labels"]["job"] == "node"]
+        (node,) = [target for target in get("targets")["activeTargets"] if target["labels"]["job"] == "node"]
         assert node["labels"] == {"job": "node", "instance": "w0", "worker_id": "w0", "region": "eu-west-1"}
         assert node["scrapeUrl"] == "http://127.0.0.1:9100/metrics"
-    with running(config) as ask:
-        until(lambda: rules_of(ask) and all(rule["health"] == "ok" for rule in rules_of(ask)), lambda: rules_of(ask))
-        until(lambda: firing(ask), lambda: rules_of(ask))
-        assert firing(ask) == before
-    assert Exporters.history_asked == 0
+    with running(config) as get:
+        until(lambda: rules_of(get) and all(rule["health"] == "ok" for rule in rules_of(get)), lambda: rules_of(get))
+        until(lambda: firing(get), lambda: rules_of(get))
+        assert firing(get) == before
+    assert Exporters.history_queries == 0

@@ -88,10 +88,10 @@ def test_every_address_in_any_file_is_a_service_and_the_port_it_listens_on() -> 
     assert {(name, int(port)) for name, port in found} == {(name, port) for name, port in PORTS.items() if name != "grafana"}
 
 
-def test_whoever_is_asked_is_a_service() -> None:
-    """Also a misspelt one, which the test above takes for a word."""
-    asked = [*strings(PROMETHEUS), *(source["url"] for source in SOURCES.values())]
-    hosts = {found[1] for text in asked if (found := re.match(r"(?:https?://)?([\w.-]+):\d{2,5}(?:/|$)", text))}
+def test_every_host_in_a_configuration_is_a_service() -> None:
+    """Includes a misspelled one, which the test above does not recognize as a host."""
+    addresses = [*strings(PROMETHEUS), *(source["url"] for source in SOURCES.values())]
+    hosts = {found[1] for text in addresses if (found := re.match(r"(?:https?://)?([\w.-]+):\d{2,5}(?:/|$)", text))}
     assert hosts == {"exporter", "alertmanager", "prometheus"}
 
 
@@ -124,8 +124,8 @@ def test_the_databases_and_users_of_the_connection_strings_are_those_the_init_sc
     assert (services.WORKERS, past.STATE) == ("workers", "demo_state")
 
 
-def test_no_service_asks_another_by_way_of_a_proxy() -> None:
-    """Docker gives the proxy of its client to every container; a check of its own health would go there, too."""
+def test_no_service_reaches_another_through_a_proxy() -> None:
+    """Docker passes the proxy of its client to every container; health checks would use it, too."""
     for name, service in SERVICES.items():
         given = _environment(service)
         assert given["NO_PROXY"] == given["no_proxy"], name
@@ -193,7 +193,7 @@ def test_grafana_finds_its_data_source_its_dashboards_and_its_home() -> None:
     assert not PROVIDER["allowUiUpdates"]
 
 
-def test_the_data_source_is_scraped_as_often_as_grafana_believes() -> None:
+def test_the_data_sources_interval_and_timeout_fit_prometheus() -> None:
     source = SOURCES[check_stack.DATA_SOURCE]
     assert source["isDefault"]
     assert source["jsonData"]["timeInterval"] == PROMETHEUS["global"]["scrape_interval"]
@@ -217,7 +217,7 @@ def test_a_contact_point_is_whole_or_is_not_there_at_all(kind: str) -> None:
     assert "GRAFANA_CONTACT_URL" in SERVICES["grafana"]["environment"]
 
 
-def test_removing_takes_away_what_the_other_kinds_made() -> None:
+def test_the_kind_remove_deletes_what_the_other_kinds_create() -> None:
     content = provisioned("contact-points/remove")
     made = [provisioned(f"contact-points/{kind}") for kind in ("webhook", "slack")]
     ids = {(each["orgId"], receiver["uid"]) for one in made for each in one["contactPoints"] for receiver in each["receivers"]}
@@ -269,7 +269,7 @@ def test_the_exporter_is_checked_as_its_image_says() -> None:
     assert SERVICES["exporter"]["healthcheck"]["test"] == ["CMD", *json.loads(command)]
 
 
-def test_the_guide_knows_how_much_memory_a_service_may_take() -> None:
+def test_the_guide_states_the_memory_limits() -> None:
     units = {"m": 1, "g": 1024}
     limits = {name: int(each["mem_limit"][:-1]) * units[each["mem_limit"][-1]] for name, each in SERVICES.items()}
     rows = re.findall(r"^\| ([^|]+) \|.*\| (\d[\d MB,]+) \|$", GUIDE, re.MULTILINE)
@@ -311,7 +311,7 @@ def test_only_the_exporter_and_the_demo_reach_mongodb() -> None:
     assert {name for name, service in SERVICES.items() if service.get("profiles") == ["demo"]} == {"fake-aws", "simulator"}
 
 
-def test_nobody_gets_into_grafana_without_a_password_of_its_own() -> None:
+def test_grafana_requires_a_password_that_is_not_the_default() -> None:
     grafana = SERVICES["grafana"]["environment"]
     assert grafana["GF_SECURITY_ADMIN_PASSWORD"].startswith("${GRAFANA_ADMIN_PASSWORD:?")
     assert grafana["GF_AUTH_ANONYMOUS_ENABLED"] == grafana["GF_USERS_ALLOW_SIGN_UP"] == "false"
@@ -320,7 +320,7 @@ def test_nobody_gets_into_grafana_without_a_password_of_its_own() -> None:
 # -- .env --------------------------------------------------------------------------------------------------------------
 
 
-def test_the_example_explains_every_variable_and_no_other() -> None:
+def test_the_example_lists_every_variable_and_no_other() -> None:
     passed = {key for service in SERVICES.values() for key, value in _environment(service).items() if value is None}
     listed = re.findall(r"^#?([A-Z][A-Z0-9_]+)=", EXAMPLE, re.MULTILINE)
     assert set(listed) == variables(COMPOSE_TEXT) | passed
@@ -342,7 +342,7 @@ def test_what_is_handed_to_the_exporter_are_settings_it_knows() -> None:
     load(environment=example | {"CML_EXPORTER_MONGODB__URI": "mongodb://mongodb/"})
 
 
-def test_a_fresh_example_asks_the_fake_aws_and_no_real_one() -> None:
+def test_a_fresh_example_uses_the_fake_aws() -> None:
     given = check_stack.read_env(ROOT / ".env.example")
     assert given["CML_EXPORTER_CLOUDWATCH__ENDPOINT_URL"] == f"http://fake-aws:{PORTS['fake-aws']}"
     assert (given["AWS_ACCESS_KEY_ID"], given["AWS_SECRET_ACCESS_KEY"]) == ("demo", "demo")

@@ -19,7 +19,7 @@ FILES = sorted((PROMETHEUS / "rules").glob("*.yml"))
 RULES = [rule for file in FILES for rule in rules(file)]
 ALERTS = {rule["alert"]: rule for rule in RULES if "alert" in rule}
 HOURLY = {rollup.name for rollup in HOURLY_METRICS}
-"""What the exporter answers by the hour, with a label `store`; some of it Prometheus records too."""
+"""Hourly aggregates of the exporter, with a label `store`; Prometheus records some of the same names."""
 RECORDED = {rule["record"]: rule for rule in RULES if "record" in rule}
 THRESHOLDS = {name for name in RECORDED if name.startswith("cml:threshold:")}
 TESTS = [test for file in (PROMETHEUS / "tests").glob("*_alerts.yml") for test in yaml.safe_load(file.read_text())["tests"]]
@@ -48,7 +48,7 @@ def selectors(expression: str) -> Iterator[tuple[str, list[tuple[str, str]]]]:
 
 
 def labels_of(name: str) -> set[str] | None:
-    """The labels a series may have; None if nobody knows."""
+    """The labels a series may have; None for an unknown series."""
     if name in METRICS_BY_NAME:
         return {*METRICS_BY_NAME[name].labels, *TARGET}
     if name in HOURLY:
@@ -61,7 +61,7 @@ def labels_of(name: str) -> set[str] | None:
 
 
 def result_labels(node: Any) -> set[str]:  # noqa: ANN401
-    """The labels the result of an expression has, and that every label it aggregates by is there to be kept."""
+    """Return the labels of an expression's result; fail if it aggregates by a label that does not exist."""
     match node:
         case promql.VectorSelector():
             return labels_of(node.name or "") or set()
@@ -113,7 +113,7 @@ def test_a_rule_uses_only_metrics_and_labels_that_exist(rule: dict[str, Any]) ->
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.get("alert") or rule["record"])
-def test_no_rule_depends_on_which_instance_of_the_exporter_tells_it(rule: dict[str, Any]) -> None:
+def test_no_rule_depends_on_the_instance_of_the_exporter(rule: dict[str, Any]) -> None:
     assert result_labels(promql.parse(rule["expr"])) & TARGET <= ({"job"} if rule.get("alert") == "CMLExporterDown" else set())
 
 
@@ -122,7 +122,7 @@ def test_no_rule_waits_for_the_history() -> None:
     assert "store" not in "".join(rule["expr"] for rule in RULES)
 
 
-def test_whatever_else_is_shipped_reads_the_history_by_ranges_only() -> None:
+def test_queries_of_the_runbook_read_the_history_by_ranges_only() -> None:
     for expression in expressions_of_the_runbook():
         for node in nodes(expression):
             if isinstance(node, promql.VectorSelector) and 'store="history"' in text(node):
@@ -164,7 +164,7 @@ def test_every_threshold_is_used_and_stands_in_one_place() -> None:
     assert {rule["record"] for rule in rules(PROMETHEUS / "rules" / "settings.yml")} >= THRESHOLDS
 
 
-def test_every_code_the_exporter_takes_for_throttling_is_one_for_the_alert() -> None:
+def test_the_alert_matches_every_error_code_that_means_throttling() -> None:
     (pattern,) = re.findall(r'code=~"([^"]+)"', ALERTS["CMLExporterCloudWatchThrottled"]["expr"])
     for code, sentence in SENTENCE_BY_CODE.items():
         assert bool(re.fullmatch(pattern, code)) == (sentence == THROTTLED), code
@@ -309,7 +309,7 @@ def test_every_rule_has_clauses_and_every_mutant_differs_from_its_rule() -> None
     assert [mutant for mutant in found if mutant.change.get("expr") == originals[mutant.rule]] == []
 
 
-def test_the_worker_gauges_are_all_made_use_of() -> None:
+def test_all_worker_gauges_are_used() -> None:
     used = {name for rule in RULES for name, _ in selectors(rule["expr"])}
     assert {metric.name for metric in WORKER_METRICS} - used == {
         "cml_worker_last_activity_timestamp_seconds",
