@@ -59,7 +59,7 @@ class Exporter:
             self._outbox,
             Aggregates(database, settings.mongodb.workers, settings.workers),
             self._cloudwatch,
-            history=self._history,
+            history=self._history.reader if self._history else None,
             inventory=Inventory(database),
             lease=self._lease,
             series=self._series,
@@ -77,12 +77,12 @@ class Exporter:
             window - min(HOUR, window // 2),  # an hour less: two clocks may differ by minutes, and an insert takes seconds
             now=lambda: self.collector.now(),
         )
-        return Mirror(self._outbox, history, self._lease, self.telemetry, old=backfill)
+        return Mirror(self._outbox, history.writer, self._lease, self.telemetry, old=backfill)
 
     def _build_backend(self, database: Database, owner: str) -> Backend:
         settings, name = self.settings, self.settings.mongodb.history
         client, web_database = connect(settings)  # a client belongs to one event loop
-        history = repository(settings, web_database, name) if name else None
+        history = repository(settings, web_database, name).reader if name else None
         marker = Lease(web_database, owner=owner, name=BACKFILL).change_marker
         archive = (
             BridgedArchive(CloudWatchArchive(self._cloudwatch, self._series), self._bridge, self._budget)
@@ -138,7 +138,7 @@ class Exporter:
         """Verify the collection and take the lease if it is free, so that the first observation counts."""
         try:
             await history.ensure_collection()
-            await history.save_gap_window(self.settings.gap_fill_window)
+            await history.collection.save_gap_window(self.settings.gap_fill_window)
             await self._lease.acquire_or_renew()
         except IncompatibleStoreError:
             raise

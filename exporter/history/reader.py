@@ -5,7 +5,7 @@ coarser ones first, and continues with pages from MongoDB.
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
@@ -32,12 +32,14 @@ class HistoryStore(Protocol):
     async def current_retention(self) -> int | None:
         """Return the retention in seconds, None when samples are kept permanently."""
 
-    async def read_samples(self, worker_id: str, start: int, end: int, *, limit: int) -> tuple[list[HistoryRow], int | None]:
+    async def read_samples(
+        self, worker_id: str, start: int, end: int, *, limit: int
+    ) -> tuple[Sequence[HistoryRow], int | None]:
         """Return samples in [start, end) milliseconds, and the millisecond where the rest begins, None without a rest."""
 
     async def read_statistics(
         self, worker_id: str, start: int, end: int, interval: int, *, limit: int
-    ) -> tuple[list[HistoryRow], int | None]:
+    ) -> tuple[Sequence[HistoryRow], int | None]:
         """Return statistics in [start, end) seconds, and the second where the rest begins, None without a rest."""
 
 
@@ -87,7 +89,7 @@ class PageRequest:
 class Page:
     """A page of rows, oldest first."""
 
-    rows: list[HistoryRow]
+    rows: Sequence[HistoryRow]
     following: int | None
     """Milliseconds since 1970 where the next page begins; None for the last page."""
     source: Source
@@ -202,7 +204,7 @@ class HistoryReader:
 
     async def _read_history(
         self, ref: WorkerRef, segment: Segment, begin: int, limit: int
-    ) -> tuple[list[HistoryRow], int | None]:
+    ) -> tuple[Sequence[HistoryRow], int | None]:
         assert self._history is not None
         worker_id = ref.worker.id
         if segment.interval is None:
@@ -213,7 +215,7 @@ class HistoryReader:
 
     async def _read_archive(
         self, ref: WorkerRef, segment: Segment, limit: int, now: int
-    ) -> tuple[list[HistoryRow], int | None]:
+    ) -> tuple[Sequence[HistoryRow], int | None]:
         if self._archive is None:
             return [], None
         end = min(segment.end, align(now, segment.resolution))  # without the period that has not ended

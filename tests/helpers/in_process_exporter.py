@@ -108,7 +108,7 @@ class InProcessExporter:
         self.budget = Budget(max_usd_per_day, wall=clock, day=day, spent=spent)
         self.cloudwatch = CloudWatch(settings, telemetry, budget=self.budget, wall=clock, deadline=deadline)
         series = MemorySeriesIndex(self.cloudwatch, monotonic=clock)
-        self.mirror = Mirror(self.outbox, self.history, self.lease, telemetry, wall=clock)
+        self.mirror = Mirror(self.outbox, self.history.writer, self.lease, telemetry, wall=clock)
         self.collector = Collector(
             settings,
             Rules.from_settings(settings),
@@ -116,7 +116,7 @@ class InProcessExporter:
             self.outbox,
             ShiftedAggregates(Aggregates(database, settings.mongodb.workers, settings.workers, reach=reach), clock),
             source or self.cloudwatch,
-            history=self.history,
+            history=self.history.reader,
             inventory=Inventory(database),
             lease=self.lease,
             series=series,
@@ -137,7 +137,7 @@ class InProcessExporter:
             telemetry=self.telemetry,
             reader=HistoryReader(
                 period=PERIOD,
-                history=self.history,
+                history=self.history.reader,
                 archive=CloudWatchArchive(self.cloudwatch, series, wall=clock, monotonic=clock),
                 wanted_retention=settings.mongodb.retention,
                 wall=clock,
@@ -146,8 +146,10 @@ class InProcessExporter:
             bridge=DirectBridge(),
             client=database.client,
             mirror=self.mirror,
-            history=self.history,
-            hourly=HourlyCache(self.history, marker, gap_fill_window=settings.gap_fill_window, wall=clock, monotonic=clock),
+            history=self.history.reader,
+            hourly=HourlyCache(
+                self.history.reader, marker, gap_fill_window=settings.gap_fill_window, wall=clock, monotonic=clock
+            ),
             inventory=Inventory(database),
             fleet_inventory=Inventory(database),
             wall=clock,

@@ -79,7 +79,7 @@ class Exporter:
         rig = self.rig
         rig.backend.reader = HistoryReader(
             period=PERIOD,
-            history=rig.history if history else None,
+            history=rig.history.reader if history else None,
             archive=rig.backend.reader._archive if archive else None,
             wanted_retention=DAY,
             wall=rig.clock,
@@ -92,7 +92,7 @@ class Exporter:
             await inventory.record(Fleet(at, (worker,)))
 
     async def retain(self, seconds: int) -> None:
-        await self.rig.history.set_retention(seconds)
+        await self.rig.history.collection.set_retention(seconds)
 
 
 @pytest.fixture
@@ -486,10 +486,10 @@ class TestBeyondRetention:
         await exporter.retain(2 * DAY)
         rig = exporter.rig
         rig.backend.reader = HistoryReader(
-            period=PERIOD, history=rig.history, archive=None, wanted_retention=DAY, wall=rig.clock
+            period=PERIOD, history=rig.history.reader, archive=None, wanted_retention=DAY, wall=rig.clock
         )
         await rig.history.add_samples([sample(LATEST - n * DAY) for n in (1, 5)])
-        rig.history.retention = None  # nobody has told the routes' own repository
+        rig.history.collection.retention = None  # nobody has told the routes' own repository
         answer = await exporter.history(start="-10d")
         assert times(answer) == [rfc3339(LATEST - DAY)]  # the other has only not been deleted yet
         assert answer["note"] == (
@@ -586,7 +586,7 @@ class TestResources:
     async def test_without_cloudwatch_there_is_nothing_live(self, exporter: Exporter) -> None:
         rig = exporter.rig
         rig.backend.reader = HistoryReader(
-            period=PERIOD, history=rig.history, archive=None, wanted_retention=DAY, wall=rig.clock
+            period=PERIOD, history=rig.history.reader, archive=None, wanted_retention=DAY, wall=rig.clock
         )
         response = await exporter.resources()
         assert response.status_code == 503
