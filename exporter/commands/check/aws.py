@@ -7,9 +7,9 @@ from typing import TypeVar
 
 from prometheus_client import CollectorRegistry
 
-from exporter.commands.check.finding import CheckResult, _count, _first, _short, _skipped
+from exporter.commands.check.result import CheckResult, counted, first_few, shortened, skipped
 from exporter.core.budget import DOLLARS_PER_METRIC
-from exporter.core.errors import RejectedQueryError, SourceError
+from exporter.core.errors import SourceError
 from exporter.core.model import Fleet, Listing, MetricResult, Worker
 from exporter.core.periods import align, format_duration, rfc3339
 from exporter.core.settings import Settings
@@ -20,25 +20,25 @@ from exporter.sources.cloudwatch.queries import instance_queries
 T = TypeVar("T")
 IDENTITY, CPU, MEMORY = "AWS identity", "CloudWatch CPU", "CloudWatch memory"
 
-DEADLINE = 30.0
-"""Seconds for each AWS call: whoever waits for a table wants an answer sooner than a round of `serve` does."""
-_LOOK_BACK = 1800  # basic monitoring publishes every 5 minutes, so half an hour of a running instance is never empty
+CALL_DEADLINE_SECONDS = 30.0
+"""Seconds for each AWS call; less than in `serve`, because the operator waits for the result."""
+_LOOKBACK_SECONDS = 1800  # basic monitoring publishes every 5 minutes, so half an hour of a running instance is never empty
 
 
-# -- AWS ---------------------------------------------------------------------------------------------------------------
-
-
-async def _aws(settings: Settings, fleet: Fleet | None, wall: Callable[[], float]) -> list[CheckResult]:
+async def check_aws(settings: Settings, fleet: Fleet | None, wall: Callable[[], float]) -> list[CheckResult]:
     """Check identity, GetMetricData and ListMetrics in every region of the workers, all regions at once."""
     rows = (IDENTITY, CPU, MEMORY)
     if not settings.cloudwatch.enabled:
-        return [CheckResult(row, "skipped", "cloudwatch.enabled is false: the aggregates' own values are used") for row in rows]
+        return [
+            CheckResult(row, "skipped", "cloudwatch.enabled is false: the values in the worker documents are used")
+            for row in rows
+        ]
     if fleet is None:
-        return _skipped(rows, "the workers, and so their regions, could not be read")
+        return skipped(rows, "the workers, and so their regions, could not be read")
     regions = sorted({worker.region for worker in fleet.workers})
     if not regions:
-        return [CheckResult(row, "warn", "not asked: without workers there is no region to ask") for row in rows]
-    cloudwatch = CloudWatch(settings, Telemetry(CollectorRegistry()), wall=wall, deadline=DEADLINE)
+        return [CheckResult(row, "warn", "not queried: without workers no region is known") for row in rows]
+    cloudwatch = CloudWatch(settings, Telemetry(CollectorRegistry()), wall=wall, deadline=CALL_DEADLINE_SECONDS)
     try:
         checks = (_region(cloudwatch, region, fleet.workers, settings.period, wall) for region in regions)
         reports = await asyncio.gather(*checks)
@@ -49,7 +49,7 @@ async def _aws(settings: Settings, fleet: Fleet | None, wall: Callable[[], float
 
 @dataclass(frozen=True, slots=True)
 class _Report:
-    """What was found in one region."""
+    """The results of one region."""
 
     region: str
     identity: str | SourceError
@@ -65,7 +65,7 @@ async def _region(
     cpu = await _cpu(cloudwatch, region, workers, period, wall)
     memory = _memory(region, workers, await _attempt(cloudwatch.list_memory(region, recent=True)))
     if isinstance(identity, SourceError):
-        cpu, memory = [_unless_told(finding, str(identity)) for finding in (cpu, memory)]
+        cpu, memory = [_skip_repeated(finding, str(identity)) for finding in (cpu, memory)]
     return _Report(region, identity, cpu, memory)
 
 
@@ -76,8 +76,8 @@ async def _attempt(call: Awaitable[T]) -> T | SourceError:
         return error
 
 
-def _unless_told(finding: CheckResult, told: str) -> CheckResult:
-    """Credentials that are refused are refused everywhere: one sentence of it is enough."""
+def _skip_repeated(finding: CheckResult, told: str) -> CheckResult:
+    """Skip a row whose failure is that of the identity: refused credentials are reported once."""
     return CheckResult(finding.what, "skipped", f"because {IDENTITY} failed") if finding.text == told else finding
 
 
@@ -88,7 +88,7 @@ def _identities(reports: Sequence[_Report]) -> Iterator[CheckResult]:
         if isinstance(report.identity, str):
             known.setdefault(report.identity, []).append(report.region)
         elif report.cpu.result in ("ok", "warn") and report.memory.result in ("ok", "warn"):
-            text = f"{report.identity}; CloudWatch itself answers, so the exporter works without STS"
+            text = f"{report.identity}; CloudWatch answers, so the exporter works without STS"
             yield CheckResult(f"{IDENTITY}, {report.region}", "warn", text)
         else:
             yield CheckResult(f"{IDENTITY}, {report.region}", "FAIL", str(report.identity))
@@ -99,37 +99,38 @@ def _identities(reports: Sequence[_Report]) -> Iterator[CheckResult]:
 async def _cpu(
     cloudwatch: CloudWatch, region: str, workers: Collection[Worker], period: int, wall: Callable[[], float]
 ) -> CheckResult:
-    """Ask for one metric of one worker, a running one if there is any."""
+    """Query one metric of one worker, of a running one if there is any."""
     what = f"{CPU}, {region}"
     worker = min((w for w in workers if w.instance_id), key=lambda w: w.status != "running", default=None)
     if worker is None or worker.instance_id is None:
-        return CheckResult(what, "skipped", "not asked: no worker of this region names its instance")
+        return CheckResult(what, "skipped", "not queried: no worker of this region has an instance")
     end = align(int(wall()), period)
-    start = end - max(6 * period, align(_LOOK_BACK, period))
+    start = end - max(6 * period, align(_LOOKBACK_SECONDS, period))
     (query,) = instance_queries(worker.instance_id)
-    answers = await _attempt(cloudwatch.get_metric_data(region, [query], start, end, period))
-    if isinstance(answers, RejectedQueryError):
-        return CheckResult(what, "warn", f"{answers}; the other workers are not affected")
-    if isinstance(answers, SourceError):
-        return CheckResult(what, "FAIL", str(answers))
-    return _judged(what, worker, answers.by_query[query], period)
+    results = await _attempt(cloudwatch.get_metric_data(region, [query], start, end, period))
+    if isinstance(results, SourceError):
+        return CheckResult(what, "FAIL", str(results))
+    if worker.instance_id in cloudwatch.malformed:
+        text = f"CloudWatch rejects {worker.instance_id!r} of {shortened(worker.name or worker.id)} as an instance id; "
+        return CheckResult(what, "warn", text + "correct the worker document; the other workers are not affected")
+    return _cpu_result(what, worker, results.by_query[query], period)
 
 
-def _judged(what: str, worker: Worker, answer: MetricResult, period: int) -> CheckResult:
-    """Say what the answer to the one query means; the price is told because it is the only check that costs anything."""
-    price = f"this check asked for 1 metric: {DOLLARS_PER_METRIC:.5f} dollars"
-    name = f"{_short(worker.name or worker.id)} ({worker.instance_id})"
-    if not answer.complete:
+def _cpu_result(what: str, worker: Worker, result: MetricResult, period: int) -> CheckResult:
+    """Word the result of the one query, with its price: no other check costs anything."""
+    price = f"this check queried 1 metric: {DOLLARS_PER_METRIC:.5f} dollars"
+    name = f"{shortened(worker.name or worker.id)} ({worker.instance_id})"
+    if not result.complete:
         return CheckResult(
-            what, "warn", f"GetMetricData answered only in part; run check again, serve asks again anyway ({price})"
+            what, "warn", f"GetMetricData answered only in part; run check again; serve queries it again by itself ({price})"
         )
-    if answer.values:
-        newest = max(answer.values)
-        value = f"{answer.values[newest]:.1f} % in the period ending {rfc3339(newest + period)}"
+    if result.values:
+        newest = max(result.values)
+        value = f"{result.values[newest]:.1f} % in the period ending {rfc3339(newest + period)}"
         return CheckResult(what, "ok", f"GetMetricData works: {name} had {value} ({price})")
     if worker.status != "running":
         return CheckResult(what, "ok", f"GetMetricData works: {name} is {worker.status}, so it has no datapoint ({price})")
-    window = format_duration(answer.end - answer.start)
+    window = format_duration(result.end - result.start)
     text = (
         f"GetMetricData works, but {name} is running and has no datapoint in the last {window}; "
         f"check that instance, region and AWS account belong together ({price})"
@@ -145,10 +146,10 @@ def _memory(region: str, workers: Collection[Worker], listing: Listing | SourceE
     running = [worker for worker in workers if worker.status == "running" and worker.instance_id]
     without = [worker for worker in running if worker.instance_id not in listing.series]
     text = (
-        f"ListMetrics works: {_count(len(listing.series), 'instance')} with mem_used_percent in the last 3 h, "
-        f"{len(running) - len(without)} of {_count(len(running), 'running worker')} among them"
+        f"ListMetrics works: {counted(len(listing.series), 'instance')} with mem_used_percent in the last 3 h, "
+        f"{len(running) - len(without)} of {counted(len(running), 'running worker')} among them"
     )
     if without:
-        names = _first([f"{_short(worker.name or worker.id)} ({worker.instance_id})" for worker in without])
+        names = first_few([f"{shortened(worker.name or worker.id)} ({worker.instance_id})" for worker in without])
         text += f"; no memory for {', '.join(names)}: install or start the CloudWatch agent there"
     return CheckResult(what, "warn" if without else "ok", text)

@@ -1,10 +1,10 @@
-"""`cml-worker-exporter check`: validates the settings and every connection, changes nothing, and prints what it found.
+"""`cml-worker-exporter check`: validate the settings and every connection, change nothing, and print the result.
 
-Each check is a row: what, ok / warn / FAIL / skipped, and what was found or the way out. A failed check never hides the others;
-one that cannot run without another says so. What a person should know but `serve` can live with is a warning.
+Each check is a row: its name, ok / warn / FAIL / skipped, and what was found or what to do. A failed check never hides the
+others; one that cannot run without another is skipped with the reason. A warning is what `serve` can work with.
 
-The history is only looked at: what is judged here is what `WorkerMetricsRepository.ensure_collection` would refuse, and a test
-holds the two together.
+The history is verified by `HistoryCollection.verify`, the code that `serve` runs before it writes, so both refuse the same
+collections in the same words.
 """
 
 import fcntl
@@ -21,9 +21,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from exporter.commands.check.aws import _aws
-from exporter.commands.check.finding import CheckResult, Result, _clean
-from exporter.commands.check.mongodb import _mongodb
+from exporter.commands.check.aws import check_aws
+from exporter.commands.check.mongodb import check_mongodb
+from exporter.commands.check.result import CheckResult, Result, one_line
 from exporter.core.errors import ConfigError
 from exporter.core.periods import format_duration
 from exporter.core.settings import Settings
@@ -51,25 +51,25 @@ async def examine(settings: Settings, wall: Callable[[], float] = time.time) -> 
     """Make all checks, in the order in which a failure explains later ones; never raises an ExporterError."""
     folder, in_use = _data_folder(settings.data_dir, settings.period)
     findings = [_settings(settings), folder, _web(settings, in_use)]
-    mongodb, fleet = await _mongodb(settings, wall)
-    return findings + mongodb + await _aws(settings, fleet, wall)
+    mongodb, fleet = await check_mongodb(settings, wall)
+    return findings + mongodb + await check_aws(settings, fleet, wall)
 
 
 # -- this machine ------------------------------------------------------------------------------------------------------
 
 
 def _settings(settings: Settings) -> CheckResult:
-    """They were validated when they were loaded; here are the ones that decide cost and resolution."""
+    """Show the settings that decide cost and resolution; all were validated when they were loaded."""
     show = format_duration
-    asked = (
-        f"CloudWatch is asked every {show(settings.cloudwatch.interval)}" if settings.cloudwatch.enabled else "no CloudWatch"
+    polled = (
+        f"CloudWatch is polled every {show(settings.cloudwatch.interval)}" if settings.cloudwatch.enabled else "no CloudWatch"
     )
     kept = f"history in {settings.mongodb.history}" if settings.mongodb.history else "no history (mongodb.history is null)"
-    return CheckResult("settings", "ok", f"valid; period {show(settings.period)}, {asked}, {kept}")
+    return CheckResult("settings", "ok", f"valid; period {show(settings.period)}, {polled}, {kept}")
 
 
 def _data_folder(directory: Path, period: int) -> tuple[CheckResult, bool]:
-    """Look at the outbox's folder without making it; say too whether a running exporter holds it."""
+    """Check the outbox's folder without creating it; return also whether a running exporter holds it."""
 
     def found(result: Result, text: str) -> CheckResult:
         return CheckResult("data folder", result, text)
@@ -78,8 +78,8 @@ def _data_folder(directory: Path, period: int) -> tuple[CheckResult, bool]:
     if not existing.is_dir():
         return found("FAIL", f"data_dir: {existing} is not a folder; move it away or set another data_dir"), False
     if not os.access(existing, os.W_OK | os.X_OK):
-        way_out = "give this user the folder or set another data_dir"
-        return found("FAIL", f"data_dir: {existing} cannot be written by this user; {way_out}"), False
+        remedy = "give this user the folder or set another data_dir"
+        return found("FAIL", f"data_dir: {existing} cannot be written by this user; {remedy}"), False
     if existing != directory:
         return found("ok", f"{directory} is not there yet; serve will create it"), False
     holder = _holder(directory / "lock")
@@ -87,15 +87,15 @@ def _data_folder(directory: Path, period: int) -> tuple[CheckResult, bool]:
         text = f"an exporter is running here (process id {holder}); a second one needs another data_dir"
         return found("warn", text), True
     damage = _outbox_damage(directory / "outbox.db", period)
-    return (found("FAIL", damage) if damage else found("ok", f"{directory} can be written, nobody holds it")), False
+    return (found("FAIL", damage) if damage else found("ok", f"{directory} can be written, and no exporter runs in it")), False
 
 
 def _holder(lock: Path) -> str | None:
-    """Return the process id in the lock file when somebody holds it."""
+    """Return the process id in the lock file when a process holds the lock."""
     try:
         file = lock.open()
     except OSError:
-        return None  # nobody ever ran here, or the file is another user's, which the folder's own check tells
+        return None  # no exporter ran here yet, or another user's did, which the check of the folder reports
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -107,8 +107,8 @@ def _holder(lock: Path) -> str | None:
 def _outbox_damage(path: Path, period: int) -> str | None:
     """Return why `serve` would refuse the outbox.
 
-    It is opened as immutable, since merely reading a WAL database makes files beside it. What a killed exporter left in the WAL
-    is then not seen, so only a whole database without one can be called damaged.
+    It is opened as immutable, because reading a WAL database creates files beside it. What a killed exporter left in the WAL
+    is not visible then, so only a database without a WAL can be called damaged.
     """
     if not path.exists():
         return None
@@ -130,7 +130,7 @@ def _outbox_damage(path: Path, period: int) -> str | None:
 
 
 def _web(settings: Settings, in_use: bool) -> CheckResult:
-    """Listen for a moment where `serve` would, and read the TLS and authentication file."""
+    """Bind the addresses of `serve` for a moment, and read the TLS and authentication file."""
     addresses = ", ".join(settings.web.listen_address)
     try:
         if settings.web.config_file:
@@ -145,18 +145,18 @@ def _web(settings: Settings, in_use: bool) -> CheckResult:
 
 
 def _plain(findings: Sequence[CheckResult]) -> Iterator[str]:
-    """One line a check, never wrapped or cut: for a file, a pipe, grep."""
-    width = max(len(_clean(finding.what)) for finding in findings)
+    """Yield one line per check, never wrapped or cut: for files, pipes and grep."""
+    width = max(len(one_line(finding.what)) for finding in findings)
     for finding in findings:
-        yield f"{finding.result:<7}  {_clean(finding.what):<{width}}  {_clean(finding.text)}"
+        yield f"{finding.result:<7}  {one_line(finding.what):<{width}}  {one_line(finding.text)}"
 
 
 def _print_table(findings: Sequence[CheckResult], console: Console) -> None:
-    """The same as a table that wraps where the terminal ends."""
+    """Print a table that wraps at the width of the terminal."""
     table = Table("check", "result", "found")
     for column in table.columns:
         column.overflow = "fold"  # breaks a long word instead of cutting it
     for finding in findings:
         result = Text(finding.result, style=_COLORS[finding.result])
-        table.add_row(Text(_clean(finding.what)), result, Text(_clean(finding.text)))
+        table.add_row(Text(one_line(finding.what)), result, Text(one_line(finding.text)))
     console.print(table)

@@ -8,7 +8,7 @@ from exporter.core import logs
 
 T = TypeVar("T")
 Result = Literal["ok", "warn", "FAIL", "skipped"]
-_SHOWN = 3
+MAX_SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,27 +20,28 @@ class CheckResult:
     text: str
 
 
-# -- words and paper ---------------------------------------------------------------------------------------------------
-
-
-def _skipped(rows: Iterable[str], because: str) -> list[CheckResult]:
+def skipped(rows: Iterable[str], because: str) -> list[CheckResult]:
+    """Return a skipped row for each name, with the reason."""
     return [CheckResult(row, "skipped", f"because {because}") for row in rows]
 
 
-def _count(count: int, noun: str) -> str:
+def counted(count: int, noun: str) -> str:
+    """Return the number with its noun: 1 worker, 2 workers."""
     return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
-def _first(texts: Sequence[str]) -> list[str]:
-    more = len(texts) - _SHOWN
-    return [*texts[:_SHOWN], f"and {more} more"] if more > 0 else list(texts)
+def first_few(texts: Sequence[str]) -> list[str]:
+    """Return the first MAX_SHOWN texts, and how many more there are."""
+    more = len(texts) - MAX_SHOWN
+    return [*texts[:MAX_SHOWN], f"and {more} more"] if more > 0 else list(texts)
 
 
-def _short(name: str) -> str:
+def shortened(name: str) -> str:
+    """Return the first 40 characters of a name."""
     return name if len(name) <= 40 else f"{name[:39]}…"
 
 
-def _clean(text: str) -> str:
-    """One line without secrets, and without what a foreign name could do to a terminal."""
+def one_line(text: str) -> str:
+    """Return the text as one line, secrets masked and control characters replaced."""
     text = logs.mask(" ".join(text.split()))
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
