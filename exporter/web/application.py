@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from exporter.core.errors import RequestError, SourceError, StoreError
@@ -26,7 +26,8 @@ HOUR_READS = 6
 
 
 def _problem(status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:
-    return JSONResponse(responses.problem(status, detail), status, headers, media_type="application/problem+json")
+    body = responses.problem(status, detail).model_dump_json()
+    return Response(body, status, headers, "application/problem+json")
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:

@@ -6,37 +6,25 @@ https://prometheus.io/docs/prometheus/latest/http_sd/
 import ipaddress
 import re
 from collections.abc import Iterable
-from typing import Any
 
 from exporter.core.model import WorkerGauges
+from exporter.web.schemas import TargetGroup
 
 NODE_EXPORTER = 9100
 """Its usual port."""
 
-SCHEMA = {
-    "type": "array",
-    "items": {
-        "type": "object",
-        "required": ["targets", "labels"],
-        "properties": {
-            "targets": {"type": "array", "items": {"type": "string"}},
-            "labels": {"type": "object", "additionalProperties": {"type": "string"}},
-        },
-    },
-}
 
-
-def targets(gauges: Iterable[WorkerGauges], port: int) -> list[dict[str, Any]]:
+def targets(gauges: Iterable[WorkerGauges], port: int) -> tuple[TargetGroup, ...]:
     """Return one target group for each running worker with an address.
 
     Args:
         gauges: of the newest round.
         port: what listens on the worker's private address.
     """
-    return [
-        {
-            "targets": [f"[{worker.address}]:{port}" if ":" in worker.address else f"{worker.address}:{port}"],
-            "labels": {
+    return tuple(
+        TargetGroup(
+            targets=(f"[{worker.address}]:{port}" if ":" in worker.address else f"{worker.address}:{port}",),
+            labels={
                 "worker_id": worker.id,
                 "region": worker.region,
                 "__meta_cml_name": worker.name or "",
@@ -44,10 +32,10 @@ def targets(gauges: Iterable[WorkerGauges], port: int) -> list[dict[str, Any]]:
                 "__meta_cml_instance_type": worker.instance_type or "",
                 "__meta_cml_version": worker.cml_version or "",
             },
-        }
+        )
         for worker in (gauge.worker for gauge in gauges if gauge.show_state)
         if worker.status == "running" and worker.address and _is_address(worker.address)
-    ]
+    )
 
 
 def _is_address(text: str) -> bool:

@@ -1,18 +1,21 @@
-"""Which form of an answer a client likes best (RFC 9110, 12.5). Pure."""
+"""Content negotiation (RFC 9110, 12.5): which representation a client prefers. Pure functions of header values."""
 
 import re
 from collections.abc import Sequence
 
 
 def prefers_gzip(accept_encoding: str) -> bool:
-    """Read an Accept-Encoding header: gzip unless it is not accepted, or identity is liked better."""
+    """Return whether to compress, from an Accept-Encoding header: if gzip is accepted and identity does not weigh more."""
     weights = _weights(accept_encoding)
-    weight = next((weights[coding] for coding in ("gzip", "x-gzip", "*") if coding in weights), 0)
-    return weight > 0 and weight >= weights.get("identity", 0)
+    gzip = next((weights[coding] for coding in ("gzip", "x-gzip", "*") if coding in weights), 0)
+    return gzip > 0 and gzip >= weights.get("identity", 0)
 
 
 def prefers_csv(accept: str) -> bool:
-    """Read an Accept header: CSV only for who names it, and does not like JSON as much."""
+    """Return whether to send CSV instead of JSON, from an Accept header: only if the client names CSV and prefers it.
+
+    With equal weights JSON wins if the client names it too, and CSV wins over a wildcard, which is less specific.
+    """
     weights = _weights(accept)
     csv = weights.get("text/csv", 0)
     if "application/json" in weights:
@@ -21,9 +24,10 @@ def prefers_csv(accept: str) -> bool:
 
 
 def _weights(header: str) -> dict[str, float]:
+    """Return name, in lower case → weight of the items of an Accept or Accept-Encoding header."""
     weights: dict[str, float] = {}
-    for part in header.lower().split(","):
-        name, *parameters = (piece.strip() for piece in part.split(";"))
+    for item in header.lower().split(","):
+        name, *parameters = (piece.strip() for piece in item.split(";"))
         weights[name] = _weight(parameters)
     return weights
 
@@ -32,6 +36,6 @@ def _weight(parameters: Sequence[str]) -> float:
     for parameter in parameters:
         name, _, value = parameter.partition("=")
         if name.strip() == "q":
-            # What is not a weight is taken for a refusal, since the plain form suits everybody.
+            # A malformed weight counts as a refusal: every client can read the plain form.
             return float(value) if re.fullmatch(r"\s*[01](\.\d{0,3})?", value) else 0
     return 1

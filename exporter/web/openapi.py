@@ -1,16 +1,20 @@
 """What the table of routes is made of, and the OpenAPI document that it makes. Pure."""
 
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
 from exporter import __version__
+from exporter.web.schemas import Problem, components
 
 Schema = Mapping[str, Any]
+Body = Schema | type[BaseModel]
+"""What a media type holds: a JSON schema, or the model that has one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +39,12 @@ class Parameter:
 class ResponseSpec:
     """What a route answers with 200, and with what other codes it may."""
 
-    content: Mapping[str, Schema]
-    """Media type → schema."""
+    content: Mapping[str, Body]
+    """Media type → body."""
     errors: tuple[int, ...] = ()
     headers: Mapping[str, str] = field(default_factory=dict)
     """Name → what it says."""
-    also: Mapping[int, tuple[str, Schema]] = field(default_factory=dict)
+    also: Mapping[int, tuple[str, Body]] = field(default_factory=dict)
     """Further codes that are answered in a form of their own: media type and schema."""
 
 
@@ -75,25 +79,13 @@ ERRORS: Mapping[int, str] = {
     503: "MongoDB or CloudWatch does not answer; Retry-After says when to ask again.",
 }
 
-PROBLEM: Schema = {
-    "type": "object",
-    "description": "RFC 9457",
-    "required": ["type", "title", "status", "detail"],
-    "properties": {
-        "type": {"type": "string"},
-        "title": {"type": "string"},
-        "status": {"type": "integer"},
-        "detail": {"type": "string", "description": "one sentence that says what to do"},
-    },
-}
-
 
 def template(path: str) -> str:
     """Return a path of Starlette as OpenAPI and people write it: {id:path} → {id}."""
     return re.sub(r"{(\w+):\w+}", r"{\1}", path)
 
 
-def document(endpoints: Iterable[Endpoint]) -> dict[str, Any]:
+def document(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
     """Return the OpenAPI document of these routes."""
     paths: dict[str, Any] = {}
     for endpoint in endpoints:
@@ -110,7 +102,7 @@ def document(endpoints: Iterable[Endpoint]) -> dict[str, Any]:
         },
         "paths": paths,
         "components": {
-            "schemas": {"Problem": PROBLEM},
+            "schemas": components(_models(endpoints)),
             "securitySchemes": {"basic": {"type": "http", "scheme": "basic"}},
         },
         "security": [{}, {"basic": []}],
@@ -121,19 +113,31 @@ def _operation(endpoint: Endpoint, path: str) -> dict[str, Any]:
     headers = {name: {"description": said, "schema": {"type": "string"}} for name, said in endpoint.answer.headers.items()}
     good: dict[str, Any] = {
         "description": endpoint.description,
-        "content": {kind: {"schema": schema} for kind, schema in endpoint.answer.content.items()},
+        "content": {kind: _media_type(body) for kind, body in endpoint.answer.content.items()},
     }
     responses: dict[str, Any] = {"200": good | ({"headers": headers} if headers else {})}
     for code in (401, *endpoint.answer.errors):
         responses[str(code)] = {
             "description": ERRORS[code],
-            "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
+            "content": {"application/problem+json": _media_type(Problem)},
         }
-    for code, (kind, schema) in endpoint.answer.also.items():
-        responses[str(code)] = {"description": endpoint.description, "content": {kind: {"schema": schema}}}
+    for code, (kind, body) in endpoint.answer.also.items():
+        responses[str(code)] = {"description": endpoint.description, "content": {kind: _media_type(body)}}
     return {
         "summary": endpoint.description,
         "operationId": re.sub(r"\W+", "_", template(path)).strip("_") or "index",
         "parameters": [parameter.described() for parameter in endpoint.parameters],
         "responses": responses,
     }
+
+
+def _media_type(body: Body) -> dict[str, Any]:
+    """Return the OpenAPI Media Type Object of a body."""
+    return {"schema": {"$ref": f"#/components/schemas/{body.__name__}"} if isinstance(body, type) else body}
+
+
+def _models(endpoints: Sequence[Endpoint]) -> Iterator[type[BaseModel]]:
+    yield Problem
+    for endpoint in endpoints:
+        bodies = (*endpoint.answer.content.values(), *(body for _, body in endpoint.answer.also.values()))
+        yield from (body for body in bodies if isinstance(body, type))

@@ -16,7 +16,18 @@ from exporter.history.reader import Page, Resources
 from exporter.storage.rows import Document
 from exporter.storage.rows import Document as HistoryRow
 from exporter.web.parameters import ResourcesQuery, encoded
+from exporter.web.schemas import (
+    FleetPage,
+    FleetWorker,
+    HistoryWorker,
+    InstanceRecord,
+    Problem,
+    Readiness,
+    ResourceUsage,
+    SourceState,
+)
 
+_STATISTICS = ("avg", "min", "max", "count")
 NEXT, SOURCE, RESOLUTION, NOTE = "X-Next-Cursor", "X-Source", "X-Resolution-Seconds", "X-Note"
 PAGE_HEADERS: Mapping[str, str] = {
     "Link": 'where the next page is, rel="next"; absent on the last',
@@ -31,95 +42,101 @@ PAGE_HEADERS: Mapping[str, str] = {
 
 
 class ListedWorker(NamedTuple):
-    """A worker to choose from; its row is built when it is on the page, because 10,000 of them would hold up a scrape."""
+    """A worker that /api/workers may list. Its row is built only for its page: building 10,000 rows would hold up a scrape."""
 
     worker_id: str
     region: str
     status: str | None
-    facts: Callable[[], HistoryRow]
-    entry: InventoryEntry | None
-
-    def row(self) -> HistoryRow:
-        """Build what is answered."""
-        own = {"worker_id": self.worker_id, "region": self.region, "status": self.status}
-        return own | self.facts() | _remembered(self.entry)
+    row: Callable[[], FleetWorker]
 
 
 def listed_worker(gauge: WorkerGauges, entry: InventoryEntry | None, fresh: bool) -> ListedWorker:
-    """A worker of the newest round; what is too old for /metrics is null here too."""
+    """Return a worker of the newest collection cycle; values that are too old for /metrics are null here too."""
     worker = gauge.worker
     state = fresh and gauge.show_state
+    status = worker.status if state else None
 
-    def facts() -> HistoryRow:
-        return {
-            "name": worker.name,
-            "instance_id": worker.instance_id,
-            "private_ip": worker.address,
-            "instance_type": worker.instance_type,
-            "cml_version": worker.cml_version,
-            "cpu_utilization": gauge.cpu if fresh else None,
-            "cpu_time": _time(gauge.cpu_time),
-            "memory_utilization": gauge.memory if fresh else None,
-            "memory_time": _time(gauge.memory_time),
-            "active_labs_count": worker.active_labs if state else None,
-            "last_activity_at": _time(worker.last_activity_at),
-            "created_at": _time(worker.created_at),
-            "terminated_at": _time(worker.terminated_at),
-            "observed_at": _time(gauge.observed_at),
-            "extra": dict(worker.extra) if state else {},
-        }
+    def row() -> FleetWorker:
+        return FleetWorker(
+            worker_id=worker.id,
+            region=worker.region,
+            status=status,
+            name=worker.name,
+            instance_id=worker.instance_id,
+            private_ip=worker.address,
+            instance_type=worker.instance_type,
+            cml_version=worker.cml_version,
+            cpu_utilization=gauge.cpu if fresh else None,
+            cpu_time=_time(gauge.cpu_time),
+            memory_utilization=gauge.memory if fresh else None,
+            memory_time=_time(gauge.memory_time),
+            active_labs_count=worker.active_labs if state else None,
+            last_activity_at=_time(worker.last_activity_at),
+            created_at=_time(worker.created_at),
+            terminated_at=_time(worker.terminated_at),
+            observed_at=_time(gauge.observed_at),
+            extra=dict(worker.extra) if state else {},
+            first_seen=_time(entry.first_seen) if entry else None,
+            last_seen=_time(entry.last_seen) if entry else None,
+            instances=_instances(entry),
+        )
 
-    return ListedWorker(worker.id, worker.region, worker.status if state else None, facts, entry)
+    return ListedWorker(worker.id, worker.region, status, row)
 
 
 def gone_worker(entry: InventoryEntry) -> ListedWorker:
-    """A worker that has left /metrics. Unless it was terminated its status is null: the last one seen is no longer true."""
+    """Return a worker that has left the fleet. Unless it was terminated its status is null: its last one is out of date."""
+    status = "terminated" if entry.status == "terminated" else None
 
-    def facts() -> HistoryRow:
-        return {
-            "name": entry.name,
-            "instance_id": entry.instances[-1].instance_id if entry.instances else None,
-            "private_ip": None,
-            "instance_type": entry.instance_type,
-            "cml_version": entry.cml_version,
-            "cpu_utilization": None,
-            "cpu_time": None,
-            "memory_utilization": None,
-            "memory_time": None,
-            "active_labs_count": None,
-            "last_activity_at": None,
-            "created_at": _time(entry.created_at),
-            "terminated_at": _time(entry.terminated_at),
-            "observed_at": None,
-            "extra": {},
-        }
+    def row() -> FleetWorker:
+        return FleetWorker(
+            worker_id=entry.worker_id,
+            region=entry.region,
+            status=status,
+            name=entry.name,
+            instance_id=entry.instances[-1].instance_id if entry.instances else None,
+            private_ip=None,
+            instance_type=entry.instance_type,
+            cml_version=entry.cml_version,
+            cpu_utilization=None,
+            cpu_time=None,
+            memory_utilization=None,
+            memory_time=None,
+            active_labs_count=None,
+            last_activity_at=None,
+            created_at=_time(entry.created_at),
+            terminated_at=_time(entry.terminated_at),
+            observed_at=None,
+            extra={},
+            first_seen=_time(entry.first_seen),
+            last_seen=_time(entry.last_seen),
+            instances=_instances(entry),
+        )
 
-    return ListedWorker(entry.worker_id, entry.region, "terminated" if entry.status == "terminated" else None, facts, entry)
-
-
-def _remembered(entry: InventoryEntry | None) -> HistoryRow:
-    return {
-        "first_seen": _time(entry.first_seen) if entry else None,
-        "last_seen": _time(entry.last_seen) if entry else None,
-        "instances": [
-            {
-                "instance_id": each.instance_id,
-                "region": each.region,
-                "first_seen": _time(each.first),
-                "last_seen": _time(each.last),
-            }
-            for each in (entry.instances if entry else ())
-        ],
-    }
+    return ListedWorker(entry.worker_id, entry.region, status, row)
 
 
-def workers_page(found: Sequence[ListedWorker], limit: int, period: int) -> HistoryRow:
-    """The page of those with the first ids."""
+def _instances(entry: InventoryEntry | None) -> tuple[InstanceRecord, ...]:
+    return tuple(
+        InstanceRecord(
+            instance_id=each.instance_id, region=each.region, first_seen=rfc3339(each.first), last_seen=rfc3339(each.last)
+        )
+        for each in (entry.instances if entry else ())
+    )
+
+
+def fleet_page(found: Sequence[ListedWorker], limit: int, period: int) -> FleetPage:
+    """Return a page of the workers with the first ids.
+
+    Args:
+        found: workers of this and all later pages, in any order.
+        limit: number of workers on the page.
+        period: seconds between two samples.
+    """
     ordered = sorted(found, key=lambda each: each.worker_id)
     shown = ordered[:limit]
     following = encoded(shown[-1].worker_id) if len(ordered) > limit else None
-    data = [each.row() for each in shown]
-    return {"data": data, "next": following, "source": "mongodb", "resolution_seconds": period}
+    return FleetPage(data=tuple(each.row() for each in shown), next=following, source="mongodb", resolution_seconds=period)
 
 
 def _time(time: int | None) -> str | None:
@@ -129,34 +146,36 @@ def _time(time: int | None) -> str | None:
 # -- history -----------------------------------------------------------------------------------------------------------
 
 
-def history_worker(worker: Worker, entry: InventoryEntry | None, status: str | None) -> HistoryRow:
-    """Who the history is of. `status` is today's, None where nobody knows."""
-    return {
-        "worker_id": worker.id,
-        "name": worker.name or (entry.name if entry else None),
-        "region": worker.region,
-        "status": status,
-        "instance_type": worker.instance_type or (entry.instance_type if entry else None),
-        "cml_version": worker.cml_version or (entry.cml_version if entry else None),
-        "created_at": _time(worker.created_at),
-        "terminated_at": _time(worker.terminated_at),
-        **_remembered(entry),
-    }
+def history_worker(worker: Worker, entry: InventoryEntry | None, status: str | None) -> HistoryWorker:
+    """Return the worker that a page of history belongs to; `status` is today's, None if it is not known."""
+    return HistoryWorker(
+        worker_id=worker.id,
+        name=worker.name or (entry.name if entry else None),
+        region=worker.region,
+        status=status,
+        instance_type=worker.instance_type or (entry.instance_type if entry else None),
+        cml_version=worker.cml_version or (entry.cml_version if entry else None),
+        created_at=_time(worker.created_at),
+        terminated_at=_time(worker.terminated_at),
+        first_seen=_time(entry.first_seen) if entry else None,
+        last_seen=_time(entry.last_seen) if entry else None,
+        instances=_instances(entry),
+    )
 
 
-def history_json(page: Page, cursor: str | None, worker: HistoryRow) -> bytes:
-    """A page as the JSON of lists."""
-    answer = {
+def history_json(page: Page, cursor: str | None, worker: HistoryWorker) -> bytes:
+    """Return a page as the JSON of a `HistoryPage`; the rows are not validated, which would take longer than reading them."""
+    body = {
         "data": page.rows,
         "next": cursor,
         "source": page.source,
         "resolution_seconds": page.resolution,
         "interval_seconds": page.interval,
-        "worker": worker,
+        "worker": worker.model_dump(),
     }
     if page.note:
-        answer["note"] = page.note
-    return orjson.dumps(answer, option=orjson.OPT_NAIVE_UTC | orjson.OPT_UTC_Z)
+        body["note"] = page.note
+    return orjson.dumps(body, option=orjson.OPT_NAIVE_UTC | orjson.OPT_UTC_Z)
 
 
 def history_csv(page: Page, interval: int | None) -> bytes:
@@ -218,25 +237,28 @@ def _stamp(row: HistoryRow) -> str:
 # -- resources ---------------------------------------------------------------------------------------------------------
 
 
-def resources(found: Resources, query: ResourcesQuery) -> HistoryRow:
-    """The answer of the customer's document, key by key: numbers are texts there."""
-    return {
-        "id": found.instance_id,
-        "region_name": found.region,
-        "relative_start_time": query.relative,
-        "avg_cpu_utilization": None if found.cpu is None else f"{found.cpu:.1f}",
-        "avg_memory_utilization": None if found.memory is None else f"{found.memory:.1f}",
-        "start_time": rfc3339(found.start),
-        "end_time": rfc3339(found.end),
-    }
+def resource_usage(found: Resources, query: ResourcesQuery) -> ResourceUsage:
+    """Return the answer as the customer's document defines it; utilizations are texts there."""
+    return ResourceUsage(
+        id=found.instance_id,
+        region_name=found.region,
+        relative_start_time=query.relative,
+        avg_cpu_utilization=None if found.cpu is None else f"{found.cpu:.1f}",
+        avg_memory_utilization=None if found.memory is None else f"{found.memory:.1f}",
+        start_time=rfc3339(found.start),
+        end_time=rfc3339(found.end),
+    )
 
 
-# -- problems: application/problem+json (RFC 9457) ---------------------------------------------------------------------
+# -- readiness and problems --------------------------------------------------------------------------------------------
 
 
-def problem(status: int, detail: str) -> HistoryRow:
-    """What went wrong, in one sentence."""
-    return {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
+def readiness(ready: bool, health: Mapping[str, str | None]) -> Readiness:
+    """Return the state of the exporter; `health` is source → its last error, None after a success."""
+    sources = {source: SourceState(ok=error is None, error=error) for source, error in sorted(health.items())}
+    return Readiness(ready=ready, sources=sources)
 
 
-_STATISTICS = ("avg", "min", "max", "count")
+def problem(status: int, detail: str) -> Problem:
+    """Return the body of an error: application/problem+json (RFC 9457)."""
+    return Problem(type="about:blank", title=HTTPStatus(status).phrase, status=status, detail=detail)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from http import HTTPStatus
 
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
@@ -20,7 +21,7 @@ from exporter.web.backend import Backend
 from exporter.web.negotiation import prefers_csv, prefers_gzip
 from exporter.web.openapi import Endpoint, ResponseSpec
 from exporter.web.parameters import HistoryQuery, ResourcesQuery, WorkersQuery, resuming
-from exporter.web.schemas import HISTORY_SCHEMA, READY_SCHEMA, RESOURCES_SCHEMA, WORKERS_SCHEMA
+from exporter.web.schemas import FleetPage, HistoryPage, Readiness, ResourceUsage, TargetGroups
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 """Also for a Prometheus that prefers OpenMetrics: it takes what it gets, and one rendered body serves all."""
@@ -29,6 +30,7 @@ READ_SECONDS = 65
 RETRY_AFTER = 10
 """Seconds after which a source or store that is down is worth another request."""
 
+_JSON = "application/json"
 FEW_ROWS = 1000
 """Rows of history that are written as JSON within a millisecond."""
 
@@ -79,11 +81,8 @@ async def healthy(request: Request) -> Response:
 async def ready(request: Request) -> Response:
     """Say whether the first observation was made, and how each source does; a source that is down is no reason for a 503."""
     backend = _backend(request)
-    sources = {source: {"ok": error is None, "error": error} for source, error in sorted(backend.health().items())}
-    return JSONResponse(
-        {"ready": backend.ready, "sources": sources},
-        HTTPStatus.OK if backend.ready else HTTPStatus.SERVICE_UNAVAILABLE,
-    )
+    state = responses.readiness(backend.ready, backend.health())
+    return _json(state, HTTPStatus.OK if state.ready else HTTPStatus.SERVICE_UNAVAILABLE)
 
 
 async def workers(request: Request) -> Response:
@@ -110,7 +109,7 @@ async def workers(request: Request) -> Response:
     def answer() -> Response:
         here = (responses.listed_worker(gauge, remembered.get(gauge.worker.id), fresh) for gauge in snapshot.workers)
         chosen = [*(found for found in here if _selects(query, found)), *gone]
-        return JSONResponse(responses.workers_page(chosen, query.limit, backend.period))
+        return _json(responses.fleet_page(chosen, query.limit, backend.period))
 
     # In a thread: 10,000 workers take a tenth of a second, in which no scrape would be answered.
     return await asyncio.to_thread(answer)
@@ -137,7 +136,7 @@ async def history(request: Request) -> Response:
             body = responses.history_csv(page, query.span.interval)
             return Response(body, media_type="text/csv; charset=utf-8; header=present", headers=headers)
         worker = responses.history_worker(subject.worker, subject.entry, _status(backend, subject, gauge))
-        return Response(responses.history_json(page, cursor, worker), media_type="application/json", headers=headers)
+        return Response(responses.history_json(page, cursor, worker), media_type=_JSON, headers=headers)
 
     # In a thread, as above, what takes longer than to change threads.
     small = len(page.rows) <= FEW_ROWS and not as_csv
@@ -157,7 +156,8 @@ async def resources(request: Request) -> Response:
         raise HTTPException(
             HTTPStatus.NOT_FOUND, f"Worker {asked} is not in region {region}, but in {subject.worker.region or 'none'}."
         )
-    return JSONResponse(responses.resources(await backend.reader.resources(subject, query.seconds, query.end), query))
+    found_resources = await backend.reader.resources(subject, query.seconds, query.end)
+    return _json(responses.resource_usage(found_resources, query))
 
 
 async def remote(request: Request) -> Response:
@@ -205,7 +205,11 @@ async def discover(request: Request) -> Response:
     snapshot = backend.snapshot
     if snapshot is None or not _is_fresh(backend, snapshot):
         raise _not_read_yet()
-    return JSONResponse(discovery.targets(snapshot.workers, port))
+    return _json(TargetGroups(discovery.targets(snapshot.workers, port)))
+
+
+def _json(body: BaseModel, status: int = HTTPStatus.OK) -> Response:
+    return Response(body.model_dump_json(), status, media_type=_JSON)
 
 
 async def _body(request: Request, most: int) -> bytes:
@@ -223,7 +227,7 @@ async def describe(request: Request) -> Response:
     return JSONResponse(openapi.document(ROUTES))
 
 
-_TEXT, _JSON = {"type": "string"}, "application/json"
+_TEXT = {"type": "string"}
 
 ROUTES: tuple[Endpoint, ...] = (
     Endpoint("/", index, "this page: version, sources, fleet at a glance", ResponseSpec({"text/html": _TEXT})),
@@ -235,20 +239,20 @@ ROUTES: tuple[Endpoint, ...] = (
         "/-/ready",
         ready,
         "the first observation is done; state of each source",
-        ResponseSpec({_JSON: READY_SCHEMA}, also={503: (_JSON, READY_SCHEMA)}),
+        ResponseSpec({_JSON: Readiness}, also={503: (_JSON, Readiness)}),
     ),
     Endpoint(
         "/api/workers",
         workers,
         "the fleet, and workers that are gone but have history",
-        ResponseSpec({_JSON: WORKERS_SCHEMA}, (400, 503)),
+        ResponseSpec({_JSON: FleetPage}, (400, 503)),
         parameters.WORKERS,
     ),
     Endpoint(
         "/api/workers/{worker_id:path}/metrics/history",
         history,
         "samples or statistics of one worker, from CloudWatch where they are older than MongoDB's",
-        ResponseSpec({_JSON: HISTORY_SCHEMA, "text/csv": _TEXT}, (400, 404, 503), responses.PAGE_HEADERS),
+        ResponseSpec({_JSON: HistoryPage, "text/csv": _TEXT}, (400, 404, 503), responses.PAGE_HEADERS),
         parameters.HISTORY,
         "/workers/{worker_id:path}/metrics/history",
     ),
@@ -256,7 +260,7 @@ ROUTES: tuple[Endpoint, ...] = (
         "/api/workers/region/{region}/workers/{worker_id:path}/resources",
         resources,
         "average CPU and memory of one worker over the last minutes, live from CloudWatch",
-        ResponseSpec({_JSON: RESOURCES_SCHEMA}, (400, 404, 503)),
+        ResponseSpec({_JSON: ResourceUsage}, (400, 404, 503)),
         parameters.RESOURCES,
     ),
     Endpoint(
@@ -270,7 +274,7 @@ ROUTES: tuple[Endpoint, ...] = (
         "/sd/workers",
         discover,
         "running workers as targets, for Prometheus' HTTP service discovery",
-        ResponseSpec({_JSON: discovery.SCHEMA}, (400, 503)),
+        ResponseSpec({_JSON: TargetGroups}, (400, 503)),
         parameters.DISCOVERY,
     ),
     Endpoint("/openapi.json", describe, "OpenAPI 3.1 of these routes", ResponseSpec({_JSON: {"type": "object"}})),

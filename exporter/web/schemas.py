@@ -1,123 +1,211 @@
-"""JSON schemas of the responses."""
+"""JSON bodies of the responses as pydantic models: the schemas of the OpenAPI document. Small responses are built of them.
 
-from collections.abc import Mapping, Sequence
+Rows of history are not built as models: a page has up to 10,000 of them. A test validates real responses of every route
+against these models, so that both stay the same.
+"""
 
-from exporter.core.history_metrics import METRIC_FIELDS
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, RootModel
+from pydantic.json_schema import GenerateJsonSchema, models_json_schema
+
 from exporter.core.model import STATUSES
-from exporter.web.openapi import Schema
 
-# -- what OpenAPI says of all this -------------------------------------------------------------------------------------
-
-
-def _of(kind: str, *, null: bool = True, **more: object) -> Schema:
-    return {"type": [kind, "null"] if null else kind, **more}
-
-
-def _object(properties: Mapping[str, Schema], optional: Sequence[str] = ()) -> Schema:
-    return {"type": "object", "required": [name for name in properties if name not in optional], "properties": properties}
+Moment = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
+"""A time in RFC 3339, UTC."""
+Status = Annotated[str, Field(json_schema_extra={"enum": list(STATUSES)})]
+Percent = Annotated[float, Field(description="percent")]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
-def _list(items: Schema, more: Mapping[str, Schema] | None = None, optional: Sequence[str] = ()) -> Schema:
-    properties: dict[str, Schema] = {
-        "data": {"type": "array", "items": items},
-        "next": _of("string", description="cursor of the next page, null on the last"),
-        "source": _of("string", null=False, enum=["mongodb", "cloudwatch"]),
-        "resolution_seconds": _of("integer", null=False, description="how long a sample is"),
-    }
-    return _object(properties | dict(more or {}), optional)
+def _allow_new_keys(schema: dict[str, Any]) -> None:
+    """Keep clients that are generated from the OpenAPI document from rejecting a key that a later release adds."""
+    schema.pop("additionalProperties", None)
 
 
-_MOMENT = _of("string", format="date-time")
-_STATUS = _of("string", enum=[*STATUSES, None])
-_PERCENT = _of("number", description="percent")
-_INSTANCE = _object(
-    {"instance_id": {"type": "string"}, "region": {"type": "string"}, "first_seen": _MOMENT, "last_seen": _MOMENT}
-)
-_REMEMBERED: Mapping[str, Schema] = {
-    "first_seen": _MOMENT,
-    "last_seen": _MOMENT,
-    "instances": {"type": "array", "items": _INSTANCE},
-}
-_WORKER: Mapping[str, Schema] = {
-    "worker_id": {"type": "string"},
-    "region": {"type": "string"},
-    "status": _STATUS,
-    "name": _of("string"),
-    "instance_type": _of("string"),
-    "cml_version": _of("string"),
-    "created_at": _MOMENT,
-    "terminated_at": _MOMENT,
-    **_REMEMBERED,
-}
-WORKERS_SCHEMA = _list(
-    _object(
-        {
-            **_WORKER,
-            "instance_id": _of("string"),
-            "private_ip": _of("string"),
-            "cpu_utilization": _PERCENT,
-            "cpu_time": _MOMENT,
-            "memory_utilization": _PERCENT,
-            "memory_time": _MOMENT,
-            "active_labs_count": _of("integer"),
-            "last_activity_at": _MOMENT,
-            "observed_at": _MOMENT,
-            "extra": {"type": "object", "additionalProperties": {"type": "number"}},
-        }
+class ResponseModel(BaseModel):
+    """A JSON object of a response. Keys that are not declared are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=_allow_new_keys)
+
+
+# -- workers -----------------------------------------------------------------------------------------------------------
+
+
+class InstanceRecord(ResponseModel):
+    """An EC2 instance that a worker was seen with."""
+
+    instance_id: str
+    region: str
+    first_seen: Moment
+    last_seen: Moment
+
+
+class FleetWorker(ResponseModel):
+    """A worker of the fleet, or one that has left it but still has history."""
+
+    worker_id: str
+    region: str
+    status: Status | None = Field(description="null if it is not known")
+    name: str | None
+    instance_id: str | None
+    private_ip: str | None
+    instance_type: str | None
+    cml_version: str | None
+    cpu_utilization: Percent | None
+    cpu_time: Moment | None = Field(description="end of the period that cpu_utilization stands for")
+    memory_utilization: Percent | None
+    memory_time: Moment | None = Field(description="end of the period that memory_utilization stands for")
+    active_labs_count: int | None
+    last_activity_at: Moment | None
+    created_at: Moment | None
+    terminated_at: Moment | None
+    observed_at: Moment | None = Field(description="when the worker document was read")
+    extra: dict[str, float] = Field(description="gauges of `workers.extra` by metric name")
+    first_seen: Moment | None
+    last_seen: Moment | None
+    instances: tuple[InstanceRecord, ...] = Field(description="oldest first")
+
+
+class FleetPage(ResponseModel):
+    """A page of workers, sorted by id."""
+
+    data: tuple[FleetWorker, ...]
+    next: str | None = Field(description="cursor of the next page, null on the last")
+    source: Literal["mongodb"]
+    resolution_seconds: int = Field(description="seconds that a sample stands for")
+
+
+# -- history -----------------------------------------------------------------------------------------------------------
+
+
+class HistoryWorker(ResponseModel):
+    """The worker that a page of history belongs to."""
+
+    worker_id: str
+    name: str | None
+    region: str
+    status: Status | None = Field(description="today's status, null if it is not known")
+    instance_type: str | None
+    cml_version: str | None
+    created_at: Moment | None
+    terminated_at: Moment | None
+    first_seen: Moment | None
+    last_seen: Moment | None
+    instances: tuple[InstanceRecord, ...] = Field(description="oldest first")
+
+
+class SampleRow(ResponseModel):
+    """One sample."""
+
+    timestamp: Moment = Field(description="start of the period")
+    cpu_utilization: Percent | None
+    memory_utilization: Percent | None
+    active_labs_count: float | None
+    status: str | None
+
+
+class MetricStatistics(ResponseModel):
+    """Statistics of one metric over the samples of an interval; null if `count` is 0."""
+
+    avg: float | None
+    min: float | None
+    max: float | None
+    count: int = Field(ge=0, description="number of samples with a value")
+
+
+class IntervalRow(ResponseModel):
+    """Statistics of the samples of one interval."""
+
+    timestamp: Moment = Field(description="start of the interval")
+    cpu_utilization: MetricStatistics
+    memory_utilization: MetricStatistics
+    active_labs_count: MetricStatistics
+    status_share: dict[str, Share] = Field(
+        description="status → its share of the samples that have a status; empty if none has one"
     )
-)
-_SAMPLE = _object(
-    {
-        "timestamp": _of("string", null=False, format="date-time", description="the period's start"),
-        "cpu_utilization": _PERCENT,
-        "memory_utilization": _PERCENT,
-        "active_labs_count": _of("number"),
-        "status": _of("string"),
-    }
-)
-_FIGURES = _object(
-    {"avg": _of("number"), "min": _of("number"), "max": _of("number"), "count": _of("integer", null=False, minimum=0)}
-)
-_INTERVAL_ROW = _object(
-    {
-        "timestamp": _of("string", null=False, format="date-time", description="the interval's start"),
-        **dict.fromkeys(METRIC_FIELDS, _FIGURES),
-        "status_share": {
-            "type": "object",
-            "description": "share of the samples that have a status, by status; empty where none has",
-            "additionalProperties": {"type": "number", "minimum": 0, "maximum": 1},
-        },
-    }
-)
-HISTORY_SCHEMA = _list(
-    {
-        "anyOf": [_SAMPLE, _INTERVAL_ROW],
-        "description": "samples, or with `interval` one row for each interval that has samples",
-    },
-    {
-        "interval_seconds": _of("integer", description="length of the intervals, null for samples"),
-        "worker": _object(_WORKER),
-        "note": _of("string", null=False, description="what there is to know of the page"),
-    },
-    ("note",),
-)
-RESOURCES_SCHEMA = _object(
-    {
-        "id": _of("string", description="the instance"),
-        "region_name": {"type": "string"},
-        "relative_start_time": {"type": "string"},
-        "avg_cpu_utilization": _of("string", description="percent, such as 45.2"),
-        "avg_memory_utilization": _of("string", description="percent"),
-        "start_time": _MOMENT,
-        "end_time": _MOMENT,
-    }
-)
-READY_SCHEMA = _object(
-    {
-        "ready": {"type": "boolean"},
-        "sources": {
-            "type": "object",
-            "additionalProperties": _object({"ok": {"type": "boolean"}, "error": _of("string")}),
-        },
-    }
-)
+
+
+class HistoryPage(ResponseModel):
+    """A page of one worker's history, oldest row first."""
+
+    data: tuple[SampleRow | IntervalRow, ...] = Field(
+        description="samples, or with `interval` one row for each interval that has samples"
+    )
+    next: str | None = Field(description="cursor of the next page, null on the last")
+    source: Literal["mongodb", "cloudwatch"]
+    resolution_seconds: int = Field(description="seconds that a sample stands for")
+    interval_seconds: int | None = Field(description="length of the intervals, null for samples")
+    worker: HistoryWorker
+    note: str = Field("", description="remark on the page; absent if there is none")
+
+
+# -- the other routes --------------------------------------------------------------------------------------------------
+
+
+class ResourceUsage(ResponseModel):
+    """Average CPU and memory of one worker. Utilizations are texts."""
+
+    id: str | None = Field(description="the EC2 instance")
+    region_name: str
+    relative_start_time: str
+    avg_cpu_utilization: str | None = Field(description="percent with one decimal, such as 45.2")
+    avg_memory_utilization: str | None = Field(description="percent with one decimal")
+    start_time: Moment
+    end_time: Moment
+
+
+class SourceState(ResponseModel):
+    """Result of the last read of a source."""
+
+    ok: bool
+    error: str | None = Field(description="the last error, null after a success")
+
+
+class Readiness(ResponseModel):
+    """Whether the exporter is ready, and the state of each source."""
+
+    ready: bool
+    sources: dict[str, SourceState]
+
+
+class TargetGroup(ResponseModel):
+    """One target of Prometheus's HTTP service discovery."""
+
+    targets: tuple[str, ...]
+    labels: dict[str, str]
+
+
+class TargetGroups(RootModel[tuple[TargetGroup, ...]]):
+    """The targets of Prometheus's HTTP service discovery."""
+
+
+class Problem(ResponseModel):
+    """An error (RFC 9457)."""
+
+    type: str
+    title: str
+    status: int
+    detail: str = Field(description="one sentence that says what to do")
+
+
+# -- OpenAPI -----------------------------------------------------------------------------------------------------------
+
+
+class _WithoutTitles(GenerateJsonSchema):
+    """JSON schemas without a title for each key, which would only repeat the key."""
+
+    def field_title_should_be_set(self, schema: object) -> bool:
+        return False
+
+
+def components(models: Iterable[type[BaseModel]]) -> Mapping[str, Any]:
+    """Return name → JSON schema of the models and of all models in them, for components/schemas of an OpenAPI document."""
+    _, schema = models_json_schema(
+        [(model, "validation") for model in models],
+        ref_template="#/components/schemas/{model}",
+        schema_generator=_WithoutTitles,
+    )
+    definitions: Mapping[str, Any] = schema["$defs"]
+    return definitions

@@ -1,7 +1,7 @@
-"""TLS and basic authentication, from a file in the format of Prometheus' exporters (docs/web.md).
+"""TLS and basic authentication, from a file in the format of Prometheus's exporters (docs/web.md).
 
-Format: https://github.com/prometheus/exporter-toolkit/blob/master/docs/web-configuration.md, of which the keys below are
-understood; any other is refused, because a protection that is silently left out is worse than none.
+Format: https://github.com/prometheus/exporter-toolkit/blob/master/docs/web-configuration.md. Only the keys below are supported.
+Any other key is refused, because a protection that is silently left out is worse than none.
 """
 
 import re
@@ -23,7 +23,7 @@ CLIENT_AUTH_TYPES: Mapping[str, ssl.VerifyMode] = {
     "VerifyClientCertIfGiven": ssl.CERT_OPTIONAL,
     "RequireAndVerifyClientCert": ssl.CERT_REQUIRED,
 }
-"""RequestClientCert and RequireAnyClientCert are missing: Python's ssl cannot ask for a certificate without verifying it."""
+"""Without RequestClientCert and RequireAnyClientCert: Python's ssl cannot request a certificate without verifying it."""
 
 MIN_VERSIONS: Mapping[str, ssl.TLSVersion] = {"TLS12": ssl.TLSVersion.TLSv1_2, "TLS13": ssl.TLSVersion.TLSv1_3}
 
@@ -36,7 +36,7 @@ _log = logs.get("webconfig")
 
 @dataclass(frozen=True, slots=True)
 class WebConfig:
-    """How the HTTP server is protected; by default not at all."""
+    """TLS and users of the HTTP server; by default neither."""
 
     tls: ssl.SSLContext | None = None
     users: Mapping[str, bytes] = field(default_factory=dict)
@@ -48,12 +48,16 @@ class WebConfig:
 
 
 def load(path: Path) -> WebConfig:
-    """Read the file, and the certificates it names.
+    """Read the web configuration file and the certificates it names.
 
     Raises:
-        ConfigError: with one sentence that names the file, the key and the way out.
+        ConfigError: a file cannot be read or is invalid; the message names the file, the key and what to do.
     """
-    content = parse_yaml(read_text(path, "web.config_file"), str(path))
+    text = read_text(path, "web.config_file")
+    try:
+        content = parse_yaml(text, str(path))
+    except ConfigError as error:
+        raise ConfigError(f"{error}; docs/web.md shows an example") from error.__cause__
     try:
         tree = _mapping(content, "a web configuration", SECTIONS)
         tls = _mapping(tree.get("tls_server_config"), "tls_server_config", TLS_KEYS)
@@ -64,12 +68,12 @@ def load(path: Path) -> WebConfig:
 
 
 def _mapping(value: object, name: str, supported: Sequence[str] | None = None) -> dict[str, Any]:
-    """Take an absent section for an empty one; refuse what is none, and keys that are not understood."""
+    """Return a section as a dict, an absent one as an empty dict; refuse other values and unsupported keys."""
     if value is None:
         return {}
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise ConfigError(
-            f"{name} must hold keys and values; put quotes around keys that are numbers; docs/web.md shows a file"
+            f"{name} must hold keys and values; put quotes around keys that are numbers; docs/web.md shows an example"
         )
     for key in value:
         if supported is not None and key not in supported:
@@ -84,7 +88,7 @@ def _users(users: Mapping[str, object]) -> dict[str, bytes]:
     for name, hash in users.items():
         if ":" in name:
             raise ConfigError(
-                f"basic_auth_users: the user name {name!r} holds a colon, which HTTP does not allow; choose another"
+                f"basic_auth_users: the user name {name!r} contains a colon, which HTTP does not allow; choose another name"
             )
         if not isinstance(hash, str) or not _BCRYPT.fullmatch(hash):
             raise ConfigError(f"basic_auth_users.{name}: this is not a bcrypt hash; make one with: htpasswd -nBC 10 {name}")
@@ -97,7 +101,7 @@ def _users(users: Mapping[str, object]) -> dict[str, bytes]:
 def _tls(section: Mapping[str, object], folder: Path) -> ssl.SSLContext:
     for key, value in section.items():
         if not isinstance(value, str) or not value:
-            raise ConfigError(f"tls_server_config.{key}: it must be a text")
+            raise ConfigError(f"tls_server_config.{key}: must be a string")
     files = {key: folder / str(value) for key, value in section.items() if key.endswith("_file")}
     for key in ("cert_file", "key_file"):
         if key not in files:
@@ -107,11 +111,12 @@ def _tls(section: Mapping[str, object], folder: Path) -> ssl.SSLContext:
     authority = files.get("client_ca_file")
     if authority is None and verify != ssl.CERT_NONE:
         raise ConfigError(
-            "tls_server_config.client_ca_file is missing; client_auth_type needs it to know whose certificates to accept"
+            "tls_server_config.client_ca_file is missing; client_auth_type needs it to verify client certificates"
         )
     if authority is not None and verify == ssl.CERT_NONE:
         raise ConfigError(
-            "tls_server_config.client_auth_type: client_ca_file alone verifies nobody; set it to RequireAndVerifyClientCert"
+            "tls_server_config.client_auth_type: client_ca_file alone does not verify clients; "
+            "set client_auth_type to RequireAndVerifyClientCert"
         )
 
     def build() -> ssl.SSLContext:
@@ -139,7 +144,7 @@ def _trust(context: ssl.SSLContext, file: Path, key: str) -> None:
     try:
         context.load_verify_locations(cadata=text)
     except (ssl.SSLError, ValueError) as error:
-        raise ConfigError(f"{name}: {file} holds no certificate in PEM form") from error
+        raise ConfigError(f"{name}: {file} contains no certificate in PEM format") from error
 
 
 def _present(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
@@ -148,25 +153,25 @@ def _present(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
     read_text(key, name)
 
     def encrypted() -> str:
-        # Without this OpenSSL would ask for the password on the terminal.
+        # Without this callback OpenSSL would prompt for the password on the terminal.
         raise ConfigError(f"{name}: {key} is encrypted; decrypt it with: openssl pkey -in {key} -out <file>")
 
     try:
         context.load_cert_chain(certificate, key, encrypted)
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
-            raise ConfigError(f"{name}: {key} is not the key of the certificate in {certificate}") from error
-        raise ConfigError(f"{name}: {key} holds no private key in PEM form that fits {certificate}") from error
+            raise ConfigError(f"{name}: {key} does not match the certificate in {certificate}") from error
+        raise ConfigError(f"{name}: {key} contains no private key in PEM format that matches {certificate}") from error
 
 
 def _renewing(build: Callable[[], ssl.SSLContext], files: Sequence[Path]) -> ssl.SSLContext:
-    """Return a context that presents a renewed certificate from the next handshake on, without a restart."""
+    """Return a TLS context that uses a renewed certificate from the next handshake on, without a restart."""
 
     def stamps() -> list[tuple[int, int]]:
         try:
             return [(stat.st_mtime_ns, stat.st_ino) for stat in map(Path.stat, files)]
         except OSError:
-            return []  # between two files of a renewal, or gone; `build` says which
+            return []  # a file is being replaced, or missing; `build` reports which
 
     first = current = build()
     seen = stamps()
@@ -177,9 +182,9 @@ def _renewing(build: Callable[[], ssl.SSLContext], files: Sequence[Path]) -> ssl
             seen = now
             try:
                 current = build()
-                _log.info("the certificate was renewed", cert_file=str(files[0]))
+                _log.info("certificate renewed", cert_file=str(files[0]))
             except ConfigError as error:
-                _log.warning("the certificate cannot be renewed; the old one stays in use", error=str(error))
+                _log.warning("certificate not renewed; the old one stays in use", error=str(error))
         connection.context = current
 
     first.sni_callback = follow

@@ -21,13 +21,13 @@ def test_running_workers_with_an_address_are_targets_with_their_worker_id() -> N
         gauges("six", address="fd00::1"),
         gauges("named", address="ip-10-0-0-9.ec2.internal"),
     ]
-    found = {group["labels"]["worker_id"]: group["targets"] for group in targets(fleet, 9100)}
+    found = {group.labels["worker_id"]: list(group.targets) for group in targets(fleet, 9100)}
     assert found == {"w1": ["10.0.0.1:9100"], "six": ["[fd00::1]:9100"], "named": ["ip-10-0-0-9.ec2.internal:9100"]}
 
 
 def test_a_target_carries_what_is_known_of_the_worker_as_texts() -> None:
     (group,) = targets([gauges("w1")], 9101)
-    assert group == {
+    assert group.model_dump(mode="json") == {
         "targets": ["10.0.0.1:9101"],
         "labels": {
             "worker_id": "w1",
@@ -42,7 +42,7 @@ def test_a_target_carries_what_is_known_of_the_worker_as_texts() -> None:
 
 @pytest.mark.parametrize("address", ["10.0.0.1:22", "10.0.0", "not an address", "http://10.0.0.1", "10.0.0.1/24", "-x"])
 def test_what_is_no_address_is_no_target(address: str) -> None:
-    assert targets([gauges("w1", address=address)], 9100) == []
+    assert targets([gauges("w1", address=address)], 9100) == ()
 
 
 def test_the_port_is_node_exporters_unless_given_and_must_be_one() -> None:
