@@ -99,7 +99,7 @@ async def test_a_response_of_every_route_is_exactly_what_its_model_says(in_proce
 
 
 async def test_rows_are_samples_or_with_an_interval_statistics_from_both_sources(in_process: InProcessExporter) -> None:
-    await in_process.history.set_retention(DAY)
+    await in_process.history.collection.set_retention(DAY)
     kinds: dict[str, type[BaseModel]] = {"": SampleRow, "&interval=1h": IntervalRow}
     found = set()
     for query, kind in kinds.items():
