@@ -240,9 +240,11 @@ def _purge(options: argparse.Namespace) -> int:
     from exporter.commands import purge
 
     settings = _settings(options, "error")
-    ask = _confirm if sys.stdin.isatty() else None
+    prompt = _confirm if sys.stdin.isatty() else None
     return asyncio.run(
-        purge.run(settings, options.workers, yes=options.yes, even_if_listed=options.even_if_listed, ask=ask, out=sys.stdout)
+        purge.run(
+            settings, options.workers, yes=options.yes, even_if_listed=options.even_if_listed, prompt=prompt, out=sys.stdout
+        )
     )
 
 

@@ -1,4 +1,4 @@
-"""`cml-worker-exporter retention`: show how long the history keeps its samples, or change it after saying what that deletes."""
+"""`cml-worker-exporter retention`: show how long the history keeps its samples, or change it and report what that deletes."""
 
 import time
 from typing import TextIO
@@ -26,7 +26,7 @@ async def run(settings: Settings, wanted: int | None, yes: bool, out: TextIO) ->
         raise ConfigError(
             f"--set: {format_duration(wanted)} must be longer than gap_fill_window "
             f"({format_duration(settings.gap_fill_window)}), "
-            "else what was deleted would be filled again"
+            "else the exporter would fill what MongoDB deleted"
         )
     if wanted is not None and not DAY <= wanted <= MAX_RETENTION:
         raise ConfigError(
@@ -37,7 +37,7 @@ async def run(settings: Settings, wanted: int | None, yes: bool, out: TextIO) ->
     async with client:
         history = repository(settings, database, name).collection
         kept = await history.current_retention()
-        shown = "for good" if kept is None else f"for {format_duration(kept)}"
+        shown = "without limit" if kept is None else f"for {format_duration(kept)}"
         if wanted is None or wanted == kept:
             print(f"{history.namespace} keeps samples {shown}.", file=out)
             return 0
@@ -46,11 +46,11 @@ async def run(settings: Settings, wanted: int | None, yes: bool, out: TextIO) ->
             count = await history.count_before(limit)
             print(
                 f"{history.namespace} keeps samples {shown}. With {format_duration(wanted)} MongoDB deletes everything before "
-                f"{rfc3339(limit)}: {count} samples now, within a day or two, for good.",
+                f"{rfc3339(limit)}: {count} samples now, within a day or two, permanently.",
                 file=out,
             )
             if not yes:
-                print("Nothing was changed. Say --yes to do it.", file=out)
+                print("Nothing was changed. Use --yes to change it.", file=out)
                 return 1
         await history.set_retention(wanted)
         print(f"{history.namespace} now keeps samples for {format_duration(wanted)}.", file=out)

@@ -73,7 +73,7 @@ class Inventory:
         self._unsaved = gone
 
     async def forget(self, worker_id: str) -> bool:
-        """Delete a worker's entry for good; return whether there was one."""
+        """Delete a worker's entry permanently; return whether there was one."""
         self._entries.pop(worker_id, None)
         self._unsaved.discard(worker_id)
         async with operation(self._database, INVENTORY, "remove"):

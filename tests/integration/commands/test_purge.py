@@ -41,12 +41,17 @@ class Store:
     database: Database
 
     async def purge(
-        self, *worker_ids: str, yes: bool = True, even: bool = False, ask: Callable[[str], str] | None = None, wait: float = 5
+        self,
+        *worker_ids: str,
+        yes: bool = True,
+        even: bool = False,
+        prompt: Callable[[str], str] | None = None,
+        wait: float = 5,
     ) -> tuple[int, str]:
         """Run it and return its exit status and what it said."""
         out = io.StringIO()
         settings = Settings.model_validate({"mongodb": {"uri": self.uri}})
-        status = await purge.run(settings, worker_ids, yes=yes, even_if_listed=even, ask=ask, out=out, patience=wait)
+        status = await purge.run(settings, worker_ids, yes=yes, even_if_listed=even, prompt=prompt, out=out, wait_seconds=wait)
         return status, out.getvalue()
 
     async def stored(self, worker_id: str) -> tuple[int, int]:
@@ -85,7 +90,7 @@ async def test_samples_and_inventory_entry_go_and_everybody_elses_stay(store: St
     status, said = await store.purge("w1")
     first, last = rfc3339(NOW - 5 * DAY), rfc3339(NOW - 5 * DAY + 11 * 300)
     assert said == (
-        f"To be deleted from {store.database.name}.{NAME} and {store.database.name}.{INVENTORY}, for good:\n"
+        f"To be deleted from {store.database.name}.{NAME} and {store.database.name}.{INVENTORY}, permanently:\n"
         f"  w1 (lab one): 12 samples, the first of {first}, the last of {last}, "
         "and its inventory entry (name, status, instances)\n"
         "Deleted 12 samples of w1 and its inventory entry.\n"
@@ -110,20 +115,20 @@ async def test_several_at_once_with_any_id_and_with_half_of_what_there_may_be(st
 
 async def test_without_yes_or_a_terminal_it_only_says_what_it_would_do(store: Store) -> None:
     status, said = await store.purge("w1", yes=False)
-    assert (status, said.splitlines()[-1]) == (1, "Nothing was deleted. Say --yes to do it.")
+    assert (status, said.splitlines()[-1]) == (1, "Nothing was deleted. Use --yes to delete without a terminal.")
     assert await store.stored("w1") == (12, 1)
 
 
 @pytest.mark.parametrize("answers", [["W1"], ["y"], [""], ["w1", "no"]])
 async def test_unless_every_id_is_typed_nothing_is_deleted(store: Store, answers: Sequence[str]) -> None:
     left = list(answers)
-    status, said = await store.purge("w1", "bare", yes=False, ask=lambda _: left.pop(0))
+    status, said = await store.purge("w1", "bare", yes=False, prompt=lambda _: left.pop(0))
     assert (status, said.splitlines()[-1], left) == (1, "Nothing was deleted.", [])
     assert await store.stored("w1") == (12, 1)
     assert await store.stored("bare") == (12, 0)
 
 
-def test_at_a_terminal_the_id_is_asked_for(store: Store) -> None:
+def test_at_a_terminal_the_id_must_be_typed(store: Store) -> None:
     master, slave = pty.openpty()
     try:
         os.write(master, f"{ODD}\n".encode())
@@ -139,14 +144,14 @@ def test_at_a_terminal_the_id_is_asked_for(store: Store) -> None:
         os.close(slave)
     assert (done.returncode, done.stderr) == (0, b"")
     said = done.stdout.decode()
-    assert f"Type {ODD} to delete it, anything else to leave all as it is: Deleted 12 samples of {ODD}" in said
+    assert f"Type {ODD} to delete it, anything else to delete nothing: Deleted 12 samples of {ODD}" in said
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------
 
 
 async def test_a_worker_nobody_knows_is_an_error_and_the_others_stay(store: Store) -> None:
-    with pytest.raises(ConfigError, match="know nothing of 'w2', so nothing was deleted"):
+    with pytest.raises(ConfigError, match="have no 'w2', so nothing was deleted"):
         await store.purge("w1", "w2")
     assert await store.stored("w1") == (12, 1)
 
@@ -155,18 +160,18 @@ async def test_a_worker_that_is_listed_is_refused_whatever_its_status(store: Sto
     with pytest.raises(ConfigError) as caught:
         await store.purge("w1", LISTED)
     assert str(caught.value) == (
-        "--worker: 'listed' is still among the aggregates in workers (terminated), so an exporter would go on with it, and "
-        "fill up to 1d (gap_fill_window) again when it starts; remove it there first, or say --even-if-listed to delete what "
-        "there is now"
+        "--worker: 'listed' still has a worker document in workers (terminated), so an exporter would write further samples, and "
+        "after a restart fill up to 1d (gap_fill_window) again; remove the document first, or use --even-if-listed to delete "
+        "what is stored now"
     )
     assert await store.stored("w1") == (12, 1)
 
 
-async def test_one_seen_within_heal_is_refused_with_the_time_to_come_back(store: Store) -> None:
+async def test_one_seen_within_gap_fill_window_is_refused_with_the_time_to_come_back(store: Store) -> None:
     with pytest.raises(ConfigError) as caught:
         await store.purge(RECENT)
-    assert f"was still seen at {rfc3339(NOW - 3600)}, less than 1d (gap_fill_window) ago" in str(caught.value)
-    assert f"purge it after {rfc3339(NOW - 3600 + DAY)}, or say --even-if-listed" in str(caught.value)
+    assert f"was last seen at {rfc3339(NOW - 3600)}, less than 1d (gap_fill_window) ago" in str(caught.value)
+    assert f"purge it after {rfc3339(NOW - 3600 + DAY)}, or use --even-if-listed" in str(caught.value)
     assert await store.stored(RECENT) == (12, 1)
 
 
