@@ -182,7 +182,7 @@ def build(settings: Settings) -> Exporter:
     """Open the outbox and build everything around it; nothing runs yet.
 
     Raises:
-        OutboxLocked, IncompatibleStoreError, StoreError, ConfigError: it cannot start; the sentence says what to do.
+        OutboxLockedError, IncompatibleStoreError, StoreError, ConfigError: it cannot start; the sentence says what to do.
     """
     outbox = Outbox(settings.data_dir, settings.period)
     try:

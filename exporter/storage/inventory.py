@@ -1,4 +1,4 @@
-"""worker_metrics_inventory: every worker ever seen, so that a terminated one keeps its name and a gap its instances."""
+"""The collection worker_metrics_inventory: names and instances of every worker ever seen, terminated ones included."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,13 +13,13 @@ from exporter.core.periods import to_datetime, to_seconds
 from exporter.storage.mongo import Database, Document, chunks, durable, operation
 
 INVENTORY = "worker_metrics_inventory"
-_A_WRITE = 5000
+_ENTRIES_PER_WRITE = 5000
 
 
 class Inventory:
     """Every worker ever seen and the instances it ran on; kept in memory, written to MongoDB as it changes.
 
-    Every method raises StoreUnavailable, StoreMisfit or StoreError; what could not be written is written the next time.
+    Every method raises StoreError; entries that could not be written are written the next time.
     """
 
     def __init__(self, database: Database) -> None:
@@ -31,24 +31,24 @@ class Inventory:
 
     @property
     def entries(self) -> Mapping[str, InventoryEntry]:
-        """worker_id → what is remembered of it."""
+        """Return the entries by worker id."""
         return MappingProxyType(self._entries)
 
     async def load(self) -> None:
-        """Read all entries, in place of those in memory."""
+        """Read all entries and replace those in memory."""
         async with operation(self._database, INVENTORY, "find"):
             self._entries = {document["_id"]: _entry(document) async for document in self._collection.find()}
         self._unsaved.clear()
         self._loaded = True
 
     async def read(self, worker_id: str) -> InventoryEntry | None:
-        """Read one entry anew; those in memory stay as they are."""
+        """Read one entry from MongoDB; those in memory do not change."""
         async with operation(self._database, INVENTORY, "find"):
             document = await self._collection.find_one({"_id": worker_id})
         return None if document is None else _entry(document)
 
     async def record(self, fleet: Fleet) -> None:
-        """Note one complete reading of the aggregates; loads the entries first if nobody has."""
+        """Record one complete read of the worker documents; load the entries first if they are not loaded."""
         if not self._loaded:
             await self.load()
         changed: set[str] = set()
@@ -68,7 +68,7 @@ class Inventory:
                 touched = [worker for worker, has in seen.items() if has is on_instance and worker not in upserts]
                 if touched:
                     done = await self._collection.update_many({"_id": {"$in": touched}}, _touch(fleet.date, on_instance))
-                    # Somebody purged one of them although it is still there: all of these are written in full the next time.
+                    # `purge` deleted one of them although it is still listed: all of these are written in full the next time.
                     gone |= set(touched) if done.matched_count < len(touched) else set()
         self._unsaved = gone
 
@@ -80,7 +80,7 @@ class Inventory:
             return (await self._collection.delete_one({"_id": worker_id})).deleted_count > 0
 
     async def _upsert(self, worker_ids: Sequence[str]) -> None:
-        for ids in chunks(worker_ids, _A_WRITE):
+        for ids in chunks(worker_ids, _ENTRIES_PER_WRITE):
             documents = [_entry_document(self._entries[worker_id]) for worker_id in ids]
             async with operation(self._database, INVENTORY, "update"):
                 await self._collection.bulk_write(
@@ -89,7 +89,7 @@ class Inventory:
 
 
 def _touched(entry: InventoryEntry, now: int, on_instance: bool) -> InventoryEntry:
-    """The entry after a reading that brought nothing new but the time."""
+    """Return the entry after a read that changed nothing but the time."""
     instances = entry.instances
     if on_instance and instances:
         instances = (*instances[:-1], replace(instances[-1], last=max(instances[-1].last, now)))
@@ -97,7 +97,7 @@ def _touched(entry: InventoryEntry, now: int, on_instance: bool) -> InventoryEnt
 
 
 def _touch(now: int, on_instance: bool) -> list[Document]:
-    """The same as an update: last_seen, and the end of the current sighting, never backwards."""
+    """Return the same as a MongoDB update: last_seen and the end of the current interval, never backwards."""
     date = to_datetime(now)
     changes: Document = {"last_seen": {"$max": ["$last_seen", date]}}
     if on_instance:

@@ -1,4 +1,4 @@
-"""What all our work in MongoDB has in common: durable writes, bounded time, the driver's errors in our words.
+"""Durable writes, bounded operations and error translation for MongoDB; the one place that knows the driver's errors.
 
 Every write waits for the journal of a majority: with the default write concern a standalone mongod loses acknowledged samples
 when it is killed (measured: 66–105 documents in a few kills). Every operation runs under `operation`, which bounds its time on
@@ -42,7 +42,7 @@ T = TypeVar("T")
 Document = dict[str, Any]
 Database = AsyncDatabase[Document]
 STATE = "cml_exporter_state"
-"""The collection of what must hold for the whole history: its period, and the leases."""
+"""The collection that holds the period of each history, and the leases."""
 
 OPERATION_SECONDS = 30.0
 """How long one operation may take, here and on the server."""
@@ -60,7 +60,7 @@ _CREDENTIALS = frozenset({18, 8000})  # AuthenticationFailed; Atlas says 8000
 
 
 def translate(error: Exception, namespace: str, action: str) -> StoreError:
-    """Turn an error of pymongo or bson into ours; the one place that knows them.
+    """Translate an error of pymongo or bson into StoreError.
 
     Args:
         error: what the driver raised.
@@ -172,7 +172,7 @@ async def operation(
 
 
 def durable(database: Database) -> Database:
-    """Return the database with the options of all our work: primary, journal of a majority, aware UTC dates."""
+    """Return the database with the options of every operation: primary, journal of a majority, aware UTC dates."""
     return database.with_options(
         codec_options=database.codec_options.with_options(tz_aware=True, tzinfo=UTC),
         read_preference=ReadPreference.PRIMARY,
