@@ -2,8 +2,8 @@
 
 MongoDB's clock decides when a lease has expired; the holder's monotonic clock decides whether it may still rely on it. The
 latter counts from the moment a renewal was sent, so a process that was paused, or whose renewal is still under way, knows that
-it lost the lease before another process can take it. After a failover the new primary's clock decides: the clocks of one replica set
-must not differ by more than the safety margin.
+it lost the lease before another process can take it. After a failover the new primary's clock decides: the clocks of one
+replica set must not differ by more than the safety margin.
 """
 
 import asyncio

@@ -155,13 +155,13 @@ async def test_a_worker_nobody_knows_is_an_error_and_the_others_stay(store: Stor
         await store.purge("w1", "w2")
     assert await store.stored("w1") == (12, 1)
 
-        "--worker: 'listed' still has a worker document in workers (terminated), so an exporter would write further samples, "
+
 async def test_a_worker_that_is_listed_is_refused_whatever_its_status(store: Store) -> None:
     with pytest.raises(ConfigError) as caught:
         await store.purge("w1", LISTED)
     assert str(caught.value) == (
-        "--worker: 'listed' still has a worker document in workers (terminated), so an exporter would write further samples, and "
-        "after a restart fill up to 1d (gap_fill_window) again; remove the document first, or use --even-if-listed to delete "
+        "--worker: 'listed' still has a worker document in workers (terminated), so an exporter would write further samples, "
+        "and after a restart fill up to 1d (gap_fill_window) again; remove the document first, or use --even-if-listed to delete "
         "what is stored now"
     )
     assert await store.stored("w1") == (12, 1)
