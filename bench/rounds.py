@@ -128,7 +128,7 @@ async def exporter(uri: str, aws: str, port: int, rounds: int, data: Path) -> No
     history = repository(settings, database, settings.mongodb.history or "")
     lease = Lease(database, owner="bench")
     cloudwatch = CloudWatch(settings, telemetry, wall=wall)
-    mirror = Mirror(outbox, history, lease, telemetry, wall=wall)
+    mirror = Mirror(outbox, history.writer, lease, telemetry, wall=wall)
     collector = Collector(
         settings,
         Rules.from_settings(settings),
@@ -136,7 +136,7 @@ async def exporter(uri: str, aws: str, port: int, rounds: int, data: Path) -> No
         outbox,
         Shifted(Aggregates(database, settings.mongodb.workers, settings.workers), wall),
         cloudwatch,
-        history=history,
+        history=history.reader,
         inventory=Inventory(database),
         lease=lease,
         wall=wall,

@@ -32,6 +32,7 @@ from exporter.storage.inventory import Inventory
 from exporter.storage.lease import BACKFILL, LEASE_SECONDS, Lease, boottime, keep_renewed
 from exporter.storage.mongo import connect
 from exporter.storage.repository import WorkerMetricsRepository, repository
+from exporter.storage.sample_reader import SampleReader
 from exporter.web.backend import INVENTORY_TTL_SECONDS, BridgedArchive, LoopBridge
 
 _log = logs.get("exporter")
@@ -63,7 +64,7 @@ class Exporter:
         )
         backfill = Lease(self._web_database, owner=outbox.owner, name=BACKFILL)
         self._hourly = (
-            HourlyCache(self._web_history, backfill.change_marker, gap_fill_window=settings.gap_fill_window)
+            HourlyCache(self._web_history.reader, backfill.change_marker, gap_fill_window=settings.gap_fill_window)
             if self._web_history
             else None
         )
@@ -74,7 +75,7 @@ class Exporter:
         self._elsewhere = LoopBridge()
         self._reader = HistoryReader(
             period=settings.period,
-            history=self._web_history,
+            history=self._web_history.reader if self._web_history else None,
             archive=BridgedArchive(CloudWatchArchive(self._cloudwatch, series), self._elsewhere, self._budget)
             if self._cloudwatch and series
             else None,
@@ -88,7 +89,9 @@ class Exporter:
             now=lambda: self.collector.now(),
         )
         self._mirror = (
-            Mirror(self._outbox, self._history, self._lease, self.telemetry, old=old) if self._history is not None else None
+            Mirror(self._outbox, self._history.writer, self._lease, self.telemetry, old=old)
+            if self._history is not None
+            else None
         )
         self.collector = Collector(
             settings,
@@ -97,7 +100,7 @@ class Exporter:
             self._outbox,
             Aggregates(database, settings.mongodb.workers, settings.workers),
             self._cloudwatch,
-            history=self._history,
+            history=self._history.reader if self._history else None,
             inventory=self._inventory,
             lease=self._lease,
             series=series,
@@ -138,7 +141,7 @@ class Exporter:
         """Verify the collection and take the lease if it is free, so that the first observation counts."""
         try:
             await history.ensure_collection()
-            await history.save_gap_window(self.settings.gap_fill_window)
+            await history.collection.save_gap_window(self.settings.gap_fill_window)
             await self._lease.acquire_or_renew()
         except IncompatibleStoreError:
             raise
@@ -209,9 +212,9 @@ class Exporter:
         return self._reader
 
     @property
-    def columns(self) -> WorkerMetricsRepository | None:
+    def columns(self) -> SampleReader | None:
         """The samples of many workers, None where there is no history."""
-        return self._web_history
+        return self._web_history.reader if self._web_history else None
 
     @property
     def hourly(self) -> HourlyCache | None:

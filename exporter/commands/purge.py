@@ -82,10 +82,10 @@ async def run(
     client, database = connect(settings)
     async with client:
         history, inventory = repository(settings, database, name), Inventory(database)
-        await history.current_retention()  # refuses what is no history of ours
+        await history.collection.current_retention()  # refuses what is no history of ours
         await inventory.load()
         found = [
-            StoredWorker(worker_id, await history.extent(worker_id), inventory.entries.get(worker_id))
+            StoredWorker(worker_id, await history.reader.extent(worker_id), inventory.entries.get(worker_id))
             for worker_id in dict.fromkeys(worker_ids)
         ]
         _check_known(found, history)
@@ -162,7 +162,7 @@ async def _delete(
     try:
         # An insert goes on in the server after its client has died, and would bring some of it back.
         await _wait(
-            history.no_insert_running,
+            history.writer.no_insert_running,
             deadline,
             "an insert into the history is still running, so nothing was deleted; try again",
         )
@@ -170,7 +170,7 @@ async def _delete(
             if not await lease.acquire_or_renew():
                 raise StoreUnavailableError("somebody else took the lease meanwhile", reason="lease")
             # The samples first: as long as the entry is there, the worker is known to the next attempt.
-            count = await history.purge(one.worker_id, within=lease.remaining)
+            count = await history.writer.purge(one.worker_id, within=lease.remaining)
             forgotten = await inventory.forget(one.worker_id)
             entry = " and its inventory entry" if forgotten else ""
             print(f"Deleted {count:,} samples of {one.worker_id}{entry}.", file=out)

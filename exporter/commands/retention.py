@@ -35,7 +35,7 @@ async def run(settings: Settings, wanted: int | None, yes: bool, out: TextIO) ->
         )
     client, database = connect(settings)
     async with client:
-        history = repository(settings, database, name)
+        history = repository(settings, database, name).collection
         kept = await history.current_retention()
         shown = "for good" if kept is None else f"for {format_duration(kept)}"
         if wanted is None or wanted == kept:

@@ -124,5 +124,6 @@ def _offset(interval: int) -> int:
     return _MONDAY if interval % WEEK == 0 else 0
 
 
-def _utc(time: datetime) -> datetime:
+def as_utc(time: datetime) -> datetime:
+    """Return the datetime with a time zone; a naive one is taken as UTC."""
     return time if time.tzinfo else time.replace(tzinfo=UTC)

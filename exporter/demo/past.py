@@ -46,13 +46,13 @@ async def _write(database: Database, world: World) -> int:
     history = WorkerMetricsRepository(database, collection=HISTORY, period=PERIOD, retention=_RETENTION, apply_retention=False)
     await history.ensure_collection()
     while True:
-        if await history.no_insert_running():  # else an earlier start was ended while it wrote
+        if await history.writer.no_insert_running():  # else an earlier start was ended while it wrote
             break
         await asyncio.sleep(0.1)
     end = world.begin + _OVERLAP
     start = max(end - DAYS * DAY, int(time.time()) - _RETENTION + DAY)
     workers = fleet(world)
-    there = await history.timestamps([worker.id for worker in workers], start)
+    there = await history.reader.timestamps([worker.id for worker in workers], start)
     written = 0
     for worker in workers:
         past = samples(world, worker, start, end)

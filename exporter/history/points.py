@@ -1,11 +1,11 @@
 """CloudWatch datapoints as rows of a history page. Pure."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import NamedTuple
 
 from exporter.core.periods import align_interval
-from exporter.storage.rows import EPOCH, HistoryRow
+from exporter.storage.rows import EPOCH, FieldStatistics, HistoryRow
 
 
 class Point(NamedTuple):
@@ -47,7 +47,7 @@ def point_statistics(points: Iterable[Point], interval: int) -> list[HistoryRow]
     ]
 
 
-def _of(values: Iterable[float | None]) -> Mapping[str, float | None]:
+def _of(values: Iterable[float | None]) -> FieldStatistics:
     known = [value for value in values if value is not None]
     return {
         "avg": sum(known) / len(known) if known else None,

@@ -5,7 +5,7 @@ coarser ones first, and goes on with MongoDB's.
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
@@ -32,12 +32,14 @@ class HistoryStore(Protocol):
     async def current_retention(self) -> int | None:
         """Seconds it keeps its samples, None: for good."""
 
-    async def read_samples(self, worker_id: str, start: int, end: int, *, limit: int) -> tuple[list[HistoryRow], int | None]:
+    async def read_samples(
+        self, worker_id: str, start: int, end: int, *, limit: int
+    ) -> tuple[Sequence[HistoryRow], int | None]:
         """Samples in [start, end) milliseconds, and where the rest begins."""
 
     async def read_statistics(
         self, worker_id: str, start: int, end: int, interval: int, *, limit: int
-    ) -> tuple[list[HistoryRow], int | None]:
+    ) -> tuple[Sequence[HistoryRow], int | None]:
         """Statistics in [start, end) seconds, and where the rest begins."""
 
 
@@ -85,7 +87,7 @@ class PageRequest:
 class Page:
     """A page of rows, oldest first; see `rows`."""
 
-    rows: list[HistoryRow]
+    rows: Sequence[HistoryRow]
     following: int | None
     """Milliseconds since 1970 where the next page begins, None: this is the last."""
     source: Source
@@ -192,7 +194,9 @@ class HistoryReader:
             )
         return None
 
-    async def _stored(self, subject: WorkerRef, part: Segment, begin: int, limit: int) -> tuple[list[HistoryRow], int | None]:
+    async def _stored(
+        self, subject: WorkerRef, part: Segment, begin: int, limit: int
+    ) -> tuple[Sequence[HistoryRow], int | None]:
         assert self._history is not None
         worker_id = subject.worker.id
         if part.interval is None:
@@ -201,7 +205,9 @@ class HistoryReader:
         found, following = await self._history.read_statistics(worker_id, start, part.end, part.interval, limit=limit)
         return found, None if following is None else following * 1000
 
-    async def _archived(self, subject: WorkerRef, part: Segment, limit: int, now: int) -> tuple[list[HistoryRow], int | None]:
+    async def _archived(
+        self, subject: WorkerRef, part: Segment, limit: int, now: int
+    ) -> tuple[Sequence[HistoryRow], int | None]:
         if self._archive is None:
             return [], None
         end = min(part.end, align(now, part.resolution))  # nothing of a period that is not over

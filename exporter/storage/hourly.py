@@ -1,6 +1,6 @@
-"""Samples by the hour: the pipeline that makes them of a day of many workers, and what comes back. Pure.
+"""Hourly aggregates: the pipeline that makes them of a day of many workers, and what it returns. Pure.
 
-A month of a thousand workers is nine million samples, but 720,000 hours: what long looks at many workers are made of.
+A month of a thousand workers is nine million samples, but 720,000 hours: queries over long ranges and many workers use these.
 """
 
 import math
@@ -16,7 +16,7 @@ from exporter.storage.statistics import has_non_numeric, type_checked_value
 
 _MEASURED = FIELDS[: FIELDS.index(RUNNING)]
 _REGION: Document = {"$ifNull": ["$region", ""]}
-"""None, a null and an empty text are one region, in which an hour is one value."""
+"""A missing region, a null and an empty text are one region, in which an hour is one value."""
 _REGION_AS_TEXT: Document = {"$convert": {"input": "$region", "to": "string", "onError": "", "onNull": ""}}
 
 
@@ -28,24 +28,24 @@ class WorkerDay(NamedTuple):
     hours: bytes
     """0 to 23, ascending."""
     values: "array[float]"
-    """Those of the first of FIELDS, as many as there are hours, then those of the second; NaN where there is none."""
+    """One value for each hour of the first of FIELDS, then of the second, and so on; NaN where there is none."""
 
 
-def pipeline(match: Document, *, careful: bool = False) -> list[Document]:
-    """Group by worker, region and hour, then by worker and region.
+def pipeline(match: Document, *, type_checked: bool = False) -> list[Document]:
+    """Return the pipeline that groups samples by worker, region and hour, then by worker and region.
 
     Args:
         match: which samples; all of one day.
-        careful: look at the type of every value, where `parts` says so. That takes half as long again.
+        type_checked: check the type of every value, where `worker_days` found another. That takes half as long again.
     """
     known = {"$cond": [{"$gt": ["$status", None]}, 0, None]}  # $avg passes over null
     group: Document = {
-        "_id": {"w": "$worker_id", "r": _REGION_AS_TEXT if careful else _REGION, "h": {"$hour": "$timestamp"}},
+        "_id": {"w": "$worker_id", "r": _REGION_AS_TEXT if type_checked else _REGION, "h": {"$hour": "$timestamp"}},
         RUNNING: {"$avg": {"$cond": [{"$eq": ["$status", "running"]}, 1, known]}},
         NEWEST: {"$max": "$timestamp"},
     }
     for field in METRIC_FIELDS:
-        value = type_checked_value(field) if careful else f"${field}"
+        value = type_checked_value(field) if type_checked else f"${field}"
         group |= {f"{field}_{how}": {f"${how}": value} for how in ("avg", "min", "max")}
     # Arrays decode many times faster than a document for each hour.
     columns: Document = {name: {"$push": f"${name}"} for name in FIELDS} | {NEWEST: {"$push": {"$toLong": f"${NEWEST}"}}}
@@ -53,18 +53,24 @@ def pipeline(match: Document, *, careful: bool = False) -> list[Document]:
     return [{"$match": match}, {"$group": group}, {"$group": by_worker | columns}]
 
 
-def parts(batches: Iterable[bytes], careful: bool, *, period: int) -> list[WorkerDay] | None:
-    """Read what `pipeline` found; None where it must be asked with care, because a value is no number or a region no text."""
+def worker_days(batches: Iterable[bytes], type_checked: bool, *, period: int) -> list[WorkerDay] | None:
+    """Decode what `pipeline` found; None where it must run type-checked: a value is non-numeric or a region is not a text.
+
+    Args:
+        batches: raw batches of the cursor.
+        type_checked: whether the pipeline was.
+        period: of the samples, in seconds.
+    """
     found = documents(batches)
-    if not careful and (
+    if not type_checked and (
         has_non_numeric(value for row in found for name in _MEASURED for value in row[name])
         or not all(isinstance(row["_id"]["r"], str) for row in found)
     ):
         return None
-    return [_part(row, period) for row in found]
+    return [_worker_day(row, period) for row in found]
 
 
-def _part(row: Document, period: int) -> WorkerDay:
+def _worker_day(row: Document, period: int) -> WorkerDay:
     hours: list[int] = row["hours"]
     order = sorted(range(len(hours)), key=hours.__getitem__)
     values = array("d")
@@ -79,14 +85,18 @@ def _part(row: Document, period: int) -> WorkerDay:
 
 @lru_cache(maxsize=4096)
 def ends(day: int, hours: bytes) -> "array[int]":
-    """The hours' ends in milliseconds: there stands what was over the hour, as Prometheus' own recorded series do.
+    """Return the hours' ends in milliseconds: an hourly aggregate's timestamp, as in Prometheus's recorded series.
 
-    Most workers have all hours of a day, so it is made once for all of them.
+    Cached because most workers have all hours of a day.
+
+    Args:
+        day: its first UTC second.
+        hours: as in WorkerDay.
     """
     return array("q", [(day + (hour + 1) * HOUR) * 1000 for hour in hours])
 
 
 def column(part: WorkerDay, field: str) -> "array[float]":
-    """The values of one of FIELDS."""
+    """Return the values of one of FIELDS, one for each of the hours."""
     at = FIELDS.index(field) * len(part.hours)
     return part.values[at : at + len(part.hours)]

@@ -46,6 +46,8 @@ STATE = "cml_exporter_state"
 
 OPERATION_SECONDS = 30.0
 """How long one operation may take, here and on the server."""
+WHOLE_HISTORY_SECONDS = 300.0
+"""The same for an operation that scans every bucket, or deletes a worker's."""
 # https://github.com/mongodb/specifications/blob/master/source/retryable-writes/retryable-writes.md, and what means "just now":
 # cursor lost, timed out, write concern not met, duplicate upsert, conflict, no majority yet, interrupted.
 _TRANSIENT = frozenset(
@@ -208,6 +210,3 @@ def connect(settings: Settings) -> tuple[AsyncMongoClient[dict[str, Any]], Async
             f"mongodb.uri is not a MongoDB connection string ({type(error).__name__}); it looks like "
             "mongodb://user:password@host:27017/database, with / : @ and % in user and password written as %2F %3A %40 %25"
         ) from None
-
-
-_WHOLE_HISTORY_SECONDS = 300.0  # for what looks at every bucket, or deletes a worker's

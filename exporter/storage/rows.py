@@ -1,28 +1,61 @@
-"""The rows of a worker's history as they are answered, from MongoDB's documents and from CloudWatch's datapoints. Pure.
+"""Rows of a worker's history as the HTTP API returns them. Pure.
 
-No record is made of each sample on the way: a month of them is 8,640, and what is made must be thrown away again. A row of
-samples has `timestamp`, the three metrics and `status`; one of statistics has `timestamp` (the interval's start), for each
-metric avg, min, max and count, and `status_share`. Timestamps are naive datetimes in UTC, which is what BSON decodes to fastest
-and orjson writes as 2026-01-31T12:00:00Z. Missing is None.
+No record is made of each sample on the way: a month of them is 8,640, and what is made must be thrown away again. Rows are
+typed dictionaries. Timestamps are naive datetimes in UTC, which is what BSON decodes to fastest and orjson writes as
+2026-01-31T12:00:00Z. A missing value is None.
 """
 
 import math
 from collections.abc import Iterable
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypedDict
 
 import bson
 from bson.codec_options import CodecOptions
 
 from exporter.core.history_metrics import METRIC_FIELDS
 
-HistoryRow = dict[str, Any]
 Document = dict[str, Any]
 PROJECTION: Document = {"_id": 0, "timestamp": 1, **dict.fromkeys(METRIC_FIELDS, 1), "status": 1}
-"""Of a sample's document, what a row needs."""
+"""The fields of a sample's document that a row needs."""
 EPOCH = datetime(1970, 1, 1)
 
 _NAIVE: CodecOptions[Document] = CodecOptions(tz_aware=False)
+
+
+class SampleRow(TypedDict):
+    """One sample; utilizations are in percent."""
+
+    timestamp: datetime
+    cpu_utilization: float | None
+    memory_utilization: float | None
+    active_labs_count: float | None
+    status: str | None
+
+
+class FieldStatistics(TypedDict):
+    """One metric over an interval, in the metric's unit; None where no sample has a value."""
+
+    avg: float | None
+    min: float | None
+    max: float | None
+    count: int
+    """Samples with a value."""
+
+
+class StatisticsRow(TypedDict):
+    """The samples of one interval; utilizations are in percent."""
+
+    timestamp: datetime
+    """The interval's start."""
+    cpu_utilization: FieldStatistics
+    memory_utilization: FieldStatistics
+    active_labs_count: FieldStatistics
+    status_share: dict[str, float]
+    """Status → its share (0 to 1) of the samples with a status; empty where no sample has one."""
+
+
+HistoryRow = SampleRow | StatisticsRow
 
 
 def documents(batches: Iterable[bytes]) -> list[Document]:
@@ -31,33 +64,31 @@ def documents(batches: Iterable[bytes]) -> list[Document]:
 
 
 def number(value: object) -> float | None:
-    """Return what counts as a value in a sample's document; None for what others may have written there, a text or NaN."""
+    """Return a sample's value if it is a finite number; None for a text, a NaN or another type from another program."""
     if type(value) is float:
         return value if math.isfinite(value) else None
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
+def text(value: object) -> str | None:
+    """Return a sample's status as text; None stays None."""
+    return value if value is None or isinstance(value, str) else str(value)
+
+
 def milliseconds(time: datetime) -> int:
-    """Naive UTC datetime → milliseconds since 1970."""
+    """Convert a naive UTC datetime to milliseconds since 1970."""
     return (time - EPOCH) // timedelta(milliseconds=1)
 
 
-# -- samples -----------------------------------------------------------------------------------------------------------
-
-
-def samples(found: Iterable[Document]) -> list[HistoryRow]:
-    """Rows of samples from documents with the keys of PROJECTION."""
+def sample_rows(found: Iterable[Document]) -> list[SampleRow]:
+    """Make rows of documents with the keys of PROJECTION, in their order."""
     return [
         {
             "timestamp": document["timestamp"],
             "cpu_utilization": number(document.get("cpu_utilization")),
             "memory_utilization": number(document.get("memory_utilization")),
             "active_labs_count": number(document.get("active_labs_count")),
-            "status": _text(document.get("status")),
+            "status": text(document.get("status")),
         }
         for document in found
     ]
-
-
-def _text(value: object) -> str | None:
-    return value if value is None or isinstance(value, str) else str(value)

@@ -1,21 +1,39 @@
 """Read samples, statistics and hourly aggregates from the time-series collection."""
 
-from collections.abc import AsyncGenerator, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
-from exporter.core.periods import to_datetime
-from exporter.storage.mongo import Document
+from pymongo.asynchronous.collection import AsyncCollection
+
+from exporter.core.model import WorkerMetricsSample
+from exporter.core.periods import DAY, HOUR, align_interval, as_utc, to_datetime, to_seconds
+from exporter.storage import hourly, rows
+from exporter.storage.collection import HistoryCollection
+from exporter.storage.mongo import WHOLE_HISTORY_SECONDS, Document, chunks
+from exporter.storage.rows import SampleRow, StatisticsRow, number, text
+from exporter.storage.statistics import statistics, statistics_pipeline
 
 TIME = "time"
 """The key of a streamed sample's time in milliseconds since 1970: integers decode much faster than dates."""
-_CHUNK = 1000  # encoding one message holds the GIL, and with it the scrapes
-_PAGE = 10_000  # samples streamed at once: some 5 MB
-_COLUMN = 100_000  # samples read together: a few MB on the server, and far below the 16 MiB of a result document
-_IDS_A_READ = 200  # × 14 d of 1m periods stays far below the 16 MiB of one result document each, and the 100 MB of $group
+PAGE_SAMPLES = 10_000
+"""Samples of one page of a stream: some 5 MB."""
+COLUMN_SAMPLES = 100_000
+"""Samples of one column query: a few MB on the server, and far below the 16 MiB of a result document."""
+WORKERS_PER_QUERY = 200
+"""× 14 d of 1m periods stays far below the 16 MiB of one result document each, and the 100 MB of $group."""
+HOURLY_WORKERS_PER_QUERY = 1000
 
 Pages = AsyncGenerator[tuple[str, list[Document]], None]
 """What `stream` yields: a worker's id and some of its samples, as documents with TIME and the wanted keys they have."""
+T = TypeVar("T")
+_PageQueue = asyncio.Queue[tuple[str, list[Document]] | None]
+
+_ALL_TIMESTAMPS: Document = {"$push": {"$toLong": "$timestamp"}}  # milliseconds: integers decode much faster than dates
+# No expression here: mongod 6.0 answers a $max of one from the bucket's bounds, and so with nothing.
+_NEWEST_TIMESTAMP: Document = {"$max": "$timestamp"}
 
 
 class Extent(NamedTuple):
@@ -35,15 +53,339 @@ class FieldColumn(NamedTuple):
     values: list[Any]
 
 
-_ALL: Document = {"$push": {"$toLong": "$timestamp"}}  # milliseconds: integers decode much faster than dates
-# No expression here: mongod 6.0 answers a $max of one from the bucket's bounds, and so with nothing.
-_NEWEST: Document = {"$max": "$timestamp"}
+class SampleReader:
+    """Reads the history: samples as records, rows, pages or columns, and statistics per interval or hour.
+
+    Samples past retention are left out where `HistoryCollection.retention` is known: MongoDB deletes them late.
+
+    Every method raises StoreUnavailableError, IncompatibleStoreError or StoreError.
+    """
+
+    def __init__(self, collection: HistoryCollection) -> None:
+        self._collection = collection
+        self._samples = collection.samples
+
+    async def current_retention(self) -> int | None:
+        """Return how many seconds the samples are kept, see `HistoryCollection.current_retention`."""
+        return await self._collection.current_retention()
+
+    async def load_gap_window(self) -> int:
+        """Return how many seconds back the live exporter fills gaps, see `HistoryCollection.load_gap_window`."""
+        return await self._collection.load_gap_window()
+
+    # -- one worker
+
+    async def read_records(self, worker_id: str, start: datetime, end: datetime) -> list[WorkerMetricsSample]:
+        """Return the samples of a worker in [start, end) as records, oldest first."""
+        async with self._collection.operation("find"):
+            cursor = self._samples.find(self._window(worker_id, start, end), {"_id": 0}).sort("timestamp", 1)
+            return [_record(document) async for document in cursor]
+
+    async def read_samples(self, worker_id: str, start: int, end: int, *, limit: int) -> tuple[list[SampleRow], int | None]:
+        """Return the samples of a worker in [start, end) as rows, oldest first, and the time at which the rest begins.
+
+        Times are in milliseconds since 1970, since other writers' samples may lie between two seconds.
+
+        Args:
+            worker_id: of the worker.
+            start: inclusive.
+            end: exclusive.
+            limit: rows, at least 1; more only where more samples have the very same time, so that a time is enough to continue.
+        """
+        found = await self._rows(worker_id, start, end, limit + 1)
+        if len(found) <= limit:
+            return found, None
+        following = found.pop()["timestamp"]
+        while found and found[-1]["timestamp"] == following:
+            found.pop()
+        at = rows.milliseconds(following)
+        return (found, at) if found else (await self._rows(worker_id, at, at + 1, 0), at + 1)
+
+    async def read_statistics(
+        self, worker_id: str, start: int, end: int, interval: int, *, limit: int
+    ) -> tuple[list[StatisticsRow], int | None]:
+        """Return the statistics of a worker's samples in [start, end) as rows, and the interval at which the rest begins.
+
+        Args:
+            worker_id: of the worker.
+            start: UTC second.
+            end: UTC second.
+            interval: seconds; aligned to UTC, whole weeks to Monday.
+            limit: rows, at least 1. Only as many intervals are read; then the time of the next sample.
+        """
+        until = min(end, align_interval(start, interval) + limit * interval)
+        found = await self.statistics(worker_id, to_datetime(start), to_datetime(until), interval)
+        if until >= end:
+            return found, None
+        async with self._collection.operation("find"):
+            later = self._window(worker_id, to_datetime(until), to_datetime(end))
+            first = await self._samples.find_one(later, {"_id": 0, "timestamp": 1}, sort=[("timestamp", 1)])
+        if first is None:
+            return found, None
+        following = align_interval(to_seconds(first["timestamp"]), interval)
+        if found:
+            return found, following
+        return await self.read_statistics(worker_id, following, end, interval, limit=limit)
+
+    async def statistics(self, worker_id: str, start: datetime, end: datetime, interval: int) -> list[StatisticsRow]:
+        """Return the statistics of a worker's samples in [start, end) for intervals of so many seconds, oldest first."""
+        pipeline = partial(statistics_pipeline, self._window(worker_id, start, end), interval)
+        return await self._aggregate(pipeline, statistics)
+
+    async def extent(self, worker_id: str) -> Extent | None:
+        """Return what is stored of a worker, including what is past retention but not deleted yet; None: nothing is."""
+        group: Document = {
+            "_id": None,
+            "samples": {"$sum": 1},
+            "first": {"$min": "$timestamp"},
+            "last": {"$max": "$timestamp"},
+        }
+        async with self._collection.operation("find"):
+            cursor = await self._samples.aggregate([{"$match": {"worker_id": worker_id}}, {"$group": group}])
+            found = await cursor.to_list(None)
+        return Extent(found[0]["samples"], to_seconds(found[0]["first"]), to_seconds(found[0]["last"])) if found else None
+
+    # -- many workers
+
+    async def latest_timestamps(self, worker_ids: Collection[str]) -> dict[str, int]:
+        """Return the UTC second of the newest sample of each worker that has any."""
+        found: dict[str, int] = {}
+        now = int(self._collection.wall())
+        # For a live fleet the newest buckets are enough; only workers without a recent sample need a scan of all their buckets.
+        for since in (now - HOUR, now - DAY, None):
+            missing = sorted(set(worker_ids) - found.keys())
+            for ids in chunks(missing, WORKERS_PER_QUERY):
+                newest = await _group(self._collection, self._samples, ids, _NEWEST_TIMESTAMP, since)
+                found |= {worker_id: to_seconds(stamp) for worker_id, stamp in newest.items()}
+        return found
+
+    async def timestamps(self, worker_ids: Collection[str], since: int) -> dict[str, set[int]]:
+        """Return the UTC seconds of all samples from `since` on, for each of the workers.
+
+        One array per worker is four times cheaper to send and decode than one document per sample. Read from a majority: what
+        a failover may still roll back is a gap.
+        """
+        found: dict[str, set[int]] = {worker_id: set() for worker_id in worker_ids}
+        for ids in chunks(sorted(found), WORKERS_PER_QUERY):
+            found |= await stored_seconds(self._collection, self._collection.majority, ids, since)
+        return found
+
+    async def workers(self, start: int, end: int) -> list[str]:
+        """Return the sorted ids of the workers that may have samples in [start, end) UTC seconds; fast, but not exact."""
+        # In this form mongod answers from the buckets' bounds; the lower one is rounded down to an hour.
+        bounds = {"$group": {"_id": "$worker_id", "first": {"$min": "$timestamp"}, "last": {"$max": "$timestamp"}}}
+        async with self._collection.operation("find", WHOLE_HISTORY_SECONDS):
+            cursor = await self._samples.aggregate([bounds], allowDiskUse=True)
+            found = await cursor.to_list(None)
+        low, high = to_datetime(start), to_datetime(end)
+        return sorted(row["_id"] for row in found if isinstance(row["_id"], str) and row["last"] >= low and row["first"] < high)
+
+    async def stream(self, worker_ids: Sequence[str], start: int, end: int, keys: Sequence[str]) -> Pages:
+        """Yield the samples in [start, end) UTC seconds, worker after worker, oldest first.
+
+        For millions of samples: memory holds the page that was yielded and one more, while mongod prepares a third.
+        Use it under contextlib.aclosing.
+
+        Args:
+            worker_ids: in the order wanted; one without samples yields nothing.
+            start: inclusive.
+            end: exclusive.
+            keys: of the documents; TIME comes with them.
+        """
+        pages: _PageQueue = asyncio.Queue(maxsize=1)
+        producer = asyncio.create_task(self._put_pages(pages, worker_ids, start, end, keys))
+        try:
+            while (page := await pages.get()) is not None:
+                yield page
+            await producer
+        finally:
+            # More than once: asyncio.wait_for, under the driver, loses a cancellation that comes with the answer (Python 3.11).
+            while not producer.done():
+                producer.cancel()
+                await asyncio.wait([producer], timeout=0.1)
+            if not producer.cancelled():
+                producer.exception()  # a consumer that left early is not told of it
+
+    async def _put_pages(self, pages: _PageQueue, worker_ids: Sequence[str], start: int, end: int, keys: Sequence[str]) -> None:
+        """Put the pages into the queue, and None after the last one or an error."""
+        projection: Document = {"_id": 0, TIME: {"$toLong": "$timestamp"}, **dict.fromkeys(keys, 1)}
+        try:
+            for worker_id in worker_ids:
+                window = self._window(worker_id, to_datetime(start), to_datetime(end))
+                # One cursor a worker: its sort is small. One over all workers would be sorted on mongod's disk.
+                async with self._samples.find(window, projection, batch_size=PAGE_SAMPLES).sort("timestamp", 1) as cursor:
+                    while True:
+                        async with self._collection.operation("find"):
+                            page = await cursor.to_list(PAGE_SAMPLES)
+                        if not page:
+                            break
+                        await pages.put((worker_id, page))
+        except Exception:  # not a cancellation: then the consumer takes nothing from the queue any more
+            await pages.put(None)
+            raise
+        await pages.put(None)
+
+    async def columns(
+        self, worker_ids: Collection[str], start: int, end: int, field: str | None
+    ) -> AsyncGenerator[FieldColumn, None]:
+        """Yield one field of the samples in [start, end], for each worker and region: all times, all values.
+
+        Arrays decode several times faster than documents. What is held at once, here and on the server, stays within some
+        megabytes: workers are read together only as far as their samples fit, and a long range of one worker in parts.
+
+        Args:
+            worker_ids: of the workers.
+            start: milliseconds since 1970.
+            end: milliseconds since 1970, included.
+            field: of a sample, None for the times alone; samples without it are left out.
+        """
+        oldest, period = self._collection.oldest, self._collection.period
+        low = start if oldest is None else max(start, round(oldest * 1000))
+        periods = max(0, end - low) // (period * 1000) + 1
+        together = max(1, min(WORKERS_PER_QUERY, COLUMN_SAMPLES // periods))
+        step = COLUMN_SAMPLES * period * 1000
+        for ids in chunks(sorted(worker_ids), together):
+            found: dict[tuple[str, str], FieldColumn] = {}
+            for at in range(low, end + 1, step):
+                for column in await _query_columns(self._collection, ids, at, min(end, at + step - 1), field):
+                    earlier = found.setdefault((column.worker_id, column.region), column)
+                    if earlier is not column:
+                        earlier.stamps.extend(column.stamps)
+                        earlier.values.extend(column.values)
+            for column in found.values():
+                yield column
+
+    async def hours(self, worker_ids: Collection[str], day: int) -> list[hourly.WorkerDay]:
+        """Return the hourly aggregates of the UTC day that begins at second `day`, for each worker and region with samples."""
+        between = {"$gte": to_datetime(day), "$lt": to_datetime(day + DAY)}
+        found: list[hourly.WorkerDay] = []
+        for ids in chunks(sorted(worker_ids), HOURLY_WORKERS_PER_QUERY):
+            found += await self._aggregate(
+                partial(hourly.pipeline, {"worker_id": {"$in": list(ids)}, "timestamp": between}),
+                partial(hourly.worker_days, period=self._collection.period),
+            )
+        return found
+
+    # -- queries
+
+    async def _rows(self, worker_id: str, start: int, end: int, limit: int) -> list[SampleRow]:
+        """Read at most `limit` samples, 0: all."""
+        window = self._window(worker_id, _from_milliseconds(start), _from_milliseconds(end))
+        async with self._collection.operation("find"):
+            # By time alone: so mongod reads one bucket after the other, and no more of them than it takes.
+            cursor = self._samples.find_raw_batches(
+                window, rows.PROJECTION, sort=[("timestamp", 1)], limit=limit, batch_size=limit
+            )
+            batches: list[Any] = [batch async for batch in cursor]
+            # In a thread: decoding a month takes some 10 ms, in which no scrape would be answered.
+            return await asyncio.to_thread(lambda: rows.sample_rows(rows.documents(batches)))
+
+    async def _aggregate(
+        self, pipeline: Callable[..., list[Document]], decode: Callable[[list[bytes], bool], list[T] | None]
+    ) -> list[T]:
+        """Run a pipeline and decode its result; a second time type-checked where a value is non-numeric."""
+        for type_checked in (False, True):
+            async with self._collection.operation("find"):
+                cursor = await self._samples.aggregate_raw_batches(
+                    pipeline(type_checked=type_checked), allowDiskUse=True, batchSize=PAGE_SAMPLES
+                )
+                batches: list[Any] = [batch async for batch in cursor]
+                found = await asyncio.to_thread(decode, batches, type_checked)
+            if found is not None:
+                return found
+        raise AssertionError("a type-checked result has only numbers")
+
+    def _window(self, worker_id: str, start: datetime, end: datetime) -> Document:
+        """Match [start, end) without what is past retention: MongoDB expires whole buckets, and late."""
+        low, oldest = as_utc(start), self._collection.oldest
+        if oldest is not None:
+            low = max(low, to_datetime(oldest))
+        return {"worker_id": worker_id, "timestamp": {"$gte": low, "$lt": as_utc(end)}}
+
+
+async def _query_columns(
+    history: HistoryCollection, ids: Sequence[str], start: int, end: int, field: str | None
+) -> list[FieldColumn]:
+    """Return one field of the samples in [start, end] milliseconds, for each worker and region."""
+    match: Document = {
+        "worker_id": {"$in": list(ids)},
+        "timestamp": {"$gte": _from_milliseconds(start), "$lte": _from_milliseconds(end)},
+    }
+    group: Document = {"_id": {"w": "$worker_id", "r": "$region"}, "stamps": _ALL_TIMESTAMPS}
+    if field is not None:
+        match[field] = {"$type": "string" if field == "status" else ["double", "int", "long"]}
+        group["values"] = {"$push": f"${field}"}
+    async with history.operation("find"):
+        cursor = await history.samples.aggregate([{"$match": match}, {"$group": group}], allowDiskUse=True)
+        return [
+            FieldColumn(
+                row["_id"]["w"],
+                str(row["_id"].get("r") or ""),
+                row["stamps"],
+                row.get("values") or [1] * len(row["stamps"]),
+            )
+            async for row in cursor
+        ]
+
+
+async def stored_seconds(
+    history: HistoryCollection, source: AsyncCollection[Document], ids: Sequence[str], since: int, until: int | None = None
+) -> dict[str, set[int]]:
+    """Return the UTC seconds of the samples in [since, until] of each worker that has any.
+
+    Args:
+        history: the collection.
+        source: its `samples` or `majority`.
+        ids: of at most WORKERS_PER_QUERY workers.
+        since: UTC second.
+        until: UTC second, None: without end.
+    """
+    found = await _group(history, source, ids, _ALL_TIMESTAMPS, since, until)
+    return {worker_id: _whole_seconds(stamps) for worker_id, stamps in found.items()}
+
+
+async def _group(
+    history: HistoryCollection,
+    source: AsyncCollection[Document],
+    ids: Sequence[str],
+    accumulator: Document,
+    since: int | None,
+    until: int | None = None,
+) -> dict[str, Any]:
+    """Return worker_id → the accumulated timestamps in [since, until]."""
+    match: Document = {"worker_id": {"$in": list(ids)}}
+    if since is not None:
+        match["timestamp"] = {"$gte": to_datetime(since)}
+    if until is not None:
+        match["timestamp"]["$lte"] = to_datetime(until)
+    pipeline = [{"$match": match}, {"$group": {"_id": "$worker_id", "stamps": accumulator}}]
+    async with history.operation("find"):
+        cursor = await source.aggregate(pipeline, allowDiskUse=True)
+        return {row["_id"]: row["stamps"] async for row in cursor}
 
 
 def _whole_seconds(stamps: Sequence[int]) -> set[int]:
-    """Milliseconds → seconds, without those in between: they are somebody's samples, but never ours."""
+    """Convert milliseconds to seconds, without those in between: another program wrote them."""
     return {stamp // 1000 for stamp in stamps if stamp % 1000 == 0}
 
 
 def _from_milliseconds(time: int) -> datetime:
     return to_datetime(0) + timedelta(milliseconds=time)
+
+
+def _record(document: Mapping[str, Any]) -> WorkerMetricsSample:
+    labs = number(document.get("active_labs_count"))
+    return WorkerMetricsSample(
+        worker_id=document["worker_id"],
+        region=str(document.get("region", "")),
+        timestamp=document["timestamp"],
+        cpu_utilization=_float(document.get("cpu_utilization")),
+        memory_utilization=_float(document.get("memory_utilization")),
+        active_labs_count=None if labs is None else int(labs),
+        status=text(document.get("status")),
+    )
+
+
+def _float(value: object) -> float | None:
+    known = number(value)
+    return None if known is None else float(known)

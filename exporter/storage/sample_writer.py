@@ -1,26 +1,155 @@
-"""Insert samples exactly once, read back what is there, purge a worker."""
+"""Insert samples exactly once, find which of them are stored, delete those of a worker."""
 
 import math
-from collections.abc import Collection
+from collections import defaultdict
+from collections.abc import Collection, Sequence
 
 import bson
 from bson.errors import BSONError
+from pymongo.errors import BulkWriteError, OperationFailure
 
-from exporter.core.model import (
-    WorkerMetricsSample,
-)
-from exporter.core.periods import _utc
-from exporter.storage.mongo import Document
+from exporter.core.errors import StoreUnavailableError
+from exporter.core.model import WorkerMetricsSample
+from exporter.core.periods import as_utc
+from exporter.storage.collection import HistoryCollection
+from exporter.storage.mongo import NOT_AUTHORIZED, OPERATION_SECONDS, WHOLE_HISTORY_SECONDS, Document, chunks
+from exporter.storage.sample_reader import WORKERS_PER_QUERY, stored_seconds
 
 Key = tuple[str, int]
 """(worker_id, start of the period in UTC seconds): what makes a sample unique."""
 
 MAX_DOCUMENT_BYTES = 1024 * 1024
 """A sample has some 200 bytes; one above 16 MiB / 3 makes mongod 6.0 fail its whole insert into a time-series collection."""
+DOCUMENTS_PER_INSERT = 1000
+"""Encoding one message holds the GIL, and delays the scrapes."""
 
 # Per-document codes that say "never": BadValue, FailedToParse, TypeMismatch, InvalidBSON, the field name rules,
 # DocumentValidationFailure, BSONObjectTooLarge, KeyTooLong. Anything else may succeed later, so it is not set aside.
-_REJECTS = frozenset({2, 9, 14, 22, 52, 53, 55, 56, 57, 121, 10334, 17280})
+_REJECTED_CODES = frozenset({2, 9, 14, 22, 52, 53, 55, 56, 57, 121, 10334, 17280})
+
+
+class SampleWriter:
+    """Writes samples into the history, and deletes them.
+
+    A time-series collection has no unique index. To store a sample once: wait until `no_insert_running`, find what is missing
+    with `existing_keys`, insert that; repeat all three after a StoreUnavailableError.
+
+    Every method raises StoreUnavailableError, IncompatibleStoreError or StoreError.
+    """
+
+    def __init__(self, collection: HistoryCollection) -> None:
+        self._collection = collection
+        self._samples = collection.samples
+        self._sees_all_users = True
+
+    async def ensure_collection(self) -> None:
+        """Create or verify the collection that is written to, see `HistoryCollection.ensure`."""
+        await self._collection.ensure()
+
+    async def no_insert_running(self) -> bool:
+        """Return whether no insert into the collection is running on the server.
+
+        mongod finishes an insert whose client has died; until then `existing_keys` proves nothing. A user with the cluster
+        action `inprog` sees the inserts of every user. The least role sees only its own, which are all that the exporter makes
+        unless its user was just replaced; then an old insert ends within OPERATION_SECONDS.
+        """
+        async with self._collection.operation("find"):
+            try:
+                return not await self._running_inserts(self._sees_all_users)
+            except OperationFailure as error:
+                if error.code != NOT_AUTHORIZED or not self._sees_all_users:
+                    raise
+                self._sees_all_users = False
+                return not await self._running_inserts(False)
+
+    async def existing_keys(self, keys: Collection[Key]) -> set[Key]:
+        """Return which of the samples are stored permanently: a majority holds them.
+
+        Raises:
+            StoreUnavailableError: `unsettled`: the primary shows something that a majority does not hold yet, or the reverse.
+        """
+        workers_by_span: dict[tuple[int, int], list[str]] = defaultdict(list)
+        for worker_id, span in _spans(keys).items():
+            workers_by_span[span].append(worker_id)
+        wanted, found = set(keys), set[Key]()
+        for (low, high), worker_ids in workers_by_span.items():
+            for ids in chunks(sorted(worker_ids), WORKERS_PER_QUERY):
+                on_primary, on_majority = [
+                    {
+                        (worker_id, second)
+                        for worker_id, seconds in (await stored_seconds(self._collection, source, ids, low, high)).items()
+                        for second in seconds
+                    }
+                    & wanted
+                    for source in (self._collection.samples, self._collection.majority)
+                ]
+                if on_primary != on_majority:
+                    count = len(on_primary ^ on_majority)
+                    raise StoreUnavailableError(
+                        f"a majority does not hold {count} samples of {self._collection.namespace} yet; try again",
+                        reason="unsettled",
+                    )
+                found |= on_primary
+        return found
+
+    async def insert(
+        self, samples: Sequence[WorkerMetricsSample], *, within: float | None = None
+    ) -> list[tuple[WorkerMetricsSample, str]]:
+        """Insert samples worker by worker in time order; return those MongoDB will never accept, with the reason.
+
+        Args:
+            samples: None and non-finite values are left out of the documents (a null would close the bucket).
+            within: seconds for the whole call, such as what remains of a lease; by default OPERATION_SECONDS for each batch.
+
+        Raises:
+            StoreUnavailableError: how much was inserted is unknown; see the class for how to continue.
+        """
+        ordered = sorted(samples, key=lambda sample: (sample.worker_id, as_utc(sample.timestamp)))
+        rejected: list[tuple[WorkerMetricsSample, str]] = []
+        accepted: list[tuple[WorkerMetricsSample, Document]] = []
+        for sample in ordered:
+            document = _document(sample)
+            complaint = _encoding_problem(document)
+            if complaint:
+                rejected.append((sample, complaint))
+            else:
+                accepted.append((sample, document))
+        batches = chunks(accepted, DOCUMENTS_PER_INSERT)
+        seconds = OPERATION_SECONDS * max(1, len(batches)) if within is None else within
+        async with self._collection.operation("insert", seconds):
+            for batch in batches:
+                rejected += await self._insert_batch(batch)
+        return rejected
+
+    async def purge(self, worker_id: str, *, within: float = WHOLE_HISTORY_SECONDS) -> int:
+        """Delete all samples of a worker permanently and return how many; `within` is in seconds.
+
+        Raises:
+            StoreUnavailableError: some of them may be deleted; do it again.
+        """
+        async with self._collection.operation("remove", within):
+            # By worker_id alone: that is the only deletion a time-series collection allows in every version.
+            return (await self._samples.delete_many({"worker_id": worker_id})).deleted_count
+
+    async def _insert_batch(
+        self, batch: Sequence[tuple[WorkerMetricsSample, Document]]
+    ) -> list[tuple[WorkerMetricsSample, str]]:
+        try:
+            await self._samples.insert_many([document for _, document in batch], ordered=False)
+        except BulkWriteError as error:
+            failed = error.details["writeErrors"]
+            if error.details["writeConcernErrors"] or not failed or any(each["code"] not in _REJECTED_CODES for each in failed):
+                raise
+            return [(batch[each["index"]][0], f"code {each['code']}: {each['errmsg']}") for each in failed]
+        return []
+
+    async def _running_inserts(self, all_users: bool) -> list[Document]:
+        collection = self._collection
+        mine = {"active": True, "command.insert": collection.name, "command.$db": collection.database.name}
+        cursor = await collection.database.client.admin.aggregate(
+            [{"$currentOp": {"allUsers": all_users}}, {"$match": mine}, {"$project": {"opid": 1}}]
+        )
+        return await cursor.to_list(None)
 
 
 def _spans(keys: Collection[Key]) -> dict[str, tuple[int, int]]:
@@ -33,10 +162,10 @@ def _spans(keys: Collection[Key]) -> dict[str, tuple[int, int]]:
 
 
 def _document(sample: WorkerMetricsSample) -> Document:
-    """The customer's document; a key without a value is left out."""
+    """Return the customer's document; a key without a value is left out."""
     document = {
         "worker_id": sample.worker_id,
-        "timestamp": _utc(sample.timestamp),
+        "timestamp": as_utc(sample.timestamp),
         "region": sample.region,
         "cpu_utilization": sample.cpu_utilization,
         "memory_utilization": sample.memory_utilization,
@@ -50,8 +179,8 @@ def _not_finite(value: object) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
 
 
-def _unfit(document: Document) -> str | None:
-    """Say why a document can never be written; found here, it cannot take the others of its command with it."""
+def _encoding_problem(document: Document) -> str | None:
+    """Return why a document can never be written, else None; found here, it cannot make its whole insert fail."""
     try:
         size = len(bson.encode(document))
     except (BSONError, OverflowError, UnicodeError) as error:

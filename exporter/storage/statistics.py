@@ -1,4 +1,4 @@
-"""The aggregation pipeline for statistics per interval, and the rows made of its result."""
+"""Statistics per interval: the aggregation pipeline, and the rows made of its result. Pure."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -9,25 +9,22 @@ from bson.int64 import Int64
 
 from exporter.core.history_metrics import METRIC_FIELDS
 from exporter.core.periods import align_interval
-from exporter.storage.rows import Document, HistoryRow, _text, documents
+from exporter.storage.rows import Document, FieldStatistics, StatisticsRow, documents, text
 
 _KEYS = {field: tuple(f"{field}_{how}" for how in ("sum", "min", "max", "count")) for field in METRIC_FIELDS}
 _MEASURED = [key for total, lowest, highest, _ in _KEYS.values() for key in (total, lowest, highest)]
-_NUMBERS = {float, int, Int64}
-_NO_NUMBERS = [math.nan, math.inf, -math.inf]
+_NUMBER_TYPES = {float, int, Int64}
+_NOT_FINITE = [math.nan, math.inf, -math.inf]
 
 
-# -- statistics --------------------------------------------------------------------------------------------------------
-
-
-def statistics_pipeline(match: Document, interval: int, *, careful: bool = False) -> list[Document]:
-    """Group by interval and status, in one stage; `statistics` joins what belongs to one interval.
+def statistics_pipeline(match: Document, interval: int, *, type_checked: bool = False) -> list[Document]:
+    """Return the pipeline that groups samples by interval and status in one stage; `statistics` joins the statuses.
 
     Args:
         match: which samples.
         interval: seconds.
-        careful: look at the type of every value. That takes half as long again, so it is done only where
-            `has_non_numeric` says so.
+        type_checked: check the type of every value. That takes half as long again, so it is done only where `has_non_numeric`
+            found another type.
     """
     offset = align_interval(0, interval) * 1000
     stamp: object = {"$toLong": "$timestamp"}
@@ -39,7 +36,7 @@ def statistics_pipeline(match: Document, interval: int, *, careful: bool = False
         "samples": {"$sum": 1},
     }
     for field in METRIC_FIELDS:
-        value = type_checked_value(field) if careful else f"${field}"
+        value = type_checked_value(field) if type_checked else f"${field}"
         known = {"$cond": [{"$gt": [value, None]}, 1, 0]}
         accumulators = ({"$sum": value}, {"$min": value}, {"$max": value}, {"$sum": known})
         group |= dict(zip(_KEYS[field], accumulators, strict=True))
@@ -47,25 +44,25 @@ def statistics_pipeline(match: Document, interval: int, *, careful: bool = False
 
 
 def type_checked_value(field: str) -> object:
-    """An expression for a field that is null where it is no number."""
+    """Return a MongoDB expression: the field's value, null where it is not a finite number."""
     value = f"${field}"
     typed = {"$in": [{"$type": value}, ["int", "long", "double"]]}
-    return {"$cond": [{"$and": [typed, {"$not": [{"$in": [value, _NO_NUMBERS]}]}]}, value, None]}
+    return {"$cond": [{"$and": [typed, {"$not": [{"$in": [value, _NOT_FINITE]}]}]}, value, None]}
 
 
 def has_non_numeric(measured: Iterable[object]) -> bool:
-    """Whether a value that is no number was among the samples of which these are the extremes, and the sum or the average.
+    """Return whether a non-numeric value was among the samples with these extremes and sums or averages.
 
-    Every other type shows up in an extreme, as does NaN, but a Decimal128 between two numbers, which then makes the sum one.
+    Every other type shows in an extreme, as does NaN. A Decimal128 between two numbers does not, but it makes the sum one.
     """
     known: list[Any] = [value for value in measured if value is not None]
-    return not set(map(type, known)) <= _NUMBERS or not all(map(math.isfinite, known))
+    return not set(map(type, known)) <= _NUMBER_TYPES or not all(map(math.isfinite, known))
 
 
-def statistics(batches: Iterable[bytes], careful: bool) -> list[HistoryRow] | None:
-    """Rows of statistics from what `statistics_pipeline` found, oldest first; None where it must be asked with care."""
+def statistics(batches: Iterable[bytes], type_checked: bool) -> list[StatisticsRow] | None:
+    """Return the rows of what `statistics_pipeline` found, oldest first; None where it must run type-checked."""
     parts = documents(batches)
-    if not careful and has_non_numeric(part[key] for part in parts for key in _MEASURED):
+    if not type_checked and has_non_numeric(part[key] for part in parts for key in _MEASURED):
         return None
     by_start: dict[datetime, list[Document]] = {}
     for part in parts:
@@ -73,19 +70,21 @@ def statistics(batches: Iterable[bytes], careful: bool) -> list[HistoryRow] | No
     return [_joined(start, by_start[start]) for start in sorted(by_start)]
 
 
-def _joined(start: datetime, parts: Sequence[Document]) -> HistoryRow:
+def _joined(start: datetime, parts: Sequence[Document]) -> StatisticsRow:
     whole = parts[0] if len(parts) == 1 else _sum(parts)  # one status in an interval is by far the most common
-    row: HistoryRow = {"timestamp": start}
-    for field, (sum_, min_, max_, count) in _KEYS.items():
-        number_of = whole[count]
-        row[field] = {
-            "avg": whole[sum_] / number_of if number_of else None,
-            "min": whole[min_],
-            "max": whole[max_],
-            "count": number_of,
-        }
-    row["status_share"] = _shares(parts)
-    return row
+    return {
+        "timestamp": start,
+        "cpu_utilization": _field(whole, "cpu_utilization"),
+        "memory_utilization": _field(whole, "memory_utilization"),
+        "active_labs_count": _field(whole, "active_labs_count"),
+        "status_share": _shares(parts),
+    }
+
+
+def _field(whole: Document, field: str) -> FieldStatistics:
+    sum_, min_, max_, count = _KEYS[field]
+    known = whole[count]
+    return {"avg": whole[sum_] / known if known else None, "min": whole[min_], "max": whole[max_], "count": known}
 
 
 def _sum(parts: Sequence[Document]) -> Document:
@@ -100,11 +99,11 @@ def _sum(parts: Sequence[Document]) -> Document:
 
 def _shares(parts: Sequence[Document]) -> dict[str, float]:
     if len(parts) == 1:
-        status = _text(parts[0]["_id"].get("status"))
+        status = text(parts[0]["_id"].get("status"))
         return {} if status is None else {status: 1.0}
     samples: dict[str, int] = {}
     for part in parts:
-        status = _text(part["_id"].get("status"))
+        status = text(part["_id"].get("status"))
         if status is not None:
             samples[status] = samples.get(status, 0) + part["samples"]
     total = sum(samples.values())

@@ -4,7 +4,7 @@ import csv
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from http import HTTPStatus
-from typing import NamedTuple
+from typing import NamedTuple, cast
 from urllib.parse import urlencode
 
 import orjson
@@ -13,7 +13,7 @@ from exporter.core.history_metrics import METRIC_FIELDS
 from exporter.core.model import STATUSES, InventoryEntry, Worker, WorkerGauges
 from exporter.core.periods import rfc3339
 from exporter.history.reader import Page, Resources
-from exporter.storage.rows import HistoryRow
+from exporter.storage.rows import Document as HistoryRow
 from exporter.web.parameters import ResourcesQuery, encoded
 
 NEXT, SOURCE, RESOLUTION, NOTE = "X-Next-Cursor", "X-Source", "X-Resolution-Seconds", "X-Note"
@@ -165,12 +165,13 @@ def history_csv(page: Page, interval: int | None) -> bytes:
         page: the rows.
         interval: what was asked for; every page of it has the same columns.
     """
+    rows = cast("Sequence[HistoryRow]", page.rows)
     out = io.StringIO(newline="")
     writer = csv.writer(out)
     if interval is None:
         names = ("timestamp", *METRIC_FIELDS, "status")
         writer.writerow(names)
-        writer.writerows([_stamp(row), *(row[name] for name in names[1:])] for row in page.rows)
+        writer.writerows([_stamp(row), *(row[name] for name in names[1:])] for row in rows)
     else:
         writer.writerow(
             [
@@ -186,7 +187,7 @@ def history_csv(page: Page, interval: int | None) -> bytes:
                 # A status nobody has the share of is 0 only where the shares of the others are known.
                 *(row["status_share"].get(status, 0.0) if row["status_share"] else None for status in STATUSES),
             ]
-            for row in page.rows
+            for row in rows
         )
     return out.getvalue().encode()
 

@@ -101,20 +101,20 @@ class Rig:
         self.budget = Budget(max_usd_per_day, wall=clock, day=day, spent=spent)
         self.cloudwatch = CloudWatch(settings, telemetry, budget=self.budget, wall=clock, deadline=deadline)
         series = MemorySeriesIndex(self.cloudwatch, monotonic=clock)
-        self.columns = self.history
+        self.columns = self.history.reader
         backfill = Lease(database, owner="", name=BACKFILL)
         self.hourly = HourlyCache(
-            self.history, backfill.change_marker, gap_fill_window=settings.gap_fill_window, wall=clock, monotonic=clock
+            self.history.reader, backfill.change_marker, gap_fill_window=settings.gap_fill_window, wall=clock, monotonic=clock
         )
         self.reader = HistoryReader(
             period=PERIOD,
-            history=self.history,
+            history=self.history.reader,
             archive=CloudWatchArchive(self.cloudwatch, series, wall=clock, monotonic=clock),
             wanted_retention=settings.mongodb.retention,
             wall=clock,
             monotonic=clock,
         )
-        self.mirror = Mirror(self.outbox, self.history, self.lease, telemetry, wall=clock)
+        self.mirror = Mirror(self.outbox, self.history.writer, self.lease, telemetry, wall=clock)
         self.collector = Collector(
             settings,
             Rules.from_settings(settings),
@@ -122,7 +122,7 @@ class Rig:
             self.outbox,
             ShiftedAggregates(Aggregates(database, settings.mongodb.workers, settings.workers, reach=reach), clock),
             source or self.cloudwatch,
-            history=self.history,
+            history=self.history.reader,
             inventory=Inventory(database),
             lease=self.lease,
             series=series,

@@ -113,7 +113,7 @@ async def repository(database: Database) -> WorkerMetricsRepository:
 
 
 async def test_the_documents_collection_is_taken_as_it_is(repository: WorkerMetricsRepository) -> None:
-    assert (repository.notices, repository.retention) == ((), 2592000)
+    assert (repository.collection.notices, repository.collection.retention) == ((), 2592000)
 
 
 def test_the_documents_sample_has_the_fields_of_ours() -> None:

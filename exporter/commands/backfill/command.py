@@ -90,7 +90,7 @@ async def run(
             with _journal(settings.data_dir / "backfill", settings.period) as journal:
                 lease = Lease(database, owner=journal.outbox.owner, ttl=LEASE_SECONDS, name=BACKFILL, monotonic=boottime)
                 async with _holding(lease, patience.lease, err):
-                    mirror = Mirror(journal, planner.history, lease, telemetry)
+                    mirror = Mirror(journal, planner.history.writer, lease, telemetry)
                     job = BackfillRun(settings.period, journal, cloudwatch, mirror, lease, telemetry, interruption, patience)
                     return await _carry_out(planner, job, out, err)
         finally:

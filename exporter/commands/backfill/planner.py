@@ -67,14 +67,14 @@ class Planner:
         check_skew("mongodb", fleet.date, (began + time.time()) / 2)
         await self._inventory.load()
         lives = plan_module.lifetimes(fleet, self._inventory.entries, self._options.workers)
-        retention = await self.history.future_retention()
+        retention = await self.history.collection.future_retention()
         # What the exporter says it heals counts, not only this command's own setting: the two must never fill the same periods.
-        gap_fill_window = max(self._settings.gap_fill_window, await self.history.load_gap_window())
+        gap_fill_window = max(self._settings.gap_fill_window, await self.history.collection.load_gap_window())
         since, until, notes = window(self._options.since, fleet.date, period, gap_fill_window, retention)
         wanted: list[tuple[str, GapQuery]] = []
         if since < until:
             for some in chunks(lives, READ_AT_ONCE):
-                have = await self.history.timestamps([life.worker.id for life in some], since)
+                have = await self.history.reader.timestamps([life.worker.id for life in some], since)
                 for life in some:
                     wanted += gap_queries(life, have[life.worker.id], since, until, period)
         regions = sorted({region for region, _ in wanted})

@@ -100,7 +100,7 @@ async def run(settings: Settings, request: Request, err: TextIO) -> int:
     client, database = connect(settings)
     async with client:
         history, inventory = repository(settings, database, name), Inventory(database)
-        history.retention = await history.current_retention()
+        history.collection.retention = await history.collection.current_retention()
         await inventory.load()
         workers = await _workers(history, request)
         try:
@@ -116,9 +116,9 @@ async def run(settings: Settings, request: Request, err: TextIO) -> int:
 
 async def _workers(history: WorkerMetricsRepository, request: Request) -> list[str]:
     if not request.workers:
-        return await history.workers(request.since, request.until)
+        return await history.reader.workers(request.since, request.until)
     chosen = sorted(set(request.workers))
-    unknown = [worker_id for worker_id in chosen if await history.extent(worker_id) is None]
+    unknown = [worker_id for worker_id in chosen if await history.reader.extent(worker_id) is None]
     if unknown:
         raise ConfigError(
             f"--worker: {history.namespace} has no sample of {', '.join(map(repr, unknown))}; GET /api/workers lists the ids"
@@ -178,7 +178,7 @@ async def _pages(
     history: WorkerMetricsRepository, workers: Sequence[str], request: Request, keys: Sequence[str], step: Step
 ) -> Pages:
     last = None
-    async with aclosing(history.stream(workers, request.since, request.until, keys)) as pages:
+    async with aclosing(history.reader.stream(workers, request.since, request.until, keys)) as pages:
         async for worker_id, page in pages:
             yield worker_id, page
             if worker_id != last:
@@ -349,8 +349,8 @@ def _progress(err: TextIO, total: int) -> Iterator[Step]:
 def _summarize(request: Request, history: WorkerMetricsRepository, counts: Counts, seconds: float, err: TextIO) -> None:
     points = f" as {counts.points:,} points" if request.format == "openmetrics" else ""
     where = "standard output" if request.output is None else str(request.output)
-    if history.retention is not None and request.since < time.time() - history.retention:
-        kept = format_duration(history.retention)
+    if history.collection.retention is not None and request.since < time.time() - history.collection.retention:
+        kept = format_duration(history.collection.retention)
         print(f"{history.namespace} keeps samples for {kept}; what is older than that is not in the export.", file=err)
     print(
         f"Exported {counts.samples:,} samples of {counts.workers:,} workers{points}, {rfc3339(request.since)} to "

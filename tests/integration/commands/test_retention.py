@@ -44,15 +44,15 @@ async def test_a_shorter_one_says_what_it_deletes_and_needs_yes(mongod: Mongod, 
     assert await retention.run(settings_of(mongod, database), 14 * DAY, False, out) == 1
     assert "6 samples now" in out.getvalue()
     assert "--yes" in out.getvalue()
-    assert await history.current_retention() == 30 * DAY
+    assert await history.collection.current_retention() == 30 * DAY
     assert await retention.run(settings_of(mongod, database), 14 * DAY, True, out) == 0
-    assert await history.current_retention() == 14 * DAY
+    assert await history.collection.current_retention() == 14 * DAY
 
 
 async def test_a_longer_one_deletes_nothing_and_needs_no_yes(mongod: Mongod, database: Database) -> None:
     history = await history_of_20_days(database)
     assert await retention.run(settings_of(mongod, database), 90 * DAY, False, io.StringIO()) == 0
-    assert await history.current_retention() == 90 * DAY
+    assert await history.collection.current_retention() == 90 * DAY
 
 
 async def test_a_setting_that_would_lengthen_it_again_is_pointed_out(mongod: Mongod, database: Database) -> None:

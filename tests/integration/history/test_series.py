@@ -68,7 +68,7 @@ async def ask(
 ) -> prompb.Found:
     query = SeriesSelector((START + first * PERIOD) * 1000, (START + last * PERIOD) * 1000, matchers, labels_only)
     (found,) = prompb.answer(
-        encode_answer([await read(query, entries, history, hourly(history), period=PERIOD, oldest=oldest, most=most)])
+        encode_answer([await read(query, entries, history.reader, hourly(history), period=PERIOD, oldest=oldest, most=most)])
     )
     return found
 
@@ -78,7 +78,7 @@ async def no_backfill() -> str:
 
 
 def hourly(history: WorkerMetricsRepository) -> HourlyCache:
-    return HourlyCache(history, no_backfill, gap_fill_window=DAY, wall=lambda: START + DAY)
+    return HourlyCache(history.reader, no_backfill, gap_fill_window=DAY, wall=lambda: START + DAY)
 
 
 def of(metric: str, worker_id: str, /, **labels: str) -> Labels:
@@ -194,7 +194,7 @@ async def test_too_many_samples_are_refused_with_what_to_do(history: WorkerMetri
 async def test_a_range_longer_than_one_read_is_one_series(
     history: WorkerMetricsRepository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("exporter.storage.repository._COLUMN", 7)
+    monkeypatch.setattr("exporter.storage.sample_reader.COLUMN_SAMPLES", 7)
     await history.add_samples([sample(worker, n) for worker in ("a", "b") for n in range(50)])
     found = await ask(history, [entry("a"), entry("b")], Matcher("__name__", "=", CPU))
     for worker_id in ("a", "b"):
@@ -289,7 +289,7 @@ async def test_what_is_no_number_is_left_out_of_an_hour(history: WorkerMetricsRe
     told = [found[rolled(f"cpu_utilization_ratio:{how}", "w1")] for how in ("avg", "min", "max")]
     assert told == [[(hour(n), value) for n in (0, 1)] for value in (0.0975, 0.07, 0.125)]
     assert found[rolled("running:avg", "w1")] == [(hour(2), 1.0)]
-    rows, _ = await history.read_statistics("w1", START, START + DAY, HOUR, limit=24)
+    rows, _ = await history.reader.read_statistics("w1", START, START + DAY, HOUR, limit=24)
     assert [row["cpu_utilization"]["avg"] for row in rows] == [9.75, 9.75, None]
 
 
@@ -376,14 +376,14 @@ async def test_an_hour_that_a_backfill_fills_is_read_again(history: WorkerMetric
     writer, reader = (Lease(database, owner=owner, name=BACKFILL) for owner in ("backfill", "exporter"))
     clock = [0.0]
     kept = HourlyCache(
-        history, reader.change_marker, gap_fill_window=DAY, wall=lambda: START + 9 * DAY, monotonic=lambda: clock[0]
+        history.reader, reader.change_marker, gap_fill_window=DAY, wall=lambda: START + 9 * DAY, monotonic=lambda: clock[0]
     )
     wanted = SeriesSelector(
         START * 1000, (START + DAY) * 1000, (Matcher("__name__", "=", "cml_worker:active_labs:max1h"),), False
     )
 
     async def told() -> list[tuple[int, float]]:
-        (found,) = prompb.answer(encode_answer([await read(wanted, [entry("w1")], history, kept, period=PERIOD)]))
+        (found,) = prompb.answer(encode_answer([await read(wanted, [entry("w1")], history.reader, kept, period=PERIOD)]))
         return found[rolled("active_labs:max", "w1")]
 
     await history.add_samples([sample("w1", n) for n in range(12)])

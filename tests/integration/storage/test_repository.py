@@ -22,7 +22,7 @@ from exporter.core.errors import IncompatibleStoreError, StoreError, StoreUnavai
 from exporter.core.model import Fleet, Statistics, Worker, WorkerMetricsSample
 from exporter.core.periods import DAY, HOUR, to_datetime, to_seconds
 from exporter.demo.mongod import Mongod
-from exporter.storage import repository as history
+from exporter.storage import collection
 from exporter.storage.inventory import INVENTORY, Inventory
 from exporter.storage.lease import Lease
 from exporter.storage.mongo import STATE, Database, Document, operation, translate
@@ -106,7 +106,7 @@ class TestCollection:
             "schema": 1,
             "period": 300,
         }
-        assert (repo.retention, repo.notices) == (30 * DAY, ())
+        assert (repo.collection.retention, repo.collection.notices) == (30 * DAY, ())
 
     async def test_several_exporters_may_create_it_at_once_and_again(self, database: Database) -> None:
         for _ in range(2):
@@ -140,7 +140,7 @@ class TestCollection:
         await database.create_collection(NAME, timeseries=timeseries)
         repo = repository(database)
         await repo.ensure_collection()
-        assert repo.notices == (f"{database.name}.{NAME} has granularity hours; samples pack best with minutes",)
+        assert repo.collection.notices == (f"{database.name}.{NAME} has granularity hours; samples pack best with minutes",)
 
     async def test_the_index_may_be_there_under_another_name(self, database: Database) -> None:
         await database.create_collection(NAME, timeseries={"timeField": "timestamp", "metaField": "worker_id"})
@@ -163,7 +163,7 @@ class TestCollection:
             await repository(database).ensure_collection()
 
     async def test_an_old_server_is_refused(self, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(history, "_MIN_WIRE_VERSION", 99)
+        monkeypatch.setattr(collection, "MIN_WIRE_VERSION", 99)
         with pytest.raises(IncompatibleStoreError, match=r"needs MongoDB 5\.0 or newer"):
             await repository(database).ensure_collection()
 
@@ -186,10 +186,10 @@ class TestCollection:
         repo = repository(database, retention=wanted, apply=apply)
         await repo.ensure_collection()
         assert (await options(database))["options"].get("expireAfterSeconds") == kept
-        assert repo.retention == kept
-        assert len(repo.notices) == (1 if apply else 0)
+        assert repo.collection.retention == kept
+        assert len(repo.collection.notices) == (1 if apply else 0)
         if apply and kept == existing:
-            assert "left alone; to shorten it, run: cml-worker-exporter retention --set 30d --yes" in repo.notices[0]
+            assert "left alone; to shorten it, run: cml-worker-exporter retention --set 30d --yes" in repo.collection.notices[0]
 
 
 class TestSamples:
@@ -272,7 +272,7 @@ class TestSamples:
         await samples.add_samples(batch(workers=3, periods=4))
         half = to_datetime(START + 2 * PERIOD) + timedelta(milliseconds=500)  # somebody's, not a period of ours
         await database[NAME].insert_one({"worker_id": "w0", "timestamp": half})
-        assert await samples.timestamps(["w0", "w2", "never"], START + PERIOD) == {
+        assert await samples.reader.timestamps(["w0", "w2", "never"], START + PERIOD) == {
             "w0": {START + PERIOD, START + 2 * PERIOD, START + 3 * PERIOD},
             "w2": {START + PERIOD, START + 2 * PERIOD, START + 3 * PERIOD},
             "never": set(),
@@ -354,7 +354,7 @@ class TestRejected:
     ) -> None:
         poison = sample("w1", START, **bad)
         good = batch(workers=3, periods=2)
-        ((rejected, why),) = await samples.insert([*good[:3], poison, *good[3:]])
+        ((rejected, why),) = await samples.writer.insert([*good[:3], poison, *good[3:]])
         assert rejected is poison
         assert reason in why
         assert set(await stored(database)) == set(keys(good))
@@ -367,7 +367,7 @@ class TestRejected:
             (poison, {"worker_id": "w2"}),
             (good, {"worker_id": "w1", "timestamp": good.timestamp}),
         ]
-        ((rejected, why),) = await samples._insert_chunk(chunk)
+        ((rejected, why),) = await samples.writer._insert_batch(chunk)
         assert rejected is poison
         assert why.startswith("code 2: 'timestamp' must be present")
         assert set(await stored(database)) == {("w1", START)}
@@ -386,27 +386,27 @@ class TestExactlyOnce:
         self, database: Database, samples: WorkerMetricsRepository
     ) -> None:
         there = [*batch(workers=3, periods=3), sample("far", START + 20 * DAY)]
-        await samples.insert(there)
+        await samples.writer.insert(there)
         await database[NAME].insert_one({"worker_id": "w9", "timestamp": to_datetime(START) + timedelta(milliseconds=1)})
         absent = [("w0", START + 10 * PERIOD), ("w9", START), ("never", START)]
-        assert await samples.existing_keys([*keys(there)[2:], *absent]) == set(keys(there)[2:])
-        assert await samples.existing_keys([]) == set()
+        assert await samples.writer.existing_keys([*keys(there)[2:], *absent]) == set(keys(there)[2:])
+        assert await samples.writer.existing_keys([]) == set()
 
     async def test_an_insert_of_more_than_one_chunk_is_complete(
         self, database: Database, samples: WorkerMetricsRepository
     ) -> None:
         big = batch(workers=20, periods=288)
-        assert await samples.insert(big) == []
+        assert await samples.writer.insert(big) == []
         assert await stored(database) == Counter(keys(big))
 
     async def test_it_is_not_quiet_while_an_insert_runs(self, samples: WorkerMetricsRepository, database: Database) -> None:
-        assert await samples.no_insert_running()
+        assert await samples.writer.no_insert_running()
         async with stalled_inserts(database):
-            insert = asyncio.create_task(samples.insert(batch(workers=10, periods=1)))
+            insert = asyncio.create_task(samples.writer.insert(batch(workers=10, periods=1)))
             await until_quiet(samples, False)
             assert not insert.done()
         await insert
-        assert await samples.no_insert_running()
+        assert await samples.writer.no_insert_running()
 
     async def test_other_collections_and_databases_do_not_disturb_the_quiet(
         self, samples: WorkerMetricsRepository, database: Database
@@ -415,7 +415,7 @@ class TestExactlyOnce:
             others = [database["other"], database.client[database.name + "_other"][NAME]]
             inserts = [asyncio.create_task(other.insert_one({"a": 1})) for other in others]
             await asyncio.sleep(0.3)
-            assert await samples.no_insert_running()
+            assert await samples.writer.no_insert_running()
         await asyncio.gather(*inserts)
         await database.client.drop_database(database.name + "_other")
 
@@ -424,34 +424,34 @@ class TestExactlyOnce:
     ) -> None:
         async with stalled_inserts(database):
             with pytest.raises(StoreUnavailableError) as caught:
-                await samples.insert([sample()], within=0.5)
+                await samples.writer.insert([sample()], within=0.5)
             assert caught.value.reason == "timeout"
             await until_quiet(samples)
-        assert await samples.existing_keys([("w1", START)]) == set()
+        assert await samples.writer.existing_keys([("w1", START)]) == set()
 
     async def test_what_a_majority_does_not_hold_yet_is_unsettled(self, rs_database: Database) -> None:
         repo = repository(rs_database)
         await repo.ensure_collection()
-        await repo.insert([sample("w1")])
+        await repo.writer.insert([sample("w1")])
         point = {"configureFailPoint": "disableSnapshotting"}
         admin = rs_database.client.admin
         await admin.command(point | {"mode": "alwaysOn"})
         try:
             hasty = rs_database[NAME].with_options(write_concern=WriteConcern(1))
             await hasty.insert_one({"worker_id": "w2", "timestamp": to_datetime(START)})
-            assert await repo.existing_keys([("w1", START)]) == {("w1", START)}
+            assert await repo.writer.existing_keys([("w1", START)]) == {("w1", START)}
             with pytest.raises(StoreUnavailableError) as caught:
-                await repo.existing_keys([("w1", START), ("w2", START)])
+                await repo.writer.existing_keys([("w1", START), ("w2", START)])
             assert caught.value.reason == "unsettled"
         finally:
             await admin.command(point | {"mode": "off"})
-        await repo.insert([sample("w3")])
-        assert await repo.existing_keys([("w2", START), ("w3", START)]) == {("w2", START), ("w3", START)}
+        await repo.writer.insert([sample("w3")])
+        assert await repo.writer.existing_keys([("w2", START), ("w3", START)]) == {("w2", START), ("w3", START)}
 
 
 async def until_quiet(repo: WorkerMetricsRepository, quiet: bool = True) -> None:
     async with asyncio.timeout(20):
-        while await repo.no_insert_running() is not quiet:  # noqa: ASYNC110  # the event is in another process
+        while await repo.writer.no_insert_running() is not quiet:  # noqa: ASYNC110  # the event is in another process
             await asyncio.sleep(0.02)
 
 
@@ -461,8 +461,8 @@ async def mirror(repo: WorkerMetricsRepository, wanted: list[WorkerMetricsSample
     while True:
         try:
             await until_quiet(repo)
-            there = await repo.existing_keys(keys(wanted))
-            assert await repo.insert([s for s, key in zip(wanted, keys(wanted), strict=True) if key not in there]) == []
+            there = await repo.writer.existing_keys(keys(wanted))
+            assert await repo.writer.insert([s for s, key in zip(wanted, keys(wanted), strict=True) if key not in there]) == []
         except StoreUnavailableError:
             failures += 1
             await asyncio.sleep(0.05)
@@ -499,12 +499,12 @@ async def test_a_mongod_killed_between_insert_and_acknowledgement_neither_loses_
             part = wanted[round_ * 300 :][:300]
             proxy.cut(cut)
             with pytest.raises(StoreUnavailableError):
-                await repo.insert(part)
+                await repo.writer.insert(part)
             own_mongod.kill()
             await asyncio.to_thread(own_mongod.start)
             async with connect(own_mongod.uri) as direct:
                 truth = await stored(direct["cml"])
-                assert await repo.existing_keys(keys(part)) == {key for key in keys(part) if key in truth}
+                assert await repo.writer.existing_keys(keys(part)) == {key for key in keys(part) if key in truth}
                 if cut == "after":  # journaled before it was acknowledged
                     assert set(keys(part)) <= truth.keys()
             await mirror(repo, part)
@@ -519,14 +519,14 @@ class TestCredentials:
             await repository(database).ensure_collection()
             repo = repository(database, retention=60 * DAY, apply=True)
             await repo.ensure_collection()
-            assert repo.retention == 60 * DAY
+            assert repo.collection.retention == 60 * DAY
             assert await mirror(repo, batch(workers=3, periods=3)) == 0
-            assert await repo.existing_keys([("w0", START)]) == {("w0", START)}
+            assert await repo.writer.existing_keys([("w0", START)]) == {("w0", START)}
             window = to_datetime(START), to_datetime(START + DAY)
             assert len(await repo.get_samples("w1", *window)) == 3
             assert len(await repo.get_aggregated_stats("w1", *window, timedelta(days=1))) == 1
             assert (await repo.latest_timestamps(["w1"])).keys() == {"w1"}
-            assert len((await repo.timestamps(["w1"], START))["w1"]) == 3
+            assert len((await repo.reader.timestamps(["w1"], START))["w1"]) == 3
             await Inventory(database).record(Fleet(START, (worker(),)))
             await Inventory(database).record(Fleet(START + 60, (worker(),)))
             lease = Lease(database, owner="me")
@@ -539,10 +539,10 @@ class TestCredentials:
             repo = repository(client["quiet"])
             await repo.ensure_collection()
             async with stalled_inserts(root["quiet"]):
-                insert = asyncio.create_task(repo.insert([sample()]))
+                insert = asyncio.create_task(repo.writer.insert([sample()]))
                 await until_quiet(repository(root["quiet"]), False)
-                assert not await repo.no_insert_running()
-                assert not await repo.no_insert_running()
+                assert not await repo.writer.no_insert_running()
+                assert not await repo.writer.no_insert_running()
             await insert
 
     @pytest.mark.parametrize(
@@ -570,8 +570,8 @@ class TestCredentials:
             async def work() -> None:
                 await repository(client[name]).ensure_collection()
                 await repository(client[name], retention=60 * DAY, apply=True).ensure_collection()
-                await repository(client[name]).insert([sample()])
-                await repository(client[name]).existing_keys([("w1", START)])
+                await repository(client[name]).writer.insert([sample()])
+                await repository(client[name]).writer.existing_keys([("w1", START)])
 
             with pytest.raises(IncompatibleStoreError) as caught:
                 await work()

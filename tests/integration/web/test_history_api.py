@@ -81,7 +81,7 @@ class Exporter:
             await inventory.record(Fleet(at, (worker,)))
 
     async def retain(self, seconds: int) -> None:
-        await self.rig.history.set_retention(seconds)
+        await self.rig.history.collection.set_retention(seconds)
 
 
 @pytest.fixture
@@ -474,9 +474,11 @@ class TestBeyondRetention:
     async def test_without_cloudwatch_the_answer_says_where_the_history_begins(self, exporter: Exporter) -> None:
         await exporter.retain(2 * DAY)
         rig = exporter.rig
-        rig.reader = HistoryReader(period=PERIOD, history=rig.history, archive=None, wanted_retention=DAY, wall=rig.clock)
+        rig.reader = HistoryReader(
+            period=PERIOD, history=rig.history.reader, archive=None, wanted_retention=DAY, wall=rig.clock
+        )
         await rig.history.add_samples([sample(LATEST - n * DAY) for n in (1, 5)])
-        rig.history.retention = None  # nobody has told the routes' own repository
+        rig.history.collection.retention = None  # nobody has told the routes' own repository
         answer = await exporter.history(start="-10d")
         assert times(answer) == [rfc3339(LATEST - DAY)]  # the other has only not been deleted yet
         assert answer["note"] == (
@@ -574,7 +576,9 @@ class TestResources:
 
     async def test_without_cloudwatch_there_is_nothing_live(self, exporter: Exporter) -> None:
         rig = exporter.rig
-        rig.reader = HistoryReader(period=PERIOD, history=rig.history, archive=None, wanted_retention=DAY, wall=rig.clock)
+        rig.reader = HistoryReader(
+            period=PERIOD, history=rig.history.reader, archive=None, wanted_retention=DAY, wall=rig.clock
+        )
         response = await exporter.resources()
         assert response.status_code == 503
         assert "cloudwatch.enabled is false" in response.json()["detail"]
