@@ -161,8 +161,8 @@ async def test_a_worker_that_is_listed_is_refused_whatever_its_status(store: Sto
         await store.purge("w1", LISTED)
     assert str(caught.value) == (
         "--worker: 'listed' still has a worker document in workers (terminated), so an exporter would write further samples, "
-        "and after a restart fill up to 1d (gap_fill_window) again; remove the document first, or use --even-if-listed to delete "
-        "what is stored now"
+        "and after a restart fill up to 1d (gap_fill_window) again; remove the document first, or use --even-if-listed "
+        "to delete what is stored now"
     )
     assert await store.stored("w1") == (12, 1)
 
