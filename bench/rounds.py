@@ -1,10 +1,10 @@
-"""Measure collection cycles of a large fleet: their duration, the latency of /metrics meanwhile, and the growth of memory.
+"""A large fleet, cycle after cycle: how long a collection cycle takes, how fast /metrics is meanwhile, whether memory grows.
 
     python -m bench.rounds [--workers 2000] [--latency 0.1] [--rounds 50]
 
-The fake CloudWatch, MongoDB, the exporter and the scraper are separate processes. Only the clock is simulated, so that the
-cycles of hours follow each other at once. A cycle is: observe, poll, mirror until no final row is left. The results are ratios
-to the poll interval, which also shows how slow the machine is.
+The fake CloudWatch, MongoDB, the exporter and the scraper are processes of their own. Only the clock is simulated, so that the
+cycles of hours follow each other at once. A cycle reads the worker documents, polls CloudWatch, and mirrors until the outbox
+has no final sample left. The figures are ratios to the polling interval, so that machines can be compared.
 """
 
 import argparse
@@ -56,11 +56,11 @@ from tests.helpers.ports import free_port
 
 REGIONS = ("eu-west-1", "us-east-1")
 CATCHING_UP = 3
-"""Rounds after the first in which the last hour's values become believed: ten times the samples of the others."""
+"""Cycles after the first in which the values of the last hour become final: ten times the samples of the others."""
 
 
 class Shifted:
-    """The real aggregates, read at the pretended time."""
+    """The real worker documents, dated with the simulated time."""
 
     def __init__(self, source: Aggregates, wall: "Clock") -> None:
         self._source, self._wall = source, wall
@@ -70,7 +70,7 @@ class Shifted:
 
 
 class Clock:
-    """The local clock and an offset that each round moves on."""
+    """The local clock plus an offset that each cycle increases."""
 
     offset = 0.0
 
@@ -79,7 +79,7 @@ class Clock:
 
 
 async def exporter(uri: str, aws: str, port: int, rounds: int, data: Path) -> None:
-    """The process under test: real parts, pretended clock; prints one JSON line a round."""
+    """Run the process under test: real parts, simulated clock; prints one JSON line per cycle."""
     tree = {"CML_EXPORTER_MONGODB__URI": uri, "CML_EXPORTER_CLOUDWATCH__ENDPOINT_URL": aws, "CML_EXPORTER_DATA_DIR": str(data)}
     settings = load(None, tree)
     logs.configure("error", "logfmt")
@@ -118,14 +118,14 @@ async def exporter(uri: str, aws: str, port: int, rounds: int, data: Path) -> No
         uvicorn.Config(create_app(backend), port=port, log_level="error", lifespan="off", proxy_headers=False)
     )
     sys.setswitchinterval(SWITCH_INTERVAL)
-    serving = threading.Thread(target=server.run)  # a loop of its own, as in `app.serve`
+    serving = threading.Thread(target=server.run)  # an event loop of its own, as in `serve`
     serving.start()
     await history.ensure_collection()
     await lease.acquire_or_renew()
     keeping = [asyncio.create_task(each) for each in (_keep(lease), refresh(telemetry))]
     for index in range(rounds + 1):
         now = wall()
-        wall.offset += (180 - now) % settings.period or settings.period  # 3 minutes after a boundary, as the asking loop
+        wall.offset += (180 - now) % settings.period or settings.period  # 3 minutes after a boundary, as the poller
         await asyncio.to_thread(_control, aws, {"set": {"offset": wall.offset}})
         began = time.perf_counter()
         await collector.observe()
@@ -177,7 +177,7 @@ def scrape(port: int, seconds_between: float) -> None:
 
 
 def aggregates(count: int) -> list[dict[str, Any]]:
-    """The manager's documents of a fleet whose instances the fake knows."""
+    """Return the worker documents (the manager's aggregates) of a fleet whose instances the fake CloudWatch has."""
     created = to_datetime(time.time() - 30 * 86400)
     return [
         {
@@ -196,13 +196,13 @@ def aggregates(count: int) -> list[dict[str, Any]]:
 
 
 def stolen() -> tuple[int, int]:
-    """The time the host gave to other machines, and all time, in ticks (proc(5), /proc/stat)."""
+    """Return the time that the host gave to other machines, and all time, in ticks (proc(5), /proc/stat)."""
     ticks = [int(each) for each in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
     return ticks[7], sum(ticks)
 
 
 def main() -> None:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the children are ended too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the child processes are terminated too
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=2000)
     parser.add_argument("--latency", type=float, default=0.1, help="seconds the fake CloudWatch takes to answer")
@@ -221,7 +221,7 @@ def main() -> None:
 
 
 def run(workers: int, latency: float, rounds: int) -> None:
-    """Start the parts, watch them, print the figures."""
+    """Start the processes, collect their output, print the figures."""
     from pymongo import MongoClient
 
     environment = {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench", "PATH": "/usr/bin:/bin"}
@@ -248,14 +248,14 @@ def run(workers: int, latency: float, rounds: int) -> None:
                 text=True,
                 env=environment,
             )
-            for pid in (mongod.pid, fake.pid):  # machines of their own in reality: they must not take the exporter's two cores
+            for pid in (mongod.pid, fake.pid):  # in reality on other machines: they must not take the CPU of the exporter
                 os.setpriority(os.PRIO_PROCESS, pid, 15)
             assert child.stdout
             lines, before = [], stolen()
             for line in child.stdout:
                 lines.append(json.loads(line))
                 print(line, end="")
-                if scraper is None:  # the first round fills a day; the others are what goes on for ever
+                if scraper is None:  # the first cycle fills a day; the others are normal operation
                     scraper = subprocess.Popen(
                         [*me, "scrape", str(port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
                     )
@@ -276,24 +276,24 @@ def run(workers: int, latency: float, rounds: int) -> None:
 
 
 def report(lines: Sequence[Mapping[str, Any]], scraped: Mapping[str, Any]) -> None:
-    """Print what was measured, as ratios."""
+    """Print the measurements as ratios."""
     took = [line["took"] for line in lines[1:]]
     everything = sorted(latency for _, latency in scraped["latencies"])
     steady = sorted(latency for at, latency in scraped["latencies"] if at > lines[CATCHING_UP]["at"])
     rss = [line["rss"] / 2**20 for line in lines[1:]]
     quarter = max(1, len(rss) // 4)
-    print(f"first round (a day is filled)   {lines[0]['took']:.1f} s, {lines[0]['mirrored']} samples")
+    print(f"first cycle (fills a day)       {lines[0]['took']:.1f} s, {lines[0]['mirrored']} samples")
     print(
-        f"round / interval                median {statistics.median(took) / 300:.2%}, worst {max(took) / 300:.2%} "
+        f"cycle / interval                median {statistics.median(took) / 300:.2%}, worst {max(took) / 300:.2%} "
         f"({statistics.median(took):.2f} s, {max(took):.2f} s)"
     )
-    for name, latencies in (("all rounds", everything), ("steady rounds", steady)):
+    for name, latencies in (("all cycles", everything), ("steady cycles", steady)):
         print(
             f"gzip scrape, {name:18} p50 {latencies[len(latencies) // 2] * 1e3:.1f} ms, "
             f"p99 {latencies[int(len(latencies) * 0.99)] * 1e3:.1f} ms, {len(latencies)} of {scraped['bytes'] >> 10} KiB"
         )
     first, last = statistics.median(rss[:quarter]), statistics.median(rss[-quarter:])
-    print(f"RSS, last quarter / first       {last / first:.3f} ({first:.0f} → {last:.0f} MiB over {len(rss)} rounds)")
+    print(f"RSS, last quarter / first       {last / first:.3f} ({first:.0f} → {last:.0f} MiB over {len(rss)} cycles)")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The composition root: builds the objects of one exporter from its settings, starts the loops, stops them."""
+"""The composition root: builds the objects of one exporter from its settings, starts its loops and stops them."""
 
 import asyncio
 import gc
@@ -108,10 +108,10 @@ class Exporter:
     # -- the loops
 
     async def run(self) -> None:
-        """Collect and mirror until cancelled, then let go of everything.
+        """Collect and mirror until cancelled, then release all resources.
 
         Raises:
-            IncompatibleStoreError: what is in MongoDB is not ours to use; better said at the start than logged for ever.
+            IncompatibleStoreError: a collection in MongoDB is incompatible; the process ends, since retrying cannot help.
         """
         self._bridge.loop = asyncio.get_running_loop()
         try:
@@ -135,7 +135,7 @@ class Exporter:
         freeze()
 
     async def _prepare(self, history: WorkerMetricsRepository) -> None:
-        """Verify the collection and take the lease if it is free, so that the first observation counts."""
+        """Verify the collection and take the lease if it is free, so that the first read of the fleet is recorded."""
         try:
             await history.ensure_collection()
             await history.collection.save_gap_window(self.settings.gap_fill_window)
@@ -143,7 +143,7 @@ class Exporter:
         except IncompatibleStoreError:
             raise
         except StoreError as error:
-            _log.warning("the history is not available yet; gauges go on, samples wait in the outbox", error=str(error))
+            _log.warning("history not available yet; gauges continue, samples wait in the outbox", error=str(error))
         self.telemetry.leader.value = float(self._lease.held)
         _log.info("collecting", writes_history=self._lease.held)
 
@@ -154,12 +154,12 @@ class Exporter:
         self.telemetry.leader.value = float(held)
 
     async def _close(self) -> None:
-        """What is in the outbox stays there."""
+        """Release the lease, save the spent budget and close all connections; the outbox keeps its samples."""
         if self._history is not None and self._lease.held:
             try:
                 await self._lease.release()
             except StoreError as error:
-                _log.warning("the lease could not be released; it ends by itself", error=str(error))
+                _log.warning("lease not released; it expires by itself", error=str(error))
         if self._cloudwatch is not None:
             await self._cloudwatch.close()
         await self.collector.keep_spent()
@@ -168,10 +168,10 @@ class Exporter:
 
 
 def freeze() -> None:
-    """Keep the garbage collector off what is there for good (modules, boto's service models), and let it come less often.
+    """Exclude permanent objects (modules, boto's service models) from garbage collection, and collect less often.
 
-    To look through all of it stops every thread for 80 to 110 ms, again and again, and scrapes with them. Of what a round makes
-    little is a cycle: at the default thresholds it was searched for cycles, in vain, some 50 times a round.
+    A full collection over all objects stops every thread for 80 to 110 ms, and scrapes with them. The objects of a collection
+    cycle form few reference cycles: with the default thresholds the garbage collector ran 50 times in each and found little.
     """
     gc.collect()
     gc.freeze()
@@ -179,10 +179,10 @@ def freeze() -> None:
 
 
 def build(settings: Settings) -> Exporter:
-    """Open the outbox and build everything around it; nothing runs yet.
+    """Return an exporter with an open outbox; its loops do not run yet.
 
     Raises:
-        OutboxLockedError, IncompatibleStoreError, StoreError, ConfigError: it cannot start; the sentence says what to do.
+        OutboxLockedError, IncompatibleStoreError, StoreError, ConfigError: it cannot start; the message says what to do.
     """
     outbox = Outbox(settings.data_dir, settings.period)
     try:

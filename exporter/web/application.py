@@ -17,12 +17,12 @@ from exporter.core.errors import RequestError, SourceError, StoreError
 from exporter.web import responses
 from exporter.web.auth import BasicAuth
 from exporter.web.backend import Backend
-from exporter.web.routes import RETRY_AFTER, ROUTES
+from exporter.web.routes import RETRY_AFTER_SECONDS, ROUTES
 
-READS = 2
-"""Remote reads at once; each may hold 3 million samples."""
-HOUR_READS = 6
-"""Those of hours only, which hold a third of that and wait for one another's days: as many as a browser has under way."""
+MAX_SAMPLE_READS = 2
+"""Remote reads of samples that run at once; each may hold 3 million samples."""
+MAX_HOURLY_READS = 6
+"""Remote reads of hourly aggregates that run at once; each holds a third of that. A browser sends six requests at once."""
 
 
 def _problem(status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:
@@ -32,13 +32,13 @@ def _problem(status: int, detail: str, headers: Mapping[str, str] | None = None)
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    # Starlette's own carry no more than the phrase.
-    own = {
-        404: f"There is nothing at {request.url.path}; the page at / lists what there is.",
-        405: f"{request.url.path} does not answer {request.method}, only {_methods(error)}.",
+    # The errors that Starlette raises carry only the phrase of the status code.
+    details = {
+        404: f"There is nothing at {request.url.path}; the page at / lists the routes.",
+        405: f"{request.url.path} does not support {request.method}, only {_methods(error)}.",
     }
-    unsaid = error.detail == HTTPStatus(error.status_code).phrase
-    detail = own.get(error.status_code, error.detail) if unsaid else error.detail
+    without_detail = error.detail == HTTPStatus(error.status_code).phrase
+    detail = details.get(error.status_code, error.detail) if without_detail else error.detail
     return _problem(error.status_code, detail, error.headers)
 
 
@@ -46,31 +46,31 @@ def _methods(error: HTTPException) -> str:
     return " and ".join(sorted((error.headers or {}).get("Allow", "").split(", ")))
 
 
-async def _on_bad_parameter(request: Request, error: Exception) -> Response:
+async def _on_bad_request(request: Request, error: Exception) -> Response:
     return _problem(HTTPStatus.BAD_REQUEST, str(error))
 
 
-async def _on_silence(request: Request, error: Exception) -> Response:
-    """MongoDB or CloudWatch does not answer."""
-    return _problem(HTTPStatus.SERVICE_UNAVAILABLE, str(error), {"Retry-After": str(RETRY_AFTER)})
+async def _on_unavailable(request: Request, error: Exception) -> Response:
+    """Answer 503: MongoDB or CloudWatch failed."""
+    return _problem(HTTPStatus.SERVICE_UNAVAILABLE, str(error), {"Retry-After": str(RETRY_AFTER_SECONDS)})
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:
-    # Starlette raises it again once this is sent, and uvicorn logs it with its traceback.
-    return _problem(HTTPStatus.INTERNAL_SERVER_ERROR, "The exporter failed to answer; its log says why.")
+    # Starlette raises the error again after sending this, and uvicorn logs it with its traceback.
+    return _problem(HTTPStatus.INTERNAL_SERVER_ERROR, "Internal error; the log of the exporter has the details.")
 
 
 def create_app(backend: Backend, *, cors_origins: Sequence[str] = (), users: Mapping[str, bytes] | None = None) -> Starlette:
     """Return the ASGI application.
 
     Args:
-        backend: the exporter.
-        cors_origins: origins whose pages may read the answers; "*" means any.
-        users: name → bcrypt hash; when there are any, every route wants basic authentication.
+        backend: what the routes query.
+        cors_origins: origins whose pages may read the responses; "*" means any.
+        users: name → bcrypt hash; if there are any, every route requires basic authentication.
     """
     middleware = []
     if cors_origins:
-        # Outside the authentication, because a browser's preflight carries no credentials.
+        # Before the authentication, because a browser's preflight request carries no credentials.
         middleware.append(
             Middleware(
                 CORSMiddleware,
@@ -82,13 +82,13 @@ def create_app(backend: Backend, *, cors_origins: Sequence[str] = (), users: Map
         )
     if users:
         challenge = {"WWW-Authenticate": 'Basic realm="cml-worker-exporter", charset="UTF-8"'}
-        refusal = _problem(HTTPStatus.UNAUTHORIZED, "This exporter wants a user name and a password.", challenge)
+        refusal = _problem(HTTPStatus.UNAUTHORIZED, "This exporter requires a user name and a password.", challenge)
         middleware.append(Middleware(BasicAuth, users, refusal))
     handlers: dict[Any, Any] = {
         HTTPException: _on_http_error,
-        RequestError: _on_bad_parameter,
-        StoreError: _on_silence,
-        SourceError: _on_silence,
+        RequestError: _on_bad_request,
+        StoreError: _on_unavailable,
+        SourceError: _on_unavailable,
         Exception: _on_bug,
     }
     app = Starlette(
@@ -102,6 +102,6 @@ def create_app(backend: Backend, *, cors_origins: Sequence[str] = (), users: Map
         exception_handlers=handlers,
     )
     app.state.backend = backend
-    app.state.reading = asyncio.Semaphore(READS)
-    app.state.reading_hours = asyncio.Semaphore(HOUR_READS)
+    app.state.sample_reads = asyncio.Semaphore(MAX_SAMPLE_READS)
+    app.state.hourly_reads = asyncio.Semaphore(MAX_HOURLY_READS)
     return app

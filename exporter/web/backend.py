@@ -16,7 +16,7 @@ from exporter.history.series import ColumnSource
 
 T = TypeVar("T")
 INVENTORY_TTL_SECONDS = 10
-"""Maximum age of the whole inventory in an answer, in seconds: reading 10,000 workers takes a tenth of a second."""
+"""Maximum age of the whole inventory in a response, in seconds: reading 10,000 workers takes a tenth of a second."""
 
 
 class CollectorState(Protocol):

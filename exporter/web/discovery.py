@@ -1,4 +1,4 @@
-"""Prometheus HTTP service discovery: the running workers as targets, so that node_exporter's metrics carry the same worker_id.
+"""Prometheus HTTP service discovery: running workers as targets, so that node_exporter's metrics get the same worker_id.
 
 https://prometheus.io/docs/prometheus/latest/http_sd/
 """
@@ -10,16 +10,16 @@ from collections.abc import Iterable
 from exporter.core.model import WorkerGauges
 from exporter.web.schemas import TargetGroup
 
-NODE_EXPORTER = 9100
-"""Its usual port."""
+NODE_EXPORTER_PORT = 9100
+"""Default port of node_exporter."""
 
 
 def targets(gauges: Iterable[WorkerGauges], port: int) -> tuple[TargetGroup, ...]:
     """Return one target group for each running worker with an address.
 
     Args:
-        gauges: of the newest round.
-        port: what listens on the worker's private address.
+        gauges: of the newest collection cycle.
+        port: of the target, on the worker's private address.
     """
     return tuple(
         TargetGroup(
@@ -39,7 +39,7 @@ def targets(gauges: Iterable[WorkerGauges], port: int) -> tuple[TargetGroup, ...
 
 
 def _is_address(text: str) -> bool:
-    """Whether this is an IP address or a host's name; one target that is neither makes Prometheus complain for ever."""
+    """Return whether the text is an IP address or a host name; for any other target Prometheus keeps logging errors."""
     try:
         ipaddress.ip_address(text)
     except ValueError:

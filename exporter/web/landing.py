@@ -1,4 +1,4 @@
-"""The landing page: one self-contained HTML document about the state of the exporter and its fleet. Pure."""
+"""The landing page: one self-contained HTML document with the state of the exporter and its fleet. Pure functions."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,8 +10,8 @@ from exporter.core.model import STATUSES, WorkerGauges
 from exporter.core.periods import rfc3339
 
 MAX_ROWS = 200
-LONGEST_TEXT = 80
-"""Characters of an aggregate's text that are worth showing."""
+MAX_TEXT_CHARACTERS = 80
+"""Characters of a text from a worker document (the manager's aggregate) that are shown."""
 
 _STYLE = """
 :root { color-scheme: light dark; --page: #f5f6f8; --card: #fff; --text: #1c2530; --soft: #667382; --line: #e3e7ec;
@@ -52,9 +52,9 @@ td:first-child small { overflow: hidden; text-overflow: ellipsis; }
 """.strip()
 
 _TONES = {"running": "good", "failed": "bad", "unknown": "bad", "stopped": "idle", "terminated": "idle"}
-"""How a status looks; the others are on their way somewhere."""
-_HOT = 90
-"""Percent from which a bar turns red."""
+"""Status → color; all other statuses are transitions, in the color "busy"."""
+_HOT_PERCENT = 90
+"""Percent at which a bar turns red."""
 
 
 def page(
@@ -65,14 +65,14 @@ def page(
     health: Mapping[str, str | None],
     links: Iterable[tuple[str, str]],
 ) -> str:
-    """Return the document.
+    """Return the landing page as HTML.
 
     Args:
-        workers: the newest round's; empty before the first.
-        fresh: whether that round is recent enough for /metrics to show it.
-        ready: whether the first observation was made.
-        health: source → its last error, None where it is fine.
-        links: (path, what it is) of the other routes, before the path the method if it is not GET.
+        workers: gauges of the newest collection cycle; empty before the first.
+        fresh: whether that cycle is recent enough for /metrics to show its values.
+        ready: whether the exporter has tried to read the worker documents once.
+        health: source → its last error, None after a success.
+        links: (path, description) of the other routes; the method stands before the path if it is not GET.
     """
     return f"""<!doctype html>
 <html lang="en">
@@ -105,11 +105,11 @@ def _as_of(workers: Sequence[WorkerGauges]) -> str:
 
 def _notice(workers: Sequence[WorkerGauges], fresh: bool, ready: bool) -> str:
     if not ready:
-        text = "Starting: the fleet has not been read yet."
+        text = "Starting: the worker documents have not been read yet."
     elif not fresh:
-        text = "No recent values: the last rounds brought nothing new, so /metrics leaves the workers out. The sources say why."
+        text = "No recent values: the last collection cycles failed, so /metrics has no workers. See the errors of the sources."
     elif not workers:
-        text = "No workers: the collection of aggregates is empty, or every aggregate in it was left out. The log says which."
+        text = "No workers: MongoDB has no worker documents, or the exporter skipped all of them. Its log shows the reasons."
     else:
         return ""
     return f'<p class="card notice">{text}</p>'
@@ -138,20 +138,21 @@ def _mean(values: Iterable[float | None]) -> str:
 
 def _sources(health: Mapping[str, str | None]) -> str:
     rows = "".join(
-        f'<dt><span class="dot {"bad" if error else "good"}"></span>{escape(source)}</dt><dd>{escape(error or "fine")}</dd>'
+        f'<dt><span class="dot {"bad" if error else "good"}"></span>{escape(source)}</dt><dd>{escape(error or "ok")}</dd>'
         for source, error in sorted(health.items())
     )
-    return f'<section class="card"><h2>Sources</h2>{f"<dl>{rows}</dl>" if rows else "<p>none asked yet</p>"}</section>'
+    sources = f"<dl>{rows}</dl>" if rows else "<p>No source has been read yet.</p>"
+    return f'<section class="card"><h2>Sources</h2>{sources}</section>'
 
 
 def _links(links: Iterable[tuple[str, str]]) -> str:
-    # Relative, so that the page also works below a path of a reverse proxy.
+    # Relative links, so that the page also works under a path prefix of a reverse proxy.
     rows = "".join(f"<dt>{_link(path)}</dt><dd>{escape(what)}</dd>" for path, what in links)
     return f'<section class="card"><h2>Routes</h2><dl>{rows}</dl></section>'
 
 
 def _link(path: str) -> str:
-    """A path with placeholders leads nowhere until somebody fills them in, and a method other than GET is no link."""
+    """Return a path as a link, or as text if it has placeholders or a method other than GET."""
     return escape(path) if "{" in path or not path.startswith("/") else f'<a href=".{escape(path)}">{escape(path)}</a>'
 
 
@@ -196,7 +197,7 @@ def _chip(status: str) -> str:
 def _bar(percent: float | None) -> str:
     if percent is None:
         return "–"
-    hot = ' class="hot"' if percent >= _HOT else ""
+    hot = ' class="hot"' if percent >= _HOT_PERCENT else ""
     return (
         f'<span class="bar"><i{hot} style="width:{min(max(percent, 0), 100):.0f}%"></i></span>'
         f'<span class="percent">{percent:.1f} %</span>'
@@ -204,4 +205,4 @@ def _bar(percent: float | None) -> str:
 
 
 def _text(text: str) -> str:
-    return escape(text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 1] + "…")
+    return escape(text if len(text) <= MAX_TEXT_CHARACTERS else text[: MAX_TEXT_CHARACTERS - 1] + "…")

@@ -6,14 +6,12 @@ from collections.abc import Sequence
 
 from exporter.core.errors import ConfigError
 
-# -- serving -----------------------------------------------------------------------------------------------------------
-
 
 def bind(addresses: Sequence[str]) -> list[socket.socket]:
-    """Listen on every host:port.
+    """Return a listening socket for each host:port.
 
     Raises:
-        ConfigError: an address is taken, or not this machine's.
+        ConfigError: an address is in use, invalid, or not an address of this machine.
     """
     sockets: list[socket.socket] = []
     for address in addresses:

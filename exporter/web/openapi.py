@@ -1,4 +1,4 @@
-"""What the table of routes is made of, and the OpenAPI document that it makes. Pure."""
+"""Descriptions of routes, and the OpenAPI document made of them. Pure functions."""
 
 import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -14,50 +14,50 @@ from exporter.web.schemas import Problem, components
 
 Schema = Mapping[str, Any]
 Body = Schema | type[BaseModel]
-"""What a media type holds: a JSON schema, or the model that has one."""
+"""Schema of a response body: a JSON schema, or the pydantic model that has one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One parameter of a route, for whoever parses it and whoever describes it."""
+    """One parameter of a route: what its parser and the OpenAPI document need."""
 
     name: str
     description: str
     schema: Schema
     place: Literal["query", "path"] = "query"
     many: bool = False
-    """Whether it may be given several times."""
+    """Whether it may be repeated."""
 
-    def described(self) -> dict[str, Any]:
-        """The OpenAPI Parameter Object."""
+    def parameter_object(self) -> dict[str, Any]:
+        """Return the OpenAPI Parameter Object."""
         schema = {"type": "array", "items": self.schema} if self.many else self.schema
-        described = {"name": self.name, "in": self.place, "description": self.description, "schema": schema}
-        return described | ({"required": True} if self.place == "path" else {})
+        result = {"name": self.name, "in": self.place, "description": self.description, "schema": schema}
+        return result | ({"required": True} if self.place == "path" else {})
 
 
 @dataclass(frozen=True, slots=True)
 class ResponseSpec:
-    """What a route answers with 200, and with what other codes it may."""
+    """The responses of a route: the bodies and headers of a 200, and the other status codes."""
 
     content: Mapping[str, Body]
     """Media type → body."""
     errors: tuple[int, ...] = ()
     headers: Mapping[str, str] = field(default_factory=dict)
-    """Name → what it says."""
+    """Name → description."""
     also: Mapping[int, tuple[str, Body]] = field(default_factory=dict)
-    """Further codes that are answered in a form of their own: media type and schema."""
+    """Status codes with a body that is not a `Problem` → media type and body."""
 
 
 class Endpoint(NamedTuple):
-    """One route: its path, what answers it, and what it is in one line, for the landing page, docs/http.md and OpenAPI."""
+    """One route: path, handler, responses, and a description for the landing page, docs/http.md and OpenAPI."""
 
     path: str
     handler: Callable[[Request], Awaitable[Response]]
     description: str
-    answer: ResponseSpec
+    response: ResponseSpec
     parameters: tuple[Parameter, ...] = ()
     also: str = ""
-    """Another path to the same."""
+    """A second path of the same route."""
     method: str = "GET"
 
     @property
@@ -67,26 +67,26 @@ class Endpoint(NamedTuple):
 
     @property
     def title(self) -> str:
-        """The template, and before it the method if it is not GET."""
+        """The template; the method stands before it if it is not GET."""
         return self.template if self.method == "GET" else f"{self.method} {self.template}"
 
 
 ERRORS: Mapping[int, str] = {
-    400: "A parameter is not as it must be.",
-    401: "The exporter asks for basic authentication (docs/web.md), and the user or the password is missing or wrong.",
-    404: "There is no such worker.",
-    413: "The body is too large.",
-    503: "MongoDB or CloudWatch does not answer; Retry-After says when to ask again.",
+    400: "Invalid query parameter or request body.",
+    401: "Basic authentication is required (docs/web.md), and the user name or password is missing or wrong.",
+    404: "Unknown worker.",
+    413: "Request body too large.",
+    503: "MongoDB or CloudWatch is unavailable; try again after the seconds in Retry-After.",
 }
 
 
 def template(path: str) -> str:
-    """Return a path of Starlette as OpenAPI and people write it: {id:path} → {id}."""
+    """Return a path of Starlette as OpenAPI writes it: {id:path} → {id}."""
     return re.sub(r"{(\w+):\w+}", r"{\1}", path)
 
 
 def document(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
-    """Return the OpenAPI document of these routes."""
+    """Return the OpenAPI 3.1 document of these routes."""
     paths: dict[str, Any] = {}
     for endpoint in endpoints:
         for path in filter(None, (endpoint.path, endpoint.also)):
@@ -97,7 +97,7 @@ def document(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
             "title": "CML worker metrics",
             "version": __version__,
             "description": "Metrics and history of Cisco Modeling Labs workers. Times are UTC, utilizations percent, "
-            "null is a value nobody has. Routes that answer GET answer HEAD as well.",
+            "null is an unknown value. Routes that accept GET accept HEAD as well.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "paths": paths,
@@ -110,23 +110,23 @@ def document(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
 
 
 def _operation(endpoint: Endpoint, path: str) -> dict[str, Any]:
-    headers = {name: {"description": said, "schema": {"type": "string"}} for name, said in endpoint.answer.headers.items()}
-    good: dict[str, Any] = {
+    headers = {name: {"description": text, "schema": {"type": "string"}} for name, text in endpoint.response.headers.items()}
+    success: dict[str, Any] = {
         "description": endpoint.description,
-        "content": {kind: _media_type(body) for kind, body in endpoint.answer.content.items()},
+        "content": {kind: _media_type(body) for kind, body in endpoint.response.content.items()},
     }
-    responses: dict[str, Any] = {"200": good | ({"headers": headers} if headers else {})}
-    for code in (401, *endpoint.answer.errors):
+    responses: dict[str, Any] = {"200": success | ({"headers": headers} if headers else {})}
+    for code in (401, *endpoint.response.errors):
         responses[str(code)] = {
             "description": ERRORS[code],
             "content": {"application/problem+json": _media_type(Problem)},
         }
-    for code, (kind, body) in endpoint.answer.also.items():
+    for code, (kind, body) in endpoint.response.also.items():
         responses[str(code)] = {"description": endpoint.description, "content": {kind: _media_type(body)}}
     return {
         "summary": endpoint.description,
         "operationId": re.sub(r"\W+", "_", template(path)).strip("_") or "index",
-        "parameters": [parameter.described() for parameter in endpoint.parameters],
+        "parameters": [parameter.parameter_object() for parameter in endpoint.parameters],
         "responses": responses,
     }
 
@@ -139,5 +139,5 @@ def _media_type(body: Body) -> dict[str, Any]:
 def _models(endpoints: Sequence[Endpoint]) -> Iterator[type[BaseModel]]:
     yield Problem
     for endpoint in endpoints:
-        bodies = (*endpoint.answer.content.values(), *(body for _, body in endpoint.answer.also.values()))
+        bodies = (*endpoint.response.content.values(), *(body for _, body in endpoint.response.also.values()))
         yield from (body for body in bodies if isinstance(body, type))

@@ -1,4 +1,4 @@
-"""What a request may ask for: each parameter with its description and its bounds, and how it is read. Pure."""
+"""Query parameters: their descriptions and bounds, and how they are parsed. Pure functions."""
 
 import base64
 import binascii
@@ -11,17 +11,17 @@ from exporter.core.model import STATUSES
 from exporter.core.periods import DAY, MINUTE, WEEK, format_duration, parse_duration, parse_time, rfc3339
 from exporter.history.reader import PageRequest
 from exporter.sources.cloudwatch.retention import OLDEST
-from exporter.web.discovery import NODE_EXPORTER
+from exporter.web.discovery import NODE_EXPORTER_PORT
 from exporter.web.openapi import Parameter, Schema
 
 WORKERS_LIMIT, MAX_WORKERS = 500, 1000
 HISTORY_LIMIT, MAX_ROWS = 1000, 10_000
 MAX_POINTS = 1_000_000
-"""Rows a range may have on all its pages: two years of minutes."""
-LONGEST_PARAMETER = 4096
-"""Characters; a cursor of a worker id of 1,024 is the longest."""
+"""Rows that a range may have on all its pages: two years of minutes."""
+MAX_PARAMETER_CHARACTERS = 4096
+"""Characters of a parameter; the longest is the cursor of a worker id of 1,024 characters."""
 MAX_FUTURE_SECONDS = DAY
-"""Seconds that `end` may lie in the future, as the end of today does; nothing is there, of course."""
+"""Seconds that `end` may lie in the future, so that the end of today is accepted."""
 
 _CURSOR = re.compile("([0-9]{1,14}):([0-9]{1,11}):([0-9]{1,7})")
 _DURATION: Schema = {"type": "string", "pattern": "^([0-9]+(ms|[smhdwy]))+$"}
@@ -34,64 +34,68 @@ _TIME: Schema = {
 
 LIMIT_WORKERS = Parameter(
     "limit",
-    f"Workers on a page, {WORKERS_LIMIT} if not given.",
+    f"Workers per page. Default: {WORKERS_LIMIT}.",
     {"type": "integer", "minimum": 1, "maximum": MAX_WORKERS, "default": WORKERS_LIMIT},
 )
-CURSOR = Parameter("cursor", "The `next` of the page before.", {"type": "string"})
-STATUS = Parameter("status", "Only workers of this status.", {"type": "string", "enum": list(STATUSES)}, many=True)
-REGION = Parameter("region", "Only workers of this region.", {"type": "string"}, many=True)
+CURSOR = Parameter("cursor", "`next` of the previous page.", {"type": "string"})
+STATUS = Parameter(
+    "status", "Only workers with this status; may be repeated.", {"type": "string", "enum": list(STATUSES)}, many=True
+)
+REGION = Parameter("region", "Only workers in this region; may be repeated.", {"type": "string"}, many=True)
 WORKERS = (LIMIT_WORKERS, CURSOR, STATUS, REGION)
 
 WORKER_ID = Parameter(
     "worker_id",
-    "The worker, percent-encoded where the id has other characters than letters, digits and -._~ (also %2F for /).",
+    "Id of the worker. Characters other than letters, digits and -._~ are percent-encoded (%2F for /).",
     {"type": "string"},
     "path",
 )
 START = Parameter(
     "start",
-    "First moment: RFC 3339, unix seconds, or a duration before now such as `-7d`; 24h before `end` if not given. At the "
-    f"earliest {format_duration(OLDEST)} ago, or as long ago as the history keeps samples if that is longer.",
+    "Start of the range, inclusive: RFC 3339, Unix seconds, or a duration before now such as `-7d`. Default: 24h before "
+    f"`end`. At the earliest {format_duration(OLDEST)} ago, or the retention of the history ago if that is longer.",
     _TIME,
 )
 END = Parameter(
-    "end", "The moment after the last, as `start`; now if not given, or if it lies in the future (at most a day).", _TIME
+    "end",
+    "End of the range, exclusive, in the formats of `start`. Default: now, also for an end up to a day in the future.",
+    _TIME,
 )
 INTERVAL = Parameter(
     "interval",
-    "Gives avg, min, max and count of every metric and the share of time in every status per interval of this length, "
-    f"instead of samples: whole periods of the history, up to {format_duration(WEEK)}, aligned to UTC, 7d to Monday.",
+    "Length of the intervals for which avg, min, max and count of each metric and the share of each status are returned, "
+    f"instead of samples: a multiple of `period`, up to {format_duration(WEEK)}, aligned to UTC, 7d to Monday.",
     {**_DURATION, "examples": ["5m", "1h", "1d", "7d"]},
 )
 LIMIT_ROWS = Parameter(
     "limit",
-    f"Rows on a page, {HISTORY_LIMIT} if not given.",
+    f"Rows per page. Default: {HISTORY_LIMIT}.",
     {"type": "integer", "minimum": 1, "maximum": MAX_ROWS, "default": HISTORY_LIMIT},
 )
 CURSOR_ROWS = Parameter(
     "cursor",
-    "The `next` of the page before. It holds start, end and interval, so `start` and `end` have no effect beside it.",
+    "`next` of the previous page. It contains start, end and interval, so `start` and `end` are ignored.",
     {"type": "string"},
 )
 FORMAT = Parameter(
-    "format", "As `Accept: application/json` or `text/csv`, and wins over it.", {"type": "string", "enum": ["json", "csv"]}
+    "format", "`json` or `csv`; takes precedence over the Accept header.", {"type": "string", "enum": ["json", "csv"]}
 )
 HISTORY = (WORKER_ID, START, END, INTERVAL, LIMIT_ROWS, CURSOR_ROWS, FORMAT)
 
-RESOURCES_REGION = Parameter("region", "The worker's AWS region.", {"type": "string"}, "path")
-RESOURCES_WORKER = replace(WORKER_ID, description="The worker's id, or that of an instance it runs or ran on.")
+RESOURCES_REGION = Parameter("region", "AWS region of the worker.", {"type": "string"}, "path")
+RESOURCES_WORKER = replace(WORKER_ID, description="Id of the worker, or of an EC2 instance that it runs or ran on.")
 START_TIME = Parameter(
     "start_time",
-    f"How far back from `end_time`: a duration of 1m to {format_duration(OLDEST)}, 10m if not given.",
+    f"Length of the range before `end_time`: a duration from 1m to {format_duration(OLDEST)}. Default: 10m.",
     {**_DURATION, "default": "10m", "examples": ["10m", "1h", "7d"]},
 )
-END_TIME = Parameter("end_time", "The moment after the last, as `end` of the history; now if not given.", _TIME)
+END_TIME = Parameter("end_time", "End of the range, exclusive, in the formats of `end` of the history. Default: now.", _TIME)
 RESOURCES = (RESOURCES_REGION, RESOURCES_WORKER, START_TIME, END_TIME)
 
 PORT = Parameter(
     "port",
-    f"The port of every target, {NODE_EXPORTER} (node_exporter's) if not given.",
-    {"type": "integer", "minimum": 1, "maximum": 65535, "default": NODE_EXPORTER},
+    f"Port of the targets. Default: {NODE_EXPORTER_PORT} (node_exporter).",
+    {"type": "integer", "minimum": 1, "maximum": 65535, "default": NODE_EXPORTER_PORT},
 )
 DISCOVERY = (PORT,)
 
@@ -105,18 +109,18 @@ class WorkersQuery:
 
     limit: int = WORKERS_LIMIT
     after: str = ""
-    """Worker id the page begins behind."""
+    """Worker id after which the page begins."""
     statuses: frozenset[str] = frozenset()
-    """Empty: any, or none known."""
+    """Empty: workers with any status, also an unknown one."""
     regions: frozenset[str] = frozenset()
 
     @classmethod
     def parse(cls, items: Iterable[tuple[str, str]]) -> "WorkersQuery":
-        """Read the query's (name, value) pairs, or raise RequestError."""
+        """Parse the query's (name, value) pairs; raises RequestError."""
         given = _given(items, WORKERS)
         statuses = frozenset(given.get("status", ()))
         if not statuses <= set(STATUSES):
-            raise RequestError(f"status must be one of {', '.join(STATUSES)}; give it several times for several.")
+            raise RequestError(f"status must be one of {', '.join(STATUSES)}; repeat the parameter for several.")
         return cls(
             _limit(given, LIMIT_WORKERS), _decoded(_one(given, "cursor") or ""), statuses, frozenset(given.get("region", ()))
         )
@@ -131,13 +135,13 @@ class HistoryQuery:
 
     @classmethod
     def parse(cls, items: Iterable[tuple[str, str]], *, now: int, period: int, reach: int | None) -> "HistoryQuery":
-        """Read the query's (name, value) pairs, or raise RequestError.
+        """Parse the query's (name, value) pairs; raises RequestError.
 
         Args:
             items: the pairs.
             now: UTC seconds.
-            period: seconds of a sample.
-            reach: seconds of history there may be, None: without bound.
+            period: seconds between two samples.
+            reach: maximum age of a sample in seconds; None without limit.
         """
         given = _given(items, HISTORY)
         limit = _limit(given, LIMIT_ROWS)
@@ -149,7 +153,7 @@ class HistoryQuery:
         if cursor is not None:
             span = _resumed(cursor, limit, now, period, reach)
             if interval not in (None, span.interval):
-                raise RequestError("interval is not that of the page before; leave it out, or begin again without the cursor.")
+                raise RequestError("interval differs from that of the cursor; leave it out, or start again without the cursor.")
         else:
             end = _time(given, "end", now, now)
             start = _time(given, "start", now, min(end, now) - DAY)
@@ -158,7 +162,7 @@ class HistoryQuery:
         points = (span.end - span.start // 1000) // (span.interval or period)
         if points > MAX_POINTS:
             raise RequestError(
-                f"From start to end there may be {points} rows, over {MAX_POINTS}; take a longer interval or a later start."
+                f"The range may have {points} rows, more than {MAX_POINTS}; use a longer interval or a later start."
             )
         return cls(span, format_)
 
@@ -168,13 +172,13 @@ class ResourcesQuery:
     """The parameters of a worker's resources."""
 
     relative: str
-    """As it was given."""
+    """`start_time` as it was given."""
     seconds: int
     end: int
 
     @classmethod
     def parse(cls, items: Iterable[tuple[str, str]], *, now: int) -> "ResourcesQuery":
-        """Read the query's (name, value) pairs, or raise RequestError."""
+        """Parse the query's (name, value) pairs; raises RequestError."""
         given = _given(items, RESOURCES)
         relative = given["start_time"][0] if "start_time" in given else "10m"
         sentence = f"start_time must be a duration from 1m to {format_duration(OLDEST)}, such as 10m, 1h or 7d."
@@ -183,14 +187,14 @@ class ResourcesQuery:
             raise RequestError(sentence)
         end = _time(given, "end_time", now, now)
         if end > now + MAX_FUTURE_SECONDS:
-            raise RequestError("end_time lies in the future; leave it out to mean now.")
+            raise RequestError("end_time is in the future; leave it out to use now.")
         if end - seconds < now - OLDEST:
-            raise RequestError(f"CloudWatch has nothing from before {rfc3339(now - OLDEST)}; take a later end_time.")
+            raise RequestError(f"CloudWatch has no data before {rfc3339(now - OLDEST)}; use a later end_time.")
         return cls(relative, seconds, min(end, now))
 
 
 def discovery_port(items: Iterable[tuple[str, str]]) -> int:
-    """Read the parameters of /sd/workers, or raise RequestError."""
+    """Return the port of a request to /sd/workers; raises RequestError."""
     return _limit(_given(items, DISCOVERY), PORT)
 
 
@@ -211,14 +215,14 @@ def _time(given: Mapping[str, Sequence[str]], name: str, now: int, default: int)
 
 def _check_range(start: int, end: int, now: int, reach: int | None) -> None:
     if end > now + MAX_FUTURE_SECONDS:
-        raise RequestError("end lies in the future; leave it out to mean now.")
+        raise RequestError("end is in the future; leave it out to use now.")
     if start >= now:
-        raise RequestError("start lies in the future; take an earlier one, such as -24h.")
+        raise RequestError("start is in the future; use an earlier one, such as -24h.")
     if start >= end:
         raise RequestError("start must be before end.")
     if start < 0 or (reach is not None and start < now - reach):
         oldest = f"-{format_duration(reach)}" if reach is not None else "1970-01-01T00:00:00Z"
-        raise RequestError(f"start is too long ago, nothing that old is kept anywhere; take {oldest} at the earliest.")
+        raise RequestError(f"start is too early; no data is kept that long. The earliest start is {oldest}.")
 
 
 def _interval(text: str | None, period: int) -> int | None:
@@ -228,13 +232,11 @@ def _interval(text: str | None, period: int) -> int | None:
     sentence = f"interval must be a duration from {shortest} to {format_duration(WEEK)}, such as 1h or 1d."
     seconds = _duration(text, sentence)
     if seconds < period:
-        raise RequestError(
-            f"interval is finer than the history, which has a sample every {shortest}; take {shortest} or longer."
-        )
+        raise RequestError(f"interval is shorter than the time between two samples; use {shortest} or longer.")
     if seconds > WEEK:
         raise RequestError(sentence)
     if seconds % period:
-        raise RequestError(f"interval must be a whole multiple of {shortest}, which is how far samples are apart.")
+        raise RequestError(f"interval must be a multiple of {shortest}, the time between two samples.")
     return seconds
 
 
@@ -259,16 +261,16 @@ def _limit(given: Mapping[str, Sequence[str]], parameter: Parameter) -> int:
 
 
 def _given(items: Iterable[tuple[str, str]], parameters: Sequence[Parameter]) -> Mapping[str, Sequence[str]]:
-    """Group the values by name; refuse unknown names, and a second value where one is wanted."""
+    """Return name → values; raises RequestError for unknown names, and for repeated ones that must not be."""
     allowed = {parameter.name: parameter for parameter in parameters if parameter.place == "query"}
     given: dict[str, list[str]] = {}
     for name, value in items:
         if name not in allowed:
             raise RequestError(f"{name[:80]} is not a parameter of this route; allowed are {', '.join(allowed)}.")
         if name in given and not allowed[name].many:
-            raise RequestError(f"{name} is there twice; give it once.")
-        if len(value) > LONGEST_PARAMETER:
-            raise RequestError(f"{name} is longer than {LONGEST_PARAMETER} characters; it cannot be right.")
+            raise RequestError(f"{name} is given twice; give it once.")
+        if len(value) > MAX_PARAMETER_CHARACTERS:
+            raise RequestError(f"{name} is longer than {MAX_PARAMETER_CHARACTERS} characters.")
         given.setdefault(name, []).append(value)
     return given
 
@@ -281,12 +283,12 @@ def _one(given: Mapping[str, Sequence[str]], name: str) -> str | None:
 
 
 def encoded(text: str) -> str:
-    """Make a cursor, in letters that no URL changes."""
+    """Return a text as a cursor of URL-safe characters."""
     return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
 def resuming(span: PageRequest, following: int) -> str:
-    """Return the cursor of the page that follows one of `span`, from the milliseconds `following` on."""
+    """Return the cursor of the next page of `span`, which begins at the millisecond `following`."""
     return encoded(f"{following}:{span.end}:{span.interval or 0}")
 
 
@@ -294,14 +296,14 @@ def _decoded(cursor: str) -> str:
     try:
         return base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode()
     except (binascii.Error, ValueError) as error:
-        raise RequestError("cursor must be the text that the page before gave as next.") from error
+        raise RequestError("cursor must be the value of next on the previous page.") from error
 
 
 def _resumed(cursor: str, limit: int, now: int, period: int, reach: int | None) -> PageRequest:
-    """Read a cursor; one that nobody gave is refused as far as it could do harm."""
+    """Return the page that a cursor stands for; raises RequestError for forged cursors that point outside the allowed range."""
     found = _CURSOR.fullmatch(_decoded(cursor))
     at, end, interval = map(int, found.groups()) if found else (0, 0, 0)
-    oldest = 0 if reach is None else now - reach - DAY  # a little more, because time goes on between two pages
+    oldest = 0 if reach is None else now - reach - DAY  # a day more, because time passes between two pages
     if not oldest <= at // 1000 < end <= now + MAX_FUTURE_SECONDS or interval > WEEK or interval % period:
-        raise RequestError("cursor must be the text that the page before gave as next.")
+        raise RequestError("cursor must be the value of next on the previous page.")
     return PageRequest(at, end, interval or None, limit)

@@ -1,4 +1,4 @@
-"""How answers look: workers, pages of history as JSON and CSV, resources, problems. Pure."""
+"""Bodies and headers of responses: workers, pages of history as JSON and CSV, resources, problems. Pure functions."""
 
 import csv
 import io
@@ -30,11 +30,11 @@ from exporter.web.schemas import (
 _STATISTICS = ("avg", "min", "max", "count")
 NEXT, SOURCE, RESOLUTION, NOTE = "X-Next-Cursor", "X-Source", "X-Resolution-Seconds", "X-Note"
 PAGE_HEADERS: Mapping[str, str] = {
-    "Link": 'where the next page is, rel="next"; absent on the last',
-    NEXT: "its cursor",
-    SOURCE: "mongodb or cloudwatch",
-    RESOLUTION: "how many seconds a sample stands for",
-    NOTE: "what there is to know of the page, if anything",
+    "Link": 'link to the next page, rel="next"; absent on the last page',
+    NEXT: "cursor of the next page; absent on the last page",
+    SOURCE: "`mongodb` or `cloudwatch`",
+    RESOLUTION: "seconds that a sample stands for",
+    NOTE: "remark on the page; absent if there is none",
 }
 
 
@@ -179,11 +179,11 @@ def history_json(page: Page, cursor: str | None, worker: HistoryWorker) -> bytes
 
 
 def history_csv(page: Page, interval: int | None) -> bytes:
-    """A page as CSV (RFC 4180): a line of names, empty fields where there is no value.
+    """Return a page as CSV (RFC 4180): a header line; empty fields for missing values.
 
     Args:
         page: the rows.
-        interval: what was asked for; every page of it has the same columns.
+        interval: that of the request, None for samples; it decides the columns, which are the same on every page.
     """
     rows = cast("Sequence[Document]", page.rows)  # the columns say which of the two kinds of row they are
     out = io.StringIO(newline="")
@@ -204,7 +204,7 @@ def history_csv(page: Page, interval: int | None) -> bytes:
             [
                 _stamp(row),
                 *(row[field][how] for field in METRIC_FIELDS for how in _STATISTICS),
-                # A status nobody has the share of is 0 only where the shares of the others are known.
+                # A status without samples has the share 0, unless no sample has a status.
                 *(row["status_share"].get(status, 0.0) if row["status_share"] else None for status in STATUSES),
             ]
             for row in rows
@@ -213,12 +213,12 @@ def history_csv(page: Page, interval: int | None) -> bytes:
 
 
 def page_headers(page: Page, cursor: str | None, parameters: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """What CSV has no other place for.
+    """Return the headers of a page; CSV has no other place for this information.
 
     Args:
         page: the page.
-        cursor: of the next one.
-        parameters: the request's, for the link to the next page: relative, so that it holds behind a proxy.
+        cursor: of the next page, None on the last.
+        parameters: those of the request, for the link to the next page. It is relative, so that it works behind a proxy.
     """
     headers = {SOURCE: page.source, RESOLUTION: str(page.resolution)}
     if page.note:
@@ -238,7 +238,7 @@ def _stamp(row: HistoryRow) -> str:
 
 
 def resource_usage(found: Resources, query: ResourcesQuery) -> ResourceUsage:
-    """Return the answer as the customer's document defines it; utilizations are texts there."""
+    """Return the resources with the keys of the customer's document; utilizations are texts there."""
     return ResourceUsage(
         id=found.instance_id,
         region_name=found.region,

@@ -1,4 +1,4 @@
-"""The routes: parse → call → respond. What they say is decided elsewhere; what they need of the exporter is `Backend`."""
+"""The routes: parse the request, query the `Backend`, render the response."""
 
 import asyncio
 from collections.abc import Sequence
@@ -24,22 +24,22 @@ from exporter.web.parameters import HistoryQuery, ResourcesQuery, WorkersQuery, 
 from exporter.web.schemas import FleetPage, HistoryPage, Readiness, ResourceUsage, TargetGroups
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-"""Also for a Prometheus that prefers OpenMetrics: it takes what it gets, and one rendered body serves all."""
-READ_SECONDS = 65
-"""How long a remote read may take; Prometheus gives up after 60."""
-RETRY_AFTER = 10
-"""Seconds after which a source or store that is down is worth another request."""
+"""Also for a Prometheus that prefers OpenMetrics: it accepts this format too, so that one rendered body is enough."""
+REMOTE_READ_SECONDS = 65
+"""Timeout of a remote read, in seconds; that of Prometheus is 60 s."""
+RETRY_AFTER_SECONDS = 10
+"""Seconds after which a client should retry when MongoDB or CloudWatch is unavailable."""
 
 _JSON = "application/json"
-FEW_ROWS = 1000
-"""Rows of history that are written as JSON within a millisecond."""
+MAX_ROWS_IN_LOOP = 1000
+"""Rows of history that are rendered on the event loop: they take less than a millisecond."""
 
 
 # -- the handlers ------------------------------------------------------------------------------------------------------
 
 
 async def index(request: Request) -> Response:
-    """Serve the landing page."""
+    """Respond with the landing page."""
     backend = _backend(request)
     snapshot = backend.snapshot
     page = await asyncio.to_thread(
@@ -56,37 +56,37 @@ async def index(request: Request) -> Response:
 
 
 async def metrics(request: Request) -> Response:
-    """Serve the worker block as the last round rendered it, and the exporter's own metrics as they were a moment ago.
+    """Respond with the worker block of the last collection cycle and the exporter metrics of the last second.
 
-    A worker block that should have been renewed is left out: a hung collector must look like one.
+    A worker block that is overdue for renewal is left out, so that a hung collector is noticed.
     """
     backend = _backend(request)
     snapshot = backend.snapshot
     fresh = snapshot if _is_fresh(backend, snapshot) else None
-    own = backend.exporter_metrics
+    exporter_metrics = backend.exporter_metrics
     headers = {"Vary": "Accept-Encoding"}
     if prefers_gzip(",".join(request.headers.getlist("accept-encoding"))):
-        body = continued(fresh.gzipped if fresh else b"", own)
+        body = continued(fresh.gzipped if fresh else b"", exporter_metrics)
         headers["Content-Encoding"] = "gzip"
     else:
-        body = (fresh.body if fresh else b"") + own.text
+        body = (fresh.body if fresh else b"") + exporter_metrics.text
     return Response(body, media_type=CONTENT_TYPE, headers=headers)
 
 
 async def healthy(request: Request) -> Response:
-    """Answer that the process is alive."""
+    """Respond that the process is alive."""
     return PlainTextResponse("CML worker exporter is healthy.\n")
 
 
 async def ready(request: Request) -> Response:
-    """Say whether the first observation was made, and how each source does; a source that is down is no reason for a 503."""
+    """Respond with readiness and the state of each source; 503 only until the first read of the worker documents."""
     backend = _backend(request)
     state = responses.readiness(backend.ready, backend.health())
     return _json(state, HTTPStatus.OK if state.ready else HTTPStatus.SERVICE_UNAVAILABLE)
 
 
 async def workers(request: Request) -> Response:
-    """List the fleet, and the workers that are gone but still have history."""
+    """Respond with the fleet, and the workers that have left it but still have history."""
     backend = _backend(request)
     query = WorkersQuery.parse(request.query_params.multi_items())
     snapshot = backend.snapshot
@@ -106,21 +106,21 @@ async def workers(request: Request) -> Response:
     newest = await backend.latest([found.worker_id for found in gone])
     gone = [found for found in gone if newest.get(found.worker_id, -1) >= oldest]
 
-    def answer() -> Response:
-        here = (responses.listed_worker(gauge, remembered.get(gauge.worker.id), fresh) for gauge in snapshot.workers)
-        chosen = [*(found for found in here if _selects(query, found)), *gone]
+    def render() -> Response:
+        present = (responses.listed_worker(gauge, remembered.get(gauge.worker.id), fresh) for gauge in snapshot.workers)
+        chosen = [*(found for found in present if _selects(query, found)), *gone]
         return _json(responses.fleet_page(chosen, query.limit, backend.period))
 
-    # In a thread: 10,000 workers take a tenth of a second, in which no scrape would be answered.
-    return await asyncio.to_thread(answer)
+    # In a thread: 10,000 workers take a tenth of a second, and scrapes must not wait for it.
+    return await asyncio.to_thread(render)
 
 
 async def history(request: Request) -> Response:
-    """Answer a page of one worker's samples or statistics, as JSON or CSV."""
+    """Respond with a page of one worker's samples or statistics, as JSON or CSV."""
     backend = _backend(request)
-    asked = request.query_params.multi_items()
+    given = request.query_params.multi_items()
     reach = await backend.reader.reach()
-    query = HistoryQuery.parse(asked, now=int(backend.now()), period=backend.period, reach=reach)
+    query = HistoryQuery.parse(given, now=int(backend.now()), period=backend.period, reach=reach)
     worker_id = request.path_params["worker_id"]
     found = await _find(backend, worker_id)
     if found is None:
@@ -128,55 +128,56 @@ async def history(request: Request) -> Response:
     subject, gauge = found
     page = await backend.reader.page(subject, query.span)
     cursor = resuming(query.span, page.following) if page.following else None
-    headers = {"Vary": "Accept"} | responses.page_headers(page, cursor, asked)
+    headers = {"Vary": "Accept"} | responses.page_headers(page, cursor, given)
     as_csv = query.format == "csv" or (query.format is None and prefers_csv(",".join(request.headers.getlist("accept"))))
 
-    def answer() -> Response:
+    def render() -> Response:
         if as_csv:
             body = responses.history_csv(page, query.span.interval)
             return Response(body, media_type="text/csv; charset=utf-8; header=present", headers=headers)
         worker = responses.history_worker(subject.worker, subject.entry, _status(backend, subject, gauge))
         return Response(responses.history_json(page, cursor, worker), media_type=_JSON, headers=headers)
 
-    # In a thread, as above, what takes longer than to change threads.
-    small = len(page.rows) <= FEW_ROWS and not as_csv
-    return answer() if small else await asyncio.to_thread(answer)
+    # In a thread, as above, unless a change of threads would take longer.
+    small = len(page.rows) <= MAX_ROWS_IN_LOOP and not as_csv
+    return render() if small else await asyncio.to_thread(render)
 
 
 async def resources(request: Request) -> Response:
-    """Answer a worker's CPU and memory of the last minutes, live from CloudWatch."""
+    """Respond with a worker's average CPU and memory over the last minutes, from CloudWatch."""
     backend = _backend(request)
     query = ResourcesQuery.parse(request.query_params.multi_items(), now=int(backend.now()))
-    asked, region = request.path_params["worker_id"], request.path_params["region"]
-    found = await _find(backend, asked)
-    subject = found[0] if found else await _find_instance(backend, asked, region)
+    id_, region = request.path_params["worker_id"], request.path_params["region"]
+    found = await _find(backend, id_)
+    subject = found[0] if found else await _find_instance(backend, id_, region)
     if subject is None:
-        raise _unknown(asked)
+        raise _unknown(id_)
     if subject.worker.region != region:
         raise HTTPException(
-            HTTPStatus.NOT_FOUND, f"Worker {asked} is not in region {region}, but in {subject.worker.region or 'none'}."
+            HTTPStatus.NOT_FOUND, f"Worker {id_} is not in region {region}, but in {subject.worker.region or 'none'}."
         )
-    found_resources = await backend.reader.resources(subject, query.seconds, query.end)
-    return _json(responses.resource_usage(found_resources, query))
+    usage = await backend.reader.resources(subject, query.seconds, query.end)
+    return _json(responses.resource_usage(usage, query))
 
 
 async def remote(request: Request) -> Response:
-    """Answer a remote read of Prometheus from the history."""
+    """Respond to a remote read of Prometheus with series of the history."""
     backend = _backend(request)
     queries = remote_read.decode(await _body(request, remote_read.MAX_BODY))
     if backend.columns is None or backend.hourly is None:
         raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, "mongodb.history is null, so there is no history to read.")
+    state = request.app.state
     try:
-        state = request.app.state
-        # Few at once: each may hold millions of samples until it is sent. Waiting counts too: nobody waits longer for it.
-        async with asyncio.timeout(READ_SECONDS), state.reading_hours if series.only_hourly_metrics(queries) else state.reading:
+        # Few at once: each may hold millions of samples until it is sent. The timeout includes the time in the queue.
+        slots = state.hourly_reads if series.only_hourly_metrics(queries) else state.sample_reads
+        async with asyncio.timeout(REMOTE_READ_SECONDS), slots:
             found = await _read(backend, backend.columns, backend.hourly, queries)
             body = await asyncio.to_thread(remote_read.encode_response, found)
     except TimeoutError as error:
         raise HTTPException(
             HTTPStatus.SERVICE_UNAVAILABLE,
-            f"The history could not be read within {READ_SECONDS} s; name fewer workers or a shorter range.",
-            {"Retry-After": str(RETRY_AFTER)},
+            f"The history could not be read within {REMOTE_READ_SECONDS} s; select fewer workers or a shorter range.",
+            {"Retry-After": str(RETRY_AFTER_SECONDS)},
         ) from error
     return Response(body, media_type=remote_read.CONTENT_TYPE, headers={"Content-Encoding": "snappy"})
 
@@ -184,12 +185,12 @@ async def remote(request: Request) -> Response:
 async def _read(
     backend: Backend, history: series.ColumnSource, hourly: series.ColumnSource, queries: Sequence[remote_read.SeriesSelector]
 ) -> list[list[remote_read.Series]]:
-    """One query after the other, within what there is and within one limit for all."""
+    """Return the series of each query; all queries together share one limit of samples."""
     entries, kept = await backend.inventory(), await backend.reader.retention()
     now = int(backend.now())
-    begun = (time for entry in entries for time in (entry.created_at, entry.first_seen) if time is not None)
-    # MongoDB deletes late, and whole buckets; and nothing is older than what CloudWatch had of the first worker.
-    oldest = now - kept if kept is not None else min(begun, default=now) - OLDEST
+    first_seen = (time for entry in entries for time in (entry.created_at, entry.first_seen) if time is not None)
+    # MongoDB deletes expired samples late. Without a retention, no sample is older than CloudWatch's data of the first worker.
+    oldest = now - kept if kept is not None else min(first_seen, default=now) - OLDEST
     left, found = series.MAX_SAMPLES, []
     for query in queries:
         within = replace(query, end=min(query.end, (now + DAY) * 1000))
@@ -199,7 +200,7 @@ async def _read(
 
 
 async def discover(request: Request) -> Response:
-    """List the running workers as targets; while the fleet is not known, say so, and Prometheus keeps those it has."""
+    """Respond with the running workers as targets; with 503 while they are not known, so that Prometheus keeps its targets."""
     backend = _backend(request)
     port = parameters.discovery_port(request.query_params.multi_items())
     snapshot = backend.snapshot
@@ -213,7 +214,7 @@ def _json(body: BaseModel, status: int = HTTPStatus.OK) -> Response:
 
 
 async def _body(request: Request, most: int) -> bytes:
-    """The request's body, refused as soon as it is too large."""
+    """Return the body of the request; raises HTTPException 413 as soon as it has more than `most` bytes."""
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
@@ -223,35 +224,35 @@ async def _body(request: Request, most: int) -> bytes:
 
 
 async def describe(request: Request) -> Response:
-    """Answer the OpenAPI document."""
+    """Respond with the OpenAPI document."""
     return JSONResponse(openapi.document(ROUTES))
 
 
 _TEXT = {"type": "string"}
 
 ROUTES: tuple[Endpoint, ...] = (
-    Endpoint("/", index, "this page: version, sources, fleet at a glance", ResponseSpec({"text/html": _TEXT})),
+    Endpoint("/", index, "landing page: version, sources, overview of the fleet", ResponseSpec({"text/html": _TEXT})),
     Endpoint(
-        "/metrics", metrics, "gauges of the workers and the exporter, for Prometheus", ResponseSpec({"text/plain": _TEXT})
+        "/metrics", metrics, "metrics of the workers and the exporter, for Prometheus", ResponseSpec({"text/plain": _TEXT})
     ),
-    Endpoint("/-/healthy", healthy, "the process is alive", ResponseSpec({"text/plain": _TEXT})),
+    Endpoint("/-/healthy", healthy, "liveness: the process runs", ResponseSpec({"text/plain": _TEXT})),
     Endpoint(
         "/-/ready",
         ready,
-        "the first observation is done; state of each source",
+        "readiness: the worker documents have been read once; state of each source",
         ResponseSpec({_JSON: Readiness}, also={503: (_JSON, Readiness)}),
     ),
     Endpoint(
         "/api/workers",
         workers,
-        "the fleet, and workers that are gone but have history",
+        "the fleet, and workers that have left it but have history",
         ResponseSpec({_JSON: FleetPage}, (400, 503)),
         parameters.WORKERS,
     ),
     Endpoint(
         "/api/workers/{worker_id:path}/metrics/history",
         history,
-        "samples or statistics of one worker, from CloudWatch where they are older than MongoDB's",
+        "samples or statistics of one worker; from CloudWatch where they are older than MongoDB's retention",
         ResponseSpec({_JSON: HistoryPage, "text/csv": _TEXT}, (400, 404, 503), responses.PAGE_HEADERS),
         parameters.HISTORY,
         "/workers/{worker_id:path}/metrics/history",
@@ -259,21 +260,21 @@ ROUTES: tuple[Endpoint, ...] = (
     Endpoint(
         "/api/workers/region/{region}/workers/{worker_id:path}/resources",
         resources,
-        "average CPU and memory of one worker over the last minutes, live from CloudWatch",
+        "average CPU and memory of one worker over the last minutes, from CloudWatch",
         ResponseSpec({_JSON: ResourceUsage}, (400, 404, 503)),
         parameters.RESOURCES,
     ),
     Endpoint(
         "/api/v1/read",
         remote,
-        "Prometheus remote read over the history, by the label store=history",
+        "Prometheus remote read of the history; its series have the label store=history",
         ResponseSpec({remote_read.CONTENT_TYPE: {"type": "string", "format": "binary"}}, (400, 413, 503)),
         method="POST",
     ),
     Endpoint(
         "/sd/workers",
         discover,
-        "running workers as targets, for Prometheus' HTTP service discovery",
+        "running workers as targets, for Prometheus's HTTP service discovery",
         ResponseSpec({_JSON: TargetGroups}, (400, 503)),
         parameters.DISCOVERY,
     ),
@@ -285,7 +286,7 @@ ROUTES: tuple[Endpoint, ...] = (
 
 
 async def _find(backend: Backend, worker_id: str) -> tuple[WorkerRef, WorkerGauges | None] | None:
-    """What is known of a worker; None if nothing is, and HTTPException 503 while nobody can tell."""
+    """Return what is known of a worker, None if it is unknown; raises HTTPException 503 before the fleet has been read."""
     entry = await backend.remembered(worker_id)
     snapshot = backend.snapshot
     listed = snapshot.workers if snapshot else ()
@@ -297,14 +298,14 @@ async def _find(backend: Backend, worker_id: str) -> tuple[WorkerRef, WorkerGaug
 
 
 async def _find_instance(backend: Backend, instance_id: str, region: str) -> WorkerRef | None:
-    """The worker of an instance, as if it had never run on another."""
+    """Return the worker of an instance, without its other instances; None if no worker has run on it."""
     snapshot = backend.snapshot
     for gauge in snapshot.workers if snapshot else ():
         if gauge.worker.instance_id == instance_id:
             return WorkerRef(gauge.worker, None)
     for entry in await backend.inventory():
-        for sighting in entry.instances:
-            if (sighting.instance_id, sighting.region) == (instance_id, region):
+        for interval in entry.instances:
+            if (interval.instance_id, interval.region) == (instance_id, region):
                 remembered = WorkerRef.of(None, entry)
                 assert remembered  # there is an entry
                 return WorkerRef(replace(remembered.worker, instance_id=instance_id, region=region, created_at=None), None)
@@ -312,14 +313,14 @@ async def _find_instance(backend: Backend, instance_id: str, region: str) -> Wor
 
 
 def _status(backend: Backend, subject: WorkerRef, gauge: WorkerGauges | None) -> str | None:
-    """Today's status, None where it is not known: as /api/workers says it."""
+    """Return today's status as in /api/workers, None if it is not known."""
     if gauge is None:
         return "terminated" if subject.worker.status == "terminated" else None
     return gauge.worker.status if gauge.show_state and _is_fresh(backend, backend.snapshot) else None
 
 
 def _selects(query: WorkersQuery, found: responses.ListedWorker) -> bool:
-    """Whether a worker is asked for, on this page or a later one."""
+    """Return whether a worker belongs on this page or a later one."""
     return (
         found.worker_id > query.after
         and (not query.statuses or found.status in query.statuses)
@@ -340,8 +341,12 @@ def _backend(request: Request) -> Backend:
 
 
 def _not_read_yet() -> HTTPException:
-    return HTTPException(503, "The fleet has not been read yet; /-/ready says why.", {"Retry-After": str(RETRY_AFTER)})
+    return HTTPException(
+        503,
+        "The fleet has not been read yet; /-/ready shows the errors of the sources.",
+        {"Retry-After": str(RETRY_AFTER_SECONDS)},
+    )
 
 
 def _unknown(worker_id: str) -> HTTPException:
-    return HTTPException(HTTPStatus.NOT_FOUND, f"There is no worker {worker_id}; /api/workers lists those there are and were.")
+    return HTTPException(HTTPStatus.NOT_FOUND, f"Unknown worker {worker_id}; /api/workers lists all workers, present and past.")

@@ -1,6 +1,7 @@
-"""One exporter's real parts in this process, on a pretended clock: hours of rounds in seconds.
+"""The real parts of one exporter in this process, on a simulated clock: hours of collection cycles in seconds.
 
-MongoDB, the outbox, CloudWatch's wire and the routes are real; only the time is not, and nothing runs between two rounds.
+MongoDB, the outbox, the HTTP requests to CloudWatch and the routes are real. Only the time is simulated, and nothing runs
+between two cycles.
 """
 
 import asyncio
@@ -43,11 +44,11 @@ from tests.helpers.fake_cloudwatch import FakeCloudWatch
 T = TypeVar("T")
 PERIOD = 300
 DECIDED = 1500
-"""Seconds after it began a period is decided by the settings below: 20 minutes after its end a missing agent is believed."""
+"""Seconds after the start of a period by which its sample is final with the settings below, also without a memory value."""
 
 
 class Clock:
-    """A clock that is moved by hand."""
+    """A clock that tests set."""
 
     def __init__(self, now: float) -> None:
         self.now = now
@@ -57,7 +58,7 @@ class Clock:
 
 
 class ShiftedAggregates:
-    """The real aggregates, read at the pretended time."""
+    """The real worker documents, dated with the simulated time."""
 
     def __init__(self, source: Aggregates, clock: Clock) -> None:
         self._source, self._clock = source, clock
@@ -88,7 +89,7 @@ class InProcessExporter:
         source: MetricSource | None = None,
         max_usd_per_day: float | None = None,
     ) -> None:
-        """`source` stands in for CloudWatch; `deadline` is that of one call, `reach` the seconds to wait for a MongoDB."""
+        """`source` replaces CloudWatch; `deadline` is that of one call, `reach` the timeout of MongoDB, both in seconds."""
         settings = self.settings = Settings.model_validate(
             {
                 "mongodb": {"uri": "mongodb://127.0.0.1:1/unused"},
@@ -126,7 +127,7 @@ class InProcessExporter:
         )
         self.backend = self._build_backend(series)
         self.errors: list[str] = []
-        """What the loops would have logged: every error that ended a part of a round."""
+        """The errors that the loops would have logged, each of which ended a part of a cycle."""
 
     def _build_backend(self, series: MemorySeriesIndex) -> Backend:
         settings, clock, database = self.settings, self.clock, self.database
@@ -161,9 +162,9 @@ class InProcessExporter:
         self.outbox.close()
 
     async def round(self, count: int = 1, *, mongodb: bool = True) -> None:
-        """The next period's observing, asking and mirroring, each at its time, `count` times over.
+        """Run `count` collection cycles: each observes, polls and mirrors, at the times of the next period.
 
-        Without `mongodb` the lease is not renewed and nothing mirrored: each would only wait until its time is over.
+        Without `mongodb` the lease is not renewed and nothing is mirrored: both would only wait for their timeouts.
         """
         for _ in range(count):
             boundary = align(int(self.clock()), PERIOD) + PERIOD
@@ -196,30 +197,30 @@ class InProcessExporter:
             self.errors.append(str(error))
 
     def value(self, name: str, **labels: str) -> float | None:
-        """A metric of the exporter's own."""
+        """Return the value of an exporter metric."""
         return self.registry.get_sample_value(name, labels)
 
     async def scrape(self) -> str:
-        """GET /metrics, as Prometheus would; `app.serve` has rendered by then."""
+        """Return the text of /metrics, with exporter metrics that have just been rendered."""
         await asyncio.to_thread(self.telemetry.refresh)
         transport = httpx.ASGITransport(app=create_app(self.backend))
         async with httpx.AsyncClient(transport=transport, base_url="http://exporter") as client:
-            answer = await client.get("/metrics", headers={"Accept-Encoding": "identity"})
-            answer.raise_for_status()
-            return answer.text
+            response = await client.get("/metrics", headers={"Accept-Encoding": "identity"})
+            response.raise_for_status()
+            return response.text
 
     async def documents(self, **query: object) -> list[dict[str, Any]]:
-        """The history's documents, by worker and time."""
+        """Return the documents of the history, sorted by worker and time."""
         cursor = self.database["worker_metrics_timeseries"].find(query, {"_id": 0}).sort([("worker_id", 1), ("timestamp", 1)])
         return await cursor.to_list(None)
 
     async def assert_history_is_true(self, fake: FakeCloudWatch, members: Collection[Member]) -> int:
-        """Compare with the ledger what is decided by now."""
+        """Compare the history with the ledger; return how many samples that are final were compared."""
         now = int(self.clock())
         return assert_true(await self.documents(), truth(fake, members, align(now, PERIOD)), align(now - DECIDED, PERIOD))
 
 
 def series(text: str, start: str) -> dict[str, float]:
-    """The lines of /metrics that begin so: series → value."""
+    """Return series → value of the lines of /metrics that begin with `start`."""
     lines = (line.rpartition(" ") for line in text.splitlines() if line.startswith(start))
     return {name: float(value) for name, _, value in lines}

@@ -95,8 +95,9 @@ samples is one value at the hour's **end**. They have the labels `worker_id` and
 HTTP_INTRO = """\
 # HTTP
 
-All routes answer `GET` and `HEAD` unless they say otherwise; `/openapi.json` describes them for machines. Times are UTC,
-utilizations percent, and what nobody knows is `null`: never 0.
+For programs and dashboards that query the exporter: its routes, their parameters and their responses. All routes accept `GET`
+and `HEAD` unless the table says otherwise; `/openapi.json` describes them for programs. Times are UTC, utilizations are
+percent, and an unknown value is `null`, never 0.
 """
 
 HISTORY_NOTES = f"""\
@@ -113,7 +114,8 @@ HISTORY_NOTES = f"""\
 }}
 ```
 
-The oldest row is first; a sample bears the start of its period. With `interval` a row stands for an interval that has samples:
+Rows are sorted by time, oldest first. The timestamp of a sample is the start of its period. With `interval` there is one row
+for each interval that has samples:
 
 ```json
 {{"timestamp": "2026-01-31T00:00:00Z",
@@ -123,18 +125,18 @@ The oldest row is first; a sample bears the start of its period. With `interval`
  "status_share": {{"running": 0.75, "stopped": 0.25}}}}
 ```
 
-- **Pages.** While `next` is not null there is more: ask again with `cursor=` that text, and `limit` and `format` as you like.
-  The first page fixes the end, so what is written meanwhile shifts nothing. From `start` to `end` there may be at most
+- **Pages.** If `next` is not null, request the next page with `cursor=` and its value; `limit` and `format` may change. The
+  first page fixes the end of the range, so samples that are written later do not shift the pages. A range may have at most
   {MAX_POINTS:,} rows.
-- **Older than MongoDB's retention** a page comes from CloudWatch (`"source": "cloudwatch"`), of the instances the worker ran
-  on, at the resolution CloudWatch still has: 60 s for 15 days, 5 minutes for 63 days, an hour for 455 days, never finer than
-  `period`. `resolution_seconds` says which. A page has one source and one resolution; a range that spans several gives them
-  one after the other, and no row is made of two. CloudWatch knows neither status nor labs. Memory of an instance that has been
-  gone for more than two weeks is found only if its agent published by `InstanceId` alone: CloudWatch no longer lists the
-  others. What was asked for once is kept for a while, so a chart that is drawn again costs nothing.
-- **Terminated workers** are answered by the inventory's name and dates, also when the manager has deleted them.
-- **CSV** (RFC 4180, a line of names, empty where there is no value) for `Accept: text/csv` or `format=csv`; what JSON says
-  around its rows is in headers:
+- **Beyond MongoDB's retention** a page comes from CloudWatch (`"source": "cloudwatch"`), from the instances that the worker ran
+  on, at the resolution that CloudWatch still has: 60 s for 15 days, 5 minutes for 63 days, an hour for 455 days, never finer
+  than `period`. `resolution_seconds` is the resolution of the page. A page has one source and one resolution. A range with
+  several of them has them on consecutive pages, and no row combines two. CloudWatch has neither status nor labs. The memory of
+  an instance that ended more than two weeks ago is found only if its agent published with `InstanceId` alone, because
+  CloudWatch no longer lists other dimensions. Results are cached, so drawing a chart again costs nothing.
+- **Terminated workers** have the name and the dates of the inventory, also after the manager has deleted them.
+- **CSV** (RFC 4180, with a header line, empty fields for missing values) is returned for `Accept: text/csv` or `format=csv`. If
+  `text/csv` and `application/json` have equal weights, the response is JSON. With CSV the rest of the page is in headers:
 
 {{headers}}
 """
@@ -142,7 +144,7 @@ The oldest row is first; a sample bears the start of its period. With `interval`
 ERRORS_INTRO = """\
 ## Errors
 
-Errors are `application/problem+json` (RFC 9457); `detail` is a sentence that says what to do.
+Errors are `application/problem+json` (RFC 9457); `detail` says what to do.
 """
 
 
@@ -189,16 +191,16 @@ def http_page() -> str:
         "`ROUTES` in `exporter/web/routes.py`",
         HTTP_INTRO,
         _rows(
-            ("route", "what it answers", "as"),
-            ((_paths(each), each.description, ", ".join(f"`{kind}`" for kind in each.answer.content)) for each in ROUTES),
+            ("route", "response", "media type"),
+            ((_paths(each), each.description, ", ".join(f"`{kind}`" for kind in each.response.content)) for each in ROUTES),
         ),
         *(part for endpoint in detailed for part in _route(endpoint)),
         HISTORY_NOTES.replace(
-            "{headers}", _rows(("header", "what it says"), ((f"`{name}`", said) for name, said in PAGE_HEADERS.items()))
+            "{headers}", _rows(("header", "description"), ((f"`{name}`", text) for name, text in PAGE_HEADERS.items()))
         ).rstrip("\n")
         + "\n",
         ERRORS_INTRO,
-        _rows(("code", "why"), ((str(code), said) for code, said in ERRORS.items())),
+        _rows(("code", "meaning"), ((str(code), text) for code, text in ERRORS.items())),
     )
 
 
@@ -209,7 +211,7 @@ def _paths(endpoint: Endpoint) -> str:
 
 def _route(endpoint: Endpoint) -> tuple[str, str]:
     parameters = ((f"`{each.name}`", each.description) for each in endpoint.parameters)
-    return f"## `{endpoint.template}`\n", _rows(("parameter", "what it is"), parameters)
+    return f"## `{endpoint.template}`\n", _rows(("parameter", "description"), parameters)
 
 
 PAGES: dict[str, Callable[[], str]] = {"settings.md": settings_page, "metrics.md": metrics_page, "http.md": http_page}

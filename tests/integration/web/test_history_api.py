@@ -1,4 +1,4 @@
-"""A worker's history and resources over HTTP: a real MongoDB, the fake CloudWatch, the routes, on a pretended clock."""
+"""A worker's history and resources over HTTP: a real MongoDB, the fake CloudWatch, the real routes, on a simulated clock."""
 
 import csv
 import io
@@ -26,7 +26,7 @@ from tests.helpers.in_process_exporter import PERIOD, Clock, InProcessExporter
 from tests.helpers.ports import free_port
 
 NOW = align(1_790_000_000, HOUR) + 1234
-"""In the middle of everything."""
+"""In the middle of an hour and of a period."""
 LATEST = align(NOW, PERIOD)
 DURATION = "start_time must be a duration from 1m to 455d, such as 10m, 1h or 7d."
 ONE, TWO = instance_id(1), instance_id(2)
@@ -47,11 +47,11 @@ async def fake(clock: Clock, aws_credentials: None) -> AsyncIterator[FakeCloudWa
 
 
 class Exporter:
-    """The rig behind its routes."""
+    """An in-process exporter with a client for its routes."""
 
-    def __init__(self, rig: InProcessExporter) -> None:
-        self.rig = rig
-        app = create_app(rig.backend, cors_origins=["https://ui.example.org"])
+    def __init__(self, in_process: InProcessExporter) -> None:
+        self.in_process = in_process
+        app = create_app(in_process.backend, cors_origins=["https://ui.example.org"])
         self.client = httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://exporter")
 
     async def get(self, path: str, **query: object) -> httpx.Response:
@@ -68,7 +68,7 @@ class Exporter:
         found = [await self.history(worker_id, 200, **query)]
         while found[-1]["next"]:
             found.append(await self.history(worker_id, limit=query.get("limit", 1000), cursor=found[-1]["next"]))
-            assert len(found) < 100, "it does not end"
+            assert len(found) < 100, "the pages do not end"
         return found
 
     async def resources(self, worker_id: str = "w1", region: str = REGION, **query: object) -> httpx.Response:
@@ -76,37 +76,37 @@ class Exporter:
 
     def read_with(self, *, history: bool = False, archive: bool = False) -> None:
         """Replace the reader by one without the other sources."""
-        rig = self.rig
-        rig.backend.reader = HistoryReader(
+        in_process = self.in_process
+        in_process.backend.reader = HistoryReader(
             period=PERIOD,
-            history=rig.history.reader if history else None,
-            archive=rig.backend.reader._archive if archive else None,
+            history=in_process.history.reader if history else None,
+            archive=in_process.backend.reader._archive if archive else None,
             wanted_retention=DAY,
-            wall=rig.clock,
+            wall=in_process.clock,
         )
 
-    async def remember(self, *readings: tuple[int, Worker]) -> None:
-        """Let the inventory see a worker at these times."""
-        inventory = Inventory(self.rig.database)
-        for at, worker in readings:
+    async def remember(self, *observations: tuple[int, Worker]) -> None:
+        """Record a worker in the inventory at these times."""
+        inventory = Inventory(self.in_process.database)
+        for at, worker in observations:
             await inventory.record(Fleet(at, (worker,)))
 
     async def retain(self, seconds: int) -> None:
-        await self.rig.history.collection.set_retention(seconds)
+        await self.in_process.history.collection.set_retention(seconds)
 
 
 @pytest.fixture
 async def exporter(tmp_path: Path, database: Database, fake: FakeCloudWatch, clock: Clock) -> AsyncIterator[Exporter]:
-    """An exporter that has seen the terminated worker w1, with an empty history."""
-    rig = InProcessExporter(tmp_path, database, fake, clock)
-    await rig.history.ensure_collection()
-    exporter = Exporter(rig)
-    await rig.observe()
+    """An exporter whose inventory has the terminated worker w1, with an empty history."""
+    in_process = InProcessExporter(tmp_path, database, fake, clock)
+    await in_process.history.ensure_collection()
+    exporter = Exporter(in_process)
+    await in_process.observe()
     worker = Worker("w1", REGION, ONE, "terminated", name="Prüfstand 1", instance_type="m5.2xlarge")
     await exporter.remember((NOW - 20 * DAY, worker), (NOW - 3 * DAY, worker))
     yield exporter
     await exporter.client.aclose()
-    await rig.close()
+    await in_process.close()
 
 
 def sample(at: int, cpu: float | None = 1.0, worker_id: str = "w1", **fields: Any) -> WorkerMetricsSample:  # noqa: ANN401 -- of the record
@@ -122,8 +122,8 @@ def calls(fake: FakeCloudWatch) -> int:
 
 
 class TestSamples:
-    async def test_a_terminated_worker_that_left_the_aggregates_is_answered_with_its_name(self, exporter: Exporter) -> None:
-        await exporter.rig.history.add_samples(
+    async def test_a_terminated_worker_that_left_the_fleet_still_has_its_name(self, exporter: Exporter) -> None:
+        await exporter.in_process.history.add_samples(
             [
                 sample(LATEST - 600, 45.25, memory_utilization=60.5, active_labs_count=3, status="running"),
                 sample(LATEST - 300, None, status="terminated"),
@@ -172,14 +172,14 @@ class TestSamples:
             },
         }
 
-    async def test_pages_hold_every_sample_once_also_those_between_seconds_and_at_the_same_time(
+    async def test_pages_have_every_sample_once_also_with_fractions_of_a_second_and_equal_times(
         self, exporter: Exporter
     ) -> None:
         at = [LATEST - HOUR + n * PERIOD for n in range(10)]
-        await exporter.rig.history.add_samples([sample(one, float(n)) for n, one in enumerate(at)])
+        await exporter.in_process.history.add_samples([sample(one, float(n)) for n, one in enumerate(at)])
         half = to_datetime(at[4]) + timedelta(milliseconds=499)
-        odd = [replace(sample(0, 20.0 + n), timestamp=half) for n in range(3)]
-        await exporter.rig.history.add_samples(odd)
+        fractions = [replace(sample(0, 20.0 + n), timestamp=half) for n in range(3)]
+        await exporter.in_process.history.add_samples(fractions)
         for limit in (1, 2, 3, 5, 13, 20):
             pages = await exporter.pages(limit=limit, start=f"{at[0]}")
             values = [row["cpu_utilization"] for page in pages for row in page["data"]]
@@ -188,18 +188,18 @@ class TestSamples:
             assert max(len(page["data"]) for page in pages) <= max(limit, 3)
             assert times(*pages)[5] == half.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
-    async def test_what_is_written_meanwhile_does_not_shift_the_next_page(self, exporter: Exporter, clock: Clock) -> None:
-        await exporter.rig.history.add_samples([sample(LATEST - n * PERIOD) for n in range(1, 5)])
+    async def test_samples_written_between_two_pages_do_not_shift_the_next_page(self, exporter: Exporter, clock: Clock) -> None:
+        await exporter.in_process.history.add_samples([sample(LATEST - n * PERIOD) for n in range(1, 5)])
         first = await exporter.history(limit=2, start="-1h")
         clock.now += HOUR
-        await exporter.rig.history.add_samples([sample(LATEST + n * PERIOD) for n in range(1, 6)])
+        await exporter.in_process.history.add_samples([sample(LATEST + n * PERIOD) for n in range(1, 6)])
         second = await exporter.history(limit=9, cursor=first["next"])
         assert len(times(first, second)) == 4
         assert second["next"] is None
 
-    async def test_start_is_in_and_end_is_out_however_they_are_written(self, exporter: Exporter) -> None:
+    async def test_start_is_inclusive_and_end_exclusive_in_every_format(self, exporter: Exporter) -> None:
         at = [LATEST - DAY + n * PERIOD for n in range(4)]
-        await exporter.rig.history.add_samples([sample(one) for one in at])
+        await exporter.in_process.history.add_samples([sample(one) for one in at])
         zone = datetime.fromtimestamp(at[1], UTC) + timedelta(hours=2)
         ways: list[dict[str, object]] = [
             {"start": at[1], "end": at[3]},
@@ -209,15 +209,15 @@ class TestSamples:
         ]
         for way in ways:
             assert times(await exporter.history("w1", 200, **way)) == [rfc3339(at[1]), rfc3339(at[2])]
-        unescaped = f"?start={zone.isoformat().replace('+00:00', '+02:00')}&end={at[3]}"  # the + arrives as a space
+        unescaped = f"?start={zone.isoformat().replace('+00:00', '+02:00')}&end={at[3]}"  # the + is decoded as a space
         answer = (await exporter.client.get(f"/workers/w1/metrics/history{unescaped}")).json()
         assert times(answer) == [rfc3339(at[1]), rfc3339(at[2])]
         assert times(await exporter.history(end=at[3])) == [rfc3339(one) for one in at[:3]]  # a day is the default
 
     @pytest.mark.parametrize("worker_id", ["a/b/c", "50%25", "100%", "Prüfstand ☃", "a b+c?d#e", "x/metrics/history", "a%2Fb"])
     async def test_any_worker_id_works_on_both_paths(self, exporter: Exporter, worker_id: str) -> None:
-        await exporter.remember((NOW, Worker(worker_id, REGION, TWO, "running", name="odd")))
-        await exporter.rig.history.add_samples([sample(LATEST - 300, worker_id=worker_id)])
+        await exporter.remember((NOW, Worker(worker_id, REGION, TWO, "running", name="any")))
+        await exporter.in_process.history.add_samples([sample(LATEST - 300, worker_id=worker_id)])
         for prefix in ("/api", ""):
             response = await exporter.get(f"{prefix}/workers/{quote(worker_id, safe='')}/metrics/history")
             answer = response.json()
@@ -225,20 +225,20 @@ class TestSamples:
         assert (await exporter.resources(worker_id)).json()["id"] == TWO
 
     async def test_an_unknown_worker_is_a_404(self, exporter: Exporter) -> None:
-        answer = await exporter.history("nobody/☃", 404)
-        assert answer["detail"] == "There is no worker nobody/☃; /api/workers lists those there are and were."
+        answer = await exporter.history("unknown/☃", 404)
+        assert answer["detail"] == "Unknown worker unknown/☃; /api/workers lists all workers, present and past."
 
-    async def test_a_running_worker_the_inventory_has_not_met_is_answered(self, exporter: Exporter) -> None:
-        await exporter.rig.database["workers"].insert_one(
+    async def test_a_running_worker_that_is_not_in_the_inventory_yet_has_a_history(self, exporter: Exporter) -> None:
+        await exporter.in_process.database["workers"].insert_one(
             {"_id": "new", "name": "New", "aws_region": REGION, "aws_instance_id": TWO, "status": "running"}
         )
-        await exporter.rig.observe()
+        await exporter.in_process.observe()
         answer = await exporter.history("new")
         assert (answer["worker"]["name"], answer["worker"]["status"], answer["data"]) == ("New", "running", [])
 
 
 class TestStatistics:
-    async def test_they_are_what_python_makes_of_the_samples(self, exporter: Exporter) -> None:
+    async def test_statistics_equal_those_computed_in_python(self, exporter: Exporter) -> None:
         written = [
             sample(
                 LATEST - 2 * DAY + n * PERIOD,
@@ -250,13 +250,13 @@ class TestStatistics:
             for n in range(2 * 288)
             if not 100 < n < 200
         ]
-        await exporter.rig.history.add_samples(written)
+        await exporter.in_process.history.add_samples(written)
         pages = await exporter.pages(start="-47h", interval="90m", limit=3)
         rows = [row for page in pages for row in page["data"]]
         assert {page["interval_seconds"] for page in pages} == {5400}
         inside = [one for one in written if one.timestamp.timestamp() >= NOW - 47 * HOUR]
         begins = sorted({align(int(one.timestamp.timestamp()), 5400) for one in inside})
-        assert times(*pages) == [rfc3339(begin) for begin in begins]  # no page and no row for the hours without samples
+        assert times(*pages) == [rfc3339(begin) for begin in begins]  # no page and no row for hours without samples
         for begin, row in zip(begins, rows, strict=True):
             members = [one for one in inside if begin <= one.timestamp.timestamp() < begin + 5400]
             for field in ("cpu_utilization", "memory_utilization", "active_labs_count"):
@@ -272,31 +272,31 @@ class TestStatistics:
             assert sum(row["status_share"].values()) == pytest.approx(1)
 
     async def test_days_begin_at_midnight_and_weeks_on_monday(self, exporter: Exporter) -> None:
-        await exporter.rig.history.add_samples([sample(LATEST - n * DAY) for n in range(1, 20)])
+        await exporter.in_process.history.add_samples([sample(LATEST - n * DAY) for n in range(1, 20)])
         weeks = await exporter.history(start="-19d", interval="7d")
         days = await exporter.history(start="-19d", interval="1d")
         assert {datetime.fromisoformat(time).weekday() for time in times(weeks)} == {0}
         assert {time[10:] for time in times(weeks, days)} == {"T00:00:00Z"}
         assert len(times(days)) == 18
 
-    async def test_what_other_programs_wrote_there_does_not_count(self, exporter: Exporter) -> None:
-        odd: list[object] = ["99", float("nan"), float("inf"), None, True, [5], {"a": 1}, 7.0]
-        await exporter.rig.database["worker_metrics_timeseries"].insert_many(
+    async def test_non_numeric_values_of_other_programs_are_ignored(self, exporter: Exporter) -> None:
+        values: list[object] = ["99", float("nan"), float("inf"), None, True, [5], {"a": 1}, 7.0]
+        await exporter.in_process.database["worker_metrics_timeseries"].insert_many(
             [
                 {"worker_id": "w1", "timestamp": to_datetime(LATEST - HOUR + n), "cpu_utilization": value, "status": 5}
-                for n, value in enumerate(odd)
+                for n, value in enumerate(values)
             ]
         )
         (row,) = (await exporter.history(interval="7d", start="-2h"))["data"]
         assert row["cpu_utilization"] == {"avg": 7.0, "min": 7.0, "max": 7.0, "count": 1}
         assert row["status_share"] == {"5": 1.0}
-        values = [row["cpu_utilization"] for row in (await exporter.history())["data"]]
-        assert values == [None] * 7 + [7.0]
+        found = [row["cpu_utilization"] for row in (await exporter.history())["data"]]
+        assert found == [None] * 7 + [7.0]
 
 
 class TestCsv:
-    async def test_it_holds_the_page_and_its_headers_what_surrounds_it(self, exporter: Exporter) -> None:
-        await exporter.rig.history.add_samples(
+    async def test_csv_has_the_rows_and_headers_have_the_rest_of_the_page(self, exporter: Exporter) -> None:
+        await exporter.in_process.history.add_samples(
             [sample(LATEST - n * PERIOD, None if n == 3 else 10.0 / n, status='a "b", c') for n in range(1, 6)]
         )
         path = "/api/workers/w1/metrics/history?limit=4"
@@ -315,7 +315,7 @@ class TestCsv:
         assert "link" not in last.headers
 
     async def test_intervals_have_the_same_columns_on_every_page(self, exporter: Exporter) -> None:
-        await exporter.rig.history.add_samples([sample(LATEST - n * HOUR, status="running") for n in range(1, 4)])
+        await exporter.in_process.history.add_samples([sample(LATEST - n * HOUR, status="running") for n in range(1, 4)])
         first = await exporter.get("/workers/w1/metrics/history", interval="1h", format="csv", limit=1)
         rows = list(csv.DictReader(io.StringIO(first.text)))
         assert (rows[0]["cpu_utilization_avg"], rows[0]["cpu_utilization_count"]) == ("1.0", "1")
@@ -336,12 +336,12 @@ class TestCsv:
             ("", False),
         ],
     )
-    async def test_only_who_asks_for_it_gets_it(self, exporter: Exporter, accept: str, is_csv: bool) -> None:
+    async def test_csv_is_sent_only_to_clients_that_prefer_it(self, exporter: Exporter, accept: str, is_csv: bool) -> None:
         response = await exporter.client.get("/workers/w1/metrics/history", headers={"Accept": accept})
         assert response.headers["content-type"].startswith("text/csv") == is_csv
         assert response.headers["vary"] == "Accept, Origin"
 
-    async def test_pages_of_other_origins_may_read_the_headers(self, exporter: Exporter) -> None:
+    async def test_pages_from_other_origins_may_read_the_headers(self, exporter: Exporter) -> None:
         response = await exporter.client.get("/workers/w1/metrics/history", headers={"Origin": "https://ui.example.org"})
         assert "X-Next-Cursor" in response.headers["access-control-expose-headers"]
 
@@ -355,22 +355,22 @@ class TestBadInput:
             (f"/api/workers/region/{REGION}/workers/w1/resources?start_time=soon", DURATION),
         ],
     )
-    async def test_it_is_a_problem_of_one_sentence(self, exporter: Exporter, path: str, sentence: str) -> None:
+    async def test_invalid_parameters_are_a_problem_with_a_message(self, exporter: Exporter, path: str, sentence: str) -> None:
         response = await exporter.client.get(path)
         assert (response.status_code, response.headers["content-type"]) == (400, "application/problem+json")
         assert response.json()["detail"] == sentence
 
     async def test_the_interval_of_a_cursor_cannot_be_changed(self, exporter: Exporter) -> None:
-        await exporter.rig.history.add_samples([sample(LATEST - n * HOUR) for n in range(1, 4)])
+        await exporter.in_process.history.add_samples([sample(LATEST - n * HOUR) for n in range(1, 4)])
         cursor = (await exporter.history(limit=1, interval="1h"))["next"]
         answer = await exporter.history(status=400, cursor=cursor, interval="2h")
-        assert answer["detail"] == "interval is not that of the page before; leave it out, or begin again without the cursor."
+        assert answer["detail"] == "interval differs from that of the cursor; leave it out, or start again without the cursor."
         assert (await exporter.history(cursor=cursor, interval="1h"))["interval_seconds"] == 3600
 
-    async def test_millions_of_rows_are_refused_where_the_history_is_kept_for_good(self, exporter: Exporter) -> None:
-        await exporter.rig.database.command("collMod", "worker_metrics_timeseries", expireAfterSeconds="off")
+    async def test_millions_of_rows_are_refused_if_the_history_never_expires(self, exporter: Exporter) -> None:
+        await exporter.in_process.database.command("collMod", "worker_metrics_timeseries", expireAfterSeconds="off")
         answer = await exporter.history(status=400, start=0)
-        assert answer["detail"].endswith("rows, over 1000000; take a longer interval or a later start.")
+        assert answer["detail"].endswith("rows, more than 1000000; use a longer interval or a later start.")
         assert (await exporter.history(start=0, interval="1h"))["source"] == "mongodb"
 
 
@@ -381,7 +381,7 @@ class TestBeyondRetention:
         fake.add(ONE, memory=[Series((("InstanceId", ONE),))])
         await exporter.retain(DAY)
         stored = [sample(LATEST - n * PERIOD, 1.0, status="running") for n in range(1, 300)]
-        await exporter.rig.history.add_samples(stored)
+        await exporter.in_process.history.add_samples(stored)
         pages = await exporter.pages(start="-3d", limit=200)
         sources = [page["source"] for page in pages]
         assert sources == sorted(sources)
@@ -391,14 +391,14 @@ class TestBeyondRetention:
         first = LATEST - 3 * DAY + PERIOD
         assert times(*pages) == [rfc3339(at) for at in range(first, LATEST, PERIOD)]
         boundary = first + 2 * DAY
-        truth = fake.ledger(first, boundary)
+        expected_values = fake.ledger(first, boundary)
         for row, at in zip(rows, range(first, boundary, PERIOD), strict=False):
-            assert row["cpu_utilization"] == truth[ONE, "cpu", at]
-            assert row["memory_utilization"] == truth[ONE, "memory", at]
+            assert row["cpu_utilization"] == expected_values[ONE, "cpu", at]
+            assert row["memory_utilization"] == expected_values[ONE, "memory", at]
             assert (row["status"], row["active_labs_count"]) == (None, None)
         assert {row["cpu_utilization"] for row in rows[2 * 288 :]} == {1.0}
 
-    async def test_what_is_older_has_the_resolution_that_cloudwatch_still_has(
+    async def test_older_samples_have_the_resolution_that_cloudwatch_still_has(
         self, exporter: Exporter, fake: FakeCloudWatch
     ) -> None:
         fake.add(ONE)
@@ -409,19 +409,19 @@ class TestBeyondRetention:
         stamps = times(*pages)
         assert stamps == sorted(set(stamps))
         hourly = pages[0]["data"]
-        truth = fake.ledger(NOW - 100 * DAY, NOW - 60 * DAY, HOUR)
+        expected_values = fake.ledger(NOW - 100 * DAY, NOW - 60 * DAY, HOUR)
         assert len(hourly) == pytest.approx(37 * 24, abs=25)
         for row in hourly[1:-1]:
             at = int(datetime.fromisoformat(row["timestamp"]).timestamp())
-            assert row["cpu_utilization"] == pytest.approx(truth[ONE, "cpu", at])
+            assert row["cpu_utilization"] == pytest.approx(expected_values[ONE, "cpu", at])
 
     @pytest.mark.parametrize(("interval", "seconds"), [("1d", DAY), ("7d", WEEK), ("5m", 300)])
-    async def test_no_interval_is_made_of_two_sources(
+    async def test_no_interval_combines_two_sources(
         self, exporter: Exporter, fake: FakeCloudWatch, interval: str, seconds: int
     ) -> None:
         fake.add(ONE)
         await exporter.retain(10 * DAY)
-        await exporter.rig.history.add_samples([sample(LATEST - n * PERIOD, 101.0) for n in range(1, 12 * 288)])
+        await exporter.in_process.history.add_samples([sample(LATEST - n * PERIOD, 101.0) for n in range(1, 12 * 288)])
         pages = await exporter.pages(start="-70d", interval=interval, limit=10_000)
         stamps = times(*pages)
         assert stamps == sorted(set(stamps))
@@ -443,34 +443,32 @@ class TestBeyondRetention:
         after = replace(worker, region="us-east-1", instance_id=TWO)
         await exporter.remember((moved - 9 * DAY, worker), (moved, worker), (moved + 100, after), (NOW, after))
         page = await exporter.history("mover", start="-9d", end="-2d", limit=10_000)
-        truth = fake.ledger(align(NOW - 9 * DAY, PERIOD), NOW - 2 * DAY)
+        expected_values = fake.ledger(align(NOW - 9 * DAY, PERIOD), NOW - 2 * DAY)
         values = {row["timestamp"]: row["cpu_utilization"] for row in page["data"]}
         assert len(values) == 7 * 288
         for at in range(align(NOW - 9 * DAY, PERIOD) + PERIOD, align(NOW - 2 * DAY, PERIOD), PERIOD):
-            assert values[rfc3339(at)] == truth[ONE if at < moved else TWO, "cpu", at]
+            assert values[rfc3339(at)] == expected_values[ONE if at < moved else TWO, "cpu", at]
 
-    async def test_a_look_back_is_paid_for_once(self, exporter: Exporter, fake: FakeCloudWatch, clock: Clock) -> None:
+    async def test_old_history_is_billed_once(self, exporter: Exporter, fake: FakeCloudWatch, clock: Clock) -> None:
         fake.add(ONE)
         await exporter.retain(DAY)
         first = await exporter.pages(start="-20d", end="-10d", limit=1000)
-        paid = calls(fake)
-        assert paid <= 3  # a call a week, each with two metrics
+        billed_calls = calls(fake)
+        assert billed_calls <= 3  # a call a week, each with two metrics
         clock.now += 10 * HOUR
         again = await exporter.pages(start="-20d", end="-10d", limit=300, interval="1h")
-        assert calls(fake) == paid
+        assert calls(fake) == billed_calls
         assert len(first) == 3
         assert again[0]["data"]
 
-    async def test_the_time_before_a_worker_was_created_is_not_asked_about(
-        self, exporter: Exporter, fake: FakeCloudWatch
-    ) -> None:
+    async def test_the_time_before_a_worker_was_created_is_not_queried(self, exporter: Exporter, fake: FakeCloudWatch) -> None:
         fake.add(TWO)
         await exporter.retain(DAY)
         await exporter.remember((NOW, Worker("young", REGION, TWO, "running", created_at=NOW - HOUR)))
         assert [page["data"] for page in await exporter.pages("young", start="-455d")] == [[], [], []]
         assert calls(fake) == 0
 
-    async def test_while_cloudwatch_fails_it_is_a_503_and_mongodbs_part_is_answered(
+    async def test_while_cloudwatch_fails_only_its_part_of_the_history_is_a_503(
         self, exporter: Exporter, fake: FakeCloudWatch
     ) -> None:
         fake.add(ONE)
@@ -480,18 +478,18 @@ class TestBeyondRetention:
         assert (response.status_code, response.headers["retry-after"]) == (503, "10")
         assert "cloudwatch:GetMetricData is not allowed" in response.json()["detail"]
         assert (await exporter.history(start="-20h"))["source"] == "mongodb"
-        assert (await exporter.history(start="-3d"))["data"]  # a failure is not kept
+        assert (await exporter.history(start="-3d"))["data"]  # a failure is not cached
 
-    async def test_without_cloudwatch_the_answer_says_where_the_history_begins(self, exporter: Exporter) -> None:
+    async def test_without_cloudwatch_a_note_says_where_the_history_begins(self, exporter: Exporter) -> None:
         await exporter.retain(2 * DAY)
-        rig = exporter.rig
-        rig.backend.reader = HistoryReader(
-            period=PERIOD, history=rig.history.reader, archive=None, wanted_retention=DAY, wall=rig.clock
+        in_process = exporter.in_process
+        in_process.backend.reader = HistoryReader(
+            period=PERIOD, history=in_process.history.reader, archive=None, wanted_retention=DAY, wall=in_process.clock
         )
-        await rig.history.add_samples([sample(LATEST - n * DAY) for n in (1, 5)])
-        rig.history.collection.retention = None  # nobody has told the routes' own repository
+        await in_process.history.add_samples([sample(LATEST - n * DAY) for n in (1, 5)])
+        in_process.history.collection.retention = None  # the repository of the routes has not read it
         answer = await exporter.history(start="-10d")
-        assert times(answer) == [rfc3339(LATEST - DAY)]  # the other has only not been deleted yet
+        assert times(answer) == [rfc3339(LATEST - DAY)]  # the other is expired but not deleted yet
         assert answer["note"] == (
             f"The history begins at {rfc3339(NOW - 2 * DAY)}, as samples are kept for 2d; "
             "CloudWatch, which may have older ones, is not queried (cloudwatch.enabled is false)."
@@ -499,7 +497,7 @@ class TestBeyondRetention:
         assert answer["source"] == "mongodb"
         assert "note" not in await exporter.history(start="-1d")
 
-    async def test_without_a_history_cloudwatch_answers_and_the_answer_says_so(
+    async def test_without_a_history_samples_come_from_cloudwatch_and_a_note_says_so(
         self, exporter: Exporter, fake: FakeCloudWatch
     ) -> None:
         fake.add(ONE)
@@ -508,7 +506,7 @@ class TestBeyondRetention:
         assert (answer["source"], len(answer["data"])) == ("cloudwatch", 286)  # the newest is not published yet
         assert "keeps no history" in answer["note"]
 
-    async def test_a_retention_that_is_changed_counts_within_a_minute(
+    async def test_a_changed_retention_takes_effect_within_a_minute(
         self, exporter: Exporter, fake: FakeCloudWatch, clock: Clock
     ) -> None:
         fake.add(ONE)
@@ -519,19 +517,19 @@ class TestBeyondRetention:
 
 
 class TestResources:
-    async def test_they_have_the_documents_shape_and_a_reload_costs_nothing(
+    async def test_resources_have_the_documented_keys_and_a_reload_costs_nothing(
         self, exporter: Exporter, fake: FakeCloudWatch, clock: Clock
     ) -> None:
         fake.add(ONE)
         end = align(NOW, PERIOD)
-        truth = fake.ledger(end - 600, end - PERIOD)  # the last period is not published yet, a minute after its end
+        expected_values = fake.ledger(end - 600, end - PERIOD)  # the last period is not published yet, a minute after its end
         clock.now = end + 30
         expected = {
             "id": ONE,
             "region_name": REGION,
             "relative_start_time": "10m",
-            "avg_cpu_utilization": f"{truth[ONE, 'cpu', end - 600]:.1f}",
-            "avg_memory_utilization": f"{truth[ONE, 'memory', end - 600]:.1f}",
+            "avg_cpu_utilization": f"{expected_values[ONE, 'cpu', end - 600]:.1f}",
+            "avg_memory_utilization": f"{expected_values[ONE, 'memory', end - 600]:.1f}",
             "start_time": rfc3339(end - 600),
             "end_time": rfc3339(end),
         }
@@ -549,7 +547,7 @@ class TestResources:
         assert again["avg_cpu_utilization"] == f"{fmean(both[ONE, 'cpu', end - n] for n in (600, 300)):.1f}"
         assert calls(fake) == 2
 
-    async def test_the_instance_may_be_asked_for_and_the_region_must_be_right(
+    async def test_the_instance_id_is_accepted_too_and_the_region_must_match(
         self, exporter: Exporter, fake: FakeCloudWatch
     ) -> None:
         fake.add(ONE, agent=False)
@@ -569,48 +567,48 @@ class TestResources:
         self, exporter: Exporter, fake: FakeCloudWatch
     ) -> None:
         await exporter.remember(
-            (NOW, Worker("pending", REGION, None, "pending")), (NOW, Worker("odd", REGION, "vm 7", "running"))
+            (NOW, Worker("pending", REGION, None, "pending")), (NOW, Worker("foreign", REGION, "vm 7", "running"))
         )
-        for worker_id, instance in (("w1", ONE), ("pending", None), ("odd", "vm 7")):
+        for worker_id, instance in (("w1", ONE), ("pending", None), ("foreign", "vm 7")):
             answer = (await exporter.resources(worker_id)).json()
             assert (answer["id"], answer["avg_cpu_utilization"], answer["avg_memory_utilization"]) == (instance, None, None)
 
-    async def test_months_are_averaged_at_the_resolution_there_is(self, exporter: Exporter, fake: FakeCloudWatch) -> None:
+    async def test_months_are_averaged_at_the_available_resolution(self, exporter: Exporter, fake: FakeCloudWatch) -> None:
         fake.add(ONE)
         answer = (await exporter.resources(start_time="100d")).json()
         hours = align(NOW, HOUR)
-        truth = fake.ledger(hours - 100 * DAY, hours, HOUR)
-        cpu = [value for (_, metric, _), value in truth.items() if metric == "cpu"]
+        expected_values = fake.ledger(hours - 100 * DAY, hours, HOUR)
+        cpu = [value for (_, metric, _), value in expected_values.items() if metric == "cpu"]
         assert answer["avg_cpu_utilization"] == f"{fmean(cpu):.1f}"
 
-    async def test_without_cloudwatch_there_is_nothing_live(self, exporter: Exporter) -> None:
-        rig = exporter.rig
-        rig.backend.reader = HistoryReader(
-            period=PERIOD, history=rig.history.reader, archive=None, wanted_retention=DAY, wall=rig.clock
+    async def test_without_cloudwatch_resources_are_a_503(self, exporter: Exporter) -> None:
+        in_process = exporter.in_process
+        in_process.backend.reader = HistoryReader(
+            period=PERIOD, history=in_process.history.reader, archive=None, wanted_retention=DAY, wall=in_process.clock
         )
         response = await exporter.resources()
         assert response.status_code == 503
         assert "cloudwatch.enabled is false" in response.json()["detail"]
 
 
-async def test_while_mongodb_is_away_everything_about_history_is_a_503_to_be_tried_again(
+async def test_while_mongodb_is_unavailable_history_and_resources_are_a_503_with_retry_after(
     tmp_path: Path, fake: FakeCloudWatch, clock: Clock
 ) -> None:
     async with connect(f"mongodb://127.0.0.1:{free_port()}", patience=0.1) as client:
-        rig = InProcessExporter(tmp_path, client["away"], fake, clock, reach=0.1)
-        exporter = Exporter(rig)
+        in_process = InProcessExporter(tmp_path, client["away"], fake, clock, reach=0.1)
+        exporter = Exporter(in_process)
         for path in ("/api/workers/w1/metrics/history", f"/api/workers/region/{REGION}/workers/w1/resources"):
             response = await exporter.get(path)
             assert (response.status_code, response.headers["retry-after"]) == (503, "10")
             assert response.json()["detail"].startswith("no MongoDB for")
         await exporter.client.aclose()
-        await rig.close()
+        await in_process.close()
 
 
-async def test_the_real_exporter_answers_from_its_other_loop(
+async def test_the_real_exporter_queries_cloudwatch_on_the_event_loop_of_the_collector(
     run_exporter: RunExporter, database: Database, aws_credentials: None
 ) -> None:
-    """As a process: MongoDB by the routes' own client, CloudWatch through the loop that collects."""
+    """As a process: MongoDB with the client of the routes, CloudWatch on the event loop of the collector."""
     with FakeCloudWatch() as fake:
         fake.add(ONE)
         now = int(fake.now())
@@ -623,31 +621,31 @@ async def test_the_real_exporter_answers_from_its_other_loop(
             env={"CML_EXPORTER_GAP_FILL_WINDOW": "2h"},
         )
         path = "/api/workers/a%2Fb/metrics/history"
-        exporter.wait_for(lambda: exporter.get(path).json()["data"], 30, "asked for samples that it has")
+        exporter.wait_for(lambda: exporter.get(path).json()["data"], 30, "collecting samples")
         page = exporter.get(path, params={"start": "-3d", "end": "-2d"}).json()
         assert (page["source"], len(page["data"]), page["worker"]["name"]) == ("cloudwatch", 288, "A")
-        truth = fake.ledger(now - 4 * DAY, now)
+        expected_values = fake.ledger(now - 4 * DAY, now)
         first = int(datetime.fromisoformat(page["data"][0]["timestamp"]).timestamp())
-        assert page["data"][0]["cpu_utilization"] == truth[ONE, "cpu", first]
-        asked = calls(fake)
+        assert page["data"][0]["cpu_utilization"] == expected_values[ONE, "cpu", first]
+        before = calls(fake)
         resources = f"/api/workers/region/{REGION}/workers/{ONE}/resources?start_time=1h&end_time={now - 600}"
         answers = [exporter.get(resources).json() for _ in range(5)]
         assert float(answers[0]["avg_cpu_utilization"]) > 0
         assert answers[1:] == answers[:-1]
-        assert calls(fake) <= asked + 2  # one of ours, perhaps one of a round
+        assert calls(fake) <= before + 2  # one of the routes, perhaps one of a collection cycle
         metrics = exporter.metrics()
         billed = metrics[f'cml_exporter_cloudwatch_metrics_requested_total{{region="{REGION}"}}']
-        assert billed <= fake.metrics_billed  # one counter for rounds and routes
+        assert billed <= fake.metrics_billed  # one counter for the poller and the routes
         assert exporter.get("/api/workers").json()["data"][0]["instances"][0]["instance_id"] == ONE
         reads = await inventory_reads(database)
         for _ in range(5):
             exporter.get("/api/workers")
-        assert await inventory_reads(database) - reads <= 1  # one whole reading serves for ten seconds
+        assert await inventory_reads(database) - reads <= 1  # the whole inventory is cached for ten seconds
         assert exporter.stop() == 0
 
 
 async def inventory_reads(database: Database) -> int:
-    """How many queries mongod has answered from the inventory."""
+    """Return the number of queries of the inventory that mongod has counted."""
     usage = await database.client.admin.command("top")
     count: int = usage["totals"][f"{database.name}.worker_metrics_inventory"]["queries"]["count"]
     return count

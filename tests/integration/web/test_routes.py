@@ -1,4 +1,4 @@
-"""The real application under a real uvicorn on a free port, asked by httpx."""
+"""The real application under a real uvicorn on a free port, queried with httpx."""
 
 import asyncio
 import base64
@@ -73,7 +73,7 @@ def entry(worker_id: str, **changes: Any) -> InventoryEntry:  # noqa: ANN401 -- 
 
 @dataclass
 class Memory:
-    """The parts of an exporter that a backend reads, in memory: the tests set what they say."""
+    """In-memory stand-ins for the parts of an exporter that a backend reads; tests set their state."""
 
     retention: int | None = 30 * DAY
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
@@ -86,7 +86,7 @@ class Memory:
     failure: Exception | None = None
 
     def __post_init__(self) -> None:
-        Gauge("cml_exporter_leader", "Whether it leads.", registry=self.registry).set(1)
+        Gauge("cml_exporter_leader", "Whether it is the leader.", registry=self.registry).set(1)
 
     def backend(self) -> Backend:
         return Backend(
@@ -170,9 +170,9 @@ def serving(
     *,
     web: webconfig.WebConfig | None = None,
     cors: Sequence[str] = (),
-    **client: Any,  # noqa: ANN401 -- httpx's
+    **options: Any,  # noqa: ANN401 -- of httpx.Client
 ) -> Iterator[httpx.Client]:
-    """Serve the backend of `parts` while the block runs; gives a client of it."""
+    """Serve the backend of `parts` while the block runs; yields a client."""
     web = web or webconfig.WebConfig()
     app = create_app(parts.backend(), cors_origins=cors, users=web.users)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off", access_log=False, **web.uvicorn_options()))
@@ -182,17 +182,17 @@ def serving(
         try:
             wait_until(lambda: server.started)
             url = f"{'https' if web.tls else 'http'}://127.0.0.1:{listener.getsockname()[1]}"
-            with httpx.Client(base_url=url, trust_env=False, timeout=10, **client) as asking:
-                yield asking
+            with httpx.Client(base_url=url, trust_env=False, timeout=10, **options) as client:
+                yield client
         finally:
             server.should_exit = True
             thread.join()
 
 
-def wait_until(happened: Callable[[], bool], seconds: float = 10) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 10) -> None:
     deadline = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < deadline, "it did not happen in time"
+    while not condition():
+        assert time.monotonic() < deadline, "the condition was not true in time"
         time.sleep(0.005)
 
 
@@ -208,26 +208,26 @@ def serve() -> Iterator[Serve]:
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[httpx.Client]:
-    """A client of a small fleet that no test changes."""
+    """A client for a small fleet that no test changes."""
     backend = Memory(
         snapshot=snapshot(gauges("w1"), gauges("w2", region="us-east-1"), gauges("w3", status="stopped")),
         known=[entry("w0")],
         newest={"w0": NOW},
     )
-    with serving(backend) as asking:
-        yield asking
+    with serving(backend) as client:
+        yield client
 
 
 @pytest.fixture(scope="module")
 def guarded() -> Iterator[httpx.Client]:
-    """A client of an exporter that wants alice or bøb."""
+    """A client for an exporter with the users alice and bøb."""
     users = {"alice": hashed("secret"), "bøb": hashed("pass:wörd")}
-    with serving(Memory(), web=webconfig.WebConfig(users=users)) as asking:
-        yield asking
+    with serving(Memory(), web=webconfig.WebConfig(users=users)) as client:
+        yield client
 
 
 def problem(response: httpx.Response, status: int) -> str:
-    """Check the form of an error and return its sentence."""
+    """Check that a response is a problem; return its detail."""
     assert response.status_code == status
     assert response.headers["content-type"] == "application/problem+json"
     body = response.json()
@@ -250,7 +250,7 @@ def raw_metrics(client: httpx.Client) -> bytes:
         return b"".join(response.iter_raw())
 
 
-def test_metrics_are_the_worker_block_and_the_exporters_own_compressed_or_not(serve: Serve) -> None:
+def test_metrics_are_the_worker_block_and_the_exporter_metrics_compressed_or_not(serve: Serve) -> None:
     client = serve(Memory(snapshot=snapshot(*(gauges(f"w{i:04}") for i in range(1000)))))
     plain = client.get("/metrics", headers={"Accept-Encoding": "identity"})
     zipped = client.get("/metrics", headers={"Accept-Encoding": "gzip"})
@@ -265,13 +265,13 @@ def test_metrics_are_the_worker_block_and_the_exporters_own_compressed_or_not(se
     assert families["cml_exporter_leader"][0].value == 1
 
 
-def test_a_flushed_worker_block_is_continued_for_readers_of_a_single_member(serve: Serve) -> None:
+def test_a_flushed_worker_block_and_the_exporter_metrics_form_one_gzip_member(serve: Serve) -> None:
     block = snapshot(*(gauges(f"w{i:04}") for i in range(1000)))
     client = serve(Memory(snapshot=replace(block, gzipped=flushed(block.body))))
     plain = client.get("/metrics", headers={"Accept-Encoding": "identity"})
     reader = zlib.decompressobj(31)
     assert reader.decompress(raw_metrics(client)) == plain.content
-    assert (reader.eof, reader.unused_data) == (True, b"")  # the checksum held, and nothing is left
+    assert (reader.eof, reader.unused_data) == (True, b"")  # the checksum is right, and no bytes are left
 
 
 @pytest.mark.parametrize(
@@ -307,7 +307,7 @@ def test_openmetrics_is_never_sent(client: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "identity"])
-def test_a_block_that_should_have_been_renewed_is_left_out(serve: Serve, encoding: str) -> None:
+def test_a_worker_block_that_is_overdue_for_renewal_is_left_out(serve: Serve, encoding: str) -> None:
     backend = Memory(snapshot=snapshot(gauges("w1")))
     client = serve(backend, headers={"Accept-Encoding": encoding})
     assert "cml_worker_" in client.get("/metrics").text
@@ -317,7 +317,7 @@ def test_a_block_that_should_have_been_renewed_is_left_out(serve: Serve, encodin
     assert "cml_exporter_leader 1.0" in text
 
 
-def test_metrics_answer_before_the_first_round_and_without_a_store(serve: Serve) -> None:
+def test_metrics_work_before_the_first_cycle_and_without_mongodb(serve: Serve) -> None:
     text = serve(Memory(ready=False, failure=StoreUnavailableError("MongoDB is down."))).get("/metrics").text
     assert "cml_exporter_leader 1.0" in text
 
@@ -333,13 +333,13 @@ def test_head_is_get_without_the_body(client: httpx.Client, path: str) -> None:
 # -- health
 
 
-def test_healthy_is_ok_even_when_nothing_else_is(serve: Serve) -> None:
+def test_healthy_is_200_even_if_every_source_fails(serve: Serve) -> None:
     response = serve(Memory(ready=False, sources={"mongodb": "MongoDB is down."})).get("/-/healthy")
     assert response.status_code == 200
     assert "healthy" in response.text
 
 
-def test_ready_follows_the_first_observation_and_states_each_source(serve: Serve) -> None:
+def test_ready_is_200_after_the_first_read_and_shows_each_source(serve: Serve) -> None:
     backend = Memory(ready=False)
     client = serve(backend)
     assert client.get("/-/ready").status_code == 503
@@ -359,7 +359,7 @@ def test_ready_follows_the_first_observation_and_states_each_source(serve: Serve
 # -- /api/workers
 
 
-def test_a_worker_is_listed_with_all_that_is_known_and_null_for_the_rest(serve: Serve) -> None:
+def test_a_worker_is_listed_with_all_known_values_and_null_for_the_others(serve: Serve) -> None:
     known = gauges("w1", name="one", last_activity_at=NOW, extra=(("cml_worker_disk", 7.5),))
     backend = Memory(snapshot=snapshot(known), known=[entry("w1", region="eu-west-1")])
     answer = serve(backend).get("/api/workers").json()
@@ -426,7 +426,7 @@ def test_workers_that_are_gone_are_listed_while_they_have_history(serve: Serve) 
     assert rows["w1"]["name"] == "name of w1"
     assert rows["w1"]["status"] == "terminated"
     assert rows["w1"]["instance_id"] == "i-new"
-    assert rows["w2"]["status"] is None  # it vanished; whether it runs nobody knows
+    assert rows["w2"]["status"] is None  # it left the fleet, so its status is unknown
     assert rows["w2"]["last_seen"] == "2026-09-19T14:13:20Z"
     assert rows["w5"]["first_seen"] is None  # the inventory has not met it yet
 
@@ -491,24 +491,24 @@ def test_workers_are_filtered_by_status_and_region(client: httpx.Client, query: 
         ("limit=", "limit must be a whole number from 1 to 1000."),
         ("limit=1e2", "limit must be a whole number from 1 to 1000."),
         ("limit=٣", "limit must be a whole number from 1 to 1000."),
-        ("cursor=%00%ff", "cursor must be the text that the page before gave as next."),
-        ("cursor=_w", "cursor must be the text that the page before gave as next."),
+        ("cursor=%00%ff", "cursor must be the value of next on the previous page."),
+        ("cursor=_w", "cursor must be the value of next on the previous page."),
         (
             "status=Running",
             "status must be one of pending, starting, running, stopping, stopped, shutting-down, terminated, failed, unknown; "
-            "give it several times for several.",
+            "repeat the parameter for several.",
         ),
         ("offset=5", "offset is not a parameter of this route; allowed are limit, cursor, status, region."),
     ],
 )
-def test_a_bad_parameter_is_refused_with_what_is_allowed(client: httpx.Client, query: str, allowed: str) -> None:
+def test_an_invalid_parameter_is_refused_with_the_allowed_values(client: httpx.Client, query: str, allowed: str) -> None:
     assert problem(client.get(f"/api/workers?{query}"), 400) == allowed
 
 
 # -- errors
 
 
-def test_a_store_that_is_down_is_a_503_to_be_tried_again(serve: Serve) -> None:
+def test_an_unavailable_mongodb_is_a_503_with_retry_after(serve: Serve) -> None:
     backend = Memory(
         snapshot=snapshot(gauges("w1")), failure=StoreUnavailableError("The history does not answer; start MongoDB.")
     )
@@ -517,42 +517,42 @@ def test_a_store_that_is_down_is_a_503_to_be_tried_again(serve: Serve) -> None:
     assert response.headers["retry-after"] == "10"
 
 
-def test_workers_before_the_first_round_are_a_503_to_be_tried_again(serve: Serve) -> None:
+def test_workers_before_the_first_cycle_are_a_503_with_retry_after(serve: Serve) -> None:
     response = serve(Memory(ready=False)).get("/api/workers")
     assert "not been read yet" in problem(response, 503)
     assert response.headers["retry-after"] == "10"
 
 
 def test_an_unknown_route_is_a_404(client: httpx.Client) -> None:
-    assert problem(client.get("/metricz"), 404) == "There is nothing at /metricz; the page at / lists what there is."
+    assert problem(client.get("/metricz"), 404) == "There is nothing at /metricz; the page at / lists the routes."
 
 
-def test_a_method_that_is_not_answered_is_a_405(client: httpx.Client) -> None:
+def test_an_unsupported_method_is_a_405(client: httpx.Client) -> None:
     response = client.post("/metrics")
-    assert problem(response, 405) == "/metrics does not answer POST, only GET and HEAD."
+    assert problem(response, 405) == "/metrics does not support POST, only GET and HEAD."
     assert set(response.headers["allow"].split(", ")) == {"GET", "HEAD"}
 
 
-def test_a_bug_is_a_500_that_tells_nothing_and_is_logged(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_bug_is_a_500_without_details_and_is_logged(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
     backend = Memory(snapshot=snapshot(), failure=RuntimeError("the secret cause"))
     with caplog.at_level(logging.ERROR):
         response = serve(backend).get("/api/workers")
-        assert problem(response, 500) == "The exporter failed to answer; its log says why."
-        wait_until(lambda: "the secret cause" in caplog.text)  # logged once the answer is sent
+        assert problem(response, 500) == "Internal error; the log of the exporter has the details."
+        wait_until(lambda: "the secret cause" in caplog.text)  # logged once the response is sent
 
 
 # -- CORS
 
 
-def test_pages_of_the_listed_origins_may_read(serve: Serve) -> None:
+def test_pages_from_the_listed_origins_may_read_responses(serve: Serve) -> None:
     client = serve(Memory(), cors=["https://manager.example.org"])
-    friend = client.get("/-/ready", headers={"Origin": "https://manager.example.org"})
-    stranger = client.get("/-/ready", headers={"Origin": "https://elsewhere.example.org"})
-    assert friend.headers["access-control-allow-origin"] == "https://manager.example.org"
-    assert "access-control-allow-origin" not in stranger.headers
+    allowed = client.get("/-/ready", headers={"Origin": "https://manager.example.org"})
+    other = client.get("/-/ready", headers={"Origin": "https://elsewhere.example.org"})
+    assert allowed.headers["access-control-allow-origin"] == "https://manager.example.org"
+    assert "access-control-allow-origin" not in other.headers
 
 
-def test_without_origins_no_page_may_read(client: httpx.Client) -> None:
+def test_without_origins_no_page_may_read_responses(client: httpx.Client) -> None:
     response = client.get("/-/ready", headers={"Origin": "https://manager.example.org"})
     assert "access-control-allow-origin" not in response.headers
 
@@ -580,14 +580,14 @@ def hashed(password: str, cost: int = 4) -> bytes:
 
 
 @pytest.mark.parametrize("path", [endpoint.path for endpoint in routes.ROUTES] + ["/nowhere"])
-def test_every_route_wants_a_user_once_there_are_any(guarded: httpx.Client, path: str) -> None:
+def test_every_route_requires_a_user_once_users_are_configured(guarded: httpx.Client, path: str) -> None:
     response = guarded.get(path)
-    assert problem(response, 401) == "This exporter wants a user name and a password."
+    assert problem(response, 401) == "This exporter requires a user name and a password."
     assert response.headers["www-authenticate"].startswith("Basic realm=")
 
 
 @pytest.mark.parametrize("auth", [("alice", "secret"), ("bøb", "pass:wörd")])
-def test_user_and_password_open_the_door_again_and_again(guarded: httpx.Client, auth: tuple[str, str]) -> None:
+def test_a_user_with_the_right_password_is_accepted_every_time(guarded: httpx.Client, auth: tuple[str, str]) -> None:
     headers = {"Authorization": "Basic " + base64.b64encode(":".join(auth).encode()).decode()}
     assert [guarded.get("/metrics", headers=headers).status_code for _ in range(3)] == [200, 200, 200]
 
@@ -609,18 +609,18 @@ def test_user_and_password_open_the_door_again_and_again(guarded: httpx.Client, 
         "Basic " + base64.b64encode(b":secret").decode(),
     ],
 )
-def test_anything_else_is_refused_even_after_somebody_passed(guarded: httpx.Client, header: str) -> None:
+def test_other_credentials_are_refused_even_after_a_user_was_accepted(guarded: httpx.Client, header: str) -> None:
     assert guarded.get("/metrics", auth=("alice", "secret")).status_code == 200
     assert guarded.get("/metrics", headers=[(b"Authorization", header.encode("latin-1"))]).status_code == 401
 
 
-def test_bytes_behind_the_72nd_are_ignored_as_bcrypt_does(serve: Serve) -> None:
+def test_bytes_after_the_72nd_are_ignored_as_in_bcrypt(serve: Serve) -> None:
     client = serve(Memory(), web=webconfig.WebConfig(users={"alice": hashed("s" * 72)}))
     assert client.get("/metrics", auth=("alice", "s" * 100)).status_code == 200
     assert client.get("/metrics", auth=("alice", "s" * 71)).status_code == 401
 
 
-def test_only_the_first_scrape_pays_for_bcrypt_and_strangers_always_do(serve: Serve) -> None:
+def test_bcrypt_runs_for_the_first_scrape_and_for_every_wrong_password(serve: Serve) -> None:
     hash = hashed("secret", cost=11)
     client = serve(Memory(), web=webconfig.WebConfig(users={"alice": hash}))
 
@@ -662,7 +662,7 @@ def test_https_with_a_password_from_the_web_configuration(serve: Serve, web: Pat
     assert "cml_worker_info" in client.get("/metrics", auth=("alice", "secret")).text
 
 
-def test_a_client_without_an_accepted_certificate_is_turned_away(serve: Serve, web: Path) -> None:
+def test_a_client_without_an_accepted_certificate_is_refused(serve: Serve, web: Path) -> None:
     web.write_text(
         "tls_server_config: {cert_file: server.crt, key_file: server.key, "
         "client_ca_file: client.crt, client_auth_type: RequireAndVerifyClientCert}"
@@ -681,7 +681,7 @@ def test_tls_older_than_the_minimum_is_refused(serve: Serve, web: Path) -> None:
         serve(Memory(), web=webconfig.load(web), verify=old).get("/-/healthy")
 
 
-def test_a_renewed_certificate_is_presented_without_a_restart(serve: Serve, web: Path) -> None:
+def test_a_renewed_certificate_is_used_without_a_restart(serve: Serve, web: Path) -> None:
     client = serve(Memory(), web=webconfig.load(web), verify=trusting(web.parent))
     assert client.get("/-/healthy").status_code == 200
 
@@ -697,7 +697,7 @@ def test_a_renewed_certificate_is_presented_without_a_restart(serve: Serve, web:
     write_certificate(web.parent, "server")
     new_key = (web.parent / "server.key").read_bytes()
     (web.parent / "server.key").write_bytes(key)
-    assert answers(old)  # the new certificate with the old key does not fit, so the old pair stays
+    assert answers(old)  # the new certificate does not match the old key, so the old pair stays in use
     (web.parent / "server.key").write_bytes(new_key)
     assert answers(trusting(web.parent))
     assert not answers(old)
@@ -706,7 +706,7 @@ def test_a_renewed_certificate_is_presented_without_a_restart(serve: Serve, web:
 # -- the landing page
 
 
-def test_the_landing_page_shows_the_fleet_and_links_that_answer(serve: Serve) -> None:
+def test_the_landing_page_shows_the_fleet_and_links_that_work(serve: Serve) -> None:
     backend = Memory(
         snapshot=snapshot(
             gauges("w1", cpu=20.0), gauges("w2", cpu=60.0, name="<script>alert(1)</script>"), gauges("w3", status="failed")
@@ -729,7 +729,7 @@ def test_the_landing_page_shows_the_fleet_and_links_that_answer(serve: Serve) ->
         assert f">{endpoint.title}<" in page or endpoint.path == "/"
 
 
-def test_the_landing_page_needs_nothing_from_elsewhere(serve: Serve) -> None:
+def test_the_landing_page_loads_nothing_from_other_hosts(serve: Serve) -> None:
     page = serve(Memory(snapshot=snapshot(gauges("w1")))).get("/").text
     assert "http://" not in page
     assert "https://" not in page
@@ -748,7 +748,7 @@ def test_the_landing_page_stays_small_for_a_large_fleet(serve: Serve) -> None:
 def test_the_landing_page_says_why_there_are_no_values(serve: Serve) -> None:
     backend = Memory(ready=False)
     client = serve(backend)
-    assert "has not been read yet" in client.get("/").text
+    assert "have not been read yet" in client.get("/").text
     backend.ready, backend.snapshot = True, snapshot()
     assert "No workers" in client.get("/").text
     backend.snapshot = snapshot(gauges("w1"))

@@ -80,7 +80,7 @@ def history_of(worker_id: str, query: str = "") -> str:
 
 async def test_a_response_of_every_route_is_exactly_what_its_model_says(in_process: InProcessExporter) -> None:
     models: dict[str, type[BaseModel]] = {
-        endpoint.path: body for endpoint in ROUTES for body in endpoint.answer.content.values() if isinstance(body, type)
+        endpoint.path: body for endpoint in ROUTES for body in endpoint.response.content.values() if isinstance(body, type)
     }
     history = "/api/workers/{worker_id:path}/metrics/history"
     resources = "/api/workers/region/{region}/workers/{worker_id:path}/resources"

@@ -1,4 +1,4 @@
-"""Service discovery: the running workers with an address, and nothing Prometheus would choke on."""
+"""Service discovery: running workers with an address, and no target that Prometheus would reject."""
 
 import pytest
 
@@ -16,7 +16,7 @@ def test_running_workers_with_an_address_are_targets_with_their_worker_id() -> N
     fleet = [
         gauges("w1"),
         gauges("stopped", status="stopped"),
-        gauges("nowhere", address=None),
+        gauges("unaddressed", address=None),
         gauges("stale", show=False),
         gauges("six", address="fd00::1"),
         gauges("named", address="ip-10-0-0-9.ec2.internal"),
@@ -25,7 +25,7 @@ def test_running_workers_with_an_address_are_targets_with_their_worker_id() -> N
     assert found == {"w1": ["10.0.0.1:9100"], "six": ["[fd00::1]:9100"], "named": ["ip-10-0-0-9.ec2.internal:9100"]}
 
 
-def test_a_target_carries_what_is_known_of_the_worker_as_texts() -> None:
+def test_a_target_has_the_known_values_of_the_worker_as_labels() -> None:
     (group,) = targets([gauges("w1")], 9101)
     assert group.model_dump(mode="json") == {
         "targets": ["10.0.0.1:9101"],
@@ -41,11 +41,11 @@ def test_a_target_carries_what_is_known_of_the_worker_as_texts() -> None:
 
 
 @pytest.mark.parametrize("address", ["10.0.0.1:22", "10.0.0", "not an address", "http://10.0.0.1", "10.0.0.1/24", "-x"])
-def test_what_is_no_address_is_no_target(address: str) -> None:
+def test_a_worker_whose_address_is_invalid_is_not_a_target(address: str) -> None:
     assert targets([gauges("w1", address=address)], 9100) == ()
 
 
-def test_the_port_is_node_exporters_unless_given_and_must_be_one() -> None:
+def test_the_port_defaults_to_that_of_node_exporter_and_must_be_valid() -> None:
     assert discovery_port([]) == 9100
     assert discovery_port([("port", "9182")]) == 9182
     for wrong in ("0", "65536", "http", "-1"):

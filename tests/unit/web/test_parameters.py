@@ -1,4 +1,4 @@
-"""What a request may ask for, and the sentence for what it may not."""
+"""Query parameters: what is accepted, and the error message for what is not."""
 
 from urllib.parse import parse_qsl
 
@@ -14,9 +14,9 @@ from exporter.web.parameters import HistoryQuery, ResourcesQuery, encoded, resum
 NOW = 1_790_000_000
 REACH = 455 * DAY
 TIME = "must be a time such as 2026-01-31T12:00:00Z, unix seconds, now, or a duration before now such as -24h."
-TOO_OLD = "start is too long ago, nothing that old is kept anywhere; take -455d at the earliest."
+TOO_OLD = "start is too early; no data is kept that long. The earliest start is -455d."
 DURATION = "start_time must be a duration from 1m to 455d, such as 10m, 1h or 7d."
-CURSOR = "cursor must be the text that the page before gave as next."
+CURSOR = "cursor must be the value of next on the previous page."
 
 
 def history(query: str, *, period: int = 300, reach: int | None = REACH) -> HistoryQuery:
@@ -28,8 +28,8 @@ def history(query: str, *, period: int = 300, reach: int | None = REACH) -> Hist
     [
         ("start=-1h&end=-2h", "start must be before end."),
         ("start=2026-09-21T12:00:00Z&end=2026-09-21T12:00:00Z", "start must be before end."),
-        ("start=2030-01-01T00:00:00Z", "start lies in the future; take an earlier one, such as -24h."),
-        ("end=2325-01-01T00:00:00Z", "end lies in the future; leave it out to mean now."),
+        ("start=2030-01-01T00:00:00Z", "start is in the future; use an earlier one, such as -24h."),
+        ("end=2325-01-01T00:00:00Z", "end is in the future; leave it out to use now."),
         ("start=0", TOO_OLD),
         ("start=1970-01-01T00:00:00Z", TOO_OLD),
         ("end=1970-01-02T00:00:00Z", TOO_OLD),
@@ -54,14 +54,14 @@ def history(query: str, *, period: int = 300, reach: int | None = REACH) -> Hist
         ),
         ("start=2026-09-21T12:00:60Z", f"start {TIME}"),
         (f"start=-{'9' * 4000}s", TOO_OLD),
-        (f"start=-{'9' * 5000}s", "start is longer than 4096 characters; it cannot be right."),
+        (f"start=-{'9' * 5000}s", "start is longer than 4096 characters."),
         *(
             (f"interval={text}", "interval must be a duration from 5m to 7d, such as 1h or 1d.")
             for text in ("0s", "-1h", "often", "", "8d", "99999999999999999999y", "300", "1h 5m")
         ),
-        ("interval=1m", "interval is finer than the history, which has a sample every 5m; take 5m or longer."),
-        ("interval=299s", "interval is finer than the history, which has a sample every 5m; take 5m or longer."),
-        ("interval=7m", "interval must be a whole multiple of 5m, which is how far samples are apart."),
+        ("interval=1m", "interval is shorter than the time between two samples; use 5m or longer."),
+        ("interval=299s", "interval is shorter than the time between two samples; use 5m or longer."),
+        ("interval=7m", "interval must be a multiple of 5m, the time between two samples."),
         *(
             (f"limit={text}", "limit must be a whole number from 1 to 10000.")
             for text in ("0", "-1", "10001", "5000000", "many", "1e3", "", "٣")
@@ -71,11 +71,11 @@ def history(query: str, *, period: int = 300, reach: int | None = REACH) -> Hist
         (f"cursor={encoded(f'{NOW - REACH * 2}000:{NOW}:0')}", CURSOR),
         (f"cursor={encoded(f'{NOW}000:{NOW}:0')}", CURSOR),
         (f"cursor={encoded(f'{NOW - 60}000:{NOW}:301')}", CURSOR),
-        ("start=-1h&start=-2h", "start is there twice; give it once."),
+        ("start=-1h&start=-2h", "start is given twice; give it once."),
         ("from=-1h", "from is not a parameter of this route; allowed are start, end, interval, limit, cursor, format."),
     ],
 )
-def test_bad_input_is_refused_with_one_sentence_that_says_what_to_do(query: str, sentence: str) -> None:
+def test_invalid_parameters_are_refused_with_a_message_that_says_what_to_do(query: str, sentence: str) -> None:
     with pytest.raises(RequestError) as caught:
         history(query)
     assert str(caught.value) == sentence
@@ -84,10 +84,7 @@ def test_bad_input_is_refused_with_one_sentence_that_says_what_to_do(query: str,
 def test_millions_of_rows_are_refused() -> None:
     with pytest.raises(RequestError) as caught:
         history("start=0", period=60, reach=None)
-    assert (
-        str(caught.value)
-        == "From start to end there may be 29833333 rows, over 1000000; take a longer interval or a later start."
-    )
+    assert str(caught.value) == "The range may have 29833333 rows, more than 1000000; use a longer interval or a later start."
     assert history("start=0&interval=1h", reach=None).span.interval == HOUR
     assert history("start=-455d", period=60).span.start == (NOW - REACH) * 1000
 
@@ -98,31 +95,31 @@ def test_millions_of_rows_are_refused() -> None:
         ("", NOW - DAY, NOW),
         ("start=-1h", NOW - HOUR, NOW),
         ("start=now-1h30m&end=now", NOW - 5400, NOW),
-        ("start=2h", NOW - 7200, NOW),  # the grammar of the command line: one for both
+        ("start=2h", NOW - 7200, NOW),  # as on the command line
         (f"start={NOW - 60}.9&end={NOW - 30}", NOW - 60, NOW - 30),
         ("end=-7d", NOW - WEEK - DAY, NOW - WEEK),
         ("start=2026-09-21T00:00:00Z&end=2026-09-21t01:00:00z", 1789948800, 1789952400),
         ("start=2026-09-21T02:00:00%2B02:00&end=2026-09-21T03:00:00+02:00", 1789948800, 1789952400),  # a bare + is a space
         ("start=2026-09-20T23:30:00.999-00:30", 1789948800, NOW),
-        (f"end={NOW + 3600}", NOW - DAY, NOW),  # the end of today, say: there is nothing yet
+        (f"end={NOW + 3600}", NOW - DAY, NOW),  # such as the end of today
     ],
 )
-def test_times_may_be_written_in_many_ways(query: str, start: int, end: int) -> None:
+def test_times_may_be_written_in_several_formats(query: str, start: int, end: int) -> None:
     span = history(query).span
     assert (span.start, span.end) == (start * 1000, end)
 
 
-def test_a_cursor_goes_on_where_the_page_before_ended() -> None:
+def test_a_cursor_continues_where_the_previous_page_ended() -> None:
     span = history("start=-2d&end=-1d&interval=1h&limit=5").span
     following = (NOW - DAY - HOUR) * 1000 + 499
     again = history(f"limit=7&start=-9d&cursor={resuming(span, following)}").span
     assert again == PageRequest(following, span.end, HOUR, 7)
-    with pytest.raises(RequestError, match="interval is not that of the page before"):
+    with pytest.raises(RequestError, match="interval differs from that of the cursor"):
         history(f"interval=2h&cursor={resuming(span, following)}")
 
 
 @given(st.text())
-def test_any_text_is_a_time_or_refused(text: str) -> None:
+def test_any_text_is_a_time_or_is_refused(text: str) -> None:
     try:
         time = parse_time(text, NOW)
     except ValueError:
@@ -131,7 +128,7 @@ def test_any_text_is_a_time_or_refused(text: str) -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from(["start", "end", "interval", "limit", "cursor", "format"]), st.text(max_size=30))))
-def test_any_query_is_read_or_refused(items: list[tuple[str, str]]) -> None:
+def test_any_query_is_parsed_or_refused(items: list[tuple[str, str]]) -> None:
     try:
         span = HistoryQuery.parse(items, now=NOW, period=300, reach=REACH).span
     except RequestError:
@@ -143,14 +140,14 @@ def test_any_query_is_read_or_refused(items: list[tuple[str, str]]) -> None:
     ("query", "sentence"),
     [
         *((f"start_time={text}", DURATION) for text in ("0s", "-10m", "300y", "soon", "", "30s", "600")),
-        ("end_time=2030-01-01T00:00:00Z", "end_time lies in the future; leave it out to mean now."),
-        ("end_time=1970-01-01T00:00:00Z", "CloudWatch has nothing from before {}; take a later end_time."),
-        ("end_time=-454d&start_time=2d", "CloudWatch has nothing from before {}; take a later end_time."),
+        ("end_time=2030-01-01T00:00:00Z", "end_time is in the future; leave it out to use now."),
+        ("end_time=1970-01-01T00:00:00Z", "CloudWatch has no data before {}; use a later end_time."),
+        ("end_time=-454d&start_time=2d", "CloudWatch has no data before {}; use a later end_time."),
         ("end_time=later", f"end_time {TIME}"),
         ("start=10m", "start is not a parameter of this route; allowed are start_time, end_time."),
     ],
 )
-def test_bad_input_of_resources_is_refused_too(query: str, sentence: str) -> None:
+def test_invalid_parameters_of_resources_are_refused_too(query: str, sentence: str) -> None:
     with pytest.raises(RequestError) as caught:
         ResourcesQuery.parse(parse_qsl(query, keep_blank_values=True), now=NOW)
     assert str(caught.value) == sentence.format(rfc3339(NOW - REACH))
