@@ -148,7 +148,7 @@ class HistoryCollection:
             return CollectionStatus(False, None, self._wanted_retention, ())
         current: int | None = options.get("expireAfterSeconds")
         retention, shorter = self._compare_retention(current)
-        notices = (self._compare_granularity(options), shorter)
+        notices = (_compare_granularity(self.namespace, options), shorter)
         return CollectionStatus(True, current, retention, tuple(notice for notice in notices if notice))
 
     # -- retention
@@ -291,9 +291,10 @@ class HistoryCollection:
             f"so it is left alone; to shorten it, run: cml-worker-exporter retention --set {format_duration(wanted)} --yes"
         )
 
-    def _compare_granularity(self, options: Document) -> str | None:
-        """Return a notice for another granularity: it costs space, but the samples are the same."""
-        found = options["timeseries"].get("granularity")
-        if found == TIMESERIES_OPTIONS["granularity"]:
-            return None
-        return f"{self.namespace} has granularity {found}; samples pack best with {TIMESERIES_OPTIONS['granularity']}"
+
+def _compare_granularity(namespace: str, options: Document) -> str | None:
+    """Return a notice for another granularity: it costs space, but the samples are the same."""
+    found = options["timeseries"].get("granularity")
+    if found == TIMESERIES_OPTIONS["granularity"]:
+        return None
+    return f"{namespace} has granularity {found}; samples pack best with {TIMESERIES_OPTIONS['granularity']}"

@@ -247,7 +247,7 @@ class SampleReader:
         for ids in chunks(sorted(worker_ids), together):
             found: dict[tuple[str, str], FieldColumn] = {}
             for at in range(low, end + 1, step):
-                for column in await self._columns(ids, at, min(end, at + step - 1), field):
+                for column in await _read_columns(self._collection, ids, at, min(end, at + step - 1), field):
                     earlier = found.setdefault((column.worker_id, column.region), column)
                     if earlier is not column:
                         earlier.stamps.extend(column.stamps)
@@ -280,27 +280,6 @@ class SampleReader:
             # In a thread: decoding a month takes some 10 ms, in which no scrape would be answered.
             return await asyncio.to_thread(lambda: rows.sample_rows(rows.documents(batches)))
 
-    async def _columns(self, ids: Sequence[str], start: int, end: int, field: str | None) -> list[FieldColumn]:
-        match: Document = {
-            "worker_id": {"$in": list(ids)},
-            "timestamp": {"$gte": _from_milliseconds(start), "$lte": _from_milliseconds(end)},
-        }
-        group: Document = {"_id": {"w": "$worker_id", "r": "$region"}, "stamps": _ALL_TIMESTAMPS}
-        if field is not None:
-            match[field] = {"$type": "string" if field == "status" else ["double", "int", "long"]}
-            group["values"] = {"$push": f"${field}"}
-        async with self._collection.operation("find"):
-            cursor = await self._samples.aggregate([{"$match": match}, {"$group": group}], allowDiskUse=True)
-            return [
-                FieldColumn(
-                    row["_id"]["w"],
-                    str(row["_id"].get("r") or ""),
-                    row["stamps"],
-                    row.get("values") or [1] * len(row["stamps"]),
-                )
-                async for row in cursor
-            ]
-
     async def _aggregate(
         self, pipeline: Callable[..., list[Document]], decode: Callable[[list[bytes], bool], list[T] | None]
     ) -> list[T]:
@@ -322,6 +301,31 @@ class SampleReader:
         if oldest is not None:
             low = max(low, to_datetime(oldest))
         return {"worker_id": worker_id, "timestamp": {"$gte": low, "$lt": as_utc(end)}}
+
+
+async def _read_columns(
+    history: HistoryCollection, ids: Sequence[str], start: int, end: int, field: str | None
+) -> list[FieldColumn]:
+    """Read one field of the samples in [start, end] milliseconds with one query, for each worker and region."""
+    match: Document = {
+        "worker_id": {"$in": list(ids)},
+        "timestamp": {"$gte": _from_milliseconds(start), "$lte": _from_milliseconds(end)},
+    }
+    group: Document = {"_id": {"w": "$worker_id", "r": "$region"}, "stamps": _ALL_TIMESTAMPS}
+    if field is not None:
+        match[field] = {"$type": "string" if field == "status" else ["double", "int", "long"]}
+        group["values"] = {"$push": f"${field}"}
+    async with history.operation("find"):
+        cursor = await history.samples.aggregate([{"$match": match}, {"$group": group}], allowDiskUse=True)
+        return [
+            FieldColumn(
+                row["_id"]["w"],
+                str(row["_id"].get("r") or ""),
+                row["stamps"],
+                row.get("values") or [1] * len(row["stamps"]),
+            )
+            async for row in cursor
+        ]
 
 
 async def stored_seconds(
