@@ -39,7 +39,7 @@ async def keep_renewed(lease: "Lease", on_change: Callable[[bool], object] = lam
     """
     held, fence = lease.held, lease.fence
     while True:
-        await asyncio.sleep(LEASE_SECONDS / 3)
+        await asyncio.sleep(lease.ttl / 3)
         try:
             await lease.acquire_or_renew()
         except StoreError as error:
@@ -73,7 +73,8 @@ class Lease:
         self._state = self._database[STATE]
         self._id = f"lease:{name}"
         self._owner = owner
-        self._ttl = ttl
+        self.ttl = ttl
+        """Seconds a lease lasts after each renewal."""
         self._monotonic = monotonic
         self._until = monotonic()
         self.fence = 0
@@ -101,7 +102,7 @@ class Lease:
             self._until = sent
             return False
         self.fence = lease["fence"]
-        self._until = sent + self._ttl * (1 - SAFETY_FRACTION)
+        self._until = sent + self.ttl * (1 - SAFETY_FRACTION)
         return self.held
 
     async def release(self) -> None:
@@ -131,7 +132,7 @@ class Lease:
         ours: Document = {"$eq": ["$owner", {"$literal": self._owner}]}
         expired = {"$lte": [{"$ifNull": ["$expires", to_datetime(0)]}, "$$NOW"]}
         free = {"$or": [ours, expired]}
-        until = {"$dateAdd": {"startDate": "$$NOW", "unit": "millisecond", "amount": round(self._ttl * 1000)}}
+        until = {"$dateAdd": {"startDate": "$$NOW", "unit": "millisecond", "amount": round(self.ttl * 1000)}}
         fence = {"$ifNull": ["$fence", 0]}
         changes = {
             "owner": {"$cond": [free, {"$literal": self._owner}, "$owner"]},
@@ -139,7 +140,7 @@ class Lease:
             "fence": {"$cond": [{"$and": [expired, {"$not": ours}]}, {"$add": [fence, 1]}, fence]},
         }
         # The condition stands in the update, not in the filter: an upsert whose filter fails would try to insert a second one.
-        async with operation(self._database, STATE, "update", self._ttl / 2):
+        async with operation(self._database, STATE, "update", self.ttl / 2):
             try:
                 lease = await self._update([{"$set": changes}])
             except DuplicateKeyError:  # two first contenders inserted the document at once; now there is one

@@ -121,11 +121,11 @@ from exporter.core import settings as models, settings_loader
 load, reads = settings_loader.load, set()
 prefixes = {models.Settings: ""}
 for name, field in models.Settings.model_fields.items():
-    if isinstance(field.annotation, type) and issubclass(field.annotation, models._Section):
+    if isinstance(field.annotation, type) and issubclass(field.annotation, models.Section):
         prefixes[field.annotation] = name + "."
 
 
-def recorded(self, name, plain=models._Section.__getattribute__):
+def recorded(self, name, plain=models.Section.__getattribute__):
     if type(self) in prefixes and name in type(self).model_fields:
         reads.add(prefixes[type(self)] + name)
     return plain(self, name)
@@ -133,7 +133,7 @@ def recorded(self, name, plain=models._Section.__getattribute__):
 
 def load_and_record(*args, **kwargs):
     settings = load(*args, **kwargs)  # its validators read every setting
-    models._Section.__getattribute__ = recorded
+    models.Section.__getattribute__ = recorded
     return settings
 
 

@@ -457,7 +457,15 @@ def test_the_package_builds_from_the_context_alone_and_runs(tmp_path: Path) -> N
     context, site = tmp_path / "context", tmp_path / "site"
     copy_context(context)
     assert sorted(path.name for path in context.iterdir()) == ["LICENSE", "README.md", "exporter", "pyproject.toml"]
-    assert {path.suffix for path in context.rglob("*") if path.is_file()} == {".py", ".typed", ".md", ".toml", ""}
+    assert {path.suffix for path in context.rglob("*") if path.is_file()} == {
+        ".py",
+        ".pyi",
+        ".proto",
+        ".typed",
+        ".md",
+        ".toml",
+        "",
+    }
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     (build,) = re.findall(r"pip wheel (.*) \.", (ROOT / "deploy" / "Dockerfile").read_text())
     subprocess.run([*pip, "wheel", *shlex.split(build), "."], cwd=context, check=True, timeout=120)
