@@ -298,7 +298,7 @@ def _purge(options: argparse.Namespace) -> int:
     settings = _quiet(options)
     ask = _ask if sys.stdin.isatty() else None
     return asyncio.run(
-        purge.run(settings, options.workers, yes=options.yes, even_if_listed=options.even_if_listed, ask=ask, out=sys.stdout)
+        purge.run(settings, options.workers, yes=options.yes, even_if_listed=options.even_if_listed, prompt=ask, out=sys.stdout)
     )
 
 

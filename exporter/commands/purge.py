@@ -1,4 +1,4 @@
-"""`cml-worker-exporter purge`: delete all that is stored of a worker, after saying what that is."""
+"""`cml-worker-exporter purge`: list what is stored of a worker, and delete it after a confirmation."""
 
 import asyncio
 import os
@@ -21,18 +21,18 @@ from exporter.storage.repository import WorkerMetricsRepository, repository, req
 from exporter.storage.sample_reader import Extent
 
 LEASE_SECONDS = 120.0
-"""Renewed before each worker; one deletion takes seconds, and is ended before the lease is."""
-PATIENCE = 60.0
-"""Seconds to wait for the lease and for inserts on their way: a live exporter holds it now and then, for a moment."""
-_POLL = 0.5
+"""Duration of the lease, renewed before each worker; a deletion is limited to what remains of it."""
+PATIENCE_SECONDS = 60.0
+"""How long to wait for the lease and for running inserts: a live exporter holds the lease now and then, for a moment."""
+_POLL_SECONDS = 0.5
 
-Ask = Callable[[str], str]
-"""Show a question and return the answer."""
+Prompt = Callable[[str], str]
+"""Shows a text and returns the line that the operator types."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredWorker:
-    """All that is stored of a worker."""
+    """Everything that is stored of a worker: samples and inventory entry, at least one of them."""
 
     worker_id: str
     samples: Extent | None
@@ -55,34 +55,34 @@ async def run(
     *,
     yes: bool,
     even_if_listed: bool,
-    ask: Ask | None,
+    prompt: Prompt | None,
     out: TextIO,
-    patience: float = PATIENCE,
+    patience: float = PATIENCE_SECONDS,
 ) -> int:
-    """Say what is stored of the workers, and delete it with `yes` or when their ids are typed.
+    """Print what is stored of the workers, and delete it after a confirmation.
 
     Args:
         settings: where the history is.
-        worker_ids: whose traces go; all are looked at before anything is deleted.
-        yes: do it without asking.
-        even_if_listed: also of workers that an exporter may still write.
-        ask: somebody at a terminal; None when there is nobody.
-        out: for what is said.
+        worker_ids: of the workers; all are checked before anything is deleted.
+        yes: confirms without a prompt.
+        even_if_listed: delete also workers that an exporter may still write.
+        prompt: reads the ids that confirm from a terminal; None when there is no terminal.
+        out: for the text.
         patience: seconds to wait for a backfill or another purge to end.
 
     Returns:
-        The exit status: 0 deleted, 1 nothing was deleted because nobody confirmed.
+        The exit status: 0 deleted, 1 nothing was deleted because the operator did not confirm.
 
     Raises:
-        ConfigError: nothing is known of a worker, or it would come back.
-        SourceError: the aggregates cannot be read.
-        StoreError: MongoDB does not answer, does not allow it, or a backfill is running.
+        ConfigError: nothing is stored of a worker, or an exporter would write it again.
+        SourceError: the worker documents cannot be read.
+        StoreError: MongoDB does not answer, a privilege is missing, or a backfill is running.
     """
     name = require_history(settings, "purge")
     client, database = connect(settings)
     async with client:
         history, inventory = repository(settings, database, name), Inventory(database)
-        await history.collection.current_retention()  # refuses what is no history of ours
+        await history.collection.current_retention()  # refuses a collection that is not a history
         await inventory.load()
         found = [
             StoredWorker(worker_id, await history.reader.extent(worker_id), inventory.entries.get(worker_id))
@@ -90,56 +90,57 @@ async def run(
         ]
         _check_known(found, history)
         if not even_if_listed:
-            _check_gone(found, await Aggregates(database, settings.mongodb.workers, settings.workers).read(), settings)
-        print(f"To be deleted from {history.namespace} and {database.name}.{INVENTORY}, for good:", file=out)
-        for one in found:
-            print(f"  {one}", file=out)
-        if not yes and not _confirmed(found, ask, out):
+            _check_absent(found, await Aggregates(database, settings.mongodb.workers, settings.workers).read(), settings)
+        print(f"To be deleted from {history.namespace} and {database.name}.{INVENTORY}, permanently:", file=out)
+        for stored in found:
+            print(f"  {stored}", file=out)
+        if not yes and not _confirmed(found, prompt, out):
             return 1
         try:
             await _delete(found, history, inventory, database, out, patience)
         except StoreError as error:
-            raise _explained(error, history.namespace, f"{database.name}.{INVENTORY}") from error
+            raise _for_purge(error, history.namespace, f"{database.name}.{INVENTORY}") from error
     return 0
 
 
 def _check_known(found: Sequence[StoredWorker], history: WorkerMetricsRepository) -> None:
-    unknown = [repr(one.worker_id) for one in found if not one.samples and not one.entry]
+    unknown = [repr(stored.worker_id) for stored in found if not stored.samples and not stored.entry]
     if unknown:
         raise ConfigError(
-            f"--worker: {history.namespace} and the inventory know nothing of {', '.join(unknown)}, so nothing was deleted; "
+            f"--worker: {history.namespace} and the inventory have nothing of {', '.join(unknown)}, so nothing was deleted; "
             "GET /api/workers lists the ids"
         )
 
 
-def _check_gone(found: Sequence[StoredWorker], fleet: Fleet, settings: Settings) -> None:
-    """Refuse what an exporter would write again: a worker that is listed, or was, less than `gap_fill_window` ago."""
+def _check_absent(found: Sequence[StoredWorker], fleet: Fleet, settings: Settings) -> None:
+    """Refuse a worker that an exporter would write again: it is listed, or was less than `gap_fill_window` ago."""
     listed = {worker.id: worker.status for worker in fleet.workers}
     gap_fill_window = format_duration(settings.gap_fill_window)
-    for one in found:
-        if one.worker_id in listed:
+    for stored in found:
+        if stored.worker_id in listed:
             raise ConfigError(
-                f"--worker: {one.worker_id!r} is still among the aggregates in {settings.mongodb.workers} "
-                f"({listed[one.worker_id]}), so an exporter would go on with it, and fill up to "
-                f"{gap_fill_window} (gap_fill_window) again when it "
-                "starts; remove it there first, or say --even-if-listed to delete what there is now"
+                f"--worker: {stored.worker_id!r} still has a worker document in {settings.mongodb.workers} "
+                f"({listed[stored.worker_id]}), so an exporter would continue to write it, and fill up to {gap_fill_window} "
+                "(gap_fill_window) again when it starts; remove the document first, or use --even-if-listed to delete what is "
+                "stored now"
             )
-        until = one.entry.last_seen + settings.gap_fill_window if one.entry else 0
+        until = stored.entry.last_seen + settings.gap_fill_window if stored.entry else 0
         if fleet.date < until:
             raise ConfigError(
-                f"--worker: {one.worker_id!r} was still seen at {rfc3339(until - settings.gap_fill_window)}, "
+                f"--worker: {stored.worker_id!r} was last seen at {rfc3339(until - settings.gap_fill_window)}, "
                 f"less than {gap_fill_window} (gap_fill_window) ago, "
-                f"so samples of it may be on their way in the outbox of an exporter; purge it after {rfc3339(until)}, "
-                "or say --even-if-listed to delete what there is now"
+                f"so samples of it may still be in the outbox of an exporter; purge it after {rfc3339(until)}, "
+                "or use --even-if-listed to delete what is stored now"
             )
 
 
-def _confirmed(found: Sequence[StoredWorker], ask: Ask | None, out: TextIO) -> bool:
-    if ask is None:
-        print("Nothing was deleted. Say --yes to do it.", file=out)
+def _confirmed(found: Sequence[StoredWorker], prompt: Prompt | None, out: TextIO) -> bool:
+    if prompt is None:
+        print("Nothing was deleted. Use --yes to do it.", file=out)
         return False
-    for one in found:
-        if ask(f"Type {one.worker_id} to delete it, anything else to leave all as it is: ").strip() != one.worker_id:
+    for stored in found:
+        typed = prompt(f"Type {stored.worker_id} to delete it, anything else to delete nothing: ")
+        if typed.strip() != stored.worker_id:
             print("Nothing was deleted.", file=out)
             return False
     return True
@@ -160,33 +161,34 @@ async def _delete(
         lease.acquire_or_renew, deadline, "a backfill or another purge is running, so nothing was deleted; try again after it"
     )
     try:
-        # An insert goes on in the server after its client has died, and would bring some of it back.
+        # An insert goes on in the server after its client has died, and would store some samples again.
         await _wait(
             history.writer.no_insert_running,
             deadline,
             "an insert into the history is still running, so nothing was deleted; try again",
         )
-        for one in found:
+        for stored in found:
             if not await lease.acquire_or_renew():
-                raise StoreUnavailableError("somebody else took the lease meanwhile", reason="lease")
-            # The samples first: as long as the entry is there, the worker is known to the next attempt.
-            count = await history.writer.purge(one.worker_id, within=lease.remaining)
-            forgotten = await inventory.forget(one.worker_id)
+                raise StoreUnavailableError("another process took the lease meanwhile", reason="lease")
+            # The samples first: while the entry exists, the next attempt finds the worker.
+            count = await history.writer.purge(stored.worker_id, within=lease.remaining)
+            forgotten = await inventory.forget(stored.worker_id)
             entry = " and its inventory entry" if forgotten else ""
-            print(f"Deleted {count:,} samples of {one.worker_id}{entry}.", file=out)
+            print(f"Deleted {count:,} samples of {stored.worker_id}{entry}.", file=out)
     finally:
         await lease.release()
 
 
-async def _wait(done: Callable[[], Awaitable[bool]], deadline: float, otherwise: str) -> None:
-    while not await done():
+async def _wait(condition: Callable[[], Awaitable[bool]], deadline: float, problem: str) -> None:
+    """Wait until the condition holds; raise `problem` as a StoreError at the deadline (of time.monotonic)."""
+    while not await condition():
         if time.monotonic() >= deadline:
-            raise IncompatibleStoreError(otherwise, reason="busy")
-        await asyncio.sleep(_POLL)
+            raise IncompatibleStoreError(problem, reason="busy")
+        await asyncio.sleep(_POLL_SECONDS)
 
 
-def _explained(error: StoreError, history: str, inventory: str) -> StoreError:
-    """The same for somebody who waits: what to grant, and that nothing is tried again by itself here."""
+def _for_purge(error: StoreError, history: str, inventory: str) -> StoreError:
+    """Return the error with what to do here: which privilege to grant, and that purge must be run again."""
     if error.reason == "not_authorized":
         return IncompatibleStoreError(
             f"MongoDB does not let this user delete ({error.__cause__ and str(error.__cause__).partition(', full error')[0]}); "

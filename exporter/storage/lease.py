@@ -1,9 +1,9 @@
-"""Who may write: a lease document in MongoDB, so that of several exporters one mirrors.
+"""Leases in MongoDB: of several exporters, the one that holds the lease writes the history.
 
-MongoDB's clock decides when a lease has expired, the holder's own monotonic clock whether it may still rely on it. The latter
-counts from the moment a renewal was sent, so a process that was paused, or whose renewal is still on its way, knows that it
-lost the lease before anybody else can take it. After a failover the new primary's clock decides: the clocks of one replica set
-must not differ by more than the safety margin.
+MongoDB's clock decides when a lease has expired; the holder's own monotonic clock decides whether it may still rely on it. The
+latter counts from the moment a renewal was sent, so a process that was paused, or whose renewal is still in flight, knows that
+it lost the lease before another process can take it. After a failover the new primary's clock decides: the clocks of one
+replica set must not differ by more than the safety margin.
 """
 
 import asyncio
@@ -21,11 +21,11 @@ from exporter.storage.mongo import STATE, Database, Document, durable, operation
 LEASE_SECONDS = 30
 """How long a lease lasts after each renewal."""
 BACKFILL = "backfill"
-"""The lease of who writes what is older than the live window."""
+"""The name of the lease for writing samples older than the live window."""
 SAFETY_FRACTION = 1 / 6
-"""The last part of its time in which a holder no longer relies on the lease."""
-_SKEW = 600
-"""Seconds by which the local clock may differ from MongoDB's."""
+"""The last part of a lease's duration, in which its holder no longer relies on it."""
+_MAX_SKEW_SECONDS = 600
+"""How far the local clock may differ from MongoDB's in `change_marker`."""
 
 _log = logs.get("lease")
 
@@ -35,7 +35,7 @@ async def keep_renewed(lease: "Lease", on_change: Callable[[bool], object] = lam
 
     Args:
         lease: taken whenever it is free.
-        on_change: called with whether it is held when that has changed, or when another owner held it in between.
+        on_change: called with whether the lease is held, when that changed or another owner held it in between.
     """
     held, fence = lease.held, lease.fence
     while True:
@@ -44,20 +44,20 @@ async def keep_renewed(lease: "Lease", on_change: Callable[[bool], object] = lam
             await lease.acquire_or_renew()
         except StoreError as error:
             _log.warning("lease not renewed", error=str(error))
-        if (lease.held, lease.fence) != (held, fence):  # the fence tells of another writer in between
+        if (lease.held, lease.fence) != (held, fence):  # the fence shows another owner in between
             held, fence = lease.held, lease.fence
             on_change(held)
 
 
 class Lease:
-    """The lease `name` in cml_exporter_state, for one process.
+    """One process's view of the lease `name` in cml_exporter_state.
 
     Args:
         database: of an AsyncMongoClient; its options don't matter.
         owner: unique for each process that ever runs, such as host, pid and a random part.
-        ttl: seconds a lease lasts after each renewal; renew at least three times as often.
-        name: what is leased.
-        monotonic: seconds of a clock that never jumps.
+        ttl: seconds a lease lasts after each renewal; renew at least three times in it.
+        name: of the lease.
+        monotonic: seconds of a clock that is never set.
     """
 
     def __init__(
@@ -77,23 +77,23 @@ class Lease:
         self._monotonic = monotonic
         self._until = monotonic()
         self.fence = 0
-        """Grows with every change of owner: the number of the last lease this process held, 0 before the first."""
+        """The number of the last lease this process held, 0 before the first; it grows with every change of owner."""
 
     @property
     def remaining(self) -> float:
-        """Seconds for which this process may rely on the lease; 0 when it does not hold it."""
+        """Return the seconds for which this process may rely on the lease; 0 when it does not hold it."""
         return max(0.0, self._until - self._monotonic())
 
     @property
     def held(self) -> bool:
-        """Whether this process may write now."""
+        """Return whether this process may write now."""
         return self.remaining > 0
 
     async def acquire_or_renew(self) -> bool:
-        """Take the lease if it is free or expired, extend it if it is ours; return whether it is ours now.
+        """Take the lease if it is free or expired, extend it if this process holds it; return whether it holds it now.
 
         Raises:
-            StoreUnavailable, StoreMisfit, StoreError: nothing is known; what was held before is held until its time is over.
+            StoreError: the state of the lease is unknown; one held before counts as held until `remaining` is 0.
         """
         sent = self._monotonic()
         lease = await self._take()
@@ -105,10 +105,10 @@ class Lease:
         return self.held
 
     async def release(self) -> None:
-        """Let others have it at once; harmless when it is not ours.
+        """Release the lease so that another process can take it at once; does nothing when this process does not hold it.
 
         Raises:
-            StoreUnavailable, StoreMisfit, StoreError: it was not released and expires by itself.
+            StoreError: it was not released, and expires by itself.
         """
         self._until = self._monotonic()
         async with operation(self._database, STATE, "update"):
@@ -117,14 +117,14 @@ class Lease:
             )
 
     async def change_marker(self) -> str | None:
-        """Return what changes whenever anybody has held the lease since; None while somebody may hold it.
+        """Return a text that differs after each time the lease was held; None while a process may hold it.
 
         Raises:
-            StoreUnavailable, StoreMisfit, StoreError: nothing is known.
+            StoreError: the state of the lease is unknown.
         """
         async with operation(self._database, STATE, "find"):
             lease = await self._state.find_one({"_id": self._id}) or {}
-        held = lease.get("expires", to_datetime(0)) > to_datetime(time.time() - _SKEW)
+        held = lease.get("expires", to_datetime(0)) > to_datetime(time.time() - _MAX_SKEW_SECONDS)
         return None if held else f"{lease.get('fence', 0)} {lease.get('owner')} {lease.get('expires')}"
 
     async def _take(self) -> Document:
@@ -155,5 +155,5 @@ class Lease:
 
 
 def boottime() -> float:
-    """Seconds that go on while the machine is suspended, unlike time.monotonic: a lease does not wait for us."""
+    """Return seconds that go on while the machine is suspended, unlike time.monotonic: a lease expires meanwhile."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
