@@ -1,4 +1,4 @@
-"""`cml-worker-exporter purge`: show what is stored of workers, and delete it after a confirmation."""
+"""`cml-worker-exporter purge`: list what is stored of a worker, and delete it after a confirmation."""
 
 import asyncio
 import os
@@ -21,18 +21,18 @@ from exporter.storage.repository import WorkerMetricsRepository, repository, req
 from exporter.storage.sample_reader import Extent
 
 LEASE_SECONDS = 120.0
-"""Duration of the lease, renewed before each worker. A deletion takes seconds and is limited to what remains of it."""
-WAIT_SECONDS = 60.0
-"""How long to wait for the lease and for running inserts; a live exporter holds the lease for moments."""
+"""Duration of the lease, renewed before each worker; a deletion is limited to what remains of it."""
+PATIENCE_SECONDS = 60.0
+"""How long to wait for the lease and for running inserts: a live exporter holds the lease now and then, for a moment."""
 _POLL_SECONDS = 0.5
 
 Prompt = Callable[[str], str]
-"""Shows a question on the terminal and returns what was typed."""
+"""Shows a text and returns the line that the operator types."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredWorker:
-    """Everything that is stored of a worker."""
+    """Everything that is stored of a worker: samples and inventory entry, at least one of them."""
 
     worker_id: str
     samples: Extent | None
@@ -57,26 +57,26 @@ async def run(
     even_if_listed: bool,
     prompt: Prompt | None,
     out: TextIO,
-    wait_seconds: float = WAIT_SECONDS,
+    patience: float = PATIENCE_SECONDS,
 ) -> int:
-    """Show what is stored of the workers, and delete it with `yes` or when their ids are typed.
+    """Print what is stored of the workers, and delete it after a confirmation.
 
     Args:
         settings: where the history is.
-        worker_ids: the workers; all are checked before anything is deleted.
-        yes: delete without a confirmation.
-        even_if_listed: also delete workers that an exporter may still write.
-        prompt: asks the operator; None where there is no terminal.
-        out: receives the report.
-        wait_seconds: how long to wait for a backfill or another purge to end.
+        worker_ids: of the workers; all are checked before anything is deleted.
+        yes: confirms without a prompt.
+        even_if_listed: delete also workers that an exporter may still write.
+        prompt: reads the ids that confirm from a terminal; None when there is no terminal.
+        out: for the text.
+        patience: seconds to wait for a backfill or another purge to end.
 
     Returns:
         The exit status: 0 deleted, 1 nothing was deleted because the operator did not confirm.
 
     Raises:
         ConfigError: nothing is stored of a worker, or an exporter would write it again.
-        SourceError: the worker documents (the manager's aggregates) cannot be read.
-        StoreError: MongoDB does not answer, does not allow it, or a backfill is running.
+        SourceError: the worker documents cannot be read.
+        StoreError: MongoDB does not answer, a privilege is missing, or a backfill is running.
     """
     name = require_history(settings, "purge")
     client, database = connect(settings)
@@ -90,55 +90,57 @@ async def run(
         ]
         _check_known(found, history)
         if not even_if_listed:
-            _check_gone(found, await Aggregates(database, settings.mongodb.workers, settings.workers).read(), settings)
+            _check_absent(found, await Aggregates(database, settings.mongodb.workers, settings.workers).read(), settings)
         print(f"To be deleted from {history.namespace} and {database.name}.{INVENTORY}, permanently:", file=out)
-        for one in found:
-            print(f"  {one}", file=out)
+        for stored in found:
+            print(f"  {stored}", file=out)
         if not yes and not _confirmed(found, prompt, out):
             return 1
         try:
             await _delete(found, history, inventory, database, out, wait_seconds)
         except StoreError as error:
-            raise _explained(error, history.namespace, f"{database.name}.{INVENTORY}") from error
+            raise _for_purge(error, history.namespace, f"{database.name}.{INVENTORY}") from error
     return 0
 
 
 def _check_known(found: Sequence[StoredWorker], history: WorkerMetricsRepository) -> None:
-    unknown = [repr(one.worker_id) for one in found if not one.samples and not one.entry]
+    unknown = [repr(stored.worker_id) for stored in found if not stored.samples and not stored.entry]
     if unknown:
         raise ConfigError(
-            f"--worker: {history.namespace} and the inventory have no {', '.join(unknown)}, so nothing was deleted; "
+            f"--worker: {history.namespace} and the inventory have nothing of {', '.join(unknown)}, so nothing was deleted; "
             "GET /api/workers lists the ids"
         )
 
 
-def _check_gone(found: Sequence[StoredWorker], fleet: Fleet, settings: Settings) -> None:
-    """Refuse a worker that an exporter would write again: one that is listed, or was seen within `gap_fill_window`."""
+def _check_absent(found: Sequence[StoredWorker], fleet: Fleet, settings: Settings) -> None:
+    """Refuse a worker that an exporter would write again: it is listed, or was less than `gap_fill_window` ago."""
     listed = {worker.id: worker.status for worker in fleet.workers}
     gap_fill_window = format_duration(settings.gap_fill_window)
-    for one in found:
-        if one.worker_id in listed:
+    for stored in found:
+        if stored.worker_id in listed:
             raise ConfigError(
-                f"--worker: {one.worker_id!r} still has a worker document in {settings.mongodb.workers} "
-                f"({listed[one.worker_id]}), so an exporter would write further samples, and after a restart fill up to "
-                f"{gap_fill_window} (gap_fill_window) again; remove the document first, or use --even-if-listed to delete "
-                "what is stored now"
+                f"--worker: {stored.worker_id!r} still has a worker document in {settings.mongodb.workers} "
+                f"({listed[stored.worker_id]}), so an exporter would continue to write it, and fill up to {gap_fill_window} "
+                "(gap_fill_window) again when it starts; remove the document first, or use --even-if-listed to delete what is "
+                "stored now"
             )
-        until = one.entry.last_seen + settings.gap_fill_window if one.entry else 0
+        until = stored.entry.last_seen + settings.gap_fill_window if stored.entry else 0
         if fleet.date < until:
             raise ConfigError(
-                f"--worker: {one.worker_id!r} was last seen at {rfc3339(until - settings.gap_fill_window)}, "
-                f"less than {gap_fill_window} (gap_fill_window) ago, so an exporter may have samples of it in its outbox; "
-                f"purge it after {rfc3339(until)}, or use --even-if-listed to delete what is stored now"
+                f"--worker: {stored.worker_id!r} was last seen at {rfc3339(until - settings.gap_fill_window)}, "
+                f"less than {gap_fill_window} (gap_fill_window) ago, "
+                f"so samples of it may still be in the outbox of an exporter; purge it after {rfc3339(until)}, "
+                "or use --even-if-listed to delete what is stored now"
             )
 
 
 def _confirmed(found: Sequence[StoredWorker], prompt: Prompt | None, out: TextIO) -> bool:
     if prompt is None:
-        print("Nothing was deleted. Use --yes to delete without a terminal.", file=out)
+        print("Nothing was deleted. Use --yes to do it.", file=out)
         return False
-    for one in found:
-        if prompt(f"Type {one.worker_id} to delete it, anything else to delete nothing: ").strip() != one.worker_id:
+    for stored in found:
+        typed = prompt(f"Type {stored.worker_id} to delete it, anything else to delete nothing: ")
+        if typed.strip() != stored.worker_id:
             print("Nothing was deleted.", file=out)
             return False
     return True
@@ -159,33 +161,34 @@ async def _delete(
         lease.acquire_or_renew, deadline, "a backfill or another purge is running, so nothing was deleted; try again after it"
     )
     try:
-        # MongoDB finishes an insert after its client has died, and some samples would be back.
+        # An insert goes on in the server after its client has died, and would store some samples again.
         await _wait(
             history.writer.no_insert_running,
             deadline,
             "an insert into the history is still running, so nothing was deleted; try again",
         )
-        for one in found:
+        for stored in found:
             if not await lease.acquire_or_renew():
                 raise StoreUnavailableError("another process took the lease meanwhile", reason="lease")
-            # The samples first: while the inventory entry exists, a next attempt finds the worker.
-            count = await history.writer.purge(one.worker_id, within=lease.remaining)
-            entry_deleted = await inventory.forget(one.worker_id)
-            entry = " and its inventory entry" if entry_deleted else ""
-            print(f"Deleted {count:,} samples of {one.worker_id}{entry}.", file=out)
+            # The samples first: while the entry exists, the next attempt finds the worker.
+            count = await history.writer.purge(stored.worker_id, within=lease.remaining)
+            forgotten = await inventory.forget(stored.worker_id)
+            entry = " and its inventory entry" if forgotten else ""
+            print(f"Deleted {count:,} samples of {stored.worker_id}{entry}.", file=out)
     finally:
         await lease.release()
 
 
-async def _wait(done: Callable[[], Awaitable[bool]], deadline: float, otherwise: str) -> None:
-    while not await done():
+async def _wait(condition: Callable[[], Awaitable[bool]], deadline: float, problem: str) -> None:
+    """Wait until the condition holds; raise `problem` as a StoreError at the deadline (of time.monotonic)."""
+    while not await condition():
         if time.monotonic() >= deadline:
-            raise IncompatibleStoreError(otherwise, reason="busy")
+            raise IncompatibleStoreError(problem, reason="busy")
         await asyncio.sleep(_POLL_SECONDS)
 
 
-def _explained(error: StoreError, history: str, inventory: str) -> StoreError:
-    """Reword an error for the operator: what to grant, and that `purge` does not try again by itself."""
+def _for_purge(error: StoreError, history: str, inventory: str) -> StoreError:
+    """Return the error with what to do here: which privilege to grant, and that purge must be run again."""
     if error.reason == "not_authorized":
         return IncompatibleStoreError(
             f"MongoDB does not let this user delete ({error.__cause__ and str(error.__cause__).partition(', full error')[0]}); "

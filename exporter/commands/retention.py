@@ -1,4 +1,4 @@
-"""`cml-worker-exporter retention`: show how long the history keeps its samples, or change it and report what that deletes."""
+"""`cml-worker-exporter retention`: show how long the history keeps its samples, or change it."""
 
 import time
 from typing import TextIO
@@ -11,22 +11,28 @@ from exporter.storage.repository import repository, require_history
 
 
 async def run(settings: Settings, wanted: int | None, yes: bool, out: TextIO) -> int:
-    """Show the retention (`wanted` None) or set it to `wanted` seconds; a shorter one needs `yes`.
+    """Show the retention or set it; what a shorter one would delete is printed first.
+
+    Args:
+        settings: where the history is.
+        wanted: the new retention in seconds; None: only show it.
+        yes: confirms a shorter one.
+        out: for the text.
 
     Returns:
-        The exit status: 0 done, 1 nothing was changed because `yes` is missing.
+        The exit status: 0 done, 1 nothing was changed because `yes` is false.
 
     Raises:
         ConfigError: the settings name no history, or the retention is not longer than `gap_fill_window`, or longer than
             MongoDB allows.
-        StoreError: MongoDB does not answer, or does not allow it.
+        StoreError: MongoDB does not answer, or lacks a privilege for it.
     """
     name = require_history(settings, "keep")
     if wanted is not None and wanted <= settings.gap_fill_window:
         raise ConfigError(
             f"--set: {format_duration(wanted)} must be longer than gap_fill_window "
             f"({format_duration(settings.gap_fill_window)}), "
-            "else the exporter would fill what MongoDB deleted"
+            "otherwise the exporter would fill deleted samples again"
         )
     if wanted is not None and not DAY <= wanted <= MAX_RETENTION:
         raise ConfigError(
@@ -46,11 +52,11 @@ async def run(settings: Settings, wanted: int | None, yes: bool, out: TextIO) ->
             count = await history.count_before(limit)
             print(
                 f"{history.namespace} keeps samples {shown}. With {format_duration(wanted)} MongoDB deletes everything before "
-                f"{rfc3339(limit)}: {count} samples now, within a day or two, permanently.",
+                f"{rfc3339(limit)}: {count} samples now, permanently, within a day or two.",
                 file=out,
             )
             if not yes:
-                print("Nothing was changed. Use --yes to change it.", file=out)
+                print("Nothing was changed. Use --yes to do it.", file=out)
                 return 1
         await history.set_retention(wanted)
         print(f"{history.namespace} now keeps samples for {format_duration(wanted)}.", file=out)

@@ -1,4 +1,4 @@
-"""The collection worker_metrics_inventory: names and instances of every worker ever seen, terminated ones included."""
+"""worker_metrics_inventory: every worker ever seen, so that a terminated worker keeps its name and instances."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,9 +17,10 @@ _ENTRIES_PER_WRITE = 5000
 
 
 class Inventory:
-    """Every worker ever seen and the instances it ran on; kept in memory, written to MongoDB as it changes.
+    """Entries of every worker ever seen and the instances it ran on; kept in memory, written to MongoDB as they change.
 
-    Every method raises StoreError; entries that could not be written are written the next time.
+    Every method raises StoreUnavailableError, IncompatibleStoreError or StoreError; what could not be written is written the
+    next time.
     """
 
     def __init__(self, database: Database) -> None:
@@ -31,24 +32,24 @@ class Inventory:
 
     @property
     def entries(self) -> Mapping[str, InventoryEntry]:
-        """Return the entries by worker id."""
+        """Return worker_id → its entry."""
         return MappingProxyType(self._entries)
 
     async def load(self) -> None:
-        """Read all entries and replace those in memory."""
+        """Read all entries from MongoDB, and replace those in memory."""
         async with operation(self._database, INVENTORY, "find"):
             self._entries = {document["_id"]: _entry(document) async for document in self._collection.find()}
         self._unsaved.clear()
         self._loaded = True
 
     async def read(self, worker_id: str) -> InventoryEntry | None:
-        """Read one entry from MongoDB; those in memory do not change."""
+        """Return one entry from MongoDB, None: there is none; those in memory stay as they are."""
         async with operation(self._database, INVENTORY, "find"):
             document = await self._collection.find_one({"_id": worker_id})
         return None if document is None else _entry(document)
 
     async def record(self, fleet: Fleet) -> None:
-        """Record one complete read of the worker documents; load the entries first if they are not loaded."""
+        """Record one complete read of the worker documents (the manager's aggregates); loads the entries first if necessary."""
         if not self._loaded:
             await self.load()
         changed: set[str] = set()
@@ -63,14 +64,14 @@ class Inventory:
         self._unsaved |= seen.keys()
         await self._upsert(sorted(upserts))
         async with operation(self._database, INVENTORY, "update"):
-            gone: set[str] = set()
+            purged: set[str] = set()
             for on_instance in (True, False):
                 touched = [worker for worker, has in seen.items() if has is on_instance and worker not in upserts]
                 if touched:
                     done = await self._collection.update_many({"_id": {"$in": touched}}, _touch(fleet.date, on_instance))
-                    # `purge` deleted one of them although it is still listed: all of these are written in full the next time.
-                    gone |= set(touched) if done.matched_count < len(touched) else set()
-        self._unsaved = gone
+                    # A listed worker was purged: all of these are written in full the next time.
+                    purged |= set(touched) if done.matched_count < len(touched) else set()
+        self._unsaved = purged
 
     async def forget(self, worker_id: str) -> bool:
         """Delete a worker's entry permanently; return whether there was one."""
@@ -89,7 +90,7 @@ class Inventory:
 
 
 def _touched(entry: InventoryEntry, now: int, on_instance: bool) -> InventoryEntry:
-    """Return the entry after a read that changed nothing but the time."""
+    """Return the entry after a read in which only the time is new."""
     instances = entry.instances
     if on_instance and instances:
         instances = (*instances[:-1], replace(instances[-1], last=max(instances[-1].last, now)))
@@ -97,7 +98,7 @@ def _touched(entry: InventoryEntry, now: int, on_instance: bool) -> InventoryEnt
 
 
 def _touch(now: int, on_instance: bool) -> list[Document]:
-    """Return the same as a MongoDB update: last_seen and the end of the current interval, never backwards."""
+    """Return the same as an update in MongoDB: last_seen, and the end of the current instance interval, never backwards."""
     date = to_datetime(now)
     changes: Document = {"last_seen": {"$max": ["$last_seen", date]}}
     if on_instance:
@@ -119,8 +120,13 @@ def _entry_document(entry: InventoryEntry) -> Document:
         "cml_version": entry.cml_version,
         "status": entry.status,
         "instances": [
-            {"id": one.instance_id, "region": one.region, "from": to_datetime(one.first), "to": to_datetime(one.last)}
-            for one in entry.instances
+            {
+                "id": interval.instance_id,
+                "region": interval.region,
+                "from": to_datetime(interval.first),
+                "to": to_datetime(interval.last),
+            }
+            for interval in entry.instances
         ],
         **{name: None if second is None else to_datetime(second) for name, second in dates.items()},
     }
@@ -142,7 +148,7 @@ def _entry(document: Mapping[str, Any]) -> InventoryEntry:
         first_seen=seconds["first_seen"] or 0,
         last_seen=seconds["last_seen"] or 0,
         instances=tuple(
-            InstanceInterval(one["id"], one["region"], to_seconds(one["from"]), to_seconds(one["to"]))
-            for one in document.get("instances", ())
+            InstanceInterval(each["id"], each["region"], to_seconds(each["from"]), to_seconds(each["to"]))
+            for each in document.get("instances", ())
         ),
     )

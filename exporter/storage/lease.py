@@ -1,7 +1,7 @@
-"""Leases in MongoDB: of several exporters, one writes the history.
+"""Leases in MongoDB: of several exporters, the one that holds the lease writes the history.
 
-MongoDB's clock decides when a lease has expired; the holder's monotonic clock decides whether it may still rely on it. The
-latter counts from the moment a renewal was sent, so a process that was paused, or whose renewal is still under way, knows that
+MongoDB's clock decides when a lease has expired; the holder's own monotonic clock decides whether it may still rely on it. The
+latter counts from the moment a renewal was sent, so a process that was paused, or whose renewal is still in flight, knows that
 it lost the lease before another process can take it. After a failover the new primary's clock decides: the clocks of one
 replica set must not differ by more than the safety margin.
 """
@@ -21,11 +21,11 @@ from exporter.storage.mongo import STATE, Database, Document, durable, operation
 LEASE_SECONDS = 30
 """How long a lease lasts after each renewal."""
 BACKFILL = "backfill"
-"""The lease for writing samples older than the gap fill window: `backfill`, `purge`, and the live exporter for moments."""
+"""The name of the lease for writing samples older than the live window."""
 SAFETY_FRACTION = 1 / 6
 """The last part of a lease's duration, in which its holder no longer relies on it."""
 _MAX_SKEW_SECONDS = 600
-"""How far the local clock may be from MongoDB's where a lease is only read; a generous bound costs a re-read at most."""
+"""How far the local clock may differ from MongoDB's in `change_marker`."""
 
 _log = logs.get("lease")
 
@@ -35,7 +35,7 @@ async def keep_renewed(lease: "Lease", on_change: Callable[[bool], object] = lam
 
     Args:
         lease: taken whenever it is free.
-        on_change: called with whether it is held when that has changed, or when another owner held it in between.
+        on_change: called with whether the lease is held, when that changed or another owner held it in between.
     """
     held, fence = lease.held, lease.fence
     while True:
@@ -44,18 +44,18 @@ async def keep_renewed(lease: "Lease", on_change: Callable[[bool], object] = lam
             await lease.acquire_or_renew()
         except StoreError as error:
             _log.warning("lease not renewed", error=str(error))
-        if (lease.held, lease.fence) != (held, fence):  # the fence tells of another writer in between
+        if (lease.held, lease.fence) != (held, fence):  # the fence shows another owner in between
             held, fence = lease.held, lease.fence
             on_change(held)
 
 
 class Lease:
-    """The lease `name` in cml_exporter_state, for one process.
+    """One process's view of the lease `name` in cml_exporter_state.
 
     Args:
         database: of an AsyncMongoClient; its options don't matter.
-        owner: unique for every process that ever runs: host, process id and a random part.
-        ttl: seconds a lease lasts after each renewal; renew at least three times as often.
+        owner: unique for each process that ever runs, such as host, pid and a random part.
+        ttl: seconds a lease lasts after each renewal; renew at least three times in it.
         name: of the lease.
         monotonic: seconds of a clock that is never set.
     """
@@ -78,7 +78,7 @@ class Lease:
         self._monotonic = monotonic
         self._until = monotonic()
         self.fence = 0
-        """The fencing number of the last lease this process held; it grows with every change of owner, 0 before the first."""
+        """The number of the last lease this process held, 0 before the first; it grows with every change of owner."""
 
     @property
     def remaining(self) -> float:
@@ -91,10 +91,10 @@ class Lease:
         return self.remaining > 0
 
     async def acquire_or_renew(self) -> bool:
-        """Take the lease if it is free or expired, extend it if it is ours; return whether it is ours now.
+        """Take the lease if it is free or expired, extend it if this process holds it; return whether it holds it now.
 
         Raises:
-            StoreError: MongoDB did not answer; a lease that was held is held until it expires.
+            StoreError: the state of the lease is unknown; one held before counts as held until `remaining` is 0.
         """
         sent = self._monotonic()
         lease = await self._take()
@@ -106,7 +106,7 @@ class Lease:
         return self.held
 
     async def release(self) -> None:
-        """Give the lease back, so that another process can take it at once; no effect when it is not held.
+        """Release the lease so that another process can take it at once; does nothing when this process does not hold it.
 
         Raises:
             StoreError: it was not released, and expires by itself.
@@ -118,10 +118,10 @@ class Lease:
             )
 
     async def change_marker(self) -> str | None:
-        """Return a text that differs after any process has held the lease; None while a process may hold it.
+        """Return a text that differs after each time the lease was held; None while a process may hold it.
 
         Raises:
-            StoreError: MongoDB did not answer.
+            StoreError: the state of the lease is unknown.
         """
         async with operation(self._database, STATE, "find"):
             lease = await self._state.find_one({"_id": self._id}) or {}
@@ -156,5 +156,5 @@ class Lease:
 
 
 def boottime() -> float:
-    """Return seconds of a clock that runs on while the machine is suspended, unlike time.monotonic: so does a lease."""
+    """Return seconds that go on while the machine is suspended, unlike time.monotonic: a lease expires meanwhile."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()

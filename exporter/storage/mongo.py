@@ -1,11 +1,11 @@
-"""Durable writes, bounded operations and error translation for MongoDB; the one place that knows the driver's errors.
+"""What all work in MongoDB has in common: the client, durable writes, bounded time, the translation of the driver's errors.
 
 Every write waits for the journal of a majority: with the default write concern a standalone mongod loses acknowledged samples
 when it is killed (measured: 66–105 documents in a few kills). Every operation runs under `operation`, which bounds its time on
-the server too, so that an abandoned insert dies there.
+the server too, so that an abandoned insert ends there.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC
 from typing import Any, TypeVar
@@ -42,13 +42,13 @@ T = TypeVar("T")
 Document = dict[str, Any]
 Database = AsyncDatabase[Document]
 STATE = "cml_exporter_state"
-"""The collection that holds the period of each history, and the leases."""
+"""The collection with the period and schema of the history, and the leases."""
 
 OPERATION_SECONDS = 30.0
 """How long one operation may take, here and on the server."""
 WHOLE_HISTORY_SECONDS = 300.0
 """The same for an operation that scans every bucket, or deletes a worker's."""
-# https://github.com/mongodb/specifications/blob/master/source/retryable-writes/retryable-writes.md, and what means "just now":
+# https://github.com/mongodb/specifications/blob/master/source/retryable-writes/retryable-writes.md, and what may succeed later:
 # cursor lost, timed out, write concern not met, duplicate upsert, conflict, no majority yet, interrupted.
 _TRANSIENT = frozenset(
     {6, 7, 43, 50, 64, 89, 91, 112, 133, 134, 175, 189, 202, 237, 262, 317, 9001}
@@ -60,7 +60,7 @@ _CREDENTIALS = frozenset({18, 8000})  # AuthenticationFailed; Atlas says 8000
 
 
 def translate(error: Exception, namespace: str, action: str) -> StoreError:
-    """Translate an error of pymongo or bson into StoreError.
+    """Return an error of pymongo or bson as a StoreError; the one place that knows them.
 
     Args:
         error: what the driver raised.
@@ -77,9 +77,7 @@ def translate(error: Exception, namespace: str, action: str) -> StoreError:
         case NetworkTimeout() | WaitQueueTimeoutError() | ExecutionTimeout():
             return StoreUnavailableError(f"MongoDB took too long for {what}; it will be tried again: {brief}", reason="timeout")
         case NotPrimaryError():
-            return StoreUnavailableError(
-                f"MongoDB has no primary for {what} just now; it will be tried again", reason="not_primary"
-            )
+            return StoreUnavailableError(f"MongoDB has no primary for {what} now; it will be tried again", reason="not_primary")
         case ConnectionFailure() | AutoReconnect():
             return StoreUnavailableError(
                 f"the connection broke during {what}; it will be tried again: {brief}", reason="connection"
@@ -108,7 +106,7 @@ def _translate_bulk(error: BulkWriteError, namespace: str, action: str) -> Store
     failed = details.get("writeErrors", [])
     for one in failed:
         if one.get("code") == NOT_AUTHORIZED:
-            return _not_allowed(namespace, action)
+            return missing_privileges([(action, namespace)])
     if failed:
         brief = f"{len(failed)} write errors, the first with code {failed[0].get('code')}: {str(failed[0].get('errmsg'))[:200]}"
         return StoreUnavailableError(
@@ -123,7 +121,7 @@ def _translate_bulk(error: BulkWriteError, namespace: str, action: str) -> Store
 def _translate_code(error: OperationFailure, namespace: str, action: str) -> StoreError:
     brief = str(error).partition(", full error:")[0]
     if error.code == NOT_AUTHORIZED:
-        return _not_allowed(namespace, action)
+        return missing_privileges([(action, namespace)])
     if error.code in _CREDENTIALS:
         return IncompatibleStoreError(
             f"MongoDB refuses the credentials ({brief}); check user, password and authSource in mongodb.uri",
@@ -131,7 +129,7 @@ def _translate_code(error: OperationFailure, namespace: str, action: str) -> Sto
         )
     if error.code in _TRANSIENT or error.has_error_label("RetryableWriteError"):
         return StoreUnavailableError(
-            f"`{action}` on {namespace} did not succeed just now; it will be tried again: {brief}",
+            f"`{action}` on {namespace} did not succeed; it will be tried again: {brief}",
             reason="timeout" if error.code == 50 else "transient",
         )
     if error.code == _INVALID_OPTIONS:
@@ -139,10 +137,15 @@ def _translate_code(error: OperationFailure, namespace: str, action: str) -> Sto
     return StoreError(f"`{action}` on {namespace} failed with code {error.code}: {brief}")
 
 
-def _not_allowed(namespace: str, action: str) -> IncompatibleStoreError:
+def missing_privileges(missing: Iterable[tuple[str, str]]) -> IncompatibleStoreError:
+    """Return the error for privileges that the MongoDB user lacks.
+
+    Args:
+        missing: (action, database.collection), at least one.
+    """
+    listed = ", ".join(f"`{action}` on {namespace}" for action, namespace in missing)
     return IncompatibleStoreError(
-        f"MongoDB does not allow this user `{action}` on {namespace}; grant it the least role that README.md shows",
-        reason="not_authorized",
+        f"MongoDB does not allow this user {listed}; grant it the least role that README.md shows", reason="not_authorized"
     )
 
 
@@ -153,8 +156,8 @@ async def operation(
     """Bound what runs inside to `seconds`, on the server too, and translate its errors.
 
     Args:
-        database: where it runs; its client's serverSelectionTimeoutMS says how soon a MongoDB that is away is noticed.
-        collection: what it works on, for the message.
+        database: where it runs; its client's serverSelectionTimeoutMS is how long to look for a server.
+        collection: its name, for the message.
         action: the MongoDB privilege action it exercises, for the message.
         seconds: the limit.
 
@@ -164,7 +167,7 @@ async def operation(
     try:
         # Inside pymongo.timeout its seconds replace serverSelectionTimeoutMS, so find the server first; that sends nothing.
         await database.client.is_primary
-        # Unlike socketTimeoutMS this sends maxTimeMS along, so that the server ends what we no longer wait for.
+        # Unlike socketTimeoutMS this sends maxTimeMS along, so that the server ends what the exporter no longer waits for.
         with pymongo.timeout(seconds):
             yield
     except (PyMongoError, BSONError, OverflowError, UnicodeError) as error:
@@ -172,7 +175,7 @@ async def operation(
 
 
 def durable(database: Database) -> Database:
-    """Return the database with the options of every operation: primary, journal of a majority, aware UTC dates."""
+    """Return the database with the options of all work: primary, journal of a majority, aware UTC dates."""
     return database.with_options(
         codec_options=database.codec_options.with_options(tz_aware=True, tzinfo=UTC),
         read_preference=ReadPreference.PRIMARY,
@@ -182,7 +185,7 @@ def durable(database: Database) -> Database:
 
 
 def chunks(items: Sequence[T], size: int) -> list[Sequence[T]]:
-    """Cut `items` into parts of `size`; the last may be shorter."""
+    """Split `items` into parts of `size`; the last may be shorter."""
     return [items[at : at + size] for at in range(0, len(items), size)]
 
 
@@ -205,7 +208,7 @@ def connect(settings: Settings) -> tuple[AsyncMongoClient[dict[str, Any]], Async
         )
         return client, client.get_default_database(DEFAULT_DATABASE)
     except (InvalidURI, ConfigurationError, ValueError) as error:
-        # The driver's sentence may repeat a part of the password, so it is not ours to print.
+        # The driver's sentence may repeat a part of the password, so it is not printed.
         raise ConfigError(
             f"mongodb.uri is not a MongoDB connection string ({type(error).__name__}); it looks like "
             "mongodb://user:password@host:27017/database, with / : @ and % in user and password written as %2F %3A %40 %25"

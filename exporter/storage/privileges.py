@@ -23,12 +23,12 @@ LEAST_PRIVILEGES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "": ("listCollections",),
     }
 )
-"""The actions the exporter's MongoDB role needs on each collection; "" is the database itself. `least_role` spells it out."""
+"""The actions the exporter's MongoDB role needs on each collection; "" is the database itself. See `least_role`."""
 
 PURGE_PRIVILEGES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"worker_metrics_timeseries": ("remove",), INVENTORY: ("remove",)}
 )
-"""What `purge` needs beyond LEAST_PRIVILEGES. The exporter itself deletes nothing, so its role lacks it."""
+"""The actions `purge` needs beyond LEAST_PRIVILEGES. The exporter itself deletes nothing, so its role has none of them."""
 
 
 def least_role(database: str, *, workers: str = "workers", history: str = "worker_metrics_timeseries") -> list[Document]:

@@ -1,4 +1,4 @@
-"""`check` against real servers: what it says of each fault, its exit status, and that it changes nothing."""
+"""`check` against real servers: its rows for each fault, its exit status, and that it changes nothing."""
 
 import io
 import re
@@ -19,6 +19,7 @@ from exporter.commands.check.result import CheckResult
 from exporter.core.errors import IncompatibleStoreError
 from exporter.core.settings import Settings
 from exporter.pipeline.outbox import Outbox
+from exporter.storage import collection
 from exporter.storage.lease import Lease
 from exporter.storage.mongo import STATE, Document, connect
 from exporter.storage.privileges import least_role
@@ -31,7 +32,7 @@ IRELAND, VIRGINIA = "eu-west-1", "us-east-1"
 TIMESERIES: Document = {"timeField": "timestamp", "metaField": "worker_id", "granularity": "minutes"}
 
 
-def aggregate(k: int, region: str = IRELAND, **fields: Any) -> Document:  # noqa: ANN401  # any field of an aggregate
+def worker_document(k: int, region: str = IRELAND, **fields: Any) -> Document:  # noqa: ANN401  # any field of a worker document
     return {
         "_id": f"worker-{k}",
         "name": f"lab-{k}",
@@ -44,7 +45,7 @@ def aggregate(k: int, region: str = IRELAND, **fields: Any) -> Document:  # noqa
 
 @dataclass(frozen=True)
 class CheckEnv:
-    """A database with a manager's workers, seen by an administrator, and a CloudWatch that knows them."""
+    """A database with worker documents, an administrator's client for it, and a CloudWatch with their instances."""
 
     database: Database[Document]
     aws: FakeCloudWatch
@@ -66,18 +67,18 @@ class CheckEnv:
     def uri(self) -> str:
         return self.server_uri.replace("/?", f"/{self.database.name}?")
 
-    def add_workers(self, *aggregates: Document) -> None:
-        """Put workers into the database, and their instances into CloudWatch."""
-        self.database["workers"].insert_many(aggregates)
-        for worker in aggregates:
+    def add_workers(self, *documents: Document) -> None:
+        """Add workers to the database, and their instances to CloudWatch."""
+        self.database["workers"].insert_many(documents)
+        for worker in documents:
             self.aws.add(worker["aws_instance_id"], worker["aws_region"])
 
     def state(self) -> tuple[Any, list[str]]:
-        """Everything that a check could have changed."""
+        """Return everything that a check could have changed."""
         return self.database.command("dbHash")["collections"], sorted(str(path) for path in self.folder.rglob("*"))
 
 
-def world(client: MongoClient[Document], uri: str, aws: FakeCloudWatch, folder: Path) -> Iterator[CheckEnv]:
+def new_check_env(client: MongoClient[Document], uri: str, aws: FakeCloudWatch, folder: Path) -> Iterator[CheckEnv]:
     database = client[f"test_{uuid.uuid4().hex}"]
     yield CheckEnv(database, aws, folder, uri)
     client.drop_database(database.name)
@@ -87,18 +88,18 @@ def world(client: MongoClient[Document], uri: str, aws: FakeCloudWatch, folder: 
 def check_env(mongod: Any, fake_cloudwatch: FakeCloudWatch, tmp_path: Path) -> Iterator[CheckEnv]:  # noqa: ANN401
     """Without authentication."""
     with MongoClient[Document](mongod.uri) as client:
-        yield from world(client, mongod.uri, fake_cloudwatch, tmp_path)
+        yield from new_check_env(client, mongod.uri, fake_cloudwatch, tmp_path)
 
 
 @pytest.fixture
-def secured(mongo_auth: AuthMongod, fake_cloudwatch: FakeCloudWatch, tmp_path: Path) -> Iterator[CheckEnv]:
+def auth_check_env(mongo_auth: AuthMongod, fake_cloudwatch: FakeCloudWatch, tmp_path: Path) -> Iterator[CheckEnv]:
     """With authentication; the administrator's client is the test's own."""
     with MongoClient[Document](mongo_auth.root_uri) as client:
-        yield from world(client, mongo_auth.mongod.uri, fake_cloudwatch, tmp_path)
+        yield from new_check_env(client, mongo_auth.mongod.uri, fake_cloudwatch, tmp_path)
 
 
 async def rows(settings: Settings) -> dict[str, CheckResult]:
-    return {finding.what: finding for finding in await examine(settings)}
+    return {result.check: result for result in await examine(settings)}
 
 
 async def checked(settings: Settings) -> tuple[int, str]:
@@ -107,27 +108,27 @@ async def checked(settings: Settings) -> tuple[int, str]:
 
 
 def results(found: dict[str, CheckResult]) -> dict[str, str]:
-    return {what: finding.result for what, finding in found.items()}
+    return {check: result.status for check, result in found.items()}
 
 
-# -- all is fine -------------------------------------------------------------------------------------------------------
+# -- no fault --------------------------------------------------------------------------------------------------------
 
 
-async def test_a_newcomer_with_the_least_role_sees_only_ok_and_nothing_has_changed(
-    secured: CheckEnv, mongo_auth: AuthMongod
+async def test_the_least_role_on_an_empty_database_passes_every_check_and_nothing_changes(
+    auth_check_env: CheckEnv, mongo_auth: AuthMongod
 ) -> None:
-    secured.add_workers(aggregate(1), aggregate(2), aggregate(3, VIRGINIA))
-    settings = secured.settings(mongo_auth.exporter_uri(secured.database.name))
-    before = secured.state()
+    auth_check_env.add_workers(worker_document(1), worker_document(2), worker_document(3, VIRGINIA))
+    settings = auth_check_env.settings(mongo_auth.exporter_uri(auth_check_env.database.name))
+    before = auth_check_env.state()
 
     status, text = await checked(settings)
 
     assert status == 0, text
-    assert secured.state() == before
+    assert auth_check_env.state() == before
     assert [line.split()[0] for line in text.splitlines()[:-1]] == ["ok"] * 14
     assert text.splitlines()[-1] == "The exporter would work."
     assert "exporter@" in text
-    assert "has all privileges of the least role" in text
+    assert "has every privilege of the least role" in text
     assert "worker_metrics_timeseries will be created (period 5m, retention 30d)" in text
     assert "3 workers (3 running)" in text
     assert "2 of 2 running workers among them" in text
@@ -135,7 +136,7 @@ async def test_a_newcomer_with_the_least_role_sees_only_ok_and_nothing_has_chang
 
 
 async def test_aws_bills_one_metric_a_region_and_the_table_says_so(check_env: CheckEnv) -> None:
-    check_env.add_workers(aggregate(1), aggregate(2), aggregate(3, VIRGINIA))
+    check_env.add_workers(worker_document(1), worker_document(2), worker_document(3, VIRGINIA))
     found = await rows(check_env.settings())
     assert check_env.aws.counters()["metrics_billed"] == {IRELAND: 1, VIRGINIA: 1}
     assert check_env.aws.calls == {"GetCallerIdentity": 2, "GetMetricData": 2, "ListMetrics": 2}
@@ -144,14 +145,14 @@ async def test_aws_bills_one_metric_a_region_and_the_table_says_so(check_env: Ch
     )
 
 
-async def test_an_existing_history_and_its_writer_are_described_and_left_alone(check_env: CheckEnv) -> None:
-    check_env.add_workers(aggregate(1))
+async def test_an_existing_history_and_its_writer_are_described_and_not_changed(check_env: CheckEnv) -> None:
+    check_env.add_workers(worker_document(1))
     settings = check_env.settings()
     client, database = connect(settings)
     async with client:
         await repository(settings, database, "worker_metrics_timeseries").ensure_collection()
         free = await rows(settings)
-        assert await Lease(database, owner="somebody@elsewhere").acquire_or_renew()
+        assert await Lease(database, owner="another-exporter@host").acquire_or_renew()
     before = check_env.state()
 
     found = await rows(settings)
@@ -159,12 +160,12 @@ async def test_an_existing_history_and_its_writer_are_described_and_left_alone(c
     assert check_env.state() == before
     assert free["lease"] == CheckResult("lease", "ok", "free: the next exporter to start writes the history")
     assert found["history"].text.endswith("is a time-series collection of 5m; it keeps samples for 30d")
-    assert found["lease"].result == "ok"
-    assert found["lease"].text.startswith("somebody@elsewhere writes the history (its lease ends 20")
-    assert found["privileges"].text == "authentication is off: every client has every privilege"
+    assert found["lease"].status == "ok"
+    assert found["lease"].text.startswith("another-exporter@host writes the history (its lease ends 20")
+    assert found["privileges"].text == "authentication is off: every client may do everything on this MongoDB"
 
 
-async def test_a_replica_set_is_called_one(mongo_rs: Any, fake_cloudwatch: FakeCloudWatch, tmp_path: Path) -> None:  # noqa: ANN401
+async def test_a_replica_set_is_named_as_such(mongo_rs: Any, fake_cloudwatch: FakeCloudWatch, tmp_path: Path) -> None:  # noqa: ANN401
     settings = Settings.model_validate({"mongodb": {"uri": mongo_rs.uri}, "data_dir": tmp_path})
     assert "replica set rs0 of 1" in (await rows(settings))["MongoDB"].text
 
@@ -172,11 +173,11 @@ async def test_a_replica_set_is_called_one(mongo_rs: Any, fake_cloudwatch: FakeC
 # -- MongoDB -----------------------------------------------------------------------------------------------------------
 
 
-async def test_a_wrong_password_fails_the_check_without_being_shown(secured: CheckEnv, mongo_auth: AuthMongod) -> None:
-    mongo_auth.exporter_uri(secured.database.name)
-    uri = mongo_auth.uri("exporter", "wr0ng-s3cret", secured.database.name)
+async def test_a_wrong_password_fails_the_check_and_is_not_shown(auth_check_env: CheckEnv, mongo_auth: AuthMongod) -> None:
+    mongo_auth.exporter_uri(auth_check_env.database.name)
+    uri = mongo_auth.uri("exporter", "wr0ng-s3cret", auth_check_env.database.name)
 
-    status, text = await checked(secured.settings(uri))
+    status, text = await checked(auth_check_env.settings(uri))
 
     assert status == 1
     assert "MongoDB refuses the credentials" in text
@@ -189,10 +190,10 @@ async def test_a_wrong_password_fails_the_check_without_being_shown(secured: Che
     assert text.splitlines()[-1] == "1 of 12 checks failed."
 
 
-async def test_a_server_with_authentication_wants_a_user(secured: CheckEnv) -> None:
-    found = await rows(secured.settings())
-    assert found["MongoDB"].result == "ok"
-    assert found["workers"].result == "FAIL"
+async def test_a_server_with_authentication_requires_a_user(auth_check_env: CheckEnv) -> None:
+    found = await rows(auth_check_env.settings())
+    assert found["MongoDB"].status == "ok"
+    assert found["workers"].status == "FAIL"
     assert found["privileges"] == CheckResult(
         "privileges", "FAIL", "mongodb.uri names no user, but MongoDB requires one; put user, password and authSource into it"
     )
@@ -208,106 +209,177 @@ async def test_a_server_with_authentication_wants_a_user(secured: CheckEnv) -> N
     ],
 )
 async def test_a_missing_privilege_fails_the_check_and_is_named(
-    secured: CheckEnv, mongo_auth: AuthMongod, collection: str, action: str
+    auth_check_env: CheckEnv, mongo_auth: AuthMongod, collection: str, action: str
 ) -> None:
-    secured.add_workers(aggregate(1))
-    name = secured.database.name
+    auth_check_env.add_workers(worker_document(1))
+    name = auth_check_env.database.name
     role = least_role(name)
     for privilege in role:
         if privilege["resource"]["collection"] == collection:
             privilege["actions"].remove(action)
 
-    found = await rows(secured.settings(mongo_auth.user(name, role)))
+    found = await rows(auth_check_env.settings(mongo_auth.user(name, role)))
 
-    lacks = f"exporter@{name} lacks {action} on {name}.{collection}; grant it the least role that README.md shows"
+    lacks = (
+        f"MongoDB does not allow this user `{action}` on {name}.{collection}; grant it the least role that README.md shows "
+        f"(the user is exporter@{name})"
+    )
     assert found["privileges"] == CheckResult("privileges", "FAIL", lacks)
-    assert [what for what, finding in found.items() if finding.result == "FAIL"] == ["privileges"]
+    assert [check for check, result in found.items() if result.status == "FAIL"] == ["privileges"]
 
 
-async def test_who_may_not_read_the_workers_is_told_and_the_rest_is_checked(secured: CheckEnv, mongo_auth: AuthMongod) -> None:
-    name = secured.database.name
+async def test_without_the_privilege_to_read_the_workers_the_rest_is_checked(
+    auth_check_env: CheckEnv, mongo_auth: AuthMongod
+) -> None:
+    name = auth_check_env.database.name
     role = [privilege for privilege in least_role(name) if privilege["resource"]["collection"] != "workers"]
-    found = await rows(secured.settings(mongo_auth.user(name, role)))
+    found = await rows(auth_check_env.settings(mongo_auth.user(name, role)))
     assert found["workers"].text == (
         f"MongoDB does not allow this user `find` on {name}.workers; grant it the least role that README.md shows"
     )
-    assert f"find on {name}.workers" in found["privileges"].text
-    assert found["history"].result == "ok"
-    assert found["CloudWatch CPU"].result == "skipped"
+    assert f"`find` on {name}.workers" in found["privileges"].text
+    assert found["history"].status == "ok"
+    assert found["CloudWatch CPU"].status == "skipped"
 
 
-async def test_the_built_in_roles_are_understood(secured: CheckEnv, mongo_auth: AuthMongod) -> None:
+async def test_the_built_in_roles_are_understood(auth_check_env: CheckEnv, mongo_auth: AuthMongod) -> None:
     """readWrite lacks collMod, which only a change of the retention needs; root lacks nothing."""
-    secured.add_workers(aggregate(1))
-    name = secured.database.name
-    secured.database.command("createUser", "rw", pwd="rw", roles=["readWrite"])
+    auth_check_env.add_workers(worker_document(1))
+    name = auth_check_env.database.name
+    auth_check_env.database.command("createUser", "rw", pwd="rw", roles=["readWrite"])
     for user, result in {"rw": "warn", "root": "ok"}.items():
         uri = mongo_auth.uri(user, user, name) + f"&authSource={'admin' if user == 'root' else name}"
-        found = await rows(secured.settings(uri))
-        assert found["privileges"].result == result, found["privileges"]
-    lacking = await rows(secured.settings(mongo_auth.uri("rw", "rw", name)))
-    assert f"rw@{name} lacks collMod on {name}.worker_metrics_timeseries: serve works without" in lacking["privileges"].text
+        found = await rows(auth_check_env.settings(uri))
+        assert found["privileges"].status == result, found["privileges"]
+    lacking = await rows(auth_check_env.settings(mongo_auth.uri("rw", "rw", name)))
+    assert f"rw@{name} lacks `collMod` on {name}.worker_metrics_timeseries: serve works without" in lacking["privileges"].text
 
 
-async def test_collmod_is_needed_once_the_retention_is_to_be_lengthened(secured: CheckEnv, mongo_auth: AuthMongod) -> None:
-    secured.add_workers(aggregate(1))
-    secured.database.create_collection("worker_metrics_timeseries", timeseries=TIMESERIES, expireAfterSeconds=86400)
-    secured.database.command("createUser", "rw", pwd="rw", roles=["readWrite"])
-    uri = mongo_auth.uri("rw", "rw", secured.database.name)
-    found = await rows(secured.settings(uri, mongodb={"retention": "60d"}))
+async def test_collmod_is_required_when_the_retention_will_be_lengthened(
+    auth_check_env: CheckEnv, mongo_auth: AuthMongod
+) -> None:
+    auth_check_env.add_workers(worker_document(1))
+    auth_check_env.database.create_collection("worker_metrics_timeseries", timeseries=TIMESERIES, expireAfterSeconds=86400)
+    auth_check_env.database.command("createUser", "rw", pwd="rw", roles=["readWrite"])
+    uri = mongo_auth.uri("rw", "rw", auth_check_env.database.name)
+    found = await rows(auth_check_env.settings(uri, mongodb={"retention": "60d"}))
     assert found["history"].text.endswith("it keeps samples for 1d, which will be lengthened to 60d")
-    assert found["privileges"].result == "FAIL"
+    assert found["privileges"].status == "FAIL"
 
 
-@pytest.mark.parametrize("fault", ["normal collection", "other fields", "other period", "other schema"])
-async def test_a_history_that_serve_would_refuse_is_refused_in_the_same_words(check_env: CheckEnv, fault: str) -> None:
-    check_env.add_workers(aggregate(1))
-    settings = check_env.settings()
-    if fault == "normal collection":
-        check_env.database["worker_metrics_timeseries"].insert_one({})
-    elif fault == "other fields":
-        check_env.database.create_collection("worker_metrics_timeseries", timeseries={"timeField": "at"})
-    elif fault == "other schema":
-        check_env.database[STATE].insert_one({"_id": "history:worker_metrics_timeseries", "schema": 2, "period": 300})
-    else:
-        client, database = connect(settings)
-        async with client:
-            minutes = check_env.settings(period="1m")
-            await repository(minutes, database, "worker_metrics_timeseries").ensure_collection()
+@pytest.mark.parametrize(
+    ("collection", "action"),
+    [
+        ("", "listCollections"),
+        ("cml_exporter_state", "find"),
+        ("cml_exporter_state", "update"),
+        ("worker_metrics_timeseries", "createIndex"),
+    ],
+)
+async def test_a_missing_privilege_is_refused_in_the_words_of_serve(
+    auth_check_env: CheckEnv, mongo_auth: AuthMongod, collection: str, action: str
+) -> None:
+    name = auth_check_env.database.name
+    role = least_role(name)
+    for privilege in role:
+        if privilege["resource"]["collection"] == collection:
+            privilege["actions"].remove(action)
+    role = [privilege for privilege in role if privilege["actions"]]
+    settings = auth_check_env.settings(mongo_auth.user(name, role))
+    before = auth_check_env.state()
 
-    status, text = await checked(settings)
+    found = await rows(settings)
 
+    assert auth_check_env.state() == before
+    words = await refusal_of_serve(settings)
+    assert f"`{action}` on {name}." in words
+    failed = [result.text for result in found.values() if result.status == "FAIL"]
+    assert any(text.startswith(words) for text in failed), failed
+
+
+async def refusal_of_serve(settings: Settings) -> str:
+    """Return the sentence with which `serve` refuses the history."""
     client, database = connect(settings)
     async with client:
         with pytest.raises(IncompatibleStoreError) as refusal:
             await repository(settings, database, "worker_metrics_timeseries").ensure_collection()
+    return str(refusal.value)
+
+
+async def spoil(check_env: CheckEnv, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bring the history into a state that `serve` refuses."""
+    name = "worker_metrics_timeseries"
+    match fault:
+        case "normal collection":
+            check_env.database[name].insert_one({})
+        case "view":
+            check_env.database.create_collection(name, viewOn="workers", pipeline=[])
+        case "other fields":
+            check_env.database.create_collection(name, timeseries={"timeField": "at"})
+        case "other period":
+            client, database = connect(check_env.settings())
+            async with client:
+                await repository(check_env.settings(period="1m"), database, name).ensure_collection()
+        case "other schema":
+            check_env.database["cml_exporter_state"].insert_one({"_id": f"history:{name}", "schema": 2, "period": 300})
+        case "old server":
+            monkeypatch.setattr(collection, "MIN_WIRE_VERSION", 99)
+
+
+@pytest.mark.parametrize("fault", ["normal collection", "view", "other fields", "other period", "other schema", "old server"])
+async def test_a_history_that_serve_would_refuse_is_refused_in_the_same_words(
+    check_env: CheckEnv, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_env.add_workers(worker_document(1))
+    settings = check_env.settings()
+    await spoil(check_env, fault, monkeypatch)
+    before = check_env.state()
+
+    status, text = await checked(settings)
+
+    assert check_env.state() == before
     assert status == 1
-    assert re.search(rf"^FAIL +history +{re.escape(str(refusal.value))}$", text, re.MULTILINE), text
+    assert re.search(rf"^FAIL +history +{re.escape(await refusal_of_serve(settings))}$", text, re.MULTILINE), text
     assert text.splitlines()[-1] == "1 of 12 checks failed."
 
 
+async def test_another_granularity_is_a_warning_in_the_words_of_serve(check_env: CheckEnv) -> None:
+    check_env.add_workers(worker_document(1))
+    hours = TIMESERIES | {"granularity": "hours"}
+    check_env.database.create_collection("worker_metrics_timeseries", timeseries=hours, expireAfterSeconds=86400 * 30)
+    settings = check_env.settings()
+    found = (await rows(settings))["history"]
+    client, database = connect(settings)
+    async with client:
+        history = repository(settings, database, "worker_metrics_timeseries").collection
+        await history.ensure()
+    assert found.status == "warn"
+    assert history.notices
+    assert found.text.endswith(history.notices[0])
+
+
 async def test_a_shorter_retention_is_a_warning(check_env: CheckEnv) -> None:
-    check_env.add_workers(aggregate(1))
+    check_env.add_workers(worker_document(1))
     check_env.database.create_collection("worker_metrics_timeseries", timeseries=TIMESERIES, expireAfterSeconds=86400 * 90)
     found = await rows(check_env.settings(mongodb={"retention": "30d"}))
-    assert found["history"].result == "warn"
+    assert found["history"].status == "warn"
     assert found["history"].text.endswith("to shorten it, run: cml-worker-exporter retention --set 30d --yes")
-    assert (await rows(check_env.settings()))["history"].result == "ok"
+    assert (await rows(check_env.settings()))["history"].status == "ok"
 
 
 async def test_clocks_that_differ_fail_the_check(check_env: CheckEnv) -> None:
-    check_env.add_workers(aggregate(1))
-    found = {each.what: each for each in await examine(check_env.settings(), lambda: time.time() + timedelta(hours=1).seconds)}
-    assert found["MongoDB clock"].result == "FAIL"
+    check_env.add_workers(worker_document(1))
+    found = {each.check: each for each in await examine(check_env.settings(), lambda: time.time() + timedelta(hours=1).seconds)}
+    assert found["MongoDB clock"].status == "FAIL"
     assert "set both clocks (NTP), they may differ by 5m" in found["MongoDB clock"].text
     assert "set this machine's clock (NTP)" in found[f"CloudWatch CPU, {IRELAND}"].text
 
 
-async def test_malformed_aggregates_are_counted_with_their_reasons(check_env: CheckEnv) -> None:
-    check_env.add_workers(aggregate(1, cpu_utilization="lots"))
+async def test_malformed_worker_documents_are_counted_with_their_reasons(check_env: CheckEnv) -> None:
+    check_env.add_workers(worker_document(1, cpu_utilization="lots"))
     check_env.database["workers"].insert_many([{"_id": "lost"}, {"_id": "", "aws_region": IRELAND}])
     found = await rows(check_env.settings())
-    assert found["workers"].result == "warn"
+    assert found["workers"].status == "warn"
     assert "1 worker (1 running); 2 worker documents left out: no_id 1, no_region 1; " in found["workers"].text
     assert "'lost' has no region and is left out" in found["workers"].text
     assert "'lots'" in found["workers"].text
@@ -316,8 +388,8 @@ async def test_malformed_aggregates_are_counted_with_their_reasons(check_env: Ch
 # -- AWS ---------------------------------------------------------------------------------------------------------------
 
 
-async def test_an_expired_token_is_said_once_with_the_way_out(check_env: CheckEnv) -> None:
-    check_env.add_workers(aggregate(1))
+async def test_an_expired_token_is_reported_once_with_its_remedy(check_env: CheckEnv) -> None:
+    check_env.add_workers(worker_document(1))
     check_env.aws.fault("*", "expired_token", 100)
     status, text = await checked(check_env.settings())
     assert status == 1
@@ -327,16 +399,16 @@ async def test_an_expired_token_is_said_once_with_the_way_out(check_env: CheckEn
 
 
 async def test_denied_list_metrics_fails_only_the_memory(check_env: CheckEnv) -> None:
-    check_env.add_workers(aggregate(1))
+    check_env.add_workers(worker_document(1))
     check_env.aws.fault("ListMetrics", "access_denied", 100)
     found = await rows(check_env.settings())
-    assert [what for what, finding in found.items() if finding.result == "FAIL"] == [f"CloudWatch memory, {IRELAND}"]
+    assert [check for check, result in found.items() if result.status == "FAIL"] == [f"CloudWatch memory, {IRELAND}"]
     assert "cloudwatch:ListMetrics is not allowed" in found[f"CloudWatch memory, {IRELAND}"].text
     assert "allow this action in the IAM policy of the exporter" in found[f"CloudWatch memory, {IRELAND}"].text
 
 
 async def test_without_sts_the_exporter_still_works(check_env: CheckEnv) -> None:
-    check_env.add_workers(aggregate(1))
+    check_env.add_workers(worker_document(1))
     check_env.aws.fault("GetCallerIdentity", "access_denied", 100)
     status, text = await checked(check_env.settings())
     assert status == 0
@@ -344,15 +416,15 @@ async def test_without_sts_the_exporter_still_works(check_env: CheckEnv) -> None
 
 
 async def test_a_region_that_does_not_exist_fails_beside_one_that_does(check_env: CheckEnv) -> None:
-    check_env.add_workers(aggregate(1), aggregate(2, "EU (Ireland)"))
+    check_env.add_workers(worker_document(1), worker_document(2, "EU (Ireland)"))
     status, text = await checked(check_env.settings())
     assert status == 1
     assert "'EU (Ireland)' is not a region; correct the region of the workers that name it" in text
     assert re.search(r"^ok +CloudWatch CPU, eu-west-1 ", text, re.MULTILINE)
 
 
-async def test_an_endpoint_nobody_listens_on_is_named(check_env: CheckEnv) -> None:
-    check_env.add_workers(aggregate(1))
+async def test_an_endpoint_that_refuses_connections_is_named(check_env: CheckEnv) -> None:
+    check_env.add_workers(worker_document(1))
     url = f"http://127.0.0.1:{free_port()}"
     found = await rows(check_env.settings(cloudwatch={"endpoint_url": url}))
     assert results(found)[f"AWS identity, {IRELAND}"] == "FAIL"
@@ -361,50 +433,52 @@ async def test_an_endpoint_nobody_listens_on_is_named(check_env: CheckEnv) -> No
 
 
 async def test_running_workers_without_an_agent_are_named(check_env: CheckEnv) -> None:
-    check_env.add_workers(aggregate(1), aggregate(2), aggregate(3, status="stopped"))
+    check_env.add_workers(worker_document(1), worker_document(2), worker_document(3, status="stopped"))
     for k in (2, 3):
         check_env.aws.change(instance_id(k), memory=())
     found = (await rows(check_env.settings()))[f"CloudWatch memory, {IRELAND}"]
-    assert found.result == "warn"
+    assert found.status == "warn"
     assert "1 of 2 running workers among them; no memory for lab-2 (" in found.text
     assert "lab-3" not in found.text
 
 
 async def test_a_running_worker_cloudwatch_does_not_know_is_a_warning(check_env: CheckEnv) -> None:
-    check_env.database["workers"].insert_one(aggregate(1))
+    check_env.database["workers"].insert_one(worker_document(1))
     found = (await rows(check_env.settings()))[f"CloudWatch CPU, {IRELAND}"]
-    assert found.result == "warn"
+    assert found.status == "warn"
     assert f"lab-1 ({instance_id(1)}) is running and has no datapoint in the last 30m" in found.text
 
 
-async def test_without_workers_cloudwatch_is_not_asked_and_that_is_said(check_env: CheckEnv) -> None:
+async def test_without_workers_cloudwatch_is_not_queried_and_the_table_says_so(check_env: CheckEnv) -> None:
     status, text = await checked(check_env.settings())
     assert status == 0
-    assert re.search(r"^warn +workers .*holds no worker document; correct mongodb\.uri", text, re.MULTILINE)
+    assert re.search(r"^warn +workers .*holds no worker document; check the database in mongodb\.uri", text, re.MULTILINE)
     assert text.count("not queried: without workers no region is known") == 3
     assert check_env.aws.calls == {}
 
 
-async def test_with_cloudwatch_disabled_aws_is_left_alone(check_env: CheckEnv) -> None:
-    check_env.add_workers(aggregate(1))
+async def test_with_cloudwatch_disabled_aws_is_not_called(check_env: CheckEnv) -> None:
+    check_env.add_workers(worker_document(1))
     found = await rows(check_env.settings(cloudwatch={"enabled": False}))
-    assert [found[what].result for what in ("AWS identity", "CloudWatch CPU", "CloudWatch memory")] == ["skipped"] * 3
+    assert [found[check].status for check in ("AWS identity", "CloudWatch CPU", "CloudWatch memory")] == ["skipped"] * 3
     assert check_env.aws.calls == {}
 
 
-async def test_without_a_history_only_reading_is_needed(secured: CheckEnv, mongo_auth: AuthMongod) -> None:
-    secured.add_workers(aggregate(1))
-    name = secured.database.name
+async def test_without_a_history_only_the_privilege_to_read_is_required(
+    auth_check_env: CheckEnv, mongo_auth: AuthMongod
+) -> None:
+    auth_check_env.add_workers(worker_document(1))
+    name = auth_check_env.database.name
     uri = mongo_auth.user(name, [{"resource": {"db": name, "collection": "workers"}, "actions": ["find"]}])
-    found = await rows(secured.settings(uri, mongodb={"history": None}))
-    assert [found[what].result for what in ("history", "privileges", "lease")] == ["skipped", "ok", "skipped"]
+    found = await rows(auth_check_env.settings(uri, mongodb={"history": None}))
+    assert [found[check].status for check in ("history", "privileges", "lease")] == ["skipped", "ok", "skipped"]
 
 
 # -- this machine ------------------------------------------------------------------------------------------------------
 
 
 async def test_a_folder_held_by_a_running_exporter_is_a_warning(check_env: CheckEnv) -> None:
-    check_env.add_workers(aggregate(1))
+    check_env.add_workers(worker_document(1))
     settings = check_env.settings()
     outbox = Outbox(settings.data_dir, settings.period)
     try:
@@ -413,7 +487,7 @@ async def test_a_folder_held_by_a_running_exporter_is_a_warning(check_env: Check
         outbox.close()
     assert status == 0
     assert re.search(r"^warn +data folder +an exporter is running here \(process id \d+\)", text, re.MULTILINE)
-    assert (await rows(settings))["data folder"].text == f"{settings.data_dir} can be written, and no exporter runs in it"
+    assert (await rows(settings))["data folder"].text == f"{settings.data_dir} can be written, no exporter holds it"
 
 
 async def test_an_outbox_of_another_period_fails_the_check(check_env: CheckEnv) -> None:
@@ -432,25 +506,25 @@ async def test_a_damaged_outbox_fails_the_check(check_env: CheckEnv) -> None:
     settings.data_dir.mkdir()
     (settings.data_dir / "outbox.db").write_text("this is no database at all, just words" * 100)
     found = (await rows(settings))["data folder"]
-    assert found.result == "FAIL"
-    assert "move it away: what it held is read from CloudWatch anew" in found.text
+    assert found.status == "FAIL"
+    assert "move it away: its samples are then queried from CloudWatch again" in found.text
 
 
 async def test_a_file_in_place_of_the_folder_fails_the_check(check_env: CheckEnv, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     found = (await rows(check_env.settings(data_dir=tmp_path / "file" / "data")))["data folder"]
-    assert found.result == "FAIL"
+    assert found.status == "FAIL"
     assert found.text == f"data_dir: {tmp_path / 'file'} is not a folder; move it away or set another data_dir"
 
 
 async def test_a_taken_port_fails_the_check(check_env: CheckEnv) -> None:
     address = check_env.aws.url.removeprefix("http://")
     found = (await rows(check_env.settings(web={"listen_address": [address]})))["web server"]
-    assert found.result == "FAIL"
+    assert found.status == "FAIL"
     assert f"cannot listen on {address}" in found.text
 
 
-# -- words and paper ---------------------------------------------------------------------------------------------------
+# -- layout -----------------------------------------------------------------------------------------------------------
 
 
 class Terminal(io.StringIO):
@@ -461,19 +535,19 @@ class Terminal(io.StringIO):
 async def test_a_narrow_terminal_wraps_and_loses_no_character(check_env: CheckEnv, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "44")
     monkeypatch.setenv("TERM", "xterm")
-    check_env.add_workers(aggregate(1))
+    check_env.add_workers(worker_document(1))
     out = Terminal()
     assert await run(check_env.settings(), out) == 0
     lines = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", out.getvalue()).splitlines()
     assert max(map(len, lines)) <= 44
     found = "".join(line.split("│")[3].strip() for line in lines if line.count("│") == 4)
-    for finding in await examine(check_env.settings()):
-        if finding.what in ("workers", "history", "AWS identity"):
-            assert finding.text.replace(" ", "") in found.replace(" ", "")
+    for result in await examine(check_env.settings()):
+        if result.check in ("workers", "history", "AWS identity"):
+            assert result.text.replace(" ", "") in found.replace(" ", "")
 
 
-async def test_a_foreign_name_cannot_play_with_the_terminal(check_env: CheckEnv) -> None:
-    check_env.add_workers(aggregate(1, name="\x1b[2Jlab\nFAIL everything"))
+async def test_a_workers_name_cannot_send_control_characters_to_the_terminal(check_env: CheckEnv) -> None:
+    check_env.add_workers(worker_document(1, name="\x1b[2Jlab\nFAIL everything"))
     _, text = await checked(check_env.settings())
     assert "\x1b" not in text
     assert "\nFAIL everything" not in text

@@ -1,4 +1,4 @@
-"""`purge`: what it says, what it deletes, and what it refuses."""
+"""`purge`: what it prints, deletes and refuses."""
 
 import io
 import os
@@ -27,7 +27,7 @@ from tests.helpers.exporter_process import COMMAND
 
 NAME = "worker_metrics_timeseries"
 NOW = align(int(time.time()), 300)
-ODD = 'a/b%20 "é"\\π'
+UNUSUAL_ID = 'a/b%20 "é"\\π'
 LISTED, RECENT = "listed", "recent"
 
 
@@ -48,23 +48,23 @@ class Store:
         prompt: Callable[[str], str] | None = None,
         wait: float = 5,
     ) -> tuple[int, str]:
-        """Run it and return its exit status and what it said."""
+        """Run the command and return its exit status and what it printed."""
         out = io.StringIO()
         settings = Settings.model_validate({"mongodb": {"uri": self.uri}})
-        status = await purge.run(settings, worker_ids, yes=yes, even_if_listed=even, prompt=prompt, out=out, wait_seconds=wait)
+        status = await purge.run(settings, worker_ids, yes=yes, even_if_listed=even, prompt=prompt, out=out, patience=wait)
         return status, out.getvalue()
 
     async def stored(self, worker_id: str) -> tuple[int, int]:
-        """How many samples and inventory entries there are of a worker."""
+        """Return how many samples and inventory entries there are of a worker."""
         samples = await self.database[NAME].count_documents({"worker_id": worker_id})
         return samples, await self.database[INVENTORY].count_documents({"_id": worker_id})
 
 
 async def fill(database: Database) -> None:
-    """Twelve samples each of two that left days ago, one the inventory forgot, one seen an hour ago, and one that is listed."""
+    """Store twelve samples each of two workers that left days ago, one without an entry, one seen an hour ago, one listed."""
     history = WorkerMetricsRepository(database, collection=NAME, period=300, retention=30 * DAY, apply_retention=False)
     await history.ensure_collection()
-    for worker_id in ("w1", ODD, "bare", RECENT, LISTED):
+    for worker_id in ("w1", UNUSUAL_ID, "bare", RECENT, LISTED):
         await history.add_samples(
             [
                 WorkerMetricsSample(worker_id, "eu-west-1", to_datetime(NOW - 5 * DAY + 300 * n), cpu_utilization=1.0)
@@ -72,7 +72,7 @@ async def fill(database: Database) -> None:
             ]
         )
     inventory = Inventory(database)
-    await inventory.record(Fleet(NOW - 4 * DAY, (worker("w1", "lab one"), worker(ODD), worker("empty"))))
+    await inventory.record(Fleet(NOW - 4 * DAY, (worker("w1", "lab one"), worker(UNUSUAL_ID), worker("empty"))))
     await inventory.record(Fleet(NOW - 3600, (worker(RECENT), worker(LISTED))))
     await database["workers"].insert_one({"id": LISTED, "aws_region": "eu-west-1", "status": "terminated"})
 
@@ -86,10 +86,10 @@ async def store(mongod: Mongod, database: Database) -> Store:
 # -- what is deleted ---------------------------------------------------------------------------------------------------
 
 
-async def test_samples_and_inventory_entry_go_and_everybody_elses_stay(store: Store) -> None:
-    status, said = await store.purge("w1")
+async def test_samples_and_inventory_entry_are_deleted_and_those_of_other_workers_stay(store: Store) -> None:
+    status, printed = await store.purge("w1")
     first, last = rfc3339(NOW - 5 * DAY), rfc3339(NOW - 5 * DAY + 11 * 300)
-    assert said == (
+    assert printed == (
         f"To be deleted from {store.database.name}.{NAME} and {store.database.name}.{INVENTORY}, permanently:\n"
         f"  w1 (lab one): 12 samples, the first of {first}, the last of {last}, "
         "and its inventory entry (name, status, instances)\n"
@@ -97,33 +97,33 @@ async def test_samples_and_inventory_entry_go_and_everybody_elses_stay(store: St
     )
     assert status == 0
     assert await store.stored("w1") == (0, 0)
-    for other in (ODD, RECENT, LISTED):
+    for other in (UNUSUAL_ID, RECENT, LISTED):
         assert await store.stored(other) == (12, 1)
 
 
-async def test_several_at_once_with_any_id_and_with_half_of_what_there_may_be(store: Store) -> None:
-    status, said = await store.purge(ODD, "bare", "empty", ODD)
+async def test_several_workers_with_any_id_and_with_only_samples_or_only_an_entry(store: Store) -> None:
+    status, printed = await store.purge(UNUSUAL_ID, "bare", "empty", UNUSUAL_ID)
     assert status == 0
-    assert said.splitlines()[-3:] == [
-        f"Deleted 12 samples of {ODD} and its inventory entry.",
+    assert printed.splitlines()[-3:] == [
+        f"Deleted 12 samples of {UNUSUAL_ID} and its inventory entry.",
         "Deleted 12 samples of bare.",
         "Deleted 0 samples of empty and its inventory entry.",
     ]
-    for worker_id in (ODD, "bare", "empty"):
+    for worker_id in (UNUSUAL_ID, "bare", "empty"):
         assert await store.stored(worker_id) == (0, 0)
 
 
-async def test_without_yes_or_a_terminal_it_only_says_what_it_would_do(store: Store) -> None:
-    status, said = await store.purge("w1", yes=False)
-    assert (status, said.splitlines()[-1]) == (1, "Nothing was deleted. Use --yes to delete without a terminal.")
+async def test_without_yes_or_a_terminal_it_only_prints_what_it_would_delete(store: Store) -> None:
+    status, printed = await store.purge("w1", yes=False)
+    assert (status, printed.splitlines()[-1]) == (1, "Nothing was deleted. Use --yes to do it.")
     assert await store.stored("w1") == (12, 1)
 
 
 @pytest.mark.parametrize("answers", [["W1"], ["y"], [""], ["w1", "no"]])
 async def test_unless_every_id_is_typed_nothing_is_deleted(store: Store, answers: Sequence[str]) -> None:
     left = list(answers)
-    status, said = await store.purge("w1", "bare", yes=False, prompt=lambda _: left.pop(0))
-    assert (status, said.splitlines()[-1], left) == (1, "Nothing was deleted.", [])
+    status, printed = await store.purge("w1", "bare", yes=False, prompt=lambda _: left.pop(0))
+    assert (status, printed.splitlines()[-1], left) == (1, "Nothing was deleted.", [])
     assert await store.stored("w1") == (12, 1)
     assert await store.stored("bare") == (12, 0)
 
@@ -131,9 +131,9 @@ async def test_unless_every_id_is_typed_nothing_is_deleted(store: Store, answers
 def test_at_a_terminal_the_id_must_be_typed(store: Store) -> None:
     master, slave = pty.openpty()
     try:
-        os.write(master, f"{ODD}\n".encode())
+        os.write(master, f"{UNUSUAL_ID}\n".encode())
         done = subprocess.run(
-            [*COMMAND, "purge", "--mongodb.uri", store.uri, "--worker", ODD],
+            [*COMMAND, "purge", "--mongodb.uri", store.uri, "--worker", UNUSUAL_ID],
             stdin=slave,
             capture_output=True,
             timeout=60,
@@ -143,15 +143,15 @@ def test_at_a_terminal_the_id_must_be_typed(store: Store) -> None:
         os.close(master)
         os.close(slave)
     assert (done.returncode, done.stderr) == (0, b"")
-    said = done.stdout.decode()
-    assert f"Type {ODD} to delete it, anything else to delete nothing: Deleted 12 samples of {ODD}" in said
+    printed = done.stdout.decode()
+    assert f"Type {UNUSUAL_ID} to delete it, anything else to delete nothing: Deleted 12 samples of {UNUSUAL_ID}" in printed
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------
 
 
-async def test_a_worker_nobody_knows_is_an_error_and_the_others_stay(store: Store) -> None:
-    with pytest.raises(ConfigError, match="have no 'w2', so nothing was deleted"):
+async def test_an_unknown_worker_is_an_error_and_the_others_stay(store: Store) -> None:
+    with pytest.raises(ConfigError, match="have nothing of 'w2', so nothing was deleted"):
         await store.purge("w1", "w2")
     assert await store.stored("w1") == (12, 1)
 
@@ -160,14 +160,14 @@ async def test_a_worker_that_is_listed_is_refused_whatever_its_status(store: Sto
     with pytest.raises(ConfigError) as caught:
         await store.purge("w1", LISTED)
     assert str(caught.value) == (
-        "--worker: 'listed' still has a worker document in workers (terminated), so an exporter would write further samples, "
-        "and after a restart fill up to 1d (gap_fill_window) again; remove the document first, or use --even-if-listed "
-        "to delete what is stored now"
+        "--worker: 'listed' still has a worker document in workers (terminated), so an exporter would continue to write it, "
+        "and fill up to 1d (gap_fill_window) again when it starts; remove the document first, or use --even-if-listed to "
+        "delete what is stored now"
     )
     assert await store.stored("w1") == (12, 1)
 
 
-async def test_one_seen_within_gap_fill_window_is_refused_with_the_time_to_come_back(store: Store) -> None:
+async def test_a_worker_seen_within_the_gap_fill_window_is_refused_with_the_time_to_purge_it(store: Store) -> None:
     with pytest.raises(ConfigError) as caught:
         await store.purge(RECENT)
     assert f"was last seen at {rfc3339(NOW - 3600)}, less than 1d (gap_fill_window) ago" in str(caught.value)
@@ -175,7 +175,7 @@ async def test_one_seen_within_gap_fill_window_is_refused_with_the_time_to_come_
     assert await store.stored(RECENT) == (12, 1)
 
 
-async def test_even_if_listed_deletes_both_and_a_running_exporter_writes_the_entry_of_the_listed_one_again(
+async def test_even_if_listed_deletes_both_and_a_running_exporter_writes_the_listed_workers_entry_again(
     store: Store,
 ) -> None:
     running = Inventory(store.database)
@@ -200,16 +200,16 @@ async def test_while_a_backfill_runs_nothing_is_deleted_and_afterwards_the_lease
     assert await backfill.acquire_or_renew()
 
 
-async def test_a_user_without_remove_is_told_to_get_it_and_with_it_nothing_more_is_needed(mongo_auth: AuthMongod) -> None:
+async def test_a_user_without_remove_is_told_to_grant_it_and_needs_nothing_else(mongo_auth: AuthMongod) -> None:
     name = f"test_purge_{os.getpid()}"
     async with connect(mongo_auth.root_uri) as client:
         await fill(client[name])
         less = Store(mongo_auth.exporter_uri(name), client[name])
         with pytest.raises(IncompatibleStoreError) as caught:
             await less.purge("w1")
-        said = str(caught.value)
-        assert said.startswith("MongoDB does not let this user delete (not authorized on")
-        assert f"grant it `remove` on {name}.{NAME} and {name}.{INVENTORY}, which only purge needs, see README.md" in said
+        printed = str(caught.value)
+        assert printed.startswith("MongoDB does not let this user delete (not authorized on")
+        assert f"grant it `remove` on {name}.{NAME} and {name}.{INVENTORY}, which only purge needs, see README.md" in printed
         assert await less.stored("w1") == (12, 1)
         more = [
             {"resource": {"db": name, "collection": collection}, "actions": list(actions)}

@@ -1,4 +1,4 @@
-"""`retention`: shown, lengthened, and shortened only by somebody who says yes."""
+"""`retention`: shown, lengthened, and shortened only with --yes."""
 
 import io
 import time
@@ -31,14 +31,14 @@ async def history_of_20_days(database: Database) -> WorkerMetricsRepository:
     return history
 
 
-async def test_without_set_it_only_says_what_is(mongod: Mongod, database: Database) -> None:
+async def test_without_set_it_only_prints_the_retention(mongod: Mongod, database: Database) -> None:
     await history_of_20_days(database)
     out = io.StringIO()
     assert await retention.run(settings_of(mongod, database), None, False, out) == 0
     assert out.getvalue() == f"{database.name}.{NAME} keeps samples for 30d.\n"
 
 
-async def test_a_shorter_one_says_what_it_deletes_and_needs_yes(mongod: Mongod, database: Database) -> None:
+async def test_a_shorter_one_prints_what_it_deletes_and_needs_yes(mongod: Mongod, database: Database) -> None:
     history = await history_of_20_days(database)
     out = io.StringIO()
     assert await retention.run(settings_of(mongod, database), 14 * DAY, False, out) == 1
@@ -61,18 +61,18 @@ async def test_a_setting_that_would_lengthen_it_again_is_pointed_out(mongod: Mon
         await retention.run(settings_of(mongod, database, retention="30d"), 14 * DAY, True, io.StringIO())
 
 
-async def test_it_must_reach_beyond_heal(mongod: Mongod, database: Database) -> None:
+async def test_it_must_be_longer_than_the_gap_fill_window(mongod: Mongod, database: Database) -> None:
     with pytest.raises(ConfigError, match="longer than gap_fill_window"):
         await retention.run(settings_of(mongod, database), DAY, True, io.StringIO())
 
 
-async def test_it_must_be_what_mongodb_can(mongod: Mongod, database: Database) -> None:
-    short_heal = Settings.model_validate({"mongodb": {"uri": mongod.uri}, "gap_fill_window": "2h"})
+async def test_it_must_be_within_the_limits_of_mongodb(mongod: Mongod, database: Database) -> None:
+    short_gap_fill_window = Settings.model_validate({"mongodb": {"uri": mongod.uri}, "gap_fill_window": "2h"})
     for wanted in (12 * HOUR, 300 * 365 * DAY):
         with pytest.raises(ConfigError, match="must be at least 1d, since MongoDB deletes by the day, and at most 24855d"):
-            await retention.run(short_heal, wanted, True, io.StringIO())
+            await retention.run(short_gap_fill_window, wanted, True, io.StringIO())
 
 
-async def test_without_a_history_it_says_so(mongod: Mongod, database: Database) -> None:
+async def test_without_a_history_it_is_an_error(mongod: Mongod, database: Database) -> None:
     with pytest.raises(IncompatibleStoreError, match="does not exist yet"):
         await retention.run(settings_of(mongod, database), None, False, io.StringIO())
