@@ -242,7 +242,9 @@ def _purge(options: argparse.Namespace) -> int:
     settings = _settings(options, "error")
     prompt = _confirm if sys.stdin.isatty() else None
     return asyncio.run(
-        purge.run(settings, options.workers, yes=options.yes, even_if_listed=options.even_if_listed, prompt=ask, out=sys.stdout)
+        purge.run(
+            settings, options.workers, yes=options.yes, even_if_listed=options.even_if_listed, prompt=prompt, out=sys.stdout
+        )
     )
 
 

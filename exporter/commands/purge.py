@@ -97,7 +97,7 @@ async def run(
         if not yes and not _confirmed(found, prompt, out):
             return 1
         try:
-            await _delete(found, history, inventory, database, out, wait_seconds)
+            await _delete(found, history, inventory, database, out, patience)
         except StoreError as error:
             raise _for_purge(error, history.namespace, f"{database.name}.{INVENTORY}") from error
     return 0
@@ -152,11 +152,11 @@ async def _delete(
     inventory: Inventory,
     database: Database,
     out: TextIO,
-    wait_seconds: float,
+    patience: float,
 ) -> None:
     owner = f"purge-{uuid.uuid4().hex[:12]}@{socket.gethostname()}:{os.getpid()}"
     lease = Lease(database, owner=owner, ttl=LEASE_SECONDS, name=BACKFILL)
-    deadline = time.monotonic() + wait_seconds
+    deadline = time.monotonic() + patience
     await _wait(
         lease.acquire_or_renew, deadline, "a backfill or another purge is running, so nothing was deleted; try again after it"
     )

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 
 from exporter.commands.check.finding import CheckResult, counted, first_few, shortened, skipped
 from exporter.core.budget import DOLLARS_PER_METRIC
-from exporter.core.errors import SourceError
+from exporter.core.errors import RejectedQueryError, SourceError
 from exporter.core.model import Fleet, Listing, MetricResult, Worker
 from exporter.core.periods import align, format_duration, rfc3339
 from exporter.core.settings import Settings
@@ -53,7 +53,7 @@ async def check_aws(settings: Settings, fleet: Fleet | None, wall: Callable[[], 
 
 @dataclass(frozen=True, slots=True)
 class _Report:
-    """The results of one region."""
+    """What was found in one region."""
 
     region: str
     identity: str | SourceError

@@ -1,4 +1,4 @@
-"""`cml-worker-exporter check`: validate the settings and every connection, change nothing, and print the result.
+"""`cml-worker-exporter check`: validates the settings and every connection, changes nothing, and prints what it found.
 
 Each check is a row: its name, ok / warn / FAIL / skipped, and what was found or what to do. A failed check never hides the
 others; one that depends on a failed one is skipped and says so. A problem with which `serve` still works is a warning.
@@ -116,8 +116,8 @@ def _holder(lock: Path) -> str | None:
 def _outbox_damage(path: Path, period: int) -> str | None:
     """Return why `serve` would refuse the outbox.
 
-    It is opened as immutable, because reading a WAL database creates files beside it. What a killed exporter left in the WAL
-    is not visible then, so only a database without a WAL can be called damaged.
+    It is opened as immutable, since merely reading a WAL database makes files beside it. What a killed exporter left in the WAL
+    is then not seen, so only a whole database without one can be called damaged.
     """
     if not path.exists():
         return None

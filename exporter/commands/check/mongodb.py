@@ -214,5 +214,5 @@ async def _check_lease(settings: Settings, database: Database, now: float) -> tu
     owner, expires = lease.get("owner"), to_seconds(lease.get("expires") or to_datetime(0))
     if not owner or expires <= now:
         return CheckResult(LEASE, "ok", "free: the next exporter to start writes the history"), None
-    text = f"{owner} writes the history (its lease ends {rfc3339(expires)}); further exporters expose gauges and stand by"
+    text = f"{owner} writes the history (its lease ends {rfc3339(expires)}); another exporter stands by and exposes gauges"
     return CheckResult(LEASE, "ok", text), None

@@ -15,13 +15,13 @@ from pymongo import MongoClient
 from pymongo.database import Database
 
 from exporter.commands.check.command import examine, run
-from exporter.commands.check.result import CheckResult
+from exporter.commands.check.finding import CheckResult
 from exporter.core.errors import IncompatibleStoreError
 from exporter.core.settings import Settings
 from exporter.pipeline.outbox import Outbox
 from exporter.storage import collection
 from exporter.storage.lease import Lease
-from exporter.storage.mongo import STATE, Document, connect
+from exporter.storage.mongo import Document, connect
 from exporter.storage.privileges import least_role
 from exporter.storage.repository import repository
 from tests.fixtures.mongo import AuthMongod
@@ -235,7 +235,7 @@ async def test_without_the_privilege_to_read_the_workers_the_rest_is_checked(
     role = [privilege for privilege in least_role(name) if privilege["resource"]["collection"] != "workers"]
     found = await rows(auth_check_env.settings(mongo_auth.user(name, role)))
     assert found["workers"].text == (
-        f"MongoDB does not allow this user `find` on {name}.workers; grant it the least role that README.md shows"
+        f"MongoDB does not let us read {name}.workers; grant the user of mongodb.uri the privilege find on it"
     )
     assert f"`find` on {name}.workers" in found["privileges"].text
     assert found["history"].status == "ok"
@@ -412,7 +412,7 @@ async def test_without_sts_the_exporter_still_works(check_env: CheckEnv) -> None
     check_env.aws.fault("GetCallerIdentity", "access_denied", 100)
     status, text = await checked(check_env.settings())
     assert status == 0
-    assert re.search(r"^warn +AWS identity, eu-west-1 .*CloudWatch answers", text, re.MULTILINE)
+    assert re.search(r"^warn +AWS identity, eu-west-1 .*CloudWatch itself answers", text, re.MULTILINE)
 
 
 async def test_a_region_that_does_not_exist_fails_beside_one_that_does(check_env: CheckEnv) -> None:
