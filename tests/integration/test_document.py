@@ -1,4 +1,4 @@
-"""The snippets of the customer's document, word for word, against a real MongoDB and our code."""
+"""The snippets of the customer's document, word for word, against a real MongoDB and this repository's code."""
 
 import inspect
 import textwrap
@@ -93,7 +93,7 @@ async def run_every(self, *args, **kwargs) -> None:
 
 
 def run(snippet: str, **names: object) -> dict[str, Any]:
-    """Execute a snippet with these names, its annotations as texts, and return its own."""
+    """Execute a snippet with these names, with annotations as texts, and return the names it defines."""
     space = dict(names)
     exec(compile("from __future__ import annotations\n" + textwrap.dedent(snippet), "document", "exec"), space)
     return space
@@ -101,7 +101,7 @@ def run(snippet: str, **names: object) -> dict[str, Any]:
 
 @pytest.fixture
 async def repository(database: Database) -> WorkerMetricsRepository:
-    """Ours, over the collection that the document's snippet creates."""
+    """The repository of this project, over the collection that the document's snippet creates."""
     host, port = await database.client.address or ("", 0)
     with MongoClient[dict[str, Any]](host, port) as client:
         run(COLLECTION, db=client[database.name])
@@ -112,7 +112,7 @@ async def repository(database: Database) -> WorkerMetricsRepository:
     return found
 
 
-async def test_the_documents_collection_is_taken_as_it_is(repository: WorkerMetricsRepository) -> None:
+async def test_the_documents_collection_is_used_as_it_is(repository: WorkerMetricsRepository) -> None:
     assert (repository.collection.notices, repository.collection.retention) == ((), 2592000)
 
 
@@ -135,7 +135,7 @@ def test_the_documents_repository_has_the_signatures_of_ours() -> None:
 
 
 @pytest.mark.parametrize("own", [True, False], ids=["our sample", "the document's sample"])
-async def test_the_documents_job_writes_samples_that_come_back_and_are_aggregated(
+async def test_the_documents_job_writes_samples_that_are_returned_and_aggregated(
     repository: WorkerMetricsRepository, own: bool
 ) -> None:
     theirs = run("from dataclasses import dataclass\n" + SAMPLE)["WorkerMetricsSample"]

@@ -14,7 +14,7 @@ from tests.helpers.ports import free_port
 
 
 class Clock:
-    """A monotonic clock that stands until it is moved."""
+    """A monotonic clock that changes only when the test moves it."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -24,19 +24,19 @@ class Clock:
 
 
 async def expire(database: Database) -> None:
-    """Let MongoDB's clock pass the end of the lease, without waiting for it."""
+    """Make the lease expire on MongoDB's clock, without waiting."""
     past = datetime.now(UTC) - timedelta(seconds=1)
     await database[STATE].update_one({"_id": "lease:mirror"}, {"$set": {"expires": past}})
 
 
-async def test_the_first_gets_it_and_the_second_does_not(database: Database) -> None:
+async def test_the_first_owner_acquires_it_and_the_second_does_not(database: Database) -> None:
     first, second = Lease(database, owner="first"), Lease(database, owner="second")
     assert await first.acquire_or_renew()
     assert not await second.acquire_or_renew()
     assert (first.held, first.fence, second.held, second.remaining) == (True, 1, False, 0)
 
 
-async def test_of_many_contenders_at_once_exactly_one_gets_it(database: Database) -> None:
+async def test_of_many_contenders_at_once_exactly_one_acquires_it(database: Database) -> None:
     leases = [Lease(database, owner=f"contender-{n}") for n in range(10)]
     got = await asyncio.gather(*(lease.acquire_or_renew() for lease in leases))
     assert got.count(True) == 1
@@ -44,11 +44,11 @@ async def test_of_many_contenders_at_once_exactly_one_gets_it(database: Database
     assert await database[STATE].count_documents({}) == 1
 
 
-async def test_nobody_holds_it_before_asking(database: Database) -> None:
+async def test_it_is_not_held_before_it_is_acquired(database: Database) -> None:
     assert not Lease(database, owner="first").held
 
 
-async def test_it_lasts_its_time_on_the_servers_clock_and_renewing_extends_it(database: Database) -> None:
+async def test_it_lasts_its_ttl_on_the_servers_clock_and_a_renewal_extends_it(database: Database) -> None:
     lease = Lease(database, owner="first", ttl=30)
     for _ in range(2):
         await expire(database)
@@ -56,10 +56,10 @@ async def test_it_lasts_its_time_on_the_servers_clock_and_renewing_extends_it(da
         document = await database[STATE].find_one({"_id": "lease:mirror"})
         assert document is not None
         assert 29 < (document["expires"] - datetime.now(UTC)).total_seconds() <= 30
-    assert lease.fence == 1  # it was nobody else's in between
+    assert lease.fence == 1  # no other owner held it in between
 
 
-async def test_after_expiry_another_takes_over_with_a_higher_fence(database: Database) -> None:
+async def test_after_expiry_another_owner_takes_over_with_a_higher_fence(database: Database) -> None:
     first, second = Lease(database, owner="first"), Lease(database, owner="second")
     await first.acquire_or_renew()
     await expire(database)
@@ -81,7 +81,7 @@ async def test_it_expires_by_the_servers_clock_alone(database: Database) -> None
     assert not first.held
 
 
-async def test_a_paused_holder_knows_that_it_lost_it_before_anybody_can_take_it(database: Database) -> None:
+async def test_a_paused_holder_knows_that_it_lost_the_lease_before_another_can_take_it(database: Database) -> None:
     clock = Clock()
     lease = Lease(database, owner="first", ttl=30, monotonic=clock)
     await lease.acquire_or_renew()
@@ -92,9 +92,9 @@ async def test_a_paused_holder_knows_that_it_lost_it_before_anybody_can_take_it(
     assert (lease.held, lease.remaining) == (False, 0)
 
 
-async def test_its_time_counts_from_the_moment_the_renewal_was_sent(database: Database) -> None:
-    readings = iter([0.0, 0.0])  # made, sent; the answer takes 7 s
-    lease = Lease(database, owner="first", ttl=6, monotonic=lambda: next(readings, 7.0))
+async def test_its_ttl_counts_from_the_moment_the_renewal_was_sent(database: Database) -> None:
+    times = iter([0.0, 0.0])  # created, sent; the answer takes 7 s
+    lease = Lease(database, owner="first", ttl=6, monotonic=lambda: next(times, 7.0))
     assert not await lease.acquire_or_renew()
     assert not lease.held
 
@@ -108,7 +108,7 @@ async def test_a_released_lease_is_free_at_once(database: Database) -> None:
     assert second.fence == 2
 
 
-async def test_releasing_what_another_holds_changes_nothing(database: Database) -> None:
+async def test_releasing_a_lease_of_another_owner_changes_nothing(database: Database) -> None:
     first, second = Lease(database, owner="first"), Lease(database, owner="second")
     await first.acquire_or_renew()
     await second.release()
@@ -116,17 +116,17 @@ async def test_releasing_what_another_holds_changes_nothing(database: Database) 
     assert await first.acquire_or_renew()
 
 
-async def test_leases_of_different_names_do_not_touch_each_other(database: Database) -> None:
+async def test_leases_of_different_names_are_independent(database: Database) -> None:
     assert await Lease(database, owner="first").acquire_or_renew()
     assert await Lease(database, owner="second", name="backfill").acquire_or_renew()
 
 
-async def test_an_owner_with_a_dollar_is_a_name_like_any_other(database: Database) -> None:
+async def test_an_owner_with_a_dollar_sign_is_not_an_expression(database: Database) -> None:
     assert await Lease(database, owner="$$NOW").acquire_or_renew()
     assert not await Lease(database, owner="$owner").acquire_or_renew()
 
 
-async def test_without_mongodb_it_stays_held_until_its_time_is_over(own_mongod: Mongod) -> None:
+async def test_without_mongodb_it_stays_held_until_its_ttl_is_over(own_mongod: Mongod) -> None:
     clock = Clock()
     async with connect(own_mongod.uri, patience=5) as client:
         lease = Lease(client["cml"], owner="first", ttl=30, monotonic=clock)
@@ -142,7 +142,7 @@ async def test_without_mongodb_it_stays_held_until_its_time_is_over(own_mongod: 
         assert lease.fence == 1
 
 
-async def test_a_server_that_is_not_there_is_reported_as_unreachable() -> None:
+async def test_an_absent_server_is_reported_as_unreachable() -> None:
     uri = f"mongodb://127.0.0.1:{free_port()}"
     async with connect(uri, patience=0.1) as client:
         with pytest.raises(StoreUnavailableError) as caught:
@@ -150,7 +150,7 @@ async def test_a_server_that_is_not_there_is_reported_as_unreachable() -> None:
     assert caught.value.reason == "unreachable"
 
 
-async def test_its_mark_changes_whenever_somebody_has_held_it_and_there_is_none_while_somebody_may(database: Database) -> None:
+async def test_its_change_marker_differs_after_each_holder_and_is_none_while_it_may_be_held(database: Database) -> None:
     reader, first, second = (Lease(database, owner=owner) for owner in ("reader", "first", "second"))
     marks = [await reader.change_marker()]
     for holder in (first, second, first, first):
@@ -160,7 +160,7 @@ async def test_its_mark_changes_whenever_somebody_has_held_it_and_there_is_none_
         marks.append(await reader.change_marker())
         assert await reader.change_marker() == marks[-1]
     assert len(set(marks)) == 5
-    # One that died: for ten minutes nobody knows whose clock is right.
+    # A holder that died: for ten minutes the clocks may disagree whether its lease has expired.
     assert await first.acquire_or_renew()
     await expire(database)
     assert await reader.change_marker() is None

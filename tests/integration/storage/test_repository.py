@@ -1,4 +1,4 @@
-"""The history on real MongoDB servers: standalone, replica set, with credentials, cut and killed."""
+"""The history on real MongoDB servers: standalone, replica set, with credentials, with cut connections, killed."""
 
 import asyncio
 import inspect
@@ -78,7 +78,7 @@ async def options(database: Database) -> Document:
 
 @asynccontextmanager
 async def stalled_inserts(database: Database) -> AsyncIterator[None]:
-    """Let no insert finish on the server while this lasts."""
+    """Keep every insert from finishing on the server inside the block."""
     admin = database.client.admin
     await admin.command("fsync", lock=True)
     try:
@@ -135,19 +135,19 @@ class TestCollection:
         ):
             await repository(database).ensure_collection()
 
-    async def test_another_granularity_is_only_noted(self, database: Database) -> None:
+    async def test_another_granularity_is_only_a_notice(self, database: Database) -> None:
         timeseries = {"timeField": "timestamp", "metaField": "worker_id", "granularity": "hours"}
         await database.create_collection(NAME, timeseries=timeseries)
         repo = repository(database)
         await repo.ensure_collection()
         assert repo.collection.notices == (f"{database.name}.{NAME} has granularity hours; samples pack best with minutes",)
 
-    async def test_the_index_may_be_there_under_another_name(self, database: Database) -> None:
+    async def test_the_index_may_exist_under_another_name(self, database: Database) -> None:
         await database.create_collection(NAME, timeseries={"timeField": "timestamp", "metaField": "worker_id"})
         await database[NAME].create_index(list(INDEX.items()), name="theirs")
         await repository(database).ensure_collection()
 
-    async def test_another_period_is_refused_with_both_and_the_ways_out(self, database: Database) -> None:
+    async def test_another_period_is_refused_with_both_periods_and_the_remedies(self, database: Database) -> None:
         await repository(database, period=300).ensure_collection()
         with pytest.raises(IncompatibleStoreError) as caught:
             await repository(database, period=60).ensure_collection()
@@ -170,11 +170,11 @@ class TestCollection:
     @pytest.mark.parametrize(
         ("existing", "wanted", "apply", "kept"),
         [
-            (30 * DAY, 90 * DAY, True, 90 * DAY),  # longer, and somebody asked for it
+            (30 * DAY, 90 * DAY, True, 90 * DAY),  # longer, and set explicitly
             (30 * DAY, 90 * DAY, False, 30 * DAY),  # only the default
             (90 * DAY, 30 * DAY, True, 90 * DAY),  # a shorter one would delete two months
             (90 * DAY, 30 * DAY, False, 90 * DAY),
-            (None, 30 * DAY, True, None),  # whoever keeps all keeps all
+            (None, 30 * DAY, True, None),  # a history without limit stays one
         ],
     )
     async def test_retention_is_only_ever_lengthened_and_only_on_request(
@@ -216,7 +216,7 @@ class TestSamples:
             },
         ]
 
-    async def test_samples_come_back_as_they_were_oldest_first_without_the_end(self, samples: WorkerMetricsRepository) -> None:
+    async def test_samples_are_returned_unchanged_oldest_first_without_the_end(self, samples: WorkerMetricsRepository) -> None:
         written = [
             sample(at=START + n * PERIOD, cpu=float(n), memory_utilization=None, active_labs_count=n, status="running")
             for n in range(5)
@@ -246,15 +246,15 @@ class TestSamples:
         (day,) = await late.get_aggregated_stats("w1", *window, timedelta(days=1))
         assert day.cpu_utilization.count == 1
 
-    async def test_another_programs_odd_values_read_as_missing(
+    async def test_non_numeric_values_of_another_program_are_returned_as_missing(
         self, database: Database, samples: WorkerMetricsRepository
     ) -> None:
-        odd = {"cpu_utilization": "45.2", "memory_utilization": math.nan, "active_labs_count": 2.0}
-        await database[NAME].insert_one({"worker_id": "w1", "timestamp": to_datetime(START), **odd})
+        non_numeric = {"cpu_utilization": "45.2", "memory_utilization": math.nan, "active_labs_count": 2.0}
+        await database[NAME].insert_one({"worker_id": "w1", "timestamp": to_datetime(START), **non_numeric})
         (read,) = await samples.get_samples("w1", to_datetime(START), to_datetime(START + 1))
         assert (read.cpu_utilization, read.memory_utilization, read.active_labs_count, read.status) == (None, None, 2, None)
 
-    async def test_latest_timestamps_finds_the_newest_of_each_however_old(self, database: Database) -> None:
+    async def test_latest_timestamps_finds_the_newest_of_each_worker_at_any_age(self, database: Database) -> None:
         repo = repository(database, now=START + 40 * DAY)
         await repo.ensure_collection()
         await repo.add_samples([sample("old", START), sample("old", START + PERIOD)])
@@ -266,11 +266,11 @@ class TestSamples:
             "silent": START + 39 * DAY + HOUR,
         }
 
-    async def test_timestamps_are_those_since_a_time_for_everybody_asked_about(
+    async def test_timestamps_are_those_since_a_time_for_each_of_the_workers(
         self, database: Database, samples: WorkerMetricsRepository
     ) -> None:
         await samples.add_samples(batch(workers=3, periods=4))
-        half = to_datetime(START + 2 * PERIOD) + timedelta(milliseconds=500)  # somebody's, not a period of ours
+        half = to_datetime(START + 2 * PERIOD) + timedelta(milliseconds=500)  # another program's, not the start of a period
         await database[NAME].insert_one({"worker_id": "w0", "timestamp": half})
         assert await samples.reader.timestamps(["w0", "w2", "never"], START + PERIOD) == {
             "w0": {START + PERIOD, START + 2 * PERIOD, START + 3 * PERIOD},
@@ -280,7 +280,7 @@ class TestSamples:
 
 
 class TestStatistics:
-    async def test_they_equal_what_python_makes_of_the_samples(self, samples: WorkerMetricsRepository) -> None:
+    async def test_they_equal_those_computed_in_python(self, samples: WorkerMetricsRepository) -> None:
         dice = random.Random(2)
         written = [
             sample(
@@ -322,10 +322,13 @@ class TestStatistics:
         assert [to_seconds(d.timestamp) for d in days] == [START + n * DAY for n in range(10)]
         assert all(w.timestamp.weekday() == 0 for w in weeks)
 
-    async def test_what_is_no_number_does_not_count(self, database: Database, samples: WorkerMetricsRepository) -> None:
-        odd: list[object] = ["99", math.nan, None, 7.0]
+    async def test_non_numeric_values_do_not_count(self, database: Database, samples: WorkerMetricsRepository) -> None:
+        non_numeric: list[object] = ["99", math.nan, None, 7.0]
         await database[NAME].insert_many(
-            [{"worker_id": "w1", "timestamp": to_datetime(START + n), "cpu_utilization": value} for n, value in enumerate(odd)]
+            [
+                {"worker_id": "w1", "timestamp": to_datetime(START + n), "cpu_utilization": value}
+                for n, value in enumerate(non_numeric)
+            ]
         )
         (row,) = await samples.get_aggregated_stats("w1", to_datetime(START), to_datetime(START + 60), timedelta(minutes=1))
         assert row.cpu_utilization == Statistics(avg=7.0, min=7.0, max=7.0, count=1)
@@ -363,11 +366,11 @@ class TestRejected:
         self, database: Database, samples: WorkerMetricsRepository
     ) -> None:
         good, poison = sample("w1"), sample("w2")
-        chunk: list[tuple[WorkerMetricsSample, Document]] = [
+        documents: list[tuple[WorkerMetricsSample, Document]] = [
             (poison, {"worker_id": "w2"}),
             (good, {"worker_id": "w1", "timestamp": good.timestamp}),
         ]
-        ((rejected, why),) = await samples.writer._insert_batch(chunk)
+        ((rejected, why),) = await samples.writer._insert_batch(documents)
         assert rejected is poison
         assert why.startswith("code 2: 'timestamp' must be present")
         assert set(await stored(database)) == {("w1", START)}
@@ -382,7 +385,7 @@ class TestRejected:
 
 
 class TestExactlyOnce:
-    async def test_present_says_which_samples_are_there_and_no_others(
+    async def test_existing_keys_are_those_of_the_stored_samples(
         self, database: Database, samples: WorkerMetricsRepository
     ) -> None:
         there = [*batch(workers=3, periods=3), sample("far", START + 20 * DAY)]
@@ -392,23 +395,23 @@ class TestExactlyOnce:
         assert await samples.writer.existing_keys([*keys(there)[2:], *absent]) == set(keys(there)[2:])
         assert await samples.writer.existing_keys([]) == set()
 
-    async def test_an_insert_of_more_than_one_chunk_is_complete(
+    async def test_an_insert_of_more_than_one_batch_is_complete(
         self, database: Database, samples: WorkerMetricsRepository
     ) -> None:
         big = batch(workers=20, periods=288)
         assert await samples.writer.insert(big) == []
         assert await stored(database) == Counter(keys(big))
 
-    async def test_it_is_not_quiet_while_an_insert_runs(self, samples: WorkerMetricsRepository, database: Database) -> None:
+    async def test_a_running_insert_is_seen(self, samples: WorkerMetricsRepository, database: Database) -> None:
         assert await samples.writer.no_insert_running()
         async with stalled_inserts(database):
             insert = asyncio.create_task(samples.writer.insert(batch(workers=10, periods=1)))
-            await until_quiet(samples, False)
+            await until_no_insert_runs(samples, False)
             assert not insert.done()
         await insert
         assert await samples.writer.no_insert_running()
 
-    async def test_other_collections_and_databases_do_not_disturb_the_quiet(
+    async def test_inserts_into_other_collections_and_databases_do_not_count(
         self, samples: WorkerMetricsRepository, database: Database
     ) -> None:
         async with stalled_inserts(database):
@@ -419,17 +422,17 @@ class TestExactlyOnce:
         await asyncio.gather(*inserts)
         await database.client.drop_database(database.name + "_other")
 
-    async def test_an_insert_past_its_time_dies_on_the_server_too(
+    async def test_an_insert_past_its_limit_ends_on_the_server_too(
         self, samples: WorkerMetricsRepository, database: Database
     ) -> None:
         async with stalled_inserts(database):
             with pytest.raises(StoreUnavailableError) as caught:
                 await samples.writer.insert([sample()], within=0.5)
             assert caught.value.reason == "timeout"
-            await until_quiet(samples)
+            await until_no_insert_runs(samples)
         assert await samples.writer.existing_keys([("w1", START)]) == set()
 
-    async def test_what_a_majority_does_not_hold_yet_is_unsettled(self, rs_database: Database) -> None:
+    async def test_a_sample_that_a_majority_does_not_hold_yet_is_unsettled(self, rs_database: Database) -> None:
         repo = repository(rs_database)
         await repo.ensure_collection()
         await repo.writer.insert([sample("w1")])
@@ -437,8 +440,8 @@ class TestExactlyOnce:
         admin = rs_database.client.admin
         await admin.command(point | {"mode": "alwaysOn"})
         try:
-            hasty = rs_database[NAME].with_options(write_concern=WriteConcern(1))
-            await hasty.insert_one({"worker_id": "w2", "timestamp": to_datetime(START)})
+            unreplicated = rs_database[NAME].with_options(write_concern=WriteConcern(1))
+            await unreplicated.insert_one({"worker_id": "w2", "timestamp": to_datetime(START)})
             assert await repo.writer.existing_keys([("w1", START)]) == {("w1", START)}
             with pytest.raises(StoreUnavailableError) as caught:
                 await repo.writer.existing_keys([("w1", START), ("w2", START)])
@@ -449,18 +452,18 @@ class TestExactlyOnce:
         assert await repo.writer.existing_keys([("w2", START), ("w3", START)]) == {("w2", START), ("w3", START)}
 
 
-async def until_quiet(repo: WorkerMetricsRepository, quiet: bool = True) -> None:
+async def until_no_insert_runs(repo: WorkerMetricsRepository, expected: bool = True) -> None:
     async with asyncio.timeout(20):
-        while await repo.writer.no_insert_running() is not quiet:  # noqa: ASYNC110  # the event is in another process
+        while await repo.writer.no_insert_running() is not expected:  # noqa: ASYNC110  # the event is in another process
             await asyncio.sleep(0.02)
 
 
 async def mirror(repo: WorkerMetricsRepository, wanted: list[WorkerMetricsSample]) -> int:
-    """What the mirror does with a batch, until it succeeds; return how often it failed."""
+    """Store a batch as the mirror does, until it succeeds; return how often it failed."""
     failures = 0
     while True:
         try:
-            await until_quiet(repo)
+            await until_no_insert_runs(repo)
             there = await repo.writer.existing_keys(keys(wanted))
             assert await repo.writer.insert([s for s, key in zip(wanted, keys(wanted), strict=True) if key not in there]) == []
         except StoreUnavailableError:
@@ -472,7 +475,7 @@ async def mirror(repo: WorkerMetricsRepository, wanted: list[WorkerMetricsSample
 
 @pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize("kind", ["standalone", "replica set"])
-async def test_a_connection_cut_around_an_insert_neither_loses_nor_doubles(
+async def test_a_connection_cut_around_an_insert_neither_loses_nor_duplicates(
     request: pytest.FixtureRequest, kind: str, cut: Cut
 ) -> None:
     server: Mongod = request.getfixturevalue("mongod" if kind == "standalone" else "mongo_rs")
@@ -489,31 +492,31 @@ async def test_a_connection_cut_around_an_insert_neither_loses_nor_doubles(
         await direct.drop_database(name)
 
 
-async def test_a_mongod_killed_between_insert_and_acknowledgement_neither_loses_nor_doubles(own_mongod: Mongod) -> None:
+async def test_a_mongod_killed_between_insert_and_acknowledgement_neither_loses_nor_duplicates(own_mongod: Mongod) -> None:
     wanted = batch(workers=20, periods=30)
     plan: tuple[Cut, ...] = ("mid", "after")
     async with MongoProxy(own_mongod.port) as proxy, connect(proxy.uri, patience=20) as client:
         repo = repository(client["cml"])
         await repo.ensure_collection()
-        for round_, cut in enumerate(plan):
-            part = wanted[round_ * 300 :][:300]
+        for attempt, cut in enumerate(plan):
+            part = wanted[attempt * 300 :][:300]
             proxy.cut(cut)
             with pytest.raises(StoreUnavailableError):
                 await repo.writer.insert(part)
             own_mongod.kill()
             await asyncio.to_thread(own_mongod.start)
             async with connect(own_mongod.uri) as direct:
-                truth = await stored(direct["cml"])
-                assert await repo.writer.existing_keys(keys(part)) == {key for key in keys(part) if key in truth}
+                on_server = await stored(direct["cml"])
+                assert await repo.writer.existing_keys(keys(part)) == {key for key in keys(part) if key in on_server}
                 if cut == "after":  # journaled before it was acknowledged
-                    assert set(keys(part)) <= truth.keys()
+                    assert set(keys(part)) <= on_server.keys()
             await mirror(repo, part)
         async with connect(own_mongod.uri) as direct:
             assert await stored(direct["cml"]) == Counter(keys(wanted))
 
 
 class TestCredentials:
-    async def test_the_least_role_is_enough_for_everything(self, mongo_auth: AuthMongod) -> None:
+    async def test_the_least_role_is_sufficient_for_everything(self, mongo_auth: AuthMongod) -> None:
         async with connect(mongo_auth.exporter_uri("least")) as client:
             database = client["least"]
             await repository(database).ensure_collection()
@@ -534,13 +537,13 @@ class TestCredentials:
             await lease.release()
             assert await database["workers"].find_one() is None
 
-    async def test_the_quiet_is_seen_with_the_least_role(self, mongo_auth: AuthMongod) -> None:
-        async with connect(mongo_auth.exporter_uri("quiet")) as client, connect(mongo_auth.root_uri) as root:
-            repo = repository(client["quiet"])
+    async def test_a_running_insert_is_seen_with_the_least_role(self, mongo_auth: AuthMongod) -> None:
+        async with connect(mongo_auth.exporter_uri("running")) as client, connect(mongo_auth.root_uri) as root:
+            repo = repository(client["running"])
             await repo.ensure_collection()
-            async with stalled_inserts(root["quiet"]):
+            async with stalled_inserts(root["running"]):
                 insert = asyncio.create_task(repo.writer.insert([sample()]))
-                await until_quiet(repository(root["quiet"]), False)
+                await until_no_insert_runs(repository(root["running"]), False)
                 assert not await repo.writer.no_insert_running()
                 assert not await repo.writer.no_insert_running()
             await insert
@@ -579,10 +582,10 @@ class TestCredentials:
         where = f"{name}.{collection or NAME}"
         assert str(caught.value).startswith(f"MongoDB does not allow this user `{action}` on {where}; grant it the least role")
 
-    async def test_wrong_credentials_are_called_so(self, mongo_auth: AuthMongod) -> None:
-        async with connect(mongo_auth.uri("exporter", "wrong", "nobody")) as client:
+    async def test_wrong_credentials_are_reported_as_such(self, mongo_auth: AuthMongod) -> None:
+        async with connect(mongo_auth.uri("exporter", "wrong", "wrong_user")) as client:
             with pytest.raises(IncompatibleStoreError, match="refuses the credentials") as caught:
-                await repository(client["nobody"]).ensure_collection()
+                await repository(client["wrong_user"]).ensure_collection()
         assert caught.value.reason == "credentials"
         assert "wrong" not in str(caught.value)
 
@@ -593,7 +596,7 @@ def worker(id: str = "w1", instance: str | None = "i-a", **fields: object) -> Wo
 
 
 class TestInventory:
-    async def test_what_is_loaded_equals_what_was_recorded(self, database: Database) -> None:
+    async def test_loaded_entries_equal_the_recorded_ones(self, database: Database) -> None:
         recorded = Inventory(database)
         steps = [
             (worker(), worker("w2", None), worker("w3", "i-c", name="lab", created_at=START - 5)),
@@ -630,13 +633,13 @@ class TestInventory:
             "last_seen": to_datetime(START + 60),
         }
 
-    async def test_a_restarted_process_continues_what_was_recorded_without_being_told_to_load(self, database: Database) -> None:
+    async def test_a_restarted_process_continues_what_was_recorded_without_an_explicit_load(self, database: Database) -> None:
         await Inventory(database).record(Fleet(START, (worker(),)))
         again = Inventory(database)
         await again.record(Fleet(START + 600, (worker(instance="i-b"),)))
         assert [s.instance_id for s in again.entries["w1"].instances] == ["i-a", "i-b"]
 
-    async def test_what_could_not_be_written_is_written_the_next_time(self, own_mongod: Mongod) -> None:
+    async def test_entries_that_could_not_be_written_are_written_the_next_time(self, own_mongod: Mongod) -> None:
         async with connect(own_mongod.uri, patience=1) as client:
             inventory = Inventory(client["cml"])
             await inventory.record(Fleet(START, (worker(), worker("w2"))))
@@ -652,7 +655,7 @@ class TestInventory:
             assert loaded.entries["w2"].last_seen == START + 60
 
 
-UNAVAILABLE, MISFIT, OTHER = StoreUnavailableError, IncompatibleStoreError, StoreError
+UNAVAILABLE, INCOMPATIBLE, OTHER = StoreUnavailableError, IncompatibleStoreError, StoreError
 EXPECTED: dict[str, tuple[type[StoreError], str]] = {
     "AutoReconnect": (UNAVAILABLE, "connection"),
     "ConnectionFailure": (UNAVAILABLE, "connection"),
@@ -666,10 +669,10 @@ EXPECTED: dict[str, tuple[type[StoreError], str]] = {
     "BulkWriteError": (UNAVAILABLE, "write_error"),
     "CursorNotFound": (UNAVAILABLE, "transient"),
     "DuplicateKeyError": (UNAVAILABLE, "transient"),
-    "CollectionInvalid": (MISFIT, "error"),
-    "ConfigurationError": (MISFIT, "error"),
-    "InvalidURI": (MISFIT, "error"),
-    "InvalidName": (MISFIT, "error"),
+    "CollectionInvalid": (INCOMPATIBLE, "error"),
+    "ConfigurationError": (INCOMPATIBLE, "error"),
+    "InvalidURI": (INCOMPATIBLE, "error"),
+    "InvalidName": (INCOMPATIBLE, "error"),
     "DocumentTooLarge": (OTHER, "invalid_document"),
     "BSONError": (OTHER, "invalid_document"),
     "InvalidBSON": (OTHER, "invalid_document"),
@@ -726,11 +729,11 @@ class TestTranslation:
             (26, StoreError, "error"),
         ],
     )
-    def test_a_servers_code_decides(self, code: int, kind: type[StoreError], reason: str) -> None:
+    def test_the_servers_code_decides_the_kind_and_reason(self, code: int, kind: type[StoreError], reason: str) -> None:
         error = translate(OperationFailure("because", code), "cml.history", "insert")
         assert (type(error), error.reason) == (kind, reason)
 
-    def test_a_label_of_the_server_says_try_again(self) -> None:
+    def test_a_retryable_label_of_the_server_makes_it_unavailable(self) -> None:
         error = OperationFailure("because", 4711, {"errorLabels": ["RetryableWriteError"]})
         assert type(translate(error, "cml.history", "insert")) is StoreUnavailableError
 
@@ -741,7 +744,7 @@ class TestTranslation:
             ({"writeErrors": [], "writeConcernErrors": [{"code": 64}]}, StoreUnavailableError, "write_concern"),
         ],
     )
-    def test_a_bulk_error_is_judged_by_its_parts(self, details: Document, kind: type[StoreError], reason: str) -> None:
+    def test_the_parts_of_a_bulk_error_decide(self, details: Document, kind: type[StoreError], reason: str) -> None:
         error = translate(pymongo.errors.BulkWriteError(details), "cml.history", "insert")
         assert (type(error), error.reason) == (kind, reason)
 
