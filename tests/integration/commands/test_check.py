@@ -235,7 +235,7 @@ async def test_without_the_privilege_to_read_the_workers_the_rest_is_checked(
     role = [privilege for privilege in least_role(name) if privilege["resource"]["collection"] != "workers"]
     found = await rows(auth_check_env.settings(mongo_auth.user(name, role)))
     assert found["workers"].text == (
-        f"MongoDB does not let us read {name}.workers; grant the user of mongodb.uri the privilege find on it"
+        f"MongoDB does not allow this user `find` on {name}.workers; grant it the least role that README.md shows"
     )
     assert f"`find` on {name}.workers" in found["privileges"].text
     assert found["history"].status == "ok"
