@@ -30,10 +30,19 @@ from exporter.core.errors import ConfigError, StoreUnavailableError
 from exporter.core.settings_loader import ENV_PREFIX
 from exporter.demo import prometheus as prometheus_module
 from exporter.demo.fleet import World, aggregates
-from exporter.demo.folder import CONFIG, ENDPOINTS, MONGODB, OUTBOX, PROMETHEUS, _held, _write, open_world
+from exporter.demo.folder import CONFIG, ENDPOINTS, MONGODB, OUTBOX, PROMETHEUS, hold_folder, open_world, write_private_file
 from exporter.demo.mongod import Mongod
 from exporter.demo.past import STATE, remember
-from exporter.demo.processes import _STOP_WITHIN, _check, _child, _ended, _every, _first, _ready, _task
+from exporter.demo.processes import (
+    STOP_SECONDS,
+    background_task,
+    check_mongod,
+    child_process,
+    raise_when_ended,
+    repeat,
+    wait_for_first,
+    wait_until_ready,
+)
 from exporter.demo.prometheus import INSTALL, QUERIES, find
 
 EXPORTER = (sys.executable, "-m", "exporter.cli", "serve")
@@ -93,7 +102,7 @@ async def _run(directory: Path, fresh: bool, listen: str, command: Sequence[str]
         raise ConfigError(f"the demo needs {error.name}; pip install 'cml-worker-exporter[demo]'") from error
     async with AsyncExitStack() as stack:
         _refuse_taken(listen)
-        stack.enter_context(_held(directory))
+        stack.enter_context(hold_folder(directory))
         await _predecessor_gone(directory / MONGODB)
         world = open_world(directory, fresh=fresh)
         uri, mongod = _start_mongodb(stack, directory)
@@ -105,29 +114,29 @@ async def _run(directory: Path, fresh: bool, listen: str, command: Sequence[str]
         await _manage(database, world)
         await remember(database, world)
         background = [
-            stack.enter_context(_task(_every(lambda: 5, lambda: asyncio.to_thread(aws.publish, int(time.time()))))),
-            stack.enter_context(_task(_every(lambda: random.uniform(30, 60), lambda: _manage(database, world)))),
+            stack.enter_context(background_task(repeat(lambda: 5, lambda: asyncio.to_thread(aws.publish, int(time.time()))))),
+            stack.enter_context(background_task(repeat(lambda: random.uniform(30, 60), lambda: _manage(database, world)))),
         ]
         if mongod is not None:
-            background.append(stack.enter_context(_task(_every(lambda: 1, lambda: _check(mongod)))))
+            background.append(stack.enter_context(background_task(repeat(lambda: 1, lambda: check_mongod(mongod)))))
         config = directory / CONFIG
-        _write(config, _config(directory, uri, aws_url, listen))
-        exporter = await stack.enter_async_context(_child([*command, "--config.file", str(config)], _environment()))
-        background.append(stack.enter_context(_task(_ended(exporter, "the exporter"))))
-        await _first(_ready(f"http://{listen}/-/ready", "the exporter"), background)
+        write_private_file(config, _config(directory, uri, aws_url, listen))
+        exporter = await stack.enter_async_context(child_process([*command, "--config.file", str(config)], _environment()))
+        background.append(stack.enter_context(background_task(raise_when_ended(exporter, "the exporter"))))
+        await wait_for_first(wait_until_ready(f"http://{listen}/-/ready", "the exporter"), background)
         endpoints = {"exporter": f"http://{listen}", "mongodb": uri, "aws": aws_url}
         program = find()
         if program:
             address = f"127.0.0.1:{_port_near(9090)}"
             start = prometheus_module.command(program, directory / PROMETHEUS, listen, address)
-            prometheus = await stack.enter_async_context(_child(start, _environment()))
-            background.append(stack.enter_context(_task(_ended(prometheus, "Prometheus"))))
-            await _first(_ready(f"http://{address}/-/ready", "Prometheus"), background)
+            prometheus = await stack.enter_async_context(child_process(start, _environment()))
+            background.append(stack.enter_context(background_task(raise_when_ended(prometheus, "Prometheus"))))
+            await wait_for_first(wait_until_ready(f"http://{address}/-/ready", "Prometheus"), background)
             endpoints["prometheus"] = f"http://{address}"
         stack.callback((directory / ENDPOINTS).unlink, missing_ok=True)
-        _write(directory / ENDPOINTS, json.dumps(endpoints, indent=2) + "\n")
+        write_private_file(directory / ENDPOINTS, json.dumps(endpoints, indent=2) + "\n")
         print(_banner(directory, endpoints), flush=True)
-        await _first(asyncio.Event().wait(), background)
+        await wait_for_first(asyncio.Event().wait(), background)
 
 
 def _refuse_taken(listen: str) -> None:
@@ -178,7 +187,7 @@ async def _predecessor_gone(data: Path) -> None:
     """Let the mongod of a demo that was killed a moment ago finish with its files."""
     lock = data / "mongod.lock"
     text = lock.read_text().strip() if lock.is_file() else ""
-    deadline = time.monotonic() + _STOP_WITHIN
+    deadline = time.monotonic() + STOP_SECONDS
     while text.isdigit() and _is_mongod(text) and time.monotonic() < deadline:  # noqa: ASYNC110  it sends us no event
         await asyncio.sleep(0.1)
 

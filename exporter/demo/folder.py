@@ -10,8 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from exporter.core.errors import ConfigError
-from exporter.core.model import MetricName
-from exporter.demo.fleet import World, published
+from exporter.demo.fleet import World
 from exporter.demo.past import SEED
 
 WORLD, LOCK, ENDPOINTS, CONFIG = "cml-demo.json", "cml-demo.lock", "endpoints.json", "exporter.yml"
@@ -20,22 +19,8 @@ _DATA = (ENDPOINTS, CONFIG, MONGODB, OUTBOX, PROMETHEUS)
 """What --fresh removes; the world, which marks the folder as a demo's, goes last."""
 
 
-def ledger(directory: Path, start: int, end: int, now: int | None = None) -> dict[tuple[str, MetricName, int], float]:
-    """Return what the demo's CloudWatch holds at `now` of the periods that begin in [start, end), restarts or not.
-
-    The result maps (instance, metric, period) to percent.
-
-    Raises:
-        ConfigError: `directory` is no demo's.
-    """
-    world = _read_world(directory)
-    if world is None:
-        raise ConfigError(f"{directory} is no folder of a demo; name the one given to `demo --dir`")
-    return published(world, start, end, int(time.time()) if now is None else now)
-
-
 @contextmanager
-def _held(directory: Path) -> Iterator[None]:
+def hold_folder(directory: Path) -> Iterator[None]:
     """Make the folder and keep a second demo out of it."""
     try:
         fresh = not directory.exists() or not any(directory.iterdir())
@@ -60,7 +45,7 @@ def open_world(directory: Path, *, fresh: bool) -> World:
     Raises:
         ConfigError: the world cannot be read.
     """
-    world = None if fresh else _read_world(directory)
+    world = None if fresh else read_world(directory)
     if world is None:
         for name in (*_DATA, WORLD) if fresh else ():
             path = directory / name
@@ -69,11 +54,12 @@ def open_world(directory: Path, *, fresh: bool) -> World:
             else:
                 path.unlink(missing_ok=True)
         world = World(seed=SEED, start=int(time.time()))
-        _write(directory / WORLD, json.dumps({"seed": world.seed, "start": world.start}) + "\n")
+        write_private_file(directory / WORLD, json.dumps({"seed": world.seed, "start": world.start}) + "\n")
     return world
 
 
-def _read_world(directory: Path) -> World | None:
+def read_world(directory: Path) -> World | None:
+    """Return the world that the folder keeps, None before the first start; raises ConfigError when it is damaged."""
     path = directory / WORLD
     try:
         content = json.loads(path.read_text())
@@ -84,7 +70,7 @@ def _read_world(directory: Path) -> World | None:
         raise ConfigError(f"{path} is damaged; start over with --fresh") from error
 
 
-def _write(path: Path, text: str) -> None:
+def write_private_file(path: Path, text: str) -> None:
     """Replace a file in one step; only its owner may read it, for connection strings hold passwords."""
     draft = path.with_name(path.name + ".tmp")
     with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:

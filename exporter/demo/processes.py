@@ -15,11 +15,12 @@ from urllib.request import ProxyHandler, build_opener
 from exporter.core.errors import ExporterError, StoreUnavailableError
 from exporter.demo.mongod import LOG, Mongod
 
-_READY_WITHIN = 90.0
-_STOP_WITHIN = 15.0
+_READY_SECONDS = 90.0
+STOP_SECONDS = 15.0
 
 
-async def _check(mongod: Mongod) -> None:
+async def check_mongod(mongod: Mongod) -> None:
+    """Raise StoreUnavailableError when mongod has ended."""
     if _has_ended(mongod.pid):
         raise StoreUnavailableError(f"mongod ended by itself; {mongod.dbpath / LOG} says why")
 
@@ -29,14 +30,16 @@ def _has_ended(child: int) -> bool:
     return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
-async def _every(pause: Callable[[], float], action: Callable[[], Awaitable[object]]) -> None:
+async def repeat(pause: Callable[[], float], action: Callable[[], Awaitable[object]]) -> None:
+    """Run `action` after every `pause` (seconds), until cancelled."""
     while True:
         await asyncio.sleep(pause())
         await action()
 
 
 @contextmanager
-def _task(work: Coroutine[Any, Any, None]) -> Iterator["asyncio.Task[None]"]:
+def background_task(work: Coroutine[Any, Any, None]) -> Iterator["asyncio.Task[None]"]:
+    """Run a coroutine in the background until the block is left."""
     task = asyncio.create_task(work)
     try:
         yield task
@@ -44,7 +47,7 @@ def _task(work: Coroutine[Any, Any, None]) -> Iterator["asyncio.Task[None]"]:
         task.cancel()
 
 
-async def _first(wanted: Coroutine[Any, Any, object], others: Sequence["asyncio.Task[None]"]) -> None:
+async def wait_for_first(wanted: Coroutine[Any, Any, object], others: Sequence["asyncio.Task[None]"]) -> None:
     """Wait for `wanted`; raise what one of the others, which never end well, raises before."""
     task = asyncio.ensure_future(wanted)
     try:
@@ -58,7 +61,7 @@ async def _first(wanted: Coroutine[Any, Any, object], others: Sequence["asyncio.
 
 
 @asynccontextmanager
-async def _child(command: Sequence[str], environment: Mapping[str, str]) -> AsyncIterator[asyncio.subprocess.Process]:
+async def child_process(command: Sequence[str], environment: Mapping[str, str]) -> AsyncIterator[asyncio.subprocess.Process]:
     """Start a child that dies with this process, and end it on leaving.
 
     A session of its own keeps Ctrl-C from reaching it before we have finished with it.
@@ -72,7 +75,7 @@ async def _child(command: Sequence[str], environment: Mapping[str, str]) -> Asyn
         if process.returncode is None:
             process.send_signal(signal.SIGTERM)
             try:
-                await asyncio.wait_for(process.wait(), _STOP_WITHIN)
+                await asyncio.wait_for(process.wait(), STOP_SECONDS)
             except TimeoutError:
                 process.kill()
                 await process.wait()
@@ -92,21 +95,22 @@ def _die_with_parent() -> Callable[[], None]:
     return arrange
 
 
-async def _ended(process: asyncio.subprocess.Process, name: str) -> None:
+async def raise_when_ended(process: asyncio.subprocess.Process, name: str) -> None:
+    """Wait for a process to end and raise ExporterError: only the demo may end it."""
     status = await process.wait()
     raise ExporterError(f"{name} ended by itself with status {status}; its own lines above say why")
 
 
-async def _ready(url: str, name: str) -> None:
+async def wait_until_ready(url: str, name: str) -> None:
     """Wait until a child says it is ready.
 
     Raises:
         ExporterError: it did not within 90 s.
     """
-    deadline = time.monotonic() + _READY_WITHIN
+    deadline = time.monotonic() + _READY_SECONDS
     while not await asyncio.to_thread(_answers, url):
         if time.monotonic() > deadline:
-            raise ExporterError(f"{name} was not ready within {_READY_WITHIN:g} s; its lines above say why")
+            raise ExporterError(f"{name} was not ready within {_READY_SECONDS:g} s; its lines above say why")
         await asyncio.sleep(0.2)
 
 

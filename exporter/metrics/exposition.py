@@ -5,11 +5,10 @@ prometheus_client, and a test compares both byte by byte. Names, helps and label
 """
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from operator import attrgetter
 
-from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.utils import floatToGoString
 
 from exporter.core.catalog import (
@@ -59,17 +58,6 @@ def render(gauges: Sequence[WorkerGauges], extra: Sequence[ExtraGauge]) -> bytes
     return "".join(lines).encode()
 
 
-def families(gauges: Sequence[WorkerGauges], extra: Sequence[ExtraGauge]) -> Iterator[GaugeMetricFamily]:
-    """Yield the same block as prometheus_client's own families."""
-    for metric in (*WORKER_METRICS, *map(_extra_metric, extra)):
-        family = GaugeMetricFamily(metric.name, metric.help, labels=metric.labels)
-        for gauge in gauges:
-            for further, value in _samples(metric, gauge):
-                labels = {"worker_id": gauge.worker.id, "region": gauge.worker.region, **further}
-                family.add_metric([_cut(labels[name]) for name in metric.labels], value)
-        yield family
-
-
 def _extra_metric(gauge: ExtraGauge) -> Metric:
     return Metric(gauge.metric, "gauge", gauge.help, "", WORKER_LABELS, "aggregate")
 
@@ -94,27 +82,12 @@ _TIMES: Mapping[str, Callable[[WorkerGauges], int | None]] = {
 }
 """The `metric` label of the sample times."""
 
-_FACTS = tuple(name for name in INFO.labels if name not in WORKER_LABELS)
-"""The descriptive labels, which are attributes of Worker by the same names."""
-
 
 def _value(name: str) -> Callable[[WorkerGauges], float | None]:
     return _PLAIN.get(name) or (lambda gauge: dict(gauge.worker.extra).get(name) if gauge.show_state else None)
 
 
-def _samples(metric: Metric, gauge: WorkerGauges) -> Iterator[tuple[dict[str, str], float]]:
-    """Yield one worker's series of a family: the labels beyond worker_id and region, and the value."""
-    if metric is INFO:
-        yield {name: getattr(gauge.worker, name) or "" for name in _FACTS}, 1
-    elif metric is STATUS:
-        yield from (({"status": status}, status == gauge.worker.status) for status in STATUSES if gauge.show_state)
-    elif metric is SAMPLE_TIME:
-        yield from (({"metric": name}, time) for name, of in _TIMES.items() if (time := of(gauge)) is not None)
-    elif (value := _value(metric.name)(gauge)) is not None:
-        yield {}, value
-
-
-# From here on the same for speed: a %-template per line, whose labels are in order and whose fixed ones are filled in.
+# For speed each line is made by a %-template, whose labels are in order and whose constant labels are filled in.
 
 Ids = Sequence[tuple[str, str]]
 """(region, worker_id) of each gauge, escaped, in the order in which the sorted labels name them."""

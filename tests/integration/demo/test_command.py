@@ -30,10 +30,11 @@ from exporter.demo import prometheus
 from exporter.demo.aws import SERIES, FakeAws
 from exporter.demo.command import run, with_database
 from exporter.demo.fleet import PERIOD, World, dimension_sets, fleet, published, status
-from exporter.demo.folder import ENDPOINTS, LOCK, OUTBOX, WORLD, ledger, open_world
+from exporter.demo.folder import ENDPOINTS, LOCK, OUTBOX, WORLD, open_world
 from exporter.demo.mongod import Mongod
 from tests.conftest import missing
 from tests.fixtures.mongo import need_mongod
+from tests.helpers.demo_ledger import ledger
 from tests.helpers.ports import free_port
 
 Ledger = dict[tuple[str, MetricName, int], float]
