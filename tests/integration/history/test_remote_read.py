@@ -190,7 +190,7 @@ def test_what_cannot_be_answered_is_refused_with_a_sentence(exporter: ExporterPr
     good = prompb.request((NOW * 1000 - 3_600_000, NOW * 1000, [("__name__", "=", CPU)]))
     answer = read(exporter, good)
     assert (answer.status_code, answer.headers["Content-Encoding"]) == (200, "snappy")
-    (found,) = prompb.answer(answer.content)
+    (found,) = prompb.parse_response(answer.content)
     assert [len(samples) for samples in found.values()] == [12]
     for body, code, sentence in (
         (good[:-3], 400, "snappy"),
@@ -210,6 +210,6 @@ def test_what_cannot_be_answered_is_refused_with_a_sentence(exporter: ExporterPr
             (0, NOW * 1000, [("__name__", "=", "node_load1")]),
         ),
     )
-    first, second, third = prompb.answer(several.content)
+    first, second, third = prompb.parse_response(several.content)
     assert [len(samples) for samples in first.values()] == [(DAYS - 3) * 288 + 1]
     assert second == third == {}

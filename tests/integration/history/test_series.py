@@ -67,7 +67,7 @@ async def ask(
     most: int = 10**6,
 ) -> prompb.Found:
     query = SeriesSelector((START + first * PERIOD) * 1000, (START + last * PERIOD) * 1000, matchers, labels_only)
-    (found,) = prompb.answer(
+    (found,) = prompb.parse_response(
         encode_response([await read(query, entries, history, hourly(history), period=PERIOD, oldest=oldest, most=most)])
     )
     return found
@@ -384,7 +384,7 @@ async def test_an_hour_that_a_backfill_fills_is_read_again(history: WorkerMetric
     )
 
     async def told() -> list[tuple[int, float]]:
-        (found,) = prompb.answer(encode_response([await read(wanted, [entry("w1")], history, kept, period=PERIOD)]))
+        (found,) = prompb.parse_response(encode_response([await read(wanted, [entry("w1")], history, kept, period=PERIOD)]))
         return found[rolled("active_labs:max", "w1")]
 
     await history.add_samples([sample("w1", n) for n in range(12)])

@@ -140,7 +140,7 @@ def test_an_answer_is_what_protobuf_reads() -> None:
     labels = {"__name__": "x", "worker_id": 'w "1"', "region": "", "store": "history"}
     stamps = [T, T + 300_000, T + 600_000]
     series = encode_series(labels, stamps, [0.0, 0.1 + 0.2, 1.0], stale_at=T + 900_000)
-    first, second = prompb.answer(encode_response([[series], []]))
+    first, second = prompb.parse_response(encode_response([[series], []]))
     (found,) = first.items()
     assert found[0] == (("__name__", "x"), ("store", "history"), ("worker_id", 'w "1"')), "an empty label is an absent one"
     assert found[1][:3] == list(zip(stamps, [0.0, 0.1 + 0.2, 1.0], strict=True))
@@ -169,7 +169,7 @@ def test_a_packed_response_is_byte_for_byte_what_protobuf_writes(stamps: list[in
 
 
 def test_a_stale_marker_survives_the_packing_though_it_is_a_nan() -> None:
-    (found,) = prompb.answer(encode_response([[encode_series({"a": "b"}, [], [], stale_at=T)]]))
+    (found,) = prompb.parse_response(encode_response([[encode_series({"a": "b"}, [], [], stale_at=T)]]))
     ((_, value),) = next(iter(found.values()))
     assert math.isnan(value)
     assert prompb.is_stale(value)
@@ -182,7 +182,7 @@ def test_a_stale_marker_survives_the_packing_though_it_is_a_nan() -> None:
 )
 def test_any_times_values_and_labels_come_back_as_they_were(points: dict[int, float], labels: dict[str, str]) -> None:
     stamps = sorted(points)
-    (found,) = prompb.answer(encode_response([[encode_series(labels, stamps, [points[at] for at in stamps])]]))
+    (found,) = prompb.parse_response(encode_response([[encode_series(labels, stamps, [points[at] for at in stamps])]]))
     assert found == {tuple(sorted(labels.items())): [(at, points[at]) for at in stamps]}
 
 
