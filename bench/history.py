@@ -1,10 +1,10 @@
-"""Compare the history API with the MongoDB queries it makes: one worker, 30 days of 5 minutes, in a collection of many workers.
+"""Compares the history API with the queries that it runs: one worker, 30 days of 5 minutes, in a collection of many workers.
 
-    python -m bench.history [--workers 1000] [--rounds 15]
+    python -m bench.history [--workers 1000] [--repeat 15]
 
-A real mongod, a real exporter process (without CloudWatch, over HTTP, JSON as bytes), and in this process pymongo, which turns
-the same samples into Python objects. They run in turns, so that a busy machine slows all of them equally; the results are
-medians and ratios.
+Starts a mongod and an exporter process (without CloudWatch; its JSON is not parsed). pymongo, in this process, decodes the same
+samples into Python objects. The measurements alternate, so that a busy machine slows all of them; the figures are medians and
+ratios.
 """
 
 import argparse
@@ -36,7 +36,7 @@ Document = dict[str, Any]
 
 
 def fill(history: "Collection[Document]", workers: int, end: int) -> None:
-    """Every worker has every sample; each stops for a few hours of some nights."""
+    """Insert every sample of every worker until UTC second `end`; each worker is stopped for a few hours of some nights."""
     history.database.create_collection(
         history.name,
         timeseries={"timeField": "timestamp", "metaField": "worker_id", "granularity": "minutes"},
@@ -85,7 +85,7 @@ def inventory(workers: int, end: int) -> list[Document]:
 
 
 def bare_hours(match: Document) -> list[Document]:
-    """What one would write by hand: avg, min and max of each metric by hour."""
+    """Return the pipeline that one would write by hand: avg, min, and max of each metric per hour."""
     group: Document = {"_id": {"$dateTrunc": {"date": "$timestamp", "unit": "hour"}}}
     for field in FIELDS:
         group |= {f"{field}_{how}": {f"${how}": f"${field}"} for how in ("avg", "min", "max")}
@@ -93,7 +93,7 @@ def bare_hours(match: Document) -> list[Document]:
 
 
 def serve(uri: str, folder: Path) -> "tuple[subprocess.Popen[bytes], str]":
-    """Start the exporter; return it and its address."""
+    """Start the exporter; return its process and its URL."""
     log = folder / "exporter.log"
     with log.open("wb") as out:
         process = subprocess.Popen(
@@ -117,14 +117,14 @@ def serve(uri: str, folder: Path) -> "tuple[subprocess.Popen[bytes], str]":
     return process, f"http://127.0.0.1:{found[1]}"
 
 
-def measure(questions: Mapping[str, Callable[[], int]], rounds: int) -> dict[str, list[float]]:
-    """Ask all in turns; each says how many rows it got, the same every time."""
-    took: dict[str, list[float]] = {name: [] for name in questions}
-    rows = {name: question() for name, question in questions.items()}  # warms caches and connections
-    for _ in range(rounds):
-        for name, question in questions.items():
+def measure(queries: Mapping[str, Callable[[], int]], repeat: int) -> dict[str, list[float]]:
+    """Run all queries alternately and print their times; each returns its number of rows, which must not change."""
+    took: dict[str, list[float]] = {name: [] for name in queries}
+    rows = {name: query() for name, query in queries.items()}  # warms caches and connections
+    for _ in range(repeat):
+        for name, query in queries.items():
             began = time.perf_counter()
-            count = question()
+            count = query()
             took[name].append(time.perf_counter() - began)
             if count != rows[name]:
                 raise RuntimeError(f"{name}: {count} rows after {rows[name]}")
@@ -134,7 +134,7 @@ def measure(questions: Mapping[str, Callable[[], int]], rounds: int) -> dict[str
 
 
 def buckets_read(history: "Collection[Document]", match: Document) -> str:
-    """How mongod finds them: the index, and how many buckets it reads."""
+    """Return how mongod finds the samples: the index, and the number of buckets read."""
     plan = history.database.command(
         "explain",
         {"aggregate": history.name, "pipeline": bare_hours(match), "cursor": {}},
@@ -146,8 +146,8 @@ def buckets_read(history: "Collection[Document]", match: Document) -> str:
     return f"{', '.join(names) or 'no index'}; {examined} buckets read"
 
 
-def run(workers: int, rounds: int) -> None:
-    """Fill, serve, measure, print."""
+def run(workers: int, repeat: int) -> None:
+    """Fill the database, start the exporter, measure, and print."""
     end = align(int(time.time()), HOUR)
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -171,13 +171,13 @@ def run(workers: int, rounds: int) -> None:
             process, url = serve(uri, Path(folder))
             try:
                 with httpx.Client(base_url=url, trust_env=False, timeout=60) as http:
-                    report(http, history, match, chosen, end, rounds)
+                    report(http, history, match, chosen, end, repeat)
             finally:
                 process.terminate()
                 process.wait()
 
 
-def report(http: httpx.Client, history: "Collection[Document]", match: Document, worker: str, end: int, rounds: int) -> None:
+def report(http: httpx.Client, history: "Collection[Document]", match: Document, worker: str, end: int, repeat: int) -> None:
     path = f"/api/workers/{worker}/metrics/history"
     window = {"start": str(end - DAYS * DAY), "end": str(end)}
 
@@ -199,16 +199,16 @@ def report(http: httpx.Client, history: "Collection[Document]", match: Document,
             "API raw, limit=10000": lambda: pages(limit="10000"),
             "API raw, 9 pages of 1000": lambda: pages(limit="1000"),
             "API raw, CSV": lambda: rows_of_csv(http, path, window),
-            "bare aggregate by hour": lambda: len(list(history.aggregate(bare_hours(match)))),
-            "API by hour": lambda: pages(interval="1h"),
-            "API by day": lambda: pages(interval="1d"),
+            "bare hourly pipeline": lambda: len(list(history.aggregate(bare_hours(match)))),
+            "API hourly": lambda: pages(interval="1h"),
+            "API daily": lambda: pages(interval="1d"),
         },
-        rounds,
+        repeat,
     )
     middle = {name: statistics.median(times) for name, times in took.items()}
     print(f"raw  / bare find               {middle['API raw, limit=10000'] / middle['bare find']:.2f}")
     print(f"raw  / bare find, projected    {middle['API raw, limit=10000'] / middle['bare find, projected']:.2f}")
-    print(f"hour / bare aggregate by hour  {middle['API by hour'] / middle['bare aggregate by hour']:.2f}")
+    print(f"hourly / bare pipeline         {middle['API hourly'] / middle['bare hourly pipeline']:.2f}")
 
 
 def rows_of_csv(http: httpx.Client, path: str, window: Mapping[str, str]) -> int:
@@ -220,9 +220,9 @@ def rows_of_csv(http: httpx.Client, path: str, window: Mapping[str, str]) -> int
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=1000)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--repeat", type=int, default=15)
     options = parser.parse_args()
-    run(options.workers, options.rounds)
+    run(options.workers, options.repeat)
 
 
 if __name__ == "__main__":

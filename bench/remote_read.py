@@ -1,9 +1,9 @@
-"""Compare PromQL over the history with pymongo: all workers for a day, one worker for 30 days, all for 30 days (hourly).
+"""Compares PromQL over the history with pymongo: all workers for a day, one worker for 30 days, 30 days of hourly aggregates.
 
-    python -m bench.remote_read [--workers 1000] [--rounds 9]
+    python -m bench.remote_read [--workers 1000] [--repeat 9]
 
-A real mongod, exporter and Prometheus, each in its own process. "pymongo" reads the same documents, projected to the needed
-fields, into Python objects. They run in turns; the results are medians and ratios.
+Starts a mongod, an exporter, and a Prometheus. "pymongo" decodes the same documents, projected to the necessary fields, into
+Python objects. The measurements alternate; the figures are medians and ratios.
 """
 
 import argparse
@@ -32,8 +32,8 @@ CPU = "cml_worker_cpu_utilization_ratio"
 CPU_1H = "cml_worker:cpu_utilization_ratio:avg1h"
 
 
-def run(workers: int, rounds: int) -> None:
-    """Fill, serve, measure, print."""
+def run(workers: int, repeat: int) -> None:
+    """Fill the database, start the exporter and Prometheus, measure, and print."""
     program = shutil.which("prometheus")
     if program is None:
         raise SystemExit(f"prometheus is not on PATH; {INSTALL}")
@@ -52,7 +52,7 @@ def run(workers: int, rounds: int) -> None:
             prometheus = Prometheus(program, Path(folder, "prometheus"), configuration)
             try:
                 with httpx.Client(base_url=url, trust_env=False, timeout=60) as http:
-                    report(http, prometheus, history, workers, end, rounds)
+                    report(http, prometheus, history, workers, end, repeat)
             finally:
                 prometheus.stop()
                 process.terminate()
@@ -60,7 +60,7 @@ def run(workers: int, rounds: int) -> None:
 
 
 def report(
-    http: httpx.Client, prometheus: Prometheus, history: "Collection[Document]", workers: int, end: int, rounds: int
+    http: httpx.Client, prometheus: Prometheus, history: "Collection[Document]", workers: int, end: int, repeat: int
 ) -> None:
     one = worker_id(workers // 2)
 
@@ -69,7 +69,7 @@ def report(
         projection = {"_id": 0, "timestamp": 1, "worker_id": 1, "cpu_utilization": 1}
         return lambda: len(list(history.find({"timestamp": window, **match}, projection)))
 
-    def answered(seconds: int, *matchers: tuple[str, str, str]) -> Callable[[], int]:
+    def remote_read(seconds: int, *matchers: tuple[str, str, str]) -> Callable[[], int]:
         body = prompb.request(((end - seconds) * 1000, end * 1000 - 1, [("__name__", "=", CPU), *matchers]))
 
         def post() -> bytes:
@@ -80,48 +80,48 @@ def report(
         def size() -> int:
             return int(cramjam.snappy.decompress_raw_len(post()))  # the series may come in another order
 
-        (found,) = prompb.answer(post())  # read once; later only that it stays as long, since reading it is not measured
+        (found,) = prompb.parse_response(post())  # parsed once; later only its length is compared, as parsing is not measured
         samples, expected = sum(map(len, found.values())), size()
         return lambda: samples if size() == expected else -1
 
-    def asked(seconds: int, selector: str = "") -> Callable[[], int]:
+    def promql(seconds: int, selector: str = "") -> Callable[[], int]:
         query = f'sum(count_over_time({CPU}{{store="history"{selector}}}[{seconds}s]))'
         return lambda: int(prometheus.value(query, end - 1))
 
-    def by_hour(seconds: int) -> Callable[[], int]:
+    def hourly(seconds: int) -> Callable[[], int]:
         query = f'sum(count_over_time({CPU_1H}{{store="history"}}[{seconds}s] offset -1s))'
         return lambda: int(prometheus.value(query, end))
 
     began = time.perf_counter()
-    by_hour(DAYS * DAY)()
-    print(f"all, {DAYS} d by the hour, for the first time: {time.perf_counter() - began:.1f} s")
+    hourly(DAYS * DAY)()
+    print(f"all, {DAYS} d hourly, cold cache: {time.perf_counter() - began:.1f} s")
     mine = f',worker_id="{one}"'
     took = measure(
         {
             "all, 24 h: pymongo": documents(DAY),
-            "all, 24 h: remote read": answered(DAY),
-            "all, 24 h: Prometheus": asked(DAY),
+            "all, 24 h: remote read": remote_read(DAY),
+            "all, 24 h: Prometheus": promql(DAY),
             "one, 30 d: pymongo": documents(DAYS * DAY, worker_id=one),
-            "one, 30 d: remote read": answered(DAYS * DAY, ("worker_id", "=", one)),
-            "one, 30 d: Prometheus": asked(DAYS * DAY, mine),
-            "all, 30 d by hour: Prometheus": by_hour(DAYS * DAY),
+            "one, 30 d: remote read": remote_read(DAYS * DAY, ("worker_id", "=", one)),
+            "one, 30 d: Prometheus": promql(DAYS * DAY, mine),
+            "all, 30 d hourly: Prometheus": hourly(DAYS * DAY),
         },
-        rounds,
+        repeat,
     )
     middle = {name: statistics.median(times) for name, times in took.items()}
     for what in ("all, 24 h", "one, 30 d"):
         for how in ("remote read", "Prometheus"):
             print(f"{what}: {how:12} / pymongo  {middle[f'{what}: {how}'] / middle[f'{what}: pymongo']:.2f}")
-    ratio = middle["all, 30 d by hour: Prometheus"] / middle["all, 24 h: pymongo"]
-    print(f"all, 30 d by hour, asked again: Prometheus / all, 24 h: pymongo  {ratio:.2f}")
+    ratio = middle["all, 30 d hourly: Prometheus"] / middle["all, 24 h: pymongo"]
+    print(f"all, 30 d hourly, warm cache: Prometheus / all, 24 h: pymongo  {ratio:.2f}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=1000)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--repeat", type=int, default=9)
     options = parser.parse_args()
-    run(options.workers, options.rounds)
+    run(options.workers, options.repeat)
 
 
 if __name__ == "__main__":

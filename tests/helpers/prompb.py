@@ -17,7 +17,7 @@ def request(
     func: str | None = None,
     hints: tuple[int, int] | None = None,
 ) -> bytes:
-    """A compressed ReadRequest: (start, end, matchers) in milliseconds for each query."""
+    """Build a compressed ReadRequest from (start, end, matchers) per query, in milliseconds."""
     message = pb.ReadRequest(accepted_response_types=[pb.ReadRequest.SAMPLES])
     for start, end, matchers in queries:
         query = message.queries.add(start_timestamp_ms=start, end_timestamp_ms=end)
@@ -33,8 +33,8 @@ Found = dict[tuple[tuple[str, str], ...], list[tuple[int, float]]]
 """Sorted labels → (milliseconds, value)."""
 
 
-def answer(body: bytes) -> list[Found]:
-    """The series of each query; fails where one comes twice."""
+def parse_response(body: bytes) -> list[Found]:
+    """Return the series of each query; fails on unsorted labels and on duplicate series."""
     message = pb.ReadResponse.FromString(bytes(cramjam.snappy.decompress_raw(body)))
     results: list[Found] = []
     for result in message.results:
@@ -49,5 +49,5 @@ def answer(body: bytes) -> list[Found]:
 
 
 def is_stale(value: float) -> bool:
-    """Whether this is the NaN that ends a series, not another one."""
+    """Whether a value is the stale marker and not another NaN."""
     return struct.pack("<d", value) == struct.pack("<Q", 0x7FF0000000000002)

@@ -1,4 +1,4 @@
-"""PromQL over the history: a real Prometheus, with the repository's own configuration, asks a real exporter over HTTP."""
+"""PromQL over the history: Prometheus, with the configuration of the repository, queries an exporter process over HTTP."""
 
 import http.client
 import os
@@ -41,16 +41,16 @@ def sample(worker: int, start: int) -> dict[str, Any]:
     }
 
 
-def remembered(worker: int, last_seen: int, status: str) -> dict[str, Any]:
+def inventory_entry(worker: int, last_seen: int, status: str) -> dict[str, Any]:
     dates = {"first_seen": to_datetime(NOW - DAYS * DAY), "last_seen": to_datetime(last_seen)}
-    sighting = {"id": f"i-{worker}", "region": "eu-west-1", "from": dates["first_seen"], "to": dates["last_seen"]}
+    interval = {"id": f"i-{worker}", "region": "eu-west-1", "from": dates["first_seen"], "to": dates["last_seen"]}
     return {
         "_id": f"w{worker}",
         "worker_id": f"w{worker}",
         "name": f"cml {worker}",
         "region": "eu-west-1",
         "status": status,
-        "instances": [sighting],
+        "instances": [interval],
         **dates,
     }
 
@@ -61,14 +61,14 @@ GONE_AT = NOW - 3 * DAY
 
 @pytest.fixture
 def exporter(own_mongod: Mongod, run_exporter: RunExporter) -> ExporterProcess:
-    """An exporter whose history has a month of two workers; one is gone, from the aggregates too."""
+    """An exporter with a month of history of two workers; the second is gone and has no worker document."""
     uri = own_mongod.uri.replace("/?", "/cml?")
     made = run_exporter({"mongodb": {"uri": uri, "retention": "40d"}, "cloudwatch": {"enabled": False}})
     with MongoClient[dict[str, Any]](uri) as client:
         for worker, until in ((1, NOW), (2, GONE_AT)):
             documents = [sample(worker, start) for start in range(NOW - DAYS * DAY, until, PERIOD)]
             client.cml.worker_metrics_timeseries.insert_many(documents)
-        entries = [remembered(1, NOW, "running"), remembered(2, GONE_AT, "terminated")]
+        entries = [inventory_entry(1, NOW, "running"), inventory_entry(2, GONE_AT, "terminated")]
         client.cml.worker_metrics_inventory.insert_many(entries)
     return made
 
@@ -82,7 +82,7 @@ def mean(worker: int, start: int, end: int) -> float:
     return sum(values) / len(values)
 
 
-def test_promql_reads_the_whole_history_and_agrees_with_the_repositorys_own_aggregation(
+def test_promql_reads_the_whole_history_and_agrees_with_the_history_api(
     exporter: ExporterProcess, run_prometheus: RunPrometheus
 ) -> None:
     prometheus = run_prometheus(configuration(exporter), "--storage.tsdb.retention.time=30d")
@@ -92,10 +92,10 @@ def test_promql_reads_the_whole_history_and_agrees_with_the_repositorys_own_aggr
         name = "cml_worker_status" if "status" in labels else CPU
         return f'{function}_over_time({name}{{store="history",worker_id="{worker}"{more}}}[{range_}])'
 
-    # Before this Prometheus was started, but inside its local retention.
+    # Before Prometheus was started, but within its local retention.
     moment = NOW - 2 * DAY
     assert prometheus.value(history("w1", "30m", "last"), moment + 299) == percent(1, moment) / 100
-    # A worker that is gone from the aggregates and from /metrics; after its end there is nothing.
+    # A worker that has no worker document and is not in /metrics; its series ends.
     assert prometheus.value(history("w2", "30m", "last"), GONE_AT - 1) == percent(2, GONE_AT - PERIOD) / 100
     assert prometheus.values(history("w2", "30m", "last"), GONE_AT + HOUR) == {}
     assert prometheus.value(f'count_over_time({CPU}{{store="history",worker_id="w2"}}[{DAYS}d])', NOW - 1) == (DAYS - 3) * 288
@@ -117,17 +117,17 @@ def test_promql_reads_the_whole_history_and_agrees_with_the_repositorys_own_aggr
     share = prometheus.value(history("w1", "1d", status="running"), NOW - 1)
     assert share == pytest.approx(0.75)
 
-    # The name of a worker that is gone, joined to its values.
+    # The name of a worker that is gone, joined with its values.
     named = (
         f'max_over_time({CPU}{{store="history",worker_id="w2"}}[1h]) * on (worker_id) group_left (name) '
         'last_over_time(cml_worker_info{store="history"}[1h])'
     )
     (labels,) = prometheus.values(named, GONE_AT - 1)
     assert dict(labels)["name"] == "cml 2"
-    # Many series by one matcher, and all four kinds of them.
+    # Many series by one matcher, and all four operators.
     by_all = f'count(last_over_time({CPU}{{store="history",worker_id=~"w.*",region!="",region!~"us-.*"}}[1h]))'
     assert prometheus.value(by_all, GONE_AT - 1) == 2
-    # Nothing that does not name the store goes there.
+    # A query without the label store does not reach the history.
     assert prometheus.values(f"last_over_time({CPU}[30m])", moment) == {}
 
 
@@ -149,19 +149,19 @@ def test_while_mongodb_is_down_prometheus_keeps_its_own_data_and_warns(
     assert [each["value"][1] for each in answer["data"]["result"]] == ["1"]
     began = time.monotonic()
     prometheus.values('up{job="cml-worker-exporter"}')
-    assert time.monotonic() - began < 5, "what does not name the store never waits for it"
+    assert time.monotonic() - began < 5, "a query without the label store does not wait for the history"
     own_mongod.start()
     deadline = time.monotonic() + 60
     while prometheus.ask(query, NOW - 1)["data"]["result"] == []:
         assert time.monotonic() < deadline
         time.sleep(0.5)
-    os.kill(own_mongod.pid, signal.SIGSTOP)  # now it hangs: it takes connections, and never answers
+    os.kill(own_mongod.pid, signal.SIGSTOP)  # now it hangs: it accepts connections and does not answer
     try:
         began = time.monotonic()
         answer = prometheus.ask(f'{query} or on () max(up{{job="cml-worker-exporter"}})')
         assert answer["warnings"]
         assert [each["value"][1] for each in answer["data"]["result"]] == ["1"]
-        assert time.monotonic() - began < 25, "Prometheus' own remote_timeout bounds the wait"
+        assert time.monotonic() - began < 25, "remote_timeout of Prometheus bounds the wait"
         rules = prometheus.http.get("/api/v1/rules").json()["data"]["groups"]
         assert rules
         assert all(group["evaluationTime"] < 1 for group in rules), "no rule waits for the history"
@@ -169,9 +169,9 @@ def test_while_mongodb_is_down_prometheus_keeps_its_own_data_and_warns(
         os.kill(own_mongod.pid, signal.SIGCONT)
 
 
-def test_a_connection_outlives_the_pauses_between_two_questions(exporter: ExporterProcess) -> None:
+def test_a_connection_outlives_the_pauses_between_two_requests(exporter: ExporterProcess) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", exporter.port, timeout=10)
-    for pause in (0, 6):  # uvicorn's own limit is 5 s, which is when Prometheus' next question may come
+    for pause in (0, 6):  # uvicorn's default is 5 s, when Prometheus's next request may arrive
         time.sleep(pause)
         connection.request("GET", "/-/healthy")
         answer = connection.getresponse()
@@ -186,11 +186,11 @@ def read(exporter: ExporterProcess, body: bytes) -> httpx.Response:
         return client.post("/api/v1/read", content=body, headers={"Content-Encoding": "snappy"})
 
 
-def test_what_cannot_be_answered_is_refused_with_a_sentence(exporter: ExporterProcess) -> None:
+def test_an_invalid_request_is_refused_with_a_reason(exporter: ExporterProcess) -> None:
     good = prompb.request((NOW * 1000 - 3_600_000, NOW * 1000, [("__name__", "=", CPU)]))
     answer = read(exporter, good)
     assert (answer.status_code, answer.headers["Content-Encoding"]) == (200, "snappy")
-    (found,) = prompb.answer(answer.content)
+    (found,) = prompb.parse_response(answer.content)
     assert [len(samples) for samples in found.values()] == [12]
     for body, code, sentence in (
         (good[:-3], 400, "snappy"),
@@ -210,6 +210,6 @@ def test_what_cannot_be_answered_is_refused_with_a_sentence(exporter: ExporterPr
             (0, NOW * 1000, [("__name__", "=", "node_load1")]),
         ),
     )
-    first, second, third = prompb.answer(several.content)
+    first, second, third = prompb.parse_response(several.content)
     assert [len(samples) for samples in first.values()] == [(DAYS - 3) * 288 + 1]
     assert second == third == {}

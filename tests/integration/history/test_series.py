@@ -1,4 +1,4 @@
-"""The history as Prometheus series, from a real mongod: which there are, with which samples, within which limits."""
+"""The history as Prometheus series from a real mongod: the selected series, their samples, and the limits."""
 
 import math
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from tests.helpers import prompb
 START, PERIOD = 1_767_225_600, 300
 CPU = "cml_worker_cpu_utilization_ratio"
 EVERYTHING = Matcher("__name__", "=~", "cml_worker_.+")
-HOURS = Matcher("__name__", "=~", "cml_worker:.+")
+HOURLY = Matcher("__name__", "=~", "cml_worker:.+")
 Labels = tuple[tuple[str, str], ...]
 
 
@@ -56,7 +56,7 @@ async def history(database: Database) -> WorkerMetricsRepository:
     return repository
 
 
-async def ask(
+async def read_series(
     history: WorkerMetricsRepository,
     entries: Sequence[InventoryEntry],
     *matchers: Matcher,
@@ -67,8 +67,10 @@ async def ask(
     most: int = 10**6,
 ) -> prompb.Found:
     query = SeriesSelector((START + first * PERIOD) * 1000, (START + last * PERIOD) * 1000, matchers, labels_only)
-    (found,) = prompb.answer(
-        encode_response([await read(query, entries, history.reader, hourly(history), period=PERIOD, oldest=oldest, most=most)])
+    (found,) = prompb.parse_response(
+        encode_response(
+            [await read(query, entries, history.reader, hourly_cache(history), period=PERIOD, oldest=oldest, most=most)]
+        )
     )
     return found
 
@@ -77,7 +79,7 @@ async def no_backfill() -> str:
     return ""
 
 
-def hourly(history: WorkerMetricsRepository) -> HourlyCache:
+def hourly_cache(history: WorkerMetricsRepository) -> HourlyCache:
     return HourlyCache(history.reader, no_backfill, gap_fill_window=DAY, wall=lambda: START + DAY)
 
 
@@ -101,7 +103,7 @@ async def test_every_field_is_a_series_at_the_start_of_its_period_and_percent_is
             sample("w1", 2, status=None, active_labs_count=None),
         ]
     )
-    found = await ask(history, [entry("w1")], EVERYTHING)
+    found = await read_series(history, [entry("w1")], EVERYTHING)
     assert found == {
         of(CPU, "w1"): [(at(0), 45.2 / 100), (at(2), 0.12)],
         of("cml_worker_memory_utilization_ratio", "w1"): [(at(0), 62.8 / 100)],
@@ -116,7 +118,7 @@ async def test_every_field_is_a_series_at_the_start_of_its_period_and_percent_is
 
 async def test_both_ends_of_the_range_are_included(history: WorkerMetricsRepository) -> None:
     await history.add_samples([sample("w1", n) for n in range(6)])
-    found = await ask(history, [entry("w1")], Matcher("__name__", "=", CPU), first=1, last=4)
+    found = await read_series(history, [entry("w1")], Matcher("__name__", "=", CPU), first=1, last=4)
     assert [time for time, _ in found[of(CPU, "w1")]] == [at(1), at(2), at(3), at(4)]
 
 
@@ -126,7 +128,7 @@ async def test_matchers_select_by_name_worker_region_status_and_info(history: Wo
     entries = [entry("a"), entry("b"), entry("c/ä%")]
 
     async def selected(*matchers: tuple[str, str, str]) -> set[tuple[str, ...]]:
-        found = await ask(history, entries, *(Matcher(*each) for each in matchers))  # type: ignore[arg-type]
+        found = await read_series(history, entries, *(Matcher(*each) for each in matchers))  # type: ignore[arg-type]
         return {tuple(dict(labels)[name] for name in ("__name__", "worker_id", "region")) for labels in found}
 
     cpu = ("__name__", "=", CPU)
@@ -155,25 +157,25 @@ async def test_matchers_select_by_name_worker_region_status_and_info(history: Wo
     assert await selected(("__name__", "=", "up")) == set()
 
 
-async def test_a_worker_that_is_gone_ends_with_a_stale_marker_and_a_living_one_does_not(
+async def test_the_series_of_a_worker_that_is_gone_ends_with_a_stale_marker_and_others_do_not(
     history: WorkerMetricsRepository,
 ) -> None:
     await history.add_samples([sample(worker, n) for worker in ("alive", "terminated", "left") for n in range(3)])
     entries = [entry("alive"), entry("terminated", status="terminated"), entry("left", last_seen=START + 900)]
-    found = await ask(history, entries, Matcher("__name__", "=", CPU))
+    found = await read_series(history, entries, Matcher("__name__", "=", CPU))
     for worker_id in ("terminated", "left"):
         *values, (time, value) = found[of(CPU, worker_id)]
         assert len(values) == 3
         assert time == at(3)
         assert prompb.is_stale(value)
     assert len(found[of(CPU, "alive")]) == 3
-    found = await ask(history, entries, Matcher("worker_id", "=", "left"), Matcher("__name__", "=", CPU), last=2)
+    found = await read_series(history, entries, Matcher("worker_id", "=", "left"), Matcher("__name__", "=", CPU), last=2)
     assert len(found[of(CPU, "left")]) == 3, "the marker would lie outside the range"
 
 
-async def test_a_request_for_series_brings_labels_without_samples(history: WorkerMetricsRepository) -> None:
+async def test_a_request_for_series_returns_labels_without_samples(history: WorkerMetricsRepository) -> None:
     await history.add_samples([sample("w1", n) for n in range(3)])
-    found = await ask(history, [entry("w1"), entry("never")], Matcher("worker_id", "=~", ".*"), labels_only=True)
+    found = await read_series(history, [entry("w1"), entry("never")], Matcher("worker_id", "=~", ".*"), labels_only=True)
     assert {dict(labels)["__name__"] for labels in found} == {
         CPU,
         "cml_worker_active_labs",
@@ -183,12 +185,12 @@ async def test_a_request_for_series_brings_labels_without_samples(history: Worke
     assert all(samples == [] for samples in found.values())
 
 
-async def test_too_many_samples_are_refused_with_what_to_do(history: WorkerMetricsRepository) -> None:
+async def test_too_many_samples_are_refused_with_advice(history: WorkerMetricsRepository) -> None:
     await history.add_samples([sample(f"w{k}", n) for k in range(5) for n in range(20)])
     entries = [entry(f"w{k}") for k in range(5)]
-    assert len(await ask(history, entries, Matcher("__name__", "=", CPU), most=100)) == 5
+    assert len(await read_series(history, entries, Matcher("__name__", "=", CPU), most=100)) == 5
     with pytest.raises(RequestError, match="fewer workers"):
-        await ask(history, entries, Matcher("__name__", "=", CPU), most=99)
+        await read_series(history, entries, Matcher("__name__", "=", CPU), most=99)
 
 
 async def test_a_range_longer_than_one_read_is_one_series(
@@ -196,34 +198,34 @@ async def test_a_range_longer_than_one_read_is_one_series(
 ) -> None:
     monkeypatch.setattr("exporter.storage.sample_reader.COLUMN_SAMPLES", 7)
     await history.add_samples([sample(worker, n) for worker in ("a", "b") for n in range(50)])
-    found = await ask(history, [entry("a"), entry("b")], Matcher("__name__", "=", CPU))
+    found = await read_series(history, [entry("a"), entry("b")], Matcher("__name__", "=", CPU))
     for worker_id in ("a", "b"):
         assert found[of(CPU, worker_id)] == [(at(n), (10.0 + n) / 100) for n in range(50)]
 
 
-async def test_what_is_past_retention_is_not_there_though_mongodb_has_not_deleted_it_yet(
+async def test_samples_past_retention_are_not_returned_although_mongodb_has_not_deleted_them(
     history: WorkerMetricsRepository,
 ) -> None:
     await history.add_samples([sample("w1", n) for n in range(-30 * 288, -30 * 288 + 600, 100)])
-    found = await ask(history, [entry("w1")], Matcher("__name__", "=", CPU), first=-40 * 288)
+    found = await read_series(history, [entry("w1")], Matcher("__name__", "=", CPU), first=-40 * 288)
     assert [time for time, _ in found[of(CPU, "w1")]] == [at(n) for n in range(-29 * 288 + 12, -30 * 288 + 600, 100)]
 
 
 async def test_a_range_that_ends_before_it_begins_is_empty(history: WorkerMetricsRepository) -> None:
     await history.add_samples([sample("w1", 0)])
-    assert await ask(history, [entry("w1")], EVERYTHING, first=5, last=2) == {}
+    assert await read_series(history, [entry("w1")], EVERYTHING, first=5, last=2) == {}
 
 
-async def test_a_mongodb_that_is_away_is_said_to_be(database: Database) -> None:
+async def test_an_unreachable_mongodb_is_an_error(database: Database) -> None:
     async with connect("mongodb://127.0.0.1:1/?directConnection=true", patience=0.3) as client:
         away = WorkerMetricsRepository(
             client.nowhere, collection="h", period=PERIOD, retention=DAY, apply_retention=False, wall=lambda: START
         )
         with pytest.raises(StoreUnavailableError):
-            await ask(away, [entry("w1")], EVERYTHING)
+            await read_series(away, [entry("w1")], EVERYTHING)
 
 
-# -- by the hour
+# -- hourly aggregates
 
 
 def hour(n: int) -> int:
@@ -231,11 +233,11 @@ def hour(n: int) -> int:
     return (START + (n + 1) * HOUR) * 1000
 
 
-def rolled(what: str, worker_id: str, /, region: str = "eu-west-1") -> Labels:
+def hourly_labels(what: str, worker_id: str, /, region: str = "eu-west-1") -> Labels:
     return of(f"cml_worker:{what}1h", worker_id, region=region)
 
 
-async def test_an_hour_is_one_value_of_each_kind_at_its_end(history: WorkerMetricsRepository) -> None:
+async def test_an_hour_has_one_value_of_each_metric_at_its_end(history: WorkerMetricsRepository) -> None:
     await history.add_samples([sample("w1", n, memory_utilization=50.0 if n < 6 else None) for n in range(12)])
     await history.add_samples(
         [
@@ -244,17 +246,17 @@ async def test_an_hour_is_one_value_of_each_kind_at_its_end(history: WorkerMetri
             sample("w1", 14, cpu_utilization=None, active_labs_count=None, status=None),
         ]
     )
-    found = await ask(history, [entry("w1")], HOURS)
+    found = await read_series(history, [entry("w1")], HOURLY)
     facts = {"name": "cml w1", "instance_id": "i-2", "instance_type": "m5zn.metal", "cml_version": "2.8.1"}
     cpu, memory = ([f"{name}_utilization_ratio:{how}" for how in ("avg", "min", "max")] for name in ("cpu", "memory"))
     assert found == {
-        **{rolled(what, "w1"): [(hour(0), value)] for what, value in zip(cpu, (0.155, 0.1, 0.21), strict=True)},
-        **{rolled(what, "w1"): [(hour(0), 0.5)] for what in memory},
-        rolled("active_labs:avg", "w1"): [(hour(0), 3.0), (hour(1), 2.5)],
-        rolled("active_labs:min", "w1"): [(hour(0), 3.0), (hour(1), 0.0)],
-        rolled("active_labs:max", "w1"): [(hour(0), 3.0), (hour(1), 5.0)],
-        rolled("running:avg", "w1"): [(hour(0), 1.0), (hour(1), 0.5)],
-        rolled("sample_timestamp_seconds:max", "w1"): [
+        **{hourly_labels(what, "w1"): [(hour(0), value)] for what, value in zip(cpu, (0.155, 0.1, 0.21), strict=True)},
+        **{hourly_labels(what, "w1"): [(hour(0), 0.5)] for what in memory},
+        hourly_labels("active_labs:avg", "w1"): [(hour(0), 3.0), (hour(1), 2.5)],
+        hourly_labels("active_labs:min", "w1"): [(hour(0), 3.0), (hour(1), 0.0)],
+        hourly_labels("active_labs:max", "w1"): [(hour(0), 3.0), (hour(1), 5.0)],
+        hourly_labels("running:avg", "w1"): [(hour(0), 1.0), (hour(1), 0.5)],
+        hourly_labels("sample_timestamp_seconds:max", "w1"): [
             (hour(0), START + 12.0 * PERIOD),
             (hour(1), START + 15.0 * PERIOD),
         ],
@@ -262,38 +264,38 @@ async def test_an_hour_is_one_value_of_each_kind_at_its_end(history: WorkerMetri
     }
 
 
-async def test_hours_are_those_of_the_repositorys_own_aggregation(history: WorkerMetricsRepository) -> None:
+async def test_hourly_aggregates_equal_those_of_the_repositorys_own_aggregation(history: WorkerMetricsRepository) -> None:
     values = [(n * 7919) % 9973 / 100 for n in range(288)]
     await history.add_samples([sample("w1", n, cpu_utilization=value) for n, value in enumerate(values)])
-    found = await ask(history, [entry("w1")], HOURS, last=300)
+    found = await read_series(history, [entry("w1")], HOURLY, last=300)
     own = await history.get_aggregated_stats("w1", to_datetime(START), to_datetime(START + DAY), timedelta(hours=1))
     assert len(own) == 24
     for how in ("avg", "min", "max"):
-        told = found[rolled(f"cpu_utilization_ratio:{how}", "w1")]
-        assert [time for time, _ in told] == [(to_seconds(each.timestamp) + HOUR) * 1000 for each in own]
+        hourly = found[hourly_labels(f"cpu_utilization_ratio:{how}", "w1")]
+        assert [time for time, _ in hourly] == [(to_seconds(each.timestamp) + HOUR) * 1000 for each in own]
         ours = [getattr(each.cpu_utilization, how) / 100 for each in own]
-        assert [value for _, value in told] == pytest.approx(ours, rel=1e-12)
+        assert [value for _, value in hourly] == pytest.approx(ours, rel=1e-12)
 
 
-async def test_what_is_no_number_is_left_out_of_an_hour(history: WorkerMetricsRepository, database: Database) -> None:
-    odd: list[object] = ["97", math.nan, math.inf, True, None, {"a": 1}, [3], 12.5, 7]
+async def test_non_numeric_values_are_left_out_of_an_hour(history: WorkerMetricsRepository, database: Database) -> None:
+    non_numeric: list[object] = ["97", math.nan, math.inf, True, None, {"a": 1}, [3], 12.5, 7]
     between = [7.0, Decimal128("9"), 12.5]  # which is neither the lowest nor the highest
     await database.worker_metrics_timeseries.insert_many(
         [
             {"worker_id": "w1", "timestamp": to_datetime(START + n * PERIOD), "region": "eu-west-1", "cpu_utilization": value}
-            for n, value in enumerate([*odd, None, None, None, *between])
+            for n, value in enumerate([*non_numeric, None, None, None, *between])
         ]
     )
     await history.add_samples([sample("w1", 24, cpu_utilization=None)])
-    found = await ask(history, [entry("w1")], HOURS)
-    told = [found[rolled(f"cpu_utilization_ratio:{how}", "w1")] for how in ("avg", "min", "max")]
-    assert told == [[(hour(n), value) for n in (0, 1)] for value in (0.0975, 0.07, 0.125)]
-    assert found[rolled("running:avg", "w1")] == [(hour(2), 1.0)]
+    found = await read_series(history, [entry("w1")], HOURLY)
+    values = [found[hourly_labels(f"cpu_utilization_ratio:{how}", "w1")] for how in ("avg", "min", "max")]
+    assert values == [[(hour(n), value) for n in (0, 1)] for value in (0.0975, 0.07, 0.125)]
+    assert found[hourly_labels("running:avg", "w1")] == [(hour(2), 1.0)]
     rows, _ = await history.reader.read_statistics("w1", START, START + DAY, HOUR, limit=24)
     assert [row["cpu_utilization"]["avg"] for row in rows] == [9.75, 9.75, None]
 
 
-async def test_samples_without_a_region_are_one_series_each_hour_once(
+async def test_samples_without_a_region_are_one_series_with_each_hour_once(
     history: WorkerMetricsRepository, database: Database
 ) -> None:
     regions: list[dict[str, object]] = [{}, {"region": None}, {"region": ""}, {"region": 7}, {"region": "7"}]
@@ -303,31 +305,31 @@ async def test_samples_without_a_region_are_one_series_each_hour_once(
             for n in range(36)
         ]
     )
-    found = await ask(history, [entry("w1", region="7")], Matcher("__name__", "=", "cml_worker:active_labs:max1h"))
+    found = await read_series(history, [entry("w1", region="7")], Matcher("__name__", "=", "cml_worker:active_labs:max1h"))
     assert {dict(labels).get("region", ""): [time for time, _ in values] for labels, values in found.items()} == {
         "": [hour(0), hour(1), hour(2)],
         "7": [hour(0), hour(1), hour(2)],
     }
 
 
-async def test_a_worker_that_moved_has_the_hours_of_each_region(history: WorkerMetricsRepository) -> None:
+async def test_a_worker_that_moved_has_the_hourly_aggregates_of_each_region(history: WorkerMetricsRepository) -> None:
     await history.add_samples([sample("w1", n, region="eu-west-1" if n < 18 else "us-east-1") for n in range(36)])
     name = Matcher("__name__", "=", "cml_worker:active_labs:max1h")
-    found = await ask(history, [entry("w1")], name)
+    found = await read_series(history, [entry("w1")], name)
     assert found == {
-        rolled("active_labs:max", "w1"): [(hour(0), 3.0), (hour(1), 3.0)],
-        rolled("active_labs:max", "w1", region="us-east-1"): [(hour(1), 3.0), (hour(2), 3.0)],
+        hourly_labels("active_labs:max", "w1"): [(hour(0), 3.0), (hour(1), 3.0)],
+        hourly_labels("active_labs:max", "w1", region="us-east-1"): [(hour(1), 3.0), (hour(2), 3.0)],
     }
-    found = await ask(history, [entry("w1")], name, Matcher("region", "=", "us-east-1"))
-    assert list(found) == [rolled("active_labs:max", "w1", region="us-east-1")]
+    found = await read_series(history, [entry("w1")], name, Matcher("region", "=", "us-east-1"))
+    assert list(found) == [hourly_labels("active_labs:max", "w1", region="us-east-1")]
 
 
-async def test_hours_are_for_who_asks_by_name(history: WorkerMetricsRepository) -> None:
+async def test_hourly_aggregates_are_returned_only_to_queries_by_name(history: WorkerMetricsRepository) -> None:
     await history.add_samples([sample("w1", n) for n in range(12)])
-    everything = await ask(history, [entry("w1")], Matcher("store", "=", "history"))
+    everything = await read_series(history, [entry("w1")], Matcher("store", "=", "history"))
     assert not [labels for labels in everything if dict(labels)["__name__"].startswith("cml_worker:")]
-    assert await ask(history, [entry("w1")], HOURS, Matcher("store", "=", "elsewhere")) == {}
-    listed = await ask(history, [entry("w1")], HOURS, labels_only=True)
+    assert await read_series(history, [entry("w1")], HOURLY, Matcher("store", "=", "elsewhere")) == {}
+    listed = await read_series(history, [entry("w1")], HOURLY, labels_only=True)
     assert {dict(labels)["__name__"] for labels in listed} >= {"cml_worker:info:max1h", "cml_worker:running:avg1h"}
     assert all(samples == [] for samples in listed.values())
 
@@ -341,65 +343,67 @@ async def test_hours_are_for_who_asks_by_name(history: WorkerMetricsRepository) 
         (Matcher("worker_id", "=", "cml_worker:running:avg1h"), False),
     ],
 )
-def test_only_who_names_an_hour_is_no_danger_to_the_memory(name: Matcher, hours: bool) -> None:
+def test_only_queries_that_name_an_hourly_metric_are_recognized_as_small(name: Matcher, hours: bool) -> None:
     known = Matcher("__name__", "=", "cml_worker:info:max1h")
-    wanted = [SeriesSelector(0, 1, (Matcher("store", "=", "history"), each), False) for each in (known, name)]
-    assert series.only_hourly_metrics(wanted) == hours
+    queries = [SeriesSelector(0, 1, (Matcher("store", "=", "history"), each), False) for each in (known, name)]
+    assert series.only_hourly_metrics(queries) == hours
 
 
-async def test_an_hour_that_reaches_beyond_retention_is_left_out(history: WorkerMetricsRepository) -> None:
+async def test_an_hour_that_begins_before_the_retention_is_left_out(history: WorkerMetricsRepository) -> None:
     await history.add_samples([sample("w1", n) for n in range(48)])
     name = Matcher("__name__", "=", "cml_worker:running:avg1h")
-    found = await ask(history, [entry("w1")], name, oldest=START + 1)
-    assert [time for time, _ in found[rolled("running:avg", "w1")]] == [hour(1), hour(2), hour(3)]
+    found = await read_series(history, [entry("w1")], name, oldest=START + 1)
+    assert [time for time, _ in found[hourly_labels("running:avg", "w1")]] == [hour(1), hour(2), hour(3)]
 
 
-async def test_more_days_than_fit_are_refused_before_they_are_read(
+async def test_more_worker_days_than_the_limit_are_refused_before_they_are_read(
     history: WorkerMetricsRepository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(series, "MAX_WORKER_DAYS", 10)
     await history.add_samples([sample(f"w{k}", n) for k in range(5) for n in range(12)])
     entries = [entry(f"w{k}") for k in range(5)]
     name = Matcher("__name__", "=", "cml_worker:running:avg1h")
-    assert len(await ask(history, entries, name, last=288)) == 5
+    assert len(await read_series(history, entries, name, last=288)) == 5
     refused = r"5 workers on 3 days exceed the limit of 10 worker days .* name fewer workers, a region"
     with pytest.raises(RequestError, match=refused):
-        await ask(history, entries, name, last=2 * 288)
-    # Those that cannot have a sample there do not count: long gone, not yet made, or elsewhere.
+        await read_series(history, entries, name, last=2 * 288)
+    # Workers that cannot have a sample in the range do not count: gone, not created yet, or in another region.
     others = [entry(f"gone{k}", last_seen=START - 2 * DAY) for k in range(50)]
     others += [replace(entry(f"new{k}"), first_seen=START + 4 * DAY, created_at=START + 4 * DAY) for k in range(50)]
     moved = [replace(entry(f"us{k}", region="us-east-1"), instances=()) for k in range(50)]
-    assert len(await ask(history, [*entries, *others], name, last=288)) == 5
-    assert len(await ask(history, [*entries, *moved], name, Matcher("region", "=", "eu-west-1"), last=288)) == 5
+    assert len(await read_series(history, [*entries, *others], name, last=288)) == 5
+    assert len(await read_series(history, [*entries, *moved], name, Matcher("region", "=", "eu-west-1"), last=288)) == 5
 
 
-async def test_an_hour_that_a_backfill_fills_is_read_again(history: WorkerMetricsRepository, database: Database) -> None:
+async def test_an_hour_that_a_backfill_writes_is_read_again(history: WorkerMetricsRepository, database: Database) -> None:
     writer, reader = (Lease(database, owner=owner, name=BACKFILL) for owner in ("backfill", "exporter"))
     clock = [0.0]
-    kept = HourlyCache(
+    cache = HourlyCache(
         history.reader, reader.change_marker, gap_fill_window=DAY, wall=lambda: START + 9 * DAY, monotonic=lambda: clock[0]
     )
-    wanted = SeriesSelector(
+    query = SeriesSelector(
         START * 1000, (START + DAY) * 1000, (Matcher("__name__", "=", "cml_worker:active_labs:max1h"),), False
     )
 
-    async def told() -> list[tuple[int, float]]:
-        (found,) = prompb.answer(encode_response([await read(wanted, [entry("w1")], history.reader, kept, period=PERIOD)]))
-        return found[rolled("active_labs:max", "w1")]
+    async def read_hours() -> list[tuple[int, float]]:
+        (found,) = prompb.parse_response(
+            encode_response([await read(query, [entry("w1")], history.reader, cache, period=PERIOD)])
+        )
+        return found[hourly_labels("active_labs:max", "w1")]
 
     await history.add_samples([sample("w1", n) for n in range(12)])
-    assert await told() == [(hour(0), 3.0)]
+    assert await read_hours() == [(hour(0), 3.0)]
     await history.add_samples([sample("w1", n) for n in range(12, 24)])
     clock[0] += 61
-    assert await told() == [(hour(0), 3.0)], "nobody has said that anything changed"
+    assert await read_hours() == [(hour(0), 3.0)], "the change marker is the same"
     assert await writer.acquire_or_renew()
     await history.add_samples([sample("w1", n) for n in range(24, 36)])
-    assert await told() == [(hour(n), 3.0) for n in range(3)]
+    assert await read_hours() == [(hour(n), 3.0) for n in range(3)]
     await writer.release()
-    clock[0] += 61  # what was read while it might write counts for a minute
-    assert await told() == [(hour(n), 3.0) for n in range(3)]
+    clock[0] += 61  # what was read while the backfill might write is cached for a minute
+    assert await read_hours() == [(hour(n), 3.0) for n in range(3)]
     assert await writer.acquire_or_renew()
     await history.add_samples([sample("w1", n) for n in range(36, 48)])
     await writer.release()
     clock[0] += 61
-    assert await told() == [(hour(n), 3.0) for n in range(4)]
+    assert await read_hours() == [(hour(n), 3.0) for n in range(4)]

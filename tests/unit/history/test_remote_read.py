@@ -1,4 +1,4 @@
-"""Remote read, the pure part: requests as Prometheus sends them, matchers as it means them, answers as it reads them."""
+"""Remote read without I/O: decodes requests of Prometheus, applies its matchers, and encodes responses that it can parse."""
 
 import math
 import struct
@@ -18,7 +18,7 @@ from tests.helpers import prompb
 T = 1_767_225_600_000
 
 
-def test_a_request_is_read_as_it_was_meant() -> None:
+def test_a_request_is_decoded() -> None:
     body = prompb.request(
         (T, T + 60_000, [("__name__", "=", "cml_worker_active_labs"), ("worker_id", "!~", "a|b")]),
         (T, T + 1, []),
@@ -32,26 +32,26 @@ def test_a_request_is_read_as_it_was_meant() -> None:
     assert second.matchers == ()
 
 
-def test_hints_narrow_the_range_and_series_wants_labels_only() -> None:
+def test_hints_narrow_the_range_and_the_function_series_needs_labels_only() -> None:
     (query,) = decode(prompb.request((T, T + 9000, []), hints=(T + 1000, T + 20_000), func="series"))
     assert (query.start, query.end, query.labels_only) == (T + 1000, T + 9000, True)
     (query,) = decode(prompb.request((T, T + 9000, []), func="rate"))
     assert not query.labels_only
 
 
-def test_everything_there_ever_was_is_a_range_that_mongodb_can_compare() -> None:
+def test_an_unlimited_range_becomes_one_that_mongodb_can_compare() -> None:
     (query,) = decode(prompb.request((-(2**63), 2**63 - 1, [])))
     assert query.start == 0
     assert query.end == 253_402_300_799_000
 
 
 @pytest.mark.parametrize("cut", [1, 5, 20])
-def test_a_body_that_was_cut_is_refused(cut: int) -> None:
+def test_a_truncated_body_is_refused(cut: int) -> None:
     with pytest.raises(RequestError, match="snappy"):
         decode(prompb.request((T, T, [("a", "=", "b" * 50)]))[:-cut])
 
 
-def test_garbage_is_refused_with_what_it_should_have_been() -> None:
+def test_garbage_is_refused_with_the_expected_format() -> None:
     with pytest.raises(RequestError, match="snappy"):
         decode(b"SELECT 1")
     with pytest.raises(RequestError, match="ReadRequest"):
@@ -60,7 +60,7 @@ def test_garbage_is_refused_with_what_it_should_have_been() -> None:
         decode(b"")
 
 
-def test_a_small_body_that_would_grow_without_end_is_refused_before_it_does() -> None:
+def test_a_decompression_bomb_is_refused_before_it_is_decompressed() -> None:
     bomb = bytes(cramjam.snappy.compress_raw(b"\x00" * (64 << 20)))
     with pytest.raises(RequestError, match="at most"):
         decode(bomb)
@@ -74,7 +74,7 @@ def test_too_many_queries_and_unknown_matchers_are_refused() -> None:
 
 
 @given(st.binary(max_size=200))
-def test_no_body_raises_anything_but_bad_request(body: bytes) -> None:
+def test_no_body_raises_anything_but_request_error(body: bytes) -> None:
     for candidate in (body, bytes(cramjam.snappy.compress_raw(body))):
         try:
             decode(candidate)
@@ -111,18 +111,18 @@ def test_no_body_raises_anything_but_bad_request(body: bytes) -> None:
         ("!~", "a|b", "a", False),
     ],
 )
-def test_a_matcher_means_what_it_means_in_prometheus(operator: Operator, value: str, label: str, accepted: bool) -> None:
+def test_a_matcher_has_the_semantics_of_prometheus(operator: Operator, value: str, label: str, accepted: bool) -> None:
     assert Selection([Matcher("x", operator, value)]).accepts({"x": label}) is accepted
 
 
-def test_an_absent_label_is_an_empty_one() -> None:
+def test_an_absent_label_equals_an_empty_one() -> None:
     assert Selection([Matcher("job", "=", "")]).accepts({})
     assert not Selection([Matcher("job", "=", "node")]).accepts({})
     assert Selection([Matcher("region", "=", "x")]).accepts({}, unknown=("region",))
 
 
 @pytest.mark.parametrize("pattern", ["(", "a{2", "(?P<x", "\\", "(a{1000}){1000}", "(?=a)", "a**"])
-def test_what_re2_does_not_know_is_refused_with_the_reason(pattern: str) -> None:
+def test_an_expression_that_re2_rejects_is_refused_with_the_reason(pattern: str) -> None:
     if pattern == "a{2":  # a literal in RE2
         assert Selection([Matcher("x", "=~", pattern)]).accepts({"x": "a{2"})
         return
@@ -130,19 +130,19 @@ def test_what_re2_does_not_know_is_refused_with_the_reason(pattern: str) -> None
         Selection([Matcher("x", "=~", pattern)])
 
 
-def test_a_regex_that_explodes_elsewhere_is_linear_here() -> None:
+def test_an_expression_that_makes_backtracking_engines_explode_is_linear() -> None:
     began = time.process_time()
     assert not Selection([Matcher("x", "=~", "(a+)+(a|aa)+$")]).accepts({"x": "a" * 5000 + "b"})
     assert time.process_time() - began < 1
 
 
-def test_an_answer_is_what_protobuf_reads() -> None:
+def test_a_response_is_what_protobuf_parses() -> None:
     labels = {"__name__": "x", "worker_id": 'w "1"', "region": "", "store": "history"}
     stamps = [T, T + 300_000, T + 600_000]
     series = encode_series(labels, stamps, [0.0, 0.1 + 0.2, 1.0], stale_at=T + 900_000)
-    first, second = prompb.answer(encode_response([[series], []]))
+    first, second = prompb.parse_response(encode_response([[series], []]))
     (found,) = first.items()
-    assert found[0] == (("__name__", "x"), ("store", "history"), ("worker_id", 'w "1"')), "an empty label is an absent one"
+    assert found[0] == (("__name__", "x"), ("store", "history"), ("worker_id", 'w "1"')), "an empty label equals an absent one"
     assert found[1][:3] == list(zip(stamps, [0.0, 0.1 + 0.2, 1.0], strict=True))
     at, value = found[1][3]
     assert at == T + 900_000
@@ -168,8 +168,8 @@ def test_a_packed_response_is_byte_for_byte_what_protobuf_writes(stamps: list[in
     assert raw == response.SerializeToString()
 
 
-def test_a_stale_marker_survives_the_packing_though_it_is_a_nan() -> None:
-    (found,) = prompb.answer(encode_response([[encode_series({"a": "b"}, [], [], stale_at=T)]]))
+def test_a_stale_marker_survives_the_packing_although_it_is_a_nan() -> None:
+    (found,) = prompb.parse_response(encode_response([[encode_series({"a": "b"}, [], [], stale_at=T)]]))
     ((_, value),) = next(iter(found.values()))
     assert math.isnan(value)
     assert prompb.is_stale(value)
@@ -180,11 +180,11 @@ def test_a_stale_marker_survives_the_packing_though_it_is_a_nan() -> None:
     st.dictionaries(st.integers(0, 253_402_300_799_000), st.floats(allow_nan=False), max_size=30),
     st.dictionaries(st.text(min_size=1, max_size=5), st.text(min_size=1, max_size=5), max_size=4),
 )
-def test_any_times_values_and_labels_come_back_as_they_were(points: dict[int, float], labels: dict[str, str]) -> None:
+def test_any_times_values_and_labels_survive_a_round_trip(points: dict[int, float], labels: dict[str, str]) -> None:
     stamps = sorted(points)
-    (found,) = prompb.answer(encode_response([[encode_series(labels, stamps, [points[at] for at in stamps])]]))
+    (found,) = prompb.parse_response(encode_response([[encode_series(labels, stamps, [points[at] for at in stamps])]]))
     assert found == {tuple(sorted(labels.items())): [(at, points[at]) for at in stamps]}
 
 
-def test_samples_come_in_order_and_each_time_once() -> None:
+def test_samples_are_ordered_and_have_no_duplicate_times() -> None:
     assert list(in_order([30, 10, 20, 10], ["c", "a", "b", "a"])) == [(10, "a"), (20, "b"), (30, "c")]

@@ -1,4 +1,4 @@
-"""Which source answers which part of a range, and how finely."""
+"""split_range: which source and which resolution each part of a range has."""
 
 from itertools import pairwise
 
@@ -19,11 +19,11 @@ def cut(
 ) -> list[tuple[str, int, int | None]]:
     boundary = None if kept is None else NOW - kept * DAY
     found = split_range(NOW - int(days * DAY), NOW, NOW, period=period, interval=interval, boundary=boundary)
-    return [(part.source, part.resolution, part.interval) for part in found]
+    return [(segment.source, segment.resolution, segment.interval) for segment in found]
 
 
 @pytest.mark.parametrize(
-    ("parts", "expected"),
+    ("segments", "expected"),
     [
         (cut(1), [("mongodb", 300, None)]),
         (cut(400, kept=None), [("mongodb", 300, None)]),
@@ -39,8 +39,8 @@ def cut(
         (cut(6, interval=WEEK, kept=1), [("cloudwatch", 300, WEEK), ("mongodb", 300, WEEK)]),
     ],
 )
-def test_the_parts_of_a_range(parts: list[object], expected: list[object]) -> None:
-    assert parts == expected
+def test_the_segments_of_a_range(segments: list[object], expected: list[object]) -> None:
+    assert segments == expected
 
 
 @given(
@@ -50,7 +50,7 @@ def test_the_parts_of_a_range(parts: list[object], expected: list[object]) -> No
     st.none() | st.integers(1, 2016),
     st.none() | st.integers(DAY, 500 * DAY),
 )
-def test_stretches_cover_the_range_without_overlap_and_no_row_straddles_two(
+def test_segments_cover_the_range_without_overlap_and_no_row_spans_two(
     begin: int, length: int, period: int, periods: int | None, kept: int | None
 ) -> None:
     interval = None if periods is None else min(WEEK, periods * period)
@@ -59,22 +59,22 @@ def test_stretches_cover_the_range_without_overlap_and_no_row_straddles_two(
     start = NOW - begin
     end = min(NOW, start + length)
     boundary = None if kept is None else NOW - kept
-    parts = split_range(start, end, NOW, period=period, interval=interval, boundary=boundary)
-    assert bool(parts) == (start < end)
-    if parts:
-        assert [*(part.start for part in parts), end] == [start, *(part.end for part in parts)]
-    for part, following in pairwise(parts):
-        assert align_interval(part.end, part.step) == part.end
-        assert following.step <= part.step
-        assert part.source == "cloudwatch"
-    for part in parts:
-        assert part.resolution >= period
-        assert part.step % part.resolution == 0
-        if part.source == "cloudwatch":
-            age = NOW - part.start
-            assert part.resolution >= next(finest for limit, finest in TIERS if age <= limit)
+    segments = split_range(start, end, NOW, period=period, interval=interval, boundary=boundary)
+    assert bool(segments) == (start < end)
+    if segments:
+        assert [*(segment.start for segment in segments), end] == [start, *(segment.end for segment in segments)]
+    for segment, following in pairwise(segments):
+        assert align_interval(segment.end, segment.step) == segment.end
+        assert following.step <= segment.step
+        assert segment.source == "cloudwatch"
+    for segment in segments:
+        assert segment.resolution >= period
+        assert segment.step % segment.resolution == 0
+        if segment.source == "cloudwatch":
+            age = NOW - segment.start
+            assert segment.resolution >= next(finest for limit, finest in TIERS if age <= limit)
         else:
-            assert boundary is None or part.start >= boundary
+            assert boundary is None or segment.start >= boundary
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_stretches_cover_the_range_without_overlap_and_no_row_straddles_two(
         (455 * DAY, 3600, 3600),
     ],
 )
-def test_cloudwatch_is_asked_for_what_it_still_has(age: int, period: int, resolution: int) -> None:
+def test_the_resolution_is_one_that_cloudwatch_retains_at_the_age(age: int, period: int, resolution: int) -> None:
     assert resolution_at(age, period) == resolution
 
 
