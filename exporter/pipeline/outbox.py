@@ -92,12 +92,12 @@ class Outbox:
         self._lock.close()
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """Everything within happens, or nothing. Must not be nested."""
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """Everything within happens, or nothing. Must not be nested. Yields the connection, for tables beside the outbox's."""
         before = dict(self._counts)
         try:
             self._db.execute("BEGIN IMMEDIATE")
-            yield
+            yield self._db
             self._db.execute("COMMIT")
         except BaseException as error:
             self._counts = before

@@ -206,10 +206,10 @@ class FragileOutbox(Outbox):
         self._db = FragileConnection(self._db, self, process)  # type: ignore[assignment]
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
+    def transaction(self) -> Iterator[sqlite3.Connection]:
         self._remembered, self._opened = set(), False
-        with super().transaction():
-            yield
+        with super().transaction() as connection:
+            yield connection
 
     def remember(self, known: Iterable[WorkerState]) -> None:
         known = list(known)

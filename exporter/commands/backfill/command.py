@@ -1,14 +1,16 @@
-"""`cml-worker-exporter backfill`, the part that acts: plans, asks CloudWatch, writes, and can be interrupted at any moment.
+"""`cml-worker-exporter backfill`: plan, query CloudWatch, write to MongoDB; may be interrupted at any moment.
 
-What a call brought and that it is done is one transaction of the journal, so an interrupted run goes on where it was: the same
-command drains the outbox, asks the calls that are left, and no other. Samples reach the history by the same mirror as those of
-`serve`, which reads back before it inserts; the lease `backfill` keeps the two from writing the same sample at once.
+The samples of a call and the mark that it is done are one transaction of the journal, so an interrupted run continues where it
+stopped: the same command drains the outbox and makes only the calls that are left. Samples reach the history through the same
+mirror as those of `serve`, which reads back before it inserts; the lease `backfill` keeps the two from writing the same sample
+at the same time.
 """
 
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
@@ -16,12 +18,14 @@ from prometheus_client import CollectorRegistry
 from rich.console import Console
 from rich.table import Table
 
+from exporter.commands.backfill.fetcher import Fetcher, RetryPolicy
 from exporter.commands.backfill.interruption import GracefulStop
-from exporter.commands.backfill.job import BackfillRun, RetryPolicy, counted
+from exporter.commands.backfill.job import BackfillRun
 from exporter.commands.backfill.journal import Journal
-from exporter.commands.backfill.plan import Plan, PlannedCall
+from exporter.commands.backfill.plan import Plan, PlannedCall, counted
 from exporter.commands.backfill.planner import Options, Planner
-from exporter.commands.backfill.progress import _progress
+from exporter.commands.backfill.progress import show_progress
+from exporter.commands.backfill.report import RunReport, RunState
 from exporter.core import logs
 from exporter.core.budget import Usage
 from exporter.core.errors import ConfigError, IncompatibleStoreError, StoreError, StoreUnavailableError
@@ -35,22 +39,22 @@ from exporter.storage.lease import BACKFILL, LEASE_SECONDS, Lease, boottime, kee
 from exporter.storage.mongo import connect
 from exporter.storage.repository import repository, require_history
 
-RATE = 5
-"""Requests a second and region: a fifth of what `serve` allows itself, and a tenth of the account's quota."""
+REQUESTS_PER_SECOND = 5
+"""Per region: a fifth of the limit of `serve`, and a tenth of the account's quota."""
 PLAN_MAX_AGE_SECONDS = DAY
-"""An unfinished plan that is older is made anew."""
+"""Age above which an unfinished plan is replaced by a new one."""
 
 _log = logs.get("backfill")
 
 
 async def main(settings: Settings, options: Options, out: TextIO, err: TextIO) -> int:
-    """Run one backfill until it is done, interrupted or stuck; as `run`, and 130 after SIGINT or SIGTERM."""
-    interruption = GracefulStop()
-    with interruption.by_signals():
+    """Run one backfill until it is done, interrupted, or failed; as `run`, and 130 after SIGINT or SIGTERM."""
+    stop = GracefulStop()
+    with stop.by_signals():
         try:
-            return await run(settings, options, out, err, interruption)
+            return await run(settings, options, out, err, stop)
         except asyncio.CancelledError:
-            if not interruption.came.is_set():
+            if not stop.requested.is_set():
                 raise
             print("Interrupted; run the same command to go on.", file=err)
             return 130
@@ -61,25 +65,25 @@ async def run(
     options: Options,
     out: TextIO,
     err: TextIO,
-    interruption: GracefulStop,
-    patience: RetryPolicy = RetryPolicy(),  # noqa: B008  # it is frozen
+    stop: GracefulStop,
+    retry: RetryPolicy = RetryPolicy(),  # noqa: B008  # it is frozen
 ) -> int:
     """Print the plan, and unless it is a dry run carry it out, with progress on `err`.
 
     Returns:
-        The exit status: 0 done, 1 something is missing and the last line says what, 130 interrupted.
+        The exit status: 0 done, 1 samples are still missing and the last line says why, 130 interrupted.
 
     Raises:
         ConfigError: there is no history or no CloudWatch, a worker is unknown, or the plan costs too much.
-        SourceError: the aggregates or CloudWatch's listing cannot be read; nothing was begun.
-        OutboxLocked: another backfill runs on this machine.
-        StoreError: MongoDB or the disk does not let us; what was asked is kept.
+        SourceError: the worker documents or the metrics of CloudWatch cannot be listed; no call was made.
+        OutboxLockedError: another backfill runs on this machine.
+        StoreError: MongoDB or the disk failed; the results of completed calls are kept.
     """
     name = require_history(settings, "fill")
     if not settings.cloudwatch.enabled:
         raise ConfigError("cloudwatch.enabled is false, but CloudWatch is where missing samples come from; set it to true")
     telemetry = Telemetry(CollectorRegistry())
-    cloudwatch = CloudWatch(settings, telemetry, rate=RATE)
+    cloudwatch = CloudWatch(settings, telemetry, rate=REQUESTS_PER_SECOND)
     client, database = connect(settings)
     async with client:
         try:
@@ -87,111 +91,137 @@ async def run(
             if options.dry_run:
                 show(await planner.plan(), planner.namespace, out)
                 return 0
-            with _journal(settings.data_dir / "backfill", settings.period) as journal:
+            with _open_journal(settings.data_dir / "backfill", settings.period) as (journal, thread):
                 lease = Lease(database, owner=journal.outbox.owner, ttl=LEASE_SECONDS, name=BACKFILL, monotonic=boottime)
-                async with _holding(lease, patience.lease, err):
-                    mirror = Mirror(journal, planner.history.writer, lease, telemetry)
-                    job = BackfillRun(settings.period, journal, cloudwatch, mirror, lease, telemetry, interruption, patience)
-                    return await _carry_out(planner, job, out, err)
+                async with _hold(lease, retry.lease, err):
+                    mirror, state = Mirror(thread, planner.history.writer, lease, telemetry), RunState()
+                    fetcher = Fetcher(
+                        settings.period, journal, thread, cloudwatch, stop, retry, state, on_samples=mirror.wake.set
+                    )
+                    filling = BackfillRun(journal, fetcher, mirror, lease, stop, retry, state)
+                    report = RunReport(state, journal, cloudwatch, telemetry)
+                    return await _Backfill(planner, journal, thread, filling, report, stop, out, err).carry_out()
         finally:
             await cloudwatch.close()
 
 
-async def _carry_out(planner: "Planner", job: "BackfillRun", out: TextIO, err: TextIO) -> int:
-    left = await _left_over(planner, job, out)
-    plan = left or await planner.plan()
-    if plan.calls or left is None:
-        show(plan, planner.namespace, out)
-    planner.check_budget(plan)
-    if left is None:
-        await job.journal(job.store.begin, plan)
-        if not plan.calls:
-            return 0
-    with job.interruption_is_gentle():
-        async with _progress(job, plan, err):
-            await job.run()
-    if job.interruption.came.is_set():
-        print(f"Interrupted: {job.left()}; run the same command to go on.", file=err)
-        return 130
-    if job.failure is not None:
-        print(f"Incomplete: {job.left()}; run the same command to go on.", file=err)
-        raise job.failure
-    if not job.failures:
-        await job.journal(job.store.forget_plan)
-    print(job.summary(), file=out)
-    if job.failures:
-        print(f"Incomplete: {job.left()}, because {job.failures[-1]}. Run it again.", file=err)
-    return 1 if job.failures or job.store.counts()["rejected"] else 0
+@dataclass(frozen=True, slots=True)
+class _Backfill:
+    """The parts of one backfill, while the journal is open and the lease is held."""
 
+    planner: Planner
+    journal: Journal
+    thread: OutboxThread
+    run: BackfillRun
+    report: RunReport
+    stop: GracefulStop
+    out: TextIO
+    err: TextIO
 
-async def _left_over(planner: "Planner", job: "BackfillRun", out: TextIO) -> Plan | None:
-    """Bring what an interrupted run has asked into the history; return its plan if it is the one that is asked for."""
-    store = job.store
-    plan = await job.journal(store.plan)
-    waiting = store.counts()["final"]
-    if plan is None and not waiting:
+    async def carry_out(self) -> int:
+        """Continue the interrupted plan or make a new one, carry it out, and return the exit status as `run`."""
+        unfinished = await self._resume()
+        plan = unfinished or await self.planner.plan()
+        if plan.calls or unfinished is None:
+            show(plan, self.planner.namespace, self.out)
+        self.planner.check_budget(plan)
+        if unfinished is None:
+            await self.thread(self.journal.begin, plan)
+            if not plan.calls:
+                return 0
+        with self.stop.graceful():
+            async with show_progress(self.report, plan, self.err):
+                await self.run.run()
+        return await self._conclude()
+
+    async def _conclude(self) -> int:
+        """Print what was done and what is left; return the exit status."""
+        state = self.report.state
+        if self.stop.requested.is_set():
+            print(f"Interrupted: {self.report.left}; run the same command to go on.", file=self.err)
+            return 130
+        if state.failure is not None:
+            print(f"Incomplete: {self.report.left}; run the same command to go on.", file=self.err)
+            raise state.failure
+        if not state.call_failures:
+            await self.thread(self.journal.forget_plan)
+        print(self.report.summary, file=self.out)
+        if state.call_failures:
+            print(f"Incomplete: {self.report.left}, because {state.call_failures[-1]}. Run it again.", file=self.err)
+        return 1 if state.call_failures or self.journal.rejected else 0
+
+    async def _resume(self) -> Plan | None:
+        """Write the samples of an interrupted run to the history; return its plan if the command line is the same."""
+        plan = await self.thread(self.journal.plan)
+        waiting = self.journal.waiting
+        if plan is None and not waiting:
+            return None
+        if plan is not None and plan.target != self.planner.target and waiting:
+            raise IncompatibleStoreError(
+                f"{self.journal.path} holds {waiting:,} samples on their way to {plan.target}; run the interrupted backfill "
+                "with those settings again, or move the file away and pay for them anew",
+                reason="backfill",
+            )
+        if waiting:
+            print(f"{waiting:,} samples of an interrupted run go into the history first.", file=self.out)
+            await self.run.drain()
+            if self.report.state.failure is not None:
+                raise self.report.state.failure
+        if plan is None:
+            return None
+        same = (plan.target, plan.wanted) == (self.planner.target, self.planner.wanted)
+        if same and time.time() - plan.made < PLAN_MAX_AGE_SECONDS:
+            left = counted(len(plan.calls), "call")
+            print(f"Going on with the plan of {rfc3339(plan.made)}: {left} left.", file=self.out)
+            return plan
+        why = "is older than a day" if same else f"was for --since {plan.wanted} into {plan.target}"
+        print(f"The interrupted plan of {rfc3339(plan.made)} {why}; it is replaced by a new one.", file=self.out)
         return None
-    if plan is not None and plan.target != planner.target and waiting:
-        raise IncompatibleStoreError(
-            f"{store.path} holds {waiting:,} samples on their way to {plan.target}; run the interrupted backfill with those "
-            "settings again, or move the file away and pay for them anew",
-            reason="backfill",
-        )
-    if waiting:
-        print(f"{waiting:,} samples of an interrupted run go into the history first.", file=out)
-        await job.drain()
-        if job.failure is not None:
-            raise job.failure
-    if plan is None:
-        return None
-    same = (plan.target, plan.wanted) == (planner.target, planner.wanted)
-    if same and time.time() - plan.made < PLAN_MAX_AGE_SECONDS:
-        print(f"Going on with the plan of {rfc3339(plan.made)}: {counted(len(plan.calls), 'call')} left.", file=out)
-        return plan
-    why = "is older than a day" if same else f"was for --since {plan.wanted} into {plan.target}"
-    print(f"The interrupted plan of {rfc3339(plan.made)} {why}; it is replaced by a new one.", file=out)
-    return None
 
 
 @contextmanager
-def _journal(directory: Path, period: int) -> Iterator[OutboxThread]:
-    thread = OutboxThread(Journal(directory, period))
+def _open_journal(directory: Path, period: int) -> Iterator[tuple[Journal, OutboxThread]]:
+    journal = Journal(directory, period)
+    thread = OutboxThread(journal.outbox)
     try:
-        yield thread
+        yield journal, thread
     finally:
         thread.close()
 
 
 @asynccontextmanager
-async def _holding(lease: Lease, patience: float, err: TextIO) -> AsyncIterator[None]:
-    """Hold the lease until the block is left; `serve` takes it for moments, another backfill or a purge for long."""
-    deadline, told = time.monotonic() + patience, False
+async def _hold(lease: Lease, patience: float, err: TextIO) -> AsyncIterator[None]:
+    """Hold the lease within the block.
+
+    Waits up to `patience` seconds for it: `serve` takes the lease only for moments, another backfill or a purge for long.
+    """
+    deadline, announced = time.monotonic() + patience, False
     while not await lease.acquire_or_renew():
         if time.monotonic() > deadline:
             raise StoreUnavailableError(
                 "another backfill or a purge is writing old samples, maybe from another machine; wait until it has ended",
                 reason="lease",
             )
-        if not told:
+        if not announced:
             print(f"Another process holds the lease {BACKFILL!r}; waiting up to {patience:.0f} s.", file=err)
-            told = True
+            announced = True
         await asyncio.sleep(min(1.0, patience / 2))
-    keeping = asyncio.create_task(keep_renewed(lease), name="lease")
+    renewing = asyncio.create_task(keep_renewed(lease), name="lease")
     try:
         yield
     finally:
-        keeping.cancel()
+        renewing.cancel()
         try:
             await lease.release()
         except StoreError as error:
-            _log.warning("the lease could not be released; it ends by itself", error=str(error))
+            _log.warning("lease not released; it expires", error=str(error))
 
 
 def show(plan: Plan, namespace: str, out: TextIO) -> None:
-    """Print what a plan does: a row for each region, and a sentence for everything it leaves out."""
+    """Print a plan: a row for each region, and a sentence for each reason why periods are left out."""
     shown = f"{namespace}, periods of {format_duration(plan.period)} from {rfc3339(plan.since)} until {rfc3339(plan.until)}"
     if not plan.calls:
-        print(f"Nothing to do: {namespace} lacks nothing that could be filled before {rfc3339(plan.until)}.", file=out)
+        print(f"Nothing to do: {namespace} has no gap that can be filled before {rfc3339(plan.until)}.", file=out)
     else:
         print(f"Plan for {shown}:", file=out)
         table = Table(box=None, pad_edge=False)
@@ -210,6 +240,6 @@ def show(plan: Plan, namespace: str, out: TextIO) -> None:
 
 def _figures(name: str, calls: Sequence[PlannedCall], period: int) -> tuple[str, ...]:
     usage = Usage.of(len(call.queries) for call in calls)
-    workers = len({ask.worker_id for call in calls for ask in call.gap_queries})
+    workers = len({gap_query.worker_id for call in calls for gap_query in call.gap_queries})
     periods = sum(call.periods(period) for call in calls)
     return name, f"{workers:,}", f"{periods:,}", f"{usage.calls:,}", f"{usage.metrics:,}", f"{usage.dollars:.5f}"

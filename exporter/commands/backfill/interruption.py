@@ -6,30 +6,33 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-GRACE = 10
-"""Seconds that calls under way have after the first Ctrl-C: they are paid for."""
+GRACE_SECONDS = 10
+"""Time that calls in progress have to finish after the first signal: AWS bills them in any case."""
 
 
 class GracefulStop:
-    """The first signal lets what is under way come to its end, the second or `GRACE` seconds end everything."""
+    """A stop request by signal: the first lets work in progress finish, the second or `GRACE_SECONDS` cancel the task.
+
+    Attributes:
+        requested: set by the first signal.
+    """
 
     def __init__(self) -> None:
-        self.came = asyncio.Event()
-        self.gentle = False
-        """Whether there is something to let come to its end."""
+        self.requested = asyncio.Event()
+        self._graceful = False
 
     @contextmanager
     def by_signals(self) -> Iterator[None]:
-        """Listen to SIGINT and SIGTERM; the task that entered is cancelled."""
+        """Handle SIGINT and SIGTERM within the block; the current task is the one that is cancelled."""
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None  # this is called from a coroutine
 
         def stop() -> None:
-            if self.came.is_set() or not self.gentle:
+            if self.requested.is_set() or not self._graceful:
                 task.cancel()
             else:
-                loop.call_later(GRACE, task.cancel)
-            self.came.set()
+                loop.call_later(GRACE_SECONDS, task.cancel)
+            self.requested.set()
 
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop)
@@ -39,8 +42,17 @@ class GracefulStop:
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.remove_signal_handler(number)
 
+    @contextmanager
+    def graceful(self) -> Iterator[None]:
+        """Let a signal that comes within the block wait for work in progress; elsewhere it cancels at once."""
+        self._graceful = True
+        try:
+            yield
+        finally:
+            self._graceful = False
+
     async def pause(self, seconds: float) -> None:
-        """Sleep, but not beyond an interruption."""
+        """Sleep until the time is over or a stop is requested."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self.came.wait()
+                await self.requested.wait()

@@ -1,55 +1,83 @@
-"""The backfill's own outbox, and beside it the plan that is being carried out: what an interrupted run is resumed from."""
+"""The journal of a backfill: the plan, and an outbox for the samples; an interrupted run continues from it.
+
+Both are tables of one SQLite file, so that the samples of a call and the mark that the call is done are one transaction.
+"""
 
 import json
-import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from exporter.commands.backfill.plan import GapQuery, Plan, PlannedCall
-from exporter.core.errors import OutboxLockedError
+from exporter.core.errors import OutboxLockedError, StoreError
 from exporter.core.model import MetricQuery
 from exporter.pipeline.lifecycle import PendingSample
 from exporter.pipeline.outbox import Outbox
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS plan(target TEXT, wanted TEXT, made INT, since INT, until INT, period INT, notes TEXT);
-CREATE TABLE IF NOT EXISTS call(number INTEGER PRIMARY KEY, body TEXT, done INT NOT NULL DEFAULT 0);
-DELETE FROM meta WHERE key='period';
-"""
-# The last line, because the plan says which period the rows have: without rows the next plan may have another one.
+_SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS plan(target TEXT, wanted TEXT, made INT, since INT, until INT, period INT, notes TEXT)",
+    "CREATE TABLE IF NOT EXISTS call(number INTEGER PRIMARY KEY, body TEXT, done INT NOT NULL DEFAULT 0)",
+    # The plan holds the period of the samples: without samples the next plan may have another one.
+    "DELETE FROM meta WHERE key='period'",
+)
 
 
-class Journal(Outbox):
-    """The outbox in `directory` with the plan; locked for this process until `close`.
+class Journal:
+    """The plan and the outbox in `directory`, locked for this process until `close`.
 
-    Every method raises StoreError as those of the outbox do.
+    Attributes:
+        outbox: the samples on their way to the history. One thread at a time may call it and the journal.
+
+    Raises, from every method:
+        StoreError: SQLite failed; the transaction was rolled back.
     """
 
     def __init__(self, directory: Path, period: int) -> None:
-        """Open or create it.
+        """Open or create the journal; `period` is the resolution of the samples in seconds.
 
         Raises:
             OutboxLockedError: another backfill is running on this machine.
-            StoreMisfit: it is damaged.
+            IncompatibleStoreError: the file is damaged.
             StoreError: the folder cannot be written.
         """
         try:
-            super().__init__(directory, period)
+            self.outbox = Outbox(directory, period)
         except OutboxLockedError as error:
             raise OutboxLockedError(
                 f"another backfill is running here; wait for it, or stop it ({error})", reason="locked"
             ) from error
         try:
-            self._db.executescript(_SCHEMA)
-        except sqlite3.Error as error:
+            with self.outbox.transaction() as database:
+                for statement in _SCHEMA:
+                    database.execute(statement)
+        except StoreError:
             self.close()
-            raise self._translate(error) from error
+            raise
+
+    def close(self) -> None:
+        """Release the file and the lock."""
+        self.outbox.close()
+
+    @property
+    def path(self) -> Path:
+        """The SQLite file."""
+        return self.outbox.path
+
+    @property
+    def waiting(self) -> int:
+        """The number of samples that are not yet in the history."""
+        return self.outbox.counts()["final"]
+
+    @property
+    def rejected(self) -> int:
+        """The number of samples that MongoDB rejected and that are kept here."""
+        return self.outbox.counts()["rejected"]
 
     def plan(self) -> Plan | None:
-        """The plan that was not finished, with the calls that are left; None when there is none."""
-        rows = self._select("SELECT target, wanted, made, since, until, period, notes FROM plan")
+        """Return the unfinished plan with the calls that are left; None when there is none."""
+        with self.outbox.transaction() as database:
+            rows = database.execute("SELECT target, wanted, made, since, until, period, notes FROM plan").fetchall()
         if not rows:
             return None
         target, wanted, made, since, until, period, notes = rows[0]
@@ -57,41 +85,43 @@ class Journal(Outbox):
         return Plan(target, wanted, made, since, until, period, calls, tuple(json.loads(notes)))
 
     def pending(self) -> list[tuple[int, PlannedCall]]:
-        """The numbers and the calls that are left, in their order."""
-        rows = self._select("SELECT number, body FROM call WHERE done=0 ORDER BY number")
+        """Return the calls that are left, each with its number, in the order of the plan."""
+        with self.outbox.transaction() as database:
+            rows = database.execute("SELECT number, body FROM call WHERE done=0 ORDER BY number").fetchall()
         return [(number, _call(json.loads(body))) for number, body in rows]
 
     def begin(self, plan: Plan) -> None:
-        """Keep a plan in place of another one. A transaction of its own."""
-        with self.transaction():
-            self._clear()
-            header = (plan.target, plan.wanted, plan.made, plan.since, plan.until, plan.period, json.dumps(plan.notes))
-            self._many("INSERT INTO plan VALUES(?,?,?,?,?,?,?)", [header])
-            self._many("INSERT INTO call(number, body) VALUES(?,?)", enumerate(json.dumps(asdict(call)) for call in plan.calls))
+        """Replace the stored plan by this one."""
+        header = (plan.target, plan.wanted, plan.made, plan.since, plan.until, plan.period, json.dumps(plan.notes))
+        bodies = [(number, json.dumps(asdict(call))) for number, call in enumerate(plan.calls)]
+        with self.outbox.transaction() as database:
+            database.execute("DELETE FROM plan")
+            database.execute("DELETE FROM call")
+            database.execute("INSERT INTO plan VALUES(?,?,?,?,?,?,?)", header)
+            database.executemany("INSERT INTO call(number, body) VALUES(?,?)", bodies)
 
-    def put(self, number: int, rows: Iterable[PendingSample], rest: PlannedCall | None) -> None:
-        """Take in what a call brought and what it left to be asked, None when it is done. A transaction of its own."""
-        with self.transaction():
-            self.open(rows)
+    def put(self, number: int, samples: Iterable[PendingSample], rest: PlannedCall | None) -> None:
+        """Store the samples of a call, and the part of the call that is still to be made; None when the call is done."""
+        with self.outbox.transaction() as database:
+            self.outbox.open(samples)
             if rest is None:
-                self._many("UPDATE call SET done=1, body='' WHERE number=?", [(number,)])
+                database.execute("UPDATE call SET done=1, body='' WHERE number=?", (number,))
             else:
-                self._many("UPDATE call SET body=? WHERE number=?", [(json.dumps(asdict(rest)), number)])
+                database.execute("UPDATE call SET body=? WHERE number=?", (json.dumps(asdict(rest)), number))
 
     def forget_plan(self) -> None:
-        """All is done, or another plan comes. A transaction of its own."""
-        with self.transaction():
-            self._clear()
-
-    def _clear(self) -> None:
-        self._db.execute("DELETE FROM plan")
-        self._db.execute("DELETE FROM call")
+        """Delete the stored plan; the samples stay."""
+        with self.outbox.transaction() as database:
+            database.execute("DELETE FROM plan")
+            database.execute("DELETE FROM call")
 
 
 def _call(body: dict[str, Any]) -> PlannedCall:
     queries = [MetricQuery(name, metric, _pairs(dimensions)) for name, metric, dimensions in body["queries"]]
-    gaps = [GapQuery(ask["worker_id"], tuple(ask["instances"]), _pairs(ask["gaps"])) for ask in body["gap_queries"]]
-    return PlannedCall(body["region"], body["start"], body["end"], tuple(queries), tuple(gaps))
+    gap_queries = [
+        GapQuery(query["worker_id"], tuple(query["instances"]), _pairs(query["gaps"])) for query in body["gap_queries"]
+    ]
+    return PlannedCall(body["region"], body["start"], body["end"], tuple(queries), tuple(gap_queries))
 
 
 def _pairs(lists: Sequence[Sequence[Any]]) -> tuple[tuple[Any, Any], ...]:

@@ -1,9 +1,10 @@
-"""`cml-worker-exporter backfill`, the pure part: which periods the history lacks, the cheapest calls that fill them, what the
-answers say. No I/O, no clock; `backfill_journal` keeps a plan, `backfill_run` carries it out.
+"""The plan of a backfill: the gaps of the history, the cheapest calls that fill them, and the samples of the results.
 
-AWS bills each metric a call asks for, whatever the window. So every metric of an instance is asked once, from the worker's
-first gap to its last, and workers with like windows share a call. Only CPU and memory can be filled: what the aggregates said
-then, status, labs and values of their own, is gone.
+Pure: no I/O and no clock. `journal` stores a plan, `fetcher` makes its calls.
+
+AWS bills each metric of a call, whatever the window. So every metric of an instance is queried once, from the worker's first
+gap to its last, and workers with similar windows share a call. Only CPU and memory can be filled: past values of the worker
+documents (the manager's aggregates), such as status and labs, are not kept anywhere.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -13,15 +14,14 @@ from dataclasses import dataclass, replace
 from exporter.core.budget import Usage
 from exporter.core.errors import ConfigError
 from exporter.core.instances import split_by_instance, updated_entry, worker_from_inventory
-from exporter.core.model import Fleet, InventoryEntry, Listing, MetricQuery, MetricResult, Worker
+from exporter.core.model import Fleet, InventoryEntry, MetricQuery, MetricResult, Worker
 from exporter.core.periods import HOUR, MINUTE, align, align_up, format_duration, rfc3339
 from exporter.pipeline.lifecycle import PendingSample
-from exporter.sources.cloudwatch.memory_series import all_memory_series
-from exporter.sources.cloudwatch.queries import MAX_DATAPOINTS, MAX_QUERIES, instance_queries
+from exporter.sources.cloudwatch.queries import MAX_DATAPOINTS, MAX_QUERIES
 from exporter.sources.cloudwatch.retention import reach
 
 EXPIRY_MARGIN_SECONDS = 10 * MINUTE
-"""CloudWatch's memory ends while we ask: nothing is asked that will be forgotten within this time."""
+"""Datapoints that CloudWatch deletes within this time are not queried: they may be gone when the call is made."""
 
 Range = tuple[int, int]
 """The periods that start in [first, second), in UTC seconds."""
@@ -31,7 +31,7 @@ QueriesOf = Callable[[str, str], tuple[MetricQuery, ...]]
 
 @dataclass(frozen=True, slots=True)
 class WorkerLifetime:
-    """A worker with the instances it ran on, and whether the aggregates still list it."""
+    """A worker, the instances it ran on, and whether a worker document still lists it."""
 
     worker: Worker
     entry: InventoryEntry
@@ -40,7 +40,7 @@ class WorkerLifetime:
 
 @dataclass(frozen=True, slots=True)
 class GapQuery:
-    """Periods of one worker that lack a sample and have the same candidates, newest first."""
+    """Periods of one worker that have no sample, and the instances it may have run on in them, newest first."""
 
     worker_id: str
     instances: tuple[str, ...]
@@ -49,7 +49,7 @@ class GapQuery:
 
 @dataclass(frozen=True, slots=True)
 class PlannedCall:
-    """One GetMetricData call for the window [start, end), and what it is asked for."""
+    """One GetMetricData call for the window [start, end), and the gaps that it fills."""
 
     region: str
     start: int
@@ -58,49 +58,57 @@ class PlannedCall:
     gap_queries: tuple[GapQuery, ...]
 
     def periods(self, period: int) -> int:
-        """How many samples may come of it."""
-        return sum((end - start) // period for ask in self.gap_queries for start, end in ask.gaps)
+        """Return the number of missing samples that the call can fill."""
+        return sum((end - start) // period for gap_query in self.gap_queries for start, end in gap_query.gaps)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Everything one backfill does; `target` and `wanted` tell whether a stored one is what is asked for again."""
+    """All calls of one backfill; `target` and `wanted` tell whether a stored plan belongs to the same command line."""
 
     target: str
-    """The collection, and the period its samples have."""
+    """The collection and the period of its samples, in words."""
     wanted: str
     """--since and --worker, as they were written."""
     made: int
+    """UTC second, by MongoDB's clock."""
     since: int
     until: int
     period: int
     calls: tuple[PlannedCall, ...]
     notes: tuple[str, ...]
-    """What is not filled, and why, one sentence each."""
+    """One sentence for each reason why periods are not filled."""
 
     @property
     def periods(self) -> int:
-        """How many samples the history lacks."""
+        """The number of samples that are missing in the history."""
         return sum(call.periods(self.period) for call in self.calls)
 
     @property
     def usage(self) -> Usage:
-        """Calls, metrics billed and their price."""
+        """Calls, metrics billed, and their price."""
         return Usage.of(len(call.queries) for call in self.calls)
 
 
-# -- where to look -----------------------------------------------------------------------------------------------------
+# -- gaps --------------------------------------------------------------------------------------------------------------
 
 
-def window(since: int, now: int, period: int, gap_fill_window: int, retention: int | None) -> tuple[int, int, tuple[str, ...]]:
-    """Return the first and the end of the periods to look at, and a sentence for each reason that made them fewer.
+def counted(count: int, noun: str) -> str:
+    """Return the number with its noun: 1 call, 2 calls."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def fillable_window(
+    since: int, now: int, period: int, gap_fill_window: int, retention: int | None
+) -> tuple[int, int, tuple[str, ...]]:
+    """Return the window [start, end) whose gaps can be filled, and a sentence for each reason why it is shorter than requested.
 
     Args:
-        since: what was asked for, in UTC seconds.
-        now: MongoDB's clock.
-        period: of the history.
-        gap_fill_window: what is younger is filled by `serve`.
-        retention: of the collection; None keeps samples for good.
+        since: requested start, in UTC seconds.
+        now: MongoDB's clock, in UTC seconds.
+        period: resolution of the history in seconds.
+        gap_fill_window: age in seconds up to which `serve` fills gaps.
+        retention: of the collection in seconds; None: samples are kept permanently.
     """
     # `serve` fills periods that begin within `gap_fill_window`; the one that began just before must not fall between the two.
     start, until, notes = align_up(since, period), align_up(now - gap_fill_window, period), []
@@ -124,10 +132,15 @@ def window(since: int, now: int, period: int, gap_fill_window: int, retention: i
 
 
 def lifetimes(fleet: Fleet, inventory: Mapping[str, InventoryEntry], only: Collection[str]) -> list[WorkerLifetime]:
-    """Return the workers of the aggregates and those the inventory alone remembers, by id; `only` these if it names any.
+    """Return the workers of the worker documents and those that only the inventory has, sorted by id.
+
+    Args:
+        fleet: the worker documents.
+        inventory: worker id → entry.
+        only: worker ids to return; empty: all.
 
     Raises:
-        ConfigError: one of `only` is nowhere.
+        ConfigError: one of `only` is unknown.
     """
     found = {
         worker.id: WorkerLifetime(worker, updated_entry(inventory.get(worker.id), worker, fleet.date), True)
@@ -139,28 +152,29 @@ def lifetimes(fleet: Fleet, inventory: Mapping[str, InventoryEntry], only: Colle
     for worker_id in only:
         if worker_id not in found:
             raise ConfigError(
-                f"--worker: {worker_id!r} is neither among the aggregates nor in the inventory; /api/workers lists all ids"
+                f"--worker: {worker_id!r} is neither among the worker documents nor in the inventory; "
+                "/api/workers lists all ids"
             )
     return [found[worker_id] for worker_id in sorted(set(only) or found)]
 
 
-def span(life: WorkerLifetime, since: int, until: int, period: int) -> Range:
-    """Return the part of [since, until) in which the worker was there; it may be empty.
+def lifetime_window(lifetime: WorkerLifetime, since: int, until: int, period: int) -> Range:
+    """Return the part of [since, until) in which the worker existed; it may be empty.
 
-    The last period of a terminated worker is the one in which it ended, of one that is gone the one that was open when it was
-    last seen.
+    The last period of a terminated worker is the one in which it ended; of a worker that is no longer listed, the one that was
+    open when it was last seen.
     """
-    entry = life.entry
+    entry = lifetime.entry
     start = since if entry.created_at is None else max(since, align(entry.created_at, period))
-    ends = [entry.terminated_at if entry.status == "terminated" else None, None if life.listed else entry.last_seen]
+    ends = [entry.terminated_at if entry.status == "terminated" else None, None if lifetime.listed else entry.last_seen]
     return start, min(until, *(align(end, period) + period for end in ends if end is not None), until)
 
 
-def missing(start: int, end: int, period: int, have: AbstractSet[int]) -> tuple[Range, ...]:
-    """Return the periods of [start, end) that are not in `have`, neighbours as one range."""
+def missing_ranges(start: int, end: int, period: int, present: AbstractSet[int]) -> tuple[Range, ...]:
+    """Return the periods of [start, end) that are not in `present`, adjacent ones as one range."""
     ranges: list[Range] = []
     for at in range(start, end, period):
-        if at in have:
+        if at in present:
             continue
         if ranges and ranges[-1][1] == at:
             ranges[-1] = ranges[-1][0], at + period
@@ -170,34 +184,34 @@ def missing(start: int, end: int, period: int, have: AbstractSet[int]) -> tuple[
 
 
 def gap_queries(
-    life: WorkerLifetime, have: AbstractSet[int], since: int, until: int, period: int
+    lifetime: WorkerLifetime, present: AbstractSet[int], since: int, until: int, period: int
 ) -> list[tuple[str, GapQuery]]:
-    """Return (region, ask) for every stretch of [since, until) in which a worker's candidates are the same and samples lack."""
-    start, end = span(life, since, until, period)
+    """Return (region, gap query) for every part of [since, until) with missing samples and the same candidate instances."""
+    start, end = lifetime_window(lifetime, since, until, period)
     if start >= end:
         return []
     found = []
-    for first, last, region, instances in split_by_instance(life.entry, life.worker, start, end, period):
-        gaps = missing(first, last, period, have)
+    for first, last, region, instances in split_by_instance(lifetime.entry, lifetime.worker, start, end, period):
+        gaps = missing_ranges(first, last, period, present)
         if instances and gaps:
-            found.append((region, GapQuery(life.worker.id, instances, gaps)))
+            found.append((region, GapQuery(lifetime.worker.id, instances, gaps)))
     return found
 
 
-# -- whom to ask -------------------------------------------------------------------------------------------------------
+# -- calls -------------------------------------------------------------------------------------------------------------
 
 
-def queries(instance: str, instance_type: str | None, listings: Sequence[Listing]) -> tuple[MetricQuery, ...]:
-    """CPU and every listed memory series of an instance, the most likely first: which was alive when is not known."""
-    return instance_queries(instance, all_memory_series(listings, instance, instance_type))
+def plan_calls(found: Iterable[tuple[str, GapQuery]], queries_of: QueriesOf, period: int) -> tuple[PlannedCall, ...]:
+    """Pack gap queries into calls: the fewest metrics, then few calls; none needs a second page, which would be billed again.
 
+    Gap queries that share an instance stay together, so that no metric is queried twice, and one result can decide a sample.
 
-def calls(wanted: Iterable[tuple[str, GapQuery]], queries_of: QueriesOf, period: int) -> tuple[PlannedCall, ...]:
-    """Pack the asks into calls: the fewest metrics, then few calls; none needs a second page, which would be billed again.
-
-    Asks that share an instance stay together, so that no metric is asked twice, and one answer can decide a sample.
+    Args:
+        found: (region, gap query).
+        queries_of: (region, instance id) → the metrics of the instance.
+        period: resolution in seconds.
     """
-    units = [part for region, some in _together(wanted) for part in _parts(region, some, queries_of, period)]
+    units = [part for region, group in _group_by_instance(found) for part in _split(region, group, queries_of, period)]
     packed: list[PlannedCall] = []
     for unit in sorted(units, key=lambda one: (one.region, one.start, one.end, one.gap_queries[0].worker_id)):
         if packed and packed[-1].region == unit.region:
@@ -209,13 +223,13 @@ def calls(wanted: Iterable[tuple[str, GapQuery]], queries_of: QueriesOf, period:
     return tuple(packed)
 
 
-def _together(wanted: Iterable[tuple[str, GapQuery]]) -> list[tuple[str, list[GapQuery]]]:
-    """Group asks that share an instance, even by way of others."""
+def _group_by_instance(found: Iterable[tuple[str, GapQuery]]) -> list[tuple[str, list[GapQuery]]]:
+    """Group gap queries that share an instance, directly or through other gap queries."""
     groups: dict[int, tuple[str, list[GapQuery]]] = {}
     group_of: dict[tuple[str, str], int] = {}
-    for number, (region, ask) in enumerate(wanted):
-        groups[number] = region, [ask]
-        for instance in ask.instances:
+    for number, (region, gap_query) in enumerate(found):
+        groups[number] = region, [gap_query]
+        for instance in gap_query.instances:
             other = group_of.get((region, instance), number)
             if other != number:
                 moved = groups.pop(other)[1]
@@ -225,25 +239,25 @@ def _together(wanted: Iterable[tuple[str, GapQuery]]) -> list[tuple[str, list[Ga
     return list(groups.values())
 
 
-def _parts(region: str, some: Sequence[GapQuery], queries_of: QueriesOf, period: int) -> Iterator[PlannedCall]:
-    """One call, or several one after the other in time where one cannot answer it all."""
-    instances = dict.fromkeys(instance for ask in some for instance in ask.instances)
-    wanted = tuple(query for instance in instances for query in queries_of(region, instance))
-    start = min(ask.gaps[0][0] for ask in some)
-    end = max(ask.gaps[-1][1] for ask in some)
-    call = PlannedCall(region, start, end, wanted, tuple(some))
+def _split(region: str, group: Sequence[GapQuery], queries_of: QueriesOf, period: int) -> Iterator[PlannedCall]:
+    """Yield one call for a group, or several consecutive windows where one call cannot return all datapoints."""
+    instances = dict.fromkeys(instance for gap_query in group for instance in gap_query.instances)
+    queries = tuple(query for instance in instances for query in queries_of(region, instance))
+    start = min(gap_query.gaps[0][0] for gap_query in group)
+    end = max(gap_query.gaps[-1][1] for gap_query in group)
+    call = PlannedCall(region, start, end, queries, tuple(group))
     length = (end - start) // period
     if _fits(call, period):
         yield call
     elif length == 1:  # hundreds of memory series under one instance
-        yield replace(call, queries=wanted[:MAX_QUERIES])
+        yield replace(call, queries=queries[:MAX_QUERIES])
     else:
-        count = min(length, max(2, -(-len(wanted) * length // MAX_DATAPOINTS)))
+        count = min(length, max(2, -(-len(queries) * length // MAX_DATAPOINTS)))
         step = -(-length // count) * period
         for first in range(start, end, step):
             part = clip(call, first, first + step)
             if part is not None:
-                yield from _parts(region, part.gap_queries, queries_of, period)
+                yield from _split(region, part.gap_queries, queries_of, period)
 
 
 def _fits(call: PlannedCall, period: int) -> bool:
@@ -251,7 +265,7 @@ def _fits(call: PlannedCall, period: int) -> bool:
 
 
 def _joined(one: PlannedCall, other: PlannedCall) -> PlannedCall:
-    """Both in one call; two parts of the same asks have queries in common."""
+    """Return both as one call; two parts of the same group have queries in common."""
     queries = tuple(dict.fromkeys(one.queries + other.queries))
     return PlannedCall(
         one.region, min(one.start, other.start), max(one.end, other.end), queries, one.gap_queries + other.gap_queries
@@ -259,61 +273,63 @@ def _joined(one: PlannedCall, other: PlannedCall) -> PlannedCall:
 
 
 def clip(call: PlannedCall, start: int, end: int) -> PlannedCall | None:
-    """Return what is left of a call within [start, end); None if nothing is."""
+    """Return the part of a call within [start, end); None if it has no gap there."""
     left = []
-    for ask in call.gap_queries:
-        gaps = tuple((max(a, start), min(b, end)) for a, b in ask.gaps if max(a, start) < min(b, end))
+    for gap_query in call.gap_queries:
+        gaps = tuple((max(a, start), min(b, end)) for a, b in gap_query.gaps if max(a, start) < min(b, end))
         if gaps:
-            left.append(replace(ask, gaps=gaps))
+            left.append(replace(gap_query, gaps=gaps))
     return _only(call, left, max(start, call.start), min(end, call.end))
 
 
 def _only(call: PlannedCall, left: Sequence[GapQuery], start: int, end: int) -> PlannedCall | None:
-    """The call for these of its asks alone."""
+    """Return the call reduced to some of its gap queries; None if there are none."""
     if not left:
         return None
-    instances = {instance for ask in left for instance in ask.instances}
-    wanted = tuple(query for query in call.queries if query.instance_id in instances)
-    return PlannedCall(call.region, start, end, wanted, tuple(left))
+    instances = {instance for gap_query in left for instance in gap_query.instances}
+    queries = tuple(query for query in call.queries if query.instance_id in instances)
+    return PlannedCall(call.region, start, end, queries, tuple(left))
 
 
-# -- what came of it ---------------------------------------------------------------------------------------------------
+# -- results -----------------------------------------------------------------------------------------------------------
 
 
 def finalize(
-    call: PlannedCall, answers: Mapping[MetricQuery, MetricResult], period: int
+    call: PlannedCall, results: Mapping[MetricQuery, MetricResult], period: int
 ) -> tuple[list[PendingSample], int, PlannedCall | None]:
-    """Return the samples that the answers decide, how many periods turned out empty, and what has to be asked again.
+    """Return the final samples, the number of empty periods, and the part of the call that must be repeated.
 
-    A period is decided once every metric of all its candidates was answered completely. As in `lifecycle.judge` the newest
-    candidate's value wins; at this age one complete answer is enough, be it a value or none.
+    A period is final when CloudWatch returned every metric of all candidate instances completely. The newest candidate's value
+    wins, as in `lifecycle.finalize`; at this age one complete result is enough, whether it has a value or none.
     """
-    rows: list[PendingSample] = []
-    undecided, empty = [], 0
+    samples: list[PendingSample] = []
+    incomplete, empty = [], 0
     by_instance: dict[str, list[MetricQuery]] = {}
     for query in call.queries:
         by_instance.setdefault(query.instance_id, []).append(query)
-    for ask in call.gap_queries:
-        mine = [query for instance in ask.instances for query in by_instance.get(instance, ())]
-        if not all(query in answers and answers[query].complete for query in mine):
-            undecided.append(ask)
+    for gap_query in call.gap_queries:
+        worker_id, instances = gap_query.worker_id, gap_query.instances
+        queries = [query for instance in instances for query in by_instance.get(instance, ())]
+        if not all(query in results and results[query].complete for query in queries):
+            incomplete.append(gap_query)
             continue
-        cpu, memory = (_values(mine, metric, answers) for metric in ("cpu", "memory"))
-        for start in (at for gap in ask.gaps for at in range(*gap, period)):
+        cpu, memory = (_values(queries, metric, results) for metric in ("cpu", "memory"))
+        for start in (at for gap in gap_query.gaps for at in range(*gap, period)):
             if start in cpu or start in memory:
-                values = cpu.get(start), memory.get(start)
-                rows.append(
-                    PendingSample(ask.worker_id, start, call.region, ask.instances, cpu=values[0], memory=values[1], final=True)
+                samples.append(
+                    PendingSample(
+                        worker_id, start, call.region, instances, cpu=cpu.get(start), memory=memory.get(start), final=True
+                    )
                 )
             else:
                 empty += 1
-    return rows, empty, _only(call, undecided, call.start, call.end)
+    return samples, empty, _only(call, incomplete, call.start, call.end)
 
 
-def _values(mine: Sequence[MetricQuery], metric: str, answers: Mapping[MetricQuery, MetricResult]) -> dict[int, float]:
-    """Period start → percent; of several the first query's that has one."""
+def _values(queries: Sequence[MetricQuery], metric: str, results: Mapping[MetricQuery, MetricResult]) -> dict[int, float]:
+    """Return period start → percent; where several queries have a value, that of the first."""
     values: dict[int, float] = {}
-    for query in reversed(mine):
+    for query in reversed(queries):
         if query.metric == metric:
-            values.update(answers[query].values)
+            values.update(results[query].values)
     return values

@@ -1,4 +1,4 @@
-"""Read the history, the inventory and ListMetrics, and make the plan of a backfill."""
+"""Make the plan of a backfill from the history, the inventory, the worker documents, and ListMetrics."""
 
 import asyncio
 import time
@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from exporter.commands.backfill import plan as plan_module
-from exporter.commands.backfill.job import counted
-from exporter.commands.backfill.plan import GapQuery, Plan, gap_queries, window
+from exporter.commands.backfill.plan import GapQuery, Plan, counted, fillable_window, gap_queries
 from exporter.core.clock import check_skew
 from exporter.core.errors import ConfigError
 from exporter.core.model import MetricQuery
@@ -21,34 +20,39 @@ from exporter.storage.inventory import Inventory
 from exporter.storage.mongo import Database, chunks
 from exporter.storage.repository import WorkerMetricsRepository
 
-READ_AT_ONCE = 50
-"""Workers whose samples are looked at together: two months of them are some 50 MB in memory."""
+WORKERS_PER_READ = 50
+"""Workers whose sample times are read together: two months of them are some 50 MB in memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The command line. `max_usd` None means the setting cloudwatch.max_usd_per_day, if there is one."""
+    """The command line of a backfill."""
 
     since: int
     """UTC second."""
     since_text: str
-    """As it was written: the same text goes on with an interrupted plan."""
+    """`since` as it was written: a command with the same text continues an interrupted plan."""
     workers: tuple[str, ...] = ()
+    """Worker ids; empty: all workers."""
     dry_run: bool = False
     max_usd: float | None = None
-
-
-# -- planning ----------------------------------------------------------------------------------------------------------
+    """Highest price in dollars; None: the setting cloudwatch.max_usd_per_day, if it is set."""
 
 
 class Planner:
-    """Reads what a plan is made of; changes nothing."""
+    """Makes the plan of one command line; changes nothing.
+
+    Attributes:
+        history: the repository that is filled.
+        namespace: its database and collection.
+        target, wanted: what the plan of this command line is recognized by, as in `Plan`.
+    """
 
     def __init__(
         self, settings: Settings, options: Options, database: Database, history: WorkerMetricsRepository, cloudwatch: CloudWatch
     ) -> None:
         self._settings, self._options, self._cloudwatch = settings, options, cloudwatch
-        self._aggregates = Aggregates(database, settings.mongodb.workers, settings.workers)
+        self._documents = Aggregates(database, settings.mongodb.workers, settings.workers)
         self._inventory = Inventory(database)
         self.history = history
         self.namespace = history.namespace
@@ -56,28 +60,30 @@ class Planner:
         self.wanted = " ".join([options.since_text, *(f"--worker {worker_id}" for worker_id in sorted(set(options.workers)))])
 
     async def plan(self) -> Plan:
-        """Compare the history with what it could have.
+        """Find the gaps of the history that CloudWatch can fill, and pack them into calls.
 
         Raises:
-            ConfigError, SourceError, StoreError: as `run`.
+            ConfigError: a worker of --worker is unknown.
+            SourceError: the worker documents or ListMetrics cannot be read.
+            StoreError: the history or the inventory cannot be read.
         """
         period = self._settings.period
         began = time.time()
-        fleet = await self._aggregates.read()
+        fleet = await self._documents.read()
         check_skew("mongodb", fleet.date, (began + time.time()) / 2)
         await self._inventory.load()
-        lives = plan_module.lifetimes(fleet, self._inventory.entries, self._options.workers)
+        lifetimes = plan_module.lifetimes(fleet, self._inventory.entries, self._options.workers)
         retention = await self.history.collection.future_retention()
-        # What the exporter says it heals counts, not only this command's own setting: the two must never fill the same periods.
+        # The window of the running exporter counts too: the two must never fill the same periods.
         gap_fill_window = max(self._settings.gap_fill_window, await self.history.collection.load_gap_window())
-        since, until, notes = window(self._options.since, fleet.date, period, gap_fill_window, retention)
-        wanted: list[tuple[str, GapQuery]] = []
+        since, until, notes = fillable_window(self._options.since, fleet.date, period, gap_fill_window, retention)
+        found: list[tuple[str, GapQuery]] = []
         if since < until:
-            for some in chunks(lives, READ_AT_ONCE):
-                have = await self.history.reader.timestamps([life.worker.id for life in some], since)
-                for life in some:
-                    wanted += gap_queries(life, have[life.worker.id], since, until, period)
-        regions = sorted({region for region, _ in wanted})
+            for chunk in chunks(lifetimes, WORKERS_PER_READ):
+                present = await self.history.reader.timestamps([lifetime.worker.id for lifetime in chunk], since)
+                for lifetime in chunk:
+                    found += gap_queries(lifetime, present[lifetime.worker.id], since, until, period)
+        regions = sorted({region for region, _ in found})
         index = MemorySeriesIndex(self._cloudwatch)
         await asyncio.gather(*(index.listing(region, recent=recent) for region in regions for recent in (True, False)))
         types = {worker.instance_id: worker.instance_type for worker in fleet.workers if worker.instance_id}
@@ -86,38 +92,39 @@ class Planner:
         def queries_of(region: str, instance: str) -> tuple[MetricQuery, ...]:
             return index.queries(region, instance, types.get(instance), thorough=True)
 
-        notes += _unlisted(wanted, index, fleet.date)
+        notes += _note_unlisted(found, index, fleet.date)
         if fleet.skipped:
             notes += (
-                f"{counted(sum(fleet.skipped.values()), 'aggregate')} cannot be read and are left out; `check` says why.",
+                f"{counted(sum(fleet.skipped.values()), 'worker document')} cannot be read and are left out; "
+                "run `check` to see why.",
             )
-        calls = plan_module.calls(wanted, queries_of, period)
+        calls = plan_module.plan_calls(found, queries_of, period)
         return Plan(self.target, self.wanted, fleet.date, since, until, period, calls, notes)
 
     def check_budget(self, plan: Plan) -> None:
-        """Compare the price with what may be paid.
+        """Compare the price of a plan with the limit.
 
         Raises:
-            ConfigError: it costs more.
+            ConfigError: the plan costs more.
         """
         limit = self._options.max_usd
-        named = f"--max-usd {limit}"
+        name = f"--max-usd {limit}"
         if limit is None:
             limit = self._settings.cloudwatch.max_usd_per_day
-            named = f"cloudwatch.max_usd_per_day ({limit})"
+            name = f"cloudwatch.max_usd_per_day ({limit})"
         if limit is not None and plan.usage.dollars > limit:
             raise ConfigError(
-                f"the plan costs {plan.usage.dollars:.4f} dollars, more than {named} allows; agree with a higher --max-usd, "
+                f"the plan costs {plan.usage.dollars:.4f} dollars, more than {name} allows; agree with a higher --max-usd, "
                 "or fill less with --since or --worker"
             )
 
 
-def _unlisted(wanted: Sequence[tuple[str, GapQuery]], index: MemorySeriesIndex, now: int) -> tuple[str, ...]:
-    """Tell of instances whose memory cannot be asked for, since ListMetrics forgets a series after two weeks."""
+def _note_unlisted(found: Sequence[tuple[str, GapQuery]], index: MemorySeriesIndex, now: int) -> tuple[str, ...]:
+    """Return a sentence about the instances whose memory cannot be queried: ListMetrics drops a series after two weeks."""
     newest: dict[tuple[str, str], int] = {}
-    for region, ask in wanted:
-        for instance in ask.instances:
-            newest[region, instance] = max(newest.get((region, instance), 0), ask.gaps[-1][1])
+    for region, gap_query in found:
+        for instance in gap_query.instances:
+            newest[region, instance] = max(newest.get((region, instance), 0), gap_query.gaps[-1][1])
     count = sum(
         end < now - LISTED_FOR_SECONDS and all(instance not in listing.series for listing in index.listings(region))
         for (region, instance), end in newest.items()

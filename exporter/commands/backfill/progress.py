@@ -9,70 +9,64 @@ from typing import TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from exporter.commands.backfill.job import BackfillRun, counted
 from exporter.commands.backfill.plan import Plan
+from exporter.commands.backfill.report import RunReport
 from exporter.core.periods import format_duration
 
-PLAIN_EVERY = 5
-"""Seconds between two lines of progress where there is no terminal."""
-
-
-# -- progress ---------------------------------------------------------------------------------------------------------------
+LINE_INTERVAL_SECONDS = 5
+"""Time between two lines of progress where there is no terminal."""
+BAR_INTERVAL_SECONDS = 0.5
 
 
 @asynccontextmanager
-async def _progress(job: BackfillRun, plan: Plan, err: TextIO) -> AsyncIterator[None]:
-    """Show how far the job is while the block runs: a bar on a terminal, else a line every few seconds."""
+async def show_progress(report: RunReport, plan: Plan, err: TextIO) -> AsyncIterator[None]:
+    """Show how far the run is while the block runs: a bar on a terminal, else a line every few seconds."""
     if not plan.calls:
         yield
         return
     console = Console(file=err, highlight=False)
     if not console.is_terminal:
-        ticking = asyncio.create_task(_tick(PLAIN_EVERY, _plain(job, err)))
+        printing = asyncio.create_task(_repeat(LINE_INTERVAL_SECONDS, _line_printer(report, err)))
         try:
             yield
         finally:
-            ticking.cancel()
+            printing.cancel()
         return
     columns = (
         TextColumn("backfill"),
         BarColumn(),
         TaskProgressColumn(),
-        TextColumn("{task.fields[said]}"),
+        TextColumn("{task.fields[cost]}"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task("backfill", total=plan.periods, said="")
+        task = bar.add_task("backfill", total=plan.periods, cost="")
 
         def update() -> None:
-            bar.update(task, completed=job.finished, said=_said(job))
+            bar.update(task, completed=report.finished, cost=report.cost)
 
-        ticking = asyncio.create_task(_tick(0.5, update))
+        updating = asyncio.create_task(_repeat(BAR_INTERVAL_SECONDS, update))
         try:
             yield
         finally:
-            ticking.cancel()
+            updating.cancel()
             update()
 
 
-async def _tick(seconds: float, show_it: Callable[[], None]) -> None:
+async def _repeat(seconds: float, action: Callable[[], None]) -> None:
     while True:
         await asyncio.sleep(seconds)
-        show_it()
+        action()
 
 
-def _plain(job: BackfillRun, err: TextIO) -> Callable[[], None]:
+def _line_printer(report: RunReport, err: TextIO) -> Callable[[], None]:
     began = time.monotonic()
 
-    def line() -> None:
-        left = ""
-        if job.finished:
-            seconds = (time.monotonic() - began) * (job.total - job.finished) / job.finished
+    def print_line() -> None:
+        left, finished, total = "", report.finished, report.state.total
+        if finished:
+            seconds = (time.monotonic() - began) * (total - finished) / finished
             left = f", about {format_duration(int(seconds))} left"
-        print(f"backfill: {job.finished:,} of {job.total:,} periods, {_said(job)}{left}", file=err, flush=True)
+        print(f"backfill: {finished:,} of {total:,} periods, {report.cost}{left}", file=err, flush=True)
 
-    return line
-
-
-def _said(job: BackfillRun) -> str:
-    return f"{counted(job.requests(), 'call')}, {job.telemetry.dollars:.5f} dollars"
+    return print_line

@@ -16,8 +16,8 @@ import pytest
 import yaml
 
 from exporter.commands.backfill import command as command_module
+from exporter.commands.backfill.fetcher import CONCURRENT_CALLS, RetryPolicy
 from exporter.commands.backfill.interruption import GracefulStop
-from exporter.commands.backfill.job import CALLS_AT_ONCE, RetryPolicy
 from exporter.commands.backfill.planner import Options
 from exporter.core.errors import ConfigError, IncompatibleStoreError, OutboxLockedError, StoreUnavailableError
 from exporter.core.periods import DAY, HOUR, align, rfc3339, to_datetime
@@ -304,7 +304,7 @@ async def test_a_malformed_instance_id_costs_nobody_else_a_sample(room: Room) ->
     await room.database["workers"].insert_many(bad)
     status, out, err = await room.run("6h")
     assert (status, err) == (0, "")
-    assert "Skipped as no instance ids: not-an-instance-0, not-an-instance-1." in out
+    assert "Skipped malformed instance ids: not-an-instance-0, not-an-instance-1." in out
     expected = due(room.fake, members, out)
     assert assert_true(await room.documents(), expected, int(time.time())) == len(expected)
 
@@ -335,7 +335,7 @@ async def test_a_since_within_heal_is_nothing_to_do(room: Room) -> None:
 
 async def test_an_unknown_worker_no_history_and_no_cloudwatch_are_refused_each_in_a_sentence(room: Room) -> None:
     await room.fleet(1)
-    with pytest.raises(ConfigError, match="--worker: 'w999' is neither among the aggregates nor in the inventory"):
+    with pytest.raises(ConfigError, match="--worker: 'w999' is neither among the worker documents nor in the inventory"):
         await room.run(workers=("w999",))
     for section, key, value, sentence in [
         ("cloudwatch", "enabled", False, "cloudwatch.enabled is false"),
@@ -398,12 +398,12 @@ async def test_sigterm_ends_it_with_130_keeps_what_was_asked_and_the_same_comman
     members = await room.fleet(12, regions=REGIONS)
     room.fake.latency = 0.6
     process = room.command("--since", "1d")
-    wait_for(lambda: room.fake.calls["GetMetricData"] >= CALLS_AT_ONCE)
+    wait_for(lambda: room.fake.calls["GetMetricData"] >= CONCURRENT_CALLS)
     process.send_signal(signal.SIGTERM)
     status, out, err = ended(process)
     assert status == 130
     assert re.search(r"^Interrupted: 1 call and [\d,]+ periods are left, [\d,]+ samples wait; run the same command", err, re.M)
-    assert room.fake.calls["GetMetricData"] == CALLS_AT_ONCE
+    assert room.fake.calls["GetMetricData"] == CONCURRENT_CALLS
     room.fake.latency = 0
     status, again, _ = await room.run("1d")
     assert status == 0
@@ -417,7 +417,7 @@ async def test_other_parameters_replace_an_unfinished_plan_once_its_samples_are_
     await room.fleet(12, regions=REGIONS)
     room.fake.latency = 0.6
     process = room.command("--since", "1d")
-    wait_for(lambda: room.fake.calls["GetMetricData"] >= CALLS_AT_ONCE)
+    wait_for(lambda: room.fake.calls["GetMetricData"] >= CONCURRENT_CALLS)
     process.send_signal(signal.SIGINT)
     assert ended(process)[0] == 130
     room.fake.latency = 0
@@ -435,7 +435,7 @@ async def test_killed_twice_with_a_live_exporter_beside_it_the_set_is_the_ledger
     figures = await backfill_crash_tests.run(options, tmp_path, say=print)
     assert figures.kills == 2
     assert figures.calls == figures.planned_calls + figures.under_way
-    assert figures.under_way <= 2 * CALLS_AT_ONCE
+    assert figures.under_way <= 2 * CONCURRENT_CALLS
     assert figures.samples == figures.ledger > 8000
 
 

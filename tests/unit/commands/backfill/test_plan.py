@@ -77,27 +77,27 @@ def test_cloudwatch_keeps_datapoints_by_their_period(period: int, days: int) -> 
 @pytest.mark.parametrize("second", [0, 1, 7, P - 1])
 def test_a_window_ends_exactly_where_serve_begins_to_heal_and_needs_no_words_if_it_is_not_clipped(second: int) -> None:
     now = NOW + second
-    start, until, notes = plan.window(NOW - 14 * DAY, now, P, DAY, 30 * DAY)
+    start, until, notes = plan.fillable_window(NOW - 14 * DAY, now, P, DAY, 30 * DAY)
     worker, known = Worker("w", "eu", "i-1", "running"), WorkerState("w", "eu", ("i-1",), "running", 0, now, NOW)
     healed = lifecycle.missing_samples(worker, known, None, set(), now, RULES)
     assert (start, until, notes) == (NOW - 14 * DAY, healed[0].start, ())
 
 
 def test_what_cloudwatch_has_forgotten_is_clipped_with_a_sentence() -> None:
-    start, _, notes = plan.window(0, NOW, 60, DAY, None)
+    start, _, notes = plan.fillable_window(0, NOW, 60, DAY, None)
     assert start == NOW - 15 * DAY + plan.EXPIRY_MARGIN_SECONDS
     assert notes == ("CloudWatch keeps datapoints of 1m for 15d: nothing before 2026-01-18T02:50:00Z is filled.",)
 
 
 def test_what_the_history_would_delete_at_once_is_clipped_with_a_sentence() -> None:
-    start, _, notes = plan.window(NOW - 40 * DAY, NOW, P, DAY, 30 * DAY)
+    start, _, notes = plan.fillable_window(NOW - 40 * DAY, NOW, P, DAY, 30 * DAY)
     assert start == NOW - 30 * DAY
     assert "keeps samples for 30d" in notes[0]
     assert "retention --set" in notes[0]
 
 
 def test_a_window_within_heal_is_empty_and_says_who_fills_it() -> None:
-    start, until, notes = plan.window(NOW - HOUR, NOW, P, DAY, None)
+    start, until, notes = plan.fillable_window(NOW - HOUR, NOW, P, DAY, None)
     assert start == until
     assert notes == ("The last 1d (gap_fill_window) are filled by `serve` itself.",)
 
@@ -105,14 +105,14 @@ def test_a_window_within_heal_is_empty_and_says_who_fills_it() -> None:
 def test_a_life_is_bounded_by_creation_termination_and_the_last_sight_of_one_that_is_gone() -> None:
     since, until = NOW - DAY, NOW
     seen = InstanceInterval("i-1", "eu", 0, NOW)
-    assert plan.span(life(seen), since, until, P) == (since, until)
-    assert plan.span(life(seen, created=since + P + 7), since, until, P) == (since + P, until)
-    assert plan.span(life(seen, ended=until - HOUR + 7), since, until, P) == (since, until - HOUR + P)
-    assert plan.span(life(seen, last_seen=until - HOUR + 7), since, until, P) == (since, until - HOUR + P)
+    assert plan.lifetime_window(life(seen), since, until, P) == (since, until)
+    assert plan.lifetime_window(life(seen, created=since + P + 7), since, until, P) == (since + P, until)
+    assert plan.lifetime_window(life(seen, ended=until - HOUR + 7), since, until, P) == (since, until - HOUR + P)
+    assert plan.lifetime_window(life(seen, last_seen=until - HOUR + 7), since, until, P) == (since, until - HOUR + P)
 
 
 def test_an_unknown_worker_is_refused_by_name() -> None:
-    with pytest.raises(ConfigError, match="'nobody' is neither among the aggregates nor in the inventory"):
+    with pytest.raises(ConfigError, match="'nobody' is neither among the worker documents nor in the inventory"):
         plan.lifetimes(Fleet(NOW, ()), {}, ["nobody"])
 
 
@@ -152,14 +152,14 @@ def test_the_asks_are_the_candidates_of_every_missing_period(spans: list[tuple[i
     [(1000, DAY, 60, 29), (1000, DAY, 300, 6), (1000, 13 * DAY, 300, 77), (50, 13 * DAY, 300, 4), (1, 13 * DAY, 300, 1)],
 )
 def test_whole_histories_cost_the_fewest_calls_there_are(workers: int, length: int, period: int, expected: int) -> None:
-    calls = plan.calls(whole(workers, length, period), two_metrics, period)
+    calls = plan.plan_calls(whole(workers, length, period), two_metrics, period)
     assert len(calls) == expected
     assert sum(len(call.queries) for call in calls) == 2 * workers
 
 
 def test_single_gaps_all_over_two_weeks_share_calls_by_their_time() -> None:
     wanted = [("eu", GapQuery(f"w{k}", (f"i-{k}",), ((at := NOW - (k * 7919 % 4000) * P, at + P),))) for k in range(1000)]
-    calls = plan.calls(wanted, two_metrics, P)
+    calls = plan.plan_calls(wanted, two_metrics, P)
     assert sum(len(call.queries) for call in calls) == 2000
     assert len(calls) <= 45
 
@@ -181,7 +181,7 @@ def some_asks(draw: st.DrawFn) -> list[tuple[str, GapQuery]]:
 def test_every_gap_is_in_one_call_every_call_within_limits_and_no_metric_asked_twice(
     wanted: list[tuple[str, GapQuery]],
 ) -> None:
-    calls = plan.calls(wanted, queries_of, P)
+    calls = plan.plan_calls(wanted, queries_of, P)
     assert gaps_of(calls) == gaps_of(wanted)
     asked: Counter[tuple[str, MetricQuery]] = Counter()
     for call in calls:
@@ -215,7 +215,7 @@ def test_parts_that_fit_together_after_all_ask_for_each_metric_once() -> None:
         ("eu", GapQuery("b", ("i-0",), ((first + 700 * P, first + 701 * P),))),
         ("eu", GapQuery("c", many, ((NOW - 10 * P, NOW),))),
     ]
-    calls = plan.calls(wanted, queries_of, P)
+    calls = plan.plan_calls(wanted, queries_of, P)
     assert gaps_of(calls) == gaps_of(wanted)
     assert [len(set(call.queries)) for call in calls] == [len(call.queries) for call in calls]
 
@@ -224,7 +224,7 @@ def test_more_than_one_answer_can_hold_is_asked_in_parts_of_time() -> None:
     def many(_region: str, instance: str) -> tuple[MetricQuery, ...]:
         return tuple(MetricQuery(instance, "memory", (("n", str(n)),)) for n in range(30))
 
-    calls = plan.calls(whole(1, 14 * DAY), many, P)
+    calls = plan.plan_calls(whole(1, 14 * DAY), many, P)
     assert [len(call.queries) for call in calls] == [30, 30]
     assert gaps_of(calls) == gaps_of(whole(1, 14 * DAY))
 
@@ -233,7 +233,7 @@ def test_a_call_never_has_more_than_500_queries_even_for_one_instance() -> None:
     def absurd(_region: str, instance: str) -> tuple[MetricQuery, ...]:
         return tuple(MetricQuery(instance, "memory", (("n", str(n)),)) for n in range(600))
 
-    assert [len(call.queries) for call in plan.calls(whole(1, P), absurd, P)] == [500]
+    assert [len(call.queries) for call in plan.plan_calls(whole(1, P), absurd, P)] == [500]
 
 
 # -- what came of it ---------------------------------------------------------------------------------------------------
@@ -322,9 +322,9 @@ def test_a_call_is_done_and_its_rows_are_there_or_neither(journal: Journal) -> N
 
     with pytest.raises(RuntimeError):
         journal.put(0, broken(), None)
-    assert (len(journal.pending()), journal.counts()["final"]) == (2, 0)
+    assert (len(journal.pending()), journal.waiting) == (2, 0)
     journal.put(0, [ROW], None)
-    assert ([number for number, _ in journal.pending()], journal.counts()["final"]) == ([1], 1)
+    assert ([number for number, _ in journal.pending()], journal.waiting) == ([1], 1)
 
 
 def test_what_a_call_left_takes_its_place(journal: Journal) -> None:
