@@ -100,7 +100,7 @@ def _two_transactions(patch: Patch) -> None:
     def open_periods(
         outbox: Outbox, fleet: Fleet, inventory: Mapping[str, InventoryEntry] | None, rules: Rules
     ) -> tuple[int, dict[str, WorkerState]]:
-        before, rows, known = outbox.known(), list[PendingSample](), dict[str, WorkerState]()
+        before, rows, known = outbox.states(), list[PendingSample](), dict[str, WorkerState]()
         for worker in fleet.workers:
             memory = before.get(worker.id)
             if memory is None and inventory is None:
@@ -110,7 +110,7 @@ def _two_transactions(patch: Patch) -> None:
             opened, known[worker.id] = lifecycle.observe(worker, memory, fleet.date, rules, entry)
             rows += opened
         with outbox.transaction():
-            outbox.remember(known.values())
+            outbox.save_states(known.values())
         with outbox.transaction():
             return outbox.open(rows), known
 

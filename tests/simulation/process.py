@@ -211,10 +211,10 @@ class FragileOutbox(Outbox):
         with super().transaction() as connection:
             yield connection
 
-    def remember(self, known: Iterable[WorkerState]) -> None:
-        known = list(known)
-        self._remembered = {one.worker_id for one in known}
-        super().remember(known)
+    def save_states(self, states: Iterable[WorkerState]) -> None:
+        states = list(states)
+        self._remembered = {one.worker_id for one in states}
+        super().save_states(states)
 
     def open(self, rows: Iterable[PendingSample]) -> int:
         self._opened = True

@@ -9,7 +9,7 @@ from exporter.commands.backfill.interruption import GracefulStop
 from exporter.commands.backfill.journal import Journal
 from exporter.commands.backfill.report import RunState
 from exporter.core.errors import IncompatibleStoreError, StoreError, StoreUnavailableError
-from exporter.pipeline.mirror import RETRY, Mirror
+from exporter.pipeline.mirror import RETRY_SECONDS, Mirror
 from exporter.storage.lease import Lease
 
 
@@ -66,7 +66,7 @@ class BackfillRun:
             if isinstance(problem, IncompatibleStoreError) or time.monotonic() - failing_since > self._retry.mongodb:
                 self._state.failure = problem
                 return
-            await self._stop.pause(min(RETRY, self._retry.mongodb))
+            await self._stop.pause(min(RETRY_SECONDS, self._retry.mongodb))
 
     async def _mirror_batch(self) -> StoreError | None:
         """Mirror one batch; return the error when it failed."""

@@ -29,7 +29,7 @@ def test_without_a_limit_everything_is_allowed_and_the_day_is_counted() -> None:
     assert budget.take(10**9)
     assert budget.left == float("inf")
     assert budget.spent() == (MIDNIGHT, 10**9)
-    assert budget.judge(10**9, 300) == "ok"
+    assert budget.assess(10**9, 300) == "ok"
 
 
 def test_nothing_goes_beyond_the_limit_and_midnight_begins_a_new_one() -> None:
@@ -72,14 +72,14 @@ def test_healing_stops_when_the_rest_is_needed_for_the_live_rounds_until_midnigh
         (20, "gap_filling_paused"),
         (19, "polling_paused"),
     ):
-        assert Budget(limit / 1e5, wall=wall).judge(20, 300) == state
+        assert Budget(limit / 1e5, wall=wall).assess(20, 300) == state
 
 
 def test_without_running_workers_healing_may_use_all_of_it() -> None:
     budget = Budget(0.001, wall=Wall())
-    assert budget.judge(0, 300) == "ok"
+    assert budget.assess(0, 300) == "ok"
     assert budget.take(100)
-    assert budget.judge(0, 300) == "polling_paused"
+    assert budget.assess(0, 300) == "polling_paused"
 
 
 def test_threads_together_never_take_more_than_there_is() -> None:
@@ -109,7 +109,7 @@ def test_a_clock_that_was_years_ahead_does_not_take_the_budget_until_then() -> N
 def test_what_can_wait_gets_only_what_the_live_rounds_do_not_need() -> None:
     budget = Budget(0.01, wall=Wall(MIDNIGHT + DAY - 3000))
     assert budget.spare == 1000
-    budget.judge(20, 300)
+    budget.assess(20, 300)
     assert budget.spare == 1000 - 11 * 20
     assert Budget(wall=Wall()).spare == float("inf")
 

@@ -79,7 +79,7 @@ def test_a_period_is_closed_exactly_at_its_end() -> None:
 def test_an_observation_stands_for_one_period_only() -> None:
     rows, _ = observe(WORKER, KNOWN, T + 3 * P + 12, RULES)
     assert [(row.status, row.active_labs) for row in rows] == [(None, None), (None, None), ("running", 3)]
-    assert [row.healed for row in rows] == [True, True, False]
+    assert [row.gap_filled for row in rows] == [True, True, False]
 
 
 def test_an_observation_a_whole_period_late_stands_for_none() -> None:
@@ -381,25 +381,17 @@ def test_nothing_is_asked_about_a_period_that_is_not_over() -> None:
     assert plan([need(1, T)], queries_of, T + 200, RULES) == []
 
 
-def test_a_worker_without_queries_is_not_asked_about() -> None:
+def test_a_worker_without_queries_is_not_polled() -> None:
     assert plan([PendingQuery("w1", "eu-west-1", (), T - P)], queries_of, T, RULES) == []
 
 
-def test_an_instance_shared_by_two_workers_is_asked_once() -> None:
+def test_an_instance_shared_by_two_workers_is_queried_once() -> None:
     shared = [PendingQuery(name, "eu-west-1", ("i-1",), T - P) for name in ("w1", "w2")]
     (batch,) = plan(shared, queries_of, T, RULES)
     assert (len(batch.queries_by_worker), len(batch.queries)) == (2, 2)
 
 
-def test_halves_share_the_workers_and_keep_the_window() -> None:
-    (batch,) = plan([need(n, T - P) for n in range(5)], queries_of, T, RULES)
-    first, second = batch.halves()
-    assert [*first.queries_by_worker, *second.queries_by_worker] == list(batch.queries_by_worker)
-    assert (len(first.queries_by_worker), len(second.queries_by_worker)) == (2, 3)
-    assert {(half.start, half.end, half.region) for half in (first, second)} == {(batch.start, batch.end, batch.region)}
-
-
-# -- settling ----------------------------------------------------------------------------------------------------------
+# -- finalizing ----------------------------------------------------------------------------------------------------------
 
 ROW = PendingSample("w1", T, "eu-west-1", ("i-1",), "running", 3, own_cpu=11.0, own_memory=22.0)
 CPU, MEMORY = queries_of("w1", "eu-west-1", "i-1")

@@ -15,7 +15,7 @@ from exporter.core.periods import to_datetime, to_seconds
 from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline import mirror as module
 from exporter.pipeline.lifecycle import PendingSample
-from exporter.pipeline.mirror import INSERT_MARGIN_SECONDS, MIN_LEASE_SECONDS, BackfillRange, Mirror, sample
+from exporter.pipeline.mirror import INSERT_MARGIN_SECONDS, MIN_LEASE_SECONDS, BackfillRange, Mirror, to_record
 from exporter.pipeline.outbox import Outbox, OutboxThread
 
 T, P = 1_767_225_600, 300
@@ -181,7 +181,7 @@ async def test_an_empty_outbox_asks_the_history_nothing(desk: Desk) -> None:
 
 
 async def test_what_is_there_already_is_only_deleted(desk: Desk) -> None:
-    desk.history.samples = [sample(row(n)) for n in (0, 1)]
+    desk.history.samples = [to_record(row(n)) for n in (0, 1)]
     desk.put(*(row(n) for n in range(3)))
     await desk.drain()
     assert desk.history.keys == [("w1", T + n * P) for n in range(3)]
@@ -204,7 +204,7 @@ async def test_an_insert_that_may_have_happened_is_neither_lost_nor_doubled(
 
 
 async def test_a_row_is_not_deleted_before_a_majority_holds_it(desk: Desk) -> None:
-    desk.history.samples = [sample(row(0))]
+    desk.history.samples = [to_record(row(0))]
     desk.history.uncommitted = {("w1", T)}
     desk.put(row(0))
     with pytest.raises(StoreUnavailableError):
@@ -222,7 +222,7 @@ async def test_an_insert_of_somebody_else_that_does_not_end_makes_it_start_over(
         return False
 
     monkeypatch.setattr(History, "no_insert_running", never)
-    monkeypatch.setattr(module, "QUIESCE", 0.1)
+    monkeypatch.setattr(module, "INSERT_WAIT_SECONDS", 0.1)
     desk.put(row(0))
     with pytest.raises(StoreUnavailableError, match="another insert into the history is still running") as busy:
         await desk.mirror.step()
@@ -269,7 +269,7 @@ async def test_nothing_is_inserted_when_somebody_else_held_the_lease_since_it_wa
 
     async def paused(keys: Collection[Key]) -> set[Key]:
         found = await existing_keys(keys)
-        desk.history.samples.append(sample(row(0)))  # by the other one, whose lease has ended again
+        desk.history.samples.append(to_record(row(0)))  # by the other one, whose lease has ended again
         desk.lease.fence += 2
         return found
 
@@ -291,7 +291,7 @@ async def test_samples_of_periods_nobody_observed_are_counted_as_healed(desk: De
 async def test_the_loop_starts_over_after_a_failure_and_says_what_the_problem_was(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "RETRY", 0.05)
+    monkeypatch.setattr(module, "RETRY_SECONDS", 0.05)
     desk.history.fate = "half"
     loop = asyncio.create_task(desk.mirror.run_forever())
     desk.put(row(0), row(1))
@@ -331,7 +331,7 @@ async def test_a_full_disk_while_deleting_doubles_nothing(desk: Desk, monkeypatc
 
 def test_a_row_is_written_in_the_customers_shape() -> None:
     full = PendingSample("w1", T, "eu-west-1", ("i-1",), "running", 0, own_cpu=1.0, cpu=2.5, memory=None, final=True)
-    assert sample(full) == WorkerMetricsSample("w1", "eu-west-1", to_datetime(T), 2.5, None, 0, "running")
+    assert to_record(full) == WorkerMetricsSample("w1", "eu-west-1", to_datetime(T), 2.5, None, 0, "running")
 
 
 async def test_what_a_backfill_may_be_writing_waits_for_its_lease_and_the_newer_samples_do_not(desk: Desk) -> None:

@@ -68,19 +68,19 @@ def test_a_row_settled_when_it_was_opened_is_ready_and_no_longer_open(outbox: Ou
 
 def test_what_is_known_of_a_worker_comes_back(outbox: Outbox) -> None:
     with outbox.transaction():
-        outbox.remember([KNOWN, replace(KNOWN, worker_id="w2", instances=())])
-    assert outbox.known() == {"w1": KNOWN, "w2": replace(KNOWN, worker_id="w2", instances=())}
+        outbox.save_states([KNOWN, replace(KNOWN, worker_id="w2", instances=())])
+    assert outbox.states() == {"w1": KNOWN, "w2": replace(KNOWN, worker_id="w2", instances=())}
     with outbox.transaction():
-        outbox.remember([replace(KNOWN, next=T + P)])
-        outbox.forget(["w2"])
-    assert outbox.known() == {"w1": replace(KNOWN, next=T + P)}
+        outbox.save_states([replace(KNOWN, next=T + P)])
+        outbox.delete_states(["w2"])
+    assert outbox.states() == {"w1": replace(KNOWN, next=T + P)}
 
 
 def test_forgetting_a_worker_leaves_its_rows(outbox: Outbox) -> None:
     put(outbox, ROW)
     with outbox.transaction():
-        outbox.remember([KNOWN])
-        outbox.forget(["w1"])
+        outbox.save_states([KNOWN])
+        outbox.delete_states(["w1"])
     assert outbox.open_rows("w1", 0, 1 << 40) == [ROW]
 
 
@@ -97,7 +97,7 @@ def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
     before = Outbox(tmp_path, P)
     put(before, ROW, replace(READY, start=T + P), replace(READY, start=T + 2 * P))
     with before.transaction():
-        before.remember([KNOWN])
+        before.save_states([KNOWN])
     before.set_aside([("w1", T + 2 * P)])
     owner, counts = before.owner, before.counts()
     before.close()
@@ -105,7 +105,7 @@ def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
     after = Outbox(tmp_path, P)
     assert after.open_rows("w1", 0, 1 << 40) == [ROW]
     assert after.ready(10) == [replace(READY, start=T + P)]
-    assert after.known() == {"w1": KNOWN}
+    assert after.states() == {"w1": KNOWN}
     assert after.owner == owner
     assert after.counts() == counts == {"observed": 1, "final": 1, "rejected": 1}
     after.close()
@@ -219,10 +219,10 @@ def test_a_transaction_that_fails_is_undone_as_a_whole(outbox: Outbox, error: ty
     with pytest.raises(error), outbox.transaction():  # noqa: PT012  # the transaction is what is tested
         outbox.open([replace(ROW, start=T + 5 * P)])
         outbox.update([READY])
-        outbox.remember([KNOWN])
+        outbox.save_states([KNOWN])
         raise error
     assert outbox.all_open_rows(10) == [ROW]
-    assert outbox.known() == {}
+    assert outbox.states() == {}
     assert outbox.counts() == counted(outbox) == before
     assert put(outbox, replace(ROW, start=T + 5 * P)) == 1, "and the next one begins as ever"
 
@@ -296,7 +296,7 @@ def test_a_folder_is_held_within_one_process_too(outbox: Outbox) -> None:
 def test_a_folder_that_cannot_be_made_says_which(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(
-        StoreError, match=rf"data_dir: cannot write to {tmp_path}/file/data \(Not a directory\); give this user"
+        StoreError, match=rf"data_dir: cannot write to {tmp_path}/file/data \(Not a directory\); let this user write to it"
     ):
         Outbox(tmp_path / "file" / "data", P)
 
