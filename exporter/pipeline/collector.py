@@ -63,7 +63,7 @@ class Collector:
     ) -> None:
         self._rules, self._wall = rules, wall
         self._clock = ServerClock(wall, monotonic)
-        health = SourceHealth(telemetry, wall)
+        self._health = health = SourceHealth(telemetry, wall)
         self._publisher = Publisher(rules, settings.workers.extra, self._clock, telemetry, wall)
         self._observer = Observer(
             fleet_source,
@@ -79,9 +79,8 @@ class Collector:
             on_ready=on_ready,
             wall=wall,
         )
-        if budget is None:
-            budget = Budget(wall=wall)
-        self._spending = Spending(budget, outbox, telemetry, health, max(rules.interval, rules.period))
+        interval = max(rules.interval, rules.period)
+        self._spending = Spending(budget or Budget(wall=wall), outbox, telemetry, health, interval)
         if series is None and metric_source is not None:
             series = MemorySeriesIndex(metric_source, monotonic=monotonic)
         self._poller = Poller(
@@ -104,8 +103,11 @@ class Collector:
         """Set by the first collection cycle, successful or not."""
         self.reobserve = asyncio.Event()
         """Set to observe now instead of at the next tick."""
-        self.healthy = health.errors
+
+    @property
+    def healthy(self) -> dict[str, str | None]:
         """The last error of each source by name, None after a success; for /-/ready."""
+        return self._health.errors
 
     # -- the loops
 

@@ -82,7 +82,7 @@ class Outbox:
             found = int(self._meta("period", str(period)))
         except sqlite3.Error as error:
             self._lock.close()
-            raise self._translate(error) from error
+            raise translate(error, self.path) from error
         if found != period:
             self.close()
             raise IncompatibleStoreError(
@@ -109,7 +109,7 @@ class Outbox:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             if isinstance(error, sqlite3.Error):
-                raise self._translate(error) from error
+                raise translate(error, self.path) from error
             raise
 
     # -- worker states
@@ -291,34 +291,33 @@ class Outbox:
         try:
             return self._db.execute(sql, parameters).fetchall()
         except sqlite3.Error as error:
-            raise self._translate(error) from error
+            raise translate(error, self.path) from error
 
     def _rows(self, where: str, parameters: Sequence[object]) -> list[PendingSample]:
-        rows = self._select(f"SELECT {_ROW} FROM sample WHERE {where}", parameters)
-        return [
-            PendingSample(
-                worker, start, region, tuple(names.split()), status, labs, own_cpu, own_memory, cpu, memory, state == _READY
-            )
-            for worker, start, region, names, status, labs, own_cpu, own_memory, cpu, memory, state in rows
-        ]
+        return [_pending_sample(row) for row in self._select(f"SELECT {_ROW} FROM sample WHERE {where}", parameters)]
 
     def _many(self, sql: str, parameters: Iterable[Sequence[object]]) -> int:
         return max(0, self._db.executemany(sql, parameters).rowcount)
 
-    def _translate(self, error: sqlite3.Error) -> StoreError:
-        """Return an SQLite error as a StoreError."""
-        code = getattr(error, "sqlite_errorname", "")
-        if code == "SQLITE_FULL" or "disk is full" in str(error):
-            return StoreError(
-                f"{self.path} cannot grow: the disk is full; make room, no final sample is lost", reason="disk_full"
-            )
-        if code in ("SQLITE_CORRUPT", "SQLITE_NOTADB"):
-            return IncompatibleStoreError(
-                f"{self.path} is damaged ({error}); move it away and start again; "
-                "its samples are then queried from CloudWatch again",
-                reason="damaged",
-            )
-        return StoreError(f"{self.path}: {error}; check the disk and the permissions of data_dir", reason="outbox")
+
+def _pending_sample(row: Sequence[Any]) -> PendingSample:
+    """Make a sample of a row with the columns of _ROW."""
+    worker_id, start, region, instances, status, labs, own_cpu, own_memory, cpu, memory, state = row
+    names = tuple(instances.split())
+    return PendingSample(worker_id, start, region, names, status, labs, own_cpu, own_memory, cpu, memory, state == _READY)
+
+
+def translate(error: sqlite3.Error, path: Path) -> StoreError:
+    """Translate an SQLite error into StoreError; the one place that knows them."""
+    code = getattr(error, "sqlite_errorname", "")
+    if code == "SQLITE_FULL" or "disk is full" in str(error):
+        return StoreError(f"{path} cannot grow: the disk is full; make room, no final sample is lost", reason="disk_full")
+    if code in ("SQLITE_CORRUPT", "SQLITE_NOTADB"):
+        return IncompatibleStoreError(
+            f"{path} is damaged ({error}); move it away and start again; its samples are then queried from CloudWatch again",
+            reason="damaged",
+        )
+    return StoreError(f"{path}: {error}; check the disk and the permissions of data_dir", reason="outbox")
 
 
 def _lock(directory: Path) -> TextIO:

@@ -144,25 +144,9 @@ class Poller:
             self._on_ready()
             await self._publisher.publish()
         await self._outbox.export_gauges(self._telemetry)
-        self._log_cycle(stats, self._wall() - began)
-
-    def _log_cycle(self, stats: CycleStats, seconds: float) -> None:
-        _log.info(
-            "collection cycle finished",
-            workers=stats.workers,
-            calls=stats.calls,
-            failed=stats.failed,
-            datapoints=stats.datapoints,
-            finalized=stats.finalized,
-            dropped=stats.dropped,
-            absent=stats.absent,
-            mirrored=self._telemetry.mirrored - self._mirrored_before,
-            waiting=self._outbox.outbox.counts()["observed"],
-            took=f"{seconds:.1f}s",
-            cost_usd=f"{self._telemetry.dollars:.4f}",
-            budget=stats.budget,
-        )
-        self._mirrored_before = self._telemetry.mirrored
+        mirrored, waiting = self._telemetry.mirrored, self._outbox.outbox.counts()["observed"]
+        _log_cycle(stats, self._wall() - began, mirrored - self._mirrored_before, waiting, self._telemetry.dollars)
+        self._mirrored_before = mirrored
 
     async def _poll_cloudwatch(self, source: MetricSource, stats: CycleStats) -> None:
         """Run the CloudWatch part of a cycle: due workers, listings, budget, plan, calls, absent samples."""
@@ -173,7 +157,7 @@ class Poller:
             due = []
         regions = sorted({pending.region for pending in due})
         cycle = _Cycle(now, self._wall(), types, stats)
-        await self._refresh_listings(cycle, due, regions)
+        await _refresh_listings(self._series, due, regions, cycle)
         stats.budget = self._assess_budget(live, types)  # again: the listings tell which instances have a second metric
         affordable = self._affordable(due, live, cycle)
         stats.workers = len(affordable)
@@ -183,7 +167,7 @@ class Poller:
         await self._run_calls(source, calls, cycle)
         await self._spending.keep()
         self._spending.export(stats.budget)
-        self._report_regions(cycle, regions)
+        _report_regions(self._health, self._current.fleet, regions, cycle)
         await self._record_absent(calls, cycle)
         horizon = now - self._rules.gap_fill_window - self._rules.period
         self._first_seen = {key: seen for key, seen in self._first_seen.items() if key[1] > horizon}
@@ -216,23 +200,6 @@ class Poller:
             if is_due(one.worker_id in running, self._polled.get(one.worker_id), now, self._rules)
         ]
         return due, live
-
-    async def _refresh_listings(self, cycle: _Cycle, due: Sequence[PendingQuery], regions: Iterable[str]) -> None:
-        """List the memory series of every region; where that fails the old listing stays in use and the error is recorded."""
-
-        async def refresh(region: str) -> None:
-            try:
-                recent = await self._series.listing(region, recent=True)
-                if any(
-                    one.oldest < recent.since and not set(one.instances) <= set(recent.series)
-                    for one in due
-                    if one.region == region
-                ):
-                    await self._series.listing(region, recent=False)
-            except SourceError as error:
-                cycle.failures[region] = error
-
-        await asyncio.gather(*map(refresh, regions))
 
     def _assess_budget(self, live: Iterable[PendingQuery], types: Mapping[str, str | None]) -> BudgetState:
         """Return what the day's budget allows, given the price of one cycle for the running workers alone."""
@@ -296,7 +263,7 @@ class Poller:
         for query, result in results.by_query.items():
             self._publisher.add_result(query, result)
             stats.datapoints += len(result.values)
-        self._mark_silent(call.region, results)
+        _mark_silent(self._series, call.region, results, self._rules.period)
         try:
             await self._apply(call, results, stats)
         except StoreError as error:  # the samples stay open and the workers due; the gauges go on
@@ -319,14 +286,6 @@ class Poller:
             )
         return None
 
-    def _mark_silent(self, region: str, results: MetricResults) -> None:
-        """Prefer other memory series over those that had no datapoint in the last 3 periods."""
-        recent = align(results.date, self._rules.period) - 4 * self._rules.period  # and one that may not be published yet
-        for query, result in results.by_query.items():
-            covers_recent = query.metric == "memory" and result.complete and result.start <= recent
-            if covers_recent and max(result.values, default=0) < recent:
-                self._series.mark_silent(region, query.dimensions)
-
     async def _apply(self, call: MetricDataCall, results: MetricResults, stats: CycleStats) -> None:
         listings = self._series.listings(call.region)
         finalized, dropped = await self._outbox(
@@ -338,14 +297,6 @@ class Poller:
             self._on_ready()
 
     # -- what it led to
-
-    def _report_regions(self, cycle: _Cycle, regions: Sequence[str]) -> None:
-        for region in regions:
-            if region in cycle.failures:
-                self._health.failed(cycle.failures[region], cycle.began, cycle.ended.get(region))
-            else:
-                self._health.succeeded("cloudwatch", region, cycle.began, cycle.ended.get(region))
-        self._health.forget_regions({worker.region for worker in self._current.fleet.workers}.union(regions))
 
     async def _record_absent(self, calls: Iterable[MetricDataCall], cycle: _Cycle) -> None:
         """Finalize samples that CloudWatch has not decided within `gap_fill_window`, with the values that are known.
@@ -379,3 +330,60 @@ def _without_gap_filling(due: Iterable[PendingQuery], live: Iterable[PendingQuer
         for one in live
         if (key := (one.worker_id, one.region)) in oldest
     ]
+
+
+async def _refresh_listings(
+    series: MemorySeriesIndex, due: Sequence[PendingQuery], regions: Iterable[str], cycle: _Cycle
+) -> None:
+    """List the memory series of every region; where that fails the old listing stays in use and the error is recorded."""
+
+    async def refresh(region: str) -> None:
+        try:
+            recent = await series.listing(region, recent=True)
+            if any(
+                one.oldest < recent.since and not set(one.instances) <= set(recent.series)
+                for one in due
+                if one.region == region
+            ):
+                await series.listing(region, recent=False)
+        except SourceError as error:
+            cycle.failures[region] = error
+
+    await asyncio.gather(*map(refresh, regions))
+
+
+def _mark_silent(series: MemorySeriesIndex, region: str, results: MetricResults, period: int) -> None:
+    """Prefer other memory series over those that had no datapoint in the last 3 periods."""
+    recent = align(results.date, period) - 4 * period  # and one that may not be published yet
+    for query, result in results.by_query.items():
+        covers_recent = query.metric == "memory" and result.complete and result.start <= recent
+        if covers_recent and max(result.values, default=0) < recent:
+            series.mark_silent(region, query.dimensions)
+
+
+def _report_regions(health: SourceHealth, fleet: Fleet, regions: Sequence[str], cycle: _Cycle) -> None:
+    """Record the result of each polled region, and forget regions without workers."""
+    for region in regions:
+        if region in cycle.failures:
+            health.failed(cycle.failures[region], cycle.began, cycle.ended.get(region))
+        else:
+            health.succeeded("cloudwatch", region, cycle.began, cycle.ended.get(region))
+    health.forget_regions({worker.region for worker in fleet.workers}.union(regions))
+
+
+def _log_cycle(stats: CycleStats, seconds: float, mirrored: int, waiting: int, dollars: float) -> None:
+    _log.info(
+        "collection cycle finished",
+        workers=stats.workers,
+        calls=stats.calls,
+        failed=stats.failed,
+        datapoints=stats.datapoints,
+        finalized=stats.finalized,
+        dropped=stats.dropped,
+        absent=stats.absent,
+        mirrored=mirrored,
+        waiting=waiting,
+        took=f"{seconds:.1f}s",
+        cost_usd=f"{dollars:.4f}",
+        budget=stats.budget,
+    )
