@@ -31,7 +31,7 @@ import uvicorn
 from prometheus_client import CollectorRegistry
 
 from exporter import app
-from exporter.commands.serve import SWITCH_INTERVAL, refresh
+from exporter.commands.serve import SWITCH_INTERVAL_SECONDS, refresh
 from exporter.core import logs
 from exporter.core.model import Fleet
 from exporter.core.periods import to_datetime
@@ -117,7 +117,7 @@ async def exporter(uri: str, aws: str, port: int, rounds: int, data: Path) -> No
     server = uvicorn.Server(
         uvicorn.Config(create_app(backend), port=port, log_level="error", lifespan="off", proxy_headers=False)
     )
-    sys.setswitchinterval(SWITCH_INTERVAL)
+    sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
     serving = threading.Thread(target=server.run)  # an event loop of its own, as in `serve`
     serving.start()
     await history.ensure_collection()

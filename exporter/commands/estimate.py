@@ -1,4 +1,4 @@
-"""`cml-worker-exporter estimate`: what CloudWatch will cost with the current fleet and settings, before it is paid."""
+"""`cml-worker-exporter estimate`: what CloudWatch will cost with the current fleet and settings."""
 
 import asyncio
 import math
@@ -31,31 +31,31 @@ _ASSUMED: tuple[tuple[str, str], ...] = (("InstanceId", "assumed"),)
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What one asking round sends when nothing is to be healed."""
+    """What one collection cycle sends when there is no gap to fill."""
 
     running: int
-    """Workers that are asked about."""
+    """Workers that are polled."""
     agents: int
-    """Of those, the ones whose memory CloudWatch lists (or is assumed to)."""
+    """Those of them whose memory CloudWatch lists, or is assumed to list."""
     by_region: Mapping[str, Usage]
     listing_pages: int
     """Requests of one ListMetrics over all regions; nothing is billed for them up to a million a month."""
 
     @property
     def usage(self) -> Usage:
-        """All regions together."""
+        """Return the usage of all regions together."""
         return Usage(sum(u.calls for u in self.by_region.values()), sum(u.metrics for u in self.by_region.values()))
 
 
 def estimate(fleet: Fleet, listings: Mapping[str, Listing | None], rules: Rules) -> Estimate:
-    """Return what the round after this reading of the aggregates sends.
+    """Return what the collection cycle after this read of the worker documents sends.
 
     Args:
-        fleet: the aggregates.
-        listings: ListMetrics' answer for each region; None: unknown, every worker is taken to have an agent.
+        fleet: the workers.
+        listings: ListMetrics result of each region; None: unknown, every worker is assumed to have an agent.
         rules: the settings.
     """
-    needs = live_queries(fleet.workers, fleet.date, rules)
+    live = live_queries(fleet.workers, fleet.date, rules)
     types = {worker.instance_id: worker.instance_type for worker in fleet.workers}
 
     def queries_of(worker_id: str, region: str, instance: str) -> tuple[MetricQuery, ...]:
@@ -63,35 +63,35 @@ def estimate(fleet: Fleet, listings: Mapping[str, Listing | None], rules: Rules)
         sets = [_ASSUMED] if listing is None else memory_series(listing, instance, types[instance], ())
         return instance_queries(instance, sets)
 
-    batches = plan(needs, queries_of, fleet.date, rules)
-    regions = sorted({need.region for need in needs})
+    calls = plan(live, queries_of, fleet.date, rules)
+    regions = sorted({query.region for query in live})
     known = [listing for listing in listings.values() if listing is not None]
     return Estimate(
-        running=len(needs),
-        agents=sum(len(queries_of(need.worker_id, need.region, need.instances[0])) > 1 for need in needs),
-        by_region={region: Usage.of(len(b.queries) for b in batches if b.region == region) for region in regions},
+        running=len(live),
+        agents=sum(len(queries_of(query.worker_id, query.region, query.instances[0])) > 1 for query in live),
+        by_region={region: Usage.of(len(call.queries) for call in calls if call.region == region) for region in regions},
         listing_pages=sum(max(1, math.ceil(sum(map(len, listing.series.values())) / _PAGE)) for listing in known),
     )
 
 
 async def run(settings: Settings, out: TextIO) -> int:
-    """Read the aggregates, list the memory series, print the table; asks CloudWatch for nothing that is billed.
+    """Read the worker documents (the manager's aggregates), list the memory series, print the table; nothing is billed.
 
     Returns:
         The exit status, always 0.
 
     Raises:
         ConfigError: the connection string is malformed.
-        SourceError: MongoDB does not answer.
+        SourceError: MongoDB does not result.
     """
     client, database = connect(settings)
     async with client:
         fleet = await Aggregates(database, settings.mongodb.workers, settings.workers).read()
     if not settings.cloudwatch.enabled:
-        print("cloudwatch.enabled is false: CloudWatch is never asked, and costs nothing.", file=out)
+        print("cloudwatch.enabled is false: CloudWatch is not queried and costs nothing.", file=out)
         return 0
     rules = Rules.from_settings(settings)
-    regions = sorted({need.region for need in live_queries(fleet.workers, fleet.date, rules)})
+    regions = sorted({query.region for query in live_queries(fleet.workers, fleet.date, rules)})
     listings, problems = await _listings(settings, regions)
     show(settings, fleet, estimate(fleet, listings, rules), rules, problems, out)
     return 0
@@ -102,15 +102,15 @@ async def _listings(settings: Settings, regions: Sequence[str]) -> tuple[dict[st
     listings: dict[str, Listing | None] = {}
     problems = []
     try:
-        answers = await asyncio.gather(*(source.list_memory(r, recent=True) for r in regions), return_exceptions=True)
+        results = await asyncio.gather(*(source.list_memory(r, recent=True) for r in regions), return_exceptions=True)
     finally:
         await source.close()
-    for region, answer in zip(regions, answers, strict=True):
-        if isinstance(answer, SourceError):
-            problems.append(f"{answer}; every worker there is taken to have an agent")
-        elif isinstance(answer, BaseException):
-            raise answer
-        listings[region] = None if isinstance(answer, BaseException) else answer
+    for region, result in zip(regions, results, strict=True):
+        if isinstance(result, SourceError):
+            problems.append(f"{result}; every worker there is assumed to have an agent")
+        elif isinstance(result, BaseException):
+            raise result
+        listings[region] = None if isinstance(result, BaseException) else result
     return listings, problems
 
 
@@ -122,15 +122,15 @@ def show(settings: Settings, fleet: Fleet, found: Estimate, rules: Rules, proble
     for column in ("GetMetricData calls", "metrics billed", "dollars"):
         table.add_column(column, justify="right")
     for region, usage in found.by_region.items():
-        table.add_row(f"a round in {region}", *_cells(usage))
-    table.add_row(f"a round (every {format_duration(every)})", *_cells(found.usage))
+        table.add_row(f"a cycle in {region}", *_cells(usage))
+    table.add_row(f"a cycle (every {format_duration(every)})", *_cells(found.usage))
     table.add_row("a day", *_cells(found.usage.times(DAY / every)))
     table.add_row("a month (30 days)", *_cells(found.usage.times(MONTH / every)))
     console = Console(file=out, soft_wrap=True, highlight=False)
     console.print(table)
     lines = [
         f"{found.running} of {len(fleet.workers)} workers are running; {found.agents} of them have a CloudWatch agent, "
-        "which is a second metric. Stopped and terminated workers are not asked about.",
+        "which is a second metric. Stopped and terminated workers are not polled.",
         f"ListMetrics is called too, about {round(found.listing_pages * DAY / max(every, LISTING_TTL_SECONDS))} times a day; "
         "AWS does not bill it up to a million requests a month.",
         "The price is per metric and call, whatever the number of datapoints: a 1m period costs no more than 5m, and "
@@ -139,12 +139,12 @@ def show(settings: Settings, fleet: Fleet, found: Estimate, rules: Rules, proble
     ]
     cap = settings.cloudwatch.max_usd_per_day
     if cap is not None:
-        rounds = math.inf if not found.usage.dollars else math.floor(cap / found.usage.dollars + 1e-9)
-        enough = rounds >= DAY / every
+        cycles = math.inf if not found.usage.dollars else math.floor(cap / found.usage.dollars + 1e-9)
+        enough = cycles >= DAY / every
         lines.append(
             f"cloudwatch.max_usd_per_day is {cap:g} dollars: "
-            + ("enough for every round of a day." if enough else f"enough for {rounds} of {DAY // every} rounds a day, then ")
-            + ("" if enough else "nothing is asked until 00:00 UTC; raise it, or cloudwatch.interval.")
+            + ("enough for every cycle of a day." if enough else f"enough for {cycles} of {DAY // every} cycles a day, then ")
+            + ("" if enough else "polling pauses until 00:00 UTC; raise it, or cloudwatch.interval.")
         )
     for line in lines:
         console.print(line)

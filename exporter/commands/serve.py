@@ -21,14 +21,15 @@ from exporter.web.listen import bind
 
 _log = logs.get("exporter")
 REFRESH_SECONDS = 1
-"""How old the exporter's own metrics may be when they are scraped. To render them takes longer than all the rest of a scrape,
-and many times as long while a round keeps the interpreter busy."""
-SWITCH_INTERVAL = 0.0002
-"""Seconds. Scrapes are answered between the Python work of the rounds' threads, each of which may keep them waiting so long."""
+"""Age of the exporter metrics at a scrape, at most. Rendering them takes longer than the rest of a scrape, and many times as
+long while a collection cycle keeps the interpreter busy."""
+SWITCH_INTERVAL_SECONDS = 0.0002
+"""How long a thread of a collection cycle may keep a scrape waiting for the interpreter."""
 
-KEEP_ALIVE = 330
-"""Seconds an idle connection stays open: longer than Prometheus keeps one for its next question (5 minutes, IdleConnTimeout in
-prometheus/common). Else it may ask at the moment we close, and as a remote read is a POST it does not ask again."""
+KEEP_ALIVE_SECONDS = 330
+"""How long an idle connection stays open: longer than Prometheus keeps one for its next request (5 minutes, IdleConnTimeout in
+prometheus/common). Otherwise a request may meet the closing connection, and Prometheus does not repeat a POST such as a
+remote read."""
 
 
 class _Server(uvicorn.Server):
@@ -39,7 +40,7 @@ class _Server(uvicorn.Server):
 
 
 async def refresh(telemetry: Telemetry) -> None:
-    """Keep the exporter's own metrics rendered until cancelled."""
+    """Keep the exporter metrics rendered until cancelled."""
     while True:
         await asyncio.to_thread(telemetry.refresh)
         await asyncio.sleep(REFRESH_SECONDS)
@@ -47,7 +48,7 @@ async def refresh(telemetry: Telemetry) -> None:
 
 @contextmanager
 def collecting(exporter: Exporter) -> Iterator["Future[None]"]:
-    """Run the exporter's loops in a thread of their own until the block is left; the future ends before only if they fail."""
+    """Run the exporter's loops in a thread of their own until the block is left; the future ends earlier only if they fail."""
     with start_blocking_portal() as portal:  # waits at the end until `run` has closed everything
         future = portal.start_task_soon(exporter.run)
         try:
@@ -62,7 +63,7 @@ async def serve(settings: Settings) -> int:
     Raises:
         ExporterError: it cannot start, or cannot go on; the sentence says what to do.
     """
-    sys.setswitchinterval(SWITCH_INTERVAL)
+    sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
     web = webconfig.load(settings.web.config_file) if settings.web.config_file else webconfig.WebConfig()
     sockets = bind(settings.web.listen_address)
     try:
@@ -76,7 +77,7 @@ async def serve(settings: Settings) -> int:
             server_header=False,
             proxy_headers=False,
             timeout_graceful_shutdown=3,
-            timeout_keep_alive=KEEP_ALIVE,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
             **web.uvicorn_options(),
         )
         server, loop = _Server(config), asyncio.get_running_loop()

@@ -47,7 +47,7 @@ from exporter.demo.prometheus import INSTALL, QUERIES, find
 
 EXPORTER = (sys.executable, "-m", "exporter.cli", "serve")
 DATABASE = "cml_demo"
-"""Used unless MONGODB_URI names another; never the manager's own, which somebody may have."""
+"""Used unless MONGODB_URI names another; never the manager's own, which may exist on the same server."""
 WORKERS = "workers"
 
 _Document = dict[str, Any]
@@ -258,7 +258,7 @@ def _config(directory: Path, uri: str, aws_url: str, listen: str) -> str:
     return (
         "# Written by `cml-worker-exporter demo` at every start; your changes are lost.\n"
         + section(mongodb={"uri": uri}, cloudwatch={"endpoint_url": aws_url})
-        + "# The fake CloudWatch never publishes late, so an empty answer may be believed soon: the last day is there in two\n"
+        + "# The fake CloudWatch never publishes late, so an empty result is final soon: the last day is there in two\n"
         "# minutes. Against AWS keep the default of 1h.\n"
         + section(absence_timeout="10m")
         + "# An hour more than the default, so that a whole day of 288 samples is filled at once.\n"

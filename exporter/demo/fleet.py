@@ -89,7 +89,7 @@ def fleet(world: World) -> tuple[DemoWorker, ...]:
             instance_id="i-0" + _hex(world, name, "instance", length=16),
             instance_type="m5zn.metal" if labs > 4 else "c5.metal",
             image_id="ami-0" + _hex(world, region, "image", length=16),
-            # Addresses for documentation: whoever scrapes the targets reaches nobody's machines.
+            # Addresses for documentation: a Prometheus that scrapes the targets reaches no machine.
             address=f"{'198.51.100' if region == 'us-east-1' else '203.0.113'}.{10 + number}",
             cml_version="2.8.1" if number % 2 else "2.7.2",
             created_at=start - age,

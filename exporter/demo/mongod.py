@@ -229,7 +229,7 @@ class Mongod:
 
 
 def _check_port(port: int) -> None:
-    """Refuse a port somebody listens on: a foreign mongod there would answer our ping."""
+    """Refuse a port that is in use: another mongod there would answer the ping."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -69,9 +69,9 @@ def configuration(source: Path, exporter: str) -> dict[str, Any]:
         raise ConfigError(
             f"{source / 'prometheus.yml'} cannot be read ({error}); the demo's Prometheus needs a checkout"
         ) from error
-    # The simulated workers have addresses, but they are nobody's, or somebody else's: nothing must be sent there.
+    # The addresses of the simulated workers belong to no machine, or to a foreign one: nothing must be sent there.
     content["scrape_configs"] = [job for job in content["scrape_configs"] if "http_sd_configs" not in job]
-    content.pop("alerting", None)  # there is nobody to alert; the alerts are on Prometheus' own page
+    content.pop("alerting", None)  # the demo has no Alertmanager; Prometheus shows its alerts itself
     content["rule_files"] = [str(source / pattern) for pattern in content.get("rule_files", ())]
     replaced: dict[str, Any] = _replaced(content, exporter)
     return replaced

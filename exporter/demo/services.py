@@ -95,7 +95,7 @@ async def manage(database: _Database, alive: Path | None = None) -> None:
 
 
 async def shared_world(database: _Database) -> World:
-    """Return the database's world, which this makes if nobody did: both services, and their restarts, get the same.
+    """Return the database's world, created if it is absent: both services, and their restarts, get the same.
 
     Raises:
         StoreUnavailableError: MongoDB does not answer.

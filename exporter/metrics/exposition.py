@@ -1,7 +1,7 @@
-"""The worker block of /metrics: gauges → bytes of the text format 0.0.4, rendered and compressed once per round.
+"""The worker block of /metrics: gauges → bytes of the text format 0.0.4, rendered and compressed once per cycle.
 
-`render` joins strings directly, because prometheus_client needs a second for 10,000 workers; `families` says the same through
-prometheus_client, and a test compares both byte by byte. Names, helps and labels come from the catalog only.
+`render` joins strings directly, because prometheus_client needs a second for 10,000 workers; a test renders the same
+through prometheus_client and compares both byte by byte. Names, helps and labels come from the catalog only.
 """
 
 import zlib
@@ -30,7 +30,7 @@ from exporter.core.settings import ExtraGauge
 
 
 def snapshot(gauges: Sequence[WorkerGauges], extra: Sequence[ExtraGauge], fresh_until: float) -> Snapshot:
-    """Render and compress a round; work for a thread.
+    """Render and compress the gauges of a collection cycle; call it in a thread.
 
     Args:
         gauges: one per worker.
@@ -142,7 +142,7 @@ def _text(value: float) -> str:
 
 @lru_cache(maxsize=32768)
 def _large(value: float) -> str:
-    """Times, nearly always: workers share the ends of their periods, and the other times rarely change between rounds."""
+    """Format a large value, nearly always a time: workers share the ends of their periods, and other times rarely change."""
     text: str = floatToGoString(value)  # type: ignore[no-untyped-call]
     return text
 

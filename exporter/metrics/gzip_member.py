@@ -18,7 +18,7 @@ _EMPTY = zlib.compress(b"", 1, zlib.MAX_WBITS | 16)
 
 
 def continued(member: bytes, own: ExporterMetrics) -> bytes:
-    """Append the exporter's own metrics to a gzip member of `snapshot`, or make one of them alone where it is empty.
+    """Append the exporter metrics to the gzip member of `snapshot`, or make a member of them alone where it is empty.
 
     A second member would be correct (RFC 1952, 2.2), but curl, wget, chromium and httpx read only the first. So the member,
     which ends with a flush, is reopened: its last block, which is empty, and its trailer give way to the rest.

@@ -85,14 +85,14 @@ class Telemetry:
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         self.rendered = ExporterMetrics(b"", b"")
-        """All of it as it was at the last `refresh`."""
+        """The exporter metrics as of the last `refresh`."""
         self.refresh()
 
     def refresh(self) -> None:
         """Read /proc, render and compress; safe from any thread.
 
-        Ahead of the scrapes, because it is dozens of system calls and milliseconds of Python, and after each the thread queues
-        for the interpreter behind those of a round: that was most of the slowest percent of scrapes.
+        Done ahead of the scrapes, because it takes dozens of system calls and milliseconds of Python, and after each call the
+        thread waits for the interpreter behind those of a collection cycle: most of the time of the slowest scrapes.
         """
         text = generate_latest(self.registry)
         self.rendered = ExporterMetrics(text, deflated(text))

@@ -59,7 +59,7 @@ Step = Callable[[], None]
 
 @dataclass(slots=True)
 class Counts:
-    """What was written."""
+    """The figures of an export."""
 
     workers: int = 0
     samples: int = 0
@@ -68,13 +68,13 @@ class Counts:
 
 
 async def run(settings: Settings, request: ExportRequest, err: TextIO) -> int:
-    """Export the history; say on `err` how far it is, if that is a terminal, and at the end what was written.
+    """Export the history; show the progress on `err` if that is a terminal, and at the end the figures.
 
     Returns:
-        The exit status: 0 done, CLOSED_PIPE when whoever reads standard output has gone.
+        The exit status: 0 done, CLOSED_PIPE when the reader of standard output has ended.
 
     Raises:
-        ConfigError: nothing can be exported that way, the message says why.
+        ConfigError: the request cannot be exported; the message says why.
         StoreError: MongoDB does not answer, or not to the end.
         ExporterError: the output cannot be written. After any of these there is no file.
     """
@@ -234,7 +234,7 @@ class Sink:
         """Write all of it.
 
         Raises:
-            BrokenPipeError: nobody reads any more.
+            BrokenPipeError: the reader has ended.
             ExporterError: it cannot be written, such as on a full disk.
         """
         with self.failing():
@@ -311,11 +311,11 @@ def _opened(path: Path, flags: int, shown: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-# -- what is said ------------------------------------------------------------------------------------------------------
+# -- messages ----------------------------------------------------------------------------------------------------------
 
 
 def _broken_off(error: StoreUnavailableError, namespace: str) -> StoreUnavailableError:
-    """The same for somebody who waits: nothing is tried again by itself here."""
+    """Reword an error for the operator: `export` does not try again by itself."""
     cause = error.__cause__
     why = str(cause).partition(", full error:")[0].partition(", Timeout:")[0]
     return StoreUnavailableError(
@@ -326,12 +326,12 @@ def _broken_off(error: StoreUnavailableError, namespace: str) -> StoreUnavailabl
 
 
 def _silent() -> None:
-    """Nobody is looking."""
+    """Show no progress: `err` is not a terminal."""
 
 
 @contextmanager
 def _progress(err: TextIO, total: int) -> Iterator[Step]:
-    """Show a bar until the end."""
+    """Show a progress bar until the block is left."""
     columns = (TextColumn("exporting"), BarColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
     with Progress(*columns, console=Console(file=err), transient=True) as bar:
         task = bar.add_task("export", total=total)
@@ -343,7 +343,7 @@ def _summarize(request: ExportRequest, history: WorkerMetricsRepository, counts:
     where = "standard output" if request.output is None else str(request.output)
     if history.collection.retention is not None and request.since < time.time() - history.collection.retention:
         kept = format_duration(history.collection.retention)
-        print(f"{history.namespace} keeps samples for {kept}; what is older than that is not in the export.", file=err)
+        print(f"{history.namespace} keeps samples for {kept}; older samples are not in the export.", file=err)
     print(
         f"Exported {counts.samples:,} samples of {counts.workers:,} workers{points}, {rfc3339(request.since)} to "
         f"{rfc3339(request.until)}, to {where} in {seconds:.1f} s.",

@@ -78,7 +78,7 @@ def _lines(name: str, times: "array[int]", values: "array[float]", scale: float)
 
 @lru_cache(maxsize=65_536)  # all workers have their samples at the same times
 def _seconds(milliseconds: int) -> str:
-    """Only a sample of somebody else's lies between two seconds."""
+    """Return the time in seconds; only a sample that another program wrote lies between two seconds."""
     seconds, rest = divmod(milliseconds, 1000)
     return f"{seconds}.{rest:03}" if rest else str(seconds)
 

@@ -70,7 +70,7 @@ async def test_the_budget_stops_healing_first_then_asking_until_midnight_and_a_r
 ) -> None:
     clock.now = align(int(clock()), DAY) + DAY - 20 * PERIOD  # 20 rounds to midnight
     began = int(clock()) - DAY // 4
-    members = await fleet(database, fake, began, ["eu-west-1"])  # 7 metrics a round
+    members = await fleet(database, fake, began, ["eu-west-1"])  # 7 metrics a cycle
     gone = Member("gone", instance_id(50), "eu-west-1", began)
     fake.add(gone.instance_id, region="eu-west-1", runs=[(began, int(clock()))])
     await database["workers"].insert_one(gone.aggregate())
@@ -131,10 +131,10 @@ async def test_the_estimate_is_a_table_that_says_what_the_budget_pays_for(
     rules, out = rig.collector._rules, io.StringIO()
     estimate.show(rig.settings, reading, estimate.estimate(reading, {"eu-west-1": listing}, rules), rules, [], out)
     text = " ".join(out.getvalue().split())
-    assert "a round (every 5m) │ 1 │ 7 │ 0.0001" in text
+    assert "a cycle (every 5m) │ 1 │ 7 │ 0.0001" in text
     assert "a day │ 288 │ 2,016 │ 0.0202" in text
     assert "4 of 5 workers are running; 3 of them have a CloudWatch agent" in text
-    assert "enough for 100 of 288 rounds a day" in text
+    assert "enough for 100 of 288 cycles a day" in text
     await rig.close()
 
 
