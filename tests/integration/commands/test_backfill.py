@@ -41,7 +41,7 @@ PLANNED = re.compile(r"^(?:all|\S+) +([\d,]+) +([\d,]+) +([\d,]+) +([\d,]+) +([\
 
 
 @dataclass
-class Room:
+class BackfillEnv:
     """One fleet with its history and its CloudWatch."""
 
     settings: dict[str, Any]
@@ -95,7 +95,7 @@ def seconds_of(text: str) -> int:
 
 
 @pytest.fixture
-def room(mongod: Mongod, database: Database, fake_cloudwatch: FakeCloudWatch, tmp_path: Path) -> Room:
+def backfill_env(mongod: Mongod, database: Database, fake_cloudwatch: FakeCloudWatch, tmp_path: Path) -> BackfillEnv:
     settings = {
         "mongodb": {"uri": mongod.uri.replace("/?", f"/{database.name}?")},
         "cloudwatch": {"endpoint_url": fake_cloudwatch.url},
@@ -103,7 +103,7 @@ def room(mongod: Mongod, database: Database, fake_cloudwatch: FakeCloudWatch, tm
         "gap_fill_window": "15m",
         "data_dir": str(tmp_path / "data"),
     }
-    return Room(settings, database, fake_cloudwatch, tmp_path)
+    return BackfillEnv(settings, database, fake_cloudwatch, tmp_path)
 
 
 def planned(out: str) -> tuple[int, int, int, int, float]:
@@ -121,48 +121,50 @@ def due(fake: FakeCloudWatch, members: Sequence[Member], out: str) -> set[Point]
     return {point for point in truth(fake, members, align(int(time.time()), PERIOD)) if since <= rfc3339(point[1]) < until}
 
 
-async def test_an_empty_history_becomes_the_ledger_by_the_calls_and_the_price_the_dry_run_told(room: Room) -> None:
-    members = await room.fleet(10, regions=REGIONS[:2])
-    status, dry, _ = await room.run("2d", dry_run=True)
-    assert (status, room.fake.metrics_billed, await room.documents()) == (0, 0, [])
-    status, out, _ = await room.run("2d")
+async def test_an_empty_history_becomes_the_ledger_by_the_calls_and_the_price_the_dry_run_told(
+    backfill_env: BackfillEnv,
+) -> None:
+    members = await backfill_env.fleet(10, regions=REGIONS[:2])
+    status, dry, _ = await backfill_env.run("2d", dry_run=True)
+    assert (status, backfill_env.fake.metrics_billed, await backfill_env.documents()) == (0, 0, [])
+    status, out, _ = await backfill_env.run("2d")
     assert status == 0
     workers, periods, calls, metrics, dollars = planned(out)
     assert planned(dry) == (workers, periods, calls, metrics, dollars)
     assert (workers, calls, metrics) == (10, 2, 18)
     assert periods == pytest.approx(10 * 573, abs=20)
-    assert (room.fake.calls["GetMetricData"], room.fake.metrics_billed) == (calls, metrics)
+    assert (backfill_env.fake.calls["GetMetricData"], backfill_env.fake.metrics_billed) == (calls, metrics)
     assert dollars == pytest.approx(metrics / 1000 * 0.01)
-    expected = due(room.fake, members, out)
-    assert assert_true(await room.documents(), expected, int(time.time())) == periods == len(expected)
+    expected = due(backfill_env.fake, members, out)
+    assert assert_true(await backfill_env.documents(), expected, int(time.time())) == periods == len(expected)
     assert f"{periods:,} samples written, 0 were there already, 0 periods empty; 2 calls, 0.00018 dollars." in out
-    assert all("status" not in one and "active_labs_count" not in one for one in await room.documents())
+    assert all("status" not in one and "active_labs_count" not in one for one in await backfill_env.documents())
 
 
-async def test_a_whole_history_is_left_alone_and_costs_nothing(room: Room) -> None:
-    await room.fleet(3)
-    await room.run("8h")
-    before, billed = await room.documents(), room.fake.metrics_billed
-    status, out, _ = await room.run("6h")
-    assert (status, room.fake.metrics_billed, await room.documents()) == (0, billed, before)
+async def test_a_whole_history_is_left_alone_and_costs_nothing(backfill_env: BackfillEnv) -> None:
+    await backfill_env.fleet(3)
+    await backfill_env.run("8h")
+    before, billed = await backfill_env.documents(), backfill_env.fake.metrics_billed
+    status, out, _ = await backfill_env.run("6h")
+    assert (status, backfill_env.fake.metrics_billed, await backfill_env.documents()) == (0, billed, before)
     assert out.startswith("Nothing to do: ")
 
 
-async def test_holes_are_filled_and_no_sample_that_is_there_changes_or_comes_twice(room: Room) -> None:
-    await room.fleet(4)
-    await room.run("12h")
-    history = room.database["worker_metrics_timeseries"]
-    before = await room.documents()
+async def test_holes_are_filled_and_no_sample_that_is_there_changes_or_comes_twice(backfill_env: BackfillEnv) -> None:
+    await backfill_env.fleet(4)
+    await backfill_env.run("12h")
+    history = backfill_env.database["worker_metrics_timeseries"]
+    before = await backfill_env.documents()
     mine = sorted((one for one in before if one["worker_id"] == "w001"), key=lambda one: one["timestamp"])
     changed = {**mine[20], "cpu_utilization": 99.5, "status": "running"}
     await history.delete_many({"worker_id": "w001"})
     await history.insert_many([dict(one) for one in (changed, *mine[21:40], *mine[60:])])
-    status, out, _ = await room.run("11h")
+    status, out, _ = await backfill_env.run("11h")
     assert status == 0
     assert planned(out)[:2] == (1, 20 + 20 - sum(one["timestamp"] < since_of(out) for one in mine))
     expected = {key_of(one): one for one in before if one["worker_id"] != "w001" or one["timestamp"] >= since_of(out)}
     expected[key_of(changed)] = changed
-    after = await room.documents()
+    after = await backfill_env.documents()
     assert len(after) == len(expected)
     assert {key_of(one): one for one in after} == expected
 
@@ -177,112 +179,114 @@ def since_of(out: str) -> Any:  # noqa: ANN401  # a datetime, as the documents' 
     return datetime.fromisoformat(found[1])
 
 
-async def test_the_least_role_is_enough(room: Room, mongo_auth: AuthMongod) -> None:
-    members = await room.fleet(1)
-    name = f"least_{room.database.name}"
-    room.settings["mongodb"]["uri"] = mongo_auth.exporter_uri(name)
+async def test_the_least_role_is_enough(backfill_env: BackfillEnv, mongo_auth: AuthMongod) -> None:
+    members = await backfill_env.fleet(1)
+    name = f"least_{backfill_env.database.name}"
+    backfill_env.settings["mongodb"]["uri"] = mongo_auth.exporter_uri(name)
     async with connect(mongo_auth.root_uri) as client:
         await client[name]["workers"].insert_one(members[0].aggregate())
-        status, out, _ = await room.run("3h")
+        status, out, _ = await backfill_env.run("3h")
         assert status == 0
         assert await client[name]["worker_metrics_timeseries"].count_documents({}) == planned(out)[1]
         await client.drop_database(name)
 
 
-async def test_a_dry_run_leaves_nothing_behind(room: Room) -> None:
-    await room.fleet(2)
-    await room.run(dry_run=True)
-    assert not (room.folder / "data").exists()
-    assert await room.database.list_collection_names() == ["workers"]
+async def test_a_dry_run_leaves_nothing_behind(backfill_env: BackfillEnv) -> None:
+    await backfill_env.fleet(2)
+    await backfill_env.run(dry_run=True)
+    assert not (backfill_env.folder / "data").exists()
+    assert await backfill_env.database.list_collection_names() == ["workers"]
 
 
-async def test_cloudwatch_without_data_is_no_failure_and_nothing_is_invented(room: Room) -> None:
-    members = await room.fleet(3)
+async def test_cloudwatch_without_data_is_no_failure_and_nothing_is_invented(backfill_env: BackfillEnv) -> None:
+    members = await backfill_env.fleet(3)
     for member in members:
-        room.fake.change(member.instance_id, runs=((None, 0),))
-    status, out, _ = await room.run()
+        backfill_env.fake.change(member.instance_id, runs=((None, 0),))
+    status, out, _ = await backfill_env.run()
     assert status == 0
-    assert await room.documents() == []
+    assert await backfill_env.documents() == []
     assert re.search(r"^0 samples written, 0 were there already, (\d+) periods empty", out, re.MULTILINE)
 
 
 @pytest.mark.parametrize("mode", ["cut", "trunc", "partial", "throttle", "internal"])
-async def test_calls_that_fail_once_are_asked_again_until_the_set_is_the_ledger(room: Room, mode: str) -> None:
-    members = await room.fleet(4, regions=REGIONS[:2])
-    room.fake.fault("GetMetricData", mode, 2)
-    status, out, err = await room.run("6h")
+async def test_calls_that_fail_once_are_asked_again_until_the_set_is_the_ledger(backfill_env: BackfillEnv, mode: str) -> None:
+    members = await backfill_env.fleet(4, regions=REGIONS[:2])
+    backfill_env.fake.fault("GetMetricData", mode, 2)
+    status, out, err = await backfill_env.run("6h")
     assert (status, err) == (0, "")
-    expected = due(room.fake, members, out)
-    assert assert_true(await room.documents(), expected, int(time.time())) == len(expected)
+    expected = due(backfill_env.fake, members, out)
+    assert assert_true(await backfill_env.documents(), expected, int(time.time())) == len(expected)
 
 
-async def test_what_cloudwatch_never_answers_is_left_undone_and_the_next_run_asks_that_alone(room: Room) -> None:
-    members = await room.fleet(8, regions=REGIONS[:2])
-    room.fake.fault("GetMetricData", "access_denied", 99, region=REGIONS[1])
-    status, out, err = await room.run("6h")
+async def test_what_cloudwatch_never_answers_is_left_undone_and_the_next_run_asks_that_alone(backfill_env: BackfillEnv) -> None:
+    members = await backfill_env.fleet(8, regions=REGIONS[:2])
+    backfill_env.fake.fault("GetMetricData", "access_denied", 99, region=REGIONS[1])
+    status, out, err = await backfill_env.run("6h")
     assert status == 1
     assert re.search(
         r"^Incomplete: 1 call and \d+ periods are left, .*GetMetricData is not allowed.* Run it again\.$", err, re.M
     )
-    assert {one["region"] for one in await room.documents()} == {REGIONS[0]}
-    room.fake.clear()
-    room.fake.reset()
-    status, again, _ = await room.run("6h")
+    assert {one["region"] for one in await backfill_env.documents()} == {REGIONS[0]}
+    backfill_env.fake.clear()
+    backfill_env.fake.reset()
+    status, again, _ = await backfill_env.run("6h")
     assert status == 0
     assert "1 call left" in again
-    assert {region: calls["GetMetricData"] for region, calls in room.fake.counters()["by_region"].items()} == {REGIONS[1]: 1}
-    expected = due(room.fake, members, out)
-    assert assert_true(await room.documents(), expected, int(time.time())) == len(expected)
+    assert {region: calls["GetMetricData"] for region, calls in backfill_env.fake.counters()["by_region"].items()} == {
+        REGIONS[1]: 1
+    }
+    expected = due(backfill_env.fake, members, out)
+    assert assert_true(await backfill_env.documents(), expected, int(time.time())) == len(expected)
 
 
-async def test_of_a_partial_answer_only_the_unanswered_metrics_are_asked_again(room: Room) -> None:
+async def test_of_a_partial_answer_only_the_unanswered_metrics_are_asked_again(backfill_env: BackfillEnv) -> None:
     """The fake's partial mode marks every metric, so the plan's metrics are billed twice and no more."""
-    await room.fleet(4)
-    room.fake.fault("GetMetricData", "partial", 1)
-    _, out, _ = await room.run("6h")
-    assert room.fake.metrics_billed == 2 * planned(out)[3]
+    await backfill_env.fleet(4)
+    backfill_env.fake.fault("GetMetricData", "partial", 1)
+    _, out, _ = await backfill_env.run("6h")
+    assert backfill_env.fake.metrics_billed == 2 * planned(out)[3]
 
 
-async def test_a_replaced_and_a_stopped_instance_are_asked_for_the_time_they_ran(room: Room) -> None:
+async def test_a_replaced_and_a_stopped_instance_are_asked_for_the_time_they_ran(backfill_env: BackfillEnv) -> None:
     """The inventory saw w run on i-a, then on i-b; in between nobody looked, and both were up for an hour."""
     now = align(int(time.time()), PERIOD)
     switch, stop = now - 10 * HOUR, now - 3 * HOUR
-    room.fake.add("i-0a", runs=[(None, switch + HOUR)])
-    room.fake.add("i-0b", runs=[(switch, stop)])
+    backfill_env.fake.add("i-0a", runs=[(None, switch + HOUR)])
+    backfill_env.fake.add("i-0b", runs=[(switch, stop)])
     member = Member("w", "i-0b", REGIONS[0], now - 2 * DAY)
-    await room.database["workers"].insert_one(member.aggregate(status="stopped"))
+    await backfill_env.database["workers"].insert_one(member.aggregate(status="stopped"))
     sightings = [
         {"id": "i-0a", "region": REGIONS[0], "from": to_datetime(now - 2 * DAY), "to": to_datetime(switch)},
         {"id": "i-0b", "region": REGIONS[0], "from": to_datetime(switch + HOUR), "to": to_datetime(now)},
     ]
-    await room.database[INVENTORY].insert_one(entry_of("w", sightings, now))
-    status, out, _ = await room.run("1d")
+    await backfill_env.database[INVENTORY].insert_one(entry_of("w", sightings, now))
+    status, out, _ = await backfill_env.run("1d")
     assert status == 0
     assert planned(out)[3] == 4
-    ledger = room.fake.ledger(now - DAY, now)
+    ledger = backfill_env.fake.ledger(now - DAY, now)
     expected = set()
     for at in range(now - DAY, now, PERIOD):
         running = "i-0b" if at >= switch else "i-0a"  # the newer one wins
         if (running, "cpu", at) in ledger:
             expected.add(("w", at, ledger[running, "cpu", at], ledger[running, "memory", at]))
-    found = {point for point in await room.points() if point[1] >= now - DAY}
+    found = {point for point in await backfill_env.points() if point[1] >= now - DAY}
     assert found == {point for point in expected if point[1] >= min(at for _, at, _, _ in found)}
     assert len(found) >= (21 * HOUR) // PERIOD - 1
     assert max(at for _, at, _, _ in found) == stop - PERIOD
 
 
-async def test_a_worker_that_is_gone_is_filled_until_it_was_last_seen(room: Room) -> None:
+async def test_a_worker_that_is_gone_is_filled_until_it_was_last_seen(backfill_env: BackfillEnv) -> None:
     now = align(int(time.time()), PERIOD)
-    room.fake.add("i-0a")
+    backfill_env.fake.add("i-0a")
     seen = now - 5 * HOUR + 7
     sightings = [{"id": "i-0a", "region": REGIONS[0], "from": to_datetime(now - DAY), "to": to_datetime(seen)}]
-    await room.database[INVENTORY].insert_one(entry_of("gone", sightings, seen, created_at=to_datetime(now - 8 * HOUR)))
-    await room.fleet(1)
-    status, _, _ = await room.run("1d", workers=("gone",))
+    await backfill_env.database[INVENTORY].insert_one(entry_of("gone", sightings, seen, created_at=to_datetime(now - 8 * HOUR)))
+    await backfill_env.fleet(1)
+    status, _, _ = await backfill_env.run("1d", workers=("gone",))
     assert status == 0
-    starts = sorted(at for worker, at, _, _ in await room.points() if worker == "gone")
+    starts = sorted(at for worker, at, _, _ in await backfill_env.points() if worker == "gone")
     assert starts == list(range(now - 8 * HOUR, align(seen, PERIOD) + PERIOD, PERIOD))
-    assert {worker for worker, _, _, _ in await room.points()} == {"gone"}
+    assert {worker for worker, _, _, _ in await backfill_env.points()} == {"gone"}
 
 
 def entry_of(worker_id: str, instances: list[dict[str, Any]], last_seen: int, **more: object) -> dict[str, Any]:
@@ -298,21 +302,21 @@ def entry_of(worker_id: str, instances: list[dict[str, Any]], last_seen: int, **
     }
 
 
-async def test_a_malformed_instance_id_costs_nobody_else_a_sample(room: Room) -> None:
-    members = await room.fleet(5)
+async def test_a_malformed_instance_id_costs_nobody_else_a_sample(backfill_env: BackfillEnv) -> None:
+    members = await backfill_env.fleet(5)
     bad = [{**members[0].aggregate(), "_id": f"bad{n}", "aws_instance_id": f"not-an-instance-{n}"} for n in range(2)]
-    await room.database["workers"].insert_many(bad)
-    status, out, err = await room.run("6h")
+    await backfill_env.database["workers"].insert_many(bad)
+    status, out, err = await backfill_env.run("6h")
     assert (status, err) == (0, "")
     assert "Skipped malformed instance ids: not-an-instance-0, not-an-instance-1." in out
-    expected = due(room.fake, members, out)
-    assert assert_true(await room.documents(), expected, int(time.time())) == len(expected)
+    expected = due(backfill_env.fake, members, out)
+    assert assert_true(await backfill_env.documents(), expected, int(time.time())) == len(expected)
 
 
-async def test_beyond_the_retention_nothing_is_filled_and_a_sentence_says_so(room: Room) -> None:
-    room.settings["mongodb"]["retention"] = "1d"
-    await room.fleet(1)
-    _, out, _ = await room.run("3d", dry_run=True)
+async def test_beyond_the_retention_nothing_is_filled_and_a_sentence_says_so(backfill_env: BackfillEnv) -> None:
+    backfill_env.settings["mongodb"]["retention"] = "1d"
+    await backfill_env.fleet(1)
+    _, out, _ = await backfill_env.run("3d", dry_run=True)
     assert planned(out)[1] == pytest.approx(285, abs=2)
     assert "The history keeps samples for 1d: nothing before" in out
 
@@ -324,107 +328,107 @@ def test_a_since_that_is_no_past_time_is_a_wrong_command_line(run_command: RunCo
     assert done.stderr.splitlines()[-1].startswith("cml-worker-exporter backfill: error: argument --since: ")
 
 
-async def test_a_since_within_heal_is_nothing_to_do(room: Room) -> None:
-    await room.fleet(1)
-    room.settings["gap_fill_window"] = "2h"
-    status, out, _ = await room.run("1h")
+async def test_a_since_within_heal_is_nothing_to_do(backfill_env: BackfillEnv) -> None:
+    await backfill_env.fleet(1)
+    backfill_env.settings["gap_fill_window"] = "2h"
+    status, out, _ = await backfill_env.run("1h")
     assert status == 0
     assert out.startswith("Nothing to do: ")
     assert out.endswith("The last 2h (gap_fill_window) are filled by `serve` itself.\n")
 
 
-async def test_an_unknown_worker_no_history_and_no_cloudwatch_are_refused_each_in_a_sentence(room: Room) -> None:
-    await room.fleet(1)
+async def test_an_unknown_worker_no_history_and_no_cloudwatch_are_refused_each_in_a_sentence(backfill_env: BackfillEnv) -> None:
+    await backfill_env.fleet(1)
     with pytest.raises(ConfigError, match="--worker: 'w999' is neither among the worker documents nor in the inventory"):
-        await room.run(workers=("w999",))
+        await backfill_env.run(workers=("w999",))
     for section, key, value, sentence in [
         ("cloudwatch", "enabled", False, "cloudwatch.enabled is false"),
         ("mongodb", "history", None, "mongodb.history is null"),
     ]:
-        room.settings[section] = {**room.settings[section], key: value}
+        backfill_env.settings[section] = {**backfill_env.settings[section], key: value}
         with pytest.raises(ConfigError, match=sentence):
-            await room.run()
+            await backfill_env.run()
 
 
-async def test_a_history_of_another_period_is_refused_by_the_dry_run_too(room: Room) -> None:
-    await room.fleet(1)
-    await room.run("4h")
-    room.settings["period"] = "1m"
+async def test_a_history_of_another_period_is_refused_by_the_dry_run_too(backfill_env: BackfillEnv) -> None:
+    await backfill_env.fleet(1)
+    await backfill_env.run("4h")
+    backfill_env.settings["period"] = "1m"
     for dry_run in (True, False):
         with pytest.raises(IncompatibleStoreError, match="holds samples of 5m, but period is 1m"):
-            await room.run("3h", dry_run=dry_run)
+            await backfill_env.run("3h", dry_run=dry_run)
 
 
-async def test_a_plan_that_costs_too_much_is_refused_before_anything_is_asked(room: Room) -> None:
-    await room.fleet(4)
+async def test_a_plan_that_costs_too_much_is_refused_before_anything_is_asked(backfill_env: BackfillEnv) -> None:
+    await backfill_env.fleet(4)
     with pytest.raises(
         ConfigError, match=r"costs 0\.0001 dollars, more than --max-usd 1e-05 allows; agree with a higher --max-usd"
     ):
-        await room.run(max_usd=0.00001)
-    room.settings["cloudwatch"]["max_usd_per_day"] = 0.00002
+        await backfill_env.run(max_usd=0.00001)
+    backfill_env.settings["cloudwatch"]["max_usd_per_day"] = 0.00002
     with pytest.raises(ConfigError, match=r"cloudwatch\.max_usd_per_day \(2e-05\)"):
-        await room.run()
-    assert room.fake.metrics_billed == 0
-    status, _, _ = await room.run(max_usd=0.01)
+        await backfill_env.run()
+    assert backfill_env.fake.metrics_billed == 0
+    status, _, _ = await backfill_env.run(max_usd=0.01)
     assert status == 0
 
 
 # -- two at once, interruptions ----------------------------------------------------------------------------------------
 
 
-async def test_of_two_backfills_on_one_machine_the_second_is_told(room: Room) -> None:
-    await room.fleet(2)
-    room.fake.latency = 0.3
-    first = room.command("--since", "6h")
-    wait_for(lambda: room.fake.calls["ListMetrics"] > 0)
+async def test_of_two_backfills_on_one_machine_the_second_is_told(backfill_env: BackfillEnv) -> None:
+    await backfill_env.fleet(2)
+    backfill_env.fake.latency = 0.3
+    first = backfill_env.command("--since", "6h")
+    wait_for(lambda: backfill_env.fake.calls["ListMetrics"] > 0)
     with pytest.raises(OutboxLockedError, match=f"another backfill is running here; .*process id {first.pid}"):
-        await room.run("6h")
+        await backfill_env.run("6h")
     assert ended(first)[0] == 0
 
 
-async def test_of_two_backfills_on_two_machines_the_second_is_told(room: Room) -> None:
-    await room.fleet(1)
-    lease = Lease(room.database, owner="another machine", name=BACKFILL)
+async def test_of_two_backfills_on_two_machines_the_second_is_told(backfill_env: BackfillEnv) -> None:
+    await backfill_env.fleet(1)
+    lease = Lease(backfill_env.database, owner="another machine", name=BACKFILL)
     assert await lease.acquire_or_renew()
     with pytest.raises(StoreUnavailableError, match="another backfill or a purge is writing old samples"):
-        await room.run("6h")
-    assert room.fake.metrics_billed == 0
+        await backfill_env.run("6h")
+    assert backfill_env.fake.metrics_billed == 0
     await lease.release()
-    status, _, _ = await room.run("6h")
+    status, _, _ = await backfill_env.run("6h")
     assert status == 0
 
 
-async def test_sigterm_ends_it_with_130_keeps_what_was_asked_and_the_same_command_goes_on(room: Room) -> None:
-    members = await room.fleet(12, regions=REGIONS)
-    room.fake.latency = 0.6
-    process = room.command("--since", "1d")
-    wait_for(lambda: room.fake.calls["GetMetricData"] >= CONCURRENT_CALLS)
+async def test_sigterm_ends_it_with_130_keeps_what_was_asked_and_the_same_command_goes_on(backfill_env: BackfillEnv) -> None:
+    members = await backfill_env.fleet(12, regions=REGIONS)
+    backfill_env.fake.latency = 0.6
+    process = backfill_env.command("--since", "1d")
+    wait_for(lambda: backfill_env.fake.calls["GetMetricData"] >= CONCURRENT_CALLS)
     process.send_signal(signal.SIGTERM)
     status, out, err = ended(process)
     assert status == 130
     assert re.search(r"^Interrupted: 1 call and [\d,]+ periods are left, [\d,]+ samples wait; run the same command", err, re.M)
-    assert room.fake.calls["GetMetricData"] == CONCURRENT_CALLS
-    room.fake.latency = 0
-    status, again, _ = await room.run("1d")
+    assert backfill_env.fake.calls["GetMetricData"] == CONCURRENT_CALLS
+    backfill_env.fake.latency = 0
+    status, again, _ = await backfill_env.run("1d")
     assert status == 0
     assert "1 call left" in again
-    assert (room.fake.calls["GetMetricData"], room.fake.metrics_billed) == planned(out)[2:4]
-    expected = due(room.fake, members, out)
-    assert assert_true(await room.documents(), expected, int(time.time())) == len(expected)
+    assert (backfill_env.fake.calls["GetMetricData"], backfill_env.fake.metrics_billed) == planned(out)[2:4]
+    expected = due(backfill_env.fake, members, out)
+    assert assert_true(await backfill_env.documents(), expected, int(time.time())) == len(expected)
 
 
-async def test_other_parameters_replace_an_unfinished_plan_once_its_samples_are_written(room: Room) -> None:
-    await room.fleet(12, regions=REGIONS)
-    room.fake.latency = 0.6
-    process = room.command("--since", "1d")
-    wait_for(lambda: room.fake.calls["GetMetricData"] >= CONCURRENT_CALLS)
+async def test_other_parameters_replace_an_unfinished_plan_once_its_samples_are_written(backfill_env: BackfillEnv) -> None:
+    await backfill_env.fleet(12, regions=REGIONS)
+    backfill_env.fake.latency = 0.6
+    process = backfill_env.command("--since", "1d")
+    wait_for(lambda: backfill_env.fake.calls["GetMetricData"] >= CONCURRENT_CALLS)
     process.send_signal(signal.SIGINT)
     assert ended(process)[0] == 130
-    room.fake.latency = 0
-    status, out, _ = await room.run("20h", workers=("w003",))
+    backfill_env.fake.latency = 0
+    status, out, _ = await backfill_env.run("20h", workers=("w003",))
     assert status == 0
     assert re.search(r"^The interrupted plan of \S+ was for --since 1d into \S+ .*; it is replaced by a new one\.$", out, re.M)
-    kept = {point[0] for point in await room.points()}
+    kept = {point[0] for point in await backfill_env.points()}
     assert "w003" in kept
     assert len(kept) >= 9
 

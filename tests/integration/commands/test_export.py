@@ -222,7 +222,7 @@ async def test_what_is_past_retention_is_left_out_and_that_is_said(store: Store)
     await store.history.collection.set_retention(10 * DAY)
     done = store.export("--since", "29d", "--format", "csv")
     assert b"gone" not in done.stdout
-    assert b"keeps samples for 10d; what is older than that is not in the export.\n" in done.stderr
+    assert b"keeps samples for 10d; older samples are not in the export.\n" in done.stderr
 
 
 @pytest.mark.parametrize(
