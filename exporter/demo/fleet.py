@@ -238,7 +238,7 @@ def aggregate(world: World, worker: DemoWorker, time: int) -> dict[str, Any]:
         measured = {
             "cml_labs_count": labs,
             "cloudwatch_cpu_utilization": last_cpu,
-            "cloudwatch_memory_utilization": last_memory,
+            "cloudwatch_memory_utilization": 0.0 if last_cpu is not None and last_memory is None else last_memory,
         }
         iso = {name: None if at is None else rfc3339(at) for name, at in times.items()}
         return {"_id": worker.id, "state": {"id": worker.id, **common, **measured, **iso}}

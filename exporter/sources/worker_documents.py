@@ -26,14 +26,14 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
     "cpu": ("cpu_utilization", "cloudwatch_cpu_utilization"),
     "memory": ("memory_utilization", "cloudwatch_memory_utilization"),
     "collected_at": ("cloudwatch_last_collected_at",),
-    "active_labs": ("active_labs_count", "cml_labs_count"),
+    "active_labs": ("active_labs_count", "cml_labs_count", "metrics.labs_count"),
     "last_activity": ("last_activity_at",),
     "instance_type": ("instance_type",),
-    "cml_version": ("cml_version",),
+    "cml_version": ("cml_version", "metrics.version"),
     "created_at": ("created_at",),
     "terminated_at": ("terminated_at",),
 }
-"""Meaning → the manager's field names, of both generations; names of `workers.fields` are tried first."""
+"""Meaning → the manager's field names, of all its generations; names of `workers.fields` are tried first."""
 
 STATE = "state"
 """The key that holds the fields where they are not at top level."""
@@ -148,6 +148,7 @@ class DocumentParser:
         def value(meaning: str, convert: Callable[[object], T]) -> T | None:
             return self._value(places, worker_id, self.paths[meaning], convert)
 
+        cpu, memory = _measured(value("cpu", _percent), value("memory", _percent))
         return Worker(
             id=worker_id,
             region=region,
@@ -158,8 +159,8 @@ class DocumentParser:
             instance_type=value("instance_type", _text),
             cml_version=value("cml_version", _text),
             active_labs=value("active_labs", _labs),
-            cpu=value("cpu", _percent),
-            memory=value("memory", _percent),
+            cpu=cpu,
+            memory=memory,
             collected_at=value("collected_at", _time),
             last_activity_at=value("last_activity", _time),
             created_at=value("created_at", _time),
@@ -212,6 +213,18 @@ class DocumentParser:
 
     def _first(self, meaning: str) -> str:
         return self.paths[meaning][0].name
+
+
+def _measured(cpu: float | None, memory: float | None) -> tuple[float | None, float | None]:
+    """Return the document's CPU and memory without zeros that were not measured.
+
+    The manager writes memory 0.0 where CloudWatch has no datapoint, and CPU 0.0 beside it where CloudWatch has neither. No
+    running machine uses 0 % of its memory. A document's CPU is only a fallback for a missing datapoint, so a CPU of 0 beside
+    such a memory is not a measurement either.
+    """
+    if memory != 0:
+        return cpu, memory
+    return (None if cpu == 0 else cpu), None
 
 
 def _names(settings: WorkersSettings) -> dict[str, tuple[str, ...]]:

@@ -132,7 +132,7 @@ def test_one_worker_has_no_cloudwatch_agent() -> None:
     bare = named("cml-iad-05")
     assert held(bare, "cpu")
     assert not held(bare, "memory")
-    assert aggregate(WORLD, bare, NOW)["state"]["cloudwatch_memory_utilization"] is None
+    assert aggregate(WORLD, bare, NOW)["state"]["cloudwatch_memory_utilization"] == 0.0
 
 
 def test_labs_come_and_go_and_cpu_follows_them() -> None:

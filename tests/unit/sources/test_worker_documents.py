@@ -59,6 +59,10 @@ RENAMED = {
     "active_labs_count": "cml_labs_count",
 }
 SECOND_GENERATION = {RENAMED.get(name, name): value for name, value in FIRST_GENERATION.items()}
+# From v0.1.1 on labs and version are part of a value object.
+THIRD_GENERATION = {
+    name: value for name, value in SECOND_GENERATION.items() if name not in ("cml_labs_count", "cml_version")
+} | {"metrics": {"version": "2.8.0", "ready": True, "uptime_seconds": 86400, "labs_count": 3, "system_info": None}}
 AS_READ = Worker(
     id="w1",
     region="eu-west-1",
@@ -78,9 +82,9 @@ AS_READ = Worker(
 )
 
 
-@pytest.mark.parametrize("document", [FIRST_GENERATION, SECOND_GENERATION], ids=["first", "second"])
+@pytest.mark.parametrize("document", [FIRST_GENERATION, SECOND_GENERATION, THIRD_GENERATION], ids=["first", "second", "third"])
 @pytest.mark.parametrize("nested", [False, True], ids=["top level", "under state"])
-def test_both_generations_of_names_are_read_at_top_level_and_under_state(document: dict[str, Any], nested: bool) -> None:
+def test_all_generations_of_names_are_read_at_top_level_and_under_state(document: dict[str, Any], nested: bool) -> None:
     fleet = read({"_id": "w1", "state": document} if nested else document)
     assert fleet == Fleet(NOON, (AS_READ,), {}, ())
 
@@ -97,6 +101,26 @@ def test_the_first_name_present_wins_and_a_null_is_not_present() -> None:
     assert one({"cpu_utilization": None, "state": {"cpu_utilization": 3}, "cloudwatch_cpu_utilization": 2}).cpu == 3
     assert one({"cpu_utilization": 4, "state": {"cpu_utilization": 3}}).cpu == 4
     assert one({"cpu_utilization": None}).cpu is None
+
+
+@pytest.mark.parametrize(
+    ("cpu", "memory", "read_cpu", "read_memory"),
+    [
+        (12.5, 0.0, 12.5, None),
+        (12.5, 0, 12.5, None),
+        (12.5, "0.0", 12.5, None),
+        (0.0, 0.0, None, None),
+        (0.0, 35.5, 0.0, 35.5),
+        (0.0, None, 0.0, None),
+        (None, 0.0, None, None),
+        (0.5, 0.1, 0.5, 0.1),
+    ],
+)
+def test_a_zero_that_cloudwatch_did_not_measure_is_no_value(
+    cpu: object, memory: object, read_cpu: float | None, read_memory: float | None
+) -> None:
+    worker = one({"cloudwatch_cpu_utilization": cpu, "cloudwatch_memory_utilization": memory})
+    assert (worker.cpu, worker.memory) == (read_cpu, read_memory)
 
 
 def test_names_of_the_settings_are_tried_first_and_dots_go_deeper() -> None:
