@@ -95,7 +95,7 @@ async def exporter(uri: str, aws: str, port: int, rounds: int, data: Path) -> No
         Rules.from_settings(settings),
         telemetry,
         outbox,
-        Shifted(Aggregates(database, settings.mongodb.workers, settings.workers), wall),
+        Shifted(Aggregates(database, settings.mongodb.worker_collections, settings.workers), wall),
         cloudwatch,
         history=history.reader,
         inventory=Inventory(database),

@@ -57,7 +57,7 @@ class Exporter:
             Rules.from_settings(settings),
             self.telemetry,
             self._outbox,
-            Aggregates(database, settings.mongodb.workers, settings.workers),
+            Aggregates(database, settings.mongodb.worker_collections, settings.workers),
             self._cloudwatch,
             history=self._history.reader if self._history else None,
             inventory=Inventory(database),

@@ -26,6 +26,7 @@ function user(user, password, privileges) {
 // Worker documents are only read. tests/integration/deploy/test_compose.py compares this with LEAST_PRIVILEGES in exporter/storage/privileges.py.
 const exporter = [
   on("workers", "find"),
+  on("cml_workers", "find"),
   on("worker_metrics_timeseries", "find", "insert", "createCollection", "createIndex", "collMod", "listIndexes", "collStats"),
   on("worker_metrics_inventory", "find", "insert", "update"),
   on("cml_exporter_state", "find", "insert", "update"),

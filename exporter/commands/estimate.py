@@ -86,7 +86,7 @@ async def run(settings: Settings, out: TextIO) -> int:
     """
     client, database = connect(settings)
     async with client:
-        fleet = await Aggregates(database, settings.mongodb.workers, settings.workers).read()
+        fleet = await Aggregates(database, settings.mongodb.worker_collections, settings.workers).read()
     if not settings.cloudwatch.enabled:
         print("cloudwatch.enabled is false: CloudWatch is not queried and costs nothing.", file=out)
         return 0

@@ -90,7 +90,9 @@ async def run(
         ]
         _check_known(found, history)
         if not even_if_listed:
-            _check_absent(found, await Aggregates(database, settings.mongodb.workers, settings.workers).read(), settings)
+            _check_absent(
+                found, await Aggregates(database, settings.mongodb.worker_collections, settings.workers).read(), settings
+            )
         print(f"To be deleted from {history.namespace} and {database.name}.{INVENTORY}, permanently:", file=out)
         for stored in found:
             print(f"  {stored}", file=out)
@@ -119,7 +121,7 @@ def _check_absent(found: Sequence[StoredWorker], fleet: Fleet, settings: Setting
     for stored in found:
         if stored.worker_id in listed:
             raise ConfigError(
-                f"--worker: {stored.worker_id!r} still has a worker document in {settings.mongodb.workers} "
+                f"--worker: {stored.worker_id!r} still has a worker document in {fleet.namespace} "
                 f"({listed[stored.worker_id]}), so an exporter would continue to write it, and fill up to {gap_fill_window} "
                 "(gap_fill_window) again when it starts; remove the document first, or use --even-if-listed to delete what is "
                 "stored now"

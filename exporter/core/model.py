@@ -72,6 +72,8 @@ class Fleet:
     """Number of documents left out, by reason."""
     complaints: tuple[str, ...] = ()
     """One sentence for each malformed document or field, for the log."""
+    namespace: str = ""
+    """database.collection that holds the documents; where none does, all that were searched, joined by " or "."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,9 @@ ALIASABLE = (
 OWN_COLLECTIONS = ("worker_metrics_inventory", "cml_exporter_state")
 """Collections beside the history that the exporter writes; `mongodb.workers` and `mongodb.history` must be others."""
 
+WORKER_COLLECTIONS = ("workers", "cml_workers")
+"""Where `mongodb.workers` is unset: the collections that the manager's generations write, in the order of search."""
+
 MAX_RETENTION = 2**31 - 1  # seconds; MongoDB refuses a longer expireAfterSeconds
 
 
@@ -137,8 +140,10 @@ class MongoSettings(Section):
         description="MongoDB connection string with the database of all collections; without a database, `cml_cloud_manager`.",
     )
     uri_file: Path | None = Field(None, description="File that holds the connection string, in place of `uri`.")
-    workers: Collection = Field(
-        "workers", description="Collection of worker documents (the manager's aggregates); the exporter only reads it."
+    workers: Collection | None = Field(
+        None,
+        description="Collection of worker documents (the manager's aggregates); the exporter only reads it. Unset: the first "
+        "of `workers`, `cml_workers` that holds documents.",
     )
     history: Collection | None = Field(
         "worker_metrics_timeseries",
@@ -150,6 +155,11 @@ class MongoSettings(Section):
         "not applied; use the `retention` command.",
     )
 
+    @property
+    def worker_collections(self) -> tuple[str, ...]:
+        """Return the collections that may hold the worker documents, in the order of search."""
+        return WORKER_COLLECTIONS if self.workers is None else (self.workers,)
+
     @model_validator(mode="after")
     def _one_uri(self) -> Self:
         if self.uri and self.uri_file:
@@ -159,9 +169,9 @@ class MongoSettings(Section):
                 "uri is missing; set mongodb.uri in the file, CML_EXPORTER_MONGODB__URI in the environment, "
                 "or --mongodb.uri-file"
             )
-        if self.history == self.workers:
+        if self.history in self.worker_collections:
             raise ValueError(
-                f"workers and history are both {self.workers!r}; the exporter only reads the workers, name another history"
+                f"workers and history are both {self.history!r}; the exporter only reads the workers, name another history"
             )
         if not DAY <= self.retention <= MAX_RETENTION:
             raise ValueError(

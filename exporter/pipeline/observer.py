@@ -177,7 +177,13 @@ class Observer:
             opened += await self._open_gaps(self._history, fleet, states, entries)
         self._on_ready()
         await self._outbox.export_gauges(self._telemetry)
-        _log.info("worker documents read", workers=len(fleet.workers), opened=opened, **fleet.skipped)
+        _log.info(
+            "worker documents read",
+            collection=fleet.namespace,
+            workers=len(fleet.workers),
+            opened=opened,
+            **fleet.skipped,
+        )
 
     async def _load_inventory(self, inventory: InventoryStore) -> Mapping[str, InventoryEntry] | None:
         """Return the inventory before this observation; None while it cannot be read."""

@@ -5,6 +5,8 @@ worker, never the whole read. `Fleet.skipped` counts the documents left out, `Fl
 """
 
 import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pymongo
@@ -14,12 +16,13 @@ from bson.errors import BSONError
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import OperationFailure, PyMongoError
 
+from exporter.core import logs
 from exporter.core.errors import SourceError
 from exporter.core.model import Fleet
 from exporter.core.periods import to_seconds
-from exporter.core.settings import WorkersSettings
+from exporter.core.settings import OWN_COLLECTIONS, WorkersSettings
 from exporter.sources.worker_documents import parse, projection
-from exporter.storage.mongo import translate
+from exporter.storage.mongo import NOT_AUTHORIZED, translate
 
 SERVER_SELECTION_SECONDS = 10.0
 """Seconds to find a server that answers; an election takes about that long. pymongo.timeout replaces serverSelectionTimeoutMS,
@@ -31,6 +34,11 @@ TIMEOUT = 30.0
 BATCH = 2000
 """Documents decoded at once; more would block the event loop, fewer cost round trips."""
 
+MAX_SEARCHED_COLLECTIONS = 100
+"""Collections of the database that are searched for worker documents where the configured ones hold none."""
+
+_log = logs.get("observer")
+
 # A malformed string or a date beyond the year 9999 in one document must not fail the decoding of its whole batch.
 _CODEC: CodecOptions[dict[str, Any]] = CodecOptions(
     unicode_decode_error_handler="replace", datetime_conversion=DatetimeConversion.DATETIME_AUTO
@@ -40,9 +48,11 @@ _CODEC: CodecOptions[dict[str, Any]] = CodecOptions(
 class Aggregates:
     """The manager's collection of worker documents, read completely at every call.
 
+    Of several collections the first that holds documents is used, and from then on only that one.
+
     Args:
-        database: the database of the collection.
-        collection: its name.
+        database: the database of the collections.
+        collections: their names, in the order of search.
         settings: additional field names and gauges.
         reach: seconds to wait for a server that answers.
     """
@@ -50,14 +60,13 @@ class Aggregates:
     def __init__(
         self,
         database: AsyncDatabase[dict[str, Any]],
-        collection: str,
+        collections: Sequence[str],
         settings: WorkersSettings,
         *,
         reach: float = SERVER_SELECTION_SECONDS,
     ) -> None:
         self._database = database
-        self._namespace = f"{database.name}.{collection}"
-        self._collection = database.get_collection(collection, codec_options=_CODEC)
+        self._collections = tuple(collections)
         self._projection = projection(settings)
         self._settings = settings
         self._reach = reach
@@ -68,15 +77,70 @@ class Aggregates:
         Raises:
             SourceError: MongoDB did not answer completely; the message says what to do.
         """
+        names = self._collections
         try:
             with pymongo.timeout(self._reach):
                 hello = await self._database.command("hello")
-            with pymongo.timeout(TIMEOUT):
-                cursor = self._collection.find({}, self._projection, batch_size=BATCH)
-                documents = await cursor.to_list(None)
         except (PyMongoError, BSONError) as error:
-            raise SourceError("mongodb", _code(error), str(translate(error, self._namespace, "find"))) from error
-        return await asyncio.to_thread(parse, documents, to_seconds(hello["localTime"]), self._settings)
+            raise self._source_error(error, names[0]) from error
+        documents = await self._find(names)
+        fleet = await asyncio.to_thread(parse, documents, to_seconds(hello["localTime"]), self._settings)
+        if not documents and (elsewhere := await self._search_elsewhere()):
+            fleet = replace(fleet, complaints=(*fleet.complaints, elsewhere))
+        return replace(fleet, namespace=" or ".join(f"{self._database.name}.{name}" for name in self._collections))
+
+    async def _find(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        """Return the documents of the first collection that holds any, and use only that one from now on."""
+        refusal: SourceError | None = None
+        answered = False
+        for name in names:
+            try:
+                documents = await self._read_collection(name)
+            except OperationFailure as error:
+                if error.code != NOT_AUTHORIZED:
+                    raise self._source_error(error, name) from error
+                refusal = refusal or self._source_error(error, name)  # the role may cover only the one that is in use
+                continue
+            except (PyMongoError, BSONError) as error:
+                raise self._source_error(error, name) from error
+            answered = True
+            if documents:
+                if len(names) > 1:
+                    self._collections = (name,)
+                    _log.info("worker documents found", collection=f"{self._database.name}.{name}")
+                return documents
+        if refusal is not None and not answered:
+            raise refusal
+        return []
+
+    async def _read_collection(self, name: str, limit: int = 0) -> list[dict[str, Any]]:
+        collection = self._database.get_collection(name, codec_options=_CODEC)
+        with pymongo.timeout(TIMEOUT):
+            return await collection.find({}, self._projection, batch_size=BATCH, limit=limit).to_list(None)
+
+    async def _search_elsewhere(self) -> str | None:
+        """Return a sentence that names another collection of the database with worker documents, None without one.
+
+        Only collections that the user may read are searched; a failure says nothing about the fleet and is not reported.
+        """
+        try:
+            with pymongo.timeout(TIMEOUT):
+                present = await self._database.list_collection_names(authorizedCollections=True)
+            for name in sorted(present)[:MAX_SEARCHED_COLLECTIONS]:
+                if name in (*self._collections, *OWN_COLLECTIONS) or name.startswith("system."):
+                    continue
+                found = parse(await self._read_collection(name, limit=3), 0, self._settings).workers
+                if any(worker.instance_id and worker.status != "unknown" for worker in found):
+                    here = " or ".join(f"{self._database.name}.{each}" for each in self._collections)
+                    return (
+                        f"{here} holds no worker document, but {self._database.name}.{name} does; set mongodb.workers to {name}"
+                    )
+        except (PyMongoError, BSONError):
+            return None
+        return None
+
+    def _source_error(self, error: Exception, collection: str) -> SourceError:
+        return SourceError("mongodb", _code(error), str(translate(error, f"{self._database.name}.{collection}", "find")))
 
 
 def _code(error: Exception) -> str:

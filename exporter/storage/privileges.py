@@ -1,14 +1,15 @@
 """The least MongoDB privileges of the exporter and of `purge`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
+from exporter.core.settings import WORKER_COLLECTIONS
 from exporter.storage.inventory import INVENTORY
 from exporter.storage.mongo import STATE, Document
 
 LEAST_PRIVILEGES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "workers": ("find",),
+        **dict.fromkeys(WORKER_COLLECTIONS, ("find",)),
         "worker_metrics_timeseries": (
             "find",
             "insert",
@@ -31,10 +32,13 @@ PURGE_PRIVILEGES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 """The actions `purge` needs beyond LEAST_PRIVILEGES. The exporter itself deletes nothing, so its role has none of them."""
 
 
-def least_role(database: str, *, workers: str = "workers", history: str = "worker_metrics_timeseries") -> list[Document]:
+def least_role(
+    database: str, *, workers: Sequence[str] = WORKER_COLLECTIONS, history: str = "worker_metrics_timeseries"
+) -> list[Document]:
     """Return LEAST_PRIVILEGES for these names, as the `privileges` of MongoDB's createRole."""
-    names = {"workers": workers, "worker_metrics_timeseries": history}
-    return [
-        {"resource": {"db": database, "collection": names.get(collection, collection)}, "actions": list(actions)}
-        for collection, actions in LEAST_PRIVILEGES.items()
-    ]
+    actions = dict.fromkeys(workers, ("find",)) | {
+        history if name == "worker_metrics_timeseries" else name: actions
+        for name, actions in LEAST_PRIVILEGES.items()
+        if name not in WORKER_COLLECTIONS
+    }
+    return [{"resource": {"db": database, "collection": name}, "actions": list(each)} for name, each in actions.items()]

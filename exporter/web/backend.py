@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 from exporter.core.async_cache import AsyncCache
 from exporter.core.budget import Budget
 from exporter.core.errors import SourceError, StoreUnavailableError
-from exporter.core.model import ExporterMetrics, InventoryEntry, Snapshot, Worker
+from exporter.core.model import ExporterMetrics, Fleet, InventoryEntry, Snapshot, Worker
 from exporter.history.cloudwatch_archive import CloudWatchArchive
 from exporter.history.points import Point
 from exporter.history.reader import HistoryReader
@@ -29,6 +29,10 @@ class CollectorState(Protocol):
     @property
     def observed(self) -> asyncio.Event:
         """Set by the first attempt to read the worker documents, also by a failed one."""
+
+    @property
+    def fleet(self) -> Fleet:
+        """The last complete read of the worker documents."""
 
     @property
     def healthy(self) -> Mapping[str, str | None]:
@@ -195,6 +199,11 @@ class Backend:
     def ready(self) -> bool:
         """Whether the exporter has tried to read the worker documents once."""
         return self._collector.observed.is_set()
+
+    @property
+    def worker_collection(self) -> str:
+        """Return database.collection of the worker documents; empty before the first read."""
+        return self._collector.fleet.namespace
 
     def health(self) -> Mapping[str, str | None]:
         """Return source ("mongodb", "cloudwatch eu-west-1", "history") → its last error, None after a success."""

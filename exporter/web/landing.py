@@ -62,6 +62,7 @@ def page(
     *,
     fresh: bool,
     ready: bool,
+    collection: str,
     health: Mapping[str, str | None],
     links: Iterable[tuple[str, str]],
 ) -> str:
@@ -71,6 +72,7 @@ def page(
         workers: gauges of the newest collection cycle; empty before the first.
         fresh: whether that cycle is recent enough for /metrics to show its values.
         ready: whether the exporter has tried to read the worker documents once.
+        collection: database.collection of the worker documents; empty before it is known.
         health: source → its last error, None after a success.
         links: (path, description) of the other routes; the method stands before the path if it is not GET.
     """
@@ -87,7 +89,7 @@ def page(
 </head>
 <body>
 <main>
-<header><h1>CML worker metrics</h1><span class="soft">cml-worker-exporter {escape(__version__)}</span>{_as_of(workers)}</header>
+<header><h1>CML worker metrics</h1><span class="soft">cml-worker-exporter {escape(__version__)}</span>{_as_of(workers, collection)}</header>
 {_notice(workers, fresh, ready)}
 {_tiles(workers) if fresh else ""}
 <div class="pair">{_sources(health)}{_links(links)}</div>
@@ -98,9 +100,12 @@ def page(
 """
 
 
-def _as_of(workers: Sequence[WorkerGauges]) -> str:
+def _as_of(workers: Sequence[WorkerGauges], collection: str) -> str:
     newest = max((gauge.observed_at for gauge in workers), default=None)
-    return "" if newest is None else f'<span class="soft end">fleet as of {rfc3339(newest)}</span>'
+    source = f"from {escape(collection)}" if collection else ""
+    parts = [f"fleet as of {rfc3339(newest)}" if newest is not None else "", source]
+    text = " ".join(part for part in parts if part)
+    return f'<span class="soft end">{text}</span>' if text else ""
 
 
 def _notice(workers: Sequence[WorkerGauges], fresh: bool, ready: bool) -> str:

@@ -47,6 +47,7 @@ async def index(request: Request) -> Response:
         snapshot.workers if snapshot else (),
         fresh=_is_fresh(backend, snapshot),
         ready=backend.ready,
+        collection=backend.worker_collection,
         health=backend.health(),
         links=[(endpoint.title, endpoint.description) for endpoint in ROUTES if endpoint.path != request.url.path],
     )

@@ -115,7 +115,7 @@ class InProcessExporter:
             Rules.from_settings(settings),
             telemetry,
             self.outbox,
-            ShiftedAggregates(Aggregates(database, settings.mongodb.workers, settings.workers, reach=reach), clock),
+            ShiftedAggregates(Aggregates(database, settings.mongodb.worker_collections, settings.workers, reach=reach), clock),
             source or self.cloudwatch,
             history=self.history.reader,
             inventory=Inventory(database),

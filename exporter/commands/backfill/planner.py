@@ -52,7 +52,7 @@ class Planner:
         self, settings: Settings, options: Options, database: Database, history: WorkerMetricsRepository, cloudwatch: CloudWatch
     ) -> None:
         self._settings, self._options, self._cloudwatch = settings, options, cloudwatch
-        self._documents = Aggregates(database, settings.mongodb.workers, settings.workers)
+        self._documents = Aggregates(database, settings.mongodb.worker_collections, settings.workers)
         self._inventory = Inventory(database)
         self.history = history
         self.namespace = history.namespace

@@ -63,7 +63,7 @@ async def _or_failed(check: str, result: Awaitable[tuple[CheckResult, T]], defau
 
 async def _check_server(settings: Settings, database: Database, wall: Callable[[], float]) -> tuple[CheckResult, float, float]:
     """Return the kind of server, its clock in UTC seconds, and this machine's at the same moment."""
-    async with operation(database, settings.mongodb.workers, "hello", OPERATION_SECONDS):
+    async with operation(database, settings.mongodb.worker_collections[0], "hello", OPERATION_SECONDS):
         version = str((await database.client.admin.command("buildInfo"))["version"])
         before = wall()
         hello = await database.client.admin.command("hello")
@@ -87,12 +87,12 @@ def _check_clock(theirs: float, ours: float) -> CheckResult:
 async def _check_workers(settings: Settings, database: Database) -> tuple[CheckResult, Fleet | None]:
     """Read the worker documents (the manager's aggregates) the way each collection cycle does."""
     try:
-        fleet = await Aggregates(database, settings.mongodb.workers, settings.workers).read()
+        fleet = await Aggregates(database, settings.mongodb.worker_collections, settings.workers).read()
     except SourceError as error:
         return CheckResult(WORKERS, "FAIL", str(error)), None
-    name = f"{database.name}.{settings.mongodb.workers}"
+    name = fleet.namespace
     if not fleet.workers and not fleet.skipped:
-        text = (
+        text = "; ".join(fleet.complaints) or (
             f"{name} holds no worker document; check the database in mongodb.uri and mongodb.workers, or wait for the manager"
         )
         return CheckResult(WORKERS, "warn", text), fleet
@@ -145,7 +145,7 @@ async def _check_privileges(
         status: of the collection, None where it is unknown.
         workers_readable: whether the worker documents could be read.
     """
-    async with operation(database, settings.mongodb.workers, "connectionStatus", OPERATION_SECONDS):
+    async with operation(database, settings.mongodb.worker_collections[0], "connectionStatus", OPERATION_SECONDS):
         found = await database.client.admin.command("connectionStatus", showPrivileges=True)
     users = found["authInfo"]["authenticatedUsers"]
     if not users:
@@ -179,9 +179,10 @@ def _optional_actions(status: CollectionStatus | None) -> frozenset[str]:
 def _missing(settings: Settings, database: str, granted: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
     """Yield (action, namespace) for everything of the least role that is not granted."""
     history = settings.mongodb.history
-    role = least_role(database, workers=settings.mongodb.workers, history=history or "")
+    workers = settings.mongodb.worker_collections
+    role = least_role(database, workers=workers, history=history or "")
     if history is None:
-        role = [entry for entry in role if entry["resource"]["collection"] == settings.mongodb.workers]
+        role = [entry for entry in role if entry["resource"]["collection"] in workers]
     for entry in role:
         collection = entry["resource"]["collection"]
         allowed = _allowed(granted, database, collection)

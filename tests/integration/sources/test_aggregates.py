@@ -30,7 +30,7 @@ DISK = ExtraGauge(metric="cml_worker_disk_ratio", field="metrics.disk", help="Di
 async def aggregates(uri: str, reach: float = 10) -> AsyncIterator[Aggregates]:
     client = AsyncMongoClient[Document](uri)
     try:
-        yield Aggregates(client.get_default_database("cml"), "workers", DEFAULTS, reach=reach)
+        yield Aggregates(client.get_default_database("cml"), ["workers"], DEFAULTS, reach=reach)
     finally:
         await client.close()
 
@@ -44,13 +44,13 @@ async def failure(reader: Aggregates) -> SourceError:
 
 
 async def test_an_empty_or_missing_collection_is_an_empty_fleet(database: Database) -> None:
-    fleet = await Aggregates(database, "workers", DEFAULTS).read()
+    fleet = await Aggregates(database, ["workers"], DEFAULTS).read()
     assert (fleet.workers, fleet.skipped, fleet.complaints) == ((), {}, ())
 
 
 async def test_the_date_is_mongodbs_clock_at_the_begin_of_the_read(database: Database) -> None:
     before = time.time()
-    fleet = await Aggregates(database, "workers", DEFAULTS).read()
+    fleet = await Aggregates(database, ["workers"], DEFAULTS).read()
     assert int(before) <= fleet.date <= time.time()
 
 
@@ -80,7 +80,7 @@ async def test_both_generations_arrive_whole_with_the_fields_of_the_settings(dat
         ]
     )
     settings = WorkersSettings(fields={"region": ["region_name"], "cpu": ["metrics.cpu"]}, extra=[DISK])
-    fleet = await Aggregates(database, "workers", settings).read()
+    fleet = await Aggregates(database, ["workers"], settings).read()
     by_id = {worker.id: worker for worker in fleet.workers}
     assert fleet.complaints == ()
     assert (by_id["w1"].cpu, by_id["w1"].active_labs, by_id["w1"].created_at) == (45.2, 3, 1_769_860_800)
@@ -92,7 +92,7 @@ async def test_both_generations_arrive_whole_with_the_fields_of_the_settings(dat
 async def test_a_field_and_a_field_inside_it_can_be_projected_together(database: Database) -> None:
     await database["workers"].insert_one({"_id": "w1", "aws_region": "x", "metrics": {"disk": 1, "cpu": 2}})
     settings = WorkersSettings(fields={"cpu": ["metrics", "metrics.cpu"], "name": ["state"]}, extra=[DISK])
-    fleet = await Aggregates(database, "workers", settings).read()
+    fleet = await Aggregates(database, ["workers"], settings).read()
     assert fleet.workers[0].extra == (("cml_worker_disk_ratio", 1.0),)
 
 
@@ -106,7 +106,7 @@ async def test_content_that_drivers_fail_to_decode_costs_one_value_and_not_the_w
             {"_id": "w4", "aws_region": "eu-west-1", "cpu_utilization": 5},
         ]
     )
-    fleet = await Aggregates(database, "workers", DEFAULTS).read()
+    fleet = await Aggregates(database, ["workers"], DEFAULTS).read()
     assert [worker.id for worker in fleet.workers] == ["w1", "w2", "w3", "w4"]
     assert fleet.workers[0].name == "ab\ufffd"
     assert fleet.workers[3].cpu == 5
@@ -123,7 +123,7 @@ async def test_a_fleet_of_many_batches_is_read_completely_and_leaves_the_loop_fr
         for n in range(count)
     ]
     await database["workers"].insert_many(documents)
-    read = asyncio.create_task(Aggregates(database, "workers", DEFAULTS).read())
+    read = asyncio.create_task(Aggregates(database, ["workers"], DEFAULTS).read())
     turns = 0
     while not read.done():
         await asyncio.sleep(0.01)
