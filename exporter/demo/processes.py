@@ -15,28 +15,31 @@ from urllib.request import ProxyHandler, build_opener
 from exporter.core.errors import ExporterError, StoreUnavailableError
 from exporter.demo.mongod import LOG, Mongod
 
-_READY_WITHIN = 90.0
-_STOP_WITHIN = 15.0
+_READY_SECONDS = 90.0
+STOP_SECONDS = 15.0
 
 
-async def _check(mongod: Mongod) -> None:
+async def check_mongod(mongod: Mongod) -> None:
+    """Raise StoreUnavailableError if mongod has ended."""
     if _has_ended(mongod.pid):
-        raise StoreUnavailableError(f"mongod ended by itself; {mongod.dbpath / LOG} says why")
+        raise StoreUnavailableError(f"mongod ended by itself; see {mongod.dbpath / LOG}")
 
 
 def _has_ended(child: int) -> bool:
-    # Without reaping it, for `Mongod.stop` waits for it too.
+    # Without reaping it, because `Mongod.stop` waits for it too.
     return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
-async def _every(pause: Callable[[], float], action: Callable[[], Awaitable[object]]) -> None:
+async def repeat(pause: Callable[[], float], action: Callable[[], Awaitable[object]]) -> None:
+    """Run an action again and again, after a pause of `pause()` seconds each time; never returns."""
     while True:
         await asyncio.sleep(pause())
         await action()
 
 
 @contextmanager
-def _task(work: Coroutine[Any, Any, None]) -> Iterator["asyncio.Task[None]"]:
+def background_task(work: Coroutine[Any, Any, None]) -> Iterator["asyncio.Task[None]"]:
+    """Run a coroutine as a task that is canceled on leaving."""
     task = asyncio.create_task(work)
     try:
         yield task
@@ -44,8 +47,8 @@ def _task(work: Coroutine[Any, Any, None]) -> Iterator["asyncio.Task[None]"]:
         task.cancel()
 
 
-async def _first(wanted: Coroutine[Any, Any, object], others: Sequence["asyncio.Task[None]"]) -> None:
-    """Wait for `wanted`; raise what one of the others, which never end well, raises before."""
+async def wait_for_first(wanted: Coroutine[Any, Any, object], others: Sequence["asyncio.Task[None]"]) -> None:
+    """Wait for `wanted`, or raise what one of `others` raises before; the others end only by an exception."""
     task = asyncio.ensure_future(wanted)
     try:
         await asyncio.wait([task, *others], return_when=asyncio.FIRST_COMPLETED)
@@ -58,10 +61,10 @@ async def _first(wanted: Coroutine[Any, Any, object], others: Sequence["asyncio.
 
 
 @asynccontextmanager
-async def _child(command: Sequence[str], environment: Mapping[str, str]) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Start a child that dies with this process, and end it on leaving.
+async def child_process(command: Sequence[str], environment: Mapping[str, str]) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Start a child process that dies with this one; end it on leaving.
 
-    A session of its own keeps Ctrl-C from reaching it before we have finished with it.
+    It runs in a session of its own, so that Ctrl-C reaches only this process, which ends the children in order.
     """
     process = await asyncio.create_subprocess_exec(
         *command, env=environment, stdin=asyncio.subprocess.DEVNULL, start_new_session=True, preexec_fn=_die_with_parent()
@@ -72,41 +75,42 @@ async def _child(command: Sequence[str], environment: Mapping[str, str]) -> Asyn
         if process.returncode is None:
             process.send_signal(signal.SIGTERM)
             try:
-                await asyncio.wait_for(process.wait(), _STOP_WITHIN)
+                await asyncio.wait_for(process.wait(), STOP_SECONDS)
             except TimeoutError:
                 process.kill()
                 await process.wait()
 
 
 def _die_with_parent() -> Callable[[], None]:
-    """Return what a child does between fork and exec, so that kill -9 of this process ends it too (Linux only)."""
+    """Return the function a child runs between fork and exec, so that kill -9 of this process ends it too (Linux only)."""
     if not sys.platform.startswith("linux"):
         return lambda: None
     prctl, parent = ctypes.CDLL(None, use_errno=True).prctl, os.getpid()
 
     def arrange() -> None:
-        prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG; the exporter survives a kill, its end must not depend on its health
-        if os.getppid() != parent:  # too late for the signal
+        prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG; the exporter loses nothing by SIGKILL
+        if os.getppid() != parent:  # the parent died before prctl, so no signal will come
             os._exit(1)
 
     return arrange
 
 
-async def _ended(process: asyncio.subprocess.Process, name: str) -> None:
+async def raise_when_ended(process: asyncio.subprocess.Process, name: str) -> None:
+    """Wait for the end of a child and raise ExporterError with its exit status."""
     status = await process.wait()
-    raise ExporterError(f"{name} ended by itself with status {status}; its own lines above say why")
+    raise ExporterError(f"{name} ended by itself with status {status}; see its log lines above")
 
 
-async def _ready(url: str, name: str) -> None:
-    """Wait until a child says it is ready.
+async def wait_until_ready(url: str, name: str) -> None:
+    """Wait until the URL of a child answers 200.
 
     Raises:
         ExporterError: it did not within 90 s.
     """
-    deadline = time.monotonic() + _READY_WITHIN
+    deadline = time.monotonic() + _READY_SECONDS
     while not await asyncio.to_thread(_answers, url):
         if time.monotonic() > deadline:
-            raise ExporterError(f"{name} was not ready within {_READY_WITHIN:g} s; its lines above say why")
+            raise ExporterError(f"{name} was not ready within {_READY_SECONDS:g} s; see its log lines above")
         await asyncio.sleep(0.2)
 
 

@@ -198,7 +198,7 @@ class Mirror:
             inserted=len(inserted),
             already_present=len(rows) - len(missing),
             rejected=len(rejected),
-            healed=sum(row.healed for row in inserted),
+            gap_filled=sum(row.healed for row in inserted),
         )
         await self._outbox.export_gauges(self._telemetry)
 

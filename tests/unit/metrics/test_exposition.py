@@ -15,7 +15,8 @@ from prometheus_client.registry import Collector
 from exporter.core.catalog import LONGEST_LABEL, WORKER_METRICS
 from exporter.core.model import STATUSES, Worker, WorkerGauges
 from exporter.core.settings import ExtraGauge
-from exporter.metrics.exposition import families, render, snapshot
+from exporter.metrics.exposition import render, snapshot
+from tests.helpers.worker_families import families
 
 DISK = ExtraGauge(metric="cml_worker_disk_ratio", field="disk", help='Disk in use,\nby "df" \\ 1.')
 WORKER = Worker(
