@@ -53,9 +53,9 @@ aws:
 FIELDS_INTRO = """\
 ## `workers.fields`
 
-The names of a field in a worker document, at top level or under `state`. The first one present wins, a null is not present; names of
-`workers.fields` are tried before these, and dots in them go deeper. Dates may be BSON dates, ISO-8601 texts (without an offset:
-UTC) or unix times in seconds or milliseconds.
+The names of a field in a worker document, at top level or under `state`. The first one present wins, a null is not present;
+names of `workers.fields` are tried before these, and dots in them go deeper. Dates may be BSON dates, ISO-8601 texts (without
+an offset: UTC) or unix times in seconds or milliseconds.
 
 ```yaml
 workers:
@@ -67,8 +67,8 @@ workers:
 EXTRA_INTRO = """\
 ## `workers.extra`
 
-Further fields of the worker documents as gauges with the labels `worker_id` and `region`: numbers, also as texts, booleans as 0 or 1,
-dates as unix seconds.
+Further fields of the worker documents as gauges with the labels `worker_id` and `region`: numbers, also as texts, booleans as
+0 or 1, dates as unix seconds.
 
 ```yaml
 workers:
