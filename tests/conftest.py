@@ -1,4 +1,4 @@
-"""What every test gets: a clean environment, and the real parts as fixtures."""
+"""For every test: a clean environment, and the real parts as fixtures."""
 
 import os
 

@@ -1,6 +1,6 @@
-"""The demo's fake AWS: moto's server in a thread of this process, and the fleet's datapoints put into its CloudWatch.
+"""The demo's fake AWS: moto's server in a thread of this process, with the fleet's datapoints in its CloudWatch.
 
-moto keeps everything in memory. The fleet is a function of the world, so a restart puts the same values back.
+moto keeps everything in memory. The fleet is a function of the world, so a restart publishes the same values again.
 """
 
 import logging
@@ -18,13 +18,13 @@ from exporter.core.periods import DAY, align, to_datetime
 from exporter.demo.fleet import PERIOD, DemoDatapoint, DemoWorker, World, datapoints, dimension_sets, fleet, published_at
 
 KEPT = 14 * DAY
-"""How far back a restart publishes: the longest `gap_fill_window`."""
+"""Age in seconds up to which a restart publishes: the longest `gap_fill_window`."""
 SERIES: Mapping[MetricName, tuple[str, str]] = {"cpu": ("AWS/EC2", "CPUUtilization"), "memory": ("CWAgent", "mem_used_percent")}
 """Namespace and name of each metric."""
 
 
 class FakeAws:
-    """CloudWatch and STS, holding what the fleet has published so far; on a free port of 127.0.0.1 unless told otherwise."""
+    """CloudWatch and STS with the datapoints published so far; by default on a free port of 127.0.0.1."""
 
     def __init__(self, world: World, host: str = "127.0.0.1", port: int = 0) -> None:
         self._world = world
@@ -47,7 +47,7 @@ class FakeAws:
             del cloudwatch_backends[DEFAULT_ACCOUNT_ID][region]
 
     def publish(self, now: int) -> int:
-        """Publish what became due since the last call (at first: everything since the world began) and return how many."""
+        """Publish the datapoints that became due since the last call, at first all of the world, and return their number."""
         count = 0
         for worker in fleet(self._world):
             start = end = self._next.get(worker, max(self._world.begin, align(now - KEPT, PERIOD)))
@@ -73,14 +73,14 @@ _Series = tuple[str, str, tuple[tuple[str, str], ...]]
 
 
 class SeriesBackend(CloudWatchBackend):
-    """moto's CloudWatch of one region, with a moto backend of its own for every series.
+    """moto's CloudWatch of one region, with a separate moto backend per series.
 
     moto 5.2.5 scans all datapoints for every period of every query (24 queries of 25 h: 3.5 s, so 0.4 s), ignores the namespace
     of a query with dimensions, and lists a series with several dimensions once for each of its datapoints (2 s, so 0.1 s).
-    About a single series it is right and fast enough.
+    For a single series it is correct and fast enough.
     """
 
-    _url_module = urls  # moto would look for it beside this file
+    _url_module = urls  # else moto searches for it beside this file
 
     def __init__(self, region_name: str, account_id: str) -> None:
         super().__init__(region_name, account_id)
@@ -97,7 +97,7 @@ class SeriesBackend(CloudWatchBackend):
     def get_metric_data(
         self, queries: Sequence[dict[str, Any]], start_time: datetime, end_time: datetime, scan_by: str = "TimestampAscending"
     ) -> list[dict[str, Any]]:
-        """Answer each query from its series alone; there are no expressions here."""
+        """Return the result of each query from its series alone; the exporter sends no expressions."""
         nothing = CloudWatchBackend(self.region_name, self.account_id)
         results: list[dict[str, Any]] = []
         for query in queries:

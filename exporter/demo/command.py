@@ -1,7 +1,7 @@
-"""`cml-worker-exporter demo`: a fake AWS, a MongoDB, a simulated manager, and the unmodified exporter in front of them.
+"""`cml-worker-exporter demo`: a fake AWS, a MongoDB and a simulated manager for the unmodified exporter.
 
-One process tree: moto's server and the manager live in this process, mongod and the exporter are children that do not outlive
-it, however it ends. Everything is kept in one folder, so that the next start goes on where this one ended.
+moto's server and the manager run in this process; mongod, the exporter and Prometheus are child processes that end with it,
+even when it is killed. All data is in one folder, so that the next start continues where this one ended.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from pymongo.uri_parser import parse_uri
 from exporter.core.errors import ConfigError, StoreUnavailableError
 from exporter.core.settings_loader import ENV_PREFIX
 from exporter.demo import prometheus as prometheus_module
-from exporter.demo.fleet import World, aggregates
+from exporter.demo.fleet import World, worker_documents
 from exporter.demo.folder import CONFIG, ENDPOINTS, MONGODB, OUTBOX, PROMETHEUS, hold_folder, open_world, write_private_file
 from exporter.demo.mongod import Mongod
 from exporter.demo.past import STATE, remember
@@ -47,30 +47,39 @@ from exporter.demo.prometheus import INSTALL, QUERIES, find
 
 EXPORTER = (sys.executable, "-m", "exporter.cli", "serve")
 DATABASE = "cml_demo"
-"""Used unless MONGODB_URI names another; never the manager's own, which may exist on the same server."""
+"""Database if MONGODB_URI names none; not the manager's name, whose database may hold real data."""
 WORKERS = "workers"
 
 _Document = dict[str, Any]
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the demo's own flags."""
+    parser.add_argument("--fresh", action="store_true", help="remove what earlier runs left in the folder first")
+    parser.add_argument(
+        "--port", type=int, default=9877, help="port of the exporter on 127.0.0.1 (default 9877; 0: a free one)"
+    )
+    parser.add_argument("--dir", type=Path, default=Path(".demo"), help="folder for everything the demo keeps (default .demo)")
+
+
 def main(arguments: argparse.Namespace) -> int:
-    """Run the demo until Ctrl-C or SIGTERM and return the exit status; raises what `run` raises."""
+    """Run the demo until Ctrl-C or SIGTERM and return the exit status; raises the errors of `run`."""
     port = arguments.port or _free_port()
     return asyncio.run(run(arguments.dir.resolve(), fresh=arguments.fresh, listen=f"127.0.0.1:{port}"))
 
 
 async def run(directory: Path, *, fresh: bool, listen: str, command: Sequence[str] = EXPORTER) -> int:
-    """Run the demo in `directory` until SIGINT or SIGTERM; then end every child and return 0.
+    """Run the demo in `directory` until SIGINT or SIGTERM, then end every child and return 0.
 
     Args:
-        directory: where everything is kept, absolute; must be empty or an earlier demo's.
+        directory: absolute path of the demo's folder; it must be empty or of an earlier demo.
         fresh: remove the earlier demo's data first.
         listen: host:port of the exporter.
-        command: what is started as the exporter; `--config.file` is appended.
+        command: command line of the exporter; `--config.file` is appended.
 
     Raises:
         ConfigError: the folder, the port or MONGODB_URI cannot be used; nothing was started.
-        ExporterError: a part did not start, or ended by itself; the others were ended.
+        ExporterError: a part did not start, or ended by itself; all others were ended.
     """
     work = asyncio.ensure_future(_run(directory, fresh, listen, command))
     loop = asyncio.get_running_loop()
@@ -78,7 +87,7 @@ async def run(directory: Path, *, fresh: bool, listen: str, command: Sequence[st
 
     def stop() -> None:
         nonlocal stopped
-        if not stopped:  # a second Ctrl-C must not cut the cleaning up short
+        if not stopped:  # a second Ctrl-C must not interrupt the cleanup
             stopped = True
             work.cancel()
 
@@ -149,12 +158,12 @@ def _refuse_taken(listen: str) -> None:
         reason = error.strerror if isinstance(error, OSError) else "no such port"
         raise ConfigError(
             f"the exporter cannot listen on {listen} ({reason}); "
-            "stop what listens there, perhaps another demo, or choose another port with --port"
+            "stop the program that listens there, perhaps another demo, or choose another port with --port"
         ) from error
 
 
 def _start_mongodb(stack: AsyncExitStack, directory: Path) -> tuple[str, Mongod | None]:
-    """Return a connection string with a database: of MONGODB_URI, else of a mongod of our own that ends with the stack."""
+    """Return a connection string with a database: MONGODB_URI, else that of a new mongod that ends with the stack."""
     given = os.environ.get("MONGODB_URI")
     if given:
         return with_database(given), None
@@ -165,30 +174,30 @@ def _start_mongodb(stack: AsyncExitStack, directory: Path) -> tuple[str, Mongod 
 
 
 def with_database(uri: str) -> str:
-    """Return the connection string with a database in it.
+    """Return the connection string with a database: its own, else DATABASE.
 
     Raises:
-        ConfigError: it is no connection string.
+        ConfigError: it is not a connection string.
     """
     try:
         meaning = parse_uri(uri)
     except PyMongoError as error:
-        raise ConfigError(f"MONGODB_URI is no usable connection string: {error}") from error
+        raise ConfigError(f"MONGODB_URI is not a connection string of MongoDB: {error}") from error
     if meaning["database"]:
         return uri
     parts = urlsplit(uri)
     query = parts.query
     if meaning["username"] and "authsource" not in query.lower():
-        query += ("&" if query else "") + "authSource=admin"  # what it was while no database was named
+        query += ("&" if query else "") + "authSource=admin"  # the driver's default while the string named no database
     return urlunsplit(parts._replace(path=f"/{DATABASE}", query=query))
 
 
 async def _predecessor_gone(data: Path) -> None:
-    """Let the mongod of a demo that was killed a moment ago finish with its files."""
+    """Wait until the mongod of a demo that was just killed has closed its files."""
     lock = data / "mongod.lock"
     text = lock.read_text().strip() if lock.is_file() else ""
     deadline = time.monotonic() + STOP_SECONDS
-    while text.isdigit() and _is_mongod(text) and time.monotonic() < deadline:  # noqa: ASYNC110  it sends us no event
+    while text.isdigit() and _is_mongod(text) and time.monotonic() < deadline:  # noqa: ASYNC110  # it is no child, so no event tells its end
         await asyncio.sleep(0.1)
 
 
@@ -200,41 +209,41 @@ def _is_mongod(pid: str) -> bool:
 
 
 async def _open_database(stack: AsyncExitStack, uri: str, world: World, fresh: bool) -> AsyncDatabase[_Document]:
-    """Return the demo's database, dropped first if a fresh start is wanted; refuse one that holds anything else.
+    """Return the demo's database, with `fresh` dropped first; refuse a database that holds other data.
 
     Raises:
         StoreUnavailableError: MongoDB does not answer.
-        ConfigError: the database is not empty and no demo's, or of another folder's demo.
+        ConfigError: the database holds other data, or the data of another folder's demo.
     """
     client: AsyncMongoClient[_Document] = AsyncMongoClient(uri, serverSelectionTimeoutMS=5000)
     stack.push_async_callback(client.close)
     database = client.get_default_database()
-    mine = {"_id": "world", "seed": world.seed, "start": world.start}
+    mark = {"_id": "world", "seed": world.seed, "start": world.start}
     try:
         found = await database[STATE].find_one({"_id": "world"})
         if found is None and await database.list_collection_names():
-            raise ConfigError(f"MONGODB_URI: database {database.name} is not empty and no demo's; name another database in it")
+            raise ConfigError(f"MONGODB_URI: database {database.name} is not empty and not of a demo; name another database")
         if found is not None and fresh:
             await client.drop_database(database.name)
-        elif found not in (None, mine):
+        elif found not in (None, mark):
             raise ConfigError(f"database {database.name} holds the data of another demo; start over with --fresh")
-        await database[STATE].replace_one({"_id": "world"}, mine, upsert=True)
+        await database[STATE].replace_one({"_id": "world"}, mark, upsert=True)
     except PyMongoError as error:
         raise StoreUnavailableError(f"the demo cannot use MongoDB: {error}; check MONGODB_URI or unset it") from error
     return database
 
 
 async def _manage(database: AsyncDatabase[_Document], world: World) -> None:
-    """Write every aggregate once, as the manager does; a MongoDB that is away for a moment is only mentioned."""
-    documents = aggregates(world, int(time.time()))
+    """Write every worker document once, as the manager does; print a warning if MongoDB does not answer."""
+    documents = worker_documents(world, int(time.time()))
     try:
         await database[WORKERS].bulk_write([ReplaceOne({"_id": id}, each, upsert=True) for id, each in documents.items()])
     except PyMongoError as error:
-        print(f"the simulated manager could not write the aggregates: {error}", file=sys.stderr)
+        print(f"the simulated manager could not write the worker documents: {error}", file=sys.stderr)
 
 
 def _environment() -> dict[str, str]:
-    """Return the exporter's environment: no credential, profile or setting of the user's but the log's."""
+    """Return the exporter's environment: without the user's AWS variables and exporter settings, except those of the log."""
     kept = {
         name: text
         for name, text in os.environ.items()
@@ -256,12 +265,12 @@ def _config(directory: Path, uri: str, aws_url: str, listen: str) -> str:
         return yaml.safe_dump(settings, sort_keys=False)
 
     return (
-        "# Written by `cml-worker-exporter demo` at every start; your changes are lost.\n"
+        "# Written by `cml-worker-exporter demo` at every start; changes are overwritten.\n"
         + section(mongodb={"uri": uri}, cloudwatch={"endpoint_url": aws_url})
-        + "# The fake CloudWatch never publishes late, so an empty result is final soon: the last day is there in two\n"
-        "# minutes. Against AWS keep the default of 1h.\n"
+        + "# The fake CloudWatch never publishes late, so a short absence timeout is safe: the last day is filled within two\n"
+        "# minutes. Keep the default of 1h with AWS.\n"
         + section(absence_timeout="10m")
-        + "# An hour more than the default, so that a whole day of 288 samples is filled at once.\n"
+        + "# An hour more than the default, so that a whole day of 288 samples is filled at the first start.\n"
         + section(gap_fill_window="25h")
         + section(data_dir=str(directory / OUTBOX), web={"listen_address": [listen]})
     )
@@ -277,7 +286,7 @@ def _banner(directory: Path, endpoints: Mapping[str, str]) -> str:
         'print(*history.aggregate([{"$group": group}]), sep="\\n")'
     )
     return f"""
-The demo is up: 12 simulated workers in us-east-1 and eu-west-1.
+The demo runs: 12 simulated workers in us-east-1 and eu-west-1.
 
   exporter  {url}
   metrics   {url}/metrics
@@ -285,15 +294,15 @@ The demo is up: 12 simulated workers in us-east-1 and eu-west-1.
   fake AWS  {endpoints["aws"]}
   {_prometheus_line(endpoints)}
 
-Try, in another shell:
+Try in another shell:
 
   curl -s {url}/metrics | grep ^cml_worker_cpu
   curl -s {url}/api/workers
   {shlex.quote(str(_shown(Path(sys.executable))))} -c {shlex.quote(count)}
 
-{_queries(endpoints)}The history begins two weeks ago; its last day fills within two minutes.
-Eight workers ran all day and get 288 samples of it each.
-Ctrl-C ends everything. The data stays in {folder} for the next start; --fresh starts over.
+{_queries(endpoints)}The history begins two weeks ago; the exporter fills its last day within two minutes.
+Eight workers ran all day and get 288 samples each for it.
+Ctrl-C ends all processes. The data stays in {folder} for the next start; --fresh removes it first.
 """
 
 
@@ -311,12 +320,12 @@ def _queries(endpoints: Mapping[str, str]) -> str:
 
 
 def _shown(path: Path) -> Path:
-    """Return the path as short as it can be typed here."""
+    """Return the path relative to the current folder if it is below it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _port_near(wanted: int) -> int:
-    """Return the usual port, or a free one where it is taken."""
+    """Return the wanted port, or a free one if it is taken."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -1,8 +1,8 @@
-"""The demo's fleet as pure functions of (world, worker, time): nothing is remembered, so any moment can be computed again.
+"""The demo's fleet as pure functions of (world, worker, time), without state: any moment can be computed again.
 
-Twelve workers in two regions live through what a real fleet does: labs start and stop, one worker idles, one is stopped, one is
-stopped and restarted all day long, one was terminated and replaced, one has no CloudWatch agent. Times are whole UTC seconds,
-every change of status falls on a whole minute, utilizations are percent.
+Twelve workers in two regions behave like a real fleet: labs start and stop, one worker idles, one is stopped, one is stopped
+and restarted all day, one was terminated and replaced, one has no CloudWatch agent. Times are whole UTC seconds, every status
+changes on a whole minute, utilizations are percent.
 """
 
 import math
@@ -16,33 +16,33 @@ from exporter.core.model import Dimensions, MetricName, WorkerMetricsSample
 from exporter.core.periods import DAY, HOUR, MINUTE, align, align_up, rfc3339, to_datetime
 
 PERIOD = 5 * MINUTE
-"""Basic monitoring: one datapoint every five minutes."""
+"""Seconds between two datapoints; five minutes, as in basic monitoring."""
 HISTORY = 26 * HOUR
-"""What CloudWatch has from before the first start: the demo's `gap_fill_window` of 25 h, and the period begun then."""
+"""Seconds of datapoints before the first start: the demo's `gap_fill_window` of 25 h, rounded up."""
 RUNNING = frozenset({"running", "stopping", "shutting-down"})
-"""Statuses in which the instance is up, so that CloudWatch gets datapoints."""
+"""Statuses in which the instance is up, so that CloudWatch has datapoints."""
 _COLLECT = 5 * MINUTE
-"""The real manager's metrics job copies CloudWatch into the aggregate every five minutes."""
+"""Seconds between two runs of the metrics job of the real manager, which copies CloudWatch into the worker document."""
 _CYCLE, _PAUSE = 3 * HOUR, 30 * MINUTE
-"""The restarting worker is stopped for the pause in every cycle."""
+"""Cycle of the restarting worker, and the pause in it during which the worker is stopped, in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """What all else follows from: a seed, and the first start of the demo, around which the workers' lives are placed."""
+    """Parameters of a fleet: a seed, and the UTC second of the demo's first start, which the workers' lifetimes refer to."""
 
     seed: int
     start: int
 
     @property
     def begin(self) -> int:
-        """The first period CloudWatch has datapoints of."""
+        """Start of the first period with datapoints in CloudWatch."""
         return align(self.start, PERIOD) - HISTORY
 
 
 @dataclass(frozen=True, slots=True)
 class DemoWorker:
-    """One worker and its whole life. `labs` is the most that ever run at once."""
+    """One worker and its lifetime. `labs` is the largest number of concurrent labs."""
 
     id: str
     name: str
@@ -55,11 +55,11 @@ class DemoWorker:
     created_at: int
     labs: int
     agent: bool = True
-    """Whether the CloudWatch agent runs on it; without, there is no memory."""
+    """Whether the CloudWatch agent runs on it; without it there is no memory."""
     instance_memory: bool = False
     """Whether the agent also publishes memory by InstanceId alone (its `aggregation_dimensions`)."""
     nested: bool = False
-    """Whether its aggregate is of the newer generation: under `state`, ISO strings, other names of fields."""
+    """Whether its worker document is of the newer generation: fields under `state`, other names, ISO strings."""
     restarts: bool = False
     stopped_at: int | None = None
     terminated_at: int | None = None
@@ -67,7 +67,7 @@ class DemoWorker:
 
 @dataclass(frozen=True, slots=True)
 class DemoDatapoint:
-    """One Average in CloudWatch: the period that begins at `period`."""
+    """One Average in CloudWatch, of the period that begins at `period`."""
 
     worker: DemoWorker
     metric: MetricName
@@ -89,7 +89,7 @@ def fleet(world: World) -> tuple[DemoWorker, ...]:
             instance_id="i-0" + _hex(world, name, "instance", length=16),
             instance_type="m5zn.metal" if labs > 4 else "c5.metal",
             image_id="ami-0" + _hex(world, region, "image", length=16),
-            # Addresses for documentation: a Prometheus that scrapes the targets reaches no machine.
+            # Addresses reserved for documentation (RFC 5737), so that a scrape of the targets reaches no real machine.
             address=f"{'198.51.100' if region == 'us-east-1' else '203.0.113'}.{10 + number}",
             cml_version="2.8.1" if number % 2 else "2.7.2",
             created_at=start - age,
@@ -108,7 +108,7 @@ def fleet(world: World) -> tuple[DemoWorker, ...]:
         worker("cml-dub-02", "eu-west-1", 3, 31 * DAY),
         worker("cml-dub-03", "eu-west-1", 5, 24 * DAY),
         replace(worker("cml-dub-04", "eu-west-1", 4, 19 * DAY), terminated_at=start - 7 * HOUR),
-        replace(worker("cml-dub-05", "eu-west-1", 4, 5 * HOUR), nested=True),  # in the place of dub-04
+        replace(worker("cml-dub-05", "eu-west-1", 4, 5 * HOUR), nested=True),  # replaces dub-04
     )
 
 
@@ -133,7 +133,7 @@ def status(worker: DemoWorker, time: int) -> str | None:
 
 
 def ran(worker: DemoWorker, period: int) -> bool:
-    """Return whether the instance was up at any time of the period that begins at `period`."""
+    """Return whether the instance was up at any time in the period that begins at `period`."""
     return any(status(worker, minute) in RUNNING for minute in range(period, period + PERIOD, MINUTE))
 
 
@@ -147,8 +147,8 @@ def active_labs(world: World, worker: DemoWorker, time: int) -> int:
 def value(world: World, worker: DemoWorker, metric: MetricName, period: int) -> float:
     """Return the Average of a period, whether or not the instance ran then.
 
-    CPU follows the labs, with a daily rhythm and noise on top: at most 5 + 4 + 6 × 14 = 93 %, without labs below 5 %. Memory is
-    what the labs hold: at most 22 + 6 × 12 = 94 %.
+    CPU follows the labs, plus a daily rhythm and noise: at most 5 + 4 + 6 × 14 = 93 %, below 5 % without labs. Memory follows
+    the labs: at most 22 + 6 × 12 = 94 %.
     """
     busy = _mean_labs(world, worker, period)
     noise = _share(world, worker.id, metric, period)
@@ -160,7 +160,7 @@ def value(world: World, worker: DemoWorker, metric: MetricName, period: int) -> 
 
 
 def published_at(world: World, worker: DemoWorker, period: int) -> int:
-    """Return when CloudWatch has the period's datapoints: one to two minutes after its end."""
+    """Return the second at which CloudWatch has the period's datapoints: one to two minutes after its end."""
     return period + PERIOD + MINUTE + int(MINUTE * _share(world, worker.id, "delay", period))
 
 
@@ -184,10 +184,10 @@ def published(world: World, start: int, end: int, now: int) -> dict[tuple[str, M
 
 
 def samples(world: World, worker: DemoWorker, start: int, end: int) -> Iterator[WorkerMetricsSample]:
-    """Yield what is true of the periods that begin in [start, end), oldest first, also of those before CloudWatch's memory.
+    """Yield the expected samples of the periods that begin in [start, end), oldest first, also before the world's begin.
 
-    As an exporter sees it: status and labs right after the period's end; a terminated worker's last sample is the one in which
-    that was seen.
+    Status and labs are those right after the period's end, as an exporter reads them. The last sample of a terminated worker is
+    the first that has this status.
     """
     for period in range(align_up(max(start, worker.created_at), PERIOD), end, PERIOD):
         if status(worker, period) == "terminated":
@@ -213,8 +213,8 @@ def dimension_sets(worker: DemoWorker, metric: MetricName) -> tuple[Dimensions, 
     return (full, (instance,)) if worker.instance_memory else (full,)
 
 
-def aggregate(world: World, worker: DemoWorker, time: int) -> dict[str, Any]:
-    """Return the document the manager keeps of the worker at a time, in the worker's generation of field names."""
+def worker_document(world: World, worker: DemoWorker, time: int) -> dict[str, Any]:
+    """Return the worker document (the manager's aggregate) at a time, in the worker's generation of field names."""
     collected = _last_collected(worker, time)
     last_cpu, last_memory = (None, None) if collected is None else _newest(world, worker, collected)
     gone = status(worker, time) == "terminated"
@@ -247,17 +247,17 @@ def aggregate(world: World, worker: DemoWorker, time: int) -> dict[str, Any]:
     return {"_id": worker.id, **common, **measured, **dates}
 
 
-def aggregates(world: World, time: int) -> Mapping[str, dict[str, Any]]:
-    """Return the manager's documents at a time, by worker id."""
-    return {worker.id: aggregate(world, worker, time) for worker in fleet(world)}
+def worker_documents(world: World, time: int) -> Mapping[str, dict[str, Any]]:
+    """Return all worker documents at a time, by worker id."""
+    return {worker.id: worker_document(world, worker, time) for worker in fleet(world)}
 
 
 def _last_collected(worker: DemoWorker, time: int) -> int | None:
-    """Return when the manager's metrics job last found the instance running (it skips the others)."""
+    """Return the second at which the manager's metrics job last ran for a running instance; it skips others."""
     ended = [end - MINUTE for end in (worker.stopped_at, worker.terminated_at) if end is not None]
     phase = int(worker.instance_id[-4:], 16) % _COLLECT
     newest = align(min(time, *ended) if ended else time, _COLLECT) + phase
-    # The pause of a restarting worker is the longest time without a collection.
+    # The pause of a restarting worker is the longest time without a run.
     for at in range(newest, newest - _PAUSE - 3 * _COLLECT, -_COLLECT):
         if at <= time and status(worker, at) == "running":
             return at
@@ -274,7 +274,7 @@ def _newest(world: World, worker: DemoWorker, time: int) -> tuple[float | None, 
 
 
 def _last_activity(world: World, worker: DemoWorker, time: int) -> int:
-    """Return the last minute with a lab, at most half a day back; else the time the worker was set up."""
+    """Return the last minute with an active lab in the last half day, else the time the worker was created."""
     ended = [end for end in (worker.stopped_at, worker.terminated_at) if end is not None]
     newest = align(min(time, *ended) if ended else time, MINUTE)
     if worker.labs:
@@ -285,7 +285,7 @@ def _last_activity(world: World, worker: DemoWorker, time: int) -> int:
 
 
 def _labs_near(world: World, worker: DemoWorker, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Yield [begin, end) of the labs that may run in [start, end): time is cut into turns, each holds one lab or none."""
+    """Yield [begin, end) of the labs that may run in [start, end): time is divided into slots of one lab or none."""
     for seat in range(worker.labs):
         turn = 25 * MINUTE + 9 * MINUTE * seat + int(10 * MINUTE * _share(world, worker.id, "turn", seat))
         for number in range(start // turn, (end - 1) // turn + 1):
@@ -303,13 +303,13 @@ def _mean_labs(world: World, worker: DemoWorker, period: int) -> float:
 
 
 def _daylight(time: int) -> float:
-    """Return 0 at 03:00 UTC, 1 at 15:00, when both regions work."""
+    """Return the daily rhythm: 0 at 03:00 UTC, 1 at 15:00 UTC, when it is day in both regions."""
     return 0.5 - 0.5 * math.cos(2 * math.pi * (time - 3 * HOUR) / DAY)
 
 
 @lru_cache(maxsize=1 << 16)
 def _share(world: World, *key: object) -> float:
-    """Return a number in [0, 1) that is always the same for a world and a key."""
+    """Return a pseudorandom number in [0, 1) that depends only on the world and the key."""
     return int.from_bytes(_digest(world, *key)[:6], "big") / (1 << 48)
 
 

@@ -16,16 +16,20 @@ from exporter.demo.past import SEED
 WORLD, LOCK, ENDPOINTS, CONFIG = "cml-demo.json", "cml-demo.lock", "endpoints.json", "exporter.yml"
 MONGODB, OUTBOX, PROMETHEUS = "mongodb", "exporter", "prometheus"
 _DATA = (ENDPOINTS, CONFIG, MONGODB, OUTBOX, PROMETHEUS)
-"""What --fresh removes; the world, which marks the folder as a demo's, goes last."""
+"""What --fresh removes; the world file, which marks the folder as a demo's, is removed last."""
 
 
 @contextmanager
 def hold_folder(directory: Path) -> Iterator[None]:
-    """Make the folder and keep a second demo out of it."""
+    """Create the folder and hold its lock, so that no second demo runs in it.
+
+    Raises:
+        ConfigError: the folder holds other files, cannot be used, or is locked by another demo.
+    """
     try:
         fresh = not directory.exists() or not any(directory.iterdir())
         if not fresh and not (directory / WORLD).exists() and not (directory / LOCK).exists():
-            raise ConfigError(f"{directory} is not empty and no demo's; name another folder with --dir")
+            raise ConfigError(f"{directory} is not empty and not the folder of a demo; name another folder with --dir")
         directory.mkdir(parents=True, exist_ok=True)
         lock = (directory / LOCK).open("a")
     except OSError as error:
@@ -35,15 +39,15 @@ def hold_folder(directory: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ConfigError(f"another demo runs in {directory}; stop it or name another folder with --dir") from error
-        (directory / ENDPOINTS).unlink(missing_ok=True)  # of a demo that was killed
+        (directory / ENDPOINTS).unlink(missing_ok=True)  # left by a demo that was killed
         yield
 
 
 def open_world(directory: Path, *, fresh: bool) -> World:
-    """Return the folder's world, a new one if there is none; with `fresh`, remove the demo's data and make a new one.
+    """Return the world of the folder, or create one; with `fresh`, remove the demo's data first.
 
     Raises:
-        ConfigError: the world cannot be read.
+        ConfigError: the world file is damaged.
     """
     world = None if fresh else read_world(directory)
     if world is None:
@@ -59,7 +63,11 @@ def open_world(directory: Path, *, fresh: bool) -> World:
 
 
 def read_world(directory: Path) -> World | None:
-    """Return the world that the folder keeps, None before the first start; raises ConfigError when it is damaged."""
+    """Return the world of the folder, None if it has none.
+
+    Raises:
+        ConfigError: the world file is damaged.
+    """
     path = directory / WORLD
     try:
         content = json.loads(path.read_text())
@@ -71,7 +79,7 @@ def read_world(directory: Path) -> World | None:
 
 
 def write_private_file(path: Path, text: str) -> None:
-    """Replace a file in one step; only its owner may read it, for connection strings hold passwords."""
+    """Replace a file atomically; only its owner may read it, because connection strings hold passwords."""
     draft = path.with_name(path.name + ".tmp")
     with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         file.write(text)

@@ -1,7 +1,7 @@
-"""A mongod of our own for the demo and the tests: found, started, watched and ended here.
+"""A mongod for the demo and the tests: find, start, watch and end it.
 
-Never used in production. It listens on 127.0.0.1 only, keeps its cache small, and puts all its files into one folder. A watcher
-process ends it when the process that started it dies without stopping it.
+Never used in production. It listens on 127.0.0.1 only, has a small cache, and keeps all its files in one folder. A watcher
+process ends it when the process that started it dies.
 """
 
 import json
@@ -30,7 +30,7 @@ INSTALL = (
 LOG = "mongod.log"
 REPLICA_SET = "rs0"
 CACHE_GB = "0.25"
-"""The smallest wiredTiger cache mongod accepts."""
+"""Smallest WiredTiger cache that mongod accepts."""
 _POLL = 0.05
 
 
@@ -51,7 +51,7 @@ def find_mongod() -> Path | None:
 
 @contextmanager
 def mongodb(dbpath: Path, port: int) -> Iterator[str]:
-    """Yield a connection string: MONGODB_URI of the environment (then nothing is started), else that of a mongod of our own.
+    """Yield a connection string: MONGODB_URI of the environment (nothing is started), else that of a new mongod.
 
     Raises:
         IncompatibleStoreError, StoreUnavailableError: as `Mongod.start`.
@@ -67,8 +67,8 @@ def mongodb(dbpath: Path, port: int) -> Iterator[str]:
 class Mongod:
     """One mongod process on 127.0.0.1:`port` with its data and log in `dbpath`; use it as a context manager.
 
-    `parameters` are mongod's --setParameter values. Restarting on the same folder keeps the data. With `auth` the first user is
-    made through the localhost exception.
+    `parameters` are mongod's --setParameter values, `patience` is in seconds. A restart on the same folder keeps the data. With
+    `auth` the localhost exception lets the first user be created.
     """
 
     def __init__(
@@ -113,10 +113,10 @@ class Mongod:
         return self._process.pid
 
     def start(self) -> None:
-        """Start it and wait until it answers (a replica set: until it is primary); does nothing when it runs.
+        """Start it and wait until it answers (a replica set: until it is primary); do nothing if it runs.
 
         Raises:
-            IncompatibleStoreError: there is no mongod, it cannot run here (the message holds its last words), or the
+            IncompatibleStoreError: there is no mongod, it cannot run on this machine (the message holds its error), or the
                 port is taken.
             StoreUnavailableError: it did not answer within `patience` seconds.
         """
@@ -161,10 +161,10 @@ class Mongod:
         try:
             self.dbpath.mkdir(parents=True, exist_ok=True)
             log = self.dbpath / LOG
-            self._log_start = log.stat().st_size if log.exists() else 0  # what an earlier run said explains nothing
+            self._log_start = log.stat().st_size if log.exists() else 0  # skip the log of earlier runs
             if not os.access(program, os.X_OK):
                 program.chmod(program.stat().st_mode | 0o111)  # some installers drop the mode bits of a wheel
-            # A session of its own keeps Ctrl-C from reaching it before we have finished with it.
+            # In a session of its own, so that Ctrl-C does not end it before this process has finished with it.
             with (self.dbpath / "mongod.out").open("wb") as out:
                 return subprocess.Popen(
                     command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
@@ -179,7 +179,7 @@ class Mongod:
         with MongoClient[dict[str, object]](self.uri, serverSelectionTimeoutMS=100, socketTimeoutMS=10_000) as client:
             while not self._ready(client):
                 if self._process is None or self._process.poll() is not None:
-                    raise IncompatibleStoreError(self._obituary(), reason="mongod")
+                    raise IncompatibleStoreError(self._exit_message(), reason="mongod")
                 if time.monotonic() > deadline:
                     raise StoreUnavailableError(
                         f"mongod on 127.0.0.1:{self.port} did not answer within {self.patience:g} s; see {self.dbpath / LOG}",
@@ -215,36 +215,37 @@ class Mongod:
                 process.wait()
         watcher, self._watcher = self._watcher, None
         if watcher is not None:
-            # Before its pipe closes: it must not signal a process id that is free for others by now.
+            # Before its pipe closes: by now the process id may belong to another process.
             watcher.kill()
             watcher.communicate()
 
-    def _obituary(self) -> str:
-        """Say why it ended: the dynamic linker's complaint, else the first error in its log, else the last line."""
+    def _exit_message(self) -> str:
+        """Return why it ended: the error of the dynamic linker, else the first error in its log, else the last line."""
         said = _text(self.dbpath / "mongod.out")
         if "shared librar" in said:
             return f"mongod cannot run here: {said.splitlines()[-1]}; install that library (libssl.so.3: libssl3), or {INSTALL}"
-        lines = _text(self.dbpath / LOG, self._log_start).splitlines() or said.splitlines() or ["it said nothing"]
+        lines = _text(self.dbpath / LOG, self._log_start).splitlines() or said.splitlines() or ["without output"]
         return f"mongod on 127.0.0.1:{self.port} ended at once: {_cause(lines)}; see {self.dbpath / LOG}"
 
 
 def _check_port(port: int) -> None:
-    """Refuse a port that is in use: another mongod there would answer the ping."""
+    """Refuse a port in use: a foreign mongod on it would answer the ping."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
             raise IncompatibleStoreError(
-                f"port {port} of 127.0.0.1 is taken; stop what listens there or choose another for mongod", reason="mongod"
+                f"port {port} of 127.0.0.1 is taken; stop its listener or choose another port for mongod",
+                reason="mongod",
             ) from error
 
 
 def _watch(pid: int) -> "subprocess.Popen[bytes]":
     """Start a shell that ends `pid` once this process has gone.
 
-    Its standard input is a pipe of which we hold the other end: the kernel closes it however we die. Linux' PDEATHSIG would do
-    the same for a thread, not for the process, and so kill a mongod that was started in a worker thread.
+    This process holds the other end of its standard input: the kernel closes that pipe when the process dies in any way.
+    Linux's PDEATHSIG is tied to the thread, not the process, so it would kill a mongod that was started in a worker thread.
     """
     script = 'read -r _; kill "$1" 2>/dev/null'
     return subprocess.Popen(["/bin/sh", "-c", script, "watch-mongod", str(pid)], stdin=subprocess.PIPE, start_new_session=True)
@@ -255,7 +256,7 @@ def _text(path: Path, start: int = 0) -> str:
 
 
 def _cause(lines: list[str]) -> str:
-    """Return the first line of severity E or F of a mongod log as plain text (others follow from it), else the last line."""
+    """Return the first line of severity E or F of a mongod log as plain text, which caused the others, else the last line."""
     for line in lines:
         try:
             entry = json.loads(line)

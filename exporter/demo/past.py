@@ -1,6 +1,6 @@
-"""The demo's past: two weeks of history as an exporter that ran all the time would have mirrored them.
+"""The demo's past: the two weeks of history that an exporter would have written.
 
-So that the dashboards have a week before to compare with. The newest day is the exporter's, which fills it from CloudWatch.
+The dashboards compare with the week before. The exporter itself fills the newest day from the fake CloudWatch.
 """
 
 import asyncio
@@ -15,21 +15,21 @@ from exporter.storage.mongo import Database
 from exporter.storage.repository import WorkerMetricsRepository
 
 HISTORY = "worker_metrics_timeseries"
-"""The collection that the exporter's settings name unless they say otherwise."""
+"""The default of the setting `mongodb.history`."""
 STATE = "demo_state"
-"""The collection that marks a database as a demo's: which world it belongs to, and whether that has its past."""
+"""Collection that marks a database as a demo's: its world, and whether its past was written."""
 SEED = 20251116
 DAYS = 15
 _RETENTION = 30 * DAY
 _OVERLAP = 2 * HOUR
-"""Of this and what the exporter fills, which depends on when it is started; what is there already it leaves alone."""
+"""Overlap of the past with the gap-fill window of the exporter, which depends on its start; existing samples stay."""
 
 
 async def remember(database: Database, world: World) -> int:
-    """Write the fleet's past if it is not there yet, and return how many samples that were.
+    """Write the fleet's past unless it is there, and return the number of samples written.
 
     Raises:
-        StoreError: MongoDB does not answer, or the collection is not a history of the demo's period.
+        StoreError: MongoDB does not answer, or the collection is not a history with the demo's period.
     """
     mark = {"_id": "past", "start": world.start}
     try:

@@ -20,18 +20,18 @@ STOP_SECONDS = 15.0
 
 
 async def check_mongod(mongod: Mongod) -> None:
-    """Raise StoreUnavailableError when mongod has ended."""
+    """Raise StoreUnavailableError if mongod has ended."""
     if _has_ended(mongod.pid):
-        raise StoreUnavailableError(f"mongod ended by itself; {mongod.dbpath / LOG} says why")
+        raise StoreUnavailableError(f"mongod ended by itself; see {mongod.dbpath / LOG}")
 
 
 def _has_ended(child: int) -> bool:
-    # Without reaping it, for `Mongod.stop` waits for it too.
+    # Without reaping it, because `Mongod.stop` waits for it too.
     return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 async def repeat(pause: Callable[[], float], action: Callable[[], Awaitable[object]]) -> None:
-    """Run `action` after every `pause` (seconds), until cancelled."""
+    """Run an action again and again, after a pause of `pause()` seconds each time; never returns."""
     while True:
         await asyncio.sleep(pause())
         await action()
@@ -39,7 +39,7 @@ async def repeat(pause: Callable[[], float], action: Callable[[], Awaitable[obje
 
 @contextmanager
 def background_task(work: Coroutine[Any, Any, None]) -> Iterator["asyncio.Task[None]"]:
-    """Run a coroutine in the background until the block is left."""
+    """Run a coroutine as a task that is canceled on leaving."""
     task = asyncio.create_task(work)
     try:
         yield task
@@ -48,7 +48,7 @@ def background_task(work: Coroutine[Any, Any, None]) -> Iterator["asyncio.Task[N
 
 
 async def wait_for_first(wanted: Coroutine[Any, Any, object], others: Sequence["asyncio.Task[None]"]) -> None:
-    """Wait for `wanted`; raise what one of the others, which never end well, raises before."""
+    """Wait for `wanted`, or raise what one of `others` raises before; the others end only by an exception."""
     task = asyncio.ensure_future(wanted)
     try:
         await asyncio.wait([task, *others], return_when=asyncio.FIRST_COMPLETED)
@@ -62,9 +62,9 @@ async def wait_for_first(wanted: Coroutine[Any, Any, object], others: Sequence["
 
 @asynccontextmanager
 async def child_process(command: Sequence[str], environment: Mapping[str, str]) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Start a child that dies with this process, and end it on leaving.
+    """Start a child process that dies with this one; end it on leaving.
 
-    A session of its own keeps Ctrl-C from reaching it before we have finished with it.
+    It runs in a session of its own, so that Ctrl-C reaches only this process, which ends the children in order.
     """
     process = await asyncio.create_subprocess_exec(
         *command, env=environment, stdin=asyncio.subprocess.DEVNULL, start_new_session=True, preexec_fn=_die_with_parent()
@@ -82,27 +82,27 @@ async def child_process(command: Sequence[str], environment: Mapping[str, str]) 
 
 
 def _die_with_parent() -> Callable[[], None]:
-    """Return what a child does between fork and exec, so that kill -9 of this process ends it too (Linux only)."""
+    """Return the function a child runs between fork and exec, so that kill -9 of this process ends it too (Linux only)."""
     if not sys.platform.startswith("linux"):
         return lambda: None
     prctl, parent = ctypes.CDLL(None, use_errno=True).prctl, os.getpid()
 
     def arrange() -> None:
-        prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG; the exporter survives a kill, its end must not depend on its health
-        if os.getppid() != parent:  # too late for the signal
+        prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG; the exporter loses nothing by SIGKILL
+        if os.getppid() != parent:  # the parent died before prctl, so no signal will come
             os._exit(1)
 
     return arrange
 
 
 async def raise_when_ended(process: asyncio.subprocess.Process, name: str) -> None:
-    """Wait for a process to end and raise ExporterError: only the demo may end it."""
+    """Wait for the end of a child and raise ExporterError with its exit status."""
     status = await process.wait()
-    raise ExporterError(f"{name} ended by itself with status {status}; its own lines above say why")
+    raise ExporterError(f"{name} ended by itself with status {status}; see its log lines above")
 
 
 async def wait_until_ready(url: str, name: str) -> None:
-    """Wait until a child says it is ready.
+    """Wait until the URL of a child answers 200.
 
     Raises:
         ExporterError: it did not within 90 s.
@@ -110,7 +110,7 @@ async def wait_until_ready(url: str, name: str) -> None:
     deadline = time.monotonic() + _READY_SECONDS
     while not await asyncio.to_thread(_answers, url):
         if time.monotonic() > deadline:
-            raise ExporterError(f"{name} was not ready within {_READY_SECONDS:g} s; its lines above say why")
+            raise ExporterError(f"{name} was not ready within {_READY_SECONDS:g} s; see its log lines above")
         await asyncio.sleep(0.2)
 
 

@@ -1,4 +1,4 @@
-"""The demo's Prometheus: the repository's own configuration, with the demo's addresses in place of the stack's."""
+"""The demo's Prometheus: the repository's configuration, with the demo's addresses in place of the stack's."""
 
 import shutil
 from collections.abc import Mapping
@@ -10,42 +10,42 @@ import yaml
 from exporter.core.errors import ConfigError
 
 SOURCE = Path(__file__).parents[2] / "prometheus"
-"""The folder of the checkout; an installed package has none."""
+"""Folder of the checkout; an installed package does not have it."""
 INSTALL = "apt-get install prometheus, or https://prometheus.io/download/"
 STACK = "exporter:9877"
-"""The address by which the configuration knows the exporter: the service of docker-compose.yml."""
+"""Address of the exporter in the configuration: the service of docker-compose.yml."""
 
 QUERIES: Mapping[str, str] = {
-    "who is busy now": "topk(3, cml_worker_cpu_utilization_ratio)",
-    "who runs without a lab": "count by (region) (max by (worker_id, region) (cml_worker_active_labs) == 0)",
-    "each worker's daily average, from the history: before this Prometheus ran, and of workers that are gone": (
+    "the three busiest workers now": "topk(3, cml_worker_cpu_utilization_ratio)",
+    "workers without an active lab, by region": "count by (region) (max by (worker_id, region) (cml_worker_active_labs) == 0)",
+    "each worker's daily average from the history, also before this Prometheus ran and of deleted workers": (
         'avg_over_time(cml_worker_cpu_utilization_ratio{store="history"}[1d])'
     ),
 }
 
 
 def find() -> Path | None:
-    """Return the program, None where it is not installed."""
+    """Return the path of the program, None if it is not installed."""
     found = shutil.which("prometheus")
     return Path(found) if found else None
 
 
 def command(program: Path, folder: Path, exporter: str, listen: str) -> list[str]:
-    """Write the configuration into `folder` and return how to start Prometheus with it.
+    """Write the configuration into `folder` and return the command line that starts Prometheus with it.
 
     Args:
-        program: of Prometheus.
-        folder: of the demo; the configuration and the data go below it.
+        program: path of Prometheus.
+        folder: folder for the configuration and the data.
         exporter: host:port of the exporter.
         listen: host:port of Prometheus.
 
     Raises:
-        ConfigError: the checkout's configuration is not there, or cannot be read.
+        ConfigError: the checkout's configuration is missing or cannot be read.
     """
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "prometheus.yml"
     file.write_text(
-        "# Written by `cml-worker-exporter demo` at every start from prometheus/prometheus.yml; your changes are lost.\n"
+        "# Written by `cml-worker-exporter demo` at every start from prometheus/prometheus.yml; changes are overwritten.\n"
         + yaml.safe_dump(configuration(SOURCE, exporter), sort_keys=False)
     )
     return [
@@ -58,10 +58,10 @@ def command(program: Path, folder: Path, exporter: str, listen: str) -> list[str
 
 
 def configuration(source: Path, exporter: str) -> dict[str, Any]:
-    """Return the configuration in `source` for an exporter at another address, no Alertmanager and no node_exporters.
+    """Return the configuration in `source` for an exporter at another address, without Alertmanager and node_exporters.
 
     Raises:
-        ConfigError: there is none, or it cannot be read.
+        ConfigError: it is missing or cannot be read.
     """
     try:
         content: dict[str, Any] = yaml.safe_load((source / "prometheus.yml").read_text())
@@ -69,9 +69,9 @@ def configuration(source: Path, exporter: str) -> dict[str, Any]:
         raise ConfigError(
             f"{source / 'prometheus.yml'} cannot be read ({error}); the demo's Prometheus needs a checkout"
         ) from error
-    # The addresses of the simulated workers belong to no machine, or to a foreign one: nothing must be sent there.
+    # The addresses of the simulated workers may belong to other machines, so nothing must be sent there.
     content["scrape_configs"] = [job for job in content["scrape_configs"] if "http_sd_configs" not in job]
-    content.pop("alerting", None)  # the demo has no Alertmanager; Prometheus shows its alerts itself
+    content.pop("alerting", None)  # there is no Alertmanager; Prometheus's own page shows the alerts
     content["rule_files"] = [str(source / pattern) for pattern in content.get("rule_files", ())]
     replaced: dict[str, Any] = _replaced(content, exporter)
     return replaced

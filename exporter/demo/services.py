@@ -1,10 +1,10 @@
-"""The demo's two parts as processes of their own, for `docker compose --profile demo`: the fake AWS and the simulated manager.
+"""The fake AWS and the simulated manager as separate processes, for `docker compose --profile demo`.
 
     python -m exporter.demo.services fake-aws --listen 0.0.0.0:5000
     python -m exporter.demo.services manager --alive /tmp/alive
 
-Both read MONGODB_URI and take the world from there: whichever starts first makes it, so restarts and new containers go on with
-the same fleet. Unlike `cml-worker-exporter demo` they start no MongoDB and no exporter.
+Both read the world from the database in MONGODB_URI; the first to start creates it. Restarts and new containers therefore
+continue with the same fleet. Unlike `cml-worker-exporter demo` they start neither MongoDB nor the exporter.
 """
 
 import argparse
@@ -24,27 +24,27 @@ from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import PyMongoError
 
 from exporter.core.errors import ConfigError, ExporterError, StoreUnavailableError
-from exporter.demo.fleet import World, aggregates, fleet
+from exporter.demo.fleet import World, fleet, worker_documents
 from exporter.demo.past import SEED, STATE, remember
 
 WORKERS = "workers"
 _PUBLISH_SECONDS = 5.0
 _WRITE_SECONDS = (30.0, 60.0)
-"""Between these the manager waits, as the real one does."""
+"""Shortest and longest pause of the manager between two writes, as in the real one."""
 
 _Document = dict[str, Any]
 _Database = AsyncDatabase[_Document]
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run one of the services until SIGTERM or SIGINT and return the exit status; 1, with the reason, when it cannot go on."""
+    """Run a service until SIGTERM or SIGINT and return the exit status: 1, with a message, when it cannot continue."""
     parser = argparse.ArgumentParser(prog="python -m exporter.demo.services", description="Parts of the demo; see MONGODB_URI.")
     services = parser.add_subparsers(required=True, metavar="service")
     aws = services.add_parser("fake-aws", help="CloudWatch and STS, with the fleet's datapoints")
     aws.add_argument("--listen", default="127.0.0.1:5000", metavar="HOST:PORT", help="(default: 127.0.0.1:5000)")
     aws.set_defaults(run=lambda options, database: fake_aws(database, options.listen))
-    manager = services.add_parser("manager", help="the application that writes the workers' aggregates")
-    manager.add_argument("--alive", type=Path, metavar="FILE", help="touched after every writing, for health checks")
+    manager = services.add_parser("manager", help="the application that writes the worker documents")
+    manager.add_argument("--alive", type=Path, metavar="FILE", help="touched after every write, for health checks")
     manager.set_defaults(run=lambda options, database: manage(database, options.alive))
     options = parser.parse_args(words)
     try:
@@ -55,13 +55,13 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 async def fake_aws(database: _Database, listen: str) -> None:
-    """Serve CloudWatch on host:port and publish what becomes due; never returns.
+    """Serve CloudWatch and STS on host:port and publish datapoints when they are due; never returns.
 
     Raises:
-        ConfigError: `listen` is no host:port, or cannot be listened on.
+        ConfigError: `listen` is not host:port, or is in use.
         StoreUnavailableError: MongoDB does not answer.
     """
-    from exporter.demo.aws import FakeAws  # moto takes a second and 100 MB to import, and the manager needs none of it
+    from exporter.demo.aws import FakeAws  # moto takes a second and 100 MB to import, which the manager does not need
 
     host, port = _address(listen)
     aws = FakeAws(await shared_world(database), host, port)
@@ -76,17 +76,17 @@ async def fake_aws(database: _Database, listen: str) -> None:
 
 
 async def manage(database: _Database, alive: Path | None = None) -> None:
-    """Write the fleet's past, then every aggregate again and again, as the manager does; never returns.
+    """Write the fleet's past, then all worker documents every 30 to 60 seconds, as the manager does; never returns.
 
     Raises:
-        ConfigError: `workers` holds documents that are not the demo's.
+        ConfigError: `workers` holds documents of other workers.
         StoreUnavailableError: MongoDB does not answer.
     """
     world = await shared_world(database)
-    await _refuse_strangers(database, world)
+    await _refuse_other_workers(database, world)
     await remember(database, world)
     while True:
-        documents = aggregates(world, int(time.time()))
+        documents = worker_documents(world, int(time.time()))
         writes = [ReplaceOne({"_id": id}, each, upsert=True) for id, each in documents.items()]
         await _answered(database[WORKERS].bulk_write(writes))
         if alive:
@@ -95,7 +95,7 @@ async def manage(database: _Database, alive: Path | None = None) -> None:
 
 
 async def shared_world(database: _Database) -> World:
-    """Return the database's world, created if it is absent: both services, and their restarts, get the same.
+    """Return the world of the database, created if there is none; both services and their restarts share it.
 
     Raises:
         StoreUnavailableError: MongoDB does not answer.
@@ -109,12 +109,12 @@ async def shared_world(database: _Database) -> World:
     return World(seed=int(found["seed"]), start=int(found["start"]))
 
 
-async def _refuse_strangers(database: _Database, world: World) -> None:
+async def _refuse_other_workers(database: _Database, world: World) -> None:
     ids = [worker.id for worker in fleet(world)]
-    stranger = await _answered(database[WORKERS].find_one({"_id": {"$nin": ids}}, {"_id": 1}))
-    if stranger is not None:
+    other = await _answered(database[WORKERS].find_one({"_id": {"$nin": ids}}, {"_id": 1}))
+    if other is not None:
         raise ConfigError(
-            f"{database.name}.{WORKERS} holds workers that are not the demo's, such as {stranger['_id']}; "
+            f"{database.name}.{WORKERS} holds workers that are not the demo's, such as {other['_id']}; "
             "give the demo a database of its own in MONGODB_URI"
         )
 
@@ -124,7 +124,7 @@ def _address(listen: str) -> tuple[str, int]:
     try:
         if not host:
             raise ValueError("there is no host")
-        with socket.socket() as probe:  # moto itself would wait for ever
+        with socket.socket() as probe:  # moto would hang if the port is taken
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, int(port)))
     except (ValueError, OverflowError, OSError) as error:
@@ -134,7 +134,7 @@ def _address(listen: str) -> tuple[str, int]:
     return host, int(port)
 
 
-async def _answered(work: Awaitable[Any]) -> Any:  # noqa: ANN401  # whatever MongoDB answers
+async def _answered(work: Awaitable[Any]) -> Any:  # noqa: ANN401  # MongoDB's answers have no common type
     try:
         return await work
     except PyMongoError as error:
@@ -142,7 +142,7 @@ async def _answered(work: Awaitable[Any]) -> Any:  # noqa: ANN401  # whatever Mo
 
 
 async def _until_stopped(service: Callable[[_Database], Awaitable[None]]) -> int:
-    """Run a service until a signal; what it raises goes on."""
+    """Run a service until SIGINT or SIGTERM; its errors propagate."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -153,14 +153,14 @@ async def _until_stopped(service: Callable[[_Database], Awaitable[None]]) -> int
     except asyncio.CancelledError:
         return 0
     except PyMongoError as error:
-        raise ConfigError(f"MONGODB_URI is no usable connection string: {error}") from error
+        raise ConfigError(f"MONGODB_URI is not a connection string of MongoDB: {error}") from error
     return 0
 
 
 def _uri() -> str:
     uri = os.environ.get("MONGODB_URI")
     if not uri:
-        raise ConfigError("MONGODB_URI is not set; it says which MongoDB and database the demo may use")
+        raise ConfigError("MONGODB_URI is not set; set it to the MongoDB and database that the demo may use")
     return uri
 
 

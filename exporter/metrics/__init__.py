@@ -1,1 +1,1 @@
-"""Numbers to text: the exposition format and the exporter metrics."""
+"""The text of /metrics: the worker block in the exposition format, and the exporter metrics."""

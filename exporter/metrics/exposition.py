@@ -1,7 +1,7 @@
-"""The worker block of /metrics: gauges → bytes of the text format 0.0.4, rendered and compressed once per cycle.
+"""The worker block of /metrics in text format 0.0.4, rendered and compressed once per cycle.
 
-`render` joins strings directly, because prometheus_client needs a second for 10,000 workers; a test renders the same
-through prometheus_client and compares both byte by byte. Names, helps and labels come from the catalog only.
+`render` joins strings directly, because prometheus_client needs a second for 10,000 workers; a test compares its output with
+prometheus_client's byte by byte. Names, HELP texts and labels come from the catalog only.
 """
 
 import zlib
@@ -21,6 +21,7 @@ from exporter.core.catalog import (
     MEMORY,
     SAMPLE_TIME,
     STATUS,
+    WORKER_DOCUMENT,
     WORKER_LABELS,
     WORKER_METRICS,
     Metric,
@@ -30,23 +31,23 @@ from exporter.core.settings import ExtraGauge
 
 
 def snapshot(gauges: Sequence[WorkerGauges], extra: Sequence[ExtraGauge], fresh_until: float) -> Snapshot:
-    """Render and compress the gauges of a collection cycle; call it in a thread.
+    """Return the rendered and compressed worker block of one cycle; run it in a thread.
 
     Args:
         gauges: one per worker.
         extra: the gauges of `workers.extra`.
-        fresh_until: UTC second of the local clock from which on the block is left out of /metrics.
+        fresh_until: UTC second of the local clock after which the block is left out of /metrics.
     """
     body = render(gauges, extra)
-    # Level 1 takes a third of the default's time for a few percent more bytes. Flushed before its end, so that the routes can
-    # continue the member: curl, wget and browsers read only the first of several.
+    # Level 1 takes a third of the default's time for a few percent more bytes. The flush lets `gzip_member.continued` append to
+    # the member: curl, wget and browsers read only the first of several members.
     packer = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS | 16)
     gzipped = packer.compress(body) + packer.flush(zlib.Z_SYNC_FLUSH) + packer.flush()
     return Snapshot(tuple(gauges), body, gzipped, fresh_until)
 
 
 def render(gauges: Sequence[WorkerGauges], extra: Sequence[ExtraGauge]) -> bytes:
-    """Return the block as prometheus_client would, byte for byte: the catalog's families, then `workers.extra`.
+    """Return the bytes that prometheus_client would render: the catalog's families, then those of `workers.extra`.
 
     Status, labs and extra gauges of a worker whose `show_state` is false are left out; so is every value that is None.
     """
@@ -59,7 +60,7 @@ def render(gauges: Sequence[WorkerGauges], extra: Sequence[ExtraGauge]) -> bytes
 
 
 def _extra_metric(gauge: ExtraGauge) -> Metric:
-    return Metric(gauge.metric, "gauge", gauge.help, "", WORKER_LABELS, "aggregate")
+    return Metric(gauge.metric, "gauge", gauge.help, "", WORKER_LABELS, WORKER_DOCUMENT)
 
 
 def _ratio(percent: float | None) -> float | None:
@@ -73,14 +74,14 @@ _PLAIN: Mapping[str, Callable[[WorkerGauges], float | None]] = {
     LAST_ACTIVITY.name: lambda gauge: gauge.worker.last_activity_at,
     CREATED.name: lambda gauge: gauge.worker.created_at,
 }
-"""The families with one series a worker; `_value` adds those of `workers.extra`."""
+"""Families with one series per worker; `_value` adds those of `workers.extra`."""
 
 _TIMES: Mapping[str, Callable[[WorkerGauges], int | None]] = {
     "cpu": lambda gauge: gauge.cpu_time,
     "memory": lambda gauge: gauge.memory_time,
     "state": lambda gauge: gauge.observed_at,
 }
-"""The `metric` label of the sample times."""
+"""Label `metric` of the sample times, and the time."""
 
 
 def _value(name: str) -> Callable[[WorkerGauges], float | None]:
@@ -90,7 +91,7 @@ def _value(name: str) -> Callable[[WorkerGauges], float | None]:
 # For speed each line is made by a %-template, whose labels are in order and whose constant labels are filled in.
 
 Ids = Sequence[tuple[str, str]]
-"""(region, worker_id) of each gauge, escaped, in the order in which the sorted labels name them."""
+"""(region, worker_id) of each gauge, escaped, in the order of the sorted labels."""
 
 
 def _template(metric: Metric, /, **fixed: str) -> str:
@@ -102,7 +103,7 @@ _STATUS_LINES = {
     status: "".join(f"{_template(STATUS, status=each)}{'1.0' if each == status else '0.0'}\n" for each in STATUSES)
     for status in STATUSES
 }
-"""All the lines of a worker that is in this status."""
+"""The lines of a worker in this status, one per possible status."""
 
 _INFO_VALUES = attrgetter(*({"worker_id": "id"}.get(name, name) for name in sorted(INFO.labels)))
 
@@ -136,13 +137,13 @@ _LINES = {INFO.name: _info_lines, STATUS.name: _status_lines, SAMPLE_TIME.name: 
 
 
 def _text(value: float) -> str:
-    # Below a million Go and Python agree, and the client's conversion is the dearest part of a line.
+    # Below a million Go and Python agree; the client's conversion is the slowest part of a line.
     return repr(float(value)) if 0 <= value < 1e6 else _large(value)
 
 
 @lru_cache(maxsize=32768)
 def _large(value: float) -> str:
-    """Format a large value, nearly always a time: workers share the ends of their periods, and other times rarely change."""
+    """Format a large number, nearly always a time: workers share period ends, and other times rarely change between cycles."""
     text: str = floatToGoString(value)  # type: ignore[no-untyped-call]
     return text
 

@@ -1,4 +1,4 @@
-"""The exporter's own counters and gauges, built from the catalog on a registry that is passed in (never the global one)."""
+"""The exporter metrics: counters and gauges from the catalog, on a registry that the caller passes (never the global one)."""
 
 import platform
 from collections.abc import Iterable
@@ -23,7 +23,7 @@ from exporter.metrics.gzip_member import deflated
 
 
 class OptionalGauge(Collector):
-    """A gauge without labels that is absent until it has a value: a time that never was must not read 1970."""
+    """A gauge without labels that is absent until it has a value: a time that was never set must not read 1970."""
 
     def __init__(self, name: str, registry: CollectorRegistry) -> None:
         self.value: float | None = None
@@ -31,16 +31,16 @@ class OptionalGauge(Collector):
         registry.register(self)
 
     def describe(self) -> Iterable[GaugeMetricFamily]:
-        """Name the family for the registry's check of duplicates."""
+        """Return the family for the registry's check of duplicates."""
         return [GaugeMetricFamily(self._metric.name, self._metric.help)]
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
-        """Yield the family, empty while there is no value."""
+        """Yield the family, without samples while there is no value."""
         yield GaugeMetricFamily(self._metric.name, self._metric.help, value=self.value)
 
 
 class Telemetry:
-    """One attribute for each of the catalog's exporter metrics, plus process_* and python_info."""
+    """The catalog's exporter metrics, one attribute each, plus process_* and python_info."""
 
     def __init__(self, registry: CollectorRegistry, *, revision: str = "") -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # the catalog has no _created series
@@ -76,7 +76,7 @@ class Telemetry:
         self.mirror_last_success = OptionalGauge("cml_exporter_mirror_last_success_timestamp_seconds", registry)
         self.samples_gap_filled = counter("samples_gap_filled_total")
         self.samples_unavailable = counter("samples_unavailable_total")
-        for metric in METRICS:  # from 0 on: increase() does not see a counter's first value
+        for metric in METRICS:  # start at 0: increase() ignores a counter's first value
             self.samples_unavailable.labels(metric)
         self.mirrored = 0
         """Samples inserted since the start, for the log."""
@@ -85,49 +85,49 @@ class Telemetry:
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         self.rendered = ExporterMetrics(b"", b"")
-        """The exporter metrics as of the last `refresh`."""
+        """All exporter metrics, rendered and compressed by the last `refresh`."""
         self.refresh()
 
     def refresh(self) -> None:
-        """Read /proc, render and compress; safe from any thread.
+        """Render and compress all exporter metrics, with /proc as of now; safe from any thread.
 
-        Done ahead of the scrapes, because it takes dozens of system calls and milliseconds of Python, and after each call the
-        thread waits for the interpreter behind those of a collection cycle: most of the time of the slowest scrapes.
+        This is done ahead of scrapes. It takes dozens of system calls and milliseconds of Python; after each call the thread
+        waits for the interpreter behind the threads of a cycle. That caused most of the slowest percent of scrapes.
         """
         text = generate_latest(self.registry)
         self.rendered = ExporterMetrics(text, deflated(text))
 
     def source_succeeded(self, source: str, region: str, at: float, seconds: float) -> None:
-        """Note a successful reading of a source that ended at the UTC second `at`."""
+        """Record a successful read of a source that took `seconds` and ended at the UTC second `at`."""
         self.source_up.labels(source, region).set(1)
         self.source_duration.labels(source, region).set(seconds)
         self.source_last_success.labels(source, region).set(at)
 
     def source_failed(self, source: str, region: str, seconds: float) -> None:
-        """Note a failed reading; the time of the last success stays."""
+        """Record a failed read that took `seconds`; the time of the last success stays."""
         self.source_up.labels(source, region).set(0)
         self.source_duration.labels(source, region).set(seconds)
 
     def source_gone(self, source: str, region: str) -> None:
-        """Nothing is read there any more."""
+        """Remove the series of a source that is no longer read."""
         for gauge in (self.source_up, self.source_duration, self.source_last_success):
             gauge.remove(source, region)
 
     def metrics_were_requested(self, region: str, count: int) -> None:
-        """Count `count` queries of one GetMetricData call, which is what AWS bills."""
+        """Count `count` queries of one GetMetricData request, which AWS bills."""
         self.metrics_requested.labels(region).inc(count)
         self.estimated_cost.inc(dollars(count))
         self.dollars += dollars(count)
 
     def show_budget(self, budget: Budget, state: BudgetState) -> None:
-        """Say what today has cost, and what the budget allows."""
+        """Set the gauges of today's cost and of the budget and its state."""
         self.day_cost.set(dollars(budget.spent()[1]))
         self.budget.value = budget.max_usd
         for each in BUDGET_STATES:
             self.budget_state.labels(each).set(each == state)
 
     def samples_were_mirrored(self, *, inserted: int, already_present: int, rejected: int, gap_filled: int) -> None:
-        """Count what became of one batch of the mirror; `gap_filled` is a part of `inserted`."""
+        """Count the results of one batch of the mirror; `gap_filled` is a part of `inserted`."""
         self.mirror_samples.labels("inserted").inc(inserted)
         self.mirror_samples.labels("already_present").inc(already_present)
         self.mirror_samples.labels("rejected").inc(rejected)

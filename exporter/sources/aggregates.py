@@ -83,14 +83,18 @@ class Aggregates:
                 hello = await self._database.command("hello")
         except (PyMongoError, BSONError) as error:
             raise self._source_error(error, names[0]) from error
-        documents = await self._find(names)
+        documents, refused = await self._find(names)
         fleet = await asyncio.to_thread(parse, documents, to_seconds(hello["localTime"]), self._settings)
-        if not documents and (elsewhere := await self._search_elsewhere()):
-            fleet = replace(fleet, complaints=(*fleet.complaints, elsewhere))
+        if not documents:
+            notes = (refused, await self._search_elsewhere())
+            fleet = replace(fleet, complaints=(*fleet.complaints, *(note for note in notes if note)))
         return replace(fleet, namespace=" or ".join(f"{self._database.name}.{name}" for name in self._collections))
 
-    async def _find(self, names: Sequence[str]) -> list[dict[str, Any]]:
-        """Return the documents of the first collection that holds any, and use only that one from now on."""
+    async def _find(self, names: Sequence[str]) -> tuple[list[dict[str, Any]], str | None]:
+        """Return the documents of the first collection that holds any, and use only that one from now on.
+
+        The second value is why a collection could not be read, where no other holds documents.
+        """
         refusal: SourceError | None = None
         answered = False
         for name in names:
@@ -108,10 +112,10 @@ class Aggregates:
                 if len(names) > 1:
                     self._collections = (name,)
                     _log.info("worker documents found", collection=f"{self._database.name}.{name}")
-                return documents
+                return documents, None
         if refusal is not None and not answered:
             raise refusal
-        return []
+        return [], None if refusal is None else str(refusal)
 
     async def _read_collection(self, name: str, limit: int = 0) -> list[dict[str, Any]]:
         collection = self._database.get_collection(name, codec_options=_CODEC)

@@ -89,7 +89,8 @@ def page(
 </head>
 <body>
 <main>
-<header><h1>CML worker metrics</h1><span class="soft">cml-worker-exporter {escape(__version__)}</span>{_as_of(workers, collection)}</header>
+<header><h1>CML worker metrics</h1><span class="soft">cml-worker-exporter {escape(__version__)}</span>
+{_as_of(workers, collection)}</header>
 {_notice(workers, fresh, ready)}
 {_tiles(workers) if fresh else ""}
 <div class="pair">{_sources(health)}{_links(links)}</div>

@@ -24,14 +24,14 @@ class ExporterProcess:
     """One `cml-worker-exporter serve`: its folder, and the process that runs in it now.
 
     Attributes:
-        directory: holds everything of it: config.yaml, the data folder, the log.
+        directory: its folder: config.yaml, the data folder, the log.
         data_dir: the outbox's folder.
         log: standard output and error of all its runs, one after the other.
-        port: of 127.0.0.1; 0 until the first run has told which one it got.
+        port: of 127.0.0.1; 0 until the first run has logged its port.
     """
 
     def __init__(self, directory: Path, settings: Mapping[str, Any], environment: Mapping[str, str]) -> None:
-        """Write the configuration; nothing runs yet. The log level must let "serving" through, which names the port."""
+        """Write the configuration; nothing runs yet. The log level must include info, because "listening" names the port."""
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
         settings = {"data_dir": str(directory / "data"), **settings}
@@ -61,7 +61,7 @@ class ExporterProcess:
         return self._process.pid
 
     def start(self, *, wait: bool = True) -> None:
-        """Start it, on the port it had before if any; `wait` until /-/ready says yes."""
+        """Start it, on the port it had before if any; `wait` until /-/ready answers 200."""
         assert not self.running, "it runs already"
         self._begin = self.log.stat().st_size if self.log.exists() else 0
         # Port 0 is chosen by the kernel at the moment of listening: no other test can take it in between.
@@ -79,7 +79,7 @@ class ExporterProcess:
             self.wait_until_ready()
 
     def wait_until_ready(self, within: float = READY_WITHIN) -> None:
-        """Wait until /-/ready answers 200: it listens, and has observed once, whatever came of it."""
+        """Wait until /-/ready answers 200: it listens, and has tried to read the worker documents once."""
         self.wait_for(self._is_ready, within, "ready")
 
     def wait_for(self, condition: Callable[[], object], within: float, what: str) -> None:
@@ -90,7 +90,7 @@ class ExporterProcess:
             assert time.monotonic() < deadline, f"the exporter was not {what} within {within:g} s:\n{self.tail()}"
             time.sleep(_POLL)
 
-    def get(self, path: str, **options: Any) -> httpx.Response:  # noqa: ANN401  # whatever httpx.Client.get takes
+    def get(self, path: str, **options: Any) -> httpx.Response:  # noqa: ANN401  # the options of httpx.Client.get
         """GET a path of it."""
         if self._http is None:
             self._http = httpx.Client(base_url=self.url, trust_env=False, timeout=10)
@@ -115,7 +115,7 @@ class ExporterProcess:
         """End it with SIGTERM and return its exit status; fail when it does not end in time."""
         process = self._process
         assert process is not None, "it was never started"
-        process.send_signal(signal.SIGCONT)  # one that is paused would never see the other
+        process.send_signal(signal.SIGCONT)  # a paused process would never receive SIGTERM
         process.terminate()
         try:
             status = process.wait(within)
@@ -145,7 +145,7 @@ class ExporterProcess:
         os.kill(self.pid, signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let a paused one go on."""
+        """Resume a paused exporter."""
         os.kill(self.pid, signal.SIGCONT)
 
     def _is_ready(self) -> bool:
@@ -157,7 +157,7 @@ class ExporterProcess:
             return False
 
     def _found_port(self) -> bool:
-        """Read the port from the log. Not an older run's: that one may have been another, if it was taken meanwhile."""
+        """Read the port from the log. Not that of an earlier run, whose port another process may have taken."""
         found = _LISTENING.search(self.logged())
         if found:
             self.port = int(found[1])

@@ -1,8 +1,8 @@
-"""A fast fake CloudWatch and STS over HTTP, for load, faults and the truth of the ledger.
+"""A fast fake CloudWatch and STS over HTTP, for load and fault tests, with a ledger of the final values.
 
-It speaks what botocore speaks: awsJson1_0 for GetMetricData and ListMetrics, the query protocol for AssumeRole and
-GetCallerIdentity. It knows no stored datapoints: a value is a pure function of (seed, instance, metric, start of its native
-period), and when it becomes visible follows from the instance's settings, so `ledger` can say the final truth of any window.
+It speaks the protocols of botocore: awsJson1_0 for GetMetricData and ListMetrics, the query protocol for AssumeRole and
+GetCallerIdentity. It stores no datapoints: a value is a pure function of (seed, instance, metric, start of its native
+period), and when it becomes visible follows from the instance's settings, so `ledger` returns the final values of any window.
 
 In a test:
 
@@ -11,7 +11,7 @@ In a test:
         aws.fault("GetMetricData", "throttle", 2)
 
 For load: python -m tests.helpers.fake_cloudwatch --port 5602 --workers 2000 --latency 0.1 --regions eu-west-1,us-east-1
-`instance_id(k)` names its instances, `fleet` says what each is like. GET /ctl returns the counters; POST /ctl takes any of
+`instance_id(k)` names its instances; `fleet` describes them. GET /ctl returns the counters; POST /ctl takes any of
 {"fault": {"operation": "GetMetricData", "mode": "throttle", "count": 3, "region": "*"}, "clear": true, "reset": true,
 "set": {"latency": 0.2, "offset": 60, "skew": 0, ...}, "add": [{"id": "i-0a", "region": "eu-west-1", "runs": [[0, null]]}]}.
 
@@ -106,7 +106,7 @@ class Instance:
     late: Mapping[tuple[MetricName, int], int]
     """(metric, period start) → further seconds until it is visible."""
     lost: frozenset[tuple[MetricName, int]]
-    """Datapoints that never come."""
+    """Datapoints that never appear."""
 
 
 @dataclass
@@ -148,14 +148,14 @@ class _Reply:
     extra: str = ""
 
 
-class _Refused(Exception):
-    """What AWS answers with an error: code, message."""
+class _RefusedError(Exception):
+    """A request that AWS answers with an error: code, message."""
 
 
 class FakeCloudWatch:
     """The server, in a thread of its own between start() and stop(); a context manager.
 
-    Attributes that a running server heeds at once: latency (seconds before each answer), offset (seconds added to the clock),
+    Attributes that may change while it runs: latency (seconds before each answer), offset (seconds added to the clock),
     skew (seconds the Date header is off), drip (seconds between the bytes of a slow-drip), page_datapoints, page_series (of a
     ListMetrics page), list_lag (seconds until ListMetrics lists a new series), role_seconds (how long a role's keys live).
     """
@@ -193,7 +193,7 @@ class FakeCloudWatch:
         self._stopping: asyncio.Event | None = None
         self._thread: threading.Thread | None = None
 
-    # Life
+    # Start and stop
 
     @property
     def url(self) -> str:
@@ -241,7 +241,7 @@ class FakeCloudWatch:
                 task.cancel()
             await asyncio.gather(*connections, return_exceptions=True)
 
-    # The world
+    # Instances and faults
 
     def now(self) -> float:
         return self._now() + self.offset
@@ -282,26 +282,26 @@ class FakeCloudWatch:
         return _table()[(base + start // self.period * 40503) % _TABLE]
 
     def ledger(self, start: int, end: int, period: int | None = None) -> dict[tuple[str, MetricName, int], float]:
-        """The final truth of [start, end): (instance, metric, period start) → percent, averaged over `period` seconds.
+        """The final values of [start, end): (instance, metric, period start) → percent, averaged over `period` seconds.
 
         Late datapoints are in it, lost ones are not.
         """
         step = period or self.period
-        truth: dict[tuple[str, MetricName, int], float] = {}
+        final: dict[tuple[str, MetricName, int], float] = {}
         metrics: tuple[MetricName, MetricName] = ("cpu", "memory")
         for instance in list(self.instances.values()):
             for metric in metrics:
                 starts: set[int] = set()
                 for runs in [ALWAYS] if metric == "cpu" else [series.runs for series in instance.memory]:
-                    for low, high in _meet(instance.runs, runs, start, end):
+                    for low, high in _overlaps(instance.runs, runs, start, end):
                         starts.update(range(_up(low, self.period), high, self.period))
                 kept = sorted(at for at in starts if (metric, at) not in instance.lost)
                 for at, value in self._average([(at, self.value(instance.id, metric, at)) for at in kept], step):
-                    truth[instance.id, metric, at] = value
-        return truth
+                    final[instance.id, metric, at] = value
+        return final
 
     def fault(self, operation: str, mode: str, count: int = 1, region: str = "*") -> None:
-        """Let the next `count` requests of an operation ("*": any) fail; several are used up in the order they were given."""
+        """Let the next `count` requests of an operation ("*": any) fail; several apply in the order they were added."""
         if mode not in MODES:
             raise ValueError(f"{mode} is not one of {MODES}")
         self._faults.setdefault(operation, []).append(_Fault(mode, count, region))
@@ -377,20 +377,20 @@ class FakeCloudWatch:
 
     def _check(self, queries: Sequence[Mapping[str, Any]], body: Mapping[str, Any], limit: int) -> None:
         if not 0 < len(queries) <= MAX_QUERIES:
-            raise _Refused("ValidationError", "The collection MetricDataQueries must not have a size greater than 500.")
+            raise _RefusedError("ValidationError", "The collection MetricDataQueries must not have a size greater than 500.")
         if len({query["Id"] for query in queries}) < len(queries):
-            raise _Refused("ValidationError", "The values for parameter id in MetricDataQueries are not unique.")
+            raise _RefusedError("ValidationError", "The values for parameter id in MetricDataQueries are not unique.")
         if not 0 < limit <= MAX_DATAPOINTS:
-            raise _Refused("ValidationError", "MaxDatapoints must be between 1 and 100800.")
+            raise _RefusedError("ValidationError", "MaxDatapoints must be between 1 and 100800.")
         if body["StartTime"] >= body["EndTime"]:
-            raise _Refused("ValidationError", "The parameter StartTime must be less than the parameter EndTime.")
+            raise _RefusedError("ValidationError", "The parameter StartTime must be less than the parameter EndTime.")
         for query in queries:
             period = query["MetricStat"]["Period"]
             if not _ID.fullmatch(query["Id"]) or period <= 0 or (period % 60 and period not in (1, 5, 10, 20, 30)):
-                raise _Refused("ValidationError", f"Id or Period of {query['Id']} is not valid.")
+                raise _RefusedError("ValidationError", f"Id or Period of {query['Id']} is not valid.")
             for dimension in query["MetricStat"]["Metric"]["Dimensions"]:
                 if dimension["Name"] == "InstanceId" and not _INSTANCE.fullmatch(dimension["Value"]):
-                    raise _Refused(
+                    raise _RefusedError(
                         "ValidationError", f"The value {dimension['Value']!r} for dimension InstanceId is not valid."
                     )
 
@@ -417,7 +417,7 @@ class FakeCloudWatch:
         """Native datapoints of [start, end) as they are seen at `now`."""
         length = self.period
         starts: list[int] = []
-        for low, high in _meet(instance.runs, runs, start, min(end, now - instance.lag - length + 1)):
+        for low, high in _overlaps(instance.runs, runs, start, min(end, now - instance.lag - length + 1)):
             starts += range(_up(low, length), high, length)
         if instance.late or instance.lost:
             late = instance.late
@@ -441,7 +441,7 @@ class FakeCloudWatch:
 
     def _list_metrics(self, region: str, body: Mapping[str, Any]) -> bytes:
         if body.get("RecentlyActive") not in (None, "PT3H"):
-            raise _Refused("InvalidParameterValue", "RecentlyActive must be PT3H.")
+            raise _RefusedError("InvalidParameterValue", "RecentlyActive must be PT3H.")
         if body.get("NextToken"):
             listing, offset = map(int, body["NextToken"].split(":"))
         else:
@@ -477,7 +477,7 @@ class FakeCloudWatch:
         newest = now - instance.lag - self.period
         return any(
             _up(low, self.period) <= newest - self.list_lag and min(newest, high - 1) - newest > -window
-            for low, high in _meet(instance.runs, runs, 0, newest + 1)
+            for low, high in _overlaps(instance.runs, runs, 0, newest + 1)
         )
 
     # STS
@@ -568,8 +568,8 @@ class FakeCloudWatch:
             elif request.operation == "GetCallerIdentity":
                 body = self._get_caller_identity(request.key)
             else:
-                raise _Refused("InvalidAction", f"{request.operation} is not a valid action.")
-        except _Refused as refused:
+                raise _RefusedError("InvalidAction", f"{request.operation} is not a valid action.")
+        except _RefusedError as refused:
             return _error(request, 400, *refused.args)
         return _Reply(200, "application/x-amz-json-1.0" if request.is_json else "text/xml", body)
 
@@ -604,7 +604,7 @@ def _up(time: int, step: int) -> int:
     return time + -time % step
 
 
-def _meet(one: tuple[Run, ...], other: tuple[Run, ...], start: int, end: int) -> Iterator[tuple[int, int]]:
+def _overlaps(one: tuple[Run, ...], other: tuple[Run, ...], start: int, end: int) -> Iterator[tuple[int, int]]:
     """Where runs of both overlap within [start, end)."""
     for a, b in one:
         for c, d in other:
@@ -660,7 +660,7 @@ def _xml(operation: str, result: str) -> bytes:
 
 
 def _partial(body: bytes) -> bytes:
-    """Every series without its newest datapoint, and CloudWatch admits it."""
+    """Every series without its newest datapoint, marked as PartialData."""
     answer = json.loads(body)
     for result in answer["MetricDataResults"]:
         newest = max(range(len(result["Timestamps"])), key=result["Timestamps"].__getitem__, default=None)

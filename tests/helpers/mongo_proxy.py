@@ -1,6 +1,6 @@
 """A TCP proxy in front of a real mongod that cuts the client's connection around an insert.
 
-It knows little of the protocol: every message begins with its length, and the first key of the body names the command
+It parses only the start of a message: every message begins with its length, and the first key of the body names the command
 (https://www.mongodb.com/docs/manual/reference/mongodb-wire-protocol/).
 """
 
@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Literal, Self
 
 Cut = Literal["before", "torn", "mid", "after"]
-"""The insert never reaches mongod; only half of it does; all of it does and nobody waits; its acknowledgement is swallowed."""
+"""Where an insert is cut: before mongod, after half of it, before its reply, after its reply, which is not forwarded."""
 CUTS: tuple[Cut, ...] = ("before", "torn", "mid", "after")
 
 _HEADER = struct.Struct("<iiii")  # length, request id, response to, opcode
@@ -81,7 +81,7 @@ class MongoProxy:
                 if cut == "after":
                     return
                 writer.write(reply)
-                # The driver's monitor asks once and then takes a stream of replies: moreToCome, bit 1 of the flags.
+                # The driver's monitor sends one request and then reads a stream of replies: moreToCome, bit 1 of the flags.
                 while struct.unpack_from("<i", reply, _HEADER.size)[0] & 2:
                     reply = await _message(up_reader)
                     writer.write(reply)

@@ -53,9 +53,9 @@ aws:
 FIELDS_INTRO = """\
 ## `workers.fields`
 
-The names of a field in an aggregate, at top level or under `state`. The first one present wins, a null is not present; names of
-`workers.fields` are tried before these, and dots in them go deeper. Dates may be BSON dates, ISO-8601 texts (without an offset:
-UTC) or unix times in seconds or milliseconds.
+The names of a field in a worker document, at top level or under `state`. The first one present wins, a null is not present;
+names of `workers.fields` are tried before these, and dots in them go deeper. Dates may be BSON dates, ISO-8601 texts (without
+an offset: UTC) or unix times in seconds or milliseconds.
 
 ```yaml
 workers:
@@ -67,8 +67,8 @@ workers:
 EXTRA_INTRO = """\
 ## `workers.extra`
 
-Further fields of the aggregates as gauges with the labels `worker_id` and `region`: numbers, also as texts, booleans as 0 or 1,
-dates as unix seconds.
+Further fields of the worker documents as gauges with the labels `worker_id` and `region`: numbers, also as texts, booleans as
+0 or 1, dates as unix seconds.
 
 ```yaml
 workers:
@@ -85,7 +85,7 @@ NaN. Times are unix seconds. Labels of a released series never change.
 """
 
 ROLLUPS_INTRO = """\
-## The history by the hour
+## Hourly aggregates of the history
 
 Not on `/metrics`: Prometheus reads them from the exporter, for who asks by name and `{store="history"}`. Each whole hour with
 samples is one value at the hour's **end**. They have the labels `worker_id` and `region`, the info series also those of

@@ -48,7 +48,7 @@ async def check_mongodb(settings: Settings, wall: Callable[[], float]) -> tuple[
         clock = _check_clock(now, ours)
         workers, fleet = await _check_workers(settings, database)
         history, status = await _or_failed(HISTORY, _check_history(settings, database), None)
-        privileges, _ = await _or_failed(PRIVILEGES, _check_privileges(settings, database, status, fleet is not None), None)
+        privileges, _ = await _or_failed(PRIVILEGES, _check_privileges(settings, database, status, fleet), None)
         lease, _ = await _or_failed(LEASE, _check_lease(settings, database, now), None)
         return [server, clock, workers, history, privileges, lease], fleet
 
@@ -135,7 +135,7 @@ def _retention(status: CollectionStatus) -> str:
 
 
 async def _check_privileges(
-    settings: Settings, database: Database, status: CollectionStatus | None, workers_readable: bool
+    settings: Settings, database: Database, status: CollectionStatus | None, fleet: Fleet | None
 ) -> tuple[CheckResult, None]:
     """Compare the user's privileges with the least role; no action is tried.
 
@@ -143,19 +143,19 @@ async def _check_privileges(
         settings: of the exporter.
         database: of the exporter.
         status: of the collection, None where it is unknown.
-        workers_readable: whether the worker documents could be read.
+        fleet: the worker documents, None where they could not be read.
     """
     async with operation(database, settings.mongodb.worker_collections[0], "connectionStatus", OPERATION_SECONDS):
         found = await database.client.admin.command("connectionStatus", showPrivileges=True)
     users = found["authInfo"]["authenticatedUsers"]
     if not users:
-        if workers_readable:
+        if fleet is not None:
             return CheckResult(PRIVILEGES, "ok", "authentication is off: every client may do everything on this MongoDB"), None
         text = "mongodb.uri names no user, but MongoDB requires one; put user, password and authSource into it"
         return CheckResult(PRIVILEGES, "FAIL", text), None
     user = ", ".join(f"{each['user']}@{each['db']}" for each in users)
     granted = found["authInfo"].get("authenticatedUserPrivileges", ())
-    missing = list(_missing(settings, database.name, granted))
+    missing = list(_missing(settings, database.name, _used_collections(settings, fleet), granted))
     if not missing:
         return CheckResult(PRIVILEGES, "ok", f"{user} has every privilege of the least role"), None
     optional = _optional_actions(status)
@@ -176,10 +176,18 @@ def _optional_actions(status: CollectionStatus | None) -> frozenset[str]:
     return _NOT_NEEDED_NOW - needed
 
 
-def _missing(settings: Settings, database: str, granted: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+def _used_collections(settings: Settings, fleet: Fleet | None) -> tuple[str, ...]:
+    """Return the collection that holds the worker documents; all that may hold them where none does."""
+    if fleet is None or not (fleet.workers or fleet.skipped):
+        return settings.mongodb.worker_collections
+    return (fleet.namespace.partition(".")[2],)
+
+
+def _missing(
+    settings: Settings, database: str, workers: Sequence[str], granted: Sequence[Mapping[str, Any]]
+) -> Iterator[tuple[str, str]]:
     """Yield (action, namespace) for everything of the least role that is not granted."""
     history = settings.mongodb.history
-    workers = settings.mongodb.worker_collections
     role = least_role(database, workers=workers, history=history or "")
     if history is None:
         role = [entry for entry in role if entry["resource"]["collection"] in workers]

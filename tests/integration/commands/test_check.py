@@ -17,7 +17,7 @@ from pymongo.database import Database
 from exporter.commands.check.command import examine, run
 from exporter.commands.check.finding import CheckResult
 from exporter.core.errors import IncompatibleStoreError
-from exporter.core.settings import Settings
+from exporter.core.settings import WORKER_COLLECTIONS, Settings
 from exporter.pipeline.outbox import Outbox
 from exporter.storage import collection
 from exporter.storage.lease import Lease
@@ -232,7 +232,7 @@ async def test_without_the_privilege_to_read_the_workers_the_rest_is_checked(
     auth_check_env: CheckEnv, mongo_auth: AuthMongod
 ) -> None:
     name = auth_check_env.database.name
-    role = [privilege for privilege in least_role(name) if privilege["resource"]["collection"] != "workers"]
+    role = [each for each in least_role(name) if each["resource"]["collection"] not in WORKER_COLLECTIONS]
     found = await rows(auth_check_env.settings(mongo_auth.user(name, role)))
     assert found["workers"].text == (
         f"MongoDB does not allow this user `find` on {name}.workers; grant it the least role that README.md shows"
@@ -455,6 +455,16 @@ async def test_without_workers_cloudwatch_is_not_queried_and_the_table_says_so(c
     assert re.search(r"^warn +workers .*holds no worker document; check the database in mongodb\.uri", text, re.MULTILINE)
     assert text.count("not queried: without workers no region is known") == 3
     assert check_env.aws.calls == {}
+
+
+async def test_the_collection_of_the_newer_manager_is_found_and_named(check_env: CheckEnv) -> None:
+    check_env.database["cml_workers"].insert_one(worker_document(1))
+    found = await rows(check_env.settings())
+    assert (found["workers"].status, found["privileges"].status) == ("ok", "ok")
+    assert f"{check_env.database.name}.cml_workers holds 1 worker" in found["workers"].text
+    found = await rows(check_env.settings(mongodb={"workers": "machines"}))
+    assert found["workers"].status == "warn"
+    assert found["workers"].text.endswith("set mongodb.workers to cml_workers")
 
 
 async def test_with_cloudwatch_disabled_aws_is_not_called(check_env: CheckEnv) -> None:

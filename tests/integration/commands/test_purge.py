@@ -160,9 +160,9 @@ async def test_a_worker_that_is_listed_is_refused_whatever_its_status(store: Sto
     with pytest.raises(ConfigError) as caught:
         await store.purge("w1", LISTED)
     assert str(caught.value) == (
-        "--worker: 'listed' still has a worker document in workers (terminated), so an exporter would continue to write it, "
-        "and fill up to 1d (gap_fill_window) again when it starts; remove the document first, or use --even-if-listed to "
-        "delete what is stored now"
+        f"--worker: 'listed' still has a worker document in {store.database.name}.workers (terminated), so an exporter would "
+        "continue to write it, and fill up to 1d (gap_fill_window) again when it starts; remove the document first, or use "
+        "--even-if-listed to delete what is stored now"
     )
     assert await store.stored("w1") == (12, 1)
 

@@ -1,4 +1,4 @@
-"""The demo as a whole: what the fake AWS really answers, and that nothing outlives the demo however it ends."""
+"""The whole demo: the fake AWS's answers, and no child process that outlives the demo."""
 
 import fcntl
 import json
@@ -40,8 +40,8 @@ from tests.helpers.ports import free_port
 Ledger = dict[tuple[str, MetricName, int], float]
 PATIENCE = 60
 HISTORY_QUERY = list(prometheus.QUERIES)[-1]
-WAITS_FOR_EVER = (sys.executable, "-c", "import time; time.sleep(600)")
-"""In the place of the exporter: the demo stays in its start-up."""
+SLEEPING_EXPORTER = (sys.executable, "-c", "import time; time.sleep(600)")
+"""In place of the exporter; the demo stays in its start-up."""
 RUN = """
 import asyncio, sys
 from pathlib import Path
@@ -63,7 +63,7 @@ class Family:
             self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
     def members(self) -> dict[int, str]:
-        """The living ones: process id → command line."""
+        """The running processes: process id → command line."""
         found = {}
         for entry in Path("/proc").glob("[0-9]*"):
             try:
@@ -77,8 +77,8 @@ class Family:
         assert self.process.poll() is None, self.log.read_text()
         return {pid: line for pid, line in self.members().items() if pid != self.process.pid}
 
-    def ends(self) -> int:
-        """Wait for the end of all and return the status of the first."""
+    def wait_for_end(self) -> int:
+        """Wait for the end of all processes and return the exit status of the first."""
         returned = self.process.wait(PATIENCE)
         wait_for(lambda: not self.members(), lambda: f"still alive: {self.members()}")
         return returned
@@ -203,15 +203,15 @@ def test_the_fake_cloudwatch_lists_each_series_once_and_tells_the_time(world: Wo
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-@pytest.mark.parametrize("moment", ["/bin/sh -c read", " ".join(WAITS_FOR_EVER)], ids=["mongod", "exporter"])
+@pytest.mark.parametrize("moment", ["/bin/sh -c read", " ".join(SLEEPING_EXPORTER)], ids=["mongod", "exporter"])
 def test_nothing_outlives_a_demo_ended_while_it_starts(
     start: Callable[[list[str]], Family], tmp_path: Path, how: signal.Signals, moment: str
 ) -> None:
     need_mongod()
-    family = start([sys.executable, "-c", RUN, str(tmp_path / "demo"), f"127.0.0.1:{free_port()}", *WAITS_FOR_EVER])
+    family = start([sys.executable, "-c", RUN, str(tmp_path / "demo"), f"127.0.0.1:{free_port()}", *SLEEPING_EXPORTER])
     wait_for(lambda: any(line.startswith(moment) for line in family.children().values()), family.log.read_text)
     family.process.send_signal(how)
-    assert family.ends() == (0 if how != signal.SIGKILL else -signal.SIGKILL)
+    assert family.wait_for_end() == (0 if how != signal.SIGKILL else -signal.SIGKILL)
     assert not (tmp_path / "demo" / ENDPOINTS).exists()
 
 
@@ -219,7 +219,7 @@ def test_an_exporter_that_ends_by_itself_ends_the_demo(start: Callable[[list[str
     need_mongod()
     quitter = (sys.executable, "-c", "import sys; sys.exit(3)")
     family = start([sys.executable, "-c", RUN, str(tmp_path / "demo"), f"127.0.0.1:{free_port()}", *quitter])
-    assert family.ends() == 1
+    assert family.wait_for_end() == 1
     assert "the exporter ended by itself with status 3" in family.log.read_text()
 
 
@@ -236,15 +236,15 @@ async def test_a_taken_port_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fresh", [False, True])
-async def test_a_folder_that_is_no_demos_is_left_alone(tmp_path: Path, fresh: bool) -> None:
+async def test_a_folder_with_other_files_is_not_changed(tmp_path: Path, fresh: bool) -> None:
     (tmp_path / "exporter").mkdir()
     (tmp_path / "exporter" / "thesis.txt").write_text("irreplaceable")
-    with pytest.raises(ConfigError, match="is not empty and no demo's; name another folder with --dir"):
+    with pytest.raises(ConfigError, match="is not empty and not the folder of a demo; name another folder with --dir"):
         await run(tmp_path, fresh=fresh, listen=f"127.0.0.1:{free_port()}")
     assert names(tmp_path) == ["exporter", "thesis.txt"]
 
 
-async def test_a_database_that_is_no_demos_is_left_alone(
+async def test_a_database_with_other_data_is_not_changed(
     tmp_path: Path, mongod: Mongod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = f"test_{uuid.uuid4().hex}"
@@ -253,7 +253,7 @@ async def test_a_database_that_is_no_demos_is_left_alone(
         client[name]["workers"].insert_one({"_id": "real"})
         try:
             for fresh in (False, True):
-                with pytest.raises(ConfigError, match=f"database {name} is not empty and no demo's"):
+                with pytest.raises(ConfigError, match=f"database {name} is not empty and not of a demo"):
                     await run(tmp_path / "demo", fresh=fresh, listen=f"127.0.0.1:{free_port()}")
             assert list(client[name]["workers"].find()) == [{"_id": "real"}]
         finally:
@@ -294,18 +294,18 @@ def test_fresh_removes_what_the_demo_made_and_nothing_else(tmp_path: Path) -> No
     assert names(tmp_path) == sorted([WORLD, "notes.txt"])
 
 
-def test_a_damaged_world_names_the_way_out(tmp_path: Path) -> None:
+def test_a_damaged_world_file_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / WORLD).write_text("{")
     with pytest.raises(ConfigError, match=r"cml-demo.json is damaged; start over with --fresh"):
         open_world(tmp_path, fresh=False)
 
 
-def test_the_ledger_of_a_folder_that_is_no_demos_is_refused(tmp_path: Path) -> None:
+def test_the_ledger_of_another_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is no folder of a demo"):
         ledger(tmp_path, 0, 1)
 
 
-def test_the_demo_runs_restarts_with_the_same_values_and_leaves_nothing(
+def test_the_demo_runs_restarts_with_the_same_values_and_leaves_nothing_behind(
     start: Callable[[list[str]], Family], tmp_path: Path
 ) -> None:
     need_mongod()
@@ -330,17 +330,17 @@ def test_the_demo_runs_restarts_with_the_same_values_and_leaves_nothing(
 
     # Prometheus scrapes the exporter, and the last of the queries worth trying reads the history of the day before.
     for query in ("cml_worker_cpu_utilization_ratio", prometheus.QUERIES[HISTORY_QUERY]):
-        wait_for(lambda query=query: len(asked(endpoints["prometheus"], query)) >= 9, family.log.read_text)  # type: ignore[misc]
+        wait_for(lambda query=query: len(query_prometheus(endpoints["prometheus"], query)) >= 9, family.log.read_text)  # type: ignore[misc]
 
     family.process.send_signal(signal.SIGTERM)
-    assert family.ends() == 0, family.log.read_text()
+    assert family.wait_for_end() == 0, family.log.read_text()
     assert not (directory / ENDPOINTS).exists()
 
     family = start(command)
     endpoints = up(family, directory)
     assert held_by(endpoints["aws"], world, begin, end) == before
     family.process.kill()
-    family.ends()
+    family.wait_for_end()
 
 
 def up(family: Family, directory: Path) -> dict[str, str]:
@@ -353,7 +353,7 @@ def up(family: Family, directory: Path) -> dict[str, str]:
     return endpoints
 
 
-def asked(url: str, query: str) -> list[Any]:
+def query_prometheus(url: str, query: str) -> list[Any]:
     with urlopen(f"{url}/api/v1/query?{urlencode({'query': query})}", timeout=20) as response:
         result: list[Any] = json.loads(response.read())["data"]["result"]
         return result

@@ -1,4 +1,4 @@
-"""The mongod of the demo and the tests: found, started, killed, restarted, and never left behind."""
+"""The mongod of the demo and the tests: find, start, kill, restart it, and leave none behind."""
 
 import os
 import signal
@@ -40,7 +40,7 @@ def program(path: Path, script: str, mode: int = 0o755) -> Path:
 
 
 def alive(pid: int) -> bool:
-    """Whether the process runs; a zombie, which waits for its adoptive parent only, does not."""
+    """Whether the process runs; a zombie, which only waits to be reaped, does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
@@ -137,14 +137,14 @@ def test_a_missing_library_is_named(server: Mongod, tmp_path: Path, monkeypatch:
     assert "install that library (libssl.so.3: libssl3)" in str(caught.value)
 
 
-def test_mongods_last_words_are_shown_when_it_ends_at_once(tmp_path: Path) -> None:
+def test_mongods_error_is_shown_when_it_ends_at_once(tmp_path: Path) -> None:
     (tmp_path / "WiredTiger").write_text("garbage")
     (tmp_path / "WiredTiger.turtle").write_text("garbage")
     with pytest.raises(IncompatibleStoreError, match=f"ended at once: .*WiredTiger.*see {tmp_path / LOG}"):
         Mongod(tmp_path, free_port()).start()
 
 
-def test_one_that_never_answers_is_given_up_and_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mongod_that_never_answers_is_ended_at_the_timeout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     note = tmp_path / "pid"
     fake = program(tmp_path / "mongod", f"echo $$ > {note}; exec sleep 60")
     monkeypatch.setattr(embedded, "find_mongod", lambda: fake)

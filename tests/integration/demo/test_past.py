@@ -1,4 +1,4 @@
-"""The demo's past in a real MongoDB: whole, each sample once, however often and wherever it was interrupted."""
+"""The demo's past in a real MongoDB: complete, each sample once, after any interruption."""
 
 import time
 
@@ -30,7 +30,7 @@ async def test_every_worker_has_its_two_weeks_and_a_restart_adds_nothing(databas
     assert await remember(database, WORLD) == 0
 
 
-async def test_one_that_was_interrupted_is_made_whole(database: Database) -> None:
+async def test_an_interrupted_past_is_completed(database: Database) -> None:
     await remember(database, WORLD)
     whole = sorted(await held(database))
     await database[STATE].delete_many({})
@@ -42,8 +42,8 @@ async def test_one_that_was_interrupted_is_made_whole(database: Database) -> Non
 
 
 @pytest.mark.parametrize("worker", fleet(WORLD), ids=lambda worker: worker.name)
-def test_it_goes_on_in_what_cloudwatch_knows(worker: DemoWorker) -> None:
-    """Where both speak of a period they say the same."""
+def test_the_past_agrees_with_cloudwatch(worker: DemoWorker) -> None:
+    """A period that both hold has the same value in both."""
     begin = WORLD.begin
     past = {to_seconds(each.timestamp): each for each in samples(WORLD, worker, begin, begin + DAY)}
     for point in datapoints(WORLD, worker, max(begin, align_up(worker.created_at, PERIOD)), begin + DAY):

@@ -1,4 +1,4 @@
-"""promtool, Prometheus' own linter, has nothing to say about /metrics."""
+"""promtool, Prometheus's linter, accepts /metrics."""
 
 import shutil
 import subprocess
@@ -32,7 +32,7 @@ def gauges(number: int) -> WorkerGauges:
 
 
 def used_telemetry() -> Telemetry:
-    """With at least one series in every family."""
+    """Telemetry with at least one series in every family."""
     telemetry = Telemetry(CollectorRegistry())
     telemetry.leader.value = 1
     telemetry.source_succeeded("cloudwatch", "eu-west-1", 1_769_860_812, 0.5)
@@ -59,14 +59,14 @@ def complaints(metrics: bytes) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("count", [0, 12], ids=["no worker", "twelve workers"])
-def test_promtool_has_no_complaint(count: int) -> None:
+def test_promtool_accepts_the_metrics(count: int) -> None:
     telemetry = used_telemetry()
     families = list(telemetry.registry.collect())
     assert all(family.samples for family in families)
     assert complaints(render([gauges(n) for n in range(count)], EXTRA) + generate_latest(telemetry.registry)) == (0, "")
 
 
-def test_promtool_would_complain_if_there_were_a_reason() -> None:
+def test_promtool_rejects_a_malformed_metric() -> None:
     status, said = complaints(
         b"# HELP cml_worker_logins_total Logins.\n# TYPE cml_worker_logins_total gauge\ncml_worker_logins_total 1\n"
     )

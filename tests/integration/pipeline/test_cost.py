@@ -1,6 +1,8 @@
 """What CloudWatch costs: estimated before, counted on the way, and never more than the budget."""
 
+import asyncio
 import io
+import shutil
 import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -9,7 +11,9 @@ import pytest
 
 from exporter.commands import estimate
 from exporter.core.budget import DOLLARS_PER_METRIC
+from exporter.core.model import Listing, MetricQuery, MetricResults
 from exporter.core.periods import DAY, align
+from exporter.pipeline.outbox import Outbox
 from exporter.storage.mongo import Database
 from tests.helpers.expected_history import Member, assert_true, truth
 from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
@@ -146,3 +150,44 @@ def test_a_region_that_cannot_be_listed_is_reckoned_with_two_metrics_a_worker() 
     found = estimate.estimate(Fleet(1_767_225_600, workers), {"eu-west-1": None}, Rules())
     assert found.usage.metrics == 600
     assert found.usage.calls == 2
+
+
+class Unanswered:
+    """CloudWatch that lists memory series and never answers GetMetricData."""
+
+    def __init__(self) -> None:
+        self.called = asyncio.Event()
+        self.queries = 0
+
+    async def list_memory(self, region: str, *, recent: bool) -> Listing:
+        return Listing(date=1 << 40)
+
+    async def get_metric_data(
+        self, region: str, queries: Sequence[MetricQuery], start: int, end: int, period: int
+    ) -> MetricResults:
+        self.queries += len(queries)
+        self.called.set()
+        await asyncio.Event().wait()
+        raise AssertionError("it never answers")
+
+
+async def test_the_days_spending_is_saved_before_the_calls_so_that_a_kill_cannot_spend_it_twice(
+    tmp_path: Path, database: Database, fake: FakeCloudWatch, clock: Clock
+) -> None:
+    await fleet(database, fake, int(clock()) - DAY // 4, ["eu-west-1"])
+    source = Unanswered()
+    killed = Rig(tmp_path, database, fake, clock, source=source, max_usd_per_day=1)
+    await killed.observe()
+    cycle = asyncio.create_task(killed.collector.poll())
+    await source.called.wait()  # AWS may have billed this call already
+    outbox = tmp_path / "copy"
+    shutil.copytree(tmp_path, outbox, ignore=shutil.ignore_patterns("copy", "lock"))  # the files as a kill leaves them
+    cycle.cancel()
+    await asyncio.gather(cycle, return_exceptions=True)
+    await killed.close()
+
+    restarted = Outbox(outbox, PERIOD)
+    day, spent = restarted.spent()
+    restarted.close()
+    assert (day, spent) == (align(int(clock()), DAY), source.queries)
+    assert source.queries > 0

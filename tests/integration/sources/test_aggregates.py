@@ -15,7 +15,7 @@ from pymongo import AsyncMongoClient
 from pymongo.errors import OperationFailure
 
 from exporter.core.errors import SourceError
-from exporter.core.settings import ExtraGauge, WorkersSettings
+from exporter.core.settings import WORKER_COLLECTIONS, ExtraGauge, WorkersSettings
 from exporter.demo.mongod import Mongod
 from exporter.sources.aggregates import BATCH, Aggregates
 from exporter.storage.mongo import NOT_AUTHORIZED, Database, Document, translate
@@ -181,3 +181,61 @@ async def test_find_on_the_collection_is_all_it_takes(mongo_auth: AuthMongod) ->
 async def test_missing_credentials_are_reported_as_a_missing_privilege(mongo_auth: AuthMongod) -> None:
     async with aggregates(f"mongodb://127.0.0.1:{mongo_auth.mongod.port}/cml?directConnection=true") as reader:
         assert (await failure(reader)).code == "Unauthorized"
+
+
+# -- which collection --------------------------------------------------------------------------------------------------
+
+BOTH = WORKER_COLLECTIONS
+
+
+def document(worker_id: str) -> Document:
+    return {"_id": worker_id, "aws_region": "eu-west-1", "aws_instance_id": "i-0000000a", "status": "running"}
+
+
+async def test_the_first_collection_that_holds_documents_is_used_and_kept(database: Database) -> None:
+    reader = Aggregates(database, BOTH, DEFAULTS)
+    fleet = await reader.read()
+    assert (fleet.workers, fleet.complaints) == ((), ())
+    assert fleet.namespace == f"{database.name}.workers or {database.name}.cml_workers"
+    await database["cml_workers"].insert_one(document("w1"))
+    fleet = await reader.read()
+    assert [worker.id for worker in fleet.workers] == ["w1"]
+    assert fleet.namespace == f"{database.name}.cml_workers"
+    await database["workers"].insert_one(document("w2"))  # another program's: the fleet must not change under the history
+    assert [worker.id for worker in (await reader.read()).workers] == ["w1"]
+    await database["cml_workers"].delete_many({})
+    assert (await reader.read()).workers == ()
+
+
+async def test_both_collections_with_documents_mean_the_first(database: Database) -> None:
+    await database["workers"].insert_one(document("w1"))
+    await database["cml_workers"].insert_one(document("w2"))
+    assert [worker.id for worker in (await Aggregates(database, BOTH, DEFAULTS).read()).workers] == ["w1"]
+
+
+async def test_where_the_named_collection_is_empty_the_one_that_holds_workers_is_named(database: Database) -> None:
+    await database["lab_records"].insert_many([{"_id": n, "name": "lab", "status": "running"} for n in range(5)])
+    await database["worker_metrics_inventory"].insert_one(document("w0"))
+    reader = Aggregates(database, ["machines"], DEFAULTS)
+    assert (await reader.read()).complaints == ()
+    await database["cml_workers"].insert_one(document("w1"))
+    assert (await reader.read()).complaints == (
+        f"{database.name}.machines holds no worker document, but {database.name}.cml_workers does; "
+        "set mongodb.workers to cml_workers",
+    )
+
+
+async def test_a_role_for_only_one_of_the_collections_is_enough(mongo_auth: AuthMongod) -> None:
+    name = f"test_{uuid.uuid4().hex}"
+    role = [{"resource": {"db": name, "collection": "cml_workers"}, "actions": ["find", "insert"]}]
+    async with AsyncMongoClient[Document](mongo_auth.user(name, role)) as client:
+        reader = Aggregates(client[name], BOTH, DEFAULTS)
+        fleet = await reader.read()
+        assert fleet.workers == ()
+        (complaint,) = fleet.complaints
+        assert f"`find` on {name}.workers" in complaint
+        await client[name]["cml_workers"].insert_one(document("w1"))
+        assert [worker.id for worker in (await reader.read()).workers] == ["w1"]
+    async with AsyncMongoClient[Document](mongo_auth.user(name, [], name="nothing")) as client:
+        error = await failure(Aggregates(client[name], BOTH, DEFAULTS))
+    assert f"`find` on {name}.workers" in str(error)

@@ -24,7 +24,7 @@ from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from exporter.core.errors import StoreUnavailableError
-from exporter.core.model import ExporterMetrics, InstanceInterval, InventoryEntry, Snapshot, Worker, WorkerGauges
+from exporter.core.model import ExporterMetrics, Fleet, InstanceInterval, InventoryEntry, Snapshot, Worker, WorkerGauges
 from exporter.history.reader import HistoryReader
 from exporter.metrics import exposition
 from exporter.metrics.gzip_member import deflated
@@ -83,6 +83,7 @@ class Memory:
     time: float = NOW
     known: list[InventoryEntry] = field(default_factory=list)
     newest: dict[str, int] = field(default_factory=dict)
+    fleet: Fleet = field(default_factory=lambda: Fleet(0, (), namespace="cml_cloud_manager.cml_workers"))
     failure: Exception | None = None
 
     def __post_init__(self) -> None:
@@ -717,6 +718,7 @@ def test_the_landing_page_shows_the_fleet_and_links_that_work(serve: Serve) -> N
     response = client.get("/")
     page = response.text
     assert response.headers["content-type"] == "text/html; charset=utf-8"
+    assert "from cml_cloud_manager.cml_workers" in page
     assert "40.0 %" in page  # the mean of the two that run
     assert "<script" not in page
     assert "&lt;script&gt;alert(1)" in page

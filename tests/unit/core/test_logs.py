@@ -1,4 +1,4 @@
-"""The log: one line an event, whoever writes it, and no credentials in any."""
+"""The log: one line per event from every library, without credentials."""
 
 import io
 import json
@@ -38,9 +38,9 @@ def lines(stream: io.StringIO) -> list[str]:
 
 def test_a_line_of_logfmt_begins_with_time_level_and_message(stream: io.StringIO) -> None:
     logs.configure("info", "logfmt", stream)
-    logs.get("exporter.collector").info("round finished", workers=12, cloudwatch=True, took=0.4)
+    logs.get("exporter.collector").info("collection cycle finished", workers=12, cloudwatch=True, took=0.4)
     (line,) = lines(stream)
-    assert re.fullmatch(rf'ts={TIMESTAMP} level=info msg="round finished" workers=12 cloudwatch=true took=0.4', line)
+    assert re.fullmatch(rf'ts={TIMESTAMP} level=info msg="collection cycle finished" workers=12 cloudwatch=true took=0.4', line)
 
 
 def test_a_line_of_json_is_one_object(stream: io.StringIO) -> None:
@@ -86,7 +86,7 @@ def test_an_exception_stays_on_its_line_with_its_traceback(stream: io.StringIO, 
     try:
         raise OSError(f"cannot reach {URI}")
     except OSError:
-        logs.get("exporter.mirror").exception("round failed")
+        logs.get("exporter.mirror").exception("cycle failed")
         logging.getLogger("pymongo").exception("lost it")
     assert len(lines(stream)) == 2
     assert all("Traceback" in line and "OSError" in line for line in lines(stream))
@@ -100,7 +100,7 @@ def test_credentials_in_a_url_are_masked_wherever_they_stand(stream: io.StringIO
     log.info(f"connecting to {URI}")
     log.info("connecting", uri=URI, nested={"uris": [URI]}, error=ValueError(URI))
     log.info(
-        "odd passwords",
+        "unusual passwords",
         uris=["mongodb://u:p@hunter2@h", "mongodb://u:hunter2'@h", 'mongodb://u:hunter2"@h', "HTTPS://u:hunter2@h"],
     )
     logging.getLogger("uvicorn").error("bad URL %s", URI)

@@ -1,4 +1,4 @@
-"""Period arithmetic, by named cases and by the laws it obeys."""
+"""Arithmetic on periods: examples and properties."""
 
 from datetime import UTC, datetime, timedelta, timezone
 

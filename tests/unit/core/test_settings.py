@@ -1,4 +1,4 @@
-"""Settings: file < environment < flags; mistakes are told in one sentence each, secrets in none."""
+"""Settings: file < environment < flags; each mistake is one sentence, without secrets."""
 
 import pickle
 from collections.abc import Callable, Mapping
@@ -74,16 +74,16 @@ def test_a_retention_that_was_not_set_can_be_told_from_one_that_was() -> None:
 
 
 def test_an_unknown_variable_is_refused_and_the_closest_named() -> None:
-    said = message(MINIMAL | {"CML_EXPORTER_MONGODB_URI": URI})
-    assert said == "environment: CML_EXPORTER_MONGODB_URI is not a setting; did you mean CML_EXPORTER_MONGODB__URI?"
+    error = message(MINIMAL | {"CML_EXPORTER_MONGODB_URI": URI})
+    assert error == "environment: CML_EXPORTER_MONGODB_URI is not a setting; did you mean CML_EXPORTER_MONGODB__URI?"
 
 
-def test_all_mistakes_are_told_at_once() -> None:
-    said = message({"CML_EXPORTER_PERIOD": "5", "CML_EXPORTER_FOO": "x", "CML_EXPORTER_LOG__LEVEL": "loud"} | MINIMAL)
-    assert [line.split(":")[0] for line in said.splitlines()] == ["environment", "period", "log.level"]
+def test_all_mistakes_are_reported_at_once() -> None:
+    error = message({"CML_EXPORTER_PERIOD": "5", "CML_EXPORTER_FOO": "x", "CML_EXPORTER_LOG__LEVEL": "loud"} | MINIMAL)
+    assert [line.split(":")[0] for line in error.splitlines()] == ["environment", "period", "log.level"]
 
 
-def test_variables_that_kubernetes_makes_of_a_service_are_no_settings() -> None:
+def test_service_variables_of_kubernetes_are_ignored() -> None:
     service = {
         "CML_EXPORTER_SERVICE_HOST": "10.0.0.1",
         "CML_EXPORTER_SERVICE_PORT": "9877",
@@ -95,7 +95,7 @@ def test_variables_that_kubernetes_makes_of_a_service_are_no_settings() -> None:
     assert load(None, MINIMAL | service) == load(None, MINIMAL)
 
 
-def test_a_port_that_somebody_made_up_is_still_refused() -> None:
+def test_an_invented_port_variable_is_still_refused() -> None:
     assert message(MINIMAL | {"CML_EXPORTER_WEB__PORT": "9877"}).startswith(
         "environment: CML_EXPORTER_WEB__PORT is not a setting"
     )
@@ -133,8 +133,8 @@ def test_lists_and_mappings_come_as_yaml_or_separated_by_commas() -> None:
 
 
 def test_broken_yaml_in_a_variable_is_named_without_its_text() -> None:
-    said = message(MINIMAL | {"CML_EXPORTER_AWS__ROLES": "[{external_id: hunter2"})
-    assert said == (
+    error = message(MINIMAL | {"CML_EXPORTER_AWS__ROLES": "[{external_id: hunter2"})
+    assert error == (
         "CML_EXPORTER_AWS__ROLES, line 1, column 23: this is not valid YAML: expected ',' or '}', but got '<stream end>'"
     )
 

@@ -1,4 +1,4 @@
-"""The demo's fleet: what each worker is there to show, and that any moment can be computed again."""
+"""The demo's fleet: each worker's purpose, and that any moment can be computed again."""
 
 import functools
 import itertools
@@ -12,7 +12,17 @@ from exporter.core.model import MetricName
 from exporter.core.periods import DAY, HOUR, MINUTE, align, rfc3339
 from exporter.core.settings import WorkersSettings
 from exporter.demo import fleet as fleet_module
-from exporter.demo.fleet import PERIOD, DemoWorker, World, active_labs, aggregate, aggregates, published, published_at, status
+from exporter.demo.fleet import (
+    PERIOD,
+    DemoWorker,
+    World,
+    active_labs,
+    published,
+    published_at,
+    status,
+    worker_document,
+    worker_documents,
+)
 from exporter.sources.worker_documents import parse
 
 START = 1_795_459_447
@@ -32,18 +42,18 @@ def everything() -> dict[tuple[str, MetricName, int], float]:
 
 
 def held(worker: DemoWorker, metric: MetricName) -> dict[int, float]:
-    """What of it is the worker's."""
+    """The worker's part of it."""
     return {key[2]: value for key, value in everything().items() if key[:2] == (worker.instance_id, metric)}
 
 
-def test_twelve_workers_live_in_two_regions_with_ids_of_their_own() -> None:
+def test_twelve_workers_in_two_regions_have_distinct_ids() -> None:
     fleet = fleet_module.fleet(WORLD)
     assert len(fleet) == len({w.id for w in fleet}) == len({w.instance_id for w in fleet}) == len({w.name for w in fleet}) == 12
     assert {w.region for w in fleet} == {"us-east-1", "eu-west-1"}
-    # Prometheus asks every one of them at its address: RFC 5737's belong to nobody.
-    nobodys = [ip_network("198.51.100.0/24"), ip_network("203.0.113.0/24")]
+    # Prometheus scrapes every worker at its address; RFC 5737 reserves these for documentation.
+    reserved = [ip_network("198.51.100.0/24"), ip_network("203.0.113.0/24")]
     assert len({w.address for w in fleet}) == 12
-    assert all(any(ip_address(w.address) in network for network in nobodys) for w in fleet)
+    assert all(any(ip_address(w.address) in network for network in reserved) for w in fleet)
 
 
 def test_at_least_eight_workers_run_all_day() -> None:
@@ -52,7 +62,7 @@ def test_at_least_eight_workers_run_all_day() -> None:
     assert all(status(w, time) == "running" for w in whole for time in range(NOW - DAY, NOW, MINUTE))
 
 
-def test_the_same_world_gives_the_same_values_however_it_is_asked() -> None:
+def test_the_same_world_gives_the_same_values_in_any_order() -> None:
     at_once = published(WORLD, NOW - DAY, NOW, NOW)
     again = World(seed=7, start=START)
     piecemeal: dict[tuple[str, MetricName, int], float] = {}
@@ -69,7 +79,7 @@ def test_what_was_published_never_changes_later() -> None:
     assert len(after) > len(before)
 
 
-def test_cloudwatch_knows_a_day_and_the_healing_window_from_before_the_start() -> None:
+def test_cloudwatch_holds_the_gap_fill_window_before_the_start() -> None:
     periods = set(held(named("cml-iad-01"), "cpu"))
     assert min(periods) <= START - 25 * HOUR - PERIOD
 
@@ -99,7 +109,7 @@ def test_one_worker_idles() -> None:
     idle = named("cml-iad-04")
     assert max(held(idle, "cpu").values()) < 5
     assert {active_labs(WORLD, idle, time) for time in range(NOW - DAY, NOW, MINUTE)} == {0}
-    assert aggregate(WORLD, idle, NOW)["last_activity_at"] < datetime.fromtimestamp(NOW - DAY, UTC)
+    assert worker_document(WORLD, idle, NOW)["last_activity_at"] < datetime.fromtimestamp(NOW - DAY, UTC)
 
 
 def test_one_worker_is_stopped_all_day() -> None:
@@ -123,7 +133,7 @@ def test_one_worker_was_terminated_and_later_replaced() -> None:
     assert status(gone, gone.terminated_at - MINUTE) == "shutting-down"
     assert status(gone, gone.terminated_at) == status(gone, NOW + DAY) == "terminated"
     assert max(held(gone, "cpu")) < gone.terminated_at < min(held(heir, "cpu")) + PERIOD
-    document = aggregate(WORLD, gone, NOW)
+    document = worker_document(WORLD, gone, NOW)
     assert document["terminated_at"] == datetime.fromtimestamp(gone.terminated_at, UTC)
     assert status(heir, heir.created_at - 1) is None
 
@@ -132,7 +142,7 @@ def test_one_worker_has_no_cloudwatch_agent() -> None:
     bare = named("cml-iad-05")
     assert held(bare, "cpu")
     assert not held(bare, "memory")
-    assert aggregate(WORLD, bare, NOW)["state"]["cloudwatch_memory_utilization"] == 0.0
+    assert worker_document(WORLD, bare, NOW)["state"]["cloudwatch_memory_utilization"] == 0.0
 
 
 def test_labs_come_and_go_and_cpu_follows_them() -> None:
@@ -143,8 +153,8 @@ def test_labs_come_and_go_and_cpu_follows_them() -> None:
     assert statistics.correlation(labs, [cpu[period] for period in sorted(cpu)]) > 0.95
 
 
-def test_the_exporter_reads_every_aggregate_without_complaint() -> None:
-    documents = list(aggregates(WORLD, NOW).values())
+def test_the_exporter_parses_every_document_without_a_complaint() -> None:
+    documents = list(worker_documents(WORLD, NOW).values())
     assert {"state" in document for document in documents} == {True, False}
     fleet = parse(documents, NOW, WorkersSettings())
     assert not fleet.complaints
@@ -158,11 +168,11 @@ def test_the_exporter_reads_every_aggregate_without_complaint() -> None:
 
 
 @pytest.mark.parametrize("worker", fleet_module.fleet(WORLD), ids=lambda worker: worker.name)
-def test_the_aggregate_holds_a_value_cloudwatch_had_when_the_running_instance_was_collected(worker: DemoWorker) -> None:
+def test_a_document_holds_a_value_that_cloudwatch_had_when_it_was_collected(worker: DemoWorker) -> None:
     for time in range(NOW - 8 * HOUR, NOW, 7 * MINUTE):
         if status(worker, time) is None:
             continue
-        (seen,) = parse([aggregate(WORLD, worker, time)], time, WorkersSettings()).workers
+        (seen,) = parse([worker_document(WORLD, worker, time)], time, WorkersSettings()).workers
         if seen.collected_at is None or seen.collected_at < WORLD.begin + HOUR:
             continue
         assert seen.collected_at <= time
@@ -175,4 +185,4 @@ def test_the_aggregate_holds_a_value_cloudwatch_had_when_the_running_instance_wa
 
 def test_the_newer_generation_writes_iso_strings() -> None:
     worker = named("cml-iad-02")
-    assert aggregate(WORLD, worker, NOW)["state"]["created_at"] == rfc3339(worker.created_at)
+    assert worker_document(WORLD, worker, NOW)["state"]["created_at"] == rfc3339(worker.created_at)

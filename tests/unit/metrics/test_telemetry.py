@@ -1,4 +1,4 @@
-"""The exporter's own metrics: each of the catalog, on a registry of their own, and nothing that never happened."""
+"""The exporter metrics: each of the catalog, on a separate registry, without values that were never set."""
 
 import platform
 
@@ -18,7 +18,7 @@ def value(telemetry: Telemetry, name: str, **labels: str) -> float | None:
     return telemetry.registry.get_sample_value(f"cml_exporter_{name}", labels)
 
 
-def test_the_build_says_what_runs(telemetry: Telemetry) -> None:
+def test_build_info_has_the_running_version(telemetry: Telemetry) -> None:
     labels = {"version": __version__, "revision": "abc123", "python": platform.python_version()}
     assert value(telemetry, "build_info", **labels) == 1
 
@@ -28,7 +28,7 @@ def test_the_global_registry_is_left_alone(telemetry: Telemetry) -> None:
     Telemetry(CollectorRegistry())  # a second one in the same process is no conflict
 
 
-def test_a_time_that_never_was_is_absent_and_not_1970(telemetry: Telemetry) -> None:
+def test_a_time_that_was_never_set_is_absent_and_not_1970(telemetry: Telemetry) -> None:
     assert value(telemetry, "mirror_last_success_timestamp_seconds") is None
     telemetry.mirror_last_success.value = 1_769_860_800
     assert value(telemetry, "mirror_last_success_timestamp_seconds") == 1_769_860_800
@@ -37,7 +37,7 @@ def test_a_time_that_never_was_is_absent_and_not_1970(telemetry: Telemetry) -> N
     assert value(telemetry, "outbox_oldest_timestamp_seconds") is None
 
 
-def test_a_failed_reading_keeps_the_time_of_the_last_success(telemetry: Telemetry) -> None:
+def test_a_failed_read_keeps_the_time_of_the_last_success(telemetry: Telemetry) -> None:
     telemetry.source_succeeded("cloudwatch", "eu-west-1", at=100.0, seconds=0.5)
     telemetry.source_failed("cloudwatch", "eu-west-1", seconds=9.0)
     labels = {"source": "cloudwatch", "region": "eu-west-1"}

@@ -166,6 +166,16 @@ async def test_settled_rows_are_inserted_and_leave_the_outbox(desk: Desk) -> Non
     assert desk.count("mirror_last_success_timestamp_seconds") == T + 99
 
 
+async def test_the_last_success_does_not_move_while_a_full_batch_may_be_left(desk: Desk) -> None:
+    desk.put(*(row(n) for n in range(20)))
+    assert await desk.mirror.step()
+    assert desk.count("mirror_last_success_timestamp_seconds") in (None, 0)
+    assert await desk.mirror.step(), "ten of ten: there may be more"
+    assert desk.count("mirror_last_success_timestamp_seconds") in (None, 0)
+    assert not await desk.mirror.step()
+    assert desk.count("mirror_last_success_timestamp_seconds") == desk.now
+
+
 async def test_every_batch_is_quiesced_and_read_back_before_it_is_inserted(desk: Desk) -> None:
     desk.put(*(row(n) for n in range(15)))
     assert await desk.mirror.step() is True, "there may be more than a batch"

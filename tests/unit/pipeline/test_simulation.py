@@ -24,7 +24,7 @@ def test_nothing_is_lost_doubled_or_invented(seed: int) -> None:
         ("3: gaps only after the newest sample", 0),
         ("4: only the instance of the tick", 1),
         ("7: late values are not confirmed", 3),
-        ("7: an absence is believed at once", 0),
+        ("7: an empty result is absent at once", 0),
         ("8: unlisted memory is absent at once", 1),
         ("12: running inserts are not awaited", 1),
         ("12: read back what a majority has", 1),

@@ -1,4 +1,4 @@
-"""Worker documents → workers: both generations of field names, and no document hides another, whatever it holds."""
+"""Worker documents → workers: both generations of field names, and no document hides another."""
 
 import uuid
 from datetime import UTC, datetime, timedelta, timezone

@@ -56,12 +56,12 @@ def memory(instance: str) -> MetricQuery:
 
 
 def hour() -> tuple[int, int]:
-    """The last full hour, a quarter of an hour ago: settled in the fake."""
+    """The last full hour, ending a quarter of an hour ago: final in the fake."""
     end = int(time.time()) // PERIOD * PERIOD - 900
     return end - 3600, end
 
 
-def truth(answers: MetricResults) -> dict[tuple[str, str, int], float]:
+def values_of(answers: MetricResults) -> dict[tuple[str, str, int], float]:
     return {
         (q.instance_id, q.metric, at): value for q, answer in answers.by_query.items() for at, value in answer.values.items()
     }
@@ -98,7 +98,7 @@ async def test_values_are_those_of_the_ledger_and_the_date_is_the_servers(
         REGION, [cpu("i-0a"), memory("i-0a"), cpu("i-0b"), memory("i-0b")], start, end, PERIOD
     )
 
-    assert truth(answers) == fake_cloudwatch.ledger(start, end)
+    assert values_of(answers) == fake_cloudwatch.ledger(start, end)
     assert [answer.outcome for answer in answers.by_query.values()] == ["ok", "ok", "ok", "empty"]
     assert answers.by_query[cpu("i-0a")].values.keys() == set(range(start, start + 1800, PERIOD))
     assert abs(answers.date - time.time()) < 5
@@ -112,7 +112,7 @@ async def test_all_pages_are_followed_and_merged(fake_cloudwatch: FakeCloudWatch
     answers = await build().get_metric_data(REGION, [cpu(instance_id(k)) for k in range(3)], start, end, PERIOD)
 
     assert {answer.outcome for answer in answers.by_query.values()} == {"ok"}
-    assert truth(answers) == {key: value for key, value in fake_cloudwatch.ledger(start, end).items() if key[1] == "cpu"}
+    assert values_of(answers) == {key: value for key, value in fake_cloudwatch.ledger(start, end).items() if key[1] == "cpu"}
     assert fake_cloudwatch.calls["GetMetricData"] == 6, "36 datapoints by 7"
     assert counted(telemetry, "metrics_requested", region=REGION) == fake_cloudwatch.metrics_billed == 18
 
@@ -225,7 +225,7 @@ async def test_a_malformed_instance_id_costs_no_other_its_result_and_is_sent_onc
     assert fake_cloudwatch.calls["GetMetricData"] == calls
 
 
-async def test_a_slow_drip_ends_at_the_deadline_its_thread_too_and_the_next_call_works(
+async def test_a_slow_answer_and_its_thread_end_at_the_deadline_and_the_next_call_works(
     fake_cloudwatch: FakeCloudWatch, build: Build, telemetry: Telemetry
 ) -> None:
     fake_cloudwatch.add("i-0a")
@@ -242,7 +242,7 @@ async def test_a_slow_drip_ends_at_the_deadline_its_thread_too_and_the_next_call
     assert [getattr(outcome, "code", outcome) for outcome in outcomes] == ["DeadlinePassed"] * 16
     assert (await cloudwatch.get_metric_data(REGION, [cpu("i-0a")], *hour(), PERIOD)).by_query[cpu("i-0a")].outcome == "ok"
     while any(thread.name == f"cloudwatch-{REGION}" for thread in threading.enumerate()):
-        assert time.monotonic() - began < 40, "an abandoned thread goes on for ever"
+        assert time.monotonic() - began < 40, "an abandoned thread never ends"
         await asyncio.sleep(0.05)
     assert counted(telemetry, "metrics_requested", region=REGION) == fake_cloudwatch.metrics_billed == 18
 
@@ -273,7 +273,7 @@ async def test_a_region_that_hangs_delays_no_other(fake_cloudwatch: FakeCloudWat
     await asyncio.gather(*stuck, return_exceptions=True)
 
 
-async def test_a_call_that_is_cancelled_leaves_its_place_to_the_next(fake_cloudwatch: FakeCloudWatch, build: Build) -> None:
+async def test_a_canceled_call_frees_its_place(fake_cloudwatch: FakeCloudWatch, build: Build) -> None:
     fake_cloudwatch.add("i-0a")
     fake_cloudwatch.fault("GetMetricData", "hang", 16)
     cloudwatch = build()
@@ -306,7 +306,7 @@ async def test_two_regions_have_their_own_instances_clients_and_counters(
         assert counted(telemetry, "requests", operation="GetMetricData", region=region) == 1
 
 
-async def test_connections_are_kept_for_the_next_round(fake_cloudwatch: FakeCloudWatch, build: Build) -> None:
+async def test_connections_are_kept_for_the_next_call(fake_cloudwatch: FakeCloudWatch, build: Build) -> None:
     fake_cloudwatch.add("i-0a")
     cloudwatch = build()
 
@@ -316,7 +316,7 @@ async def test_connections_are_kept_for_the_next_round(fake_cloudwatch: FakeClou
     assert fake_cloudwatch.counters()["connections"] == 1
 
 
-async def test_two_thousand_workers_are_asked_concurrently(fake_cloudwatch: FakeCloudWatch, build: Build) -> None:
+async def test_two_thousand_workers_are_queried_concurrently(fake_cloudwatch: FakeCloudWatch, build: Build) -> None:
     fleet(fake_cloudwatch, 2000, [REGION])
     fake_cloudwatch.latency = 0.1
     cloudwatch = build()
@@ -328,7 +328,7 @@ async def test_two_thousand_workers_are_asked_concurrently(fake_cloudwatch: Fake
     answers = await asyncio.gather(*calls)
 
     assert len(listing.series) == 1960
-    assert sum(len(truth(each)) for each in answers) == 3 * (2000 + 1960 - 200), "every tenth lists another dimension set"
+    assert sum(len(values_of(each)) for each in answers) == 3 * (2000 + 1960 - 200), "every tenth lists another dimension set"
     assert 2 <= fake_cloudwatch.counters()["max_concurrent"] <= 16
 
 
@@ -344,13 +344,13 @@ async def test_requests_are_paced_retries_and_pages_included(fake_cloudwatch: Fa
     assert time.monotonic() - began >= 1.9, "4 at once, 8 more at 4 a second"
 
 
-async def test_a_server_whose_clock_is_off_has_failed_and_both_times_are_named(
+async def test_a_server_with_a_skewed_clock_has_failed_and_both_times_are_named(
     fake_cloudwatch: FakeCloudWatch, build: Build
 ) -> None:
     fake_cloudwatch.add("i-0a")
-    ours = 1_700_000_000.0
-    fake_cloudwatch.offset = ours - time.time()
-    cloudwatch = build(wall=lambda: ours)
+    local = 1_700_000_000.0
+    fake_cloudwatch.offset = local - time.time()
+    cloudwatch = build(wall=lambda: local)
     window = (1_699_990_200, 1_699_993_800)
     assert (await cloudwatch.get_metric_data(REGION, [cpu("i-0a")], *window, PERIOD)).by_query[cpu("i-0a")].outcome == "ok"
 
@@ -453,7 +453,7 @@ async def test_a_role_that_may_not_be_assumed_names_the_action(fake_cloudwatch: 
     assert type(caught.value) is SourceError
 
 
-async def test_wrong_keys_are_told_by_the_identity_call(fake_cloudwatch: FakeCloudWatch, build: Build) -> None:
+async def test_wrong_keys_are_reported_by_the_identity_call(fake_cloudwatch: FakeCloudWatch, build: Build) -> None:
     fake_cloudwatch.fault("GetCallerIdentity", "bad_credentials")
 
     with pytest.raises(SourceError, match="check AWS_ACCESS_KEY_ID") as caught:
@@ -463,7 +463,7 @@ async def test_wrong_keys_are_told_by_the_identity_call(fake_cloudwatch: FakeClo
 
 
 @pytest.mark.parametrize("absent", ["both", "secret"])
-async def test_missing_credentials_are_told_without_any_request(
+async def test_missing_credentials_are_reported_without_any_request(
     fake_cloudwatch: FakeCloudWatch, build: Build, monkeypatch: pytest.MonkeyPatch, absent: str
 ) -> None:
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
@@ -532,9 +532,7 @@ async def test_an_endpoint_that_is_no_address_points_to_the_setting(build: Build
         await build("http://a..b").identity(REGION)
 
 
-async def test_more_than_a_call_may_ask_is_refused_before_anything_is_sent(
-    fake_cloudwatch: FakeCloudWatch, build: Build
-) -> None:
+async def test_a_call_beyond_the_limits_is_refused_before_it_is_sent(fake_cloudwatch: FakeCloudWatch, build: Build) -> None:
     queries = [cpu(instance_id(k)) for k in range(501)]
 
     with pytest.raises(ValueError, match="501 queries"):
@@ -543,7 +541,7 @@ async def test_more_than_a_call_may_ask_is_refused_before_anything_is_sent(
     assert not fake_cloudwatch.calls
 
 
-# The fake itself: what the other tests lean on
+# The fake itself, which the other tests rely on
 
 
 async def test_a_datapoint_appears_after_its_lag_is_revised_and_ends_as_in_the_ledger(
@@ -557,7 +555,9 @@ async def test_a_datapoint_appears_after_its_lag_is_revised_and_ends_as_in_the_l
 
         async def seen(at: int) -> dict[tuple[str, str, int], float]:
             clock[0] = start + at
-            return truth(await cloudwatch.get_metric_data(REGION, [cpu("i-0a"), memory("i-0a")], start, start + 600, PERIOD))
+            return values_of(
+                await cloudwatch.get_metric_data(REGION, [cpu("i-0a"), memory("i-0a")], start, start + 600, PERIOD)
+            )
 
         final = fake.ledger(start, start + 600)
         first = ("i-0a", "cpu", start)
@@ -578,7 +578,7 @@ async def test_longer_periods_average_the_native_ones_as_the_ledger_does(aws_cre
         answers = await cloudwatch.get_metric_data(REGION, [cpu("i-0a"), memory("i-0a")], start, end, PERIOD)
         await cloudwatch.close()
 
-        assert truth(answers) == fake.ledger(start, end, PERIOD)
+        assert values_of(answers) == fake.ledger(start, end, PERIOD)
         natives = [fake.value("i-0a", "cpu", start + offset) for offset in (120, 180, 240)]
         assert answers.by_query[cpu("i-0a")].values[start] == pytest.approx(sum(natives) / 3)
 
@@ -649,7 +649,7 @@ async def test_the_fake_runs_as_a_program_of_its_own(aws_credentials: None, tele
     assert set(listing.series) == {instance_id(0), instance_id(2)}
 
 
-def test_the_fake_is_steered_over_http(fake_cloudwatch: FakeCloudWatch) -> None:
+def test_the_fake_is_controlled_over_http(fake_cloudwatch: FakeCloudWatch) -> None:
     def control(order: dict[str, Any] | None = None) -> dict[str, Any]:
         data = json.dumps(order).encode() if order else None
         with urllib.request.urlopen(f"{fake_cloudwatch.url}/ctl", data, timeout=5) as answer:

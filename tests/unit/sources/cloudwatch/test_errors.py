@@ -16,7 +16,7 @@ def client_error(code: str, message: str = "AWS says so", operation: str = "GetM
 
 
 @pytest.mark.parametrize(
-    ("error", "way_out"),
+    ("error", "remedy"),
     [
         (boto_errors.NoCredentialsError(), "no AWS credentials were found; give the exporter an instance profile"),
         (
@@ -55,13 +55,13 @@ def client_error(code: str, message: str = "AWS says so", operation: str = "GetM
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
-def test_every_error_becomes_one_sentence_with_the_way_out(error: Exception, way_out: str) -> None:
+def test_every_error_becomes_one_sentence_with_the_remedy(error: Exception, remedy: str) -> None:
     translated = translate(error, "eu-west-1", "GetMetricData")
 
     assert type(translated) is SourceError
     assert (translated.source, translated.region) == ("cloudwatch", "eu-west-1")
     assert str(translated).startswith("CloudWatch in eu-west-1: ")
-    assert way_out in str(translated)
+    assert remedy in str(translated)
     assert "\n" not in str(translated)
 
 
@@ -86,14 +86,14 @@ def test_every_error_class_of_botocore_is_mapped(kind: type[boto_errors.BotoCore
     translated = translate(error, "eu-west-1", "GetMetricData")
 
     assert translated.code == kind.__name__
-    assert "; " in str(translated), "every sentence says the way out"
+    assert "; " in str(translated), "every sentence says what to do"
 
 
-def test_an_error_botocore_has_yet_to_invent_becomes_a_source_error_too() -> None:
+def test_an_unknown_class_of_botocore_becomes_a_source_error_too() -> None:
     class BrandNewError(boto_errors.BotoCoreError):
-        fmt = "something nobody knew"
+        fmt = "something new"
 
     translated = translate(BrandNewError(), "eu-west-1", "ListMetrics")
 
     assert translated.code == "BrandNewError"
-    assert "cloudwatch:ListMetrics failed (something nobody knew)" in str(translated)
+    assert "cloudwatch:ListMetrics failed (something new)" in str(translated)

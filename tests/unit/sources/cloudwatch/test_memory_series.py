@@ -38,7 +38,7 @@ PER_HOST = dims(host="worker-1")
         pytest.param([STALE_TYPE], "m5.large", [], (STALE_TYPE,), id="a mismatch is better than nothing"),
     ],
 )
-def test_the_memory_series_most_likely_to_speak_is_chosen(
+def test_the_memory_series_most_likely_active_is_chosen(
     listed: list[Dimensions], instance_type: str | None, silent: list[Dimensions], expected: tuple[Dimensions, ...]
 ) -> None:
     listing = Listing(1, 0, {"i-0a": tuple(listed), "i-0b": ((("InstanceId", "i-0b"),),)})
@@ -55,7 +55,7 @@ def test_every_listed_series_is_returned_once_and_the_likely_ones_first() -> Non
 
 
 class FakeSource:
-    """Lists what it is told and counts the calls."""
+    """Lists the series that a test sets, and records the calls."""
 
     def __init__(self) -> None:
         self.series: dict[bool, tuple[Dimensions, ...]] = {True: (USUAL,), False: (USUAL, PER_HOST)}

@@ -22,7 +22,7 @@ def result(id: str, status: str = "Complete", **points: float) -> dict[str, Any]
     }
 
 
-def test_a_query_names_namespace_metric_dimensions_and_asks_the_average() -> None:
+def test_a_query_names_namespace_metric_dimensions_and_average() -> None:
     cpu, memory = build_queries([CPU, MEMORY], 300)
 
     assert cpu == {
@@ -44,12 +44,12 @@ def test_a_query_names_namespace_metric_dimensions_and_asks_the_average() -> Non
     }
 
 
-def test_a_series_goes_on_over_pages_and_its_last_status_decides() -> None:
+def test_a_series_spans_pages_and_its_last_status_decides() -> None:
     pages = [[result("m0", "PartialData", t0=1.0)], [result("m0", t300=2.0)]]
 
-    answer = merge_pages([CPU], pages, 0, 600)[CPU]
+    merged = merge_pages([CPU], pages, 0, 600)[CPU]
 
-    assert (answer.outcome, answer.values, answer.start, answer.end) == ("ok", {0: 1.0, 300: 2.0}, 0, 600)
+    assert (merged.outcome, merged.values, merged.start, merged.end) == ("ok", {0: 1.0, 300: 2.0}, 0, 600)
 
 
 @pytest.mark.parametrize(
@@ -64,10 +64,10 @@ def test_a_series_goes_on_over_pages_and_its_last_status_decides() -> None:
     ],
 )
 def test_only_a_complete_result_decides_anything(results: list[Any], outcome: str, values: dict[int, float]) -> None:
-    answer = merge_pages([CPU], [results], 0, 600)[CPU]
+    merged = merge_pages([CPU], [results], 0, 600)[CPU]
 
-    assert (answer.outcome, answer.values) == (outcome, values)
-    assert answer.complete == (outcome in ("ok", "empty"))
+    assert (merged.outcome, merged.values) == (outcome, values)
+    assert merged.complete == (outcome in ("ok", "empty"))
 
 
 def test_values_that_are_not_finite_or_outside_the_window_are_dropped() -> None:
@@ -91,14 +91,14 @@ def test_a_series_of_nothing_but_nan_is_empty() -> None:
         (1, 300, 300, 300, "not a window of whole periods"),
     ],
 )
-def test_what_one_call_cannot_answer_is_refused(count: int, start: int, end: int, period: int, message: str) -> None:
+def test_a_call_beyond_the_limits_is_refused(count: int, start: int, end: int, period: int, message: str) -> None:
     queries = [MetricQuery(f"i-{k:x}", "cpu", (("InstanceId", f"i-{k:x}"),)) for k in range(count)]
 
     with pytest.raises(ValueError, match=message):
         check_limits(queries, start, end, period)
 
 
-def test_the_greatest_call_cloudwatch_allows_is_allowed() -> None:
+def test_the_largest_call_of_cloudwatch_is_allowed() -> None:
     queries = [MetricQuery(f"i-{k:x}", "cpu", (("InstanceId", f"i-{k:x}"),)) for k in range(480)]
 
     check_limits(queries, 0, 210 * 300, 300)  # 100,800 datapoints
