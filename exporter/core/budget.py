@@ -1,4 +1,4 @@
-"""What CloudWatch costs: the price, an estimate of what is coming, and the budget of a day."""
+"""The cost of CloudWatch: the price of a metric, the usage of calls, and the budget of a day."""
 
 import threading
 import time
@@ -9,8 +9,9 @@ from typing import Literal
 from exporter.core.periods import DAY, align
 
 DOLLARS_PER_METRIC = 0.01 / 1000
-"""GetMetricData, whatever the number of datapoints: https://aws.amazon.com/cloudwatch/pricing/"""
+"""Price of a metric in GetMetricData, regardless of the number of datapoints: https://aws.amazon.com/cloudwatch/pricing/"""
 MONTH = 30 * DAY
+"""Seconds of the month that cost estimates are given for."""
 
 BudgetState = Literal["ok", "gap_filling_paused", "polling_paused"]
 BUDGET_STATES: tuple[BudgetState, ...] = ("ok", "gap_filling_paused", "polling_paused")
@@ -23,7 +24,7 @@ def dollars(metrics: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What is sent to CloudWatch in some time: GetMetricData calls and the metrics they ask for, which is what is billed."""
+    """GetMetricData calls and the metrics they query, which is what AWS bills."""
 
     calls: float = 0
     metrics: float = 0
@@ -35,24 +36,24 @@ class Usage:
         return cls(len(sizes), sum(sizes))
 
     def times(self, factor: float) -> "Usage":
-        """Return this so many times."""
+        """Return the usage of `factor` times as much."""
         return Usage(self.calls * factor, self.metrics * factor)
 
     @property
     def dollars(self) -> float:
-        """The price."""
+        """The price in dollars."""
         return dollars(self.metrics)
 
 
 class Budget:
-    """What may still be asked today, and what was: metrics billed since 00:00 UTC against `max_usd`.
+    """The metrics billed since 00:00 UTC, against the limit of a day.
 
-    Safe from any thread. The day is the local clock's: a bill is not a sample.
+    Thread-safe. The day is that of the local clock: a bill needs no exact time.
 
     Args:
-        max_usd: dollars a day; None: no limit, the day is counted all the same.
+        max_usd: dollars per day; None: no limit, metrics are only counted.
         wall: UTC seconds.
-        day: start of the day that `spent` belongs to, as kept by an earlier process.
+        day: start of the day that `spent` belongs to, in UTC seconds, as saved by an earlier process.
         spent: metrics billed on that day.
     """
 
@@ -67,20 +68,20 @@ class Budget:
         self._reserved = 0
 
     def spent(self) -> tuple[int, int]:
-        """Return the start of today and the metrics billed since; what has to be kept over a restart."""
+        """Return the start of today in UTC seconds and the metrics billed since; save both for the next process."""
         with self._lock:
-            self._turn()
+            self._start_day()
             return self._day, self._spent
 
     @property
     def left(self) -> float:
-        """Metrics that may still be asked for today; infinite without a limit."""
+        """Metrics that may still be queried today; infinite without a limit."""
         _, spent = self.spent()
         return float("inf") if self._most is None else max(0, self._most - spent)
 
     @property
     def spare(self) -> float:
-        """Metrics left beyond what the live rounds until midnight need, as it was judged last: for what can wait."""
+        """Metrics left for queries that can wait: not reserved by the last `assess` for the live cycles until midnight."""
         return self.left - self._reserved
 
     @property
@@ -89,32 +90,33 @@ class Budget:
         return self.spent()[0] + DAY - self._wall()
 
     def take(self, metrics: int) -> bool:
-        """Count a request before it is sent; False, and nothing counted, where it would go beyond the limit."""
+        """Count a request of so many metrics before it is sent; return False and count nothing if it would exceed the limit."""
         with self._lock:
-            self._turn()
+            self._start_day()
             if metrics and self._most is not None and self._spent + metrics > self._most:
                 return False
             self._spent += metrics
             return True
 
     def give_back(self, metrics: int) -> None:
-        """Undo a `take`: the request was not answered, so that it is not billed."""
+        """Undo a `take` whose request failed and is therefore not billed."""
         with self._lock:
-            self._turn()
+            self._start_day()
             self._spent = max(0, self._spent - metrics)
 
-    def _turn(self) -> None:
+    def _start_day(self) -> None:
+        """Reset the count if a new day has begun."""
         today = align(int(self._wall()), DAY)
-        # A clock that is set back a little gives no second budget; one that was far ahead must not take the budget for years.
+        # A clock that is set back a little must not grant a second budget, one that was far ahead must not block it for years.
         if today > self._day or today < self._day - DAY:
             self._day, self._spent = today, 0
 
-    def judge(self, live: int, every: int) -> BudgetState:
-        """Decide what a round may ask.
+    def assess(self, live: int, interval: int) -> BudgetState:
+        """Return what a collection cycle may query, and reserve the live cycles until midnight UTC.
 
         Args:
-            live: metrics the round needs for the gauges and the newest samples of the running workers.
-            every: seconds between two rounds.
+            live: metrics the cycle needs for the gauges and the newest samples of the running workers.
+            interval: seconds between two cycles.
 
         Returns:
             "polling_paused" if the rest of the day's budget does not pay for this cycle; "gap_filling_paused" if it pays no
@@ -123,6 +125,6 @@ class Budget:
         left = self.left
         if live > left or left <= 0:
             return "polling_paused"
-        rounds = 1 + int(self.seconds_left // every)
-        self._reserved = live * rounds
-        return "gap_filling_paused" if live * rounds >= left else "ok"
+        cycles = 1 + int(self.seconds_left // interval)
+        self._reserved = live * cycles
+        return "gap_filling_paused" if live * cycles >= left else "ok"

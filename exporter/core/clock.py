@@ -1,4 +1,4 @@
-"""Clock skew between this host, MongoDB and AWS, and MongoDB's clock carried on between two reads."""
+"""Clock skew between this host, MongoDB and AWS, and MongoDB's clock continued between two reads."""
 
 import time
 from collections.abc import Callable
@@ -7,14 +7,14 @@ from exporter.core.errors import SourceError
 from exporter.core.periods import format_duration, rfc3339
 
 MAX_SKEW_SECONDS = 300
-"""How far the clock of a source may be from this host's (rule 6 of docs/life-of-a-sample.md)."""
+"""How far the clock of a source may be from this host's (rule 6 of docs/sample-lifecycle.md)."""
 
 
 def skew_problem(whose: str, theirs: float, ours: float, *, remedy: str = "set both clocks (NTP)") -> str | None:
-    """Return the sentence for two clocks that differ too much, None where they agree.
+    """Return the error sentence for two clocks that differ too much, None where they agree.
 
     Args:
-        whose: the server, as it begins the sentence.
+        whose: names the server at the beginning of the sentence.
         theirs: its UTC seconds.
         ours: this host's UTC seconds at the same moment.
         remedy: what the operator must do.
@@ -28,7 +28,7 @@ def skew_problem(whose: str, theirs: float, ours: float, *, remedy: str = "set b
 
 
 def check_skew(source: str, theirs: float, ours: float, *, region: str = "") -> None:
-    """Refuse a source whose clock is too far from this host's: the ages of its samples could not be judged.
+    """Reject a source whose clock is too far from this host's: the age of its samples would be unknown.
 
     Args:
         source: "mongodb" or "cloudwatch".
@@ -48,10 +48,10 @@ def check_skew(source: str, theirs: float, ours: float, *, region: str = "") -> 
 
 
 class ServerClock:
-    """MongoDB's clock, carried on by this host's monotonic one: a wall clock that is set must not date anything.
+    """MongoDB's clock, continued by this host's monotonic one between two reads: setting the wall clock changes no date.
 
     Args:
-        wall: UTC seconds of this host; used until MongoDB's clock was read.
+        wall: UTC seconds of this host; used until MongoDB's clock is read.
         monotonic: seconds of a clock that is never set.
     """
 
@@ -59,13 +59,13 @@ class ServerClock:
         self._monotonic = monotonic
         self._offset = wall() - monotonic()
         self.synchronized = False
-        """Whether MongoDB's clock was read."""
+        """Whether MongoDB's clock has been read."""
 
     def now(self) -> int:
         """Return MongoDB's UTC second."""
         return int(self._monotonic() + self._offset)
 
     def synchronize(self, date: float) -> None:
-        """Take over MongoDB's clock: it is `date` (UTC seconds) now."""
+        """Set the time to MongoDB's `date`, in UTC seconds."""
         self._offset = date - self._monotonic()
         self.synchronized = True

@@ -12,36 +12,45 @@ from exporter.core.periods import align
 
 
 def instances_during(entry: InventoryEntry | None, worker: Worker, start: int, end: int) -> tuple[str, tuple[str, ...]]:
-    """The region and the instances, newest first, that may have been the worker in [start, end).
+    """Return the region and the instances, newest first, that may have been the worker in [start, end).
 
-    One instance may have run from the last sighting of its predecessor to the first of its successor: nobody looked in between.
-    Where a worker changed its region within the window, the newer region counts: one call asks one region.
+    An instance may have run from the last observation of its predecessor to the first of its successor, since the worker was
+    not observed in between. Where a worker changed its region within the window, the newer region counts: one call queries
+    one region.
+
+    Args:
+        entry: the inventory's; None if it has none.
+        worker: as read; its instance counts where the inventory has none.
+        start, end: UTC seconds.
     """
-    sightings = entry.instances if entry else ()
-    if not sightings:
-        return worker.region, _unique(worker.instance_id)
-    may: list[InstanceInterval] = []
-    for index, sighting in enumerate(sightings):
-        begun = index == 0 or sightings[index - 1].last < end
-        ended = index + 1 < len(sightings) and sightings[index + 1].first < start  # seconds are rounded down
+    intervals = entry.instances if entry else ()
+    if not intervals:
+        return worker.region, unique(worker.instance_id)
+    possible: list[InstanceInterval] = []
+    for index, interval in enumerate(intervals):
+        begun = index == 0 or intervals[index - 1].last < end
+        ended = index + 1 < len(intervals) and intervals[index + 1].first < start  # seconds are rounded down
         if begun and not ended:
-            may.append(sighting)
-    region = may[-1].region
-    return region, _unique(*(s.instance_id for s in reversed(may) if s.region == region))
+            possible.append(interval)
+    region = possible[-1].region
+    return region, unique(*(interval.instance_id for interval in reversed(possible) if interval.region == region))
 
 
 def split_by_instance(
     entry: InventoryEntry | None, worker: Worker, start: int, end: int, period: int
 ) -> list[tuple[int, int, str, tuple[str, ...]]]:
-    """Cut [start, end) where other instances may be the worker; return (first, last, region, instances) of each part."""
-    sightings = entry.instances if entry else ()
-    marks = {align(one.last, period) for one in sightings[:-1]} | {align(one.first, period) + period for one in sightings[1:]}
+    """Cut [start, end) where the possible instances change; return (first, last, region, instances) of each part.
+
+    All times are UTC seconds, `period` is in seconds.
+    """
+    intervals = entry.instances if entry else ()
+    marks = {align(one.last, period) for one in intervals[:-1]} | {align(one.first, period) + period for one in intervals[1:]}
     edges = [start, *sorted(mark for mark in marks if start < mark < end), end]
     return [(first, last, *instances_during(entry, worker, first, first + period)) for first, last in pairwise(edges)]
 
 
 def worker_from_inventory(entry: InventoryEntry) -> Worker:
-    """A worker as the inventory knows it, whose aggregate is gone; which instances it ran on its sightings say."""
+    """Return a worker whose document is gone as the inventory knows it, without an instance: `entry.instances` has those."""
     return Worker(
         id=entry.worker_id,
         region=entry.region,
@@ -54,10 +63,10 @@ def worker_from_inventory(entry: InventoryEntry) -> Worker:
 
 
 def updated_entry(entry: InventoryEntry | None, worker: Worker, now: int) -> InventoryEntry:
-    """Return what is remembered of a worker after it was seen at `now`.
+    """Return the inventory entry of a worker after it was observed at `now` (UTC seconds); `entry` is the one before.
 
-    An aggregate that lacks a descriptive field, or for a moment its instance, takes nothing away. An instance that comes back
-    after another is a sighting of its own. A worker that is not terminated has no time of termination, even if it once had.
+    A worker document that lacks a descriptive field, or for a while its instance, removes nothing. An instance that comes back
+    after another one starts a new interval. A worker that is not terminated has no time of termination, even if it once had.
     """
     fresh = InstanceInterval(worker.instance_id, worker.region, now, now) if worker.instance_id else None
     if entry is None:
@@ -95,5 +104,6 @@ def updated_entry(entry: InventoryEntry | None, worker: Worker, now: int) -> Inv
     )
 
 
-def _unique(*names: str | None) -> tuple[str, ...]:
+def unique(*names: str | None) -> tuple[str, ...]:
+    """Return each name once, in order, without None and empty ones."""
     return tuple(dict.fromkeys(name for name in names if name))

@@ -1,4 +1,4 @@
-"""The frozen records that travel between the stages; everything else in the package speaks in these.
+"""The immutable records that travel between the packages.
 
 Units, everywhere in the package: times are whole UTC seconds since 1970 (datetimes exist only at the edges: BSON, HTTP, the
 customer's own record), utilizations are percent (0..100) and become ratios only on `/metrics`. A missing value is None.
@@ -32,7 +32,7 @@ Dimensions = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """One aggregate of the manager, as read: the latest snapshot of a worker."""
+    """One worker document (the manager's aggregate) as read: the latest state of a worker."""
 
     id: str
     region: str
@@ -44,7 +44,7 @@ class Worker:
     cml_version: str | None = None
     active_labs: int | None = None
     cpu: float | None = None
-    """The aggregate's own CPU utilization in percent, taken at `collected_at`."""
+    """The document's own CPU utilization in percent, measured at `collected_at`."""
     memory: float | None = None
     collected_at: int | None = None
     last_activity_at: int | None = None
@@ -64,21 +64,21 @@ class Datapoint:
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """One complete reading of the aggregates. `date` is MongoDB's clock when the reading began."""
+    """One complete read of the worker documents. `date` is MongoDB's clock when the read began."""
 
     date: int
     workers: tuple[Worker, ...]
     skipped: Mapping[str, int] = field(default_factory=dict)
-    """Aggregates left out, by reason."""
+    """Number of documents left out, by reason."""
     complaints: tuple[str, ...] = ()
-    """One sentence for everything that was malformed, for the log."""
+    """One sentence for each malformed document or field, for the log."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerGauges:
-    """What /metrics says of one worker in one round.
+    """The gauges of one worker in one snapshot.
 
-    Values are (percent, end of the period they stand for); a time outlives its value, so that its age can be seen.
+    Each value (percent) comes with the end of its period; the time is shown longer than its value, so that its age is visible.
     """
 
     worker: Worker
@@ -93,10 +93,10 @@ class WorkerGauges:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The worker block of /metrics: built and rendered once per round, swapped in one assignment.
+    """The worker block of /metrics: rendered once per collection cycle, replaced in one assignment.
 
     `body` is text format 0.0.4, `gzipped` the same as one gzip member. `fresh_until` is a time of the local clock: from then
-    on the block is left out, because a loop that should have renewed it has not.
+    on the block is left out, because the loop that should have renewed it has stopped.
     """
 
     workers: tuple[WorkerGauges, ...]
@@ -107,7 +107,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class ExporterMetrics:
-    """The exporter's own metrics: text format 0.0.4, and the same compressed to follow a worker block."""
+    """The exporter metrics: text format 0.0.4, and the same compressed to follow a worker block."""
 
     text: bytes
     deflated: bytes
@@ -152,7 +152,7 @@ class MetricsAggregation:
 
 
 class MetricQuery(NamedTuple):
-    """One metric of one instance, as GetMetricData is asked for it. A tuple, since it is a key that is hashed without end."""
+    """One metric of one instance, as GetMetricData queries it. A tuple, because it is hashed very often as a key."""
 
     instance_id: str
     metric: MetricName
@@ -164,9 +164,9 @@ Outcome = Literal["ok", "empty", "partial", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class MetricResult:
-    """What CloudWatch said to one query about the window [start, end).
+    """CloudWatch's result of one query for the window [start, end).
 
-    Only `ok` and `empty` decide anything: CloudWatch called the result Complete. `values` maps period starts to percent.
+    Only `ok` and `empty` decide a sample: CloudWatch called the result Complete. `values` maps period starts to percent.
     """
 
     outcome: Outcome
@@ -176,13 +176,13 @@ class MetricResult:
 
     @property
     def complete(self) -> bool:
-        """Whether CloudWatch vouched for the whole window."""
+        """Whether the result covers the whole window."""
         return self.outcome in ("ok", "empty")
 
 
 @dataclass(frozen=True, slots=True)
 class MetricResults:
-    """The answers of one GetMetricData call (all its pages) and the server's clock when it gave the first of them."""
+    """The results of one GetMetricData call (all its pages), and the server's clock at the first page."""
 
     date: int
     by_query: Mapping[MetricQuery, MetricResult]
@@ -190,9 +190,9 @@ class MetricResults:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """One complete ListMetrics answer for the memory metric of one region.
+    """One complete ListMetrics result for the memory metric of one region.
 
-    It knows every series that had a datapoint in [since, date − 15 min]; `series` maps an instance to its dimension sets.
+    It has every series that had a datapoint in [since, date − 15 min]; `series` maps an instance to its dimension sets.
     """
 
     date: int = -1
@@ -202,7 +202,7 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class InstanceInterval:
-    """An instance a worker was seen with, from its first to its last observation."""
+    """An instance of a worker, from the first to the last observation with it."""
 
     instance_id: str
     region: str
@@ -212,7 +212,7 @@ class InstanceInterval:
 
 @dataclass(frozen=True, slots=True)
 class InventoryEntry:
-    """What is remembered of a worker for good, so that a terminated one keeps its name and its instances."""
+    """The permanent record of a worker, so that a terminated one keeps its name and its instances."""
 
     worker_id: str
     region: str
@@ -228,12 +228,12 @@ class InventoryEntry:
     """Oldest first."""
 
 
-# -- asking ----------------------------------------------------------------------------------------------------------
+# -- querying --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class PendingQuery:
-    """What one worker wants to be asked: its instances' metrics from `oldest` on."""
+    """The metrics of one worker's instances that must be queried, from `oldest` (UTC seconds) on."""
 
     worker_id: str
     region: str

@@ -126,10 +126,10 @@ class Telemetry:
         for each in BUDGET_STATES:
             self.budget_state.labels(each).set(each == state)
 
-    def samples_were_mirrored(self, *, inserted: int, already_present: int, rejected: int, healed: int) -> None:
-        """Count what became of one batch of the mirror; `healed` is a part of `inserted`."""
+    def samples_were_mirrored(self, *, inserted: int, already_present: int, rejected: int, gap_filled: int) -> None:
+        """Count what became of one batch of the mirror; `gap_filled` is a part of `inserted`."""
         self.mirror_samples.labels("inserted").inc(inserted)
         self.mirror_samples.labels("already_present").inc(already_present)
         self.mirror_samples.labels("rejected").inc(rejected)
-        self.samples_gap_filled.inc(healed)
+        self.samples_gap_filled.inc(gap_filled)
         self.mirrored += inserted

@@ -1,18 +1,19 @@
-"""The life of a sample: which periods are opened, when CloudWatch is asked, when a value counts. Pure: no I/O, no clock.
+"""The sample lifecycle: which periods are opened, and when a value is final. Pure: no I/O, no clock.
 
-A sample is one worker in one period. It is *observed* (its row is opened, with the status and labs of the moment), *settled*
-(CloudWatch's values have become final, or their absence has), then mirrored into the history and deleted from the outbox.
-`now` is never the local clock: MongoDB's where the aggregates are observed, CloudWatch's `Date` where its answers are judged.
+A sample is one worker in one period. It is *observed* (its row is opened, with the status and labs of that time), *final*
+(CloudWatch's values can no longer change, or their absence is certain), then mirrored into the history and deleted from the
+outbox. `now` is never the local clock: it is MongoDB's where worker documents (the manager's aggregates) are observed, and
+CloudWatch's `Date` where its results are decided.
 
-The rules carry the numbers of docs/life-of-a-sample.md; `tests/simulation.py` runs them against crashes, lost outboxes, late
+The rule numbers are those of docs/sample-lifecycle.md; `tests/simulation` runs the rules against crashes, lost outboxes, late
 values and clock jumps.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 
-from exporter.core.instances import _unique, instances_during
+from exporter.core.instances import instances_during, unique
 from exporter.core.model import (
     IDLE_STATUSES,
     METRICS,
@@ -27,9 +28,9 @@ from exporter.core.periods import align, align_up, closed_periods
 from exporter.core.settings import Settings
 
 LISTING_LAG_SECONDS = 1200
-"""ListMetrics shows a new metric up to 15 minutes late; 5 more for our own clock."""
+"""ListMetrics shows a new metric up to 15 minutes late; 5 more for the difference between clocks."""
 ON_TIME_SECONDS = 60
-"""A value first seen within `settle_delay` plus this was published on time: rounds are not exact to the second."""
+"""A value first seen within `settle_delay` plus this was published on time: collection cycles are not exact to the second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class WorkerState:
-    """What the outbox remembers of a worker between two observations."""
+    """What the outbox keeps of a worker between two observations. Times are UTC seconds."""
 
     worker_id: str
     region: str
@@ -68,16 +69,19 @@ class WorkerState:
     """Seen from the last observation before `next` on, newest first."""
     status: str
     idle_since: int
-    """First of the unbroken observations of stopped or terminated up to the last one; 0: it was neither."""
+    """First of the unbroken observations of stopped or terminated up to the last one; 0 if the last one was neither."""
     seen: int
-    """Its last observation."""
+    """The last observation."""
     next: int
     """Start of the first period that was never opened."""
 
 
 @dataclass(frozen=True, slots=True)
 class PendingSample:
-    """One sample on its way. `own_*` are the aggregate's values; `cpu` and `memory` hold only what has settled."""
+    """A sample on its way to the history: `own_*` from the worker document, `cpu` and `memory` only once decided.
+
+    Utilizations are percent, `start` is UTC seconds.
+    """
 
     worker_id: str
     start: int
@@ -94,16 +98,16 @@ class PendingSample:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing is known, so that there is nothing to write."""
+        """Whether it has no value at all, so that there is nothing to write."""
         return self.status is None and self.active_labs is None and self.cpu is None and self.memory is None
 
     @property
-    def healed(self) -> bool:
-        """Whether nobody observed the period in time."""
+    def gap_filled(self) -> bool:
+        """Whether the period was not observed in time."""
         return self.status is None
 
     def finish(self) -> "PendingSample":
-        """Settle with what there is: CloudWatch's value wins, else the aggregate's own (rule 9)."""
+        """Return it as final with the values there are: CloudWatch's first, else the worker document's own (rule 9)."""
         return replace(
             self,
             final=True,
@@ -116,10 +120,16 @@ class PendingSample:
 
 
 def initial_state(worker: Worker, entry: InventoryEntry | None, now: int, rules: Rules) -> WorkerState:
-    """Begin with a worker the outbox does not know, with the help of the inventory.
+    """Return the initial state of a worker that the outbox has not seen.
 
-    Only the period that has just closed is opened by the observation that follows; older ones are `missing_samples`, because
-    the history may have them and the inventory knows the instances they ran on.
+    The observation that follows opens only the period that has just closed. Older ones are `missing_samples`, because the
+    history may have them and the inventory knows the instances they ran on.
+
+    Args:
+        worker: as read.
+        entry: the inventory's, from before this observation; None for a worker that is new to it.
+        now: MongoDB's time in UTC seconds.
+        rules: the settings of the sample lifecycle.
     """
     start = align(now, rules.period) - rules.period
     if worker.created_at is not None:
@@ -132,170 +142,227 @@ def initial_state(worker: Worker, entry: InventoryEntry | None, now: int, rules:
 
 
 def observe(
-    worker: Worker, known: WorkerState, now: int, rules: Rules, entry: InventoryEntry | None = None
+    worker: Worker, state: WorkerState, now: int, rules: Rules, entry: InventoryEntry | None = None
 ) -> tuple[list[PendingSample], WorkerState]:
-    """One observation: the rows it opens (rules 1, 2, 4, 5, 8) and what to remember. Every closed period is opened once.
+    """Return the samples that an observation opens (rules 1, 2, 4, 5, 8), and the new state. Each period is opened once.
 
     Args:
-        entry: the inventory's, with this observation. An outbox that was restored from a copy, or that belongs to an exporter
-            which did not lead for a while, knows less than it does.
+        worker: as read.
+        state: what the outbox has kept of it.
+        now: MongoDB's time in UTC seconds.
+        rules: the settings of the sample lifecycle.
+        entry: the inventory's, updated with this observation. It knows more than an outbox that was restored from a copy, or
+            whose exporter did not lead for a while.
     """
     period = rules.period
-    earlier = known.instances if known.region == worker.region else ()
-    candidates = _unique(worker.instance_id, *earlier)
-    finished = worker.status == "terminated" and known.status == "terminated"
-    # Two periods: one observation may be late without hiding that the worker was idle all the time.
-    unbroken = worker.status in IDLE_STATUSES and known.idle_since > 0 and now - known.seen <= 2 * period
-    rows = []
-    start = following = max(known.next, align_up(now - rules.gap_fill_window, period))
+    earlier = state.instances if state.region == worker.region else ()
+    seen_instances = unique(worker.instance_id, *earlier)
+    finished = worker.status == "terminated" and state.status == "terminated"
+    # Two periods: one late observation does not hide that the worker was idle all the time.
+    unbroken = worker.status in IDLE_STATUSES and state.idle_since > 0 and now - state.seen <= 2 * period
+    samples = []
+    following = max(state.next, align_up(now - rules.gap_fill_window, period))
     for start in closed_periods(following, period, now):
         following = start + period
         if finished:
             continue
-        region, instances = _candidates(worker, candidates, entry, start, following)
-        row = PendingSample(worker.id, start, region, instances)
+        region, instances = _candidates(worker, seen_instances, entry, start, following)
+        sample = PendingSample(worker.id, start, region, instances)
         if following > now - period:
-            row = replace(row, status=worker.status, active_labs=worker.active_labs)
-            if worker.collected_at is not None and start <= worker.collected_at < following:
-                row = replace(row, own_cpu=worker.cpu, own_memory=worker.memory)
-            if not instances or (unbroken and known.idle_since <= start):
-                row = row.finish()
-        if instances or not row.empty:
-            rows.append(row)
-    if following > known.next:  # the first period not yet opened began between the last observation and this one
-        candidates = _unique(worker.instance_id, *earlier[:1])
-    idle_since = 0 if worker.status not in IDLE_STATUSES else known.idle_since if unbroken else now
-    return rows, WorkerState(worker.id, worker.region, candidates, worker.status, idle_since, now, following)
+            sample = _with_observation(sample, worker, following)
+            if not instances or (unbroken and state.idle_since <= start):
+                sample = sample.finish()
+        if instances or not sample.empty:
+            samples.append(sample)
+    if following > state.next:  # the first period not yet opened began between the last observation and this one
+        seen_instances = unique(worker.instance_id, *earlier[:1])
+    idle_since = 0 if worker.status not in IDLE_STATUSES else state.idle_since if unbroken else now
+    return samples, WorkerState(worker.id, worker.region, seen_instances, worker.status, idle_since, now, following)
 
 
 def _candidates(
-    worker: Worker, known: tuple[str, ...], entry: InventoryEntry | None, start: int, end: int
+    worker: Worker, seen: tuple[str, ...], entry: InventoryEntry | None, start: int, end: int
 ) -> tuple[str, tuple[str, ...]]:
-    """The region and the instances to ask about [start, end): what the outbox knows, and the inventory (rule 4)."""
+    """Return region and instances to query for [start, end): those the outbox has `seen`, and the inventory's (rule 4)."""
     if entry is None:
-        return worker.region, known
+        return worker.region, seen
     region, instances = instances_during(entry, worker, start, end)
-    return region, _unique(*instances, *known) if region == worker.region else instances
+    return region, unique(*instances, *seen) if region == worker.region else instances
 
 
-def close_missing(known: WorkerState, now: int, rules: Rules) -> tuple[list[PendingSample], WorkerState]:
-    """A worker a complete reading no longer has: the period that was open when it was last seen is its last (rule 5)."""
-    rows = []
-    if known.status not in IDLE_STATUSES and known.instances:
-        last = align(known.seen, rules.period) + rules.period
-        rows = [
-            PendingSample(known.worker_id, start, known.region, known.instances)
-            for start in closed_periods(known.next, rules.period, min(now, last))
+def _with_observation(sample: PendingSample, worker: Worker, end: int) -> PendingSample:
+    """Return a sample with the observed status and labs, and the own values if they were collected in its period."""
+    sample = replace(sample, status=worker.status, active_labs=worker.active_labs)
+    if worker.collected_at is not None and sample.start <= worker.collected_at < end:
+        sample = replace(sample, own_cpu=worker.cpu, own_memory=worker.memory)
+    return sample
+
+
+def close_missing(state: WorkerState, now: int, rules: Rules) -> tuple[list[PendingSample], WorkerState]:
+    """Return the last sample of a worker that a complete read no longer has, and its new state.
+
+    The last sample is the period that was open when the worker was last seen (rule 5).
+    """
+    samples = []
+    if state.status not in IDLE_STATUSES and state.instances:
+        last = align(state.seen, rules.period) + rules.period
+        samples = [
+            PendingSample(state.worker_id, start, state.region, state.instances)
+            for start in closed_periods(state.next, rules.period, min(now, last))
         ]
-    return rows, replace(known, next=rows[-1].start + rules.period) if rows else known
+    return samples, replace(state, next=samples[-1].start + rules.period) if samples else state
 
 
 def missing_samples(
-    worker: Worker, known: WorkerState, entry: InventoryEntry | None, have: AbstractSet[int], now: int, rules: Rules
+    worker: Worker, state: WorkerState, entry: InventoryEntry | None, existing: AbstractSet[int], now: int, rules: Rules
 ) -> list[PendingSample]:
-    """The periods before `known.next` and within `gap_fill_window` that the history lacks (rule 3), without status and labs.
+    """Return samples, without status and labs, for the periods that the history lacks (rule 3).
+
+    Only periods within `gap_fill_window` and before `state.next` count.
 
     Args:
+        worker: as read.
+        state: what the outbox keeps of it.
         entry: which instances the worker ran on, and when.
-        have: starts of the periods the history has.
+        existing: starts of the periods the history has, in UTC seconds.
+        now: MongoDB's time in UTC seconds.
+        rules: the settings of the sample lifecycle.
     """
-    start, until = align_up(now - rules.gap_fill_window, rules.period), known.next
+    start, until = align_up(now - rules.gap_fill_window, rules.period), state.next
     if worker.created_at is not None:
         start = max(start, align(worker.created_at, rules.period))
     if worker.status == "terminated" and worker.terminated_at is not None:
         until = min(until, align(worker.terminated_at, rules.period) + rules.period)
-    rows = []
+    samples = []
     for period in range(start, until, rules.period):
-        if period not in have:
+        if period not in existing:
             region, instances = instances_during(entry, worker, period, period + rules.period)
             if instances:
-                rows.append(PendingSample(worker.id, period, region, instances))
-    return rows
+                samples.append(PendingSample(worker.id, period, region, instances))
+    return samples
 
 
-# -- settling --------------------------------------------------------------------------------------------------------
+# -- deciding --------------------------------------------------------------------------------------------------------
 
 
 FirstSeenValues = dict[tuple[str, int, str, MetricName], tuple[float, int]]
-"""(worker, period, instance, metric) → the value CloudWatch gave last, and since when it has given it."""
+"""(worker, period, instance, metric) → the value CloudWatch returned last, and since when it has returned it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Whether a metric of a row is decided, and its value; decided without a value means absent."""
+    """Whether a metric of a sample is decided, and its value in percent; decided without a value means absent."""
 
     decided: bool
     value: float | None = None
 
 
+_UNDECIDED, _ABSENT = Decision(False), Decision(True)
+
+
 def decide_metric(
-    row: PendingSample,
+    sample: PendingSample,
     metric: MetricName,
     queries: Sequence[MetricQuery],
-    answers: MetricResults,
+    results: MetricResults,
     listings: Sequence[Listing],
-    sightings: FirstSeenValues,
+    first_seen: FirstSeenValues,
     rules: Rules,
 ) -> Decision:
-    """Decide one metric of one row by the answers of one call (rules 7 and 8).
+    """Decide one metric of one sample by the results of one call (rules 7 and 8).
+
+    The newest candidate with a value wins; an older one counts only once the newer ones are certain to have none.
 
     Args:
-        queries: what was asked for the row's worker in that call.
-        answers: CloudWatch's, with its clock.
-        listings: the ListMetrics answers the queries were made from.
-        sightings: is brought up to date.
+        sample: not yet final.
+        metric: which of its metrics.
+        queries: the queries of the sample's worker in that call.
+        results: CloudWatch's results, with its clock.
+        listings: the ListMetrics results the queries were made from.
+        first_seen: updated with the values of this call.
+        rules: the settings of the sample lifecycle.
     """
-    end = row.start + rules.period
-    age = answers.date - end
-    for instance in row.instances:
-        asked = [q for q in queries if q.instance_id == instance and q.metric == metric]
-        if not asked:
-            # What ListMetrics does not list has no memory; but of an instance nobody asked about nothing at all is known.
-            known = any(query.instance_id == instance for query in queries)
-            if known and any(listing.since <= row.start and listing.date >= end + LISTING_LAG_SECONDS for listing in listings):
-                continue
-            return Decision(False)
-        given = [answers.by_query.get(query) for query in asked]
-        value = None
-        for answer in given:
-            if answer is None or not answer.complete or row.start < answer.start or end > answer.end:
-                return Decision(False)
-            if value is None:
-                value = answer.values.get(row.start)
-        if value is None:
-            if age < rules.absence_timeout:
-                return Decision(False)
-            continue
-        key = (row.worker_id, row.start, instance, metric)
-        last, since = sightings.get(key, (None, answers.date))
-        if last != value:
-            since = answers.date
-            sightings[key] = (value, since)
-        on_time = since <= end + rules.settle_delay + ON_TIME_SECONDS
-        confirmed = answers.date - since >= rules.settle_delay or age >= rules.absence_timeout
-        return Decision(True, value) if age >= rules.settle_delay and (on_time or confirmed) else Decision(False)
-    return Decision(True)
+    for instance in sample.instances:
+        of_instance = [query for query in queries if query.instance_id == instance]
+        of_metric = [query for query in of_instance if query.metric == metric]
+        if of_metric:
+            decision = _decide_instance(sample, instance, of_metric, results, first_seen, rules)
+        else:
+            # A metric that no listing has is absent. An instance without any query (the budget) may have it all the same.
+            unlisted = bool(of_instance) and _would_be_listed(sample.start, listings, rules)
+            decision = _ABSENT if unlisted else _UNDECIDED
+        if decision != _ABSENT:
+            return decision
+    return _ABSENT
+
+
+def _would_be_listed(start: int, listings: Iterable[Listing], rules: Rules) -> bool:
+    """Return whether a series with a datapoint in the period at `start` would certainly be in one of the listings."""
+    listed_from = start + rules.period + LISTING_LAG_SECONDS
+    return any(listing.since <= start and listing.date >= listed_from for listing in listings)
+
+
+def _decide_instance(
+    sample: PendingSample,
+    instance: str,
+    queries: Sequence[MetricQuery],
+    results: MetricResults,
+    first_seen: FirstSeenValues,
+    rules: Rules,
+) -> Decision:
+    """Decide by the queries of one candidate and one metric, which differ only in their dimensions."""
+    start, end = sample.start, sample.start + rules.period
+    found: list[float] = []
+    for query in queries:
+        result = results.by_query.get(query)
+        if result is None or not result.complete or start < result.start or end > result.end:
+            return _UNDECIDED
+        if start in result.values:
+            found.append(result.values[start])
+    age = results.date - end
+    if not found:
+        return _ABSENT if age >= rules.absence_timeout else _UNDECIDED
+    value = found[0]
+    since = _first_seen((sample.worker_id, start, instance, queries[0].metric), value, results.date, first_seen)
+    on_time = since <= end + rules.settle_delay + ON_TIME_SECONDS
+    confirmed = results.date - since >= rules.settle_delay or age >= rules.absence_timeout
+    return Decision(True, value) if age >= rules.settle_delay and (on_time or confirmed) else _UNDECIDED
+
+
+def _first_seen(key: tuple[str, int, str, MetricName], value: float, now: int, first_seen: FirstSeenValues) -> int:
+    """Return since when (UTC seconds) CloudWatch has returned this value; record it if it is new or was revised."""
+    last, since = first_seen.get(key, (None, now))
+    if last == value:
+        return since
+    first_seen[key] = (value, now)
+    return now
 
 
 def finalize(
-    row: PendingSample,
+    sample: PendingSample,
     queries: Sequence[MetricQuery],
-    answers: MetricResults,
+    results: MetricResults,
     listings: Sequence[Listing],
-    sightings: FirstSeenValues,
+    first_seen: FirstSeenValues,
     rules: Rules,
 ) -> PendingSample:
-    """Bring a row up to date with one call's answers; it is settled once both metrics are decided."""
+    """Return a sample updated with the results of one call; it is final once both metrics are decided.
+
+    The arguments are those of `decide_metric`.
+    """
     cpu, memory = (
         Decision(True, value)
-        if (value := getattr(row, metric)) is not None
-        else decide_metric(row, metric, queries, answers, listings, sightings, rules)
+        if (value := getattr(sample, metric)) is not None
+        else decide_metric(sample, metric, queries, results, listings, first_seen, rules)
         for metric in METRICS
     )
-    row = replace(row, cpu=cpu.value, memory=memory.value)
-    return row.finish() if cpu.decided and memory.decided else row
+    sample = replace(sample, cpu=cpu.value, memory=memory.value)
+    return sample.finish() if cpu.decided and memory.decided else sample
 
 
-def finalize_without_cloudwatch(row: PendingSample, now: int, rules: Rules) -> PendingSample:
-    """Without CloudWatch the history is made of aggregates alone (rule 9), once late ones have had their chance."""
-    return row.finish() if now - row.start - rules.period >= rules.settle_delay else row
+def finalize_without_cloudwatch(sample: PendingSample, now: int, rules: Rules) -> PendingSample:
+    """Return a sample as final if it is old enough: without CloudWatch only the worker documents' values count (rule 9).
+
+    Until `settle_delay` after its end a late worker document may still bring a value.
+    """
+    return sample.finish() if now - sample.start - rules.period >= rules.settle_delay else sample

@@ -1,8 +1,8 @@
-"""Outbox → history, exactly once.
+"""Move final samples from the outbox into the history, each exactly once.
 
-No index can make a sample unique, and an insert may go on in the server after its client has died. So every batch, always: wait
-until no insert is running, read back what is there, insert the missing, delete the rows. There is no state that could be wrong,
-and no special case for the start: whatever happened before, the next batch finds out.
+A time-series collection has no unique index, and an insert may continue in the server after its client has died. Therefore each
+batch waits until no insert is running, reads back which samples exist, inserts the missing ones, and deletes the rows. No state
+is kept that could be wrong, and the start is no special case: each batch finds out what happened before.
 """
 
 import asyncio
@@ -19,24 +19,26 @@ from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.lifecycle import PendingSample
 from exporter.pipeline.outbox import OutboxThread
 
-BATCH = 5000
-"""Rows read back and inserted at once: some hundred milliseconds of work."""
-RETRY = 5
-"""Seconds after a failure: an insert whose connection broke is finished or gone by then."""
-QUIESCE = 20
-"""How long an insert of somebody else may go on before the batch starts over, in seconds."""
+BATCH_SAMPLES = 5000
+"""Samples read back and inserted at once: some hundred milliseconds of work."""
+RETRY_SECONDS = 5
+"""Wait after a failure: by then an insert whose connection broke is finished or gone."""
+OPERATOR_RETRY_SECONDS = 60
+"""Wait after a failure that the operator must fix."""
+INSERT_WAIT_SECONDS = 20
+"""How long an insert of another process may run before the batch starts over."""
 BACKFILL_YIELD_SECONDS = 1.5
-"""Seconds between two batches of old samples, in which a backfill or a purge can have its turn."""
+"""Pause between two batches of old samples, so that a backfill or a purge can take the lease."""
 INSERT_MARGIN_SECONDS = 2
-"""Seconds before the end of the lease at which an insert is given up, here and in the server."""
+"""How long before the end of the lease an insert is aborted, here and in the server."""
 MIN_LEASE_SECONDS = 10
-"""Seconds of the lease that must be left when an insert begins; a batch takes a fraction of one."""
+"""Rest of the lease that is required when an insert begins; a batch takes a fraction of a second."""
 
 _log = logs.get("mirror")
 
 
 class SampleStore(Protocol):
-    """What the mirror needs of the history."""
+    """The history, as the mirror needs it."""
 
     async def ensure_collection(self) -> None:
         """Create or verify the collection."""
@@ -45,53 +47,61 @@ class SampleStore(Protocol):
         """Whether no insert into the collection is running."""
 
     async def existing_keys(self, keys: Collection[tuple[str, int]]) -> set[tuple[str, int]]:
-        """Which of these (worker id, period start) are there, acknowledged by a majority."""
+        """Return which of these (worker id, period start in UTC seconds) exist, acknowledged by a majority.
+
+        Raises:
+            StoreUnavailableError: some exist that a majority has not acknowledged yet, or MongoDB does not answer.
+        """
 
     async def insert(
         self, samples: Sequence[WorkerMetricsSample], *, within: float | None
     ) -> list[tuple[WorkerMetricsSample, str]]:
-        """Insert within so many seconds; return those that are rejected for good, with the reason."""
+        """Insert samples within so many seconds; return those that MongoDB rejects permanently, with the reason.
+
+        Raises:
+            StoreError: any of them may or may not have been inserted.
+        """
 
 
 class WriterLease(Protocol):
-    """Who may write."""
+    """The lease of the process that writes the history."""
 
     @property
     def held(self) -> bool:
-        """Whether this process may."""
+        """Whether this process may write."""
 
     @property
     def remaining(self) -> float:
-        """For how many seconds it still may."""
+        """Seconds until the lease ends."""
 
     @property
     def fence(self) -> int:
-        """Another number whenever somebody else held it in between."""
+        """A number that changes whenever another process has held the lease in between."""
 
 
 class SharedLease(WriterLease, Protocol):
-    """Who may write what is older than the live window: this exporter's mirror, or a backfill."""
+    """The lease of the process that writes samples older than the live window: this exporter's mirror, or a backfill."""
 
     async def acquire_or_renew(self) -> bool:
-        """Take it if it is free; whether it is ours."""
+        """Take the lease if it is free; return whether this process holds it."""
 
     async def release(self) -> None:
-        """Let others have it."""
+        """Free the lease."""
 
 
 @dataclass(frozen=True, slots=True)
 class BackfillRange:
-    """Where the samples begin that a backfill may be writing too."""
+    """The samples that a backfill may be writing at the same time: all that are older than `age`."""
 
     lease: SharedLease
     age: int
-    """Seconds; a little less than `gap_fill_window`, the age a backfill writes from, because two clocks may differ."""
+    """Seconds; slightly less than `gap_fill_window`, the age from which a backfill writes, because two clocks may differ."""
     now: Callable[[], float]
-    """MongoDB's clock, as the backfill reads it too."""
+    """MongoDB's time in UTC seconds, the clock a backfill uses too."""
 
 
 class Mirror:
-    """Moves settled rows from the outbox into the history while the lease is held."""
+    """Moves final samples from the outbox into the history while the lease is held."""
 
     def __init__(
         self,
@@ -102,22 +112,32 @@ class Mirror:
         *,
         old: BackfillRange | None = None,
         wall: Callable[[], float] = time.time,
-        batch: int = BATCH,
+        batch: int = BATCH_SAMPLES,
     ) -> None:
-        """Move nothing yet; without `old` this is the only writer there is, however old a sample."""
+        """Move nothing yet.
+
+        Args:
+            outbox: where final samples are.
+            target: the history.
+            lease: of the writer of the history.
+            telemetry: counts samples and failures.
+            old: the samples that need a second lease; None if there is no other writer, however old a sample is.
+            wall: UTC seconds of this host, for the time of the last success.
+            batch: samples moved at once.
+        """
         self._old = old
         self._outbox, self._target, self._lease, self._telemetry = outbox, target, lease, telemetry
         self._wall = wall
         self._batch = batch
         self._ensured = False
-        self._waits = False
+        self._waits_for_backfill = False
         self.wake = asyncio.Event()
-        """Set when rows may be ready."""
+        """Set when samples may be final."""
         self.problem: str | None = None
-        """The last failure, None after a success; for /-/ready."""
+        """The last error, None after a success; for /-/ready."""
 
     async def run_forever(self) -> None:
-        """Mirror whenever there are rows; after a failure start over a few seconds later."""
+        """Mirror whenever there are final samples; after a failure start over a few seconds later."""
         while True:
             self.wake.clear()
             try:
@@ -126,18 +146,18 @@ class Mirror:
             except StoreError as error:
                 self._telemetry.mirror_failures.labels(error.reason).inc()
                 if str(error) != self.problem:
-                    _log.error("mirroring failed; it is tried again, nothing is lost", reason=error.reason, error=str(error))
+                    _log.error("mirroring failed; retried, no sample is lost", reason=error.reason, error=str(error))
                 self.problem = str(error)
-                # What somebody must mend is not mended within seconds.
-                await asyncio.sleep(60 if isinstance(error, IncompatibleStoreError) else RETRY)
+                by_operator = isinstance(error, IncompatibleStoreError)
+                await asyncio.sleep(OPERATOR_RETRY_SECONDS if by_operator else RETRY_SECONDS)
                 continue
-            except Exception:  # noqa: BLE001  # a bug must not end the mirror; it is reported in full and tried again
+            except Exception:  # noqa: BLE001  # a bug must not end the mirror; the log has its traceback
                 self._telemetry.mirror_failures.labels("bug").inc()
-                _log.exception("mirroring failed for a reason nobody expected; please report it")
-                await asyncio.sleep(RETRY)
+                _log.exception("mirroring failed with an unexpected error; please report it")
+                await asyncio.sleep(RETRY_SECONDS)
                 continue
             try:
-                async with asyncio.timeout(RETRY):
+                async with asyncio.timeout(RETRY_SECONDS):
                     await self.wake.wait()
             except TimeoutError:
                 continue
@@ -146,10 +166,10 @@ class Mirror:
         """Mirror one batch; return whether there may be more.
 
         Raises:
-            StoreError: nothing is known of what was written; the rows are still in the outbox.
+            StoreError: samples may or may not have been written; their rows are still in the outbox.
         """
         if not self._lease.held:
-            self.problem = None  # it is the other exporter's now
+            self.problem = None  # the other exporter writes now
             return False
         if not self._ensured:
             await self._target.ensure_collection()
@@ -166,23 +186,23 @@ class Mirror:
         return len(rows) == self._batch
 
     async def _step_old(self, old: BackfillRange, since: int) -> list[PendingSample]:
-        """Mirror a batch of what a backfill may be writing too: only one of the two at a time, and the newer samples first."""
+        """Mirror a batch that a backfill may be writing too, while it does not; return the rows that were moved."""
         rows = await self._outbox(self._outbox.outbox.ready, self._batch, 0)
         if not rows:
             return []
         if not await old.lease.acquire_or_renew():
-            if not self._waits:
+            if not self._waits_for_backfill:
                 _log.info("samples older than the live window wait until a backfill has ended", before=rfc3339(since))
-            self._waits = True
+            self._waits_for_backfill = True
             return []
-        self._waits = False
+        self._waits_for_backfill = False
         try:
-            # One read back before the lease was ours may have been written by the backfill since; `_move` reads anew.
+            # `_move` reads back under the lease: before it was acquired, the backfill may have written any of these rows.
             await self._move(rows, (self._lease, old.lease))
         finally:
             await old.lease.release()
         if len(rows) == self._batch:
-            await asyncio.sleep(BACKFILL_YIELD_SECONDS)  # whoever waits for the lease asks for it once a second
+            await asyncio.sleep(BACKFILL_YIELD_SECONDS)  # a process that waits for the lease tries once a second
         return rows
 
     async def _move(self, rows: Sequence[PendingSample], leases: Sequence[WriterLease]) -> None:
@@ -198,13 +218,13 @@ class Mirror:
             inserted=len(inserted),
             already_present=len(rows) - len(missing),
             rejected=len(rejected),
-            healed=sum(row.healed for row in inserted),
+            gap_filled=sum(row.gap_filled for row in inserted),
         )
         await self._outbox.export_gauges(self._telemetry)
 
     async def _wait_for_running_inserts(self) -> None:
         clock = asyncio.get_running_loop().time
-        deadline = clock() + QUIESCE
+        deadline = clock() + INSERT_WAIT_SECONDS
         while not await self._target.no_insert_running():
             if clock() > deadline:
                 raise StoreUnavailableError("another insert into the history is still running", reason="busy")
@@ -216,20 +236,20 @@ class Mirror:
         if not rows:
             return set()
         if [lease.fence for lease in leases] != fences:
-            # This process was paused; somebody else was the writer, and what was read back is no longer true.
+            # This process was paused, another one has written meanwhile, and what was read back is outdated.
             raise StoreUnavailableError("another exporter held the lease while this batch was read back", reason="lease")
         remaining = min(lease.remaining for lease in leases)
         if remaining < MIN_LEASE_SECONDS:
-            # Somebody else may be the writer before the server has finished; a renewal is seconds away.
+            # Another process may become the writer before the server has finished. The next renewal is seconds away.
             raise StoreUnavailableError("the lease ends too soon to write", reason="lease")
-        rejected = await self._target.insert([sample(row) for row in rows], within=remaining - INSERT_MARGIN_SECONDS)
+        rejected = await self._target.insert([to_record(row) for row in rows], within=remaining - INSERT_MARGIN_SECONDS)
         for bad, reason in rejected:
-            _log.error("MongoDB rejects a sample for good; it is set aside", worker_id=bad.worker_id, reason=reason)
+            _log.error("MongoDB rejects a sample permanently; it is set aside", worker_id=bad.worker_id, reason=reason)
         return {(bad.worker_id, to_seconds(bad.timestamp)) for bad, _ in rejected}
 
 
-def sample(row: PendingSample) -> WorkerMetricsSample:
-    """A settled row as the customer's record."""
+def to_record(row: PendingSample) -> WorkerMetricsSample:
+    """Return a final sample as the customer's record."""
     return WorkerMetricsSample(
         worker_id=row.worker_id,
         region=row.region,

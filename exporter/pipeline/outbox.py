@@ -1,10 +1,10 @@
-"""The journal (SQLite, WAL): what is known of each worker, and the rows on their way to the history.
+"""The outbox (SQLite, WAL): the state of each worker, and the samples on their way to the history, one row each.
 
-It is the only state of this process that must survive a crash; losing it costs the status and labs of the periods that were in
+It is the only state of the process that must survive a crash. Losing it costs the status and labs of the periods that were in
 it, nothing else. One process (a lock on the folder), one thread at a time, short transactions.
 
-`synchronous` is NORMAL: after a power cut the last transactions may be gone, which is the same as having crashed a little
-earlier, because everything in one step of a sample's life is one transaction.
+`synchronous` is NORMAL: after a power cut the last transactions may be gone. That is the same as having crashed a little
+earlier, because each step of the sample lifecycle is one transaction.
 """
 
 import asyncio
@@ -49,18 +49,23 @@ _ROW = "worker, start, region, instances, status, labs, own_cpu, own_memory, cpu
 
 
 class Outbox:
-    """The journal in `directory`, locked for this process until `close`.
+    """The outbox in `directory`, locked for this process until `close`. Times are UTC seconds.
 
     Raises, from every method:
-        StoreError: SQLite failed (`reason` "disk_full" where it says so); the transaction was rolled back.
+        StoreError: SQLite failed (`reason` "disk_full" if the disk is full); the transaction was rolled back.
     """
 
     def __init__(self, directory: Path, period: int, *, synchronous: str = "NORMAL") -> None:
-        """Open or create the journal.
+        """Open or create the outbox.
+
+        Args:
+            directory: the folder; created if it does not exist.
+            period: seconds of a period.
+            synchronous: SQLite's setting.
 
         Raises:
-            OutboxLockedError: another process holds the folder.
-            IncompatibleStoreError: it belongs to another period, or is damaged.
+            OutboxLockedError: another process has locked the folder.
+            IncompatibleStoreError: the outbox belongs to another period, or is damaged.
             StoreError: the folder cannot be written.
         """
         self._lock = _lock(directory)
@@ -70,18 +75,18 @@ class Outbox:
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute(f"PRAGMA synchronous={synchronous}")
             self._db.executescript(_SCHEMA)
-            # With the host's name: a copied folder must not make two exporters one writer.
+            # With the host's name: exporters with a copy of the same folder must not be taken for one writer.
             self.owner = f"{self._meta('owner', uuid.uuid4().hex)}@{socket.gethostname()}"
             self._counts = dict.fromkeys(STATES, 0)
             self._counts |= dict(self._db.execute("SELECT state, COUNT(*) FROM sample GROUP BY state"))
-            theirs = int(self._meta("period", str(period)))
+            found = int(self._meta("period", str(period)))
         except sqlite3.Error as error:
             self._lock.close()
             raise self._translate(error) from error
-        if theirs != period:
+        if found != period:
             self.close()
             raise IncompatibleStoreError(
-                f"{self.path} holds samples of {format_duration(theirs)} but period is {format_duration(period)}; "
+                f"{self.path} holds samples of {format_duration(found)} but period is {format_duration(period)}; "
                 "set period back, or give this exporter another data_dir",
                 reason="period",
             )
@@ -107,26 +112,32 @@ class Outbox:
                 raise self._translate(error) from error
             raise
 
-    # -- what is known
+    # -- worker states
 
-    def known(self) -> dict[str, WorkerState]:
-        """Every worker's memory, by id."""
+    def states(self) -> dict[str, WorkerState]:
+        """Return the state of every worker, by id."""
         rows = self._select("SELECT id, region, instances, status, idle_since, seen, next FROM worker")
         return {r[0]: WorkerState(r[0], r[1], tuple(r[2].split()), *r[3:]) for r in rows}
 
-    def remember(self, known: Iterable[WorkerState]) -> None:
-        """Write what is known of these workers; in the transaction that opens their rows."""
+    def save_states(self, states: Iterable[WorkerState]) -> None:
+        """Save the states of these workers; call it in the transaction that opens their rows."""
         self._many(
             "INSERT OR REPLACE INTO worker VALUES(?,?,?,?,?,?,?)",
-            ((k.worker_id, k.region, " ".join(k.instances), k.status, k.idle_since, k.seen, k.next) for k in known),
+            ((s.worker_id, s.region, " ".join(s.instances), s.status, s.idle_since, s.seen, s.next) for s in states),
         )
 
-    def forget(self, worker_ids: Iterable[str]) -> None:
-        """Drop the memory of workers that left long ago; their rows stay."""
+    def delete_states(self, worker_ids: Iterable[str]) -> None:
+        """Delete the states of workers that left long ago; their rows stay."""
         self._many("DELETE FROM worker WHERE id=?", ((worker_id,) for worker_id in worker_ids))
 
     def keep_fleet(self, workers: Iterable[Worker], observed: int, terminated_seen: dict[str, int]) -> None:
-        """Keep the last complete reading, for the time when MongoDB is away. A transaction of its own."""
+        """Save the last complete read, for a start while MongoDB is unavailable. A transaction of its own.
+
+        Args:
+            workers: as read.
+            observed: MongoDB's time of the read.
+            terminated_seen: when each terminated worker was first seen so, by worker id.
+        """
         with self.transaction():
             self._db.execute("DELETE FROM fleet")
             self._many(
@@ -135,7 +146,7 @@ class Outbox:
             )
 
     def last_fleet(self) -> tuple[int, tuple[Worker, ...], dict[str, int]]:
-        """The last complete reading: MongoDB's clock then (0: there was none), the workers, first sights of terminated ones."""
+        """Return the last complete read as saved by `keep_fleet`: its time (0 if there is none), workers, terminated_seen."""
         rows = self._select("SELECT worker, observed, terminated_seen FROM fleet")
         workers = []
         for text, _, _ in rows:
@@ -148,7 +159,7 @@ class Outbox:
     # -- observed
 
     def open(self, rows: Iterable[PendingSample]) -> int:
-        """Add rows that are not there yet; return how many were added."""
+        """Add the rows that do not exist yet; return how many were added."""
         by_state: dict[int, list[PendingSample]] = {_OPEN: [], _READY: []}
         for row in rows:
             by_state[_READY if row.final else _OPEN].append(row)
@@ -169,16 +180,16 @@ class Outbox:
         return added
 
     def update_own(self, workers: Iterable[Worker], period: int) -> None:
-        """The aggregate's own values belong to the open row that contains their collection time."""
+        """Write the worker documents' own values into the open rows whose period contains the collection time."""
         self._many(
             "UPDATE sample SET own_cpu=?, own_memory=? WHERE worker=? AND start=? AND state=0",
             ((w.cpu, w.memory, w.id, w.collected_at - w.collected_at % period) for w in workers if w.collected_at is not None),
         )
 
-    # -- settled
+    # -- final
 
     def pending_queries(self) -> list[PendingQuery]:
-        """One need for each worker and region that has open rows: all their candidates, from the oldest row on."""
+        """Return one query per worker and region with open rows: all their candidates, from the oldest row on."""
         rows = self._select(
             "SELECT worker, region, group_concat(DISTINCT instances), MIN(start) FROM sample WHERE state=0 "
             "GROUP BY worker, region"
@@ -189,29 +200,29 @@ class Outbox:
         ]
 
     def open_rows(self, worker_id: str, start: int, end: int) -> list[PendingSample]:
-        """The open rows of a worker whose period begins in [start, end), oldest first."""
+        """Return the open rows of a worker whose period begins in [start, end), oldest first."""
         return self._rows("state=0 AND worker=? AND start>=? AND start<? ORDER BY start", (worker_id, start, end))
 
     def all_open_rows(self, limit: int) -> list[PendingSample]:
-        """Up to `limit` open rows, in no particular order."""
+        """Return up to `limit` open rows, in no particular order."""
         return self._rows("state=0 LIMIT ?", (limit,))
 
     def older(self, before: int, limit: int = 50_000) -> list[PendingSample]:
-        """Up to `limit` open rows of any worker whose period began before `before`."""
+        """Return up to `limit` open rows of any worker whose period began before `before`."""
         return self._rows("state=0 AND start<? LIMIT ?", (before, limit))
 
     def expired(self, worker_ids: Iterable[str], before: int) -> list[PendingSample]:
-        """The open rows of these workers whose period began before `before`."""
+        """Return the open rows of these workers whose period began before `before`."""
         return [row for worker_id in worker_ids for row in self.open_rows(worker_id, 0, before)]
 
     def update(self, rows: Sequence[PendingSample]) -> int:
-        """Write rows that were open; settled ones with nothing in them are dropped. Return how many were dropped."""
+        """Write rows that were open, and delete those that are final and empty; return how many were deleted."""
         dropped = self._many(
             "DELETE FROM sample WHERE worker=? AND start=? AND state=0",
             ((r.worker_id, r.start) for r in rows if r.final and r.empty),
         )
         kept = [r for r in rows if not (r.final and r.empty)]
-        settled = self._many(
+        finalized = self._many(
             "UPDATE sample SET cpu=?, memory=?, state=1 WHERE worker=? AND start=? AND state=0",
             ((r.cpu, r.memory, r.worker_id, r.start) for r in kept if r.final),
         )
@@ -219,54 +230,54 @@ class Outbox:
             "UPDATE sample SET cpu=?, memory=? WHERE worker=? AND start=? AND state=0",
             ((r.cpu, r.memory, r.worker_id, r.start) for r in kept if not r.final),
         )
-        self._counts[_OPEN] -= dropped + settled
-        self._counts[_READY] += settled
+        self._counts[_OPEN] -= dropped + finalized
+        self._counts[_READY] += finalized
         return dropped
 
     # -- mirrored
 
     def ready(self, limit: int, since: int = 0) -> list[PendingSample]:
-        """Up to `limit` settled rows from `since` on, worker by worker in time order: the way the history takes them best."""
+        """Return up to `limit` final rows from `since` on, worker by worker in time order, as a time series stores best."""
         return self._rows("state=1 AND start>=? ORDER BY worker, start LIMIT ?", (since, limit))
 
     def delete(self, rows: Iterable[PendingSample]) -> None:
-        """Forget rows the history has acknowledged. A transaction of its own."""
+        """Delete rows that the history has acknowledged. A transaction of its own."""
         with self.transaction():
             self._counts[_READY] -= self._many(
                 "DELETE FROM sample WHERE worker=? AND start=? AND state=1", ((r.worker_id, r.start) for r in rows)
             )
 
     def set_aside(self, keys: Collection[tuple[str, int]]) -> None:
-        """Keep rows MongoDB rejects for good out of the way, for somebody to look at. A transaction of its own."""
+        """Set aside rows that MongoDB rejects permanently, for the operator to inspect. A transaction of its own."""
         with self.transaction():
             moved = self._many("UPDATE sample SET state=2 WHERE worker=? AND start=? AND state=1", keys)
             self._counts[_READY] -= moved
             self._counts[_REJECTED] += moved
 
-    # -- what was spent
+    # -- CloudWatch spending
 
     def spent(self) -> tuple[int, int]:
-        """The day (its start in UTC seconds) and the metrics billed on it, as `keep_spent` was told last; (0, 0) before."""
+        """Return the start of the day last saved by `keep_spent` and the metrics billed on it; (0, 0) if there is none."""
         rows = self._select("SELECT value FROM meta WHERE key='spent'")
         day, metrics = rows[0][0].split() if rows else (0, 0)
         return int(day), int(metrics)
 
     def keep_spent(self, day: int, metrics: int) -> None:
-        """Keep what was billed on a day over a restart. A transaction of its own."""
+        """Save the metrics billed on the day that starts at `day`. A transaction of its own."""
         with self.transaction():
             self._db.execute("INSERT OR REPLACE INTO meta VALUES('spent',?)", (f"{day} {metrics}",))
 
     # -- figures
 
     def counts(self) -> dict[str, int]:
-        """Rows by state; counted along the way, since COUNT(*) of a day's backlog takes most of a second."""
+        """Return the number of rows by state; a running count, since COUNT(*) of a day's backlog takes most of a second."""
         return {name: self._counts[state] for state, name in STATES.items()}
 
     def oldest(self) -> int | None:
-        """Start of the oldest row that is on its way; None when there is none."""
-        return self._select("SELECT MIN(start) FROM sample WHERE state<2")[0][0] if self._on_its_way() else None
+        """Return the start of the oldest row that is not set aside; None if there is none."""
+        return self._select("SELECT MIN(start) FROM sample WHERE state<2")[0][0] if self._has_pending() else None
 
-    def _on_its_way(self) -> bool:
+    def _has_pending(self) -> bool:
         return bool(self._counts[_OPEN] or self._counts[_READY])
 
     # -- SQLite
@@ -295,15 +306,16 @@ class Outbox:
         return max(0, self._db.executemany(sql, parameters).rowcount)
 
     def _translate(self, error: sqlite3.Error) -> StoreError:
-        """Every SQLite error → ours."""
+        """Return an SQLite error as a StoreError."""
         code = getattr(error, "sqlite_errorname", "")
         if code == "SQLITE_FULL" or "disk is full" in str(error):
             return StoreError(
-                f"{self.path} cannot grow: the disk is full; make room, nothing settled is lost", reason="disk_full"
+                f"{self.path} cannot grow: the disk is full; make room, no final sample is lost", reason="disk_full"
             )
         if code in ("SQLITE_CORRUPT", "SQLITE_NOTADB"):
             return IncompatibleStoreError(
-                f"{self.path} is damaged ({error}); move it away and start again: what it held is read from CloudWatch anew",
+                f"{self.path} is damaged ({error}); move it away and start again: "
+                "its samples are queried from CloudWatch again",
                 reason="damaged",
             )
         return StoreError(f"{self.path}: {error}; check the disk and the permissions of data_dir", reason="outbox")
@@ -315,7 +327,7 @@ def _lock(directory: Path) -> TextIO:
         file = (directory / "lock").open("a+")
     except OSError as error:
         raise StoreError(
-            f"data_dir: cannot write to {directory} ({error.strerror}); give this user the folder or set another one",
+            f"data_dir: cannot write to {directory} ({error.strerror}); let this user write to it, or set another folder",
             reason="outbox",
         ) from error
     try:
@@ -340,23 +352,23 @@ T = TypeVar("T")
 
 
 class OutboxThread:
-    """Runs functions on the outbox in its one thread, so that a large transaction never blocks the event loop."""
+    """The one thread in which functions run on the outbox, so that a large transaction never blocks the event loop."""
 
     def __init__(self, outbox: Outbox) -> None:
         self.outbox = outbox
         self._pool = ThreadPoolExecutor(1, "outbox")
 
     async def __call__(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call `function` there and return what it returns."""
+        """Call `function` in that thread and return its result; raises what it raises."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, partial(function, *args, **kwargs))
 
     async def export_gauges(self, telemetry: Telemetry) -> None:
-        """Bring the figures of what is on its way up to date."""
+        """Update the metrics of the samples in the outbox."""
         telemetry.outbox_oldest.value = await self(self.outbox.oldest)
         for state, count in self.outbox.counts().items():
             telemetry.outbox_samples.labels(state).set(count)
 
     def close(self) -> None:
-        """Wait for what is under way, then close the outbox."""
+        """Wait for the running function, then close the outbox."""
         self._pool.shutdown()
         self.outbox.close()

@@ -1,7 +1,7 @@
 """Decide which workers to query, and pack their queries into the fewest GetMetricData calls. Pure."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from exporter.core.model import (
     IDLE_STATUSES,
@@ -14,7 +14,7 @@ from exporter.pipeline.lifecycle import Rules
 from exporter.sources.cloudwatch.queries import MAX_DATAPOINTS, MAX_QUERIES
 
 DUE_TOLERANCE_SECONDS = 30
-"""A worker asked this much less than its interval ago is due all the same, for the same reason."""
+"""A worker is due this much before its interval is over: collection cycles are not exact to the second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,19 +28,18 @@ class MetricDataCall:
 
     @property
     def queries(self) -> tuple[MetricQuery, ...]:
-        """Every query once, though two workers may share an instance."""
+        """Every query once, even if two workers share an instance."""
         return tuple(dict.fromkeys(query for queries in self.queries_by_worker.values() for query in queries))
-
-    def halves(self) -> tuple["MetricDataCall", "MetricDataCall"]:
-        """Split between workers, to find the one that CloudWatch rejects (rule 13)."""
-        workers = list(self.queries_by_worker)
-        middle = len(workers) // 2
-        first, second = ({w: self.queries_by_worker[w] for w in part} for part in (workers[:middle], workers[middle:]))
-        return replace(self, queries_by_worker=first), replace(self, queries_by_worker=second)
 
 
 def live_queries(workers: Iterable[Worker], now: int, rules: Rules) -> list[PendingQuery]:
-    """A fresh gauge for every worker that may be running: its instance, far enough back for `max_age`."""
+    """Return the queries for fresh gauges: of every worker that may be running, far enough back for `max_age`.
+
+    Args:
+        workers: the fleet.
+        now: MongoDB's time in UTC seconds.
+        rules: the settings of the sample lifecycle.
+    """
     fresh = align(now - rules.max_age, rules.period) - rules.period
     return [
         PendingQuery(worker.id, worker.region, (worker.instance_id,), fresh)
@@ -50,50 +49,64 @@ def live_queries(workers: Iterable[Worker], now: int, rules: Rules) -> list[Pend
 
 
 QueriesOf = Callable[[str, str, str], tuple[MetricQuery, ...]]
-"""(worker id, region, instance id) → the queries of that instance, cpu first."""
+"""(worker id, region, instance id) → the queries of that instance, CPU first."""
 
 
-def is_due(running: bool, asked: int | None, now: int, rules: Rules) -> bool:
-    """Whether a worker may be asked again (rule 11); `asked` is when it last was, successfully."""
+def is_due(running: bool, polled: int | None, now: int, rules: Rules) -> bool:
+    """Return whether a worker is to be polled (rule 11).
+
+    Args:
+        running: whether it may be running; else it is polled less often.
+        polled: when it was last polled successfully, in UTC seconds; None if never.
+        now: MongoDB's time in UTC seconds.
+        rules: the settings of the sample lifecycle.
+    """
     every = max(rules.interval, rules.period, 0 if running else rules.absence_timeout // 4)
-    return asked is None or now - asked >= every - DUE_TOLERANCE_SECONDS
+    return polled is None or now - polled >= every - DUE_TOLERANCE_SECONDS
 
 
-def plan(needs: Iterable[PendingQuery], queries_of: QueriesOf, now: int, rules: Rules) -> list[MetricDataCall]:
-    """Pack the needs into the fewest calls, newest windows first, each worker whole (rules 7 and 11)."""
+def plan(pending: Iterable[PendingQuery], queries_of: QueriesOf, now: int, rules: Rules) -> list[MetricDataCall]:
+    """Pack pending queries into the fewest calls, newest windows first, each worker whole (rules 7 and 11).
+
+    Args:
+        pending: what to query.
+        queries_of: returns the queries of an instance.
+        now: MongoDB's time in UTC seconds; windows end with the last closed period.
+        rules: the settings of the sample lifecycle.
+    """
     until = align(now, rules.period)
-    batches: list[MetricDataCall] = []
+    calls: list[MetricDataCall] = []
     queries_by_worker: dict[str, tuple[MetricQuery, ...]] = {}
     region, start, size = "", 0, 0
 
     def close() -> None:
         if queries_by_worker:
-            batches.append(MetricDataCall(region, start, until, dict(queries_by_worker)))
+            calls.append(MetricDataCall(region, start, until, dict(queries_by_worker)))
             queries_by_worker.clear()
 
-    for need in sorted(needs, key=lambda need: (need.region, -need.oldest, need.worker_id)):
-        oldest = align(need.oldest, rules.period)
-        queries = tuple(q for name in need.instances for q in queries_of(need.worker_id, need.region, name))[:MAX_QUERIES]
+    for one in sorted(pending, key=lambda one: (one.region, -one.oldest, one.worker_id)):
+        oldest = align(one.oldest, rules.period)
+        queries = tuple(q for name in one.instances for q in queries_of(one.worker_id, one.region, name))[:MAX_QUERIES]
         if not queries or oldest >= until:
             continue
         for first, last in _windows(oldest, until, len(queries), rules.period):
-            if last < until:  # more than one call may answer: ask for the older parts by themselves
-                batches.append(MetricDataCall(need.region, first, last, {need.worker_id: queries}))
+            if last < until:  # too long for one call: the older parts become calls of their own
+                calls.append(MetricDataCall(one.region, first, last, {one.worker_id: queries}))
                 continue
             earliest, total = min(start, first) if queries_by_worker else first, size + len(queries)
             points = total * (until - earliest) // rules.period
-            if queries_by_worker and (need.region != region or total > MAX_QUERIES or points > MAX_DATAPOINTS):
+            if queries_by_worker and (one.region != region or total > MAX_QUERIES or points > MAX_DATAPOINTS):
                 close()
             if not queries_by_worker:
-                region, start, size = need.region, first, 0
-            queries_by_worker[need.worker_id] = queries
+                region, start, size = one.region, first, 0
+            queries_by_worker[one.worker_id] = queries
             start, size = min(start, first), size + len(queries)
     close()
-    return sorted(batches, key=lambda batch: -batch.start)
+    return sorted(calls, key=lambda call: -call.start)
 
 
 def _windows(start: int, end: int, queries: int, period: int) -> Iterator[tuple[int, int]]:
-    """Cut [start, end) so that each part's datapoints fit into one answer."""
+    """Cut [start, end) into windows whose datapoints fit into one call."""
     step = max(1, MAX_DATAPOINTS // queries) * period
     while end - start > step:
         yield start, start + step

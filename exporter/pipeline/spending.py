@@ -44,7 +44,7 @@ class Spending:
 
     def assess(self, live: int) -> BudgetState:
         """Return what a cycle may query whose live part bills `live` metrics."""
-        return self._budget.judge(live, self._interval)
+        return self._budget.assess(live, self._interval)
 
     async def keep(self, planned: int = 0) -> None:
         """Save the metrics billed today and `planned` more in the outbox; a failure is logged, the count goes on in memory."""

@@ -1,6 +1,6 @@
-"""The outbox's half of each round: read rows, let the pure rules decide, write, in one transaction each.
+"""The outbox's half of each step: read rows, apply the pure rules, write; in one transaction each.
 
-These are synchronous and run in the outbox's one thread; the simulation drives them without a network.
+These functions are synchronous and run in the outbox's one thread; the simulation drives them without a network.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -18,103 +18,147 @@ from exporter.pipeline.planning import MetricDataCall
 def open_periods(
     outbox: Outbox, fleet: Fleet, inventory: Mapping[str, InventoryEntry] | None, rules: Rules
 ) -> tuple[int, dict[str, WorkerState]]:
-    """Open the closed periods of every worker; return how many, and what is known of each listed worker.
+    """Open the closed periods of every worker; return how many, and the new state of each listed worker.
 
-    Without the inventory, workers the outbox does not know wait: their past instances cannot be told.
+    Without the inventory, workers the outbox has not seen are left for later: their past instances are unknown.
     """
-    now, before = fleet.date, outbox.known()
-    rows: list[PendingSample] = []
-    known: dict[str, WorkerState] = {}
+    now, before = fleet.date, outbox.states()
+    samples: list[PendingSample] = []
+    states: dict[str, WorkerState] = {}
     for worker in fleet.workers:
-        memory = before.pop(worker.id, None)
+        state = before.pop(worker.id, None)
         entry = inventory.get(worker.id) if inventory is not None else None
-        if memory is None:
+        if state is None:
             if inventory is None:
                 continue
-            memory = lifecycle.initial_state(worker, entry, now, rules)
+            state = lifecycle.initial_state(worker, entry, now, rules)
         current = None if inventory is None else updated_entry(entry, worker, now)
-        opened, known[worker.id] = lifecycle.observe(worker, memory, now, rules, current)
-        rows += opened
+        opened, states[worker.id] = lifecycle.observe(worker, state, now, rules, current)
+        samples += opened
     gone: list[WorkerState] = []
-    for memory in before.values():
-        opened, memory = lifecycle.close_missing(memory, now, rules)
-        rows += opened
-        gone.append(memory)
+    for state in before.values():
+        opened, state = lifecycle.close_missing(state, now, rules)
+        samples += opened
+        gone.append(state)
     with outbox.transaction():
-        count = outbox.open(rows)
+        count = outbox.open(samples)
         outbox.update_own(fleet.workers, rules.period)
-        outbox.remember([*known.values(), *gone])
-        outbox.forget(memory.worker_id for memory in gone if memory.seen < now - rules.gap_fill_window)
-    return count, known
+        outbox.save_states([*states.values(), *gone])
+        outbox.delete_states(state.worker_id for state in gone if state.seen < now - rules.gap_fill_window)
+    return count, states
 
 
 def open_gaps(
     outbox: Outbox,
     workers: Iterable[Worker],
-    known: Mapping[str, WorkerState],
+    states: Mapping[str, WorkerState],
     inventory: Mapping[str, InventoryEntry],
-    have: Mapping[str, AbstractSet[int]],
+    existing: Mapping[str, AbstractSet[int]],
     now: int,
     rules: Rules,
 ) -> int:
-    """Open the periods the history lacks; return how many."""
-    rows = [
-        row
+    """Open the periods that the history lacks; return how many.
+
+    Args:
+        outbox: where they are opened.
+        workers: as read.
+        states: by worker id; has every one of the workers.
+        inventory: by worker id.
+        existing: starts of the periods the history has, by worker id.
+        now: MongoDB's time in UTC seconds.
+        rules: the settings of the sample lifecycle.
+    """
+    samples = [
+        sample
         for worker in workers
-        for row in lifecycle.missing_samples(
-            worker, known[worker.id], inventory.get(worker.id), have.get(worker.id, set()), now, rules
+        for sample in lifecycle.missing_samples(
+            worker, states[worker.id], inventory.get(worker.id), existing.get(worker.id, set()), now, rules
         )
     ]
     with outbox.transaction():
-        return outbox.open(rows)
+        return outbox.open(samples)
 
 
 def apply_results(
     outbox: Outbox,
-    batch: MetricDataCall,
-    answers: MetricResults,
+    call: MetricDataCall,
+    results: MetricResults,
     listings: Sequence[Listing],
-    sightings: FirstSeenValues,
+    first_seen: FirstSeenValues,
     rules: Rules,
 ) -> tuple[int, int]:
-    """Settle what the answers of one call decide; return (settled with something in them, dropped as empty)."""
+    """Finalize what the results of one call decide; return how many became final and how many were dropped as empty.
+
+    Args:
+        outbox: holds the open samples.
+        call: the call, with its window and the queries of each worker.
+        results: CloudWatch's results, with its clock.
+        listings: the ListMetrics results the queries were made from.
+        first_seen: updated; entries of final samples are removed.
+        rules: the settings of the sample lifecycle.
+    """
     changed: list[PendingSample] = []
     with outbox.transaction():
-        for worker_id, queries in batch.queries_by_worker.items():
-            for row in outbox.open_rows(worker_id, batch.start, batch.end):
-                if row.region != batch.region:
+        for worker_id, queries in call.queries_by_worker.items():
+            for before in outbox.open_rows(worker_id, call.start, call.end):
+                if before.region != call.region:
                     continue
-                after = lifecycle.finalize(row, queries, answers, listings, sightings, rules)
-                if after != row:
+                after = lifecycle.finalize(before, queries, results, listings, first_seen, rules)
+                if after != before:
                     changed.append(after)
                 if after.final:
                     for instance in after.instances:
                         for metric in METRICS:
-                            sightings.pop((row.worker_id, row.start, instance, metric), None)
+                            first_seen.pop((after.worker_id, after.start, instance, metric), None)
         dropped = outbox.update(changed)
-    return sum(row.final for row in changed) - dropped, dropped
+    return sum(sample.final for sample in changed) - dropped, dropped
 
 
 def record_absent(outbox: Outbox, worker_ids: Collection[str], now: int, rules: Rules) -> tuple[list[PendingSample], int]:
-    """Finalize what is undecided after `gap_fill_window` and was polled in this cycle; return the rows and how many dropped."""
+    """Finalize what is undecided after `gap_fill_window` and was polled in this cycle.
+
+    Args:
+        outbox: holds the open samples.
+        worker_ids: the workers polled in this cycle.
+        now: MongoDB's time in UTC seconds.
+        rules: the settings of the sample lifecycle.
+
+    Returns:
+        The samples as they were while open, and how many were dropped as empty.
+    """
     with outbox.transaction():
-        rows = outbox.expired(worker_ids, now - rules.gap_fill_window - rules.period)
-        dropped = outbox.update([row.finish() for row in rows])
-    return rows, dropped
+        samples = outbox.expired(worker_ids, now - rules.gap_fill_window - rules.period)
+        dropped = outbox.update([sample.finish() for sample in samples])
+    return samples, dropped
 
 
 def record_absent_unpolled(outbox: Outbox, now: int, rules: Rules) -> tuple[list[PendingSample], int]:
-    """Finalize what the budget left unpolled for a day beyond `gap_fill_window`, so that status and labs are not held back."""
+    """Finalize what the budget left unpolled for a day beyond `gap_fill_window`, so that status and labs are not held back.
+
+    Arguments and result are those of `record_absent`.
+    """
     with outbox.transaction():
-        rows = outbox.older(now - rules.gap_fill_window - DAY)
-        dropped = outbox.update([row.finish() for row in rows])
-    return rows, dropped
+        samples = outbox.older(now - rules.gap_fill_window - DAY)
+        dropped = outbox.update([sample.finish() for sample in samples])
+    return samples, dropped
 
 
 def finalize_without_cloudwatch(outbox: Outbox, now: int, rules: Rules, limit: int = 50_000) -> tuple[int, int]:
-    """Without CloudWatch: settle by the aggregates alone; return (settled with something in them, dropped as empty)."""
+    """Finalize samples by the worker documents alone, where CloudWatch is disabled.
+
+    Args:
+        outbox: holds the open samples.
+        now: MongoDB's time in UTC seconds.
+        rules: the settings of the sample lifecycle.
+        limit: the most samples to read.
+
+    Returns:
+        How many became final, and how many were dropped as empty.
+    """
     with outbox.transaction():
         before = outbox.all_open_rows(limit)
-        after = [row for row in (lifecycle.finalize_without_cloudwatch(row, now, rules) for row in before) if row.final]
+        after = [
+            sample for sample in (lifecycle.finalize_without_cloudwatch(one, now, rules) for one in before) if sample.final
+        ]
         dropped = outbox.update(after)
     return len(after) - dropped, dropped

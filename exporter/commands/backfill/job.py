@@ -19,7 +19,7 @@ from exporter.core.errors import IncompatibleStoreError, RejectedQueryError, Sou
 from exporter.core.model import MetricQuery, MetricResult
 from exporter.core.periods import align_up
 from exporter.metrics.telemetry import Telemetry
-from exporter.pipeline.mirror import RETRY, Mirror
+from exporter.pipeline.mirror import RETRY_SECONDS, Mirror
 from exporter.pipeline.outbox import OutboxThread
 from exporter.sources.cloudwatch.client import CloudWatch
 from exporter.sources.cloudwatch.retention import reach
@@ -199,7 +199,7 @@ class BackfillRun:
             if isinstance(problem, IncompatibleStoreError) or time.monotonic() - since > self.patience.mongodb:
                 self.failure = problem
                 return
-            await self.interruption.pause(min(RETRY, self.patience.mongodb))
+            await self.interruption.pause(min(RETRY_SECONDS, self.patience.mongodb))
 
     async def _mirror_batch(self) -> StoreError | None:
         """Mirror once; return why it did not work."""

@@ -636,7 +636,7 @@ def test_a_failure_shows(
         exporter = run_exporter({"mongodb": {"uri": uri}, "cloudwatch": {"endpoint_url": fake_cloudwatch.url}})
         telemetry = Telemetry(CollectorRegistry())
         telemetry.samples_unavailable.labels("cpu").inc(3)
-        telemetry.samples_were_mirrored(inserted=0, already_present=0, rejected=2, healed=0)
+        telemetry.samples_were_mirrored(inserted=0, already_present=0, rejected=2, gap_filled=0)
         telemetry.outbox_samples.labels("rejected").set(2)
         telemetry.refresh()
         with serving(lambda: telemetry.rendered.text.decode()) as other:
