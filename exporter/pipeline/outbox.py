@@ -166,15 +166,8 @@ class Outbox:
         added = 0
         for state, some in by_state.items():
             count = self._many(
-                f"INSERT OR IGNORE INTO sample({_ROW}) VALUES(?,?,?,?,?,?,?,?,?,?,?)",
-                (
-                    (
-                        r.worker_id, r.start, r.region, " ".join(r.instances), r.status, r.active_labs,
-                        r.own_cpu, r.own_memory, r.cpu, r.memory, state,
-                    )
-                    for r in some
-                ),
-            )  # fmt: skip
+                f"INSERT OR IGNORE INTO sample({_ROW}) VALUES(?,?,?,?,?,?,?,?,?,?,?)", (_to_row(row, state) for row in some)
+            )
             self._counts[state] += count
             added += count
         return added
@@ -294,31 +287,40 @@ class Outbox:
             raise self._translate(error) from error
 
     def _rows(self, where: str, parameters: Sequence[object]) -> list[PendingSample]:
-        rows = self._select(f"SELECT {_ROW} FROM sample WHERE {where}", parameters)
-        return [
-            PendingSample(
-                worker, start, region, tuple(names.split()), status, labs, own_cpu, own_memory, cpu, memory, state == _READY
-            )
-            for worker, start, region, names, status, labs, own_cpu, own_memory, cpu, memory, state in rows
-        ]
+        return [_from_row(row) for row in self._select(f"SELECT {_ROW} FROM sample WHERE {where}", parameters)]
 
     def _many(self, sql: str, parameters: Iterable[Sequence[object]]) -> int:
         return max(0, self._db.executemany(sql, parameters).rowcount)
 
     def _translate(self, error: sqlite3.Error) -> StoreError:
-        """Return an SQLite error as a StoreError."""
-        code = getattr(error, "sqlite_errorname", "")
-        if code == "SQLITE_FULL" or "disk is full" in str(error):
-            return StoreError(
-                f"{self.path} cannot grow: the disk is full; make room, no final sample is lost", reason="disk_full"
-            )
-        if code in ("SQLITE_CORRUPT", "SQLITE_NOTADB"):
-            return IncompatibleStoreError(
-                f"{self.path} is damaged ({error}); move it away and start again: "
-                "its samples are queried from CloudWatch again",
-                reason="damaged",
-            )
-        return StoreError(f"{self.path}: {error}; check the disk and the permissions of data_dir", reason="outbox")
+        return _translate(self.path, error)
+
+
+def _to_row(sample: PendingSample, state: int) -> tuple[object, ...]:
+    return (
+        sample.worker_id, sample.start, sample.region, " ".join(sample.instances), sample.status, sample.active_labs,
+        sample.own_cpu, sample.own_memory, sample.cpu, sample.memory, state,
+    )  # fmt: skip
+
+
+def _from_row(row: Sequence[Any]) -> PendingSample:
+    worker, start, region, instances, status, labs, own_cpu, own_memory, cpu, memory, state = row
+    return PendingSample(
+        worker, start, region, tuple(instances.split()), status, labs, own_cpu, own_memory, cpu, memory, state == _READY
+    )
+
+
+def _translate(path: Path, error: sqlite3.Error) -> StoreError:
+    """Return an SQLite error as a StoreError."""
+    code = getattr(error, "sqlite_errorname", "")
+    if code == "SQLITE_FULL" or "disk is full" in str(error):
+        return StoreError(f"{path} cannot grow: the disk is full; make room, no final sample is lost", reason="disk_full")
+    if code in ("SQLITE_CORRUPT", "SQLITE_NOTADB"):
+        return IncompatibleStoreError(
+            f"{path} is damaged ({error}); move it away and start again: its samples are queried from CloudWatch again",
+            reason="damaged",
+        )
+    return StoreError(f"{path}: {error}; check the disk and the permissions of data_dir", reason="outbox")
 
 
 def _lock(directory: Path) -> TextIO:

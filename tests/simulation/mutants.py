@@ -18,7 +18,7 @@ from exporter.core.model import (
     Worker,
 )
 from exporter.core.periods import align
-from exporter.pipeline import lifecycle, observer, poller, transactions
+from exporter.pipeline import calls, lifecycle, observer, poller, transactions
 from exporter.pipeline.lifecycle import Decision, FirstSeenValues, PendingSample, Rules, WorkerState
 from exporter.pipeline.mirror import Mirror
 from exporter.pipeline.outbox import Outbox
@@ -178,7 +178,7 @@ def _outside_the_window(patch: Patch) -> None:
         return transactions.apply_results(outbox, replace(call, start=0, end=1 << 40), results, listings, first_seen, rules)
 
     patch.setattr(lifecycle, "decide_metric", decide_metric)
-    patch.setattr(poller, "apply_results", apply_results)
+    patch.setattr(calls, "apply_results", apply_results)
 
 
 def _partial_is_complete(patch: Patch) -> None:
