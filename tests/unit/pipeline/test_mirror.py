@@ -174,6 +174,20 @@ async def test_every_batch_waits_for_running_inserts_and_is_read_back_before_it_
     assert len(mirror_env.history.samples) == 15
 
 
+@pytest.mark.parametrize("age", [0, 50 * P])
+async def test_the_time_of_the_last_success_does_not_move_while_a_full_batch_may_be_left(
+    mirror_env: MirrorEnv, age: int
+) -> None:
+    """A mirror that cannot keep up must look late, both with new samples and with those a backfill may be writing."""
+    mirror_env.put(*(row(n) for n in range(25)))
+    mirror_env.now += age
+    for _ in range(2):
+        assert await mirror_env.mirror.step() is True
+        assert mirror_env.count("mirror_last_success_timestamp_seconds") is None
+    assert await mirror_env.mirror.step() is False
+    assert mirror_env.count("mirror_last_success_timestamp_seconds") == mirror_env.now
+
+
 async def test_an_empty_outbox_sends_no_query_to_the_history(mirror_env: MirrorEnv) -> None:
     assert await mirror_env.mirror.step() is False
     assert mirror_env.history.calls == []
