@@ -36,7 +36,7 @@ from exporter.storage.lease import BACKFILL, Lease
 from exporter.storage.mongo import Database
 from exporter.storage.repository import repository
 from exporter.web.application import create_app
-from tests.helpers.expected_history import Member, assert_true, truth
+from tests.helpers.expected_history import Member, assert_true, expected_history
 from tests.helpers.fake_cloudwatch import FakeCloudWatch
 
 PERIOD = 300
@@ -197,7 +197,8 @@ class Rig:
     async def assert_history_is_true(self, fake: FakeCloudWatch, members: Collection[Member]) -> int:
         """Compare with the ledger what is decided by now."""
         now = int(self.clock())
-        return assert_true(await self.documents(), truth(fake, members, align(now, PERIOD)), align(now - DECIDED, PERIOD))
+        expected = expected_history(fake, members, align(now, PERIOD))
+        return assert_true(await self.documents(), expected, align(now - DECIDED, PERIOD))
 
     # -- api.Backend
 

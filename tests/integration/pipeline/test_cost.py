@@ -15,7 +15,7 @@ from exporter.core.budget import DOLLARS_PER_METRIC
 from exporter.core.model import MetricResults
 from exporter.core.periods import DAY, align
 from exporter.storage.mongo import Database
-from tests.helpers.expected_history import Member, assert_true, truth
+from tests.helpers.expected_history import Member, assert_true, expected_history
 from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
 from tests.helpers.in_process_exporter import DECIDED, PERIOD, Clock
 from tests.helpers.in_process_exporter import Rig as InProcessExporter
@@ -121,7 +121,7 @@ async def test_the_budget_pauses_gap_filling_first_then_polling_until_midnight_a
     documents = await exporter.documents()
     values = [document for document in documents if "cpu_utilization" in document]
     stopped_at = align(int(clock()) - DECIDED, PERIOD)
-    assert assert_true(values, truth(fake, [*members, gone], align(int(clock()), PERIOD)), stopped_at) > 5 * 72
+    assert assert_true(values, expected_history(fake, [*members, gone], align(int(clock()), PERIOD)), stopped_at) > 5 * 72
     await exporter.close()
 
 
