@@ -13,9 +13,17 @@ from exporter.core.clock import ServerClock
 from exporter.core.model import Fleet, Snapshot
 from exporter.core.settings import Settings
 from exporter.metrics.telemetry import Telemetry
+from exporter.pipeline.calls import CallRunner
 from exporter.pipeline.lifecycle import Rules
 from exporter.pipeline.loop import run_on_schedule
-from exporter.pipeline.observer import OBSERVE_OFFSET_SECONDS, InventoryStore, Leadership, Observer, SampleTimes
+from exporter.pipeline.observer import (
+    OBSERVE_OFFSET_SECONDS,
+    HistoryAccess,
+    InventoryStore,
+    Leadership,
+    Observer,
+    SampleTimes,
+)
 from exporter.pipeline.outbox import OutboxThread
 from exporter.pipeline.poller import POLL_OFFSET_SECONDS, Poller
 from exporter.pipeline.publisher import Publisher
@@ -62,40 +70,21 @@ class Collector:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._rules, self._wall = rules, wall
-        self._clock = ServerClock(wall, monotonic)
-        self._health = health = SourceHealth(telemetry, wall)
-        self._publisher = Publisher(rules, settings.workers.extra, self._clock, telemetry, wall)
-        self._observer = Observer(
-            fleet_source,
-            self._clock,
-            rules,
-            outbox,
-            self._publisher,
-            health,
-            telemetry,
-            history=history,
-            inventory=inventory,
-            lease=lease,
-            on_ready=on_ready,
-            wall=wall,
-        )
-        interval = max(rules.interval, rules.period)
-        self._spending = Spending(budget or Budget(wall=wall), outbox, telemetry, health, interval)
-        if series is None and metric_source is not None:
-            series = MemorySeriesIndex(metric_source, monotonic=monotonic)
+        clock = self._clock = ServerClock(wall, monotonic)
+        health = SourceHealth(telemetry, wall)
+        publisher = self._publisher = Publisher(rules, settings.workers.extra, clock, telemetry, wall)
+        access = None
+        if history is not None and inventory is not None and lease is not None:
+            access = HistoryAccess(history, inventory, lease)
+        self._observer = Observer(fleet_source, clock, rules, outbox, publisher, health, telemetry, access, on_ready, wall)
+        budget = Budget(wall=wall) if budget is None else budget
+        self._spending = Spending(budget, outbox, telemetry, health, max(rules.interval, rules.period))
+        calls = None
+        if metric_source is not None:
+            series = MemorySeriesIndex(metric_source, monotonic=monotonic) if series is None else series
+            calls = CallRunner(metric_source, series, clock, rules, outbox, publisher, on_ready, wall)
         self._poller = Poller(
-            metric_source,
-            series,
-            self._observer,
-            self._clock,
-            rules,
-            outbox,
-            self._publisher,
-            health,
-            self._spending,
-            telemetry,
-            on_ready=on_ready,
-            wall=wall,
+            calls, series, self._observer, clock, rules, outbox, publisher, health, self._spending, telemetry, on_ready, wall
         )
         self.observed = asyncio.Event()
         """Set by the first observation, successful or not."""
@@ -103,11 +92,8 @@ class Collector:
         """Set by the first collection cycle, successful or not."""
         self.reobserve = asyncio.Event()
         """Set to observe now instead of at the next tick."""
-
-    @property
-    def healthy(self) -> dict[str, str | None]:
+        self.healthy = health.errors
         """The last error of each source by name, None after a success; for /-/ready."""
-        return self._health.errors
 
     # -- the loops
 

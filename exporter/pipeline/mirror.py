@@ -1,8 +1,8 @@
 """Move final samples from the outbox into the history, each exactly once.
 
-A time-series collection has no unique index, and an insert may continue in the server after its client has died. Every batch
-therefore waits until no insert is running, reads back which samples exist, inserts the missing ones, and deletes the rows. The
-mirror keeps no state that could be wrong, and the start is no special case: each batch finds out what happened before.
+A time-series collection has no unique index, and an insert may continue in the server after its client has died. Therefore each
+batch waits until no insert is running, reads back which samples exist, inserts the missing ones, and deletes the rows. No state
+is kept that could be wrong, and the start is no special case: each batch finds out what happened before.
 """
 
 import asyncio

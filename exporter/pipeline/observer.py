@@ -1,6 +1,7 @@
 """Read the worker documents (the manager's aggregates) after each period and open the closed periods in the outbox."""
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from exporter.core import logs
@@ -64,6 +65,15 @@ class Leadership(Protocol):
         """Whether this process may open and mirror samples."""
 
 
+@dataclass(frozen=True, slots=True)
+class HistoryAccess:
+    """What only the process that writes the history needs."""
+
+    times: SampleTimes
+    inventory: InventoryStore
+    lease: Leadership
+
+
 class Observer:
     """The newest fleet, read from MongoDB; its periods are opened in the outbox while this process leads.
 
@@ -75,7 +85,7 @@ class Observer:
         publisher: shows the fleet.
         health: records each read.
         telemetry: shows skipped documents and the outbox.
-        history, inventory, lease: None without a history; then only gauges are kept up to date.
+        history: None without a history; then only gauges are kept up to date.
         on_ready: called when samples may be ready for the mirror.
         wall: UTC seconds of this host.
     """
@@ -89,10 +99,7 @@ class Observer:
         publisher: Publisher,
         health: SourceHealth,
         telemetry: Telemetry,
-        *,
-        history: SampleTimes | None,
-        inventory: InventoryStore | None,
-        lease: Leadership | None,
+        history: HistoryAccess | None,
         on_ready: Callable[[], object],
         wall: Callable[[], float],
     ) -> None:
@@ -103,7 +110,7 @@ class Observer:
         self._publisher = publisher
         self._health = health
         self._telemetry = telemetry
-        self._history, self._inventory, self._lease = history, inventory, lease
+        self._history = history
         self._on_ready = on_ready
         self._wall = wall
         self.fleet = Fleet(0, ())
@@ -165,16 +172,17 @@ class Observer:
 
     async def _open_periods(self, fleet: Fleet) -> None:
         """Open closed periods and gaps, which only the leader may do."""
-        if self._history is None or self._inventory is None or self._lease is None or not self._lease.held:
+        history = self._history
+        if history is None or not history.lease.held:
             return
-        entries = await self._load_inventory(self._inventory)
+        entries = await self._load_inventory(history.inventory)
         opened, states = await self._outbox(open_periods, self._outbox.outbox, fleet, entries, self._rules)
         try:
-            await self._inventory.record(fleet)  # after `initial_state` has used the entries as they were before
+            await history.inventory.record(fleet)  # after `initial_state` has used the entries as they were before
         except StoreError as error:
             _log.error("cannot write the inventory; retried with the next observation", error=str(error))
         if entries is not None:
-            opened += await self._open_gaps(self._history, fleet, states, entries)
+            opened += await self._open_gaps(history.times, fleet, states, entries)
         self._on_ready()
         await self._outbox.export_gauges(self._telemetry)
         _log.info(
@@ -198,7 +206,7 @@ class Observer:
 
     async def _open_gaps(
         self,
-        history: SampleTimes,
+        times: SampleTimes,
         fleet: Fleet,
         states: Mapping[str, WorkerState],
         entries: Mapping[str, InventoryEntry],
@@ -211,7 +219,7 @@ class Observer:
         for first in range(0, len(workers), GAP_CHUNK_WORKERS):
             chunk = workers[first : first + GAP_CHUNK_WORKERS]
             try:
-                existing = await history.timestamps([worker.id for worker in chunk], since)
+                existing = await times.timestamps([worker.id for worker in chunk], since)
             except StoreError as error:
                 _log.error("cannot read history; gap detection postponed", error=str(error))
                 break

@@ -82,7 +82,7 @@ class Outbox:
             found = int(self._meta("period", str(period)))
         except sqlite3.Error as error:
             self._lock.close()
-            raise translate(error, self.path) from error
+            raise self._translate(error) from error
         if found != period:
             self.close()
             raise IncompatibleStoreError(
@@ -98,7 +98,7 @@ class Outbox:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Everything within happens, or nothing. Must not be nested. Yields the connection, for tables beside the outbox's."""
+        """Commit everything within, or nothing; yield the connection for tables of the caller. Must not be nested."""
         before = dict(self._counts)
         try:
             self._db.execute("BEGIN IMMEDIATE")
@@ -109,7 +109,7 @@ class Outbox:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             if isinstance(error, sqlite3.Error):
-                raise translate(error, self.path) from error
+                raise self._translate(error) from error
             raise
 
     # -- worker states
@@ -166,15 +166,8 @@ class Outbox:
         added = 0
         for state, some in by_state.items():
             count = self._many(
-                f"INSERT OR IGNORE INTO sample({_ROW}) VALUES(?,?,?,?,?,?,?,?,?,?,?)",
-                (
-                    (
-                        r.worker_id, r.start, r.region, " ".join(r.instances), r.status, r.active_labs,
-                        r.own_cpu, r.own_memory, r.cpu, r.memory, state,
-                    )
-                    for r in some
-                ),
-            )  # fmt: skip
+                f"INSERT OR IGNORE INTO sample({_ROW}) VALUES(?,?,?,?,?,?,?,?,?,?,?)", (_to_row(row, state) for row in some)
+            )
             self._counts[state] += count
             added += count
         return added
@@ -291,30 +284,40 @@ class Outbox:
         try:
             return self._db.execute(sql, parameters).fetchall()
         except sqlite3.Error as error:
-            raise translate(error, self.path) from error
+            raise self._translate(error) from error
 
     def _rows(self, where: str, parameters: Sequence[object]) -> list[PendingSample]:
-        return [_pending_sample(row) for row in self._select(f"SELECT {_ROW} FROM sample WHERE {where}", parameters)]
+        return [_from_row(row) for row in self._select(f"SELECT {_ROW} FROM sample WHERE {where}", parameters)]
 
     def _many(self, sql: str, parameters: Iterable[Sequence[object]]) -> int:
         return max(0, self._db.executemany(sql, parameters).rowcount)
 
-
-def _pending_sample(row: Sequence[Any]) -> PendingSample:
-    """Make a sample of a row with the columns of _ROW."""
-    worker_id, start, region, instances, status, labs, own_cpu, own_memory, cpu, memory, state = row
-    names = tuple(instances.split())
-    return PendingSample(worker_id, start, region, names, status, labs, own_cpu, own_memory, cpu, memory, state == _READY)
+    def _translate(self, error: sqlite3.Error) -> StoreError:
+        return _translate(self.path, error)
 
 
-def translate(error: sqlite3.Error, path: Path) -> StoreError:
-    """Translate an SQLite error into StoreError; the one place that knows them."""
+def _to_row(sample: PendingSample, state: int) -> tuple[object, ...]:
+    return (
+        sample.worker_id, sample.start, sample.region, " ".join(sample.instances), sample.status, sample.active_labs,
+        sample.own_cpu, sample.own_memory, sample.cpu, sample.memory, state,
+    )  # fmt: skip
+
+
+def _from_row(row: Sequence[Any]) -> PendingSample:
+    worker, start, region, instances, status, labs, own_cpu, own_memory, cpu, memory, state = row
+    return PendingSample(
+        worker, start, region, tuple(instances.split()), status, labs, own_cpu, own_memory, cpu, memory, state == _READY
+    )
+
+
+def _translate(path: Path, error: sqlite3.Error) -> StoreError:
+    """Return an SQLite error as a StoreError."""
     code = getattr(error, "sqlite_errorname", "")
     if code == "SQLITE_FULL" or "disk is full" in str(error):
         return StoreError(f"{path} cannot grow: the disk is full; make room, no final sample is lost", reason="disk_full")
     if code in ("SQLITE_CORRUPT", "SQLITE_NOTADB"):
         return IncompatibleStoreError(
-            f"{path} is damaged ({error}); move it away and start again; its samples are then queried from CloudWatch again",
+            f"{path} is damaged ({error}); move it away and start again: its samples are queried from CloudWatch again",
             reason="damaged",
         )
     return StoreError(f"{path}: {error}; check the disk and the permissions of data_dir", reason="outbox")

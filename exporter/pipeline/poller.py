@@ -2,36 +2,32 @@
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Protocol
 
 from exporter.core import logs
 from exporter.core.budget import BudgetState
 from exporter.core.clock import ServerClock
-from exporter.core.errors import SourceError, StoreError
-from exporter.core.model import METRICS, Fleet, MetricQuery, MetricResults, PendingQuery
-from exporter.core.periods import align
+from exporter.core.errors import SourceError
+from exporter.core.model import METRICS, Fleet, MetricQuery, PendingQuery
 from exporter.metrics.telemetry import Telemetry
-from exporter.pipeline.lifecycle import FirstSeenValues, Rules
+from exporter.pipeline.calls import CallRunner
+from exporter.pipeline.cycle import Cycle, CycleStats
+from exporter.pipeline.lifecycle import Rules
 from exporter.pipeline.outbox import OutboxThread
 from exporter.pipeline.planning import MetricDataCall, is_due, live_queries, plan
 from exporter.pipeline.publisher import Publisher
 from exporter.pipeline.source_health import SourceHealth
 from exporter.pipeline.spending import Spending
 from exporter.pipeline.transactions import (
-    apply_results,
     finalize_without_cloudwatch,
     record_absent,
     record_absent_unpolled,
 )
 from exporter.sources.cloudwatch.memory_series import MemorySeriesIndex
-from exporter.sources.protocols import MetricSource
 
 POLL_OFFSET_SECONDS = 180
 """Basic monitoring publishes 1 to 3 minutes after the period's end."""
-MAX_CONCURRENT_CALLS = 6
-"""Calls under way at once. Their latency hardly counts, since 40 calls query 10,000 workers; but results that arrive together
-are parsed together, and each thread that does so delays scrapes."""
 
 _log = logs.get("collector")
 
@@ -44,41 +40,11 @@ class CurrentFleet(Protocol):
         """The last complete read."""
 
 
-@dataclass(slots=True)
-class CycleStats:
-    """The figures of one collection cycle, for its log line."""
-
-    workers: int = 0
-    calls: int = 0
-    datapoints: int = 0
-    finalized: int = 0
-    dropped: int = 0
-    absent: int = 0
-    failed: int = 0
-    budget: BudgetState = "ok"
-
-
-@dataclass(slots=True)
-class _Cycle:
-    """One collection cycle under way: what it began with, and the result of each region."""
-
-    now: int
-    """MongoDB's time in UTC seconds."""
-    began: float
-    """UTC seconds of this host."""
-    instance_types: Mapping[str, str | None]
-    stats: CycleStats
-    failures: dict[str, SourceError] = field(default_factory=dict)
-    """The last error by region."""
-    ended: dict[str, float] = field(default_factory=dict)
-    """When the last call of a region ended, in UTC seconds of this host."""
-
-
 class Poller:
-    """The loop body that queries CloudWatch: due workers, newest windows first; it finalizes what the results decide.
+    """The collection cycles: they query CloudWatch for the due workers within the budget, and finalize samples.
 
     Args:
-        source, series: CloudWatch and its listings; None where `cloudwatch.enabled` is false.
+        calls, series: make the calls, and list what to query; None where `cloudwatch.enabled` is false.
         current: the fleet to poll.
         clock: MongoDB's time.
         rules: the settings of the sample lifecycle.
@@ -93,7 +59,7 @@ class Poller:
 
     def __init__(
         self,
-        source: MetricSource | None,
+        calls: CallRunner | None,
         series: MemorySeriesIndex | None,
         current: CurrentFleet,
         clock: ServerClock,
@@ -103,11 +69,10 @@ class Poller:
         health: SourceHealth,
         spending: Spending,
         telemetry: Telemetry,
-        *,
         on_ready: Callable[[], object],
         wall: Callable[[], float],
     ) -> None:
-        self._source = source
+        self._calls = calls
         self._index = series
         self._current = current
         self._clock = clock
@@ -119,9 +84,6 @@ class Poller:
         self._telemetry = telemetry
         self._on_ready = on_ready
         self._wall = wall
-        self._polled: dict[str, int] = {}
-        """When all queries of a worker last had complete results, by worker id, in MongoDB's time."""
-        self._first_seen: FirstSeenValues = {}
         self._mirrored_before = 0
 
     async def poll(self) -> None:
@@ -132,45 +94,60 @@ class Poller:
         """
         began, stats = self._wall(), CycleStats()
         try:
-            if self._source is None:
+            if self._calls is None:
                 stats.finalized, stats.dropped = await self._outbox(
                     finalize_without_cloudwatch, self._outbox.outbox, self._clock.now(), self._rules
                 )
             else:
-                await self._poll_cloudwatch(self._source, stats)
+                await self._poll_cloudwatch(self._calls, stats)
         finally:
             self._telemetry.samples_dropped.inc(stats.dropped)
             self._publisher.mark_polled()
             self._on_ready()
             await self._publisher.publish()
         await self._outbox.export_gauges(self._telemetry)
-        mirrored, waiting = self._telemetry.mirrored, self._outbox.outbox.counts()["observed"]
-        _log_cycle(stats, self._wall() - began, mirrored - self._mirrored_before, waiting, self._telemetry.dollars)
-        self._mirrored_before = mirrored
+        self._log_cycle(stats, self._wall() - began)
 
-    async def _poll_cloudwatch(self, source: MetricSource, stats: CycleStats) -> None:
+    def _log_cycle(self, stats: CycleStats, seconds: float) -> None:
+        _log.info(
+            "collection cycle finished",
+            workers=stats.workers,
+            calls=stats.calls,
+            failed=stats.failed,
+            datapoints=stats.datapoints,
+            finalized=stats.finalized,
+            dropped=stats.dropped,
+            absent=stats.absent,
+            mirrored=self._telemetry.mirrored - self._mirrored_before,
+            waiting=self._outbox.outbox.counts()["observed"],
+            took=f"{seconds:.1f}s",
+            cost_usd=f"{self._telemetry.dollars:.4f}",
+            budget=stats.budget,
+        )
+        self._mirrored_before = self._telemetry.mirrored
+
+    async def _poll_cloudwatch(self, runner: CallRunner, stats: CycleStats) -> None:
         """Run the CloudWatch part of a cycle: due workers, listings, budget, plan, calls, absent samples."""
         now = self._clock.now()
         types = {worker.instance_id: worker.instance_type for worker in self._current.fleet.workers if worker.instance_id}
-        due, live = await self._due(now)
+        due, live = await self._due(now, runner.last_polled(now))
         if self._assess_budget(live, types) == "polling_paused":
             due = []
         regions = sorted({pending.region for pending in due})
-        cycle = _Cycle(now, self._wall(), types, stats)
-        await _refresh_listings(self._series, due, regions, cycle)
+        cycle = Cycle(now, self._wall(), types, stats)
+        await self._refresh_listings(cycle, due, regions)
         stats.budget = self._assess_budget(live, types)  # again: the listings tell which instances have a second metric
         affordable = self._affordable(due, live, cycle)
         stats.workers = len(affordable)
         calls = self._plan(affordable, cycle)
         # Saved before the calls are made: a process that is killed on the way does not spend it again after its restart.
         await self._spending.keep(sum(len(call.queries) for call in calls))
-        await self._run_calls(source, calls, cycle)
+        await runner.run(calls, cycle)
         await self._spending.keep()
         self._spending.export(stats.budget)
-        _report_regions(self._health, self._current.fleet, regions, cycle)
+        self._report_regions(cycle, regions)
         await self._record_absent(calls, cycle)
-        horizon = now - self._rules.gap_fill_window - self._rules.period
-        self._first_seen = {key: seen for key, seen in self._first_seen.items() if key[1] > horizon}
+        runner.forget_before(now - self._rules.gap_fill_window - self._rules.period)
 
     # -- what to query
 
@@ -179,7 +156,7 @@ class Poller:
         assert self._index is not None
         return self._index
 
-    async def _due(self, now: int) -> tuple[list[PendingQuery], list[PendingQuery]]:
+    async def _due(self, now: int, polled: Mapping[str, int]) -> tuple[list[PendingQuery], list[PendingQuery]]:
         """Return what is due and its live part.
 
         The first: open samples, and a fresh gauge for every running worker, of the workers not polled within their interval.
@@ -192,14 +169,26 @@ class Poller:
             older = pending.get(key, fresh)
             instances = tuple(dict.fromkeys((*older.instances, *fresh.instances)))
             pending[key] = replace(older, instances=instances, oldest=min(older.oldest, fresh.oldest))
-        self._polled = {id_: at for id_, at in self._polled.items() if at <= now}  # after a clock went back, poll again
         running = {one.worker_id for one in live}
-        due = [
-            one
-            for one in pending.values()
-            if is_due(one.worker_id in running, self._polled.get(one.worker_id), now, self._rules)
-        ]
+        due = [one for one in pending.values() if is_due(one.worker_id in running, polled.get(one.worker_id), now, self._rules)]
         return due, live
+
+    async def _refresh_listings(self, cycle: Cycle, due: Sequence[PendingQuery], regions: Iterable[str]) -> None:
+        """List the memory series of every region; where that fails the old listing stays in use and the error is recorded."""
+
+        async def refresh(region: str) -> None:
+            try:
+                recent = await self._series.listing(region, recent=True)
+                if any(
+                    one.oldest < recent.since and not set(one.instances) <= set(recent.series)
+                    for one in due
+                    if one.region == region
+                ):
+                    await self._series.listing(region, recent=False)
+            except SourceError as error:
+                cycle.failures[region] = error
+
+        await asyncio.gather(*map(refresh, regions))
 
     def _assess_budget(self, live: Iterable[PendingQuery], types: Mapping[str, str | None]) -> BudgetState:
         """Return what the day's budget allows, given the price of one cycle for the running workers alone."""
@@ -209,7 +198,7 @@ class Poller:
             sum(len(self._series.queries(one.region, name, types.get(name))) for one in live for name in one.instances)
         )
 
-    def _affordable(self, due: list[PendingQuery], live: Iterable[PendingQuery], cycle: _Cycle) -> list[PendingQuery]:
+    def _affordable(self, due: list[PendingQuery], live: Iterable[PendingQuery], cycle: Cycle) -> list[PendingQuery]:
         """Return the part of `due` that the budget allows."""
         if cycle.stats.budget == "ok":
             return due
@@ -217,7 +206,7 @@ class Poller:
             return []
         return _without_gap_filling(due, live, cycle.now - self._rules.absence_timeout)
 
-    def _plan(self, affordable: Iterable[PendingQuery], cycle: _Cycle) -> list[MetricDataCall]:
+    def _plan(self, affordable: Iterable[PendingQuery], cycle: Cycle) -> list[MetricDataCall]:
         """Return the calls of the cycle, newest windows first."""
         affordable, since = list(affordable), cycle.now - self._rules.absence_timeout
         # One result decides what is older than `absence_timeout`, so it must cover every series that may have had the value.
@@ -228,77 +217,17 @@ class Poller:
 
         return plan(affordable, queries_of, cycle.now, self._rules)
 
-    # -- querying
-
-    async def _run_calls(self, source: MetricSource, calls: Iterable[MetricDataCall], cycle: _Cycle) -> None:
-        """Make all calls, some at once; record the error and the end of each in the cycle."""
-        slots = asyncio.Semaphore(MAX_CONCURRENT_CALLS)
-
-        async def run(call: MetricDataCall) -> None:
-            async with slots:
-                try:
-                    error = await self._run_call(source, call, cycle.stats)
-                except Exception as bug:  # noqa: BLE001  # a bug in one call must not end the others; the log has its traceback
-                    _log.exception("CloudWatch call failed with an unexpected error; please report it", region=call.region)
-                    error = SourceError("cloudwatch", type(bug).__name__, f"an unexpected error: {bug!r}", region=call.region)
-            cycle.ended[call.region] = self._wall()
-            if error:
-                cycle.failures[call.region] = error
-                cycle.stats.failed += 1
-            self._publisher.mark_polled()
-            await self._publisher.publish_progress()
-
-        async with asyncio.TaskGroup() as group:
-            for call in calls:
-                group.create_task(run(call))
-
-    async def _run_call(self, source: MetricSource, call: MetricDataCall, stats: CycleStats) -> SourceError | None:
-        """Make one call, keep its newest datapoints and finalize samples; return the error of a failed or partial one."""
-        now = self._clock.now()
-        try:
-            results = await source.get_metric_data(call.region, call.queries, call.start, call.end, self._rules.period)
-        except SourceError as error:
-            return error
-        stats.calls += 1
-        for query, result in results.by_query.items():
-            self._publisher.add_result(query, result)
-            stats.datapoints += len(result.values)
-        _mark_silent(self._series, call.region, results, self._rules.period)
-        try:
-            await self._apply(call, results, stats)
-        except StoreError as error:  # the samples stay open and the workers due; the gauges go on
-            _log.error("cannot save CloudWatch results; they are queried again", error=str(error))
-            stats.failed += 1
-            return None
-        complete = {query for query, result in results.by_query.items() if result.complete}
-        for worker_id, queries in call.queries_by_worker.items():
-            if complete.issuperset(queries):
-                self._polled[worker_id] = now
-        queried = call.queries
-        incomplete = sum(query not in complete for query in queried)
-        if incomplete:
-            return SourceError(
-                "cloudwatch",
-                "PartialData",
-                f"CloudWatch returned incomplete results for {incomplete} of {len(queried)} queries; "
-                "they are repeated in the next collection cycle",
-                region=call.region,
-            )
-        return None
-
-    async def _apply(self, call: MetricDataCall, results: MetricResults, stats: CycleStats) -> None:
-        listings = self._series.listings(call.region)
-        finalized, dropped = await self._outbox(
-            apply_results, self._outbox.outbox, call, results, listings, self._first_seen, self._rules
-        )
-        stats.finalized += finalized
-        stats.dropped += dropped
-        if finalized:
-            self._on_ready()
-
     # -- what it led to
 
-    async def _record_absent(self, calls: Iterable[MetricDataCall], cycle: _Cycle) -> None:
+    def _report_regions(self, cycle: Cycle, regions: Sequence[str]) -> None:
+        for region in regions:
+            if region in cycle.failures:
+                self._health.failed(cycle.failures[region], cycle.began, cycle.ended.get(region))
+            else:
+                self._health.succeeded("cloudwatch", region, cycle.began, cycle.ended.get(region))
+        self._health.forget_regions({worker.region for worker in self._current.fleet.workers}.union(regions))
+
+    async def _record_absent(self, calls: Iterable[MetricDataCall], cycle: Cycle) -> None:
         """Finalize samples that CloudWatch has not decided within `gap_fill_window`, with the values that are known.
 
         Until MongoDB's clock was read, only the local one tells how old a sample is, which is not enough (rule 6). A sample
@@ -330,60 +259,3 @@ def _without_gap_filling(due: Iterable[PendingQuery], live: Iterable[PendingQuer
         for one in live
         if (key := (one.worker_id, one.region)) in oldest
     ]
-
-
-async def _refresh_listings(
-    series: MemorySeriesIndex, due: Sequence[PendingQuery], regions: Iterable[str], cycle: _Cycle
-) -> None:
-    """List the memory series of every region; where that fails the old listing stays in use and the error is recorded."""
-
-    async def refresh(region: str) -> None:
-        try:
-            recent = await series.listing(region, recent=True)
-            if any(
-                one.oldest < recent.since and not set(one.instances) <= set(recent.series)
-                for one in due
-                if one.region == region
-            ):
-                await series.listing(region, recent=False)
-        except SourceError as error:
-            cycle.failures[region] = error
-
-    await asyncio.gather(*map(refresh, regions))
-
-
-def _mark_silent(series: MemorySeriesIndex, region: str, results: MetricResults, period: int) -> None:
-    """Prefer other memory series over those that had no datapoint in the last 3 periods."""
-    recent = align(results.date, period) - 4 * period  # and one that may not be published yet
-    for query, result in results.by_query.items():
-        covers_recent = query.metric == "memory" and result.complete and result.start <= recent
-        if covers_recent and max(result.values, default=0) < recent:
-            series.mark_silent(region, query.dimensions)
-
-
-def _report_regions(health: SourceHealth, fleet: Fleet, regions: Sequence[str], cycle: _Cycle) -> None:
-    """Record the result of each polled region, and forget regions without workers."""
-    for region in regions:
-        if region in cycle.failures:
-            health.failed(cycle.failures[region], cycle.began, cycle.ended.get(region))
-        else:
-            health.succeeded("cloudwatch", region, cycle.began, cycle.ended.get(region))
-    health.forget_regions({worker.region for worker in fleet.workers}.union(regions))
-
-
-def _log_cycle(stats: CycleStats, seconds: float, mirrored: int, waiting: int, dollars: float) -> None:
-    _log.info(
-        "collection cycle finished",
-        workers=stats.workers,
-        calls=stats.calls,
-        failed=stats.failed,
-        datapoints=stats.datapoints,
-        finalized=stats.finalized,
-        dropped=stats.dropped,
-        absent=stats.absent,
-        mirrored=mirrored,
-        waiting=waiting,
-        took=f"{seconds:.1f}s",
-        cost_usd=f"{dollars:.4f}",
-        budget=stats.budget,
-    )

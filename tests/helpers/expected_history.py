@@ -1,6 +1,6 @@
-"""The history against the fake's ledger: not counts, the set of (worker, timestamp, cpu, memory).
+"""Compare the history with the fake's ledger, as sets of (worker, timestamp, cpu, memory).
 
-Exactly-once is one sentence here: what the collection holds is what CloudWatch ever had, each once, nothing else.
+Exactly once means: the collection holds every datapoint that CloudWatch ever had, each once, and nothing else.
 """
 
 from collections import Counter
@@ -12,7 +12,7 @@ from exporter.core.periods import align, to_datetime, to_seconds
 from tests.helpers.fake_cloudwatch import FakeCloudWatch
 
 Point = tuple[str, int, float | None, float | None]
-"""worker id, start of the period, cpu and memory in percent."""
+"""Worker id, start of the period in UTC seconds, CPU and memory in percent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Member:
     created: int
 
     def aggregate(self, **more: object) -> dict[str, Any]:
-        """The manager's document of it, running."""
+        """Return its worker document (the manager's aggregate), running."""
         return {
             "_id": self.worker_id,
             "name": f"cml {self.worker_id}",
@@ -38,8 +38,8 @@ class Member:
         }
 
 
-def truth(fake: FakeCloudWatch, members: Iterable[Member], end: int, period: int = 300) -> set[Point]:
-    """What the history must hold of the periods that begin before `end`: all CloudWatch has since the worker's creation."""
+def expected_history(fake: FakeCloudWatch, members: Iterable[Member], end: int, period: int = 300) -> set[Point]:
+    """Return what the history must hold of the periods that begin before `end`: all that CloudWatch has since the creation."""
     members = list(members)
     first = align(min((member.created for member in members), default=end), period)
     ledger = fake.ledger(first, end, period)
@@ -53,7 +53,7 @@ def truth(fake: FakeCloudWatch, members: Iterable[Member], end: int, period: int
 
 
 def points_of(documents: Iterable[Mapping[str, Any]]) -> list[Point]:
-    """The same of the history's documents."""
+    """Return the points of the history's documents."""
     return [
         (
             document["worker_id"],
@@ -66,15 +66,15 @@ def points_of(documents: Iterable[Mapping[str, Any]]) -> list[Point]:
 
 
 def assert_true(documents: Sequence[Mapping[str, Any]], points: set[Point], final_before: int) -> int:
-    """Fail unless the history is the truth; return how many samples of [beginning, `settled`) were compared.
+    """Fail unless the history holds the expected points; return how many samples before `final_before` were compared.
 
-    Of periods from `settled` on samples may still be missing, but those that are there must be right.
+    Samples of periods from `final_before` on may still be missing, but those that exist must be correct.
     """
     nulls = [document for document in documents if None in document.values()]
     assert not nulls, f"{len(nulls)} documents with a null, such as {nulls[0]}"
     found = points_of(documents)
     twice = [key for key, count in Counter((worker_id, start) for worker_id, start, _, _ in found).items() if count > 1]
-    assert not twice, f"{len(twice)} samples are there twice, such as {sorted(twice)[:3]}"
+    assert not twice, f"{len(twice)} samples exist twice, such as {sorted(twice)[:3]}"
     extra = set(found) - points
     assert not extra, f"{len(extra)} samples CloudWatch never had, such as {sorted(extra, key=str)[:3]}"
     due = {point for point in points if point[1] < final_before}

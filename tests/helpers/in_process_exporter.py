@@ -38,7 +38,7 @@ from exporter.storage.mongo import Database
 from exporter.storage.repository import repository
 from exporter.web.application import create_app
 from exporter.web.backend import Backend, LoopBridge
-from tests.helpers.expected_history import Member, assert_true, truth
+from tests.helpers.expected_history import Member, assert_true, expected_history
 from tests.helpers.fake_cloudwatch import FakeCloudWatch
 
 T = TypeVar("T")
@@ -217,7 +217,9 @@ class InProcessExporter:
     async def assert_history_is_true(self, fake: FakeCloudWatch, members: Collection[Member]) -> int:
         """Compare the history with the ledger; return how many samples that are final were compared."""
         now = int(self.clock())
-        return assert_true(await self.documents(), truth(fake, members, align(now, PERIOD)), align(now - DECIDED, PERIOD))
+        return assert_true(
+            await self.documents(), expected_history(fake, members, align(now, PERIOD)), align(now - DECIDED, PERIOD)
+        )
 
 
 def series(text: str, start: str) -> dict[str, float]:

@@ -1,6 +1,6 @@
-"""A seeded simulation of the life of a sample: the real exporter in a hostile world, ten hours a second.
+"""A seeded simulation of the sample lifecycle: the real exporter with faults everywhere, ten hours per second.
 
-`run(Scenario.of(seed))` returns the world and what was violated; `python -m tests.simulation` runs many seeds.
+`run(Scenario.of(seed))` returns the world with its violations; `python -m tests.simulation` runs many seeds.
 """
 
 import asyncio
@@ -42,11 +42,11 @@ async def _simulate(world: World, folder: Path) -> None:
     world.calm()
     for host in hosts:
         host.calm.set()
-    # Long enough to give up what CloudWatch never decides, and to ask an idle worker twice.
+    # Long enough for the absence timeout of values CloudWatch never publishes, and for two polls of an idle worker.
     await asyncio.sleep(world.rules.absence_timeout * 2 + 3600)
     leading = next((host.process for host in hosts if host.process and host.process.lease.held), None)
     if leading is None:
-        world.violated("nobody leads")
+        world.violated("no exporter leads")
     else:
         check(world, leading.outbox)
     for task in tasks:

@@ -12,12 +12,14 @@ from tests.simulation.mutants import MUTANTS
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.simulation", description="The life of a sample in a hostile world.")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.simulation", description="Simulate the sample lifecycle with faults."
+    )
     parser.add_argument("--first", type=int, default=0, metavar="SEED", help="the first seed")
     parser.add_argument("--count", type=int, default=300, metavar="N", help="how many seeds")
     parser.add_argument("-v", "--verbose", action="store_true", help="print every seed, and all violations of a failing one")
     parser.add_argument(
-        "--mutants", action="store_true", help="take the rules away one by one: each must be noticed within --count seeds"
+        "--mutants", action="store_true", help="break the rules one by one: each mutant must be noticed within --count seeds"
     )
     arguments = parser.parse_args()
     seeds = range(arguments.first, arguments.first + arguments.count)

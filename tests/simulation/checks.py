@@ -1,4 +1,4 @@
-"""What must be true at the end, after a quiet time. Every exemption says which rule allows it."""
+"""Checks at the end, after a time without faults. Every exemption names the rule that allows it."""
 
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
@@ -12,28 +12,28 @@ Observation = tuple[int, Worker]
 
 
 def check(world: World, outbox: Outbox) -> None:
-    """Compare the history with the world.
+    """Report each difference between the history and the world.
 
     Args:
         outbox: of the exporter that holds the lease.
     """
     _check_outbox(world, outbox)
     for machine in world.machines.values():
-        examined = _Examined(world, machine)
+        check_worker = _WorkerCheck(world, machine)
         start = max(align_up(machine.born, world.rules.period), align(EPOCH - world.rules.gap_fill_window, world.rules.period))
         for period in range(start, align(world.calm_at, world.rules.period), world.rules.period):
-            examined.check(period)
+            check_worker.check(period)
     for worker_id, start in world.mongodb.documents:
         if worker_id not in world.machines:
-            world.violated("a sample of nobody", f"{worker_id} {start}")
+            world.violated("a sample of an unknown worker", f"{worker_id} {start}")
 
 
 def _check_outbox(world: World, outbox: Outbox) -> None:
-    """Nothing older than what CloudWatch may still decide is on its way."""
+    """Report samples that should have left the outbox."""
     counts, oldest = outbox.counts(), outbox.oldest()
-    # absence_timeout to believe in an absence, a quarter of it between two asks of an idle worker, and a few rounds.
-    patience = world.rules.absence_timeout * 5 // 4 + 3 * max(world.rules.interval, 600)
-    if oldest is not None and oldest < world.now - patience:
+    # absence_timeout, a quarter of it between two polls of an idle worker, and a few cycles.
+    longest = world.rules.absence_timeout * 5 // 4 + 3 * max(world.rules.interval, 600)
+    if oldest is not None and oldest < world.now - longest:
         world.violated(
             "stuck in the outbox", f"{counts}, oldest {world.now - oldest} s, {outbox.open_rows('w0', 0, 1 << 40)[:1]}"
         )
@@ -59,8 +59,8 @@ def _show(observation: Observation | None) -> str:
     return f"[{_hours(at)} {worker.status} {worker.instance_id} {worker.region}]"
 
 
-class _Examined:
-    """One worker's history under examination."""
+class _WorkerCheck:
+    """The history of one worker, compared with the world."""
 
     def __init__(self, world: World, machine: Machine) -> None:
         self.world, self.rules, self.machine, self.id = world, world.rules, machine, machine.id
@@ -68,13 +68,13 @@ class _Examined:
         self.observed_at = [at for at, _ in self.observed]
         self.read = world.read[machine.id]
         self.read_at = [at for at, _ in self.read]
-        self.healed = world.healed[machine.id]
+        self.gaps_opened = world.gaps_opened[machine.id]
 
     def check(self, start: int) -> None:
         documents = self.world.mongodb.documents.get((self.id, start), [])
         document = documents[0] if documents else None
         if document:
-            self._is_true(start, document.sample)
+            self._is_correct(start, document.sample)
             self._has_own(start, document)
         self._has_status(start, document)
         for metric in METRICS:
@@ -82,14 +82,14 @@ class _Examined:
 
     # -- nothing is invented
 
-    def _is_true(self, start: int, sample: WorkerMetricsSample) -> None:
+    def _is_correct(self, start: int, sample: WorkerMetricsSample) -> None:
         end = start + self.rules.period
         if sample.status is not None or sample.active_labs_count is not None:
             first = bisect_left(self.read_at, end)
             last = bisect_left(self.read_at, end + self.rules.period)
-            said = {(w.status, w.active_labs) for _, w in self.read[first:last]}
-            if (sample.status, sample.active_labs_count) not in said:
-                self._violated("a status that stands for another period", start, f"{sample}, observed {said}")
+            observed = {(w.status, w.active_labs) for _, w in self.read[first:last]}
+            if (sample.status, sample.active_labs_count) not in observed:
+                self._violated("a status that stands for another period", start, f"{sample}, observed {observed}")
         if (
             sample.status is None
             and sample.active_labs_count is None
@@ -99,7 +99,7 @@ class _Examined:
         for at, metric in enumerate(METRICS, 1):
             value = _value(sample, metric)
             own = {entry[at] for entry in self.machine.own if start <= entry[0] < end}
-            if value is not None and value not in self.world.truth(self.id, metric, start) and value not in own:
+            if value is not None and value not in self.world.final_values(self.id, metric, start) and value not in own:
                 self._violated(f"a {metric} that never was final", start, f"{value}")
 
     # -- nothing is lost
@@ -107,7 +107,7 @@ class _Examined:
     def _has_status(self, start: int, document: Document | None) -> None:
         end, around = start + self.rules.period, self._around(start)
         if around.after is None or around.after[0] >= end + self.rules.period:
-            return  # rule 2: nobody looked in time
+            return  # rule 2: it was not observed in time
         if self._lost(around.after[0], document) or self._finished(around) or self._created_later(start):
             return
         if self._missed(around):
@@ -117,23 +117,23 @@ class _Examined:
 
     def _has_value(self, start: int, metric: MetricName, document: Document | None) -> None:
         around = self._around(start)
-        truth = self.world.truth(self.id, metric, start, self._known_instances(start))
+        final = self.world.final_values(self.id, metric, start, self._known_instances(start))
         end = start + self.rules.period
-        due = [value for value, published in truth.items() if published <= end + self.rules.absence_timeout]
+        due = [value for value, published in final.items() if published <= end + self.rules.absence_timeout]
         if not due or self._may_lack(start, around):
             return
-        # Where it came back with another instance, the inventory may have told who that is: the newer one wins then.
-        possible = self.world.truth(self.id, metric, start, self._known_instances(start, however_missed=True))
-        if document is None or _value(document.sample, metric) not in {**truth, **possible}:
+        # Where it came back with another instance, the inventory may have had that one: then the newer one wins.
+        possible = self.world.final_values(self.id, metric, start, self._known_instances(start, however_missed=True))
+        if document is None or _value(document.sample, metric) not in {**final, **possible}:
             self._violated(
                 f"CloudWatch's {metric} is lost",
                 start,
                 f"{due}, {document}, {around}, losses {[_hours(at) for at in self.world.losses]}, "
-                f"gaps opened {[_hours(at) for at in self.healed]}",
+                f"gaps opened {[_hours(at) for at in self.gaps_opened]}",
             )
 
     def _has_own(self, start: int, document: Document) -> None:
-        """Rule 9: where CloudWatch has nothing, the aggregate's own value counts, if it was observed in time."""
+        """Rule 9: where CloudWatch has nothing, the document's own value counts, if it was observed in time."""
         after, period = self._around(start).after, self.rules.period
         if after is None or after[0] >= start + 2 * period or self._lost(after[0], document):
             return
@@ -142,12 +142,12 @@ class _Examined:
             later = [entry for entry in self.machine.own if worker.collected_at < entry[0] < start + period]
             for metric, own in (("cpu", worker.cpu), ("memory", worker.memory)):
                 if own is not None and not later and _value(document.sample, metric) is None:
-                    self._violated(f"the aggregate's own {metric} is lost", start, f"{document}")
+                    self._violated(f"the document's own {metric} is lost", start, f"{document}")
 
     def _may_lack(self, start: int, around: _Around) -> bool:
         return (
             (self.id, start)
-            in self.world.given_up  # rule 10: undecided after `gap_fill_window` and counted (checked where it happens)
+            in self.world.absent  # rule 10: undecided after `gap_fill_window` and counted (checked where it happens)
             or self._idle(start)
             or self._finished(around)
             or self._created_later(start)
@@ -156,7 +156,7 @@ class _Examined:
         )
 
     def _was_opened(self, start: int, around: _Around) -> bool:
-        """Whether the rules promise a row: by an observation, by the last sight of a vanished worker, or as a gap."""
+        """Whether the rules open the period: by an observation, by the last read of a vanished worker, or as a gap."""
         end, reach = start + self.rules.period, start + self.rules.gap_fill_window
         lost = [at for at in self.world.losses if at >= (around.before[0] if around.before else 0)]
         if around.before and not lost:
@@ -166,12 +166,12 @@ class _Examined:
             gone_noticed = self.world.calm_at + self.rules.period <= reach
             return around.before[0] >= start and around.before[1].status not in IDLE_STATUSES and gone_noticed
         since = max([end, *lost])
-        return any(since <= at <= reach for at in self.healed)  # rule 3
+        return any(since <= at <= reach for at in self.gaps_opened)  # rule 3
 
     # -- exemptions
 
     def _lost(self, since: int, document: Document | None) -> bool:
-        """The outbox that had the observation was lost before the row had left it: status and labs cannot be had again."""
+        """Whether the outbox was lost between the observation and the insert: status and labs cannot be read again."""
         until = document.inserted if document else self.world.now
         return any(since <= at <= until for at in self.world.losses)
 
@@ -194,15 +194,15 @@ class _Examined:
         return any(around.before[0] <= at <= around.after[0] for at in self.world.losses)
 
     def _created_later(self, start: int) -> bool:
-        created = self.machine.aggregate.created_at
+        created = self.machine.document.created_at
         return created is not None and start < align(created, self.rules.period)
 
     def _moved(self, start: int) -> bool:
-        """One call asks one region: where a worker changed its region, the newer one counts."""
+        """Whether the worker changed its region: one call queries one region, and the newer one counts."""
         return len({worker.region for worker in self._near(start)}) > 1
 
     def _missed(self, around: _Around) -> bool:
-        """Whether it was gone from the aggregates between the two observations."""
+        """Whether its document was gone between the two observations."""
         since = around.before[0] if around.before else 0
         until = around.after[0] if around.after else self.world.now
         return any(since < at < until for at in self.world.missed[self.id])
@@ -219,7 +219,7 @@ class _Examined:
         first = max(0, bisect_right(self.observed_at, start) - 1)
         last = bisect_left(self.observed_at, start + self.rules.period)
         if not however_missed and self._missed(self._around(start)):
-            last -= 1  # rule 5: the row was opened when it was gone; who it is when it comes back nobody knew
+            last -= 1  # rule 5: the period was opened while it was gone, before its next instance was known
         return [worker for _, worker in self.observed[first : last + 1]]
 
     def _known_instances(self, start: int, *, however_missed: bool = False) -> set[str]:

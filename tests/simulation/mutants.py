@@ -1,4 +1,4 @@
-"""Rules taken away one at a time. The simulation must notice each; else it proves nothing about that rule."""
+"""Mutants that break one rule each. The simulation must notice every one; else it proves nothing about that rule."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
@@ -18,7 +18,7 @@ from exporter.core.model import (
     Worker,
 )
 from exporter.core.periods import align
-from exporter.pipeline import lifecycle, observer, poller, transactions
+from exporter.pipeline import calls, lifecycle, observer, poller, transactions
 from exporter.pipeline.lifecycle import Decision, FirstSeenValues, PendingSample, Rules, WorkerState
 from exporter.pipeline.mirror import Mirror
 from exporter.pipeline.outbox import Outbox
@@ -29,11 +29,11 @@ from tests.simulation.world import Key
 
 Opened = tuple[list[PendingSample], WorkerState]
 Entry = InventoryEntry | None
-Asked = Sequence[MetricQuery]
+Queries = Sequence[MetricQuery]
 Listings = Sequence[Listing]
 Patch = pytest.MonkeyPatch
 
-_observe, _gaps, _judge = lifecycle.observe, lifecycle.missing_samples, lifecycle.decide_metric
+_observe, _missing_samples, _decide_metric = lifecycle.observe, lifecycle.missing_samples, lifecycle.decide_metric
 _step, _poll = Mirror.step, Poller.poll
 
 
@@ -41,40 +41,43 @@ _step, _poll = Mirror.step, Poller.poll
 
 
 def _no_next(patch: Patch) -> None:
-    def observe(worker: Worker, known: WorkerState, now: int, rules: Rules, entry: Entry = None) -> Opened:
-        return _observe(worker, replace(known, next=align(now, rules.period) - 2 * rules.period), now, rules, entry)
+    def observe(worker: Worker, state: WorkerState, now: int, rules: Rules, entry: Entry = None) -> Opened:
+        return _observe(worker, replace(state, next=align(now, rules.period) - 2 * rules.period), now, rules, entry)
 
     patch.setattr(lifecycle, "observe", observe)
 
 
-def _rows_changed_by(change: Callable[[PendingSample, Worker], PendingSample]) -> Callable[[Patch], None]:
+def _samples_changed_by(change: Callable[[PendingSample, Worker], PendingSample]) -> Callable[[Patch], None]:
     def mutate(patch: Patch) -> None:
-        def observe(worker: Worker, known: WorkerState, now: int, rules: Rules, entry: Entry = None) -> Opened:
-            rows, known = _observe(worker, known, now, rules, entry)
-            return [change(row, worker) for row in rows], known
+        def observe(worker: Worker, state: WorkerState, now: int, rules: Rules, entry: Entry = None) -> Opened:
+            samples, after = _observe(worker, state, now, rules, entry)
+            return [change(sample, worker) for sample in samples], after
 
         patch.setattr(lifecycle, "observe", observe)
 
     return mutate
 
 
-def _status_for_all(row: PendingSample, worker: Worker) -> PendingSample:
-    return replace(row, status=worker.status, active_labs=worker.active_labs)
+def _status_for_all(sample: PendingSample, worker: Worker) -> PendingSample:
+    return replace(sample, status=worker.status, active_labs=worker.active_labs)
 
 
-def _one_instance(row: PendingSample, worker: Worker) -> PendingSample:
-    return replace(row, instances=(worker.instance_id,) if worker.instance_id else ())
+def _one_instance(sample: PendingSample, worker: Worker) -> PendingSample:
+    return replace(sample, instances=(worker.instance_id,) if worker.instance_id else ())
 
 
-def _idle_at_the_tick(row: PendingSample, worker: Worker) -> PendingSample:
-    return row.finish() if worker.status in IDLE_STATUSES and row.status else row
+def _idle_at_the_tick(sample: PendingSample, worker: Worker) -> PendingSample:
+    return sample.finish() if worker.status in IDLE_STATUSES and sample.status else sample
 
 
 def _newest_only(patch: Patch) -> None:
-    def gaps(worker: Worker, known: WorkerState, entry: Entry, have: set[int], now: int, rules: Rules) -> list[PendingSample]:
-        return [row for row in _gaps(worker, known, entry, have, now, rules) if row.start > max(have, default=0)]
+    def missing_samples(
+        worker: Worker, state: WorkerState, entry: Entry, existing: set[int], now: int, rules: Rules
+    ) -> list[PendingSample]:
+        missing = _missing_samples(worker, state, entry, existing, now, rules)
+        return [sample for sample in missing if sample.start > max(existing, default=0)]
 
-    patch.setattr(lifecycle, "missing_samples", gaps)
+    patch.setattr(lifecycle, "missing_samples", missing_samples)
 
 
 def _no_gaps(patch: Patch) -> None:
@@ -82,58 +85,58 @@ def _no_gaps(patch: Patch) -> None:
 
 
 def _no_inventory_when_observing(patch: Patch) -> None:
-    patch.setattr(lifecycle, "observe", lambda worker, known, now, rules, entry=None: _observe(worker, known, now, rules))
+    patch.setattr(lifecycle, "observe", lambda worker, state, now, rules, entry=None: _observe(worker, state, now, rules))
 
 
 def _no_inventory(patch: Patch) -> None:
-    def ran_on(entry: Entry, worker: Worker, start: int, end: int) -> tuple[str, tuple[str, ...]]:
+    def instances_during(entry: Entry, worker: Worker, start: int, end: int) -> tuple[str, tuple[str, ...]]:
         return worker.region, (worker.instance_id,) if worker.instance_id else ()
 
-    patch.setattr(lifecycle, "instances_during", ran_on)
+    patch.setattr(lifecycle, "instances_during", instances_during)
 
 
 def _vanished_are_forgotten(patch: Patch) -> None:
-    patch.setattr(lifecycle, "close_missing", lambda known, now, rules: ([], known))
+    patch.setattr(lifecycle, "close_missing", lambda state, now, rules: ([], state))
 
 
 def _two_transactions(patch: Patch) -> None:
     def open_periods(
         outbox: Outbox, fleet: Fleet, inventory: Mapping[str, InventoryEntry] | None, rules: Rules
     ) -> tuple[int, dict[str, WorkerState]]:
-        before, rows, known = outbox.states(), list[PendingSample](), dict[str, WorkerState]()
+        before, samples, states = outbox.states(), list[PendingSample](), dict[str, WorkerState]()
         for worker in fleet.workers:
-            memory = before.get(worker.id)
-            if memory is None and inventory is None:
+            state = before.get(worker.id)
+            if state is None and inventory is None:
                 continue
             entry = (inventory or {}).get(worker.id)
-            memory = memory or lifecycle.initial_state(worker, entry, fleet.date, rules)
-            opened, known[worker.id] = lifecycle.observe(worker, memory, fleet.date, rules, entry)
-            rows += opened
+            state = state or lifecycle.initial_state(worker, entry, fleet.date, rules)
+            opened, states[worker.id] = lifecycle.observe(worker, state, fleet.date, rules, entry)
+            samples += opened
         with outbox.transaction():
-            outbox.save_states(known.values())
+            outbox.save_states(states.values())
         with outbox.transaction():
-            return outbox.open(rows), known
+            return outbox.open(samples), states
 
     patch.setattr(observer, "open_periods", open_periods)
 
 
-# -- settling
+# -- deciding
 
 
-def _judging_with(**rules_changed: int) -> Callable[[Patch], None]:
+def _deciding_with(**rules_changed: int) -> Callable[[Patch], None]:
     def mutate(patch: Patch) -> None:
-        def judge(
-            row: PendingSample,
+        def decide_metric(
+            sample: PendingSample,
             metric: MetricName,
-            queries: Asked,
-            answers: MetricResults,
+            queries: Queries,
+            results: MetricResults,
             listings: Listings,
-            seen: FirstSeenValues,
+            first_seen: FirstSeenValues,
             rules: Rules,
         ) -> Decision:
-            return _judge(row, metric, queries, answers, listings, seen, replace(rules, **rules_changed))
+            return _decide_metric(sample, metric, queries, results, listings, first_seen, replace(rules, **rules_changed))
 
-        patch.setattr(lifecycle, "decide_metric", judge)
+        patch.setattr(lifecycle, "decide_metric", decide_metric)
 
     return mutate
 
@@ -142,8 +145,8 @@ def _no_confirmation(patch: Patch) -> None:
     patch.setattr(lifecycle, "ON_TIME_SECONDS", 1_000_000)
 
 
-def _no_settle(patch: Patch) -> None:
-    _judging_with(settle_delay=0)(patch)
+def _no_settle_delay(patch: Patch) -> None:
+    _deciding_with(settle_delay=0)(patch)
     _no_confirmation(patch)
 
 
@@ -152,25 +155,30 @@ def _unlisted_at_once(patch: Patch) -> None:
 
 
 def _outside_the_window(patch: Patch) -> None:
-    def judge(
-        row: PendingSample,
+    def decide_metric(
+        sample: PendingSample,
         metric: MetricName,
-        queries: Asked,
-        answers: MetricResults,
+        queries: Queries,
+        results: MetricResults,
         listings: Listings,
-        seen: FirstSeenValues,
+        first_seen: FirstSeenValues,
         rules: Rules,
     ) -> Decision:
-        wide = {query: replace(answer, start=0, end=1 << 40) for query, answer in answers.by_query.items()}
-        return _judge(row, metric, queries, replace(answers, by_query=wide), listings, seen, rules)
+        wide = {query: replace(result, start=0, end=1 << 40) for query, result in results.by_query.items()}
+        return _decide_metric(sample, metric, queries, replace(results, by_query=wide), listings, first_seen, rules)
 
-    def apply_answers(
-        outbox: Outbox, batch: MetricDataCall, answers: MetricResults, listings: Listings, seen: FirstSeenValues, rules: Rules
+    def apply_results(
+        outbox: Outbox,
+        call: MetricDataCall,
+        results: MetricResults,
+        listings: Listings,
+        first_seen: FirstSeenValues,
+        rules: Rules,
     ) -> tuple[int, int]:
-        return transactions.apply_results(outbox, replace(batch, start=0, end=1 << 40), answers, listings, seen, rules)
+        return transactions.apply_results(outbox, replace(call, start=0, end=1 << 40), results, listings, first_seen, rules)
 
-    patch.setattr(lifecycle, "decide_metric", judge)
-    patch.setattr(poller, "apply_results", apply_answers)
+    patch.setattr(lifecycle, "decide_metric", decide_metric)
+    patch.setattr(calls, "apply_results", apply_results)
 
 
 def _partial_is_complete(patch: Patch) -> None:
@@ -178,12 +186,12 @@ def _partial_is_complete(patch: Patch) -> None:
 
 
 def _local_age(patch: Patch) -> None:
-    ask = MetricClient.get_metric_data
+    query = MetricClient.get_metric_data
 
     async def get_metric_data(
         self: MetricClient, region: str, queries: Sequence[MetricQuery], start: int, end: int, period: int
     ) -> MetricResults:
-        return replace(await ask(self, region, queries, start, end, period), date=int(self._process.wall()))
+        return replace(await query(self, region, queries, start, end, period), date=int(self._process.wall()))
 
     patch.setattr(MetricClient, "get_metric_data", get_metric_data)
     patch.setattr(MetricClient, "_check_clock", lambda *_: None)
@@ -209,18 +217,18 @@ def _own_is_ignored(patch: Patch) -> None:
     patch.setattr(PendingSample, "finish", lambda self: replace(self, final=True))
 
 
-# -- asking
+# -- polling
 
 
 def _always_due(patch: Patch) -> None:
     patch.setattr(poller, "is_due", lambda *_: True)
 
 
-def _given_up_unasked(patch: Patch) -> None:
+def _absent_unpolled(patch: Patch) -> None:
     async def poll(self: Poller) -> None:
         outbox, now = self._outbox.outbox, self._clock.now()
-        everyone = {row.worker_id for row in outbox.all_open_rows(100_000)}
-        await self._outbox(transactions.record_absent, outbox, everyone, now, self._rules)
+        every_worker = {row.worker_id for row in outbox.all_open_rows(100_000)}
+        await self._outbox(transactions.record_absent, outbox, every_worker, now, self._rules)
         await _poll(self)
 
     patch.setattr(Poller, "poll", poll)
@@ -230,7 +238,7 @@ def _given_up_unasked(patch: Patch) -> None:
 
 
 def _blind(patch: Patch) -> None:
-    """Reads back only after a failure."""
+    """Read back only after a failure."""
 
     async def existing_keys(self: HistoryClient, keys: Collection[Key]) -> set[Key]:
         return await _existing_keys(self, keys) if self._process.mirror.problem is not None else set()
@@ -279,33 +287,33 @@ def _deletes_first(patch: Patch) -> None:
 
 
 MUTANTS: Mapping[str, Callable[[Patch], None]] = {
-    "1: no persistent `next`": _no_next,
-    "1: rows and `next` in two transactions": _two_transactions,
-    "2: status for every period since the last observation": _rows_changed_by(_status_for_all),
+    "1: `next` is not kept": _no_next,
+    "1: samples and `next` in two transactions": _two_transactions,
+    "2: status for every period since the last observation": _samples_changed_by(_status_for_all),
     "3: gaps are never opened": _no_gaps,
     "3: gaps only after the newest sample": _newest_only,
-    "4: only the instance of the tick": _rows_changed_by(_one_instance),
-    "4: the inventory is not used": _no_inventory,
-    "4: an outbox is assumed to know every instance": _no_inventory_when_observing,
-    "5: missing workers are forgotten": _vanished_are_forgotten,
+    "4: only the instance of the tick": _samples_changed_by(_one_instance),
+    "4: the inventory is not used for gaps": _no_inventory,
+    "4: the inventory is not used when observing": _no_inventory_when_observing,
+    "5: vanished workers are forgotten": _vanished_are_forgotten,
     "6: age by the local clock": _local_age,
-    "6: time carried on by the local clock": _local_now,
-    "7: no settle delay": _no_settle,
+    "6: MongoDB's time continued by the local clock": _local_now,
+    "7: no settle_delay": _no_settle_delay,
     "7: late values are not confirmed": _no_confirmation,
-    "7: an empty result is absent at once": _judging_with(absence_timeout=300),
+    "7: a missing datapoint is absent at once": _deciding_with(absence_timeout=300),
     "7: results decide outside their window": _outside_the_window,
     "7: partial results decide": _partial_is_complete,
-    "8: idle at the tick is enough": _rows_changed_by(_idle_at_the_tick),
+    "8: idle at the tick is enough": _samples_changed_by(_idle_at_the_tick),
     "8: unlisted memory is absent at once": _unlisted_at_once,
-    "9: the worker document's values are ignored": _own_is_ignored,
-    "10: recorded absent before it was polled": _given_up_unasked,
+    "9: the document's own values are ignored": _own_is_ignored,
+    "10: recorded absent before it was queried": _absent_unpolled,
     "10: empty samples are written": _empty_is_written,
-    "11: everyone is always due": _always_due,
+    "11: every worker is always due": _always_due,
     "12: deleted before it was inserted": _deletes_first,
     "12: read back only after a failure": _blind,
-    "12: running inserts are not awaited": _no_wait_for_inserts,
-    "12: read back what is local": _reads_back("local"),
-    "12: read back what a majority has": _reads_back("majority"),
+    "12: does not wait for running inserts": _no_wait_for_inserts,
+    "12: read back local data": _reads_back("local"),
+    "12: read back majority-committed data": _reads_back("majority"),
     "14: two writers": _no_lease,
 }
-"""The rule's number and what is done to it → how. Each is applied within a MonkeyPatch context."""
+"""The number of the rule and what the mutant does → the function that applies it within a MonkeyPatch context."""

@@ -1,4 +1,4 @@
-"""The real exporter in that world: its loops, its outbox on a real SQLite file, clients that may fail, a death at any point."""
+"""The real exporter in the simulated world: its loops, an outbox on a real SQLite file, failing clients, crashes anywhere."""
 
 import asyncio
 import random
@@ -44,27 +44,27 @@ LEASE, LEASE_MARGIN = 30, 5
 
 
 class Crash(BaseException):
-    """The process is gone; nothing it holds runs on."""
+    """The process is dead; none of its tasks continues."""
 
 
 class Process:
-    """One exporter process on a host: what it remembers dies with it."""
+    """One exporter process on a host, with everything that is lost when it dies."""
 
     def __init__(self, world: World, host: str, directory: Path) -> None:
         self.world, self.host = world, host
         self.dead = False
         self.fuse: int | None = None
-        """Points until it crashes."""
+        """Calls of `point` until it crashes."""
         self.fleet = Fleet(0, ())
         self.idle_since: dict[str, int] = {}
         self.gaps_read: tuple[str, ...] = ()
         self.rejected_at = float("-inf")
         self.attempts: dict[str, float] = {}
-        """Instance → when CloudWatch was last asked about it."""
-        self.round_began = float("-inf")
-        """When the last round that gave up rows ended."""
-        self.asked: dict[tuple[str, str], tuple[float, bool, int]] = {}
-        """(worker, region) → when all of it was last answered, whether it was idle, the world's count of disturbances then."""
+        """Instance → when CloudWatch was last queried for it."""
+        self.cycle_began = float("-inf")
+        """When the previous cycle recorded absent samples."""
+        self.polled: dict[tuple[str, str], tuple[float, bool, int]] = {}
+        """(worker, region) → when all queries last had results, whether it was idle, the world's count of disturbances then."""
         self.outbox = FragileOutbox(self, directory)
         thread = OutboxThread(self.outbox)
         self.lease = LeaseClient(self)
@@ -91,7 +91,7 @@ class Process:
         return self.world.time + self.world.skew[self.host]
 
     def point(self) -> None:
-        """A place where it may die."""
+        """Crash here if the fuse has burned down."""
         if self.fuse is not None:
             self.fuse -= 1
             self.dead = self.dead or self.fuse <= 0
@@ -144,7 +144,7 @@ class Process:
             held = self.lease.held
 
     def check_gauges(self) -> None:
-        """What /metrics says must have been said by a source, about a time not too long ago."""
+        """Check that every gauge is a value of a source, for a period that is not too old."""
         snapshot, world = self.collector.snapshot, self.world
         if snapshot is None or snapshot.fresh_until <= self.wall():
             return
@@ -157,14 +157,14 @@ class Process:
                     continue
                 served = {(name, metric, end - world.rules.period, value) for name in (shown.worker.instance_id or "",)}
                 if not served & world.cloudwatch.served and (end, value) not in {(o[0], o[at]) for o in own}:
-                    world.violated("a gauge nobody said", f"{shown}")
+                    world.violated("a gauge without a source", f"{shown}")
 
 
 # -- its outbox --------------------------------------------------------------------------------------------------------
 
 
 class FragileConnection:
-    """A connection on which every statement may be the last."""
+    """An SQLite connection on which every statement may be the last."""
 
     def __init__(self, connection: sqlite3.Connection, outbox: "FragileOutbox", process: Process) -> None:
         self._connection, self._outbox, self._process = connection, outbox, process
@@ -196,24 +196,24 @@ class FragileConnection:
 
 
 class FragileOutbox(Outbox):
-    """The outbox, and what was committed to it."""
+    """The outbox, which reports to the world what was committed."""
 
     def __init__(self, process: Process, directory: Path) -> None:
         super().__init__(directory, process.world.rules.period, synchronous="OFF")
         self._process = process
-        self._remembered: set[str] = set()
+        self._saved: set[str] = set()
         self._opened = False
         self._db = FragileConnection(self._db, self, process)  # type: ignore[assignment]
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        self._remembered, self._opened = set(), False
+        self._saved, self._opened = set(), False
         with super().transaction() as connection:
             yield connection
 
     def save_states(self, states: Iterable[WorkerState]) -> None:
         states = list(states)
-        self._remembered = {one.worker_id for one in states}
+        self._saved = {state.worker_id for state in states}
         super().save_states(states)
 
     def open(self, rows: Iterable[PendingSample]) -> int:
@@ -224,32 +224,32 @@ class FragileOutbox(Outbox):
         rows = super().expired(worker_ids, before)
         process, world = self._process, self._process.world
         for row in rows:
-            world.given_up.add((row.worker_id, row.start))
+            world.absent.add((row.worker_id, row.start))
             if world.now < row.start + world.rules.gap_fill_window + world.rules.period - 60:
-                world.violated("given up too early", f"{row} at {world.now}")
-            known = [instance for instance in row.instances if instance in world.cloudwatch.instances]
-            if known and all(process.attempts.get(instance, float("-inf")) < process.round_began for instance in known):
-                world.violated("given up without having been asked about", f"{row}")
-        process.round_began = world.time
+                world.violated("recorded absent too early", f"{row} at {world.now}")
+            real = [instance for instance in row.instances if instance in world.cloudwatch.instances]
+            if real and all(process.attempts.get(instance, float("-inf")) < process.cycle_began for instance in real):
+                world.violated("recorded absent without having been queried", f"{row}")
+        process.cycle_began = world.time
         return rows
 
     def committed(self) -> None:
-        """A transaction is in the file."""
+        """Report a committed transaction to the world."""
         process, world = self._process, self._process.world
-        if self._remembered:
+        if self._saved:
             for worker in process.fleet.workers:
-                if worker.id in self._remembered:
+                if worker.id in self._saved:
                     world.observed[worker.id].append((process.fleet.date, worker))
         elif self._opened:
             for worker_id in process.gaps_read:
-                world.healed[worker_id].append(process.fleet.date)
+                world.gaps_opened[worker_id].append(process.fleet.date)
 
 
 # -- its clients -------------------------------------------------------------------------------------------------------
 
 
 class FleetClient:
-    """Reads the aggregates."""
+    """A client that reads the worker documents."""
 
     def __init__(self, process: Process) -> None:
         self._process = process
@@ -262,7 +262,7 @@ class FleetClient:
         fleet = Fleet(world.now, world.fleet())
         await process.travel()
         if abs(fleet.date - process.wall()) > MAX_SKEW:
-            return fleet  # it will not be believed
+            return fleet  # the exporter will reject it
         process.fleet = fleet
         idle = {worker.id for worker in fleet.workers if worker.status in IDLE_STATUSES}
         process.idle_since = {id_: process.idle_since.get(id_, fleet.date) for id_ in idle}
@@ -275,7 +275,7 @@ class FleetClient:
 
 
 class MongoClient:
-    """What every client of MongoDB has in common."""
+    """The common part of all MongoDB clients."""
 
     def __init__(self, process: Process) -> None:
         self._process, self._world = process, process.world
@@ -288,7 +288,7 @@ class MongoClient:
 
 
 class HistoryClient(MongoClient):
-    """Reads and writes the history."""
+    """A client that reads and writes the history."""
 
     async def ensure_collection(self) -> None:
         await self._send()
@@ -335,7 +335,7 @@ class HistoryClient(MongoClient):
             raise StoreUnavailableError("the connection broke", reason="unavailable")
         try:
             await self._process.travel()
-        except BaseException:  # it died while the server was at work
+        except BaseException:  # the process died while the server was working
             self._server.put_somehow(samples)
             raise
         self._server.put(samples)
@@ -344,7 +344,7 @@ class HistoryClient(MongoClient):
 
 
 class InventoryClient(MongoClient):
-    """The inventory: a copy in memory, the truth in MongoDB."""
+    """The inventory: a copy in memory, the original in MongoDB."""
 
     def __init__(self, process: Process) -> None:
         super().__init__(process)
@@ -367,7 +367,7 @@ class InventoryClient(MongoClient):
 
 
 class LeaseClient(MongoClient):
-    """The lease: MongoDB's clock decides for others, the monotonic one for its holder."""
+    """The lease: MongoDB's clock decides for other processes, the monotonic one for its holder."""
 
     def __init__(self, process: Process) -> None:
         super().__init__(process)
@@ -392,7 +392,7 @@ class LeaseClient(MongoClient):
         if server.leader != host:
             server.fence += 1
         if server.leader not in (host, None):
-            self._world.losses.append(self._world.now)  # what the other one holds is not ours to mirror
+            self._world.losses.append(self._world.now)  # this process cannot mirror what is in the outbox of the other one
             self._world.figures["takeovers"] += 1
         server.leader, server.lease_expires = host, self._world.time + LEASE
         fence = server.fence
@@ -402,7 +402,7 @@ class LeaseClient(MongoClient):
 
 
 class MetricClient:
-    """Asks CloudWatch."""
+    """A client that queries CloudWatch."""
 
     def __init__(self, process: Process) -> None:
         self._process, self._world = process, process.world
@@ -425,13 +425,13 @@ class MetricClient:
         world = self._world
         world.figures["queries"] += len(queries)
         if any(query.instance_id not in self._server.instances for query in queries):
-            world.disturbances += 1  # it asks again, in parts, which say nothing about the next round
+            world.disturbances += 1  # the call is repeated in parts, which do not count for rule 11
             self._process.rejected_at = sent
             raise RejectedQueryError("cloudwatch", "ValidationError", "an instance id is malformed", region=region)
-        self._note_asked(region, queries, end, sent)
+        self._note_queried(region, queries, end, sent)
         date = world.now
-        answers = {query: self._answer(region, query, start, end, date) for query in queries}
-        newest = self._asks_newest(end)
+        results = {query: self._result(region, query, start, end, date) for query in queries}
+        newest = self._queries_newest(end)
         await self._slow()
         await self._process.travel()
         self._check_clock(region, date)
@@ -439,12 +439,12 @@ class MetricClient:
         if (
             not searching
             and newest
-            and all(answer.complete for answer in answers.values())
+            and all(result.complete for result in results.values())
             and self._world.time >= self._world.disk_full_until
         ):
             for worker_id, idle in self._workers_of(queries).items():
-                self._process.asked[worker_id, region] = sent, idle, world.disturbances
-        return MetricResults(date, answers)
+                self._process.polled[worker_id, region] = sent, idle, world.disturbances
+        return MetricResults(date, results)
 
     async def list_memory(self, region: str, *, recent: bool) -> Listing:
         await self._arrive(region)
@@ -470,7 +470,7 @@ class MetricClient:
         if abs(date - self._process.wall()) > MAX_SKEW:
             raise SourceError("cloudwatch", "ClockSkew", "the clocks differ", region=region)
 
-    def _answer(self, region: str, query: MetricQuery, start: int, end: int, now: int) -> MetricResult:
+    def _result(self, region: str, query: MetricQuery, start: int, end: int, now: int) -> MetricResult:
         rng = self._world.rng
         instance = self._server.instances[query.instance_id]
         wanted = instance.memory if query.metric == "memory" else (("InstanceId", instance.id),)
@@ -493,12 +493,12 @@ class MetricClient:
 
     # -- rule 11
 
-    def _asks_newest(self, end: int) -> bool:
-        """Older parts of a long window are calls of their own in the same round."""
+    def _queries_newest(self, end: int) -> bool:
+        """Return whether a call ends with the newest period: older parts of a long window are calls of their own."""
         return end == align(int(self._process.wall()), self._world.rules.period)
 
     def _workers_of(self, queries: Iterable[MetricQuery]) -> dict[str, bool]:
-        """The workers that were asked about → whether they have been idle for so long that every loop knows it."""
+        """Return the queried workers → whether they have been idle for so long that every loop knows it."""
         instances = {query.instance_id for query in queries}
         known_since = self._world.now - HOUR
         return {
@@ -507,23 +507,23 @@ class MetricClient:
             if worker.instance_id in instances
         }
 
-    def _note_asked(self, region: str, queries: Sequence[MetricQuery], end: int, sent: float) -> None:
+    def _note_queried(self, region: str, queries: Sequence[MetricQuery], end: int, sent: float) -> None:
         process, rules = self._process, self._world.rules
-        if not self._asks_newest(end):
+        if not self._queries_newest(end):
             return
         for worker_id, idle in self._workers_of(queries).items():
-            at, was_idle, disturbances = process.asked.get((worker_id, region), (float("-inf"), False, 0))
+            at, was_idle, disturbances = process.polled.get((worker_id, region), (float("-inf"), False, 0))
             every = max(rules.interval, rules.period, rules.absence_timeout // 4 if idle and was_idle else 0)
-            # A clock that jumped wakes it early, a full disk keeps it from noting an answer.
+            # A clock that jumped wakes it early, a full disk keeps it from recording a result.
             if disturbances == self._world.disturbances and sent - at < every - DUE_TOLERANCE_SECONDS - 5:
-                self._world.violated("asked too often", f"{worker_id} after {sent - at:.0f} s, idle {idle}")
+                self._world.violated("queried too often", f"{worker_id} after {sent - at:.0f} s, idle {idle}")
 
 
 # -- the host ----------------------------------------------------------------------------------------------------------
 
 
 class Host:
-    """Starts the exporter again whenever it has crashed, with or without its outbox."""
+    """A host that restarts the exporter after each crash, with or without its outbox."""
 
     def __init__(self, world: World, name: str, directory: Path) -> None:
         self._world, self._name = world, name
@@ -535,14 +535,14 @@ class Host:
         self.process: Process | None = None
 
     async def run(self) -> None:
-        """Keep an exporter running until cancelled."""
+        """Run exporters until cancelled."""
         while True:
             self.process = Process(self._world, self._name, self.directory)
-            fate = asyncio.create_task(self._threaten(self.process))
+            chaos = asyncio.create_task(self._threaten(self.process))
             try:
                 await self.process.live()
             finally:
-                fate.cancel()
+                chaos.cancel()
             self.process = None
             self._world.figures["crashes"] += 1
             self._tamper()
@@ -585,7 +585,7 @@ class Host:
 
 @contextmanager
 def silence(world: World) -> Iterator[None]:
-    """Drop the log, but notice the bugs that a loop survives."""
+    """Drop the log, but report the bugs that a loop survives to the world."""
 
     def listen(_: object, _method: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
         if event.get("exc_info"):

@@ -1,4 +1,4 @@
-"""An event loop whose time passes only when nothing else is left to do: ten hours take a second, always in the same order."""
+"""An event loop whose time advances only when no task can run: ten hours take a second, always in the same order."""
 
 import asyncio
 import selectors
@@ -11,7 +11,7 @@ Ts = TypeVarTuple("Ts")
 
 
 class _Leaper(selectors.SelectSelector):
-    """Waits for no file: it leaps over the time the loop would have waited."""
+    """A selector that waits for no file and skips the time the loop would have waited."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -25,13 +25,13 @@ class _Leaper(selectors.SelectSelector):
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """Its clock begins at 0. Threads are replaced by calling at once, since nothing else may be concurrent."""
+    """An event loop whose clock begins at 0. Functions for threads run at once, since nothing else may be concurrent."""
 
     def __init__(self) -> None:
         self._leaper = _Leaper()
         super().__init__(self._leaper)
         self.complaints: list[Mapping[str, Any]] = []
-        """What asyncio would have logged, such as an exception nobody looked at."""
+        """What asyncio would have logged, such as an exception that was never retrieved."""
         self.set_exception_handler(lambda _, context: self.complaints.append(context))
 
     def time(self) -> float:
@@ -42,7 +42,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         future: asyncio.Future[T] = self.create_future()
         try:
             result = func(*args)
-        except BaseException as error:  # noqa: BLE001  # it belongs to whoever awaits the future
+        except BaseException as error:  # noqa: BLE001  # raised where the future is awaited
             self.call_soon(_deliver, future, future.set_exception, error)
         else:
             self.call_soon(_deliver, future, future.set_result, result)

@@ -1,6 +1,6 @@
-"""What the exporter is exposed to: machines that live and die, CloudWatch, MongoDB, clocks. All chance comes from the seed.
+"""The simulated world: machines that start and end, CloudWatch, MongoDB, clocks. All randomness comes from the seed.
 
-The servers keep true time (`World.now`); an exporter's own clock may be anywhere. Nothing here imports the rules.
+The servers have the true time (`World.now`); the clock of an exporter may be wrong. Nothing here uses `lifecycle` to decide.
 """
 
 import asyncio
@@ -21,9 +21,9 @@ FAULTS = (
     "late",  # CloudWatch publishes late, after absence_timeout, or never
     "revisions",  # late values are revised too
     "cloudwatch_down",
-    "flaky",  # single calls fail, single answers are partial
+    "flaky",  # single calls fail, single results are partial
     "mongodb_down",
-    "ambiguous",  # an insert fails and is applied all the same: now, later, in part, or uncommitted
+    "ambiguous",  # an insert fails but is applied: now, later, in part, or uncommitted
     "crash",  # at any statement to the outbox and any message to a server
     "lost_outbox",
     "stale_outbox",  # restored from a copy
@@ -32,18 +32,18 @@ FAULTS = (
     "slow",  # a call to CloudWatch takes minutes
     "paused",  # the whole process stands still, longer than a lease lasts
     "lifecycle",  # workers are stopped, started, replaced, terminated, reborn, created
-    "vanish",  # workers leave the aggregates, and may come back
-    "malformed",  # one instance id that CloudWatch refuses
+    "vanish",  # worker documents disappear, and may come back
+    "malformed",  # one instance id that CloudWatch rejects
     "takeover",  # a second exporter
 )
 
 Key = tuple[str, int]
-"""(worker id, period start): what a sample is unique by."""
+"""(worker id, period start): the key of a sample."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """What one seed stands for."""
+    """The faults, settings and duration drawn from one seed."""
 
     seed: int
     faults: frozenset[str]
@@ -105,22 +105,22 @@ class Instance:
 
 @dataclass(slots=True)
 class Machine:
-    """One worker: what it is, and what its aggregate says (a little later)."""
+    """One worker: its instances, and its worker document, which follows a little later."""
 
     born: int
-    aggregate: Worker
+    document: Worker
     instances: list[Instance]
     listed: bool = True
     own: list[tuple[int, float | None, float | None]] = field(default_factory=list)
-    """The aggregate's own values so far: (collected at, cpu, memory)."""
+    """The document's own values so far: (collected at, cpu, memory)."""
 
     @property
     def id(self) -> str:
-        return self.aggregate.id
+        return self.document.id
 
     @property
     def real(self) -> Instance:
-        """The instance it runs on now, which the aggregate may not know yet."""
+        """The instance it runs on now, which the document may not have yet."""
         return self.instances[-1]
 
 
@@ -129,7 +129,7 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Publication:
-    """One datapoint as it comes to be known: provisional values minute by minute until `final_from`, then the final one."""
+    """One datapoint over time: a provisional value per minute from `published` to `final_from`, then the final one."""
 
     final: float
     published: int | None
@@ -143,7 +143,7 @@ class Publication:
 
 
 class CloudWatchServer:
-    """Its data is a function of the seed; only outages have state."""
+    """CloudWatch, whose data is a function of the seed; only outages have state."""
 
     def __init__(self, scenario: Scenario) -> None:
         self._scenario = scenario
@@ -151,10 +151,10 @@ class CloudWatchServer:
         self.down_until = 0.0
         self.instances: dict[str, Instance] = {}
         self.served: set[tuple[str, MetricName, int, float]] = set()
-        """(instance, metric, period, value) of everything ever answered."""
+        """(instance, metric, period, value) of every datapoint ever returned."""
 
     def publication(self, instance: Instance, metric: MetricName, start: int) -> Publication | None:
-        """The datapoint of a period; None when there is nothing to publish."""
+        """Return the datapoint of a period; None if there is nothing to publish."""
         end = start + self._scenario.rules.period
         if not instance.ran(start, end) or (metric == "memory" and instance.memory is None):
             return None
@@ -183,7 +183,7 @@ class CloudWatchServer:
         return Publication(rng.random() * 100, published, final_from, tuple(rng.random() * 100 for _ in range(5)))
 
     def series(self, region: str, now: int, since: int) -> dict[str, tuple[Dimensions, ...]]:
-        """What ListMetrics lists: up to 15 minutes late for every series that had a datapoint since then."""
+        """Return what ListMetrics lists: every series with a datapoint since `since`, up to 15 minutes late."""
         return {
             instance.id: (instance.memory,)
             for instance in self.instances.values()
@@ -229,7 +229,7 @@ class MongoServer:
         return keys
 
     def put_somehow(self, samples: Sequence[WorkerMetricsSample]) -> None:
-        """What may become of an insert nobody acknowledged."""
+        """Apply an insert that was not acknowledged: all of it, a part, later, or uncommitted."""
         rng, loop = self._world.rng, asyncio.get_running_loop()
         part = rng.choice([samples, [], samples[: len(samples) // 2], [s for s in samples if rng.random() < 0.5]])
         how, delay = rng.choice(["now", "later", "uncommitted"]), rng.uniform(1, 200)
@@ -258,7 +258,7 @@ class MongoServer:
 
 
 class World:
-    """The machines' lives, the servers, and everything the checks need to know."""
+    """The machines, the servers, and the record of events that the checks need."""
 
     def __init__(self, scenario: Scenario) -> None:
         self.scenario, self.rules = scenario, scenario.rules
@@ -268,26 +268,27 @@ class World:
         self.mongodb = MongoServer(self)
         self.machines: dict[str, Machine] = {}
         self._away: set[str] = set()
-        """Workers that left the aggregates and will come back."""
+        """Workers whose documents are gone and will come back."""
         self.skew: dict[str, float] = defaultdict(float)
-        """By how much the clock of a host is wrong."""
+        """Seconds by which the clock of a host is ahead."""
         self.paused_until: dict[str, float] = defaultdict(float)
-        """Until when the process of a host stands still."""
+        """Until when the process of a host is paused."""
         self.disk_full_until = 0.0
         self.disturbances = 0
         """How often a clock has jumped, a process was paused, a disk was full, or a query was rejected."""
 
         self.read: dict[str, list[tuple[int, Worker]]] = defaultdict(list)
-        """Every time a worker was read from the aggregates by whoever held the lease."""
+        """Every read of a worker by the process that held the lease."""
         self.observed: dict[str, list[tuple[int, Worker]]] = defaultdict(list)
         """Those of them that were committed to an outbox."""
         self.missed: dict[str, list[int]] = defaultdict(list)
-        """Every time a reading did not have a worker."""
-        self.healed: dict[str, list[int]] = defaultdict(list)
+        """Every read that did not have a worker."""
+        self.gaps_opened: dict[str, list[int]] = defaultdict(list)
         """When the gaps of a worker were opened."""
         self.losses: list[int] = []
-        """When an outbox was lost, restored from a copy, or became somebody else's."""
-        self.given_up: set[Key] = set()
+        """When an outbox was lost, restored from a copy, or another process became the writer."""
+        self.absent: set[Key] = set()
+        """The samples that were recorded as absent."""
         self.calm_at = 0
         """When the faults ended."""
         self.violations: list[str] = []
@@ -296,12 +297,12 @@ class World:
         for _ in range(5):
             self._create(EPOCH - self.rng.randint(0, 30 * 3600))
         if "malformed" in self.faults:
-            sick = self._create(EPOCH)
-            sick.aggregate = _changed(sick.aggregate, instance_id="not an instance".replace(" ", "-"))
+            malformed = self._create(EPOCH)
+            malformed.document = _changed(malformed.document, instance_id="not an instance".replace(" ", "-"))
 
     @property
     def time(self) -> float:
-        """True time, which every server has."""
+        """The true time, which every server has."""
         return EPOCH + asyncio.get_running_loop().time()
 
     @property
@@ -312,12 +313,12 @@ class World:
         self.violations.append(f"{what}: {details}")
 
     def fleet(self) -> tuple[Worker, ...]:
-        return tuple(machine.aggregate for machine in self.machines.values() if machine.listed)
+        return tuple(machine.document for machine in self.machines.values() if machine.listed)
 
-    # -- the machines' lives
+    # -- the machines
 
     async def live(self) -> None:
-        """Change something every minute or so, for ever."""
+        """Change something about every minute, until cancelled."""
         while True:
             await asyncio.sleep(self.rng.uniform(45, 75))
             for machine in list(self.machines.values()):
@@ -327,7 +328,7 @@ class World:
             self._break()
 
     def calm(self) -> None:
-        """End all faults but what CloudWatch does every day."""
+        """End all faults except those that CloudWatch always has."""
         self.faults &= {"late", "revisions"}
         self.cloudwatch.down_until = self.mongodb.down_until = self.disk_full_until = 0
         self.skew.clear()
@@ -366,10 +367,10 @@ class World:
         instance = self._instance()
         instance.start(born)
         created = born if self.rng.random() < 0.8 else None
-        aggregate = Worker(id_, instance.region, instance.id, "running", created_at=created, active_labs=0)
-        self.machines[id_] = Machine(born, aggregate, [instance])
-        if self.rng.random() < 0.5 and born > EPOCH:  # the manager knows the instance a little later
-            self.machines[id_].aggregate = _changed(aggregate, instance_id=None, status="pending")
+        document = Worker(id_, instance.region, instance.id, "running", created_at=created, active_labs=0)
+        self.machines[id_] = Machine(born, document, [instance])
+        if self.rng.random() < 0.5 and born > EPOCH:  # the manager writes the instance a little later
+            self.machines[id_].document = _changed(document, instance_id=None, status="pending")
             self._later(self.machines[id_], instance_id=instance.id, status="running")
         return self.machines[id_]
 
@@ -382,10 +383,10 @@ class World:
         return instance
 
     def _later(self, machine: Machine, **changes: object) -> None:
-        """Let the aggregate follow within two minutes."""
+        """Change the document within two minutes."""
 
         def change() -> None:
-            machine.aggregate = _changed(machine.aggregate, **changes)
+            machine.document = _changed(machine.document, **changes)
 
         asyncio.get_running_loop().call_later(self.rng.uniform(0, 120), change)
 
@@ -394,7 +395,7 @@ class World:
             change = self.rng.choice(self._changes(machine))
             change(machine)
         if "lifecycle" in self.faults and self.rng.random() < 1 / 30:
-            machine.aggregate = _changed(machine.aggregate, active_labs=self.rng.randint(0, 9))
+            machine.document = _changed(machine.document, active_labs=self.rng.randint(0, 9))
         if machine.listed and self._happens("vanish", 1 / 300):
             machine.listed = False
             if self.rng.random() < 0.7:
@@ -403,17 +404,17 @@ class World:
                 )
                 self._away.add(machine.id)
                 asyncio.get_running_loop().call_later(away, self._return, machine)
-        if machine.aggregate.status == "running" and self.rng.random() < 0.2:
+        if machine.document.status == "running" and self.rng.random() < 0.2:
             own = self.now - self.rng.randint(0, 40), self.rng.random() * 100, self.rng.choice([None, 50.0])
             machine.own.append(own)
-            machine.aggregate = _changed(machine.aggregate, collected_at=own[0], cpu=own[1], memory=own[2])
+            machine.document = _changed(machine.document, collected_at=own[0], cpu=own[1], memory=own[2])
 
     def _return(self, machine: Machine) -> None:
         machine.listed = True
         self._away.discard(machine.id)
 
     def _changes(self, machine: Machine) -> Sequence[Callable[[Machine], None]]:
-        status = machine.aggregate.status
+        status = machine.document.status
         if status == "running":
             return (self._stop, self._replace, self._replace, self._terminate)
         if status == "stopped":
@@ -422,11 +423,11 @@ class World:
 
     def _stop(self, machine: Machine) -> None:
         machine.real.stop(self.now)
-        machine.aggregate = _changed(machine.aggregate, status="stopping")
+        machine.document = _changed(machine.document, status="stopping")
         self._later(machine, status="stopped")
 
     def _start(self, machine: Machine) -> None:
-        if machine.aggregate.instance_id == machine.real.id:
+        if machine.document.instance_id == machine.real.id:
             machine.real.start(self.now)
             self._later(machine, status="running")
 
@@ -450,12 +451,12 @@ class World:
         instance.start(self.now + 60)
         self._later(machine, instance_id=instance.id, status="running", terminated_at=None)
 
-    # -- what is true
+    # -- expectations
 
-    def truth(
+    def final_values(
         self, worker_id: str, metric: MetricName, start: int, instances: Iterable[str] | None = None
     ) -> Mapping[float, int]:
-        """CloudWatch's final values for a worker's period → when they were published."""
+        """Return CloudWatch's final values for a worker's period → when they were published."""
         values = {}
         for instance in self.machines[worker_id].instances:
             if instances is None or instance.id in instances:

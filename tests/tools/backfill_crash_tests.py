@@ -30,7 +30,7 @@ from pymongo import MongoClient
 from exporter.core.periods import DAY, HOUR, align
 from exporter.demo.mongod import Mongod
 from tests.fixtures.mongo import NO_TTL
-from tests.helpers.expected_history import Member, assert_true, truth
+from tests.helpers.expected_history import Member, assert_true, expected_history
 from tests.helpers.exporter_process import COMMAND, ExporterProcess
 from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
 from tests.helpers.ports import free_port
@@ -166,7 +166,7 @@ class Story:
         assert self.exporter.stop() == 0
         with MongoClient[dict[str, Any]](self.mongod.uri, tz_aware=True) as client:
             documents = list(client[DATABASE][COLLECTION].find({}, {"_id": 0}))
-        points = truth(self.old, self.members, align(int(time.time()), PERIOD))
+        points = expected_history(self.old, self.members, align(int(time.time()), PERIOD))
         self.figures.ledger = assert_true(documents, points, final_before)
         self.figures.samples = len({point for point in points if point[1] < final_before})
         self.figures.calls, self.figures.metrics = self.old.calls["GetMetricData"], self.old.metrics_billed

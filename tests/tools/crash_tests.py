@@ -1,9 +1,9 @@
-"""Kill the exporter and mongod, round after round, often with an insert in flight; then compare the history with the ledger.
+"""Kill the exporter and mongod again and again, often with an insert in flight; then compare the history with the ledger.
 
     python -m tests.tools.crash_tests --seed 7 --rounds 20 [--lose-outbox-at 10] [--replica-set]
 
-Everything is real but CloudWatch: `cml-worker-exporter serve` and mongod are processes that get SIGKILL. The exporter reaches
-mongod through a proxy that knows the insert it has just passed on has no reply yet, and kills at that moment.
+Everything is real except CloudWatch: `cml-worker-exporter serve` and mongod are processes that receive SIGKILL. The exporter
+reaches mongod through a proxy that can kill at the moment when an insert was passed on and its reply has not arrived.
 """
 
 import argparse
@@ -29,13 +29,13 @@ from pymongo import MongoClient
 from exporter.core.periods import align, to_datetime
 from exporter.demo.mongod import Mongod
 from tests.fixtures.mongo import NO_TTL
-from tests.helpers.expected_history import Member, assert_true, truth
+from tests.helpers.expected_history import Member, assert_true, expected_history
 from tests.helpers.exporter_process import ExporterProcess
 from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
 from tests.helpers.ports import free_port
 
 Moment = Literal["before", "torn", "mid", "after"]
-"""Nothing of the insert reached mongod; half of it did; all of it, and no reply is back; the proxy holds the reply."""
+"""Nothing of the insert has reached mongod; half of it; all of it, without a reply yet; the proxy has the reply."""
 MOMENTS: tuple[Moment, ...] = ("before", "torn", "mid", "mid", "mid", "mid", "after", "after")
 IN_FLIGHT: tuple[Moment, ...] = ("torn", "mid", "after")
 VICTIMS: tuple[tuple[str, ...], ...] = (("exporter",), ("exporter",), ("mongod",), ("exporter", "mongod"))
@@ -43,9 +43,9 @@ DATABASE, COLLECTION = "kills", "worker_metrics_timeseries"
 REGIONS = ("eu-west-1", "us-east-1")
 PERIOD, HOUR = 300, 3600
 DECIDED = 1500
-"""Seconds after it began a period is decided: an empty answer is believed after 10m, an unlisted agent 20m after its end."""
+"""Seconds after its start a period is final: an empty result counts after 10m, an unlisted agent 20m after the end."""
 PATIENCE = 15.0
-"""Seconds to wait for an insert; a round in which none comes (all is mirrored) kills at a random moment instead."""
+"""Seconds to wait for an insert; without one (everything is mirrored) the kill happens at a random moment."""
 
 _HEADER = struct.Struct("<iiii")  # length, request id, response to, opcode
 _OP_MSG, _BODY = 2013, _HEADER.size + 4 + 1 + 4  # flags, section kind, length of the document
@@ -54,27 +54,27 @@ _MORE_TO_COME = 2
 
 @dataclass
 class Trap:
-    """What lies in wait for an insert, and how it went."""
+    """A trap for the next insert, and its outcome."""
 
     moment: Moment
     strike: Callable[[], None]
-    """What to do at that moment."""
+    """Called at that moment."""
     skip: int
-    """Inserts that pass before it springs."""
+    """Inserts that pass before the trap springs."""
     delay: float
     """Seconds from the last byte of the insert to the kill, unless the reply is faster."""
     caught: asyncio.Event = field(default_factory=asyncio.Event)
-    """The insert is here and nothing of it was passed on."""
+    """Set when the proxy has the insert and has passed nothing on."""
     go: asyncio.Event = field(default_factory=asyncio.Event)
-    """Until this is set the insert stays here."""
+    """Set to let the insert continue."""
     sprung: "asyncio.Future[Moment]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-    """The moment it really was."""
+    """The moment at which the trap sprang."""
 
 
 class InsertProxy:
-    """A TCP proxy before mongod that passes whole messages on and springs a trap at an insert into the history.
+    """A TCP proxy for mongod that passes whole messages on and springs a trap at an insert into the history.
 
-    Or at the read-back before an insert (`arm_readback`): the last moment at which a writer knows nothing of another one.
+    Or at the read-back before an insert (`arm_readback`): the last moment at which a writer cannot notice another one.
     """
 
     def __init__(self, target: int, collection: str = COLLECTION) -> None:
@@ -95,14 +95,14 @@ class InsertProxy:
         return f"mongodb://127.0.0.1:{self.port}/{DATABASE}?directConnection=true"
 
     def arm(self, moment: Moment, strike: Callable[[], None], *, skip: int = 0, delay: float = 0.0, hold: bool = False) -> Trap:
-        """Strike at that moment of an insert to come; with `hold` not before the trap's `go` is set."""
+        """Call `strike` at that moment of a coming insert; with `hold` not before the trap's `go` is set."""
         self._trap = trap = Trap(moment, strike, skip, delay)
         if not hold:
             trap.go.set()
         return trap
 
     def arm_readback(self, strike: Callable[[], None]) -> None:
-        """Strike when the reply to the next read-back is here; it is passed on afterwards."""
+        """Call `strike` when the reply to the next read-back has arrived; the reply is passed on afterwards."""
         self._at_readback = strike
 
     def disarm(self) -> None:
@@ -143,7 +143,7 @@ class InsertProxy:
                 up_writer.write(request)
                 await up_writer.drain()
                 more = True
-                while more:  # the driver's monitor asks once and takes a stream of replies
+                while more:  # the driver's monitor sends one request and receives a stream of replies
                     reply = await _message(up_reader)
                     if self._at_readback and self._is_readback(request):
                         self._at_readback()
@@ -171,7 +171,7 @@ class InsertProxy:
         return trap
 
     def _is_readback(self, request: bytes) -> bool:
-        """Whether it is the second, the majority's half of one; looking for gaps has no upper bound."""
+        """Return whether it is the majority read of a read-back; the search for gaps has no upper bound."""
         return request.startswith(self._aggregate, _BODY) and b"majority\x00" in request and b"$lte\x00" in request
 
     async def _spring(
@@ -202,12 +202,12 @@ async def _message(reader: asyncio.StreamReader) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What to do."""
+    """The options of one run."""
 
     seed: int
     rounds: int = 20
     workers: int = 40
-    """New ones before each round; each brings hours of samples."""
+    """New workers before each round; each brings hours of samples."""
     lose_outbox_at: int | None = None
     """Before this round the data folder is deleted."""
     replica_set: bool = False
@@ -215,7 +215,7 @@ class Options:
 
 @dataclass
 class Figures:
-    """What was done, and how many samples were compared in the end."""
+    """The figures of one run: kills, and samples compared at the end."""
 
     seed: int
     rounds: int = 0
@@ -237,12 +237,12 @@ class Figures:
         return (
             f"seed {self.seed}: {self.rounds} rounds in {self.seconds:.0f} s; killed {kills}; at an insert: {moments}; "
             f"{self.in_flight} provably in flight; outbox lost {self.outboxes_lost} ×; {self.inserts} inserts; "
-            f"{self.samples} samples compared with the ledger, equal as a set, none twice"
+            f"{self.samples} samples compared with the ledger, equal as a set, no duplicates"
         )
 
 
-class Story:
-    """One run: the parts, and what happens to them."""
+class CrashTest:
+    """One run: the processes, and what happens to them. Each round kills once."""
 
     def __init__(self, options: Options, folder: Path, mongod: Mongod, proxy: InsertProxy, fake: FakeCloudWatch) -> None:
         self.options, self.mongod, self.proxy, self.fake = options, mongod, proxy, fake
@@ -259,7 +259,7 @@ class Story:
         self.exporter = ExporterProcess(folder / "exporter", settings, environment)
 
     async def round(self, number: int) -> str:
-        """Start what is dead, add workers, kill; return what happened."""
+        """Start what is dead, add workers, kill; return a line for the log."""
         lost = number == self.options.lose_outbox_at
         await asyncio.to_thread(self._revive_mongod)
         if lost:
@@ -268,25 +268,25 @@ class Story:
         victims = self.random.choice(VICTIMS)
         at_insert = number % 4 != 3
         if not self.exporter.running:
-            self.exporter.kill()  # closes what the dead one left open
+            self.exporter.kill()  # closes what the dead process left open
             self.exporter.start(wait=False)
         elif not self._outbox("SELECT COUNT(*) FROM sample WHERE state=1"):
-            at_insert = False  # a survivor sees new workers only in the next period, and the old ones are all mirrored
+            at_insert = False  # a survivor reads new workers only in the next period, and the old ones are all mirrored
         moment = await self._kill_at_insert(victims) if at_insert else None
         if moment is None:
             await asyncio.sleep(self.random.uniform(0, 3))
             self._kill(victims)
         else:
             self.figures.moments[moment] += 1
-        await asyncio.to_thread(self._bury, victims)
+        await asyncio.to_thread(self._reap, victims)
         self.figures.rounds += 1
         self.figures.kills["+".join(victims)] += 1
         return f"round {number}: killed {'+'.join(victims)} {moment or 'at a random moment'}{', outbox lost' if lost else ''}"
 
-    async def end_quietly(self) -> None:
-        """Let everything run until all that is old enough is in the history, and compare."""
+    async def finish(self) -> None:
+        """Run without kills until everything that is final is in the history, and compare."""
         await asyncio.to_thread(self._revive_mongod)
-        if self.exporter.running:  # it would not see the youngest workers before the next period
+        if self.exporter.running:  # it would not read the newest workers before the next period
             await asyncio.to_thread(self.exporter.stop)
         final_before = align(int(time.time()) - DECIDED, PERIOD)
         await asyncio.to_thread(self.exporter.start)
@@ -294,7 +294,7 @@ class Story:
         assert await asyncio.to_thread(self.exporter.stop) == 0
         with MongoClient[dict[str, Any]](self.mongod.uri, tz_aware=True) as client:
             documents = list(client[DATABASE][COLLECTION].find({}, {"_id": 0}))
-        points = truth(self.fake, self.members, align(int(time.time()), PERIOD))
+        points = expected_history(self.fake, self.members, align(int(time.time()), PERIOD))
         self.figures.samples = assert_true(documents, points, final_before)
         self.figures.inserts = self.proxy.inserts
 
@@ -302,7 +302,7 @@ class Story:
         self.exporter.kill()
 
     def _add_workers(self, number: int) -> None:
-        """Workers that were created hours ago: their samples are all due at once."""
+        """Add workers that were created hours ago: their samples are all due at once."""
         now = align(int(time.time()), PERIOD)
         fresh = []
         for index in range(self.options.workers):
@@ -327,11 +327,11 @@ class Story:
         return trap.sprung.result() if done else None
 
     def _kill(self, victims: Sequence[str]) -> None:
-        """Only the signals: this runs while the proxy holds the insert."""
+        """Send only the signals: this runs while the proxy holds the insert."""
         for victim in victims:
             os.kill(self.mongod.pid if victim == "mongod" else self.exporter.pid, signal.SIGKILL)
 
-    def _bury(self, victims: Sequence[str]) -> None:
+    def _reap(self, victims: Sequence[str]) -> None:
         for victim in victims:
             (self.mongod if victim == "mongod" else self.exporter).kill()
 
@@ -339,7 +339,7 @@ class Story:
         self.mongod.start()
 
     def _lose_outbox(self) -> None:
-        """Delete the journal. Without it the next process is somebody else, who would wait until the lease has expired."""
+        """Delete the outbox, and expire the lease: without the outbox the next process is another owner, which would wait."""
         self.exporter.kill()
         for file in self.exporter.data_dir.glob("*"):
             file.unlink()
@@ -348,47 +348,47 @@ class Story:
         self.figures.outboxes_lost += 1
 
     def _is_quiet(self, final_before: int) -> bool:
-        """Whether a round of asking is over and nothing that is due remains in the outbox."""
+        """Return whether a collection cycle has finished and nothing that is due remains in the outbox."""
         if 'msg="collection cycle finished"' not in self.exporter.logged():
             return False
         return not self._outbox(f"SELECT COUNT(*) FROM sample WHERE state=1 OR (state=0 AND start<{final_before})")
 
     def _outbox(self, sql: str) -> int:
-        """Ask the exporter's journal for a number, while it runs."""
+        """Read a number from the exporter's outbox, while it runs."""
         with contextlib.closing(sqlite3.connect(f"file:{self.exporter.data_dir / 'outbox.db'}?mode=ro", uri=True)) as outbox:
             number: int = outbox.execute(sql).fetchone()[0]
             return number
 
 
 async def run(options: Options, folder: Path, say: Callable[[str], None] = print) -> Figures:
-    """Run one story in `folder` and return its figures.
+    """Run one crash test in `folder` and return its figures.
 
     Raises:
-        AssertionError: the history is not the ledger, or a part did not work.
+        AssertionError: the history differs from the ledger, or a process did not work.
     """
     began = time.monotonic()
     say(f"seed {options.seed}, {options.rounds} rounds")
     mongod = Mongod(folder / "mongod", free_port(), replica_set=options.replica_set, parameters=NO_TTL)
     with mongod, FakeCloudWatch(seed=options.seed, latency=0.02) as fake:
         async with InsertProxy(mongod.port) as proxy:
-            story = Story(options, folder, mongod, proxy, fake)
+            test = CrashTest(options, folder, mongod, proxy, fake)
             try:
                 for number in range(options.rounds):
-                    say(await story.round(number))
-                await story.end_quietly()
+                    say(await test.round(number))
+                await test.finish()
             finally:
-                story.end()
-    story.figures.seconds = time.monotonic() - began
-    say(str(story.figures))
-    return story.figures
+                test.end()
+    test.figures.seconds = time.monotonic() - began
+    say(str(test.figures))
+    return test.figures
 
 
 def main() -> None:
-    """Run one story and print its figures; exit 1 when the history is not the ledger."""
+    """Run one crash test and print its figures; exit with 1 if the history differs from the ledger."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, default=None, help="default: a new one")
+    parser.add_argument("--seed", type=int, default=None, help="default: random")
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--workers", type=int, default=40, help="new ones before each round")
+    parser.add_argument("--workers", type=int, default=40, help="new workers before each round")
     parser.add_argument("--lose-outbox-at", type=int, default=None, metavar="K", help="delete the outbox before round K")
     parser.add_argument("--replica-set", action="store_true", help="mongod as a replica set of one node")
     given = parser.parse_args()

@@ -28,7 +28,7 @@ from exporter.storage.lease import BACKFILL, Lease
 from exporter.storage.mongo import Database
 from tests.fixtures.mongo import AuthMongod, connect
 from tests.fixtures.process import RunCommand
-from tests.helpers.expected_history import Member, Point, assert_true, points_of, truth
+from tests.helpers.expected_history import Member, Point, assert_true, expected_history, points_of
 from tests.helpers.exporter_process import COMMAND
 from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
 from tests.tools import backfill_crash_tests
@@ -118,7 +118,11 @@ def due(fake: FakeCloudWatch, members: Sequence[Member], out: str) -> set[Point]
     found = re.search(r"from (\S+Z) until (\S+Z)", out)
     assert found, out
     since, until = found.groups()
-    return {point for point in truth(fake, members, align(int(time.time()), PERIOD)) if since <= rfc3339(point[1]) < until}
+    return {
+        point
+        for point in expected_history(fake, members, align(int(time.time()), PERIOD))
+        if since <= rfc3339(point[1]) < until
+    }
 
 
 async def test_an_empty_history_becomes_the_ledger_by_the_calls_and_the_price_the_dry_run_told(

@@ -8,7 +8,7 @@ from tests.fixtures.mongo import need_mongod
 from tests.tools import crash_tests
 
 
-async def test_after_kills_with_inserts_in_flight_and_a_lost_outbox_the_history_is_the_ledger(tmp_path: Path) -> None:
+async def test_after_kills_with_inserts_in_flight_and_a_lost_outbox_the_history_equals_the_ledger(tmp_path: Path) -> None:
     need_mongod()
     rounds = int(os.environ.get("KILL_ROUNDS", "6"))
     seed = int(os.environ.get("KILL_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)

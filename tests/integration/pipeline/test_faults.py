@@ -1,4 +1,4 @@
-"""Sources and stores that fail in every way we know: /metrics answers, nothing settled is lost, no worker hides another."""
+"""Sources and stores that fail in every known way: /metrics answers, no final sample is lost, no worker affects another."""
 
 import asyncio
 import os
@@ -17,17 +17,17 @@ from exporter.demo.mongod import Mongod
 from exporter.storage.mongo import Database
 from tests.fixtures.mongo import AuthMongod
 from tests.fixtures.process import RunExporter
-from tests.helpers.expected_history import Member, assert_true, truth
+from tests.helpers.expected_history import Member, assert_true, expected_history
 from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
 from tests.helpers.in_process_exporter import PERIOD, Clock, series
-from tests.helpers.in_process_exporter import InProcessExporter as Rig
+from tests.helpers.in_process_exporter import InProcessExporter as InProcessExporter
 from tests.helpers.ports import free_port
 
 GOOD, BAD = "eu-west-1", "us-east-1"
 HOUR = 3600
-FOR_EVER = 10**6
-ASKED_AFTER = 180
-"""Seconds after a period's end at which a round asks: the newest datapoint is that old."""
+ALL_CALLS = 10**6
+POLLED_AFTER = 180
+"""Seconds after a period's end at which a cycle polls: the newest datapoint is that old."""
 
 
 @pytest.fixture
@@ -43,37 +43,37 @@ async def fake(clock: Clock, aws_credentials: None) -> AsyncIterator[FakeCloudWa
 
 @pytest.fixture(autouse=True)
 def one_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
-    """How a call is retried is tested elsewhere; here the last attempt has failed."""
-    monkeypatch.setattr("exporter.sources.cloudwatch.sessions.ATTEMPTS", 1)
+    """Make one attempt per call: retries are tested elsewhere."""
+    monkeypatch.setattr("exporter.sources.cloudwatch.client.ATTEMPTS", 1)
 
 
-MakeRig = Callable[..., Rig]
+MakeExporter = Callable[..., InProcessExporter]
 
 
 @pytest.fixture
-async def make_rig(tmp_path: Path, database: Database, fake: FakeCloudWatch, clock: Clock) -> AsyncIterator[MakeRig]:
-    """Make a rig over the shared mongod; it is closed after the test."""
-    rigs: list[Rig] = []
+async def make_exporter(tmp_path: Path, database: Database, fake: FakeCloudWatch, clock: Clock) -> AsyncIterator[MakeExporter]:
+    """Return a function that makes an exporter on the shared mongod; it is closed after the test."""
+    made: list[InProcessExporter] = []
 
-    def make(**options: Any) -> Rig:  # noqa: ANN401  # those of Rig
-        rig = Rig(tmp_path / "data", options.pop("database", database), fake, clock, **options)
-        rigs.append(rig)
-        return rig
+    def make(**options: Any) -> InProcessExporter:  # noqa: ANN401  # those of InProcessExporter
+        exporter = InProcessExporter(tmp_path / "data", options.pop("database", database), fake, clock, **options)
+        made.append(exporter)
+        return exporter
 
     yield make
-    for rig in rigs:
-        await rig.close()
+    for exporter in made:
+        await exporter.close()
 
 
-def hire(fake: FakeCloudWatch, since: int, count: int = 4, regions: Sequence[str] = (GOOD, BAD)) -> list[Member]:
-    """A fleet whose instances the fake knows; the last one has no agent."""
+def add_instances(fake: FakeCloudWatch, since: int, count: int = 4, regions: Sequence[str] = (GOOD, BAD)) -> list[Member]:
+    """Add a fleet's instances to the fake and return its members; the last one has no agent."""
     members = [Member(f"worker-{k}", instance_id(k), regions[k % len(regions)], since) for k in range(count)]
     for member in members:
         fake.add(member.instance_id, member.region, runs=[(since, None)], agent=member is not members[-1])
     return members
 
 
-async def enrol(database: Database, members: Sequence[Member]) -> None:
+async def insert_workers(database: Database, members: Sequence[Member]) -> None:
     await database["workers"].insert_many([member.aggregate() for member in members])
 
 
@@ -103,109 +103,117 @@ def in_region(text: str, region: str) -> dict[str, float]:
         ("validation", "GetMetricData", "ValidationError"),
     ],
 )
-async def test_a_region_whose_cloudwatch_fails_is_reported_and_loses_nothing_and_the_other_region_goes_on(
-    make_rig: MakeRig, database: Database, fake: FakeCloudWatch, clock: Clock, mode: str, operation: str, code: str | None
+async def test_a_region_whose_cloudwatch_fails_is_reported_and_loses_nothing_and_the_other_region_is_not_affected(
+    make_exporter: MakeExporter,
+    database: Database,
+    fake: FakeCloudWatch,
+    clock: Clock,
+    mode: str,
+    operation: str,
+    code: str | None,
 ) -> None:
-    members = hire(fake, int(clock()) - HOUR)
-    await enrol(database, members)
-    rig = make_rig(deadline=3)
-    await rig.round()
-    clock.now += 2 * PERIOD  # the listings grow old, too
-    fake.fault(operation, mode, FOR_EVER, BAD)
-    await rig.round()
-    text = await rig.scrape()
-    assert rig.value("cml_exporter_source_up", source="cloudwatch", region=BAD) == 0
-    assert rig.value("cml_exporter_source_up", source="cloudwatch", region=GOOD) == 1
-    assert rig.collector.healthy[f"cloudwatch {GOOD}"] is None
-    assert rig.collector.healthy[f"cloudwatch {BAD}"]
+    members = add_instances(fake, int(clock()) - HOUR)
+    await insert_workers(database, members)
+    exporter = make_exporter(deadline=3)
+    await exporter.round()
+    clock.now += 2 * PERIOD  # the listings expire, too
+    fake.fault(operation, mode, ALL_CALLS, BAD)
+    await exporter.round()
+    text = await exporter.scrape()
+    assert exporter.value("cml_exporter_source_up", source="cloudwatch", region=BAD) == 0
+    assert exporter.value("cml_exporter_source_up", source="cloudwatch", region=GOOD) == 1
+    assert exporter.collector.healthy[f"cloudwatch {GOOD}"] is None
+    assert exporter.collector.healthy[f"cloudwatch {BAD}"]
     failures = series(text, "cml_exporter_cloudwatch_request_failures_total{")
     assert code is None or any(f'code="{code}"' in name and f'region="{BAD}"' in name for name in failures), failures
     assert not any(f'region="{GOOD}"' in name for name in failures)
     assert len(in_region(text, GOOD)) == 2
     newest = series(text, 'cml_worker_sample_timestamp_seconds{metric="cpu",')
-    assert [time for name, time in newest.items() if GOOD in name] == [clock() - ASKED_AFTER] * 2
-    await rig.round()
+    assert [time for name, time in newest.items() if GOOD in name] == [clock() - POLLED_AFTER] * 2
+    await exporter.round()
     fake.clear()
-    await rig.round(5)
-    assert rig.value("cml_exporter_source_up", source="cloudwatch", region=BAD) == 1
-    assert len(in_region(await rig.scrape(), BAD)) == 2
-    assert await rig.assert_history_is_true(fake, members) >= 4 * 15
+    await exporter.round(5)
+    assert exporter.value("cml_exporter_source_up", source="cloudwatch", region=BAD) == 1
+    assert len(in_region(await exporter.scrape(), BAD)) == 2
+    assert await exporter.assert_history_is_true(fake, members) >= 4 * 15
 
 
-async def test_a_worker_in_a_region_that_does_not_exist_hides_no_other(
-    make_rig: MakeRig, database: Database, fake: FakeCloudWatch, clock: Clock
+async def test_a_worker_in_a_region_that_does_not_exist_affects_no_other(
+    make_exporter: MakeExporter, database: Database, fake: FakeCloudWatch, clock: Clock
 ) -> None:
-    members = hire(fake, int(clock()) - HOUR)
+    members = add_instances(fake, int(clock()) - HOUR)
     nowhere = Member("worker-nowhere", instance_id(99), "mars north 1", int(clock()) - HOUR)
     typing_error = Member("worker-typo", instance_id(98), "eu-wset-1", int(clock()) - HOUR)
-    fake.fault("*", "cut", FOR_EVER, "eu-wset-1")  # what would be a name without an address
-    await enrol(database, [*members, nowhere, typing_error])
-    rig = make_rig()
-    await rig.round(3)
-    text = await rig.scrape()
+    fake.fault("*", "cut", ALL_CALLS, "eu-wset-1")  # stands for a host name that cannot be resolved
+    await insert_workers(database, [*members, nowhere, typing_error])
+    exporter = make_exporter()
+    await exporter.round(3)
+    text = await exporter.scrape()
     assert len(in_region(text, GOOD)) == len(in_region(text, BAD)) == 2
-    assert rig.value("cml_exporter_source_up", source="cloudwatch", region="mars north 1") == 0
-    assert rig.value("cml_exporter_source_up", source="cloudwatch", region="eu-wset-1") == 0
-    assert "mars north 1" in str(rig.collector.healthy["cloudwatch mars north 1"])
-    assert 'worker_id="worker-nowhere"' in text  # its status and labs are known all the same
-    assert rig.errors == []
-    assert await rig.assert_history_is_true(fake, members) > 0
+    assert exporter.value("cml_exporter_source_up", source="cloudwatch", region="mars north 1") == 0
+    assert exporter.value("cml_exporter_source_up", source="cloudwatch", region="eu-wset-1") == 0
+    assert "mars north 1" in str(exporter.collector.healthy["cloudwatch mars north 1"])
+    assert 'worker_id="worker-nowhere"' in text  # its status and labs are known nevertheless
+    assert exporter.errors == []
+    assert await exporter.assert_history_is_true(fake, members) > 0
 
 
-async def test_a_malformed_instance_id_is_found_once_and_the_others_of_its_call_are_answered(
-    make_rig: MakeRig, database: Database, fake: FakeCloudWatch, clock: Clock
+async def test_a_malformed_instance_id_is_found_once_and_the_others_of_its_call_have_results(
+    make_exporter: MakeExporter, database: Database, fake: FakeCloudWatch, clock: Clock
 ) -> None:
-    members = hire(fake, int(clock()) - HOUR, 9, [GOOD])
+    members = add_instances(fake, int(clock()) - HOUR, 9, [GOOD])
     since = int(clock()) - HOUR
-    await enrol(database, [*members, Member("worker-bad", "pending…", GOOD, since), Member("worker-odd", "i-XYZ", GOOD, since)])
-    rig = make_rig()
-    await rig.round()
-    assert len(in_region(await rig.scrape(), GOOD)) == len(members)
+    await insert_workers(
+        database, [*members, Member("worker-bad", "pending…", GOOD, since), Member("worker-bad-2", "i-XYZ", GOOD, since)]
+    )
+    exporter = make_exporter()
+    await exporter.round()
+    assert len(in_region(await exporter.scrape(), GOOD)) == len(members)
     fake.reset()
-    await rig.round()
-    assert "cml_exporter_cloudwatch_request_failures_total" in await rig.scrape()
-    assert fake.calls["GetMetricData"] == 1, "the malformed ones are not asked about again"
-    assert rig.value("cml_exporter_source_up", source="cloudwatch", region=GOOD) == 1
-    await rig.round(5)
-    observed = [document for document in await rig.documents() if document["worker_id"] in ("worker-bad", "worker-odd")]
+    await exporter.round()
+    assert "cml_exporter_cloudwatch_request_failures_total" in await exporter.scrape()
+    assert fake.calls["GetMetricData"] == 1, "the malformed ones are not queried again"
+    assert exporter.value("cml_exporter_source_up", source="cloudwatch", region=GOOD) == 1
+    await exporter.round(5)
+    observed = [document for document in await exporter.documents() if document["worker_id"] in ("worker-bad", "worker-bad-2")]
     assert observed
     assert all(document["status"] == "running" and "cpu_utilization" not in document for document in observed)
-    found = [document for document in await rig.documents() if document not in observed]
+    found = [document for document in await exporter.documents() if document not in observed]
     now = int(clock())
-    assert assert_true(found, truth(fake, members, align(now, PERIOD)), align(now - 1500, PERIOD)) > 0
+    assert assert_true(found, expected_history(fake, members, align(now, PERIOD)), align(now - 1500, PERIOD)) > 0
 
 
-async def test_a_malformed_instance_id_that_a_worker_had_for_a_while_costs_nothing_of_its_good_one(
-    make_rig: MakeRig, database: Database, fake: FakeCloudWatch, clock: Clock
+async def test_a_malformed_instance_id_that_a_worker_had_for_a_while_loses_nothing_of_its_valid_one(
+    make_exporter: MakeExporter, database: Database, fake: FakeCloudWatch, clock: Clock
 ) -> None:
-    members = hire(fake, int(clock()) - HOUR, 2, [GOOD])
-    await enrol(database, members)
-    rig = make_rig()
-    await rig.round(2)
+    members = add_instances(fake, int(clock()) - HOUR, 2, [GOOD])
+    await insert_workers(database, members)
+    exporter = make_exporter()
+    await exporter.round(2)
     await database["workers"].update_one({"_id": "worker-0"}, {"$set": {"aws_instance_id": "to be replaced"}})
-    await rig.round()
+    await exporter.round()
     await database["workers"].update_one({"_id": "worker-0"}, {"$set": {"aws_instance_id": members[0].instance_id}})
-    await rig.round(6)
-    assert len(in_region(await rig.scrape(), GOOD)) == 2
-    assert await rig.assert_history_is_true(fake, members) > 0
+    await exporter.round(6)
+    assert len(in_region(await exporter.scrape(), GOOD)) == 2
+    assert await exporter.assert_history_is_true(fake, members) > 0
 
 
-async def test_two_aggregates_with_one_instance_both_get_its_values(
-    make_rig: MakeRig, database: Database, fake: FakeCloudWatch, clock: Clock
+async def test_two_workers_with_one_instance_both_have_its_values(
+    make_exporter: MakeExporter, database: Database, fake: FakeCloudWatch, clock: Clock
 ) -> None:
-    (member,) = hire(fake, int(clock()) - HOUR, 1)
-    twin = Member("twin", member.instance_id, member.region, member.created)
-    await enrol(database, [member, twin])
-    rig = make_rig()
-    await rig.round(6)
-    assert len(set(in_region(await rig.scrape(), GOOD).values())) == 1
-    assert len(in_region(await rig.scrape(), GOOD)) == 2
-    assert await rig.assert_history_is_true(fake, [member, twin]) > 0
-    assert any("same instance" in complaint for complaint in rig.collector.fleet.complaints)
+    (member,) = add_instances(fake, int(clock()) - HOUR, 1)
+    other = Member("other", member.instance_id, member.region, member.created)
+    await insert_workers(database, [member, other])
+    exporter = make_exporter()
+    await exporter.round(6)
+    assert len(set(in_region(await exporter.scrape(), GOOD).values())) == 1
+    assert len(in_region(await exporter.scrape(), GOOD)) == 2
+    assert await exporter.assert_history_is_true(fake, [member, other]) > 0
+    assert any("same instance" in complaint for complaint in exporter.collector.fleet.complaints)
 
 
 class Stuck:
-    """A CloudWatch whose answer never comes, without any deadline."""
+    """A CloudWatch that never answers, without any deadline."""
 
     async def get_metric_data(
         self, region: str, queries: Sequence[MetricQuery], start: int, end: int, period: int
@@ -217,37 +225,37 @@ class Stuck:
         return Listing()
 
 
-async def test_a_stuck_asking_loop_takes_the_worker_series_from_metrics_and_leaves_the_exporters_own(
-    make_rig: MakeRig, database: Database, fake: FakeCloudWatch, clock: Clock
+async def test_a_stuck_poller_removes_the_worker_series_from_metrics_and_keeps_the_exporter_metrics(
+    make_exporter: MakeExporter, database: Database, fake: FakeCloudWatch, clock: Clock
 ) -> None:
-    await enrol(database, hire(fake, int(clock()) - HOUR))
-    rig = make_rig(source=Stuck())
+    await insert_workers(database, add_instances(fake, int(clock()) - HOUR))
+    exporter = make_exporter(source=Stuck())
     began = clock()
-    await rig.observe()
-    rig.collector.observed.set()
-    asking = asyncio.create_task(rig.collector.poll_forever())
+    await exporter.observe()
+    exporter.collector.observed.set()
+    polling = asyncio.create_task(exporter.collector.poll_forever())
     try:
-        assert "cml_worker_status" in await rig.scrape()
+        assert "cml_worker_status" in await exporter.scrape()
         processor = []
-        for seconds in range(PERIOD, 5 * PERIOD, PERIOD):  # the observing loop goes on and on
+        for seconds in range(PERIOD, 5 * PERIOD, PERIOD):  # the observer continues
             clock.now = began + seconds
-            await rig.observe()
+            await exporter.observe()
             spent = time.process_time()
             while time.process_time() < spent + 0.02:  # the kernel counts CPU time in ticks of 10 ms
                 pass
-            processor.append(series(await rig.scrape(), "process_cpu_seconds_total")["process_cpu_seconds_total"])
-        text = await rig.scrape()
+            processor.append(series(await exporter.scrape(), "process_cpu_seconds_total")["process_cpu_seconds_total"])
+        text = await exporter.scrape()
         assert not series(text, "cml_worker_")
         up = series(text, "cml_exporter_source_last_success_timestamp_seconds{")
         assert list(up.values()) == [clock()]
         assert processor == sorted(processor)
         assert processor[-1] > processor[0]
     finally:
-        asking.cancel()
-        await asyncio.gather(asking, return_exceptions=True)
+        polling.cancel()
+        await asyncio.gather(polling, return_exceptions=True)
 
 
-# -- the aggregates ----------------------------------------------------------------------------------------------------
+# -- worker documents --------------------------------------------------------------------------------------------------
 
 
 GARBAGE: tuple[dict[str, Any], ...] = (
@@ -274,60 +282,60 @@ GARBAGE: tuple[dict[str, Any], ...] = (
 )
 
 
-async def test_garbage_of_every_kind_beside_good_aggregates_costs_the_good_ones_nothing(
-    make_rig: MakeRig, database: Database, fake: FakeCloudWatch, clock: Clock
+async def test_garbage_of_every_kind_among_valid_worker_documents_does_not_affect_the_valid_ones(
+    make_exporter: MakeExporter, database: Database, fake: FakeCloudWatch, clock: Clock
 ) -> None:
-    members = hire(fake, int(clock()) - HOUR)
-    await enrol(database, members)
+    members = add_instances(fake, int(clock()) - HOUR)
+    await insert_workers(database, members)
     await database["workers"].insert_many([dict(document) for document in GARBAGE])
-    rig = make_rig()
-    await rig.round(6)
-    text = await rig.scrape()
+    exporter = make_exporter()
+    await exporter.round(6)
+    text = await exporter.scrape()
     assert len(in_region(text, GOOD)) >= 2
     assert len(in_region(text, BAD)) == 2
     assert sum(series(text, "cml_exporter_workers_skipped{").values()) >= 3
-    assert rig.errors == []
-    mine = [document for document in await rig.documents() if document["worker_id"].startswith("worker-")]
+    assert exporter.errors == []
+    mine = [document for document in await exporter.documents() if document["worker_id"].startswith("worker-")]
     now = int(clock())
-    assert assert_true(mine, truth(fake, members, align(now, PERIOD)), align(now - 1500, PERIOD)) > 0
+    assert assert_true(mine, expected_history(fake, members, align(now, PERIOD)), align(now - 1500, PERIOD)) > 0
 
 
 # -- MongoDB -----------------------------------------------------------------------------------------------------------
 
 
-async def test_while_mongodb_is_away_gauges_go_on_even_after_a_restart_and_afterwards_nothing_is_missing(
+async def test_while_mongodb_is_down_gauges_continue_even_after_a_restart_and_afterwards_nothing_is_missing(
     tmp_path: Path, own_mongod: Mongod, fake: FakeCloudWatch, clock: Clock
 ) -> None:
-    members = hire(fake, int(clock()) - HOUR)
+    members = add_instances(fake, int(clock()) - HOUR)
     client = AsyncMongoClient[dict[str, Any]](own_mongod.uri, tz_aware=True, serverSelectionTimeoutMS=300)
-    rig = Rig(tmp_path / "data", client["faults"], fake, clock, reach=2)
+    exporter = InProcessExporter(tmp_path / "data", client["faults"], fake, clock, reach=2)
     try:
-        await enrol(client["faults"], members)
-        await rig.round(2)
+        await insert_workers(client["faults"], members)
+        await exporter.round(2)
         own_mongod.kill()
-        await rig.round(2, mongodb=False)
-        text = await rig.scrape()
-        assert rig.value("cml_exporter_source_up", source="mongodb", region="") == 0
+        await exporter.round(2, mongodb=False)
+        text = await exporter.scrape()
+        assert exporter.value("cml_exporter_source_up", source="mongodb", region="") == 0
         assert len(in_region(text, GOOD)) == len(in_region(text, BAD)) == 2
         assert series(text, "cml_worker_status{")
 
-        await rig.close()  # as a crash: a new process that has never seen MongoDB
-        rig = Rig(tmp_path / "data", client["faults"], fake, clock, reach=2)
-        await rig.collector.restore()
-        await rig.round(2, mongodb=False)
-        text = await rig.scrape()
+        await exporter.close()  # as after a crash: a new process that has never reached MongoDB
+        exporter = InProcessExporter(tmp_path / "data", client["faults"], fake, clock, reach=2)
+        await exporter.collector.restore()
+        await exporter.round(2, mongodb=False)
+        text = await exporter.scrape()
         assert len(in_region(text, GOOD)) == len(in_region(text, BAD)) == 2
-        assert not series(text, "cml_worker_status{"), "nobody knows the status for more than max_age"
+        assert not series(text, "cml_worker_status{"), "the status is older than max_age"
         assert not series(text, "cml_worker_active_labs{")
 
         own_mongod.start()
-        await rig.round(8)
-        assert rig.value("cml_exporter_source_up", source="mongodb", region="") == 1
-        assert await rig.assert_history_is_true(fake, members) >= 4 * 20
-        statuses = [document.get("status") for document in await rig.documents(worker_id="worker-0")]
+        await exporter.round(8)
+        assert exporter.value("cml_exporter_source_up", source="mongodb", region="") == 1
+        assert await exporter.assert_history_is_true(fake, members) >= 4 * 20
+        statuses = [document.get("status") for document in await exporter.documents(worker_id="worker-0")]
         assert statuses.count("running") >= 8
     finally:
-        await rig.close()
+        await exporter.close()
         await client.close()
 
 
@@ -335,16 +343,16 @@ def settings(uri: str, fake: FakeCloudWatch) -> dict[str, Any]:
     return {"mongodb": {"uri": uri}, "cloudwatch": {"endpoint_url": fake.url}, "absence_timeout": "10m"}
 
 
-async def test_with_the_least_role_a_fleets_history_is_written_and_true(
+async def test_with_the_least_role_a_fleets_history_is_written_and_correct(
     mongo_auth: AuthMongod, fake_cloudwatch: FakeCloudWatch, run_exporter: RunExporter
 ) -> None:
     name = f"least_{os.getpid()}_{time.monotonic_ns()}"
-    members = hire(fake_cloudwatch, align(int(time.time()), PERIOD) - HOUR)
+    members = add_instances(fake_cloudwatch, align(int(time.time()), PERIOD) - HOUR)
     with MongoClient[dict[str, Any]](mongo_auth.root_uri, tz_aware=True) as root:
         root[name]["workers"].insert_many([member.aggregate() for member in members])
         exporter = run_exporter(settings(mongo_auth.exporter_uri(name), fake_cloudwatch))
-        settled = align(int(time.time()) - 1500, PERIOD)
-        points = truth(fake_cloudwatch, members, settled)
+        final_before = align(int(time.time()) - 1500, PERIOD)
+        points = expected_history(fake_cloudwatch, members, final_before)
 
         def is_written() -> bool:
             return root[name]["worker_metrics_timeseries"].count_documents({}) >= len(points)
@@ -352,12 +360,15 @@ async def test_with_the_least_role_a_fleets_history_is_written_and_true(
         await asyncio.to_thread(exporter.wait_for, is_written, 30, "done with the history")
         assert await asyncio.to_thread(exporter.stop) == 0
         documents = list(root[name]["worker_metrics_timeseries"].find({}, {"_id": 0}))
-        assert assert_true(documents, truth(fake_cloudwatch, members, align(int(time.time()), PERIOD)), settled) > 0
+        assert (
+            assert_true(documents, expected_history(fake_cloudwatch, members, align(int(time.time()), PERIOD)), final_before)
+            > 0
+        )
         assert "not allow" not in exporter.logged()
         root.drop_database(name)
 
 
-async def test_a_normal_collection_of_the_historys_name_ends_serve_with_a_sentence(
+async def test_a_normal_collection_with_the_historys_name_ends_serve_with_a_clear_error(
     mongod: Mongod, fake_cloudwatch: FakeCloudWatch, run_exporter: RunExporter
 ) -> None:
     name = f"taken_{time.monotonic_ns()}"
@@ -373,7 +384,7 @@ async def test_a_normal_collection_of_the_historys_name_ends_serve_with_a_senten
     assert "Traceback" not in exporter.logged()
 
 
-async def test_started_without_mongodb_it_serves_metrics_and_leads_once_mongodb_comes(
+async def test_started_without_mongodb_it_serves_metrics_and_leads_once_mongodb_is_up(
     tmp_path: Path, fake_cloudwatch: FakeCloudWatch, run_exporter: RunExporter
 ) -> None:
     mongod = Mongod(tmp_path / "mongod", free_port())
@@ -381,8 +392,8 @@ async def test_started_without_mongodb_it_serves_metrics_and_leads_once_mongodb_
 
     def shows(leader: int, up: int) -> bool:
         # Not gzip: httpx decodes the first of two members only.
-        own = series(exporter.get("/metrics", headers={"Accept-Encoding": "identity"}).text, "cml_exporter_")
-        return own["cml_exporter_leader"] == leader and own['cml_exporter_source_up{region="",source="mongodb"}'] == up
+        shown = series(exporter.get("/metrics", headers={"Accept-Encoding": "identity"}).text, "cml_exporter_")
+        return shown["cml_exporter_leader"] == leader and shown['cml_exporter_source_up{region="",source="mongodb"}'] == up
 
     assert shows(leader=0, up=0)
     with mongod:
@@ -393,35 +404,35 @@ async def test_started_without_mongodb_it_serves_metrics_and_leads_once_mongodb_
 # -- the outbox --------------------------------------------------------------------------------------------------------
 
 
-async def test_when_the_disk_is_full_gauges_go_on_and_with_room_again_nothing_is_missing(
-    make_rig: MakeRig, database: Database, fake: FakeCloudWatch, clock: Clock
+async def test_when_the_disk_is_full_gauges_continue_and_after_making_room_nothing_is_missing(
+    make_exporter: MakeExporter, database: Database, fake: FakeCloudWatch, clock: Clock
 ) -> None:
-    members = hire(fake, int(clock()) - HOUR)
-    await enrol(database, members)
-    rig = make_rig()
-    await rig.round(2)
-    pages = await limit(rig, 1)  # SQLite refuses the next page with SQLITE_FULL, as a full disk makes it do
+    members = add_instances(fake, int(clock()) - HOUR)
+    await insert_workers(database, members)
+    exporter = make_exporter()
+    await exporter.round(2)
+    pages = await limit(exporter, 1)  # SQLite refuses the next page with SQLITE_FULL, as a full disk makes it do
     since = int(clock()) - 20 * HOUR
     late = [Member(f"worker-late-{k}", instance_id(50 + k), GOOD, since) for k in range(6)]
     for member in late:
         fake.add(member.instance_id, GOOD, runs=[(since, None)])
-    await enrol(database, late)
-    await rig.round(2)
-    assert any("the disk is full" in error for error in rig.errors)
-    text = await rig.scrape()
+    await insert_workers(database, late)
+    await exporter.round(2)
+    assert any("the disk is full" in error for error in exporter.errors)
+    text = await exporter.scrape()
     assert len(in_region(text, GOOD)) == 2 + len(late)
     assert len(in_region(text, BAD)) == 2
-    await limit(rig, 2**31 - 2)
+    await limit(exporter, 2**31 - 2)
     assert pages > 0
-    await rig.round(8)
-    assert await rig.assert_history_is_true(fake, [*members, *late]) > 6 * 200
+    await exporter.round(8)
+    assert await exporter.assert_history_is_true(fake, [*members, *late]) > 6 * 200
 
 
-async def limit(rig: Rig, pages: int) -> int:
-    """Let the outbox's file grow to so many pages (at least what it has); return what was granted."""
+async def limit(exporter: InProcessExporter, pages: int) -> int:
+    """Limit the outbox's file to so many pages (at least those it has); return the limit that SQLite accepted."""
 
     def set_limit() -> int:
-        granted: int = rig.outbox.outbox._db.execute(f"PRAGMA max_page_count={pages}").fetchone()[0]
+        granted: int = exporter.outbox.outbox._db.execute(f"PRAGMA max_page_count={pages}").fetchone()[0]
         return granted
 
-    return await rig.outbox(set_limit)
+    return await exporter.outbox(set_limit)

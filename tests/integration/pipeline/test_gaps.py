@@ -1,4 +1,4 @@
-"""Holes in the history, however they came about, are filled from CloudWatch, and nothing else changes."""
+"""Gaps in the history, whatever their cause, are filled from CloudWatch, and nothing else changes."""
 
 import time
 from collections.abc import AsyncIterator
@@ -12,7 +12,7 @@ from exporter.storage.mongo import Database
 from tests.helpers.expected_history import Member
 from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
 from tests.helpers.in_process_exporter import PERIOD, Clock
-from tests.helpers.in_process_exporter import InProcessExporter as Rig
+from tests.helpers.in_process_exporter import InProcessExporter as InProcessExporter
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ async def fake(clock: Clock, aws_credentials: None) -> AsyncIterator[FakeCloudWa
 
 
 def without_state(documents: list[dict[str, Any]]) -> list[int]:
-    """Starts of the samples that have neither status nor labs."""
+    """Return the starts of the samples that have neither status nor labs."""
     return [to_seconds(d["timestamp"]) for d in documents if "status" not in d and "active_labs_count" not in d]
 
 
@@ -40,35 +40,35 @@ async def test_three_periods_without_an_exporter_and_three_cut_out_are_filled_wi
         fake.add(member.instance_id, runs=[(began, None)], agent=member is not members[-1])
     await database["workers"].insert_many([member.aggregate() for member in members])
 
-    rig = Rig(tmp_path, database, fake, clock)
-    await rig.round(24)
-    assert await rig.assert_history_is_true(fake, members) >= 4 * 18
-    assert without_state(await rig.documents()) == []
-    await rig.close()
+    exporter = InProcessExporter(tmp_path, database, fake, clock)
+    await exporter.round(24)
+    assert await exporter.assert_history_is_true(fake, members) >= 4 * 18
+    assert without_state(await exporter.documents()) == []
+    await exporter.close()
     stopped = align(int(clock()), PERIOD)
     clock.now += 3 * PERIOD
 
-    rig = Rig(tmp_path, database, fake, clock)
-    await rig.round(8)
-    assert await rig.assert_history_is_true(fake, members) >= 4 * 27
+    exporter = InProcessExporter(tmp_path, database, fake, clock)
+    await exporter.round(8)
+    assert await exporter.assert_history_is_true(fake, members) >= 4 * 27
     missed = [stopped, stopped + PERIOD, stopped + 2 * PERIOD]
     for member in members:
-        assert without_state(await rig.documents(worker_id=member.worker_id)) == missed
-    await rig.close()
+        assert without_state(await exporter.documents(worker_id=member.worker_id)) == missed
+    await exporter.close()
 
     history = database["worker_metrics_timeseries"]
-    before = await rig.documents()
+    before = await exporter.documents()
     cut = [began + 10 * PERIOD, began + 11 * PERIOD, began + 12 * PERIOD]
     kept = [d for d in before if d["worker_id"] == "worker-1" and to_seconds(d["timestamp"]) not in cut]
     await history.delete_many({"worker_id": "worker-1"})  # a time-series collection deletes by the meta field only
     await history.insert_many([dict(document) for document in kept])
 
-    rig = Rig(tmp_path, database, fake, clock)
-    await rig.round(2)
-    after = await rig.documents()
-    assert await rig.assert_history_is_true(fake, members) >= 4 * 29
+    exporter = InProcessExporter(tmp_path, database, fake, clock)
+    await exporter.round(2)
+    after = await exporter.documents()
+    assert await exporter.assert_history_is_true(fake, members) >= 4 * 29
     assert without_state([d for d in after if d["worker_id"] == "worker-1"]) == [*cut, *missed]
-    assert rig.value("cml_exporter_samples_gap_filled_total") == 3
+    assert exporter.value("cml_exporter_samples_gap_filled_total") == 3
     untouched = [d for d in before if d["worker_id"] != "worker-1" or to_seconds(d["timestamp"]) not in cut]
     assert [d for d in after if d in untouched] == untouched
-    await rig.close()
+    await exporter.close()

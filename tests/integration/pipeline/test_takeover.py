@@ -1,4 +1,4 @@
-"""Two exporters on one fleet: one writes, and when it dies or hangs the other goes on, each sample once."""
+"""Two exporters on one fleet: one writes, and when it dies or hangs the other takes over; each sample is written once."""
 
 import asyncio
 import sys
@@ -14,7 +14,7 @@ from pymongo import MongoClient
 from exporter.core.periods import align
 from exporter.demo.mongod import Mongod
 from tests.fixtures.process import RunExporter
-from tests.helpers.expected_history import Member, assert_true, truth
+from tests.helpers.expected_history import Member, assert_true, expected_history
 from tests.helpers.exporter_process import ExporterProcess
 from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
 from tests.helpers.in_process_exporter import series
@@ -22,17 +22,17 @@ from tests.tools.crash_tests import COLLECTION, DATABASE, InsertProxy
 
 PERIOD, HOUR = 60, 3600
 TAKEN_OVER_WITHIN = 45
-"""Seconds: a lease of 30 s, and the others look every 10 s."""
+"""Seconds: a lease lasts 30 s, and the other exporter tries to take it every 10 s."""
 RUNNER = (
     "import os; from exporter import app, cli; from exporter.pipeline import collector, mirror, planning; "
     "exec(os.environ['TUNE']); cli.main()"
 )
-"""The unmodified process but for a few constants: a test has no minutes to spare."""
+"""The unmodified process except for a few constants, so that the test is fast."""
 
 
 @dataclass
 class Pair:
-    """Two exporters, each behind a proxy of its own, and what they work on."""
+    """Two exporters, each behind its own proxy, with the fleet and the servers."""
 
     mongod: Mongod
     fake: FakeCloudWatch
@@ -45,12 +45,12 @@ class Pair:
             return list(client[DATABASE][COLLECTION].find({}, {"_id": 0}))
 
     def compare(self) -> int:
-        """The history against the ledger, of all that was old enough when the test began."""
-        points = truth(self.fake, self.members, align(int(time.time()), PERIOD), PERIOD)
+        """Compare the history with the ledger, for all periods that were final when the test began; return how many samples."""
+        points = expected_history(self.fake, self.members, align(int(time.time()), PERIOD), PERIOD)
         return assert_true(self.documents(), points, self.final_before)
 
     def is_complete(self) -> bool:
-        return len(self.documents()) >= len(truth(self.fake, self.members, self.final_before, PERIOD))
+        return len(self.documents()) >= len(expected_history(self.fake, self.members, self.final_before, PERIOD))
 
     @property
     def final_before(self) -> int:
@@ -72,8 +72,8 @@ def pair(
         with MongoClient[dict[str, Any]](own_mongod.uri) as client:
             client[DATABASE]["workers"].insert_many([member.aggregate() for member in members])
 
-        def start(proxy: InsertProxy, ask_at: int, tune: str = "") -> ExporterProcess:
-            """Start one whose asking loop ticks `ask_at` seconds after the test's beginning, then every minute."""
+        def start(proxy: InsertProxy, poll_at: int, tune: str = "") -> ExporterProcess:
+            """Start an exporter that polls `poll_at` seconds after the beginning of the test, then every minute."""
             settings = {
                 "mongodb": {"uri": proxy.uri},
                 "cloudwatch": {"endpoint_url": fake.url, "interval": "1m"},
@@ -81,7 +81,7 @@ def pair(
                 "settle_delay": "1m",
                 "absence_timeout": "2m",
             }
-            offset = int(began + ask_at) % PERIOD
+            offset = int(began + poll_at) % PERIOD
             tuned = f"collector.POLL_OFFSET_SECONDS = {offset}; planning.DUE_TOLERANCE_SECONDS = {PERIOD}; {tune}"
             return run_exporter(settings, env={"TUNE": tuned}, wait=False)
 
@@ -102,7 +102,7 @@ async def wait_for(exporter: ExporterProcess, condition: Callable[[], object], w
     await asyncio.to_thread(exporter.wait_for, condition, within, what)
 
 
-async def test_when_the_leader_is_killed_with_an_insert_in_flight_the_other_takes_over_and_the_history_is_the_ledger(
+async def test_when_the_leader_is_killed_with_an_insert_in_flight_the_other_takes_over_and_the_history_equals_the_ledger(
     pair: Pair,
 ) -> None:
     async with InsertProxy(pair.mongod.port) as proxy, InsertProxy(pair.mongod.port) as other_proxy:
@@ -130,10 +130,10 @@ async def test_when_the_leader_is_killed_with_an_insert_in_flight_the_other_take
         assert pair.compare() >= 8 * 290
 
 
-async def test_a_leader_that_was_paused_between_read_back_and_insert_writes_nothing_when_it_wakes_up_replaced(
+async def test_a_leader_that_was_paused_between_read_back_and_insert_writes_nothing_after_it_was_replaced(
     pair: Pair,
 ) -> None:
-    # The pause must be longer than the lease, but not so long that the read-back times out of its own accord (30 s).
+    # The pause must be longer than the lease, but not so long that the read-back times out by itself (30 s).
     short = "app.LEASE_SECONDS = 12; mirror.MIN_LEASE_SECONDS = 3"
     async with InsertProxy(pair.mongod.port) as proxy, InsertProxy(pair.mongod.port) as other_proxy:
         paused = asyncio.Event()
@@ -156,7 +156,7 @@ async def test_a_leader_that_was_paused_between_read_back_and_insert_writes_noth
         leader.resume()
         await asyncio.to_thread(leader.wait_until_ready)
         await wait_for(leader, lambda: metric(leader, "cml_exporter_leader") == 0, 20, "aware that it was replaced")
-        await asyncio.sleep(7)  # longer than the mirror takes to try again
+        await asyncio.sleep(7)  # longer than the mirror waits before it retries
         assert metric(other, "cml_exporter_leader") == 1
         assert proxy.inserts == 0
         assert len(pair.documents()) >= written

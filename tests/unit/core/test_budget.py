@@ -1,4 +1,4 @@
-"""The price of CloudWatch and the budget of a day."""
+"""The price of CloudWatch metrics and the budget of a day."""
 
 import threading
 
@@ -32,7 +32,7 @@ def test_without_a_limit_everything_is_allowed_and_the_day_is_counted() -> None:
     assert budget.assess(10**9, 300) == "ok"
 
 
-def test_nothing_goes_beyond_the_limit_and_midnight_begins_a_new_one() -> None:
+def test_the_limit_is_never_exceeded_and_midnight_starts_a_new_day() -> None:
     wall = Wall(MIDNIGHT + 80_000)
     budget = Budget(0.01, wall=wall)
     assert budget.take(999)
@@ -44,19 +44,19 @@ def test_nothing_goes_beyond_the_limit_and_midnight_begins_a_new_one() -> None:
     assert budget.spent() == (MIDNIGHT + DAY, 0)
 
 
-def test_what_was_not_answered_is_given_back() -> None:
+def test_a_failed_request_is_given_back() -> None:
     budget = Budget(0.01, wall=Wall())
     assert budget.take(1000)
     budget.give_back(400)
     assert budget.left == 400
 
 
-def test_a_restart_goes_on_with_the_count_of_the_same_day_only() -> None:
+def test_a_restart_continues_the_count_of_the_same_day_only() -> None:
     assert Budget(0.01, wall=Wall(MIDNIGHT + 9), day=MIDNIGHT, spent=900).left == 100
     assert Budget(0.01, wall=Wall(MIDNIGHT + DAY), day=MIDNIGHT, spent=900).left == 1000
 
 
-def test_a_clock_that_is_set_back_gives_no_second_budget() -> None:
+def test_a_clock_that_is_set_back_grants_no_second_budget() -> None:
     wall = Wall(MIDNIGHT + 10)
     budget = Budget(0.01, wall=wall)
     assert budget.take(1000)
@@ -64,8 +64,8 @@ def test_a_clock_that_is_set_back_gives_no_second_budget() -> None:
     assert budget.left == 0
 
 
-def test_healing_stops_when_the_rest_is_needed_for_the_live_rounds_until_midnight() -> None:
-    wall = Wall(MIDNIGHT + DAY - 3000)  # this round and ten more of 300 s
+def test_gap_filling_pauses_when_the_rest_is_needed_for_the_live_cycles_until_midnight() -> None:
+    wall = Wall(MIDNIGHT + DAY - 3000)  # this cycle and ten more of 300 s
     for limit, state in (
         (11 * 20 + 1, "ok"),
         (11 * 20, "gap_filling_paused"),
@@ -75,7 +75,7 @@ def test_healing_stops_when_the_rest_is_needed_for_the_live_rounds_until_midnigh
         assert Budget(limit / 1e5, wall=wall).assess(20, 300) == state
 
 
-def test_without_running_workers_healing_may_use_all_of_it() -> None:
+def test_without_running_workers_gap_filling_may_use_the_whole_budget() -> None:
     budget = Budget(0.001, wall=Wall())
     assert budget.assess(0, 300) == "ok"
     assert budget.take(100)
@@ -98,7 +98,7 @@ def test_threads_together_never_take_more_than_there_is() -> None:
     assert budget.left == 1
 
 
-def test_a_clock_that_was_years_ahead_does_not_take_the_budget_until_then() -> None:
+def test_a_clock_that_was_years_ahead_does_not_block_the_budget_until_then() -> None:
     wall = Wall(MIDNIGHT + 400 * DAY)
     budget = Budget(0.01, wall=wall)
     assert budget.take(1000)
@@ -106,7 +106,7 @@ def test_a_clock_that_was_years_ahead_does_not_take_the_budget_until_then() -> N
     assert budget.left == 1000
 
 
-def test_what_can_wait_gets_only_what_the_live_rounds_do_not_need() -> None:
+def test_queries_that_can_wait_get_only_what_the_live_cycles_do_not_need() -> None:
     budget = Budget(0.01, wall=Wall(MIDNIGHT + DAY - 3000))
     assert budget.spare == 1000
     budget.assess(20, 300)
@@ -114,7 +114,7 @@ def test_what_can_wait_gets_only_what_the_live_rounds_do_not_need() -> None:
     assert Budget(wall=Wall()).spare == float("inf")
 
 
-def test_what_is_not_billed_is_never_refused() -> None:
+def test_a_request_that_costs_nothing_is_never_refused() -> None:
     budget = Budget(0.00001, wall=Wall(), day=MIDNIGHT, spent=50)
     assert budget.take(0)
     assert not budget.take(1)

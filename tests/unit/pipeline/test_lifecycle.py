@@ -1,4 +1,4 @@
-"""The rules of a sample's life, one named case each; the simulation shows that together they lose and invent nothing."""
+"""The rules of the sample lifecycle, one named case each; the simulation shows that together they lose and invent nothing."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -45,13 +45,13 @@ P = RULES.period
 T = 1_767_225_600
 """2026-01-01T00:00:00Z, the start of a period."""
 WORKER = Worker("w1", "eu-west-1", "i-1", "running", active_labs=3)
-KNOWN = WorkerState("w1", "eu-west-1", ("i-1",), "running", 0, T - P + 12, T)
+STATE = WorkerState("w1", "eu-west-1", ("i-1",), "running", 0, T - P + 12, T)
 ENTRY = InventoryEntry("w1", "eu-west-1", None, None, None, None, None, "running", T - 9 * P, T)
 
 
-def ran(*sightings: tuple[str, int, int], region: str = "eu-west-1") -> InventoryEntry:
+def ran(*intervals: tuple[str, int, int], region: str = "eu-west-1") -> InventoryEntry:
     """The inventory's entry with these instances: (id, first seen, last seen)."""
-    return replace(ENTRY, instances=tuple(InstanceInterval(id_, region, first, last) for id_, first, last in sightings))
+    return replace(ENTRY, instances=tuple(InstanceInterval(id_, region, first, last) for id_, first, last in intervals))
 
 
 def starts(rows: Iterable[PendingSample]) -> list[int]:
@@ -63,145 +63,145 @@ def starts(rows: Iterable[PendingSample]) -> list[int]:
 
 
 def test_every_closed_period_is_opened_once() -> None:
-    rows, known = observe(WORKER, KNOWN, T + P + 12, RULES)
+    rows, state = observe(WORKER, STATE, T + P + 12, RULES)
     assert rows == [PendingSample("w1", T, "eu-west-1", ("i-1",), "running", 3)]
-    assert known == WorkerState("w1", "eu-west-1", ("i-1",), "running", 0, T + P + 12, T + P)
-    again, unchanged = observe(WORKER, known, T + P + 40, RULES)
+    assert state == WorkerState("w1", "eu-west-1", ("i-1",), "running", 0, T + P + 12, T + P)
+    again, unchanged = observe(WORKER, state, T + P + 40, RULES)
     assert again == []
-    assert unchanged == replace(known, seen=T + P + 40)
+    assert unchanged == replace(state, seen=T + P + 40)
 
 
 def test_a_period_is_closed_exactly_at_its_end() -> None:
-    assert observe(WORKER, KNOWN, T + P - 1, RULES)[0] == []
-    assert starts(observe(WORKER, KNOWN, T + P, RULES)[0]) == [0]
+    assert observe(WORKER, STATE, T + P - 1, RULES)[0] == []
+    assert starts(observe(WORKER, STATE, T + P, RULES)[0]) == [0]
 
 
-def test_an_observation_stands_for_one_period_only() -> None:
-    rows, _ = observe(WORKER, KNOWN, T + 3 * P + 12, RULES)
+def test_an_observation_counts_for_one_period_only() -> None:
+    rows, _ = observe(WORKER, STATE, T + 3 * P + 12, RULES)
     assert [(row.status, row.active_labs) for row in rows] == [(None, None), (None, None), ("running", 3)]
     assert [row.gap_filled for row in rows] == [True, True, False]
 
 
-def test_an_observation_a_whole_period_late_stands_for_none() -> None:
-    rows, _ = observe(WORKER, KNOWN, T + 2 * P, RULES)
+def test_an_observation_a_whole_period_late_counts_for_none() -> None:
+    rows, _ = observe(WORKER, STATE, T + 2 * P, RULES)
     assert [row.status for row in rows] == [None, "running"]
 
 
-def test_nothing_older_than_heal_is_opened() -> None:
+def test_nothing_older_than_gap_fill_window_is_opened() -> None:
     now = T + RULES.gap_fill_window + 5 * P + 7
-    rows, known = observe(WORKER, KNOWN, now, RULES)
+    rows, state = observe(WORKER, STATE, now, RULES)
     assert starts(rows)[0] == 6
-    assert known.next == T + RULES.gap_fill_window + 5 * P
+    assert state.next == T + RULES.gap_fill_window + 5 * P
 
 
-def test_the_aggregates_own_values_go_to_the_period_of_their_collection() -> None:
+def test_the_worker_documents_own_values_go_to_the_period_of_their_collection() -> None:
     worker = replace(WORKER, cpu=40.0, memory=50.0, collected_at=T + P - 1)
-    (row,) = observe(worker, KNOWN, T + P + 12, RULES)[0]
+    (row,) = observe(worker, STATE, T + P + 12, RULES)[0]
     assert (row.own_cpu, row.own_memory) == (40.0, 50.0)
-    (row,) = observe(replace(worker, collected_at=T + P), KNOWN, T + P + 12, RULES)[0]
+    (row,) = observe(replace(worker, collected_at=T + P), STATE, T + P + 12, RULES)[0]
     assert (row.own_cpu, row.own_memory) == (None, None)
 
 
 def test_candidates_are_the_instances_from_before_the_period_to_after_it_newest_first() -> None:
-    (row,), known = observe(replace(WORKER, instance_id="i-2"), KNOWN, T + P + 12, RULES)
+    (row,), state = observe(replace(WORKER, instance_id="i-2"), STATE, T + P + 12, RULES)
     assert row.instances == ("i-2", "i-1")
-    assert known.instances == ("i-2", "i-1")
-    (row,), known = observe(replace(WORKER, instance_id="i-2"), known, T + 2 * P + 12, RULES)
+    assert state.instances == ("i-2", "i-1")
+    (row,), state = observe(replace(WORKER, instance_id="i-2"), state, T + 2 * P + 12, RULES)
     assert row.instances == ("i-2", "i-1"), "i-1 may have run until i-2 was first seen, in this very period"
-    (row,), known = observe(replace(WORKER, instance_id="i-2"), known, T + 3 * P + 12, RULES)
+    (row,), state = observe(replace(WORKER, instance_id="i-2"), state, T + 3 * P + 12, RULES)
     assert row.instances == ("i-2",)
 
 
 def test_an_instance_seen_between_two_ticks_is_a_candidate_too() -> None:
-    _, known = observe(replace(WORKER, instance_id="i-2"), KNOWN, T + 100, RULES)
-    (row,), _ = observe(replace(WORKER, instance_id="i-3"), known, T + P + 12, RULES)
+    _, state = observe(replace(WORKER, instance_id="i-2"), STATE, T + 100, RULES)
+    (row,), _ = observe(replace(WORKER, instance_id="i-3"), state, T + P + 12, RULES)
     assert row.instances == ("i-3", "i-2", "i-1")
 
 
 def test_the_inventory_knows_instances_that_an_old_outbox_does_not() -> None:
     entry = ran(("i-1", T - P, T), ("i-2", T + 10, T + P), ("i-3", T + 2 * P + 5, T + 3 * P))
-    rows, _ = observe(replace(WORKER, instance_id="i-3"), KNOWN, T + 3 * P, RULES, entry)
+    rows, _ = observe(replace(WORKER, instance_id="i-3"), STATE, T + 3 * P, RULES, entry)
     assert rows[0].instances[:2] == ("i-2", "i-1")
     assert rows[2].instances[:2] == ("i-3", "i-2")
 
 
 def test_another_regions_instances_are_no_candidates() -> None:
-    rows, known = observe(replace(WORKER, region="us-east-1", instance_id="i-2"), KNOWN, T + P + 12, RULES)
+    rows, state = observe(replace(WORKER, region="us-east-1", instance_id="i-2"), STATE, T + P + 12, RULES)
     assert [(row.region, row.instances) for row in rows] == [("us-east-1", ("i-2",))]
-    assert known.region == "us-east-1"
+    assert state.region == "us-east-1"
 
 
-def test_a_worker_without_an_instance_is_settled_by_what_was_observed() -> None:
-    worker, known = replace(WORKER, instance_id=None, status="pending"), replace(KNOWN, instances=())
-    rows, _ = observe(worker, known, T + 2 * P, RULES)
+def test_a_worker_without_an_instance_is_finalized_by_the_observation() -> None:
+    worker, state = replace(WORKER, instance_id=None, status="pending"), replace(STATE, instances=())
+    rows, _ = observe(worker, state, T + 2 * P, RULES)
     assert rows == [PendingSample("w1", T + P, "eu-west-1", (), "pending", 3, final=True)], (
-        "and where nobody looked there is nothing"
+        "and a period without an observation has no sample"
     )
 
 
 @pytest.mark.parametrize("status", ["stopped", "terminated"])
-def test_an_idle_worker_is_settled_without_cloudwatch(status: str) -> None:
-    known = replace(KNOWN, status="stopped", idle_since=T - P)
-    (row,), _ = observe(replace(WORKER, status=status), known, T + P + 12, RULES)
+def test_an_idle_worker_is_finalized_without_cloudwatch(status: str) -> None:
+    state = replace(STATE, status="stopped", idle_since=T - P)
+    (row,), _ = observe(replace(WORKER, status=status), state, T + P + 12, RULES)
     assert (row.final, row.status) == (True, status)
 
 
 @pytest.mark.parametrize(
-    ("known", "why"),
+    ("state", "why"),
     [
-        (replace(KNOWN, status="running"), "it was running before"),
-        (replace(KNOWN, status="stopped", idle_since=T + 1), "it was seen idle only within the period"),
-        (replace(KNOWN, status="stopped", idle_since=T - P, seen=T - P), "it was not looked at for too long"),
+        (replace(STATE, status="running"), "it was running before"),
+        (replace(STATE, status="stopped", idle_since=T + 1), "it was seen idle only within the period"),
+        (replace(STATE, status="stopped", idle_since=T - P, seen=T - P), "it was not observed for too long"),
     ],
 )
-def test_an_idle_worker_is_asked_about_unless_it_was_idle_all_the_time(known: WorkerState, why: str) -> None:
-    (*_, row), _ = observe(replace(WORKER, status="stopped"), known, T + P + 12, RULES)
+def test_an_idle_worker_is_queried_unless_it_was_idle_all_the_time(state: WorkerState, why: str) -> None:
+    (*_, row), _ = observe(replace(WORKER, status="stopped"), state, T + P + 12, RULES)
     assert not row.final, why
 
 
 def test_idleness_counts_from_its_first_observation() -> None:
     stopped = replace(WORKER, status="stopped")
-    _, known = observe(stopped, KNOWN, T + 50, RULES)
-    assert known.idle_since == T + 50
-    _, known = observe(stopped, known, T + 90, RULES)
-    assert known.idle_since == T + 50
-    assert observe(WORKER, known, T + 99, RULES)[1].idle_since == 0
+    _, state = observe(stopped, STATE, T + 50, RULES)
+    assert state.idle_since == T + 50
+    _, state = observe(stopped, state, T + 90, RULES)
+    assert state.idle_since == T + 50
+    assert observe(WORKER, state, T + 99, RULES)[1].idle_since == 0
 
 
 def test_the_last_sample_of_a_terminated_worker_is_the_period_in_which_that_was_first_seen() -> None:
     dead = replace(WORKER, status="terminated")
-    rows, known = observe(dead, KNOWN, T + P + 12, RULES)
+    rows, state = observe(dead, STATE, T + P + 12, RULES)
     assert [(row.status, row.final) for row in rows] == [("terminated", False)]
-    rows, known = observe(dead, known, T + 3 * P + 12, RULES)
+    rows, state = observe(dead, state, T + 3 * P + 12, RULES)
     assert rows == []
-    assert known.next == T + 3 * P, "should it live again, the time between is no gap"
+    assert state.next == T + 3 * P, "if it runs again, the time between is no gap"
 
 
-def test_a_terminated_worker_that_lives_again_has_samples_again() -> None:
-    known = replace(KNOWN, status="terminated", idle_since=T - P)
-    (row,), _ = observe(replace(WORKER, instance_id="i-2", status="pending"), known, T + P + 12, RULES)
+def test_a_terminated_worker_that_runs_again_has_samples_again() -> None:
+    state = replace(STATE, status="terminated", idle_since=T - P)
+    (row,), _ = observe(replace(WORKER, instance_id="i-2", status="pending"), state, T + P + 12, RULES)
     assert (row.status, row.final) == ("pending", False)
 
 
 def test_a_clock_that_goes_back_opens_nothing_again() -> None:
-    _, known = observe(WORKER, KNOWN, T + 5 * P, RULES)
-    rows, back = observe(WORKER, known, T + 2 * P, RULES)
+    _, state = observe(WORKER, STATE, T + 5 * P, RULES)
+    rows, back = observe(WORKER, state, T + 2 * P, RULES)
     assert (rows, back.next) == ([], T + 5 * P)
 
 
-# -- first sight, last sight, gaps -------------------------------------------------------------------------------------
+# -- first observation, last observation, gaps -------------------------------------------------------------------------
 
 
-def test_first_sight_opens_the_period_that_has_just_closed() -> None:
+def test_the_first_observation_opens_the_period_that_has_just_closed() -> None:
     rows, _ = observe(WORKER, initial_state(WORKER, None, T + 12, RULES), T + 12, RULES)
     assert starts(rows) == [-1]
     assert rows[0].status == "running"
 
 
-def test_first_sight_opens_nothing_before_the_creation() -> None:
+def test_the_first_observation_opens_nothing_before_the_creation() -> None:
     worker = replace(WORKER, created_at=T + 5)
-    rows, known = observe(worker, initial_state(worker, None, T + 12, RULES), T + 12, RULES)
-    assert (rows, known.next) == ([], T)
+    rows, state = observe(worker, initial_state(worker, None, T + 12, RULES), T + 12, RULES)
+    assert (rows, state.next) == ([], T)
 
 
 def test_a_creation_in_the_future_opens_nothing_and_skips_nothing() -> None:
@@ -209,76 +209,76 @@ def test_a_creation_in_the_future_opens_nothing_and_skips_nothing() -> None:
     assert initial_state(worker, None, T + 12, RULES).next == T
 
 
-def test_first_sight_of_this_outbox_knows_the_inventorys_last_instance() -> None:
-    known = initial_state(replace(WORKER, instance_id="i-2"), ran(("i-1", T - 2 * P, T - 50)), T + 12, RULES)
-    rows, _ = observe(replace(WORKER, instance_id="i-2"), known, T + 12, RULES)
+def test_the_first_observation_of_an_outbox_uses_the_inventorys_last_instance() -> None:
+    state = initial_state(replace(WORKER, instance_id="i-2"), ran(("i-1", T - 2 * P, T - 50)), T + 12, RULES)
+    rows, _ = observe(replace(WORKER, instance_id="i-2"), state, T + 12, RULES)
     assert rows[0].instances == ("i-2", "i-1")
 
 
-def test_a_worker_already_terminated_at_first_sight_has_no_new_sample() -> None:
+def test_a_worker_already_terminated_at_the_first_observation_has_no_new_sample() -> None:
     dead = replace(WORKER, status="terminated")
     rows, _ = observe(dead, initial_state(dead, None, T + 12, RULES), T + 12, RULES)
     assert rows == []
 
 
-def test_a_worker_that_died_while_the_outbox_was_lost_has_its_last_sample() -> None:
+def test_a_worker_that_terminated_while_the_outbox_was_lost_has_its_last_sample() -> None:
     dead = replace(WORKER, status="terminated")
     rows, _ = observe(dead, initial_state(dead, ran(("i-1", T - P, T - 50)), T + 12, RULES), T + 12, RULES)
     assert [row.status for row in rows] == ["terminated"]
 
 
 def test_the_last_sample_of_a_vanished_worker_is_the_period_open_when_it_was_last_seen() -> None:
-    known = replace(KNOWN, seen=T + P + 12, next=T + P)
-    assert close_missing(known, T + 2 * P - 1, RULES) == ([], known), "it is not over yet"
-    rows, after = close_missing(known, T + 9 * P, RULES)
+    state = replace(STATE, seen=T + P + 12, next=T + P)
+    assert close_missing(state, T + 2 * P - 1, RULES) == ([], state), "it is not over yet"
+    rows, after = close_missing(state, T + 9 * P, RULES)
     assert rows == [PendingSample("w1", T + P, "eu-west-1", ("i-1",))]
     assert after.next == T + 2 * P
     assert close_missing(after, T + 10 * P, RULES) == ([], after)
 
 
-@pytest.mark.parametrize("known", [replace(KNOWN, status="stopped"), replace(KNOWN, instances=())])
-def test_a_vanished_worker_that_ran_nowhere_leaves_nothing(known: WorkerState) -> None:
-    assert close_missing(known, T + 9 * P, RULES) == ([], known)
+@pytest.mark.parametrize("state", [replace(STATE, status="stopped"), replace(STATE, instances=())])
+def test_a_vanished_worker_that_ran_nowhere_leaves_nothing(state: WorkerState) -> None:
+    assert close_missing(state, T + 9 * P, RULES) == ([], state)
 
 
 def test_gaps_are_the_periods_before_next_that_the_history_lacks_inner_holes_too() -> None:
-    have = {T - n * P for n in range(1, 289) if n not in (2, 7)}
-    rows = missing_samples(WORKER, KNOWN, ran(("i-1", T - 300 * P, T)), have, T + 12, RULES)
+    existing = {T - n * P for n in range(1, 289) if n not in (2, 7)}
+    rows = missing_samples(WORKER, STATE, ran(("i-1", T - 300 * P, T)), existing, T + 12, RULES)
     assert starts(rows) == [-7, -2]
     assert rows[0] == PendingSample("w1", T - 7 * P, "eu-west-1", ("i-1",))
 
 
-def test_gaps_reach_back_to_heal_and_to_the_creation() -> None:
+def test_gaps_reach_back_to_gap_fill_window_and_to_the_creation() -> None:
     entry = ran(("i-1", T - 300 * P, T))
-    assert starts(missing_samples(WORKER, KNOWN, entry, set(), T + 12, RULES)) == list(range(-287, 0))
+    assert starts(missing_samples(WORKER, STATE, entry, set(), T + 12, RULES)) == list(range(-287, 0))
     young = replace(WORKER, created_at=T - 2 * P + 9)
-    assert starts(missing_samples(young, KNOWN, entry, set(), T + 12, RULES)) == [-2, -1]
+    assert starts(missing_samples(young, STATE, entry, set(), T + 12, RULES)) == [-2, -1]
 
 
-def test_gaps_of_a_terminated_worker_end_with_its_life() -> None:
+def test_gaps_of_a_terminated_worker_end_with_its_termination() -> None:
     dead = replace(WORKER, status="terminated", terminated_at=T - 3 * P + 1, created_at=T - 5 * P)
-    assert starts(missing_samples(dead, KNOWN, ran(("i-1", T - 5 * P, T)), set(), T + 12, RULES)) == [-5, -4, -3]
+    assert starts(missing_samples(dead, STATE, ran(("i-1", T - 5 * P, T)), set(), T + 12, RULES)) == [-5, -4, -3]
 
 
-def test_gaps_without_any_instance_are_not_asked_about() -> None:
-    assert missing_samples(replace(WORKER, instance_id=None), KNOWN, None, set(), T + 12, RULES) == []
+def test_gaps_without_any_instance_are_not_opened() -> None:
+    assert missing_samples(replace(WORKER, instance_id=None), STATE, None, set(), T + 12, RULES) == []
 
 
-def test_a_gap_is_asked_of_the_instances_that_ran_then() -> None:
+def test_a_gap_is_queried_for_the_instances_that_ran_then() -> None:
     entry = ran(("i-1", T - 9 * P, T - 6 * P), ("i-2", T - 4 * P, T - 2 * P), ("i-3", T - 2 * P + 1, T))
-    asked = {at: instances_during(entry, WORKER, T + at * P, T + (at + 1) * P)[1] for at in (-8, -6, -5, -4, -3, -2, -1)}
-    assert asked == {
+    found = {at: instances_during(entry, WORKER, T + at * P, T + (at + 1) * P)[1] for at in (-8, -6, -5, -4, -3, -2, -1)}
+    assert found == {
         -8: ("i-1",),
-        -6: ("i-2", "i-1"),  # nobody looked between T − 6 P and T − 4 P
+        -6: ("i-2", "i-1"),  # not observed between T − 6 P and T − 4 P
         -5: ("i-2", "i-1"),
-        -4: ("i-2", "i-1"),  # the first sighting of i-2 may have been within the second T − 4 P
+        -4: ("i-2", "i-1"),  # the first observation of i-2 may have been within the second T − 4 P
         -3: ("i-2",),
         -2: ("i-3", "i-2"),
         -1: ("i-3",),
     }
 
 
-def test_before_the_first_sighting_it_was_the_first_instance() -> None:
+def test_before_the_first_observation_it_was_the_first_instance() -> None:
     assert instances_during(ran(("i-1", T, T + P)), WORKER, T - 9 * P, T - 8 * P) == ("eu-west-1", ("i-1",))
     assert instances_during(None, WORKER, T - P, T) == ("eu-west-1", ("i-1",))
 
@@ -295,7 +295,7 @@ def test_where_the_region_changed_within_a_period_the_newer_one_counts() -> None
     assert instances_during(entry, WORKER, T - P, T) == ("eu-west-1", ("i-1",))
 
 
-# -- asking ------------------------------------------------------------------------------------------------------------
+# -- polling -----------------------------------------------------------------------------------------------------------
 
 
 def queries_of(worker_id: str, region: str, instance: str) -> tuple[MetricQuery, ...]:
@@ -303,82 +303,82 @@ def queries_of(worker_id: str, region: str, instance: str) -> tuple[MetricQuery,
     return MetricQuery(instance, "cpu", dimensions), MetricQuery(instance, "memory", dimensions)
 
 
-def need(number: int, oldest: int, region: str = "eu-west-1", instances: int = 1) -> PendingQuery:
+def pending(number: int, oldest: int, region: str = "eu-west-1", instances: int = 1) -> PendingQuery:
     return PendingQuery(f"w{number:04}", region, tuple(f"i-{number}-{n}" for n in range(instances)), oldest)
 
 
-def datapoints(batch: MetricDataCall) -> int:
-    return len(batch.queries) * (batch.end - batch.start) // P
+def datapoints(call: MetricDataCall) -> int:
+    return len(call.queries) * (call.end - call.start) // P
 
 
 @pytest.mark.parametrize(
-    ("running", "asked", "due"),
+    ("running", "polled", "due"),
     [(True, None, True), (True, 271, True), (True, 269, False), (False, 871, True), (False, 869, False), (False, None, True)],
 )
-def test_a_running_worker_is_asked_every_interval_an_idle_one_every_quarter_of_give_up(
-    running: bool, asked: int | None, due: bool
+def test_a_running_worker_is_polled_every_interval_an_idle_one_every_quarter_of_absence_timeout(
+    running: bool, polled: int | None, due: bool
 ) -> None:
-    assert is_due(running, None if asked is None else T - asked, T, RULES) is due
+    assert is_due(running, None if polled is None else T - polled, T, RULES) is due
 
 
-def test_an_idle_worker_is_never_asked_more_often_than_a_running_one() -> None:
+def test_an_idle_worker_is_never_polled_more_often_than_a_running_one() -> None:
     rare = Rules(interval=1200, absence_timeout=1800)
     assert not is_due(False, T - 600, T, rare)
     assert is_due(False, T - 1200, T, rare)
 
 
-def test_a_batch_asks_whole_workers_from_the_oldest_period_to_now() -> None:
-    (batch,) = plan([need(1, T - P), need(2, T - 3 * P + 7)], queries_of, T + 200, RULES)
-    assert (batch.region, batch.start, batch.end) == ("eu-west-1", T - 3 * P, T)
-    assert [len(queries) for queries in batch.queries_by_worker.values()] == [2, 2]
+def test_a_call_queries_whole_workers_from_the_oldest_period_to_now() -> None:
+    (call,) = plan([pending(1, T - P), pending(2, T - 3 * P + 7)], queries_of, T + 200, RULES)
+    assert (call.region, call.start, call.end) == ("eu-west-1", T - 3 * P, T)
+    assert [len(queries) for queries in call.queries_by_worker.values()] == [2, 2]
 
 
-def test_a_batch_asks_one_region() -> None:
-    batches = plan([need(1, T - P), need(2, T - P, "us-east-1")], queries_of, T, RULES)
-    assert [batch.region for batch in batches] == ["eu-west-1", "us-east-1"]
+def test_a_call_queries_one_region() -> None:
+    calls = plan([pending(1, T - P), pending(2, T - P, "us-east-1")], queries_of, T, RULES)
+    assert [call.region for call in calls] == ["eu-west-1", "us-east-1"]
 
 
-def test_batches_are_full_and_never_beyond_500_queries() -> None:
-    batches = plan([need(n, T - 3 * P) for n in range(600)], queries_of, T, RULES)
-    assert [len(batch.queries) for batch in batches] == [MAX_QUERIES, MAX_QUERIES, 200]
+def test_calls_are_full_and_never_beyond_500_queries() -> None:
+    calls = plan([pending(n, T - 3 * P) for n in range(600)], queries_of, T, RULES)
+    assert [len(call.queries) for call in calls] == [MAX_QUERIES, MAX_QUERIES, 200]
 
 
-def test_a_worker_is_never_torn_between_two_batches() -> None:
-    batches = plan([need(n, T - P, instances=3) for n in range(200)], queries_of, T, RULES)
-    assert [len(batch.queries) for batch in batches] == [498, 498, 204]
-    assert sorted(worker for batch in batches for worker in batch.queries_by_worker) == sorted(
-        {n.worker_id for n in map(need, range(200), [T] * 200)}
+def test_a_worker_is_never_split_between_two_calls() -> None:
+    calls = plan([pending(n, T - P, instances=3) for n in range(200)], queries_of, T, RULES)
+    assert [len(call.queries) for call in calls] == [498, 498, 204]
+    assert sorted(worker for call in calls for worker in call.queries_by_worker) == sorted(
+        {n.worker_id for n in map(pending, range(200), [T] * 200)}
     )
 
 
-def test_batches_never_ask_for_more_datapoints_than_an_answer_holds() -> None:
-    batches = plan([need(n, T - 288 * P) for n in range(500)], queries_of, T, RULES)
-    assert all(datapoints(batch) <= MAX_DATAPOINTS for batch in batches)
-    assert len(batches) == 3, "1,000 queries × 288 periods"
+def test_calls_never_query_more_datapoints_than_a_result_holds() -> None:
+    calls = plan([pending(n, T - 288 * P) for n in range(500)], queries_of, T, RULES)
+    assert all(datapoints(call) <= MAX_DATAPOINTS for call in calls)
+    assert len(calls) == 3, "1,000 queries × 288 periods"
 
 
 def test_fresh_workers_do_not_pay_for_the_window_of_an_old_one() -> None:
-    fresh = [need(n, T - 3 * P) for n in range(250)]
-    batches = plan([*fresh, need(999, T - 4000 * P)], queries_of, T, RULES)
-    assert [(len(batch.queries), (batch.end - batch.start) // P) for batch in batches] == [(500, 3), (2, 4000)]
+    fresh = [pending(n, T - 3 * P) for n in range(250)]
+    calls = plan([*fresh, pending(999, T - 4000 * P)], queries_of, T, RULES)
+    assert [(len(call.queries), (call.end - call.start) // P) for call in calls] == [(500, 3), (2, 4000)]
 
 
-def test_newest_windows_are_asked_first() -> None:
-    batches = plan([need(1, T - 4000 * P, instances=10), need(2, T - P, "us-east-1")], queries_of, T, RULES)
-    assert [batch.start for batch in batches] == sorted((batch.start for batch in batches), reverse=True)
+def test_newest_windows_are_queried_first() -> None:
+    calls = plan([pending(1, T - 4000 * P, instances=10), pending(2, T - P, "us-east-1")], queries_of, T, RULES)
+    assert [call.start for call in calls] == sorted((call.start for call in calls), reverse=True)
 
 
-def test_a_window_too_long_for_one_answer_is_cut_and_covers_everything() -> None:
+def test_a_window_too_long_for_one_call_is_cut_and_covers_everything() -> None:
     short = replace(RULES, period=60)
-    batches = plan([need(1, T - 14 * 86400, instances=10)], queries_of, T, short)
-    assert all(len(batch.queries) * (batch.end - batch.start) // 60 <= MAX_DATAPOINTS for batch in batches)
-    windows = sorted((batch.start, batch.end) for batch in batches)
+    calls = plan([pending(1, T - 14 * 86400, instances=10)], queries_of, T, short)
+    assert all(len(call.queries) * (call.end - call.start) // 60 <= MAX_DATAPOINTS for call in calls)
+    windows = sorted((call.start, call.end) for call in calls)
     assert (windows[0][0], windows[-1][1]) == (T - 14 * 86400, T)
     assert all(earlier[1] == later[0] for earlier, later in pairwise(windows))
 
 
-def test_nothing_is_asked_about_a_period_that_is_not_over() -> None:
-    assert plan([need(1, T)], queries_of, T + 200, RULES) == []
+def test_a_period_that_is_not_over_is_not_queried() -> None:
+    assert plan([pending(1, T)], queries_of, T + 200, RULES) == []
 
 
 def test_a_worker_without_queries_is_not_polled() -> None:
@@ -387,18 +387,18 @@ def test_a_worker_without_queries_is_not_polled() -> None:
 
 def test_an_instance_shared_by_two_workers_is_queried_once() -> None:
     shared = [PendingQuery(name, "eu-west-1", ("i-1",), T - P) for name in ("w1", "w2")]
-    (batch,) = plan(shared, queries_of, T, RULES)
-    assert (len(batch.queries_by_worker), len(batch.queries)) == (2, 2)
+    (call,) = plan(shared, queries_of, T, RULES)
+    assert (len(call.queries_by_worker), len(call.queries)) == (2, 2)
 
 
-# -- finalizing ----------------------------------------------------------------------------------------------------------
+# -- deciding ----------------------------------------------------------------------------------------------------------
 
 ROW = PendingSample("w1", T, "eu-west-1", ("i-1",), "running", 3, own_cpu=11.0, own_memory=22.0)
 CPU, MEMORY = queries_of("w1", "eu-west-1", "i-1")
 END = T + P
 
 
-def answers(
+def results(
     age: int,
     *,
     cpu: float | None = None,
@@ -406,7 +406,7 @@ def answers(
     outcome: Outcome = "ok",
     window: tuple[int, int] = (T, END),
 ) -> MetricResults:
-    """CloudWatch's answers `age` seconds after the row's end."""
+    """CloudWatch's results `age` seconds after the row's end."""
     given: Mapping[MetricQuery, float | None] = {CPU: cpu, MEMORY: memory}
     return MetricResults(
         END + age,
@@ -414,67 +414,67 @@ def answers(
     )
 
 
-def judged(
-    given: MetricResults, sightings: FirstSeenValues | None = None, row: PendingSample = ROW, listings: Iterable[Listing] = ()
+def decide(
+    given: MetricResults, first_seen: FirstSeenValues | None = None, row: PendingSample = ROW, listings: Iterable[Listing] = ()
 ) -> Decision:
-    asked = [query for query in (CPU, MEMORY) if query in given.by_query]
-    return decide_metric(row, "cpu", asked, given, tuple(listings), {} if sightings is None else sightings, RULES)
+    queries = [query for query in (CPU, MEMORY) if query in given.by_query]
+    return decide_metric(row, "cpu", queries, given, tuple(listings), {} if first_seen is None else first_seen, RULES)
 
 
 @pytest.mark.parametrize(
-    ("age", "value", "verdict", "why"),
+    ("age", "value", "decision", "why"),
     [
         (0, 5.0, Decision(False), "CloudWatch may revise it until settle_delay"),
         (299, 5.0, Decision(False), "one second before settle_delay"),
         (300, 5.0, Decision(True, 5.0), "settle_delay is over, and it was seen on time"),
-        (300 + ON_TIME_SECONDS, 5.0, Decision(True, 5.0), "rounds are not exact to the second"),
+        (300 + ON_TIME_SECONDS, 5.0, Decision(True, 5.0), "collection cycles are not exact to the second"),
         (301 + ON_TIME_SECONDS, 5.0, Decision(False), "late: it must stay the same for another settle_delay"),
-        (3599, 5.0, Decision(False), "late, and not yet given up"),
+        (3599, 5.0, Decision(False), "late, and before absence_timeout"),
         (3600, 5.0, Decision(True, 5.0), "after absence_timeout nothing is revised any more"),
-        (300, None, Decision(False), "an absence is not believed so early"),
-        (3599, None, Decision(False), "an absence is not believed before absence_timeout"),
-        (3600, None, Decision(True), "an absence is believed"),
+        (300, None, Decision(False), "a missing value is not absent so early"),
+        (3599, None, Decision(False), "a missing value is not absent before absence_timeout"),
+        (3600, None, Decision(True), "a missing value is recorded as absent"),
         (300, 0.0, Decision(True, 0.0), "zero is a value"),
     ],
 )
-def test_when_a_first_answer_counts(age: int, value: float | None, verdict: Decision, why: str) -> None:
-    assert judged(answers(age, cpu=value)) == verdict, why
+def test_when_a_first_result_counts(age: int, value: float | None, decision: Decision, why: str) -> None:
+    assert decide(results(age, cpu=value)) == decision, why
 
 
 @pytest.mark.parametrize("outcome", ["partial", "failed"])
 @pytest.mark.parametrize("age", [300, 90_000])
-def test_a_partial_or_failed_answer_decides_nothing_at_any_age(outcome: Outcome, age: int) -> None:
-    assert judged(answers(age, cpu=5.0, outcome=outcome)) == Decision(False)
+def test_a_partial_or_failed_result_decides_nothing_at_any_age(outcome: Outcome, age: int) -> None:
+    assert decide(results(age, cpu=5.0, outcome=outcome)) == Decision(False)
 
 
-def test_a_query_without_an_answer_decides_nothing() -> None:
+def test_a_query_without_a_result_decides_nothing() -> None:
     assert decide_metric(ROW, "cpu", [CPU], MetricResults(END + 9999, {}), (), {}, RULES) == Decision(False)
 
 
 @pytest.mark.parametrize("window", [(T + P, T + 2 * P), (T - P, T), (T + 1, END), (T, END - 1)])
-def test_an_answer_that_does_not_contain_the_whole_period_decides_nothing(window: tuple[int, int]) -> None:
-    assert judged(answers(9999, window=window)) == Decision(False)
+def test_a_result_that_does_not_cover_the_whole_period_decides_nothing(window: tuple[int, int]) -> None:
+    assert decide(results(9999, window=window)) == Decision(False)
 
 
 def test_a_late_value_is_confirmed_by_staying_the_same() -> None:
-    sightings: FirstSeenValues = {}
-    assert judged(answers(700, cpu=5.0), sightings) == Decision(False)
-    assert judged(answers(999, cpu=5.0), sightings) == Decision(False)
-    assert judged(answers(1000, cpu=5.0), sightings) == Decision(True, 5.0)
+    first_seen: FirstSeenValues = {}
+    assert decide(results(700, cpu=5.0), first_seen) == Decision(False)
+    assert decide(results(999, cpu=5.0), first_seen) == Decision(False)
+    assert decide(results(1000, cpu=5.0), first_seen) == Decision(True, 5.0)
 
 
-def test_a_late_value_that_is_revised_waits_anew() -> None:
-    sightings: FirstSeenValues = {}
-    judged(answers(700, cpu=5.0), sightings)
-    assert judged(answers(1000, cpu=6.0), sightings) == Decision(False)
-    assert judged(answers(1300, cpu=6.0), sightings) == Decision(True, 6.0)
+def test_a_late_value_that_is_revised_must_be_confirmed_again() -> None:
+    first_seen: FirstSeenValues = {}
+    decide(results(700, cpu=5.0), first_seen)
+    assert decide(results(1000, cpu=6.0), first_seen) == Decision(False)
+    assert decide(results(1300, cpu=6.0), first_seen) == Decision(True, 6.0)
 
 
-def test_a_value_seen_before_settle_counts_once_settle_is_over_even_if_nobody_asked_in_between() -> None:
-    sightings: FirstSeenValues = {}
-    judged(answers(120, cpu=5.0), sightings)
-    assert judged(answers(900, cpu=5.0), sightings) == Decision(True, 5.0)
-    assert judged(answers(900, cpu=6.0), sightings) == Decision(False), "revised after it was seen: confirmed like a late one"
+def test_a_value_seen_before_settle_delay_counts_afterwards_even_without_a_poll_in_between() -> None:
+    first_seen: FirstSeenValues = {}
+    decide(results(120, cpu=5.0), first_seen)
+    assert decide(results(900, cpu=5.0), first_seen) == Decision(True, 5.0)
+    assert decide(results(900, cpu=6.0), first_seen) == Decision(False), "revised after it was seen: confirmed like a late one"
 
 
 def test_the_newest_candidate_that_has_a_value_wins() -> None:
@@ -509,37 +509,37 @@ def test_of_several_series_of_one_instance_any_may_have_the_value_but_all_must_b
         (Listing(), False, "there is no listing"),
         (Listing(END + LISTING_LAG_SECONDS - 1, T - P), False, "a new series may not be listed yet"),
         (Listing(END + LISTING_LAG_SECONDS, T - P), True, "it would be listed"),
-        (Listing(END + LISTING_LAG_SECONDS, T), True, "the listing knows what had datapoints since the period's start"),
+        (Listing(END + LISTING_LAG_SECONDS, T), True, "the listing has every series with datapoints since the period's start"),
         (Listing(END + LISTING_LAG_SECONDS, T + 1), False, "the listing does not reach back to the period"),
     ],
 )
-def test_memory_that_no_listing_lists_is_absent(listing: Listing, decided: bool, why: str) -> None:
-    verdict = decide_metric(ROW, "memory", [CPU], answers(300, cpu=5.0), (Listing(), listing), {}, RULES)
-    assert verdict == Decision(decided), why
+def test_memory_that_no_listing_has_is_absent(listing: Listing, decided: bool, why: str) -> None:
+    decision = decide_metric(ROW, "memory", [CPU], results(300, cpu=5.0), (Listing(), listing), {}, RULES)
+    assert decision == Decision(decided), why
 
 
-def test_a_row_is_settled_once_both_metrics_are_decided() -> None:
+def test_a_row_is_final_once_both_metrics_are_decided() -> None:
     both = (CPU, MEMORY)
-    row = finalize(ROW, both, answers(300, cpu=5.0), (), {}, RULES)
+    row = finalize(ROW, both, results(300, cpu=5.0), (), {}, RULES)
     assert (row.cpu, row.memory, row.final) == (5.0, None, False)
-    row = finalize(row, both, answers(600, cpu=99.0, memory=6.0), (), {}, RULES)
-    assert (row.cpu, row.final) == (5.0, False), "what has settled stays"
-    row = finalize(row, both, answers(3600, cpu=99.0, memory=6.0), (), {}, RULES)
+    row = finalize(row, both, results(600, cpu=99.0, memory=6.0), (), {}, RULES)
+    assert (row.cpu, row.final) == (5.0, False), "a decided value does not change"
+    row = finalize(row, both, results(3600, cpu=99.0, memory=6.0), (), {}, RULES)
     assert (row.cpu, row.memory, row.final) == (5.0, 6.0, True)
 
 
-def test_cloudwatchs_value_wins_else_the_aggregates_own() -> None:
-    row = finalize(ROW, (CPU, MEMORY), answers(3600, cpu=0.0), (), {}, RULES)
+def test_cloudwatchs_value_wins_else_the_worker_documents_own() -> None:
+    row = finalize(ROW, (CPU, MEMORY), results(3600, cpu=0.0), (), {}, RULES)
     assert (row.cpu, row.memory, row.final) == (0.0, 22.0, True)
 
 
 def test_missing_stays_missing() -> None:
-    row = finalize(replace(ROW, own_cpu=None, own_memory=None), (CPU, MEMORY), answers(3600), (), {}, RULES)
+    row = finalize(replace(ROW, own_cpu=None, own_memory=None), (CPU, MEMORY), results(3600), (), {}, RULES)
     assert (row.cpu, row.memory, row.final, row.empty) == (None, None, True, False)
     assert replace(row, status=None, active_labs=None).empty
 
 
-def test_without_cloudwatch_the_aggregates_values_are_the_history_after_settle() -> None:
+def test_without_cloudwatch_the_worker_documents_values_are_final_after_settle_delay() -> None:
     assert not finalize_without_cloudwatch(ROW, END + 299, RULES).final
     row = finalize_without_cloudwatch(ROW, END + 300, RULES)
     assert (row.cpu, row.memory, row.final) == (11.0, 22.0, True)
@@ -556,7 +556,7 @@ def test_cloudwatchs_newest_datapoint_is_the_gauge_dated_by_its_periods_end() ->
     assert (shown.memory, shown.memory_time) == (50.0, T + 100)
 
 
-def test_the_aggregates_own_value_takes_over_when_cloudwatchs_is_too_old() -> None:
+def test_the_worker_documents_own_value_is_shown_when_cloudwatchs_is_too_old() -> None:
     points: dict[MetricName, Datapoint] = {"cpu": Datapoint(T - P, 5.0)}
     assert gauges(OWN, points, T, T + RULES.max_age, RULES).cpu == 5.0
     shown = gauges(OWN, points, T, T + RULES.max_age + 1, RULES)
@@ -568,12 +568,12 @@ def test_a_value_too_old_is_absent_but_its_time_stays() -> None:
     assert (shown.cpu, shown.cpu_time) == (None, T + 100)
 
 
-def test_what_was_never_known_has_no_time_either() -> None:
+def test_a_metric_without_any_value_has_no_time_either() -> None:
     shown = gauges(WORKER, {}, T, T, RULES)
     assert (shown.cpu, shown.cpu_time, shown.memory, shown.memory_time) == (None, None, None, None)
 
 
-def test_status_and_labs_go_after_max_age() -> None:
+def test_status_and_labs_disappear_after_max_age() -> None:
     assert gauges(WORKER, {}, T, T + RULES.max_age, RULES).show_state
     assert not gauges(WORKER, {}, T, T + RULES.max_age + 1, RULES).show_state
 
@@ -593,18 +593,18 @@ def test_a_terminated_worker_is_shown_for_a_while(worker: Worker, seen: int | No
     assert is_shown(worker, seen, now, RULES) is shown
 
 
-def test_after_a_replacement_the_new_instance_is_asked_first_also_with_an_inventory() -> None:
+def test_after_a_replacement_the_new_instance_is_the_first_candidate_also_with_an_inventory() -> None:
     entry = ran(("i-old", T - 9 * P, T - P + 12))
     worker = replace(WORKER, instance_id="i-new")
-    known = replace(KNOWN, instances=("i-old",), next=T - P, seen=T - P + 12)
-    rows, _ = observe(worker, known, T + 12, RULES, updated_entry(entry, worker, T + 12))
+    state = replace(STATE, instances=("i-old",), next=T - P, seen=T - P + 12)
+    rows, _ = observe(worker, state, T + 12, RULES, updated_entry(entry, worker, T + 12))
     assert [row.instances for row in rows] == [("i-new", "i-old")]
 
 
 def test_idle_observations_with_a_long_gap_between_them_are_not_unbroken() -> None:
     worker = replace(WORKER, status="stopped")
-    known = replace(KNOWN, status="stopped", idle_since=T - 120 * P, seen=T - 120 * P, next=T - P)
-    rows, after = observe(worker, known, T + 12, RULES)
+    state = replace(STATE, status="stopped", idle_since=T - 120 * P, seen=T - 120 * P, next=T - P)
+    rows, after = observe(worker, state, T + 12, RULES)
     assert after.idle_since == T + 12
     rows, _ = observe(worker, after, T + P + 12, RULES)
     assert [row.final for row in rows] == [False]  # it may have run in the first half of the period
@@ -620,16 +620,16 @@ def test_a_termination_in_the_future_does_not_keep_the_series() -> None:
     assert not is_shown(worker, T - 7200, T, RULES)
 
 
-def test_of_an_instance_nobody_asked_about_nothing_is_believed_to_be_absent() -> None:
-    """The budget may have kept it out of the call; that ListMetrics does not list it says nothing of its cpu."""
+def test_an_instance_without_a_query_is_never_recorded_as_absent() -> None:
+    """The budget may have kept it out of the call; that ListMetrics does not list it says nothing about its CPU."""
     rules = Rules()
     start = 1_767_225_600
     row = PendingSample("w1", start, "eu-west-1", ("i-new", "i-old"))
-    asked = MetricQuery("i-new", "cpu", (("InstanceId", "i-new"),))
+    query = MetricQuery("i-new", "cpu", (("InstanceId", "i-new"),))
     now = start + 4 * 3600
-    answers = MetricResults(now, {asked: MetricResult("empty", start, start + 3600, {})})
+    results = MetricResults(now, {query: MetricResult("empty", start, start + 3600, {})})
     listing = Listing(now, now - 14 * 86400, {})
-    assert not finalize(row, [asked], answers, [listing], {}, rules).final
-    both = [asked, MetricQuery("i-old", "cpu", (("InstanceId", "i-old"),))]
-    answers = MetricResults(now, {query: MetricResult("empty", start, start + 3600, {}) for query in both})
-    assert finalize(row, both, answers, [listing], {}, rules).final
+    assert not finalize(row, [query], results, [listing], {}, rules).final
+    both = [query, MetricQuery("i-old", "cpu", (("InstanceId", "i-old"),))]
+    results = MetricResults(now, {query: MetricResult("empty", start, start + 3600, {}) for query in both})
+    assert finalize(row, both, results, [listing], {}, rules).final

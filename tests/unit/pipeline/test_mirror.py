@@ -1,4 +1,4 @@
-"""Outbox → history, exactly once, with a history that may fail in every way there is."""
+"""Samples move from the outbox to the history exactly once, whatever way the history fails."""
 
 import asyncio
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -27,17 +27,17 @@ def row(number: int, worker: str = "w1", status: str | None = "running") -> Pend
 
 
 class History:
-    """A history in memory. `fate` is what becomes of the next insert; then all is well again."""
+    """A history in memory. `outcome` is what happens to the next insert; the ones after it succeed."""
 
     def __init__(self) -> None:
         self.samples: list[WorkerMetricsSample] = []
         self.running: list[WorkerMetricsSample] = []
         self.uncommitted: set[Key] = set()
-        self.fate: Literal["fine", "nothing", "everything", "half", "later"] = "fine"
-        self.poison: set[str] = set()
+        self.outcome: Literal["fine", "nothing", "everything", "half", "later"] = "fine"
+        self.rejected: set[str] = set()
         self.ensured = 0
         self.calls: list[str] = []
-        self.misfit = False
+        self.incompatible = False
         self.within: float | None = None
 
     @property
@@ -45,8 +45,8 @@ class History:
         return sorted(key(each) for each in self.samples)
 
     async def ensure_collection(self) -> None:
-        if self.misfit:
-            raise IncompatibleStoreError("the collection is not ours", reason="misfit")
+        if self.incompatible:
+            raise IncompatibleStoreError("the collection has another schema", reason="misfit")
         self.ensured += 1
 
     async def no_insert_running(self) -> bool:
@@ -68,15 +68,15 @@ class History:
         self.within = within
         self.calls.append("insert")
         assert list(samples) == sorted(samples, key=key)
-        fate, self.fate = self.fate, "fine"
-        healthy = [each for each in samples if each.worker_id not in self.poison]
-        if fate == "later":
+        outcome, self.outcome = self.outcome, "fine"
+        healthy = [each for each in samples if each.worker_id not in self.rejected]
+        if outcome == "later":
             self.running = healthy
         else:
-            self.samples += {"fine": healthy, "everything": healthy, "half": healthy[::2], "nothing": []}[fate]
-        if fate != "fine":
+            self.samples += {"fine": healthy, "everything": healthy, "half": healthy[::2], "nothing": []}[outcome]
+        if outcome != "fine":
             raise StoreUnavailableError("the connection broke", reason="unavailable")
-        return [(each, "too strange") for each in samples if each.worker_id in self.poison]
+        return [(each, "invalid") for each in samples if each.worker_id in self.rejected]
 
 
 def key(each: WorkerMetricsSample) -> Key:
@@ -96,7 +96,7 @@ class Lease:
 
 
 class Shared(Lease):
-    """The lease of who writes what is old; `taken` by a backfill or free."""
+    """The lease for old samples; `taken` by a backfill or free."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -111,8 +111,8 @@ class Shared(Lease):
         self.released += 1
 
 
-class Desk:
-    """A mirror with all it needs."""
+class MirrorEnv:
+    """A mirror with everything around it."""
 
     def __init__(self, folder: Path) -> None:
         self.outbox = Outbox(folder, P, synchronous="OFF")
@@ -146,237 +146,241 @@ class Desk:
 
 async def until(true: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
-        while not true():  # noqa: ASYNC110  # the mirror tells nobody when it changes its mind
+        while not true():  # noqa: ASYNC110  # the mirror signals no change of its problem
             await asyncio.sleep(0.005)
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Iterator[Desk]:
-    made = Desk(tmp_path)
+def mirror_env(tmp_path: Path) -> Iterator[MirrorEnv]:
+    made = MirrorEnv(tmp_path)
     yield made
     made.thread.close()
 
 
-async def test_settled_rows_are_inserted_and_leave_the_outbox(desk: Desk) -> None:
-    desk.put(row(1), row(0), replace(row(2), final=False))
-    assert await desk.mirror.step() is False
-    assert desk.history.keys == [("w1", T), ("w1", T + P)]
-    assert desk.outbox.counts() == {"observed": 1, "final": 0, "rejected": 0}
-    assert desk.count("mirror_samples_total", result="inserted") == 2
-    assert desk.count("mirror_last_success_timestamp_seconds") == T + 99
+async def test_final_rows_are_inserted_and_leave_the_outbox(mirror_env: MirrorEnv) -> None:
+    mirror_env.put(row(1), row(0), replace(row(2), final=False))
+    assert await mirror_env.mirror.step() is False
+    assert mirror_env.history.keys == [("w1", T), ("w1", T + P)]
+    assert mirror_env.outbox.counts() == {"observed": 1, "final": 0, "rejected": 0}
+    assert mirror_env.count("mirror_samples_total", result="inserted") == 2
+    assert mirror_env.count("mirror_last_success_timestamp_seconds") == T + 99
 
 
-async def test_the_last_success_does_not_move_while_a_full_batch_may_be_left(desk: Desk) -> None:
-    desk.put(*(row(n) for n in range(20)))
-    assert await desk.mirror.step()
-    assert desk.count("mirror_last_success_timestamp_seconds") in (None, 0)
-    assert await desk.mirror.step(), "ten of ten: there may be more"
-    assert desk.count("mirror_last_success_timestamp_seconds") in (None, 0)
-    assert not await desk.mirror.step()
-    assert desk.count("mirror_last_success_timestamp_seconds") == desk.now
+async def test_every_batch_waits_for_running_inserts_and_is_read_back_before_it_is_inserted(mirror_env: MirrorEnv) -> None:
+    mirror_env.put(*(row(n) for n in range(15)))
+    assert await mirror_env.mirror.step() is True, "there may be more than a batch"
+    assert await mirror_env.mirror.step() is False
+    assert mirror_env.history.calls == ["no_insert_running", "existing_keys", "insert"] * 2
+    assert len(mirror_env.history.samples) == 15
 
 
-async def test_every_batch_is_quiesced_and_read_back_before_it_is_inserted(desk: Desk) -> None:
-    desk.put(*(row(n) for n in range(15)))
-    assert await desk.mirror.step() is True, "there may be more than a batch"
-    assert await desk.mirror.step() is False
-    assert desk.history.calls == ["no_insert_running", "existing_keys", "insert"] * 2
-    assert len(desk.history.samples) == 15
-
-
-async def test_an_empty_outbox_asks_the_history_nothing(desk: Desk) -> None:
-    assert await desk.mirror.step() is False
-    assert desk.history.calls == []
-    assert desk.history.ensured == 1
-
-
-async def test_what_is_there_already_is_only_deleted(desk: Desk) -> None:
-    desk.history.samples = [to_record(row(n)) for n in (0, 1)]
-    desk.put(*(row(n) for n in range(3)))
-    await desk.drain()
-    assert desk.history.keys == [("w1", T + n * P) for n in range(3)]
-    assert desk.count("mirror_samples_total", result="already_present") == 2
-    assert desk.count("mirror_samples_total", result="inserted") == 1
-
-
-@pytest.mark.parametrize("fate", ["nothing", "everything", "half", "later"])
-async def test_an_insert_that_may_have_happened_is_neither_lost_nor_doubled(
-    desk: Desk, fate: Literal["nothing", "everything", "half", "later"]
+@pytest.mark.parametrize("age", [0, 50 * P])
+async def test_the_time_of_the_last_success_does_not_move_while_a_full_batch_may_be_left(
+    mirror_env: MirrorEnv, age: int
 ) -> None:
-    desk.put(*(row(n, worker) for worker in ("w1", "w2") for n in range(3)))
-    desk.history.fate = fate
+    """A mirror that cannot keep up must look late, both with new samples and with those a backfill may be writing."""
+    mirror_env.put(*(row(n) for n in range(25)))
+    mirror_env.now += age
+    for _ in range(2):
+        assert await mirror_env.mirror.step() is True
+        assert mirror_env.count("mirror_last_success_timestamp_seconds") is None
+    assert await mirror_env.mirror.step() is False
+    assert mirror_env.count("mirror_last_success_timestamp_seconds") == mirror_env.now
+
+
+async def test_an_empty_outbox_sends_no_query_to_the_history(mirror_env: MirrorEnv) -> None:
+    assert await mirror_env.mirror.step() is False
+    assert mirror_env.history.calls == []
+    assert mirror_env.history.ensured == 1
+
+
+async def test_a_row_whose_sample_exists_is_only_deleted(mirror_env: MirrorEnv) -> None:
+    mirror_env.history.samples = [to_record(row(n)) for n in (0, 1)]
+    mirror_env.put(*(row(n) for n in range(3)))
+    await mirror_env.drain()
+    assert mirror_env.history.keys == [("w1", T + n * P) for n in range(3)]
+    assert mirror_env.count("mirror_samples_total", result="already_present") == 2
+    assert mirror_env.count("mirror_samples_total", result="inserted") == 1
+
+
+@pytest.mark.parametrize("outcome", ["nothing", "everything", "half", "later"])
+async def test_an_insert_that_may_have_happened_is_neither_lost_nor_doubled(
+    mirror_env: MirrorEnv, outcome: Literal["nothing", "everything", "half", "later"]
+) -> None:
+    mirror_env.put(*(row(n, worker) for worker in ("w1", "w2") for n in range(3)))
+    mirror_env.history.outcome = outcome
     with pytest.raises(StoreUnavailableError):
-        await desk.mirror.step()
-    assert desk.outbox.counts()["final"] == 6, "nothing is believed"
-    await desk.drain()
-    assert desk.history.keys == [(worker, T + n * P) for worker in ("w1", "w2") for n in range(3)]
-    assert desk.outbox.counts()["final"] == 0
+        await mirror_env.mirror.step()
+    assert mirror_env.outbox.counts()["final"] == 6, "every row is kept"
+    await mirror_env.drain()
+    assert mirror_env.history.keys == [(worker, T + n * P) for worker in ("w1", "w2") for n in range(3)]
+    assert mirror_env.outbox.counts()["final"] == 0
 
 
-async def test_a_row_is_not_deleted_before_a_majority_holds_it(desk: Desk) -> None:
-    desk.history.samples = [to_record(row(0))]
-    desk.history.uncommitted = {("w1", T)}
-    desk.put(row(0))
+async def test_a_row_is_not_deleted_before_a_majority_holds_it(mirror_env: MirrorEnv) -> None:
+    mirror_env.history.samples = [to_record(row(0))]
+    mirror_env.history.uncommitted = {("w1", T)}
+    mirror_env.put(row(0))
     with pytest.raises(StoreUnavailableError):
-        await desk.mirror.step()
-    assert desk.outbox.counts()["final"] == 1
-    desk.history.samples, desk.history.uncommitted = [], set()  # it was rolled back
-    await desk.drain()
-    assert desk.history.keys == [("w1", T)]
+        await mirror_env.mirror.step()
+    assert mirror_env.outbox.counts()["final"] == 1
+    mirror_env.history.samples, mirror_env.history.uncommitted = [], set()  # the insert was rolled back
+    await mirror_env.drain()
+    assert mirror_env.history.keys == [("w1", T)]
 
 
-async def test_an_insert_of_somebody_else_that_does_not_end_makes_it_start_over(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+async def test_a_foreign_insert_that_does_not_end_makes_the_batch_start_over(
+    mirror_env: MirrorEnv, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def never(self: History) -> bool:
         return False
 
     monkeypatch.setattr(History, "no_insert_running", never)
     monkeypatch.setattr(module, "INSERT_WAIT_SECONDS", 0.1)
-    desk.put(row(0))
+    mirror_env.put(row(0))
     with pytest.raises(StoreUnavailableError, match="another insert into the history is still running") as busy:
-        await desk.mirror.step()
+        await mirror_env.mirror.step()
     assert busy.value.reason == "busy"
-    assert desk.history.calls == []
+    assert mirror_env.history.calls == []
 
 
-async def test_a_sample_rejected_for_good_is_set_aside_and_hides_no_other(desk: Desk) -> None:
-    desk.put(row(0, "w1"), row(0, "w2"), row(0, "w3"))
-    desk.history.poison = {"w2"}
-    await desk.drain()
-    assert desk.history.keys == [("w1", T), ("w3", T)]
-    assert desk.outbox.counts() == {"observed": 0, "final": 0, "rejected": 1}
-    assert desk.count("mirror_samples_total", result="rejected") == 1
-    assert desk.count("mirror_samples_total", result="inserted") == 2
-    assert desk.history.calls.count("insert") == 1, "it is not tried again"
+async def test_a_sample_rejected_permanently_is_set_aside_and_the_others_are_inserted(mirror_env: MirrorEnv) -> None:
+    mirror_env.put(row(0, "w1"), row(0, "w2"), row(0, "w3"))
+    mirror_env.history.rejected = {"w2"}
+    await mirror_env.drain()
+    assert mirror_env.history.keys == [("w1", T), ("w3", T)]
+    assert mirror_env.outbox.counts() == {"observed": 0, "final": 0, "rejected": 1}
+    assert mirror_env.count("mirror_samples_total", result="rejected") == 1
+    assert mirror_env.count("mirror_samples_total", result="inserted") == 2
+    assert mirror_env.history.calls.count("insert") == 1, "it is not retried"
 
 
-async def test_who_does_not_hold_the_lease_touches_nothing(desk: Desk) -> None:
-    desk.put(row(0))
-    desk.lease.remaining = 0
-    assert await desk.mirror.step() is False
-    assert (desk.history.calls, desk.history.ensured) == ([], 0)
-    assert desk.outbox.counts()["final"] == 1
+async def test_without_the_lease_nothing_is_read_or_written(mirror_env: MirrorEnv) -> None:
+    mirror_env.put(row(0))
+    mirror_env.lease.remaining = 0
+    assert await mirror_env.mirror.step() is False
+    assert (mirror_env.history.calls, mirror_env.history.ensured) == ([], 0)
+    assert mirror_env.outbox.counts()["final"] == 1
 
 
-async def test_nothing_is_inserted_shortly_before_the_lease_ends(desk: Desk) -> None:
-    desk.put(row(0))
-    desk.lease.remaining = MIN_LEASE_SECONDS - 1
+async def test_nothing_is_inserted_shortly_before_the_lease_ends(mirror_env: MirrorEnv) -> None:
+    mirror_env.put(row(0))
+    mirror_env.lease.remaining = MIN_LEASE_SECONDS - 1
     with pytest.raises(StoreUnavailableError) as refused:
-        await desk.mirror.step()
+        await mirror_env.mirror.step()
     assert refused.value.reason == "lease"
-    assert "insert" not in desk.history.calls
-    desk.lease.remaining = MIN_LEASE_SECONDS + 1
-    await desk.drain()
-    assert desk.history.keys == [("w1", T)]
-    assert desk.history.within == MIN_LEASE_SECONDS + 1 - INSERT_MARGIN_SECONDS, "and it must be over before the lease is"
+    assert "insert" not in mirror_env.history.calls
+    mirror_env.lease.remaining = MIN_LEASE_SECONDS + 1
+    await mirror_env.drain()
+    assert mirror_env.history.keys == [("w1", T)]
+    assert mirror_env.history.within == MIN_LEASE_SECONDS + 1 - INSERT_MARGIN_SECONDS, "the insert must end before the lease"
 
 
-async def test_nothing_is_inserted_when_somebody_else_held_the_lease_since_it_was_read_back(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+async def test_nothing_is_inserted_if_another_exporter_held_the_lease_since_the_read_back(
+    mirror_env: MirrorEnv, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    existing_keys = desk.history.existing_keys
+    existing_keys = mirror_env.history.existing_keys
 
     async def paused(keys: Collection[Key]) -> set[Key]:
         found = await existing_keys(keys)
-        desk.history.samples.append(to_record(row(0)))  # by the other one, whose lease has ended again
-        desk.lease.fence += 2
+        mirror_env.history.samples.append(to_record(row(0)))  # written by the other exporter, whose lease has ended again
+        mirror_env.lease.fence += 2
         return found
 
-    desk.put(row(0))
+    mirror_env.put(row(0))
     with monkeypatch.context() as patch:
-        patch.setattr(desk.history, "existing_keys", paused)
+        patch.setattr(mirror_env.history, "existing_keys", paused)
         with pytest.raises(StoreUnavailableError, match="another exporter held the lease"):
-            await desk.mirror.step()
-    await desk.drain()
-    assert desk.history.keys == [("w1", T)]
+            await mirror_env.mirror.step()
+    await mirror_env.drain()
+    assert mirror_env.history.keys == [("w1", T)]
 
 
-async def test_samples_of_periods_nobody_observed_are_counted_as_healed(desk: Desk) -> None:
-    desk.put(row(0), row(1, status=None))
-    await desk.drain()
-    assert desk.count("samples_gap_filled_total") == 1
+async def test_samples_of_periods_without_an_observation_are_counted_as_gap_filled(mirror_env: MirrorEnv) -> None:
+    mirror_env.put(row(0), row(1, status=None))
+    await mirror_env.drain()
+    assert mirror_env.count("samples_gap_filled_total") == 1
 
 
-async def test_the_loop_starts_over_after_a_failure_and_says_what_the_problem_was(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+async def test_the_loop_starts_over_after_a_failure_and_exposes_the_problem(
+    mirror_env: MirrorEnv, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "RETRY_SECONDS", 0.05)
-    desk.history.fate = "half"
-    loop = asyncio.create_task(desk.mirror.run_forever())
-    desk.put(row(0), row(1))
-    desk.mirror.wake.set()
-    await until(lambda: desk.mirror.problem is not None)
-    assert desk.mirror.problem == "the connection broke"
-    await until(lambda: desk.mirror.problem is None)
-    assert desk.outbox.counts()["final"] == 0
-    assert desk.history.keys == [("w1", T), ("w1", T + P)]
-    assert desk.count("mirror_failures_total", reason="unavailable") == 1
+    mirror_env.history.outcome = "half"
+    loop = asyncio.create_task(mirror_env.mirror.run_forever())
+    mirror_env.put(row(0), row(1))
+    mirror_env.mirror.wake.set()
+    await until(lambda: mirror_env.mirror.problem is not None)
+    assert mirror_env.mirror.problem == "the connection broke"
+    await until(lambda: mirror_env.mirror.problem is None)
+    assert mirror_env.outbox.counts()["final"] == 0
+    assert mirror_env.history.keys == [("w1", T), ("w1", T + P)]
+    assert mirror_env.count("mirror_failures_total", reason="unavailable") == 1
     loop.cancel()
     await asyncio.gather(loop, return_exceptions=True)
 
 
-async def test_a_history_that_is_not_ours_is_verified_again_each_time(desk: Desk) -> None:
-    desk.history.misfit = True
-    desk.put(row(0))
+async def test_an_incompatible_history_is_verified_again_each_time(mirror_env: MirrorEnv) -> None:
+    mirror_env.history.incompatible = True
+    mirror_env.put(row(0))
     with pytest.raises(IncompatibleStoreError):
-        await desk.mirror.step()
-    desk.history.misfit = False
-    await desk.drain()
-    assert desk.history.keys == [("w1", T)]
+        await mirror_env.mirror.step()
+    mirror_env.history.incompatible = False
+    await mirror_env.drain()
+    assert mirror_env.history.keys == [("w1", T)]
 
 
-async def test_a_full_disk_while_deleting_doubles_nothing(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_full_disk_while_deleting_doubles_nothing(mirror_env: MirrorEnv, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(rows: object) -> None:
         raise StoreError("the disk is full", reason="disk_full")
 
-    desk.put(row(0))
+    mirror_env.put(row(0))
     with monkeypatch.context() as patch:
-        patch.setattr(desk.outbox, "delete", full)
+        patch.setattr(mirror_env.outbox, "delete", full)
         with pytest.raises(StoreError):
-            await desk.mirror.step()
-    await desk.drain()
-    assert desk.history.keys == [("w1", T)]
+            await mirror_env.mirror.step()
+    await mirror_env.drain()
+    assert mirror_env.history.keys == [("w1", T)]
 
 
-def test_a_row_is_written_in_the_customers_shape() -> None:
+def test_a_row_is_written_as_the_customers_record() -> None:
     full = PendingSample("w1", T, "eu-west-1", ("i-1",), "running", 0, own_cpu=1.0, cpu=2.5, memory=None, final=True)
     assert to_record(full) == WorkerMetricsSample("w1", "eu-west-1", to_datetime(T), 2.5, None, 0, "running")
 
 
-async def test_what_a_backfill_may_be_writing_waits_for_its_lease_and_the_newer_samples_do_not(desk: Desk) -> None:
-    desk.put(*(row(number) for number in range(30)))
-    desk.now = T + 25 * P  # the first 15 are older than 10 periods
-    desk.backfill.taken = True
-    await desk.drain()
-    assert [start for _, start in desk.history.keys] == [T + number * P for number in range(15, 30)]
-    assert desk.outbox.counts()["final"] == 15
-    desk.backfill.taken = False
-    await desk.drain()
-    assert [start for _, start in desk.history.keys] == [T + number * P for number in range(30)]
-    assert desk.backfill.released == 2  # batches of 10; nothing is kept from a backfill between them
+async def test_samples_that_a_backfill_may_be_writing_wait_for_its_lease_and_newer_ones_do_not(mirror_env: MirrorEnv) -> None:
+    mirror_env.put(*(row(number) for number in range(30)))
+    mirror_env.now = T + 25 * P  # the first 15 are older than 10 periods
+    mirror_env.backfill.taken = True
+    await mirror_env.drain()
+    assert [start for _, start in mirror_env.history.keys] == [T + number * P for number in range(15, 30)]
+    assert mirror_env.outbox.counts()["final"] == 15
+    mirror_env.backfill.taken = False
+    await mirror_env.drain()
+    assert [start for _, start in mirror_env.history.keys] == [T + number * P for number in range(30)]
+    assert mirror_env.backfill.released == 2  # batches of 10; the lease is free between them
 
 
-async def test_an_old_sample_is_not_written_when_the_backfills_lease_ends_too_soon(desk: Desk) -> None:
+async def test_an_old_sample_is_not_written_when_the_backfills_lease_ends_too_soon(mirror_env: MirrorEnv) -> None:
     async def almost_over() -> bool:
-        desk.backfill.remaining = MIN_LEASE_SECONDS - 1
+        mirror_env.backfill.remaining = MIN_LEASE_SECONDS - 1
         return True
 
-    desk.backfill.acquire_or_renew = almost_over  # type: ignore[method-assign]  # the lease as the server gave it
-    desk.put(row(0))
-    desk.now = T + 25 * P
+    mirror_env.backfill.acquire_or_renew = almost_over  # type: ignore[method-assign]  # the lease as the server gave it
+    mirror_env.put(row(0))
+    mirror_env.now = T + 25 * P
     with pytest.raises(StoreUnavailableError, match="ends too soon"):
-        await desk.drain()
-    assert desk.history.keys == []
-    assert desk.backfill.released == 1
+        await mirror_env.drain()
+    assert mirror_env.history.keys == []
+    assert mirror_env.backfill.released == 1
 
 
-async def test_the_lease_is_free_again_after_a_batch_that_failed(desk: Desk) -> None:
-    desk.put(row(0))
-    desk.now = T + 25 * P
-    desk.history.fate = "nothing"
+async def test_the_lease_is_free_again_after_a_batch_that_failed(mirror_env: MirrorEnv) -> None:
+    mirror_env.put(row(0))
+    mirror_env.now = T + 25 * P
+    mirror_env.history.outcome = "nothing"
     with pytest.raises(StoreUnavailableError):
-        await desk.drain()
-    assert desk.backfill.released == 1
-    await desk.drain()
-    assert desk.history.keys == [("w1", T)]
+        await mirror_env.drain()
+    assert mirror_env.backfill.released == 1
+    await mirror_env.drain()
+    assert mirror_env.history.keys == [("w1", T)]

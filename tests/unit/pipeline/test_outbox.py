@@ -1,4 +1,4 @@
-"""The journal: whole transactions, one owner, nothing lost by a restart, and errors that say what to do."""
+"""The outbox: whole transactions, one owner, nothing lost by a restart, and errors that say what to do."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ from exporter.pipeline.outbox import Outbox
 T, P = 1_767_225_600, 300
 ROW = PendingSample("w1", T, "eu-west-1", ("i-2", "i-1"), "running", 3, own_cpu=1.5, own_memory=2.5)
 READY = replace(ROW, cpu=1.5, memory=2.5, final=True)
-KNOWN = WorkerState("w1", "eu-west-1", ("i-2", "i-1"), "stopped", T - 5, T - 3, T)
+STATE = WorkerState("w1", "eu-west-1", ("i-2", "i-1"), "stopped", T - 5, T - 3, T)
 
 
 @pytest.fixture
@@ -60,31 +60,31 @@ def test_a_window_of_open_rows_has_its_start_but_not_its_end(outbox: Outbox) -> 
     assert [row.start for row in outbox.open_rows("w1", T + P, T + 3 * P)] == [T + P, T + 2 * P]
 
 
-def test_a_row_settled_when_it_was_opened_is_ready_and_no_longer_open(outbox: Outbox) -> None:
+def test_a_row_that_is_final_when_it_is_opened_is_ready_and_not_open(outbox: Outbox) -> None:
     put(outbox, READY)
     assert outbox.ready(10) == [READY]
     assert outbox.open_rows("w1", 0, 1 << 40) == []
 
 
-def test_what_is_known_of_a_worker_comes_back(outbox: Outbox) -> None:
+def test_the_state_of_a_worker_comes_back(outbox: Outbox) -> None:
     with outbox.transaction():
-        outbox.save_states([KNOWN, replace(KNOWN, worker_id="w2", instances=())])
-    assert outbox.states() == {"w1": KNOWN, "w2": replace(KNOWN, worker_id="w2", instances=())}
+        outbox.save_states([STATE, replace(STATE, worker_id="w2", instances=())])
+    assert outbox.states() == {"w1": STATE, "w2": replace(STATE, worker_id="w2", instances=())}
     with outbox.transaction():
-        outbox.save_states([replace(KNOWN, next=T + P)])
+        outbox.save_states([replace(STATE, next=T + P)])
         outbox.delete_states(["w2"])
-    assert outbox.states() == {"w1": replace(KNOWN, next=T + P)}
+    assert outbox.states() == {"w1": replace(STATE, next=T + P)}
 
 
-def test_forgetting_a_worker_leaves_its_rows(outbox: Outbox) -> None:
+def test_deleting_the_state_of_a_worker_leaves_its_rows(outbox: Outbox) -> None:
     put(outbox, ROW)
     with outbox.transaction():
-        outbox.save_states([KNOWN])
+        outbox.save_states([STATE])
         outbox.delete_states(["w1"])
     assert outbox.open_rows("w1", 0, 1 << 40) == [ROW]
 
 
-def test_the_last_fleet_comes_back_and_replaces_the_one_before(outbox: Outbox) -> None:
+def test_the_last_fleet_comes_back_and_replaces_the_previous_one(outbox: Outbox) -> None:
     assert outbox.last_fleet() == (0, (), {})
     first = Worker("w1", "eu-west-1", "i-1", "running", extra=(("cml_worker_disk", 0.5),))
     dead = Worker("w2", "eu-west-1", None, "terminated", name='O"Neil\n')
@@ -97,7 +97,7 @@ def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
     before = Outbox(tmp_path, P)
     put(before, ROW, replace(READY, start=T + P), replace(READY, start=T + 2 * P))
     with before.transaction():
-        before.save_states([KNOWN])
+        before.save_states([STATE])
     before.set_aside([("w1", T + 2 * P)])
     owner, counts = before.owner, before.counts()
     before.close()
@@ -105,7 +105,7 @@ def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
     after = Outbox(tmp_path, P)
     assert after.open_rows("w1", 0, 1 << 40) == [ROW]
     assert after.ready(10) == [replace(READY, start=T + P)]
-    assert after.states() == {"w1": KNOWN}
+    assert after.states() == {"w1": STATE}
     assert after.owner == owner
     assert after.counts() == counts == {"observed": 1, "final": 1, "rejected": 1}
     after.close()
@@ -131,19 +131,19 @@ with outbox.transaction():
     outbox.close()
 
 
-# -- settling and mirroring --------------------------------------------------------------------------------------------
+# -- deciding and mirroring --------------------------------------------------------------------------------------------
 
 
-def test_the_aggregates_own_values_reach_the_open_row_that_contains_their_time(outbox: Outbox) -> None:
+def test_the_worker_documents_own_values_are_written_to_the_open_row_that_contains_their_time(outbox: Outbox) -> None:
     put(outbox, replace(ROW, own_cpu=None, own_memory=None), replace(READY, start=T + P))
     worker = Worker("w1", "eu-west-1", "i-1", "running", cpu=7.0, memory=8.0)
     with outbox.transaction():
         outbox.update_own([replace(worker, collected_at=T + P - 1), replace(worker, collected_at=T + P, cpu=9.0), worker], P)
     assert outbox.open_rows("w1", T, T + P) == [replace(ROW, own_cpu=7.0, own_memory=8.0)]
-    assert outbox.ready(10) == [replace(READY, start=T + P)], "a settled row stays as it is"
+    assert outbox.ready(10) == [replace(READY, start=T + P)], "a final row does not change"
 
 
-def test_a_worker_needs_all_candidates_of_its_open_rows_from_the_oldest_on(outbox: Outbox) -> None:
+def test_a_pending_query_has_all_candidates_of_the_open_rows_from_the_oldest_on(outbox: Outbox) -> None:
     put(
         outbox,
         replace(ROW, start=T + P, instances=("i-3",)),
@@ -152,14 +152,14 @@ def test_a_worker_needs_all_candidates_of_its_open_rows_from_the_oldest_on(outbo
         replace(READY, start=T - P),
         replace(ROW, worker_id="w2", start=T + P),
     )
-    assert sorted(outbox.pending_queries(), key=lambda need: (need.worker_id, need.region)) == [
+    assert sorted(outbox.pending_queries(), key=lambda one: (one.worker_id, one.region)) == [
         PendingQuery("w1", "eu-west-1", ("i-1", "i-2", "i-3"), T),
         PendingQuery("w1", "us-east-1", ("i-9",), T + 2 * P),
         PendingQuery("w2", "eu-west-1", ("i-1", "i-2"), T + P),
     ]
 
 
-def test_settled_rows_become_ready_undecided_ones_keep_what_is_decided_empty_ones_are_dropped(outbox: Outbox) -> None:
+def test_final_rows_become_ready_undecided_ones_keep_what_is_decided_empty_ones_are_dropped(outbox: Outbox) -> None:
     nothing = PendingSample("w3", T, "eu-west-1", ("i-3",))
     put(outbox, ROW, replace(ROW, worker_id="w2"), nothing)
     with outbox.transaction():
@@ -177,32 +177,32 @@ def test_rows_are_ready_worker_by_worker_in_time_order(outbox: Outbox) -> None:
     ]  # fmt: skip
 
 
-def test_only_settled_rows_are_deleted(outbox: Outbox) -> None:
+def test_only_final_rows_are_deleted(outbox: Outbox) -> None:
     put(outbox, ROW, replace(READY, start=T + P))
     outbox.delete([ROW, replace(READY, start=T + P)])
     assert outbox.open_rows("w1", 0, 1 << 40) == [ROW]
     assert outbox.counts() == counted(outbox) == {"observed": 1, "final": 0, "rejected": 0}
 
 
-def test_a_rejected_row_is_kept_out_of_the_way(outbox: Outbox) -> None:
+def test_a_rejected_row_is_set_aside(outbox: Outbox) -> None:
     put(outbox, READY, replace(READY, start=T + P))
     outbox.set_aside([("w1", T)])
     assert [row.start for row in outbox.ready(10)] == [T + P]
     assert outbox.counts() == counted(outbox) == {"observed": 0, "final": 1, "rejected": 1}
     outbox.delete([READY])
-    assert outbox.counts()["rejected"] == 1, "until somebody has looked at it"
-    assert outbox.oldest() == T + P, "it is not on its way"
+    assert outbox.counts()["rejected"] == 1, "until the operator has inspected it"
+    assert outbox.oldest() == T + P, "a rejected row does not count"
 
 
-def test_the_oldest_row_is_the_oldest_on_its_way(outbox: Outbox) -> None:
+def test_the_oldest_row_may_be_open_or_final(outbox: Outbox) -> None:
     assert outbox.oldest() is None
     put(outbox, ROW, replace(READY, worker_id="w2", start=T - P))
     assert outbox.oldest() == T - P
 
 
-def test_expired_rows_are_those_of_the_workers_named_that_began_before(outbox: Outbox) -> None:
+def test_expired_rows_are_those_of_the_given_workers_that_began_before(outbox: Outbox) -> None:
     put(outbox, ROW, replace(ROW, start=T + P), replace(ROW, worker_id="w2"), replace(READY, start=T - P))
-    assert outbox.expired(["w1", "unheard of"], T + P) == [ROW]
+    assert outbox.expired(["w1", "unknown"], T + P) == [ROW]
 
 
 # -- transactions ------------------------------------------------------------------------------------------------------
@@ -219,15 +219,15 @@ def test_a_transaction_that_fails_is_undone_as_a_whole(outbox: Outbox, error: ty
     with pytest.raises(error), outbox.transaction():  # noqa: PT012  # the transaction is what is tested
         outbox.open([replace(ROW, start=T + 5 * P)])
         outbox.update([READY])
-        outbox.save_states([KNOWN])
+        outbox.save_states([STATE])
         raise error
     assert outbox.all_open_rows(10) == [ROW]
     assert outbox.states() == {}
     assert outbox.counts() == counted(outbox) == before
-    assert put(outbox, replace(ROW, start=T + 5 * P)) == 1, "and the next one begins as ever"
+    assert put(outbox, replace(ROW, start=T + 5 * P)) == 1, "and the next transaction works"
 
 
-def test_counts_are_kept_along_the_way(outbox: Outbox) -> None:
+def test_counts_follow_every_change(outbox: Outbox) -> None:
     for n in range(40):
         put(outbox, *(replace(ROW, worker_id=f"w{w}", start=T + n * P) for w in range(5)), replace(READY, start=T + n * P))
         rows = outbox.all_open_rows(3)
@@ -251,7 +251,7 @@ def test_a_full_disk_says_so_undoes_the_transaction_and_passes(outbox: Outbox) -
     assert put(outbox, replace(ROW, start=T + P)) == 1
 
 
-def test_an_sqlite_error_of_a_read_is_ours_too(outbox: Outbox) -> None:
+def test_an_sqlite_error_of_a_read_is_translated_too(outbox: Outbox) -> None:
     outbox._db.execute("ALTER TABLE sample RENAME TO elsewhere")
     with pytest.raises(StoreError, match=r"outbox\.db: no such table: sample"):
         outbox.ready(10)
@@ -284,7 +284,7 @@ def test_one_process_holds_the_folder(tmp_path: Path) -> None:
         holder.wait()
         holder.stdin.close()
         holder.stdout.close()
-    Outbox(tmp_path, P).close()  # a killed holder holds nothing
+    Outbox(tmp_path, P).close()  # the lock of a killed process is free
     assert (tmp_path / "lock").read_text() == str(os.getpid())
 
 
@@ -296,7 +296,7 @@ def test_a_folder_is_held_within_one_process_too(outbox: Outbox) -> None:
 def test_a_folder_that_cannot_be_made_says_which(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(
-        StoreError, match=rf"data_dir: cannot write to {tmp_path}/file/data \(Not a directory\); let this user write to it"
+        StoreError, match=rf"data_dir: cannot write to {tmp_path}/file/data \(Not a directory\); let this user write"
     ):
         Outbox(tmp_path / "file" / "data", P)
 
@@ -308,7 +308,7 @@ def test_a_folder_that_is_read_only_says_which(tmp_path: Path) -> None:
         Outbox(tmp_path, P)
 
 
-def test_a_file_that_cannot_be_opened_lets_go_of_the_lock(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_opened_releases_the_lock(tmp_path: Path) -> None:
     (tmp_path / "outbox.db").mkdir()
     with pytest.raises(StoreError, match="check the disk and the permissions of data_dir"):
         Outbox(tmp_path, P)
@@ -316,7 +316,7 @@ def test_a_file_that_cannot_be_opened_lets_go_of_the_lock(tmp_path: Path) -> Non
     Outbox(tmp_path, P).close()
 
 
-def test_a_folder_of_another_period_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+def test_a_folder_of_another_period_is_rejected_and_not_changed(tmp_path: Path) -> None:
     first = Outbox(tmp_path, 60)
     put(first, ROW)
     first.close()

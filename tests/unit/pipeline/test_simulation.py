@@ -1,4 +1,4 @@
-"""A few hours of a hostile world (docs/sample-lifecycle.md); `make simulate` runs hundreds of seeds."""
+"""A few simulated hours with faults (docs/sample-lifecycle.md); `make simulate` runs hundreds of seeds."""
 
 import pytest
 
@@ -14,7 +14,7 @@ def test_nothing_is_lost_doubled_or_invented(seed: int) -> None:
     print(scenario)
     world = run(scenario)
     assert world.violations == []
-    assert len(world.mongodb.documents) > 400, "else the world stood still"
+    assert len(world.mongodb.documents) > 400, "else nothing was simulated"
 
 
 @pytest.mark.parametrize(
@@ -24,13 +24,13 @@ def test_nothing_is_lost_doubled_or_invented(seed: int) -> None:
         ("3: gaps only after the newest sample", 0),
         ("4: only the instance of the tick", 1),
         ("7: late values are not confirmed", 3),
-        ("7: an empty result is absent at once", 0),
+        ("7: a missing datapoint is absent at once", 0),
         ("8: unlisted memory is absent at once", 1),
-        ("12: running inserts are not awaited", 1),
-        ("12: read back what a majority has", 1),
+        ("12: does not wait for running inserts", 1),
+        ("12: read back majority-committed data", 1),
     ],
 )
-def test_a_rule_taken_away_is_noticed(rule: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_rule_is_noticed(rule: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         MUTANTS[rule](patch)
         assert run(Scenario.of(seed, hours=HOURS)).violations

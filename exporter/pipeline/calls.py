@@ -1,0 +1,147 @@
+"""Make the GetMetricData calls of a collection cycle: keep the newest datapoints and finalize samples."""
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+
+from exporter.core import logs
+from exporter.core.clock import ServerClock
+from exporter.core.errors import SourceError, StoreError
+from exporter.core.model import MetricResults
+from exporter.core.periods import align
+from exporter.pipeline.cycle import Cycle, CycleStats
+from exporter.pipeline.lifecycle import FirstSeenValues, Rules
+from exporter.pipeline.outbox import OutboxThread
+from exporter.pipeline.planning import MetricDataCall
+from exporter.pipeline.publisher import Publisher
+from exporter.pipeline.transactions import apply_results
+from exporter.sources.cloudwatch.memory_series import MemorySeriesIndex
+from exporter.sources.protocols import MetricSource
+
+MAX_CONCURRENT_CALLS = 6
+"""Calls under way at once. Their latency hardly counts, since 40 calls query 10,000 workers; but results that arrive together
+are parsed together, and each thread that does so delays scrapes."""
+
+_log = logs.get("collector")
+
+
+class CallRunner:
+    """Makes the calls of a cycle and applies the results to the outbox and the publisher.
+
+    Args:
+        source: CloudWatch.
+        series: the listings the queries were made from.
+        clock: MongoDB's time.
+        rules: the settings of the sample lifecycle.
+        outbox: holds the open samples.
+        publisher: shows the newest datapoints.
+        on_ready: called when samples are ready for the mirror.
+        wall: UTC seconds of this host.
+    """
+
+    def __init__(
+        self,
+        source: MetricSource,
+        series: MemorySeriesIndex,
+        clock: ServerClock,
+        rules: Rules,
+        outbox: OutboxThread,
+        publisher: Publisher,
+        on_ready: Callable[[], object],
+        wall: Callable[[], float],
+    ) -> None:
+        self._source = source
+        self._series = series
+        self._clock = clock
+        self._rules = rules
+        self._outbox = outbox
+        self._publisher = publisher
+        self._on_ready = on_ready
+        self._wall = wall
+        self._polled: dict[str, int] = {}
+        self._first_seen: FirstSeenValues = {}
+
+    def last_polled(self, now: int) -> Mapping[str, int]:
+        """Return when all queries of a worker last had complete results, by worker id, in MongoDB's time.
+
+        Times after `now` are dropped: if the clock went back, those workers are polled again.
+        """
+        self._polled = {worker_id: at for worker_id, at in self._polled.items() if at <= now}
+        return self._polled
+
+    def forget_before(self, start: int) -> None:
+        """Forget the undecided values of periods up to `start` (UTC seconds), which are no longer open."""
+        self._first_seen = {key: seen for key, seen in self._first_seen.items() if key[1] > start}
+
+    async def run(self, calls: Iterable[MetricDataCall], cycle: Cycle) -> None:
+        """Make all calls, some at once; record the error and the end of each in the cycle."""
+        slots = asyncio.Semaphore(MAX_CONCURRENT_CALLS)
+
+        async def run_one(call: MetricDataCall) -> None:
+            async with slots:
+                try:
+                    error = await self._run_call(call, cycle.stats)
+                except Exception as bug:  # noqa: BLE001  # a bug in one call must not end the others; the log has its traceback
+                    _log.exception("CloudWatch call failed with an unexpected error; please report it", region=call.region)
+                    error = SourceError("cloudwatch", type(bug).__name__, f"an unexpected error: {bug!r}", region=call.region)
+            cycle.ended[call.region] = self._wall()
+            if error:
+                cycle.failures[call.region] = error
+                cycle.stats.failed += 1
+            self._publisher.mark_polled()
+            await self._publisher.publish_progress()
+
+        async with asyncio.TaskGroup() as group:
+            for call in calls:
+                group.create_task(run_one(call))
+
+    async def _run_call(self, call: MetricDataCall, stats: CycleStats) -> SourceError | None:
+        """Make one call, keep its newest datapoints and finalize samples; return the error of a failed or partial one."""
+        now = self._clock.now()
+        try:
+            results = await self._source.get_metric_data(call.region, call.queries, call.start, call.end, self._rules.period)
+        except SourceError as error:
+            return error
+        stats.calls += 1
+        for query, result in results.by_query.items():
+            self._publisher.add_result(query, result)
+            stats.datapoints += len(result.values)
+        self._mark_silent(call.region, results)
+        try:
+            await self._apply(call, results, stats)
+        except StoreError as error:  # the samples stay open and the workers due; the gauges go on
+            _log.error("cannot save CloudWatch results; they are queried again", error=str(error))
+            stats.failed += 1
+            return None
+        complete = {query for query, result in results.by_query.items() if result.complete}
+        for worker_id, queries in call.queries_by_worker.items():
+            if complete.issuperset(queries):
+                self._polled[worker_id] = now
+        queried = call.queries
+        incomplete = sum(query not in complete for query in queried)
+        if incomplete:
+            return SourceError(
+                "cloudwatch",
+                "PartialData",
+                f"CloudWatch returned incomplete results for {incomplete} of {len(queried)} queries; "
+                "they are repeated in the next collection cycle",
+                region=call.region,
+            )
+        return None
+
+    def _mark_silent(self, region: str, results: MetricResults) -> None:
+        """Prefer other memory series over those that had no datapoint in the last 3 periods."""
+        recent = align(results.date, self._rules.period) - 4 * self._rules.period  # and one that may not be published yet
+        for query, result in results.by_query.items():
+            covers_recent = query.metric == "memory" and result.complete and result.start <= recent
+            if covers_recent and max(result.values, default=0) < recent:
+                self._series.mark_silent(region, query.dimensions)
+
+    async def _apply(self, call: MetricDataCall, results: MetricResults, stats: CycleStats) -> None:
+        listings = self._series.listings(call.region)
+        finalized, dropped = await self._outbox(
+            apply_results, self._outbox.outbox, call, results, listings, self._first_seen, self._rules
+        )
+        stats.finalized += finalized
+        stats.dropped += dropped
+        if finalized:
+            self._on_ready()
