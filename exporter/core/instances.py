@@ -1,4 +1,4 @@
-"""Which instances a worker ran on, and what the inventory remembers of a worker. Pure."""
+"""Which instances a worker ran on, and what the inventory records of a worker. Pure."""
 
 from dataclasses import replace
 from itertools import pairwise
