@@ -414,7 +414,7 @@ def test_the_simulator_leaves_a_fleet_alone_that_is_not_the_demos(
     ("words", "uri", "message"),
     [
         (["manager"], "", "MONGODB_URI is not set"),
-        (["manager"], "postgres://db", "MONGODB_URI is no usable connection string"),
+        (["manager"], "postgres://db", "MONGODB_URI is not a connection string of MongoDB"),
         (["manager"], "mongodb://127.0.0.1:1/db?serverSelectionTimeoutMS=100", "the demo cannot use MongoDB"),
         (["fake-aws", "--listen", "5000"], "mongodb://127.0.0.1:1/db", "--listen: '5000' cannot be listened on"),
     ],
