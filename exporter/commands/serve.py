@@ -88,7 +88,7 @@ async def serve(settings: Settings) -> int:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop)
         _log.info(
-            "serving",
+            "listening",
             addresses=",".join(f"{s.getsockname()[0]}:{s.getsockname()[1]}" for s in sockets),
             data_dir=str(settings.data_dir),
         )

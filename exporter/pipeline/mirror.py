@@ -80,7 +80,7 @@ class WriterLease(Protocol):
 
 
 class SharedLease(WriterLease, Protocol):
-    """The lease of the process that writes samples older than the live window: this exporter's mirror, or a backfill."""
+    """The lease of the process that writes samples older than `gap_fill_window`: this exporter's mirror, or a backfill."""
 
     async def acquire_or_renew(self) -> bool:
         """Take the lease if it is free; return whether this process holds it."""
@@ -192,7 +192,7 @@ class Mirror:
             return []
         if not await old.lease.acquire_or_renew():
             if not self._waits_for_backfill:
-                _log.info("samples older than the live window wait until a backfill has ended", before=rfc3339(since))
+                _log.info("samples older than gap_fill_window wait until a backfill has ended", before=rfc3339(since))
             self._waits_for_backfill = True
             return []
         self._waits_for_backfill = False

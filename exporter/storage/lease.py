@@ -21,7 +21,7 @@ from exporter.storage.mongo import STATE, Database, Document, durable, operation
 LEASE_SECONDS = 30
 """How long a lease lasts after each renewal."""
 BACKFILL = "backfill"
-"""The name of the lease for writing samples older than the live window."""
+"""The name of the lease for writing samples older than `gap_fill_window`."""
 SAFETY_FRACTION = 1 / 6
 """The last part of a lease's duration, in which its holder no longer relies on it."""
 _MAX_SKEW_SECONDS = 600

@@ -1,1 +1,1 @@
-"""`backfill`: fill gaps older than the live window from CloudWatch."""
+"""`backfill`: fill gaps older than `gap_fill_window` from CloudWatch."""
