@@ -1,12 +1,11 @@
-"""A TCP proxy in front of a real mongod that cuts the client's connection around an insert.
+"""TCP proxies in front of a real mongod that pass whole messages on; one of them cuts the client's connection around an insert.
 
-It parses only the start of a message: every message begins with its length, and the first key of the body names the command
+They parse only the start of a message: every message begins with its length, and the first key of the body names the command
 (https://www.mongodb.com/docs/manual/reference/mongodb-wire-protocol/).
 """
 
 import asyncio
 import struct
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Literal, Self
 
@@ -17,30 +16,46 @@ CUTS: tuple[Cut, ...] = ("before", "torn", "mid", "after")
 _HEADER = struct.Struct("<iiii")  # length, request id, response to, opcode
 _OP_MSG = 2013
 _BODY = _HEADER.size + 4 + 1 + 4  # flags, section kind, length of the document
+_MORE_TO_COME = 2
 
 
-@dataclass
 class MongoProxy:
-    """Listens on a free port of 127.0.0.1 and forwards to mongod's `target` port; use it as an async context manager."""
+    """Listens on a free port of 127.0.0.1 and forwards to mongod's `target` port; use it as an async context manager.
 
-    target: int
-    collection: str = "worker_metrics_timeseries"
-    port: int = 0
-    cuts: int = 0
-    """How many inserts were cut so far."""
-    inserts: int = 0
-    """How many inserts into the collection passed by, cut or not."""
-    _plan: list[Cut] = field(default_factory=list)
-    _server: asyncio.Server | None = None
-    _connections: set["asyncio.Task[None]"] = field(default_factory=set)
+    It passes everything on; a subclass says which requests it interferes with.
+
+    Args:
+        target: mongod's port.
+        database: the database that `uri` names, if any.
+    """
+
+    collection = "worker_metrics_timeseries"
+
+    def __init__(self, target: int, database: str = "") -> None:
+        self.target = target
+        self.database = database
+        self.port = 0
+        self.inserts = 0
+        """How many inserts into the collection passed by, cut or not."""
+        self._server: asyncio.Server | None = None
+        self._connections: set[asyncio.Task[None]] = set()
 
     @property
     def uri(self) -> str:
-        return f"mongodb://127.0.0.1:{self.port}/?directConnection=true"
+        return f"mongodb://127.0.0.1:{self.port}/{self.database}?directConnection=true"
 
-    def cut(self, *plan: Cut) -> None:
-        """Cut the next inserts, one for each argument."""
-        self._plan.extend(plan)
+    async def _interfere(self, request: bytes, up_reader: asyncio.StreamReader, up_writer: asyncio.StreamWriter) -> bool:
+        """Return whether the client's connection ends here; False: the request is passed on, and its replies too."""
+        return False
+
+    def _replied(self, request: bytes) -> None:
+        """Called when a reply to the request has arrived and is not passed on yet."""
+
+    def _is_command(self, request: bytes, command: bytes) -> bool:
+        """Return whether the request is this command on the collection."""
+        name = self.collection.encode() + b"\x00"
+        start = b"\x02" + command + b"\x00" + struct.pack("<i", len(name)) + name
+        return bool(_HEADER.unpack_from(request)[3] == _OP_MSG) and request.startswith(start, _BODY)
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
@@ -69,33 +84,49 @@ class MongoProxy:
             return
         try:
             while True:
-                request = await _message(reader)
-                cut = self._next_cut(request)
-                if cut == "before":
+                request = await read_message(reader)
+                if await self._interfere(request, up_reader, up_writer):
                     return
-                up_writer.write(request[: len(request) // 2] if cut == "torn" else request)
+                up_writer.write(request)
                 await up_writer.drain()
-                if cut in ("torn", "mid"):
-                    return
-                reply = await _message(up_reader)
-                if cut == "after":
-                    return
-                writer.write(reply)
-                # The driver's monitor sends one request and then reads a stream of replies: moreToCome, bit 1 of the flags.
-                while struct.unpack_from("<i", reply, _HEADER.size)[0] & 2:
-                    reply = await _message(up_reader)
+                more = True
+                while more:  # the driver's monitor sends one request and receives a stream of replies
+                    reply = await read_message(up_reader)
+                    self._replied(request)
+                    more = bool(struct.unpack_from("<i", reply, _HEADER.size)[0] & _MORE_TO_COME)
                     writer.write(reply)
-                await writer.drain()
+                    await writer.drain()
         except (asyncio.IncompleteReadError, ConnectionError):
             return
         finally:
             writer.close()
             up_writer.close()
 
+
+class CuttingProxy(MongoProxy):
+    """Cuts the client's connection around the inserts that `cut` plans."""
+
+    def __init__(self, target: int) -> None:
+        super().__init__(target)
+        self.cuts = 0
+        """How many inserts were cut so far."""
+        self._plan: list[Cut] = []
+
+    def cut(self, *plan: Cut) -> None:
+        """Cut the next inserts, one for each argument."""
+        self._plan.extend(plan)
+
+    async def _interfere(self, request: bytes, up_reader: asyncio.StreamReader, up_writer: asyncio.StreamWriter) -> bool:
+        cut = self._next_cut(request)
+        if cut is None:
+            return False
+        await pass_until(cut, request, up_writer)
+        if cut == "after":
+            await read_message(up_reader)
+        return True
+
     def _next_cut(self, request: bytes) -> Cut | None:
-        _, _, _, opcode = _HEADER.unpack_from(request)
-        name = b"\x02insert\x00" + struct.pack("<i", len(self.collection) + 1) + self.collection.encode() + b"\x00"
-        if opcode != _OP_MSG or request[_BODY : _BODY + len(name)] != name:
+        if not self._is_command(request, b"insert"):
             return None
         self.inserts += 1
         if not self._plan:
@@ -104,7 +135,19 @@ class MongoProxy:
         return self._plan.pop(0)
 
 
-async def _message(reader: asyncio.StreamReader) -> bytes:
+async def pass_until(cut: Cut, request: bytes, up_writer: asyncio.StreamWriter) -> None:
+    """Pass on what mongod receives of a request that is cut there."""
+    if cut != "before":
+        up_writer.write(request[: len(request) // 2] if cut == "torn" else request)
+        await up_writer.drain()
+
+
+async def read_message(reader: asyncio.StreamReader) -> bytes:
+    """Read one message of the wire protocol.
+
+    Raises:
+        asyncio.IncompleteReadError: the connection ended before.
+    """
     head = await reader.readexactly(4)
     (length,) = struct.unpack("<i", head)
     return head + await reader.readexactly(length - 4)

@@ -34,11 +34,8 @@ from tests.helpers.expected_history import Member, assert_true, expected_history
 from tests.helpers.exporter_process import COMMAND, ExporterProcess
 from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
 from tests.helpers.ports import free_port
+from tests.tools.crash_tests import COLLECTION, CREDENTIALS, DATABASE, DECIDED, PERIOD
 
-DATABASE, COLLECTION, PERIOD = "kills", "worker_metrics_timeseries", 300
-DECIDED = 1500
-"""As in tests.tools.crash_tests: seconds after which the live exporter has decided a period, by the settings below."""
-CREDENTIALS = {"AWS_ACCESS_KEY_ID": "AKIAKILLS", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_EC2_METADATA_DISABLED": "true"}
 _ROW = re.compile(r"^(?:all|eu-west-1) +\d+ +([\d,]+) +([\d,]+) +([\d,]+) +([\d.]+)$", re.MULTILINE)
 
 

@@ -13,7 +13,6 @@ import os
 import random
 import signal
 import sqlite3
-import struct
 import sys
 import tempfile
 import time
@@ -21,8 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any
 
 from pymongo import MongoClient
 
@@ -32,13 +30,13 @@ from tests.fixtures.mongo import NO_TTL
 from tests.helpers.expected_history import Member, assert_true, expected_history
 from tests.helpers.exporter_process import ExporterProcess
 from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
+from tests.helpers.mongo_proxy import Cut, MongoProxy, pass_until, read_message
 from tests.helpers.ports import free_port
 
-Moment = Literal["before", "torn", "mid", "after"]
-"""Nothing of the insert has reached mongod; half of it; all of it, without a reply yet; the proxy has the reply."""
-MOMENTS: tuple[Moment, ...] = ("before", "torn", "mid", "mid", "mid", "mid", "after", "after")
-IN_FLIGHT: tuple[Moment, ...] = ("torn", "mid", "after")
+MOMENTS: tuple[Cut, ...] = ("before", "torn", "mid", "mid", "mid", "mid", "after", "after")
+IN_FLIGHT: tuple[Cut, ...] = ("torn", "mid", "after")
 VICTIMS: tuple[tuple[str, ...], ...] = (("exporter",), ("exporter",), ("mongod",), ("exporter", "mongod"))
+CREDENTIALS = {"AWS_ACCESS_KEY_ID": "AKIAKILLS", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_EC2_METADATA_DISABLED": "true"}
 DATABASE, COLLECTION = "kills", "worker_metrics_timeseries"
 REGIONS = ("eu-west-1", "us-east-1")
 PERIOD, HOUR = 300, 3600
@@ -47,16 +45,12 @@ DECIDED = 1500
 PATIENCE = 15.0
 """Seconds to wait for an insert; without one (everything is mirrored) the kill happens at a random moment."""
 
-_HEADER = struct.Struct("<iiii")  # length, request id, response to, opcode
-_OP_MSG, _BODY = 2013, _HEADER.size + 4 + 1 + 4  # flags, section kind, length of the document
-_MORE_TO_COME = 2
-
 
 @dataclass
 class Trap:
     """A trap for the next insert, and its outcome."""
 
-    moment: Moment
+    moment: Cut
     strike: Callable[[], None]
     """Called at that moment."""
     skip: int
@@ -67,34 +61,22 @@ class Trap:
     """Set when the proxy has the insert and has passed nothing on."""
     go: asyncio.Event = field(default_factory=asyncio.Event)
     """Set to let the insert continue."""
-    sprung: "asyncio.Future[Moment]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    sprung: "asyncio.Future[Cut]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     """The moment at which the trap sprang."""
 
 
-class InsertProxy:
-    """A TCP proxy for mongod that passes whole messages on and springs a trap at an insert into the history.
+class InsertProxy(MongoProxy):
+    """Springs a trap at an insert into the history.
 
     Or at the read-back before an insert (`arm_readback`): the last moment at which a writer cannot notice another one.
     """
 
-    def __init__(self, target: int, collection: str = COLLECTION) -> None:
-        self.target = target
-        self.port = 0
-        self.inserts = 0
-        name = collection.encode() + b"\x00"
-        self._insert, self._aggregate = (
-            b"\x02" + command + b"\x00" + struct.pack("<i", len(name)) + name for command in (b"insert", b"aggregate")
-        )
+    def __init__(self, target: int) -> None:
+        super().__init__(target, DATABASE)
         self._trap: Trap | None = None
         self._at_readback: Callable[[], None] | None = None
-        self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
 
-    @property
-    def uri(self) -> str:
-        return f"mongodb://127.0.0.1:{self.port}/{DATABASE}?directConnection=true"
-
-    def arm(self, moment: Moment, strike: Callable[[], None], *, skip: int = 0, delay: float = 0.0, hold: bool = False) -> Trap:
+    def arm(self, moment: Cut, strike: Callable[[], None], *, skip: int = 0, delay: float = 0.0, hold: bool = False) -> Trap:
         """Call `strike` at that moment of a coming insert; with `hold` not before the trap's `go` is set."""
         self._trap = trap = Trap(moment, strike, skip, delay)
         if not hold:
@@ -108,57 +90,19 @@ class InsertProxy:
     def disarm(self) -> None:
         self._trap = None
 
-    async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
-        return self
+    async def _interfere(self, request: bytes, up_reader: asyncio.StreamReader, up_writer: asyncio.StreamWriter) -> bool:
+        trap = self._trapped(request)
+        if trap:
+            await self._spring(trap, request, up_reader, up_writer)
+        return trap is not None
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        assert self._server is not None
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.ensure_future(self._serve(reader, writer))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self.target)
-        except OSError:
-            writer.close()
-            return
-        try:
-            while True:
-                request = await _message(reader)
-                trap = self._trapped(request)
-                if trap:
-                    await self._spring(trap, request, up_reader, up_writer)
-                    return
-                up_writer.write(request)
-                await up_writer.drain()
-                more = True
-                while more:  # the driver's monitor sends one request and receives a stream of replies
-                    reply = await _message(up_reader)
-                    if self._at_readback and self._is_readback(request):
-                        self._at_readback()
-                        self._at_readback = None
-                    more = bool(struct.unpack_from("<i", reply, _HEADER.size)[0] & _MORE_TO_COME)
-                    writer.write(reply)
-                    await writer.drain()
-        except (asyncio.IncompleteReadError, ConnectionError):
-            return
-        finally:
-            writer.close()
-            up_writer.close()
+    def _replied(self, request: bytes) -> None:
+        if self._at_readback and self._is_readback(request):
+            self._at_readback()
+            self._at_readback = None
 
     def _trapped(self, request: bytes) -> Trap | None:
-        if _HEADER.unpack_from(request)[3] != _OP_MSG or not request.startswith(self._insert, _BODY):
+        if not self._is_command(request, b"insert"):
             return None
         self.inserts += 1
         trap = self._trap
@@ -172,7 +116,7 @@ class InsertProxy:
 
     def _is_readback(self, request: bytes) -> bool:
         """Return whether it is the majority read of a read-back; the search for gaps has no upper bound."""
-        return request.startswith(self._aggregate, _BODY) and b"majority\x00" in request and b"$lte\x00" in request
+        return self._is_command(request, b"aggregate") and b"majority\x00" in request and b"$lte\x00" in request
 
     async def _spring(
         self, trap: Trap, request: bytes, up_reader: asyncio.StreamReader, up_writer: asyncio.StreamWriter
@@ -180,11 +124,9 @@ class InsertProxy:
         trap.caught.set()
         await trap.go.wait()
         moment = trap.moment
-        if moment != "before":
-            up_writer.write(request[: len(request) // 2] if moment == "torn" else request)
-            await up_writer.drain()
+        await pass_until(moment, request, up_writer)
         if moment in ("mid", "after"):
-            reply = asyncio.ensure_future(_message(up_reader))
+            reply = asyncio.ensure_future(read_message(up_reader))
             await asyncio.wait({reply}, timeout=PATIENCE if moment == "after" else trap.delay)
             moment = "after" if reply.done() else "mid"
             reply.cancel()
@@ -192,12 +134,6 @@ class InsertProxy:
                 await reply
         trap.strike()
         trap.sprung.set_result(moment)
-
-
-async def _message(reader: asyncio.StreamReader) -> bytes:
-    head = await reader.readexactly(4)
-    (length,) = struct.unpack("<i", head)
-    return head + await reader.readexactly(length - 4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,8 +191,7 @@ class CrashTest:
             "settle_delay": "5m",
             "absence_timeout": "10m",
         }
-        environment = {"AWS_ACCESS_KEY_ID": "AKIAKILLS", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_EC2_METADATA_DISABLED": "true"}
-        self.exporter = ExporterProcess(folder / "exporter", settings, environment)
+        self.exporter = ExporterProcess(folder / "exporter", settings, CREDENTIALS)
 
     async def round(self, number: int) -> str:
         """Start what is dead, add workers, kill; return a line for the log."""
@@ -318,7 +253,7 @@ class CrashTest:
             client[DATABASE]["workers"].insert_many([member.aggregate() for member in fresh])
         self.members += fresh
 
-    async def _kill_at_insert(self, victims: Sequence[str]) -> Moment | None:
+    async def _kill_at_insert(self, victims: Sequence[str]) -> Cut | None:
         moment = self.random.choice(MOMENTS)
         skip, delay = self.random.choice((0, 0, 0, 1)), self.random.uniform(0, 0.02)
         trap = self.proxy.arm(moment, lambda: self._kill(victims), skip=skip, delay=delay)

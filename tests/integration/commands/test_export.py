@@ -35,7 +35,7 @@ from exporter.storage.mongo import Database, Document
 from exporter.storage.repository import WorkerMetricsRepository
 from tests.conftest import missing
 from tests.helpers.exporter_process import COMMAND
-from tests.helpers.mongo_proxy import Cut, MongoProxy
+from tests.helpers.mongo_proxy import Cut, CuttingProxy
 from tests.helpers.ports import free_port
 
 NAME = "worker_metrics_timeseries"
@@ -353,7 +353,7 @@ def test_on_a_terminal_there_is_a_bar_and_in_the_end_the_line(store: Store, tmp_
 # -- what fails on the way ---------------------------------------------------------------------------------------------
 
 
-class CutReads(MongoProxy):
+class CutReads(CuttingProxy):
     """Cuts the connection when the second page of a worker is asked for."""
 
     def _next_cut(self, request: bytes) -> Cut | None:

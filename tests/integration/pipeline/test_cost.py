@@ -4,7 +4,7 @@ import asyncio
 import io
 import shutil
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +17,13 @@ from exporter.core.periods import DAY, align
 from exporter.storage.mongo import Database
 from tests.helpers.expected_history import Member, assert_true, expected_history
 from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
-from tests.helpers.in_process_exporter import DECIDED, PERIOD, Clock
-from tests.helpers.in_process_exporter import InProcessExporter as InProcessExporter
+from tests.helpers.in_process_exporter import DECIDED, PERIOD, Clock, InProcessExporter
 
 
 @pytest.fixture
 def clock() -> Clock:
     """Some minutes after midnight: the day of the budget is long enough for every test."""
     return Clock(align(int(time.time()), DAY) + 2 * PERIOD)
-
-
-@pytest.fixture
-async def fake(clock: Clock, aws_credentials: None) -> AsyncIterator[FakeCloudWatch]:
-    with FakeCloudWatch(now=clock) as fake:
-        yield fake
 
 
 async def fleet(database: Database, fake: FakeCloudWatch, began: int, regions: Sequence[str]) -> list[Member]:

@@ -19,8 +19,7 @@ from tests.fixtures.mongo import AuthMongod
 from tests.fixtures.process import RunExporter
 from tests.helpers.expected_history import Member, assert_true, expected_history
 from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
-from tests.helpers.in_process_exporter import PERIOD, Clock, series
-from tests.helpers.in_process_exporter import InProcessExporter as InProcessExporter
+from tests.helpers.in_process_exporter import PERIOD, Clock, InProcessExporter, series
 from tests.helpers.ports import free_port
 
 GOOD, BAD = "eu-west-1", "us-east-1"
@@ -28,17 +27,6 @@ HOUR = 3600
 ALL_CALLS = 10**6
 POLLED_AFTER = 180
 """Seconds after a period's end at which a cycle polls: the newest datapoint is that old."""
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock(align(int(time.time()), PERIOD))
-
-
-@pytest.fixture
-async def fake(clock: Clock, aws_credentials: None) -> AsyncIterator[FakeCloudWatch]:
-    with FakeCloudWatch(now=clock) as fake:
-        yield fake
 
 
 @pytest.fixture(autouse=True)

@@ -1,29 +1,13 @@
 """Gaps in the history, whatever their cause, are filled from CloudWatch, and nothing else changes."""
 
-import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from exporter.core.periods import align, to_seconds
 from exporter.storage.mongo import Database
 from tests.helpers.expected_history import Member
 from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
-from tests.helpers.in_process_exporter import PERIOD, Clock
-from tests.helpers.in_process_exporter import InProcessExporter as InProcessExporter
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock(align(int(time.time()), PERIOD))
-
-
-@pytest.fixture
-async def fake(clock: Clock, aws_credentials: None) -> AsyncIterator[FakeCloudWatch]:
-    with FakeCloudWatch(now=clock) as fake:
-        yield fake
+from tests.helpers.in_process_exporter import PERIOD, Clock, InProcessExporter
 
 
 def without_state(documents: list[dict[str, Any]]) -> list[int]:

@@ -30,7 +30,7 @@ from exporter.storage.privileges import least_role
 from exporter.storage.repository import WorkerMetricsRepository
 from exporter.storage.sample_writer import Key
 from tests.fixtures.mongo import AuthMongod, connect
-from tests.helpers.mongo_proxy import CUTS, Cut, MongoProxy
+from tests.helpers.mongo_proxy import CUTS, Cut, CuttingProxy
 
 NAME = "worker_metrics_timeseries"
 START = 1_767_225_600  # Thursday 2026-01-01T00:00:00Z
@@ -480,7 +480,7 @@ async def test_a_connection_cut_around_an_insert_neither_loses_nor_duplicates(
 ) -> None:
     server: Mongod = request.getfixturevalue("mongod" if kind == "standalone" else "mongo_rs")
     wanted = batch(workers=30, periods=40)
-    async with MongoProxy(server.port) as proxy, connect(proxy.uri) as client, connect(server.uri) as direct:
+    async with CuttingProxy(server.port) as proxy, connect(proxy.uri) as client, connect(server.uri) as direct:
         name = f"test_cut_{cut}_{kind[0]}"
         repo = repository(client[name])
         await repo.ensure_collection()
@@ -495,7 +495,7 @@ async def test_a_connection_cut_around_an_insert_neither_loses_nor_duplicates(
 async def test_a_mongod_killed_between_insert_and_acknowledgement_neither_loses_nor_duplicates(own_mongod: Mongod) -> None:
     wanted = batch(workers=20, periods=30)
     plan: tuple[Cut, ...] = ("mid", "after")
-    async with MongoProxy(own_mongod.port) as proxy, connect(proxy.uri, patience=20) as client:
+    async with CuttingProxy(own_mongod.port) as proxy, connect(proxy.uri, patience=20) as client:
         repo = repository(client["cml"])
         await repo.ensure_collection()
         for attempt, cut in enumerate(plan):

@@ -40,12 +40,6 @@ def clock() -> Clock:
     return Clock(NOW)
 
 
-@pytest.fixture
-async def fake(clock: Clock, aws_credentials: None) -> AsyncIterator[FakeCloudWatch]:
-    with FakeCloudWatch(now=clock) as fake:
-        yield fake
-
-
 class Exporter:
     """An in-process exporter with a client for its routes."""
 
