@@ -54,9 +54,13 @@ class SampleStore(Protocol):
         """
 
     async def insert(
-        self, samples: Sequence[WorkerMetricsSample], *, within: float | None
+        self, samples: Sequence[WorkerMetricsSample], *, within: Callable[[], float]
     ) -> list[tuple[WorkerMetricsSample, str]]:
-        """Insert samples within so many seconds; return those that MongoDB rejects permanently, with the reason.
+        """Insert samples; return those that MongoDB rejects permanently, with the reason.
+
+        Args:
+            samples: of many workers.
+            within: returns the seconds for it, or raises so that nothing is sent; asked right before sending.
 
         Raises:
             StoreError: any of them may or may not have been inserted.
@@ -235,14 +239,18 @@ class Mirror:
     ) -> set[tuple[str, int]]:
         if not rows:
             return set()
-        if [lease.fence for lease in leases] != fences:
-            # This process was paused, another one has written meanwhile, and what was read back is outdated.
-            raise StoreUnavailableError("another exporter held the lease while this batch was read back", reason="lease")
-        remaining = min(lease.remaining for lease in leases)
-        if remaining < MIN_LEASE_SECONDS:
-            # Another process may become the writer before the server has finished. The next renewal is seconds away.
-            raise StoreUnavailableError("the lease ends too soon to write", reason="lease")
-        rejected = await self._target.insert([to_record(row) for row in rows], within=remaining - INSERT_MARGIN_SECONDS)
+
+        def seconds_left() -> float:
+            if [lease.fence for lease in leases] != fences:
+                # This process was paused, another one has written meanwhile, and what was read back is outdated.
+                raise StoreUnavailableError("another exporter held the lease while this batch was read back", reason="lease")
+            remaining = min(lease.remaining for lease in leases)
+            if remaining < MIN_LEASE_SECONDS:
+                # Another process may become the writer before the server has finished. The next renewal is seconds away.
+                raise StoreUnavailableError("the lease ends too soon to write", reason="lease")
+            return remaining - INSERT_MARGIN_SECONDS
+
+        rejected = await self._target.insert([to_record(row) for row in rows], within=seconds_left)
         for bad, reason in rejected:
             _log.error("MongoDB rejects a sample permanently; it is set aside", worker_id=bad.worker_id, reason=reason)
         return {(bad.worker_id, to_seconds(bad.timestamp)) for bad, _ in rejected}

@@ -95,7 +95,9 @@ class HistoryCollection:
         """Return the UTC seconds of the clock given as `wall`."""
         return self._wall()
 
-    def operation(self, action: str, seconds: float = OPERATION_SECONDS) -> AbstractAsyncContextManager[None]:
+    def operation(
+        self, action: str, seconds: float | Callable[[], float] = OPERATION_SECONDS
+    ) -> AbstractAsyncContextManager[None]:
         """Bound work on the collection to `seconds` and translate its errors, see `mongo.operation`."""
         return operation(self.database, self.name, action, seconds)
 
@@ -164,14 +166,6 @@ class HistoryCollection:
             raise IncompatibleStoreError(f"{self.namespace} does not exist yet; `serve` creates it", reason="collection")
         seconds: int | None = options.get("expireAfterSeconds")
         return seconds
-
-    async def future_retention(self) -> int | None:
-        """Return what `retention` will be after `ensure`, in seconds; None means without limit. Changes nothing.
-
-        Raises:
-            IncompatibleStoreError: as `verify`.
-        """
-        return (await self.verify()).retention
 
     async def count_before(self, time: int) -> int:
         """Return how many samples have a timestamp before the UTC second `time`."""

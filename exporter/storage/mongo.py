@@ -5,7 +5,7 @@ when it is killed (measured: 66–105 documents in a few kills). Every operation
 the server too, so that an abandoned insert ends there.
 """
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC
 from typing import Any, TypeVar
@@ -151,7 +151,7 @@ def missing_privileges(missing: Iterable[tuple[str, str]]) -> IncompatibleStoreE
 
 @asynccontextmanager
 async def operation(
-    database: Database, collection: str, action: str, seconds: float = OPERATION_SECONDS
+    database: Database, collection: str, action: str, seconds: float | Callable[[], float] = OPERATION_SECONDS
 ) -> AsyncIterator[None]:
     """Bound what runs inside to `seconds`, on the server too, and translate its errors.
 
@@ -159,7 +159,8 @@ async def operation(
         database: where it runs; its client's serverSelectionTimeoutMS is how long to look for a server.
         collection: its name, for the message.
         action: the MongoDB privilege action it exercises, for the message.
-        seconds: the limit.
+        seconds: the limit; or a function that returns it, or raises, asked when the server is found: whoever waited or was
+            paused until then has less time left.
 
     Raises:
         StoreError: or one of its kinds, see `translate`.
@@ -168,7 +169,7 @@ async def operation(
         # Inside pymongo.timeout its seconds replace serverSelectionTimeoutMS, so find the server first; that sends nothing.
         await database.client.is_primary
         # Unlike socketTimeoutMS this sends maxTimeMS along, so that the server ends what the exporter no longer waits for.
-        with pymongo.timeout(seconds):
+        with pymongo.timeout(seconds() if callable(seconds) else seconds):
             yield
     except (PyMongoError, BSONError, OverflowError, UnicodeError) as error:
         raise translate(error, f"{database.name}.{collection}", action) from error

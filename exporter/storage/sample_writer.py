@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import bson
 from bson.errors import BSONError
@@ -93,13 +93,14 @@ class SampleWriter:
         return found
 
     async def insert(
-        self, samples: Sequence[WorkerMetricsSample], *, within: float | None = None
+        self, samples: Sequence[WorkerMetricsSample], *, within: Callable[[], float] | None = None
     ) -> list[tuple[WorkerMetricsSample, str]]:
         """Insert samples worker by worker in time order; return those MongoDB will never accept, with the reason.
 
         Args:
             samples: None and non-finite values are left out of the documents (a null would close the bucket).
-            within: seconds for the whole call, such as what remains of a lease; by default OPERATION_SECONDS for each batch.
+            within: returns the seconds for the whole call, such as what remains of a lease, and may raise; it is asked right
+                before the first batch is sent. By default OPERATION_SECONDS for each batch.
 
         Raises:
             StoreUnavailableError: how much was inserted is unknown; see the class for how to continue.
@@ -115,8 +116,7 @@ class SampleWriter:
             else:
                 accepted.append((sample, document))
         batches = chunks(accepted, DOCUMENTS_PER_INSERT)
-        seconds = OPERATION_SECONDS * max(1, len(batches)) if within is None else within
-        async with self._collection.operation("insert", seconds):
+        async with self._collection.operation("insert", within or OPERATION_SECONDS * max(1, len(batches))):
             for batch in batches:
                 rejected += await self._insert_batch(batch)
         return rejected

@@ -144,6 +144,11 @@ class ExporterProcess:
         """Stop it with SIGSTOP: it holds its sockets and locks but does nothing, like a machine that hangs."""
         os.kill(self.pid, signal.SIGSTOP)
 
+    @property
+    def is_paused(self) -> bool:
+        """Whether SIGSTOP has stopped it (proc(5): state T)."""
+        return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
     def resume(self) -> None:
         """Resume a paused exporter."""
         os.kill(self.pid, signal.SIGCONT)

@@ -5,7 +5,7 @@ import random
 import shutil
 import sqlite3
 import traceback
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -322,13 +322,14 @@ class HistoryClient(MongoClient):
         return {key for key in self.local(keys) if all(d.committed for d in self._server.documents[key])}
 
     async def insert(
-        self, samples: Sequence[WorkerMetricsSample], *, within: float | None
+        self, samples: Sequence[WorkerMetricsSample], *, within: Callable[[], float]
     ) -> list[tuple[WorkerMetricsSample, str]]:
         if list(samples) != sorted(samples, key=lambda sample: (sample.worker_id, sample.timestamp)):
             self._world.violated("inserted out of order")
-        sent = self._world.time
+        await self._encode()
+        limit = self._world.time + within()
         await self._send()
-        if within is not None and self._world.time - sent > within:
+        if self._world.time > limit:
             raise StoreUnavailableError("the time limit passed before anything was sent", reason="unavailable")
         if "ambiguous" in self._world.faults and self._world.rng.random() < 0.15:
             self._server.put_somehow(samples)
@@ -341,6 +342,13 @@ class HistoryClient(MongoClient):
         self._server.put(samples)
         self._process.point()
         return []
+
+    async def _encode(self) -> None:
+        """Encode the samples and look for the server; the process may be paused in this before it sends anything."""
+        if "takeover" in self._world.faults and self._world.rng.random() < 0.02:
+            self._world.paused_until[self._process.host] = self._world.time + 60
+            self._world.disturbances += 1
+        await self._process.travel()
 
 
 class InventoryClient(MongoClient):

@@ -73,7 +73,7 @@ class Planner:
         check_skew("mongodb", fleet.date, (began + time.time()) / 2)
         await self._inventory.load()
         lifetimes = plan_module.lifetimes(fleet, self._inventory.entries, self._options.workers)
-        retention = await self.history.collection.future_retention()
+        retention = (await self.history.collection.verify()).retention
         # The window of the running exporter counts too: the two must never fill the same periods.
         gap_fill_window = max(self._settings.gap_fill_window, await self.history.collection.load_gap_window())
         since, until, notes = fillable_window(self._options.since, fleet.date, period, gap_fill_window, retention)

@@ -24,10 +24,15 @@ PERIOD, HOUR = 60, 3600
 TAKEN_OVER_WITHIN = 45
 """Seconds: a lease lasts 30 s, and the other exporter tries to take it every 10 s."""
 RUNNER = (
-    "import os; from exporter import app, cli; from exporter.pipeline import collector, mirror, planning; "
-    "exec(os.environ['TUNE']); cli.main()"
+    "import os, time; from exporter import app, cli; from exporter.pipeline import collector, mirror, planning; "
+    "from exporter.storage import sample_writer; exec(os.environ['TUNE']); cli.main()"
 )
 """The unmodified process except for a few constants, so that the test is fast."""
+STOPS_ITSELF = (
+    "document, stop = sample_writer._document, iter([lambda: (os.kill(os.getpid(), 19), time.sleep(1))]); "
+    "sample_writer._document = lambda sample: (next(stop, int)(), document(sample))[1]"
+)
+"""With SIGSTOP, once, at the first sample that it encodes; the threads of a process stop one after the other."""
 
 
 @dataclass
@@ -130,22 +135,20 @@ async def test_when_the_leader_is_killed_with_an_insert_in_flight_the_other_take
         assert pair.compare() >= 8 * 290
 
 
+@pytest.mark.parametrize("moment", ["after the read-back", "while it encodes"])
 async def test_a_leader_that_was_paused_between_read_back_and_insert_writes_nothing_after_it_was_replaced(
-    pair: Pair,
+    pair: Pair, moment: str
 ) -> None:
     # The pause must be longer than the lease, but not so long that the read-back times out by itself (30 s).
     short = "app.LEASE_SECONDS = 12; mirror.MIN_LEASE_SECONDS = 3"
     async with InsertProxy(pair.mongod.port) as proxy, InsertProxy(pair.mongod.port) as other_proxy:
-        paused = asyncio.Event()
         leader: ExporterProcess
-
-        def pause() -> None:
-            leader.pause()
-            paused.set()
-
-        proxy.arm_readback(pause)
-        leader = await asyncio.to_thread(pair.start, proxy, 25, short)
-        await asyncio.wait_for(paused.wait(), 30)
+        if moment == "after the read-back":
+            proxy.arm_readback(lambda: leader.pause())
+        leader = await asyncio.to_thread(
+            pair.start, proxy, 25, f"{short}; {STOPS_ITSELF if moment == 'while it encodes' else ''}"
+        )
+        await wait_for(leader, lambda: leader.is_paused, 30, "paused")
         other = await asyncio.to_thread(pair.start, other_proxy, 25, short)
         await asyncio.to_thread(other.wait_until_ready)
         assert proxy.inserts == 0

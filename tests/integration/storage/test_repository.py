@@ -22,7 +22,7 @@ from exporter.core.errors import IncompatibleStoreError, StoreError, StoreUnavai
 from exporter.core.model import Fleet, Statistics, Worker, WorkerMetricsSample
 from exporter.core.periods import DAY, HOUR, to_datetime, to_seconds
 from exporter.demo.mongod import Mongod
-from exporter.storage import collection
+from exporter.storage import collection, sample_writer
 from exporter.storage.inventory import INVENTORY, Inventory
 from exporter.storage.lease import Lease
 from exporter.storage.mongo import STATE, Database, Document, operation, translate
@@ -427,10 +427,29 @@ class TestExactlyOnce:
     ) -> None:
         async with stalled_inserts(database):
             with pytest.raises(StoreUnavailableError) as caught:
-                await samples.writer.insert([sample()], within=0.5)
+                await samples.writer.insert([sample()], within=lambda: 0.5)
             assert caught.value.reason == "timeout"
             await until_no_insert_runs(samples)
         assert await samples.writer.existing_keys([("w1", START)]) == set()
+
+    async def test_the_limit_of_an_insert_is_asked_when_all_is_encoded_and_an_error_there_sends_nothing(
+        self, samples: WorkerMetricsRepository, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        encode, order = sample_writer._document, []
+
+        def encoded(each: WorkerMetricsSample) -> Document:
+            order.append("encoded")
+            return encode(each)
+
+        def lost() -> float:
+            order.append("asked")
+            raise StoreUnavailableError("the lease is lost", reason="lease")
+
+        monkeypatch.setattr(sample_writer, "_document", encoded)
+        with pytest.raises(StoreUnavailableError, match="the lease is lost"):
+            await samples.writer.insert([sample("w1"), sample("w2")], within=lost)
+        assert order == ["encoded", "encoded", "asked"]
+        assert await samples.writer.existing_keys([("w1", START), ("w2", START)]) == set()
 
     async def test_a_sample_that_a_majority_does_not_hold_yet_is_unsettled(self, rs_database: Database) -> None:
         repo = repository(rs_database)

@@ -39,6 +39,7 @@ class History:
         self.calls: list[str] = []
         self.incompatible = False
         self.within: float | None = None
+        self.encode: Callable[[], object] = lambda: None
 
     @property
     def keys(self) -> list[Key]:
@@ -63,9 +64,10 @@ class History:
         return set(self.keys) & set(keys)
 
     async def insert(
-        self, samples: Sequence[WorkerMetricsSample], *, within: float | None
+        self, samples: Sequence[WorkerMetricsSample], *, within: Callable[[], float]
     ) -> list[tuple[WorkerMetricsSample, str]]:
-        self.within = within
+        self.encode()
+        self.within = within()
         self.calls.append("insert")
         assert list(samples) == sorted(samples, key=key)
         outcome, self.outcome = self.outcome, "fine"
@@ -274,6 +276,15 @@ async def test_nothing_is_inserted_shortly_before_the_lease_ends(mirror_env: Mir
     await mirror_env.drain()
     assert mirror_env.history.keys == [("w1", T)]
     assert mirror_env.history.within == MIN_LEASE_SECONDS + 1 - INSERT_MARGIN_SECONDS, "the insert must end before the lease"
+
+
+async def test_nothing_is_inserted_if_the_lease_ended_while_the_batch_was_encoded(mirror_env: MirrorEnv) -> None:
+    mirror_env.put(row(0))
+    mirror_env.history.encode = lambda: setattr(mirror_env.lease, "remaining", 0.0)
+    with pytest.raises(StoreUnavailableError) as refused:
+        await mirror_env.mirror.step()
+    assert refused.value.reason == "lease"
+    assert "insert" not in mirror_env.history.calls
 
 
 async def test_nothing_is_inserted_if_another_exporter_held_the_lease_since_the_read_back(
