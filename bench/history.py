@@ -9,12 +9,9 @@ ratios.
 
 import argparse
 import json
-import os
 import random
 import re
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -27,6 +24,7 @@ from pymongo.collection import Collection
 
 from exporter.core.periods import DAY, HOUR, align, to_datetime
 from exporter.demo.mongod import Mongod
+from tests.helpers.exporter_process import ExporterProcess
 from tests.helpers.ports import free_port
 
 PERIOD, DAYS = 300, 30
@@ -92,29 +90,9 @@ def bare_hours(match: Document) -> list[Document]:
     return [{"$match": match}, {"$group": group}, {"$sort": {"_id": 1}}]
 
 
-def serve(uri: str, folder: Path) -> "tuple[subprocess.Popen[bytes], str]":
-    """Start the exporter; return its process and its URL."""
-    log = folder / "exporter.log"
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "exporter.cli", "serve", "--web.listen-address", "127.0.0.1:0"],
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            env={
-                **os.environ,
-                "CML_EXPORTER_MONGODB__URI": uri,
-                "CML_EXPORTER_CLOUDWATCH__ENABLED": "false",
-                "CML_EXPORTER_DATA_DIR": str(folder / "data"),
-            },
-        )
-    deadline = time.monotonic() + 30
-    while not (found := re.search(r"addresses\W+127\.0\.0\.1:(\d+)", log.read_text())):
-        if process.poll() is not None or time.monotonic() > deadline:
-            process.kill()
-            raise RuntimeError(f"the exporter did not start:\n{log.read_text()}")
-        time.sleep(0.05)
-    return process, f"http://127.0.0.1:{found[1]}"
+def exporter_process(uri: str, folder: Path) -> ExporterProcess:
+    """Return an exporter without CloudWatch, not yet started."""
+    return ExporterProcess(folder / "exporter", {"mongodb": {"uri": uri}, "cloudwatch": {"enabled": False}}, {})
 
 
 def measure(queries: Mapping[str, Callable[[], int]], repeat: int) -> dict[str, list[float]]:
@@ -168,13 +146,13 @@ def run(workers: int, repeat: int) -> None:
                 "timestamp": {"$gte": to_datetime(end - DAYS * DAY), "$lt": to_datetime(end)},
             }
             print(f"index: {buckets_read(history, match)}")
-            process, url = serve(uri, Path(folder))
+            exporter = exporter_process(uri, Path(folder))
+            exporter.start()
             try:
-                with httpx.Client(base_url=url, trust_env=False, timeout=60) as http:
+                with httpx.Client(base_url=exporter.url, trust_env=False, timeout=60) as http:
                     report(http, history, match, chosen, end, repeat)
             finally:
-                process.terminate()
-                process.wait()
+                exporter.stop()
 
 
 def report(http: httpx.Client, history: "Collection[Document]", match: Document, worker: str, end: int, repeat: int) -> None:

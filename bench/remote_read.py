@@ -19,7 +19,7 @@ import httpx
 from pymongo import MongoClient
 from pymongo.collection import Collection
 
-from bench.history import DAYS, HISTORY, INVENTORY, Document, fill, inventory, measure, serve, worker_id
+from bench.history import DAYS, HISTORY, INVENTORY, Document, exporter_process, fill, inventory, measure, worker_id
 from exporter.core.periods import DAY, HOUR, align, to_datetime
 from exporter.demo import prometheus as prometheus_module
 from exporter.demo.mongod import Mongod
@@ -47,16 +47,16 @@ def run(workers: int, repeat: int) -> None:
             history = client.bench[HISTORY]
             fill(history, workers, end)
             client.bench[INVENTORY].insert_many(inventory(workers, end))
-            process, url = serve(uri, Path(folder))
-            configuration = prometheus_module.configuration(SOURCE, url.removeprefix("http://"))
+            exporter = exporter_process(uri, Path(folder))
+            exporter.start()
+            configuration = prometheus_module.configuration(SOURCE, exporter.url.removeprefix("http://"))
             prometheus = Prometheus(program, Path(folder, "prometheus"), configuration)
             try:
-                with httpx.Client(base_url=url, trust_env=False, timeout=60) as http:
+                with httpx.Client(base_url=exporter.url, trust_env=False, timeout=60) as http:
                     report(http, prometheus, history, workers, end, repeat)
             finally:
                 prometheus.stop()
-                process.terminate()
-                process.wait()
+                exporter.stop()
 
 
 def report(

@@ -1,6 +1,8 @@
 """For every test: a clean environment, and the real parts as fixtures."""
 
 import os
+import shutil
+from typing import NoReturn
 
 import pytest
 
@@ -16,9 +18,14 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
 
 
-def missing(program: str, install: str) -> None:
+def missing(program: str, install: str) -> NoReturn:
     """Skip the test where a program is missing; with CI=true that is a failure."""
     reason = f"{program} is not on this machine; install it with: {install}"
     if os.environ.get("CI") == "true":
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+def program(name: str, install: str) -> str:
+    """Where a program is; the test is skipped without it, or fails with CI=true."""
+    return shutil.which(name) or missing(name, install)

@@ -13,7 +13,7 @@ _UNITS = {"ms": 0.001, "s": 1, "m": MINUTE, "h": HOUR, "d": DAY, "w": WEEK, "y":
 _DURATION = re.compile(r"(\d+)(ms|[smhdwy])")
 _UNIX = re.compile(r"([0-9]{1,11})(\.[0-9]{1,9})?")
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d([Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+\- ]\d\d:\d\d))?")
-_LATEST = 253_402_300_799  # 9999-12-31T23:59:59Z, the last second that datetime can hold
+LATEST = 253_402_300_799  # 9999-12-31T23:59:59Z, the last second that datetime can hold
 
 
 def align(time: int, step: int) -> int:
@@ -82,7 +82,7 @@ def parse_time(text: str, now: int) -> int:
             time = to_seconds(datetime.fromisoformat(re.sub(" (?=..:..$)", "+", text).upper()))
         else:
             time = now - parse_duration(text[4:] if text.startswith("now-") else text.removeprefix("-"))
-        return min(max(0, time), _LATEST)
+        return min(max(0, time), LATEST)
     except (ValueError, OverflowError):
         raise ValueError(
             f"{text!r} is not a time; write a duration before now such as 30d, RFC 3339 such as 2026-01-31T12:00:00Z, "
@@ -97,7 +97,7 @@ def to_datetime(time: float) -> datetime:
 
 def to_seconds(time: datetime) -> int:
     """Convert a datetime to whole UTC seconds, rounded down; a naive one is UTC, as in MongoDB."""
-    return int((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp() // 1)
+    return int(as_utc(time).timestamp() // 1)
 
 
 def rfc3339(time: float) -> str:

@@ -53,15 +53,6 @@ WORKERS = "workers"
 _Document = dict[str, Any]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the demo's own flags."""
-    parser.add_argument("--fresh", action="store_true", help="remove what earlier runs left in the folder first")
-    parser.add_argument(
-        "--port", type=int, default=9877, help="port of the exporter on 127.0.0.1 (default 9877; 0: a free one)"
-    )
-    parser.add_argument("--dir", type=Path, default=Path(".demo"), help="folder for everything the demo keeps (default .demo)")
-
-
 def main(arguments: argparse.Namespace) -> int:
     """Run the demo until Ctrl-C or SIGTERM and return the exit status; raises the errors of `run`."""
     port = arguments.port or _free_port()

@@ -148,12 +148,8 @@ def _large(value: float) -> str:
     return text
 
 
-def _cut(text: str) -> str:
-    return text[:LONGEST_LABEL]
-
-
 def _escaped(text: str | None) -> str:
-    return _cut(text or "").replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+    return (text or "")[:LONGEST_LABEL].replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
 
 
 def _escaped_help(text: str) -> str:

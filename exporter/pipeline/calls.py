@@ -96,9 +96,9 @@ class CallRunner:
 
     async def _run_call(self, call: MetricDataCall, stats: CycleStats) -> SourceError | None:
         """Make one call, keep its newest datapoints and finalize samples; return the error of a failed or partial one."""
-        now = self._clock.now()
+        now, queried = self._clock.now(), call.queries
         try:
-            results = await self._source.get_metric_data(call.region, call.queries, call.start, call.end, self._rules.period)
+            results = await self._source.get_metric_data(call.region, queried, call.start, call.end, self._rules.period)
         except SourceError as error:
             return error
         stats.calls += 1
@@ -116,7 +116,6 @@ class CallRunner:
         for worker_id, queries in call.queries_by_worker.items():
             if complete.issuperset(queries):
                 self._polled[worker_id] = now
-        queried = call.queries
         incomplete = sum(query not in complete for query in queried)
         if incomplete:
             return SourceError(

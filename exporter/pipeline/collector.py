@@ -83,9 +83,7 @@ class Collector:
         if metric_source is not None:
             series = MemorySeriesIndex(metric_source, monotonic=monotonic) if series is None else series
             calls = CallRunner(metric_source, series, clock, rules, outbox, publisher, on_ready, wall)
-        self._poller = Poller(
-            calls, series, self._observer, clock, rules, outbox, publisher, health, self._spending, telemetry, on_ready, wall
-        )
+        self._poller = Poller(calls, series, clock, rules, outbox, publisher, health, self._spending, telemetry, on_ready, wall)
         self.observed = asyncio.Event()
         """Set by the first observation, successful or not."""
         self.polled = asyncio.Event()
@@ -158,7 +156,7 @@ class Collector:
     @property
     def fleet(self) -> Fleet:
         """The last complete read of the worker documents."""
-        return self._observer.fleet
+        return self._publisher.fleet
 
     def now(self) -> int:
         """Return MongoDB's time in UTC seconds."""

@@ -1,6 +1,7 @@
 """Run a collection step on a schedule. A failed run is logged and never ends the loop."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 
 from exporter.core import logs
@@ -51,14 +52,17 @@ async def guard(name: str, step: Callable[[], Awaitable[None]]) -> None:
         _log.exception(f"{name} failed with an unexpected error; please report it")
 
 
+async def wait(event: asyncio.Event, seconds: float) -> None:
+    """Wait until `event` is set, at most so many seconds."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
+
+
 async def sleep_until(when: float, wall: Callable[[], float], wake: asyncio.Event | None = None) -> None:
     """Sleep until the UTC second `when` of the clock `wall`, or until `wake` is set."""
     seconds = max(_MIN_SLEEP_SECONDS, when - wall())
     if wake is None:
         await asyncio.sleep(seconds)
-        return
-    try:
-        async with asyncio.timeout(seconds):
-            await wake.wait()
-    except TimeoutError:
-        return
+    else:
+        await wait(wake, seconds)

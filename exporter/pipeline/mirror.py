@@ -17,6 +17,7 @@ from exporter.core.model import WorkerMetricsSample
 from exporter.core.periods import rfc3339, to_datetime, to_seconds
 from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.lifecycle import PendingSample
+from exporter.pipeline.loop import wait
 from exporter.pipeline.outbox import OutboxThread
 
 BATCH_SAMPLES = 5000
@@ -160,11 +161,7 @@ class Mirror:
                 _log.exception("mirroring failed with an unexpected error; please report it")
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
-            try:
-                async with asyncio.timeout(RETRY_SECONDS):
-                    await self.wake.wait()
-            except TimeoutError:
-                continue
+            await wait(self.wake, RETRY_SECONDS)
 
     async def step(self) -> bool:
         """Mirror one batch; return whether there may be more.

@@ -113,8 +113,6 @@ class Observer:
         self._history = history
         self._on_ready = on_ready
         self._wall = wall
-        self.fleet = Fleet(0, ())
-        """The last complete read."""
         self._terminated_seen: dict[str, int] = {}
         self._complaints: set[str] = set()
         self._gaps_opened: set[str] = set()
@@ -154,7 +152,7 @@ class Observer:
             await self._publisher.publish()
 
     def _use(self, fleet: Fleet, terminated_seen: dict[str, int]) -> None:
-        self.fleet, self._terminated_seen = fleet, terminated_seen
+        self._terminated_seen = terminated_seen
         self._publisher.update_fleet(fleet, terminated_seen)
 
     async def _accept(self, fleet: Fleet) -> None:

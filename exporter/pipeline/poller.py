@@ -3,13 +3,13 @@
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol
 
 from exporter.core import logs
 from exporter.core.budget import BudgetState
 from exporter.core.clock import ServerClock
 from exporter.core.errors import SourceError
-from exporter.core.model import METRICS, Fleet, MetricQuery, PendingQuery
+from exporter.core.instances import unique
+from exporter.core.model import METRICS, MetricQuery, PendingQuery
 from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.calls import CallRunner
 from exporter.pipeline.cycle import Cycle, CycleStats
@@ -32,24 +32,15 @@ POLL_OFFSET_SECONDS = 180
 _log = logs.get("collector")
 
 
-class CurrentFleet(Protocol):
-    """The fleet as last observed."""
-
-    @property
-    def fleet(self) -> Fleet:
-        """The last complete read."""
-
-
 class Poller:
     """The collection cycles: they query CloudWatch for the due workers within the budget, and finalize samples.
 
     Args:
         calls, series: make the calls, and list what to query; None where `cloudwatch.enabled` is false.
-        current: the fleet to poll.
         clock: MongoDB's time.
         rules: the settings of the sample lifecycle.
         outbox: holds the open samples.
-        publisher: shows the newest datapoints.
+        publisher: shows the newest datapoints, and has the fleet to poll.
         health: records the result of each region.
         spending: limits what is queried.
         telemetry: shows counters and the outbox.
@@ -61,7 +52,6 @@ class Poller:
         self,
         calls: CallRunner | None,
         series: MemorySeriesIndex | None,
-        current: CurrentFleet,
         clock: ServerClock,
         rules: Rules,
         outbox: OutboxThread,
@@ -74,7 +64,6 @@ class Poller:
     ) -> None:
         self._calls = calls
         self._index = series
-        self._current = current
         self._clock = clock
         self._rules = rules
         self._outbox = outbox
@@ -129,7 +118,7 @@ class Poller:
     async def _poll_cloudwatch(self, runner: CallRunner, stats: CycleStats) -> None:
         """Run the CloudWatch part of a cycle: due workers, listings, budget, plan, calls, absent samples."""
         now = self._clock.now()
-        types = {worker.instance_id: worker.instance_type for worker in self._current.fleet.workers if worker.instance_id}
+        types = {worker.instance_id: worker.instance_type for worker in self._publisher.fleet.workers if worker.instance_id}
         due, live = await self._due(now, runner.last_polled(now))
         if self._assess_budget(live, types) == "polling_paused":
             due = []
@@ -163,11 +152,11 @@ class Poller:
         The second: the fresh gauges alone, of every running worker whether due or not.
         """
         pending = {(one.worker_id, one.region): one for one in await self._outbox(self._outbox.outbox.pending_queries)}
-        live = live_queries(self._current.fleet.workers, now, self._rules)
+        live = live_queries(self._publisher.fleet.workers, now, self._rules)
         for fresh in live:
             key = fresh.worker_id, fresh.region
             older = pending.get(key, fresh)
-            instances = tuple(dict.fromkeys((*older.instances, *fresh.instances)))
+            instances = unique(*older.instances, *fresh.instances)
             pending[key] = replace(older, instances=instances, oldest=min(older.oldest, fresh.oldest))
         running = {one.worker_id for one in live}
         due = [one for one in pending.values() if is_due(one.worker_id in running, polled.get(one.worker_id), now, self._rules)]
@@ -225,7 +214,7 @@ class Poller:
                 self._health.failed(cycle.failures[region], cycle.began, cycle.ended.get(region))
             else:
                 self._health.succeeded("cloudwatch", region, cycle.began, cycle.ended.get(region))
-        self._health.forget_regions({worker.region for worker in self._current.fleet.workers}.union(regions))
+        self._health.forget_regions({worker.region for worker in self._publisher.fleet.workers}.union(regions))
 
     async def _record_absent(self, calls: Iterable[MetricDataCall], cycle: Cycle) -> None:
         """Finalize samples that CloudWatch has not decided within `gap_fill_window`, with the values that are known.
@@ -235,11 +224,11 @@ class Poller:
         """
         if not self._clock.synchronized:
             return
-        polled = {worker_id for call in calls for worker_id in call.queries_by_worker} if cycle.stats.budget == "ok" else set()
-        samples, dropped = await self._outbox(record_absent, self._outbox.outbox, polled, cycle.now, self._rules)
-        if cycle.stats.budget != "ok":
-            unpolled, empty = await self._outbox(record_absent_unpolled, self._outbox.outbox, cycle.now, self._rules)
-            samples, dropped = samples + unpolled, dropped + empty
+        if cycle.stats.budget == "ok":
+            polled = {worker_id for call in calls for worker_id in call.queries_by_worker}
+            samples, dropped = await self._outbox(record_absent, self._outbox.outbox, polled, cycle.now, self._rules)
+        else:
+            samples, dropped = await self._outbox(record_absent_unpolled, self._outbox.outbox, cycle.now, self._rules)
         cycle.stats.absent = len(samples)
         cycle.stats.dropped += dropped
         for sample in samples:

@@ -48,7 +48,8 @@ class Publisher:
         self._telemetry = telemetry
         self._wall = wall
         self.snapshot: Snapshot | None = None
-        self._fleet = Fleet(0, ())
+        self.fleet = Fleet(0, ())
+        """The last complete read."""
         self._terminated_seen: Mapping[str, int] = {}
         self._points: dict[tuple[str, MetricName], Datapoint] = {}
         self._observed_at = self._polled_at = wall()
@@ -61,7 +62,7 @@ class Publisher:
             fleet: the last complete read.
             terminated_seen: when each terminated worker was first seen so, by worker id, in UTC seconds.
         """
-        self._fleet = fleet
+        self.fleet = fleet
         self._terminated_seen = terminated_seen
 
     def add_result(self, query: MetricQuery, result: MetricResult) -> None:
@@ -83,13 +84,13 @@ class Publisher:
         """Render the worker gauges and the exporter metrics off the event loop, and replace the snapshot."""
         fresh_until = min(self._observed_at, self._polled_at) + self._rules.max_age
         self._published_at = self._wall()
-        if self._fleet.date:
+        if self.fleet.date:
             points, now = dict(self._points), self._clock.now()
             self.snapshot = await asyncio.to_thread(
-                _render, self._fleet, points, self._terminated_seen, now, self._rules, self._extra, fresh_until
+                _render, self.fleet, points, self._terminated_seen, now, self._rules, self._extra, fresh_until
             )
         await asyncio.to_thread(self._telemetry.refresh)
-        listed = {worker.instance_id for worker in self._fleet.workers}
+        listed = {worker.instance_id for worker in self.fleet.workers}
         self._points = {key: point for key, point in self._points.items() if key[0] in listed}
 
     async def publish_progress(self) -> None:

@@ -77,27 +77,30 @@ class Aggregates:
         Raises:
             SourceError: MongoDB did not answer completely; the message says what to do.
         """
-        names = self._collections
         try:
             with pymongo.timeout(self._reach):
                 hello = await self._database.command("hello")
         except (PyMongoError, BSONError) as error:
-            raise self._source_error(error, names[0]) from error
-        documents, refused = await self._find(names)
+            raise self._source_error(error, self._collections[0]) from error
+        documents, refused = await self._find()
         fleet = await asyncio.to_thread(parse, documents, to_seconds(hello["localTime"]), self._settings)
         if not documents:
             notes = (refused, await self._search_elsewhere())
             fleet = replace(fleet, complaints=(*fleet.complaints, *(note for note in notes if note)))
-        return replace(fleet, namespace=" or ".join(f"{self._database.name}.{name}" for name in self._collections))
+        return replace(fleet, namespace=self._namespace())
 
-    async def _find(self, names: Sequence[str]) -> tuple[list[dict[str, Any]], str | None]:
+    def _namespace(self) -> str:
+        """Return database.collection of each collection that is searched."""
+        return " or ".join(f"{self._database.name}.{name}" for name in self._collections)
+
+    async def _find(self) -> tuple[list[dict[str, Any]], str | None]:
         """Return the documents of the first collection that holds any, and use only that one from now on.
 
         The second value is why a collection could not be read, where no other holds documents.
         """
         refusal: SourceError | None = None
         answered = False
-        for name in names:
+        for name in self._collections:
             try:
                 documents = await self._read_collection(name)
             except OperationFailure as error:
@@ -109,7 +112,7 @@ class Aggregates:
                 raise self._source_error(error, name) from error
             answered = True
             if documents:
-                if len(names) > 1:
+                if len(self._collections) > 1:
                     self._collections = (name,)
                     _log.info("worker documents found", collection=f"{self._database.name}.{name}")
                 return documents, None
@@ -135,9 +138,9 @@ class Aggregates:
                     continue
                 found = parse(await self._read_collection(name, limit=3), 0, self._settings).workers
                 if any(worker.instance_id and worker.status != "unknown" for worker in found):
-                    here = " or ".join(f"{self._database.name}.{each}" for each in self._collections)
                     return (
-                        f"{here} holds no worker document, but {self._database.name}.{name} does; set mongodb.workers to {name}"
+                        f"{self._namespace()} holds no worker document, but {self._database.name}.{name} does; "
+                        f"set mongodb.workers to {name}"
                     )
         except (PyMongoError, BSONError):
             return None

@@ -13,7 +13,7 @@ from bson.binary import UuidRepresentation
 
 from exporter.core.errors import ExporterError
 from exporter.core.model import STATUSES, Fleet, Worker
-from exporter.core.periods import to_seconds
+from exporter.core.periods import LATEST, to_seconds
 from exporter.core.settings import WorkersSettings
 
 FIELDS: Mapping[str, tuple[str, ...]] = {
@@ -41,7 +41,6 @@ STATE = "state"
 MAX_ID_CHARACTERS = 1024
 """Ids identify workers everywhere, so unlike other texts a long id cannot be cut: two workers could become one."""
 
-_LAST_DATE = 253_402_300_799  # 9999-12-31T23:59:59Z, the last second that datetime can hold
 _MILLISECONDS_FROM = 1e11  # as seconds that is the year 5138, as milliseconds 1973
 _MOST_LABS = 2**31 - 1
 
@@ -328,7 +327,7 @@ def _labs(raw: object) -> int:
 def _time(raw: object) -> int:
     time = _seconds(raw)
     # Several languages write the year 1 for a date that was never set.
-    if time is None or not 0 < time <= _LAST_DATE:
+    if time is None or not 0 < time <= LATEST:
         raise InvalidFieldError("a date, such as 2026-01-31T12:00:00Z")
     return int(time)
 

@@ -12,7 +12,7 @@ from exporter.core.model import MetricsAggregation, Statistics, WorkerMetricsSam
 from exporter.core.periods import as_utc
 from exporter.core.settings import Settings
 from exporter.storage.collection import HistoryCollection
-from exporter.storage.mongo import WHOLE_HISTORY_SECONDS, Database
+from exporter.storage.mongo import Database
 from exporter.storage.rows import StatisticsRow
 from exporter.storage.sample_reader import SampleReader
 from exporter.storage.sample_writer import SampleWriter
@@ -102,10 +102,6 @@ class WorkerMetricsRepository:
     async def latest_timestamps(self, worker_ids: Collection[str]) -> dict[str, int]:
         """Return the UTC second of the newest sample of each worker that has any."""
         return await self.reader.latest_timestamps(worker_ids)
-
-    async def purge(self, worker_id: str, *, within: float = WHOLE_HISTORY_SECONDS) -> int:
-        """Delete all samples of a worker permanently and return how many, see `SampleWriter.purge`."""
-        return await self.writer.purge(worker_id, within=within)
 
 
 def _aggregation(row: StatisticsRow) -> MetricsAggregation:

@@ -14,7 +14,6 @@ from exporter.core.model import STATUSES, InventoryEntry, Worker, WorkerGauges
 from exporter.core.periods import rfc3339
 from exporter.history.reader import Page, Resources
 from exporter.storage.rows import Document
-from exporter.storage.rows import Document as HistoryRow
 from exporter.web.parameters import ResourcesQuery, encoded
 from exporter.web.schemas import (
     FleetPage,
@@ -230,7 +229,7 @@ def page_headers(page: Page, cursor: str | None, parameters: Iterable[tuple[str,
     return headers
 
 
-def _stamp(row: HistoryRow) -> str:
+def _stamp(row: Document) -> str:
     return f"{row['timestamp'].isoformat()}Z"
 
 

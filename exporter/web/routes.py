@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 
+from exporter.core.instances import worker_from_inventory
 from exporter.core.model import Snapshot, WorkerGauges
 from exporter.core.periods import DAY
 from exporter.history import remote_read, series
@@ -307,9 +308,8 @@ async def _find_instance(backend: Backend, instance_id: str, region: str) -> Wor
     for entry in await backend.inventory():
         for interval in entry.instances:
             if (interval.instance_id, interval.region) == (instance_id, region):
-                remembered = WorkerRef.of(None, entry)
-                assert remembered  # there is an entry
-                return WorkerRef(replace(remembered.worker, instance_id=instance_id, region=region, created_at=None), None)
+                worker = worker_from_inventory(entry)
+                return WorkerRef(replace(worker, instance_id=instance_id, region=region, created_at=None), None)
     return None
 
 

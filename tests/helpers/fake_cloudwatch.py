@@ -167,7 +167,6 @@ class FakeCloudWatch:
         seed: int = 0,
         period: int = 300,
         latency: float = 0,
-        page_datapoints: int = MAX_DATAPOINTS,
         list_lag: int = 0,
         port: int = 0,
     ) -> None:
@@ -178,7 +177,7 @@ class FakeCloudWatch:
         self.offset = 0.0
         self.skew = 0.0
         self.drip = 0.05
-        self.page_datapoints = page_datapoints
+        self.page_datapoints = MAX_DATAPOINTS
         self.page_series = LISTED
         self.list_lag = list_lag
         self.role_seconds = 3600

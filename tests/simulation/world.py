@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from exporter.core.model import Dimensions, InventoryEntry, MetricName, Worker, WorkerMetricsSample
-from exporter.core.periods import align, to_seconds
+from exporter.core.periods import to_seconds
 from exporter.pipeline.lifecycle import Rules
 
 EPOCH = 1_767_225_600
@@ -464,9 +464,6 @@ class World:
                 if publication and publication.published is not None:
                     values[publication.final] = publication.published
         return values
-
-    def period_of(self, time: int) -> int:
-        return align(time, self.rules.period)
 
 
 def _changed(worker: Worker, **changes: object) -> Worker:

@@ -1,10 +1,11 @@
 """Stop a backfill gracefully on SIGINT and SIGTERM."""
 
 import asyncio
-import contextlib
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from exporter.pipeline.loop import wait
 
 GRACE_SECONDS = 10
 """Time that calls in progress have to finish after the first signal: AWS bills them in any case."""
@@ -53,6 +54,4 @@ class GracefulStop:
 
     async def pause(self, seconds: float) -> None:
         """Sleep until the time is over or a stop is requested."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self.requested.wait()
+        await wait(self.requested, seconds)

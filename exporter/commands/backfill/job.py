@@ -1,7 +1,6 @@
 """A backfill run: CloudWatch is queried and MongoDB written at the same time, until all is done or the run is interrupted."""
 
 import asyncio
-import contextlib
 import time
 
 from exporter.commands.backfill.fetcher import Fetcher, RetryPolicy
@@ -9,6 +8,7 @@ from exporter.commands.backfill.interruption import GracefulStop
 from exporter.commands.backfill.journal import Journal
 from exporter.commands.backfill.report import RunState
 from exporter.core.errors import IncompatibleStoreError, StoreError, StoreUnavailableError
+from exporter.pipeline.loop import wait
 from exporter.pipeline.mirror import RETRY_SECONDS, Mirror
 from exporter.storage.lease import Lease
 
@@ -56,7 +56,7 @@ class BackfillRun:
             if not self._journal.waiting:
                 if fetching is None or fetching.done():
                     return
-                await self._wait_for_samples()
+                await wait(self._mirror.wake, 0.5)
                 continue
             problem = await self._mirror_batch()
             if problem is None:
@@ -80,8 +80,3 @@ class BackfillRun:
         except StoreError as error:
             return error
         return None
-
-    async def _wait_for_samples(self) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(0.5):
-                await self._mirror.wake.wait()

@@ -47,18 +47,18 @@ async def check_mongodb(settings: Settings, wall: Callable[[], float]) -> tuple[
             return [CheckResult(SERVER, "FAIL", str(error)), *skipped(others, f"{SERVER} failed")], None
         clock = _check_clock(now, ours)
         workers, fleet = await _check_workers(settings, database)
-        history, status = await _or_failed(HISTORY, _check_history(settings, database), None)
-        privileges, _ = await _or_failed(PRIVILEGES, _check_privileges(settings, database, status, fleet), None)
-        lease, _ = await _or_failed(LEASE, _check_lease(settings, database, now), None)
+        history, status = await _or_failed(HISTORY, _check_history(settings, database))
+        privileges, _ = await _or_failed(PRIVILEGES, _check_privileges(settings, database, status, fleet))
+        lease, _ = await _or_failed(LEASE, _check_lease(settings, database, now))
         return [server, clock, workers, history, privileges, lease], fleet
 
 
-async def _or_failed(check: str, result: Awaitable[tuple[CheckResult, T]], default: T) -> tuple[CheckResult, T]:
+async def _or_failed(check: str, result: Awaitable[tuple[CheckResult, T]]) -> tuple[CheckResult, T | None]:
     """Turn an error into a row like any other."""
     try:
         return await result
     except ExporterError as error:
-        return CheckResult(check, "FAIL", str(error)), default
+        return CheckResult(check, "FAIL", str(error)), None
 
 
 async def _check_server(settings: Settings, database: Database, wall: Callable[[], float]) -> tuple[CheckResult, float, float]:

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from exporter.core.errors import ExporterError
+from exporter.core.history_metrics import METRIC_FIELDS
 from exporter.storage.rows import number
 from exporter.storage.sample_reader import TIME
 
-NUMBERS = ("cpu_utilization", "memory_utilization", "active_labs_count")
-KEYS = ("region", "status", *NUMBERS)
+KEYS = ("region", "status", *METRIC_FIELDS)
 """What of a document is kept, besides its time."""
-_ORDER = (TIME, "status", *NUMBERS)
+_ORDER = (TIME, "status", *METRIC_FIELDS)
 _BYTES = 8
 _IN_MEMORY = 32 * 2**20
 _PLAIN = {float, int}
@@ -70,7 +70,7 @@ class SampleSpool:
         for region, part in _by_region(documents).items():
             block = self._open.get(region)
             if block is None:
-                block = _Open(array("q"), array("d"), tuple(array("d") for _ in NUMBERS), {})
+                block = _Open(array("q"), array("d"), tuple(array("d") for _ in METRIC_FIELDS), {})
                 self._open[region] = block
             _extend(block, part)
 
@@ -93,7 +93,7 @@ class SampleSpool:
         return times
 
     def values(self, block: Block, key: str) -> "array[float]":
-        """The values of one of NUMBERS, or of `status` as indexes of the block's `statuses`; NaN where there is none."""
+        """The values of one of METRIC_FIELDS, or of `status` as indexes of the block's `statuses`; NaN where there is none."""
         values: array[float] = array("d")
         values.frombytes(self._read(block, key))
         return values
@@ -144,7 +144,7 @@ def _extend(block: _Open, documents: Documents) -> None:
     codes = block.codes
     for status in [document.get("status") for document in documents]:
         block.status.append(math.nan if status is None else codes.setdefault(str(status), len(codes)))
-    for key, column in zip(NUMBERS, block.numbers, strict=True):
+    for key, column in zip(METRIC_FIELDS, block.numbers, strict=True):
         column.extend(_numbers([document.get(key, math.nan) for document in documents]))
 
 

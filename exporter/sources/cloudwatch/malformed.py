@@ -63,15 +63,16 @@ class MalformedInstances:
         now: int,
         rejection: RejectedQueryError,
     ) -> MetricResults:
-        suspects = sorted({query.instance_id for query in queries if not INSTANCE_ID.fullmatch(query.instance_id)})
+        ids = {query.instance_id for query in queries}
+        suspects = sorted(each for each in ids if not INSTANCE_ID.fullmatch(each))
         if not suspects:
             raise rejection
-        if len(suspects) == 1 and all(query.instance_id == suspects[0] for query in queries):
-            self._known |= {*suspects}
+        if len(ids) == 1:
+            self._known.add(suspects[0])
             _log.warning("malformed instance id skipped", instance_id=suspects[0], error=str(rejection))
             return await self.query(call, queries, start, end, now)
         # First all well-formed ids in one call: they are nearly the whole fleet, malformed ids are rare.
-        first = {q.instance_id for q in queries} - {*suspects} or {*suspects[: len(suspects) // 2]}
+        first = ids - {*suspects} or {*suspects[: len(suspects) // 2]}
         by_query: dict[MetricQuery, MetricResult] = {}
         date = 0
         for half in ([q for q in queries if q.instance_id in first], [q for q in queries if q.instance_id not in first]):

@@ -3,12 +3,12 @@
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable
-from typing import Protocol
 
 from exporter.core.async_cache import AsyncCache
 from exporter.core.model import Dimensions, Listing, MetricQuery
 from exporter.core.periods import DAY, HOUR
 from exporter.sources.cloudwatch.queries import instance_queries
+from exporter.sources.protocols import ListingSource
 
 LISTING_TTL_SECONDS = 600
 """Age up to which a ListMetrics result is used."""
@@ -56,13 +56,6 @@ def all_memory_series(
         sets |= dict.fromkeys(memory_series(listing, instance_id, instance_type, silent))
         sets |= dict.fromkeys(listing.series.get(instance_id, ()))
     return tuple(sets)
-
-
-class ListingSource(Protocol):
-    """Lists memory series; CloudWatch does."""
-
-    async def list_memory(self, region: str, *, recent: bool) -> Listing:
-        """List the memory series of a region, or raise SourceError."""
 
 
 class MemorySeriesIndex:

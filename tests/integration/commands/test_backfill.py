@@ -34,7 +34,6 @@ from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
 from tests.tools import backfill_crash_tests
 
 PERIOD = 300
-HEAL = 15 * 60
 REGIONS = ("eu-west-1", "us-east-1", "ap-south-1", "sa-east-1")
 QUICK = RetryPolicy(mongodb=1, lease=0.4, calls=(0.05, 0.1, 0.1))
 PLANNED = re.compile(r"^(?:all|\S+) +([\d,]+) +([\d,]+) +([\d,]+) +([\d,]+) +([\d.]+)$", re.MULTILINE)

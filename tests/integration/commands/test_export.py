@@ -6,18 +6,15 @@ import io
 import os
 import pty
 import resource
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from pymongo import AsyncMongoClient
 from pymongo.monitoring import CommandListener, CommandStartedEvent
@@ -33,10 +30,10 @@ from exporter.storage import sample_reader
 from exporter.storage.inventory import Inventory
 from exporter.storage.mongo import Database, Document
 from exporter.storage.repository import WorkerMetricsRepository
-from tests.conftest import missing
+from tests.conftest import program
 from tests.helpers.exporter_process import COMMAND
 from tests.helpers.mongo_proxy import Cut, CuttingProxy
-from tests.helpers.ports import free_port
+from tests.helpers.prometheus import Prometheus
 
 NAME = "worker_metrics_timeseries"
 PERIOD = 300
@@ -99,61 +96,24 @@ def left(folder: Path) -> list[str]:
 # -- into Prometheus ---------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def prometheus(folder: Path) -> Iterator[str]:
-    """A Prometheus over the blocks in a folder; yields its address."""
-    port = free_port()
-    config = folder.parent / "prometheus.yml"
-    config.write_text("global: {}\n")
-    log = (folder.parent / "prometheus.log").open("wb")
-    arguments = [f"--config.file={config}", f"--storage.tsdb.path={folder}", "--storage.tsdb.retention.time=90d"]
-    process = subprocess.Popen(["prometheus", *arguments, f"--web.listen-address=127.0.0.1:{port}"], stdout=log, stderr=log)
-    try:
-        url = f"http://127.0.0.1:{port}"
-        deadline = time.monotonic() + 30
-        while not _answers(url):
-            assert time.monotonic() < deadline, (folder.parent / "prometheus.log").read_text()
-            time.sleep(0.1)
-        yield url
-    finally:
-        process.terminate()
-        process.wait(30)
-        log.close()
-
-
-def _answers(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/-/ready", trust_env=False).status_code == 200
-    except httpx.TransportError:
-        return False
-
-
 def promtool(*arguments: str | Path) -> None:
     done = subprocess.run(["promtool", *map(str, arguments)], capture_output=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
 
 
-def query(url: str, promql: str) -> list[dict[str, Any]]:
-    answer = httpx.get(f"{url}/api/v1/query", params={"query": promql, "time": str(NOW)}, trust_env=False).json()
-    assert answer["status"] == "success", answer
-    found: list[dict[str, Any]] = answer["data"]["result"]
-    return found
-
-
-def queried(url: str, name: str) -> dict[tuple[str, str], list[tuple[float, float]]]:
+def queried(prometheus: Prometheus, name: str) -> dict[tuple[str, str], list[tuple[float, float]]]:
     """(worker id, status) → (time, value) of every sample that Prometheus has of a metric."""
     return {
         (series["metric"]["worker_id"], series["metric"].get("status", "")): [(t, float(v)) for t, v in series["values"]]
-        for series in query(url, f'{name}{{store="history"}}[60d]')
+        for series in prometheus.ask(f'{name}{{store="history"}}[60d]', NOW)["data"]["result"]
     }
 
 
 async def test_what_promtool_makes_of_the_file_answers_in_prometheus_exactly_as_mongodb_does(
     store: Store, tmp_path: Path
 ) -> None:
-    for program in ("promtool", "prometheus"):
-        if not shutil.which(program):
-            missing(program, INSTALL)
+    program("promtool", INSTALL)
+    executable = program("prometheus", INSTALL)
     file, blocks = tmp_path / "history.om", tmp_path / "data"
     done = store.export("--since", "29d", "--output", file)
     assert done.returncode == 0, done.stderr
@@ -168,23 +128,26 @@ async def test_what_promtool_makes_of_the_file_answers_in_prometheus_exactly_as_
                 found.setdefault((each["worker_id"], ""), []).append(pair)
         return found
 
-    with prometheus(blocks) as url:
-        assert queried(url, "cml_worker_cpu_utilization_ratio") == expected("cpu_utilization", 100)
-        assert queried(url, "cml_worker_memory_utilization_ratio") == expected("memory_utilization", 100)
-        assert queried(url, "cml_worker_active_labs") == expected("active_labs_count")
+    prometheus = Prometheus(executable, blocks.parent, {"global": {}}, "--storage.tsdb.retention.time=90d")
+    try:
+        assert queried(prometheus, "cml_worker_cpu_utilization_ratio") == expected("cpu_utilization", 100)
+        assert queried(prometheus, "cml_worker_memory_utilization_ratio") == expected("memory_utilization", 100)
+        assert queried(prometheus, "cml_worker_active_labs") == expected("active_labs_count")
         having = [each for each in documents if "status" in each]
         kinds = {(each["worker_id"], each["status"]) for each in having}
-        assert queried(url, "cml_worker_status") == {
+        assert queried(prometheus, "cml_worker_status") == {
             (worker, kind): [
                 (to_seconds(each["timestamp"]), float(each["status"] == kind)) for each in having if each["worker_id"] == worker
             ]
             for worker, kind in kinds
         }
-        info = queried(url, "cml_worker_info")
+        info = queried(prometheus, "cml_worker_info")
         assert sum(map(len, info.values())) == len(documents)
         joined = 'cml_worker_cpu_utilization_ratio * on (worker_id) group_left (name) cml_worker_info{name="lab, one"}'
-        (series,) = query(url, f"count_over_time(({joined})[1d:5m])")
+        (series,) = prometheus.ask(f"count_over_time(({joined})[1d:5m])", NOW)["data"]["result"]
         assert series["metric"]["name"] == "lab, one"
+    finally:
+        prometheus.stop()
 
 
 # -- what is chosen ----------------------------------------------------------------------------------------------------

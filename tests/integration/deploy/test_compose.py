@@ -30,7 +30,7 @@ from deploy import check_stack
 from exporter.demo import past
 from exporter.demo.services import WORKERS, shared_world
 from exporter.storage.privileges import least_role
-from tests.conftest import missing
+from tests.conftest import program
 from tests.fixtures.mongo import AuthMongod, connect
 from tests.fixtures.process import RunExporter
 from tests.fixtures.prometheus import RunPrometheus
@@ -49,8 +49,7 @@ def composed() -> Composed:
     """`docker compose config` with an env file: Compose 2 where Docker has it, else Debian's docker-compose."""
     plugin = shutil.which("docker") and subprocess.run(["docker", "compose", "version"], capture_output=True, check=False)
     command = ["docker", "compose"] if plugin and plugin.returncode == 0 else ["docker-compose"]
-    if not shutil.which(command[0]):
-        missing("docker-compose", "apt-get install docker-compose")
+    program(command[0], "apt-get install docker-compose")
 
     def config(env: Path, *words: str) -> "subprocess.CompletedProcess[str]":
         command_line = [*command, "--file", str(ROOT / "docker-compose.yml"), "--env-file", str(env), *words, "config"]
@@ -225,10 +224,7 @@ class Users:
 
 @pytest.fixture
 def users(mongo_auth: AuthMongod, tmp_path: Path) -> Iterator[Users]:
-    node = shutil.which("node")
-    if node is None:
-        missing("node", "apt-get install nodejs")
-    assert node
+    node = program("node", "apt-get install nodejs")
     with MongoClient[dict[str, Any]](mongo_auth.root_uri) as client:
         made = Users(node, tmp_path, mongo_auth, client)
         yield made

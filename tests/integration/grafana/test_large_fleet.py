@@ -1,7 +1,6 @@
 """A thousand workers with two weeks of history: every query of every dashboard is answered, truly, readably and in time."""
 
 import contextlib
-import shutil
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,7 +16,7 @@ from exporter.core.periods import DAY, HOUR, align, to_datetime
 from exporter.demo.mongod import Mongod
 from grafana import conventions
 from grafana.promql import threshold
-from tests.conftest import missing
+from tests.conftest import program
 from tests.fixtures.prometheus import INSTALL
 from tests.helpers.dashboards import ALL, DASHBOARDS, Variables, by, faster, problems, run_query
 from tests.helpers.expected_history import Member
@@ -168,10 +167,7 @@ def entry(member: Member) -> Json:
 
 @pytest.fixture
 def stack(tmp_path: Path, mongod: Mongod) -> Iterator[Stack]:
-    program = shutil.which("prometheus")
-    if program is None:
-        missing("prometheus", INSTALL)
-    assert program
+    executable = program("prometheus", INSTALL)
     folder = tmp_path / "large"
     name = f"large_{uuid.uuid4().hex}"
     uri = mongod.uri.replace("/?", f"/{name}?")
@@ -196,7 +192,9 @@ def stack(tmp_path: Path, mongod: Mongod) -> Iterator[Stack]:
         ends.callback(lambda: print(exporter.tail(200)))
         ends.callback(exporter.kill)
         exporter.start()
-        prometheus = Prometheus(program, folder / "prometheus", faster(folder / "rules", exporter.url.removeprefix("http://")))
+        prometheus = Prometheus(
+            executable, folder / "prometheus", faster(folder / "rules", exporter.url.removeprefix("http://"))
+        )
         ends.callback(prometheus.stop)
         recorded = (
             "count_over_time(cml_region:workers_idle:sum[1m]) > 2 and on () count(cml_worker_cpu_utilization_ratio) > 900"

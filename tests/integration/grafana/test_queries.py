@@ -3,7 +3,6 @@
 import contextlib
 import math
 import re
-import shutil
 import threading
 import time
 import uuid
@@ -26,7 +25,7 @@ from exporter.metrics.exposition import render as render_metrics
 from exporter.metrics.telemetry import Telemetry
 from grafana import conventions
 from grafana.promql import CODES, threshold
-from tests.conftest import missing
+from tests.conftest import program
 from tests.fixtures.mongo import FAIL_POINTS, NO_TTL, need_mongod
 from tests.fixtures.process import RunExporter
 from tests.fixtures.prometheus import INSTALL, RunPrometheus
@@ -223,9 +222,7 @@ def fill(database: Any) -> None:  # noqa: ANN401  # pymongo's Database
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory, mongod: Mongod) -> Iterator[Stack]:
     """A healthy stack; a test that breaks something starts its own."""
-    program = shutil.which("prometheus")
-    if program is None:
-        missing("prometheus", INSTALL)
+    executable = program("prometheus", INSTALL)
     folder = tmp_path_factory.mktemp("dashboards")
     name = f"dashboards_{uuid.uuid4().hex}"
     uri = mongod.uri.replace("/?", f"/{name}?")
@@ -244,8 +241,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory, mongod: Mongod) -> Iterator[
         exporter.wait_for(lambda: exporter.metrics()["cml_exporter_samples_gap_filled_total"] >= 2, 40, "gaps filled")
         node = ends.enter_context(serving(node_exporter))
         configuration = faster(folder / "rules", exporter.url.removeprefix("http://"), machine(node))
-        assert program
-        prometheus = Prometheus(program, folder / "prometheus", configuration)
+        prometheus = Prometheus(executable, folder / "prometheus", configuration)
         ends.callback(prometheus.stop)
         for query in ("cml_worker:idle:avg1h > 0", "count_over_time(node_load1[1m]) > 4", 'ALERTS{alertstate="firing"}'):
             until(lambda query=query: prometheus.values(query), query)  # type: ignore[misc]

@@ -1,6 +1,5 @@
 """promtool, Prometheus's linter, accepts /metrics."""
 
-import shutil
 import subprocess
 
 import pytest
@@ -11,7 +10,7 @@ from exporter.core.model import STATUSES, Worker, WorkerGauges
 from exporter.core.settings import ExtraGauge
 from exporter.metrics.exposition import render
 from exporter.metrics.telemetry import Telemetry
-from tests.conftest import missing
+from tests.conftest import program
 
 EXTRA = [ExtraGauge(metric="cml_worker_disk_utilization_ratio", field="disk", help='Disk in use, as "df" says.')]
 
@@ -51,10 +50,8 @@ def used_telemetry() -> Telemetry:
 
 
 def complaints(metrics: bytes) -> tuple[int, str]:
-    program = shutil.which("promtool")
-    if not program:
-        missing("promtool", "apt-get install prometheus")
-    done = subprocess.run([program or "", "check", "metrics"], input=metrics, capture_output=True, timeout=60, check=False)
+    promtool = program("promtool", "apt-get install prometheus")
+    done = subprocess.run([promtool, "check", "metrics"], input=metrics, capture_output=True, timeout=60, check=False)
     return done.returncode, (done.stdout + done.stderr).decode()
 
 

@@ -379,8 +379,7 @@ async def test_started_without_mongodb_it_serves_metrics_and_leads_once_mongodb_
     exporter = await asyncio.to_thread(run_exporter, settings(mongod.uri.replace("/?", "/late?"), fake_cloudwatch))
 
     def shows(leader: int, up: int) -> bool:
-        # Not gzip: httpx decodes the first of two members only.
-        shown = series(exporter.get("/metrics", headers={"Accept-Encoding": "identity"}).text, "cml_exporter_")
+        shown = exporter.metrics()
         return shown["cml_exporter_leader"] == leader and shown['cml_exporter_source_up{region="",source="mongodb"}'] == up
 
     assert shows(leader=0, up=0)

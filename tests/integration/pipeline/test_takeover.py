@@ -17,7 +17,6 @@ from tests.fixtures.process import RunExporter
 from tests.helpers.expected_history import Member, assert_true, expected_history
 from tests.helpers.exporter_process import ExporterProcess
 from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
-from tests.helpers.in_process_exporter import series
 from tests.tools.crash_tests import COLLECTION, DATABASE, InsertProxy
 
 PERIOD, HOUR = 60, 3600
@@ -94,13 +93,11 @@ def pair(
 
 
 def metric(exporter: ExporterProcess, name: str) -> float:
-    text = exporter.get("/metrics", headers={"Accept-Encoding": "identity"}).text
-    return series(text, name)[name]
+    return exporter.metrics()[name]
 
 
 def shows_the_fleet(exporter: ExporterProcess, members: list[Member]) -> bool:
-    text = exporter.get("/metrics", headers={"Accept-Encoding": "identity"}).text
-    return len(series(text, "cml_worker_cpu_utilization_ratio{")) == len(members)
+    return sum(name.startswith("cml_worker_cpu_utilization_ratio{") for name in exporter.metrics()) == len(members)
 
 
 async def wait_for(exporter: ExporterProcess, condition: Callable[[], object], within: float, what: str) -> None:

@@ -1,7 +1,6 @@
 """prometheus/ as Prometheus itself sees it: promtool and amtool take it, the rules do what their tests say."""
 
 import json
-import shutil
 import subprocess
 import threading
 import time
@@ -20,19 +19,12 @@ from prometheus_client import CollectorRegistry, generate_latest
 from exporter.core.model import Worker, WorkerGauges
 from exporter.metrics.exposition import render
 from exporter.metrics.telemetry import Telemetry
-from tests.conftest import missing
+from tests.conftest import program
 from tests.helpers.ports import free_port
 from tests.tools.mutate_rules import PROMETHEUS, Mutant, accepts, mutants, outcome, rewritten
 
 PATIENCE = 40
-
-
-def program(name: str, package: str = "prometheus") -> str:
-    """Where a program is; the test is skipped without it."""
-    found = shutil.which(name)
-    if not found:
-        missing(name, f"apt-get install {package}")
-    return found or ""
+INSTALL = "apt-get install prometheus"
 
 
 # -- promtool and amtool -----------------------------------------------------------------------------------------------
@@ -40,7 +32,7 @@ def program(name: str, package: str = "prometheus") -> str:
 
 def test_promtool_takes_the_configuration_and_every_rule() -> None:
     done = subprocess.run(
-        [program("promtool"), "check", "config", "--lint=all", "--lint-fatal", PROMETHEUS / "prometheus.yml"],
+        [program("promtool", INSTALL), "check", "config", "--lint=all", "--lint-fatal", PROMETHEUS / "prometheus.yml"],
         capture_output=True,
         text=True,
         timeout=60,
@@ -54,14 +46,14 @@ def test_promtool_takes_the_configuration_and_every_rule() -> None:
 @pytest.mark.parametrize("file", sorted((PROMETHEUS / "tests").glob("*.yml")), ids=lambda file: file.stem)
 def test_the_rules_do_what_their_tests_say(file: Path) -> None:
     done = subprocess.run(
-        [program("promtool"), "test", "rules", file], capture_output=True, text=True, timeout=120, check=False
+        [program("promtool", INSTALL), "test", "rules", file], capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_amtool_takes_alertmanagers_configuration() -> None:
     done = subprocess.run(
-        [program("amtool", "prometheus-alertmanager"), "check-config", PROMETHEUS / "alertmanager.yml"],
+        [program("amtool", "apt-get install prometheus-alertmanager"), "check-config", PROMETHEUS / "alertmanager.yml"],
         capture_output=True,
         text=True,
         timeout=60,
@@ -74,7 +66,7 @@ def test_amtool_takes_alertmanagers_configuration() -> None:
 
 
 def test_a_promtool_test_notices_each_removed_clause_of_two_alerts() -> None:
-    promtool = program("promtool")
+    promtool = program("promtool", INSTALL)
     quick = ("CMLWorkerFailed", "CMLExporterNoLeader")
     some = [mutant for mutant in mutants() if mutant.rule in quick]
     assert len(some) > 8
@@ -95,7 +87,7 @@ def test_the_mutation_check_sees_a_clause_no_test_needs_and_one_that_prometheus_
     }
     (folder / "rules/hot.yml").write_text(yaml.safe_dump({"groups": [{"name": "hot", "rules": [rule]}]}))
     (folder / "tests/hot.yml").write_text(yaml.safe_dump({"rule_files": ["../rules/hot.yml"], "tests": [test]}))
-    promtool = program("promtool")
+    promtool = program("promtool", INSTALL)
     by_what = {mutant.what: outcome(mutant, promtool, folder) for mutant in mutants(folder)}
     assert by_what["and on (a) y" if "and on (a) y" in by_what else "and y"] == "survived"
     assert by_what["max by (a)(…)"] == "killed"
@@ -197,7 +189,7 @@ def running(config: Path) -> Iterator[Callable[..., Any]]:
     with log.open("ab") as output:
         process = subprocess.Popen(
             [
-                program("prometheus"),
+                program("prometheus", INSTALL),
                 f"--config.file={config}",
                 f"--storage.tsdb.path={config.parent / 'data'}",
                 f"--web.listen-address=127.0.0.1:{port}",

@@ -10,17 +10,8 @@ from exporter.demo.mongod import Mongod
 from exporter.storage.lease import SAFETY_FRACTION, Lease
 from exporter.storage.mongo import STATE, Database
 from tests.fixtures.mongo import connect
+from tests.helpers.in_process_exporter import Clock
 from tests.helpers.ports import free_port
-
-
-class Clock:
-    """A monotonic clock that changes only when the test moves it."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 async def expire(database: Database) -> None:
@@ -82,7 +73,7 @@ async def test_it_expires_by_the_servers_clock_alone(database: Database) -> None
 
 
 async def test_a_paused_holder_knows_that_it_lost_the_lease_before_another_can_take_it(database: Database) -> None:
-    clock = Clock()
+    clock = Clock(1000.0)
     lease = Lease(database, owner="first", ttl=30, monotonic=clock)
     await lease.acquire_or_renew()
     assert lease.remaining == pytest.approx(30 * (1 - SAFETY_FRACTION))
@@ -127,7 +118,7 @@ async def test_an_owner_with_a_dollar_sign_is_not_an_expression(database: Databa
 
 
 async def test_without_mongodb_it_stays_held_until_its_ttl_is_over(own_mongod: Mongod) -> None:
-    clock = Clock()
+    clock = Clock(1000.0)
     async with connect(own_mongod.uri, patience=5) as client:
         lease = Lease(client["cml"], owner="first", ttl=30, monotonic=clock)
         assert await lease.acquire_or_renew()

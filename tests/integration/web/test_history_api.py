@@ -600,42 +600,41 @@ async def test_while_mongodb_is_unavailable_history_and_resources_are_a_503_with
 
 
 async def test_the_real_exporter_queries_cloudwatch_on_the_event_loop_of_the_collector(
-    run_exporter: RunExporter, database: Database, aws_credentials: None
+    fake_cloudwatch: FakeCloudWatch, run_exporter: RunExporter, database: Database
 ) -> None:
     """As a process: MongoDB with the client of the routes, CloudWatch on the event loop of the collector."""
-    with FakeCloudWatch() as fake:
-        fake.add(ONE)
-        now = int(fake.now())
-        await database["workers"].insert_one(
-            {"_id": "a/b", "name": "A", "aws_region": REGION, "aws_instance_id": ONE, "status": "running"}
-        )
-        uri = "mongodb://{}:{}/{}?directConnection=true".format(*(await database.client.address or ("", 0)), database.name)
-        exporter = run_exporter(
-            {"mongodb": {"uri": uri, "retention": "1d"}, "cloudwatch": {"endpoint_url": fake.url}},
-            env={"CML_EXPORTER_GAP_FILL_WINDOW": "2h"},
-        )
-        path = "/api/workers/a%2Fb/metrics/history"
-        exporter.wait_for(lambda: exporter.get(path).json()["data"], 30, "collecting samples")
-        page = exporter.get(path, params={"start": "-3d", "end": "-2d"}).json()
-        assert (page["source"], len(page["data"]), page["worker"]["name"]) == ("cloudwatch", 288, "A")
-        expected_values = fake.ledger(now - 4 * DAY, now)
-        first = int(datetime.fromisoformat(page["data"][0]["timestamp"]).timestamp())
-        assert page["data"][0]["cpu_utilization"] == expected_values[ONE, "cpu", first]
-        before = calls(fake)
-        resources = f"/api/workers/region/{REGION}/workers/{ONE}/resources?start_time=1h&end_time={now - 600}"
-        answers = [exporter.get(resources).json() for _ in range(5)]
-        assert float(answers[0]["avg_cpu_utilization"]) > 0
-        assert answers[1:] == answers[:-1]
-        assert calls(fake) <= before + 2  # one of the routes, perhaps one of a collection cycle
-        metrics = exporter.metrics()
-        billed = metrics[f'cml_exporter_cloudwatch_metrics_requested_total{{region="{REGION}"}}']
-        assert billed <= fake.metrics_billed  # one counter for the poller and the routes
-        assert exporter.get("/api/workers").json()["data"][0]["instances"][0]["instance_id"] == ONE
-        reads = await inventory_reads(database)
-        for _ in range(5):
-            exporter.get("/api/workers")
-        assert await inventory_reads(database) - reads <= 1  # the whole inventory is cached for ten seconds
-        assert exporter.stop() == 0
+    fake_cloudwatch.add(ONE)
+    now = int(fake_cloudwatch.now())
+    await database["workers"].insert_one(
+        {"_id": "a/b", "name": "A", "aws_region": REGION, "aws_instance_id": ONE, "status": "running"}
+    )
+    uri = "mongodb://{}:{}/{}?directConnection=true".format(*(await database.client.address or ("", 0)), database.name)
+    exporter = run_exporter(
+        {"mongodb": {"uri": uri, "retention": "1d"}, "cloudwatch": {"endpoint_url": fake_cloudwatch.url}},
+        env={"CML_EXPORTER_GAP_FILL_WINDOW": "2h"},
+    )
+    path = "/api/workers/a%2Fb/metrics/history"
+    exporter.wait_for(lambda: exporter.get(path).json()["data"], 30, "collecting samples")
+    page = exporter.get(path, params={"start": "-3d", "end": "-2d"}).json()
+    assert (page["source"], len(page["data"]), page["worker"]["name"]) == ("cloudwatch", 288, "A")
+    expected_values = fake_cloudwatch.ledger(now - 4 * DAY, now)
+    first = int(datetime.fromisoformat(page["data"][0]["timestamp"]).timestamp())
+    assert page["data"][0]["cpu_utilization"] == expected_values[ONE, "cpu", first]
+    before = calls(fake_cloudwatch)
+    resources = f"/api/workers/region/{REGION}/workers/{ONE}/resources?start_time=1h&end_time={now - 600}"
+    answers = [exporter.get(resources).json() for _ in range(5)]
+    assert float(answers[0]["avg_cpu_utilization"]) > 0
+    assert answers[1:] == answers[:-1]
+    assert calls(fake_cloudwatch) <= before + 2  # one of the routes, perhaps one of a collection cycle
+    metrics = exporter.metrics()
+    billed = metrics[f'cml_exporter_cloudwatch_metrics_requested_total{{region="{REGION}"}}']
+    assert billed <= fake_cloudwatch.metrics_billed  # one counter for the poller and the routes
+    assert exporter.get("/api/workers").json()["data"][0]["instances"][0]["instance_id"] == ONE
+    reads = await inventory_reads(database)
+    for _ in range(5):
+        exporter.get("/api/workers")
+    assert await inventory_reads(database) - reads <= 1  # the whole inventory is cached for ten seconds
+    assert exporter.stop() == 0
 
 
 async def inventory_reads(database: Database) -> int:

@@ -49,11 +49,11 @@ def test_every_route_and_placeholder_is_in_the_document() -> None:
 
 
 async def test_every_response_to_a_generated_request_is_as_described_and_never_a_500(
-    run_exporter: RunExporter, database: Database, aws_credentials: None
+    fake_cloudwatch: FakeCloudWatch, run_exporter: RunExporter, database: Database
 ) -> None:
-    with FakeCloudWatch() as fake, requests.Session() as session:
+    with requests.Session() as session:
         session.trust_env = False
-        fake.add(instance_id(1))
+        fake_cloudwatch.add(instance_id(1))
         await database["workers"].insert_one(
             {"_id": "w1", "name": "one", "aws_region": REGION, "aws_instance_id": instance_id(1), "status": "running"}
         )
@@ -61,7 +61,7 @@ async def test_every_response_to_a_generated_request_is_as_described_and_never_a
         exporter = run_exporter(
             {
                 "mongodb": {"uri": f"mongodb://{host}:{port}/{database.name}?directConnection=true", "retention": "1d"},
-                "cloudwatch": {"endpoint_url": fake.url},
+                "cloudwatch": {"endpoint_url": fake_cloudwatch.url},
             }
         )
         exporter.wait_for(lambda: exporter.get("/workers/w1/metrics/history").json()["data"], 30, "storing samples")

@@ -24,46 +24,51 @@ REGION, GONE = "eu-west-1", "gone/é"
 
 
 @pytest.fixture
-async def in_process(tmp_path: Path, database: Database, aws_credentials: None) -> AsyncIterator[InProcessExporter]:
+def clock() -> Clock:
+    return Clock(NOW)
+
+
+@pytest.fixture
+async def in_process(
+    tmp_path: Path, database: Database, fake: FakeCloudWatch, clock: Clock
+) -> AsyncIterator[InProcessExporter]:
     """An exporter with one running worker that has everything, one without anything, and one that has left the fleet."""
-    clock = Clock(NOW)
-    with FakeCloudWatch(now=clock) as fake:
-        fake.add(instance_id(1))
-        exporter = InProcessExporter(tmp_path, database, fake, clock)
-        await exporter.history.ensure_collection()
-        await database["workers"].insert_many(
-            [
-                {
-                    "_id": "full",
-                    "name": "Prüfstand",
-                    "aws_region": REGION,
-                    "aws_instance_id": instance_id(1),
-                    "status": "running",
-                    "private_ip": "10.0.0.7",
-                    "active_labs_count": 3,
-                    "instance_type": "m5.2xlarge",
-                    "cml_version": "2.8.1",
-                    "created_at": to_datetime(NOW - 30 * DAY),
-                },
-                {"_id": "bare", "aws_region": REGION, "status": "pending"},
-            ]
-        )
-        inventory = Inventory(database)
-        await inventory.record(Fleet(NOW - DAY, (Worker(GONE, REGION, instance_id(2), "terminated", name="gone"),)))
-        newest = align(NOW, PERIOD)
-        samples = [
-            sample
-            for worker_id in ("full", GONE)
-            for sample in (
-                WorkerMetricsSample(worker_id, REGION, to_datetime(newest - PERIOD), 45.25, 60.0, 3, "running"),
-                WorkerMetricsSample(worker_id, REGION, to_datetime(newest - 2 * PERIOD)),
-                WorkerMetricsSample(worker_id, REGION, to_datetime(newest - 3 * PERIOD), 1.0),
-            )
+    fake.add(instance_id(1))
+    exporter = InProcessExporter(tmp_path, database, fake, clock)
+    await exporter.history.ensure_collection()
+    await database["workers"].insert_many(
+        [
+            {
+                "_id": "full",
+                "name": "Prüfstand",
+                "aws_region": REGION,
+                "aws_instance_id": instance_id(1),
+                "status": "running",
+                "private_ip": "10.0.0.7",
+                "active_labs_count": 3,
+                "instance_type": "m5.2xlarge",
+                "cml_version": "2.8.1",
+                "created_at": to_datetime(NOW - 30 * DAY),
+            },
+            {"_id": "bare", "aws_region": REGION, "status": "pending"},
         ]
-        await exporter.history.add_samples(samples)
-        await exporter.round()
-        yield exporter
-        await exporter.close()
+    )
+    inventory = Inventory(database)
+    await inventory.record(Fleet(NOW - DAY, (Worker(GONE, REGION, instance_id(2), "terminated", name="gone"),)))
+    newest = align(NOW, PERIOD)
+    samples = [
+        sample
+        for worker_id in ("full", GONE)
+        for sample in (
+            WorkerMetricsSample(worker_id, REGION, to_datetime(newest - PERIOD), 45.25, 60.0, 3, "running"),
+            WorkerMetricsSample(worker_id, REGION, to_datetime(newest - 2 * PERIOD)),
+            WorkerMetricsSample(worker_id, REGION, to_datetime(newest - 3 * PERIOD), 1.0),
+        )
+    ]
+    await exporter.history.add_samples(samples)
+    await exporter.round()
+    yield exporter
+    await exporter.close()
 
 
 async def get(exporter: InProcessExporter, path: str, status: int = 200) -> bytes:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import pytest
 
 from exporter.core.async_cache import AsyncCache
+from tests.helpers.in_process_exporter import Clock
 
 
 class Loader:
@@ -29,13 +30,6 @@ class Loader:
         return (await self.many(("one",)))["one"]
 
 
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def loader() -> Loader:
     return Loader()
@@ -46,7 +40,7 @@ def always(_value: int, _age: float) -> bool:
 
 
 async def test_a_value_is_loaded_again_when_its_ttl_has_passed(loader: Loader) -> None:
-    clock = Clock()
+    clock = Clock(0.0)
     cache: AsyncCache[str, int] = AsyncCache(monotonic=clock)
     assert [await cache.get("a", loader.one, 60), await cache.get("a", loader.one, 60)] == [1, 1]
     clock.now = 59.9
@@ -58,7 +52,7 @@ async def test_a_value_is_loaded_again_when_its_ttl_has_passed(loader: Loader) -
 
 
 async def test_the_age_of_a_value_counts_from_the_end_of_its_load(loader: Loader) -> None:
-    clock = Clock()
+    clock = Clock(0.0)
     cache: AsyncCache[str, int] = AsyncCache(monotonic=clock)
     loader.gate.clear()
     loading = asyncio.create_task(cache.get("a", loader.one, 60))
@@ -71,7 +65,7 @@ async def test_the_age_of_a_value_counts_from_the_end_of_its_load(loader: Loader
 
 
 async def test_without_a_ttl_a_value_stays(loader: Loader) -> None:
-    clock = Clock()
+    clock = Clock(0.0)
     cache: AsyncCache[str, int] = AsyncCache(monotonic=clock)
     await cache.get("a", loader.one)
     clock.now = 1e12
@@ -107,7 +101,7 @@ async def test_the_least_recently_used_values_are_evicted_by_weight() -> None:
 
 
 async def test_a_value_that_is_loaded_again_is_weighed_once(loader: Loader) -> None:
-    clock = Clock()
+    clock = Clock(0.0)
     cache: AsyncCache[str, int] = AsyncCache(max_weight=2, monotonic=clock)
     for _ in range(5):
         clock.now += 60
@@ -173,7 +167,7 @@ async def test_a_failed_reload_leaves_the_old_value_in_its_place(loader: Loader)
 
 
 async def test_get_many_loads_what_is_missing_or_not_fresh_with_one_call(loader: Loader) -> None:
-    clock = Clock()
+    clock = Clock(0.0)
     cache: AsyncCache[str, int] = AsyncCache(monotonic=clock)
     await cache.get_many("ab", loader.many, always)
     clock.now = 30

@@ -11,6 +11,7 @@ from exporter.core.model import InstanceInterval, InventoryEntry, Listing, Metri
 from exporter.core.periods import DAY
 from exporter.history.cloudwatch_archive import CHUNK, RECENT_TTL_SECONDS, CloudWatchArchive
 from exporter.sources.cloudwatch.memory_series import MemorySeriesIndex
+from tests.helpers.in_process_exporter import Clock
 
 NOW = 1_790_000_100
 STEP = 300
@@ -51,16 +52,9 @@ def source() -> Source:
     return source
 
 
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(0.0)
 
 
 def archive_of(source: Source, clock: Clock, **options: int) -> CloudWatchArchive:
