@@ -135,7 +135,7 @@ def test_while_mongodb_is_down_prometheus_keeps_its_own_data_and_warns(
     exporter: ExporterProcess, own_mongod: Mongod, run_prometheus: RunPrometheus
 ) -> None:
     configured = configuration(exporter) | {"global": {"scrape_interval": "1s", "evaluation_interval": "1s"}}
-    configured["remote_read"][0]["remote_timeout"] = "15s"
+    configured["remote_read"][0]["remote_timeout"] = "30s"  # longer than the exporter waits for a server
     prometheus = run_prometheus(configured)
     query = f'last_over_time({CPU}{{store="history",worker_id="w1"}}[1h])'
     assert prometheus.value(query, NOW - 1) == percent(1, NOW - PERIOD) / 100
@@ -145,7 +145,7 @@ def test_while_mongodb_is_down_prometheus_keeps_its_own_data_and_warns(
         time.sleep(0.2)
     own_mongod.kill()
     answer = prometheus.ask(f'{query} or on () max(up{{job="cml-worker-exporter"}})')
-    assert any("503" in warning for warning in answer["warnings"])
+    assert any("503" in warning for warning in answer["warnings"]), answer["warnings"]
     assert [each["value"][1] for each in answer["data"]["result"]] == ["1"]
     began = time.monotonic()
     prometheus.values('up{job="cml-worker-exporter"}')
@@ -161,7 +161,7 @@ def test_while_mongodb_is_down_prometheus_keeps_its_own_data_and_warns(
         answer = prometheus.ask(f'{query} or on () max(up{{job="cml-worker-exporter"}})')
         assert answer["warnings"]
         assert [each["value"][1] for each in answer["data"]["result"]] == ["1"]
-        assert time.monotonic() - began < 25, "remote_timeout of Prometheus bounds the wait"
+        assert time.monotonic() - began < 60, "remote_timeout of Prometheus bounds the wait"
         rules = prometheus.http.get("/api/v1/rules").json()["data"]["groups"]
         assert rules
         assert all(group["evaluationTime"] < 1 for group in rules), "no rule waits for the history"
