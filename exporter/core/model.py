@@ -188,6 +188,12 @@ class MetricResults:
 
     date: int
     by_query: Mapping[MetricQuery, MetricResult]
+    dates: Mapping[MetricQuery, int] = field(default_factory=dict)
+    """The server's clock for a call that was repeated in parts, because of a malformed instance id."""
+
+    def date_of(self, query: MetricQuery) -> int:
+        """Return the server's clock when it answered this query, in UTC seconds."""
+        return self.dates.get(query, self.date)
 
 
 @dataclass(frozen=True, slots=True)

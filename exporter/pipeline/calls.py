@@ -129,8 +129,9 @@ class CallRunner:
 
     def _mark_silent(self, region: str, results: MetricResults) -> None:
         """Prefer other memory series over those that had no datapoint in the last 3 periods."""
-        recent = align(results.date, self._rules.period) - 4 * self._rules.period  # and one that may not be published yet
         for query, result in results.by_query.items():
+            # 3, and one that may not be published yet.
+            recent = align(results.date_of(query), self._rules.period) - 4 * self._rules.period
             covers_recent = query.metric == "memory" and result.complete and result.start <= recent
             if covers_recent and max(result.values, default=0) < recent:
                 self._series.mark_silent(region, query.dimensions)

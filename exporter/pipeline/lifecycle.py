@@ -319,13 +319,14 @@ def _decide_instance(
             return _UNDECIDED
         if start in result.values:
             found.append(result.values[start])
-    age = results.date - end
+    date = results.date_of(queries[0])  # the queries of one instance are never in different parts of a call
+    age = date - end
     if not found:
         return _ABSENT if age >= rules.absence_timeout else _UNDECIDED
     value = found[0]
-    since = _first_seen((sample.worker_id, start, instance, queries[0].metric), value, results.date, first_seen)
+    since = _first_seen((sample.worker_id, start, instance, queries[0].metric), value, date, first_seen)
     on_time = since <= end + rules.settle_delay + ON_TIME_SECONDS
-    confirmed = results.date - since >= rules.settle_delay or age >= rules.absence_timeout
+    confirmed = date - since >= rules.settle_delay or age >= rules.absence_timeout
     return Decision(True, value) if age >= rules.settle_delay and (on_time or confirmed) else _UNDECIDED
 
 

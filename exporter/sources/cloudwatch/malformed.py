@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 
 from exporter.core import logs
 from exporter.core.errors import RejectedQueryError, SourceError
@@ -52,7 +53,7 @@ class MalformedInstances:
             results = await call(rest)
         except RejectedQueryError as error:
             results = await self._split(call, rest, start, end, now, error)
-        return MetricResults(results.date, {**results.by_query, **empty})
+        return replace(results, by_query={**results.by_query, **empty})
 
     async def _split(
         self,
@@ -74,16 +75,16 @@ class MalformedInstances:
         # First all well-formed ids in one call: they are nearly the whole fleet, malformed ids are rare.
         first = ids - {*suspects} or {*suspects[: len(suspects) // 2]}
         by_query: dict[MetricQuery, MetricResult] = {}
-        date = 0
+        dates: dict[MetricQuery, int] = {}
         for half in ([q for q in queries if q.instance_id in first], [q for q in queries if q.instance_id not in first]):
             try:
                 results = await self.query(call, half, start, end, now)
             except SourceError:
                 # The rejection may have had another reason, so no further id is marked as malformed.
-                if not date:
+                if not dates:
                     raise
                 by_query |= {query: MetricResult("failed", start, end, {}) for query in half}
                 break
             by_query |= results.by_query
-            date = results.date
-        return MetricResults(date, by_query)
+            dates |= {query: results.date_of(query) for query in half}
+        return MetricResults(next(iter(dates.values())), by_query, dates)

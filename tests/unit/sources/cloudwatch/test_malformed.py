@@ -1,6 +1,7 @@
 """The search for the malformed instance ids of a call that CloudWatch rejects."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -78,6 +79,20 @@ async def test_one_malformed_id_takes_three_calls_and_later_none() -> None:
 
     assert await outcomes(instances, call, "vm-7", GOOD[0]) == {"vm-7": {"empty"}, GOOD[0]: {"ok"}}
     assert call.calls[3:] == [[GOOD[0]]]
+
+
+async def test_each_part_of_a_repeated_call_keeps_the_date_of_its_own_answer() -> None:
+    """A value is judged final, or late, at the time CloudWatch answered it, not when the search for the malformed id ended."""
+    instances, call = MalformedInstances(), FakeCall({"vm-7"})
+
+    async def dated(queries: Sequence[MetricQuery]) -> MetricResults:
+        return replace(await call(queries), date=500 + 100 * len(call.calls))
+
+    results = await instances.query(dated, queries(GOOD[0], "vm-6", "vm-7", GOOD[1]), START, END, NOW)
+
+    assert call.calls == [[*GOOD[:2], "vm-6", "vm-7"], GOOD[:2], ["vm-6", "vm-7"], ["vm-6"], ["vm-7"]]
+    dates = {query.instance_id: results.date_of(query) for query in results.by_query}
+    assert dates == {GOOD[0]: 700, GOOD[1]: 700, "vm-6": 900, "vm-7": NOW}
 
 
 async def test_known_ids_alone_need_no_call_and_bear_this_hosts_time() -> None:
