@@ -201,13 +201,13 @@ class FragileOutbox(Outbox):
     def __init__(self, process: Process, directory: Path) -> None:
         super().__init__(directory, process.world.rules.period, synchronous="OFF")
         self._process = process
-        self._saved: set[str] = set()
+        self._saved: set[str] | None = None
         self._opened = False
         self._db = FragileConnection(self._db, self, process)  # type: ignore[assignment]
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        self._saved, self._opened = set(), False
+        self._saved, self._opened = None, False
         with super().transaction() as connection:
             yield connection
 
@@ -236,7 +236,7 @@ class FragileOutbox(Outbox):
     def committed(self) -> None:
         """Report a committed transaction to the world."""
         process, world = self._process, self._process.world
-        if self._saved:
+        if self._saved is not None:  # an observation, perhaps of no worker at all
             for worker in process.fleet.workers:
                 if worker.id in self._saved:
                     world.observed[worker.id].append((process.fleet.date, worker))
