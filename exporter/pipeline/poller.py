@@ -224,11 +224,12 @@ class Poller:
         """
         if not self._clock.synchronized:
             return
+        now = min(cycle.now, self._clock.now())  # the cycle may have begun before MongoDB's clock was read
         if cycle.stats.budget == "ok":
             polled = {worker_id for call in calls for worker_id in call.queries_by_worker}
-            samples, dropped = await self._outbox(record_absent, self._outbox.outbox, polled, cycle.now, self._rules)
+            samples, dropped = await self._outbox(record_absent, self._outbox.outbox, polled, now, self._rules)
         else:
-            samples, dropped = await self._outbox(record_absent_unpolled, self._outbox.outbox, cycle.now, self._rules)
+            samples, dropped = await self._outbox(record_absent_unpolled, self._outbox.outbox, now, self._rules)
         cycle.stats.absent = len(samples)
         cycle.stats.dropped += dropped
         for sample in samples:

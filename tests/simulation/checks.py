@@ -1,6 +1,7 @@
 """Checks at the end, after a time without faults. Every exemption names the rule that allows it."""
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from exporter.core.model import IDLE_STATUSES, METRICS, MetricName, Worker, WorkerMetricsSample
@@ -122,8 +123,10 @@ class _WorkerCheck:
         due = [value for value, published in final.items() if published <= end + self.rules.absence_timeout]
         if not due or self._may_lack(start, around):
             return
-        # Where it came back with another instance, the inventory may have had that one: then the newer one wins.
-        possible = self.world.final_values(self.id, metric, start, self._known_instances(start, however_missed=True))
+        # Where it came back with another instance, the inventory may have had that one: then the newer one wins. So it does
+        # where another process took over, whose first observation after the period is a later one.
+        known = self._known_instances(start, however_missed=True) | self._instances_at_losses(start, document)
+        possible = self.world.final_values(self.id, metric, start, known)
         if document is None or _value(document.sample, metric) not in {**final, **possible}:
             self._violated(
                 f"CloudWatch's {metric} is lost",
@@ -223,7 +226,23 @@ class _WorkerCheck:
         return [worker for _, worker in self.observed[first : last + 1]]
 
     def _known_instances(self, start: int, *, however_missed: bool = False) -> set[str]:
-        return {worker.instance_id for worker in self._near(start, however_missed=however_missed) if worker.instance_id}
+        return self._in_their_region(self._near(start, however_missed=however_missed))
+
+    def _instances_at_losses(self, start: int, document: Document | None) -> set[str]:
+        """The instances seen first after each loss of the outbox between the period and its insert."""
+        until = document.inserted if document else self.world.now
+        first = (bisect_left(self.observed_at, at) for at in self.world.losses if start <= at <= until)
+        return self._in_their_region([self.observed[at][1] for at in first if at < len(self.observed)])
+
+    def _in_their_region(self, workers: Iterable[Worker]) -> set[str]:
+        """The instances of these workers, without one whose worker changed its region before it was seen: rule 4 queries
+        the region of the worker document."""
+        instances = self.world.cloudwatch.instances
+        return {
+            worker.instance_id
+            for worker in workers
+            if worker.instance_id and getattr(instances.get(worker.instance_id), "region", worker.region) == worker.region
+        }
 
     def _violated(self, what: str, start: int, details: str) -> None:
         self.world.violated(what, f"{self.id} {start} ({_hours(start)}) {details}")

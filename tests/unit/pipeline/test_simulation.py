@@ -18,6 +18,18 @@ def test_nothing_is_lost_doubled_or_invented(seed: int) -> None:
 
 
 @pytest.mark.parametrize(
+    "seed",
+    [
+        pytest.param(4, id="paused while it encodes"),
+        pytest.param(67, id="parts of a call that are answered at different times"),
+        pytest.param(2076, id="the clock is read while a cycle runs"),
+    ],
+)
+def test_what_once_failed(seed: int) -> None:
+    assert run(Scenario.of(seed)).violations == []
+
+
+@pytest.mark.parametrize(
     ("rule", "seed"),
     [
         ("2: status for every period since the last observation", 0),
