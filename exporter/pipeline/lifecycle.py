@@ -158,13 +158,15 @@ def observe(
     earlier = state.instances if state.region == worker.region else ()
     seen_instances = unique(worker.instance_id, *earlier)
     finished = worker.status == "terminated" and state.status == "terminated"
+    # The read that first saw it so may have come before the end of the period in which it terminated.
+    ended_at = -1 if worker.terminated_at is None else min(worker.terminated_at, state.idle_since)
     # Two periods: one late observation does not hide that the worker was idle all the time.
     unbroken = worker.status in IDLE_STATUSES and state.idle_since > 0 and now - state.seen <= 2 * period
     samples = []
     following = max(state.next, align_up(now - rules.gap_fill_window, period))
     for start in closed_periods(following, period, now):
         following = start + period
-        if finished:
+        if finished and start > ended_at:
             continue
         region, instances = _candidates(worker, seen_instances, entry, start, following)
         sample = PendingSample(worker.id, start, region, instances)
@@ -176,7 +178,7 @@ def observe(
             samples.append(sample)
     if following > state.next:  # the first period not yet opened began between the last observation and this one
         seen_instances = unique(worker.instance_id, *earlier[:1])
-    idle_since = 0 if worker.status not in IDLE_STATUSES else state.idle_since if unbroken else now
+    idle_since = 0 if worker.status not in IDLE_STATUSES else state.idle_since if unbroken or finished else now
     return samples, WorkerState(worker.id, worker.region, seen_instances, worker.status, idle_since, now, following)
 
 

@@ -137,8 +137,9 @@ class _WorkerCheck:
 
     def _has_own(self, start: int, document: Document) -> None:
         """Rule 9: where CloudWatch has nothing, the document's own value counts, if it was observed in time."""
-        after, period = self._around(start).after, self.rules.period
-        if after is None or after[0] >= start + 2 * period or self._lost(after[0], document):
+        around, period = self._around(start), self.rules.period
+        after = around.after
+        if after is None or after[0] >= start + 2 * period or self._lost(after[0], document) or self._finished(around):
             return
         worker = after[1]
         if worker.collected_at is not None and start <= worker.collected_at < start + period:
@@ -202,7 +203,7 @@ class _WorkerCheck:
 
     def _moved(self, start: int) -> bool:
         """Whether the worker changed its region: one call queries one region, and the newer one counts."""
-        return len({worker.region for worker in self._near(start)}) > 1
+        return len({worker.region for worker in self._near(start, however_missed=True)}) > 1
 
     def _missed(self, around: _Around) -> bool:
         """Whether its document was gone between the two observations."""

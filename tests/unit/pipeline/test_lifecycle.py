@@ -177,6 +177,22 @@ def test_the_last_sample_of_a_terminated_worker_is_the_period_in_which_that_was_
     assert state.next == T + 3 * P, "if it runs again, the time between is no gap"
 
 
+@pytest.mark.parametrize(
+    ("terminated_at", "last"),
+    [(T + 2, []), (T + P + 5, [1]), (T + P + 100, [1]), (T + 9 * P, [1]), (None, [])],
+    ids=["in the closed period", "in the next", "at the read", "in the future", "unknown"],
+)
+def test_a_worker_seen_terminated_before_its_last_period_closed_has_that_period_too(
+    terminated_at: int | None, last: list[int]
+) -> None:
+    dead = replace(WORKER, status="terminated", terminated_at=terminated_at)
+    rows, state = observe(dead, STATE, T + P + 100, RULES)
+    assert starts(rows) == [0]
+    rows, state = observe(dead, state, T + 2 * P + 12, RULES)
+    assert starts(rows) == last
+    assert observe(dead, state, T + 5 * P + 12, RULES)[0] == [], "once only, also after a while without a read"
+
+
 def test_a_terminated_worker_that_runs_again_has_samples_again() -> None:
     state = replace(STATE, status="terminated", idle_since=T - P)
     (row,), _ = observe(replace(WORKER, instance_id="i-2", status="pending"), state, T + P + 12, RULES)
