@@ -30,6 +30,7 @@ STATUS_CODES = {str(code): (status, COLORS[status]) for status, code in CODES.it
 
 BUSY = ((0.7, "yellow"), (threshold("cpu_ratio"), "red"))
 FULL = ((0.7, "yellow"), (threshold("memory_ratio"), "red"))
+DISK_FULL = ((0.8, "yellow"), (threshold("disk_ratio"), "red"))
 STALE = ((threshold("stale_seconds") / 2, "yellow"), (threshold("stale_seconds"), "red"))
 """Seconds; the alert fires at the red threshold."""
 LONG_IDLE = ((3600.0, "yellow"), (4 * 3600.0, "red"))

@@ -58,15 +58,16 @@ def _now_row() -> list[Panel]:
         stat(
             "Idle now",
             "How many workers are idle?",
-            "Running workers without an active lab and with CPU below the alert threshold. Stop them if they stay idle.",
+            "Running workers without a running node (without a lab where nodes are not known) and with CPU below the alert "
+            "threshold. Stop them if they stay idle.",
             [instant(f"sum({_IDLE})")],
             replace(conventions.COUNT, empty="No running worker with a value", thresholds=((1, "yellow"), (5, "orange"))),
             width=4,
         ),
         stat(
             "Active labs",
-            "How many labs are running?",
-            "Running labs on all workers together.",
+            "How many labs are there?",
+            "Labs on all running workers together, as counted by the manager; that includes stopped labs.",
             [instant(f"sum({live(ACTIVE_LABS, IN_REGION)})")],
             conventions.COUNT,
             width=3,
@@ -94,6 +95,41 @@ def _now_row() -> list[Panel]:
             [instant('count(ALERTS{alertname=~"CML.+",alertstate="firing",region=~"$region|"})')],
             replace(conventions.COUNT, empty="None", thresholds=((1, "red"),)),
             width=3,
+        ),
+    ]
+
+
+def _attention() -> list[Panel]:
+    running = f"and on ({WORKER}) {_RUNNING}"
+
+    def count(title: str, question: str, description: str, expr: str) -> Panel:
+        style = replace(conventions.COUNT, empty="Not known of any worker", thresholds=((1, "red"),))
+        return stat(title, question, description, [instant(f"sum({expr})")], style, width=6)
+
+    return [
+        count(
+            "EC2 check impaired",
+            "Does AWS report a broken machine?",
+            "Running workers whose instance or system status check EC2 calls impaired.",
+            f"max by ({WORKER}) (cml_worker:ec2_check_impaired:max{{{IN_REGION}}}) {running}",
+        ),
+        count(
+            "Disk nearly full",
+            "Is a disk about to be full?",
+            "Running workers whose disk is above the alert threshold.",
+            f"(cml_worker:disk_utilization_ratio:max{{{IN_REGION}}} > bool scalar(cml:threshold:disk_ratio)) {running}",
+        ),
+        count(
+            "Not ready",
+            "Does CML answer on every running worker?",
+            "Running workers on which the manager has not seen CML ready; for some minutes after a start that is normal.",
+            f"(cml_worker:ready:max{{{IN_REGION}}} == bool 0) {running}",
+        ),
+        count(
+            "Unlicensed",
+            "Does a worker lack its license?",
+            "Running workers without a valid license; an evaluation license is valid.",
+            f"cml_worker:unlicensed:max{{{IN_REGION}}} {running}",
         ),
     ]
 
@@ -127,7 +163,7 @@ def _load() -> list[Panel]:
             "Longest idle",
             "Which running workers have been unused for longest?",
             "Time since the last activity, of running workers only; red after 4 hours. The alert also requires that the "
-            "worker has no lab and almost no CPU load.",
+            "worker has no running node (no lab where nodes are not known) and almost no CPU load.",
             instant(_name(f"topk($top, {idle_seconds(IN_REGION)} and on ({WORKER}) {_RUNNING})"), "{{worker}}"),
             replace(
                 conventions.SECONDS,
@@ -167,7 +203,7 @@ def _over_time() -> list[Panel]:
         graph(
             "Active labs and idle workers",
             "Does the number of running workers match the number of labs?",
-            "Running labs, running workers, and idle workers among them.",
+            "Labs as counted by the manager, running workers, and idle workers among them.",
             [
                 Query(f"sum({live(ACTIVE_LABS, IN_REGION)})", "active labs"),
                 Query(f"sum({live(STATUS, IN_REGION, RUNNING)})", "running workers"),
@@ -273,6 +309,8 @@ DASHBOARD = Dashboard(
     items=[
         Row("Now"),
         *_now_row(),
+        Row("Needs attention"),
+        *_attention(),
         Row("Load"),
         *_load(),
         Row("Over time"),

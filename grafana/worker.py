@@ -3,9 +3,34 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from exporter.core.catalog import ACTIVE_LABS, CPU, CREATED, INFO, LAST_ACTIVITY, MEMORY, SAMPLE_TIME, STATUS, Metric
+from exporter.core.catalog import (
+    ACTIVE_LABS,
+    AUTO_PAUSES,
+    CPU,
+    CREATED,
+    DETAILED_MONITORING,
+    DISK,
+    DISK_TOTAL,
+    DISK_USED,
+    EC2_CHECK,
+    IDLE_PAUSE,
+    INFO,
+    LAST_ACTIVITY,
+    LICENSE_STATUS,
+    LICENSED,
+    MEMORY,
+    MEMORY_TOTAL,
+    NODES,
+    READY,
+    SAMPLE_TIME,
+    SERVICE_STATUS,
+    STATUS,
+    UPTIME,
+    WORKER_LABELS,
+    Metric,
+)
 from grafana import conventions
-from grafana.panels import Column, Dashboard, Panel, Query, Row, Style, graph, instant, stat, table, timeline
+from grafana.panels import Column, Dashboard, Panel, Query, Row, Style, graph, instant, name_stat, stat, table, timeline
 from grafana.promql import (
     HISTORY_STEP,
     RUNNING,
@@ -25,6 +50,7 @@ from grafana.promql import (
 )
 
 _GONE = "No longer listed"
+_NOT_WRITTEN = "The manager does not write it, or the worker does not run"
 _NODE = "No node_exporter on this worker"
 _WEEK_AGO = "offset 1w"
 _NOT_IDLE = "Not running, or no known activity"
@@ -98,8 +124,8 @@ def _now_row() -> list[Panel]:
         stat(
             "Idle for",
             "When was it last used?",
-            "Time since the last activity, while it runs; red after 4 hours. The alert also requires no lab and almost no "
-            "CPU load.",
+            "Time since the last activity, while it runs; red after 4 hours. The alert also requires no running node (no lab "
+            "where nodes are not known) and almost no CPU load.",
             [instant(_IDLE)],
             replace(conventions.SECONDS, empty=_NOT_IDLE, thresholds=conventions.LONG_IDLE),
             width=4,
@@ -149,6 +175,110 @@ def _facts() -> Panel:
         width=12,
         height=4,
     )
+
+
+def _state(title: str, question: str, description: str, metric: Metric, legend: str = "{{state}}") -> Panel:
+    labels = ", ".join(label for label in metric.labels if label not in WORKER_LABELS)
+    query = instant(f"max by ({labels}) ({metric.name}{{{THE_WORKER}}}) == 1", legend)
+    return name_stat(title, question, description, [query], Style("none", _NOT_WRITTEN), width=4)
+
+
+def _newest(metric: Metric, legend: str = "", factor: str = "", matchers: str = "") -> Query:
+    return instant(f"{factor}max({metric.name}{{{THE_WORKER}{matchers}}})", legend)
+
+
+def _cml() -> list[Panel]:
+    """Return panels of what the manager says of CML, the disk, and EC2's checks."""
+    absent = Style("none", _NOT_WRITTEN)
+    return [
+        stat(
+            "Ready",
+            "Does CML answer?",
+            "Whether the manager has seen CML ready; only while the worker runs.",
+            [_newest(READY)],
+            replace(absent, mappings={"0": ("not ready", "red"), "1": ("ready", "green")}),
+            width=4,
+        ),
+        _state(
+            "Service",
+            "Is the web service reachable?",
+            "State of CML's HTTPS service as the manager saw it last.",
+            SERVICE_STATUS,
+        ),
+        _state("License", "Is it licensed?", "Status of the license as the manager holds it.", LICENSE_STATUS),
+        stat(
+            "Licensed",
+            "Does CML accept its license?",
+            "Whether CML itself says that it has a valid license.",
+            [_newest(LICENSED)],
+            replace(absent, mappings={"0": ("no", "red"), "1": ("yes", "green")}),
+            width=4,
+        ),
+        _state(
+            "EC2 checks",
+            "Is the machine sound?",
+            "Results of EC2's instance and system status checks.",
+            EC2_CHECK,
+            "{{check}}: {{state}}",
+        ),
+        stat(
+            "Up for",
+            "When did CML start?",
+            "Time since CML on the worker started.",
+            [_newest(UPTIME)],
+            replace(conventions.SECONDS, empty=_NOT_WRITTEN),
+            width=4,
+        ),
+        stat(
+            "Next idle pause",
+            "When will the manager pause it?",
+            "Time at which the manager pauses the worker unless it sees activity.",
+            [_newest(IDLE_PAUSE, factor="1000 * ")],
+            Style("dateTimeFromNow", "No pause planned"),
+            width=6,
+        ),
+        stat(
+            "Automatic pauses",
+            "How often was it paused?",
+            "How often the manager's idle detection has paused the worker.",
+            [_newest(AUTO_PAUSES)],
+            replace(conventions.COUNT, empty=_NOT_WRITTEN),
+            width=6,
+        ),
+        stat(
+            "Detailed monitoring",
+            "How often does CloudWatch measure it?",
+            "With detailed monitoring CloudWatch has a value every minute, else every 5 minutes.",
+            [_newest(DETAILED_MONITORING)],
+            replace(absent, mappings={"0": ("5 minutes", "blue"), "1": ("1 minute", "blue")}),
+            width=6,
+        ),
+        stat(
+            "Memory and disk",
+            "How large is it?",
+            "Memory, disk, and the part of the disk in use.",
+            [_newest(MEMORY_TOTAL, "memory"), _newest(DISK_TOTAL, "disk"), _newest(DISK_USED, "in use")],
+            Style("bytes", _NOT_WRITTEN, decimals=1, minimum=0),
+            width=6,
+        ),
+        graph(
+            "Nodes and labs",
+            "What runs on it?",
+            "Running nodes and all nodes of its labs, and the labs as counted by the manager (stopped labs included).",
+            [
+                Query(f"max by (state) ({NODES.name}{{{THE_WORKER}}})", "{{state}} nodes"),
+                Query(f"max({ACTIVE_LABS.name}{{{THE_WORKER}}})", "labs"),
+            ],
+            replace(conventions.COUNT, empty=_NOT_WRITTEN),
+        ),
+        graph(
+            "Disk in use",
+            "Is its disk filling up?",
+            "Share of the disk in use. The alert fires above the red line.",
+            [Query(f"max({DISK.name}{{{THE_WORKER}}})", "in use")],
+            replace(conventions.RATIO, empty=_NOT_WRITTEN, thresholds=conventions.DISK_FULL),
+        ),
+    ]
 
 
 def _over_time() -> list[Panel]:
@@ -283,6 +413,8 @@ DASHBOARD = Dashboard(
     items=[
         Row("Now"),
         *_now_row(),
+        Row("CML and machine"),
+        *_cml(),
         Row("Over time"),
         *_over_time(),
         Row("Inside the machine (node_exporter)", collapsed=_node()),

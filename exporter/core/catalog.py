@@ -58,7 +58,9 @@ MEMORY = Metric(
     WORKER_LABELS,
     "CloudWatch CWAgent mem_used_percent, else the worker document",
 )
-ACTIVE_LABS = Metric("cml_worker_active_labs", "gauge", "Labs running on the worker.", "", WORKER_LABELS, WORKER_DOCUMENT)
+ACTIVE_LABS = Metric(
+    "cml_worker_active_labs", "gauge", "Labs on the worker as counted by the manager.", "", WORKER_LABELS, WORKER_DOCUMENT
+)
 LAST_ACTIVITY = Metric(
     "cml_worker_last_activity_timestamp_seconds",
     "gauge",
@@ -74,6 +76,38 @@ CREATED = Metric(
     "seconds",
     WORKER_LABELS,
     WORKER_DOCUMENT,
+)
+
+
+def _document(name: str, help_text: str, unit: str = "", labels: tuple[str, ...] = ()) -> Metric:
+    return Metric(f"cml_worker_{name}", "gauge", help_text, unit, (*WORKER_LABELS, *labels), WORKER_DOCUMENT)
+
+
+READY = _document("ready", "Whether CML on the worker is ready, as the manager saw it last.")
+UPTIME = _document("uptime_seconds", "Time since CML on the worker started.", "seconds")
+NODES = _document("nodes", "Nodes of the labs on the worker: those that run, and all.", labels=("state",))
+DISK_USED = _document("disk_used_bytes", "Disk space in use on the worker.", "bytes")
+DISK_TOTAL = _document("disk_total_bytes", "Disk space of the worker.", "bytes")
+DISK = _document("disk_utilization_ratio", "Share of the disk space in use, 0 to 1.", "ratio")
+MEMORY_TOTAL = _document("memory_total_bytes", "Memory of the worker.", "bytes")
+LICENSED = _document("licensed", "Whether CML on the worker has a valid license.")
+LICENSE_STATUS = _document(
+    "license_status", "Whether the license of the worker is in this state; exactly one of its series is 1.", labels=("state",)
+)
+SERVICE_STATUS = _document(
+    "service_status",
+    "Whether the HTTPS service of CML is in this state; exactly one of its series is 1.",
+    labels=("state",),
+)
+EC2_CHECK = _document(
+    "ec2_status_check",
+    "Whether the instance or system check of EC2 has this result; exactly one of a check's series is 1.",
+    labels=("check", "state"),
+)
+DETAILED_MONITORING = _document("detailed_monitoring", "Whether CloudWatch's detailed monitoring is enabled for the instance.")
+AUTO_PAUSES = _document("auto_pauses", "How often the manager's idle detection has paused the worker.")
+IDLE_PAUSE = _document(
+    "idle_pause_timestamp_seconds", "Time at which the manager will pause the worker unless it sees activity.", "seconds"
 )
 SAMPLE_TIME = Metric(
     "cml_worker_sample_timestamp_seconds",
@@ -92,9 +126,23 @@ WORKER_METRICS: tuple[Metric, ...] = (
     ACTIVE_LABS,
     LAST_ACTIVITY,
     CREATED,
+    READY,
+    UPTIME,
+    NODES,
+    DISK_USED,
+    DISK_TOTAL,
+    DISK,
+    MEMORY_TOTAL,
+    LICENSED,
+    LICENSE_STATUS,
+    SERVICE_STATUS,
+    EC2_CHECK,
+    DETAILED_MONITORING,
+    AUTO_PAUSES,
+    IDLE_PAUSE,
     SAMPLE_TIME,
 )
-"""The families of the worker block, in order; the gauges of `workers.extra` follow."""
+"""The families of the worker block, in order; those of `workers.extra` follow."""
 
 _SOURCE = ("source", "region")
 

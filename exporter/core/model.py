@@ -26,8 +26,54 @@ STATUSES: tuple[str, ...] = (
 IDLE_STATUSES = frozenset({"stopped", "terminated"})
 """In every other status the instance may be running, so CloudWatch may have data."""
 
+EC2_CHECK_STATES: tuple[str, ...] = ("ok", "impaired", "insufficient-data", "initializing", "not-applicable", "unknown")
+"""Results of EC2's instance and system status checks."""
+SERVICE_STATES: tuple[str, ...] = ("available", "unavailable", "starting", "error", "unknown")
+"""States of the HTTPS service of CML."""
+LICENSE_STATES: tuple[str, ...] = ("registered", "unregistered", "evaluation", "expired", "invalid", "unknown")
+
 Dimensions = tuple[tuple[str, str], ...]
 """A CloudWatch dimension set as (name, value) pairs, in the order CloudWatch listed them."""
+
+
+def normal_state(text: str) -> str:
+    """Return a state as it is compared and exposed: lower case, words joined by hyphens."""
+    return text.strip().lower().replace("_", "-").replace(" ", "-")
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerFacts:
+    """What the manager writes about a worker beside its status: latest values, None where the document lacks them."""
+
+    ready: bool | None = None
+    """Whether CML answers and is ready."""
+    uptime: float | None = None
+    """Seconds since CML started."""
+    nodes_running: int | None = None
+    nodes_total: int | None = None
+    disk_used: float | None = None
+    """Bytes."""
+    disk_total: float | None = None
+    memory_total: float | None = None
+    """Bytes."""
+    licensed: bool | None = None
+    auto_pauses: int | None = None
+    """How often the manager's idle detection has paused the worker."""
+    idle_pause_at: int | None = None
+    """When the manager will pause the worker unless it sees activity."""
+    detailed_monitoring: bool | None = None
+    instance_check: str | None = None
+    """One of EC2_CHECK_STATES, like `system_check`."""
+    system_check: str | None = None
+    service_status: str | None = None
+    """One of SERVICE_STATES."""
+    license_status: str | None = None
+    """One of LICENSE_STATES."""
+
+    @property
+    def disk_utilization(self) -> float | None:
+        """The share of the disk in use, 0 to 1."""
+        return self.disk_used / self.disk_total if self.disk_used is not None and self.disk_total else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +82,7 @@ class Worker:
 
     id: str
     region: str
+    """Empty where the document lacks it."""
     instance_id: str | None
     status: str
     name: str | None = None
@@ -50,8 +97,14 @@ class Worker:
     last_activity_at: int | None = None
     created_at: int | None = None
     terminated_at: int | None = None
-    extra: tuple[tuple[str, float], ...] = ()
-    """(metric name, value) of the further gauges configured in `workers.extra`."""
+    facts: WorkerFacts = WorkerFacts()
+    extra: tuple[tuple[str, float | str], ...] = ()
+    """(metric name, value) of the further fields configured in `workers.extra`; the value of a state set is its state."""
+
+    @property
+    def polled_instance(self) -> str | None:
+        """The instance to query CloudWatch for: none without a region."""
+        return self.instance_id if self.region else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +140,8 @@ class WorkerGauges:
     observed_at: int
     show_state: bool
     """Whether status and labs are fresh enough to be shown."""
+    show_load: bool = True
+    """Whether the instance may be running: a stopped or terminated worker has no labs, nodes, CPU or memory."""
     cpu: float | None = None
     cpu_time: int | None = None
     memory: float | None = None

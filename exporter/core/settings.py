@@ -4,47 +4,17 @@ These models are the one table of settings: `settings_loader.table` walks them f
 docs/settings.md. Unknown keys are refused; secrets print as stars.
 """
 
-import math
 import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    SecretStr,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, SecretStr, model_validator
 
-from exporter.core.catalog import METRICS_BY_NAME
 from exporter.core.errors import ConfigError
-from exporter.core.periods import DAY, HOUR, MINUTE, format_duration, parse_duration
+from exporter.core.periods import DAY, HOUR, MINUTE, format_duration
+from exporter.core.setting_types import Address, Collection, Dollars, Duration, Origin, Section, Url, listed
+from exporter.core.workers_settings import WorkersSettings
 from exporter.core.yaml_file import read_text
-
-ALIASABLE = (
-    "id",
-    "name",
-    "region",
-    "instance",
-    "address",
-    "status",
-    "cpu",
-    "memory",
-    "collected_at",
-    "active_labs",
-    "last_activity",
-    "instance_type",
-    "cml_version",
-    "created_at",
-    "terminated_at",
-)
-"""Fields of a worker that `workers.fields` may give further names to."""
-
-OWN_COLLECTIONS = ("worker_metrics_inventory", "cml_exporter_state")
-"""Collections beside the history that the exporter writes; `mongodb.workers` and `mongodb.history` must be others."""
 
 WORKER_COLLECTIONS = ("workers", "cml_workers")
 """Where `mongodb.workers` is unset: the collections that the manager's generations write, in the order of search."""
@@ -52,84 +22,11 @@ WORKER_COLLECTIONS = ("workers", "cml_workers")
 MAX_RETENTION = 2**31 - 1  # seconds; MongoDB refuses a longer expireAfterSeconds
 
 
-def _duration(value: object) -> object:
-    if isinstance(value, str):
-        return parse_duration(value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        raise ValueError(f"{value} has no unit; write a duration such as 30s, 5m, 1h or 30d")
-    raise ValueError("it must be a duration such as 30s, 5m, 1h or 30d")
-
-
-def _address(value: str) -> str:
-    host, colon, port = value.rpartition(":")
-    if not colon or not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
-        raise ValueError(f"{value!r} is not host:port; write :9877, 127.0.0.1:9877 or [::1]:9877")
-    if ":" in host and not (host.startswith("[") and host.endswith("]")):
-        raise ValueError(f"{value!r}: put an IPv6 address in brackets, such as [::1]:9877")
-    return value
-
-
-def _collection(value: str) -> str:
-    if not value or value.startswith("system.") or set(value) & set("$\0"):
-        raise ValueError(f"{value!r} is not a collection name; write one without $ that does not begin with system.")
-    if value in OWN_COLLECTIONS:
-        raise ValueError(f"{value!r} is reserved for the exporter; choose another name")
-    return value
-
-
-def _field_name(value: str) -> str:
-    if not all(part and not part.startswith("$") for part in value.split(".")) or "\0" in value:
-        raise ValueError(f"{value!r} is not a field name; write keys joined by dots, none of them empty or beginning with $")
-    return value
-
-
-def _origin(value: str) -> str:
-    if value != "*" and not re.fullmatch(r"https?://[^/\s@]+", value):
-        raise ValueError(f"{value!r} is not an origin; write https://host or https://host:port without a path, or *")
-    return value
-
-
-def _url(value: str) -> str:
-    if not re.fullmatch(r"https?://[^/\s]\S*", value):
-        raise ValueError("it is not a URL; write http://host:port or https://host")
-    return value
-
-
 def _mongodb_uri(value: str, key: str) -> str:
     """Check the scheme only; the driver checks the rest. The message does not repeat the value, which holds the password."""
     if not value.startswith(("mongodb://", "mongodb+srv://")):
         raise ConfigError(f"{key}: it must begin with mongodb:// or mongodb+srv://")
     return value
-
-
-def _dollars(value: object) -> object:
-    try:
-        number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise ValueError(f"{value!r} is not an amount of dollars; write a number above 0, such as 1.50")
-    return number
-
-
-def _listed(value: object) -> object:
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-
-
-Dollars = Annotated[float, BeforeValidator(_dollars)]
-Duration = Annotated[int, BeforeValidator(_duration)]
-"""Whole seconds, written as a Prometheus duration."""
-Address = Annotated[str, AfterValidator(_address)]
-Collection = Annotated[str, AfterValidator(_collection)]
-FieldName = Annotated[str, AfterValidator(_field_name)]
-Origin = Annotated[str, AfterValidator(_origin)]
-Url = Annotated[str, AfterValidator(_url)]
-
-
-class Section(BaseModel):
-    """A mapping of settings: unknown keys are refused, values cannot be changed."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, hide_input_in_errors=True)
 
 
 class MongoSettings(Section):
@@ -217,58 +114,16 @@ class AwsSettings(Section):
     roles: list[Role] = Field(default=[], description="IAM role to assume, at most one.", max_length=1)
 
 
-class ExtraGauge(Section):
-    """One more field of the worker documents, exposed as a gauge."""
-
-    metric: str = Field(description="Name of the gauge; it begins with cml_worker_.")
-    field: FieldName = Field(
-        description="Field of the worker document, at top level or under `state`; dots lead to nested keys."
-    )
-    help: str = Field(description="HELP text on /metrics.")
-
-    @model_validator(mode="after")
-    def _fits_the_catalog(self) -> Self:
-        if not re.fullmatch("cml_worker_[a-z0-9_]+", self.metric):
-            raise ValueError(f"metric {self.metric!r} must be cml_worker_ and lowercase letters, digits or underscores")
-        if self.metric.endswith(("_total", "_count", "_sum", "_bucket", "_info")):
-            raise ValueError(f"metric {self.metric!r} must not end in this suffix, which Prometheus reserves for other types")
-        if self.metric in METRICS_BY_NAME:
-            raise ValueError(f"metric {self.metric!r} is already a metric of the exporter; choose another name")
-        if not self.help.strip():
-            raise ValueError(f"help of {self.metric} is empty; write a sentence that says what the gauge means")
-        return self
-
-
-class WorkersSettings(Section):
-    """How worker documents are parsed."""
-
-    fields: dict[str, Annotated[list[FieldName], BeforeValidator(_listed)]] = Field(
-        default={}, description="Additional names of a field, tried before the built-in ones, such as {cpu: [cpu_pct]}."
-    )
-    extra: list[ExtraGauge] = Field(default=[], description="Additional fields exposed as gauges: [{metric, field, help}].")
-
-    @model_validator(mode="after")
-    def _known(self) -> Self:
-        for meaning in self.fields:
-            if meaning not in ALIASABLE:
-                raise ValueError(f"fields: {meaning!r} is not one of {', '.join(ALIASABLE)}")
-        names = [gauge.metric for gauge in self.extra]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"extra: two gauges are called {name}; rename one of them")
-        return self
-
-
 class WebSettings(Section):
     """The HTTP server."""
 
-    listen_address: Annotated[list[Address], BeforeValidator(_listed)] = Field(
+    listen_address: Annotated[list[Address], BeforeValidator(listed)] = Field(
         default=[":9877"], description="Addresses (host:port) to listen on, separated by commas.", min_length=1
     )
     config_file: Path | None = Field(
         None, description="File with TLS and basic authentication, in the format of Prometheus exporters; unset: neither."
     )
-    cors_origins: Annotated[list[Origin], BeforeValidator(_listed)] = Field(
+    cors_origins: Annotated[list[Origin], BeforeValidator(listed)] = Field(
         default=[], description="Origins whose pages may read the API, separated by commas."
     )
 

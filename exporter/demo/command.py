@@ -29,7 +29,8 @@ from pymongo.uri_parser import parse_uri
 from exporter.core.errors import ConfigError, StoreUnavailableError
 from exporter.core.settings_loader import ENV_PREFIX
 from exporter.demo import prometheus as prometheus_module
-from exporter.demo.fleet import World, worker_documents
+from exporter.demo.documents import worker_documents
+from exporter.demo.fleet import World
 from exporter.demo.folder import CONFIG, ENDPOINTS, MONGODB, OUTBOX, PROMETHEUS, hold_folder, open_world, write_private_file
 from exporter.demo.mongod import Mongod
 from exporter.demo.past import STATE, remember

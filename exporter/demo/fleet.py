@@ -6,14 +6,13 @@ changes on a whole minute, utilizations are percent.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import blake2b
-from typing import Any
 
 from exporter.core.model import Dimensions, MetricName, WorkerMetricsSample
-from exporter.core.periods import DAY, HOUR, MINUTE, align, align_up, rfc3339, to_datetime
+from exporter.core.periods import DAY, HOUR, MINUTE, align, align_up, to_datetime
 
 PERIOD = 5 * MINUTE
 """Seconds between two datapoints; five minutes, as in basic monitoring."""
@@ -21,9 +20,7 @@ HISTORY = 26 * HOUR
 """Seconds of datapoints before the first start: the demo's `gap_fill_window` of 25 h, rounded up."""
 RUNNING = frozenset({"running", "stopping", "shutting-down"})
 """Statuses in which the instance is up, so that CloudWatch has datapoints."""
-_COLLECT = 5 * MINUTE
-"""Seconds between two runs of the metrics job of the real manager, which copies CloudWatch into the worker document."""
-_CYCLE, _PAUSE = 3 * HOUR, 30 * MINUTE
+_CYCLE, PAUSE = 3 * HOUR, 30 * MINUTE
 """Cycle of the restarting worker, and the pause in it during which the worker is stopped, in seconds."""
 
 
@@ -123,13 +120,13 @@ def status(worker: DemoWorker, time: int) -> str | None:
     if time < worker.created_at + 2 * MINUTE:
         return "pending" if time < worker.created_at + MINUTE else "starting"
     phase = time % _CYCLE
-    if not worker.restarts or phase >= _PAUSE + 3 * MINUTE:
+    if not worker.restarts or phase >= PAUSE + 3 * MINUTE:
         return "running"
     if phase < MINUTE:
         return "stopping"
-    if phase < MINUTE + _PAUSE:
+    if phase < MINUTE + PAUSE:
         return "stopped"
-    return "pending" if phase < 2 * MINUTE + _PAUSE else "starting"
+    return "pending" if phase < 2 * MINUTE + PAUSE else "starting"
 
 
 def ran(worker: DemoWorker, period: int) -> bool:
@@ -151,8 +148,8 @@ def value(world: World, worker: DemoWorker, metric: MetricName, period: int) -> 
     the labs: at most 22 + 6 × 12 = 94 %.
     """
     busy = _mean_labs(world, worker, period)
-    noise = _share(world, worker.id, metric, period)
-    weight = _share(world, worker.id, metric)
+    noise = share(world, worker.id, metric, period)
+    weight = share(world, worker.id, metric)
     if metric == "cpu":
         load = busy * (9 + 5 * weight) + min(busy, 1) * 4 * noise
         return round(1 + 2 * _daylight(period) + 1.9 * noise + load, 6)
@@ -161,7 +158,7 @@ def value(world: World, worker: DemoWorker, metric: MetricName, period: int) -> 
 
 def published_at(world: World, worker: DemoWorker, period: int) -> int:
     """Return the second at which CloudWatch has the period's datapoints: one to two minutes after its end."""
-    return period + PERIOD + MINUTE + int(MINUTE * _share(world, worker.id, "delay", period))
+    return period + PERIOD + MINUTE + int(MINUTE * share(world, worker.id, "delay", period))
 
 
 def datapoints(world: World, worker: DemoWorker, start: int, end: int) -> Iterator[DemoDatapoint]:
@@ -213,86 +210,15 @@ def dimension_sets(worker: DemoWorker, metric: MetricName) -> tuple[Dimensions, 
     return (full, (instance,)) if worker.instance_memory else (full,)
 
 
-def worker_document(world: World, worker: DemoWorker, time: int) -> dict[str, Any]:
-    """Return the worker document (the manager's aggregate) at a time, in the worker's generation of field names."""
-    collected = _last_collected(worker, time)
-    last_cpu, last_memory = (None, None) if collected is None else _newest(world, worker, collected)
-    gone = status(worker, time) == "terminated"
-    common = {
-        "name": worker.name,
-        "aws_region": worker.region,
-        "aws_instance_id": worker.instance_id,
-        "private_ip": None if gone else worker.address,
-        "status": status(worker, time),
-        "instance_type": worker.instance_type,
-        "cml_version": worker.cml_version,
-    }
-    times = {
-        "cloudwatch_last_collected_at": None if last_cpu is None else collected,
-        "last_activity_at": _last_activity(world, worker, time),
-        "created_at": worker.created_at,
-        "terminated_at": worker.terminated_at if gone else None,
-    }
-    labs = active_labs(world, worker, time)
-    if worker.nested:
-        measured = {
-            "cml_labs_count": labs,
-            "cloudwatch_cpu_utilization": last_cpu,
-            "cloudwatch_memory_utilization": 0.0 if last_cpu is not None and last_memory is None else last_memory,
-        }
-        iso = {name: None if at is None else rfc3339(at) for name, at in times.items()}
-        return {"_id": worker.id, "state": {"id": worker.id, **common, **measured, **iso}}
-    measured = {"active_labs_count": labs, "cpu_utilization": last_cpu, "memory_utilization": last_memory}
-    dates = {name: None if at is None else to_datetime(at) for name, at in times.items()}
-    return {"_id": worker.id, **common, **measured, **dates}
-
-
-def worker_documents(world: World, time: int) -> Mapping[str, dict[str, Any]]:
-    """Return all worker documents at a time, by worker id."""
-    return {worker.id: worker_document(world, worker, time) for worker in fleet(world)}
-
-
-def _last_collected(worker: DemoWorker, time: int) -> int | None:
-    """Return the second at which the manager's metrics job last ran for a running instance; it skips others."""
-    ended = [end - MINUTE for end in (worker.stopped_at, worker.terminated_at) if end is not None]
-    phase = int(worker.instance_id[-4:], 16) % _COLLECT
-    newest = align(min(time, *ended) if ended else time, _COLLECT) + phase
-    # The pause of a restarting worker is the longest time without a run.
-    for at in range(newest, newest - _PAUSE - 3 * _COLLECT, -_COLLECT):
-        if at <= time and status(worker, at) == "running":
-            return at
-    return None
-
-
-def _newest(world: World, worker: DemoWorker, time: int) -> tuple[float | None, float | None]:
-    """Return (cpu, memory) of the newest period published at a time, as the manager's metrics job reads them."""
-    for period in range(align(time, PERIOD), align(time, PERIOD) - 4 * PERIOD, -PERIOD):
-        if published_at(world, worker, period) <= time and ran(worker, period):
-            memory = value(world, worker, "memory", period) if worker.agent else None
-            return value(world, worker, "cpu", period), memory
-    return None, None
-
-
-def _last_activity(world: World, worker: DemoWorker, time: int) -> int:
-    """Return the last minute with an active lab in the last half day, else the time the worker was created."""
-    ended = [end for end in (worker.stopped_at, worker.terminated_at) if end is not None]
-    newest = align(min(time, *ended) if ended else time, MINUTE)
-    if worker.labs:
-        for minute in range(newest, newest - DAY // 2, -MINUTE):
-            if active_labs(world, worker, minute):
-                return minute
-    return worker.created_at
-
-
 def _labs_near(world: World, worker: DemoWorker, start: int, end: int) -> Iterator[tuple[int, int]]:
     """Yield [begin, end) of the labs that may run in [start, end): time is divided into slots of one lab or none."""
     for seat in range(worker.labs):
-        turn = 25 * MINUTE + 9 * MINUTE * seat + int(10 * MINUTE * _share(world, worker.id, "turn", seat))
+        turn = 25 * MINUTE + 9 * MINUTE * seat + int(10 * MINUTE * share(world, worker.id, "turn", seat))
         for number in range(start // turn, (end - 1) // turn + 1):
             begin = number * turn
-            if _share(world, worker.id, "lab", seat, number) < 0.3 + 0.5 * _daylight(begin):
-                early = int(turn / 4 * _share(world, worker.id, "early", seat, number))
-                late = int(turn / 4 * _share(world, worker.id, "late", seat, number))
+            if share(world, worker.id, "lab", seat, number) < 0.3 + 0.5 * _daylight(begin):
+                early = int(turn / 4 * share(world, worker.id, "early", seat, number))
+                late = int(turn / 4 * share(world, worker.id, "late", seat, number))
                 yield begin + late, begin + turn - early
 
 
@@ -308,7 +234,7 @@ def _daylight(time: int) -> float:
 
 
 @lru_cache(maxsize=1 << 16)
-def _share(world: World, *key: object) -> float:
+def share(world: World, *key: object) -> float:
     """Return a pseudorandom number in [0, 1) that depends only on the world and the key."""
     return int.from_bytes(_digest(world, *key)[:6], "big") / (1 << 48)
 

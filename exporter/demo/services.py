@@ -24,7 +24,8 @@ from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import PyMongoError
 
 from exporter.core.errors import ConfigError, ExporterError, StoreUnavailableError
-from exporter.demo.fleet import World, fleet, worker_documents
+from exporter.demo.documents import worker_documents
+from exporter.demo.fleet import World, fleet
 from exporter.demo.past import SEED, STATE, remember
 
 WORKERS = "workers"

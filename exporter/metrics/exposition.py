@@ -11,31 +11,29 @@ from operator import attrgetter
 
 from prometheus_client.utils import floatToGoString
 
+from exporter.core import catalog
 from exporter.core.catalog import (
-    ACTIVE_LABS,
-    CPU,
-    CREATED,
     INFO,
-    LAST_ACTIVITY,
     LONGEST_LABEL,
-    MEMORY,
+    NODES,
     SAMPLE_TIME,
     STATUS,
     WORKER_DOCUMENT,
     WORKER_LABELS,
     WORKER_METRICS,
+    Kind,
     Metric,
 )
-from exporter.core.model import STATUSES, Snapshot, WorkerGauges
-from exporter.core.settings import ExtraGauge
+from exporter.core.model import EC2_CHECK_STATES, LICENSE_STATES, SERVICE_STATES, STATUSES, Snapshot, WorkerFacts, WorkerGauges
+from exporter.core.workers_settings import ExtraMetric
 
 
-def snapshot(gauges: Sequence[WorkerGauges], extra: Sequence[ExtraGauge], fresh_until: float) -> Snapshot:
+def snapshot(gauges: Sequence[WorkerGauges], extra: Sequence[ExtraMetric], fresh_until: float) -> Snapshot:
     """Return the rendered and compressed worker block of one cycle; run it in a thread.
 
     Args:
         gauges: one per worker.
-        extra: the gauges of `workers.extra`.
+        extra: the metrics of `workers.extra`.
         fresh_until: UTC second of the local clock after which the block is left out of /metrics.
     """
     body = render(gauges, extra)
@@ -46,46 +44,76 @@ def snapshot(gauges: Sequence[WorkerGauges], extra: Sequence[ExtraGauge], fresh_
     return Snapshot(tuple(gauges), body, gzipped, fresh_until)
 
 
-def render(gauges: Sequence[WorkerGauges], extra: Sequence[ExtraGauge]) -> bytes:
+def render(gauges: Sequence[WorkerGauges], extra: Sequence[ExtraMetric]) -> bytes:
     """Return the bytes that prometheus_client would render: the catalog's families, then those of `workers.extra`.
 
-    Status, labs and extra gauges of a worker whose `show_state` is false are left out; so is every value that is None.
+    What the worker document says is left out where `show_state` is false, labs and everything else that only a running instance
+    has where `show_load` is, and every value that is None.
     """
     ids = [(_escaped(gauge.worker.region), _escaped(gauge.worker.id)) for gauge in gauges]
     lines: list[str] = []
-    for metric in (*WORKER_METRICS, *map(_extra_metric, extra)):
-        lines.append(f"# HELP {metric.name} {_escaped_help(metric.help)}\n# TYPE {metric.name} {metric.kind}\n")
+    for metric in WORKER_METRICS:
+        lines.append(_header(metric))
         lines += _LINES.get(metric.name, _plain_lines)(metric, gauges, ids)
+    for each in extra:
+        lines += _extra_lines(each, gauges, ids)
     return "".join(lines).encode()
 
 
-def _extra_metric(gauge: ExtraGauge) -> Metric:
-    return Metric(gauge.metric, "gauge", gauge.help, "", WORKER_LABELS, WORKER_DOCUMENT)
+def _header(metric: Metric) -> str:
+    return f"# HELP {metric.name} {_escaped_help(metric.help)}\n# TYPE {metric.name} {metric.kind}\n"
 
 
 def _ratio(percent: float | None) -> float | None:
     return None if percent is None else percent / 100
 
 
-_PLAIN: Mapping[str, Callable[[WorkerGauges], float | None]] = {
-    CPU.name: lambda gauge: _ratio(gauge.cpu),
-    MEMORY.name: lambda gauge: _ratio(gauge.memory),
-    ACTIVE_LABS.name: lambda gauge: gauge.worker.active_labs if gauge.show_state else None,
-    LAST_ACTIVITY.name: lambda gauge: gauge.worker.last_activity_at,
-    CREATED.name: lambda gauge: gauge.worker.created_at,
+Value = Callable[[WorkerGauges], float | None]
+
+
+def _fact(of: Callable[[WorkerFacts], float | None]) -> Value:
+    return lambda gauge: of(gauge.worker.facts) if gauge.show_state else None
+
+
+def _load(of: Callable[[WorkerFacts], float | None]) -> Value:
+    """Return what only a running instance has."""
+    return lambda gauge: of(gauge.worker.facts) if gauge.show_state and gauge.show_load else None
+
+
+_PLAIN: Mapping[str, Value] = {
+    catalog.CPU.name: lambda gauge: _ratio(gauge.cpu),
+    catalog.MEMORY.name: lambda gauge: _ratio(gauge.memory),
+    catalog.ACTIVE_LABS.name: lambda gauge: gauge.worker.active_labs if gauge.show_state and gauge.show_load else None,
+    catalog.LAST_ACTIVITY.name: lambda gauge: gauge.worker.last_activity_at,
+    catalog.CREATED.name: lambda gauge: gauge.worker.created_at,
+    catalog.READY.name: _load(lambda facts: facts.ready),
+    catalog.UPTIME.name: _load(lambda facts: facts.uptime),
+    catalog.DISK_USED.name: _load(lambda facts: facts.disk_used),
+    catalog.DISK_TOTAL.name: _fact(lambda facts: facts.disk_total),
+    catalog.DISK.name: _load(lambda facts: facts.disk_utilization),
+    catalog.MEMORY_TOTAL.name: _fact(lambda facts: facts.memory_total),
+    catalog.LICENSED.name: _fact(lambda facts: facts.licensed),
+    catalog.DETAILED_MONITORING.name: _fact(lambda facts: facts.detailed_monitoring),
+    catalog.AUTO_PAUSES.name: _fact(lambda facts: facts.auto_pauses),
+    catalog.IDLE_PAUSE.name: _load(lambda facts: facts.idle_pause_at),
 }
-"""Families with one series per worker; `_value` adds those of `workers.extra`."""
+"""Families with one series per worker."""
 
-_TIMES: Mapping[str, Callable[[WorkerGauges], int | None]] = {
-    "cpu": lambda gauge: gauge.cpu_time,
-    "memory": lambda gauge: gauge.memory_time,
-    "state": lambda gauge: gauge.observed_at,
+_SERIES: Mapping[str, tuple[str, Mapping[str, Value]]] = {
+    NODES.name: (
+        "state",
+        {"running": _load(lambda facts: facts.nodes_running), "total": _load(lambda facts: facts.nodes_total)},
+    ),
+    SAMPLE_TIME.name: (
+        "metric",
+        {
+            "cpu": lambda gauge: gauge.cpu_time,
+            "memory": lambda gauge: gauge.memory_time,
+            "state": lambda gauge: gauge.observed_at,
+        },
+    ),
 }
-"""Label `metric` of the sample times, and the time."""
-
-
-def _value(name: str) -> Callable[[WorkerGauges], float | None]:
-    return _PLAIN.get(name) or (lambda gauge: dict(gauge.worker.extra).get(name) if gauge.show_state else None)
+"""Families with several series per worker: the label that differs, and the value for each value of the label."""
 
 
 # For speed each line is made by a %-template, whose labels are in order and whose constant labels are filled in.
@@ -94,23 +122,53 @@ Ids = Sequence[tuple[str, str]]
 """(region, worker_id) of each gauge, escaped, in the order of the sorted labels."""
 
 
+def _escaped(text: str | None) -> str:
+    return (text or "")[:LONGEST_LABEL].replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+
+
 def _template(metric: Metric, /, **fixed: str) -> str:
-    labels = ",".join(f'{name}="{fixed.get(name, "%s")}"' for name in sorted(metric.labels))
+    escaped = {name: _escaped(value).replace("%", "%%") for name, value in fixed.items()}
+    labels = ",".join(f'{name}="{escaped.get(name, "%s")}"' for name in sorted(metric.labels))
     return f"{metric.name}{{{labels}}} "
 
 
-_STATUS_LINES = {
-    status: "".join(f"{_template(STATUS, status=each)}{'1.0' if each == status else '0.0'}\n" for each in STATUSES)
-    for status in STATUSES
+def _state_set(metric: Metric, states: Sequence[str], label: str = "state", **fixed: str) -> Mapping[str, str]:
+    """Return for each state the lines of a worker in it, one for each possible state."""
+    templates = {state: _template(metric, **{label: state}, **fixed) for state in states}
+    return {
+        state: "".join(f"{template}{'1.0' if each == state else '0.0'}\n" for each, template in templates.items())
+        for state in states
+    }
+
+
+_STATE_SETS: Mapping[str, tuple[tuple[Mapping[str, str], Callable[[WorkerGauges], str | None]], ...]] = {
+    STATUS.name: ((_state_set(STATUS, STATUSES, "status"), lambda gauge: gauge.worker.status),),
+    catalog.LICENSE_STATUS.name: (
+        (_state_set(catalog.LICENSE_STATUS, LICENSE_STATES), lambda gauge: gauge.worker.facts.license_status),
+    ),
+    catalog.SERVICE_STATUS.name: (
+        (_state_set(catalog.SERVICE_STATUS, SERVICE_STATES), lambda gauge: gauge.worker.facts.service_status),
+    ),
+    catalog.EC2_CHECK.name: (
+        (
+            _state_set(catalog.EC2_CHECK, EC2_CHECK_STATES, check="instance"),
+            lambda gauge: gauge.worker.facts.instance_check,
+        ),
+        (_state_set(catalog.EC2_CHECK, EC2_CHECK_STATES, check="system"), lambda gauge: gauge.worker.facts.system_check),
+    ),
 }
-"""The lines of a worker in this status, one per possible status."""
+"""Families that are state sets: the lines for each state, and which state a worker is in."""
 
 _INFO_VALUES = attrgetter(*({"worker_id": "id"}.get(name, name) for name in sorted(INFO.labels)))
 
 
 def _plain_lines(metric: Metric, gauges: Sequence[WorkerGauges], ids: Ids) -> Iterable[str]:
-    template, values = _template(metric) + "%s\n", map(_value(metric.name), gauges)
-    pairs = zip(values, ids, strict=True)
+    return _value_lines(_template(metric), _PLAIN[metric.name], gauges, ids)
+
+
+def _value_lines(template: str, value_of: Value, gauges: Sequence[WorkerGauges], ids: Ids) -> Iterable[str]:
+    template += "%s\n"
+    pairs = zip(map(value_of, gauges), ids, strict=True)
     return [template % (region, worker_id, _text(value)) for value, (region, worker_id) in pairs if value is not None]
 
 
@@ -119,21 +177,50 @@ def _info_lines(metric: Metric, gauges: Sequence[WorkerGauges], ids: Ids) -> Ite
     return [template % tuple(map(_escaped, _INFO_VALUES(gauge.worker))) for gauge in gauges]
 
 
-def _status_lines(metric: Metric, gauges: Sequence[WorkerGauges], ids: Ids) -> Iterable[str]:
-    pairs = zip(gauges, ids, strict=True)
-    return [_STATUS_LINES[gauge.worker.status] % (pair * len(STATUSES)) for gauge, pair in pairs if gauge.show_state]
+def _state_set_lines(metric: Metric, gauges: Sequence[WorkerGauges], ids: Ids) -> Iterable[str]:
+    sets = _STATE_SETS[metric.name]
+    for gauge, pair in zip(gauges, ids, strict=True):
+        if gauge.show_state:
+            for lines_of, state_of in sets:
+                state = state_of(gauge)
+                if state is not None:
+                    yield lines_of[state] % (pair * len(lines_of))
 
 
-def _time_lines(metric: Metric, gauges: Sequence[WorkerGauges], ids: Ids) -> Iterable[str]:
-    templates = [(_template(metric, metric=name) + "%s\n", of) for name, of in _TIMES.items()]
+def _series_lines(metric: Metric, gauges: Sequence[WorkerGauges], ids: Ids) -> Iterable[str]:
+    label, values = _SERIES[metric.name]
+    templates = [(_template(metric, **{label: name}) + "%s\n", of) for name, of in values.items()]
     for gauge, (region, worker_id) in zip(gauges, ids, strict=True):
         for template, of in templates:
-            time = of(gauge)
-            if time is not None:
-                yield template % (region, worker_id, _text(time))
+            value = of(gauge)
+            if value is not None:
+                yield template % (region, worker_id, _text(value))
 
 
-_LINES = {INFO.name: _info_lines, STATUS.name: _status_lines, SAMPLE_TIME.name: _time_lines}
+_LINES = {
+    INFO.name: _info_lines,
+    **dict.fromkeys(_STATE_SETS, _state_set_lines),
+    **dict.fromkeys(_SERIES, _series_lines),
+}
+
+
+def _extra_lines(extra: ExtraMetric, gauges: Sequence[WorkerGauges], ids: Ids) -> Iterable[str]:
+    """Yield the family of a field of `workers.extra`."""
+    kind: Kind = "counter" if extra.type == "counter" else "gauge"
+    labels = (*WORKER_LABELS, "state") if extra.state_names else WORKER_LABELS
+    metric = Metric(extra.metric, kind, extra.help, "", labels, WORKER_DOCUMENT)
+    yield _header(metric)
+    found = [dict(gauge.worker.extra).get(metric.name) if gauge.show_state else None for gauge in gauges]
+    if not extra.state_names:
+        template = _template(metric) + "%s\n"
+        for value, (region, worker_id) in zip(found, ids, strict=True):
+            if value is not None:
+                yield template % (region, worker_id, _text(float(value)))
+        return
+    lines_of = _state_set(metric, extra.state_names)
+    for state, pair in zip(found, ids, strict=True):
+        if isinstance(state, str):
+            yield lines_of[state] % (pair * len(lines_of))
 
 
 def _text(value: float) -> str:
@@ -146,10 +233,6 @@ def _large(value: float) -> str:
     """Format a large number, nearly always a time: workers share period ends, and other times rarely change between cycles."""
     text: str = floatToGoString(value)  # type: ignore[no-untyped-call]
     return text
-
-
-def _escaped(text: str | None) -> str:
-    return (text or "")[:LONGEST_LABEL].replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
 
 
 def _escaped_help(text: str) -> str:

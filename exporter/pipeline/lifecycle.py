@@ -156,7 +156,7 @@ def observe(
     """
     period = rules.period
     earlier = state.instances if state.region == worker.region else ()
-    seen_instances = unique(worker.instance_id, *earlier)
+    seen_instances = unique(worker.polled_instance, *earlier)
     finished = worker.status == "terminated" and state.status == "terminated"
     # The read that first saw it so may have come before the end of the period in which it terminated.
     ended_at = -1 if worker.terminated_at is None else min(worker.terminated_at, state.idle_since)
@@ -177,7 +177,7 @@ def observe(
         if instances or not sample.empty:
             samples.append(sample)
     if following > state.next:  # the first period not yet opened began between the last observation and this one
-        seen_instances = unique(worker.instance_id, *earlier[:1])
+        seen_instances = unique(worker.polled_instance, *earlier[:1])
     idle_since = 0 if worker.status not in IDLE_STATUSES else state.idle_since if unbroken or finished else now
     return samples, WorkerState(worker.id, worker.region, seen_instances, worker.status, idle_since, now, following)
 

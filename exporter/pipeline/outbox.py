@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TextIO, TypeVar
 
 from exporter.core.errors import IncompatibleStoreError, OutboxLockedError, StoreError
-from exporter.core.model import PendingQuery, Worker
+from exporter.core.model import PendingQuery, Worker, WorkerFacts
 from exporter.core.periods import format_duration
 from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.lifecycle import PendingSample, WorkerState
@@ -151,8 +151,9 @@ class Outbox:
         workers = []
         for text, _, _ in rows:
             fields = json.loads(text)
-            fields["extra"] = tuple((name, value) for name, value in fields["extra"])
-            workers.append(Worker(**fields))
+            fields["extra"] = tuple((name, value) for name, value in fields.get("extra", ()))
+            fields["facts"] = WorkerFacts(**_known(WorkerFacts, fields.get("facts", {})))
+            workers.append(Worker(**_known(Worker, fields)))
         seen = {worker.id: row[2] for worker, row in zip(workers, rows, strict=True) if row[2] is not None}
         return (rows[0][1] if rows else 0), tuple(workers), seen
 
@@ -294,6 +295,12 @@ class Outbox:
 
     def _translate(self, error: sqlite3.Error) -> StoreError:
         return _translate(self.path, error)
+
+
+def _known(record: type[Worker] | type[WorkerFacts], fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields that this release knows: an earlier or later one may have written the outbox."""
+    names = record.__dataclass_fields__
+    return {name: value for name, value in fields.items() if name in names}
 
 
 def _to_row(sample: PendingSample, state: int) -> tuple[object, ...]:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from exporter.core.clock import MAX_SKEW_SECONDS, ServerClock
 from exporter.core.model import (
+    IDLE_STATUSES,
     METRICS,
     Datapoint,
     Fleet,
@@ -15,7 +16,7 @@ from exporter.core.model import (
     Worker,
     WorkerGauges,
 )
-from exporter.core.settings import ExtraGauge
+from exporter.core.workers_settings import ExtraMetric
 from exporter.metrics import exposition
 from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.lifecycle import Rules
@@ -37,7 +38,7 @@ class Publisher:
     def __init__(
         self,
         rules: Rules,
-        extra: Sequence[ExtraGauge],
+        extra: Sequence[ExtraMetric],
         clock: ServerClock,
         telemetry: Telemetry,
         wall: Callable[[], float],
@@ -105,7 +106,7 @@ def _render(
     terminated_seen: Mapping[str, int],
     now: int,
     rules: Rules,
-    extra: Sequence[ExtraGauge],
+    extra: Sequence[ExtraMetric],
     fresh_until: float,
 ) -> Snapshot:
     shown = []
@@ -137,7 +138,10 @@ def gauges(worker: Worker, points: Mapping[MetricName, Datapoint], observed_at: 
             candidates.append((own_value, worker.collected_at))
         fresh = [pair for pair in candidates if now - pair[1] <= rules.max_age]
         values[metric] = fresh[0] if fresh else (None, max((time for _, time in candidates), default=None))
-    return WorkerGauges(worker, observed_at, now - observed_at <= rules.max_age, *values["cpu"], *values["memory"])
+    show_state = now - observed_at <= rules.max_age
+    if worker.status in IDLE_STATUSES:  # what CloudWatch still has of it is from before it stopped
+        return WorkerGauges(worker, observed_at, show_state, show_load=False)
+    return WorkerGauges(worker, observed_at, show_state, True, *values["cpu"], *values["memory"])
 
 
 def is_shown(worker: Worker, terminated_seen: int | None, now: int, rules: Rules) -> bool:

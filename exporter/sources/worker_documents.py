@@ -1,20 +1,14 @@
 """Parse worker documents (the manager's aggregates) into workers. Pure."""
 
-import math
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any, NamedTuple, TypeVar
-from uuid import UUID
+from typing import Any, NamedTuple, TypeVar, cast
 
-from bson import Binary, DatetimeMS, Decimal128, ObjectId
-from bson.binary import UuidRepresentation
-
-from exporter.core.errors import ExporterError
-from exporter.core.model import STATUSES, Fleet, Worker
-from exporter.core.periods import LATEST, to_seconds
-from exporter.core.settings import WorkersSettings
+from exporter.core.model import EC2_CHECK_STATES, LICENSE_STATES, SERVICE_STATES, Fleet, Worker, WorkerFacts
+from exporter.core.workers_settings import ExtraMetric, WorkersSettings
+from exporter.sources import field_values as values
+from exporter.sources import system_info
 
 FIELDS: Mapping[str, tuple[str, ...]] = {
     "id": ("id", "_id"),
@@ -23,26 +17,61 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
     "instance": ("aws_instance_id",),
     "address": ("private_ip",),
     "status": ("status",),
-    "cpu": ("cpu_utilization", "cloudwatch_cpu_utilization"),
-    "memory": ("memory_utilization", "cloudwatch_memory_utilization"),
-    "collected_at": ("cloudwatch_last_collected_at",),
+    "cpu": ("cpu_utilization", "cloudwatch_cpu_utilization", "cloudwatch_metrics.cpu_utilization"),
+    "memory": ("memory_utilization", "cloudwatch_memory_utilization", "cloudwatch_metrics.memory_utilization"),
+    "collected_at": ("cloudwatch_last_collected_at", "cloudwatch_metrics.collected_at"),
     "active_labs": ("active_labs_count", "cml_labs_count", "metrics.labs_count"),
     "last_activity": ("last_activity_at",),
     "instance_type": ("instance_type",),
     "cml_version": ("cml_version", "metrics.version"),
     "created_at": ("created_at",),
     "terminated_at": ("terminated_at",),
+    "ready": ("cml_ready", "metrics.ready"),
+    "uptime": ("cml_uptime_seconds", "metrics.uptime_seconds"),
+    "nodes_running": ("metrics.system_info.running_nodes", "cml_system_info.running_nodes"),
+    "nodes_total": ("metrics.system_info.total_nodes", "cml_system_info.total_nodes"),
+    "disk_used": ("metrics.system_info.disk_used", "metrics.system_info.all_disk_used", "cml_system_info.all_disk_used"),
+    "disk_total": ("metrics.system_info.disk_total", "metrics.system_info.all_disk_total", "cml_system_info.all_disk_total"),
+    "memory_total": (
+        "metrics.system_info.memory_total",
+        "metrics.system_info.all_memory_total",
+        "cml_system_info.all_memory_total",
+    ),
+    "licensed": ("cml_system_health.is_licensed", "metrics.system_health.is_licensed"),
+    "license_status": ("license_status", "license.status"),
+    "service_status": ("service_status",),
+    "instance_check": ("ec2_instance_state_detail",),
+    "system_check": ("ec2_system_status_check",),
+    "detailed_monitoring": ("cloudwatch_detailed_monitoring_enabled",),
+    "auto_pauses": ("auto_pause_count",),
+    "idle_pause_at": ("target_pause_at",),
 }
 """Meaning → the manager's field names, of all its generations; names of `workers.fields` are tried first."""
 
+SYSTEM_INFO = ("metrics.system_info", "cml_system_info")
+"""Names of CML's system information; its figures of each compute node stand in for those of the worker."""
+
+_FACTS: Mapping[str, Callable[[object], object]] = {
+    "ready": values.flag,
+    "uptime": values.amount,
+    "nodes_running": values.count,
+    "nodes_total": values.count,
+    "disk_used": values.amount,
+    "disk_total": values.amount,
+    "memory_total": values.amount,
+    "licensed": values.flag,
+    "license_status": values.state_of(LICENSE_STATES),
+    "service_status": values.state_of(SERVICE_STATES),
+    "instance_check": values.state_of(EC2_CHECK_STATES),
+    "system_check": values.state_of(EC2_CHECK_STATES),
+    "detailed_monitoring": values.flag,
+    "auto_pauses": values.count,
+    "idle_pause_at": values.time,
+}
+"""Field of WorkerFacts, which is also the meaning of its names, and how it is converted."""
+
 STATE = "state"
 """The key that holds the fields where they are not at top level."""
-
-MAX_ID_CHARACTERS = 1024
-"""Ids identify workers everywhere, so unlike other texts a long id cannot be cut: two workers could become one."""
-
-_MILLISECONDS_FROM = 1e11  # as seconds that is the year 5138, as milliseconds 1973
-_MOST_LABS = 2**31 - 1
 
 T = TypeVar("T")
 Places = tuple[Mapping[str, Any], ...]
@@ -73,16 +102,13 @@ class _ShortRepr(reprlib.Repr):
 _shortened = _ShortRepr().repr
 
 
-class InvalidFieldError(ExporterError):
-    """A value does not have the type or range of its field; the message names what the field should hold."""
-
-
 def projection(settings: WorkersSettings) -> dict[str, int]:
     """Return the projection of all known names, at top level and under `state`, without a path inside another.
 
     MongoDB refuses a projection that holds both `a` and `a.b`.
     """
-    names = {name for names in _names(settings).values() for name in names} | {gauge.field for gauge in settings.extra}
+    names = {name for names in _names(settings).values() for name in names} | {each.field for each in settings.extra}
+    names |= {*SYSTEM_INFO}
     paths = names | {f"{STATE}.{name}" for name in names}
     inside = {path for path in paths if any(path[:dot] in paths for dot in _dots(path))}
     return dict.fromkeys(sorted(paths - inside), 1)
@@ -98,7 +124,8 @@ def parse(documents: Iterable[Mapping[str, Any]], date: int, settings: WorkersSe
     """
     parser = DocumentParser(
         paths={meaning: tuple(map(_path, names)) for meaning, names in _names(settings).items()},
-        extra=tuple((gauge.metric, (_path(gauge.field),)) for gauge in settings.extra),
+        system_info=tuple(map(_path, SYSTEM_INFO)),
+        extra=tuple((each.metric, (_path(each.field),), _converter(each)) for each in settings.extra),
     )
     for document in documents:
         parser.parse(document)
@@ -110,7 +137,8 @@ class DocumentParser:
     """Parser of one read of the collection, with the workers and complaints found so far."""
 
     paths: Mapping[str, FieldPaths]
-    extra: tuple[tuple[str, FieldPaths], ...]
+    system_info: FieldPaths
+    extra: tuple[tuple[str, FieldPaths, Callable[[object], float | str]], ...]
     workers: dict[str, Worker] = field(default_factory=dict)
     by_instance: dict[str, str] = field(default_factory=dict)
     skipped: dict[str, int] = field(default_factory=dict)
@@ -126,20 +154,19 @@ class DocumentParser:
         worker_id = self._id(places)
         if worker_id is None:
             return
-        region = self._value(places, worker_id, self.paths["region"], _text)
-        if region is None:
-            self._skip(
-                "no_region",
-                f"worker {_shortened(worker_id)} has no region and is left out; the manager must write {self._first('region')}",
-            )
-            return
         if worker_id in self.workers:
             self._skip(
                 "duplicate_id",
                 f"two worker documents have the id {_shortened(worker_id)} and the second is left out; remove one of them",
             )
             return
-        worker = self._worker(places, worker_id, region)
+        region = self._value(places, worker_id, self.paths["region"], values.text)
+        if region is None:
+            self.complaints.append(
+                f"worker {_shortened(worker_id)} has no region, so CloudWatch is not polled for it; "
+                f"the manager must write {self._first('region')}"
+            )
+        worker = self._worker(places, worker_id, region or "")
         self.workers[worker_id] = worker
         self._note_instance(worker)
 
@@ -147,23 +174,24 @@ class DocumentParser:
         def value(meaning: str, convert: Callable[[object], T]) -> T | None:
             return self._value(places, worker_id, self.paths[meaning], convert)
 
-        cpu, memory = _measured(value("cpu", _percent), value("memory", _percent))
+        cpu, memory = _measured(value("cpu", values.percent), value("memory", values.percent))
         return Worker(
             id=worker_id,
             region=region,
-            instance_id=value("instance", _instance),
-            status=value("status", _status) or "unknown",
-            name=value("name", _text),
-            address=value("address", _text),
-            instance_type=value("instance_type", _text),
-            cml_version=value("cml_version", _text),
-            active_labs=value("active_labs", _labs),
+            instance_id=value("instance", values.instance),
+            status=value("status", values.status) or "unknown",
+            name=value("name", values.text),
+            address=value("address", values.text),
+            instance_type=value("instance_type", values.text),
+            cml_version=value("cml_version", values.text),
+            active_labs=value("active_labs", values.count),
             cpu=cpu,
             memory=memory,
-            collected_at=value("collected_at", _time),
-            last_activity_at=value("last_activity", _time),
-            created_at=value("created_at", _time),
-            terminated_at=value("terminated_at", _time),
+            collected_at=value("collected_at", values.time),
+            last_activity_at=value("last_activity", values.time),
+            created_at=value("created_at", values.time),
+            terminated_at=value("terminated_at", values.time),
+            facts=self._facts(places, worker_id),
             extra=self._extra(places, worker_id) if self.extra else (),
         )
 
@@ -173,14 +201,27 @@ class DocumentParser:
             self._skip("no_id", f"a worker document has no id and is left out; the manager must write {self._first('id')}")
             return None
         try:
-            return _identity(raw)
-        except InvalidFieldError as error:
+            return values.identity(raw)
+        except values.InvalidFieldError as error:
             self._skip("bad_id", f"{name} of a worker document is {_shortened(raw)}, not {error}; the document is left out")
             return None
 
-    def _extra(self, places: Places, worker_id: str) -> tuple[tuple[str, float], ...]:
-        values = ((metric, self._value(places, worker_id, paths, _gauge)) for metric, paths in self.extra)
-        return tuple((metric, value) for metric, value in values if value is not None)
+    def _facts(self, places: Places, worker_id: str) -> WorkerFacts:
+        found = {meaning: self._value(places, worker_id, self.paths[meaning], convert) for meaning, convert in _FACTS.items()}
+        name, info = _find(places, self.system_info)
+        if info is not None:
+
+            def report(path: str, raw: object, error: values.InvalidFieldError) -> None:
+                self._complain(worker_id, f"{name}.{path}", raw, str(error))
+
+            for meaning in system_info.FIGURES:
+                if found[meaning] is None:
+                    found[meaning] = system_info.total(info, meaning, report)
+        return WorkerFacts(**cast(dict[str, Any], found))
+
+    def _extra(self, places: Places, worker_id: str) -> tuple[tuple[str, float | str], ...]:
+        found = ((metric, self._value(places, worker_id, paths, convert)) for metric, paths, convert in self.extra)
+        return tuple((metric, value) for metric, value in found if value is not None)
 
     def _value(self, places: Places, worker_id: str, paths: FieldPaths, convert: Callable[[object], T]) -> T | None:
         name, raw = _find(places, paths)
@@ -188,13 +229,15 @@ class DocumentParser:
             return None
         try:
             return convert(raw)
-        except InvalidFieldError as error:
-            consequence = "reads unknown" if convert is _status else "is left out"
-            self.complaints.append(
-                f"worker {_shortened(worker_id)}: {name} is {_shortened(raw)}, not {error}; "
-                f"it {consequence} until the manager corrects it"
-            )
+        except values.InvalidFieldError as error:
+            self._complain(worker_id, name, raw, str(error), "reads unknown" if convert is values.status else "is left out")
             return None
+
+    def _complain(self, worker_id: str, name: str, raw: object, expected: str, consequence: str = "is left out") -> None:
+        self.complaints.append(
+            f"worker {_shortened(worker_id)}: {name} is {_shortened(raw)}, not {expected}; "
+            f"it {consequence} until the manager corrects it"
+        )
 
     def _note_instance(self, worker: Worker) -> None:
         if worker.instance_id is None:
@@ -230,6 +273,12 @@ def _names(settings: WorkersSettings) -> dict[str, tuple[str, ...]]:
     return {meaning: (*settings.fields.get(meaning, ()), *names) for meaning, names in FIELDS.items()}
 
 
+def _converter(extra: ExtraMetric) -> Callable[[object], float | str]:
+    if extra.state_names:
+        return values.state_of(extra.state_names)
+    return values.time if extra.type == "timestamp" else values.any_number
+
+
 def _path(name: str) -> FieldPath:
     key, *deeper = name.split(".")
     return FieldPath(name, key, tuple(deeper))
@@ -249,110 +298,3 @@ def _find(places: Places, paths: FieldPaths) -> tuple[str, object]:
             if value is not None:
                 return name, value
     return "", None
-
-
-def _identity(raw: object) -> str:
-    if isinstance(raw, ObjectId | UUID) or (isinstance(raw, int) and not isinstance(raw, bool)):
-        return str(raw)
-    if isinstance(raw, Binary):
-        return str(_uuid(raw))
-    if isinstance(raw, str) and len(raw) <= MAX_ID_CHARACTERS:
-        return _encodable(raw)
-    raise InvalidFieldError(f"a text of at most {MAX_ID_CHARACTERS} characters, an ObjectId or a UUID")
-
-
-def _uuid(raw: Binary) -> UUID:
-    # Old drivers wrote subtype 3, in several byte orders; that of the Python driver is the most likely.
-    representation = UuidRepresentation.STANDARD if raw.subtype == 4 else UuidRepresentation.PYTHON_LEGACY
-    try:
-        return raw.as_uuid(representation)
-    except ValueError as error:
-        raise InvalidFieldError("a UUID") from error
-
-
-def _text(raw: object) -> str:
-    if isinstance(raw, str):
-        return _encodable(raw)
-    if isinstance(raw, int | float) and not isinstance(raw, bool):  # a version such as 2.8
-        return str(raw)
-    raise InvalidFieldError("a text")
-
-
-def _instance(raw: object) -> str:
-    text = _text(raw).strip()
-    if not text or "," in text or len(text.split()) != 1:  # the outbox joins several with blanks
-        raise InvalidFieldError("the id of one instance")
-    return text
-
-
-def _encodable(text: str) -> str:
-    """Replace lone surrogates, which no UTF-8 can carry."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode()
-
-
-def _status(raw: object) -> str:
-    if isinstance(raw, Mapping):  # an enumeration written as {"value": …}
-        raw = raw.get("value")
-    status = raw.strip().lower().replace("_", "-").replace(" ", "-") if isinstance(raw, str) else None
-    if status in STATUSES:
-        return status
-    raise InvalidFieldError(f"one of {', '.join(STATUSES)}")
-
-
-def _number(raw: object) -> float | None:
-    """Return the finite number that a number or a text holds, else None; a boolean is not a number."""
-    if isinstance(raw, bool) or not isinstance(raw, int | float | str | Decimal128):
-        return None
-    try:
-        number = float(raw.to_decimal() if isinstance(raw, Decimal128) else raw)
-    except (ValueError, OverflowError):
-        return None
-    return number + 0.0 if math.isfinite(number) else None  # + 0.0 turns -0.0 into 0.0
-
-
-def _percent(raw: object) -> float:
-    number = _number(raw)
-    if number is None or not 0 <= number <= 100:
-        raise InvalidFieldError("a number from 0 to 100")
-    return number
-
-
-def _labs(raw: object) -> int:
-    number = _number(raw)
-    if number is None or not 0 <= number <= _MOST_LABS or not number.is_integer():
-        raise InvalidFieldError("a whole number of at least 0")
-    return int(number)
-
-
-def _time(raw: object) -> int:
-    time = _seconds(raw)
-    # Several languages write the year 1 for a date that was never set.
-    if time is None or not 0 < time <= LATEST:
-        raise InvalidFieldError("a date, such as 2026-01-31T12:00:00Z")
-    return int(time)
-
-
-def _seconds(raw: object) -> float | None:
-    """Return the UTC seconds of a BSON date, an ISO 8601 text or a Unix time in seconds or milliseconds, else None."""
-    if isinstance(raw, datetime):
-        return to_seconds(raw)
-    if isinstance(raw, DatetimeMS):
-        return int(raw) / 1000
-    if isinstance(raw, str):
-        try:
-            return to_seconds(datetime.fromisoformat(raw.strip()))
-        except ValueError:
-            return None
-    number = _number(raw)
-    return number / 1000 if number is not None and number > _MILLISECONDS_FROM else number
-
-
-def _gauge(raw: object) -> float:
-    if isinstance(raw, bool):
-        return float(raw)
-    number = _number(raw)
-    if number is None:
-        number = _seconds(raw)
-    if number is None:
-        raise InvalidFieldError("a number, a boolean or a date")
-    return float(number)

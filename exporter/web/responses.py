@@ -4,13 +4,13 @@ import csv
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from http import HTTPStatus
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 from urllib.parse import urlencode
 
 import orjson
 
 from exporter.core.history_metrics import METRIC_FIELDS
-from exporter.core.model import STATUSES, InventoryEntry, Worker, WorkerGauges
+from exporter.core.model import STATUSES, InventoryEntry, Worker, WorkerFacts, WorkerGauges
 from exporter.core.periods import rfc3339
 from exporter.history.reader import Page, Resources
 from exporter.storage.rows import Document
@@ -53,6 +53,7 @@ def listed_worker(gauge: WorkerGauges, entry: InventoryEntry | None, fresh: bool
     """Return a worker of the newest collection cycle; values that are too old for /metrics are null here too."""
     worker = gauge.worker
     state = fresh and gauge.show_state
+    load = state and gauge.show_load
     status = worker.status if state else None
 
     def row() -> FleetWorker:
@@ -69,7 +70,8 @@ def listed_worker(gauge: WorkerGauges, entry: InventoryEntry | None, fresh: bool
             cpu_time=_time(gauge.cpu_time),
             memory_utilization=gauge.memory if fresh else None,
             memory_time=_time(gauge.memory_time),
-            active_labs_count=worker.active_labs if state else None,
+            active_labs_count=worker.active_labs if load else None,
+            **_facts(worker.facts if state else WorkerFacts(), load=load),
             last_activity_at=_time(worker.last_activity_at),
             created_at=_time(worker.created_at),
             terminated_at=_time(worker.terminated_at),
@@ -102,6 +104,7 @@ def gone_worker(entry: InventoryEntry) -> ListedWorker:
             memory_utilization=None,
             memory_time=None,
             active_labs_count=None,
+            **_facts(WorkerFacts(), load=False),
             last_activity_at=None,
             created_at=_time(entry.created_at),
             terminated_at=_time(entry.terminated_at),
@@ -113,6 +116,28 @@ def gone_worker(entry: InventoryEntry) -> ListedWorker:
         )
 
     return ListedWorker(entry.worker_id, entry.region, status, row)
+
+
+def _facts(facts: WorkerFacts, *, load: bool) -> dict[str, Any]:
+    """Return the keys of what the worker document says; those of a running instance are null without `load`."""
+    running = facts if load else WorkerFacts()
+    return {
+        "nodes_running": running.nodes_running,
+        "nodes_total": running.nodes_total,
+        "ready": running.ready,
+        "uptime_seconds": running.uptime,
+        "disk_used_bytes": running.disk_used,
+        "disk_total_bytes": facts.disk_total,
+        "memory_total_bytes": facts.memory_total,
+        "licensed": facts.licensed,
+        "license_status": facts.license_status,
+        "service_status": facts.service_status,
+        "ec2_instance_check": facts.instance_check,
+        "ec2_system_check": facts.system_check,
+        "detailed_monitoring": facts.detailed_monitoring,
+        "auto_pauses": facts.auto_pauses,
+        "idle_pause_at": _time(running.idle_pause_at),
+    }
 
 
 def _instances(entry: InventoryEntry | None) -> tuple[InstanceRecord, ...]:

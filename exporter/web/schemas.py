@@ -62,7 +62,22 @@ class FleetWorker(ResponseModel):
     created_at: Moment | None
     terminated_at: Moment | None
     observed_at: Moment | None = Field(description="when the worker document was read")
-    extra: dict[str, float] = Field(description="gauges of `workers.extra` by metric name")
+    nodes_running: int | None
+    nodes_total: int | None
+    ready: bool | None = Field(description="whether CML answers and is ready")
+    uptime_seconds: float | None
+    disk_used_bytes: float | None
+    disk_total_bytes: float | None
+    memory_total_bytes: float | None
+    licensed: bool | None
+    license_status: str | None
+    service_status: str | None
+    ec2_instance_check: str | None
+    ec2_system_check: str | None
+    detailed_monitoring: bool | None
+    auto_pauses: int | None
+    idle_pause_at: Moment | None = Field(description="when the manager will pause the worker unless it sees activity")
+    extra: dict[str, float | str] = Field(description="metrics of `workers.extra` by name; a state set has its state")
     first_seen: Moment | None
     last_seen: Moment | None
     instances: tuple[InstanceRecord, ...] = Field(description="oldest first")

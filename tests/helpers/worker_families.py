@@ -2,59 +2,100 @@
 
 from collections.abc import Iterator, Sequence
 
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-from exporter.core.catalog import (
-    ACTIVE_LABS,
-    CPU,
-    CREATED,
-    INFO,
-    LAST_ACTIVITY,
-    LONGEST_LABEL,
-    MEMORY,
-    SAMPLE_TIME,
-    STATUS,
-    WORKER_LABELS,
-    WORKER_METRICS,
-    Metric,
-)
-from exporter.core.model import STATUSES, WorkerGauges
-from exporter.core.settings import ExtraGauge
+from exporter.core import catalog
+from exporter.core.catalog import INFO, LONGEST_LABEL, SAMPLE_TIME, STATUS, WORKER_LABELS, WORKER_METRICS, Metric
+from exporter.core.model import EC2_CHECK_STATES, LICENSE_STATES, SERVICE_STATES, STATUSES, WorkerGauges
+from exporter.core.workers_settings import ExtraMetric
+
+Family = GaugeMetricFamily | CounterMetricFamily
+Samples = Iterator[tuple[dict[str, str], float]]
+"""One worker's samples of a family: the labels beside worker_id and region, and the value."""
 
 
-def families(gauges: Sequence[WorkerGauges], extra: Sequence[ExtraGauge]) -> Iterator[GaugeMetricFamily]:
+def families(gauges: Sequence[WorkerGauges], extra: Sequence[ExtraMetric]) -> Iterator[Family]:
     """Yield the families of the catalog, then those of `workers.extra`, with the samples of every worker."""
-    further = (Metric(each.metric, "gauge", each.help, "", WORKER_LABELS, "") for each in extra)
-    for metric in (*WORKER_METRICS, *further):
-        family = GaugeMetricFamily(metric.name, metric.help, labels=metric.labels)
-        for gauge in gauges:
-            for own_labels, value in _samples(metric, gauge):
-                labels = {"worker_id": gauge.worker.id, "region": gauge.worker.region, **own_labels}
-                family.add_metric([labels[name][:LONGEST_LABEL] for name in metric.labels], value)
-        yield family
+    for metric in WORKER_METRICS:
+        yield _family(metric, ((gauge, _samples(metric, gauge)) for gauge in gauges))
+    for each in extra:
+        labels = (*WORKER_LABELS, "state") if each.states else WORKER_LABELS
+        metric = Metric(each.metric, "counter" if each.type == "counter" else "gauge", each.help, "", labels, "")
+        yield _family(metric, ((gauge, _extra_samples(each, gauge)) for gauge in gauges))
 
 
-def _samples(metric: Metric, gauge: WorkerGauges) -> Iterator[tuple[dict[str, str], float]]:
-    """Yield one worker's samples of a family: the labels beside worker_id and region, and the value."""
-    worker = gauge.worker
+def _family(metric: Metric, samples: Iterator[tuple[WorkerGauges, Samples]]) -> Family:
+    kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+    family = kind(metric.name, metric.help, labels=metric.labels)
+    for gauge, of_worker in samples:
+        for own_labels, value in of_worker:
+            labels = {"worker_id": gauge.worker.id, "region": gauge.worker.region, **own_labels}
+            family.add_metric([labels[name][:LONGEST_LABEL] for name in metric.labels], value)
+    return family
+
+
+def _samples(metric: Metric, gauge: WorkerGauges) -> Samples:
+    worker, facts = gauge.worker, gauge.worker.facts
     if metric is INFO:
         yield {name: getattr(worker, name) or "" for name in INFO.labels if name not in WORKER_LABELS}, 1
-        return
-    if metric is STATUS:
-        yield from (({"status": status}, status == worker.status) for status in STATUSES if gauge.show_state)
-        return
-    if metric is SAMPLE_TIME:
+    elif metric is SAMPLE_TIME:
         times = {"cpu": gauge.cpu_time, "memory": gauge.memory_time, "state": gauge.observed_at}
         yield from (({"metric": name}, time) for name, time in times.items() if time is not None)
-        return
-    state: dict[str, float | None] = {ACTIVE_LABS.name: worker.active_labs, **dict(worker.extra)}
-    values: dict[str, float | None] = {
-        CPU.name: None if gauge.cpu is None else gauge.cpu / 100,
-        MEMORY.name: None if gauge.memory is None else gauge.memory / 100,
-        LAST_ACTIVITY.name: worker.last_activity_at,
-        CREATED.name: worker.created_at,
-        **(state if gauge.show_state else {}),
+    elif metric is STATUS:
+        yield from _states(gauge, worker.status, STATUSES, "status")
+    elif metric is catalog.LICENSE_STATUS:
+        yield from _states(gauge, facts.license_status, LICENSE_STATES)
+    elif metric is catalog.SERVICE_STATUS:
+        yield from _states(gauge, facts.service_status, SERVICE_STATES)
+    elif metric is catalog.EC2_CHECK:
+        yield from _states(gauge, facts.instance_check, EC2_CHECK_STATES, check="instance")
+        yield from _states(gauge, facts.system_check, EC2_CHECK_STATES, check="system")
+    elif metric is catalog.NODES:
+        if gauge.show_state and gauge.show_load:
+            nodes = {"running": facts.nodes_running, "total": facts.nodes_total}
+            yield from (({"state": state}, count) for state, count in nodes.items() if count is not None)
+    else:
+        value = _plain(gauge).get(metric.name)
+        if value is not None:
+            yield {}, value
+
+
+def _plain(gauge: WorkerGauges) -> dict[str, float | None]:
+    worker, facts = gauge.worker, gauge.worker.facts
+    always: dict[str, float | None] = {
+        catalog.CPU.name: None if gauge.cpu is None else gauge.cpu / 100,
+        catalog.MEMORY.name: None if gauge.memory is None else gauge.memory / 100,
+        catalog.LAST_ACTIVITY.name: worker.last_activity_at,
+        catalog.CREATED.name: worker.created_at,
     }
-    value = values.get(metric.name)
-    if value is not None:
+    state: dict[str, float | None] = {
+        catalog.DISK_TOTAL.name: facts.disk_total,
+        catalog.MEMORY_TOTAL.name: facts.memory_total,
+        catalog.LICENSED.name: facts.licensed,
+        catalog.DETAILED_MONITORING.name: facts.detailed_monitoring,
+        catalog.AUTO_PAUSES.name: facts.auto_pauses,
+    }
+    known_disk = facts.disk_used is not None and facts.disk_total is not None and facts.disk_total > 0
+    load: dict[str, float | None] = {
+        catalog.ACTIVE_LABS.name: worker.active_labs,
+        catalog.READY.name: facts.ready,
+        catalog.UPTIME.name: facts.uptime,
+        catalog.DISK_USED.name: facts.disk_used,
+        catalog.DISK.name: (facts.disk_used or 0) / (facts.disk_total or 1) if known_disk else None,
+        catalog.IDLE_PAUSE.name: facts.idle_pause_at,
+    }
+    shown = always | (state if gauge.show_state else {})
+    return shown | (load if gauge.show_state and gauge.show_load else {})
+
+
+def _states(gauge: WorkerGauges, state: str | None, states: Sequence[str], label: str = "state", **fixed: str) -> Samples:
+    if gauge.show_state and state is not None:
+        yield from (({label: each, **fixed}, each == state) for each in states)
+
+
+def _extra_samples(extra: ExtraMetric, gauge: WorkerGauges) -> Samples:
+    value = dict(gauge.worker.extra).get(extra.metric)
+    if isinstance(value, str):
+        yield from _states(gauge, value, extra.state_names)
+    elif value is not None and gauge.show_state:
         yield {}, value

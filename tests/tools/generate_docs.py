@@ -7,8 +7,9 @@ from pydantic import BaseModel
 
 from exporter.core.catalog import EXPORTER_METRICS, WORKER_METRICS, Metric
 from exporter.core.history_metrics import HOURLY_METRICS
-from exporter.core.settings import ExtraGauge, Role
+from exporter.core.settings import Role
 from exporter.core.settings_loader import Setting, table
+from exporter.core.workers_settings import ExtraMetric
 from exporter.sources.worker_documents import FIELDS
 from exporter.web.openapi import ERRORS, Endpoint, template
 from exporter.web.parameters import MAX_POINTS
@@ -165,7 +166,7 @@ def settings_page() -> str:
             ((f"`{meaning}`", ", ".join(f"`{name}`" for name in names)) for meaning, names in FIELDS.items()),
         ),
         EXTRA_INTRO,
-        _rows(("key", "default", "what it is"), _keys(ExtraGauge)),
+        _rows(("key", "default", "what it is"), _keys(ExtraMetric)),
     )
 
 

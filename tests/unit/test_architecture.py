@@ -36,7 +36,7 @@ def test_every_exporter_metric_of_the_catalog_is_a_family_of_the_telemetry_and_t
 def test_the_catalog_keeps_to_the_conventions_of_prometheus() -> None:
     assert len(METRICS_BY_NAME) == len(WORKER_METRICS) + len(EXPORTER_METRICS)
     for metric in METRICS_BY_NAME.values():
-        assert re.fullmatch(r"cml_(worker|exporter)_[a-z_]+", metric.name)
+        assert re.fullmatch(r"cml_(worker|exporter)_[a-z0-9_]+", metric.name)
         assert metric.name.endswith("_total") == (metric.kind == "counter")
         assert metric.name.removesuffix("_total").endswith(metric.unit)
         assert metric.help.endswith(".")

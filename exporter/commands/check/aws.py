@@ -39,7 +39,7 @@ async def check_aws(settings: Settings, fleet: Fleet | None, wall: Callable[[], 
         return [CheckResult(check, "skipped", text) for check in checks]
     if fleet is None:
         return skipped(checks, "the workers, and so their regions, could not be read")
-    regions = sorted({worker.region for worker in fleet.workers})
+    regions = sorted({worker.region for worker in fleet.workers if worker.region})
     if not regions:
         return [CheckResult(check, "warn", "not queried: without workers no region is known") for check in checks]
     cloudwatch = CloudWatch(settings, Telemetry(CollectorRegistry()), wall=wall, deadline=CALL_SECONDS)

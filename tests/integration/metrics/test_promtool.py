@@ -7,12 +7,12 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from exporter.core.budget import Budget
 from exporter.core.model import STATUSES, Worker, WorkerGauges
-from exporter.core.settings import ExtraGauge
+from exporter.core.workers_settings import ExtraMetric
 from exporter.metrics.exposition import render
 from exporter.metrics.telemetry import Telemetry
 from tests.conftest import program
 
-EXTRA = [ExtraGauge(metric="cml_worker_disk_utilization_ratio", field="disk", help='Disk in use, as "df" says.')]
+EXTRA = [ExtraMetric(metric="cml_worker_swap_utilization_ratio", field="disk", help='Disk in use, as "df" says.')]
 
 
 def gauges(number: int) -> WorkerGauges:

@@ -15,7 +15,8 @@ from pymongo import AsyncMongoClient
 from pymongo.errors import OperationFailure
 
 from exporter.core.errors import SourceError
-from exporter.core.settings import WORKER_COLLECTIONS, ExtraGauge, WorkersSettings
+from exporter.core.settings import WORKER_COLLECTIONS
+from exporter.core.workers_settings import ExtraMetric, WorkersSettings
 from exporter.demo.mongod import Mongod
 from exporter.sources.aggregates import BATCH, Aggregates
 from exporter.storage.mongo import NOT_AUTHORIZED, Database, Document, translate
@@ -23,7 +24,7 @@ from tests.fixtures.mongo import AuthMongod
 from tests.helpers.ports import free_port
 
 DEFAULTS = WorkersSettings()
-DISK = ExtraGauge(metric="cml_worker_disk_ratio", field="metrics.disk", help="Disk.")
+DISK = ExtraMetric(metric="cml_worker_disk_ratio", field="metrics.disk", help="Disk.")
 
 
 @asynccontextmanager

@@ -24,7 +24,16 @@ from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from exporter.core.errors import StoreUnavailableError
-from exporter.core.model import ExporterMetrics, Fleet, InstanceInterval, InventoryEntry, Snapshot, Worker, WorkerGauges
+from exporter.core.model import (
+    ExporterMetrics,
+    Fleet,
+    InstanceInterval,
+    InventoryEntry,
+    Snapshot,
+    Worker,
+    WorkerFacts,
+    WorkerGauges,
+)
 from exporter.history.reader import HistoryReader
 from exporter.metrics import exposition
 from exporter.metrics.gzip_member import deflated
@@ -361,7 +370,8 @@ def test_ready_is_200_after_the_first_read_and_shows_each_source(serve: Serve) -
 
 
 def test_a_worker_is_listed_with_all_known_values_and_null_for_the_others(serve: Serve) -> None:
-    known = gauges("w1", name="one", last_activity_at=NOW, extra=(("cml_worker_disk", 7.5),))
+    facts = WorkerFacts(ready=True, nodes_running=2, license_status="expired", idle_pause_at=NOW)
+    known = gauges("w1", name="one", last_activity_at=NOW, facts=facts, extra=(("cml_worker_disk", 7.5),))
     backend = Memory(snapshot=snapshot(known), known=[entry("w1", region="eu-west-1")])
     answer = serve(backend).get("/api/workers").json()
     assert answer == {
@@ -380,6 +390,21 @@ def test_a_worker_is_listed_with_all_known_values_and_null_for_the_others(serve:
                 "memory_utilization": None,
                 "memory_time": None,
                 "active_labs_count": 3,
+                "nodes_running": 2,
+                "nodes_total": None,
+                "ready": True,
+                "uptime_seconds": None,
+                "disk_used_bytes": None,
+                "disk_total_bytes": None,
+                "memory_total_bytes": None,
+                "licensed": None,
+                "license_status": "expired",
+                "service_status": None,
+                "ec2_instance_check": None,
+                "ec2_system_check": None,
+                "detailed_monitoring": None,
+                "auto_pauses": None,
+                "idle_pause_at": "2026-09-21T14:13:20Z",
                 "last_activity_at": "2026-09-21T14:13:20Z",
                 "created_at": None,
                 "terminated_at": None,

@@ -8,8 +8,9 @@ import pytest
 from pydantic import SecretStr
 
 from exporter.core.errors import ConfigError
-from exporter.core.settings import ExtraGauge, Role, Settings
+from exporter.core.settings import Role, Settings
 from exporter.core.settings_loader import Setting, load, table
+from exporter.core.workers_settings import ExtraMetric
 
 CASES = sorted((Path(__file__).parent / "settings_cases").glob("*.yaml"))
 URI = "mongodb://manager:hunter2@db.example.com/cml"
@@ -128,7 +129,7 @@ def test_lists_and_mappings_come_as_yaml_or_separated_by_commas() -> None:
     )
     assert settings.web.listen_address == [":9877", "[::1]:9878"]
     assert settings.workers.fields == {"cpu": ["cpu_pct", "metrics.cpu"], "memory": ["mem_pct"]}
-    assert settings.workers.extra == [ExtraGauge(metric="cml_worker_disk_bytes", field="disk", help="Disk in use.")]
+    assert settings.workers.extra == [ExtraMetric(metric="cml_worker_disk_bytes", field="disk", help="Disk in use.")]
     assert settings.aws.roles == [Role(role_arn="arn:aws:iam::123456789012:role/r", external_id=SecretStr("hunter2"))]
 
 

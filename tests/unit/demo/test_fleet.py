@@ -10,8 +10,9 @@ import pytest
 
 from exporter.core.model import MetricName
 from exporter.core.periods import DAY, HOUR, MINUTE, align, rfc3339
-from exporter.core.settings import WorkersSettings
+from exporter.core.workers_settings import WorkersSettings
 from exporter.demo import fleet as fleet_module
+from exporter.demo.documents import worker_document, worker_documents
 from exporter.demo.fleet import (
     PERIOD,
     DemoWorker,
@@ -20,8 +21,6 @@ from exporter.demo.fleet import (
     published,
     published_at,
     status,
-    worker_document,
-    worker_documents,
 )
 from exporter.sources.worker_documents import parse
 

@@ -8,17 +8,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from exporter.core.catalog import LONGEST_LABEL, WORKER_METRICS
-from exporter.core.model import STATUSES, Worker, WorkerGauges
-from exporter.core.settings import ExtraGauge
+from exporter.core.model import (
+    EC2_CHECK_STATES,
+    LICENSE_STATES,
+    SERVICE_STATES,
+    STATUSES,
+    Worker,
+    WorkerFacts,
+    WorkerGauges,
+)
+from exporter.core.workers_settings import ExtraMetric
 from exporter.metrics.exposition import render, snapshot
 from tests.helpers.worker_families import families
 
-DISK = ExtraGauge(metric="cml_worker_disk_ratio", field="disk", help='Disk in use,\nby "df" \\ 1.')
+DISK = ExtraMetric(metric="cml_worker_disk_ratio", field="disk", help='Disk in use,\nby "df" \\ 1.')
 WORKER = Worker(
     id="w1",
     region="eu-west-1",
@@ -30,6 +38,23 @@ WORKER = Worker(
     active_labs=3,
     last_activity_at=1_769_860_700,
     created_at=1_760_000_000,
+    facts=WorkerFacts(
+        ready=True,
+        uptime=86_400,
+        nodes_running=7,
+        nodes_total=12,
+        disk_used=3e11,
+        disk_total=4e11,
+        memory_total=2**36,
+        licensed=False,
+        auto_pauses=2,
+        idle_pause_at=1_769_870_000,
+        detailed_monitoring=False,
+        instance_check="impaired",
+        system_check="ok",
+        service_status="available",
+        license_status="evaluation",
+    ),
     extra=(("cml_worker_disk_ratio", 0.25),),
 )
 GAUGES = WorkerGauges(
@@ -56,7 +81,7 @@ cml_worker_cpu_utilization_ratio{region="eu-west-1",worker_id="w1"} 0.452
 # HELP cml_worker_memory_utilization_ratio Average memory utilization of the newest period, 0 to 1.
 # TYPE cml_worker_memory_utilization_ratio gauge
 cml_worker_memory_utilization_ratio{region="eu-west-1",worker_id="w1"} 0.628
-# HELP cml_worker_active_labs Labs running on the worker.
+# HELP cml_worker_active_labs Labs on the worker as counted by the manager.
 # TYPE cml_worker_active_labs gauge
 cml_worker_active_labs{region="eu-west-1",worker_id="w1"} 3.0
 # HELP cml_worker_last_activity_timestamp_seconds Time of the last activity that the manager saw on the worker.
@@ -65,6 +90,69 @@ cml_worker_last_activity_timestamp_seconds{region="eu-west-1",worker_id="w1"} 1.
 # HELP cml_worker_created_timestamp_seconds Time the worker was created.
 # TYPE cml_worker_created_timestamp_seconds gauge
 cml_worker_created_timestamp_seconds{region="eu-west-1",worker_id="w1"} 1.76e+09
+# HELP cml_worker_ready Whether CML on the worker is ready, as the manager saw it last.
+# TYPE cml_worker_ready gauge
+cml_worker_ready{region="eu-west-1",worker_id="w1"} 1.0
+# HELP cml_worker_uptime_seconds Time since CML on the worker started.
+# TYPE cml_worker_uptime_seconds gauge
+cml_worker_uptime_seconds{region="eu-west-1",worker_id="w1"} 86400.0
+# HELP cml_worker_nodes Nodes of the labs on the worker: those that run, and all.
+# TYPE cml_worker_nodes gauge
+cml_worker_nodes{region="eu-west-1",state="running",worker_id="w1"} 7.0
+cml_worker_nodes{region="eu-west-1",state="total",worker_id="w1"} 12.0
+# HELP cml_worker_disk_used_bytes Disk space in use on the worker.
+# TYPE cml_worker_disk_used_bytes gauge
+cml_worker_disk_used_bytes{region="eu-west-1",worker_id="w1"} 3e+11
+# HELP cml_worker_disk_total_bytes Disk space of the worker.
+# TYPE cml_worker_disk_total_bytes gauge
+cml_worker_disk_total_bytes{region="eu-west-1",worker_id="w1"} 4e+11
+# HELP cml_worker_disk_utilization_ratio Share of the disk space in use, 0 to 1.
+# TYPE cml_worker_disk_utilization_ratio gauge
+cml_worker_disk_utilization_ratio{region="eu-west-1",worker_id="w1"} 0.75
+# HELP cml_worker_memory_total_bytes Memory of the worker.
+# TYPE cml_worker_memory_total_bytes gauge
+cml_worker_memory_total_bytes{region="eu-west-1",worker_id="w1"} 6.8719476736e+10
+# HELP cml_worker_licensed Whether CML on the worker has a valid license.
+# TYPE cml_worker_licensed gauge
+cml_worker_licensed{region="eu-west-1",worker_id="w1"} 0.0
+# HELP cml_worker_license_status Whether the license of the worker is in this state; exactly one of its series is 1.
+# TYPE cml_worker_license_status gauge
+cml_worker_license_status{region="eu-west-1",state="registered",worker_id="w1"} 0.0
+cml_worker_license_status{region="eu-west-1",state="unregistered",worker_id="w1"} 0.0
+cml_worker_license_status{region="eu-west-1",state="evaluation",worker_id="w1"} 1.0
+cml_worker_license_status{region="eu-west-1",state="expired",worker_id="w1"} 0.0
+cml_worker_license_status{region="eu-west-1",state="invalid",worker_id="w1"} 0.0
+cml_worker_license_status{region="eu-west-1",state="unknown",worker_id="w1"} 0.0
+# HELP cml_worker_service_status Whether the HTTPS service of CML is in this state; exactly one of its series is 1.
+# TYPE cml_worker_service_status gauge
+cml_worker_service_status{region="eu-west-1",state="available",worker_id="w1"} 1.0
+cml_worker_service_status{region="eu-west-1",state="unavailable",worker_id="w1"} 0.0
+cml_worker_service_status{region="eu-west-1",state="starting",worker_id="w1"} 0.0
+cml_worker_service_status{region="eu-west-1",state="error",worker_id="w1"} 0.0
+cml_worker_service_status{region="eu-west-1",state="unknown",worker_id="w1"} 0.0
+# HELP cml_worker_ec2_status_check Whether the instance or system check of EC2 has this result; exactly one of a check's series is 1.
+# TYPE cml_worker_ec2_status_check gauge
+cml_worker_ec2_status_check{check="instance",region="eu-west-1",state="ok",worker_id="w1"} 0.0
+cml_worker_ec2_status_check{check="instance",region="eu-west-1",state="impaired",worker_id="w1"} 1.0
+cml_worker_ec2_status_check{check="instance",region="eu-west-1",state="insufficient-data",worker_id="w1"} 0.0
+cml_worker_ec2_status_check{check="instance",region="eu-west-1",state="initializing",worker_id="w1"} 0.0
+cml_worker_ec2_status_check{check="instance",region="eu-west-1",state="not-applicable",worker_id="w1"} 0.0
+cml_worker_ec2_status_check{check="instance",region="eu-west-1",state="unknown",worker_id="w1"} 0.0
+cml_worker_ec2_status_check{check="system",region="eu-west-1",state="ok",worker_id="w1"} 1.0
+cml_worker_ec2_status_check{check="system",region="eu-west-1",state="impaired",worker_id="w1"} 0.0
+cml_worker_ec2_status_check{check="system",region="eu-west-1",state="insufficient-data",worker_id="w1"} 0.0
+cml_worker_ec2_status_check{check="system",region="eu-west-1",state="initializing",worker_id="w1"} 0.0
+cml_worker_ec2_status_check{check="system",region="eu-west-1",state="not-applicable",worker_id="w1"} 0.0
+cml_worker_ec2_status_check{check="system",region="eu-west-1",state="unknown",worker_id="w1"} 0.0
+# HELP cml_worker_detailed_monitoring Whether CloudWatch's detailed monitoring is enabled for the instance.
+# TYPE cml_worker_detailed_monitoring gauge
+cml_worker_detailed_monitoring{region="eu-west-1",worker_id="w1"} 0.0
+# HELP cml_worker_auto_pauses How often the manager's idle detection has paused the worker.
+# TYPE cml_worker_auto_pauses gauge
+cml_worker_auto_pauses{region="eu-west-1",worker_id="w1"} 2.0
+# HELP cml_worker_idle_pause_timestamp_seconds Time at which the manager will pause the worker unless it sees activity.
+# TYPE cml_worker_idle_pause_timestamp_seconds gauge
+cml_worker_idle_pause_timestamp_seconds{region="eu-west-1",worker_id="w1"} 1.76987e+09
 # HELP cml_worker_sample_timestamp_seconds Time of the value: end of the period for cpu and memory, time of the read for state.
 # TYPE cml_worker_sample_timestamp_seconds gauge
 cml_worker_sample_timestamp_seconds{metric="cpu",region="eu-west-1",worker_id="w1"} 1.7698608e+09
@@ -79,18 +167,18 @@ cml_worker_disk_ratio{region="eu-west-1",worker_id="w1"} 0.25
 class Families(Collector):
     """What prometheus_client would be given to render."""
 
-    def __init__(self, gauges: list[WorkerGauges], extra: list[ExtraGauge]) -> None:
+    def __init__(self, gauges: list[WorkerGauges], extra: list[ExtraMetric]) -> None:
         self._input = gauges, extra
 
-    def collect(self) -> Iterable[GaugeMetricFamily]:
+    def collect(self) -> Iterable[GaugeMetricFamily | CounterMetricFamily]:
         return families(*self._input)
 
 
-def by_the_client(gauges: list[WorkerGauges], extra: list[ExtraGauge]) -> bytes:
+def by_the_client(gauges: list[WorkerGauges], extra: list[ExtraMetric]) -> bytes:
     return generate_latest(Families(gauges, extra))
 
 
-def series(gauges: list[WorkerGauges], extra: list[ExtraGauge]) -> dict[str, list[tuple[dict[str, str], float]]]:
+def series(gauges: list[WorkerGauges], extra: list[ExtraMetric]) -> dict[str, list[tuple[dict[str, str], float]]]:
     """The block as Prometheus reads it: samples by name."""
     text = render(gauges, extra).decode()
     parsed = text_string_to_metric_families(text)
@@ -111,8 +199,39 @@ def test_no_workers_are_families_without_series() -> None:
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=30) | st.sampled_from(
     ['quote " backslash \\ newline \n', "\\n", "%s %(x)d {0}", "π ✓ 日本 \u2028 \r \x00", "x" * 10_000, '"' * 2000]
 )
+OPTIONAL_FLAGS = st.none() | st.booleans()
+AMOUNTS = st.none() | st.floats(0, 2**63) | st.integers(0, 2**63)
+COUNTS = st.none() | st.integers(0, 2**31 - 1)
 PERCENTS = st.none() | st.floats(0, 100) | st.integers(0, 100)
 SECONDS = st.none() | st.integers(1, 253_402_300_799)
+FACTS = st.builds(
+    WorkerFacts,
+    ready=OPTIONAL_FLAGS,
+    uptime=AMOUNTS,
+    nodes_running=COUNTS,
+    nodes_total=COUNTS,
+    disk_used=AMOUNTS,
+    disk_total=AMOUNTS,
+    memory_total=AMOUNTS,
+    licensed=OPTIONAL_FLAGS,
+    auto_pauses=COUNTS,
+    idle_pause_at=SECONDS,
+    detailed_monitoring=OPTIONAL_FLAGS,
+    instance_check=st.none() | st.sampled_from(EC2_CHECK_STATES),
+    system_check=st.none() | st.sampled_from(EC2_CHECK_STATES),
+    service_status=st.none() | st.sampled_from(SERVICE_STATES),
+    license_status=st.none() | st.sampled_from(LICENSE_STATES),
+)
+EXTRA = [
+    DISK,
+    ExtraMetric(metric="cml_worker_boots_total", field="boots", help="Boots.", type="counter"),
+    ExtraMetric(metric="cml_worker_phase", field="phase", help="Phase.", states=["50% done", "back\\slash", "Very_Late"]),
+]
+EXTRA_VALUES = {
+    "cml_worker_disk_ratio": st.floats() | st.integers(-(2**60), 2**60).map(float),
+    "cml_worker_boots_total": st.integers(0, 2**60).map(float),
+    "cml_worker_phase": st.sampled_from(EXTRA[2].state_names),
+}
 WORKERS = st.builds(
     Worker,
     id=TEXTS,
@@ -125,15 +244,15 @@ WORKERS = st.builds(
     active_labs=st.none() | st.integers(0, 2**31 - 1),
     last_activity_at=SECONDS,
     created_at=SECONDS,
-    extra=st.lists(st.tuples(st.just(DISK.metric), st.floats() | st.integers(-(2**60), 2**60).map(float)), max_size=1).map(
-        tuple
-    ),
+    facts=FACTS,
+    extra=st.fixed_dictionaries({}, optional=EXTRA_VALUES).map(lambda values: tuple(values.items())),
 )
 ALL_GAUGES = st.builds(
     WorkerGauges,
     WORKERS,
     observed_at=st.integers(1, 2**33),
     show_state=st.booleans(),
+    show_load=st.booleans(),
     cpu=PERCENTS,
     cpu_time=SECONDS,
     memory=PERCENTS,
@@ -144,7 +263,7 @@ ALL_GAUGES = st.builds(
 @settings(deadline=None)
 @given(st.lists(ALL_GAUGES, max_size=4))
 def test_the_block_is_byte_for_byte_what_prometheus_client_makes_of_the_same_families(gauges: list[WorkerGauges]) -> None:
-    assert render(gauges, [DISK]) == by_the_client(gauges, [DISK])
+    assert render(gauges, EXTRA) == by_the_client(gauges, EXTRA)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +271,7 @@ def test_the_block_is_byte_for_byte_what_prometheus_client_makes_of_the_same_fam
 )
 def test_a_number_is_written_the_way_go_writes_it(value: float) -> None:
     gauges = [dataclasses.replace(GAUGES, worker=dataclasses.replace(WORKER, extra=((DISK.metric, value),)))]
-    assert render(gauges, [DISK]) == by_the_client(gauges, [DISK])
+    assert render(gauges, EXTRA) == by_the_client(gauges, EXTRA)
     assert series(gauges, [DISK])[DISK.metric][0][1] == value
 
 

@@ -139,7 +139,7 @@ def test_recorded_names_say_level_metric_and_operations() -> None:
     for name, rule in RECORDED.items():
         level = {"cml_worker": {"worker_id", "region"}, "cml_region": {"region"}}.get(name.partition(":")[0], set())
         found = result_labels(promql.parse(rule["expr"]))
-        assert level <= found <= level | {"status"}, name
+        assert level <= found <= level | {"status", "check"}, name
 
 
 def test_recorded_series_never_fall_out_of_the_lookback() -> None:
@@ -314,4 +314,12 @@ def test_all_worker_gauges_are_used() -> None:
     assert {metric.name for metric in WORKER_METRICS} - used == {
         "cml_worker_last_activity_timestamp_seconds",
         "cml_worker_created_timestamp_seconds",
+        "cml_worker_uptime_seconds",
+        "cml_worker_disk_used_bytes",
+        "cml_worker_disk_total_bytes",
+        "cml_worker_memory_total_bytes",
+        "cml_worker_service_status",
+        "cml_worker_detailed_monitoring",
+        "cml_worker_auto_pauses",
+        "cml_worker_idle_pause_timestamp_seconds",
     }

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.core.model import STATUSES, Fleet, Worker
-from exporter.core.settings import ALIASABLE, ExtraGauge, WorkersSettings
+from exporter.core.workers_settings import ALIASABLE, ExtraMetric, WorkersSettings
 from exporter.sources.worker_documents import FIELDS, parse, projection
 
 NOON = 1_769_860_800
@@ -62,7 +62,7 @@ SECOND_GENERATION = {RENAMED.get(name, name): value for name, value in FIRST_GEN
 # From v0.1.1 on labs and version are part of a value object.
 THIRD_GENERATION = {
     name: value for name, value in SECOND_GENERATION.items() if name not in ("cml_labs_count", "cml_version")
-} | {"metrics": {"version": "2.8.0", "ready": True, "uptime_seconds": 86400, "labs_count": 3, "system_info": None}}
+} | {"metrics": {"version": "2.8.0", "labs_count": 3, "system_info": None}}
 AS_READ = Worker(
     id="w1",
     region="eu-west-1",
@@ -281,12 +281,6 @@ HEALTHY = {"_id": "healthy", "aws_region": "eu-west-1"}
     [
         ({"aws_region": "x"}, "no_id", "a worker document has no id and is left out; the manager must write id"),
         ({"_id": "", "aws_region": "x"}, "no_id", "a worker document has no id and is left out; the manager must write id"),
-        ({"_id": "w1"}, "no_region", "worker 'w1' has no region and is left out; the manager must write aws_region"),
-        (
-            {"_id": "w1", "aws_region": ""},
-            "no_region",
-            "worker 'w1' has no region and is left out; the manager must write aws_region",
-        ),
         (HEALTHY, "duplicate_id", "two worker documents have the id 'healthy' and the second is left out; remove one of them"),
         ("text", "not_a_document", "a worker document is 'text' instead of a document; remove it"),
         (
@@ -296,7 +290,7 @@ HEALTHY = {"_id": "healthy", "aws_region": "eu-west-1"}
             "1024 characters, an ObjectId or a UUID; the document is left out",
         ),
     ],
-    ids=["no id", "empty id", "no region", "empty region", "twice", "no document", "id too long"],
+    ids=["no id", "empty id", "twice", "no document", "id too long"],
 )
 def test_an_unidentifiable_document_is_left_out_counted_and_reported(document: object, reason: str, sentence: str) -> None:
     fleet = read(HEALTHY, document)
@@ -311,8 +305,20 @@ def test_an_id_that_is_no_key_is_left_out_and_counted(raw: object) -> None:
 
 def test_a_region_that_is_no_text_is_reported_as_such() -> None:
     fleet = read({"_id": "w1", "aws_region": ["eu-west-1"]})
-    assert fleet.skipped == {"no_region": 1}
+    assert (fleet.skipped, [worker.region for worker in fleet.workers]) == ({}, [""])
     assert fleet.complaints[0].startswith("worker 'w1': aws_region is ['eu-west-1'], not a text")
+
+
+@pytest.mark.parametrize("document", [{}, {"aws_region": None}, {"aws_region": ""}], ids=["absent", "null", "empty"])
+def test_a_worker_without_a_region_is_kept_but_not_polled(document: dict[str, Any]) -> None:
+    fleet = read({"id": "w1", "aws_instance_id": "i-1", "status": "running", "active_labs_count": 2} | document)
+    (worker,) = fleet.workers
+    assert (worker.region, worker.status, worker.active_labs, worker.instance_id) == ("", "running", 2, "i-1")
+    assert worker.polled_instance is None
+    assert fleet.skipped == {}
+    assert fleet.complaints == (
+        "worker 'w1' has no region, so CloudWatch is not polled for it; the manager must write aws_region",
+    )
 
 
 def test_a_worker_without_an_instance_is_valid() -> None:
@@ -349,8 +355,8 @@ def test_lone_surrogates_of_a_text_are_replaced() -> None:
 
 EXTRA = WorkersSettings(
     extra=[
-        ExtraGauge(metric="cml_worker_disk_ratio", field="metrics.disk", help="Disk."),
-        ExtraGauge(metric="cml_worker_licensed", field="licensed", help="License."),
+        ExtraMetric(metric="cml_worker_disk_ratio", field="metrics.disk", help="Disk."),
+        ExtraMetric(metric="cml_worker_patched", field="patched", help="Patched."),
     ]
 )
 
@@ -372,12 +378,12 @@ def test_extra_fields_are_numbers_booleans_or_dates(raw: object, value: float) -
     expected = (("cml_worker_disk_ratio", value),)
     assert one({"metrics": {"disk": raw}}, EXTRA).extra == expected
     assert one({"state": {"metrics": {"disk": raw}}}, EXTRA).extra == expected
-    assert all(type(number) is float for _, number in one({"licensed": raw}, EXTRA).extra)
+    assert all(type(number) is float for _, number in one({"patched": raw}, EXTRA).extra)
 
 
 def test_an_extra_field_of_another_type_is_left_out_and_reported() -> None:
-    worker, sentence = complaint({"metrics": {"disk": "full"}, "licensed": True}, EXTRA)
-    assert worker.extra == (("cml_worker_licensed", 1.0),)
+    worker, sentence = complaint({"metrics": {"disk": "full"}, "patched": True}, EXTRA)
+    assert worker.extra == (("cml_worker_patched", 1.0),)
     assert sentence == (
         "worker 'w1': metrics.disk is 'full', not a number, a boolean or a date; it is left out until the manager corrects it"
     )
@@ -398,13 +404,15 @@ def test_the_projection_names_every_field_twice_and_no_path_inside_another() -> 
         "state.cml_labs_count",
         "metrics",
         "state.metrics",
-        "licensed",
+        "patched",
+        "cml_system_info",
+        "state.cml_system_info",
     } <= projected.keys()
     assert not {"metrics.cpu", "metrics.disk", "state.metrics.disk"} & projected.keys()
     assert set(projected.values()) == {1}
 
 
-NAMES = sorted({name for names in FIELDS.values() for name in names} | {"state", "metrics", "licensed", "value"})
+NAMES = sorted({name for names in FIELDS.values() for name in names} | {"state", "metrics", "patched", "value"})
 SCALARS = (
     st.none()
     | st.booleans()
@@ -439,5 +447,12 @@ def test_no_document_raises_or_hides_another(documents: list[object]) -> None:
         assert all(percent is None or 0 <= percent <= 100 for percent in (worker.cpu, worker.memory))
         times = (worker.collected_at, worker.last_activity_at, worker.created_at, worker.terminated_at)
         assert all(time is None or (type(time) is int and 0 < time < 2**38) for time in times)
-        for text in (worker.id, worker.region, worker.name, worker.instance_id, worker.instance_type, worker.cml_version):
+        for text in (
+            worker.id,
+            worker.region or None,
+            worker.name,
+            worker.instance_id,
+            worker.instance_type,
+            worker.cml_version,
+        ):
             assert text is None or (text and text.encode())

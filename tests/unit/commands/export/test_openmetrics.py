@@ -76,7 +76,7 @@ def test_one_sample_is_these_bytes(gathered: SampleSpool) -> None:
         "# HELP cml_worker_memory_utilization_ratio Average memory utilization of the newest period, 0 to 1.\n"
         'cml_worker_memory_utilization_ratio{region="eu-west-1",store="history",worker_id="w1"} 0.628 1767225600\n'
         "# TYPE cml_worker_active_labs gauge\n"
-        "# HELP cml_worker_active_labs Labs running on the worker.\n"
+        "# HELP cml_worker_active_labs Labs on the worker as counted by the manager.\n"
         'cml_worker_active_labs{region="eu-west-1",store="history",worker_id="w1"} 3.0 1767225600\n'
         "# EOF\n"
     )
