@@ -8,6 +8,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, tzinfo
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -219,17 +220,18 @@ def _export(options: argparse.Namespace) -> int:
     from exporter.commands.export.request import ExportRequest
 
     settings, now = _settings(options, "error"), int(time.time())
-    since, until = _bound("--since", options.since, now), _bound("--until", options.until, now)
-    request = ExportRequest(since, until, tuple(options.workers), options.format, options.output)
+    since = _bound("--since", options.since, now, options.tz)
+    until = _bound("--until", options.until, now, options.tz)
+    request = ExportRequest(since, until, tuple(options.workers), options.format, options.output, options.tz)
     return asyncio.run(command.run(settings, request, sys.stderr))
 
 
-def _bound(flag: str, text: str, now: int) -> int:
+def _bound(flag: str, text: str, now: int, zone: tzinfo | None) -> int:
     """Return the UTC second that a TIME flag names."""
     from exporter.core.periods import parse_time
 
     try:
-        return parse_time(text, now)
+        return parse_time(text, now, zone or UTC)
     except ValueError as error:
         raise ConfigError(f"{flag}: {error}") from error
 
@@ -326,7 +328,7 @@ docs/backfill.md explains what is filled, what it costs, and what happens after 
         "or as CSV. A file appears under its name only when it is complete.",
         flags.export_flags,
         (*_MONGODB, "mongodb.history", "period", "log.format"),
-        "--since TIME [--until TIME] [--worker ID ...] [--format {openmetrics,csv}] [--output FILE]",
+        "--since TIME [--until TIME] [--tz ZONE] [--worker ID ...] [--format {openmetrics,csv}] [--output FILE]",
         f"""\
 {_TIME}
 example:

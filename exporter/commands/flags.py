@@ -3,8 +3,10 @@
 import argparse
 import time
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 from exporter.commands.export.request import FORMATS
+from exporter.core.local_time import time_zone
 from exporter.core.periods import parse_time
 
 
@@ -31,6 +33,13 @@ def export_flags(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `export`."""
     parser.add_argument("--since", required=True, metavar="TIME", help="time of the oldest sample, inclusive")
     parser.add_argument("--until", default="now", metavar="TIME", help="end of the window, exclusive (default: now)")
+    parser.add_argument(
+        "--tz",
+        type=_zone,
+        metavar="ZONE",
+        help="time zone of dates without an offset in --since and --until, and of the times in CSV, such as America/New_York "
+        "(default: UTC)",
+    )
     _add_workers(parser, "id of a worker to export; repeatable (default: all workers)")
     parser.add_argument("--format", choices=FORMATS, default=FORMATS[0], help="output format (default: openmetrics)")
     parser.add_argument("--output", metavar="FILE", type=Path, help="output file (default: standard output)")
@@ -71,6 +80,13 @@ def _past(text: str) -> tuple[int, str]:
     if since > now:
         raise argparse.ArgumentTypeError(f"{text} is in the future; write a time that has passed")
     return since, text
+
+
+def _zone(name: str) -> ZoneInfo:
+    try:
+        return time_zone(name)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _dollars(text: str) -> float:

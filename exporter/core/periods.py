@@ -5,14 +5,16 @@ A period is [start, start + length). It is identified by its start, and closed o
 
 import re
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, tzinfo
 
 MINUTE, HOUR, DAY, WEEK = 60, 3600, 86400, 604800
 
 _UNITS = {"ms": 0.001, "s": 1, "m": MINUTE, "h": HOUR, "d": DAY, "w": WEEK, "y": 365 * DAY}
 _DURATION = re.compile(r"(\d+)(ms|[smhdwy])")
-_UNIX = re.compile(r"([0-9]{1,11})(\.[0-9]{1,9})?")
-_RFC3339 = re.compile(r"\d{4}-\d\d-\d\d([Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+\- ]\d\d:\d\d))?")
+_UNIX = re.compile(r"([0-9]{1,14})(\.[0-9]{1,9})?")
+_MILLISECONDS_FROM = 10**11
+"""A Unix time from here on is in milliseconds: as seconds it would be the year 5138."""
+_ISO_TIME = re.compile(r"\d{4}-\d\d-\d\d([Tt ]\d\d:\d\d(:\d\d(\.\d{1,9})?)?([Zz]|[+\- ]\d\d:\d\d)?)?")
 LATEST = 253_402_300_799  # 9999-12-31T23:59:59Z, the last second that datetime can hold
 
 
@@ -63,11 +65,12 @@ def format_duration(seconds: int) -> str:
     return out or "0s"
 
 
-def parse_time(text: str, now: int) -> int:
+def parse_time(text: str, now: int, zone: tzinfo = UTC) -> int:
     """Parse a time into UTC seconds, rounded down.
 
     The command line and the HTTP API share this grammar: `now`; a duration before now, "30d", "-30d" or "now-30d"; RFC 3339
-    ("2026-01-31T12:00:00Z", where a date alone is 00:00 UTC); Unix seconds. Times before 1970 or after 9999 are cut to these.
+    ("2026-01-31T12:00:00Z"), also without seconds, without a time of day (00:00), or without an offset (then in `zone`); Unix
+    seconds or milliseconds. Times before 1970 or after 9999 are cut to these.
 
     Raises:
         ValueError: the text is none of these.
@@ -77,16 +80,18 @@ def parse_time(text: str, now: int) -> int:
     try:
         if unix := _UNIX.fullmatch(text):
             time = int(unix[1])
-        elif _RFC3339.fullmatch(text):
-            # A + that a client did not percent-encode arrives as a space.
-            time = to_seconds(datetime.fromisoformat(re.sub(" (?=..:..$)", "+", text).upper()))
+            time = time // 1000 if time >= _MILLISECONDS_FROM else time
+        elif _ISO_TIME.fullmatch(text):
+            # A + that a client did not percent-encode arrives as a space, and so may the T.
+            found = datetime.fromisoformat(re.sub(r"(:\d\d(?:\.\d+)?) (?=..:..$)", r"\1+", text).upper())
+            time = to_seconds(found if found.tzinfo else found.replace(tzinfo=zone))
         else:
             time = now - parse_duration(text[4:] if text.startswith("now-") else text.removeprefix("-"))
         return min(max(0, time), LATEST)
     except (ValueError, OverflowError):
         raise ValueError(
             f"{text!r} is not a time; write a duration before now such as 30d, RFC 3339 such as 2026-01-31T12:00:00Z, "
-            "unix seconds, or now"
+            "unix seconds or milliseconds, or now"
         ) from None
 
 
@@ -112,12 +117,6 @@ def align_interval(time: int, interval: int) -> int:
     """Return the start of the interval that contains `time`: aligned to UTC, whole weeks to Monday."""
     offset = _offset(interval)
     return align(time - offset, interval) + offset
-
-
-def align_interval_up(time: int, interval: int) -> int:
-    """Return the first interval start that is not before `time`."""
-    offset = _offset(interval)
-    return align_up(time - offset, interval) + offset
 
 
 def _offset(interval: int) -> int:

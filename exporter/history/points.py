@@ -3,8 +3,9 @@
 from collections.abc import Iterable
 from datetime import timedelta
 from typing import NamedTuple
+from zoneinfo import ZoneInfo
 
-from exporter.core.periods import align_interval
+from exporter.core.local_time import interval_start
 from exporter.storage.rows import EPOCH, FieldStatistics, HistoryRow
 
 
@@ -30,11 +31,11 @@ def point_samples(points: Iterable[Point]) -> list[HistoryRow]:
     ]
 
 
-def point_statistics(points: Iterable[Point], interval: int) -> list[HistoryRow]:
-    """Return one row of statistics per `interval` (seconds) with points, oldest first."""
+def point_statistics(points: Iterable[Point], interval: int, zone: ZoneInfo | None = None) -> list[HistoryRow]:
+    """Return one row of statistics per `interval` (seconds; days and weeks of `zone`) with points, oldest first."""
     by_start: dict[int, list[Point]] = {}
     for point in points:
-        by_start.setdefault(align_interval(point.start, interval), []).append(point)
+        by_start.setdefault(interval_start(point.start, interval, zone), []).append(point)
     return [
         {
             "timestamp": EPOCH + timedelta(seconds=start),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
 from typing import Protocol
+from zoneinfo import ZoneInfo
 
 from exporter.core.async_cache import AsyncCache
 from exporter.core.errors import IncompatibleStoreError, SourceError
@@ -38,7 +39,7 @@ class HistoryStore(Protocol):
         """Return samples in [start, end) milliseconds, and the millisecond where the rest begins, None without a rest."""
 
     async def read_statistics(
-        self, worker_id: str, start: int, end: int, interval: int, *, limit: int
+        self, worker_id: str, start: int, end: int, interval: int, *, limit: int, zone: ZoneInfo | None = None
     ) -> tuple[Sequence[HistoryRow], int | None]:
         """Return statistics in [start, end) seconds, and the second where the rest begins, None without a rest."""
 
@@ -83,6 +84,8 @@ class PageRequest:
     """Seconds of a row of statistics; None for samples."""
     limit: int
     """Rows of the page, 1 or more."""
+    zone: ZoneInfo | None = None
+    """The time zone of days and weeks; None: UTC."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,16 +175,18 @@ class HistoryReader:
             boundary = request.end
         start = request.start // 1000
         note = self._note(start, now, kept)
-        segments = split_range(start, request.end, now, period=self.period, interval=request.interval, boundary=boundary)
+        segments = split_range(
+            start, request.end, now, period=self.period, interval=request.interval, boundary=boundary, zone=request.zone
+        )
         if not segments:
             return Page([], None, "mongodb", self.period, request.interval, note)
         first, *rest = segments
         if first.source == "cloudwatch":
-            page_rows, following = await self._read_archive(ref, first, request.limit, now)
+            page_rows, following = await self._read_archive(ref, first, request, now)
         else:
             oldest = 0 if kept is None else now - kept  # MongoDB deletes late
             begin = max(request.start, first.start * 1000, oldest * 1000)
-            page_rows, following = await self._read_history(ref, first, begin, request.limit)
+            page_rows, following = await self._read_history(ref, first, begin, request)
         if following is None and rest:
             following = rest[0].start * 1000
         return Page(page_rows, following, first.source, first.resolution, first.interval, note)
@@ -203,25 +208,29 @@ class HistoryReader:
         return None
 
     async def _read_history(
-        self, ref: WorkerRef, segment: Segment, begin: int, limit: int
+        self, ref: WorkerRef, segment: Segment, begin: int, request: PageRequest
     ) -> tuple[Sequence[HistoryRow], int | None]:
         assert self._history is not None
-        worker_id = ref.worker.id
+        worker_id, limit = ref.worker.id, request.limit
         if segment.interval is None:
             return await self._history.read_samples(worker_id, begin, segment.end * 1000, limit=limit)
         start = align_up(begin, 1000) // 1000
-        found, following = await self._history.read_statistics(worker_id, start, segment.end, segment.interval, limit=limit)
+        found, following = await self._history.read_statistics(
+            worker_id, start, segment.end, segment.interval, limit=limit, zone=request.zone
+        )
         return found, None if following is None else following * 1000
 
     async def _read_archive(
-        self, ref: WorkerRef, segment: Segment, limit: int, now: int
+        self, ref: WorkerRef, segment: Segment, request: PageRequest, now: int
     ) -> tuple[Sequence[HistoryRow], int | None]:
         if self._archive is None:
             return [], None
+        limit = request.limit
         end = min(segment.end, align(now, segment.resolution))  # without the period that has not ended
         points_needed = limit if segment.interval is None else (end - segment.start) // segment.resolution + 1
         points = await self._archive.points(ref.worker, ref.entry, segment.start, end, segment.resolution, points_needed + 1)
-        found = point_samples(points) if segment.interval is None else point_statistics(points, segment.interval)
+        interval = segment.interval
+        found = point_samples(points) if interval is None else point_statistics(points, interval, request.zone)
         if len(found) <= limit:
             return found, None
         return found[:limit], rows.milliseconds(found[limit]["timestamp"])

@@ -6,8 +6,10 @@ CloudWatch retains datapoints of 60 s for 15 days, of 300 s for 63 days, and of 
 
 from dataclasses import dataclass
 from typing import Literal
+from zoneinfo import ZoneInfo
 
-from exporter.core.periods import align_interval_up, align_up
+from exporter.core.local_time import interval_start_from
+from exporter.core.periods import align_up
 from exporter.sources.cloudwatch.retention import EXPIRY_MARGIN_SECONDS, TIERS
 
 Source = Literal["mongodb", "cloudwatch"]
@@ -31,7 +33,9 @@ class Segment:
         return self.interval or self.resolution
 
 
-def split_range(start: int, end: int, now: int, *, period: int, interval: int | None, boundary: int | None) -> list[Segment]:
+def split_range(
+    start: int, end: int, now: int, *, period: int, interval: int | None, boundary: int | None, zone: ZoneInfo | None = None
+) -> list[Segment]:
     """Split [start, end) into segments, oldest first.
 
     No row spans two segments: each cut is where a row of the older, coarser segment ends.
@@ -43,13 +47,14 @@ def split_range(start: int, end: int, now: int, *, period: int, interval: int | 
         period: seconds of a sample in MongoDB.
         interval: seconds of a row, None for samples. Rows are longer where CloudWatch retains only coarser datapoints.
         boundary: UTC second from which MongoDB has the samples; None when it has all.
+        zone: of days and weeks; None: UTC.
     """
     found: list[Segment] = []
     at = start
     for younger, resolution in _tiers(period):
         step = align_up(interval, resolution) if interval else resolution
         cut = end if boundary is None else min(boundary, now - younger + EXPIRY_MARGIN_SECONDS if younger else boundary)
-        cut = min(end, align_interval_up(cut, step))
+        cut = min(end, interval_start_from(cut, step, zone))
         if boundary is not None and at < min(cut, boundary):
             found.append(Segment("cloudwatch", at, cut, resolution, step if interval else None))
             at = cut

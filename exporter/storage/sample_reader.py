@@ -5,11 +5,13 @@ from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Seque
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
+from zoneinfo import ZoneInfo
 
 from pymongo.asynchronous.collection import AsyncCollection
 
+from exporter.core.local_time import LOCAL_INTERVALS, interval_start, later_start
 from exporter.core.model import WorkerMetricsSample
-from exporter.core.periods import DAY, HOUR, align_interval, as_utc, to_datetime, to_seconds
+from exporter.core.periods import DAY, HOUR, as_utc, to_datetime, to_seconds
 from exporter.storage import hourly, rows
 from exporter.storage.collection import HistoryCollection
 from exporter.storage.mongo import WHOLE_HISTORY_SECONDS, Document, chunks
@@ -102,19 +104,18 @@ class SampleReader:
         return (found, at) if found else (await self._rows(worker_id, at, at + 1, 0), at + 1)
 
     async def read_statistics(
-        self, worker_id: str, start: int, end: int, interval: int, *, limit: int
+        self, worker_id: str, start: int, end: int, interval: int, *, limit: int, zone: ZoneInfo | None = None
     ) -> tuple[list[StatisticsRow], int | None]:
         """Return the statistics of a worker's samples in [start, end) as rows, and the interval at which the rest begins.
 
         Args:
             worker_id: of the worker.
-            start: UTC second.
-            end: UTC second.
-            interval: seconds; aligned to UTC, whole weeks to Monday.
+            start, end: UTC seconds.
+            interval: seconds; aligned to `zone` if it is a day or a week (None: UTC), else to UTC; weeks to Monday.
             limit: rows, at least 1. Only as many intervals are read; then the time of the next sample.
         """
-        until = min(end, align_interval(start, interval) + limit * interval)
-        found = await self.statistics(worker_id, to_datetime(start), to_datetime(until), interval)
+        until = min(end, later_start(start, interval, zone, limit))
+        found = await self.statistics(worker_id, to_datetime(start), to_datetime(until), interval, zone)
         if until >= end:
             return found, None
         async with self._collection.operation("find"):
@@ -122,15 +123,18 @@ class SampleReader:
             first = await self._samples.find_one(later, {"_id": 0, "timestamp": 1}, sort=[("timestamp", 1)])
         if first is None:
             return found, None
-        following = align_interval(to_seconds(first["timestamp"]), interval)
+        following = interval_start(to_seconds(first["timestamp"]), interval, zone)
         if found:
             return found, following
-        return await self.read_statistics(worker_id, following, end, interval, limit=limit)
+        return await self.read_statistics(worker_id, following, end, interval, limit=limit, zone=zone)
 
-    async def statistics(self, worker_id: str, start: datetime, end: datetime, interval: int) -> list[StatisticsRow]:
+    async def statistics(
+        self, worker_id: str, start: datetime, end: datetime, interval: int, zone: ZoneInfo | None = None
+    ) -> list[StatisticsRow]:
         """Return the statistics of a worker's samples in [start, end) for intervals of so many seconds, oldest first."""
-        pipeline = partial(statistics_pipeline, self._window(worker_id, start, end), interval)
-        return await self._aggregate(pipeline, statistics)
+        zone = zone if interval in LOCAL_INTERVALS else None
+        pipeline = partial(statistics_pipeline, self._window(worker_id, start, end), interval, zone)
+        return await self._aggregate(pipeline, partial(statistics, zone=zone))
 
     async def extent(self, worker_id: str) -> Extent | None:
         """Return what is stored of a worker, including what is past retention but not deleted yet; None: nothing is."""

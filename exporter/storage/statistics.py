@@ -4,11 +4,13 @@ import math
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
+from zoneinfo import ZoneInfo
 
 from bson.int64 import Int64
 
 from exporter.core.history_metrics import METRIC_FIELDS
-from exporter.core.periods import align_interval
+from exporter.core.local_time import local_to_utc, utc_offsets
+from exporter.core.periods import align_interval, to_datetime, to_seconds
 from exporter.storage.rows import Document, FieldStatistics, StatisticsRow, documents, text
 
 _KEYS = {field: tuple(f"{field}_{how}" for how in ("sum", "min", "max", "count")) for field in METRIC_FIELDS}
@@ -17,22 +19,26 @@ _NUMBER_TYPES = {float, int, Int64}
 _NOT_FINITE = [math.nan, math.inf, -math.inf]
 
 
-def statistics_pipeline(match: Document, interval: int, *, type_checked: bool = False) -> list[Document]:
+def statistics_pipeline(
+    match: Document, interval: int, zone: ZoneInfo | None = None, *, type_checked: bool = False
+) -> list[Document]:
     """Return the pipeline that groups samples by interval and status in one stage; `statistics` joins the statuses.
 
     Args:
-        match: which samples.
+        match: which samples; with a zone it bounds `timestamp` on both sides.
         interval: seconds.
+        zone: of days and weeks. Then the start of a group is the time that its clocks show.
         type_checked: check the type of every value. That takes half as long again, so it is done only where `has_non_numeric`
             found another type.
     """
+    time: object = "$timestamp" if zone is None else {"$add": ["$timestamp", _utc_offset(match["timestamp"], zone)]}
     offset = align_interval(0, interval) * 1000
-    stamp: object = {"$toLong": "$timestamp"}
+    stamp: object = {"$toLong": time}
     if offset:
         stamp = {"$subtract": [stamp, offset]}
     into = {"$mod": [stamp, interval * 1000]}
     group: Document = {
-        "_id": {"start": {"$subtract": ["$timestamp", into]}, "status": "$status"},
+        "_id": {"start": {"$subtract": [time, into]}, "status": "$status"},
         "samples": {"$sum": 1},
     }
     for field in METRIC_FIELDS:
@@ -41,6 +47,23 @@ def statistics_pipeline(match: Document, interval: int, *, type_checked: bool = 
         accumulators = ({"$sum": value}, {"$min": value}, {"$max": value}, {"$sum": known})
         group |= dict(zip(_KEYS[field], accumulators, strict=True))
     return [{"$match": match}, {"$group": group}]
+
+
+def _utc_offset(between: Document, zone: ZoneInfo) -> object:
+    """Return a MongoDB expression: a zone's offset in milliseconds at `timestamp`.
+
+    The changes within the range stand in it, so that MongoDB needs no rules of the zones, which may be older than ours.
+    """
+    (_, first), *changes = utc_offsets(zone, to_seconds(between["$gte"]), to_seconds(between["$lt"]))
+    offset: object = first * 1000
+    if changes:
+        earlier = (first, *(after for _, after in changes[:-1]))
+        branches = [
+            {"case": {"$lt": ["$timestamp", to_datetime(at)]}, "then": before * 1000}
+            for (at, _), before in zip(changes, earlier, strict=True)
+        ]
+        offset = {"$switch": {"branches": branches, "default": changes[-1][1] * 1000}}
+    return offset
 
 
 def type_checked_value(field: str) -> object:
@@ -59,14 +82,15 @@ def has_non_numeric(measured: Iterable[object]) -> bool:
     return not set(map(type, known)) <= _NUMBER_TYPES or not all(map(math.isfinite, known))
 
 
-def statistics(batches: Iterable[bytes], type_checked: bool) -> list[StatisticsRow] | None:
+def statistics(batches: Iterable[bytes], type_checked: bool, zone: ZoneInfo | None = None) -> list[StatisticsRow] | None:
     """Return the rows of what `statistics_pipeline` found, oldest first; None where it must run type-checked."""
     parts = documents(batches)
     if not type_checked and has_non_numeric(part[key] for part in parts for key in _MEASURED):
         return None
     by_start: dict[datetime, list[Document]] = {}
     for part in parts:
-        by_start.setdefault(part["_id"]["start"], []).append(part)
+        start = part["_id"]["start"]
+        by_start.setdefault(start if zone is None else local_to_utc(start, zone), []).append(part)
     return [_joined(start, by_start[start]) for start in sorted(by_start)]
 
 

@@ -5,8 +5,11 @@ import binascii
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC
+from zoneinfo import ZoneInfo
 
 from exporter.core.errors import RequestError
+from exporter.core.local_time import LOCAL_INTERVALS, time_zone
 from exporter.core.model import STATUSES
 from exporter.core.periods import DAY, MINUTE, WEEK, format_duration, parse_duration, parse_time, rfc3339
 from exporter.history.reader import PageRequest
@@ -23,13 +26,13 @@ MAX_PARAMETER_CHARACTERS = 4096
 MAX_FUTURE_SECONDS = DAY
 """Seconds that `end` may lie in the future, so that the end of today is accepted."""
 
-_CURSOR = re.compile("([0-9]{1,14}):([0-9]{1,11}):([0-9]{1,7})")
+_CURSOR = re.compile("([0-9]{1,14}):([0-9]{1,11}):([0-9]{1,7})(?::([A-Za-z0-9_+/-]{1,64}))?")
 _DURATION: Schema = {"type": "string", "pattern": "^([0-9]+(ms|[smhdwy]))+$"}
 _TIME: Schema = {
     "type": "string",
-    "pattern": "^(now|(now-|-)?([0-9]+(ms|[smhdwy]))+|[0-9]{1,11}([.][0-9]{1,9})?"
-    "|[0-9]{4}-[0-9]{2}-[0-9]{2}([Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]{1,9})?([Zz]|[+-][0-9]{2}:[0-9]{2}))?)$",
-    "examples": ["2026-01-31T12:00:00Z", "1767225600", "-24h", "now"],
+    "pattern": "^(now|(now-|-)?([0-9]+(ms|[smhdwy]))+|[0-9]{1,14}([.][0-9]{1,9})?|[0-9]{4}-[0-9]{2}-[0-9]{2}"
+    "([Tt ][0-9]{2}:[0-9]{2}(:[0-9]{2}([.][0-9]{1,9})?)?([Zz]|[+-][0-9]{2}:[0-9]{2})?)?)$",
+    "examples": ["2026-01-31T12:00:00Z", "2026-01-31", "1767225600", "-24h", "now"],
 }
 
 LIMIT_WORKERS = Parameter(
@@ -52,7 +55,8 @@ WORKER_ID = Parameter(
 )
 START = Parameter(
     "start",
-    "Start of the range, inclusive: RFC 3339, Unix seconds, or a duration before now such as `-7d`. Default: 24h before "
+    "Start of the range, inclusive: RFC 3339, a date (with or without a time of day, in `tz`), Unix seconds or milliseconds, "
+    "or a duration before now such as `-7d`. Default: 24h before "
     f"`end`. At the earliest {format_duration(OLDEST)} ago, or the retention of the history ago if that is longer.",
     _TIME,
 )
@@ -64,7 +68,8 @@ END = Parameter(
 INTERVAL = Parameter(
     "interval",
     "Length of the intervals for which avg, min, max and count of each metric and the share of each status are returned, "
-    f"instead of samples: a multiple of `period`, up to {format_duration(WEEK)}, aligned to UTC, 7d to Monday.",
+    f"instead of samples: a multiple of `period`, up to {format_duration(WEEK)}, aligned to UTC, 7d to Monday. With `tz` "
+    "days (1d) and weeks (7d) are local.",
     {**_DURATION, "examples": ["5m", "1h", "1d", "7d"]},
 )
 LIMIT_ROWS = Parameter(
@@ -74,13 +79,19 @@ LIMIT_ROWS = Parameter(
 )
 CURSOR_ROWS = Parameter(
     "cursor",
-    "`next` of the previous page. It contains start, end and interval, so `start` and `end` are ignored.",
+    "`next` of the previous page. It contains start, end, interval and tz, so `start` and `end` are ignored.",
     {"type": "string"},
 )
 FORMAT = Parameter(
     "format", "`json` or `csv`; takes precedence over the Accept header.", {"type": "string", "enum": ["json", "csv"]}
 )
-HISTORY = (WORKER_ID, START, END, INTERVAL, LIMIT_ROWS, CURSOR_ROWS, FORMAT)
+TZ = Parameter(
+    "tz",
+    "Time zone of days, weeks, and times without an offset, such as America/New_York; a local day has 23 to 25 hours. Default: "
+    "UTC.",
+    {"type": "string", "examples": ["America/New_York", "Europe/Berlin"]},
+)
+HISTORY = (WORKER_ID, START, END, INTERVAL, TZ, LIMIT_ROWS, CURSOR_ROWS, FORMAT)
 
 RESOURCES_REGION = Parameter("region", "AWS region of the worker.", {"type": "string"}, "path")
 RESOURCES_WORKER = replace(WORKER_ID, description="Id of the worker, or of an EC2 instance that it runs or ran on.")
@@ -149,16 +160,20 @@ class HistoryQuery:
         if format_ not in (None, "json", "csv"):
             raise RequestError("format must be json or csv.")
         interval = _interval(_one(given, "interval"), period)
+        zone = _zone(_one(given, "tz"))
         cursor = _one(given, "cursor")
         if cursor is not None:
             span = _resumed(cursor, limit, now, period, reach)
             if interval not in (None, span.interval):
                 raise RequestError("interval differs from that of the cursor; leave it out, or start again without the cursor.")
+            if zone not in (None, span.zone):
+                raise RequestError("tz differs from that of the cursor; leave it out, or start again without the cursor.")
         else:
-            end = _time(given, "end", now, now)
-            start = _time(given, "start", now, min(end, now) - DAY)
+            end = _time(given, "end", now, now, zone)
+            start = _time(given, "start", now, min(end, now) - DAY, zone)
             _check_range(start, end, now, reach)
-            span = PageRequest(start * 1000, min(end, now), interval, limit)
+            span = PageRequest(start * 1000, min(end, now), interval, limit, zone)
+        _check_local(span)
         points = (span.end - span.start // 1000) // (span.interval or period)
         if points > MAX_POINTS:
             raise RequestError(
@@ -201,16 +216,31 @@ def discovery_port(items: Iterable[tuple[str, str]]) -> int:
 # -- the single parameters ---------------------------------------------------------------------------------------------
 
 
-def _time(given: Mapping[str, Sequence[str]], name: str, now: int, default: int) -> int:
+def _time(given: Mapping[str, Sequence[str]], name: str, now: int, default: int, zone: ZoneInfo | None = None) -> int:
     text = _one(given, name)
     if text is None:
         return default
     try:
-        return parse_time(text, now)
+        return parse_time(text, now, zone or UTC)
     except ValueError:
         raise RequestError(
             f"{name} must be a time such as 2026-01-31T12:00:00Z, unix seconds, now, or a duration before now such as -24h."
         ) from None
+
+
+def _zone(name: str | None) -> ZoneInfo | None:
+    if name is None:
+        return None
+    try:
+        return time_zone(name)
+    except ValueError:
+        raise RequestError("tz must be the name of a time zone, such as America/New_York, Europe/Berlin or UTC.") from None
+
+
+def _check_local(span: PageRequest) -> None:
+    """Refuse intervals that have no meaning in a time zone: several days but no week have no first day."""
+    if span.zone and span.interval and span.interval > DAY and span.interval not in LOCAL_INTERVALS:
+        raise RequestError("With tz, interval must be 1d, 7d, or shorter than a day.")
 
 
 def _check_range(start: int, end: int, now: int, reach: int | None) -> None:
@@ -289,7 +319,8 @@ def encoded(text: str) -> str:
 
 def resuming(span: PageRequest, following: int) -> str:
     """Return the cursor of the next page of `span`, which begins at the millisecond `following`."""
-    return encoded(f"{following}:{span.end}:{span.interval or 0}")
+    zone = f":{span.zone.key}" if span.zone else ""
+    return encoded(f"{following}:{span.end}:{span.interval or 0}{zone}")
 
 
 def _decoded(cursor: str) -> str:
@@ -302,8 +333,8 @@ def _decoded(cursor: str) -> str:
 def _resumed(cursor: str, limit: int, now: int, period: int, reach: int | None) -> PageRequest:
     """Return the page that a cursor stands for; raises RequestError for forged cursors that point outside the allowed range."""
     found = _CURSOR.fullmatch(_decoded(cursor))
-    at, end, interval = map(int, found.groups()) if found else (0, 0, 0)
+    at, end, interval = map(int, found.groups()[:3]) if found else (0, 0, 0)
     oldest = 0 if reach is None else now - reach - DAY  # a day more, because time passes between two pages
     if not oldest <= at // 1000 < end <= now + MAX_FUTURE_SECONDS or interval > WEEK or interval % period:
         raise RequestError("cursor must be the value of next on the previous page.")
-    return PageRequest(at, end, interval or None, limit)
+    return PageRequest(at, end, interval or None, limit, _zone(found[4]) if found else None)

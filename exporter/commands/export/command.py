@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TextIO
+from zoneinfo import ZoneInfo
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -27,7 +28,7 @@ from exporter.commands.export.spool import KEYS, open_spool
 from exporter.core.errors import ConfigError, ExporterError, StoreUnavailableError
 from exporter.core.history_metrics import HISTORY_METRICS
 from exporter.core.model import InventoryEntry
-from exporter.core.periods import format_duration, rfc3339
+from exporter.core.periods import format_duration, rfc3339, to_datetime
 from exporter.core.settings import Settings
 from exporter.storage.inventory import Inventory
 from exporter.storage.mongo import connect
@@ -158,7 +159,7 @@ async def _write_csv(
     write(",".join(CSV_COLUMNS) + "\r\n")
     async for worker_id, page in _pages(history, workers, request, KEYS, step):
         entry = entries.get(worker_id)
-        write(csv_rows(worker_id, (entry and entry.name) or "", page))
+        write(csv_rows(worker_id, (entry and entry.name) or "", page, request.zone))
         seen.add(worker_id)
         counts.samples += len(page)
         await asyncio.sleep(0)  # where Ctrl-C ends it
@@ -178,11 +179,11 @@ async def _pages(
             last = worker_id
 
 
-def csv_rows(worker_id: str, name: str, documents: Sequence[Mapping[str, Any]]) -> str:
-    """Return the rows of CSV_COLUMNS (RFC 4180) of some documents with TIME; what is missing is empty."""
+def csv_rows(worker_id: str, name: str, documents: Sequence[Mapping[str, Any]], zone: ZoneInfo | None = None) -> str:
+    """Return the rows of CSV_COLUMNS (RFC 4180) of some documents with TIME, in a zone's time; what is missing is empty."""
     who = f"{_quoted(worker_id)},{_quoted(name)},"
     regions = [_text(document.get("region")) for document in documents]
-    times = [_instant(document[TIME]) for document in documents]
+    times = [_instant(document[TIME], zone) for document in documents]
     cpu = _numbers([document.get("cpu_utilization") for document in documents])
     memory = _numbers([document.get("memory_utilization") for document in documents])
     labs = [_count(document.get("active_labs_count")) for document in documents]
@@ -214,8 +215,10 @@ def _quoted(text: str) -> str:
 
 
 @lru_cache(maxsize=65_536)  # all workers have their samples at the same times
-def _instant(milliseconds: int) -> str:
+def _instant(milliseconds: int, zone: ZoneInfo | None) -> str:
     seconds, rest = divmod(milliseconds, 1000)
+    if zone is not None:
+        return to_datetime(milliseconds / 1000).astimezone(zone).isoformat(timespec="milliseconds" if rest else "seconds")
     return f"{rfc3339(seconds)[:-1]}.{rest:03}Z" if rest else rfc3339(seconds)
 
 

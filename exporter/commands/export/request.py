@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+from zoneinfo import ZoneInfo
 
 Format = Literal["openmetrics", "csv"]
 FORMATS: tuple[Format, ...] = ("openmetrics", "csv")
@@ -21,3 +22,5 @@ class ExportRequest:
     format: Format
     output: Path | None
     """None: standard output."""
+    zone: ZoneInfo | None = None
+    """The time zone of the times in CSV; None: UTC."""

@@ -12,8 +12,10 @@ import sys
 import time
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from pymongo import AsyncMongoClient
@@ -181,6 +183,16 @@ def test_since_is_inclusive_until_exclusive_and_only_the_workers_named_are_writt
     assert b"Exported 0 samples of 0 workers" in store.export("--since", since, "--until", until, "--worker", "gone").stderr
 
 
+def test_a_time_zone_is_that_of_dates_and_of_the_times_in_csv(store: Store) -> None:
+    zone = ZoneInfo("America/New_York")
+    since, until = (datetime.fromtimestamp(NOW - n * PERIOD, zone) for n in (9, 5))
+    window = ("--since", f"{since:%Y-%m-%dT%H:%M:%S}", "--until", f"{until:%Y-%m-%dT%H:%M:%S}")
+    done = store.export(*window, "--tz", "America/New_York", "--format", "csv", "--worker", "w1")
+    times = [line.split(",")[4] for line in done.stdout.decode().splitlines()[1:]]
+    assert times == [datetime.fromtimestamp(NOW - n * PERIOD, zone).isoformat() for n in (9, 8, 7, 6)]
+    assert b"argument --tz: 'Mars/Base' is not a time zone" in store.export("--since", "1d", "--tz", "Mars/Base").stderr
+
+
 async def test_what_is_past_retention_is_left_out_and_that_is_said(store: Store) -> None:
     await store.history.collection.set_retention(10 * DAY)
     done = store.export("--since", "29d", "--format", "csv")
@@ -194,7 +206,7 @@ async def test_what_is_past_retention_is_left_out_and_that_is_said(store: Store)
         (
             ["--since", "soon"],
             "--since: 'soon' is not a time; write a duration before now such as 30d, RFC 3339 such as 2026-01-31T12:00:00Z, "
-            "unix seconds, or now",
+            "unix seconds or milliseconds, or now",
         ),
         (
             ["--since", "1d", "--worker", "w1", "--worker", "nobody"],
@@ -410,6 +422,7 @@ def test_memory_does_not_grow_with_the_history() -> None:
     """What is gathered beyond 256 KiB, here instead of 32 MiB, waits on the disk."""
     script = """
 import sys
+from datetime import datetime
 from pathlib import Path
 from exporter.commands.export import spool as module
 from exporter.commands.export.spool import open_spool as columns

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 from urllib.parse import quote
+from zoneinfo import ZoneInfo
 
 import httpx
 import pytest
@@ -425,6 +426,36 @@ class TestBeyondRetention:
             assert {value["max"] == 101.0 for value in values} == {page["source"] == "mongodb"}
             assert all(value["min"] <= value["avg"] <= value["max"] for value in values)
             assert page["interval_seconds"] == max(seconds, page["resolution_seconds"])
+
+    @pytest.mark.parametrize(
+        ("zone", "clocks", "samples"),
+        [("America/New_York", "2026-03-08", 276), ("America/New_York", "2026-11-01", 300), ("Asia/Kolkata", "2026-03-08", 288)],
+    )
+    async def test_local_days_have_the_samples_of_their_hours(
+        self, exporter: Exporter, clock: Clock, zone: str, clocks: str, samples: int
+    ) -> None:
+        day = datetime.fromisoformat(clocks).replace(tzinfo=ZoneInfo(zone))
+        start, end = int((day - timedelta(days=8)).timestamp()), int((day + timedelta(days=3)).timestamp())
+        clock.now = end + HOUR
+        await exporter.retain(60 * DAY)
+        stored = range(align(start, PERIOD), end, PERIOD)
+        await exporter.in_process.history.add_samples([sample(at, at % 97) for at in stored])
+        query = {"tz": zone, "start": f"{day - timedelta(days=7):%Y-%m-%d}", "end": f"{day + timedelta(days=2):%Y-%m-%dT%H:%M}"}
+        for limit in (1000, 2):
+            days = [row for page in await exporter.pages(interval="1d", limit=limit, **query) for row in page["data"]]
+            assert len(days) == 9
+            counts = {row["timestamp"]: row["cpu_utilization"]["count"] for row in days}
+            assert counts.pop(rfc3339(day.timestamp())) == samples
+            assert set(counts.values()) == {288}
+            for row in days:
+                begin = datetime.fromisoformat(row["timestamp"]).astimezone(ZoneInfo(zone))
+                assert (begin.hour, begin.minute) == (0, 0)
+                until = (begin.replace(tzinfo=None) + timedelta(days=1)).replace(tzinfo=ZoneInfo(zone)).timestamp()
+                values = [at % 97 for at in stored if begin.timestamp() <= at < until]
+                assert row["cpu_utilization"]["avg"] == pytest.approx(fmean(values))
+        weeks = [row for page in await exporter.pages(interval="7d", **query) for row in page["data"]]
+        assert {datetime.fromisoformat(row["timestamp"]).astimezone(ZoneInfo(zone)).weekday() for row in weeks} == {0}
+        assert sum(row["cpu_utilization"]["count"] for row in weeks) == 8 * 288 + samples
 
     async def test_each_period_comes_from_the_instance_the_worker_ran_on_then(
         self, exporter: Exporter, fake: FakeCloudWatch

@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import bcrypt
 import httpx
@@ -159,7 +160,7 @@ class Memory:
         return [], None
 
     async def read_statistics(
-        self, worker_id: str, start: int, end: int, interval: int, *, limit: int
+        self, worker_id: str, start: int, end: int, interval: int, *, limit: int, zone: ZoneInfo | None = None
     ) -> tuple[list[HistoryRow], int | None]:
         return [], None
 

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.core.periods import DAY, HOUR, WEEK, align_interval, align_interval_up
+from exporter.core.local_time import interval_start_from
+from exporter.core.periods import DAY, HOUR, WEEK, align_interval
 from exporter.history.segments import split_range
 from exporter.sources.cloudwatch.retention import EXPIRY_MARGIN_SECONDS, OLDEST, TIERS, resolution_at
 
@@ -97,6 +98,6 @@ def test_the_resolution_is_one_that_cloudwatch_retains_at_the_age(age: int, peri
 def test_intervals_begin_at_multiples_since_1970_and_weeks_on_monday() -> None:
     thursday = 1_767_225_600  # 2026-01-01
     assert align_interval(thursday, WEEK) == thursday - 3 * DAY
-    assert align_interval_up(thursday, WEEK) == thursday + 4 * DAY
+    assert interval_start_from(thursday, WEEK, None) == thursday + 4 * DAY
     assert align_interval(thursday + 7 * HOUR + 1, HOUR) == thursday + 7 * HOUR
-    assert align_interval_up(thursday, DAY) == thursday
+    assert interval_start_from(thursday, DAY, None) == thursday

@@ -1,6 +1,8 @@
 """Query parameters: what is accepted, and the error message for what is not."""
 
+from dataclasses import replace
 from urllib.parse import parse_qsl
+from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given
@@ -29,6 +31,7 @@ def history(query: str, *, period: int = 300, reach: int | None = REACH) -> Hist
         ("start=-1h&end=-2h", "start must be before end."),
         ("start=2026-09-21T12:00:00Z&end=2026-09-21T12:00:00Z", "start must be before end."),
         ("start=2030-01-01T00:00:00Z", "start is in the future; use an earlier one, such as -24h."),
+        ("start=1790100000000", "start is in the future; use an earlier one, such as -24h."),  # milliseconds
         ("end=2325-01-01T00:00:00Z", "end is in the future; leave it out to use now."),
         ("start=0", TOO_OLD),
         ("start=1970-01-01T00:00:00Z", TOO_OLD),
@@ -42,7 +45,7 @@ def history(query: str, *, period: int = 300, reach: int | None = REACH) -> Hist
             for text in (
                 "yesterday",
                 "+24h",
-                "1790000000000",
+                "179000000000000",
                 "2026-13-01T00:00:00Z",
                 "2026-09",
                 "-5",
@@ -72,7 +75,7 @@ def history(query: str, *, period: int = 300, reach: int | None = REACH) -> Hist
         (f"cursor={encoded(f'{NOW}000:{NOW}:0')}", CURSOR),
         (f"cursor={encoded(f'{NOW - 60}000:{NOW}:301')}", CURSOR),
         ("start=-1h&start=-2h", "start is given twice; give it once."),
-        ("from=-1h", "from is not a parameter of this route; allowed are start, end, interval, limit, cursor, format."),
+        ("from=-1h", "from is not a parameter of this route; allowed are start, end, interval, tz, limit, cursor, format."),
     ],
 )
 def test_invalid_parameters_are_refused_with_a_message_that_says_what_to_do(query: str, sentence: str) -> None:
@@ -116,6 +119,34 @@ def test_a_cursor_continues_where_the_previous_page_ended() -> None:
     assert again == PageRequest(following, span.end, HOUR, 7)
     with pytest.raises(RequestError, match="interval differs from that of the cursor"):
         history(f"interval=2h&cursor={resuming(span, following)}")
+
+
+def test_dates_are_those_of_the_time_zone_and_the_cursor_keeps_it() -> None:
+    given = f"tz=America/New_York&start={rfc3339(NOW - 9 * DAY)[:10]}&end={rfc3339(NOW - 2 * DAY)[:10]}T12:00&interval=1d"
+    span = history(given).span
+    assert span.zone == ZoneInfo("America/New_York")
+    assert (span.start // 1000 + 4 * HOUR) % HOUR == 0
+    assert span.start // 1000 % DAY in (4 * HOUR, 5 * HOUR)
+    assert span.end % DAY in (16 * HOUR, 17 * HOUR)
+    again = history(f"cursor={resuming(span, span.start)}").span
+    assert replace(again, limit=span.limit) == span
+    with pytest.raises(RequestError, match="tz differs from that of the cursor"):
+        history(f"tz=UTC&cursor={resuming(span, span.start)}")
+
+
+@pytest.mark.parametrize(
+    ("query", "sentence"),
+    [
+        *(
+            (f"tz={name}", "tz must be the name of a time zone")
+            for name in ("", "Mars/Base", "../etc/passwd", "America", "x" * 300)
+        ),
+        ("tz=Europe/Berlin&interval=2d", "With tz, interval must be 1d, 7d, or shorter than a day"),
+    ],
+)
+def test_a_time_zone_that_is_none_is_refused(query: str, sentence: str) -> None:
+    with pytest.raises(RequestError, match=sentence):
+        history(query)
 
 
 @given(st.text())

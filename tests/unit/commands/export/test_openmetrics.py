@@ -172,6 +172,14 @@ def test_csv_rows_are_read_back_by_any_csv_reader_and_what_is_missing_is_empty()
         ("2026-01-01T00:00:00Z", START),
         ("2026-01-01t01:00:00.5+01:00", START),
         ("2026-01-01", START),
+        ("2026-01-01T00:00", START),
+        ("2026-01-01 00:00Z", START),
+        ("2026-01-01T01:00+01:00", START),
+        ("2026-01-01T01:00 01:00", START),
+        ("2026-01-01T00:00:00", START),
+        (str(START), START),
+        (f"{START}000", START),
+        (f"{START}999.5", START),
         ("1960-01-01T00:00:00Z", 0),
         ("9999-12-31T23:59:59-14:00", 253_402_300_799),
     ],
@@ -181,7 +189,19 @@ def test_times_are_durations_back_from_now_or_rfc_3339(given: str, seconds: int)
 
 
 @pytest.mark.parametrize(
-    "given", ["", "yesterday", "0d", "+5m", "30 d", "2026-01-01T00:00:00", "2026-02-30", "2026-W01-1", "2026-01-01T25:00:00Z"]
+    "given",
+    [
+        "",
+        "yesterday",
+        "0d",
+        "+5m",
+        "30 d",
+        "2026-01-01T00",
+        "2026-01-01T00:00:00Q",
+        "2026-02-30",
+        "2026-W01-1",
+        "2026-01-01T25:00:00Z",
+    ],
 )
 def test_other_times_are_refused_with_an_example(given: str) -> None:
     with pytest.raises(ValueError, match="is not a time; write a duration before now such as 30d, RFC 3339"):
