@@ -68,14 +68,15 @@ async def serve(settings: Settings) -> int:
     sockets = bind(settings.web.listen_address)
     try:
         exporter = build(settings)
-        routes = create_app(exporter.backend, cors_origins=settings.web.cors_origins, users=web.users)
+        routes = create_app(exporter.backend, settings.web, users=web.users)
         config = uvicorn.Config(
             routes,
             log_config=None,
             lifespan="off",
             access_log=False,
             server_header=False,
-            proxy_headers=False,
+            proxy_headers=bool(settings.web.trusted_proxies),
+            forwarded_allow_ips=settings.web.trusted_proxies,
             timeout_graceful_shutdown=3,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             **web.uvicorn_options(),

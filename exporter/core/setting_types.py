@@ -2,6 +2,7 @@
 
 import math
 import re
+from ipaddress import ip_address, ip_network
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
@@ -55,6 +56,21 @@ def _url(value: str) -> str:
     return value
 
 
+def _route_prefix(value: str) -> str:
+    if value == "/":
+        return ""
+    if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+/?", value):
+        raise ValueError(f"{value!r} is not a path; write one such as /workers, of letters, digits and -._~, or / for none")
+    return value.rstrip("/")
+
+
+def _network(value: str) -> str:
+    try:
+        return str(ip_network(value, strict=False)) if "/" in value else str(ip_address(value))
+    except ValueError:
+        raise ValueError(f"{value!r} is not an address or network; write 10.0.0.7, 10.0.0.0/24 or fd00::/8") from None
+
+
 def _dollars(value: object) -> object:
     try:
         number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
@@ -76,6 +92,8 @@ Duration = Annotated[int, BeforeValidator(_duration)]
 Address = Annotated[str, AfterValidator(_address)]
 Collection = Annotated[str, AfterValidator(_collection)]
 FieldName = Annotated[str, AfterValidator(_field_name)]
+Network = Annotated[str, AfterValidator(_network)]
+RoutePrefix = Annotated[str, AfterValidator(_route_prefix)]
 Origin = Annotated[str, AfterValidator(_origin)]
 Url = Annotated[str, AfterValidator(_url)]
 

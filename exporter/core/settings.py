@@ -7,12 +7,24 @@ docs/settings.md. Unknown keys are refused; secrets print as stars.
 import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, SecretStr, model_validator
 
 from exporter.core.errors import ConfigError
 from exporter.core.periods import DAY, HOUR, MINUTE, format_duration
-from exporter.core.setting_types import Address, Collection, Dollars, Duration, Origin, Section, Url, listed
+from exporter.core.setting_types import (
+    Address,
+    Collection,
+    Dollars,
+    Duration,
+    Network,
+    Origin,
+    RoutePrefix,
+    Section,
+    Url,
+    listed,
+)
 from exporter.core.workers_settings import WorkersSettings
 from exporter.core.yaml_file import read_text
 
@@ -126,6 +138,33 @@ class WebSettings(Section):
     cors_origins: Annotated[list[Origin], BeforeValidator(listed)] = Field(
         default=[], description="Origins whose pages may read the API, separated by commas."
     )
+    cors_credentials: bool = Field(
+        False, description="Whether these pages may send cookies and passwords; the origins must then be named, not `*`."
+    )
+    external_url: Url | None = Field(
+        None, description="URL under which clients reach the exporter, such as that of a reverse proxy."
+    )
+    route_prefix: RoutePrefix | None = Field(
+        None, description="Path before all routes, such as /workers; unset: the path of `external_url`."
+    )
+    trusted_proxies: Annotated[list[Network], BeforeValidator(listed)] = Field(
+        default=[],
+        description="Addresses or networks of reverse proxies whose X-Forwarded-For and X-Forwarded-Proto are believed, "
+        "separated by commas.",
+    )
+
+    @model_validator(mode="after")
+    def _named_origins(self) -> Self:
+        if self.cors_credentials and (not self.cors_origins or "*" in self.cors_origins):
+            raise ValueError("cors_credentials: browsers accept it for named origins only; name them in web.cors_origins")
+        return self
+
+    @property
+    def prefix(self) -> str:
+        """The path before all routes, without a slash at its end; empty: none."""
+        if self.route_prefix is not None:
+            return self.route_prefix
+        return urlsplit(self.external_url).path.rstrip("/") if self.external_url else ""
 
 
 class LogSettings(Section):

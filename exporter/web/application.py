@@ -1,7 +1,7 @@
 """Assemble the ASGI application: routes, middleware, error handlers."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -14,11 +14,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from exporter.core.errors import RequestError, SourceError, StoreError
+from exporter.core.settings import WebSettings
 from exporter.web import responses
 from exporter.web.auth import BasicAuth
 from exporter.web.backend import Backend
 from exporter.web.routes import RETRY_AFTER_SECONDS, ROUTES
 
+DEFAULTS = WebSettings()
 MAX_SAMPLE_READS = 2
 """Remote reads of samples that run at once; each may hold 3 million samples."""
 MAX_HOURLY_READS = 6
@@ -60,21 +62,34 @@ async def _on_bug(request: Request, error: Exception) -> Response:
     return _problem(HTTPStatus.INTERNAL_SERVER_ERROR, "Internal error; the log of the exporter has the details.")
 
 
-def create_app(backend: Backend, *, cors_origins: Sequence[str] = (), users: Mapping[str, bytes] | None = None) -> Starlette:
+async def _to_landing_page(request: Request) -> Response:
+    """Redirect the prefix without a slash, relative to the request: a proxy may have changed host, scheme and path."""
+    last = request.url.path.rpartition("/")[2]
+    return Response(status_code=HTTPStatus.PERMANENT_REDIRECT, headers={"Location": f"./{last}/"})
+
+
+def create_app(
+    backend: Backend,
+    settings: WebSettings = DEFAULTS,
+    *,
+    users: Mapping[str, bytes] | None = None,
+) -> Starlette:
     """Return the ASGI application.
 
     Args:
         backend: what the routes query.
-        cors_origins: origins whose pages may read the responses; "*" means any.
+        settings: origins of CORS, external URL and route prefix.
         users: name → bcrypt hash; if there are any, every route requires basic authentication.
     """
+    prefix = settings.prefix
     middleware = []
-    if cors_origins:
+    if settings.cors_origins:
         # Before the authentication, because a browser's preflight request carries no credentials.
         middleware.append(
             Middleware(
                 CORSMiddleware,
-                cors_origins,
+                settings.cors_origins,
+                allow_credentials=settings.cors_credentials,
                 allow_methods=["GET", "HEAD"],
                 allow_headers=["Authorization"],
                 expose_headers=[*responses.PAGE_HEADERS, "Retry-After"],
@@ -93,15 +108,21 @@ def create_app(backend: Backend, *, cors_origins: Sequence[str] = (), users: Map
     }
     app = Starlette(
         routes=[
-            Route(path, endpoint.handler, methods=[endpoint.method])
-            for endpoint in ROUTES
-            for path in (endpoint.path, endpoint.also)
-            if path
+            *(
+                Route(prefix + path, endpoint.handler, methods=[endpoint.method])
+                for endpoint in ROUTES
+                for path in (endpoint.path, endpoint.also)
+                if path
+            ),
+            *([Route(prefix, _to_landing_page)] if prefix else []),
         ],
         middleware=middleware,
         exception_handlers=handlers,
     )
+    app.router.redirect_slashes = False  # Starlette's redirect is absolute, and so leads behind a proxy
     app.state.backend = backend
+    app.state.prefix = prefix
+    app.state.external_url = settings.external_url
     app.state.sample_reads = asyncio.Semaphore(MAX_SAMPLE_READS)
     app.state.hourly_reads = asyncio.Semaphore(MAX_HOURLY_READS)
     return app

@@ -85,8 +85,8 @@ def template(path: str) -> str:
     return re.sub(r"{(\w+):\w+}", r"{\1}", path)
 
 
-def document(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
-    """Return the OpenAPI 3.1 document of these routes."""
+def document(endpoints: Sequence[Endpoint], url: str) -> dict[str, Any]:
+    """Return the OpenAPI 3.1 document of these routes, whose paths follow `url`."""
     paths: dict[str, Any] = {}
     for endpoint in endpoints:
         for path in filter(None, (endpoint.path, endpoint.also)):
@@ -100,6 +100,7 @@ def document(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
             "null is an unknown value. Routes that accept GET accept HEAD as well.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
+        "servers": [{"url": url.rstrip("/") or "/"}],
         "paths": paths,
         "components": {
             "schemas": components(_models(endpoints)),

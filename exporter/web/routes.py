@@ -50,7 +50,7 @@ async def index(request: Request) -> Response:
         ready=backend.ready,
         collection=backend.worker_collection,
         health=backend.health(),
-        links=[(endpoint.title, endpoint.description) for endpoint in ROUTES if endpoint.path != request.url.path],
+        links=[(endpoint.title, endpoint.description) for endpoint in ROUTES if endpoint.path != "/"],
     )
     return HTMLResponse(
         page, headers={"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:"}
@@ -227,7 +227,9 @@ async def _body(request: Request, most: int) -> bytes:
 
 async def describe(request: Request) -> Response:
     """Respond with the OpenAPI document."""
-    return JSONResponse(openapi.document(ROUTES))
+    state = request.app.state
+    here = f"{request.url.scheme}://{request.url.netloc}{state.prefix}"
+    return JSONResponse(openapi.document(ROUTES, state.external_url or here))
 
 
 _TEXT = {"type": "string"}

@@ -337,3 +337,21 @@ def test_output_into_a_closed_pipe_is_no_traceback(tmp_path: Path) -> None:
     command = f"{sys.executable} -m exporter.cli --help | head -1"
     assert os.system(f"cd {tmp_path} && {command} >out 2>err") == 0
     assert "Traceback" not in (tmp_path / "err").read_text()
+
+
+@pytest.mark.parametrize(("trusted", "scheme"), [(["127.0.0.0/8"], "https"), (["10.0.0.7"], "http"), ([], "http")])
+def test_a_forwarded_scheme_is_believed_from_trusted_proxies_only(
+    minimal: Minimal, run_exporter: RunExporter, trusted: list[str], scheme: str
+) -> None:
+    exporter = run_exporter(minimal(web={"trusted_proxies": trusted, "route_prefix": "/m"}), wait=False)
+    url = f"http://127.0.0.1:{exporter.port}/m/openapi.json"
+    headers = {"X-Forwarded-Proto": "https", "X-Forwarded-For": "203.0.113.9", "Host": "cml.example.org"}
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            document = httpx.get(url, headers=headers, trust_env=False).json()
+            break
+        except httpx.ConnectError:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    assert document["servers"] == [{"url": f"{scheme}://cml.example.org/m"}]

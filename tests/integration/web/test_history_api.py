@@ -16,6 +16,7 @@ import pytest
 
 from exporter.core.model import Fleet, Worker, WorkerMetricsSample
 from exporter.core.periods import DAY, HOUR, WEEK, align, rfc3339, to_datetime
+from exporter.core.settings import WebSettings
 from exporter.history.reader import HistoryReader
 from exporter.storage.inventory import Inventory
 from exporter.storage.mongo import Database
@@ -46,7 +47,7 @@ class Exporter:
 
     def __init__(self, in_process: InProcessExporter) -> None:
         self.in_process = in_process
-        app = create_app(in_process.backend, cors_origins=["https://ui.example.org"])
+        app = create_app(in_process.backend, WebSettings(cors_origins=["https://ui.example.org"]))
         self.client = httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://exporter")
 
     async def get(self, path: str, **query: object) -> httpx.Response:

@@ -35,12 +35,13 @@ from exporter.core.model import (
     WorkerFacts,
     WorkerGauges,
 )
+from exporter.core.settings import WebSettings
 from exporter.history.reader import HistoryReader
 from exporter.metrics import exposition
 from exporter.metrics.gzip_member import deflated
 from exporter.storage.rows import HistoryRow
 from exporter.web import routes, webconfig
-from exporter.web.application import create_app
+from exporter.web.application import DEFAULTS, create_app
 from exporter.web.backend import Backend
 from tests.helpers.certificates import write_certificate
 from tests.helpers.in_process_exporter import DirectBridge
@@ -180,12 +181,12 @@ def serving(
     parts: Memory,
     *,
     web: webconfig.WebConfig | None = None,
-    cors: Sequence[str] = (),
+    settings: WebSettings = DEFAULTS,
     **options: Any,  # noqa: ANN401 -- of httpx.Client
 ) -> Iterator[httpx.Client]:
     """Serve the backend of `parts` while the block runs; yields a client."""
     web = web or webconfig.WebConfig()
-    app = create_app(parts.backend(), cors_origins=cors, users=web.users)
+    app = create_app(parts.backend(), settings, users=web.users)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off", access_log=False, **web.uvicorn_options()))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, args=([listener],))
@@ -435,6 +436,57 @@ def test_a_worker_is_listed_with_all_known_values_and_null_for_the_others(serve:
     }
 
 
+@pytest.mark.parametrize(
+    ("given", "prefix"),
+    [
+        ({"route_prefix": "/lab/metrics"}, "/lab/metrics"),
+        ({"external_url": "https://cml.example.org/exporter/"}, "/exporter"),
+        ({"external_url": "https://cml.example.org/exporter/", "route_prefix": "/"}, ""),
+        ({"external_url": "https://cml.example.org"}, ""),
+    ],
+    ids=["prefix", "of the URL", "stripped by the proxy", "none"],
+)
+def test_all_routes_are_below_the_prefix(serve: Serve, given: dict[str, str], prefix: str) -> None:
+    parts = Memory(snapshot=snapshot(gauges("w1")))
+    client = serve(parts, settings=WebSettings.model_validate(given))
+    for path in (
+        "/",
+        "/metrics",
+        "/-/healthy",
+        "/api/workers",
+        "/api/workers/w1/metrics/history",
+        "/workers/w1/metrics/history",
+    ):
+        assert client.get(prefix + path).status_code == 200, path
+        assert not prefix or client.get(path).status_code == 404
+    page = client.get(prefix + "/").text
+    links = re.findall(r'<a href="([^"]+)"', page)
+    assert "./metrics" in links
+    assert all(link.startswith("./") for link in links), "they hold behind any proxy"
+    (server,) = client.get(prefix + "/openapi.json").json()["servers"]
+    assert server["url"] == given.get("external_url", f"{client.base_url}".rstrip("/") + prefix).rstrip("/")
+    if prefix:
+        answer = client.get(prefix)
+        assert (answer.status_code, answer.headers["Location"]) == (308, f"./{prefix.rpartition('/')[2]}/")
+        assert client.get(prefix, follow_redirects=True).url.path == prefix + "/"
+
+
+def test_a_slash_too_many_is_nothing_and_no_redirect_to_another_host(serve: Serve) -> None:
+    answer = serve(Memory(snapshot=snapshot())).get("/metrics/", headers={"Host": "evil.example.org"})
+    assert (answer.status_code, "Location" in answer.headers) == (404, False)
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_credentials_of_pages_are_allowed_only_where_that_is_set(serve: Serve, allowed: bool) -> None:
+    settings = WebSettings(cors_origins=["https://manager.example.org"], cors_credentials=allowed)
+    client = serve(Memory(snapshot=snapshot()), settings=settings)
+    headers = client.get("/api/workers", headers={"Origin": "https://manager.example.org", "Cookie": "s=1"}).headers
+    assert headers["Access-Control-Allow-Origin"] == "https://manager.example.org"
+    assert headers.get("Access-Control-Allow-Credentials") == ("true" if allowed else None)
+    foreign = client.get("/api/workers", headers={"Origin": "https://evil.example.org"}).headers
+    assert "Access-Control-Allow-Origin" not in foreign
+
+
 def test_workers_that_are_gone_are_listed_while_they_have_history(serve: Serve) -> None:
     backend = Memory(
         snapshot=snapshot(gauges("w5")),
@@ -572,7 +624,7 @@ def test_a_bug_is_a_500_without_details_and_is_logged(serve: Serve, caplog: pyte
 
 
 def test_pages_from_the_listed_origins_may_read_responses(serve: Serve) -> None:
-    client = serve(Memory(), cors=["https://manager.example.org"])
+    client = serve(Memory(), settings=WebSettings(cors_origins=["https://manager.example.org"]))
     allowed = client.get("/-/ready", headers={"Origin": "https://manager.example.org"})
     other = client.get("/-/ready", headers={"Origin": "https://elsewhere.example.org"})
     assert allowed.headers["access-control-allow-origin"] == "https://manager.example.org"
@@ -585,7 +637,11 @@ def test_without_origins_no_page_may_read_responses(client: httpx.Client) -> Non
 
 
 def test_a_preflight_passes_although_it_carries_no_credentials(serve: Serve) -> None:
-    client = serve(Memory(), cors=["https://manager.example.org"], web=webconfig.WebConfig(users={"alice": hashed("secret")}))
+    client = serve(
+        Memory(),
+        settings=WebSettings(cors_origins=["https://manager.example.org"]),
+        web=webconfig.WebConfig(users={"alice": hashed("secret")}),
+    )
     headers = {
         "Origin": "https://manager.example.org",
         "Access-Control-Request-Method": "GET",
