@@ -21,7 +21,7 @@ from pydantic import (
 
 from exporter.core.catalog import METRICS_BY_NAME
 from exporter.core.errors import ConfigError
-from exporter.core.periods import DAY, HOUR, MINUTE, format_duration, parse_duration
+from exporter.core.periods import DAY, MINUTE, format_duration, is_period, parse_duration
 from exporter.core.yaml_file import read_text
 
 ALIASABLE = (
@@ -311,8 +311,7 @@ class Settings(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         show = format_duration
-        # 60 s is the finest resolution of EC2 metrics; a divisor of an hour makes every longer interval whole periods.
-        if self.period % MINUTE or HOUR % self.period:
+        if not is_period(self.period):
             raise ValueError(f"period: {show(self.period)} must be whole minutes that divide an hour, such as 1m, 5m or 15m")
         if self.cloudwatch.interval < self.period:
             raise ValueError(
