@@ -78,8 +78,8 @@ async def serve(settings: Settings) -> int:
             proxy_headers=False,
             timeout_graceful_shutdown=3,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            **web.uvicorn_options(),
         )
+        web.apply(config)
         server, loop = _Server(config), asyncio.get_running_loop()
 
         def stop() -> None:

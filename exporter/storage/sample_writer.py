@@ -32,7 +32,7 @@ DOCUMENTS_PER_INSERT = 1000
 """Encoding one message holds the GIL, and delays the scrapes."""
 INSERT_LEASE_WAIT_SECONDS = LEASE_SECONDS + 10
 """How long to wait for another process's insert: until the lease of one that died has expired, and some more."""
-_POLL_SECONDS = 0.03
+_MIN_POLL_SECONDS, _MAX_POLL_SECONDS = 0.015, 0.045
 
 # Per-document codes that say "never": BadValue, FailedToParse, TypeMismatch, InvalidBSON, the field name rules,
 # DocumentValidationFailure, BSONObjectTooLarge, KeyTooLong. Anything else may succeed later, so it is not set aside.
@@ -60,6 +60,9 @@ class SampleWriter:
         self._one_at_a_time = asyncio.Lock()
         self._unacknowledged = False
         """Whether an insert was sent under the lease without an answer so far: it may be running on the server."""
+        self._yield_until = 0.0
+        """Until then (time of the event loop) this writer leaves the lease to waiting processes: for as long as it has held it,
+        at most until each of them has tried once."""
 
     async def ensure_collection(self) -> None:
         """Create or verify the collection that is written to, see `HistoryCollection.ensure`."""
@@ -131,14 +134,17 @@ class SampleWriter:
                 raise StoreUnavailableError("the lease for inserting expired before the insert; try again", reason="lease")
             return self._lease.remaining
 
+        clock = asyncio.get_running_loop().time
         async with self._one_at_a_time:
+            await asyncio.sleep(max(0.0, self._yield_until - clock()))
             await self._until(self._lease.acquire_or_renew)
-            self._unacknowledged = False
+            self._unacknowledged, began = False, clock()
             try:
                 yield seconds_left
             finally:
                 if not self._unacknowledged:
                     await self._release()
+                self._yield_until = clock() + min(clock() - began, _MAX_POLL_SECONDS)
 
     async def insert_missing(self, samples: Sequence[WorkerMetricsSample]) -> tuple[int, list[tuple[WorkerMetricsSample, str]]]:
         """Insert the samples that are not stored; return how many those were, and those MongoDB will never accept.
@@ -228,7 +234,7 @@ class SampleWriter:
                     "try again",
                     reason="busy",
                 )
-            await asyncio.sleep(random.uniform(0.5, 1.5) * _POLL_SECONDS)  # not all waiting processes in step
+            await asyncio.sleep(random.uniform(_MIN_POLL_SECONDS, _MAX_POLL_SECONDS))  # not all waiting processes in step
 
     async def _release(self) -> None:
         try:

@@ -19,7 +19,7 @@ from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
 from tests.integration.pipeline.test_takeover import RUNNER
 
 RESULTS = ("inserted", "already_present")
-PERIOD, PERIODS, WORKERS, JOBS = 60, 60, 8, 3
+PERIOD, PERIODS, WORKERS, JOBS = 60, 40, 8, 3
 DATABASE = "cml_cloud_manager"
 TUNE = (
     "collector.POLL_OFFSET_SECONDS = {offset}; planning.DUE_TOLERANCE_SECONDS = 60; "
@@ -29,7 +29,7 @@ TUNE = (
 SLOW = """
 async def existing_keys(self, keys):
     found = await read_back(self, keys)
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(0.3)
     return found
 sample_writer.SampleWriter.existing_keys = existing_keys
 """
