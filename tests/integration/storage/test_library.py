@@ -3,6 +3,7 @@
 import asyncio
 import subprocess
 import sys
+import uuid
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,6 +23,7 @@ from exporter.storage.collection import DEFAULT_COLLECTION, DEFAULT_PERIOD, DEFA
 from exporter.storage.lease import INSERT, LEASE_SECONDS, Lease
 from exporter.storage.mongo import STATE, Database
 from exporter.storage.repository import repository
+from tests.fixtures.mongo import AuthMongod
 from tests.helpers.library_job import keys
 from tests.integration.storage.test_repository import stalled_inserts
 
@@ -94,6 +96,14 @@ async def test_the_first_sample_creates_the_collection_of_the_history(
     noted = await database[STATE].find_one({"_id": f"history:{DEFAULT_COLLECTION}"})
     assert noted is not None
     assert noted["period"] == 300
+
+
+async def test_the_least_role_of_the_exporter_suffices(mongo_auth: AuthMongod) -> None:
+    async with WorkerMetricsRepository.connect(
+        mongo_auth.exporter_uri(f"test_{uuid.uuid4().hex}"), wall=NOW.timestamp
+    ) as library:
+        assert [await library.add_sample(sample()) for _ in range(2)] == [True, False]
+        assert len(await library.get_samples("w1", NOW - timedelta(hours=1), NOW)) == 1
 
 
 async def test_a_collection_that_was_dropped_meanwhile_becomes_a_time_series_again(
