@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: help install demo test lint format simulate docs dashboards proto lock clean
+.PHONY: help install demo test lowest lint format simulate docs dashboards proto lock clean
 
 help: ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ demo: $(READY) ## run the exporter with a fake AWS, MongoDB and 12 simulated wor
 
 test: $(READY) ## run all tests
 	$(BIN)/python -m pytest -n 4 --dist worksteal $(ARGS)
+
+lowest: $(READY) ## run the core tests with the lowest versions of the dependencies that pyproject.toml allows
+	.ci/lowest
 
 lint: $(READY) ## run ruff, mypy --strict and import-linter
 	$(BIN)/ruff check .
@@ -42,8 +45,8 @@ docs: $(READY) ## write docs/settings.md, metrics.md and http.md from the code
 dashboards: $(READY) ## write grafana/dashboards/*.json and docs/dashboards.md from grafana/*.py
 	$(BIN)/python -m grafana.build
 
-proto: $(READY) ## write exporter/history/remote_read_pb2.py and .pyi from remote_read.proto
-	$(BIN)/python -m grpc_tools.protoc --proto_path=. --python_out=. --pyi_out=. exporter/history/remote_read.proto
+proto: $(READY) ## write exporter/history/remote_read.binpb and remote_read_pb2.pyi from remote_read.proto
+	$(BIN)/python -m grpc_tools.protoc --proto_path=. --descriptor_set_out=exporter/history/remote_read.binpb --pyi_out=. exporter/history/remote_read.proto
 
 lock: $(READY) ## resolve pyproject.toml into requirements*.txt (versions and hashes, no index URLs)
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --upgrade -o requirements.txt pyproject.toml

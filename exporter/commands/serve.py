@@ -79,8 +79,8 @@ async def serve(settings: Settings) -> int:
             forwarded_allow_ips=settings.web.trusted_proxies,
             timeout_graceful_shutdown=3,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            **web.uvicorn_options(),
         )
+        web.apply(config)
         server, loop = _Server(config), asyncio.get_running_loop()
 
         def stop() -> None:

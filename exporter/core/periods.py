@@ -28,6 +28,14 @@ def align_up(time: int, step: int) -> int:
     return time + -time % step
 
 
+def is_period(length: int) -> bool:
+    """Return whether `length` (seconds) can be the period of a history.
+
+    60 s is the finest resolution of EC2 metrics; a divisor of an hour makes every longer interval whole periods.
+    """
+    return length > 0 and length % MINUTE == 0 and HOUR % length == 0
+
+
 def closed_periods(start: int, length: int, now: int) -> Iterator[int]:
     """Yield the starts of all closed periods (end not after `now`) from `start`, which must be aligned."""
     return iter(range(start, align(now, length), length))

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from pydantic import BeforeValidator, Field, SecretStr, model_validator
 
 from exporter.core.errors import ConfigError
-from exporter.core.periods import DAY, HOUR, MINUTE, format_duration
+from exporter.core.periods import DAY, MINUTE, format_duration, is_period
 from exporter.core.setting_types import (
     Address,
     Collection,
@@ -205,8 +205,7 @@ class Settings(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         show = format_duration
-        # 60 s is the finest resolution of EC2 metrics; a divisor of an hour makes every longer interval whole periods.
-        if self.period % MINUTE or HOUR % self.period:
+        if not is_period(self.period):
             raise ValueError(f"period: {show(self.period)} must be whole minutes that divide an hour, such as 1m, 5m or 15m")
         if self.cloudwatch.interval < self.period:
             raise ValueError(

@@ -3,13 +3,12 @@
 The dashboards compare with the week before. The exporter itself fills the newest day from the fake CloudWatch.
 """
 
-import asyncio
 import time
 
 from pymongo.errors import PyMongoError
 
 from exporter.core.errors import StoreUnavailableError
-from exporter.core.periods import DAY, HOUR, to_seconds
+from exporter.core.periods import DAY, HOUR
 from exporter.demo.fleet import PERIOD, World, fleet, samples
 from exporter.storage.mongo import Database
 from exporter.storage.repository import WorkerMetricsRepository
@@ -45,17 +44,6 @@ async def remember(database: Database, world: World) -> int:
 async def _write(database: Database, world: World) -> int:
     history = WorkerMetricsRepository(database, collection=HISTORY, period=PERIOD, retention=_RETENTION, apply_retention=False)
     await history.ensure_collection()
-    while True:
-        if await history.writer.no_insert_running():  # else an earlier start was ended while it wrote
-            break
-        await asyncio.sleep(0.1)
     end = world.begin + _OVERLAP
     start = max(end - DAYS * DAY, int(time.time()) - _RETENTION + DAY)
-    workers = fleet(world)
-    there = await history.reader.timestamps([worker.id for worker in workers], start)
-    written = 0
-    for worker in workers:
-        past = samples(world, worker, start, end)
-        lacking = [sample for sample in past if to_seconds(sample.timestamp) not in there[worker.id]]
-        written += await history.add_samples(lacking)
-    return written
+    return sum([await history.add_samples(samples(world, worker, start, end)) for worker in fleet(world)])

@@ -2,6 +2,7 @@
 
 import platform
 from collections.abc import Iterable
+from contextlib import suppress
 
 from prometheus_client import (
     CollectorRegistry,
@@ -111,7 +112,8 @@ class Telemetry:
     def source_gone(self, source: str, region: str) -> None:
         """Remove the series of a source that is no longer read."""
         for gauge in (self.source_up, self.source_duration, self.source_last_success):
-            gauge.remove(source, region)
+            with suppress(KeyError):  # older versions of prometheus-client raise where there is no such series
+                gauge.remove(source, region)
 
     def metrics_were_requested(self, region: str, count: int) -> None:
         """Count `count` queries of one GetMetricData request, which AWS bills."""

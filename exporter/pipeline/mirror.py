@@ -1,13 +1,15 @@
 """Move final samples from the outbox into the history, each exactly once.
 
 A time-series collection has no unique index, and an insert may continue in the server after its client has died. Therefore each
-batch waits until no insert is running, reads back which samples exist, inserts the missing ones, and deletes the rows. No state
-is kept that could be wrong, and the start is no special case: each batch finds out what happened before.
+batch takes the lease for inserting, waits until no insert is running, reads back which samples exist, inserts the missing ones,
+and deletes the rows. No state is kept that could be wrong, and the start is no special case: each batch finds out what happened
+before.
 """
 
 import asyncio
 import time
 from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -43,6 +45,13 @@ class SampleStore(Protocol):
 
     async def ensure_collection(self) -> None:
         """Create or verify the collection."""
+
+    def insert_lease(self) -> AbstractAsyncContextManager[Callable[[], float]]:
+        """Keep every other process from inserting: a backfill, and a job of the manager.
+
+        Yields:
+            A function that returns the seconds left for inserting, or raises StoreUnavailableError.
+        """
 
     async def no_insert_running(self) -> bool:
         """Whether no insert into the collection is running."""
@@ -207,11 +216,12 @@ class Mirror:
         return rows
 
     async def _move(self, rows: Sequence[PendingSample], leases: Sequence[WriterLease]) -> None:
-        fences = [lease.fence for lease in leases]
-        await self._wait_for_running_inserts()
-        existing = await self._target.existing_keys([(row.worker_id, row.start) for row in rows])
-        missing = [row for row in rows if (row.worker_id, row.start) not in existing]
-        rejected = await self._insert(missing, leases, fences)
+        async with self._target.insert_lease() as seconds_left:
+            fences = [lease.fence for lease in leases]
+            await self._wait_for_running_inserts()
+            existing = await self._target.existing_keys([(row.worker_id, row.start) for row in rows])
+            missing = [row for row in rows if (row.worker_id, row.start) not in existing]
+            rejected = await self._insert(missing, leases, fences, seconds_left)
         await self._outbox(self._outbox.outbox.set_aside, rejected)
         await self._outbox(self._outbox.outbox.delete, [r for r in rows if (r.worker_id, r.start) not in rejected])
         inserted = [row for row in missing if (row.worker_id, row.start) not in rejected]
@@ -232,7 +242,11 @@ class Mirror:
             await asyncio.sleep(0.05)
 
     async def _insert(
-        self, rows: Sequence[PendingSample], leases: Sequence[WriterLease], fences: Sequence[int]
+        self,
+        rows: Sequence[PendingSample],
+        leases: Sequence[WriterLease],
+        fences: Sequence[int],
+        insert_seconds_left: Callable[[], float],
     ) -> set[tuple[str, int]]:
         if not rows:
             return set()
@@ -245,7 +259,7 @@ class Mirror:
             if remaining < MIN_LEASE_SECONDS:
                 # Another process may become the writer before the server has finished. The next renewal is seconds away.
                 raise StoreUnavailableError("the lease ends too soon to write", reason="lease")
-            return remaining - INSERT_MARGIN_SECONDS
+            return min(remaining - INSERT_MARGIN_SECONDS, insert_seconds_left())
 
         rejected = await self._target.insert([to_record(row) for row in rows], within=seconds_left)
         for bad, reason in rejected:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from pymongo import ReturnDocument
 from pymongo.errors import OperationFailure
@@ -12,12 +12,14 @@ from pymongo.read_concern import ReadConcern
 
 from exporter.core import logs
 from exporter.core.errors import IncompatibleStoreError, StoreUnavailableError
-from exporter.core.periods import format_duration, to_datetime
+from exporter.core.periods import DAY, MINUTE, format_duration, is_period, to_datetime
 from exporter.storage.mongo import OPERATION_SECONDS, STATE, Database, Document, durable, operation
 
 TIMESERIES_OPTIONS = {"timeField": "timestamp", "metaField": "worker_id", "granularity": "minutes"}
 MIN_WIRE_VERSION = 13  # MongoDB 5.0, the first with time-series collections
 SCHEMA_VERSION = 1
+# The defaults of the settings mongodb.history, period and mongodb.retention.
+DEFAULT_COLLECTION, DEFAULT_PERIOD, DEFAULT_RETENTION = "worker_metrics_timeseries", 5 * MINUTE, 30 * DAY
 _NAMESPACE_EXISTS, _INDEX_EXISTS = 48, 85  # MongoDB's error codes
 
 _log = logs.get("history")
@@ -41,41 +43,50 @@ class CollectionStatus:
         return self.exists and self.current != self.retention
 
 
+class HistoryOptions(TypedDict, total=False):
+    """The keyword arguments of a HistoryCollection, all optional; the defaults are those of the settings."""
+
+    collection: str
+    """Name of the time-series collection; worker_metrics_timeseries."""
+    period: int
+    """Resolution of the history, in seconds; 300."""
+    retention: int
+    """expireAfterSeconds of a collection that is created, in seconds; 30 days."""
+    apply_retention: bool
+    """Whether a longer `retention` is applied to an existing collection too; False."""
+    wall: Callable[[], float]
+    """The clock that tells which samples are past retention, in UTC seconds; time.time."""
+
+
 class HistoryCollection:
     """The time-series collection of all workers, and the document about it in cml_exporter_state.
 
     Args:
         database: of an AsyncMongoClient; its options don't matter.
-        name: of the time-series collection.
-        period: resolution of the history, in seconds.
-        retention: expireAfterSeconds of a collection that is created, in seconds.
-        apply_retention: whether `retention` was set explicitly; then a longer one is applied to an existing collection.
-        wall: the clock that tells which samples are past retention, in UTC seconds.
+        options: see HistoryOptions.
 
     Every method raises StoreUnavailableError, IncompatibleStoreError or StoreError.
+
+    Raises:
+        ValueError: the period is none that the settings accept.
     """
 
-    def __init__(
-        self,
-        database: Database,
-        *,
-        name: str,
-        period: int,
-        retention: int,
-        apply_retention: bool,
-        wall: Callable[[], float] = time.time,
-    ) -> None:
+    def __init__(self, database: Database, **options: Unpack[HistoryOptions]) -> None:
         self.database = durable(database)
-        self.name = name
-        self.period = period
-        self.samples = self.database[name]
+        self.name = options.get("collection", DEFAULT_COLLECTION)
+        self.period = options.get("period", DEFAULT_PERIOD)
+        if not is_period(self.period):
+            raise ValueError(
+                f"period {self.period} must be whole minutes that divide an hour, in seconds, such as 60, 300 or 900"
+            )
+        self.samples = self.database[self.name]
         """The collection as the primary shows it."""
         self.majority = self.samples.with_options(read_concern=ReadConcern("majority"))
         """The same collection, without what a failover may still roll back."""
-        self._wanted_retention = retention
-        self._apply_retention = apply_retention
-        self._wall = wall
-        self._state_key = {"_id": f"history:{name}"}
+        self._wanted_retention = options.get("retention", DEFAULT_RETENTION)
+        self._apply_retention = options.get("apply_retention", False)
+        self._wall = options.get("wall", time.time)
+        self._state_key = {"_id": f"history:{self.name}"}
         self.retention: int | None = None
         """Seconds the collection keeps its samples; None: without limit, or `ensure` has not run yet."""
         self.notices: tuple[str, ...] = ()
@@ -129,6 +140,14 @@ class HistoryCollection:
         self.notices = notices
         for notice in notices:
             _log.warning("history differs from the settings", notice=notice)
+
+    async def exists(self) -> bool:
+        """Return whether the collection exists.
+
+        Raises:
+            IncompatibleStoreError: the name is taken by something that is not a history.
+        """
+        return await self._options() is not None
 
     async def verify(self, *, seconds: float = OPERATION_SECONDS) -> CollectionStatus:
         """Compare the collection and the noted period and schema with the settings; change nothing.

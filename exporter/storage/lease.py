@@ -22,6 +22,8 @@ LEASE_SECONDS = 30
 """How long a lease lasts after each renewal."""
 BACKFILL = "backfill"
 """The name of the lease for writing samples older than `gap_fill_window`."""
+INSERT = "insert"
+"""The name of the lease for the moment between reading back and the end of the insert, see `SampleWriter.insert_lease`."""
 SAFETY_FRACTION = 1 / 6
 """The last part of a lease's duration, in which its holder no longer relies on it."""
 _MAX_SKEW_SECONDS = 600

@@ -8,7 +8,7 @@ the server too, so that an abandoned insert ends there.
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pymongo
 from bson.errors import BSONError
@@ -36,7 +36,9 @@ from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
 from exporter.core.errors import ConfigError, IncompatibleStoreError, StoreError, StoreUnavailableError
-from exporter.core.settings import Settings
+
+if TYPE_CHECKING:  # a program that uses only WorkerMetricsRepository needs neither pydantic nor yaml
+    from exporter.core.settings import Settings
 
 T = TypeVar("T")
 Document = dict[str, Any]
@@ -193,15 +195,28 @@ def chunks(items: Sequence[T], size: int) -> list[Sequence[T]]:
 DEFAULT_DATABASE = "cml_cloud_manager"
 
 
-def connect(settings: Settings) -> tuple[AsyncMongoClient[dict[str, Any]], AsyncDatabase[dict[str, Any]]]:
+def connect(settings: "Settings") -> tuple[AsyncMongoClient[Document], Database]:
+    """Make the MongoDB client and its database of the settings; nothing is sent yet.
+
+    Raises:
+        ConfigError: the connection string is malformed.
+    """
+    return connect_uri(settings.mongodb_uri, "mongodb.uri")
+
+
+def connect_uri(uri: str, name: str = "uri") -> tuple[AsyncMongoClient[Document], Database]:
     """Make the MongoDB client and its database; nothing is sent yet.
+
+    Args:
+        uri: the connection string; without a database it means DEFAULT_DATABASE.
+        name: what the error message calls the string.
 
     Raises:
         ConfigError: the connection string is malformed.
     """
     try:
-        client: AsyncMongoClient[dict[str, Any]] = AsyncMongoClient(
-            settings.mongodb_uri,
+        client: AsyncMongoClient[Document] = AsyncMongoClient(
+            uri,
             tz_aware=True,
             serverSelectionTimeoutMS=5000,
             connectTimeoutMS=5000,
@@ -211,6 +226,6 @@ def connect(settings: Settings) -> tuple[AsyncMongoClient[dict[str, Any]], Async
     except (InvalidURI, ConfigurationError, ValueError) as error:
         # The driver's sentence may repeat a part of the password, so it is not printed.
         raise ConfigError(
-            f"mongodb.uri is not a MongoDB connection string ({type(error).__name__}); it looks like "
+            f"{name} is not a MongoDB connection string ({type(error).__name__}); it looks like "
             "mongodb://user:password@host:27017/database, with / : @ and % in user and password written as %2F %3A %40 %25"
         ) from None

@@ -1,52 +1,70 @@
-"""The customer's repository of worker metrics, over the pieces that read, write and verify the collection."""
+"""The customer's repository of worker metrics, over the pieces that read, write and verify the collection.
+
+A program beside the exporter imports this module; it therefore needs only pymongo and structlog.
+"""
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
+from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Self, Unpack
 
 from pymongo.asynchronous.database import AsyncDatabase
 
 from exporter.core.errors import ConfigError, StoreError
+from exporter.core.history_metrics import METRIC_FIELDS
 from exporter.core.model import MetricsAggregation, Statistics, WorkerMetricsSample
-from exporter.core.periods import as_utc
-from exporter.core.settings import Settings
-from exporter.storage.collection import HistoryCollection
-from exporter.storage.mongo import Database
+from exporter.core.periods import align, as_utc, to_datetime, to_seconds
+from exporter.storage.collection import HistoryCollection, HistoryOptions
+from exporter.storage.mongo import Database, connect_uri
 from exporter.storage.rows import StatisticsRow
 from exporter.storage.sample_reader import SampleReader
 from exporter.storage.sample_writer import SampleWriter
+
+if TYPE_CHECKING:
+    from exporter.core.settings import Settings
 
 
 class WorkerMetricsRepository:
     """The samples of all workers in one time-series collection, with the customer's signatures.
 
     Args:
-        database: of an AsyncMongoClient; its options don't matter.
-        collection: name of the time-series collection.
-        period: resolution of the history, in seconds.
-        retention: expireAfterSeconds of a collection that is created, in seconds.
-        apply_retention: whether `retention` was set explicitly; then a longer one is applied to an existing collection.
-        wall: the clock that tells which samples are past retention, in UTC seconds.
+        database: of an AsyncMongoClient; its options don't matter. A program with Motor or without a client uses `connect`.
+        options: see HistoryOptions; by default the collection, period and retention of the exporter's settings.
 
-    Every method raises StoreUnavailableError, IncompatibleStoreError or StoreError.
+    Every method raises StoreUnavailableError, IncompatibleStoreError or StoreError; repeating the call is safe.
+
+    Raises:
+        TypeError: `database` belongs to another driver.
     """
 
-    def __init__(
-        self,
-        database: Database,
-        *,
-        collection: str,
-        period: int,
-        retention: int,
-        apply_retention: bool,
-        wall: Callable[[], float] = time.time,
-    ) -> None:
-        self.collection = HistoryCollection(
-            database, name=collection, period=period, retention=retention, apply_retention=apply_retention, wall=wall
-        )
+    def __init__(self, database: Database, **options: Unpack[HistoryOptions]) -> None:
+        if not isinstance(database, AsyncDatabase):
+            given = type(database)
+            raise TypeError(
+                f"WorkerMetricsRepository needs the database of a pymongo.AsyncMongoClient, not a {given.__module__}."
+                f"{given.__qualname__}; use `async with WorkerMetricsRepository.connect(uri)`, which opens its own client"
+            )
+        self.collection = HistoryCollection(database, **options)
         self.reader = SampleReader(self.collection)
         self.writer = SampleWriter(self.collection)
+        self._ensured = False
+
+    @classmethod
+    @asynccontextmanager
+    async def connect(cls, uri: str, **options: Unpack[HistoryOptions]) -> AsyncIterator[Self]:
+        """Open a repository with its own MongoDB client, and close the client at the end of the `async with` block.
+
+        Args:
+            uri: MongoDB connection string with the database; without a database, cml_cloud_manager, as in the exporter.
+            options: see HistoryOptions.
+
+        Raises:
+            ConfigError: the connection string is malformed.
+        """
+        client, database = connect_uri(uri)
+        async with client:
+            yield cls(database, **options)
 
     @property
     def namespace(self) -> str:
@@ -56,29 +74,36 @@ class WorkerMetricsRepository:
     async def ensure_collection(self) -> None:
         """Create or verify the collection, see `HistoryCollection.ensure`."""
         await self.collection.ensure()
+        self._ensured = True
 
-    async def add_sample(self, sample: WorkerMetricsSample) -> None:
-        """Insert one sample, whether or not it is stored already.
+    async def add_sample(self, sample: WorkerMetricsSample) -> bool:
+        """Insert one sample unless its period is stored already; return whether it was inserted. See `add_samples`."""
+        return await self.add_samples([sample]) == 1
+
+    async def add_samples(self, samples: Iterable[WorkerMetricsSample]) -> int:
+        """Insert the samples whose period is not stored for their worker yet; return how many.
+
+        A sample's time is rounded down to the start of its period. A stored sample is never changed, whether an exporter or
+        another program wrote it, and several processes may write at the same time. The collection is created if it is absent.
 
         Raises:
-            StoreError: MongoDB rejects it.
-        """
-        await self.add_samples([sample])
-
-    async def add_samples(self, samples: Sequence[WorkerMetricsSample]) -> int:
-        """Insert samples, whether or not they are stored already; return how many.
-
-        Raises:
+            ValueError: a field of a sample is malformed; nothing is inserted.
             StoreError: MongoDB rejects some of them; the others are stored.
+            StoreUnavailableError: some may be stored; repeat the call.
         """
-        rejected = await self.writer.insert(samples)
+        aligned = [_aligned(sample, self.collection.period) for sample in samples]
+        if not aligned:
+            return 0
+        if not self._ensured:
+            await self.ensure_collection()
+        inserted, rejected = await self.writer.insert_missing(aligned)
         if rejected:
             raise StoreError(
-                f"{self.namespace} rejects {len(rejected)} of {len(samples)} samples (the others are stored), "
+                f"{self.namespace} rejects {len(rejected)} of {len(aligned)} samples (the others are stored), "
                 f"the first because of: {rejected[0][1]}",
                 reason="rejected",
             )
-        return len(samples)
+        return inserted
 
     async def get_samples(self, worker_id: str, start_time: datetime, end_time: datetime) -> list[WorkerMetricsSample]:
         """Return the samples of a worker in [start_time, end_time), oldest first, without those past retention."""
@@ -114,9 +139,41 @@ def _aggregation(row: StatisticsRow) -> MetricsAggregation:
     )
 
 
+def _aligned(sample: WorkerMetricsSample, period: int) -> WorkerMetricsSample:
+    """Return the sample at the start of its period; any object with the fields of a WorkerMetricsSample will do.
+
+    Raises:
+        ValueError: a field is of another type.
+    """
+    worker_id, time = sample.worker_id, sample.timestamp
+    if not isinstance(worker_id, str) or not worker_id:
+        raise ValueError(f"worker_id {worker_id!r} of a sample must be a text that is not empty")
+    if not isinstance(time, datetime):
+        raise ValueError(
+            f"timestamp {time!r} of a sample of {worker_id!r} must be a datetime, such as datetime.now(timezone.utc)"
+        )
+    for field in METRIC_FIELDS:
+        value = getattr(sample, field)
+        if isinstance(value, bool) or not isinstance(value, int | float | None):
+            raise ValueError(f"{field} {value!r} of a sample of {worker_id!r} must be a number, or None where it is missing")
+    for field in ("region", "status"):
+        value = getattr(sample, field)
+        if not isinstance(value, str | None):
+            raise ValueError(f"{field} {value!r} of a sample of {worker_id!r} must be a text; use `.value` of an enumeration")
+    return WorkerMetricsSample(
+        worker_id=worker_id,
+        region=sample.region,
+        timestamp=to_datetime(align(to_seconds(time), period)),
+        cpu_utilization=sample.cpu_utilization,
+        memory_utilization=sample.memory_utilization,
+        active_labs_count=sample.active_labs_count,
+        status=sample.status,
+    )
+
+
 def repository(
-    settings: Settings,
-    database: AsyncDatabase[dict[str, Any]],
+    settings: "Settings",
+    database: Database,
     collection: str,
     *,
     wall: Callable[[], float] = time.time,
@@ -139,7 +196,7 @@ def repository(
     )
 
 
-def require_history(settings: Settings, purpose: str) -> str:
+def require_history(settings: "Settings", purpose: str) -> str:
     """Return the name of the history's collection, for a command that needs one.
 
     Args:

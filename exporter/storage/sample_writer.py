@@ -1,17 +1,25 @@
 """Insert samples exactly once, find which of them are stored, delete those of a worker."""
 
+import asyncio
 import math
+import os
+import random
+import socket
+import uuid
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from contextlib import asynccontextmanager
 
 import bson
 from bson.errors import BSONError
 from pymongo.errors import BulkWriteError, OperationFailure
 
-from exporter.core.errors import StoreUnavailableError
+from exporter.core import logs
+from exporter.core.errors import StoreError, StoreUnavailableError
 from exporter.core.model import WorkerMetricsSample
-from exporter.core.periods import as_utc
+from exporter.core.periods import as_utc, to_seconds
 from exporter.storage.collection import HistoryCollection
+from exporter.storage.lease import INSERT, LEASE_SECONDS, Lease, boottime
 from exporter.storage.mongo import NOT_AUTHORIZED, OPERATION_SECONDS, WHOLE_HISTORY_SECONDS, Document, chunks
 from exporter.storage.sample_reader import WORKERS_PER_QUERY, stored_seconds
 
@@ -22,17 +30,23 @@ MAX_DOCUMENT_BYTES = 1024 * 1024
 """A sample has some 200 bytes; one above 16 MiB / 3 makes mongod 6.0 fail its whole insert into a time-series collection."""
 DOCUMENTS_PER_INSERT = 1000
 """Encoding one message holds the GIL, and delays the scrapes."""
+INSERT_LEASE_WAIT_SECONDS = LEASE_SECONDS + 10
+"""How long to wait for another process's insert: until the lease of one that died has expired, and some more."""
+_MIN_POLL_SECONDS, _MAX_POLL_SECONDS = 0.015, 0.045
 
 # Per-document codes that say "never": BadValue, FailedToParse, TypeMismatch, InvalidBSON, the field name rules,
 # DocumentValidationFailure, BSONObjectTooLarge, KeyTooLong. Anything else may succeed later, so it is not set aside.
 _REJECTED_CODES = frozenset({2, 9, 14, 22, 52, 53, 55, 56, 57, 121, 10334, 17280})
 
+_log = logs.get("lease")
+
 
 class SampleWriter:
     """Writes samples into the history, and deletes them.
 
-    A time-series collection has no unique index. To store a sample once: wait until `no_insert_running`, find what is missing
-    with `existing_keys`, insert that; repeat all three after a StoreUnavailableError.
+    A time-series collection has no unique index. To store a sample once: take the `insert_lease`, wait until
+    `no_insert_running`, find what is missing with `existing_keys`, insert that; repeat all four after a StoreUnavailableError.
+    `insert_missing` does this for one caller; the mirror does it with its own leases besides.
 
     Every method raises StoreUnavailableError, IncompatibleStoreError or StoreError.
     """
@@ -41,6 +55,14 @@ class SampleWriter:
         self._collection = collection
         self._samples = collection.samples
         self._sees_all_users = True
+        owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:12]}"
+        self._lease = Lease(collection.database, owner=owner, ttl=LEASE_SECONDS, name=INSERT, monotonic=boottime)
+        self._one_at_a_time = asyncio.Lock()
+        self._unacknowledged = False
+        """Whether an insert was sent under the lease without an answer so far: it may be running on the server."""
+        self._yield_until = 0.0
+        """Until then (time of the event loop) this writer leaves the lease to waiting processes: for as long as it has held it,
+        at most until each of them has tried once."""
 
     async def ensure_collection(self) -> None:
         """Create or verify the collection that is written to, see `HistoryCollection.ensure`."""
@@ -92,6 +114,62 @@ class SampleWriter:
                 found |= on_primary
         return found
 
+    @asynccontextmanager
+    async def insert_lease(self) -> AsyncIterator[Callable[[], float]]:
+        """Hold the lease for inserting, so that no other process inserts between a read-back and its insert.
+
+        Every writer of the history takes it for the fraction of a second that these two need: the mirror, a backfill, and each
+        WorkerMetricsRepository. It is released at the end, except after an insert that was not acknowledged: that one may be
+        running, so the lease is kept until it expires, later than the time limit of the insert.
+
+        Yields:
+            What `insert` needs as `within`: returns the seconds that are left, or raises StoreUnavailableError.
+
+        Raises:
+            StoreUnavailableError: `busy`: another process held the lease for INSERT_LEASE_WAIT_SECONDS.
+        """
+
+        def seconds_left() -> float:
+            if not self._lease.held:
+                raise StoreUnavailableError("the lease for inserting expired before the insert; try again", reason="lease")
+            return self._lease.remaining
+
+        clock = asyncio.get_running_loop().time
+        async with self._one_at_a_time:
+            await asyncio.sleep(max(0.0, self._yield_until - clock()))
+            await self._until(self._lease.acquire_or_renew)
+            self._unacknowledged, began = False, clock()
+            try:
+                yield seconds_left
+            finally:
+                if not self._unacknowledged:
+                    await self._release()
+                self._yield_until = clock() + min(clock() - began, _MAX_POLL_SECONDS)
+
+    async def insert_missing(self, samples: Sequence[WorkerMetricsSample]) -> tuple[int, list[tuple[WorkerMetricsSample, str]]]:
+        """Insert the samples that are not stored; return how many those were, and those MongoDB will never accept.
+
+        Of several with one key the first is inserted. The collection is created if it is absent: an insert would create a
+        normal one.
+
+        Args:
+            samples: with timestamps that are starts of periods.
+
+        Raises:
+            StoreUnavailableError: some may be inserted; the same call again inserts the others.
+        """
+        by_key: dict[Key, WorkerMetricsSample] = {}
+        for sample in samples:
+            by_key.setdefault((sample.worker_id, to_seconds(sample.timestamp)), sample)
+        async with self.insert_lease() as seconds_left:
+            if not await self._collection.exists():
+                await self._collection.ensure()
+            await self._until(self.no_insert_running)
+            stored = await self.existing_keys(by_key)
+            missing = [sample for key, sample in by_key.items() if key not in stored]
+            rejected = await self.insert(missing, within=seconds_left) if missing else []
+        return len(missing) - len(rejected), rejected
+
     async def insert(
         self, samples: Sequence[WorkerMetricsSample], *, within: Callable[[], float] | None = None
     ) -> list[tuple[WorkerMetricsSample, str]]:
@@ -117,8 +195,10 @@ class SampleWriter:
                 accepted.append((sample, document))
         batches = chunks(accepted, DOCUMENTS_PER_INSERT)
         async with self._collection.operation("insert", within or OPERATION_SECONDS * max(1, len(batches))):
+            self._unacknowledged = True
             for batch in batches:
                 rejected += await self._insert_batch(batch)
+            self._unacknowledged = False
         return rejected
 
     async def purge(self, worker_id: str, *, within: float = WHOLE_HISTORY_SECONDS) -> int:
@@ -142,6 +222,25 @@ class SampleWriter:
                 raise
             return [(batch[each["index"]][0], f"code {each['code']}: {each['errmsg']}") for each in failed]
         return []
+
+    async def _until(self, condition: Callable[[], Awaitable[bool]]) -> None:
+        """Wait until the condition holds; raise StoreUnavailableError (`busy`) after INSERT_LEASE_WAIT_SECONDS."""
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + INSERT_LEASE_WAIT_SECONDS
+        while not await condition():
+            if clock() >= deadline:
+                raise StoreUnavailableError(
+                    f"another process has been inserting into {self._collection.namespace} for {INSERT_LEASE_WAIT_SECONDS} s; "
+                    "try again",
+                    reason="busy",
+                )
+            await asyncio.sleep(random.uniform(_MIN_POLL_SECONDS, _MAX_POLL_SECONDS))  # not all waiting processes in step
+
+    async def _release(self) -> None:
+        try:
+            await self._lease.release()
+        except StoreError as error:
+            _log.warning("lease for inserting not released; it expires by itself", error=str(error))
 
     async def _running_inserts(self, all_users: bool) -> list[Document]:
         collection = self._collection

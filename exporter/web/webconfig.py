@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import uvicorn
+
 from exporter.core import logs
 from exporter.core.errors import ConfigError
 from exporter.core.yaml_file import parse_yaml, read_text
@@ -42,9 +44,10 @@ class WebConfig:
     users: Mapping[str, bytes] = field(default_factory=dict)
     """User name → bcrypt hash."""
 
-    def uvicorn_options(self) -> dict[str, Any]:
-        """Return the keyword arguments for uvicorn.Config."""
-        return {"ssl_context_factory": lambda *_: self.tls} if self.tls else {}
+    def apply(self, config: uvicorn.Config) -> None:
+        """Have the server use this TLS context. Older versions of uvicorn have no argument for one."""
+        config.load()
+        config.ssl = self.tls
 
 
 def load(path: Path) -> WebConfig:

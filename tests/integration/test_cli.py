@@ -24,6 +24,7 @@ from exporter.demo.mongod import Mongod
 from tests.fixtures.process import RunCommand, RunExporter
 from tests.helpers.expected_history import Member
 from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
+from tests.helpers.ports import free_port
 
 NOWHERE = "mongodb://127.0.0.1:1/"
 """Port 1 is privileged and unused: connections to it are refused."""
@@ -343,13 +344,14 @@ def test_output_into_a_closed_pipe_is_no_traceback(tmp_path: Path) -> None:
 def test_a_forwarded_scheme_is_believed_from_trusted_proxies_only(
     minimal: Minimal, run_exporter: RunExporter, trusted: list[str], scheme: str
 ) -> None:
-    exporter = run_exporter(minimal(web={"trusted_proxies": trusted, "route_prefix": "/m"}), wait=False)
-    url = f"http://127.0.0.1:{exporter.port}/m/openapi.json"
+    port = free_port()
+    web = {"trusted_proxies": trusted, "route_prefix": "/m", "listen_address": f"127.0.0.1:{port}"}
+    run_exporter(minimal(web=web), wait=False)
     headers = {"X-Forwarded-Proto": "https", "X-Forwarded-For": "203.0.113.9", "Host": "cml.example.org"}
     deadline = time.monotonic() + 60
     while True:
         try:
-            document = httpx.get(url, headers=headers, trust_env=False).json()
+            document = httpx.get(f"http://127.0.0.1:{port}/m/openapi.json", headers=headers, trust_env=False).json()
             break
         except httpx.ConnectError:
             assert time.monotonic() < deadline

@@ -11,7 +11,6 @@ import pytest
 from pymongo import MongoClient
 
 from exporter.core.model import Statistics, WorkerMetricsSample
-from exporter.core.periods import DAY
 from exporter.storage.mongo import Database
 from exporter.storage.repository import WorkerMetricsRepository
 
@@ -105,9 +104,7 @@ async def repository(database: Database) -> WorkerMetricsRepository:
     host, port = await database.client.address or ("", 0)
     with MongoClient[dict[str, Any]](host, port) as client:
         run(COLLECTION, db=client[database.name])
-    found = WorkerMetricsRepository(
-        database, collection="worker_metrics_timeseries", period=300, retention=30 * DAY, apply_retention=True
-    )
+    found = WorkerMetricsRepository(database, apply_retention=True, wall=lambda: datetime(2026, 1, 2, tzinfo=UTC).timestamp())
     await found.ensure_collection()
     return found
 
@@ -131,7 +128,8 @@ def test_the_documents_repository_has_the_signatures_of_ours() -> None:
         for parameter, annotation in wanted.__annotations__.items():
             given = annotations[parameter]
             plain = getattr(given, "__name__", str(given)) if not getattr(given, "__args__", ()) else given.__args__[0].__name__
-            assert plain == annotation.removeprefix("List[").removesuffix("]")
+            if (name, parameter) != ("add_sample", "return"):  # ours says whether the sample was inserted
+                assert plain == annotation.removeprefix("List[").removesuffix("]")
 
 
 @pytest.mark.parametrize("own", [True, False], ids=["our sample", "the document's sample"])
@@ -158,17 +156,16 @@ async def test_the_documents_job_writes_samples_that_are_returned_and_aggregated
         metrics_repository=repository,
         WorkerMetricsSample=WorkerMetricsSample if own else theirs,
     )
-    began = datetime.now(UTC) - timedelta(milliseconds=1)
-    for cpu in (45.2, 55.2):
+    times = iter([datetime(2026, 1, 1, 12, minute, 30, 5000, tzinfo=UTC) for minute in (1, 4, 6)])
+    job["datetime"] = SimpleNamespace(now=lambda zone: next(times))
+    for cpu in (45.2, 99.9, 55.2):  # the second is of the same period as the first
         state.cpu_utilization = cpu
         await job["run_every"](SimpleNamespace(worker_id="worker-1"))
-    window = began - timedelta(minutes=5), datetime.now(UTC) + timedelta(seconds=1)
+    window = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 2, tzinfo=UTC)
     first, second = await repository.get_samples("worker-1", *window)
     assert (first.cpu_utilization, second.cpu_utilization) == (45.2, 55.2)
     assert (first.region, first.memory_utilization, first.active_labs_count, first.status) == ("us-east-1", 62.8, 3, "running")
-    assert began <= first.timestamp <= second.timestamp <= window[1]
-    rows = await repository.get_aggregated_stats("worker-1", *window, timedelta(days=7))
-    assert sum(row.cpu_utilization.count for row in rows) == 2
-    if len(rows) == 1:  # the two may lie on either side of a Monday's midnight
-        assert rows[0].cpu_utilization == Statistics(avg=(45.2 + 55.2) / 2, min=45.2, max=55.2, count=2)
-        assert rows[0].status_share == {"running": 1.0}
+    assert (first.timestamp, second.timestamp) == tuple(datetime(2026, 1, 1, 12, minute, tzinfo=UTC) for minute in (0, 5))
+    (row,) = await repository.get_aggregated_stats("worker-1", *window, timedelta(days=7))
+    assert row.cpu_utilization == Statistics(avg=(45.2 + 55.2) / 2, min=45.2, max=55.2, count=2)
+    assert row.status_share == {"running": 1.0}

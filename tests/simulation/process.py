@@ -5,8 +5,8 @@ import random
 import shutil
 import sqlite3
 import traceback
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -302,6 +302,10 @@ class HistoryClient(MongoClient):
         await self._process.travel()
         self._process.gaps_read = tuple(worker_ids)
         return found
+
+    @asynccontextmanager
+    async def insert_lease(self) -> AsyncIterator[Callable[[], float]]:
+        yield lambda: float(LEASE)  # only one process of the simulation writes at a time
 
     async def no_insert_running(self) -> bool:
         await self._send()

@@ -340,7 +340,7 @@ async def test_a_mongodb_that_fails_on_the_way_leaves_nothing_that_looks_whole(
     store: Store, tmp_path: Path, mongod: Mongod, style: str, to_file: bool
 ) -> None:
     start = NOW - 20 * DAY
-    await store.history.add_samples(
+    await store.history.writer.insert(  # more than one page, in a few days
         [WorkerMetricsSample("w2", "eu-west-1", to_datetime(start + 60 * n), cpu_utilization=1.0) for n in range(10_001)]
     )
     async with CutReads(mongod.port) as proxy:

@@ -175,7 +175,7 @@ class TestSamples:
         await exporter.in_process.history.add_samples([sample(one, float(n)) for n, one in enumerate(at)])
         half = to_datetime(at[4]) + timedelta(milliseconds=499)
         fractions = [replace(sample(0, 20.0 + n), timestamp=half) for n in range(3)]
-        await exporter.in_process.history.add_samples(fractions)
+        await exporter.in_process.history.writer.insert(fractions)
         for limit in (1, 2, 3, 5, 13, 20):
             pages = await exporter.pages(limit=limit, start=f"{at[0]}")
             values = [row["cpu_utilization"] for page in pages for row in page["data"]]

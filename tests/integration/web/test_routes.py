@@ -187,7 +187,9 @@ def serving(
     """Serve the backend of `parts` while the block runs; yields a client."""
     web = web or webconfig.WebConfig()
     app = create_app(parts.backend(), settings, users=web.users)
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off", access_log=False, **web.uvicorn_options()))
+    config = uvicorn.Config(app, log_config=None, lifespan="off", access_log=False)
+    web.apply(config)
+    server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()

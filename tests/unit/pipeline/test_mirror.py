@@ -1,7 +1,8 @@
 """Samples move from the outbox to the history exactly once, whatever way the history fails."""
 
 import asyncio
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -39,6 +40,8 @@ class History:
         self.calls: list[str] = []
         self.incompatible = False
         self.within: float | None = None
+        self.leased = False
+        self.insert_seconds = 30.0
         self.encode: Callable[[], object] = lambda: None
 
     @property
@@ -50,7 +53,19 @@ class History:
             raise IncompatibleStoreError("the collection has another schema", reason="misfit")
         self.ensured += 1
 
+    @asynccontextmanager
+    async def insert_lease(self) -> AsyncIterator[Callable[[], float]]:
+        def seconds_left() -> float:
+            if self.insert_seconds <= 0:
+                raise StoreUnavailableError("the lease for inserting expired", reason="lease")
+            return self.insert_seconds
+
+        self.leased = True
+        yield seconds_left
+        self.leased = False
+
     async def no_insert_running(self) -> bool:
+        assert self.leased
         self.calls.append("no_insert_running")
         if self.running and self.calls.count("no_insert_running") > 3:
             self.samples += self.running
@@ -67,6 +82,7 @@ class History:
         self, samples: Sequence[WorkerMetricsSample], *, within: Callable[[], float]
     ) -> list[tuple[WorkerMetricsSample, str]]:
         self.encode()
+        assert self.leased
         self.within = within()
         self.calls.append("insert")
         assert list(samples) == sorted(samples, key=key)
@@ -285,6 +301,18 @@ async def test_nothing_is_inserted_if_the_lease_ended_while_the_batch_was_encode
         await mirror_env.mirror.step()
     assert refused.value.reason == "lease"
     assert "insert" not in mirror_env.history.calls
+
+
+async def test_nothing_is_inserted_if_the_lease_for_inserting_ended_since_the_read_back(mirror_env: MirrorEnv) -> None:
+    mirror_env.put(row(0))
+    mirror_env.history.insert_seconds = 7.0
+    mirror_env.history.encode = lambda: setattr(mirror_env.history, "insert_seconds", 0.0)
+    with pytest.raises(StoreUnavailableError, match="the lease for inserting expired"):
+        await mirror_env.mirror.step()
+    assert "insert" not in mirror_env.history.calls
+    mirror_env.history.encode, mirror_env.history.insert_seconds = lambda: None, 7.0
+    await mirror_env.drain()
+    assert mirror_env.history.within == 7.0
 
 
 async def test_nothing_is_inserted_if_another_exporter_held_the_lease_since_the_read_back(

@@ -4,6 +4,8 @@ import ssl
 from pathlib import Path
 
 import pytest
+import uvicorn
+from starlette.applications import Starlette
 
 from exporter.core.errors import ConfigError
 from exporter.web import webconfig
@@ -56,13 +58,17 @@ basic_auth_users:
     assert config.tls.verify_mode == ssl.CERT_REQUIRED
     assert [dict(pair[0] for pair in ca["subject"])["commonName"] for ca in config.tls.get_ca_certs()] == ["other"]  # type: ignore[misc]
     assert config.users == {"alice": HASH.encode()}
-    assert config.uvicorn_options()["ssl_context_factory"](None, None) is config.tls
+    server = uvicorn.Config(Starlette())
+    config.apply(server)
+    assert server.ssl is config.tls
 
 
 @pytest.mark.parametrize("text", ["", "tls_server_config:\nbasic_auth_users:\n", "tls_server_config: {}"])
 def test_an_empty_file_means_plain_http_without_users(folder: Path, text: str) -> None:
     assert load(folder, text) == webconfig.WebConfig()
-    assert webconfig.WebConfig().uvicorn_options() == {}
+    server = uvicorn.Config(Starlette())
+    webconfig.WebConfig().apply(server)
+    assert server.ssl is None
 
 
 @pytest.mark.parametrize("prefix", ["$2a$", "$2b$", "$2y$"])
