@@ -28,7 +28,7 @@ from tests.helpers.ports import free_port
 NOW = align(1_790_000_000, HOUR) + 1234
 """In the middle of an hour and of a period."""
 LATEST = align(NOW, PERIOD)
-DURATION = "start_time must be a duration from 1m to 455d, such as 10m, 1h or 7d."
+DURATION = "start_time must be a duration from 30s to 455d, such as 10m, 1h or 7d."
 ONE, TWO = instance_id(1), instance_id(2)
 REGION = "eu-west-1"
 
