@@ -129,6 +129,7 @@ class Poller:
         affordable = self._affordable(due, live, cycle)
         stats.workers = len(affordable)
         calls = self._plan(affordable, cycle)
+        self._series.forget_activity()
         # Saved before the calls are made: a process that is killed on the way does not spend it again after its restart.
         await self._spending.keep(sum(len(call.queries) for call in calls))
         await runner.run(calls, cycle)

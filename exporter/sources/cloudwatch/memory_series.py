@@ -165,23 +165,23 @@ class MemorySeriesIndex:
         return instance_queries(instance_id, ranked(all_sets, instance_type)[:1])  # silent for hours; it may come back
 
     def note_activity(self, region: str, results: MetricResults, period: int) -> None:
-        """Remember which memory series have published lately.
+        """Remember which memory series have published lately, until `forget_activity`.
 
         Args:
             region: AWS region of the results.
             results: of one call.
             period: of the queries, in seconds.
         """
-        active, last = self._active[region], align(results.date, period) - period
+        last = align(results.date, period) - period
         for query, result in results.by_query.items():
-            if query.metric == "memory" and result.complete and result.end > last:
-                if max(result.values, default=0) >= last - period:  # that of the last period may not be published yet
-                    active.add(query.dimensions)
-                else:
-                    active.discard(query.dimensions)
+            # The datapoint of the last period may not be published yet.
+            if query.metric == "memory" and result.complete and result.end > last <= max(result.values, default=0) + period:
+                self._active[region].add(query.dimensions)
+
+    def forget_activity(self) -> None:
+        """Forget which memory series have published: the next results must show it again, else it is not known."""
+        self._active.clear()
 
     async def _list(self, region: str, recent: bool) -> Listing:
         listing = self._newest[region, recent] = await self._source.list_memory(region, recent=recent)
-        if recent:
-            self._active[region].intersection_update(each for sets in listing.series.values() for each in sets)
         return listing

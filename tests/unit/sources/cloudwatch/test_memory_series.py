@@ -132,7 +132,8 @@ class IndexEnv:
             await self.index.listing("eu-west-1", recent=recent)
 
     def note(self, region: str = "eu-west-1", **newest: int) -> None:
-        """Let the index see results in which these series have their newest datapoint so many periods ago."""
+        """Let the index see the results of a cycle in which these series have their newest datapoint so many periods ago."""
+        self.index.forget_activity()
         by_query = {}
         for name, age in newest.items():
             values = {at * P: 1.0 for at in range(NEWEST + 1 - age)}
@@ -218,14 +219,21 @@ async def test_only_the_first_active_series_is_billed_and_the_others_again_once_
     assert index_env.memory() == (PER_HOST,)
 
 
-async def test_an_incomplete_or_older_result_says_nothing_about_activity(index_env: IndexEnv) -> None:
+@pytest.mark.parametrize(
+    "unknown",
+    [
+        MetricResult("partial", 0, (NEWEST + 1) * P, {NEWEST * P: 1.0}),
+        MetricResult("ok", 0, NEWEST * P, {(NEWEST - 1) * P: 1.0}),
+    ],
+)
+async def test_an_incomplete_or_older_result_does_not_show_that_a_series_is_active(
+    index_env: IndexEnv, unknown: MetricResult
+) -> None:
     index_env.source.series[True] = (USUAL, PER_HOST)
     await index_env.refresh()
-    index_env.note(usual=0)
-    query, date = MetricQuery("i-0a", "memory", USUAL), (NEWEST + 1) * P + 180
-    for other in (MetricResult("partial", 0, (NEWEST + 1) * P, {}), MetricResult("empty", 0, NEWEST * P, {})):
-        index_env.index.note_activity("eu-west-1", MetricResults(date, {query: other}), P)
-    assert index_env.memory() == (USUAL,)
+    results = MetricResults((NEWEST + 1) * P + 180, {MetricQuery("i-0a", "memory", USUAL): unknown})
+    index_env.index.note_activity("eu-west-1", results, P)
+    assert index_env.memory() == (USUAL, PER_HOST)
 
 
 async def test_activity_is_known_of_its_own_region_only(index_env: IndexEnv) -> None:
