@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
+from typing import Any
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -137,19 +138,9 @@ class Process:
         self.index = MemorySeriesIndex(source, monotonic=source)
         self.publisher = Publisher(RULES, (), clock, telemetry, source)
         self.publisher.update_fleet(Fleet(T, (WORKER,)), {})
-        unused: list[object] = [None]
+        unused: Any = None
         self.poller = Poller(
-            *unused,
-            self.index,
-            clock,
-            RULES,
-            *unused,
-            self.publisher,
-            *unused,
-            *unused,
-            telemetry,
-            lambda: None,
-            source,  # type: ignore[arg-type]
+            unused, self.index, clock, RULES, unused, self.publisher, unused, unused, telemetry, lambda: None, source
         )
         self.archive = CloudWatchArchive(source, self.index, wall=source, monotonic=source)
         self.first_seen: FirstSeenValues = {}
