@@ -94,7 +94,11 @@ class Exporter:
             collector=self.collector,
             telemetry=self.telemetry,
             reader=HistoryReader(
-                period=settings.period, history=history, archive=archive, wanted_retention=settings.mongodb.retention
+                period=settings.period,
+                history=history,
+                archive=archive,
+                wanted_retention=settings.mongodb.retention,
+                max_age=settings.max_age,
             ),
             bridge=self._bridge,
             client=client,

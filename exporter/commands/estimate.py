@@ -20,7 +20,7 @@ from exporter.pipeline.lifecycle import Rules
 from exporter.pipeline.planning import live_queries, plan
 from exporter.sources.aggregates import Aggregates
 from exporter.sources.cloudwatch.client import CloudWatch
-from exporter.sources.cloudwatch.memory_series import LISTING_TTL_SECONDS, memory_series
+from exporter.sources.cloudwatch.memory_series import LISTING_TTL_SECONDS, ranked
 from exporter.sources.cloudwatch.queries import instance_queries
 from exporter.storage.mongo import connect
 
@@ -60,7 +60,7 @@ def estimate(fleet: Fleet, listings: Mapping[str, Listing | None], rules: Rules)
 
     def queries_of(worker_id: str, region: str, instance: str) -> tuple[MetricQuery, ...]:
         listing = listings.get(region)
-        sets = [_ASSUMED] if listing is None else memory_series(listing, instance, types[instance], ())
+        sets = [_ASSUMED] if listing is None else ranked(listing.series.get(instance, ()), types[instance])[:1]
         return instance_queries(instance, sets)
 
     calls = plan(live, queries_of, fleet.date, rules)

@@ -9,22 +9,25 @@ Belongs to one event loop: that of its CloudWatch client.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from math import inf
 from typing import NamedTuple
 
 from exporter.core.async_cache import AsyncCache
 from exporter.core.errors import SourceError
 from exporter.core.instances import split_by_instance
-from exporter.core.model import Dimensions, InventoryEntry, MetricResult, Worker
+from exporter.core.model import InventoryEntry, Listing, MetricQuery, Worker
 from exporter.core.periods import DAY, align, align_up
 from exporter.history.points import Point
 from exporter.sources.cloudwatch.memory_series import (
+    LISTED_FOR_SECONDS,
     RECENTLY_ACTIVE_SECONDS,
+    SILENT_PERIODS,
     MemorySeriesIndex,
-    all_memory_series,
+    series_values,
 )
 from exporter.sources.cloudwatch.queries import instance_queries
 from exporter.sources.cloudwatch.retention import EXPIRY_MARGIN_SECONDS, reach
@@ -132,23 +135,26 @@ class CloudWatchArchive:
         """Return all points in [start, end), UTC seconds and multiples of `resolution`; raises SourceError."""
         if start >= end:
             return []
-        step = CHUNK * resolution
-        chunks = await asyncio.gather(
-            *(self._chunk(worker, entry, at, min(at + step, end), resolution) for at in range(start, end, step))
-        )
+        starts = [*range(start, end, CHUNK * resolution)]
+        if len(starts) > 1 and end - starts[-1] <= CHUNK // 4 * resolution:
+            starts.pop()  # a call for a few datapoints more would cost as much as the others
+        chunks = await asyncio.gather(*(self._chunk(worker, entry, *chunk, resolution) for chunk in pairwise((*starts, end))))
         return [point for chunk in chunks for point in chunk]
 
     async def _chunk(self, worker: Worker, entry: InventoryEntry | None, start: int, end: int, resolution: int) -> list[Point]:
         """Join the datapoints of each instance while it may have been the worker's; the newest instance wins (rule 4)."""
         cpu: dict[int, float] = {}
         memory: dict[int, float] = {}
-        instance_type = worker.instance_type or (entry.instance_type if entry else None)
         reads: dict[tuple[str, str], Awaitable[Points]] = {}
         intervals = split_by_instance(entry, worker, start, end, resolution)
+        begin = start
+        if end > self._wall() - DAY:  # the results must show which memory series are silent in the first periods already
+            begin -= SILENT_PERIODS * resolution
         for _, _, region, instances in intervals:
             for instance in instances:
                 if region and (region, instance) not in reads:
-                    reads[region, instance] = self._read(_Window(region, instance, instance_type, start, end, resolution))
+                    type_ = _instance_type(worker, entry, instance)
+                    reads[region, instance] = self._read(_Window(region, instance, type_, begin, end, resolution))
         by_instance = dict(zip(reads, await asyncio.gather(*reads.values()), strict=True))
         for first, last, region, instances in intervals:
             for instance in reversed(instances):  # a newer one overwrites
@@ -162,7 +168,7 @@ class CloudWatchArchive:
         return await self._points.get(window, partial(self._call, window), inf if final else RECENT_TTL_SECONDS)
 
     async def _call(self, window: _Window) -> Points:
-        queries = instance_queries(window.instance, await self._series(window))
+        queries = await self._queries(window)
         async with self._slots:
             results = await self._source.get_metric_data(window.region, queries, window.start, window.end, window.resolution)
         by_query = [results.by_query[query] for query in queries]
@@ -174,20 +180,32 @@ class CloudWatchArchive:
                 region=window.region,
             )
         cpu, *memory = by_query
-        return Points(cpu.values, _first_wins(memory))
+        return Points(cpu.values, series_values(memory, date=results.date, period=window.resolution))
 
-    async def _series(self, window: _Window) -> tuple[Dimensions, ...]:
-        """Return the memory series of an instance, the most likely one first; if none is listed, the one with one dimension.
+    async def _queries(self, window: _Window) -> tuple[MetricQuery, ...]:
+        """Return the queries of an instance.
 
-        ListMetrics omits a series two weeks after its last datapoint, so the dimensions of an older instance are a guess.
+        ListMetrics omits a series two weeks after its last datapoint, so the dimensions of an older instance are a guess: one.
         """
-        recent = window.start >= self._wall() - RECENTLY_ACTIVE_SECONDS
-        listing = await self._series_index.listing(window.region, recent=recent)
-        return all_memory_series([listing], window.instance, window.instance_type) or ((("InstanceId", window.instance),),)
+        age = int(self._wall()) - window.start
+        await self._refresh_listing(window.region, recent=age <= RECENTLY_ACTIVE_SECONDS)
+        queries = self._series_index.queries(window.region, window.instance, window.instance_type, since=window.start)
+        if len(queries) == 1 and age > LISTED_FOR_SECONDS:
+            return instance_queries(window.instance, [(("InstanceId", window.instance),)])
+        return queries
+
+    async def _refresh_listing(self, region: str, *, recent: bool) -> None:
+        """List the memory series; where that fails, the previous listing stays in use, as it does for the poller."""
+        try:
+            await self._series_index.listing(region, recent=recent)
+        except SourceError:
+            if self._series_index.listings(region)[0 if recent else 1] == Listing():
+                raise
 
 
-def _first_wins(results: Sequence[MetricResult]) -> dict[int, float]:
-    values: dict[int, float] = {}
-    for result in reversed(results):
-        values.update(result.values)
-    return values
+def _instance_type(worker: Worker, entry: InventoryEntry | None, instance: str) -> str | None:
+    """Return the type of an instance; None for an earlier instance of the worker, whose type is not recorded."""
+    known = entry.instances[-1].instance_id if entry and entry.instances else None
+    if instance != (worker.instance_id or known):
+        return None
+    return worker.instance_type or (entry.instance_type if entry else None)

@@ -5,10 +5,9 @@ coarser ones first, and continues with pages from MongoDB.
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from statistics import fmean
 from typing import Protocol
 from zoneinfo import ZoneInfo
 
@@ -16,8 +15,9 @@ from exporter.core.async_cache import AsyncCache
 from exporter.core.errors import IncompatibleStoreError, SourceError
 from exporter.core.instances import instances_during, worker_from_inventory
 from exporter.core.model import InventoryEntry, Worker
-from exporter.core.periods import align, align_up, format_duration, rfc3339
+from exporter.core.periods import MINUTE, align, align_up, format_duration, rfc3339
 from exporter.history.points import Point, point_samples, point_statistics
+from exporter.history.resources import SHARED_WINDOW_SECONDS, Resources, mean, published_window
 from exporter.history.segments import Segment, Source, split_range
 from exporter.sources.cloudwatch.retention import OLDEST, resolution_at
 from exporter.storage import rows
@@ -104,18 +104,6 @@ class Page:
     """A limitation of this page, as a sentence for the client."""
 
 
-@dataclass(frozen=True, slots=True)
-class Resources:
-    """Average CPU and memory of one worker in [start, end) UTC seconds: percent, None where CloudWatch has no datapoint."""
-
-    instance_id: str | None
-    region: str
-    start: int
-    end: int
-    cpu: float | None
-    memory: float | None
-
-
 class HistoryReader:
     """Reads the history of single workers from MongoDB and, beyond its retention, from CloudWatch.
 
@@ -124,6 +112,7 @@ class HistoryReader:
         history: the history in MongoDB, None when the exporter keeps none.
         archive: the archive in CloudWatch, None when CloudWatch is disabled.
         wanted_retention: seconds, used while the collection does not exist.
+        max_age: seconds after its period up to which a datapoint is fresh.
         wall: UTC seconds.
         monotonic: seconds of a clock that is never set, for the age of the cached retention.
 
@@ -137,6 +126,7 @@ class HistoryReader:
         history: HistoryStore | None,
         archive: ArchiveSource | None,
         wanted_retention: int,
+        max_age: int = 15 * MINUTE,
         wall: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -144,6 +134,7 @@ class HistoryReader:
         self._history = history
         self._archive = archive
         self._wanted_retention = wanted_retention
+        self._max_age = max_age
         self._wall = wall
         self._retention: AsyncCache[None, int | None] = AsyncCache(monotonic=monotonic)
 
@@ -236,28 +227,33 @@ class HistoryReader:
         return found[:limit], rows.milliseconds(found[limit]["timestamp"])
 
     async def resources(self, ref: WorkerRef, seconds: int, end: int) -> Resources:
-        """Return CloudWatch's averages over the `seconds` before `end` (UTC second), in whole periods that have ended."""
+        """Return CloudWatch's averages over `seconds` (at least one period) before `end` (UTC second).
+
+        The window consists of whole periods. It ends with the newest published one, if that ended up to `max_age` ago; else
+        with the last period that has ended.
+        """
         if self._archive is None:
             raise SourceError(
                 "cloudwatch",
                 "Disabled",
                 "cloudwatch.enabled is false, so there are no live values; the worker's metrics/history has stored ones.",
             )
-        resolution = resolution_at(int(self._wall()) - end + seconds, self.period)
-        end = align(end, resolution)
-        start = align(end - seconds, resolution)
+        now = int(self._wall())
+        resolution = resolution_at(now - end + seconds, self.period)
+        length, end = align_up(seconds, resolution), align(end, resolution)
+        start, fresh = end - length, align_up(now - self._max_age - resolution, resolution)
+        read_from = start
+        if fresh < end:  # the window may move back until it ends with the period at `fresh`
+            read_from = fresh + resolution - max(length, align(SHARED_WINDOW_SECONDS, resolution))
+        points = await self._archive.window(ref.worker, ref.entry, min(start, read_from), end, resolution)
+        start, end = published_window(points, start, end, fresh, resolution)
         region, instances = instances_during(ref.entry, ref.worker, start, end)
-        points = await self._archive.window(ref.worker, ref.entry, start, end, resolution)
+        within = [point for point in points if start <= point.start < end]
         return Resources(
             instance_id=instances[0] if instances else None,
             region=region,
             start=start,
             end=end,
-            cpu=_mean(point.cpu for point in points),
-            memory=_mean(point.memory for point in points),
+            cpu=mean(point.cpu for point in within),
+            memory=mean(point.memory for point in within),
         )
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return fmean(known) if known else None

@@ -7,7 +7,6 @@ from exporter.core import logs
 from exporter.core.clock import ServerClock
 from exporter.core.errors import SourceError, StoreError
 from exporter.core.model import MetricResults
-from exporter.core.periods import align
 from exporter.pipeline.cycle import Cycle, CycleStats
 from exporter.pipeline.lifecycle import FirstSeenValues, Rules
 from exporter.pipeline.outbox import OutboxThread
@@ -102,10 +101,9 @@ class CallRunner:
         except SourceError as error:
             return error
         stats.calls += 1
-        for query, result in results.by_query.items():
-            self._publisher.add_result(query, result)
-            stats.datapoints += len(result.values)
-        self._mark_silent(call.region, results)
+        stats.datapoints += sum(len(result.values) for result in results.by_query.values())
+        self._publisher.add_results(queried, results)
+        self._series.note_activity(call.region, results, self._rules.period)
         try:
             await self._apply(call, results, stats)
         except StoreError as error:  # the samples stay open and the workers due; the gauges go on
@@ -126,15 +124,6 @@ class CallRunner:
                 region=call.region,
             )
         return None
-
-    def _mark_silent(self, region: str, results: MetricResults) -> None:
-        """Prefer other memory series over those that had no datapoint in the last 3 periods."""
-        for query, result in results.by_query.items():
-            # 3, and one that may not be published yet.
-            recent = align(results.date_of(query), self._rules.period) - 4 * self._rules.period
-            covers_recent = query.metric == "memory" and result.complete and result.start <= recent
-            if covers_recent and max(result.values, default=0) < recent:
-                self._series.mark_silent(region, query.dimensions)
 
     async def _apply(self, call: MetricDataCall, results: MetricResults, stats: CycleStats) -> None:
         listings = self._series.listings(call.region)

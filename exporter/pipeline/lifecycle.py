@@ -21,11 +21,13 @@ from exporter.core.model import (
     Listing,
     MetricName,
     MetricQuery,
+    MetricResult,
     MetricResults,
     Worker,
 )
 from exporter.core.periods import align, align_up, closed_periods
 from exporter.core.settings import Settings
+from exporter.sources.cloudwatch.memory_series import series_value
 
 LISTING_LAG_SECONDS = 1200
 """ListMetrics shows a new metric up to 15 minutes late; 5 more for the difference between clocks."""
@@ -312,20 +314,19 @@ def _decide_instance(
     first_seen: FirstSeenValues,
     rules: Rules,
 ) -> Decision:
-    """Decide by the queries of one candidate and one metric, which differ only in their dimensions."""
+    """Decide by the queries of one candidate and one metric: one, or those of its memory series in their order."""
     start, end = sample.start, sample.start + rules.period
-    found: list[float] = []
+    found: list[MetricResult] = []
     for query in queries:
         result = results.by_query.get(query)
         if result is None or not result.complete or start < result.start or end > result.end:
             return _UNDECIDED
-        if start in result.values:
-            found.append(result.values[start])
+        found.append(result)
     date = results.date_of(queries[0])  # the queries of one instance are never in different parts of a call
     age = date - end
-    if not found:
+    value = series_value(found, start, date=date, period=rules.period)
+    if value is None:
         return _ABSENT if age >= rules.absence_timeout else _UNDECIDED
-    value = found[0]
     since = _first_seen((sample.worker_id, start, instance, queries[0].metric), value, date, first_seen)
     on_time = since <= end + rules.settle_delay + ON_TIME_SECONDS
     confirmed = date - since >= rules.settle_delay or age >= rules.absence_timeout

@@ -5,12 +5,14 @@ from dataclasses import dataclass
 
 from exporter.core.model import (
     IDLE_STATUSES,
+    METRICS,
     MetricQuery,
     PendingQuery,
     Worker,
 )
 from exporter.core.periods import align
 from exporter.pipeline.lifecycle import Rules
+from exporter.sources.cloudwatch.memory_series import SILENT_PERIODS
 from exporter.sources.cloudwatch.queries import MAX_DATAPOINTS, MAX_QUERIES
 
 DUE_TOLERANCE_SECONDS = 30
@@ -89,6 +91,8 @@ def plan(pending: Iterable[PendingQuery], queries_of: QueriesOf, now: int, rules
         queries = tuple(q for name in one.instances for q in queries_of(one.worker_id, one.region, name))[:MAX_QUERIES]
         if not queries or oldest >= until:
             continue
+        if len(queries) > len(METRICS) * len(one.instances):  # the results must show which memory series are silent
+            oldest -= SILENT_PERIODS * rules.period
         for first, last in _windows(oldest, until, len(queries), rules.period):
             if last < until:  # too long for one call: the older parts become calls of their own
                 calls.append(MetricDataCall(one.region, first, last, {one.worker_id: queries}))

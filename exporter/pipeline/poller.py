@@ -129,6 +129,7 @@ class Poller:
         affordable = self._affordable(due, live, cycle)
         stats.workers = len(affordable)
         calls = self._plan(affordable, cycle)
+        self._series.forget_activity()
         # Saved before the calls are made: a process that is killed on the way does not spend it again after its restart.
         await self._spending.keep(sum(len(call.queries) for call in calls))
         await runner.run(calls, cycle)
@@ -168,11 +169,7 @@ class Poller:
         async def refresh(region: str) -> None:
             try:
                 recent = await self._series.listing(region, recent=True)
-                if any(
-                    one.oldest < recent.since and not set(one.instances) <= set(recent.series)
-                    for one in due
-                    if one.region == region
-                ):
+                if any(one.oldest < recent.since for one in due if one.region == region):
                     await self._series.listing(region, recent=False)
             except SourceError as error:
                 cycle.failures[region] = error
@@ -199,10 +196,15 @@ class Poller:
         """Return the calls of the cycle, newest windows first."""
         affordable, since = list(affordable), cycle.now - self._rules.absence_timeout
         # One result decides what is older than `absence_timeout`, so it must cover every series that may have had the value.
-        thorough = {one.worker_id for one in affordable if one.oldest < since}
+        oldest: dict[tuple[str, str], int] = {}
+        for one in affordable:
+            if one.oldest < since:
+                for name in one.instances:
+                    oldest[one.region, name] = min(one.oldest, oldest.get((one.region, name), one.oldest))
 
         def queries_of(worker_id: str, region: str, instance: str) -> tuple[MetricQuery, ...]:
-            return self._series.queries(region, instance, cycle.instance_types.get(instance), thorough=worker_id in thorough)
+            type_ = cycle.instance_types.get(instance)
+            return self._series.queries(region, instance, type_, since=oldest.get((region, instance)))
 
         return plan(affordable, queries_of, cycle.now, self._rules)
 

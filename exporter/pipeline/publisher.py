@@ -1,7 +1,7 @@
 """Worker gauges and the snapshot that /metrics serves."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from exporter.core.clock import MAX_SKEW_SECONDS, ServerClock
 from exporter.core.model import (
@@ -12,6 +12,7 @@ from exporter.core.model import (
     MetricName,
     MetricQuery,
     MetricResult,
+    MetricResults,
     Snapshot,
     Worker,
     WorkerGauges,
@@ -20,6 +21,7 @@ from exporter.core.workers_settings import ExtraMetric
 from exporter.metrics import exposition
 from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.lifecycle import Rules
+from exporter.sources.cloudwatch.memory_series import series_value
 
 _REPUBLISH_SECONDS = 10
 
@@ -66,12 +68,27 @@ class Publisher:
         self.fleet = fleet
         self._terminated_seen = terminated_seen
 
-    def add_result(self, query: MetricQuery, result: MetricResult) -> None:
-        """Keep the newest datapoint of a result, unless a newer one is known."""
-        if result.values:
-            key, start = (query.instance_id, query.metric), max(result.values)
-            if key not in self._points or start >= self._points[key].timestamp:
-                self._points[key] = Datapoint(start, result.values[start])
+    def add_results(self, queries: Iterable[MetricQuery], results: MetricResults) -> None:
+        """Keep the newest datapoint of each metric of each instance, unless a newer one is known.
+
+        Args:
+            queries: of one call, those of the memory series of an instance in their order.
+            results: CloudWatch's, with its clock.
+        """
+        by_metric: dict[tuple[str, MetricName], list[MetricResult]] = {}
+        for query in queries:
+            by_metric.setdefault((query.instance_id, query.metric), []).append(results.by_query[query])
+        for key, found in by_metric.items():
+            newest = self._newest(found, results.date)
+            if newest and (key not in self._points or newest.timestamp >= self._points[key].timestamp):
+                self._points[key] = newest
+
+    def _newest(self, results: Sequence[MetricResult], date: int) -> Datapoint | None:
+        for start in sorted({start for result in results for start in result.values}, reverse=True):
+            value = series_value(results, start, date=date, period=self._rules.period)
+            if value is not None:
+                return Datapoint(start, value)
+        return None
 
     def mark_observed(self) -> None:
         """Note that the observer has just run: the snapshot expires `max_age` after the slower of observer and poller."""

@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 from exporter.core.errors import RequestError
 from exporter.core.local_time import LOCAL_INTERVALS, time_zone
 from exporter.core.model import STATUSES
-from exporter.core.periods import DAY, MINUTE, WEEK, format_duration, parse_duration, parse_time, rfc3339
+from exporter.core.periods import DAY, WEEK, format_duration, parse_duration, parse_time, rfc3339
 from exporter.history.reader import PageRequest
 from exporter.sources.cloudwatch.retention import OLDEST
 from exporter.web.discovery import NODE_EXPORTER_PORT
@@ -25,6 +25,9 @@ MAX_PARAMETER_CHARACTERS = 4096
 """Characters of a parameter; the longest is the cursor of a worker id of 1,024 characters."""
 MAX_FUTURE_SECONDS = DAY
 """Seconds that `end` may lie in the future, so that the end of today is accepted."""
+
+MIN_RESOURCES_SECONDS = 30
+"""The shortest range of a worker's resources, in seconds: the shortest that the manager's UI offers."""
 
 _CURSOR = re.compile("([0-9]{1,14}):([0-9]{1,11}):([0-9]{1,7})(?::([A-Za-z0-9_+/-]{1,64}))?")
 _DURATION: Schema = {"type": "string", "pattern": "^([0-9]+(ms|[smhdwy]))+$"}
@@ -97,8 +100,11 @@ RESOURCES_REGION = Parameter("region", "AWS region of the worker.", {"type": "st
 RESOURCES_WORKER = replace(WORKER_ID, description="Id of the worker, or of an EC2 instance that it runs or ran on.")
 START_TIME = Parameter(
     "start_time",
-    f"Length of the range before `end_time`: a duration from 1m to {format_duration(OLDEST)}. Default: 10m.",
-    {**_DURATION, "default": "10m", "examples": ["10m", "1h", "7d"]},
+    f"Length of the range before `end_time`: a duration from {format_duration(MIN_RESOURCES_SECONDS)} to "
+    f"{format_duration(OLDEST)}, rounded up to whole periods. The range ends with the newest period that CloudWatch has "
+    "published, if that is at most `max_age` old; `start_time` and `end_time` of the response are the range that was averaged. "
+    "Default: 10m.",
+    {**_DURATION, "default": "10m", "examples": ["30s", "5m", "10m", "1h", "7d"]},
 )
 END_TIME = Parameter("end_time", "End of the range, exclusive, in the formats of `end` of the history. Default: now.", _TIME)
 RESOURCES = (RESOURCES_REGION, RESOURCES_WORKER, START_TIME, END_TIME)
@@ -196,9 +202,10 @@ class ResourcesQuery:
         """Parse the query's (name, value) pairs; raises RequestError."""
         given = _given(items, RESOURCES)
         relative = given["start_time"][0] if "start_time" in given else "10m"
-        sentence = f"start_time must be a duration from 1m to {format_duration(OLDEST)}, such as 10m, 1h or 7d."
+        shortest = format_duration(MIN_RESOURCES_SECONDS)
+        sentence = f"start_time must be a duration from {shortest} to {format_duration(OLDEST)}, such as 10m, 1h or 7d."
         seconds = _duration(relative, sentence)
-        if not MINUTE <= seconds <= OLDEST:
+        if not MIN_RESOURCES_SECONDS <= seconds <= OLDEST:
             raise RequestError(sentence)
         end = _time(given, "end_time", now, now)
         if end > now + MAX_FUTURE_SECONDS:

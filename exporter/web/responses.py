@@ -12,7 +12,8 @@ import orjson
 from exporter.core.history_metrics import METRIC_FIELDS
 from exporter.core.model import STATUSES, InventoryEntry, Worker, WorkerFacts, WorkerGauges
 from exporter.core.periods import rfc3339
-from exporter.history.reader import Page, Resources
+from exporter.history.reader import Page
+from exporter.history.resources import Resources
 from exporter.storage.rows import Document
 from exporter.web.parameters import ResourcesQuery, encoded
 from exporter.web.schemas import (

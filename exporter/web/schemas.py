@@ -164,11 +164,11 @@ class ResourceUsage(ResponseModel):
 
     id: str | None = Field(description="the EC2 instance")
     region_name: str
-    relative_start_time: str
+    relative_start_time: str = Field(description="`start_time` as it was requested")
     avg_cpu_utilization: str | None = Field(description="percent with one decimal, such as 45.2")
     avg_memory_utilization: str | None = Field(description="percent with one decimal")
-    start_time: Moment
-    end_time: Moment
+    start_time: Moment = Field(description="start of the first period that was averaged")
+    end_time: Moment = Field(description="end of the last period that was averaged")
 
 
 class SourceState(ResponseModel):

@@ -7,9 +7,11 @@ from pydantic import BaseModel
 
 from exporter.core.catalog import EXPORTER_METRICS, WORKER_METRICS, Metric
 from exporter.core.history_metrics import HOURLY_METRICS
+from exporter.core.periods import format_duration
 from exporter.core.settings import Role
 from exporter.core.settings_loader import Setting, table
 from exporter.core.workers_settings import ExtraMetric
+from exporter.history.resources import SHARED_WINDOW_SECONDS
 from exporter.sources.worker_documents import FIELDS
 from exporter.web.openapi import ERRORS, Endpoint, template
 from exporter.web.parameters import MAX_POINTS
@@ -142,6 +144,30 @@ for each interval that has samples:
 {{headers}}
 """
 
+RESOURCES_NOTES = f"""\
+## Resources
+
+```json
+{{
+  "id": "i-0123456789abcdef0", "region_name": "eu-west-1", "relative_start_time": "5m",
+  "avg_cpu_utilization": "45.2", "avg_memory_utilization": "61.0",
+  "start_time": "2026-01-31T12:00:00Z", "end_time": "2026-01-31T12:05:00Z"
+}}
+```
+
+The averages are those of whole periods (`period`), at least one, so `30s` and `1m` are one period of 5 minutes by default.
+
+- **Newest published periods.** CloudWatch publishes a datapoint 1 to 3 minutes after its period, at times later. So the range
+  ends with the newest period that has been published for both metrics, or for the only one there is. `start_time` and
+  `end_time` are the range that was averaged, `relative_start_time` is `start_time` as requested.
+- **`null`** means that CloudWatch has no datapoint in that range. While a datapoint is at most `max_age` old (the same limit as
+  for the gauges), its metric is never `null`: if one has fresh datapoints only after the other one, the range is extended to
+  the first of them. If no datapoint is that fresh (the worker is stopped, say), the range ends with the last period.
+- **Memory** comes from the same series as the gauge and the history
+  ([sample-lifecycle.md](sample-lifecycle.md#memory-under-several-dimension-sets)).
+- **Cost.** A result is cached for a minute; ranges up to {format_duration(SHARED_WINDOW_SECONDS)} share one query, two metrics.
+"""
+
 ERRORS_INTRO = """\
 ## Errors
 
@@ -200,6 +226,7 @@ def http_page() -> str:
             "{headers}", _rows(("header", "description"), ((f"`{name}`", text) for name, text in PAGE_HEADERS.items()))
         ).rstrip("\n")
         + "\n",
+        RESOURCES_NOTES,
         ERRORS_INTRO,
         _rows(("code", "meaning"), ((str(code), text) for code, text in ERRORS.items())),
     )

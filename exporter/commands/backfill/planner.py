@@ -90,7 +90,7 @@ class Planner:
 
         @cache
         def queries_of(region: str, instance: str) -> tuple[MetricQuery, ...]:
-            return index.queries(region, instance, types.get(instance), thorough=True)
+            return index.queries(region, instance, types.get(instance), since=0)
 
         notes += _note_unlisted(found, index, fleet.date)
         if fleet.skipped:

@@ -1,12 +1,21 @@
-"""Find the memory series of each instance in ListMetrics results, and cache those results."""
+"""Choose the memory series of each instance, and cache the ListMetrics results they are chosen from.
+
+The agent of an instance may publish memory under several dimension sets. One rule decides which of them counts, for the gauges,
+the history, and `/resources` alike. It depends only on what CloudWatch has, not on the order of answers or on earlier cycles:
+
+1. `ranked` puts the listed sets in one order, the same for every consumer.
+2. `series_to_query` says how far down that order a query must go.
+3. `series_value` takes the datapoint of the first set in that order that has one. A set counts only where every set before it
+   is certain to have no datapoint: it had none in the last periods either, or the period is so old that none comes any more.
+"""
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from exporter.core.async_cache import AsyncCache
-from exporter.core.model import Dimensions, Listing, MetricQuery
-from exporter.core.periods import DAY, HOUR
+from exporter.core.model import Dimensions, Listing, MetricQuery, MetricResult, MetricResults
+from exporter.core.periods import DAY, HOUR, align
 from exporter.sources.cloudwatch.queries import instance_queries
 from exporter.sources.protocols import ListingSource
 
@@ -16,46 +25,91 @@ LISTED_FOR_SECONDS = 14 * DAY
 """ListMetrics lists a metric until two weeks after its last datapoint."""
 RECENTLY_ACTIVE_SECONDS = 3 * HOUR
 """The only value of RecentlyActive that AWS accepts, PT3H."""
+SILENT_PERIODS = 3
+"""A series is silent in a period if it has no datapoint in it, nor in this many before it."""
 _KNOWN_DIMENSIONS = frozenset({"InstanceId", "ImageId", "InstanceType", "AutoScalingGroupName"})
 """Dimensions that the CloudWatch agent appends by default."""
 
 
-def memory_series(
-    listing: Listing, worker_instance_id: str, instance_type: str | None, silent: Collection[Dimensions]
-) -> tuple[Dimensions, ...]:
-    """Return the dimension sets under which the agent of an instance most likely publishes memory now.
+# -- the rule ----------------------------------------------------------------------------------------------------------
+
+
+def ranked(sets: Iterable[Dimensions], instance_type: str | None) -> tuple[Dimensions, ...]:
+    """Return the dimension sets of one instance, each once, the most likely one first.
 
     Sets whose InstanceType is not another than the worker's come first, then those with the fewest unusual dimensions (more of
-    them mean a part of the host), then those with the fewest dimensions. Sets that tie are all returned, in lexical order; the
-    caller queries each and keeps the newest datapoint.
+    them mean a part of the host), then those with the fewest dimensions, then the lexically first. CloudWatch does not
+    distinguish the order of dimensions, so neither does this.
 
     Args:
-        listing: a ListMetrics result.
-        worker_instance_id: the worker's instance.
+        sets: as listed, in any order.
         instance_type: the worker's instance type, None when unknown.
-        silent: sets without recent datapoints; used only if the instance has no others.
     """
-    listed = listing.series.get(worker_instance_id, ())
-    candidates = [dimensions for dimensions in listed if dimensions not in silent] or list(listed)
 
-    def rank(dimensions: Dimensions) -> tuple[bool, int, int]:
+    def rank(dimensions: Dimensions) -> tuple[bool, int, int, Dimensions]:
         stated = dict(dimensions).get("InstanceType")
         mismatch = None not in (instance_type, stated) and stated != instance_type
-        return mismatch, sum(name not in _KNOWN_DIMENSIONS for name, _ in dimensions), len(dimensions)
+        return mismatch, sum(name not in _KNOWN_DIMENSIONS for name, _ in dimensions), len(dimensions), _key(dimensions)
 
-    best = min(map(rank, candidates), default=None)
-    return tuple(sorted(dimensions for dimensions in candidates if rank(dimensions) == best))
+    return tuple(sorted({_key(dimensions): dimensions for dimensions in sets}.values(), key=rank))
 
 
-def all_memory_series(
-    listings: Iterable[Listing], instance_id: str, instance_type: str | None, silent: Collection[Dimensions] = ()
-) -> tuple[Dimensions, ...]:
-    """Return every dimension set that is listed for an instance, the most likely active ones first."""
-    sets: dict[Dimensions, None] = {}
-    for listing in listings:
-        sets |= dict.fromkeys(memory_series(listing, instance_id, instance_type, silent))
-        sets |= dict.fromkeys(listing.series.get(instance_id, ()))
-    return tuple(sets)
+def series_to_query(candidates: Sequence[Dimensions], active: Collection[Dimensions]) -> tuple[Dimensions, ...]:
+    """Return the first series that is known to be active and those before it; each further one would be billed in vain.
+
+    Args:
+        candidates: of one instance, as `ranked` returns them.
+        active: the series of the region that have published lately.
+    """
+    for number, dimensions in enumerate(candidates, 1):
+        if dimensions in active:
+            return tuple(candidates[:number])
+    return tuple(candidates)
+
+
+def series_value(results: Iterable[MetricResult], start: int, *, date: int, period: int) -> float | None:
+    """Return the value in percent of one period, None if no series has one that counts.
+
+    What counts once does so in every later answer, whatever the other series publish then: so each consumer, and an exporter
+    that has just started, finds the same value.
+
+    Args:
+        results: of one metric of one instance, its series in the order of `ranked`.
+        start: of the period, in UTC seconds.
+        date: CloudWatch's clock at the answer, in UTC seconds.
+        period: seconds.
+    """
+    is_old = start < align(date, period) - (SILENT_PERIODS + 1) * period
+    for result in results:
+        if start in result.values:
+            return result.values[start]
+        if not result.complete or not (is_old or _is_silent(result, start, period)):
+            return None
+    return None
+
+
+def series_values(results: Iterable[MetricResult], *, date: int, period: int) -> dict[int, float]:
+    """Return period start → percent, oldest first, of all periods that have a `series_value`; the arguments are the same."""
+    results = tuple(results)
+    values = {
+        start: series_value(results, start, date=date, period=period)
+        for start in sorted({start for result in results for start in result.values})
+    }
+    return {start: value for start, value in values.items() if value is not None}
+
+
+def _is_silent(result: MetricResult, start: int, period: int) -> bool:
+    """Return whether a series has no datapoint in the period at `start`, nor in the SILENT_PERIODS before it."""
+    first = start - SILENT_PERIODS * period
+    return result.start <= first and not any(at in result.values for at in range(first, start + 1, period))
+
+
+def _key(dimensions: Dimensions) -> Dimensions:
+    """Return a dimension set as CloudWatch compares it: in any order."""
+    return tuple(sorted(dimensions))
+
+
+# -- the listings ------------------------------------------------------------------------------------------------------
 
 
 class MemorySeriesIndex:
@@ -72,7 +126,7 @@ class MemorySeriesIndex:
         self._source = source
         self._cache: AsyncCache[tuple[str, bool], Listing] = AsyncCache(monotonic=monotonic)
         self._newest: dict[tuple[str, bool], Listing] = {}
-        self._silent: defaultdict[str, set[Dimensions]] = defaultdict(set)
+        self._active: defaultdict[str, set[Dimensions]] = defaultdict(set)
 
     async def listing(self, region: str, *, recent: bool) -> Listing:
         """Return a listing at most LISTING_TTL_SECONDS old.
@@ -91,28 +145,43 @@ class MemorySeriesIndex:
         return self._newest.get((region, True), Listing()), self._newest.get((region, False), Listing())
 
     def queries(
-        self, region: str, instance_id: str, instance_type: str | None, *, thorough: bool = False
+        self, region: str, instance_id: str, instance_type: str | None, *, since: int | None = None
     ) -> tuple[MetricQuery, ...]:
-        """Return the queries of an instance: its CPU, and its memory under the listed series.
+        """Return the queries of an instance: its CPU, and its memory under the listed series, in the order of `ranked`.
 
         Args:
             region: AWS region of the instance.
             instance_id: the EC2 instance.
             instance_type: decides between several series; None when unknown.
-            thorough: every listed series, else only the most likely active ones.
+            since: every series that may have a datapoint from this UTC second on; None: only those that may count now.
         """
-        listings, silent = self.listings(region), self._silent[region]
-        if thorough:
-            return instance_queries(instance_id, all_memory_series(listings, instance_id, instance_type, silent))
-        likely = (memory_series(each, instance_id, instance_type, silent) for each in listings)
-        return instance_queries(instance_id, next(filter(None, likely), ()))
+        listings = recent, _ = self.listings(region)
+        recent_sets, all_sets = (listing.series.get(instance_id, ()) for listing in listings)
+        if since is not None:
+            is_covered = recent.date >= 0 and recent.since <= since
+            return instance_queries(instance_id, ranked(recent_sets if is_covered else recent_sets + all_sets, instance_type))
+        if recent_sets:
+            return instance_queries(instance_id, series_to_query(ranked(recent_sets, instance_type), self._active[region]))
+        return instance_queries(instance_id, ranked(all_sets, instance_type)[:1])  # silent for hours; it may come back
 
-    def mark_silent(self, region: str, series: Dimensions) -> None:
-        """Prefer other series of the instance until the next recent listing, because this one has no recent datapoints."""
-        self._silent[region].add(series)
+    def note_activity(self, region: str, results: MetricResults, period: int) -> None:
+        """Remember which memory series have published lately, until `forget_activity`.
+
+        Args:
+            region: AWS region of the results.
+            results: of one call.
+            period: of the queries, in seconds.
+        """
+        last = align(results.date, period) - period
+        for query, result in results.by_query.items():
+            # The datapoint of the last period may not be published yet.
+            if query.metric == "memory" and result.complete and result.end > last <= max(result.values, default=0) + period:
+                self._active[region].add(query.dimensions)
+
+    def forget_activity(self) -> None:
+        """Forget which memory series have published: the next results must show it again, else it is not known."""
+        self._active.clear()
 
     async def _list(self, region: str, recent: bool) -> Listing:
         listing = self._newest[region, recent] = await self._source.list_memory(region, recent=recent)
-        if recent:
-            self._silent[region].clear()
         return listing

@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 import httpx
 import pytest
 
-from exporter.core.model import Fleet, Worker, WorkerMetricsSample
+from exporter.core.model import Fleet, MetricName, Worker, WorkerMetricsSample
 from exporter.core.periods import DAY, HOUR, WEEK, align, rfc3339, to_datetime
 from exporter.core.settings import WebSettings
 from exporter.history.reader import HistoryReader
@@ -30,7 +30,7 @@ from tests.helpers.ports import free_port
 NOW = align(1_790_000_000, HOUR) + 1234
 """In the middle of an hour and of a period."""
 LATEST = align(NOW, PERIOD)
-DURATION = "start_time must be a duration from 1m to 455d, such as 10m, 1h or 7d."
+DURATION = "start_time must be a duration from 30s to 455d, such as 10m, 1h or 7d."
 ONE, TWO = instance_id(1), instance_id(2)
 REGION = "eu-west-1"
 
@@ -548,17 +548,10 @@ class TestResources:
     ) -> None:
         fake.add(ONE)
         end = align(NOW, PERIOD)
-        expected_values = fake.ledger(end - 600, end - PERIOD)  # the last period is not published yet, a minute after its end
+        expected = self.expected(
+            fake, end - 3 * PERIOD, end - PERIOD, "10m"
+        )  # the last one is published a minute after its end
         clock.now = end + 30
-        expected = {
-            "id": ONE,
-            "region_name": REGION,
-            "relative_start_time": "10m",
-            "avg_cpu_utilization": f"{expected_values[ONE, 'cpu', end - 600]:.1f}",
-            "avg_memory_utilization": f"{expected_values[ONE, 'memory', end - 600]:.1f}",
-            "start_time": rfc3339(end - 600),
-            "end_time": rfc3339(end),
-        }
         response = await exporter.resources(start_time="10m")
         assert response.json() == expected
         assert list(response.json()) == list(expected)
@@ -566,12 +559,95 @@ class TestResources:
         assert fake.metrics_billed == 2
         for _ in range(5):
             assert (await exporter.resources()).json() == expected
-        assert calls(fake) == 1
+        assert (await exporter.resources(start_time="30s")).json() == self.expected(fake, end - 2 * PERIOD, end - PERIOD, "30s")
+        assert calls(fake) == 1, "short windows share one query"
         clock.now += 61
-        both = fake.ledger(end - 600, end)
-        again = (await exporter.resources()).json()
-        assert again["avg_cpu_utilization"] == f"{fmean(both[ONE, 'cpu', end - n] for n in (600, 300)):.1f}"
+        assert (await exporter.resources()).json() == self.expected(fake, end - 2 * PERIOD, end, "10m")
         assert calls(fake) == 2
+        assert fake.metrics_billed == 4
+
+    @staticmethod
+    def expected(fake: FakeCloudWatch, start: int, end: int, relative: str) -> Json:
+        """The response for the periods of [start, end), each with the final value."""
+        values = fake.ledger(start, end, PERIOD)
+
+        def average(metric: MetricName) -> str | None:
+            known = [values[ONE, metric, at] for at in range(start, end, PERIOD) if (ONE, metric, at) in values]
+            return f"{fmean(known):.1f}" if known else None
+
+        return {
+            "id": ONE,
+            "region_name": REGION,
+            "relative_start_time": relative,
+            "avg_cpu_utilization": average("cpu"),
+            "avg_memory_utilization": average("memory"),
+            "start_time": rfc3339(start),
+            "end_time": rfc3339(end),
+        }
+
+    @pytest.mark.parametrize("native", [60, 300], ids=["detailed monitoring", "basic monitoring"])
+    @pytest.mark.parametrize("age", range(3, 15))
+    async def test_a_short_window_is_never_null_while_a_datapoint_is_younger_than_max_age(
+        self, exporter: Exporter, fake: FakeCloudWatch, clock: Clock, age: int, native: int
+    ) -> None:
+        """The newest datapoint is `age` minutes old; the values are those of the last whole period before that."""
+        fake.period = native
+        newest = LATEST - PERIOD if native == PERIOD else LATEST
+        fake.add(ONE, lag=0, runs=[(None, newest)])
+        clock.now = newest + 60 * age
+        for relative, length in (("30s", 1), ("1m", 1), ("5m", 1), ("10m", 2), ("15m", 3)):
+            answer = (await exporter.resources(start_time=relative)).json()
+            assert answer == self.expected(fake, newest - length * PERIOD, newest, relative)
+            assert None not in (answer["avg_cpu_utilization"], answer["avg_memory_utilization"])
+        assert fake.metrics_billed <= 4, "windows up to 10m share one call"
+
+    async def test_minutes_are_averaged_where_the_period_is_a_minute(
+        self, exporter: Exporter, fake: FakeCloudWatch, clock: Clock
+    ) -> None:
+        fake.period = 60
+        fake.add(ONE, lag=200)  # seconds after a minute's end
+        in_process = exporter.in_process
+        in_process.backend.reader = HistoryReader(
+            period=60, history=None, archive=in_process.backend.reader._archive, wanted_retention=DAY, wall=clock
+        )
+        for second in range(0, 600, 67):  # phases of the minute and of the five minutes; a result is cached for a minute
+            clock.now = LATEST + second
+            newest = align(int(clock.now) - 200, 60)
+            for relative, length in (("30s", 60), ("1m", 60), ("5m", 300)):
+                answer = (await exporter.resources(start_time=relative)).json()
+                values = fake.ledger(newest - length, newest)
+                expected_cpu = fmean(values[ONE, "cpu", at] for at in range(newest - length, newest, 60))
+                assert answer["avg_cpu_utilization"] == f"{expected_cpu:.1f}"
+                assert (answer["start_time"], answer["end_time"]) == (rfc3339(newest - length), rfc3339(newest))
+
+    @pytest.mark.parametrize("relative", ["30s", "5m", "10m"])
+    async def test_without_an_agent_memory_is_null_and_older_data_is_null_in_the_requested_window(
+        self, exporter: Exporter, fake: FakeCloudWatch, clock: Clock, relative: str
+    ) -> None:
+        fake.add(ONE, agent=False, lag=0, runs=[(None, LATEST)])
+        length = {"30s": 300, "5m": 300, "10m": 600}[relative]
+        clock.now = LATEST + 900
+        fresh = (await exporter.resources(start_time=relative)).json()
+        assert fresh == self.expected(fake, LATEST - length, LATEST, relative)
+        assert fresh["avg_memory_utilization"] is None
+        clock.now = LATEST + 900 + 1  # stopped for longer than `max_age`
+        old = (await exporter.resources(start_time=relative)).json()
+        assert old == self.expected(fake, LATEST + 900 - length, LATEST + 900, relative)
+        assert old["avg_cpu_utilization"] is old["avg_memory_utilization"] is None
+        hour = (await exporter.resources(start_time="1h")).json()
+        assert hour == self.expected(fake, LATEST - 2700, LATEST + 900, "1h"), "an hour also has what is older"
+
+    async def test_a_past_window_is_the_requested_one(self, exporter: Exporter, fake: FakeCloudWatch) -> None:
+        fake.add(ONE, runs=[(None, LATEST - DAY - 300), (LATEST - DAY + 300, None)])
+        answer = (await exporter.resources(start_time="10m", end_time=LATEST - DAY + 300)).json()
+        assert answer == self.expected(fake, LATEST - DAY - 300, LATEST - DAY + 300, "10m")
+        assert answer["avg_cpu_utilization"] is None
+
+    async def test_a_week_is_billed_as_one_query_and_a_day_as_before(self, exporter: Exporter, fake: FakeCloudWatch) -> None:
+        fake.add(ONE)
+        for number, relative in enumerate(("1d", "7d"), 1):
+            assert (await exporter.resources(start_time=relative)).status_code == 200
+            assert fake.metrics_billed == 2 * number
 
     async def test_the_instance_id_is_accepted_too_and_the_region_must_match(
         self, exporter: Exporter, fake: FakeCloudWatch

@@ -508,15 +508,20 @@ def test_the_newest_candidate_that_has_a_value_wins() -> None:
     assert given(3600, MetricResult("partial", T, END, {})) == Decision(False)
 
 
-def test_of_several_series_of_one_instance_any_may_have_the_value_but_all_must_be_complete() -> None:
+def test_of_several_series_of_one_instance_the_first_counts_unless_it_is_silent_and_all_must_be_complete() -> None:
     other = MetricQuery("i-1", "memory", (("InstanceId", "i-1"), ("ImageId", "ami-1")))
 
-    def given(second: MetricResult) -> Decision:
-        by_query = {MEMORY: MetricResult("empty", T, END, {}), other: second}
+    def given(first: MetricResult, second: MetricResult) -> Decision:
+        by_query = {other: second, MEMORY: first}  # in another order than the queries
         return decide_metric(ROW, "memory", [MEMORY, other], MetricResults(END + 300, by_query), (), {}, RULES)
 
-    assert given(MetricResult("ok", T, END, {T: 7.0})) == Decision(True, 7.0)
-    assert given(MetricResult("failed", T, END, {})) == Decision(False)
+    has, failed = MetricResult("ok", T - 3 * P, END, {T: 7.0}), MetricResult("failed", T - 3 * P, END, {})
+    silent, late = (MetricResult("ok", T - 3 * P, END, values) for values in ({}, {T - P: 5.0}))
+    assert given(replace(has, values={T: 3.0}), has) == Decision(True, 3.0)
+    assert given(silent, has) == Decision(True, 7.0)
+    assert given(replace(silent, start=T), has) == Decision(False), "a short window shows no silence"
+    assert given(late, has) == Decision(False), "the gauge does not show the second either"
+    assert given(silent, failed) == given(failed, has) == Decision(False)
 
 
 @pytest.mark.parametrize(
