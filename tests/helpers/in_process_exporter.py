@@ -88,13 +88,14 @@ class InProcessExporter:
         reach: float = 10,
         source: MetricSource | None = None,
         max_usd_per_day: float | None = None,
+        absence_timeout: str = "10m",
     ) -> None:
         """`source` replaces CloudWatch; `deadline` is that of one call, `reach` the timeout of MongoDB, both in seconds."""
         settings = self.settings = Settings.model_validate(
             {
                 "mongodb": {"uri": "mongodb://127.0.0.1:1/unused"},
                 "cloudwatch": {"endpoint_url": fake.url, "max_usd_per_day": max_usd_per_day},
-                "absence_timeout": "10m",
+                "absence_timeout": absence_timeout,
                 "data_dir": str(folder),
             }
         )
