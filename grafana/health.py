@@ -326,8 +326,8 @@ def _history() -> list[Panel]:
         graph(
             "Late and revised values",
             "Does CloudWatch change values that are final?",
-            "CPU and memory values that CloudWatch published after they had been recorded as absent (late), or changed after they "
-            "were final (revised). The history keeps what it has; seen for 3 hours after absence_timeout.",
+            "CPU and memory values that CloudWatch published after they had been recorded as absent (late), or changed after "
+            "they were final (revised), by metric. The history keeps what it has.",
             [
                 Query(counter_increase(_metric(f"samples_{kind}_total"), "metric"), f"{kind} {{{{metric}}}}", interval=_EACH)
                 for kind in ("late", "revised")

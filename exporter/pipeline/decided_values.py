@@ -50,6 +50,7 @@ class DecidedValues:
     """
 
     def __init__(self, period: int, window: int) -> None:
+        self.window = window
         self._period = period
         self._slots = window // period
         self._recent: dict[tuple[str, str, MetricName], _Recent] = {}

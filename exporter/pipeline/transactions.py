@@ -113,7 +113,8 @@ def apply_results(
                 after = lifecycle.finalize(before, queries, results, listings, first_seen, rules)
                 if after != before:
                     changed.append(after)
-                    decisions.append((before, after))
+                    if before.start >= call.end - decided.window:
+                        decisions.append((before, after))
                 if after.final:
                     for instance in after.instances:
                         for metric in METRICS:

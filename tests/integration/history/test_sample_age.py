@@ -3,6 +3,7 @@
 import random
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from exporter.core.history_metrics import LOOKBACK_SECONDS
@@ -11,7 +12,7 @@ from exporter.pipeline.observer import OBSERVE_OFFSET_SECONDS
 from exporter.pipeline.poller import POLL_OFFSET_SECONDS
 from exporter.storage.mongo import Database
 from tests.helpers.expected_history import Member
-from tests.helpers.fake_cloudwatch import FakeCloudWatch, Series, instance_id
+from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
 from tests.helpers.in_process_exporter import PERIOD, Clock, InProcessExporter
 
 LISTED_AFTER = 15 * MINUTE
@@ -56,9 +57,10 @@ async def test_a_sample_is_in_the_history_within_the_documented_lookback(
     fake.list_lag = LISTED_AFTER
     for number, (kind, lag) in enumerate((kind, lag) for kind in ("agent", "plain", "silent") for lag in LAGS):
         member = Member(f"{kind}-{lag}", instance_id(number), "eu-west-1", began)
-        memory = [Series((("InstanceId", member.instance_id),), runs=((None, int(clock()) + 2 * HOUR),))]
-        agent = {"memory": memory} if kind == "silent" else {}
-        fake.add(member.instance_id, runs=[(began, None)], agent=kind == "agent", lag=lag, **agent)
+        fake.add(member.instance_id, runs=[(began, None)], agent=kind != "plain", lag=lag)
+        if kind == "silent":
+            (series,) = fake.instances[member.region, member.instance_id].memory
+            fake.change(member.instance_id, memory=(replace(series, runs=((None, int(clock()) + 2 * HOUR),)),))
         await database["workers"].insert_one(member.aggregate())
     exporter = InProcessExporter(tmp_path, database, fake, clock, absence_timeout="1h")
     ages = await measure(exporter, clock, cycles)
