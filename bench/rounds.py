@@ -127,15 +127,17 @@ async def exporter(uri: str, aws: str, port: int, rounds: int, data: Path) -> No
         now = wall()
         wall.offset += (180 - now) % settings.period or settings.period  # 3 minutes after a boundary, as the poller
         await asyncio.to_thread(_control, aws, {"set": {"offset": wall.offset}})
-        began = time.perf_counter()
+        began, cpu = time.perf_counter(), time.process_time()
         await collector.observe()
         await collector.poll()
         while await mirror.step():
             pass
-        took = time.perf_counter() - began
+        took, cpu = time.perf_counter() - began, time.process_time() - cpu
         rss = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()  # noqa: ASYNC240  # a page of proc
         print(
-            json.dumps({"round": index, "took": took, "rss": rss, "mirrored": telemetry.mirrored, "at": time.time()}),
+            json.dumps(
+                {"round": index, "took": took, "cpu": cpu, "rss": rss, "mirrored": telemetry.mirrored, "at": time.time()}
+            ),
             flush=True,
         )
         if index == 0:
@@ -287,6 +289,8 @@ def report(lines: Sequence[Mapping[str, Any]], scraped: Mapping[str, Any]) -> No
         f"cycle / interval                median {statistics.median(took) / 300:.2%}, worst {max(took) / 300:.2%} "
         f"({statistics.median(took):.2f} s, {max(took):.2f} s)"
     )
+    cpu = [line["cpu"] for line in lines[1 + CATCHING_UP :]]
+    print(f"CPU of a cycle, with scrapes    median {statistics.median(cpu):.2f} s, mean {statistics.mean(cpu):.2f} s")
     for name, latencies in (("all cycles", everything), ("steady cycles", steady)):
         print(
             f"gzip scrape, {name:18} p50 {latencies[len(latencies) // 2] * 1e3:.1f} ms, "

@@ -74,8 +74,8 @@ def _now_row() -> list[Panel]:
         stat(
             "Samples in the outbox",
             "Is the history up to date?",
-            "Samples that are not in the history yet. Two or three per worker are normal; after an outage there are more "
-            "until the gaps are filled.",
+            "Samples that are not in the history yet. Two to four per worker are normal, without a CloudWatch agent five to "
+            "eight; after an outage there are more until the gaps are filled.",
             [instant(f"sum(max by (state) ({_metric('outbox_samples', _ON_THEIR_WAY)}))")],
             replace(conventions.COUNT, empty="Exporter not seen"),
             width=3,
@@ -296,7 +296,7 @@ def _history() -> list[Panel]:
             "Failed attempts to write the history, by reason. No sample is lost: they wait in the outbox.",
             [Query(counter_increase(_metric("mirror_failures_total"), "reason"), "{{reason}}", interval=_EACH)],
             replace(_NEVER, empty="No write has failed", decimals=None),
-            width=8,
+            width=6,
             columns=True,
             stacked=True,
         ),
@@ -310,7 +310,7 @@ def _history() -> list[Panel]:
                 Query(counter_increase(_metric("samples_dropped_total")), "dropped", interval=_EACH),
             ],
             replace(_NEVER, empty="Exporter not seen", decimals=None),
-            width=8,
+            width=6,
             columns=True,
         ),
         graph(
@@ -319,7 +319,21 @@ def _history() -> list[Panel]:
             "CPU and memory values for which CloudWatch returned no final answer in time; the history lacks them.",
             [Query(counter_increase(_metric("samples_unavailable_total"), "metric"), "{{metric}}", interval=_EACH)],
             replace(_NEVER, empty="None recorded as absent", decimals=None),
-            width=8,
+            width=6,
+            columns=True,
+            stacked=True,
+        ),
+        graph(
+            "Late and revised values",
+            "Does CloudWatch change values that are final?",
+            "CPU and memory values that CloudWatch published after they had been recorded as absent (late), or changed after "
+            "they were final (revised), by metric. The history keeps what it has.",
+            [
+                Query(counter_increase(_metric(f"samples_{kind}_total"), "metric"), f"{kind} {{{{metric}}}}", interval=_EACH)
+                for kind in ("late", "revised")
+            ],
+            replace(_NEVER, empty="Exporter not seen", decimals=None),
+            width=6,
             columns=True,
             stacked=True,
         ),

@@ -11,8 +11,19 @@ from typing import Literal
 import yaml
 
 from exporter.core.catalog import INFO, LAST_ACTIVITY, METRICS_BY_NAME, STATUS, Metric
-from exporter.core.history_metrics import ACTIVE_LABS_1H, CPU_1H, INFO_1H, NEWEST_1H, RUNNING_1H, STORE, ByHour, HourlyMetric
+from exporter.core.history_metrics import (
+    ACTIVE_LABS_1H,
+    CPU_1H,
+    INFO_1H,
+    LOOKBACK_SECONDS,
+    NEWEST_1H,
+    RUNNING_1H,
+    STORE,
+    ByHour,
+    HourlyMetric,
+)
 from exporter.core.model import STATUSES
+from exporter.core.periods import format_duration
 
 WORKER = "worker_id, region"
 """The labels that identify a worker."""
@@ -21,6 +32,8 @@ SELECTED = f'{IN_REGION},worker_id=~"$workers"'
 THE_WORKER = 'worker_id="$worker_id"'
 _STORED = f'store="{STORE}"'
 RUNNING = 'status="running"'
+HISTORY_LOOKBACK = format_duration(LOOKBACK_SECONDS)
+"""The range of a selector of the history that reads one sample per worker."""
 HISTORY_STEP = "5m"
 """The minimum step of a graph of the history: the default period."""
 HOURLY_STEP = "1h"

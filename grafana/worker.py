@@ -32,6 +32,7 @@ from exporter.core.catalog import (
 from grafana import conventions
 from grafana.panels import Column, Dashboard, Panel, Query, Row, Style, graph, instant, name_stat, stat, table, timeline
 from grafana.promql import (
+    HISTORY_LOOKBACK,
     HISTORY_STEP,
     RUNNING,
     THE_WORKER,
@@ -66,7 +67,7 @@ def _compared(metric: Metric) -> list[Query]:
     return [
         instant(f"max({metric.name}{{{THE_WORKER}}})", "now"),
         instant(_mean(metric, "1d"), "24 h average"),
-        instant(_mean(metric, "30m", _WEEK_AGO), "a week ago"),
+        instant(_mean(metric, HISTORY_LOOKBACK, _WEEK_AGO), "a week ago"),
     ]
 
 
@@ -92,7 +93,7 @@ def _now_row() -> list[Panel]:
             "The status now, and at the same time last week.",
             [
                 instant(live_status_code(THE_WORKER), "now"),
-                instant(history_status_code(THE_WORKER, "30m", _WEEK_AGO), "a week ago"),
+                instant(history_status_code(THE_WORKER, HISTORY_LOOKBACK, _WEEK_AGO), "a week ago"),
             ],
             Style("none", _GONE, mappings=conventions.STATUS_CODES),
             width=5,

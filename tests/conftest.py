@@ -4,7 +4,11 @@ import os
 import shutil
 from typing import NoReturn
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine must not fail a property
+hypothesis.settings.load_profile("untimed")
 
 pytest_plugins = ["tests.fixtures.mongo", "tests.fixtures.cloudwatch", "tests.fixtures.process", "tests.fixtures.prometheus"]
 

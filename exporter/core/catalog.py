@@ -236,6 +236,18 @@ EXPORTER_METRICS: tuple[Metric, ...] = (
         "Values recorded as absent because CloudWatch returned no final answer in time.",
         ("metric",),
     ),
+    _exporter(
+        "samples_late_total",
+        "counter",
+        "Values that CloudWatch published after they had been recorded as absent; the history lacks them.",
+        ("metric",),
+    ),
+    _exporter(
+        "samples_revised_total",
+        "counter",
+        "Values that CloudWatch revised after they were final; the history has the earlier value.",
+        ("metric",),
+    ),
 )
 
 METRICS_BY_NAME = {metric.name: metric for metric in (*WORKER_METRICS, *EXPORTER_METRICS)}

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from exporter.core.catalog import ACTIVE_LABS, CPU, INFO, MEMORY, STATUS, Metric
+from exporter.core.periods import HOUR
 
 METRIC_FIELDS = ("cpu_utilization", "memory_utilization", "active_labs_count")
 """Measured fields of a sample document."""
@@ -11,6 +12,9 @@ RUNNING, NEWEST = "running_avg", "newest"
 FIELDS = (*(f"{field}_{statistic}" for field in METRIC_FIELDS for statistic in ("avg", "min", "max")), RUNNING, NEWEST)
 """Values of an hourly aggregate: of each measured field the average, the lowest, and the highest sample; the share of samples
 with the status "running" among those with a status; and the end of the newest sample's period in UTC seconds."""
+
+LOOKBACK_SECONDS = HOUR
+"""Shortest range of a selector that always contains a worker's newest sample: without an agent it is up to 48 minutes old."""
 
 STORE = "history"
 """Value of the label `store`, which Prometheus's `required_matchers` demand."""

@@ -77,8 +77,11 @@ class Telemetry:
         self.mirror_last_success = OptionalGauge("cml_exporter_mirror_last_success_timestamp_seconds", registry)
         self.samples_gap_filled = counter("samples_gap_filled_total")
         self.samples_unavailable = counter("samples_unavailable_total")
+        self.samples_late = counter("samples_late_total")
+        self.samples_revised = counter("samples_revised_total")
         for metric in METRICS:  # start at 0: increase() ignores a counter's first value
-            self.samples_unavailable.labels(metric)
+            for by_metric in (self.samples_unavailable, self.samples_late, self.samples_revised):
+                by_metric.labels(metric)
         self.mirrored = 0
         """Samples inserted since the start, for the log."""
         self.dollars = 0.0

@@ -8,9 +8,10 @@ from exporter.core.clock import ServerClock
 from exporter.core.errors import SourceError, StoreError
 from exporter.core.model import MetricResults
 from exporter.pipeline.cycle import Cycle, CycleStats
+from exporter.pipeline.decided_values import DecidedValues
 from exporter.pipeline.lifecycle import FirstSeenValues, Rules
 from exporter.pipeline.outbox import OutboxThread
-from exporter.pipeline.planning import MetricDataCall
+from exporter.pipeline.planning import MetricDataCall, revisit_window
 from exporter.pipeline.publisher import Publisher
 from exporter.pipeline.transactions import apply_results
 from exporter.sources.cloudwatch.memory_series import MemorySeriesIndex
@@ -58,6 +59,7 @@ class CallRunner:
         self._wall = wall
         self._polled: dict[str, int] = {}
         self._first_seen: FirstSeenValues = {}
+        self._decided = DecidedValues(rules.period, revisit_window(rules))
 
     def last_polled(self, now: int) -> Mapping[str, int]:
         """Return when all queries of a worker last had complete results, by worker id, in MongoDB's time.
@@ -68,8 +70,9 @@ class CallRunner:
         return self._polled
 
     def forget_before(self, start: int) -> None:
-        """Forget the undecided values of periods up to `start` (UTC seconds), which are no longer open."""
+        """Forget the values of periods up to `start` (UTC seconds), which are no longer open."""
         self._first_seen = {key: seen for key, seen in self._first_seen.items() if key[1] > start}
+        self._decided.forget_before(start)
 
     async def run(self, calls: Iterable[MetricDataCall], cycle: Cycle) -> None:
         """Make all calls, some at once; record the error and the end of each in the cycle."""
@@ -127,10 +130,11 @@ class CallRunner:
 
     async def _apply(self, call: MetricDataCall, results: MetricResults, stats: CycleStats) -> None:
         listings = self._series.listings(call.region)
-        finalized, dropped = await self._outbox(
-            apply_results, self._outbox.outbox, call, results, listings, self._first_seen, self._rules
+        finalized, dropped, changes = await self._outbox(
+            apply_results, self._outbox.outbox, call, results, listings, self._first_seen, self._decided, self._rules
         )
         stats.finalized += finalized
         stats.dropped += dropped
+        stats.changes += changes
         if finalized:
             self._on_ready()

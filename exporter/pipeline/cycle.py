@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from exporter.core.budget import BudgetState
 from exporter.core.errors import SourceError
+from exporter.pipeline.decided_values import ValueChange
 
 
 @dataclass(slots=True)
@@ -19,6 +20,8 @@ class CycleStats:
     absent: int = 0
     failed: int = 0
     budget: BudgetState = "ok"
+    changes: list[ValueChange] = field(default_factory=list)
+    """The values that came or changed after they were decided."""
 
 
 @dataclass(slots=True)

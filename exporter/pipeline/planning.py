@@ -1,7 +1,8 @@
 """Decide which workers to query, and pack their queries into the fewest GetMetricData calls. Pure."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from zlib import crc32
 
 from exporter.core.model import (
     IDLE_STATUSES,
@@ -10,13 +11,17 @@ from exporter.core.model import (
     PendingQuery,
     Worker,
 )
-from exporter.core.periods import align
+from exporter.core.periods import HOUR, align
 from exporter.pipeline.lifecycle import Rules
 from exporter.sources.cloudwatch.memory_series import SILENT_PERIODS
 from exporter.sources.cloudwatch.queries import MAX_DATAPOINTS, MAX_QUERIES
 
 DUE_TOLERANCE_SECONDS = 30
 """A worker is due this much before its interval is over: collection cycles are not exact to the second."""
+REVISIT_SECONDS = HOUR
+"""How often the query of a worker reaches back over the whole `revisit_window`."""
+REVISIT_AFTER_ABSENCE_SECONDS = 3 * HOUR
+"""How long after `absence_timeout` a late value is still looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,32 @@ def is_due(running: bool, polled: int | None, now: int, rules: Rules) -> bool:
     """
     every = max(rules.interval, rules.period, 0 if running else rules.absence_timeout // 4)
     return polled is None or now - polled >= every - DUE_TOLERANCE_SECONDS
+
+
+def revisit_window(rules: Rules) -> int:
+    """Return how many seconds back late and revised values are looked for; 500 such queries fit into one call."""
+    wanted = rules.absence_timeout + REVISIT_AFTER_ABSENCE_SECONDS
+    return min(align(wanted, rules.period), MAX_DATAPOINTS // MAX_QUERIES * rules.period)
+
+
+def revisit(pending: Iterable[PendingQuery], now: int, rules: Rules) -> list[PendingQuery]:
+    """Return the queries, those of the workers whose turn it is over at least `revisit_window`.
+
+    CloudWatch bills series, not datapoints, so a longer window costs nothing. It takes CPU to parse; the workers take turns so
+    that every cycle has an equal part of it.
+
+    Args:
+        pending: what to query.
+        now: MongoDB's time in UTC seconds.
+        rules: the settings of the sample lifecycle.
+    """
+    every = max(rules.interval, rules.period)
+    turns = max(1, REVISIT_SECONDS // every)
+    turn, oldest = now // every % turns, align(now, rules.period) - revisit_window(rules)
+    return [
+        replace(one, oldest=min(one.oldest, oldest)) if crc32(one.worker_id.encode()) % turns == turn else one
+        for one in pending
+    ]
 
 
 def plan(pending: Iterable[PendingQuery], queries_of: QueriesOf, now: int, rules: Rules) -> list[MetricDataCall]:

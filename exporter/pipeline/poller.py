@@ -10,12 +10,14 @@ from exporter.core.clock import ServerClock
 from exporter.core.errors import SourceError
 from exporter.core.instances import unique
 from exporter.core.model import METRICS, MetricQuery, PendingQuery
+from exporter.core.periods import rfc3339
 from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.calls import CallRunner
 from exporter.pipeline.cycle import Cycle, CycleStats
+from exporter.pipeline.decided_values import ValueChange
 from exporter.pipeline.lifecycle import Rules
 from exporter.pipeline.outbox import OutboxThread
-from exporter.pipeline.planning import MetricDataCall, is_due, live_queries, plan
+from exporter.pipeline.planning import MetricDataCall, is_due, live_queries, plan, revisit
 from exporter.pipeline.publisher import Publisher
 from exporter.pipeline.source_health import SourceHealth
 from exporter.pipeline.spending import Spending
@@ -91,11 +93,28 @@ class Poller:
                 await self._poll_cloudwatch(self._calls, stats)
         finally:
             self._telemetry.samples_dropped.inc(stats.dropped)
+            self._count_changes(stats.changes)
             self._publisher.mark_polled()
             self._on_ready()
             await self._publisher.publish()
         await self._outbox.export_gauges(self._telemetry)
         self._log_cycle(stats, self._wall() - began)
+
+    def _count_changes(self, changes: Sequence[ValueChange]) -> None:
+        """Count the values that CloudWatch published or revised after they were decided, and log how many, with one of them."""
+        counters = {"late": self._telemetry.samples_late, "revised": self._telemetry.samples_revised}
+        for each in changes:
+            counters[each.kind].labels(each.metric).inc()
+        if changes:
+            late, example = sum(each.kind == "late" for each in changes), changes[-1]
+            _log.warning(
+                "late or revised values; the history keeps what it has",
+                late=late,
+                revised=len(changes) - late,
+                worker_id=example.worker_id,
+                metric=example.metric,
+                period=rfc3339(example.start),
+            )
 
     def _log_cycle(self, stats: CycleStats, seconds: float) -> None:
         _log.info(
@@ -206,7 +225,7 @@ class Poller:
             type_ = cycle.instance_types.get(instance)
             return self._series.queries(region, instance, type_, since=oldest.get((region, instance)))
 
-        return plan(affordable, queries_of, cycle.now, self._rules)
+        return plan(revisit(affordable, cycle.now, self._rules), queries_of, cycle.now, self._rules)
 
     # -- what it led to
 

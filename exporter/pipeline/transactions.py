@@ -10,6 +10,7 @@ from exporter.core.instances import updated_entry
 from exporter.core.model import METRICS, Fleet, InventoryEntry, Listing, MetricResults, Worker
 from exporter.core.periods import DAY
 from exporter.pipeline import lifecycle
+from exporter.pipeline.decided_values import DecidedValues, ValueChange
 from exporter.pipeline.lifecycle import FirstSeenValues, PendingSample, Rules, WorkerState
 from exporter.pipeline.outbox import Outbox
 from exporter.pipeline.planning import MetricDataCall
@@ -85,9 +86,10 @@ def apply_results(
     results: MetricResults,
     listings: Sequence[Listing],
     first_seen: FirstSeenValues,
+    decided: DecidedValues,
     rules: Rules,
-) -> tuple[int, int]:
-    """Finalize what the results of one call decide; return how many became final and how many were dropped as empty.
+) -> tuple[int, int, list[ValueChange]]:
+    """Finalize what the results of one call decide, and compare them with what earlier calls decided.
 
     Args:
         outbox: holds the open samples.
@@ -95,9 +97,14 @@ def apply_results(
         results: CloudWatch's results, with its clock.
         listings: the ListMetrics results the queries were made from.
         first_seen: updated; entries of final samples are removed.
+        decided: updated.
         rules: the settings of the sample lifecycle.
+
+    Returns:
+        How many became final, how many were dropped as empty, and which values CloudWatch has changed since they were decided.
     """
     changed: list[PendingSample] = []
+    decisions: list[tuple[PendingSample, PendingSample]] = []
     with outbox.transaction():
         for worker_id, queries in call.queries_by_worker.items():
             for before in outbox.open_rows(worker_id, call.start, call.end):
@@ -106,12 +113,19 @@ def apply_results(
                 after = lifecycle.finalize(before, queries, results, listings, first_seen, rules)
                 if after != before:
                     changed.append(after)
+                    if before.start >= call.end - decided.window:
+                        decisions.append((before, after))
                 if after.final:
                     for instance in after.instances:
                         for metric in METRICS:
                             first_seen.pop((after.worker_id, after.start, instance, metric), None)
         dropped = outbox.update(changed)
-    return sum(sample.final for sample in changed) - dropped, dropped
+    changes: list[ValueChange] = []
+    for worker_id, queries in call.queries_by_worker.items():
+        changes += decided.compare(worker_id, queries, results)
+    for before, after in decisions:
+        decided.record(before, after, call.queries_by_worker[after.worker_id], results)
+    return sum(sample.final for sample in changed) - dropped, dropped, changes
 
 
 def record_absent(outbox: Outbox, worker_ids: Collection[str], now: int, rules: Rules) -> tuple[list[PendingSample], int]:

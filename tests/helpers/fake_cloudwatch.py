@@ -109,6 +109,8 @@ class Instance:
     """(metric, period start) → further seconds until it is visible."""
     lost: frozenset[tuple[MetricName, int]]
     """Datapoints that never appear."""
+    revised: Mapping[tuple[MetricName, int], int]
+    """(metric, period start) → what counts there instead of `revise`."""
 
 
 @dataclass
@@ -260,12 +262,14 @@ class FakeCloudWatch:
         revise: int = 0,
         late: Mapping[tuple[MetricName, int], int] | None = None,
         lost: Iterable[tuple[MetricName, int]] = (),
+        revised: Mapping[tuple[MetricName, int], int] | None = None,
     ) -> Instance:
         """Add an instance or replace one; `memory` overrides the one series that `agent` gives it."""
         if memory is None:
             usual = (("ImageId", "ami-0c"), ("InstanceId", id), ("InstanceType", instance_type))
             memory = [Series(usual)] if agent else []
-        instance = Instance(id, region, tuple(runs), tuple(memory), lag, revise, dict(late or {}), frozenset(lost))
+        exceptions = dict(late or {}), frozenset(lost), dict(revised or {})
+        instance = Instance(id, region, tuple(runs), tuple(memory), lag, revise, *exceptions)
         self.instances[region, id] = instance
         return instance
 
@@ -428,8 +432,12 @@ class FakeCloudWatch:
                 for at in starts
                 if (metric, at) not in instance.lost and now >= at + length + instance.lag + late.get((metric, at), 0)
             ]
-        final = now - instance.revise - length
-        return [(at, value if at <= final else value / 2) for at in starts for value in [self.value(instance.id, metric, at)]]
+        newest, revise, revised = now - length, instance.revise, instance.revised
+        return [
+            (at, value if newest - at >= (revised.get((metric, at), revise) if revised else revise) else value / 2)
+            for at in starts
+            for value in [self.value(instance.id, metric, at)]
+        ]
 
     def _average(self, points: list[tuple[int, float]], step: int) -> list[tuple[int, float]]:
         if step == self.period:

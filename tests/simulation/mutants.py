@@ -19,6 +19,7 @@ from exporter.core.model import (
 )
 from exporter.core.periods import align
 from exporter.pipeline import calls, lifecycle, observer, poller, transactions
+from exporter.pipeline.decided_values import DecidedValues, ValueChange
 from exporter.pipeline.lifecycle import Decision, FirstSeenValues, PendingSample, Rules, WorkerState
 from exporter.pipeline.mirror import Mirror
 from exporter.pipeline.outbox import Outbox
@@ -173,9 +174,11 @@ def _outside_the_window(patch: Patch) -> None:
         results: MetricResults,
         listings: Listings,
         first_seen: FirstSeenValues,
+        decided: DecidedValues,
         rules: Rules,
-    ) -> tuple[int, int]:
-        return transactions.apply_results(outbox, replace(call, start=0, end=1 << 40), results, listings, first_seen, rules)
+    ) -> tuple[int, int, list[ValueChange]]:
+        wide = replace(call, start=0, end=1 << 40)
+        return transactions.apply_results(outbox, wide, results, listings, first_seen, decided, rules)
 
     patch.setattr(lifecycle, "decide_metric", decide_metric)
     patch.setattr(calls, "apply_results", apply_results)

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable, Itera
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar, cast
 
 import structlog
 from prometheus_client import CollectorRegistry
@@ -30,10 +30,12 @@ from exporter.core.periods import DAY, HOUR, align
 from exporter.core.settings import Settings
 from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.collector import Collector
+from exporter.pipeline.decided_values import ValueChange
 from exporter.pipeline.lifecycle import PendingSample, WorkerState
 from exporter.pipeline.mirror import Mirror
 from exporter.pipeline.outbox import Outbox, OutboxThread
 from exporter.pipeline.planning import DUE_TOLERANCE_SECONDS
+from exporter.pipeline.transactions import apply_results
 from exporter.sources.cloudwatch.malformed import MalformedInstances
 from exporter.sources.cloudwatch.queries import check_limits
 from tests.simulation.world import EPOCH, Key, World
@@ -41,6 +43,9 @@ from tests.simulation.world import EPOCH, Key, World
 SETTINGS = Settings.model_validate({"mongodb": {"uri": "mongodb://simulated"}})
 MAX_SKEW = 300
 LEASE, LEASE_MARGIN = 30, 5
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Crash(BaseException):
@@ -66,7 +71,7 @@ class Process:
         self.polled: dict[tuple[str, str], tuple[float, bool, int]] = {}
         """(worker, region) → when all queries last had results, whether it was idle, the world's count of disturbances then."""
         self.outbox = FragileOutbox(self, directory)
-        thread = OutboxThread(self.outbox)
+        thread = WatchedThread(self)
         self.lease = LeaseClient(self)
         telemetry = Telemetry(CollectorRegistry())
         history = HistoryClient(self)
@@ -243,6 +248,33 @@ class FragileOutbox(Outbox):
         elif self._opened:
             for worker_id in process.gaps_read:
                 world.gaps_opened[worker_id].append(process.fleet.date)
+
+
+class WatchedThread(OutboxThread):
+    """The outbox's thread, which reports to the world which values came or changed after they were decided."""
+
+    def __init__(self, process: Process) -> None:
+        super().__init__(process.outbox)
+        self._process = process
+        self._counted: set[ValueChange] = set()
+
+    async def __call__(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        result = await super().__call__(function, *args, **kwargs)
+        if function is apply_results:
+            for change in cast(tuple[int, int, list[ValueChange]], result)[2]:
+                self._check(change)
+        return result
+
+    def _check(self, change: ValueChange) -> None:
+        """Report a value that CloudWatch did not publish late, and one that was counted before."""
+        world, end = self._process.world, change.start + self._process.world.rules.period
+        world.figures[change.kind] += 1
+        published = world.final_values(change.worker_id, change.metric, change.start).values()
+        if change.kind == "revised" or all(at <= end + world.rules.absence_timeout for at in published):
+            world.violated(f"counted as {change.kind}", f"{change}, published {list(published)}")
+        if change in self._counted:
+            world.violated("counted twice", f"{change}")
+        self._counted.add(change)
 
 
 # -- its clients -------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry
 from pymongo import MongoClient
 
 from exporter.core.budget import dollars
+from exporter.core.history_metrics import LOOKBACK_SECONDS
 from exporter.core.model import Worker, WorkerGauges
 from exporter.core.periods import DAY, HOUR, align, to_datetime, to_seconds
 from exporter.demo.mongod import Mongod
@@ -436,14 +437,14 @@ def test_a_worker_is_compared_with_its_own_history(stack: Stack) -> None:
             ("Active labs", "active_labs_count", 1),
         ):
             day = stack.mean(ALPHA, field, now, DAY) / scale
-            week_ago = stack.mean(ALPHA, field, now - 7 * DAY, 30 * 60) / scale
+            week_ago = stack.mean(ALPHA, field, now - 7 * DAY, LOOKBACK_SECONDS) / scale
             assert value(stack, worker, title, "B", now, **alpha) == pytest.approx(day, rel=1e-9)
             assert value(stack, worker, title, "C", now, **alpha) == pytest.approx(week_ago, rel=1e-9)
             # The newest point of the line for last week, and the line of the day's average.
             assert value(stack, worker, f"{title} over time", "B", now, **alpha) == pytest.approx(day, rel=1e-9)
             recent = stack.mean(ALPHA, field, now - 7 * DAY, PERIOD) / scale
             assert value(stack, worker, f"{title} over time", "C", now, **alpha) == pytest.approx(recent, rel=1e-9)
-        last_week = stack.documents(ALPHA, now - 7 * DAY - 1800, now - 7 * DAY)[-1]["status"]
+        last_week = stack.documents(ALPHA, now - 7 * DAY - LOOKBACK_SECONDS, now - 7 * DAY)[-1]["status"]
         assert value(stack, worker, "Status", "B", now, **alpha) == CODES[last_week]
 
     steady(stack, compare)
@@ -458,7 +459,7 @@ def test_a_worker_is_compared_with_its_own_history(stack: Stack) -> None:
     gone: Any = {"worker_id": OMEGA.worker_id}
     assert shown(stack, worker, "CPU", **gone) == {}
     assert value(stack, worker, "CPU", "C", **gone) == pytest.approx(
-        stack.mean(OMEGA, "cpu_utilization", now - 7 * DAY, 1800) / 100
+        stack.mean(OMEGA, "cpu_utilization", now - 7 * DAY, LOOKBACK_SECONDS) / 100
     )
 
 

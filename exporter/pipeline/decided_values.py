@@ -1,0 +1,136 @@
+"""Notice values that CloudWatch publishes or revises after they were decided. In memory; no I/O, no clock.
+
+Nothing is corrected: a sample stays in the history as it was written. The changes are only counted.
+"""
+
+import math
+from array import array
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple
+
+from exporter.core.model import METRICS, Dimensions, MetricName, MetricQuery, MetricResults
+from exporter.pipeline.lifecycle import PendingSample
+
+_ABSENT = -math.inf
+"""Stands for a missing value; no datapoint has it, because values that are not finite are dropped."""
+
+
+class ValueChange(NamedTuple):
+    """A value of CloudWatch that differs from the one that was decided."""
+
+    kind: Literal["late", "revised"]
+    """late: the value had been recorded as absent; revised: another value had been recorded."""
+    worker_id: str
+    metric: MetricName
+    start: int
+    """Of the period, in UTC seconds."""
+
+
+class _Recent:
+    """The decided values of one metric of one instance: a ring with one slot per period."""
+
+    __slots__ = ("dimensions", "starts", "values")
+
+    def __init__(self, slots: int) -> None:
+        self.dimensions: Dimensions = ()
+        """Of the series that the values are from."""
+        self.starts = array("q", [0]) * slots
+        """Start of the period in each slot, in UTC seconds; 0 for an empty slot."""
+        self.values = array("d", [0]) * slots
+
+
+class DecidedValues:
+    """What was decided about the last periods, compared with the answers of later collection cycles.
+
+    A restart forgets it. It takes 1 kB per instance and metric, in arrays: a dict of the same values takes five times as much.
+
+    Args:
+        period: seconds of a period.
+        window: for how many seconds a decision is kept, from the start of its period on.
+    """
+
+    def __init__(self, period: int, window: int) -> None:
+        self.window = window
+        self._period = period
+        self._slots = window // period
+        self._recent: dict[tuple[str, str, MetricName], _Recent] = {}
+
+    def record(
+        self, before: PendingSample, after: PendingSample, queries: Sequence[MetricQuery], results: MetricResults
+    ) -> None:
+        """Keep what one call has decided of a sample.
+
+        Args:
+            before: the sample before the call.
+            after: the sample as finalized with the results of the call.
+            queries: those of the sample's worker in the call.
+            results: CloudWatch's results.
+        """
+        for metric in METRICS:
+            if getattr(before, metric) is not None:
+                continue  # decided by an earlier call
+            found = _first_answer(after, metric, queries, results)
+            if found is None:
+                if after.final and after.instances:
+                    self._keep(after, after.instances[0], metric, _ABSENT)
+            elif getattr(after, metric) == found[1]:
+                query, value = found
+                self._keep(after, query.instance_id, metric, value, query.dimensions)
+
+    def _keep(
+        self, sample: PendingSample, instance_id: str, metric: MetricName, value: float, dimensions: Dimensions | None = None
+    ) -> None:
+        key, slot = (sample.worker_id, instance_id, metric), sample.start // self._period % self._slots
+        recent = self._recent.get(key)
+        if recent is None:
+            recent = self._recent[key] = _Recent(self._slots)
+        if dimensions is not None and dimensions != recent.dimensions:
+            # Values of two series are not comparable; what is absent is absent from both.
+            for index, kept in enumerate(recent.values):
+                if kept != _ABSENT:
+                    recent.starts[index] = 0
+            recent.dimensions = dimensions
+        if sample.start >= recent.starts[slot]:  # gap filling finalizes old samples after new ones
+            recent.starts[slot], recent.values[slot] = sample.start, value
+
+    def compare(self, worker_id: str, queries: Iterable[MetricQuery], results: MetricResults) -> list[ValueChange]:
+        """Return the values that differ from the decided ones, each worker, period and metric once in all.
+
+        Args:
+            worker_id: whose queries they are.
+            queries: those of the worker in one call.
+            results: CloudWatch's results; incomplete ones are ignored.
+        """
+        changes: list[ValueChange] = []
+        period, slots = self._period, self._slots
+        for query in queries:
+            recent, result = self._recent.get((worker_id, query.instance_id, query.metric)), results.by_query.get(query)
+            if recent is None or result is None or not result.complete:
+                continue
+            starts, values = recent.starts, recent.values
+            for start, value in result.values.items():
+                slot = start // period % slots
+                if starts[slot] != start or values[slot] == value:
+                    continue
+                late = values[slot] == _ABSENT
+                if late or (query.dimensions == recent.dimensions and not math.isclose(values[slot], value)):
+                    starts[slot] = 0  # count it once
+                    changes.append(ValueChange("late" if late else "revised", worker_id, query.metric, start))
+        return changes
+
+    def forget_before(self, start: int) -> None:
+        """Forget instances without a decision about a period from `start` (UTC seconds) on."""
+        self._recent = {key: recent for key, recent in self._recent.items() if max(recent.starts) >= start}
+
+
+def _first_answer(
+    sample: PendingSample, metric: MetricName, queries: Iterable[MetricQuery], results: MetricResults
+) -> tuple[MetricQuery, float] | None:
+    """Return the query and value of the newest candidate that has a datapoint in the sample's period."""
+    of_metric = [query for query in queries if query.metric == metric]
+    for instance_id in sample.instances:
+        for query in of_metric:
+            result = results.by_query.get(query)
+            if query.instance_id == instance_id and result is not None and sample.start in result.values:
+                return query, result.values[sample.start]
+    return None

@@ -1,0 +1,122 @@
+"""Which later answers of CloudWatch count as late or revised."""
+
+from dataclasses import replace
+
+from exporter.core.model import MetricQuery, MetricResult, MetricResults, Outcome, PendingQuery
+from exporter.core.periods import HOUR
+from exporter.pipeline.decided_values import DecidedValues, ValueChange
+from exporter.pipeline.lifecycle import PendingSample, Rules
+from exporter.pipeline.planning import REVISIT_SECONDS, plan, revisit, revisit_window
+from exporter.sources.cloudwatch.queries import MAX_DATAPOINTS, MAX_QUERIES, instance_queries
+
+PERIOD, WINDOW = 300, 4 * HOUR
+START = 1_767_225_600
+SERIES = (("InstanceId", "i-1"),), (("InstanceId", "i-1"), ("device", "x"))
+CPU, *MEMORY = instance_queries("i-1", SERIES)
+QUERIES = (CPU, *MEMORY)
+OPEN = PendingSample("w", START, "r", ("i-1",))
+Values = dict[MetricQuery, dict[int, float]]
+
+
+def results(values: Values, outcome: Outcome = "ok") -> MetricResults:
+    return MetricResults(
+        START + HOUR, {query: MetricResult(outcome, START - WINDOW, START + WINDOW, found) for query, found in values.items()}
+    )
+
+
+def decided(values: Values, cpu: float | None = None, memory: float | None = None) -> DecidedValues:
+    """What is kept after one call with these values has made the sample final."""
+    kept = DecidedValues(PERIOD, WINDOW)
+    kept.record(OPEN, replace(OPEN, cpu=cpu, memory=memory, final=True), QUERIES, results(values))
+    return kept
+
+
+def compare(kept: DecidedValues, values: Values, outcome: Outcome = "ok") -> list[ValueChange]:
+    return kept.compare("w", QUERIES, results(values, outcome))
+
+
+def test_another_value_is_revised_once() -> None:
+    kept = decided({CPU: {START: 5.0}}, cpu=5.0)
+    assert compare(kept, {CPU: {START: 5.0, START + PERIOD: 7.0}}) == []
+    assert compare(kept, {CPU: {START: 6.0}}) == [ValueChange("revised", "w", "cpu", START)]
+    assert compare(kept, {CPU: {START: 7.0}}) == []
+
+
+def test_a_value_of_what_was_absent_is_late_once_whatever_the_worker_document_said() -> None:
+    kept = decided({}, cpu=50.0)  # the document's own
+    assert compare(kept, {CPU: {START: 6.0}}) == [ValueChange("late", "w", "cpu", START)]
+    assert compare(kept, {CPU: {START: 6.0}}) == []
+    # memory had no series at all; two of them are one value
+    assert compare(kept, {MEMORY[0]: {START: 1.0}, MEMORY[1]: {START: 2.0}}) == [ValueChange("late", "w", "memory", START)]
+
+
+def test_values_of_another_series_are_not_compared() -> None:
+    kept = decided({MEMORY[1]: {START: 5.0}}, memory=5.0)
+    assert compare(kept, {MEMORY[0]: {START: 9.0}}) == []
+    assert compare(kept, {MEMORY[1]: {START: 9.0}}) == [ValueChange("revised", "w", "memory", START)]
+
+    kept = decided({MEMORY[1]: {START: 5.0}}, memory=5.0)
+    following = replace(OPEN, start=START + PERIOD)
+    of_first = results({MEMORY[0]: {START + PERIOD: 8.0}})
+    kept.record(following, replace(following, memory=8.0, final=True), QUERIES, of_first)
+    assert compare(kept, {MEMORY[0]: {START: 9.0, START + PERIOD: 8.0}}) == []
+
+
+def test_an_incomplete_answer_and_the_last_bit_of_a_number_change_nothing() -> None:
+    kept = decided({CPU: {START: 5.0}}, cpu=5.0)
+    assert compare(kept, {CPU: {START: 6.0}}, "partial") == []
+    assert compare(kept, {CPU: {START: 5.000000000000001}}) == []
+    assert kept.compare("another", QUERIES, results({CPU: {START: 6.0}})) == []
+
+
+def test_what_is_not_decided_is_not_kept_and_a_metric_is_kept_when_it_is_decided() -> None:
+    kept = DecidedValues(PERIOD, WINDOW)
+    kept.record(OPEN, OPEN, QUERIES, results({CPU: {START: 4.0}}))  # provisional
+    assert compare(kept, {CPU: {START: 5.0}}) == []
+    first = replace(OPEN, cpu=5.0)
+    kept.record(OPEN, first, QUERIES, results({CPU: {START: 5.0}}))
+    assert compare(kept, {CPU: {START: 5.0}, MEMORY[0]: {START: 1.0}}) == [], "memory is open"
+    changed = {CPU: {START: 6.0}}
+    kept.record(first, replace(first, final=True), QUERIES, results(changed))
+    assert compare(kept, changed) == [ValueChange("revised", "w", "cpu", START)]
+
+
+def test_the_window_moves_and_old_samples_do_not_displace_new_ones() -> None:
+    kept = DecidedValues(PERIOD, WINDOW)
+    for start in (START, START - WINDOW):  # in the same slot; gap filling comes second
+        sample = replace(OPEN, start=start)
+        kept.record(sample, replace(sample, cpu=5.0, final=True), QUERIES, results({CPU: {start: 5.0}}))
+    assert compare(kept, {CPU: {START: 6.0, START - WINDOW: 6.0}}) == [ValueChange("revised", "w", "cpu", START)]
+    kept = decided({CPU: {START: 5.0}}, cpu=5.0)
+    kept.forget_before(START)
+    assert compare(kept, {CPU: {START: 5.5}}) != []
+    kept = decided({CPU: {START: 5.0}}, cpu=5.0)
+    kept.forget_before(START + 1)
+    assert compare(kept, {CPU: {START: 5.5}}) == []
+
+
+# -- how far back queries reach
+
+
+def test_each_worker_is_revisited_once_an_hour_and_in_each_cycle_about_as_many() -> None:
+    rules = Rules()
+    pending = [PendingQuery(f"w{k}", "r", (f"i-{k}",), START - 1200) for k in range(2400)]
+    turns: list[set[str]] = []
+    for at in range(START + 180, START + 180 + REVISIT_SECONDS, rules.interval):
+        revisited = [one for one in revisit(pending, at, rules) if one.oldest < START - 1200]
+        assert {one.oldest for one in revisited} == {at - at % PERIOD - WINDOW}
+        turns.append({one.worker_id for one in revisited})
+    assert set.union(*turns) == {one.worker_id for one in pending}
+    assert sum(map(len, turns)) == len(pending)
+    assert all(150 < len(turn) < 250 for turn in turns)
+
+
+def test_a_window_is_not_shortened_and_the_longest_one_is_one_call() -> None:
+    for rules in (Rules(), Rules(period=60, interval=60), Rules(absence_timeout=24 * HOUR), Rules(interval=2 * HOUR)):
+        until = START - START % rules.period
+        pending = [PendingQuery(f"w{k}", "r", (f"i-{k}",), until - 600) for k in range(MAX_QUERIES)]
+        (call,) = plan(revisit(pending, until, rules), lambda _w, _r, name: instance_queries(name), until, rules)
+        assert (until - call.start) // rules.period * MAX_QUERIES <= MAX_DATAPOINTS
+        assert until - call.start == revisit_window(rules)
+        older = [PendingQuery("w", "r", ("i",), until - 48 * HOUR)]
+        assert revisit(older, until, rules)[0].oldest == until - 48 * HOUR
