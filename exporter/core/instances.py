@@ -25,7 +25,7 @@ def instances_during(entry: InventoryEntry | None, worker: Worker, start: int, e
     """
     intervals = entry.instances if entry else ()
     if not intervals:
-        return worker.region, unique(worker.instance_id)
+        return worker.region or (entry.region if entry else ""), unique(worker.cloudwatch_instance)
     possible: list[InstanceInterval] = []
     for index, interval in enumerate(intervals):
         begun = index == 0 or intervals[index - 1].last < end
@@ -65,10 +65,10 @@ def worker_from_inventory(entry: InventoryEntry) -> Worker:
 def updated_entry(entry: InventoryEntry | None, worker: Worker, now: int) -> InventoryEntry:
     """Return the inventory entry of a worker after it was observed at `now` (UTC seconds); `entry` is the one before.
 
-    A worker document that lacks a descriptive field, or for a while its instance, removes nothing. An instance that comes back
+    A worker document that lacks a descriptive field, or for a while its instance or region, removes nothing. An instance that comes back
     after another one starts a new interval. A worker that is not terminated has no time of termination, even if it once had.
     """
-    fresh = InstanceInterval(worker.instance_id, worker.region, now, now) if worker.instance_id else None
+    fresh = InstanceInterval(instance, worker.region, now, now) if (instance := worker.cloudwatch_instance) else None
     if entry is None:
         return InventoryEntry(
             worker_id=worker.id,

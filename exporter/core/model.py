@@ -36,6 +36,7 @@ class Worker:
 
     id: str
     region: str
+    """Empty where the document has none; then CloudWatch cannot be queried."""
     instance_id: str | None
     status: str
     name: str | None = None
@@ -52,6 +53,11 @@ class Worker:
     terminated_at: int | None = None
     extra: tuple[tuple[str, float], ...] = ()
     """(metric name, value) of the further gauges configured in `workers.extra`."""
+
+    @property
+    def cloudwatch_instance(self) -> str | None:
+        """The instance that CloudWatch can be queried for: it takes a region, too."""
+        return self.instance_id if self.region else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +93,17 @@ class WorkerGauges:
     observed_at: int
     show_state: bool
     """Whether status and labs are fresh enough to be shown."""
+    show_load: bool = True
+    """Whether the worker may be running; the load (labs, CPU, memory) of one that is stopped or terminated is not shown."""
     cpu: float | None = None
     cpu_time: int | None = None
     memory: float | None = None
     memory_time: int | None = None
+
+    @property
+    def active_labs(self) -> int | None:
+        """The labs to show."""
+        return self.worker.active_labs if self.show_state and self.show_load else None
 
 
 @dataclass(frozen=True, slots=True)

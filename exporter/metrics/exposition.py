@@ -49,7 +49,8 @@ def snapshot(gauges: Sequence[WorkerGauges], extra: Sequence[ExtraGauge], fresh_
 def render(gauges: Sequence[WorkerGauges], extra: Sequence[ExtraGauge]) -> bytes:
     """Return the bytes that prometheus_client would render: the catalog's families, then those of `workers.extra`.
 
-    Status, labs and extra gauges of a worker whose `show_state` is false are left out; so is every value that is None.
+    Status, labs and extra gauges of a worker whose `show_state` is false are left out, labs also where `show_load` is false; so
+    is every value that is None.
     """
     ids = [(_escaped(gauge.worker.region), _escaped(gauge.worker.id)) for gauge in gauges]
     lines: list[str] = []
@@ -70,7 +71,7 @@ def _ratio(percent: float | None) -> float | None:
 _PLAIN: Mapping[str, Callable[[WorkerGauges], float | None]] = {
     CPU.name: lambda gauge: _ratio(gauge.cpu),
     MEMORY.name: lambda gauge: _ratio(gauge.memory),
-    ACTIVE_LABS.name: lambda gauge: gauge.worker.active_labs if gauge.show_state else None,
+    ACTIVE_LABS.name: lambda gauge: gauge.active_labs,
     LAST_ACTIVITY.name: lambda gauge: gauge.worker.last_activity_at,
     CREATED.name: lambda gauge: gauge.worker.created_at,
 }

@@ -42,9 +42,9 @@ def live_queries(workers: Iterable[Worker], now: int, rules: Rules) -> list[Pend
     """
     fresh = align(now - rules.max_age, rules.period) - rules.period
     return [
-        PendingQuery(worker.id, worker.region, (worker.instance_id,), fresh)
+        PendingQuery(worker.id, worker.region, (instance,), fresh)
         for worker in workers
-        if worker.instance_id and worker.status not in IDLE_STATUSES
+        if (instance := worker.cloudwatch_instance) and worker.status not in IDLE_STATUSES
     ]
 
 

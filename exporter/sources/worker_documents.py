@@ -126,31 +126,29 @@ class DocumentParser:
         worker_id = self._id(places)
         if worker_id is None:
             return
-        region = self._value(places, worker_id, self.paths["region"], _text)
-        if region is None:
-            self._skip(
-                "no_region",
-                f"worker {_shortened(worker_id)} has no region and is left out; the manager must write {self._first('region')}",
-            )
-            return
         if worker_id in self.workers:
             self._skip(
                 "duplicate_id",
                 f"two worker documents have the id {_shortened(worker_id)} and the second is left out; remove one of them",
             )
             return
-        worker = self._worker(places, worker_id, region)
+        worker = self._worker(places, worker_id)
         self.workers[worker_id] = worker
+        if not worker.region:
+            self.complaints.append(
+                f"worker {_shortened(worker_id)} has no region, so CloudWatch is not queried for it; "
+                f"the manager must write {self._first('region')}"
+            )
         self._note_instance(worker)
 
-    def _worker(self, places: Places, worker_id: str, region: str) -> Worker:
+    def _worker(self, places: Places, worker_id: str) -> Worker:
         def value(meaning: str, convert: Callable[[object], T]) -> T | None:
             return self._value(places, worker_id, self.paths[meaning], convert)
 
         cpu, memory = _measured(value("cpu", _percent), value("memory", _percent))
         return Worker(
             id=worker_id,
-            region=region,
+            region=value("region", _text) or "",
             instance_id=value("instance", _instance),
             status=value("status", _status) or "unknown",
             name=value("name", _text),

@@ -281,12 +281,6 @@ HEALTHY = {"_id": "healthy", "aws_region": "eu-west-1"}
     [
         ({"aws_region": "x"}, "no_id", "a worker document has no id and is left out; the manager must write id"),
         ({"_id": "", "aws_region": "x"}, "no_id", "a worker document has no id and is left out; the manager must write id"),
-        ({"_id": "w1"}, "no_region", "worker 'w1' has no region and is left out; the manager must write aws_region"),
-        (
-            {"_id": "w1", "aws_region": ""},
-            "no_region",
-            "worker 'w1' has no region and is left out; the manager must write aws_region",
-        ),
         (HEALTHY, "duplicate_id", "two worker documents have the id 'healthy' and the second is left out; remove one of them"),
         ("text", "not_a_document", "a worker document is 'text' instead of a document; remove it"),
         (
@@ -296,7 +290,7 @@ HEALTHY = {"_id": "healthy", "aws_region": "eu-west-1"}
             "1024 characters, an ObjectId or a UUID; the document is left out",
         ),
     ],
-    ids=["no id", "empty id", "no region", "empty region", "twice", "no document", "id too long"],
+    ids=["no id", "empty id", "twice", "no document", "id too long"],
 )
 def test_an_unidentifiable_document_is_left_out_counted_and_reported(document: object, reason: str, sentence: str) -> None:
     fleet = read(HEALTHY, document)
@@ -309,9 +303,23 @@ def test_an_id_that_is_no_key_is_left_out_and_counted(raw: object) -> None:
     assert read({"_id": raw, "aws_region": "x"}, HEALTHY).skipped == {"bad_id": 1}
 
 
+@pytest.mark.parametrize("fields", [{}, {"aws_region": ""}, {"aws_region": None}], ids=repr)
+def test_a_worker_without_a_region_keeps_everything_else_and_is_reported(fields: dict[str, object]) -> None:
+    fleet = read(
+        HEALTHY, {"_id": "w1", "status": "running", "active_labs_count": 3, "aws_instance_id": "i-1", "name": "lab"} | fields
+    )
+    worker = fleet.workers[1]
+    assert (worker.id, worker.region, worker.status, worker.active_labs, worker.name) == ("w1", "", "running", 3, "lab")
+    assert (worker.instance_id, worker.cloudwatch_instance) == ("i-1", None)
+    assert (fleet.skipped, fleet.complaints) == (
+        {},
+        ("worker 'w1' has no region, so CloudWatch is not queried for it; the manager must write aws_region",),
+    )
+
+
 def test_a_region_that_is_no_text_is_reported_as_such() -> None:
     fleet = read({"_id": "w1", "aws_region": ["eu-west-1"]})
-    assert fleet.skipped == {"no_region": 1}
+    assert ([worker.region for worker in fleet.workers], fleet.skipped) == ([""], {})
     assert fleet.complaints[0].startswith("worker 'w1': aws_region is ['eu-west-1'], not a text")
 
 
@@ -439,5 +447,6 @@ def test_no_document_raises_or_hides_another(documents: list[object]) -> None:
         assert all(percent is None or 0 <= percent <= 100 for percent in (worker.cpu, worker.memory))
         times = (worker.collected_at, worker.last_activity_at, worker.created_at, worker.terminated_at)
         assert all(time is None or (type(time) is int and 0 < time < 2**38) for time in times)
-        for text in (worker.id, worker.region, worker.name, worker.instance_id, worker.instance_type, worker.cml_version):
+        assert worker.region.encode() or worker.cloudwatch_instance is None
+        for text in (worker.id, worker.name, worker.instance_id, worker.instance_type, worker.cml_version):
             assert text is None or (text and text.encode())
