@@ -108,7 +108,7 @@ class _WorkerCheck:
         end, around = start + self.rules.period, self._around(start)
         if around.after is None or around.after[0] >= end + self.rules.period:
             return  # rule 2: it was not observed in time
-        if self._lost(around.after[0], document) or self._finished(around) or self._created_later(start):
+        if self._lost(around.after[0], document) or self._finished(start, around) or self._created_later(start):
             return
         if self._missed(around):
             return  # rule 5: its last period was opened when it was gone, before it came back
@@ -149,7 +149,7 @@ class _WorkerCheck:
             (self.id, start)
             in self.world.absent  # rule 10: undecided after `gap_fill_window` and counted (checked where it happens)
             or self._idle(start)
-            or self._finished(around)
+            or (self._finished(start, around) and not self._ended_unseen(start, around))
             or self._created_later(start)
             or self._moved(start)
             or not self._was_opened(start, around)
@@ -184,14 +184,24 @@ class _WorkerCheck:
         around = self.read[first : last + 1]
         return all(worker.status in IDLE_STATUSES for _, worker in around)
 
-    def _finished(self, around: _Around) -> bool:
-        """Rule 5: the last sample of a terminated worker is the period in which that was first seen."""
+    def _finished(self, start: int, around: _Around) -> bool:
+        """Rule 5: the last sample of a terminated worker is the period in which that was first seen, or in which it ended."""
         if around.after is None or around.after[1].status != "terminated":
+            return False
+        ended = around.after[1].terminated_at
+        if ended is not None and start <= ended < start + self.rules.period:
             return False
         if around.before is None or around.before[1].status == "terminated":
             return True
         # An outbox that was lost meanwhile has not seen it alive.
         return any(around.before[0] <= at <= around.after[0] for at in self.world.losses)
+
+    def _ended_unseen(self, start: int, around: _Around) -> bool:
+        """Rule 3: the periods of a worker that was first read terminated, up to its end, are gaps."""
+        if around.before is not None or around.after is None:
+            return False
+        ended = around.after[1].terminated_at
+        return ended is not None and start <= ended
 
     def _created_later(self, start: int) -> bool:
         created = self.machine.document.created_at
@@ -199,7 +209,7 @@ class _WorkerCheck:
 
     def _moved(self, start: int) -> bool:
         """Whether the worker changed its region: one call queries one region, and the newer one counts."""
-        return len({worker.region for worker in self._near(start)}) > 1
+        return len({worker.region for worker in self._near(start) if worker.region}) > 1
 
     def _missed(self, around: _Around) -> bool:
         """Whether its document was gone between the two observations."""
@@ -223,7 +233,8 @@ class _WorkerCheck:
         return [worker for _, worker in self.observed[first : last + 1]]
 
     def _known_instances(self, start: int, *, however_missed: bool = False) -> set[str]:
-        return {worker.instance_id for worker in self._near(start, however_missed=however_missed) if worker.instance_id}
+        near = self._near(start, however_missed=however_missed)
+        return {instance for worker in near if (instance := worker.cloudwatch_instance)}
 
     def _violated(self, what: str, start: int, details: str) -> None:
         self.world.violated(what, f"{self.id} {start} ({_hours(start)}) {details}")

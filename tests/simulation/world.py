@@ -384,12 +384,20 @@ class World:
         return self.machines[id_]
 
     def _create_terminated(self) -> None:
-        """Add a worker whose document appears when it has just been terminated, after up to half an hour."""
-        machine = self._create(self.now - self.rng.randint(60, 1800))
-        machine.real.stop(self.now)
-        self._later(machine, instance_id=machine.real.id, status="terminated", terminated_at=self.now)
+        """Add a worker that ends after some minutes; its document appears within a minute after that."""
+        machine = self._create(self.now)
         machine.listed = False
-        asyncio.get_running_loop().call_later(125, self._return, machine)
+
+        def end() -> None:
+            machine.real.stop(self.now)
+            changes = {"instance_id": machine.real.id, "status": "terminated", "terminated_at": self.now}
+            asyncio.get_running_loop().call_later(self.rng.uniform(0, 60), appear, changes)
+
+        def appear(changes: Mapping[str, object]) -> None:
+            machine.document = _changed(machine.document, **changes)
+            machine.listed = True
+
+        asyncio.get_running_loop().call_later(self.rng.uniform(130, 1800), end)
 
     def _instance(self, region: str | None = None) -> Instance:
         number, rng = len(self.cloudwatch.instances) + 1, self.rng

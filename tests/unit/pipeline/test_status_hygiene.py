@@ -11,6 +11,7 @@ from exporter.core.model import (
     Datapoint,
     InstanceInterval,
     InventoryEntry,
+    MetricName,
     Worker,
     WorkerGauges,
 )
@@ -64,7 +65,7 @@ def test_only_a_stopped_or_terminated_worker_has_no_load(status: str) -> None:
 
 
 def test_the_load_returns_with_the_status() -> None:
-    points = {"cpu": Datapoint(T - P, 5.0)}
+    points: dict[MetricName, Datapoint] = {"cpu": Datapoint(T - P, 5.0)}
     stopped, started = (gauges(replace(WORKER, status=status), points, T, T, RULES) for status in ("stopped", "starting"))
     assert (stopped.cpu, started.cpu) == (None, 5.0)
     assert "cml_worker_active_labs" not in families(stopped)
