@@ -65,8 +65,9 @@ def worker_from_inventory(entry: InventoryEntry) -> Worker:
 def updated_entry(entry: InventoryEntry | None, worker: Worker, now: int) -> InventoryEntry:
     """Return the inventory entry of a worker after it was observed at `now` (UTC seconds); `entry` is the one before.
 
-    A worker document that lacks a descriptive field, or for a while its instance or region, removes nothing. An instance that comes back
-    after another one starts a new interval. A worker that is not terminated has no time of termination, even if it once had.
+    A worker document that lacks a descriptive field, or for a while its instance or region, removes nothing. An instance that
+    comes back after another one starts a new interval. A worker that is not terminated has no time of termination, even if it
+    once had.
     """
     fresh = InstanceInterval(instance, worker.region, now, now) if (instance := worker.cloudwatch_instance) else None
     if entry is None:
