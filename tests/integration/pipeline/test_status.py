@@ -1,6 +1,5 @@
 """Workers that stop, lack a region, were first read terminated, or change the shape of their document; two collections."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +92,7 @@ async def test_a_worker_without_a_region_is_shown_and_stored_but_not_polled_unti
     for one in (member, other):
         fake.add(one.instance_id, runs=[(began - PERIOD, None)])
     await write(database, other)
-    own: Mapping[str, object] = {"cpu_utilization": 12.5, "memory_utilization": 25.0, "aws_region": None}
+    own: Document = {"cpu_utilization": 12.5, "memory_utilization": 25.0, "aws_region": None}
     exporter = InProcessExporter(tmp_path, database, fake, clock)
     for number in range(3):
         await write(database, member, **own, cloudwatch_last_collected_at=to_datetime(began + number * PERIOD + 200))
