@@ -202,8 +202,11 @@ def idle_hours(matchers: str, window: str, *, before: str = "") -> str:
 
 
 def fleet_average(metric: ByHour, matchers: str, window: str, *, before: str = "") -> str:
-    """Return the average over time of the sum over all workers: each hour's sum counts once, whichever workers existed."""
-    total = f"sum({_each_hour(metric.avg, matchers)})"
+    """Return the average over time of the sum over all workers: each hour's sum counts once, whichever workers existed.
+
+    A worker that did not run in an hour counts as 0: the history keeps what the document of a stopped worker says.
+    """
+    total = f"sum({_each_hour(metric.avg, matchers)} * ({_each_hour(RUNNING_1H, matchers)} > bool 0))"
     return f"avg_over_time({total}[{window}:1h] {_offset(before)})"
 
 

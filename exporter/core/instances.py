@@ -25,7 +25,7 @@ def instances_during(entry: InventoryEntry | None, worker: Worker, start: int, e
     """
     intervals = entry.instances if entry else ()
     if not intervals:
-        return worker.region, unique(worker.polled_instance)
+        return worker.region or (entry.region if entry else ""), unique(worker.cloudwatch_instance)
     possible: list[InstanceInterval] = []
     for index, interval in enumerate(intervals):
         begun = index == 0 or intervals[index - 1].last < end
@@ -69,8 +69,7 @@ def updated_entry(entry: InventoryEntry | None, worker: Worker, now: int) -> Inv
     comes back after another one starts a new interval. A worker that is not terminated has no time of termination, even if it
     once had.
     """
-    instance = worker.polled_instance
-    fresh = InstanceInterval(instance, worker.region, now, now) if instance else None
+    fresh = InstanceInterval(instance, worker.region, now, now) if (instance := worker.cloudwatch_instance) else None
     if entry is None:
         return InventoryEntry(
             worker_id=worker.id,

@@ -82,7 +82,7 @@ class Worker:
 
     id: str
     region: str
-    """Empty where the document lacks it."""
+    """Empty where the document has none; then CloudWatch cannot be queried."""
     instance_id: str | None
     status: str
     name: str | None = None
@@ -102,8 +102,8 @@ class Worker:
     """(metric name, value) of the further fields configured in `workers.extra`; the value of a state set is its state."""
 
     @property
-    def polled_instance(self) -> str | None:
-        """The instance to query CloudWatch for: none without a region."""
+    def cloudwatch_instance(self) -> str | None:
+        """The instance that CloudWatch can be queried for: it takes a region, too."""
         return self.instance_id if self.region else None
 
 
@@ -146,6 +146,11 @@ class WorkerGauges:
     cpu_time: int | None = None
     memory: float | None = None
     memory_time: int | None = None
+
+    @property
+    def active_labs(self) -> int | None:
+        """The labs to show."""
+        return self.worker.active_labs if self.show_state and self.show_load else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,6 +64,11 @@ class WorkerRef:
     """From its worker document (the manager's aggregate) or, when that is gone, from the inventory."""
     entry: InventoryEntry | None
 
+    @property
+    def region(self) -> str:
+        """The region in the worker document, else the last known one; empty where none is known."""
+        return self.worker.region or (self.entry.region if self.entry else "")
+
     @classmethod
     def of(cls, worker: Worker | None, entry: InventoryEntry | None) -> "WorkerRef | None":
         """Return the reference of a worker, None when it is in neither source."""

@@ -136,17 +136,20 @@ def initial_state(worker: Worker, entry: InventoryEntry | None, now: int, rules:
     start = align(now, rules.period) - rules.period
     if worker.created_at is not None:
         start = max(start, min(align(worker.created_at, rules.period), align(now, rules.period)))
+    region = worker.region or (entry.region if entry else "")
     instances: tuple[str, ...] = ()
-    if entry and entry.instances and entry.instances[-1].region == worker.region:
+    if entry and entry.instances and entry.instances[-1].region == region:
         instances = (entry.instances[-1].instance_id,)
     status = entry.status if entry else worker.status
-    return WorkerState(worker.id, worker.region, instances, status, 0, entry.last_seen if entry else now, start)
+    return WorkerState(worker.id, region, instances, status, 0, entry.last_seen if entry else now, start)
 
 
 def observe(
     worker: Worker, state: WorkerState, now: int, rules: Rules, entry: InventoryEntry | None = None
 ) -> tuple[list[PendingSample], WorkerState]:
     """Return the samples that an observation opens (rules 1, 2, 4, 5, 8), and the new state. Each period is opened once.
+
+    A worker without a region keeps the last known one, with the instances seen there.
 
     Args:
         worker: as read.
@@ -157,21 +160,19 @@ def observe(
             whose exporter did not lead for a while.
     """
     period = rules.period
-    earlier = state.instances if state.region == worker.region else ()
-    seen_instances = unique(worker.polled_instance, *earlier)
-    finished = worker.status == "terminated" and state.status == "terminated"
-    # The read that first saw it so may have come before the end of the period in which it terminated.
-    ended_at = -1 if worker.terminated_at is None else min(worker.terminated_at, state.idle_since)
+    region = worker.region or state.region
+    earlier = state.instances if state.region == region else ()
+    seen_instances = unique(worker.cloudwatch_instance, *earlier)
     # Two periods: one late observation does not hide that the worker was idle all the time.
     unbroken = worker.status in IDLE_STATUSES and state.idle_since > 0 and now - state.seen <= 2 * period
     samples = []
     following = max(state.next, align_up(now - rules.gap_fill_window, period))
     for start in closed_periods(following, period, now):
         following = start + period
-        if finished and start > ended_at:
+        if _is_finished(worker, state, start, following):
             continue
-        region, instances = _candidates(worker, seen_instances, entry, start, following)
-        sample = PendingSample(worker.id, start, region, instances)
+        sample_region, instances = _candidates(worker, region, seen_instances, entry, start, following)
+        sample = PendingSample(worker.id, start, sample_region, instances)
         if following > now - period:
             sample = _with_observation(sample, worker, following)
             if not instances or (unbroken and state.idle_since <= start):
@@ -179,19 +180,30 @@ def observe(
         if instances or not sample.empty:
             samples.append(sample)
     if following > state.next:  # the first period not yet opened began between the last observation and this one
-        seen_instances = unique(worker.polled_instance, *earlier[:1])
-    idle_since = 0 if worker.status not in IDLE_STATUSES else state.idle_since if unbroken or finished else now
-    return samples, WorkerState(worker.id, worker.region, seen_instances, worker.status, idle_since, now, following)
+        seen_instances = unique(worker.cloudwatch_instance, *earlier[:1])
+    idle_since = 0 if worker.status not in IDLE_STATUSES else state.idle_since if unbroken else now
+    return samples, WorkerState(worker.id, region, seen_instances, worker.status, idle_since, now, following)
+
+
+def _is_finished(worker: Worker, state: WorkerState, start: int, end: int) -> bool:
+    """Return whether a worker has no sample of [start, end) because it was terminated before (rule 5).
+
+    The last sample is opened by the first observation of that status. Two observations of it open a period only where the
+    worker document says that the worker ended in it: it was first read terminated, or ended after the boundary.
+    """
+    if worker.status != "terminated" or state.status != "terminated":
+        return False
+    return worker.terminated_at is None or not start <= worker.terminated_at < end
 
 
 def _candidates(
-    worker: Worker, seen: tuple[str, ...], entry: InventoryEntry | None, start: int, end: int
+    worker: Worker, region: str, seen: tuple[str, ...], entry: InventoryEntry | None, start: int, end: int
 ) -> tuple[str, tuple[str, ...]]:
-    """Return region and instances to query for [start, end): those the outbox has `seen`, and the inventory's (rule 4)."""
+    """Return region and instances to query for [start, end): those `seen` in `region`, and the inventory's (rule 4)."""
     if entry is None:
-        return worker.region, seen
-    region, instances = instances_during(entry, worker, start, end)
-    return region, unique(*instances, *seen) if region == worker.region else instances
+        return region, seen
+    known_region, instances = instances_during(entry, worker, start, end)
+    return known_region, unique(*instances, *seen) if known_region == region else instances
 
 
 def _with_observation(sample: PendingSample, worker: Worker, end: int) -> PendingSample:

@@ -115,7 +115,8 @@ class Observer:
         self._wall = wall
         self._terminated_seen: dict[str, int] = {}
         self._complaints: set[str] = set()
-        self._gaps_opened: set[str] = set()
+        self._gaps_opened: set[tuple[str, bool]] = set()
+        """(worker id, whether it had a region) of the workers whose gaps were searched for."""
         self._inventory_loaded = False
 
     async def restore(self) -> None:
@@ -209,9 +210,13 @@ class Observer:
         states: Mapping[str, WorkerState],
         entries: Mapping[str, InventoryEntry],
     ) -> int:
-        """Open the gaps of each worker once per process, as soon as the history can be read (rule 3); return how many."""
-        self._gaps_opened &= {worker.id for worker in fleet.workers}  # one that left may have been forgotten when it returns
-        workers = [worker for worker in fleet.workers if worker.id not in self._gaps_opened]
+        """Open the gaps of each worker once per process, as soon as the history can be read (rule 3); return how many.
+
+        Those of a worker that was read without a region are searched for again when it has one: then its instance is known.
+        """
+        present = {worker.id for worker in fleet.workers}  # one that left may have been forgotten when it returns
+        self._gaps_opened = {key for key in self._gaps_opened if key[0] in present}
+        workers = [worker for worker in fleet.workers if (worker.id, bool(worker.region)) not in self._gaps_opened]
         since = fleet.date - self._rules.gap_fill_window - self._rules.period
         opened = 0
         for first in range(0, len(workers), GAP_CHUNK_WORKERS):
@@ -224,5 +229,5 @@ class Observer:
             opened += await self._outbox(
                 open_gaps, self._outbox.outbox, chunk, states, entries, existing, fleet.date, self._rules
             )
-            self._gaps_opened |= {worker.id for worker in chunk}
+            self._gaps_opened |= {(worker.id, bool(worker.region)) for worker in chunk}
         return opened

@@ -49,9 +49,9 @@ def live_queries(workers: Iterable[Worker], now: int, rules: Rules) -> list[Pend
     """
     fresh = align(now - rules.max_age, rules.period) - rules.period
     return [
-        PendingQuery(worker.id, worker.region, (worker.polled_instance,), fresh)
+        PendingQuery(worker.id, worker.region, (instance,), fresh)
         for worker in workers
-        if worker.polled_instance and worker.status not in IDLE_STATUSES
+        if (instance := worker.cloudwatch_instance) and worker.status not in IDLE_STATUSES
     ]
 
 

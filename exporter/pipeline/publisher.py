@@ -137,6 +137,8 @@ def _render(
 def gauges(worker: Worker, points: Mapping[MetricName, Datapoint], observed_at: int, now: int, rules: Rules) -> WorkerGauges:
     """Return the gauges of a worker: CloudWatch's newest datapoint, else the worker document's own value, unless too old.
 
+    A worker that is stopped or terminated has no load, from the moment its status says so: neither values nor their times.
+
     Args:
         worker: as read.
         points: CloudWatch's newest datapoint of each metric.
@@ -144,6 +146,9 @@ def gauges(worker: Worker, points: Mapping[MetricName, Datapoint], observed_at: 
         now: MongoDB's time in UTC seconds.
         rules: how long a value is shown.
     """
+    show_state = now - observed_at <= rules.max_age
+    if worker.status in IDLE_STATUSES:
+        return WorkerGauges(worker, observed_at, show_state, show_load=False)
     values: dict[MetricName, tuple[float | None, int | None]] = {}
     own: dict[MetricName, float | None] = {"cpu": worker.cpu, "memory": worker.memory}
     for metric in METRICS:
@@ -155,9 +160,6 @@ def gauges(worker: Worker, points: Mapping[MetricName, Datapoint], observed_at: 
             candidates.append((own_value, worker.collected_at))
         fresh = [pair for pair in candidates if now - pair[1] <= rules.max_age]
         values[metric] = fresh[0] if fresh else (None, max((time for _, time in candidates), default=None))
-    show_state = now - observed_at <= rules.max_age
-    if worker.status in IDLE_STATUSES:  # what CloudWatch still has of it is from before it stopped
-        return WorkerGauges(worker, observed_at, show_state, show_load=False)
     return WorkerGauges(worker, observed_at, show_state, True, *values["cpu"], *values["memory"])
 
 

@@ -6,6 +6,7 @@ worker, never the whole read. `Fleet.skipped` counts the documents left out, `Fl
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -83,11 +84,10 @@ class Aggregates:
                 hello = await self._database.command("hello")
         except (PyMongoError, BSONError) as error:
             raise self._source_error(error, self._collections[0]) from error
-        documents, refused = await self._find()
+        documents, note = await self._find()
         fleet = await asyncio.to_thread(parse, documents, to_seconds(hello["localTime"]), self._settings)
-        if not documents:
-            notes = (refused, await self._search_elsewhere())
-            fleet = replace(fleet, complaints=(*fleet.complaints, *(note for note in notes if note)))
+        notes = (note, None if documents else await self._search_elsewhere())
+        fleet = replace(fleet, complaints=(*fleet.complaints, *(note for note in notes if note)))
         return replace(fleet, namespace=self._namespace())
 
     def _namespace(self) -> str:
@@ -97,7 +97,8 @@ class Aggregates:
     async def _find(self) -> tuple[list[dict[str, Any]], str | None]:
         """Return the documents of the first collection that holds any, and use only that one from now on.
 
-        The second value is why a collection could not be read, where no other holds documents.
+        The second value is a sentence for the log: which further collection holds documents, or why one could not be read where
+        no other holds any.
         """
         refusal: SourceError | None = None
         answered = False
@@ -113,13 +114,29 @@ class Aggregates:
                 raise self._source_error(error, name) from error
             answered = True
             if documents:
+                note = None
                 if len(self._collections) > 1:
+                    note = await self._note_unused(name)
                     self._collections = (name,)
                     _log.info("worker documents found", collection=f"{self._database.name}.{name}")
-                return documents, None
+                return documents, note
         if refusal is not None and not answered:
             raise refusal
         return [], None if refusal is None else str(refusal)
+
+    async def _note_unused(self, used: str) -> str | None:
+        """Return a sentence that names the searched collections after `used` that hold documents, too; None without one."""
+        unused = []
+        for name in self._collections[self._collections.index(used) + 1 :]:
+            with suppress(PyMongoError, BSONError):  # what cannot be read is not used anyway
+                if await self._read_collection(name, limit=1):
+                    unused.append(f"{self._database.name}.{name}")
+        if not unused:
+            return None
+        return (
+            f"{' and '.join(unused)} also holds documents and is not read, because {self._database.name}.{used} is searched "
+            "first; set mongodb.workers to the collection of the manager"
+        )
 
     async def _read_collection(self, name: str, limit: int = 0) -> list[dict[str, Any]]:
         collection = self._database.get_collection(name, codec_options=_CODEC)

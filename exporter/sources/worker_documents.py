@@ -160,24 +160,23 @@ class DocumentParser:
                 f"two worker documents have the id {_shortened(worker_id)} and the second is left out; remove one of them",
             )
             return
-        region = self._value(places, worker_id, self.paths["region"], values.text)
-        if region is None:
+        worker = self._worker(places, worker_id)
+        self.workers[worker_id] = worker
+        if not worker.region:
             self.complaints.append(
-                f"worker {_shortened(worker_id)} has no region, so CloudWatch is not polled for it; "
+                f"worker {_shortened(worker_id)} has no region, so CloudWatch is not queried for it; "
                 f"the manager must write {self._first('region')}"
             )
-        worker = self._worker(places, worker_id, region or "")
-        self.workers[worker_id] = worker
         self._note_instance(worker)
 
-    def _worker(self, places: Places, worker_id: str, region: str) -> Worker:
+    def _worker(self, places: Places, worker_id: str) -> Worker:
         def value(meaning: str, convert: Callable[[object], T]) -> T | None:
             return self._value(places, worker_id, self.paths[meaning], convert)
 
         cpu, memory = _measured(value("cpu", values.percent), value("memory", values.percent))
         return Worker(
             id=worker_id,
-            region=region,
+            region=value("region", values.text) or "",
             instance_id=value("instance", values.instance),
             status=value("status", values.status) or "unknown",
             name=value("name", values.text),

@@ -56,10 +56,10 @@ class Inventory:
         for worker in fleet.workers:
             old = self._entries.get(worker.id)
             new = updated_entry(old, worker, fleet.date)
-            if old is None or new != _touched(old, new.last_seen, bool(worker.instance_id)):
+            if old is None or new != _touched(old, new.last_seen, bool(worker.cloudwatch_instance)):
                 changed.add(worker.id)
             self._entries[worker.id] = new
-        seen = {worker.id: bool(worker.instance_id) for worker in fleet.workers}
+        seen = {worker.id: bool(worker.cloudwatch_instance) for worker in fleet.workers}
         upserts = changed | self._unsaved
         self._unsaved |= seen.keys()
         await self._upsert(sorted(upserts))

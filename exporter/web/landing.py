@@ -124,7 +124,7 @@ def _notice(workers: Sequence[WorkerGauges], fresh: bool, ready: bool) -> str:
 def _tiles(workers: Sequence[WorkerGauges]) -> str:
     statuses = Counter(gauge.worker.status for gauge in workers if gauge.show_state)
     running = [gauge for gauge in workers if gauge.show_state and gauge.worker.status == "running"]
-    labs = sum(gauge.worker.active_labs or 0 for gauge in workers if gauge.show_state and gauge.show_load)
+    labs = sum(gauge.active_labs or 0 for gauge in workers)
     tiles = (
         ("workers", str(len(workers))),
         ("running", str(len(running))),
@@ -182,7 +182,6 @@ def _table(workers: Sequence[WorkerGauges]) -> str:
 
 def _row(gauge: WorkerGauges) -> str:
     worker = gauge.worker
-    labs = worker.active_labs if gauge.show_state and gauge.show_load else None
     name = f"{_text(worker.name or worker.id)}<small>{_text(worker.id)}</small>"
     cells = (
         f"<td>{name}</td>",
@@ -190,7 +189,7 @@ def _row(gauge: WorkerGauges) -> str:
         f"<td>{_chip(worker.status) if gauge.show_state else '–'}</td>",
         f"<td>{_bar(gauge.cpu)}</td>",
         f"<td>{_bar(gauge.memory)}</td>",
-        f"<td>{'–' if labs is None else labs}</td>",
+        f"<td>{'–' if gauge.active_labs is None else gauge.active_labs}</td>",
         f"<td>{'–' if worker.last_activity_at is None else rfc3339(worker.last_activity_at)}</td>",
     )
     return f"<tr>{''.join(cells)}</tr>"

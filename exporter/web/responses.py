@@ -10,9 +10,9 @@ from urllib.parse import urlencode
 import orjson
 
 from exporter.core.history_metrics import METRIC_FIELDS
-from exporter.core.model import STATUSES, InventoryEntry, Worker, WorkerFacts, WorkerGauges
+from exporter.core.model import STATUSES, InventoryEntry, WorkerFacts, WorkerGauges
 from exporter.core.periods import rfc3339
-from exporter.history.reader import Page
+from exporter.history.reader import Page, WorkerRef
 from exporter.history.resources import Resources
 from exporter.storage.rows import Document
 from exporter.web.parameters import ResourcesQuery, encoded
@@ -71,7 +71,7 @@ def listed_worker(gauge: WorkerGauges, entry: InventoryEntry | None, fresh: bool
             cpu_time=_time(gauge.cpu_time),
             memory_utilization=gauge.memory if fresh else None,
             memory_time=_time(gauge.memory_time),
-            active_labs_count=worker.active_labs if load else None,
+            active_labs_count=gauge.active_labs if fresh else None,
             **_facts(worker.facts if state else WorkerFacts(), load=load),
             last_activity_at=_time(worker.last_activity_at),
             created_at=_time(worker.created_at),
@@ -171,12 +171,13 @@ def _time(time: int | None) -> str | None:
 # -- history -----------------------------------------------------------------------------------------------------------
 
 
-def history_worker(worker: Worker, entry: InventoryEntry | None, status: str | None) -> HistoryWorker:
+def history_worker(ref: WorkerRef, status: str | None) -> HistoryWorker:
     """Return the worker that a page of history belongs to; `status` is today's, None if it is not known."""
+    worker, entry = ref.worker, ref.entry
     return HistoryWorker(
         worker_id=worker.id,
         name=worker.name or (entry.name if entry else None),
-        region=worker.region,
+        region=ref.region,
         status=status,
         instance_type=worker.instance_type or (entry.instance_type if entry else None),
         cml_version=worker.cml_version or (entry.cml_version if entry else None),

@@ -137,7 +137,7 @@ async def history(request: Request) -> Response:
         if as_csv:
             body = responses.history_csv(page, query.span.interval)
             return Response(body, media_type="text/csv; charset=utf-8; header=present", headers=headers)
-        worker = responses.history_worker(subject.worker, subject.entry, _status(backend, subject, gauge))
+        worker = responses.history_worker(subject, _status(backend, subject, gauge))
         return Response(responses.history_json(page, cursor, worker), media_type=_JSON, headers=headers)
 
     # In a thread, as above, unless a change of threads would take longer.
@@ -154,10 +154,12 @@ async def resources(request: Request) -> Response:
     subject = found[0] if found else await _find_instance(backend, id_, region)
     if subject is None:
         raise _unknown(id_)
-    if subject.worker.region != region:
+    if not subject.region:
         raise HTTPException(
-            HTTPStatus.NOT_FOUND, f"Worker {id_} is not in region {region}, but in {subject.worker.region or 'none'}."
+            HTTPStatus.NOT_FOUND, f"Worker {id_} has no region, so CloudWatch cannot be queried; the manager must write it."
         )
+    if subject.region != region:
+        raise HTTPException(HTTPStatus.NOT_FOUND, f"Worker {id_} is not in region {region}, but in {subject.region}.")
     usage = await backend.reader.resources(subject, query.seconds, query.end)
     return _json(responses.resource_usage(usage, query))
 

@@ -109,7 +109,7 @@ class _WorkerCheck:
         end, around = start + self.rules.period, self._around(start)
         if around.after is None or around.after[0] >= end + self.rules.period:
             return  # rule 2: it was not observed in time
-        if self._lost(around.after[0], document) or self._finished(around) or self._created_later(start):
+        if self._lost(around.after[0], document) or self._finished(start, around) or self._created_later(start):
             return
         if self._missed(around):
             return  # rule 5: its last period was opened when it was gone, before it came back
@@ -139,7 +139,7 @@ class _WorkerCheck:
         """Rule 9: where CloudWatch has nothing, the document's own value counts, if it was observed in time."""
         around, period = self._around(start), self.rules.period
         after = around.after
-        if after is None or after[0] >= start + 2 * period or self._lost(after[0], document) or self._finished(around):
+        if after is None or after[0] >= start + 2 * period or self._lost(after[0], document) or self._finished(start, around):
             return
         worker = after[1]
         if worker.collected_at is not None and start <= worker.collected_at < start + period:
@@ -153,7 +153,7 @@ class _WorkerCheck:
             (self.id, start)
             in self.world.absent  # rule 10: undecided after `gap_fill_window` and counted (checked where it happens)
             or self._idle(start)
-            or self._finished(around)
+            or (self._finished(start, around) and not self._ended_unseen(start, around))
             or self._created_later(start)
             or self._moved(start)
             or not self._was_opened(start, around)
@@ -188,14 +188,24 @@ class _WorkerCheck:
         around = self.read[first : last + 1]
         return all(worker.status in IDLE_STATUSES for _, worker in around)
 
-    def _finished(self, around: _Around) -> bool:
-        """Rule 5: the last sample of a terminated worker is the period in which that was first seen."""
+    def _finished(self, start: int, around: _Around) -> bool:
+        """Rule 5: the last sample of a terminated worker is the period in which that was first seen, or in which it ended."""
         if around.after is None or around.after[1].status != "terminated":
+            return False
+        ended = around.after[1].terminated_at
+        if ended is not None and start <= ended < start + self.rules.period:
             return False
         if around.before is None or around.before[1].status == "terminated":
             return True
         # An outbox that was lost meanwhile has not seen it alive.
         return any(around.before[0] <= at <= around.after[0] for at in self.world.losses)
+
+    def _ended_unseen(self, start: int, around: _Around) -> bool:
+        """Rule 3: the periods of a worker that was first read terminated, up to its end, are gaps."""
+        if around.before is not None or around.after is None:
+            return False
+        ended = around.after[1].terminated_at
+        return ended is not None and start <= ended
 
     def _created_later(self, start: int) -> bool:
         created = self.machine.document.created_at
@@ -203,7 +213,7 @@ class _WorkerCheck:
 
     def _moved(self, start: int) -> bool:
         """Whether the worker changed its region: one call queries one region, and the newer one counts."""
-        return len({worker.region for worker in self._near(start, however_missed=True)}) > 1
+        return len({worker.region for worker in self._near(start, however_missed=True) if worker.region}) > 1
 
     def _missed(self, around: _Around) -> bool:
         """Whether its document was gone between the two observations."""
@@ -240,9 +250,10 @@ class _WorkerCheck:
         the region of the worker document."""
         instances = self.world.cloudwatch.instances
         return {
-            worker.instance_id
+            instance
             for worker in workers
-            if worker.instance_id and getattr(instances.get(worker.instance_id), "region", worker.region) == worker.region
+            if (instance := worker.cloudwatch_instance)
+            and getattr(instances.get(instance), "region", worker.region) == worker.region
         }
 
     def _violated(self, what: str, start: int, details: str) -> None:

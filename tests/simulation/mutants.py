@@ -100,6 +100,17 @@ def _vanished_are_forgotten(patch: Patch) -> None:
     patch.setattr(lifecycle, "close_missing", lambda state, now, rules: ([], state))
 
 
+def _no_period_of_the_end(patch: Patch) -> None:
+    def is_finished(worker: Worker, state: WorkerState, start: int, end: int) -> bool:
+        return worker.status == "terminated" and state.status == "terminated"
+
+    patch.setattr(lifecycle, "_is_finished", is_finished)
+
+
+def _polled_without_a_region(patch: Patch) -> None:
+    patch.setattr(Worker, "cloudwatch_instance", property(lambda self: self.instance_id))
+
+
 def _two_transactions(patch: Patch) -> None:
     def open_periods(
         outbox: Outbox, fleet: Fleet, inventory: Mapping[str, InventoryEntry] | None, rules: Rules
@@ -299,6 +310,8 @@ MUTANTS: Mapping[str, Callable[[Patch], None]] = {
     "4: the inventory is not used for gaps": _no_inventory,
     "4: the inventory is not used when observing": _no_inventory_when_observing,
     "5: vanished workers are forgotten": _vanished_are_forgotten,
+    "5: nothing after the status was first seen": _no_period_of_the_end,
+    "4: an instance without its region is a candidate": _polled_without_a_region,
     "6: age by the local clock": _local_age,
     "6: MongoDB's time continued by the local clock": _local_now,
     "7: no settle_delay": _no_settle_delay,

@@ -154,6 +154,9 @@ class Process:
         if snapshot is None or snapshot.fresh_until <= self.wall():
             return
         for shown in snapshot.workers:
+            load = (shown.active_labs, shown.cpu, shown.cpu_time, shown.memory, shown.memory_time)
+            if shown.worker.status in IDLE_STATUSES and load != (None,) * len(load):
+                world.violated("a worker that does not run has a load", f"{shown}")
             own = world.machines[shown.worker.id].own
             for at, (metric, value, end) in enumerate(
                 (("cpu", shown.cpu, shown.cpu_time), ("memory", shown.memory, shown.memory_time)), 1
@@ -302,7 +305,8 @@ class FleetClient:
             for worker in fleet.workers:
                 world.read[worker.id].append((fleet.date, worker))
             for worker_id in world.machines.keys() - {worker.id for worker in fleet.workers}:
-                world.missed[worker_id].append(fleet.date)
+                if world.read[worker_id]:  # else its document never was there
+                    world.missed[worker_id].append(fleet.date)
         return fleet
 
 
@@ -500,6 +504,8 @@ class MetricClient:
         return listing
 
     async def _arrive(self, region: str) -> None:
+        if not region:
+            self._world.violated("CloudWatch is queried without a region")
         await self._slow()
         await self._process.travel()
         flaky = "flaky" in self._world.faults and self._world.rng.random() < 0.08

@@ -36,6 +36,11 @@ FAULTS = (
     "malformed",  # one instance id that CloudWatch rejects
     "takeover",  # a second exporter
 )
+LATER_FAULTS = (
+    "no_region",  # worker documents lose their region, some from the beginning, and may get it back
+    "short_lived",  # a worker document appears when its worker is already terminated
+)
+"""Drawn apart from FAULTS, so that the scenario of a seed stays otherwise the same."""
 
 Key = tuple[str, int]
 """(worker id, period start): the key of a sample."""
@@ -54,7 +59,9 @@ class Scenario:
     def of(cls, seed: int, *, hours: float | None = None) -> "Scenario":
         """Draw the scenario of a seed; `hours` cuts it short."""
         rng = random.Random(f"scenario {seed}")
-        faults = frozenset(fault for fault in FAULTS if rng.random() < 0.55)
+        later = random.Random(f"later faults {seed}")
+        drawn_faults = [fault for fault in FAULTS if rng.random() < 0.55]
+        faults = frozenset(drawn_faults + [fault for fault in LATER_FAULTS if later.random() < 0.3])
         period = rng.choice([300, 300, 300, 60])
         rules = Rules(
             period=period,
@@ -325,6 +332,8 @@ class World:
                 self._live(machine)
             if self._happens("lifecycle", 1 / 200) and len(self.machines) < 9:
                 self._create(self.now)
+            if "short_lived" in self.faults and self.rng.random() < 1 / 100 and len(self.machines) < 12:
+                self._create_terminated()
             self._break()
 
     def calm(self) -> None:
@@ -374,6 +383,22 @@ class World:
             self._later(self.machines[id_], instance_id=instance.id, status="running")
         return self.machines[id_]
 
+    def _create_terminated(self) -> None:
+        """Add a worker that ends after some minutes; its document appears within a minute after that."""
+        machine = self._create(self.now)
+        machine.listed = False
+
+        def end() -> None:
+            machine.real.stop(self.now)
+            changes = {"instance_id": machine.real.id, "status": "terminated", "terminated_at": self.now}
+            asyncio.get_running_loop().call_later(self.rng.uniform(0, 60), appear, changes)
+
+        def appear(changes: Mapping[str, object]) -> None:
+            machine.document = _changed(machine.document, **changes)
+            machine.listed = True
+
+        asyncio.get_running_loop().call_later(self.rng.uniform(130, 1800), end)
+
     def _instance(self, region: str | None = None) -> Instance:
         number, rng = len(self.cloudwatch.instances) + 1, self.rng
         id_ = f"i-{number:08x}"
@@ -394,6 +419,9 @@ class World:
         if machine.listed and self._happens("lifecycle", 1 / 60):
             change = self.rng.choice(self._changes(machine))
             change(machine)
+        if "no_region" in self.faults and self.rng.random() < (1 / 20 if not machine.document.region else 1 / 200):
+            region = "" if machine.document.region else machine.real.region
+            machine.document = _changed(machine.document, region=region)
         if "lifecycle" in self.faults and self.rng.random() < 1 / 30:
             machine.document = _changed(machine.document, active_labs=self.rng.randint(0, 9))
         if machine.listed and self._happens("vanish", 1 / 300):

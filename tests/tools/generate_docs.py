@@ -85,6 +85,10 @@ METRICS_INTRO = """\
 
 What `/metrics` exposes, besides `process_*` and `python_info`. A value that is not known is an absent series, never 0 and never
 NaN. Times are unix seconds. Labels of a released series never change.
+
+A stopped or terminated worker has no labs, CPU, or memory from the moment its status says so, nor the times of those values.
+A worker whose document has no region has all its series, with `region=""` (the same as no label in Prometheus); only
+CloudWatch is not queried for it.
 """
 
 ROLLUPS_INTRO = """\

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from exporter.commands.backfill import plan as plan_module
-from exporter.commands.backfill.plan import GapQuery, Plan, counted, fillable_window, gap_queries
+from exporter.commands.backfill.plan import GapQuery, Plan, WorkerLifetime, counted, fillable_window, gap_queries
 from exporter.core.clock import check_skew
 from exporter.core.errors import ConfigError
 from exporter.core.model import MetricQuery
@@ -92,7 +92,7 @@ class Planner:
         def queries_of(region: str, instance: str) -> tuple[MetricQuery, ...]:
             return index.queries(region, instance, types.get(instance), since=0)
 
-        notes += _note_unlisted(found, index, fleet.date)
+        notes += _note_unlisted(found, index, fleet.date) + _note_without_region(lifetimes)
         if fleet.skipped:
             notes += (
                 f"{counted(sum(fleet.skipped.values()), 'worker document')} cannot be read and are left out; "
@@ -136,3 +136,12 @@ def _note_unlisted(found: Sequence[tuple[str, GapQuery]], index: MemorySeriesInd
         f"{format_duration(LISTED_FOR_SECONDS)} "
         "ago: only CPU is filled there.",
     )
+
+
+def _note_without_region(lifetimes: Sequence[WorkerLifetime]) -> tuple[str, ...]:
+    """Return a sentence about the workers that CloudWatch cannot be queried for, because no region of them is known."""
+    count = sum(
+        lifetime.worker.instance_id is not None and not lifetime.worker.region and not lifetime.entry.instances
+        for lifetime in lifetimes
+    )
+    return (f"{counted(count, 'worker')} without a region cannot be filled; the manager must write it.",) if count else ()

@@ -41,7 +41,8 @@ async def check_aws(settings: Settings, fleet: Fleet | None, wall: Callable[[], 
         return skipped(checks, "the workers, and so their regions, could not be read")
     regions = sorted({worker.region for worker in fleet.workers if worker.region})
     if not regions:
-        return [CheckResult(check, "warn", "not queried: without workers no region is known") for check in checks]
+        reason = "no worker document has a region" if fleet.workers else "without workers no region is known"
+        return [CheckResult(check, "warn", f"not queried: {reason}") for check in checks]
     cloudwatch = CloudWatch(settings, Telemetry(CollectorRegistry()), wall=wall, deadline=CALL_SECONDS)
     try:
         by_region = (_check_region(cloudwatch, region, fleet.workers, settings.period, wall) for region in regions)

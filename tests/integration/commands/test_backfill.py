@@ -144,6 +144,15 @@ async def test_an_empty_history_becomes_the_ledger_by_the_calls_and_the_price_th
     assert all("status" not in one and "active_labs_count" not in one for one in await backfill_env.documents())
 
 
+async def test_a_worker_without_a_region_is_named_and_costs_nothing(backfill_env: BackfillEnv) -> None:
+    await backfill_env.fleet(2)
+    await backfill_env.database["workers"].insert_one({"_id": "lost", "status": "running", "aws_instance_id": "i-lost"})
+    status, out, _ = await backfill_env.run("2h", dry_run=True)
+    assert status == 0
+    assert "1 worker without a region cannot be filled; the manager must write it." in " ".join(out.split())
+    assert planned(out)[0] == 2
+
+
 async def test_a_whole_history_is_left_alone_and_costs_nothing(backfill_env: BackfillEnv) -> None:
     await backfill_env.fleet(3)
     await backfill_env.run("8h")

@@ -521,14 +521,14 @@ def test_trends_are_those_of_the_history_terminated_workers_included(stack: Stac
             return sum(means) / len(means)
 
         def labs_together(days: int) -> float:
-            """The mean over the hours of the sum of the workers' means."""
+            """The mean over the hours of the sum of the workers' means; one that did not run has none."""
             sums: dict[int, float] = {}
             for each in members:
                 for found in hours(stack, each, now, days * DAY):
                     counts = [one["active_labs_count"] for one in found if "active_labs_count" in one]
                     if counts:
                         hour = align(to_seconds(found[0]["timestamp"]), HOUR)
-                        sums[hour] = sums.get(hour, 0) + sum(counts) / len(counts)
+                        sums[hour] = sums.get(hour, 0) + (sum(counts) / len(counts) if ran(found) else 0)
             return sum(sums.values()) / len(sums)
 
         def total(says: Callable[[Documents], float], member: Member, end: float = now) -> float:

@@ -211,7 +211,15 @@ async def test_the_first_collection_that_holds_documents_is_used_and_kept(databa
 async def test_both_collections_with_documents_mean_the_first(database: Database) -> None:
     await database["workers"].insert_one(document("w1"))
     await database["cml_workers"].insert_one(document("w2"))
-    assert [worker.id for worker in (await Aggregates(database, BOTH, DEFAULTS).read()).workers] == ["w1"]
+    reader = Aggregates(database, BOTH, DEFAULTS)
+    fleet = await reader.read()
+    assert ([worker.id for worker in fleet.workers], fleet.namespace) == (["w1"], f"{database.name}.workers")
+    assert fleet.complaints == (
+        f"{database.name}.cml_workers also holds documents and is not read, because {database.name}.workers is searched first; "
+        "set mongodb.workers to the collection of the manager",
+    )
+    assert (await reader.read()).complaints == (), "once is enough for the log"
+    assert (await Aggregates(database, ["cml_workers"], DEFAULTS).read()).complaints == ()
 
 
 async def test_where_the_named_collection_is_empty_the_one_that_holds_workers_is_named(database: Database) -> None:

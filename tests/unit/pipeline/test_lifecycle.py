@@ -179,7 +179,7 @@ def test_the_last_sample_of_a_terminated_worker_is_the_period_in_which_that_was_
 
 @pytest.mark.parametrize(
     ("terminated_at", "last"),
-    [(T + 2, []), (T + P + 5, [1]), (T + P + 100, [1]), (T + 9 * P, [1]), (None, [])],
+    [(T + 2, []), (T + P + 5, [1]), (T + P + 100, [1]), (T + 9 * P, []), (None, [])],
     ids=["in the closed period", "in the next", "at the read", "in the future", "unknown"],
 )
 def test_a_worker_seen_terminated_before_its_last_period_closed_has_that_period_too(

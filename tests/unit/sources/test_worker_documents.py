@@ -303,22 +303,24 @@ def test_an_id_that_is_no_key_is_left_out_and_counted(raw: object) -> None:
     assert read({"_id": raw, "aws_region": "x"}, HEALTHY).skipped == {"bad_id": 1}
 
 
+@pytest.mark.parametrize("fields", [{}, {"aws_region": ""}, {"aws_region": None}], ids=repr)
+def test_a_worker_without_a_region_keeps_everything_else_and_is_reported(fields: dict[str, object]) -> None:
+    fleet = read(
+        HEALTHY, {"_id": "w1", "status": "running", "active_labs_count": 3, "aws_instance_id": "i-1", "name": "lab"} | fields
+    )
+    worker = fleet.workers[1]
+    assert (worker.id, worker.region, worker.status, worker.active_labs, worker.name) == ("w1", "", "running", 3, "lab")
+    assert (worker.instance_id, worker.cloudwatch_instance) == ("i-1", None)
+    assert (fleet.skipped, fleet.complaints) == (
+        {},
+        ("worker 'w1' has no region, so CloudWatch is not queried for it; the manager must write aws_region",),
+    )
+
+
 def test_a_region_that_is_no_text_is_reported_as_such() -> None:
     fleet = read({"_id": "w1", "aws_region": ["eu-west-1"]})
-    assert (fleet.skipped, [worker.region for worker in fleet.workers]) == ({}, [""])
+    assert ([worker.region for worker in fleet.workers], fleet.skipped) == ([""], {})
     assert fleet.complaints[0].startswith("worker 'w1': aws_region is ['eu-west-1'], not a text")
-
-
-@pytest.mark.parametrize("document", [{}, {"aws_region": None}, {"aws_region": ""}], ids=["absent", "null", "empty"])
-def test_a_worker_without_a_region_is_kept_but_not_polled(document: dict[str, Any]) -> None:
-    fleet = read({"id": "w1", "aws_instance_id": "i-1", "status": "running", "active_labs_count": 2} | document)
-    (worker,) = fleet.workers
-    assert (worker.region, worker.status, worker.active_labs, worker.instance_id) == ("", "running", 2, "i-1")
-    assert worker.polled_instance is None
-    assert fleet.skipped == {}
-    assert fleet.complaints == (
-        "worker 'w1' has no region, so CloudWatch is not polled for it; the manager must write aws_region",
-    )
 
 
 def test_a_worker_without_an_instance_is_valid() -> None:
@@ -447,12 +449,6 @@ def test_no_document_raises_or_hides_another(documents: list[object]) -> None:
         assert all(percent is None or 0 <= percent <= 100 for percent in (worker.cpu, worker.memory))
         times = (worker.collected_at, worker.last_activity_at, worker.created_at, worker.terminated_at)
         assert all(time is None or (type(time) is int and 0 < time < 2**38) for time in times)
-        for text in (
-            worker.id,
-            worker.region or None,
-            worker.name,
-            worker.instance_id,
-            worker.instance_type,
-            worker.cml_version,
-        ):
+        assert worker.region.encode() or worker.cloudwatch_instance is None
+        for text in (worker.id, worker.name, worker.instance_id, worker.instance_type, worker.cml_version):
             assert text is None or (text and text.encode())
