@@ -460,6 +460,7 @@ def test_the_package_builds_from_the_context_alone_and_runs(tmp_path: Path) -> N
         ".typed",
         ".md",
         ".toml",
+        ".binpb",
         "",
     }
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]

@@ -199,7 +199,7 @@ def stack(tmp_path: Path, mongod: Mongod) -> Iterator[Stack]:
         recorded = (
             "count_over_time(cml_region:workers_idle:sum[1m]) > 2 and on () count(cml_worker_cpu_utilization_ratio) > 900"
         )
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while not prometheus.values(recorded):
             assert time.monotonic() < deadline, recorded
             time.sleep(0.2)

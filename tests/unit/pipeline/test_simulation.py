@@ -39,7 +39,7 @@ def test_what_once_failed(seed: int) -> None:
         ("5: nothing after the status was first seen", 2),
         ("7: late values are not confirmed", 3),
         ("7: a missing datapoint is absent at once", 0),
-        ("8: unlisted memory is absent at once", 5),
+        ("8: unlisted memory is absent at once", 9),
         ("12: does not wait for running inserts", 1),
         ("12: read back majority-committed data", 1),
     ],

@@ -58,7 +58,7 @@ basic_auth_users:
     assert config.tls.verify_mode == ssl.CERT_REQUIRED
     assert [dict(pair[0] for pair in ca["subject"])["commonName"] for ca in config.tls.get_ca_certs()] == ["other"]  # type: ignore[misc]
     assert config.users == {"alice": HASH.encode()}
-    server = uvicorn.Config(Starlette())
+    server = uvicorn.Config(Starlette(), log_config=None)
     config.apply(server)
     assert server.ssl is config.tls
 
@@ -66,7 +66,7 @@ basic_auth_users:
 @pytest.mark.parametrize("text", ["", "tls_server_config:\nbasic_auth_users:\n", "tls_server_config: {}"])
 def test_an_empty_file_means_plain_http_without_users(folder: Path, text: str) -> None:
     assert load(folder, text) == webconfig.WebConfig()
-    server = uvicorn.Config(Starlette())
+    server = uvicorn.Config(Starlette(), log_config=None)
     webconfig.WebConfig().apply(server)
     assert server.ssl is None
 
