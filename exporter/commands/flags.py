@@ -27,6 +27,17 @@ def backfill_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def import_events_flags(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `import-events`."""
+    parser.add_argument("--since", required=True, type=_past, metavar="TIME", help="time of the oldest event")
+    parser.add_argument(
+        "--until", default="now", type=_past, metavar="TIME", help="end of the window, exclusive (default: now)"
+    )
+    _add_workers(parser, "id of a worker to import; repeatable (default: all workers)")
+    parser.add_argument("--dry-run", action="store_true", help="read the events, print the plan, change nothing")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+
+
 def export_flags(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `export`."""
     parser.add_argument("--since", required=True, metavar="TIME", help="time of the oldest sample, inclusive")

@@ -11,9 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     SecretStr,
     model_validator,
@@ -21,7 +19,9 @@ from pydantic import (
 
 from exporter.core.catalog import METRICS_BY_NAME
 from exporter.core.errors import ConfigError
+from exporter.core.event_settings import EventsSettings
 from exporter.core.periods import DAY, HOUR, MINUTE, format_duration, parse_duration
+from exporter.core.setting_types import Collection, FieldName, FieldNames, Section, listed
 from exporter.core.yaml_file import read_text
 
 ALIASABLE = (
@@ -43,9 +43,6 @@ ALIASABLE = (
 )
 """Fields of a worker that `workers.fields` may give further names to."""
 
-OWN_COLLECTIONS = ("worker_metrics_inventory", "cml_exporter_state")
-"""Collections beside the history that the exporter writes; `mongodb.workers` and `mongodb.history` must be others."""
-
 WORKER_COLLECTIONS = ("workers", "cml_workers")
 """Where `mongodb.workers` is unset: the collections that the manager's generations write, in the order of search."""
 
@@ -66,20 +63,6 @@ def _address(value: str) -> str:
         raise ValueError(f"{value!r} is not host:port; write :9877, 127.0.0.1:9877 or [::1]:9877")
     if ":" in host and not (host.startswith("[") and host.endswith("]")):
         raise ValueError(f"{value!r}: put an IPv6 address in brackets, such as [::1]:9877")
-    return value
-
-
-def _collection(value: str) -> str:
-    if not value or value.startswith("system.") or set(value) & set("$\0"):
-        raise ValueError(f"{value!r} is not a collection name; write one without $ that does not begin with system.")
-    if value in OWN_COLLECTIONS:
-        raise ValueError(f"{value!r} is reserved for the exporter; choose another name")
-    return value
-
-
-def _field_name(value: str) -> str:
-    if not all(part and not part.startswith("$") for part in value.split(".")) or "\0" in value:
-        raise ValueError(f"{value!r} is not a field name; write keys joined by dots, none of them empty or beginning with $")
     return value
 
 
@@ -112,24 +95,12 @@ def _dollars(value: object) -> object:
     return number
 
 
-def _listed(value: object) -> object:
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-
-
 Dollars = Annotated[float, BeforeValidator(_dollars)]
 Duration = Annotated[int, BeforeValidator(_duration)]
 """Whole seconds, written as a Prometheus duration."""
 Address = Annotated[str, AfterValidator(_address)]
-Collection = Annotated[str, AfterValidator(_collection)]
-FieldName = Annotated[str, AfterValidator(_field_name)]
 Origin = Annotated[str, AfterValidator(_origin)]
 Url = Annotated[str, AfterValidator(_url)]
-
-
-class Section(BaseModel):
-    """A mapping of settings: unknown keys are refused, values cannot be changed."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, hide_input_in_errors=True)
 
 
 class MongoSettings(Section):
@@ -242,7 +213,7 @@ class ExtraGauge(Section):
 class WorkersSettings(Section):
     """How worker documents are parsed."""
 
-    fields: dict[str, Annotated[list[FieldName], BeforeValidator(_listed)]] = Field(
+    fields: dict[str, FieldNames] = Field(
         default={}, description="Additional names of a field, tried before the built-in ones, such as {cpu: [cpu_pct]}."
     )
     extra: list[ExtraGauge] = Field(default=[], description="Additional fields exposed as gauges: [{metric, field, help}].")
@@ -262,13 +233,13 @@ class WorkersSettings(Section):
 class WebSettings(Section):
     """The HTTP server."""
 
-    listen_address: Annotated[list[Address], BeforeValidator(_listed)] = Field(
+    listen_address: Annotated[list[Address], BeforeValidator(listed)] = Field(
         default=[":9877"], description="Addresses (host:port) to listen on, separated by commas.", min_length=1
     )
     config_file: Path | None = Field(
         None, description="File with TLS and basic authentication, in the format of Prometheus exporters; unset: neither."
     )
-    cors_origins: Annotated[list[Origin], BeforeValidator(_listed)] = Field(
+    cors_origins: Annotated[list[Origin], BeforeValidator(listed)] = Field(
         default=[], description="Origins whose pages may read the API, separated by commas."
     )
 
@@ -304,6 +275,7 @@ class Settings(Section):
     cloudwatch: CloudWatchSettings = Field(default_factory=CloudWatchSettings)
     aws: AwsSettings = Field(default_factory=AwsSettings)
     workers: WorkersSettings = Field(default_factory=WorkersSettings)
+    events: EventsSettings = Field(default_factory=EventsSettings)
     web: WebSettings = Field(default_factory=WebSettings)
     data_dir: Path = Field(Path("data"), description="Folder of the outbox; each exporter needs its own.")
     log: LogSettings = Field(default_factory=LogSettings)

@@ -15,7 +15,9 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from exporter.core.errors import ConfigError
-from exporter.core.settings import ExtraGauge, Role, Section, Settings
+from exporter.core.event_settings import EventFields
+from exporter.core.setting_types import Section
+from exporter.core.settings import ExtraGauge, Role, Settings
 from exporter.core.yaml_file import parse_yaml, read_text
 
 ENV_PREFIX = "CML_EXPORTER_"
@@ -171,8 +173,8 @@ def _sentence(detail: ErrorDetails) -> str:
 
 
 def _keys_beside(loc: tuple[int | str, ...]) -> list[str]:
-    """Return the keys that are valid in place of an unknown one: those of the list item that holds it, else all keys."""
+    """Return the keys that are valid in place of an unknown one: those of the item that holds it, else all keys."""
     *parents, _ = map(str, loc)
-    items: Mapping[str, type[BaseModel]] = {"aws.roles": Role, "workers.extra": ExtraGauge}
+    items: Mapping[str, type[BaseModel]] = {"aws.roles": Role, "workers.extra": ExtraGauge, "events.types": EventFields}
     item = items.get(".".join(parents[:-1]))
     return [".".join((*parents, name)) for name in item.model_fields] if item else [setting.key for setting in table()]

@@ -20,7 +20,8 @@ from exporter.core import logs
 from exporter.core.errors import SourceError
 from exporter.core.model import Fleet
 from exporter.core.periods import to_seconds
-from exporter.core.settings import OWN_COLLECTIONS, WorkersSettings
+from exporter.core.setting_types import OWN_COLLECTIONS
+from exporter.core.settings import WorkersSettings
 from exporter.sources.worker_documents import parse, projection
 from exporter.storage.mongo import NOT_AUTHORIZED, translate
 

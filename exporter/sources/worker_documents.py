@@ -147,7 +147,7 @@ class DocumentParser:
         def value(meaning: str, convert: Callable[[object], T]) -> T | None:
             return self._value(places, worker_id, self.paths[meaning], convert)
 
-        cpu, memory = _measured(value("cpu", _percent), value("memory", _percent))
+        cpu, memory = measured(value("cpu", _percent), value("memory", _percent))
         return Worker(
             id=worker_id,
             region=region,
@@ -214,7 +214,7 @@ class DocumentParser:
         return self.paths[meaning][0].name
 
 
-def _measured(cpu: float | None, memory: float | None) -> tuple[float | None, float | None]:
+def measured(cpu: float | None, memory: float | None) -> tuple[float | None, float | None]:
     """Return the document's CPU and memory without zeros that were not measured.
 
     The manager writes memory 0.0 where CloudWatch has no datapoint, and CPU 0.0 beside it where CloudWatch has neither. No
@@ -356,3 +356,15 @@ def _gauge(raw: object) -> float:
     if number is None:
         raise InvalidFieldError("a number, a boolean or a date")
     return float(number)
+
+
+CONVERTERS: Mapping[str, Callable[[object], object]] = {
+    "id": _identity,
+    "region": _text,
+    "name": _text,
+    "status": _status,
+    "cpu": _percent,
+    "memory": _percent,
+    "active_labs": _labs,
+}
+"""Meaning → the function that returns the value of a raw one, or raises InvalidFieldError; for the manager's events."""
