@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from random import Random
 from tempfile import TemporaryDirectory
 
 import pytest
@@ -73,8 +74,8 @@ def expected(events: Iterable[Observation]) -> dict[tuple[str, int], PendingSamp
 @given(st.lists(observations, max_size=25), st.randoms(use_true_random=False), st.integers(1, 4))
 def test_neither_order_nor_repetition_nor_paging_changes_a_sample(
     events: list[Observation],
-    random: "st.Random",
-    pages: int,  # type: ignore[name-defined]
+    random: Random,
+    pages: int,
 ) -> None:
     shuffled = [*events, *random.sample(events, len(events) // 2)]
     random.shuffle(shuffled)
