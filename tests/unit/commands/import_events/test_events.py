@@ -67,7 +67,8 @@ CLOUDEVENT = dict(zip(list(EVENT_TYPES)[0::2], list(EVENT_TYPES)[1::2], strict=T
 def shapes(name: str, fields: dict[str, Any]) -> list[dict[str, Any]]:
     """The same event, flat and in envelopes."""
     payload = {"aggregate_id": "w1", **fields}
-    envelope = {"id": "e1", "source": "manager", "timestamp": datetime(2026, 5, 5, tzinfo=UTC), "status": "published"}
+    recorded = datetime(2026, 5, 5, tzinfo=UTC)
+    envelope = {"id": "e1", "timestamp": recorded, "status": "failed", "cpu_utilization": 1.0}
     return [
         {"__type__": name, **payload},
         {"event_type": name, **payload},
