@@ -391,6 +391,25 @@ async def test_sigterm_ends_it_with_130_and_the_same_command_goes_on(import_env:
     assert await import_env.cpus() == expected
 
 
+async def test_a_mongod_that_goes_away_while_events_are_read_and_written_costs_nothing(
+    own_mongod: Mongod, tmp_path: Path
+) -> None:
+    """Its connections break twice: amid the reading, and amid the writing. The command goes on by itself."""
+    uri = own_mongod.uri.replace("/?", "/cml?")
+    settings = {"mongodb": {"uri": uri, "retention": "60d"}, "data_dir": str(tmp_path / "data")}
+    async with connect(uri) as client:
+        env = ImportEnv(settings, client["cml"], tmp_path)
+        expected = await env.events(30, env.now - 8 * DAY, env.now - 4 * DAY)
+        process = env.command("--since", "10d")
+        for table in ("event_period", "sample"):
+            wait_for(lambda table=table: journal_count(env, table) > 0, process)  # type: ignore[misc]
+            own_mongod.kill()
+            own_mongod.start()
+        status, _, _ = ended(process)
+        assert status == 0
+        assert await env.cpus() == expected
+
+
 async def test_other_flags_begin_a_new_import(import_env: ImportEnv) -> None:
     await import_env.events(30, import_env.now - 8 * DAY, import_env.now - 4 * DAY)
     process = import_env.command("--since", "10d")
