@@ -8,7 +8,6 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, tzinfo
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -213,6 +212,17 @@ def _backfill(options: argparse.Namespace) -> int:
     return asyncio.run(command.main(_settings(options, "warn"), wanted, sys.stdout, sys.stderr))
 
 
+def _import_events(options: argparse.Namespace) -> int:
+    import asyncio
+
+    from exporter.commands.import_events import command
+    from exporter.commands.import_events.planner import Options
+
+    (since, text), (until, until_text) = options.since, options.until
+    wanted = Options(since, text, until, until_text, tuple(options.workers), options.dry_run, options.quiet)
+    return asyncio.run(command.main(_settings(options, "warn"), wanted, sys.stdout, sys.stderr))
+
+
 def _export(options: argparse.Namespace) -> int:
     import asyncio
 
@@ -220,20 +230,10 @@ def _export(options: argparse.Namespace) -> int:
     from exporter.commands.export.request import ExportRequest
 
     settings, now = _settings(options, "error"), int(time.time())
-    since = _bound("--since", options.since, now, options.tz)
-    until = _bound("--until", options.until, now, options.tz)
+    since = flags.time_bound("--since", options.since, now, options.tz)
+    until = flags.time_bound("--until", options.until, now, options.tz)
     request = ExportRequest(since, until, tuple(options.workers), options.format, options.output, options.tz)
     return asyncio.run(command.run(settings, request, sys.stderr))
-
-
-def _bound(flag: str, text: str, now: int, zone: tzinfo | None) -> int:
-    """Return the UTC second that a TIME flag names."""
-    from exporter.core.periods import parse_time
-
-    try:
-        return parse_time(text, now, zone or UTC)
-    except ValueError as error:
-        raise ConfigError(f"{flag}: {error}") from error
 
 
 def _purge(options: argparse.Namespace) -> int:
@@ -319,6 +319,29 @@ example:
   cml-worker-exporter backfill --config.file exporter.yml --since 14d --max-usd 0.05
 
 docs/backfill.md explains what is filled, what it costs, and what happens after an interruption.
+""",
+    ),
+    "import-events": Command(
+        _import_events,
+        "fill older gaps of the history from the manager's events",
+        "Write what the manager's events tell of a worker (CPU, memory, labs, status, at the time of the event) into\n"
+        "periods that the history lacks and `serve` no longer fills. Prints the plan first: events by type, periods,\n"
+        "what is skipped and why. Costs nothing, makes no AWS call, and never changes a sample that is there.",
+        flags.import_events_flags,
+        (*("mongodb", "events", "period", "gap_fill_window", "workers", "data_dir", "log.format"),),
+        "--since TIME [--until TIME] [--worker ID ...] [--dry-run] [--quiet]",
+        f"""\
+{_TIME}
+example:
+  cml-worker-exporter import-events --config.file exporter.yml --since 90d --dry-run
+  cml-worker-exporter import-events --config.file exporter.yml --since 90d
+
+May be interrupted at any moment: the same command continues. An exporter may run at the same time. Where CloudWatch
+still has datapoints (63 days), run `backfill` first: its values are the more exact ones, and a period is written once.
+
+Exit status: 0 done or nothing to do, 1 it failed or MongoDB rejects a sample, 2 wrong command line, 130 interrupted.
+The user of mongodb.uri needs `find` on the events, which only this command uses; see README.md.
+docs/import-events.md explains which events and fields are read, and which period a value belongs to.
 """,
     ),
     "export": Command(

@@ -2,10 +2,12 @@
 
 import argparse
 import time
+from datetime import UTC, tzinfo
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
 from exporter.commands.export.request import FORMATS
+from exporter.core.errors import ConfigError
 from exporter.core.local_time import time_zone
 from exporter.core.periods import parse_time
 
@@ -27,6 +29,17 @@ def backfill_flags(parser: argparse.ArgumentParser) -> None:
         metavar="DOLLARS",
         help="highest price of a plan that is carried out (default: cloudwatch.max_usd_per_day, if it is set)",
     )
+
+
+def import_events_flags(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `import-events`."""
+    parser.add_argument("--since", required=True, type=_past, metavar="TIME", help="time of the oldest event")
+    parser.add_argument(
+        "--until", default="now", type=_past, metavar="TIME", help="end of the window, exclusive (default: now)"
+    )
+    _add_workers(parser, "id of a worker to import; repeatable (default: all workers)")
+    parser.add_argument("--dry-run", action="store_true", help="read the events, print the plan, change nothing")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
 
 
 def export_flags(parser: argparse.ArgumentParser) -> None:
@@ -68,6 +81,14 @@ def demo_flags(parser: argparse.ArgumentParser) -> None:
 
 def _add_workers(parser: argparse.ArgumentParser, text: str, *, required: bool = False) -> None:
     parser.add_argument("--worker", dest="workers", action="append", required=required, default=[], metavar="ID", help=text)
+
+
+def time_bound(flag: str, text: str, now: int, zone: tzinfo | None) -> int:
+    """Return the UTC second that a TIME flag names; raises ConfigError."""
+    try:
+        return parse_time(text, now, zone or UTC)
+    except ValueError as error:
+        raise ConfigError(f"{flag}: {error}") from error
 
 
 def _past(text: str) -> tuple[int, str]:

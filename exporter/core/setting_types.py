@@ -92,6 +92,8 @@ Duration = Annotated[int, BeforeValidator(_duration)]
 Address = Annotated[str, AfterValidator(_address)]
 Collection = Annotated[str, AfterValidator(_collection)]
 FieldName = Annotated[str, AfterValidator(_field_name)]
+"""Keys joined by dots."""
+FieldNames = Annotated[list[FieldName], BeforeValidator(listed)]
 Network = Annotated[str, AfterValidator(_network)]
 RoutePrefix = Annotated[str, AfterValidator(_route_prefix)]
 Origin = Annotated[str, AfterValidator(_origin)]

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from pydantic import BeforeValidator, Field, SecretStr, model_validator
 
 from exporter.core.errors import ConfigError
+from exporter.core.event_settings import EventsSettings
 from exporter.core.periods import DAY, MINUTE, format_duration, is_period
 from exporter.core.setting_types import (
     Address,
@@ -198,6 +199,7 @@ class Settings(Section):
     cloudwatch: CloudWatchSettings = Field(default_factory=CloudWatchSettings)
     aws: AwsSettings = Field(default_factory=AwsSettings)
     workers: WorkersSettings = Field(default_factory=WorkersSettings)
+    events: EventsSettings = Field(default_factory=EventsSettings)
     web: WebSettings = Field(default_factory=WebSettings)
     data_dir: Path = Field(Path("data"), description="Folder of the outbox; each exporter needs its own.")
     log: LogSettings = Field(default_factory=LogSettings)

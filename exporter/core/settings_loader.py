@@ -15,6 +15,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from exporter.core.errors import ConfigError
+from exporter.core.event_settings import EventFields
 from exporter.core.setting_types import Section
 from exporter.core.settings import Role, Settings
 from exporter.core.workers_settings import ExtraMetric
@@ -173,8 +174,8 @@ def _sentence(detail: ErrorDetails) -> str:
 
 
 def _keys_beside(loc: tuple[int | str, ...]) -> list[str]:
-    """Return the keys that are valid in place of an unknown one: those of the list item that holds it, else all keys."""
+    """Return the keys that are valid in place of an unknown one: those of the item that holds it, else all keys."""
     *parents, _ = map(str, loc)
-    items: Mapping[str, type[BaseModel]] = {"aws.roles": Role, "workers.extra": ExtraMetric}
+    items: Mapping[str, type[BaseModel]] = {"aws.roles": Role, "workers.extra": ExtraMetric, "events.types": EventFields}
     item = items.get(".".join(parents[:-1]))
     return [".".join((*parents, name)) for name in item.model_fields] if item else [setting.key for setting in table()]

@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from exporter.core.catalog import METRICS_BY_NAME
 from exporter.core.model import normal_state
-from exporter.core.setting_types import FieldName, Section, listed
+from exporter.core.setting_types import FieldName, FieldNames, Section, listed
 
 ALIASABLE = (
     "id",
@@ -108,7 +108,7 @@ class ExtraMetric(Section):
 class WorkersSettings(Section):
     """How worker documents are parsed."""
 
-    fields: dict[str, Annotated[list[FieldName], BeforeValidator(listed)]] = Field(
+    fields: dict[str, FieldNames] = Field(
         default={}, description="Additional names of a field, tried before the built-in ones, such as {cpu: [cpu_pct]}."
     )
     extra: list[ExtraMetric] = Field(

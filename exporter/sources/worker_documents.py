@@ -173,7 +173,7 @@ class DocumentParser:
         def value(meaning: str, convert: Callable[[object], T]) -> T | None:
             return self._value(places, worker_id, self.paths[meaning], convert)
 
-        cpu, memory = _measured(value("cpu", values.percent), value("memory", values.percent))
+        cpu, memory = measured(value("cpu", values.percent), value("memory", values.percent))
         return Worker(
             id=worker_id,
             region=value("region", values.text) or "",
@@ -256,7 +256,7 @@ class DocumentParser:
         return self.paths[meaning][0].name
 
 
-def _measured(cpu: float | None, memory: float | None) -> tuple[float | None, float | None]:
+def measured(cpu: float | None, memory: float | None) -> tuple[float | None, float | None]:
     """Return the document's CPU and memory without zeros that were not measured.
 
     The manager writes memory 0.0 where CloudWatch has no datapoint, and CPU 0.0 beside it where CloudWatch has neither. No

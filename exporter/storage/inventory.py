@@ -5,7 +5,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
-from pymongo import ReplaceOne
+from pymongo import ReplaceOne, UpdateOne
 
 from exporter.core.instances import updated_entry
 from exporter.core.model import Fleet, InstanceInterval, InventoryEntry
@@ -73,6 +73,18 @@ class Inventory:
                     purged |= set(touched) if done.matched_count < len(touched) else set()
         self._unsaved = purged
 
+    async def add(self, entries: Sequence[InventoryEntry]) -> int:
+        """Write entries of workers that have none in MongoDB, and leave the others alone; return how many were written."""
+        added = 0
+        for some in chunks(entries, _ENTRIES_PER_WRITE):
+            updates = [
+                UpdateOne({"_id": entry.worker_id}, {"$setOnInsert": _without_id(_entry_document(entry))}, upsert=True)
+                for entry in some
+            ]
+            async with operation(self._database, INVENTORY, "update"):
+                added += (await self._collection.bulk_write(updates, ordered=False)).upserted_count
+        return added
+
     async def forget(self, worker_id: str) -> bool:
         """Delete a worker's entry permanently; return whether there was one."""
         self._entries.pop(worker_id, None)
@@ -131,6 +143,10 @@ def _entry_document(entry: InventoryEntry) -> Document:
         **{name: None if second is None else to_datetime(second) for name, second in dates.items()},
     }
     return {key: value for key, value in document.items() if value is not None}
+
+
+def _without_id(document: Document) -> Document:
+    return {key: value for key, value in document.items() if key != "_id"}
 
 
 def _entry(document: Mapping[str, Any]) -> InventoryEntry:

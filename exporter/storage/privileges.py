@@ -1,4 +1,4 @@
-"""The least MongoDB privileges of the exporter and of `purge`."""
+"""The least MongoDB privileges of the exporter, of `purge` and of `import-events`."""
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -30,6 +30,9 @@ PURGE_PRIVILEGES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"worker_metrics_timeseries": ("remove",), INVENTORY: ("remove",)}
 )
 """The actions `purge` needs beyond LEAST_PRIVILEGES. The exporter itself deletes nothing, so its role has none of them."""
+
+IMPORT_PRIVILEGES: Mapping[str, tuple[str, ...]] = MappingProxyType({"domain_events": ("find",)})
+"""The actions `import-events` needs beyond LEAST_PRIVILEGES, on the collection of the setting `events.collection`."""
 
 
 def least_role(

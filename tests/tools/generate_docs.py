@@ -6,6 +6,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from exporter.core.catalog import EXPORTER_METRICS, WORKER_METRICS, Metric
+from exporter.core.event_settings import EVENT_TYPES, EventFields
 from exporter.core.history_metrics import HOURLY_METRICS
 from exporter.core.periods import format_duration
 from exporter.core.settings import Role
@@ -78,6 +79,25 @@ workers:
   extra:
     - {metric: cml_worker_disk_utilization_ratio, field: metrics.disk, help: "Disk in use, 0 to 1."}
 ```
+"""
+
+EVENTS_INTRO = """\
+## `events.types`
+
+Which of the manager's events `import-events` reads, and which of their fields hold what. An entry adds a type, by its name as
+the events hold it, or takes the place of a built-in one; what it does not name keeps the default. The first name present wins,
+dots go deeper, and a name that begins with = is the value itself. Values are searched in the payload (`data`, `event` or
+`payload`, else the document), `worker_id` and `time` also beside it. What they mean: [import-events.md](import-events.md).
+
+```yaml
+events:
+  types:
+    WorkerSampled: {cpu: [use.cpu_pct], time: [measured_at]}
+```
+"""
+
+EVENT_TYPES_INTRO = """\
+The built-in types, and what differs from these defaults:
 """
 
 METRICS_INTRO = """\
@@ -193,10 +213,23 @@ def settings_page() -> str:
         FIELDS_INTRO,
         _rows(
             ("meaning", "names, in the order of looking"),
-            ((f"`{meaning}`", ", ".join(f"`{name}`" for name in names)) for meaning, names in FIELDS.items()),
+            ((f"`{meaning}`", _names(names)) for meaning, names in FIELDS.items()),
         ),
         EXTRA_INTRO,
         _rows(("key", "default", "what it is"), _keys(ExtraMetric)),
+        EVENTS_INTRO,
+        _rows(
+            ("key", "default", "what it is"),
+            ((f"`{name}`", _names(info.default), info.description or "") for name, info in EventFields.model_fields.items()),
+        ),
+        EVENT_TYPES_INTRO,
+        _rows(
+            ("type", "fields"),
+            (
+                (f"`{name}`", "; ".join(f"`{key}`: {_names(names)}" for key, names in fields.items()) or "the defaults")
+                for name, fields in EVENT_TYPES.items()
+            ),
+        ),
     )
 
 
@@ -276,6 +309,10 @@ def _default(row: Setting) -> str:
     if isinstance(row.default, bool):
         return f"`{str(row.default).lower()}`"
     return f"`{','.join(row.default)}`" if isinstance(row.default, list) else f"`{row.default}`"
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
 def _keys(model: type[BaseModel]) -> Iterator[tuple[str, str, str]]:

@@ -6,10 +6,9 @@ mirror as those of `serve`, which reads back before it inserts; the lease `backf
 at the same time.
 """
 
-import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -19,23 +18,22 @@ from rich.console import Console
 from rich.table import Table
 
 from exporter.commands.backfill.fetcher import Fetcher, RetryPolicy
-from exporter.commands.backfill.interruption import GracefulStop
-from exporter.commands.backfill.job import BackfillRun
+from exporter.commands.backfill.interruption import GracefulStop, until_signalled
+from exporter.commands.backfill.job import BackfillRun, hold
 from exporter.commands.backfill.journal import Journal
 from exporter.commands.backfill.plan import Plan, PlannedCall, counted
 from exporter.commands.backfill.planner import Options, Planner
 from exporter.commands.backfill.progress import show_progress
 from exporter.commands.backfill.report import RunReport, RunState
-from exporter.core import logs
 from exporter.core.budget import Usage
-from exporter.core.errors import ConfigError, IncompatibleStoreError, StoreError, StoreUnavailableError
+from exporter.core.errors import ConfigError, IncompatibleStoreError
 from exporter.core.periods import DAY, format_duration, rfc3339
 from exporter.core.settings import Settings
 from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.mirror import Mirror
 from exporter.pipeline.outbox import OutboxThread
 from exporter.sources.cloudwatch.client import CloudWatch
-from exporter.storage.lease import BACKFILL, LEASE_SECONDS, Lease, boottime, keep_renewed
+from exporter.storage.lease import BACKFILL, LEASE_SECONDS, Lease, boottime
 from exporter.storage.mongo import connect
 from exporter.storage.repository import repository, require_history
 
@@ -44,20 +42,10 @@ REQUESTS_PER_SECOND = 5
 PLAN_MAX_AGE_SECONDS = DAY
 """Age above which an unfinished plan is replaced by a new one."""
 
-_log = logs.get("backfill")
-
 
 async def main(settings: Settings, options: Options, out: TextIO, err: TextIO) -> int:
     """Run one backfill until it is done, interrupted, or failed; as `run`, and 130 after SIGINT or SIGTERM."""
-    stop = GracefulStop()
-    with stop.by_signals():
-        try:
-            return await run(settings, options, out, err, stop)
-        except asyncio.CancelledError:
-            if not stop.requested.is_set():
-                raise
-            print("Interrupted; run the same command to go on.", file=err)
-            return 130
+    return await until_signalled(lambda stop: run(settings, options, out, err, stop), err)
 
 
 async def run(
@@ -93,7 +81,7 @@ async def run(
                 return 0
             with _open_journal(settings.data_dir / "backfill", settings.period) as (journal, thread):
                 lease = Lease(database, owner=journal.outbox.owner, ttl=LEASE_SECONDS, name=BACKFILL, monotonic=boottime)
-                async with _hold(lease, retry.lease, err):
+                async with hold(lease, retry.lease, err):
                     mirror, state = Mirror(thread, planner.history.writer, lease, telemetry), RunState()
                     fetcher = Fetcher(
                         settings.period, journal, thread, cloudwatch, stop, retry, state, on_samples=mirror.wake.set
@@ -130,7 +118,7 @@ class _Backfill:
             if not plan.calls:
                 return 0
         with self.stop.graceful():
-            async with show_progress(self.report, plan, self.err):
+            async with show_progress(self.report, self.err):
                 await self.run.run()
         return await self._conclude()
 
@@ -187,34 +175,6 @@ def _open_journal(directory: Path, period: int) -> Iterator[tuple[Journal, Outbo
         yield journal, thread
     finally:
         thread.close()
-
-
-@asynccontextmanager
-async def _hold(lease: Lease, patience: float, err: TextIO) -> AsyncIterator[None]:
-    """Hold the lease within the block.
-
-    Waits up to `patience` seconds for it: `serve` takes the lease only for moments, another backfill or a purge for long.
-    """
-    deadline, announced = time.monotonic() + patience, False
-    while not await lease.acquire_or_renew():
-        if time.monotonic() > deadline:
-            raise StoreUnavailableError(
-                "another backfill or a purge is writing old samples, maybe from another machine; wait until it has ended",
-                reason="lease",
-            )
-        if not announced:
-            print(f"Another process holds the lease {BACKFILL!r}; waiting up to {patience:.0f} s.", file=err)
-            announced = True
-        await asyncio.sleep(min(1.0, patience / 2))
-    renewing = asyncio.create_task(keep_renewed(lease), name="lease")
-    try:
-        yield
-    finally:
-        renewing.cancel()
-        try:
-            await lease.release()
-        except StoreError as error:
-            _log.warning("lease not released; it expires", error=str(error))
 
 
 def show(plan: Plan, namespace: str, out: TextIO) -> None:

@@ -1,9 +1,10 @@
-"""Stop a backfill gracefully on SIGINT and SIGTERM."""
+"""Stop a long command gracefully on SIGINT and SIGTERM."""
 
 import asyncio
 import signal
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from typing import TextIO
 
 from exporter.pipeline.loop import wait
 
@@ -55,3 +56,16 @@ class GracefulStop:
     async def pause(self, seconds: float) -> None:
         """Sleep until the time is over or a stop is requested."""
         await wait(self.requested, seconds)
+
+
+async def until_signalled(run: Callable[[GracefulStop], Awaitable[int]], err: TextIO) -> int:
+    """Return the exit status of `run`, or 130 where SIGINT or SIGTERM cancelled it."""
+    stop = GracefulStop()
+    with stop.by_signals():
+        try:
+            return await run(stop)
+        except asyncio.CancelledError:
+            if not stop.requested.is_set():
+                raise
+            print("Interrupted; run the same command to go on.", file=err)
+            return 130

@@ -1,46 +1,72 @@
-"""A backfill run: CloudWatch is queried and MongoDB written at the same time, until all is done or the run is interrupted."""
+"""A run of `backfill` or `import-events`: one half finds samples, the other writes them to MongoDB, until all is done.
+
+The run ends earlier when it is interrupted or MongoDB stays away. Samples older than `gap_fill_window` have several writers;
+the lease BACKFILL allows one at a time.
+"""
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Protocol, TextIO
 
-from exporter.commands.backfill.fetcher import Fetcher, RetryPolicy
+from exporter.commands.backfill.fetcher import RetryPolicy
 from exporter.commands.backfill.interruption import GracefulStop
-from exporter.commands.backfill.journal import Journal
-from exporter.commands.backfill.report import RunState
+from exporter.commands.backfill.journal import SampleJournal
+from exporter.core import logs
 from exporter.core.errors import IncompatibleStoreError, StoreError, StoreUnavailableError
 from exporter.pipeline.loop import wait
 from exporter.pipeline.mirror import RETRY_SECONDS, Mirror
-from exporter.storage.lease import Lease
+from exporter.storage.lease import BACKFILL, Lease, keep_renewed
+
+_log = logs.get("backfill")
+
+
+class SampleSource(Protocol):
+    """The half that finds samples and stores them in the journal."""
+
+    async def load(self) -> None:
+        """Read from the journal what is left to do; raises StoreError."""
+
+    async def run(self) -> None:
+        """Store samples in the journal until all are there, or the state or the stop request explain what is left."""
+
+
+class FailureState(Protocol):
+    """What both halves share."""
+
+    failure: StoreError | None
+    """The failure of the journal or of MongoDB that ended the run."""
 
 
 class BackfillRun:
-    """Runs both halves: the fetcher fills the journal, the mirror moves its samples into the history.
+    """Runs both halves: the source fills the journal, the mirror moves its samples into the history.
 
     `state.failure` and the stop request end both; calls and batches in progress finish first.
     """
 
     def __init__(
         self,
-        journal: Journal,
-        fetcher: Fetcher,
+        journal: SampleJournal,
+        source: SampleSource,
         mirror: Mirror,
         lease: Lease,
         stop: GracefulStop,
         retry: RetryPolicy,
-        state: RunState,
+        state: FailureState,
     ) -> None:
-        self._journal, self._fetcher, self._mirror, self._lease = journal, fetcher, mirror, lease
+        self._journal, self._source, self._mirror, self._lease = journal, source, mirror, lease
         self._stop, self._retry, self._state = stop, retry, state
 
     async def run(self) -> None:
-        """Fetch and mirror until all is done, or `state` or the stop request explain what is left.
+        """Find and mirror samples until all is done, or `state` or the stop request explain what is left.
 
         Raises:
-            StoreError: the journal cannot be read; no call was made.
+            StoreError: the journal cannot be read; nothing was done.
         """
-        await self._fetcher.load()
+        await self._source.load()
         async with asyncio.TaskGroup() as group:
-            fetching = group.create_task(self._fetcher.run(), name="fetch")
+            fetching = group.create_task(self._source.run(), name="fetch")
             fetching.add_done_callback(lambda _: self._mirror.wake.set())
             group.create_task(self._mirror_until(fetching), name="mirror")
 
@@ -73,10 +99,43 @@ class BackfillRun:
         try:
             if not self._lease.held and not await self._lease.acquire_or_renew():
                 return StoreUnavailableError(
-                    "another backfill or a purge has taken the lease to write old samples; run this again when it has ended",
+                    "another backfill, an import of events or a purge has taken the lease to write old samples; "
+                    "run this again when it has ended",
                     reason="lease",
                 )
             await self._mirror.step()
         except StoreError as error:
             return error
         return None
+
+
+@asynccontextmanager
+async def hold(lease: Lease, patience: float, err: TextIO) -> AsyncIterator[None]:
+    """Hold the lease within the block.
+
+    Waits up to `patience` seconds for it: `serve` takes the lease only for moments, a backfill, an import or a purge for long.
+
+    Raises:
+        StoreUnavailableError: another process still holds it.
+    """
+    deadline, announced = time.monotonic() + patience, False
+    while not await lease.acquire_or_renew():
+        if time.monotonic() > deadline:
+            raise StoreUnavailableError(
+                "another backfill, an import of events or a purge is writing old samples, maybe from another machine; "
+                "wait until it has ended",
+                reason="lease",
+            )
+        if not announced:
+            print(f"Another process holds the lease {BACKFILL!r}; waiting up to {patience:.0f} s.", file=err)
+            announced = True
+        await asyncio.sleep(min(1.0, patience / 2))
+    renewing = asyncio.create_task(keep_renewed(lease), name="lease")
+    try:
+        yield
+    finally:
+        renewing.cancel()
+        try:
+            await lease.release()
+        except StoreError as error:
+            _log.warning("lease not released; it expires", error=str(error))

@@ -23,8 +23,8 @@ _SCHEMA = (
 )
 
 
-class Journal:
-    """The plan and the outbox in `directory`, locked for this process until `close`.
+class SampleJournal:
+    """An outbox in `directory` with further tables, locked for this process until `close`; what the journals of commands share.
 
     Attributes:
         outbox: the samples on their way to the history. One thread at a time may call it and the journal.
@@ -33,23 +33,27 @@ class Journal:
         StoreError: SQLite failed; the transaction was rolled back.
     """
 
-    def __init__(self, directory: Path, period: int) -> None:
-        """Open or create the journal; `period` is the resolution of the samples in seconds.
+    def __init__(self, directory: Path, period: int, what: str, schema: Iterable[str]) -> None:
+        """Open or create the journal.
+
+        Args:
+            directory: its folder.
+            period: resolution of the samples in seconds.
+            what: the command with its article, for the message: "another backfill".
+            schema: statements that create the further tables where they do not exist.
 
         Raises:
-            OutboxLockedError: another backfill is running on this machine.
+            OutboxLockedError: the same command is running on this machine.
             IncompatibleStoreError: the file is damaged.
             StoreError: the folder cannot be written.
         """
         try:
             self.outbox = Outbox(directory, period)
         except OutboxLockedError as error:
-            raise OutboxLockedError(
-                f"another backfill is running here; wait for it, or stop it ({error})", reason="locked"
-            ) from error
+            raise OutboxLockedError(f"{what} is running here; wait for it, or stop it ({error})", reason="locked") from error
         try:
             with self.outbox.transaction() as database:
-                for statement in _SCHEMA:
+                for statement in schema:
                     database.execute(statement)
         except StoreError:
             self.close()
@@ -73,6 +77,14 @@ class Journal:
     def rejected(self) -> int:
         """The number of samples that MongoDB rejected and that are kept here."""
         return self.outbox.counts()["rejected"]
+
+
+class Journal(SampleJournal):
+    """The plan of a backfill and the outbox of its samples, as `SampleJournal`."""
+
+    def __init__(self, directory: Path, period: int) -> None:
+        """Open or create the journal; the arguments and errors are those of `SampleJournal`."""
+        super().__init__(directory, period, "another backfill", _SCHEMA)
 
     def plan(self) -> Plan | None:
         """Return the unfinished plan with the calls that are left; None when there is none."""

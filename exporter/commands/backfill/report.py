@@ -34,6 +34,8 @@ class RunState:
 class RunReport:
     """Words and figures about a run, for the progress bar and the last lines."""
 
+    command, unit = "backfill", "periods"
+
     def __init__(self, state: RunState, journal: Journal, cloudwatch: CloudWatch, telemetry: Telemetry) -> None:
         self.state = state
         self._journal, self._cloudwatch, self._telemetry = journal, cloudwatch, telemetry
@@ -44,9 +46,14 @@ class RunReport:
         return max(0, self.state.answered - self._journal.waiting)
 
     @property
-    def cost(self) -> str:
+    def total(self) -> int | None:
+        """The number of periods of the calls of this run."""
+        return self.state.total
+
+    @property
+    def detail(self) -> str:
         """The calls sent so far, every retry included, and their price."""
-        requests = _sum(self._telemetry.requests, operation="GetMetricData")
+        requests = counter_sum(self._telemetry.requests, operation="GetMetricData")
         return f"{counted(requests, 'call')}, {self._telemetry.dollars:.5f} dollars"
 
     @property
@@ -58,10 +65,10 @@ class RunReport:
     @property
     def summary(self) -> str:
         """The work that was done, in one line."""
-        present = _sum(self._telemetry.mirror_samples, result="already_present")
+        present = counter_sum(self._telemetry.mirror_samples, result="already_present")
         text = (
             f"{self._telemetry.mirrored:,} samples written, {present:,} were there already, "
-            f"{self.state.empty:,} periods empty; {self.cost}."
+            f"{self.state.empty:,} periods empty; {self.detail}."
         )
         if self.state.expired:
             text += f" {counted(self.state.expired, 'period')} expired in CloudWatch meanwhile."
@@ -72,6 +79,7 @@ class RunReport:
         return text
 
 
-def _sum(counter: Counter, **labels: str) -> int:
+def counter_sum(counter: Counter, **labels: str) -> int:
+    """Return the sum of a counter's series that have these labels."""
     samples = [sample for family in counter.collect() for sample in family.samples]
     return int(sum(sample.value for sample in samples if labels.items() <= sample.labels.items()))

@@ -402,7 +402,7 @@ async def test_of_two_backfills_on_two_machines_the_second_is_told(backfill_env:
     await backfill_env.fleet(1)
     lease = Lease(backfill_env.database, owner="another machine", name=BACKFILL)
     assert await lease.acquire_or_renew()
-    with pytest.raises(StoreUnavailableError, match="another backfill or a purge is writing old samples"):
+    with pytest.raises(StoreUnavailableError, match="another backfill, an import of events or a purge is writing old samples"):
         await backfill_env.run("6h")
     assert backfill_env.fake.metrics_billed == 0
     await lease.release()
