@@ -81,3 +81,28 @@ def assert_true(documents: Sequence[Mapping[str, Any]], points: set[Point], fina
     missing = due - set(found)
     assert not missing, f"{len(missing)} of {len(due)} samples are missing, such as {sorted(missing, key=str)[:3]}"
     return len(due)
+
+
+def manager_facts(running_nodes: int, now: int) -> dict[str, Any]:
+    """What the manager writes of CML and the machine: of a worker that needs attention in every way."""
+    return {
+        "service_status": "available",
+        "license": {"status": "EXPIRED"},
+        "ec2_instance_state_detail": "ok",
+        "ec2_system_status_check": "impaired",
+        "cloudwatch_detailed_monitoring_enabled": True,
+        "auto_pause_count": 3,
+        "target_pause_at": to_datetime(now + 3600),
+        "metrics": {
+            "ready": False,
+            "uptime_seconds": 86_400,
+            "system_health": {"is_licensed": False},
+            "system_info": {
+                "memory_total": 2**36,
+                "disk_total": 4 * 10**11,
+                "disk_used": 38 * 10**10,
+                "running_nodes": running_nodes,
+                "total_nodes": 8,
+            },
+        },
+    }

@@ -31,7 +31,7 @@ from tests.fixtures.mongo import FAIL_POINTS, NO_TTL, need_mongod
 from tests.fixtures.process import RunExporter
 from tests.fixtures.prometheus import INSTALL, RunPrometheus
 from tests.helpers.dashboards import ALL, DASHBOARDS, Variables, by, faster, problems, run_query
-from tests.helpers.expected_history import Member
+from tests.helpers.expected_history import Member, manager_facts
 from tests.helpers.exporter_process import ExporterProcess
 from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
 from tests.helpers.grafana_variables import Json, View, panels, queries, seconds
@@ -107,31 +107,6 @@ def entry(member: Member, last_seen: int, state: str) -> Json:
     }
 
 
-def facts(running_nodes: int) -> Json:
-    """What the manager writes of CML and the machine: of a worker that needs attention in every way."""
-    return {
-        "service_status": "available",
-        "license": {"status": "EXPIRED"},
-        "ec2_instance_state_detail": "ok",
-        "ec2_system_status_check": "impaired",
-        "cloudwatch_detailed_monitoring_enabled": True,
-        "auto_pause_count": 3,
-        "target_pause_at": to_datetime(NOW + 3600),
-        "metrics": {
-            "ready": False,
-            "uptime_seconds": 86_400,
-            "system_health": {"is_licensed": False},
-            "system_info": {
-                "memory_total": 2**36,
-                "disk_total": 4 * 10**11,
-                "disk_used": 38 * 10**10,
-                "running_nodes": running_nodes,
-                "total_nodes": 8,
-            },
-        },
-    }
-
-
 def aggregates() -> list[Json]:
     measured = {
         "cloudwatch_cpu_utilization": 2.0,
@@ -139,10 +114,10 @@ def aggregates() -> list[Json]:
         "cloudwatch_last_collected_at": to_datetime(int(time.time()) - 60),
     }
     active = {member: to_datetime(NOW - ago) for member, ago in ACTIVE_AGO.items()}
-    idle = IDLE.aggregate(active_labs_count=0, last_activity_at=active[IDLE], **measured, **facts(0))
+    idle = IDLE.aggregate(active_labs_count=0, last_activity_at=active[IDLE], **measured, **manager_facts(0, NOW))
     del idle["name"]
     return [
-        ALPHA.aggregate(last_activity_at=active[ALPHA], instance_type="c5.metal", cml_version="2.8.1", **facts(3)),
+        ALPHA.aggregate(last_activity_at=active[ALPHA], instance_type="c5.metal", cml_version="2.8.1", **manager_facts(3, NOW)),
         idle,
         STOPPED.aggregate(status="stopped", active_labs_count=0),
         BLIND.aggregate(active_labs_count=1),
