@@ -43,9 +43,9 @@ WORKER = Worker(
         uptime=86_400,
         nodes_running=7,
         nodes_total=12,
-        disk_used=3e11,
-        disk_total=4e11,
-        memory_total=2**36,
+        disk_used=3e9,
+        disk_total=4e9,
+        memory_total=2**33,
         licensed=False,
         auto_pauses=2,
         idle_pause_at=1_769_870_000,
@@ -102,16 +102,16 @@ cml_worker_nodes{region="eu-west-1",state="running",worker_id="w1"} 7.0
 cml_worker_nodes{region="eu-west-1",state="total",worker_id="w1"} 12.0
 # HELP cml_worker_disk_used_bytes Disk space in use on the worker.
 # TYPE cml_worker_disk_used_bytes gauge
-cml_worker_disk_used_bytes{region="eu-west-1",worker_id="w1"} 3e+11
+cml_worker_disk_used_bytes{region="eu-west-1",worker_id="w1"} 3e+09
 # HELP cml_worker_disk_total_bytes Disk space of the worker.
 # TYPE cml_worker_disk_total_bytes gauge
-cml_worker_disk_total_bytes{region="eu-west-1",worker_id="w1"} 4e+11
+cml_worker_disk_total_bytes{region="eu-west-1",worker_id="w1"} 4e+09
 # HELP cml_worker_disk_utilization_ratio Share of the disk space in use, 0 to 1.
 # TYPE cml_worker_disk_utilization_ratio gauge
 cml_worker_disk_utilization_ratio{region="eu-west-1",worker_id="w1"} 0.75
 # HELP cml_worker_memory_total_bytes Memory of the worker.
 # TYPE cml_worker_memory_total_bytes gauge
-cml_worker_memory_total_bytes{region="eu-west-1",worker_id="w1"} 6.8719476736e+10
+cml_worker_memory_total_bytes{region="eu-west-1",worker_id="w1"} 8.589934592e+09
 # HELP cml_worker_licensed Whether CML on the worker has a valid license.
 # TYPE cml_worker_licensed gauge
 cml_worker_licensed{region="eu-west-1",worker_id="w1"} 0.0
