@@ -12,8 +12,8 @@ MINUTE, HOUR, DAY, WEEK = 60, 3600, 86400, 604800
 _UNITS = {"ms": 0.001, "s": 1, "m": MINUTE, "h": HOUR, "d": DAY, "w": WEEK, "y": 365 * DAY}
 _DURATION = re.compile(r"(\d+)(ms|[smhdwy])")
 _UNIX = re.compile(r"([0-9]{1,14})(\.[0-9]{1,9})?")
-_MILLISECONDS_FROM = 10**11
-"""A Unix time from here on is in milliseconds: as seconds it would be the year 5138."""
+MILLISECONDS_FROM = 10**11
+"""A Unix time from here on is in milliseconds: as seconds it would be the year 5138, as milliseconds it is 1973."""
 _ISO_TIME = re.compile(r"\d{4}-\d\d-\d\d([Tt ]\d\d:\d\d(:\d\d(\.\d{1,9})?)?([Zz]|[+\- ]\d\d:\d\d)?)?")
 LATEST = 253_402_300_799  # 9999-12-31T23:59:59Z, the last second that datetime can hold
 
@@ -88,7 +88,7 @@ def parse_time(text: str, now: int, zone: tzinfo = UTC) -> int:
     try:
         if unix := _UNIX.fullmatch(text):
             time = int(unix[1])
-            time = time // 1000 if time >= _MILLISECONDS_FROM else time
+            time = time // 1000 if time >= MILLISECONDS_FROM else time
         elif _ISO_TIME.fullmatch(text):
             # A + that a client did not percent-encode arrives as a space, and so may the T.
             found = datetime.fromisoformat(re.sub(r"(:\d\d(?:\.\d+)?) (?=..:..$)", r"\1+", text).upper())

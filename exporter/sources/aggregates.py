@@ -41,10 +41,10 @@ MAX_SEARCHED_COLLECTIONS = 100
 
 _log = logs.get("observer")
 
-# A malformed string or a date beyond the year 9999 in one document must not fail the decoding of its whole batch.
-_CODEC: CodecOptions[dict[str, Any]] = CodecOptions(
+LENIENT: CodecOptions[dict[str, Any]] = CodecOptions(
     unicode_decode_error_handler="replace", datetime_conversion=DatetimeConversion.DATETIME_AUTO
 )
+"""A malformed string or a date beyond the year 9999 in one document must not fail the decoding of its whole batch."""
 
 
 class Aggregates:
@@ -139,7 +139,7 @@ class Aggregates:
         )
 
     async def _read_collection(self, name: str, limit: int = 0) -> list[dict[str, Any]]:
-        collection = self._database.get_collection(name, codec_options=_CODEC)
+        collection = self._database.get_collection(name, codec_options=LENIENT)
         with pymongo.timeout(TIMEOUT):
             return await collection.find({}, self._projection, batch_size=BATCH, limit=limit).to_list(None)
 

@@ -10,12 +10,11 @@ from bson.binary import UuidRepresentation
 
 from exporter.core.errors import ExporterError
 from exporter.core.model import STATUSES, normal_state
-from exporter.core.periods import LATEST, to_seconds
+from exporter.core.periods import LATEST, MILLISECONDS_FROM, to_seconds
 
 MAX_ID_CHARACTERS = 1024
 """Ids identify workers everywhere, so unlike other texts a long id cannot be cut: two workers could become one."""
 
-_MILLISECONDS_FROM = 1e11  # as seconds that is the year 5138, as milliseconds 1973
 _MOST_COUNT = 2**31 - 1
 _MOST_AMOUNT = 2**63 - 1
 _FLAGS: Mapping[object, bool] = {"true": True, "false": False, "1": True, "0": False, 1: True, 0: False}
@@ -69,12 +68,17 @@ def _encodable(text: str) -> str:
 
 def status(raw: object) -> str:
     """Convert a worker's status to one of STATUSES."""
-    if isinstance(raw, Mapping):  # an enumeration written as {"value": …}
-        raw = raw.get("value")
-    status = normal_state(raw) if isinstance(raw, str) else None
+    status = _state(raw)
     if status in STATUSES:
         return status
     raise InvalidFieldError(f"one of {', '.join(STATUSES)}")
+
+
+def _state(raw: object) -> str | None:
+    """Return the normal form of a state, which may be an enumeration written as {"value": …}; None if it is no text."""
+    if isinstance(raw, Mapping):
+        raw = raw.get("value")
+    return normal_state(raw) if isinstance(raw, str) else None
 
 
 def _number(raw: object) -> float | None:
@@ -110,11 +114,9 @@ def state_of(states: Collection[str]) -> Callable[[object], str]:
     """Return a converter to one of the states: a text that is none of them reads "unknown"."""
 
     def state(raw: object) -> str:
-        if isinstance(raw, Mapping):  # an enumeration written as {"value": …}
-            raw = raw.get("value")
-        if not isinstance(raw, str):
+        text = _state(raw)
+        if text is None:
             raise InvalidFieldError(f"a text such as {next(iter(states))}")
-        text = normal_state(raw)
         return text if text in states else "unknown"
 
     return state
@@ -157,7 +159,7 @@ def _seconds(raw: object) -> float | None:
         except ValueError:
             return None
     number = _number(raw)
-    return number / 1000 if number is not None and number > _MILLISECONDS_FROM else number
+    return number / 1000 if number is not None and number > MILLISECONDS_FROM else number
 
 
 def any_number(raw: object) -> float:

@@ -1,7 +1,7 @@
 """Parse worker documents (the manager's aggregates) into workers. Pure."""
 
 import reprlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -103,13 +103,14 @@ _shortened = _ShortRepr().repr
 
 
 def projection(settings: WorkersSettings) -> dict[str, int]:
-    """Return the projection of all known names, at top level and under `state`, without a path inside another.
-
-    MongoDB refuses a projection that holds both `a` and `a.b`.
-    """
+    """Return the MongoDB projection of all known names, at top level and under `state`."""
     names = {name for names in _names(settings).values() for name in names} | {each.field for each in settings.extra}
     names |= {*SYSTEM_INFO}
-    paths = names | {f"{STATE}.{name}" for name in names}
+    return inclusion(names | {f"{STATE}.{name}" for name in names})
+
+
+def inclusion(paths: Set[str]) -> dict[str, int]:
+    """Return the MongoDB projection of the dotted paths, without a path inside another: MongoDB refuses both `a` and `a.b`."""
     inside = {path for path in paths if any(path[:dot] in paths for dot in _dots(path))}
     return dict.fromkeys(sorted(paths - inside), 1)
 

@@ -7,8 +7,7 @@ process at a time write periods older than `gap_fill_window`. The command may be
 
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -18,6 +17,7 @@ from prometheus_client import CollectorRegistry
 from exporter.commands.backfill.fetcher import MAX_WAITING_SAMPLES, RetryPolicy
 from exporter.commands.backfill.interruption import GracefulStop, until_signalled
 from exporter.commands.backfill.job import BackfillRun, hold
+from exporter.commands.backfill.journal import PLAN_MAX_AGE_SECONDS, opened
 from exporter.commands.backfill.plan import counted
 from exporter.commands.backfill.progress import show_progress
 from exporter.commands.backfill.report import counter_sum
@@ -25,7 +25,7 @@ from exporter.commands.import_events.journal import EventJournal
 from exporter.commands.import_events.plan import Plan
 from exporter.commands.import_events.planner import Options, Planner
 from exporter.core.errors import IncompatibleStoreError, StoreError
-from exporter.core.periods import DAY, rfc3339
+from exporter.core.periods import rfc3339
 from exporter.core.settings import Settings
 from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.mirror import BATCH_SAMPLES, Mirror
@@ -34,9 +34,6 @@ from exporter.storage.inventory import Inventory
 from exporter.storage.lease import BACKFILL, LEASE_SECONDS, Lease, boottime
 from exporter.storage.mongo import Database, connect
 from exporter.storage.repository import repository, require_history
-
-PLAN_MAX_AGE_SECONDS = DAY
-"""Age above which an unfinished plan is replaced by a new one."""
 
 
 async def main(settings: Settings, options: Options, out: TextIO, err: TextIO) -> int:
@@ -70,11 +67,11 @@ async def run(
         if options.dry_run:
             with (
                 tempfile.TemporaryDirectory() as folder,
-                _open_journal(Path(folder), settings.period) as (journal, thread),
+                opened(EventJournal(Path(folder), settings.period)) as (journal, thread),
             ):
                 planner = Planner(settings, options, database, history, journal, thread)
                 return await _dry_run(planner, journal, thread, stop, retry, out, None if options.quiet else err)
-        with _open_journal(settings.data_dir / "import-events", settings.period) as (journal, thread):
+        with opened(EventJournal(settings.data_dir / "import-events", settings.period)) as (journal, thread):
             lease = Lease(database, owner=journal.outbox.owner, ttl=LEASE_SECONDS, name=BACKFILL, monotonic=boottime)
             async with hold(lease, retry.lease, err):
                 planner = Planner(settings, options, database, history, journal, thread)
@@ -86,16 +83,6 @@ async def run(
                 return await _Import(
                     planner, database, journal, thread, source, writing, report, stop, retry, out, err, options.quiet
                 ).carry_out()
-
-
-@contextmanager
-def _open_journal(directory: Path, period: int) -> Iterator[tuple[EventJournal, OutboxThread]]:
-    journal = EventJournal(directory, period)
-    thread = OutboxThread(journal.outbox)
-    try:
-        yield journal, thread
-    finally:
-        thread.close()
 
 
 async def _dry_run(

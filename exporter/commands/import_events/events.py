@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 from bson import DatetimeMS
 
 from exporter.core.event_settings import EventFields
-from exporter.core.periods import LATEST, as_utc, to_datetime
+from exporter.core.periods import LATEST, MILLISECONDS_FROM, as_utc, to_datetime
 from exporter.sources import field_values
 from exporter.sources.field_values import InvalidFieldError
-from exporter.sources.worker_documents import measured
+from exporter.sources.worker_documents import inclusion, measured
 
 TYPE_KEYS = ("type", "event_type", "__type__", "name")
 """Keys that may hold the type of an event, in the order of search."""
@@ -38,7 +38,6 @@ _CONVERTERS: Mapping[str, Callable[[object], object]] = {
 }
 """Field of `EventFields` → the function that converts a raw value of it."""
 _EPOCH = to_datetime(0)
-_MILLISECONDS_FROM = 1e11  # as seconds that is the year 5138, as milliseconds 1973
 
 Document = Mapping[str, Any]
 
@@ -104,11 +103,8 @@ class EventParser:
         names = {
             path.name for paths in self._paths.values() for each in paths.values() for path in each if path.literal is None
         }
-        wanted = set(_everywhere([*TYPE_KEYS, *names]))
-        # MongoDB refuses a projection that holds both `a` and `a.b`.
-        outer = {path for path in wanted if not any(path.startswith(f"{other}.") for other in wanted)}
         types = [{"$type": f"${key}"} for key in PAYLOAD_KEYS if key != "event"]  # `event` may hold the name of the event
-        return {**dict.fromkeys(sorted(outer), 1), TEXT_PAYLOAD: {"$in": ["string", types]}}
+        return {**inclusion({*_everywhere([*TYPE_KEYS, *names])}), TEXT_PAYLOAD: {"$in": ["string", types]}}
 
     def parse(self, document: Document) -> ParsedEvent | None:
         """Return what an event tells; None if its type is not configured."""
@@ -204,7 +200,7 @@ def milliseconds(raw: object) -> int | None:
     elif isinstance(raw, DatetimeMS):
         at = int(raw)
     elif isinstance(raw, int | float) and not isinstance(raw, bool) and abs(raw) <= LATEST * 1000:  # False for NaN
-        at = int(raw) if raw > _MILLISECONDS_FROM else int(raw * 1000)
+        at = int(raw) if raw > MILLISECONDS_FROM else int(raw * 1000)
     else:
         return None
     return at if 0 < at <= LATEST * 1000 else None

@@ -10,8 +10,6 @@ import time
 from collections.abc import Sequence
 
 import bson
-from bson import CodecOptions
-from bson.codec_options import DatetimeConversion
 
 from exporter.commands.backfill.fetcher import RetryPolicy
 from exporter.commands.backfill.interruption import GracefulStop
@@ -21,15 +19,13 @@ from exporter.commands.import_events.plan import Tally, Window
 from exporter.core.errors import ConfigError, IncompatibleStoreError, StoreError, StoreUnavailableError
 from exporter.pipeline.mirror import RETRY_SECONDS
 from exporter.pipeline.outbox import OutboxThread
+from exporter.sources.aggregates import LENIENT
 from exporter.storage.mongo import WHOLE_HISTORY_SECONDS, Database, Document, operation
 
 PAGE_EVENTS = 5000
 """Events read at once: some MB in memory, some 100 ms of parsing and merging."""
 
-# A malformed string or a date beyond the year 9999 in one event must not fail the decoding of its whole page.
-_CODEC: CodecOptions[Document] = CodecOptions(
-    tz_aware=True, unicode_decode_error_handler="replace", datetime_conversion=DatetimeConversion.DATETIME_AUTO
-)
+_CODEC = LENIENT.with_options(tz_aware=True)
 
 
 class Scanner:
