@@ -1,22 +1,20 @@
 """The command line: `cml-worker-exporter COMMAND`.
 
 `COMMANDS` is the table of commands: help texts, the command's own flags, the settings it reads, the function that runs it.
-Modules are imported by the command that needs them, so that `--version` and `--help` load no boto3, pymongo, or uvicorn.
+The functions are in `commands.run`.
 """
 
 import argparse
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from exporter import __version__
-from exporter.commands import flags
-from exporter.core.errors import ConfigError, ExporterError
+from exporter.commands import flags, run
+from exporter.core.errors import ExporterError
 
 if TYPE_CHECKING:
-    from exporter.core.settings import Settings
     from exporter.core.settings_loader import Setting
 
 _EPILOG = """\
@@ -45,6 +43,8 @@ class Command(NamedTuple):
     """The command's own flags, as the usage line shows them."""
     notes: str = ""
     """The text below the flags: examples, and where to read more."""
+    failure: int = 1
+    """Exit status after an error; another one where 1 is a result."""
 
     def setting_flags(self) -> Iterator["Setting"]:
         """Yield the settings that are flags of this command, in the order of the file."""
@@ -60,14 +60,14 @@ _MONGODB = ("mongodb.uri", "mongodb.uri_file")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command and exit: 0 done, 1 the command failed, 2 the command line is wrong, 130 interrupted by Ctrl-C."""
+    """Run one command and exit: 0 done, 1 (`verify`: 3) it failed, 2 the command line is wrong, 130 interrupted by Ctrl-C."""
     options = _parse(_join_times(sys.argv[1:] if arguments is None else arguments))
     try:
         status = options.run(options)
     except ExporterError as error:
         for line in str(error).splitlines():
             print(f"cml-worker-exporter: {line}", file=sys.stderr)
-        status = 1
+        status = options.command.failure
     except KeyboardInterrupt:
         status = 130
     sys.exit(status)
@@ -150,115 +150,6 @@ def _shown(default: object) -> str:
     return ",".join(map(str, default)) if isinstance(default, list) else str(default)
 
 
-def _settings(options: argparse.Namespace, level: str | None = None) -> "Settings":
-    """Load the settings and configure the log; `level` replaces log.level in commands that write to a person."""
-    from exporter.core import logs, settings_loader
-
-    given = {s.key: value for s in options.command.setting_flags() if (value := getattr(options, s.key)) is not None}
-    settings = settings_loader.load(options.config_file, flags=given)
-    logs.configure(level or settings.log.level, settings.log.format, sys.stderr)
-    return settings
-
-
-# -- running -----------------------------------------------------------------------------------------------------------
-
-
-def _serve(options: argparse.Namespace) -> int:
-    import uvloop
-
-    from exporter.commands.serve import serve
-
-    return uvloop.run(serve(_settings(options)))
-
-
-def _check(options: argparse.Namespace) -> int:
-    import asyncio
-
-    from exporter.commands.check import command
-
-    return asyncio.run(command.run(_settings(options, "error"), sys.stdout))
-
-
-def _retention(options: argparse.Namespace) -> int:
-    import asyncio
-
-    from exporter.commands import retention
-    from exporter.core.periods import parse_duration
-
-    settings = _settings(options, "error")
-    try:
-        wanted = None if options.wanted is None else parse_duration(options.wanted)
-    except ValueError as error:
-        raise ConfigError(f"--set: {error}") from error
-    return asyncio.run(retention.run(settings, wanted, options.yes, sys.stdout))
-
-
-def _estimate(options: argparse.Namespace) -> int:
-    import asyncio
-
-    from exporter.commands import estimate
-
-    return asyncio.run(estimate.run(_settings(options, "error"), sys.stdout))
-
-
-def _backfill(options: argparse.Namespace) -> int:
-    import asyncio
-
-    from exporter.commands.backfill import command
-    from exporter.commands.backfill.planner import Options
-
-    since, text = options.since
-    wanted = Options(since, text, tuple(options.workers), options.dry_run, options.max_usd)
-    return asyncio.run(command.main(_settings(options, "warn"), wanted, sys.stdout, sys.stderr))
-
-
-def _import_events(options: argparse.Namespace) -> int:
-    import asyncio
-
-    from exporter.commands.import_events import command
-    from exporter.commands.import_events.planner import Options
-
-    (since, text), (until, until_text) = options.since, options.until
-    wanted = Options(since, text, until, until_text, tuple(options.workers), options.dry_run, options.quiet)
-    return asyncio.run(command.main(_settings(options, "warn"), wanted, sys.stdout, sys.stderr))
-
-
-def _export(options: argparse.Namespace) -> int:
-    import asyncio
-
-    from exporter.commands.export import command
-    from exporter.commands.export.request import ExportRequest
-
-    settings, now = _settings(options, "error"), int(time.time())
-    since = flags.time_bound("--since", options.since, now, options.tz)
-    until = flags.time_bound("--until", options.until, now, options.tz)
-    request = ExportRequest(since, until, tuple(options.workers), options.format, options.output, options.tz)
-    return asyncio.run(command.run(settings, request, sys.stderr))
-
-
-def _purge(options: argparse.Namespace) -> int:
-    import asyncio
-
-    from exporter.commands import purge
-
-    settings = _settings(options, "error")
-    prompt = _confirm if sys.stdin.isatty() else None
-    return asyncio.run(
-        purge.run(
-            settings, options.workers, yes=options.yes, even_if_listed=options.even_if_listed, prompt=prompt, out=sys.stdout
-        )
-    )
-
-
-def _confirm(question: str) -> str:
-    """Return the answer typed at the terminal; empty after Ctrl-D."""
-    try:
-        return input(question)
-    except EOFError:
-        print()
-        return ""
-
-
 def _demo(options: argparse.Namespace) -> int:
     from exporter.demo import command
 
@@ -267,20 +158,20 @@ def _demo(options: argparse.Namespace) -> int:
 
 COMMANDS: dict[str, Command] = {
     "serve": Command(
-        _serve,
+        run.serve,
         "run the exporter",
         "Run the exporter until SIGINT or SIGTERM.",
         settings=EVERY_SETTING,
     ),
     "check": Command(
-        _check,
+        run.check,
         "validate the settings and every connection, change nothing",
         "Validate the settings, MongoDB (version, privileges, the collection) and AWS (identity, one CloudWatch call\n"
         "per region), and print the findings. Exit status 1 when `serve` would not work.",
         settings=EVERY_SETTING,
     ),
     "retention": Command(
-        _retention,
+        run.retention,
         "show how long the history keeps its samples, or change it",
         "Show how long the history keeps its samples. With --set, print what the change deletes, and with --yes apply\n"
         "it; the setting mongodb.retention alone never shortens a history.",
@@ -289,7 +180,7 @@ COMMANDS: dict[str, Command] = {
         "[--set DURATION] [--yes]",
     ),
     "estimate": Command(
-        _estimate,
+        run.estimate,
         "what CloudWatch will cost with this fleet and these settings",
         "Read the worker documents, find out which workers have a CloudWatch agent, and print calls, metrics billed,\n"
         "and dollars per collection cycle, day, and month. Makes no CloudWatch call that is billed.",
@@ -301,7 +192,7 @@ COMMANDS: dict[str, Command] = {
         ),
     ),
     "backfill": Command(
-        _backfill,
+        run.backfill,
         "fill older gaps of the history from CloudWatch",
         "Fill gaps of the history that `serve` no longer fills, from CloudWatch: CPU and memory. Prints the price\n"
         "first. May be interrupted at any moment: the same command continues and repeats no completed call. An\n"
@@ -321,8 +212,33 @@ example:
 docs/backfill.md explains what is filled, what it costs, and what happens after an interruption.
 """,
     ),
+    "verify": Command(
+        run.verify,
+        "compare the history with CloudWatch",
+        "Compare CPU and memory of the history with CloudWatch, value by value, and name what is missing, extra,\n"
+        "different or stored twice. Prints the price first, changes nothing. May be interrupted at any moment: the\n"
+        "same command continues and repeats no completed call. An exporter may run at the same time.",
+        flags.verify_flags,
+        (
+            *("mongodb", "period", "settle_delay", "absence_timeout", "gap_fill_window", "max_age", "cloudwatch"),
+            *("aws", "workers", "data_dir", "log.format"),
+        ),
+        "--since TIME [--worker ID ...] [--sample PERCENT] [--max-usd DOLLARS] [--dry-run] [--json] [--quiet]",
+        f"""\
+{_TIME}
+example:
+  cml-worker-exporter verify --config.file exporter.yml --since 7d --dry-run
+  cml-worker-exporter verify --config.file exporter.yml --since 7d --sample 5% --max-usd 0.01
+  cml-worker-exporter verify --config.file exporter.yml --since 1d --json > verify.json
+
+Exit status: 0 all equal, 1 a difference was found, 2 wrong command line, 3 it failed, or not all could be compared and
+the rest is equal, 130 interrupted, 141 the reader of the output has gone.
+docs/verify.md explains what is compared, what each kind of difference means, and what it costs.
+""",
+        failure=3,
+    ),
     "import-events": Command(
-        _import_events,
+        run.import_events,
         "fill older gaps of the history from the manager's events",
         "Write what the manager's events tell of a worker (CPU, memory, labs, status, at the time of the event) into\n"
         "periods that the history lacks and `serve` no longer fills. Prints the plan first: events by type, periods,\n"
@@ -345,7 +261,7 @@ docs/import-events.md explains which events and fields are read, and which perio
 """,
     ),
     "export": Command(
-        _export,
+        run.export,
         "write the history as OpenMetrics, for Prometheus, or as CSV",
         "Write the history of all or some workers, as OpenMetrics text that promtool turns into blocks of Prometheus,\n"
         "or as CSV. A file appears under its name only when it is complete.",
@@ -362,7 +278,7 @@ docs/export.md explains what is in the file, and how to make Prometheus keep suc
 """,
     ),
     "purge": Command(
-        _purge,
+        run.purge,
         "delete all stored data of a worker",
         "Print what is stored of a worker (samples and inventory entry), and delete it permanently after its id is\n"
         "typed at the terminal, or with --yes. A worker that an exporter may still write is refused.",

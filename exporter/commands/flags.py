@@ -23,12 +23,26 @@ def backfill_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--since", required=True, type=_past, metavar="TIME", help="start of the window to fill")
     _add_workers(parser, "id of a worker to fill; repeatable (default: all workers)")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and its price, change nothing")
+    _add_max_usd(parser)
+
+
+def verify_flags(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `verify`."""
+    parser.add_argument("--since", required=True, type=_past, metavar="TIME", help="start of the window to compare")
+    _add_workers(parser, "id of a worker to compare; repeatable (default: all workers)")
     parser.add_argument(
-        "--max-usd",
-        type=_dollars,
-        metavar="DOLLARS",
-        help="highest price of a plan that is carried out (default: cloudwatch.max_usd_per_day, if it is set)",
+        "--sample",
+        type=_percent,
+        metavar="PERCENT",
+        help="compare so many percent of the workers, such as 5%%, at least one; on one day the same, on the next others "
+        "(default: all workers)",
     )
+    _add_max_usd(parser)
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and its price, compare nothing")
+    parser.add_argument(
+        "--json", action="store_true", help="print the result as JSON on standard output, the plan on standard error"
+    )
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
 
 
 def import_events_flags(parser: argparse.ArgumentParser) -> None:
@@ -83,6 +97,15 @@ def _add_workers(parser: argparse.ArgumentParser, text: str, *, required: bool =
     parser.add_argument("--worker", dest="workers", action="append", required=required, default=[], metavar="ID", help=text)
 
 
+def _add_max_usd(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--max-usd",
+        type=_dollars,
+        metavar="DOLLARS",
+        help="highest price of a plan that is carried out (default: cloudwatch.max_usd_per_day, if it is set)",
+    )
+
+
 def time_bound(flag: str, text: str, now: int, zone: tzinfo | None) -> int:
     """Return the UTC second that a TIME flag names; raises ConfigError."""
     try:
@@ -108,6 +131,16 @@ def _zone(name: str) -> ZoneInfo:
         return time_zone(name)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _percent(text: str) -> float:
+    try:
+        percent = float(text.removesuffix("%")) if text.endswith("%") else 0
+    except ValueError:
+        percent = 0
+    if not 0 < percent <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is no percentage above 0; write a number and %, such as 5%")
+    return percent
 
 
 def _dollars(text: str) -> float:

@@ -7,36 +7,40 @@ at the same time.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TextIO
 
 from prometheus_client import CollectorRegistry
-from rich.console import Console
-from rich.table import Table
 
 from exporter.commands.backfill.fetcher import Fetcher, RetryPolicy
 from exporter.commands.backfill.interruption import GracefulStop, until_signalled
 from exporter.commands.backfill.job import BackfillRun, hold
-from exporter.commands.backfill.journal import PLAN_MAX_AGE_SECONDS, Journal, opened
-from exporter.commands.backfill.plan import Plan, PlannedCall, counted
+from exporter.commands.backfill.journal import Journal
+from exporter.commands.backfill.plan import Plan, counted
+from exporter.commands.backfill.plan_table import show_calls
 from exporter.commands.backfill.planner import Options, Planner
 from exporter.commands.backfill.progress import show_progress
-from exporter.commands.backfill.report import RunReport, RunState
-from exporter.core.budget import Usage
+from exporter.commands.backfill.report import BackfillState, RunReport
+from exporter.commands.backfill.sink import SampleSink
 from exporter.core.errors import ConfigError, IncompatibleStoreError
-from exporter.core.periods import format_duration, rfc3339
+from exporter.core.periods import DAY, rfc3339
 from exporter.core.settings import Settings
 from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.mirror import Mirror
 from exporter.pipeline.outbox import OutboxThread
 from exporter.sources.cloudwatch.client import CloudWatch
+from exporter.sources.cloudwatch.retention import reach
 from exporter.storage.lease import BACKFILL, LEASE_SECONDS, Lease, boottime
 from exporter.storage.mongo import connect
 from exporter.storage.repository import repository, require_history
 
 REQUESTS_PER_SECOND = 5
 """Per region: a fifth of the limit of `serve`, and a tenth of the account's quota."""
+PLAN_MAX_AGE_SECONDS = DAY
+"""Age above which an unfinished plan is replaced by a new one."""
 
 
 async def main(settings: Settings, options: Options, out: TextIO, err: TextIO) -> int:
@@ -75,13 +79,13 @@ async def run(
             if options.dry_run:
                 show(await planner.plan(), planner.namespace, out)
                 return 0
-            with opened(Journal(settings.data_dir / "backfill", settings.period)) as (journal, thread):
+            with _open_journal(settings.data_dir / "backfill", settings.period) as (journal, thread):
                 lease = Lease(database, owner=journal.outbox.owner, ttl=LEASE_SECONDS, name=BACKFILL, monotonic=boottime)
                 async with hold(lease, retry.lease, err):
-                    mirror, state = Mirror(thread, planner.history.writer, lease, telemetry), RunState()
-                    fetcher = Fetcher(
-                        settings.period, journal, thread, cloudwatch, stop, retry, state, on_samples=mirror.wake.set
-                    )
+                    mirror, state = Mirror(thread, planner.history.writer, lease, telemetry), BackfillState()
+                    sink = SampleSink(settings.period, journal, thread, state, on_samples=mirror.wake.set)
+                    kept = reach(settings.period)
+                    fetcher = Fetcher(settings.period, kept, journal, thread, cloudwatch, stop, retry, state, sink)
                     filling = BackfillRun(journal, fetcher, mirror, lease, stop, retry, state)
                     report = RunReport(state, journal, cloudwatch, telemetry)
                     return await _Backfill(planner, journal, thread, filling, report, stop, out, err).carry_out()
@@ -163,29 +167,21 @@ class _Backfill:
         return None
 
 
+@contextmanager
+def _open_journal(directory: Path, period: int) -> Iterator[tuple[Journal, OutboxThread]]:
+    journal = Journal(directory, period)
+    thread = OutboxThread(journal.outbox)
+    try:
+        yield journal, thread
+    finally:
+        thread.close()
+
+
 def show(plan: Plan, namespace: str, out: TextIO) -> None:
     """Print a plan: a row for each region, and a sentence for each reason why periods are left out."""
-    shown = f"{namespace}, periods of {format_duration(plan.period)} from {rfc3339(plan.since)} until {rfc3339(plan.until)}"
-    if not plan.calls:
-        print(f"Nothing to do: {namespace} has no gap that can be filled before {rfc3339(plan.until)}.", file=out)
+    if plan.calls:
+        show_calls(plan, namespace, "periods missing", out)
     else:
-        print(f"Plan for {shown}:", file=out)
-        table = Table(box=None, pad_edge=False)
-        table.add_column("region")
-        for heading in ("workers", "periods missing", "calls", "metrics billed", "dollars"):
-            table.add_column(heading, justify="right")
-        regions = sorted({call.region for call in plan.calls})
-        for region in regions:
-            table.add_row(*_figures(region, [call for call in plan.calls if call.region == region], plan.period))
-        if len(regions) > 1:
-            table.add_row(*_figures("all", plan.calls, plan.period))
-        Console(file=out, highlight=False, width=max(80, Console(file=out).width)).print(table)
+        print(f"Nothing to do: {namespace} has no gap that can be filled before {rfc3339(plan.until)}.", file=out)
     for note in plan.notes:
         print(note, file=out)
-
-
-def _figures(name: str, calls: Sequence[PlannedCall], period: int) -> tuple[str, ...]:
-    usage = Usage.of(len(call.queries) for call in calls)
-    workers = len({gap_query.worker_id for call in calls for gap_query in call.gap_queries})
-    periods = sum(call.periods(period) for call in calls)
-    return name, f"{workers:,}", f"{periods:,}", f"{usage.calls:,}", f"{usage.metrics:,}", f"{usage.dollars:.5f}"

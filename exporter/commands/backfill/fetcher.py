@@ -1,14 +1,15 @@
-"""The CloudWatch half of a backfill: makes the calls of the plan and stores their samples in the journal."""
+"""Makes the calls of a plan: several at a time, with retries, until all are made or the run ends."""
 
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from exporter.commands.backfill import plan
 from exporter.commands.backfill.interruption import GracefulStop
-from exporter.commands.backfill.journal import Journal
+from exporter.commands.backfill.journal import PlanJournal
 from exporter.commands.backfill.plan import PlannedCall
 from exporter.commands.backfill.report import RunState
 from exporter.core.errors import RejectedQueryError, SourceError, StoreError
@@ -16,11 +17,10 @@ from exporter.core.model import MetricQuery, MetricResult
 from exporter.core.periods import align_up
 from exporter.pipeline.outbox import OutboxThread
 from exporter.sources.cloudwatch.client import CloudWatch
-from exporter.sources.cloudwatch.retention import reach
 
 CONCURRENT_CALLS = 3
 MAX_WAITING_SAMPLES = 150_000
-"""Samples in the outbox above which no call is made until MongoDB has caught up: some 20 MB."""
+"""Samples in an outbox above which no more are added until MongoDB has caught up: some 20 MB."""
 MAX_CONSECUTIVE_FAILURES = 3
 """Calls without any result after which no other is made: the credentials or the network have failed."""
 
@@ -37,34 +37,52 @@ class RetryPolicy:
     """The pauses before each retry of a failed call, after the four attempts of the AWS client."""
 
 
+class AnswerSink(Protocol):
+    """What becomes of the answers."""
+
+    @property
+    def full(self) -> bool:
+        """Whether no call must be made for now."""
+
+    async def take(
+        self, number: int, call: PlannedCall | None, results: Mapping[MetricQuery, MetricResult]
+    ) -> PlannedCall | None:
+        """Use the complete results of a call and mark in the journal what is left of it, None: nothing; return the same.
+
+        `call` is None when CloudWatch no longer keeps any of its periods, so that nothing was queried. Raises StoreError.
+        """
+
+
 class Fetcher:
-    """Makes the pending calls of the journal, several at a time, and stores the samples they return."""
+    """Makes the pending calls of the journal, several at a time, and hands their results to a sink."""
 
     def __init__(
         self,
         period: int,
-        journal: Journal,
+        kept: int,
+        journal: PlanJournal,
         thread: OutboxThread,
         cloudwatch: CloudWatch,
         stop: GracefulStop,
         retry: RetryPolicy,
         state: RunState,
-        on_samples: Callable[[], None],
+        sink: AnswerSink,
     ) -> None:
         """Make no call yet.
 
         Args:
             period: resolution in seconds.
-            journal: the plan, and the outbox for the samples.
+            kept: age in seconds from which periods are no longer queried.
+            journal: the plan.
             thread: the thread that every call to the journal runs in.
             cloudwatch: the client.
             stop: when it is requested, no further call begins.
             retry: the pauses between the attempts of a call.
             state: updated after each call; its `failure` ends the run.
-            on_samples: called when samples were stored.
+            sink: takes the results.
         """
-        self._period, self._journal, self._thread, self._cloudwatch = period, journal, thread, cloudwatch
-        self._stop, self._retry, self._state, self._on_samples = stop, retry, state, on_samples
+        self._period, self._kept, self._journal, self._thread, self._cloudwatch = period, kept, journal, thread, cloudwatch
+        self._stop, self._retry, self._state, self._sink = stop, retry, state, sink
         self._queue: deque[tuple[int, PlannedCall]] = deque()
         self._consecutive_failures = 0
 
@@ -90,7 +108,7 @@ class Fetcher:
 
     async def _make_calls(self) -> None:
         while self._queue and not self._ended:
-            if self._journal.waiting > MAX_WAITING_SAMPLES:
+            if self._sink.full:
                 await self._stop.pause(0.1)
                 continue
             number, call = self._queue.popleft()
@@ -102,20 +120,17 @@ class Fetcher:
                 self._state.failure = error
 
     async def _make_call(self, number: int, call: PlannedCall) -> None:
-        """Make one call and store its samples; the periods that CloudWatch no longer keeps are cut off."""
-        oldest = align_up(int(time.time()) - reach(self._period) + plan.EXPIRY_MARGIN_SECONDS // 2, self._period)
+        """Make one call and hand over its results; the periods that are no longer kept are cut off."""
+        oldest = align_up(int(time.time()) - self._kept + plan.EXPIRY_MARGIN_SECONDS // 2, self._period)
         kept, before = plan.clip(call, oldest, call.end), call.periods(self._period)
         self._state.expired += before - (kept.periods(self._period) if kept else 0)
         results: dict[MetricQuery, MetricResult] = {}
         if kept:
             await self._query(kept, results)
-        count, empty, rest = await self._thread(_store, self._journal, number, kept, results, self._period)
+        rest = await self._sink.take(number, kept, results)
         self._state.answered += before - (rest.periods(self._period) if rest else 0)
-        self._state.empty += empty
         if rest is None:
             self._state.calls_left -= 1
-        if count:
-            self._on_samples()
 
     async def _query(self, call: PlannedCall, results: dict[MetricQuery, MetricResult]) -> None:
         """Add complete results of all queries of a call; retry those that lack one."""
@@ -146,15 +161,3 @@ class Fetcher:
             text = f"CloudWatch in {call.region}: {missing} of {len(queries)} metrics were answered in part or not at all"
             return SourceError("cloudwatch", "PartialData", text, region=call.region)
         return None
-
-
-def _store(
-    journal: Journal, number: int, call: PlannedCall | None, results: dict[MetricQuery, MetricResult], period: int
-) -> tuple[int, int, PlannedCall | None]:
-    """Finalize a call and store it; return the number of samples and of empty periods, and the part that is left.
-
-    `call` None: all its periods have expired, and nothing was queried.
-    """
-    samples, empty, rest = plan.finalize(call, results, period) if call else ([], 0, None)
-    journal.put(number, samples, rest)
-    return len(samples), empty, rest

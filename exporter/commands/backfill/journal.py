@@ -4,18 +4,17 @@ Both are tables of one SQLite file, so that the samples of a call and the mark t
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import sqlite3
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from exporter.commands.backfill.plan import GapQuery, Plan, PlannedCall
 from exporter.core.errors import OutboxLockedError, StoreError
 from exporter.core.model import MetricQuery
-from exporter.core.periods import DAY
 from exporter.pipeline.lifecycle import PendingSample
-from exporter.pipeline.outbox import Outbox, OutboxThread
+from exporter.pipeline.outbox import Outbox
 
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS plan(target TEXT, wanted TEXT, made INT, since INT, until INT, period INT, notes TEXT)",
@@ -23,8 +22,6 @@ _SCHEMA = (
     # The plan holds the period of the samples: without samples the next plan may have another one.
     "DELETE FROM meta WHERE key='period'",
 )
-PLAN_MAX_AGE_SECONDS = DAY
-"""Age above which an unfinished plan is replaced by a new one."""
 
 
 class SampleJournal:
@@ -83,25 +80,12 @@ class SampleJournal:
         return self.outbox.counts()["rejected"]
 
 
-J = TypeVar("J", bound=SampleJournal)
+class PlanJournal(SampleJournal):
+    """The plan of a command and which of its calls are left, as `SampleJournal`."""
 
-
-@contextmanager
-def opened(journal: J) -> Iterator[tuple[J, OutboxThread]]:
-    """Yield a journal and the thread that every call to it runs in; close both at the end of the block."""
-    thread = OutboxThread(journal.outbox)
-    try:
-        yield journal, thread
-    finally:
-        thread.close()
-
-
-class Journal(SampleJournal):
-    """The plan of a backfill and the outbox of its samples, as `SampleJournal`."""
-
-    def __init__(self, directory: Path, period: int) -> None:
+    def __init__(self, directory: Path, period: int, what: str, schema: Iterable[str] = ()) -> None:
         """Open or create the journal; the arguments and errors are those of `SampleJournal`."""
-        super().__init__(directory, period, "another backfill", _SCHEMA)
+        super().__init__(directory, period, what, (*_SCHEMA, *schema))
 
     def plan(self) -> Plan | None:
         """Return the unfinished plan with the calls that are left; None when there is none."""
@@ -129,20 +113,33 @@ class Journal(SampleJournal):
             database.execute("INSERT INTO plan VALUES(?,?,?,?,?,?,?)", header)
             database.executemany("INSERT INTO call(number, body) VALUES(?,?)", bodies)
 
-    def put(self, number: int, samples: Iterable[PendingSample], rest: PlannedCall | None) -> None:
-        """Store the samples of a call, and the part of the call that is still to be made; None when the call is done."""
-        with self.outbox.transaction() as database:
-            self.outbox.open(samples)
-            if rest is None:
-                database.execute("UPDATE call SET done=1, body='' WHERE number=?", (number,))
-            else:
-                database.execute("UPDATE call SET body=? WHERE number=?", (json.dumps(asdict(rest)), number))
-
     def forget_plan(self) -> None:
         """Delete the stored plan; the samples stay."""
         with self.outbox.transaction() as database:
             database.execute("DELETE FROM plan")
             database.execute("DELETE FROM call")
+
+    @staticmethod
+    def keep_rest(database: sqlite3.Connection, number: int, rest: PlannedCall | None) -> None:
+        """Store the part of a call that is still to be made, within a transaction; None when the call is done."""
+        if rest is None:
+            database.execute("UPDATE call SET done=1, body='' WHERE number=?", (number,))
+        else:
+            database.execute("UPDATE call SET body=? WHERE number=?", (json.dumps(asdict(rest)), number))
+
+
+class Journal(PlanJournal):
+    """The plan of a backfill and the outbox of its samples, as `PlanJournal`."""
+
+    def __init__(self, directory: Path, period: int) -> None:
+        """Open or create the journal; the arguments and errors are those of `SampleJournal`."""
+        super().__init__(directory, period, "another backfill")
+
+    def put(self, number: int, samples: Iterable[PendingSample], rest: PlannedCall | None) -> None:
+        """Store the samples of a call, and the part of the call that is still to be made; None when the call is done."""
+        with self.outbox.transaction() as database:
+            self.outbox.open(samples)
+            self.keep_rest(database, number, rest)
 
 
 def _call(body: dict[str, Any]) -> PlannedCall:

@@ -294,27 +294,49 @@ def _only(call: PlannedCall, left: Sequence[GapQuery], start: int, end: int) -> 
 # -- results -----------------------------------------------------------------------------------------------------------
 
 
-def finalize(
-    call: PlannedCall, results: Mapping[MetricQuery, MetricResult], period: int
-) -> tuple[list[PendingSample], int, PlannedCall | None]:
-    """Return the final samples, the number of empty periods, and the part of the call that must be repeated.
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What CloudWatch has for the periods of one gap query: period start → percent."""
 
-    A period is final when CloudWatch returned every metric of all candidate instances completely. The newest candidate's value
-    wins, as in `lifecycle.finalize`; at this age one complete result is enough, whether it has a value or none.
+    gap_query: GapQuery
+    cpu: Mapping[int, float]
+    memory: Mapping[int, float]
+
+    def starts(self, period: int) -> Iterator[int]:
+        """Yield the starts of all periods of the gap query, in UTC seconds."""
+        return (at for gap in self.gap_query.gaps for at in range(*gap, period))
+
+
+def answers(call: PlannedCall, results: Mapping[MetricQuery, MetricResult]) -> tuple[list[Answer], PlannedCall | None]:
+    """Return the answers of the gap queries that CloudWatch answered completely, and the part of the call to be repeated.
+
+    Complete means: every metric of all candidate instances. The newest candidate's value wins, as in `lifecycle.finalize`; of
+    several memory series the first in their order. At this age one complete result is enough, whether it has a value or none.
     """
-    samples: list[PendingSample] = []
-    incomplete, empty = [], 0
+    found: list[Answer] = []
+    incomplete = []
     by_instance: dict[str, list[MetricQuery]] = {}
     for query in call.queries:
         by_instance.setdefault(query.instance_id, []).append(query)
     for gap_query in call.gap_queries:
-        worker_id, instances = gap_query.worker_id, gap_query.instances
-        queries = [query for instance in instances for query in by_instance.get(instance, ())]
-        if not all(query in results and results[query].complete for query in queries):
+        queries = [query for instance in gap_query.instances for query in by_instance.get(instance, ())]
+        if all(query in results and results[query].complete for query in queries):
+            found.append(Answer(gap_query, _values(queries, "cpu", results), _values(queries, "memory", results)))
+        else:
             incomplete.append(gap_query)
-            continue
-        cpu, memory = (_values(queries, metric, results) for metric in ("cpu", "memory"))
-        for start in (at for gap in gap_query.gaps for at in range(*gap, period)):
+    return found, _only(call, incomplete, call.start, call.end)
+
+
+def finalize(
+    call: PlannedCall, results: Mapping[MetricQuery, MetricResult], period: int
+) -> tuple[list[PendingSample], int, PlannedCall | None]:
+    """Return the final samples, the number of empty periods, and the part of the call that must be repeated, see `answers`."""
+    samples: list[PendingSample] = []
+    empty = 0
+    found, rest = answers(call, results)
+    for answer in found:
+        worker_id, instances, cpu, memory = answer.gap_query.worker_id, answer.gap_query.instances, answer.cpu, answer.memory
+        for start in answer.starts(period):
             if start in cpu or start in memory:
                 samples.append(
                     PendingSample(
@@ -323,7 +345,7 @@ def finalize(
                 )
             else:
                 empty += 1
-    return samples, empty, _only(call, incomplete, call.start, call.end)
+    return samples, empty, rest
 
 
 def _values(queries: Sequence[MetricQuery], metric: str, results: Mapping[MetricQuery, MetricResult]) -> dict[int, float]:

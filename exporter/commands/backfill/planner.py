@@ -1,22 +1,15 @@
 """Make the plan of a backfill from the history, the inventory, the worker documents, and ListMetrics."""
 
-import asyncio
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
 from exporter.commands.backfill import plan as plan_module
 from exporter.commands.backfill.plan import GapQuery, Plan, WorkerLifetime, counted, fillable_window, gap_queries
-from exporter.core.clock import check_skew
-from exporter.core.errors import ConfigError
-from exporter.core.model import MetricQuery
+from exporter.commands.backfill.targets import check_price, listed_queries, read_targets
 from exporter.core.periods import format_duration
 from exporter.core.settings import Settings
-from exporter.sources.aggregates import Aggregates
 from exporter.sources.cloudwatch.client import CloudWatch
 from exporter.sources.cloudwatch.memory_series import LISTED_FOR_SECONDS, MemorySeriesIndex
-from exporter.storage.inventory import Inventory
 from exporter.storage.mongo import Database, chunks
 from exporter.storage.repository import WorkerMetricsRepository
 
@@ -51,9 +44,7 @@ class Planner:
     def __init__(
         self, settings: Settings, options: Options, database: Database, history: WorkerMetricsRepository, cloudwatch: CloudWatch
     ) -> None:
-        self._settings, self._options, self._cloudwatch = settings, options, cloudwatch
-        self._documents = Aggregates(database, settings.mongodb.worker_collections, settings.workers)
-        self._inventory = Inventory(database)
+        self._settings, self._options, self._database, self._cloudwatch = settings, options, database, cloudwatch
         self.history = history
         self.namespace = history.namespace
         self.target = f"{history.namespace} with periods of {format_duration(settings.period)}"
@@ -68,11 +59,8 @@ class Planner:
             StoreError: the history or the inventory cannot be read.
         """
         period = self._settings.period
-        began = time.time()
-        fleet = await self._documents.read()
-        check_skew("mongodb", fleet.date, (began + time.time()) / 2)
-        await self._inventory.load()
-        lifetimes = plan_module.lifetimes(fleet, self._inventory.entries, self._options.workers)
+        targets = await read_targets(self._settings, self._database, self._options.workers)
+        fleet, lifetimes = targets.fleet, targets.lifetimes
         retention = (await self.history.collection.verify()).retention
         # The window of the running exporter counts too: the two must never fill the same periods.
         gap_fill_window = max(self._settings.gap_fill_window, await self.history.collection.load_gap_window())
@@ -83,21 +71,8 @@ class Planner:
                 present = await self.history.reader.timestamps([lifetime.worker.id for lifetime in chunk], since)
                 for lifetime in chunk:
                     found += gap_queries(lifetime, present[lifetime.worker.id], since, until, period)
-        regions = sorted({region for region, _ in found})
-        index = MemorySeriesIndex(self._cloudwatch)
-        await asyncio.gather(*(index.listing(region, recent=recent) for region in regions for recent in (True, False)))
-        types = {worker.instance_id: worker.instance_type for worker in fleet.workers if worker.instance_id}
-
-        @cache
-        def queries_of(region: str, instance: str) -> tuple[MetricQuery, ...]:
-            return index.queries(region, instance, types.get(instance), since=0)
-
-        notes += _note_unlisted(found, index, fleet.date) + _note_without_region(lifetimes)
-        if fleet.skipped:
-            notes += (
-                f"{counted(sum(fleet.skipped.values()), 'worker document')} cannot be read and are left out; "
-                "run `check` to see why.",
-            )
+        index, queries_of = await listed_queries(self._cloudwatch, fleet, {region for region, _ in found})
+        notes += _note_unlisted(found, index, fleet.date) + _note_without_region(lifetimes) + targets.notes
         calls = plan_module.plan_calls(found, queries_of, period)
         return Plan(self.target, self.wanted, fleet.date, since, until, period, calls, notes)
 
@@ -107,16 +82,7 @@ class Planner:
         Raises:
             ConfigError: the plan costs more.
         """
-        limit = self._options.max_usd
-        name = f"--max-usd {limit}"
-        if limit is None:
-            limit = self._settings.cloudwatch.max_usd_per_day
-            name = f"cloudwatch.max_usd_per_day ({limit})"
-        if limit is not None and plan.usage.dollars > limit:
-            raise ConfigError(
-                f"the plan costs {plan.usage.dollars:.4f} dollars, more than {name} allows; agree with a higher --max-usd, "
-                "or fill less with --since or --worker"
-            )
+        check_price(plan.usage, self._settings, self._options.max_usd, "fill less with --since or --worker")
 
 
 def _note_unlisted(found: Sequence[tuple[str, GapQuery]], index: MemorySeriesIndex, now: int) -> tuple[str, ...]:

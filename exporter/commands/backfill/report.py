@@ -1,4 +1,4 @@
-"""What a backfill has done so far: the state that its two halves share, and the sentences made of it."""
+"""What a run has done so far: the state that its parts share, and the sentences made of it."""
 
 from dataclasses import dataclass, field
 
@@ -13,14 +13,12 @@ from exporter.sources.cloudwatch.client import CloudWatch
 
 @dataclass
 class RunState:
-    """The figures of one run, in periods unless they say otherwise; the fetcher and the mirror half update them."""
+    """The figures of one run, in periods unless they say otherwise."""
 
     total: int = 0
     """Periods of the calls of this run."""
     answered: int = 0
     """Periods that CloudWatch answered or no longer keeps."""
-    empty: int = 0
-    """Periods for which CloudWatch has no datapoint."""
     expired: int = 0
     """Periods that CloudWatch deleted between plan and call."""
     calls_left: int = 0
@@ -30,13 +28,32 @@ class RunState:
     failure: StoreError | None = None
     """The failure of the journal or of MongoDB that ended the run."""
 
+    @property
+    def left(self) -> str:
+        """The calls that are not done, and their periods."""
+        return f"{counted(self.calls_left, 'call')} and {counted(self.total - self.answered, 'period')}"
+
+
+@dataclass
+class BackfillState(RunState):
+    """The figures of a backfill."""
+
+    empty: int = 0
+    """Periods for which CloudWatch has no datapoint."""
+
+
+def spent(telemetry: Telemetry) -> str:
+    """Return the calls sent so far, every retry included, and their price."""
+    requests = counter_sum(telemetry.requests, operation="GetMetricData")
+    return f"{counted(requests, 'call')}, {telemetry.dollars:.5f} dollars"
+
 
 class RunReport:
     """Words and figures about a run, for the progress bar and the last lines."""
 
     command, unit = "backfill", "periods"
 
-    def __init__(self, state: RunState, journal: Journal, cloudwatch: CloudWatch, telemetry: Telemetry) -> None:
+    def __init__(self, state: BackfillState, journal: Journal, cloudwatch: CloudWatch, telemetry: Telemetry) -> None:
         self.state = state
         self._journal, self._cloudwatch, self._telemetry = journal, cloudwatch, telemetry
 
@@ -53,14 +70,12 @@ class RunReport:
     @property
     def detail(self) -> str:
         """The calls sent so far, every retry included, and their price."""
-        requests = counter_sum(self._telemetry.requests, operation="GetMetricData")
-        return f"{counted(requests, 'call')}, {self._telemetry.dollars:.5f} dollars"
+        return spent(self._telemetry)
 
     @property
     def left(self) -> str:
         """The work that is not done."""
-        calls, periods = counted(self.state.calls_left, "call"), counted(self.state.total - self.state.answered, "period")
-        return f"{calls} and {periods} are left, {self._journal.waiting:,} samples wait"
+        return f"{self.state.left} are left, {self._journal.waiting:,} samples wait"
 
     @property
     def summary(self) -> str:

@@ -22,6 +22,7 @@ from zoneinfo import ZoneInfo
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from exporter.commands.exit_status import CLOSED_PIPE
 from exporter.commands.export.openmetrics import text
 from exporter.commands.export.request import ExportRequest
 from exporter.commands.export.spool import KEYS, open_spool
@@ -35,9 +36,6 @@ from exporter.storage.mongo import connect
 from exporter.storage.repository import WorkerMetricsRepository, repository, require_history
 from exporter.storage.rows import number
 from exporter.storage.sample_reader import TIME, Pages
-
-CLOSED_PIPE = 141
-"""The exit status after the reader has gone, as a shell shows it for a program that SIGPIPE ended."""
 
 CSV_COLUMNS = (
     "worker_id",

@@ -1,0 +1,4 @@
+"""Exit statuses that commands share; 0 is success, 1 failure, 2 a wrong command line, 130 an interruption."""
+
+CLOSED_PIPE = 141
+"""After the reader of the output has gone, as a shell shows it for a program that SIGPIPE ended."""

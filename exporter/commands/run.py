@@ -1,0 +1,150 @@
+"""Runs each command with its parsed flags: loads the settings, imports the command, returns the exit status.
+
+A command is imported by its function here, so that `--version` and `--help` load no boto3, pymongo, or uvicorn.
+"""
+
+import argparse
+import os
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from exporter.commands import flags
+from exporter.commands.exit_status import CLOSED_PIPE
+from exporter.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from exporter.core.settings import Settings
+
+
+def serve(options: argparse.Namespace) -> int:
+    """Run the exporter."""
+    import uvloop
+
+    from exporter.commands import serve as command
+
+    return uvloop.run(command.serve(_settings(options)))
+
+
+def check(options: argparse.Namespace) -> int:
+    """Validate settings and connections."""
+    import asyncio
+
+    from exporter.commands.check import command
+
+    return asyncio.run(command.run(_settings(options, "error"), sys.stdout))
+
+
+def retention(options: argparse.Namespace) -> int:
+    """Show or change the retention."""
+    import asyncio
+
+    from exporter.commands import retention as command
+    from exporter.core.periods import parse_duration
+
+    settings = _settings(options, "error")
+    try:
+        wanted = None if options.wanted is None else parse_duration(options.wanted)
+    except ValueError as error:
+        raise ConfigError(f"--set: {error}") from error
+    return asyncio.run(command.run(settings, wanted, options.yes, sys.stdout))
+
+
+def estimate(options: argparse.Namespace) -> int:
+    """Print what CloudWatch will cost."""
+    import asyncio
+
+    from exporter.commands import estimate as command
+
+    return asyncio.run(command.run(_settings(options, "error"), sys.stdout))
+
+
+def backfill(options: argparse.Namespace) -> int:
+    """Fill older gaps from CloudWatch."""
+    import asyncio
+
+    from exporter.commands.backfill import command
+    from exporter.commands.backfill.planner import Options
+
+    since, text = options.since
+    wanted = Options(since, text, tuple(options.workers), options.dry_run, options.max_usd)
+    return asyncio.run(command.main(_settings(options, "warn"), wanted, sys.stdout, sys.stderr))
+
+
+def import_events(options: argparse.Namespace) -> int:
+    """Fill older gaps from the manager's events."""
+    import asyncio
+
+    from exporter.commands.import_events import command
+    from exporter.commands.import_events.planner import Options
+
+    (since, text), (until, until_text) = options.since, options.until
+    wanted = Options(since, text, until, until_text, tuple(options.workers), options.dry_run, options.quiet)
+    return asyncio.run(command.main(_settings(options, "warn"), wanted, sys.stdout, sys.stderr))
+
+
+def verify(options: argparse.Namespace) -> int:
+    """Compare the history with CloudWatch."""
+    import asyncio
+
+    from exporter.commands.verify import command
+    from exporter.commands.verify.planner import Options
+
+    since, text = options.since
+    wanted = Options(
+        since, text, tuple(options.workers), options.sample, options.dry_run, options.max_usd, options.quiet, options.json
+    )
+    settings = _settings(options, "error")
+    try:
+        return asyncio.run(command.main(settings, wanted, sys.stdout, sys.stderr))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it flushes at exit
+        return CLOSED_PIPE
+
+
+def export(options: argparse.Namespace) -> int:
+    """Write the history to a file."""
+    import asyncio
+
+    from exporter.commands.export import command
+    from exporter.commands.export.request import ExportRequest
+
+    settings, now = _settings(options, "error"), int(time.time())
+    since = flags.time_bound("--since", options.since, now, options.tz)
+    until = flags.time_bound("--until", options.until, now, options.tz)
+    request = ExportRequest(since, until, tuple(options.workers), options.format, options.output, options.tz)
+    return asyncio.run(command.run(settings, request, sys.stderr))
+
+
+def purge(options: argparse.Namespace) -> int:
+    """Delete all stored data of a worker."""
+    import asyncio
+
+    from exporter.commands import purge as command
+
+    settings = _settings(options, "error")
+    prompt = _confirm if sys.stdin.isatty() else None
+    return asyncio.run(
+        command.run(
+            settings, options.workers, yes=options.yes, even_if_listed=options.even_if_listed, prompt=prompt, out=sys.stdout
+        )
+    )
+
+
+def _confirm(question: str) -> str:
+    """Return the answer typed at the terminal; empty after Ctrl-D."""
+    try:
+        return input(question)
+    except EOFError:
+        print()
+        return ""
+
+
+def _settings(options: argparse.Namespace, level: str | None = None) -> "Settings":
+    """Load the settings and configure the log; `level` replaces log.level in commands that write to a person."""
+    from exporter.core import logs, settings_loader
+
+    given = {s.key: value for s in options.command.setting_flags() if (value := getattr(options, s.key)) is not None}
+    settings = settings_loader.load(options.config_file, flags=given)
+    logs.configure(level or settings.log.level, settings.log.format, sys.stderr)
+    return settings

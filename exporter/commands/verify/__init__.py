@@ -1,0 +1,1 @@
+"""`verify`: compare the history with CloudWatch, value by value."""
