@@ -219,10 +219,7 @@ docs/backfill.md explains what is filled, what it costs, and what happens after 
         "different or stored twice. Prints the price first, changes nothing. May be interrupted at any moment: the\n"
         "same command continues and repeats no completed call. An exporter may run at the same time.",
         flags.verify_flags,
-        (
-            *("mongodb", "period", "settle_delay", "absence_timeout", "gap_fill_window", "max_age", "cloudwatch"),
-            *("aws", "workers", "data_dir", "log.format"),
-        ),
+        (*("mongodb", "period", "absence_timeout", "cloudwatch", "aws", "workers", "data_dir", "log.format"),),
         "--since TIME [--worker ID ...] [--sample PERCENT] [--max-usd DOLLARS] [--dry-run] [--json] [--quiet]",
         f"""\
 {_TIME}

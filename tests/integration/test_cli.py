@@ -69,6 +69,19 @@ READ: dict[str, set[str]] = {
     | WORKERS
     | {"mongodb.workers", "mongodb.history", "mongodb.retention", "period", "gap_fill_window", "aws.roles", "data_dir"}
     | {"cloudwatch.enabled", "cloudwatch.endpoint_url", "cloudwatch.max_usd_per_day", "log.format"},
+    "verify": MONGODB
+    | WORKERS
+    | {
+        "period",
+        "absence_timeout",
+        "mongodb.workers",
+        "mongodb.history",
+        "mongodb.retention",
+        "aws.roles",
+        "data_dir",
+        "log.format",
+    }
+    | {"cloudwatch.enabled", "cloudwatch.interval", "cloudwatch.endpoint_url", "cloudwatch.max_usd_per_day", "log.format"},
     "import-events": MONGODB
     | WORKERS
     | {"mongodb.workers", "mongodb.history", "mongodb.retention", "period", "gap_fill_window", "data_dir"}
@@ -108,7 +121,7 @@ def test_the_help_of_a_command_lists_its_own_flags_and_then_the_settings_it_read
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if READ[command] < READ["serve"]])
 def test_a_setting_that_a_command_does_not_read_is_an_unknown_flag(run_command: RunCommand, command: str) -> None:
-    since = dict.fromkeys(("backfill", "import-events", "export"), ("--since", "1d"))
+    since = dict.fromkeys(("backfill", "verify", "import-events", "export"), ("--since", "1d"))
     required = since | {"purge": ("--worker", "w")}
     done = run_command(command, *required.get(command, ()), "--web.listen-address", ":1", "--no-such-flag")
     assert done.returncode == 2
@@ -179,6 +192,7 @@ def test_each_command_reads_the_settings_it_lists_and_no_other(
 
     assert reads("estimate") == READ["estimate"]
     assert reads("backfill", "--since", "2d") == READ["backfill"]
+    assert reads("verify", "--since", "2d", status=1) == READ["verify"]
     assert reads("import-events", "--since", "2d") == READ["import-events"]
     assert reads("export", "--since", "2d", "--output", str(tmp_path / "out")) == READ["export"]
     assert reads("retention") | reads("retention", "--set", "60d", "--yes") == READ["retention"]
@@ -211,10 +225,10 @@ main(sys.argv[1:])
 
 
 @pytest.mark.parametrize("given", ["2h", "-2h", "now-2h", "2026-01-31T12:00:00Z", "1769860800"])
-@pytest.mark.parametrize("command", ["backfill", "import-events", "export"])
+@pytest.mark.parametrize("command", ["backfill", "verify", "import-events", "export"])
 def test_a_time_has_one_grammar_in_every_command(run_command: RunCommand, command: str, given: str) -> None:
     done = run_command(command, "--since", given)
-    assert done.returncode == 1
+    assert done.returncode == COMMANDS[command].failure
     assert done.stderr.startswith("cml-worker-exporter: mongodb: uri is missing; "), done.stderr
 
 

@@ -3,7 +3,7 @@
 What can be told apart, and what cannot: a sample does not say where its values are from. CloudWatch's value wins whenever there
 is one (rule 9 of docs/sample-lifecycle.md), so a value for which CloudWatch has no datapoint may be the worker document's own,
 but only in a sample that was observed, and an observed sample has a status. Whether CloudWatch revised a value, one look cannot
-tell; the answers of an earlier `verify` can.
+tell; the answer that an earlier `verify` got can.
 """
 
 import math
@@ -22,7 +22,7 @@ neither: neither side has a value;
 equal: both have the same one;
 document: the history has one and CloudWatch none, and it may be the worker document's own;
 unlisted: the history has one, and ListMetrics no longer names the series it may be from, so that CloudWatch was not asked;
-revised: CloudWatch changed its answer since an earlier `verify` that found no difference here;
+revised: there is a difference, but none to what CloudWatch answered the first `verify` that asked: CloudWatch changed it;
 extra: the history has one and CloudWatch none, in a sample without a status;
 missing: CloudWatch has one and the history none;
 different: both have one, and they differ.
@@ -42,7 +42,7 @@ UNKNOWN, NO_DATAPOINT = math.inf, math.nan
 """Earlier answers that are no value; CloudWatch has neither of them as a value."""
 
 EarlierAnswer = Callable[[MetricName, int], float]
-"""(metric, period start) → CloudWatch's value at an earlier `verify`, NO_DATAPOINT, or UNKNOWN."""
+"""(metric, period start) → CloudWatch's value at the first `verify` that asked, NO_DATAPOINT, or UNKNOWN."""
 
 
 class Stored(NamedTuple):
@@ -139,7 +139,7 @@ def classify(
         cloudwatch: percent.
         observed: whether the sample has a status.
         listed: whether CloudWatch was asked for every series that may have a datapoint.
-        earlier: CloudWatch's answer at an earlier `verify`, or UNKNOWN.
+        earlier: CloudWatch's answer to the first `verify` that asked, or UNKNOWN.
         tolerance: relative, of equality.
     """
     if history is None and cloudwatch is None:
@@ -169,7 +169,7 @@ def compare(answer: Answer, samples: Iterable[Stored], earlier: EarlierAnswer, l
     Args:
         answer: CloudWatch's values for whole periods.
         samples: in any order.
-        earlier: CloudWatch's answers at an earlier `verify`.
+        earlier: CloudWatch's answers to the first `verify` that asked.
         listed_from: UTC second from which on ListMetrics names every memory series.
         period: resolution in seconds.
     """

@@ -1,4 +1,8 @@
-"""CloudWatch's answers as a later `verify` needs them: by worker, metric, and UTC day, four bytes a period. Pure."""
+"""CloudWatch's first answers as a later `verify` needs them: by worker, metric, and UTC day, four bytes a period. Pure.
+
+The first answer of a period is kept and later ones are not, so that a value that CloudWatch revised is told as such by every
+later run, too.
+"""
 
 from array import array
 from collections.abc import Mapping
@@ -36,6 +40,6 @@ def value_in(days: Mapping[tuple[MetricName, int], "array[float]"], metric: Metr
     return UNKNOWN if values is None else values[(start - day) // period]
 
 
-def merge(older: "array[float]", newer: "array[float]") -> "array[float]":
-    """Return the values of a day: the newer ones, and the older ones of periods that these do not know."""
-    return array("f", (old if new == UNKNOWN else new for old, new in zip(older, newer, strict=True)))
+def merge(first: "array[float]", later: "array[float]") -> "array[float]":
+    """Return the values of a day: the first ones, and the later ones of periods that these do not know."""
+    return array("f", (new if old == UNKNOWN else old for old, new in zip(first, later, strict=True)))

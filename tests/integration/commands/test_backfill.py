@@ -3,17 +3,13 @@
 import io
 import re
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from exporter.commands.backfill import command as command_module
 from exporter.commands.backfill.fetcher import CONCURRENT_CALLS, RetryPolicy
@@ -21,7 +17,6 @@ from exporter.commands.backfill.interruption import GracefulStop
 from exporter.commands.backfill.planner import Options
 from exporter.core.errors import ConfigError, IncompatibleStoreError, OutboxLockedError, StoreUnavailableError
 from exporter.core.periods import DAY, HOUR, align, rfc3339, to_datetime
-from exporter.core.settings import Settings
 from exporter.demo.mongod import Mongod
 from exporter.storage.inventory import INVENTORY
 from exporter.storage.lease import BACKFILL, Lease
@@ -29,33 +24,16 @@ from exporter.storage.mongo import Database
 from tests.fixtures.mongo import AuthMongod, connect
 from tests.fixtures.process import RunCommand
 from tests.helpers.expected_history import Member, Point, assert_true, expected_history, points_of
-from tests.helpers.exporter_process import COMMAND
-from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
+from tests.helpers.fake_cloudwatch import FakeCloudWatch
+from tests.helpers.fleet_env import PERIOD, REGIONS, FleetEnv, ended, fast_settings, seconds_of, wait_for
 from tests.tools import backfill_crash_tests
 
-PERIOD = 300
-REGIONS = ("eu-west-1", "us-east-1", "ap-south-1", "sa-east-1")
 QUICK = RetryPolicy(mongodb=1, lease=0.4, calls=(0.05, 0.1, 0.1))
 PLANNED = re.compile(r"^(?:all|\S+) +([\d,]+) +([\d,]+) +([\d,]+) +([\d,]+) +([\d.]+)$", re.MULTILINE)
 
 
-@dataclass
-class BackfillEnv:
-    """One fleet with its history and its CloudWatch."""
-
-    settings: dict[str, Any]
-    database: Database
-    fake: FakeCloudWatch
-    folder: Path
-
-    async def fleet(self, count: int, *, regions: Sequence[str] = REGIONS[:1], age: int = 40 * DAY) -> list[Member]:
-        """Workers that have always run, in turn in each region; every fourth without an agent."""
-        created = align(int(time.time()), PERIOD) - age
-        members = [Member(f"w{k:03d}", instance_id(k), regions[k % len(regions)], created) for k in range(count)]
-        for k, member in enumerate(members):
-            self.fake.add(member.instance_id, member.region, agent=k % 4 != 3)
-        await self.database["workers"].insert_many([member.aggregate() for member in members])
-        return members
+class BackfillEnv(FleetEnv):
+    """Runs backfills."""
 
     async def run(self, since: str = "1d", **options: Any) -> tuple[int, str, str]:  # noqa: ANN401  # Options' fields
         """Run one backfill in this process: exit status, output, errors."""
@@ -65,43 +43,13 @@ class BackfillEnv:
         status = await command_module.run(self.parsed, wanted, out, err, GracefulStop(), QUICK)
         return status, out.getvalue(), err.getvalue()
 
-    @property
-    def parsed(self) -> Settings:
-        return Settings.model_validate(self.settings)
-
-    async def documents(self) -> list[dict[str, Any]]:
-        return await self.database["worker_metrics_timeseries"].find({}, {"_id": 0}).to_list(None)
-
     async def points(self) -> list[Point]:
         return points_of(await self.documents())
-
-    def command(self, *arguments: str) -> "subprocess.Popen[str]":
-        """The command as a process."""
-        file = self.folder / "config.yaml"
-        file.write_text(yaml.safe_dump(self.settings))
-        return subprocess.Popen(
-            [*COMMAND, "backfill", "--config.file", str(file), *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=self.folder,
-        )
-
-
-def seconds_of(text: str) -> int:
-    return int(text[:-1]) * {"d": DAY, "h": HOUR}[text[-1]]
 
 
 @pytest.fixture
 def backfill_env(mongod: Mongod, database: Database, fake_cloudwatch: FakeCloudWatch, tmp_path: Path) -> BackfillEnv:
-    settings = {
-        "mongodb": {"uri": mongod.uri.replace("/?", f"/{database.name}?")},
-        "cloudwatch": {"endpoint_url": fake_cloudwatch.url},
-        "absence_timeout": "10m",
-        "gap_fill_window": "15m",
-        "data_dir": str(tmp_path / "data"),
-    }
+    settings = fast_settings(mongod, database, fake_cloudwatch, tmp_path)
     return BackfillEnv(settings, database, fake_cloudwatch, tmp_path)
 
 
@@ -391,7 +339,7 @@ async def test_a_plan_that_costs_too_much_is_refused_before_anything_is_asked(ba
 async def test_of_two_backfills_on_one_machine_the_second_is_told(backfill_env: BackfillEnv) -> None:
     await backfill_env.fleet(2)
     backfill_env.fake.latency = 0.3
-    first = backfill_env.command("--since", "6h")
+    first = backfill_env.command("backfill", "--since", "6h")
     wait_for(lambda: backfill_env.fake.calls["ListMetrics"] > 0)
     with pytest.raises(OutboxLockedError, match=f"another backfill is running here; .*process id {first.pid}"):
         await backfill_env.run("6h")
@@ -413,7 +361,7 @@ async def test_of_two_backfills_on_two_machines_the_second_is_told(backfill_env:
 async def test_sigterm_ends_it_with_130_keeps_what_was_asked_and_the_same_command_goes_on(backfill_env: BackfillEnv) -> None:
     members = await backfill_env.fleet(12, regions=REGIONS)
     backfill_env.fake.latency = 0.6
-    process = backfill_env.command("--since", "1d")
+    process = backfill_env.command("backfill", "--since", "1d")
     wait_for(lambda: backfill_env.fake.calls["GetMetricData"] >= CONCURRENT_CALLS)
     process.send_signal(signal.SIGTERM)
     status, out, err = ended(process)
@@ -432,7 +380,7 @@ async def test_sigterm_ends_it_with_130_keeps_what_was_asked_and_the_same_comman
 async def test_other_parameters_replace_an_unfinished_plan_once_its_samples_are_written(backfill_env: BackfillEnv) -> None:
     await backfill_env.fleet(12, regions=REGIONS)
     backfill_env.fake.latency = 0.6
-    process = backfill_env.command("--since", "1d")
+    process = backfill_env.command("backfill", "--since", "1d")
     wait_for(lambda: backfill_env.fake.calls["GetMetricData"] >= CONCURRENT_CALLS)
     process.send_signal(signal.SIGINT)
     assert ended(process)[0] == 130
@@ -453,16 +401,3 @@ async def test_killed_twice_with_a_live_exporter_beside_it_the_set_is_the_ledger
     assert figures.calls == figures.planned_calls + figures.under_way
     assert figures.under_way <= 2 * CONCURRENT_CALLS
     assert figures.samples == figures.ledger > 8000
-
-
-def wait_for(condition: Callable[[], object], within: float = 15) -> None:
-    deadline = time.monotonic() + within
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.02)
-
-
-def ended(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=30)
-    print(out, err, file=sys.stderr)
-    return process.returncode, out, err
