@@ -18,9 +18,8 @@ from exporter.metrics.telemetry import Telemetry
 
 COLUMNS: tuple[Kind, ...] = ("equal", *DIFFERENCES, "document")
 _REASONS = {
-    "document": "for which CloudWatch has no datapoint, in a sample with a status: the worker document's own, which it cannot "
-    "confirm",
-    "unlisted": "from memory series that CloudWatch no longer lists: not compared",
+    "document": "without a datapoint in CloudWatch may be the worker document's own: not compared",
+    "unlisted": "of memory series that CloudWatch no longer lists: not compared",
     "coarse": "for which CloudWatch only has coarser datapoints: not compared",
     "no_instance": "of workers without a known instance and region: not compared",
 }

@@ -184,7 +184,7 @@ async def test_each_difference_is_named_exactly_and_nothing_else(env: VerifyEnv)
     assert f"  w002  {when}  no sample  " in out
     assert f"  w003  {when}  7  none\n" in out
     assert f"duplicate samples:\n  w004  {when}  2 samples\n" in out
-    assert "\n1 value for which CloudWatch has no datapoint, in a sample with a status: the worker document's own" in out
+    assert "\n1 value without a datapoint in CloudWatch may be the worker document's own: not compared." in out
     assert "Not equal: 3 missing, 1 extra, 1 different, 1 duplicate." in out
 
 

@@ -343,6 +343,61 @@ def test_the_demo_runs_restarts_with_the_same_values_and_leaves_nothing_behind(
     family.wait_for_end()
 
 
+def test_verify_finds_the_demo_equal_and_then_names_exactly_the_sample_that_was_replaced_by_hand(
+    start: Callable[[list[str]], Family], tmp_path: Path
+) -> None:
+    need_mongod()
+    directory = tmp_path / "demo"
+    family = start([sys.executable, "-m", "exporter.cli", "demo", "--dir", str(directory), "--port", "0"])
+    endpoints = up(family, directory)
+    with MongoClient[dict[str, Any]](endpoints["mongodb"]) as client:
+        history = client.get_default_database()["worker_metrics_timeseries"]
+        # Equal as soon as the exporter has filled the newest day.
+        wait_for(lambda: verify(endpoints, tmp_path)["equal"], lambda: json.dumps(verify(endpoints, tmp_path)))
+        equal = verify(endpoints, tmp_path)
+        assert equal["metrics"]["cpu"]["equal"] > 2000
+        assert (equal["examples"], equal["duplicates"]) == ([], 0)
+        filled = {"cpu_utilization": {"$exists": True}, "timestamp": {"$gt": to_datetime(int(time.time()) - 6 * HOUR)}}
+        chosen = history.find_one(filled, {"_id": 0}, sort=[("timestamp", 1)])
+        assert chosen is not None
+        worker_id = chosen["worker_id"]
+        samples = list(history.find({"worker_id": worker_id}, {"_id": 0}))
+        for sample in samples:
+            sample["cpu_utilization"] = 99.75 if sample == chosen else sample.get("cpu_utilization")
+        history.delete_many({"worker_id": worker_id})
+        history.insert_many({name: value for name, value in each.items() if value is not None} for each in samples)
+    changed = verify(endpoints, tmp_path)
+    assert changed["equal"] is False
+    (named,) = changed["examples"]
+    assert (named["kind"], named["metric"], named["worker_id"]) == ("different", "cpu", worker_id)
+    assert datetime.fromisoformat(named["timestamp"]) == chosen["timestamp"].replace(tzinfo=UTC)
+    assert (named["history"], named["cloudwatch"]) == (99.75, chosen["cpu_utilization"])
+    family.process.send_signal(signal.SIGTERM)
+    assert family.wait_for_end() == 0, family.log.read_text()
+
+
+def verify(endpoints: dict[str, str], folder: Path) -> dict[str, Any]:
+    """The result of `verify --since 1d`, as a user would run it beside the demo."""
+    flags = {
+        "--mongodb.uri": endpoints["mongodb"],
+        "--cloudwatch.endpoint-url": endpoints["aws"],
+        "--data-dir": str(folder / "verify"),
+    }
+    command = [sys.executable, "-m", "exporter.cli", "verify", "--since", "1d", "--json"]
+    done = subprocess.run(
+        [*command, *(f"{flag}={value}" for flag, value in flags.items())],
+        env=os.environ | {"AWS_ACCESS_KEY_ID": "demo", "AWS_SECRET_ACCESS_KEY": "demo"},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode in (0, 1), done.stderr
+    result: dict[str, Any] = json.loads(done.stdout)
+    assert (done.returncode == 0) == result["equal"]
+    return result
+
+
 def up(family: Family, directory: Path) -> dict[str, str]:
     path = directory / ENDPOINTS
     wait_for(lambda: path.exists() or family.process.poll() is not None, family.log.read_text)
