@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from exporter.commands import flags
 from exporter.commands.exit_status import CLOSED_PIPE
-from exporter.core.errors import ConfigError
+from exporter.core.errors import ConfigError, ExporterError
 
 if TYPE_CHECKING:
     from exporter.core.settings import Settings
@@ -97,9 +97,13 @@ def verify(options: argparse.Namespace) -> int:
     settings = _settings(options, "error")
     try:
         return asyncio.run(command.main(settings, wanted, sys.stdout, sys.stderr))
-    except BrokenPipeError:
+    except OSError as error:  # those of MongoDB, AWS and the disk are translated: it is the output's
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it flushes at exit
-        return CLOSED_PIPE
+        if isinstance(error, BrokenPipeError):
+            return CLOSED_PIPE
+        raise ExporterError(
+            f"cannot write the result ({error.strerror}); make room and run the same command again: it pays for no call twice"
+        ) from error
 
 
 def export(options: argparse.Namespace) -> int:

@@ -29,9 +29,9 @@ different: both have one, and they differ.
 """
 KINDS: tuple[Kind, ...] = ("neither", "equal", "document", "unlisted", "revised", "extra", "missing", "different")
 DIFFERENCES: tuple[Kind, ...] = ("missing", "extra", "different", "revised")
-NOT_COMPARED = ("unlisted", "coarse", "no_instance")
-"""Counts of periods that CloudWatch cannot be asked for; `planner` counts the last two: CloudWatch only has datapoints of a
-coarser resolution; no instance or region of the worker is known."""
+NOT_ASKED = ("coarse", "no_instance")
+"""Why CloudWatch cannot be asked for a period: it only has datapoints of a coarser resolution; no instance or region of the
+worker is known. `plan` counts them."""
 MAX_EXAMPLES = 10
 """Examples kept of each kind and metric."""
 REL_TOL = 1e-9
@@ -79,7 +79,7 @@ class Tally:
     periods: int = 0
     """Periods of one worker that were compared, or found to be not comparable."""
     counts: dict[MetricName, Counter[str]] = field(default_factory=lambda: {metric: Counter() for metric in METRICS})
-    """Metric → how many periods are of each Kind, or one of NOT_COMPARED."""
+    """Metric → how many periods are of each Kind, or one of NOT_ASKED."""
     duplicates: int = 0
     """Samples beyond the first of their worker and period."""
     unaligned: int = 0
@@ -99,6 +99,11 @@ class Tally:
     def total(self, *kinds: str) -> int:
         """Return how many values of both metrics are of one of these kinds."""
         return sum(counts[kind] for counts in self.counts.values() for kind in kinds)
+
+    @property
+    def compared(self) -> int:
+        """The number of periods that CloudWatch was asked for."""
+        return self.periods - sum(self.counts["cpu"][reason] for reason in NOT_ASKED)
 
     @property
     def differs(self) -> bool:

@@ -11,7 +11,7 @@ from rich.table import Table
 from exporter.commands.backfill.plan import Plan, counted
 from exporter.commands.backfill.plan_table import print_table
 from exporter.commands.backfill.report import RunState, counter_sum, spent
-from exporter.commands.verify.compare import DIFFERENCES, KINDS, NOT_COMPARED, Example, Kind, Tally
+from exporter.commands.verify.compare import DIFFERENCES, KINDS, NOT_ASKED, Example, Kind, Tally
 from exporter.core.model import METRICS
 from exporter.core.periods import rfc3339
 from exporter.metrics.telemetry import Telemetry
@@ -68,6 +68,11 @@ class Result:
         return not self.state.calls_left
 
     @property
+    def equal(self) -> bool:
+        """Whether all was compared and is equal; nothing is not equal to anything."""
+        return self.complete and self.tally.compared > 0 and not self.tally.differs
+
+    @property
     def verdict(self) -> str:
         """One sentence: equal or not, and whether anything is left."""
         tally = self.tally
@@ -78,7 +83,9 @@ class Result:
             text = f"Not equal: {', '.join(found)}."
         elif not self.complete:
             text = f"No difference in the {counted(tally.total('equal'), 'value')} that could be compared."
-        elif tally.total("document", *NOT_COMPARED):
+        elif not tally.compared:
+            return "Nothing was compared."
+        elif tally.total("document", "unlisted", *NOT_ASKED):
             text = f"All {counted(tally.total('equal'), 'value')} that can be compared are equal."
         else:
             text = f"All equal: {counted(tally.total('equal'), 'value')}."
@@ -150,14 +157,14 @@ def to_json(result: Result) -> str:
         "since": rfc3339(plan.since),
         "until": rfc3339(plan.until),
         "complete": result.complete,
-        "equal": result.complete and not tally.differs,
-        "periods_compared": tally.periods - tally.counts["cpu"]["coarse"] - tally.counts["cpu"]["no_instance"],
+        "equal": result.equal,
+        "periods_compared": tally.compared,
         "periods_left": state.total - state.answered,
         "periods_expired": state.expired,
         "calls_left": state.calls_left,
         "calls_made": counter_sum(result.telemetry.requests, operation="GetMetricData"),
         "dollars": result.telemetry.dollars,
-        "metrics": {metric: _kinds(tally, KINDS + NOT_COMPARED[1:], metric) for metric in METRICS},
+        "metrics": {metric: _kinds(tally, KINDS + NOT_ASKED, metric) for metric in METRICS},
         "duplicates": tally.duplicates,
         "unaligned": tally.unaligned,
         "examples": [_example(example) for example in tally.examples],
