@@ -17,8 +17,8 @@ from exporter.core.periods import DAY, align
 
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS tally(body TEXT)",
-    "CREATE TABLE IF NOT EXISTS answer(worker TEXT, metric TEXT, day INT, body BLOB, PRIMARY KEY(worker, metric, day)) "
-    "WITHOUT ROWID",
+    # With a rowid: else each row, being longer than a quarter of a page, would take a page of its own.
+    "CREATE TABLE IF NOT EXISTS answer(worker TEXT, metric TEXT, day INT, body BLOB, PRIMARY KEY(worker, metric, day))",
 )
 
 

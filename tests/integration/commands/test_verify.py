@@ -39,12 +39,13 @@ from tests.helpers.fleet_env import PERIOD, REGIONS, FleetEnv, ended, fast_setti
 
 HISTORY = "worker_metrics_timeseries"
 MEASURED = """
-import atexit, resource, sys
+import atexit, re, sys
+from pathlib import Path
 from exporter.cli import main
-atexit.register(lambda: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr))
+atexit.register(lambda: print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1], file=sys.stderr))
 main(sys.argv[1:])
 """
-"""Runs a command and writes its peak memory in KiB."""
+"""Runs a command and writes its peak memory in KiB; that of getrusage would be at least the test's own."""
 QUICK = RetryPolicy(mongodb=1, lease=0.4, calls=(0.05, 0.1, 0.1))
 PLANNED = re.compile(r"^(?:all|\S+) +([\d,]+) +([\d,]+) +([\d,]+) +([\d,]+) +([\d.]+)$", re.MULTILINE)
 
@@ -650,4 +651,4 @@ async def test_a_thousand_workers_are_compared_in_bounded_memory(env: VerifyEnv)
     assert named(result) == {("different", "cpu", "w500", result["examples"][0]["timestamp"])}
     assert result["periods_compared"] == pytest.approx(1000 * 7 * HOUR // PERIOD, rel=0.1)
     assert (result["calls_made"], env.fake.metrics_billed) == (4, 1750)
-    assert int(done.stderr.split()[-1]) < 350_000  # KiB
+    assert int(done.stderr.split()[-1]) < 250_000  # 150,000 also for a whole week, 2 million samples
