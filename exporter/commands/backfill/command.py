@@ -7,18 +7,15 @@ at the same time.
 """
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TextIO
 
 from prometheus_client import CollectorRegistry
 
-from exporter.commands.backfill.fetcher import Fetcher, RetryPolicy
+from exporter.commands.backfill.fetcher import REQUESTS_PER_SECOND, Fetcher, RetryPolicy
 from exporter.commands.backfill.interruption import GracefulStop, until_signalled
 from exporter.commands.backfill.job import BackfillRun, hold
-from exporter.commands.backfill.journal import Journal
+from exporter.commands.backfill.journal import PLAN_MAX_AGE_SECONDS, Journal, opened
 from exporter.commands.backfill.plan import Plan, counted
 from exporter.commands.backfill.plan_table import show_calls
 from exporter.commands.backfill.planner import Options, Planner
@@ -26,7 +23,7 @@ from exporter.commands.backfill.progress import show_progress
 from exporter.commands.backfill.report import BackfillState, RunReport
 from exporter.commands.backfill.sink import SampleSink
 from exporter.core.errors import ConfigError, IncompatibleStoreError
-from exporter.core.periods import DAY, rfc3339
+from exporter.core.periods import rfc3339
 from exporter.core.settings import Settings
 from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.mirror import Mirror
@@ -36,11 +33,6 @@ from exporter.sources.cloudwatch.retention import reach
 from exporter.storage.lease import BACKFILL, LEASE_SECONDS, Lease, boottime
 from exporter.storage.mongo import connect
 from exporter.storage.repository import repository, require_history
-
-REQUESTS_PER_SECOND = 5
-"""Per region: a fifth of the limit of `serve`, and a tenth of the account's quota."""
-PLAN_MAX_AGE_SECONDS = DAY
-"""Age above which an unfinished plan is replaced by a new one."""
 
 
 async def main(settings: Settings, options: Options, out: TextIO, err: TextIO) -> int:
@@ -79,7 +71,7 @@ async def run(
             if options.dry_run:
                 show(await planner.plan(), planner.namespace, out)
                 return 0
-            with _open_journal(settings.data_dir / "backfill", settings.period) as (journal, thread):
+            with opened(Journal(settings.data_dir / "backfill", settings.period)) as (journal, thread):
                 lease = Lease(database, owner=journal.outbox.owner, ttl=LEASE_SECONDS, name=BACKFILL, monotonic=boottime)
                 async with hold(lease, retry.lease, err):
                     mirror, state = Mirror(thread, planner.history.writer, lease, telemetry), BackfillState()
@@ -165,16 +157,6 @@ class _Backfill:
         why = "is older than a day" if same else f"was for --since {plan.wanted} into {plan.target}"
         print(f"The interrupted plan of {rfc3339(plan.made)} {why}; it is replaced by a new one.", file=self.out)
         return None
-
-
-@contextmanager
-def _open_journal(directory: Path, period: int) -> Iterator[tuple[Journal, OutboxThread]]:
-    journal = Journal(directory, period)
-    thread = OutboxThread(journal.outbox)
-    try:
-        yield journal, thread
-    finally:
-        thread.close()
 
 
 def show(plan: Plan, namespace: str, out: TextIO) -> None:

@@ -18,6 +18,8 @@ from exporter.core.periods import align_up
 from exporter.pipeline.outbox import OutboxThread
 from exporter.sources.cloudwatch.client import CloudWatch
 
+REQUESTS_PER_SECOND = 5
+"""Per region: a fifth of the limit of `serve`, and a tenth of the account's quota."""
 CONCURRENT_CALLS = 3
 MAX_WAITING_SAMPLES = 150_000
 """Samples in an outbox above which no more are added until MongoDB has caught up: some 20 MB."""

@@ -5,16 +5,18 @@ Both are tables of one SQLite file, so that the samples of a call and the mark t
 
 import json
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from exporter.commands.backfill.plan import GapQuery, Plan, PlannedCall
 from exporter.core.errors import OutboxLockedError, StoreError
 from exporter.core.model import MetricQuery
+from exporter.core.periods import DAY
 from exporter.pipeline.lifecycle import PendingSample
-from exporter.pipeline.outbox import Outbox
+from exporter.pipeline.outbox import Outbox, OutboxThread
 
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS plan(target TEXT, wanted TEXT, made INT, since INT, until INT, period INT, notes TEXT)",
@@ -22,6 +24,8 @@ _SCHEMA = (
     # The plan holds the period of the samples: without samples the next plan may have another one.
     "DELETE FROM meta WHERE key='period'",
 )
+PLAN_MAX_AGE_SECONDS = DAY
+"""Age above which an unfinished plan is replaced by a new one."""
 
 
 class SampleJournal:
@@ -78,6 +82,19 @@ class SampleJournal:
     def rejected(self) -> int:
         """The number of samples that MongoDB rejected and that are kept here."""
         return self.outbox.counts()["rejected"]
+
+
+J = TypeVar("J", bound=SampleJournal)
+
+
+@contextmanager
+def opened(journal: J) -> Iterator[tuple[J, OutboxThread]]:
+    """Yield a journal and the thread that every call to it runs in; close both at the end of the block."""
+    thread = OutboxThread(journal.outbox)
+    try:
+        yield journal, thread
+    finally:
+        thread.close()
 
 
 class PlanJournal(SampleJournal):

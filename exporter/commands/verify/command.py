@@ -6,16 +6,15 @@ run at the same time, and a `verify` on another machine.
 """
 
 import time
-from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TextIO
 
 from prometheus_client import CollectorRegistry
 
-from exporter.commands.backfill.fetcher import Fetcher, RetryPolicy
+from exporter.commands.backfill.fetcher import REQUESTS_PER_SECOND, Fetcher, RetryPolicy
 from exporter.commands.backfill.interruption import GracefulStop, until_signalled
+from exporter.commands.backfill.journal import PLAN_MAX_AGE_SECONDS, opened
 from exporter.commands.backfill.plan import Plan, counted
 from exporter.commands.backfill.plan_table import show_calls
 from exporter.commands.backfill.progress import show_progress
@@ -28,7 +27,7 @@ from exporter.commands.verify.planner import Options, Planner
 from exporter.commands.verify.report import Result, VerifyProgress, print_text, to_json
 from exporter.commands.verify.sink import ComparingSink
 from exporter.core.errors import ConfigError
-from exporter.core.periods import DAY, rfc3339
+from exporter.core.periods import rfc3339
 from exporter.core.settings import Settings
 from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.outbox import OutboxThread
@@ -37,10 +36,6 @@ from exporter.sources.cloudwatch.retention import reach
 from exporter.storage.mongo import connect
 from exporter.storage.repository import repository, require_history
 
-REQUESTS_PER_SECOND = 5
-"""Per region: a fifth of the limit of `serve`, and a tenth of the account's quota."""
-PLAN_MAX_AGE_SECONDS = DAY
-"""Age above which an unfinished plan is replaced by a new one."""
 DIFFERENT, INCOMPLETE = 1, 3
 """Exit statuses: a difference was found; no difference was found, but not all could be compared."""
 
@@ -81,22 +76,12 @@ async def run(
             if options.dry_run:
                 _show((await planner.plan())[0], planner.namespace, out)
                 return 0
-            with _open_journal(settings.data_dir / "verify", settings.period) as (journal, thread):
+            with opened(VerifyJournal(settings.data_dir / "verify", settings.period)) as (journal, thread):
                 return await _Verify(
                     settings, options, planner, journal, thread, cloudwatch, telemetry, stop, retry, out, err
                 ).carry_out()
         finally:
             await cloudwatch.close()
-
-
-@contextmanager
-def _open_journal(directory: Path, period: int) -> Iterator[tuple[VerifyJournal, OutboxThread]]:
-    journal = VerifyJournal(directory, period)
-    thread = OutboxThread(journal.outbox)
-    try:
-        yield journal, thread
-    finally:
-        thread.close()
 
 
 @dataclass(frozen=True, slots=True)
