@@ -110,8 +110,8 @@ class Field(NamedTuple):
     scale: float = 1
 
 
-def _text(metric: str, check: str = "") -> Field:
-    return Field(f"{metric} state", labels={"check": check} if check else {})
+def _text(metric: str, api: str, check: str = "") -> Field:
+    return Field(f"{metric} state", api, labels={"check": check} if check else {})
 
 
 FIELDS: Mapping[str, Field] = {
@@ -127,22 +127,22 @@ FIELDS: Mapping[str, Field] = {
     "last_activity": Field("cml_worker_last_activity_timestamp_seconds", "last_activity_at"),
     "created": Field("cml_worker_created_timestamp_seconds", "created_at", worker="created_at"),
     "terminated": Field("", "terminated_at", worker="terminated_at"),
-    "ready": Field("cml_worker_ready"),
-    "uptime": Field("cml_worker_uptime_seconds"),
-    "disk_used": Field("cml_worker_disk_used_bytes"),
-    "disk_total": Field("cml_worker_disk_total_bytes"),
+    "ready": Field("cml_worker_ready", "ready"),
+    "uptime": Field("cml_worker_uptime_seconds", "uptime_seconds"),
+    "disk_used": Field("cml_worker_disk_used_bytes", "disk_used_bytes"),
+    "disk_total": Field("cml_worker_disk_total_bytes", "disk_total_bytes"),
     "disk_ratio": Field("cml_worker_disk_utilization_ratio"),
-    "nodes_running": Field("cml_worker_nodes", labels={"state": "running"}),
-    "nodes_total": Field("cml_worker_nodes", labels={"state": "total"}),
-    "licensed": Field("cml_worker_licensed"),
-    "auto_pauses": Field("cml_worker_auto_pauses"),
-    "idle_pause": Field("cml_worker_idle_pause_timestamp_seconds"),
-    "detailed_monitoring": Field("cml_worker_detailed_monitoring"),
-    "memory_total": Field("cml_worker_memory_total_bytes"),
-    "ec2_instance": _text("cml_worker_ec2_status_check", "instance"),
-    "ec2_system": _text("cml_worker_ec2_status_check", "system"),
-    "service_status": _text("cml_worker_service_status"),
-    "license_status": _text("cml_worker_license_status"),
+    "nodes_running": Field("cml_worker_nodes", "nodes_running", labels={"state": "running"}),
+    "nodes_total": Field("cml_worker_nodes", "nodes_total", labels={"state": "total"}),
+    "licensed": Field("cml_worker_licensed", "licensed"),
+    "auto_pauses": Field("cml_worker_auto_pauses", "auto_pauses"),
+    "idle_pause": Field("cml_worker_idle_pause_timestamp_seconds", "idle_pause_at"),
+    "detailed_monitoring": Field("cml_worker_detailed_monitoring", "detailed_monitoring"),
+    "memory_total": Field("cml_worker_memory_total_bytes", "memory_total_bytes"),
+    "ec2_instance": _text("cml_worker_ec2_status_check", "ec2_instance_check", "instance"),
+    "ec2_system": _text("cml_worker_ec2_status_check", "ec2_system_check", "system"),
+    "service_status": _text("cml_worker_service_status", "service_status"),
+    "license_status": _text("cml_worker_license_status", "license_status"),
 }
 
 _CLOUDWATCH: Mapping[str, MetricName] = {"cpu": "cpu", "memory": "memory"}
