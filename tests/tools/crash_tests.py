@@ -289,7 +289,9 @@ class CrashTest:
         return not self._outbox(f"SELECT COUNT(*) FROM sample WHERE state=1 OR (state=0 AND start<{final_before})")
 
     def _outbox(self, sql: str) -> int:
-        """Read a number from the exporter's outbox, while it runs."""
+        """Read a number from the exporter's outbox, while it runs; 0 before a slow start has created it."""
+        if not (self.exporter.data_dir / "outbox.db").exists():
+            return 0
         with contextlib.closing(sqlite3.connect(f"file:{self.exporter.data_dir / 'outbox.db'}?mode=ro", uri=True)) as outbox:
             number: int = outbox.execute(sql).fetchone()[0]
             return number
