@@ -24,7 +24,7 @@ from exporter.sources.aggregates import Aggregates
 from exporter.sources.cloudwatch.client import CloudWatch
 from exporter.sources.cloudwatch.memory_series import MemorySeriesIndex
 from exporter.storage.inventory import Inventory
-from exporter.storage.lease import BACKFILL, LEASE_SECONDS, Lease, boottime, keep_renewed
+from exporter.storage.lease import BACKFILL, LEASE_SECONDS, Lease, keep_renewed
 from exporter.storage.mongo import Database, connect
 from exporter.storage.repository import WorkerMetricsRepository, repository
 from exporter.web.backend import Backend, BridgedArchive, LoopBridge
@@ -50,8 +50,8 @@ class Exporter:
         self._cloudwatch = CloudWatch(settings, self.telemetry, budget=self._budget) if settings.cloudwatch.enabled else None
         self._series = MemorySeriesIndex(self._cloudwatch) if self._cloudwatch else None
         self._history = repository(settings, database, settings.mongodb.history) if settings.mongodb.history else None
-        self._lease = Lease(database, owner=outbox.owner, ttl=LEASE_SECONDS, monotonic=boottime)
-        self._mirror = self._build_mirror(database, self._history, outbox.owner) if self._history is not None else None
+        self._lease = Lease(database, owner=outbox.owner, folder=outbox.folder, ttl=LEASE_SECONDS)
+        self._mirror = self._build_mirror(database, self._history, outbox) if self._history is not None else None
         self.collector = Collector(
             settings,
             Rules.from_settings(settings),
@@ -70,10 +70,10 @@ class Exporter:
         self.backend = self._build_backend(database, outbox.owner)
         """What the HTTP routes query; its owner closes it once the web server has stopped."""
 
-    def _build_mirror(self, database: Database, history: WorkerMetricsRepository, owner: str) -> Mirror:
+    def _build_mirror(self, database: Database, history: WorkerMetricsRepository, outbox: Outbox) -> Mirror:
         window = self.settings.gap_fill_window
         backfill = BackfillRange(
-            Lease(database, owner=owner, ttl=LEASE_SECONDS, name=BACKFILL, monotonic=boottime),
+            Lease(database, owner=outbox.owner, folder=outbox.folder, ttl=LEASE_SECONDS, name=BACKFILL),
             window - min(HOUR, window // 2),  # an hour less: two clocks may differ by minutes, and an insert takes seconds
             now=lambda: self.collector.now(),
         )
@@ -126,9 +126,11 @@ class Exporter:
                 group.create_task(self.collector.observe_forever(), name="observe")
                 group.create_task(self.collector.poll_forever(), name="poll")
                 group.create_task(self._freeze(), name="freeze")
-                if self._mirror is not None:
+                if self._mirror is not None and self._history is not None:
                     group.create_task(self._mirror.run_forever(), name="mirror")
-                    group.create_task(keep_renewed(self._lease, self._leadership_changed), name="lease")
+                    keep_fence = self._history.writer.keep_fence
+                    renewal = keep_renewed(self._lease, self._leadership_changed, keep_fence=keep_fence)
+                    group.create_task(renewal, name="lease")
         finally:
             self._bridge.loop = None
             with anyio.CancelScope(shield=True):
@@ -144,6 +146,8 @@ class Exporter:
             await history.ensure_collection()
             await history.collection.save_gap_window(self.settings.gap_fill_window)
             await self._lease.acquire_or_renew()
+            if problem := await history.writer.fence_problem():
+                _log.warning("late inserts are not refused", problem=problem)
         except IncompatibleStoreError:
             raise
         except StoreError as error:

@@ -1,10 +1,7 @@
 """`cml-worker-exporter purge`: list what is stored of a worker, and delete it after a confirmation."""
 
 import asyncio
-import os
-import socket
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TextIO
@@ -12,6 +9,7 @@ from typing import TextIO
 from exporter.core.errors import ConfigError, IncompatibleStoreError, StoreError, StoreUnavailableError
 from exporter.core.model import Fleet, InventoryEntry
 from exporter.core.periods import format_duration, rfc3339
+from exporter.core.process_identity import new_owner
 from exporter.core.settings import Settings
 from exporter.sources.aggregates import Aggregates
 from exporter.storage.inventory import INVENTORY, Inventory
@@ -156,19 +154,19 @@ async def _delete(
     out: TextIO,
     patience: float,
 ) -> None:
-    owner = f"purge-{uuid.uuid4().hex[:12]}@{socket.gethostname()}:{os.getpid()}"
-    lease = Lease(database, owner=owner, ttl=LEASE_SECONDS, name=BACKFILL)
+    lease = Lease(database, owner=new_owner("purge-"), ttl=LEASE_SECONDS, name=BACKFILL)
     deadline = time.monotonic() + patience
     await _wait(
         lease.acquire_or_renew, deadline, "a backfill or another purge is running, so nothing was deleted; try again after it"
     )
     try:
-        # An insert goes on in the server after its client has died, and would store some samples again.
-        await _wait(
-            history.writer.no_insert_running,
-            deadline,
-            "an insert into the history is still running, so nothing was deleted; try again",
-        )
+        # An insert that arrives late, or goes on in the server after its client has died, would store some samples again.
+        async with history.writer.insert_lease():
+            await _wait(
+                history.writer.no_insert_running,
+                deadline,
+                "an insert into the history is still running, so nothing was deleted; try again",
+            )
         for stored in found:
             if not await lease.acquire_or_renew():
                 raise StoreUnavailableError("another process took the lease meanwhile", reason="lease")

@@ -7,6 +7,7 @@
     │   └── RejectedQueryError      CloudWatch refuses the content of a request; the same request would be refused again
     └── StoreError                  the history or the outbox cannot be written or read
         ├── StoreUnavailableError   down, no primary, timed out: may work again; whether a write happened is unknown
+        │   └── FencedError         another attempt to write began later; MongoDB refused this one, nothing of it is written
         ├── IncompatibleStoreError  wrong kind of collection, period, schema or privileges; the operator must act
         └── OutboxLockedError       another process holds the data folder
 
@@ -56,6 +57,10 @@ class StoreError(ExporterError):
 
 class StoreUnavailableError(StoreError):
     """The store is down or slow and may recover; whether a write happened is unknown."""
+
+
+class FencedError(StoreUnavailableError):
+    """Another writer, or a later attempt of this one, has raised the number of the fence: this write was refused for good."""
 
 
 class IncompatibleStoreError(StoreError):

@@ -11,9 +11,7 @@ import asyncio
 import fcntl
 import json
 import os
-import socket
 import sqlite3
-import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -25,6 +23,7 @@ from typing import Any, ParamSpec, TextIO, TypeVar
 from exporter.core.errors import IncompatibleStoreError, OutboxLockedError, StoreError
 from exporter.core.model import PendingQuery, Worker, WorkerFacts
 from exporter.core.periods import format_duration
+from exporter.core.process_identity import locked_folder, new_owner
 from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.lifecycle import PendingSample, WorkerState
 
@@ -75,8 +74,8 @@ class Outbox:
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute(f"PRAGMA synchronous={synchronous}")
             self._db.executescript(_SCHEMA)
-            # With the host's name: exporters with a copy of the same folder must not be taken for one writer.
-            self.owner = f"{self._meta('owner', uuid.uuid4().hex)}@{socket.gethostname()}"
+            # New for each process: exporters with a copy of the same folder must not be taken for one writer.
+            self.owner, self.folder = new_owner(), locked_folder(self._lock)
             self._counts = dict.fromkeys(STATES, 0)
             self._counts |= dict(self._db.execute("SELECT state, COUNT(*) FROM sample GROUP BY state"))
             found = int(self._meta("period", str(period)))

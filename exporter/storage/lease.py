@@ -8,8 +8,9 @@ replica set must not differ by more than the safety margin.
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 
+from bson import Int64
 from pymongo import ReturnDocument
 from pymongo.errors import DuplicateKeyError
 
@@ -32,18 +33,30 @@ _MAX_SKEW_SECONDS = 600
 _log = logs.get("lease")
 
 
-async def keep_renewed(lease: "Lease", on_change: Callable[[bool], object] = lambda held: None) -> None:
+def boottime() -> float:
+    """Return seconds that go on while the machine is suspended, unlike time.monotonic: a lease expires meanwhile."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+
+
+async def keep_renewed(
+    lease: "Lease",
+    on_change: Callable[[bool], object] = lambda held: None,
+    *,
+    keep_fence: Callable[[], Awaitable[object]] | None = None,
+) -> None:
     """Renew a lease three times in its duration, until cancelled; a failed attempt is logged and repeated.
 
     Args:
         lease: taken whenever it is free.
         on_change: called with whether the lease is held, when that changed or another owner held it in between.
+        keep_fence: called after each renewal while the lease is held, see `SampleWriter.keep_fence`.
     """
     held, fence = lease.held, lease.fence
     while True:
         await asyncio.sleep(lease.ttl / 3)
         try:
-            await lease.acquire_or_renew()
+            if await lease.acquire_or_renew() and keep_fence is not None:
+                await keep_fence()
         except StoreError as error:
             _log.warning("lease not renewed", error=str(error))
         if (lease.held, lease.fence) != (held, fence):  # the fence shows another owner in between
@@ -56,10 +69,13 @@ class Lease:
 
     Args:
         database: of an AsyncMongoClient; its options don't matter.
-        owner: unique for each process that ever runs, such as host, pid and a random part.
+        owner: unique for each process that ever runs, see `core.process_identity.new_owner`.
+        folder: identity of the data folder that this process has locked, see `core.process_identity.locked_folder`. A lease of
+            another owner with the same one is taken over at once: its process has ended.
         ttl: seconds a lease lasts after each renewal; renew at least three times in it.
         name: of the lease.
-        monotonic: seconds of a clock that is never set.
+        initial: fields that the document of the lease gets where it lacks them; whoever comes first decides.
+        monotonic: seconds of a clock that is never set, and goes on while the machine is suspended.
     """
 
     def __init__(
@@ -67,14 +83,21 @@ class Lease:
         database: Database,
         *,
         owner: str,
+        folder: str | None = None,
         ttl: float = 30,
         name: str = "mirror",
-        monotonic: Callable[[], float] = time.monotonic,
+        initial: Mapping[str, object] | None = None,
+        monotonic: Callable[[], float] = boottime,
     ) -> None:
         self._database = durable(database)
         self._state = self._database[STATE]
-        self._id = f"lease:{name}"
-        self._owner = owner
+        self.id = f"lease:{name}"
+        """The `_id` of its document."""
+        self._owner, self._folder = owner, folder
+        self._initial = dict(initial or {})
+        self.document: Document = {}
+        """The document of the lease when this process last acquired it. Its `number` grows with every acquisition and
+        renewal, by whichever process, so that no two have the same; the fields of `initial` are in it."""
         self.ttl = ttl
         """Seconds a lease lasts after each renewal."""
         self._monotonic = monotonic
@@ -103,7 +126,7 @@ class Lease:
         if lease["owner"] != self._owner:
             self._until = sent
             return False
-        self.fence = lease["fence"]
+        self.fence, self.document = lease["fence"], lease
         self._until = sent + self.ttl * (1 - SAFETY_FRACTION)
         return self.held
 
@@ -116,7 +139,8 @@ class Lease:
         self._until = self._monotonic()
         async with operation(self._database, STATE, "update"):
             await self._state.update_one(
-                {"_id": self._id, "owner": self._owner}, {"$set": {"owner": None, "expires": to_datetime(0)}}
+                {"_id": self.id, "owner": self._owner},
+                {"$set": {"owner": None, "folder": None, "expires": to_datetime(0)}},
             )
 
     async def change_marker(self) -> str | None:
@@ -126,21 +150,25 @@ class Lease:
             StoreError: the state of the lease is unknown.
         """
         async with operation(self._database, STATE, "find"):
-            lease = await self._state.find_one({"_id": self._id}) or {}
+            lease = await self._state.find_one({"_id": self.id}) or {}
         held = lease.get("expires", to_datetime(0)) > to_datetime(time.time() - _MAX_SKEW_SECONDS)
         return None if held else f"{lease.get('fence', 0)} {lease.get('owner')} {lease.get('expires')}"
 
     async def _take(self) -> Document:
         ours: Document = {"$eq": ["$owner", {"$literal": self._owner}]}
-        expired = {"$lte": [{"$ifNull": ["$expires", to_datetime(0)]}, "$$NOW"]}
-        free = {"$or": [ours, expired]}
+        expired: Document = {"$lte": [{"$ifNull": ["$expires", to_datetime(0)]}, "$$NOW"]}
+        # Of a process that has ended: it had locked the very folder that this process has locked now.
+        ended: Document = {"$and": [self._folder is not None, {"$eq": ["$folder", {"$literal": self._folder}]}]}
+        free = {"$or": [ours, expired, ended]}
         until = {"$dateAdd": {"startDate": "$$NOW", "unit": "millisecond", "amount": round(self.ttl * 1000)}}
         fence = {"$ifNull": ["$fence", 0]}
         changes = {
             "owner": {"$cond": [free, {"$literal": self._owner}, "$owner"]},
+            "folder": {"$cond": [free, {"$literal": self._folder}, "$folder"]},
             "expires": {"$cond": [free, until, "$expires"]},
-            "fence": {"$cond": [{"$and": [expired, {"$not": ours}]}, {"$add": [fence, 1]}, fence]},
-        }
+            "fence": {"$cond": [{"$and": [free, {"$not": ours}]}, {"$add": [fence, 1]}, fence]},
+            "number": {"$cond": [free, {"$add": [{"$ifNull": ["$number", Int64(0)]}, 1]}, "$number"]},
+        } | {name: {"$ifNull": [f"${name}", {"$literal": value}]} for name, value in self._initial.items()}
         # The condition stands in the update, not in the filter: an upsert whose filter fails would try to insert a second one.
         async with operation(self._database, STATE, "update", self.ttl / 2):
             try:
@@ -151,12 +179,7 @@ class Lease:
 
     async def _update(self, pipeline: list[Document]) -> Document:
         lease = await self._state.find_one_and_update(
-            {"_id": self._id}, pipeline, upsert=True, return_document=ReturnDocument.AFTER
+            {"_id": self.id}, pipeline, upsert=True, return_document=ReturnDocument.AFTER
         )
         assert lease is not None  # an upsert always has a document to return
         return lease
-
-
-def boottime() -> float:
-    """Return seconds that go on while the machine is suspended, unlike time.monotonic: a lease expires meanwhile."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()

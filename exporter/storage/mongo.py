@@ -5,6 +5,8 @@ when it is killed (measured: 66–105 documents in a few kills). Every operation
 the server too, so that an abandoned insert ends there.
 """
 
+import socket
+import struct
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC
@@ -14,6 +16,7 @@ import pymongo
 from bson.errors import BSONError
 from pymongo import AsyncMongoClient, ReadPreference
 from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.asynchronous.pool import AsyncConnection, Pool
 from pymongo.errors import (
     AutoReconnect,
     BulkWriteError,
@@ -35,7 +38,7 @@ from pymongo.errors import (
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
-from exporter.core.errors import ConfigError, IncompatibleStoreError, StoreError, StoreUnavailableError
+from exporter.core.errors import ConfigError, FencedError, IncompatibleStoreError, StoreError, StoreUnavailableError
 
 if TYPE_CHECKING:  # a program that uses only WorkerMetricsRepository needs neither pydantic nor yaml
     from exporter.core.settings import Settings
@@ -57,6 +60,8 @@ _TRANSIENT = frozenset(
     | {10058, 10107, 11000, 11600, 11601, 11602, 13388, 13435, 13436}
 )
 NOT_AUTHORIZED = 13
+TRANSACTION_TOO_OLD = 225
+"""MongoDB's code for a retryable write with a lower number than its session has seen, see `storage.insert_fence`."""
 _INVALID_OPTIONS = 72
 _CREDENTIALS = frozenset({18, 8000})  # AuthenticationFailed; Atlas says 8000
 
@@ -129,6 +134,12 @@ def _translate_code(error: OperationFailure, namespace: str, action: str) -> Sto
             f"MongoDB refuses the credentials ({brief}); check user, password and authSource in mongodb.uri",
             reason="credentials",
         )
+    if error.code == TRANSACTION_TOO_OLD:
+        return FencedError(
+            f"MongoDB refused `{action}` on {namespace}: another process, or a later attempt of this one, has begun to insert "
+            "since; nothing of it is written, and it starts over",
+            reason="fenced",
+        )
     if error.code in _TRANSIENT or error.has_error_label("RetryableWriteError"):
         return StoreUnavailableError(
             f"`{action}` on {namespace} did not succeed; it will be tried again: {brief}",
@@ -192,6 +203,23 @@ def chunks(items: Sequence[T], size: int) -> list[Sequence[T]]:
     return [items[at : at + size] for at in range(0, len(items), size)]
 
 
+class DroppingPool(Pool):
+    """Connections whose kernel drops what it has not delivered when the driver closes them.
+
+    By default (no SO_LINGER) the kernel of a closed connection goes on to deliver, for a quarter of an hour after a network
+    outage: an insert that the exporter has given up, read back and repeated would arrive then. With a linger time of 0 s closing
+    sends a reset and nothing else. The driver closes a connection when an operation on it fails or takes too long. It has no
+    option for its sockets and no event that shows one; `_pool_class` is its place for such a pool (MongoClient.__init__), and
+    unlike a patched function it changes this client alone.
+    """
+
+    async def connect(self, *args: Any, **kwargs: Any) -> AsyncConnection:  # noqa: ANN401  # the parameters differ by version
+        """Connect, and set SO_LINGER before any command but the handshake is sent; raises ConnectionFailure."""
+        connection = await super().connect(*args, **kwargs)
+        connection.conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        return connection
+
+
 DEFAULT_DATABASE = "cml_cloud_manager"
 
 
@@ -221,6 +249,7 @@ def connect_uri(uri: str, name: str = "uri") -> tuple[AsyncMongoClient[Document]
             serverSelectionTimeoutMS=5000,
             connectTimeoutMS=5000,
             appname="cml-worker-exporter",
+            _pool_class=DroppingPool,
         )
         return client, client.get_default_database(DEFAULT_DATABASE)
     except (InvalidURI, ConfigurationError, ValueError) as error:

@@ -2,15 +2,13 @@
 
 import asyncio
 import math
-import os
 import random
-import socket
-import uuid
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 
 import bson
+from bson import ObjectId
 from bson.errors import BSONError
 from pymongo.errors import BulkWriteError, OperationFailure
 
@@ -18,18 +16,31 @@ from exporter.core import logs
 from exporter.core.errors import StoreError, StoreUnavailableError
 from exporter.core.model import WorkerMetricsSample
 from exporter.core.periods import as_utc, to_seconds
+from exporter.core.process_identity import new_owner
 from exporter.storage.collection import HistoryCollection
-from exporter.storage.lease import INSERT, LEASE_SECONDS, Lease, boottime
-from exporter.storage.mongo import NOT_AUTHORIZED, OPERATION_SECONDS, WHOLE_HISTORY_SECONDS, Document, chunks
+from exporter.storage.insert_fence import InsertFence, fence_problem
+from exporter.storage.lease import LEASE_SECONDS, boottime
+from exporter.storage.mongo import (
+    NOT_AUTHORIZED,
+    OPERATION_SECONDS,
+    TRANSACTION_TOO_OLD,
+    WHOLE_HISTORY_SECONDS,
+    Document,
+    chunks,
+)
 from exporter.storage.sample_reader import WORKERS_PER_QUERY, stored_seconds
 
 Key = tuple[str, int]
 """(worker_id, start of the period in UTC seconds): what makes a sample unique."""
+_Encodable = tuple[WorkerMetricsSample, Document, int]
+"""A sample, its document, and the document's size in bytes."""
 
 MAX_DOCUMENT_BYTES = 1024 * 1024
 """A sample has some 200 bytes; one above 16 MiB / 3 makes mongod 6.0 fail its whole insert into a time-series collection."""
 DOCUMENTS_PER_INSERT = 1000
 """Encoding one message holds the GIL, and delays the scrapes."""
+BYTES_PER_INSERT = 12 * 1024 * 1024
+"""The driver refuses a command above 16 MiB."""
 INSERT_LEASE_WAIT_SECONDS = LEASE_SECONDS + 10
 """How long to wait for another process's insert: until the lease of one that died has expired, and some more."""
 _MIN_POLL_SECONDS, _MAX_POLL_SECONDS = 0.015, 0.045
@@ -44,8 +55,9 @@ _log = logs.get("lease")
 class SampleWriter:
     """Writes samples into the history, and deletes them.
 
-    A time-series collection has no unique index. To store a sample once: take the `insert_lease`, wait until
-    `no_insert_running`, find what is missing with `existing_keys`, insert that; repeat all four after a StoreUnavailableError.
+    A time-series collection has no unique index. To store a sample once: take the `insert_lease`, which raises the fence
+    against earlier inserts that have not arrived yet, wait until `no_insert_running`, find what is missing with
+    `existing_keys`, insert that; repeat all four after a StoreUnavailableError.
     `insert_missing` does this for one caller; the mirror does it with its own leases besides.
 
     Every method raises StoreUnavailableError, IncompatibleStoreError or StoreError.
@@ -55,8 +67,8 @@ class SampleWriter:
         self._collection = collection
         self._samples = collection.samples
         self._sees_all_users = True
-        owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:12]}"
-        self._lease = Lease(collection.database, owner=owner, ttl=LEASE_SECONDS, name=INSERT, monotonic=boottime)
+        self._fence = InsertFence(collection.database, owner=new_owner())
+        self._lease = self._fence.lease
         self._one_at_a_time = asyncio.Lock()
         self._unacknowledged = False
         """Whether an insert was sent under the lease without an answer so far: it may be running on the server."""
@@ -118,6 +130,9 @@ class SampleWriter:
     async def insert_lease(self) -> AsyncIterator[Callable[[], float]]:
         """Hold the lease for inserting, so that no other process inserts between a read-back and its insert.
 
+        Before it yields, it has MongoDB refuse every insert that was sent earlier, by whichever process, and has not arrived
+        yet (`storage.insert_fence`; not on a standalone server). What is running there already must be waited for after that.
+
         Every writer of the history takes it for the fraction of a second that these two need: the mirror, a backfill, and each
         WorkerMetricsRepository. It is released at the end, except after an insert that was not acknowledged: that one may be
         running, so the lease is kept until it expires, later than the time limit of the insert.
@@ -126,7 +141,7 @@ class SampleWriter:
             What `insert` needs as `within`: returns the seconds that are left, or raises StoreUnavailableError.
 
         Raises:
-            StoreUnavailableError: `busy`: another process held the lease for INSERT_LEASE_WAIT_SECONDS.
+            StoreUnavailableError: `busy`: another process held the lease for INSERT_LEASE_WAIT_SECONDS; or the fence is not up.
         """
 
         def seconds_left() -> float:
@@ -140,11 +155,25 @@ class SampleWriter:
             await self._until(self._lease.acquire_or_renew)
             self._unacknowledged, began = False, clock()
             try:
+                await self._fence.raise_number()
                 yield seconds_left
             finally:
                 if not self._unacknowledged:
                     await self._release()
                 self._yield_until = clock() + min(clock() - began, _MAX_POLL_SECONDS)
+
+    async def fence_problem(self) -> str | None:
+        """Return why MongoDB cannot refuse late inserts, and what to do, for the operator; None if it can."""
+        async with self._collection.operation("hello"):
+            return fence_problem(await self._collection.database.client.admin.command("hello"))
+
+    async def keep_fence(self) -> None:
+        """Keep the fence up while nothing is inserted: MongoDB forgets it after 30 minutes; call it every few minutes.
+
+        Raises:
+            StoreError: MongoDB does not answer.
+        """
+        await self._fence.keep()
 
     async def insert_missing(self, samples: Sequence[WorkerMetricsSample]) -> tuple[int, list[tuple[WorkerMetricsSample, str]]]:
         """Insert the samples that are not stored; return how many those were, and those MongoDB will never accept.
@@ -183,22 +212,33 @@ class SampleWriter:
         Raises:
             StoreUnavailableError: how much was inserted is unknown; see the class for how to continue.
         """
-        ordered = sorted(samples, key=lambda sample: (sample.worker_id, as_utc(sample.timestamp)))
         rejected: list[tuple[WorkerMetricsSample, str]] = []
-        accepted: list[tuple[WorkerMetricsSample, Document]] = []
-        for sample in ordered:
+        accepted: list[_Encodable] = []
+        for sample in sorted(samples, key=lambda sample: (sample.worker_id, as_utc(sample.timestamp))):
             document = _document(sample)
-            complaint = _encoding_problem(document)
+            size, complaint = _encoded_size(document)
             if complaint:
                 rejected.append((sample, complaint))
             else:
-                accepted.append((sample, document))
-        batches = chunks(accepted, DOCUMENTS_PER_INSERT)
-        async with self._collection.operation("insert", within or OPERATION_SECONDS * max(1, len(batches))):
-            self._unacknowledged = True
-            for batch in batches:
+                accepted.append((sample, document, size))
+        batches = list(_batches(accepted))
+        deadline: float | None = None
+
+        def seconds_left() -> float:
+            # The deadline is absolute, on a clock that goes on while the machine sleeps: a pause between two batches counts.
+            nonlocal deadline
+            if deadline is None:
+                deadline = boottime() + (within() if within else OPERATION_SECONDS * len(batches))
+            left = deadline - boottime()
+            if left <= 0:
+                raise StoreUnavailableError(
+                    "the time for this insert was over before all of it was sent; it starts over", reason="lease"
+                )
+            return left
+
+        for batch in batches:
+            async with self._collection.operation("insert", seconds_left):
                 rejected += await self._insert_batch(batch)
-            self._unacknowledged = False
         return rejected
 
     async def purge(self, worker_id: str, *, within: float = WHOLE_HISTORY_SECONDS) -> int:
@@ -214,14 +254,20 @@ class SampleWriter:
     async def _insert_batch(
         self, batch: Sequence[tuple[WorkerMetricsSample, Document]]
     ) -> list[tuple[WorkerMetricsSample, str]]:
+        self._unacknowledged = True
+        rejected: list[tuple[WorkerMetricsSample, str]] = []
         try:
-            await self._samples.insert_many([document for _, document in batch], ordered=False)
+            await self._fence.insert(self._collection.name, [document for _, document in batch])
         except BulkWriteError as error:
             failed = error.details["writeErrors"]
             if error.details["writeConcernErrors"] or not failed or any(each["code"] not in _REJECTED_CODES for each in failed):
                 raise
-            return [(batch[each["index"]][0], f"code {each['code']}: {each['errmsg']}") for each in failed]
-        return []
+            rejected = [(batch[each["index"]][0], f"code {each['code']}: {each['errmsg']}") for each in failed]
+        except OperationFailure as error:
+            self._unacknowledged = error.code != TRANSACTION_TOO_OLD  # that one is refused whenever it arrives
+            raise
+        self._unacknowledged = False
+        return rejected
 
     async def _until(self, condition: Callable[[], Awaitable[bool]]) -> None:
         """Wait until the condition holds; raise StoreUnavailableError (`busy`) after INSERT_LEASE_WAIT_SECONDS."""
@@ -263,6 +309,7 @@ def _spans(keys: Collection[Key]) -> dict[str, tuple[int, int]]:
 def _document(sample: WorkerMetricsSample) -> Document:
     """Return the customer's document; a key without a value is left out."""
     document = {
+        "_id": ObjectId(),
         "worker_id": sample.worker_id,
         "timestamp": as_utc(sample.timestamp),
         "region": sample.region,
@@ -278,10 +325,24 @@ def _not_finite(value: object) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
 
 
-def _encoding_problem(document: Document) -> str | None:
-    """Return why a document can never be written, else None; found here, it cannot make its whole insert fail."""
+def _encoded_size(document: Document) -> tuple[int, str | None]:
+    """Return a document's bytes, and why it can never be written, else None; found here, it cannot make its insert fail."""
     try:
         size = len(bson.encode(document))
     except (BSONError, OverflowError, UnicodeError) as error:
-        return f"{type(error).__name__}: {error}"
-    return f"its {size} bytes exceed {MAX_DOCUMENT_BYTES}" if size > MAX_DOCUMENT_BYTES else None
+        return 0, f"{type(error).__name__}: {error}"
+    return size, f"its {size} bytes exceed {MAX_DOCUMENT_BYTES}" if size > MAX_DOCUMENT_BYTES else None
+
+
+def _batches(documents: Iterable[_Encodable]) -> Iterator[list[tuple[WorkerMetricsSample, Document]]]:
+    """Split documents into inserts of at most DOCUMENTS_PER_INSERT and BYTES_PER_INSERT."""
+    batch: list[tuple[WorkerMetricsSample, Document]] = []
+    size = 0
+    for sample, document, each in documents:
+        if batch and (len(batch) == DOCUMENTS_PER_INSERT or size + each > BYTES_PER_INSERT):
+            yield batch
+            batch, size = [], 0
+        batch.append((sample, document))
+        size += each
+    if batch:
+        yield batch

@@ -30,7 +30,7 @@ from exporter.pipeline.mirror import Mirror
 from exporter.pipeline.outbox import OutboxThread
 from exporter.sources.cloudwatch.client import CloudWatch
 from exporter.sources.cloudwatch.retention import reach
-from exporter.storage.lease import BACKFILL, LEASE_SECONDS, Lease, boottime
+from exporter.storage.lease import BACKFILL, LEASE_SECONDS, Lease
 from exporter.storage.mongo import connect
 from exporter.storage.repository import repository, require_history
 
@@ -72,8 +72,10 @@ async def run(
                 show(await planner.plan(), planner.namespace, out)
                 return 0
             with opened(Journal(settings.data_dir / "backfill", settings.period)) as (journal, thread):
-                lease = Lease(database, owner=journal.outbox.owner, ttl=LEASE_SECONDS, name=BACKFILL, monotonic=boottime)
-                async with hold(lease, retry.lease, err):
+                lease = Lease(
+                    database, owner=journal.outbox.owner, folder=journal.outbox.folder, ttl=LEASE_SECONDS, name=BACKFILL
+                )
+                async with hold(lease, planner.history.writer, retry.lease, err):
                     mirror, state = Mirror(thread, planner.history.writer, lease, telemetry), BackfillState()
                     sink = SampleSink(settings.period, journal, thread, state, on_samples=mirror.wake.set)
                     kept = reach(settings.period)

@@ -18,6 +18,7 @@ from exporter.core.errors import IncompatibleStoreError, StoreError, StoreUnavai
 from exporter.pipeline.loop import wait
 from exporter.pipeline.mirror import RETRY_SECONDS, Mirror
 from exporter.storage.lease import BACKFILL, Lease, keep_renewed
+from exporter.storage.sample_writer import SampleWriter
 
 _log = logs.get("backfill")
 
@@ -110,8 +111,8 @@ class BackfillRun:
 
 
 @asynccontextmanager
-async def hold(lease: Lease, patience: float, err: TextIO) -> AsyncIterator[None]:
-    """Hold the lease within the block.
+async def hold(lease: Lease, writer: SampleWriter, patience: float, err: TextIO) -> AsyncIterator[None]:
+    """Hold the lease within the block, and keep the fence of the history up.
 
     Waits up to `patience` seconds for it: `serve` takes the lease only for moments, a backfill, an import or a purge for long.
 
@@ -130,7 +131,7 @@ async def hold(lease: Lease, patience: float, err: TextIO) -> AsyncIterator[None
             print(f"Another process holds the lease {BACKFILL!r}; waiting up to {patience:.0f} s.", file=err)
             announced = True
         await asyncio.sleep(min(1.0, patience / 2))
-    renewing = asyncio.create_task(keep_renewed(lease), name="lease")
+    renewing = asyncio.create_task(keep_renewed(lease, keep_fence=writer.keep_fence), name="lease")
     try:
         yield
     finally:

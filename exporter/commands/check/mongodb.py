@@ -15,6 +15,7 @@ from exporter.core.periods import format_duration, rfc3339, to_datetime, to_seco
 from exporter.core.settings import Settings
 from exporter.sources.aggregates import Aggregates
 from exporter.storage.collection import CollectionStatus
+from exporter.storage.insert_fence import fence_problem
 from exporter.storage.mongo import STATE, Database, connect, durable, missing_privileges, operation
 from exporter.storage.privileges import least_role
 from exporter.storage.repository import repository
@@ -73,8 +74,10 @@ async def _check_server(settings: Settings, database: Database, wall: Callable[[
     elif hello.get("setName"):
         kind = f"replica set {hello['setName']} of {len(hello.get('hosts', ()))}"
     else:
-        kind = "standalone server: fine, but only a replica set survives the loss of a machine"
-    return CheckResult(SERVER, "ok", f"version {version}, {kind}"), hello["localTime"].timestamp(), ours
+        kind = "standalone server"
+    problem = fence_problem(hello) if settings.mongodb.history is not None else None
+    text = f"version {version}, {kind}" + (f": {problem}" if problem else "")
+    return CheckResult(SERVER, "warn" if problem else "ok", text), hello["localTime"].timestamp(), ours
 
 
 def _check_clock(theirs: float, ours: float) -> CheckResult:

@@ -31,7 +31,7 @@ from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.mirror import BATCH_SAMPLES, Mirror
 from exporter.pipeline.outbox import OutboxThread
 from exporter.storage.inventory import Inventory
-from exporter.storage.lease import BACKFILL, LEASE_SECONDS, Lease, boottime
+from exporter.storage.lease import BACKFILL, LEASE_SECONDS, Lease
 from exporter.storage.mongo import Database, connect
 from exporter.storage.repository import repository, require_history
 
@@ -72,8 +72,8 @@ async def run(
                 planner = Planner(settings, options, database, history, journal, thread)
                 return await _dry_run(planner, journal, thread, stop, retry, out, None if options.quiet else err)
         with opened(EventJournal(settings.data_dir / "import-events", settings.period)) as (journal, thread):
-            lease = Lease(database, owner=journal.outbox.owner, ttl=LEASE_SECONDS, name=BACKFILL, monotonic=boottime)
-            async with hold(lease, retry.lease, err):
+            lease = Lease(database, owner=journal.outbox.owner, folder=journal.outbox.folder, ttl=LEASE_SECONDS, name=BACKFILL)
+            async with hold(lease, history.writer, retry.lease, err):
                 planner = Planner(settings, options, database, history, journal, thread)
                 telemetry, state = Telemetry(CollectorRegistry()), ImportState()
                 mirror = Mirror(thread, history.writer, lease, telemetry)
