@@ -6,17 +6,18 @@ process ends it when the process that started it dies.
 
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import distributions
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from pymongo import MongoClient
 from pymongo.errors import OperationFailure, PyMongoError
@@ -29,9 +30,14 @@ INSTALL = (
 """The three ways to a MongoDB, for messages."""
 LOG = "mongod.log"
 REPLICA_SET = "rs0"
+KEY_FILE = "mongod.key"
 CACHE_GB = "0.25"
 """Smallest WiredTiger cache that mongod accepts."""
 _POLL = 0.05
+_ALREADY_INITIALIZED = 23
+# Of a restart whose hello was answered before the set was loaded: AlreadyInitialized, NotYetInitialized; and Unauthorized, with
+# auth, because by then there is a user.
+_NOT_LOADED = (_ALREADY_INITIALIZED, 94, 13)
 
 
 def find_mongod() -> Path | None:
@@ -60,15 +66,16 @@ def mongodb(dbpath: Path, port: int) -> Iterator[str]:
     if given:
         yield given
         return
-    with Mongod(dbpath, port) as mongod:
+    with Mongod(dbpath, port, replica_set=True) as mongod:
         yield mongod.uri
 
 
 class Mongod:
     """One mongod process on 127.0.0.1:`port` with its data and log in `dbpath`; use it as a context manager.
 
-    `parameters` are mongod's --setParameter values, `patience` is in seconds. A restart on the same folder keeps the data. With
-    `auth` the localhost exception lets the first user be created.
+    `parameters` are mongod's --setParameter values, `options` further words of its command line, `patience` is in seconds. A
+    restart on the same folder keeps the data, also on another port, and makes a standalone server a replica set if that is
+    wanted now. With `auth` the localhost exception lets the first user be created.
     """
 
     def __init__(
@@ -79,17 +86,20 @@ class Mongod:
         replica_set: bool = False,
         auth: bool = False,
         parameters: Mapping[str, str] | None = None,
+        options: Sequence[str] = (),
         patience: float = 60,
     ) -> None:
-        if replica_set and auth:
-            raise ValueError("a replica set with auth would need a key file; choose one of them")
         self.dbpath = dbpath
         self.port = port
         self.patience = patience
         self._replica_set = replica_set
+        self._key_file = dbpath / KEY_FILE if replica_set and auth else None
+        """What such a set requires, even with one member."""
         self._options = [
             *(["--replSet", REPLICA_SET] if replica_set else []),
             *(["--auth"] if auth else []),
+            *(["--keyFile", str(self._key_file)] if self._key_file is not None else []),
+            *options,
             *(word for name, value in (parameters or {}).items() for word in ("--setParameter", f"{name}={value}")),
         ]
         self._process: subprocess.Popen[bytes] | None = None
@@ -160,6 +170,9 @@ class Mongod:
         command += ["--setParameter", "diagnosticDataCollectionEnabled=false", *self._options]
         try:
             self.dbpath.mkdir(parents=True, exist_ok=True)
+            if self._key_file is not None and not self._key_file.exists():
+                self._key_file.touch(mode=0o600)  # mongod refuses one that others may read
+                self._key_file.write_text(secrets.token_hex(256))
             log = self.dbpath / LOG
             self._log_start = log.stat().st_size if log.exists() else 0  # skip the log of earlier runs
             if not os.access(program, os.X_OK):
@@ -176,7 +189,7 @@ class Mongod:
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + self.patience
-        with MongoClient[dict[str, object]](self.uri, serverSelectionTimeoutMS=100, socketTimeoutMS=10_000) as client:
+        with MongoClient[dict[str, Any]](self.uri, serverSelectionTimeoutMS=100, socketTimeoutMS=10_000) as client:
             while not self._ready(client):
                 if self._process is None or self._process.poll() is not None:
                     raise IncompatibleStoreError(self._exit_message(), reason="mongod")
@@ -187,22 +200,36 @@ class Mongod:
                     )
                 time.sleep(_POLL)
 
-    def _ready(self, client: "MongoClient[dict[str, object]]") -> bool:
+    def _ready(self, client: "MongoClient[dict[str, Any]]") -> bool:
         try:
             hello = client.admin.command("hello")
-            if self._replica_set and not hello.get("setName"):
-                member = {"_id": 0, "host": f"127.0.0.1:{self.port}"}
-                client.admin.command("replSetInitiate", {"_id": REPLICA_SET, "members": [member]})
-                return False
-            return not self._replica_set or bool(hello.get("isWritablePrimary"))
+            if not self._replica_set or hello.get("isWritablePrimary"):
+                return True
+            if not hello.get("setName"):
+                self._initiate(client)
+            return False
         except OperationFailure as error:
-            if error.code != 23:  # AlreadyInitialized: a restart whose hello was answered before the set was loaded
+            if error.code not in _NOT_LOADED:
                 raise IncompatibleStoreError(
                     f"mongod on 127.0.0.1:{self.port} refuses to become ready: {error}", reason="mongod"
                 ) from error
             return False
         except PyMongoError:
             return False
+
+    def _initiate(self, client: "MongoClient[dict[str, Any]]") -> None:
+        """Make it a replica set of one node; if it is one, but on another port, change the port."""
+        member = {"_id": 0, "host": f"127.0.0.1:{self.port}"}
+        try:
+            client.admin.command("replSetInitiate", {"_id": REPLICA_SET, "members": [member]})
+        except OperationFailure as error:
+            if error.code != _ALREADY_INITIALIZED:
+                raise
+            config = client.admin.command("replSetGetConfig")["config"]
+            if config["members"][0]["host"] != member["host"]:
+                config["members"][0]["host"] = member["host"]
+                config["version"] += 1
+                client.admin.command("replSetReconfig", config, force=True)
 
     def _end(self, how: signal.Signals) -> None:
         process, self._process = self._process, None

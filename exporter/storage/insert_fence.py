@@ -132,9 +132,8 @@ class InsertFence:
     async def _replace_session(self) -> None:
         """Go on with a new session: the numbers of this one are ahead of the lease, which was restored from a backup, say."""
         _log.warning("the session for inserting has seen higher numbers than its lease; a new session replaces it")
-        await self._write(
-            {"update": STATE, "updates": [{"q": self._held(), "u": {"$set": {"number": _LAST_NUMBER}}}]}, _LAST_NUMBER
-        )
+        last = {"q": self._held(), "u": {"$set": {"raised": Int64(_LAST_NUMBER)}}}
+        await self._write({"update": STATE, "updates": [last]}, _LAST_NUMBER)
         lsid = Binary(uuid.uuid4().bytes, UUID_SUBTYPE)
         await self._database[STATE].update_one(self._held(), {"$set": {"lsid": lsid}})
         self.lease.document["lsid"] = lsid

@@ -207,7 +207,7 @@ class DroppingPool(Pool):
     """Connections whose kernel drops what it has not delivered when the driver closes them.
 
     By default (no SO_LINGER) the kernel of a closed connection goes on to deliver, for a quarter of an hour after a network
-    outage: an insert that the exporter has given up, read back and repeated would arrive then. With a linger time of 0 s closing
+    outage: an insert that the exporter has given up, read back and repeated would arrive then. With a linger time of 0 closing
     sends a reset and nothing else. The driver closes a connection when an operation on it fails or takes too long. It has no
     option for its sockets and no event that shows one; `_pool_class` is its place for such a pool (MongoClient.__init__), and
     unlike a patched function it changes this client alone.

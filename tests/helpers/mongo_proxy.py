@@ -9,6 +9,10 @@ import struct
 from types import TracebackType
 from typing import Literal, Self
 
+import bson
+
+from exporter.storage.mongo import Document
+
 Cut = Literal["before", "torn", "mid", "after"]
 """Where an insert is cut: before mongod, after half of it, before its reply, after its reply, which is not forwarded."""
 CUTS: tuple[Cut, ...] = ("before", "torn", "mid", "after")
@@ -151,3 +155,47 @@ async def read_message(reader: asyncio.StreamReader) -> bytes:
     head = await reader.readexactly(4)
     (length,) = struct.unpack("<i", head)
     return head + await reader.readexactly(length - 4)
+
+
+class HoldingProxy(MongoProxy):
+    """Holds inserts back as a kernel does without an answer: the client loses its connection, MongoDB gets the insert later."""
+
+    def __init__(self, target: int) -> None:
+        super().__init__(target)
+        self.held: list[bytes] = []
+        """The inserts that were held back and are not delivered yet."""
+        self._hold = 0
+
+    def hold(self, count: int = 1) -> None:
+        """Hold the next `count` inserts back."""
+        self._hold += count
+
+    async def deliver(self) -> list[Document]:
+        """Deliver what was held back, and return MongoDB's replies."""
+        replies = [await _exchange(self.target, request) for request in self.held]
+        self.held.clear()
+        return replies
+
+    async def _interfere(self, request: bytes, up_reader: asyncio.StreamReader, up_writer: asyncio.StreamWriter) -> bool:
+        if not self._hold or not self._is_command(request, b"insert"):
+            return False
+        self._hold -= 1
+        self.held.append(request)
+        return True
+
+
+async def command_without_session(port: int, command: Document) -> Document:
+    """Run a command on the server at `port` of 127.0.0.1 outside of any session, unlike the driver, and return the reply."""
+    body = struct.pack("<iB", 0, 0) + bson.encode(command)
+    return await _exchange(port, _HEADER.pack(_HEADER.size + len(body), 1, 0, _OP_MSG) + body)
+
+
+async def _exchange(port: int, request: bytes) -> Document:
+    """Send a message on a connection of its own and return the reply to it."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        writer.write(request)
+        await writer.drain()
+        return bson.decode((await read_message(reader))[_HEADER.size + 5 :])
+    finally:
+        writer.close()
