@@ -159,7 +159,7 @@ def _start_mongodb(stack: AsyncExitStack, directory: Path) -> tuple[str, Mongod 
     given = os.environ.get("MONGODB_URI")
     if given:
         return with_database(given), None
-    mongod = Mongod(directory / MONGODB, _free_port())
+    mongod = Mongod(directory / MONGODB, _free_port(), replica_set=True)
     stack.callback(mongod.stop)
     mongod.start()
     return with_database(mongod.uri), mongod

@@ -92,10 +92,10 @@ def check_env(mongod: Any, fake_cloudwatch: FakeCloudWatch, tmp_path: Path) -> I
 
 
 @pytest.fixture
-def auth_check_env(mongo_auth: AuthMongod, fake_cloudwatch: FakeCloudWatch, tmp_path: Path) -> Iterator[CheckEnv]:
+def auth_check_env(mongo_rs_auth: AuthMongod, fake_cloudwatch: FakeCloudWatch, tmp_path: Path) -> Iterator[CheckEnv]:
     """With authentication; the administrator's client is the test's own."""
-    with MongoClient[Document](mongo_auth.root_uri) as client:
-        yield from new_check_env(client, mongo_auth.mongod.uri, fake_cloudwatch, tmp_path)
+    with MongoClient[Document](mongo_rs_auth.root_uri) as client:
+        yield from new_check_env(client, mongo_rs_auth.mongod.uri, fake_cloudwatch, tmp_path)
 
 
 async def rows(settings: Settings) -> dict[str, CheckResult]:
@@ -115,10 +115,10 @@ def results(found: dict[str, CheckResult]) -> dict[str, str]:
 
 
 async def test_the_least_role_on_an_empty_database_passes_every_check_and_nothing_changes(
-    auth_check_env: CheckEnv, mongo_auth: AuthMongod
+    auth_check_env: CheckEnv, mongo_rs_auth: AuthMongod
 ) -> None:
     auth_check_env.add_workers(worker_document(1), worker_document(2), worker_document(3, VIRGINIA))
-    settings = auth_check_env.settings(mongo_auth.exporter_uri(auth_check_env.database.name))
+    settings = auth_check_env.settings(mongo_rs_auth.exporter_uri(auth_check_env.database.name))
     before = auth_check_env.state()
 
     status, text = await checked(settings)
@@ -126,6 +126,7 @@ async def test_the_least_role_on_an_empty_database_passes_every_check_and_nothin
     assert status == 0, text
     assert auth_check_env.state() == before
     assert [line.split()[0] for line in text.splitlines()[:-1]] == ["ok"] * 14
+    assert "replica set rs0 of 1" in text
     assert text.splitlines()[-1] == "The exporter would work."
     assert "exporter@" in text
     assert "has every privilege of the least role" in text
@@ -165,6 +166,16 @@ async def test_an_existing_history_and_its_writer_are_described_and_not_changed(
     assert found["privileges"].text == "authentication is off: every client may do everything on this MongoDB"
 
 
+async def test_a_standalone_server_is_warned_about_with_what_remains_and_what_to_do(check_env: CheckEnv) -> None:
+    found = (await rows(check_env.settings()))["MongoDB"]
+    assert found.status == "warn"
+    assert "a standalone server cannot refuse late inserts, so an exporter or a job that is paused" in found.text
+    assert "a replica set of one node can: docs/deploy.md" in found.text
+    settings = check_env.settings()
+    without = settings.model_copy(update={"mongodb": settings.mongodb.model_copy(update={"history": None})})
+    assert (await rows(without))["MongoDB"].status == "ok"
+
+
 async def test_a_replica_set_is_named_as_such(mongo_rs: Any, fake_cloudwatch: FakeCloudWatch, tmp_path: Path) -> None:  # noqa: ANN401
     settings = Settings.model_validate({"mongodb": {"uri": mongo_rs.uri}, "data_dir": tmp_path})
     assert "replica set rs0 of 1" in (await rows(settings))["MongoDB"].text
@@ -173,9 +184,9 @@ async def test_a_replica_set_is_named_as_such(mongo_rs: Any, fake_cloudwatch: Fa
 # -- MongoDB -----------------------------------------------------------------------------------------------------------
 
 
-async def test_a_wrong_password_fails_the_check_and_is_not_shown(auth_check_env: CheckEnv, mongo_auth: AuthMongod) -> None:
-    mongo_auth.exporter_uri(auth_check_env.database.name)
-    uri = mongo_auth.uri("exporter", "wr0ng-s3cret", auth_check_env.database.name)
+async def test_a_wrong_password_fails_the_check_and_is_not_shown(auth_check_env: CheckEnv, mongo_rs_auth: AuthMongod) -> None:
+    mongo_rs_auth.exporter_uri(auth_check_env.database.name)
+    uri = mongo_rs_auth.uri("exporter", "wr0ng-s3cret", auth_check_env.database.name)
 
     status, text = await checked(auth_check_env.settings(uri))
 
@@ -192,7 +203,7 @@ async def test_a_wrong_password_fails_the_check_and_is_not_shown(auth_check_env:
 
 async def test_a_server_with_authentication_requires_a_user(auth_check_env: CheckEnv) -> None:
     found = await rows(auth_check_env.settings())
-    assert found["MongoDB"].status == "ok"
+    assert found["MongoDB"].status == "ok"  # as a server; nothing else can be told without a user
     assert found["workers"].status == "FAIL"
     assert found["privileges"] == CheckResult(
         "privileges", "FAIL", "mongodb.uri names no user, but MongoDB requires one; put user, password and authSource into it"
@@ -209,7 +220,7 @@ async def test_a_server_with_authentication_requires_a_user(auth_check_env: Chec
     ],
 )
 async def test_a_missing_privilege_fails_the_check_and_is_named(
-    auth_check_env: CheckEnv, mongo_auth: AuthMongod, collection: str, action: str
+    auth_check_env: CheckEnv, mongo_rs_auth: AuthMongod, collection: str, action: str
 ) -> None:
     auth_check_env.add_workers(worker_document(1))
     name = auth_check_env.database.name
@@ -218,7 +229,7 @@ async def test_a_missing_privilege_fails_the_check_and_is_named(
         if privilege["resource"]["collection"] == collection:
             privilege["actions"].remove(action)
 
-    found = await rows(auth_check_env.settings(mongo_auth.user(name, role)))
+    found = await rows(auth_check_env.settings(mongo_rs_auth.user(name, role)))
 
     lacks = (
         f"MongoDB does not allow this user `{action}` on {name}.{collection}; grant it the least role that README.md shows "
@@ -229,11 +240,11 @@ async def test_a_missing_privilege_fails_the_check_and_is_named(
 
 
 async def test_without_the_privilege_to_read_the_workers_the_rest_is_checked(
-    auth_check_env: CheckEnv, mongo_auth: AuthMongod
+    auth_check_env: CheckEnv, mongo_rs_auth: AuthMongod
 ) -> None:
     name = auth_check_env.database.name
     role = [each for each in least_role(name) if each["resource"]["collection"] not in WORKER_COLLECTIONS]
-    found = await rows(auth_check_env.settings(mongo_auth.user(name, role)))
+    found = await rows(auth_check_env.settings(mongo_rs_auth.user(name, role)))
     assert found["workers"].text == (
         f"MongoDB does not allow this user `find` on {name}.workers; grant it the least role that README.md shows"
     )
@@ -242,26 +253,26 @@ async def test_without_the_privilege_to_read_the_workers_the_rest_is_checked(
     assert found["CloudWatch CPU"].status == "skipped"
 
 
-async def test_the_built_in_roles_are_understood(auth_check_env: CheckEnv, mongo_auth: AuthMongod) -> None:
+async def test_the_built_in_roles_are_understood(auth_check_env: CheckEnv, mongo_rs_auth: AuthMongod) -> None:
     """readWrite lacks collMod, which only a change of the retention needs; root lacks nothing."""
     auth_check_env.add_workers(worker_document(1))
     name = auth_check_env.database.name
     auth_check_env.database.command("createUser", "rw", pwd="rw", roles=["readWrite"])
     for user, result in {"rw": "warn", "root": "ok"}.items():
-        uri = mongo_auth.uri(user, user, name) + f"&authSource={'admin' if user == 'root' else name}"
+        uri = mongo_rs_auth.uri(user, user, name) + f"&authSource={'admin' if user == 'root' else name}"
         found = await rows(auth_check_env.settings(uri))
         assert found["privileges"].status == result, found["privileges"]
-    lacking = await rows(auth_check_env.settings(mongo_auth.uri("rw", "rw", name)))
+    lacking = await rows(auth_check_env.settings(mongo_rs_auth.uri("rw", "rw", name)))
     assert f"rw@{name} lacks `collMod` on {name}.worker_metrics_timeseries: serve works without" in lacking["privileges"].text
 
 
 async def test_collmod_is_required_when_the_retention_will_be_lengthened(
-    auth_check_env: CheckEnv, mongo_auth: AuthMongod
+    auth_check_env: CheckEnv, mongo_rs_auth: AuthMongod
 ) -> None:
     auth_check_env.add_workers(worker_document(1))
     auth_check_env.database.create_collection("worker_metrics_timeseries", timeseries=TIMESERIES, expireAfterSeconds=86400)
     auth_check_env.database.command("createUser", "rw", pwd="rw", roles=["readWrite"])
-    uri = mongo_auth.uri("rw", "rw", auth_check_env.database.name)
+    uri = mongo_rs_auth.uri("rw", "rw", auth_check_env.database.name)
     found = await rows(auth_check_env.settings(uri, mongodb={"retention": "60d"}))
     assert found["history"].text.endswith("it keeps samples for 1d, which will be lengthened to 60d")
     assert found["privileges"].status == "FAIL"
@@ -277,7 +288,7 @@ async def test_collmod_is_required_when_the_retention_will_be_lengthened(
     ],
 )
 async def test_a_missing_privilege_is_refused_in_the_words_of_serve(
-    auth_check_env: CheckEnv, mongo_auth: AuthMongod, collection: str, action: str
+    auth_check_env: CheckEnv, mongo_rs_auth: AuthMongod, collection: str, action: str
 ) -> None:
     name = auth_check_env.database.name
     role = least_role(name)
@@ -285,7 +296,7 @@ async def test_a_missing_privilege_is_refused_in_the_words_of_serve(
         if privilege["resource"]["collection"] == collection:
             privilege["actions"].remove(action)
     role = [privilege for privilege in role if privilege["actions"]]
-    settings = auth_check_env.settings(mongo_auth.user(name, role))
+    settings = auth_check_env.settings(mongo_rs_auth.user(name, role))
     before = auth_check_env.state()
 
     found = await rows(settings)
@@ -484,11 +495,11 @@ async def test_with_cloudwatch_disabled_aws_is_not_called(check_env: CheckEnv) -
 
 
 async def test_without_a_history_only_the_privilege_to_read_is_required(
-    auth_check_env: CheckEnv, mongo_auth: AuthMongod
+    auth_check_env: CheckEnv, mongo_rs_auth: AuthMongod
 ) -> None:
     auth_check_env.add_workers(worker_document(1))
     name = auth_check_env.database.name
-    uri = mongo_auth.user(name, [{"resource": {"db": name, "collection": "workers"}, "actions": ["find"]}])
+    uri = mongo_rs_auth.user(name, [{"resource": {"db": name, "collection": "workers"}, "actions": ["find"]}])
     found = await rows(auth_check_env.settings(uri, mongodb={"history": None}))
     assert [found[check].status for check in ("history", "privileges", "lease")] == ["skipped", "ok", "skipped"]
 

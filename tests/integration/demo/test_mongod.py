@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from pymongo import MongoClient
+from pymongo.errors import OperationFailure
 from pymongo.write_concern import WriteConcern
 
 from exporter.core.errors import IncompatibleStoreError, StoreUnavailableError
@@ -111,6 +112,27 @@ def test_a_replica_set_is_primary_when_started_and_when_restarted(tmp_path: Path
         server.restart()
         insert(server)
         assert documents(server) == 2
+
+
+def test_a_standalone_server_becomes_a_replica_set_and_keeps_its_data_also_on_another_port(server: Mongod) -> None:
+    with server:
+        insert(server)
+    for _ in range(2):
+        with Mongod(server.dbpath, free_port(), replica_set=True) as again:
+            insert(again)
+            with MongoClient[Document](again.uri) as client:
+                assert client.admin.command("hello")["hosts"] == [f"127.0.0.1:{again.port}"]
+                assert client.test.things.count_documents({}) >= 2
+
+
+def test_a_replica_set_with_passwords_starts_again_and_its_key_is_private(tmp_path: Path) -> None:
+    with Mongod(tmp_path / "data", free_port(), replica_set=True, auth=True) as server:
+        with MongoClient[Document](server.uri) as client:
+            client.admin.command("createUser", "root", pwd="root", roles=["root"])
+        server.restart()
+        with MongoClient[Document](server.uri) as client, pytest.raises(OperationFailure, match="requires authentication"):
+            client.test.things.count_documents({})
+    assert (tmp_path / "data" / "mongod.key").stat().st_mode & 0o777 == 0o600
 
 
 def test_a_taken_port_is_named_before_a_foreign_server_answers(mongod: Mongod, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The outbox: whole transactions, one owner, nothing lost by a restart, and errors that say what to do."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -93,20 +94,33 @@ def test_the_last_fleet_comes_back_and_replaces_the_previous_one(outbox: Outbox)
     assert outbox.last_fleet() == (T + P, (first, dead), {"w2": T + 7})
 
 
+def test_each_process_is_an_owner_of_its_own_and_only_the_same_folder_has_the_same_identity(tmp_path: Path) -> None:
+    owners, folders = [], []
+    Outbox(tmp_path / "a", P).close()
+    shutil.copytree(tmp_path / "a", tmp_path / "copy")
+    for name in ("a", "a", "copy"):
+        outbox = Outbox(tmp_path / name, P)
+        owners.append(outbox.owner)
+        folders.append(outbox.folder)
+        outbox.close()
+    assert len(set(owners)) == 3
+    assert folders[0] == folders[1] != folders[2]
+    assert None not in folders
+
+
 def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
     before = Outbox(tmp_path, P)
     put(before, ROW, replace(READY, start=T + P), replace(READY, start=T + 2 * P))
     with before.transaction():
         before.save_states([STATE])
     before.set_aside([("w1", T + 2 * P)])
-    owner, counts = before.owner, before.counts()
+    counts = before.counts()
     before.close()
 
     after = Outbox(tmp_path, P)
     assert after.open_rows("w1", 0, 1 << 40) == [ROW]
     assert after.ready(10) == [replace(READY, start=T + P)]
     assert after.states() == {"w1": STATE}
-    assert after.owner == owner
     assert after.counts() == counts == {"observed": 1, "final": 1, "rejected": 1}
     after.close()
 
