@@ -73,7 +73,8 @@ def mongodb(dbpath: Path, port: int) -> Iterator[str]:
 class Mongod:
     """One mongod process on 127.0.0.1:`port` with its data and log in `dbpath`; use it as a context manager.
 
-    `parameters` are mongod's --setParameter values, `options` further words of its command line, `patience` is in seconds. A
+    `parameters` are mongod's --setParameter values, `options` further words of its command line, `host` is where it listens (it
+    must be reachable at 127.0.0.1 too), `patience` is in seconds. A
     restart on the same folder keeps the data, also on another port, and makes a standalone server a replica set if that is
     wanted now. With `auth` the localhost exception lets the first user be created.
     """
@@ -87,12 +88,13 @@ class Mongod:
         auth: bool = False,
         parameters: Mapping[str, str] | None = None,
         options: Sequence[str] = (),
+        host: str = "127.0.0.1",
         patience: float = 60,
     ) -> None:
         self.dbpath = dbpath
         self.port = port
         self.patience = patience
-        self._replica_set = replica_set
+        self._replica_set, self._host = replica_set, host
         self._key_file = dbpath / KEY_FILE if replica_set and auth else None
         """What such a set requires, even with one member."""
         self._options = [
@@ -165,7 +167,7 @@ class Mongod:
         program = find_mongod()
         if program is None:
             raise IncompatibleStoreError(f"no mongod was found; {INSTALL}", reason="mongod")
-        command = [str(program), "--dbpath", str(self.dbpath), "--port", str(self.port), "--bind_ip", "127.0.0.1"]
+        command = [str(program), "--dbpath", str(self.dbpath), "--port", str(self.port), "--bind_ip", self._host]
         command += ["--nounixsocket", "--wiredTigerCacheSizeGB", CACHE_GB, "--logpath", str(self.dbpath / LOG), "--logappend"]
         command += ["--setParameter", "diagnosticDataCollectionEnabled=false", *self._options]
         try:
