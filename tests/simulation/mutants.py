@@ -1,6 +1,7 @@
 """Mutants that break one rule each. The simulation must notice every one; else it proves nothing about that rule."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
@@ -268,6 +269,22 @@ def _no_wait_for_inserts(patch: Patch) -> None:
     patch.setattr(HistoryClient, "no_insert_running", no_insert_running)
 
 
+def _no_fence(patch: Patch) -> None:
+    async def raise_fence(self: HistoryClient) -> None:
+        self._number = self._server.raised
+
+    patch.setattr(HistoryClient, "raise_fence", raise_fence)
+
+
+def _fence_after_the_insert(patch: Patch) -> None:
+    @asynccontextmanager
+    async def insert_lease(self: HistoryClient) -> AsyncIterator[Callable[[], float]]:
+        yield lambda: 30.0
+        await self.raise_fence()
+
+    patch.setattr(HistoryClient, "insert_lease", insert_lease)
+
+
 def _reads_back(how: str) -> Callable[[Patch], None]:
     def mutate(patch: Patch) -> None:
         async def existing_keys(self: HistoryClient, keys: Collection[Key]) -> set[Key]:
@@ -328,6 +345,8 @@ MUTANTS: Mapping[str, Callable[[Patch], None]] = {
     "12: deleted before it was inserted": _deletes_first,
     "12: read back only after a failure": _blind,
     "12: does not wait for running inserts": _no_wait_for_inserts,
+    "12: late inserts are not refused": _no_fence,
+    "12: the fence is raised after the insert instead of before it": _fence_after_the_insert,
     "12: read back local data": _reads_back("local"),
     "12: read back majority-committed data": _reads_back("majority"),
     "14: two writers": _no_lease,

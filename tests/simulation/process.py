@@ -326,6 +326,10 @@ class MongoClient:
 class HistoryClient(MongoClient):
     """A client that reads and writes the history."""
 
+    def __init__(self, process: Process) -> None:
+        super().__init__(process)
+        self._number = 0
+
     async def ensure_collection(self) -> None:
         await self._send()
 
@@ -341,7 +345,15 @@ class HistoryClient(MongoClient):
 
     @asynccontextmanager
     async def insert_lease(self) -> AsyncIterator[Callable[[], float]]:
+        await self.raise_fence()
         yield lambda: float(LEASE)  # only one process of the simulation writes at a time
+
+    async def raise_fence(self) -> None:
+        """Have the server refuse whatever was sent before."""
+        await self._send()
+        self._server.raised += 1
+        self._number = self._server.raised
+        await self._process.travel()
 
     async def no_insert_running(self) -> bool:
         await self._send()
@@ -371,6 +383,8 @@ class HistoryClient(MongoClient):
         await self._send()
         if self._world.time > limit:
             raise StoreUnavailableError("the time limit passed before anything was sent", reason="unavailable")
+        if "late_inserts" in self._world.faults and self._world.network.random() < 0.1:
+            await self._lose_in_the_network(samples)
         if "ambiguous" in self._world.faults and self._world.rng.random() < 0.15:
             self._server.put_somehow(samples)
             raise StoreUnavailableError("the connection broke", reason="unavailable")
@@ -382,6 +396,16 @@ class HistoryClient(MongoClient):
         self._server.put(samples)
         self._process.point()
         return []
+
+    async def _lose_in_the_network(self, samples: Sequence[WorkerMetricsSample]) -> None:
+        """Let an insert arrive later; the process notices at once, or is paused for longer than its lease lasts."""
+        network = self._world.network
+        self._server.deliver_later(samples, self._number, network.uniform(0, 200))
+        if network.random() < 0.5:
+            self._world.paused_until[self._process.host] = self._world.time + network.uniform(LEASE, 4 * LEASE)
+            self._world.disturbances += 1
+        await self._process.travel()
+        raise StoreUnavailableError("the connection broke", reason="connection")
 
     async def _encode(self) -> None:
         """Encode the samples and look for the server; the process may be paused in this before it sends anything."""

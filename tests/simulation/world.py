@@ -39,6 +39,7 @@ FAULTS = (
 LATER_FAULTS = (
     "no_region",  # worker documents lose their region, some from the beginning, and may get it back
     "short_lived",  # a worker document appears when its worker is already terminated
+    "late_inserts",  # the network holds an insert and delivers it minutes later, perhaps when another exporter is the writer
 )
 """Drawn apart from FAULTS, so that the scenario of a seed stays otherwise the same."""
 
@@ -220,6 +221,8 @@ class MongoServer:
         self.down_until = 0.0
         self.documents: dict[Key, list[Document]] = defaultdict(list)
         self.running_inserts = 0
+        self.raised = 0
+        """The number of the fence: an insert that was sent under a lower one is refused."""
         self.inventory: dict[str, InventoryEntry] = {}
         self.leader: str | None = None
         self.lease_expires = 0.0
@@ -249,6 +252,16 @@ class MongoServer:
             keys = self.put(part, committed=False)
             loop.call_later(delay, self._decide, keys, rng.random() < 0.5)
 
+    def deliver_later(self, samples: Sequence[WorkerMetricsSample], number: int, delay: float) -> None:
+        """Let an insert arrive that the network has held: the server does not know of it before, so nothing can wait for it."""
+        asyncio.get_running_loop().call_later(delay, self._arrive, samples, number)
+
+    def _arrive(self, samples: Sequence[WorkerMetricsSample], number: int) -> None:
+        refused = number < self.raised
+        self._world.figures["late inserts refused" if refused else "late inserts stored"] += 1
+        if not refused:
+            self.put(samples)
+
     def _finish(self, samples: Sequence[WorkerMetricsSample]) -> None:
         self.running_inserts -= 1
         self.put(samples)
@@ -270,6 +283,8 @@ class World:
     def __init__(self, scenario: Scenario) -> None:
         self.scenario, self.rules = scenario, scenario.rules
         self.rng = random.Random(scenario.seed)
+        self.network = random.Random(f"network {scenario.seed}")
+        """Apart from `rng`, so that the rest of a seed stays the same."""
         self.faults = set(scenario.faults)
         self.cloudwatch = CloudWatchServer(scenario)
         self.mongodb = MongoServer(self)
