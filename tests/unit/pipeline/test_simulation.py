@@ -42,6 +42,7 @@ def test_what_once_failed(seed: int) -> None:
         ("8: unlisted memory is absent at once", 9),
         ("12: does not wait for running inserts", 1),
         ("12: read back majority-committed data", 1),
+        ("12: late inserts are not refused", 1),
     ],
 )
 def test_a_broken_rule_is_noticed(rule: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
