@@ -28,7 +28,9 @@ from pymongo.errors import OperationFailure
 
 from deploy import check_stack
 from exporter.demo import past
+from exporter.demo.mongod import Mongod
 from exporter.demo.services import WORKERS, shared_world
+from exporter.storage.mongo import Document
 from exporter.storage.privileges import least_role
 from tests.conftest import program
 from tests.fixtures.mongo import AuthMongod, connect
@@ -159,7 +161,9 @@ const [script, url] = process.argv.slice(2);
 const post = "fetch(process.argv[1], {method: 'POST', body: process.argv[2]}).then(r => r.text()).then(t => console.log(t))";
 const runCommand = (name) => (command) =>
   JSON.parse(execFileSync(process.execPath, ["-e", post, url + name, JSON.stringify(command)]));
-globalThis.db = { getSiblingDB: (name) => ({ runCommand: runCommand(name) }) };
+globalThis.db = {
+  getSiblingDB: (name) => ({ runCommand: runCommand(name), hello: () => runCommand(name)({ hello: 1 }), auth: () => 1 }),
+};
 require("vm").runInThisContext(require("fs").readFileSync(script, "utf8"));
 """
 
@@ -178,28 +182,7 @@ class Users:
 
     def make(self, **passwords: str) -> str:
         """Run the script, as the image of MongoDB does, and return what it says when it fails."""
-        client = self.client
-
-        class Bridge(http.server.BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                command = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                answer = json_util.dumps(client[self.path[1:]].command(command)).encode()
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(answer)))
-                self.end_headers()
-                self.wfile.write(answer)
-
-            def log_message(self, format: str, *args: object) -> None:
-                """Say nothing."""
-
-        with serving(Bridge) as port:
-            command = [self._node, "shell.js", "users.js", f"http://127.0.0.1:{port}/"]
-            environment = {**os.environ, **passwords}
-            done = subprocess.run(
-                command, cwd=self._folder, env=environment, stderr=subprocess.PIPE, text=True, timeout=60, check=False
-            )
-        assert done.returncode == 0 or done.stderr
-        return done.stderr
+        return run_in_shell(self._node, self._folder, "users.js", self.client, passwords)
 
     def uri(self, user: str, password: str) -> str:
         return self._mongod.uri(user, password, self.database)
@@ -220,6 +203,37 @@ class Users:
                 if error.code != 18:  # AuthenticationFailed
                     raise
                 return False
+
+
+def run_in_shell(
+    node: str, folder: Path, script: str, client: "MongoClient[dict[str, Any]]", environment: dict[str, str]
+) -> str:
+    """Run a script of `folder` beside shell.js, its commands on the client's server; return what it says when it fails."""
+
+    class Bridge(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            command = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            answer = json_util.dumps(client[self.path[1:]].command(command)).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Say nothing."""
+
+    with serving(Bridge) as port:
+        done = subprocess.run(
+            [node, "shell.js", script, f"http://127.0.0.1:{port}/"],
+            cwd=folder,
+            env={**os.environ, **environment},
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == 0 or done.stderr
+    return done.stderr
 
 
 @pytest.fixture
@@ -257,6 +271,50 @@ def test_the_init_script_makes_users_with_the_least_roles_and_repeats_itself_wit
         assert users.privileges("demo") == users.privileges("exporter") | own
         assert users.can_enter("exporter", password)
     assert not users.can_enter("exporter", "first")
+
+
+def test_the_start_script_makes_a_private_key_once_and_a_set_of_the_standalone_servers_data(tmp_path: Path) -> None:
+    """The script with the image's programs replaced, then the server with the key and the words it was given."""
+    node, key, folder = program("node", "apt-get install nodejs"), tmp_path / "set.key", ROOT / "deploy" / "replicaset"
+    for name, script in {
+        "mongosh": f'echo "$@" >> {tmp_path}/calls; [ -e {tmp_path}/again ] || {{ touch {tmp_path}/again; exit 1; }}',
+        "docker-entrypoint.sh": f'sleep 3; echo "$@" > {tmp_path}/words',
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "MONGODB_KEY_FILE": str(key)}
+    keys = set()
+    for _ in range(2):
+        subprocess.run([folder / "start", "--wiredTigerCacheSizeGB", "0.5"], env=environment, timeout=60, check=True)
+        keys.add(key.read_text())
+    assert key.stat().st_mode & 0o777 == 0o400
+    (text,) = keys
+    assert re.fullmatch(r"[A-Za-z0-9+/=]{512}", text)
+    assert (tmp_path / "calls").read_text().splitlines()[0] == f"--quiet mongodb://mongodb:27017/admin {folder}/initiate.js"
+    words = (tmp_path / "words").read_text().split()
+    assert words[:2] == ["--wiredTigerCacheSizeGB", "0.5"]
+
+    with Mongod(tmp_path / "data", free_port(), auth=True) as standalone, MongoClient[Document](standalone.uri) as client:
+        client.admin.command("createUser", "root", pwd="root", roles=["root"])
+    with Mongod(tmp_path / "data", free_port(), auth=True, options=words[2:]) as server:
+        root = f"mongodb://root:root@127.0.0.1:{server.port}/admin?directConnection=true"
+        (tmp_path / "shell.js").write_text(_SHELL)
+        initiate = (folder / "initiate.js").read_text()
+        assert initiate.count('"mongodb:27017"') == 1
+        (tmp_path / "initiate.js").write_text(initiate.replace("mongodb:27017", f"127.0.0.1:{server.port}"))
+        with MongoClient[Document](root) as client:
+            for _ in range(2):
+                assert run_in_shell(node, tmp_path, "initiate.js", client, {"MONGO_INITDB_ROOT_PASSWORD": "root"}) == ""
+            wait_until(lambda: client.admin.command("hello").get("isWritablePrimary"))
+            assert client.admin.command("hello")["hosts"] == [f"127.0.0.1:{server.port}"]
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    """Poll until the condition holds; fail after a minute."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_without_a_password_the_demo_has_no_user(users: Users) -> None:
