@@ -15,11 +15,12 @@ from bson.errors import BSONError
 from pymongo.errors import BulkWriteError, OperationFailure
 
 from exporter.core import logs
-from exporter.core.errors import StoreError, StoreUnavailableError
+from exporter.core.errors import IncompatibleStoreError, StoreError, StoreUnavailableError
 from exporter.core.model import WorkerMetricsSample
 from exporter.core.periods import as_utc, to_seconds
 from exporter.storage.collection import HistoryCollection
 from exporter.storage.lease import INSERT, LEASE_SECONDS, Lease, boottime
+from exporter.storage.misplaced import replace_normal_collection
 from exporter.storage.mongo import NOT_AUTHORIZED, OPERATION_SECONDS, WHOLE_HISTORY_SECONDS, Document, chunks
 from exporter.storage.sample_reader import WORKERS_PER_QUERY, stored_seconds
 
@@ -65,8 +66,12 @@ class SampleWriter:
         at most until each of them has tried once."""
 
     async def ensure_collection(self) -> None:
-        """Create or verify the collection that is written to, see `HistoryCollection.ensure`."""
-        await self._collection.ensure()
+        """Create or verify the collection that is written to, see `HistoryCollection.ensure`; cheap where nothing changed."""
+        try:
+            await self._collection.ensure_again()
+        except IncompatibleStoreError as error:
+            if error.reason != "collection" or not await replace_normal_collection(self._collection, self.insert_missing):
+                raise
 
     async def no_insert_running(self) -> bool:
         """Return whether no insert into the collection is running on the server.
@@ -161,9 +166,8 @@ class SampleWriter:
         by_key: dict[Key, WorkerMetricsSample] = {}
         for sample in samples:
             by_key.setdefault((sample.worker_id, to_seconds(sample.timestamp)), sample)
+        await self.ensure_collection()
         async with self.insert_lease() as seconds_left:
-            if not await self._collection.exists():
-                await self._collection.ensure()
             await self._until(self.no_insert_running)
             stored = await self.existing_keys(by_key)
             missing = [sample for key, sample in by_key.items() if key not in stored]
@@ -195,9 +199,11 @@ class SampleWriter:
                 accepted.append((sample, document))
         batches = chunks(accepted, DOCUMENTS_PER_INSERT)
         async with self._collection.operation("insert", within or OPERATION_SECONDS * max(1, len(batches))):
-            self._unacknowledged = True
             for batch in batches:
+                await self._collection.require()
+                self._unacknowledged = True
                 rejected += await self._insert_batch(batch)
+            await self._collection.require()  # else they are in a normal collection, and will be inserted again
             self._unacknowledged = False
         return rejected
 
