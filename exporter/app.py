@@ -17,12 +17,14 @@ from exporter.history.hourly_cache import HourlyCache
 from exporter.history.reader import HistoryReader
 from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.collector import Collector
+from exporter.pipeline.history_watch import HistoryWatch
 from exporter.pipeline.lifecycle import Rules
 from exporter.pipeline.mirror import BackfillRange, Mirror
 from exporter.pipeline.outbox import Outbox, OutboxThread
 from exporter.sources.aggregates import Aggregates
 from exporter.sources.cloudwatch.client import CloudWatch
 from exporter.sources.cloudwatch.memory_series import MemorySeriesIndex
+from exporter.storage.history_marker import HistoryMarker
 from exporter.storage.inventory import Inventory
 from exporter.storage.lease import BACKFILL, LEASE_SECONDS, Lease, boottime, keep_renewed
 from exporter.storage.mongo import Database, connect
@@ -77,7 +79,10 @@ class Exporter:
             window - min(HOUR, window // 2),  # an hour less: two clocks may differ by minutes, and an insert takes seconds
             now=lambda: self.collector.now(),
         )
-        return Mirror(self._outbox, history.writer, self._lease, self.telemetry, old=backfill)
+        watch = HistoryWatch(
+            HistoryMarker(history.collection), self._outbox, self.telemetry, on_replaced=lambda: self.collector.lead()
+        )
+        return Mirror(self._outbox, history.writer, self._lease, self.telemetry, old=backfill, watch=watch)
 
     def _build_backend(self, database: Database, owner: str) -> Backend:
         settings, name = self.settings, self.settings.mongodb.history
