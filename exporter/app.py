@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import os
+from functools import partial
 
 import anyio
 from prometheus_client import CollectorRegistry
@@ -17,6 +18,7 @@ from exporter.history.hourly_cache import HourlyCache
 from exporter.history.reader import HistoryReader
 from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.collector import Collector
+from exporter.pipeline.duplicate_search import search_forever
 from exporter.pipeline.history_watch import HistoryWatch
 from exporter.pipeline.lifecycle import Rules
 from exporter.pipeline.mirror import BackfillRange, Mirror
@@ -24,6 +26,7 @@ from exporter.pipeline.outbox import Outbox, OutboxThread
 from exporter.sources.aggregates import Aggregates
 from exporter.sources.cloudwatch.client import CloudWatch
 from exporter.sources.cloudwatch.memory_series import MemorySeriesIndex
+from exporter.storage.duplicates import count_duplicates
 from exporter.storage.history_marker import HistoryMarker
 from exporter.storage.inventory import Inventory
 from exporter.storage.lease import BACKFILL, LEASE_SECONDS, Lease, boottime, keep_renewed
@@ -134,6 +137,10 @@ class Exporter:
                 if self._mirror is not None:
                     group.create_task(self._mirror.run_forever(), name="mirror")
                     group.create_task(keep_renewed(self._lease, self._leadership_changed), name="lease")
+                if self._history is not None:
+                    count = partial(count_duplicates, self._history.collection)
+                    searching = search_forever(count, self._lease, self.telemetry, self.collector.now)
+                    group.create_task(searching, name="duplicates")
         finally:
             self._bridge.loop = None
             with anyio.CancelScope(shield=True):

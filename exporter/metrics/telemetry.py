@@ -75,6 +75,7 @@ class Telemetry:
         self.mirror_samples = counter("mirror_samples_total")
         self.mirror_failures = counter("mirror_failures_total")
         self.mirror_last_success = OptionalGauge("cml_exporter_mirror_last_success_timestamp_seconds", registry)
+        self.history_duplicates = OptionalGauge("cml_exporter_history_duplicates", registry)
         self.history_replaced = counter("history_replaced_total")
         self.samples_gap_filled = counter("samples_gap_filled_total")
         self.samples_unavailable = counter("samples_unavailable_total")
