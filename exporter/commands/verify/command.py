@@ -21,12 +21,13 @@ from exporter.commands.backfill.progress import show_progress
 from exporter.commands.backfill.report import RunState
 from exporter.commands.backfill.targets import check_price
 from exporter.commands.verify.compare import Tally
+from exporter.commands.verify.duplicates import with_duplicates
 from exporter.commands.verify.earlier import KEPT_SECONDS
 from exporter.commands.verify.journal import VerifyJournal
 from exporter.commands.verify.planner import Options, Planner
 from exporter.commands.verify.report import Result, VerifyProgress, print_text, to_json
 from exporter.commands.verify.sink import ComparingSink
-from exporter.core.errors import ConfigError
+from exporter.core.errors import ConfigError, StoreError
 from exporter.core.periods import rfc3339
 from exporter.core.settings import Settings
 from exporter.metrics.telemetry import Telemetry
@@ -140,10 +141,15 @@ class _Verify:
     async def _conclude(self, plan: Plan, state: RunState) -> int:
         """Print what was found and what is left; return the exit status."""
         tally = await self.thread(self.journal.tally)
+        try:
+            collection = self.planner.history.collection
+            tally = await with_duplicates(tally, collection, plan.since, self.options.workers)
+        except StoreError as error:  # what was compared is printed all the same
+            state.failure = state.failure or error
         result = Result(plan, self.planner.namespace, tally, state, self.telemetry, self.cloudwatch.malformed)
         if self.options.json:
             print(to_json(result), file=self.out, flush=True)
-        elif tally.periods or state.total:
+        elif tally.periods or state.total or tally.duplicates:
             print_text(result, self.out)
         self.out.flush()  # a reader that has gone must not cost the result
         if result.incomplete:
