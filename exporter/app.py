@@ -90,8 +90,9 @@ class Exporter:
     def _build_backend(self, database: Database, owner: str) -> Backend:
         settings, name = self.settings, self.settings.mongodb.history
         client, web_database = connect(settings)  # a client belongs to one event loop
-        history = repository(settings, web_database, name).reader if name else None
-        marker = Lease(web_database, owner=owner, name=BACKFILL).change_marker
+        repo = repository(settings, web_database, name) if name else None
+        history = repo.reader if repo else None
+        old = Lease(web_database, owner=owner, name=BACKFILL)
         archive = (
             BridgedArchive(CloudWatchArchive(self._cloudwatch, self._series), self._bridge, self._budget)
             if self._cloudwatch and self._series
@@ -112,7 +113,13 @@ class Exporter:
             client=client,
             mirror=self._mirror,
             history=history,
-            hourly=HourlyCache(history, marker, gap_fill_window=settings.gap_fill_window) if history else None,
+            hourly=HourlyCache(
+                repo.reader,
+                partial(_change_marker, old, HistoryMarker(repo.collection)),
+                gap_fill_window=settings.gap_fill_window,
+            )
+            if repo
+            else None,
             inventory=Inventory(web_database) if history else None,
             fleet_inventory=Inventory(database) if history else None,
         )
@@ -181,6 +188,12 @@ class Exporter:
         await self.collector.keep_spent()
         await self._client.close()
         await asyncio.to_thread(self._outbox.close)
+
+
+async def _change_marker(old: Lease, marker: HistoryMarker) -> str | None:
+    """Return a text that changes when old samples are written, or the history is replaced; None while they may be written."""
+    text = await old.change_marker()
+    return None if text is None else f"{text} {await marker.generation()}"
 
 
 def freeze() -> None:

@@ -12,7 +12,7 @@ from exporter.metrics.telemetry import Telemetry
 SEARCH_INTERVAL_SECONDS = HOUR
 SEARCH_RANGE_SECONDS = DAY
 """The range that is searched: gap filling inserts no older samples, with the default of `gap_fill_window`."""
-_CHECK_SECONDS = 60
+_CHECK_SECONDS = 15
 """How often the lease is looked at: the exporter that writes the history searches, the others show nothing."""
 
 CountDuplicates = Callable[[int, int], Awaitable[dict[str, int]]]

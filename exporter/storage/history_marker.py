@@ -46,7 +46,7 @@ class HistoryMarker:
         async with operation(self._database, STATE, "find"):
             found = await self._database[STATE].find_one(self._key)
         if known is None:
-            return await self._begin(history, int((found or {}).get("sequence", 0)), 0), None
+            return await self._begin(history, int((found or {}).get("sequence", 0)), 0, replaced=False), None
         if history != known.history:
             reason = ANOTHER_COLLECTION
         elif found is None:
@@ -58,7 +58,7 @@ class HistoryMarker:
         await self._collection.ensure()  # what is noted beside it, and its retention, are of another time as well
         # Beyond both: another exporter that knows a number in between notices the replacement, too.
         sequence = max(known.sequence, int((found or {}).get("sequence", 0))) + 1
-        return await self._begin(history, sequence, known.newest), reason
+        return await self._begin(history, sequence, known.newest, replaced=True), reason
 
     async def advance(self, known: HistoryMark, newest: int) -> HistoryMark:
         """Move the marker forward after samples were acknowledged, and return it.
@@ -82,12 +82,19 @@ class HistoryMarker:
             )
         return _mark(found)
 
-    async def _begin(self, history: str, sequence: int, newest: int) -> HistoryMark:
+    async def generation(self) -> str:
+        """Return a text that differs after each replacement of the history that an exporter noticed."""
+        async with operation(self._database, STATE, "find"):
+            found = await self._database[STATE].find_one(self._key) or {}
+        return f"{found.get('history')} {found.get('generation')}"
+
+    async def _begin(self, history: str, sequence: int, newest: int, *, replaced: bool) -> HistoryMark:
         """Write a marker that no other process has moved beyond `sequence` meanwhile, and return what MongoDB has then."""
         changes: Document = {
             "history": history,
             "sequence": {"$max": ["$sequence", sequence]},
             "newest": {"$max": ["$newest", to_datetime(newest)]},
+            "generation": {"$max": ["$sequence", sequence]} if replaced else {"$ifNull": ["$generation", 0]},
         }
         async with operation(self._database, STATE, "update"):
             found = await self._database[STATE].find_one_and_update(

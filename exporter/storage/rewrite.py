@@ -68,6 +68,17 @@ class Rewritten:
     """Times whose copies differed; the one with the most values was kept."""
 
 
+async def unfinished_rewrite(collection: HistoryCollection) -> Scope | None:
+    """Return what an interrupted rewrite was working on, None: there is none.
+
+    Raises:
+        StoreError: or one of its kinds.
+    """
+    async with operation(collection.database, STATE, "find"):
+        found = await collection.database[STATE].find_one(_state_key(collection))
+    return None if found is None or found["phase"] == "done" else _scope(found)
+
+
 class WorkerRewrite:
     """Rewrites the samples of one worker at a time, with a copy in the collection `<history>_repair`.
 
@@ -84,21 +95,13 @@ class WorkerRewrite:
         self.copy_name = f"{collection.name}_repair"
         self._copy: AsyncCollection[Document] = database[self.copy_name].with_options(read_concern=ReadConcern("majority"))
         self._state = database[STATE]
-        self._key: Document = {"_id": f"repair:{collection.name}"}
-
-    async def unfinished(self) -> Scope | None:
-        """Return what an interrupted rewrite was working on, None: there is none."""
-        async with operation(self._collection.database, STATE, "find"):
-            found = await self._state.find_one(self._key)
-        if found is None or found["phase"] == "done":
-            return None
-        return _scope(found)
+        self._key = _state_key(collection)
 
     async def run(self, scope: Scope, report: Callable[[str], object] = lambda step: None) -> Rewritten:
         """Rewrite the samples of `scope`, or continue the interrupted rewrite of it.
 
         Args:
-            scope: must be that of `unfinished` if there is one.
+            scope: must be that of `unfinished_rewrite` if there is one.
             report: called with each step before it begins.
         """
         phase = await self._phase(scope)
@@ -269,6 +272,10 @@ class WorkerRewrite:
                 if not page:
                     return found
                 found |= {row["_id"]: _fingerprint(row["sample"]) for row in page}
+
+
+def _state_key(collection: HistoryCollection) -> Document:
+    return {"_id": f"repair:{collection.name}"}
 
 
 def _scope(noted: Mapping[str, Any]) -> Scope:

@@ -36,6 +36,7 @@ from exporter.sources.cloudwatch.client import CloudWatch
 from exporter.sources.cloudwatch.retention import reach
 from exporter.storage.mongo import connect
 from exporter.storage.repository import repository, require_history
+from exporter.storage.rewrite import Scope, unfinished_rewrite
 
 DIFFERENT, INCOMPLETE = 1, 3
 """Exit statuses: a difference was found; no difference was found, but not all could be compared."""
@@ -141,8 +142,10 @@ class _Verify:
     async def _conclude(self, plan: Plan, state: RunState) -> int:
         """Print what was found and what is left; return the exit status."""
         tally = await self.thread(self.journal.tally)
+        unfinished: Scope | None = None
         try:
             collection = self.planner.history.collection
+            unfinished = await unfinished_rewrite(collection)
             tally = await with_duplicates(tally, collection, plan.since, self.options.workers)
         except StoreError as error:  # what was compared is printed all the same
             state.failure = state.failure or error
@@ -154,6 +157,8 @@ class _Verify:
         self.out.flush()  # a reader that has gone must not cost the result
         if result.incomplete:
             print(result.incomplete, file=self.err)
+        if unfinished is not None:
+            print(f"The repair of {unfinished.worker_id} was interrupted; run verify --repair to finish it.", file=self.err)
         if state.failure is not None:
             raise state.failure
         if result.complete:

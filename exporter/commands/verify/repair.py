@@ -26,7 +26,7 @@ from exporter.storage.duplicates import count_duplicates, duplicated_times
 from exporter.storage.lease import BACKFILL, INSERT, Lease, boottime, keep_renewed
 from exporter.storage.mongo import connect
 from exporter.storage.repository import WorkerMetricsRepository, repository, require_history
-from exporter.storage.rewrite import DELETE_SECONDS, RANGE_WIRE_VERSION, Scope, WorkerRewrite
+from exporter.storage.rewrite import DELETE_SECONDS, RANGE_WIRE_VERSION, Scope, WorkerRewrite, unfinished_rewrite
 from exporter.storage.sample_reader import Extent
 
 LEASE_SECONDS = 2 * DELETE_SECONDS
@@ -100,7 +100,7 @@ async def run(
         history = repository(settings, database, name)
         history.collection.retention = await history.collection.current_retention()  # refuses what is not a history
         repair = _Repair(history, options, out, err, patience)
-        unfinished = await WorkerRewrite(history.collection, lambda: 0).unfinished()
+        unfinished = await unfinished_rewrite(history.collection)
         plan = await repair.plan()
         repair.show(plan, unfinished)
         if options.dry_run:

@@ -27,9 +27,10 @@ from exporter.storage.lease import BACKFILL, INSERT, Lease
 from exporter.storage.mongo import STATE, Database, Document
 from exporter.storage.privileges import REPAIR_PRIVILEGES, least_role
 from exporter.storage.repository import WorkerMetricsRepository
-from exporter.storage.rewrite import Scope, WorkerRewrite
+from exporter.storage.rewrite import Scope, WorkerRewrite, unfinished_rewrite
 from tests.fixtures.mongo import AuthMongod, connect, fresh_database
-from tests.fixtures.process import RunCommand
+from tests.fixtures.process import RunCommand, RunExporter
+from tests.helpers.exporter_process import READY_WITHIN
 from tests.helpers.killed_repair import When, run_repair
 
 NAME, COPY = "worker_metrics_timeseries", "worker_metrics_timeseries_repair"
@@ -244,6 +245,7 @@ async def test_what_is_wrong_after_the_insert_keeps_the_copy(store: Store, monke
         await store.repair()
     assert COPY in await store.database.list_collection_names()
     monkeypatch.undo()
+    assert await unfinished_rewrite(WorkerMetricsRepository(store.database).collection) == Scope("w1")
     status, printed, _ = await store.repair()
     assert (status, printed.splitlines()[0]) == (0, "The interrupted repair of w1 comes first.")
     assert await store.stored() == plain(once())
@@ -304,6 +306,25 @@ def test_the_command_line(run_command: RunCommand, mongod: Mongod) -> None:
         done = run_command(*flags, "--repair", "--yes")
         assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "0 samples stored twice.")
         assert plain(list(client["repair_command"][NAME].find())) == plain(once())
+        client.drop_database("repair_command")
+
+
+def test_a_running_exporter_shows_the_copies_and_goes_on_during_a_repair(
+    run_exporter: RunExporter, run_command: RunCommand, mongod: Mongod
+) -> None:
+    uri = mongod.uri.replace("/?", "/repair_command?")
+    with MongoClient[Document](uri, tz_aware=True) as client:
+        client.drop_database("repair_command")
+        asyncio.run(_fill(uri))
+        client["repair_command"]["workers"].insert_one({"id": "w9", "aws_region": "eu-west-1", "status": "running"})
+        exporter = run_exporter({"mongodb": {"uri": uri}, "cloudwatch": {"enabled": False}})
+        gauge = "cml_exporter_history_duplicates"
+        exporter.wait_for(lambda: exporter.metrics().get(gauge) == 13, READY_WITHIN, "showing 13 copies")
+        assert "samples are stored twice" in exporter.logged()
+        done = run_command("verify", "--mongodb.uri", uri, "--since", "2d", "--repair", "--yes")
+        assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "0 samples stored twice."), done.stderr
+        assert exporter.running
+        assert plain(list(client["repair_command"][NAME].find({"worker_id": {"$ne": "w9"}}))) == plain(once())
         client.drop_database("repair_command")
 
 

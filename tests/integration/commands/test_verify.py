@@ -203,9 +203,9 @@ async def test_duplicates_are_found_where_nothing_is_compared_too(env: VerifyEnv
     await history.insert_many([dict(stranger) for _ in range(3)])
     status, result = await env.result()
     assert (status, result["duplicates"], result["equal"], result["complete"]) == (1, 3, False, True)
-    assert named(result) == {
-        ("duplicate", None, "stranger", rfc3339(now - 10 * HOUR)),
-        ("duplicate", None, "w001", rfc3339(now - PERIOD)),
+    assert {(one["worker_id"], one["timestamp"], one["samples"]) for one in result["examples"]} == {
+        ("stranger", rfc3339(now - 10 * HOUR), 3),
+        ("w001", rfc3339(now - PERIOD), 2),
     }
     status, result = await env.result(workers=("w000",))
     assert (status, result["duplicates"], result["equal"]) == (0, 0, True)

@@ -16,6 +16,7 @@ from exporter.core.model import Fleet, Worker
 from exporter.core.periods import to_datetime
 from exporter.demo.mongod import Mongod
 from exporter.pipeline.history_watch import load_mark
+from exporter.storage.history_marker import HistoryMarker
 from exporter.storage.inventory import INVENTORY, Inventory
 from exporter.storage.mongo import STATE, Database, Document
 from tests.fixtures.mongo import NO_TTL, connect, need_mongod
@@ -130,8 +131,11 @@ async def test_the_history_is_whole_again(setting: Setting, replace: Callable[[S
     await setting.assert_whole(samples)
     assert setting.replaced(reason) == 0
 
+    generation = HistoryMarker(exporter.history.collection).generation
+    before = await generation()  # hourly aggregates in memory count as read before the replacement
     await replace(setting)
     await exporter.round(1 + FINAL)
+    assert await generation() != before
     assert setting.replaced(reason) == 1
     await setting.assert_whole(samples + len(setting.members))
     assert exporter.value("cml_exporter_leader") is None

@@ -3,18 +3,19 @@
 import asyncio
 import random
 from collections.abc import Sequence
-from typing import Any
 
 import pytest
 
 from exporter.core.errors import IncompatibleStoreError, StoreError, StoreUnavailableError
 from exporter.core.model import WorkerMetricsSample
 from exporter.core.periods import DAY, to_datetime, to_seconds
-from exporter.storage.mongo import STATE, Database
+from exporter.storage.mongo import STATE, Database, Document
 from exporter.storage.privileges import least_role
 from exporter.storage.repository import WorkerMetricsRepository
 from tests.fixtures.mongo import AuthMongod, connect
 
+Batch = Sequence[tuple[WorkerMetricsSample, Document]]
+Rejected = list[tuple[WorkerMetricsSample, str]]
 NAME = "worker_metrics_timeseries"
 START = 1_767_225_600
 PERIOD = 300
@@ -101,7 +102,7 @@ async def test_dropped_between_two_inserts_of_a_batch(
     insert = repo.writer._insert_batch
     done = []
 
-    async def then_drop(documents: Any) -> Any:
+    async def then_drop(documents: Batch) -> Rejected:
         result = await insert(documents)
         done.append(1)
         if len(done) == 2:
@@ -121,7 +122,7 @@ async def drop_before_insert(
     """Drop the collection between the check and the insert, in which no client can lock the name."""
     insert, left = repo.writer._insert_batch, [times]
 
-    async def dropped_first(documents: Any) -> Any:
+    async def dropped_first(documents: Batch) -> Rejected:
         if left[0]:
             left[0] -= 1
             await database[NAME].drop()
