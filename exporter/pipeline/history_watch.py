@@ -105,6 +105,12 @@ def load_mark(outbox: Outbox, namespace: str) -> HistoryMark | None:
     return HistoryMark(kept["history"], kept["sequence"], kept["newest"]) if kept.get("namespace") == namespace else None
 
 
+def forget_mark(outbox: Outbox) -> None:
+    """Delete the saved marker: what was acknowledged until now does not matter any more. A transaction of its own."""
+    with outbox.transaction() as database:
+        database.execute("DELETE FROM meta WHERE key='history_mark'")
+
+
 def keep_mark(outbox: Outbox, namespace: str, mark: HistoryMark) -> None:
     """Save the acknowledged marker of a history; that of another history is replaced. A transaction of its own."""
     with outbox.transaction() as database:
