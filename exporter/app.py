@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import os
+from functools import partial
 
 import anyio
 from prometheus_client import CollectorRegistry
@@ -17,12 +18,16 @@ from exporter.history.hourly_cache import HourlyCache
 from exporter.history.reader import HistoryReader
 from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.collector import Collector
+from exporter.pipeline.duplicate_search import search_forever
+from exporter.pipeline.history_watch import HistoryWatch
 from exporter.pipeline.lifecycle import Rules
 from exporter.pipeline.mirror import BackfillRange, Mirror
 from exporter.pipeline.outbox import Outbox, OutboxThread
 from exporter.sources.aggregates import Aggregates
 from exporter.sources.cloudwatch.client import CloudWatch
 from exporter.sources.cloudwatch.memory_series import MemorySeriesIndex
+from exporter.storage.duplicates import count_duplicates
+from exporter.storage.history_marker import HistoryMarker
 from exporter.storage.inventory import Inventory
 from exporter.storage.lease import BACKFILL, LEASE_SECONDS, Lease, keep_renewed
 from exporter.storage.mongo import Database, connect
@@ -77,13 +82,17 @@ class Exporter:
             window - min(HOUR, window // 2),  # an hour less: two clocks may differ by minutes, and an insert takes seconds
             now=lambda: self.collector.now(),
         )
-        return Mirror(self._outbox, history.writer, self._lease, self.telemetry, old=backfill)
+        watch = HistoryWatch(
+            HistoryMarker(history.collection), self._outbox, self.telemetry, on_replaced=lambda: self.collector.lead()
+        )
+        return Mirror(self._outbox, history.writer, self._lease, self.telemetry, old=backfill, watch=watch)
 
     def _build_backend(self, database: Database, owner: str) -> Backend:
         settings, name = self.settings, self.settings.mongodb.history
         client, web_database = connect(settings)  # a client belongs to one event loop
-        history = repository(settings, web_database, name).reader if name else None
-        marker = Lease(web_database, owner=owner, name=BACKFILL).change_marker
+        repo = repository(settings, web_database, name) if name else None
+        history = repo.reader if repo else None
+        old = Lease(web_database, owner=owner, name=BACKFILL)
         archive = (
             BridgedArchive(CloudWatchArchive(self._cloudwatch, self._series), self._bridge, self._budget)
             if self._cloudwatch and self._series
@@ -104,7 +113,13 @@ class Exporter:
             client=client,
             mirror=self._mirror,
             history=history,
-            hourly=HourlyCache(history, marker, gap_fill_window=settings.gap_fill_window) if history else None,
+            hourly=HourlyCache(
+                repo.reader,
+                partial(_change_marker, old, HistoryMarker(repo.collection)),
+                gap_fill_window=settings.gap_fill_window,
+            )
+            if repo
+            else None,
             inventory=Inventory(web_database) if history else None,
             fleet_inventory=Inventory(database) if history else None,
         )
@@ -131,6 +146,10 @@ class Exporter:
                     keep_fence = self._history.writer.keep_fence
                     renewal = keep_renewed(self._lease, self._leadership_changed, keep_fence=keep_fence)
                     group.create_task(renewal, name="lease")
+                if self._history is not None:
+                    count = partial(count_duplicates, self._history.collection)
+                    searching = search_forever(count, self._lease, self.telemetry, self.collector.now)
+                    group.create_task(searching, name="duplicates")
         finally:
             self._bridge.loop = None
             with anyio.CancelScope(shield=True):
@@ -173,6 +192,12 @@ class Exporter:
         await self.collector.keep_spent()
         await self._client.close()
         await asyncio.to_thread(self._outbox.close)
+
+
+async def _change_marker(old: Lease, marker: HistoryMarker) -> str | None:
+    """Return a text that changes when old samples are written, or the history is replaced; None while they may be written."""
+    text = await old.change_marker()
+    return None if text is None else f"{text} {await marker.generation()}"
 
 
 def freeze() -> None:

@@ -217,16 +217,19 @@ docs/backfill.md explains what is filled, what it costs, and what happens after 
         "compare the history with CloudWatch",
         "Compare CPU and memory of the history with CloudWatch, value by value, and name what is missing, extra,\n"
         "different or stored twice. Prints the price first, changes nothing. May be interrupted at any moment: the\n"
-        "same command continues and repeats no completed call. An exporter may run at the same time.",
+        "same command continues and repeats no completed call. An exporter may run at the same time. With --repair,\n"
+        "print which samples are stored twice, and remove the copies after a confirmation.",
         flags.verify_flags,
         (*("mongodb", "period", "absence_timeout", "cloudwatch", "aws", "workers", "data_dir", "log.format"),),
-        "--since TIME [--worker ID ...] [--sample PERCENT] [--max-usd DOLLARS] [--dry-run] [--json] [--quiet]",
+        "--since TIME [--worker ID ...] [--sample PERCENT] [--max-usd DOLLARS] [--dry-run] [--json] [--quiet]\n"
+        "       cml-worker-exporter verify --repair --since TIME [--worker ID ...] [--dry-run] [--yes]",
         f"""\
 {_TIME}
 example:
   cml-worker-exporter verify --config.file exporter.yml --since 7d --dry-run
   cml-worker-exporter verify --config.file exporter.yml --since 7d --sample 5% --max-usd 0.01
   cml-worker-exporter verify --config.file exporter.yml --since 1d --json > verify.json
+  cml-worker-exporter verify --config.file exporter.yml --since 30d --repair --dry-run
 
 Exit status: 0 all equal, 1 a difference was found, 2 wrong command line, 3 it failed, or not all could be compared and
 the rest is equal, 130 interrupted, 141 the reader of the output has gone.

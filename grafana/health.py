@@ -337,6 +337,19 @@ def _history() -> list[Panel]:
             columns=True,
             stacked=True,
         ),
+        graph(
+            "Doubled and lost samples",
+            "Does the history have each sample once?",
+            "Samples of the last day that are stored twice (doubled), and how often the history lost samples that MongoDB had "
+            "acknowledged (replaced), by reason.",
+            [
+                Query(f"max({_metric('history_duplicates')})", "doubled"),
+                Query(counter_increase(_metric("history_replaced_total"), "reason"), "replaced: {{reason}}", interval=_EACH),
+            ],
+            replace(_NEVER, empty="Exporter not seen", decimals=None, thresholds=((1, "red"),)),
+            width=24,
+            columns=True,
+        ),
     ]
 
 

@@ -40,6 +40,10 @@ def verify_flags(parser: argparse.ArgumentParser) -> None:
     _add_max_usd(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the plan and its price, compare nothing")
     parser.add_argument(
+        "--repair", action="store_true", help="instead of comparing, remove samples that are stored twice; makes no AWS call"
+    )
+    parser.add_argument("--yes", action="store_true", help="with --repair: do it without a confirmation at the terminal")
+    parser.add_argument(
         "--json", action="store_true", help="print the result as JSON on standard output, the plan on standard error"
     )
     parser.add_argument("--quiet", action="store_true", help="show no progress")

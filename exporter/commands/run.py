@@ -91,6 +91,10 @@ def verify(options: argparse.Namespace) -> int:
     from exporter.commands.verify.planner import Options
 
     since, text = options.since
+    if options.repair:
+        return _repair(options, since)
+    if options.yes:
+        raise ConfigError("--yes confirms a repair, and there is none without --repair")
     wanted = Options(
         since, text, tuple(options.workers), options.sample, options.dry_run, options.max_usd, options.quiet, options.json
     )
@@ -104,6 +108,21 @@ def verify(options: argparse.Namespace) -> int:
         raise ExporterError(
             f"cannot write the result ({error.strerror}); make room and run the same command again: it pays for no call twice"
         ) from error
+
+
+def _repair(options: argparse.Namespace, since: int) -> int:
+    """Remove samples that are stored twice."""
+    import asyncio
+
+    from exporter.commands.verify import repair
+
+    given = {"--sample": options.sample, "--max-usd": options.max_usd, "--json": options.json or None}
+    refused = [flag for flag, value in given.items() if value is not None]
+    if refused:
+        raise ConfigError(f"--repair compares nothing with CloudWatch, so it does not take {', '.join(refused)}; leave it out")
+    wanted = repair.Options(since, tuple(options.workers), options.dry_run, options.yes)
+    prompt = _confirm if sys.stdin.isatty() else None
+    return asyncio.run(repair.run(_settings(options, "warn"), wanted, sys.stdout, sys.stderr, prompt=prompt))
 
 
 def export(options: argparse.Namespace) -> int:

@@ -229,6 +229,17 @@ EXPORTER_METRICS: tuple[Metric, ...] = (
         (),
         "seconds",
     ),
+    _exporter(
+        "history_duplicates",
+        "gauge",
+        "Samples of the last day that the history has twice, as found once an hour by the exporter that writes it.",
+    ),
+    _exporter(
+        "history_replaced_total",
+        "counter",
+        "Times the history lost samples that MongoDB had acknowledged: another collection, an older backup, or no marker.",
+        ("reason",),
+    ),
     _exporter("samples_gap_filled_total", "counter", "Samples written by gap filling."),
     _exporter(
         "samples_unavailable_total",

@@ -300,6 +300,18 @@ class InventoryEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class HistoryMark:
+    """What the newest acknowledged batch left behind: which collection it went into, and how many had been acknowledged."""
+
+    history: str
+    """UUID of the collection."""
+    sequence: int
+    """Grows with every batch."""
+    newest: int
+    """Start of the newest acknowledged period in UTC seconds."""
+
+
+@dataclass(frozen=True, slots=True)
 class PendingQuery:
     """The metrics of one worker's instances that must be queried, from `oldest` (UTC seconds) on."""
 

@@ -75,6 +75,8 @@ class Telemetry:
         self.mirror_samples = counter("mirror_samples_total")
         self.mirror_failures = counter("mirror_failures_total")
         self.mirror_last_success = OptionalGauge("cml_exporter_mirror_last_success_timestamp_seconds", registry)
+        self.history_duplicates = OptionalGauge("cml_exporter_history_duplicates", registry)
+        self.history_replaced = counter("history_replaced_total")
         self.samples_gap_filled = counter("samples_gap_filled_total")
         self.samples_unavailable = counter("samples_unavailable_total")
         self.samples_late = counter("samples_late_total")
@@ -82,6 +84,8 @@ class Telemetry:
         for metric in METRICS:  # start at 0: increase() ignores a counter's first value
             for by_metric in (self.samples_unavailable, self.samples_late, self.samples_revised):
                 by_metric.labels(metric)
+        for reason in ("collection", "backup", "marker"):
+            self.history_replaced.labels(reason)
         self.mirrored = 0
         """Samples inserted since the start, for the log."""
         self.dollars = 0.0

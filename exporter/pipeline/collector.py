@@ -120,7 +120,7 @@ class Collector:
         )
 
     def lead(self) -> None:
-        """Begin to lead: another process may have written until now, so read history and inventory again, and observe."""
+        """Read history and inventory again, and observe: another process wrote until now, or the history was replaced."""
         self._observer.reload()
         self.reobserve.set()
 

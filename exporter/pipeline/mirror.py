@@ -18,6 +18,7 @@ from exporter.core.errors import IncompatibleStoreError, StoreError, StoreUnavai
 from exporter.core.model import WorkerMetricsSample
 from exporter.core.periods import rfc3339, to_datetime, to_seconds
 from exporter.metrics.telemetry import Telemetry
+from exporter.pipeline.history_watch import HistoryWatch
 from exporter.pipeline.lifecycle import PendingSample
 from exporter.pipeline.loop import wait
 from exporter.pipeline.outbox import OutboxThread
@@ -44,7 +45,7 @@ class SampleStore(Protocol):
     """The history, as the mirror needs it."""
 
     async def ensure_collection(self) -> None:
-        """Create or verify the collection."""
+        """Create or verify the collection; cheap where it has not changed."""
 
     def insert_lease(self) -> AbstractAsyncContextManager[Callable[[], float]]:
         """Keep every other process from inserting: a backfill, and a job of the manager.
@@ -125,6 +126,7 @@ class Mirror:
         telemetry: Telemetry,
         *,
         old: BackfillRange | None = None,
+        watch: HistoryWatch | None = None,
         wall: Callable[[], float] = time.time,
         batch: int = BATCH_SAMPLES,
     ) -> None:
@@ -135,15 +137,15 @@ class Mirror:
             target: the history.
             lease: of the writer of the history.
             telemetry: counts samples and failures.
+            watch: notices a history that was replaced; None: nobody would search for gaps again.
             old: the samples that need a second lease; None if there is no other writer, however old a sample is.
             wall: UTC seconds of this host, for the time of the last success.
             batch: samples moved at once.
         """
-        self._old = old
+        self._old, self._watch = old, watch
         self._outbox, self._target, self._lease, self._telemetry = outbox, target, lease, telemetry
         self._wall = wall
         self._batch = batch
-        self._ensured = False
         self._waits_for_backfill = False
         self.wake = asyncio.Event()
         """Set when samples may be final."""
@@ -181,9 +183,9 @@ class Mirror:
         if not self._lease.held:
             self.problem = None  # the other exporter writes now
             return False
-        if not self._ensured:
-            await self._target.ensure_collection()
-            self._ensured = True
+        await self._target.ensure_collection()  # before every batch: it may have been dropped or replaced since the last one
+        if self._watch is not None:
+            await self._watch.verify()
         since = int(self._old.now()) - self._old.age if self._old else 0
         rows = await self._outbox(self._outbox.outbox.ready, self._batch, since)
         if rows:
@@ -222,6 +224,8 @@ class Mirror:
             existing = await self._target.existing_keys([(row.worker_id, row.start) for row in rows])
             missing = [row for row in rows if (row.worker_id, row.start) not in existing]
             rejected = await self._insert(missing, leases, fences, seconds_left)
+        if self._watch is not None:
+            await self._watch.acknowledged(max(row.start for row in rows))
         await self._outbox(self._outbox.outbox.set_aside, rejected)
         await self._outbox(self._outbox.outbox.delete, [r for r in rows if (r.worker_id, r.start) not in rejected])
         inserted = [row for row in missing if (row.worker_id, row.start) not in rejected]

@@ -14,6 +14,7 @@ from exporter.core import logs
 from exporter.core.errors import IncompatibleStoreError, StoreUnavailableError
 from exporter.core.periods import DAY, MINUTE, format_duration, is_period, to_datetime
 from exporter.storage.mongo import OPERATION_SECONDS, STATE, Database, Document, durable, operation
+from exporter.storage.time_series import find_history
 
 TIMESERIES_OPTIONS = {"timeField": "timestamp", "metaField": "worker_id", "granularity": "minutes"}
 MIN_WIRE_VERSION = 13  # MongoDB 5.0, the first with time-series collections
@@ -89,6 +90,10 @@ class HistoryCollection:
         self._state_key = {"_id": f"history:{self.name}"}
         self.retention: int | None = None
         """Seconds the collection keeps its samples; None: without limit, or `ensure` has not run yet."""
+        self.identity: str | None = None
+        """UUID of the time series that was seen last; None: none was. After it was dropped and created, it is another one."""
+        self._ensured: str | None = None
+        self._gap_window: int | None = None
         self.notices: tuple[str, ...] = ()
         """What `ensure` found that an operator should know, one sentence each; also logged."""
 
@@ -128,9 +133,16 @@ class HistoryCollection:
             await self._create()
             status = await self.verify()
         if not status.exists:
-            raise StoreUnavailableError(f"{self.namespace} was dropped while it was being created; it will be tried again")
+            raise StoreUnavailableError(
+                f"{self.namespace} was dropped while it was being created; it will be tried again", reason="dropped"
+            )
         await self._note_period()
         await self._create_index()
+        if await self._find() is None:
+            raise StoreUnavailableError(
+                f"{self.namespace} was dropped while it was being created; it will be tried again", reason="dropped"
+            )
+        self._ensured = self.identity
         self.retention = status.current
         notices = status.notices
         if status.lengthens and status.current is not None and status.retention is not None:
@@ -141,13 +153,28 @@ class HistoryCollection:
         for notice in notices:
             _log.warning("history differs from the settings", notice=notice)
 
-    async def exists(self) -> bool:
-        """Return whether the collection exists.
+    async def ensure_again(self) -> None:
+        """Run `ensure` unless it has run for the collection that is there now: one may be dropped or replaced at any time.
 
         Raises:
+            IncompatibleStoreError: as `ensure`.
+        """
+        if await self._find() is None or self.identity != self._ensured:
+            await self.ensure()
+
+    async def require(self) -> None:
+        """Verify right before and after an insert that it goes into the time series.
+
+        MongoDB creates a missing collection at an insert, as a normal one.
+
+        Raises:
+            StoreUnavailableError: `dropped`: the collection is missing.
             IncompatibleStoreError: the name is taken by something that is not a history.
         """
-        return await self._options() is not None
+        if await self._find() is None:
+            raise StoreUnavailableError(
+                f"{self.namespace} was dropped; it is created again before the next insert", reason="dropped"
+            )
 
     async def verify(self, *, seconds: float = OPERATION_SECONDS) -> CollectionStatus:
         """Compare the collection and the noted period and schema with the settings; change nothing.
@@ -160,11 +187,11 @@ class HistoryCollection:
                 period or schema, or a privilege for reading is missing.
         """
         await self._check_version(seconds)
-        options = await self._options(seconds)
+        options = await self._find(seconds)
         async with operation(self.database, STATE, "find", seconds):
             noted = await self.database[STATE].find_one(self._state_key)
         if noted is not None:
-            self._check_noted(noted)
+            _check_noted(noted, self.namespace, self.period)
         if options is None:
             return CollectionStatus(False, None, self._wanted_retention, ())
         current: int | None = options.get("expireAfterSeconds")
@@ -180,7 +207,7 @@ class HistoryCollection:
         Raises:
             IncompatibleStoreError: there is no such collection, or it is not a history.
         """
-        options = await self._options()
+        options = await self._find()
         if options is None:
             raise IncompatibleStoreError(f"{self.namespace} does not exist yet; `serve` creates it", reason="collection")
         seconds: int | None = options.get("expireAfterSeconds")
@@ -200,7 +227,11 @@ class HistoryCollection:
     # -- what the live exporter notes for a backfill
 
     async def save_gap_window(self, seconds: int) -> None:
-        """Note how far back the live exporter fills gaps, for the backfill that must not touch the same samples."""
+        """Note how far back the live exporter fills gaps, for the backfill that must not touch the same samples.
+
+        `ensure` notes it again with a collection that was dropped or replaced.
+        """
+        self._gap_window = seconds
         async with operation(self.database, STATE, "update"):
             await self.database[STATE].update_one(self._state_key, {"$set": {"gap_fill_window": seconds}})
 
@@ -222,28 +253,13 @@ class HistoryCollection:
                 reason="version",
             )
 
-    async def _options(self, seconds: float = OPERATION_SECONDS) -> Document | None:
-        """Return the collection's options, None when there is none of that name."""
-        async with self.operation("listCollections", seconds):
-            cursor = await self.database.list_collections(filter={"name": self.name})
-            found = await cursor.to_list(None)
-        if not found:
+    async def _find(self, seconds: float = OPERATION_SECONDS) -> Document | None:
+        """Return the collection's options, None when there is none of that name; note its identity."""
+        found = await find_history(self.database, self.name, seconds)
+        if found is None:
             return None
-        kind, options = found[0].get("type"), found[0].get("options", {})
-        remedy = "rename or drop it, or give mongodb.history another name"
-        if kind != "timeseries":
-            kind = "normal collection" if kind == "collection" else kind
-            raise IncompatibleStoreError(
-                f"{self.namespace} is a {kind}, not a time-series collection; {remedy}", reason="collection"
-            )
-        fields = [options["timeseries"].get(name) for name in ("timeField", "metaField")]
-        if fields != ["timestamp", "worker_id"]:
-            raise IncompatibleStoreError(
-                f"{self.namespace} is a time-series collection with timeField {fields[0]} and metaField {fields[1]}, "
-                f"but the history needs timestamp and worker_id; {remedy}",
-                reason="collection",
-            )
-        return dict(options)
+        self.identity = found.uuid
+        return found.options
 
     async def _create(self) -> None:
         async with self.operation("createCollection"):
@@ -265,31 +281,18 @@ class HistoryCollection:
 
     async def _note_period(self) -> None:
         """Note period and schema where nothing is noted yet, and compare with what another exporter has noted meanwhile."""
+        changes: Document = {"$setOnInsert": {"schema": SCHEMA_VERSION, "period": self.period}}
+        if self._gap_window is not None:
+            changes["$set"] = {"gap_fill_window": self._gap_window}
         async with operation(self.database, STATE, "update"):
             noted = await self.database[STATE].find_one_and_update(
                 self._state_key,
-                {"$setOnInsert": {"schema": SCHEMA_VERSION, "period": self.period}},
+                changes,
                 upsert=True,
                 return_document=ReturnDocument.AFTER,
             )
         assert noted is not None  # an upsert always has a document to return
-        self._check_noted(noted)
-
-    def _check_noted(self, noted: Mapping[str, Any]) -> None:
-        schema = noted.get("schema")
-        if schema != SCHEMA_VERSION:
-            raise IncompatibleStoreError(
-                f"{self.namespace} was written by another version of the exporter (schema {schema}, "
-                f"not {SCHEMA_VERSION}); use that version or give mongodb.history another name",
-                reason="schema",
-            )
-        if noted["period"] != self.period:
-            theirs, ours = format_duration(noted["period"]), format_duration(self.period)
-            raise IncompatibleStoreError(
-                f"{self.namespace} holds samples of {theirs}, but period is {ours}; set period to {theirs}, "
-                f"or give mongodb.history another name for a history of {ours}",
-                reason="period",
-            )
+        _check_noted(noted, self.namespace, self.period)
 
     def _compare_retention(self, current: int | None) -> tuple[int | None, str | None]:
         """Return the retention after `ensure`, and a notice where it stays longer than the setting."""
@@ -311,3 +314,21 @@ def _compare_granularity(namespace: str, options: Document) -> str | None:
     if found == TIMESERIES_OPTIONS["granularity"]:
         return None
     return f"{namespace} has granularity {found}; samples pack best with {TIMESERIES_OPTIONS['granularity']}"
+
+
+def _check_noted(noted: Mapping[str, Any], namespace: str, period: int) -> None:
+    """Raise IncompatibleStoreError where the noted schema or period is another."""
+    schema = noted.get("schema")
+    if schema != SCHEMA_VERSION:
+        raise IncompatibleStoreError(
+            f"{namespace} was written by another version of the exporter (schema {schema}, "
+            f"not {SCHEMA_VERSION}); use that version or give mongodb.history another name",
+            reason="schema",
+        )
+    if noted["period"] != period:
+        theirs, ours = format_duration(noted["period"]), format_duration(period)
+        raise IncompatibleStoreError(
+            f"{namespace} holds samples of {theirs}, but period is {ours}; set period to {theirs}, "
+            f"or give mongodb.history another name for a history of {ours}",
+            reason="period",
+        )

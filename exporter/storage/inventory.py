@@ -9,7 +9,7 @@ from pymongo import ReplaceOne, UpdateOne
 
 from exporter.core.instances import updated_entry
 from exporter.core.model import Fleet, InstanceInterval, InventoryEntry
-from exporter.core.periods import to_datetime, to_seconds
+from exporter.core.periods import DAY, to_datetime, to_seconds
 from exporter.storage.mongo import Database, Document, chunks, durable, operation
 
 INVENTORY = "worker_metrics_inventory"
@@ -36,10 +36,12 @@ class Inventory:
         return MappingProxyType(self._entries)
 
     async def load(self) -> None:
-        """Read all entries from MongoDB, and replace those in memory."""
+        """Read all entries from MongoDB; those in memory are replaced unless they are newer, see `_newer_entries`."""
         async with operation(self._database, INVENTORY, "find"):
-            self._entries = {document["_id"]: _entry(document) async for document in self._collection.find()}
-        self._unsaved.clear()
+            found = {document["_id"]: _entry(document) async for document in self._collection.find()}
+        newer = _newer_entries(self._entries, found)
+        self._entries = found | newer
+        self._unsaved = set(newer)
         self._loaded = True
 
     async def read(self, worker_id: str) -> InventoryEntry | None:
@@ -99,6 +101,20 @@ class Inventory:
                 await self._collection.bulk_write(
                     [ReplaceOne({"_id": document["_id"]}, document, upsert=True) for document in documents], ordered=False
                 )
+
+
+def _newer_entries(known: Mapping[str, InventoryEntry], found: Mapping[str, InventoryEntry]) -> dict[str, InventoryEntry]:
+    """Return the known entries that MongoDB has lost, or has as they were before: an older backup was restored.
+
+    An entry that is missing there although others exist may have been purged. It counts as lost only if the worker was seen in
+    the last day: `purge` refuses such a worker, as its samples may still be on their way.
+    """
+    recent = max((entry.last_seen for entry in known.values()), default=0) - DAY
+    return {
+        worker_id: entry
+        for worker_id, entry in known.items()
+        if (entry.last_seen > found[worker_id].last_seen if worker_id in found else not found or entry.last_seen > recent)
+    }
 
 
 def _touched(entry: InventoryEntry, now: int, on_instance: bool) -> InventoryEntry:

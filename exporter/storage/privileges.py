@@ -1,4 +1,4 @@
-"""The least MongoDB privileges of the exporter, of `purge` and of `import-events`."""
+"""The least MongoDB privileges of the exporter, of `purge`, of `verify --repair` and of `import-events`."""
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -30,6 +30,11 @@ PURGE_PRIVILEGES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"worker_metrics_timeseries": ("remove",), INVENTORY: ("remove",)}
 )
 """The actions `purge` needs beyond LEAST_PRIVILEGES. The exporter itself deletes nothing, so its role has none of them."""
+
+REPAIR_PRIVILEGES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"worker_metrics_timeseries": ("remove",), "worker_metrics_timeseries_repair": ("find", "insert", "dropCollection")}
+)
+"""The actions `verify --repair` needs beyond LEAST_PRIVILEGES."""
 
 IMPORT_PRIVILEGES: Mapping[str, tuple[str, ...]] = MappingProxyType({"domain_events": ("find",)})
 """The actions `import-events` needs beyond LEAST_PRIVILEGES, on the collection of the setting `events.collection`."""

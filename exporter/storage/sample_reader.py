@@ -81,7 +81,7 @@ class SampleReader:
         """Return the samples of a worker in [start, end) as records, oldest first."""
         async with self._collection.operation("find"):
             cursor = self._samples.find(self._window(worker_id, start, end), {"_id": 0}).sort("timestamp", 1)
-            return [_record(document) async for document in cursor]
+            return [record(document) async for document in cursor]
 
     async def read_samples(self, worker_id: str, start: int, end: int, *, limit: int) -> tuple[list[SampleRow], int | None]:
         """Return the samples of a worker in [start, end) as rows, oldest first, and the time at which the rest begins.
@@ -377,7 +377,8 @@ def _from_milliseconds(time: int) -> datetime:
     return to_datetime(0) + timedelta(milliseconds=time)
 
 
-def _record(document: Mapping[str, Any]) -> WorkerMetricsSample:
+def record(document: Mapping[str, Any]) -> WorkerMetricsSample:
+    """Return a sample's document as the customer's record."""
     labs = number(document.get("active_labs_count"))
     return WorkerMetricsSample(
         worker_id=document["worker_id"],

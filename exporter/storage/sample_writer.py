@@ -13,13 +13,14 @@ from bson.errors import BSONError
 from pymongo.errors import BulkWriteError, OperationFailure
 
 from exporter.core import logs
-from exporter.core.errors import StoreError, StoreUnavailableError
+from exporter.core.errors import IncompatibleStoreError, StoreError, StoreUnavailableError
 from exporter.core.model import WorkerMetricsSample
 from exporter.core.periods import as_utc, to_seconds
 from exporter.core.process_identity import new_owner
 from exporter.storage.collection import HistoryCollection
 from exporter.storage.insert_fence import InsertFence, fence_problem
 from exporter.storage.lease import LEASE_SECONDS, boottime
+from exporter.storage.misplaced import replace_normal_collection
 from exporter.storage.mongo import (
     NOT_AUTHORIZED,
     OPERATION_SECONDS,
@@ -77,8 +78,12 @@ class SampleWriter:
         at most until each of them has tried once."""
 
     async def ensure_collection(self) -> None:
-        """Create or verify the collection that is written to, see `HistoryCollection.ensure`."""
-        await self._collection.ensure()
+        """Create or verify the collection that is written to, see `HistoryCollection.ensure`; cheap where nothing changed."""
+        try:
+            await self._collection.ensure_again()
+        except IncompatibleStoreError as error:
+            if error.reason != "collection" or not await replace_normal_collection(self._collection, self.insert_missing):
+                raise
 
     async def no_insert_running(self) -> bool:
         """Return whether no insert into the collection is running on the server.
@@ -190,9 +195,8 @@ class SampleWriter:
         by_key: dict[Key, WorkerMetricsSample] = {}
         for sample in samples:
             by_key.setdefault((sample.worker_id, to_seconds(sample.timestamp)), sample)
+        await self.ensure_collection()
         async with self.insert_lease() as seconds_left:
-            if not await self._collection.exists():
-                await self._collection.ensure()
             await self._until(self.no_insert_running)
             stored = await self.existing_keys(by_key)
             missing = [sample for key, sample in by_key.items() if key not in stored]
@@ -228,7 +232,7 @@ class SampleWriter:
             # The deadline is absolute, on a clock that goes on while the machine sleeps: a pause between two batches counts.
             nonlocal deadline
             if deadline is None:
-                deadline = boottime() + (within() if within else OPERATION_SECONDS * len(batches))
+                deadline = boottime() + (within() if within else OPERATION_SECONDS * max(1, len(batches)))
             left = deadline - boottime()
             if left <= 0:
                 raise StoreUnavailableError(
@@ -238,7 +242,10 @@ class SampleWriter:
 
         for batch in batches:
             async with self._collection.operation("insert", seconds_left):
+                await self._collection.require()
                 rejected += await self._insert_batch(batch)
+        async with self._collection.operation("insert", seconds_left):
+            await self._collection.require()  # else they are in a normal collection, and will be inserted again
         return rejected
 
     async def purge(self, worker_id: str, *, within: float = WHOLE_HISTORY_SECONDS) -> int:

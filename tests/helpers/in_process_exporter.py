@@ -23,6 +23,7 @@ from exporter.history.hourly_cache import HourlyCache
 from exporter.history.reader import HistoryReader
 from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.collector import Collector
+from exporter.pipeline.history_watch import HistoryWatch
 from exporter.pipeline.lifecycle import Rules
 from exporter.pipeline.mirror import Mirror
 from exporter.pipeline.observer import OBSERVE_OFFSET_SECONDS
@@ -32,6 +33,7 @@ from exporter.sources.aggregates import Aggregates
 from exporter.sources.cloudwatch.client import CloudWatch
 from exporter.sources.cloudwatch.memory_series import MemorySeriesIndex
 from exporter.sources.protocols import MetricSource
+from exporter.storage.history_marker import HistoryMarker
 from exporter.storage.inventory import Inventory
 from exporter.storage.lease import BACKFILL, Lease
 from exporter.storage.mongo import Database
@@ -110,7 +112,10 @@ class InProcessExporter:
         self.budget = Budget(max_usd_per_day, wall=clock, day=day, spent=spent)
         self.cloudwatch = CloudWatch(settings, telemetry, budget=self.budget, wall=clock, deadline=deadline)
         series = MemorySeriesIndex(self.cloudwatch, monotonic=clock)
-        self.mirror = Mirror(self.outbox, self.history.writer, self.lease, telemetry, wall=clock)
+        watch = HistoryWatch(
+            HistoryMarker(self.history.collection), self.outbox, telemetry, on_replaced=lambda: self.collector.lead()
+        )
+        self.mirror = Mirror(self.outbox, self.history.writer, self.lease, telemetry, watch=watch, wall=clock)
         self.collector = Collector(
             settings,
             Rules.from_settings(settings),

@@ -326,12 +326,16 @@ class MongoClient:
 class HistoryClient(MongoClient):
     """A client that reads and writes the history."""
 
+    _ensured = False
+
     def __init__(self, process: Process) -> None:
         super().__init__(process)
         self._number = 0
 
     async def ensure_collection(self) -> None:
-        await self._send()
+        if not self._ensured:  # the later verifications fail as the message that follows each of them does
+            await self._send()
+        self._ensured = True
 
     async def timestamps(self, worker_ids: Collection[str], since: int) -> dict[str, set[int]]:
         await self._send()

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from exporter.core.catalog import EXPORTER_METRICS, METRICS_BY_NAME, WORKER_METRICS
 from exporter.metrics.telemetry import OptionalGauge, Telemetry
-from exporter.storage.privileges import IMPORT_PRIVILEGES, LEAST_PRIVILEGES, PURGE_PRIVILEGES
+from exporter.storage.privileges import IMPORT_PRIVILEGES, LEAST_PRIVILEGES, PURGE_PRIVILEGES, REPAIR_PRIVILEGES
 from tests.tools import generate_docs
 
 ROOT = Path(__file__).parents[2]
@@ -74,7 +74,9 @@ def test_the_readme_shows_the_least_role_that_the_code_needs() -> None:
         assert f'collection: "{collection}"}}, actions: [{listed}]' in readme
 
 
-@pytest.mark.parametrize("privileges", [PURGE_PRIVILEGES, IMPORT_PRIVILEGES], ids=["purge", "import-events"])
+@pytest.mark.parametrize(
+    "privileges", [PURGE_PRIVILEGES, REPAIR_PRIVILEGES, IMPORT_PRIVILEGES], ids=["purge", "repair", "import-events"]
+)
 def test_the_readme_shows_what_only_one_command_needs(privileges: Mapping[str, Sequence[str]]) -> None:
     readme = re.sub(r"\s+", " ", (ROOT / "README.md").read_text())
     for collection, actions in privileges.items():

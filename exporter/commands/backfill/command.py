@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from exporter.commands.backfill.fetcher import REQUESTS_PER_SECOND, Fetcher, RetryPolicy
 from exporter.commands.backfill.interruption import GracefulStop, until_signalled
-from exporter.commands.backfill.job import BackfillRun, hold
+from exporter.commands.backfill.job import BackfillRun, hold, watched
 from exporter.commands.backfill.journal import PLAN_MAX_AGE_SECONDS, Journal, opened
 from exporter.commands.backfill.plan import Plan, counted
 from exporter.commands.backfill.plan_table import show_calls
@@ -26,6 +26,7 @@ from exporter.core.errors import ConfigError, IncompatibleStoreError
 from exporter.core.periods import rfc3339
 from exporter.core.settings import Settings
 from exporter.metrics.telemetry import Telemetry
+from exporter.pipeline.history_watch import forget_mark
 from exporter.pipeline.mirror import Mirror
 from exporter.pipeline.outbox import OutboxThread
 from exporter.sources.cloudwatch.client import CloudWatch
@@ -75,8 +76,10 @@ async def run(
                 lease = Lease(
                     database, owner=journal.outbox.owner, folder=journal.outbox.folder, ttl=LEASE_SECONDS, name=BACKFILL
                 )
-                async with hold(lease, planner.history.writer, retry.lease, err):
-                    mirror, state = Mirror(thread, planner.history.writer, lease, telemetry), BackfillState()
+                state = BackfillState()
+                watching = watched(planner.history, thread, telemetry, state, journal.forget_plan)
+                async with hold(lease, planner.history.writer, retry.lease, err), watching as watch:
+                    mirror = Mirror(thread, planner.history.writer, lease, telemetry, watch=watch)
                     sink = SampleSink(settings.period, journal, thread, state, on_samples=mirror.wake.set)
                     kept = reach(settings.period)
                     fetcher = Fetcher(settings.period, kept, journal, thread, cloudwatch, stop, retry, state, sink)
@@ -109,6 +112,7 @@ class _Backfill:
         self.planner.check_budget(plan)
         if unfinished is None:
             await self.thread(self.journal.begin, plan)
+            await self.thread(forget_mark, self.journal.outbox)
             if not plan.calls:
                 return 0
         with self.stop.graceful():

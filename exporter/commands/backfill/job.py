@@ -6,7 +6,7 @@ the lease BACKFILL allows one at a time.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Protocol, TextIO
 
@@ -15,9 +15,14 @@ from exporter.commands.backfill.interruption import GracefulStop
 from exporter.commands.backfill.journal import SampleJournal
 from exporter.core import logs
 from exporter.core.errors import IncompatibleStoreError, StoreError, StoreUnavailableError
+from exporter.metrics.telemetry import Telemetry
+from exporter.pipeline.history_watch import HistoryWatch
 from exporter.pipeline.loop import wait
 from exporter.pipeline.mirror import RETRY_SECONDS, Mirror
+from exporter.pipeline.outbox import OutboxThread
+from exporter.storage.history_marker import HistoryMarker
 from exporter.storage.lease import BACKFILL, Lease, keep_renewed
+from exporter.storage.repository import WorkerMetricsRepository
 from exporter.storage.sample_writer import SampleWriter
 
 _log = logs.get("backfill")
@@ -108,6 +113,38 @@ class BackfillRun:
         except StoreError as error:
             return error
         return None
+
+
+@asynccontextmanager
+async def watched(
+    history: WorkerMetricsRepository,
+    thread: OutboxThread,
+    telemetry: Telemetry,
+    state: FailureState,
+    forget_plan: Callable[[], None],
+) -> AsyncIterator[HistoryWatch]:
+    """Watch the history within the block: where it loses samples that the run has written, end the run and forget its plan.
+
+    Args:
+        history: that is written.
+        thread: of the journal, which keeps the marker.
+        telemetry: counts the replacement.
+        state: gets the failure.
+        forget_plan: deletes the plan from the journal: its calls are done, and the samples of them are gone.
+    """
+
+    def replaced() -> None:
+        state.failure = IncompatibleStoreError(
+            f"{history.namespace} was dropped or replaced while this ran, and has lost samples that were written; run the same "
+            "command again: it makes a new plan",
+            reason="replaced",
+        )
+
+    try:
+        yield HistoryWatch(HistoryMarker(history.collection), thread, telemetry, replaced)
+    finally:
+        if state.failure is not None and state.failure.reason == "replaced":
+            await thread(forget_plan)
 
 
 @asynccontextmanager

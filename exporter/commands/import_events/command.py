@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 
 from exporter.commands.backfill.fetcher import MAX_WAITING_SAMPLES, RetryPolicy
 from exporter.commands.backfill.interruption import GracefulStop, until_signalled
-from exporter.commands.backfill.job import BackfillRun, hold
+from exporter.commands.backfill.job import BackfillRun, hold, watched
 from exporter.commands.backfill.journal import PLAN_MAX_AGE_SECONDS, opened
 from exporter.commands.backfill.plan import counted
 from exporter.commands.backfill.progress import show_progress
@@ -28,6 +28,7 @@ from exporter.core.errors import IncompatibleStoreError, StoreError
 from exporter.core.periods import rfc3339
 from exporter.core.settings import Settings
 from exporter.metrics.telemetry import Telemetry
+from exporter.pipeline.history_watch import forget_mark
 from exporter.pipeline.mirror import BATCH_SAMPLES, Mirror
 from exporter.pipeline.outbox import OutboxThread
 from exporter.storage.inventory import Inventory
@@ -73,10 +74,11 @@ async def run(
                 return await _dry_run(planner, journal, thread, stop, retry, out, None if options.quiet else err)
         with opened(EventJournal(settings.data_dir / "import-events", settings.period)) as (journal, thread):
             lease = Lease(database, owner=journal.outbox.owner, folder=journal.outbox.folder, ttl=LEASE_SECONDS, name=BACKFILL)
-            async with hold(lease, history.writer, retry.lease, err):
+            telemetry, state = Telemetry(CollectorRegistry()), ImportState()
+            watching = watched(history, thread, telemetry, state, journal.finish)
+            async with hold(lease, history.writer, retry.lease, err), watching as watch:
                 planner = Planner(settings, options, database, history, journal, thread)
-                telemetry, state = Telemetry(CollectorRegistry()), ImportState()
-                mirror = Mirror(thread, history.writer, lease, telemetry)
+                mirror = Mirror(thread, history.writer, lease, telemetry, watch=watch)
                 source = JournalSource(journal, thread, mirror, stop, state)
                 writing = BackfillRun(journal, source, mirror, lease, stop, retry, state)
                 report = ImportReport(state, journal, telemetry)
@@ -208,6 +210,7 @@ class _Import:
             if plan is None:
                 plan = await self.planner.new()
                 await self.thread(self.journal.begin, plan)
+                await self.thread(forget_mark, self.journal.outbox)
             if not plan.complete:
                 complete = await self.planner.complete(plan, self.stop, self.retry, None if self.quiet else self.err)
                 if complete is None:

@@ -21,12 +21,13 @@ from exporter.commands.backfill.progress import show_progress
 from exporter.commands.backfill.report import RunState
 from exporter.commands.backfill.targets import check_price
 from exporter.commands.verify.compare import Tally
+from exporter.commands.verify.duplicates import with_duplicates
 from exporter.commands.verify.earlier import KEPT_SECONDS
 from exporter.commands.verify.journal import VerifyJournal
 from exporter.commands.verify.planner import Options, Planner
 from exporter.commands.verify.report import Result, VerifyProgress, print_text, to_json
 from exporter.commands.verify.sink import ComparingSink
-from exporter.core.errors import ConfigError
+from exporter.core.errors import ConfigError, StoreError
 from exporter.core.periods import rfc3339
 from exporter.core.settings import Settings
 from exporter.metrics.telemetry import Telemetry
@@ -35,6 +36,7 @@ from exporter.sources.cloudwatch.client import CloudWatch
 from exporter.sources.cloudwatch.retention import reach
 from exporter.storage.mongo import connect
 from exporter.storage.repository import repository, require_history
+from exporter.storage.rewrite import Scope, unfinished_rewrite
 
 DIFFERENT, INCOMPLETE = 1, 3
 """Exit statuses: a difference was found; no difference was found, but not all could be compared."""
@@ -140,14 +142,23 @@ class _Verify:
     async def _conclude(self, plan: Plan, state: RunState) -> int:
         """Print what was found and what is left; return the exit status."""
         tally = await self.thread(self.journal.tally)
+        unfinished: Scope | None = None
+        try:
+            collection = self.planner.history.collection
+            unfinished = await unfinished_rewrite(collection)
+            tally = await with_duplicates(tally, collection, plan.since, self.options.workers)
+        except StoreError as error:  # what was compared is printed all the same
+            state.failure = state.failure or error
         result = Result(plan, self.planner.namespace, tally, state, self.telemetry, self.cloudwatch.malformed)
         if self.options.json:
             print(to_json(result), file=self.out, flush=True)
-        elif tally.periods or state.total:
+        elif tally.periods or state.total or tally.duplicates:
             print_text(result, self.out)
         self.out.flush()  # a reader that has gone must not cost the result
         if result.incomplete:
             print(result.incomplete, file=self.err)
+        if unfinished is not None:
+            print(f"The repair of {unfinished.worker_id} was interrupted; run verify --repair to finish it.", file=self.err)
         if state.failure is not None:
             raise state.failure
         if result.complete:

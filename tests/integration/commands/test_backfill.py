@@ -4,12 +4,14 @@ import io
 import re
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pymongo import MongoClient
 
 from exporter.commands.backfill import command as command_module
 from exporter.commands.backfill.fetcher import CONCURRENT_CALLS, RetryPolicy
@@ -18,6 +20,9 @@ from exporter.commands.backfill.planner import Options
 from exporter.core.errors import ConfigError, IncompatibleStoreError, OutboxLockedError, StoreUnavailableError
 from exporter.core.periods import DAY, HOUR, align, rfc3339, to_datetime
 from exporter.demo.mongod import Mongod
+from exporter.pipeline.lifecycle import PendingSample
+from exporter.pipeline.mirror import Mirror
+from exporter.pipeline.outbox import Outbox
 from exporter.storage.inventory import INVENTORY
 from exporter.storage.lease import BACKFILL, Lease
 from exporter.storage.mongo import Database
@@ -90,6 +95,30 @@ async def test_an_empty_history_becomes_the_ledger_by_the_calls_and_the_price_th
     assert assert_true(await backfill_env.documents(), expected, int(time.time())) == periods == len(expected)
     assert f"{periods:,} samples written, 0 were there already, 0 periods empty; 2 calls, 0.00018 dollars." in out
     assert all("status" not in one and "active_labs_count" not in one for one in await backfill_env.documents())
+
+
+async def test_a_history_that_is_dropped_in_the_middle_ends_the_run_and_the_next_one_fills_all(
+    backfill_env: BackfillEnv, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members = await backfill_env.fleet(6, regions=REGIONS[:2])
+    delete, batches = Outbox.delete, []
+
+    def counted(self: Outbox, rows: Iterable[PendingSample]) -> None:
+        delete(self, rows)
+        batches.append(1)
+        if len(batches) == 1:
+            with MongoClient[dict[str, Any]](backfill_env.parsed.mongodb_uri) as client:
+                client[backfill_env.database.name]["worker_metrics_timeseries"].drop()
+
+    monkeypatch.setattr(Outbox, "delete", counted)
+    monkeypatch.setattr(command_module, "Mirror", partial(Mirror, batch=500))
+    with pytest.raises(IncompatibleStoreError, match=r"dropped or replaced while this ran.*it makes a new plan"):
+        await backfill_env.run("2d")
+    status, out, _ = await backfill_env.run("2d")
+    assert status == 0
+    assert assert_true(await backfill_env.documents(), due(backfill_env.fake, members, out), int(time.time())) > 3000
+    status, out, _ = await backfill_env.run("2d")
+    assert out.startswith("Nothing to do: ")
 
 
 async def test_a_worker_without_a_region_is_named_and_costs_nothing(backfill_env: BackfillEnv) -> None:

@@ -191,6 +191,26 @@ async def test_each_difference_is_named_exactly_and_nothing_else(env: VerifyEnv)
     assert "Not equal: 3 missing, 1 extra, 1 different, 1 duplicate." in out
 
 
+async def test_duplicates_are_found_where_nothing_is_compared_too(env: VerifyEnv) -> None:
+    """In the newest periods, whose values may not be final, and of a worker that nothing but the history knows."""
+    members = await env.fleet(2)
+    await env.fill(members)
+    history, now = env.database[HISTORY], align(int(time.time()), PERIOD)
+    newest = await history.find_one({"worker_id": "w001", "timestamp": to_datetime(now - PERIOD)}, {"_id": 0})
+    assert newest is not None
+    await history.insert_one(newest)
+    stranger = {"worker_id": "stranger", "timestamp": to_datetime(now - 10 * HOUR), "cpu_utilization": 1.0}
+    await history.insert_many([dict(stranger) for _ in range(3)])
+    status, result = await env.result()
+    assert (status, result["duplicates"], result["equal"], result["complete"]) == (1, 3, False, True)
+    assert {(one["worker_id"], one["timestamp"], one["samples"]) for one in result["examples"]} == {
+        ("stranger", rfc3339(now - 10 * HOUR), 3),
+        ("w001", rfc3339(now - PERIOD), 2),
+    }
+    status, result = await env.result(workers=("w000",))
+    assert (status, result["duplicates"], result["equal"]) == (0, 0, True)
+
+
 async def test_what_cloudwatch_revised_since_an_equal_verify_is_told_from_what_was_changed_by_hand(env: VerifyEnv) -> None:
     members = await env.fleet(2)
     await env.fill(members)
