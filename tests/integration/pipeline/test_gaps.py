@@ -56,3 +56,27 @@ async def test_three_periods_without_an_exporter_and_three_cut_out_are_filled_wi
     untouched = [d for d in before if d["worker_id"] != "worker-1" or to_seconds(d["timestamp"]) not in cut]
     assert [d for d in after if d in untouched] == untouched
     await exporter.close()
+
+
+async def test_the_empty_periods_of_a_stopped_worker_are_dropped_once_and_not_again_after_each_restart(
+    tmp_path: Path, database: Database, fake: FakeCloudWatch, clock: Clock
+) -> None:
+    """The counter of CMLExporterSamplesDropped over two restarts, as the rule test "a restart" has it."""
+    began = int(clock())
+    stopped = Member("worker-0", instance_id(0), "eu-west-1", began - 30 * PERIOD)
+    fake.add(stopped.instance_id, runs=())
+    await database["workers"].insert_one(stopped.aggregate(status="stopped"))
+    dropped = []
+    for _ in range(3):
+        exporter = InProcessExporter(tmp_path, database, fake, clock)
+        await exporter.round(8)
+        dropped.append(exporter.value("cml_exporter_samples_dropped_total"))
+        await exporter.lease.release()
+        await exporter.close()
+    assert dropped == [30, 0, 0]
+    assert without_state(await exporter.documents()) == []
+
+    exporter = InProcessExporter(tmp_path / "another", database, fake, clock)  # only the outbox knows what was decided
+    await exporter.round(8)
+    assert exporter.value("cml_exporter_samples_dropped_total") == 30
+    await exporter.close()
