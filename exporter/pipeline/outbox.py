@@ -12,6 +12,7 @@ import fcntl
 import os
 import socket
 import sqlite3
+import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -43,9 +44,16 @@ CREATE TABLE IF NOT EXISTS sample(
   PRIMARY KEY(worker, start)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS sample_open ON sample(worker, region, instances, start) WHERE state = 0;
 CREATE INDEX IF NOT EXISTS sample_ready ON sample(worker, start) WHERE state = 1;
-CREATE INDEX IF NOT EXISTS sample_start ON sample(start);
+DROP INDEX IF EXISTS sample_start; -- of earlier releases: scattered by time, it took half of what opening a day of gaps costs
 """
 _ROW = "worker, start, region, instances, status, labs, own_cpu, own_memory, cpu, memory, state"
+_OLDEST = """
+WITH RECURSIVE each(worker) AS (
+  SELECT MIN(worker) FROM sample
+  UNION ALL SELECT (SELECT MIN(worker) FROM sample WHERE worker > each.worker) FROM each WHERE each.worker IS NOT NULL)
+SELECT MIN((SELECT start FROM sample WHERE sample.worker = each.worker AND state < 2 ORDER BY start LIMIT 1)) FROM each
+"""
+"""The first row of each worker: 30 ms for 10,000 workers, however many rows they have."""
 _GAP = """
 INSERT OR IGNORE INTO sample(worker, start, region, instances, state)
 WITH RECURSIVE period(start) AS (VALUES(?) UNION ALL SELECT start + ? FROM period WHERE start + ? < ?)
@@ -270,7 +278,7 @@ class Outbox:
     def oldest(self) -> int | None:
         """Return the start of the oldest row that is not set aside; None if there is none."""
         pending = self._counts[_OPEN] or self._counts[_READY]
-        return self._select("SELECT MIN(start) FROM sample WHERE state<2")[0][0] if pending else None
+        return self._select(_OLDEST)[0][0] if pending else None
 
     # -- SQLite
 
@@ -358,14 +366,20 @@ class OutboxThread:
     def __init__(self, outbox: Outbox) -> None:
         self.outbox = outbox
         self._pool = ThreadPoolExecutor(1, "outbox")
+        self._next_oldest = 0.0
+        """From then on (monotonic) the oldest sample is searched for again."""
 
     async def __call__(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call `function` in that thread and return its result; raises what it raises."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, partial(function, *args, **kwargs))
 
     async def export_gauges(self, telemetry: Telemetry) -> None:
-        """Update the metrics of the samples in the outbox."""
-        telemetry.outbox_oldest.value = await self(self.outbox.oldest)
+        """Update the metrics of the samples in the outbox; the oldest one is searched for in 5 % of the time at most."""
+        began = time.monotonic()
+        if began >= self._next_oldest:
+            telemetry.outbox_oldest.value = await self(self.outbox.oldest)
+            ended = time.monotonic()
+            self._next_oldest = ended + 19 * (ended - began)
         for state, count in self.outbox.counts().items():
             telemetry.outbox_samples.labels(state).set(count)
 
