@@ -81,7 +81,8 @@ class Collector:
         calls = None
         if metric_source is not None:
             series = MemorySeriesIndex(metric_source, monotonic=monotonic) if series is None else series
-            calls = CallRunner(metric_source, series, clock, rules, outbox, publisher, on_ready, wall)
+            standby = lambda: lease is not None and lease.held_elsewhere  # noqa: E731
+            calls = CallRunner(metric_source, series, clock, rules, outbox, publisher, on_ready, standby, wall)
         self._poller = Poller(calls, series, clock, rules, outbox, publisher, health, self._spending, telemetry, on_ready, wall)
         self.polled = asyncio.Event()
         """Set by the first collection cycle, successful or not."""

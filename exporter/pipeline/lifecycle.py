@@ -327,13 +327,13 @@ def _decide_instance(
     value = series_value(found, start, date=date, period=rules.period)
     if value is None:
         return _ABSENT if age >= rules.absence_timeout else _UNDECIDED
-    since = _first_seen((sample.worker_id, start, instance, queries[0].metric), value, date, first_seen)
+    since = seen_since((sample.worker_id, start, instance, queries[0].metric), value, date, first_seen)
     on_time = since <= end + rules.settle_delay + ON_TIME_SECONDS
     confirmed = date - since >= rules.settle_delay or age >= rules.absence_timeout
     return Decision(True, value) if age >= rules.settle_delay and (on_time or confirmed) else _UNDECIDED
 
 
-def _first_seen(key: tuple[str, int, str, MetricName], value: float, now: int, first_seen: FirstSeenValues) -> int:
+def seen_since(key: tuple[str, int, str, MetricName], value: float, now: int, first_seen: FirstSeenValues) -> int:
     """Return since when (UTC seconds) CloudWatch has returned this value; record it if it is new or was revised."""
     last, since = first_seen.get(key, (None, now))
     if last == value:
