@@ -129,6 +129,7 @@ async def exporter(uri: str, aws: str, port: int, rounds: int, data: Path) -> No
         await asyncio.to_thread(_control, aws, {"set": {"offset": wall.offset}})
         began, cpu = time.perf_counter(), time.process_time()
         await collector.observe()
+        await collector.open_gaps()
         await collector.poll()
         while await mirror.step():
             pass

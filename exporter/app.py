@@ -140,6 +140,7 @@ class Exporter:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.collector.observe_forever(), name="observe")
                 group.create_task(self.collector.poll_forever(), name="poll")
+                group.create_task(self.collector.open_gaps_forever(), name="gaps")
                 group.create_task(self._freeze(), name="freeze")
                 if self._mirror is not None and self._history is not None:
                     group.create_task(self._mirror.run_forever(), name="mirror")

@@ -301,13 +301,14 @@ def _history() -> list[Panel]:
             stacked=True,
         ),
         graph(
-            "Gaps filled, samples dropped",
-            "Were gaps filled, and were samples dropped?",
-            "Samples written for periods that no exporter observed in time (gap-filled), and samples without any value, which "
-            "are not written (dropped).",
+            "Gaps filled, samples dropped or lost",
+            "Were gaps filled, and were samples dropped or lost?",
+            "Samples written for periods that no exporter observed in time (gap-filled), samples without any value, which "
+            "are not written (dropped), and samples of periods that were too old to be filled (lost).",
             [
                 Query(counter_increase(_metric("samples_gap_filled_total")), "gap-filled", interval=_EACH),
                 Query(counter_increase(_metric("samples_dropped_total")), "dropped", interval=_EACH),
+                Query(counter_increase(_metric("samples_lost_total")), "lost", interval=_EACH),
             ],
             replace(_NEVER, empty="Exporter not seen", decimals=None),
             width=6,

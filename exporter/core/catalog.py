@@ -216,6 +216,11 @@ EXPORTER_METRICS: tuple[Metric, ...] = (
     ),
     _exporter("samples_dropped_total", "counter", "Samples not written because they held no value."),
     _exporter(
+        "samples_lost_total",
+        "counter",
+        "Samples never recorded: their periods were older than gap_fill_window when the exporter could observe again.",
+    ),
+    _exporter(
         "mirror_samples_total",
         "counter",
         "Samples that left the outbox, by result.",

@@ -72,6 +72,7 @@ class Telemetry:
         self.outbox_samples = gauge("outbox_samples")
         self.outbox_oldest = OptionalGauge("cml_exporter_outbox_oldest_timestamp_seconds", registry)
         self.samples_dropped = counter("samples_dropped_total")
+        self.samples_lost = counter("samples_lost_total")
         self.mirror_samples = counter("mirror_samples_total")
         self.mirror_failures = counter("mirror_failures_total")
         self.mirror_last_success = OptionalGauge("cml_exporter_mirror_last_success_timestamp_seconds", registry)

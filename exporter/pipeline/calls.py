@@ -13,6 +13,7 @@ from exporter.pipeline.lifecycle import FirstSeenValues, Rules
 from exporter.pipeline.outbox import OutboxThread
 from exporter.pipeline.planning import MetricDataCall, revisit_window
 from exporter.pipeline.publisher import Publisher
+from exporter.pipeline.standby import note_values, standby_memory
 from exporter.pipeline.transactions import apply_results
 from exporter.sources.cloudwatch.memory_series import MemorySeriesIndex
 from exporter.sources.protocols import MetricSource
@@ -35,6 +36,7 @@ class CallRunner:
         outbox: holds the open samples.
         publisher: shows the newest datapoints.
         on_ready: called when samples are ready for the mirror.
+        standby: whether another process leads, so that its open samples may become this one's.
         wall: UTC seconds of this host.
     """
 
@@ -47,6 +49,7 @@ class CallRunner:
         outbox: OutboxThread,
         publisher: Publisher,
         on_ready: Callable[[], object],
+        standby: Callable[[], bool],
         wall: Callable[[], float],
     ) -> None:
         self._source = source
@@ -56,6 +59,7 @@ class CallRunner:
         self._outbox = outbox
         self._publisher = publisher
         self._on_ready = on_ready
+        self._standby = standby
         self._wall = wall
         self._polled: dict[str, int] = {}
         self._first_seen: FirstSeenValues = {}
@@ -71,7 +75,8 @@ class CallRunner:
 
     def forget_before(self, start: int) -> None:
         """Forget the values of periods up to `start` (UTC seconds), which are no longer open."""
-        self._first_seen = {key: seen for key, seen in self._first_seen.items() if key[1] > start}
+        oldest = self._clock.now() - standby_memory(self._rules) if self._standby() else start
+        self._first_seen = {key: seen for key, seen in self._first_seen.items() if key[1] > oldest}
         self._decided.forget_before(start)
 
     async def run(self, calls: Iterable[MetricDataCall], cycle: Cycle) -> None:
@@ -113,6 +118,9 @@ class CallRunner:
             _log.error("cannot save CloudWatch results; they are queried again", error=str(error))
             stats.failed += 1
             return None
+        if self._standby():
+            for worker_id, queries in call.queries_by_worker.items():
+                note_values(worker_id, queries, results, self._first_seen, self._rules)
         complete = {query for query, result in results.by_query.items() if result.complete}
         for worker_id, queries in call.queries_by_worker.items():
             if complete.issuperset(queries):

@@ -14,16 +14,10 @@ from exporter.core.model import Fleet, Snapshot
 from exporter.core.settings import Settings
 from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.calls import CallRunner
+from exporter.pipeline.gap_filling import GapFilling, Leadership, SampleTimes
 from exporter.pipeline.lifecycle import Rules
-from exporter.pipeline.loop import run_on_schedule
-from exporter.pipeline.observer import (
-    OBSERVE_OFFSET_SECONDS,
-    HistoryAccess,
-    InventoryStore,
-    Leadership,
-    Observer,
-    SampleTimes,
-)
+from exporter.pipeline.loop import guard, run_on_schedule
+from exporter.pipeline.observer import OBSERVE_OFFSET_SECONDS, HistoryAccess, InventoryStore, Observer
 from exporter.pipeline.outbox import OutboxThread
 from exporter.pipeline.poller import POLL_OFFSET_SECONDS, Poller
 from exporter.pipeline.publisher import Publisher
@@ -73,19 +67,23 @@ class Collector:
         clock = self._clock = ServerClock(wall, monotonic)
         health = SourceHealth(telemetry, wall)
         publisher = self._publisher = Publisher(rules, settings.workers.extra, clock, telemetry, wall)
-        access = None
+        self._gaps = access = None
         if history is not None and inventory is not None and lease is not None:
-            access = HistoryAccess(history, inventory, lease)
-        self._observer = Observer(fleet_source, clock, rules, outbox, publisher, health, telemetry, access, on_ready, wall)
+            self._gaps = GapFilling(history, lease, rules, outbox)
+            access = HistoryAccess(inventory, lease, self._gaps)
+        self.observed = asyncio.Event()
+        """Set once the first read of the worker documents has ended, successful or not, and its gauges are published."""
+        self._observer = Observer(
+            fleet_source, clock, rules, outbox, publisher, health, telemetry, access, self.observed.set, on_ready, wall
+        )
         budget = Budget(wall=wall) if budget is None else budget
         self._spending = Spending(budget, outbox, telemetry, health, max(rules.interval, rules.period))
         calls = None
         if metric_source is not None:
             series = MemorySeriesIndex(metric_source, monotonic=monotonic) if series is None else series
-            calls = CallRunner(metric_source, series, clock, rules, outbox, publisher, on_ready, wall)
+            standby = lambda: lease is not None and lease.held_elsewhere  # noqa: E731
+            calls = CallRunner(metric_source, series, clock, rules, outbox, publisher, on_ready, standby, wall)
         self._poller = Poller(calls, series, clock, rules, outbox, publisher, health, self._spending, telemetry, on_ready, wall)
-        self.observed = asyncio.Event()
-        """Set by the first observation, successful or not."""
         self.polled = asyncio.Event()
         """Set by the first collection cycle, successful or not."""
         self.reobserve = asyncio.Event()
@@ -119,6 +117,15 @@ class Collector:
             finished=self.polled,
         )
 
+    async def open_gaps_forever(self) -> None:
+        """Open gaps whenever there are some, from the end of the first collection cycle on: gauges come first."""
+        if self._gaps is None:
+            return
+        await self.polled.wait()
+        while True:
+            await self._gaps.due.wait()
+            await guard("gap filling", self.open_gaps)
+
     def lead(self) -> None:
         """Read history and inventory again, and observe: another process wrote until now, or the history was replaced."""
         self._observer.reload()
@@ -137,6 +144,11 @@ class Collector:
     async def observe(self) -> None:
         """Make one observation; see `Observer.observe`."""
         await self._observer.observe()
+
+    async def open_gaps(self) -> None:
+        """Open the gaps of the workers that are left; see `GapFilling.open`."""
+        if self._gaps is not None:
+            await self._gaps.open()
 
     async def poll(self) -> None:
         """Run one collection cycle; see `Poller.poll`."""

@@ -10,7 +10,6 @@ values and clock jumps.
 """
 
 from collections.abc import Iterable, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 
 from exporter.core.instances import instances_during, unique
@@ -124,7 +123,7 @@ class PendingSample:
 def initial_state(worker: Worker, entry: InventoryEntry | None, now: int, rules: Rules) -> WorkerState:
     """Return the initial state of a worker that the outbox has not seen.
 
-    The observation that follows opens only the period that has just closed. Older ones are `missing_samples`, because the
+    The observation that follows opens only the period that has just closed. Older ones are gaps (`find_gaps`), because the
     history may have them and the inventory knows the instances they ran on.
 
     Args:
@@ -229,33 +228,22 @@ def close_missing(state: WorkerState, now: int, rules: Rules) -> tuple[list[Pend
     return samples, replace(state, next=samples[-1].start + rules.period) if samples else state
 
 
-def missing_samples(
-    worker: Worker, state: WorkerState, entry: InventoryEntry | None, existing: AbstractSet[int], now: int, rules: Rules
-) -> list[PendingSample]:
-    """Return samples, without status and labs, for the periods that the history lacks (rule 3).
+def unopened_periods(worker: Worker, state: WorkerState, entry: InventoryEntry | None, now: int, rules: Rules) -> int:
+    """Return how many periods an observation leaves out because they are older than `gap_fill_window` (rule 1).
 
-    Only periods within `gap_fill_window` and before `state.next` count.
+    Periods before `entry.last_seen` do not count: another exporter observed the worker then, and opened them.
 
     Args:
         worker: as read.
-        state: what the outbox keeps of it.
-        entry: which instances the worker ran on, and when.
-        existing: starts of the periods the history has, in UTC seconds.
+        state: what the outbox has kept of it, before the observation.
+        entry: the inventory's, from before the observation.
         now: MongoDB's time in UTC seconds.
         rules: the settings of the sample lifecycle.
     """
-    start, until = align_up(now - rules.gap_fill_window, rules.period), state.next
-    if worker.created_at is not None:
-        start = max(start, align(worker.created_at, rules.period))
-    if worker.status == "terminated" and worker.terminated_at is not None:
-        until = min(until, align(worker.terminated_at, rules.period) + rules.period)
-    samples = []
-    for period in range(start, until, rules.period):
-        if period not in existing:
-            region, instances = instances_during(entry, worker, period, period + rules.period)
-            if instances:
-                samples.append(PendingSample(worker.id, period, region, instances))
-    return samples
+    period = rules.period
+    first = max(state.next, align(entry.last_seen, period) if entry else 0)
+    last = align_up(now - rules.gap_fill_window, period)
+    return sum(not _is_finished(worker, state, start, start + period) for start in range(first, last, period))
 
 
 # -- deciding --------------------------------------------------------------------------------------------------------
@@ -339,13 +327,13 @@ def _decide_instance(
     value = series_value(found, start, date=date, period=rules.period)
     if value is None:
         return _ABSENT if age >= rules.absence_timeout else _UNDECIDED
-    since = _first_seen((sample.worker_id, start, instance, queries[0].metric), value, date, first_seen)
+    since = seen_since((sample.worker_id, start, instance, queries[0].metric), value, date, first_seen)
     on_time = since <= end + rules.settle_delay + ON_TIME_SECONDS
     confirmed = date - since >= rules.settle_delay or age >= rules.absence_timeout
     return Decision(True, value) if age >= rules.settle_delay and (on_time or confirmed) else _UNDECIDED
 
 
-def _first_seen(key: tuple[str, int, str, MetricName], value: float, now: int, first_seen: FirstSeenValues) -> int:
+def seen_since(key: tuple[str, int, str, MetricName], value: float, now: int, first_seen: FirstSeenValues) -> int:
     """Return since when (UTC seconds) CloudWatch has returned this value; record it if it is new or was revised."""
     last, since = first_seen.get(key, (None, now))
     if last == value:

@@ -9,22 +9,23 @@ earlier, because each step of the sample lifecycle is one transaction.
 
 import asyncio
 import fcntl
-import json
 import os
 import sqlite3
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, ParamSpec, TextIO, TypeVar
 
 from exporter.core.errors import IncompatibleStoreError, OutboxLockedError, StoreError
-from exporter.core.model import PendingQuery, Worker, WorkerFacts
+from exporter.core.model import PendingQuery, Worker
 from exporter.core.periods import format_duration
 from exporter.core.process_identity import locked_folder, new_owner
 from exporter.metrics.telemetry import Telemetry
+from exporter.pipeline import dropped_periods
+from exporter.pipeline.gaps import Gap, runs
 from exporter.pipeline.lifecycle import PendingSample, WorkerState
 
 _OPEN, _READY, _REJECTED = 0, 1, 2
@@ -42,9 +43,21 @@ CREATE TABLE IF NOT EXISTS sample(
   PRIMARY KEY(worker, start)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS sample_open ON sample(worker, region, instances, start) WHERE state = 0;
 CREATE INDEX IF NOT EXISTS sample_ready ON sample(worker, start) WHERE state = 1;
-CREATE INDEX IF NOT EXISTS sample_start ON sample(start);
+DROP INDEX IF EXISTS sample_start; -- of earlier releases: scattered by time, it took half of what opening a day of gaps costs
 """
 _ROW = "worker, start, region, instances, status, labs, own_cpu, own_memory, cpu, memory, state"
+_OLDEST = """
+WITH RECURSIVE each(worker) AS (
+  SELECT MIN(worker) FROM sample
+  UNION ALL SELECT (SELECT MIN(worker) FROM sample WHERE worker > each.worker) FROM each WHERE each.worker IS NOT NULL)
+SELECT MIN((SELECT start FROM sample WHERE sample.worker = each.worker AND state < 2 ORDER BY start LIMIT 1)) FROM each
+"""
+"""The first row of each worker: 30 ms for 10,000 workers, however many rows they have."""
+_GAP = """
+INSERT OR IGNORE INTO sample(worker, start, region, instances, state)
+WITH RECURSIVE period(start) AS (VALUES(?) UNION ALL SELECT start + ? FROM period WHERE start + ? < ?)
+SELECT ?, start, ?, ?, 0 FROM period
+"""
 
 
 class Outbox:
@@ -68,12 +81,13 @@ class Outbox:
             StoreError: the folder cannot be written.
         """
         self._lock = _lock(directory)
+        self._period = period
         self.path = directory / "outbox.db"
         try:
             self._db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute(f"PRAGMA synchronous={synchronous}")
-            self._db.executescript(_SCHEMA)
+            self._db.executescript(_SCHEMA + dropped_periods.SCHEMA)
             # New for each process: exporters with a copy of the same folder must not be taken for one writer.
             self.owner, self.folder = new_owner(), locked_folder(self._lock)
             self._counts = dict.fromkeys(STATES, 0)
@@ -129,33 +143,6 @@ class Outbox:
         """Delete the states of workers that left long ago; their rows stay."""
         self._many("DELETE FROM worker WHERE id=?", ((worker_id,) for worker_id in worker_ids))
 
-    def keep_fleet(self, workers: Iterable[Worker], observed: int, terminated_seen: dict[str, int]) -> None:
-        """Save the last complete read, for a start while MongoDB is unavailable. A transaction of its own.
-
-        Args:
-            workers: as read.
-            observed: MongoDB's time of the read.
-            terminated_seen: when each terminated worker was first seen so, by worker id.
-        """
-        with self.transaction():
-            self._db.execute("DELETE FROM fleet")
-            self._many(
-                "INSERT INTO fleet VALUES(?,?,?,?)",
-                ((w.id, json.dumps(asdict(w)), observed, terminated_seen.get(w.id)) for w in workers),
-            )
-
-    def last_fleet(self) -> tuple[int, tuple[Worker, ...], dict[str, int]]:
-        """Return the last complete read as saved by `keep_fleet`: its time (0 if there is none), workers, terminated_seen."""
-        rows = self._select("SELECT worker, observed, terminated_seen FROM fleet")
-        workers = []
-        for text, _, _ in rows:
-            fields = json.loads(text)
-            fields["extra"] = tuple((name, value) for name, value in fields.get("extra", ()))
-            fields["facts"] = WorkerFacts(**_known(WorkerFacts, fields.get("facts", {})))
-            workers.append(Worker(**_known(Worker, fields)))
-        seen = {worker.id: row[2] for worker, row in zip(workers, rows, strict=True) if row[2] is not None}
-        return (rows[0][1] if rows else 0), tuple(workers), seen
-
     # -- observed
 
     def open(self, rows: Iterable[PendingSample]) -> int:
@@ -171,6 +158,23 @@ class Outbox:
             self._counts[state] += count
             added += count
         return added
+
+    def open_gaps(self, gaps: Iterable[Gap]) -> int:
+        """Add the open rows of these periods that do not exist yet; return how many were added.
+
+        SQLite makes the rows: a day of a worker is one statement, and a fifth of the CPU of as many `PendingSample`.
+        """
+        added = self._many(
+            _GAP,
+            ((g.start, self._period, self._period, g.end, g.worker_id, g.region, " ".join(g.instances)) for g in gaps),
+        )
+        self._counts[_OPEN] += added
+        return added
+
+    def next_period(self, worker_id: str) -> int | None:
+        """Return the start of a worker's first period that was never opened; None for a worker without a state."""
+        rows = self._select("SELECT next FROM worker WHERE id=?", (worker_id,))
+        return rows[0][0] if rows else None
 
     def update_own(self, workers: Iterable[Worker], period: int) -> None:
         """Write the worker documents' own values into the open rows whose period contains the collection time."""
@@ -209,11 +213,15 @@ class Outbox:
         return [row for worker_id in worker_ids for row in self.open_rows(worker_id, 0, before)]
 
     def update(self, rows: Sequence[PendingSample]) -> int:
-        """Write rows that were open, and delete those that are final and empty; return how many were deleted."""
+        """Write rows that were open, and delete those that are final and empty; return how many were deleted.
+
+        What was deleted is remembered in `dropped_periods`.
+        """
         dropped = self._many(
             "DELETE FROM sample WHERE worker=? AND start=? AND state=0",
             ((r.worker_id, r.start) for r in rows if r.final and r.empty),
         )
+        dropped_periods.remember(self._db, runs((r for r in rows if r.final and r.empty), self._period))
         kept = [r for r in rows if not (r.final and r.empty)]
         finalized = self._many(
             "UPDATE sample SET cpu=?, memory=?, state=1 WHERE worker=? AND start=? AND state=0",
@@ -268,10 +276,8 @@ class Outbox:
 
     def oldest(self) -> int | None:
         """Return the start of the oldest row that is not set aside; None if there is none."""
-        return self._select("SELECT MIN(start) FROM sample WHERE state<2")[0][0] if self._has_pending() else None
-
-    def _has_pending(self) -> bool:
-        return bool(self._counts[_OPEN] or self._counts[_READY])
+        pending = self._counts[_OPEN] or self._counts[_READY]
+        return self._select(_OLDEST)[0][0] if pending else None
 
     # -- SQLite
 
@@ -294,12 +300,6 @@ class Outbox:
 
     def _translate(self, error: sqlite3.Error) -> StoreError:
         return _translate(self.path, error)
-
-
-def _known(record: type[Worker] | type[WorkerFacts], fields: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields that this release knows: an earlier or later one may have written the outbox."""
-    names = record.__dataclass_fields__
-    return {name: value for name, value in fields.items() if name in names}
 
 
 def _to_row(sample: PendingSample, state: int) -> tuple[object, ...]:
@@ -365,14 +365,20 @@ class OutboxThread:
     def __init__(self, outbox: Outbox) -> None:
         self.outbox = outbox
         self._pool = ThreadPoolExecutor(1, "outbox")
+        self._next_oldest = 0.0
+        """From then on (monotonic) the oldest sample is searched for again."""
 
     async def __call__(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call `function` in that thread and return its result; raises what it raises."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, partial(function, *args, **kwargs))
 
     async def export_gauges(self, telemetry: Telemetry) -> None:
-        """Update the metrics of the samples in the outbox."""
-        telemetry.outbox_oldest.value = await self(self.outbox.oldest)
+        """Update the metrics of the samples in the outbox; the oldest one is searched for in 5 % of the time at most."""
+        began = time.monotonic()
+        if began >= self._next_oldest:
+            telemetry.outbox_oldest.value = await self(self.outbox.oldest)
+            ended = time.monotonic()
+            self._next_oldest = ended + 19 * (ended - began)
         for state, count in self.outbox.counts().items():
             telemetry.outbox_samples.labels(state).set(count)
 

@@ -5,27 +5,35 @@ These functions are synchronous and run in the outbox's one thread; the simulati
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from typing import NamedTuple
 
 from exporter.core.instances import updated_entry
 from exporter.core.model import METRICS, Fleet, InventoryEntry, Listing, MetricResults, Worker
 from exporter.core.periods import DAY
-from exporter.pipeline import lifecycle
+from exporter.pipeline import dropped_periods, gaps, lifecycle
 from exporter.pipeline.decided_values import DecidedValues, ValueChange
 from exporter.pipeline.lifecycle import FirstSeenValues, PendingSample, Rules, WorkerState
 from exporter.pipeline.outbox import Outbox
 from exporter.pipeline.planning import MetricDataCall
 
 
-def open_periods(
-    outbox: Outbox, fleet: Fleet, inventory: Mapping[str, InventoryEntry] | None, rules: Rules
-) -> tuple[int, dict[str, WorkerState]]:
-    """Open the closed periods of every worker; return how many, and the new state of each listed worker.
+class Opened(NamedTuple):
+    """What an observation has opened."""
+
+    samples: int
+    lost: int
+    """Periods that were left out because they are older than `gap_fill_window`."""
+
+
+def open_periods(outbox: Outbox, fleet: Fleet, inventory: Mapping[str, InventoryEntry] | None, rules: Rules) -> Opened:
+    """Open the closed periods of every worker.
 
     Without the inventory, workers the outbox has not seen are left for later: their past instances are unknown.
     """
     now, before = fleet.date, outbox.states()
     samples: list[PendingSample] = []
-    states: dict[str, WorkerState] = {}
+    states: list[WorkerState] = []
+    lost = 0
     for worker in fleet.workers:
         state = before.pop(worker.id, None)
         entry = inventory.get(worker.id) if inventory is not None else None
@@ -33,51 +41,58 @@ def open_periods(
             if inventory is None:
                 continue
             state = lifecycle.initial_state(worker, entry, now, rules)
+        lost += lifecycle.unopened_periods(worker, state, entry, now, rules)
         current = None if inventory is None else updated_entry(entry, worker, now)
-        opened, states[worker.id] = lifecycle.observe(worker, state, now, rules, current)
+        opened, state = lifecycle.observe(worker, state, now, rules, current)
         samples += opened
+        states.append(state)
     gone: list[WorkerState] = []
     for state in before.values():
         opened, state = lifecycle.close_missing(state, now, rules)
         samples += opened
         gone.append(state)
-    with outbox.transaction():
+    oldest = now - rules.gap_fill_window
+    with outbox.transaction() as database:
         count = outbox.open(samples)
         outbox.update_own(fleet.workers, rules.period)
-        outbox.save_states([*states.values(), *gone])
-        outbox.delete_states(state.worker_id for state in gone if state.seen < now - rules.gap_fill_window)
-    return count, states
+        outbox.save_states([*states, *gone])
+        outbox.delete_states(state.worker_id for state in gone if state.seen < oldest)
+        dropped_periods.forget(database, oldest)
+    return Opened(count, lost)
 
 
 def open_gaps(
     outbox: Outbox,
     workers: Iterable[Worker],
-    states: Mapping[str, WorkerState],
     inventory: Mapping[str, InventoryEntry],
     existing: Mapping[str, AbstractSet[int]],
     now: int,
     rules: Rules,
-) -> int:
-    """Open the periods that the history lacks; return how many.
+) -> tuple[int, list[Worker]]:
+    """Open the periods that the history lacks.
 
     Args:
         outbox: where they are opened.
         workers: as read.
-        states: by worker id; has every one of the workers.
         inventory: by worker id.
         existing: starts of the periods the history has, by worker id.
         now: MongoDB's time in UTC seconds.
         rules: the settings of the sample lifecycle.
+
+    Returns:
+        How many, and the workers that were searched: those the outbox has a state of.
     """
-    samples = [
-        sample
-        for worker in workers
-        for sample in lifecycle.missing_samples(
-            worker, states[worker.id], inventory.get(worker.id), existing.get(worker.id, set()), now, rules
-        )
-    ]
-    with outbox.transaction():
-        return outbox.open(samples)
+    found: list[gaps.Gap] = []
+    searched: list[Worker] = []
+    with outbox.transaction() as database:
+        for worker in workers:
+            following = outbox.next_period(worker.id)
+            if following is not None:
+                searched.append(worker)
+                entry, known = inventory.get(worker.id), existing.get(worker.id, set())
+                dropped = dropped_periods.of_worker(database, worker.id)
+                found += gaps.find_gaps(worker, following, entry, known, dropped, now, rules)
+        return outbox.open_gaps(found), searched
 
 
 def apply_results(

@@ -14,8 +14,10 @@ import pymongo
 from bson import CodecOptions
 from bson.codec_options import DatetimeConversion
 from bson.errors import BSONError
+from pymongo import ReadPreference
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import OperationFailure, PyMongoError
+from pymongo.read_preferences import PrimaryPreferred
 
 from exporter.core import logs
 from exporter.core.errors import SourceError
@@ -32,6 +34,9 @@ so without this bound the exporter would wait for a server that is down as long 
 
 TIMEOUT = 30.0
 """Seconds to read all documents; 10,000 take about one."""
+
+MAX_STALENESS_SECONDS = 120
+"""How far a secondary may be behind the others to be read in place of a missing primary; the driver accepts 90 or more."""
 
 BATCH = 2000
 """Documents decoded at once; more would block the event loop, fewer cost round trips."""
@@ -50,7 +55,8 @@ LENIENT: CodecOptions[dict[str, Any]] = CodecOptions(
 class Aggregates:
     """The manager's collection of worker documents, read completely at every call.
 
-    Of several collections the first that holds documents is used, and from then on only that one.
+    Of several collections the first that holds documents is used, and from then on only that one. Without a primary a
+    secondary is read: without a majority the manager cannot write either, so its documents are the newest.
 
     Args:
         database: the database of the collections.
@@ -67,6 +73,8 @@ class Aggregates:
         *,
         reach: float = SERVER_SELECTION_SECONDS,
     ) -> None:
+        if database.read_preference == ReadPreference.PRIMARY:  # the driver's default; another one is the operator's choice
+            database = database.with_options(read_preference=PrimaryPreferred(max_staleness=MAX_STALENESS_SECONDS))
         self._database = database
         self._collections = tuple(collections)
         self._projection = projection(settings)
@@ -81,7 +89,7 @@ class Aggregates:
         """
         try:
             with pymongo.timeout(self._reach):
-                hello = await self._database.command("hello")
+                hello = await self._database.command("hello", read_preference=self._database.read_preference)
         except (PyMongoError, BSONError) as error:
             raise self._source_error(error, self._collections[0]) from error
         documents, note = await self._find()

@@ -5,12 +5,15 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
-from pymongo import ReplaceOne, UpdateOne
+import pymongo
+from bson.errors import BSONError
+from pymongo import ReadPreference, ReplaceOne, UpdateOne
+from pymongo.errors import PyMongoError
 
 from exporter.core.instances import updated_entry
 from exporter.core.model import Fleet, InstanceInterval, InventoryEntry
 from exporter.core.periods import DAY, to_datetime, to_seconds
-from exporter.storage.mongo import Database, Document, chunks, durable, operation
+from exporter.storage.mongo import OPERATION_SECONDS, Database, Document, chunks, durable, operation, translate
 
 INVENTORY = "worker_metrics_inventory"
 _ENTRIES_PER_WRITE = 5000
@@ -36,12 +39,20 @@ class Inventory:
         return MappingProxyType(self._entries)
 
     async def load(self) -> None:
-        """Read all entries from MongoDB; those in memory are replaced unless they are newer, see `_newer_entries`."""
-        async with operation(self._database, INVENTORY, "find"):
-            found = {document["_id"]: _entry(document) async for document in self._collection.find()}
-        newer = _newer_entries(self._entries, found)
-        self._entries = found | newer
-        self._unsaved = set(newer)
+        """Read all entries from MongoDB; those in memory are replaced unless they are newer, see `_newer_entries`.
+
+        A secondary answers where there is no primary: a period is opened with the instances known so far, or not at all.
+        """
+        collection = self._collection.with_options(read_preference=ReadPreference.PRIMARY_PREFERRED)
+        try:
+            with pymongo.timeout(OPERATION_SECONDS):  # not `operation`, which looks for a primary first
+                stored = {document["_id"]: _entry(document) async for document in collection.find()}
+        except (PyMongoError, BSONError) as error:
+            raise translate(error, f"{self._database.name}.{INVENTORY}", "find") from error
+        missing = {id_: self._entries[id_] for id_ in self._unsaved & self._entries.keys() if id_ not in stored}
+        later = _newer_entries(self._entries, stored) | missing  # what was noted and is not written yet is no purged entry
+        self._entries = stored | later
+        self._unsaved = set(later)
         self._loaded = True
 
     async def read(self, worker_id: str) -> InventoryEntry | None:
@@ -50,10 +61,12 @@ class Inventory:
             document = await self._collection.find_one({"_id": worker_id})
         return None if document is None else _entry(document)
 
-    async def record(self, fleet: Fleet) -> None:
-        """Record one complete read of the worker documents (the manager's aggregates); loads the entries first if necessary."""
-        if not self._loaded:
-            await self.load()
+    def note(self, fleet: Fleet) -> None:
+        """Apply one complete read of the worker documents to the entries in memory; the next `record` writes them too."""
+        self._unsaved |= self._apply(fleet)
+
+    def _apply(self, fleet: Fleet) -> set[str]:
+        """Update the entries in memory; return the ids of those in which more than the time is new."""
         changed: set[str] = set()
         for worker in fleet.workers:
             old = self._entries.get(worker.id)
@@ -61,6 +74,13 @@ class Inventory:
             if old is None or new != _touched(old, new.last_seen, bool(worker.cloudwatch_instance)):
                 changed.add(worker.id)
             self._entries[worker.id] = new
+        return changed
+
+    async def record(self, fleet: Fleet) -> None:
+        """Record one complete read of the worker documents (the manager's aggregates); loads the entries first if necessary."""
+        if not self._loaded:
+            await self.load()
+        changed = self._apply(fleet)
         seen = {worker.id: bool(worker.cloudwatch_instance) for worker in fleet.workers}
         upserts = changed | self._unsaved
         self._unsaved |= seen.keys()

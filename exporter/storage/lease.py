@@ -101,7 +101,7 @@ class Lease:
         self.ttl = ttl
         """Seconds a lease lasts after each renewal."""
         self._monotonic = monotonic
-        self._until = monotonic()
+        self._until = self._elsewhere_until = monotonic()
         self.fence = 0
         """The number of the last lease this process held, 0 before the first; it grows with every change of owner."""
 
@@ -115,6 +115,11 @@ class Lease:
         """Return whether this process may write now."""
         return self.remaining > 0
 
+    @property
+    def held_elsewhere(self) -> bool:
+        """Return whether another process held the lease when MongoDB answered last, and it may not have expired since."""
+        return self._monotonic() < self._elsewhere_until
+
     async def acquire_or_renew(self) -> bool:
         """Take the lease if it is free or expired, extend it if this process holds it; return whether it holds it now.
 
@@ -125,7 +130,9 @@ class Lease:
         lease = await self._take()
         if lease["owner"] != self._owner:
             self._until = sent
+            self._elsewhere_until = self._monotonic() + self.ttl
             return False
+        self._elsewhere_until = sent
         self.fence, self.document = lease["fence"], lease
         self._until = sent + self.ttl * (1 - SAFETY_FRACTION)
         return self.held

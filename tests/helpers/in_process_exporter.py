@@ -187,6 +187,7 @@ class InProcessExporter:
     async def observe(self) -> None:
         try:
             await self.collector.observe()
+            await self.collector.open_gaps()
         except ExporterError as error:
             self.errors.append(str(error))
 

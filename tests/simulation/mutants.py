@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from exporter.core import instances
 from exporter.core.clock import ServerClock
 from exporter.core.model import (
     IDLE_STATUSES,
@@ -19,23 +20,25 @@ from exporter.core.model import (
     Worker,
 )
 from exporter.core.periods import align
-from exporter.pipeline import calls, lifecycle, observer, poller, transactions
+from exporter.pipeline import calls, gaps, lifecycle, observer, poller, transactions
 from exporter.pipeline.decided_values import DecidedValues, ValueChange
+from exporter.pipeline.gaps import Gap
 from exporter.pipeline.lifecycle import Decision, FirstSeenValues, PendingSample, Rules, WorkerState
 from exporter.pipeline.mirror import Mirror
 from exporter.pipeline.outbox import Outbox
 from exporter.pipeline.planning import MetricDataCall
 from exporter.pipeline.poller import Poller
+from exporter.pipeline.transactions import Opened
 from tests.simulation.process import HistoryClient, LeaseClient, MetricClient
 from tests.simulation.world import Key
 
-Opened = tuple[list[PendingSample], WorkerState]
+Observed = tuple[list[PendingSample], WorkerState]
 Entry = InventoryEntry | None
 Queries = Sequence[MetricQuery]
 Listings = Sequence[Listing]
 Patch = pytest.MonkeyPatch
 
-_observe, _missing_samples, _decide_metric = lifecycle.observe, lifecycle.missing_samples, lifecycle.decide_metric
+_observe, _find_gaps, _decide_metric = lifecycle.observe, gaps.find_gaps, lifecycle.decide_metric
 _step, _poll = Mirror.step, Poller.poll
 
 
@@ -43,7 +46,7 @@ _step, _poll = Mirror.step, Poller.poll
 
 
 def _no_next(patch: Patch) -> None:
-    def observe(worker: Worker, state: WorkerState, now: int, rules: Rules, entry: Entry = None) -> Opened:
+    def observe(worker: Worker, state: WorkerState, now: int, rules: Rules, entry: Entry = None) -> Observed:
         return _observe(worker, replace(state, next=align(now, rules.period) - 2 * rules.period), now, rules, entry)
 
     patch.setattr(lifecycle, "observe", observe)
@@ -51,7 +54,7 @@ def _no_next(patch: Patch) -> None:
 
 def _samples_changed_by(change: Callable[[PendingSample, Worker], PendingSample]) -> Callable[[Patch], None]:
     def mutate(patch: Patch) -> None:
-        def observe(worker: Worker, state: WorkerState, now: int, rules: Rules, entry: Entry = None) -> Opened:
+        def observe(worker: Worker, state: WorkerState, now: int, rules: Rules, entry: Entry = None) -> Observed:
             samples, after = _observe(worker, state, now, rules, entry)
             return [change(sample, worker) for sample in samples], after
 
@@ -73,17 +76,17 @@ def _idle_at_the_tick(sample: PendingSample, worker: Worker) -> PendingSample:
 
 
 def _newest_only(patch: Patch) -> None:
-    def missing_samples(
-        worker: Worker, state: WorkerState, entry: Entry, existing: set[int], now: int, rules: Rules
-    ) -> list[PendingSample]:
-        missing = _missing_samples(worker, state, entry, existing, now, rules)
-        return [sample for sample in missing if sample.start > max(existing, default=0)]
+    def find_gaps(
+        worker: Worker, following: int, entry: Entry, existing: set[int], dropped: list[Gap], now: int, rules: Rules
+    ) -> list[Gap]:
+        found = _find_gaps(worker, following, entry, existing, dropped, now, rules)
+        return [gap for gap in found if gap.start > max(existing, default=0)]
 
-    patch.setattr(lifecycle, "missing_samples", missing_samples)
+    patch.setattr(gaps, "find_gaps", find_gaps)
 
 
 def _no_gaps(patch: Patch) -> None:
-    patch.setattr(lifecycle, "missing_samples", lambda *_: [])
+    patch.setattr(gaps, "find_gaps", lambda *_: [])
 
 
 def _no_inventory_when_observing(patch: Patch) -> None:
@@ -95,6 +98,7 @@ def _no_inventory(patch: Patch) -> None:
         return worker.region, (worker.instance_id,) if worker.instance_id else ()
 
     patch.setattr(lifecycle, "instances_during", instances_during)
+    patch.setattr(instances, "instances_during", instances_during)
 
 
 def _vanished_are_forgotten(patch: Patch) -> None:
@@ -113,22 +117,21 @@ def _polled_without_a_region(patch: Patch) -> None:
 
 
 def _two_transactions(patch: Patch) -> None:
-    def open_periods(
-        outbox: Outbox, fleet: Fleet, inventory: Mapping[str, InventoryEntry] | None, rules: Rules
-    ) -> tuple[int, dict[str, WorkerState]]:
-        before, samples, states = outbox.states(), list[PendingSample](), dict[str, WorkerState]()
+    def open_periods(outbox: Outbox, fleet: Fleet, inventory: Mapping[str, InventoryEntry] | None, rules: Rules) -> Opened:
+        before, samples, states = outbox.states(), list[PendingSample](), list[WorkerState]()
         for worker in fleet.workers:
             state = before.get(worker.id)
             if state is None and inventory is None:
                 continue
             entry = (inventory or {}).get(worker.id)
             state = state or lifecycle.initial_state(worker, entry, fleet.date, rules)
-            opened, states[worker.id] = lifecycle.observe(worker, state, fleet.date, rules, entry)
+            opened, state = lifecycle.observe(worker, state, fleet.date, rules, entry)
             samples += opened
+            states.append(state)
         with outbox.transaction():
-            outbox.save_states(states.values())
+            outbox.save_states(states)
         with outbox.transaction():
-            return outbox.open(samples), states
+            return Opened(outbox.open(samples), 0)
 
     patch.setattr(observer, "open_periods", open_periods)
 
@@ -301,6 +304,10 @@ def _no_lease(patch: Patch) -> None:
     patch.setattr(LeaseClient, "remaining", property(lambda self: 30.0))
 
 
+def _opens_under_the_lease_only(patch: Patch) -> None:
+    patch.setattr(LeaseClient, "held_elsewhere", property(lambda self: not self.held))
+
+
 def _deletes_first(patch: Patch) -> None:
     async def step(self: Mirror) -> bool:
         outbox = self._outbox.outbox
@@ -350,5 +357,6 @@ MUTANTS: Mapping[str, Callable[[Patch], None]] = {
     "12: read back local data": _reads_back("local"),
     "12: read back majority-committed data": _reads_back("majority"),
     "14: two writers": _no_lease,
+    "14: periods are opened only under the lease": _opens_under_the_lease_only,
 }
 """The number of the rule and what the mutant does → the function that applies it within a MonkeyPatch context."""

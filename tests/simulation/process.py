@@ -31,6 +31,7 @@ from exporter.core.settings import Settings
 from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.collector import Collector
 from exporter.pipeline.decided_values import ValueChange
+from exporter.pipeline.gaps import Gap
 from exporter.pipeline.lifecycle import PendingSample, WorkerState
 from exporter.pipeline.mirror import Mirror
 from exporter.pipeline.outbox import Outbox, OutboxThread
@@ -61,6 +62,12 @@ class Process:
         self.fuse: int | None = None
         """Calls of `point` until it crashes."""
         self.fleet = Fleet(0, ())
+        self.noted = True
+        """Whether the world knows of `fleet`: it was read under the lease, or committed."""
+        self.committed = True
+        """Whether `fleet` was committed to the outbox, or need not be."""
+        self.disturbed = 0
+        """The world's count of disturbances at the read of `fleet`."""
         self.idle_since: dict[str, int] = {}
         self.gaps_read: tuple[str, ...] = ()
         self.rejected_at = float("-inf")
@@ -122,6 +129,7 @@ class Process:
             loops = (
                 self.collector.observe_forever(),
                 self.collector.poll_forever(),
+                self.collector.open_gaps_forever(),
                 self.mirror.run_forever(),
                 self._keep_lease(),
             )
@@ -182,7 +190,7 @@ class FragileConnection:
         return self._connection.in_transaction
 
     def execute(self, sql: str, parameters: Sequence[Any] = ()) -> sqlite3.Cursor:
-        if sql.startswith("SELECT") or sql == "ROLLBACK":  # nothing to leave half done
+        if sql.lstrip().startswith("SELECT") or sql == "ROLLBACK":  # nothing to leave half done
             return self._connection.execute(sql, parameters)
         self._process.point()
         cursor = self._connection.execute(sql, parameters)
@@ -228,6 +236,10 @@ class FragileOutbox(Outbox):
         self._opened = True
         return super().open(rows)
 
+    def open_gaps(self, gaps: Iterable[Gap]) -> int:
+        self._opened = True
+        return super().open_gaps(gaps)
+
     def expired(self, worker_ids: Iterable[str], before: int) -> list[PendingSample]:
         rows = super().expired(worker_ids, before)
         process, world = self._process, self._process.world
@@ -245,9 +257,15 @@ class FragileOutbox(Outbox):
         """Report a committed transaction to the world."""
         process, world = self._process, self._process.world
         if self._saved is not None:  # an observation, perhaps of no worker at all
-            for worker in process.fleet.workers:
-                if worker.id in self._saved:
-                    world.observed[worker.id].append((process.fleet.date, worker))
+            process.committed = True
+            if not process.noted:
+                world.note_read(process.fleet)
+                process.noted = True
+            if not world.mongodb.leads_elsewhere(process.host):
+                world.opened_at[process.host] = world.now
+                for worker in process.fleet.workers:
+                    if worker.id in self._saved:
+                        world.observed[worker.id].append((process.fleet.date, worker))
         elif self._opened:
             for worker_id in process.gaps_read:
                 world.gaps_opened[worker_id].append(process.fleet.date)
@@ -298,16 +316,23 @@ class FleetClient:
         await process.travel()
         if abs(fleet.date - process.wall()) > MAX_SKEW:
             return fleet  # the exporter will reject it
+        self._check_committed()
         process.fleet = fleet
         idle = {worker.id for worker in fleet.workers if worker.status in IDLE_STATUSES}
         process.idle_since = {id_: process.idle_since.get(id_, fleet.date) for id_ in idle}
-        if process.lease.held:
-            for worker in fleet.workers:
-                world.read[worker.id].append((fleet.date, worker))
-            for worker_id in world.machines.keys() - {worker.id for worker in fleet.workers}:
-                if world.read[worker_id]:  # else its document never was there
-                    world.missed[worker_id].append(fleet.date)
+        process.noted = process.lease.held
+        process.committed = world.mongodb.leads_elsewhere(process.host, since=LEASE)
+        process.disturbed = world.disturbances
+        if process.noted:
+            world.note_read(fleet)
         return fleet
+
+    def _check_committed(self) -> None:
+        """Check that the periods of the last read were opened, also where MongoDB could not be written (rule 14)."""
+        process, world = self._process, self._process.world
+        exempt = process.committed or world.mongodb.leads_elsewhere(process.host, since=LEASE)
+        if not exempt and process.disturbed == world.disturbances and world.disk_full_until < process.fleet.date:
+            world.violated("a read opened no period", f"{process.host} {process.fleet.date}, {world.mongodb.readonly_until}")
 
 
 class MongoClient:
@@ -317,10 +342,12 @@ class MongoClient:
         self._process, self._world = process, process.world
         self._server = process.world.mongodb
 
-    async def _send(self) -> None:
+    async def _send(self, *, write: bool = False) -> None:
         await self._process.travel()
         if self._world.time < self._server.down_until:
             raise StoreUnavailableError("MongoDB is down", reason="unavailable")
+        if write and self._world.time < self._server.readonly_until:
+            raise StoreUnavailableError("MongoDB has no majority", reason="not_primary")
 
 
 class HistoryClient(MongoClient):
@@ -384,7 +411,7 @@ class HistoryClient(MongoClient):
             self._world.violated("inserted out of order")
         await self._encode()
         limit = self._world.time + within()
-        await self._send()
+        await self._send(write=True)
         if self._world.time > limit:
             raise StoreUnavailableError("the time limit passed before anything was sent", reason="unavailable")
         if "late_inserts" in self._world.faults and self._world.network.random() < 0.1:
@@ -432,12 +459,17 @@ class InventoryClient(MongoClient):
 
     async def load(self) -> None:
         await self._send()
-        self._entries = dict(self._server.inventory)
+        stored = self._server.inventory
+        later = {id_: e for id_, e in self._entries.items() if id_ not in stored or e.last_seen > stored[id_].last_seen}
+        self._entries = stored | later
 
-    async def record(self, fleet: Fleet) -> None:
+    def note(self, fleet: Fleet) -> None:
         for worker in fleet.workers:
             self._entries[worker.id] = updated_entry(self._entries.get(worker.id), worker, fleet.date)
-        await self._send()
+
+    async def record(self, fleet: Fleet) -> None:
+        self.note(fleet)
+        await self._send(write=True)
         self._server.inventory |= self._entries
         await self._process.travel()
 
@@ -447,7 +479,7 @@ class LeaseClient(MongoClient):
 
     def __init__(self, process: Process) -> None:
         super().__init__(process)
-        self._until = 0.0
+        self._until = self._elsewhere_until = 0.0
         self.fence = 0
 
     @property
@@ -458,21 +490,29 @@ class LeaseClient(MongoClient):
     def held(self) -> bool:
         return self.remaining > 0
 
+    @property
+    def held_elsewhere(self) -> bool:
+        return asyncio.get_running_loop().time() < self._elsewhere_until
+
     async def acquire_or_renew(self) -> bool:
         sent = asyncio.get_running_loop().time()
-        await self._send()
+        await self._send(write=True)
         server, host = self._server, self._process.host
         if server.leader != host and self._world.time < server.lease_expires:
             self._until = sent
+            self._elsewhere_until = asyncio.get_running_loop().time() + LEASE
             return False
         if server.leader != host:
             server.fence += 1
-        if server.leader not in (host, None):
+        others = [at for name, at in self._world.opened_at.items() if name != host]
+        if server.leader not in (host, None) or any(at > server.held_at[host] for at in others):
             self._world.losses.append(self._world.now)  # this process cannot mirror what is in the outbox of the other one
             self._world.figures["takeovers"] += 1
         server.leader, server.lease_expires = host, self._world.time + LEASE
+        server.held_at[host] = self._world.time
         fence = server.fence
         await self._process.travel()
+        self._elsewhere_until = 0.0
         self.fence, self._until = fence, sent + LEASE - LEASE_MARGIN
         return self.held
 

@@ -5,11 +5,12 @@ The servers have the true time (`World.now`); the clock of an exporter may be wr
 
 import asyncio
 import random
+from bisect import insort
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from exporter.core.model import Dimensions, InventoryEntry, MetricName, Worker, WorkerMetricsSample
+from exporter.core.model import Dimensions, Fleet, InventoryEntry, MetricName, Worker, WorkerMetricsSample
 from exporter.core.periods import to_seconds
 from exporter.pipeline.lifecycle import Rules
 
@@ -40,6 +41,7 @@ LATER_FAULTS = (
     "no_region",  # worker documents lose their region, some from the beginning, and may get it back
     "short_lived",  # a worker document appears when its worker is already terminated
     "late_inserts",  # the network holds an insert and delivers it minutes later, perhaps when another exporter is the writer
+    "not_writable",  # MongoDB can be read but not written: no majority, fsync lock
 )
 """Drawn apart from FAULTS, so that the scenario of a seed stays otherwise the same."""
 
@@ -219,6 +221,7 @@ class MongoServer:
     def __init__(self, world: "World") -> None:
         self._world = world
         self.down_until = 0.0
+        self.readonly_until = 0.0
         self.documents: dict[Key, list[Document]] = defaultdict(list)
         self.running_inserts = 0
         self.raised = 0
@@ -226,7 +229,13 @@ class MongoServer:
         self.inventory: dict[str, InventoryEntry] = {}
         self.leader: str | None = None
         self.lease_expires = 0.0
+        self.held_at: dict[str, float] = defaultdict(float)
+        """When a host took or renewed the lease last."""
         self.fence = 0
+
+    def leads_elsewhere(self, host: str, since: float = 0) -> bool:
+        """Whether another host holds the lease, or held it within the last `since` seconds."""
+        return self.leader not in (host, None) and self._world.time < self.lease_expires + since
 
     def put(self, samples: Iterable[WorkerMetricsSample], *, committed: bool = True) -> list[Key]:
         keys = []
@@ -289,6 +298,8 @@ class World:
         self.cloudwatch = CloudWatchServer(scenario)
         self.mongodb = MongoServer(self)
         self.machines: dict[str, Machine] = {}
+        self._frozen: tuple[Worker, ...] = ()
+        """The worker documents since MongoDB cannot be written."""
         self._away: set[str] = set()
         """Workers whose documents are gone and will come back."""
         self.skew: dict[str, float] = defaultdict(float)
@@ -300,9 +311,11 @@ class World:
         """How often a clock has jumped, a process was paused, a disk was full, or a query was rejected."""
 
         self.read: dict[str, list[tuple[int, Worker]]] = defaultdict(list)
-        """Every read of a worker by the process that held the lease."""
+        """Every read of a worker by the process that held the lease, and every one that was committed without it."""
         self.observed: dict[str, list[tuple[int, Worker]]] = defaultdict(list)
         """Those of them that were committed to an outbox."""
+        self.opened_at: dict[str, float] = {}
+        """When a host committed an observation last."""
         self.missed: dict[str, list[int]] = defaultdict(list)
         """Every read that did not have a worker."""
         self.gaps_opened: dict[str, list[int]] = defaultdict(list)
@@ -335,7 +348,18 @@ class World:
         self.violations.append(f"{what}: {details}")
 
     def fleet(self) -> tuple[Worker, ...]:
+        """Return the worker documents; where MongoDB cannot be written, the manager cannot change them either."""
+        if self.time < self.mongodb.readonly_until:
+            return self._frozen
         return tuple(machine.document for machine in self.machines.values() if machine.listed)
+
+    def note_read(self, fleet: Fleet) -> None:
+        """Record a read of the worker documents."""
+        for worker in fleet.workers:
+            insort(self.read[worker.id], (fleet.date, worker), key=lambda read: read[0])
+        for worker_id in self.machines.keys() - {worker.id for worker in fleet.workers}:
+            if self.read[worker_id]:  # else its document never was there
+                self.missed[worker_id].append(fleet.date)
 
     # -- the machines
 
@@ -354,7 +378,8 @@ class World:
     def calm(self) -> None:
         """End all faults except those that CloudWatch always has."""
         self.faults &= {"late", "revisions"}
-        self.cloudwatch.down_until = self.mongodb.down_until = self.disk_full_until = 0
+        self.cloudwatch.down_until = self.mongodb.down_until = self.mongodb.readonly_until = self.disk_full_until = 0
+        self.disturbances += 1
         self.skew.clear()
         for worker_id in sorted(self._away):
             self._return(self.machines[worker_id])
@@ -370,6 +395,9 @@ class World:
             self.cloudwatch.down_until = self.time + rng.choice([600, hour, 2 * hour, 3 * hour, beyond])
         if self._happens("mongodb_down", 1 / 200):
             self.mongodb.down_until = self.time + rng.choice([20, 300, hour, 3 * hour, beyond])
+        if "not_writable" in self.faults and rng.random() < 1 / 100:
+            self._frozen = self.fleet()
+            self.mongodb.readonly_until = self.time + rng.choice([60, 360, hour, 3 * hour])
         if self._happens("full_disk", 1 / 200):
             self.disk_full_until = self.time + rng.choice([30, 600, 2 * hour])
             self.disturbances += 1

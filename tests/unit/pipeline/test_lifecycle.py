@@ -33,8 +33,8 @@ from exporter.pipeline.lifecycle import (
     finalize,
     finalize_without_cloudwatch,
     initial_state,
-    missing_samples,
     observe,
+    unopened_periods,
 )
 from exporter.pipeline.planning import MetricDataCall, is_due, plan
 from exporter.pipeline.publisher import gauges, is_shown
@@ -257,27 +257,15 @@ def test_a_vanished_worker_that_ran_nowhere_leaves_nothing(state: WorkerState) -
     assert close_missing(state, T + 9 * P, RULES) == ([], state)
 
 
-def test_gaps_are_the_periods_before_next_that_the_history_lacks_inner_holes_too() -> None:
-    existing = {T - n * P for n in range(1, 289) if n not in (2, 7)}
-    rows = missing_samples(WORKER, STATE, ran(("i-1", T - 300 * P, T)), existing, T + 12, RULES)
-    assert starts(rows) == [-7, -2]
-    assert rows[0] == PendingSample("w1", T - 7 * P, "eu-west-1", ("i-1",))
-
-
-def test_gaps_reach_back_to_gap_fill_window_and_to_the_creation() -> None:
-    entry = ran(("i-1", T - 300 * P, T))
-    assert starts(missing_samples(WORKER, STATE, entry, set(), T + 12, RULES)) == list(range(-287, 0))
-    young = replace(WORKER, created_at=T - 2 * P + 9)
-    assert starts(missing_samples(young, STATE, entry, set(), T + 12, RULES)) == [-2, -1]
-
-
-def test_gaps_of_a_terminated_worker_end_with_its_termination() -> None:
-    dead = replace(WORKER, status="terminated", terminated_at=T - 3 * P + 1, created_at=T - 5 * P)
-    assert starts(missing_samples(dead, STATE, ran(("i-1", T - 5 * P, T)), set(), T + 12, RULES)) == [-5, -4, -3]
-
-
-def test_gaps_without_any_instance_are_not_opened() -> None:
-    assert missing_samples(replace(WORKER, instance_id=None), STATE, None, set(), T + 12, RULES) == []
+def test_periods_older_than_gap_fill_window_that_no_exporter_observed_are_lost() -> None:
+    late = T + 300 * P + 12  # 300 periods are closed since the last observation, and 287 of them can still be opened
+    assert unopened_periods(WORKER, STATE, None, T + 288 * P, RULES) == 0
+    assert unopened_periods(WORKER, STATE, None, late, RULES) == 13
+    assert starts(observe(WORKER, STATE, late, RULES)[0])[0] == 13, "the others are opened"
+    elsewhere = replace(ran(("i-1", T - P, T + 4 * P)), last_seen=T + 4 * P + 12)
+    assert unopened_periods(WORKER, STATE, elsewhere, late, RULES) == 9, "another exporter observed until then"
+    dead = replace(WORKER, status="terminated")
+    assert unopened_periods(dead, replace(STATE, status="terminated"), None, late, RULES) == 0, "it has no more samples"
 
 
 def test_a_gap_is_queried_for_the_instances_that_ran_then() -> None:

@@ -13,12 +13,16 @@ import pytest
 
 from exporter.core.errors import IncompatibleStoreError, OutboxLockedError, StoreError
 from exporter.core.model import PendingQuery, Worker
+from exporter.pipeline.dropped_periods import forget, of_worker
+from exporter.pipeline.gaps import Gap
 from exporter.pipeline.lifecycle import PendingSample, WorkerState
 from exporter.pipeline.outbox import Outbox
 
 T, P = 1_767_225_600, 300
 ROW = PendingSample("w1", T, "eu-west-1", ("i-2", "i-1"), "running", 3, own_cpu=1.5, own_memory=2.5)
 READY = replace(ROW, cpu=1.5, memory=2.5, final=True)
+BARE = PendingSample("w1", T, "eu-west-1", ("i-2", "i-1"))
+GAP = Gap("w1", "eu-west-1", ("i-2", "i-1"), T, T + 4 * P)
 STATE = WorkerState("w1", "eu-west-1", ("i-2", "i-1"), "stopped", T - 5, T - 3, T)
 
 
@@ -85,15 +89,6 @@ def test_deleting_the_state_of_a_worker_leaves_its_rows(outbox: Outbox) -> None:
     assert outbox.open_rows("w1", 0, 1 << 40) == [ROW]
 
 
-def test_the_last_fleet_comes_back_and_replaces_the_previous_one(outbox: Outbox) -> None:
-    assert outbox.last_fleet() == (0, (), {})
-    first = Worker("w1", "eu-west-1", "i-1", "running", extra=(("cml_worker_disk", 0.5),))
-    dead = Worker("w2", "eu-west-1", None, "terminated", name='O"Neil\n')
-    outbox.keep_fleet([first], T, {})
-    outbox.keep_fleet([first, dead], T + P, {"w2": T + 7})
-    assert outbox.last_fleet() == (T + P, (first, dead), {"w2": T + 7})
-
-
 def test_each_process_is_an_owner_of_its_own_and_only_the_same_folder_has_the_same_identity(tmp_path: Path) -> None:
     owners, folders = [], []
     Outbox(tmp_path / "a", P).close()
@@ -143,6 +138,39 @@ with outbox.transaction():
     assert [row.start for row in outbox.open_rows("w1", 0, 1 << 40)] == [T]
     assert outbox.counts() == counted(outbox)
     outbox.close()
+
+
+# -- gaps --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_rows_of_a_gap_are_those_that_do_not_exist_yet(outbox: Outbox) -> None:
+    put(outbox, replace(ROW, start=T + P), replace(READY, start=T + 2 * P))
+    with outbox.transaction():
+        added = outbox.open_gaps([GAP, GAP, GAP._replace(worker_id="w2", start=T, end=T + P)])
+    assert added == 3
+    assert outbox.open_rows("w2", 0, 1 << 40) == [replace(BARE, worker_id="w2")]
+    assert outbox.open_rows("w1", 0, 1 << 40) == [BARE, replace(ROW, start=T + P), replace(BARE, start=T + 3 * P)]
+    assert outbox.counts() == counted(outbox)
+
+
+def test_dropped_rows_are_remembered_as_runs_over_a_restart_and_forgotten_in_time(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path, P)
+    rows = [replace(BARE, start=T + n * P) for n in range(4)]
+    put(outbox, *rows, ROW, replace(BARE, worker_id="w2"))
+    with outbox.transaction():
+        assert outbox.update([replace(row, final=True) for row in (rows[3], rows[1], rows[2])]) == 3
+    outbox.close()
+    again = Outbox(tmp_path, P)
+    dropped = Gap("w1", "eu-west-1", ("i-2", "i-1"), T + P, T + 4 * P)
+    assert of_worker(again._db, "w1") == [dropped]
+    assert of_worker(again._db, "w2") == []
+    with again.transaction() as database:
+        forget(database, T + 4 * P)
+    assert of_worker(again._db, "w1") == [dropped]
+    with again.transaction() as database:
+        forget(database, T + 4 * P + 1)
+    assert of_worker(again._db, "w1") == []
+    again.close()
 
 
 # -- deciding and mirroring --------------------------------------------------------------------------------------------

@@ -16,7 +16,8 @@ from exporter.core.model import (
     WorkerGauges,
 )
 from exporter.metrics.exposition import render
-from exporter.pipeline.lifecycle import Rules, WorkerState, close_missing, initial_state, missing_samples, observe
+from exporter.pipeline.gaps import find_gaps
+from exporter.pipeline.lifecycle import Rules, WorkerState, close_missing, initial_state, observe
 from exporter.pipeline.planning import live_queries
 from exporter.pipeline.publisher import gauges
 
@@ -99,7 +100,7 @@ def test_the_samples_of_a_worker_that_never_had_a_region_are_final_at_once() -> 
     assert (rows[0].final, rows[0].cpu, rows[0].memory) == (True, 40.0, 50.0)
     rows, _ = observe(LOST, state, T + 9 * P, RULES, entry)
     assert [row.start for row in rows] == [T + 8 * P], "an observation stands for one period, the others have nothing"
-    assert missing_samples(LOST, state, entry, set(), T + P + 12, RULES) == []
+    assert find_gaps(LOST, state.next, entry, set(), (), T + P + 12, RULES) == []
 
 
 def test_a_region_that_comes_later_opens_no_period_again() -> None:
@@ -146,7 +147,8 @@ def test_a_worker_first_read_terminated_has_its_last_partial_period(
         [] if observed is None else [(observed, "terminated", False)]
     )
     entry = updated_entry(None, worker, read_at)
-    gaps = {row.start for row in missing_samples(worker, state, entry, set(), read_at, RULES)}
+    found = find_gaps(worker, state.next, entry, set(), (), read_at, RULES)
+    gaps = {start for gap in found for start in range(gap.start, gap.end, P)}
     later, state = observe(worker, state, T + 2 * P + 12, RULES, entry)
     opened = gaps | {row.start for row in (*rows, *later)}
     if terminated_at is not None and terminated_at >= T - P:

@@ -25,6 +25,7 @@ from exporter.core.model import (
 )
 from exporter.core.periods import DAY, HOUR, align
 from exporter.pipeline import lifecycle
+from exporter.pipeline.gaps import find_gaps
 from exporter.pipeline.lifecycle import PendingSample, Rules, WorkerState
 from exporter.sources.cloudwatch.retention import reach
 
@@ -79,7 +80,7 @@ def test_a_window_ends_exactly_where_serve_begins_to_heal_and_needs_no_words_if_
     now = NOW + second
     start, until, notes = plan.fillable_window(NOW - 14 * DAY, now, P, DAY, 30 * DAY)
     worker, known = Worker("w", "eu", "i-1", "running"), WorkerState("w", "eu", ("i-1",), "running", 0, now, NOW)
-    healed = lifecycle.missing_samples(worker, known, None, set(), now, RULES)
+    healed = find_gaps(worker, known.next, None, set(), (), now, RULES)
     assert (start, until, notes) == (NOW - 14 * DAY, healed[0].start, ())
 
 
