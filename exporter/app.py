@@ -19,7 +19,8 @@ from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.collector import Collector
 from exporter.pipeline.lifecycle import Rules
 from exporter.pipeline.mirror import BackfillRange, Mirror
-from exporter.pipeline.outbox import Outbox, OutboxThread
+from exporter.pipeline.outbox import Outbox
+from exporter.pipeline.outbox_thread import OutboxThread
 from exporter.sources.aggregates import Aggregates
 from exporter.sources.cloudwatch.client import CloudWatch
 from exporter.sources.cloudwatch.memory_series import MemorySeriesIndex
@@ -42,7 +43,7 @@ class Exporter:
     def __init__(self, settings: Settings, outbox: Outbox) -> None:
         self.settings = settings
         self.telemetry = Telemetry(CollectorRegistry(), revision=os.environ.get("REVISION", ""))
-        self._outbox = OutboxThread(outbox)
+        self._outbox = OutboxThread(outbox, self.telemetry)
         self._client, database = connect(settings)
         day, spent = outbox.spent()
         self._budget = Budget(settings.cloudwatch.max_usd_per_day, day=day, spent=spent)
@@ -52,12 +53,13 @@ class Exporter:
         self._history = repository(settings, database, settings.mongodb.history) if settings.mongodb.history else None
         self._lease = Lease(database, owner=outbox.owner, ttl=LEASE_SECONDS, monotonic=boottime)
         self._mirror = self._build_mirror(database, self._history, outbox.owner) if self._history is not None else None
+        self._aggregates = Aggregates(database, settings.mongodb.worker_collections, settings.workers)
         self.collector = Collector(
             settings,
             Rules.from_settings(settings),
             self.telemetry,
             self._outbox,
-            Aggregates(database, settings.mongodb.worker_collections, settings.workers),
+            self._aggregates,
             self._cloudwatch,
             history=self._history.reader if self._history else None,
             inventory=Inventory(database),
@@ -125,6 +127,7 @@ class Exporter:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.collector.observe_forever(), name="observe")
                 group.create_task(self.collector.poll_forever(), name="poll")
+                group.create_task(self.collector.watch_forever(self._aggregates.ping), name="watch")
                 group.create_task(self._freeze(), name="freeze")
                 if self._mirror is not None:
                     group.create_task(self._mirror.run_forever(), name="mirror")

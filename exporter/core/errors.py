@@ -64,3 +64,7 @@ class IncompatibleStoreError(StoreError):
 
 class OutboxLockedError(StoreError):
     """Another process holds the data folder."""
+
+
+OUTBOX_FAILURE_REASONS = ("disk_full", "read_only", "io", "damaged", "other")
+"""The values of the `reason` label of cml_exporter_outbox_write_failures_total; those of a StoreError, else "other"."""

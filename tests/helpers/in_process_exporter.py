@@ -26,7 +26,8 @@ from exporter.pipeline.collector import Collector
 from exporter.pipeline.lifecycle import Rules
 from exporter.pipeline.mirror import Mirror
 from exporter.pipeline.observer import OBSERVE_OFFSET_SECONDS
-from exporter.pipeline.outbox import Outbox, OutboxThread
+from exporter.pipeline.outbox import Outbox
+from exporter.pipeline.outbox_thread import OutboxThread
 from exporter.pipeline.poller import POLL_OFFSET_SECONDS
 from exporter.sources.aggregates import Aggregates
 from exporter.sources.cloudwatch.client import CloudWatch

@@ -17,7 +17,8 @@ from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline import mirror as module
 from exporter.pipeline.lifecycle import PendingSample
 from exporter.pipeline.mirror import INSERT_MARGIN_SECONDS, MIN_LEASE_SECONDS, BackfillRange, Mirror, to_record
-from exporter.pipeline.outbox import Outbox, OutboxThread
+from exporter.pipeline.outbox import Outbox
+from exporter.pipeline.outbox_thread import OutboxThread
 
 T, P = 1_767_225_600, 300
 Key = tuple[str, int]
@@ -107,6 +108,7 @@ class Lease:
     def __init__(self) -> None:
         self.remaining = 30.0
         self.fence = 1
+        self.problem: str | None = None
 
     @property
     def held(self) -> bool:
@@ -370,12 +372,12 @@ async def test_an_incompatible_history_is_verified_again_each_time(mirror_env: M
 
 
 async def test_a_full_disk_while_deleting_doubles_nothing(mirror_env: MirrorEnv, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(rows: object) -> None:
+    def delete(rows: object) -> None:
         raise StoreError("the disk is full", reason="disk_full")
 
     mirror_env.put(row(0))
     with monkeypatch.context() as patch:
-        patch.setattr(mirror_env.outbox, "delete", full)
+        patch.setattr(mirror_env.outbox, "delete", delete)
         with pytest.raises(StoreError):
             await mirror_env.mirror.step()
     await mirror_env.drain()
