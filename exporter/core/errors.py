@@ -11,7 +11,7 @@
         └── OutboxLockedError       another process holds the data folder
 
 Every message is one sentence that names what failed and what to do. Errors of a library are translated in one place per driver:
-boto3 in `sources.cloudwatch.errors`, pymongo in `storage.mongo`, sqlite3 in `pipeline.outbox`, pydantic in
+boto3 in `sources.cloudwatch.errors`, pymongo in `storage.mongo`, sqlite3 in `pipeline.outbox_file`, pydantic in
 `core.settings_loader`. An exception that never leaves its module or package is a direct subclass of ExporterError there.
 """
 

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from exporter.core import logs
 from exporter.core.budget import Budget
 from exporter.core.clock import ServerClock
+from exporter.core.errors import ExporterError
 from exporter.core.model import Fleet, Snapshot
 from exporter.core.settings import Settings
 from exporter.metrics.telemetry import Telemetry
@@ -29,7 +30,7 @@ from exporter.pipeline.observer import (
 from exporter.pipeline.outbox_thread import OutboxThread
 from exporter.pipeline.poller import POLL_OFFSET_SECONDS, Poller
 from exporter.pipeline.publisher import Publisher
-from exporter.pipeline.source_health import SourceHealth
+from exporter.pipeline.source_health import SourceHealth, unexpected
 from exporter.pipeline.spending import Spending
 from exporter.sources.cloudwatch.memory_series import MemorySeriesIndex
 from exporter.sources.protocols import FleetSource, MetricSource
@@ -151,8 +152,14 @@ class Collector:
 
     async def observe(self) -> None:
         """Make one observation; see `Observer.observe`. Measure the disk of the outbox too."""
+        began = self._wall()
         try:
             await self._observer.observe()
+        except ExporterError:
+            raise
+        except Exception as bug:  # what was read was not used, so the source has failed; `guard` logs the traceback
+            self._health.failed(unexpected("mongodb", bug), began)
+            raise
         finally:
             await self._measure_disk()
 

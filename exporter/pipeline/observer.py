@@ -12,7 +12,7 @@ from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.lifecycle import Rules, WorkerState
 from exporter.pipeline.outbox_thread import OutboxThread
 from exporter.pipeline.publisher import Publisher
-from exporter.pipeline.source_health import SourceHealth, unexpected
+from exporter.pipeline.source_health import SourceHealth
 from exporter.pipeline.transactions import open_gaps, open_periods
 from exporter.sources.protocols import FleetSource
 
@@ -145,9 +145,6 @@ class Observer:
             check_skew("mongodb", fleet.date, (began + self._wall()) / 2)
         except SourceError as error:
             self._health.failed(error, began)
-        except Exception as bug:  # noqa: BLE001  # the source has failed, whatever the reason; the log has the traceback
-            _log.exception("reading the worker documents failed with an unexpected error; please report it")
-            self._health.failed(unexpected("mongodb", bug), began)
         else:
             self._health.succeeded("mongodb", "", began)
             await self._accept(fleet)

@@ -54,12 +54,13 @@ class OutboxThread:
         try:
             result = await self._run(partial(function, *args, **kwargs))
         except StoreError as error:
-            self._failures[step] = self._monotonic(), error
-            if self._telemetry is not None:
-                reason = error.reason if error.reason in OUTBOX_FAILURE_REASONS else "other"
-                self._telemetry.outbox_write_failures.labels(reason).inc()
+            self._failed(step, error)
             if error.reason == DAMAGED:
                 await self._replace(error)
+            raise
+        except Exception as bug:
+            problem = f"{self.outbox.path}: {step} failed with an unexpected {type(bug).__name__}: {bug}; please report it"
+            self._failed(step, StoreError(problem, reason="bug"))
             raise
         self._failures.pop(step, None)
         return result
@@ -81,6 +82,12 @@ class OutboxThread:
         """Wait for the running function, then close the outbox."""
         self._pool.shutdown()
         self.outbox.close()
+
+    def _failed(self, step: str, error: StoreError) -> None:
+        self._failures[step] = self._monotonic(), error
+        if self._telemetry is not None:
+            reason = error.reason if error.reason in OUTBOX_FAILURE_REASONS else "other"
+            self._telemetry.outbox_write_failures.labels(reason).inc()
 
     async def _run(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, call)
