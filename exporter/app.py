@@ -32,6 +32,9 @@ from exporter.web.backend import Backend, BridgedArchive, LoopBridge
 
 _log = logs.get("exporter")
 
+RELEASE_SECONDS = 2.0
+"""How long the release of the lease may delay the end of the process; MongoDB may hang."""
+
 
 class Exporter:
     """One exporter process: the loops that collect and mirror, and the backend of its HTTP routes.
@@ -162,14 +165,15 @@ class Exporter:
 
     async def _close(self) -> None:
         """Release the lease, save the spent budget and close all connections; the outbox keeps its samples."""
+        await self.collector.keep_spent()
         if self._history is not None and self._lease.held:
             try:
-                await self._lease.release()
-            except StoreError as error:
-                _log.warning("lease not released; it expires by itself", error=str(error))
+                async with asyncio.timeout(RELEASE_SECONDS):
+                    await self._lease.release()
+            except (StoreError, TimeoutError) as error:
+                _log.warning("lease not released; it expires by itself", error=str(error) or "MongoDB does not answer")
         if self._cloudwatch is not None:
             await self._cloudwatch.close()
-        await self.collector.keep_spent()
         await self._client.close()
         await asyncio.to_thread(self._outbox.close)
 

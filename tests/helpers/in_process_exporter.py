@@ -104,7 +104,7 @@ class InProcessExporter:
         self.registry = CollectorRegistry()
         self.database = database
         telemetry = self.telemetry = Telemetry(self.registry)
-        self.outbox = OutboxThread(Outbox(folder, PERIOD))
+        self.outbox = OutboxThread(Outbox(folder, PERIOD), telemetry)
         self.history = repository(settings, database, "worker_metrics_timeseries", wall=clock)
         self.lease = Lease(database, owner=self.outbox.outbox.owner)
         day, spent = self.outbox.outbox.spent()
