@@ -116,7 +116,7 @@ def test_a_replica_set_without_majority(stand: Stand, run_command: RunCommand) -
     )
 
 
-def test_mongodb_refuses_the_credentials(
+def test_mongodb_withdraws_the_privileges(
     mongo_auth: AuthMongod, fast_cloudwatch: FakeCloudWatch, run_exporter: RunExporter
 ) -> None:
     name = f"refused_{time.monotonic_ns()}"
@@ -127,22 +127,22 @@ def test_mongodb_refuses_the_credentials(
         stand.wait_until_well()
         with Scraper(exporter.url) as scraper:
             since = time.time()
-            root[name].command("dropUser", "exporter")
+            root[name].command("revokeRolesFromUser", "exporter", roles=["exporter"])
             stand.wait_for(lambda: stand.metric(MONGODB_UP) == 0, TWO_CYCLES_SECONDS, "down in source_up")
             stand.wait_for_error("mongodb", "MongoDB", 10)
             stand.wait_for_error("history", NO_HOLDER, 45)
-            root[name].command("createUser", "exporter", pwd="p@ss/word", roles=["exporter"])
+            root[name].command("grantRolesToUser", "exporter", roles=["exporter"])
             recovery = stand.wait_until_well(within=TWO_CYCLES_SECONDS)
             until = time.time()
         stand.check_log()
         lost, doubled = stand.figures(since, until)
         assert (lost, doubled) == (0, 0)
-        root[name].command("dropUser", "exporter")
+        root[name].command("revokeRolesFromUser", "exporter", roles=["exporter"])
         time.sleep(12)
         stopped = stand.stop_in_time()
         root.drop_database(name)
     record(
-        "mongodb-credentials",
+        "mongodb-privileges",
         lost=lost,
         doubled=doubled,
         silence=scraper.longest,
