@@ -28,7 +28,7 @@ long while a collection cycle keeps the interpreter busy."""
 SWITCH_INTERVAL_SECONDS = 0.0002
 """How long a thread of a collection cycle may keep a scrape waiting for the interpreter."""
 
-STOP_SECONDS = 3.5
+STOP_SECONDS = 3.0
 """How long an orderly end may take after a signal; Docker kills after 10 seconds, an operator waits 5."""
 KEEP_ALIVE_SECONDS = 330
 """How long an idle connection stays open: longer than Prometheus keeps one for its next request (5 minutes, IdleConnTimeout in
@@ -98,7 +98,7 @@ async def serve(settings: Settings) -> int:
             server_header=False,
             proxy_headers=bool(settings.web.trusted_proxies),
             forwarded_allow_ips=settings.web.trusted_proxies,
-            timeout_graceful_shutdown=2,
+            timeout_graceful_shutdown=1,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
         )
         web.apply(config)

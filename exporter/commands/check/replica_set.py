@@ -63,8 +63,12 @@ async def _without_majority(name: str, members: Iterable[str]) -> str:
     silent = [member for member, answers in zip(members, answering, strict=True) if not answers]
     count = len(members) - len(silent)
     found = f"{count} of {len(members)} members {'answers' if count == 1 else 'answer'}"
-    if silent:
-        found += f", not {', '.join(silent)}"
+    if not silent:
+        return (
+            f"replica set {name} does not confirm writes within {MAJORITY_SECONDS:g} s, although {found}: it may be locked "
+            f"(fsyncLock), overloaded, or electing a primary; until then samples wait in the outbox of a running exporter"
+        )
+    found += f", not {', '.join(silent)}"
     return f"replica set {name} has no majority: {found}; {_REMEDY}"
 
 
