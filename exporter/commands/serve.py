@@ -30,6 +30,8 @@ SWITCH_INTERVAL_SECONDS = 0.0002
 
 STOP_SECONDS = 3.0
 """How long an orderly end may take after a signal; Docker kills after 10 seconds, an operator waits 5."""
+REPORT_SECONDS = 0.2
+"""How long the log line about an end in disorder may take."""
 KEEP_ALIVE_SECONDS = 330
 """How long an idle connection stays open: longer than Prometheus keeps one for its next request (5 minutes, IdleConnTimeout in
 prometheus/common). Otherwise a request may meet the closing connection, and Prometheus does not repeat a POST such as a
@@ -57,9 +59,14 @@ def end_in_time() -> None:
     event loops may be what hangs.
     """
 
-    def end() -> None:
+    def report() -> None:
         _log.warning("not everything was closed in time; ended nevertheless, no sample is lost", seconds=STOP_SECONDS)
-        sys.stderr.flush()
+
+    def end() -> None:
+        # The log's lock may be held by a thread that reports hundreds of requests it had to cancel.
+        reporter = threading.Thread(target=report, daemon=True)
+        reporter.start()
+        reporter.join(REPORT_SECONDS)
         os._exit(0)
 
     timer = threading.Timer(STOP_SECONDS, end)

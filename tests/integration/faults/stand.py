@@ -10,6 +10,7 @@ from typing import Any
 from pymongo import MongoClient
 
 from exporter.demo.mongod import Mongod
+from tests.helpers.deadlines import scaled
 from tests.helpers.exporter_process import ExporterProcess
 from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
 
@@ -91,6 +92,7 @@ class Stand:
     def wait_for(self, condition: Callable[[], object], within: float, what: str) -> float:
         """Wait until a condition holds; return the seconds it took, and fail with /-/ready and the log when it does not."""
         began = time.monotonic()
+        within = scaled(within)
         while not condition():
             if time.monotonic() > began + within:
                 raise AssertionError(f"not {what} within {within:g} s: {self.sources()}\n{self.exporter.tail()}")
@@ -147,7 +149,7 @@ class Stand:
         began = time.monotonic()
         assert self.exporter.stop(within=60) == 0
         seconds = time.monotonic() - began
-        assert seconds < STOP_SECONDS, f"{seconds:.1f} s\n{self.exporter.tail()}"
+        assert seconds < scaled(STOP_SECONDS), f"{seconds:.1f} s\n{self.exporter.tail()}"
         return seconds
 
 

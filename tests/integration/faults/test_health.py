@@ -16,6 +16,7 @@ from exporter.core.model import Fleet, Listing, MetricQuery, MetricResults
 from exporter.storage.mongo import Database
 from tests.fixtures.mongo import AuthMongod
 from tests.fixtures.process import RunCommand, RunExporter
+from tests.helpers.deadlines import scaled
 from tests.helpers.fake_cloudwatch import FakeCloudWatch
 from tests.helpers.in_process_exporter import Clock, InProcessExporter, series
 from tests.helpers.reliability import record
@@ -45,7 +46,7 @@ def outage(stand: Stand, key: str, begin: Callable[[], object], end: Callable[[]
     with Scraper(stand.exporter.url) as scraper:
         since, began = time.time(), time.monotonic()
         begin()
-        assert stand.wait_for(lambda: stand.metric(MONGODB_UP) == 0, 60, "down in source_up") < OUTAGE_SHOWN_SECONDS
+        assert stand.wait_for(lambda: stand.metric(MONGODB_UP) == 0, 60, "down in source_up") < scaled(OUTAGE_SHOWN_SECONDS)
         stand.wait_for_error("mongodb", "MongoDB", 10)
         stand.wait_for_error("history", NO_HOLDER, 45)
         stand.wait_for(lambda: stand.metric("cml_exporter_leader") == 0, 45, "without a leader")
