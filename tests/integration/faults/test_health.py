@@ -34,6 +34,8 @@ from tests.integration.pipeline.test_faults import BAD, GOOD, HOUR, MakeExporter
 
 __all__ = ["make_exporter"]  # the fixture
 
+pytestmark = pytest.mark.timeout(1200)  # outages of half a minute, then minutes until a sample is final
+
 OUTAGE_SHOWN_SECONDS = 30
 """How soon an outage of MongoDB must show in source_up."""
 OUTAGE_SECONDS = 30

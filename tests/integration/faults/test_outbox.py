@@ -30,6 +30,8 @@ from tests.integration.pipeline.test_faults import HOUR, MakeExporter, add_insta
 
 __all__ = ["make_exporter"]  # the fixture
 
+pytestmark = pytest.mark.timeout(1200)  # outages of half a minute, then minutes until a sample is final
+
 MEBIBYTE = 2**20
 
 

@@ -384,6 +384,30 @@ async def test_a_full_disk_while_deleting_doubles_nothing(mirror_env: MirrorEnv,
     assert mirror_env.history.keys == [("w1", T)]
 
 
+async def test_an_outbox_that_cannot_be_written_is_a_failure_of_the_mirror_even_without_samples(
+    mirror_env: MirrorEnv,
+) -> None:
+    def open_periods() -> None:
+        raise StoreError("the disk is full", reason="disk_full")
+
+    with pytest.raises(StoreError):
+        await mirror_env.thread(open_periods)
+    mirror_env.put(row(0))
+    with pytest.raises(StoreError, match="the disk is full") as failed:
+        await mirror_env.mirror.step()
+    assert failed.value.reason == "disk_full"
+    assert mirror_env.history.keys == [("w1", T)], "what is final is written nevertheless"
+
+
+async def test_without_the_lease_the_mirror_is_well_only_while_another_process_holds_it(mirror_env: MirrorEnv) -> None:
+    mirror_env.lease.remaining = 0.0
+    await mirror_env.mirror.step()
+    assert mirror_env.mirror.problem is None
+    mirror_env.lease.problem = "no exporter is known to hold the lease: MongoDB does not answer"
+    await mirror_env.mirror.step()
+    assert mirror_env.mirror.problem == mirror_env.lease.problem
+
+
 def test_a_row_is_written_as_the_customers_record() -> None:
     full = PendingSample("w1", T, "eu-west-1", ("i-1",), "running", 0, own_cpu=1.0, cpu=2.5, memory=None, final=True)
     assert to_record(full) == WorkerMetricsSample("w1", "eu-west-1", to_datetime(T), 2.5, None, 0, "running")

@@ -55,6 +55,11 @@ def damage(path: Path, how: str) -> None:
             path.write_bytes(whole[:half])
         case "malformed pages":
             path.write_bytes(whole[: 3 * PAGE_BYTES] + b"\xa5" * (len(whole) - 3 * PAGE_BYTES))
+        case "one page that is not read at the start":
+            with closing(sqlite3.connect(path)) as database:
+                (page,) = database.execute("SELECT rootpage FROM sqlite_master WHERE name='worker'").fetchone()
+            at = (page - 1) * PAGE_BYTES
+            path.write_bytes(whole[:at] + b"\xa5" * PAGE_BYTES + whole[at + PAGE_BYTES :])
         case "zeroed header":
             path.write_bytes(b"\x00" * PAGE_BYTES + whole[PAGE_BYTES:])
         case "foreign database":
@@ -76,6 +81,7 @@ DAMAGES = (
     "truncated",
     "truncated at a page",
     "malformed pages",
+    "one page that is not read at the start",
     "zeroed header",
     "foreign database",
     "other columns",
