@@ -4,10 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: help install demo test lowest lint format simulate docs dashboards proto lock clean
+.PHONY: help install demo test lowest lint format simulate reliability docs dashboards proto lock clean
 
 help: ## show this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY): requirements-dev.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -38,6 +38,9 @@ format: $(READY) ## fix and format the code with ruff
 
 simulate: $(READY) ## simulate the sample lifecycle with faults, hundreds of seeds (ARGS="--first 0 --count 500")
 	$(BIN)/python -m tests.simulation $(ARGS)
+
+reliability: $(READY) ## inject every fault of docs/reliability.md, measure, and write the page (many minutes)
+	$(BIN)/python -m tests.tools.reliability
 
 docs: $(READY) ## write docs/settings.md, metrics.md and http.md from the code
 	$(BIN)/python -m tests.tools.generate_docs

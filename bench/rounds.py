@@ -42,7 +42,8 @@ from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.collector import Collector
 from exporter.pipeline.lifecycle import Rules
 from exporter.pipeline.mirror import Mirror
-from exporter.pipeline.outbox import Outbox, OutboxThread
+from exporter.pipeline.outbox import Outbox
+from exporter.pipeline.outbox_thread import OutboxThread
 from exporter.sources.aggregates import Aggregates
 from exporter.sources.cloudwatch.client import CloudWatch
 from exporter.storage.inventory import Inventory

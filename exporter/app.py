@@ -22,7 +22,8 @@ from exporter.pipeline.duplicate_search import search_forever
 from exporter.pipeline.history_watch import HistoryWatch
 from exporter.pipeline.lifecycle import Rules
 from exporter.pipeline.mirror import BackfillRange, Mirror
-from exporter.pipeline.outbox import Outbox, OutboxThread
+from exporter.pipeline.outbox import Outbox
+from exporter.pipeline.outbox_thread import OutboxThread
 from exporter.sources.aggregates import Aggregates
 from exporter.sources.cloudwatch.client import CloudWatch
 from exporter.sources.cloudwatch.memory_series import MemorySeriesIndex
@@ -36,6 +37,9 @@ from exporter.web.backend import Backend, BridgedArchive, LoopBridge
 
 _log = logs.get("exporter")
 
+RELEASE_SECONDS = 2.0
+"""How long the release of the lease may delay the end of the process; MongoDB may hang."""
+
 
 class Exporter:
     """One exporter process: the loops that collect and mirror, and the backend of its HTTP routes.
@@ -47,7 +51,7 @@ class Exporter:
     def __init__(self, settings: Settings, outbox: Outbox) -> None:
         self.settings = settings
         self.telemetry = Telemetry(CollectorRegistry(), revision=os.environ.get("REVISION", ""))
-        self._outbox = OutboxThread(outbox)
+        self._outbox = OutboxThread(outbox, self.telemetry)
         self._client, database = connect(settings)
         day, spent = outbox.spent()
         self._budget = Budget(settings.cloudwatch.max_usd_per_day, day=day, spent=spent)
@@ -57,12 +61,13 @@ class Exporter:
         self._history = repository(settings, database, settings.mongodb.history) if settings.mongodb.history else None
         self._lease = Lease(database, owner=outbox.owner, folder=outbox.folder, ttl=LEASE_SECONDS)
         self._mirror = self._build_mirror(database, self._history, outbox) if self._history is not None else None
+        self._aggregates = Aggregates(database, settings.mongodb.worker_collections, settings.workers)
         self.collector = Collector(
             settings,
             Rules.from_settings(settings),
             self.telemetry,
             self._outbox,
-            Aggregates(database, settings.mongodb.worker_collections, settings.workers),
+            self._aggregates,
             self._cloudwatch,
             history=self._history.reader if self._history else None,
             inventory=Inventory(database),
@@ -141,6 +146,7 @@ class Exporter:
                 group.create_task(self.collector.observe_forever(), name="observe")
                 group.create_task(self.collector.poll_forever(), name="poll")
                 group.create_task(self.collector.open_gaps_forever(), name="gaps")
+                group.create_task(self.collector.watch_forever(self._aggregates.ping), name="watch")
                 group.create_task(self._freeze(), name="freeze")
                 if self._mirror is not None and self._history is not None:
                     group.create_task(self._mirror.run_forever(), name="mirror")
@@ -183,14 +189,15 @@ class Exporter:
 
     async def _close(self) -> None:
         """Release the lease, save the spent budget and close all connections; the outbox keeps its samples."""
+        await self.collector.keep_spent()
         if self._history is not None and self._lease.held:
             try:
-                await self._lease.release()
-            except StoreError as error:
-                _log.warning("lease not released; it expires by itself", error=str(error))
+                async with asyncio.timeout(RELEASE_SECONDS):
+                    await self._lease.release()
+            except (StoreError, TimeoutError) as error:
+                _log.warning("lease not released; it expires by itself", error=str(error) or "MongoDB does not answer")
         if self._cloudwatch is not None:
             await self._cloudwatch.close()
-        await self.collector.keep_spent()
         await self._client.close()
         await asyncio.to_thread(self._outbox.close)
 

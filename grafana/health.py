@@ -351,6 +351,31 @@ def _history() -> list[Panel]:
             width=24,
             columns=True,
         ),
+        graph(
+            "Outbox failures",
+            "Can the exporter write its outbox?",
+            "Failed transactions on the outbox per interval, by reason, and damaged outboxes that were set aside. While the "
+            "outbox cannot be written, status and labs do not reach the history.",
+            [
+                Query(counter_increase(_metric("outbox_write_failures_total"), "reason"), "{{reason}}", interval=_EACH),
+                Query(counter_increase(_metric("outbox_replaced_total")), "set aside", interval=_EACH),
+            ],
+            replace(_NEVER, empty="Exporter not seen", decimals=None),
+            width=12,
+            columns=True,
+            stacked=True,
+        ),
+        graph(
+            "Disk of the outbox",
+            "Does a day without MongoDB fit on the disk?",
+            "Free space on the disk of data_dir, and the space that a day of samples of all workers would need.",
+            [
+                Query(f"min({_metric('outbox_free_bytes')})", "free"),
+                Query(f"max({_metric('outbox_day_bytes')})", "a day of samples"),
+            ],
+            Style("bytes", "Exporter not seen", minimum=0),
+            width=12,
+        ),
     ]
 
 

@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -26,6 +28,10 @@ long while a collection cycle keeps the interpreter busy."""
 SWITCH_INTERVAL_SECONDS = 0.0002
 """How long a thread of a collection cycle may keep a scrape waiting for the interpreter."""
 
+STOP_SECONDS = 3.0
+"""How long an orderly end may take after a signal; Docker kills after 10 seconds, an operator waits 5."""
+REPORT_SECONDS = 0.2
+"""How long the log line about an end in disorder may take."""
 KEEP_ALIVE_SECONDS = 330
 """How long an idle connection stays open: longer than Prometheus keeps one for its next request (5 minutes, IdleConnTimeout in
 prometheus/common). Otherwise a request may meet the closing connection, and Prometheus does not repeat a POST such as a
@@ -44,6 +50,28 @@ async def refresh(telemetry: Telemetry) -> None:
     while True:
         await asyncio.to_thread(telemetry.refresh)
         await asyncio.sleep(REFRESH_SECONDS)
+
+
+def end_in_time() -> None:
+    """End the process after `STOP_SECONDS` whatever still runs: a server that hangs must not delay a restart.
+
+    Being killed at any moment loses nothing, so ending without closing does not either. In a thread of its own, because the
+    event loops may be what hangs.
+    """
+
+    def report() -> None:
+        _log.warning("not everything was closed in time; ended nevertheless, no sample is lost", seconds=STOP_SECONDS)
+
+    def end() -> None:
+        # The log's lock may be held by a thread that reports hundreds of requests it had to cancel.
+        reporter = threading.Thread(target=report, daemon=True)
+        reporter.start()
+        reporter.join(REPORT_SECONDS)
+        os._exit(0)
+
+    timer = threading.Timer(STOP_SECONDS, end)
+    timer.daemon = True
+    timer.start()
 
 
 @contextmanager
@@ -77,7 +105,7 @@ async def serve(settings: Settings) -> int:
             server_header=False,
             proxy_headers=bool(settings.web.trusted_proxies),
             forwarded_allow_ips=settings.web.trusted_proxies,
-            timeout_graceful_shutdown=3,
+            timeout_graceful_shutdown=1,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
         )
         web.apply(config)
@@ -85,6 +113,7 @@ async def serve(settings: Settings) -> int:
 
         def stop() -> None:
             server.should_exit = True
+            end_in_time()
 
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop)

@@ -214,6 +214,19 @@ EXPORTER_METRICS: tuple[Metric, ...] = (
         (),
         "seconds",
     ),
+    _exporter(
+        "outbox_write_failures_total",
+        "counter",
+        "Failed transactions on the outbox, by reason (disk_full, read_only, io, damaged, other).",
+        ("reason",),
+    ),
+    _exporter(
+        "outbox_replaced_total", "counter", "Damaged outboxes that were set aside and replaced by an empty one since the start."
+    ),
+    _exporter("outbox_free_bytes", "gauge", "Free space on the disk of the outbox.", (), "bytes"),
+    _exporter(
+        "outbox_day_bytes", "gauge", "Space that the samples of all workers of one day without MongoDB would need.", (), "bytes"
+    ),
     _exporter("samples_dropped_total", "counter", "Samples not written because they held no value."),
     _exporter(
         "samples_lost_total",

@@ -12,7 +12,7 @@
         └── OutboxLockedError       another process holds the data folder
 
 Every message is one sentence that names what failed and what to do. Errors of a library are translated in one place per driver:
-boto3 in `sources.cloudwatch.errors`, pymongo in `storage.mongo`, sqlite3 in `pipeline.outbox`, pydantic in
+boto3 in `sources.cloudwatch.errors`, pymongo in `storage.mongo`, sqlite3 in `pipeline.outbox_file`, pydantic in
 `core.settings_loader`. An exception that never leaves its module or package is a direct subclass of ExporterError there.
 """
 
@@ -69,3 +69,7 @@ class IncompatibleStoreError(StoreError):
 
 class OutboxLockedError(StoreError):
     """Another process holds the data folder."""
+
+
+OUTBOX_FAILURE_REASONS = ("disk_full", "read_only", "io", "damaged", "other")
+"""The values of the `reason` label of cml_exporter_outbox_write_failures_total; those of a StoreError, else "other"."""

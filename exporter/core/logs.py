@@ -9,6 +9,7 @@ through the same renderer. The renderer masks the credentials of every URL in a 
 import logging
 import re
 import sys
+import time
 from collections.abc import Callable
 from typing import Literal, TextIO
 
@@ -18,6 +19,9 @@ from structlog.types import EventDict, Processor, WrappedLogger
 
 ROOT = "exporter"
 """Loggers below this name log at the configured level, all others at warning."""
+
+REPEAT_SECONDS = 600
+"""How long the same text of a lasting fault is not logged again."""
 
 _CREDENTIALS = re.compile(r"(\b[a-z][a-z0-9+.-]*://)(?:[^\s\"]|\\\")*@", re.IGNORECASE)
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING, "error": logging.ERROR}
@@ -75,6 +79,35 @@ def get(name: str) -> BoundLogger:
     inside = name == ROOT or name.startswith(f"{ROOT}.")
     logger: BoundLogger = structlog.stdlib.get_logger(name if inside else f"{ROOT}.{name}")
     return logger
+
+
+class Repeats:
+    """Tells whether a text is worth another log line, so that a fault that lasts for hours does not fill the log.
+
+    Args:
+        seconds: how long the same text is not logged again.
+        monotonic: seconds of a clock that is never set.
+    """
+
+    def __init__(self, seconds: float = REPEAT_SECONDS, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._seconds = seconds
+        self._monotonic = monotonic
+        self._logged: dict[str, float] = {}
+
+    def is_due(self, text: str) -> bool:
+        """Return whether the text was not logged within the last `seconds`; if so, it counts as logged now."""
+        now = self._monotonic()
+        self._logged = {each: at for each, at in self._logged.items() if at > now - self._seconds}
+        if text in self._logged:
+            return False
+        self._logged[text] = now
+        return True
+
+    def reset(self) -> bool:
+        """Forget what was logged, because the fault is over; return whether anything was logged since the last call."""
+        logged = bool(self._logged)
+        self._logged.clear()
+        return logged
 
 
 def mask(text: str) -> str:

@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector
 from exporter import __version__
 from exporter.core.budget import BUDGET_STATES, Budget, BudgetState, dollars
 from exporter.core.catalog import METRICS_BY_NAME
+from exporter.core.errors import OUTBOX_FAILURE_REASONS
 from exporter.core.model import METRICS, ExporterMetrics
 from exporter.metrics.gzip_member import deflated
 
@@ -71,6 +72,12 @@ class Telemetry:
         self.budget_state = gauge("cloudwatch_budget_state")
         self.outbox_samples = gauge("outbox_samples")
         self.outbox_oldest = OptionalGauge("cml_exporter_outbox_oldest_timestamp_seconds", registry)
+        self.outbox_write_failures = counter("outbox_write_failures_total")
+        for reason in OUTBOX_FAILURE_REASONS:
+            self.outbox_write_failures.labels(reason)
+        self.outbox_replaced = counter("outbox_replaced_total")
+        self.outbox_free = OptionalGauge("cml_exporter_outbox_free_bytes", registry)
+        self.outbox_day = OptionalGauge("cml_exporter_outbox_day_bytes", registry)
         self.samples_dropped = counter("samples_dropped_total")
         self.samples_lost = counter("samples_lost_total")
         self.mirror_samples = counter("mirror_samples_total")

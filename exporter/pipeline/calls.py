@@ -10,9 +10,10 @@ from exporter.core.model import MetricResults
 from exporter.pipeline.cycle import Cycle, CycleStats
 from exporter.pipeline.decided_values import DecidedValues
 from exporter.pipeline.lifecycle import FirstSeenValues, Rules
-from exporter.pipeline.outbox import OutboxThread
+from exporter.pipeline.outbox_thread import OutboxThread
 from exporter.pipeline.planning import MetricDataCall, revisit_window
 from exporter.pipeline.publisher import Publisher
+from exporter.pipeline.source_health import unexpected
 from exporter.pipeline.standby import note_values, standby_memory
 from exporter.pipeline.transactions import apply_results
 from exporter.sources.cloudwatch.memory_series import MemorySeriesIndex
@@ -89,7 +90,7 @@ class CallRunner:
                     error = await self._run_call(call, cycle.stats)
                 except Exception as bug:  # noqa: BLE001  # a bug in one call must not end the others; the log has its traceback
                     _log.exception("CloudWatch call failed with an unexpected error; please report it", region=call.region)
-                    error = SourceError("cloudwatch", type(bug).__name__, f"an unexpected error: {bug!r}", region=call.region)
+                    error = unexpected("cloudwatch", bug, call.region)
             cycle.ended[call.region] = self._wall()
             if error:
                 cycle.failures[call.region] = error

@@ -6,25 +6,30 @@ is in `transactions`, why is in `lifecycle`.
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 
+from exporter.core import logs
 from exporter.core.budget import Budget
 from exporter.core.clock import ServerClock
+from exporter.core.errors import ExporterError
 from exporter.core.model import Fleet, Snapshot
 from exporter.core.settings import Settings
 from exporter.metrics.telemetry import Telemetry
+from exporter.pipeline.availability import day_bytes, free_bytes, space_problem, watch_mongodb
 from exporter.pipeline.calls import CallRunner
 from exporter.pipeline.gap_filling import GapFilling, Leadership, SampleTimes
 from exporter.pipeline.lifecycle import Rules
 from exporter.pipeline.loop import guard, run_on_schedule
 from exporter.pipeline.observer import OBSERVE_OFFSET_SECONDS, HistoryAccess, InventoryStore, Observer
-from exporter.pipeline.outbox import OutboxThread
+from exporter.pipeline.outbox_thread import OutboxThread
 from exporter.pipeline.poller import POLL_OFFSET_SECONDS, Poller
 from exporter.pipeline.publisher import Publisher
-from exporter.pipeline.source_health import SourceHealth
+from exporter.pipeline.source_health import SourceHealth, unexpected
 from exporter.pipeline.spending import Spending
 from exporter.sources.cloudwatch.memory_series import MemorySeriesIndex
 from exporter.sources.protocols import FleetSource, MetricSource
+
+_log = logs.get("collector")
 
 
 class Collector:
@@ -63,9 +68,9 @@ class Collector:
         wall: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._rules, self._wall = rules, wall
+        self._rules, self._wall, self._telemetry, self._outbox = rules, wall, telemetry, outbox
         clock = self._clock = ServerClock(wall, monotonic)
-        health = SourceHealth(telemetry, wall)
+        health = self._health = SourceHealth(telemetry, wall)
         publisher = self._publisher = Publisher(rules, settings.workers.extra, clock, telemetry, wall)
         self._gaps = access = None
         if history is not None and inventory is not None and lease is not None:
@@ -88,8 +93,10 @@ class Collector:
         """Set by the first collection cycle, successful or not."""
         self.reobserve = asyncio.Event()
         """Set to observe now instead of at the next tick."""
-        self.healthy = health.errors
-        """The last error of each source by name, None after a success; for /-/ready."""
+        outbox.on_replaced = self._start_over
+        self.disk_problem: str | None = None
+        """Why the disk of the outbox is too small, None if a day of samples fits."""
+        self._disk_repeats = logs.Repeats()
 
     # -- the loops
 
@@ -103,6 +110,7 @@ class Collector:
             wall=self._wall,
             finished=self.observed,
             wake=self.reobserve,
+            report=self._health.loop_failed,
         )
 
     async def poll_forever(self) -> None:
@@ -115,6 +123,7 @@ class Collector:
             offset=POLL_OFFSET_SECONDS,
             wall=self._wall,
             finished=self.polled,
+            report=self._health.loop_failed,
         )
 
     async def open_gaps_forever(self) -> None:
@@ -124,10 +133,17 @@ class Collector:
         await self.polled.wait()
         while True:
             await self._gaps.due.wait()
-            await guard("gap filling", self.open_gaps)
+            self._health.loop_failed("gap filling", await guard("gap filling", self.open_gaps))
+
+    async def watch_forever(self, ping: Callable[[], Awaitable[None]]) -> None:
+        """Notice between two observations that MongoDB does not answer, or answers again; see `watch_mongodb`."""
+        await watch_mongodb(ping, self._health, self.reobserve.set, self._wall)
 
     def lead(self) -> None:
         """Read history and inventory again, and observe: another process wrote until now, or the history was replaced."""
+        self._start_over()
+
+    def _start_over(self) -> None:
         self._observer.reload()
         self.reobserve.set()
 
@@ -142,8 +158,34 @@ class Collector:
         await self._observer.restore()
 
     async def observe(self) -> None:
-        """Make one observation; see `Observer.observe`."""
-        await self._observer.observe()
+        """Make one observation; see `Observer.observe`. Measure the disk of the outbox too."""
+        began = self._wall()
+        try:
+            await self._observer.observe()
+        except ExporterError:
+            raise
+        except Exception as bug:  # what was read was not used, so the source has failed; `guard` logs the traceback
+            self._health.failed(unexpected("mongodb", bug), began)
+            raise
+        finally:
+            await self._measure_disk()
+
+    async def _measure_disk(self) -> None:
+        directory, telemetry = self._outbox.outbox.path.parent, self._telemetry
+        needed = day_bytes(len(self.fleet.workers), self._rules.period)
+        try:
+            free = await asyncio.to_thread(free_bytes, directory)
+        except OSError as error:
+            telemetry.outbox_free.value, telemetry.outbox_day.value = None, needed
+            self.disk_problem = f"data_dir: the disk of {directory} cannot be measured ({error.strerror}); check the mount"
+        else:
+            telemetry.outbox_free.value, telemetry.outbox_day.value = free, needed
+            self.disk_problem = space_problem(directory, free, needed)
+        problem = self.disk_problem
+        if problem and self._disk_repeats.is_due("disk"):
+            _log.warning("disk of the outbox nearly full", problem=problem)
+        elif not problem:
+            self._disk_repeats.reset()
 
     async def open_gaps(self) -> None:
         """Open the gaps of the workers that are left; see `GapFilling.open`."""
@@ -169,6 +211,12 @@ class Collector:
     def fleet(self) -> Fleet:
         """The last complete read of the worker documents."""
         return self._publisher.fleet
+
+    @property
+    def healthy(self) -> Mapping[str, str | None]:
+        """Return part → its last error, None after a success: each source, the outbox, and a loop that has failed."""
+        problem = self._outbox.problem
+        return self._health.errors | {"outbox": str(problem) if problem else self.disk_problem}
 
     def now(self) -> int:
         """Return MongoDB's time in UTC seconds."""

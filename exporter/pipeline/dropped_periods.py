@@ -18,7 +18,7 @@ CREATE TABLE IF NOT EXISTS dropped(
 def remember(database: sqlite3.Connection, dropped: Iterable[Gap]) -> None:
     """Save runs of dropped periods, within the transaction that drops them."""
     database.executemany(
-        "INSERT OR REPLACE INTO dropped VALUES(?,?,?,?,?)",
+        "INSERT OR REPLACE INTO dropped(worker, start, until, region, instances) VALUES(?,?,?,?,?)",
         [(run.worker_id, run.start, run.end, run.region, " ".join(run.instances)) for run in dropped],
     )
 

@@ -23,6 +23,7 @@ class FleetStore:
         self._outbox = outbox
         self._saved: dict[str, tuple[Worker, int | None]] | None = None
         """What the outbox holds, by worker id; None while that is not known."""
+        self._replaced = outbox.replaced
 
     def keep(self, workers: Iterable[Worker], observed: int, terminated_seen: Mapping[str, int]) -> None:
         """Save a complete read in a transaction of its own.
@@ -37,16 +38,18 @@ class FleetStore:
         """
         fleet = {worker.id: (worker, terminated_seen.get(worker.id)) for worker in workers}
         saved, self._saved = self._saved, None
+        if self._replaced != self._outbox.replaced:  # the file was damaged, and another one has taken its place
+            saved, self._replaced = None, self._outbox.replaced
         with self._outbox.transaction() as database:
             if saved is None:
                 saved = {}
                 database.execute("DELETE FROM fleet")
             database.executemany("DELETE FROM fleet WHERE id=?", [(id_,) for id_ in saved.keys() - fleet.keys()])
             database.executemany(
-                "INSERT OR REPLACE INTO fleet VALUES(?,?,?,?)",
+                "INSERT OR REPLACE INTO fleet(id, worker, observed, terminated_seen) VALUES(?,?,?,?)",
                 [(id_, _to_json(new[0]), observed, new[1]) for id_, new in fleet.items() if saved.get(id_) != new],
             )
-            database.execute("INSERT OR REPLACE INTO meta VALUES(?,?)", (_OBSERVED, str(observed)))
+            database.execute("INSERT OR REPLACE INTO meta(key, value) VALUES(?,?)", (_OBSERVED, str(observed)))
         self._saved = fleet
 
     def last(self) -> tuple[int, tuple[Worker, ...], dict[str, int]]:
@@ -58,10 +61,11 @@ class FleetStore:
         with self._outbox.transaction() as database:
             rows = database.execute("SELECT worker, observed, terminated_seen FROM fleet").fetchall()
             dates = database.execute("SELECT value FROM meta WHERE key=?", (_OBSERVED,)).fetchall()
-        workers = tuple(_from_json(text) for text, _, _ in rows)
-        seen = {worker.id: row[2] for worker, row in zip(workers, rows, strict=True) if row[2] is not None}
-        # An earlier release notes the time of the read in each row only, and writes all rows each time.
-        observed = max([row[1] for row in rows] + [int(value) for (value,) in dates if rows], default=0)
+        with self._outbox.decoding():
+            workers = tuple(_from_json(text) for text, _, _ in rows)
+            seen = {worker.id: row[2] for worker, row in zip(workers, rows, strict=True) if row[2] is not None}
+            # An earlier release notes the time of the read in each row only, and writes all rows each time.
+            observed = max([row[1] for row in rows] + [int(value) for (value,) in dates if rows], default=0)
         return observed, workers, seen
 
 

@@ -8,7 +8,7 @@ from exporter.core import logs
 from exporter.core.errors import StoreError
 from exporter.core.model import Fleet, InventoryEntry, Worker
 from exporter.pipeline.lifecycle import Rules
-from exporter.pipeline.outbox import OutboxThread
+from exporter.pipeline.outbox_thread import OutboxThread
 from exporter.pipeline.transactions import open_gaps
 
 PIECE_WORKERS = 100

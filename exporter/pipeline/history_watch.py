@@ -14,7 +14,8 @@ from exporter.core import logs
 from exporter.core.model import HistoryMark
 from exporter.core.periods import rfc3339
 from exporter.metrics.telemetry import Telemetry
-from exporter.pipeline.outbox import Outbox, OutboxThread
+from exporter.pipeline.outbox import Outbox
+from exporter.pipeline.outbox_thread import OutboxThread
 
 _log = logs.get("history")
 
@@ -115,4 +116,4 @@ def keep_mark(outbox: Outbox, namespace: str, mark: HistoryMark) -> None:
     """Save the acknowledged marker of a history; that of another history is replaced. A transaction of its own."""
     with outbox.transaction() as database:
         text = json.dumps({"namespace": namespace, **asdict(mark)})
-        database.execute("INSERT OR REPLACE INTO meta VALUES('history_mark',?)", (text,))
+        database.execute("INSERT OR REPLACE INTO meta(key, value) VALUES('history_mark',?)", (text,))

@@ -22,6 +22,7 @@ async def run_on_schedule(
     wall: Callable[[], float],
     finished: asyncio.Event,
     wake: asyncio.Event | None = None,
+    report: Callable[[str, str | None], object] = lambda name, problem: None,
 ) -> None:
     """Run `step` at once, then on every tick, and whenever `wake` is set; never return.
 
@@ -33,23 +34,26 @@ async def run_on_schedule(
         wall: UTC seconds of this host.
         finished: set after each run, successful or not.
         wake: starts a run before the next tick.
+        report: receives `name` and what was unexpected about each run, None if nothing was.
     """
     while True:
         if wake is not None:
             wake.clear()
-        await guard(name, step)
+        report(name, await guard(name, step))
         finished.set()
         await sleep_until(next_tick(wall(), every, offset), wall, wake)
 
 
-async def guard(name: str, step: Callable[[], Awaitable[None]]) -> None:
-    """Run `step` once and log its error instead of raising it."""
+async def guard(name: str, step: Callable[[], Awaitable[None]]) -> str | None:
+    """Run `step` once and log its error instead of raising it; return one that is a bug, None if there was none."""
     try:
         await step()
     except ExporterError as error:
         _log.error(f"{name} failed", error=str(error))
-    except Exception:  # noqa: BLE001  # a bug in one run must not end collection; the log has its traceback
+    except Exception as bug:  # noqa: BLE001  # a bug in one run must not end collection; the log has its traceback
         _log.exception(f"{name} failed with an unexpected error; please report it")
+        return f"{name} failed with an unexpected {type(bug).__name__}: {bug}; please report it with the traceback in the log"
+    return None
 
 
 async def wait(event: asyncio.Event, seconds: float) -> None:

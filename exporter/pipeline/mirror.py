@@ -21,7 +21,7 @@ from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.history_watch import HistoryWatch
 from exporter.pipeline.lifecycle import PendingSample
 from exporter.pipeline.loop import wait
-from exporter.pipeline.outbox import OutboxThread
+from exporter.pipeline.outbox_thread import OutboxThread
 
 BATCH_SAMPLES = 5000
 """Samples read back and inserted at once: some hundred milliseconds of work."""
@@ -93,6 +93,10 @@ class WriterLease(Protocol):
     def fence(self) -> int:
         """A number that changes whenever another process has held the lease in between."""
 
+    @property
+    def problem(self) -> str | None:
+        """Why it is unknown which process holds the lease, None when this or another one does."""
+
 
 class SharedLease(WriterLease, Protocol):
     """The lease of the process that writes samples older than `gap_fill_window`: this exporter's mirror, or a backfill."""
@@ -147,6 +151,7 @@ class Mirror:
         self._wall = wall
         self._batch = batch
         self._waits_for_backfill = False
+        self._repeats = logs.Repeats()
         self.wake = asyncio.Event()
         """Set when samples may be final."""
         self.problem: str | None = None
@@ -161,15 +166,17 @@ class Mirror:
                     pass
             except StoreError as error:
                 self._telemetry.mirror_failures.labels(error.reason).inc()
-                if str(error) != self.problem:
-                    _log.error("mirroring failed; retried, no sample is lost", reason=error.reason, error=str(error))
+                if self._repeats.is_due(str(error)):
+                    _log.error("mirroring failed; retried, no final sample is lost", reason=error.reason, error=str(error))
                 self.problem = str(error)
                 by_operator = isinstance(error, IncompatibleStoreError)
                 await asyncio.sleep(OPERATOR_RETRY_SECONDS if by_operator else RETRY_SECONDS)
                 continue
-            except Exception:  # noqa: BLE001  # a bug must not end the mirror; the log has its traceback
+            except Exception as bug:  # noqa: BLE001  # a bug must not end the mirror; the log has its traceback
                 self._telemetry.mirror_failures.labels("bug").inc()
-                _log.exception("mirroring failed with an unexpected error; please report it")
+                self.problem = f"mirroring failed with an unexpected {type(bug).__name__}: {bug}; please report it"
+                if self._repeats.is_due(self.problem):
+                    _log.exception("mirroring failed with an unexpected error; please report it")
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
             await wait(self.wake, RETRY_SECONDS)
@@ -178,10 +185,11 @@ class Mirror:
         """Mirror one batch; return whether there may be more.
 
         Raises:
-            StoreError: samples may or may not have been written; their rows are still in the outbox.
+            StoreError: samples may or may not have been written; their rows are still in the outbox. Or the outbox cannot be
+                written: what it does not take in never reaches the history.
         """
         if not self._lease.held:
-            self.problem = None  # the other exporter writes now
+            self.problem = self._lease.problem  # None: another exporter writes now
             return False
         await self._target.ensure_collection()  # before every batch: it may have been dropped or replaced since the last one
         if self._watch is not None:
@@ -193,8 +201,12 @@ class Mirror:
         if self._old and len(rows) < self._batch:
             rows = await self._step_old(self._old, since)
         if len(rows) < self._batch:
+            if (problem := self._outbox.problem) is not None:
+                raise StoreError(str(problem), reason=problem.reason)
             self._telemetry.mirror_last_success.value = self._wall()
         self.problem = None
+        if self._repeats.reset():
+            _log.info("mirroring succeeds again")
         return len(rows) == self._batch
 
     async def _step_old(self, old: BackfillRange, since: int) -> list[PendingSample]:

@@ -12,7 +12,7 @@ from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.fleet_store import FleetStore
 from exporter.pipeline.gap_filling import GapFilling, Leadership
 from exporter.pipeline.lifecycle import Rules
-from exporter.pipeline.outbox import OutboxThread
+from exporter.pipeline.outbox_thread import OutboxThread
 from exporter.pipeline.publisher import Publisher
 from exporter.pipeline.source_health import SourceHealth
 from exporter.pipeline.transactions import open_periods

@@ -7,44 +7,15 @@ it, nothing else. One process (a lock on the folder), one thread at a time, shor
 earlier, because each step of the sample lifecycle is one transaction.
 """
 
-import asyncio
-import fcntl
-import os
-import sqlite3
-import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from functools import partial
-from pathlib import Path
-from typing import Any, ParamSpec, TextIO, TypeVar
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
-from exporter.core.errors import IncompatibleStoreError, OutboxLockedError, StoreError
 from exporter.core.model import PendingQuery, Worker
-from exporter.core.periods import format_duration
-from exporter.core.process_identity import locked_folder, new_owner
-from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline import dropped_periods
 from exporter.pipeline.gaps import Gap, runs
 from exporter.pipeline.lifecycle import PendingSample, WorkerState
+from exporter.pipeline.outbox_file import OPEN, READY, REJECTED, STATES, OutboxFile
 
-_OPEN, _READY, _REJECTED = 0, 1, 2
-STATES = {_OPEN: "observed", _READY: "final", _REJECTED: "rejected"}
-"""The values of the `state` label of cml_exporter_outbox_samples."""
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS meta(key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS fleet(id TEXT PRIMARY KEY, worker TEXT, observed INT, terminated_seen INT) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS worker(
-  id TEXT PRIMARY KEY, region TEXT, instances TEXT, status TEXT, idle_since INT, seen INT, next INT) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS sample(
-  worker TEXT, start INT, region TEXT, instances TEXT, status TEXT, labs INT,
-  own_cpu REAL, own_memory REAL, cpu REAL, memory REAL, state INT,
-  PRIMARY KEY(worker, start)) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS sample_open ON sample(worker, region, instances, start) WHERE state = 0;
-CREATE INDEX IF NOT EXISTS sample_ready ON sample(worker, start) WHERE state = 1;
-DROP INDEX IF EXISTS sample_start; -- of earlier releases: scattered by time, it took half of what opening a day of gaps costs
-"""
 _ROW = "worker, start, region, instances, status, labs, own_cpu, own_memory, cpu, memory, state"
 _OLDEST = """
 WITH RECURSIVE each(worker) AS (
@@ -60,82 +31,25 @@ SELECT ?, start, ?, ?, 0 FROM period
 """
 
 
-class Outbox:
-    """The outbox in `directory`, locked for this process until `close`. Times are UTC seconds.
+class Outbox(OutboxFile):
+    """The samples, worker states and figures in the outbox. Times are UTC seconds.
 
     Raises, from every method:
         StoreError: SQLite failed (`reason` "disk_full" if the disk is full); the transaction was rolled back.
     """
-
-    def __init__(self, directory: Path, period: int, *, synchronous: str = "NORMAL") -> None:
-        """Open or create the outbox.
-
-        Args:
-            directory: the folder; created if it does not exist.
-            period: seconds of a period.
-            synchronous: SQLite's setting.
-
-        Raises:
-            OutboxLockedError: another process has locked the folder.
-            IncompatibleStoreError: the outbox belongs to another period, or is damaged.
-            StoreError: the folder cannot be written.
-        """
-        self._lock = _lock(directory)
-        self._period = period
-        self.path = directory / "outbox.db"
-        try:
-            self._db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute(f"PRAGMA synchronous={synchronous}")
-            self._db.executescript(_SCHEMA + dropped_periods.SCHEMA)
-            # New for each process: exporters with a copy of the same folder must not be taken for one writer.
-            self.owner, self.folder = new_owner(), locked_folder(self._lock)
-            self._counts = dict.fromkeys(STATES, 0)
-            self._counts |= dict(self._db.execute("SELECT state, COUNT(*) FROM sample GROUP BY state"))
-            found = int(self._meta("period", str(period)))
-        except sqlite3.Error as error:
-            self._lock.close()
-            raise self._translate(error) from error
-        if found != period:
-            self.close()
-            raise IncompatibleStoreError(
-                f"{self.path} holds samples of {format_duration(found)} but period is {format_duration(period)}; "
-                "set period back, or give this exporter another data_dir",
-                reason="period",
-            )
-
-    def close(self) -> None:
-        """Release the file and the lock."""
-        self._db.close()
-        self._lock.close()
-
-    @contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Commit everything within, or nothing; yield the connection for tables of the caller. Must not be nested."""
-        before = dict(self._counts)
-        try:
-            self._db.execute("BEGIN IMMEDIATE")
-            yield self._db
-            self._db.execute("COMMIT")
-        except BaseException as error:
-            self._counts = before
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            if isinstance(error, sqlite3.Error):
-                raise self._translate(error) from error
-            raise
 
     # -- worker states
 
     def states(self) -> dict[str, WorkerState]:
         """Return the state of every worker, by id."""
         rows = self._select("SELECT id, region, instances, status, idle_since, seen, next FROM worker")
-        return {r[0]: WorkerState(r[0], r[1], tuple(r[2].split()), *r[3:]) for r in rows}
+        with self.decoding():
+            return {r[0]: WorkerState(r[0], r[1], tuple(r[2].split()), *r[3:]) for r in rows}
 
     def save_states(self, states: Iterable[WorkerState]) -> None:
         """Save the states of these workers; call it in the transaction that opens their rows."""
         self._many(
-            "INSERT OR REPLACE INTO worker VALUES(?,?,?,?,?,?,?)",
+            "INSERT OR REPLACE INTO worker(id, region, instances, status, idle_since, seen, next) VALUES(?,?,?,?,?,?,?)",
             ((s.worker_id, s.region, " ".join(s.instances), s.status, s.idle_since, s.seen, s.next) for s in states),
         )
 
@@ -147,9 +61,9 @@ class Outbox:
 
     def open(self, rows: Iterable[PendingSample]) -> int:
         """Add the rows that do not exist yet; return how many were added."""
-        by_state: dict[int, list[PendingSample]] = {_OPEN: [], _READY: []}
+        by_state: dict[int, list[PendingSample]] = {OPEN: [], READY: []}
         for row in rows:
-            by_state[_READY if row.final else _OPEN].append(row)
+            by_state[READY if row.final else OPEN].append(row)
         added = 0
         for state, some in by_state.items():
             count = self._many(
@@ -168,7 +82,7 @@ class Outbox:
             _GAP,
             ((g.start, self._period, self._period, g.end, g.worker_id, g.region, " ".join(g.instances)) for g in gaps),
         )
-        self._counts[_OPEN] += added
+        self._counts[OPEN] += added
         return added
 
     def next_period(self, worker_id: str) -> int | None:
@@ -231,8 +145,8 @@ class Outbox:
             "UPDATE sample SET cpu=?, memory=? WHERE worker=? AND start=? AND state=0",
             ((r.cpu, r.memory, r.worker_id, r.start) for r in kept if not r.final),
         )
-        self._counts[_OPEN] -= dropped + finalized
-        self._counts[_READY] += finalized
+        self._counts[OPEN] -= dropped + finalized
+        self._counts[READY] += finalized
         return dropped
 
     # -- mirrored
@@ -244,7 +158,7 @@ class Outbox:
     def delete(self, rows: Iterable[PendingSample]) -> None:
         """Delete rows that the history has acknowledged. A transaction of its own."""
         with self.transaction():
-            self._counts[_READY] -= self._many(
+            self._counts[READY] -= self._many(
                 "DELETE FROM sample WHERE worker=? AND start=? AND state=1", ((r.worker_id, r.start) for r in rows)
             )
 
@@ -252,8 +166,8 @@ class Outbox:
         """Set aside rows that MongoDB rejects permanently, for the operator to inspect. A transaction of its own."""
         with self.transaction():
             moved = self._many("UPDATE sample SET state=2 WHERE worker=? AND start=? AND state=1", keys)
-            self._counts[_READY] -= moved
-            self._counts[_REJECTED] += moved
+            self._counts[READY] -= moved
+            self._counts[REJECTED] += moved
 
     # -- CloudWatch spending
 
@@ -266,7 +180,7 @@ class Outbox:
     def keep_spent(self, day: int, metrics: int) -> None:
         """Save the metrics billed on the day that starts at `day`. A transaction of its own."""
         with self.transaction():
-            self._db.execute("INSERT OR REPLACE INTO meta VALUES('spent',?)", (f"{day} {metrics}",))
+            self._db.execute("INSERT OR REPLACE INTO meta(key, value) VALUES('spent',?)", (f"{day} {metrics}",))
 
     # -- figures
 
@@ -276,30 +190,15 @@ class Outbox:
 
     def oldest(self) -> int | None:
         """Return the start of the oldest row that is not set aside; None if there is none."""
-        pending = self._counts[_OPEN] or self._counts[_READY]
-        return self._select(_OLDEST)[0][0] if pending else None
+        return self._select(_OLDEST)[0][0] if self._has_pending() else None
 
-    # -- SQLite
-
-    def _meta(self, key: str, default: str) -> str:
-        self._db.execute("INSERT OR IGNORE INTO meta VALUES(?,?)", (key, default))
-        value: str = self._db.execute("SELECT value FROM meta WHERE key=?", (key,)).fetchone()[0]
-        return value
-
-    def _select(self, sql: str, parameters: Sequence[object] = ()) -> list[Any]:
-        try:
-            return self._db.execute(sql, parameters).fetchall()
-        except sqlite3.Error as error:
-            raise self._translate(error) from error
+    def _has_pending(self) -> bool:
+        return bool(self._counts[OPEN] or self._counts[READY])
 
     def _rows(self, where: str, parameters: Sequence[object]) -> list[PendingSample]:
-        return [_from_row(row) for row in self._select(f"SELECT {_ROW} FROM sample WHERE {where}", parameters)]
-
-    def _many(self, sql: str, parameters: Iterable[Sequence[object]]) -> int:
-        return max(0, self._db.executemany(sql, parameters).rowcount)
-
-    def _translate(self, error: sqlite3.Error) -> StoreError:
-        return _translate(self.path, error)
+        rows = self._select(f"SELECT {_ROW} FROM sample WHERE {where}", parameters)
+        with self.decoding():
+            return [_from_row(row) for row in rows]
 
 
 def _to_row(sample: PendingSample, state: int) -> tuple[object, ...]:
@@ -312,77 +211,5 @@ def _to_row(sample: PendingSample, state: int) -> tuple[object, ...]:
 def _from_row(row: Sequence[Any]) -> PendingSample:
     worker, start, region, instances, status, labs, own_cpu, own_memory, cpu, memory, state = row
     return PendingSample(
-        worker, start, region, tuple(instances.split()), status, labs, own_cpu, own_memory, cpu, memory, state == _READY
+        worker, start, region, tuple(instances.split()), status, labs, own_cpu, own_memory, cpu, memory, state == READY
     )
-
-
-def _translate(path: Path, error: sqlite3.Error) -> StoreError:
-    """Return an SQLite error as a StoreError."""
-    code = getattr(error, "sqlite_errorname", "")
-    if code == "SQLITE_FULL" or "disk is full" in str(error):
-        return StoreError(f"{path} cannot grow: the disk is full; make room, no final sample is lost", reason="disk_full")
-    if code in ("SQLITE_CORRUPT", "SQLITE_NOTADB"):
-        return IncompatibleStoreError(
-            f"{path} is damaged ({error}); move it away and start again: its samples are queried from CloudWatch again",
-            reason="damaged",
-        )
-    return StoreError(f"{path}: {error}; check the disk and the permissions of data_dir", reason="outbox")
-
-
-def _lock(directory: Path) -> TextIO:
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        file = (directory / "lock").open("a+")
-    except OSError as error:
-        raise StoreError(
-            f"data_dir: cannot write to {directory} ({error.strerror}); let this user write to it, or set another folder",
-            reason="outbox",
-        ) from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.seek(0)
-        holder = file.read().strip() or "unknown"
-        file.close()
-        raise OutboxLockedError(
-            f"data_dir: {directory} is in use by the exporter with process id {holder}; stop that one, "
-            "or give this one another data_dir",
-            reason="locked",
-        ) from error
-    file.truncate(0)
-    file.write(str(os.getpid()))
-    file.flush()
-    return file
-
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-class OutboxThread:
-    """The one thread in which functions run on the outbox, so that a large transaction never blocks the event loop."""
-
-    def __init__(self, outbox: Outbox) -> None:
-        self.outbox = outbox
-        self._pool = ThreadPoolExecutor(1, "outbox")
-        self._next_oldest = 0.0
-        """From then on (monotonic) the oldest sample is searched for again."""
-
-    async def __call__(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call `function` in that thread and return its result; raises what it raises."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, partial(function, *args, **kwargs))
-
-    async def export_gauges(self, telemetry: Telemetry) -> None:
-        """Update the metrics of the samples in the outbox; the oldest one is searched for in 5 % of the time at most."""
-        began = time.monotonic()
-        if began >= self._next_oldest:
-            telemetry.outbox_oldest.value = await self(self.outbox.oldest)
-            ended = time.monotonic()
-            self._next_oldest = ended + 19 * (ended - began)
-        for state, count in self.outbox.counts().items():
-            telemetry.outbox_samples.labels(state).set(count)
-
-    def close(self) -> None:
-        """Wait for the running function, then close the outbox."""
-        self._pool.shutdown()
-        self.outbox.close()

@@ -7,7 +7,7 @@ from dataclasses import replace
 from exporter.core import logs
 from exporter.core.budget import BudgetState
 from exporter.core.clock import ServerClock
-from exporter.core.errors import SourceError
+from exporter.core.errors import ExporterError, SourceError, StoreError
 from exporter.core.instances import unique
 from exporter.core.model import METRICS, MetricQuery, PendingQuery
 from exporter.core.periods import rfc3339
@@ -16,10 +16,10 @@ from exporter.pipeline.calls import CallRunner
 from exporter.pipeline.cycle import Cycle, CycleStats
 from exporter.pipeline.decided_values import ValueChange
 from exporter.pipeline.lifecycle import Rules
-from exporter.pipeline.outbox import OutboxThread
+from exporter.pipeline.outbox_thread import OutboxThread
 from exporter.pipeline.planning import MetricDataCall, is_due, live_queries, plan, revisit
 from exporter.pipeline.publisher import Publisher
-from exporter.pipeline.source_health import SourceHealth
+from exporter.pipeline.source_health import SourceHealth, unexpected
 from exporter.pipeline.spending import Spending
 from exporter.pipeline.transactions import (
     finalize_without_cloudwatch,
@@ -91,6 +91,13 @@ class Poller:
                 )
             else:
                 await self._poll_cloudwatch(self._calls, stats)
+        except ExporterError:
+            raise
+        except Exception as bug:
+            if self._calls is not None:
+                for region in {worker.region for worker in self._publisher.fleet.workers if worker.region}:
+                    self._health.failed(unexpected("cloudwatch", bug, region), began)
+            raise
         finally:
             self._telemetry.samples_dropped.inc(stats.dropped)
             self._count_changes(stats.changes)
@@ -171,7 +178,11 @@ class Poller:
         The first: open samples, and a fresh gauge for every running worker, of the workers not polled within their interval.
         The second: the fresh gauges alone, of every running worker whether due or not.
         """
-        pending = {(one.worker_id, one.region): one for one in await self._outbox(self._outbox.outbox.pending_queries)}
+        pending: dict[tuple[str, str], PendingQuery] = {}
+        try:
+            pending |= {(one.worker_id, one.region): one for one in await self._outbox(self._outbox.outbox.pending_queries)}
+        except StoreError as error:  # the gauges go on
+            _log.error("cannot read the outbox; only the gauges of running workers are polled", error=str(error))
         live = live_queries(self._publisher.fleet.workers, now, self._rules)
         for fresh in live:
             key = fresh.worker_id, fresh.region
@@ -192,6 +203,9 @@ class Poller:
                     await self._series.listing(region, recent=False)
             except SourceError as error:
                 cycle.failures[region] = error
+            except Exception as bug:  # noqa: BLE001  # a bug in one region must not end the others; the log has its traceback
+                _log.exception("listing memory series failed with an unexpected error; please report it", region=region)
+                cycle.failures[region] = unexpected("cloudwatch", bug, region)
 
         await asyncio.gather(*map(refresh, regions))
 

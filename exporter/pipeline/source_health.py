@@ -1,4 +1,4 @@
-"""The last result of each source, for the exporter metrics and /-/ready."""
+"""The last result of each source, and the current problems of the loops, for the exporter metrics, /-/ready and the log."""
 
 from collections.abc import Callable, Collection
 
@@ -21,30 +21,69 @@ class SourceHealth:
         self._telemetry = telemetry
         self._wall = wall
         self._regions: set[str] = set()
+        self._repeats: dict[str, logs.Repeats] = {}
         self.errors: dict[str, str | None] = {}
-        """The last error by source name ("mongodb", "cloudwatch eu-west-1"); None after a success."""
+        """The last error by source name ("mongodb", "cloudwatch eu-west-1"); None after a success. Loops and limits of the
+        exporter itself ("polling", "budget") are listed while they have a problem."""
 
     def succeeded(self, source: str, region: str, began: float, ended: float | None = None) -> None:
         """Record a successful read; `began` and `ended` are UTC seconds, `ended` defaults to now."""
         ended = self._wall() if ended is None else ended
         self._telemetry.source_succeeded(source, region, ended, ended - began)
-        self.errors[_name(source, region)] = None
+        name = _name(source, region)
+        self.errors[name] = None
         self._regions.add(region)
+        if name in self._repeats and self._repeats.pop(name).reset():
+            _log.info("source read again", source=source, region=region)
 
     def failed(self, error: SourceError, began: float, ended: float | None = None) -> None:
-        """Record and log a failed read; `began` and `ended` are UTC seconds, `ended` defaults to now."""
+        """Record a failed read, and log it unless the same error was logged a short time ago.
+
+        Args:
+            error: names the source.
+            began: UTC seconds.
+            ended: UTC seconds, by default now.
+        """
         ended = self._wall() if ended is None else ended
         self._telemetry.source_failed(error.source, error.region, ended - began)
-        self.errors[_name(error.source, error.region)] = str(error)
+        name = _name(error.source, error.region)
+        self.errors[name] = str(error)
         self._regions.add(error.region)
-        _log.error("source read failed", source=error.source, region=error.region, code=error.code, error=str(error))
+        if self._repeats.setdefault(name, logs.Repeats()).is_due(str(error)):
+            _log.error("source read failed", source=error.source, region=error.region, code=error.code, error=str(error))
+
+    def loop_failed(self, name: str, problem: str | None) -> None:
+        """Show the unexpected error of the loop `name`, or with None that its last run had none."""
+        if problem is None:
+            self.errors.pop(name, None)
+        else:
+            self.errors[name] = problem
 
     def forget_regions(self, current: Collection[str]) -> None:
         """Remove the CloudWatch regions that are not `current`: without workers they must not be shown as up or down."""
         for region in self._regions.difference(current, {""}):
             self._regions.discard(region)
             self.errors.pop(_name("cloudwatch", region), None)
+            self._repeats.pop(_name("cloudwatch", region), None)
             self._telemetry.source_gone("cloudwatch", region)
+
+
+def unexpected(source: str, error: Exception, region: str = "") -> SourceError:
+    """Return an exception that is a bug as the failure of a source: what is not read is not up, whatever the reason.
+
+    Args:
+        source: "mongodb" or "cloudwatch".
+        error: what was raised.
+        region: of CloudWatch.
+    """
+    what = f"CloudWatch in {region}" if source == "cloudwatch" else "the worker documents"
+    return SourceError(
+        source,
+        type(error).__name__,
+        f"reading {what} failed with an unexpected {type(error).__name__}: {error}; this is a bug, please report it with the "
+        "traceback in the log",
+        region=region,
+    )
 
 
 def _name(source: str, region: str) -> str:

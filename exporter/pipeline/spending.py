@@ -6,7 +6,7 @@ from exporter.core import logs
 from exporter.core.budget import Budget, BudgetState
 from exporter.core.errors import StoreError
 from exporter.metrics.telemetry import Telemetry
-from exporter.pipeline.outbox import OutboxThread
+from exporter.pipeline.outbox_thread import OutboxThread
 from exporter.pipeline.source_health import SourceHealth
 
 _PROBLEMS: Mapping[BudgetState, str] = {

@@ -32,6 +32,9 @@ SERVER_SELECTION_SECONDS = 10.0
 """Seconds to find a server that answers; an election takes about that long. pymongo.timeout replaces serverSelectionTimeoutMS,
 so without this bound the exporter would wait for a server that is down as long as for a slow read."""
 
+PING_TIMEOUT_SECONDS = 5.0
+"""Seconds for a ping; with its repetition an outage shows within 30 s."""
+
 TIMEOUT = 30.0
 """Seconds to read all documents; 10,000 take about one."""
 
@@ -97,6 +100,18 @@ class Aggregates:
         notes = (note, None if documents else await self._search_elsewhere())
         fleet = replace(fleet, complaints=(*fleet.complaints, *(note for note in notes if note)))
         return replace(fleet, namespace=self._namespace())
+
+    async def ping(self) -> None:
+        """Ask the server whether it answers.
+
+        Raises:
+            SourceError: it does not, within `PING_TIMEOUT_SECONDS`.
+        """
+        try:
+            with pymongo.timeout(PING_TIMEOUT_SECONDS):
+                await self._database.command("ping")
+        except (PyMongoError, BSONError) as error:
+            raise self._source_error(error, self._collections[0]) from error
 
     def _namespace(self) -> str:
         """Return database.collection of each collection that is searched."""

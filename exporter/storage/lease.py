@@ -52,13 +52,16 @@ async def keep_renewed(
         keep_fence: called after each renewal while the lease is held, see `SampleWriter.keep_fence`.
     """
     held, fence = lease.held, lease.fence
+    repeats = logs.Repeats()
     while True:
         await asyncio.sleep(lease.ttl / 3)
         try:
             if await lease.acquire_or_renew() and keep_fence is not None:
                 await keep_fence()
+            repeats.reset()
         except StoreError as error:
-            _log.warning("lease not renewed", error=str(error))
+            if repeats.is_due(str(error)):
+                _log.warning("lease not renewed", error=str(error))
         if (lease.held, lease.fence) != (held, fence):  # the fence shows another owner in between
             held, fence = lease.held, lease.fence
             on_change(held)
@@ -104,6 +107,8 @@ class Lease:
         self._until = self._elsewhere_until = monotonic()
         self.fence = 0
         """The number of the last lease this process held, 0 before the first; it grows with every change of owner."""
+        self.problem: str | None = None
+        """Why it is unknown which process holds the lease, None when this or another one does."""
 
     @property
     def remaining(self) -> float:
@@ -127,7 +132,12 @@ class Lease:
             StoreError: the state of the lease is unknown; one held before counts as held until `remaining` is 0.
         """
         sent = self._monotonic()
-        lease = await self._take()
+        try:
+            lease = await self._take()
+        except StoreError as error:
+            self.problem = f"no exporter is known to hold the lease: {error}"
+            raise
+        self.problem = None
         if lease["owner"] != self._owner:
             self._until = sent
             self._elsewhere_until = self._monotonic() + self.ttl

@@ -206,8 +206,14 @@ class Backend:
         return self._collector.fleet.namespace
 
     def health(self) -> Mapping[str, str | None]:
-        """Return source ("mongodb", "cloudwatch eu-west-1", "history") → its last error, None after a success."""
+        """Return part ("mongodb", "cloudwatch eu-west-1", "outbox", "history") → its last error, None after a success.
+
+        "gauges" is listed while the worker block is too old for /metrics, because the collecting loops hang.
+        """
         health = dict(self._collector.healthy)
+        snapshot = self._collector.snapshot
+        if snapshot is not None and self._wall() > snapshot.fresh_until:
+            health["gauges"] = "no collection cycle has ended within max_age, so /metrics has no workers; restart the exporter"
         if self._mirror is not None:
             health["history"] = self._mirror.problem
         return health

@@ -91,7 +91,7 @@ def page(
 <main>
 <header><h1>CML worker metrics</h1><span class="soft">cml-worker-exporter {escape(__version__)}</span>
 {_as_of(workers, collection)}</header>
-{_notice(workers, fresh, ready)}
+{_notice(workers, fresh, ready)}{_problems(health)}
 {_tiles(workers) if fresh else ""}
 <div class="pair">{_sources(health)}{_links(links)}</div>
 {_table(workers) if fresh else ""}
@@ -121,6 +121,14 @@ def _notice(workers: Sequence[WorkerGauges], fresh: bool, ready: bool) -> str:
     return f'<p class="card notice">{text}</p>'
 
 
+def _problems(health: Mapping[str, str | None]) -> str:
+    failing = [escape(part) for part, error in sorted(health.items()) if error]
+    if not failing:
+        return ""
+    listed = ", ".join(failing)
+    return f'<p class="card notice"><b>Degraded:</b> {listed}. The errors are below; the runbook says what to do.</p>'
+
+
 def _tiles(workers: Sequence[WorkerGauges]) -> str:
     statuses = Counter(gauge.worker.status for gauge in workers if gauge.show_state)
     running = [gauge for gauge in workers if gauge.show_state and gauge.worker.status == "running"]
@@ -148,7 +156,7 @@ def _sources(health: Mapping[str, str | None]) -> str:
         for source, error in sorted(health.items())
     )
     sources = f"<dl>{rows}</dl>" if rows else "<p>No source has been read yet.</p>"
-    return f'<section class="card"><h2>Sources</h2>{sources}</section>'
+    return f'<section class="card"><h2>Health</h2>{sources}</section>'
 
 
 def _links(links: Iterable[tuple[str, str]]) -> str:

@@ -280,9 +280,14 @@ def resource_usage(found: Resources, query: ResourcesQuery) -> ResourceUsage:
 
 
 def readiness(ready: bool, health: Mapping[str, str | None]) -> Readiness:
-    """Return the state of the exporter; `health` is source → its last error, None after a success."""
+    """Return the state of the exporter; `health` is source → its last error, None after a success.
+
+    Only an exporter that has nothing to show yet is not ready. One that serves right gauges stays in rotation whatever else
+    fails; that is visible in the status, the exporter metrics and the alerts.
+    """
     sources = {source: SourceState(ok=error is None, error=error) for source, error in sorted(health.items())}
-    return Readiness(ready=ready, sources=sources)
+    degraded = any(health.values())
+    return Readiness(ready=ready, status="starting" if not ready else "degraded" if degraded else "ok", sources=sources)
 
 
 def problem(status: int, detail: str) -> Problem:

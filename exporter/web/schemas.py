@@ -179,9 +179,12 @@ class SourceState(ResponseModel):
 
 
 class Readiness(ResponseModel):
-    """Whether the exporter is ready, and the state of each source."""
+    """Whether the exporter is ready, and the state of each source, of the outbox and of the history."""
 
     ready: bool
+    status: Literal["starting", "degraded", "ok"] = Field(
+        description="starting: not ready yet; degraded: ready, but at least one of `sources` is not ok"
+    )
     sources: dict[str, SourceState]
 
 

@@ -27,7 +27,8 @@ from exporter.pipeline.history_watch import HistoryWatch
 from exporter.pipeline.lifecycle import Rules
 from exporter.pipeline.mirror import Mirror
 from exporter.pipeline.observer import OBSERVE_OFFSET_SECONDS
-from exporter.pipeline.outbox import Outbox, OutboxThread
+from exporter.pipeline.outbox import Outbox
+from exporter.pipeline.outbox_thread import OutboxThread
 from exporter.pipeline.poller import POLL_OFFSET_SECONDS
 from exporter.sources.aggregates import Aggregates
 from exporter.sources.cloudwatch.client import CloudWatch
@@ -105,7 +106,7 @@ class InProcessExporter:
         self.registry = CollectorRegistry()
         self.database = database
         telemetry = self.telemetry = Telemetry(self.registry)
-        self.outbox = OutboxThread(Outbox(folder, PERIOD))
+        self.outbox = OutboxThread(Outbox(folder, PERIOD), telemetry)
         self.history = repository(settings, database, "worker_metrics_timeseries", wall=clock)
         self.lease = Lease(database, owner=self.outbox.outbox.owner)
         day, spent = self.outbox.outbox.spent()

@@ -34,7 +34,8 @@ from exporter.pipeline.decided_values import ValueChange
 from exporter.pipeline.gaps import Gap
 from exporter.pipeline.lifecycle import PendingSample, WorkerState
 from exporter.pipeline.mirror import Mirror
-from exporter.pipeline.outbox import Outbox, OutboxThread
+from exporter.pipeline.outbox import Outbox
+from exporter.pipeline.outbox_thread import OutboxThread
 from exporter.pipeline.planning import DUE_TOLERANCE_SECONDS
 from exporter.pipeline.transactions import apply_results
 from exporter.sources.cloudwatch.malformed import MalformedInstances
@@ -481,6 +482,7 @@ class LeaseClient(MongoClient):
         super().__init__(process)
         self._until = self._elsewhere_until = 0.0
         self.fence = 0
+        self.problem: str | None = None
 
     @property
     def remaining(self) -> float:

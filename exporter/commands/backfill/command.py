@@ -28,7 +28,7 @@ from exporter.core.settings import Settings
 from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.history_watch import forget_mark
 from exporter.pipeline.mirror import Mirror
-from exporter.pipeline.outbox import OutboxThread
+from exporter.pipeline.outbox_thread import OutboxThread
 from exporter.sources.cloudwatch.client import CloudWatch
 from exporter.sources.cloudwatch.retention import reach
 from exporter.storage.lease import BACKFILL, LEASE_SECONDS, Lease

@@ -15,7 +15,7 @@ from exporter.commands.backfill.report import RunState
 from exporter.core.errors import RejectedQueryError, SourceError, StoreError
 from exporter.core.model import MetricQuery, MetricResult
 from exporter.core.periods import align_up
-from exporter.pipeline.outbox import OutboxThread
+from exporter.pipeline.outbox_thread import OutboxThread
 from exporter.sources.cloudwatch.client import CloudWatch
 
 REQUESTS_PER_SECOND = 5

@@ -19,7 +19,7 @@ from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.history_watch import HistoryWatch
 from exporter.pipeline.loop import wait
 from exporter.pipeline.mirror import RETRY_SECONDS, Mirror
-from exporter.pipeline.outbox import OutboxThread
+from exporter.pipeline.outbox_thread import OutboxThread
 from exporter.storage.history_marker import HistoryMarker
 from exporter.storage.lease import BACKFILL, Lease, keep_renewed
 from exporter.storage.repository import WorkerMetricsRepository

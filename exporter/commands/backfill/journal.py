@@ -16,7 +16,8 @@ from exporter.core.errors import OutboxLockedError, StoreError
 from exporter.core.model import MetricQuery
 from exporter.core.periods import DAY
 from exporter.pipeline.lifecycle import PendingSample
-from exporter.pipeline.outbox import Outbox, OutboxThread
+from exporter.pipeline.outbox import Outbox
+from exporter.pipeline.outbox_thread import OutboxThread
 
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS plan(target TEXT, wanted TEXT, made INT, since INT, until INT, period INT, notes TEXT)",

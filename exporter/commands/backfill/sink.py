@@ -8,7 +8,7 @@ from exporter.commands.backfill.journal import Journal
 from exporter.commands.backfill.plan import PlannedCall
 from exporter.commands.backfill.report import BackfillState
 from exporter.core.model import MetricQuery, MetricResult
-from exporter.pipeline.outbox import OutboxThread
+from exporter.pipeline.outbox_thread import OutboxThread
 
 
 class SampleSink:

@@ -21,9 +21,10 @@ from rich.text import Text
 from exporter.commands.check.aws import check_aws
 from exporter.commands.check.finding import CheckResult, Status, one_line
 from exporter.commands.check.mongodb import check_mongodb
-from exporter.core.errors import ConfigError
+from exporter.core.errors import ConfigError, IncompatibleStoreError, StoreError
 from exporter.core.periods import format_duration
 from exporter.core.settings import Settings
+from exporter.pipeline.outbox_file import DAMAGED, aside_files, damaged, translate, verify
 from exporter.web import webconfig
 from exporter.web.listen import bind
 
@@ -95,8 +96,25 @@ def _check_data_folder(directory: Path, period: int) -> tuple[CheckResult, bool]
     if holder is not None:
         text = f"an exporter is running here (process id {holder}); a second one needs another data_dir"
         return result("warn", text), True
-    damage = _outbox_damage(directory / "outbox.db", period)
-    return (result("FAIL", damage) if damage else result("ok", f"{directory} can be written, no exporter holds it")), False
+    return _check_outbox(directory, period), False
+
+
+def _check_outbox(directory: Path, period: int) -> CheckResult:
+    """Check the outbox that no exporter holds, as `serve` would open it."""
+    status: Status = "ok"
+    text = f"{directory} can be written, no exporter holds it"
+    try:
+        _read_outbox(directory / "outbox.db", period)
+    except IncompatibleStoreError as error:
+        # What is damaged is replaced by `serve`; an outbox of another period or a later release is refused.
+        status, text = "warn" if error.reason == DAMAGED else "FAIL", str(error)
+    except StoreError as error:
+        status, text = "FAIL", str(error)
+    aside = aside_files(directory)
+    if status == "ok" and aside:
+        text = f"{aside[-1]} was damaged and set aside; the history lacks status and labs of it; delete it once inspected"
+        return CheckResult("data folder", "warn", text)
+    return CheckResult("data folder", status, text)
 
 
 def _holder(lock: Path) -> str | None:
@@ -113,29 +131,36 @@ def _holder(lock: Path) -> str | None:
     return None
 
 
-def _outbox_damage(path: Path, period: int) -> str | None:
-    """Return why `serve` would refuse the outbox.
+def _read_outbox(path: Path, period: int) -> None:
+    """Read the outbox without changing anything.
 
     It is opened as immutable, since merely reading a WAL database makes files beside it. What a killed exporter left in the WAL
     is then not seen, so only a whole database without one can be called damaged.
+
+    Raises:
+        StoreError: why `serve` would refuse or replace it.
     """
     if not path.exists():
-        return None
+        return
     try:
         with closing(sqlite3.connect(f"file:{quote(str(path.absolute()))}?immutable=1", uri=True)) as database:
+            verify(path, database)
             if not database.execute("SELECT 1 FROM sqlite_master WHERE name='meta'").fetchone():
-                return None
+                return
             row = database.execute("SELECT value FROM meta WHERE key='period'").fetchone()
-    except sqlite3.Error as error:
+    except (sqlite3.Error, IncompatibleStoreError) as error:
         if path.with_name(path.name + "-wal").exists():
-            return None
-        return f"{path} cannot be read ({error}); move it away: its samples are then queried from CloudWatch again"
+            return
+        if isinstance(error, sqlite3.Error):
+            raise translate(path, error) from error
+        raise
+    if row and not row[0].isdecimal():
+        raise damaged(path, f"its period is {row[0]}")
     if row and int(row[0]) != period:
-        return (
+        raise IncompatibleStoreError(
             f"{path} holds samples of {format_duration(int(row[0]))} but period is {format_duration(period)}; "
             "set period back, or give this exporter another data_dir"
         )
-    return None
 
 
 def _check_web(settings: Settings, in_use: bool) -> CheckResult:

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from exporter.commands.check.finding import CheckResult, counted, first_few, skipped
+from exporter.commands.check.replica_set import majority_problem, missing_primary
 from exporter.core.clock import skew_problem
 from exporter.core.errors import ConfigError, ExporterError, SourceError
 from exporter.core.model import Fleet
@@ -45,7 +46,8 @@ async def check_mongodb(settings: Settings, wall: Callable[[], float]) -> tuple[
         try:
             server, now, ours = await _check_server(settings, database, wall)
         except ExporterError as error:
-            return [CheckResult(SERVER, "FAIL", str(error)), *skipped(others, f"{SERVER} failed")], None
+            problem = await missing_primary(client) or str(error)
+            return [CheckResult(SERVER, "FAIL", problem), *skipped(others, f"{SERVER} failed")], None
         clock = _check_clock(now, ours)
         workers, fleet = await _check_workers(settings, database)
         history, status = await _or_failed(HISTORY, _check_history(settings, database))
@@ -72,6 +74,8 @@ async def _check_server(settings: Settings, database: Database, wall: Callable[[
     if hello.get("msg") == "isdbgrid":
         kind = "sharded cluster"
     elif hello.get("setName"):
+        if problem := await majority_problem(database, settings.mongodb.worker_collections[0], hello):
+            return CheckResult(SERVER, "FAIL", problem), hello["localTime"].timestamp(), ours
         kind = f"replica set {hello['setName']} of {len(hello.get('hosts', ()))}"
     else:
         kind = "standalone server"

@@ -30,7 +30,7 @@ from exporter.core.settings import Settings
 from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.history_watch import forget_mark
 from exporter.pipeline.mirror import BATCH_SAMPLES, Mirror
-from exporter.pipeline.outbox import OutboxThread
+from exporter.pipeline.outbox_thread import OutboxThread
 from exporter.storage.inventory import Inventory
 from exporter.storage.lease import BACKFILL, LEASE_SECONDS, Lease
 from exporter.storage.mongo import Database, connect

@@ -19,7 +19,7 @@ from exporter.commands.import_events.scanner import Scanner
 from exporter.core.clock import check_skew
 from exporter.core.periods import format_duration
 from exporter.core.settings import Settings
-from exporter.pipeline.outbox import OutboxThread
+from exporter.pipeline.outbox_thread import OutboxThread
 from exporter.sources.aggregates import Aggregates
 from exporter.storage.inventory import Inventory
 from exporter.storage.mongo import Database, chunks

@@ -18,7 +18,7 @@ from exporter.commands.import_events.journal import EventJournal
 from exporter.commands.import_events.plan import Tally, Window
 from exporter.core.errors import ConfigError, IncompatibleStoreError, StoreError, StoreUnavailableError
 from exporter.pipeline.mirror import RETRY_SECONDS
-from exporter.pipeline.outbox import OutboxThread
+from exporter.pipeline.outbox_thread import OutboxThread
 from exporter.sources.aggregates import LENIENT
 from exporter.storage.mongo import WHOLE_HISTORY_SECONDS, Database, Document, operation
 

@@ -31,7 +31,7 @@ from exporter.core.errors import ConfigError, StoreError
 from exporter.core.periods import rfc3339
 from exporter.core.settings import Settings
 from exporter.metrics.telemetry import Telemetry
-from exporter.pipeline.outbox import OutboxThread
+from exporter.pipeline.outbox_thread import OutboxThread
 from exporter.sources.cloudwatch.client import CloudWatch
 from exporter.sources.cloudwatch.retention import reach
 from exporter.storage.mongo import connect

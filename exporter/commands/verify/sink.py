@@ -14,7 +14,7 @@ from exporter.commands.verify.journal import VerifyJournal
 from exporter.core.errors import StoreUnavailableError
 from exporter.core.model import MetricQuery, MetricResult
 from exporter.pipeline.mirror import RETRY_SECONDS
-from exporter.pipeline.outbox import OutboxThread
+from exporter.pipeline.outbox_thread import OutboxThread
 from exporter.sources.cloudwatch.memory_series import LISTED_FOR_SECONDS
 from exporter.storage.rows import number
 from exporter.storage.sample_reader import TIME, SampleReader

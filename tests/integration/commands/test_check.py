@@ -2,9 +2,11 @@
 
 import io
 import re
+import sqlite3
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -18,6 +20,7 @@ from exporter.commands.check.command import examine, run
 from exporter.commands.check.finding import CheckResult
 from exporter.core.errors import IncompatibleStoreError
 from exporter.core.settings import WORKER_COLLECTIONS, Settings
+from exporter.demo.mongod import Mongod
 from exporter.pipeline.outbox import Outbox
 from exporter.storage import collection
 from exporter.storage.lease import Lease
@@ -531,13 +534,41 @@ async def test_an_outbox_of_another_period_fails_the_check(check_env: CheckEnv) 
     assert found == CheckResult("data folder", "FAIL", str(refusal.value))
 
 
-async def test_a_damaged_outbox_fails_the_check(check_env: CheckEnv) -> None:
+async def test_a_damaged_outbox_is_a_warning_because_serve_replaces_it(check_env: CheckEnv) -> None:
     settings = check_env.settings()
     settings.data_dir.mkdir()
     (settings.data_dir / "outbox.db").write_text("this is no database at all, just words" * 100)
     found = (await rows(settings))["data folder"]
+    assert found.status == "warn"
+    assert "is damaged (file is not a database); the exporter sets it aside" in found.text
+    Outbox(settings.data_dir, settings.period).close()
+    found = (await rows(settings))["data folder"]
+    assert found.status == "warn"
+    assert re.search(r"outbox\.db\.damaged-\S+ was damaged and set aside", found.text)
+
+
+async def test_an_outbox_of_a_later_release_fails_the_check_in_the_words_of_serve(check_env: CheckEnv) -> None:
+    settings = check_env.settings()
+    Outbox(settings.data_dir, settings.period).close()
+    with closing(sqlite3.connect(settings.data_dir / "outbox.db")) as database:
+        database.executescript("ALTER TABLE sample RENAME COLUMN labs TO active_labs; PRAGMA user_version=2")
+    found = (await rows(settings))["data folder"]
+    with pytest.raises(IncompatibleStoreError) as refusal:
+        Outbox(settings.data_dir, settings.period)
+    assert found == CheckResult("data folder", "FAIL", str(refusal.value))
+
+
+async def test_a_replica_set_that_confirms_no_write_fails_the_check(check_env: CheckEnv, mongo_rs: Mongod) -> None:
+    settings = check_env.settings(mongodb={"uri": mongo_rs.uri})
+    assert (await rows(settings))["MongoDB"].status == "ok"
+    with MongoClient[dict[str, Any]](mongo_rs.uri) as client:
+        client.admin.command("fsync", lock=True)
+        try:
+            found = (await rows(settings))["MongoDB"]
+        finally:
+            client.admin.command("fsyncUnlock")
     assert found.status == "FAIL"
-    assert "move it away: its samples are then queried from CloudWatch again" in found.text
+    assert "does not confirm writes within 5 s, although 1 of 1 members answers: it may be locked (fsyncLock)" in found.text
 
 
 async def test_a_file_in_place_of_the_folder_fails_the_check(check_env: CheckEnv, tmp_path: Path) -> None:

@@ -128,8 +128,10 @@ async def test_without_mongodb_it_stays_held_until_its_ttl_is_over(own_mongod: M
         assert lease.held
         clock.now += 30
         assert not lease.held
+        assert "no exporter is known to hold the lease: " in str(lease.problem)
         own_mongod.start()
         assert await lease.acquire_or_renew()
+        assert lease.problem is None
         assert lease.fence == 1
 
 

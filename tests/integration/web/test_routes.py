@@ -357,12 +357,13 @@ def test_ready_is_200_after_the_first_read_and_shows_each_source(serve: Serve) -
     backend = Memory(ready=False)
     client = serve(backend)
     assert client.get("/-/ready").status_code == 503
-    assert client.get("/-/ready").json() == {"ready": False, "sources": {}}
+    assert client.get("/-/ready").json() == {"ready": False, "status": "starting", "sources": {}}
     backend.ready, backend.sources = True, {"mongodb": "MongoDB is down.", "cloudwatch eu-west-1": None}
     response = client.get("/-/ready")
     assert response.status_code == 200
     assert response.json() == {
         "ready": True,
+        "status": "degraded",
         "sources": {
             "cloudwatch eu-west-1": {"ok": True, "error": None},
             "mongodb": {"ok": False, "error": "MongoDB is down."},

@@ -131,3 +131,18 @@ def test_standard_error_is_the_default(capsys: pytest.CaptureFixture[str]) -> No
     logs.get("exporter.app").info("hello")
     captured = capsys.readouterr()
     assert (captured.out, captured.err.count("msg=hello")) == ("", 1)
+
+
+def test_the_same_text_is_due_again_only_after_the_pause() -> None:
+    now = [0.0]
+    repeats = logs.Repeats(600, monotonic=lambda: now[0])
+    assert repeats.is_due("a")
+    assert repeats.is_due("b")
+    now[0] = 599
+    assert not repeats.is_due("a")
+    now[0] = 601
+    assert repeats.is_due("a")
+    assert not repeats.is_due("a")
+    assert repeats.reset()
+    assert not repeats.reset()
+    assert repeats.is_due("a")

@@ -17,7 +17,8 @@ from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline import mirror as module
 from exporter.pipeline.lifecycle import PendingSample
 from exporter.pipeline.mirror import INSERT_MARGIN_SECONDS, MIN_LEASE_SECONDS, BackfillRange, Mirror, to_record
-from exporter.pipeline.outbox import Outbox, OutboxThread
+from exporter.pipeline.outbox import Outbox
+from exporter.pipeline.outbox_thread import OutboxThread
 
 T, P = 1_767_225_600, 300
 Key = tuple[str, int]
@@ -107,6 +108,7 @@ class Lease:
     def __init__(self) -> None:
         self.remaining = 30.0
         self.fence = 1
+        self.problem: str | None = None
 
     @property
     def held(self) -> bool:
@@ -370,16 +372,40 @@ async def test_an_incompatible_history_is_verified_again_each_time(mirror_env: M
 
 
 async def test_a_full_disk_while_deleting_doubles_nothing(mirror_env: MirrorEnv, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(rows: object) -> None:
+    def delete(rows: object) -> None:
         raise StoreError("the disk is full", reason="disk_full")
 
     mirror_env.put(row(0))
     with monkeypatch.context() as patch:
-        patch.setattr(mirror_env.outbox, "delete", full)
+        patch.setattr(mirror_env.outbox, "delete", delete)
         with pytest.raises(StoreError):
             await mirror_env.mirror.step()
     await mirror_env.drain()
     assert mirror_env.history.keys == [("w1", T)]
+
+
+async def test_an_outbox_that_cannot_be_written_is_a_failure_of_the_mirror_even_without_samples(
+    mirror_env: MirrorEnv,
+) -> None:
+    def open_periods() -> None:
+        raise StoreError("the disk is full", reason="disk_full")
+
+    with pytest.raises(StoreError):
+        await mirror_env.thread(open_periods)
+    mirror_env.put(row(0))
+    with pytest.raises(StoreError, match="the disk is full") as failed:
+        await mirror_env.mirror.step()
+    assert failed.value.reason == "disk_full"
+    assert mirror_env.history.keys == [("w1", T)], "what is final is written nevertheless"
+
+
+async def test_without_the_lease_the_mirror_is_well_only_while_another_process_holds_it(mirror_env: MirrorEnv) -> None:
+    mirror_env.lease.remaining = 0.0
+    await mirror_env.mirror.step()
+    assert mirror_env.mirror.problem is None
+    mirror_env.lease.problem = "no exporter is known to hold the lease: MongoDB does not answer"
+    await mirror_env.mirror.step()
+    assert mirror_env.mirror.problem == mirror_env.lease.problem
 
 
 def test_a_row_is_written_as_the_customers_record() -> None:

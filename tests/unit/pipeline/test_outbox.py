@@ -370,15 +370,6 @@ def test_a_folder_of_another_period_is_rejected_and_not_changed(tmp_path: Path) 
     again.close()
 
 
-def test_a_damaged_file_says_what_to_do(tmp_path: Path) -> None:
-    (tmp_path / "outbox.db").write_bytes(b"this is no database at all" * 100)
-    with pytest.raises(IncompatibleStoreError, match=r"is damaged .* move it away and start again") as misfit:
-        Outbox(tmp_path, P)
-    assert misfit.value.reason == "damaged"
-    (tmp_path / "outbox.db").unlink()
-    Outbox(tmp_path, P).close()
-
-
 def test_two_folders_are_two_owners(tmp_path: Path) -> None:
     first, second = Outbox(tmp_path / "a", P), Outbox(tmp_path / "b", P)
     assert first.owner != second.owner

@@ -1,0 +1,314 @@
+"""The catalog of faults: what the product promises in each, which test proves it, and what the last measured run saw.
+
+A test that injects a fault ends with
+
+    record("mongodb-killed", lost=0, doubled=0, silence=scraper.longest, recovery=seconds)
+
+which writes a file of figures if RELIABILITY_RECORD is set (`make reliability`), and does nothing else otherwise. The page
+docs/reliability.md is made of this catalog and those files, so every row names the test from which its figures are.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+FIGURES = ROOT / "tests" / "reliability"
+"""One file of figures for each fault, so that tests may run at the same time."""
+PAGE = ROOT / "docs" / "reliability.md"
+RECORD = "RELIABILITY_RECORD"
+"""Environment variable that makes `record` write."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One row of the table."""
+
+    key: str
+    fault: str
+    promise: str
+    test: str
+    """File below the repository and name of the function, as pytest takes them."""
+
+
+_HEALTH = "tests/integration/faults/test_health.py"
+_FAULTS = "tests/integration/pipeline/test_faults.py"
+_OUTBOX = "tests/integration/faults/test_outbox.py"
+
+FAULTS: tuple[Fault, ...] = (
+    Fault(
+        "mongodb-killed",
+        "MongoDB is killed for half a minute",
+        "`source_up` 0 within 30 s; gauges go on; nothing lost or doubled",
+        f"{_HEALTH}::test_mongodb_is_killed",
+    ),
+    Fault(
+        "mongodb-hung",
+        "MongoDB hangs (SIGSTOP) for half a minute",
+        "as above",
+        f"{_HEALTH}::test_mongodb_hangs",
+    ),
+    Fault(
+        "mongodb-no-majority",
+        "the replica set loses its majority",
+        "`history` says so within half a minute, `check` too; gauges of CloudWatch go on",
+        f"{_HEALTH}::test_a_replica_set_without_majority",
+    ),
+    Fault(
+        "mongodb-privileges",
+        "MongoDB withdraws the user's privileges",
+        "`source_up` 0 and `history` say so within two cycles; written when they are granted again",
+        f"{_HEALTH}::test_mongodb_withdraws_the_privileges",
+    ),
+    Fault(
+        "cloudwatch-hangs",
+        "CloudWatch accepts requests and never answers",
+        "`source_up` 0 of the region within two cycles; gap-filled afterwards",
+        f"{_HEALTH}::test_cloudwatch_never_answers",
+    ),
+    Fault(
+        "source-bug",
+        "an exception that nobody foresaw in a source",
+        "counts as that source failing: `source_up` 0, `/-/ready`; other regions go on",
+        f"{_HEALTH}::test_a_bug_in_a_source_is_that_source_failing",
+    ),
+    Fault(
+        "clocks-apart",
+        "MongoDB's or CloudWatch's clock is 10 minutes off",
+        "that source fails; nothing is dated wrongly",
+        f"{_HEALTH}::test_clocks_apart",
+    ),
+    Fault(
+        "disk-full",
+        "the disk of the outbox is full for two cycles",
+        "`outbox` and `history` fail, the metric counts `disk_full`; gauges go on; no final sample lost",
+        f"{_OUTBOX}::test_the_disk_is_full",
+    ),
+    Fault(
+        "file-size-limit",
+        "the outbox reaches a limit of the file size",
+        "as above, `io`",
+        f"{_OUTBOX}::test_a_limit_of_the_file_size",
+    ),
+    Fault(
+        "outbox-damaged-at-start",
+        "the outbox is not a database, cut off, malformed, of another program",
+        "set aside under a dated name, counted; gaps are looked for again; CPU and memory complete",
+        f"{_OUTBOX}::test_a_damaged_outbox_at_the_start",
+    ),
+    Fault(
+        "outbox-damaged-in-use",
+        "the outbox turns out damaged while the exporter runs",
+        "as above, without a restart",
+        f"{_OUTBOX}::test_a_damaged_outbox_in_use",
+    ),
+    Fault(
+        "unread-answers",
+        "200 clients send requests and never read the answers",
+        "scrapes are answered; SIGTERM within 5 s",
+        f"{_HEALTH}::test_clients_that_never_read_their_answers",
+    ),
+    Fault(
+        "network-cut-replica-set",
+        "the network is cut for 8 to 60 s at an insert, replica set; the kernel delivers the bytes late",
+        "0 doubled: the fence refuses what arrives after the next attempt",
+        "tests/integration/storage/test_insert_fence.py::test_an_insert_that_the_network_delivers_after_it_was_repeated",
+    ),
+    Fault(
+        "network-cut-standalone",
+        "the same on a standalone server, which has no fence",
+        "only the deadline and SO_LINGER; what remains is told by `check`",
+        "tests/integration/storage/test_insert_fence.py::test_on_a_standalone_server_only_the_deadline_stops_it",
+    ),
+    Fault(
+        "writer-paused",
+        "the writer is paused (SIGSTOP) between its check of the lease and the send",
+        "0 doubled",
+        "tests/integration/storage/test_insert_fence.py"
+        "::test_an_insert_of_a_writer_that_was_paused_until_another_took_over_is_refused",
+    ),
+    Fault(
+        "data-dir-copied",
+        "two exporters run with copies of one data_dir on one host",
+        "0 doubled: each process has an owner of its own",
+        "tests/integration/storage/test_insert_fence.py::test_two_copies_of_one_process_share_the_owner_but_no_number",
+    ),
+    Fault(
+        "step-downs",
+        "240 s of step-downs and kills of the primary on three nodes",
+        "each worker and period once",
+        "tests/integration/pipeline/test_not_writable.py::test_step_downs_lose_and_double_nothing",
+    ),
+    Fault(
+        "majority-lost-6-minutes",
+        "a majority is lost for 6 minutes while MongoDB can be read",
+        "no status lost",
+        "tests/integration/pipeline/test_not_writable.py"
+        "::test_without_a_majority_no_status_is_lost_by_the_last_leader_its_restart_or_an_exporter_without_a_leader",
+    ),
+    Fault(
+        "fsync-lock",
+        "MongoDB is locked against writes (`fsyncLock`)",
+        "no status lost",
+        "tests/integration/pipeline/test_not_writable.py::test_an_fsync_lock_loses_no_status",
+    ),
+    Fault(
+        "history-dropped",
+        "the history is dropped while the exporter runs",
+        "comes back as the time series that it was; gaps are filled",
+        "tests/integration/storage/test_changed_history.py::test_what_was_dropped_comes_back_as_the_time_series_that_it_was",
+    ),
+    Fault(
+        "older-backup",
+        "MongoDB is replaced by an older backup",
+        "noticed; the hole is filled within `gap_fill_window`",
+        "tests/integration/pipeline/test_replaced_history.py::test_the_history_is_whole_again",
+    ),
+    Fault(
+        "password-rotated",
+        "the MongoDB user gets another password, or is dropped and made again",
+        "the file is read again; no restart",
+        "tests/integration/storage/test_credential_rotation.py::test_a_running_exporter_goes_on_in_all_its_clients",
+    ),
+    Fault(
+        "account-fails",
+        "one of several AWS accounts cannot be read",
+        "hides no other",
+        "tests/integration/pipeline/test_accounts.py::test_a_failing_account_hides_no_other_and_loses_nothing",
+    ),
+    Fault(
+        "credentials-of-aws",
+        "AWS credentials expire, rotate, or come from another provider",
+        "renewed where they came from",
+        "tests/integration/sources/cloudwatch/test_credentials.py::test_keys_that_expire_are_renewed_where_they_came_from",
+    ),
+    Fault(
+        "regular-expression",
+        "a remote read with a nested regular expression",
+        "scrapes within a second",
+        "tests/integration/web/test_attacks.py::test_metrics_go_on_within_a_second_and_memory_is_bounded",
+    ),
+    Fault(
+        "endless-header",
+        "one header line that never ends",
+        "as above; memory bounded",
+        "tests/integration/web/test_attacks.py::test_metrics_go_on_within_a_second_and_memory_is_bounded",
+    ),
+    Fault(
+        "silent-connections",
+        "1,000 connections that send nothing",
+        "as above; descriptors are left for scrapes",
+        "tests/integration/web/test_attacks.py::test_metrics_go_on_within_a_second_and_memory_is_bounded",
+    ),
+    Fault(
+        "wrong-passwords",
+        "300 wrong passwords from clients that hang up",
+        "delay neither scrapes nor a first login",
+        "tests/integration/web/test_attacks.py::test_wrong_passwords_delay_neither_scrapes_nor_a_first_login",
+    ),
+)
+
+
+AWAITED = frozenset(
+    [
+        "network-cut-replica-set",
+        "network-cut-standalone",
+        "writer-paused",
+        "data-dir-copied",
+        "step-downs",
+        "majority-lost-6-minutes",
+        "fsync-lock",
+        "history-dropped",
+        "older-backup",
+        "password-rotated",
+        "account-fails",
+        "credentials-of-aws",
+        "regular-expression",
+        "endless-header",
+        "silent-connections",
+        "wrong-passwords",
+    ]
+)
+"""Faults whose tests do not call `record`: their figures are entered from the report of the test, and only the name of the test
+is checked, once its file is there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What the last recorded run of a test measured; None where it has no such figure."""
+
+    lost: int | None = None
+    """Samples, or their status and labs, that the history lacks."""
+    doubled: int | None = None
+    """Samples that the history has twice."""
+    silence: float | None = None
+    """Seconds without an answer on /metrics, at most."""
+    recovery: float | None = None
+    """Seconds from the end of the fault until everything was well again."""
+    note: str = ""
+
+
+def record(key: str, **figures: Any) -> None:  # noqa: ANN401  # the fields of Figures
+    """Keep the figures of a fault for the page; without RELIABILITY_RECORD only check that the catalog has the fault."""
+    assert key in {fault.key for fault in FAULTS}, f"{key} is not in the catalog of faults"
+    found = Figures(**figures)
+    if os.environ.get(RECORD):
+        FIGURES.mkdir(exist_ok=True)
+        values = {name: getattr(found, name) for name in Figures.__dataclass_fields__}
+        rounded = {name: round(value, 1) if isinstance(value, float) else value for name, value in values.items()}
+        (FIGURES / f"{key}.json").write_text(json.dumps(rounded, indent=1) + "\n")
+
+
+def recorded() -> Mapping[str, Figures]:
+    """Return the figures of the recorded runs by fault."""
+    return {path.stem: Figures(**json.loads(path.read_text())) for path in sorted(FIGURES.glob("*.json"))}
+
+
+def page() -> str:
+    """Return docs/reliability.md."""
+    figures = recorded()
+    rows = "\n".join(_row(fault, figures.get(fault.key)) for fault in FAULTS)
+    return f"""# Reliability
+
+For operators who want to know what a fault costs: each row is a fault that a test injects into a running exporter, with the
+figures of the last recorded run.
+
+*Lost* are samples, or their status and labs, that the history lacks afterwards; *doubled* are samples that it has twice.
+*Silence* is the longest time without an answer on `/metrics`, measured by a client that scrapes ten times a second, on two
+shared cores. *Recovery* is the time from the end of the fault until every source, the outbox, and the history were well again.
+A dash means that the test has no such figure. What each fault looks like on `/-/ready` is in [web.md](web.md#readiness), and
+what to do about it in the [runbook](../prometheus/runbook.md).
+
+Generated: `make reliability` runs the tests of the last column and writes this page. Do not edit it by hand.
+
+| fault | promise | lost | doubled | silence | recovery | shown by |
+|---|---|---|---|---|---|---|
+{rows}
+"""
+
+
+def _row(fault: Fault, found: Figures | None) -> str:
+    file, _, test = fault.test.partition("::")
+    found = found or Figures()
+    note = f" ({found.note})" if found.note else ""
+    cells = (
+        fault.fault,
+        fault.promise,
+        f"{_number(found.lost)}{note}",
+        _number(found.doubled),
+        _seconds(found.silence),
+        _seconds(found.recovery),
+        f"`{test}`" if fault.key in AWAITED else f"[`{test}`](../{file})",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def _number(value: int | None) -> str:
+    return "–" if value is None else f"{value:,}"
+
+
+def _seconds(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f} s"
