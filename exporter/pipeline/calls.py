@@ -117,6 +117,8 @@ class CallRunner:
         for worker_id, queries in call.queries_by_worker.items():
             if complete.issuperset(queries):
                 self._polled[worker_id] = now
+        if results.failures:
+            return results.failures[0]
         incomplete = sum(query not in complete for query in queried)
         if incomplete:
             return SourceError(

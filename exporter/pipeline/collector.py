@@ -72,7 +72,10 @@ class Collector:
         self._rules, self._wall = rules, wall
         clock = self._clock = ServerClock(wall, monotonic)
         health = SourceHealth(telemetry, wall)
-        publisher = self._publisher = Publisher(rules, settings.workers.extra, clock, telemetry, wall)
+        if metric_source is not None and series is None:
+            series = MemorySeriesIndex(metric_source, monotonic=monotonic)
+        account_of = series.account_of if series is not None else lambda region, instance: None
+        publisher = self._publisher = Publisher(rules, settings.workers.extra, clock, telemetry, wall, account_of)
         access = None
         if history is not None and inventory is not None and lease is not None:
             access = HistoryAccess(history, inventory, lease)
@@ -80,8 +83,7 @@ class Collector:
         budget = Budget(wall=wall) if budget is None else budget
         self._spending = Spending(budget, outbox, telemetry, health, max(rules.interval, rules.period))
         calls = None
-        if metric_source is not None:
-            series = MemorySeriesIndex(metric_source, monotonic=monotonic) if series is None else series
+        if metric_source is not None and series is not None:
             calls = CallRunner(metric_source, series, clock, rules, outbox, publisher, on_ready, wall)
         self._poller = Poller(calls, series, clock, rules, outbox, publisher, health, self._spending, telemetry, on_ready, wall)
         self.observed = asyncio.Event()

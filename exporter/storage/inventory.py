@@ -10,6 +10,7 @@ from pymongo import ReplaceOne, UpdateOne
 from exporter.core.instances import updated_entry
 from exporter.core.model import Fleet, InstanceInterval, InventoryEntry
 from exporter.core.periods import to_datetime, to_seconds
+from exporter.core.regions import normal_region
 from exporter.storage.mongo import Database, Document, chunks, durable, operation
 
 INVENTORY = "worker_metrics_inventory"
@@ -130,6 +131,7 @@ def _entry_document(entry: InventoryEntry) -> Document:
         "name": entry.name,
         "instance_type": entry.instance_type,
         "cml_version": entry.cml_version,
+        "account_id": entry.account_id,
         "status": entry.status,
         "instances": [
             {
@@ -154,7 +156,7 @@ def _entry(document: Mapping[str, Any]) -> InventoryEntry:
     seconds = {name: None if date is None else to_seconds(date) for name, date in dates.items()}
     return InventoryEntry(
         worker_id=document["_id"],
-        region=document.get("region", ""),
+        region=normal_region(document.get("region", "")),
         name=document.get("name"),
         instance_type=document.get("instance_type"),
         cml_version=document.get("cml_version"),
@@ -164,7 +166,8 @@ def _entry(document: Mapping[str, Any]) -> InventoryEntry:
         first_seen=seconds["first_seen"] or 0,
         last_seen=seconds["last_seen"] or 0,
         instances=tuple(
-            InstanceInterval(each["id"], each["region"], to_seconds(each["from"]), to_seconds(each["to"]))
+            InstanceInterval(each["id"], normal_region(each["region"]), to_seconds(each["from"]), to_seconds(each["to"]))
             for each in document.get("instances", ())
         ),
+        account_id=document.get("account_id"),
     )

@@ -71,8 +71,8 @@ class Planner:
                 present = await self.history.reader.timestamps([lifetime.worker.id for lifetime in chunk], since)
                 for lifetime in chunk:
                     found += gap_queries(lifetime, present[lifetime.worker.id], since, until, period)
-        index, queries_of = await listed_queries(self._cloudwatch, fleet, {region for region, _ in found})
-        notes += _note_unlisted(found, index, fleet.date) + _note_without_region(lifetimes) + targets.notes
+        index, queries_of, unlisted = await listed_queries(self._cloudwatch, targets, {region for region, _ in found})
+        notes += unlisted + _note_unlisted(found, index, fleet.date) + _note_without_region(lifetimes) + targets.notes
         calls = plan_module.plan_calls(found, queries_of, period)
         return Plan(self.target, self.wanted, fleet.date, since, until, period, calls, notes)
 

@@ -14,6 +14,7 @@ from exporter.core.model import Fleet, MetricQuery
 from exporter.core.settings import Settings
 from exporter.sources.aggregates import Aggregates
 from exporter.sources.cloudwatch.client import CloudWatch
+from exporter.sources.cloudwatch.errors import PartialListingError
 from exporter.sources.cloudwatch.memory_series import MemorySeriesIndex
 from exporter.storage.inventory import Inventory
 from exporter.storage.mongo import Database
@@ -56,21 +57,39 @@ async def read_targets(settings: Settings, database: Database, only: Collection[
     return Targets(fleet, lifetimes(fleet, inventory.entries, only))
 
 
-async def listed_queries(cloudwatch: CloudWatch, fleet: Fleet, regions: Collection[str]) -> tuple[MemorySeriesIndex, QueriesOf]:
-    """List the memory series of these regions; return the listings, and the queries of each instance that follow from them.
+async def listed_queries(
+    cloudwatch: CloudWatch, targets: Targets, regions: Collection[str]
+) -> tuple[MemorySeriesIndex, QueriesOf, tuple[str, ...]]:
+    """List the memory series of these regions.
+
+    Returns:
+        The listings, the queries of each instance that follow from them, and a sentence for each AWS account that does not
+        answer.
 
     Raises:
         SourceError: CloudWatch does not answer ListMetrics.
     """
     index = MemorySeriesIndex(cloudwatch)
-    await asyncio.gather(*(index.listing(region, recent=recent) for region in sorted(regions) for recent in (True, False)))
-    types = {worker.instance_id: worker.instance_type for worker in fleet.workers if worker.instance_id}
+    notes: dict[str, None] = {}
+
+    async def list_(region: str, *, recent: bool) -> None:
+        try:
+            await index.listing(region, recent=recent)
+        except PartialListingError as error:
+            notes.update(dict.fromkeys(f"{one}; its workers must wait for another run." for one in error.errors))
+
+    await asyncio.gather(*(list_(region, recent=recent) for region in sorted(regions) for recent in (True, False)))
+    for lifetime in targets.lifetimes:
+        if lifetime.entry.account_id:
+            for interval in lifetime.entry.instances:
+                index.suggest_account(interval.instance_id, lifetime.entry.account_id)
+    types = {worker.instance_id: worker.instance_type for worker in targets.fleet.workers if worker.instance_id}
 
     @cache
     def queries_of(region: str, instance: str) -> tuple[MetricQuery, ...]:
         return index.queries(region, instance, types.get(instance), since=0)
 
-    return index, queries_of
+    return index, queries_of, tuple(notes)
 
 
 def check_price(usage: Usage, settings: Settings, max_usd: float | None, remedy: str) -> None:

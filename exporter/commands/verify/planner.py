@@ -89,7 +89,8 @@ class Planner:
                 queries, left_out = worker_queries(lifetime, stored.get(lifetime.worker.id), window, period)
                 found += queries
                 excluded.add(left_out)
-        _, queries_of = await listed_queries(self._cloudwatch, targets.fleet, {region for region, _ in found})
+        _, queries_of, unlisted = await listed_queries(self._cloudwatch, targets, {region for region, _ in found})
+        notes += unlisted
         calls = plan_calls(found, queries_of, period)
         return Plan(self.target, self.wanted, targets.fleet.date, window.start, window.until, period, calls, notes), excluded
 
