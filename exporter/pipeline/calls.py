@@ -119,7 +119,8 @@ class CallRunner:
                 self._polled[worker_id] = now
         if results.failures:
             return results.failures[0]
-        incomplete = sum(query not in complete for query in queried)
+        # An instance whose account is not known was not queried: the error is that of ListMetrics, which is recorded already.
+        incomplete = sum(query not in complete and query.account is not None for query in queried)
         if incomplete:
             return SourceError(
                 "cloudwatch",

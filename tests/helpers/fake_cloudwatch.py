@@ -204,6 +204,8 @@ class FakeCloudWatch:
         """Monitoring account → its source accounts."""
         self.denied: set[str] = set()
         """Accounts whose CloudWatch refuses every call."""
+        self.refused_roles: set[str] = set()
+        """ARNs of roles that may not be assumed."""
         self._roles_of_keys: dict[str, str] = {}
         self._numbers = itertools.count(1)
         self.instances: dict[tuple[str, str], Instance] = {}
@@ -629,6 +631,8 @@ class FakeCloudWatch:
         return None
 
     def _reply(self, request: _Request) -> _Reply:
+        if request.operation.startswith("AssumeRole") and request.body["RoleArn"] in self.refused_roles:
+            return _error(request, 403, "AccessDenied", f"not authorized to perform: sts:{request.operation}")
         account = self._account(request.key)
         if request.is_json and account in self.denied:
             return _error(request, 400, "AccessDeniedException", f"{request.operation} is not allowed in {account}")

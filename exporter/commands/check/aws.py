@@ -108,7 +108,7 @@ def _check_accounts(
     errors = listing.errors if isinstance(listing, PartialListingError) else ()
     rows = [CheckResult(check, "FAIL", str(error)) for error in errors]
     nowhere = [w for w in workers if w.status == "running" and w.instance_id and not usable.account_of(w.instance_id)]
-    if nowhere:
+    if nowhere and not errors:
         names = first_few([f"{shortened(worker.name or worker.id)} ({worker.instance_id})" for worker in nowhere])
         text = (
             f"{counted(len(nowhere), 'running worker')} in no account that was listed: {', '.join(names)}; CloudWatch is not "
