@@ -44,13 +44,14 @@ connection string by `uri_file` or by the environment: every user of the machine
 ROLES_INTRO = """\
 ## `aws.roles`
 
-One item for each role, at most one at present:
+One item for each account; [aws.md](aws.md) has the policies:
 
 ```yaml
 aws:
   roles:
     - role_arn: arn:aws:iam::123456789012:role/metrics-reader
       external_id: from-its-trust-policy
+      account: production
 ```
 """
 
