@@ -1,5 +1,6 @@
 """boto3 sessions and clients by region and role: credentials, endpoints, and the hooks of every client."""
 
+import logging
 from collections.abc import Callable
 from datetime import datetime
 from functools import cached_property, partial
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS = 3, 15
 _SETTING = {"cloudwatch": "cloudwatch.endpoint_url", "sts": "aws.sts_endpoint_url"}
 """The setting of each service's endpoint."""
+
+# It logs every failed renewal with a traceback. The error is raised, too, translated and logged once; `RequestHooks` counts it.
+logging.getLogger("botocore.credentials").setLevel(logging.ERROR)
 
 Attach = Callable[["CloudWatchClient | STSClient | BaseClient", RegionState], object]
 

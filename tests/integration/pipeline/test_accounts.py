@@ -299,7 +299,19 @@ async def test_the_exporter_as_a_process_shows_both_accounts_and_answers_resourc
         assert answer.status_code == 200, answer.text
         assert answer.json()["avg_cpu_utilization"] is not None
     assert set(fake.queried.values()) == {1}
+    if aws is ROLES:
+        fake.refused_roles.add(f"arn:aws:iam::{FIRST}:role/reader")
+        fake.role_seconds = 60
     assert exporter.stop() == 0
+    if aws is ROLES:
+        exporter.start()
+        second = of(members, SECOND)
+        exporter.wait_for(
+            lambda: shown(exporter.get("/metrics").text, "cml_worker_cpu_utilization_ratio") == second, 60, "showing the others"
+        )
+        assert "account production: sts:AssumeRole is not allowed" in exporter.logged()
+        assert "Traceback" not in exporter.logged()
+        assert exporter.stop() == 0
 
 
 @WAYS
