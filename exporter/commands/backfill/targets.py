@@ -2,11 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 
-from exporter.commands.backfill.plan import QueriesOf, WorkerLifetime, counted, lifetimes
+from exporter.commands.backfill.plan import GapQuery, QueriesOf, WorkerLifetime, counted, lifetimes
 from exporter.core.budget import Usage
 from exporter.core.clock import check_skew
 from exporter.core.errors import ConfigError
@@ -57,25 +57,49 @@ async def read_targets(settings: Settings, database: Database, only: Collection[
     return Targets(fleet, lifetimes(fleet, inventory.entries, only))
 
 
-async def listed_queries(
-    cloudwatch: CloudWatch, targets: Targets, regions: Collection[str]
-) -> tuple[MemorySeriesIndex, QueriesOf, tuple[str, ...]]:
-    """List the memory series of these regions.
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """What ListMetrics says of the instances of a plan."""
 
-    Returns:
-        The listings, the queries of each instance that follow from them, and a sentence for each AWS account that does not
-        answer.
+    index: MemorySeriesIndex
+    queries_of: QueriesOf
+    """(region, instance id) → the queries of the instance."""
+    failed: Mapping[str, frozenset[str]]
+    """Region → ids of the AWS accounts that did not answer."""
+    notes: tuple[str, ...]
+    """A sentence for each of them."""
+
+    def answerable(self, found: Iterable[tuple[str, GapQuery]]) -> list[tuple[str, GapQuery]]:
+        """Return the gap queries without those of an account that did not answer: their memory series are not known.
+
+        A sample is written once, so one with its CPU alone would lose its memory for good.
+        """
+
+        def is_known(region: str, instance: str) -> bool:
+            return self.index.account_of(region, instance) not in (None, *self.failed[region])
+
+        return [
+            (region, one)
+            for region, one in found
+            if region not in self.failed or all(is_known(region, instance) for instance in one.instances)
+        ]
+
+
+async def listed_queries(cloudwatch: CloudWatch, targets: Targets, regions: Collection[str]) -> Listed:
+    """List the memory series of these regions.
 
     Raises:
         SourceError: CloudWatch does not answer ListMetrics.
     """
     index = MemorySeriesIndex(cloudwatch)
     notes: dict[str, None] = {}
+    failed: dict[str, frozenset[str]] = {}
 
     async def list_(region: str, *, recent: bool) -> None:
         try:
             await index.listing(region, recent=recent)
         except PartialListingError as error:
+            failed[region] = failed.get(region, frozenset()) | error.accounts
             notes.update(dict.fromkeys(f"{one}; its workers must wait for another run." for one in error.errors))
 
     await asyncio.gather(*(list_(region, recent=recent) for region in sorted(regions) for recent in (True, False)))
@@ -89,7 +113,7 @@ async def listed_queries(
     def queries_of(region: str, instance: str) -> tuple[MetricQuery, ...]:
         return index.queries(region, instance, types.get(instance), since=0)
 
-    return index, queries_of, tuple(notes)
+    return Listed(index, queries_of, failed, tuple(notes))
 
 
 def check_price(usage: Usage, settings: Settings, max_usd: float | None, remedy: str) -> None:

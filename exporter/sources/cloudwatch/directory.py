@@ -36,10 +36,10 @@ class AccountDirectory:
             SourceError: no account has ever answered.
         """
         answers = await asyncio.gather(*(self._refresh(region, access, recent) for access in accesses), return_exceptions=True)
-        errors: list[SourceError] = []
+        errors: dict[str, SourceError] = {}
         for access, answer in zip(accesses, answers, strict=True):
             if isinstance(answer, SourceError):
-                errors.append(answer)
+                errors[access.account_id] = answer
             elif answer is not None:
                 raise answer
             self._note(region, access, answer is None)
@@ -49,7 +49,7 @@ class AccountDirectory:
             if (region, access) in self._cpu and (region, recent, access) in self._memory
         }
         if not found:
-            raise errors[0]
+            raise next(iter(errors.values()))
         listing = combined(found, accesses)
         if errors:
             raise PartialListingError(listing, errors)

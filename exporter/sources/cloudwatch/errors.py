@@ -4,7 +4,7 @@
 """
 
 import errno
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import botocore.exceptions as boto_errors
 from botocore.parsers import ResponseParserError
@@ -48,10 +48,13 @@ class UnreadableCredentialsError(CallError):
 class PartialListingError(SourceError):
     """ListMetrics failed in some accounts of a region; `listing` has the others, and what these answered before."""
 
-    def __init__(self, listing: Listing, errors: Sequence[SourceError]) -> None:
-        super().__init__("cloudwatch", errors[0].code, "; ".join(map(str, errors)), region=errors[0].region)
+    def __init__(self, listing: Listing, errors: Mapping[str, SourceError]) -> None:
+        first = next(iter(errors.values()))
+        super().__init__("cloudwatch", first.code, "; ".join(map(str, errors.values())), region=first.region)
         self.listing = listing
-        self.errors = tuple(errors)
+        self.errors = tuple(errors.values())
+        self.accounts = frozenset(errors)
+        """The ids of the accounts that failed."""
 
 
 FOREIGN_ERRORS = (boto_errors.BotoCoreError, boto_errors.ClientError, ResponseParserError, CallError, OSError)

@@ -14,7 +14,7 @@ from exporter.commands.check.command import examine
 from exporter.core.periods import DAY, align
 from exporter.core.settings import Settings
 from exporter.storage.mongo import Database
-from tests.fixtures.process import RunExporter
+from tests.fixtures.process import RunCommand, RunExporter
 from tests.helpers.expected_history import Member, assert_true, expected_history
 from tests.helpers.fake_cloudwatch import HOME, FakeCloudWatch, instance_id
 from tests.helpers.in_process_exporter import DECIDED, PERIOD, Clock, InProcessExporter, series
@@ -318,7 +318,7 @@ async def test_the_exporter_as_a_process_shows_both_accounts_and_answers_resourc
 async def test_backfill_and_verify_ask_each_account_for_its_own_workers(
     database: Database,
     fake_cloudwatch: FakeCloudWatch,
-    run_command: Any,  # noqa: ANN401  # RunCommand
+    run_command: RunCommand,
     tmp_path: Path,
     aws: dict[str, Any],
 ) -> None:
@@ -352,3 +352,40 @@ async def test_backfill_and_verify_ask_each_account_for_its_own_workers(
     assert table, done.stdout + done.stderr
     assert (int(table[1].replace(",", "")) > 3000, table[2], table[3]) == (True, "0", "0"), "serve fills the last day"
     assert set(fake.queried.values()) == {2}, "once by each of the two commands"
+
+
+async def test_the_commands_say_which_account_fails_and_do_the_others(
+    database: Database,
+    fake_cloudwatch: FakeCloudWatch,
+    run_command: RunCommand,
+    tmp_path: Path,
+) -> None:
+    fake = fake_cloudwatch
+    members = await fleet(database, fake, align(int(fake.now()), PERIOD) - 2 * DAY)
+    await database["workers"].delete_one({"_id": "nowhere"})
+    settings = settings_of(tmp_path, database, fake, await uri_of(database), ROLES)
+    exporter = InProcessExporter(tmp_path / "serve", database, fake, Clock(fake.now()), aws=ROLES)
+    await exporter.history.ensure_collection()
+    await exporter.close()
+    config = tmp_path / "settings.yml"
+    config.write_text(json.dumps(settings))
+    fake.denied.add(FIRST)
+
+    done = run_command("estimate", "--config.file", config)
+    assert done.returncode == 0, done.stderr
+    assert "account production: " in done.stdout
+    assert "its workers are not in the estimate" in done.stdout
+
+    done = run_command("backfill", "--config.file", config, "--since", "2d")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "account production: " in done.stdout
+    assert set(await database["worker_metrics_timeseries"].distinct("worker_id")) == of(members, SECOND)
+
+    done = run_command("verify", "--config.file", config, "--since", "2d")
+    assert done.returncode in (1, 3), done.stdout + done.stderr
+    assert "account production: " in done.stdout
+
+    fake.denied.clear()
+    done = run_command("backfill", "--config.file", config, "--since", "2d")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert set(await database["worker_metrics_timeseries"].distinct("worker_id")) == {one.worker_id for one in members}
