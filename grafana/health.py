@@ -185,6 +185,7 @@ def _cloudwatch() -> list[Panel]:
     throttled = _metric("cloudwatch_request_failures_total", _THROTTLED)
     share = f"{counter_increase(throttled, 'region')} / ({counter_increase(requests, 'region')} > 0)"
     state = f"max by (state) ({_metric('cloudwatch_budget_state')}) == 1"
+    accounts = f"max by (account, account_id, region) ({_metric('cloudwatch_account_up')})"
     return [
         graph(
             "CloudWatch requests",
@@ -253,6 +254,15 @@ def _cloudwatch() -> list[Panel]:
             [instant(counter_increase_within(_metric("cloudwatch_estimated_cost_dollars_total"), "1d"))],
             _DOLLARS,
             width=12,
+        ),
+        timeline(
+            "AWS accounts",
+            "Which AWS account fails?",
+            "Each account in each region; green while its last calls succeeded. Shown where a region has several accounts.",
+            Query(accounts, "{{account}} {{region}}"),
+            Style("none", "One account per region", mappings={"1": ("ok", "green"), "0": ("failed", "red")}),
+            width=24,
+            height=5,
         ),
     ]
 

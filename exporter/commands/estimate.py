@@ -20,6 +20,7 @@ from exporter.pipeline.lifecycle import Rules
 from exporter.pipeline.planning import live_queries, plan
 from exporter.sources.aggregates import Aggregates
 from exporter.sources.cloudwatch.client import CloudWatch
+from exporter.sources.cloudwatch.errors import PartialListingError
 from exporter.sources.cloudwatch.memory_series import LISTING_TTL_SECONDS, ranked
 from exporter.sources.cloudwatch.queries import instance_queries
 from exporter.storage.mongo import connect
@@ -60,6 +61,8 @@ def estimate(fleet: Fleet, listings: Mapping[str, Listing | None], rules: Rules)
 
     def queries_of(worker_id: str, region: str, instance: str) -> tuple[MetricQuery, ...]:
         listing = listings.get(region)
+        if listing is not None and listing.account_of(instance) is None:
+            return ()  # in none of several accounts, so nothing is sent
         sets = [_ASSUMED] if listing is None else ranked(listing.series.get(instance, ()), types[instance])[:1]
         return instance_queries(instance, sets)
 
@@ -106,7 +109,10 @@ async def _listings(settings: Settings, regions: Sequence[str]) -> tuple[dict[st
     finally:
         await source.close()
     for region, result in zip(regions, results, strict=True):
-        if isinstance(result, SourceError):
+        if isinstance(result, PartialListingError):
+            problems += [f"{error}; its workers are not in the estimate" for error in result.errors]
+            result = result.listing
+        elif isinstance(result, SourceError):
             problems.append(f"{result}; every worker there is assumed to have an agent")
         elif isinstance(result, BaseException):
             raise result

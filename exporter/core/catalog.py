@@ -29,9 +29,9 @@ class Metric:
 INFO = Metric(
     "cml_worker_info",
     "gauge",
-    "Name, instance and version of the worker as labels; always 1.",
+    "Name, instance, version and AWS account of the worker as labels; always 1.",
     "",
-    (*WORKER_LABELS, "name", "instance_id", "instance_type", "cml_version"),
+    (*WORKER_LABELS, "name", "instance_id", "instance_type", "cml_version", "account_id"),
     WORKER_DOCUMENT,
 )
 STATUS = Metric(
@@ -162,6 +162,12 @@ EXPORTER_METRICS: tuple[Metric, ...] = (
         "Time of the last successful read of the source.",
         _SOURCE,
         "seconds",
+    ),
+    _exporter(
+        "cloudwatch_account_up",
+        "gauge",
+        "Whether the last calls to the AWS account succeeded; absent where a region has one account.",
+        ("account_id", "account", "region"),
     ),
     _exporter("workers_skipped", "gauge", "Worker documents skipped in the last read, by reason.", ("reason",)),
     _exporter(

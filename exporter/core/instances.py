@@ -1,5 +1,6 @@
 """Which instances a worker ran on, and what the inventory records of a worker. Pure."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import pairwise
 
@@ -59,7 +60,29 @@ def worker_from_inventory(entry: InventoryEntry) -> Worker:
         instance_type=entry.instance_type,
         created_at=entry.created_at,
         terminated_at=entry.terminated_at,
+        account_id=entry.account_id,
     )
+
+
+def with_accounts(
+    workers: Iterable[Worker], account_of: Callable[[str, str], str | None], before: Iterable[Worker]
+) -> tuple[Worker, ...]:
+    """Return the workers with the accounts of their instances, as far as they are known.
+
+    Args:
+        workers: as read.
+        account_of: (region, instance) → account id; empty or None where it is not known now.
+        before: the workers until now; an instance that is not known any more stays in its account.
+    """
+    known = {worker.instance_id: worker.account_id for worker in before if worker.account_id}
+
+    def located(worker: Worker) -> Worker:
+        if not worker.cloudwatch_instance:
+            return worker
+        account = account_of(worker.region, worker.cloudwatch_instance) or known.get(worker.cloudwatch_instance)
+        return replace(worker, account_id=account) if account and account != worker.account_id else worker
+
+    return tuple(map(located, workers))
 
 
 def updated_entry(entry: InventoryEntry | None, worker: Worker, now: int) -> InventoryEntry:
@@ -83,6 +106,7 @@ def updated_entry(entry: InventoryEntry | None, worker: Worker, now: int) -> Inv
             first_seen=now,
             last_seen=now,
             instances=(fresh,) if fresh else (),
+            account_id=worker.account_id,
         )
     instances = entry.instances
     if fresh and instances and (instances[-1].instance_id, instances[-1].region) == (fresh.instance_id, fresh.region):
@@ -102,6 +126,7 @@ def updated_entry(entry: InventoryEntry | None, worker: Worker, now: int) -> Inv
         first_seen=entry.first_seen,
         last_seen=max(entry.last_seen, now),
         instances=instances,
+        account_id=worker.account_id or entry.account_id,
     )
 
 

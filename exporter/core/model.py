@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal, NamedTuple
 
+from exporter.core.errors import SourceError
+
 MetricName = Literal["cpu", "memory"]
 METRICS: tuple[MetricName, ...] = ("cpu", "memory")
 
@@ -100,6 +102,8 @@ class Worker:
     facts: WorkerFacts = WorkerFacts()
     extra: tuple[tuple[str, float | str], ...] = ()
     """(metric name, value) of the further fields configured in `workers.extra`; the value of a state set is its state."""
+    account_id: str | None = None
+    """The AWS account of the instance, which no document has: CloudWatch's ListMetrics or the role tells it."""
 
     @property
     def cloudwatch_instance(self) -> str | None:
@@ -219,6 +223,8 @@ class MetricQuery(NamedTuple):
     instance_id: str
     metric: MetricName
     dimensions: Dimensions
+    account: str | None = ""
+    """The account of the instance; empty where there is only one, None: no account lists the instance."""
 
 
 Outcome = Literal["ok", "empty", "partial", "failed"]
@@ -249,7 +255,9 @@ class MetricResults:
     date: int
     by_query: Mapping[MetricQuery, MetricResult]
     dates: Mapping[MetricQuery, int] = field(default_factory=dict)
-    """The server's clock for a call that was repeated in parts, because of a malformed instance id."""
+    """The server's clock for a call that was made in parts: by account, or because of a malformed instance id."""
+    failures: tuple[SourceError, ...] = ()
+    """The errors of the accounts that did not answer; the results of their queries are "failed"."""
 
     def date_of(self, query: MetricQuery) -> int:
         """Return the server's clock when it answered this query, in UTC seconds."""
@@ -258,7 +266,7 @@ class MetricResults:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """One complete ListMetrics result for the memory metric of one region.
+    """One complete ListMetrics result for one metric of one region, from all of its accounts.
 
     It has every series that had a datapoint in [since, date − 15 min]; `series` maps an instance to its dimension sets.
     """
@@ -266,6 +274,20 @@ class Listing:
     date: int = -1
     since: int = 0
     series: Mapping[str, tuple[Dimensions, ...]] = field(default_factory=dict)
+    accounts: Mapping[str, str] = field(default_factory=dict)
+    """Instance → the account that it is in."""
+    account: str | None = ""
+    """The account of an instance that is not in `accounts`; None: of several accounts, none lists it."""
+    windows: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Account → its own (since, date), where its answer is older than that of others."""
+
+    def account_of(self, instance_id: str) -> str | None:
+        """Return the account of an instance; None: no account lists it, empty: there is only one, whose id is not known."""
+        return self.accounts.get(instance_id, self.account)
+
+    def window_of(self, instance_id: str) -> tuple[int, int]:
+        """Return (since, date) for the series of one instance."""
+        return self.windows.get(self.accounts.get(instance_id, ""), (self.since, self.date))
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,6 +316,8 @@ class InventoryEntry:
     last_seen: int
     instances: tuple[InstanceInterval, ...] = ()
     """Oldest first."""
+    account_id: str | None = None
+    """The AWS account that the worker was last known to be in."""
 
 
 # -- querying --------------------------------------------------------------------------------------------------------

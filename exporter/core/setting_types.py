@@ -50,7 +50,12 @@ def _origin(value: str) -> str:
     return value
 
 
-def _url(value: str) -> str:
+def checked_url(value: str) -> str:
+    """Return the value if it is a URL.
+
+    Raises:
+        ValueError: it is none.
+    """
     if not re.fullmatch(r"https?://[^/\s]\S*", value):
         raise ValueError("it is not a URL; write http://host:port or https://host")
     return value
@@ -97,7 +102,7 @@ FieldNames = Annotated[list[FieldName], BeforeValidator(listed)]
 Network = Annotated[str, AfterValidator(_network)]
 RoutePrefix = Annotated[str, AfterValidator(_route_prefix)]
 Origin = Annotated[str, AfterValidator(_origin)]
-Url = Annotated[str, AfterValidator(_url)]
+Url = Annotated[str, AfterValidator(checked_url)]
 
 
 class Section(BaseModel):

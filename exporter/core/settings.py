@@ -4,13 +4,13 @@ These models are the one table of settings: `settings_loader.table` walks them f
 docs/settings.md. Unknown keys are refused; secrets print as stars.
 """
 
-import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, SecretStr, model_validator
 
+from exporter.core.aws_settings import AwsSettings, Endpoints
 from exporter.core.errors import ConfigError
 from exporter.core.event_settings import EventsSettings
 from exporter.core.periods import DAY, MINUTE, format_duration, is_period
@@ -97,34 +97,16 @@ class CloudWatchSettings(Section):
         True, description="Whether CloudWatch is polled; false: gauges and history come from the worker documents alone."
     )
     interval: Duration = Field("5m", description="Time between two polls of CloudWatch; AWS bills each.")  # type: ignore[assignment]
-    endpoint_url: Url | None = Field(
-        None, description="URL of another CloudWatch and STS endpoint, such as a VPC endpoint; unset: the region's."
+    endpoint_url: Endpoints | None = Field(
+        None,
+        description="URL of another CloudWatch endpoint, such as a VPC endpoint, or a mapping of them by region; unset: "
+        "AWS_ENDPOINT_URL_CLOUDWATCH, else the region's. STS: `aws.sts_endpoint_url`.",
     )
     max_usd_per_day: Dollars | None = Field(
         None,
         description="Daily budget for CloudWatch in US dollars. Gap filling pauses when the rest is needed for the running "
         "workers, polling pauses until 00:00 UTC when it is spent; unset: no limit.",
     )
-
-
-class Role(Section):
-    """One IAM role to assume."""
-
-    role_arn: str = Field(description="ARN of the role, such as arn:aws:iam::123456789012:role/name.")
-    external_id: SecretStr | None = Field(None, description="External id that the role's trust policy requires.")
-    regions: list[str] = Field(default=[], description="Regions in which the role is used; empty: all.")
-
-    @model_validator(mode="after")
-    def _arn(self) -> Self:
-        if not re.fullmatch(r"arn:aws[a-z-]*:iam::\d{12}:role/\S+", self.role_arn):
-            raise ValueError(f"role_arn {self.role_arn!r} is not the ARN of a role; write arn:aws:iam::123456789012:role/name")
-        return self
-
-
-class AwsSettings(Section):
-    """The AWS account; credentials come from boto3's default chain."""
-
-    roles: list[Role] = Field(default=[], description="IAM role to assume, at most one.", max_length=1)
 
 
 class WebSettings(Section):

@@ -14,10 +14,11 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
+from exporter.core.aws_settings import Role
 from exporter.core.errors import ConfigError
 from exporter.core.event_settings import EventFields
 from exporter.core.setting_types import Section
-from exporter.core.settings import Role, Settings
+from exporter.core.settings import Settings
 from exporter.core.workers_settings import ExtraMetric
 from exporter.core.yaml_file import parse_yaml, read_text
 

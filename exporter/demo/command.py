@@ -258,7 +258,7 @@ def _config(directory: Path, uri: str, aws_url: str, listen: str) -> str:
 
     return (
         "# Written by `cml-worker-exporter demo` at every start; changes are overwritten.\n"
-        + section(mongodb={"uri": uri}, cloudwatch={"endpoint_url": aws_url})
+        + section(mongodb={"uri": uri}, cloudwatch={"endpoint_url": aws_url}, aws={"sts_endpoint_url": aws_url})
         + "# The fake CloudWatch never publishes late, so a short absence timeout is safe: the last day is filled within two\n"
         "# minutes. Keep the default of 1h with AWS.\n"
         + section(absence_timeout="10m")

@@ -153,6 +153,8 @@ class CloudWatchArchive:
         for _, _, region, instances in intervals:
             for instance in instances:
                 if region and (region, instance) not in reads:
+                    if entry and entry.account_id:
+                        self._series_index.suggest_account(instance, entry.account_id)
                     type_ = _instance_type(worker, entry, instance)
                     reads[region, instance] = self._read(_Window(region, instance, type_, begin, end, resolution))
         by_instance = dict(zip(reads, await asyncio.gather(*reads.values()), strict=True))
@@ -191,7 +193,8 @@ class CloudWatchArchive:
         await self._refresh_listing(window.region, recent=age <= RECENTLY_ACTIVE_SECONDS)
         queries = self._series_index.queries(window.region, window.instance, window.instance_type, since=window.start)
         if len(queries) == 1 and age > LISTED_FOR_SECONDS:
-            return instance_queries(window.instance, [(("InstanceId", window.instance),)])
+            account = self._series_index.account_of(window.region, window.instance)
+            return instance_queries(window.instance, [(("InstanceId", window.instance),)], account)
         return queries
 
     async def _refresh_listing(self, region: str, *, recent: bool) -> None:

@@ -51,6 +51,7 @@ def info_labels(entry: InventoryEntry | None) -> dict[str, str]:
         "instance_id": entry.instances[-1].instance_id if entry.instances else None,
         "instance_type": entry.instance_type,
         "cml_version": entry.cml_version,
+        "account_id": entry.account_id,
     }
     return {name: known[name] or "" for name in names}
 

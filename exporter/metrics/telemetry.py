@@ -62,6 +62,9 @@ class Telemetry:
         self.source_up = gauge("source_up")
         self.source_duration = gauge("source_duration_seconds")
         self.source_last_success = gauge("source_last_success_timestamp_seconds")
+        self.account_up = gauge("cloudwatch_account_up")
+        self._accounts: dict[tuple[str, str, str], dict[str, bool]] = {}
+        """(account id, account, region) → operation → whether its last call succeeded."""
         self.workers_skipped = gauge("workers_skipped")
         self.requests = counter("cloudwatch_requests_total")
         self.request_failures = counter("cloudwatch_request_failures_total")
@@ -129,6 +132,17 @@ class Telemetry:
         for gauge in (self.source_up, self.source_duration, self.source_last_success):
             with suppress(KeyError):  # older versions of prometheus-client raise where there is no such series
                 gauge.remove(source, region)
+        for key in [key for key in self._accounts if key[2] == region]:
+            del self._accounts[key]
+            self.account_up.remove(*key)
+
+    def accounts_answered(self, region: str, account_ids: Iterable[str], name: str, operation: str, *, ok: bool) -> None:
+        """Record whether a call answered for these accounts; `name` is what errors call them, empty: by their ids."""
+        for account_id in account_ids:
+            key = account_id, name or account_id, region
+            operations = self._accounts.setdefault(key, {})
+            operations[operation] = ok
+            self.account_up.labels(*key).set(all(operations.values()))
 
     def metrics_were_requested(self, region: str, count: int) -> None:
         """Count `count` queries of one GetMetricData request, which AWS bills."""

@@ -126,7 +126,10 @@ class CallRunner:
         for worker_id, queries in call.queries_by_worker.items():
             if complete.issuperset(queries):
                 self._polled[worker_id] = now
-        incomplete = sum(query not in complete for query in queried)
+        if results.failures:
+            return results.failures[0]
+        # An instance whose account is not known was not queried: the error is that of ListMetrics, which is recorded already.
+        incomplete = sum(query not in complete and query.account is not None for query in queried)
         if incomplete:
             return SourceError(
                 "cloudwatch",

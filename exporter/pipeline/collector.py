@@ -71,7 +71,10 @@ class Collector:
         self._rules, self._wall, self._telemetry, self._outbox = rules, wall, telemetry, outbox
         clock = self._clock = ServerClock(wall, monotonic)
         health = self._health = SourceHealth(telemetry, wall)
-        publisher = self._publisher = Publisher(rules, settings.workers.extra, clock, telemetry, wall)
+        if metric_source is not None and series is None:
+            series = MemorySeriesIndex(metric_source, monotonic=monotonic)
+        account_of = series.account_of if series is not None else lambda region, instance: None
+        publisher = self._publisher = Publisher(rules, settings.workers.extra, clock, telemetry, wall, account_of)
         self._gaps = access = None
         if history is not None and inventory is not None and lease is not None:
             self._gaps = GapFilling(history, lease, rules, outbox)
@@ -84,8 +87,7 @@ class Collector:
         budget = Budget(wall=wall) if budget is None else budget
         self._spending = Spending(budget, outbox, telemetry, health, max(rules.interval, rules.period))
         calls = None
-        if metric_source is not None:
-            series = MemorySeriesIndex(metric_source, monotonic=monotonic) if series is None else series
+        if metric_source is not None and series is not None:
             standby = lambda: lease is not None and lease.held_elsewhere  # noqa: E731
             calls = CallRunner(metric_source, series, clock, rules, outbox, publisher, on_ready, standby, wall)
         self._poller = Poller(calls, series, clock, rules, outbox, publisher, health, self._spending, telemetry, on_ready, wall)

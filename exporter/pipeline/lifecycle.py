@@ -26,10 +26,8 @@ from exporter.core.model import (
 )
 from exporter.core.periods import align, align_up, closed_periods
 from exporter.core.settings import Settings
-from exporter.sources.cloudwatch.memory_series import series_value
+from exporter.sources.cloudwatch.memory_series import LISTING_LAG_SECONDS, series_value
 
-LISTING_LAG_SECONDS = 1200
-"""ListMetrics shows a new metric up to 15 minutes late; 5 more for the difference between clocks."""
 ON_TIME_SECONDS = 60
 """A value first seen within `settle_delay` plus this was published on time: collection cycles are not exact to the second."""
 
@@ -293,17 +291,18 @@ def decide_metric(
             decision = _decide_instance(sample, instance, of_metric, results, first_seen, rules)
         else:
             # A metric that no listing has is absent. An instance without any query (the budget) may have it all the same.
-            unlisted = bool(of_instance) and _would_be_listed(sample.start, listings, rules)
+            unlisted = bool(of_instance) and _would_be_listed(sample.start, instance, listings, rules)
             decision = _ABSENT if unlisted else _UNDECIDED
         if decision != _ABSENT:
             return decision
     return _ABSENT
 
 
-def _would_be_listed(start: int, listings: Iterable[Listing], rules: Rules) -> bool:
-    """Return whether a series with a datapoint in the period at `start` would certainly be in one of the listings."""
+def _would_be_listed(start: int, instance: str, listings: Iterable[Listing], rules: Rules) -> bool:
+    """Return whether a series of an instance with a datapoint in the period at `start` is certain to be in a listing."""
     listed_from = start + rules.period + LISTING_LAG_SECONDS
-    return any(listing.since <= start and listing.date >= listed_from for listing in listings)
+    windows = (listing.window_of(instance) for listing in listings)
+    return any(since <= start and date >= listed_from for since, date in windows)
 
 
 def _decide_instance(

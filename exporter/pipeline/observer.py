@@ -159,6 +159,7 @@ class Observer:
         self._clock.synchronize(fleet.date)
         terminated = {worker.id for worker in fleet.workers if worker.status == "terminated"}
         self._use(fleet, {id_: self._terminated_seen.get(id_, fleet.date) for id_ in terminated})
+        fleet = self._publisher.fleet  # with the accounts
         self._telemetry.workers_skipped.clear()
         for reason, count in fleet.skipped.items():
             self._telemetry.workers_skipped.labels(reason).set(count)

@@ -151,6 +151,7 @@ class Poller:
         regions = sorted({pending.region for pending in due})
         cycle = Cycle(now, self._wall(), types, stats)
         await self._refresh_listings(cycle, due, regions)
+        self._publisher.locate()
         stats.budget = self._assess_budget(live, types)  # again: the listings tell which instances have a second metric
         affordable = self._affordable(due, live, cycle)
         stats.workers = len(affordable)
@@ -196,16 +197,20 @@ class Poller:
     async def _refresh_listings(self, cycle: Cycle, due: Sequence[PendingQuery], regions: Iterable[str]) -> None:
         """List the memory series of every region; where that fails the old listing stays in use and the error is recorded."""
 
-        async def refresh(region: str) -> None:
+        async def list_(region: str, *, recent: bool) -> None:
             try:
-                recent = await self._series.listing(region, recent=True)
-                if any(one.oldest < recent.since for one in due if one.region == region):
-                    await self._series.listing(region, recent=False)
-            except SourceError as error:
+                await self._series.listing(region, recent=recent)
+            except SourceError as error:  # perhaps of one account alone; the others are listed all the same
                 cycle.failures[region] = error
             except Exception as bug:  # noqa: BLE001  # a bug in one region must not end the others; the log has its traceback
                 _log.exception("listing memory series failed with an unexpected error; please report it", region=region)
                 cycle.failures[region] = unexpected("cloudwatch", bug, region)
+
+        async def refresh(region: str) -> None:
+            await list_(region, recent=True)
+            since = self._series.listings(region)[0].since
+            if any(one.oldest < since for one in due if one.region == region):
+                await list_(region, recent=False)
 
         await asyncio.gather(*map(refresh, regions))
 

@@ -2,8 +2,10 @@
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from exporter.core.clock import MAX_SKEW_SECONDS, ServerClock
+from exporter.core.instances import with_accounts
 from exporter.core.model import (
     IDLE_STATUSES,
     METRICS,
@@ -35,6 +37,7 @@ class Publisher:
         clock: MongoDB's time, for the age of values.
         telemetry: rendered together with the snapshot.
         wall: UTC seconds of this host; dates the snapshot.
+        account_of: (region, instance) → the AWS account, empty or None where it is not known.
     """
 
     def __init__(
@@ -44,7 +47,9 @@ class Publisher:
         clock: ServerClock,
         telemetry: Telemetry,
         wall: Callable[[], float],
+        account_of: Callable[[str, str], str | None] = lambda region, instance: None,
     ) -> None:
+        self._account_of = account_of
         self._rules = rules
         self._extra = extra
         self._clock = clock
@@ -52,7 +57,7 @@ class Publisher:
         self._wall = wall
         self.snapshot: Snapshot | None = None
         self.fleet = Fleet(0, ())
-        """The last complete read."""
+        """The last complete read, with the accounts of the instances."""
         self._terminated_seen: Mapping[str, int] = {}
         self._points: dict[tuple[str, MetricName], Datapoint] = {}
         self._observed_at = self._polled_at = wall()
@@ -65,8 +70,12 @@ class Publisher:
             fleet: the last complete read.
             terminated_seen: when each terminated worker was first seen so, by worker id, in UTC seconds.
         """
-        self.fleet = fleet
+        self.fleet = replace(fleet, workers=with_accounts(fleet.workers, self._account_of, self.fleet.workers))
         self._terminated_seen = terminated_seen
+
+    def locate(self) -> None:
+        """Look up the accounts of the instances again, after a listing."""
+        self.fleet = replace(self.fleet, workers=with_accounts(self.fleet.workers, self._account_of, ()))
 
     def add_results(self, queries: Iterable[MetricQuery], results: MetricResults) -> None:
         """Keep the newest datapoint of each metric of each instance, unless a newer one is known.

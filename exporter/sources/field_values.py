@@ -11,6 +11,7 @@ from bson.binary import UuidRepresentation
 from exporter.core.errors import ExporterError
 from exporter.core.model import STATUSES, normal_state
 from exporter.core.periods import LATEST, MILLISECONDS_FROM, to_seconds
+from exporter.core.regions import parse_region
 
 MAX_ID_CHARACTERS = 1024
 """Ids identify workers everywhere, so unlike other texts a long id cannot be cut: two workers could become one."""
@@ -59,6 +60,14 @@ def instance(raw: object) -> str:
     if not name or "," in name or len(name.split()) != 1:  # the outbox joins several with blanks
         raise InvalidFieldError("the id of one instance")
     return name
+
+
+def region(raw: object) -> str:
+    """Convert the name of an AWS region."""
+    try:
+        return parse_region(text(raw))
+    except ValueError as error:
+        raise InvalidFieldError("an AWS region such as eu-west-1") from error
 
 
 def _encodable(text: str) -> str:

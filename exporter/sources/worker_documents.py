@@ -70,6 +70,12 @@ _FACTS: Mapping[str, Callable[[object], object]] = {
 }
 """Field of WorkerFacts, which is also the meaning of its names, and how it is converted."""
 
+_CONSEQUENCES: Mapping[Callable[..., object], str] = {
+    values.status: "it reads unknown",
+    values.region: "CloudWatch is not queried for the worker",
+}
+"""What a malformed value of a field leads to, where that is not the absence of the field alone."""
+
 STATE = "state"
 """The key that holds the fields where they are not at top level."""
 
@@ -163,7 +169,7 @@ class DocumentParser:
             return
         worker = self._worker(places, worker_id)
         self.workers[worker_id] = worker
-        if not worker.region:
+        if not worker.region and _find(places, self.paths["region"])[1] in (None, ""):
             self.complaints.append(
                 f"worker {_shortened(worker_id)} has no region, so CloudWatch is not queried for it; "
                 f"the manager must write {self._first('region')}"
@@ -177,7 +183,7 @@ class DocumentParser:
         cpu, memory = measured(value("cpu", values.percent), value("memory", values.percent))
         return Worker(
             id=worker_id,
-            region=value("region", values.text) or "",
+            region=value("region", values.region) or "",
             instance_id=value("instance", values.instance),
             status=value("status", values.status) or "unknown",
             name=value("name", values.text),
@@ -230,13 +236,13 @@ class DocumentParser:
         try:
             return convert(raw)
         except values.InvalidFieldError as error:
-            self._complain(worker_id, name, raw, str(error), "reads unknown" if convert is values.status else "is left out")
+            self._complain(worker_id, name, raw, str(error), _CONSEQUENCES.get(convert, "it is left out"))
             return None
 
-    def _complain(self, worker_id: str, name: str, raw: object, expected: str, consequence: str = "is left out") -> None:
+    def _complain(self, worker_id: str, name: str, raw: object, expected: str, consequence: str = "it is left out") -> None:
         self.complaints.append(
             f"worker {_shortened(worker_id)}: {name} is {_shortened(raw)}, not {expected}; "
-            f"it {consequence} until the manager corrects it"
+            f"{consequence} until the manager corrects it"
         )
 
     def _note_instance(self, worker: Worker) -> None:

@@ -13,6 +13,7 @@ from pymongo.errors import PyMongoError
 from exporter.core.instances import updated_entry
 from exporter.core.model import Fleet, InstanceInterval, InventoryEntry
 from exporter.core.periods import DAY, to_datetime, to_seconds
+from exporter.core.regions import normal_region
 from exporter.storage.mongo import OPERATION_SECONDS, Database, Document, chunks, durable, operation, translate
 
 INVENTORY = "worker_metrics_inventory"
@@ -166,6 +167,7 @@ def _entry_document(entry: InventoryEntry) -> Document:
         "name": entry.name,
         "instance_type": entry.instance_type,
         "cml_version": entry.cml_version,
+        "account_id": entry.account_id,
         "status": entry.status,
         "instances": [
             {
@@ -190,7 +192,7 @@ def _entry(document: Mapping[str, Any]) -> InventoryEntry:
     seconds = {name: None if date is None else to_seconds(date) for name, date in dates.items()}
     return InventoryEntry(
         worker_id=document["_id"],
-        region=document.get("region", ""),
+        region=normal_region(document.get("region", "")),
         name=document.get("name"),
         instance_type=document.get("instance_type"),
         cml_version=document.get("cml_version"),
@@ -200,7 +202,8 @@ def _entry(document: Mapping[str, Any]) -> InventoryEntry:
         first_seen=seconds["first_seen"] or 0,
         last_seen=seconds["last_seen"] or 0,
         instances=tuple(
-            InstanceInterval(each["id"], each["region"], to_seconds(each["from"]), to_seconds(each["to"]))
+            InstanceInterval(each["id"], normal_region(each["region"]), to_seconds(each["from"]), to_seconds(each["to"]))
             for each in document.get("instances", ())
         ),
+        account_id=document.get("account_id"),
     )

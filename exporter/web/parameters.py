@@ -12,6 +12,7 @@ from exporter.core.errors import RequestError
 from exporter.core.local_time import LOCAL_INTERVALS, time_zone
 from exporter.core.model import STATUSES
 from exporter.core.periods import DAY, WEEK, format_duration, parse_duration, parse_time, rfc3339
+from exporter.core.regions import normal_region
 from exporter.history.reader import PageRequest
 from exporter.sources.cloudwatch.retention import OLDEST
 from exporter.web.discovery import NODE_EXPORTER_PORT
@@ -138,9 +139,8 @@ class WorkersQuery:
         statuses = frozenset(given.get("status", ()))
         if not statuses <= set(STATUSES):
             raise RequestError(f"status must be one of {', '.join(STATUSES)}; repeat the parameter for several.")
-        return cls(
-            _limit(given, LIMIT_WORKERS), _decoded(_one(given, "cursor") or ""), statuses, frozenset(given.get("region", ()))
-        )
+        regions = frozenset(map(normal_region, given.get("region", ())))
+        return cls(_limit(given, LIMIT_WORKERS), _decoded(_one(given, "cursor") or ""), statuses, regions)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from exporter.core.instances import worker_from_inventory
 from exporter.core.model import Snapshot, WorkerGauges
 from exporter.core.periods import DAY
+from exporter.core.regions import normal_region
 from exporter.history import remote_read, series
 from exporter.history.reader import WorkerRef
 from exporter.metrics.gzip_member import continued
@@ -149,7 +150,7 @@ async def resources(request: Request) -> Response:
     """Respond with a worker's average CPU and memory over the last minutes, from CloudWatch."""
     backend = _backend(request)
     query = ResourcesQuery.parse(request.query_params.multi_items(), now=int(backend.now()))
-    id_, region = request.path_params["worker_id"], request.path_params["region"]
+    id_, region = request.path_params["worker_id"], normal_region(request.path_params["region"])
     found = await _find(backend, id_)
     subject = found[0] if found else await _find_instance(backend, id_, region)
     if subject is None:

@@ -15,6 +15,11 @@ For load: python -m tests.helpers.fake_cloudwatch --port 5602 --workers 2000 --l
 {"fault": {"operation": "GetMetricData", "mode": "throttle", "count": 3, "region": "*"}, "clear": true, "reset": true,
 "set": {"latency": 0.2, "offset": 60, "skew": 0, ...}, "add": [{"id": "i-0a", "region": "eu-west-1", "runs": [[0, null]]}]}.
 
+Accounts: an instance is in one account, `home` unless given. The keys of the environment are those of `home`, keys from
+AssumeRole those of the role's account; each sees its own instances alone. An account in `links` is a monitoring account (AWS
+calls it that): with IncludeLinkedAccounts its ListMetrics lists its source accounts too, and a query with an AccountId is
+answered from that account. Without the link AWS refuses the whole call, and so does this. `denied` accounts refuse everything.
+
 Billed, as the exporter counts it: all queries of every GetMetricData request that was sent a 200, so each page counts, and so
 do bodies cut short; refused, cut or hanging ones do not. `calls` counts every request that arrived.
 """
@@ -25,6 +30,7 @@ import base64
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import random
 import re
@@ -61,6 +67,7 @@ MODES = (
 )
 MAX_QUERIES, MAX_DATAPOINTS, LISTED = 500, 100_800, 500
 DAY = 86400
+HOME = "123456789012"
 NAMES: Mapping[tuple[str, str], MetricName] = {("AWS/EC2", "CPUUtilization"): "cpu", ("CWAgent", "mem_used_percent"): "memory"}
 _SETTABLE = {"latency", "offset", "skew", "drip", "page_datapoints", "list_lag", "role_seconds", "page_series"}
 _INSTANCE = re.compile(r"i-[0-9a-f]+")
@@ -111,6 +118,8 @@ class Instance:
     """Datapoints that never appear."""
     revised: Mapping[tuple[MetricName, int], int]
     """(metric, period start) → what counts there instead of `revise`."""
+    account: str = ""
+    """The account that it is in; empty: `home`."""
 
 
 @dataclass
@@ -125,12 +134,16 @@ class _Counters:
     calls: Counter[str] = field(default_factory=Counter)
     by_region: dict[str, Counter[str]] = field(default_factory=dict)
     metrics_billed: Counter[str] = field(default_factory=Counter)
+    queried: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    """(account of the keys, instance, metric) → how often it was billed."""
     faults: int = 0
     connections: int = 0
     concurrent: int = 0
     max_concurrent: int = 0
     assumed: list[tuple[str, str | None]] = field(default_factory=list)
     """(role, external id) of every AssumeRole."""
+    tokens: list[str] = field(default_factory=list)
+    """The token of every AssumeRoleWithWebIdentity."""
     keys: list[str] = field(default_factory=list)
     """Access keys, in the order they came into use."""
 
@@ -186,12 +199,21 @@ class FakeCloudWatch:
         self.list_lag = list_lag
         self.role_seconds = 3600
         self.port = port
+        self.home = HOME
+        self.links: dict[str, tuple[str, ...]] = {}
+        """Monitoring account → its source accounts."""
+        self.denied: set[str] = set()
+        """Accounts whose CloudWatch refuses every call."""
+        self.refused_roles: set[str] = set()
+        """ARNs of roles that may not be assumed."""
+        self._roles_of_keys: dict[str, str] = {}
+        self._numbers = itertools.count(1)
         self.instances: dict[tuple[str, str], Instance] = {}
         self._now = now
         self._counters = _Counters()
         self._faults: dict[str, list[_Fault]] = {}
         self._bases: dict[tuple[str, str], int] = {}
-        self._listings: dict[int, list[dict[str, Any]]] = {}
+        self._listings: dict[int, list[tuple[dict[str, Any], str | None]]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping: asyncio.Event | None = None
         self._thread: threading.Thread | None = None
@@ -263,13 +285,14 @@ class FakeCloudWatch:
         late: Mapping[tuple[MetricName, int], int] | None = None,
         lost: Iterable[tuple[MetricName, int]] = (),
         revised: Mapping[tuple[MetricName, int], int] | None = None,
+        account: str = "",
     ) -> Instance:
         """Add an instance or replace one; `memory` overrides the one series that `agent` gives it."""
         if memory is None:
             usual = (("ImageId", "ami-0c"), ("InstanceId", id), ("InstanceType", instance_type))
             memory = [Series(usual)] if agent else []
         exceptions = dict(late or {}), frozenset(lost), dict(revised or {})
-        instance = Instance(id, region, tuple(runs), tuple(memory), lag, revise, *exceptions)
+        instance = Instance(id, region, tuple(runs), tuple(memory), lag, revise, *exceptions, account)
         self.instances[region, id] = instance
         return instance
 
@@ -327,11 +350,13 @@ class FakeCloudWatch:
             "calls": dict(now.calls),
             "by_region": {region: dict(calls) for region, calls in list(now.by_region.items())},
             "metrics_billed": dict(now.metrics_billed),
+            "queried": [[*key, count] for key, count in list(now.queried.items())],
             "faults": now.faults,
             "connections": now.connections,
             "concurrent": now.concurrent,
             "max_concurrent": now.max_concurrent,
             "assumed": list(now.assumed),
+            "tokens": list(now.tokens),
             "keys": list(now.keys),
         }
 
@@ -340,13 +365,20 @@ class FakeCloudWatch:
         return self._counters.calls
 
     @property
+    def queried(self) -> Counter[tuple[str, str, str]]:
+        return self._counters.queried
+
+    @property
     def metrics_billed(self) -> int:
         return self._counters.metrics_billed.total()
 
     # GetMetricData
 
-    def _get_metric_data(self, region: str, body: Mapping[str, Any]) -> bytes:
+    def _get_metric_data(self, region: str, account: str, body: Mapping[str, Any]) -> bytes:
         queries = body["MetricDataQueries"]
+        for query in queries:
+            if query.get("AccountId", account) not in (account, *self.links.get(account, ())):
+                raise _RefusedError("ValidationError", f"The account {query['AccountId']} is not linked to this account.")
         limit = min(self.page_datapoints, body.get("MaxDatapoints") or MAX_DATAPOINTS)
         self._check(queries, body, limit)
         token = (
@@ -360,7 +392,9 @@ class FakeCloudWatch:
         descending = body.get("ScanBy") != "TimestampAscending"
         while number < len(queries) and limit > 0:
             query = queries[number]
-            points = self._points(region, query["MetricStat"], int(body["StartTime"]), int(body["EndTime"]), now)
+            points = self._points(
+                region, query.get("AccountId", account), query["MetricStat"], int(body["StartTime"]), int(body["EndTime"]), now
+            )
             if descending:
                 points.reverse()
             page = points[skip : skip + limit]
@@ -399,12 +433,14 @@ class FakeCloudWatch:
                         "ValidationError", f"The value {dimension['Value']!r} for dimension InstanceId is not valid."
                     )
 
-    def _points(self, region: str, stat: Mapping[str, Any], start: int, end: int, now: int) -> list[tuple[int, float]]:
+    def _points(
+        self, region: str, account: str, stat: Mapping[str, Any], start: int, end: int, now: int
+    ) -> list[tuple[int, float]]:
         metric = stat["Metric"]
         name = NAMES.get((metric["Namespace"], metric["MetricName"]))
         dimensions = {each["Name"]: each["Value"] for each in metric["Dimensions"]}
         instance = self.instances.get((region, dimensions.get("InstanceId", "")))
-        if name is None or instance is None:
+        if name is None or instance is None or (instance.account or self.home) != account:
             return []
         if name == "cpu":
             series = Series((), ALWAYS if len(dimensions) == 1 else ())
@@ -449,7 +485,7 @@ class FakeCloudWatch:
 
     # ListMetrics
 
-    def _list_metrics(self, region: str, body: Mapping[str, Any]) -> bytes:
+    def _list_metrics(self, region: str, account: str, body: Mapping[str, Any]) -> bytes:
         if body.get("RecentlyActive") not in (None, "PT3H"):
             raise _RefusedError("InvalidParameterValue", "RecentlyActive must be PT3H.")
         if body.get("NextToken"):
@@ -457,29 +493,43 @@ class FakeCloudWatch:
         else:
             listing, offset = time.monotonic_ns(), 0
             window = 3 * 3600 if body.get("RecentlyActive") else 14 * DAY
+            linked = bool(body.get("IncludeLinkedAccounts"))
+            seen = {account, *(self.links.get(account, ()) if linked else ())}
+            if body.get("OwningAccount") and linked:
+                seen &= {body["OwningAccount"]}
             self._listings[listing] = [
-                {"Namespace": namespace, "MetricName": name, "Dimensions": [{"Name": n, "Value": v} for n, v in dimensions]}
-                for (namespace, name), dimensions in self._listed(region, window)
-                if body.get("Namespace") in (None, namespace) and body.get("MetricName") in (None, name)
+                (
+                    {
+                        "Namespace": namespace,
+                        "MetricName": name,
+                        "Dimensions": [{"Name": n, "Value": v} for n, v in dimensions],
+                    },
+                    owner if linked else None,
+                )
+                for owner, (namespace, name), dimensions in self._listed(region, window)
+                if owner in seen and body.get("Namespace") in (None, namespace) and body.get("MetricName") in (None, name)
             ]
         metrics = self._listings[listing]
-        answer: dict[str, Any] = {"Metrics": metrics[offset : offset + self.page_series]}
+        page = metrics[offset : offset + self.page_series]
+        answer: dict[str, Any] = {"Metrics": [metric for metric, _ in page]}
+        if any(owner for _, owner in page):
+            answer["OwningAccounts"] = [owner for _, owner in page]
         if offset + self.page_series < len(metrics):
             answer["NextToken"] = f"{listing}:{offset + self.page_series}"
         else:
             del self._listings[listing]
         return json.dumps(answer).encode()
 
-    def _listed(self, region: str, window: int) -> Iterator[tuple[tuple[str, str], Dimensions]]:
+    def _listed(self, region: str, window: int) -> Iterator[tuple[str, tuple[str, str], Dimensions]]:
         cpu, memory = NAMES
         for instance in list(self.instances.values()):
             if instance.region != region:
                 continue
             if self._is_active(instance, ALWAYS, window):
-                yield cpu, (("InstanceId", instance.id),)
+                yield instance.account or self.home, cpu, (("InstanceId", instance.id),)
             for series in instance.memory:
                 if self._is_active(instance, series.runs, window):
-                    yield memory, series.dimensions
+                    yield instance.account or self.home, memory, series.dimensions
 
     def _is_active(self, instance: Instance, runs: tuple[Run, ...], window: int) -> bool:
         """Whether a datapoint became visible within the window, and the first one so long ago that it got listed."""
@@ -493,21 +543,30 @@ class FakeCloudWatch:
     # STS
 
     def _get_caller_identity(self, key: str) -> bytes:
-        arn = "arn:aws:iam::123456789012:user/exporter"
-        if key.startswith("ASIA"):
-            arn = f"{self._counters.assumed[-1][0].replace(':iam:', ':sts:').replace(':role/', ':assumed-role/')}/session"
-        return _xml("GetCallerIdentity", f"<Arn>{arn}</Arn><UserId>AIDA</UserId><Account>123456789012</Account>")
+        arn = f"arn:aws:iam::{self.home}:user/exporter"
+        if key in self._roles_of_keys:
+            arn = f"{self._roles_of_keys[key].replace(':iam:', ':sts:').replace(':role/', ':assumed-role/')}/session"
+        account = arn.split(":")[4]
+        return _xml("GetCallerIdentity", f"<Arn>{arn}</Arn><UserId>AIDA</UserId><Account>{account}</Account>")
 
-    def _assume_role(self, body: Mapping[str, str]) -> bytes:
+    def _assume_role(self, operation: str, body: Mapping[str, str]) -> bytes:
         self._counters.assumed.append((body["RoleArn"], body.get("ExternalId")))
+        if operation == "AssumeRoleWithWebIdentity":
+            self._counters.tokens.append(body["WebIdentityToken"])
+        key = f"ASIA{next(self._numbers):016d}"
+        self._roles_of_keys[key] = body["RoleArn"]
         # botocore compares it with the machine's clock, so the fake's own plays no part
         expires = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + self.role_seconds))
         return _xml(
-            "AssumeRole",
-            f"<Credentials><AccessKeyId>ASIA{len(self._counters.assumed):016d}</AccessKeyId><SecretAccessKey>s</SecretAccessKey>"
+            operation,
+            f"<Credentials><AccessKeyId>{key}</AccessKeyId><SecretAccessKey>s</SecretAccessKey>"
             f"<SessionToken>t</SessionToken><Expiration>{expires}</Expiration></Credentials>"
             f"<AssumedRoleUser><AssumedRoleId>AROA:s</AssumedRoleId><Arn>{body['RoleArn']}</Arn></AssumedRoleUser>",
         )
+
+    def _account(self, key: str) -> str:
+        """The account of an access key."""
+        return self._roles_of_keys[key].split(":")[4] if key in self._roles_of_keys else self.home
 
     # HTTP
 
@@ -552,6 +611,10 @@ class FakeCloudWatch:
             reply.body = b""
         if reply.status == 200 and request.operation == "GetMetricData":
             counters.metrics_billed[request.region] += len(request.body["MetricDataQueries"])
+            for query in request.body["MetricDataQueries"]:
+                metric = query["MetricStat"]["Metric"]
+                instance = next((each["Value"] for each in metric["Dimensions"] if each["Name"] == "InstanceId"), "")
+                counters.queried[self._account(request.key), instance, metric["MetricName"]] += 1
         reply.extra += f"Date: {formatdate(self.now() + self.skew, usegmt=True)}\r\n"
         await _write(writer, reply, cut_at=len(reply.body) // 2 if mode == "trunc" else None, drip=self._drip(mode))
 
@@ -568,13 +631,18 @@ class FakeCloudWatch:
         return None
 
     def _reply(self, request: _Request) -> _Reply:
+        if request.operation.startswith("AssumeRole") and request.body["RoleArn"] in self.refused_roles:
+            return _error(request, 403, "AccessDenied", f"not authorized to perform: sts:{request.operation}")
+        account = self._account(request.key)
+        if request.is_json and account in self.denied:
+            return _error(request, 400, "AccessDeniedException", f"{request.operation} is not allowed in {account}")
         try:
             if request.operation == "GetMetricData":
-                body = self._get_metric_data(request.region, request.body)
+                body = self._get_metric_data(request.region, account, request.body)
             elif request.operation == "ListMetrics":
-                body = self._list_metrics(request.region, request.body)
-            elif request.operation == "AssumeRole":
-                body = self._assume_role(request.body)
+                body = self._list_metrics(request.region, account, request.body)
+            elif request.operation in ("AssumeRole", "AssumeRoleWithWebIdentity"):
+                body = self._assume_role(request.operation, request.body)
             elif request.operation == "GetCallerIdentity":
                 body = self._get_caller_identity(request.key)
             else:

@@ -5,7 +5,7 @@ between two cycles.
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -92,12 +92,18 @@ class InProcessExporter:
         source: MetricSource | None = None,
         max_usd_per_day: float | None = None,
         absence_timeout: str = "10m",
+        aws: Mapping[str, Any] | None = None,
+        cloudwatch: Mapping[str, Any] | None = None,
     ) -> None:
-        """`source` replaces CloudWatch; `deadline` is that of one call, `reach` the timeout of MongoDB, both in seconds."""
+        """`source` replaces CloudWatch; `deadline` is that of one call, `reach` the timeout of MongoDB, both in seconds.
+
+        `aws` and `cloudwatch` have settings of these sections; the endpoints are the fake's unless they say otherwise.
+        """
         settings = self.settings = Settings.model_validate(
             {
                 "mongodb": {"uri": "mongodb://127.0.0.1:1/unused"},
-                "cloudwatch": {"endpoint_url": fake.url, "max_usd_per_day": max_usd_per_day},
+                "cloudwatch": {"endpoint_url": fake.url, "max_usd_per_day": max_usd_per_day, **(cloudwatch or {})},
+                "aws": {"sts_endpoint_url": fake.url, **(aws or {})},
                 "absence_timeout": absence_timeout,
                 "data_dir": str(folder),
             }

@@ -56,6 +56,7 @@ def test_the_first_help_names_every_command_and_where_to_begin(run_command: RunC
 TIMING = {"period", "settle_delay", "absence_timeout", "gap_fill_window", "max_age"}
 MONGODB = {"mongodb.uri", "mongodb.uri_file"}
 WORKERS = {"workers.fields", "workers.extra"}
+AWS = {"aws.roles", "aws.linked_accounts", "aws.sts_endpoint_url"}
 READ: dict[str, set[str]] = {
     "serve": {setting.key for setting in table()},
     "check": {setting.key for setting in table()},
@@ -63,13 +64,16 @@ READ: dict[str, set[str]] = {
     "estimate": MONGODB
     | TIMING
     | WORKERS
-    | {"mongodb.workers", "aws.roles", "log.format"}
+    | AWS
+    | {"mongodb.workers", "log.format"}
     | {"cloudwatch.enabled", "cloudwatch.interval", "cloudwatch.endpoint_url", "cloudwatch.max_usd_per_day"},
     "backfill": MONGODB
     | WORKERS
-    | {"mongodb.workers", "mongodb.history", "mongodb.retention", "period", "gap_fill_window", "aws.roles", "data_dir"}
+    | {"mongodb.workers", "mongodb.history", "mongodb.retention", "period", "gap_fill_window", "data_dir"}
+    | AWS
     | {"cloudwatch.enabled", "cloudwatch.endpoint_url", "cloudwatch.max_usd_per_day", "log.format"},
     "verify": MONGODB
+    | AWS
     | WORKERS
     | {
         "period",
@@ -77,7 +81,6 @@ READ: dict[str, set[str]] = {
         "mongodb.workers",
         "mongodb.history",
         "mongodb.retention",
-        "aws.roles",
         "data_dir",
         "log.format",
     }

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from exporter.core.aws_settings import Role
 from exporter.core.catalog import EXPORTER_METRICS, WORKER_METRICS, Metric
 from exporter.core.event_settings import EVENT_TYPES, EventFields
 from exporter.core.history_metrics import HOURLY_METRICS
 from exporter.core.periods import format_duration
-from exporter.core.settings import Role
 from exporter.core.settings_loader import Setting, table
 from exporter.core.workers_settings import ExtraMetric
 from exporter.history.resources import SHARED_WINDOW_SECONDS
@@ -44,13 +44,14 @@ connection string by `uri_file` or by the environment: every user of the machine
 ROLES_INTRO = """\
 ## `aws.roles`
 
-One item for each role, at most one at present:
+One item for each account; [aws.md](aws.md) has the policies:
 
 ```yaml
 aws:
   roles:
     - role_arn: arn:aws:iam::123456789012:role/metrics-reader
       external_id: from-its-trust-policy
+      account: production
 ```
 """
 

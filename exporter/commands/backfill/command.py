@@ -114,7 +114,7 @@ class _Backfill:
             await self.thread(self.journal.begin, plan)
             await self.thread(forget_mark, self.journal.outbox)
             if not plan.calls:
-                return 0
+                return 1 if self.planner.unanswered else 0
         with self.stop.graceful():
             async with show_progress(self.report, self.err):
                 await self.run.run()
@@ -134,7 +134,7 @@ class _Backfill:
         print(self.report.summary, file=self.out)
         if state.call_failures:
             print(f"Incomplete: {self.report.left}, because {state.call_failures[-1]}. Run it again.", file=self.err)
-        return 1 if state.call_failures or self.journal.rejected else 0
+        return 1 if state.call_failures or self.journal.rejected or self.planner.unanswered else 0
 
     async def _resume(self) -> Plan | None:
         """Write the samples of an interrupted run to the history; return its plan if the command line is the same."""

@@ -161,7 +161,8 @@ class Journal(PlanJournal):
 
 
 def _call(body: dict[str, Any]) -> PlannedCall:
-    queries = [MetricQuery(name, metric, _pairs(dimensions)) for name, metric, dimensions in body["queries"]]
+    # A plan of an earlier version has no accounts.
+    queries = [MetricQuery(name, metric, _pairs(pairs), *account) for name, metric, pairs, *account in body["queries"]]
     gap_queries = [
         GapQuery(query["worker_id"], tuple(query["instances"]), _pairs(query["gaps"])) for query in body["gap_queries"]
     ]

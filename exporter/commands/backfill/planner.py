@@ -39,6 +39,7 @@ class Planner:
         history: the repository that is filled.
         namespace: its database and collection.
         target, wanted: what the plan of this command line is recognized by, as in `Plan`.
+        unanswered: a sentence for each AWS account that the new plan leaves out because it did not answer.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Planner:
     ) -> None:
         self._settings, self._options, self._database, self._cloudwatch = settings, options, database, cloudwatch
         self.history = history
+        self.unanswered: tuple[str, ...] = ()
         self.namespace = history.namespace
         self.target = f"{history.namespace} with periods of {format_duration(settings.period)}"
         self.wanted = " ".join([options.since_text, *(f"--worker {worker_id}" for worker_id in sorted(set(options.workers)))])
@@ -71,9 +73,13 @@ class Planner:
                 present = await self.history.reader.timestamps([lifetime.worker.id for lifetime in chunk], since)
                 for lifetime in chunk:
                     found += gap_queries(lifetime, present[lifetime.worker.id], since, until, period)
-        index, queries_of = await listed_queries(self._cloudwatch, fleet, {region for region, _ in found})
-        notes += _note_unlisted(found, index, fleet.date) + _note_without_region(lifetimes) + targets.notes
-        calls = plan_module.plan_calls(found, queries_of, period)
+        listed = await listed_queries(self._cloudwatch, targets, {region for region, _ in found})
+        self.unanswered = listed.notes
+        found = listed.answerable(found)
+        notes += (
+            listed.notes + _note_unlisted(found, listed.index, fleet.date) + _note_without_region(lifetimes) + targets.notes
+        )
+        calls = plan_module.plan_calls(found, listed.queries_of, period)
         return Plan(self.target, self.wanted, fleet.date, since, until, period, calls, notes)
 
     def check_budget(self, plan: Plan) -> None:

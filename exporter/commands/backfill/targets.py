@@ -2,11 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 
-from exporter.commands.backfill.plan import QueriesOf, WorkerLifetime, counted, lifetimes
+from exporter.commands.backfill.plan import GapQuery, QueriesOf, WorkerLifetime, counted, lifetimes
 from exporter.core.budget import Usage
 from exporter.core.clock import check_skew
 from exporter.core.errors import ConfigError
@@ -14,6 +14,7 @@ from exporter.core.model import Fleet, MetricQuery
 from exporter.core.settings import Settings
 from exporter.sources.aggregates import Aggregates
 from exporter.sources.cloudwatch.client import CloudWatch
+from exporter.sources.cloudwatch.errors import PartialListingError
 from exporter.sources.cloudwatch.memory_series import MemorySeriesIndex
 from exporter.storage.inventory import Inventory
 from exporter.storage.mongo import Database
@@ -56,21 +57,63 @@ async def read_targets(settings: Settings, database: Database, only: Collection[
     return Targets(fleet, lifetimes(fleet, inventory.entries, only))
 
 
-async def listed_queries(cloudwatch: CloudWatch, fleet: Fleet, regions: Collection[str]) -> tuple[MemorySeriesIndex, QueriesOf]:
-    """List the memory series of these regions; return the listings, and the queries of each instance that follow from them.
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """What ListMetrics says of the instances of a plan."""
+
+    index: MemorySeriesIndex
+    queries_of: QueriesOf
+    """(region, instance id) → the queries of the instance."""
+    failed: Mapping[str, frozenset[str]]
+    """Region → ids of the AWS accounts that did not answer."""
+    notes: tuple[str, ...]
+    """A sentence for each of them."""
+
+    def answerable(self, found: Iterable[tuple[str, GapQuery]]) -> list[tuple[str, GapQuery]]:
+        """Return the gap queries without those of an account that did not answer: their memory series are not known.
+
+        A sample is written once, so one with its CPU alone would lose its memory for good.
+        """
+
+        def is_known(region: str, instance: str) -> bool:
+            return self.index.account_of(region, instance) not in (None, *self.failed[region])
+
+        return [
+            (region, one)
+            for region, one in found
+            if region not in self.failed or all(is_known(region, instance) for instance in one.instances)
+        ]
+
+
+async def listed_queries(cloudwatch: CloudWatch, targets: Targets, regions: Collection[str]) -> Listed:
+    """List the memory series of these regions.
 
     Raises:
         SourceError: CloudWatch does not answer ListMetrics.
     """
     index = MemorySeriesIndex(cloudwatch)
-    await asyncio.gather(*(index.listing(region, recent=recent) for region in sorted(regions) for recent in (True, False)))
-    types = {worker.instance_id: worker.instance_type for worker in fleet.workers if worker.instance_id}
+    notes: dict[str, None] = {}
+    failed: dict[str, frozenset[str]] = {}
+
+    async def list_(region: str, *, recent: bool) -> None:
+        try:
+            await index.listing(region, recent=recent)
+        except PartialListingError as error:
+            failed[region] = failed.get(region, frozenset()) | error.accounts
+            notes.update(dict.fromkeys(f"{one}; its workers must wait for another run." for one in error.errors))
+
+    await asyncio.gather(*(list_(region, recent=recent) for region in sorted(regions) for recent in (True, False)))
+    for lifetime in targets.lifetimes:
+        if lifetime.entry.account_id:
+            for interval in lifetime.entry.instances:
+                index.suggest_account(interval.instance_id, lifetime.entry.account_id)
+    types = {worker.instance_id: worker.instance_type for worker in targets.fleet.workers if worker.instance_id}
 
     @cache
     def queries_of(region: str, instance: str) -> tuple[MetricQuery, ...]:
         return index.queries(region, instance, types.get(instance), since=0)
 
-    return index, queries_of
+    return Listed(index, queries_of, failed, tuple(notes))
 
 
 def check_price(usage: Usage, settings: Settings, max_usd: float | None, remedy: str) -> None:

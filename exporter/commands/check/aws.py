@@ -1,7 +1,7 @@
 """The AWS part of `check`: identity, and one CloudWatch call per region."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -14,11 +14,13 @@ from exporter.core.model import Fleet, Listing, MetricResult, Worker
 from exporter.core.periods import align, format_duration, rfc3339
 from exporter.core.settings import Settings
 from exporter.metrics.telemetry import Telemetry
+from exporter.sources.cloudwatch.accounts import Access
 from exporter.sources.cloudwatch.client import CloudWatch
+from exporter.sources.cloudwatch.errors import PartialListingError
 from exporter.sources.cloudwatch.queries import instance_queries
 
 T = TypeVar("T")
-IDENTITY, CPU, MEMORY = "AWS identity", "CloudWatch CPU", "CloudWatch memory"
+IDENTITY, ACCOUNTS, CPU, MEMORY = "AWS identity", "AWS accounts", "CloudWatch CPU", "CloudWatch memory"
 
 CALL_SECONDS = 30.0
 """The limit for each AWS call: shorter than that of `serve`, since an operator waits for the table."""
@@ -49,7 +51,7 @@ async def check_aws(settings: Settings, fleet: Fleet | None, wall: Callable[[], 
         reports = await asyncio.gather(*by_region)
     finally:
         await cloudwatch.close()
-    return [*_identities(reports), *(result for report in reports for result in (report.cpu, report.memory))]
+    return [*_identities(reports), *(result for report in reports for result in report.results)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,21 +59,66 @@ class _Report:
     """What was found in one region."""
 
     region: str
-    identity: str | SourceError
-    cpu: CheckResult
-    memory: CheckResult
+    identities: Mapping[Access, str | SourceError]
+    results: Sequence[CheckResult]
+    """Of CPU and memory."""
 
 
 async def _check_region(
     cloudwatch: CloudWatch, region: str, fleet: Iterable[Worker], period: int, wall: Callable[[], float]
 ) -> _Report:
     workers = [worker for worker in fleet if worker.region == region]
-    identity = await _or_error(cloudwatch.identity(region))
-    cpu = await _check_cpu(cloudwatch, region, workers, period, wall)
-    memory = _check_memory(region, workers, await _or_error(cloudwatch.list_memory(region, recent=True)))
-    if isinstance(identity, SourceError):
-        cpu, memory = [_unless_repeated(result, str(identity)) for result in (cpu, memory)]
-    return _Report(region, identity, cpu, memory)
+    accesses = cloudwatch.accesses(region)
+    identities = {access: await _or_error(cloudwatch.identity(region, access)) for access in accesses}
+    listing = await _or_error(cloudwatch.list_memory(region, recent=True))
+    usable = listing.listing if isinstance(listing, PartialListingError) else listing
+    results: list[CheckResult] = []
+    if isinstance(usable, SourceError) or usable.account is not None:  # one account
+        account = usable.account if isinstance(usable, Listing) else ""
+        results.append(await _check_cpu(cloudwatch, region, f"{CPU}, {region}", workers, account, period, wall))
+    else:
+        places = {access.account_id: access.name for access in accesses if access.account_id}
+        for name, account, some in _by_account(workers, places, usable):
+            check = f"{CPU}, {region}, account {name}"
+            results.append(await _check_cpu(cloudwatch, region, check, some, account, period, wall))
+        results += _check_accounts(region, workers, usable, listing)
+        workers = [worker for worker in workers if worker.instance_id and usable.account_of(worker.instance_id)]
+    results.append(_check_memory(region, workers, usable))
+    errors = [str(identity) for identity in identities.values() if isinstance(identity, SourceError)]
+    return _Report(region, identities, [_unless_repeated(result, errors) for result in results])
+
+
+def _by_account(
+    workers: Collection[Worker], places: Mapping[str, str], listing: Listing
+) -> list[tuple[str, str, list[Worker]]]:
+    """Return name, id, and workers of each account: those of the roles, and those that have a worker."""
+    found: dict[str, list[Worker]] = {account: [] for account in places}
+    for worker in workers:
+        account = listing.account_of(worker.instance_id or "")
+        if account:
+            found.setdefault(account, []).append(worker)
+    return [(places.get(account) or account, account, some) for account, some in found.items()]
+
+
+def _check_accounts(
+    region: str, workers: Collection[Worker], usable: Listing, listing: Listing | SourceError
+) -> list[CheckResult]:
+    """Return a row for each account that did not answer, and one for the workers that no account lists."""
+    check = f"{ACCOUNTS}, {region}"
+    errors = listing.errors if isinstance(listing, PartialListingError) else ()
+    rows = [CheckResult(check, "FAIL", str(error)) for error in errors]
+    nowhere = [w for w in workers if w.status == "running" and w.instance_id and not usable.account_of(w.instance_id)]
+    if nowhere and not errors:
+        names = first_few([f"{shortened(worker.name or worker.id)} ({worker.instance_id})" for worker in nowhere])
+        text = (
+            f"{counted(len(nowhere), 'running worker')} in no account that was listed: {', '.join(names)}; CloudWatch is not "
+            "queried for them, add the role of their account to aws.roles or link it to the monitoring account"
+        )
+        rows.append(CheckResult(check, "warn", text))
+    elif not errors:
+        count = len({usable.account_of(w.instance_id) for w in workers if w.instance_id} - {None})
+        rows.append(CheckResult(check, "ok", f"every running worker was found, in {counted(count, 'account')}"))
+    return rows
 
 
 async def _or_error(call: Awaitable[T]) -> T | SourceError:
@@ -81,37 +128,49 @@ async def _or_error(call: Awaitable[T]) -> T | SourceError:
         return error
 
 
-def _unless_repeated(result: CheckResult, identity_error: str) -> CheckResult:
-    """Skip a result that repeats the identity's error: credentials that AWS refuses are refused for every action."""
-    return CheckResult(result.check, "skipped", f"because {IDENTITY} failed") if result.text == identity_error else result
+def _unless_repeated(result: CheckResult, identity_errors: Collection[str]) -> CheckResult:
+    """Skip a result that repeats an identity's error: credentials that AWS refuses are refused for every action."""
+    return CheckResult(result.check, "skipped", f"because {IDENTITY} failed") if result.text in identity_errors else result
 
 
 def _identities(reports: Sequence[_Report]) -> Iterator[CheckResult]:
     """Yield one row for each identity with its regions, and one for each region where it is unknown."""
     known: dict[str, list[str]] = {}
     for report in reports:
-        if isinstance(report.identity, str):
-            known.setdefault(report.identity, []).append(report.region)
-        elif report.cpu.status in ("ok", "warn") and report.memory.status in ("ok", "warn"):
-            text = f"{report.identity}; CloudWatch itself answers, so the exporter works without STS"
-            yield CheckResult(f"{IDENTITY}, {report.region}", "warn", text)
-        else:
-            yield CheckResult(f"{IDENTITY}, {report.region}", "FAIL", str(report.identity))
+        answers = all(result.status in ("ok", "warn") for result in report.results)
+        for access, identity in report.identities.items():
+            place = f"{report.region}, account {access.name}" if access.name else report.region
+            if isinstance(identity, str):
+                known.setdefault(identity, []).append(report.region)
+            elif answers:
+                text = f"{identity}; CloudWatch itself answers, so the exporter works without STS"
+                yield CheckResult(f"{IDENTITY}, {place}", "warn", text)
+            else:
+                yield CheckResult(f"{IDENTITY}, {place}", "FAIL", str(identity))
     for arn, regions in known.items():
         yield CheckResult(IDENTITY, "ok", f"{arn} in {', '.join(regions)}")
 
 
 async def _check_cpu(
-    cloudwatch: CloudWatch, region: str, workers: Collection[Worker], period: int, wall: Callable[[], float]
+    cloudwatch: CloudWatch,
+    region: str,
+    check: str,
+    workers: Collection[Worker],
+    account: str | None,
+    period: int,
+    wall: Callable[[], float],
 ) -> CheckResult:
-    """Query one metric of one worker, a running one if there is any."""
-    check = f"{CPU}, {region}"
+    """Query one metric of one worker, a running one if there is any; `check` names the row, `account` has the workers."""
     worker = min((w for w in workers if w.instance_id), key=lambda w: w.status != "running", default=None)
     if worker is None or worker.instance_id is None:
-        return CheckResult(check, "skipped", "not queried: no worker of this region names its instance")
+        return CheckResult(
+            check,
+            "skipped",
+            f"not queried: no worker of this {'account' if ', account ' in check else 'region'} names its instance",
+        )
     end = align(int(wall()), period)
     start = end - max(6 * period, align(_LOOKBACK_SECONDS, period))
-    (query,) = instance_queries(worker.instance_id)
+    (query,) = instance_queries(worker.instance_id, (), account)
     results = await _or_error(cloudwatch.get_metric_data(region, [query], start, end, period))
     if isinstance(results, RejectedQueryError):
         return CheckResult(check, "warn", f"{results}; the other workers are not affected")

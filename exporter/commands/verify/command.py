@@ -165,7 +165,7 @@ class _Verify:
             await self.thread(self.journal.finish, plan.made - KEPT_SECONDS)
         if tally.differs:
             return DIFFERENT
-        return 0 if result.equal else INCOMPLETE
+        return 0 if result.equal and not self.planner.unanswered else INCOMPLETE
 
     async def _resume(self) -> Plan | None:
         """Return the plan of an interrupted run if the command line is the same."""

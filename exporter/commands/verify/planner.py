@@ -45,6 +45,7 @@ class Planner:
         history: the repository that is compared.
         namespace: its database and collection.
         target, wanted: what the plan of this command line is recognized by, as in `Plan`.
+        unanswered: a sentence for each AWS account that the new plan leaves out because it did not answer.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Planner:
     ) -> None:
         self._settings, self._options, self._database, self._cloudwatch = settings, options, database, cloudwatch
         self.history = history
+        self.unanswered: tuple[str, ...] = ()
         self.namespace = history.namespace
         self.target = f"{history.namespace} with periods of {format_duration(settings.period)}"
         flags = [f"--worker {worker_id}" for worker_id in sorted(set(options.workers))]
@@ -89,8 +91,10 @@ class Planner:
                 queries, left_out = worker_queries(lifetime, stored.get(lifetime.worker.id), window, period)
                 found += queries
                 excluded.add(left_out)
-        _, queries_of = await listed_queries(self._cloudwatch, targets.fleet, {region for region, _ in found})
-        calls = plan_calls(found, queries_of, period)
+        listed = await listed_queries(self._cloudwatch, targets, {region for region, _ in found})
+        self.unanswered = listed.notes
+        notes += listed.notes
+        calls = plan_calls(listed.answerable(found), listed.queries_of, period)
         return Plan(self.target, self.wanted, targets.fleet.date, window.start, window.until, period, calls, notes), excluded
 
     async def _stored(self, worker_ids: Collection[str], window: Window) -> dict[str, Range]:

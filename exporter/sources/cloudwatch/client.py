@@ -1,73 +1,30 @@
-"""Query CloudWatch, and STS for the identity: every call in a thread, with a deadline, a rate limit and the budget.
+"""CloudWatch of every region and account: the queries of a call are divided among the accounts, and the answers joined.
 
-boto's calls block, so each runs in a thread of its own, at most 16 at once in a region: a region that hangs delays no other.
-
-Limits (https://docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/cloudwatch_limits.html): 500 queries and 100,800
-datapoints a call, 50 GetMetricData and 25 ListMetrics requests a second and region.
-
-Billing (https://aws.amazon.com/cloudwatch/pricing/): 0.01 dollars per 1,000 metrics requested using GetMetricData. AWS does not
-document whether pages and retries are billed. Each further page repeats all queries, so the exporter counts all queries of
-every request that was answered with 200, also of pages and of bodies that arrived truncated. It does not count requests that
-were refused (throttled, denied, invalid) or not answered. The estimate is therefore rather too high than too low; the fake
-CloudWatch of the tests counts the same way.
+Where a region has one account, which is nearly always, its calls go straight to `api`. Where it has several, by `aws.roles` or
+`aws.linked_accounts`, ListMetrics tells which account has an instance. Each query goes to one account only, so no metric is
+billed twice, and an account that fails makes only the results of its own queries fail.
 """
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
-from email.utils import parsedate_to_datetime
-from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from exporter.core.budget import Budget
-from exporter.core.clock import check_skew
 from exporter.core.errors import SourceError
 from exporter.core.model import Listing, MetricQuery, MetricResults
-from exporter.core.periods import to_datetime, to_seconds
 from exporter.core.settings import Settings
 from exporter.metrics.telemetry import Telemetry
-from exporter.sources.cloudwatch.errors import (
-    FOREIGN_ERRORS,
-    DeadlinePassedError,
-    are_credentials_stale,
-    error_code,
-    is_unparsable,
-    translate,
-)
+from exporter.sources.cloudwatch.accounts import Access, accesses, by_account, divided, merged, unlisted_results
+from exporter.sources.cloudwatch.api import CloudWatchApi
+from exporter.sources.cloudwatch.directory import AccountDirectory
+from exporter.sources.cloudwatch.errors import is_refused
 from exporter.sources.cloudwatch.malformed import MalformedInstances
-from exporter.sources.cloudwatch.memory_series import LISTED_FOR_SECONDS, RECENTLY_ACTIVE_SECONDS
-from exporter.sources.cloudwatch.queries import (
-    METRIC_NAMES,
-    build_queries,
-    check_limits,
-    merge_pages,
-    series_by_instance,
-)
-from exporter.sources.cloudwatch.sessions import ClientFactory
-from exporter.sources.cloudwatch.transport import (
-    ATTEMPTS,
-    RESULT_KEYS,
-    CallContext,
-    RegionState,
-    RequestHooks,
-    TokenBucket,
-    run_in_thread,
-)
-
-T = TypeVar("T")
-
-if TYPE_CHECKING:
-    from types_boto3_cloudwatch import CloudWatchClient
-    from types_boto3_sts import STSClient
+from exporter.sources.cloudwatch.queries import check_limits
 
 
 class CloudWatch:
-    """CloudWatch of every region, for one event loop.
-
-    At most 16 calls run at once in a region. Further calls wait in the order they came, so live queries, which come before gap
-    filling, are answered first. A call that misses its deadline is abandoned: its place is free at once, its thread ends at its
-    next byte, request or read timeout.
-    """
+    """CloudWatch, for one event loop."""
 
     def __init__(
         self,
@@ -82,24 +39,23 @@ class CloudWatch:
         """Prepare; the first call of a region opens its connections.
 
         Args:
-            settings: endpoint and role.
+            settings: endpoints, roles, and accounts.
             telemetry: counts every request.
             budget: daily budget of GetMetricData; unlimited by default.
             wall: this host's clock in UTC seconds, which CloudWatch's clock is compared with.
             deadline: seconds for a call with all its pages and retries; waiting for a place does not count.
-            rate: requests per second and region, retries included.
+            rate: requests per second, region and account, retries included.
         """
+        self._settings = settings.aws
         self._telemetry = telemetry
-        self._budget = Budget(wall=wall) if budget is None else budget
         self._wall = wall
-        self._deadline = deadline
-        self._rate = rate
-        self._regions: dict[str, RegionState] = {}
-        self._call = CallContext()
+        self._api = CloudWatchApi(settings, telemetry, Budget(wall=wall) if budget is None else budget, wall, deadline, rate)
         self._malformed = MalformedInstances()
-        self._clients = ClientFactory(
-            settings, lambda client, state: RequestHooks(client, state, self._call, self._telemetry, self._budget)
-        )
+        self._directory = AccountDirectory(self._api, self._note_listing, wall)
+
+    def accesses(self, region: str) -> tuple[Access, ...]:
+        """Return the accesses of a region, at least one."""
+        return accesses(self._settings, region)
 
     async def get_metric_data(
         self, region: str, queries: Sequence[MetricQuery], start: int, end: int, period: int
@@ -115,34 +71,61 @@ class CloudWatch:
 
         Returns:
             A result for every query, which may be partial or failed, and CloudWatch's clock at the first page. The result of
-            a malformed instance id is empty.
+            a malformed instance id is empty. What an account's failure leaves without a result is failed.
 
         Raises:
             RejectedQueryError: CloudWatch refuses the content for another reason than a malformed instance id.
-            SourceError: there is no answer.
+            SourceError: there is no answer from any account.
             ValueError: the queries exceed the limits of one call.
         """
         check_limits(queries, start, end, period)
-        call = partial(self._get_metric_data, region, start=start, end=end, period=period)
+        access, *others = self.accesses(region)
+        if not others and not access.linked:
+            return await self._query(region, access, queries, start, end, period)
+        return await self._query_accounts(region, queries, start, end, period)
+
+    async def _query(
+        self, region: str, access: Access, queries: Sequence[MetricQuery], start: int, end: int, period: int
+    ) -> MetricResults:
+        async def call(some: Sequence[MetricQuery]) -> MetricResults:
+            return await self._api.get_metric_data(region, access, some, start, end, period)
+
         return await self._malformed.query(call, queries, start, end, int(self._wall()))
 
-    async def _get_metric_data(
-        self, region: str, queries: Sequence[MetricQuery], *, start: int, end: int, period: int
+    async def _query_accounts(
+        self, region: str, queries: Sequence[MetricQuery], start: int, end: int, period: int
     ) -> MetricResults:
-        def call(state: RegionState) -> MetricResults:
-            client: CloudWatchClient = self._clients.client(state, "cloudwatch")
-            date, pages = self._pages(
-                state,
-                client.get_metric_data,
-                "GetMetricData",
-                MetricDataQueries=build_queries(queries, period),
-                StartTime=to_datetime(start),
-                EndTime=to_datetime(end),
-                ScanBy="TimestampAscending",
-            )
-            return MetricResults(date, merge_pages(queries, pages, start, end))
+        """Send each query to the account that has its instance, all accounts at once."""
+        ways = self.accesses(region)
+        since, until = self._directory.coverage(region, ways)
+        groups, unlisted = divided(queries, ways, known=since <= start)
+        parts: list[MetricResults] = []
+        failed: list[tuple[Sequence[MetricQuery], SourceError]] = []
+        if unlisted:
+            parts.append(MetricResults(until, unlisted_results(unlisted, since, until, start, end)))
 
-        return await self._run(region, "GetMetricData", call, len(queries))
+        async def query(access: Access, some: Sequence[MetricQuery]) -> None:
+            names = {each.account or access.account_id for each in some}
+            try:
+                answer = await self._query(region, access, some, start, end, period)
+            except SourceError as error:
+                if len(names) > 1 and is_refused(error):  # perhaps for one source account, which is no longer linked
+                    await asyncio.gather(*(query(access, part) for part in by_account(some)))
+                    return
+                failed.append((some, error))
+                self._telemetry.accounts_answered(region, names, access.name, "GetMetricData", ok=False)
+            else:
+                parts.append(answer)
+                self._telemetry.accounts_answered(region, names, access.name, "GetMetricData", ok=True)
+
+        await asyncio.gather(*(query(access, some) for access, some in groups))
+        if not parts:
+            raise failed[0][1]
+        return merged(parts, failed, start, end)
+
+    def _note_listing(self, region: str, access: Access, ok: bool) -> None:  # a callback
+        if access.account_id:
+            self._telemetry.accounts_answered(region, [access.account_id], access.name, "ListMetrics", ok=ok)
 
     @property
     def malformed(self) -> frozenset[str]:
@@ -150,102 +133,34 @@ class CloudWatch:
         return self._malformed.known
 
     async def list_memory(self, region: str, *, recent: bool) -> Listing:
-        """List the memory series of all instances of a region, from all pages.
+        """List the memory series of all instances of a region and their accounts, from all pages.
 
         Args:
             region: AWS region.
             recent: only series with a datapoint in the last 3 hours, else in the last 14 days.
 
         Raises:
+            PartialListingError: some of several accounts did not answer.
             SourceError: there is no complete answer.
         """
+        access, *others = self.accesses(region)
+        if others or access.linked:
+            return await self._directory.listing(region, (access, *others), recent=recent)
+        listing = await self._api.list_metrics(region, access, "memory", recent=recent)
+        return replace(listing, accounts={}, account=access.account_id)
 
-        def call(state: RegionState) -> Listing:
-            client: CloudWatchClient = self._clients.client(state, "cloudwatch")
-            namespace, name = METRIC_NAMES["memory"]
-            only = {"RecentlyActive": "PT3H"} if recent else {}
-            date, pages = self._pages(state, client.list_metrics, "ListMetrics", Namespace=namespace, MetricName=name, **only)
-            return Listing(
-                date,
-                date - (RECENTLY_ACTIVE_SECONDS if recent else LISTED_FOR_SECONDS),
-                series_by_instance(metric for page in pages for metric in page),
-            )
-
-        return await self._run(region, "ListMetrics", call)
-
-    async def identity(self, region: str) -> str:
+    async def identity(self, region: str, access: Access) -> str:
         """Return the ARN of the identity that queries CloudWatch in a region.
+
+        Args:
+            region: AWS region.
+            access: one of `accesses`.
 
         Raises:
             SourceError: the credentials are missing or refused.
         """
-
-        def call(state: RegionState) -> str:
-            client: STSClient = self._clients.client(state, "sts")
-            return str(client.get_caller_identity()["Arn"])
-
-        return await self._run(region, "GetCallerIdentity", call)
+        return await self._api.identity(region, access)
 
     async def close(self) -> None:
         """Close all connections and abandon the calls that still run."""
-        for state in self._regions.values():
-            state.forget()
-
-    async def _run(self, region: str, operation: str, call: Callable[[RegionState], T], queries: int = 0) -> T:
-        state = self._regions.get(region)
-        if state is None:
-            state = self._regions[region] = RegionState(region, TokenBucket(self._rate))
-
-        def work() -> T:
-            self._call.until = time.monotonic() + self._deadline
-            self._call.queries = queries
-            return call(state)
-
-        async with state.slots:
-            try:
-                async with asyncio.timeout(self._deadline):
-                    return await run_in_thread(work, f"cloudwatch-{region}")
-            except TimeoutError as error:
-                raise translate(DeadlinePassedError(), region, operation) from error
-            except FOREIGN_ERRORS as error:
-                if is_unparsable(error):
-                    self._telemetry.request_failures.labels(operation, region, error_code(error)).inc()
-                translated = translate(error, region, operation)
-                if are_credentials_stale(translated):
-                    state.forget()
-                raise translated from error
-
-    def _pages(
-        self, state: RegionState, call: Callable[..., Any], operation: str, **arguments: object
-    ) -> tuple[int, list[Sequence[Mapping[str, Any]]]]:
-        date, pages = 0, []
-        while True:
-            page = call(**arguments)
-            if RESULT_KEYS[operation] not in page:
-                raise SourceError(
-                    "cloudwatch",
-                    "IncompleteBody",
-                    f"CloudWatch in {state.region}: the answer to {operation} was empty or cut in all {ATTEMPTS} attempts; "
-                    "the exporter tries again in the next cycle, check proxies if this continues",
-                    region=state.region,
-                )
-            date = date or self._date(state.region, page["ResponseMetadata"]["HTTPHeaders"])
-            pages.append(page[RESULT_KEYS[operation]])
-            if not page.get("NextToken"):
-                return date, pages
-            arguments["NextToken"] = page["NextToken"]
-
-    def _date(self, region: str, headers: Mapping[str, str]) -> int:
-        ours = self._wall()
-        try:
-            date = to_seconds(parsedate_to_datetime(headers.get("date", "")))
-        except ValueError as error:
-            raise SourceError(
-                "cloudwatch",
-                "NoDate",
-                f"CloudWatch in {region}: the answer has no readable Date header, so the age of its values is unknown; "
-                "check cloudwatch.endpoint_url and proxies",
-                region=region,
-            ) from error
-        check_skew("cloudwatch", date, ours, region=region)
-        return date
+        await self._api.close()

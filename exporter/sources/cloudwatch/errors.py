@@ -3,12 +3,14 @@
 `transport` raises a few of botocore's own errors, because botocore retries only those. No other module knows them.
 """
 
+import errno
 from collections.abc import Mapping
 
 import botocore.exceptions as boto_errors
 from botocore.parsers import ResponseParserError
 
 from exporter.core.errors import ExporterError, RejectedQueryError, SourceError
+from exporter.core.model import Listing
 
 
 class CallError(ExporterError):
@@ -35,8 +37,28 @@ class MissingCredentialsError(CallError):
     code = "NoCredentialsError"
 
 
+class UnreadableCredentialsError(CallError):
+    """A source of credentials, such as a token file or the output of a process, cannot be read; no request was sent."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(str(cause) if isinstance(cause, OSError) else f"{type(cause).__name__}: {cause}")
+        self.code = type(cause).__name__
+
+
+class PartialListingError(SourceError):
+    """ListMetrics failed in some accounts of a region; `listing` has the others, and what these answered before."""
+
+    def __init__(self, listing: Listing, errors: Mapping[str, SourceError]) -> None:
+        first = next(iter(errors.values()))
+        super().__init__("cloudwatch", first.code, "; ".join(map(str, errors.values())), region=first.region)
+        self.listing = listing
+        self.errors = tuple(errors.values())
+        self.accounts = frozenset(errors)
+        """The ids of the accounts that failed."""
+
+
 FOREIGN_ERRORS = (boto_errors.BotoCoreError, boto_errors.ClientError, ResponseParserError, CallError, OSError)
-"""What a call may raise; an OSError comes from a credentials or token file."""
+"""What a call may raise; an OSError is one of this machine, such as no free descriptor or a missing CA bundle."""
 
 _DENIED = "{action} is not allowed ({message}); allow this action in the IAM policy of the exporter"
 _EXPIRED = "the session token has expired; renew the AWS credentials, or let the exporter assume a role that renews itself"
@@ -45,6 +67,14 @@ _KEYS = (
     "and that the account has region {region} enabled"
 )
 _CLOCK = "AWS refuses the signature because of its time ({message}); set this machine's clock (NTP)"
+_SERVICES = {
+    "AssumeRole": "sts",
+    "AssumeRoleWithWebIdentity": "sts",
+    "GetCallerIdentity": "sts",
+    "GetRoleCredentials": "sso",
+    "CreateToken": "sso-oidc",
+}
+"""Operation → its service, where that is not CloudWatch."""
 THROTTLED = (
     "AWS throttled {action} in all attempts; the exporter tries again in the next cycle, raise cloudwatch.interval or the "
     "account's quota if this continues"
@@ -55,8 +85,8 @@ _INTERNAL = (
     "continues"
 )
 _NETWORK = (
-    "{endpoint} cannot be reached; check that the region exists and is spelled correctly, cloudwatch.endpoint_url, DNS and "
-    "the network"
+    "{endpoint} cannot be reached; check that the region exists and is spelled correctly, cloudwatch.endpoint_url, "
+    "aws.sts_endpoint_url, DNS and the network"
 )
 _TIMEOUT = (
     "no answer in time; the exporter tries again in the next cycle, check the network and cloudwatch.endpoint_url if this "
@@ -73,10 +103,16 @@ _NO_KEYS = (
 _CREDENTIALS = (
     "the AWS credentials cannot be read ({message}); check their source: environment, ~/.aws, instance profile, token file"
 )
+_MACHINE = (
+    "{action} was not sent because of an error of this machine ({message}); check open files, memory, and the CA bundle "
+    "(AWS_CA_BUNDLE)"
+)
 _REGION = "{region!r} is not a region; correct the region of the workers that name it"
 _GARBLED = "the answer is not AWS's ({message}); check cloudwatch.endpoint_url and proxies"
 _SPENT = "cloudwatch.max_usd_per_day is spent, so {action} was not sent; polling resumes at 00:00 UTC, or raise the setting"
 _OTHER = "{action} failed ({message}); the exporter tries again in the next cycle"
+
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
 
 SENTENCE_BY_CODE: Mapping[str, str] = {
     code: sentence
@@ -103,6 +139,7 @@ _SENTENCE_BY_CLASS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], s
     ((MissingCredentialsError, boto_errors.NoCredentialsError, boto_errors.NoAuthTokenError), _NO_KEYS),
     (
         (
+            UnreadableCredentialsError,
             boto_errors.PartialCredentialsError,
             boto_errors.CredentialRetrievalError,
             boto_errors.MetadataRetrievalError,
@@ -132,18 +169,19 @@ _SENTENCE_BY_CLASS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], s
     ((boto_errors.ConnectionClosedError, boto_errors.ResponseStreamingError, boto_errors.IncompleteReadError), _CUT),
     (ResponseParserError, _GARBLED),
     (boto_errors.BotoCoreError, _OTHER),
-    (OSError, _CREDENTIALS),
+    (OSError, _MACHINE),
 )
 """The message for each class of error. The first match wins; BotoCoreError catches classes that botocore adds later."""
 
 
-def translate(error: Exception, region: str, operation: str) -> SourceError:
+def translate(error: Exception, region: str, operation: str, account: str = "") -> SourceError:
     """Return the SourceError for an error of boto: one sentence that says what to do.
 
     Args:
         error: one of FOREIGN_ERRORS.
         region: the region that was queried.
         operation: the AWS operation of the call. A ClientError names its own (AssumeRole on the way to GetMetricData).
+        account: names the account in the sentence; empty where there is only one.
 
     Returns:
         RejectedQueryError when CloudWatch refuses the content of GetMetricData, else SourceError.
@@ -157,14 +195,25 @@ def translate(error: Exception, region: str, operation: str) -> SourceError:
         # The same code is used for a wrong secret and for a wrong clock.
         if sentence is _KEYS and ("xpired" in message or "not yet current" in message):
             sentence = _CLOCK
+    elif exhausted := _exhausted(error):
+        sentence, message = _MACHINE, str(exhausted)
     else:
         sentence = next(sentence for classes, sentence in _SENTENCE_BY_CLASS if isinstance(error, classes))
-    service = "sts" if operation in ("AssumeRole", "GetCallerIdentity") else "cloudwatch"
+    service = _SERVICES.get(operation, "cloudwatch")
     text = sentence.format(
         action=f"{service}:{operation}", message=message.rstrip("."), code=code, region=region, endpoint=endpoint
     )
     raised = RejectedQueryError if sentence is _REJECTED and operation == "GetMetricData" else SourceError
-    return raised("cloudwatch", code, f"CloudWatch in {region}: {text}", region=region)
+    place = f"{region}, account {account}" if account else region
+    return raised("cloudwatch", code, f"CloudWatch in {place}: {text}", region=region)
+
+
+def _exhausted(error: Exception) -> OSError | None:
+    """Return why a connection failed, if this machine has no descriptor, memory or port left for it."""
+    cause = getattr(error, "kwargs", {}).get("error")
+    while isinstance(cause, BaseException) and not isinstance(cause, OSError):
+        cause = cause.__cause__ or cause.__context__
+    return cause if isinstance(cause, OSError) and cause.errno in _EXHAUSTED else None
 
 
 def error_code(error: Exception) -> str:
@@ -180,3 +229,8 @@ def is_unparsable(error: Exception) -> bool:
 def are_credentials_stale(error: SourceError) -> bool:
     """Return whether the credentials must be read again before the next call: they expired or were refused."""
     return SENTENCE_BY_CODE.get(error.code) in (_EXPIRED, _KEYS)
+
+
+def is_refused(error: SourceError) -> bool:
+    """Return whether AWS refuses the request for what it asks: its content, or an action that is not allowed."""
+    return SENTENCE_BY_CODE.get(error.code) in (_REJECTED, _DENIED)

@@ -16,11 +16,14 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from exporter.core.async_cache import AsyncCache
 from exporter.core.model import Dimensions, Listing, MetricQuery, MetricResult, MetricResults
 from exporter.core.periods import DAY, HOUR, align
+from exporter.sources.cloudwatch.errors import PartialListingError
 from exporter.sources.cloudwatch.queries import instance_queries
 from exporter.sources.protocols import ListingSource
 
 LISTING_TTL_SECONDS = 600
 """Age up to which a ListMetrics result is used."""
+LISTING_LAG_SECONDS = 1200
+"""ListMetrics shows a new metric up to 15 minutes late; 5 more for the difference between clocks."""
 LISTED_FOR_SECONDS = 14 * DAY
 """ListMetrics lists a metric until two weeks after its last datapoint."""
 RECENTLY_ACTIVE_SECONDS = 3 * HOUR
@@ -126,6 +129,7 @@ class MemorySeriesIndex:
         self._source = source
         self._cache: AsyncCache[tuple[str, bool], Listing] = AsyncCache(monotonic=monotonic)
         self._newest: dict[tuple[str, bool], Listing] = {}
+        self._suggested: dict[str, str] = {}
         self._active: defaultdict[str, set[Dimensions]] = defaultdict(set)
 
     async def listing(self, region: str, *, recent: bool) -> Listing:
@@ -144,6 +148,16 @@ class MemorySeriesIndex:
         """Return the newest listing of recent series and of all series, at any age; empty listings before the first."""
         return self._newest.get((region, True), Listing()), self._newest.get((region, False), Listing())
 
+    def account_of(self, region: str, instance_id: str) -> str | None:
+        """Return the account of an instance as far as it was listed or suggested; else as `MetricQuery.account`."""
+        listings = self.listings(region)
+        listed = next((account for listing in listings if (account := listing.account_of(instance_id))), None)
+        return listed or self._suggested.get(instance_id, listings[0].account)
+
+    def suggest_account(self, instance_id: str, account: str) -> None:
+        """Remember the account of an instance that the inventory knows: ListMetrics forgets it after two weeks."""
+        self._suggested[instance_id] = account
+
     def queries(
         self, region: str, instance_id: str, instance_type: str | None, *, since: int | None = None
     ) -> tuple[MetricQuery, ...]:
@@ -156,13 +170,18 @@ class MemorySeriesIndex:
             since: every series that may have a datapoint from this UTC second on; None: only those that may count now.
         """
         listings = recent, _ = self.listings(region)
+        account = self.account_of(region, instance_id)
         recent_sets, all_sets = (listing.series.get(instance_id, ()) for listing in listings)
         if since is not None:
             is_covered = recent.date >= 0 and recent.since <= since
-            return instance_queries(instance_id, ranked(recent_sets if is_covered else recent_sets + all_sets, instance_type))
+            return instance_queries(
+                instance_id, ranked(recent_sets if is_covered else recent_sets + all_sets, instance_type), account
+            )
         if recent_sets:
-            return instance_queries(instance_id, series_to_query(ranked(recent_sets, instance_type), self._active[region]))
-        return instance_queries(instance_id, ranked(all_sets, instance_type)[:1])  # silent for hours; it may come back
+            return instance_queries(
+                instance_id, series_to_query(ranked(recent_sets, instance_type), self._active[region]), account
+            )
+        return instance_queries(instance_id, ranked(all_sets, instance_type)[:1], account)  # silent for hours; it may come back
 
     def note_activity(self, region: str, results: MetricResults, period: int) -> None:
         """Remember which memory series have published lately, until `forget_activity`.
@@ -183,5 +202,10 @@ class MemorySeriesIndex:
         self._active.clear()
 
     async def _list(self, region: str, recent: bool) -> Listing:
-        listing = self._newest[region, recent] = await self._source.list_memory(region, recent=recent)
+        try:
+            listing = await self._source.list_memory(region, recent=recent)
+        except PartialListingError as error:  # raised all the same, so that the accounts that failed are soon asked again
+            self._newest[region, recent] = error.listing
+            raise
+        self._newest[region, recent] = listing
         return listing

@@ -18,8 +18,19 @@ METRIC_NAMES: Mapping[MetricName, tuple[str, str]] = {
 """CloudWatch's namespace and name of each metric."""
 
 
-def build_queries(queries: Sequence[MetricQuery], period: int) -> list[dict[str, Any]]:
-    """Return MetricDataQueries for the Average per `period` seconds; the n-th query has the Id m<n>."""
+def is_account_id(account: str | None) -> bool:
+    """Return whether the account of a query is known by its id: twelve digits."""
+    return account is not None and len(account) == 12 and account.isdecimal()
+
+
+def build_queries(queries: Sequence[MetricQuery], period: int, *, linked: bool = False) -> list[dict[str, Any]]:
+    """Return MetricDataQueries for the Average per `period` seconds; the n-th query has the Id m<n>.
+
+    Args:
+        queries: 1 to 500.
+        period: seconds.
+        linked: the call goes to a monitoring account, so each query names the account that has its metric.
+    """
     return [
         {
             "Id": f"m{number}",
@@ -32,6 +43,7 @@ def build_queries(queries: Sequence[MetricQuery], period: int) -> list[dict[str,
                 "Period": period,
                 "Stat": "Average",
             },
+            **({"AccountId": query.account} if linked and is_account_id(query.account) else {}),
         }
         for number, query in enumerate(queries)
     ]
@@ -91,10 +103,10 @@ def check_limits(queries: Sequence[MetricQuery], start: int, end: int, period: i
         raise ValueError(f"{points} datapoints; a call returns at most {MAX_DATAPOINTS}")
 
 
-def instance_queries(instance_id: str, series: Iterable[Dimensions] = ()) -> tuple[MetricQuery, ...]:
-    """Return the queries of an instance: its CPU, and its memory under each of these dimension sets."""
-    cpu = MetricQuery(instance_id, "cpu", (("InstanceId", instance_id),))
-    return cpu, *(MetricQuery(instance_id, "memory", dimensions) for dimensions in series)
+def instance_queries(instance_id: str, series: Iterable[Dimensions] = (), account: str | None = "") -> tuple[MetricQuery, ...]:
+    """Return the queries of an instance in an account: its CPU, and its memory under each of these dimension sets."""
+    cpu = MetricQuery(instance_id, "cpu", (("InstanceId", instance_id),), account)
+    return cpu, *(MetricQuery(instance_id, "memory", dimensions, account) for dimensions in series)
 
 
 def series_by_instance(metrics: Iterable[Mapping[str, Any]]) -> dict[str, tuple[Dimensions, ...]]:
@@ -106,3 +118,12 @@ def series_by_instance(metrics: Iterable[Mapping[str, Any]]) -> dict[str, tuple[
         if instance:
             found.setdefault(instance, {})[dimensions] = None
     return {instance: tuple(sets) for instance, sets in found.items()}
+
+
+def owners(metrics: Iterable[Mapping[str, Any]], accounts: Iterable[str]) -> dict[str, str]:
+    """Return the account of each instance from ListMetrics in a monitoring account; `accounts` has one for each metric."""
+    found: dict[str, str] = {}
+    for metric, account in zip(metrics, accounts, strict=False):
+        for instance in series_by_instance([metric]):
+            found.setdefault(instance, account)
+    return found

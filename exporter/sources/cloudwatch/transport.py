@@ -14,11 +14,13 @@ import urllib3.exceptions
 from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from botocore.utils import parse_timestamp
 
+from exporter.core.aws_settings import Role
 from exporter.core.budget import Budget
 from exporter.metrics.telemetry import Telemetry
 from exporter.sources.cloudwatch.errors import BudgetSpentError, DeadlinePassedError, error_code
 
 if TYPE_CHECKING:
+    from botocore.client import BaseClient
     from types_boto3_cloudwatch import CloudWatchClient
     from types_boto3_sts import STSClient
 
@@ -63,10 +65,14 @@ class CallContext(threading.local):
 
 @dataclass
 class RegionState:
-    """Session, clients, rate limit and places of one region; kept as long as the process runs."""
+    """Session, clients, rate limit and places of one region and role; kept as long as the process runs."""
 
     region: str
     bucket: TokenBucket
+    role: Role | None = None
+    """The role to assume; None: the exporter's own credentials."""
+    account: str = ""
+    """What errors call the account; empty where there is only one."""
     slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(THREADS))
     lock: threading.Lock = field(default_factory=threading.Lock)
     session: boto3.Session | None = None
@@ -84,7 +90,7 @@ class RequestHooks:
 
     def __init__(
         self,
-        client: "CloudWatchClient | STSClient",
+        client: "CloudWatchClient | STSClient | BaseClient",
         state: RegionState,
         call: CallContext,
         telemetry: Telemetry,

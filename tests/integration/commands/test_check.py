@@ -63,6 +63,7 @@ class CheckEnv:
                 **sections,
                 "mongodb": {"uri": uri or self.uri, **sections.get("mongodb", {})},
                 "cloudwatch": {"endpoint_url": self.aws.url, **sections.get("cloudwatch", {})},
+                "aws": {"sts_endpoint_url": self.aws.url, **sections.get("aws", {})},
             }
         )
 
@@ -438,11 +439,11 @@ async def test_without_sts_the_exporter_still_works(check_env: CheckEnv) -> None
     assert re.search(r"^warn +AWS identity, eu-west-1 .*CloudWatch itself answers", text, re.MULTILINE)
 
 
-async def test_a_region_that_does_not_exist_fails_beside_one_that_does(check_env: CheckEnv) -> None:
+async def test_what_is_no_region_is_named_beside_one_that_is(check_env: CheckEnv) -> None:
     check_env.add_workers(worker_document(1), worker_document(2, "EU (Ireland)"))
     status, text = await checked(check_env.settings())
-    assert status == 1
-    assert "'EU (Ireland)' is not a region; correct the region of the workers that name it" in text
+    assert status == 0
+    assert "'worker-2': aws_region is 'EU (Ireland)', not an AWS region such as eu-west-1" in text
     assert re.search(r"^ok +CloudWatch CPU, eu-west-1 ", text, re.MULTILINE)
 
 
@@ -450,6 +451,11 @@ async def test_an_endpoint_that_refuses_connections_is_named(check_env: CheckEnv
     check_env.add_workers(worker_document(1))
     url = f"http://127.0.0.1:{free_port()}"
     found = await rows(check_env.settings(cloudwatch={"endpoint_url": url}))
+    assert results(found)["AWS identity"] == "ok", "an endpoint of CloudWatch is none of STS"
+    assert url in found[f"CloudWatch CPU, {IRELAND}"].text
+    assert "cannot be reached; check" in found[f"CloudWatch CPU, {IRELAND}"].text
+
+    found = await rows(check_env.settings(cloudwatch={"endpoint_url": url}, aws={"sts_endpoint_url": {IRELAND: url}}))
     assert results(found)[f"AWS identity, {IRELAND}"] == "FAIL"
     assert url in found[f"AWS identity, {IRELAND}"].text
     assert "cannot be reached; check" in found[f"AWS identity, {IRELAND}"].text

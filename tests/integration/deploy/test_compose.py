@@ -421,6 +421,7 @@ def test_the_demo_fills_the_history_through_the_users_of_the_stack(
             **{name: text for name, text in given.items() if name.startswith(("CML_EXPORTER_", "AWS_"))},
             "CML_EXPORTER_MONGODB__URI": users.uri("exporter", "secret"),
             "CML_EXPORTER_CLOUDWATCH__ENDPOINT_URL": f"http://127.0.0.1:{port}",
+            "CML_EXPORTER_AWS__STS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
         },
         start=False,
     )

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
+from exporter.core.aws_settings import Role
 from exporter.core.errors import ConfigError
-from exporter.core.settings import Role, Settings
+from exporter.core.settings import Settings
 from exporter.core.settings_loader import Setting, load, table
 from exporter.core.workers_settings import ExtraMetric
 

@@ -345,6 +345,7 @@ def test_what_is_handed_to_the_exporter_are_settings_it_knows() -> None:
 def test_a_fresh_example_uses_the_fake_aws() -> None:
     given = check_stack.read_env(ROOT / ".env.example")
     assert given["CML_EXPORTER_CLOUDWATCH__ENDPOINT_URL"] == f"http://fake-aws:{PORTS['fake-aws']}"
+    assert given["CML_EXPORTER_AWS__STS_ENDPOINT_URL"] == given["CML_EXPORTER_CLOUDWATCH__ENDPOINT_URL"]
     assert (given["AWS_ACCESS_KEY_ID"], given["AWS_SECRET_ACCESS_KEY"]) == ("demo", "demo")
 
 

@@ -21,7 +21,6 @@ from exporter.core.model import (
     Worker,
 )
 from exporter.pipeline.lifecycle import (
-    LISTING_LAG_SECONDS,
     ON_TIME_SECONDS,
     Decision,
     FirstSeenValues,
@@ -38,6 +37,7 @@ from exporter.pipeline.lifecycle import (
 )
 from exporter.pipeline.planning import MetricDataCall, is_due, plan
 from exporter.pipeline.publisher import gauges, is_shown
+from exporter.sources.cloudwatch.memory_series import LISTING_LAG_SECONDS
 from exporter.sources.cloudwatch.queries import MAX_DATAPOINTS, MAX_QUERIES
 
 RULES = Rules()

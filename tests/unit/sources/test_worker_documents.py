@@ -323,13 +323,41 @@ def test_a_region_that_is_no_text_is_reported_as_such() -> None:
     assert fleet.complaints[0].startswith("worker 'w1': aws_region is ['eu-west-1'], not a text")
 
 
+@pytest.mark.parametrize(
+    ("raw", "region"),
+    [
+        ("eu-west-1 ", "eu-west-1"),
+        ("EU-WEST-1", "eu-west-1"),
+        ("\tus-gov-west-1\n", "us-gov-west-1"),
+        ("cn-north-1", "cn-north-1"),
+        ("us-iso-east-1", "us-iso-east-1"),
+        ("eusc-de-east-1", "eusc-de-east-1"),
+        ("mx-central-1", "mx-central-1"),
+        ("ap-southeast-7", "ap-southeast-7"),
+    ],
+)
+def test_a_region_is_read_whatever_its_blanks_and_letters(raw: str, region: str) -> None:
+    fleet = read({"_id": "w1", "aws_region": raw, "aws_instance_id": "i-1"})
+    assert ([worker.region for worker in fleet.workers], fleet.complaints) == ([region], ())
+
+
+@pytest.mark.parametrize(
+    "raw", ["eu-west-1a", "eu_west_1", "eu west 1", "nowhere", "global", "../evil", "evil.example.org/#", "EU (Ireland)"]
+)
+def test_what_is_no_region_is_refused_by_name_and_costs_the_worker_only_cloudwatch(raw: str) -> None:
+    fleet = read({"_id": "w1", "aws_region": raw, "aws_instance_id": "i-1"})
+    assert ([worker.region for worker in fleet.workers], fleet.skipped) == ([""], {})
+    (complaint,) = fleet.complaints
+    assert complaint.startswith(f"worker 'w1': aws_region is {raw!r}, not an AWS region such as eu-west-1; CloudWatch is not")
+
+
 def test_a_worker_without_an_instance_is_valid() -> None:
     assert one({"status": "pending", "aws_instance_id": None}).instance_id is None
     assert one({"aws_instance_id": ""}).instance_id is None
 
 
 def test_two_workers_with_one_instance_are_both_kept_and_reported() -> None:
-    first, second = ({"_id": name, "aws_region": "x", "aws_instance_id": "i-1"} for name in ("w1", "w2"))
+    first, second = ({"_id": name, "aws_region": "eu-west-1", "aws_instance_id": "i-1"} for name in ("w1", "w2"))
     fleet = read(first, second)
     assert [worker.id for worker in fleet.workers] == ["w1", "w2"]
     assert fleet.skipped == {}

@@ -67,6 +67,11 @@ def values_of(answers: MetricResults) -> dict[tuple[str, str, int], float]:
     }
 
 
+async def identity(cloudwatch: CloudWatch, region: str) -> str:
+    (access,) = cloudwatch.accesses(region)
+    return await cloudwatch.identity(region, access)
+
+
 def counted(telemetry: Telemetry, name: str, **labels: str) -> float:
     return telemetry.registry.get_sample_value(f"cml_exporter_cloudwatch_{name}_total", labels) or 0
 
@@ -416,12 +421,12 @@ async def test_a_role_is_assumed_once_and_its_keys_sign_the_requests(
 
     for _ in range(3):
         await cloudwatch.get_metric_data(REGION, [cpu("i-0a")], *hour(), PERIOD)
-    identity = await cloudwatch.identity(REGION)
+    arn = await identity(cloudwatch, REGION)
 
     counters = fake_cloudwatch.counters()
     assert counters["assumed"] == [(ROLE, "customer-7")]
     assert [key[:4] for key in counters["keys"]] == ["AKIA", "ASIA"]
-    assert identity == "arn:aws:sts::123456789012:assumed-role/cml-reader/session"
+    assert arn == "arn:aws:sts::123456789012:assumed-role/cml-reader/session"
     assert counted(telemetry, "requests", operation="AssumeRole", region=REGION) == 1
 
 
@@ -440,8 +445,8 @@ async def test_the_keys_of_a_role_are_renewed_before_they_expire(fake_cloudwatch
 async def test_a_role_is_used_in_its_regions_only(fake_cloudwatch: FakeCloudWatch, build: Build) -> None:
     cloudwatch = build(aws={"roles": [{"role_arn": ROLE, "regions": [OTHER]}]})
 
-    assert await cloudwatch.identity(REGION) == "arn:aws:iam::123456789012:user/exporter"
-    assert "assumed-role/cml-reader" in await cloudwatch.identity(OTHER)
+    assert await identity(cloudwatch, REGION) == "arn:aws:iam::123456789012:user/exporter"
+    assert "assumed-role/cml-reader" in await identity(cloudwatch, OTHER)
 
 
 async def test_a_role_that_may_not_be_assumed_names_the_action(fake_cloudwatch: FakeCloudWatch, build: Build) -> None:
@@ -457,7 +462,7 @@ async def test_wrong_keys_are_reported_by_the_identity_call(fake_cloudwatch: Fak
     fake_cloudwatch.fault("GetCallerIdentity", "bad_credentials")
 
     with pytest.raises(SourceError, match="check AWS_ACCESS_KEY_ID") as caught:
-        await build().identity(REGION)
+        await identity(build(), REGION)
 
     assert caught.value.code == "InvalidClientTokenId"
 
@@ -529,7 +534,9 @@ async def test_an_endpoint_that_does_not_resolve_points_to_the_region(build: Bui
 
 async def test_an_endpoint_that_is_no_address_points_to_the_setting(build: Build) -> None:
     with pytest.raises(SourceError, match=r"http://a\.\.b is not an address; correct cloudwatch\.endpoint_url"):
-        await build("http://a..b").identity(REGION)
+        await build("http://a..b").list_memory(REGION, recent=True)
+    with pytest.raises(SourceError, match=r"http://a\.\.b is not an address; correct aws\.sts_endpoint_url"):
+        await identity(build("http://a..b"), REGION)
 
 
 async def test_a_call_beyond_the_limits_is_refused_before_it_is_sent(fake_cloudwatch: FakeCloudWatch, build: Build) -> None:
@@ -625,11 +632,11 @@ def test_a_call_of_five_hundred_queries_takes_the_fake_few_milliseconds() -> Non
         "StartTime": end - 1800,
         "EndTime": end,
     }
-    fake._get_metric_data(REGION, body)
+    fake._get_metric_data(REGION, fake.home, body)
 
     began = time.process_time()
     for _ in range(5):
-        fake._get_metric_data(REGION, body)
+        fake._get_metric_data(REGION, fake.home, body)
 
     assert (time.process_time() - began) / 5 < 0.05, "15 ms on an idle machine"
 

@@ -61,8 +61,8 @@ def test_one_sample_is_these_bytes(gathered: SampleSpool) -> None:
     gathered.add("w1", [full])
     assert render(gathered, [entry("w1")]) == (
         "# TYPE cml_worker_info gauge\n"
-        "# HELP cml_worker_info Name, instance and version of the worker as labels; always 1.\n"
-        'cml_worker_info{cml_version="2.8.0",instance_id="i-2",instance_type="c5.metal",name="lab-1",region="eu-west-1",'
+        "# HELP cml_worker_info Name, instance, version and AWS account of the worker as labels; always 1.\n"
+        'cml_worker_info{account_id="",cml_version="2.8.0",instance_id="i-2",instance_type="c5.metal",name="lab-1",region="eu-west-1",'
         'store="history",worker_id="w1"} 1.0 1767225600\n'
         "# TYPE cml_worker_status gauge\n"
         "# HELP cml_worker_status Whether the worker is in this status; exactly one of its series is 1.\n"

@@ -8,11 +8,18 @@ import pytest
 from botocore.parsers import ResponseParserError
 
 from exporter.core.errors import RejectedQueryError, SourceError
-from exporter.sources.cloudwatch.errors import translate
+from exporter.sources.cloudwatch.errors import UnreadableCredentialsError, translate
 
 
 def client_error(code: str, message: str = "AWS says so", operation: str = "GetMetricData") -> boto_errors.ClientError:
     return boto_errors.ClientError({"Error": {"Code": code, "Message": message}}, operation)
+
+
+def caused(cause: OSError) -> Exception:
+    """Return an error of urllib3 as it is raised from one of the socket."""
+    error = Exception("Failed to establish a new connection")
+    error.__cause__ = cause
+    return error
 
 
 @pytest.mark.parametrize(
@@ -45,12 +52,24 @@ def client_error(code: str, message: str = "AWS says so", operation: str = "GetM
             boto_errors.EndpointConnectionError(endpoint_url="https://monitoring.eu-west-1.amazonaws.com/"),
             "https://monitoring.eu-west-1.amazonaws.com/ cannot be reached; check that the region exists",
         ),
+        (
+            boto_errors.EndpointConnectionError(endpoint_url="https://x", error=caused(OSError(24, "Too many open files"))),
+            "was not sent because of an error of this machine ([Errno 24] Too many open files)",
+        ),
+        (
+            boto_errors.EndpointConnectionError(endpoint_url="https://x", error=caused(OSError(111, "Connection refused"))),
+            "https://x cannot be reached",
+        ),
         (boto_errors.ConnectTimeoutError(endpoint_url="x"), "no answer in time"),
         (boto_errors.ReadTimeoutError(endpoint_url="x"), "no answer in time"),
         (boto_errors.ConnectionClosedError(endpoint_url="x"), "closed before the answer was complete"),
         (boto_errors.SSLError(endpoint_url="https://x", error=OSError("bad")), "https://x cannot be reached"),
         (ResponseParserError("no XML"), "the answer is not AWS's (no XML); check cloudwatch.endpoint_url"),
-        (FileNotFoundError(2, "No such file", "/token"), "the AWS credentials cannot be read"),
+        (
+            OSError(24, "Too many open files"),
+            "was not sent because of an error of this machine ([Errno 24] Too many open files)",
+        ),
+        (UnreadableCredentialsError(FileNotFoundError(2, "No such file", "/token")), "the AWS credentials cannot be read"),
         (client_error("SomethingNew"), "cloudwatch:GetMetricData failed (AWS says so)"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
