@@ -19,7 +19,7 @@ from exporter.pipeline.availability import day_bytes, free_bytes, space_problem,
 from exporter.pipeline.calls import CallRunner
 from exporter.pipeline.gap_filling import GapFilling, Leadership, SampleTimes
 from exporter.pipeline.lifecycle import Rules
-from exporter.pipeline.loop import guard, run_on_schedule
+from exporter.pipeline.loop import guard, run_on_schedule, wait
 from exporter.pipeline.observer import OBSERVE_OFFSET_SECONDS, HistoryAccess, InventoryStore, Observer
 from exporter.pipeline.outbox_thread import OutboxThread
 from exporter.pipeline.poller import POLL_OFFSET_SECONDS, Poller
@@ -30,6 +30,8 @@ from exporter.sources.cloudwatch.memory_series import MemorySeriesIndex
 from exporter.sources.protocols import FleetSource, MetricSource
 
 _log = logs.get("collector")
+FIRST_GAPS_SECONDS = 2
+"""How long the first poll after a start waits for gaps: enough for 1,000 workers."""
 
 
 class Collector:
@@ -77,7 +79,7 @@ class Collector:
         publisher = self._publisher = Publisher(rules, settings.workers.extra, clock, telemetry, wall, account_of)
         self._gaps = access = None
         if history is not None and inventory is not None and lease is not None:
-            self._gaps = GapFilling(history, lease, rules, outbox)
+            self._gaps = GapFilling(history, lease, rules, outbox, self._leave_the_first_poll_alone)
             access = HistoryAccess(inventory, lease, self._gaps)
         self.observed = asyncio.Event()
         """Set once the first read of the worker documents has ended, successful or not, and its gauges are published."""
@@ -91,6 +93,9 @@ class Collector:
             standby = lambda: lease is not None and lease.held_elsewhere  # noqa: E731
             calls = CallRunner(metric_source, series, clock, rules, outbox, publisher, on_ready, standby, wall)
         self._poller = Poller(calls, series, clock, rules, outbox, publisher, health, self._spending, telemetry, on_ready, wall)
+        self._first_gaps = asyncio.Event()
+        """Set once the gaps found by the first observation are opened, or there are none to open now."""
+        self._first_poll_began = False
         self.polled = asyncio.Event()
         """Set by the first collection cycle, successful or not."""
         self.reobserve = asyncio.Event()
@@ -116,8 +121,13 @@ class Collector:
         )
 
     async def poll_forever(self) -> None:
-        """Poll CloudWatch after the first observation, then at every interval."""
+        """Poll CloudWatch after the first observation, then at every interval.
+
+        The first poll waits `FIRST_GAPS_SECONDS` at most for gaps: those that are open by then are filled by the same queries.
+        """
         await self.observed.wait()
+        await wait(self._first_gaps, FIRST_GAPS_SECONDS)
+        self._first_poll_began = True
         await run_on_schedule(
             "polling",
             self.poll,
@@ -129,13 +139,15 @@ class Collector:
         )
 
     async def open_gaps_forever(self) -> None:
-        """Open gaps whenever there are some, from the end of the first collection cycle on: gauges come first."""
-        if self._gaps is None:
-            return
-        await self.polled.wait()
-        while True:
+        """Open gaps whenever there are some."""
+        while self._gaps is not None:
             await self._gaps.due.wait()
             self._health.loop_failed("gap filling", await guard("gap filling", self.open_gaps))
+            self._first_gaps.set()
+
+    async def _leave_the_first_poll_alone(self) -> None:
+        if self._first_poll_began:  # gauges come first
+            await self.polled.wait()
 
     async def watch_forever(self, ping: Callable[[], Awaitable[None]]) -> None:
         """Notice between two observations that MongoDB does not answer, or answers again; see `watch_mongodb`."""
@@ -171,6 +183,8 @@ class Collector:
             raise
         finally:
             await self._measure_disk()
+        if self._gaps is None or not self._gaps.pending:
+            self._first_gaps.set()
 
     async def _measure_disk(self) -> None:
         directory, telemetry = self._outbox.outbox.path.parent, self._telemetry
