@@ -180,7 +180,7 @@ class CloudWatchArchive:
                 region=window.region,
             )
         cpu, *memory = by_query
-        return Points(cpu.values, series_values(memory, date=results.date, period=window.resolution))
+        return Points(cpu.values, series_values(memory, date=results.date_of(queries[0]), period=window.resolution))
 
     async def _queries(self, window: _Window) -> tuple[MetricQuery, ...]:
         """Return the queries of an instance.

@@ -75,11 +75,12 @@ class Publisher:
             queries: of one call, those of the memory series of an instance in their order.
             results: CloudWatch's, with its clock.
         """
-        by_metric: dict[tuple[str, MetricName], list[MetricResult]] = {}
+        by_metric: dict[tuple[str, MetricName], list[MetricQuery]] = {}
         for query in queries:
-            by_metric.setdefault((query.instance_id, query.metric), []).append(results.by_query[query])
-        for key, found in by_metric.items():
-            newest = self._newest(found, results.date)
+            by_metric.setdefault((query.instance_id, query.metric), []).append(query)
+        for key, its_queries in by_metric.items():
+            # The queries of one instance are never in different parts of a call.
+            newest = self._newest([results.by_query[query] for query in its_queries], results.date_of(its_queries[0]))
             if newest and (key not in self._points or newest.timestamp >= self._points[key].timestamp):
                 self._points[key] = newest
 

@@ -172,8 +172,8 @@ class MemorySeriesIndex:
             results: of one call.
             period: of the queries, in seconds.
         """
-        last = align(results.date, period) - period
         for query, result in results.by_query.items():
+            last = align(results.date_of(query), period) - period
             # The datapoint of the last period may not be published yet.
             if query.metric == "memory" and result.complete and result.end > last <= max(result.values, default=0) + period:
                 self._active[region].add(query.dimensions)
