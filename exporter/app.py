@@ -3,12 +3,13 @@
 import asyncio
 import gc
 import os
+from functools import partial
 
 import anyio
 from prometheus_client import CollectorRegistry
 
 from exporter.core import logs
-from exporter.core.budget import Budget
+from exporter.core.budget import Budget, ReaderBudget
 from exporter.core.errors import IncompatibleStoreError, StoreError
 from exporter.core.periods import HOUR
 from exporter.core.settings import Settings
@@ -19,7 +20,7 @@ from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.collector import Collector
 from exporter.pipeline.lifecycle import Rules
 from exporter.pipeline.mirror import BackfillRange, Mirror
-from exporter.pipeline.outbox import Outbox, OutboxThread
+from exporter.pipeline.outbox import SPENT_BY_READERS, Outbox, OutboxThread
 from exporter.sources.aggregates import Aggregates
 from exporter.sources.cloudwatch.client import CloudWatch
 from exporter.sources.cloudwatch.memory_series import MemorySeriesIndex
@@ -46,6 +47,8 @@ class Exporter:
         self._client, database = connect(settings)
         day, spent = outbox.spent()
         self._budget = Budget(settings.cloudwatch.max_usd_per_day, day=day, spent=spent)
+        day, spent = outbox.spent(SPENT_BY_READERS)
+        self._readers = ReaderBudget(self._budget, settings.cloudwatch.reader_budget_share, day=day, spent=spent)
         self.telemetry.show_budget(self._budget, "ok")
         self._cloudwatch = CloudWatch(settings, self.telemetry, budget=self._budget) if settings.cloudwatch.enabled else None
         self._series = MemorySeriesIndex(self._cloudwatch) if self._cloudwatch else None
@@ -64,6 +67,7 @@ class Exporter:
             lease=self._lease,
             series=self._series,
             budget=self._budget,
+            readers=self._readers,
             on_ready=self._mirror.wake.set if self._mirror else lambda: None,
         )
         self._bridge = LoopBridge()
@@ -85,7 +89,9 @@ class Exporter:
         history = repository(settings, web_database, name).reader if name else None
         marker = Lease(web_database, owner=owner, name=BACKFILL).change_marker
         archive = (
-            BridgedArchive(CloudWatchArchive(self._cloudwatch, self._series), self._bridge, self._budget)
+            BridgedArchive(
+                CloudWatchArchive(partial(self._cloudwatch.get_metric_data, readers=self._readers), self._series), self._bridge
+            )
             if self._cloudwatch and self._series
             else None
         )

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 from rich.console import Console
 from rich.table import Table
 
-from exporter.core.budget import MONTH, Usage
+from exporter.core.budget import MONTH, Budget, ReaderBudget, Usage
 from exporter.core.errors import SourceError
 from exporter.core.model import Fleet, Listing, MetricQuery
 from exporter.core.periods import DAY, format_duration
@@ -117,6 +117,8 @@ async def _listings(settings: Settings, regions: Sequence[str]) -> tuple[dict[st
 def show(settings: Settings, fleet: Fleet, found: Estimate, rules: Rules, problems: Sequence[str], out: TextIO) -> None:
     """Print the estimate as a table, and what it means for the budget."""
     every = max(rules.interval, rules.period)
+    cap = settings.cloudwatch.max_usd_per_day
+    readers = ReaderBudget(Budget(cap), settings.cloudwatch.reader_budget_share).max_usd
     table = Table(title="CloudWatch, with the current fleet and settings", title_justify="left")
     table.add_column("")
     for column in ("GetMetricData calls", "metrics billed", "dollars"):
@@ -135,9 +137,10 @@ def show(settings: Settings, fleet: Fleet, found: Estimate, rules: Rules, proble
         "AWS does not bill it up to a million requests a month.",
         "The price is per metric and call, whatever the number of datapoints: a 1m period costs no more than 5m, and "
         "filling a gap of a running worker costs nothing extra.",
+        f"Besides, HTTP readers (/resources, history older than MongoDB's) can spend up to {readers:g} dollars a day "
+        "(cloudwatch.reader_budget_share).",
         *problems,
     ]
-    cap = settings.cloudwatch.max_usd_per_day
     if cap is not None:
         cycles = math.inf if not found.usage.dollars else math.floor(cap / found.usage.dollars + 1e-9)
         enough = cycles >= DAY / every

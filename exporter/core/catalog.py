@@ -206,6 +206,23 @@ EXPORTER_METRICS: tuple[Metric, ...] = (
         "Whether the daily budget is in this state (ok, gap_filling_paused, polling_paused); exactly one of its series is 1.",
         ("state",),
     ),
+    _exporter(
+        "cloudwatch_reader_day_cost_dollars",
+        "gauge",
+        "Estimated price of the metrics requested on behalf of HTTP readers since 00:00 UTC, a part of the day's cost.",
+        unit="dollars",
+    ),
+    _exporter(
+        "cloudwatch_reader_budget_dollars",
+        "gauge",
+        "Share of the daily budget for CloudWatch that HTTP readers may spend; absent while CloudWatch is disabled.",
+        unit="dollars",
+    ),
+    _exporter(
+        "cloudwatch_reader_requests_refused_total",
+        "counter",
+        "GetMetricData requests on behalf of HTTP readers that were not sent because their share of the budget is spent.",
+    ),
     _exporter("outbox_samples", "gauge", "Samples in the outbox that are not yet in the history, by state.", ("state",)),
     _exporter(
         "outbox_oldest_timestamp_seconds",

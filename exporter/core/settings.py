@@ -23,6 +23,7 @@ from exporter.core.setting_types import (
     Origin,
     RoutePrefix,
     Section,
+    Share,
     Url,
     listed,
 )
@@ -104,6 +105,11 @@ class CloudWatchSettings(Section):
         None,
         description="Daily budget for CloudWatch in US dollars. Gap filling pauses when the rest is needed for the running "
         "workers, polling pauses until 00:00 UTC when it is spent; unset: no limit.",
+    )
+    reader_budget_share: Share = Field(
+        "10%",  # type: ignore[assignment]  # validate_default turns it into 0.1
+        description="Share of `max_usd_per_day` that HTTP readers may spend a day through `/resources` and history older than "
+        "MongoDB's, as a percentage; without a budget, of 10 dollars.",
     )
 
 

@@ -9,7 +9,7 @@ Belongs to one event loop: that of its CloudWatch client.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -19,7 +19,7 @@ from typing import NamedTuple
 from exporter.core.async_cache import AsyncCache
 from exporter.core.errors import SourceError
 from exporter.core.instances import split_by_instance
-from exporter.core.model import InventoryEntry, Listing, MetricQuery, Worker
+from exporter.core.model import InventoryEntry, Listing, MetricQuery, MetricResults, Worker
 from exporter.core.periods import DAY, align, align_up
 from exporter.history.points import Point
 from exporter.sources.cloudwatch.memory_series import (
@@ -31,7 +31,6 @@ from exporter.sources.cloudwatch.memory_series import (
 )
 from exporter.sources.cloudwatch.queries import instance_queries
 from exporter.sources.cloudwatch.retention import EXPIRY_MARGIN_SECONDS, reach
-from exporter.sources.protocols import MetricSource
 
 CHUNK = 2016
 """Datapoints of one metric per query: a week of five minutes. GetMetricData returns up to 100,800."""
@@ -43,6 +42,10 @@ MAX_CACHED_DATAPOINTS = 200_000
 """Cached datapoints, some 110 bytes each."""
 CALLS = 4
 """Concurrent calls: a long range must leave capacity to the poller."""
+
+
+GetMetricData = Callable[[str, Sequence[MetricQuery], int, int, int], Awaitable[MetricResults]]
+"""Region, queries, start, end, period → the results of one call, as `CloudWatch.get_metric_data`; raises SourceError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,7 @@ class CloudWatchArchive:
     """Cached CloudWatch datapoints of single workers.
 
     Args:
-        source: CloudWatch; shared with the poller, including budget, rate limit, and counters.
+        get_metric_data: makes a call; shares rate limit and counters with the poller, and is paid by the readers' budget.
         series: the index of memory series; shared with the poller.
         max_datapoints: limit of cached datapoints.
         wall: UTC seconds, which separate recent windows from final ones.
@@ -77,14 +80,14 @@ class CloudWatchArchive:
 
     def __init__(
         self,
-        source: MetricSource,
+        get_metric_data: GetMetricData,
         series: MemorySeriesIndex,
         *,
         max_datapoints: int = MAX_CACHED_DATAPOINTS,
         wall: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._source = source
+        self._get_metric_data = get_metric_data
         self._wall = wall
         self._series_index = series
         self._points: AsyncCache[_Window, Points] = AsyncCache(
@@ -170,7 +173,7 @@ class CloudWatchArchive:
     async def _call(self, window: _Window) -> Points:
         queries = await self._queries(window)
         async with self._slots:
-            results = await self._source.get_metric_data(window.region, queries, window.start, window.end, window.resolution)
+            results = await self._get_metric_data(window.region, queries, window.start, window.end, window.resolution)
         by_query = [results.by_query[query] for query in queries]
         if not all(result.complete for result in by_query):
             raise SourceError(

@@ -17,7 +17,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from exporter import __version__
-from exporter.core.budget import BUDGET_STATES, Budget, BudgetState, dollars
+from exporter.core.budget import BUDGET_STATES, Budget, BudgetState, ReaderBudget, dollars
 from exporter.core.catalog import METRICS_BY_NAME
 from exporter.core.model import METRICS, ExporterMetrics
 from exporter.metrics.gzip_member import deflated
@@ -69,6 +69,9 @@ class Telemetry:
         self.day_cost = gauge("cloudwatch_day_cost_dollars")
         self.budget = OptionalGauge("cml_exporter_cloudwatch_budget_dollars", registry)
         self.budget_state = gauge("cloudwatch_budget_state")
+        self.reader_day_cost = gauge("cloudwatch_reader_day_cost_dollars")
+        self.reader_budget = OptionalGauge("cml_exporter_cloudwatch_reader_budget_dollars", registry)
+        self.reader_requests_refused = counter("cloudwatch_reader_requests_refused_total")
         self.outbox_samples = gauge("outbox_samples")
         self.outbox_oldest = OptionalGauge("cml_exporter_outbox_oldest_timestamp_seconds", registry)
         self.samples_dropped = counter("samples_dropped_total")
@@ -130,6 +133,11 @@ class Telemetry:
         self.budget.value = budget.max_usd
         for each in BUDGET_STATES:
             self.budget_state.labels(each).set(each == state)
+
+    def show_readers(self, readers: ReaderBudget) -> None:
+        """Set the gauges of what HTTP readers have cost today and of their share of the budget."""
+        self.reader_day_cost.set(dollars(readers.spent()[1]))
+        self.reader_budget.value = readers.max_usd
 
     def samples_were_mirrored(self, *, inserted: int, already_present: int, rejected: int, gap_filled: int) -> None:
         """Count the results of one batch of the mirror; `gap_filled` is a part of `inserted`."""

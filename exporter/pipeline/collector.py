@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from exporter.core.budget import Budget
+from exporter.core.budget import Budget, ReaderBudget
 from exporter.core.clock import ServerClock
 from exporter.core.model import Fleet, Snapshot
 from exporter.core.settings import Settings
@@ -46,6 +46,7 @@ class Collector:
         history, inventory, lease: None without a history; then only gauges are kept up to date.
         series: the listings of memory series; by default a new index over `metric_source`.
         budget: the one `metric_source` takes from; by default without a limit.
+        readers: the part of it that HTTP readers spend; by default the share in the settings.
         on_ready: called when samples may be ready for the mirror.
         wall: UTC seconds of this host; wakes the loops and dates the snapshot, and never decides the age of a sample.
         monotonic: seconds of a clock that is never set.
@@ -65,6 +66,7 @@ class Collector:
         lease: Leadership | None = None,
         series: MemorySeriesIndex | None = None,
         budget: Budget | None = None,
+        readers: ReaderBudget | None = None,
         on_ready: Callable[[], object] = lambda: None,
         wall: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
@@ -78,7 +80,8 @@ class Collector:
             access = HistoryAccess(history, inventory, lease)
         self._observer = Observer(fleet_source, clock, rules, outbox, publisher, health, telemetry, access, on_ready, wall)
         budget = Budget(wall=wall) if budget is None else budget
-        self._spending = Spending(budget, outbox, telemetry, health, max(rules.interval, rules.period))
+        readers = ReaderBudget(budget, settings.cloudwatch.reader_budget_share) if readers is None else readers
+        self._spending = Spending(budget, readers, outbox, telemetry, health, max(rules.interval, rules.period))
         calls = None
         if metric_source is not None:
             series = MemorySeriesIndex(metric_source, monotonic=monotonic) if series is None else series

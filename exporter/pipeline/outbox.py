@@ -48,6 +48,10 @@ CREATE INDEX IF NOT EXISTS sample_start ON sample(start);
 _ROW = "worker, start, region, instances, status, labs, own_cpu, own_memory, cpu, memory, state"
 
 
+SPENT_BY_READERS = "spent_by_readers"
+"""Key of the metrics billed on behalf of HTTP readers, for `Outbox.spent` and `keep_spent`; by default all are meant."""
+
+
 class Outbox:
     """The outbox in `directory`, locked for this process until `close`. Times are UTC seconds.
 
@@ -250,16 +254,16 @@ class Outbox:
 
     # -- CloudWatch spending
 
-    def spent(self) -> tuple[int, int]:
+    def spent(self, key: str = "spent") -> tuple[int, int]:
         """Return the start of the day last saved by `keep_spent` and the metrics billed on it; (0, 0) if there is none."""
-        rows = self._select("SELECT value FROM meta WHERE key='spent'")
+        rows = self._select("SELECT value FROM meta WHERE key=?", (key,))
         day, metrics = rows[0][0].split() if rows else (0, 0)
         return int(day), int(metrics)
 
-    def keep_spent(self, day: int, metrics: int) -> None:
+    def keep_spent(self, day: int, metrics: int, key: str = "spent") -> None:
         """Save the metrics billed on the day that starts at `day`. A transaction of its own."""
         with self.transaction():
-            self._db.execute("INSERT OR REPLACE INTO meta VALUES('spent',?)", (f"{day} {metrics}",))
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES(?,?)", (key, f"{day} {metrics}"))
 
     # -- figures
 

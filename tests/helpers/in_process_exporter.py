@@ -7,13 +7,14 @@ between two cycles.
 import asyncio
 from collections.abc import Callable, Collection, Coroutine
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
 from prometheus_client import CollectorRegistry
 
-from exporter.core.budget import Budget
+from exporter.core.budget import Budget, ReaderBudget
 from exporter.core.errors import ExporterError, StoreError
 from exporter.core.model import Fleet
 from exporter.core.periods import align
@@ -26,7 +27,7 @@ from exporter.pipeline.collector import Collector
 from exporter.pipeline.lifecycle import Rules
 from exporter.pipeline.mirror import Mirror
 from exporter.pipeline.observer import OBSERVE_OFFSET_SECONDS
-from exporter.pipeline.outbox import Outbox, OutboxThread
+from exporter.pipeline.outbox import SPENT_BY_READERS, Outbox, OutboxThread
 from exporter.pipeline.poller import POLL_OFFSET_SECONDS
 from exporter.sources.aggregates import Aggregates
 from exporter.sources.cloudwatch.client import CloudWatch
@@ -108,6 +109,8 @@ class InProcessExporter:
         self.lease = Lease(database, owner=self.outbox.outbox.owner)
         day, spent = self.outbox.outbox.spent()
         self.budget = Budget(max_usd_per_day, wall=clock, day=day, spent=spent)
+        day, spent = self.outbox.outbox.spent(SPENT_BY_READERS)
+        self.readers = ReaderBudget(self.budget, settings.cloudwatch.reader_budget_share, day=day, spent=spent)
         self.cloudwatch = CloudWatch(settings, telemetry, budget=self.budget, wall=clock, deadline=deadline)
         series = MemorySeriesIndex(self.cloudwatch, monotonic=clock)
         self.mirror = Mirror(self.outbox, self.history.writer, self.lease, telemetry, wall=clock)
@@ -123,6 +126,7 @@ class InProcessExporter:
             lease=self.lease,
             series=series,
             budget=self.budget,
+            readers=self.readers,
             wall=clock,
             monotonic=clock,
         )
@@ -140,7 +144,9 @@ class InProcessExporter:
             reader=HistoryReader(
                 period=PERIOD,
                 history=self.history.reader,
-                archive=CloudWatchArchive(self.cloudwatch, series, wall=clock, monotonic=clock),
+                archive=CloudWatchArchive(
+                    partial(self.cloudwatch.get_metric_data, readers=self.readers), series, wall=clock, monotonic=clock
+                ),
                 wanted_retention=settings.mongodb.retention,
                 max_age=settings.max_age,
                 wall=clock,

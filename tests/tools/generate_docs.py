@@ -5,11 +5,12 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from exporter.core.budget import UNLIMITED_DAY_DOLLARS
 from exporter.core.catalog import EXPORTER_METRICS, WORKER_METRICS, Metric
 from exporter.core.event_settings import EVENT_TYPES, EventFields
 from exporter.core.history_metrics import HOURLY_METRICS
 from exporter.core.periods import format_duration
-from exporter.core.settings import Role
+from exporter.core.settings import CloudWatchSettings, Role
 from exporter.core.settings_loader import Setting, table
 from exporter.core.workers_settings import ExtraMetric
 from exporter.history.resources import SHARED_WINDOW_SECONDS
@@ -20,6 +21,7 @@ from exporter.web.responses import PAGE_HEADERS
 from exporter.web.routes import ROUTES
 
 DOCS = Path(__file__).parents[2] / "docs"
+DEFAULT_SHARE = CloudWatchSettings().reader_budget_share
 GENERATED = "<!-- Written by `make docs` from {source}; change it there. -->"
 
 SETTINGS_INTRO = """\
@@ -190,6 +192,11 @@ The averages are those of whole periods (`period`), at least one, so `30s` and `
 - **Memory** comes from the same series as the gauge and the history
   ([sample-lifecycle.md](sample-lifecycle.md#memory-under-several-dimension-sets)).
 - **Cost.** A result is cached for a minute; ranges up to {format_duration(SHARED_WINDOW_SECONDS)} share one query, two metrics.
+  What all clients together may spend a day, here and on history pages from CloudWatch, is a share of the budget
+  (`cloudwatch.reader_budget_share`, {DEFAULT_SHARE:.0%} by default). Without a budget it is
+  {DEFAULT_SHARE * UNLIMITED_DAY_DOLLARS:g} dollar, which pays for 34 workers that a client reads once a minute all day.
+  Beyond it these requests are answered with 429 and a `Retry-After` that ends at 00:00 UTC; what is cached is still
+  served. Polling, gauges, and history are not affected.
 """
 
 ERRORS_INTRO = """\

@@ -19,7 +19,7 @@ from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from exporter.core.budget import Budget
+from exporter.core.budget import Budget, ReaderBudget
 from exporter.core.clock import check_skew
 from exporter.core.errors import SourceError
 from exporter.core.model import Listing, MetricQuery, MetricResults
@@ -102,7 +102,14 @@ class CloudWatch:
         )
 
     async def get_metric_data(
-        self, region: str, queries: Sequence[MetricQuery], start: int, end: int, period: int
+        self,
+        region: str,
+        queries: Sequence[MetricQuery],
+        start: int,
+        end: int,
+        period: int,
+        *,
+        readers: ReaderBudget | None = None,
     ) -> MetricResults:
         """Return the Average of each query in the periods of [start, end), from all pages.
 
@@ -112,6 +119,7 @@ class CloudWatch:
             start: UTC second, a multiple of `period`.
             end: UTC second, a multiple of `period`.
             period: seconds.
+            readers: pays for a call on behalf of HTTP readers; None: the budget of the day does.
 
         Returns:
             A result for every query, which may be partial or failed, and CloudWatch's clock at the first page. The result of
@@ -119,15 +127,23 @@ class CloudWatch:
 
         Raises:
             RejectedQueryError: CloudWatch refuses the content for another reason than a malformed instance id.
+            ReaderBudgetError: `readers` does not pay for the call.
             SourceError: there is no answer.
             ValueError: the queries exceed the limits of one call.
         """
         check_limits(queries, start, end, period)
-        call = partial(self._get_metric_data, region, start=start, end=end, period=period)
+        call = partial(self._get_metric_data, region, start=start, end=end, period=period, readers=readers)
         return await self._malformed.query(call, queries, start, end, int(self._wall()))
 
     async def _get_metric_data(
-        self, region: str, queries: Sequence[MetricQuery], *, start: int, end: int, period: int
+        self,
+        region: str,
+        queries: Sequence[MetricQuery],
+        *,
+        start: int,
+        end: int,
+        period: int,
+        readers: ReaderBudget | None,
     ) -> MetricResults:
         def call(state: RegionState) -> MetricResults:
             client: CloudWatchClient = self._clients.client(state, "cloudwatch")
@@ -142,7 +158,7 @@ class CloudWatch:
             )
             return MetricResults(date, merge_pages(queries, pages, start, end))
 
-        return await self._run(region, "GetMetricData", call, len(queries))
+        return await self._run(region, "GetMetricData", call, len(queries), readers)
 
     @property
     def malformed(self) -> frozenset[str]:
@@ -191,14 +207,21 @@ class CloudWatch:
         for state in self._regions.values():
             state.forget()
 
-    async def _run(self, region: str, operation: str, call: Callable[[RegionState], T], queries: int = 0) -> T:
+    async def _run(
+        self,
+        region: str,
+        operation: str,
+        call: Callable[[RegionState], T],
+        queries: int = 0,
+        readers: ReaderBudget | None = None,
+    ) -> T:
         state = self._regions.get(region)
         if state is None:
             state = self._regions[region] = RegionState(region, TokenBucket(self._rate))
 
         def work() -> T:
             self._call.until = time.monotonic() + self._deadline
-            self._call.queries = queries
+            self._call.queries, self._call.readers = queries, readers
             return call(state)
 
         async with state.slots:

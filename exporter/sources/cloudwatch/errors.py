@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import botocore.exceptions as boto_errors
 from botocore.parsers import ResponseParserError
 
-from exporter.core.errors import ExporterError, RejectedQueryError, SourceError
+from exporter.core.errors import ExporterError, ReaderBudgetError, RejectedQueryError, SourceError
 
 
 class CallError(ExporterError):
@@ -27,6 +27,12 @@ class BudgetSpentError(CallError):
     """The day's budget does not cover the request; it was not sent."""
 
     code = "BudgetSpent"
+
+
+class ReaderBudgetSpentError(CallError):
+    """The readers' share of the day's budget does not cover the request; it was not sent."""
+
+    code = "ReaderBudgetSpent"
 
 
 class MissingCredentialsError(CallError):
@@ -76,6 +82,10 @@ _CREDENTIALS = (
 _REGION = "{region!r} is not a region; correct the region of the workers that name it"
 _GARBLED = "the answer is not AWS's ({message}); check cloudwatch.endpoint_url and proxies"
 _SPENT = "cloudwatch.max_usd_per_day is spent, so {action} was not sent; polling resumes at 00:00 UTC, or raise the setting"
+_READERS_SPENT = (
+    "HTTP readers have spent their share of today's CloudWatch budget, so {action} was not sent; gauges and history go on, try "
+    "again after 00:00 UTC, or raise cloudwatch.reader_budget_share or cloudwatch.max_usd_per_day"
+)
 _OTHER = "{action} failed ({message}); the exporter tries again in the next cycle"
 
 SENTENCE_BY_CODE: Mapping[str, str] = {
@@ -127,6 +137,7 @@ _SENTENCE_BY_CLASS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], s
         _REGION,
     ),
     (BudgetSpentError, _SPENT),
+    (ReaderBudgetSpentError, _READERS_SPENT),
     ((DeadlinePassedError, boto_errors.ReadTimeoutError, boto_errors.ConnectTimeoutError), _TIMEOUT),
     (boto_errors.ConnectionError, _NETWORK),
     ((boto_errors.ConnectionClosedError, boto_errors.ResponseStreamingError, boto_errors.IncompleteReadError), _CUT),
@@ -146,7 +157,8 @@ def translate(error: Exception, region: str, operation: str) -> SourceError:
         operation: the AWS operation of the call. A ClientError names its own (AssumeRole on the way to GetMetricData).
 
     Returns:
-        RejectedQueryError when CloudWatch refuses the content of GetMetricData, else SourceError.
+        RejectedQueryError when CloudWatch refuses the content of GetMetricData, ReaderBudgetError when the readers' share is
+        spent, else SourceError.
     """
     message, code = " ".join(str(error).split()), error_code(error)
     endpoint = getattr(error, "kwargs", {}).get("endpoint_url", "the endpoint")
@@ -163,7 +175,11 @@ def translate(error: Exception, region: str, operation: str) -> SourceError:
     text = sentence.format(
         action=f"{service}:{operation}", message=message.rstrip("."), code=code, region=region, endpoint=endpoint
     )
-    raised = RejectedQueryError if sentence is _REJECTED and operation == "GetMetricData" else SourceError
+    raised = SourceError
+    if sentence is _REJECTED and operation == "GetMetricData":
+        raised = RejectedQueryError
+    elif sentence is _READERS_SPENT:
+        raised = ReaderBudgetError
     return raised("cloudwatch", code, f"CloudWatch in {region}: {text}", region=region)
 
 

@@ -14,9 +14,9 @@ import urllib3.exceptions
 from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from botocore.utils import parse_timestamp
 
-from exporter.core.budget import Budget
+from exporter.core.budget import Budget, ReaderBudget
 from exporter.metrics.telemetry import Telemetry
-from exporter.sources.cloudwatch.errors import BudgetSpentError, DeadlinePassedError, error_code
+from exporter.sources.cloudwatch.errors import BudgetSpentError, DeadlinePassedError, ReaderBudgetSpentError, error_code
 
 if TYPE_CHECKING:
     from types_boto3_cloudwatch import CloudWatchClient
@@ -55,10 +55,14 @@ class TokenBucket:
 
 @dataclass
 class CallContext(threading.local):
-    """Deadline and number of queries of the call that runs in this thread; botocore's hooks run in the same thread."""
+    """The call that runs in this thread: its deadline, number of queries, and budget if it is on behalf of HTTP readers.
+
+    botocore's hooks run in the same thread.
+    """
 
     until: float = 0
     queries: int = 0
+    readers: ReaderBudget | None = None
 
 
 @dataclass
@@ -111,8 +115,13 @@ class RequestHooks:
             raise DeadlinePassedError
         operation = event_name.rpartition(".")[2]
         price = self._call.queries if operation == "GetMetricData" else 0
-        if not self._budget.take(price):
-            raise BudgetSpentError
+        readers = self._call.readers
+        budget = self._budget if readers is None else readers
+        if not budget.take(price):
+            if readers is None:
+                raise BudgetSpentError
+            self._telemetry.reader_requests_refused.inc()
+            raise ReaderBudgetSpentError
         self._telemetry.requests.labels(operation, self._state.region).inc()
         request.stream_output = True
         billed = False
@@ -121,7 +130,7 @@ class RequestHooks:
             billed = response.status_code == 200
         finally:
             if not billed:
-                self._budget.give_back(price)
+                budget.give_back(price)
         if billed and price:
             self._telemetry.metrics_were_requested(self._state.region, price)
         body = _Body(response.raw, self._call.until)

@@ -59,7 +59,9 @@ def clock() -> Clock:
 
 def archive_of(source: Source, clock: Clock, **options: int) -> CloudWatchArchive:
     series = MemorySeriesIndex(source, monotonic=clock)
-    return CloudWatchArchive(source, series, wall=lambda: NOW + clock.now, monotonic=clock, **options)
+    return CloudWatchArchive(
+        lambda *call: source.get_metric_data(*call), series, wall=lambda: NOW + clock.now, monotonic=clock, **options
+    )
 
 
 @pytest.fixture

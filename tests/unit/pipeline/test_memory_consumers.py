@@ -142,7 +142,7 @@ class Process:
         self.poller = Poller(
             unused, self.index, clock, RULES, unused, self.publisher, unused, unused, telemetry, lambda: None, source
         )
-        self.archive = CloudWatchArchive(source, self.index, wall=source, monotonic=source)
+        self.archive = CloudWatchArchive(source.get_metric_data, self.index, wall=source, monotonic=source)
         self.first_seen: FirstSeenValues = {}
 
     async def poll(self, open_samples: dict[int, PendingSample]) -> None:
@@ -268,15 +268,19 @@ def test_a_gauge_is_judged_by_the_clock_of_the_part_of_a_call_that_answered_it()
 
 def test_resources_are_judged_by_the_clock_of_the_part_of_a_call_that_answered_them() -> None:
     class Split(Source):
+        clocks = (0, 0)
+
         async def get_metric_data(
             self, region: str, queries: Sequence[MetricQuery], start: int, end: int, period: int
         ) -> MetricResults:
-            memory, results = in_two_parts(*clocks)
+            memory, results = in_two_parts(*self.clocks)
             cpu = next(query for query in queries if query.metric == "cpu")
             by_query = {cpu: MetricResult("empty", start, end, {}), **results.by_query}
-            return MetricResults(results.date, by_query, dict.fromkeys([cpu, *memory], clocks[1]))
+            return MetricResults(results.date, by_query, dict.fromkeys([cpu, *memory], self.clocks[1]))
 
     for clocks, expected in (((T + P, T + 8 * P), [5.0]), ((T + 8 * P, T + P), [])):
-        process = Process(Split(replace(QUIET, published={each: THREE[each] for each in SETS[:2]}), now=T + 8 * P))
+        source = Split(replace(QUIET, published={each: THREE[each] for each in SETS[:2]}), now=T + 8 * P)
+        source.clocks = clocks
+        process = Process(source)
         points = asyncio.run(process.archive.window(WORKER, None, T, T + P, P))
         assert [point.memory for point in points] == expected
