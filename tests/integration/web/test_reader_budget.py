@@ -102,17 +102,18 @@ async def test_an_anonymous_loop_spends_the_share_of_readers_and_polling_goes_on
 async def test_readers_get_nothing_of_what_polling_needs_until_midnight(
     folder: Path, database: Database, fake: FakeCloudWatch, clock: Clock
 ) -> None:
-    clock.now = align(NOW, DAY) + DAY - HOUR - 3 * PERIOD
-    exporter = InProcessExporter(folder, database, fake, clock, max_usd_per_day=40 * DOLLARS_PER_METRIC)
+    clock.now = align(NOW, DAY) + DAY - HOUR - 2 * PERIOD
+    exporter = InProcessExporter(folder, database, fake, clock, max_usd_per_day=1000 * DOLLARS_PER_METRIC)
+    await exporter.round()  # 23:00, so that 23:05 to 23:55 follow
+    assert exporter.budget.take(int(exporter.budget.left) - 14 * PER_CYCLE)
     await exporter.round()
-    left = exporter.budget.left
-    (response,) = await anonymous_loop(exporter, 1)
-    assert response.status_code == 200, "4 of 40 metrics are the readers', and polling needs fewer than the rest"
-    # The same with less left than the cycles until midnight need.
-    exporter.budget.take(int(left) - PER_CYCLE * 13)
-    await exporter.round()
-    responses = await anonymous_loop(exporter, 2)
-    assert responses[-1].status_code == 429
-    await exporter.round(11)
+    assert exporter.value("cml_exporter_cloudwatch_budget_state", state="ok") == 1
+
+    responses = await anonymous_loop(exporter, 4)
+
+    assert [response.status_code for response in responses] == [200, 429, 429, 429], "the share of readers is 100 metrics"
+    await exporter.round(10)
+    assert exporter.budget.left < 3 * PER_CYCLE
     assert exporter.value("cml_exporter_source_up", source="cloudwatch", region=REGION) == 1
+    assert exporter.value("cml_exporter_cloudwatch_budget_state", state="polling_paused") == 0
     await exporter.close()
