@@ -90,7 +90,12 @@ class Exporter:
         marker = Lease(web_database, owner=owner, name=BACKFILL).change_marker
         archive = (
             BridgedArchive(
-                CloudWatchArchive(partial(self._cloudwatch.get_metric_data, readers=self._readers), self._series), self._bridge
+                CloudWatchArchive(
+                    partial(self._cloudwatch.get_metric_data, readers=self._readers),
+                    self._series,
+                    memory_dimension=settings.cloudwatch.memory.dimension,
+                ),
+                self._bridge,
             )
             if self._cloudwatch and self._series
             else None

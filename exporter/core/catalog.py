@@ -56,7 +56,7 @@ MEMORY = Metric(
     "Average memory utilization of the newest period, 0 to 1.",
     "ratio",
     WORKER_LABELS,
-    "CloudWatch CWAgent mem_used_percent, else the worker document",
+    "CloudWatch CWAgent mem_used_percent (cloudwatch.memory), else the worker document",
 )
 ACTIVE_LABS = Metric(
     "cml_worker_active_labs", "gauge", "Labs on the worker as counted by the manager.", "", WORKER_LABELS, WORKER_DOCUMENT

@@ -217,7 +217,8 @@ class MetricQuery(NamedTuple):
     """One metric of one instance, as GetMetricData queries it. A tuple, because it is hashed very often as a key."""
 
     instance_id: str
-    metric: MetricName
+    metric: str
+    """A MetricName, or the name of a gauge of `cloudwatch.extra`."""
     dimensions: Dimensions
 
 

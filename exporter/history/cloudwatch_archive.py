@@ -73,6 +73,7 @@ class CloudWatchArchive:
     Args:
         get_metric_data: makes a call; shares rate limit and counters with the poller, and is paid by the readers' budget.
         series: the index of memory series; shared with the poller.
+        memory_dimension: dimension of the memory metric whose value is the instance id.
         max_datapoints: limit of cached datapoints.
         wall: UTC seconds, which separate recent windows from final ones.
         monotonic: seconds of a clock that is never set, for the age of cached results.
@@ -83,6 +84,7 @@ class CloudWatchArchive:
         get_metric_data: GetMetricData,
         series: MemorySeriesIndex,
         *,
+        memory_dimension: str = "InstanceId",
         max_datapoints: int = MAX_CACHED_DATAPOINTS,
         wall: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
@@ -90,6 +92,7 @@ class CloudWatchArchive:
         self._get_metric_data = get_metric_data
         self._wall = wall
         self._series_index = series
+        self._memory_dimension = memory_dimension
         self._points: AsyncCache[_Window, Points] = AsyncCache(
             max_weight=max_datapoints,
             weigh=lambda points: 1 + len(points.cpu) + len(points.memory),
@@ -194,7 +197,7 @@ class CloudWatchArchive:
         await self._refresh_listing(window.region, recent=age <= RECENTLY_ACTIVE_SECONDS)
         queries = self._series_index.queries(window.region, window.instance, window.instance_type, since=window.start)
         if len(queries) == 1 and age > LISTED_FOR_SECONDS:
-            return instance_queries(window.instance, [(("InstanceId", window.instance),)])
+            return instance_queries(window.instance, [((self._memory_dimension, window.instance),)])
         return queries
 
     async def _refresh_listing(self, region: str, *, recent: bool) -> None:

@@ -54,7 +54,7 @@ class Publisher:
         self.fleet = Fleet(0, ())
         """The last complete read."""
         self._terminated_seen: Mapping[str, int] = {}
-        self._points: dict[tuple[str, MetricName], Datapoint] = {}
+        self._points: dict[tuple[str, str], Datapoint] = {}
         self._observed_at = self._polled_at = wall()
         self._published_at = 0.0
 
@@ -75,7 +75,7 @@ class Publisher:
             queries: of one call, those of the memory series of an instance in their order.
             results: CloudWatch's, with its clock.
         """
-        by_metric: dict[tuple[str, MetricName], list[MetricQuery]] = {}
+        by_metric: dict[tuple[str, str], list[MetricQuery]] = {}
         for query in queries:
             by_metric.setdefault((query.instance_id, query.metric), []).append(query)
         for key, its_queries in by_metric.items():
@@ -120,7 +120,7 @@ class Publisher:
 
 def _render(
     fleet: Fleet,
-    points: Mapping[tuple[str, MetricName], Datapoint],
+    points: Mapping[tuple[str, str], Datapoint],
     terminated_seen: Mapping[str, int],
     now: int,
     rules: Rules,

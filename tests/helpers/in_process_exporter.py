@@ -5,7 +5,7 @@ between two cycles.
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -90,12 +90,16 @@ class InProcessExporter:
         source: MetricSource | None = None,
         max_usd_per_day: float | None = None,
         absence_timeout: str = "10m",
+        metrics: Mapping[str, object] | None = None,
     ) -> None:
-        """`source` replaces CloudWatch; `deadline` is that of one call, `reach` the timeout of MongoDB, both in seconds."""
+        """`source` replaces CloudWatch; `deadline` is that of one call, `reach` the timeout of MongoDB, both in seconds.
+
+        `metrics` are further settings of `cloudwatch`: `memory` and `extra`.
+        """
         settings = self.settings = Settings.model_validate(
             {
                 "mongodb": {"uri": "mongodb://127.0.0.1:1/unused"},
-                "cloudwatch": {"endpoint_url": fake.url, "max_usd_per_day": max_usd_per_day},
+                "cloudwatch": {"endpoint_url": fake.url, "max_usd_per_day": max_usd_per_day, **(metrics or {})},
                 "absence_timeout": absence_timeout,
                 "data_dir": str(folder),
             }
@@ -145,7 +149,11 @@ class InProcessExporter:
                 period=PERIOD,
                 history=self.history.reader,
                 archive=CloudWatchArchive(
-                    partial(self.cloudwatch.get_metric_data, readers=self.readers), series, wall=clock, monotonic=clock
+                    partial(self.cloudwatch.get_metric_data, readers=self.readers),
+                    series,
+                    memory_dimension=settings.cloudwatch.memory.dimension,
+                    wall=clock,
+                    monotonic=clock,
                 ),
                 wanted_retention=settings.mongodb.retention,
                 max_age=settings.max_age,

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 from exporter.commands.check.finding import CheckResult, counted, first_few, shortened, skipped
 from exporter.core.budget import DOLLARS_PER_METRIC
 from exporter.core.errors import RejectedQueryError, SourceError
+from exporter.core.metric_settings import MemoryMetric
 from exporter.core.model import Fleet, Listing, MetricResult, Worker
 from exporter.core.periods import align, format_duration, rfc3339
 from exporter.core.settings import Settings
@@ -45,7 +46,7 @@ async def check_aws(settings: Settings, fleet: Fleet | None, wall: Callable[[], 
         return [CheckResult(check, "warn", f"not queried: {reason}") for check in checks]
     cloudwatch = CloudWatch(settings, Telemetry(CollectorRegistry()), wall=wall, deadline=CALL_SECONDS)
     try:
-        by_region = (_check_region(cloudwatch, region, fleet.workers, settings.period, wall) for region in regions)
+        by_region = (_check_region(cloudwatch, region, fleet.workers, settings, wall) for region in regions)
         reports = await asyncio.gather(*by_region)
     finally:
         await cloudwatch.close()
@@ -63,12 +64,13 @@ class _Report:
 
 
 async def _check_region(
-    cloudwatch: CloudWatch, region: str, fleet: Iterable[Worker], period: int, wall: Callable[[], float]
+    cloudwatch: CloudWatch, region: str, fleet: Iterable[Worker], settings: Settings, wall: Callable[[], float]
 ) -> _Report:
     workers = [worker for worker in fleet if worker.region == region]
     identity = await _or_error(cloudwatch.identity(region))
-    cpu = await _check_cpu(cloudwatch, region, workers, period, wall)
-    memory = _check_memory(region, workers, await _or_error(cloudwatch.list_memory(region, recent=True)))
+    cpu = await _check_cpu(cloudwatch, region, workers, settings.period, wall)
+    listing = await _or_error(cloudwatch.list_memory(region, recent=True))
+    memory = _check_memory(region, workers, listing, settings.cloudwatch.memory)
     if isinstance(identity, SourceError):
         cpu, memory = [_unless_repeated(result, str(identity)) for result in (cpu, memory)]
     return _Report(region, identity, cpu, memory)
@@ -141,7 +143,9 @@ def _interpret(check: str, worker: Worker, found: MetricResult, period: int) -> 
     return CheckResult(check, "warn", text)
 
 
-def _check_memory(region: str, workers: Collection[Worker], listing: Listing | SourceError) -> CheckResult:
+def _check_memory(
+    region: str, workers: Collection[Worker], listing: Listing | SourceError, metric: MemoryMetric
+) -> CheckResult:
     """Compare the running workers with the memory series of the last three hours."""
     check = f"{MEMORY}, {region}"
     if isinstance(listing, SourceError):
@@ -149,10 +153,11 @@ def _check_memory(region: str, workers: Collection[Worker], listing: Listing | S
     running = [worker for worker in workers if worker.status == "running" and worker.instance_id]
     without = [worker for worker in running if worker.instance_id not in listing.series]
     text = (
-        f"ListMetrics works: {counted(len(listing.series), 'instance')} with mem_used_percent in the last 3 h, "
+        f"ListMetrics works: {counted(len(listing.series), 'instance')} with {metric.words} in the last 3 h, "
         f"{len(running) - len(without)} of {counted(len(running), 'running worker')} among them"
     )
     if without:
         names = first_few([f"{shortened(worker.name or worker.id)} ({worker.instance_id})" for worker in without])
         text += f"; no memory for {', '.join(names)}: install or start the CloudWatch agent there"
+        text += ", or set cloudwatch.memory to the metric that it publishes"
     return CheckResult(check, "warn" if without else "ok", text)

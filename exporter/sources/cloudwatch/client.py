@@ -37,9 +37,9 @@ from exporter.sources.cloudwatch.errors import (
 from exporter.sources.cloudwatch.malformed import MalformedInstances
 from exporter.sources.cloudwatch.memory_series import LISTED_FOR_SECONDS, RECENTLY_ACTIVE_SECONDS
 from exporter.sources.cloudwatch.queries import (
-    METRIC_NAMES,
     build_queries,
     check_limits,
+    cloudwatch_metrics,
     merge_pages,
     series_by_instance,
 )
@@ -90,6 +90,7 @@ class CloudWatch:
             rate: requests per second and region, retries included.
         """
         self._telemetry = telemetry
+        self._metrics = cloudwatch_metrics(settings.cloudwatch)
         self._budget = Budget(wall=wall) if budget is None else budget
         self._wall = wall
         self._deadline = deadline
@@ -151,7 +152,7 @@ class CloudWatch:
                 state,
                 client.get_metric_data,
                 "GetMetricData",
-                MetricDataQueries=build_queries(queries, period),
+                MetricDataQueries=build_queries(queries, period, self._metrics),
                 StartTime=to_datetime(start),
                 EndTime=to_datetime(end),
                 ScanBy="TimestampAscending",
@@ -166,10 +167,15 @@ class CloudWatch:
         return self._malformed.known
 
     async def list_memory(self, region: str, *, recent: bool) -> Listing:
-        """List the memory series of all instances of a region, from all pages.
+        """List the memory series of all instances of a region; see `list_metric`."""
+        return await self.list_metric(region, "memory", recent=recent)
+
+    async def list_metric(self, region: str, metric: str, *, recent: bool) -> Listing:
+        """List the series of a metric of all instances of a region, from all pages.
 
         Args:
             region: AWS region.
+            metric: as in MetricQuery.
             recent: only series with a datapoint in the last 3 hours, else in the last 14 days.
 
         Raises:
@@ -178,13 +184,17 @@ class CloudWatch:
 
         def call(state: RegionState) -> Listing:
             client: CloudWatchClient = self._clients.client(state, "cloudwatch")
-            namespace, name = METRIC_NAMES["memory"]
-            only = {"RecentlyActive": "PT3H"} if recent else {}
-            date, pages = self._pages(state, client.list_metrics, "ListMetrics", Namespace=namespace, MetricName=name, **only)
+            listed = self._metrics[metric]
+            only: dict[str, object] = {"RecentlyActive": "PT3H"} if recent else {}
+            if listed.further:
+                only["Dimensions"] = [{"Name": name, "Value": value} for name, value in listed.further]
+            date, pages = self._pages(
+                state, client.list_metrics, "ListMetrics", Namespace=listed.namespace, MetricName=listed.name, **only
+            )
             return Listing(
                 date,
                 date - (RECENTLY_ACTIVE_SECONDS if recent else LISTED_FOR_SECONDS),
-                series_by_instance(metric for page in pages for metric in page),
+                series_by_instance((each for page in pages for each in page), listed),
             )
 
         return await self._run(region, "ListMetrics", call)

@@ -2,35 +2,63 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from exporter.core.model import Dimensions, MetricName, MetricQuery, MetricResult, Outcome
+from exporter.core.model import Dimensions, MetricQuery, MetricResult, Outcome
+from exporter.core.settings import CloudWatchSettings
 
 MAX_QUERIES = 500
 """Queries of one GetMetricData call."""
 MAX_DATAPOINTS = 100_800
 """Datapoints of one GetMetricData call."""
 
-METRIC_NAMES: Mapping[MetricName, tuple[str, str]] = {
-    "cpu": ("AWS/EC2", "CPUUtilization"),
-    "memory": ("CWAgent", "mem_used_percent"),
-}
-"""CloudWatch's namespace and name of each metric."""
+
+@dataclass(frozen=True, slots=True)
+class CloudWatchMetric:
+    """What CloudWatch calls a metric, and how it is queried."""
+
+    namespace: str
+    name: str
+    dimension: str = "InstanceId"
+    """Dimension whose value is the instance id."""
+    statistic: str = "Average"
+    further: Dimensions = ()
+    """Further dimensions that a series must have."""
 
 
-def build_queries(queries: Sequence[MetricQuery], period: int) -> list[dict[str, Any]]:
-    """Return MetricDataQueries for the Average per `period` seconds; the n-th query has the Id m<n>."""
+CloudWatchMetrics = Mapping[str, CloudWatchMetric]
+"""By the `metric` of a query: "cpu", "memory", and the names of `cloudwatch.extra`."""
+
+
+def cloudwatch_metrics(settings: CloudWatchSettings) -> CloudWatchMetrics:
+    """Return what CloudWatch calls each metric that the settings name."""
+    memory = settings.memory
+    return {
+        "cpu": CloudWatchMetric("AWS/EC2", "CPUUtilization"),
+        "memory": CloudWatchMetric(memory.namespace, memory.metric, memory.dimension),
+        **{
+            each.name: CloudWatchMetric(
+                each.namespace, each.metric, each.dimension, each.statistic, tuple(sorted(each.dimensions.items()))
+            )
+            for each in settings.extra
+        },
+    }
+
+
+def build_queries(queries: Sequence[MetricQuery], period: int, metrics: CloudWatchMetrics) -> list[dict[str, Any]]:
+    """Return MetricDataQueries for the statistic per `period` seconds; the n-th query has the Id m<n>."""
     return [
         {
             "Id": f"m{number}",
             "MetricStat": {
                 "Metric": {
-                    "Namespace": METRIC_NAMES[query.metric][0],
-                    "MetricName": METRIC_NAMES[query.metric][1],
+                    "Namespace": metrics[query.metric].namespace,
+                    "MetricName": metrics[query.metric].name,
                     "Dimensions": [{"Name": name, "Value": value} for name, value in query.dimensions],
                 },
                 "Period": period,
-                "Stat": "Average",
+                "Stat": metrics[query.metric].statistic,
             },
         }
         for number, query in enumerate(queries)
@@ -97,12 +125,12 @@ def instance_queries(instance_id: str, series: Iterable[Dimensions] = ()) -> tup
     return cpu, *(MetricQuery(instance_id, "memory", dimensions) for dimensions in series)
 
 
-def series_by_instance(metrics: Iterable[Mapping[str, Any]]) -> dict[str, tuple[Dimensions, ...]]:
-    """Return the dimension sets of listed metrics by InstanceId, each once; skip metrics without an InstanceId."""
+def series_by_instance(listed: Iterable[Mapping[str, Any]], metric: CloudWatchMetric) -> dict[str, tuple[Dimensions, ...]]:
+    """Return the dimension sets of a listed metric by instance, each once, that have it and the further dimensions."""
     found: dict[str, dict[Dimensions, None]] = {}
-    for metric in metrics:
-        dimensions = tuple((each["Name"], each["Value"]) for each in metric.get("Dimensions", ()))
-        instance = dict(dimensions).get("InstanceId")
-        if instance:
+    for each in listed:
+        dimensions = tuple((pair["Name"], pair["Value"]) for pair in each.get("Dimensions", ()))
+        instance = dict(dimensions).get(metric.dimension)
+        if instance and {*metric.further} <= {*dimensions}:
             found.setdefault(instance, {})[dimensions] = None
     return {instance: tuple(sets) for instance, sets in found.items()}

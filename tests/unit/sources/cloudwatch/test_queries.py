@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 
 from exporter.core.model import MetricQuery
-from exporter.sources.cloudwatch.queries import build_queries, check_limits, merge_pages
+from exporter.core.settings import CloudWatchSettings
+from exporter.sources.cloudwatch.queries import build_queries, check_limits, cloudwatch_metrics, merge_pages
 
+METRICS = cloudwatch_metrics(CloudWatchSettings())
 CPU = MetricQuery("i-0a", "cpu", (("InstanceId", "i-0a"),))
 MEMORY = MetricQuery("i-0a", "memory", (("ImageId", "ami-1"), ("InstanceId", "i-0a")))
 
@@ -23,7 +25,7 @@ def result(id: str, status: str = "Complete", **points: float) -> dict[str, Any]
 
 
 def test_a_query_names_namespace_metric_dimensions_and_average() -> None:
-    cpu, memory = build_queries([CPU, MEMORY], 300)
+    cpu, memory = build_queries([CPU, MEMORY], 300, METRICS)
 
     assert cpu == {
         "Id": "m0",
