@@ -206,6 +206,16 @@ def _cloudwatch() -> list[Panel]:
             stacked=True,
         ),
         graph(
+            "Malformed parts of answers",
+            "Does CloudWatch send nonsense?",
+            "Parts of CloudWatch's answers dropped per interval because they are malformed, by kind. Behind a proxy or another "
+            "endpoint, look there first.",
+            [Query(counter_increase(_metric("cloudwatch_malformed_total"), "kind"), "{{kind}}", interval=_EACH)],
+            replace(_FAILURES, empty="Nothing was malformed", decimals=None, thresholds=()),
+            columns=True,
+            stacked=True,
+        ),
+        graph(
             "Throttled share",
             "Is AWS throttling us?",
             "Share of the requests that AWS throttled. The alert fires above the red line.",

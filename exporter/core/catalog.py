@@ -151,6 +151,11 @@ def _exporter(name: str, kind: Kind, help_text: str, labels: tuple[str, ...] = (
     return Metric(f"cml_exporter_{name}", kind, help_text, unit, labels, "exporter")
 
 
+MALFORMED_KINDS = ("result", "length", "timestamp", "not_a_number", "negative", "too_large", "listed_metric")
+"""Values of the label `kind`. result: an element of MetricDataResults; length: its Timestamps and Values do not match;
+timestamp: not a time, or not the start of a period; not_a_number: a boolean, a text, NaN; listed_metric: an element of
+ListMetrics."""
+
 EXPORTER_METRICS: tuple[Metric, ...] = (
     _exporter("build_info", "gauge", "Version of the exporter as labels; always 1.", ("version", "revision", "python")),
     _exporter("leader", "gauge", "Whether this exporter holds the lease to write the history; absent without a history."),
@@ -222,6 +227,12 @@ EXPORTER_METRICS: tuple[Metric, ...] = (
         "cloudwatch_reader_requests_refused_total",
         "counter",
         "GetMetricData requests on behalf of HTTP readers that were not sent because their share of the budget is spent.",
+    ),
+    _exporter(
+        "cloudwatch_malformed_total",
+        "counter",
+        f"Parts of CloudWatch's answers dropped because they are malformed, by kind ({', '.join(MALFORMED_KINDS)}).",
+        ("kind",),
     ),
     _exporter("outbox_samples", "gauge", "Samples in the outbox that are not yet in the history, by state.", ("state",)),
     _exporter(

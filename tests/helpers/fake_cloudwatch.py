@@ -178,8 +178,8 @@ class FakeCloudWatch:
     Attributes that may change while it runs: latency (seconds before each answer), offset (seconds added to the clock),
     skew (seconds the Date header is off), drip (seconds between the bytes of a slow-drip), page_datapoints, page_series (of a
     ListMetrics page), list_lag (seconds until ListMetrics lists a new series), role_seconds (how long a role's keys live),
-    memory_metric and memory_dimension (what the agents publish memory as; before `add`), lie (operation and the parsed body of
-    a good answer → what is sent instead: the same object, changed in place, another one, or raw bytes).
+    memory_metric and memory_dimension (what the agents publish memory as; before `add`), lie (operation, request, and the
+    parsed body of a good answer → what is sent instead: the same object, changed in place, another one, or raw bytes).
     """
 
     def __init__(
@@ -204,7 +204,7 @@ class FakeCloudWatch:
         self.list_lag = list_lag
         self.role_seconds = 3600
         self.memory_metric, self.memory_dimension = ("CWAgent", "mem_used_percent"), "InstanceId"
-        self.lie: Callable[[str, Any], object] | None = None
+        self.lie: Callable[[str, Any, Any], object] | None = None
         self.port = port
         self.instances: dict[tuple[str, str], Instance] = {}
         self._now = now
@@ -596,7 +596,7 @@ class FakeCloudWatch:
         if mode == "empty":
             reply.body = b""
         if self.lie and reply.status == 200 and request.is_json:
-            told = self.lie(request.operation, json.loads(reply.body))
+            told = self.lie(request.operation, request.body, json.loads(reply.body))
             reply.body = told if isinstance(told, bytes) else json.dumps(told).encode()
         if reply.status == 200 and request.operation == "GetMetricData":
             counters.metrics_billed[request.region] += len(request.body["MetricDataQueries"])

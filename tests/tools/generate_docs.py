@@ -88,8 +88,9 @@ cloudwatch:
 
 Which series of an instance counts: those that ListMetrics has listed in the last three hours with the instance in `dimension`
 and with all of `dimensions`. If several are left, the
-[rule for memory](sample-lifecycle.md#memory-under-several-dimension-sets) chooses one of them, so name as many `dimensions` (`path`, `device`, `fstype`) as tell the series apart. Metrics of `AWS/EC2`
-without further dimensions are not listed: AWS publishes them by `InstanceId` alone.
+[rule for memory](sample-lifecycle.md#memory-under-several-dimension-sets) chooses one of them, so name as many `dimensions`
+(`path`, `device`, `fstype`) as tell the series apart. Metrics of `AWS/EC2` without further dimensions are not listed: AWS
+publishes them by `InstanceId` alone.
 """
 
 UNITS_INTRO = """\

@@ -26,6 +26,7 @@ from exporter.core.model import Listing, MetricQuery, MetricResults
 from exporter.core.periods import to_datetime, to_seconds
 from exporter.core.settings import Settings
 from exporter.metrics.telemetry import Telemetry
+from exporter.sources.cloudwatch.answers import RESULT_KEYS, Malformed
 from exporter.sources.cloudwatch.errors import (
     FOREIGN_ERRORS,
     DeadlinePassedError,
@@ -46,7 +47,6 @@ from exporter.sources.cloudwatch.queries import (
 from exporter.sources.cloudwatch.sessions import ClientFactory
 from exporter.sources.cloudwatch.transport import (
     ATTEMPTS,
-    RESULT_KEYS,
     CallContext,
     RegionState,
     RequestHooks,
@@ -157,7 +157,10 @@ class CloudWatch:
                 EndTime=to_datetime(end),
                 ScanBy="TimestampAscending",
             )
-            return MetricResults(date, merge_pages(queries, pages, start, end))
+            malformed = Malformed()
+            by_query = merge_pages(queries, pages, start, end, period, self._metrics, malformed)
+            self._telemetry.parts_were_malformed(region, malformed)
+            return MetricResults(date, by_query)
 
         return await self._run(region, "GetMetricData", call, len(queries), readers)
 
@@ -191,11 +194,10 @@ class CloudWatch:
             date, pages = self._pages(
                 state, client.list_metrics, "ListMetrics", Namespace=listed.namespace, MetricName=listed.name, **only
             )
-            return Listing(
-                date,
-                date - (RECENTLY_ACTIVE_SECONDS if recent else LISTED_FOR_SECONDS),
-                series_by_instance((each for page in pages for each in page), listed),
-            )
+            malformed = Malformed()
+            series = series_by_instance((each for page in pages for each in page), listed, malformed)
+            self._telemetry.parts_were_malformed(region, malformed)
+            return Listing(date, date - (RECENTLY_ACTIVE_SECONDS if recent else LISTED_FOR_SECONDS), series)
 
         return await self._run(region, "ListMetrics", call)
 
@@ -250,7 +252,7 @@ class CloudWatch:
 
     def _pages(
         self, state: RegionState, call: Callable[..., Any], operation: str, **arguments: object
-    ) -> tuple[int, list[Sequence[Mapping[str, Any]]]]:
+    ) -> tuple[int, list[Sequence[Any]]]:
         date, pages = 0, []
         while True:
             page = call(**arguments)
@@ -266,6 +268,14 @@ class CloudWatch:
             pages.append(page[RESULT_KEYS[operation]])
             if not page.get("NextToken"):
                 return date, pages
+            if page["NextToken"] == arguments.get("NextToken"):  # each repetition would be billed, until the deadline
+                raise SourceError(
+                    "cloudwatch",
+                    "RepeatedPage",
+                    f"CloudWatch in {state.region}: {operation} sent the same page twice; the exporter tries again in the next "
+                    "cycle, check cloudwatch.endpoint_url and proxies if this continues",
+                    region=state.region,
+                )
             arguments["NextToken"] = page["NextToken"]
 
     def _date(self, region: str, headers: Mapping[str, str]) -> int:

@@ -23,6 +23,12 @@ class DeadlinePassedError(CallError):
     code = "DeadlinePassed"
 
 
+class BodyTooLargeError(CallError):
+    """The body of an answer is larger than any that CloudWatch sends; the rest of it was not read."""
+
+    code = "BodyTooLarge"
+
+
 class BudgetSpentError(CallError):
     """The day's budget does not cover the request; it was not sent."""
 
@@ -81,6 +87,10 @@ _CREDENTIALS = (
 )
 _REGION = "{region!r} is not a region; correct the region of the workers that name it"
 _GARBLED = "the answer is not AWS's ({message}); check cloudwatch.endpoint_url and proxies"
+_TOO_LARGE = (
+    "the answer to {action} is larger than 32 MB, so it is not CloudWatch's and was not read; check cloudwatch.endpoint_url "
+    "and proxies"
+)
 _SPENT = "cloudwatch.max_usd_per_day is spent, so {action} was not sent; polling resumes at 00:00 UTC, or raise the setting"
 _READERS_SPENT = (
     "HTTP readers have spent their share of today's CloudWatch budget, so {action} was not sent; gauges and history go on, try "
@@ -137,6 +147,7 @@ _SENTENCE_BY_CLASS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], s
         _REGION,
     ),
     (BudgetSpentError, _SPENT),
+    (BodyTooLargeError, _TOO_LARGE),
     (ReaderBudgetSpentError, _READERS_SPENT),
     ((DeadlinePassedError, boto_errors.ReadTimeoutError, boto_errors.ConnectTimeoutError), _TIMEOUT),
     (boto_errors.ConnectionError, _NETWORK),

@@ -1,12 +1,12 @@
 """Build GetMetricData queries, check their limits and merge the pages of the answer. Pure."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from exporter.core.model import Dimensions, MetricQuery, MetricResult, Outcome
 from exporter.core.settings import CloudWatchSettings
+from exporter.sources.cloudwatch.answers import LARGEST_VALUE, Malformed, datapoints, dimensions, result_id
 
 MAX_QUERIES = 500
 """Queries of one GetMetricData call."""
@@ -25,6 +25,8 @@ class CloudWatchMetric:
     statistic: str = "Average"
     further: Dimensions = ()
     """Further dimensions that a series must have."""
+    limits: tuple[float, float] = (0, 100)
+    """The lowest and the highest value that counts; others are malformed."""
 
 
 CloudWatchMetrics = Mapping[str, CloudWatchMetric]
@@ -39,7 +41,12 @@ def cloudwatch_metrics(settings: CloudWatchSettings) -> CloudWatchMetrics:
         "memory": CloudWatchMetric(memory.namespace, memory.metric, memory.dimension),
         **{
             each.name: CloudWatchMetric(
-                each.namespace, each.metric, each.dimension, each.statistic, tuple(sorted(each.dimensions.items()))
+                each.namespace,
+                each.metric,
+                each.dimension,
+                each.statistic,
+                tuple(sorted(each.dimensions.items())),
+                (-LARGEST_VALUE if each.unit == "none" else 0, LARGEST_VALUE),
             )
             for each in settings.extra
         },
@@ -66,36 +73,53 @@ def build_queries(queries: Sequence[MetricQuery], period: int, metrics: CloudWat
 
 
 def merge_pages(
-    queries: Sequence[MetricQuery], pages: Iterable[Sequence[Mapping[str, Any]]], start: int, end: int
+    queries: Sequence[MetricQuery],
+    pages: Iterable[Sequence[Any]],
+    start: int,
+    end: int,
+    period: int,
+    metrics: CloudWatchMetrics,
+    malformed: Malformed,
 ) -> dict[MetricQuery, MetricResult]:
     """Merge the MetricDataResults of all pages into one result per query for [start, end).
 
     A result may span several pages; its last StatusCode decides: Complete → ok or empty, PartialData → partial, any other
-    status, or a query that no page mentions → failed. Values that are not finite or lie outside the window are dropped.
+    status, a query that no page mentions, or one whose values do not match their times → failed. Malformed datapoints, and
+    those outside the window, are dropped.
 
     Args:
         queries: the queries that were passed to `build_queries`.
-        pages: the results of each page, with Timestamps in UTC seconds.
+        pages: the results of each page, as CloudWatch sent them.
         start: first UTC second of the window.
         end: the second after the window.
+        period: seconds.
+        metrics: what was queried.
+        malformed: counts what is dropped.
     """
-    statuses: dict[str, str] = {}
+    by_id = {f"m{number}": query for number, query in enumerate(queries)}
+    statuses: dict[str, object] = {}
     values: dict[str, dict[int, float]] = {}
+    unmatched: set[str] = set()
     for page in pages:
         for result in page:
-            statuses[result["Id"]] = result.get("StatusCode", "InternalError")
-            points = zip(result.get("Timestamps", ()), result.get("Values", ()), strict=False)
-            values.setdefault(result["Id"], {}).update(
-                (int(at), float(value)) for at, value in points if start <= at < end and math.isfinite(value)
-            )
+            id_ = result_id(result, by_id, malformed)
+            if id_ is None:
+                continue
+            statuses[id_] = result.get("StatusCode")
+            found = datapoints(result, start, end, period, metrics[by_id[id_].metric].limits, malformed)
+            if found is None:
+                unmatched.add(id_)
+            else:
+                values.setdefault(id_, {}).update(found)
     merged = {}
-    for number, query in enumerate(queries):
-        found = values.get(f"m{number}", {})
-        merged[query] = MetricResult(_outcome(statuses.get(f"m{number}"), found), start, end, found)
+    for id_, query in by_id.items():
+        found = {} if id_ in unmatched else values.get(id_, {})
+        status = None if id_ in unmatched else statuses.get(id_)
+        merged[query] = MetricResult(_outcome(status, found), start, end, found)
     return merged
 
 
-def _outcome(status: str | None, values: Mapping[int, float]) -> Outcome:
+def _outcome(status: object, values: Mapping[int, float]) -> Outcome:
     if status == "Complete":
         return "ok" if values else "empty"
     return "partial" if status == "PartialData" else "failed"
@@ -125,12 +149,20 @@ def instance_queries(instance_id: str, series: Iterable[Dimensions] = ()) -> tup
     return cpu, *(MetricQuery(instance_id, "memory", dimensions) for dimensions in series)
 
 
-def series_by_instance(listed: Iterable[Mapping[str, Any]], metric: CloudWatchMetric) -> dict[str, tuple[Dimensions, ...]]:
-    """Return the dimension sets of a listed metric by instance, each once, that have it and the further dimensions."""
+def series_by_instance(
+    listed: Iterable[object], metric: CloudWatchMetric, malformed: Malformed
+) -> dict[str, tuple[Dimensions, ...]]:
+    """Return the dimension sets of a listed metric by instance, each once, that have it and the further dimensions.
+
+    Args:
+        listed: the elements of ListMetrics, as CloudWatch sent them.
+        metric: what was listed.
+        malformed: counts what is dropped.
+    """
     found: dict[str, dict[Dimensions, None]] = {}
     for each in listed:
-        dimensions = tuple((pair["Name"], pair["Value"]) for pair in each.get("Dimensions", ()))
-        instance = dict(dimensions).get(metric.dimension)
-        if instance and {*metric.further} <= {*dimensions}:
-            found.setdefault(instance, {})[dimensions] = None
+        pairs = dimensions(each, malformed)
+        instance = dict(pairs).get(metric.dimension)
+        if instance and {*metric.further} <= {*pairs}:
+            found.setdefault(instance, {})[pairs] = None
     return {instance: tuple(sets) for instance, sets in found.items()}

@@ -16,7 +16,14 @@ from botocore.utils import parse_timestamp
 
 from exporter.core.budget import Budget, ReaderBudget
 from exporter.metrics.telemetry import Telemetry
-from exporter.sources.cloudwatch.errors import BudgetSpentError, DeadlinePassedError, ReaderBudgetSpentError, error_code
+from exporter.sources.cloudwatch.answers import RESULT_KEYS, parse_body
+from exporter.sources.cloudwatch.errors import (
+    BodyTooLargeError,
+    BudgetSpentError,
+    DeadlinePassedError,
+    ReaderBudgetSpentError,
+    error_code,
+)
 
 if TYPE_CHECKING:
     from types_boto3_cloudwatch import CloudWatchClient
@@ -27,8 +34,8 @@ THREADS = 16
 """Concurrent calls per region; more than 16 gain nothing, because the latency dominates."""
 ATTEMPTS = 4
 """Attempts per request, the first included."""
-RESULT_KEYS = {"GetMetricData": "MetricDataResults", "ListMetrics": "Metrics"}
-"""The key that a complete answer has. botocore parses a 200 whose body was cut into an empty answer without an error."""
+MAX_BODY_BYTES = 32 * 1024 * 1024
+"""The largest body that is read. One of 100,800 datapoints has 4 MB."""
 
 
 class TokenBucket:
@@ -102,6 +109,7 @@ class RequestHooks:
         service = client.meta.service_model.service_id.hyphenize()
         hooks: dict[str, Callable[..., Any]] = {
             "before-send": self.send,
+            "before-parse": parse_body,
             "response-received": self.received,
             "needs-retry": self.is_incomplete,
         }
@@ -182,7 +190,12 @@ class _Body:
 
     def stream(self) -> Iterator[bytes]:
         """Yield the body in chunks as they arrive; AWSResponse reads it through this."""
+        size = 0
         while chunk := self._raw.read1(65536):
+            size += len(chunk)
+            if size > MAX_BODY_BYTES:
+                self._raw.close()
+                raise BodyTooLargeError
             if time.monotonic() >= self._until:
                 self._raw.close()
                 raise DeadlinePassedError
