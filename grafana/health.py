@@ -206,16 +206,6 @@ def _cloudwatch() -> list[Panel]:
             stacked=True,
         ),
         graph(
-            "Malformed parts of answers",
-            "Does CloudWatch send nonsense?",
-            "Parts of CloudWatch's answers dropped per interval because they are malformed, by kind. Behind a proxy or another "
-            "endpoint, look there first.",
-            [Query(counter_increase(_metric("cloudwatch_malformed_total"), "kind"), "{{kind}}", interval=_EACH)],
-            replace(_FAILURES, empty="Nothing was malformed", decimals=None, thresholds=()),
-            columns=True,
-            stacked=True,
-        ),
-        graph(
             "Throttled share",
             "Is AWS throttling us?",
             "Share of the requests that AWS throttled. The alert fires above the red line.",
@@ -257,7 +247,7 @@ def _cloudwatch() -> list[Panel]:
                 Query(f"max({_metric('cloudwatch_reader_budget_dollars')})", "share of the budget"),
             ],
             _DOLLARS,
-            width=12,
+            width=8,
         ),
         graph(
             "Refused reads",
@@ -265,8 +255,19 @@ def _cloudwatch() -> list[Panel]:
             "CloudWatch requests on behalf of HTTP readers that were not sent because their share of the budget is spent.",
             [Query(counter_increase(_metric("cloudwatch_reader_requests_refused_total")), "refused", interval=_EACH)],
             replace(_NEVER, empty="None was refused", decimals=None),
-            width=12,
+            width=8,
             columns=True,
+        ),
+        graph(
+            "Malformed parts of answers",
+            "Does CloudWatch send nonsense?",
+            "Parts of CloudWatch's answers dropped per interval because they are malformed, by kind. Behind a proxy or another "
+            "endpoint, look there first.",
+            [Query(counter_increase(_metric("cloudwatch_malformed_total"), "kind"), "{{kind}}", interval=_EACH)],
+            replace(_FAILURES, empty="Nothing was malformed", decimals=None, thresholds=()),
+            width=8,
+            columns=True,
+            stacked=True,
         ),
         name_stat(
             "Budget",
