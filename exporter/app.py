@@ -23,6 +23,7 @@ from exporter.pipeline.mirror import BackfillRange, Mirror
 from exporter.pipeline.outbox import SPENT_BY_READERS, Outbox, OutboxThread
 from exporter.sources.aggregates import Aggregates
 from exporter.sources.cloudwatch.client import CloudWatch
+from exporter.sources.cloudwatch.extra_series import ExtraSeries
 from exporter.sources.cloudwatch.memory_series import MemorySeriesIndex
 from exporter.storage.inventory import Inventory
 from exporter.storage.lease import BACKFILL, LEASE_SECONDS, Lease, boottime, keep_renewed
@@ -52,6 +53,9 @@ class Exporter:
         self.telemetry.show_budget(self._budget, "ok")
         self._cloudwatch = CloudWatch(settings, self.telemetry, budget=self._budget) if settings.cloudwatch.enabled else None
         self._series = MemorySeriesIndex(self._cloudwatch) if self._cloudwatch else None
+        self._extra = None
+        if self._cloudwatch and settings.cloudwatch.extra:
+            self._extra = ExtraSeries(settings.cloudwatch.extra, partial(self._cloudwatch.list_metric, recent=True))
         self._history = repository(settings, database, settings.mongodb.history) if settings.mongodb.history else None
         self._lease = Lease(database, owner=outbox.owner, ttl=LEASE_SECONDS, monotonic=boottime)
         self._mirror = self._build_mirror(database, self._history, outbox.owner) if self._history is not None else None
@@ -67,6 +71,7 @@ class Exporter:
             lease=self._lease,
             series=self._series,
             budget=self._budget,
+            extra_series=self._extra,
             readers=self._readers,
             on_ready=self._mirror.wake.set if self._mirror else lambda: None,
         )

@@ -146,6 +146,8 @@ class WorkerGauges:
     cpu_time: int | None = None
     memory: float | None = None
     memory_time: int | None = None
+    cloudwatch: tuple[tuple[str, float], ...] = ()
+    """(metric name, value) of the gauges of `cloudwatch.extra`, in the unit of the gauge."""
 
     @property
     def active_labs(self) -> int | None:

@@ -14,6 +14,7 @@ from exporter.pipeline.outbox import OutboxThread
 from exporter.pipeline.planning import MetricDataCall, revisit_window
 from exporter.pipeline.publisher import Publisher
 from exporter.pipeline.transactions import apply_results
+from exporter.sources.cloudwatch.extra_series import ExtraSeries
 from exporter.sources.cloudwatch.memory_series import MemorySeriesIndex
 from exporter.sources.protocols import MetricSource
 
@@ -36,6 +37,7 @@ class CallRunner:
         publisher: shows the newest datapoints.
         on_ready: called when samples are ready for the mirror.
         wall: UTC seconds of this host.
+        extra: the series of `cloudwatch.extra`; None without any.
     """
 
     def __init__(
@@ -48,7 +50,9 @@ class CallRunner:
         publisher: Publisher,
         on_ready: Callable[[], object],
         wall: Callable[[], float],
+        extra: ExtraSeries | None = None,
     ) -> None:
+        self._extra = extra
         self._source = source
         self._series = series
         self._clock = clock
@@ -106,6 +110,10 @@ class CallRunner:
         stats.calls += 1
         stats.datapoints += sum(len(result.values) for result in results.by_query.values())
         self._publisher.add_results(queried, results)
+        if call.is_extra:
+            if self._extra is not None:
+                self._extra.note_activity(call.region, results, self._rules.period)
+            return _incomplete(call, results)
         self._series.note_activity(call.region, results, self._rules.period)
         try:
             await self._apply(call, results, stats)
@@ -117,16 +125,7 @@ class CallRunner:
         for worker_id, queries in call.queries_by_worker.items():
             if complete.issuperset(queries):
                 self._polled[worker_id] = now
-        incomplete = sum(query not in complete for query in queried)
-        if incomplete:
-            return SourceError(
-                "cloudwatch",
-                "PartialData",
-                f"CloudWatch returned incomplete results for {incomplete} of {len(queried)} queries; "
-                "they are repeated in the next collection cycle",
-                region=call.region,
-            )
-        return None
+        return _incomplete(call, results)
 
     async def _apply(self, call: MetricDataCall, results: MetricResults, stats: CycleStats) -> None:
         listings = self._series.listings(call.region)
@@ -138,3 +137,17 @@ class CallRunner:
         stats.changes += changes
         if finalized:
             self._on_ready()
+
+
+def _incomplete(call: MetricDataCall, results: MetricResults) -> SourceError | None:
+    """Return the error of a call of which some results are not complete."""
+    incomplete = sum(not result.complete for result in results.by_query.values())
+    if not incomplete:
+        return None
+    return SourceError(
+        "cloudwatch",
+        "PartialData",
+        f"CloudWatch returned incomplete results for {incomplete} of {len(call.queries)} queries; "
+        "they are repeated in the next collection cycle",
+        region=call.region,
+    )

@@ -29,6 +29,7 @@ from exporter.pipeline.poller import POLL_OFFSET_SECONDS, Poller
 from exporter.pipeline.publisher import Publisher
 from exporter.pipeline.source_health import SourceHealth
 from exporter.pipeline.spending import Spending
+from exporter.sources.cloudwatch.extra_series import ExtraSeries
 from exporter.sources.cloudwatch.memory_series import MemorySeriesIndex
 from exporter.sources.protocols import FleetSource, MetricSource
 
@@ -46,6 +47,7 @@ class Collector:
         history, inventory, lease: None without a history; then only gauges are kept up to date.
         series: the listings of memory series; by default a new index over `metric_source`.
         budget: the one `metric_source` takes from; by default without a limit.
+        extra_series: the series of `cloudwatch.extra`; None without any.
         readers: the part of it that HTTP readers spend; by default the share in the settings.
         on_ready: called when samples may be ready for the mirror.
         wall: UTC seconds of this host; wakes the loops and dates the snapshot, and never decides the age of a sample.
@@ -66,6 +68,7 @@ class Collector:
         lease: Leadership | None = None,
         series: MemorySeriesIndex | None = None,
         budget: Budget | None = None,
+        extra_series: ExtraSeries | None = None,
         readers: ReaderBudget | None = None,
         on_ready: Callable[[], object] = lambda: None,
         wall: Callable[[], float] = time.time,
@@ -74,7 +77,9 @@ class Collector:
         self._rules, self._wall = rules, wall
         clock = self._clock = ServerClock(wall, monotonic)
         health = SourceHealth(telemetry, wall)
-        publisher = self._publisher = Publisher(rules, settings.workers.extra, clock, telemetry, wall)
+        publisher = self._publisher = Publisher(
+            rules, settings.workers.extra, clock, telemetry, wall, cloudwatch=extra_series.gauges if extra_series else ()
+        )
         access = None
         if history is not None and inventory is not None and lease is not None:
             access = HistoryAccess(history, inventory, lease)
@@ -85,8 +90,10 @@ class Collector:
         calls = None
         if metric_source is not None:
             series = MemorySeriesIndex(metric_source, monotonic=monotonic) if series is None else series
-            calls = CallRunner(metric_source, series, clock, rules, outbox, publisher, on_ready, wall)
-        self._poller = Poller(calls, series, clock, rules, outbox, publisher, health, self._spending, telemetry, on_ready, wall)
+            calls = CallRunner(metric_source, series, clock, rules, outbox, publisher, on_ready, wall, extra_series)
+        self._poller = Poller(
+            calls, series, clock, rules, outbox, publisher, health, self._spending, telemetry, on_ready, wall, extra_series
+        )
         self.observed = asyncio.Event()
         """Set by the first observation, successful or not."""
         self.polled = asyncio.Event()

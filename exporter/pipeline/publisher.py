@@ -2,8 +2,10 @@
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from exporter.core.clock import MAX_SKEW_SECONDS, ServerClock
+from exporter.core.metric_settings import CloudWatchGauge
 from exporter.core.model import (
     IDLE_STATUSES,
     METRICS,
@@ -35,6 +37,7 @@ class Publisher:
         clock: MongoDB's time, for the age of values.
         telemetry: rendered together with the snapshot.
         wall: UTC seconds of this host; dates the snapshot.
+        cloudwatch: the further gauges configured in `cloudwatch.extra`.
     """
 
     def __init__(
@@ -44,7 +47,10 @@ class Publisher:
         clock: ServerClock,
         telemetry: Telemetry,
         wall: Callable[[], float],
+        *,
+        cloudwatch: Sequence[CloudWatchGauge] = (),
     ) -> None:
+        self._cloudwatch = cloudwatch
         self._rules = rules
         self._extra = extra
         self._clock = clock
@@ -106,7 +112,7 @@ class Publisher:
         if self.fleet.date:
             points, now = dict(self._points), self._clock.now()
             self.snapshot = await asyncio.to_thread(
-                _render, self.fleet, points, self._terminated_seen, now, self._rules, self._extra, fresh_until
+                _render, self.fleet, points, self._terminated_seen, now, self._rules, self._extra, fresh_until, self._cloudwatch
             )
         await asyncio.to_thread(self._telemetry.refresh)
         listed = {worker.instance_id for worker in self.fleet.workers}
@@ -126,13 +132,41 @@ def _render(
     rules: Rules,
     extra: Sequence[ExtraMetric],
     fresh_until: float,
+    cloudwatch: Sequence[CloudWatchGauge],
 ) -> Snapshot:
     shown = []
     for worker in fleet.workers:
         if is_shown(worker, terminated_seen.get(worker.id), now, rules):
             newest = {m: points[key] for m in METRICS if worker.instance_id and (key := (worker.instance_id, m)) in points}
-            shown.append(gauges(worker, newest, fleet.date, now, rules))
-    return exposition.snapshot(shown, extra, fresh_until)
+            one = gauges(worker, newest, fleet.date, now, rules)
+            shown.append(replace(one, cloudwatch=further_values(worker, points, cloudwatch, now, rules)) if cloudwatch else one)
+    return exposition.snapshot(shown, extra, fresh_until, cloudwatch)
+
+
+def further_values(
+    worker: Worker,
+    points: Mapping[tuple[str, str], Datapoint],
+    cloudwatch: Iterable[CloudWatchGauge],
+    now: int,
+    rules: Rules,
+) -> tuple[tuple[str, float], ...]:
+    """Return (metric name, value) of the gauges of `cloudwatch.extra` that a worker has.
+
+    Args:
+        worker: as read; none if it is stopped or terminated.
+        points: CloudWatch's newest datapoint by instance and metric.
+        cloudwatch: the gauges.
+        now: MongoDB's time in UTC seconds.
+        rules: how long a value is shown.
+    """
+    if worker.status in IDLE_STATUSES or worker.instance_id is None:
+        return ()
+    found = ((gauge, points.get((worker.instance_id, gauge.name))) for gauge in cloudwatch)
+    return tuple(
+        (gauge.name, point.value * gauge.scale)
+        for gauge, point in found
+        if point is not None and now - (point.timestamp + rules.period) <= rules.max_age
+    )
 
 
 def gauges(worker: Worker, points: Mapping[MetricName, Datapoint], observed_at: int, now: int, rules: Rules) -> WorkerGauges:

@@ -31,6 +31,7 @@ from exporter.pipeline.outbox import SPENT_BY_READERS, Outbox, OutboxThread
 from exporter.pipeline.poller import POLL_OFFSET_SECONDS
 from exporter.sources.aggregates import Aggregates
 from exporter.sources.cloudwatch.client import CloudWatch
+from exporter.sources.cloudwatch.extra_series import ExtraSeries
 from exporter.sources.cloudwatch.memory_series import MemorySeriesIndex
 from exporter.sources.protocols import MetricSource
 from exporter.storage.inventory import Inventory
@@ -130,6 +131,7 @@ class InProcessExporter:
             lease=self.lease,
             series=series,
             budget=self.budget,
+            extra_series=self._extra_series(),
             readers=self.readers,
             wall=clock,
             monotonic=clock,
@@ -137,6 +139,10 @@ class InProcessExporter:
         self.backend = self._build_backend(series)
         self.errors: list[str] = []
         """The errors that the loops would have logged, each of which ended a part of a cycle."""
+
+    def _extra_series(self) -> ExtraSeries | None:
+        gauges = self.settings.cloudwatch.extra
+        return ExtraSeries(gauges, partial(self.cloudwatch.list_metric, recent=True), monotonic=self.clock) if gauges else None
 
     def _build_backend(self, series: MemorySeriesIndex) -> Backend:
         settings, clock, database = self.settings, self.clock, self.database
