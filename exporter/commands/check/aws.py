@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 from exporter.commands.check.finding import CheckResult, counted, first_few, shortened, skipped
 from exporter.core.budget import DOLLARS_PER_METRIC
 from exporter.core.errors import RejectedQueryError, SourceError
-from exporter.core.metric_settings import MemoryMetric
+from exporter.core.metric_settings import CloudWatchGauge, MemoryMetric
 from exporter.core.model import Fleet, Listing, MetricResult, Worker
 from exporter.core.periods import align, format_duration, rfc3339
 from exporter.core.settings import Settings
@@ -19,7 +19,7 @@ from exporter.sources.cloudwatch.client import CloudWatch
 from exporter.sources.cloudwatch.queries import instance_queries
 
 T = TypeVar("T")
-IDENTITY, CPU, MEMORY = "AWS identity", "CloudWatch CPU", "CloudWatch memory"
+IDENTITY, CPU, MEMORY, EXTRA = "AWS identity", "CloudWatch CPU", "CloudWatch memory", "CloudWatch extra"
 
 CALL_SECONDS = 30.0
 """The limit for each AWS call: shorter than that of `serve`, since an operator waits for the table."""
@@ -50,7 +50,7 @@ async def check_aws(settings: Settings, fleet: Fleet | None, wall: Callable[[], 
         reports = await asyncio.gather(*by_region)
     finally:
         await cloudwatch.close()
-    return [*_identities(reports), *(result for report in reports for result in (report.cpu, report.memory))]
+    return [*_identities(reports), *(result for report in reports for result in (report.cpu, report.memory, *report.extra))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,8 @@ class _Report:
     identity: str | SourceError
     cpu: CheckResult
     memory: CheckResult
+    extra: Sequence[CheckResult] = ()
+    """One row for each metric of `cloudwatch.extra` that is listed."""
 
 
 async def _check_region(
@@ -73,7 +75,12 @@ async def _check_region(
     memory = _check_memory(region, workers, listing, settings.cloudwatch.memory)
     if isinstance(identity, SourceError):
         cpu, memory = [_unless_repeated(result, str(identity)) for result in (cpu, memory)]
-    return _Report(region, identity, cpu, memory)
+    listed = [gauge for gauge in settings.cloudwatch.extra if gauge.listed]
+    extra = [
+        _check_extra(region, workers, gauge, await _or_error(cloudwatch.list_metric(region, gauge.name, recent=True)))
+        for gauge in listed
+    ]
+    return _Report(region, identity, cpu, memory, extra)
 
 
 async def _or_error(call: Awaitable[T]) -> T | SourceError:
@@ -161,3 +168,22 @@ def _check_memory(
         text += f"; no memory for {', '.join(names)}: install or start the CloudWatch agent there"
         text += ", or set cloudwatch.memory to the metric that it publishes"
     return CheckResult(check, "warn" if without else "ok", text)
+
+
+def _check_extra(
+    region: str, workers: Collection[Worker], gauge: CloudWatchGauge, listing: Listing | SourceError
+) -> CheckResult:
+    """Tell of how many running workers ListMetrics has a metric of `cloudwatch.extra`, and of how many more than one series."""
+    check = f"{EXTRA} {gauge.name}, {region}"
+    if isinstance(listing, SourceError):
+        return CheckResult(check, "FAIL", str(listing))
+    running = [worker for worker in workers if worker.status == "running" and worker.instance_id]
+    found = [sets for worker in running if (sets := listing.series.get(worker.instance_id or ""))]
+    text = f"{gauge.namespace} {gauge.metric} is listed for {len(found)} of {counted(len(running), 'running worker')}"
+    several = next((sets for sets in found if len(sets) > 1), None)
+    if several:
+        names = " and ".join(", ".join(f"{name}={value}" for name, value in sorted(each)) for each in several[:2])
+        return CheckResult(check, "warn", f"{text}, some with several series, such as {names}; tell them apart by dimensions")
+    if running and not found:
+        return CheckResult(check, "warn", f"{text}; compare namespace, metric, dimension and dimensions with what is published")
+    return CheckResult(check, "ok", text)

@@ -1,12 +1,14 @@
 """Further CloudWatch metrics as gauges (`cloudwatch.extra`), over HTTP: values, units, cost, and that they harm no sample."""
 
 import io
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from exporter.commands import estimate
+from exporter.commands.check.aws import check_aws
 from exporter.core.budget import DOLLARS_PER_METRIC
 from exporter.core.model import Dimensions
 from exporter.core.periods import DAY, HOUR, align
@@ -234,3 +236,52 @@ async def test_what_goes_wrong_with_them_delays_no_sample(
     else:
         assert exporter.value("cml_exporter_source_up", source="cloudwatch", region=REGION) == 0
     await exporter.close()
+
+
+@pytest.mark.usefixtures("fleet")
+async def test_check_tells_for_whom_they_are_listed_and_which_series_are_not_told_apart(
+    tmp_path: Path, database: Database, fake: FakeCloudWatch, clock: Clock
+) -> None:
+    every_path = {key: value for key, value in DISK.items() if key != "dimensions"}
+    for extra, status, text in (
+        (DISK, "ok", "CWAgent disk_used_percent is listed for 1 of 2 running workers"),
+        (
+            every_path,
+            "warn",
+            "CWAgent disk_used_percent is listed for 1 of 2 running workers, some with several series, such as "
+            f"InstanceId={ONE.instance_id}, fstype=ext4, path=/ and InstanceId={ONE.instance_id}, fstype=ext4, path=/boot; "
+            "tell them apart by dimensions",
+        ),
+        (
+            {**DISK, "namespace": "CWAgents"},
+            "warn",
+            "CWAgents disk_used_percent is listed for 0 of 2 running workers; compare namespace, metric, dimension and "
+            "dimensions with what is published",
+        ),
+    ):
+        exporter = InProcessExporter(tmp_path, database, fake, clock, metrics={"extra": [extra, P95]})
+        await exporter.observe()
+        rows = [row for row in await check_aws(exporter.settings, exporter.collector.fleet, clock) if "extra" in row.check]
+        assert [(row.check, row.status, row.text) for row in rows] == [
+            (f"CloudWatch extra cml_worker_root_disk_ratio, {REGION}", status, text)
+        ]
+        await exporter.close()
+
+
+@pytest.mark.usefixtures("fleet")
+async def test_the_estimate_command_lists_them_itself_and_assumes_them_where_it_cannot(
+    tmp_path: Path, database: Database, fake: FakeCloudWatch, clock: Clock
+) -> None:
+    clock.now = time.time()  # the command uses this machine's
+    exporter = InProcessExporter(tmp_path, database, fake, clock, metrics=EXTRA)
+    await exporter.observe()
+    fleet, settings = exporter.collector.fleet, exporter.settings
+    await exporter.close()
+    types = {worker.instance_id: worker.instance_type for worker in fleet.workers}
+    for refused, metrics in ((0, 5), (100, 6)):
+        fake.fault("ListMetrics", "access_denied", refused)
+        listings, extra, extra_of, problems = await estimate._listings(settings, [REGION], types)
+        found = estimate.estimate(fleet, listings, Rules.from_settings(settings), extra_of, extra.listings)
+        assert found.extra == metrics
+        assert found.listing_pages == (0 if refused else 2)
+        assert len(problems) == (2 if refused else 0)
