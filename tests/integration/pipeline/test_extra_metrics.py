@@ -185,6 +185,19 @@ async def test_the_budget_counts_them(tmp_path: Path, database: Database, fake: 
     await exporter.close()
 
 
+@pytest.mark.usefixtures("fleet")
+@pytest.mark.parametrize(("metrics", "state"), [(EXTRA, "gap_filling_paused"), ({}, "ok")])
+async def test_the_budget_reserves_them_until_midnight(
+    tmp_path: Path, database: Database, fake: FakeCloudWatch, clock: Clock, metrics: dict[str, Any], state: str
+) -> None:
+    budget = 2000 * DOLLARS_PER_METRIC  # 263 cycles until midnight, of 4 metrics, or of 9 with the further ones
+    exporter = InProcessExporter(tmp_path, database, fake, clock, metrics=metrics, max_usd_per_day=budget)
+    await exporter.round(3)
+    assert exporter.value("cml_exporter_cloudwatch_budget_state", state=state) == 1
+    assert len(shown(await exporter.scrape())) == (4 if metrics else 0), "the gauges go on"
+    await exporter.close()
+
+
 async def test_of_several_series_the_rule_of_memory_chooses_one_and_replaces_it_when_it_falls_silent(
     tmp_path: Path, database: Database, fake: FakeCloudWatch, clock: Clock
 ) -> None:

@@ -8,7 +8,14 @@ import pytest
 from exporter.core.model import MetricQuery, MetricResult
 from exporter.core.settings import CloudWatchSettings
 from exporter.sources.cloudwatch.answers import Malformed
-from exporter.sources.cloudwatch.queries import build_queries, check_limits, cloudwatch_metrics, merge_pages
+from exporter.sources.cloudwatch.queries import (
+    CloudWatchMetric,
+    build_queries,
+    check_limits,
+    cloudwatch_metrics,
+    merge_pages,
+    series_by_instance,
+)
 
 METRICS = cloudwatch_metrics(CloudWatchSettings())
 CPU = MetricQuery("i-0a", "cpu", (("InstanceId", "i-0a"),))
@@ -115,3 +122,17 @@ def test_the_largest_call_of_cloudwatch_is_allowed() -> None:
 def test_the_same_query_twice_in_a_call_is_refused() -> None:
     with pytest.raises(ValueError, match="twice"):
         check_limits([CPU, CPU], 0, 300, 300)
+
+
+def test_listed_series_have_the_instance_in_its_dimension_and_all_further_dimensions() -> None:
+    def listed(**names: str) -> dict[str, Any]:
+        return {"Dimensions": [{"Name": name, "Value": value} for name, value in names.items()]}
+
+    metric = CloudWatchMetric("CWAgent", "disk", "host", further=(("fstype", "ext4"), ("path", "/")))
+    whole = listed(host="i-0a", path="/", fstype="ext4", device="xvda")
+    others = [listed(host="i-0a", path="/", fstype="xfs"), listed(host="i-0a", path="/"), listed(path="/", fstype="ext4")]
+    malformed = Malformed()
+    assert series_by_instance([*others, whole, whole], metric, malformed) == {
+        "i-0a": ((("host", "i-0a"), ("path", "/"), ("fstype", "ext4"), ("device", "xvda")),)
+    }
+    assert not malformed
