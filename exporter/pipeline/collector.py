@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 
 from exporter.core import logs
-from exporter.core.budget import Budget
+from exporter.core.budget import Budget, ReaderBudget
 from exporter.core.clock import ServerClock
 from exporter.core.errors import ExporterError
 from exporter.core.model import Fleet, Snapshot
@@ -26,6 +26,7 @@ from exporter.pipeline.poller import POLL_OFFSET_SECONDS, Poller
 from exporter.pipeline.publisher import Publisher
 from exporter.pipeline.source_health import SourceHealth, unexpected
 from exporter.pipeline.spending import Spending
+from exporter.sources.cloudwatch.extra_series import ExtraSeries
 from exporter.sources.cloudwatch.memory_series import MemorySeriesIndex
 from exporter.sources.protocols import FleetSource, MetricSource
 
@@ -47,6 +48,8 @@ class Collector:
         history, inventory, lease: None without a history; then only gauges are kept up to date.
         series: the listings of memory series; by default a new index over `metric_source`.
         budget: the one `metric_source` takes from; by default without a limit.
+        extra_series: the series of `cloudwatch.extra`; None without any.
+        readers: the part of it that HTTP readers spend; by default the share in the settings.
         on_ready: called when samples may be ready for the mirror.
         wall: UTC seconds of this host; wakes the loops and dates the snapshot, and never decides the age of a sample.
         monotonic: seconds of a clock that is never set.
@@ -66,6 +69,8 @@ class Collector:
         lease: Leadership | None = None,
         series: MemorySeriesIndex | None = None,
         budget: Budget | None = None,
+        extra_series: ExtraSeries | None = None,
+        readers: ReaderBudget | None = None,
         on_ready: Callable[[], object] = lambda: None,
         wall: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
@@ -76,7 +81,10 @@ class Collector:
         if metric_source is not None and series is None:
             series = MemorySeriesIndex(metric_source, monotonic=monotonic)
         account_of = series.account_of if series is not None else lambda region, instance: None
-        publisher = self._publisher = Publisher(rules, settings.workers.extra, clock, telemetry, wall, account_of)
+        further = extra_series.gauges if extra_series else ()
+        publisher = self._publisher = Publisher(
+            rules, settings.workers.extra, clock, telemetry, wall, account_of, cloudwatch=further
+        )
         self._gaps = access = None
         if history is not None and inventory is not None and lease is not None:
             self._gaps = GapFilling(history, lease, rules, outbox, self._leave_the_first_poll_alone)
@@ -87,12 +95,15 @@ class Collector:
             fleet_source, clock, rules, outbox, publisher, health, telemetry, access, self.observed.set, on_ready, wall
         )
         budget = Budget(wall=wall) if budget is None else budget
-        self._spending = Spending(budget, outbox, telemetry, health, max(rules.interval, rules.period))
+        readers = ReaderBudget(budget, settings.cloudwatch.reader_budget_share) if readers is None else readers
+        self._spending = Spending(budget, readers, outbox, telemetry, health, max(rules.interval, rules.period))
         calls = None
         if metric_source is not None and series is not None:
             standby = lambda: lease is not None and lease.held_elsewhere  # noqa: E731
-            calls = CallRunner(metric_source, series, clock, rules, outbox, publisher, on_ready, standby, wall)
-        self._poller = Poller(calls, series, clock, rules, outbox, publisher, health, self._spending, telemetry, on_ready, wall)
+            calls = CallRunner(metric_source, series, clock, rules, outbox, publisher, on_ready, standby, wall, extra_series)
+        self._poller = Poller(
+            calls, series, clock, rules, outbox, publisher, health, self._spending, telemetry, on_ready, wall, extra_series
+        )
         self._first_gaps = asyncio.Event()
         """Set once the gaps found by the first observation are opened, or there are none to open now."""
         self._first_poll_began = False

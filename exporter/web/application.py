@@ -13,7 +13,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from exporter.core.errors import RequestError, SourceError, StoreError
+from exporter.core.errors import ReaderBudgetError, RequestError, SourceError, StoreError
+from exporter.core.periods import DAY
 from exporter.core.settings import WebSettings
 from exporter.web import responses
 from exporter.web.auth import BasicAuth
@@ -55,6 +56,12 @@ async def _on_bad_request(request: Request, error: Exception) -> Response:
 async def _on_unavailable(request: Request, error: Exception) -> Response:
     """Answer 503: MongoDB or CloudWatch failed."""
     return _problem(HTTPStatus.SERVICE_UNAVAILABLE, str(error), {"Retry-After": str(RETRY_AFTER_SECONDS)})
+
+
+async def _on_spent(request: Request, error: Exception) -> Response:
+    """Answer 429: readers have spent their share of the CloudWatch budget of the day, which ends at 00:00 UTC."""
+    left = DAY - int(request.app.state.backend.now()) % DAY
+    return _problem(HTTPStatus.TOO_MANY_REQUESTS, str(error), {"Retry-After": str(left)})
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:
@@ -104,6 +111,7 @@ def create_app(
         RequestError: _on_bad_request,
         StoreError: _on_unavailable,
         SourceError: _on_unavailable,
+        ReaderBudgetError: _on_spent,
         Exception: _on_bug,
     }
     app = Starlette(

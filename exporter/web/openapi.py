@@ -76,6 +76,7 @@ ERRORS: Mapping[int, str] = {
     401: "Basic authentication is required (docs/web.md), and the user name or password is missing or wrong.",
     404: "Unknown worker.",
     413: "Request body too large.",
+    429: "HTTP readers have spent their share of the day's CloudWatch budget; try again after the seconds in Retry-After.",
     503: "MongoDB or CloudWatch is unavailable; try again after the seconds in Retry-After.",
 }
 

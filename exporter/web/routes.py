@@ -260,7 +260,7 @@ ROUTES: tuple[Endpoint, ...] = (
         "/api/workers/{worker_id:path}/metrics/history",
         history,
         "samples or statistics of one worker; from CloudWatch where they are older than MongoDB's retention",
-        ResponseSpec({_JSON: HistoryPage, "text/csv": _TEXT}, (400, 404, 503), responses.PAGE_HEADERS),
+        ResponseSpec({_JSON: HistoryPage, "text/csv": _TEXT}, (400, 404, 429, 503), responses.PAGE_HEADERS),
         parameters.HISTORY,
         "/workers/{worker_id:path}/metrics/history",
     ),
@@ -268,7 +268,7 @@ ROUTES: tuple[Endpoint, ...] = (
         "/api/workers/region/{region}/workers/{worker_id:path}/resources",
         resources,
         "average CPU and memory of one worker over the last minutes, from CloudWatch",
-        ResponseSpec({_JSON: ResourceUsage}, (400, 404, 503)),
+        ResponseSpec({_JSON: ResourceUsage}, (400, 404, 429, 503)),
         parameters.RESOURCES,
     ),
     Endpoint(
