@@ -26,7 +26,8 @@ from exporter.core.model import InventoryEntry
 from exporter.core.periods import DAY, HOUR
 from exporter.history import hourly_cache
 from exporter.history.hourly_cache import days_of
-from exporter.history.remote_read import Selection, Series, SeriesSelector, encode_series, in_order
+from exporter.history.matching import Selection
+from exporter.history.remote_read import Series, SeriesSelector, encode_series, in_order
 
 M = TypeVar("M", "HistoryMetric", "HourlyMetric")
 MAX_SAMPLES = 3_000_000
@@ -86,13 +87,14 @@ async def read(
         most: limit of samples.
 
     Raises:
-        RequestError: a matcher is not a valid RE2 expression, or the response would be too large.
+        RequestError: a matcher is not a valid RE2 expression or takes too long, or the response would be too large.
         StoreError: MongoDB does not answer.
     """
     query = replace(query, start=max(query.start, oldest * 1000))
     if query.start > query.end:
         return []
-    selection = Selection(query.matchers)
+    # In threads, here and below: the patterns come from a client, and RE2 may take seconds for all workers.
+    selection = await asyncio.to_thread(Selection, query.matchers)
     found: list[Series] = []
     samples = 0
     for source in (
@@ -115,9 +117,9 @@ async def _read_samples(
 ) -> AsyncIterator[list[Series]]:
     """Yield the series of samples, worker by worker."""
     newest = max((entry.last_seen for entry in entries), default=0)
-    for metric in _selected_metrics(HISTORY_METRICS, selection):
+    for metric in await asyncio.to_thread(_selected_metrics, HISTORY_METRICS, selection):
         unknown = _LABELS_OF_SAMPLES.get(metric.name, ("region",))
-        selected = {entry.worker_id: entry for entry in entries if selection.accepts(_known_labels(metric, entry), unknown)}
+        selected = await asyncio.to_thread(_accepted, metric, selection, entries, unknown)
         if not selected:
             continue
         async for worker_id, region, stamps, values in history.columns(selected.keys(), query.start, query.end, metric.field):
@@ -143,8 +145,8 @@ async def _read_hourly(
     end = query.end
     candidates = [entry for entry in entries if _may_have_samples(entry, start // 1000, end // 1000)]
     days = len(days_of(start // 1000, end // 1000))
-    for metric in _selected_metrics(HOURLY_METRICS, selection):
-        selected = _select_workers(metric, selection, candidates, days)
+    for metric in await asyncio.to_thread(_selected_metrics, HOURLY_METRICS, selection):
+        selected = await asyncio.to_thread(_select_workers, metric, selection, candidates, days)
         columns: list[_Column] = []
         async for worker_id, region, stamps, values in hourly.columns(selected.keys(), start, end, metric.field):
             columns.append(_Column(selected[worker_id], region, stamps, values))
@@ -177,11 +179,18 @@ def _selected_metrics(metrics: Sequence[M], selection: Selection) -> list[M]:
     return [metric for metric in metrics if selection.accepts({"__name__": metric.name, "store": STORE}, _ALL_WORKER_LABELS)]
 
 
+def _accepted(
+    metric: HistoryMetric | HourlyMetric, selection: Selection, entries: Iterable[InventoryEntry], unknown: Collection[str]
+) -> dict[str, InventoryEntry]:
+    """Return worker id → entry of each worker whose labels are accepted, without those that are `unknown` before a read."""
+    return {entry.worker_id: entry for entry in entries if selection.accepts(_known_labels(metric, entry), unknown)}
+
+
 def _select_workers(
     metric: HourlyMetric, selection: Selection, candidates: Iterable[InventoryEntry], days: int
 ) -> dict[str, InventoryEntry]:
     """Return worker id → entry of each selected worker; raises RequestError when these are too many for `days`."""
-    selected = {entry.worker_id: entry for entry in candidates if selection.accepts(_known_labels(metric, entry), ("region",))}
+    selected = _accepted(metric, selection, candidates, ("region",))
     if len(selected) * days > MAX_WORKER_DAYS:  # only then are workers left out by the regions of the inventory
         selected = {worker_id: entry for worker_id, entry in selected.items() if _may_be_in_region(selection, entry)}
     if len(selected) * days > MAX_WORKER_DAYS:
