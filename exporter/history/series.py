@@ -8,6 +8,7 @@ import asyncio
 import math
 from array import array
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -29,6 +30,7 @@ from exporter.history.hourly_cache import days_of
 from exporter.history.matching import Selection
 from exporter.history.remote_read import Series, SeriesSelector, encode_series, in_order
 
+T = TypeVar("T")
 M = TypeVar("M", "HistoryMetric", "HourlyMetric")
 MAX_SAMPLES = 3_000_000
 """Samples in one response: 54 MB before compression. Prometheus's own limit for a whole query is 50 million."""
@@ -38,6 +40,7 @@ MAX_WORKER_DAYS = hourly_cache.MAX_CACHED_WORKER_DAYS
 """Days times workers in one response of hourly aggregates: a month of 1,250 workers."""
 _WORKERS_PER_BATCH = 100
 """Workers whose hourly aggregates are encoded in one call: a change of threads takes as long as the work for one worker."""
+_MATCHING_THREADS = ThreadPoolExecutor(2, "matching")
 _SLACK_SECONDS = DAY
 """Samples may exist so long before a worker was first seen and after it was last seen."""
 
@@ -93,8 +96,7 @@ async def read(
     query = replace(query, start=max(query.start, oldest * 1000))
     if query.start > query.end:
         return []
-    # In threads, here and below: the patterns come from a client, and RE2 may take seconds for all workers.
-    selection = await asyncio.to_thread(Selection, query.matchers)
+    selection = await _matching(Selection, query.matchers)
     found: list[Series] = []
     samples = 0
     for source in (
@@ -117,9 +119,9 @@ async def _read_samples(
 ) -> AsyncIterator[list[Series]]:
     """Yield the series of samples, worker by worker."""
     newest = max((entry.last_seen for entry in entries), default=0)
-    for metric in await asyncio.to_thread(_selected_metrics, HISTORY_METRICS, selection):
+    for metric in await _matching(_selected_metrics, HISTORY_METRICS, selection):
         unknown = _LABELS_OF_SAMPLES.get(metric.name, ("region",))
-        selected = await asyncio.to_thread(_accepted, metric, selection, entries, unknown)
+        selected = await _matching(_accepted, metric, selection, entries, unknown)
         if not selected:
             continue
         async for worker_id, region, stamps, values in history.columns(selected.keys(), query.start, query.end, metric.field):
@@ -145,8 +147,8 @@ async def _read_hourly(
     end = query.end
     candidates = [entry for entry in entries if _may_have_samples(entry, start // 1000, end // 1000)]
     days = len(days_of(start // 1000, end // 1000))
-    for metric in await asyncio.to_thread(_selected_metrics, HOURLY_METRICS, selection):
-        selected = await asyncio.to_thread(_select_workers, metric, selection, candidates, days)
+    for metric in await _matching(_selected_metrics, HOURLY_METRICS, selection):
+        selected = await _matching(_select_workers, metric, selection, candidates, days)
         columns: list[_Column] = []
         async for worker_id, region, stamps, values in hourly.columns(selected.keys(), start, end, metric.field):
             columns.append(_Column(selected[worker_id], region, stamps, values))
@@ -166,6 +168,11 @@ def only_hourly_metrics(queries: Iterable[SeriesSelector]) -> bool:
 
 
 # -- which metrics and workers
+
+
+async def _matching(function: Callable[..., T], *arguments: object) -> T:
+    """Run a function that matches patterns in one of few threads: RE2 may take seconds for all workers."""
+    return await asyncio.get_running_loop().run_in_executor(_MATCHING_THREADS, function, *arguments)
 
 
 _ALL_WORKER_LABELS = frozenset((*STATUS.labels, *INFO.labels))

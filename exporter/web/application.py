@@ -16,11 +16,14 @@ from starlette.routing import Route
 from exporter.core.errors import RequestError, SourceError, StoreError
 from exporter.core.settings import WebSettings
 from exporter.web import responses
+from exporter.web.admission import Admission
 from exporter.web.auth import BasicAuth
 from exporter.web.backend import Backend
 from exporter.web.routes import RETRY_AFTER_SECONDS, ROUTES
 
 DEFAULTS = WebSettings()
+RESERVED_PATHS = ("/metrics", "/-/healthy", "/-/ready")
+"""Routes that are answered at once, whatever other requests wait for: they read what is in memory."""
 MAX_SAMPLE_READS = 2
 """Remote reads of samples that run at once; each may hold 3 million samples."""
 MAX_HOURLY_READS = 6
@@ -99,6 +102,7 @@ def create_app(
         challenge = {"WWW-Authenticate": 'Basic realm="cml-worker-exporter", charset="UTF-8"'}
         refusal = _problem(HTTPStatus.UNAUTHORIZED, "This exporter requires a user name and a password.", challenge)
         middleware.append(Middleware(BasicAuth, users, refusal))
+    middleware.append(Middleware(Admission, [prefix + path for path in RESERVED_PATHS]))
     handlers: dict[Any, Any] = {
         HTTPException: _on_http_error,
         RequestError: _on_bad_request,
