@@ -19,7 +19,7 @@ from exporter.web import webconfig
 from exporter.web.application import create_app
 from exporter.web.connections import REASONS, Connections, Limits
 from exporter.web.http_protocol import protect
-from exporter.web.listen import bind
+from exporter.web.listen import bind, shown
 
 _log = logs.get("exporter")
 REFRESH_SECONDS = 1
@@ -113,7 +113,7 @@ async def serve(settings: Settings) -> int:
             loop.add_signal_handler(number, stop)
         _log.info(
             "listening",
-            addresses=",".join(f"{s.getsockname()[0]}:{s.getsockname()[1]}" for s in sockets),
+            addresses=",".join(map(shown, sockets)),
             data_dir=str(settings.data_dir),
         )
         refreshing = asyncio.create_task(refresh(exporter.telemetry, connections))
