@@ -88,7 +88,7 @@ async def serve(settings: Settings) -> int:
     sockets = bind(settings.web.listen_address)
     try:
         exporter = build(settings)
-        routes = create_app(exporter.backend, settings.web, users=web.users)
+        routes = create_app(exporter.backend, settings.web, users=web.users, http=lambda: web)
         config = uvicorn.Config(
             routes,
             log_config=None,
@@ -102,7 +102,7 @@ async def serve(settings: Settings) -> int:
         )
         web.apply(config)
         connections = limited_connections(exporter.telemetry, settings.web.trusted_proxies)
-        protect(config, connections)
+        protect(config, connections, admits=web.admits)
         server, loop = _Server(config), asyncio.get_running_loop()
         loop.set_default_executor(ThreadPoolExecutor(WORKER_THREADS, "web"))
 

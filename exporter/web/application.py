@@ -1,7 +1,7 @@
 """Assemble the ASGI application: routes, middleware, error handlers."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -20,6 +20,7 @@ from exporter.web.admission import Admission
 from exporter.web.auth import BasicAuth
 from exporter.web.backend import Backend
 from exporter.web.routes import RETRY_AFTER_SECONDS, ROUTES
+from exporter.web.toolkit_http import HttpConfig, ToolkitHttp
 
 DEFAULTS = WebSettings()
 RESERVED_PATHS = ("/metrics", "/-/healthy", "/-/ready")
@@ -76,6 +77,7 @@ def create_app(
     settings: WebSettings = DEFAULTS,
     *,
     users: Mapping[str, bytes] | None = None,
+    http: Callable[[], HttpConfig] | None = None,
 ) -> Starlette:
     """Return the ASGI application.
 
@@ -83,9 +85,13 @@ def create_app(
         backend: what the routes query.
         settings: origins of CORS, external URL and route prefix.
         users: name → bcrypt hash; if there are any, every route requires basic authentication.
+        http: returns the headers and the rate limit as of now; None: neither.
     """
     prefix = settings.prefix
     middleware = []
+    if http is not None:
+        refused = _problem(HTTPStatus.TOO_MANY_REQUESTS, "More requests than rate_limit of the web configuration allows.")
+        middleware.append(Middleware(ToolkitHttp, http, refused))
     if settings.cors_origins:
         # Before the authentication, because a browser's preflight request carries no credentials.
         middleware.append(

@@ -189,10 +189,10 @@ def serving(
 ) -> Iterator[httpx.Client]:
     """Serve the backend of `parts` while the block runs; yields a client."""
     web = web or webconfig.WebConfig()
-    app = create_app(parts.backend(), settings, users=web.users)
+    app = create_app(parts.backend(), settings, users=web.users, http=lambda: web)
     config = uvicorn.Config(app, log_config=None, lifespan="off", access_log=False)
     web.apply(config)
-    protect(config, connections or Connections(Limits()))
+    protect(config, connections if connections is not None else Connections(Limits()), admits=web.admits)
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, args=([listener],))
