@@ -72,23 +72,11 @@ async def _to_landing_page(request: Request) -> Response:
     return Response(status_code=HTTPStatus.PERMANENT_REDIRECT, headers={"Location": f"./{last}/"})
 
 
-def create_app(
-    backend: Backend,
-    settings: WebSettings = DEFAULTS,
-    *,
-    users: Mapping[str, bytes] | None = None,
-    http: Callable[[], HttpConfig] | None = None,
-) -> Starlette:
-    """Return the ASGI application.
-
-    Args:
-        backend: what the routes query.
-        settings: origins of CORS, external URL and route prefix.
-        users: name → bcrypt hash; if there are any, every route requires basic authentication.
-        http: returns the headers and the rate limit as of now; None: neither.
-    """
-    prefix = settings.prefix
-    middleware = []
+def _middleware(
+    settings: WebSettings, users: Mapping[str, bytes] | None, http: Callable[[], HttpConfig] | None
+) -> list[Middleware]:
+    """Return the middleware in the order in which a request passes it."""
+    prefix, middleware = settings.prefix, list[Middleware]()
     if http is not None:
         refused = _problem(HTTPStatus.TOO_MANY_REQUESTS, "More requests than rate_limit of the web configuration allows.")
         middleware.append(Middleware(ToolkitHttp, http, refused))
@@ -109,6 +97,25 @@ def create_app(
         refusal = _problem(HTTPStatus.UNAUTHORIZED, "This exporter requires a user name and a password.", challenge)
         middleware.append(Middleware(BasicAuth, users, refusal))
     middleware.append(Middleware(Admission, [prefix + path for path in RESERVED_PATHS]))
+    return middleware
+
+
+def create_app(
+    backend: Backend,
+    settings: WebSettings = DEFAULTS,
+    *,
+    users: Mapping[str, bytes] | None = None,
+    http: Callable[[], HttpConfig] | None = None,
+) -> Starlette:
+    """Return the ASGI application.
+
+    Args:
+        backend: what the routes query.
+        settings: origins of CORS, external URL and route prefix.
+        users: name → bcrypt hash; if there are any, every route requires basic authentication.
+        http: returns the headers and the rate limit as of now; None: neither.
+    """
+    prefix = settings.prefix
     handlers: dict[Any, Any] = {
         HTTPException: _on_http_error,
         RequestError: _on_bad_request,
@@ -126,7 +133,7 @@ def create_app(
             ),
             *([Route(prefix, _to_landing_page)] if prefix else []),
         ],
-        middleware=middleware,
+        middleware=_middleware(settings, users, http),
         exception_handlers=handlers,
     )
     app.router.redirect_slashes = False  # Starlette's redirect is absolute, and so leads behind a proxy
