@@ -139,7 +139,11 @@ def _add_settings(parser: argparse.ArgumentParser, command: Command) -> None:
         for setting in command.setting_flags():
             default = "" if setting.default in (None, [], {}) else f" (default: {_shown(setting.default)})"
             group.add_argument(
-                setting.flag, dest=setting.key, metavar="VALUE", help=(setting.description + default).replace("%", "%%")
+                setting.flag,
+                dest=setting.key,
+                metavar="VALUE",
+                action="append" if setting.is_list else "store",  # repeated flags of a list add up
+                help=(setting.description + default).replace("%", "%%"),
             )
     parser.usage = f"{parser.prog} {usage.strip()}"
 

@@ -424,6 +424,20 @@ def _process() -> list[Panel]:
             width=6,
         ),
         graph(
+            "Connections of the web server",
+            "Does a client use up the web server?",
+            "Open connections, and connections per second that were closed because of a limit (docs/web.md), by reason.",
+            [
+                Query(_metric("http_connections"), "{{instance}} open"),
+                Query(
+                    f"sum by (instance, reason) (rate({_metric('http_connections_closed_total')}[$__rate_interval])) > 0",
+                    "{{instance}} closed: {{reason}}",
+                ),
+            ],
+            Style("none", "Not scraped", minimum=0),
+            width=24,
+        ),
+        graph(
             "Workers listed",
             "Does the exporter list all workers?",
             "Workers that each exporter lists on /metrics. The line ends if the collector hangs.",

@@ -6,8 +6,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from concurrent.futures import Future
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
 import uvicorn
@@ -19,7 +19,9 @@ from exporter.core.settings import Settings
 from exporter.metrics.telemetry import Telemetry
 from exporter.web import webconfig
 from exporter.web.application import create_app
-from exporter.web.listen import bind
+from exporter.web.connections import REASONS, Connections, Limits
+from exporter.web.http_protocol import protect
+from exporter.web.listen import bind, shown
 
 _log = logs.get("exporter")
 REFRESH_SECONDS = 1
@@ -32,6 +34,9 @@ STOP_SECONDS = 3.0
 """How long an orderly end may take after a signal; Docker kills after 10 seconds, an operator waits 5."""
 REPORT_SECONDS = 0.2
 """How long the log line about an end in disorder may take."""
+WORKER_THREADS = 2
+"""Threads that render for routes. A scrape may have to wait for the interpreter behind each of them."""
+
 KEEP_ALIVE_SECONDS = 330
 """How long an idle connection stays open: longer than Prometheus keeps one for its next request (5 minutes, IdleConnTimeout in
 prometheus/common). Otherwise a request may meet the closing connection, and Prometheus does not repeat a POST such as a
@@ -45,11 +50,26 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def refresh(telemetry: Telemetry) -> None:
-    """Keep the exporter metrics rendered until cancelled."""
-    while True:
-        await asyncio.to_thread(telemetry.refresh)
-        await asyncio.sleep(REFRESH_SECONDS)
+async def refresh(telemetry: Telemetry, connections: Connections) -> None:
+    """Keep the exporter metrics rendered until cancelled, and watch the file descriptors."""
+    loop = asyncio.get_running_loop()
+    with ThreadPoolExecutor(1, "refresh") as thread:  # requests may keep all threads of the default executor busy
+        while True:
+            await loop.run_in_executor(thread, telemetry.refresh)
+            connections.probe_descriptors()
+            await asyncio.sleep(REFRESH_SECONDS)
+
+
+def limited_connections(telemetry: Telemetry, trusted: Sequence[str]) -> Connections:
+    """Return the connections of the web server, whose number and ends the exporter metrics show."""
+    for reason in REASONS:  # start at 0: increase() ignores a counter's first value
+        telemetry.http_connections_closed.labels(reason)
+    return Connections(
+        Limits.of_process(),
+        opened=telemetry.http_connections.set,
+        closed=lambda reason: telemetry.http_connections_closed.labels(reason).inc(),
+        trusted=trusted,
+    )
 
 
 def end_in_time() -> None:
@@ -96,7 +116,7 @@ async def serve(settings: Settings) -> int:
     sockets = bind(settings.web.listen_address)
     try:
         exporter = build(settings)
-        routes = create_app(exporter.backend, settings.web, users=web.users)
+        routes = create_app(exporter.backend, settings.web, users=web.users, http=lambda: web)
         config = uvicorn.Config(
             routes,
             log_config=None,
@@ -109,7 +129,10 @@ async def serve(settings: Settings) -> int:
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
         )
         web.apply(config)
+        connections = limited_connections(exporter.telemetry, settings.web.trusted_proxies)
+        protect(config, connections, admits=web.admits)
         server, loop = _Server(config), asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(WORKER_THREADS, "web"))
 
         def stop() -> None:
             server.should_exit = True
@@ -119,10 +142,10 @@ async def serve(settings: Settings) -> int:
             loop.add_signal_handler(number, stop)
         _log.info(
             "listening",
-            addresses=",".join(f"{s.getsockname()[0]}:{s.getsockname()[1]}" for s in sockets),
+            addresses=",".join(map(shown, sockets)),
             data_dir=str(settings.data_dir),
         )
-        refreshing = asyncio.create_task(refresh(exporter.telemetry))
+        refreshing = asyncio.create_task(refresh(exporter.telemetry, connections))
         with collecting(exporter) as future:
             future.add_done_callback(lambda _: loop.call_soon_threadsafe(stop))
             await server.serve(sockets=sockets)

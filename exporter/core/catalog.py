@@ -283,6 +283,13 @@ EXPORTER_METRICS: tuple[Metric, ...] = (
         "Values that CloudWatch revised after they were final; the history has the earlier value.",
         ("metric",),
     ),
+    _exporter("http_connections", "gauge", "Open connections of the web server."),
+    _exporter(
+        "http_connections_closed_total",
+        "counter",
+        "Connections that the web server closed because of a limit, by reason.",
+        ("reason",),
+    ),
 )
 
 METRICS_BY_NAME = {metric.name: metric for metric in (*WORKER_METRICS, *EXPORTER_METRICS)}

@@ -1,7 +1,7 @@
 """Assemble the ASGI application: routes, middleware, error handlers."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -16,11 +16,15 @@ from starlette.routing import Route
 from exporter.core.errors import RequestError, SourceError, StoreError
 from exporter.core.settings import WebSettings
 from exporter.web import responses
+from exporter.web.admission import Admission
 from exporter.web.auth import BasicAuth
 from exporter.web.backend import Backend
 from exporter.web.routes import RETRY_AFTER_SECONDS, ROUTES
+from exporter.web.toolkit_http import HttpConfig, ToolkitHttp
 
 DEFAULTS = WebSettings()
+RESERVED_PATHS = ("/metrics", "/-/healthy", "/-/ready")
+"""Routes that are answered at once, whatever other requests wait for: they read what is in memory."""
 MAX_SAMPLE_READS = 2
 """Remote reads of samples that run at once; each may hold 3 million samples."""
 MAX_HOURLY_READS = 6
@@ -68,21 +72,14 @@ async def _to_landing_page(request: Request) -> Response:
     return Response(status_code=HTTPStatus.PERMANENT_REDIRECT, headers={"Location": f"./{last}/"})
 
 
-def create_app(
-    backend: Backend,
-    settings: WebSettings = DEFAULTS,
-    *,
-    users: Mapping[str, bytes] | None = None,
-) -> Starlette:
-    """Return the ASGI application.
-
-    Args:
-        backend: what the routes query.
-        settings: origins of CORS, external URL and route prefix.
-        users: name → bcrypt hash; if there are any, every route requires basic authentication.
-    """
-    prefix = settings.prefix
-    middleware = []
+def _middleware(
+    settings: WebSettings, users: Mapping[str, bytes] | None, http: Callable[[], HttpConfig] | None
+) -> list[Middleware]:
+    """Return the middleware in the order in which a request passes it."""
+    prefix, middleware = settings.prefix, list[Middleware]()
+    if http is not None:
+        refused = _problem(HTTPStatus.TOO_MANY_REQUESTS, "More requests than rate_limit of the web configuration allows.")
+        middleware.append(Middleware(ToolkitHttp, http, refused))
     if settings.cors_origins:
         # Before the authentication, because a browser's preflight request carries no credentials.
         middleware.append(
@@ -99,6 +96,26 @@ def create_app(
         challenge = {"WWW-Authenticate": 'Basic realm="cml-worker-exporter", charset="UTF-8"'}
         refusal = _problem(HTTPStatus.UNAUTHORIZED, "This exporter requires a user name and a password.", challenge)
         middleware.append(Middleware(BasicAuth, users, refusal))
+    middleware.append(Middleware(Admission, [prefix + path for path in RESERVED_PATHS]))
+    return middleware
+
+
+def create_app(
+    backend: Backend,
+    settings: WebSettings = DEFAULTS,
+    *,
+    users: Mapping[str, bytes] | None = None,
+    http: Callable[[], HttpConfig] | None = None,
+) -> Starlette:
+    """Return the ASGI application.
+
+    Args:
+        backend: what the routes query.
+        settings: origins of CORS, external URL and route prefix.
+        users: name → bcrypt hash; if there are any, every route requires basic authentication.
+        http: returns the headers and the rate limit as of now; None: neither.
+    """
+    prefix = settings.prefix
     handlers: dict[Any, Any] = {
         HTTPException: _on_http_error,
         RequestError: _on_bad_request,
@@ -116,7 +133,7 @@ def create_app(
             ),
             *([Route(prefix, _to_landing_page)] if prefix else []),
         ],
-        middleware=middleware,
+        middleware=_middleware(settings, users, http),
         exception_handlers=handlers,
     )
     app.router.redirect_slashes = False  # Starlette's redirect is absolute, and so leads behind a proxy

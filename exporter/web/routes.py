@@ -23,6 +23,7 @@ from exporter.web.backend import Backend
 from exporter.web.negotiation import prefers_csv, prefers_gzip
 from exporter.web.openapi import Endpoint, ResponseSpec
 from exporter.web.parameters import HistoryQuery, ResourcesQuery, WorkersQuery, resuming
+from exporter.web.parts_response import PartsResponse
 from exporter.web.schemas import FleetPage, HistoryPage, Readiness, ResourceUsage, TargetGroups
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -69,11 +70,9 @@ async def metrics(request: Request) -> Response:
     exporter_metrics = backend.exporter_metrics
     headers = {"Vary": "Accept-Encoding"}
     if prefers_gzip(",".join(request.headers.getlist("accept-encoding"))):
-        body = continued(fresh.gzipped if fresh else b"", exporter_metrics)
         headers["Content-Encoding"] = "gzip"
-    else:
-        body = (fresh.body if fresh else b"") + exporter_metrics.text
-    return Response(body, media_type=CONTENT_TYPE, headers=headers)
+        return PartsResponse(continued(fresh.gzipped if fresh else b"", exporter_metrics), CONTENT_TYPE, headers)
+    return PartsResponse((fresh.body if fresh else b"", exporter_metrics.text), CONTENT_TYPE, headers)
 
 
 async def healthy(request: Request) -> Response:

@@ -28,6 +28,7 @@ class ExporterProcess:
         data_dir: the outbox's folder.
         log: standard output and error of all its runs, one after the other.
         port: of 127.0.0.1; 0 until the first run has logged its port.
+        launcher: a command that runs the exporter's command, such as one that sets limits; none by default.
     """
 
     def __init__(self, directory: Path, settings: Mapping[str, Any], environment: Mapping[str, str]) -> None:
@@ -42,6 +43,7 @@ class ExporterProcess:
         addresses = settings.get("web", {}).get("listen_address")
         self._addressed = bool(addresses)
         self.port = int(addresses[0].rpartition(":")[2]) if addresses else 0
+        self.launcher: tuple[str, ...] = ()
         self._environment = dict(environment)
         self._process: subprocess.Popen[bytes] | None = None
         self._http: httpx.Client | None = None
@@ -68,7 +70,7 @@ class ExporterProcess:
         address = [] if self._addressed else ["--web.listen-address", f"127.0.0.1:{self.port}"]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*COMMAND, "serve", "--config.file", str(self.config), *address],
+                [*self.launcher, *COMMAND, "serve", "--config.file", str(self.config), *address],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
