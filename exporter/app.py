@@ -23,6 +23,7 @@ from exporter.pipeline.outbox import Outbox, OutboxThread
 from exporter.sources.aggregates import Aggregates
 from exporter.sources.cloudwatch.client import CloudWatch
 from exporter.sources.cloudwatch.memory_series import MemorySeriesIndex
+from exporter.storage.credential_rotation import rotation_of
 from exporter.storage.inventory import Inventory
 from exporter.storage.lease import BACKFILL, LEASE_SECONDS, Lease, boottime, keep_renewed
 from exporter.storage.mongo import Database, connect
@@ -44,6 +45,8 @@ class Exporter:
         self.telemetry = Telemetry(CollectorRegistry(), revision=os.environ.get("REVISION", ""))
         self._outbox = OutboxThread(outbox)
         self._client, database = connect(settings)
+        if rotation := rotation_of(self._client):
+            rotation.on_change = self._credentials_changed
         day, spent = outbox.spent()
         self._budget = Budget(settings.cloudwatch.max_usd_per_day, day=day, spent=spent)
         self.telemetry.show_budget(self._budget, "ok")
@@ -144,12 +147,20 @@ class Exporter:
             await history.ensure_collection()
             await history.collection.save_gap_window(self.settings.gap_fill_window)
             await self._lease.acquire_or_renew()
-        except IncompatibleStoreError:
-            raise
+        except IncompatibleStoreError as error:
+            if error.reason != "credentials" or self.settings.mongodb.uri_file is None:
+                raise
+            _log.warning("MongoDB refuses the credentials; waiting until uri_file has others", error=str(error))
         except StoreError as error:
             _log.warning("history not available yet; gauges continue, samples wait in the outbox", error=str(error))
         self.telemetry.leader.value = float(self._lease.held)
         _log.info("collecting", writes_history=self._lease.held)
+
+    def _credentials_changed(self) -> None:
+        """Read the worker documents now: until the next tick the gauges would lack what changed during the refusal."""
+        self.collector.reobserve.set()
+        if self._mirror is not None:
+            self._mirror.wake.set()
 
     def _leadership_changed(self, held: bool) -> None:
         _log.info("lease acquired; this exporter writes the history" if held else "lease lost; this exporter does not write")

@@ -32,10 +32,12 @@ from pymongo.errors import (
     WaitQueueTimeoutError,
     WriteConcernError,
 )
+from pymongo.monitoring import CommandListener
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
 from exporter.core.errors import ConfigError, IncompatibleStoreError, StoreError, StoreUnavailableError
+from exporter.storage.credential_rotation import CredentialRotation
 
 if TYPE_CHECKING:  # a program that uses only WorkerMetricsRepository needs neither pydantic nor yaml
     from exporter.core.settings import Settings
@@ -72,6 +74,8 @@ def translate(error: Exception, namespace: str, action: str) -> StoreError:
     what = f"`{action}` on {namespace}"
     brief = str(error).partition(", full error:")[0].partition(", Timeout:")[0]
     match error:
+        case ServerSelectionTimeoutError() if "Authentication failed" in brief:  # the driver repeats why it left the server
+            return _refused_credentials(brief)
         case ServerSelectionTimeoutError():  # before its parent AutoReconnect: here nothing was sent
             return StoreUnavailableError(
                 f"no MongoDB for {what}: {brief}; check mongodb.uri and the server", reason="unreachable"
@@ -125,10 +129,7 @@ def _translate_code(error: OperationFailure, namespace: str, action: str) -> Sto
     if error.code == NOT_AUTHORIZED:
         return missing_privileges([(action, namespace)])
     if error.code in _CREDENTIALS:
-        return IncompatibleStoreError(
-            f"MongoDB refuses the credentials ({brief}); check user, password and authSource in mongodb.uri",
-            reason="credentials",
-        )
+        return _refused_credentials(brief)
     if error.code in _TRANSIENT or error.has_error_label("RetryableWriteError"):
         return StoreUnavailableError(
             f"`{action}` on {namespace} did not succeed; it will be tried again: {brief}",
@@ -137,6 +138,12 @@ def _translate_code(error: OperationFailure, namespace: str, action: str) -> Sto
     if error.code == _INVALID_OPTIONS:
         return IncompatibleStoreError(f"MongoDB refuses the options of `{action}` on {namespace}: {brief}", reason="options")
     return StoreError(f"`{action}` on {namespace} failed with code {error.code}: {brief}")
+
+
+def _refused_credentials(brief: str) -> IncompatibleStoreError:
+    return IncompatibleStoreError(
+        f"MongoDB refuses the credentials ({brief}); check user, password and authSource in mongodb.uri", reason="credentials"
+    )
 
 
 def missing_privileges(missing: Iterable[tuple[str, str]]) -> IncompatibleStoreError:
@@ -201,15 +208,24 @@ def connect(settings: "Settings") -> tuple[AsyncMongoClient[Document], Database]
     Raises:
         ConfigError: the connection string is malformed.
     """
-    return connect_uri(settings.mongodb_uri, "mongodb.uri")
+    uri = settings.mongodb_uri
+    if settings.mongodb.uri_file is None:
+        return connect_uri(uri, "mongodb.uri")
+    rotation = CredentialRotation(lambda: settings.mongodb_uri, uri)
+    client, database = connect_uri(uri, "mongodb.uri_file", (rotation,))
+    rotation.attach(client)
+    return client, database
 
 
-def connect_uri(uri: str, name: str = "uri") -> tuple[AsyncMongoClient[Document], Database]:
+def connect_uri(
+    uri: str, name: str = "uri", listeners: Sequence[CommandListener] = ()
+) -> tuple[AsyncMongoClient[Document], Database]:
     """Make the MongoDB client and its database; nothing is sent yet.
 
     Args:
         uri: the connection string; without a database it means DEFAULT_DATABASE.
         name: what the error message calls the string.
+        listeners: are told of every command.
 
     Raises:
         ConfigError: the connection string is malformed.
@@ -221,6 +237,7 @@ def connect_uri(uri: str, name: str = "uri") -> tuple[AsyncMongoClient[Document]
             serverSelectionTimeoutMS=5000,
             connectTimeoutMS=5000,
             appname="cml-worker-exporter",
+            event_listeners=listeners,
         )
         return client, client.get_default_database(DEFAULT_DATABASE)
     except (InvalidURI, ConfigurationError, ValueError) as error:
