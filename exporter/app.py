@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 from exporter.core import logs
 from exporter.core.budget import Budget
 from exporter.core.errors import IncompatibleStoreError, StoreError
+from exporter.core.liveness import MIN_INTERVAL_SECONDS, Liveness
 from exporter.core.periods import HOUR
 from exporter.core.settings import Settings
 from exporter.history.cloudwatch_archive import CloudWatchArchive
@@ -31,6 +32,8 @@ from exporter.storage.repository import WorkerMetricsRepository, repository
 from exporter.web.backend import Backend, BridgedArchive, LoopBridge
 
 _log = logs.get("exporter")
+BEAT_INTERVAL_SECONDS = 30
+"""Interval of the sign of life of the collector's event loop: a loop that is blocked for three of them counts as hung."""
 
 
 class Exporter:
@@ -42,6 +45,8 @@ class Exporter:
 
     def __init__(self, settings: Settings, outbox: Outbox) -> None:
         self.settings = settings
+        self.liveness = Liveness()
+        """Which loops make progress."""
         self.telemetry = Telemetry(CollectorRegistry(), revision=os.environ.get("REVISION", ""))
         self._outbox = OutboxThread(outbox)
         self._client, database = connect(settings)
@@ -68,6 +73,7 @@ class Exporter:
             series=self._series,
             budget=self._budget,
             on_ready=self._mirror.wake.set if self._mirror else lambda: None,
+            liveness=self.liveness,
         )
         self._bridge = LoopBridge()
         self.backend = self._build_backend(database, outbox.owner)
@@ -85,6 +91,7 @@ class Exporter:
     def _build_backend(self, database: Database, owner: str) -> Backend:
         settings, name = self.settings, self.settings.mongodb.history
         client, web_database = connect(settings)  # a client belongs to one event loop
+        self._web_client = client
         history = repository(settings, web_database, name).reader if name else None
         marker = Lease(web_database, owner=owner, name=BACKFILL).change_marker
         archive = (
@@ -110,6 +117,7 @@ class Exporter:
             hourly=HourlyCache(history, marker, gap_fill_window=settings.gap_fill_window) if history else None,
             inventory=Inventory(web_database) if history else None,
             fleet_inventory=Inventory(database) if history else None,
+            liveness=self.liveness,
         )
 
     # -- the loops
@@ -129,13 +137,23 @@ class Exporter:
                 group.create_task(self.collector.observe_forever(), name="observe")
                 group.create_task(self.collector.poll_forever(), name="poll")
                 group.create_task(self._freeze(), name="freeze")
+                group.create_task(self._beat_forever(), name="beat")
                 if self._mirror is not None:
+                    self._mirror.beat = self.liveness.expect("mirroring", MIN_INTERVAL_SECONDS)
                     group.create_task(self._mirror.run_forever(), name="mirror")
-                    group.create_task(keep_renewed(self._lease, self._leadership_changed), name="lease")
+                    beat = self.liveness.expect("the renewal of the lease", LEASE_SECONDS)
+                    group.create_task(keep_renewed(self._lease, self._leadership_changed, beat), name="lease")
         finally:
             self._bridge.loop = None
             with anyio.CancelScope(shield=True):
                 await self._close()
+
+    async def _beat_forever(self) -> None:
+        """Show that the event loop itself is not blocked."""
+        beat = self.liveness.expect("the collector's event loop", BEAT_INTERVAL_SECONDS)
+        while True:
+            beat()
+            await asyncio.sleep(BEAT_INTERVAL_SECONDS / 3)
 
     async def _freeze(self) -> None:
         await self.collector.polled.wait()
@@ -155,6 +173,25 @@ class Exporter:
             _log.warning("history not available yet; gauges continue, samples wait in the outbox", error=str(error))
         self.telemetry.leader.value = float(self._lease.held)
         _log.info("collecting", writes_history=self._lease.held)
+
+    # -- a reload, from the web server's loop
+
+    async def refresh_credentials(self) -> bool:
+        """Use the user and password that `mongodb.uri_file` has now, in every client; return whether they are new.
+
+        Raises:
+            ConfigError: the file is not usable; nothing has changed.
+            StoreUnavailableError: the collector's loop does not run.
+        """
+        ours, theirs = rotation_of(self._client), rotation_of(self._web_client)
+        if ours is None or theirs is None:
+            return False
+        changed = await self._bridge.run(ours.refresh)
+        return await theirs.refresh() or changed
+
+    def limit_cost(self, max_usd_per_day: float | None) -> None:
+        """Set the daily budget for CloudWatch; the next collection cycle shows it."""
+        self._budget.limit(max_usd_per_day)
 
     def _credentials_changed(self) -> None:
         """Read the worker documents now: until the next tick the gauges would lack what changed during the refusal."""

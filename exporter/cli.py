@@ -138,9 +138,10 @@ def _add_settings(parser: argparse.ArgumentParser, command: Command) -> None:
         )
         for setting in command.setting_flags():
             default = "" if setting.default in (None, [], {}) else f" (default: {_shown(setting.default)})"
-            group.add_argument(
-                setting.flag, dest=setting.key, metavar="VALUE", help=(setting.description + default).replace("%", "%%")
-            )
+            # A switch needs no value: --web.enable-lifecycle, as in Prometheus.
+            bare: dict[str, str] = {"nargs": "?", "const": "true"} if setting.default is False else {}
+            text = (setting.description + default).replace("%", "%%")
+            group.add_argument(setting.flag, dest=setting.key, metavar="VALUE", help=text, **bare)  # type: ignore[arg-type]
     parser.usage = f"{parser.prog} {usage.strip()}"
 
 

@@ -3,8 +3,9 @@
 import asyncio
 import contextlib
 import signal
+import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 
@@ -12,12 +13,15 @@ import uvicorn
 from anyio.from_thread import start_blocking_portal
 
 from exporter.app import Exporter, build
+from exporter.commands.reload import Reloader
+from exporter.commands.supervision import feed_watchdog, on_hangup
 from exporter.core import logs
 from exporter.core.settings import Settings
 from exporter.metrics.telemetry import Telemetry
-from exporter.web import webconfig
 from exporter.web.application import create_app
 from exporter.web.listen import bind
+from exporter.web.live_config import LiveWebConfig
+from exporter.web.systemd import Notifier, inherited_sockets
 
 _log = logs.get("exporter")
 REFRESH_SECONDS = 1
@@ -33,6 +37,15 @@ remote read."""
 
 
 class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, systemd: Notifier) -> None:
+        super().__init__(config)
+        self._systemd = systemd
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to listen, and tell systemd."""
+        await super().startup(sockets)
+        self._systemd.ready()
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Leave signals to `serve`: uvicorn would raise them again before anything is closed."""
@@ -46,6 +59,11 @@ async def refresh(telemetry: Telemetry) -> None:
         await asyncio.sleep(REFRESH_SECONDS)
 
 
+def _address(listener: socket.socket) -> str:
+    name = listener.getsockname()
+    return name if isinstance(name, str) else f"{name[0]}:{name[1]}"  # a text: the path of a Unix socket from systemd
+
+
 @contextmanager
 def collecting(exporter: Exporter) -> Iterator["Future[None]"]:
     """Run the exporter's loops in a thread of their own until the block is left; the future ends earlier only if they fail."""
@@ -57,18 +75,25 @@ def collecting(exporter: Exporter) -> Iterator["Future[None]"]:
             future.cancel()
 
 
-async def serve(settings: Settings) -> int:
+async def serve(settings: Settings, load: Callable[[], Settings]) -> int:
     """Run one exporter until SIGINT or SIGTERM; return the exit status.
+
+    Args:
+        settings: validated.
+        load: reads the settings again, for a reload.
 
     Raises:
         ExporterError: it cannot start, or cannot go on; the sentence says what to do.
     """
     sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
-    web = webconfig.load(settings.web.config_file) if settings.web.config_file else webconfig.WebConfig()
-    sockets = bind(settings.web.listen_address)
+    web = LiveWebConfig(settings.web.config_file)
+    systemd = Notifier()
+    sockets = inherited_sockets() or bind(settings.web.listen_address)
     try:
         exporter = build(settings)
-        routes = create_app(exporter.backend, settings.web, users=web.users)
+        reloader = Reloader(settings, load, web, exporter)
+        lifecycle = reloader.reload if settings.web.enable_lifecycle else None
+        routes = create_app(exporter.backend, settings.web, users=lambda: web.users, reload=lifecycle)
         config = uvicorn.Config(
             routes,
             log_config=None,
@@ -81,23 +106,27 @@ async def serve(settings: Settings) -> int:
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
         )
         web.apply(config)
-        server, loop = _Server(config), asyncio.get_running_loop()
+        server, loop = _Server(config, systemd), asyncio.get_running_loop()
 
         def stop() -> None:
+            systemd.stopping()
             server.should_exit = True
 
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop)
+        loop.add_signal_handler(signal.SIGHUP, on_hangup(reloader, systemd))
         _log.info(
             "listening",
-            addresses=",".join(f"{s.getsockname()[0]}:{s.getsockname()[1]}" for s in sockets),
+            addresses=",".join(map(_address, sockets)),
             data_dir=str(settings.data_dir),
         )
         refreshing = asyncio.create_task(refresh(exporter.telemetry))
+        watchdog = asyncio.create_task(feed_watchdog(systemd, exporter.liveness))
         with collecting(exporter) as future:
             future.add_done_callback(lambda _: loop.call_soon_threadsafe(stop))
             await server.serve(sockets=sockets)
             refreshing.cancel()
+            watchdog.cancel()
             if future.done():
                 future.result()  # raises what ended the loops
         await exporter.backend.close()

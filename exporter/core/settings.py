@@ -164,6 +164,11 @@ class WebSettings(Section):
         "separated by commas.",
     )
 
+    probes_need_auth: bool = Field(
+        False, description="Whether `/-/healthy` and `/-/ready` require the password of the other routes."
+    )
+    enable_lifecycle: bool = Field(False, description="Whether `POST /-/reload` reloads the configuration, as SIGHUP does.")
+
     @model_validator(mode="after")
     def _named_origins(self) -> Self:
         if self.cors_credentials and (not self.cors_origins or "*" in self.cors_origins):

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from exporter.core.budget import Budget
 from exporter.core.clock import ServerClock
+from exporter.core.liveness import MIN_INTERVAL_SECONDS, Liveness
 from exporter.core.model import Fleet, Snapshot
 from exporter.core.settings import Settings
 from exporter.metrics.telemetry import Telemetry
@@ -47,6 +48,7 @@ class Collector:
         series: the listings of memory series; by default a new index over `metric_source`.
         budget: the one `metric_source` takes from; by default without a limit.
         on_ready: called when samples may be ready for the mirror.
+        liveness: receives the signs of life of both loops.
         wall: UTC seconds of this host; wakes the loops and dates the snapshot, and never decides the age of a sample.
         monotonic: seconds of a clock that is never set.
     """
@@ -66,10 +68,12 @@ class Collector:
         series: MemorySeriesIndex | None = None,
         budget: Budget | None = None,
         on_ready: Callable[[], object] = lambda: None,
+        liveness: Liveness | None = None,
         wall: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._rules, self._wall = rules, wall
+        self._liveness = liveness or Liveness(monotonic)
         clock = self._clock = ServerClock(wall, monotonic)
         health = SourceHealth(telemetry, wall)
         publisher = self._publisher = Publisher(rules, settings.workers.extra, clock, telemetry, wall)
@@ -97,6 +101,7 @@ class Collector:
 
     async def observe_forever(self) -> None:
         """Observe at once, after every period's end, and whenever `reobserve` is set."""
+        beat = self._liveness.expect("observing", max(self._rules.period, MIN_INTERVAL_SECONDS))
         await run_on_schedule(
             "observing",
             self.observe,
@@ -105,11 +110,15 @@ class Collector:
             wall=self._wall,
             finished=self.observed,
             wake=self.reobserve,
+            beat=beat,
         )
 
     async def poll_forever(self) -> None:
         """Poll CloudWatch after the first observation, then at every interval."""
         await self.observed.wait()
+        # A long cycle is alive while its calls end; each ends in time or fails.
+        beat = self._liveness.expect("polling", max(self._rules.interval, MIN_INTERVAL_SECONDS))
+        self._publisher.on_progress = beat
         await run_on_schedule(
             "polling",
             self.poll,
@@ -117,6 +126,7 @@ class Collector:
             offset=POLL_OFFSET_SECONDS,
             wall=self._wall,
             finished=self.polled,
+            beat=beat,
         )
 
     def lead(self) -> None:

@@ -22,6 +22,7 @@ async def run_on_schedule(
     wall: Callable[[], float],
     finished: asyncio.Event,
     wake: asyncio.Event | None = None,
+    beat: Callable[[], object] = lambda: None,
 ) -> None:
     """Run `step` at once, then on every tick, and whenever `wake` is set; never return.
 
@@ -33,11 +34,14 @@ async def run_on_schedule(
         wall: UTC seconds of this host.
         finished: set after each run, successful or not.
         wake: starts a run before the next tick.
+        beat: called before and after each run, as the sign of life of this loop.
     """
     while True:
         if wake is not None:
             wake.clear()
+        beat()
         await guard(name, step)
+        beat()
         finished.set()
         await sleep_until(next_tick(wall(), every, offset), wall, wake)
 

@@ -1,8 +1,8 @@
 """New user and password from `mongodb.uri_file` when MongoDB refuses the old ones, in the client that runs already.
 
-The client keeps its sessions, its view of the servers, and its open connections, which stay valid in MongoDB: a new client would
-end inserts that are running. The driver has no public way to change the credentials of a client, so this module is the one place
-that uses two of its private attributes; a test fails when a new version of pymongo renames them.
+The client keeps its sessions, its view of the servers, and its running operations; a new client would end inserts that are
+running. The driver has no public way to change the credentials of a client, so this module is the one place that uses private
+attributes of it; a test fails when a new version of pymongo renames them.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ MAX_WAIT_SECONDS = 15.0
 
 _AUTHENTICATION = frozenset({"saslstart", "saslcontinue", "authenticate"})
 _REFUSALS = frozenset({13, 18, 391, 8000})
-"""Unauthorized (also what a connection gets whose user was dropped), AuthenticationFailed, ReauthenticationRequired, AtlasError."""
+"""Unauthorized (also on a connection whose user was dropped), AuthenticationFailed, ReauthenticationRequired, AtlasError."""
 _USER_INFO = re.compile(r"(?<=://)[^@/]*@")
 
 _log = logs.get("mongodb")
@@ -136,7 +136,7 @@ def _replace(client: AsyncMongoClient[Any], new: Any, *, from_dns: bool) -> None
 
 
 async def _renew_connections(client: AsyncMongoClient[Any]) -> None:
-    """Have every idle connection closed and every busy one closed after its operation: a dropped user can do nothing with it."""
+    """Close every idle connection, and every busy one after its operation: those of a dropped user are useless."""
     if client._topology is not None:
         for server in list(client._topology._servers.values()):
             await server.pool.reset_without_pause()

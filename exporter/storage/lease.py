@@ -32,16 +32,22 @@ _MAX_SKEW_SECONDS = 600
 _log = logs.get("lease")
 
 
-async def keep_renewed(lease: "Lease", on_change: Callable[[bool], object] = lambda held: None) -> None:
+async def keep_renewed(
+    lease: "Lease",
+    on_change: Callable[[bool], object] = lambda held: None,
+    beat: Callable[[], object] = lambda: None,
+) -> None:
     """Renew a lease three times in its duration, until cancelled; a failed attempt is logged and repeated.
 
     Args:
         lease: taken whenever it is free.
         on_change: called with whether the lease is held, when that changed or another owner held it in between.
+        beat: called before each attempt, as the sign of life of this loop.
     """
     held, fence = lease.held, lease.fence
     while True:
         await asyncio.sleep(lease.ttl / 3)
+        beat()
         try:
             await lease.acquire_or_renew()
         except StoreError as error:

@@ -1,7 +1,7 @@
 """Assemble the ASGI application: routes, middleware, error handlers."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -16,11 +16,13 @@ from starlette.routing import Route
 from exporter.core.errors import RequestError, SourceError, StoreError
 from exporter.core.settings import WebSettings
 from exporter.web import responses
-from exporter.web.auth import BasicAuth
 from exporter.web.backend import Backend
+from exporter.web.live_config import LiveAuth
 from exporter.web.routes import RETRY_AFTER_SECONDS, ROUTES
 
 DEFAULTS = WebSettings()
+PROBES = ("/-/healthy", "/-/ready")
+"""Routes that need no password unless `web.probes_need_auth` is set: kubelet and Docker have none."""
 MAX_SAMPLE_READS = 2
 """Remote reads of samples that run at once; each may hold 3 million samples."""
 MAX_HOURLY_READS = 6
@@ -72,14 +74,17 @@ def create_app(
     backend: Backend,
     settings: WebSettings = DEFAULTS,
     *,
-    users: Mapping[str, bytes] | None = None,
+    users: Mapping[str, bytes] | Callable[[], Mapping[str, bytes]] | None = None,
+    reload: Callable[[], Awaitable[str]] | None = None,
 ) -> Starlette:
     """Return the ASGI application.
 
     Args:
         backend: what the routes query.
         settings: origins of CORS, external URL and route prefix.
-        users: name → bcrypt hash; if there are any, every route requires basic authentication.
+        users: name → bcrypt hash, or a function that returns them as of now; if there are any, every route but the probes
+            requires basic authentication.
+        reload: reloads the configuration, see `Reloader.reload`; None where `web.enable_lifecycle` is false.
     """
     prefix = settings.prefix
     middleware = []
@@ -95,10 +100,12 @@ def create_app(
                 expose_headers=[*responses.PAGE_HEADERS, "Retry-After"],
             )
         )
-    if users:
+    if users is not None:
+        exempt = frozenset() if settings.probes_need_auth else frozenset(prefix + path for path in PROBES)
         challenge = {"WWW-Authenticate": 'Basic realm="cml-worker-exporter", charset="UTF-8"'}
         refusal = _problem(HTTPStatus.UNAUTHORIZED, "This exporter requires a user name and a password.", challenge)
-        middleware.append(Middleware(BasicAuth, users, refusal))
+        now = users if callable(users) else lambda: users
+        middleware.append(Middleware(LiveAuth, now, refusal, exempt))
     handlers: dict[Any, Any] = {
         HTTPException: _on_http_error,
         RequestError: _on_bad_request,
@@ -121,6 +128,7 @@ def create_app(
     )
     app.router.redirect_slashes = False  # Starlette's redirect is absolute, and so leads behind a proxy
     app.state.backend = backend
+    app.state.reload = reload
     app.state.prefix = prefix
     app.state.external_url = settings.external_url
     app.state.sample_reads = asyncio.Semaphore(MAX_SAMPLE_READS)

@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 
+from exporter.core.errors import ExporterError
 from exporter.core.instances import worker_from_inventory
 from exporter.core.model import Snapshot, WorkerGauges
 from exporter.core.periods import DAY
@@ -76,7 +77,10 @@ async def metrics(request: Request) -> Response:
 
 
 async def healthy(request: Request) -> Response:
-    """Respond that the process is alive."""
+    """Respond that every loop of the process makes progress; with 503 once one hangs, so that the process is restarted."""
+    if dead := _backend(request).dead_loops():
+        sentence = f"CML worker exporter hangs; without progress: {', '.join(dead)}. Restart it.\n"
+        return PlainTextResponse(sentence, HTTPStatus.SERVICE_UNAVAILABLE)
     return PlainTextResponse("CML worker exporter is healthy.\n")
 
 
@@ -85,6 +89,20 @@ async def ready(request: Request) -> Response:
     backend = _backend(request)
     state = responses.readiness(backend.ready, backend.health())
     return _json(state, HTTPStatus.OK if state.ready else HTTPStatus.SERVICE_UNAVAILABLE)
+
+
+async def reload(request: Request) -> Response:
+    """Reload the configuration; respond with what changed, or with 500 and the reason why nothing did."""
+    run = request.app.state.reload
+    if run is None:
+        raise HTTPException(
+            HTTPStatus.FORBIDDEN,
+            "The lifecycle API is not enabled; start the exporter with --web.enable-lifecycle, or send SIGHUP.",
+        )
+    try:
+        return PlainTextResponse(f"{await run()}\n")
+    except ExporterError as error:
+        raise HTTPException(HTTPStatus.INTERNAL_SERVER_ERROR, f"Not reloaded, nothing has changed: {error}") from error
 
 
 async def workers(request: Request) -> Response:
@@ -241,12 +259,24 @@ ROUTES: tuple[Endpoint, ...] = (
     Endpoint(
         "/metrics", metrics, "metrics of the workers and the exporter, for Prometheus", ResponseSpec({"text/plain": _TEXT})
     ),
-    Endpoint("/-/healthy", healthy, "liveness: the process runs", ResponseSpec({"text/plain": _TEXT})),
+    Endpoint(
+        "/-/healthy",
+        healthy,
+        "liveness: every loop of the process makes progress",
+        ResponseSpec({"text/plain": _TEXT}, also={503: ("text/plain", _TEXT)}),
+    ),
     Endpoint(
         "/-/ready",
         ready,
         "readiness: the worker documents have been read once; state of each source",
         ResponseSpec({_JSON: Readiness}, also={503: (_JSON, Readiness)}),
+    ),
+    Endpoint(
+        "/-/reload",
+        reload,
+        "reloads the configuration; only with --web.enable-lifecycle",
+        ResponseSpec({"text/plain": _TEXT}, (403, 500)),
+        method="POST",
     ),
     Endpoint(
         "/api/workers",

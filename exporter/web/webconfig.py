@@ -6,16 +6,15 @@ Any other key is refused, because a protection that is silently left out is wors
 
 import re
 import ssl
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import uvicorn
 
-from exporter.core import logs
 from exporter.core.errors import ConfigError
-from exporter.core.yaml_file import parse_yaml, read_text
+from exporter.core.yaml_file import parse_yaml, read_text, without_bom
 
 SECTIONS = ("tls_server_config", "basic_auth_users")
 TLS_KEYS = ("cert_file", "key_file", "client_ca_file", "client_auth_type", "min_version")
@@ -33,8 +32,6 @@ Choice = TypeVar("Choice", ssl.VerifyMode, ssl.TLSVersion)
 
 _BCRYPT = re.compile(r"\$2[abxy]\$(0[4-9]|[12]\d|3[01])\$[./A-Za-z0-9]{53}")
 
-_log = logs.get("webconfig")
-
 
 @dataclass(frozen=True, slots=True)
 class WebConfig:
@@ -43,6 +40,8 @@ class WebConfig:
     tls: ssl.SSLContext | None = None
     users: Mapping[str, bytes] = field(default_factory=dict)
     """User name → bcrypt hash."""
+    files: tuple[Path, ...] = ()
+    """The files with certificates and keys; `LiveWebConfig` follows them."""
 
     def apply(self, config: uvicorn.Config) -> None:
         """Have the server use this TLS context. Older versions of uvicorn have no argument for one."""
@@ -65,7 +64,8 @@ def load(path: Path) -> WebConfig:
         tree = _mapping(content, "a web configuration", SECTIONS)
         tls = _mapping(tree.get("tls_server_config"), "tls_server_config", TLS_KEYS)
         users = _mapping(tree.get("basic_auth_users"), "basic_auth_users")
-        return WebConfig(_tls(tls, path.parent) if tls else None, _users(users))
+        files = tuple(path.parent / str(value) for key, value in tls.items() if key.endswith("_file"))
+        return WebConfig(_tls(tls, path.parent) if tls else None, _users(users), files)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
 
@@ -122,16 +122,13 @@ def _tls(section: Mapping[str, object], folder: Path) -> ssl.SSLContext:
             "set client_auth_type to RequireAndVerifyClientCert"
         )
 
-    def build() -> ssl.SSLContext:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = version
-        context.verify_mode = verify
-        if authority is not None:
-            _trust(context, authority, "client_ca_file")
-        _present(context, files["cert_file"], files["key_file"])
-        return context
-
-    return _renewing(build, (files["cert_file"], files["key_file"]))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = version
+    context.verify_mode = verify
+    if authority is not None:
+        _trust(context, authority, "client_ca_file")
+    _present(context, files["cert_file"], files["key_file"])
+    return context
 
 
 def _choice(section: Mapping[str, object], key: str, choices: Mapping[str, Choice], default: str) -> Choice:
@@ -160,35 +157,9 @@ def _present(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
         raise ConfigError(f"{name}: {key} is encrypted; decrypt it with: openssl pkey -in {key} -out <file>")
 
     try:
-        context.load_cert_chain(certificate, key, encrypted)
+        with without_bom(certificate) as chain, without_bom(key) as private:
+            context.load_cert_chain(chain, private, encrypted)
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
             raise ConfigError(f"{name}: {key} does not match the certificate in {certificate}") from error
         raise ConfigError(f"{name}: {key} contains no private key in PEM format that matches {certificate}") from error
-
-
-def _renewing(build: Callable[[], ssl.SSLContext], files: Sequence[Path]) -> ssl.SSLContext:
-    """Return a TLS context that uses a renewed certificate from the next handshake on, without a restart."""
-
-    def stamps() -> list[tuple[int, int]]:
-        try:
-            return [(stat.st_mtime_ns, stat.st_ino) for stat in map(Path.stat, files)]
-        except OSError:
-            return []  # a file is being replaced, or missing; `build` reports which
-
-    first = current = build()
-    seen = stamps()
-
-    def follow(connection: ssl.SSLSocket | ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
-        nonlocal seen, current
-        if (now := stamps()) != seen:
-            seen = now
-            try:
-                current = build()
-                _log.info("certificate renewed", cert_file=str(files[0]))
-            except ConfigError as error:
-                _log.warning("certificate not renewed; the old one stays in use", error=str(error))
-        connection.context = current
-
-    first.sni_callback = follow
-    return first

@@ -92,9 +92,16 @@ class ExporterProcess:
 
     def get(self, path: str, **options: Any) -> httpx.Response:  # noqa: ANN401  # the options of httpx.Client.get
         """GET a path of it."""
+        return self._client().get(path, **options)
+
+    def post(self, path: str, **options: Any) -> httpx.Response:  # noqa: ANN401  # the options of httpx.Client.post
+        """POST to a path of it."""
+        return self._client().post(path, **options)
+
+    def _client(self) -> httpx.Client:
         if self._http is None:
             self._http = httpx.Client(base_url=self.url, trust_env=False, timeout=10)
-        return self._http.get(path, **options)
+        return self._http
 
     def metrics(self) -> dict[str, float]:
         """/metrics as {'name{labels}': value}, labels as they are written there."""
