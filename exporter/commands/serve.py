@@ -109,7 +109,8 @@ async def serve(settings: Settings, load: Callable[[], Settings]) -> int:
         server, loop = _Server(config, systemd), asyncio.get_running_loop()
 
         def stop() -> None:
-            systemd.stopping()
+            if not server.should_exit:
+                systemd.stopping()
             server.should_exit = True
 
         for number in (signal.SIGINT, signal.SIGTERM):

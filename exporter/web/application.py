@@ -23,6 +23,8 @@ from exporter.web.routes import RETRY_AFTER_SECONDS, ROUTES
 DEFAULTS = WebSettings()
 PROBES = ("/-/healthy", "/-/ready")
 """Routes that need no password unless `web.probes_need_auth` is set: kubelet and Docker have none."""
+Users = Callable[[], Mapping[str, bytes]]
+"""Returns name → bcrypt hash as of now."""
 MAX_SAMPLE_READS = 2
 """Remote reads of samples that run at once; each may hold 3 million samples."""
 MAX_HOURLY_READS = 6
@@ -70,11 +72,18 @@ async def _to_landing_page(request: Request) -> Response:
     return Response(status_code=HTTPStatus.PERMANENT_REDIRECT, headers={"Location": f"./{last}/"})
 
 
+def _authentication(users: Users, settings: WebSettings) -> Middleware:
+    exempt = () if settings.probes_need_auth else PROBES
+    challenge = {"WWW-Authenticate": 'Basic realm="cml-worker-exporter", charset="UTF-8"'}
+    refusal = _problem(HTTPStatus.UNAUTHORIZED, "This exporter requires a user name and a password.", challenge)
+    return Middleware(LiveAuth, users, refusal, frozenset(settings.prefix + path for path in exempt))
+
+
 def create_app(
     backend: Backend,
     settings: WebSettings = DEFAULTS,
     *,
-    users: Mapping[str, bytes] | Callable[[], Mapping[str, bytes]] | None = None,
+    users: Mapping[str, bytes] | Users | None = None,
     reload: Callable[[], Awaitable[str]] | None = None,
 ) -> Starlette:
     """Return the ASGI application.
@@ -101,11 +110,7 @@ def create_app(
             )
         )
     if users is not None:
-        exempt = frozenset() if settings.probes_need_auth else frozenset(prefix + path for path in PROBES)
-        challenge = {"WWW-Authenticate": 'Basic realm="cml-worker-exporter", charset="UTF-8"'}
-        refusal = _problem(HTTPStatus.UNAUTHORIZED, "This exporter requires a user name and a password.", challenge)
-        now = users if callable(users) else lambda: users
-        middleware.append(Middleware(LiveAuth, now, refusal, exempt))
+        middleware.append(_authentication(users if callable(users) else lambda: users, settings))
     handlers: dict[Any, Any] = {
         HTTPException: _on_http_error,
         RequestError: _on_bad_request,
