@@ -12,11 +12,12 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 
 from exporter.core.errors import ExporterError
 from exporter.core.instances import worker_from_inventory
-from exporter.core.model import Snapshot, WorkerGauges
+from exporter.core.model import ExporterMetrics, Snapshot, WorkerGauges
 from exporter.core.periods import DAY
 from exporter.history import remote_read, series
 from exporter.history.reader import WorkerRef
-from exporter.metrics.gzip_member import continued
+from exporter.metrics.families import select
+from exporter.metrics.gzip_member import continued, deflated
 from exporter.sources.cloudwatch.retention import OLDEST
 from exporter.web import discovery, landing, openapi, parameters, responses
 from exporter.web.backend import Backend
@@ -67,6 +68,9 @@ async def metrics(request: Request) -> Response:
     snapshot = backend.snapshot
     fresh = snapshot if _is_fresh(backend, snapshot) else None
     exporter_metrics = backend.exporter_metrics
+    if names := parameters.metric_names(request.query_params.multi_items()):
+        # In a thread: a large fleet takes milliseconds, and other scrapes must not wait for them.
+        fresh, exporter_metrics = await asyncio.to_thread(_named, fresh, exporter_metrics, names)
     headers = {"Vary": "Accept-Encoding"}
     if prefers_gzip(",".join(request.headers.getlist("accept-encoding"))):
         body = continued(fresh.gzipped if fresh else b"", exporter_metrics)
@@ -74,6 +78,12 @@ async def metrics(request: Request) -> Response:
     else:
         body = (fresh.body if fresh else b"") + exporter_metrics.text
     return Response(body, media_type=CONTENT_TYPE, headers=headers)
+
+
+def _named(worker_block: Snapshot | None, own: ExporterMetrics, names: frozenset[str]) -> tuple[None, ExporterMetrics]:
+    """Return the families of both blocks with these names, as one block."""
+    text = select((worker_block.body if worker_block else b"") + own.text, names)
+    return None, ExporterMetrics(text, deflated(text))
 
 
 async def healthy(request: Request) -> Response:
@@ -257,7 +267,11 @@ _TEXT = {"type": "string"}
 ROUTES: tuple[Endpoint, ...] = (
     Endpoint("/", index, "landing page: version, sources, overview of the fleet", ResponseSpec({"text/html": _TEXT})),
     Endpoint(
-        "/metrics", metrics, "metrics of the workers and the exporter, for Prometheus", ResponseSpec({"text/plain": _TEXT})
+        "/metrics",
+        metrics,
+        "metrics of the workers and the exporter, for Prometheus",
+        ResponseSpec({"text/plain": _TEXT}, (400,)),
+        parameters.METRICS,
     ),
     Endpoint(
         "/-/healthy",

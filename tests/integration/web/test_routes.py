@@ -318,6 +318,24 @@ def test_accept_encoding_is_read_with_its_weights(client: httpx.Client, accept: 
     assert "cml_worker_info{" in response.text
 
 
+@pytest.mark.parametrize("encoding", ["gzip", "identity"])
+def test_families_are_selected_by_name(client: httpx.Client, encoding: str) -> None:
+    def names(*wanted: str) -> set[str]:
+        params = [("name[]", name) for name in wanted]
+        response = client.get("/metrics", params=params, headers={"Accept-Encoding": encoding})
+        assert response.status_code == 200
+        assert response.headers.get("content-encoding", "identity") == encoding
+        return {family.name for family in text_string_to_metric_families(response.text)}
+
+    both = {"cml_worker_info", "cml_exporter_leader"}
+    assert names(*both) == both
+    assert names("cml_worker_status", "nonsense") == {"cml_worker_status"}
+    assert names("nonsense") == set()
+    assert len(names()) > 2
+    assert client.get("/metrics?module=x").text == client.get("/metrics").text
+    assert client.get("/metrics", params={"name[]": "x" * 5000}).status_code == 400
+
+
 def test_openmetrics_is_never_sent(client: httpx.Client) -> None:
     accept = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"
     response = client.get("/metrics", headers={"Accept": accept})
