@@ -46,6 +46,12 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         self._systemd.ready()
 
+    def stop(self) -> None:
+        """Begin to end, and tell systemd."""
+        if not self.should_exit:
+            self._systemd.stopping()
+        self.should_exit = True
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Leave signals to `serve`: uvicorn would raise them again before anything is closed."""
@@ -108,13 +114,8 @@ async def serve(settings: Settings, load: Callable[[], Settings]) -> int:
         web.apply(config)
         server, loop = _Server(config, systemd), asyncio.get_running_loop()
 
-        def stop() -> None:
-            if not server.should_exit:
-                systemd.stopping()
-            server.should_exit = True
-
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, stop)
+            loop.add_signal_handler(number, server.stop)
         loop.add_signal_handler(signal.SIGHUP, on_hangup(reloader, systemd))
         _log.info(
             "listening",
@@ -124,7 +125,7 @@ async def serve(settings: Settings, load: Callable[[], Settings]) -> int:
         refreshing = asyncio.create_task(refresh(exporter.telemetry))
         watchdog = asyncio.create_task(feed_watchdog(systemd, exporter.liveness))
         with collecting(exporter) as future:
-            future.add_done_callback(lambda _: loop.call_soon_threadsafe(stop))
+            future.add_done_callback(lambda _: loop.call_soon_threadsafe(server.stop))
             await server.serve(sockets=sockets)
             refreshing.cancel()
             watchdog.cancel()

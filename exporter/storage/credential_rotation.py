@@ -16,6 +16,7 @@ from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStart
 
 from exporter.core import logs
 from exporter.core.errors import ConfigError
+from exporter.storage import tls_files
 
 FIRST_WAIT_SECONDS = 1.0
 """Wait before the file is read again when it still has the refused credentials; doubled after each reading."""
@@ -115,6 +116,7 @@ def rotation_of(client: AsyncMongoClient[Any]) -> CredentialRotation | None:
 
 async def _credentials(uri: str) -> Any:  # noqa: ANN401  # a private type of the driver
     """Return the driver's credentials of a connection string; raises ConfigError."""
+    tls_files.checked(uri, "mongodb.uri_file")  # the driver would ask for the password of a key at the terminal
     try:
         parsed: AsyncMongoClient[Any] = AsyncMongoClient(uri, connect=False)  # the only public parser; it sends nothing
     except (PyMongoError, ValueError, OSError) as error:

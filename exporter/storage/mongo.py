@@ -8,6 +8,7 @@ the server too, so that an abandoned insert ends there.
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pymongo
@@ -37,6 +38,7 @@ from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
 from exporter.core.errors import ConfigError, IncompatibleStoreError, StoreError, StoreUnavailableError
+from exporter.storage import tls_files
 from exporter.storage.credential_rotation import CredentialRotation
 
 if TYPE_CHECKING:  # a program that uses only WorkerMetricsRepository needs neither pydantic nor yaml
@@ -63,19 +65,22 @@ _INVALID_OPTIONS = 72
 _CREDENTIALS = frozenset({18, 8000})  # AuthenticationFailed; Atlas says 8000
 
 
-def translate(error: Exception, namespace: str, action: str) -> StoreError:
+def translate(error: Exception, namespace: str, action: str, client: AsyncMongoClient[Any] | None = None) -> StoreError:
     """Return an error of pymongo or bson as a StoreError; the one place that knows them.
 
     Args:
         error: what the driver raised.
         namespace: database.collection, for the message.
         action: the MongoDB privilege action that was exercised, for the message.
+        client: the one that raised it, whose TLS files the message names.
     """
     what = f"`{action}` on {namespace}"
     brief = str(error).partition(", full error:")[0].partition(", Timeout:")[0]
     match error:
         case ServerSelectionTimeoutError() if "Authentication failed" in brief:  # the driver repeats why it left the server
             return _refused_credentials(brief)
+        case ServerSelectionTimeoutError() if refusal := tls_files.explain(brief, _ca_file(client)):
+            return StoreUnavailableError(f"no MongoDB for {what}: {refusal}", reason="tls")
         case ServerSelectionTimeoutError():  # before its parent AutoReconnect: here nothing was sent
             return StoreUnavailableError(
                 f"no MongoDB for {what}: {brief}; check mongodb.uri and the server", reason="unreachable"
@@ -105,6 +110,10 @@ def translate(error: Exception, namespace: str, action: str) -> StoreError:
         case DocumentTooLarge() | BSONError() | OverflowError() | UnicodeError():
             return StoreError(f"{what}: a document cannot be written or read as BSON: {brief}", reason="invalid_document")
     return StoreError(f"{what} failed: {type(error).__name__}: {brief}")
+
+
+def _ca_file(client: AsyncMongoClient[Any] | None) -> str | None:
+    return None if client is None else client.options._options.get("tlscafile")
 
 
 def _translate_bulk(error: BulkWriteError, namespace: str, action: str) -> StoreError:
@@ -181,7 +190,7 @@ async def operation(
         with pymongo.timeout(seconds() if callable(seconds) else seconds):
             yield
     except (PyMongoError, BSONError, OverflowError, UnicodeError) as error:
-        raise translate(error, f"{database.name}.{collection}", action) from error
+        raise translate(error, f"{database.name}.{collection}", action, database.client) from error
 
 
 def durable(database: Database) -> Database:
@@ -228,8 +237,13 @@ def connect_uri(
         listeners: are told of every command.
 
     Raises:
-        ConfigError: the connection string is malformed.
+        ConfigError: the connection string is malformed, or names a TLS file or a mechanism that cannot be used.
     """
+    files: dict[str, Any] = tls_files.checked(uri, name)
+    if tls_files.options_of(uri).get("authmechanism") == "MONGODB-AWS" and find_spec("pymongo_auth_aws") is None:
+        raise ConfigError(
+            f"{name}: MONGODB-AWS needs a further package; install it with: pip install 'cml-worker-exporter[aws]'"
+        )
     try:
         client: AsyncMongoClient[Document] = AsyncMongoClient(
             uri,
@@ -238,6 +252,7 @@ def connect_uri(
             connectTimeoutMS=5000,
             appname="cml-worker-exporter",
             event_listeners=listeners,
+            **files,
         )
         return client, client.get_default_database(DEFAULT_DATABASE)
     except (InvalidURI, ConfigurationError, ValueError) as error:

@@ -8,9 +8,8 @@ from http import HTTPStatus
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 
-from exporter.core.errors import ExporterError
 from exporter.core.instances import worker_from_inventory
 from exporter.core.model import ExporterMetrics, Snapshot, WorkerGauges
 from exporter.core.periods import DAY
@@ -21,6 +20,7 @@ from exporter.metrics.gzip_member import continued, deflated
 from exporter.sources.cloudwatch.retention import OLDEST
 from exporter.web import discovery, landing, openapi, parameters, responses
 from exporter.web.backend import Backend
+from exporter.web.lifecycle import healthy, reload
 from exporter.web.negotiation import prefers_csv, prefers_gzip
 from exporter.web.openapi import Endpoint, ResponseSpec
 from exporter.web.parameters import HistoryQuery, ResourcesQuery, WorkersQuery, resuming
@@ -86,33 +86,11 @@ def _named(worker_block: Snapshot | None, own: ExporterMetrics, names: frozenset
     return None, ExporterMetrics(text, deflated(text))
 
 
-async def healthy(request: Request) -> Response:
-    """Respond that every loop of the process makes progress; with 503 once one hangs, so that the process is restarted."""
-    if dead := _backend(request).dead_loops():
-        sentence = f"CML worker exporter hangs; without progress: {', '.join(dead)}. Restart it.\n"
-        return PlainTextResponse(sentence, HTTPStatus.SERVICE_UNAVAILABLE)
-    return PlainTextResponse("CML worker exporter is healthy.\n")
-
-
 async def ready(request: Request) -> Response:
     """Respond with readiness and the state of each source; 503 only until the first read of the worker documents."""
     backend = _backend(request)
     state = responses.readiness(backend.ready, backend.health())
     return _json(state, HTTPStatus.OK if state.ready else HTTPStatus.SERVICE_UNAVAILABLE)
-
-
-async def reload(request: Request) -> Response:
-    """Reload the configuration; respond with what changed, or with 500 and the reason why nothing did."""
-    run = request.app.state.reload
-    if run is None:
-        raise HTTPException(
-            HTTPStatus.FORBIDDEN,
-            "The lifecycle API is not enabled; start the exporter with --web.enable-lifecycle, or send SIGHUP.",
-        )
-    try:
-        return PlainTextResponse(f"{await run()}\n")
-    except ExporterError as error:
-        raise HTTPException(HTTPStatus.INTERNAL_SERVER_ERROR, f"Not reloaded, nothing has changed: {error}") from error
 
 
 async def workers(request: Request) -> Response:

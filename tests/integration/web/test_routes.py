@@ -321,7 +321,7 @@ def test_accept_encoding_is_read_with_its_weights(client: httpx.Client, accept: 
 @pytest.mark.parametrize("encoding", ["gzip", "identity"])
 def test_families_are_selected_by_name(client: httpx.Client, encoding: str) -> None:
     def names(*wanted: str) -> set[str]:
-        params = [("name[]", name) for name in wanted]
+        params = httpx.QueryParams([("name[]", name) for name in wanted])
         response = client.get("/metrics", params=params, headers={"Accept-Encoding": encoding})
         assert response.status_code == 200
         assert response.headers.get("content-encoding", "identity") == encoding
