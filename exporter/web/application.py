@@ -17,6 +17,7 @@ from exporter.core.errors import RequestError, SourceError, StoreError
 from exporter.core.settings import WebSettings
 from exporter.web import responses
 from exporter.web.backend import Backend
+from exporter.web.hang_up import HangUp
 from exporter.web.live_config import LiveAuth
 from exporter.web.routes import RETRY_AFTER_SECONDS, ROUTES
 
@@ -96,7 +97,7 @@ def create_app(
         reload: reloads the configuration, see `Reloader.reload`; None where `web.enable_lifecycle` is false.
     """
     prefix = settings.prefix
-    middleware = []
+    middleware = [Middleware(HangUp)]
     if settings.cors_origins:
         # Before the authentication, because a browser's preflight request carries no credentials.
         middleware.append(

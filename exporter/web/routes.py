@@ -25,6 +25,7 @@ from exporter.web.negotiation import prefers_csv, prefers_gzip
 from exporter.web.openapi import Endpoint, ResponseSpec
 from exporter.web.parameters import HistoryQuery, ResourcesQuery, WorkersQuery, resuming
 from exporter.web.schemas import FleetPage, HistoryPage, Readiness, ResourceUsage, TargetGroups
+from exporter.web.worker_path import PLACEHOLDER
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 """Also for a Prometheus that prefers OpenMetrics: it accepts this format too, so that one rendered body is enough."""
@@ -278,15 +279,15 @@ ROUTES: tuple[Endpoint, ...] = (
         parameters.WORKERS,
     ),
     Endpoint(
-        "/api/workers/{worker_id:path}/metrics/history",
+        f"/api/workers/{PLACEHOLDER}/metrics/history",
         history,
         "samples or statistics of one worker; from CloudWatch where they are older than MongoDB's retention",
         ResponseSpec({_JSON: HistoryPage, "text/csv": _TEXT}, (400, 404, 503), responses.PAGE_HEADERS),
         parameters.HISTORY,
-        "/workers/{worker_id:path}/metrics/history",
+        f"/workers/{PLACEHOLDER}/metrics/history",
     ),
     Endpoint(
-        "/api/workers/region/{region}/workers/{worker_id:path}/resources",
+        f"/api/workers/region/{{region}}/workers/{PLACEHOLDER}/resources",
         resources,
         "average CPU and memory of one worker over the last minutes, from CloudWatch",
         ResponseSpec({_JSON: ResourceUsage}, (400, 404, 503)),
