@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from exporter.core import logs
-from exporter.core.errors import ExporterError
+from exporter.core.errors import ExporterError, StoreUnavailableError
 from exporter.core.settings import Settings
 from exporter.core.settings_loader import table
 from exporter.metrics.telemetry import Telemetry
@@ -19,6 +19,9 @@ from exporter.web.live_config import LiveWebConfig
 
 RELOADABLE = ("cloudwatch.max_usd_per_day", "log.level", "log.format")
 """Settings that a reload applies, besides the contents of `web.config_file` and `mongodb.uri_file`."""
+
+CREDENTIALS_SECONDS = 20.0
+"""How long a reload waits for the collector's event loop, which may hang."""
 
 _log = logs.get("exporter")
 
@@ -67,13 +70,14 @@ class Reloader:
 
         Raises:
             ConfigError: a file is missing or invalid; nothing has changed.
+            StoreUnavailableError: the collector does not answer; nothing has changed.
         """
         async with self._one_at_a_time:
             try:
                 settings = await asyncio.to_thread(self._load)
                 web = self._web.read()
                 if settings.mongodb == self._settings.mongodb:
-                    await self._exporter.refresh_credentials()
+                    await self._refresh_credentials()
             except ExporterError as error:
                 _log.error("configuration not reloaded; nothing has changed", error=str(error))
                 self._show(False)
@@ -83,6 +87,17 @@ class Reloader:
             _log.info("configuration reloaded", result=result)
             self._show(True)
             return result
+
+    async def _refresh_credentials(self) -> None:
+        try:
+            async with asyncio.timeout(CREDENTIALS_SECONDS):
+                await self._exporter.refresh_credentials()
+        except TimeoutError as error:
+            raise StoreUnavailableError(
+                f"the collector did not take the credentials of mongodb.uri_file within {CREDENTIALS_SECONDS:g} s; "
+                "see /-/healthy, and reload again",
+                reason="timeout",
+            ) from error
 
     def _apply(self, new: Settings) -> str:
         changed = [row.key for row in table() if _value(new, row.key) != _value(self._settings, row.key)]
