@@ -1,9 +1,6 @@
 """Read text and YAML files strictly: no duplicate keys; errors name the position and never quote the content."""
 
-import codecs
-import os
-from collections.abc import Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -60,22 +57,3 @@ def read_text(file: Path, name: str) -> str:
         raise ConfigError(f"{name}: cannot read {file}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{name}: {file} is not a text file in UTF-8") from error
-
-
-@contextmanager
-def without_bom(file: Path) -> Iterator[Path]:
-    """Yield a path with the content of `file` after its byte order mark; for libraries that read by path and know no such mark.
-
-    A file without one is its own. The copy is in memory only, since `file` may hold a private key.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
-    content = file.read_bytes()
-    if not content.startswith(codecs.BOM_UTF8):
-        yield file
-        return
-    with os.fdopen(os.memfd_create("without-bom"), "wb") as copy:
-        copy.write(content.removeprefix(codecs.BOM_UTF8))
-        copy.flush()
-        yield Path(f"/proc/self/fd/{copy.fileno()}")

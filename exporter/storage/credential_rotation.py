@@ -116,7 +116,7 @@ def rotation_of(client: AsyncMongoClient[Any]) -> CredentialRotation | None:
 
 async def _credentials(uri: str) -> Any:  # noqa: ANN401  # a private type of the driver
     """Return the driver's credentials of a connection string; raises ConfigError."""
-    tls_files.checked(uri, "mongodb.uri_file")  # the driver would ask for the password of a key at the terminal
+    tls_files.check(uri, "mongodb.uri_file")  # the driver would ask for the password of a key at the terminal
     try:
         parsed: AsyncMongoClient[Any] = AsyncMongoClient(uri, connect=False)  # the only public parser; it sends nothing
     except (PyMongoError, ValueError, OSError) as error:

@@ -239,7 +239,7 @@ def connect_uri(
     Raises:
         ConfigError: the connection string is malformed, or names a TLS file or a mechanism that cannot be used.
     """
-    files: dict[str, Any] = tls_files.checked(uri, name)
+    tls_files.check(uri, name)
     if tls_files.options_of(uri).get("authmechanism") == "MONGODB-AWS" and find_spec("pymongo_auth_aws") is None:
         raise ConfigError(
             f"{name}: MONGODB-AWS needs a further package; install it with: pip install 'cml-worker-exporter[aws]'"
@@ -252,7 +252,6 @@ def connect_uri(
             connectTimeoutMS=5000,
             appname="cml-worker-exporter",
             event_listeners=listeners,
-            **files,
         )
         return client, client.get_default_database(DEFAULT_DATABASE)
     except (InvalidURI, ConfigurationError, ValueError) as error:

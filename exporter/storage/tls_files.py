@@ -6,19 +6,14 @@ encrypted key at the terminal. Here every mistake is one sentence with the optio
 
 import ssl
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import NoReturn
 from urllib.parse import parse_qsl
 
 from exporter.core.errors import ConfigError
-from exporter.core.yaml_file import without_bom
 
 AUTHORITY, IDENTITY, REVOCATIONS = "tlsCAFile", "tlsCertificateKeyFile", "tlsCRLFile"
 PASSWORD = "tlsCertificateKeyFilePassword"
-
-_OPENED = ExitStack()
-"""Copies of files with a byte order mark; the driver may read them again as long as the process lives."""
 
 
 def options_of(uri: str) -> dict[str, str]:
@@ -27,8 +22,8 @@ def options_of(uri: str) -> dict[str, str]:
     return {key.lower(): value for key, value in parse_qsl(query)}
 
 
-def checked(uri: str, name: str) -> dict[str, str]:
-    """Check the TLS files of a connection string; return the options whose file the driver must read from another path.
+def check(uri: str, name: str) -> None:
+    """Check the TLS files of a connection string.
 
     Args:
         uri: the connection string.
@@ -44,20 +39,15 @@ def checked(uri: str, name: str) -> dict[str, str]:
         IDENTITY: lambda what, file: _load_identity(what, file, password),
         REVOCATIONS: _load_certificates,
     }
-    replaced = {}
     for option, load in checks.items():
         if given := options.get(option.lower()):
             what = f"{name}: {option} {given}"
             try:
-                path = _OPENED.enter_context(without_bom(Path(given)))
-                load(what, path)
+                load(what, Path(given))
             except ssl.SSLError as error:
                 raise ConfigError(f"{what} is damaged ({error.reason}); write the PEM file anew") from error
             except OSError as error:
                 raise ConfigError(f"{what} cannot be read: {error.strerror}") from error
-            if path != Path(given):
-                replaced[option] = str(path)
-    return replaced
 
 
 def _load_certificates(what: str, file: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import uvicorn
 
 from exporter.core.errors import ConfigError
-from exporter.core.yaml_file import parse_yaml, read_text, without_bom
+from exporter.core.yaml_file import parse_yaml, read_text
 
 SECTIONS = ("tls_server_config", "basic_auth_users")
 TLS_KEYS = ("cert_file", "key_file", "client_ca_file", "client_auth_type", "min_version")
@@ -157,8 +157,7 @@ def _present(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
         raise ConfigError(f"{name}: {key} is encrypted; decrypt it with: openssl pkey -in {key} -out <file>")
 
     try:
-        with without_bom(certificate) as chain, without_bom(key) as private:
-            context.load_cert_chain(chain, private, encrypted)
+        context.load_cert_chain(certificate, key, encrypted)
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
             raise ConfigError(f"{name}: {key} does not match the certificate in {certificate}") from error
