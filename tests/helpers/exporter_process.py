@@ -60,15 +60,15 @@ class ExporterProcess:
         assert self._process is not None, "the exporter is not running; call start()"
         return self._process.pid
 
-    def start(self, *, wait: bool = True) -> None:
-        """Start it, on the port it had before if any; `wait` until /-/ready answers 200."""
+    def start(self, *flags: str, wait: bool = True) -> None:
+        """Start it with further `flags`, on the port it had before if any; `wait` until /-/ready answers 200."""
         assert not self.running, "it runs already"
         self._begin = self.log.stat().st_size if self.log.exists() else 0
         # Port 0 is chosen by the kernel at the moment of listening: no other test can take it in between.
         address = [] if self._addressed else ["--web.listen-address", f"127.0.0.1:{self.port}"]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*COMMAND, "serve", "--config.file", str(self.config), *address],
+                [*COMMAND, "serve", "--config.file", str(self.config), *address, *flags],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
