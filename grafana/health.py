@@ -456,6 +456,32 @@ def _process() -> list[Panel]:
     ]
 
 
+def _configuration() -> list[Panel]:
+    successful = f"max by (instance) ({_metric('config_last_reload_successful')})"
+    since = f"time() - max by (instance) ({_metric('config_last_reload_success_timestamp_seconds')})"
+    return [
+        timeline(
+            "Configuration",
+            "Was the last reload refused?",
+            "Whether the last start, reload, or reading of a changed web.yml succeeded. After a failure the exporter goes on "
+            "with the earlier configuration; its log has the reason.",
+            Query(successful, "{{instance}}"),
+            Style("none", "Exporter not seen", mappings={"1": ("in use", "green"), "0": ("refused", "red")}),
+            width=12,
+            height=7,
+        ),
+        graph(
+            "Age of the configuration",
+            "When was the configuration last read?",
+            "Time since the last start or reload that succeeded.",
+            [Query(since, "{{instance}}")],
+            replace(conventions.SECONDS, empty="Exporter not seen"),
+            width=12,
+            height=7,
+        ),
+    ]
+
+
 DASHBOARD = Dashboard(
     uid=conventions.EXPORTER,
     title="CML / Exporter health",
@@ -473,6 +499,7 @@ DASHBOARD = Dashboard(
         *_history(),
         Row("Process"),
         *_process(),
+        *_configuration(),
     ],
     variables=[
         variable(

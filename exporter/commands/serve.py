@@ -4,9 +4,10 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -14,14 +15,17 @@ import uvicorn
 from anyio.from_thread import start_blocking_portal
 
 from exporter.app import Exporter, build
+from exporter.commands.reload import Reloader
+from exporter.commands.supervision import feed_watchdog, on_hangup
 from exporter.core import logs
 from exporter.core.settings import Settings
 from exporter.metrics.telemetry import Telemetry
-from exporter.web import webconfig
 from exporter.web.application import create_app
 from exporter.web.connections import REASONS, Connections, Limits
 from exporter.web.http_protocol import protect
 from exporter.web.listen import bind, shown
+from exporter.web.live_config import LiveWebConfig
+from exporter.web.systemd import Notifier, inherited_sockets
 
 _log = logs.get("exporter")
 REFRESH_SECONDS = 1
@@ -44,6 +48,22 @@ remote read."""
 
 
 class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, systemd: Notifier) -> None:
+        super().__init__(config)
+        self._systemd = systemd
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to listen, and tell systemd."""
+        await super().startup(sockets)
+        self._systemd.ready()
+
+    def stop(self) -> None:
+        """Begin to end, which takes `STOP_SECONDS` at most, and tell systemd."""
+        if not self.should_exit:
+            self._systemd.stopping()
+            end_in_time()
+        self.should_exit = True
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Leave signals to `serve`: uvicorn would raise them again before anything is closed."""
@@ -105,18 +125,25 @@ def collecting(exporter: Exporter) -> Iterator["Future[None]"]:
             future.cancel()
 
 
-async def serve(settings: Settings) -> int:
+async def serve(settings: Settings, load: Callable[[], Settings]) -> int:
     """Run one exporter until SIGINT or SIGTERM; return the exit status.
+
+    Args:
+        settings: validated.
+        load: reads the settings again, for a reload.
 
     Raises:
         ExporterError: it cannot start, or cannot go on; the sentence says what to do.
     """
     sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
-    web = webconfig.load(settings.web.config_file) if settings.web.config_file else webconfig.WebConfig()
-    sockets = bind(settings.web.listen_address)
+    web = LiveWebConfig(settings.web.config_file)
+    systemd = Notifier()
+    sockets = inherited_sockets() or bind(settings.web.listen_address)
     try:
         exporter = build(settings)
-        routes = create_app(exporter.backend, settings.web, users=web.users, http=lambda: web)
+        reloader = Reloader(settings, load, web, exporter)
+        lifecycle = reloader.reload if settings.web.enable_lifecycle else None
+        routes = create_app(exporter.backend, settings.web, users=lambda: web.users, http=web.current, reload=lifecycle)
         config = uvicorn.Config(
             routes,
             log_config=None,
@@ -131,25 +158,24 @@ async def serve(settings: Settings) -> int:
         web.apply(config)
         connections = limited_connections(exporter.telemetry, settings.web.trusted_proxies)
         protect(config, connections, admits=web.admits)
-        server, loop = _Server(config), asyncio.get_running_loop()
+        server, loop = _Server(config, systemd), asyncio.get_running_loop()
         loop.set_default_executor(ThreadPoolExecutor(WORKER_THREADS, "web"))
 
-        def stop() -> None:
-            server.should_exit = True
-            end_in_time()
-
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, stop)
+            loop.add_signal_handler(number, server.stop)
+        loop.add_signal_handler(signal.SIGHUP, on_hangup(reloader, systemd))
         _log.info(
             "listening",
             addresses=",".join(map(shown, sockets)),
             data_dir=str(settings.data_dir),
         )
         refreshing = asyncio.create_task(refresh(exporter.telemetry, connections))
+        watchdog = asyncio.create_task(feed_watchdog(systemd, exporter.liveness))
         with collecting(exporter) as future:
-            future.add_done_callback(lambda _: loop.call_soon_threadsafe(stop))
+            future.add_done_callback(lambda _: loop.call_soon_threadsafe(server.stop))
             await server.serve(sockets=sockets)
             refreshing.cancel()
+            watchdog.cancel()
             if future.done():
                 future.result()  # raises what ended the loops
         await exporter.backend.close()

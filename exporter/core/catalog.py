@@ -290,6 +290,15 @@ EXPORTER_METRICS: tuple[Metric, ...] = (
         "Connections that the web server closed because of a limit, by reason.",
         ("reason",),
     ),
+    _exporter(
+        "config_last_reload_successful", "gauge", "Whether the last start, reload, or reading of a changed web.yml succeeded."
+    ),
+    _exporter(
+        "config_last_reload_success_timestamp_seconds",
+        "gauge",
+        "Time of the last one that succeeded.",
+        unit="seconds",
+    ),
 )
 
 METRICS_BY_NAME = {metric.name: metric for metric in (*WORKER_METRICS, *EXPORTER_METRICS)}

@@ -68,6 +68,12 @@ def decode(body: bytes) -> tuple[SeriesSelector, ...]:
         request = pb.ReadRequest.FromString(raw)
     except DecodeError as error:
         raise RequestError("the body is not a prometheus.ReadRequest") from error
+    accepted = request.accepted_response_types
+    if accepted and pb.ReadRequest.SAMPLES not in accepted:
+        raise RequestError(
+            "the request accepts no SAMPLES, only STREAMED_XOR_CHUNKS, and this exporter sends nothing but SAMPLES; "
+            "add SAMPLES to its accepted_response_types, as Prometheus does"
+        )
     if len(request.queries) > MAX_SELECTORS:
         raise RequestError(f"the request has {len(request.queries)} queries; at most {MAX_SELECTORS} are accepted")
     return tuple(map(_query, request.queries))

@@ -12,14 +12,15 @@ from exporter.core import logs
 from exporter.core.budget import Budget
 from exporter.core.clock import ServerClock
 from exporter.core.errors import ExporterError
+from exporter.core.liveness import MIN_INTERVAL_SECONDS, Liveness
 from exporter.core.model import Fleet, Snapshot
 from exporter.core.settings import Settings
 from exporter.metrics.telemetry import Telemetry
-from exporter.pipeline.availability import day_bytes, free_bytes, space_problem, watch_mongodb
+from exporter.pipeline.availability import PING_SECONDS, day_bytes, free_bytes, space_problem, watch_mongodb
 from exporter.pipeline.calls import CallRunner
 from exporter.pipeline.gap_filling import GapFilling, Leadership, SampleTimes
 from exporter.pipeline.lifecycle import Rules
-from exporter.pipeline.loop import guard, run_on_schedule
+from exporter.pipeline.loop import guard, run_on_schedule, wait
 from exporter.pipeline.observer import OBSERVE_OFFSET_SECONDS, HistoryAccess, InventoryStore, Observer
 from exporter.pipeline.outbox_thread import OutboxThread
 from exporter.pipeline.poller import POLL_OFFSET_SECONDS, Poller
@@ -46,6 +47,7 @@ class Collector:
         series: the listings of memory series; by default a new index over `metric_source`.
         budget: the one `metric_source` takes from; by default without a limit.
         on_ready: called when samples may be ready for the mirror.
+        liveness: receives the signs of life of both loops.
         wall: UTC seconds of this host; wakes the loops and dates the snapshot, and never decides the age of a sample.
         monotonic: seconds of a clock that is never set.
     """
@@ -65,10 +67,12 @@ class Collector:
         series: MemorySeriesIndex | None = None,
         budget: Budget | None = None,
         on_ready: Callable[[], object] = lambda: None,
+        liveness: Liveness | None = None,
         wall: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._rules, self._wall, self._telemetry, self._outbox = rules, wall, telemetry, outbox
+        self._liveness = liveness or Liveness(monotonic)
         clock = self._clock = ServerClock(wall, monotonic)
         health = self._health = SourceHealth(telemetry, wall)
         if metric_source is not None and series is None:
@@ -104,6 +108,7 @@ class Collector:
 
     async def observe_forever(self) -> None:
         """Observe at once, after every period's end, and whenever `reobserve` is set."""
+        beat = self._liveness.expect("observing", max(self._rules.period, MIN_INTERVAL_SECONDS))
         await run_on_schedule(
             "observing",
             self.observe,
@@ -113,11 +118,15 @@ class Collector:
             finished=self.observed,
             wake=self.reobserve,
             report=self._health.loop_failed,
+            beat=beat,
         )
 
     async def poll_forever(self) -> None:
         """Poll CloudWatch after the first observation, then at every interval."""
         await self.observed.wait()
+        # A long cycle is alive while its calls end; each ends in time or fails.
+        beat = self._liveness.expect("polling", max(self._rules.interval, MIN_INTERVAL_SECONDS))
+        self._publisher.on_progress = beat
         await run_on_schedule(
             "polling",
             self.poll,
@@ -126,6 +135,7 @@ class Collector:
             wall=self._wall,
             finished=self.polled,
             report=self._health.loop_failed,
+            beat=beat,
         )
 
     async def open_gaps_forever(self) -> None:
@@ -133,13 +143,23 @@ class Collector:
         if self._gaps is None:
             return
         await self.polled.wait()
+        beat = self._gaps.on_progress = self._liveness.expect("gap filling", MIN_INTERVAL_SECONDS)
         while True:
-            await self._gaps.due.wait()
+            await wait(self._gaps.due, MIN_INTERVAL_SECONDS)
+            beat()
+            if not self._gaps.due.is_set():
+                continue
             self._health.loop_failed("gap filling", await guard("gap filling", self.open_gaps))
 
     async def watch_forever(self, ping: Callable[[], Awaitable[None]]) -> None:
         """Notice between two observations that MongoDB does not answer, or answers again; see `watch_mongodb`."""
-        await watch_mongodb(ping, self._health, self.reobserve.set, self._wall)
+        beat = self._liveness.expect("watching MongoDB", 3 * PING_SECONDS)  # a ping that fails takes longer than one interval
+
+        async def pinging() -> None:
+            beat()
+            await ping()
+
+        await watch_mongodb(pinging, self._health, self.reobserve.set, self._wall)
 
     def lead(self) -> None:
         """Read history and inventory again, and observe: another process wrote until now, or the history was replaced."""

@@ -1,7 +1,7 @@
 """Open the gaps of the history in the outbox, in the background and in pieces (rule 3 of the sample lifecycle)."""
 
 import asyncio
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Protocol
 
 from exporter.core import logs
@@ -63,6 +63,8 @@ class GapFilling:
         """(worker id, whether it had a region) of the workers whose gaps were searched for."""
         self.due = asyncio.Event()
         """Set while gaps are left to be searched for."""
+        self.on_progress: Callable[[], object] = lambda: None
+        """Called after each piece."""
 
     def repeat(self) -> None:
         """Search for the gaps of every worker again, from the next observation on."""
@@ -95,6 +97,7 @@ class GapFilling:
                 break
             try:
                 opened += await self._open_piece(piece)
+                self.on_progress()
             except StoreError as error:
                 _log.error("gap detection postponed", error=str(error))
                 break

@@ -58,6 +58,7 @@ class Spending:
         """Show the cost of today and the state; log a state that newly limits the poller."""
         self._telemetry.show_budget(self._budget, state)
         if not self.limited:
+            self._health.errors.pop("budget", None)  # a reload may have removed the limit
             return
         problem = None if state == "ok" else _PROBLEMS[state].format(self._budget.max_usd)
         if problem and problem != self._health.errors.get("budget"):

@@ -1,7 +1,7 @@
 """Assemble the ASGI application: routes, middleware, error handlers."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -17,14 +17,19 @@ from exporter.core.errors import RequestError, SourceError, StoreError
 from exporter.core.settings import WebSettings
 from exporter.web import responses
 from exporter.web.admission import Admission
-from exporter.web.auth import BasicAuth
 from exporter.web.backend import Backend
+from exporter.web.hang_up import HangUp
+from exporter.web.live_config import LiveAuth
 from exporter.web.routes import RETRY_AFTER_SECONDS, ROUTES
 from exporter.web.toolkit_http import HttpConfig, ToolkitHttp
 
 DEFAULTS = WebSettings()
-RESERVED_PATHS = ("/metrics", "/-/healthy", "/-/ready")
+PROBES = ("/-/healthy", "/-/ready")
+"""Routes that need no password unless `web.probes_need_auth` is set: kubelet and Docker have none."""
+RESERVED_PATHS = ("/metrics", *PROBES)
 """Routes that are answered at once, whatever other requests wait for: they read what is in memory."""
+Users = Callable[[], Mapping[str, bytes]]
+"""Returns name → bcrypt hash as of now."""
 MAX_SAMPLE_READS = 2
 """Remote reads of samples that run at once; each may hold 3 million samples."""
 MAX_HOURLY_READS = 6
@@ -72,11 +77,16 @@ async def _to_landing_page(request: Request) -> Response:
     return Response(status_code=HTTPStatus.PERMANENT_REDIRECT, headers={"Location": f"./{last}/"})
 
 
-def _middleware(
-    settings: WebSettings, users: Mapping[str, bytes] | None, http: Callable[[], HttpConfig] | None
-) -> list[Middleware]:
+def _authentication(users: Users, settings: WebSettings) -> Middleware:
+    exempt = () if settings.probes_need_auth else PROBES
+    challenge = {"WWW-Authenticate": 'Basic realm="cml-worker-exporter", charset="UTF-8"'}
+    refusal = _problem(HTTPStatus.UNAUTHORIZED, "This exporter requires a user name and a password.", challenge)
+    return Middleware(LiveAuth, users, refusal, frozenset(settings.prefix + path for path in exempt))
+
+
+def _middleware(settings: WebSettings, users: Users | None, http: Callable[[], HttpConfig] | None) -> list[Middleware]:
     """Return the middleware in the order in which a request passes it."""
-    prefix, middleware = settings.prefix, list[Middleware]()
+    prefix, middleware = settings.prefix, [Middleware(HangUp)]
     if http is not None:
         refused = _problem(HTTPStatus.TOO_MANY_REQUESTS, "More requests than rate_limit of the web configuration allows.")
         middleware.append(Middleware(ToolkitHttp, http, refused))
@@ -92,10 +102,8 @@ def _middleware(
                 expose_headers=[*responses.PAGE_HEADERS, "Retry-After"],
             )
         )
-    if users:
-        challenge = {"WWW-Authenticate": 'Basic realm="cml-worker-exporter", charset="UTF-8"'}
-        refusal = _problem(HTTPStatus.UNAUTHORIZED, "This exporter requires a user name and a password.", challenge)
-        middleware.append(Middleware(BasicAuth, users, refusal))
+    if users is not None:
+        middleware.append(_authentication(users, settings))
     middleware.append(Middleware(Admission, [prefix + path for path in RESERVED_PATHS]))
     return middleware
 
@@ -104,16 +112,18 @@ def create_app(
     backend: Backend,
     settings: WebSettings = DEFAULTS,
     *,
-    users: Mapping[str, bytes] | None = None,
+    users: Users | None = None,
     http: Callable[[], HttpConfig] | None = None,
+    reload: Callable[[], Awaitable[str]] | None = None,
 ) -> Starlette:
     """Return the ASGI application.
 
     Args:
         backend: what the routes query.
         settings: origins of CORS, external URL and route prefix.
-        users: name → bcrypt hash; if there are any, every route requires basic authentication.
+        users: returns name → bcrypt hash as of now; if there are any, every route but the probes requires basic authentication.
         http: returns the headers and the rate limit as of now; None: neither.
+        reload: reloads the configuration, see `Reloader.reload`; None where `web.enable_lifecycle` is false.
     """
     prefix = settings.prefix
     handlers: dict[Any, Any] = {
@@ -138,6 +148,7 @@ def create_app(
     )
     app.router.redirect_slashes = False  # Starlette's redirect is absolute, and so leads behind a proxy
     app.state.backend = backend
+    app.state.reload = reload
     app.state.prefix = prefix
     app.state.external_url = settings.external_url
     app.state.sample_reads = asyncio.Semaphore(MAX_SAMPLE_READS)

@@ -74,8 +74,10 @@ class Endpoint(NamedTuple):
 ERRORS: Mapping[int, str] = {
     400: "Invalid query parameter or request body.",
     401: "Basic authentication is required (docs/web.md), and the user name or password is missing or wrong.",
+    403: "The route is not enabled.",
     404: "Unknown worker.",
     413: "Request body too large.",
+    500: "Invalid configuration; nothing has changed.",
     503: "MongoDB or CloudWatch is unavailable; try again after the seconds in Retry-After.",
 }
 

@@ -6,7 +6,7 @@ a protection that is silently left out is worse than none.
 
 import re
 import ssl
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,6 @@ from typing import Any
 
 import uvicorn
 
-from exporter.core import logs
 from exporter.core.errors import ConfigError
 from exporter.core.yaml_file import parse_yaml, read_text
 from exporter.web import tls_options
@@ -41,8 +40,6 @@ Python's ssl cannot require a certificate without verifying it."""
 
 _BCRYPT = re.compile(r"\$2[abxy]\$(0[4-9]|[12]\d|3[01])\$[./A-Za-z0-9]{53}")
 
-_log = logs.get("webconfig")
-
 
 @dataclass(frozen=True, slots=True)
 class WebConfig:
@@ -56,6 +53,8 @@ class WebConfig:
     rate_limit: RateLimit | None = None
     allowed_sans: frozenset[str] | None = None
     """Subject Alternative Names of the client certificates that are admitted; None: all."""
+    files: tuple[Path, ...] = ()
+    """The files with certificates and keys; `LiveWebConfig` follows them."""
 
     def admits(self, certificate: Mapping[str, Any]) -> bool:
         """Return whether a client with this verified certificate may connect."""
@@ -84,12 +83,14 @@ def load(path: Path) -> WebConfig:
         users = _mapping(tree.get("basic_auth_users"), "basic_auth_users")
         http = _mapping(tree.get("http_server_config"), "http_server_config", ("http2", "headers"))
         rate_limit = _mapping(tree.get("rate_limit"), "rate_limit", ("interval", "burst"))
+        files = tuple(path.parent / str(value) for key, value in tls.items() if key.endswith("_file"))
         return WebConfig(
             _tls(tls, path.parent) if tls else None,
             _users(users),
             headers=parse_headers(http),
             rate_limit=parse_rate_limit(rate_limit),
             allowed_sans=_allowed_sans(tls),
+            files=files,
         )
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
@@ -148,17 +149,14 @@ def _tls(section: Mapping[str, object], folder: Path) -> ssl.SSLContext:
             "set client_auth_type to RequireAndVerifyClientCert"
         )
 
-    def build() -> ssl.SSLContext:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        tls_options.apply(context, section)
-        context.verify_mode = verify
-        with _inline(section) as texts:
-            if authority is not None or "client_ca" in texts:
-                _trust(context, authority or texts["client_ca"], "client_ca_file" if authority else "client_ca")
-            _present(context, files.get("cert_file") or texts["cert"], files.get("key_file") or texts["key"])
-        return context
-
-    return _renewing(build, tuple(files[key] for key in ("cert_file", "key_file") if key in files))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls_options.apply(context, section)
+    context.verify_mode = verify
+    with _inline(section) as texts:
+        if authority is not None or "client_ca" in texts:
+            _trust(context, authority or texts["client_ca"], "client_ca_file" if authority else "client_ca")
+        _present(context, files.get("cert_file") or texts["cert"], files.get("key_file") or texts["key"])
+    return context
 
 
 def _verify_mode(section: Mapping[str, object]) -> ssl.VerifyMode:
@@ -224,30 +222,3 @@ def _present(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
         if error.reason == "KEY_VALUES_MISMATCH":
             raise ConfigError(f"{name}: {key} does not match the certificate in {certificate}") from error
         raise ConfigError(f"{name}: {key} contains no private key in PEM format that matches {certificate}") from error
-
-
-def _renewing(build: Callable[[], ssl.SSLContext], files: Sequence[Path]) -> ssl.SSLContext:
-    """Return a TLS context that uses a renewed certificate from the next handshake on, without a restart."""
-
-    def stamps() -> list[tuple[int, int]]:
-        try:
-            return [(stat.st_mtime_ns, stat.st_ino) for stat in map(Path.stat, files)]
-        except OSError:
-            return []  # a file is being replaced, or missing; `build` reports which
-
-    first = current = build()
-    seen = stamps()
-
-    def follow(connection: ssl.SSLSocket | ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
-        nonlocal seen, current
-        if (now := stamps()) != seen:
-            seen = now
-            try:
-                current = build()
-                _log.info("certificate renewed", cert_file=str(files[0]))
-            except ConfigError as error:
-                _log.warning("certificate not renewed; the old one stays in use", error=str(error))
-        connection.context = current
-
-    first.sni_callback = follow
-    return first

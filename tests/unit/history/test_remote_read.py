@@ -73,6 +73,20 @@ def test_too_many_queries_and_unknown_matchers_are_refused() -> None:
         decode(prompb.request(*[(T, T, [])] * 65))
 
 
+@pytest.mark.parametrize(
+    "accepted",
+    [(), (pb.ReadRequest.SAMPLES,), (pb.ReadRequest.STREAMED_XOR_CHUNKS, pb.ReadRequest.SAMPLES)],
+    ids=["none named", "samples", "chunks preferred"],
+)
+def test_a_client_that_accepts_samples_is_answered(accepted: tuple[pb.ReadRequest.ResponseType, ...]) -> None:
+    assert len(decode(prompb.request((T, T, []), accepted=accepted))) == 1
+
+
+def test_a_client_that_accepts_only_streamed_chunks_is_told_so() -> None:
+    with pytest.raises(RequestError, match="only STREAMED_XOR_CHUNKS, and this exporter sends nothing but SAMPLES"):
+        decode(prompb.request((T, T, []), accepted=[pb.ReadRequest.STREAMED_XOR_CHUNKS]))
+
+
 @given(st.binary(max_size=200))
 def test_no_body_raises_anything_but_request_error(body: bytes) -> None:
     for candidate in (body, bytes(cramjam.snappy.compress_raw(body))):
