@@ -52,6 +52,8 @@ from exporter.storage.mongo import connect
 from exporter.storage.repository import repository
 from exporter.web.application import create_app
 from exporter.web.backend import Backend, LoopBridge
+from exporter.web.connections import Connections, Limits
+from exporter.web.http_protocol import protect
 from tests.helpers.fake_cloudwatch import instance_id
 from tests.helpers.ports import free_port
 
@@ -115,15 +117,16 @@ async def exporter(uri: str, aws: str, port: int, rounds: int, data: Path) -> No
         client=client,
         wall=wall,
     )
-    server = uvicorn.Server(
-        uvicorn.Config(create_app(backend), port=port, log_level="error", lifespan="off", proxy_headers=False)
-    )
+    config = uvicorn.Config(create_app(backend), port=port, log_level="error", lifespan="off", proxy_headers=False)
+    connections = Connections(Limits.of_process())
+    protect(config, connections)
+    server = uvicorn.Server(config)
     sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
     serving = threading.Thread(target=server.run)  # an event loop of its own, as in `serve`
     serving.start()
     await history.ensure_collection()
     await lease.acquire_or_renew()
-    keeping = [asyncio.create_task(each) for each in (_keep(lease), refresh(telemetry))]
+    keeping = [asyncio.create_task(each) for each in (_keep(lease), refresh(telemetry, connections))]
     for index in range(rounds + 1):
         now = wall()
         wall.offset += (180 - now) % settings.period or settings.period  # 3 minutes after a boundary, as the poller

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 from exporter.core import logs
 from exporter.core.budget import Budget, ReaderBudget
 from exporter.core.errors import IncompatibleStoreError, StoreError
+from exporter.core.liveness import MIN_INTERVAL_SECONDS, Liveness
 from exporter.core.periods import HOUR
 from exporter.core.settings import Settings
 from exporter.history.cloudwatch_archive import CloudWatchArchive
@@ -28,6 +29,7 @@ from exporter.sources.aggregates import Aggregates
 from exporter.sources.cloudwatch.client import CloudWatch
 from exporter.sources.cloudwatch.extra_series import ExtraSeries
 from exporter.sources.cloudwatch.memory_series import MemorySeriesIndex
+from exporter.storage.credential_rotation import rotation_of
 from exporter.storage.duplicates import count_duplicates
 from exporter.storage.history_marker import HistoryMarker
 from exporter.storage.inventory import Inventory
@@ -37,6 +39,8 @@ from exporter.storage.repository import WorkerMetricsRepository, repository
 from exporter.web.backend import Backend, BridgedArchive, LoopBridge
 
 _log = logs.get("exporter")
+BEAT_INTERVAL_SECONDS = 30
+"""Interval of the sign of life of the collector's event loop: a loop that is blocked for three of them counts as hung."""
 
 RELEASE_SECONDS = 2.0
 """How long the release of the lease may delay the end of the process; MongoDB may hang."""
@@ -51,9 +55,13 @@ class Exporter:
 
     def __init__(self, settings: Settings, outbox: Outbox) -> None:
         self.settings = settings
+        self.liveness = Liveness()
+        """Which loops make progress."""
         self.telemetry = Telemetry(CollectorRegistry(), revision=os.environ.get("REVISION", ""))
         self._outbox = OutboxThread(outbox, self.telemetry)
         self._client, database = connect(settings)
+        if rotation := rotation_of(self._client):
+            rotation.on_change = self._credentials_changed
         day, spent = outbox.spent()
         self._budget = Budget(settings.cloudwatch.max_usd_per_day, day=day, spent=spent)
         day, spent = outbox.spent(SPENT_BY_READERS)
@@ -84,6 +92,7 @@ class Exporter:
             extra_series=self._extra,
             readers=self._readers,
             on_ready=self._mirror.wake.set if self._mirror else lambda: None,
+            liveness=self.liveness,
         )
         self._bridge = LoopBridge()
         self.backend = self._build_backend(database, outbox.owner)
@@ -104,6 +113,7 @@ class Exporter:
     def _build_backend(self, database: Database, owner: str) -> Backend:
         settings, name = self.settings, self.settings.mongodb.history
         client, web_database = connect(settings)  # a client belongs to one event loop
+        self._web_client = client
         repo = repository(settings, web_database, name) if name else None
         history = repo.reader if repo else None
         old = Lease(web_database, owner=owner, name=BACKFILL)
@@ -143,6 +153,7 @@ class Exporter:
             else None,
             inventory=Inventory(web_database) if history else None,
             fleet_inventory=Inventory(database) if history else None,
+            liveness=self.liveness,
         )
 
     # -- the loops
@@ -164,10 +175,13 @@ class Exporter:
                 group.create_task(self.collector.open_gaps_forever(), name="gaps")
                 group.create_task(self.collector.watch_forever(self._aggregates.ping), name="watch")
                 group.create_task(self._freeze(), name="freeze")
+                group.create_task(self._beat_forever(), name="beat")
                 if self._mirror is not None and self._history is not None:
+                    self._mirror.beat = self.liveness.expect("mirroring", MIN_INTERVAL_SECONDS)
                     group.create_task(self._mirror.run_forever(), name="mirror")
                     keep_fence = self._history.writer.keep_fence
-                    renewal = keep_renewed(self._lease, self._leadership_changed, keep_fence=keep_fence)
+                    beat = self.liveness.expect("the renewal of the lease", LEASE_SECONDS)
+                    renewal = keep_renewed(self._lease, self._leadership_changed, keep_fence=keep_fence, beat=beat)
                     group.create_task(renewal, name="lease")
                 if self._history is not None:
                     count = partial(count_duplicates, self._history.collection)
@@ -177,6 +191,13 @@ class Exporter:
             self._bridge.loop = None
             with anyio.CancelScope(shield=True):
                 await self._close()
+
+    async def _beat_forever(self) -> None:
+        """Show that the event loop itself is not blocked."""
+        beat = self.liveness.expect("the collector's event loop", BEAT_INTERVAL_SECONDS)
+        while True:
+            beat()
+            await asyncio.sleep(BEAT_INTERVAL_SECONDS / 3)
 
     async def _freeze(self) -> None:
         await self.collector.polled.wait()
@@ -190,12 +211,39 @@ class Exporter:
             await self._lease.acquire_or_renew()
             if problem := await history.writer.fence_problem():
                 _log.warning("late inserts are not refused", problem=problem)
-        except IncompatibleStoreError:
-            raise
+        except IncompatibleStoreError as error:
+            if error.reason != "credentials" or self.settings.mongodb.uri_file is None:
+                raise
+            _log.warning("MongoDB refuses the credentials; waiting until uri_file has others", error=str(error))
         except StoreError as error:
             _log.warning("history not available yet; gauges continue, samples wait in the outbox", error=str(error))
         self.telemetry.leader.value = float(self._lease.held)
         _log.info("collecting", writes_history=self._lease.held)
+
+    # -- a reload, from the web server's loop
+
+    async def refresh_credentials(self) -> bool:
+        """Use the user and password that `mongodb.uri_file` has now, in every client; return whether they are new.
+
+        Raises:
+            ConfigError: the file is not usable; nothing has changed.
+            StoreUnavailableError: the collector's loop does not run.
+        """
+        ours, theirs = rotation_of(self._client), rotation_of(self._web_client)
+        if ours is None or theirs is None:
+            return False
+        changed = await self._bridge.run(ours.refresh)
+        return await theirs.refresh() or changed
+
+    def limit_cost(self, max_usd_per_day: float | None) -> None:
+        """Set the daily budget for CloudWatch; the next collection cycle shows it."""
+        self._budget.limit(max_usd_per_day)
+
+    def _credentials_changed(self) -> None:
+        """Read the worker documents now: until the next tick the gauges would lack what changed during the refusal."""
+        self.collector.reobserve.set()
+        if self._mirror is not None:
+            self._mirror.wake.set()
 
     def _leadership_changed(self, held: bool) -> None:
         _log.info("lease acquired; this exporter writes the history" if held else "lease lost; this exporter does not write")

@@ -8,7 +8,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from exporter import __version__
 from exporter.commands import flags, run
@@ -139,9 +139,20 @@ def _add_settings(parser: argparse.ArgumentParser, command: Command) -> None:
         for setting in command.setting_flags():
             default = "" if setting.default in (None, [], {}) else f" (default: {_shown(setting.default)})"
             group.add_argument(
-                setting.flag, dest=setting.key, metavar="VALUE", help=(setting.description + default).replace("%", "%%")
+                setting.flag,
+                dest=setting.key,
+                metavar="VALUE",
+                help=(setting.description + default).replace("%", "%%"),
+                **_arity(setting),
             )
     parser.usage = f"{parser.prog} {usage.strip()}"
+
+
+def _arity(setting: "Setting") -> dict[str, Any]:
+    """Return how often a flag may be given, and whether with a value."""
+    if setting.default is False:
+        return {"nargs": "?", "const": "true"}  # a switch needs no value: --web.enable-lifecycle, as in Prometheus
+    return {"action": "append" if setting.is_list else "store"}  # repeated flags of a list add up
 
 
 def _shown(default: object) -> str:

@@ -456,6 +456,20 @@ def _process() -> list[Panel]:
             width=6,
         ),
         graph(
+            "Connections of the web server",
+            "Does a client use up the web server?",
+            "Open connections, and connections per second that were closed because of a limit (docs/web.md), by reason.",
+            [
+                Query(_metric("http_connections"), "{{instance}} open"),
+                Query(
+                    f"sum by (instance, reason) (rate({_metric('http_connections_closed_total')}[$__rate_interval])) > 0",
+                    "{{instance}} closed: {{reason}}",
+                ),
+            ],
+            Style("none", "Not scraped", minimum=0),
+            width=24,
+        ),
+        graph(
             "Workers listed",
             "Does the exporter list all workers?",
             "Workers that each exporter lists on /metrics. The line ends if the collector hangs.",
@@ -470,6 +484,32 @@ def _process() -> list[Panel]:
             [Query(_metric("leader"), "{{instance}}")],
             Style("none", "Exporter not seen", decimals=0, minimum=0, maximum=1),
             width=12,
+        ),
+    ]
+
+
+def _configuration() -> list[Panel]:
+    successful = f"max by (instance) ({_metric('config_last_reload_successful')})"
+    since = f"time() - max by (instance) ({_metric('config_last_reload_success_timestamp_seconds')})"
+    return [
+        timeline(
+            "Configuration",
+            "Was the last reload refused?",
+            "Whether the last start, reload, or reading of a changed web.yml succeeded. After a failure the exporter goes on "
+            "with the earlier configuration; its log has the reason.",
+            Query(successful, "{{instance}}"),
+            Style("none", "Exporter not seen", mappings={"1": ("in use", "green"), "0": ("refused", "red")}),
+            width=12,
+            height=7,
+        ),
+        graph(
+            "Age of the configuration",
+            "When was the configuration last read?",
+            "Time since the last start or reload that succeeded.",
+            [Query(since, "{{instance}}")],
+            replace(conventions.SECONDS, empty="Exporter not seen"),
+            width=12,
+            height=7,
         ),
     ]
 
@@ -491,6 +531,7 @@ DASHBOARD = Dashboard(
         *_history(),
         Row("Process"),
         *_process(),
+        *_configuration(),
     ],
     variables=[
         variable(

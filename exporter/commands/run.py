@@ -23,7 +23,7 @@ def serve(options: argparse.Namespace) -> int:
 
     from exporter.commands import serve as command
 
-    return uvloop.run(command.serve(_settings(options)))
+    return uvloop.run(command.serve(_settings(options), lambda: _loaded(options)))
 
 
 def check(options: argparse.Namespace) -> int:
@@ -165,9 +165,16 @@ def _confirm(question: str) -> str:
 
 def _settings(options: argparse.Namespace, level: str | None = None) -> "Settings":
     """Load the settings and configure the log; `level` replaces log.level in commands that write to a person."""
-    from exporter.core import logs, settings_loader
+    from exporter.core import logs
 
-    given = {s.key: value for s in options.command.setting_flags() if (value := getattr(options, s.key)) is not None}
-    settings = settings_loader.load(options.config_file, flags=given)
+    settings = _loaded(options)
     logs.configure(level or settings.log.level, settings.log.format, sys.stderr)
     return settings
+
+
+def _loaded(options: argparse.Namespace) -> "Settings":
+    """Load the settings from file, environment, and flags as they are now."""
+    from exporter.core import settings_loader
+
+    given = {s.key: value for s in options.command.setting_flags() if (value := getattr(options, s.key)) is not None}
+    return settings_loader.load(options.config_file, flags=given)

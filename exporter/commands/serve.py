@@ -4,22 +4,28 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import sys
 import threading
-from collections.abc import Iterator
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
 import uvicorn
 from anyio.from_thread import start_blocking_portal
 
 from exporter.app import Exporter, build
+from exporter.commands.reload import Reloader
+from exporter.commands.supervision import feed_watchdog, on_hangup
 from exporter.core import logs
 from exporter.core.settings import Settings
 from exporter.metrics.telemetry import Telemetry
-from exporter.web import webconfig
 from exporter.web.application import create_app
-from exporter.web.listen import bind
+from exporter.web.connections import REASONS, Connections, Limits
+from exporter.web.http_protocol import protect
+from exporter.web.listen import bind, shown
+from exporter.web.live_config import LiveWebConfig
+from exporter.web.systemd import Notifier, inherited_sockets
 
 _log = logs.get("exporter")
 REFRESH_SECONDS = 1
@@ -32,6 +38,9 @@ STOP_SECONDS = 3.0
 """How long an orderly end may take after a signal; Docker kills after 10 seconds, an operator waits 5."""
 REPORT_SECONDS = 0.2
 """How long the log line about an end in disorder may take."""
+WORKER_THREADS = 2
+"""Threads that render for routes. A scrape may have to wait for the interpreter behind each of them."""
+
 KEEP_ALIVE_SECONDS = 330
 """How long an idle connection stays open: longer than Prometheus keeps one for its next request (5 minutes, IdleConnTimeout in
 prometheus/common). Otherwise a request may meet the closing connection, and Prometheus does not repeat a POST such as a
@@ -39,17 +48,48 @@ remote read."""
 
 
 class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, systemd: Notifier) -> None:
+        super().__init__(config)
+        self._systemd = systemd
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to listen, and tell systemd."""
+        await super().startup(sockets)
+        self._systemd.ready()
+
+    def stop(self) -> None:
+        """Begin to end, which takes `STOP_SECONDS` at most, and tell systemd."""
+        if not self.should_exit:
+            self._systemd.stopping()
+            end_in_time()
+        self.should_exit = True
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Leave signals to `serve`: uvicorn would raise them again before anything is closed."""
         yield
 
 
-async def refresh(telemetry: Telemetry) -> None:
-    """Keep the exporter metrics rendered until cancelled."""
-    while True:
-        await asyncio.to_thread(telemetry.refresh)
-        await asyncio.sleep(REFRESH_SECONDS)
+async def refresh(telemetry: Telemetry, connections: Connections) -> None:
+    """Keep the exporter metrics rendered until cancelled, and watch the file descriptors."""
+    loop = asyncio.get_running_loop()
+    with ThreadPoolExecutor(1, "refresh") as thread:  # requests may keep all threads of the default executor busy
+        while True:
+            await loop.run_in_executor(thread, telemetry.refresh)
+            connections.probe_descriptors()
+            await asyncio.sleep(REFRESH_SECONDS)
+
+
+def limited_connections(telemetry: Telemetry, trusted: Sequence[str]) -> Connections:
+    """Return the connections of the web server, whose number and ends the exporter metrics show."""
+    for reason in REASONS:  # start at 0: increase() ignores a counter's first value
+        telemetry.http_connections_closed.labels(reason)
+    return Connections(
+        Limits.of_process(),
+        opened=telemetry.http_connections.set,
+        closed=lambda reason: telemetry.http_connections_closed.labels(reason).inc(),
+        trusted=trusted,
+    )
 
 
 def end_in_time() -> None:
@@ -85,18 +125,25 @@ def collecting(exporter: Exporter) -> Iterator["Future[None]"]:
             future.cancel()
 
 
-async def serve(settings: Settings) -> int:
+async def serve(settings: Settings, load: Callable[[], Settings]) -> int:
     """Run one exporter until SIGINT or SIGTERM; return the exit status.
+
+    Args:
+        settings: validated.
+        load: reads the settings again, for a reload.
 
     Raises:
         ExporterError: it cannot start, or cannot go on; the sentence says what to do.
     """
     sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
-    web = webconfig.load(settings.web.config_file) if settings.web.config_file else webconfig.WebConfig()
-    sockets = bind(settings.web.listen_address)
+    web = LiveWebConfig(settings.web.config_file)
+    systemd = Notifier()
+    sockets = inherited_sockets() or bind(settings.web.listen_address)
     try:
         exporter = build(settings)
-        routes = create_app(exporter.backend, settings.web, users=web.users)
+        reloader = Reloader(settings, load, web, exporter)
+        lifecycle = reloader.reload if settings.web.enable_lifecycle else None
+        routes = create_app(exporter.backend, settings.web, users=lambda: web.users, http=web.current, reload=lifecycle)
         config = uvicorn.Config(
             routes,
             log_config=None,
@@ -109,24 +156,26 @@ async def serve(settings: Settings) -> int:
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
         )
         web.apply(config)
-        server, loop = _Server(config), asyncio.get_running_loop()
-
-        def stop() -> None:
-            server.should_exit = True
-            end_in_time()
+        connections = limited_connections(exporter.telemetry, settings.web.trusted_proxies)
+        protect(config, connections, admits=web.admits)
+        server, loop = _Server(config, systemd), asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(WORKER_THREADS, "web"))
 
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, stop)
+            loop.add_signal_handler(number, server.stop)
+        loop.add_signal_handler(signal.SIGHUP, on_hangup(reloader, systemd))
         _log.info(
             "listening",
-            addresses=",".join(f"{s.getsockname()[0]}:{s.getsockname()[1]}" for s in sockets),
+            addresses=",".join(map(shown, sockets)),
             data_dir=str(settings.data_dir),
         )
-        refreshing = asyncio.create_task(refresh(exporter.telemetry))
+        refreshing = asyncio.create_task(refresh(exporter.telemetry, connections))
+        watchdog = asyncio.create_task(feed_watchdog(systemd, exporter.liveness))
         with collecting(exporter) as future:
-            future.add_done_callback(lambda _: loop.call_soon_threadsafe(stop))
+            future.add_done_callback(lambda _: loop.call_soon_threadsafe(server.stop))
             await server.serve(sockets=sockets)
             refreshing.cancel()
+            watchdog.cancel()
             if future.done():
                 future.result()  # raises what ended the loops
         await exporter.backend.close()

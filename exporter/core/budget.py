@@ -64,12 +64,16 @@ class Budget:
     def __init__(
         self, max_usd: float | None = None, *, wall: Callable[[], float] = time.time, day: int = 0, spent: int = 0
     ) -> None:
-        self.max_usd = max_usd
-        self._most = None if max_usd is None else int(max_usd / DOLLARS_PER_METRIC + 1e-6)
+        self.limit(max_usd)
         self._wall = wall
         self._lock = threading.Lock()
         self._day, self._spent = day, spent
         self._reserved = 0
+
+    def limit(self, max_usd: float | None) -> None:
+        """Set the dollars per day; None: no limit."""
+        self.max_usd = max_usd
+        self._most = None if max_usd is None else int(max_usd / DOLLARS_PER_METRIC + 1e-6)
 
     def spent(self) -> tuple[int, int]:
         """Return the start of today in UTC seconds and the metrics billed since; save both for the next process."""

@@ -311,6 +311,22 @@ EXPORTER_METRICS: tuple[Metric, ...] = (
         "Values that CloudWatch revised after they were final; the history has the earlier value.",
         ("metric",),
     ),
+    _exporter("http_connections", "gauge", "Open connections of the web server."),
+    _exporter(
+        "http_connections_closed_total",
+        "counter",
+        "Connections that the web server closed because of a limit, by reason.",
+        ("reason",),
+    ),
+    _exporter(
+        "config_last_reload_successful", "gauge", "Whether the last start, reload, or reading of a changed web.yml succeeded."
+    ),
+    _exporter(
+        "config_last_reload_success_timestamp_seconds",
+        "gauge",
+        "Time of the last one that succeeded.",
+        unit="seconds",
+    ),
 )
 
 METRICS_BY_NAME = {metric.name: metric for metric in (*WORKER_METRICS, *EXPORTER_METRICS)}

@@ -4,6 +4,8 @@ These models are the one table of settings: `settings_loader.table` walks them f
 docs/settings.md. Unknown keys are refused; secrets print as stars.
 """
 
+import re
+import string
 from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
@@ -33,6 +35,9 @@ from exporter.core.yaml_file import read_text
 
 WORKER_COLLECTIONS = ("workers", "cml_workers")
 """Where `mongodb.workers` is unset: the collections that the manager's generations write, in the order of search."""
+
+_URI_AS_PATH = re.compile(r"\bmongodb(\+srv)?:/|:[^/]*@", re.IGNORECASE)
+"""What only a connection string contains, also after `Path` has joined its slashes."""
 
 MAX_RETENTION = 2**31 - 1  # seconds; MongoDB refuses a longer expireAfterSeconds
 
@@ -74,6 +79,12 @@ class MongoSettings(Section):
 
     @model_validator(mode="after")
     def _one_uri(self) -> Self:
+        if self.uri_file and _URI_AS_PATH.search(str(self.uri_file)):
+            # Every message about the file names its path, which here holds a password.
+            raise ValueError(
+                "uri_file holds a connection string instead of the path of a file; "
+                "move it to mongodb.uri, or into a file whose path uri_file names"
+            )
         if self.uri and self.uri_file:
             raise ValueError("uri and uri_file are both set; keep one of them")
         if not self.uri and not self.uri_file:
@@ -153,6 +164,11 @@ class WebSettings(Section):
         description="Addresses or networks of reverse proxies whose X-Forwarded-For and X-Forwarded-Proto are believed, "
         "separated by commas.",
     )
+
+    probes_need_auth: bool = Field(
+        False, description="Whether `/-/healthy` and `/-/ready` require the password of the other routes."
+    )
+    enable_lifecycle: bool = Field(False, description="Whether `POST /-/reload` reloads the configuration, as SIGHUP does.")
 
     @model_validator(mode="after")
     def _named_origins(self) -> Self:
@@ -250,7 +266,7 @@ class Settings(Section):
         if self.mongodb.uri:
             return _mongodb_uri(self.mongodb.uri.get_secret_value().strip(), "mongodb.uri")
         path = self.mongodb.uri_file
-        uri = read_text(Path(str(path)), "mongodb.uri_file").strip()
+        uri = read_text(Path(str(path)), "mongodb.uri_file").strip(f"{string.whitespace}\0")
         if not uri:
             raise ConfigError(f"mongodb.uri_file: {path} is empty; it must hold the connection string")
         return _mongodb_uri(uri, f"mongodb.uri_file: {path}")

@@ -3,7 +3,7 @@
 import difflib
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from exporter.core.aws_settings import Role
 from exporter.core.errors import ConfigError
 from exporter.core.event_settings import EventFields
 from exporter.core.metric_settings import CloudWatchGauge
-from exporter.core.setting_types import Section
+from exporter.core.setting_types import Section, listed
 from exporter.core.settings import Settings
 from exporter.core.workers_settings import ExtraMetric
 from exporter.core.yaml_file import parse_yaml, read_text
@@ -29,6 +29,9 @@ ENV_PREFIX = "CML_EXPORTER_"
 _KUBERNETES = re.compile(
     r".*_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)=.*|.*_PORT=(tcp|udp|sctp)://.*"
 )
+
+_BRACKETED_HOST = re.compile(r"\s*\[[\w:.%-]+\]:")
+"""The beginning of `[::1]:9877`, which is an address and no list in YAML."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +75,14 @@ def _sections(model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
 def load(
     file: Path | None = None,
     environment: Mapping[str, str] | None = None,
-    flags: Mapping[str, str] | None = None,
+    flags: Mapping[str, str | Sequence[str]] | None = None,
 ) -> Settings:
     """Return the settings merged key by key from file, environment and flags.
 
     Args:
         file: path of the YAML file; None: no file.
         environment: variables, by default those of the process; only names that begin with CML_EXPORTER_ count.
-        flags: dotted key → text of the command-line flag.
+        flags: dotted key → text of the command-line flag; several texts for a list whose flag was repeated.
 
     Raises:
         ConfigError: one line per mistake.
@@ -93,8 +96,8 @@ def load(
         elif name.startswith(ENV_PREFIX) and name not in known and not _KUBERNETES.fullmatch(f"{name}={text}"):
             mistakes.append(f"environment: {name} is not a setting{_closest(name, known)}")
     by_key = {setting.key: setting for setting in known.values()}
-    for key, text in (flags or {}).items():
-        _put(tree, key, _parse(text, by_key[key], by_key[key].flag))
+    for key, given in (flags or {}).items():
+        _put(tree, key, _parse_flag(given, by_key[key]))
     _fill_sections(tree, Settings)
     try:
         settings: Settings | None = Settings.model_validate(tree)
@@ -115,11 +118,22 @@ def _read(file: Path) -> dict[str, Any]:
     return tree
 
 
+def _parse_flag(given: str | Sequence[str], setting: Setting) -> object:
+    """Parse the text of a flag; the items of a repeated one form one list."""
+    if isinstance(given, str) or len(given) == 1:
+        return _parse(given if isinstance(given, str) else given[0], setting, setting.flag)
+    items: list[object] = []
+    for text in given:
+        value = listed(_parse(text, setting, setting.flag))
+        items.extend(value if isinstance(value, list) else [] if value is None else [value])
+    return items
+
+
 def _parse(text: str, setting: Setting, name: str) -> object:
     """Parse the text of a variable or flag: YAML for lists and mappings, else the text itself; empty and null unset."""
     if text in ("", "null"):
         return None
-    if setting.is_list and text.lstrip().startswith(("[", "{", "- ")):
+    if setting.is_list and text.lstrip().startswith(("[", "{", "- ")) and not _BRACKETED_HOST.match(text):
         return parse_yaml(text, name)
     return text
 

@@ -42,7 +42,7 @@ def parse_yaml(text: str, name: str) -> object:
 
 
 def read_text(file: Path, name: str) -> str:
-    """Return the content of a UTF-8 text file.
+    """Return the content of a UTF-8 text file, without the byte order mark that editors of Windows write; lines end in \\n.
 
     Args:
         file: path of the file.
@@ -52,7 +52,7 @@ def read_text(file: Path, name: str) -> str:
         ConfigError: the file cannot be read, or is not UTF-8 text.
     """
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ConfigError(f"{name}: cannot read {file}: {error.strerror}") from error
     except UnicodeDecodeError as error:

@@ -1,24 +1,23 @@
-"""Prometheus remote read: decodes requests, matches labels, and encodes responses. Pure.
+"""Prometheus remote read: decodes requests and encodes responses. Pure.
 
 The messages are `ReadRequest` and `ReadResponse` of remote_read.proto, compressed in snappy's block format
 (https://prometheus.io/docs/prometheus/latest/querying/remote_read_api/). Responses are of the type SAMPLES, which every version
 of Prometheus accepts. Samples, 18 bytes each, are packed here: protobuf's own encoder takes ten times as long.
 """
 
-import re
 import struct
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, repeat
-from typing import Any, Literal
+from typing import Any
 
 import cramjam
-import re2
 from google.protobuf.message import DecodeError
 
 from exporter.core.errors import RequestError
 from exporter.history import remote_read_pb2 as pb
+from exporter.history.matching import Labels, Matcher, Operator
 
 MAX_BODY = 1 << 20
 """Limit of a request in bytes, before and after decompression: a matcher that names 10,000 workers takes a third of it."""
@@ -36,50 +35,7 @@ _MAX_TIME = 253_402_300_799_000
 
 # -- the request -------------------------------------------------------------------------------------------------------
 
-Operator = Literal["=", "!=", "=~", "!~"]
 _OPERATORS: tuple[Operator, ...] = ("=", "!=", "=~", "!~")  # at the index of their number in LabelMatcher.Type
-
-
-@dataclass(frozen=True, slots=True)
-class Matcher:
-    """A label matcher with Prometheus's semantics: fully anchored RE2, and an absent label equals an empty one."""
-
-    name: str
-    operator: Operator
-    value: str
-
-    def predicate(self) -> Callable[[str], bool]:
-        """Return a function that tests the value of a label.
-
-        Raises:
-            RequestError: the pattern is not a valid RE2 expression, or too large.
-        """
-        if self.operator in ("=", "!="):
-            wanted = frozenset({self.value})
-        elif _ALTERNATIVES.fullmatch(self.value):  # a|b|c, which is what Grafana's variables send
-            wanted = frozenset(self.value.split("|"))
-        else:
-            compiled = _compile(self.value)
-            if self.operator == "=~":
-                return lambda value: compiled.fullmatch(value) is not None
-            return lambda value: compiled.fullmatch(value) is None
-        if self.operator in ("=", "=~"):
-            return wanted.__contains__
-        return lambda value: value not in wanted
-
-
-_ALTERNATIVES = re.compile(r"[\w:/@, -]*(\|[\w:/@, -]*)*", re.ASCII)
-
-
-def _compile(pattern: str) -> Any:  # noqa: ANN401  # google-re2 ships no types
-    options = re2.Options()
-    options.log_errors = False
-    options.max_mem = 1 << 20  # RE2 is linear in time; this bounds what (a{1000}){1000} would take
-    try:
-        return re2.compile(pattern, options)
-    except re2.error as error:
-        reason = error.args[0].decode(errors="replace") if isinstance(error.args[0], bytes) else str(error)
-        raise RequestError(f"{pattern[:100]!r} is not a valid RE2 regular expression: {reason}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +68,12 @@ def decode(body: bytes) -> tuple[SeriesSelector, ...]:
         request = pb.ReadRequest.FromString(raw)
     except DecodeError as error:
         raise RequestError("the body is not a prometheus.ReadRequest") from error
+    accepted = request.accepted_response_types
+    if accepted and pb.ReadRequest.SAMPLES not in accepted:
+        raise RequestError(
+            "the request accepts no SAMPLES, only STREAMED_XOR_CHUNKS, and this exporter sends nothing but SAMPLES; "
+            "add SAMPLES to its accepted_response_types, as Prometheus does"
+        )
     if len(request.queries) > MAX_SELECTORS:
         raise RequestError(f"the request has {len(request.queries)} queries; at most {MAX_SELECTORS} are accepted")
     return tuple(map(_query, request.queries))
@@ -140,26 +102,6 @@ def _matcher(matcher: pb.LabelMatcher) -> Matcher:
     if not 0 <= matcher.type < len(_OPERATORS):
         raise RequestError(f"matcher type {matcher.type} is not one of =, !=, =~, and !~")
     return Matcher(matcher.name, _OPERATORS[matcher.type], matcher.value)
-
-
-# -- which series ------------------------------------------------------------------------------------------------------
-
-Labels = Mapping[str, str]
-
-
-class Selection:
-    """All matchers of a query, compiled.
-
-    Raises:
-        RequestError: a pattern is not a valid RE2 expression.
-    """
-
-    def __init__(self, matchers: Iterable[Matcher]) -> None:
-        self._tests = [(matcher.name, matcher.predicate()) for matcher in matchers]
-
-    def accepts(self, labels: Labels, unknown: Collection[str] = ()) -> bool:
-        """Whether every matcher accepts the series; matchers of labels that are not known yet are skipped."""
-        return all(test(labels.get(name, "")) for name, test in self._tests if name not in unknown)
 
 
 # -- the response ------------------------------------------------------------------------------------------------------

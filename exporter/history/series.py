@@ -8,6 +8,7 @@ import asyncio
 import math
 from array import array
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -26,8 +27,10 @@ from exporter.core.model import InventoryEntry
 from exporter.core.periods import DAY, HOUR
 from exporter.history import hourly_cache
 from exporter.history.hourly_cache import days_of
-from exporter.history.remote_read import Selection, Series, SeriesSelector, encode_series, in_order
+from exporter.history.matching import Selection
+from exporter.history.remote_read import Series, SeriesSelector, encode_series, in_order
 
+T = TypeVar("T")
 M = TypeVar("M", "HistoryMetric", "HourlyMetric")
 MAX_SAMPLES = 3_000_000
 """Samples in one response: 54 MB before compression. Prometheus's own limit for a whole query is 50 million."""
@@ -37,6 +40,7 @@ MAX_WORKER_DAYS = hourly_cache.MAX_CACHED_WORKER_DAYS
 """Days times workers in one response of hourly aggregates: a month of 1,250 workers."""
 _WORKERS_PER_BATCH = 100
 """Workers whose hourly aggregates are encoded in one call: a change of threads takes as long as the work for one worker."""
+_MATCHING_THREADS = ThreadPoolExecutor(2, "matching")
 _SLACK_SECONDS = DAY
 """Samples may exist so long before a worker was first seen and after it was last seen."""
 
@@ -87,13 +91,13 @@ async def read(
         most: limit of samples.
 
     Raises:
-        RequestError: a matcher is not a valid RE2 expression, or the response would be too large.
+        RequestError: a matcher is not a valid RE2 expression or takes too long, or the response would be too large.
         StoreError: MongoDB does not answer.
     """
     query = replace(query, start=max(query.start, oldest * 1000))
     if query.start > query.end:
         return []
-    selection = Selection(query.matchers)
+    selection = await _matching(Selection, query.matchers)
     found: list[Series] = []
     samples = 0
     for source in (
@@ -116,9 +120,9 @@ async def _read_samples(
 ) -> AsyncIterator[list[Series]]:
     """Yield the series of samples, worker by worker."""
     newest = max((entry.last_seen for entry in entries), default=0)
-    for metric in _selected_metrics(HISTORY_METRICS, selection):
+    for metric in await _matching(_selected_metrics, HISTORY_METRICS, selection):
         unknown = _LABELS_OF_SAMPLES.get(metric.name, ("region",))
-        selected = {entry.worker_id: entry for entry in entries if selection.accepts(_known_labels(metric, entry), unknown)}
+        selected = await _matching(_accepted, metric, selection, entries, unknown)
         if not selected:
             continue
         async for worker_id, region, stamps, values in history.columns(selected.keys(), query.start, query.end, metric.field):
@@ -144,8 +148,8 @@ async def _read_hourly(
     end = query.end
     candidates = [entry for entry in entries if _may_have_samples(entry, start // 1000, end // 1000)]
     days = len(days_of(start // 1000, end // 1000))
-    for metric in _selected_metrics(HOURLY_METRICS, selection):
-        selected = _select_workers(metric, selection, candidates, days)
+    for metric in await _matching(_selected_metrics, HOURLY_METRICS, selection):
+        selected = await _matching(_select_workers, metric, selection, candidates, days)
         columns: list[_Column] = []
         async for worker_id, region, stamps, values in hourly.columns(selected.keys(), start, end, metric.field):
             columns.append(_Column(selected[worker_id], region, stamps, values))
@@ -167,6 +171,11 @@ def only_hourly_metrics(queries: Iterable[SeriesSelector]) -> bool:
 # -- which metrics and workers
 
 
+async def _matching(function: Callable[..., T], *arguments: object) -> T:
+    """Run a function that matches patterns in one of few threads: RE2 may take seconds for all workers."""
+    return await asyncio.get_running_loop().run_in_executor(_MATCHING_THREADS, function, *arguments)
+
+
 _ALL_WORKER_LABELS = frozenset((*STATUS.labels, *INFO.labels))
 _ALL_BUT_REGION = _ALL_WORKER_LABELS - {"region"} | {"__name__", "store"}
 _LABELS_OF_SAMPLES = {STATUS.name: ("region", "status")}
@@ -178,11 +187,18 @@ def _selected_metrics(metrics: Sequence[M], selection: Selection) -> list[M]:
     return [metric for metric in metrics if selection.accepts({"__name__": metric.name, "store": STORE}, _ALL_WORKER_LABELS)]
 
 
+def _accepted(
+    metric: HistoryMetric | HourlyMetric, selection: Selection, entries: Iterable[InventoryEntry], unknown: Collection[str]
+) -> dict[str, InventoryEntry]:
+    """Return worker id → entry of each worker whose labels are accepted, without those that are `unknown` before a read."""
+    return {entry.worker_id: entry for entry in entries if selection.accepts(_known_labels(metric, entry), unknown)}
+
+
 def _select_workers(
     metric: HourlyMetric, selection: Selection, candidates: Iterable[InventoryEntry], days: int
 ) -> dict[str, InventoryEntry]:
     """Return worker id → entry of each selected worker; raises RequestError when these are too many for `days`."""
-    selected = {entry.worker_id: entry for entry in candidates if selection.accepts(_known_labels(metric, entry), ("region",))}
+    selected = _accepted(metric, selection, candidates, ("region",))
     if len(selected) * days > MAX_WORKER_DAYS:  # only then are workers left out by the regions of the inventory
         selected = {worker_id: entry for worker_id, entry in selected.items() if _may_be_in_region(selection, entry)}
     if len(selected) * days > MAX_WORKER_DAYS:

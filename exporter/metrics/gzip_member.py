@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from collections.abc import Sequence
 
 from exporter.core.model import ExporterMetrics
 
@@ -17,8 +18,8 @@ _FLUSHED = b"\x00\x00\xff\xff\x03\x00"
 _EMPTY = zlib.compress(b"", 1, zlib.MAX_WBITS | 16)
 
 
-def continued(member: bytes, exporter_metrics: ExporterMetrics) -> bytes:
-    """Return a gzip member of `snapshot` continued by the exporter metrics; of these alone if `member` is empty.
+def continued(member: bytes, exporter_metrics: ExporterMetrics) -> Sequence[bytes | memoryview]:
+    """Return the parts of a gzip member of `snapshot` continued by the exporter metrics; of these alone if `member` is empty.
 
     A second member would be correct (RFC 1952, 2.2), but curl, wget, chromium and httpx read only the first. So the member,
     which ends with a flush, is continued: the new blocks replace its empty last block and its trailer.
@@ -29,4 +30,4 @@ def continued(member: bytes, exporter_metrics: ExporterMetrics) -> bytes:
         assert member.endswith(_FLUSHED, 0, -8), "the member was not made by `snapshot`"
         (checksum, size), begun = struct.unpack("<II", member[-8:]), memoryview(member)[:-10]
     trailer = struct.pack("<II", zlib.crc32(exporter_metrics.text, checksum), (size + len(exporter_metrics.text)) % 2**32)
-    return b"".join((begun, exporter_metrics.deflated, trailer))
+    return begun, exporter_metrics.deflated, trailer

@@ -102,6 +102,10 @@ class Telemetry:
         self.samples_unavailable = counter("samples_unavailable_total")
         self.samples_late = counter("samples_late_total")
         self.samples_revised = counter("samples_revised_total")
+        self.http_connections = gauge("http_connections")
+        self.http_connections_closed = counter("http_connections_closed_total")
+        self.config_reload_successful = gauge("config_last_reload_successful")
+        self.config_reload_success = gauge("config_last_reload_success_timestamp_seconds")
         for metric in METRICS:  # start at 0: increase() ignores a counter's first value
             for by_metric in (self.samples_unavailable, self.samples_late, self.samples_revised):
                 by_metric.labels(metric)

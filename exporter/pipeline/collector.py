@@ -12,10 +12,11 @@ from exporter.core import logs
 from exporter.core.budget import Budget, ReaderBudget
 from exporter.core.clock import ServerClock
 from exporter.core.errors import ExporterError
+from exporter.core.liveness import MIN_INTERVAL_SECONDS, Liveness
 from exporter.core.model import Fleet, Snapshot
 from exporter.core.settings import Settings
 from exporter.metrics.telemetry import Telemetry
-from exporter.pipeline.availability import day_bytes, free_bytes, space_problem, watch_mongodb
+from exporter.pipeline.availability import PING_SECONDS, day_bytes, free_bytes, space_problem, watch_mongodb
 from exporter.pipeline.calls import CallRunner
 from exporter.pipeline.gap_filling import GapFilling, Leadership, SampleTimes
 from exporter.pipeline.lifecycle import Rules
@@ -51,6 +52,7 @@ class Collector:
         extra_series: the series of `cloudwatch.extra`; None without any.
         readers: the part of it that HTTP readers spend; by default the share in the settings.
         on_ready: called when samples may be ready for the mirror.
+        liveness: receives the signs of life of both loops.
         wall: UTC seconds of this host; wakes the loops and dates the snapshot, and never decides the age of a sample.
         monotonic: seconds of a clock that is never set.
     """
@@ -72,10 +74,12 @@ class Collector:
         extra_series: ExtraSeries | None = None,
         readers: ReaderBudget | None = None,
         on_ready: Callable[[], object] = lambda: None,
+        liveness: Liveness | None = None,
         wall: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._rules, self._wall, self._telemetry, self._outbox = rules, wall, telemetry, outbox
+        self._liveness = liveness or Liveness(monotonic)
         clock = self._clock = ServerClock(wall, monotonic)
         health = self._health = SourceHealth(telemetry, wall)
         if metric_source is not None and series is None:
@@ -120,6 +124,7 @@ class Collector:
 
     async def observe_forever(self) -> None:
         """Observe at once, after every period's end, and whenever `reobserve` is set."""
+        beat = self._liveness.expect("observing", max(self._rules.period, MIN_INTERVAL_SECONDS))
         await run_on_schedule(
             "observing",
             self.observe,
@@ -129,6 +134,7 @@ class Collector:
             finished=self.observed,
             wake=self.reobserve,
             report=self._health.loop_failed,
+            beat=beat,
         )
 
     async def poll_forever(self) -> None:
@@ -139,6 +145,9 @@ class Collector:
         await self.observed.wait()
         await wait(self._first_gaps, FIRST_GAPS_SECONDS)
         self._first_poll_began = True
+        # A long cycle is alive while its calls end; each ends in time or fails.
+        beat = self._liveness.expect("polling", max(self._rules.interval, MIN_INTERVAL_SECONDS))
+        self._publisher.on_progress = beat
         await run_on_schedule(
             "polling",
             self.poll,
@@ -147,22 +156,37 @@ class Collector:
             wall=self._wall,
             finished=self.polled,
             report=self._health.loop_failed,
+            beat=beat,
         )
 
     async def open_gaps_forever(self) -> None:
         """Open gaps whenever there are some."""
-        while self._gaps is not None:
-            await self._gaps.due.wait()
+        if self._gaps is None:
+            return
+        beat = self._gaps.on_progress = self._liveness.expect("gap filling", MIN_INTERVAL_SECONDS)
+        while True:
+            await wait(self._gaps.due, MIN_INTERVAL_SECONDS)
+            beat()
+            if not self._gaps.due.is_set():
+                continue
             self._health.loop_failed("gap filling", await guard("gap filling", self.open_gaps))
             self._first_gaps.set()
 
     async def _leave_the_first_poll_alone(self) -> None:
-        if self._first_poll_began:  # gauges come first
-            await self.polled.wait()
+        while self._first_poll_began and not self.polled.is_set():  # gauges come first
+            await wait(self.polled, MIN_INTERVAL_SECONDS)
+            if self._gaps is not None:
+                self._gaps.on_progress()  # waiting is no hang; that of the poll shows as the poll's
 
     async def watch_forever(self, ping: Callable[[], Awaitable[None]]) -> None:
         """Notice between two observations that MongoDB does not answer, or answers again; see `watch_mongodb`."""
-        await watch_mongodb(ping, self._health, self.reobserve.set, self._wall)
+        beat = self._liveness.expect("watching MongoDB", 3 * PING_SECONDS)  # a ping that fails takes longer than one interval
+
+        async def pinging() -> None:
+            beat()
+            await ping()
+
+        await watch_mongodb(pinging, self._health, self.reobserve.set, self._wall)
 
     def lead(self) -> None:
         """Read history and inventory again, and observe: another process wrote until now, or the history was replaced."""

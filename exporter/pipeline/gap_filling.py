@@ -72,6 +72,8 @@ class GapFilling:
         """(worker id, whether it had a region) of the workers whose gaps were searched for."""
         self.due = asyncio.Event()
         """Set when gaps are left to be searched for, until `open` begins."""
+        self.on_progress: Callable[[], object] = lambda: None
+        """Called after each piece."""
         self._opening = False
 
     def repeat(self) -> None:
@@ -128,6 +130,7 @@ class GapFilling:
             count, found = await self._outbox(open_gaps, self._outbox.outbox, piece, entries, existing, now, self._rules)
             searched |= {_key(worker) for worker in found}  # `repeat` has begun a new set if it came in between
             opened += count
+            self.on_progress()
         if opened:
             _log.info("gaps opened", samples=opened, workers=len(left))
         return opened

@@ -23,6 +23,7 @@ async def run_on_schedule(
     finished: asyncio.Event,
     wake: asyncio.Event | None = None,
     report: Callable[[str, str | None], object] = lambda name, problem: None,
+    beat: Callable[[], object] = lambda: None,
 ) -> None:
     """Run `step` at once, then on every tick, and whenever `wake` is set; never return.
 
@@ -35,11 +36,14 @@ async def run_on_schedule(
         finished: set after each run, successful or not.
         wake: starts a run before the next tick.
         report: receives `name` and what was unexpected about each run, None if nothing was.
+        beat: called before and after each run, as the sign of life of this loop.
     """
     while True:
         if wake is not None:
             wake.clear()
+        beat()
         report(name, await guard(name, step))
+        beat()
         finished.set()
         await sleep_until(next_tick(wall(), every, offset), wall, wake)
 

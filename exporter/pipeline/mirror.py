@@ -156,14 +156,17 @@ class Mirror:
         """Set when samples may be final."""
         self.problem: str | None = None
         """The last error, None after a success; for /-/ready."""
+        self.beat: Callable[[], object] = lambda: None
+        """Called before each batch and each wait, as the sign of life of this loop."""
 
     async def run_forever(self) -> None:
         """Mirror whenever there are final samples; after a failure start over a few seconds later."""
         while True:
             self.wake.clear()
+            self.beat()
             try:
                 while await self.step():
-                    pass
+                    self.beat()
             except StoreError as error:
                 self._telemetry.mirror_failures.labels(error.reason).inc()
                 if self._repeats.is_due(str(error)):

@@ -67,6 +67,8 @@ class Publisher:
         self._points: dict[tuple[str, str], Datapoint] = {}
         self._observed_at = self._polled_at = wall()
         self._published_at = 0.0
+        self.on_progress: Callable[[], object] = lambda: None
+        """Called whenever the poller has received a result."""
 
     def update_fleet(self, fleet: Fleet, terminated_seen: Mapping[str, int]) -> None:
         """Use this fleet from the next publication on.
@@ -112,6 +114,7 @@ class Publisher:
     def mark_polled(self) -> None:
         """Note that the poller has just run or received a result."""
         self._polled_at = self._wall()
+        self.on_progress()
 
     async def publish(self) -> None:
         """Render the worker gauges and the exporter metrics off the event loop, and replace the snapshot."""

@@ -188,7 +188,8 @@ class Aggregates:
         return None
 
     def _source_error(self, error: Exception, collection: str) -> SourceError:
-        return SourceError("mongodb", _code(error), str(translate(error, f"{self._database.name}.{collection}", "find")))
+        sentence = translate(error, f"{self._database.name}.{collection}", "find", self._database.client)
+        return SourceError("mongodb", _code(error), str(sentence))
 
 
 def _code(error: Exception) -> str:

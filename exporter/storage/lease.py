@@ -43,6 +43,7 @@ async def keep_renewed(
     on_change: Callable[[bool], object] = lambda held: None,
     *,
     keep_fence: Callable[[], Awaitable[object]] | None = None,
+    beat: Callable[[], object] = lambda: None,
 ) -> None:
     """Renew a lease three times in its duration, until cancelled; a failed attempt is logged and repeated.
 
@@ -50,11 +51,13 @@ async def keep_renewed(
         lease: taken whenever it is free.
         on_change: called with whether the lease is held, when that changed or another owner held it in between.
         keep_fence: called after each renewal while the lease is held, see `SampleWriter.keep_fence`.
+        beat: called before each attempt, as the sign of life of this loop.
     """
     held, fence = lease.held, lease.fence
     repeats = logs.Repeats()
     while True:
         await asyncio.sleep(lease.ttl / 3)
+        beat()
         try:
             if await lease.acquire_or_renew() and keep_fence is not None:
                 await keep_fence()

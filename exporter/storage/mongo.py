@@ -10,6 +10,7 @@ import struct
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pymongo
@@ -35,10 +36,13 @@ from pymongo.errors import (
     WaitQueueTimeoutError,
     WriteConcernError,
 )
+from pymongo.monitoring import CommandListener
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
 from exporter.core.errors import ConfigError, FencedError, IncompatibleStoreError, StoreError, StoreUnavailableError
+from exporter.storage import tls_files
+from exporter.storage.credential_rotation import CredentialRotation
 
 if TYPE_CHECKING:  # a program that uses only WorkerMetricsRepository needs neither pydantic nor yaml
     from exporter.core.settings import Settings
@@ -66,17 +70,22 @@ _INVALID_OPTIONS = 72
 _CREDENTIALS = frozenset({18, 8000})  # AuthenticationFailed; Atlas says 8000
 
 
-def translate(error: Exception, namespace: str, action: str) -> StoreError:
+def translate(error: Exception, namespace: str, action: str, client: AsyncMongoClient[Any] | None = None) -> StoreError:
     """Return an error of pymongo or bson as a StoreError; the one place that knows them.
 
     Args:
         error: what the driver raised.
         namespace: database.collection, for the message.
         action: the MongoDB privilege action that was exercised, for the message.
+        client: the one that raised it, whose TLS files the message names.
     """
     what = f"`{action}` on {namespace}"
     brief = str(error).partition(", full error:")[0].partition(", Timeout:")[0]
     match error:
+        case ServerSelectionTimeoutError() if "Authentication failed" in brief:  # the driver repeats why it left the server
+            return _refused_credentials(brief)
+        case ServerSelectionTimeoutError() if refusal := tls_files.explain(brief, _ca_file(client)):
+            return StoreUnavailableError(f"no MongoDB for {what}: {refusal}", reason="tls")
         case ServerSelectionTimeoutError():  # before its parent AutoReconnect: here nothing was sent
             return StoreUnavailableError(
                 f"no MongoDB for {what}: {brief}; check mongodb.uri and the server", reason="unreachable"
@@ -108,6 +117,10 @@ def translate(error: Exception, namespace: str, action: str) -> StoreError:
     return StoreError(f"{what} failed: {type(error).__name__}: {brief}")
 
 
+def _ca_file(client: AsyncMongoClient[Any] | None) -> str | None:
+    return None if client is None else client.options._options.get("tlscafile")
+
+
 def _translate_bulk(error: BulkWriteError, namespace: str, action: str) -> StoreError:
     details = error.details or {}
     failed = details.get("writeErrors", [])
@@ -130,10 +143,7 @@ def _translate_code(error: OperationFailure, namespace: str, action: str) -> Sto
     if error.code == NOT_AUTHORIZED:
         return missing_privileges([(action, namespace)])
     if error.code in _CREDENTIALS:
-        return IncompatibleStoreError(
-            f"MongoDB refuses the credentials ({brief}); check user, password and authSource in mongodb.uri",
-            reason="credentials",
-        )
+        return _refused_credentials(brief)
     if error.code == TRANSACTION_TOO_OLD:
         return FencedError(
             f"MongoDB refused `{action}` on {namespace}: another process, or a later attempt of this one, has begun to insert "
@@ -148,6 +158,12 @@ def _translate_code(error: OperationFailure, namespace: str, action: str) -> Sto
     if error.code == _INVALID_OPTIONS:
         return IncompatibleStoreError(f"MongoDB refuses the options of `{action}` on {namespace}: {brief}", reason="options")
     return StoreError(f"`{action}` on {namespace} failed with code {error.code}: {brief}")
+
+
+def _refused_credentials(brief: str) -> IncompatibleStoreError:
+    return IncompatibleStoreError(
+        f"MongoDB refuses the credentials ({brief}); check user, password and authSource in mongodb.uri", reason="credentials"
+    )
 
 
 def missing_privileges(missing: Iterable[tuple[str, str]]) -> IncompatibleStoreError:
@@ -185,7 +201,7 @@ async def operation(
         with pymongo.timeout(seconds() if callable(seconds) else seconds):
             yield
     except (PyMongoError, BSONError, OverflowError, UnicodeError) as error:
-        raise translate(error, f"{database.name}.{collection}", action) from error
+        raise translate(error, f"{database.name}.{collection}", action, database.client) from error
 
 
 def durable(database: Database) -> Database:
@@ -229,19 +245,33 @@ def connect(settings: "Settings") -> tuple[AsyncMongoClient[Document], Database]
     Raises:
         ConfigError: the connection string is malformed.
     """
-    return connect_uri(settings.mongodb_uri, "mongodb.uri")
+    uri = settings.mongodb_uri
+    if settings.mongodb.uri_file is None:
+        return connect_uri(uri, "mongodb.uri")
+    rotation = CredentialRotation(lambda: settings.mongodb_uri, uri)
+    client, database = connect_uri(uri, "mongodb.uri_file", (rotation,))
+    rotation.attach(client)
+    return client, database
 
 
-def connect_uri(uri: str, name: str = "uri") -> tuple[AsyncMongoClient[Document], Database]:
+def connect_uri(
+    uri: str, name: str = "uri", listeners: Sequence[CommandListener] = ()
+) -> tuple[AsyncMongoClient[Document], Database]:
     """Make the MongoDB client and its database; nothing is sent yet.
 
     Args:
         uri: the connection string; without a database it means DEFAULT_DATABASE.
         name: what the error message calls the string.
+        listeners: are told of every command.
 
     Raises:
-        ConfigError: the connection string is malformed.
+        ConfigError: the connection string is malformed, or names a TLS file or a mechanism that cannot be used.
     """
+    tls_files.check(uri, name)
+    if tls_files.options_of(uri).get("authmechanism") == "MONGODB-AWS" and find_spec("pymongo_auth_aws") is None:
+        raise ConfigError(
+            f"{name}: MONGODB-AWS needs a further package; install it with: pip install 'cml-worker-exporter[aws]'"
+        )
     try:
         client: AsyncMongoClient[Document] = AsyncMongoClient(
             uri,
@@ -250,6 +280,7 @@ def connect_uri(uri: str, name: str = "uri") -> tuple[AsyncMongoClient[Document]
             connectTimeoutMS=5000,
             appname="cml-worker-exporter",
             _pool_class=DroppingPool,
+            event_listeners=listeners,
         )
         return client, client.get_default_database(DEFAULT_DATABASE)
     except (InvalidURI, ConfigurationError, ValueError) as error:

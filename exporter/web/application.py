@@ -1,7 +1,7 @@
 """Assemble the ASGI application: routes, middleware, error handlers."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -17,11 +17,20 @@ from exporter.core.errors import ReaderBudgetError, RequestError, SourceError, S
 from exporter.core.periods import DAY
 from exporter.core.settings import WebSettings
 from exporter.web import responses
-from exporter.web.auth import BasicAuth
+from exporter.web.admission import Admission
 from exporter.web.backend import Backend
+from exporter.web.hang_up import HangUp
+from exporter.web.live_config import LiveAuth
 from exporter.web.routes import RETRY_AFTER_SECONDS, ROUTES
+from exporter.web.toolkit_http import HttpConfig, ToolkitHttp
 
 DEFAULTS = WebSettings()
+PROBES = ("/-/healthy", "/-/ready")
+"""Routes that need no password unless `web.probes_need_auth` is set: kubelet and Docker have none."""
+RESERVED_PATHS = ("/metrics", *PROBES)
+"""Routes that are answered at once, whatever other requests wait for: they read what is in memory."""
+Users = Callable[[], Mapping[str, bytes]]
+"""Returns name → bcrypt hash as of now."""
 MAX_SAMPLE_READS = 2
 """Remote reads of samples that run at once; each may hold 3 million samples."""
 MAX_HOURLY_READS = 6
@@ -75,21 +84,19 @@ async def _to_landing_page(request: Request) -> Response:
     return Response(status_code=HTTPStatus.PERMANENT_REDIRECT, headers={"Location": f"./{last}/"})
 
 
-def create_app(
-    backend: Backend,
-    settings: WebSettings = DEFAULTS,
-    *,
-    users: Mapping[str, bytes] | None = None,
-) -> Starlette:
-    """Return the ASGI application.
+def _authentication(users: Users, settings: WebSettings) -> Middleware:
+    exempt = () if settings.probes_need_auth else PROBES
+    challenge = {"WWW-Authenticate": 'Basic realm="cml-worker-exporter", charset="UTF-8"'}
+    refusal = _problem(HTTPStatus.UNAUTHORIZED, "This exporter requires a user name and a password.", challenge)
+    return Middleware(LiveAuth, users, refusal, frozenset(settings.prefix + path for path in exempt))
 
-    Args:
-        backend: what the routes query.
-        settings: origins of CORS, external URL and route prefix.
-        users: name → bcrypt hash; if there are any, every route requires basic authentication.
-    """
-    prefix = settings.prefix
-    middleware = []
+
+def _middleware(settings: WebSettings, users: Users | None, http: Callable[[], HttpConfig] | None) -> list[Middleware]:
+    """Return the middleware in the order in which a request passes it."""
+    prefix, middleware = settings.prefix, [Middleware(HangUp)]
+    if http is not None:
+        refused = _problem(HTTPStatus.TOO_MANY_REQUESTS, "More requests than rate_limit of the web configuration allows.")
+        middleware.append(Middleware(ToolkitHttp, http, refused))
     if settings.cors_origins:
         # Before the authentication, because a browser's preflight request carries no credentials.
         middleware.append(
@@ -102,10 +109,30 @@ def create_app(
                 expose_headers=[*responses.PAGE_HEADERS, "Retry-After"],
             )
         )
-    if users:
-        challenge = {"WWW-Authenticate": 'Basic realm="cml-worker-exporter", charset="UTF-8"'}
-        refusal = _problem(HTTPStatus.UNAUTHORIZED, "This exporter requires a user name and a password.", challenge)
-        middleware.append(Middleware(BasicAuth, users, refusal))
+    if users is not None:
+        middleware.append(_authentication(users, settings))
+    middleware.append(Middleware(Admission, [prefix + path for path in RESERVED_PATHS]))
+    return middleware
+
+
+def create_app(
+    backend: Backend,
+    settings: WebSettings = DEFAULTS,
+    *,
+    users: Users | None = None,
+    http: Callable[[], HttpConfig] | None = None,
+    reload: Callable[[], Awaitable[str]] | None = None,
+) -> Starlette:
+    """Return the ASGI application.
+
+    Args:
+        backend: what the routes query.
+        settings: origins of CORS, external URL and route prefix.
+        users: returns name → bcrypt hash as of now; if there are any, every route but the probes requires basic authentication.
+        http: returns the headers and the rate limit as of now; None: neither.
+        reload: reloads the configuration, see `Reloader.reload`; None where `web.enable_lifecycle` is false.
+    """
+    prefix = settings.prefix
     handlers: dict[Any, Any] = {
         HTTPException: _on_http_error,
         RequestError: _on_bad_request,
@@ -124,11 +151,12 @@ def create_app(
             ),
             *([Route(prefix, _to_landing_page)] if prefix else []),
         ],
-        middleware=middleware,
+        middleware=_middleware(settings, users, http),
         exception_handlers=handlers,
     )
     app.router.redirect_slashes = False  # Starlette's redirect is absolute, and so leads behind a proxy
     app.state.backend = backend
+    app.state.reload = reload
     app.state.prefix = prefix
     app.state.external_url = settings.external_url
     app.state.sample_reads = asyncio.Semaphore(MAX_SAMPLE_READS)

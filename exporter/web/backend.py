@@ -7,6 +7,7 @@ from typing import Any, Protocol, TypeVar
 
 from exporter.core.async_cache import AsyncCache
 from exporter.core.errors import StoreUnavailableError
+from exporter.core.liveness import Liveness
 from exporter.core.model import ExporterMetrics, Fleet, InventoryEntry, Snapshot, Worker
 from exporter.history.cloudwatch_archive import CloudWatchArchive
 from exporter.history.points import Point
@@ -137,6 +138,7 @@ class Backend:
         hourly: hourly aggregates of many workers.
         inventory: reads single entries, on this event loop.
         fleet_inventory: reads the whole inventory, on the collector's event loop: no scrape should wait for 10,000 entries.
+        liveness: knows which loops make progress.
         wall: UTC seconds.
         monotonic: seconds of a clock that is never set.
     """
@@ -155,6 +157,7 @@ class Backend:
         hourly: ColumnSource | None = None,
         inventory: InventoryReader | None = None,
         fleet_inventory: InventoryLoader | None = None,
+        liveness: Liveness | None = None,
         wall: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -165,6 +168,7 @@ class Backend:
         self._bridge, self._client = bridge, client
         self._history = history
         self._inventory, self._fleet_inventory = inventory, fleet_inventory
+        self._liveness = liveness or Liveness(monotonic)
         self._wall = wall
         self._entries: AsyncCache[None, tuple[InventoryEntry, ...]] = AsyncCache(monotonic=monotonic)
 
@@ -205,6 +209,10 @@ class Backend:
         if self._mirror is not None:
             health["history"] = self._mirror.problem
         return health
+
+    def dead_loops(self) -> list[str]:
+        """Return a phrase for each loop of the exporter that hangs; asks no loop."""
+        return self._liveness.dead()
 
     def now(self) -> float:
         """Return the local clock's UTC seconds."""

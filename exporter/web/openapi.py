@@ -74,9 +74,12 @@ class Endpoint(NamedTuple):
 ERRORS: Mapping[int, str] = {
     400: "Invalid query parameter or request body.",
     401: "Basic authentication is required (docs/web.md), and the user name or password is missing or wrong.",
+    403: "The route is not enabled.",
     404: "Unknown worker.",
     413: "Request body too large.",
-    429: "HTTP readers have spent their share of the day's CloudWatch budget; try again after the seconds in Retry-After.",
+    429: "Too many requests at once, or HTTP readers have spent their share of the day's CloudWatch budget; try again after "
+    "the seconds in Retry-After.",
+    500: "Invalid configuration; nothing has changed.",
     503: "MongoDB or CloudWatch is unavailable; try again after the seconds in Retry-After.",
 }
 

@@ -49,6 +49,13 @@ STATUS = Parameter(
     "status", "Only workers with this status; may be repeated.", {"type": "string", "enum": list(STATUSES)}, many=True
 )
 REGION = Parameter("region", "Only workers in this region; may be repeated.", {"type": "string"}, many=True)
+NAME = Parameter(
+    "name[]",
+    "Only the metric families with this name; may be repeated. A name that does not exist is ignored.",
+    {"type": "string"},
+    many=True,
+)
+METRICS = (NAME,)
 WORKERS = (LIMIT_WORKERS, CURSOR, STATUS, REGION)
 
 WORKER_ID = Parameter(
@@ -213,6 +220,14 @@ class ResourcesQuery:
         if end - seconds < now - OLDEST:
             raise RequestError(f"CloudWatch has no data before {rfc3339(now - OLDEST)}; use a later end_time.")
         return cls(relative, seconds, min(end, now))
+
+
+def metric_names(items: Iterable[tuple[str, str]]) -> frozenset[str]:
+    """Return the families that a request to /metrics selects, empty for all; raises RequestError.
+
+    Other parameters are ignored: a scrape configuration may have some for all of its targets.
+    """
+    return frozenset(_given(((name, value) for name, value in items if name == NAME.name), METRICS).get(NAME.name, ()))
 
 
 def discovery_port(items: Iterable[tuple[str, str]]) -> int:

@@ -2,28 +2,33 @@
 
 import asyncio
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from http import HTTPStatus
 
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from exporter.core.instances import worker_from_inventory
-from exporter.core.model import Snapshot, WorkerGauges
+from exporter.core.model import ExporterMetrics, Snapshot, WorkerGauges
 from exporter.core.periods import DAY
 from exporter.core.regions import normal_region
 from exporter.history import remote_read, series
 from exporter.history.reader import WorkerRef
-from exporter.metrics.gzip_member import continued
+from exporter.metrics.families import select
+from exporter.metrics.gzip_member import continued, deflated
 from exporter.sources.cloudwatch.retention import OLDEST
 from exporter.web import discovery, landing, openapi, parameters, responses
 from exporter.web.backend import Backend
+from exporter.web.lifecycle import healthy, reload
 from exporter.web.negotiation import prefers_csv, prefers_gzip
 from exporter.web.openapi import Endpoint, ResponseSpec
 from exporter.web.parameters import HistoryQuery, ResourcesQuery, WorkersQuery, resuming
+from exporter.web.parts_response import PartsResponse
 from exporter.web.schemas import FleetPage, HistoryPage, Readiness, ResourceUsage, TargetGroups
+from exporter.web.worker_path import PLACEHOLDER
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 """Also for a Prometheus that prefers OpenMetrics: it accepts this format too, so that one rendered body is enough."""
@@ -35,6 +40,7 @@ RETRY_AFTER_SECONDS = 10
 _JSON = "application/json"
 MAX_ROWS_IN_LOOP = 1000
 """Rows of history that are rendered on the event loop: they take less than a millisecond."""
+_SELECTING = ThreadPoolExecutor(1, "select")  # of its own: requests may keep all other threads busy, scrapes must not wait
 
 
 # -- the handlers ------------------------------------------------------------------------------------------------------
@@ -67,18 +73,21 @@ async def metrics(request: Request) -> Response:
     snapshot = backend.snapshot
     fresh = snapshot if _is_fresh(backend, snapshot) else None
     exporter_metrics = backend.exporter_metrics
+    if names := parameters.metric_names(request.query_params.multi_items()):
+        # In a thread: a large fleet takes milliseconds, and other scrapes must not wait for them.
+        named = asyncio.get_running_loop().run_in_executor(_SELECTING, _named, fresh, exporter_metrics, names)
+        fresh, exporter_metrics = await named
     headers = {"Vary": "Accept-Encoding"}
     if prefers_gzip(",".join(request.headers.getlist("accept-encoding"))):
-        body = continued(fresh.gzipped if fresh else b"", exporter_metrics)
         headers["Content-Encoding"] = "gzip"
-    else:
-        body = (fresh.body if fresh else b"") + exporter_metrics.text
-    return Response(body, media_type=CONTENT_TYPE, headers=headers)
+        return PartsResponse(continued(fresh.gzipped if fresh else b"", exporter_metrics), CONTENT_TYPE, headers)
+    return PartsResponse((fresh.body if fresh else b"", exporter_metrics.text), CONTENT_TYPE, headers)
 
 
-async def healthy(request: Request) -> Response:
-    """Respond that the process is alive."""
-    return PlainTextResponse("CML worker exporter is healthy.\n")
+def _named(worker_block: Snapshot | None, own: ExporterMetrics, names: frozenset[str]) -> tuple[None, ExporterMetrics]:
+    """Return the families of both blocks with these names, as one block."""
+    text = select((worker_block.body if worker_block else b"") + own.text, names)
+    return None, ExporterMetrics(text, deflated(text))
 
 
 async def ready(request: Request) -> Response:
@@ -240,14 +249,30 @@ _TEXT = {"type": "string"}
 ROUTES: tuple[Endpoint, ...] = (
     Endpoint("/", index, "landing page: version, sources, overview of the fleet", ResponseSpec({"text/html": _TEXT})),
     Endpoint(
-        "/metrics", metrics, "metrics of the workers and the exporter, for Prometheus", ResponseSpec({"text/plain": _TEXT})
+        "/metrics",
+        metrics,
+        "metrics of the workers and the exporter, for Prometheus",
+        ResponseSpec({"text/plain": _TEXT}, (400,)),
+        parameters.METRICS,
     ),
-    Endpoint("/-/healthy", healthy, "liveness: the process runs", ResponseSpec({"text/plain": _TEXT})),
+    Endpoint(
+        "/-/healthy",
+        healthy,
+        "liveness: every loop of the process makes progress",
+        ResponseSpec({"text/plain": _TEXT}, also={503: ("text/plain", _TEXT)}),
+    ),
     Endpoint(
         "/-/ready",
         ready,
         "readiness: the worker documents have been read once; state of each source",
         ResponseSpec({_JSON: Readiness}, also={503: (_JSON, Readiness)}),
+    ),
+    Endpoint(
+        "/-/reload",
+        reload,
+        "reloads the configuration; only with --web.enable-lifecycle",
+        ResponseSpec({"text/plain": _TEXT}, (403, 500)),
+        method="POST",
     ),
     Endpoint(
         "/api/workers",
@@ -257,15 +282,15 @@ ROUTES: tuple[Endpoint, ...] = (
         parameters.WORKERS,
     ),
     Endpoint(
-        "/api/workers/{worker_id:path}/metrics/history",
+        f"/api/workers/{PLACEHOLDER}/metrics/history",
         history,
         "samples or statistics of one worker; from CloudWatch where they are older than MongoDB's retention",
         ResponseSpec({_JSON: HistoryPage, "text/csv": _TEXT}, (400, 404, 429, 503), responses.PAGE_HEADERS),
         parameters.HISTORY,
-        "/workers/{worker_id:path}/metrics/history",
+        f"/workers/{PLACEHOLDER}/metrics/history",
     ),
     Endpoint(
-        "/api/workers/region/{region}/workers/{worker_id:path}/resources",
+        f"/api/workers/region/{{region}}/workers/{PLACEHOLDER}/resources",
         resources,
         "average CPU and memory of one worker over the last minutes, from CloudWatch",
         ResponseSpec({_JSON: ResourceUsage}, (400, 404, 429, 503)),

@@ -1,39 +1,44 @@
-"""TLS and basic authentication, from a file in the format of Prometheus's exporters (docs/web.md).
+"""TLS, basic authentication, headers and rate limit, from a file in the format of Prometheus's exporters (docs/web.md).
 
-Format: https://github.com/prometheus/exporter-toolkit/blob/master/docs/web-configuration.md. Only the keys below are supported.
-Any other key is refused, because a protection that is silently left out is worse than none.
+Format: https://github.com/prometheus/exporter-toolkit/blob/master/docs/web-configuration.md. Any other key is refused, because
+a protection that is silently left out is worse than none.
 """
 
 import re
 import ssl
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import uvicorn
 
-from exporter.core import logs
 from exporter.core.errors import ConfigError
 from exporter.core.yaml_file import parse_yaml, read_text
+from exporter.web import tls_options
+from exporter.web.toolkit_http import RateLimit, parse_headers, parse_rate_limit
 
-SECTIONS = ("tls_server_config", "basic_auth_users")
-TLS_KEYS = ("cert_file", "key_file", "client_ca_file", "client_auth_type", "min_version")
+SECTIONS = ("tls_server_config", "http_server_config", "basic_auth_users", "rate_limit")
+TLS_KEYS = (
+    *("cert_file", "key_file", "client_ca_file", "cert", "key", "client_ca", "client_auth_type", "client_allowed_sans"),
+    *("min_version", "max_version", "cipher_suites", "prefer_server_cipher_suites", "curve_preferences"),
+)
+TEXT_KEYS = ("cert_file", "key_file", "client_ca_file", "cert", "key", "client_ca", "client_auth_type")
+"""Keys of tls_server_config with one text."""
 
+NONE = "NoClientCert"
 CLIENT_AUTH_TYPES: Mapping[str, ssl.VerifyMode] = {
     "NoClientCert": ssl.CERT_NONE,
+    "RequestClientCert": ssl.CERT_NONE,
     "VerifyClientCertIfGiven": ssl.CERT_OPTIONAL,
     "RequireAndVerifyClientCert": ssl.CERT_REQUIRED,
 }
-"""Without RequestClientCert and RequireAnyClientCert: Python's ssl cannot request a certificate without verifying it."""
-
-MIN_VERSIONS: Mapping[str, ssl.TLSVersion] = {"TLS12": ssl.TLSVersion.TLSv1_2, "TLS13": ssl.TLSVersion.TLSv1_3}
-
-Choice = TypeVar("Choice", ssl.VerifyMode, ssl.TLSVersion)
+"""RequestClientCert admits every client, with or without a certificate, as NoClientCert does. Without RequireAnyClientCert:
+Python's ssl cannot require a certificate without verifying it."""
 
 _BCRYPT = re.compile(r"\$2[abxy]\$(0[4-9]|[12]\d|3[01])\$[./A-Za-z0-9]{53}")
-
-_log = logs.get("webconfig")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +48,17 @@ class WebConfig:
     tls: ssl.SSLContext | None = None
     users: Mapping[str, bytes] = field(default_factory=dict)
     """User name → bcrypt hash."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Headers of every response."""
+    rate_limit: RateLimit | None = None
+    allowed_sans: frozenset[str] | None = None
+    """Subject Alternative Names of the client certificates that are admitted; None: all."""
+    files: tuple[Path, ...] = ()
+    """The files with certificates and keys; `LiveWebConfig` follows them."""
+
+    def admits(self, certificate: Mapping[str, Any]) -> bool:
+        """Return whether a client with this verified certificate may connect."""
+        return tls_options.admits(certificate, self.allowed_sans)
 
     def apply(self, config: uvicorn.Config) -> None:
         """Have the server use this TLS context. Older versions of uvicorn have no argument for one."""
@@ -65,7 +81,17 @@ def load(path: Path) -> WebConfig:
         tree = _mapping(content, "a web configuration", SECTIONS)
         tls = _mapping(tree.get("tls_server_config"), "tls_server_config", TLS_KEYS)
         users = _mapping(tree.get("basic_auth_users"), "basic_auth_users")
-        return WebConfig(_tls(tls, path.parent) if tls else None, _users(users))
+        http = _mapping(tree.get("http_server_config"), "http_server_config", ("http2", "headers"))
+        rate_limit = _mapping(tree.get("rate_limit"), "rate_limit", ("interval", "burst"))
+        files = tuple(path.parent / str(value) for key, value in tls.items() if key.endswith("_file"))
+        return WebConfig(
+            _tls(tls, path.parent) if tls else None,
+            _users(users),
+            headers=parse_headers(http),
+            rate_limit=parse_rate_limit(rate_limit),
+            allowed_sans=_allowed_sans(tls),
+            files=files,
+        )
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
 
@@ -102,43 +128,74 @@ def _users(users: Mapping[str, object]) -> dict[str, bytes]:
 
 
 def _tls(section: Mapping[str, object], folder: Path) -> ssl.SSLContext:
-    for key, value in section.items():
-        if not isinstance(value, str) or not value:
+    for key in TEXT_KEYS:
+        if key in section and (not isinstance(section[key], str) or not section[key]):
             raise ConfigError(f"tls_server_config.{key}: must be a string")
-    files = {key: folder / str(value) for key, value in section.items() if key.endswith("_file")}
-    for key in ("cert_file", "key_file"):
-        if key not in files:
-            raise ConfigError(f"tls_server_config.{key} is missing; TLS needs both cert_file and key_file")
-    version = _choice(section, "min_version", MIN_VERSIONS, "TLS12")
-    verify = _choice(section, "client_auth_type", CLIENT_AUTH_TYPES, "NoClientCert")
+    files = {key: folder / str(section[key]) for key in TEXT_KEYS if key.endswith("_file") and key in section}
+    for key in ("cert", "key", "client_ca"):
+        if key in section and f"{key}_file" in section:
+            raise ConfigError(f"tls_server_config.{key}: {key}_file is given, too; remove one of them")
+        if key != "client_ca" and key not in section and f"{key}_file" not in section:
+            raise ConfigError(f"tls_server_config.{key}_file is missing; TLS needs both cert_file and key_file")
+    verify = _verify_mode(section)
     authority = files.get("client_ca_file")
-    if authority is None and verify != ssl.CERT_NONE:
+    if authority is None and "client_ca" not in section and verify != ssl.CERT_NONE:
         raise ConfigError(
             "tls_server_config.client_ca_file is missing; client_auth_type needs it to verify client certificates"
         )
-    if authority is not None and verify == ssl.CERT_NONE:
+    if (authority is not None or "client_ca" in section) and section.get("client_auth_type", NONE) == NONE:
         raise ConfigError(
             "tls_server_config.client_auth_type: client_ca_file alone does not verify clients; "
             "set client_auth_type to RequireAndVerifyClientCert"
         )
 
-    def build() -> ssl.SSLContext:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = version
-        context.verify_mode = verify
-        if authority is not None:
-            _trust(context, authority, "client_ca_file")
-        _present(context, files["cert_file"], files["key_file"])
-        return context
-
-    return _renewing(build, (files["cert_file"], files["key_file"]))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls_options.apply(context, section)
+    context.verify_mode = verify
+    with _inline(section) as texts:
+        if authority is not None or "client_ca" in texts:
+            _trust(context, authority or texts["client_ca"], "client_ca_file" if authority else "client_ca")
+        _present(context, files.get("cert_file") or texts["cert"], files.get("key_file") or texts["key"])
+    return context
 
 
-def _choice(section: Mapping[str, object], key: str, choices: Mapping[str, Choice], default: str) -> Choice:
-    value = str(section.get(key, default))
-    if value not in choices:
-        raise ConfigError(f"tls_server_config.{key}: {value} is not supported; supported are {', '.join(choices)}")
-    return choices[value]
+def _verify_mode(section: Mapping[str, object]) -> ssl.VerifyMode:
+    value = str(section.get("client_auth_type", NONE))
+    if value not in CLIENT_AUTH_TYPES:
+        supported = ", ".join(CLIENT_AUTH_TYPES)
+        raise ConfigError(f"tls_server_config.client_auth_type: {value} is not supported; supported are {supported}")
+    return CLIENT_AUTH_TYPES[value]
+
+
+def _allowed_sans(section: Mapping[str, object]) -> frozenset[str] | None:
+    if "client_allowed_sans" not in section or section["client_allowed_sans"] is None:
+        return None
+    if section.get("client_auth_type") != "RequireAndVerifyClientCert":
+        raise ConfigError(
+            "tls_server_config.client_allowed_sans: it needs client_auth_type RequireAndVerifyClientCert, "
+            "else a client could connect without a certificate"
+        )
+    return frozenset(tls_options.texts(section, "client_allowed_sans"))
+
+
+@contextmanager
+def _inline(section: Mapping[str, object]) -> Iterator[Mapping[str, Path]]:
+    """Write the certificates and keys of the file itself to files that only this user can read, and remove them afterwards.
+
+    Python's ssl reads a private key only from a file.
+    """
+    with TemporaryDirectory(prefix="cml-worker-exporter-") as folder:
+        files = {key: Path(folder, key) for key in ("cert", "key", "client_ca") if key in section}
+        for key, file in files.items():
+            file.touch(0o600)
+            file.write_text(str(section[key]))
+        try:
+            yield files
+        except ConfigError as error:
+            text = str(error)
+            for key, file in files.items():
+                text = text.replace(str(file), f"the text of {key}").replace(f"_config.{key}_file:", f"_config.{key}:")
+            raise ConfigError(text) from error
 
 
 def _trust(context: ssl.SSLContext, file: Path, key: str) -> None:
@@ -165,30 +222,3 @@ def _present(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
         if error.reason == "KEY_VALUES_MISMATCH":
             raise ConfigError(f"{name}: {key} does not match the certificate in {certificate}") from error
         raise ConfigError(f"{name}: {key} contains no private key in PEM format that matches {certificate}") from error
-
-
-def _renewing(build: Callable[[], ssl.SSLContext], files: Sequence[Path]) -> ssl.SSLContext:
-    """Return a TLS context that uses a renewed certificate from the next handshake on, without a restart."""
-
-    def stamps() -> list[tuple[int, int]]:
-        try:
-            return [(stat.st_mtime_ns, stat.st_ino) for stat in map(Path.stat, files)]
-        except OSError:
-            return []  # a file is being replaced, or missing; `build` reports which
-
-    first = current = build()
-    seen = stamps()
-
-    def follow(connection: ssl.SSLSocket | ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
-        nonlocal seen, current
-        if (now := stamps()) != seen:
-            seen = now
-            try:
-                current = build()
-                _log.info("certificate renewed", cert_file=str(files[0]))
-            except ConfigError as error:
-                _log.warning("certificate not renewed; the old one stays in use", error=str(error))
-        connection.context = current
-
-    first.sni_callback = follow
-    return first

@@ -28,6 +28,7 @@ class ExporterProcess:
         data_dir: the outbox's folder.
         log: standard output and error of all its runs, one after the other.
         port: of 127.0.0.1; 0 until the first run has logged its port.
+        launcher: a command that runs the exporter's command, such as one that sets limits; none by default.
     """
 
     def __init__(self, directory: Path, settings: Mapping[str, Any], environment: Mapping[str, str]) -> None:
@@ -42,6 +43,7 @@ class ExporterProcess:
         addresses = settings.get("web", {}).get("listen_address")
         self._addressed = bool(addresses)
         self.port = int(addresses[0].rpartition(":")[2]) if addresses else 0
+        self.launcher: tuple[str, ...] = ()
         self._environment = dict(environment)
         self._process: subprocess.Popen[bytes] | None = None
         self._http: httpx.Client | None = None
@@ -60,15 +62,15 @@ class ExporterProcess:
         assert self._process is not None, "the exporter is not running; call start()"
         return self._process.pid
 
-    def start(self, *, wait: bool = True) -> None:
-        """Start it, on the port it had before if any; `wait` until /-/ready answers 200."""
+    def start(self, *flags: str, wait: bool = True) -> None:
+        """Start it with further `flags`, on the port it had before if any; `wait` until /-/ready answers 200."""
         assert not self.running, "it runs already"
         self._begin = self.log.stat().st_size if self.log.exists() else 0
         # Port 0 is chosen by the kernel at the moment of listening: no other test can take it in between.
         address = [] if self._addressed else ["--web.listen-address", f"127.0.0.1:{self.port}"]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*COMMAND, "serve", "--config.file", str(self.config), *address],
+                [*self.launcher, *COMMAND, "serve", "--config.file", str(self.config), *address, *flags],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -92,9 +94,16 @@ class ExporterProcess:
 
     def get(self, path: str, **options: Any) -> httpx.Response:  # noqa: ANN401  # the options of httpx.Client.get
         """GET a path of it."""
+        return self._client().get(path, **options)
+
+    def post(self, path: str, **options: Any) -> httpx.Response:  # noqa: ANN401  # the options of httpx.Client.post
+        """POST to a path of it."""
+        return self._client().post(path, **options)
+
+    def _client(self) -> httpx.Client:
         if self._http is None:
             self._http = httpx.Client(base_url=self.url, trust_env=False, timeout=10)
-        return self._http.get(path, **options)
+        return self._http
 
     def metrics(self) -> dict[str, float]:
         """/metrics as {'name{labels}': value}, labels as they are written there."""

@@ -16,9 +16,10 @@ def request(
     *queries: tuple[int, int, Selector],
     func: str | None = None,
     hints: tuple[int, int] | None = None,
+    accepted: Iterable[pb.ReadRequest.ResponseType] = (pb.ReadRequest.SAMPLES,),
 ) -> bytes:
     """Build a compressed ReadRequest from (start, end, matchers) per query, in milliseconds."""
-    message = pb.ReadRequest(accepted_response_types=[pb.ReadRequest.SAMPLES])
+    message = pb.ReadRequest(accepted_response_types=accepted)
     for start, end, matchers in queries:
         query = message.queries.add(start_timestamp_ms=start, end_timestamp_ms=end)
         for name, operator, value in matchers:

@@ -111,10 +111,11 @@ def test_the_help_of_a_command_lists_its_own_flags_and_then_the_settings_it_read
     own, _, settings = done.stdout.partition("\nsettings:\n")
     words = " ".join(settings.split())
     for setting in table():
+        value = "[VALUE]" if setting.default is False else "VALUE"  # a switch needs none
         if setting.key in READ[command]:
-            assert f"{setting.flag} VALUE {setting.description}" in words, f"{setting.key} is not explained"
-        assert (f" {setting.flag} VALUE" in words) == (setting.key in READ[command]), setting.key
-        assert f"{setting.flag} VALUE" not in own
+            assert f"{setting.flag} {value} {setting.description}" in words, f"{setting.key} is not explained"
+        assert (f" {setting.flag} {value}" in words) == (setting.key in READ[command]), setting.key
+        assert f"{setting.flag} {value}" not in own
     assert ("--config.file FILE" in words) == bool(READ[command])
     assert ("(default: 5m)" in words) == ("period" in READ[command])
     usage = " ".join(own.partition("\n\n")[0].split())
@@ -268,6 +269,12 @@ def test_without_a_mongodb_uri_it_exits_with_1_and_says_how_to_set_one(run_comma
     assert done.returncode == 1
     assert "set mongodb.uri in the file, CML_EXPORTER_MONGODB__URI in the environment, or --mongodb.uri-file" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_switch_needs_no_value_as_in_prometheus(run_exporter: RunExporter, minimal: Minimal) -> None:
+    exporter = run_exporter(minimal(), start=False)
+    exporter.start("--web.enable-lifecycle")
+    assert exporter.post("/-/reload").status_code == 200
 
 
 def test_flags_win_over_the_environment_and_that_over_the_file(run_command: RunCommand, tmp_path: Path) -> None:

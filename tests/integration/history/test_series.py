@@ -13,7 +13,8 @@ from exporter.core.model import InstanceInterval, InventoryEntry, WorkerMetricsS
 from exporter.core.periods import DAY, HOUR, to_datetime, to_seconds
 from exporter.history import series
 from exporter.history.hourly_cache import HourlyCache
-from exporter.history.remote_read import Matcher, SeriesSelector, encode_response
+from exporter.history.matching import Matcher
+from exporter.history.remote_read import SeriesSelector, encode_response
 from exporter.history.series import read
 from exporter.storage.lease import BACKFILL, Lease
 from exporter.storage.mongo import Database

@@ -55,6 +55,7 @@ def used_telemetry() -> Telemetry:
     telemetry.mirror_failures.labels("unavailable").inc()
     telemetry.mirror_last_success.value = 1_769_860_815
     telemetry.samples_unavailable.labels("cpu").inc()
+    telemetry.http_connections_closed.labels("unread").inc()
     telemetry.show_budget(Budget(1.5), "ok")
     telemetry.show_readers(ReaderBudget(Budget(1.5), 0.1))
     return telemetry

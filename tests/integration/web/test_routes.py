@@ -25,6 +25,7 @@ from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from exporter.core.errors import StoreUnavailableError
+from exporter.core.liveness import Liveness
 from exporter.core.model import (
     ExporterMetrics,
     Fleet,
@@ -41,8 +42,11 @@ from exporter.metrics import exposition
 from exporter.metrics.gzip_member import deflated
 from exporter.storage.rows import HistoryRow
 from exporter.web import routes, webconfig
-from exporter.web.application import DEFAULTS, create_app
+from exporter.web.application import DEFAULTS, PROBES, create_app
 from exporter.web.backend import Backend
+from exporter.web.connections import Connections, Limits
+from exporter.web.http_protocol import protect
+from exporter.web.live_config import LiveWebConfig
 from tests.helpers.certificates import write_certificate
 from tests.helpers.in_process_exporter import DirectBridge
 
@@ -96,6 +100,7 @@ class Memory:
     newest: dict[str, int] = field(default_factory=dict)
     fleet: Fleet = field(default_factory=lambda: Fleet(0, (), namespace="cml_cloud_manager.cml_workers"))
     failure: Exception | None = None
+    liveness: Liveness = field(default_factory=Liveness)
 
     def __post_init__(self) -> None:
         Gauge("cml_exporter_leader", "Whether it is the leader.", registry=self.registry).set(1)
@@ -111,6 +116,7 @@ class Memory:
             history=self,
             inventory=self,
             fleet_inventory=self,
+            liveness=self.liveness,
             wall=self.now,
         )
 
@@ -180,15 +186,18 @@ class Memory:
 def serving(
     parts: Memory,
     *,
-    web: webconfig.WebConfig | None = None,
+    web: webconfig.WebConfig | LiveWebConfig | None = None,
     settings: WebSettings = DEFAULTS,
+    connections: Connections | None = None,
     **options: Any,  # noqa: ANN401 -- of httpx.Client
 ) -> Iterator[httpx.Client]:
     """Serve the backend of `parts` while the block runs; yields a client."""
     web = web or webconfig.WebConfig()
-    app = create_app(parts.backend(), settings, users=web.users)
+    current = web.current if isinstance(web, LiveWebConfig) else lambda: web
+    app = create_app(parts.backend(), settings, users=lambda: web.users, http=current)
     config = uvicorn.Config(app, log_config=None, lifespan="off", access_log=False)
     web.apply(config)
+    protect(config, connections if connections is not None else Connections(Limits()), admits=web.admits)
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, args=([listener],))
@@ -314,6 +323,24 @@ def test_accept_encoding_is_read_with_its_weights(client: httpx.Client, accept: 
     assert "cml_worker_info{" in response.text
 
 
+@pytest.mark.parametrize("encoding", ["gzip", "identity"])
+def test_families_are_selected_by_name(client: httpx.Client, encoding: str) -> None:
+    def names(*wanted: str) -> set[str]:
+        params = httpx.QueryParams([("name[]", name) for name in wanted])
+        response = client.get("/metrics", params=params, headers={"Accept-Encoding": encoding})
+        assert response.status_code == 200
+        assert response.headers.get("content-encoding", "identity") == encoding
+        return {family.name for family in text_string_to_metric_families(response.text)}
+
+    both = {"cml_worker_info", "cml_exporter_leader"}
+    assert names(*both) == both
+    assert names("cml_worker_status", "nonsense") == {"cml_worker_status"}
+    assert names("nonsense") == set()
+    assert len(names()) > 2
+    assert client.get("/metrics?module=x").text == client.get("/metrics").text
+    assert client.get("/metrics", params={"name[]": "x" * 5000}).status_code == 400
+
+
 def test_openmetrics_is_never_sent(client: httpx.Client) -> None:
     accept = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"
     response = client.get("/metrics", headers={"Accept": accept})
@@ -351,6 +378,23 @@ def test_healthy_is_200_even_if_every_source_fails(serve: Serve) -> None:
     response = serve(Memory(ready=False, sources={"mongodb": "MongoDB is down."})).get("/-/healthy")
     assert response.status_code == 200
     assert "healthy" in response.text
+
+
+def test_healthy_is_503_and_names_the_loop_that_hangs(serve: Serve) -> None:
+    parts = Memory()
+    now = [0.0]
+    parts.liveness = Liveness(lambda: now[0])
+    beat = parts.liveness.expect("polling", 300)
+    client = serve(parts)
+    assert client.get("/-/healthy").status_code == 200
+    now[0] = 900
+    assert client.get("/-/healthy").status_code == 200
+    now[0] = 901
+    response = client.get("/-/healthy")
+    assert response.status_code == 503
+    assert response.text == "CML worker exporter hangs; without progress: polling for 901 s. Restart it.\n"
+    beat()
+    assert client.get("/-/healthy").status_code == 200
 
 
 def test_ready_is_200_after_the_first_read_and_shows_each_source(serve: Serve) -> None:
@@ -665,8 +709,11 @@ def hashed(password: str, cost: int = 4) -> bytes:
     return bcrypt.hashpw(password.encode(), bcrypt.gensalt(cost))
 
 
-@pytest.mark.parametrize("path", [endpoint.path for endpoint in routes.ROUTES] + ["/nowhere"])
-def test_every_route_requires_a_user_once_users_are_configured(guarded: httpx.Client, path: str) -> None:
+GUARDED = [endpoint.path for endpoint in routes.ROUTES if endpoint.path not in PROBES]
+
+
+@pytest.mark.parametrize("path", [*GUARDED, "/nowhere", "/-/healthy/", "/-/ready/../metrics", "//-/ready"])
+def test_every_route_but_the_probes_requires_a_user_once_users_are_configured(guarded: httpx.Client, path: str) -> None:
     response = guarded.get(path)
     assert problem(response, 401) == "This exporter requires a user name and a password."
     assert response.headers["www-authenticate"].startswith("Basic realm=")
@@ -700,26 +747,41 @@ def test_other_credentials_are_refused_even_after_a_user_was_accepted(guarded: h
     assert guarded.get("/metrics", headers=[(b"Authorization", header.encode("latin-1"))]).status_code == 401
 
 
+@pytest.mark.parametrize("prefix", ["", "/workers"])
+@pytest.mark.parametrize("path", PROBES)
+def test_probes_need_no_password_unless_that_is_set(serve: Serve, path: str, prefix: str) -> None:
+    web = webconfig.WebConfig(users={"alice": hashed("secret")})
+    client = serve(Memory(), web=web, settings=WebSettings(route_prefix=prefix or "/"))
+    assert client.get(prefix + path).status_code == 200
+    assert client.head(prefix + path).status_code == 200
+    assert client.get(prefix + "/metrics").status_code == 401
+    strict = serve(Memory(), web=web, settings=WebSettings(route_prefix=prefix or "/", probes_need_auth=True))
+    assert strict.get(prefix + path).status_code == 401
+    assert strict.get(prefix + path, auth=("alice", "secret")).status_code == 200
+
+
 def test_bytes_after_the_72nd_are_ignored_as_in_bcrypt(serve: Serve) -> None:
     client = serve(Memory(), web=webconfig.WebConfig(users={"alice": hashed("s" * 72)}))
     assert client.get("/metrics", auth=("alice", "s" * 100)).status_code == 200
     assert client.get("/metrics", auth=("alice", "s" * 71)).status_code == 401
 
 
-def test_bcrypt_runs_for_the_first_scrape_and_for_every_wrong_password(serve: Serve) -> None:
+def test_bcrypt_runs_once_for_each_password_right_or_wrong(serve: Serve) -> None:
     hash = hashed("secret", cost=11)
     client = serve(Memory(), web=webconfig.WebConfig(users={"alice": hash}))
 
-    def took(auth: tuple[str, str], times: int = 1) -> float:
+    def took(user: str, *passwords: str) -> float:
         began = time.perf_counter()
-        for _ in range(times):
-            client.get("/-/healthy", auth=auth)
-        return (time.perf_counter() - began) / times
+        for password in passwords:
+            client.get("/metrics", auth=(user, password))
+        return (time.perf_counter() - began) / len(passwords)
 
-    took(("alice", "secret"))
-    remembered = took(("alice", "secret"), 20)
-    assert took(("alice", "wrong"), 2) > 3 * remembered
-    assert took(("carol", "secret"), 2) > 3 * remembered
+    took("alice", "secret")
+    remembered = took("alice", *["secret"] * 20)
+    assert took("alice", "wrong", "false") > 3 * remembered
+    assert took("carol", "secret", "wrong") > 3 * remembered
+    assert took("alice", *["wrong", "false"] * 10) < 3 * remembered
+    assert took("carol", *["secret", "wrong"] * 10) < 3 * remembered
 
 
 # -- TLS
@@ -768,7 +830,7 @@ def test_tls_older_than_the_minimum_is_refused(serve: Serve, web: Path) -> None:
 
 
 def test_a_renewed_certificate_is_used_without_a_restart(serve: Serve, web: Path) -> None:
-    client = serve(Memory(), web=webconfig.load(web), verify=trusting(web.parent))
+    client = serve(Memory(), web=LiveWebConfig(web), verify=trusting(web.parent))
     assert client.get("/-/healthy").status_code == 200
 
     def answers(trust: ssl.SSLContext) -> bool:

@@ -2,7 +2,6 @@
 
 import math
 import struct
-import time
 
 import cramjam
 import pytest
@@ -12,7 +11,8 @@ from hypothesis import strategies as st
 from exporter.core.errors import RequestError
 from exporter.history import remote_read
 from exporter.history import remote_read_pb2 as pb
-from exporter.history.remote_read import Matcher, Operator, Selection, decode, encode_response, encode_series, in_order
+from exporter.history.matching import Matcher
+from exporter.history.remote_read import decode, encode_response, encode_series, in_order
 from tests.helpers import prompb
 
 T = 1_767_225_600_000
@@ -73,6 +73,20 @@ def test_too_many_queries_and_unknown_matchers_are_refused() -> None:
         decode(prompb.request(*[(T, T, [])] * 65))
 
 
+@pytest.mark.parametrize(
+    "accepted",
+    [(), (pb.ReadRequest.SAMPLES,), (pb.ReadRequest.STREAMED_XOR_CHUNKS, pb.ReadRequest.SAMPLES)],
+    ids=["none named", "samples", "chunks preferred"],
+)
+def test_a_client_that_accepts_samples_is_answered(accepted: tuple[pb.ReadRequest.ResponseType, ...]) -> None:
+    assert len(decode(prompb.request((T, T, []), accepted=accepted))) == 1
+
+
+def test_a_client_that_accepts_only_streamed_chunks_is_told_so() -> None:
+    with pytest.raises(RequestError, match="only STREAMED_XOR_CHUNKS, and this exporter sends nothing but SAMPLES"):
+        decode(prompb.request((T, T, []), accepted=[pb.ReadRequest.STREAMED_XOR_CHUNKS]))
+
+
 @given(st.binary(max_size=200))
 def test_no_body_raises_anything_but_request_error(body: bytes) -> None:
     for candidate in (body, bytes(cramjam.snappy.compress_raw(body))):
@@ -80,60 +94,6 @@ def test_no_body_raises_anything_but_request_error(body: bytes) -> None:
             decode(candidate)
         except RequestError:
             continue
-
-
-@pytest.mark.parametrize(
-    ("operator", "value", "label", "accepted"),
-    [
-        ("=", "a", "a", True),
-        ("=", "a", "ab", False),
-        ("=", "", "", True),
-        ("!=", "a", "b", True),
-        ("!=", "a", "", True),
-        ("!=", "", "", False),
-        ("=~", "a|b", "b", True),
-        ("=~", "a|b", "ab", False),
-        ("=~", "a|b|", "", True),
-        ("=~", ".*", "", True),
-        ("=~", ".+", "", False),
-        ("=~", "ab", "xabx", False),
-        ("=~", "(?i)ABC", "abc", True),
-        ("=~", "a.c", "abc", True),
-        ("=~", "a\\.c", "abc", False),
-        ("=~", "^a$", "a", True),
-        ("=~", "[[:alpha:]]+", "abc", True),
-        ("=~", "ä|ö", "ö", True),
-        ("=~", "\\d+", "12", True),
-        ("=~", "\\d+", "٣", False),
-        ("!~", "a.*", "abc", False),
-        ("!~", "a.*", "", True),
-        ("!~", "a|b", "c", True),
-        ("!~", "a|b", "a", False),
-    ],
-)
-def test_a_matcher_has_the_semantics_of_prometheus(operator: Operator, value: str, label: str, accepted: bool) -> None:
-    assert Selection([Matcher("x", operator, value)]).accepts({"x": label}) is accepted
-
-
-def test_an_absent_label_equals_an_empty_one() -> None:
-    assert Selection([Matcher("job", "=", "")]).accepts({})
-    assert not Selection([Matcher("job", "=", "node")]).accepts({})
-    assert Selection([Matcher("region", "=", "x")]).accepts({}, unknown=("region",))
-
-
-@pytest.mark.parametrize("pattern", ["(", "a{2", "(?P<x", "\\", "(a{1000}){1000}", "(?=a)", "a**"])
-def test_an_expression_that_re2_rejects_is_refused_with_the_reason(pattern: str) -> None:
-    if pattern == "a{2":  # a literal in RE2
-        assert Selection([Matcher("x", "=~", pattern)]).accepts({"x": "a{2"})
-        return
-    with pytest.raises(RequestError, match="valid RE2 regular expression"):
-        Selection([Matcher("x", "=~", pattern)])
-
-
-def test_an_expression_that_makes_backtracking_engines_explode_is_linear() -> None:
-    began = time.process_time()
-    assert not Selection([Matcher("x", "=~", "(a+)+(a|aa)+$")]).accepts({"x": "a" * 5000 + "b"})
-    assert time.process_time() - began < 1
 
 
 def test_a_response_is_what_protobuf_parses() -> None:

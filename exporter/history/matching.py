@@ -1,0 +1,122 @@
+"""Label matchers with Prometheus's semantics, compiled, with bounds on memory and CPU time. Pure.
+
+The patterns come from clients. RE2 is linear in the length of a value, but not in that of a pattern: with capture groups or
+nested counted repetitions one match takes milliseconds, and one query matches the labels of every worker.
+"""
+
+import re
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import re2
+
+from exporter.core.errors import RequestError
+
+MAX_PATTERN_CHARACTERS = 4096
+"""Limit of a regular expression. A list of literal values, `a|b|c`, is none and may be longer."""
+MAX_PATTERN_BYTES = 1 << 18
+"""Limit of the memory of a compiled pattern, including the states that matching adds."""
+MAX_MATCHING_SECONDS = 2.0
+"""Limit of the CPU time that the patterns of one query take; those of dashboards take milliseconds for 10,000 workers."""
+
+Operator = Literal["=", "!=", "=~", "!~"]
+Labels = Mapping[str, str]
+
+_LITERAL = r"(?:[\w:/@, -]|\\[!-/:-@\[-`{-~])*+"
+_ALTERNATIVES = re.compile(rf"{_LITERAL}(?:\|{_LITERAL})*+", re.ASCII)
+_ESCAPED = re.compile(r"\\(.)")
+
+
+@dataclass(frozen=True, slots=True)
+class Matcher:
+    """A label matcher with Prometheus's semantics: fully anchored RE2, and an absent label equals an empty one."""
+
+    name: str
+    operator: Operator
+    value: str
+
+    def predicate(self) -> Callable[[str], bool]:
+        """Return a function that tests the value of a label.
+
+        Raises:
+            RequestError: the pattern is not a valid RE2 expression, or too large.
+        """
+        wanted = frozenset({self.value}) if self.operator in ("=", "!=") else _alternatives(self.value)
+        if wanted is None:
+            compiled = _compile(self.value)
+            if self.operator == "=~":
+                return lambda value: compiled.fullmatch(value) is not None
+            return lambda value: compiled.fullmatch(value) is None
+        if self.operator in ("=", "=~"):
+            return wanted.__contains__
+        return lambda value: value not in wanted
+
+
+def _alternatives(pattern: str) -> frozenset[str] | None:
+    """Return the values of `a|b\\.c` or `(a|b\\.c)`, which is what Grafana's variables send; None for any other pattern."""
+    inner = pattern[1:-1] if pattern.startswith("(") and pattern.endswith(")") else pattern
+    if not _ALTERNATIVES.fullmatch(inner):
+        return None
+    return frozenset(_ESCAPED.sub(r"\1", value) for value in inner.split("|")) if "\\|" not in inner else None
+
+
+def _compile(pattern: str) -> Any:  # noqa: ANN401  # google-re2 ships no types
+    if len(pattern) > MAX_PATTERN_CHARACTERS:
+        raise RequestError(
+            f"a regular expression has {len(pattern)} characters; at most {MAX_PATTERN_CHARACTERS} are accepted, "
+            "unless it is a list of values such as a|b|c"
+        )
+    options = re2.Options()
+    options.log_errors = False
+    options.never_capture = True  # groups would turn RE2's fast automaton off, and take memory for each of them
+    options.max_mem = MAX_PATTERN_BYTES
+    try:
+        return re2.compile(pattern, options)
+    except re2.error as error:
+        reason = error.args[0].decode(errors="replace") if isinstance(error.args[0], bytes) else str(error)
+        raise RequestError(f"{pattern[:100]!r} is not a valid RE2 regular expression: {reason}") from error
+
+
+class Selection:
+    """All matchers of a query, compiled. Each value of a label is matched once, however many series have it.
+
+    Args:
+        matchers: of the query.
+        cpu_seconds: the clock that MAX_MATCHING_SECONDS is measured by; by default the CPU time of the calling thread.
+
+    Raises:
+        RequestError: a pattern is not a valid RE2 expression, or too large.
+    """
+
+    def __init__(self, matchers: Iterable[Matcher], *, cpu_seconds: Callable[[], float] = time.thread_time) -> None:
+        self._cpu_seconds = cpu_seconds
+        self._spent = 0.0
+        self._tests = [(matcher.name, self._remembering(matcher.predicate())) for matcher in matchers]
+
+    def accepts(self, labels: Labels, unknown: Collection[str] = ()) -> bool:
+        """Whether every matcher accepts the series; matchers of labels that are not known yet are skipped.
+
+        Raises:
+            RequestError: the patterns have taken more than MAX_MATCHING_SECONDS.
+        """
+        return all(test(labels.get(name, "")) for name, test in self._tests if name not in unknown)
+
+    def _remembering(self, predicate: Callable[[str], bool]) -> Callable[[str], bool]:
+        results: dict[str, bool] = {}
+
+        def test(value: str) -> bool:
+            known = results.get(value)
+            if known is None:
+                begin = self._cpu_seconds()
+                known = results[value] = predicate(value)
+                self._spent += self._cpu_seconds() - begin
+                if self._spent > MAX_MATCHING_SECONDS:
+                    raise RequestError(
+                        f"the regular expressions of a query took more than {MAX_MATCHING_SECONDS:g} s of CPU time; "
+                        "use fewer nested repetitions"
+                    )
+            return known
+
+        return test
