@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC
+from typing import cast
 from zoneinfo import ZoneInfo
 
 from exporter.core.errors import RequestError
@@ -14,8 +15,11 @@ from exporter.core.model import STATUSES
 from exporter.core.periods import DAY, WEEK, format_duration, parse_duration, parse_time, rfc3339
 from exporter.history.reader import PageRequest
 from exporter.sources.cloudwatch.retention import OLDEST
+from exporter.web import chart, worker_chart
+from exporter.web.chart import Theme
 from exporter.web.discovery import NODE_EXPORTER_PORT
 from exporter.web.openapi import Parameter, Schema
+from exporter.web.worker_chart import Metric
 
 WORKERS_LIMIT, MAX_WORKERS = 500, 1000
 HISTORY_LIMIT, MAX_ROWS = 1000, 10_000
@@ -26,6 +30,8 @@ MAX_PARAMETER_CHARACTERS = 4096
 MAX_FUTURE_SECONDS = DAY
 """Seconds that `end` may lie in the future, so that the end of today is accepted."""
 
+MAX_SHIFT_SECONDS = 371 * DAY
+"""The longest distance of two ranges that are compared: a year in whole weeks, rounded up."""
 MIN_RESOURCES_SECONDS = 30
 """The shortest range of a worker's resources, in seconds: the shortest that the manager's UI offers."""
 
@@ -115,6 +121,37 @@ PORT = Parameter(
     {"type": "integer", "minimum": 1, "maximum": 65535, "default": NODE_EXPORTER_PORT},
 )
 DISCOVERY = (PORT,)
+
+METRIC = Parameter(
+    "metric",
+    "What is drawn: CPU or memory in percent, or labs. Default: `cpu`.",
+    {"type": "string", "enum": list(worker_chart.METRICS), "default": "cpu"},
+)
+COMPARE = Parameter(
+    "compare",
+    f"Draw the range this long before, too, over the other one: a duration up to {format_duration(MAX_SHIFT_SECONDS)}, such "
+    "as `1w`.",
+    {**_DURATION, "examples": ["1d", "1w"]},
+)
+THEME = Parameter(
+    "theme",
+    "Colors; `auto` follows the preference of the reader's browser. Default: `auto`.",
+    {"type": "string", "enum": list(chart.THEMES), "default": "auto"},
+)
+WIDTH = Parameter(
+    "width",
+    f"Pixels. Default: {chart.DEFAULT_WIDTH}.",
+    {"type": "integer", "minimum": chart.MIN_WIDTH, "maximum": chart.MAX_WIDTH, "default": chart.DEFAULT_WIDTH},
+)
+HEIGHT = Parameter(
+    "height",
+    f"Pixels. Default: {chart.DEFAULT_HEIGHT}.",
+    {"type": "integer", "minimum": chart.MIN_HEIGHT, "maximum": chart.MAX_HEIGHT, "default": chart.DEFAULT_HEIGHT},
+)
+CHART_TZ = replace(
+    TZ, description="Time zone of the time axis, and of times without an offset, such as America/New_York. Default: UTC."
+)
+CHART = (WORKER_ID, METRIC, START, END, CHART_TZ, COMPARE, THEME, WIDTH, HEIGHT)
 
 
 # -- the queries -------------------------------------------------------------------------------------------------------
@@ -215,6 +252,46 @@ class ResourcesQuery:
         return cls(relative, seconds, min(end, now))
 
 
+@dataclass(frozen=True, slots=True)
+class ChartQuery:
+    """The parameters of a chart."""
+
+    metric: Metric
+    start: int
+    """UTC second, as `end`."""
+    end: int
+    zone: ZoneInfo | None
+    shift: int | None
+    """Seconds between the range and the one it is compared with; None: no comparison."""
+    theme: Theme
+    width: int
+    height: int
+
+    @classmethod
+    def parse(cls, items: Iterable[tuple[str, str]], *, now: int, reach: int | None) -> "ChartQuery":
+        """Parse the query's (name, value) pairs; raises RequestError. The arguments are those of `HistoryQuery.parse`."""
+        given = _given(items, CHART)
+        zone = _zone(_one(given, "tz"))
+        end = _time(given, "end", now, now, zone)
+        start = _time(given, "start", now, min(end, now) - DAY, zone)
+        _check_range(start, end, now, reach)
+        text = _one(given, "compare")
+        sentence = f"compare must be a duration up to {format_duration(MAX_SHIFT_SECONDS)}, such as 1d or 1w."
+        shift = None if text is None else _duration(text, sentence)
+        if shift is not None and not 0 < shift <= MAX_SHIFT_SECONDS:
+            raise RequestError(sentence)
+        return cls(
+            cast(Metric, _choice(given, METRIC)),
+            start,
+            min(end, now),
+            zone,
+            shift,
+            cast(Theme, _choice(given, THEME)),
+            _limit(given, WIDTH),
+            _limit(given, HEIGHT),
+        )
+
+
 def discovery_port(items: Iterable[tuple[str, str]]) -> int:
     """Return the port of a request to /sd/workers; raises RequestError."""
     return _limit(_given(items, DISCOVERY), PORT)
@@ -289,12 +366,19 @@ def _refuse(sentence: str) -> int:
 
 
 def _limit(given: Mapping[str, Sequence[str]], parameter: Parameter) -> int:
-    text, most = _one(given, parameter.name), parameter.schema["maximum"]
+    text, least, most = _one(given, parameter.name), parameter.schema["minimum"], parameter.schema["maximum"]
     if text is None:
         return int(parameter.schema["default"])
-    if not re.fullmatch("[0-9]{1,9}", text) or not 1 <= int(text) <= most:
-        raise RequestError(f"{parameter.name} must be a whole number from 1 to {most}.")
+    if not re.fullmatch("[0-9]{1,9}", text) or not least <= int(text) <= most:
+        raise RequestError(f"{parameter.name} must be a whole number from {least} to {most}.")
     return int(text)
+
+
+def _choice(given: Mapping[str, Sequence[str]], parameter: Parameter) -> str:
+    text, allowed = _one(given, parameter.name), parameter.schema["enum"]
+    if text is not None and text not in allowed:
+        raise RequestError(f"{parameter.name} must be one of {', '.join(allowed)}.")
+    return str(parameter.schema["default"]) if text is None else text
 
 
 def _given(items: Iterable[tuple[str, str]], parameters: Sequence[Parameter]) -> Mapping[str, Sequence[str]]:

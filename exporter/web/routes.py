@@ -17,11 +17,11 @@ from exporter.history import remote_read, series
 from exporter.history.reader import WorkerRef
 from exporter.metrics.gzip_member import continued
 from exporter.sources.cloudwatch.retention import OLDEST
-from exporter.web import discovery, landing, openapi, parameters, responses
+from exporter.web import chart, discovery, landing, openapi, parameters, responses, worker_chart
 from exporter.web.backend import Backend
 from exporter.web.negotiation import prefers_csv, prefers_gzip
 from exporter.web.openapi import Endpoint, ResponseSpec
-from exporter.web.parameters import HistoryQuery, ResourcesQuery, WorkersQuery, resuming
+from exporter.web.parameters import ChartQuery, HistoryQuery, ResourcesQuery, WorkersQuery, resuming
 from exporter.web.schemas import FleetPage, HistoryPage, Readiness, ResourceUsage, TargetGroups
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -32,6 +32,12 @@ RETRY_AFTER_SECONDS = 10
 """Seconds after which a client should retry when MongoDB or CloudWatch is unavailable."""
 
 _JSON = "application/json"
+_SVG = "image/svg+xml"
+_CHART_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'",
+    "Cache-Control": "private, max-age=30",
+}
+"""A chart opened by its address is a document of its own: its style sheet is in it, and it needs nothing else."""
 MAX_ROWS_IN_LOOP = 1000
 """Rows of history that are rendered on the event loop: they take less than a millisecond."""
 
@@ -143,6 +149,35 @@ async def history(request: Request) -> Response:
     # In a thread, as above, unless a change of threads would take longer.
     small = len(page.rows) <= MAX_ROWS_IN_LOOP and not as_csv
     return render() if small else await asyncio.to_thread(render)
+
+
+async def worker_chart_image(request: Request) -> Response:
+    """Respond with a chart of one worker as an SVG image."""
+    backend = _backend(request)
+    reach = await backend.reader.reach()
+    query = ChartQuery.parse(request.query_params.multi_items(), now=int(backend.now()), reach=reach)
+    worker_id = request.path_params["worker_id"]
+    found = await _find(backend, worker_id)
+    if found is None:
+        raise _unknown(worker_id)
+    reader, ref = backend.reader, found[0]
+    interval = worker_chart.chart_interval(query.start, query.end, backend.period)
+    shown = await worker_chart.read_rows(reader, ref, query.start, query.end, interval)
+    earlier, shift = None, query.shift or 0
+    if shift:
+        oldest = 0 if reach is None else int(backend.now()) - reach
+        begin = max(oldest, query.start - shift)
+        earlier = await worker_chart.read_rows(reader, ref, begin, max(begin, query.end - shift), interval)
+
+    def render() -> Response:
+        drawn = worker_chart.worker_chart(
+            ref, query.metric, query.start, query.end, shown, earlier=earlier, shift=shift, zone=query.zone
+        )
+        body = chart.render(drawn, query.width, query.height, query.theme)
+        return Response(body, media_type=_SVG, headers=_CHART_HEADERS)
+
+    # In a thread: thousands of points take some milliseconds.
+    return await asyncio.to_thread(render)
 
 
 async def resources(request: Request) -> Response:
@@ -269,6 +304,13 @@ ROUTES: tuple[Endpoint, ...] = (
         "average CPU and memory of one worker over the last minutes, from CloudWatch",
         ResponseSpec({_JSON: ResourceUsage}, (400, 404, 503)),
         parameters.RESOURCES,
+    ),
+    Endpoint(
+        "/workers/{worker_id:path}/chart.svg",
+        worker_chart_image,
+        "chart of one worker's CPU, memory or labs as an image, for wikis, chat and other pages",
+        ResponseSpec({_SVG: _TEXT}, (400, 404, 503)),
+        parameters.CHART,
     ),
     Endpoint(
         "/api/v1/read",
