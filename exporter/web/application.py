@@ -18,7 +18,8 @@ from exporter.core.settings import WebSettings
 from exporter.web import responses
 from exporter.web.auth import BasicAuth
 from exporter.web.backend import Backend
-from exporter.web.routes import RETRY_AFTER_SECONDS, ROUTES
+from exporter.web.lookup import RETRY_AFTER_SECONDS
+from exporter.web.routes import ROUTES
 
 DEFAULTS = WebSettings()
 MAX_SAMPLE_READS = 2
@@ -123,6 +124,7 @@ def create_app(
     app.state.backend = backend
     app.state.prefix = prefix
     app.state.external_url = settings.external_url
+    app.state.grafana_url = settings.grafana_url
     app.state.sample_reads = asyncio.Semaphore(MAX_SAMPLE_READS)
     app.state.hourly_reads = asyncio.Semaphore(MAX_HOURLY_READS)
     return app

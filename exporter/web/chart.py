@@ -151,8 +151,8 @@ class _Plot:
         return self.bottom - (value - self.low) * (self.bottom - self.top) / (self.high - self.low)
 
 
-def render(chart: Chart, width: int = DEFAULT_WIDTH, height: int = DEFAULT_HEIGHT, theme: Theme = "auto") -> str:
-    """Return the chart as an SVG document of `width` × `height` pixels."""
+def render(chart: Chart, width: int = DEFAULT_WIDTH, height: int = DEFAULT_HEIGHT, theme: Theme | None = "auto") -> str:
+    """Return the chart as an SVG document of `width` × `height` pixels; theme None: the page around it has the style sheet."""
     high, steps = _value_axis(chart, height)
     widest = max(len(_number(value)) for value in steps) + len(chart.unit)
     narrow = width < 560
@@ -172,8 +172,9 @@ def render(chart: Chart, width: int = DEFAULT_WIDTH, height: int = DEFAULT_HEIGH
         (
             f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" width="{width}" height="{height}" '
             f'viewBox="0 0 {width} {height}" role="img" aria-label="{_text(summary)}" '
-            f'data-start="{chart.start}" data-end="{chart.end}" {edges}>',
-            f"<title>{_text(summary)}</title><style>{style(theme)}</style>",
+            f'data-start="{chart.start}" data-end="{chart.end}" {edges} data-unit="{_text(chart.unit)}" '
+            f'data-zone="{chart.zone}"><title>{_text(summary)}</title>',
+            f"<style>{style(theme)}</style>" if theme else "",
             f'<rect class="page" width="{width}" height="{height}"/>',
             f'<text class="title" x="14" y="22">{_text(_shortened(chart.title, (width - 28) / 7.6))}</text>',
             *_legend(chart, width, narrow),

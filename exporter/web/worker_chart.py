@@ -1,6 +1,6 @@
 """Makes charts of a worker's history: reads its pages, chooses the interval, converts rows. What is drawn: `chart`."""
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, tzinfo
 from typing import Any, Literal, cast
@@ -44,10 +44,12 @@ class WorkerRows:
     Attributes:
         rows: oldest first.
         step: seconds between two rows.
+        note: a limitation of the rows, as a sentence; None: there is none.
     """
 
     rows: Sequence[HistoryRow]
     step: int
+    note: str | None = None
 
 
 def chart_interval(start: int, end: int, period: int) -> int | None:
@@ -63,25 +65,20 @@ def chart_interval(start: int, end: int, period: int) -> int | None:
     return next(fitting, WEEK)
 
 
-async def read_rows(reader: HistoryReader, ref: WorkerRef, start: int, end: int, interval: int | None) -> WorkerRows:
-    """Read the rows in [start, end), UTC seconds; raises StoreError and SourceError."""
+async def read_rows(
+    reader: HistoryReader, ref: WorkerRef, start: int, end: int, interval: int | None, zone: ZoneInfo | None = None
+) -> WorkerRows:
+    """Read the rows in [start, end), UTC seconds; `zone` makes days local. Raises StoreError and SourceError."""
     rows: list[HistoryRow] = []
-    step = interval or reader.period
-    async for page_rows, resolution in _pages(reader, ref, PageRequest(start * 1000, end, interval, PAGE_ROWS)):
-        rows += page_rows
-        step = max(step, resolution)  # CloudWatch keeps older datapoints at a coarser resolution
-    return WorkerRows(rows, step)
-
-
-async def _pages(
-    reader: HistoryReader, ref: WorkerRef, request: PageRequest
-) -> AsyncIterator[tuple[Sequence[HistoryRow], int]]:
-    while True:
+    step, note = interval or reader.period, None
+    request: PageRequest | None = PageRequest(start * 1000, end, interval, PAGE_ROWS, zone)
+    while request is not None and start < end:
         page = await reader.page(ref, request)
-        yield page.rows, page.interval or page.resolution
-        if page.following is None:
-            return
-        request = replace(request, start=page.following)
+        rows += page.rows
+        note = note or page.note
+        step = max(step, page.interval or page.resolution)  # CloudWatch keeps older datapoints at a coarser resolution
+        request = None if page.following is None else replace(request, start=page.following)
+    return WorkerRows(rows, step, note)
 
 
 def worker_chart(
