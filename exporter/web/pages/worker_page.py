@@ -22,6 +22,10 @@ from exporter.web.worker_chart import WorkerRows
 
 RANGES = (("24 h", "-24h"), ("7 d", "-7d"), ("30 d", "-30d"))
 """Label and `start` of the ranges that are one click away."""
+_WIDE, _NARROW = (1200, 250), (440, 230)
+"""Pixels of a chart on a screen and on a phone: a picture that is scaled down has letters too small to read."""
+DASHBOARD = "cml-worker"
+"""Uid of the Grafana dashboard of one worker."""
 _NO_FIGURES: FieldStatistics = {"avg": None, "min": None, "max": None, "count": 0}
 
 
@@ -37,7 +41,9 @@ class Figure(NamedTuple):
     """A chart of the page."""
 
     label: str
-    svg: Markup
+    wide: Markup
+    narrow: Markup
+    """The same chart for a phone."""
     image: str
     """Address of the same chart as an image."""
 
@@ -108,8 +114,8 @@ def render(view: WorkerView, root: str) -> str:
         Link("Samples as JSON", f"{history}?{urlencode({**exact, **common})}"),
     ]
     if view.grafana_url:
-        query = urlencode({"var-worker": view.ref.worker.id, "from": view.start * 1000, "to": view.end * 1000})
-        links.append(Link("Grafana dashboard", f"{view.grafana_url.rstrip('/')}/d/cml-worker?{query}"))
+        query = urlencode({"var-worker_id": view.ref.worker.id, "from": view.start * 1000, "to": view.end * 1000})
+        links.append(Link("Grafana dashboard", f"{view.grafana_url.rstrip('/')}/d/{DASHBOARD}?{query}"))
     page: dict[str, Any] = {
         "name": view.ref.worker.name or (view.ref.entry.name if view.ref.entry else None) or view.ref.worker.id,
         "status": view.status,
@@ -147,9 +153,9 @@ def _figures(view: WorkerView, here: str, query: Mapping[str, str]) -> Iterable[
         made = worker_chart.worker_chart(
             view.ref, metric, view.start, view.end, view.shown, earlier=view.earlier, shift=WEEK, zone=view.zone
         )
-        # The picture is drawn by the very same code, from numbers and escaped texts.
-        svg = Markup(chart.render(made, 1200, 250, theme=None))
-        yield Figure(f"{drawn.title} over time", svg, f"{here}/chart.svg?{urlencode({'metric': metric, **query})}")
+        # The pictures are drawn by the very same code, from numbers and escaped texts.
+        wide, narrow = (Markup(chart.render(made, *size, theme=None)) for size in (_WIDE, _NARROW))
+        yield Figure(f"{drawn.title} over time", wide, narrow, f"{here}/chart.svg?{urlencode({'metric': metric, **query})}")
 
 
 def hours(shown: WorkerRows, start: int, end: int) -> Hours:

@@ -1,10 +1,9 @@
 // Numbers of a chart on hover and by the arrow keys. They are read from the picture itself, as docs/charts.md describes.
 "use strict";
 document.addEventListener("DOMContentLoaded", function () {
-  for (const figure of document.querySelectorAll("figure")) {
-    const plot = figure.querySelector(".plot");
+  for (const plot of document.querySelectorAll("figure .plot")) {
     const svg = plot.querySelector("svg");
-    const output = figure.querySelector("output");
+    const output = plot.closest("figure").querySelector("output");
     const at = {};
     for (const name of ["start", "end", "left", "right", "top", "bottom", "low", "high"]) {
       at[name] = Number(svg.getAttribute("data-" + name));
