@@ -156,6 +156,7 @@ class WebSettings(Section):
     external_url: Url | None = Field(
         None, description="URL under which clients reach the exporter, such as that of a reverse proxy."
     )
+    grafana_url: Url | None = Field(None, description="URL of Grafana, for links to its dashboards; unset: no links.")
     route_prefix: RoutePrefix | None = Field(
         None, description="Path before all routes, such as /workers; unset: the path of `external_url`."
     )

@@ -21,7 +21,8 @@ from exporter.web.admission import Admission
 from exporter.web.backend import Backend
 from exporter.web.hang_up import HangUp
 from exporter.web.live_config import LiveAuth
-from exporter.web.routes import RETRY_AFTER_SECONDS, ROUTES
+from exporter.web.lookup import RETRY_AFTER_SECONDS
+from exporter.web.routes import ROUTES
 from exporter.web.toolkit_http import HttpConfig, ToolkitHttp
 
 DEFAULTS = WebSettings()
@@ -159,6 +160,7 @@ def create_app(
     app.state.reload = reload
     app.state.prefix = prefix
     app.state.external_url = settings.external_url
+    app.state.grafana_url = settings.grafana_url
     app.state.sample_reads = asyncio.Semaphore(MAX_SAMPLE_READS)
     app.state.hourly_reads = asyncio.Semaphore(MAX_HOURLY_READS)
     return app
