@@ -3,6 +3,8 @@
 import platform
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from functools import partial
+from typing import TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
@@ -24,6 +26,8 @@ from exporter.core.errors import OUTBOX_FAILURE_REASONS
 from exporter.core.model import METRICS, ExporterMetrics
 from exporter.metrics.gzip_member import deflated
 
+M = TypeVar("M", Gauge, Counter)
+
 _log = logs.get("cloudwatch")
 
 
@@ -44,6 +48,12 @@ class OptionalGauge(Collector):
         yield GaugeMetricFamily(self._metric.name, self._metric.help, value=self.value)
 
 
+def _registered(kind: type[M], registry: CollectorRegistry, name: str) -> M:
+    """Return an exporter metric of the catalog, by its name without the prefix."""
+    metric = METRICS_BY_NAME[f"cml_exporter_{name}"]
+    return kind(metric.name, metric.help, metric.labels, registry=registry)
+
+
 class Telemetry:
     """The catalog's exporter metrics, one attribute each, plus process_* and python_info."""
 
@@ -51,14 +61,7 @@ class Telemetry:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # the catalog has no _created series
         self.registry = registry
 
-        def gauge(name: str) -> Gauge:
-            metric = METRICS_BY_NAME[f"cml_exporter_{name}"]
-            return Gauge(metric.name, metric.help, metric.labels, registry=registry)
-
-        def counter(name: str) -> Counter:
-            metric = METRICS_BY_NAME[f"cml_exporter_{name}"]
-            return Counter(metric.name, metric.help, metric.labels, registry=registry)
-
+        gauge, counter = partial(_registered, Gauge, registry), partial(_registered, Counter, registry)
         self.build_info = gauge("build_info")
         self.build_info.labels(__version__, revision, platform.python_version()).set(1)
         self.leader = OptionalGauge("cml_exporter_leader", registry)
@@ -80,14 +83,10 @@ class Telemetry:
         self.reader_budget = OptionalGauge("cml_exporter_cloudwatch_reader_budget_dollars", registry)
         self.reader_requests_refused = counter("cloudwatch_reader_requests_refused_total")
         self.malformed = counter("cloudwatch_malformed_total")
-        for kind in MALFORMED_KINDS:
-            self.malformed.labels(kind)
         self._malformed_logged: set[tuple[str, str]] = set()
         self.outbox_samples = gauge("outbox_samples")
         self.outbox_oldest = OptionalGauge("cml_exporter_outbox_oldest_timestamp_seconds", registry)
         self.outbox_write_failures = counter("outbox_write_failures_total")
-        for reason in OUTBOX_FAILURE_REASONS:
-            self.outbox_write_failures.labels(reason)
         self.outbox_replaced = counter("outbox_replaced_total")
         self.outbox_free = OptionalGauge("cml_exporter_outbox_free_bytes", registry)
         self.outbox_day = OptionalGauge("cml_exporter_outbox_day_bytes", registry)
@@ -106,11 +105,7 @@ class Telemetry:
         self.http_connections_closed = counter("http_connections_closed_total")
         self.config_reload_successful = gauge("config_last_reload_successful")
         self.config_reload_success = gauge("config_last_reload_success_timestamp_seconds")
-        for metric in METRICS:  # start at 0: increase() ignores a counter's first value
-            for by_metric in (self.samples_unavailable, self.samples_late, self.samples_revised):
-                by_metric.labels(metric)
-        for reason in ("collection", "backup", "marker"):
-            self.history_replaced.labels(reason)
+        self._start_at_zero()
         self.mirrored = 0
         """Samples inserted since the start, for the log."""
         self.dollars = 0.0
@@ -120,6 +115,18 @@ class Telemetry:
         self.rendered = ExporterMetrics(b"", b"")
         """All exporter metrics, rendered and compressed by the last `refresh`."""
         self.refresh()
+
+    def _start_at_zero(self) -> None:
+        """Show every counter with known labels from the start: increase() ignores a counter's first value."""
+        for metric in METRICS:
+            for by_metric in (self.samples_unavailable, self.samples_late, self.samples_revised):
+                by_metric.labels(metric)
+        for kind in MALFORMED_KINDS:
+            self.malformed.labels(kind)
+        for reason in OUTBOX_FAILURE_REASONS:
+            self.outbox_write_failures.labels(reason)
+        for reason in ("collection", "backup", "marker"):
+            self.history_replaced.labels(reason)
 
     def refresh(self) -> None:
         """Render and compress all exporter metrics, with /proc as of now; safe from any thread.

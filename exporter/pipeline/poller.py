@@ -1,14 +1,13 @@
 """Poll CloudWatch on a schedule and decide the values of open samples."""
 
-import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
 from exporter.core import logs
 from exporter.core.budget import BudgetState
 from exporter.core.clock import ServerClock
-from exporter.core.errors import ExporterError, SourceError, StoreError
+from exporter.core.errors import ExporterError, StoreError
 from exporter.core.instances import unique
 from exporter.core.model import METRICS, MetricQuery, PendingQuery
 from exporter.core.periods import rfc3339
@@ -17,6 +16,7 @@ from exporter.pipeline.calls import CallRunner
 from exporter.pipeline.cycle import Cycle, CycleStats
 from exporter.pipeline.decided_values import ValueChange
 from exporter.pipeline.lifecycle import Rules
+from exporter.pipeline.listings import refresh_listings
 from exporter.pipeline.outbox_thread import OutboxThread
 from exporter.pipeline.planning import MetricDataCall, is_due, live_queries, plan, plan_extra, revisit
 from exporter.pipeline.publisher import Publisher
@@ -155,7 +155,7 @@ class Poller:
             due = []
         regions = sorted({pending.region for pending in due})
         cycle = Cycle(now, self._wall(), types, stats)
-        await self._refresh_listings(cycle, due, regions)
+        await refresh_listings(self._series, self._extra, cycle, due, regions)
         self._publisher.locate()
         stats.budget = self._assess_budget(live, types)  # again: the listings tell which instances have a second metric
         affordable = self._affordable(due, live, cycle)
@@ -201,28 +201,6 @@ class Poller:
         running = {one.worker_id for one in live}
         due = [one for one in pending.values() if is_due(one.worker_id in running, polled.get(one.worker_id), now, self._rules)]
         return due, live
-
-    async def _refresh_listings(self, cycle: Cycle, due: Sequence[PendingQuery], regions: Iterable[str]) -> None:
-        """List the series of every region; where that fails the old listing stays in use and the error is recorded."""
-
-        async def recorded(region: str, listing: Awaitable[object]) -> None:
-            try:
-                await listing
-            except SourceError as error:  # perhaps of one account alone; the others are listed all the same
-                cycle.failures[region] = error
-            except Exception as bug:  # noqa: BLE001  # a bug in one region must not end the others; the log has its traceback
-                _log.exception("listing series failed with an unexpected error; please report it", region=region)
-                cycle.failures[region] = unexpected("cloudwatch", bug, region)
-
-        async def refresh(region: str) -> None:
-            await recorded(region, self._series.listing(region, recent=True))
-            since = self._series.listings(region)[0].since
-            if any(one.oldest < since for one in due if one.region == region):
-                await recorded(region, self._series.listing(region, recent=False))
-            if self._extra is not None:
-                await recorded(region, self._extra.refresh(region))
-
-        await asyncio.gather(*map(refresh, regions))
 
     def _assess_budget(self, live: Iterable[PendingQuery], types: Mapping[str, str | None]) -> BudgetState:
         """Return what the day's budget allows, given the price of one cycle for the running workers alone."""

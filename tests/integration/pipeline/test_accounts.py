@@ -1,9 +1,11 @@
 """Workers in several AWS accounts: by roles, and by a monitoring account; whole, exactly once, and billed once."""
 
+import io
 import json
 import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from exporter.core.settings import Settings
 from exporter.storage.mongo import Database
 from tests.fixtures.process import RunCommand, RunExporter
 from tests.helpers.expected_history import Member, assert_true, expected_history
-from tests.helpers.fake_cloudwatch import HOME, FakeCloudWatch, instance_id
+from tests.helpers.fake_cloudwatch import HOME, FakeCloudWatch, OtherSeries, instance_id
 from tests.helpers.in_process_exporter import DECIDED, PERIOD, Clock, InProcessExporter, series
 
 REGION, OTHER = "eu-west-1", "us-east-1"
@@ -389,3 +391,131 @@ async def test_the_commands_say_which_account_fails_and_do_the_others(
     done = run_command("backfill", "--config.file", config, "--since", "2d")
     assert done.returncode == 0, done.stdout + done.stderr
     assert set(await database["worker_metrics_timeseries"].distinct("worker_id")) == {one.worker_id for one in members}
+
+
+DISK = {
+    "namespace": "CWAgent",
+    "metric": "disk_used_percent",
+    "dimensions": {"path": "/"},
+    "name": "cml_worker_root_disk_ratio",
+    "help": "Root file system in use, 0 to 1.",
+    "unit": "percent",
+}
+NETWORK = {
+    "namespace": "AWS/EC2",
+    "metric": "NetworkIn",
+    "name": "cml_worker_network_in_bytes",
+    "help": "Bytes received in the newest period.",
+    "unit": "Bytes",
+}
+EXTRA: dict[str, Any] = {"extra": [DISK, NETWORK]}
+
+
+async def fleet_with_disks(database: Database, fake: FakeCloudWatch, began: int) -> list[Member]:
+    """The same fleet; each worker has a disk, and EC2's network, in its own account."""
+    members = await fleet(database, fake, began)
+    for number, ((region, name), one) in enumerate(list(fake.instances.items())):
+        others = (
+            OtherSeries("CWAgent", "disk_used_percent", (("InstanceId", name), ("path", "/")), 10.0 + number),
+            OtherSeries("CWAgent", "disk_used_percent", (("InstanceId", name), ("path", "/boot")), 99.0),
+            OtherSeries("AWS/EC2", "NetworkIn", (("InstanceId", name),), 1000.0 + number),
+        )
+        fake.instances[region, name] = replace(one, others=others)
+    return members
+
+
+@WAYS
+async def test_a_further_metric_is_asked_in_the_account_of_its_instance_and_billed_once(
+    tmp_path: Path, database: Database, fake: FakeCloudWatch, clock: Clock, aws: dict[str, Any]
+) -> None:
+    members = await fleet_with_disks(database, fake, int(clock()) - 3600)
+    everyone = {member.worker_id for member in members}
+    async with opened(tmp_path, database, fake, clock, aws, cloudwatch=EXTRA) as exporter:
+        await exporter.round(8)
+        text = await exporter.scrape()
+        for metric, first in (("cml_worker_root_disk_ratio", 0.10), ("cml_worker_network_in_bytes", 1000)):
+            assert shown(text, metric) == everyone
+            step = 0.01 if metric.endswith("ratio") else 1
+            assert sorted(series(text, f"{metric}{{").values()) == pytest.approx([first + step * k for k in range(6)])
+        fake.reset()
+        await exporter.round()
+        assert set(fake.queried.values()) == {1}, "each metric once in a cycle, in one account"
+        further = {(account, name) for account, name, metric in fake.queried if metric in ("disk_used_percent", "NetworkIn")}
+        homes = {member.instance_id: HOME if aws is LINKED else (FIRST, SECOND)[k % 2] for k, member in enumerate(members)}
+        assert further == {(home, name) for name, home in homes.items()}, "and nothing of the worker that is in no account"
+        assert await compared(exporter, fake, members) > 30
+        assert not exporter.errors
+
+
+async def test_an_account_that_fails_hides_no_further_metric_of_another(
+    tmp_path: Path, database: Database, fake: FakeCloudWatch, clock: Clock
+) -> None:
+    members = await fleet_with_disks(database, fake, int(clock()) - 3600)
+    fake.denied.add(FIRST)
+    async with opened(tmp_path, database, fake, clock, ROLES, cloudwatch=EXTRA) as exporter:
+        await exporter.round(3)
+        text = await exporter.scrape()
+        assert shown(text, "cml_worker_root_disk_ratio") == of(members, SECOND)
+        assert shown(text, "cml_worker_network_in_bytes") == of(members, SECOND)
+        fake.denied.clear()
+        await exporter.round(4)
+        fake.denied.add(FIRST)  # the listings that its series are in stay in use
+        await exporter.round(1)
+        fake.denied.clear()
+        await exporter.round(1)
+        text = await exporter.scrape()
+        assert shown(text, "cml_worker_root_disk_ratio") == {member.worker_id for member in members}
+        assert up(exporter, FIRST, "production") == 1
+
+
+@WAYS
+async def test_estimate_and_check_know_the_further_metrics_of_each_account(
+    tmp_path: Path, database: Database, fake_cloudwatch: FakeCloudWatch, aws: dict[str, Any]
+) -> None:
+    fake = fake_cloudwatch
+    await fleet_with_disks(database, fake, int(fake.now()) - DAY)
+    sections = settings_of(tmp_path, database, fake, await uri_of(database), aws)
+    sections["cloudwatch"] |= EXTRA
+    settings = Settings.model_validate(sections)
+
+    async def estimated() -> tuple[str, int]:
+        out = io.StringIO()
+        await estimate.run(settings, out)
+        row = next(line for line in out.getvalue().splitlines() if "a cycle (every" in line)
+        return out.getvalue(), int(re.findall(r"[\d.,]+", row.split(")")[1])[1])
+
+    text, metrics = await estimated()
+    assert "12 of the metrics of a cycle are those of cloudwatch.extra" in text
+    assert metrics == 6 + 4 + 12, "nothing of the worker that is in no account"
+    rows = {row.check: row for row in await examine(settings, fake.now)}
+    found = rows[f"CloudWatch extra cml_worker_root_disk_ratio, {REGION}"]
+    assert (found.status, "is listed for 4 of 4 running workers" in found.text) == ("ok", True), found
+
+    if aws is ROLES:
+        fake.denied.add(FIRST)
+        text, metrics = await estimated()
+        assert (metrics, text.count("account production: ")) == (3 + 2 + 6, 2), "told once for each region"
+        every = [row for row in await examine(settings, fake.now) if row.check.startswith("CloudWatch extra")]
+        assert {row.status for row in every} == {"ok"}, "told once, with the accounts"
+        assert any("is listed for 2 of 2 running workers" in row.text for row in every)
+
+
+async def test_a_malformed_owner_costs_only_itself_and_an_instance_stays_where_it_was(
+    tmp_path: Path, database: Database, fake: FakeCloudWatch, clock: Clock
+) -> None:
+    members = await fleet(database, fake, int(clock()) - 3600)
+    async with opened(tmp_path, database, fake, clock, LINKED) as exporter:
+        await exporter.round(2)
+
+        def lie(operation: str, body: Any, answer: Any) -> Any:  # noqa: ANN401
+            if operation == "ListMetrics" and answer.get("OwningAccounts"):
+                answer["OwningAccounts"][0] = {"Id": FIRST}
+            return answer
+
+        fake.lie = lie
+        await exporter.round(8)
+        assert exporter.value("cml_exporter_cloudwatch_malformed_total", kind="listed_metric")
+        text = await exporter.scrape()
+        assert shown(text, "cml_worker_cpu_utilization_ratio") == {member.worker_id for member in members}
+        assert accounts(text) == {f"worker-{k}": (FIRST, SECOND)[k % 2] for k in range(6)} | {"nowhere": ""}
+        assert await compared(exporter, fake, members) > 30

@@ -28,6 +28,7 @@ from exporter.history.cloudwatch_archive import CloudWatchArchive
 from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.cycle import Cycle, CycleStats
 from exporter.pipeline.lifecycle import FirstSeenValues, PendingSample, Rules, finalize
+from exporter.pipeline.listings import refresh_listings
 from exporter.pipeline.planning import live_queries
 from exporter.pipeline.poller import POLL_OFFSET_SECONDS, Poller
 from exporter.pipeline.publisher import Publisher
@@ -151,7 +152,7 @@ class Process:
         (live,) = live_queries([WORKER], now, RULES)
         pending = replace(live, oldest=min([live.oldest, *open_samples]))
         cycle = Cycle(now, now, {"i-0a": WORKER.instance_type}, CycleStats())
-        await self.poller._refresh_listings(cycle, [pending], ["eu-west-1"])
+        await refresh_listings(self.poller._series, None, cycle, [pending], ["eu-west-1"])
         calls = self.poller._plan([pending], cycle)
         self.index.forget_activity()
         self.source.random.shuffle(calls)
