@@ -9,7 +9,7 @@ import anyio
 from prometheus_client import CollectorRegistry
 
 from exporter.core import logs
-from exporter.core.budget import Budget
+from exporter.core.budget import Budget, ReaderBudget
 from exporter.core.errors import IncompatibleStoreError, StoreError
 from exporter.core.liveness import MIN_INTERVAL_SECONDS, Liveness
 from exporter.core.periods import HOUR
@@ -23,10 +23,11 @@ from exporter.pipeline.duplicate_search import search_forever
 from exporter.pipeline.history_watch import HistoryWatch
 from exporter.pipeline.lifecycle import Rules
 from exporter.pipeline.mirror import BackfillRange, Mirror
-from exporter.pipeline.outbox import Outbox
+from exporter.pipeline.outbox import SPENT_BY_READERS, Outbox
 from exporter.pipeline.outbox_thread import OutboxThread
 from exporter.sources.aggregates import Aggregates
 from exporter.sources.cloudwatch.client import CloudWatch
+from exporter.sources.cloudwatch.extra_series import ExtraSeries
 from exporter.sources.cloudwatch.memory_series import MemorySeriesIndex
 from exporter.storage.credential_rotation import rotation_of
 from exporter.storage.duplicates import count_duplicates
@@ -63,9 +64,15 @@ class Exporter:
             rotation.on_change = self._credentials_changed
         day, spent = outbox.spent()
         self._budget = Budget(settings.cloudwatch.max_usd_per_day, day=day, spent=spent)
+        day, spent = outbox.spent(SPENT_BY_READERS)
+        self._readers = ReaderBudget(self._budget, settings.cloudwatch.reader_budget_share, day=day, spent=spent)
         self.telemetry.show_budget(self._budget, "ok")
         self._cloudwatch = CloudWatch(settings, self.telemetry, budget=self._budget) if settings.cloudwatch.enabled else None
         self._series = MemorySeriesIndex(self._cloudwatch) if self._cloudwatch else None
+        self._extra = None
+        if self._cloudwatch and self._series and settings.cloudwatch.extra:
+            list_metric = partial(self._cloudwatch.list_metric, recent=True)
+            self._extra = ExtraSeries(settings.cloudwatch.extra, list_metric, account_of=self._series.account_of)
         self._history = repository(settings, database, settings.mongodb.history) if settings.mongodb.history else None
         self._lease = Lease(database, owner=outbox.owner, folder=outbox.folder, ttl=LEASE_SECONDS)
         self._mirror = self._build_mirror(database, self._history, outbox) if self._history is not None else None
@@ -82,6 +89,8 @@ class Exporter:
             lease=self._lease,
             series=self._series,
             budget=self._budget,
+            extra_series=self._extra,
+            readers=self._readers,
             on_ready=self._mirror.wake.set if self._mirror else lambda: None,
             liveness=self.liveness,
         )
@@ -109,7 +118,14 @@ class Exporter:
         history = repo.reader if repo else None
         old = Lease(web_database, owner=owner, name=BACKFILL)
         archive = (
-            BridgedArchive(CloudWatchArchive(self._cloudwatch, self._series), self._bridge, self._budget)
+            BridgedArchive(
+                CloudWatchArchive(
+                    partial(self._cloudwatch.get_metric_data, readers=self._readers),
+                    self._series,
+                    memory_dimension=settings.cloudwatch.memory.dimension,
+                ),
+                self._bridge,
+            )
             if self._cloudwatch and self._series
             else None
         )

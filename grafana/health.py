@@ -238,6 +238,38 @@ def _cloudwatch() -> list[Panel]:
             _DOLLARS,
             width=8,
         ),
+        graph(
+            "Cost of HTTP readers today",
+            "How much do HTTP readers spend?",
+            "Estimated cost since 00:00 UTC of `/resources` and of history older than MongoDB's, and the readers' share of the "
+            "budget. Beyond it these routes answer 429.",
+            [
+                Query(f"sum({_metric('cloudwatch_reader_day_cost_dollars')})", "today"),
+                Query(f"max({_metric('cloudwatch_reader_budget_dollars')})", "share of the budget"),
+            ],
+            _DOLLARS,
+            width=8,
+        ),
+        graph(
+            "Refused reads",
+            "Are HTTP readers refused?",
+            "CloudWatch requests on behalf of HTTP readers that were not sent because their share of the budget is spent.",
+            [Query(counter_increase(_metric("cloudwatch_reader_requests_refused_total")), "refused", interval=_EACH)],
+            replace(_NEVER, empty="None was refused", decimals=None),
+            width=8,
+            columns=True,
+        ),
+        graph(
+            "Malformed parts of answers",
+            "Does CloudWatch send nonsense?",
+            "Parts of CloudWatch's answers dropped per interval because they are malformed, by kind. Behind a proxy or another "
+            "endpoint, look there first.",
+            [Query(counter_increase(_metric("cloudwatch_malformed_total"), "kind"), "{{kind}}", interval=_EACH)],
+            replace(_FAILURES, empty="Nothing was malformed", decimals=None, thresholds=()),
+            width=8,
+            columns=True,
+            stacked=True,
+        ),
         name_stat(
             "Budget",
             "Does the budget limit polling?",

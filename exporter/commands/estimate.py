@@ -2,25 +2,27 @@
 
 import asyncio
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TextIO
 
 from prometheus_client import CollectorRegistry
 from rich.console import Console
 from rich.table import Table
 
-from exporter.core.budget import MONTH, Usage
+from exporter.core.budget import MONTH, Budget, ReaderBudget, Usage
 from exporter.core.errors import SourceError
 from exporter.core.model import Fleet, Listing, MetricQuery
 from exporter.core.periods import DAY, format_duration
 from exporter.core.settings import Settings
 from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.lifecycle import Rules
-from exporter.pipeline.planning import live_queries, plan
+from exporter.pipeline.planning import QueriesOf, live_queries, plan, plan_extra
 from exporter.sources.aggregates import Aggregates
 from exporter.sources.cloudwatch.client import CloudWatch
 from exporter.sources.cloudwatch.errors import PartialListingError
+from exporter.sources.cloudwatch.extra_series import ExtraSeries, refreshed
 from exporter.sources.cloudwatch.memory_series import LISTING_TTL_SECONDS, ranked
 from exporter.sources.cloudwatch.queries import instance_queries
 from exporter.storage.mongo import connect
@@ -41,6 +43,8 @@ class Estimate:
     by_region: Mapping[str, Usage]
     listing_pages: int
     """Requests of one ListMetrics over all regions; nothing is billed for them up to a million a month."""
+    extra: int = 0
+    """Metrics of `cloudwatch.extra` that a cycle queries."""
 
     @property
     def usage(self) -> Usage:
@@ -48,13 +52,21 @@ class Estimate:
         return Usage(sum(u.calls for u in self.by_region.values()), sum(u.metrics for u in self.by_region.values()))
 
 
-def estimate(fleet: Fleet, listings: Mapping[str, Listing | None], rules: Rules) -> Estimate:
+def estimate(
+    fleet: Fleet,
+    listings: Mapping[str, Listing | None],
+    rules: Rules,
+    extra_of: QueriesOf | None = None,
+    extra_listings: Iterable[Listing] = (),
+) -> Estimate:
     """Return what the collection cycle after this read of the worker documents sends.
 
     Args:
         fleet: the workers.
         listings: ListMetrics result of each region; None: unknown, every worker is assumed to have an agent.
         rules: the settings.
+        extra_of: the queries of an instance for the gauges of `cloudwatch.extra`; None without any.
+        extra_listings: the ListMetrics results that those follow from.
     """
     live = live_queries(fleet.workers, fleet.date, rules)
     types = {worker.instance_id: worker.instance_type for worker in fleet.workers}
@@ -67,12 +79,16 @@ def estimate(fleet: Fleet, listings: Mapping[str, Listing | None], rules: Rules)
         return instance_queries(instance, sets)
 
     calls = plan(live, queries_of, fleet.date, rules)
+    further = plan_extra(live, live, extra_of, fleet.date, rules) if extra_of else []
     regions = sorted({query.region for query in live})
-    known = [listing for listing in listings.values() if listing is not None]
+    known = [*(listing for listing in listings.values() if listing is not None), *extra_listings]
     return Estimate(
         running=len(live),
         agents=sum(len(queries_of(query.worker_id, query.region, query.instances[0])) > 1 for query in live),
-        by_region={region: Usage.of(len(call.queries) for call in calls if call.region == region) for region in regions},
+        by_region={
+            region: Usage.of(len(call.queries) for call in (*calls, *further) if call.region == region) for region in regions
+        },
+        extra=sum(len(call.queries) for call in further),
         listing_pages=sum(max(1, math.ceil(sum(map(len, listing.series.values())) / _PAGE)) for listing in known),
     )
 
@@ -95,17 +111,23 @@ async def run(settings: Settings, out: TextIO) -> int:
         return 0
     rules = Rules.from_settings(settings)
     regions = sorted({query.region for query in live_queries(fleet.workers, fleet.date, rules)})
-    listings, problems = await _listings(settings, regions)
-    show(settings, fleet, estimate(fleet, listings, rules), rules, problems, out)
+    types = {worker.instance_id: worker.instance_type for worker in fleet.workers}
+    listings, extra, extra_of, problems = await _listings(settings, regions, types)
+    show(settings, fleet, estimate(fleet, listings, rules, extra_of, extra.listings), rules, problems, out)
     return 0
 
 
-async def _listings(settings: Settings, regions: Sequence[str]) -> tuple[dict[str, Listing | None], list[str]]:
+async def _listings(
+    settings: Settings, regions: Sequence[str], types: Mapping[str | None, str | None]
+) -> tuple[dict[str, Listing | None], ExtraSeries, QueriesOf, list[str]]:
+    """List the metrics of each region; return the memory series, those of `cloudwatch.extra`, its queries, and what failed."""
     source = CloudWatch(settings, Telemetry(CollectorRegistry()))
+    extra = ExtraSeries(settings.cloudwatch.extra, partial(source.list_metric, recent=True))
     listings: dict[str, Listing | None] = {}
     problems = []
     try:
         results = await asyncio.gather(*(source.list_memory(r, recent=True) for r in regions), return_exceptions=True)
+        failures = await asyncio.gather(*(refreshed(extra, region) for region in regions))
     finally:
         await source.close()
     for region, result in zip(regions, results, strict=True):
@@ -117,12 +139,36 @@ async def _listings(settings: Settings, regions: Sequence[str]) -> tuple[dict[st
         elif isinstance(result, BaseException):
             raise result
         listings[region] = None if isinstance(result, BaseException) else result
-    return listings, problems
+    partial_failures = [failure for failure in failures if isinstance(failure, PartialListingError)]
+    problems += [
+        f"{error}; cloudwatch.extra of its workers is not in the estimate"
+        for failure in partial_failures
+        for error in failure.errors
+        if not any(problem.startswith(str(error)) for problem in problems)
+    ]
+    unlisted = {
+        region: failure
+        for region, failure in zip(regions, failures, strict=True)
+        if failure and failure not in partial_failures
+    }
+    problems += [f"{failure}; every worker there is assumed to publish cloudwatch.extra" for failure in unlisted.values()]
+
+    def extra_of(worker_id: str, region: str, instance: str) -> tuple[MetricQuery, ...]:
+        listing = listings[region]
+        if listing is not None and listing.account_of(instance) is None:
+            return ()  # in none of several accounts, so nothing is sent
+        if region in unlisted:
+            return extra.assumed(instance)
+        return extra.queries(region, instance, types.get(instance), most_likely=True)
+
+    return listings, extra, extra_of, problems
 
 
 def show(settings: Settings, fleet: Fleet, found: Estimate, rules: Rules, problems: Sequence[str], out: TextIO) -> None:
     """Print the estimate as a table, and what it means for the budget."""
     every = max(rules.interval, rules.period)
+    cap = settings.cloudwatch.max_usd_per_day
+    readers = ReaderBudget(Budget(cap), settings.cloudwatch.reader_budget_share).max_usd
     table = Table(title="CloudWatch, with the current fleet and settings", title_justify="left")
     table.add_column("")
     for column in ("GetMetricData calls", "metrics billed", "dollars"):
@@ -137,13 +183,19 @@ def show(settings: Settings, fleet: Fleet, found: Estimate, rules: Rules, proble
     lines = [
         f"{found.running} of {len(fleet.workers)} workers are running; {found.agents} of them have a CloudWatch agent, "
         "which is a second metric. Stopped and terminated workers are not polled.",
+        *(
+            [f"{found.extra} of the metrics of a cycle are those of cloudwatch.extra ({_names(settings)})."]
+            if settings.cloudwatch.extra
+            else []
+        ),
         f"ListMetrics is called too, about {round(found.listing_pages * DAY / max(every, LISTING_TTL_SECONDS))} times a day; "
         "AWS does not bill it up to a million requests a month.",
         "The price is per metric and call, whatever the number of datapoints: a 1m period costs no more than 5m, and "
         "filling a gap of a running worker costs nothing extra.",
+        f"Besides, HTTP readers (/resources, history older than MongoDB's) can spend up to {readers:g} dollars a day "
+        "(cloudwatch.reader_budget_share).",
         *problems,
     ]
-    cap = settings.cloudwatch.max_usd_per_day
     if cap is not None:
         cycles = math.inf if not found.usage.dollars else math.floor(cap / found.usage.dollars + 1e-9)
         enough = cycles >= DAY / every
@@ -154,6 +206,10 @@ def show(settings: Settings, fleet: Fleet, found: Estimate, rules: Rules, proble
         )
     for line in lines:
         console.print(line)
+
+
+def _names(settings: Settings) -> str:
+    return ", ".join(gauge.name for gauge in settings.cloudwatch.extra)
 
 
 def _cells(usage: Usage) -> tuple[str, str, str]:

@@ -13,6 +13,10 @@ DOLLARS_PER_METRIC = 0.01 / 1000
 MONTH = 30 * DAY
 """Seconds of the month that cost estimates are given for."""
 
+UNLIMITED_DAY_DOLLARS = 10.0
+"""What the readers' share is a share of where no budget is set. The default, 10 % of it, pays for 100,000 metrics a day: a
+program that reads CPU and memory of one worker once a minute needs 2,880 of them, so some 34 workers can be watched all day."""
+
 BudgetState = Literal["ok", "gap_filling_paused", "polling_paused"]
 BUDGET_STATES: tuple[BudgetState, ...] = ("ok", "gap_filling_paused", "polling_paused")
 
@@ -93,11 +97,17 @@ class Budget:
         """Seconds until the next day begins."""
         return self.spent()[0] + DAY - self._wall()
 
-    def take(self, metrics: int) -> bool:
-        """Count a request of so many metrics before it is sent; return False and count nothing if it would exceed the limit."""
+    def take(self, metrics: int, *, spare_only: bool = False) -> bool:
+        """Count a request of so many metrics before it is sent; return False and count nothing if it would exceed the limit.
+
+        Args:
+            metrics: that the request queries.
+            spare_only: whether the request must also leave what `assess` reserved for the live cycles.
+        """
         with self._lock:
             self._start_day()
-            if metrics and self._most is not None and self._spent + metrics > self._most:
+            reserved = self._reserved if spare_only else 0
+            if metrics and self._most is not None and self._spent + metrics > self._most - reserved:
                 return False
             self._spent += metrics
             return True
@@ -132,3 +142,50 @@ class Budget:
         cycles = 1 + int(self.seconds_left // interval)
         self._reserved = live * cycles
         return "gap_filling_paused" if live * cycles >= left else "ok"
+
+
+class ReaderBudget:
+    """The metrics that HTTP readers may query since 00:00 UTC: a share of the day's budget, less than polling leaves of it.
+
+    Thread-safe. What readers spend is a part of what `budget` counts.
+
+    Args:
+        budget: the budget of the day.
+        share: of `budget.max_usd`, or of UNLIMITED_DAY_DOLLARS where that is None; 0 to 1.
+        day: start of the day that `spent` belongs to, in UTC seconds, as saved by an earlier process.
+        spent: metrics billed on behalf of readers on that day.
+    """
+
+    def __init__(self, budget: Budget, share: float, *, day: int = 0, spent: int = 0) -> None:
+        self.max_usd = share * (UNLIMITED_DAY_DOLLARS if budget.max_usd is None else budget.max_usd)
+        self._most = int(self.max_usd / DOLLARS_PER_METRIC + 1e-6)
+        self._budget = budget
+        self._lock = threading.Lock()
+        self._day, self._spent = day, spent
+
+    def spent(self) -> tuple[int, int]:
+        """Return the start of today in UTC seconds and the metrics billed on behalf of readers since."""
+        with self._lock:
+            self._start_day()
+            return self._day, self._spent
+
+    def take(self, metrics: int) -> bool:
+        """Count a request of so many metrics here and in the budget; return False and count nothing if one refuses it."""
+        with self._lock:
+            self._start_day()
+            if (metrics and self._spent + metrics > self._most) or not self._budget.take(metrics, spare_only=True):
+                return False
+            self._spent += metrics
+            return True
+
+    def give_back(self, metrics: int) -> None:
+        """Undo a `take` whose request failed and is therefore not billed."""
+        with self._lock:
+            self._start_day()
+            self._spent = max(0, self._spent - metrics)
+            self._budget.give_back(metrics)
+
+    def _start_day(self) -> None:
+        today = self._budget.spent()[0]
+        if today != self._day:
+            self._day, self._spent = today, 0

@@ -56,7 +56,7 @@ MEMORY = Metric(
     "Average memory utilization of the newest period, 0 to 1.",
     "ratio",
     WORKER_LABELS,
-    "CloudWatch CWAgent mem_used_percent, else the worker document",
+    "CloudWatch CWAgent mem_used_percent (cloudwatch.memory), else the worker document",
 )
 ACTIVE_LABS = Metric(
     "cml_worker_active_labs", "gauge", "Labs on the worker as counted by the manager.", "", WORKER_LABELS, WORKER_DOCUMENT
@@ -151,6 +151,11 @@ def _exporter(name: str, kind: Kind, help_text: str, labels: tuple[str, ...] = (
     return Metric(f"cml_exporter_{name}", kind, help_text, unit, labels, "exporter")
 
 
+MALFORMED_KINDS = ("result", "length", "timestamp", "not_a_number", "negative", "too_large", "listed_metric")
+"""Values of the label `kind`. result: an element of MetricDataResults; length: its Timestamps and Values do not match;
+timestamp: not a time, or not the start of a period; not_a_number: a boolean, a text, NaN; listed_metric: an element of
+ListMetrics, or of its OwningAccounts."""
+
 EXPORTER_METRICS: tuple[Metric, ...] = (
     _exporter("build_info", "gauge", "Version of the exporter as labels; always 1.", ("version", "revision", "python")),
     _exporter("leader", "gauge", "Whether this exporter holds the lease to write the history; absent without a history."),
@@ -211,6 +216,29 @@ EXPORTER_METRICS: tuple[Metric, ...] = (
         "gauge",
         "Whether the daily budget is in this state (ok, gap_filling_paused, polling_paused); exactly one of its series is 1.",
         ("state",),
+    ),
+    _exporter(
+        "cloudwatch_reader_day_cost_dollars",
+        "gauge",
+        "Estimated price of the metrics requested on behalf of HTTP readers since 00:00 UTC, a part of the day's cost.",
+        unit="dollars",
+    ),
+    _exporter(
+        "cloudwatch_reader_budget_dollars",
+        "gauge",
+        "Share of the daily budget for CloudWatch that HTTP readers may spend; absent while CloudWatch is disabled.",
+        unit="dollars",
+    ),
+    _exporter(
+        "cloudwatch_reader_requests_refused_total",
+        "counter",
+        "GetMetricData requests on behalf of HTTP readers that were not sent because their share of the budget is spent.",
+    ),
+    _exporter(
+        "cloudwatch_malformed_total",
+        "counter",
+        f"Parts of CloudWatch's answers dropped because they are malformed, by kind ({', '.join(MALFORMED_KINDS)}).",
+        ("kind",),
     ),
     _exporter("outbox_samples", "gauge", "Samples in the outbox that are not yet in the history, by state.", ("state",)),
     _exporter(

@@ -4,7 +4,8 @@
     ├── ConfigError                 a setting is unknown, of the wrong type, or contradicts another; nothing was started
     ├── RequestError                an HTTP request is invalid; the client must change it
     ├── SourceError                 MongoDB's worker documents or CloudWatch: no answer, a partial one, or a skewed clock
-    │   └── RejectedQueryError      CloudWatch refuses the content of a request; the same request would be refused again
+    │   ├── RejectedQueryError      CloudWatch refuses the content of a request; the same request would be refused again
+    │   └── ReaderBudgetError       HTTP readers have spent their share of the day's CloudWatch budget
     └── StoreError                  the history or the outbox cannot be written or read
         ├── StoreUnavailableError   down, no primary, timed out: may work again; whether a write happened is unknown
         │   └── FencedError         another attempt to write began later; MongoDB refused this one, nothing of it is written
@@ -44,6 +45,10 @@ class SourceError(ExporterError):
 
 class RejectedQueryError(SourceError):
     """CloudWatch refuses the content of a request; one malformed instance id fails its whole call."""
+
+
+class ReaderBudgetError(SourceError):
+    """HTTP readers have spent their share of the day's CloudWatch budget, or polling needs the rest of it; until 00:00 UTC."""
 
 
 class StoreError(ExporterError):

@@ -150,6 +150,8 @@ class WorkerGauges:
     cpu_time: int | None = None
     memory: float | None = None
     memory_time: int | None = None
+    cloudwatch: tuple[tuple[str, float], ...] = ()
+    """(metric name, value) of the gauges of `cloudwatch.extra`, in the unit of the gauge."""
 
     @property
     def active_labs(self) -> int | None:
@@ -221,7 +223,8 @@ class MetricQuery(NamedTuple):
     """One metric of one instance, as GetMetricData queries it. A tuple, because it is hashed very often as a key."""
 
     instance_id: str
-    metric: MetricName
+    metric: str
+    """A MetricName, or the name of a gauge of `cloudwatch.extra`."""
     dimensions: Dimensions
     account: str | None = ""
     """The account of the instance; empty where there is only one, None: no account lists the instance."""

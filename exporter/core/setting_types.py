@@ -86,12 +86,21 @@ def _dollars(value: object) -> object:
     return number
 
 
+def _share(value: object) -> object:
+    text = value.strip() if isinstance(value, str) else ""
+    if not re.fullmatch(r"[0-9]+(\.[0-9]+)? ?%", text) or float(text.rstrip("% ")) > 100:
+        raise ValueError(f"{value!r} is not a share; write a percentage from 0% to 100%, such as 10%")
+    return float(text.rstrip("% ")) / 100
+
+
 def listed(value: object) -> object:
     """Return the items of a text that separates them by commas; anything else unchanged."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
 Dollars = Annotated[float, BeforeValidator(_dollars)]
+Share = Annotated[float, BeforeValidator(_share)]
+"""A part of a whole, 0 to 1, written as a percentage."""
 Duration = Annotated[int, BeforeValidator(_duration)]
 """Whole seconds, written as a Prometheus duration."""
 Address = Annotated[str, AfterValidator(_address)]

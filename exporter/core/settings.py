@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field, SecretStr, model_validator
 from exporter.core.aws_settings import AwsSettings, Endpoints
 from exporter.core.errors import ConfigError
 from exporter.core.event_settings import EventsSettings
+from exporter.core.metric_settings import CloudWatchGauge, MemoryMetric, check_gauges
 from exporter.core.periods import DAY, MINUTE, format_duration, is_period
 from exporter.core.setting_types import (
     Address,
@@ -25,6 +26,7 @@ from exporter.core.setting_types import (
     Origin,
     RoutePrefix,
     Section,
+    Share,
     Url,
     listed,
 )
@@ -118,6 +120,22 @@ class CloudWatchSettings(Section):
         description="Daily budget for CloudWatch in US dollars. Gap filling pauses when the rest is needed for the running "
         "workers, polling pauses until 00:00 UTC when it is spent; unset: no limit.",
     )
+    reader_budget_share: Share = Field(
+        "10%",  # type: ignore[assignment]  # validate_default turns it into 0.1
+        description="Share of `max_usd_per_day` that HTTP readers may spend a day through `/resources` and history older than "
+        "MongoDB's, as a percentage; without a budget, of 10 dollars.",
+    )
+    memory: MemoryMetric = Field(default_factory=MemoryMetric)
+    extra: list[CloudWatchGauge] = Field(
+        default=[],
+        description="Further CloudWatch metrics as gauges, each billed per worker and cycle: [{namespace, metric, dimension, "
+        "dimensions, statistic, name, help, unit}].",
+    )
+
+    @model_validator(mode="after")
+    def _billed_once(self) -> Self:
+        check_gauges(self.extra, self.memory)
+        return self
 
 
 class WebSettings(Section):
@@ -138,6 +156,7 @@ class WebSettings(Section):
     external_url: Url | None = Field(
         None, description="URL under which clients reach the exporter, such as that of a reverse proxy."
     )
+    grafana_url: Url | None = Field(None, description="URL of Grafana, for links to its dashboards; unset: no links.")
     route_prefix: RoutePrefix | None = Field(
         None, description="Path before all routes, such as /workers; unset: the path of `external_url`."
     )
@@ -233,6 +252,9 @@ class Settings(Section):
                 f"max_age: {show(self.max_age)} must be at least cloudwatch.interval + 5m ({show(youngest)}), "
                 "else gauges vanish between two polls"
             )
+        twice = {each.metric for each in self.workers.extra} & {each.name for each in self.cloudwatch.extra}
+        if twice:
+            raise ValueError(f"cloudwatch.extra and workers.extra both have {min(twice)}; rename one of them")
         return self
 
     @property

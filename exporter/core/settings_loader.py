@@ -17,6 +17,7 @@ from pydantic_core import ErrorDetails
 from exporter.core.aws_settings import Role
 from exporter.core.errors import ConfigError
 from exporter.core.event_settings import EventFields
+from exporter.core.metric_settings import CloudWatchGauge
 from exporter.core.setting_types import Section, listed
 from exporter.core.settings import Settings
 from exporter.core.workers_settings import ExtraMetric
@@ -191,6 +192,11 @@ def _sentence(detail: ErrorDetails) -> str:
 def _keys_beside(loc: tuple[int | str, ...]) -> list[str]:
     """Return the keys that are valid in place of an unknown one: those of the item that holds it, else all keys."""
     *parents, _ = map(str, loc)
-    items: Mapping[str, type[BaseModel]] = {"aws.roles": Role, "workers.extra": ExtraMetric, "events.types": EventFields}
+    items: Mapping[str, type[BaseModel]] = {
+        "aws.roles": Role,
+        "cloudwatch.extra": CloudWatchGauge,
+        "workers.extra": ExtraMetric,
+        "events.types": EventFields,
+    }
     item = items.get(".".join(parents[:-1]))
     return [".".join((*parents, name)) for name in item.model_fields] if item else [setting.key for setting in table()]

@@ -9,7 +9,7 @@ Belongs to one event loop: that of its CloudWatch client.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -19,7 +19,7 @@ from typing import NamedTuple
 from exporter.core.async_cache import AsyncCache
 from exporter.core.errors import SourceError
 from exporter.core.instances import split_by_instance
-from exporter.core.model import InventoryEntry, Listing, MetricQuery, Worker
+from exporter.core.model import InventoryEntry, Listing, MetricQuery, MetricResults, Worker
 from exporter.core.periods import DAY, align, align_up
 from exporter.history.points import Point
 from exporter.sources.cloudwatch.memory_series import (
@@ -31,7 +31,6 @@ from exporter.sources.cloudwatch.memory_series import (
 )
 from exporter.sources.cloudwatch.queries import instance_queries
 from exporter.sources.cloudwatch.retention import EXPIRY_MARGIN_SECONDS, reach
-from exporter.sources.protocols import MetricSource
 
 CHUNK = 2016
 """Datapoints of one metric per query: a week of five minutes. GetMetricData returns up to 100,800."""
@@ -43,6 +42,10 @@ MAX_CACHED_DATAPOINTS = 200_000
 """Cached datapoints, some 110 bytes each."""
 CALLS = 4
 """Concurrent calls: a long range must leave capacity to the poller."""
+
+
+GetMetricData = Callable[[str, Sequence[MetricQuery], int, int, int], Awaitable[MetricResults]]
+"""Region, queries, start, end, period → the results of one call, as `CloudWatch.get_metric_data`; raises SourceError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +71,9 @@ class CloudWatchArchive:
     """Cached CloudWatch datapoints of single workers.
 
     Args:
-        source: CloudWatch; shared with the poller, including budget, rate limit, and counters.
+        get_metric_data: makes a call; shares rate limit and counters with the poller, and is paid by the readers' budget.
         series: the index of memory series; shared with the poller.
+        memory_dimension: dimension of the memory metric whose value is the instance id.
         max_datapoints: limit of cached datapoints.
         wall: UTC seconds, which separate recent windows from final ones.
         monotonic: seconds of a clock that is never set, for the age of cached results.
@@ -77,16 +81,18 @@ class CloudWatchArchive:
 
     def __init__(
         self,
-        source: MetricSource,
+        get_metric_data: GetMetricData,
         series: MemorySeriesIndex,
         *,
+        memory_dimension: str = "InstanceId",
         max_datapoints: int = MAX_CACHED_DATAPOINTS,
         wall: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._source = source
+        self._get_metric_data = get_metric_data
         self._wall = wall
         self._series_index = series
+        self._memory_dimension = memory_dimension
         self._points: AsyncCache[_Window, Points] = AsyncCache(
             max_weight=max_datapoints,
             weigh=lambda points: 1 + len(points.cpu) + len(points.memory),
@@ -172,7 +178,7 @@ class CloudWatchArchive:
     async def _call(self, window: _Window) -> Points:
         queries = await self._queries(window)
         async with self._slots:
-            results = await self._source.get_metric_data(window.region, queries, window.start, window.end, window.resolution)
+            results = await self._get_metric_data(window.region, queries, window.start, window.end, window.resolution)
         by_query = [results.by_query[query] for query in queries]
         if not all(result.complete for result in by_query):
             raise SourceError(
@@ -182,7 +188,7 @@ class CloudWatchArchive:
                 region=window.region,
             )
         cpu, *memory = by_query
-        return Points(cpu.values, series_values(memory, date=results.date, period=window.resolution))
+        return Points(cpu.values, series_values(memory, date=results.date_of(queries[0]), period=window.resolution))
 
     async def _queries(self, window: _Window) -> tuple[MetricQuery, ...]:
         """Return the queries of an instance.
@@ -194,7 +200,7 @@ class CloudWatchArchive:
         queries = self._series_index.queries(window.region, window.instance, window.instance_type, since=window.start)
         if len(queries) == 1 and age > LISTED_FOR_SECONDS:
             account = self._series_index.account_of(window.region, window.instance)
-            return instance_queries(window.instance, [(("InstanceId", window.instance),)], account)
+            return instance_queries(window.instance, [((self._memory_dimension, window.instance),)], account)
         return queries
 
     async def _refresh_listing(self, region: str, *, recent: bool) -> None:

@@ -24,19 +24,26 @@ from exporter.core.catalog import (
     Kind,
     Metric,
 )
+from exporter.core.metric_settings import CloudWatchGauge
 from exporter.core.model import EC2_CHECK_STATES, LICENSE_STATES, SERVICE_STATES, STATUSES, Snapshot, WorkerFacts, WorkerGauges
 from exporter.core.workers_settings import ExtraMetric
 
 
-def snapshot(gauges: Sequence[WorkerGauges], extra: Sequence[ExtraMetric], fresh_until: float) -> Snapshot:
+def snapshot(
+    gauges: Sequence[WorkerGauges],
+    extra: Sequence[ExtraMetric],
+    fresh_until: float,
+    cloudwatch: Sequence[CloudWatchGauge] = (),
+) -> Snapshot:
     """Return the rendered and compressed worker block of one cycle; run it in a thread.
 
     Args:
         gauges: one per worker.
         extra: the metrics of `workers.extra`.
         fresh_until: UTC second of the local clock after which the block is left out of /metrics.
+        cloudwatch: the gauges of `cloudwatch.extra`.
     """
-    body = render(gauges, extra)
+    body = render(gauges, extra, cloudwatch)
     # Level 1 takes a third of the default's time for a few percent more bytes. The flush lets `gzip_member.continued` append to
     # the member: curl, wget and browsers read only the first of several members.
     packer = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS | 16)
@@ -44,8 +51,8 @@ def snapshot(gauges: Sequence[WorkerGauges], extra: Sequence[ExtraMetric], fresh
     return Snapshot(tuple(gauges), body, gzipped, fresh_until)
 
 
-def render(gauges: Sequence[WorkerGauges], extra: Sequence[ExtraMetric]) -> bytes:
-    """Return the bytes that prometheus_client would render: the catalog's families, then those of `workers.extra`.
+def render(gauges: Sequence[WorkerGauges], extra: Sequence[ExtraMetric], cloudwatch: Sequence[CloudWatchGauge] = ()) -> bytes:
+    """Return the bytes that prometheus_client would render: the catalog's families, `workers.extra`, `cloudwatch.extra`.
 
     What the worker document says is left out where `show_state` is false, labs and everything else that only a running instance
     has where `show_load` is, and every value that is None.
@@ -57,6 +64,8 @@ def render(gauges: Sequence[WorkerGauges], extra: Sequence[ExtraMetric]) -> byte
         lines += _LINES.get(metric.name, _plain_lines)(metric, gauges, ids)
     for each in extra:
         lines += _extra_lines(each, gauges, ids)
+    for one in cloudwatch:
+        lines += _cloudwatch_lines(one, gauges, ids)
     return "".join(lines).encode()
 
 
@@ -221,6 +230,13 @@ def _extra_lines(extra: ExtraMetric, gauges: Sequence[WorkerGauges], ids: Ids) -
     for state, pair in zip(found, ids, strict=True):
         if isinstance(state, str):
             yield lines_of[state] % (pair * len(lines_of))
+
+
+def _cloudwatch_lines(each: CloudWatchGauge, gauges: Sequence[WorkerGauges], ids: Ids) -> Iterable[str]:
+    """Yield the family of a metric of `cloudwatch.extra`."""
+    metric = Metric(each.name, "gauge", each.help, "", WORKER_LABELS, "CloudWatch")
+    yield _header(metric)
+    yield from _value_lines(_template(metric), lambda gauge: dict(gauge.cloudwatch).get(each.name), gauges, ids)
 
 
 def _text(value: float) -> str:

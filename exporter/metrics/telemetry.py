@@ -1,7 +1,7 @@
 """The exporter metrics: counters and gauges from the catalog, on a registry that the caller passes (never the global one)."""
 
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
 from prometheus_client import (
@@ -17,11 +17,14 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from exporter import __version__
-from exporter.core.budget import BUDGET_STATES, Budget, BudgetState, dollars
-from exporter.core.catalog import METRICS_BY_NAME
+from exporter.core import logs
+from exporter.core.budget import BUDGET_STATES, Budget, BudgetState, ReaderBudget, dollars
+from exporter.core.catalog import MALFORMED_KINDS, METRICS_BY_NAME
 from exporter.core.errors import OUTBOX_FAILURE_REASONS
 from exporter.core.model import METRICS, ExporterMetrics
 from exporter.metrics.gzip_member import deflated
+
+_log = logs.get("cloudwatch")
 
 
 class OptionalGauge(Collector):
@@ -73,6 +76,13 @@ class Telemetry:
         self.day_cost = gauge("cloudwatch_day_cost_dollars")
         self.budget = OptionalGauge("cml_exporter_cloudwatch_budget_dollars", registry)
         self.budget_state = gauge("cloudwatch_budget_state")
+        self.reader_day_cost = gauge("cloudwatch_reader_day_cost_dollars")
+        self.reader_budget = OptionalGauge("cml_exporter_cloudwatch_reader_budget_dollars", registry)
+        self.reader_requests_refused = counter("cloudwatch_reader_requests_refused_total")
+        self.malformed = counter("cloudwatch_malformed_total")
+        for kind in MALFORMED_KINDS:
+            self.malformed.labels(kind)
+        self._malformed_logged: set[tuple[str, str]] = set()
         self.outbox_samples = gauge("outbox_samples")
         self.outbox_oldest = OptionalGauge("cml_exporter_outbox_oldest_timestamp_seconds", registry)
         self.outbox_write_failures = counter("outbox_write_failures_total")
@@ -160,6 +170,19 @@ class Telemetry:
         self.budget.value = budget.max_usd
         for each in BUDGET_STATES:
             self.budget_state.labels(each).set(each == state)
+
+    def show_readers(self, readers: ReaderBudget) -> None:
+        """Set the gauges of what HTTP readers have cost today and of their share of the budget."""
+        self.reader_day_cost.set(dollars(readers.spent()[1]))
+        self.reader_budget.value = readers.max_usd
+
+    def parts_were_malformed(self, region: str, counts: Mapping[str, int]) -> None:
+        """Count the parts of an answer that were dropped, by kind; log the first of each kind and region."""
+        for kind, count in counts.items():
+            self.malformed.labels(kind).inc(count)
+            if (region, kind) not in self._malformed_logged:
+                self._malformed_logged.add((region, kind))
+                _log.warning("malformed parts of CloudWatch's answers dropped", region=region, kind=kind, count=count)
 
     def samples_were_mirrored(self, *, inserted: int, already_present: int, rejected: int, gap_filled: int) -> None:
         """Count the results of one batch of the mirror; `gap_filled` is a part of `inserted`."""

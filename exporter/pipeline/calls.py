@@ -16,6 +16,7 @@ from exporter.pipeline.publisher import Publisher
 from exporter.pipeline.source_health import unexpected
 from exporter.pipeline.standby import note_values, standby_memory
 from exporter.pipeline.transactions import apply_results
+from exporter.sources.cloudwatch.extra_series import ExtraSeries
 from exporter.sources.cloudwatch.memory_series import MemorySeriesIndex
 from exporter.sources.protocols import MetricSource
 
@@ -39,6 +40,7 @@ class CallRunner:
         on_ready: called when samples are ready for the mirror.
         standby: whether another process leads, so that its open samples may become this one's.
         wall: UTC seconds of this host.
+        extra: the series of `cloudwatch.extra`; None without any.
     """
 
     def __init__(
@@ -52,7 +54,9 @@ class CallRunner:
         on_ready: Callable[[], object],
         standby: Callable[[], bool],
         wall: Callable[[], float],
+        extra: ExtraSeries | None = None,
     ) -> None:
+        self._extra = extra
         self._source = source
         self._series = series
         self._clock = clock
@@ -112,6 +116,10 @@ class CallRunner:
         stats.calls += 1
         stats.datapoints += sum(len(result.values) for result in results.by_query.values())
         self._publisher.add_results(queried, results)
+        if call.is_extra:
+            if self._extra is not None:
+                self._extra.note_activity(call.region, results, self._rules.period)
+            return _incomplete(call, results)
         self._series.note_activity(call.region, results, self._rules.period)
         try:
             await self._apply(call, results, stats)
@@ -126,19 +134,7 @@ class CallRunner:
         for worker_id, queries in call.queries_by_worker.items():
             if complete.issuperset(queries):
                 self._polled[worker_id] = now
-        if results.failures:
-            return results.failures[0]
-        # An instance whose account is not known was not queried: the error is that of ListMetrics, which is recorded already.
-        incomplete = sum(query not in complete and query.account is not None for query in queried)
-        if incomplete:
-            return SourceError(
-                "cloudwatch",
-                "PartialData",
-                f"CloudWatch returned incomplete results for {incomplete} of {len(queried)} queries; "
-                "they are repeated in the next collection cycle",
-                region=call.region,
-            )
-        return None
+        return _incomplete(call, results)
 
     async def _apply(self, call: MetricDataCall, results: MetricResults, stats: CycleStats) -> None:
         listings = self._series.listings(call.region)
@@ -150,3 +146,22 @@ class CallRunner:
         stats.changes += changes
         if finalized:
             self._on_ready()
+
+
+def _incomplete(call: MetricDataCall, results: MetricResults) -> SourceError | None:
+    """Return the error of a call of which some results are not complete: that of an account, or of CloudWatch.
+
+    An instance whose account is not known was not queried: the error is that of ListMetrics, which is recorded already.
+    """
+    if results.failures:
+        return results.failures[0]
+    incomplete = sum(not result.complete and query.account is not None for query, result in results.by_query.items())
+    if not incomplete:
+        return None
+    return SourceError(
+        "cloudwatch",
+        "PartialData",
+        f"CloudWatch returned incomplete results for {incomplete} of {len(call.queries)} queries; "
+        "they are repeated in the next collection cycle",
+        region=call.region,
+    )

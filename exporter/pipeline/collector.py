@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 
 from exporter.core import logs
-from exporter.core.budget import Budget
+from exporter.core.budget import Budget, ReaderBudget
 from exporter.core.clock import ServerClock
 from exporter.core.errors import ExporterError
 from exporter.core.liveness import MIN_INTERVAL_SECONDS, Liveness
@@ -27,10 +27,13 @@ from exporter.pipeline.poller import POLL_OFFSET_SECONDS, Poller
 from exporter.pipeline.publisher import Publisher
 from exporter.pipeline.source_health import SourceHealth, unexpected
 from exporter.pipeline.spending import Spending
+from exporter.sources.cloudwatch.extra_series import ExtraSeries
 from exporter.sources.cloudwatch.memory_series import MemorySeriesIndex
 from exporter.sources.protocols import FleetSource, MetricSource
 
 _log = logs.get("collector")
+FIRST_GAPS_SECONDS = 2
+"""How long the first poll after a start waits for gaps: enough for 1,000 workers."""
 
 
 class Collector:
@@ -46,6 +49,8 @@ class Collector:
         history, inventory, lease: None without a history; then only gauges are kept up to date.
         series: the listings of memory series; by default a new index over `metric_source`.
         budget: the one `metric_source` takes from; by default without a limit.
+        extra_series: the series of `cloudwatch.extra`; None without any.
+        readers: the part of it that HTTP readers spend; by default the share in the settings.
         on_ready: called when samples may be ready for the mirror.
         liveness: receives the signs of life of both loops.
         wall: UTC seconds of this host; wakes the loops and dates the snapshot, and never decides the age of a sample.
@@ -66,6 +71,8 @@ class Collector:
         lease: Leadership | None = None,
         series: MemorySeriesIndex | None = None,
         budget: Budget | None = None,
+        extra_series: ExtraSeries | None = None,
+        readers: ReaderBudget | None = None,
         on_ready: Callable[[], object] = lambda: None,
         liveness: Liveness | None = None,
         wall: Callable[[], float] = time.time,
@@ -78,10 +85,13 @@ class Collector:
         if metric_source is not None and series is None:
             series = MemorySeriesIndex(metric_source, monotonic=monotonic)
         account_of = series.account_of if series is not None else lambda region, instance: None
-        publisher = self._publisher = Publisher(rules, settings.workers.extra, clock, telemetry, wall, account_of)
+        further = extra_series.gauges if extra_series else ()
+        publisher = self._publisher = Publisher(
+            rules, settings.workers.extra, clock, telemetry, wall, account_of, cloudwatch=further
+        )
         self._gaps = access = None
         if history is not None and inventory is not None and lease is not None:
-            self._gaps = GapFilling(history, lease, rules, outbox)
+            self._gaps = GapFilling(history, lease, rules, outbox, self._leave_the_first_poll_alone)
             access = HistoryAccess(inventory, lease, self._gaps)
         self.observed = asyncio.Event()
         """Set once the first read of the worker documents has ended, successful or not, and its gauges are published."""
@@ -89,12 +99,18 @@ class Collector:
             fleet_source, clock, rules, outbox, publisher, health, telemetry, access, self.observed.set, on_ready, wall
         )
         budget = Budget(wall=wall) if budget is None else budget
-        self._spending = Spending(budget, outbox, telemetry, health, max(rules.interval, rules.period))
+        readers = ReaderBudget(budget, settings.cloudwatch.reader_budget_share) if readers is None else readers
+        self._spending = Spending(budget, readers, outbox, telemetry, health, max(rules.interval, rules.period))
         calls = None
         if metric_source is not None and series is not None:
             standby = lambda: lease is not None and lease.held_elsewhere  # noqa: E731
-            calls = CallRunner(metric_source, series, clock, rules, outbox, publisher, on_ready, standby, wall)
-        self._poller = Poller(calls, series, clock, rules, outbox, publisher, health, self._spending, telemetry, on_ready, wall)
+            calls = CallRunner(metric_source, series, clock, rules, outbox, publisher, on_ready, standby, wall, extra_series)
+        self._poller = Poller(
+            calls, series, clock, rules, outbox, publisher, health, self._spending, telemetry, on_ready, wall, extra_series
+        )
+        self._first_gaps = asyncio.Event()
+        """Set once the gaps found by the first observation are opened, or there are none to open now."""
+        self._first_poll_began = False
         self.polled = asyncio.Event()
         """Set by the first collection cycle, successful or not."""
         self.reobserve = asyncio.Event()
@@ -122,8 +138,13 @@ class Collector:
         )
 
     async def poll_forever(self) -> None:
-        """Poll CloudWatch after the first observation, then at every interval."""
+        """Poll CloudWatch after the first observation, then at every interval.
+
+        The first poll waits `FIRST_GAPS_SECONDS` at most for gaps: those that are open by then are filled by the same queries.
+        """
         await self.observed.wait()
+        await wait(self._first_gaps, FIRST_GAPS_SECONDS)
+        self._first_poll_began = True
         # A long cycle is alive while its calls end; each ends in time or fails.
         beat = self._liveness.expect("polling", max(self._rules.interval, MIN_INTERVAL_SECONDS))
         self._publisher.on_progress = beat
@@ -139,10 +160,9 @@ class Collector:
         )
 
     async def open_gaps_forever(self) -> None:
-        """Open gaps whenever there are some, from the end of the first collection cycle on: gauges come first."""
+        """Open gaps whenever there are some."""
         if self._gaps is None:
             return
-        await self.polled.wait()
         beat = self._gaps.on_progress = self._liveness.expect("gap filling", MIN_INTERVAL_SECONDS)
         while True:
             await wait(self._gaps.due, MIN_INTERVAL_SECONDS)
@@ -150,6 +170,13 @@ class Collector:
             if not self._gaps.due.is_set():
                 continue
             self._health.loop_failed("gap filling", await guard("gap filling", self.open_gaps))
+            self._first_gaps.set()
+
+    async def _leave_the_first_poll_alone(self) -> None:
+        while self._first_poll_began and not self.polled.is_set():  # gauges come first
+            await wait(self.polled, MIN_INTERVAL_SECONDS)
+            if self._gaps is not None:
+                self._gaps.on_progress()  # waiting is no hang; that of the poll shows as the poll's
 
     async def watch_forever(self, ping: Callable[[], Awaitable[None]]) -> None:
         """Notice between two observations that MongoDB does not answer, or answers again; see `watch_mongodb`."""
@@ -191,6 +218,8 @@ class Collector:
             raise
         finally:
             await self._measure_disk()
+        if self._gaps is None or not self._gaps.pending:
+            self._first_gaps.set()
 
     async def _measure_disk(self) -> None:
         directory, telemetry = self._outbox.outbox.path.parent, self._telemetry

@@ -21,7 +21,7 @@ class ValueChange(NamedTuple):
     kind: Literal["late", "revised"]
     """late: the value had been recorded as absent; revised: another value had been recorded."""
     worker_id: str
-    metric: MetricName
+    metric: str
     start: int
     """Of the period, in UTC seconds."""
 
@@ -53,7 +53,7 @@ class DecidedValues:
         self.window = window
         self._period = period
         self._slots = window // period
-        self._recent: dict[tuple[str, str, MetricName], _Recent] = {}
+        self._recent: dict[tuple[str, str, str], _Recent] = {}
 
     def record(
         self, before: PendingSample, after: PendingSample, queries: Sequence[MetricQuery], results: MetricResults

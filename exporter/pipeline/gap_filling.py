@@ -1,7 +1,7 @@
 """Open the gaps of the history in the outbox, in the background and in pieces (rule 3 of the sample lifecycle)."""
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Protocol
 
 from exporter.core import logs
@@ -50,21 +50,31 @@ class GapFilling:
         lease: of the process that writes the history.
         rules: the settings of the sample lifecycle.
         outbox: where gaps are opened.
+        gate: awaited before each piece, so that more urgent work comes first.
     """
 
-    def __init__(self, times: SampleTimes, lease: Leadership, rules: Rules, outbox: OutboxThread) -> None:
+    def __init__(
+        self,
+        times: SampleTimes,
+        lease: Leadership,
+        rules: Rules,
+        outbox: OutboxThread,
+        gate: Callable[[], Awaitable[None]],
+    ) -> None:
         self._times = times
         self._lease = lease
         self._rules = rules
         self._outbox = outbox
+        self._gate = gate
         self._fleet = Fleet(0, ())
         self._entries: Mapping[str, InventoryEntry] = {}
         self._searched: set[tuple[str, bool]] = set()
         """(worker id, whether it had a region) of the workers whose gaps were searched for."""
         self.due = asyncio.Event()
-        """Set while gaps are left to be searched for."""
+        """Set when gaps are left to be searched for, until `open` begins."""
         self.on_progress: Callable[[], object] = lambda: None
         """Called after each piece."""
+        self._opening = False
 
     def repeat(self) -> None:
         """Search for the gaps of every worker again, from the next observation on."""
@@ -90,29 +100,39 @@ class GapFilling:
             StoreError: the outbox cannot be written.
         """
         self.due.clear()
-        opened, left = 0, self._left()
-        for first in range(0, len(left), PIECE_WORKERS):
-            piece = left[first : first + PIECE_WORKERS]
-            if not self._lease.held:
-                break
-            try:
-                opened += await self._open_piece(piece)
-                self.on_progress()
-            except StoreError as error:
-                _log.error("gap detection postponed", error=str(error))
-                break
-        if opened:
-            _log.info("gaps opened", samples=opened, workers=len(left))
+        self._opening = True
+        try:
+            opened = await self._open(self._left())
+        finally:
+            self._opening = False
         return opened
 
-    async def _open_piece(self, piece: Collection[Worker]) -> int:
-        searched, now = self._searched, self._fleet.date
-        existing = await self._times.timestamps(
-            [worker.id for worker in piece], now - self._rules.gap_fill_window - self._rules.period
-        )
-        entries = {worker.id: entry for worker in piece if (entry := self._entries.get(worker.id))}
-        opened, found = await self._outbox(open_gaps, self._outbox.outbox, piece, entries, existing, now, self._rules)
-        searched |= {_key(worker) for worker in found}  # `repeat` has begun a new set if it came in between
+    @property
+    def pending(self) -> bool:
+        """Whether gaps are being opened, or are due to be."""
+        return self._opening or self.due.is_set()
+
+    async def _open(self, left: Sequence[Worker]) -> int:
+        opened = 0
+        for first in range(0, len(left), PIECE_WORKERS):
+            await self._gate()
+            if not self._lease.held:
+                break
+            piece = left[first : first + PIECE_WORKERS]
+            searched, now = self._searched, self._fleet.date
+            since = now - self._rules.gap_fill_window - self._rules.period
+            try:
+                existing = await self._times.timestamps([worker.id for worker in piece], since)
+            except StoreError as error:
+                _log.error("cannot read history; gap detection postponed", error=str(error))
+                break
+            entries = {worker.id: entry for worker in piece if (entry := self._entries.get(worker.id))}
+            count, found = await self._outbox(open_gaps, self._outbox.outbox, piece, entries, existing, now, self._rules)
+            searched |= {_key(worker) for worker in found}  # `repeat` has begun a new set if it came in between
+            opened += count
+            self.on_progress()
+        if opened:
+            _log.info("gaps opened", samples=opened, workers=len(left))
         return opened
 
 

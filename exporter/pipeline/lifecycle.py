@@ -247,7 +247,7 @@ def unopened_periods(worker: Worker, state: WorkerState, entry: InventoryEntry |
 # -- deciding --------------------------------------------------------------------------------------------------------
 
 
-FirstSeenValues = dict[tuple[str, int, str, MetricName], tuple[float, int]]
+FirstSeenValues = dict[tuple[str, int, str, str], tuple[float, int]]
 """(worker, period, instance, metric) → the value CloudWatch returned last, and since when it has returned it."""
 
 
@@ -332,7 +332,7 @@ def _decide_instance(
     return Decision(True, value) if age >= rules.settle_delay and (on_time or confirmed) else _UNDECIDED
 
 
-def seen_since(key: tuple[str, int, str, MetricName], value: float, now: int, first_seen: FirstSeenValues) -> int:
+def seen_since(key: tuple[str, int, str, str], value: float, now: int, first_seen: FirstSeenValues) -> int:
     """Return since when (UTC seconds) CloudWatch has returned this value; record it if it is new or was revised."""
     last, since = first_seen.get(key, (None, now))
     if last == value:

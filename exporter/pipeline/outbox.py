@@ -31,6 +31,10 @@ SELECT ?, start, ?, ?, 0 FROM period
 """
 
 
+SPENT_BY_READERS = "spent_by_readers"
+"""Key of the metrics billed on behalf of HTTP readers, for `Outbox.spent` and `keep_spent`; by default all are meant."""
+
+
 class Outbox(OutboxFile):
     """The samples, worker states and figures in the outbox. Times are UTC seconds.
 
@@ -171,16 +175,16 @@ class Outbox(OutboxFile):
 
     # -- CloudWatch spending
 
-    def spent(self) -> tuple[int, int]:
+    def spent(self, key: str = "spent") -> tuple[int, int]:
         """Return the start of the day last saved by `keep_spent` and the metrics billed on it; (0, 0) if there is none."""
-        rows = self._select("SELECT value FROM meta WHERE key='spent'")
+        rows = self._select("SELECT value FROM meta WHERE key=?", (key,))
         day, metrics = rows[0][0].split() if rows else (0, 0)
         return int(day), int(metrics)
 
-    def keep_spent(self, day: int, metrics: int) -> None:
+    def keep_spent(self, day: int, metrics: int, key: str = "spent") -> None:
         """Save the metrics billed on the day that starts at `day`. A transaction of its own."""
         with self.transaction():
-            self._db.execute("INSERT OR REPLACE INTO meta(key, value) VALUES('spent',?)", (f"{day} {metrics}",))
+            self._db.execute("INSERT OR REPLACE INTO meta(key, value) VALUES(?,?)", (key, f"{day} {metrics}"))
 
     # -- figures
 

@@ -32,6 +32,8 @@ class MetricDataCall:
     start: int
     end: int
     queries_by_worker: Mapping[str, tuple[MetricQuery, ...]]
+    is_extra: bool = False
+    """Whether it queries the gauges of `cloudwatch.extra`, which decide no sample."""
 
     @property
     def queries(self) -> tuple[MetricQuery, ...]:
@@ -138,6 +140,28 @@ def plan(pending: Iterable[PendingQuery], queries_of: QueriesOf, now: int, rules
             start, size = min(start, first), size + len(queries)
     close()
     return sorted(calls, key=lambda call: -call.start)
+
+
+def plan_extra(
+    live: Iterable[PendingQuery], polled: Iterable[PendingQuery], queries_of: QueriesOf, now: int, rules: Rules
+) -> list[MetricDataCall]:
+    """Return the calls for the gauges of `cloudwatch.extra`, of the running workers that the cycle polls.
+
+    They are calls of their own, so that no failure or lie about such a gauge delays a sample; AWS bills metrics, not calls.
+
+    Args:
+        live: the queries for fresh gauges of every running worker.
+        polled: what the cycle queries.
+        queries_of: returns the queries of an instance for these gauges.
+        now: MongoDB's time in UTC seconds.
+        rules: the settings of the sample lifecycle.
+    """
+    due = {(one.worker_id, one.region) for one in polled}
+    # The results must show which series are silent.
+    pending = [
+        replace(one, oldest=one.oldest - SILENT_PERIODS * rules.period) for one in live if (one.worker_id, one.region) in due
+    ]
+    return [replace(call, is_extra=True) for call in plan(pending, queries_of, now, rules)]
 
 
 def _windows(start: int, end: int, queries: int, period: int) -> Iterator[tuple[int, int]]:

@@ -1,8 +1,9 @@
 """Poll CloudWatch on a schedule and decide the values of open samples."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from exporter.core import logs
 from exporter.core.budget import BudgetState
@@ -17,7 +18,7 @@ from exporter.pipeline.cycle import Cycle, CycleStats
 from exporter.pipeline.decided_values import ValueChange
 from exporter.pipeline.lifecycle import Rules
 from exporter.pipeline.outbox_thread import OutboxThread
-from exporter.pipeline.planning import MetricDataCall, is_due, live_queries, plan, revisit
+from exporter.pipeline.planning import MetricDataCall, is_due, live_queries, plan, plan_extra, revisit
 from exporter.pipeline.publisher import Publisher
 from exporter.pipeline.source_health import SourceHealth, unexpected
 from exporter.pipeline.spending import Spending
@@ -26,6 +27,7 @@ from exporter.pipeline.transactions import (
     record_absent,
     record_absent_unpolled,
 )
+from exporter.sources.cloudwatch.extra_series import ExtraSeries
 from exporter.sources.cloudwatch.memory_series import MemorySeriesIndex
 
 POLL_OFFSET_SECONDS = 180
@@ -48,6 +50,7 @@ class Poller:
         telemetry: shows counters and the outbox.
         on_ready: called when samples may be ready for the mirror.
         wall: UTC seconds of this host.
+        extra: the series of `cloudwatch.extra`; None without any.
     """
 
     def __init__(
@@ -63,7 +66,9 @@ class Poller:
         telemetry: Telemetry,
         on_ready: Callable[[], object],
         wall: Callable[[], float],
+        extra: ExtraSeries | None = None,
     ) -> None:
+        self._extra = extra
         self._calls = calls
         self._index = series
         self._clock = clock
@@ -156,10 +161,13 @@ class Poller:
         affordable = self._affordable(due, live, cycle)
         stats.workers = len(affordable)
         calls = self._plan(affordable, cycle)
+        further = plan_extra(live, affordable, partial(self._extra_queries, types), now, self._rules)
         self._series.forget_activity()
+        if self._extra is not None:
+            self._extra.forget_activity()
         # Saved before the calls are made: a process that is killed on the way does not spend it again after its restart.
-        await self._spending.keep(sum(len(call.queries) for call in calls))
-        await runner.run(calls, cycle)
+        await self._spending.keep(sum(len(call.queries) for call in (*calls, *further)))
+        await runner.run((*calls, *further), cycle)
         await self._spending.keep()
         self._spending.export(stats.budget)
         self._report_regions(cycle, regions)
@@ -195,22 +203,24 @@ class Poller:
         return due, live
 
     async def _refresh_listings(self, cycle: Cycle, due: Sequence[PendingQuery], regions: Iterable[str]) -> None:
-        """List the memory series of every region; where that fails the old listing stays in use and the error is recorded."""
+        """List the series of every region; where that fails the old listing stays in use and the error is recorded."""
 
-        async def list_(region: str, *, recent: bool) -> None:
+        async def recorded(region: str, listing: Awaitable[object]) -> None:
             try:
-                await self._series.listing(region, recent=recent)
+                await listing
             except SourceError as error:  # perhaps of one account alone; the others are listed all the same
                 cycle.failures[region] = error
             except Exception as bug:  # noqa: BLE001  # a bug in one region must not end the others; the log has its traceback
-                _log.exception("listing memory series failed with an unexpected error; please report it", region=region)
+                _log.exception("listing series failed with an unexpected error; please report it", region=region)
                 cycle.failures[region] = unexpected("cloudwatch", bug, region)
 
         async def refresh(region: str) -> None:
-            await list_(region, recent=True)
+            await recorded(region, self._series.listing(region, recent=True))
             since = self._series.listings(region)[0].since
             if any(one.oldest < since for one in due if one.region == region):
-                await list_(region, recent=False)
+                await recorded(region, self._series.listing(region, recent=False))
+            if self._extra is not None:
+                await recorded(region, self._extra.refresh(region))
 
         await asyncio.gather(*map(refresh, regions))
 
@@ -219,8 +229,19 @@ class Poller:
         if not self._spending.limited:
             return "ok"
         return self._spending.assess(
-            sum(len(self._series.queries(one.region, name, types.get(name))) for one in live for name in one.instances)
+            sum(
+                len(self._series.queries(one.region, name, types.get(name)))
+                + len(self._extra_queries(types, one.worker_id, one.region, name))
+                for one in live
+                for name in one.instances
+            )
         )
+
+    def _extra_queries(
+        self, types: Mapping[str, str | None], worker_id: str, region: str, instance: str
+    ) -> tuple[MetricQuery, ...]:
+        """Return the queries of an instance for the gauges of `cloudwatch.extra`."""
+        return () if self._extra is None else self._extra.queries(region, instance, types.get(instance))
 
     def _affordable(self, due: list[PendingQuery], live: Iterable[PendingQuery], cycle: Cycle) -> list[PendingQuery]:
         """Return the part of `due` that the budget allows."""

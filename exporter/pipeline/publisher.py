@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from exporter.core.clock import MAX_SKEW_SECONDS, ServerClock
 from exporter.core.instances import with_accounts
+from exporter.core.metric_settings import CloudWatchGauge
 from exporter.core.model import (
     IDLE_STATUSES,
     METRICS,
@@ -38,6 +39,7 @@ class Publisher:
         telemetry: rendered together with the snapshot.
         wall: UTC seconds of this host; dates the snapshot.
         account_of: (region, instance) → the AWS account, empty or None where it is not known.
+        cloudwatch: the further gauges configured in `cloudwatch.extra`.
     """
 
     def __init__(
@@ -48,8 +50,11 @@ class Publisher:
         telemetry: Telemetry,
         wall: Callable[[], float],
         account_of: Callable[[str, str], str | None] = lambda region, instance: None,
+        *,
+        cloudwatch: Sequence[CloudWatchGauge] = (),
     ) -> None:
         self._account_of = account_of
+        self._cloudwatch = cloudwatch
         self._rules = rules
         self._extra = extra
         self._clock = clock
@@ -59,7 +64,7 @@ class Publisher:
         self.fleet = Fleet(0, ())
         """The last complete read, with the accounts of the instances."""
         self._terminated_seen: Mapping[str, int] = {}
-        self._points: dict[tuple[str, MetricName], Datapoint] = {}
+        self._points: dict[tuple[str, str], Datapoint] = {}
         self._observed_at = self._polled_at = wall()
         self._published_at = 0.0
         self.on_progress: Callable[[], object] = lambda: None
@@ -86,11 +91,12 @@ class Publisher:
             queries: of one call, those of the memory series of an instance in their order.
             results: CloudWatch's, with its clock.
         """
-        by_metric: dict[tuple[str, MetricName], list[MetricResult]] = {}
+        by_metric: dict[tuple[str, str], list[MetricQuery]] = {}
         for query in queries:
-            by_metric.setdefault((query.instance_id, query.metric), []).append(results.by_query[query])
-        for key, found in by_metric.items():
-            newest = self._newest(found, results.date)
+            by_metric.setdefault((query.instance_id, query.metric), []).append(query)
+        for key, its_queries in by_metric.items():
+            # The queries of one instance are never in different parts of a call.
+            newest = self._newest([results.by_query[query] for query in its_queries], results.date_of(its_queries[0]))
             if newest and (key not in self._points or newest.timestamp >= self._points[key].timestamp):
                 self._points[key] = newest
 
@@ -117,7 +123,7 @@ class Publisher:
         if self.fleet.date:
             points, now = dict(self._points), self._clock.now()
             self.snapshot = await asyncio.to_thread(
-                _render, self.fleet, points, self._terminated_seen, now, self._rules, self._extra, fresh_until
+                _render, self.fleet, points, self._terminated_seen, now, self._rules, self._extra, fresh_until, self._cloudwatch
             )
         await asyncio.to_thread(self._telemetry.refresh)
         listed = {worker.instance_id for worker in self.fleet.workers}
@@ -131,19 +137,47 @@ class Publisher:
 
 def _render(
     fleet: Fleet,
-    points: Mapping[tuple[str, MetricName], Datapoint],
+    points: Mapping[tuple[str, str], Datapoint],
     terminated_seen: Mapping[str, int],
     now: int,
     rules: Rules,
     extra: Sequence[ExtraMetric],
     fresh_until: float,
+    cloudwatch: Sequence[CloudWatchGauge],
 ) -> Snapshot:
     shown = []
     for worker in fleet.workers:
         if is_shown(worker, terminated_seen.get(worker.id), now, rules):
             newest = {m: points[key] for m in METRICS if worker.instance_id and (key := (worker.instance_id, m)) in points}
-            shown.append(gauges(worker, newest, fleet.date, now, rules))
-    return exposition.snapshot(shown, extra, fresh_until)
+            one = gauges(worker, newest, fleet.date, now, rules)
+            shown.append(replace(one, cloudwatch=further_values(worker, points, cloudwatch, now, rules)) if cloudwatch else one)
+    return exposition.snapshot(shown, extra, fresh_until, cloudwatch)
+
+
+def further_values(
+    worker: Worker,
+    points: Mapping[tuple[str, str], Datapoint],
+    cloudwatch: Iterable[CloudWatchGauge],
+    now: int,
+    rules: Rules,
+) -> tuple[tuple[str, float], ...]:
+    """Return (metric name, value) of the gauges of `cloudwatch.extra` that a worker has.
+
+    Args:
+        worker: as read; none if it is stopped or terminated.
+        points: CloudWatch's newest datapoint by instance and metric.
+        cloudwatch: the gauges.
+        now: MongoDB's time in UTC seconds.
+        rules: how long a value is shown.
+    """
+    if worker.status in IDLE_STATUSES or worker.instance_id is None:
+        return ()
+    found = ((gauge, points.get((worker.instance_id, gauge.name))) for gauge in cloudwatch)
+    return tuple(
+        (gauge.name, point.value * gauge.scale)
+        for gauge, point in found
+        if point is not None and now - (point.timestamp + rules.period) <= rules.max_age
+    )
 
 
 def gauges(worker: Worker, points: Mapping[MetricName, Datapoint], observed_at: int, now: int, rules: Rules) -> WorkerGauges:

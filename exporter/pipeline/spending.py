@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 
 from exporter.core import logs
-from exporter.core.budget import Budget, BudgetState
+from exporter.core.budget import Budget, BudgetState, ReaderBudget
 from exporter.core.errors import StoreError
 from exporter.metrics.telemetry import Telemetry
+from exporter.pipeline.outbox import SPENT_BY_READERS
 from exporter.pipeline.outbox_thread import OutboxThread
 from exporter.pipeline.source_health import SourceHealth
 
@@ -24,14 +25,24 @@ class Spending:
 
     Args:
         budget: counts the metrics billed today.
+        readers: counts those of them on behalf of HTTP readers.
         outbox: keeps the count over a restart.
         telemetry: shows cost and state.
         health: shows the problem while the budget limits the poller.
         interval: seconds between two collection cycles.
     """
 
-    def __init__(self, budget: Budget, outbox: OutboxThread, telemetry: Telemetry, health: SourceHealth, interval: int) -> None:
+    def __init__(
+        self,
+        budget: Budget,
+        readers: ReaderBudget,
+        outbox: OutboxThread,
+        telemetry: Telemetry,
+        health: SourceHealth,
+        interval: int,
+    ) -> None:
         self._budget = budget
+        self._readers = readers
         self._outbox = outbox
         self._telemetry = telemetry
         self._health = health
@@ -51,12 +62,14 @@ class Spending:
         day, spent = self._budget.spent()
         try:
             await self._outbox(self._outbox.outbox.keep_spent, day, spent + planned)
+            await self._outbox(self._outbox.outbox.keep_spent, *self._readers.spent(), SPENT_BY_READERS)
         except StoreError as error:
             _log.error("cannot save the day's CloudWatch cost; a restart would lose it", error=str(error))
 
     def export(self, state: BudgetState) -> None:
         """Show the cost of today and the state; log a state that newly limits the poller."""
         self._telemetry.show_budget(self._budget, state)
+        self._telemetry.show_readers(self._readers)
         if not self.limited:
             self._health.errors.pop("budget", None)  # a reload may have removed the limit
             return

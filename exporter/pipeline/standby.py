@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from exporter.core.model import MetricName, MetricQuery, MetricResults
+from exporter.core.model import MetricQuery, MetricResults
 from exporter.pipeline.lifecycle import FirstSeenValues, Rules, seen_since
 from exporter.sources.cloudwatch.memory_series import series_value
 
@@ -26,7 +26,7 @@ def note_values(
         first_seen: updated.
         rules: the settings of the sample lifecycle.
     """
-    by_metric: dict[tuple[str, MetricName], list[MetricQuery]] = {}
+    by_metric: dict[tuple[str, str], list[MetricQuery]] = {}
     for query in queries:
         by_metric.setdefault((query.instance_id, query.metric), []).append(query)
     for (instance, metric), of_metric in by_metric.items():

@@ -47,14 +47,15 @@ class InsertFence:
     Args:
         database: as `mongo.durable` returns it.
         owner: of the lease, see `core.process_identity.new_owner`.
+        ttl: seconds the lease lasts after each renewal.
     """
 
-    def __init__(self, database: Database, *, owner: str) -> None:
+    def __init__(self, database: Database, *, owner: str, ttl: float = LEASE_SECONDS) -> None:
         self._database = database
         self.lease = Lease(
             database,
             owner=owner,
-            ttl=LEASE_SECONDS,
+            ttl=ttl,
             name=INSERT,
             initial={"lsid": Binary(uuid.uuid4().bytes, UUID_SUBTYPE)},
             monotonic=boottime,

@@ -4,10 +4,11 @@ Before MongoDB 7 a time-series collection deletes by worker only, so removing on
 the worker and to insert them again; from 7 on it deletes by measurement, and only the range with duplicates is rewritten. Each
 step finds out by itself how far the last one got, so a rewrite that was killed at any point is continued by the next one.
 
-The caller holds the lease for inserting and the one for old samples: no other writer of the history inserts meanwhile.
+The caller holds the lease for inserting and the one for old samples, and has raised the fence before each `run`: no other
+writer of the history inserts meanwhile, and what one has sent earlier is refused (not on a standalone server).
 """
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
@@ -21,10 +22,13 @@ from pymongo.read_concern import ReadConcern
 from exporter.core.errors import StoreError, StoreUnavailableError
 from exporter.core.periods import HOUR
 from exporter.storage.collection import HistoryCollection
+from exporter.storage.insert_fence import InsertFence
 from exporter.storage.mongo import STATE, WHOLE_HISTORY_SECONDS, Document, operation
 from exporter.storage.rows import milliseconds
 
 PAGE_SAMPLES = 1000
+BYTES_PER_INSERT = 12 * 1024 * 1024
+"""A command has at most 16 MiB."""
 DELETE_SECONDS = 60.0
 """Time limit of the deletion; what is left of the leases must be longer."""
 RANGE_WIRE_VERSION = 21
@@ -84,13 +88,14 @@ class WorkerRewrite:
 
     Args:
         collection: the history.
+        fence: inserts; its lease is held, and its number was raised.
         within: returns the seconds that are left of the leases, and raises where they are lost.
 
     Every method raises StoreUnavailableError, IncompatibleStoreError or StoreError; the same call again continues.
     """
 
-    def __init__(self, collection: HistoryCollection, within: Callable[[], float]) -> None:
-        self._collection, self._within = collection, within
+    def __init__(self, collection: HistoryCollection, fence: InsertFence, within: Callable[[], float]) -> None:
+        self._collection, self._fence, self._within = collection, fence, within
         database = collection.database
         self.copy_name = f"{collection.name}_repair"
         self._copy: AsyncCollection[Document] = database[self.copy_name].with_options(read_concern=ReadConcern("majority"))
@@ -207,9 +212,14 @@ class WorkerRewrite:
     async def _delete(self, scope: Scope) -> bool:
         """Delete the samples; return False where this server deletes no range of times, and nothing was deleted."""
         await self._collection.require()
-        if self._within() < DELETE_SECONDS:
-            raise StoreUnavailableError("too little of the leases is left for the deletion; run this again", reason="lease")
-        async with self._collection.operation("remove", DELETE_SECONDS):
+
+        def seconds() -> float:
+            # No fence holds a deletion back, MongoDB has no retryable ones of many documents: its time ends before the leases.
+            if self._within() < DELETE_SECONDS:
+                raise StoreUnavailableError("too little of the leases is left for the deletion; run this again", reason="lease")
+            return DELETE_SECONDS
+
+        async with self._collection.operation("remove", seconds):
             try:
                 await self._collection.samples.delete_many(scope.query)
             except OperationFailure as error:
@@ -225,8 +235,9 @@ class WorkerRewrite:
             async with operation(self._collection.database, self.copy_name, "find"):
                 rows = await self._copy.find({"_id": {"$in": wanted}}).sort("_id", 1).to_list(None)
             await self._collection.require()
-            async with self._collection.operation("insert", lambda: min(DELETE_SECONDS, self._within())):
-                await self._collection.samples.insert_many([row["sample"] for row in rows], ordered=False)
+            for documents in _by_size([row["sample"] for row in rows]):
+                async with self._collection.operation("insert", lambda: min(DELETE_SECONDS, self._within())):
+                    await self._fence.insert(self._collection.name, documents)
 
     async def _prove(self, scope: Scope, copied: Fingerprints) -> None:
         """Compare history and copy, sample by sample; raise where one is missing, doubled or another."""
@@ -280,6 +291,21 @@ def _state_key(collection: HistoryCollection) -> Document:
 
 def _scope(noted: Mapping[str, Any]) -> Scope:
     return Scope(noted["worker_id"], noted.get("first"), noted.get("last"))
+
+
+def _by_size(samples: Iterable[Document]) -> Iterator[list[Document]]:
+    """Split samples into inserts of at most BYTES_PER_INSERT; one that is larger goes alone."""
+    part: list[Document] = []
+    size = 0
+    for sample in samples:
+        each = len(bson.encode(sample))
+        if part and size + each > BYTES_PER_INSERT:
+            yield part
+            part, size = [], 0
+        part.append(sample)
+        size += each
+    if part:
+        yield part
 
 
 def _to_keep(samples: Sequence[Document]) -> Document:

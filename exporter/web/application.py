@@ -13,14 +13,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from exporter.core.errors import RequestError, SourceError, StoreError
+from exporter.core.errors import ReaderBudgetError, RequestError, SourceError, StoreError
+from exporter.core.periods import DAY
 from exporter.core.settings import WebSettings
 from exporter.web import responses
 from exporter.web.admission import Admission
 from exporter.web.backend import Backend
 from exporter.web.hang_up import HangUp
 from exporter.web.live_config import LiveAuth
-from exporter.web.routes import RETRY_AFTER_SECONDS, ROUTES
+from exporter.web.lookup import RETRY_AFTER_SECONDS
+from exporter.web.routes import ROUTES
 from exporter.web.toolkit_http import HttpConfig, ToolkitHttp
 
 DEFAULTS = WebSettings()
@@ -64,6 +66,12 @@ async def _on_bad_request(request: Request, error: Exception) -> Response:
 async def _on_unavailable(request: Request, error: Exception) -> Response:
     """Answer 503: MongoDB or CloudWatch failed."""
     return _problem(HTTPStatus.SERVICE_UNAVAILABLE, str(error), {"Retry-After": str(RETRY_AFTER_SECONDS)})
+
+
+async def _on_spent(request: Request, error: Exception) -> Response:
+    """Answer 429: readers have spent their share of the CloudWatch budget of the day, which ends at 00:00 UTC."""
+    left = DAY - int(request.app.state.backend.now()) % DAY
+    return _problem(HTTPStatus.TOO_MANY_REQUESTS, str(error), {"Retry-After": str(left)})
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:
@@ -131,6 +139,7 @@ def create_app(
         RequestError: _on_bad_request,
         StoreError: _on_unavailable,
         SourceError: _on_unavailable,
+        ReaderBudgetError: _on_spent,
         Exception: _on_bug,
     }
     app = Starlette(
@@ -151,6 +160,7 @@ def create_app(
     app.state.reload = reload
     app.state.prefix = prefix
     app.state.external_url = settings.external_url
+    app.state.grafana_url = settings.grafana_url
     app.state.sample_reads = asyncio.Semaphore(MAX_SAMPLE_READS)
     app.state.hourly_reads = asyncio.Semaphore(MAX_HOURLY_READS)
     return app

@@ -6,8 +6,7 @@ from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from exporter.core.async_cache import AsyncCache
-from exporter.core.budget import Budget
-from exporter.core.errors import SourceError, StoreUnavailableError
+from exporter.core.errors import StoreUnavailableError
 from exporter.core.liveness import Liveness
 from exporter.core.model import ExporterMetrics, Fleet, InventoryEntry, Snapshot, Worker
 from exporter.history.cloudwatch_archive import CloudWatchArchive
@@ -108,31 +107,20 @@ class LoopBridge:
 
 
 class BridgedArchive:
-    """The CloudWatch archive, called from the web server's loop. Connections, rate limit and budget are those of the poller."""
+    """The CloudWatch archive, called from the web server's loop. Connections and rate limit are those of the poller."""
 
-    def __init__(self, archive: CloudWatchArchive, bridge: LoopBridge, budget: Budget) -> None:
-        self._archive, self._bridge, self._budget = archive, bridge, budget
+    def __init__(self, archive: CloudWatchArchive, bridge: LoopBridge) -> None:
+        self._archive, self._bridge = archive, bridge
 
     async def points(
         self, worker: Worker, entry: InventoryEntry | None, start: int, end: int, resolution: int, limit: int
     ) -> list[Point]:
-        """Run CloudWatchArchive.points on the collector's loop; raises SourceError, also when the budget is spent."""
-        self._check_budget(worker)
+        """Run CloudWatchArchive.points on the collector's loop; raises SourceError, such as ReaderBudgetError."""
         return await self._bridge.run(self._archive.points, worker, entry, start, end, resolution, limit)
 
     async def window(self, worker: Worker, entry: InventoryEntry | None, start: int, end: int, resolution: int) -> list[Point]:
-        """Run CloudWatchArchive.window on the collector's loop; raises SourceError, also when the budget is spent."""
-        self._check_budget(worker)
+        """Run CloudWatchArchive.window on the collector's loop; raises SourceError, such as ReaderBudgetError."""
         return await self._bridge.run(self._archive.window, worker, entry, start, end, resolution)
-
-    def _check_budget(self, worker: Worker) -> None:
-        if self._budget.spare <= 0:
-            raise SourceError(
-                "cloudwatch",
-                "BudgetSpent",
-                "the rest of cloudwatch.max_usd_per_day is kept for the gauges of running workers; try again after 00:00 UTC",
-                region=worker.region,
-            )
 
 
 class Backend:

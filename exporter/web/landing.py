@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from statistics import fmean
+from urllib.parse import quote
 
 from exporter import __version__
 from exporter.core.model import STATUSES, WorkerGauges
@@ -190,7 +191,8 @@ def _table(workers: Sequence[WorkerGauges]) -> str:
 
 def _row(gauge: WorkerGauges) -> str:
     worker = gauge.worker
-    name = f"{_text(worker.name or worker.id)}<small>{_text(worker.id)}</small>"
+    address = f"./workers/{quote(worker.id, safe='')}"
+    name = f'<a href="{address}">{_text(worker.name or worker.id)}</a><small>{_text(worker.id)}</small>'
     cells = (
         f"<td>{name}</td>",
         f"<td>{_text(worker.region or '–')}<small>{_text(worker.instance_type or '')}</small></td>",

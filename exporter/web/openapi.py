@@ -77,6 +77,8 @@ ERRORS: Mapping[int, str] = {
     403: "The route is not enabled.",
     404: "Unknown worker.",
     413: "Request body too large.",
+    429: "Too many requests at once, or HTTP readers have spent their share of the day's CloudWatch budget; try again after "
+    "the seconds in Retry-After.",
     500: "Invalid configuration; nothing has changed.",
     503: "MongoDB or CloudWatch is unavailable; try again after the seconds in Retry-After.",
 }

@@ -3,35 +3,40 @@
 import base64
 import binascii
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from datetime import UTC
-from zoneinfo import ZoneInfo
 
 from exporter.core.errors import RequestError
-from exporter.core.local_time import LOCAL_INTERVALS, time_zone
+from exporter.core.local_time import LOCAL_INTERVALS
 from exporter.core.model import STATUSES
-from exporter.core.periods import DAY, WEEK, format_duration, parse_duration, parse_time, rfc3339
+from exporter.core.periods import DAY, WEEK, format_duration, rfc3339
 from exporter.core.regions import normal_region
 from exporter.history.reader import PageRequest
 from exporter.sources.cloudwatch.retention import OLDEST
 from exporter.web.discovery import NODE_EXPORTER_PORT
 from exporter.web.openapi import Parameter, Schema
+from exporter.web.query_values import (
+    MAX_FUTURE_SECONDS,
+    check_range,
+    duration_of,
+    given_values,
+    interval_of,
+    single,
+    time_bound,
+    whole_number,
+    zone_named,
+)
 
 WORKERS_LIMIT, MAX_WORKERS = 500, 1000
 HISTORY_LIMIT, MAX_ROWS = 1000, 10_000
 MAX_POINTS = 1_000_000
 """Rows that a range may have on all its pages: two years of minutes."""
-MAX_PARAMETER_CHARACTERS = 4096
-"""Characters of a parameter; the longest is the cursor of a worker id of 1,024 characters."""
-MAX_FUTURE_SECONDS = DAY
-"""Seconds that `end` may lie in the future, so that the end of today is accepted."""
 
 MIN_RESOURCES_SECONDS = 30
 """The shortest range of a worker's resources, in seconds: the shortest that the manager's UI offers."""
 
 _CURSOR = re.compile("([0-9]{1,14}):([0-9]{1,11}):([0-9]{1,7})(?::([A-Za-z0-9_+/-]{1,64}))?")
-_DURATION: Schema = {"type": "string", "pattern": "^([0-9]+(ms|[smhdwy]))+$"}
+DURATION: Schema = {"type": "string", "pattern": "^([0-9]+(ms|[smhdwy]))+$"}
 _TIME: Schema = {
     "type": "string",
     "pattern": "^(now|(now-|-)?([0-9]+(ms|[smhdwy]))+|[0-9]{1,14}([.][0-9]{1,9})?|[0-9]{4}-[0-9]{2}-[0-9]{2}"
@@ -81,7 +86,7 @@ INTERVAL = Parameter(
     "Length of the intervals for which avg, min, max and count of each metric and the share of each status are returned, "
     f"instead of samples: a multiple of `period`, up to {format_duration(WEEK)}, aligned to UTC, 7d to Monday. With `tz` "
     "days (1d) and weeks (7d) are local.",
-    {**_DURATION, "examples": ["5m", "1h", "1d", "7d"]},
+    {**DURATION, "examples": ["5m", "1h", "1d", "7d"]},
 )
 LIMIT_ROWS = Parameter(
     "limit",
@@ -112,7 +117,7 @@ START_TIME = Parameter(
     f"{format_duration(OLDEST)}, rounded up to whole periods. The range ends with the newest period that CloudWatch has "
     "published, if that is at most `max_age` old; `start_time` and `end_time` of the response are the range that was averaged. "
     "Default: 10m.",
-    {**_DURATION, "default": "10m", "examples": ["30s", "5m", "10m", "1h", "7d"]},
+    {**DURATION, "default": "10m", "examples": ["30s", "5m", "10m", "1h", "7d"]},
 )
 END_TIME = Parameter("end_time", "End of the range, exclusive, in the formats of `end` of the history. Default: now.", _TIME)
 RESOURCES = (RESOURCES_REGION, RESOURCES_WORKER, START_TIME, END_TIME)
@@ -142,12 +147,12 @@ class WorkersQuery:
     @classmethod
     def parse(cls, items: Iterable[tuple[str, str]]) -> "WorkersQuery":
         """Parse the query's (name, value) pairs; raises RequestError."""
-        given = _given(items, WORKERS)
+        given = given_values(items, WORKERS)
         statuses = frozenset(given.get("status", ()))
         if not statuses <= set(STATUSES):
             raise RequestError(f"status must be one of {', '.join(STATUSES)}; repeat the parameter for several.")
         regions = frozenset(map(normal_region, given.get("region", ())))
-        return cls(_limit(given, LIMIT_WORKERS), _decoded(_one(given, "cursor") or ""), statuses, regions)
+        return cls(whole_number(given, LIMIT_WORKERS), _decoded(single(given, "cursor") or ""), statuses, regions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,14 +172,14 @@ class HistoryQuery:
             period: seconds between two samples.
             reach: maximum age of a sample in seconds; None without limit.
         """
-        given = _given(items, HISTORY)
-        limit = _limit(given, LIMIT_ROWS)
-        format_ = _one(given, "format")
+        given = given_values(items, HISTORY)
+        limit = whole_number(given, LIMIT_ROWS)
+        format_ = single(given, "format")
         if format_ not in (None, "json", "csv"):
             raise RequestError("format must be json or csv.")
-        interval = _interval(_one(given, "interval"), period)
-        zone = _zone(_one(given, "tz"))
-        cursor = _one(given, "cursor")
+        interval = interval_of(single(given, "interval"), period)
+        zone = zone_named(single(given, "tz"))
+        cursor = single(given, "cursor")
         if cursor is not None:
             span = _resumed(cursor, limit, now, period, reach)
             if interval not in (None, span.interval):
@@ -182,9 +187,9 @@ class HistoryQuery:
             if zone not in (None, span.zone):
                 raise RequestError("tz differs from that of the cursor; leave it out, or start again without the cursor.")
         else:
-            end = _time(given, "end", now, now, zone)
-            start = _time(given, "start", now, min(end, now) - DAY, zone)
-            _check_range(start, end, now, reach)
+            end = time_bound(given, "end", now, now, zone)
+            start = time_bound(given, "start", now, min(end, now) - DAY, zone)
+            check_range(start, end, now, reach)
             span = PageRequest(start * 1000, min(end, now), interval, limit, zone)
         _check_local(span)
         points = (span.end - span.start // 1000) // (span.interval or period)
@@ -207,14 +212,14 @@ class ResourcesQuery:
     @classmethod
     def parse(cls, items: Iterable[tuple[str, str]], *, now: int) -> "ResourcesQuery":
         """Parse the query's (name, value) pairs; raises RequestError."""
-        given = _given(items, RESOURCES)
+        given = given_values(items, RESOURCES)
         relative = given["start_time"][0] if "start_time" in given else "10m"
         shortest = format_duration(MIN_RESOURCES_SECONDS)
         sentence = f"start_time must be a duration from {shortest} to {format_duration(OLDEST)}, such as 10m, 1h or 7d."
-        seconds = _duration(relative, sentence)
+        seconds = duration_of(relative, sentence)
         if not MIN_RESOURCES_SECONDS <= seconds <= OLDEST:
             raise RequestError(sentence)
-        end = _time(given, "end_time", now, now)
+        end = time_bound(given, "end_time", now, now)
         if end > now + MAX_FUTURE_SECONDS:
             raise RequestError("end_time is in the future; leave it out to use now.")
         if end - seconds < now - OLDEST:
@@ -227,108 +232,12 @@ def metric_names(items: Iterable[tuple[str, str]]) -> frozenset[str]:
 
     Other parameters are ignored: a scrape configuration may have some for all of its targets.
     """
-    return frozenset(_given(((name, value) for name, value in items if name == NAME.name), METRICS).get(NAME.name, ()))
+    return frozenset(given_values(((name, value) for name, value in items if name == NAME.name), METRICS).get(NAME.name, ()))
 
 
 def discovery_port(items: Iterable[tuple[str, str]]) -> int:
     """Return the port of a request to /sd/workers; raises RequestError."""
-    return _limit(_given(items, DISCOVERY), PORT)
-
-
-# -- the single parameters ---------------------------------------------------------------------------------------------
-
-
-def _time(given: Mapping[str, Sequence[str]], name: str, now: int, default: int, zone: ZoneInfo | None = None) -> int:
-    text = _one(given, name)
-    if text is None:
-        return default
-    try:
-        return parse_time(text, now, zone or UTC)
-    except ValueError:
-        raise RequestError(
-            f"{name} must be a time such as 2026-01-31T12:00:00Z, unix seconds, now, or a duration before now such as -24h."
-        ) from None
-
-
-def _zone(name: str | None) -> ZoneInfo | None:
-    if name is None:
-        return None
-    try:
-        return time_zone(name)
-    except ValueError:
-        raise RequestError("tz must be the name of a time zone, such as America/New_York, Europe/Berlin or UTC.") from None
-
-
-def _check_local(span: PageRequest) -> None:
-    """Refuse intervals that have no meaning in a time zone: several days but no week have no first day."""
-    if span.zone and span.interval and span.interval > DAY and span.interval not in LOCAL_INTERVALS:
-        raise RequestError("With tz, interval must be 1d, 7d, or shorter than a day.")
-
-
-def _check_range(start: int, end: int, now: int, reach: int | None) -> None:
-    if end > now + MAX_FUTURE_SECONDS:
-        raise RequestError("end is in the future; leave it out to use now.")
-    if start >= now:
-        raise RequestError("start is in the future; use an earlier one, such as -24h.")
-    if start >= end:
-        raise RequestError("start must be before end.")
-    if start < 0 or (reach is not None and start < now - reach):
-        oldest = f"-{format_duration(reach)}" if reach is not None else "1970-01-01T00:00:00Z"
-        raise RequestError(f"start is too early; no data is kept that long. The earliest start is {oldest}.")
-
-
-def _interval(text: str | None, period: int) -> int | None:
-    if text is None:
-        return None
-    shortest = format_duration(period)
-    sentence = f"interval must be a duration from {shortest} to {format_duration(WEEK)}, such as 1h or 1d."
-    seconds = _duration(text, sentence)
-    if seconds < period:
-        raise RequestError(f"interval is shorter than the time between two samples; use {shortest} or longer.")
-    if seconds > WEEK:
-        raise RequestError(sentence)
-    if seconds % period:
-        raise RequestError(f"interval must be a multiple of {shortest}, the time between two samples.")
-    return seconds
-
-
-def _duration(text: str, sentence: str) -> int:
-    try:
-        return parse_duration(text) if len(text) < 32 else _refuse(sentence)
-    except ValueError as error:
-        raise RequestError(sentence) from error
-
-
-def _refuse(sentence: str) -> int:
-    raise RequestError(sentence)
-
-
-def _limit(given: Mapping[str, Sequence[str]], parameter: Parameter) -> int:
-    text, most = _one(given, parameter.name), parameter.schema["maximum"]
-    if text is None:
-        return int(parameter.schema["default"])
-    if not re.fullmatch("[0-9]{1,9}", text) or not 1 <= int(text) <= most:
-        raise RequestError(f"{parameter.name} must be a whole number from 1 to {most}.")
-    return int(text)
-
-
-def _given(items: Iterable[tuple[str, str]], parameters: Sequence[Parameter]) -> Mapping[str, Sequence[str]]:
-    """Return name → values; raises RequestError for unknown names, and for repeated ones that must not be."""
-    allowed = {parameter.name: parameter for parameter in parameters if parameter.place == "query"}
-    given: dict[str, list[str]] = {}
-    for name, value in items:
-        if name not in allowed:
-            raise RequestError(f"{name[:80]} is not a parameter of this route; allowed are {', '.join(allowed)}.")
-        if name in given and not allowed[name].many:
-            raise RequestError(f"{name} is given twice; give it once.")
-        if len(value) > MAX_PARAMETER_CHARACTERS:
-            raise RequestError(f"{name} is longer than {MAX_PARAMETER_CHARACTERS} characters.")
-        given.setdefault(name, []).append(value)
-    return given
-
-
-def _one(given: Mapping[str, Sequence[str]], name: str) -> str | None:
-    return given[name][0] if name in given else None
+    return whole_number(given_values(items, DISCOVERY), PORT)
 
 
 # -- cursors -----------------------------------------------------------------------------------------------------------
@@ -359,4 +268,10 @@ def _resumed(cursor: str, limit: int, now: int, period: int, reach: int | None) 
     oldest = 0 if reach is None else now - reach - DAY  # a day more, because time passes between two pages
     if not oldest <= at // 1000 < end <= now + MAX_FUTURE_SECONDS or interval > WEEK or interval % period:
         raise RequestError("cursor must be the value of next on the previous page.")
-    return PageRequest(at, end, interval or None, limit, _zone(found[4]) if found else None)
+    return PageRequest(at, end, interval or None, limit, zone_named(found[4]) if found else None)
+
+
+def _check_local(span: PageRequest) -> None:
+    """Refuse intervals that have no meaning in a time zone: several days but no week have no first day."""
+    if span.zone and span.interval and span.interval > DAY and span.interval not in LOCAL_INTERVALS:
+        raise RequestError("With tz, interval must be 1d, 7d, or shorter than a day.")

@@ -11,20 +11,29 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
-from exporter.core.instances import worker_from_inventory
-from exporter.core.model import ExporterMetrics, Snapshot, WorkerGauges
+from exporter.core.model import ExporterMetrics, Snapshot
 from exporter.core.periods import DAY
 from exporter.core.regions import normal_region
 from exporter.history import remote_read, series
-from exporter.history.reader import WorkerRef
 from exporter.metrics.families import select
 from exporter.metrics.gzip_member import continued, deflated
 from exporter.sources.cloudwatch.retention import OLDEST
-from exporter.web import discovery, landing, openapi, parameters, responses
+from exporter.web import chart_query, discovery, landing, openapi, parameters, responses
 from exporter.web.backend import Backend
 from exporter.web.lifecycle import healthy, reload
+from exporter.web.lookup import (
+    RETRY_AFTER_SECONDS,
+    backend_of,
+    current_status,
+    find,
+    find_instance,
+    is_fresh,
+    not_read_yet,
+    unknown,
+)
 from exporter.web.negotiation import prefers_csv, prefers_gzip
 from exporter.web.openapi import Endpoint, ResponseSpec
+from exporter.web.page_handlers import SVG, chart_image, static_file, worker_page
 from exporter.web.parameters import HistoryQuery, ResourcesQuery, WorkersQuery, resuming
 from exporter.web.parts_response import PartsResponse
 from exporter.web.schemas import FleetPage, HistoryPage, Readiness, ResourceUsage, TargetGroups
@@ -34,9 +43,6 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 """Also for a Prometheus that prefers OpenMetrics: it accepts this format too, so that one rendered body is enough."""
 REMOTE_READ_SECONDS = 65
 """Timeout of a remote read, in seconds; that of Prometheus is 60 s."""
-RETRY_AFTER_SECONDS = 10
-"""Seconds after which a client should retry when MongoDB or CloudWatch is unavailable."""
-
 _JSON = "application/json"
 MAX_ROWS_IN_LOOP = 1000
 """Rows of history that are rendered on the event loop: they take less than a millisecond."""
@@ -48,12 +54,12 @@ _SELECTING = ThreadPoolExecutor(1, "select")  # of its own: requests may keep al
 
 async def index(request: Request) -> Response:
     """Respond with the landing page."""
-    backend = _backend(request)
+    backend = backend_of(request)
     snapshot = backend.snapshot
     page = await asyncio.to_thread(
         landing.page,
         snapshot.workers if snapshot else (),
-        fresh=_is_fresh(backend, snapshot),
+        fresh=is_fresh(backend, snapshot),
         ready=backend.ready,
         collection=backend.worker_collection,
         health=backend.health(),
@@ -69,9 +75,9 @@ async def metrics(request: Request) -> Response:
 
     A worker block that is overdue for renewal is left out, so that a hung collector is noticed.
     """
-    backend = _backend(request)
+    backend = backend_of(request)
     snapshot = backend.snapshot
-    fresh = snapshot if _is_fresh(backend, snapshot) else None
+    fresh = snapshot if is_fresh(backend, snapshot) else None
     exporter_metrics = backend.exporter_metrics
     if names := parameters.metric_names(request.query_params.multi_items()):
         # In a thread: a large fleet takes milliseconds, and other scrapes must not wait for them.
@@ -92,19 +98,19 @@ def _named(worker_block: Snapshot | None, own: ExporterMetrics, names: frozenset
 
 async def ready(request: Request) -> Response:
     """Respond with readiness and the state of each source; 503 only until the first read of the worker documents."""
-    backend = _backend(request)
+    backend = backend_of(request)
     state = responses.readiness(backend.ready, backend.health())
     return _json(state, HTTPStatus.OK if state.ready else HTTPStatus.SERVICE_UNAVAILABLE)
 
 
 async def workers(request: Request) -> Response:
     """Respond with the fleet, and the workers that have left it but still have history."""
-    backend = _backend(request)
+    backend = backend_of(request)
     query = WorkersQuery.parse(request.query_params.multi_items())
     snapshot = backend.snapshot
     if snapshot is None:
-        raise _not_read_yet()
-    fresh = _is_fresh(backend, snapshot)
+        raise not_read_yet()
+    fresh = is_fresh(backend, snapshot)
     remembered = {entry.worker_id: entry for entry in await backend.inventory()}
     listed = {gauge.worker.id for gauge in snapshot.workers}
     kept = await backend.reader.retention()
@@ -129,14 +135,14 @@ async def workers(request: Request) -> Response:
 
 async def history(request: Request) -> Response:
     """Respond with a page of one worker's samples or statistics, as JSON or CSV."""
-    backend = _backend(request)
+    backend = backend_of(request)
     given = request.query_params.multi_items()
     reach = await backend.reader.reach()
     query = HistoryQuery.parse(given, now=int(backend.now()), period=backend.period, reach=reach)
     worker_id = request.path_params["worker_id"]
-    found = await _find(backend, worker_id)
+    found = await find(backend, worker_id)
     if found is None:
-        raise _unknown(worker_id)
+        raise unknown(worker_id)
     subject, gauge = found
     page = await backend.reader.page(subject, query.span)
     cursor = resuming(query.span, page.following) if page.following else None
@@ -147,7 +153,7 @@ async def history(request: Request) -> Response:
         if as_csv:
             body = responses.history_csv(page, query.span.interval)
             return Response(body, media_type="text/csv; charset=utf-8; header=present", headers=headers)
-        worker = responses.history_worker(subject, _status(backend, subject, gauge))
+        worker = responses.history_worker(subject, current_status(backend, subject, gauge))
         return Response(responses.history_json(page, cursor, worker), media_type=_JSON, headers=headers)
 
     # In a thread, as above, unless a change of threads would take longer.
@@ -157,13 +163,13 @@ async def history(request: Request) -> Response:
 
 async def resources(request: Request) -> Response:
     """Respond with a worker's average CPU and memory over the last minutes, from CloudWatch."""
-    backend = _backend(request)
+    backend = backend_of(request)
     query = ResourcesQuery.parse(request.query_params.multi_items(), now=int(backend.now()))
     id_, region = request.path_params["worker_id"], normal_region(request.path_params["region"])
-    found = await _find(backend, id_)
-    subject = found[0] if found else await _find_instance(backend, id_, region)
+    found = await find(backend, id_)
+    subject = found[0] if found else await find_instance(backend, id_, region)
     if subject is None:
-        raise _unknown(id_)
+        raise unknown(id_)
     if not subject.region:
         raise HTTPException(
             HTTPStatus.NOT_FOUND, f"Worker {id_} has no region, so CloudWatch cannot be queried; the manager must write it."
@@ -176,7 +182,7 @@ async def resources(request: Request) -> Response:
 
 async def remote(request: Request) -> Response:
     """Respond to a remote read of Prometheus with series of the history."""
-    backend = _backend(request)
+    backend = backend_of(request)
     queries = remote_read.decode(await _body(request, remote_read.MAX_BODY))
     if backend.columns is None or backend.hourly is None:
         raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, "mongodb.history is null, so there is no history to read.")
@@ -215,11 +221,11 @@ async def _read(
 
 async def discover(request: Request) -> Response:
     """Respond with the running workers as targets; with 503 while they are not known, so that Prometheus keeps its targets."""
-    backend = _backend(request)
+    backend = backend_of(request)
     port = parameters.discovery_port(request.query_params.multi_items())
     snapshot = backend.snapshot
-    if snapshot is None or not _is_fresh(backend, snapshot):
-        raise _not_read_yet()
+    if snapshot is None or not is_fresh(backend, snapshot):
+        raise not_read_yet()
     return _json(TargetGroups(discovery.targets(snapshot.workers, port)))
 
 
@@ -285,7 +291,7 @@ ROUTES: tuple[Endpoint, ...] = (
         f"/api/workers/{PLACEHOLDER}/metrics/history",
         history,
         "samples or statistics of one worker; from CloudWatch where they are older than MongoDB's retention",
-        ResponseSpec({_JSON: HistoryPage, "text/csv": _TEXT}, (400, 404, 503), responses.PAGE_HEADERS),
+        ResponseSpec({_JSON: HistoryPage, "text/csv": _TEXT}, (400, 404, 429, 503), responses.PAGE_HEADERS),
         parameters.HISTORY,
         f"/workers/{PLACEHOLDER}/metrics/history",
     ),
@@ -293,8 +299,29 @@ ROUTES: tuple[Endpoint, ...] = (
         f"/api/workers/region/{{region}}/workers/{PLACEHOLDER}/resources",
         resources,
         "average CPU and memory of one worker over the last minutes, from CloudWatch",
-        ResponseSpec({_JSON: ResourceUsage}, (400, 404, 503)),
+        ResponseSpec({_JSON: ResourceUsage}, (400, 404, 429, 503)),
         parameters.RESOURCES,
+    ),
+    Endpoint(
+        f"/workers/{PLACEHOLDER}/chart.svg",
+        chart_image,
+        "chart of one worker's CPU, memory or labs as an image, for wikis, chat and other pages",
+        ResponseSpec({SVG: _TEXT}, (400, 404, 429, 503)),
+        chart_query.CHART,
+    ),
+    Endpoint(
+        f"/workers/{PLACEHOLDER}",
+        worker_page,
+        "page of one worker: charts, hours by status, days, and what is known of it now",
+        ResponseSpec({"text/html": _TEXT}, (400, 404, 429, 503)),
+        chart_query.PAGE,
+    ),
+    Endpoint(
+        "/static/{name}",
+        static_file,
+        "style sheet and scripts of the pages",
+        ResponseSpec({"text/css": _TEXT, "text/javascript": _TEXT}, (404,)),
+        (chart_query.NAME,),
     ),
     Endpoint(
         "/api/v1/read",
@@ -314,42 +341,6 @@ ROUTES: tuple[Endpoint, ...] = (
 )
 
 
-# -- which worker ------------------------------------------------------------------------------------------------------
-
-
-async def _find(backend: Backend, worker_id: str) -> tuple[WorkerRef, WorkerGauges | None] | None:
-    """Return what is known of a worker, None if it is unknown; raises HTTPException 503 before the fleet has been read."""
-    entry = await backend.remembered(worker_id)
-    snapshot = backend.snapshot
-    listed = snapshot.workers if snapshot else ()
-    gauge = next((gauge for gauge in listed if gauge.worker.id == worker_id), None)
-    subject = WorkerRef.of(gauge.worker if gauge else None, entry)
-    if subject is None and snapshot is None:
-        raise _not_read_yet()
-    return (subject, gauge) if subject else None
-
-
-async def _find_instance(backend: Backend, instance_id: str, region: str) -> WorkerRef | None:
-    """Return the worker of an instance, without its other instances; None if no worker has run on it."""
-    snapshot = backend.snapshot
-    for gauge in snapshot.workers if snapshot else ():
-        if gauge.worker.instance_id == instance_id:
-            return WorkerRef(gauge.worker, None)
-    for entry in await backend.inventory():
-        for interval in entry.instances:
-            if (interval.instance_id, interval.region) == (instance_id, region):
-                worker = worker_from_inventory(entry)
-                return WorkerRef(replace(worker, instance_id=instance_id, region=region, created_at=None), None)
-    return None
-
-
-def _status(backend: Backend, subject: WorkerRef, gauge: WorkerGauges | None) -> str | None:
-    """Return today's status as in /api/workers, None if it is not known."""
-    if gauge is None:
-        return "terminated" if subject.worker.status == "terminated" else None
-    return gauge.worker.status if gauge.show_state and _is_fresh(backend, backend.snapshot) else None
-
-
 def _selects(query: WorkersQuery, found: responses.ListedWorker) -> bool:
     """Return whether a worker belongs on this page or a later one."""
     return (
@@ -357,27 +348,3 @@ def _selects(query: WorkersQuery, found: responses.ListedWorker) -> bool:
         and (not query.statuses or found.status in query.statuses)
         and (not query.regions or found.region in query.regions)
     )
-
-
-def _is_fresh(backend: Backend, snapshot: Snapshot | None) -> bool:
-    return snapshot is not None and backend.now() < snapshot.fresh_until
-
-
-def _backend(request: Request) -> Backend:
-    backend: Backend = request.app.state.backend
-    return backend
-
-
-# -- errors ------------------------------------------------------------------------------------------------------------
-
-
-def _not_read_yet() -> HTTPException:
-    return HTTPException(
-        503,
-        "The fleet has not been read yet; /-/ready shows the errors of the sources.",
-        {"Retry-After": str(RETRY_AFTER_SECONDS)},
-    )
-
-
-def _unknown(worker_id: str) -> HTTPException:
-    return HTTPException(HTTPStatus.NOT_FOUND, f"Unknown worker {worker_id}; /api/workers lists all workers, present and past.")

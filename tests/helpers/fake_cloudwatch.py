@@ -99,6 +99,21 @@ class Series:
 
 
 @dataclass(frozen=True, slots=True)
+class OtherSeries:
+    """One series of an instance beside CPU and memory; `ledger` knows nothing of it."""
+
+    namespace: str
+    name: str
+    dimensions: Dimensions
+    value: float
+    """The Average of every period; every other statistic is `STATISTICS` more."""
+    runs: tuple[Run, ...] = ALWAYS
+
+
+STATISTICS: Mapping[str, float] = {"Average": 0, "Minimum": -1, "Maximum": 1, "p95": 0.5, "Sum": 100}
+
+
+@dataclass(frozen=True, slots=True)
 class Instance:
     """What CloudWatch has of one instance. Times are UTC seconds; None is open-ended."""
 
@@ -120,6 +135,7 @@ class Instance:
     """(metric, period start) → what counts there instead of `revise`."""
     account: str = ""
     """The account that it is in; empty: `home`."""
+    others: tuple[OtherSeries, ...] = ()
 
 
 @dataclass
@@ -174,7 +190,9 @@ class FakeCloudWatch:
 
     Attributes that may change while it runs: latency (seconds before each answer), offset (seconds added to the clock),
     skew (seconds the Date header is off), drip (seconds between the bytes of a slow-drip), page_datapoints, page_series (of a
-    ListMetrics page), list_lag (seconds until ListMetrics lists a new series), role_seconds (how long a role's keys live).
+    ListMetrics page), list_lag (seconds until ListMetrics lists a new series), role_seconds (how long a role's keys live),
+    memory_metric and memory_dimension (what the agents publish memory as; before `add`), lie (operation, request, and the
+    parsed body of a good answer → what is sent instead: the same object, changed in place, another one, or raw bytes).
     """
 
     def __init__(
@@ -198,6 +216,8 @@ class FakeCloudWatch:
         self.page_series = LISTED
         self.list_lag = list_lag
         self.role_seconds = 3600
+        self.memory_metric, self.memory_dimension = ("CWAgent", "mem_used_percent"), "InstanceId"
+        self.lie: Callable[[str, Any, Any], object] | None = None
         self.port = port
         self.home = HOME
         self.links: dict[str, tuple[str, ...]] = {}
@@ -286,13 +306,14 @@ class FakeCloudWatch:
         lost: Iterable[tuple[MetricName, int]] = (),
         revised: Mapping[tuple[MetricName, int], int] | None = None,
         account: str = "",
+        others: Sequence[OtherSeries] = (),
     ) -> Instance:
         """Add an instance or replace one; `memory` overrides the one series that `agent` gives it."""
         if memory is None:
-            usual = (("ImageId", "ami-0c"), ("InstanceId", id), ("InstanceType", instance_type))
+            usual = (("ImageId", "ami-0c"), (self.memory_dimension, id), ("InstanceType", instance_type))
             memory = [Series(usual)] if agent else []
         exceptions = dict(late or {}), frozenset(lost), dict(revised or {})
-        instance = Instance(id, region, tuple(runs), tuple(memory), lag, revise, *exceptions, account)
+        instance = Instance(id, region, tuple(runs), tuple(memory), lag, revise, *exceptions, account, tuple(others))
         self.instances[region, id] = instance
         return instance
 
@@ -437,10 +458,15 @@ class FakeCloudWatch:
         self, region: str, account: str, stat: Mapping[str, Any], start: int, end: int, now: int
     ) -> list[tuple[int, float]]:
         metric = stat["Metric"]
-        name = NAMES.get((metric["Namespace"], metric["MetricName"]))
         dimensions = {each["Name"]: each["Value"] for each in metric["Dimensions"]}
-        instance = self.instances.get((region, dimensions.get("InstanceId", "")))
-        if name is None or instance is None or (instance.account or self.home) != account:
+        if (metric["Namespace"], metric["MetricName"]) == self.memory_metric:
+            name: MetricName = "memory"
+        elif NAMES.get((metric["Namespace"], metric["MetricName"])) == "cpu" and stat["Stat"] == "Average":
+            name = "cpu"
+        else:
+            return self._other_points(region, account, stat, dimensions, start, end, now)
+        instance = self.instances.get((region, dimensions.get("InstanceId" if name == "cpu" else self.memory_dimension, "")))
+        if instance is None or (instance.account or self.home) != account:
             return []
         if name == "cpu":
             series = Series((), ALWAYS if len(dimensions) == 1 else ())
@@ -452,6 +478,28 @@ class FakeCloudWatch:
         start -= start % finest
         points = self._average(self._visible(instance, name, series.runs, _up(start, step), end, now), step)
         return [(at, value + series.plus) for at, value in points] if series.plus else points
+
+    def _other_points(
+        self,
+        region: str,
+        account: str,
+        stat: Mapping[str, Any],
+        dimensions: Mapping[str, str],
+        start: int,
+        end: int,
+        now: int,
+    ) -> list[tuple[int, float]]:
+        metric, step = stat["Metric"], max(stat["Period"], self.period)
+        here = [one for one in list(self.instances.values()) if (one.account or self.home) == account]
+        for instance in here:
+            for other in instance.others:
+                found = (other.namespace, other.name, dict(other.dimensions))
+                if instance.region == region and found == (metric["Namespace"], metric["MetricName"], dimensions):
+                    until = min(end, now - instance.lag - step + 1)
+                    runs = _overlaps(instance.runs, other.runs, start, until)
+                    value = other.value + STATISTICS[stat["Stat"]]
+                    return [(at, value) for low, high in runs for at in range(_up(low, step), high, step)]
+        return []
 
     def _visible(
         self, instance: Instance, metric: MetricName, runs: tuple[Run, ...], start: int, end: int, now: int
@@ -507,7 +555,10 @@ class FakeCloudWatch:
                     owner if linked else None,
                 )
                 for owner, (namespace, name), dimensions in self._listed(region, window)
-                if owner in seen and body.get("Namespace") in (None, namespace) and body.get("MetricName") in (None, name)
+                if owner in seen
+                and body.get("Namespace") in (None, namespace)
+                and body.get("MetricName") in (None, name)
+                and all((each["Name"], each["Value"]) in dimensions for each in body.get("Dimensions", ()))
             ]
         metrics = self._listings[listing]
         page = metrics[offset : offset + self.page_series]
@@ -521,7 +572,7 @@ class FakeCloudWatch:
         return json.dumps(answer).encode()
 
     def _listed(self, region: str, window: int) -> Iterator[tuple[str, tuple[str, str], Dimensions]]:
-        cpu, memory = NAMES
+        cpu, memory = next(iter(NAMES)), self.memory_metric
         for instance in list(self.instances.values()):
             if instance.region != region:
                 continue
@@ -530,6 +581,9 @@ class FakeCloudWatch:
             for series in instance.memory:
                 if self._is_active(instance, series.runs, window):
                     yield instance.account or self.home, memory, series.dimensions
+            for other in instance.others:
+                if self._is_active(instance, other.runs, window):
+                    yield instance.account or self.home, (other.namespace, other.name), other.dimensions
 
     def _is_active(self, instance: Instance, runs: tuple[Run, ...], window: int) -> bool:
         """Whether a datapoint became visible within the window, and the first one so long ago that it got listed."""
@@ -609,6 +663,9 @@ class FakeCloudWatch:
             reply.body = _partial(reply.body)
         if mode == "empty":
             reply.body = b""
+        if self.lie and reply.status == 200 and request.is_json:
+            told = self.lie(request.operation, request.body, json.loads(reply.body))
+            reply.body = told if isinstance(told, bytes) else json.dumps(told).encode()
         if reply.status == 200 and request.operation == "GetMetricData":
             counters.metrics_billed[request.region] += len(request.body["MetricDataQueries"])
             for query in request.body["MetricDataQueries"]:

@@ -7,13 +7,14 @@ between two cycles.
 import asyncio
 from collections.abc import Callable, Collection, Coroutine, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
 from prometheus_client import CollectorRegistry
 
-from exporter.core.budget import Budget
+from exporter.core.budget import Budget, ReaderBudget
 from exporter.core.errors import ExporterError, StoreError
 from exporter.core.model import Fleet
 from exporter.core.periods import align
@@ -27,11 +28,12 @@ from exporter.pipeline.history_watch import HistoryWatch
 from exporter.pipeline.lifecycle import Rules
 from exporter.pipeline.mirror import Mirror
 from exporter.pipeline.observer import OBSERVE_OFFSET_SECONDS
-from exporter.pipeline.outbox import Outbox
+from exporter.pipeline.outbox import SPENT_BY_READERS, Outbox
 from exporter.pipeline.outbox_thread import OutboxThread
 from exporter.pipeline.poller import POLL_OFFSET_SECONDS
 from exporter.sources.aggregates import Aggregates
 from exporter.sources.cloudwatch.client import CloudWatch
+from exporter.sources.cloudwatch.extra_series import ExtraSeries
 from exporter.sources.cloudwatch.memory_series import MemorySeriesIndex
 from exporter.sources.protocols import MetricSource
 from exporter.storage.history_marker import HistoryMarker
@@ -117,8 +119,11 @@ class InProcessExporter:
         self.lease = Lease(database, owner=self.outbox.outbox.owner)
         day, spent = self.outbox.outbox.spent()
         self.budget = Budget(max_usd_per_day, wall=clock, day=day, spent=spent)
+        day, spent = self.outbox.outbox.spent(SPENT_BY_READERS)
+        self.readers = ReaderBudget(self.budget, settings.cloudwatch.reader_budget_share, day=day, spent=spent)
         self.cloudwatch = CloudWatch(settings, telemetry, budget=self.budget, wall=clock, deadline=deadline)
         series = MemorySeriesIndex(self.cloudwatch, monotonic=clock)
+        self.extra_series = self._extra_series(series)
         watch = HistoryWatch(
             HistoryMarker(self.history.collection), self.outbox, telemetry, on_replaced=lambda: self.collector.lead()
         )
@@ -135,12 +140,18 @@ class InProcessExporter:
             lease=self.lease,
             series=series,
             budget=self.budget,
+            extra_series=self.extra_series,
+            readers=self.readers,
             wall=clock,
             monotonic=clock,
         )
         self.backend = self._build_backend(series)
         self.errors: list[str] = []
         """The errors that the loops would have logged, each of which ended a part of a cycle."""
+
+    def _extra_series(self, series: MemorySeriesIndex) -> ExtraSeries | None:
+        gauges, list_metric = self.settings.cloudwatch.extra, partial(self.cloudwatch.list_metric, recent=True)
+        return ExtraSeries(gauges, list_metric, account_of=series.account_of, monotonic=self.clock) if gauges else None
 
     def _build_backend(self, series: MemorySeriesIndex) -> Backend:
         settings, clock, database = self.settings, self.clock, self.database
@@ -152,7 +163,13 @@ class InProcessExporter:
             reader=HistoryReader(
                 period=PERIOD,
                 history=self.history.reader,
-                archive=CloudWatchArchive(self.cloudwatch, series, wall=clock, monotonic=clock),
+                archive=CloudWatchArchive(
+                    partial(self.cloudwatch.get_metric_data, readers=self.readers),
+                    series,
+                    memory_dimension=settings.cloudwatch.memory.dimension,
+                    wall=clock,
+                    monotonic=clock,
+                ),
                 wanted_retention=settings.mongodb.retention,
                 max_age=settings.max_age,
                 wall=clock,

@@ -1,7 +1,9 @@
-"""How long /metrics stays silent for a scraper on the same machine, and how long the machine itself stood still."""
+"""How long /metrics stays silent for a scraper on the same machine, and how much slower than alone programs run on it."""
 
 import contextlib
 import http.client
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -12,6 +14,17 @@ PACE_SECONDS = 0.05
 """Time between two scrapes."""
 PATIENCE_SECONDS = 120.0
 """Timeout of one scrape: far above what is allowed, so that the silence is measured and not cut."""
+_BURSTS = """
+import select, sys, time
+wall = used = 0.0
+while not select.select([sys.stdin], [], [], 0.3)[0]:
+    begin, cpu = time.perf_counter(), time.process_time()
+    while time.process_time() - cpu < 0.1:
+        sum(range(1000))
+    wall, used = wall + time.perf_counter() - begin, used + time.process_time() - cpu
+print(max(1.0, wall / used) if used else 1.0)
+"""
+"""A program that works for 0.1 s of CPU time again and again, and prints by what factor that took longer than alone."""
 
 
 class Scraper:
@@ -19,33 +32,37 @@ class Scraper:
 
     Attributes:
         longest: the longest time without a scrape that was answered with 200.
-        stalled: the longest time by which a thread that only sleeps woke up late: what this machine adds at its present load.
+        slowdown: the factor by which a program that needs the processor took longer than alone.
         failures: what other scrapes ended with.
     """
 
     def __init__(self, port: int, headers: Mapping[str, str] | None = None, *, fresh_only: bool = False) -> None:
-        self.longest = self.stalled = 0.0
+        self.longest, self.slowdown = 0.0, 1.0
         self.answered = 0
         self.failures: list[str] = []
         self._port, self._headers, self._fresh_only = port, dict(headers or {}), fresh_only
         self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._scrape), threading.Thread(target=self._sleep)]
+        self._thread = threading.Thread(target=self._scrape)
+        self._bursts: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
+        self._bursts = subprocess.Popen(
+            [sys.executable, "-c", _BURSTS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self._thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         time.sleep(4 * PACE_SECONDS)
         self._stop.set()
-        for thread in self._threads:
-            thread.join()
+        self._thread.join()
+        assert self._bursts is not None
+        self.slowdown = float(self._bursts.communicate()[0])
 
     @property
     def allowed(self) -> float:
-        """The silence that is allowed: one second, and what the machine itself stood still."""
-        return 1.0 + 3 * self.stalled
+        """The silence that is allowed: one second on a machine that does nothing else."""
+        return self.slowdown
 
     def _scrape(self) -> None:
         kept = self._connection()
@@ -76,12 +93,6 @@ class Scraper:
         self.longest = max(self.longest, time.monotonic() - last)
         with contextlib.suppress(OSError):
             kept.close()
-
-    def _sleep(self) -> None:
-        while not self._stop.is_set():
-            begin = time.monotonic()
-            time.sleep(PACE_SECONDS)
-            self.stalled = max(self.stalled, time.monotonic() - begin - PACE_SECONDS)
 
     def _connection(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection("127.0.0.1", self._port, timeout=PATIENCE_SECONDS)

@@ -21,6 +21,7 @@ from exporter.core.model import (
     Fleet,
     InventoryEntry,
     Listing,
+    MetricName,
     MetricQuery,
     MetricResult,
     MetricResults,
@@ -291,7 +292,8 @@ class WatchedThread(OutboxThread):
         """Report a value that CloudWatch did not publish late, and one that was counted before."""
         world, end = self._process.world, change.start + self._process.world.rules.period
         world.figures[change.kind] += 1
-        published = world.final_values(change.worker_id, change.metric, change.start).values()
+        metric: MetricName = "memory" if change.metric == "memory" else "cpu"
+        published = world.final_values(change.worker_id, metric, change.start).values()
         if change.kind == "revised" or all(at <= end + world.rules.absence_timeout for at in published):
             world.violated(f"counted as {change.kind}", f"{change}, published {list(published)}")
         if change in self._counted:
@@ -594,10 +596,11 @@ class MetricClient:
         rng = self._world.rng
         instance = self._server.instances[query.instance_id]
         wanted = instance.memory if query.metric == "memory" else (("InstanceId", instance.id),)
+        metric: MetricName = "memory" if query.metric == "memory" else "cpu"
         values = {}
         if instance.region == region and wanted == query.dimensions:
             for period in range(start, end, self._world.rules.period):
-                publication = self._server.publication(instance, query.metric, period)
+                publication = self._server.publication(instance, metric, period)
                 value = publication.at(now) if publication else None
                 if value is not None:
                     values[period] = value
@@ -609,7 +612,8 @@ class MetricClient:
         return MetricResult("ok" if values else "empty", start, end, values)
 
     def _note_served(self, query: MetricQuery, values: Mapping[int, float]) -> None:
-        self._server.served |= {(query.instance_id, query.metric, at, value) for at, value in values.items()}
+        metric: MetricName = "memory" if query.metric == "memory" else "cpu"
+        self._server.served |= {(query.instance_id, metric, at, value) for at, value in values.items()}
 
     # -- rule 11
 

@@ -6,10 +6,13 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from exporter.core.aws_settings import Role
+from exporter.core.budget import UNLIMITED_DAY_DOLLARS
 from exporter.core.catalog import EXPORTER_METRICS, WORKER_METRICS, Metric
 from exporter.core.event_settings import EVENT_TYPES, EventFields
 from exporter.core.history_metrics import HOURLY_METRICS
+from exporter.core.metric_settings import UNITS, CloudWatchGauge
 from exporter.core.periods import format_duration
+from exporter.core.settings import CloudWatchSettings
 from exporter.core.settings_loader import Setting, table
 from exporter.core.workers_settings import ExtraMetric
 from exporter.history.resources import SHARED_WINDOW_SECONDS
@@ -20,6 +23,7 @@ from exporter.web.responses import PAGE_HEADERS
 from exporter.web.routes import ROUTES
 
 DOCS = Path(__file__).parents[2] / "docs"
+DEFAULT_SHARE = CloudWatchSettings().reader_budget_share
 GENERATED = "<!-- Written by `make docs` from {source}; change it there. -->"
 
 SETTINGS_INTRO = """\
@@ -53,6 +57,46 @@ aws:
       external_id: from-its-trust-policy
       account: production
 ```
+"""
+
+GAUGES_INTRO = """\
+## `cloudwatch.memory`
+
+The CloudWatch agent publishes memory as `mem_used_percent` in `CWAgent`, by the dimension `InstanceId`. An agent with another
+configuration, or another program, is told by these settings; its values must be percentages in use, and one of its dimensions
+must hold the instance id. Gauge, history, gap filling, `backfill`, `verify`, `/resources`, `estimate`, and `check` use them.
+
+```yaml
+cloudwatch:
+  memory: {namespace: Lab/Linux, metric: MemoryUsed, dimension: host}
+```
+
+## `cloudwatch.extra`
+
+Further CloudWatch metrics as gauges with the labels `worker_id` and `region`; none by default. AWS bills each for every running
+worker and cycle: `estimate` and the budget count them. They are not in the history. A stopped or terminated worker has none of
+them, and a value older than `max_age` is not shown.
+
+```yaml
+cloudwatch:
+  extra:
+    - {namespace: CWAgent, metric: disk_used_percent, dimensions: {path: /}, name: cml_worker_root_disk_ratio, unit: percent,
+       help: "Root file system in use, 0 to 1."}
+    - {namespace: AWS/EC2, metric: StatusCheckFailed, statistic: Maximum, name: cml_worker_status_check_failed, unit: count,
+       help: "Whether a status check of EC2 failed."}
+    - {namespace: AWS/EC2, metric: CPUUtilization, statistic: p95, name: cml_worker_cpu_p95_ratio, unit: percent,
+       help: "95th percentile of the CPU utilization of the newest period, 0 to 1."}
+```
+
+Which series of an instance counts: those that ListMetrics has listed in the last three hours with the instance in `dimension`
+and with all of `dimensions`. If several are left, the
+[rule for memory](sample-lifecycle.md#memory-under-several-dimension-sets) chooses one of them, so name as many `dimensions`
+(`path`, `device`, `fstype`) as tell the series apart. Metrics of `AWS/EC2` without further dimensions are not listed: AWS
+publishes them by `InstanceId` alone.
+"""
+
+UNITS_INTRO = """\
+A unit decides how the name ends, and the factor by which values are multiplied:
 """
 
 FIELDS_INTRO = """\
@@ -160,8 +204,9 @@ for each interval that has samples:
   on, at the resolution that CloudWatch still has: 60 s for 15 days, 5 minutes for 63 days, an hour for 455 days, never finer
   than `period`. `resolution_seconds` is the resolution of the page. A page has one source and one resolution. A range with
   several of them has them on consecutive pages, and no row combines two. CloudWatch has neither status nor labs. The memory of
-  an instance that ended more than two weeks ago is found only if its agent published with `InstanceId` alone, because
-  CloudWatch no longer lists other dimensions. Results are cached, so drawing a chart again costs nothing.
+  an instance that ended more than two weeks ago is found only if its agent published with one dimension alone, that of the
+  instance (`cloudwatch.memory.dimension`), because CloudWatch no longer lists other dimensions. Results are cached, so
+  drawing a chart again costs nothing.
 - **Terminated workers** have the name and the dates of the inventory, also after the manager has deleted them.
 - **CSV** (RFC 4180, with a header line, empty fields for missing values) is returned for `Accept: text/csv` or `format=csv`. If
   `text/csv` and `application/json` have equal weights, the response is JSON. With CSV the rest of the page is in headers:
@@ -191,6 +236,11 @@ The averages are those of whole periods (`period`), at least one, so `30s` and `
 - **Memory** comes from the same series as the gauge and the history
   ([sample-lifecycle.md](sample-lifecycle.md#memory-under-several-dimension-sets)).
 - **Cost.** A result is cached for a minute; ranges up to {format_duration(SHARED_WINDOW_SECONDS)} share one query, two metrics.
+  What all clients together may spend a day, here and on history pages from CloudWatch, is a share of the budget
+  (`cloudwatch.reader_budget_share`, {DEFAULT_SHARE:.0%} by default). Without a budget it is
+  {DEFAULT_SHARE * UNLIMITED_DAY_DOLLARS:g} dollar, which pays for 34 workers that a client reads once a minute all day.
+  Beyond it these requests are answered with 429 and a `Retry-After` that ends at 00:00 UTC; what is cached is still
+  served. Polling, gauges, and history are not affected.
 """
 
 ERRORS_INTRO = """\
@@ -211,6 +261,13 @@ def settings_page() -> str:
         ),
         ROLES_INTRO,
         _rows(("key", "default", "what it is"), _keys(Role)),
+        GAUGES_INTRO,
+        _rows(("key", "default", "what it is"), _keys(CloudWatchGauge)),
+        UNITS_INTRO,
+        _rows(
+            ("unit", "the name ends in", "factor"),
+            ((f"`{unit}`", f"`{end}`" if end else "–", f"{by:g}") for unit, (end, by) in UNITS.items()),
+        ),
         FIELDS_INTRO,
         _rows(
             ("meaning", "names, in the order of looking"),
@@ -241,7 +298,7 @@ def metrics_page() -> str:
         METRICS_INTRO,
         "## Workers\n",
         _metrics(WORKER_METRICS),
-        "Those of `workers.extra` follow (docs/settings.md).\n",
+        "Those of `workers.extra` and `cloudwatch.extra` follow (docs/settings.md).\n",
         "## The exporter itself\n",
         _metrics(EXPORTER_METRICS),
         ROLLUPS_INTRO,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from exporter.commands.backfill import plan as plan_module
 from exporter.commands.backfill.plan import GapQuery, Plan, WorkerLifetime, counted, fillable_window, gap_queries
-from exporter.commands.backfill.targets import check_price, listed_queries, read_targets
+from exporter.commands.backfill.targets import check_price, describe_target, listed_queries, read_targets
 from exporter.core.periods import format_duration
 from exporter.core.settings import Settings
 from exporter.sources.cloudwatch.client import CloudWatch
@@ -49,7 +49,7 @@ class Planner:
         self.history = history
         self.unanswered: tuple[str, ...] = ()
         self.namespace = history.namespace
-        self.target = f"{history.namespace} with periods of {format_duration(settings.period)}"
+        self.target = describe_target(history.namespace, settings)
         self.wanted = " ".join([options.since_text, *(f"--worker {worker_id}" for worker_id in sorted(set(options.workers)))])
 
     async def plan(self) -> Plan:

@@ -10,7 +10,9 @@ from exporter.commands.backfill.plan import GapQuery, QueriesOf, WorkerLifetime,
 from exporter.core.budget import Usage
 from exporter.core.clock import check_skew
 from exporter.core.errors import ConfigError
+from exporter.core.metric_settings import MemoryMetric
 from exporter.core.model import Fleet, MetricQuery
+from exporter.core.periods import format_duration
 from exporter.core.settings import Settings
 from exporter.sources.aggregates import Aggregates
 from exporter.sources.cloudwatch.client import CloudWatch
@@ -55,6 +57,15 @@ async def read_targets(settings: Settings, database: Database, only: Collection[
     inventory = Inventory(database)
     await inventory.load()
     return Targets(fleet, lifetimes(fleet, inventory.entries, only))
+
+
+def describe_target(namespace: str, settings: Settings) -> str:
+    """Return what a plan is recognized by: the collection, the period, and the memory metric unless it is the default one.
+
+    A stored plan has the dimension sets of that metric, so it does not belong to another one.
+    """
+    memory, target = settings.cloudwatch.memory, f"{namespace} with periods of {format_duration(settings.period)}"
+    return target if memory == MemoryMetric() else f"{target} and memory from {memory.words} by {memory.dimension}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 from exporter.commands.check.finding import CheckResult, counted, first_few, shortened, skipped
 from exporter.core.budget import DOLLARS_PER_METRIC
 from exporter.core.errors import RejectedQueryError, SourceError
+from exporter.core.metric_settings import CloudWatchGauge, MemoryMetric
 from exporter.core.model import Fleet, Listing, MetricResult, Worker
 from exporter.core.periods import align, format_duration, rfc3339
 from exporter.core.settings import Settings
@@ -21,6 +22,7 @@ from exporter.sources.cloudwatch.queries import instance_queries
 
 T = TypeVar("T")
 IDENTITY, ACCOUNTS, CPU, MEMORY = "AWS identity", "AWS accounts", "CloudWatch CPU", "CloudWatch memory"
+EXTRA = "CloudWatch extra"
 
 CALL_SECONDS = 30.0
 """The limit for each AWS call: shorter than that of `serve`, since an operator waits for the table."""
@@ -47,11 +49,11 @@ async def check_aws(settings: Settings, fleet: Fleet | None, wall: Callable[[], 
         return [CheckResult(check, "warn", f"not queried: {reason}") for check in checks]
     cloudwatch = CloudWatch(settings, Telemetry(CollectorRegistry()), wall=wall, deadline=CALL_SECONDS)
     try:
-        by_region = (_check_region(cloudwatch, region, fleet.workers, settings.period, wall) for region in regions)
+        by_region = (_check_region(cloudwatch, region, fleet.workers, settings, wall) for region in regions)
         reports = await asyncio.gather(*by_region)
     finally:
         await cloudwatch.close()
-    return [*_identities(reports), *(result for report in reports for result in report.results)]
+    return [*_identities(reports), *(result for report in reports for result in (*report.results, *report.extra))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +64,12 @@ class _Report:
     identities: Mapping[Access, str | SourceError]
     results: Sequence[CheckResult]
     """Of CPU and memory."""
+    extra: Sequence[CheckResult]
+    """One row for each metric of `cloudwatch.extra` that is listed, and for each further account that does not answer."""
 
 
 async def _check_region(
-    cloudwatch: CloudWatch, region: str, fleet: Iterable[Worker], period: int, wall: Callable[[], float]
+    cloudwatch: CloudWatch, region: str, fleet: Iterable[Worker], settings: Settings, wall: Callable[[], float]
 ) -> _Report:
     workers = [worker for worker in fleet if worker.region == region]
     accesses = cloudwatch.accesses(region)
@@ -75,17 +79,19 @@ async def _check_region(
     results: list[CheckResult] = []
     if isinstance(usable, SourceError) or usable.account is not None:  # one account
         account = usable.account if isinstance(usable, Listing) else ""
-        results.append(await _check_cpu(cloudwatch, region, f"{CPU}, {region}", workers, account, period, wall))
+        results.append(await _check_cpu(cloudwatch, region, f"{CPU}, {region}", workers, account, settings.period, wall))
     else:
         places = {access.account_id: access.name for access in accesses if access.account_id}
         for name, account, some in _by_account(workers, places, usable):
             check = f"{CPU}, {region}, account {name}"
-            results.append(await _check_cpu(cloudwatch, region, check, some, account, period, wall))
+            results.append(await _check_cpu(cloudwatch, region, check, some, account, settings.period, wall))
         results += _check_accounts(region, workers, usable, listing)
         workers = [worker for worker in workers if worker.instance_id and usable.account_of(worker.instance_id)]
-    results.append(_check_memory(region, workers, usable))
+    results.append(_check_memory(region, workers, usable, settings.cloudwatch.memory))
     errors = [str(identity) for identity in identities.values() if isinstance(identity, SourceError)]
-    return _Report(region, identities, [_unless_repeated(result, errors) for result in results])
+    extra = await _check_extras(cloudwatch, region, workers, settings.cloudwatch.extra, listing)
+    shown = [[_unless_repeated(result, errors) for result in rows] for rows in (results, extra)]
+    return _Report(region, identities, *shown)
 
 
 def _by_account(
@@ -200,7 +206,9 @@ def _interpret(check: str, worker: Worker, found: MetricResult, period: int) -> 
     return CheckResult(check, "warn", text)
 
 
-def _check_memory(region: str, workers: Collection[Worker], listing: Listing | SourceError) -> CheckResult:
+def _check_memory(
+    region: str, workers: Collection[Worker], listing: Listing | SourceError, metric: MemoryMetric
+) -> CheckResult:
     """Compare the running workers with the memory series of the last three hours."""
     check = f"{MEMORY}, {region}"
     if isinstance(listing, SourceError):
@@ -208,10 +216,60 @@ def _check_memory(region: str, workers: Collection[Worker], listing: Listing | S
     running = [worker for worker in workers if worker.status == "running" and worker.instance_id]
     without = [worker for worker in running if worker.instance_id not in listing.series]
     text = (
-        f"ListMetrics works: {counted(len(listing.series), 'instance')} with mem_used_percent in the last 3 h, "
+        f"ListMetrics works: {counted(len(listing.series), 'instance')} with {metric.words} in the last 3 h, "
         f"{len(running) - len(without)} of {counted(len(running), 'running worker')} among them"
     )
     if without:
         names = first_few([f"{shortened(worker.name or worker.id)} ({worker.instance_id})" for worker in without])
         text += f"; no memory for {', '.join(names)}: install or start the CloudWatch agent there"
+        text += ", or set cloudwatch.memory to the metric that it publishes"
     return CheckResult(check, "warn" if without else "ok", text)
+
+
+async def _check_extras(
+    cloudwatch: CloudWatch,
+    region: str,
+    workers: Collection[Worker],
+    gauges: Iterable[CloudWatchGauge],
+    memory: Listing | SourceError,
+) -> list[CheckResult]:
+    """Return a row for each metric of `cloudwatch.extra` that is listed, and one for each account that newly fails.
+
+    Args:
+        cloudwatch: lists the metrics.
+        region: AWS region.
+        workers: of the region, those of the accounts that are known.
+        gauges: of `cloudwatch.extra`.
+        memory: the listing of the memory series; what failed there has a row.
+    """
+    reported = {str(error) for error in memory.errors} if isinstance(memory, PartialListingError) else set()
+    rows: list[CheckResult] = []
+    for gauge in gauges:
+        if not gauge.listed:
+            continue
+        listing = await _or_error(cloudwatch.list_metric(region, gauge.name, recent=True))
+        if isinstance(listing, PartialListingError):
+            texts = [str(error) for error in listing.errors if str(error) not in reported]
+            rows += [CheckResult(f"{EXTRA} {gauge.name}, {region}", "FAIL", text) for text in texts]
+            listing = listing.listing
+        rows.append(_check_extra(region, workers, gauge, listing))
+    return rows
+
+
+def _check_extra(
+    region: str, workers: Collection[Worker], gauge: CloudWatchGauge, listing: Listing | SourceError
+) -> CheckResult:
+    """Tell of how many running workers ListMetrics has a metric of `cloudwatch.extra`, and of how many more than one series."""
+    check = f"{EXTRA} {gauge.name}, {region}"
+    if isinstance(listing, SourceError):
+        return CheckResult(check, "FAIL", str(listing))
+    running = [worker for worker in workers if worker.status == "running" and worker.instance_id]
+    found = [sets for worker in running if (sets := listing.series.get(worker.instance_id or ""))]
+    text = f"{gauge.namespace} {gauge.metric} is listed for {len(found)} of {counted(len(running), 'running worker')}"
+    several = next((sets for sets in found if len(sets) > 1), None)
+    if several:
+        names = " and ".join(", ".join(f"{name}={value}" for name, value in sorted(each)) for each in several[:2])
+        return CheckResult(check, "warn", f"{text}, some with several series, such as {names}; tell them apart by dimensions")
+    if running and not found:
+        return CheckResult(check, "warn", f"{text}; compare namespace, metric, dimension and dimensions with what is published")
+    return CheckResult(check, "ok", text)

@@ -4,10 +4,10 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from exporter.commands.backfill.plan import GapQuery, Plan, Range, counted, plan_calls
-from exporter.commands.backfill.targets import listed_queries, read_targets
+from exporter.commands.backfill.targets import describe_target, listed_queries, read_targets
 from exporter.commands.verify.compare import Tally
 from exporter.commands.verify.plan import Window, comparable_window, sampled, settled_after, worker_queries
-from exporter.core.periods import align, format_duration, rfc3339
+from exporter.core.periods import align, rfc3339
 from exporter.core.settings import Settings
 from exporter.sources.cloudwatch.client import CloudWatch
 from exporter.storage.mongo import Database, chunks
@@ -55,7 +55,7 @@ class Planner:
         self.history = history
         self.unanswered: tuple[str, ...] = ()
         self.namespace = history.namespace
-        self.target = f"{history.namespace} with periods of {format_duration(settings.period)}"
+        self.target = describe_target(history.namespace, settings)
         flags = [f"--worker {worker_id}" for worker_id in sorted(set(options.workers))]
         if options.percent is not None:
             flags.append(f"--sample {options.percent:g}%")

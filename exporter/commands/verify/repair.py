@@ -1,14 +1,12 @@
 """`cml-worker-exporter verify --repair`: list the samples that are stored twice, and remove the copies after a confirmation.
 
 Each worker with copies is rewritten, see `storage.rewrite`, under two leases: the one that every insert takes, also those of a
-running exporter and of the manager's jobs, and the one for old samples, which a backfill, an import and a purge hold.
+running exporter and of the manager's jobs, and the one for old samples, which a backfill, an import and a purge hold. The first
+comes with the fence against late inserts, `storage.insert_fence`, which is raised before each attempt to rewrite a worker.
 """
 
 import asyncio
-import os
-import socket
 import time
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -21,12 +19,14 @@ from exporter.commands.backfill.plan_table import print_table
 from exporter.core import logs
 from exporter.core.errors import IncompatibleStoreError, StoreError, StoreUnavailableError
 from exporter.core.periods import HOUR, rfc3339, to_datetime
+from exporter.core.process_identity import new_owner
 from exporter.core.settings import Settings
 from exporter.storage.duplicates import count_duplicates, duplicated_times
-from exporter.storage.lease import BACKFILL, INSERT, Lease, boottime, keep_renewed
+from exporter.storage.insert_fence import InsertFence
+from exporter.storage.lease import BACKFILL, Lease, keep_renewed
 from exporter.storage.mongo import connect
 from exporter.storage.repository import WorkerMetricsRepository, repository, require_history
-from exporter.storage.rewrite import DELETE_SECONDS, RANGE_WIRE_VERSION, Scope, WorkerRewrite, unfinished_rewrite
+from exporter.storage.rewrite import DELETE_SECONDS, RANGE_WIRE_VERSION, Rewritten, Scope, WorkerRewrite, unfinished_rewrite
 from exporter.storage.sample_reader import Extent
 
 LEASE_SECONDS = 2 * DELETE_SECONDS
@@ -175,7 +175,8 @@ class _Repair:
 
     async def carry_out(self, unfinished: Scope | None) -> None:
         """Rewrite the interrupted worker, then each one with copies."""
-        async with self._lease(BACKFILL, "a backfill, an import of events, a purge or another repair is running") as old:
+        old = Lease(self.history.collection.database, owner=new_owner("repair-"), ttl=LEASE_SECONDS, name=BACKFILL)
+        async with self._held(old, "a backfill, an import of events, a purge or another repair is running"):
             if unfinished is not None:
                 await self._rewrite(unfinished, old)
             for each in await self.plan():  # again: it may have changed while the leases were waited for
@@ -183,18 +184,27 @@ class _Repair:
 
     async def _rewrite(self, scope: Scope, old: Lease) -> None:
         """Rewrite one worker; between two of them other writers insert what waits."""
-        async with self._lease(INSERT, "another process has been inserting into the history all the time") as inserting:
+        fence = InsertFence(self.history.collection.database, owner=new_owner("repair-"), ttl=LEASE_SECONDS)
 
-            def within() -> float:
-                left = min(old.remaining, inserting.remaining)
-                if left <= 0:
-                    raise StoreUnavailableError("a lease expired; run this again", reason="lease")
-                return left
+        def within() -> float:
+            left = min(old.remaining, fence.lease.remaining)
+            if left <= 0:
+                raise StoreUnavailableError("a lease expired; run this again", reason="lease")
+            return left
 
-            rewrite = WorkerRewrite(self.history.collection, within)
+        rewrite = WorkerRewrite(self.history.collection, fence, within)
+        busy = "another process has been inserting into the history all the time"
+        async with self._held(fence.lease, busy, keep_fence=fence.keep):
             deadline = time.monotonic() + self.patience
-            await _wait(rewrite.is_idle, deadline, "an insert into the history or a deletion is still running; try again")
-            done = await rewrite.run(scope, lambda step: print(f"{scope.worker_id}: {step}", file=self.err, flush=True))
+            while True:
+                try:
+                    done = await self._attempt(rewrite, fence, scope, deadline)
+                    break
+                except StoreUnavailableError as error:  # the copy is there; the next attempt goes on with it
+                    if error.reason == "lease" or time.monotonic() >= deadline:
+                        raise
+                    _log.warning("the rewrite of a worker failed; it goes on", worker=scope.worker_id, error=str(error))
+                    await asyncio.sleep(_POLL_SECONDS)
         differing = f", {done.differing:,} of them with other values" if done.differing else ""
         print(
             f"{scope.worker_id}: removed {done.removed:,} {'copy' if done.removed == 1 else 'copies'}{differing}; "
@@ -203,15 +213,24 @@ class _Repair:
             flush=True,
         )
 
+    async def _attempt(self, rewrite: WorkerRewrite, fence: InsertFence, scope: Scope, deadline: float) -> Rewritten:
+        """Raise the fence, wait for what is running, and rewrite the worker; only in this order nothing late can arrive."""
+        if not await fence.lease.acquire_or_renew():
+            raise StoreUnavailableError("another process took the lease for inserting; run this again", reason="lease")
+        await fence.raise_number()  # fails where the lease was renewed at the same moment: the next attempt sees the renewal
+        await _wait(rewrite.is_idle, deadline, "an insert into the history or a deletion is still running; try again")
+        begun = await unfinished_rewrite(self.history.collection)  # of this worker, perhaps wider than `scope`
+        return await rewrite.run(begun or scope, lambda step: print(f"{scope.worker_id}: {step}", file=self.err, flush=True))
+
     @asynccontextmanager
-    async def _lease(self, name: str, problem: str) -> AsyncIterator[Lease]:
+    async def _held(
+        self, lease: Lease, problem: str, *, keep_fence: Callable[[], Awaitable[object]] | None = None
+    ) -> AsyncIterator[None]:
         """Hold a lease within the block; raise `problem` if another process does not give it up."""
-        owner = f"repair-{uuid.uuid4().hex[:12]}@{socket.gethostname()}:{os.getpid()}"
-        lease = Lease(self.history.collection.database, owner=owner, ttl=LEASE_SECONDS, name=name, monotonic=boottime)
         await _wait(lease.acquire_or_renew, time.monotonic() + self.patience, f"{problem}, so nothing was changed; try again")
-        renewing = asyncio.create_task(keep_renewed(lease), name=f"lease {name}")
+        renewing = asyncio.create_task(keep_renewed(lease, keep_fence=keep_fence), name=lease.id)
         try:
-            yield lease
+            yield
         finally:
             renewing.cancel()
             try:

@@ -44,25 +44,25 @@ def combined(found: Mapping[Access, tuple[Listing, Listing]], every: Sequence[Ac
     """Return one listing of several accounts.
 
     Args:
-        found: the newest listings of CPU and memory of each access that has ever answered.
+        found: the newest listings of CPU, and of what was listed, of each access that has ever answered.
         every: the accesses of the region; where one of them has never answered, no instance is certain to be nowhere.
     """
     series: dict[str, tuple[Dimensions, ...]] = {}
     accounts: dict[str, str] = {}
     for access in reversed(every):  # the first access that lists an instance wins
         if access in found:
-            cpu, memory = found[access]
-            series |= memory.series
-            accounts |= {**memory.accounts, **cpu.accounts}
+            cpu, listed = found[access]
+            series |= listed.series
+            accounts |= {**listed.accounts, **cpu.accounts}
     complete = all(access in found for access in every)
-    memories = [memory for _, memory in found.values()]
+    listings = [listed for _, listed in found.values()]
     return Listing(
-        min(memory.date for memory in memories) if complete else -1,
-        max(memory.since for memory in memories),
+        min(listed.date for listed in listings) if complete else -1,
+        max(listed.since for listed in listings),
         series,
         accounts,
         None,
-        {access.account_id: (memory.since, memory.date) for access, (_, memory) in found.items() if not access.linked},
+        {access.account_id: (listed.since, listed.date) for access, (_, listed) in found.items() if not access.linked},
     )
 
 

@@ -18,14 +18,15 @@ from collections.abc import Callable, Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from exporter.core.budget import Budget
+from exporter.core.budget import Budget, ReaderBudget
 from exporter.core.clock import check_skew
 from exporter.core.errors import SourceError
-from exporter.core.model import Listing, MetricName, MetricQuery, MetricResults
+from exporter.core.model import Listing, MetricQuery, MetricResults
 from exporter.core.periods import to_datetime, to_seconds
 from exporter.core.settings import Settings
 from exporter.metrics.telemetry import Telemetry
 from exporter.sources.cloudwatch.accounts import UNNAMED_ACCOUNT, Access
+from exporter.sources.cloudwatch.answers import RESULT_KEYS, Malformed
 from exporter.sources.cloudwatch.errors import (
     FOREIGN_ERRORS,
     DeadlinePassedError,
@@ -36,8 +37,8 @@ from exporter.sources.cloudwatch.errors import (
 )
 from exporter.sources.cloudwatch.memory_series import LISTED_FOR_SECONDS, RECENTLY_ACTIVE_SECONDS
 from exporter.sources.cloudwatch.queries import (
-    METRIC_NAMES,
     build_queries,
+    cloudwatch_metrics,
     merge_pages,
     owners,
     series_by_instance,
@@ -45,7 +46,6 @@ from exporter.sources.cloudwatch.queries import (
 from exporter.sources.cloudwatch.sessions import ClientFactory
 from exporter.sources.cloudwatch.transport import (
     ATTEMPTS,
-    RESULT_KEYS,
     CallContext,
     RegionState,
     RequestHooks,
@@ -86,6 +86,7 @@ class CloudWatchApi:
         rate: float,
     ) -> None:
         self._telemetry = telemetry
+        self._metrics = cloudwatch_metrics(settings.cloudwatch)
         self._wall = wall
         self._deadline = deadline
         self._rate = rate
@@ -96,12 +97,20 @@ class CloudWatchApi:
         )
 
     async def get_metric_data(
-        self, region: str, access: Access, queries: Sequence[MetricQuery], start: int, end: int, period: int
+        self,
+        region: str,
+        access: Access,
+        queries: Sequence[MetricQuery],
+        start: int,
+        end: int,
+        period: int,
+        readers: ReaderBudget | None = None,
     ) -> MetricResults:
         """Make one GetMetricData call and merge its pages; the arguments are those of `CloudWatch.get_metric_data`.
 
         Raises:
             RejectedQueryError: CloudWatch refuses the content.
+            ReaderBudgetError: `readers` does not pay for the call.
             SourceError: there is no answer.
         """
 
@@ -111,23 +120,26 @@ class CloudWatchApi:
                 state,
                 client.get_metric_data,
                 "GetMetricData",
-                MetricDataQueries=build_queries(queries, period, linked=access.linked),
+                MetricDataQueries=build_queries(queries, period, self._metrics, linked=access.linked),
                 StartTime=to_datetime(start),
                 EndTime=to_datetime(end),
                 ScanBy="TimestampAscending",
             )
             results = (page[RESULT_KEYS["GetMetricData"]] for page in pages)
-            return MetricResults(date, merge_pages(queries, results, start, end))
+            malformed = Malformed()
+            by_query = merge_pages(queries, results, start, end, period, self._metrics, malformed)
+            self._telemetry.parts_were_malformed(region, malformed)
+            return MetricResults(date, by_query)
 
-        return await self._run(region, access, "GetMetricData", call, len(queries))
+        return await self._run(region, access, "GetMetricData", call, len(queries), readers)
 
-    async def list_metrics(self, region: str, access: Access, metric: MetricName, *, recent: bool) -> Listing:
+    async def list_metrics(self, region: str, access: Access, metric: str, *, recent: bool) -> Listing:
         """List the series of a metric and the accounts of their instances, from all pages.
 
         Args:
             region: AWS region.
             access: the accounts.
-            metric: CPU, which every running instance has, or memory.
+            metric: as in MetricQuery; CPU is one that every running instance has.
             recent: only series with a datapoint in the last 3 hours, else in the last 14 days.
 
         Raises:
@@ -136,18 +148,22 @@ class CloudWatchApi:
 
         def call(state: RegionState) -> Listing:
             client: CloudWatchClient = self._clients.client(state, "cloudwatch")
-            namespace, name = METRIC_NAMES[metric]
+            listed = self._metrics[metric]
             only: dict[str, object] = {"RecentlyActive": "PT3H"} if recent else {}
             if access.linked:
                 only["IncludeLinkedAccounts"] = True
-            date, pages = self._pages(state, client.list_metrics, "ListMetrics", Namespace=namespace, MetricName=name, **only)
-            listed = [metric for page in pages for metric in page[RESULT_KEYS["ListMetrics"]]]
-            series = series_by_instance(listed)
+            if listed.further:
+                only["Dimensions"] = [{"Name": name, "Value": value} for name, value in listed.further]
+            date, pages = self._pages(
+                state, client.list_metrics, "ListMetrics", Namespace=listed.namespace, MetricName=listed.name, **only
+            )
+            malformed, key = Malformed(), RESULT_KEYS["ListMetrics"]
+            series = series_by_instance((each for page in pages for each in page[key]), listed, malformed)
             accounts = dict.fromkeys(series, access.account_id)
             if access.linked:
-                accounts = dict.fromkeys(series, UNNAMED_ACCOUNT) | owners(
-                    listed, [owner for page in pages for owner in page.get("OwningAccounts", ())]
-                )
+                owned = ((page[key], page.get("OwningAccounts", ())) for page in pages)
+                accounts = dict.fromkeys(series, UNNAMED_ACCOUNT) | owners(owned, listed, malformed)
+            self._telemetry.parts_were_malformed(region, malformed)
             since = date - (RECENTLY_ACTIVE_SECONDS if recent else LISTED_FOR_SECONDS)
             return Listing(date, since, series, accounts)
 
@@ -177,12 +193,20 @@ class CloudWatchApi:
             state = self._states[region, access] = RegionState(region, TokenBucket(self._rate), access.role, access.name)
         return state
 
-    async def _run(self, region: str, access: Access, operation: str, call: Callable[[RegionState], T], queries: int = 0) -> T:
+    async def _run(
+        self,
+        region: str,
+        access: Access,
+        operation: str,
+        call: Callable[[RegionState], T],
+        queries: int = 0,
+        readers: ReaderBudget | None = None,
+    ) -> T:
         state = self._state(region, access)
 
         def work() -> T:
             self._call.until = time.monotonic() + self._deadline
-            self._call.queries = queries
+            self._call.queries, self._call.readers = queries, readers
             return call(state)
 
         async with state.slots:
@@ -218,6 +242,14 @@ class CloudWatchApi:
             pages.append(page)
             if not page.get("NextToken"):
                 return date, pages
+            if page["NextToken"] == arguments.get("NextToken"):  # each repetition would be billed, until the deadline
+                raise SourceError(
+                    "cloudwatch",
+                    "RepeatedPage",
+                    f"CloudWatch in {state.region}: {operation} sent the same page twice; the exporter tries again in the next "
+                    "cycle, check cloudwatch.endpoint_url and proxies if this continues",
+                    region=state.region,
+                )
             arguments["NextToken"] = page["NextToken"]
 
     def _date(self, region: str, headers: Mapping[str, str]) -> int:

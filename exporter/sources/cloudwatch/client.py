@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from exporter.core.budget import Budget
-from exporter.core.errors import SourceError
+from exporter.core.budget import Budget, ReaderBudget
+from exporter.core.errors import ReaderBudgetError, SourceError
 from exporter.core.model import Listing, MetricQuery, MetricResults
 from exporter.core.settings import Settings
 from exporter.metrics.telemetry import Telemetry
@@ -58,9 +58,16 @@ class CloudWatch:
         return accesses(self._settings, region)
 
     async def get_metric_data(
-        self, region: str, queries: Sequence[MetricQuery], start: int, end: int, period: int
+        self,
+        region: str,
+        queries: Sequence[MetricQuery],
+        start: int,
+        end: int,
+        period: int,
+        *,
+        readers: ReaderBudget | None = None,
     ) -> MetricResults:
-        """Return the Average of each query in the periods of [start, end), from all pages.
+        """Return the statistic of each query in the periods of [start, end), from all pages.
 
         Args:
             region: AWS region of the instances.
@@ -68,6 +75,7 @@ class CloudWatch:
             start: UTC second, a multiple of `period`.
             end: UTC second, a multiple of `period`.
             period: seconds.
+            readers: pays for a call on behalf of HTTP readers; None: the budget of the day does.
 
         Returns:
             A result for every query, which may be partial or failed, and CloudWatch's clock at the first page. The result of
@@ -75,25 +83,33 @@ class CloudWatch:
 
         Raises:
             RejectedQueryError: CloudWatch refuses the content for another reason than a malformed instance id.
+            ReaderBudgetError: `readers` does not pay for the call.
             SourceError: there is no answer from any account.
             ValueError: the queries exceed the limits of one call.
         """
         check_limits(queries, start, end, period)
         access, *others = self.accesses(region)
         if not others and not access.linked:
-            return await self._query(region, access, queries, start, end, period)
-        return await self._query_accounts(region, queries, start, end, period)
+            return await self._query(region, access, queries, start, end, period, readers)
+        return await self._query_accounts(region, queries, start, end, period, readers)
 
     async def _query(
-        self, region: str, access: Access, queries: Sequence[MetricQuery], start: int, end: int, period: int
+        self,
+        region: str,
+        access: Access,
+        queries: Sequence[MetricQuery],
+        start: int,
+        end: int,
+        period: int,
+        readers: ReaderBudget | None,
     ) -> MetricResults:
         async def call(some: Sequence[MetricQuery]) -> MetricResults:
-            return await self._api.get_metric_data(region, access, some, start, end, period)
+            return await self._api.get_metric_data(region, access, some, start, end, period, readers)
 
         return await self._malformed.query(call, queries, start, end, int(self._wall()))
 
     async def _query_accounts(
-        self, region: str, queries: Sequence[MetricQuery], start: int, end: int, period: int
+        self, region: str, queries: Sequence[MetricQuery], start: int, end: int, period: int, readers: ReaderBudget | None
     ) -> MetricResults:
         """Send each query to the account that has its instance, all accounts at once."""
         ways = self.accesses(region)
@@ -107,7 +123,9 @@ class CloudWatch:
         async def query(access: Access, some: Sequence[MetricQuery]) -> None:
             names = {each.account or access.account_id for each in some}
             try:
-                answer = await self._query(region, access, some, start, end, period)
+                answer = await self._query(region, access, some, start, end, period, readers)
+            except ReaderBudgetError as error:  # says nothing about the account
+                failed.insert(0, (some, error))
             except SourceError as error:
                 if len(names) > 1 and is_refused(error):  # perhaps for one source account, which is no longer linked
                     await asyncio.gather(*(query(access, part) for part in by_account(some)))
@@ -119,13 +137,13 @@ class CloudWatch:
                 self._telemetry.accounts_answered(region, names, access.name, "GetMetricData", ok=True)
 
         await asyncio.gather(*(query(access, some) for access, some in groups))
-        if not parts:
+        if not parts or (failed and isinstance(failed[0][1], ReaderBudgetError)):
             raise failed[0][1]
         return merged(parts, failed, start, end)
 
-    def _note_listing(self, region: str, access: Access, ok: bool) -> None:  # a callback
+    def _note_listing(self, region: str, access: Access, metric: str, ok: bool) -> None:  # a callback
         if access.account_id:
-            self._telemetry.accounts_answered(region, [access.account_id], access.name, "ListMetrics", ok=ok)
+            self._telemetry.accounts_answered(region, [access.account_id], access.name, f"ListMetrics {metric}", ok=ok)
 
     @property
     def malformed(self) -> frozenset[str]:
@@ -133,10 +151,15 @@ class CloudWatch:
         return self._malformed.known
 
     async def list_memory(self, region: str, *, recent: bool) -> Listing:
-        """List the memory series of all instances of a region and their accounts, from all pages.
+        """List the memory series of all instances of a region; see `list_metric`."""
+        return await self.list_metric(region, "memory", recent=recent)
+
+    async def list_metric(self, region: str, metric: str, *, recent: bool) -> Listing:
+        """List the series of a metric of all instances of a region and their accounts, from all pages.
 
         Args:
             region: AWS region.
+            metric: as in MetricQuery.
             recent: only series with a datapoint in the last 3 hours, else in the last 14 days.
 
         Raises:
@@ -145,8 +168,8 @@ class CloudWatch:
         """
         access, *others = self.accesses(region)
         if others or access.linked:
-            return await self._directory.listing(region, (access, *others), recent=recent)
-        listing = await self._api.list_metrics(region, access, "memory", recent=recent)
+            return await self._directory.listing(region, (access, *others), metric, recent=recent)
+        listing = await self._api.list_metrics(region, access, metric, recent=recent)
         return replace(listing, accounts={}, account=access.account_id)
 
     async def identity(self, region: str, access: Access) -> str:

@@ -2,51 +2,59 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from exporter.core.errors import SourceError
 from exporter.core.model import Listing
-from exporter.sources.cloudwatch.accounts import Access, combined
+from exporter.sources.cloudwatch.accounts import UNNAMED_ACCOUNT, Access, combined
 from exporter.sources.cloudwatch.api import CloudWatchApi
 from exporter.sources.cloudwatch.errors import PartialListingError
 from exporter.sources.cloudwatch.memory_series import LISTING_LAG_SECONDS, LISTING_TTL_SECONDS
 
 
 class AccountDirectory:
-    """The accounts of the instances of every region that has several, and their memory series.
+    """The accounts of the instances of every region that has several, and their series.
 
     Args:
         api: makes the ListMetrics calls.
-        note: called with region, access, and whether its ListMetrics answered.
+        note: called with region, access, metric, and whether its ListMetrics answered.
         wall: UTC seconds of this host.
     """
 
-    def __init__(self, api: CloudWatchApi, note: Callable[[str, Access, bool], object], wall: Callable[[], float]) -> None:
+    def __init__(self, api: CloudWatchApi, note: Callable[[str, Access, str, bool], object], wall: Callable[[], float]) -> None:
         self._api = api
         self._note = note
         self._wall = wall
         self._cpu: dict[tuple[str, Access], tuple[float, Listing]] = {}
         """When it was made, and the listing of CPU, which every instance has: it tells where an instance is."""
-        self._memory: dict[tuple[str, bool, Access], Listing] = {}
+        self._series: dict[tuple[str, str, bool, Access], Listing] = {}
 
-    async def listing(self, region: str, accesses: Sequence[Access], *, recent: bool) -> Listing:
-        """List the memory series of a region and the account of each instance, in all accounts at once.
+    async def listing(self, region: str, accesses: Sequence[Access], metric: str, *, recent: bool) -> Listing:
+        """List the series of a metric in a region and the account of each instance, in all accounts at once.
+
+        Args:
+            region: AWS region.
+            accesses: of the region.
+            metric: as in MetricQuery. Only with that of memory are the instances without it looked up, too.
+            recent: only series with a datapoint in the last 3 hours, else in the last 14 days.
 
         Raises:
             PartialListingError: some accounts did not answer.
             SourceError: no account has ever answered.
         """
-        answers = await asyncio.gather(*(self._refresh(region, access, recent) for access in accesses), return_exceptions=True)
+        refreshes = (self._refresh(region, access, metric, recent) for access in accesses)
+        answers = await asyncio.gather(*refreshes, return_exceptions=True)
         errors: dict[str, SourceError] = {}
         for access, answer in zip(accesses, answers, strict=True):
             if isinstance(answer, SourceError):
                 errors[access.account_id] = answer
             elif answer is not None:
                 raise answer
-            self._note(region, access, answer is None)
+            self._note(region, access, metric, answer is None)
         found = {
-            access: (self._cpu[region, access][1], self._memory[region, recent, access])
+            access: (self._cpu.get((region, access), (0.0, Listing()))[1], self._series[region, metric, recent, access])
             for access in accesses
-            if (region, access) in self._cpu and (region, recent, access) in self._memory
+            if (metric != "memory" or (region, access) in self._cpu) and (region, metric, recent, access) in self._series
         }
         if not found:
             raise next(iter(errors.values()))
@@ -55,12 +63,18 @@ class AccountDirectory:
             raise PartialListingError(listing, errors)
         return listing
 
-    async def _refresh(self, region: str, access: Access, recent: bool) -> None:
-        made, _ = self._cpu.get((region, access), (0.0, None))
-        if not 0 <= self._wall() - made < LISTING_TTL_SECONDS:
+    async def _refresh(self, region: str, access: Access, metric: str, recent: bool) -> None:
+        made, before = self._cpu.get((region, access), (0.0, Listing()))
+        if metric == "memory" and not 0 <= self._wall() - made < LISTING_TTL_SECONDS:
             listing = await self._api.list_metrics(region, access, "cpu", recent=False)
-            self._cpu[region, access] = self._wall(), listing
-        self._memory[region, recent, access] = await self._api.list_metrics(region, access, "memory", recent=recent)
+            # An instance never changes its account, so one whose owner is malformed this time stays where it was.
+            owner_of = {
+                instance: before.accounts.get(instance, account) if account == UNNAMED_ACCOUNT else account
+                for instance, account in listing.accounts.items()
+            }
+            self._cpu[region, access] = self._wall(), replace(listing, accounts=owner_of)
+        listing = await self._api.list_metrics(region, access, metric, recent=recent)
+        self._series[region, metric, recent, access] = listing
 
     def coverage(self, region: str, accesses: Sequence[Access]) -> tuple[int, int]:
         """Return the UTC seconds between which an instance with a datapoint is certain to be listed; (0, 0) for none."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import botocore.exceptions as boto_errors
 from botocore.parsers import ResponseParserError
 
-from exporter.core.errors import ExporterError, RejectedQueryError, SourceError
+from exporter.core.errors import ExporterError, ReaderBudgetError, RejectedQueryError, SourceError
 from exporter.core.model import Listing
 
 
@@ -25,10 +25,22 @@ class DeadlinePassedError(CallError):
     code = "DeadlinePassed"
 
 
+class BodyTooLargeError(CallError):
+    """The body of an answer is larger than any that CloudWatch sends; the rest of it was not read."""
+
+    code = "BodyTooLarge"
+
+
 class BudgetSpentError(CallError):
     """The day's budget does not cover the request; it was not sent."""
 
     code = "BudgetSpent"
+
+
+class ReaderBudgetSpentError(CallError):
+    """The readers' share of the day's budget does not cover the request; it was not sent."""
+
+    code = "ReaderBudgetSpent"
 
 
 class MissingCredentialsError(CallError):
@@ -109,7 +121,15 @@ _MACHINE = (
 )
 _REGION = "{region!r} is not a region; correct the region of the workers that name it"
 _GARBLED = "the answer is not AWS's ({message}); check cloudwatch.endpoint_url and proxies"
+_TOO_LARGE = (
+    "the answer to {action} is larger than 32 MB, so it is not CloudWatch's and was not read; check cloudwatch.endpoint_url "
+    "and proxies"
+)
 _SPENT = "cloudwatch.max_usd_per_day is spent, so {action} was not sent; polling resumes at 00:00 UTC, or raise the setting"
+_READERS_SPENT = (
+    "HTTP readers have spent their share of today's CloudWatch budget, so {action} was not sent; gauges and history go on, try "
+    "again after 00:00 UTC, or raise cloudwatch.reader_budget_share or cloudwatch.max_usd_per_day"
+)
 _OTHER = "{action} failed ({message}); the exporter tries again in the next cycle"
 
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
@@ -164,6 +184,8 @@ _SENTENCE_BY_CLASS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], s
         _REGION,
     ),
     (BudgetSpentError, _SPENT),
+    (BodyTooLargeError, _TOO_LARGE),
+    (ReaderBudgetSpentError, _READERS_SPENT),
     ((DeadlinePassedError, boto_errors.ReadTimeoutError, boto_errors.ConnectTimeoutError), _TIMEOUT),
     (boto_errors.ConnectionError, _NETWORK),
     ((boto_errors.ConnectionClosedError, boto_errors.ResponseStreamingError, boto_errors.IncompleteReadError), _CUT),
@@ -184,7 +206,8 @@ def translate(error: Exception, region: str, operation: str, account: str = "") 
         account: names the account in the sentence; empty where there is only one.
 
     Returns:
-        RejectedQueryError when CloudWatch refuses the content of GetMetricData, else SourceError.
+        RejectedQueryError when CloudWatch refuses the content of GetMetricData, ReaderBudgetError when the readers' share is
+        spent, else SourceError.
     """
     message, code = " ".join(str(error).split()), error_code(error)
     endpoint = getattr(error, "kwargs", {}).get("endpoint_url", "the endpoint")
@@ -203,7 +226,11 @@ def translate(error: Exception, region: str, operation: str, account: str = "") 
     text = sentence.format(
         action=f"{service}:{operation}", message=message.rstrip("."), code=code, region=region, endpoint=endpoint
     )
-    raised = RejectedQueryError if sentence is _REJECTED and operation == "GetMetricData" else SourceError
+    raised = SourceError
+    if sentence is _REJECTED and operation == "GetMetricData":
+        raised = RejectedQueryError
+    elif sentence is _READERS_SPENT:
+        raised = ReaderBudgetError
     place = f"{region}, account {account}" if account else region
     return raised("cloudwatch", code, f"CloudWatch in {place}: {text}", region=region)
 

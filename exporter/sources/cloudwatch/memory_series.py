@@ -101,6 +101,13 @@ def series_values(results: Iterable[MetricResult], *, date: int, period: int) ->
     return {start: value for start, value in values.items() if value is not None}
 
 
+def has_published(result: MetricResult, date: int, period: int) -> bool:
+    """Return whether a complete result shows that its series has published lately; `date` is CloudWatch's clock then."""
+    last = align(date, period) - period
+    # The datapoint of the last period may not be published yet.
+    return result.complete and result.end > last <= max(result.values, default=0) + period
+
+
 def _is_silent(result: MetricResult, start: int, period: int) -> bool:
     """Return whether a series has no datapoint in the period at `start`, nor in the SILENT_PERIODS before it."""
     first = start - SILENT_PERIODS * period
@@ -191,10 +198,8 @@ class MemorySeriesIndex:
             results: of one call.
             period: of the queries, in seconds.
         """
-        last = align(results.date, period) - period
         for query, result in results.by_query.items():
-            # The datapoint of the last period may not be published yet.
-            if query.metric == "memory" and result.complete and result.end > last <= max(result.values, default=0) + period:
+            if query.metric == "memory" and has_published(result, results.date_of(query), period):
                 self._active[region].add(query.dimensions)
 
     def forget_activity(self) -> None:

@@ -1,21 +1,57 @@
 """Build GetMetricData queries, check their limits and merge the pages of the answer. Pure."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
-from exporter.core.model import Dimensions, MetricName, MetricQuery, MetricResult, Outcome
+from exporter.core.model import Dimensions, MetricQuery, MetricResult, Outcome
+from exporter.core.settings import CloudWatchSettings
+from exporter.sources.cloudwatch.answers import LARGEST_VALUE, Malformed, datapoints, dimensions, result_id
 
 MAX_QUERIES = 500
 """Queries of one GetMetricData call."""
 MAX_DATAPOINTS = 100_800
 """Datapoints of one GetMetricData call."""
 
-METRIC_NAMES: Mapping[MetricName, tuple[str, str]] = {
-    "cpu": ("AWS/EC2", "CPUUtilization"),
-    "memory": ("CWAgent", "mem_used_percent"),
-}
-"""CloudWatch's namespace and name of each metric."""
+
+@dataclass(frozen=True, slots=True)
+class CloudWatchMetric:
+    """What CloudWatch calls a metric, and how it is queried."""
+
+    namespace: str
+    name: str
+    dimension: str = "InstanceId"
+    """Dimension whose value is the instance id."""
+    statistic: str = "Average"
+    further: Dimensions = ()
+    """Further dimensions that a series must have."""
+    limits: tuple[float, float] = (0, 100)
+    """The lowest and the highest value that counts; others are malformed."""
+
+
+CloudWatchMetrics = Mapping[str, CloudWatchMetric]
+"""By the `metric` of a query: "cpu", "memory", and the names of `cloudwatch.extra`."""
+
+
+def cloudwatch_metrics(settings: CloudWatchSettings) -> CloudWatchMetrics:
+    """Return what CloudWatch calls each metric that the settings name."""
+    memory = settings.memory
+    return {
+        "cpu": CloudWatchMetric("AWS/EC2", "CPUUtilization"),
+        "memory": CloudWatchMetric(memory.namespace, memory.metric, memory.dimension),
+        **{
+            each.name: CloudWatchMetric(
+                each.namespace,
+                each.metric,
+                each.dimension,
+                each.statistic,
+                tuple(sorted(each.dimensions.items())),
+                (-LARGEST_VALUE if each.unit == "none" else 0, LARGEST_VALUE),
+            )
+            for each in settings.extra
+        },
+    }
 
 
 def is_account_id(account: str | None) -> bool:
@@ -23,12 +59,15 @@ def is_account_id(account: str | None) -> bool:
     return account is not None and len(account) == 12 and account.isdecimal()
 
 
-def build_queries(queries: Sequence[MetricQuery], period: int, *, linked: bool = False) -> list[dict[str, Any]]:
-    """Return MetricDataQueries for the Average per `period` seconds; the n-th query has the Id m<n>.
+def build_queries(
+    queries: Sequence[MetricQuery], period: int, metrics: CloudWatchMetrics, *, linked: bool = False
+) -> list[dict[str, Any]]:
+    """Return MetricDataQueries for the statistic per `period` seconds; the n-th query has the Id m<n>.
 
     Args:
         queries: 1 to 500.
         period: seconds.
+        metrics: what CloudWatch calls each metric.
         linked: the call goes to a monitoring account, so each query names the account that has its metric.
     """
     return [
@@ -36,12 +75,12 @@ def build_queries(queries: Sequence[MetricQuery], period: int, *, linked: bool =
             "Id": f"m{number}",
             "MetricStat": {
                 "Metric": {
-                    "Namespace": METRIC_NAMES[query.metric][0],
-                    "MetricName": METRIC_NAMES[query.metric][1],
+                    "Namespace": metrics[query.metric].namespace,
+                    "MetricName": metrics[query.metric].name,
                     "Dimensions": [{"Name": name, "Value": value} for name, value in query.dimensions],
                 },
                 "Period": period,
-                "Stat": "Average",
+                "Stat": metrics[query.metric].statistic,
             },
             **({"AccountId": query.account} if linked and is_account_id(query.account) else {}),
         }
@@ -50,36 +89,53 @@ def build_queries(queries: Sequence[MetricQuery], period: int, *, linked: bool =
 
 
 def merge_pages(
-    queries: Sequence[MetricQuery], pages: Iterable[Sequence[Mapping[str, Any]]], start: int, end: int
+    queries: Sequence[MetricQuery],
+    pages: Iterable[Sequence[Any]],
+    start: int,
+    end: int,
+    period: int,
+    metrics: CloudWatchMetrics,
+    malformed: Malformed,
 ) -> dict[MetricQuery, MetricResult]:
     """Merge the MetricDataResults of all pages into one result per query for [start, end).
 
     A result may span several pages; its last StatusCode decides: Complete → ok or empty, PartialData → partial, any other
-    status, or a query that no page mentions → failed. Values that are not finite or lie outside the window are dropped.
+    status, a query that no page mentions, or one whose values do not match their times → failed. Malformed datapoints, and
+    those outside the window, are dropped.
 
     Args:
         queries: the queries that were passed to `build_queries`.
-        pages: the results of each page, with Timestamps in UTC seconds.
+        pages: the results of each page, as CloudWatch sent them.
         start: first UTC second of the window.
         end: the second after the window.
+        period: seconds.
+        metrics: what was queried.
+        malformed: counts what is dropped.
     """
-    statuses: dict[str, str] = {}
+    by_id = {f"m{number}": query for number, query in enumerate(queries)}
+    statuses: dict[str, object] = {}
     values: dict[str, dict[int, float]] = {}
+    unmatched: set[str] = set()
     for page in pages:
         for result in page:
-            statuses[result["Id"]] = result.get("StatusCode", "InternalError")
-            points = zip(result.get("Timestamps", ()), result.get("Values", ()), strict=False)
-            values.setdefault(result["Id"], {}).update(
-                (int(at), float(value)) for at, value in points if start <= at < end and math.isfinite(value)
-            )
+            id_ = result_id(result, by_id, malformed)
+            if id_ is None:
+                continue
+            statuses[id_] = result.get("StatusCode")
+            found = datapoints(result, start, end, period, metrics[by_id[id_].metric].limits, malformed)
+            if found is None:
+                unmatched.add(id_)
+            else:
+                values.setdefault(id_, {}).update(found)
     merged = {}
-    for number, query in enumerate(queries):
-        found = values.get(f"m{number}", {})
-        merged[query] = MetricResult(_outcome(statuses.get(f"m{number}"), found), start, end, found)
+    for id_, query in by_id.items():
+        found = {} if id_ in unmatched else values.get(id_, {})
+        status = None if id_ in unmatched else statuses.get(id_)
+        merged[query] = MetricResult(_outcome(status, found), start, end, found)
     return merged
 
 
-def _outcome(status: str | None, values: Mapping[int, float]) -> Outcome:
+def _outcome(status: object, values: Mapping[int, float]) -> Outcome:
     if status == "Complete":
         return "ok" if values else "empty"
     return "partial" if status == "PartialData" else "failed"
@@ -109,21 +165,43 @@ def instance_queries(instance_id: str, series: Iterable[Dimensions] = (), accoun
     return cpu, *(MetricQuery(instance_id, "memory", dimensions, account) for dimensions in series)
 
 
-def series_by_instance(metrics: Iterable[Mapping[str, Any]]) -> dict[str, tuple[Dimensions, ...]]:
-    """Return the dimension sets of listed metrics by InstanceId, each once; skip metrics without an InstanceId."""
+def series_by_instance(
+    listed: Iterable[object], metric: CloudWatchMetric, malformed: Malformed
+) -> dict[str, tuple[Dimensions, ...]]:
+    """Return the dimension sets of a listed metric by instance, each once, that have it and the further dimensions.
+
+    Args:
+        listed: the elements of ListMetrics, as CloudWatch sent them.
+        metric: what was listed.
+        malformed: counts what is dropped.
+    """
     found: dict[str, dict[Dimensions, None]] = {}
-    for metric in metrics:
-        dimensions = tuple((each["Name"], each["Value"]) for each in metric.get("Dimensions", ()))
-        instance = dict(dimensions).get("InstanceId")
-        if instance:
-            found.setdefault(instance, {})[dimensions] = None
+    for each in listed:
+        pairs = dimensions(each, malformed)
+        instance = dict(pairs).get(metric.dimension)
+        if instance and {*metric.further} <= {*pairs}:
+            found.setdefault(instance, {})[pairs] = None
     return {instance: tuple(sets) for instance, sets in found.items()}
 
 
-def owners(metrics: Iterable[Mapping[str, Any]], accounts: Iterable[str]) -> dict[str, str]:
-    """Return the account of each instance from ListMetrics in a monitoring account; `accounts` has one for each metric."""
+def owners(
+    pages: Iterable[tuple[Sequence[object], Sequence[object]]], metric: CloudWatchMetric, malformed: Malformed
+) -> dict[str, str]:
+    """Return the account of each instance from ListMetrics in a monitoring account; without one where that is malformed.
+
+    Args:
+        pages: the elements of each page, as CloudWatch sent them, and an account for each, or none at all.
+        metric: what was listed.
+        malformed: counts the accounts that are dropped.
+    """
     found: dict[str, str] = {}
-    for metric, account in zip(metrics, accounts, strict=False):
-        for instance in series_by_instance([metric]):
-            found.setdefault(instance, account)
+    for listed, accounts in pages:
+        if not accounts:
+            continue
+        for each, account in zip_longest(listed, accounts[: len(listed)]):
+            if not isinstance(account, str) or not account:
+                malformed["listed_metric"] += 1
+                continue
+            for instance in series_by_instance([each], metric, Malformed()):  # counted where the series are read
+                found.setdefault(instance, account)
     return found

@@ -29,8 +29,14 @@ CONNECT_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS = 3, 15
 _SETTING = {"cloudwatch": "cloudwatch.endpoint_url", "sts": "aws.sts_endpoint_url"}
 """The setting of each service's endpoint."""
 
-# It logs every failed renewal with a traceback. The error is raised, too, translated and logged once; `RequestHooks` counts it.
-logging.getLogger("botocore.credentials").setLevel(logging.ERROR)
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    record.exc_info = None
+    return True
+
+
+# It logs every failed renewal with a traceback. The error itself is raised, translated, and logged as that of the source.
+logging.getLogger("botocore.credentials").addFilter(_without_traceback)
 
 Attach = Callable[["CloudWatchClient | STSClient | BaseClient", RegionState], object]
 

@@ -15,9 +15,16 @@ from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from botocore.utils import parse_timestamp
 
 from exporter.core.aws_settings import Role
-from exporter.core.budget import Budget
+from exporter.core.budget import Budget, ReaderBudget
 from exporter.metrics.telemetry import Telemetry
-from exporter.sources.cloudwatch.errors import BudgetSpentError, DeadlinePassedError, error_code
+from exporter.sources.cloudwatch.answers import RESULT_KEYS, parse_body
+from exporter.sources.cloudwatch.errors import (
+    BodyTooLargeError,
+    BudgetSpentError,
+    DeadlinePassedError,
+    ReaderBudgetSpentError,
+    error_code,
+)
 
 if TYPE_CHECKING:
     from botocore.client import BaseClient
@@ -29,8 +36,8 @@ THREADS = 16
 """Concurrent calls per region; more than 16 gain nothing, because the latency dominates."""
 ATTEMPTS = 4
 """Attempts per request, the first included."""
-RESULT_KEYS = {"GetMetricData": "MetricDataResults", "ListMetrics": "Metrics"}
-"""The key that a complete answer has. botocore parses a 200 whose body was cut into an empty answer without an error."""
+MAX_BODY_BYTES = 32 * 1024 * 1024
+"""The largest body that is read. One of 100,800 datapoints has 4 MB."""
 
 
 class TokenBucket:
@@ -57,10 +64,14 @@ class TokenBucket:
 
 @dataclass
 class CallContext(threading.local):
-    """Deadline and number of queries of the call that runs in this thread; botocore's hooks run in the same thread."""
+    """The call that runs in this thread: its deadline, number of queries, and budget if it is on behalf of HTTP readers.
+
+    botocore's hooks run in the same thread.
+    """
 
     until: float = 0
     queries: int = 0
+    readers: ReaderBudget | None = None
 
 
 @dataclass
@@ -104,6 +115,7 @@ class RequestHooks:
         service = client.meta.service_model.service_id.hyphenize()
         hooks: dict[str, Callable[..., Any]] = {
             "before-send": self.send,
+            "before-parse": parse_body,
             "response-received": self.received,
             "needs-retry": self.is_incomplete,
         }
@@ -117,8 +129,13 @@ class RequestHooks:
             raise DeadlinePassedError
         operation = event_name.rpartition(".")[2]
         price = self._call.queries if operation == "GetMetricData" else 0
-        if not self._budget.take(price):
-            raise BudgetSpentError
+        readers = self._call.readers
+        budget = self._budget if readers is None else readers
+        if not budget.take(price):
+            if readers is None:
+                raise BudgetSpentError
+            self._telemetry.reader_requests_refused.inc()
+            raise ReaderBudgetSpentError
         self._telemetry.requests.labels(operation, self._state.region).inc()
         request.stream_output = True
         billed = False
@@ -127,7 +144,7 @@ class RequestHooks:
             billed = response.status_code == 200
         finally:
             if not billed:
-                self._budget.give_back(price)
+                budget.give_back(price)
         if billed and price:
             self._telemetry.metrics_were_requested(self._state.region, price)
         body = _Body(response.raw, self._call.until)
@@ -179,7 +196,12 @@ class _Body:
 
     def stream(self) -> Iterator[bytes]:
         """Yield the body in chunks as they arrive; AWSResponse reads it through this."""
+        size = 0
         while chunk := self._raw.read1(65536):
+            size += len(chunk)
+            if size > MAX_BODY_BYTES:
+                self._raw.close()
+                raise BodyTooLargeError
             if time.monotonic() >= self._until:
                 self._raw.close()
                 raise DeadlinePassedError

@@ -430,3 +430,19 @@ async def test_killed_twice_with_a_live_exporter_beside_it_the_set_is_the_ledger
     assert figures.calls == figures.planned_calls + figures.under_way
     assert figures.under_way <= 2 * CONCURRENT_CALLS
     assert figures.samples == figures.ledger > 8000
+
+
+async def test_memory_of_another_agent_is_filled_and_a_stored_plan_belongs_to_its_metric(backfill_env: BackfillEnv) -> None:
+    fake = backfill_env.fake
+    fake.memory_metric, fake.memory_dimension = ("Lab/Linux", "MemoryUsed"), "host"
+    members = await backfill_env.fleet(4)
+    fake.fault("GetMetricData", "internal", 100)
+    status, out, _ = await backfill_env.run("6h")  # by the default metric; nothing is listed, and no call is answered
+    assert (status, planned(out)[3]) == (1, 4)
+    fake.clear()
+
+    backfill_env.settings["cloudwatch"]["memory"] = {"namespace": "Lab/Linux", "metric": "MemoryUsed", "dimension": "host"}
+    status, out, _ = await backfill_env.run("6h")
+    assert status == 0
+    assert planned(out)[3] == 4 + 3, "the plan of the other metric is not continued"
+    assert_true(await backfill_env.documents(), due(fake, members, out), int(time.time()))

@@ -16,7 +16,7 @@ from pymongo import MongoClient
 from pymongo.errors import OperationFailure
 
 from exporter.commands.verify import repair
-from exporter.core.errors import ConfigError, IncompatibleStoreError, StoreError
+from exporter.core.errors import ConfigError, IncompatibleStoreError, StoreError, StoreUnavailableError
 from exporter.core.model import WorkerMetricsSample
 from exporter.core.periods import DAY, align, rfc3339, to_datetime
 from exporter.core.settings import Settings
@@ -32,6 +32,7 @@ from tests.fixtures.mongo import AuthMongod, connect, fresh_database
 from tests.fixtures.process import RunCommand, RunExporter
 from tests.helpers.exporter_process import READY_WITHIN
 from tests.helpers.killed_repair import When, run_repair
+from tests.helpers.mongo_proxy import HoldingProxy
 
 NAME, COPY = "worker_metrics_timeseries", "worker_metrics_timeseries_repair"
 PERIOD = 300
@@ -93,12 +94,13 @@ class Store:
         *workers: str,
         since: int = START - DAY,
         prompt: Callable[[str], str] | None = None,
+        patience: float = 1,
         **options: Any,  # noqa: ANN401  # Options' fields
     ) -> tuple[int, str, str]:
         out, err = io.StringIO(), io.StringIO()
         settings = Settings.model_validate({"mongodb": {"uri": self.uri}})
         wanted = repair.Options(since, workers, **{"yes": True, **options})
-        status = await repair.run(settings, wanted, out, err, prompt=prompt, patience=1)
+        status = await repair.run(settings, wanted, out, err, prompt=prompt, patience=patience)
         return status, out.getvalue(), err.getvalue()
 
     async def assert_clean(self) -> None:
@@ -214,6 +216,60 @@ async def test_a_job_of_the_manager_and_an_exporter_wait_meanwhile(store: Store,
         for w in ("w1", "w2")
     ]
     assert await store.stored() == plain([*once(), *new])
+
+
+@pytest.fixture
+async def replicated(mongo_rs: Mongod) -> AsyncIterator[tuple[Store, HoldingProxy, Store]]:
+    """A history on a replica set: directly, and through a proxy that can hold inserts back."""
+    async for database in fresh_database(mongo_rs.uri):
+        direct = Store(mongo_rs.uri.replace("/?", f"/{database.name}?"), database)
+        await direct.fill()
+        async with HoldingProxy(mongo_rs.port) as proxy, connect(proxy.uri) as client:
+            yield direct, proxy, Store(proxy.uri.replace("/?", f"/{database.name}?"), client[database.name])
+
+
+@pytest.mark.parametrize("step", ["_fill", "_delete", "_insert", "_prove"])
+async def test_a_late_insert_of_another_writer_is_refused_at_every_step(
+    replicated: tuple[Store, HoldingProxy, Store], monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """The network holds an insert of an exporter, whose lease expires, and delivers it in the middle of the repair."""
+    store, proxy, held_back = replicated
+    new = [
+        WorkerMetricsSample(w, "eu-west-1", to_datetime(START + k * PERIOD), cpu_utilization=1.0)
+        for w in ("w1", "w2")
+        for k in (5, 100)
+    ]
+    late: list[Document] = []
+    original = getattr(WorkerRewrite, step)
+
+    async def delivering(self: WorkerRewrite, *arguments: object) -> object:
+        late.extend(await proxy.deliver())
+        return await original(self, *arguments)
+
+    writer = WorkerMetricsRepository(held_back.database).writer
+    proxy.hold()
+    with pytest.raises(StoreUnavailableError):
+        async with writer.insert_lease() as seconds_left:
+            await writer.insert(new, within=seconds_left)
+    await store.database[STATE].update_one({"_id": f"lease:{INSERT}"}, {"$set": {"expires": to_datetime(0)}})
+    monkeypatch.setattr(WorkerRewrite, step, delivering)
+    status, printed, _ = await store.repair()
+    assert [reply.get("code") for reply in late] == [225]
+    assert (status, await store.stored()) == (0, plain(once())), printed
+    await store.assert_clean()
+
+
+async def test_a_late_insert_of_the_repair_itself_is_refused(replicated: tuple[Store, HoldingProxy, Store]) -> None:
+    """It loses the answer of its insert, does it again by itself, and the first one arrives in the end."""
+    store, proxy, held_back = replicated
+    proxy.hold(2)
+    status, printed, progress = await held_back.repair(patience=60)
+    assert (status, printed.splitlines()[-1]) == (0, "0 samples stored twice.")
+    assert progress.count("inserting") == 4  # three for the first worker
+    assert await store.stored() == plain(once())
+    assert [reply.get("code") for reply in await proxy.deliver()] == [225, 225]
+    assert await store.stored() == plain(once())
+    await store.assert_clean()
 
 
 async def test_another_program_that_inserts_without_the_lease_is_noticed_before_anything_is_deleted(

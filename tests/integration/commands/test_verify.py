@@ -674,3 +674,14 @@ async def test_a_thousand_workers_are_compared_in_bounded_memory(env: VerifyEnv)
     assert result["periods_compared"] == pytest.approx(1000 * 7 * HOUR // PERIOD, rel=0.1)
     assert (result["calls_made"], env.fake.metrics_billed) == (4, 1750)
     assert int(done.stderr.split()[-1]) < 250_000  # 150,000 also for a whole week, 2 million samples
+
+
+async def test_memory_of_another_agent_is_compared(env: VerifyEnv) -> None:
+    env.fake.memory_metric, env.fake.memory_dimension = ("Lab/Linux", "MemoryUsed"), "host"
+    env.settings["cloudwatch"]["memory"] = {"namespace": "Lab/Linux", "metric": "MemoryUsed", "dimension": "host"}
+    members = await env.fleet(3)
+    await env.fill(members)
+    assert (await env.result())[0] == 0
+    start = align(int(time.time()) - 10 * HOUR, PERIOD)
+    await env.change("w001", start, memory_utilization=12.5)
+    assert (await env.result())[0] == 1

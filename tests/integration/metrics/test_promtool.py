@@ -1,11 +1,13 @@
 """promtool, Prometheus's linter, accepts /metrics."""
 
 import subprocess
+from dataclasses import replace
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from exporter.core.budget import Budget
+from exporter.core.budget import Budget, ReaderBudget
+from exporter.core.metric_settings import UNITS, CloudWatchGauge
 from exporter.core.model import STATUSES, Worker, WorkerGauges
 from exporter.core.workers_settings import ExtraMetric
 from exporter.metrics.exposition import render
@@ -13,6 +15,13 @@ from exporter.metrics.telemetry import Telemetry
 from tests.conftest import program
 
 EXTRA = [ExtraMetric(metric="cml_worker_swap_utilization_ratio", field="disk", help='Disk in use, as "df" says.')]
+CLOUDWATCH = [
+    CloudWatchGauge(
+        namespace="N", metric=f"m{number}", name=f"cml_worker_thing{number}{end}", help=f"Thing in {unit}.", unit=unit
+    )
+    for number, (unit, (end, _)) in enumerate(UNITS.items())
+]
+"""A gauge for every unit."""
 
 
 def gauges(number: int) -> WorkerGauges:
@@ -27,7 +36,8 @@ def gauges(number: int) -> WorkerGauges:
         created_at=1_760_000_000,
         extra=(("cml_worker_disk_utilization_ratio", 0.25),),
     )
-    return WorkerGauges(worker, 1_769_860_812, True, cpu=45.2, cpu_time=1_769_860_800, memory=62.8, memory_time=1_769_860_800)
+    values = WorkerGauges(worker, 1_769_860_812, True, cpu=45.2, cpu_time=1_769_860_800, memory=62.8, memory_time=1_769_860_800)
+    return replace(values, cloudwatch=tuple((each.name, 0.5) for each in CLOUDWATCH))
 
 
 def used_telemetry() -> Telemetry:
@@ -47,6 +57,7 @@ def used_telemetry() -> Telemetry:
     telemetry.samples_unavailable.labels("cpu").inc()
     telemetry.http_connections_closed.labels("unread").inc()
     telemetry.show_budget(Budget(1.5), "ok")
+    telemetry.show_readers(ReaderBudget(Budget(1.5), 0.1))
     return telemetry
 
 
@@ -61,7 +72,10 @@ def test_promtool_accepts_the_metrics(count: int) -> None:
     telemetry = used_telemetry()
     families = list(telemetry.registry.collect())
     assert all(family.samples for family in families)
-    assert complaints(render([gauges(n) for n in range(count)], EXTRA) + generate_latest(telemetry.registry)) == (0, "")
+    assert complaints(render([gauges(n) for n in range(count)], EXTRA, CLOUDWATCH) + generate_latest(telemetry.registry)) == (
+        0,
+        "",
+    )
 
 
 def test_promtool_rejects_a_malformed_metric() -> None:

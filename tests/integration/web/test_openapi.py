@@ -31,7 +31,7 @@ CHECKS = [
 ]
 AnyCase = Case[Any]
 REGION = "eu-west-1"
-KNOWN = {"worker_id": "w1", "region": REGION}
+KNOWN = {"name": "pages.css", "worker_id": "w1", "region": REGION}
 EXAMPLES = 40
 
 

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from exporter.core.budget import Budget, Usage, dollars
+from exporter.core.budget import Budget, ReaderBudget, Usage, dollars
 from exporter.core.periods import DAY
 
 MIDNIGHT = 1_767_225_600
@@ -118,3 +118,44 @@ def test_a_request_that_costs_nothing_is_never_refused() -> None:
     budget = Budget(0.00001, wall=Wall(), day=MIDNIGHT, spent=50)
     assert budget.take(0)
     assert not budget.take(1)
+
+
+def test_readers_get_their_share_of_the_budget_and_what_they_spend_counts_as_spent() -> None:
+    budget = Budget(0.01, wall=Wall())  # 1,000 metrics
+    readers = ReaderBudget(budget, 0.1)
+    assert readers.max_usd == pytest.approx(0.001)
+    assert readers.take(98)
+    assert not readers.take(3)
+    assert readers.take(2)
+    assert not readers.take(1)
+    assert readers.take(0), "what costs nothing is never refused"
+    assert budget.left == 900
+    readers.give_back(40)
+    assert (readers.spent(), budget.left) == ((MIDNIGHT, 60), 940)
+
+
+def test_readers_never_get_what_the_live_cycles_need() -> None:
+    budget = Budget(0.01, wall=Wall(MIDNIGHT + DAY - 3000))
+    budget.assess(90, 300)  # eleven cycles until midnight: ten metrics are left for all that can wait
+    readers = ReaderBudget(budget, 0.1)
+    assert readers.take(10)
+    assert not readers.take(1)
+    assert budget.take(990), "polling is not limited by it"
+
+
+def test_without_a_budget_readers_can_spend_a_dollar_a_day_by_default() -> None:
+    wall = Wall()
+    readers = ReaderBudget(Budget(wall=wall), 0.1)
+    assert readers.max_usd == 1
+    assert readers.take(100_000)
+    assert not readers.take(1)
+    wall.now = MIDNIGHT + DAY
+    assert readers.take(100_000)
+    assert not ReaderBudget(Budget(wall=wall), 0).take(1)
+
+
+def test_a_restart_continues_what_readers_spent_on_the_same_day_only() -> None:
+    for wall, left in ((Wall(MIDNIGHT + 9), 10), (Wall(MIDNIGHT + DAY), 100)):
+        readers = ReaderBudget(Budget(0.01, wall=wall), 0.1, day=MIDNIGHT, spent=90)
+        assert not readers.take(left + 1)
+        assert readers.take(left)

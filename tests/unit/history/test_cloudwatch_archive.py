@@ -57,9 +57,16 @@ def clock() -> Clock:
     return Clock(0.0)
 
 
-def archive_of(source: Source, clock: Clock, **options: int) -> CloudWatchArchive:
+def archive_of(source: Source, clock: Clock, memory_dimension: str = "InstanceId", **options: int) -> CloudWatchArchive:
     series = MemorySeriesIndex(source, monotonic=clock)
-    return CloudWatchArchive(source, series, wall=lambda: NOW + clock.now, monotonic=clock, **options)
+    return CloudWatchArchive(
+        lambda *call: source.get_metric_data(*call),
+        series,
+        wall=lambda: NOW + clock.now,
+        monotonic=clock,
+        memory_dimension=memory_dimension,
+        **options,
+    )
 
 
 @pytest.fixture

@@ -7,12 +7,13 @@ from collections.abc import Iterable
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prometheus_client import generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from exporter.core.catalog import LONGEST_LABEL, WORKER_METRICS
+from exporter.core.metric_settings import CloudWatchGauge
 from exporter.core.model import (
     EC2_CHECK_STATES,
     LICENSE_STATES,
@@ -323,3 +324,21 @@ def test_labels_are_those_of_the_catalog() -> None:
     found = series([GAUGES], [DISK])
     for metric in WORKER_METRICS:
         assert all(set(labels) == set(metric.labels) for labels, _ in found[metric.name]), metric.name
+
+
+def test_gauges_of_cloudwatch_follow_with_the_labels_of_the_others() -> None:
+    gauge = CloudWatchGauge(
+        namespace="CWAgent", metric="used", name="cml_worker_root_disk_ratio", help='Root,\nby "df" \\.', unit="percent"
+    )
+    plain = render([GAUGES, GAUGES], [DISK])
+    with_value = dataclasses.replace(GAUGES, cloudwatch=((gauge.name, 0.75),))
+    family = GaugeMetricFamily(gauge.name, gauge.help, labels=["worker_id", "region"])
+    family.add_metric(["w1", "eu-west-1"], 0.75)
+
+    class One(Collector):
+        def collect(self) -> Iterable[GaugeMetricFamily]:
+            yield family
+
+    registry = CollectorRegistry()
+    registry.register(One())
+    assert render([with_value, GAUGES], [DISK], [gauge]) == plain + generate_latest(registry)

@@ -142,7 +142,7 @@ class Process:
         self.poller = Poller(
             unused, self.index, clock, RULES, unused, self.publisher, unused, unused, telemetry, lambda: None, source
         )
-        self.archive = CloudWatchArchive(source, self.index, wall=source, monotonic=source)
+        self.archive = CloudWatchArchive(source.get_metric_data, self.index, wall=source, monotonic=source)
         self.first_seen: FirstSeenValues = {}
 
     async def poll(self, open_samples: dict[int, PendingSample]) -> None:
@@ -247,3 +247,40 @@ def test_every_series_is_asked_for_in_the_first_cycle_after_a_start() -> None:
     pending = PendingQuery("w1", "eu-west-1", ("i-0a",), T)
     (call,) = process.poller._plan([pending], Cycle(source.now, source.now, {"i-0a": "m5.large"}, CycleStats()))
     assert len(call.queries) == 4
+
+
+def in_two_parts(first: int, second: int) -> tuple[list[MetricQuery], MetricResults]:
+    """Queries of two memory series of one instance, and their results: the call was repeated in parts, theirs was the second.
+
+    Only the second series has a datapoint, at T. It counts once the period is old: by the clock at the second part.
+    """
+    queries = [MetricQuery("i-0a", "memory", dimensions) for dimensions in SETS[:2]]
+    by_query = {query: MetricResult("ok", T, T + P, values) for query, values in zip(queries, ({}, {T: 5.0}), strict=True)}
+    return queries, MetricResults(first, by_query, dict.fromkeys(queries, second))
+
+
+def test_a_gauge_is_judged_by_the_clock_of_the_part_of_a_call_that_answered_it() -> None:
+    for first, second, expected in ((T + P, T + 8 * P, Datapoint(T, 5.0)), (T + 8 * P, T + P, None)):
+        process = Process(Source(QUIET, now=T + 8 * P))
+        process.publisher.add_results(*in_two_parts(first, second))
+        assert process.gauge == expected
+
+
+def test_resources_are_judged_by_the_clock_of_the_part_of_a_call_that_answered_them() -> None:
+    class Split(Source):
+        clocks = (0, 0)
+
+        async def get_metric_data(
+            self, region: str, queries: Sequence[MetricQuery], start: int, end: int, period: int
+        ) -> MetricResults:
+            memory, results = in_two_parts(*self.clocks)
+            cpu = next(query for query in queries if query.metric == "cpu")
+            by_query = {cpu: MetricResult("empty", start, end, {}), **results.by_query}
+            return MetricResults(results.date, by_query, dict.fromkeys([cpu, *memory], self.clocks[1]))
+
+    for clocks, expected in (((T + P, T + 8 * P), [5.0]), ((T + 8 * P, T + P), [])):
+        source = Split(replace(QUIET, published={each: THREE[each] for each in SETS[:2]}), now=T + 8 * P)
+        source.clocks = clocks
+        process = Process(source)
+        points = asyncio.run(process.archive.window(WORKER, None, T, T + P, P))
+        assert [point.memory for point in points] == expected

@@ -36,7 +36,7 @@ def test_what_once_failed(seed: int) -> None:
         ("3: gaps only after the newest sample", 0),
         ("4: only the instance of the tick", 4),
         ("4: an instance without its region is a candidate", 4),
-        ("5: nothing after the status was first seen", 1),
+        ("5: nothing after the status was first seen", 0),
         ("7: late values are not confirmed", 3),
         ("7: a missing datapoint is absent at once", 0),
         ("8: unlisted memory is absent at once", 9),

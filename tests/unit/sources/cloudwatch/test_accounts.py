@@ -5,11 +5,14 @@ import pytest
 from exporter.core.aws_settings import AwsSettings
 from exporter.core.errors import SourceError
 from exporter.core.model import Listing, MetricQuery, MetricResult, MetricResults
+from exporter.core.settings import CloudWatchSettings
 from exporter.sources.cloudwatch.accounts import Access, accesses, combined, divided, merged, unlisted_results
-from exporter.sources.cloudwatch.queries import build_queries, owners
+from exporter.sources.cloudwatch.answers import Malformed
+from exporter.sources.cloudwatch.queries import build_queries, cloudwatch_metrics, owners
 
 A, B, C = "111111111111", "222222222222", "333333333333"
 REGION = "eu-west-1"
+METRICS = cloudwatch_metrics(CloudWatchSettings())
 
 
 def settings(*roles: dict[str, object], linked: bool = False) -> AwsSettings:
@@ -107,10 +110,25 @@ def test_merged_results_keep_each_account_its_clock_and_its_failure() -> None:
 
 def test_the_owners_of_listed_metrics_stand_beside_them() -> None:
     metrics = [{"Dimensions": [{"Name": "InstanceId", "Value": each}]} for each in ("i-1", "i-2", "i-3")]
-    assert owners(metrics, [A, B]) == {"i-1": A, "i-2": B}, "a list that is too short costs only what it lacks"
+    malformed = Malformed()
+    assert owners([(metrics, [A, B])], METRICS["cpu"], malformed) == {"i-1": A, "i-2": B}, "too short: only what it lacks"
+    assert malformed == {"listed_metric": 1}
+    assert owners([(metrics, []), (metrics, [A, B, C, C])], METRICS["cpu"], malformed) == {"i-1": A, "i-2": B, "i-3": C}
+    assert malformed == {"listed_metric": 1}, "a page without any is none of a monitoring account"
+
+
+def test_a_malformed_owner_costs_only_itself() -> None:
+    metrics = [{"Dimensions": [{"Name": "InstanceId", "Value": f"i-{number}"}]} for number in range(6)]
+    malformed = Malformed()
+    pages: list[tuple[list[object], list[object]]] = [
+        ([*metrics[:5], "no metric"], [A, 5, None, {"id": B}, C, A]),
+        ([*metrics[5:]], [B]),
+    ]
+    assert owners(pages, METRICS["cpu"], malformed) == {"i-0": A, "i-4": C, "i-5": B}
+    assert malformed == {"listed_metric": 3}
 
 
 def test_only_a_monitoring_account_is_told_the_account_of_a_metric() -> None:
     queries = [query("i-1", A), query("i-2", "unnamed"), query("i-3", None)]
-    assert [each.get("AccountId") for each in build_queries(queries, 300, linked=True)] == [A, None, None]
-    assert [each.get("AccountId") for each in build_queries(queries, 300)] == [None, None, None]
+    assert [each.get("AccountId") for each in build_queries(queries, 300, METRICS, linked=True)] == [A, None, None]
+    assert [each.get("AccountId") for each in build_queries(queries, 300, METRICS)] == [None, None, None]

@@ -249,3 +249,15 @@ async def test_older_periods_need_every_series_that_was_listed_since(index_env: 
     index_env.note(usual=0)
     assert index_env.memory(since=50) == (USUAL,), "the series listed for two weeks has no datapoint since then"
     assert index_env.memory(since=49) == (USUAL, PER_HOST)
+
+
+async def test_activity_is_judged_by_the_clock_of_the_part_of_a_call_that_answered(index_env: IndexEnv) -> None:
+    index_env.source.series[True] = (USUAL, PER_HOST)
+    await index_env.refresh()
+    query = MetricQuery("i-0a", "memory", USUAL)
+    for first, second, expected in ((10, 12, (USUAL, PER_HOST)), (12, 10, (USUAL,))):
+        index_env.index.forget_activity()
+        result = MetricResult("ok", 0, 12 * P, {9 * P: 1.0})
+        results = MetricResults(first * P + 1, {query: result}, {query: second * P + 1})
+        index_env.index.note_activity("eu-west-1", results, P)
+        assert index_env.memory() == expected

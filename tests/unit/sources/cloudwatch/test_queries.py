@@ -5,11 +5,26 @@ from typing import Any
 
 import pytest
 
-from exporter.core.model import MetricQuery
-from exporter.sources.cloudwatch.queries import build_queries, check_limits, merge_pages
+from exporter.core.model import MetricQuery, MetricResult
+from exporter.core.settings import CloudWatchSettings
+from exporter.sources.cloudwatch.answers import Malformed
+from exporter.sources.cloudwatch.queries import (
+    CloudWatchMetric,
+    build_queries,
+    check_limits,
+    cloudwatch_metrics,
+    merge_pages,
+    series_by_instance,
+)
 
+METRICS = cloudwatch_metrics(CloudWatchSettings())
 CPU = MetricQuery("i-0a", "cpu", (("InstanceId", "i-0a"),))
 MEMORY = MetricQuery("i-0a", "memory", (("ImageId", "ami-1"), ("InstanceId", "i-0a")))
+
+
+def merged_of(pages: list[Any], start: int, end: int, malformed: Malformed | None = None) -> MetricResult:
+    counts = Malformed() if malformed is None else malformed
+    return merge_pages([CPU], pages, start, end, 300, METRICS, counts)[CPU]
 
 
 def result(id: str, status: str = "Complete", **points: float) -> dict[str, Any]:
@@ -23,7 +38,7 @@ def result(id: str, status: str = "Complete", **points: float) -> dict[str, Any]
 
 
 def test_a_query_names_namespace_metric_dimensions_and_average() -> None:
-    cpu, memory = build_queries([CPU, MEMORY], 300)
+    cpu, memory = build_queries([CPU, MEMORY], 300, METRICS)
 
     assert cpu == {
         "Id": "m0",
@@ -47,7 +62,7 @@ def test_a_query_names_namespace_metric_dimensions_and_average() -> None:
 def test_a_series_spans_pages_and_its_last_status_decides() -> None:
     pages = [[result("m0", "PartialData", t0=1.0)], [result("m0", t300=2.0)]]
 
-    merged = merge_pages([CPU], pages, 0, 600)[CPU]
+    merged = merged_of(pages, 0, 600)
 
     assert (merged.outcome, merged.values, merged.start, merged.end) == ("ok", {0: 1.0, 300: 2.0}, 0, 600)
 
@@ -64,7 +79,7 @@ def test_a_series_spans_pages_and_its_last_status_decides() -> None:
     ],
 )
 def test_only_a_complete_result_decides_anything(results: list[Any], outcome: str, values: dict[int, float]) -> None:
-    merged = merge_pages([CPU], [results], 0, 600)[CPU]
+    merged = merged_of([results], 0, 600)
 
     assert (merged.outcome, merged.values) == (outcome, values)
     assert merged.complete == (outcome in ("ok", "empty"))
@@ -73,11 +88,11 @@ def test_only_a_complete_result_decides_anything(results: list[Any], outcome: st
 def test_values_that_are_not_finite_or_outside_the_window_are_dropped() -> None:
     page = [result("m0", t0=math.nan, t300=math.inf, t600=3.0, t900=4.0)]
 
-    assert merge_pages([CPU], [page], 300, 900)[CPU].values == {600: 3.0}
+    assert merged_of([page], 300, 900).values == {600: 3.0}
 
 
 def test_a_series_of_nothing_but_nan_is_empty() -> None:
-    assert merge_pages([CPU], [[result("m0", t0=math.nan)]], 0, 300)[CPU].outcome == "empty"
+    assert merged_of([[result("m0", t0=math.nan)]], 0, 300).outcome == "empty"
 
 
 @pytest.mark.parametrize(
@@ -107,3 +122,17 @@ def test_the_largest_call_of_cloudwatch_is_allowed() -> None:
 def test_the_same_query_twice_in_a_call_is_refused() -> None:
     with pytest.raises(ValueError, match="twice"):
         check_limits([CPU, CPU], 0, 300, 300)
+
+
+def test_listed_series_have_the_instance_in_its_dimension_and_all_further_dimensions() -> None:
+    def listed(**names: str) -> dict[str, Any]:
+        return {"Dimensions": [{"Name": name, "Value": value} for name, value in names.items()]}
+
+    metric = CloudWatchMetric("CWAgent", "disk", "host", further=(("fstype", "ext4"), ("path", "/")))
+    whole = listed(host="i-0a", path="/", fstype="ext4", device="xvda")
+    others = [listed(host="i-0a", path="/", fstype="xfs"), listed(host="i-0a", path="/"), listed(path="/", fstype="ext4")]
+    malformed = Malformed()
+    assert series_by_instance([*others, whole, whole], metric, malformed) == {
+        "i-0a": ((("host", "i-0a"), ("path", "/"), ("fstype", "ext4"), ("device", "xvda")),)
+    }
+    assert not malformed
