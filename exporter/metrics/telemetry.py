@@ -3,6 +3,8 @@
 import platform
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from functools import partial
+from typing import TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
@@ -26,6 +28,8 @@ from exporter.metrics.gzip_member import deflated
 
 _log = logs.get("cloudwatch")
 
+_Kind = TypeVar("_Kind", Gauge, Counter)
+
 
 class OptionalGauge(Collector):
     """A gauge without labels that is absent until it has a value: a time that was never set must not read 1970."""
@@ -44,21 +48,18 @@ class OptionalGauge(Collector):
         yield GaugeMetricFamily(self._metric.name, self._metric.help, value=self.value)
 
 
+def _metric(kind: type[_Kind], registry: CollectorRegistry, name: str) -> _Kind:
+    metric = METRICS_BY_NAME[f"cml_exporter_{name}"]
+    return kind(metric.name, metric.help, metric.labels, registry=registry)
+
+
 class Telemetry:
     """The catalog's exporter metrics, one attribute each, plus process_* and python_info."""
 
     def __init__(self, registry: CollectorRegistry, *, revision: str = "") -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # the catalog has no _created series
         self.registry = registry
-
-        def gauge(name: str) -> Gauge:
-            metric = METRICS_BY_NAME[f"cml_exporter_{name}"]
-            return Gauge(metric.name, metric.help, metric.labels, registry=registry)
-
-        def counter(name: str) -> Counter:
-            metric = METRICS_BY_NAME[f"cml_exporter_{name}"]
-            return Counter(metric.name, metric.help, metric.labels, registry=registry)
-
+        gauge, counter = partial(_metric, Gauge, registry), partial(_metric, Counter, registry)
         self.build_info = gauge("build_info")
         self.build_info.labels(__version__, revision, platform.python_version()).set(1)
         self.leader = OptionalGauge("cml_exporter_leader", registry)
@@ -80,14 +81,10 @@ class Telemetry:
         self.reader_budget = OptionalGauge("cml_exporter_cloudwatch_reader_budget_dollars", registry)
         self.reader_requests_refused = counter("cloudwatch_reader_requests_refused_total")
         self.malformed = counter("cloudwatch_malformed_total")
-        for kind in MALFORMED_KINDS:
-            self.malformed.labels(kind)
         self._malformed_logged: set[tuple[str, str]] = set()
         self.outbox_samples = gauge("outbox_samples")
         self.outbox_oldest = OptionalGauge("cml_exporter_outbox_oldest_timestamp_seconds", registry)
         self.outbox_write_failures = counter("outbox_write_failures_total")
-        for reason in OUTBOX_FAILURE_REASONS:
-            self.outbox_write_failures.labels(reason)
         self.outbox_replaced = counter("outbox_replaced_total")
         self.outbox_free = OptionalGauge("cml_exporter_outbox_free_bytes", registry)
         self.outbox_day = OptionalGauge("cml_exporter_outbox_day_bytes", registry)
@@ -106,11 +103,7 @@ class Telemetry:
         self.http_connections_closed = counter("http_connections_closed_total")
         self.config_reload_successful = gauge("config_last_reload_successful")
         self.config_reload_success = gauge("config_last_reload_success_timestamp_seconds")
-        for metric in METRICS:  # start at 0: increase() ignores a counter's first value
-            for by_metric in (self.samples_unavailable, self.samples_late, self.samples_revised):
-                by_metric.labels(metric)
-        for reason in ("collection", "backup", "marker"):
-            self.history_replaced.labels(reason)
+        self._start_at_zero()
         self.mirrored = 0
         """Samples inserted since the start, for the log."""
         self.dollars = 0.0
@@ -120,6 +113,19 @@ class Telemetry:
         self.rendered = ExporterMetrics(b"", b"")
         """All exporter metrics, rendered and compressed by the last `refresh`."""
         self.refresh()
+
+    def _start_at_zero(self) -> None:
+        """Show the counters whose labels are known before they count: increase() ignores a counter's first value."""
+        for counter, values in (
+            (self.malformed, MALFORMED_KINDS),
+            (self.outbox_write_failures, OUTBOX_FAILURE_REASONS),
+            (self.samples_unavailable, METRICS),
+            (self.samples_late, METRICS),
+            (self.samples_revised, METRICS),
+            (self.history_replaced, ("collection", "backup", "marker")),
+        ):
+            for value in values:
+                counter.labels(value)
 
     def refresh(self) -> None:
         """Render and compress all exporter metrics, with /proc as of now; safe from any thread.
