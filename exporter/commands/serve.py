@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 import uvicorn
 from anyio.from_thread import start_blocking_portal
+from starlette.applications import Starlette
 
 from exporter.app import Exporter, build
 from exporter.commands.reload import Reloader
@@ -125,6 +126,20 @@ def collecting(exporter: Exporter) -> Iterator["Future[None]"]:
             future.cancel()
 
 
+def _configured(routes: Starlette, settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
+        routes,
+        log_config=None,
+        lifespan="off",
+        access_log=False,
+        server_header=False,
+        proxy_headers=bool(settings.web.trusted_proxies),
+        forwarded_allow_ips=settings.web.trusted_proxies,
+        timeout_graceful_shutdown=1,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+    )
+
+
 async def serve(settings: Settings, load: Callable[[], Settings]) -> int:
     """Run one exporter until SIGINT or SIGTERM; return the exit status.
 
@@ -144,17 +159,7 @@ async def serve(settings: Settings, load: Callable[[], Settings]) -> int:
         reloader = Reloader(settings, load, web, exporter)
         lifecycle = reloader.reload if settings.web.enable_lifecycle else None
         routes = create_app(exporter.backend, settings.web, users=lambda: web.users, http=web.current, reload=lifecycle)
-        config = uvicorn.Config(
-            routes,
-            log_config=None,
-            lifespan="off",
-            access_log=False,
-            server_header=False,
-            proxy_headers=bool(settings.web.trusted_proxies),
-            forwarded_allow_ips=settings.web.trusted_proxies,
-            timeout_graceful_shutdown=1,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        )
+        config = _configured(routes, settings)
         web.apply(config)
         connections = limited_connections(exporter.telemetry, settings.web.trusted_proxies)
         protect(config, connections, admits=web.admits)

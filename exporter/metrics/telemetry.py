@@ -26,9 +26,9 @@ from exporter.core.errors import OUTBOX_FAILURE_REASONS
 from exporter.core.model import METRICS, ExporterMetrics
 from exporter.metrics.gzip_member import deflated
 
-M = TypeVar("M", Gauge, Counter)
-
 _log = logs.get("cloudwatch")
+
+_Kind = TypeVar("_Kind", Gauge, Counter)
 
 
 class OptionalGauge(Collector):
@@ -48,8 +48,7 @@ class OptionalGauge(Collector):
         yield GaugeMetricFamily(self._metric.name, self._metric.help, value=self.value)
 
 
-def _registered(kind: type[M], registry: CollectorRegistry, name: str) -> M:
-    """Return an exporter metric of the catalog, by its name without the prefix."""
+def _metric(kind: type[_Kind], registry: CollectorRegistry, name: str) -> _Kind:
     metric = METRICS_BY_NAME[f"cml_exporter_{name}"]
     return kind(metric.name, metric.help, metric.labels, registry=registry)
 
@@ -60,8 +59,7 @@ class Telemetry:
     def __init__(self, registry: CollectorRegistry, *, revision: str = "") -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # the catalog has no _created series
         self.registry = registry
-
-        gauge, counter = partial(_registered, Gauge, registry), partial(_registered, Counter, registry)
+        gauge, counter = partial(_metric, Gauge, registry), partial(_metric, Counter, registry)
         self.build_info = gauge("build_info")
         self.build_info.labels(__version__, revision, platform.python_version()).set(1)
         self.leader = OptionalGauge("cml_exporter_leader", registry)
@@ -117,16 +115,17 @@ class Telemetry:
         self.refresh()
 
     def _start_at_zero(self) -> None:
-        """Show every counter with known labels from the start: increase() ignores a counter's first value."""
-        for metric in METRICS:
-            for by_metric in (self.samples_unavailable, self.samples_late, self.samples_revised):
-                by_metric.labels(metric)
-        for kind in MALFORMED_KINDS:
-            self.malformed.labels(kind)
-        for reason in OUTBOX_FAILURE_REASONS:
-            self.outbox_write_failures.labels(reason)
-        for reason in ("collection", "backup", "marker"):
-            self.history_replaced.labels(reason)
+        """Show the counters whose labels are known before they count: increase() ignores a counter's first value."""
+        for counter, values in (
+            (self.malformed, MALFORMED_KINDS),
+            (self.outbox_write_failures, OUTBOX_FAILURE_REASONS),
+            (self.samples_unavailable, METRICS),
+            (self.samples_late, METRICS),
+            (self.samples_revised, METRICS),
+            (self.history_replaced, ("collection", "backup", "marker")),
+        ):
+            for value in values:
+                counter.labels(value)
 
     def refresh(self) -> None:
         """Render and compress all exporter metrics, with /proc as of now; safe from any thread.

@@ -87,8 +87,8 @@ async def test_a_response_of_every_route_is_exactly_what_its_model_says(in_proce
     models: dict[str, type[BaseModel]] = {
         endpoint.path: body for endpoint in ROUTES for body in endpoint.response.content.values() if isinstance(body, type)
     }
-    history = "/api/workers/{worker_id:path}/metrics/history"
-    resources = "/api/workers/region/{region}/workers/{worker_id:path}/resources"
+    history = "/api/workers/{worker_id:worker}/metrics/history"
+    resources = "/api/workers/region/{region}/workers/{worker_id:worker}/resources"
     requests = {
         "/-/ready": ["/-/ready"],
         "/api/workers": ["/api/workers", "/api/workers?limit=1"],
