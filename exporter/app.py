@@ -22,6 +22,7 @@ from exporter.pipeline.collector import Collector
 from exporter.pipeline.duplicate_search import search_forever
 from exporter.pipeline.history_watch import HistoryWatch
 from exporter.pipeline.lifecycle import Rules
+from exporter.pipeline.loop_group import LoopGroup
 from exporter.pipeline.mirror import BackfillRange, Mirror
 from exporter.pipeline.outbox import SPENT_BY_READERS, Outbox
 from exporter.pipeline.outbox_thread import OutboxThread
@@ -169,7 +170,7 @@ class Exporter:
             await self.collector.restore()
             if self._history is not None:
                 await self._prepare(self._history)
-            async with asyncio.TaskGroup() as group:
+            async with LoopGroup() as group:
                 group.create_task(self.collector.observe_forever(), name="observe")
                 group.create_task(self.collector.poll_forever(), name="poll")
                 group.create_task(self.collector.open_gaps_forever(), name="gaps")

@@ -156,6 +156,8 @@ class _WorkerCheck:
             or (self._finished(start, around) and not self._ended_unseen(start, around))
             or self._created_later(start)
             or self._moved(start)
+            # rule 14: opened while it could not know that another one led; rule 4: then it knew of no instance to query
+            or (self.id, start) in self.world.opened_placeless
             or not self._was_opened(start, around)
         )
 

@@ -236,6 +236,10 @@ class FragileOutbox(Outbox):
 
     def open(self, rows: Iterable[PendingSample]) -> int:
         self._opened = True
+        rows, process, world = list(rows), self._process, self._process.world
+        if world.mongodb.leads_elsewhere(process.host):
+            placeless = {worker.id for worker in process.fleet.workers if not worker.region}
+            world.opened_placeless |= {(row.worker_id, row.start) for row in rows if row.worker_id in placeless}
         return super().open(rows)
 
     def open_gaps(self, gaps: Iterable[Gap]) -> int:

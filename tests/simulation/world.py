@@ -316,6 +316,8 @@ class World:
         """Those of them that were committed to an outbox."""
         self.opened_at: dict[str, float] = {}
         """When a host committed an observation last."""
+        self.opened_placeless: set[Key] = set()
+        """Samples that an exporter opened from a document without a region while another one led, of which it did not know."""
         self.missed: dict[str, list[int]] = defaultdict(list)
         """Every read that did not have a worker."""
         self.gaps_opened: dict[str, list[int]] = defaultdict(list)
