@@ -5,8 +5,10 @@ import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from exporter.core import logs
 from exporter.core.errors import SourceError
 from exporter.core.periods import DAY
+from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.source_health import SourceHealth, unexpected
 
 PING_SECONDS = 10
@@ -17,6 +19,39 @@ BYTES_PER_SAMPLE = 200
 """Space of one sample in the outbox; measured are 163 (473 MB for 2.9 million), the rest is for the write-ahead log."""
 MIN_FREE_BYTES = 16 * 2**20
 """Space that SQLite's write-ahead log and temporary files need, however small the fleet is."""
+
+_log = logs.get("collector")
+
+
+class OutboxDisk:
+    """Watches whether the disk of the outbox has room for a day of samples.
+
+    Args:
+        directory: a folder on the disk.
+        telemetry: shows both sizes.
+    """
+
+    def __init__(self, directory: Path, telemetry: Telemetry) -> None:
+        self._directory, self._telemetry = directory, telemetry
+        self._repeats = logs.Repeats()
+        self.problem: str | None = None
+        """Why the disk is too small, None if a day of samples fits."""
+
+    async def measure(self, workers: int, period: int) -> None:
+        """Measure the disk, for so many workers and a period in seconds; log a problem."""
+        needed = day_bytes(workers, period)
+        try:
+            free: int | None = await asyncio.to_thread(free_bytes, self._directory)
+        except OSError as error:
+            free = None
+            self.problem = f"data_dir: the disk of {self._directory} cannot be measured ({error.strerror}); check the mount"
+        if free is not None:
+            self.problem = space_problem(self._directory, free, needed)
+        self._telemetry.outbox_free.value, self._telemetry.outbox_day.value = free, needed
+        if self.problem and self._repeats.is_due("disk"):
+            _log.warning("disk of the outbox nearly full", problem=self.problem)
+        elif not self.problem:
+            self._repeats.reset()
 
 
 async def watch_mongodb(

@@ -16,7 +16,7 @@ from exporter.core.liveness import MIN_INTERVAL_SECONDS, Liveness
 from exporter.core.model import Fleet, Snapshot
 from exporter.core.settings import Settings
 from exporter.metrics.telemetry import Telemetry
-from exporter.pipeline.availability import PING_SECONDS, day_bytes, free_bytes, space_problem, watch_mongodb
+from exporter.pipeline.availability import PING_SECONDS, OutboxDisk, watch_mongodb
 from exporter.pipeline.calls import CallRunner
 from exporter.pipeline.gap_filling import GapFilling, Leadership, SampleTimes
 from exporter.pipeline.lifecycle import Rules
@@ -116,9 +116,12 @@ class Collector:
         self.reobserve = asyncio.Event()
         """Set to observe now instead of at the next tick."""
         outbox.on_replaced = self._start_over
-        self.disk_problem: str | None = None
+        self._disk = OutboxDisk(outbox.outbox.path.parent, telemetry)
+
+    @property
+    def disk_problem(self) -> str | None:
         """Why the disk of the outbox is too small, None if a day of samples fits."""
-        self._disk_repeats = logs.Repeats()
+        return self._disk.problem
 
     # -- the loops
 
@@ -217,26 +220,9 @@ class Collector:
             self._health.failed(unexpected("mongodb", bug), began)
             raise
         finally:
-            await self._measure_disk()
+            await self._disk.measure(len(self.fleet.workers), self._rules.period)
         if self._gaps is None or not self._gaps.pending:
             self._first_gaps.set()
-
-    async def _measure_disk(self) -> None:
-        directory, telemetry = self._outbox.outbox.path.parent, self._telemetry
-        needed = day_bytes(len(self.fleet.workers), self._rules.period)
-        try:
-            free = await asyncio.to_thread(free_bytes, directory)
-        except OSError as error:
-            telemetry.outbox_free.value, telemetry.outbox_day.value = None, needed
-            self.disk_problem = f"data_dir: the disk of {directory} cannot be measured ({error.strerror}); check the mount"
-        else:
-            telemetry.outbox_free.value, telemetry.outbox_day.value = free, needed
-            self.disk_problem = space_problem(directory, free, needed)
-        problem = self.disk_problem
-        if problem and self._disk_repeats.is_due("disk"):
-            _log.warning("disk of the outbox nearly full", problem=problem)
-        elif not problem:
-            self._disk_repeats.reset()
 
     async def open_gaps(self) -> None:
         """Open the gaps of the workers that are left; see `GapFilling.open`."""
