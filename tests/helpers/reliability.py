@@ -138,16 +138,15 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "step-downs",
-        "240 s of step-downs and kills of the primary on three nodes",
+        "240 s of step-downs, kills, and pauses of the primary on three nodes",
         "each worker and period once",
-        "tests/integration/pipeline/test_not_writable.py::test_step_downs_lose_and_double_nothing",
+        "tests/integration/pipeline/test_step_downs.py::test_step_downs_kills_and_pauses_of_the_primary_lose_and_double_nothing",
     ),
     Fault(
         "majority-lost-6-minutes",
         "a majority is lost for 6 minutes while MongoDB can be read",
         "no status lost",
-        "tests/integration/pipeline/test_not_writable.py"
-        "::test_without_a_majority_no_status_is_lost_by_the_last_leader_its_restart_or_an_exporter_without_a_leader",
+        "tests/integration/pipeline/test_step_downs.py::test_a_lost_majority_costs_no_status_and_no_labs",
     ),
     Fault(
         "fsync-lock",
@@ -218,8 +217,6 @@ AWAITED = frozenset(
         "network-cut-standalone",
         "writer-paused",
         "data-dir-copied",
-        "step-downs",
-        "majority-lost-6-minutes",
         "fsync-lock",
         "history-dropped",
         "older-backup",
