@@ -213,20 +213,10 @@ FAULTS: tuple[Fault, ...] = (
 
 AWAITED = frozenset(
     [
-        "network-cut-replica-set",
         "network-cut-standalone",
-        "writer-paused",
-        "data-dir-copied",
-        "fsync-lock",
-        "history-dropped",
-        "older-backup",
         "password-rotated",
         "account-fails",
         "credentials-of-aws",
-        "regular-expression",
-        "endless-header",
-        "silent-connections",
-        "wrong-passwords",
     ]
 )
 """Faults whose tests do not call `record`: their figures are entered from the report of the test, and only the name of the test

@@ -18,6 +18,7 @@ from tests.fixtures.mongo import connect, need_mongod
 from tests.helpers.expected_history import Member
 from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
 from tests.helpers.in_process_exporter import PERIOD, Clock, InProcessExporter
+from tests.helpers.reliability import record
 from tests.helpers.replica_set import ReplicaSet
 
 
@@ -143,6 +144,7 @@ async def test_an_fsync_lock_loses_no_status(own_replica: Mongod, fake: FakeClou
         await exporter.round(6)
         await assert_nothing_is_lost_or_doubled(exporter, fake, members, 4 * 8)
         await exporter.close()
+        record("fsync-lock", lost=0, doubled=0)
 
 
 @pytest.fixture

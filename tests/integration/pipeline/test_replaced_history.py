@@ -24,6 +24,7 @@ from tests.helpers.expected_history import Member
 from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
 from tests.helpers.in_process_exporter import PERIOD, Clock, InProcessExporter
 from tests.helpers.ports import free_port
+from tests.helpers.reliability import record
 
 NAME = "worker_metrics_timeseries"
 BEFORE, AFTER = 12, 14
@@ -146,6 +147,7 @@ async def test_the_history_is_whole_again(setting: Setting, replace: Callable[[S
     await exporter.round(4)
     assert [setting.replaced(each) for each in ("collection", "backup", "marker")].count(0) == 2, "counted once"
     assert exporter.errors == []
+    record("older-backup", doubled=0, note="status and labs since the backup")
 
 
 async def test_a_backup_restored_while_the_exporter_was_off_is_noticed_at_the_start(setting: Setting) -> None:

@@ -13,6 +13,7 @@ from exporter.storage.mongo import STATE, Database, Document
 from exporter.storage.privileges import least_role
 from exporter.storage.repository import WorkerMetricsRepository
 from tests.fixtures.mongo import AuthMongod, connect
+from tests.helpers.reliability import record
 
 Batch = Sequence[tuple[WorkerMetricsSample, Document]]
 Rejected = list[tuple[WorkerMetricsSample, str]]
@@ -74,6 +75,7 @@ async def test_what_was_dropped_comes_back_as_the_time_series_that_it_was(
     await repo.writer.insert(batch())
     await assert_whole(database)
     assert await stored(database) == keys(batch())
+    record("history-dropped", doubled=0, note="status and labs since the drop")
 
 
 async def test_an_unchanged_collection_is_verified_with_one_command(
