@@ -118,7 +118,8 @@ class _WorkerCheck:
 
     def _has_value(self, start: int, metric: MetricName, document: Document | None) -> None:
         around = self._around(start)
-        final = self.world.final_values(self.id, metric, start, self._known_instances(start))
+        known = self._known_instances(start) - self._unrecorded(document, start)
+        final = self.world.final_values(self.id, metric, start, known)
         end = start + self.rules.period
         due = [value for value, published in final.items() if published <= end + self.rules.absence_timeout]
         if not due or self._may_lack(start, around):
@@ -240,6 +241,14 @@ class _WorkerCheck:
 
     def _known_instances(self, start: int, *, however_missed: bool = False) -> set[str]:
         return self._in_their_region(self._near(start, however_missed=however_missed))
+
+    def _unrecorded(self, document: Document | None, start: int) -> set[str]:
+        """The instances that one exporter saw while the inventory could not be written, before its outbox no longer counted."""
+        if "not_writable" not in self.world.scenario.faults or not self._lost(start, document):
+            return set()
+        entry = self.world.mongodb.inventory.get(self.id)
+        recorded = {interval.instance_id for interval in entry.instances} if entry else set()
+        return {instance.id for instance in self.machine.instances} - recorded
 
     def _instances_at_losses(self, start: int, document: Document | None) -> set[str]:
         """The instances seen first after each loss of the outbox between the period and its insert."""
