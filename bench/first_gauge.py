@@ -66,7 +66,7 @@ def measure(tree: Path, uri: str, aws: str, workers: int, folder: Path) -> None:
     try:
         steps: dict[str, Callable[[], bool]] = {
             "ready": lambda: fetch(port, "/-/ready")[0] == 200,
-            "every status": lambda: fetch(port, "/metrics")[1].count(b'status="running"} 1\n') == workers,
+            "every status": lambda: fetch(port, "/metrics")[1].count(b'status="running",worker_id=') == workers,
             "every CPU value": lambda: fetch(port, "/metrics")[1].count(b"\ncml_worker_cpu_utilization_ratio{") == workers,
         }
         for name, reached in steps.items():
