@@ -99,8 +99,7 @@ async def test_a_response_of_every_route_is_exactly_what_its_model_says(in_proce
     assert requests.keys() == models.keys()
     for route, paths in requests.items():
         for path in paths:
-            status = 503 if route == "/-/ready" else 200  # `cycle` calls the parts of the loops, not the loops
-            models[route].model_validate_json(await get(in_process, path, status), strict=True)
+            models[route].model_validate_json(await get(in_process, path), strict=True)
 
 
 async def test_rows_are_samples_or_with_an_interval_statistics_from_both_sources(in_process: InProcessExporter) -> None:
