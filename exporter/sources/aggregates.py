@@ -102,14 +102,14 @@ class Aggregates:
         return replace(fleet, namespace=self._namespace())
 
     async def ping(self) -> None:
-        """Ask the server whether it answers.
+        """Ask a server whether it answers; without a primary a secondary, as `read` does.
 
         Raises:
             SourceError: it does not, within `PING_TIMEOUT_SECONDS`.
         """
         try:
             with pymongo.timeout(PING_TIMEOUT_SECONDS):
-                await self._database.command("ping")
+                await self._database.command("ping", read_preference=self._database.read_preference)
         except (PyMongoError, BSONError) as error:
             raise self._source_error(error, self._collections[0]) from error
 

@@ -116,7 +116,7 @@ class InProcessExporter:
         telemetry = self.telemetry = Telemetry(self.registry)
         self.outbox = OutboxThread(Outbox(folder, PERIOD), telemetry)
         self.history = repository(settings, database, "worker_metrics_timeseries", wall=clock)
-        self.lease = Lease(database, owner=self.outbox.outbox.owner)
+        self.lease = Lease(database, owner=self.outbox.outbox.owner, folder=self.outbox.outbox.folder)
         day, spent = self.outbox.outbox.spent()
         self.budget = Budget(max_usd_per_day, wall=clock, day=day, spent=spent)
         day, spent = self.outbox.outbox.spent(SPENT_BY_READERS)

@@ -54,6 +54,8 @@ from tests.tools.crash_tests import COLLECTION, CREDENTIALS, DATABASE
 PERIOD = 60
 REGION = "eu-west-1"
 FAULTS = ("step-down", "kill", "pause")
+STEP_DOWN_SECONDS = 10
+"""How long a primary that steps down refuses to be elected again."""
 ADD_SECONDS = 5
 """Time between two additions of workers."""
 PATIENCE_SECONDS = 20
@@ -123,9 +125,13 @@ class Run:
     def __init__(self, folder: Path, nodes: ReplicaSet, fake: FakeCloudWatch, seed: int, say: Callable[[str], None]) -> None:
         self.nodes, self.fake, self.say = nodes, fake, say
         self.random = random.Random(seed)
+        self.instances: list[Member] = []
+        """All that run; `members` of them are workers already."""
         self.members: list[Member] = []
         self.states: dict[str, list[State]] = {}
         self.outcome = Outcome()
+        self.ended = 0.0
+        """UTC seconds of the end of the last fault."""
         settings = {
             "mongodb": {"uri": nodes.uri.replace("/?", f"/{DATABASE}?")},
             "cloudwatch": {"endpoint_url": fake.url, "interval": "1m"},
@@ -137,14 +143,22 @@ class Run:
 
     # The fleet
 
-    def add_workers(self, client: "MongoClient[dict[str, Any]]", count: int, hours: tuple[int, int]) -> None:
-        """Add workers that have run for some hours; return when a majority has their documents."""
+    def run_instances(self, count: int, hours: tuple[int, int]) -> None:
+        """Add instances to CloudWatch that have run for some hours; their workers are added later.
+
+        They are there before the exporter starts: a series of hours that ListMetrics did not list an hour ago is unlike AWS.
+        """
         now = align(int(time.time()), PERIOD)
-        fresh = []
-        for number in range(len(self.members), len(self.members) + count):
+        for number in range(len(self.instances), len(self.instances) + count):
             created = now - self.random.randrange(hours[0] * HOUR, hours[1] * HOUR, PERIOD)
-            fresh.append(Member(f"worker-{number:04d}", instance_id(number), REGION, created))
+            self.instances.append(Member(f"worker-{number:04d}", instance_id(number), REGION, created))
             self.fake.add(instance_id(number), REGION, runs=[(created, None)])
+
+    def add_workers(self, client: "MongoClient[dict[str, Any]]", count: int) -> None:
+        """Add workers of the next instances; return when a majority has their documents."""
+        fresh = self.instances[len(self.members) : len(self.members) + count]
+        if not fresh:
+            return
         replacements = [ReplaceOne({"_id": member.worker_id}, member.aggregate(), upsert=True) for member in fresh]
         since = time.time()
         while True:
@@ -181,7 +195,7 @@ class Run:
             try:
                 with majority(self.nodes) as client:
                     while not ended.wait(ADD_SECONDS):
-                        self.add_workers(client, workers, (16, 23))
+                        self.add_workers(client, workers)
             except BaseException as error:  # noqa: BLE001  # raised below, in the main thread
                 problems.append(error)
 
@@ -198,9 +212,10 @@ class Run:
     # Faults
 
     def step_down(self) -> None:
-        """Let the primary step down, kill it, or pause it; return when there is a primary again and it was well for a while."""
+        """Let the primary step down, kill it, or pause it at a random time; return when there is a primary again."""
+        time.sleep(self.random.uniform(0, 6))
         kind = self.random.choice(FAULTS)
-        seconds = self.random.uniform(2, 12)
+        seconds = STEP_DOWN_SECONDS if kind == "step-down" else self.random.uniform(2, 12)
         primary = self.nodes.primary()
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not (waiting := self.waiting()) and time.monotonic() < deadline:
@@ -208,7 +223,7 @@ class Run:
         time.sleep(self.random.uniform(0, 0.3))
         self.say(f"{kind} of the primary for {seconds:.0f} s, {waiting} samples wait for their insert")
         if kind == "step-down":
-            self.nodes.step_down(10)
+            self.nodes.step_down(STEP_DOWN_SECONDS)
         elif kind == "kill":
             primary.kill()
             time.sleep(seconds)
@@ -217,11 +232,11 @@ class Run:
             pause(primary, seconds)
         self.outcome.faults[kind] += 1
         self.outcome.at_inserts += bool(waiting)
+        self.ended = time.time()
         self.nodes.primary()
-        time.sleep(self.random.uniform(0, 6))
 
-    def lose_majority(self, seconds: float) -> tuple[float, float]:
-        """Take away two of three nodes for `seconds`; return the UTC seconds of its begin and end."""
+    def lose_majority(self, seconds: float) -> None:
+        """Take away two of three nodes for `seconds`."""
         survivor = self.nodes.primary()
         with MongoClient[dict[str, Any]](survivor.uri, w=1) as client:
             self.set_election_timeout(client, 2 * seconds)
@@ -239,12 +254,11 @@ class Run:
             self.nodes.wait_for_no_primary()
             self.say(f"no primary, after {time.time() - began:.0f} s")
             time.sleep(max(0.0, began + seconds - time.time()))
-        ended = time.time()
+        self.ended = time.time()
         for member in lost:
             member.start()
         self.nodes.primary()
-        self.outcome.faults[f"majority lost for {ended - began:.0f} s"] += 1
-        return began, ended
+        self.outcome.faults[f"majority lost for {self.ended - began:.0f} s"] += 1
 
     def set_election_timeout(self, client: "MongoClient[dict[str, Any]]", seconds: float, *, force: bool = False) -> None:
         """Set how long a primary stays without hearing of a majority; `force` does it without one."""
@@ -347,12 +361,14 @@ def pause(member: Mongod, seconds: float) -> None:
 
 
 @contextlib.contextmanager
-def running(folder: Path, seed: int, workers: int, say: Callable[[str], None]) -> Iterator[Run]:
-    """Start three nodes, CloudWatch, and the exporter with a first fleet; end them all."""
+def running(folder: Path, seed: int, workers: int, say: Callable[[str], None], later: int = 0) -> Iterator[Run]:
+    """Start three nodes, CloudWatch, and the exporter with a first fleet; end them all. `later` workers can be added."""
     with ReplicaSet(folder) as nodes, FakeCloudWatch(seed=seed, period=PERIOD, latency=0.02) as fake:
         run = Run(folder, nodes, fake, seed, say)
         with majority(nodes) as client:
-            run.add_workers(client, workers, (1, 2))
+            run.run_instances(workers, (1, 2))
+            run.run_instances(later, (16, 23))
+            run.add_workers(client, workers)
         try:
             run.start()
             yield run
@@ -364,17 +380,16 @@ def step_downs(
     folder: Path, seconds: float, *, workers: int = 10, seed: int = 0, say: Callable[[str], None] = print
 ) -> Outcome:
     """Let primaries step down, die, and hang for `seconds`; return what became of the samples."""
-    with running(folder, seed, workers, say) as run:
+    with running(folder, seed, workers, say, later=workers * round(seconds / ADD_SECONDS)) as run:
         with Scraper(run.exporter.url) as scraper:
             began = time.monotonic()
             with run.adding(workers):
                 while time.monotonic() < began + seconds:
                     run.step_down()
-            ended = time.time()
-            run.finish(ended)
+            run.finish(run.ended)
         run.outcome.silence = scraper.longest
         assert run.exporter.stop() == 0
-        run.count(align(int(ended), PERIOD) + PERIOD)
+        run.count(align(int(run.ended), PERIOD) + PERIOD)
         say(str(run.outcome))
         return run.outcome
 
@@ -386,11 +401,11 @@ def majority_lost(
     with running(folder, seed, workers, say) as run:
         with Scraper(run.exporter.url) as scraper:
             time.sleep(WARM_UP_SECONDS)
-            _, ended = run.lose_majority(seconds)
-            run.finish(ended)
+            run.lose_majority(seconds)
+            run.finish(run.ended)
         run.outcome.silence = scraper.longest
         assert run.exporter.stop() == 0
-        run.count(align(int(ended), PERIOD) + PERIOD, restored=ended)
+        run.count(align(int(run.ended), PERIOD) + PERIOD, restored=run.ended)
         say(str(run.outcome))
         return run.outcome
 

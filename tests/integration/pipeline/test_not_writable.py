@@ -11,7 +11,9 @@ from pymongo import AsyncMongoClient
 
 from exporter.core.errors import StoreError
 from exporter.core.periods import align, to_seconds
+from exporter.core.workers_settings import WorkersSettings
 from exporter.demo.mongod import Mongod
+from exporter.sources.aggregates import Aggregates
 from exporter.storage.lease import Lease
 from exporter.storage.mongo import Database, Document
 from tests.fixtures.mongo import connect, need_mongod
@@ -97,6 +99,7 @@ async def test_without_a_majority_no_status_is_lost_by_the_last_leader_its_resta
         assert {(row.status, row.active_labs) for row in waiting if row.start >= began + 4 * PERIOD} == {("running", 2)}
     assert exporter.value("cml_exporter_source_up", source="mongodb", region="") == 1
     assert (await exporter.scrape()).count("\ncml_worker_active_labs{") == 4
+    await Aggregates(replicated, ["workers"], WorkersSettings()).ping()  # between two reads, or source_up would be 0 in between
 
     for member in lost:
         await asyncio.to_thread(member.start)
