@@ -31,6 +31,8 @@ INSTALL = (
 LOG = "mongod.log"
 REPLICA_SET = "rs0"
 KEY_FILE = "mongod.key"
+SMALL_JOURNAL = "log=(file_max=8MB,prealloc=false)"
+"""WiredTiger's journal takes three files of 100 MB by default: more than all data of a demo or a test."""
 CACHE_GB = "0.25"
 """Smallest WiredTiger cache that mongod accepts."""
 _POLL = 0.05
@@ -169,6 +171,7 @@ class Mongod:
             raise IncompatibleStoreError(f"no mongod was found; {INSTALL}", reason="mongod")
         command = [str(program), "--dbpath", str(self.dbpath), "--port", str(self.port), "--bind_ip", self._host]
         command += ["--nounixsocket", "--wiredTigerCacheSizeGB", CACHE_GB, "--logpath", str(self.dbpath / LOG), "--logappend"]
+        command += ["--wiredTigerEngineConfigString", SMALL_JOURNAL]
         command += ["--setParameter", "diagnosticDataCollectionEnabled=false", *self._options]
         try:
             self.dbpath.mkdir(parents=True, exist_ok=True)
