@@ -11,12 +11,17 @@ from exporter.core.budget import Usage
 from exporter.core.clock import check_skew
 from exporter.core.errors import ConfigError
 from exporter.core.model import Fleet, MetricQuery
+from exporter.core.periods import format_duration
 from exporter.core.settings import Settings
 from exporter.sources.aggregates import Aggregates
 from exporter.sources.cloudwatch.client import CloudWatch
 from exporter.sources.cloudwatch.memory_series import MemorySeriesIndex
+from exporter.storage.collection import HistoryCollection
 from exporter.storage.inventory import Inventory
 from exporter.storage.mongo import Database
+
+WORKERS_PER_READ = 50
+"""Workers whose sample times are read together: two months of them are some 50 MB in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +40,27 @@ class Targets:
         return (f"{count} cannot be read and are left out; run `check` to see why.",)
 
 
+def describe_target(namespace: str, settings: Settings) -> str:
+    """Return what a plan is recognized by: the collection of the history and its period."""
+    return f"{namespace} with periods of {format_duration(settings.period)}"
+
+
+async def longest_gap_window(settings: Settings, collection: HistoryCollection) -> int:
+    """Return the seconds that `serve` fills gaps for, whichever is longer: by these settings or by the running exporter's.
+
+    A command that fills gaps must never fill the same periods. Raises StoreError.
+    """
+    return max(settings.gap_fill_window, await collection.load_gap_window())
+
+
+async def read_fleet(documents: Aggregates) -> Fleet:
+    """Read the worker documents; raises SourceError, also where MongoDB's clock is skewed."""
+    began = time.time()
+    fleet = await documents.read()
+    check_skew("mongodb", fleet.date, (began + time.time()) / 2)
+    return fleet
+
+
 async def read_targets(settings: Settings, database: Database, only: Collection[str]) -> Targets:
     """Read the worker documents and the inventory.
 
@@ -48,9 +74,7 @@ async def read_targets(settings: Settings, database: Database, only: Collection[
         SourceError: the worker documents cannot be read, or MongoDB's clock is skewed.
         StoreError: the inventory cannot be read.
     """
-    began = time.time()
-    fleet = await Aggregates(database, settings.mongodb.worker_collections, settings.workers).read()
-    check_skew("mongodb", fleet.date, (began + time.time()) / 2)
+    fleet = await read_fleet(Aggregates(database, settings.mongodb.worker_collections, settings.workers))
     inventory = Inventory(database)
     await inventory.load()
     return Targets(fleet, lifetimes(fleet, inventory.entries, only))

@@ -4,17 +4,14 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from exporter.commands.backfill.plan import GapQuery, Plan, Range, counted, plan_calls
-from exporter.commands.backfill.targets import listed_queries, read_targets
+from exporter.commands.backfill.targets import WORKERS_PER_READ, describe_target, listed_queries, read_targets
 from exporter.commands.verify.compare import Tally
 from exporter.commands.verify.plan import Window, comparable_window, sampled, settled_after, worker_queries
-from exporter.core.periods import align, format_duration, rfc3339
+from exporter.core.periods import align, rfc3339
 from exporter.core.settings import Settings
 from exporter.sources.cloudwatch.client import CloudWatch
 from exporter.storage.mongo import Database, chunks
 from exporter.storage.repository import WorkerMetricsRepository
-
-WORKERS_PER_READ = 50
-"""Workers whose sample times are read together: two months of them are some 50 MB in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +50,7 @@ class Planner:
         self._settings, self._options, self._database, self._cloudwatch = settings, options, database, cloudwatch
         self.history = history
         self.namespace = history.namespace
-        self.target = f"{history.namespace} with periods of {format_duration(settings.period)}"
+        self.target = describe_target(history.namespace, settings)
         flags = [f"--worker {worker_id}" for worker_id in sorted(set(options.workers))]
         if options.percent is not None:
             flags.append(f"--sample {options.percent:g}%")
