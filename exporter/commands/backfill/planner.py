@@ -5,16 +5,20 @@ from dataclasses import dataclass
 
 from exporter.commands.backfill import plan as plan_module
 from exporter.commands.backfill.plan import GapQuery, Plan, WorkerLifetime, counted, fillable_window, gap_queries
-from exporter.commands.backfill.targets import check_price, describe_target, listed_queries, read_targets
+from exporter.commands.backfill.targets import (
+    WORKERS_PER_READ,
+    check_price,
+    describe_target,
+    listed_queries,
+    longest_gap_window,
+    read_targets,
+)
 from exporter.core.periods import format_duration
 from exporter.core.settings import Settings
 from exporter.sources.cloudwatch.client import CloudWatch
 from exporter.sources.cloudwatch.memory_series import LISTED_FOR_SECONDS, MemorySeriesIndex
 from exporter.storage.mongo import Database, chunks
 from exporter.storage.repository import WorkerMetricsRepository
-
-WORKERS_PER_READ = 50
-"""Workers whose sample times are read together: two months of them are some 50 MB in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +68,7 @@ class Planner:
         targets = await read_targets(self._settings, self._database, self._options.workers)
         fleet, lifetimes = targets.fleet, targets.lifetimes
         retention = (await self.history.collection.verify()).retention
-        # The window of the running exporter counts too: the two must never fill the same periods.
-        gap_fill_window = max(self._settings.gap_fill_window, await self.history.collection.load_gap_window())
+        gap_fill_window = await longest_gap_window(self._settings, self.history.collection)
         since, until, notes = fillable_window(self._options.since, fleet.date, period, gap_fill_window, retention)
         found: list[tuple[str, GapQuery]] = []
         if since < until:

@@ -18,8 +18,12 @@ from exporter.sources.aggregates import Aggregates
 from exporter.sources.cloudwatch.client import CloudWatch
 from exporter.sources.cloudwatch.errors import PartialListingError
 from exporter.sources.cloudwatch.memory_series import MemorySeriesIndex
+from exporter.storage.collection import HistoryCollection
 from exporter.storage.inventory import Inventory
 from exporter.storage.mongo import Database
+
+WORKERS_PER_READ = 50
+"""Workers whose sample times are read together: two months of them are some 50 MB in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,22 @@ class Targets:
         return (f"{count} cannot be read and are left out; run `check` to see why.",)
 
 
+async def longest_gap_window(settings: Settings, collection: HistoryCollection) -> int:
+    """Return the seconds that `serve` fills gaps for, whichever is longer: by these settings or by the running exporter's.
+
+    A command that fills gaps must never fill the same periods. Raises StoreError.
+    """
+    return max(settings.gap_fill_window, await collection.load_gap_window())
+
+
+async def read_fleet(documents: Aggregates) -> Fleet:
+    """Read the worker documents; raises SourceError, also where MongoDB's clock is skewed."""
+    began = time.time()
+    fleet = await documents.read()
+    check_skew("mongodb", fleet.date, (began + time.time()) / 2)
+    return fleet
+
+
 async def read_targets(settings: Settings, database: Database, only: Collection[str]) -> Targets:
     """Read the worker documents and the inventory.
 
@@ -51,9 +71,7 @@ async def read_targets(settings: Settings, database: Database, only: Collection[
         SourceError: the worker documents cannot be read, or MongoDB's clock is skewed.
         StoreError: the inventory cannot be read.
     """
-    began = time.time()
-    fleet = await Aggregates(database, settings.mongodb.worker_collections, settings.workers).read()
-    check_skew("mongodb", fleet.date, (began + time.time()) / 2)
+    fleet = await read_fleet(Aggregates(database, settings.mongodb.worker_collections, settings.workers))
     inventory = Inventory(database)
     await inventory.load()
     return Targets(fleet, lifetimes(fleet, inventory.entries, only))

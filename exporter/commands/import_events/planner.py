@@ -1,32 +1,27 @@
 """Make the plan of an import: read the events into the journal, and compare with the history."""
 
 import json
-import time
 from dataclasses import dataclass
 from typing import TextIO
 
-from rich.console import Console
 from rich.table import Table
 
 from exporter.commands.backfill.fetcher import RetryPolicy
 from exporter.commands.backfill.interruption import GracefulStop
+from exporter.commands.backfill.plan_table import print_table
 from exporter.commands.backfill.progress import show_progress
+from exporter.commands.backfill.targets import WORKERS_PER_READ, describe_target, longest_gap_window, read_fleet
 from exporter.commands.import_events import plan as plan_module
 from exporter.commands.import_events.events import VALUES, EventParser
 from exporter.commands.import_events.journal import EventJournal
 from exporter.commands.import_events.plan import Plan
 from exporter.commands.import_events.scanner import Scanner
-from exporter.core.clock import check_skew
-from exporter.core.periods import format_duration
 from exporter.core.settings import Settings
 from exporter.pipeline.outbox_thread import OutboxThread
 from exporter.sources.aggregates import Aggregates
 from exporter.storage.inventory import Inventory
 from exporter.storage.mongo import Database, chunks
 from exporter.storage.repository import WorkerMetricsRepository
-
-WORKERS_PER_READ = 50
-"""Workers whose sample times are read together: two months of them are some 50 MB in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +67,7 @@ class Planner:
         )
         self.history = history
         self.namespace = history.namespace
-        self.target = f"{history.namespace} with periods of {format_duration(settings.period)}"
+        self.target = describe_target(history.namespace, settings)
         flags = ["--since", options.since_text, "--until", options.until_text, *sorted(set(options.workers))]
         self.wanted = " ".join([*flags, json.dumps(settings.events.model_dump(), sort_keys=True)])
 
@@ -85,12 +80,9 @@ class Planner:
             StoreError: the history or the events cannot be read.
         """
         await self._scanner.check()
-        began = time.time()
-        fleet = await self._documents.read()
-        check_skew("mongodb", fleet.date, (began + time.time()) / 2)
+        fleet = await read_fleet(self._documents)
         retention = (await self.history.collection.verify()).retention
-        # The window of the running exporter counts too: the two must never fill the same periods.
-        gap_fill_window = max(self._settings.gap_fill_window, await self.history.collection.load_gap_window())
+        gap_fill_window = await longest_gap_window(self._settings, self.history.collection)
         window = plan_module.window(
             self._options.since, self._options.until, fleet.date, self._settings.period, gap_fill_window, retention
         )
@@ -127,14 +119,13 @@ class Planner:
         """Print the events by type, the periods that the history lacks, and why events make no sample."""
         _, tally = await self._thread(self._journal.progress)
         missing = await self._thread(self._journal.missing)
-        console = Console(file=out, highlight=False, width=max(80, Console(file=out).width))
         if tally.events:
             table = Table(box=None, pad_edge=False)
             table.add_column("event")
             table.add_column("found", justify="right")
             for name, count in sorted(tally.types.items()):
                 table.add_row(name, f"{count:,}")
-            console.print(table)
+            print_table(table, out)
         if missing.periods:
             print(plan_module.heading(plan, self.namespace), file=out)
             table = Table(box=None, pad_edge=False)
@@ -142,7 +133,7 @@ class Planner:
                 table.add_column(heading, justify="right")
             figures = (missing.workers, missing.periods, missing.cpu, missing.memory, missing.labs, missing.status)
             table.add_row(*(f"{figure:,}" for figure in figures))
-            console.print(table)
+            print_table(table, out)
         else:
             print(f"Nothing to do: {self.namespace} lacks no period that the events know.", file=out)
         new = len(await self._thread(self._journal.unknown_workers))

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from exporter.commands.backfill.plan import GapQuery, Plan, Range, counted, plan_calls
-from exporter.commands.backfill.targets import describe_target, listed_queries, read_targets
+from exporter.commands.backfill.targets import WORKERS_PER_READ, describe_target, listed_queries, read_targets
 from exporter.commands.verify.compare import Tally
 from exporter.commands.verify.plan import Window, comparable_window, sampled, settled_after, worker_queries
 from exporter.core.periods import align, rfc3339
@@ -12,9 +12,6 @@ from exporter.core.settings import Settings
 from exporter.sources.cloudwatch.client import CloudWatch
 from exporter.storage.mongo import Database, chunks
 from exporter.storage.repository import WorkerMetricsRepository
-
-WORKERS_PER_READ = 50
-"""Workers whose sample times are read together: two months of them are some 50 MB in memory."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from exporter.pipeline.outbox import Outbox
 from exporter.storage.inventory import INVENTORY
 from exporter.storage.lease import BACKFILL, Lease
 from exporter.storage.mongo import Database
+from exporter.storage.repository import WorkerMetricsRepository
 from tests.fixtures.mongo import AuthMongod, connect
 from tests.fixtures.process import RunCommand
 from tests.helpers.expected_history import Member, Point, assert_true, expected_history, points_of
@@ -324,6 +325,19 @@ async def test_a_since_within_heal_is_nothing_to_do(backfill_env: BackfillEnv) -
     assert status == 0
     assert out.startswith("Nothing to do: ")
     assert out.endswith("The last 2h (gap_fill_window) are filled by `serve` itself.\n")
+
+
+async def test_the_window_of_the_running_exporter_counts_where_it_is_longer_than_that_of_the_command(
+    backfill_env: BackfillEnv,
+) -> None:
+    await backfill_env.fleet(1)
+    collection = WorkerMetricsRepository(backfill_env.database).collection
+    await collection.ensure()
+    await collection.save_gap_window(4 * HOUR)
+    status, out, _ = await backfill_env.run("3h")
+    assert status == 0
+    assert out.endswith("The last 4h (gap_fill_window) are filled by `serve` itself.\n")
+    assert await backfill_env.documents() == []
 
 
 async def test_an_unknown_worker_no_history_and_no_cloudwatch_are_refused_each_in_a_sentence(backfill_env: BackfillEnv) -> None:

@@ -32,6 +32,7 @@ from exporter.storage.inventory import INVENTORY
 from exporter.storage.lease import BACKFILL, Lease
 from exporter.storage.mongo import Database
 from exporter.storage.privileges import IMPORT_PRIVILEGES, least_role
+from exporter.storage.repository import WorkerMetricsRepository
 from tests.fixtures.mongo import AuthMongod, connect
 from tests.fixtures.process import RunExporter
 from tests.helpers.exporter_process import COMMAND
@@ -126,6 +127,21 @@ def import_env(mongod: Mongod, database: Database, tmp_path: Path) -> ImportEnv:
 
 
 # -- what is written ---------------------------------------------------------------------------------------------------
+
+
+async def test_the_window_of_the_running_exporter_counts_where_it_is_longer_than_that_of_the_command(
+    import_env: ImportEnv,
+) -> None:
+    await import_env.worker("w000")
+    await import_env.events(1, import_env.now - 3 * HOUR, import_env.now - 2 * HOUR)
+    import_env.settings["gap_fill_window"] = "90m"
+    collection = WorkerMetricsRepository(import_env.database).collection
+    await collection.ensure()
+    await collection.save_gap_window(4 * HOUR)
+    status, out, _ = await import_env.run("6h")
+    assert status == 0
+    assert "Skipped: 12 events of periods that are left to `serve` (gap_fill_window), or from --until on." in out
+    assert await import_env.database[HISTORY].count_documents({}) == 0
 
 
 async def test_an_empty_history_gets_each_period_once_and_a_second_run_has_nothing_to_do(import_env: ImportEnv) -> None:
