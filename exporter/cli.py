@@ -51,7 +51,7 @@ class Command(NamedTuple):
         from exporter.core.settings_loader import table
 
         for setting in table():
-            if self.settings == EVERY_SETTING or {setting.key, setting.key.partition(".")[0]} & {*self.settings}:
+            if self.settings == EVERY_SETTING or any(f"{setting.key}.".startswith(f"{key}.") for key in self.settings):
                 yield setting
 
 
@@ -211,7 +211,7 @@ COMMANDS: dict[str, Command] = {
         flags.backfill_flags,
         (
             *("mongodb", "period", "gap_fill_window", "cloudwatch.enabled", "cloudwatch.endpoint_url"),
-            *("cloudwatch.max_usd_per_day", "aws", "workers", "data_dir", "log.format"),
+            *("cloudwatch.memory", "cloudwatch.max_usd_per_day", "aws", "workers", "data_dir", "log.format"),
         ),
         "--since TIME [--worker ID ...] [--dry-run] [--max-usd DOLLARS]",
         f"""\
@@ -231,7 +231,10 @@ docs/backfill.md explains what is filled, what it costs, and what happens after 
         "same command continues and repeats no completed call. An exporter may run at the same time. With --repair,\n"
         "print which samples are stored twice, and remove the copies after a confirmation.",
         flags.verify_flags,
-        (*("mongodb", "period", "absence_timeout", "cloudwatch", "aws", "workers", "data_dir", "log.format"),),
+        (
+            *("mongodb", "period", "absence_timeout", "cloudwatch.enabled", "cloudwatch.interval", "cloudwatch.endpoint_url"),
+            *("cloudwatch.memory", "cloudwatch.max_usd_per_day", "aws", "workers", "data_dir", "log.format"),
+        ),
         "--since TIME [--worker ID ...] [--sample PERCENT] [--max-usd DOLLARS] [--dry-run] [--json] [--quiet]\n"
         "       cml-worker-exporter verify --repair --since TIME [--worker ID ...] [--dry-run] [--yes]",
         f"""\

@@ -53,6 +53,8 @@ def test_the_first_help_names_every_command_and_where_to_begin(run_command: RunC
     assert "demo` needs no settings and no AWS account" in done.stdout
 
 
+MEMORY = {"cloudwatch.memory.namespace", "cloudwatch.memory.metric", "cloudwatch.memory.dimension"}
+CLOUDWATCH = {"cloudwatch.enabled", "cloudwatch.endpoint_url", "cloudwatch.max_usd_per_day"} | MEMORY
 TIMING = {"period", "settle_delay", "absence_timeout", "gap_fill_window", "max_age"}
 MONGODB = {"mongodb.uri", "mongodb.uri_file"}
 WORKERS = {"workers.fields", "workers.extra"}
@@ -66,12 +68,14 @@ READ: dict[str, set[str]] = {
     | WORKERS
     | AWS
     | {"mongodb.workers", "log.format"}
-    | {"cloudwatch.enabled", "cloudwatch.interval", "cloudwatch.endpoint_url", "cloudwatch.max_usd_per_day"},
+    | CLOUDWATCH
+    | {"cloudwatch.interval", "cloudwatch.extra", "cloudwatch.reader_budget_share"},
     "backfill": MONGODB
     | WORKERS
     | {"mongodb.workers", "mongodb.history", "mongodb.retention", "period", "gap_fill_window", "data_dir"}
     | AWS
-    | {"cloudwatch.enabled", "cloudwatch.endpoint_url", "cloudwatch.max_usd_per_day", "log.format"},
+    | CLOUDWATCH
+    | {"log.format"},
     "verify": MONGODB
     | AWS
     | WORKERS
@@ -84,7 +88,8 @@ READ: dict[str, set[str]] = {
         "data_dir",
         "log.format",
     }
-    | {"cloudwatch.enabled", "cloudwatch.interval", "cloudwatch.endpoint_url", "cloudwatch.max_usd_per_day", "log.format"},
+    | CLOUDWATCH
+    | {"cloudwatch.interval"},
     "import-events": MONGODB
     | WORKERS
     | {"mongodb.workers", "mongodb.history", "mongodb.retention", "period", "gap_fill_window", "data_dir"}
@@ -96,10 +101,12 @@ READ: dict[str, set[str]] = {
 """The settings of each command's `--help`."""
 NO_EFFECT: dict[str, set[str]] = {
     "estimate": {"terminated_grace"},
+    "backfill": {"cloudwatch.extra"},
+    "verify": {"cloudwatch.extra"},
     "export": {"mongodb.retention"},
     "purge": {"mongodb.retention"},
 }
-"""Settings that shared constructors (`Rules`, the repository) read, but that change nothing in these commands."""
+"""Settings that shared constructors read (`Rules`, the repository, the CloudWatch client), but that change nothing here."""
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -143,9 +150,11 @@ from exporter.core import settings as models, settings_loader
 
 load, reads = settings_loader.load, set()
 prefixes = {models.Settings: ""}
-for name, field in models.Settings.model_fields.items():
-    if isinstance(field.annotation, type) and issubclass(field.annotation, models.Section):
-        prefixes[field.annotation] = name + "."
+for model in (sections := [models.Settings]):
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, models.Section):
+            prefixes[field.annotation] = prefixes[model] + name + "."
+            sections.append(field.annotation)
 
 
 def recorded(self, name, plain=models.Section.__getattribute__):
@@ -191,7 +200,7 @@ def test_each_command_reads_the_settings_it_lists_and_no_other(
         words: list[str | Path] = [sys.executable, "-c", RECORDER, keys, command, "--config.file", config, *arguments]
         done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == status, done.stderr
-        sections = {setting.key.partition(".")[0] for setting in table() if "." in setting.key}
+        sections = {setting.key.rpartition(".")[0] for setting in table()}
         return set(json.loads(keys.read_text())) - sections - NO_EFFECT.get(command, set())
 
     assert reads("estimate") == READ["estimate"]

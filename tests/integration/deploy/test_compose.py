@@ -520,6 +520,9 @@ def test_the_package_builds_from_the_context_alone_and_runs(tmp_path: Path) -> N
         ".md",
         ".toml",
         ".binpb",
+        ".html",
+        ".css",
+        ".js",
         "",
     }
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
@@ -529,6 +532,9 @@ def test_the_package_builds_from_the_context_alone_and_runs(tmp_path: Path) -> N
     subprocess.run([*pip, "install", "--no-deps", "--target", str(site), str(wheel)], check=True, timeout=120)
     assert (site / "bin" / "cml-worker-exporter").exists()
     assert (site / "exporter" / "py.typed").is_file(), "installed without its types"
+    pages = {path.name for path in (context / "exporter" / "web" / "pages").rglob("*.*")}
+    assert {"base.html", "pages.css", "chart.js"} < pages
+    assert {path.name for path in (site / "exporter" / "web" / "pages").rglob("*.*") if path.suffix != ".pyc"} == pages
     assert len(list(site.glob("cml_worker_exporter-*.dist-info/licenses/LICENSE"))) == 1
     # -I: neither the checkout nor the folder it runs in.
     script = (

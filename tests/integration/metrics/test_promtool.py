@@ -56,6 +56,10 @@ def used_telemetry() -> Telemetry:
     telemetry.mirror_last_success.value = 1_769_860_815
     telemetry.samples_unavailable.labels("cpu").inc()
     telemetry.http_connections_closed.labels("unread").inc()
+    telemetry.accounts_answered("eu-west-1", ["111111111111"], "labs", "GetMetricData", ok=True)
+    telemetry.outbox_free.value = 5e9
+    telemetry.outbox_day.value = 4e6
+    telemetry.history_duplicates.value = 0
     telemetry.show_budget(Budget(1.5), "ok")
     telemetry.show_readers(ReaderBudget(Budget(1.5), 0.1))
     return telemetry

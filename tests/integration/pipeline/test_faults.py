@@ -32,7 +32,8 @@ POLLED_AFTER = 180
 @pytest.fixture(autouse=True)
 def one_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make one attempt per call: retries are tested elsewhere."""
-    monkeypatch.setattr("exporter.sources.cloudwatch.client.ATTEMPTS", 1)
+    monkeypatch.setattr("exporter.sources.cloudwatch.transport.ATTEMPTS", 1)
+    monkeypatch.setattr("exporter.sources.cloudwatch.sessions.ATTEMPTS", 1)
 
 
 MakeExporter = Callable[..., InProcessExporter]
@@ -127,7 +128,11 @@ async def test_a_region_whose_cloudwatch_fails_is_reported_and_loses_nothing_and
 
 
 async def test_a_worker_in_a_region_that_does_not_exist_affects_no_other(
-    make_exporter: MakeExporter, database: Database, fake: FakeCloudWatch, clock: Clock
+    make_exporter: MakeExporter,
+    database: Database,
+    fake: FakeCloudWatch,
+    clock: Clock,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     members = add_instances(fake, int(clock()) - HOUR)
     nowhere = Member("worker-nowhere", instance_id(99), "mars north 1", int(clock()) - HOUR)
@@ -138,10 +143,14 @@ async def test_a_worker_in_a_region_that_does_not_exist_affects_no_other(
     await exporter.round(3)
     text = await exporter.scrape()
     assert len(in_region(text, GOOD)) == len(in_region(text, BAD)) == 2
-    assert exporter.value("cml_exporter_source_up", source="cloudwatch", region="mars north 1") == 0
+    assert exporter.value("cml_exporter_source_up", source="cloudwatch", region="mars north 1") is None, "it is not queried"
     assert exporter.value("cml_exporter_source_up", source="cloudwatch", region="eu-wset-1") == 0
-    assert "mars north 1" in str(exporter.collector.healthy["cloudwatch mars north 1"])
+    assert "aws_region is 'mars north 1', not an AWS region such as eu-west-1" in capsys.readouterr().out
     assert 'worker_id="worker-nowhere"' in text  # its status and labs are known nevertheless
+    documents = await exporter.documents(worker_id="worker-nowhere")
+    assert documents
+    assert {document["status"] for document in documents} == {"running"}
+    await database["worker_metrics_timeseries"].delete_many({"worker_id": "worker-nowhere"})
     assert exporter.errors == []
     assert await exporter.assert_history_is_true(fake, members) > 0
 
