@@ -27,7 +27,7 @@ from exporter.pipeline.mirror import BackfillRange, Mirror
 from exporter.pipeline.outbox import SPENT_BY_READERS, Outbox
 from exporter.pipeline.outbox_thread import OutboxThread
 from exporter.sources.aggregates import Aggregates
-from exporter.sources.cloudwatch.client import CloudWatch
+from exporter.sources.cloudwatch.client import CALL_SECONDS, CloudWatch
 from exporter.sources.cloudwatch.extra_series import ExtraSeries
 from exporter.sources.cloudwatch.memory_series import MemorySeriesIndex
 from exporter.storage.credential_rotation import rotation_of
@@ -43,6 +43,8 @@ _log = logs.get("exporter")
 BEAT_INTERVAL_SECONDS = 30
 """Interval of the sign of life of the collector's event loop: a loop that is blocked for three of them counts as hung."""
 
+PREPARE_SECONDS = 5.0
+"""How long gauges wait at the start for the collection and the lease; more than a MongoDB that is well needs."""
 RELEASE_SECONDS = 2.0
 """How long the release of the lease may delay the end of the process; MongoDB may hang."""
 
@@ -68,7 +70,11 @@ class Exporter:
         day, spent = outbox.spent(SPENT_BY_READERS)
         self._readers = ReaderBudget(self._budget, settings.cloudwatch.reader_budget_share, day=day, spent=spent)
         self.telemetry.show_budget(self._budget, "ok")
-        self._cloudwatch = CloudWatch(settings, self.telemetry, budget=self._budget) if settings.cloudwatch.enabled else None
+        self._cloudwatch = None
+        if settings.cloudwatch.enabled:
+            # A call that ends within its interval shows a CloudWatch that never answers before the next cycle is due.
+            deadline = min(CALL_SECONDS, settings.cloudwatch.interval * 3 / 4)
+            self._cloudwatch = CloudWatch(settings, self.telemetry, budget=self._budget, deadline=deadline)
         self._series = MemorySeriesIndex(self._cloudwatch) if self._cloudwatch else None
         self._extra = None
         if self._cloudwatch and self._series and settings.cloudwatch.extra:
@@ -205,13 +211,22 @@ class Exporter:
         freeze()
 
     async def _prepare(self, history: WorkerMetricsRepository) -> None:
-        """Verify the collection and take the lease if it is free, so that the first read of the fleet is recorded."""
+        """Verify the collection and take the lease if it is free, so that the first read of the fleet is recorded.
+
+        Gauges do not wait for a MongoDB that can be read and not written: what is not done in `PREPARE_SECONDS`, the mirror and
+        the renewal of the lease do later.
+        """
+        history.collection.gap_fill_window = self.settings.gap_fill_window
         try:
-            await history.ensure_collection()
-            await history.collection.save_gap_window(self.settings.gap_fill_window)
-            await self._lease.acquire_or_renew()
-            if problem := await history.writer.fence_problem():
-                _log.warning("late inserts are not refused", problem=problem)
+            async with asyncio.timeout(PREPARE_SECONDS):
+                await history.ensure_collection()
+                await self._lease.acquire_or_renew()
+                if problem := await history.writer.fence_problem():
+                    _log.warning("late inserts are not refused", problem=problem)
+        except TimeoutError:
+            _log.warning(
+                "history not available yet; gauges continue, samples wait in the outbox", error="MongoDB does not answer"
+            )
         except IncompatibleStoreError as error:
             if error.reason != "credentials" or self.settings.mongodb.uri_file is None:
                 raise

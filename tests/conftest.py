@@ -13,6 +13,23 @@ hypothesis.settings.load_profile("untimed")
 pytest_plugins = ["tests.fixtures.mongo", "tests.fixtures.cloudwatch", "tests.fixtures.process", "tests.fixtures.prometheus"]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the tests with a timeout of their own first: they wait for minutes, and the others run meanwhile.
+
+    pytest-xdist gives each worker an equal run of consecutive tests, so the long ones go to the beginning of these runs.
+    """
+    long = [item for item in items if (mark := item.get_closest_marker("timeout")) and mark.args[0] >= 600]
+    waiting = frozenset(long)
+    rest = [item for item in items if item not in waiting]
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    size = -(-len(items) // workers)
+    items.clear()
+    for number in range(workers):
+        own = long[number::workers]
+        items += own + rest[: size - len(own)]
+        del rest[: size - len(own)]
+
+
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No setting, credential or proxy of the machine reaches a test."""

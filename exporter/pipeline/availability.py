@@ -55,15 +55,23 @@ class OutboxDisk:
 
 
 async def watch_mongodb(
-    ping: Callable[[], Awaitable[None]], health: SourceHealth, on_recovery: Callable[[], object], wall: Callable[[], float]
+    ping: Callable[[], Awaitable[None]],
+    health: SourceHealth,
+    on_recovery: Callable[[], object],
+    wall: Callable[[], float],
+    *,
+    read_failed: Callable[[], bool] = lambda: False,
 ) -> None:
     """Ping MongoDB until cancelled, so that an outage shows within 30 seconds instead of at the next observation.
+
+    An observation that failed is repeated as often: at the next tick the period whose status and labs it lacks has ended.
 
     Args:
         ping: raises SourceError when MongoDB does not answer.
         health: records the failure.
         on_recovery: called when MongoDB answers after a failure, to read the worker documents at once.
         wall: UTC seconds of this host.
+        read_failed: whether the worker documents could not be read last; a ping needs no privileges.
     """
     lost = False
     while True:
@@ -74,7 +82,7 @@ async def watch_mongodb(
             error = await _ping_error(ping)
         if error is not None:
             health.failed(error, began)
-        elif lost:
+        elif lost or read_failed():
             on_recovery()
         lost = error is not None
         await asyncio.sleep(PING_SECONDS)

@@ -189,7 +189,10 @@ class Collector:
             beat()
             await ping()
 
-        await watch_mongodb(pinging, self._health, self.reobserve.set, self._wall)
+        def read_failed() -> bool:
+            return self._observer.read_failed
+
+        await watch_mongodb(pinging, self._health, self.reobserve.set, self._wall, read_failed=read_failed)
 
     def lead(self) -> None:
         """Read history and inventory again, and observe: another process wrote until now, or the history was replaced."""

@@ -112,6 +112,8 @@ class Observer:
         self._wall = wall
         self._terminated_seen: dict[str, int] = {}
         self._complaints: set[str] = set()
+        self.read_failed = False
+        """Whether the worker documents could not be read last."""
         self._inventory_loaded = False
 
     async def restore(self) -> None:
@@ -153,8 +155,10 @@ class Observer:
             fleet = await self._source.read()
             check_skew("mongodb", fleet.date, (began + self._wall()) / 2)
         except SourceError as error:
+            self.read_failed = True
             self._health.failed(error, began)
             return None
+        self.read_failed = False
         self._health.succeeded("mongodb", "", began)
         self._clock.synchronize(fleet.date)
         terminated = {worker.id for worker in fleet.workers if worker.status == "terminated"}

@@ -93,7 +93,9 @@ class HistoryCollection:
         self.identity: str | None = None
         """UUID of the time series that was seen last; None: none was. After it was dropped and created, it is another one."""
         self._ensured: str | None = None
-        self._gap_window: int | None = None
+        self.gap_fill_window: int | None = None
+        """How far back the live exporter fills gaps, in seconds. `ensure` notes it for the backfill, which must not touch the
+        same samples; None: this process does not fill any."""
         self.notices: tuple[str, ...] = ()
         """What `ensure` found that an operator should know, one sentence each; also logged."""
 
@@ -226,17 +228,8 @@ class HistoryCollection:
 
     # -- what the live exporter notes for a backfill
 
-    async def save_gap_window(self, seconds: int) -> None:
-        """Note how far back the live exporter fills gaps, for the backfill that must not touch the same samples.
-
-        `ensure` notes it again with a collection that was dropped or replaced.
-        """
-        self._gap_window = seconds
-        async with operation(self.database, STATE, "update"):
-            await self.database[STATE].update_one(self._state_key, {"$set": {"gap_fill_window": seconds}})
-
     async def load_gap_window(self) -> int:
-        """Return what `save_gap_window` noted last, in seconds; 0 if nothing was."""
+        """Return what `ensure` noted last of `gap_fill_window`, in seconds; 0 if nothing was."""
         async with operation(self.database, STATE, "find"):
             noted = await self.database[STATE].find_one(self._state_key)
         return int((noted or {}).get("gap_fill_window", 0))
@@ -282,8 +275,8 @@ class HistoryCollection:
     async def _note_period(self) -> None:
         """Note period and schema where nothing is noted yet, and compare with what another exporter has noted meanwhile."""
         changes: Document = {"$setOnInsert": {"schema": SCHEMA_VERSION, "period": self.period}}
-        if self._gap_window is not None:
-            changes["$set"] = {"gap_fill_window": self._gap_window}
+        if self.gap_fill_window is not None:
+            changes["$set"] = {"gap_fill_window": self.gap_fill_window}
         async with operation(self.database, STATE, "update"):
             noted = await self.database[STATE].find_one_and_update(
                 self._state_key,

@@ -98,7 +98,8 @@ class LimitedProtocol(HttpToolsProtocol):
             secured = await starting
         except OSError:  # also errors of TLS and timeouts; scanners cause them all the time
             secured = None
-        if secured is None or self._lost:
+        # uvloop reports success also where the TCP connection was aborted during the handshake, and tells no loss of it.
+        if secured is None or self._lost or transport.is_closing():
             self._end()
             return
         certificate = secured.get_extra_info("peercert")

@@ -35,7 +35,7 @@ class Fault:
 
 
 _HEALTH = "tests/integration/faults/test_health.py"
-_FAULTS = "tests/integration/pipeline/test_faults.py"
+_COPIED = "tests/integration/faults/test_copied_data_dir.py"
 _OUTBOX = "tests/integration/faults/test_outbox.py"
 
 FAULTS: tuple[Fault, ...] = (
@@ -134,7 +134,13 @@ FAULTS: tuple[Fault, ...] = (
         "data-dir-copied",
         "two exporters run with copies of one data_dir on one host",
         "0 doubled: each process has an owner of its own",
-        "tests/integration/storage/test_insert_fence.py::test_two_copies_of_one_process_share_the_owner_but_no_number",
+        f"{_COPIED}::test_exporters_on_copies_of_one_folder_lose_and_double_nothing",
+    ),
+    Fault(
+        "data-dir-copied-standalone",
+        "the same on a standalone server",
+        "the lease and the deadline hold; there is no fence behind them",
+        f"{_COPIED}::test_exporters_on_copies_of_one_folder_lose_and_double_nothing",
     ),
     Fault(
         "step-downs",

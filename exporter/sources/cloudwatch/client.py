@@ -22,6 +22,9 @@ from exporter.sources.cloudwatch.errors import is_refused
 from exporter.sources.cloudwatch.malformed import MalformedInstances
 from exporter.sources.cloudwatch.queries import check_limits
 
+CALL_SECONDS = 60.0
+"""Limit for a call with all its pages and retries."""
+
 
 class CloudWatch:
     """CloudWatch, for one event loop."""
@@ -33,7 +36,7 @@ class CloudWatch:
         *,
         budget: Budget | None = None,
         wall: Callable[[], float] = time.time,
-        deadline: float = 60,
+        deadline: float = CALL_SECONDS,
         rate: float = 25,
     ) -> None:
         """Prepare; the first call of a region opens its connections.

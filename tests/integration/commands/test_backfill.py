@@ -332,8 +332,8 @@ async def test_the_window_of_the_running_exporter_counts_where_it_is_longer_than
 ) -> None:
     await backfill_env.fleet(1)
     collection = WorkerMetricsRepository(backfill_env.database).collection
+    collection.gap_fill_window = 4 * HOUR
     await collection.ensure()
-    await collection.save_gap_window(4 * HOUR)
     status, out, _ = await backfill_env.run("3h")
     assert status == 0
     assert out.endswith("The last 4h (gap_fill_window) are filled by `serve` itself.\n")

@@ -136,8 +136,8 @@ async def test_the_window_of_the_running_exporter_counts_where_it_is_longer_than
     await import_env.events(1, import_env.now - 3 * HOUR, import_env.now - 2 * HOUR)
     import_env.settings["gap_fill_window"] = "90m"
     collection = WorkerMetricsRepository(import_env.database).collection
+    collection.gap_fill_window = 4 * HOUR
     await collection.ensure()
-    await collection.save_gap_window(4 * HOUR)
     status, out, _ = await import_env.run("6h")
     assert status == 0
     assert "Skipped: 12 events of periods that are left to `serve` (gap_fill_window), or from --until on." in out

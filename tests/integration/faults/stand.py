@@ -36,9 +36,9 @@ def fast_settings(uri: str, fake: FakeCloudWatch) -> dict[str, Any]:
     }
 
 
-def add_fleet(client: MongoClient[dict[str, Any]], database: str, fake: FakeCloudWatch) -> None:
-    """Insert the documents of `WORKERS` workers that have run for half an hour, and add their instances to CloudWatch."""
-    created = time.time() - 1800
+def add_fleet(client: MongoClient[dict[str, Any]], database: str, fake: FakeCloudWatch, age: int = 1800) -> None:
+    """Insert the documents of `WORKERS` workers that have run for `age` seconds, and add their instances to CloudWatch."""
+    created = time.time() - age
     for number in range(WORKERS):
         fake.add(instance_id(number), REGION, runs=[(int(created), None)])
     client[database]["workers"].insert_many(

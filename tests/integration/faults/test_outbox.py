@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +61,11 @@ def start(mongod: Mongod, fake: FakeCloudWatch, run_exporter: RunExporter, data_
 
 def fill(folder: Path, leave: int) -> Path:
     """Fill the disk of a folder with a file, but so many bytes."""
-    status = os.statvfs(folder)
     ballast = folder / "ballast"
     with ballast.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, status.f_bavail * status.f_frsize - leave)
+        while (size := os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize - leave) > 0:
+            with suppress(OSError):  # the exporter has taken some of it meanwhile
+                os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), size)
     return ballast
 
 

@@ -37,8 +37,8 @@ def history(database: Database) -> WorkerMetricsRepository:
 @pytest.fixture
 async def repo(database: Database) -> WorkerMetricsRepository:
     made = history(database)
+    made.collection.gap_fill_window = 7200
     await made.ensure_collection()
-    await made.collection.save_gap_window(7200)
     return made
 
 

@@ -122,7 +122,6 @@ async def test_two_copies_of_one_process_share_the_owner_but_no_number(
         with pytest.raises(FencedError):
             await history.writer.insert([sample("w1"), sample("w2")], within=lambda: 20)
     assert await stored(rs_database) == Counter([("w1", START)])
-    record("data-dir-copied", doubled=0)
 
 
 # -- a late insert of this writer

@@ -123,6 +123,18 @@ def test_a_tls_handshake_that_does_not_end_in_time_is_closed_and_counts_as_a_con
                 assert secure.recv(65536).startswith(b"HTTP/1.1 200")
 
 
+def test_a_connection_that_is_closed_in_its_tls_handshake_delays_no_stop(tmp_path: Path) -> None:
+    """`serving` fails when the server waits for it."""
+    write_certificate(tmp_path, "server")
+    (tmp_path / "web.yml").write_text("tls_server_config: {cert_file: server.crt, key_file: server.key}")
+    limits = Limits(per_client=2)
+    with served(limits, web=webconfig.load(tmp_path / "web.yml")) as server, contextlib.ExitStack() as stack:
+        for _ in range(10):
+            stack.enter_context(server.connect())
+        wait_until(lambda: server.is_open() == 2, PATIENCE)
+        assert set(server.reasons) == {"client_limit"}
+
+
 def test_a_request_that_takes_long_to_answer_is_not_closed() -> None:
     with served(SHORT, SlowMemory(snapshot=snapshot(gauges("w1")))) as server, server.connect() as connection:
         connection.sendall(b"GET /api/workers HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")

@@ -52,6 +52,7 @@ from tests.helpers.in_process_exporter import DirectBridge
 
 NOW = 1_790_000_000
 DAY = 86400
+STOPPED_WITHIN_SECONDS = 60
 
 
 def gauges(worker_id: str, **changes: Any) -> WorkerGauges:  # noqa: ANN401 -- fields of both records
@@ -209,7 +210,11 @@ def serving(
                 yield client
         finally:
             server.should_exit = True
-            thread.join()
+            thread.join(STOPPED_WITHIN_SECONDS)
+            if stuck := thread.is_alive():
+                server.force_exit = True
+                thread.join()
+            assert not stuck, "the server still waits for a connection that has ended"
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 10) -> None:

@@ -1,6 +1,7 @@
 """What shows between two cycles: an outage of MongoDB, and a disk that is too small."""
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -36,14 +37,20 @@ class Watched:
     def up(self) -> float | None:
         return self.registry.get_sample_value("cml_exporter_source_up", {"source": "mongodb", "region": ""})
 
-    def run(self, seconds: int) -> list[float | None]:
+    def run(self, seconds: int, read_failed: Callable[[], bool] = lambda: False) -> list[float | None]:
         """Watch for so long; return source_up of each second."""
 
         async def watch() -> list[float | None]:
             shown = []
             self._health.succeeded("mongodb", "", 0)
             task = asyncio.ensure_future(
-                watch_mongodb(self.ping, self._health, lambda: self.recoveries.append(self._now()), self._now)
+                watch_mongodb(
+                    self.ping,
+                    self._health,
+                    lambda: self.recoveries.append(self._now()),
+                    self._now,
+                    read_failed=read_failed,
+                )
             )
             for _ in range(seconds):
                 await asyncio.sleep(1)
@@ -79,6 +86,12 @@ def test_after_an_outage_the_worker_documents_are_read_at_once_and_only_once() -
     watched.run(200)
     assert len(watched.recoveries) == 1
     assert 100 <= watched.recoveries[0] <= 100 + 10 + PING_FAILS_SECONDS
+
+
+def test_documents_that_could_not_be_read_are_read_again_as_often_as_mongodb_is_pinged() -> None:
+    watched = Watched(range(0))
+    watched.run(60, lambda: len(watched.recoveries) < 3)
+    assert watched.recoveries == [watched.recoveries[0] + 10 * number for number in range(3)]
 
 
 def test_a_bug_in_the_ping_is_an_outage_and_does_not_end_the_watch() -> None:
