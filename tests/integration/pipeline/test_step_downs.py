@@ -36,7 +36,7 @@ def test_step_downs_kills_and_pauses_of_the_primary_lose_and_double_nothing(tmp_
 @pytest.mark.timeout(1800)
 def test_a_lost_majority_costs_no_status_and_no_labs(tmp_path: Path) -> None:
     need_mongod()
-    outcome = majority_lost(tmp_path, 360 if LONG else 200)
+    outcome = majority_lost(tmp_path, 360 if LONG else 120)
     assert outcome.whole, outcome
     assert outcome.states > 10, "the worker documents changed, and the exporter saw it"
     record(
