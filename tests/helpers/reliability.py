@@ -35,6 +35,8 @@ class Fault:
 
 
 _HEALTH = "tests/integration/faults/test_health.py"
+_CUTS = "tests/integration/storage/test_network_cuts.py"
+_PAUSED = "tests/integration/storage/test_paused_writers.py"
 _COPIED = "tests/integration/faults/test_copied_data_dir.py"
 _OUTBOX = "tests/integration/faults/test_outbox.py"
 
@@ -115,20 +117,25 @@ FAULTS: tuple[Fault, ...] = (
         "network-cut-replica-set",
         "the network is cut for 8 to 60 s at an insert, replica set; the kernel delivers the bytes late",
         "0 doubled: the fence refuses what arrives after the next attempt",
-        "tests/integration/storage/test_insert_fence.py::test_an_insert_that_the_network_delivers_after_it_was_repeated",
+        f"{_CUTS}::test_a_network_cut_at_an_insert_neither_loses_nor_doubles",
     ),
     Fault(
         "network-cut-standalone",
         "the same on a standalone server, which has no fence",
-        "only the deadline and SO_LINGER; what remains is told by `check`",
-        "tests/integration/storage/test_insert_fence.py::test_on_a_standalone_server_only_the_deadline_stops_it",
+        "the deadline and SO_LINGER hold; without SO_LINGER 8,000 were doubled",
+        f"{_CUTS}::test_a_network_cut_at_an_insert_neither_loses_nor_doubles",
     ),
     Fault(
-        "writer-paused",
-        "the writer is paused (SIGSTOP) between its check of the lease and the send",
+        "writer-paused-replica-set",
+        "the writer is paused (SIGSTOP) anywhere in a batch until another has written it",
         "0 doubled",
-        "tests/integration/storage/test_insert_fence.py"
-        "::test_an_insert_of_a_writer_that_was_paused_until_another_took_over_is_refused",
+        f"{_PAUSED}::test_wherever_a_writer_is_paused_nothing_is_lost_or_doubled_even_if_its_lease_ended_early",
+    ),
+    Fault(
+        "writer-paused-standalone",
+        "the same on a standalone server",
+        "0 doubled, but for a batch that the driver is sending: `check` and the log say so",
+        f"{_PAUSED}::test_on_a_standalone_server_only_an_insert_that_the_driver_is_sending_can_be_stored_twice",
     ),
     Fault(
         "data-dir-copied",
@@ -217,18 +224,6 @@ FAULTS: tuple[Fault, ...] = (
 )
 
 
-AWAITED = frozenset(
-    [
-        "network-cut-standalone",
-        "password-rotated",
-        "account-fails",
-        "credentials-of-aws",
-    ]
-)
-"""Faults whose tests do not call `record`: their figures are entered from the report of the test, and only the name of the test
-is checked, once its file is there."""
-
-
 @dataclass(frozen=True, slots=True)
 class Figures:
     """What the last recorded run of a test measured; None where it has no such figure."""
@@ -272,13 +267,14 @@ figures of the last recorded run.
 *Lost* are samples, or their status and labs, that the history lacks afterwards; *doubled* are samples that it has twice.
 *Silence* is the longest time without an answer on `/metrics`, measured by a client that scrapes ten times a second, on two
 shared cores. *Recovery* is the time from the end of the fault until every source, the outbox, and the history were well again.
-A dash means that the test has no such figure. What each fault looks like on `/-/ready` is in [web.md](web.md#readiness), and
+*Besides*: how long the process took to end after SIGTERM in the middle of the fault, or how much was counted. A dash means that
+the test has no such figure. What each fault looks like on `/-/ready` is in [web.md](web.md#readiness), and
 what to do about it in the [runbook](../prometheus/runbook.md).
 
 Generated: `make reliability` runs the tests of the last column and writes this page. Do not edit it by hand.
 
-| fault | promise | lost | doubled | silence | recovery | shown by |
-|---|---|---|---|---|---|---|
+| fault | promise | lost | doubled | silence | recovery | besides | shown by |
+|---|---|---|---|---|---|---|---|
 {rows}
 """
 
@@ -286,15 +282,15 @@ Generated: `make reliability` runs the tests of the last column and writes this 
 def _row(fault: Fault, found: Figures | None) -> str:
     file, _, test = fault.test.partition("::")
     found = found or Figures()
-    note = f" ({found.note})" if found.note else ""
     cells = (
         fault.fault,
         fault.promise,
-        f"{_number(found.lost)}{note}",
+        _number(found.lost),
         _number(found.doubled),
         _seconds(found.silence),
         _seconds(found.recovery),
-        f"`{test}`" if fault.key in AWAITED else f"[`{test}`](../{file})",
+        found.note or "–",
+        f"[`{test}`](../{file})",
     )
     return f"| {' | '.join(cells)} |"
 

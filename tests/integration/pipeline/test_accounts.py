@@ -20,6 +20,7 @@ from tests.fixtures.process import RunCommand, RunExporter
 from tests.helpers.expected_history import Member, assert_true, expected_history
 from tests.helpers.fake_cloudwatch import HOME, FakeCloudWatch, OtherSeries, instance_id
 from tests.helpers.in_process_exporter import DECIDED, PERIOD, Clock, InProcessExporter, series
+from tests.helpers.reliability import record
 
 REGION, OTHER = "eu-west-1", "us-east-1"
 FIRST, SECOND = "111111111111", "222222222222"
@@ -167,6 +168,7 @@ async def test_a_failing_account_hides_no_other_and_loses_nothing(
         await compared(exporter, fake, members)
         assert int(clock()) > before
         assert exporter.value("cml_exporter_samples_unavailable_total", metric="cpu") == 0
+    record("account-fails", lost=0, doubled=0)
 
 
 async def test_a_role_that_cannot_be_assumed_hides_no_other(

@@ -1,6 +1,7 @@
 """A password or user that changes while the exporter runs: clients, lease and routes go on with the new content of uri_file."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
@@ -17,6 +18,7 @@ from exporter.storage.lease import Lease
 from exporter.storage.mongo import Document, connect
 from tests.fixtures.mongo import AuthMongod
 from tests.fixtures.process import RunExporter
+from tests.helpers.reliability import record
 
 
 class Account:
@@ -161,7 +163,9 @@ def test_a_running_exporter_goes_on_in_all_its_clients(account: Account, run_exp
         account.replace_user("exporter2", "other")
         exporter.wait_for(lambda: exporter.get(history).status_code == 503, 30, "refused")
         account.write(account.uri("other", "exporter2"))
+        written = time.monotonic()
         exporter.wait_for(lambda: exporter.get(history).status_code == 200, 60, "answering from the history again")
+        recovery = time.monotonic() - written
         exporter.wait_for(lambda: exporter.logged().count("new MongoDB credentials in use") == 2, 60, "rotated in both clients")
         root[account.database].workers.insert_one({"_id": "w2", "status": "running", "aws_region": "eu-west-1"})
         listed: Callable[[], object] = lambda: 'worker_id="w2"' in exporter.get("/metrics").text  # noqa: E731
@@ -169,6 +173,7 @@ def test_a_running_exporter_goes_on_in_all_its_clients(account: Account, run_exp
         exporter.wait_for(lambda: exporter.metrics().get("cml_exporter_leader") == 1, 30, "the leader again")
         assert "Traceback" not in exporter.logged()
         assert quote("p@ss/word", safe="") not in exporter.logged()
+    record("password-rotated", recovery=recovery, note="no restart")
 
 
 def test_started_with_refused_credentials_it_waits_for_the_file(account: Account, run_exporter: RunExporter) -> None:

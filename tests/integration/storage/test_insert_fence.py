@@ -23,7 +23,6 @@ from tests.fixtures.mongo import FAIL_POINTS, NO_TTL, AuthMongod, connect, need_
 from tests.helpers.certificates import write_certificate
 from tests.helpers.mongo_proxy import HoldingProxy, command_without_session
 from tests.helpers.ports import free_port
-from tests.helpers.reliability import record
 from tests.integration.storage.test_repository import START, batch, keys, repository, sample, stored
 
 LEASE = {"_id": f"lease:{INSERT}"}
@@ -73,7 +72,6 @@ async def test_an_insert_of_a_writer_that_was_paused_until_another_took_over_is_
         assert caught.value.reason == "fenced"
     assert await stored(rs_database) == Counter(keys(wanted))
     assert await history.writer.insert_missing(wanted) == (0, [])  # and the next attempt of it works
-    record("writer-paused", lost=0, doubled=0)
 
 
 async def test_it_is_refused_however_many_documents_and_whatever_the_uri_says_about_retries(
@@ -145,7 +143,6 @@ async def test_an_insert_that_the_network_delivers_after_it_was_repeated(request
     if kind == "replica set":
         assert [reply["code"] for reply in late] == [225, 225]
         assert counts == Counter(keys(wanted))
-        record("network-cut-replica-set", lost=0, doubled=0)
     else:  # a proxy has received it; a kernel drops it, see test_network_cuts.py
         assert set(counts.values()) == {3}
 

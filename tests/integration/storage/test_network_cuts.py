@@ -1,14 +1,17 @@
-"""Network cuts at inserts, packets dropped: `python -m tests.tools.network_cuts` makes 30 of 8 to 60 s; here are a few."""
+"""Network cuts at inserts, packets dropped: `make reliability` makes 30 of 8 to 60 s; else a few."""
 
 import os
 
 import pytest
 
 from tests.fixtures.mongo import need_mongod
+from tests.helpers.reliability import RECORD, record
 from tests.tools.network_cuts import cut_networks, permitted
 
+LONG = bool(os.environ.get(RECORD))
 
-@pytest.mark.timeout(600)
+
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kind", ["replica set", "standalone"])
 def test_a_network_cut_at_an_insert_neither_loses_nor_doubles(kind: str) -> None:
     need_mongod()
@@ -17,5 +20,8 @@ def test_a_network_cut_at_an_insert_neither_loses_nor_doubles(kind: str) -> None
         if os.environ.get("CI") == "true":
             pytest.xfail(problem)  # shown among the results, unlike a skipped test that nobody reads
         pytest.skip(problem)
-    outcome = cut_networks(4, standalone=kind == "standalone", lengths=(13, 22), parallel=4, seed=3)
-    assert (outcome.cuts, outcome.lost, outcome.doubled) == (4, 0, 0), outcome
+    cuts, lengths = (30, (8, 60)) if LONG else (4, (13, 22))
+    outcome = cut_networks(cuts, standalone=kind == "standalone", lengths=lengths, parallel=4, seed=3)
+    assert (outcome.cuts, outcome.lost, outcome.doubled) == (cuts, 0, 0), outcome
+    key = "network-cut-replica-set" if kind == "replica set" else "network-cut-standalone"
+    record(key, lost=outcome.lost, doubled=outcome.doubled, note=f"{cuts} cuts")

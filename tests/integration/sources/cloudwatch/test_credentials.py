@@ -25,6 +25,7 @@ from tests.helpers.expected_history import Member
 from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
 from tests.helpers.fake_credentials import CONTAINER_TOKEN, SSO_TOKEN, FakeCredentials
 from tests.helpers.in_process_exporter import PERIOD, Clock, InProcessExporter, series
+from tests.helpers.reliability import record
 
 REGION = "eu-west-1"
 WEB_ROLE, PROFILE_ROLE = "arn:aws:iam::123456789012:role/pod", "arn:aws:iam::123456789012:role/profile"
@@ -281,6 +282,7 @@ async def test_keys_that_expire_are_renewed_where_they_came_from(
     assert len(renewed) >= (1 if way == "IMDS" else 3), (
         "each call had new keys; those of IMDS live on while it hands out old ones"
     )
+    record("credentials-of-aws", note=f"{len(WAYS)} ways")
 
 
 async def test_a_token_file_that_is_rotated_is_read_at_every_renewal(
