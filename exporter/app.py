@@ -219,14 +219,14 @@ class Exporter:
         history.collection.gap_fill_window = self.settings.gap_fill_window
         try:
             async with asyncio.timeout(PREPARE_SECONDS):
+                await history.collection.verify()  # an incompatible one ends the start also where nothing can be written
                 await history.ensure_collection()
                 await self._lease.acquire_or_renew()
                 if problem := await history.writer.fence_problem():
                     _log.warning("late inserts are not refused", problem=problem)
         except TimeoutError:
-            _log.warning(
-                "history not available yet; gauges continue, samples wait in the outbox", error="MongoDB does not answer"
-            )
+            text = f"MongoDB has not completed the preparations within {PREPARE_SECONDS:g} s"
+            _log.warning("history not available yet; gauges continue, samples wait in the outbox", error=text)
         except IncompatibleStoreError as error:
             if error.reason != "credentials" or self.settings.mongodb.uri_file is None:
                 raise

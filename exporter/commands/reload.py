@@ -75,9 +75,10 @@ class Reloader:
         async with self._one_at_a_time:
             try:
                 settings = await asyncio.to_thread(self._load)
-                web = self._web.read()
+                self._web.read()
                 if settings.mongodb == self._settings.mongodb:
                     await self._refresh_credentials()
+                web = self._web.read()  # again: the file may have been replaced meanwhile, and a request has used the new one
             except ExporterError as error:
                 _log.error("configuration not reloaded; nothing has changed", error=str(error))
                 self._show(False)

@@ -157,11 +157,15 @@ class ReaderBudget:
     """
 
     def __init__(self, budget: Budget, share: float, *, day: int = 0, spent: int = 0) -> None:
-        self.max_usd = share * (UNLIMITED_DAY_DOLLARS if budget.max_usd is None else budget.max_usd)
-        self._most = int(self.max_usd / DOLLARS_PER_METRIC + 1e-6)
-        self._budget = budget
+        self._budget, self._share = budget, share
         self._lock = threading.Lock()
         self._day, self._spent = day, spent
+
+    @property
+    def max_usd(self) -> float:
+        """Dollars a day; follows the budget, which a reload may change."""
+        most = self._budget.max_usd
+        return self._share * (UNLIMITED_DAY_DOLLARS if most is None else most)
 
     def spent(self) -> tuple[int, int]:
         """Return the start of today in UTC seconds and the metrics billed on behalf of readers since."""
@@ -173,7 +177,8 @@ class ReaderBudget:
         """Count a request of so many metrics here and in the budget; return False and count nothing if one refuses it."""
         with self._lock:
             self._start_day()
-            if (metrics and self._spent + metrics > self._most) or not self._budget.take(metrics, spare_only=True):
+            most = int(self.max_usd / DOLLARS_PER_METRIC + 1e-6)
+            if (metrics and self._spent + metrics > most) or not self._budget.take(metrics, spare_only=True):
                 return False
             self._spent += metrics
             return True

@@ -64,7 +64,8 @@ async def watch_mongodb(
 ) -> None:
     """Ping MongoDB until cancelled, so that an outage shows within 30 seconds instead of at the next observation.
 
-    An observation that failed is repeated as often: at the next tick the period whose status and labs it lacks has ended.
+    An observation that failed is repeated, each time after twice the pause: at the next tick the period whose status and labs
+    it lacks has ended.
 
     Args:
         ping: raises SourceError when MongoDB does not answer.
@@ -73,7 +74,7 @@ async def watch_mongodb(
         wall: UTC seconds of this host.
         read_failed: whether the worker documents could not be read last; a ping needs no privileges.
     """
-    lost = False
+    lost, pause, retry_at = False, PING_SECONDS, 0.0
     while True:
         began = wall()
         error = await _ping_error(ping)
@@ -82,8 +83,13 @@ async def watch_mongodb(
             error = await _ping_error(ping)
         if error is not None:
             health.failed(error, began)
-        elif lost or read_failed():
+        elif lost:
             on_recovery()
+        elif not read_failed():
+            pause = PING_SECONDS
+        elif began >= retry_at:
+            on_recovery()
+            retry_at, pause = began + pause, 2 * pause
         lost = error is not None
         await asyncio.sleep(PING_SECONDS)
 

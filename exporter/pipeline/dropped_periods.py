@@ -26,7 +26,10 @@ def remember(database: sqlite3.Connection, dropped: Iterable[Gap]) -> None:
 def of_worker(database: sqlite3.Connection, worker_id: str) -> list[Gap]:
     """Return the dropped periods of a worker, with the candidates they were decided by."""
     rows = database.execute("SELECT worker, region, instances, start, until FROM dropped WHERE worker=?", (worker_id,))
-    return [Gap(worker, region, tuple(instances.split()), start, until) for worker, region, instances, start, until in rows]
+    return [
+        Gap(worker, region, tuple(instances.split()), int(start), int(until))
+        for worker, region, instances, start, until in rows
+    ]
 
 
 def forget(database: sqlite3.Connection, before: int) -> None:

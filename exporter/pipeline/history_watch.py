@@ -102,8 +102,9 @@ def load_mark(outbox: Outbox, namespace: str) -> HistoryMark | None:
     """Return the acknowledged marker that `keep_mark` saved for this history, None: there is none."""
     with outbox.transaction() as database:
         row = database.execute("SELECT value FROM meta WHERE key='history_mark'").fetchone()
-    kept = json.loads(row[0]) if row else {}
-    return HistoryMark(kept["history"], kept["sequence"], kept["newest"]) if kept.get("namespace") == namespace else None
+    with outbox.decoding():
+        kept = json.loads(row[0]) if row else {}
+        return HistoryMark(kept["history"], kept["sequence"], kept["newest"]) if kept.get("namespace") == namespace else None
 
 
 def forget_mark(outbox: Outbox) -> None:

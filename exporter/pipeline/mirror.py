@@ -173,7 +173,8 @@ class Mirror:
                     _log.error("mirroring failed; retried, no final sample is lost", reason=error.reason, error=str(error))
                 self.problem = str(error)
                 by_operator = isinstance(error, IncompatibleStoreError)
-                await asyncio.sleep(OPERATOR_RETRY_SECONDS if by_operator else RETRY_SECONDS)
+                # What an operator must mend is tried again at once when it may have been.
+                await (wait(self.wake, OPERATOR_RETRY_SECONDS) if by_operator else asyncio.sleep(RETRY_SECONDS))
                 continue
             except Exception as bug:  # noqa: BLE001  # a bug must not end the mirror; the log has its traceback
                 self._telemetry.mirror_failures.labels("bug").inc()

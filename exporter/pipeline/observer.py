@@ -12,6 +12,7 @@ from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.fleet_store import FleetStore
 from exporter.pipeline.gap_filling import GapFilling, Leadership
 from exporter.pipeline.lifecycle import Rules
+from exporter.pipeline.outbox_file import DAMAGED
 from exporter.pipeline.outbox_thread import OutboxThread
 from exporter.pipeline.publisher import Publisher
 from exporter.pipeline.source_health import SourceHealth
@@ -113,7 +114,7 @@ class Observer:
         self._terminated_seen: dict[str, int] = {}
         self._complaints: set[str] = set()
         self.read_failed = False
-        """Whether the worker documents could not be read last."""
+        """Whether the last read of the worker documents has failed."""
         self._inventory_loaded = False
 
     async def restore(self) -> None:
@@ -122,7 +123,12 @@ class Observer:
         Raises:
             StoreError: the outbox cannot be read.
         """
-        date, workers, terminated_seen = await self._outbox(self._kept_fleet.last)
+        try:
+            date, workers, terminated_seen = await self._outbox(self._kept_fleet.last)
+        except StoreError as error:
+            if error.reason != DAMAGED:
+                raise
+            return  # it was set aside, which was logged
         self._use(Fleet(date, workers), terminated_seen)
 
     def reload(self) -> None:
@@ -151,6 +157,7 @@ class Observer:
     async def _read(self) -> Fleet | None:
         """Return the fleet as read and take it into use; record a failure and return None."""
         began = self._wall()
+        self.read_failed = False
         try:
             fleet = await self._source.read()
             check_skew("mongodb", fleet.date, (began + self._wall()) / 2)
@@ -158,7 +165,9 @@ class Observer:
             self.read_failed = True
             self._health.failed(error, began)
             return None
-        self.read_failed = False
+        except Exception:  # a bug; `Collector.observe` records it
+            self.read_failed = True
+            raise
         self._health.succeeded("mongodb", "", began)
         self._clock.synchronize(fleet.date)
         terminated = {worker.id for worker in fleet.workers if worker.status == "terminated"}
@@ -179,7 +188,10 @@ class Observer:
     async def _open_periods(self, fleet: Fleet) -> None:
         """Open closed periods, unless another process writes the history; the writer also records the inventory."""
         history = self._history
-        if history is None or not history.may_open:
+        if history is None:
+            return
+        if not history.may_open:
+            self._inventory_loaded = False  # the process that writes the history changes it meanwhile
             return
         entries = await self._load_inventory(history.inventory)
         opened, lost = await self._outbox(open_periods, self._outbox.outbox, fleet, entries, self._rules)
@@ -197,7 +209,9 @@ class Observer:
         if history.lease.held:
             try:
                 await history.inventory.record(fleet)  # after `open_periods` has used the entries as they were before
+                self._health.loop_failed("inventory", None)
             except StoreError as error:
+                self._health.loop_failed("inventory", str(error))
                 _log.error("cannot write the inventory; retried with the next observation", error=str(error))
             if entries is not None:
                 history.gaps.note(fleet, entries)
@@ -210,7 +224,9 @@ class Observer:
             try:
                 await inventory.load()
             except StoreError as error:
+                self._health.loop_failed("inventory", str(error))
                 _log.error("cannot read the inventory; new workers are postponed", error=str(error))
                 return None
+            self._health.loop_failed("inventory", None)
             self._inventory_loaded = True
         return inventory.entries

@@ -10,11 +10,14 @@ earlier, because each step of the sample lifecycle is one transaction.
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
+from exporter.core import logs
 from exporter.core.model import PendingQuery, Worker
 from exporter.pipeline import dropped_periods
 from exporter.pipeline.gaps import Gap, runs
 from exporter.pipeline.lifecycle import PendingSample, WorkerState
 from exporter.pipeline.outbox_file import OPEN, READY, REJECTED, STATES, OutboxFile
+
+_log = logs.get("outbox")
 
 _ROW = "worker, start, region, instances, status, labs, own_cpu, own_memory, cpu, memory, state"
 _OLDEST = """
@@ -176,10 +179,14 @@ class Outbox(OutboxFile):
     # -- CloudWatch spending
 
     def spent(self, key: str = "spent") -> tuple[int, int]:
-        """Return the start of the day last saved by `keep_spent` and the metrics billed on it; (0, 0) if there is none."""
+        """Return the start of the day last saved by `keep_spent` and the metrics billed on it; (0, 0) if none can be read."""
         rows = self._select("SELECT value FROM meta WHERE key=?", (key,))
-        day, metrics = rows[0][0].split() if rows else (0, 0)
-        return int(day), int(metrics)
+        try:
+            day, metrics = map(int, rows[0][0].split()) if rows else (0, 0)
+        except (AttributeError, ValueError):
+            _log.warning("what was spent today cannot be read; counted from 0", outbox=str(self.path), value=str(rows[0][0]))
+            return 0, 0
+        return day, metrics
 
     def keep_spent(self, day: int, metrics: int, key: str = "spent") -> None:
         """Save the metrics billed on the day that starts at `day`. A transaction of its own."""

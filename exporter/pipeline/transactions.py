@@ -90,7 +90,8 @@ def open_gaps(
             if following is not None:
                 searched.append(worker)
                 entry, known = inventory.get(worker.id), existing.get(worker.id, set())
-                dropped = dropped_periods.of_worker(database, worker.id)
+                with outbox.decoding():
+                    dropped = dropped_periods.of_worker(database, worker.id)
                 found += gaps.find_gaps(worker, following, entry, known, dropped, now, rules)
         return outbox.open_gaps(found), searched
 

@@ -53,8 +53,8 @@ class HistoryMarker:
             reason = NO_MARKER
         elif found.get("history") != history or found.get("sequence", 0) < known.sequence:
             reason = OLDER_MARKER
-        else:
-            return known, None
+        else:  # of another exporter that wrote meanwhile, where it is newer
+            return _mark(found), None
         await self._collection.ensure()  # what is noted beside it, and its retention, are of another time as well
         # Beyond both: another exporter that knows a number in between notices the replacement, too.
         sequence = max(known.sequence, int((found or {}).get("sequence", 0))) + 1

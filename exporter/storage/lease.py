@@ -107,7 +107,7 @@ class Lease:
         self.ttl = ttl
         """Seconds a lease lasts after each renewal."""
         self._monotonic = monotonic
-        self._until = self._elsewhere_until = monotonic()
+        self._until = self._elsewhere_until = self._yields_until = monotonic()
         self.fence = 0
         """The number of the last lease this process held, 0 before the first; it grows with every change of owner."""
         self.problem: str | None = None
@@ -135,15 +135,20 @@ class Lease:
             StoreError: the state of the lease is unknown; one held before counts as held until `remaining` is 0.
         """
         sent = self._monotonic()
+        # In an outage the lease of a process that is well expires. Its outbox has the status and labs that are not mirrored
+        # yet, so after a failed attempt of one's own it goes first: it tries again within ttl / 3.
+        yields = sent < self._yields_until
         try:
-            lease = await self._take()
+            lease = await self._take(yields=yields)
         except StoreError as error:
+            self._yields_until = self._monotonic() + self.ttl / 2
             self.problem = f"no exporter is known to hold the lease: {error}"
             raise
         self.problem = None
         if lease["owner"] != self._owner:
             self._until = sent
-            self._elsewhere_until = self._monotonic() + self.ttl
+            if not yields:  # else it may have expired
+                self._elsewhere_until = self._monotonic() + self.ttl
             return False
         self._elsewhere_until = sent
         self.fence, self.document = lease["fence"], lease
@@ -174,12 +179,13 @@ class Lease:
         held = lease.get("expires", to_datetime(0)) > to_datetime(time.time() - _MAX_SKEW_SECONDS)
         return None if held else f"{lease.get('fence', 0)} {lease.get('owner')} {lease.get('expires')}"
 
-    async def _take(self) -> Document:
+    async def _take(self, *, yields: bool) -> Document:
         ours: Document = {"$eq": ["$owner", {"$literal": self._owner}]}
         expired: Document = {"$lte": [{"$ifNull": ["$expires", to_datetime(0)]}, "$$NOW"]}
         # Of a process that has ended: it had locked the very folder that this process has locked now.
         ended: Document = {"$and": [self._folder is not None, {"$eq": ["$folder", {"$literal": self._folder}]}]}
-        free = {"$or": [ours, expired, ended]}
+        vacant: Document = {"$eq": [{"$ifNull": ["$owner", None]}, None]}
+        free = {"$or": [ours, vacant if yields else expired, ended]}
         until = {"$dateAdd": {"startDate": "$$NOW", "unit": "millisecond", "amount": round(self.ttl * 1000)}}
         fence = {"$ifNull": ["$fence", 0]}
         changes = {

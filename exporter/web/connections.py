@@ -42,6 +42,9 @@ REASONS = (
 )
 """Why connections are closed: values of the label `reason` of cml_exporter_http_connections_closed_total."""
 
+MAX_CLIENT_CHARACTERS = 64
+"""Of what stands for a client that has no address."""
+
 _log = logs.get("connections")
 
 
@@ -290,14 +293,21 @@ class Connections:
         self._sweeping = loop.call_later(SWEEP_SECONDS, self._sweep) if self._open else None
 
     def _is_trusted(self, client: str) -> bool:
-        return bool(client and self._trusted) and any(ip_address(client) in network for network in self._trusted)
+        if not client or not self._trusted:
+            return False
+        address = ip_address(client)  # of IPv6 the /64 network, as `client_of` returns it
+        own = ip_network((address, 64 if address.version == 6 else 32))
+        return any(network.overlaps(own) for network in self._trusted if network.version == own.version)
 
 
 def client_of(peer: object) -> str:
     """Return what a client's limits are shared by: its address, for IPv6 its /64 network, which one host may have."""
     if not isinstance(peer, tuple) or not peer:
         return ""
-    address: IPv4Address | IPv6Address = ip_address(str(peer[0]).partition("%")[0])
+    try:
+        address: IPv4Address | IPv6Address = ip_address(str(peer[0]).partition("%")[0])
+    except ValueError:  # what a proxy wrote into X-Forwarded-For, such as "unknown"
+        return str(peer[0])[:MAX_CLIENT_CHARACTERS]
     if isinstance(address, IPv6Address):
         if address.ipv4_mapped is None:
             return str(ip_network((address, 64), strict=False).network_address)

@@ -24,6 +24,8 @@ Stamp = tuple[int, int, int]
 EMPTY_SECONDS = 1.0
 """Age from which an empty file is meant to be empty. A program that writes a file truncates it first: read in between, it would
 turn off the passwords."""
+RETRY_SECONDS = 1.0
+"""Pause before a file that could not be read is tried again."""
 
 _log = logs.get("webconfig")
 
@@ -38,9 +40,13 @@ class LiveWebConfig:
         ConfigError: a file cannot be read or is invalid.
     """
 
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
+    def __init__(self, path: Path | None, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._path, self._monotonic = path, monotonic
         self._stamps: list[Stamp] = []
+        self._read_stamps: list[Stamp] = []
+        """Those of right before the last `read`."""
+        self._retry_at = 0.0
+        self._repeats = logs.Repeats()
         self._config = WebConfig()
         if path is not None:
             self._config = webconfig.load(path)
@@ -55,14 +61,17 @@ class LiveWebConfig:
         if self._path is None:
             return self._config
         stamps = self._current_stamps()
-        if stamps != self._stamps and not _is_being_written(stamps[0]):
+        if stamps != self._stamps and not _is_being_written(stamps[0]) and self._monotonic() >= self._retry_at:
             self._stamps = stamps
             try:
                 self.use(self.read())
                 _log.info("web configuration reloaded", file=str(self._path))
                 self.on_reload(True)
             except ConfigError as error:
-                _log.error("web configuration not reloaded; the last valid one stays in use", error=str(error))
+                if isinstance(error.__cause__, OSError):  # it may be readable soon, such as with more descriptors
+                    self._stamps, self._retry_at = [], self._monotonic() + RETRY_SECONDS
+                if self._repeats.is_due(str(error)):
+                    _log.error("web configuration not reloaded; the last valid one stays in use", error=str(error))
                 self.on_reload(False)
         return self._config
 
@@ -79,11 +88,14 @@ class LiveWebConfig:
         """Return the configuration of the files; nothing changes yet.
 
         Raises:
-            ConfigError: a file is invalid, or TLS was turned on or off, which needs a restart.
+            ConfigError: a file is invalid, or TLS or the authentication was turned off or TLS on, which needs a restart.
         """
         if self._path is None:
             return self._config
+        self._read_stamps = self._current_stamps()
         new = webconfig.load(self._path)
+        if self._config.users and not new.users:  # also a file of which only the beginning was written
+            raise ConfigError(f"{self._path}: it has no basic_auth_users any more; restart the exporter to end authentication")
         if (new.tls is None) != (self._config.tls is None):
             raise ConfigError(
                 f"{self._path}: tls_server_config was {'added' if new.tls else 'removed'}; restart the exporter to "
@@ -92,10 +104,11 @@ class LiveWebConfig:
         return new
 
     def use(self, config: WebConfig) -> None:
-        """Use a configuration that `read` returned, from the next connection on."""
+        """Use the configuration that `read` returned last, from the next connection on; what changed since is read again."""
         self._config = config
+        self._repeats.reset()
         if self._path is not None:
-            self._stamps = self._current_stamps()
+            self._stamps = self._read_stamps if len(self._read_stamps) == 1 + len(config.files) else []
 
     def apply(self, config: uvicorn.Config) -> None:
         """Have the server use the TLS context."""
@@ -116,7 +129,7 @@ def _stamp(file: Path) -> Stamp:
         found = file.stat()
     except OSError:
         return 0, 0, 0  # it is being replaced, or missing; `read` says which
-    return found.st_mtime_ns, found.st_ino, found.st_size
+    return max(found.st_mtime_ns, found.st_ctime_ns), found.st_ino, found.st_size
 
 
 class _LiveContext(ssl.SSLContext):

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from http import HTTPStatus
 
 from pydantic import BaseModel
@@ -20,6 +21,7 @@ from exporter.metrics.gzip_member import continued, deflated
 from exporter.sources.cloudwatch.retention import OLDEST
 from exporter.web import chart_query, discovery, landing, openapi, parameters, responses
 from exporter.web.backend import Backend
+from exporter.web.connections import client_of
 from exporter.web.lifecycle import healthy, reload
 from exporter.web.lookup import (
     RETRY_AFTER_SECONDS,
@@ -37,6 +39,7 @@ from exporter.web.page_handlers import SVG, chart_image, static_file, worker_pag
 from exporter.web.parameters import HistoryQuery, ResourcesQuery, WorkersQuery, resuming
 from exporter.web.parts_response import PartsResponse
 from exporter.web.schemas import FleetPage, HistoryPage, Readiness, ResourceUsage, TargetGroups
+from exporter.web.turns import TooManyWaitingError, Turns, while_connected
 from exporter.web.worker_path import PLACEHOLDER
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -47,6 +50,8 @@ _JSON = "application/json"
 MAX_ROWS_IN_LOOP = 1000
 """Rows of history that are rendered on the event loop: they take less than a millisecond."""
 _SELECTING = ThreadPoolExecutor(1, "select")  # of its own: requests may keep all other threads busy, scrapes must not wait
+_SELECTIONS = Turns(1, 8)
+"""Who may select metrics by name next, and how many requests of a client may wait for it."""
 
 
 # -- the handlers ------------------------------------------------------------------------------------------------------
@@ -81,13 +86,24 @@ async def metrics(request: Request) -> Response:
     exporter_metrics = backend.exporter_metrics
     if names := parameters.metric_names(request.query_params.multi_items()):
         # In a thread: a large fleet takes milliseconds, and other scrapes must not wait for them.
-        named = asyncio.get_running_loop().run_in_executor(_SELECTING, _named, fresh, exporter_metrics, names)
-        fresh, exporter_metrics = await named
+        turn = partial(_select, client_of(request.scope.get("client")), fresh, exporter_metrics, names)
+        try:
+            (fresh, exporter_metrics), _ = await while_connected(request.receive, turn())
+        except TooManyWaitingError as error:
+            raise HTTPException(HTTPStatus.TOO_MANY_REQUESTS, str(error), {"Retry-After": str(RETRY_AFTER_SECONDS)}) from error
     headers = {"Vary": "Accept-Encoding"}
     if prefers_gzip(",".join(request.headers.getlist("accept-encoding"))):
         headers["Content-Encoding"] = "gzip"
         return PartsResponse(continued(fresh.gzipped if fresh else b"", exporter_metrics), CONTENT_TYPE, headers)
     return PartsResponse((fresh.body if fresh else b"", exporter_metrics.text), CONTENT_TYPE, headers)
+
+
+async def _select(
+    client: str, worker_block: Snapshot | None, own: ExporterMetrics, names: frozenset[str]
+) -> tuple[None, ExporterMetrics]:
+    """Select in a thread, one request after the other; raises TooManyWaitingError."""
+    async with _SELECTIONS.turn(client):
+        return await asyncio.get_running_loop().run_in_executor(_SELECTING, _named, worker_block, own, names)
 
 
 def _named(worker_block: Snapshot | None, own: ExporterMetrics, names: frozenset[str]) -> tuple[None, ExporterMetrics]:
@@ -226,7 +242,8 @@ async def discover(request: Request) -> Response:
     snapshot = backend.snapshot
     if snapshot is None or not is_fresh(backend, snapshot):
         raise not_read_yet()
-    return _json(TargetGroups(discovery.targets(snapshot.workers, port)))
+    # In a thread: 10,000 workers take a tenth of a second, and scrapes must not wait for it.
+    return await asyncio.to_thread(lambda: _json(TargetGroups(discovery.targets(snapshot.workers, port))))
 
 
 def _json(body: BaseModel, status: int = HTTPStatus.OK) -> Response:

@@ -7,7 +7,7 @@ a protection that is silently left out is worse than none.
 import re
 import ssl
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -184,11 +184,22 @@ def _inline(section: Mapping[str, object]) -> Iterator[Mapping[str, Path]]:
 
     Python's ssl reads a private key only from a file.
     """
-    with TemporaryDirectory(prefix="cml-worker-exporter-") as folder:
-        files = {key: Path(folder, key) for key in ("cert", "key", "client_ca") if key in section}
-        for key, file in files.items():
-            file.touch(0o600)
-            file.write_text(str(section[key]))
+    keys = [key for key in ("cert", "key", "client_ca") if key in section]
+    if not keys:
+        yield {}
+        return
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(TemporaryDirectory(prefix="cml-worker-exporter-"))
+            files = {key: Path(folder, key) for key in keys}
+            for key, file in files.items():
+                file.touch(0o600)
+                file.write_text(str(section[key]))
+        except OSError as error:
+            raise ConfigError(
+                f"tls_server_config.{keys[0]}: no temporary file can be written for it ({error.strerror or error}); "
+                f"use {keys[0]}_file, or give the exporter a writable TMPDIR"
+            ) from error
         try:
             yield files
         except ConfigError as error:

@@ -84,7 +84,11 @@ def _check_data_folder(directory: Path, period: int) -> tuple[CheckResult, bool]
     def result(status: Status, text: str) -> CheckResult:
         return CheckResult("data folder", status, text)
 
-    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    try:
+        existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    except OSError as error:
+        text = f"data_dir: {directory} cannot be examined ({error.strerror}); give this user its folder or set another data_dir"
+        return result("FAIL", text), False
     if not existing.is_dir():
         return result("FAIL", f"data_dir: {existing} is not a folder; move it away or set another data_dir"), False
     if not os.access(existing, os.W_OK | os.X_OK):

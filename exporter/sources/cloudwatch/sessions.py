@@ -16,7 +16,7 @@ from exporter import __version__
 from exporter.core.aws_settings import Role, endpoint
 from exporter.core.errors import SourceError
 from exporter.core.settings import Settings
-from exporter.sources.cloudwatch.errors import FOREIGN_ERRORS, MissingCredentialsError
+from exporter.sources.cloudwatch.errors import FOREIGN_ERRORS, DeadlinePassedError, MissingCredentialsError
 from exporter.sources.cloudwatch.handed_credentials import HandedCredentials, readable
 from exporter.sources.cloudwatch.transport import ATTEMPTS, THREADS, RegionState, timestamp_seconds
 
@@ -126,14 +126,20 @@ class ClientFactory:
         Raises:
             Any of FOREIGN_ERRORS: the credentials are missing or cannot be read, or the region is malformed.
             SourceError: the endpoint is not a URL.
+            DeadlinePassedError: another call still waits for the credentials.
         """
-        with state.lock:
+        # A credential_process that hangs keeps the lock: without a limit each call of each cycle would leave a thread here.
+        if not state.lock.acquire(timeout=READ_TIMEOUT_SECONDS):
+            raise DeadlinePassedError
+        try:
             client = state.clients.get(service)
             if client is None:  # another thread may call `forget` at any point, so nothing is read twice
                 session = state.session or self._session(state)
                 client = self._connect(state, session, service)
                 state.session, state.clients[service] = session, client
             return client
+        finally:
+            state.lock.release()
 
     def _session(self, state: RegionState) -> boto3.Session:
         """Return the session of CloudWatch: its timestamps are numbers, its credentials come from a session of their own."""

@@ -1,11 +1,12 @@
 """The lease on a real MongoDB, with its clock and several holders."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from exporter.core.errors import StoreUnavailableError
+from exporter.core.errors import StoreError, StoreUnavailableError
 from exporter.demo.mongod import Mongod
 from exporter.storage.lease import SAFETY_FRACTION, Lease
 from exporter.storage.mongo import STATE, Database
@@ -18,6 +19,13 @@ async def expire(database: Database) -> None:
     """Make the lease expire on MongoDB's clock, without waiting."""
     past = datetime.now(UTC) - timedelta(seconds=1)
     await database[STATE].update_one({"_id": "lease:mirror"}, {"$set": {"expires": past}})
+
+
+@pytest.fixture
+async def own_rs_for_outage(rs_database: Database) -> AsyncIterator[Database]:
+    """A database on a server that can be made to refuse commands."""
+    yield rs_database
+    await rs_database.client.admin.command("configureFailPoint", "failCommand", mode="off")
 
 
 async def test_the_first_owner_acquires_it_and_the_second_does_not(database: Database) -> None:
@@ -133,6 +141,29 @@ async def test_without_mongodb_it_stays_held_until_its_ttl_is_over(own_mongod: M
         assert await lease.acquire_or_renew()
         assert lease.problem is None
         assert lease.fence == 1
+
+
+async def test_after_an_outage_the_holder_goes_first_and_another_one_waits_half_the_ttl(own_rs_for_outage: Database) -> None:
+    """The outbox of the holder has the status and labs of the periods that were closed in the outage."""
+    database, clock = own_rs_for_outage, Clock(1000.0)
+    first = Lease(database, owner="first", ttl=8, monotonic=clock)
+    second = Lease(database, owner="second", ttl=8, monotonic=clock)
+    assert await first.acquire_or_renew()
+    refused = {"failCommands": ["findAndModify"], "errorCode": 10107}  # NotWritablePrimary
+    await database.client.admin.command("configureFailPoint", "failCommand", mode="alwaysOn", data=refused)
+    for lease in (second, first):
+        with pytest.raises(StoreError):
+            await lease.acquire_or_renew()
+    await database.client.admin.command("configureFailPoint", "failCommand", mode="off")
+    await expire(database)
+    clock.now += 3.9
+    assert not await second.acquire_or_renew()
+    assert not second.held_elsewhere, "it may open periods: nobody is known to hold it"
+    assert await first.acquire_or_renew()
+    assert first.fence == 1
+    await expire(database)
+    clock.now += 0.2
+    assert await second.acquire_or_renew(), "the other one may be dead"
 
 
 async def test_an_absent_server_is_reported_as_unreachable() -> None:

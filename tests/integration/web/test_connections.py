@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from exporter.web import webconfig
-from exporter.web.connections import Connections, Limits
+from exporter.web.connections import Connections, Limits, client_of
 from tests.helpers.certificates import write_certificate
 from tests.integration.web.test_routes import Memory, gauges, serving, snapshot, wait_until
 
@@ -374,3 +374,19 @@ def test_scrapes_and_probes_wait_for_no_other_request(monkeypatch: pytest.Monkey
         assert len(refused) == 3
         assert all(b"retry-after: 1" in answer.lower() for answer in refused)
         assert sum(b"200 OK" in answer for answer in answers) == 7
+
+
+@pytest.mark.parametrize(
+    ("peer", "client"),
+    [(("unknown", 0), "unknown"), (("x" * 900, 0), "x" * 64), (("::ffff:10.0.0.1", 1), "10.0.0.1"), (("fd00::7", 1), "fd00::")],
+)
+def test_what_limits_are_shared_by(peer: tuple[str, int], client: str) -> None:
+    assert client_of(peer) == client
+
+
+@pytest.mark.parametrize("trusted", ["fd00::7", "fd00::/64", "10.0.0.0/8"])
+def test_a_proxy_is_trusted_by_its_address_also_with_ipv6(trusted: str) -> None:
+    connections = Connections(Limits(), trusted=(trusted,))
+    peers = [("fd00::7", 1), ("fd00:0:0:1::7", 1), ("10.1.2.3", 1), ("192.0.2.1", 1)]
+    found = [connections._is_trusted(client_of(peer)) for peer in peers]
+    assert found == ([False, False, True, False] if trusted.startswith("10") else [True, False, False, False])

@@ -3,13 +3,15 @@
 import os
 import signal
 import ssl
+import time
 from pathlib import Path
 
 import httpx
 import pytest
 
 from exporter.core.errors import ConfigError
-from exporter.web.live_config import LiveWebConfig
+from exporter.web import webconfig
+from exporter.web.live_config import EMPTY_SECONDS, LiveWebConfig
 from tests.fixtures.process import RunExporter
 from tests.helpers.certificates import write_certificate
 from tests.helpers.exporter_process import ExporterProcess
@@ -62,10 +64,38 @@ def test_users_count_from_the_next_request_on(serve: Serve, web: Path) -> None: 
     assert status(client, ("alice", "plaintext")) == 401
     web.unlink()
     assert status(client) == 401, "a missing file must not open the exporter"
-    web.write_text("")
-    assert status(client) == 401, "it may have been truncated by a program that writes it now"
-    wait_until(lambda: status(client) == 200)
-    assert results == [True, True, False, False, True]
+    for beginning in ("", "basic_auth_users:\n"):
+        web.write_text(beginning)
+        time.sleep(EMPTY_SECONDS + 0.2)
+        assert status(client) == 401, "a file of which the beginning was written must not open the exporter"
+    web.write_text(users(carol="four"))
+    wait_until(lambda: status(client, ("carol", "four")) == 200)
+    assert (results[:3], results[-1]) == ([True, True, False], True)
+
+
+def test_a_file_that_cannot_be_read_for_a_while_is_read_again(web: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    web.write_text(users(alice="one"))
+    live = LiveWebConfig(web)
+    load = webconfig.load
+
+    def refuse(path: Path) -> webconfig.WebConfig:
+        raise ConfigError(f"{path}: too many open files") from OSError(24, "Too many open files")
+
+    monkeypatch.setattr(webconfig, "load", refuse)
+    web.write_text(users(bob="two"))
+    assert set(live.users) == {"alice"}
+    monkeypatch.setattr(webconfig, "load", load)
+    wait_until(lambda: set(live.users) == {"bob"})
+
+
+def test_what_is_written_between_the_read_and_the_use_is_not_undone(web: Path) -> None:
+    web.write_text(users(alice="one", revoked="two"))
+    live = LiveWebConfig(web)
+    old = live.read()
+    web.write_text(users(alice="one"))
+    assert set(live.users) == {"alice"}
+    live.use(old)
+    wait_until(lambda: set(live.users) == {"alice"})
 
 
 def test_client_ca_client_auth_and_version_count_from_the_next_connection_on(serve: Serve, web: Path) -> None:  # noqa: F811

@@ -134,6 +134,16 @@ def test_readers_get_their_share_of_the_budget_and_what_they_spend_counts_as_spe
     assert (readers.spent(), budget.left) == ((MIDNIGHT, 60), 940)
 
 
+def test_the_share_of_readers_follows_a_budget_that_is_changed() -> None:
+    budget = Budget(None)
+    readers = ReaderBudget(budget, 0.1)
+    assert readers.max_usd == 1
+    budget.limit(0.5)
+    assert readers.max_usd == pytest.approx(0.05)
+    assert not readers.take(5001)
+    assert readers.take(5000)
+
+
 def test_readers_never_get_what_the_live_cycles_need() -> None:
     budget = Budget(0.01, wall=Wall(MIDNIGHT + DAY - 3000))
     budget.assess(90, 300)  # eleven cycles until midnight: ten metrics are left for all that can wait

@@ -88,10 +88,11 @@ def test_after_an_outage_the_worker_documents_are_read_at_once_and_only_once() -
     assert 100 <= watched.recoveries[0] <= 100 + 10 + PING_FAILS_SECONDS
 
 
-def test_documents_that_could_not_be_read_are_read_again_as_often_as_mongodb_is_pinged() -> None:
+def test_documents_that_could_not_be_read_are_read_again_after_longer_and_longer_pauses() -> None:
     watched = Watched(range(0))
-    watched.run(60, lambda: len(watched.recoveries) < 3)
-    assert watched.recoveries == [watched.recoveries[0] + 10 * number for number in range(3)]
+    watched.run(100, lambda: len(watched.recoveries) < 4)
+    first = watched.recoveries[0]
+    assert watched.recoveries == [first, first + 10, first + 30, first + 70]
 
 
 def test_a_bug_in_the_ping_is_an_outage_and_does_not_end_the_watch() -> None:

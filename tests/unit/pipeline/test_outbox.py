@@ -15,8 +15,10 @@ from exporter.core.errors import IncompatibleStoreError, OutboxLockedError, Stor
 from exporter.core.model import PendingQuery, Worker
 from exporter.pipeline.dropped_periods import forget, of_worker
 from exporter.pipeline.gaps import Gap
+from exporter.pipeline.history_watch import load_mark
 from exporter.pipeline.lifecycle import PendingSample, WorkerState
 from exporter.pipeline.outbox import Outbox
+from exporter.pipeline.outbox_file import DAMAGED
 
 T, P = 1_767_225_600, 300
 ROW = PendingSample("w1", T, "eu-west-1", ("i-2", "i-1"), "running", 3, own_cpu=1.5, own_memory=2.5)
@@ -375,3 +377,20 @@ def test_two_folders_are_two_owners(tmp_path: Path) -> None:
     assert first.owner != second.owner
     first.close()
     second.close()
+
+
+@pytest.mark.parametrize("value", ["", "yesterday", "1 2 3", None])
+def test_what_was_spent_is_counted_from_zero_where_it_cannot_be_read(outbox: Outbox, value: str | None) -> None:
+    outbox.keep_spent(86400, 7)
+    with outbox.transaction() as database:
+        database.execute("UPDATE meta SET value=? WHERE key='spent'", (value,))
+    assert outbox.spent() == (0, 0)
+
+
+@pytest.mark.parametrize("value", ["", "[1]", '{"namespace": "db.h"}'])
+def test_a_marker_that_cannot_be_read_is_damage(outbox: Outbox, value: str) -> None:
+    with outbox.transaction() as database:
+        database.execute("INSERT OR REPLACE INTO meta(key, value) VALUES('history_mark',?)", (value,))
+    with pytest.raises(StoreError) as caught:
+        load_mark(outbox, "db.h")
+    assert caught.value.reason == DAMAGED

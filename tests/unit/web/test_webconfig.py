@@ -343,3 +343,15 @@ def test_a_key_given_twice_is_refused(folder: Path, text: str, line: int, key: s
     ) as caught:
         load(folder, text)
     assert HASH not in str(caught.value)
+
+
+def test_only_certificates_within_the_file_need_a_temporary_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(**_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(webconfig, "TemporaryDirectory", full)
+    assert load(folder, "tls_server_config: {cert_file: server.crt, key_file: server.key}").tls is not None
+    with pytest.raises(
+        ConfigError, match=r"tls_server_config.cert: no temporary file .* \(No space left on device\); use cert_file"
+    ):
+        load(folder, "tls_server_config: {cert: abc, key: abc}")
