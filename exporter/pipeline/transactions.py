@@ -16,6 +16,9 @@ from exporter.pipeline.lifecycle import FirstSeenValues, PendingSample, Rules, W
 from exporter.pipeline.outbox import Outbox
 from exporter.pipeline.planning import MetricDataCall
 
+PIECE_SAMPLES = 20_000
+"""Samples that are opened in one transaction: some tens of megabytes."""
+
 
 class Opened(NamedTuple):
     """What an observation has opened."""
@@ -28,12 +31,14 @@ class Opened(NamedTuple):
 def open_periods(outbox: Outbox, fleet: Fleet, inventory: Mapping[str, InventoryEntry] | None, rules: Rules) -> Opened:
     """Open the closed periods of every worker.
 
-    Without the inventory, workers the outbox has not seen are left for later: their past instances are unknown.
+    Without the inventory, workers the outbox has not seen are left for later: their past instances are unknown. After a long
+    stop there are many: each `PIECE_SAMPLES` are a transaction of their own, so that neither memory nor a kill decides how far
+    it gets.
     """
     now, before = fleet.date, outbox.states()
     samples: list[PendingSample] = []
     states: list[WorkerState] = []
-    lost = 0
+    count = lost = 0
     for worker in fleet.workers:
         state = before.pop(worker.id, None)
         entry = inventory.get(worker.id) if inventory is not None else None
@@ -46,6 +51,11 @@ def open_periods(outbox: Outbox, fleet: Fleet, inventory: Mapping[str, Inventory
         opened, state = lifecycle.observe(worker, state, now, rules, current)
         samples += opened
         states.append(state)
+        if len(samples) >= PIECE_SAMPLES:
+            with outbox.transaction():
+                count += outbox.open(samples)
+                outbox.save_states(states)
+            samples, states = [], []
     gone: list[WorkerState] = []
     for state in before.values():
         opened, state = lifecycle.close_missing(state, now, rules)
@@ -53,7 +63,7 @@ def open_periods(outbox: Outbox, fleet: Fleet, inventory: Mapping[str, Inventory
         gone.append(state)
     oldest = now - rules.gap_fill_window
     with outbox.transaction() as database:
-        count = outbox.open(samples)
+        count += outbox.open(samples)
         outbox.update_own(fleet.workers, rules.period)
         outbox.save_states([*states, *gone])
         outbox.delete_states(state.worker_id for state in gone if state.seen < oldest)
