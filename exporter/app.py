@@ -190,9 +190,8 @@ class Exporter:
                     beat = self.liveness.expect("the renewal of the lease", LEASE_SECONDS)
                     renewal = keep_renewed(self._lease, self._leadership_changed, keep_fence=keep_fence, beat=beat)
                     group.create_task(renewal, name="lease")
-                if self._history is not None:
                     count = partial(count_duplicates, self._history.collection)
-                    searching = search_forever(count, self._lease, self.telemetry, self.collector.now)
+                    searching = search_forever(count, self._lease, self._mirror, self.telemetry, self.collector.now)
                     group.create_task(searching, name="duplicates")
         finally:
             self._bridge.loop = None

@@ -11,7 +11,7 @@ from exporter.metrics.telemetry import Telemetry
 
 SEARCH_INTERVAL_SECONDS = HOUR
 SEARCH_RANGE_SECONDS = DAY
-"""The range that is searched: gap filling inserts no older samples, with the default of `gap_fill_window`."""
+"""The range that is searched, and beyond it what was inserted since the last search: after an outage that may be older."""
 _CHECK_SECONDS = 15
 """How often the lease is looked at: the exporter that writes the history searches, the others show nothing."""
 
@@ -19,6 +19,13 @@ CountDuplicates = Callable[[int, int], Awaitable[dict[str, int]]]
 """(start, end) in UTC seconds → how many samples of each worker are copies of others."""
 
 _log = logs.get("history")
+
+
+class Inserted(Protocol):
+    """What the mirror has inserted."""
+
+    oldest_inserted: int | None
+    """Start of the oldest period since it was set to None; UTC seconds."""
 
 
 class WriterLease(Protocol):
@@ -30,13 +37,20 @@ class WriterLease(Protocol):
 
 
 async def search_forever(
-    count: CountDuplicates, lease: WriterLease, telemetry: Telemetry, now: Callable[[], int], *, check: float = _CHECK_SECONDS
+    count: CountDuplicates,
+    lease: WriterLease,
+    inserted: Inserted,
+    telemetry: Telemetry,
+    now: Callable[[], int],
+    *,
+    check: float = _CHECK_SECONDS,
 ) -> None:
     """Search once an hour while the lease is held, until cancelled; a failed search is logged and repeated.
 
     Args:
         count: searches the history.
         lease: of the writer.
+        inserted: its mirror.
         telemetry: shows the number that was found last.
         now: MongoDB's time in UTC seconds, 0 until it is known.
         check: seconds between two looks at the lease.
@@ -48,16 +62,20 @@ async def search_forever(
         if not lease.held:
             telemetry.history_duplicates.value = None
             due = clock()
-        elif clock() >= due and now() and await _search(count, telemetry, now()):
+        elif clock() >= due and now() and await _search(count, inserted, telemetry, now()):
             due = clock() + SEARCH_INTERVAL_SECONDS
 
 
-async def _search(count: CountDuplicates, telemetry: Telemetry, until: int) -> bool:
+async def _search(count: CountDuplicates, inserted: Inserted, telemetry: Telemetry, until: int) -> bool:
     """Search once; return whether MongoDB answered."""
+    start, oldest = until - SEARCH_RANGE_SECONDS, inserted.oldest_inserted
+    inserted.oldest_inserted = None
     try:
         # With the period that begins now: a clock may be ahead.
-        found = await count(until - SEARCH_RANGE_SECONDS, until + HOUR)
+        found = await count(start if oldest is None else min(start, oldest), until + HOUR)
     except StoreError as error:
+        later = inserted.oldest_inserted
+        inserted.oldest_inserted = oldest if later is None or oldest is None else min(oldest, later)
         _log.warning("cannot search the history for duplicates; retried", error=str(error))
         return False
     if found:

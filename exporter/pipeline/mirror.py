@@ -156,6 +156,8 @@ class Mirror:
         """Set when samples may be final."""
         self.problem: str | None = None
         """The last error, None after a success; for /-/ready."""
+        self.oldest_inserted: int | None = None
+        """Start of the oldest period inserted since the last search for duplicates, which resets it; UTC seconds."""
         self.beat: Callable[[], object] = lambda: None
         """Called before each batch and each wait, as the sign of life of this loop."""
 
@@ -245,6 +247,8 @@ class Mirror:
         await self._outbox(self._outbox.outbox.set_aside, rejected)
         await self._outbox(self._outbox.outbox.delete, [r for r in rows if (r.worker_id, r.start) not in rejected])
         inserted = [row for row in missing if (row.worker_id, row.start) not in rejected]
+        known = () if self.oldest_inserted is None else (self.oldest_inserted,)
+        self.oldest_inserted = min((*known, *(row.start for row in inserted)), default=None)
         self._telemetry.samples_were_mirrored(
             inserted=len(inserted),
             already_present=len(rows) - len(missing),

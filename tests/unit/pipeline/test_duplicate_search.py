@@ -26,6 +26,7 @@ class History:
     held: bool = True
     answers: list[dict[str, int]] = field(default_factory=list)
     """One for each search; without one MongoDB does not answer."""
+    oldest_inserted: int | None = None
     searched: list[tuple[float, int, int]] = field(default_factory=list)
     """(time of the loop, start, end)."""
 
@@ -47,7 +48,8 @@ class Search:
 
     async def run_for(self, seconds: float) -> None:
         with suppress(TimeoutError):
-            await asyncio.wait_for(search_forever(self.history.count, self.history, self.telemetry, lambda: NOW), seconds)
+            history = self.history
+            await asyncio.wait_for(search_forever(history.count, history, history, self.telemetry, lambda: NOW), seconds)
 
 
 def run(coroutine: Coroutine[Any, Any, None]) -> None:
@@ -59,6 +61,18 @@ def run(coroutine: Coroutine[Any, Any, None]) -> None:
 @pytest.fixture
 def search() -> Search:
     return Search(History(), Telemetry(CollectorRegistry()))
+
+
+def test_what_was_inserted_since_the_last_search_is_searched_too_and_until_that_has_succeeded(search: Search) -> None:
+    search.history.oldest_inserted = NOW - 3 * DAY
+    run(search.run_for(30))
+    assert {start for _, start, _ in search.history.searched} == {NOW - 3 * DAY}, "MongoDB did not answer"
+    assert search.history.oldest_inserted == NOW - 3 * DAY
+    search.history.answers = [{"w1": 1}]
+    run(search.run_for(30))
+    assert search.history.searched[-1][1] == NOW - 3 * DAY
+    assert search.history.oldest_inserted is None
+    assert search.shown == 1
 
 
 def test_once_an_hour_the_last_day_is_searched_and_the_last_number_is_shown(search: Search) -> None:
