@@ -284,8 +284,8 @@ EXPORTER_METRICS: tuple[Metric, ...] = (
     _exporter(
         "history_duplicates",
         "gauge",
-        "Samples of the last day, and of older periods written since the last search, that the history has twice, as found once "
-        "an hour by the exporter that writes it.",
+        "Samples of the last day, and of older periods written since the last search, that the history has twice, as found "
+        "once an hour by the exporter that writes it.",
     ),
     _exporter(
         "history_replaced_total",

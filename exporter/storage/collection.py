@@ -96,6 +96,8 @@ class HistoryCollection:
         self.gap_fill_window: int | None = None
         """How far back the live exporter fills gaps, in seconds. `ensure` notes it for the backfill, which must not touch the
         same samples; None: this process does not fill any."""
+        self.misplaced: str | None = None
+        """Name under which a normal collection was set aside whose samples are not all moved yet, see `storage.misplaced`."""
         self.notices: tuple[str, ...] = ()
         """What `ensure` found that an operator should know, one sentence each; also logged."""
 

@@ -55,15 +55,28 @@ async def replace_normal_collection(collection: HistoryCollection, insert_missin
     name = f"{collection.name}_{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
     if not await _rename(collection, name):
         return False
-    await collection.ensure()
-    moved = await _move(collection, name, insert_missing)
+    collection.misplaced = name
     _log.error(
         "a normal collection had taken the place of the history; it is set aside and its samples are moved",
         history=collection.namespace,
         set_aside=name,
-        moved=moved,
     )
+    await collection.ensure()
+    await finish_move(collection, insert_missing)
     return True
+
+
+async def finish_move(collection: HistoryCollection, insert_missing: InsertMissing) -> None:
+    """Move the samples of the collection that was set aside last, unless that has been done; each is stored once."""
+    if (name := collection.misplaced) is None:
+        return
+    collection.misplaced = None  # `insert_missing` verifies the collection, which comes here again
+    try:
+        moved, rejected = await _move(collection, name, insert_missing)
+    except BaseException:
+        collection.misplaced = name
+        raise
+    _log.info("samples moved into the history", history=collection.namespace, of=name, moved=moved, rejected=rejected)
 
 
 async def _rename(collection: HistoryCollection, name: str) -> bool:
@@ -83,15 +96,20 @@ async def _rename(collection: HistoryCollection, name: str) -> bool:
     return True
 
 
-async def _move(collection: HistoryCollection, name: str, insert_missing: InsertMissing) -> int:
-    """Insert the samples of the renamed collection that begin at a whole second, which all of the exporter's do."""
-    moved = 0
+async def _move(collection: HistoryCollection, name: str, insert_missing: InsertMissing) -> tuple[int, int]:
+    """Insert the samples of the renamed collection that begin at a whole second, which all of the exporter's do.
+
+    Returns how many were inserted, and how many MongoDB rejects.
+    """
+    moved = refused = 0
     async with collection.database[name].find({}, {"_id": 0}).batch_size(_PAGE_SAMPLES) as cursor:
         while True:
             async with operation(collection.database, name, "find"):
                 page = await cursor.to_list(_PAGE_SAMPLES)
             if not page:
-                return moved
+                return moved, refused
             samples = [record(document) for document in page]
             whole = [one for one in samples if as_utc(one.timestamp).timestamp() == to_seconds(one.timestamp)]
-            moved += (await insert_missing(whole))[0] if whole else 0
+            if whole:
+                inserted, rejected = await insert_missing(whole)
+                moved, refused = moved + inserted, refused + len(rejected)

@@ -20,7 +20,7 @@ from exporter.core.process_identity import new_owner
 from exporter.storage.collection import HistoryCollection
 from exporter.storage.insert_fence import InsertFence, fence_problem
 from exporter.storage.lease import LEASE_SECONDS, boottime
-from exporter.storage.misplaced import replace_normal_collection
+from exporter.storage.misplaced import finish_move, replace_normal_collection
 from exporter.storage.mongo import (
     NOT_AUTHORIZED,
     OPERATION_SECONDS,
@@ -84,6 +84,7 @@ class SampleWriter:
         except IncompatibleStoreError as error:
             if error.reason != "collection" or not await replace_normal_collection(self._collection, self.insert_missing):
                 raise
+        await finish_move(self._collection, self.insert_missing)  # an error may have interrupted it
 
     async def no_insert_running(self) -> bool:
         """Return whether no insert into the collection is running on the server.

@@ -11,6 +11,9 @@ from exporter.sources.cloudwatch.api import CloudWatchApi
 from exporter.sources.cloudwatch.errors import PartialListingError
 from exporter.sources.cloudwatch.memory_series import LISTING_LAG_SECONDS, LISTING_TTL_SECONDS
 
+RELIST_SECONDS = 60
+"""How long an account that answered is not asked again while another one fails: HTTP readers would repeat it at will."""
+
 
 class AccountDirectory:
     """The accounts of the instances of every region that has several, and their series.
@@ -28,6 +31,7 @@ class AccountDirectory:
         self._cpu: dict[tuple[str, Access], tuple[float, Listing]] = {}
         """When it was made, and the listing of CPU, which every instance has: it tells where an instance is."""
         self._series: dict[tuple[str, str, bool, Access], Listing] = {}
+        self._listed_at: dict[tuple[str, str, bool, Access], float] = {}
 
     async def listing(self, region: str, accesses: Sequence[Access], metric: str, *, recent: bool) -> Listing:
         """List the series of a metric in a region and the account of each instance, in all accounts at once.
@@ -73,8 +77,11 @@ class AccountDirectory:
                 for instance, account in listing.accounts.items()
             }
             self._cpu[region, access] = self._wall(), replace(listing, accounts=owner_of)
-        listing = await self._api.list_metrics(region, access, metric, recent=recent)
-        self._series[region, metric, recent, access] = listing
+        key = region, metric, recent, access
+        if 0 <= self._wall() - self._listed_at.get(key, 0.0) < RELIST_SECONDS:
+            return  # another account failed, and this one is asked again with it
+        self._series[key] = await self._api.list_metrics(region, access, metric, recent=recent)
+        self._listed_at[key] = self._wall()
 
     def coverage(self, region: str, accesses: Sequence[Access]) -> tuple[int, int]:
         """Return the UTC seconds between which an instance with a datapoint is certain to be listed; (0, 0) for none."""

@@ -151,6 +151,27 @@ async def test_a_normal_collection_that_a_race_made_is_set_aside_and_its_samples
     assert await stored(database, set_aside) == sorted([("other", START + 7), *keys(batch())])
 
 
+async def test_a_move_that_an_error_interrupts_is_finished_before_the_next_batch(
+    repo: WorkerMetricsRepository, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await drop_before_insert(repo, database, monkeypatch)
+    with pytest.raises(IncompatibleStoreError, match="normal collection"):
+        await repo.writer.insert(batch())
+    await database[NAME].insert_one({"worker_id": "other", "timestamp": to_datetime(START + 7), "cpu_utilization": 1.0})
+    with monkeypatch.context() as patch:
+
+        async def step_down(samples: object) -> None:
+            raise StoreUnavailableError("MongoDB has no primary", reason="not_primary")
+
+        patch.setattr(repo.writer, "insert_missing", step_down)
+        with pytest.raises(StoreUnavailableError):
+            await repo.writer.ensure_collection()
+    assert await stored(database) == []
+    await repo.writer.ensure_collection()
+    assert await stored(database) == sorted([("other", START + 7), *keys(batch())])
+    await assert_whole(database)
+
+
 async def test_a_library_call_after_a_drop_and_in_the_race(
     repo: WorkerMetricsRepository, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
