@@ -2,10 +2,12 @@
 
 import asyncio
 import os
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from exporter.core import logs
+from exporter.core.condition import Condition
 from exporter.core.errors import SourceError
 from exporter.core.periods import DAY
 from exporter.metrics.telemetry import Telemetry
@@ -29,28 +31,29 @@ class OutboxDisk:
     Args:
         directory: a folder on the disk.
         telemetry: shows both sizes.
+        wall: UTC seconds of this host.
     """
 
-    def __init__(self, directory: Path, telemetry: Telemetry) -> None:
-        self._directory, self._telemetry = directory, telemetry
+    def __init__(self, directory: Path, telemetry: Telemetry, wall: Callable[[], float] = time.time) -> None:
+        self._directory, self._telemetry, self._wall = directory, telemetry, wall
         self._repeats = logs.Repeats()
-        self.problem: str | None = None
-        """Why the disk is too small, None if a day of samples fits."""
+        self.condition = Condition()
+        """Why the disk is too small, no error if a day of samples fits; and since when."""
 
     async def measure(self, workers: int, period: int) -> None:
         """Measure the disk, for so many workers and a period in seconds; log a problem."""
         needed = day_bytes(workers, period)
+        free: int | None = None
         try:
-            free: int | None = await asyncio.to_thread(free_bytes, self._directory)
+            free = await asyncio.to_thread(free_bytes, self._directory)
+            problem = space_problem(self._directory, free, needed)
         except OSError as error:
-            free = None
-            self.problem = f"data_dir: the disk of {self._directory} cannot be measured ({error.strerror}); check the mount"
-        if free is not None:
-            self.problem = space_problem(self._directory, free, needed)
+            problem = f"data_dir: the disk of {self._directory} cannot be measured ({error.strerror}); check the mount"
+        self.condition = self.condition.then(problem, self._wall())
         self._telemetry.outbox_free.value, self._telemetry.outbox_day.value = free, needed
-        if self.problem and self._repeats.is_due("disk"):
-            _log.warning("disk of the outbox nearly full", problem=self.problem)
-        elif not self.problem:
+        if problem and self._repeats.is_due("disk"):
+            _log.warning("disk of the outbox nearly full", problem=problem)
+        elif not problem:
             self._repeats.reset()
 
 

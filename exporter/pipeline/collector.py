@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from exporter.core import logs
 from exporter.core.budget import Budget, ReaderBudget
 from exporter.core.clock import ServerClock
+from exporter.core.condition import Condition
 from exporter.core.errors import ExporterError
 from exporter.core.liveness import MIN_INTERVAL_SECONDS, Liveness
 from exporter.core.model import Fleet, Snapshot
@@ -116,12 +117,7 @@ class Collector:
         self.reobserve = asyncio.Event()
         """Set to observe now instead of at the next tick."""
         outbox.on_replaced = self._start_over
-        self._disk = OutboxDisk(outbox.outbox.path.parent, telemetry)
-
-    @property
-    def disk_problem(self) -> str | None:
-        """Why the disk of the outbox is too small, None if a day of samples fits."""
-        return self._disk.problem
+        self._disk = OutboxDisk(outbox.outbox.path.parent, telemetry, wall)
 
     # -- the loops
 
@@ -255,8 +251,15 @@ class Collector:
     @property
     def healthy(self) -> Mapping[str, str | None]:
         """Return part → its last error, None after a success: each source, the outbox, and a loop that has failed."""
-        problem = self._outbox.problem
-        return self._health.errors | {"outbox": str(problem) if problem else self.disk_problem}
+        return {part: condition.error for part, condition in self.conditions.items()}
+
+    @property
+    def conditions(self) -> Mapping[str, Condition]:
+        """Return part → its last error, and since when it has one or none."""
+        writes, disk = self._outbox.condition, self._disk.condition
+        if writes.error is None and (disk.error is not None or (disk.since or 0) > (writes.since or 0)):
+            writes = disk
+        return dict(self._health.conditions) | {"outbox": writes}
 
     def now(self) -> int:
         """Return MongoDB's time in UTC seconds."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from exporter.core import logs
+from exporter.core.condition import Condition
 from exporter.core.errors import IncompatibleStoreError, StoreError, StoreUnavailableError
 from exporter.core.model import WorkerMetricsSample
 from exporter.core.periods import rfc3339, to_datetime, to_seconds
@@ -154,10 +155,10 @@ class Mirror:
         self._repeats = logs.Repeats()
         self.wake = asyncio.Event()
         """Set when samples may be final."""
-        self.problem: str | None = None
-        """The last error, None after a success; for /-/ready."""
         self.oldest_inserted: int | None = None
         """Start of the oldest period inserted since the last search for duplicates, which resets it; UTC seconds."""
+        self.condition = Condition()
+        """Whether the last batch succeeded, and since when; for /-/ready and the fleet page."""
         self.beat: Callable[[], object] = lambda: None
         """Called before each batch and each wait, as the sign of life of this loop."""
 
@@ -173,15 +174,16 @@ class Mirror:
                 self._telemetry.mirror_failures.labels(error.reason).inc()
                 if self._repeats.is_due(str(error)):
                     _log.error("mirroring failed; retried, no final sample is lost", reason=error.reason, error=str(error))
-                self.problem = str(error)
+                self._show(str(error))
                 by_operator = isinstance(error, IncompatibleStoreError)
                 # What an operator must mend is tried again at once when it may have been.
                 await (wait(self.wake, OPERATOR_RETRY_SECONDS) if by_operator else asyncio.sleep(RETRY_SECONDS))
                 continue
             except Exception as bug:  # noqa: BLE001  # a bug must not end the mirror; the log has its traceback
                 self._telemetry.mirror_failures.labels("bug").inc()
-                self.problem = f"mirroring failed with an unexpected {type(bug).__name__}: {bug}; please report it"
-                if self._repeats.is_due(self.problem):
+                problem = f"mirroring failed with an unexpected {type(bug).__name__}: {bug}; please report it"
+                self._show(problem)
+                if self._repeats.is_due(problem):
                     _log.exception("mirroring failed with an unexpected error; please report it")
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
@@ -195,7 +197,7 @@ class Mirror:
                 written: what it does not take in never reaches the history.
         """
         if not self._lease.held:
-            self.problem = self._lease.problem  # None: another exporter writes now
+            self._show(self._lease.problem)  # None: another exporter writes now
             return False
         await self._target.ensure_collection()  # before every batch: it may have been dropped or replaced since the last one
         if self._watch is not None:
@@ -210,10 +212,18 @@ class Mirror:
             if (problem := self._outbox.problem) is not None:
                 raise StoreError(str(problem), reason=problem.reason)
             self._telemetry.mirror_last_success.value = self._wall()
-        self.problem = None
+        self._show(None)
         if self._repeats.reset():
             _log.info("mirroring succeeds again")
         return len(rows) == self._batch
+
+    @property
+    def problem(self) -> str | None:
+        """The last error, None after a success."""
+        return self.condition.error
+
+    def _show(self, problem: str | None) -> None:
+        self.condition = self.condition.then(problem, self._wall())
 
     async def _step_old(self, old: BackfillRange, since: int) -> list[PendingSample]:
         """Mirror a batch that a backfill may be writing too, while it does not; return the rows that were moved."""

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import ParamSpec, TypeVar
 
+from exporter.core.condition import Condition
 from exporter.core.errors import OUTBOX_FAILURE_REASONS, StoreError
 from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.outbox import Outbox
@@ -29,16 +30,26 @@ class OutboxThread:
         outbox: used by this thread alone from now on.
         telemetry: counts failures and damaged files; None for a command without exporter metrics.
         monotonic: seconds of a clock that is never set.
+        wall: UTC seconds of this host.
     """
 
     def __init__(
-        self, outbox: Outbox, telemetry: Telemetry | None = None, *, monotonic: Callable[[], float] = time.monotonic
+        self,
+        outbox: Outbox,
+        telemetry: Telemetry | None = None,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         self.outbox = outbox
         self.on_replaced: Callable[[], object] = lambda: None
         """Called on the event loop after a damaged outbox was replaced: what was derived from its content is outdated."""
         self._telemetry = telemetry
-        self._monotonic = monotonic
+        self._monotonic, self._wall = monotonic, wall
+        self._condition = Condition(None, int(wall()))
+        """As of the last change."""
+        self._failed_at = 0
+        """UTC second of the last failure."""
         self._pool = ThreadPoolExecutor(1, "outbox")
         self._failures: dict[str, tuple[float, StoreError]] = {}
         self._replaced_at = float("-inf")
@@ -64,15 +75,26 @@ class OutboxThread:
             problem = f"{self.outbox.path}: {step} failed with an unexpected {type(bug).__name__}: {bug}; please report it"
             self._failed(step, StoreError(problem, reason="bug"))
             raise
-        self._failures.pop(step, None)
+        if step in self._failures:
+            before = self.condition
+            del self._failures[step]
+            self._changed(before)
         return result
 
     @property
     def problem(self) -> StoreError | None:
         """Return the newest error that no success of the same step has followed, None if there is none."""
         since = self._monotonic() - FAILURE_TTL_SECONDS
-        recent = [failure for failure in self._failures.values() if failure[0] > since]
+        recent = [failure for failure in list(self._failures.values()) if failure[0] > since]
         return max(recent, key=lambda failure: failure[0])[1] if recent else None
+
+    @property
+    def condition(self) -> Condition:
+        """Return the problem, and since when there is one or none."""
+        problem, last = self.problem, self._condition
+        if problem is None and last.error is not None:  # no step has succeeded, its failure no longer counts
+            return Condition(None, self._failed_at + FAILURE_TTL_SECONDS)
+        return Condition(str(problem) if problem else None, last.since)
 
     async def export_gauges(self, telemetry: Telemetry) -> None:
         """Update the metrics of the samples in the outbox; the oldest one is searched for in 5 % of the time at most."""
@@ -90,10 +112,17 @@ class OutboxThread:
         self.outbox.close()
 
     def _failed(self, step: str, error: StoreError) -> None:
+        before = self.condition
         self._failures[step] = self._monotonic(), error
+        self._failed_at = int(self._wall())
+        self._changed(before)
         if self._telemetry is not None:
             reason = error.reason if error.reason in OUTBOX_FAILURE_REASONS else "other"
             self._telemetry.outbox_write_failures.labels(reason).inc()
+
+    def _changed(self, before: Condition) -> None:
+        problem = self.problem
+        self._condition = before.then(str(problem) if problem else None, self._wall())
 
     async def _run(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, call)
@@ -108,5 +137,7 @@ class OutboxThread:
         finally:
             if self._telemetry is not None:
                 self._telemetry.outbox_replaced.inc(self.outbox.replaced - before)
+        known = self.condition
         self._failures.clear()
+        self._changed(known)
         self.on_replaced()

@@ -1,8 +1,9 @@
 """The last result of each source, and the current problems of the loops, for the exporter metrics, /-/ready and the log."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 
 from exporter.core import logs
+from exporter.core.condition import Condition
 from exporter.core.errors import SourceError
 from exporter.metrics.telemetry import Telemetry
 
@@ -22,16 +23,29 @@ class SourceHealth:
         self._wall = wall
         self._regions: set[str] = set()
         self._repeats: dict[str, logs.Repeats] = {}
-        self.errors: dict[str, str | None] = {}
-        """The last error by source name ("mongodb", "cloudwatch eu-west-1"); None after a success. Loops and limits of the
+        self.conditions: dict[str, Condition] = {}
+        """Source ("mongodb", "cloudwatch eu-west-1") → whether its last read succeeded, and since when. Loops and limits of the
         exporter itself ("polling", "budget") are listed while they have a problem."""
+
+    @property
+    def errors(self) -> Mapping[str, str | None]:
+        """The last error of each part; None after a success."""
+        return {name: condition.error for name, condition in dict(self.conditions).items()}
+
+    def show(self, name: str, error: str | None, at: float | None = None) -> None:
+        """Show the error of a part, None: it works; `at` are UTC seconds, by default now."""
+        self.conditions[name] = self.conditions.get(name, Condition()).then(error, self._wall() if at is None else at)
+
+    def hide(self, name: str) -> None:
+        """Stop showing a part."""
+        self.conditions.pop(name, None)
 
     def succeeded(self, source: str, region: str, began: float, ended: float | None = None) -> None:
         """Record a successful read; `began` and `ended` are UTC seconds, `ended` defaults to now."""
         ended = self._wall() if ended is None else ended
         self._telemetry.source_succeeded(source, region, ended, ended - began)
         name = _name(source, region)
-        self.errors[name] = None
+        self.show(name, None, ended)
         self._regions.add(region)
         if name in self._repeats and self._repeats.pop(name).reset():
             _log.info("source read again", source=source, region=region)
@@ -47,7 +61,7 @@ class SourceHealth:
         ended = self._wall() if ended is None else ended
         self._telemetry.source_failed(error.source, error.region, ended - began)
         name = _name(error.source, error.region)
-        self.errors[name] = str(error)
+        self.show(name, str(error), ended)
         self._regions.add(error.region)
         if self._repeats.setdefault(name, logs.Repeats()).is_due(str(error)):
             _log.error("source read failed", source=error.source, region=error.region, code=error.code, error=str(error))
@@ -55,15 +69,15 @@ class SourceHealth:
     def loop_failed(self, name: str, problem: str | None) -> None:
         """Show the unexpected error of the loop `name`, or with None that its last run had none."""
         if problem is None:
-            self.errors.pop(name, None)
+            self.hide(name)
         else:
-            self.errors[name] = problem
+            self.show(name, problem)
 
     def forget_regions(self, current: Collection[str]) -> None:
         """Remove the CloudWatch regions that are not `current`: without workers they must not be shown as up or down."""
         for region in self._regions.difference(current, {""}):
             self._regions.discard(region)
-            self.errors.pop(_name("cloudwatch", region), None)
+            self.hide(_name("cloudwatch", region))
             self._repeats.pop(_name("cloudwatch", region), None)
             self._telemetry.source_gone("cloudwatch", region)
 

@@ -71,9 +71,9 @@ class Spending:
         self._telemetry.show_budget(self._budget, state)
         self._telemetry.show_readers(self._readers)
         if not self.limited:
-            self._health.errors.pop("budget", None)  # a reload may have removed the limit
+            self._health.hide("budget")  # a reload may have removed the limit
             return
         problem = None if state == "ok" else _PROBLEMS[state].format(self._budget.max_usd)
         if problem and problem != self._health.errors.get("budget"):
             _log.warning("the budget limits polling", state=state, problem=problem)
-        self._health.errors["budget"] = problem
+        self._health.show("budget", problem)

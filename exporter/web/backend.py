@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from exporter.core.async_cache import AsyncCache
+from exporter.core.condition import Condition
 from exporter.core.errors import StoreUnavailableError
 from exporter.core.liveness import Liveness
 from exporter.core.model import ExporterMetrics, Fleet, InventoryEntry, Snapshot, Worker
@@ -35,8 +36,8 @@ class CollectorState(Protocol):
         """The last complete read of the worker documents."""
 
     @property
-    def healthy(self) -> Mapping[str, str | None]:
-        """Source ("mongodb", "cloudwatch eu-west-1") → its last error, None after a successful read."""
+    def conditions(self) -> Mapping[str, Condition]:
+        """Source ("mongodb", "cloudwatch eu-west-1") → its last error, no error after a successful read; and since when."""
 
 
 class RenderedMetrics(Protocol):
@@ -51,8 +52,8 @@ class MirrorState(Protocol):
     """What the backend reads of the mirror, from another thread."""
 
     @property
-    def problem(self) -> str | None:
-        """The last error, None after a success."""
+    def condition(self) -> Condition:
+        """The last error, no error after a success; and since when."""
 
 
 class SampleHistory(ColumnSource, Protocol):
@@ -202,13 +203,18 @@ class Backend:
 
         "gauges" is listed while the worker block is too old for /metrics, because the collecting loops hang.
         """
-        health = dict(self._collector.healthy)
+        return {part: condition.error for part, condition in self.conditions().items()}
+
+    def conditions(self) -> Mapping[str, Condition]:
+        """Return the parts of `health` with the time since which each has failed, or worked."""
+        conditions = dict(self._collector.conditions)
         snapshot = self._collector.snapshot
         if snapshot is not None and self._wall() > snapshot.fresh_until:
-            health["gauges"] = "no collection cycle has ended within max_age, so /metrics has no workers; restart the exporter"
+            problem = "no collection cycle has ended within max_age, so /metrics has no workers; restart the exporter"
+            conditions["gauges"] = Condition(problem, int(snapshot.fresh_until))
         if self._mirror is not None:
-            health["history"] = self._mirror.problem
-        return health
+            conditions["history"] = self._mirror.condition
+        return conditions
 
     def dead_loops(self) -> list[str]:
         """Return a phrase for each loop of the exporter that hangs; asks no loop."""

@@ -24,6 +24,7 @@ import uvicorn
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from exporter.core.condition import Condition
 from exporter.core.errors import StoreUnavailableError
 from exporter.core.liveness import Liveness
 from exporter.core.model import (
@@ -51,7 +52,7 @@ from tests.helpers.certificates import write_certificate
 from tests.helpers.in_process_exporter import DirectBridge
 
 NOW = 1_790_000_000
-DAY = 86400
+DAY, HOUR = 86400, 3600
 STOPPED_WITHIN_SECONDS = 60
 
 
@@ -137,8 +138,8 @@ class Memory:
         return event
 
     @property
-    def healthy(self) -> Mapping[str, str | None]:
-        return self.sources
+    def conditions(self) -> Mapping[str, Condition]:
+        return {part: Condition(error, NOW - 3 * HOUR) for part, error in self.sources.items()}
 
     @property
     def rendered(self) -> ExporterMetrics:

@@ -404,8 +404,16 @@ async def test_without_the_lease_the_mirror_is_well_only_while_another_process_h
     await mirror_env.mirror.step()
     assert mirror_env.mirror.problem is None
     mirror_env.lease.problem = "no exporter is known to hold the lease: MongoDB does not answer"
+    mirror_env.now += 60
     await mirror_env.mirror.step()
     assert mirror_env.mirror.problem == mirror_env.lease.problem
+    mirror_env.now += 60
+    await mirror_env.mirror.step()
+    assert mirror_env.mirror.condition == (mirror_env.lease.problem, T + 99 + 60), "it says since when"
+    mirror_env.lease.problem = None
+    mirror_env.now += 60
+    await mirror_env.mirror.step()
+    assert mirror_env.mirror.condition == (None, T + 99 + 180)
 
 
 def test_a_row_is_written_as_the_customers_record() -> None:

@@ -19,7 +19,9 @@ class Env:
     def __init__(self, folder: Path) -> None:
         self.folder, self.now, self.replaced = folder, 1000.0, 0
         self.registry = CollectorRegistry()
-        self.thread = OutboxThread(Outbox(folder, 300), Telemetry(self.registry), monotonic=lambda: self.now)
+        self.thread = OutboxThread(
+            Outbox(folder, 300), Telemetry(self.registry), monotonic=lambda: self.now, wall=lambda: self.now
+        )
         self.thread.on_replaced = self._replaced
 
     def _replaced(self) -> None:
@@ -107,3 +109,30 @@ async def test_one_that_was_damaged_at_the_start_is_counted(tmp_path: Path) -> N
     env = Env(tmp_path)
     assert env.registry.get_sample_value("cml_exporter_outbox_replaced_total") == 1
     env.thread.close()
+
+
+async def test_it_says_since_when_writes_fail_or_succeed(env: Env) -> None:
+    assert env.thread.condition == (None, 1000)
+    for env.now in (2000, 2100, 2200):
+        with pytest.raises(StoreError):
+            await env.thread(full)
+        assert env.thread.condition == ("the disk is full", 2000)
+    await env.thread(works)
+    assert env.thread.condition == ("the disk is full", 2000), "another step's success proves nothing"
+
+    def now_works() -> None: ...
+
+    now_works.__name__ = "full"
+    env.now = 2300
+    await env.thread(now_works)
+    assert env.thread.condition == (None, 2300)
+
+
+async def test_a_failure_that_no_longer_counts_ended_when_its_time_was_up(env: Env) -> None:
+    with pytest.raises(StoreError):
+        await env.thread(full)
+    env.now = 1000 + FAILURE_TTL_SECONDS + 5000
+    assert env.thread.condition == (None, 1000 + FAILURE_TTL_SECONDS)
+    with pytest.raises(StoreError):
+        await env.thread(full)
+    assert env.thread.condition == ("the disk is full", env.now)

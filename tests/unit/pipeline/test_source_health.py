@@ -69,3 +69,29 @@ async def test_only_what_is_unexpected_in_a_loop_is_reported() -> None:
     assert await guard("observing", is_wrong) == (
         "observing failed with an unexpected ZeroDivisionError: by zero; please report it with the traceback in the log"
     )
+
+
+def test_a_part_says_since_when_it_fails_or_works() -> None:
+    now = [100.0]
+    health = SourceHealth(Telemetry(CollectorRegistry()), lambda: now[0])
+
+    def since() -> int | None:
+        return health.conditions["cloudwatch eu-west-1"].since
+
+    health.succeeded("cloudwatch", "eu-west-1", 99)
+    now[0] = 200
+    health.succeeded("cloudwatch", "eu-west-1", 199)
+    assert since() == 100
+    for now[0], error in ((300, DOWN), (400, OTHER)):
+        health.failed(error, 1)
+        assert since() == 300, "another error is the same outage"
+    assert health.errors == {"cloudwatch eu-west-1": "CloudWatch throttles"}
+    now[0] = 500
+    health.succeeded("cloudwatch", "eu-west-1", 499)
+    assert since() == 500
+    health.loop_failed("polling", "it failed")
+    now[0] = 600
+    health.loop_failed("polling", "it failed again")
+    assert health.conditions["polling"] == ("it failed again", 500)
+    health.forget_regions([])
+    assert health.errors == {"polling": "it failed again"}
