@@ -47,7 +47,7 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     # The errors that Starlette raises carry only the phrase of the status code.
     details = {
-        404: f"There is nothing at {request.url.path}; the page at / lists the routes.",
+        404: f"There is nothing at {request.url.path}; the page at /api lists the routes.",
         405: f"{request.url.path} does not support {request.method}, only {_methods(error)}.",
     }
     without_detail = error.detail == HTTPStatus(error.status_code).phrase
@@ -79,7 +79,7 @@ async def _on_bug(request: Request, error: Exception) -> Response:
     return _problem(HTTPStatus.INTERNAL_SERVER_ERROR, "Internal error; the log of the exporter has the details.")
 
 
-async def _to_landing_page(request: Request) -> Response:
+async def _to_fleet_page(request: Request) -> Response:
     """Redirect the prefix without a slash, relative to the request: a proxy may have changed host, scheme and path."""
     last = request.url.path.rpartition("/")[2]
     return Response(status_code=HTTPStatus.PERMANENT_REDIRECT, headers={"Location": f"./{last}/"})
@@ -150,7 +150,7 @@ def create_app(
                 for path in (endpoint.path, endpoint.also)
                 if path
             ),
-            *([Route(prefix, _to_landing_page)] if prefix else []),
+            *([Route(prefix, _to_fleet_page)] if prefix else []),
         ],
         middleware=_middleware(settings, users, http),
         exception_handlers=handlers,

@@ -1,6 +1,7 @@
 """The handlers of the pages for people, their charts and files."""
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from urllib.parse import quote
 
@@ -8,15 +9,20 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
+from exporter.core.errors import StoreError
 from exporter.core.local_time import interval_start
 from exporter.core.periods import DAY
 from exporter.history.reader import HistoryReader, WorkerRef
 from exporter.web import chart, responses, worker_chart
+from exporter.web.backend import Backend
 from exporter.web.chart_query import ChartQuery
+from exporter.web.fleet_query import FleetQuery
 from exporter.web.lookup import backend_of, current_status, find, is_fresh, unknown
-from exporter.web.pages import templates
+from exporter.web.pages import fleet_page as page_of_fleet
+from exporter.web.pages import fleet_table, templates
 from exporter.web.pages import worker_page as page_of_worker
 from exporter.web.schemas import FleetWorker
+from exporter.web.sparklines import Sparklines, read_sparklines
 from exporter.web.worker_chart import WorkerRows
 
 SVG = "image/svg+xml"
@@ -25,8 +31,66 @@ _CHART_HEADERS = {
     "Cache-Control": "private, max-age=30",
 }
 """A chart opened by its address is a document of its own: its style sheet is in it, and it needs nothing else."""
+PAGE_HEADERS = {"Content-Security-Policy": templates.POLICY, "Cache-Control": "private, no-cache"}
+SPARKLINES_SECONDS = 2
+"""Seconds that the fleet page waits for the history."""
 _STATIC_HEADERS = {"Cache-Control": "public, max-age=31536000, immutable"}
 """The pages name the version of each file in its address."""
+
+
+async def fleet_page(request: Request) -> Response:
+    """Respond with the page of the fleet; with 304 to a client that has what it shows."""
+    backend = backend_of(request)
+    query = FleetQuery.parse(request.query_params.multi_items())
+    snapshot, fresh = backend.snapshot, is_fresh(backend, backend.snapshot)
+    workers = snapshot.workers if snapshot else ()
+    # In a thread, as below: a large fleet takes milliseconds, and scrapes must not wait for them.
+    selection = await asyncio.to_thread(fleet_table.select, workers, query, fresh)
+    now = int(backend.now())
+    lines, problem = await _sparklines(backend, [each.worker.id for each in selection.rows], now)
+    view = page_of_fleet.FleetView(
+        selection=selection,
+        query=query,
+        lines=lines,
+        lines_problem=problem,
+        conditions=backend.conditions(),
+        collection=backend.worker_collection,
+        ready=backend.ready,
+        known=snapshot is not None,
+        fresh=fresh,
+        observed_at=max((gauge.observed_at for gauge in workers), default=None),
+        now=now,
+    )
+    sent = ",".join(request.headers.getlist("if-none-match"))
+    known = {tag.strip().removeprefix("W/") for tag in sent.split(",")}
+
+    def respond() -> Response:
+        content = page_of_fleet.content(view)
+        headers = {**PAGE_HEADERS, "ETag": content.etag}
+        if content.etag.removeprefix("W/") in known:
+            return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
+        return HTMLResponse(page_of_fleet.render(content, "./", now), headers=headers)
+
+    return await asyncio.to_thread(respond)
+
+
+async def _sparklines(backend: Backend, worker_ids: Sequence[str], now: int) -> tuple[Mapping[str, Sparklines], str | None]:
+    """Return the sparklines of some workers, and why there are none, as a sentence. The page never waits for a dead MongoDB."""
+    if backend.hourly is None:
+        return {}, "No sparklines: no history is kept, because mongodb.history is null. Name a collection there to keep one."
+    error: str | None = None
+    mongodb = backend.conditions().get("mongodb")
+    if mongodb is not None and mongodb.error is not None:
+        error = "MongoDB cannot be read"
+    else:
+        try:
+            async with asyncio.timeout(SPARKLINES_SECONDS):
+                return await read_sparklines(backend.hourly, worker_ids, now), None
+        except TimeoutError:
+            error = f"MongoDB has not answered within {SPARKLINES_SECONDS} s"
+        except StoreError as failure:
+            error = str(failure)
+    return {}, f"No sparklines: {error}. They come back by themselves once the history can be read."
 
 
 async def chart_image(request: Request) -> Response:
@@ -90,7 +154,7 @@ async def worker_page(request: Request) -> Response:
     )
     root = "../" * (quote(worker_id, safe="/").count("/") + 1 if b"%2F" not in request.scope.get("raw_path", b"") else 1)
     body = await asyncio.to_thread(page_of_worker.render, view, root)
-    return HTMLResponse(body, headers={"Content-Security-Policy": templates.POLICY, "Cache-Control": "private, no-cache"})
+    return HTMLResponse(body, headers=PAGE_HEADERS)
 
 
 async def static_file(request: Request) -> Response:

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from http import HTTPStatus
+from typing import Any
 
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
@@ -19,7 +20,7 @@ from exporter.history import remote_read, series
 from exporter.metrics.families import select
 from exporter.metrics.gzip_member import continued, deflated
 from exporter.sources.cloudwatch.retention import OLDEST
-from exporter.web import chart_query, discovery, landing, openapi, parameters, responses
+from exporter.web import chart_query, discovery, fleet_query, openapi, parameters, responses
 from exporter.web.backend import Backend
 from exporter.web.connections import client_of
 from exporter.web.lifecycle import healthy, reload
@@ -35,7 +36,8 @@ from exporter.web.lookup import (
 )
 from exporter.web.negotiation import prefers_csv, prefers_gzip
 from exporter.web.openapi import Endpoint, ResponseSpec
-from exporter.web.page_handlers import SVG, chart_image, static_file, worker_page
+from exporter.web.page_handlers import PAGE_HEADERS, SVG, chart_image, fleet_page, static_file, worker_page
+from exporter.web.pages import api_page
 from exporter.web.parameters import HistoryQuery, ResourcesQuery, WorkersQuery, resuming
 from exporter.web.parts_response import PartsResponse
 from exporter.web.schemas import FleetPage, HistoryPage, Readiness, ResourceUsage, TargetGroups
@@ -55,24 +57,6 @@ _SELECTIONS = Turns(1, 8)
 
 
 # -- the handlers ------------------------------------------------------------------------------------------------------
-
-
-async def index(request: Request) -> Response:
-    """Respond with the landing page."""
-    backend = backend_of(request)
-    snapshot = backend.snapshot
-    page = await asyncio.to_thread(
-        landing.page,
-        snapshot.workers if snapshot else (),
-        fresh=is_fresh(backend, snapshot),
-        ready=backend.ready,
-        collection=backend.worker_collection,
-        health=backend.health(),
-        links=[(endpoint.title, endpoint.description) for endpoint in ROUTES if endpoint.path != "/"],
-    )
-    return HTMLResponse(
-        page, headers={"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:"}
-    )
 
 
 async def metrics(request: Request) -> Response:
@@ -262,15 +246,31 @@ async def _body(request: Request, most: int) -> bytes:
 
 async def describe(request: Request) -> Response:
     """Respond with the OpenAPI document."""
+    return JSONResponse(_document(request))
+
+
+async def api(request: Request) -> Response:
+    """Respond with the OpenAPI document as a page."""
+    return HTMLResponse(await asyncio.to_thread(api_page.render, _document(request), "./"), headers=PAGE_HEADERS)
+
+
+def _document(request: Request) -> dict[str, Any]:
     state = request.app.state
     here = f"{request.url.scheme}://{request.url.netloc}{state.prefix}"
-    return JSONResponse(openapi.document(ROUTES, state.external_url or here))
+    return openapi.document(ROUTES, state.external_url or here)
 
 
 _TEXT = {"type": "string"}
 
 ROUTES: tuple[Endpoint, ...] = (
-    Endpoint("/", index, "landing page: version, sources, overview of the fleet", ResponseSpec({"text/html": _TEXT})),
+    Endpoint(
+        "/",
+        fleet_page,
+        "page of the fleet: figures, health of every source, and a table of the workers",
+        ResponseSpec({"text/html": _TEXT}, (400,), {"ETag": "changes with what is shown; sent back as If-None-Match: 304"}),
+        fleet_query.FLEET,
+    ),
+    Endpoint("/api", api, "page of these routes, with their parameters and responses", ResponseSpec({"text/html": _TEXT})),
     Endpoint(
         "/metrics",
         metrics,

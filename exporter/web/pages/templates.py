@@ -62,6 +62,24 @@ def moment(time: int | str | None, zone: tzinfo | None = None) -> Markup:
     return Markup('<time datetime="{}" title="{}">{}</time>').format(exact, exact, f"{local:%Y-%m-%d %H:%M} {local:%Z}")
 
 
+def clock(time: int) -> Markup:
+    """Return the UTC time of day of a UTC second, with its date for machines."""
+    exact = rfc3339(time)
+    return Markup('<time datetime="{}" title="{}">{} UTC</time>').format(exact, exact, exact[11:19])
+
+
+def ago(time: int, now: int) -> Markup:
+    """Return how long ago a time was in its largest unit, such as `3 h`, with the exact time on hover; both in UTC seconds."""
+    seconds, exact = max(0, now - time), rfc3339(time)
+    unit, name = next(((unit, name) for unit, name in _UNITS if seconds >= 2 * unit), (MINUTE, "min"))
+    text = f"{seconds // unit:,} {name}" if seconds >= MINUTE else "less than 1 min"
+    return Markup('<time datetime="{}" title="{}">{}</time>').format(exact, exact, text)
+
+
+_UNITS = ((DAY, "d"), (HOUR, "h"))
+"""Each counts from twice its length on: 90 min says more than 1 h."""
+
+
 def duration(seconds: float | None) -> str:
     """Return a duration in its two largest units, such as `3 h` or `2 d 4 h`; a dash for None."""
     if seconds is None:
@@ -81,7 +99,9 @@ def number(value: float | None, unit: str = "") -> str:
 _ENVIRONMENT = Environment(
     loader=PackageLoader("exporter.web.pages"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
 )
-_ENVIRONMENT.filters |= {"moment": moment, "duration": duration, "number": number}
+_ENVIRONMENT.filters |= {"moment": moment, "duration": duration, "clock": clock, "number": number}
+VERSION = " ".join([__version__, *(each.version for each in STATIC.values())])
+"""Changes when pages look different for the same content."""
 _ENVIRONMENT.globals |= {"version": __version__, "static": STATIC}
 
 

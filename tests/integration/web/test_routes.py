@@ -39,6 +39,7 @@ from exporter.core.model import (
 )
 from exporter.core.settings import WebSettings
 from exporter.history.reader import HistoryReader
+from exporter.history.series import ColumnSource
 from exporter.metrics import exposition
 from exporter.metrics.gzip_member import deflated
 from exporter.storage.rows import HistoryRow
@@ -103,6 +104,7 @@ class Memory:
     fleet: Fleet = field(default_factory=lambda: Fleet(0, (), namespace="cml_cloud_manager.cml_workers"))
     failure: Exception | None = None
     liveness: Liveness = field(default_factory=Liveness)
+    hourly: ColumnSource | None = None
 
     def __post_init__(self) -> None:
         Gauge("cml_exporter_leader", "Whether it is the leader.", registry=self.registry).set(1)
@@ -116,6 +118,7 @@ class Memory:
             bridge=DirectBridge(),
             client=self,
             history=self,
+            hourly=self.hourly,
             inventory=self,
             fleet_inventory=self,
             liveness=self.liveness,
@@ -855,60 +858,3 @@ def test_a_renewed_certificate_is_used_without_a_restart(serve: Serve, web: Path
     (web.parent / "server.key").write_bytes(new_key)
     assert answers(trusting(web.parent))
     assert not answers(old)
-
-
-# -- the landing page
-
-
-def test_the_landing_page_shows_the_fleet_and_links_that_work(serve: Serve) -> None:
-    backend = Memory(
-        snapshot=snapshot(
-            gauges("w1", cpu=20.0), gauges("w2", cpu=60.0, name="<script>alert(1)</script>"), gauges("w3", status="failed")
-        ),
-        sources={"mongodb": None, "cloudwatch <region>": "No <credentials>."},
-    )
-    client = serve(backend)
-    response = client.get("/")
-    page = response.text
-    assert response.headers["content-type"] == "text/html; charset=utf-8"
-    assert "from cml_cloud_manager.cml_workers" in page
-    assert "40.0 %" in page  # the mean of the two that run
-    assert "<script" not in page
-    assert "&lt;script&gt;alert(1)" in page
-    assert "No &lt;credentials&gt;." in page
-    assert page.index("w2") < page.index("w1")
-    links = [link for link in re.findall(r'href="\.(/[^"]*)"', page) if not link.startswith("/workers/")]
-    assert re.findall(r'href="\./workers/([^"]*)"', page) == ["w2", "w3", "w1"]
-    assert links == [each.path for each in routes.ROUTES[1:] if "{" not in each.path and each.method == "GET"]
-    assert [client.get(link).status_code for link in links] == [200] * len(links)
-    for endpoint in routes.ROUTES:
-        assert f">{endpoint.title}<" in page or endpoint.path == "/"
-
-
-def test_the_landing_page_loads_nothing_from_other_hosts(serve: Serve) -> None:
-    page = serve(Memory(snapshot=snapshot(gauges("w1")))).get("/").text
-    assert "http://" not in page
-    assert "https://" not in page
-
-
-def test_the_landing_page_stays_small_for_a_large_fleet(serve: Serve) -> None:
-    workers = [gauges(f"w{i:04}", cpu=i / 10, name="n" * 10_000) for i in range(1000)]
-    page = serve(Memory(snapshot=snapshot(*workers))).get("/").text
-    assert page.count("<tr><td>") == 200
-    assert "The 200 busiest of 1000." in page
-    assert "w0999" in page
-    assert "w0799" not in page
-    assert len(page) < 250_000
-
-
-def test_the_landing_page_says_why_there_are_no_values(serve: Serve) -> None:
-    backend = Memory(ready=False)
-    client = serve(backend)
-    assert "have not been read yet" in client.get("/").text
-    backend.ready, backend.snapshot = True, snapshot()
-    assert "No workers" in client.get("/").text
-    backend.snapshot = snapshot(gauges("w1"))
-    backend.time = NOW + 60
-    page = client.get("/").text
-    assert "No recent values" in page
-    assert "45.2" not in page

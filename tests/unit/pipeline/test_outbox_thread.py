@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
+from exporter.core.condition import Condition
 from exporter.core.errors import IncompatibleStoreError, StoreError
 from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.outbox import Outbox
@@ -112,27 +113,27 @@ async def test_one_that_was_damaged_at_the_start_is_counted(tmp_path: Path) -> N
 
 
 async def test_it_says_since_when_writes_fail_or_succeed(env: Env) -> None:
-    assert env.thread.condition == (None, 1000)
+    assert env.thread.condition == Condition(None, 1000)
     for env.now in (2000, 2100, 2200):
         with pytest.raises(StoreError):
             await env.thread(full)
-        assert env.thread.condition == ("the disk is full", 2000)
+        assert env.thread.condition == Condition("the disk is full", 2000)
     await env.thread(works)
-    assert env.thread.condition == ("the disk is full", 2000), "another step's success proves nothing"
+    assert env.thread.condition == Condition("the disk is full", 2000), "another step's success proves nothing"
 
     def now_works() -> None: ...
 
     now_works.__name__ = "full"
     env.now = 2300
     await env.thread(now_works)
-    assert env.thread.condition == (None, 2300)
+    assert env.thread.condition == Condition(None, 2300)
 
 
 async def test_a_failure_that_no_longer_counts_ended_when_its_time_was_up(env: Env) -> None:
     with pytest.raises(StoreError):
         await env.thread(full)
     env.now = 1000 + FAILURE_TTL_SECONDS + 5000
-    assert env.thread.condition == (None, 1000 + FAILURE_TTL_SECONDS)
+    assert env.thread.condition == Condition(None, 1000 + FAILURE_TTL_SECONDS)
     with pytest.raises(StoreError):
         await env.thread(full)
-    assert env.thread.condition == ("the disk is full", env.now)
+    assert env.thread.condition == Condition("the disk is full", env.now)

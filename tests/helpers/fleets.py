@@ -1,0 +1,65 @@
+"""Fleets for tests of the pages: workers with every kind of value, and the hours of their history."""
+
+import math
+from collections.abc import AsyncIterator, Collection, Sequence
+from typing import Any
+
+from exporter.core.model import Worker, WorkerGauges
+from exporter.core.periods import HOUR, align
+
+MARKUP = "</a><script>document.title='owned'</script><img src=http://example.org/x.png onerror=alert(1)>&amp;\"'"
+"""A name that would do something if it were more than text."""
+_STATUSES = ("running", "running", "running", "stopped", "running", "pending", "terminated", "failed")
+_REGIONS = ("eu-west-1", "us-east-1", "ap-southeast-2")
+
+
+def fleet(size: int, now: int) -> tuple[WorkerGauges, ...]:
+    """Return `size` workers as of the UTC second `now`."""
+    return tuple(_gauges(number, now) for number in range(size))
+
+
+def _gauges(number: int, now: int) -> WorkerGauges:
+    status = _STATUSES[number % len(_STATUSES)]
+    worker = Worker(
+        f"00000000-0000-4000-8000-{number:012}",
+        _REGIONS[number % len(_REGIONS)],
+        f"i-{number:017x}",
+        status,
+        name=f"cml-worker-{number:05}",
+        instance_type="c5.4xlarge",
+        active_labs=number % 5,
+        last_activity_at=now - number * 977 % 400_000,
+    )
+    load = status not in ("stopped", "terminated")
+    return WorkerGauges(
+        worker,
+        now - 40,
+        True,
+        load,
+        cpu=(number * 37) % 1000 / 10 if load else None,
+        cpu_time=now - 200,
+        memory=20 + (number * 53) % 700 / 10 if load else None,
+        memory_time=now - 200,
+    )
+
+
+class Hours:
+    """The hourly aggregates of every worker, with a gap of three hours; counts its queries."""
+
+    def __init__(self) -> None:
+        self.queries: list[frozenset[str]] = []
+        self.failure: Exception | None = None
+
+    async def columns(
+        self, worker_ids: Collection[str], start: int, end: int, field: str | None
+    ) -> AsyncIterator[tuple[str, str, Sequence[int], Sequence[Any]]]:
+        """Yield a wave for each worker; raises `failure`."""
+        self.queries.append(frozenset(worker_ids))
+        if self.failure:
+            raise self.failure
+        first = align(start // 1000 - 1, HOUR) + HOUR
+        stamps = [at * 1000 for at in range(first, end // 1000 + 1, HOUR) if at // HOUR % 24 not in (3, 4, 5)]
+        for number, worker_id in enumerate(sorted(worker_ids)):
+            offset = 0 if field == "cpu_utilization_avg" else 2
+            values = [50 + 45 * math.sin(stamp / 7_200_000 + number + offset) for stamp in stamps]
+            yield worker_id, "eu-west-1", stamps, values
