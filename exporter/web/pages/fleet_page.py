@@ -13,7 +13,7 @@ from exporter.web import sparklines
 from exporter.web.fleet_query import DEFAULT_SORT, FIRST_ORDER, FleetQuery, Sort
 from exporter.web.pages import templates
 from exporter.web.pages.fleet_table import PAGE_ROWS, Selection, ShownWorker
-from exporter.web.pages.templates import ago, number
+from exporter.web.pages.templates import ago, moment, number
 from exporter.web.sparklines import Sparklines
 
 MAX_TEXT_CHARACTERS = 80
@@ -217,7 +217,11 @@ def _parts(view: FleetView) -> Iterable[Part]:
     for part, condition in sorted(view.conditions.items(), key=lambda pair: (pair[1].error is None, pair[0])):
         region = part.removeprefix("cloudwatch ")
         name = f"CloudWatch in {region}" if region != part else _PARTS.get(part, part)
-        yield Part(name, condition.error, Markup("") if condition.since is None else ago(condition.since, view.now))
+        yield Part(name, condition.error, _since(condition.since, view.now))
+
+
+def _since(time: int | None, now: int) -> Markup:
+    return Markup("") if time is None else Markup("{} ({})").format(moment(time), ago(time, now))
 
 
 def _row(found: ShownWorker, view: FleetView) -> Row:

@@ -72,7 +72,7 @@ def ago(time: int, now: int) -> Markup:
     """Return how long ago a time was in its largest unit, such as `3 h`, with the exact time on hover; both in UTC seconds."""
     seconds, exact = max(0, now - time), rfc3339(time)
     unit, name = next(((unit, name) for unit, name in _UNITS if seconds >= 2 * unit), (MINUTE, "min"))
-    text = f"{seconds // unit:,} {name}" if seconds >= MINUTE else "less than 1 min"
+    text = f"{seconds // unit:,} {name}" if seconds >= MINUTE else "< 1 min"
     return Markup('<time datetime="{}" title="{}">{}</time>').format(exact, exact, text)
 
 
