@@ -32,7 +32,7 @@ class WithSamples(Memory):
                 active_labs_count=at // 3600 % 3,
                 status="running",
             )
-            for at in range(start // 1000 // 300 * 300, end, 300)
+            for at in range(start // 1000 // 300 * 300, end // 1000, 300)
         ]
         return rows[:limit], None
 
@@ -212,11 +212,10 @@ PATHS = [
 WORKER = f"/workers/{fleet(1, NOW)[0].worker.id}"
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize(("width", "tall"), [(400, "phone"), (1400, "screen"), (3840, "4K")])
+@pytest.mark.parametrize(("width", "scheme"), [(400, "dark"), (1400, "light")])
 @pytest.mark.parametrize(("state", "path"), [*PATHS, ("full", WORKER), ("full", f"{WORKER}?compare=1w")])
 def test_every_page_is_accessible_and_never_wider_than_the_window(
-    browser: Browser, state: str, path: str, width: int, tall: str, scheme: Literal["light", "dark"]
+    browser: Browser, state: str, path: str, width: int, scheme: Literal["light", "dark"]
 ) -> None:
     with opened(browser, STATES[state], path, width=width, scheme=scheme) as shown:
         assert shown.violations() == []
