@@ -49,7 +49,7 @@ class ResponseSpec:
 
 
 class Endpoint(NamedTuple):
-    """One route: path, handler, responses, and a description for the landing page, docs/http.md and OpenAPI."""
+    """One route: path, handler, responses, and a description for the page of the API, docs/http.md and OpenAPI."""
 
     path: str
     handler: Callable[[Request], Awaitable[Response]]

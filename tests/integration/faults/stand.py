@@ -100,7 +100,7 @@ class Stand:
         return time.monotonic() - began
 
     def wait_for_error(self, part: str, words: str, within: float) -> float:
-        """Wait until /-/ready and the landing page show an error of a part; return the seconds it took."""
+        """Wait until /-/ready and the fleet page show an error of a part; return the seconds it took."""
         seconds = self.wait_for(lambda: words in (self.sources().get(part) or ""), within, f"failing in {part}: {words}")
         response = self.exporter.get("/-/ready")
         assert response.status_code == 200, "a target with right gauges stays in rotation"
