@@ -27,7 +27,8 @@ class Query:
     Attributes:
         legend: with labels as {{label}}.
         instant: query the newest value only, not the range.
-        interval: the minimum step, such as "5m".
+        interval: the minimum step, such as "5m". Grafana takes it for the scrape interval, too, so a query with
+            `$__rate_interval` must not have one: give it to the graph.
     """
 
     expr: str
@@ -155,8 +156,9 @@ def graph(
     height: int = 8,
     columns: bool = False,
     stacked: bool = False,
+    interval: str | None = None,
 ) -> Panel:
-    """Return a graph over time: lines, or columns for counts per interval."""
+    """Return a graph over time: lines, or columns for counts per interval; `interval` is the minimum step of all queries."""
     custom = {
         "drawStyle": "bars" if columns else "line",
         "lineInterpolation": "linear",
@@ -177,6 +179,8 @@ def graph(
     }
     panel = _panel("timeseries", title, question, description, queries, style, width, height, options=options, custom=custom)
     panel.body["fieldConfig"]["defaults"]["color"] = {"mode": "palette-classic"}
+    if interval:
+        panel.body["interval"] = interval
     return panel
 
 

@@ -221,11 +221,14 @@ def last_seen(matchers: str, window: str = "$__range") -> str:
 
 
 def counter_increase(counter: str, by: str = "") -> str:
-    """Return the increase of a counter in one step of the graph.
+    """Return the increase of a counter in one step of the graph, as a whole number while the counter is scraped evenly.
 
-    A counter with labels appears with its first value, which increase() does not count; so a new series counts as a whole.
+    The window of the rate is one scrape longer than the step, so that it has both ends' samples; multiplied by the step, the
+    rate is the difference of these samples. A counter with labels appears with its first value, which no rate counts; so a new
+    series counts as a whole, in the step in which it appears.
     """
-    total = f"({counter} unless last_over_time({counter}[1h] offset $__rate_interval)) or increase({counter}[$__rate_interval])"
+    new = f"{counter} unless last_over_time({counter}[1h] offset $__interval)"
+    total = f"({new}) or rate({counter}[$__rate_interval]) * $__interval_ms / 1000"
     return f"sum{_suffixed(f'by ({by})' if by else '')} ({total})"
 
 

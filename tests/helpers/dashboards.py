@@ -38,14 +38,14 @@ def faster(folder: Path, exporter: str, *further: Json) -> Json:
 
 
 def run_query(
-    prometheus: Prometheus, dashboard: Json, target: Json, chosen: Variables, now: float
+    prometheus: Prometheus, dashboard: Json, panel: Json, target: Json, chosen: Variables, now: float
 ) -> dict[Labels, list[float]]:
     """The values of each series, as Grafana would get them."""
     view = View(seconds(dashboard["time"]["from"]), 1, chosen)
-    query = view.expand(target["expr"], target.get("interval"))
+    query = view.expand(target["expr"], panel, target)
     if target["instant"]:
         return {labels: [value] for labels, value in prometheus.values(query, now).items()}
-    step = view.step(target.get("interval"))
+    step = view.step(panel, target)
     # Grafana's graphs end at a multiple of the step; of a short one that would be before this Prometheus was started.
     end = align(int(now), step) if step >= HOUR else now
     parameters = {"query": query, "start": end - view.range // step * step, "end": end, "step": float(step)}

@@ -119,14 +119,14 @@ class Stack:
 
     def shown(self, uid: str, title: str, ref: str, now: float, **chosen: list[str]) -> dict[Labels, float]:
         """The newest value of each series of a query of a panel."""
-        (target,) = [
-            target
+        ((panel, target),) = [
+            (panel, target)
             for panel in panels(DASHBOARDS[uid])
             if panel["title"] == title
             for target in panel["targets"]
             if target["refId"] == ref
         ]
-        found = run_query(self.prometheus, DASHBOARDS[uid], target, {**ALL, **chosen}, now)
+        found = run_query(self.prometheus, DASHBOARDS[uid], panel, target, {**ALL, **chosen}, now)
         return {labels: values[-1] for labels, values in found.items()}
 
     def value(self, uid: str, title: str, ref: str, now: float, **chosen: list[str]) -> float:
@@ -240,7 +240,7 @@ def wrong_answers(stack: Stack, uid: str) -> list[str]:
     ]
 
     def wrong(name: str, panel: Json, target: Json, mode: str) -> list[str]:
-        found = run_query(stack.prometheus, DASHBOARDS[uid], target, chosen(uid, mode, stack.exporter), now)
+        found = run_query(stack.prometheus, DASHBOARDS[uid], panel, target, chosen(uid, mode, stack.exporter), now)
         foreign = uid != conventions.EXPORTER and "ALERTS" not in target["expr"]
         complaints = list(problems(panel, target, found, foreign=foreign))
         if (

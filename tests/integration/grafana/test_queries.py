@@ -3,6 +3,7 @@
 import contextlib
 import math
 import re
+import subprocess
 import threading
 import time
 import uuid
@@ -14,6 +15,7 @@ from typing import Any
 
 import promql_parser as promql
 import pytest
+import yaml
 from prometheus_client import CollectorRegistry
 from pymongo import MongoClient
 
@@ -283,14 +285,14 @@ def shown(
 ) -> dict[Labels, float]:
     """The newest value of each series of a query of a panel."""
     dashboard = DASHBOARDS[uid]
-    (target,) = [
-        target
+    ((panel, target),) = [
+        (panel, target)
         for panel in panels(dashboard)
         if panel["title"] == title
         for target in panel["targets"]
         if target["refId"] == ref
     ]
-    found = run_query(stack.prometheus, dashboard, target, {**ALL, **chosen}, time.time() if now is None else now)
+    found = run_query(stack.prometheus, dashboard, panel, target, {**ALL, **chosen}, time.time() if now is None else now)
     return {labels: values[-1] for labels, values in found.items()}
 
 
@@ -308,7 +310,7 @@ def test_every_query_has_an_answer_with_all_one_and_several_values_of_its_variab
     now, wrong = time.time(), []
     for mode in ("all", "one", "several"):
         for name, panel, target in queries(DASHBOARDS[uid]):
-            found = run_query(stack.prometheus, DASHBOARDS[uid], target, variables(uid, stack, mode), now)
+            found = run_query(stack.prometheus, DASHBOARDS[uid], panel, target, variables(uid, stack, mode), now)
             foreign = uid != conventions.EXPORTER and "ALERTS" not in target["expr"]
             wrong += [f"{name} ({mode}): {each}" for each in problems(panel, target, found, foreign=foreign)]
             machine = "node_" in target["expr"] and mode == "several"
@@ -322,7 +324,9 @@ def test_each_selector_alone_has_data(stack: Stack, uid: str) -> None:
     """What is joined by `or`, `unless` or a comparison would hide a name that is misspelt."""
     alone = set[str]()
     for _, panel, target in queries(DASHBOARDS[uid]):
-        query = View(seconds(DASHBOARDS[uid]["time"]["from"]), 1, variables(uid, stack, "all")).expand(target["expr"])
+        query = View(seconds(DASHBOARDS[uid]["time"]["from"]), 1, variables(uid, stack, "all")).expand(
+            target["expr"], panel, target
+        )
         found: list[Any] = []
         promql.walk(promql.parse(query), found.append)
         for node in found if panel["title"] not in MAY_BE_EMPTY else ():
@@ -706,3 +710,29 @@ def test_annotations_mark_alerts_restarts_and_changes_of_status(run_prometheus: 
         until(lambda: prometheus.value("process_start_time_seconds") == 2000, "a restart")
         assert [marks(uid, "Exporter restarts") for uid in DASHBOARDS] == [[{"instance": address, "at": 2000_000}]] * 4
         assert marks(conventions.WORKER, "Status changes") == [{"worker_id": ALPHA.worker_id, "status": "stopping"}]
+
+
+def test_a_column_is_the_count_of_its_interval(tmp_path: Path) -> None:
+    """12 metrics billed every 5 minutes are columns of 12: not of 49, nor of 13.2 for a window one scrape longer.
+
+    The steps fall between scrapes, as in practice.
+    """
+    ((panel, target),) = [
+        (panel, target) for panel in panels(DASHBOARDS[conventions.EXPORTER]) if panel["title"] == "Metrics requested"
+        for target in panel["targets"]
+    ]  # fmt: skip
+    view = View(6 * HOUR, 30, ALL)
+    scrapes = [12 * (1 + (scrape - 7) // 10) for scrape in range(7, 200)]  # 12 more every tenth scrape
+    series = f'cml_exporter_cloudwatch_metrics_requested_total{{job="{ALL["job"]}",instance="a",region="{EU}"}}'
+    twelve = [{"labels": f'{{region="{EU}"}}', "value": 12}]
+    expected = [{"eval_time": f"{5 * step}m10s", "exp_samples": twelve} for step in range(1, 16)]
+    test = {
+        "interval": "30s",
+        "input_series": [{"series": series, "values": " ".join(["_"] * 7 + [str(each) for each in scrapes])}],
+        "promql_expr_test": [{"expr": view.expand(target["expr"], panel, target), **each} for each in expected],
+    }
+    file = tmp_path / "test.yml"
+    file.write_text(yaml.safe_dump({"evaluation_interval": "30s", "tests": [test]}))
+    promtool = program("promtool", INSTALL)
+    done = subprocess.run([promtool, "test", "rules", file], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

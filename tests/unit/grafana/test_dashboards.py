@@ -71,15 +71,15 @@ def variables(dashboard: Json) -> dict[str, str | list[str] | None]:
     }
 
 
-def expanded(dashboard: Json, target: Json) -> str:
+def expanded(dashboard: Json, target: Json, panel: Json | None = None) -> str:
     view = View(seconds(dashboard["time"]["from"]), 30, variables(dashboard))
-    return view.expand(target["expr"], target.get("interval"))
+    return view.expand(target["expr"], panel, target)
 
 
 def expressions(dashboard: Json) -> Iterator[tuple[str, str]]:
     """Every query as Prometheus gets it, those of variables and annotations too."""
-    for name, _, target in queries(dashboard):
-        yield name, expanded(dashboard, target)
+    for name, panel, target in queries(dashboard):
+        yield name, expanded(dashboard, target, panel)
     for each in dashboard["templating"]["list"]:
         inner = (
             re.fullmatch(r"(?:query_result|label_values)\((.+?)(?:, \w+)?\)", each["query"]["query"])
@@ -99,6 +99,16 @@ def known_labels(name: str) -> set[str]:
     labels = FOREIGN.get(name) or labels_of(name)
     assert labels is not None, f"{name} is neither exposed nor recorded"
     return labels | ({"store"} if name in METRICS_BY_NAME or name in HOURLY else set())
+
+
+def test_macros_are_computed_as_grafana_does() -> None:
+    """As in calculateRateInterval and calculatePrometheusInterval of Grafana's Prometheus data source."""
+    view = View(6 * 3600, 30, {})
+    said = "$__interval $__interval_ms $__rate_interval"
+    assert view.expand(said) == "30s 30000 120s"
+    assert view.expand(said, {"interval": "5m"}) == "300s 300000 330s"
+    assert view.expand(said, {}, {"interval": "5m"}) == "300s 300000 1200s"
+    assert View(30 * 86400, 30, {}).expand(said, {"interval": "5m"}) == "3600s 3600000 3630s"
 
 
 # -- the files ---------------------------------------------------------------------------------------------------------
@@ -328,16 +338,37 @@ def test_what_is_read_of_a_large_fleet_is_read_by_the_hour() -> None:
 
 @pytest.mark.parametrize(("dashboard", "panel", "target"), QUERIES)
 def test_a_query_uses_variables_that_exist_and_the_steps_of_its_graph(dashboard: Json, panel: Json, target: Json) -> None:
-    expanded(dashboard, target)
+    expanded(dashboard, target, panel)
     within = re.findall(r"(\w+)\([^()]*?\[([^\]]+)\]", target["expr"])
     for function, window in within:
         if function in ("rate", "irate", "increase") and not target["instant"]:
             assert window == "$__rate_interval"
-    if "$__interval" in target["expr"] and STORE in target["expr"]:
+    if "$__interval" in target["expr"] and f'store="{STORE}"' in target["expr"]:
         by_hour = any(name in target["expr"] for name in HOURLY)
         assert seconds(target["interval"]) >= (3600 if by_hour else 300), "as often as there is a value"
     assert target["instant"] == (panel["type"] in ("stat", "bargauge", "table"))
     assert "vector(0)" not in target["expr"], "a name that is misspelt would look like nothing going on"
+
+
+@pytest.mark.parametrize(("dashboard", "panel", "target"), QUERIES)
+def test_the_window_of_a_rate_is_one_step_and_one_scrape(dashboard: Json, panel: Json, target: Json) -> None:
+    """A min step of the query would count as the scrape interval, so that the window were four times as long."""
+    if "$__rate_interval" not in target["expr"]:
+        return
+    view = View(seconds(dashboard["time"]["from"]), 30, {})
+    assert "interval" not in target
+    assert int(view.expand("$__rate_interval", panel, target)[:-1]) == max(view.step(panel, target) + 30, 120)
+
+
+@pytest.mark.parametrize(("dashboard", "panel", "target"), QUERIES)
+def test_a_count_has_no_decimals(dashboard: Json, panel: Json, target: Json) -> None:
+    counts = (
+        re.search(r"_total\b", target["expr"])
+        and "rate(process_cpu" not in target["expr"]
+        and "http_conn" not in target["expr"]
+    )
+    if panel["fieldConfig"]["defaults"]["unit"] == "none" and counts:
+        assert panel["fieldConfig"]["defaults"]["decimals"] == 0
 
 
 @pytest.mark.parametrize(("dashboard", "panel", "target"), QUERIES)
