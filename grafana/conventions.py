@@ -36,6 +36,7 @@ STALE = ((threshold("stale_seconds") / 2, "yellow"), (threshold("stale_seconds")
 LONG_IDLE = ((3600.0, "yellow"), (4 * 3600.0, "red"))
 """Seconds; the alert fires at the red threshold."""
 
+LABS = "Active labs are the labs of running workers as the manager counts them, stopped labs included."
 NOTHING_LISTED = "No worker listed"
 NO_HISTORY = "No history in this time range"
 NO_HOURS = "No whole hour of history in this time range, or too many workers for one query: select fewer"

@@ -15,6 +15,7 @@ from grafana.promql import (
     live,
     live_info,
     live_status_code,
+    of_running,
     only_top,
     with_display_name,
 )
@@ -33,7 +34,7 @@ def _rank(metric: Metric) -> str:
 
 
 def _by_worker(title: str, question: str, description: str, metric: Metric, style: Style) -> Panel:
-    query = Query(_name(only_top(live(metric, IN_REGION), _rank(metric))), "{{worker}}")
+    query = Query(_name(only_top(of_running(metric, IN_REGION), _rank(metric))), "{{worker}}")
     return graph(title, question, description, [query], replace(style, links=conventions.SERIES_LINK))
 
 
@@ -67,24 +68,24 @@ def _now_row() -> list[Panel]:
         stat(
             "Active labs",
             "How many labs are there?",
-            "Labs on all running workers together, as counted by the manager; that includes stopped labs.",
-            [instant(f"sum({live(ACTIVE_LABS, IN_REGION)})")],
+            f"{conventions.LABS} On all workers together.",
+            [instant(f"sum({of_running(ACTIVE_LABS, IN_REGION)})")],
             conventions.COUNT,
             width=3,
         ),
         stat(
             "Mean CPU",
             "How busy is the fleet?",
-            "Average CPU of all workers that have a value.",
-            [instant(f"avg({live(CPU, IN_REGION)})")],
+            "Average CPU of all running workers that have a value.",
+            [instant(f"avg({of_running(CPU, IN_REGION)})")],
             replace(conventions.CPU_RATIO, empty="No value", decimals=1),
             width=3,
         ),
         stat(
             "Mean memory",
             "How full is the fleet's memory?",
-            "Average memory of all workers that have a value; this requires the CloudWatch agent on the worker.",
-            [instant(f"avg({live(MEMORY, IN_REGION)})")],
+            "Average memory of all running workers that have a value; this requires the CloudWatch agent on the worker.",
+            [instant(f"avg({of_running(MEMORY, IN_REGION)})")],
             replace(conventions.MEMORY_RATIO, empty="No value", decimals=1),
             width=3,
         ),
@@ -154,8 +155,8 @@ def _load() -> list[Panel]:
         bars(
             "Busiest now",
             "Which workers are busiest now?",
-            "The workers with the highest CPU in the newest 5 minutes.",
-            instant(_name(f"topk($top, {live(CPU, IN_REGION)})"), "{{worker}}"),
+            "The running workers with the highest CPU in the newest 5 minutes.",
+            instant(_name(f"topk($top, {of_running(CPU, IN_REGION)})"), "{{worker}}"),
             replace(conventions.CPU_RATIO, empty="No value", links=conventions.SERIES_LINK),
             width=8,
         ),
@@ -203,9 +204,9 @@ def _over_time() -> list[Panel]:
         graph(
             "Active labs and idle workers",
             "Does the number of running workers match the number of labs?",
-            "Labs as counted by the manager, running workers, and idle workers among them.",
+            f"{conventions.LABS} Running workers, and idle workers among them.",
             [
-                Query(f"sum({live(ACTIVE_LABS, IN_REGION)})", "active labs"),
+                Query(f"sum({of_running(ACTIVE_LABS, IN_REGION)})", "active labs"),
                 Query(f"sum({live(STATUS, IN_REGION, RUNNING)})", "running workers"),
                 Query(f"sum({_IDLE})", "idle workers"),
             ],
@@ -243,9 +244,9 @@ def _inventory() -> Panel:
     info = display_name(live_info(IN_REGION))
     queries = [
         instant(f"topk by ({WORKER}) (1, max by ({facts}) ({info}))"),
-        instant(live(CPU, IN_REGION)),
-        instant(live(MEMORY, IN_REGION)),
-        instant(live(ACTIVE_LABS, IN_REGION)),
+        instant(of_running(CPU, IN_REGION)),
+        instant(of_running(MEMORY, IN_REGION)),
+        instant(of_running(ACTIVE_LABS, IN_REGION)),
         instant(f"{idle_seconds(IN_REGION)} and on ({WORKER}) {_RUNNING}"),
         instant(f"1000 * {live(CREATED, IN_REGION)}"),
         instant(f"topk by ({WORKER}) (1, max by ({WORKER}, status) ({STATUS.name}{{{IN_REGION}}}) == 1)"),
@@ -268,15 +269,15 @@ def _regions() -> list[Panel]:
         instant(f"count {by_region} ({live(INFO, IN_REGION)})"),
         instant(f"sum {by_region} ({live(STATUS, IN_REGION, RUNNING)})"),
         instant(f"sum {by_region} ({_IDLE})"),
-        instant(f"sum {by_region} ({live(ACTIVE_LABS, IN_REGION)})"),
-        instant(f"avg {by_region} ({live(CPU, IN_REGION)})"),
-        instant(f"avg {by_region} ({live(MEMORY, IN_REGION)})"),
+        instant(f"sum {by_region} ({of_running(ACTIVE_LABS, IN_REGION)})"),
+        instant(f"avg {by_region} ({of_running(CPU, IN_REGION)})"),
+        instant(f"avg {by_region} ({of_running(MEMORY, IN_REGION)})"),
     ]
     return [
         table(
             "Regions",
             "How do the regions compare?",
-            "Workers, labs, and average utilization per AWS region.",
+            "Workers, active labs, and average utilization of the running workers per AWS region.",
             queries,
             (
                 Column("region", "Region"),
@@ -295,8 +296,8 @@ def _regions() -> list[Panel]:
         graph(
             "CPU by region",
             "Which region is busy, and when?",
-            "Average CPU of the workers in each region.",
-            [Query(f"avg {by_region} ({live(CPU, IN_REGION)})", "{{region}}")],
+            "Average CPU of the running workers in each region.",
+            [Query(f"avg {by_region} ({of_running(CPU, IN_REGION)})", "{{region}}")],
             conventions.CPU_RATIO,
         ),
     ]

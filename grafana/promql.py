@@ -65,6 +65,11 @@ def live(metric: Metric, matchers: str, more: str = "") -> str:
     return f"max by ({WORKER}) ({metric.name}{{{_join(matchers, more)}}})"
 
 
+def of_running(metric: Metric, matchers: str) -> str:
+    """Return the newest value of each worker that runs; another has none from the moment its status says so."""
+    return f"({live(metric, matchers)} and on ({WORKER}) {in_status('running', matchers)})"
+
+
 def history_selector(metric: Metric, matchers: str, more: str = "") -> str:
     """Return a selector of the history, to be used with a range."""
     return f"{metric.name}{{{_join(_STORED, matchers, more)}}}"

@@ -57,7 +57,7 @@ def _averages() -> list[Panel]:
         compared(
             "Average active labs",
             "How much were they used?",
-            "Average number of running labs on all workers together,",
+            f"{conventions.LABS} Their number on all workers together, on average",
             ACTIVE_LABS_1H,
             _LABS,
         ),
@@ -101,7 +101,7 @@ def _weeks() -> list[Panel]:
         stat(
             "Labs against the week before",
             "Are they used more than last week?",
-            "Average number of running labs in the last 7 days minus that of the 7 days before.",
+            f"{conventions.LABS} Average of the last 7 days minus that of the 7 days before.",
             [instant(_change(ACTIVE_LABS_1H))],
             replace(_CHANGE, unit="none"),
             width=6,

@@ -712,6 +712,61 @@ def test_annotations_mark_alerts_restarts_and_changes_of_status(run_prometheus: 
         assert marks(conventions.WORKER, "Status changes") == [{"worker_id": ALPHA.worker_id, "status": "stopping"}]
 
 
+def test_a_worker_that_does_not_run_counts_in_no_load(run_prometheus: RunPrometheus, tmp_path: Path) -> None:
+    """One that is stopping keeps its last values on /metrics for some minutes."""
+    load = {"cpu": 90.0, "memory": 80.0}
+
+    def text() -> str:
+        busy = Worker(ALPHA.worker_id, EU, ALPHA.instance_id, "running", name="cml alpha", active_labs=2)
+        ending = Worker(OMEGA.worker_id, EU, OMEGA.instance_id, "stopping", name="cml omega", active_labs=5)
+        gauges = [WorkerGauges(busy, NOW, True, cpu=10.0, memory=20.0), WorkerGauges(ending, NOW, True, **load)]
+        return render_metrics(gauges, ()).decode()
+
+    with serving(text) as address:
+        prometheus = run_prometheus(faster(tmp_path / "rules", address))
+        until(lambda: prometheus.values("cml_region:cpu_utilization_ratio:avg"), "recorded")
+
+        def says(uid: str, title: str, ref: str = "A", **chosen: str) -> dict[Labels, float]:
+            ((panel, target),) = [
+                (panel, target)
+                for panel in panels(DASHBOARDS[uid])
+                if panel["title"] == title
+                for target in panel["targets"]
+                if target["refId"] == ref
+            ]
+            found = run_query(prometheus, DASHBOARDS[uid], panel, target, {**ALL, **chosen}, time.time())
+            return {labels: values[-1] for labels, values in found.items()}
+
+        fleet = conventions.FLEET
+        for title, ref, expected in (
+            ("Mean CPU", "A", 0.1),
+            ("Mean memory", "A", 0.2),
+            ("Active labs", "A", 2),
+            ("Active labs and idle workers", "A", 2),
+            ("Busiest now", "A", 0.1),
+            ("CPU by worker", "A", 0.1),
+            ("Memory by worker", "A", 0.2),
+            ("Inventory", "B", 0.1),
+            ("Inventory", "C", 0.2),
+            ("Inventory", "D", 2),
+            ("Regions", "D", 2),
+            ("Regions", "E", 0.1),
+            ("Regions", "F", 0.2),
+            ("CPU by region", "A", 0.1),
+        ):
+            assert list(says(fleet, title, ref).values()) == pytest.approx([expected]), title
+        assert prometheus.value("cml_region:cpu_utilization_ratio:avg") == pytest.approx(0.1)
+        assert prometheus.value("cml_region:memory_utilization_ratio:avg") == pytest.approx(0.2)
+        for worker_id, values in (
+            (ALPHA.worker_id, (1, 0.1, 0.2, 2)),
+            (OMEGA.worker_id, (4, -1, -1, -1)),
+            ("w-gone", (-1,) * 4),
+        ):
+            for title, expected in zip(("Status", "CPU", "Memory", "Active labs"), values, strict=True):
+                found = list(says(conventions.WORKER, title, worker_id=worker_id).values())
+                assert found == pytest.approx([expected]), f"{title} of {worker_id}"
+
+
 def test_a_column_is_the_count_of_its_interval(tmp_path: Path) -> None:
     """12 metrics billed every 5 minutes are columns of 12: not of 49, nor of 13.2 for a window one scrape longer.
 
