@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from exporter.core.catalog import INFO, STATUS
-from grafana.panels import Json, Style, annotation, choice, steps, variable
+from grafana.panels import Json, Style, annotation, choice, mappings, steps, variable
 from grafana.promql import CODES, IN_REGION, history_info, threshold
 
 FLEET, WORKER, TRENDS, EXPORTER = "cml-fleet", "cml-worker", "cml-trends", "cml-exporter"
@@ -13,6 +13,15 @@ FLEET, WORKER, TRENDS, EXPORTER = "cml-fleet", "cml-worker", "cml-trends", "cml-
 TO_WORKER = f"/d/{WORKER}?${{datasource:queryparam}}&${{__url_time_range}}&var-region=$__all&var-worker_id="
 """The worker's id follows. With all regions, because the worker's region may not be selected on the linking dashboard."""
 SERIES_LINK: Mapping[str, str] = {"Open this worker": TO_WORKER + "${__field.labels.worker_id:percentencode}"}
+
+EC2_CONSOLE = (
+    "https://${__field.labels.region}.console.aws.amazon.com/ec2/home?region=${__field.labels.region}"
+    "#InstanceDetails:instanceId=${__field.labels.instance_id}"
+)
+"""Address of an instance; in China amazonaws.cn."""
+CML_UI = "https://${__field.labels.worker:percentencode}"
+"""Address of a worker's CML UI. The manager does not write it; this one holds where a worker's name is its host name."""
+INSTANCE_LINKS: Mapping[str, str] = {"Open the EC2 console": EC2_CONSOLE, "Open the CML UI": CML_UI}
 
 COLORS: Mapping[str, str] = {
     "running": "green",
@@ -26,6 +35,24 @@ COLORS: Mapping[str, str] = {
     "unknown": "dark-yellow",
 }
 STATUS_TEXTS = {status: (status, color) for status, color in COLORS.items()}
+GREY = "#8e8e8e"
+NONE = -1
+"""Value of what has none now, so that its tile stays: no gauge is below 0."""
+NO_VALUE: Mapping[str, tuple[str, str]] = {str(NONE): ("–", GREY)}
+COMPARED: Mapping[str, Json] = {
+    name: {
+        "color": {"mode": "fixed", "fixedColor": GREY},
+        "custom.lineStyle": {"fill": "dash", "dash": dashes},
+        "custom.fillOpacity": 0,
+    }
+    for name, dashes in (
+        ("24 h average", [2, 6]),
+        ("a week ago", [10, 10]),
+        ("a week earlier", [10, 10]),
+        ("week before", [10, 10]),
+    )
+}
+"""Comparisons are grey and dashed, never in the color of a threshold; by the legend of their query."""
 STATUS_CODES = {str(code): (status, COLORS[status]) for status, code in CODES.items()}
 
 BUSY = ((0.7, "yellow"), (threshold("cpu_ratio"), "red"))
@@ -40,6 +67,8 @@ LABS = "Active labs are the labs of running workers as the manager counts them, 
 NOTHING_LISTED = "No worker listed"
 NO_HISTORY = "No history in this time range"
 NO_HOURS = "No whole hour of history in this time range, or too many workers for one query: select fewer"
+HOURS = "suffix: h"
+"""A unit of its own: Grafana's unit h makes weeks of many hours."""
 RATIO = Style("percentunit", NOTHING_LISTED, minimum=0, maximum=1)
 CPU_RATIO = replace(RATIO, thresholds=BUSY)
 MEMORY_RATIO = replace(RATIO, thresholds=FULL)
@@ -51,6 +80,10 @@ _BAR_CELL: Json = {**RATIO_CELL, "custom.displayMode": "gradient-gauge"}
 CPU_CELL: Json = {**_BAR_CELL, "thresholds": steps(BUSY)}
 MEMORY_CELL: Json = {**_BAR_CELL, "thresholds": steps(FULL)}
 IDLE_CELL: Json = {"unit": "s", "decimals": 0, "thresholds": steps(LONG_IDLE), "custom.displayMode": "color-text"}
+SEVERITY_CELL: Json = {
+    "mappings": mappings({"critical": ("critical", "red"), "warning": ("warning", "orange"), "info": ("info", "blue")}),
+    "custom.displayMode": "color-text",
+}
 MOMENT_CELL: Json = {"unit": "dateTimeFromNow"}
 """Expects milliseconds."""
 

@@ -118,7 +118,8 @@ def stat(
         "graphMode": "none",
         "justifyMode": "auto",
         "orientation": "auto",
-        "textMode": "auto",
+        # By itself Grafana drops the name when one value is left, as if it were the first query's.
+        "textMode": "value_and_name" if len(queries) > 1 else "auto",
     }
     return _panel("stat", title, question, description, queries, style, width, height, options=options)
 
@@ -249,6 +250,29 @@ def table(
     for target in body.body["targets"]:
         target["format"] = "table"
     return body
+
+
+def facts(
+    title: str,
+    question: str,
+    description: str,
+    query: Query,
+    names: Mapping[str, str],
+    style: Style,
+    *,
+    width: int,
+    height: int,
+) -> Panel:
+    """Return a table of two columns, name and value: the labels of one series, in the order of `names` (label → shown name)."""
+    named = {"mappings": [{"type": "value", "options": {label: {"text": text} for label, text in names.items()}}]}
+    options = {"showHeader": False}
+    fixed: dict[str, Json] = {"label": named, "value": {"noValue": "–"}}
+    custom = {"align": "left", "displayMode": "auto", "filterable": False}
+    panel = _panel(
+        "table", title, question, description, [query], style, width, height, options=options, custom=custom, fixed=fixed
+    )
+    panel.body["transformations"] = [{"id": "labelsToFields", "options": {"mode": "rows", "keepLabels": list(names)}}]
+    return panel
 
 
 def _values(queries: Sequence[Query]) -> list[str]:

@@ -27,7 +27,7 @@ from grafana.promql import (
 )
 
 _LABS = Style("none", conventions.NO_HOURS, decimals=1, minimum=0)
-_HOURS = Style("h", conventions.NO_HOURS, decimals=0, minimum=0)
+_HOURS = Style(conventions.HOURS, conventions.NO_HOURS, decimals=0, minimum=0)
 _CHANGE = Style("percentunit", "No history of the week before", decimals=1)
 _CPU = replace(conventions.RATIO, empty=conventions.NO_HOURS, decimals=1)
 
@@ -192,8 +192,8 @@ _WORKERS = (
     Column("Value #D", "7 d before", conventions.RATIO_CELL),
     Column("Value #E", "CPU highest", conventions.RATIO_CELL),
     Column("Value #F", "Memory 7 d", conventions.RATIO_CELL),
-    Column("Value #G", "Running hours", {"unit": "h", "decimals": 1}),
-    Column("Value #H", "Idle hours", {"unit": "h", "decimals": 0}),
+    Column("Value #G", "Running hours", {"unit": conventions.HOURS, "decimals": 1}),
+    Column("Value #H", "Idle hours", {"unit": conventions.HOURS, "decimals": 0}),
     Column("worker_id", "Worker id"),
 )
 
@@ -238,7 +238,7 @@ def _tables() -> list[Panel]:
                 Column("worker", "Worker", conventions.ROW_LINK),
                 Column("region", "Region"),
                 Column("Value #A", "Last seen", {"unit": "dateTimeAsIso"}),
-                Column("Value #B", "Running hours", {"unit": "h", "decimals": 1}),
+                Column("Value #B", "Running hours", {"unit": conventions.HOURS, "decimals": 1}),
                 Column("Value #C", "Average CPU", conventions.CPU_CELL),
                 Column("worker_id", "Worker id"),
             ),

@@ -435,9 +435,23 @@ def test_a_worker_is_compared_with_its_own_history(stack: Stack) -> None:
     ages = by("metric", shown(stack, worker, "Age of each value", now=now, **alpha))
     assert set(ages) == {"cpu", "memory", "state"}
     assert all(0 < age < 1200 for age in ages.values())
+    (facts,) = shown(stack, worker, "Facts", **alpha)
+    assert dict(facts) == {
+        "worker": "cml w-alpha",
+        "worker_id": "w-alpha",
+        "region": EU,
+        "instance_id": ALPHA.instance_id,
+        "instance_type": "c5.metal",
+        "cml_version": "2.8.1",
+    }
+    assert by("alertname", shown(stack, worker, "Alerts of this worker", **alpha))["CMLTestFiresOfEach"] == 1
+    since = by("alertname", shown(stack, worker, "Alerts of this worker", "B", **alpha))
+    assert 0 < now - since["CMLTestFiresOfEach"] / 1000 < 600
     # One that is gone has its past, and nothing else.
     gone: Any = {"worker_id": OMEGA.worker_id}
-    assert shown(stack, worker, "CPU", **gone) == {}
+    assert [value(stack, worker, title, **gone) for title in ("Status", "CPU", "Memory", "Active labs")] == [
+        conventions.NONE
+    ] * 4
     assert value(stack, worker, "CPU", "C", **gone) == pytest.approx(
         stack.mean(OMEGA, "cpu_utilization", now - 7 * DAY, LOOKBACK_SECONDS) / 100
     )
@@ -714,12 +728,11 @@ def test_annotations_mark_alerts_restarts_and_changes_of_status(run_prometheus: 
 
 def test_a_worker_that_does_not_run_counts_in_no_load(run_prometheus: RunPrometheus, tmp_path: Path) -> None:
     """One that is stopping keeps its last values on /metrics for some minutes."""
-    load = {"cpu": 90.0, "memory": 80.0}
 
     def text() -> str:
         busy = Worker(ALPHA.worker_id, EU, ALPHA.instance_id, "running", name="cml alpha", active_labs=2)
         ending = Worker(OMEGA.worker_id, EU, OMEGA.instance_id, "stopping", name="cml omega", active_labs=5)
-        gauges = [WorkerGauges(busy, NOW, True, cpu=10.0, memory=20.0), WorkerGauges(ending, NOW, True, **load)]
+        gauges = [WorkerGauges(busy, NOW, True, cpu=10.0, memory=20.0), WorkerGauges(ending, NOW, True, cpu=90.0, memory=80.0)]
         return render_metrics(gauges, ()).decode()
 
     with serving(text) as address:

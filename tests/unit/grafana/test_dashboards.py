@@ -31,7 +31,7 @@ PANELS = [
     for panel in panels(dashboard)
 ]
 
-TABLES = [each for each in PANELS if " [table]" in str(each.id)]
+TABLES = [each for each in PANELS if " [table]" in str(each.id) and "Facts" not in str(each.id)]
 
 KNOWN_TYPES = {
     "timeseries",
@@ -47,7 +47,7 @@ KNOWN_TYPES = {
 }
 KNOWN_TRANSFORMATIONS = {"merge", "organize", "groupBy", "sortBy", "reduce", "labelsToFields", "calculateField", "limit"}
 """What is the same in Grafana 9.1 and 12."""
-UNITS = {"none", "percentunit", "s", "h", "bytes", "Bps", "currencyUSD", "dateTimeAsIso", "dateTimeFromNow"}
+UNITS = {"none", "percentunit", "s", "suffix: h", "bytes", "Bps", "currencyUSD", "dateTimeAsIso", "dateTimeFromNow"}
 TARGET = {"job", "instance"}
 NODE = {*TARGET, "worker_id", "region", "device", "mountpoint", "fstype"}
 FOREIGN = {
@@ -58,6 +58,7 @@ FOREIGN = {
     "process_resident_memory_bytes": TARGET,
     "process_cpu_seconds_total": TARGET,
     "ALERTS": {"alertname", "alertstate", "severity", "worker_id", "region"},
+    "ALERTS_FOR_STATE": {"alertname", "severity", "worker_id", "region"},
 }
 """Prometheus' own series and prometheus_client's, with their labels."""
 
@@ -256,6 +257,53 @@ def test_a_timeline_is_colored_by_its_mappings(panel: Json) -> None:
         assert panel["fieldConfig"]["defaults"]["mappings"]
 
 
+@pytest.mark.parametrize("panel", PANELS)
+def test_a_tile_of_several_values_names_each(panel: Json) -> None:
+    """With one value left, Grafana would drop its name: a terminated worker would have last week's status."""
+    if panel["type"] == "stat" and len(panel["targets"]) > 1:
+        assert panel["options"]["textMode"] == "value_and_name"
+
+
+def of_worker(title: str) -> Json:
+    (panel,) = [each for each in panels(DASHBOARDS["cml-worker"]) if each["title"] == title]
+    return panel
+
+
+@pytest.mark.parametrize("title", ["Status", "CPU", "Memory", "Active labs"])
+def test_now_always_exists_and_comparisons_are_grey(title: str) -> None:
+    panel = of_worker(title)
+    assert panel["targets"][0]["legendFormat"] == "now"
+    assert panel["targets"][0]["expr"].endswith(" or vector(-1)")
+    text = panel["fieldConfig"]["defaults"]["mappings"][0]["options"]["-1"]["text"]
+    assert text == ("not listed" if title == "Status" else "–")
+    colors = {
+        each["matcher"]["options"]: {one["id"]: one["value"] for one in each["properties"]}.get("color")
+        for each in panel["fieldConfig"]["overrides"]
+    }
+    for target in panel["targets"][1:]:
+        assert colors[target["legendFormat"]] == {"mode": "fixed", "fixedColor": conventions.GREY}
+
+
+def test_facts_are_two_columns_and_the_machine_has_links() -> None:
+    facts = of_worker("Facts")
+    (step,) = facts["transformations"]
+    assert step["id"] == "labelsToFields"
+    assert step["options"]["mode"] == "rows"
+    by = re.search(r"max by \(([^)]*)\)", facts["targets"][0]["expr"])
+    assert by
+    assert step["options"]["keepLabels"] == by[1].split(", ")
+    (named, empty) = facts["fieldConfig"]["overrides"]
+    assert set(named["properties"][0]["value"][0]["options"]) == set(step["options"]["keepLabels"])
+    assert empty["properties"] == [{"id": "noValue", "value": "–"}]
+    machine = of_worker("Machine")
+    kept = set(re.findall(r"\w+", re.search(r"max by \(([^)]*)\)", machine["targets"][0]["expr"])[1]))  # type: ignore[index]
+    links = machine["fieldConfig"]["defaults"]["links"]
+    assert [each["title"] for each in links] == ["Open the EC2 console", "Open the CML UI"]
+    for each in links:
+        assert each["url"].startswith("https://")
+        assert set(re.findall(r"labels\.(\w+)", each["url"])) <= kept
+
+
 @pytest.mark.parametrize("panel", TABLES)
 def test_an_empty_cell_is_a_dash(panel: Json) -> None:
     """Grafana puts the panel's sentence for no data into every cell that has no text of its own."""
@@ -277,7 +325,7 @@ def test_a_table_shows_every_query_and_links_by_a_column_it_has(panel: Json) -> 
     organize = panel["transformations"][-1]["options"]
     hidden, headings = organize["excludeByName"], organize["renameByName"]
     values = {f"Value #{target['refId']}" for target in panel["targets"]}
-    constant = {f"Value #{each['refId']}" for each in panel["targets"] if re.search(r"info|== 1\)$", str(each["expr"]))}
+    constant = {f"Value #{each['refId']}" for each in panel["targets"] if re.search(r"info|== 1\)$|ALERTS{", str(each["expr"]))}
     assert values - set(headings) <= constant
     assert not set(hidden) & set(headings)
     assert len(set(headings.values())) == len(headings)
