@@ -74,8 +74,10 @@ CPU_RATIO = replace(RATIO, thresholds=BUSY)
 MEMORY_RATIO = replace(RATIO, thresholds=FULL)
 COUNT = Style("none", NOTHING_LISTED, decimals=0, minimum=0)
 SECONDS = Style("s", NOTHING_LISTED, minimum=0)
+CLOCK = replace(SECONDS, unit="dtdhms")
+"""For the axis of a graph: 3:00:00 instead of 2.78 or 3.33 hours."""
 
-RATIO_CELL: Json = {"unit": "percentunit", "min": 0, "max": 1, "decimals": 1}
+RATIO_CELL: Json = {"unit": "percentunit", "min": 0, "max": 1, "decimals": 0}
 _BAR_CELL: Json = {**RATIO_CELL, "custom.displayMode": "gradient-gauge"}
 CPU_CELL: Json = {**_BAR_CELL, "thresholds": steps(BUSY)}
 MEMORY_CELL: Json = {**_BAR_CELL, "thresholds": steps(FULL)}

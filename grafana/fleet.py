@@ -78,7 +78,7 @@ def _now_row() -> list[Panel]:
             "How busy is the fleet?",
             "Average CPU of all running workers that have a value.",
             [instant(f"avg({of_running(CPU, IN_REGION)})")],
-            replace(conventions.CPU_RATIO, empty="No value", decimals=1),
+            replace(conventions.CPU_RATIO, empty="No value", decimals=0),
             width=3,
         ),
         stat(
@@ -86,7 +86,7 @@ def _now_row() -> list[Panel]:
             "How full is the fleet's memory?",
             "Average memory of all running workers that have a value; this requires the CloudWatch agent on the worker.",
             [instant(f"avg({of_running(MEMORY, IN_REGION)})")],
-            replace(conventions.MEMORY_RATIO, empty="No value", decimals=1),
+            replace(conventions.MEMORY_RATIO, empty="No value", decimals=0),
             width=3,
         ),
         stat(
@@ -157,7 +157,7 @@ def _load() -> list[Panel]:
             "Which workers are busiest now?",
             "The running workers with the highest CPU in the newest 5 minutes.",
             instant(_name(f"topk($top, {of_running(CPU, IN_REGION)})"), "{{worker}}"),
-            replace(conventions.CPU_RATIO, empty="No value", links=conventions.SERIES_LINK),
+            replace(conventions.CPU_RATIO, empty="No value", decimals=0, links=conventions.SERIES_LINK),
             width=8,
         ),
         bars(

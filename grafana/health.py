@@ -121,7 +121,7 @@ def _sources() -> list[Panel]:
             "How old is the data of each source?",
             "Time since the last successful read of each source. It normally rises to 5 minutes and falls again.",
             [Query(_source_ages(), "{{source}} {{region}}")],
-            replace(conventions.SECONDS, empty="Nothing read yet", thresholds=((900, "red"),)),
+            replace(conventions.CLOCK, empty="Nothing read yet", thresholds=((900, "red"),)),
             height=7,
         ),
         graph(
@@ -142,7 +142,7 @@ def _sources() -> list[Panel]:
             "The oldest CPU value, memory value, and status of any running worker. CPU and memory are normally 5 to 10 "
             "minutes old.",
             [Query(age, "oldest {{metric}}")],
-            replace(conventions.SECONDS, empty="No running worker", thresholds=conventions.STALE),
+            replace(conventions.CLOCK, empty="No running worker", thresholds=conventions.STALE),
         ),
         bars(
             "Worker documents skipped",
@@ -325,7 +325,7 @@ def _history() -> list[Panel]:
             "Time since the start of the oldest sample in the outbox, and since the last write that emptied it. One hour "
             "is normal for workers of which CloudWatch has no datapoints.",
             [Query(oldest, "oldest sample"), Query(mirrored, "last write")],
-            replace(conventions.SECONDS, empty="Nothing written yet", thresholds=((7200, "yellow"), (86400, "red"))),
+            replace(conventions.CLOCK, empty="Nothing written yet", thresholds=((7200, "yellow"), (86400, "red"))),
             width=8,
         ),
         graph(
@@ -520,7 +520,7 @@ def _configuration() -> list[Panel]:
             "When was the configuration last read?",
             "Time since the last start or reload that succeeded.",
             [Query(since, "{{instance}}")],
-            replace(conventions.SECONDS, empty="Exporter not seen"),
+            replace(conventions.CLOCK, empty="Exporter not seen"),
             width=12,
             height=7,
         ),

@@ -220,6 +220,17 @@ def _each_hour(rollup: HourlyMetric, matchers: str) -> str:
     return max_by_worker(f"last_over_time({hourly_history(rollup, matchers, '1h')})")
 
 
+def signed_change(change: str) -> str:
+    """Return one series of value 1 whose label `change` is the number with a sign and an arrow, with one decimal.
+
+    No unit of Grafana has a sign, an arrow, and a suffix at once. The label `number` is the number alone.
+    """
+    text = f'count_values("number", round({change}, 0.1))'
+    for pattern, shown in (("(.*)", "▲ +$1"), ("-(.+)", "▼ −$1"), ("-?0", "= 0")):
+        text = f'label_replace({text}, "change", "{shown}", "number", "{pattern}")'
+    return text
+
+
 def last_seen(matchers: str, window: str = "$__range") -> str:
     """Return the UTC second in which the newest period of each worker in the window ended."""
     return max_by_worker(f"max_over_time({hourly_history(NEWEST_1H, matchers, window)})")

@@ -5,7 +5,7 @@ from dataclasses import replace
 from exporter.core.catalog import STATUS
 from exporter.core.history_metrics import ACTIVE_LABS_1H, CPU_1H, GONE_AFTER_SECONDS, INFO_1H, MEMORY_1H, ByHour
 from grafana import conventions
-from grafana.panels import Column, Dashboard, Panel, Query, Row, Style, bars, graph, instant, stat, table
+from grafana.panels import Column, Dashboard, Panel, Query, Row, Style, bars, graph, instant, name_stat, stat, table
 from grafana.promql import (
     HOURLY_STEP,
     IN_REGION,
@@ -23,13 +23,14 @@ from grafana.promql import (
     only_top,
     over_time,
     running_hours,
+    signed_change,
     with_display_name,
 )
 
 _LABS = Style("none", conventions.NO_HOURS, decimals=1, minimum=0)
 _HOURS = Style(conventions.HOURS, conventions.NO_HOURS, decimals=0, minimum=0)
-_CHANGE = Style("percentunit", "No history of the week before", decimals=1)
-_CPU = replace(conventions.RATIO, empty=conventions.NO_HOURS, decimals=1)
+_CHANGE = Style("none", "No history of the week before")
+_CPU = replace(conventions.RATIO, empty=conventions.NO_HOURS, decimals=0)
 
 
 def _name(expr: str) -> str:
@@ -71,7 +72,7 @@ def _change(metric: ByHour) -> str:
 def _weeks() -> list[Panel]:
     running = f"sum({running_hours(SELECTED, '7d')})"
     before = f"sum({running_hours(SELECTED, '7d', before=WEEK_BEFORE)})"
-    points = "in percentage points: 5 % means from 20 % to 25 %, for example."
+    points = "in percentage points: +5 pp means from 20 % to 25 %, for example."
 
     def line(title: str, question: str, metric: ByHour, style: Style) -> Panel:
         queries = [
@@ -79,31 +80,31 @@ def _weeks() -> list[Panel]:
             Query(_fleet(metric, "$__interval", WEEK_BEFORE), "a week earlier", interval=HOURLY_STEP),
         ]
         said = "Hourly averages of the selected workers, and the same a week earlier."
-        return graph(title, question, said, queries, style, width=8)
+        return graph(title, question, said, queries, replace(style, fixed=conventions.COMPARED), width=8)
 
     return [
-        stat(
+        name_stat(
             "CPU against the week before",
             "Are the workers busier than last week?",
             f"Average of the last 7 days minus that of the 7 days before, {points}",
-            [instant(_change(CPU_1H))],
+            [instant(signed_change(f"100 * ({_change(CPU_1H)})"), "{{change}} pp")],
             _CHANGE,
             width=6,
         ),
-        stat(
+        name_stat(
             "Memory against the week before",
             "Do they need more memory than last week?",
             f"Average of the last 7 days minus that of the 7 days before, {points}",
-            [instant(_change(MEMORY_1H))],
+            [instant(signed_change(f"100 * ({_change(MEMORY_1H)})"), "{{change}} pp")],
             _CHANGE,
             width=6,
         ),
-        stat(
+        name_stat(
             "Labs against the week before",
             "Are they used more than last week?",
             f"{conventions.LABS} Average of the last 7 days minus that of the 7 days before.",
-            [instant(_change(ACTIVE_LABS_1H))],
-            replace(_CHANGE, unit="none"),
+            [instant(signed_change(_change(ACTIVE_LABS_1H)), "{{change}}")],
+            _CHANGE,
             width=6,
         ),
         stat(
@@ -111,7 +112,7 @@ def _weeks() -> list[Panel]:
             "Do we pay for more hours than last week?",
             "Running hours of all workers in the last 7 days, and in the 7 days before.",
             [instant(running, "7 days"), instant(before, "week before")],
-            _HOURS,
+            replace(_HOURS, fixed=conventions.COMPARED),
             width=6,
         ),
         line("CPU, week over week", "When does this week differ from the last?", CPU_1H, _CPU),
@@ -148,7 +149,7 @@ def _days() -> list[Panel]:
                 Query(f"count({there})", "existing", interval="1d"),
                 Query(f"sum({hours}) / 24", "running", interval="1d"),
             ],
-            _LABS,
+            replace(_LABS, fixed={"existing": {"decimals": 0}}),
         ),
         graph(
             "CPU of the busiest workers by day",

@@ -372,28 +372,28 @@ def _over_time() -> list[Panel]:
             "When was it busy, and is that usual?",
             said,
             _lines(CPU),
-            replace(conventions.CPU_RATIO, empty=conventions.NO_HISTORY),
+            replace(conventions.CPU_RATIO, empty=conventions.NO_HISTORY, fixed=conventions.COMPARED),
         ),
         graph(
             "Memory over time",
             "When was its memory full, and is that usual?",
             said,
             _lines(MEMORY),
-            replace(conventions.MEMORY_RATIO, empty="No value: is the CloudWatch agent running?"),
+            replace(conventions.MEMORY_RATIO, empty="No value: is the CloudWatch agent running?", fixed=conventions.COMPARED),
         ),
         graph(
             "Active labs over time",
             "When was it used, and is that usual?",
             said,
             _lines(ACTIVE_LABS),
-            Style("none", conventions.NO_HISTORY, minimum=0),
+            Style("none", conventions.NO_HISTORY, minimum=0, fixed=conventions.COMPARED),
         ),
         graph(
             "Idle time",
             "Since when has it been unused?",
             "Time since the last activity, while it runs. It rises while the worker is unused, and falls to 0 when it is used.",
             [Query(_IDLE, "idle for")],
-            replace(conventions.SECONDS, empty=_NOT_IDLE, thresholds=conventions.LONG_IDLE),
+            replace(conventions.CLOCK, empty=_NOT_IDLE, thresholds=conventions.LONG_IDLE),
         ),
         graph(
             "Share of the day it ran",
@@ -403,7 +403,7 @@ def _over_time() -> list[Panel]:
                 Query(running(), "day before", interval=HISTORY_STEP),
                 Query(running(f" {_WEEK_AGO}"), "a week ago", interval=HISTORY_STEP),
             ],
-            replace(conventions.RATIO, empty=conventions.NO_HISTORY),
+            replace(conventions.RATIO, empty=conventions.NO_HISTORY, fixed=conventions.COMPARED),
         ),
         graph(
             "Age of each value",
@@ -411,7 +411,7 @@ def _over_time() -> list[Panel]:
             "Time since the end of the period of the CPU and memory values, and since the status was observed. The alert "
             "fires above the red line.",
             [Query(f"time() - max by (metric) ({SAMPLE_TIME.name}{{{THE_WORKER}}})", "{{metric}}")],
-            replace(conventions.SECONDS, empty=_GONE, thresholds=conventions.STALE),
+            replace(conventions.CLOCK, empty=_GONE, thresholds=conventions.STALE),
         ),
     ]
 

@@ -27,7 +27,7 @@ from exporter.demo.mongod import Mongod
 from exporter.metrics.exposition import render as render_metrics
 from exporter.metrics.telemetry import Telemetry
 from grafana import conventions
-from grafana.promql import CODES, threshold
+from grafana.promql import CODES, signed_change, threshold
 from tests.conftest import program
 from tests.fixtures.mongo import FAIL_POINTS, NO_TTL, need_mongod
 from tests.fixtures.process import RunExporter
@@ -536,7 +536,9 @@ def test_trends_are_those_of_the_history_terminated_workers_included(stack: Stac
             says(mean("memory_utilization", days * DAY) / 100, "Average memory", ref)
             says(labs_together(days), "Average active labs", ref)
         for what, field in (("CPU", "cpu_utilization"), ("Memory", "memory_utilization")):
-            says((mean(field, 7 * DAY) - mean(field, 7 * DAY, now - 7 * DAY)) / 100, f"{what} against the week before")
+            points = mean(field, 7 * DAY) - mean(field, 7 * DAY, now - 7 * DAY)
+            ((labels, _),) = shown(stack, trends, f"{what} against the week before", now=now).items()
+            assert float(dict(labels)["number"]) == pytest.approx(points, abs=0.0501), what
             for ref, end in (("A", now), ("B", now - 7 * DAY)):
                 # The newest point stands for the last whole hour.
                 says(mean(field, HOUR, align(int(end), HOUR)) / 100, f"{what}, week over week", ref)
@@ -571,6 +573,15 @@ def test_trends_are_those_of_the_history_terminated_workers_included(stack: Stac
     assert only == {"cml w-omega": GONE_AT * 1000}
     last = stack.documents(OMEGA, SINCE, time.time())[-1]["timestamp"]
     assert to_seconds(last) == GONE_AT - PERIOD
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(0.26, "▲ +0.3"), (-0.26, "▼ −0.3"), (0.01, "= 0"), (-0.01, "= 0"), (12, "▲ +12"), (-3, "▼ −3")]
+)
+def test_a_change_has_a_sign_and_an_arrow(run_prometheus: RunPrometheus, number: float, text: str) -> None:
+    prometheus = run_prometheus({"global": {"scrape_interval": "1m"}})
+    ((labels, value),) = prometheus.values(signed_change(f"vector({number})")).items()
+    assert (dict(labels)["change"], value) == (text, 1)
 
 
 def test_the_exporters_own_numbers_are_those_of_the_fake_cloudwatch(stack: Stack) -> None:

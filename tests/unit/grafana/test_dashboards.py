@@ -47,7 +47,7 @@ KNOWN_TYPES = {
 }
 KNOWN_TRANSFORMATIONS = {"merge", "organize", "groupBy", "sortBy", "reduce", "labelsToFields", "calculateField", "limit"}
 """What is the same in Grafana 9.1 and 12."""
-UNITS = {"none", "percentunit", "s", "suffix: h", "bytes", "Bps", "currencyUSD", "dateTimeAsIso", "dateTimeFromNow"}
+UNITS = {"none", "percentunit", "s", "dtdhms", "suffix: h", "bytes", "Bps", "currencyUSD", "dateTimeAsIso", "dateTimeFromNow"}
 TARGET = {"job", "instance"}
 NODE = {*TARGET, "worker_id", "region", "device", "mountpoint", "fstype"}
 FOREIGN = {
@@ -264,6 +264,34 @@ def test_a_tile_of_several_values_names_each(panel: Json) -> None:
         assert panel["options"]["textMode"] == "value_and_name"
 
 
+@pytest.mark.parametrize("panel", PANELS)
+def test_hours_are_hours_ratios_have_no_decimals_and_durations_on_axes_are_clocks(panel: Json) -> None:
+    """Grafana's unit h turns 240 hours into 1.43 weeks, and s an axis into 2.78 hours; 100.0 % is wider than a tile."""
+    said = [panel["fieldConfig"]["defaults"]] + [
+        {one["id"]: one["value"] for one in each["properties"]} for each in panel["fieldConfig"]["overrides"]
+    ]
+    assert "h" not in [each.get("unit") for each in said]
+    for each in said:
+        if each.get("unit") == "percentunit":
+            assert each.get("decimals") in (0, None)
+        if each.get("unit") == "percentunit" and panel["type"] in ("stat", "bargauge", "table"):
+            assert each["decimals"] == 0
+    if panel["type"] == "timeseries" and "Duration" not in panel["title"] and "duration" not in panel["title"]:
+        assert panel["fieldConfig"]["defaults"]["unit"] != "s"
+
+
+@pytest.mark.parametrize("panel", PANELS)
+def test_a_comparison_is_grey_and_dashed(panel: Json) -> None:
+    fixed = {
+        each["matcher"]["options"]: {one["id"]: one["value"] for one in each["properties"]}
+        for each in panel["fieldConfig"]["overrides"]
+    }
+    for target in panel["targets"]:
+        if re.search(r"week|24 h average", target["legendFormat"]):
+            assert fixed[target["legendFormat"]]["color"] == {"mode": "fixed", "fixedColor": conventions.GREY}
+            assert fixed[target["legendFormat"]]["custom.lineStyle"]["fill"] == "dash"
+
+
 def of_worker(title: str) -> Json:
     (panel,) = [each for each in panels(DASHBOARDS["cml-worker"]) if each["title"] == title]
     return panel
@@ -425,6 +453,7 @@ def test_a_legend_names_labels_of_the_result(dashboard: Json, panel: Json, targe
     if panel["type"] != "table":
         assert target["legendFormat"] != "__auto" or len(panel["targets"]) == 1
     kept = [set(re.split(r",\s*", by)) for by in re.findall(r"(?:by|group_left) \(([^)]*)\)", target["expr"])]
+    kept.append(set(re.findall(r'"([a-z_]+)", "[^"]*", "\w+", "[^"]*"\)', target["expr"])))  # made by label_replace
     assert named <= set().union(*kept) | ({"instance"} if " by (" not in target["expr"] else set())
 
 
@@ -435,7 +464,10 @@ def test_a_large_fleet_stays_readable() -> None:
             if "{{worker}}" in target["legendFormat"]:
                 assert "topk($top, " in target["expr"], name
             elif panel["type"] != "table":
-                assert re.match(r"(count|sum|avg|min|max|avg_over_time)( by \((region|status)\))? ?\(", target["expr"]), name
+                assert re.match(
+                    r"(?:label_replace\()*(count|sum|avg|min|max|avg_over_time|count_values)( by \((region|status)\))? ?\(",
+                    target["expr"],
+                ), name
                 assert "avg_over_time(max by" not in target["expr"].removeprefix("avg_over_time(sum("), name
 
 
