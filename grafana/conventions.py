@@ -67,6 +67,10 @@ LABS = "Active labs are the labs of running workers as the manager counts them, 
 NOTHING_LISTED = "No worker listed"
 NO_HISTORY = "No history in this time range"
 NO_HOURS = "No whole hour of history in this time range, or too many workers for one query: select fewer"
+MISSING = Style(
+    "percentunit", "All: no whole hour is known", decimals=0, minimum=0, maximum=1, thresholds=((0.2, "yellow"), (0.5, "red"))
+)
+"""Of a share of hours without data."""
 HOURS = "suffix: h"
 """A unit of its own: Grafana's unit h makes weeks of many hours."""
 RATIO = Style("percentunit", NOTHING_LISTED, minimum=0, maximum=1)

@@ -190,8 +190,13 @@ def idle_seconds(matchers: str) -> str:
 
 
 def running_hours(matchers: str, window: str, *, before: str = "") -> str:
-    """Return the hours each worker ran: the share of each hour's samples with status running, independent of the period."""
+    """Return the hours each worker ran: the share of each hour's samples of a running worker, independent of the period."""
     return max_by_worker(f"sum_over_time({hourly_history(RUNNING_1H, matchers, window, before=before)})")
+
+
+def hours_missing(matchers: str, window: str, hours: int) -> str:
+    """Return the share of a window's whole hours in which no worker is known to have run or not."""
+    return f"min(1 - count_over_time({hourly_history(RUNNING_1H, matchers, window)}) / {hours})"
 
 
 def idle_hours(matchers: str, window: str, *, before: str = "") -> str:

@@ -17,6 +17,7 @@ from grafana.promql import (
     fleet_average,
     history_info,
     hourly_history,
+    hours_missing,
     idle_hours,
     last_seen,
     max_by_worker,
@@ -49,7 +50,7 @@ def _averages() -> list[Panel]:
         windows = (("1d", "24 h"), ("7d", "7 days"), ("30d", "30 days"))
         queries = [instant(_fleet(metric, window), legend) for window, legend in windows]
         said = f"{what} of the last 24 hours, 7 days, and 30 days, computed from hourly aggregates."
-        return stat(title, question, said, queries, style, width=8)
+        return stat(title, question, said, queries, style, width=7 if metric is not ACTIVE_LABS_1H else 6)
 
     workers = "Average of the workers' averages"
     return [
@@ -61,6 +62,15 @@ def _averages() -> list[Panel]:
             f"{conventions.LABS} Their number on all workers together, on average",
             ACTIVE_LABS_1H,
             _LABS,
+        ),
+        stat(
+            "Hours without data",
+            "How much of the last 7 days is known?",
+            "Share of the last 7 days' whole hours in which no selected worker has a status or CPU. They count in no average "
+            "and no hours; yellow from 20 %.",
+            [instant(hours_missing(SELECTED, "7d", 168))],
+            conventions.MISSING,
+            width=4,
         ),
     ]
 
@@ -170,8 +180,8 @@ def _hours() -> list[Panel]:
         ranked(
             "Running hours",
             "Which workers ran longest?",
-            "Hours with status running in the time range, by worker: the share of each hour's samples with that status. The "
-            "current hour does not count yet. An hour in which a worker was created or removed counts as a whole hour.",
+            "Hours in which a worker ran in the time range: the share of each hour's samples that say so, by status, else by "
+            "CPU. The current hour does not count yet. An hour in which a worker was created or removed counts as a whole hour.",
             running_hours(SELECTED, "$__range"),
             _HOURS,
         ),

@@ -42,6 +42,7 @@ from grafana.promql import (
     history_info,
     history_selector,
     history_status_code,
+    hours_missing,
     idle_hours,
     idle_seconds,
     in_status,
@@ -150,10 +151,20 @@ def _now_row() -> list[Panel]:
         stat(
             "Running hours",
             "How long did it run in the last day?",
-            "Hours with status running: in the last 24 hours, and in the same 24 hours a week before.",
+            "Hours in which it ran: in the last 24 hours, and in the same 24 hours a week before. A period with CPU and "
+            "without a status counts as running.",
             _hours("running"),
             Style(conventions.HOURS, conventions.NO_HOURS, decimals=1, minimum=0, fixed=conventions.COMPARED),
-            width=12,
+            width=9,
+        ),
+        stat(
+            "Hours without data",
+            "How much of the last day is known?",
+            "Share of the last 24 whole hours that have neither a status nor CPU, such as those before the worker existed. They "
+            "count neither as running nor as idle; yellow from 20 %.",
+            [instant(hours_missing(THE_WORKER, "1d", 24))],
+            conventions.MISSING,
+            width=6,
         ),
         stat(
             "Idle hours",
@@ -169,7 +180,7 @@ def _now_row() -> list[Panel]:
                 thresholds=((4, "yellow"), (12, "red")),
                 fixed=conventions.COMPARED,
             ),
-            width=12,
+            width=9,
         ),
     ]
 

@@ -424,6 +424,8 @@ def test_a_worker_is_compared_with_its_own_history(stack: Stack) -> None:
             assert value(stack, worker, f"{title} over time", "B", now, **alpha) == pytest.approx(day, rel=1e-9)
             recent = stack.mean(ALPHA, field, now - 7 * DAY, PERIOD) / scale
             assert value(stack, worker, f"{title} over time", "C", now, **alpha) == pytest.approx(recent, rel=1e-9)
+        missing = 1 - len(hours(stack, ALPHA, now, DAY)) / 24
+        assert value(stack, worker, "Hours without data", "A", now, **alpha) == pytest.approx(missing)
         last_week = stack.documents(ALPHA, now - 7 * DAY - LOOKBACK_SECONDS, now - 7 * DAY)[-1]["status"]
         assert value(stack, worker, "Status", "B", now, **alpha) == CODES[last_week]
 
