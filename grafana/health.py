@@ -38,7 +38,8 @@ def _now_row() -> list[Panel]:
             "Whether Prometheus can scrape the exporter. With several exporters, one is enough.",
             [instant(f"max(up{{{_TARGET}}})")],
             Style("none", "Not scraped", mappings=_UP_DOWN, thresholds=((0, "red"), (1, "green"))),
-            width=3,
+            width=6,
+            height=3,
         ),
         stat(
             "Writes the history",
@@ -47,7 +48,8 @@ def _now_row() -> list[Panel]:
             "this time.",
             [instant(f"max({_metric('leader')})")],
             Style("none", "Exporter not seen", mappings=_YES_NO, thresholds=((0, "red"), (1, "green"))),
-            width=3,
+            width=6,
+            height=3,
         ),
         stat(
             "Age of the data",
@@ -56,7 +58,8 @@ def _now_row() -> list[Panel]:
             "A source that was never read counts under Sources failing.",
             [instant(f"max({_source_ages()})")],
             replace(conventions.SECONDS, empty="Nothing read yet", thresholds=((450, "yellow"), (900, "red"))),
-            width=3,
+            width=6,
+            height=3,
         ),
         stat(
             "Sources failing",
@@ -69,7 +72,8 @@ def _now_row() -> list[Panel]:
                 )
             ],
             replace(_FAILURES, empty="Exporter not seen"),
-            width=3,
+            width=6,
+            height=3,
         ),
         stat(
             "Samples in the outbox",
@@ -78,7 +82,8 @@ def _now_row() -> list[Panel]:
             "eight; after an outage there are more until the gaps are filled.",
             [instant(f"sum(max by (state) ({_metric('outbox_samples', _ON_THEIR_WAY)}))")],
             replace(conventions.COUNT, empty="Exporter not seen"),
-            width=3,
+            width=8,
+            height=3,
         ),
         stat(
             "CloudWatch today",
@@ -89,7 +94,8 @@ def _now_row() -> list[Panel]:
                 instant(f"max({_metric('cloudwatch_budget_dollars')})", "budget"),
             ],
             replace(_DOLLARS, decimals=2),
-            width=5,
+            width=8,
+            height=3,
         ),
         name_stat(
             "Version",
@@ -97,7 +103,8 @@ def _now_row() -> list[Panel]:
             "Version and source revision of the exporter.",
             [instant(f"max by (version, revision) ({_metric('build_info')})", "{{version}} {{revision}}")],
             Style("none", "Exporter not seen"),
-            width=4,
+            width=8,
+            height=3,
         ),
     ]
 
@@ -320,7 +327,7 @@ def _history() -> list[Panel]:
             stacked=True,
         ),
         graph(
-            "Age of the oldest sample, and of the last write",
+            "Age of samples and writes",
             "How far behind is the history?",
             "Time since the start of the oldest sample in the outbox, and since the last write that emptied it. One hour "
             "is normal for workers of which CloudWatch has no datapoints.",
@@ -351,7 +358,7 @@ def _history() -> list[Panel]:
             interval=_EACH,
         ),
         graph(
-            "Gaps filled, samples dropped or lost",
+            "Gaps filled, dropped, lost",
             "Were gaps filled, and were samples dropped or lost?",
             "Samples written for periods that no exporter observed in time (gap-filled), samples without any value, which "
             "are not written (dropped), and samples of periods that were too old to be filled (lost).",

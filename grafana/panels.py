@@ -105,6 +105,9 @@ class Style:
 
 
 _ONE_VALUE = {"calcs": ["lastNotNull"], "fields": "", "values": False}
+_BELOW = {"showLegend": True, "displayMode": "list", "placement": "bottom", "calcs": ["lastNotNull"]}
+_SIDE = {"showLegend": True, "displayMode": "table", "placement": "right", "calcs": ["lastNotNull"], "width": 160}
+"""A legend of a line per series, each with one number, so that ten fit beside a graph."""
 _TIP = {"mode": "multi", "sort": "desc"}
 
 
@@ -160,11 +163,15 @@ def graph(
     interval: str | None = None,
 ) -> Panel:
     """Return a graph over time: lines, or columns for counts per interval; `interval` is the minimum step of all queries."""
+    several = any("{{" in query.legend for query in queries)
     custom = {
         "drawStyle": "bars" if columns else "line",
         "lineInterpolation": "linear",
         "lineWidth": 1,
-        "fillOpacity": 60 if columns or stacked else 5,
+        # Filled lines of several series are mud.
+        "fillOpacity": 60 if columns or stacked else 0 if several else 5,
+        "barAlignment": -1,  # a column stands for the interval that ends at its time
+        "axisSoftMax": _soft_maximum(style),
         "pointSize": 4,
         "showPoints": "auto",
         "spanNulls": False,
@@ -175,7 +182,7 @@ def graph(
         "thresholdsStyle": {"mode": "line" if style.thresholds else "off"},
     }
     options = {
-        "legend": {"showLegend": True, "displayMode": "table", "placement": "bottom", "calcs": ["lastNotNull", "mean", "max"]},
+        "legend": _SIDE if several and width >= 12 else _BELOW,
         "tooltip": _TIP,
     }
     panel = _panel("timeseries", title, question, description, queries, style, width, height, options=options, custom=custom)
@@ -183,6 +190,13 @@ def graph(
     if interval:
         panel.body["interval"] = interval
     return panel
+
+
+def _soft_maximum(style: Style) -> float:
+    """Return the least maximum of the axis, so that a line of zeros lies at the bottom and not in the middle of nothing."""
+    if style.unit == "none":
+        return 4 if style.decimals == 0 else 1
+    return {"percentunit": 1, "dtdhms": 300, "currencyUSD": 0.01, "bytes": 1024, "Bps": 1024}.get(style.unit, 1)
 
 
 def timeline(
@@ -203,6 +217,9 @@ def timeline(
     )
     # With colors by threshold Grafana would merge all values of one step and ignore the mappings.
     panel.body["fieldConfig"]["defaults"]["color"] = {"mode": "fixed", "fixedColor": "blue"}
+    # The text for an empty panel would be a state of the legend wherever a strip has a gap.
+    no_text = {"matcher": {"id": "byRegexp", "options": "/.*/"}, "properties": [{"id": "noValue", "value": ""}]}
+    panel.body["fieldConfig"]["overrides"].append(no_text)
     return panel
 
 
@@ -242,7 +259,8 @@ def table(
     options = {"showHeader": True, "sortBy": [{"displayName": sort, "desc": True}]}
     # An empty cell shows a dash; otherwise it would show the text for an empty panel.
     fixed = {**{column.heading: {"noValue": "–", **column.properties} for column in columns}, **style.fixed}
-    custom = {"align": "auto", "displayMode": "auto", "filterable": True}
+    # By itself a column is at least 150 pixels wide, so that half of a screen holds six.
+    custom = {"align": "auto", "displayMode": "auto", "filterable": True, "minWidth": 60}
     body = _panel(
         "table", title, question, description, queries, style, width, height, options=options, custom=custom, fixed=fixed
     )

@@ -118,7 +118,7 @@ def _weeks() -> list[Panel]:
             width=6,
         ),
         stat(
-            "Running hours against the week before",
+            "Running hours by week",
             "Do we pay for more hours than last week?",
             "Running hours of all workers in the last 7 days, and in the 7 days before.",
             [instant(running, "7 days"), instant(before, "week before")],
@@ -180,8 +180,8 @@ def _hours() -> list[Panel]:
         ranked(
             "Running hours",
             "Which workers ran longest?",
-            "Hours in which a worker ran in the time range: the share of each hour's samples that say so, by status, else by "
-            "CPU. The current hour does not count yet. An hour in which a worker was created or removed counts as a whole hour.",
+            "Hours in which a worker ran in the time range: the share of each hour's samples that say so, by status, else "
+            "by CPU. The current hour does not count yet. An hour in which a worker was created or removed counts as a whole.",
             running_hours(SELECTED, "$__range"),
             _HOURS,
         ),

@@ -160,8 +160,8 @@ def _now_row() -> list[Panel]:
         stat(
             "Hours without data",
             "How much of the last day is known?",
-            "Share of the last 24 whole hours that have neither a status nor CPU, such as those before the worker existed. They "
-            "count neither as running nor as idle; yellow from 20 %.",
+            "Share of the last 24 whole hours that have neither a status nor CPU, such as those before the worker existed. "
+            "They count neither as running nor as idle; yellow from 20 %.",
             [instant(hours_missing(THE_WORKER, "1d", 24))],
             conventions.MISSING,
             width=6,

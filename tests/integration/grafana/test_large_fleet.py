@@ -308,7 +308,7 @@ def trends_are_those_of_the_ledger(stack: Stack) -> None:
     ((labels, _),) = stack.shown(trends, "CPU against the week before", "A", now).items()
     assert float(dict(labels)["number"]) == pytest.approx(100 * change, abs=0.0501)
     ran = {member.worker_id: sum(hour.ran for hour in truth.hours(member, now, 7)) for member in MEMBERS}
-    says(sum(ran.values()), "Running hours against the week before", "A")
+    says(sum(ran.values()), "Running hours by week", "A")
     ranked = by("worker_id", stack.shown(trends, "Running hours", "A", now))
     assert sorted(ranked.values()) == pytest.approx(sorted(each for _, each in top(ran, 5)), rel=1e-9)
     idle = {member.worker_id: sum(hour.idle for hour in truth.hours(member, now, 7)) for member in MEMBERS}

@@ -546,8 +546,8 @@ def test_trends_are_those_of_the_history_terminated_workers_included(stack: Stac
                 says(mean(field, HOUR, align(int(end), HOUR)) / 100, f"{what}, week over week", ref)
         for ref, end in (("A", now), ("B", now - 7 * DAY)):
             week = {each.worker_id: total(ran, each, end) for each in members}
-            says(sum(week.values()), "Running hours against the week before", ref)
-            says(week["w.idle"], "Running hours against the week before", ref, workers=["w.idle"])
+            says(sum(week.values()), "Running hours by week", ref)
+            says(week["w.idle"], "Running hours by week", ref, workers=["w.idle"])
         midnight = align(int(now), DAY)
         day = {each: hours(stack, each, midnight, DAY) for each in there(DAY, midnight)}
         cpus = [
@@ -613,7 +613,7 @@ def compare_exporter(stack: Stack) -> None:
     assert by("region", shown(stack, health, "Workers without CPU")) == {US: 1}
     assert by("state", shown(stack, health, "Budget")) == {"ok": 1}
     mirrored = by("result", shown(stack, health, "Samples mirrored"))
-    assert mirrored["inserted"] >= value(stack, health, "Gaps filled, samples dropped or lost") >= 2
+    assert mirrored["inserted"] >= value(stack, health, "Gaps filled, dropped, lost") >= 2
     lines = [line for line in stack.exporter.get("/metrics").text.splitlines() if not line.startswith("#")]
     assert value(stack, health, "Scrape size") == len(lines)
 

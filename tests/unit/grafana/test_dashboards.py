@@ -292,6 +292,34 @@ def test_a_comparison_is_grey_and_dashed(panel: Json) -> None:
             assert fixed[target["legendFormat"]]["custom.lineStyle"]["fill"] == "dash"
 
 
+@pytest.mark.parametrize("panel", PANELS)
+def test_titles_and_columns_fit_a_screen_of_1000_pixels(panel: Json) -> None:
+    """By the usual width of a letter of Grafana's titles; a real Grafana would show it, but none runs here."""
+    width = panel["gridPos"]["w"] * 1000 / 24 - 8
+    assert 7 * len(panel["title"]) + 16 <= width
+    if panel["type"] == "table" and panel["transformations"][-1]["id"] == "organize":
+        columns = len(panel["transformations"][-1]["options"]["renameByName"])
+        assert columns * panel["fieldConfig"]["defaults"]["custom"]["minWidth"] <= width
+
+
+@pytest.mark.parametrize("panel", PANELS)
+def test_a_graph_has_room_and_an_axis_of_zeros_starts_at_zero(panel: Json) -> None:
+    if panel["type"] != "timeseries":
+        return
+    legend, width = panel["options"]["legend"], panel["gridPos"]["w"] * 1000 / 24
+    assert legend["calcs"] == ["lastNotNull"]
+    assert legend["placement"] == "bottom" or legend["width"] < width / 2
+    assert panel["fieldConfig"]["defaults"]["custom"]["axisSoftMax"] > 0
+    assert panel["fieldConfig"]["defaults"]["min"] == 0
+
+
+@pytest.mark.parametrize("panel", PANELS)
+def test_a_gap_of_a_timeline_is_no_state(panel: Json) -> None:
+    if panel["type"] == "state-timeline":
+        last = panel["fieldConfig"]["overrides"][-1]
+        assert last == {"matcher": {"id": "byRegexp", "options": "/.*/"}, "properties": [{"id": "noValue", "value": ""}]}
+
+
 def of_worker(title: str) -> Json:
     (panel,) = [each for each in panels(DASHBOARDS["cml-worker"]) if each["title"] == title]
     return panel
