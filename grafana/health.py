@@ -109,26 +109,54 @@ def _now_row() -> list[Panel]:
     ]
 
 
-def _sources() -> list[Panel]:
-    seen = f"max by (source, region) ({_metric('source_up')})"
-    times = f"max by ({WORKER}, metric) ({SAMPLE_TIME.name})"
-    age = f"max by (metric) (time() - {times} and on ({WORKER}) {in_status('running', '')})"
+_ERRORS = (
+    ("cloudwatch_request_failures_total", "CloudWatch requests failed"),
+    ("cloudwatch_malformed_total", "malformed parts of answers"),
+    ("mirror_failures_total", "writes to MongoDB failed"),
+    ("outbox_write_failures_total", "writes to the outbox failed"),
+    ("samples_unavailable_total", "values recorded as absent"),
+    ("samples_lost_total", "samples lost"),
+    ("history_replaced_total", "history replaced"),
+)
+"""Counters of what goes wrong, and their legends."""
+
+
+def _at_a_glance() -> list[Panel]:
+    errors = [Query(counter_increase(_metric(name)), legend) for name, legend in _ERRORS]
     return [
         timeline(
             "Sources",
             "When did reads of a source fail?",
             "Each source; green while its last read succeeded.",
-            Query(seen, "{{source}} {{region}}"),
+            Query(f"max by (source, region) ({_metric('source_up')})", "{{source}} {{region}}"),
             Style("none", "Exporter not seen", mappings={"1": ("ok", "green"), "0": ("failed", "red")}),
             width=12,
-            height=7,
+            height=8,
         ),
+        graph(
+            "Errors",
+            "Does anything fail, and what?",
+            "Everything that failed, per interval. The rows below say why: requests by AWS's code, writes by reason.",
+            errors,
+            replace(_NEVER, empty="Nothing has failed"),
+            columns=True,
+            stacked=True,
+            interval=_EACH,
+        ),
+    ]
+
+
+def _sources() -> list[Panel]:
+    times = f"max by ({WORKER}, metric) ({SAMPLE_TIME.name})"
+    age = f"max by (metric) (time() - {times} and on ({WORKER}) {in_status('running', '')})"
+    return [
         graph(
             "Age of each source",
             "How old is the data of each source?",
             "Time since the last successful read of each source. It normally rises to 5 minutes and falls again.",
             [Query(_source_ages(), "{{source}} {{region}}")],
             replace(conventions.CLOCK, empty="Nothing read yet", thresholds=((900, "red"),)),
+            width=24,
             height=7,
         ),
         graph(
@@ -543,15 +571,11 @@ DASHBOARD = Dashboard(
     items=[
         Row("Now"),
         *_now_row(),
-        Row("Sources"),
-        *_sources(),
-        Row("CloudWatch"),
-        *_cloudwatch(),
-        Row("History"),
-        *_history(),
-        Row("Process"),
-        *_process(),
-        *_configuration(),
+        *_at_a_glance(),
+        Row("Sources", collapsed=_sources()),
+        Row("CloudWatch", collapsed=_cloudwatch()),
+        Row("History", collapsed=_history()),
+        Row("Process", collapsed=[*_process(), *_configuration()]),
     ],
     variables=[
         variable(

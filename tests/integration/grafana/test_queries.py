@@ -63,7 +63,7 @@ OMEGA = Member("w-omega", instance_id(5), US, SINCE)
 """Terminated."""
 ACTIVE_AGO = {ALPHA: 600, IDLE: 7200}
 
-MAY_BE_EMPTY = {"Failed writes", "AWS accounts", "Connections of the web server"}
+MAY_BE_EMPTY = {"Errors", "Failed writes", "AWS accounts", "Connections of the web server"}
 """Of a healthy exporter; `test_a_failure_shows` sees the others."""
 
 
@@ -687,6 +687,7 @@ def show_failures(stack: Stack, mongod: Mongod) -> None:
     until(lambda: by("code", shown(stack, health, "Failed requests by error")).get("AccessDenied"), "AccessDenied")
     assert by("code", shown(stack, health, "Failed requests by error"))["Throttling"] == 2
     assert 0 < by("region", shown(stack, health, "Throttled share"))[EU] < 1
+    assert value(stack, health, "Errors", "A") >= 2
     until(lambda: value(stack, health, "Sources failing") == 1, "one source fails")
     sources = {(dict(each).get("source"), dict(each).get("region")): ok for each, ok in shown(stack, health, "Sources").items()}
     assert sources == {("mongodb", None): 1, ("cloudwatch", EU): 1, ("cloudwatch", US): 0}
@@ -700,6 +701,7 @@ def show_failures(stack: Stack, mongod: Mongod) -> None:
     until(lambda: "unread" in by("reason", shown(stack, health, closed, "B")), closed)
     until(lambda: sum(by("reason", shown(stack, health, "Failed writes")).values()), "a failed write")
     assert value(stack, health, "Writes the history") == 1
+    assert value(stack, health, "Errors", "C") >= 1
     before = by("reason", shown(stack, health, "Failed writes"))
     mongod.kill()
     until(lambda: set(by("reason", shown(stack, health, "Failed writes"))) - set(before), "MongoDB is gone")

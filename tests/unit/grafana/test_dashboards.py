@@ -320,6 +320,22 @@ def test_a_gap_of_a_timeline_is_no_state(panel: Json) -> None:
         assert last == {"matcher": {"id": "byRegexp", "options": "/.*/"}, "properties": [{"id": "noValue", "value": ""}]}
 
 
+def test_the_exporters_health_is_one_screen_with_all_errors_in_one_panel() -> None:
+    """A screen of 1,080 lines holds 24 units of the grid below Grafana's own bars."""
+    open_ = [each for each in DASHBOARDS["cml-exporter"]["panels"] if each["type"] != "row"]
+    assert max(each["gridPos"]["y"] + each["gridPos"]["h"] for each in open_) <= 24
+    rows = [each for each in DASHBOARDS["cml-exporter"]["panels"] if each["type"] == "row"]
+    assert [each["collapsed"] for each in rows] == [False, True, True, True, True]
+    (errors,) = [each for each in open_ if each["title"] == "Errors"]
+    counted = set(re.findall(r"cml_exporter_\w+_total", json.dumps(errors["targets"])))
+    failures = {
+        name
+        for name in METRICS_BY_NAME
+        if re.search(r"exporter_.*(failure|malformed|unavailable|lost|history_replaced)\w*$", name)
+    }
+    assert counted == failures
+
+
 def of_worker(title: str) -> Json:
     (panel,) = [each for each in panels(DASHBOARDS["cml-worker"]) if each["title"] == title]
     return panel
