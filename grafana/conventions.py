@@ -90,6 +90,21 @@ SEVERITY_CELL: Json = {
     "mappings": mappings({"critical": ("critical", "red"), "warning": ("warning", "orange"), "info": ("info", "blue")}),
     "custom.displayMode": "color-text",
 }
+SEVERITY = (("critical", 3), ("warning", 2), ("info", 1))
+"""Severity of an alert → its number, for a table that is sorted by it."""
+SEVERITY_CODE_CELL: Json = {
+    "mappings": mappings({"3": ("critical", "red"), "2": ("warning", "orange"), "1": ("info", "blue")}),
+    "custom.displayMode": "color-text",
+}
+ALERT_LINK: Json = {
+    "links": [
+        {
+            "title": "Show this alert",
+            "url": '/alerting/list?search=${__data.fields["Alert"]:percentencode}',
+            "targetBlank": False,
+        }
+    ]
+}
 MOMENT_CELL: Json = {"unit": "dateTimeFromNow"}
 """Expects milliseconds."""
 
@@ -129,7 +144,12 @@ def history_worker_variable(*, several: bool) -> Json:
     )
 
 
-TOP = choice("top", "Show", "How many workers the graphs and rankings show.", ("5", "10", "20", "50"), "10")
+LINES = "3"
+"""How many workers a graph has beside the mean; ten lines over a week are mud."""
+MEAN: Mapping[str, Json] = {
+    "mean of all": {"color": {"mode": "fixed", "fixedColor": GREY}, "custom.lineWidth": 3, "custom.fillOpacity": 10}
+}
+TOP = choice("top", "Show", "How many workers the rankings show.", ("5", "10", "20", "50"), "10")
 
 JOB = "cml-worker-exporter"
 """The scrape job in prometheus/prometheus.yml."""

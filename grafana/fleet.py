@@ -17,11 +17,14 @@ from grafana.promql import (
     live_status_code,
     of_running,
     only_top,
+    step_average,
     with_display_name,
 )
 
 _BY_STATUS = f"count by (status) (max by ({WORKER}, status) ({STATUS.name}{{{IN_REGION}}}) == 1)"
 _IDLE = f"cml_worker:idle:bool{{{IN_REGION}}}"
+_OR_NO_REGION = 'region=~"$region|"'
+"""Alerts about the exporter have no region."""
 _RUNNING = in_status("running", IN_REGION)
 
 
@@ -34,8 +37,13 @@ def _rank(metric: Metric) -> str:
 
 
 def _by_worker(title: str, question: str, description: str, metric: Metric, style: Style) -> Panel:
-    query = Query(_name(only_top(of_running(metric, IN_REGION), _rank(metric))), "{{worker}}")
-    return graph(title, question, description, [query], replace(style, links=conventions.SERIES_LINK))
+    mean = step_average(metric, IN_REGION)
+    queries = [
+        Query(_name(only_top(mean, _rank(metric), conventions.LINES)), "{{worker}}"),
+        Query(f"avg({mean})", "mean of all"),
+    ]
+    links, fixed = conventions.SERIES_LINK, conventions.MEAN
+    return graph(title, question, description, queries, replace(style, links=links, fixed=fixed), interval="5m")
 
 
 def _now_row() -> list[Panel]:
@@ -107,7 +115,28 @@ def _attention() -> list[Panel]:
         style = replace(conventions.COUNT, empty="Not known of any worker", thresholds=((1, "red"),))
         return stat(title, question, description, [instant(f"sum({expr})")], style, width=6)
 
+    firing = f'ALERTS{{alertname=~"CML.+",alertstate="firing",{_OR_NO_REGION}}}'
+    since = f'1000 * min by (alertname) (ALERTS_FOR_STATE{{alertname=~"CML.+",{_OR_NO_REGION}}} and on (alertname) {firing})'
+    ranks = " or ".join(
+        f'{rank} * count by (alertname) ({firing[:-1]},severity="{severity}"}}) ^ 0' for severity, rank in conventions.SEVERITY
+    )
     return [
+        table(
+            "Alerts by severity",
+            "Which alerts fire, and since when?",
+            "Alerts that fire now, the most severe first, with the number of workers or exporters and the time of the oldest. "
+            "Click an alert for its text and its runbook.",
+            [instant(f"sort_desc({ranks})"), instant(f"count by (alertname) ({firing})"), instant(since)],
+            (
+                Column("Value #A", "Severity", conventions.SEVERITY_CODE_CELL),
+                Column("alertname", "Alert", conventions.ALERT_LINK),
+                Column("Value #B", "Number"),
+                Column("Value #C", "Since", conventions.MOMENT_CELL),
+            ),
+            Style("none", "None"),
+            sort="Severity",
+            height=7,
+        ),
         count(
             "EC2 check impaired",
             "Does AWS report a broken machine?",
@@ -140,15 +169,16 @@ def _load() -> list[Panel]:
         _by_worker(
             "CPU by worker",
             "Which workers are busy?",
-            "The workers with the highest average in the time range. The yellow line marks high CPU; the alert fires above "
-            "the red line.",
+            "The three workers with the highest average in the time range, and the mean of all. The yellow line "
+            "marks high CPU; the alert fires above the red line.",
             CPU,
             conventions.CPU_RATIO,
         ),
         _by_worker(
             "Memory by worker",
             "Which workers are short of memory?",
-            "The workers with the highest average in the time range. A worker without the CloudWatch agent has no value.",
+            "The three workers with the highest average in the time range, and the mean of all. A worker without "
+            "the CloudWatch agent has no value.",
             MEMORY,
             conventions.MEMORY_RATIO,
         ),
@@ -163,12 +193,13 @@ def _load() -> list[Panel]:
         bars(
             "Longest idle",
             "Which running workers have been unused for longest?",
-            "Time since the last activity, of running workers only; red after 4 hours. The alert also requires that the "
-            "worker has no running node (no lab where nodes are not known) and almost no CPU load.",
+            "Time since the last activity, of running workers only; red after 4 hours, a full bar from a day on. The "
+            "alert also requires no running node (no lab where nodes are not known) and almost no CPU load.",
             instant(_name(f"topk($top, {idle_seconds(IN_REGION)} and on ({WORKER}) {_RUNNING})"), "{{worker}}"),
             replace(
                 conventions.SECONDS,
                 empty="No running worker with known activity",
+                maximum=86400,
                 thresholds=conventions.LONG_IDLE,
                 links=conventions.SERIES_LINK,
             ),

@@ -155,9 +155,15 @@ def history_info(matchers: str) -> str:
     return f"({' or '.join(facts)})"
 
 
-def only_top(expr: str, rank: str) -> str:
+def only_top(expr: str, rank: str, most: str = "$top") -> str:
     """Keep only the first workers by `rank`, which is one number for the whole range, so that a graph stays readable."""
-    return f"({expr} and on ({WORKER}) topk($top, {rank}))"
+    return f"({expr} and on ({WORKER}) topk({most}, {rank}))"
+
+
+def step_average(metric: Metric, matchers: str) -> str:
+    """Return the average over a step of the graph of each worker that runs at its end: a peak between two points counts."""
+    mean = f"max by ({WORKER}) (avg_over_time({metric.name}{{{matchers}}}[$__interval]))"
+    return f"({mean} and on ({WORKER}) {in_status('running', matchers)})"
 
 
 # -- made of several metrics -------------------------------------------------------------------------------------------

@@ -138,12 +138,14 @@ def _days() -> list[Panel]:
         return graph(
             title,
             question,
-            "Each point covers the preceding 24 hours: the average of all workers, and the lowest and highest value of any.",
+            "Each column covers the preceding 24 hours: the average of all workers, and the lowest and highest value of any.",
             queries,
             style,
             width=8,
+            columns=True,
         )
 
+    by_day = over_time("avg", CPU_1H, SELECTED, "1d")
     there = max_by_worker(f"last_over_time({hourly_history(INFO_1H, SELECTED, '1d')})")
     hours = running_hours(SELECTED, "1d")
     rank = max_by_worker(f"avg_over_time({hourly_history(CPU_1H.avg, SELECTED, '$__range', at='@ end()')})")
@@ -160,13 +162,18 @@ def _days() -> list[Panel]:
                 Query(f"sum({hours}) / 24", "running", interval="1d"),
             ],
             replace(_LABS, fixed={"existing": {"decimals": 0}}),
+            columns=True,
         ),
         graph(
             "CPU of the busiest workers by day",
             "Which workers were busy on which days?",
-            "Daily average of the workers with the highest average in the time range, including terminated ones.",
-            [Query(_name(only_top(over_time("avg", CPU_1H, SELECTED, "1d"), rank)), "{{worker}}", interval="1d")],
-            replace(_CPU, links=conventions.SERIES_LINK),
+            "Daily average of the three workers with the highest average in the time range, including terminated ones, and the "
+            "mean of all.",
+            [
+                Query(_name(only_top(by_day, rank, conventions.LINES)), "{{worker}}", interval="1d"),
+                Query(f"avg({by_day})", "mean of all", interval="1d"),
+            ],
+            replace(_CPU, links=conventions.SERIES_LINK, fixed=conventions.MEAN),
         ),
     ]
 

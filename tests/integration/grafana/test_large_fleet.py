@@ -321,6 +321,6 @@ def trends_are_those_of_the_ledger(stack: Stack) -> None:
     midnight = align(int(now), DAY)
     at_midnight = {member.worker_id: truth.hours(member, midnight, 7) for member in MEMBERS}
     ranks = {worker_id: mean(hour.cpu for hour in hours) for worker_id, hours in at_midnight.items() if hours}
-    assert set(busy) == {worker_id for worker_id, _ in top(ranks, 5)}
+    assert set(busy) == {worker_id for worker_id, _ in top(ranks, 3)}
     gone = by("worker", stack.shown(trends, "Terminated workers", "A", now))
     assert gone == {f"cml {member.worker_id}": 1000 * GONE_AT for member in GONE}

@@ -332,7 +332,7 @@ def test_each_selector_alone_has_data(stack: Stack, uid: str) -> None:
         for node in found if panel["title"] not in MAY_BE_EMPTY else ():
             vector = node.vector_selector if isinstance(node, promql.MatrixSelector) else node
             if isinstance(vector, promql.VectorSelector):
-                matchers = [each for each in vector.matchers.matchers if each.name != "status"]
+                matchers = [each for each in vector.matchers.matchers if each.name not in ("status", "severity")]
                 text = ",".join(f"{each.name}{_OPERATORS[str(each.op)]}{_quoted(each.value)}" for each in matchers)
                 alone.add(f"{vector.name}{{{text}}}")
     assert alone
@@ -375,9 +375,15 @@ def compare_fleet(stack: Stack) -> None:
     names = {"cml w-alpha": own[ALPHA], "w.idle": own[IDLE]}
     assert by("worker", shown(stack, fleet, "Busiest now")) == pytest.approx(names)
     assert by("worker", shown(stack, fleet, "CPU by worker")) == pytest.approx(names)
-    assert by("worker", shown(stack, fleet, "CPU by worker", top="1")) == pytest.approx(
+    assert value(stack, fleet, "CPU by worker", "B") == pytest.approx(sum(own.values()) / 2)
+    assert by("worker", shown(stack, fleet, "Busiest now", top="1")) == pytest.approx(
         dict([max(names.items(), key=lambda e: e[1])])
     )
+    severe = by("alertname", shown(stack, fleet, "Alerts by severity"))
+    assert (severe["CMLTestFires"], severe["CMLTestFiresOfEach"]) == (1, 2)
+    assert by("alertname", shown(stack, fleet, "Alerts by severity", "B"))["CMLTestFiresOfEach"] == 4
+    since = by("alertname", shown(stack, fleet, "Alerts by severity", "C"))
+    assert 0 < time.time() - since["CMLTestFires"] / 1000 < 600
     assert by("worker", shown(stack, fleet, "Memory by worker")) == pytest.approx(
         {"cml w-alpha": stack.gauge(ALPHA, "memory"), "w.idle": 0.3}
     )

@@ -336,6 +336,26 @@ def test_the_exporters_health_is_one_screen_with_all_errors_in_one_panel() -> No
     assert counted == failures
 
 
+def test_days_are_columns_and_a_huge_value_hides_no_other() -> None:
+    days = [
+        each for each in panels(DASHBOARDS["cml-trends"]) if re.match("(CPU|Memory|Active labs|Workers) by day", each["title"])
+    ]
+    assert len(days) == 4
+    for each in days:
+        custom = each["fieldConfig"]["defaults"]["custom"]
+        assert (custom["drawStyle"], custom["barAlignment"]) == ("bars", -1)
+    (longest,) = [each for each in panels(DASHBOARDS["cml-fleet"]) if each["title"] == "Longest idle"]
+    assert longest["fieldConfig"]["defaults"]["max"] == 86400
+
+
+def test_several_lines_are_not_filled() -> None:
+    for dashboard in DASHBOARDS.values():
+        for panel in panels(dashboard):
+            if panel["type"] == "timeseries" and any("{{" in each["legendFormat"] for each in panel["targets"]):
+                custom = panel["fieldConfig"]["defaults"]["custom"]
+                assert custom["fillOpacity"] == 0 or custom["drawStyle"] == "bars" or custom["stacking"]["mode"] == "normal"
+
+
 def of_worker(title: str) -> Json:
     (panel,) = [each for each in panels(DASHBOARDS["cml-worker"]) if each["title"] == title]
     return panel
@@ -506,7 +526,10 @@ def test_a_large_fleet_stays_readable() -> None:
     for uid in ("cml-fleet", "cml-trends"):
         for name, panel, target in queries(DASHBOARDS[uid]):
             if "{{worker}}" in target["legendFormat"]:
-                assert "topk($top, " in target["expr"], name
+                assert re.search(r"topk\((\$top|3), ", target["expr"]), name
+                if panel["type"] == "timeseries":
+                    assert "topk(3, " in target["expr"], name
+                    assert [each["legendFormat"] for each in panel["targets"]] == ["{{worker}}", "mean of all"]
             elif panel["type"] != "table":
                 assert re.match(
                     r"(?:label_replace\()*(count|sum|avg|min|max|avg_over_time|count_values)( by \((region|status)\))? ?\(",
