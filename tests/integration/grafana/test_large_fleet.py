@@ -42,7 +42,7 @@ ENVIRONMENT = {
     "NO_PROXY": "*",
 }
 SETTINGS = {"period": "30m", "max_age": "2h", "cloudwatch": {"interval": "30m"}}
-MAY_BE_EMPTY = {"Idle now"}
+MAY_BE_EMPTY = {"Idle now", "Alerts of this worker"}
 HARDLY = threshold("idle_cpu_ratio")
 BROWSER = 6
 """Requests that a browser has under way at once."""
