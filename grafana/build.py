@@ -23,8 +23,8 @@ them. Elsewhere import the files and choose the Prometheus that scrapes the expo
 - Values of *now* come from `/metrics`. Averages, last week's values, and workers that are gone come from the history, which
   Prometheus reads from the exporter (`{store="history"}`, `remote_read` in `prometheus/prometheus.yml`). Idle workers and
   alert thresholds come from `prometheus/rules/`.
-- Graphs and rankings show the first few workers by their average in the time range (variable *Show*), never all of a large
-  fleet. Numbers of the fleet include all workers.
+- Graphs show the first three workers by their average in the time range and the mean of all, rankings the first few (variable
+  *Show*), never all of a large fleet. Numbers of the fleet include all workers.
 - *Trends* reads [hourly aggregates](history.md#hourly-aggregates-weeks-and-months-of-a-large-fleet)
   (`cml_worker:…:avg1h{store="history"}` and similar). They do not include the current hour, and one query reads at most a month
   of 1,250 workers. The exporter caches them. With 1,000 workers and a period of 5 minutes, the first query of a week took 5 to

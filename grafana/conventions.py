@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from exporter.core.catalog import INFO, STATUS
-from grafana.panels import Json, Style, annotation, choice, steps, variable
+from grafana.panels import Json, Style, annotation, choice, mappings, steps, variable
 from grafana.promql import CODES, IN_REGION, history_info, threshold
 
 FLEET, WORKER, TRENDS, EXPORTER = "cml-fleet", "cml-worker", "cml-trends", "cml-exporter"
@@ -13,6 +13,15 @@ FLEET, WORKER, TRENDS, EXPORTER = "cml-fleet", "cml-worker", "cml-trends", "cml-
 TO_WORKER = f"/d/{WORKER}?${{datasource:queryparam}}&${{__url_time_range}}&var-region=$__all&var-worker_id="
 """The worker's id follows. With all regions, because the worker's region may not be selected on the linking dashboard."""
 SERIES_LINK: Mapping[str, str] = {"Open this worker": TO_WORKER + "${__field.labels.worker_id:percentencode}"}
+
+EC2_CONSOLE = (
+    "https://${__field.labels.region}.console.aws.amazon.com/ec2/home?region=${__field.labels.region}"
+    "#InstanceDetails:instanceId=${__field.labels.instance_id}"
+)
+"""Address of an instance; in China amazonaws.cn."""
+CML_UI = "https://${__field.labels.worker:percentencode}"
+"""Address of a worker's CML UI. The manager does not write it; this one holds where a worker's name is its host name."""
+INSTANCE_LINKS: Mapping[str, str] = {"Open the EC2 console": EC2_CONSOLE, "Open the CML UI": CML_UI}
 
 COLORS: Mapping[str, str] = {
     "running": "green",
@@ -26,6 +35,24 @@ COLORS: Mapping[str, str] = {
     "unknown": "dark-yellow",
 }
 STATUS_TEXTS = {status: (status, color) for status, color in COLORS.items()}
+GREY = "#8e8e8e"
+NONE = -1
+"""Value of what has none now, so that its tile stays: no gauge is below 0."""
+NO_VALUE: Mapping[str, tuple[str, str]] = {str(NONE): ("–", GREY)}
+COMPARED: Mapping[str, Json] = {
+    name: {
+        "color": {"mode": "fixed", "fixedColor": GREY},
+        "custom.lineStyle": {"fill": "dash", "dash": dashes},
+        "custom.fillOpacity": 0,
+    }
+    for name, dashes in (
+        ("24 h average", [2, 6]),
+        ("a week ago", [10, 10]),
+        ("a week earlier", [10, 10]),
+        ("week before", [10, 10]),
+    )
+}
+"""Comparisons are grey and dashed, never in the color of a threshold; by the legend of their query."""
 STATUS_CODES = {str(code): (status, COLORS[status]) for status, code in CODES.items()}
 
 BUSY = ((0.7, "yellow"), (threshold("cpu_ratio"), "red"))
@@ -36,20 +63,48 @@ STALE = ((threshold("stale_seconds") / 2, "yellow"), (threshold("stale_seconds")
 LONG_IDLE = ((3600.0, "yellow"), (4 * 3600.0, "red"))
 """Seconds; the alert fires at the red threshold."""
 
+LABS = "Active labs are the labs of running workers as the manager counts them, stopped labs included."
 NOTHING_LISTED = "No worker listed"
 NO_HISTORY = "No history in this time range"
 NO_HOURS = "No whole hour of history in this time range, or too many workers for one query: select fewer"
+MISSING = Style(
+    "percentunit", "All: no whole hour is known", decimals=0, minimum=0, maximum=1, thresholds=((0.2, "yellow"), (0.5, "red"))
+)
+"""Of a share of hours without data."""
+HOURS = "suffix: h"
+"""A unit of its own: Grafana's unit h makes weeks of many hours."""
 RATIO = Style("percentunit", NOTHING_LISTED, minimum=0, maximum=1)
 CPU_RATIO = replace(RATIO, thresholds=BUSY)
 MEMORY_RATIO = replace(RATIO, thresholds=FULL)
 COUNT = Style("none", NOTHING_LISTED, decimals=0, minimum=0)
 SECONDS = Style("s", NOTHING_LISTED, minimum=0)
+CLOCK = replace(SECONDS, unit="dtdhms")
+"""For the axis of a graph: 3:00:00 instead of 2.78 or 3.33 hours."""
 
-RATIO_CELL: Json = {"unit": "percentunit", "min": 0, "max": 1, "decimals": 1}
+RATIO_CELL: Json = {"unit": "percentunit", "min": 0, "max": 1, "decimals": 0}
 _BAR_CELL: Json = {**RATIO_CELL, "custom.displayMode": "gradient-gauge"}
 CPU_CELL: Json = {**_BAR_CELL, "thresholds": steps(BUSY)}
 MEMORY_CELL: Json = {**_BAR_CELL, "thresholds": steps(FULL)}
 IDLE_CELL: Json = {"unit": "s", "decimals": 0, "thresholds": steps(LONG_IDLE), "custom.displayMode": "color-text"}
+SEVERITY_CELL: Json = {
+    "mappings": mappings({"critical": ("critical", "red"), "warning": ("warning", "orange"), "info": ("info", "blue")}),
+    "custom.displayMode": "color-text",
+}
+SEVERITY = (("critical", 3), ("warning", 2), ("info", 1))
+"""Severity of an alert → its number, for a table that is sorted by it."""
+SEVERITY_CODE_CELL: Json = {
+    "mappings": mappings({"3": ("critical", "red"), "2": ("warning", "orange"), "1": ("info", "blue")}),
+    "custom.displayMode": "color-text",
+}
+ALERT_LINK: Json = {
+    "links": [
+        {
+            "title": "Show this alert",
+            "url": '/alerting/list?search=${__data.fields["Alert"]:percentencode}',
+            "targetBlank": False,
+        }
+    ]
+}
 MOMENT_CELL: Json = {"unit": "dateTimeFromNow"}
 """Expects milliseconds."""
 
@@ -89,7 +144,12 @@ def history_worker_variable(*, several: bool) -> Json:
     )
 
 
-TOP = choice("top", "Show", "How many workers the graphs and rankings show.", ("5", "10", "20", "50"), "10")
+LINES = "3"
+"""How many workers a graph has beside the mean; ten lines over a week are mud."""
+MEAN: Mapping[str, Json] = {
+    "mean of all": {"color": {"mode": "fixed", "fixedColor": GREY}, "custom.lineWidth": 3, "custom.fillOpacity": 10}
+}
+TOP = choice("top", "Show", "How many workers the rankings show.", ("5", "10", "20", "50"), "10")
 
 JOB = "cml-worker-exporter"
 """The scrape job in prometheus/prometheus.yml."""

@@ -15,12 +15,16 @@ from grafana.promql import (
     live,
     live_info,
     live_status_code,
+    of_running,
     only_top,
+    step_average,
     with_display_name,
 )
 
 _BY_STATUS = f"count by (status) (max by ({WORKER}, status) ({STATUS.name}{{{IN_REGION}}}) == 1)"
 _IDLE = f"cml_worker:idle:bool{{{IN_REGION}}}"
+_OR_NO_REGION = 'region=~"$region|"'
+"""Alerts about the exporter have no region."""
 _RUNNING = in_status("running", IN_REGION)
 
 
@@ -33,8 +37,13 @@ def _rank(metric: Metric) -> str:
 
 
 def _by_worker(title: str, question: str, description: str, metric: Metric, style: Style) -> Panel:
-    query = Query(_name(only_top(live(metric, IN_REGION), _rank(metric))), "{{worker}}")
-    return graph(title, question, description, [query], replace(style, links=conventions.SERIES_LINK))
+    mean = step_average(metric, IN_REGION)
+    queries = [
+        Query(_name(only_top(mean, _rank(metric), conventions.LINES)), "{{worker}}"),
+        Query(f"avg({mean})", "mean of all"),
+    ]
+    links, fixed = conventions.SERIES_LINK, conventions.MEAN
+    return graph(title, question, description, queries, replace(style, links=links, fixed=fixed), interval="5m")
 
 
 def _now_row() -> list[Panel]:
@@ -67,25 +76,25 @@ def _now_row() -> list[Panel]:
         stat(
             "Active labs",
             "How many labs are there?",
-            "Labs on all running workers together, as counted by the manager; that includes stopped labs.",
-            [instant(f"sum({live(ACTIVE_LABS, IN_REGION)})")],
+            f"{conventions.LABS} On all workers together.",
+            [instant(f"sum({of_running(ACTIVE_LABS, IN_REGION)})")],
             conventions.COUNT,
             width=3,
         ),
         stat(
             "Mean CPU",
             "How busy is the fleet?",
-            "Average CPU of all workers that have a value.",
-            [instant(f"avg({live(CPU, IN_REGION)})")],
-            replace(conventions.CPU_RATIO, empty="No value", decimals=1),
+            "Average CPU of all running workers that have a value.",
+            [instant(f"avg({of_running(CPU, IN_REGION)})")],
+            replace(conventions.CPU_RATIO, empty="No value", decimals=0),
             width=3,
         ),
         stat(
             "Mean memory",
             "How full is the fleet's memory?",
-            "Average memory of all workers that have a value; this requires the CloudWatch agent on the worker.",
-            [instant(f"avg({live(MEMORY, IN_REGION)})")],
-            replace(conventions.MEMORY_RATIO, empty="No value", decimals=1),
+            "Average memory of all running workers that have a value; this requires the CloudWatch agent on the worker.",
+            [instant(f"avg({of_running(MEMORY, IN_REGION)})")],
+            replace(conventions.MEMORY_RATIO, empty="No value", decimals=0),
             width=3,
         ),
         stat(
@@ -106,7 +115,28 @@ def _attention() -> list[Panel]:
         style = replace(conventions.COUNT, empty="Not known of any worker", thresholds=((1, "red"),))
         return stat(title, question, description, [instant(f"sum({expr})")], style, width=6)
 
+    firing = f'ALERTS{{alertname=~"CML.+",alertstate="firing",{_OR_NO_REGION}}}'
+    since = f'1000 * min by (alertname) (ALERTS_FOR_STATE{{alertname=~"CML.+",{_OR_NO_REGION}}} and on (alertname) {firing})'
+    ranks = " or ".join(
+        f'{rank} * count by (alertname) ({firing[:-1]},severity="{severity}"}}) ^ 0' for severity, rank in conventions.SEVERITY
+    )
     return [
+        table(
+            "Alerts by severity",
+            "Which alerts fire, and since when?",
+            "Alerts that fire now, the most severe first, with the number of workers or exporters and the time of the oldest. "
+            "Click an alert for its text and its runbook.",
+            [instant(f"sort_desc({ranks})"), instant(f"count by (alertname) ({firing})"), instant(since)],
+            (
+                Column("Value #A", "Severity", conventions.SEVERITY_CODE_CELL),
+                Column("alertname", "Alert", conventions.ALERT_LINK),
+                Column("Value #B", "Number"),
+                Column("Value #C", "Since", conventions.MOMENT_CELL),
+            ),
+            Style("none", "None"),
+            sort="Severity",
+            height=7,
+        ),
         count(
             "EC2 check impaired",
             "Does AWS report a broken machine?",
@@ -139,35 +169,37 @@ def _load() -> list[Panel]:
         _by_worker(
             "CPU by worker",
             "Which workers are busy?",
-            "The workers with the highest average in the time range. The yellow line marks high CPU; the alert fires above "
-            "the red line.",
+            "The three workers with the highest average in the time range, and the mean of all. The yellow line "
+            "marks high CPU; the alert fires above the red line.",
             CPU,
             conventions.CPU_RATIO,
         ),
         _by_worker(
             "Memory by worker",
             "Which workers are short of memory?",
-            "The workers with the highest average in the time range. A worker without the CloudWatch agent has no value.",
+            "The three workers with the highest average in the time range, and the mean of all. A worker without "
+            "the CloudWatch agent has no value.",
             MEMORY,
             conventions.MEMORY_RATIO,
         ),
         bars(
             "Busiest now",
             "Which workers are busiest now?",
-            "The workers with the highest CPU in the newest 5 minutes.",
-            instant(_name(f"topk($top, {live(CPU, IN_REGION)})"), "{{worker}}"),
-            replace(conventions.CPU_RATIO, empty="No value", links=conventions.SERIES_LINK),
+            "The running workers with the highest CPU in the newest 5 minutes.",
+            instant(_name(f"topk($top, {of_running(CPU, IN_REGION)})"), "{{worker}}"),
+            replace(conventions.CPU_RATIO, empty="No value", decimals=0, links=conventions.SERIES_LINK),
             width=8,
         ),
         bars(
             "Longest idle",
             "Which running workers have been unused for longest?",
-            "Time since the last activity, of running workers only; red after 4 hours. The alert also requires that the "
-            "worker has no running node (no lab where nodes are not known) and almost no CPU load.",
+            "Time since the last activity, of running workers only; red after 4 hours, a full bar from a day on. The "
+            "alert also requires no running node (no lab where nodes are not known) and almost no CPU load.",
             instant(_name(f"topk($top, {idle_seconds(IN_REGION)} and on ({WORKER}) {_RUNNING})"), "{{worker}}"),
             replace(
                 conventions.SECONDS,
                 empty="No running worker with known activity",
+                maximum=86400,
                 thresholds=conventions.LONG_IDLE,
                 links=conventions.SERIES_LINK,
             ),
@@ -203,9 +235,9 @@ def _over_time() -> list[Panel]:
         graph(
             "Active labs and idle workers",
             "Does the number of running workers match the number of labs?",
-            "Labs as counted by the manager, running workers, and idle workers among them.",
+            f"{conventions.LABS} Running workers, and idle workers among them.",
             [
-                Query(f"sum({live(ACTIVE_LABS, IN_REGION)})", "active labs"),
+                Query(f"sum({of_running(ACTIVE_LABS, IN_REGION)})", "active labs"),
                 Query(f"sum({live(STATUS, IN_REGION, RUNNING)})", "running workers"),
                 Query(f"sum({_IDLE})", "idle workers"),
             ],
@@ -243,9 +275,9 @@ def _inventory() -> Panel:
     info = display_name(live_info(IN_REGION))
     queries = [
         instant(f"topk by ({WORKER}) (1, max by ({facts}) ({info}))"),
-        instant(live(CPU, IN_REGION)),
-        instant(live(MEMORY, IN_REGION)),
-        instant(live(ACTIVE_LABS, IN_REGION)),
+        instant(of_running(CPU, IN_REGION)),
+        instant(of_running(MEMORY, IN_REGION)),
+        instant(of_running(ACTIVE_LABS, IN_REGION)),
         instant(f"{idle_seconds(IN_REGION)} and on ({WORKER}) {_RUNNING}"),
         instant(f"1000 * {live(CREATED, IN_REGION)}"),
         instant(f"topk by ({WORKER}) (1, max by ({WORKER}, status) ({STATUS.name}{{{IN_REGION}}}) == 1)"),
@@ -268,15 +300,15 @@ def _regions() -> list[Panel]:
         instant(f"count {by_region} ({live(INFO, IN_REGION)})"),
         instant(f"sum {by_region} ({live(STATUS, IN_REGION, RUNNING)})"),
         instant(f"sum {by_region} ({_IDLE})"),
-        instant(f"sum {by_region} ({live(ACTIVE_LABS, IN_REGION)})"),
-        instant(f"avg {by_region} ({live(CPU, IN_REGION)})"),
-        instant(f"avg {by_region} ({live(MEMORY, IN_REGION)})"),
+        instant(f"sum {by_region} ({of_running(ACTIVE_LABS, IN_REGION)})"),
+        instant(f"avg {by_region} ({of_running(CPU, IN_REGION)})"),
+        instant(f"avg {by_region} ({of_running(MEMORY, IN_REGION)})"),
     ]
     return [
         table(
             "Regions",
             "How do the regions compare?",
-            "Workers, labs, and average utilization per AWS region.",
+            "Workers, active labs, and average utilization of the running workers per AWS region.",
             queries,
             (
                 Column("region", "Region"),
@@ -295,8 +327,8 @@ def _regions() -> list[Panel]:
         graph(
             "CPU by region",
             "Which region is busy, and when?",
-            "Average CPU of the workers in each region.",
-            [Query(f"avg {by_region} ({live(CPU, IN_REGION)})", "{{region}}")],
+            "Average CPU of the running workers in each region.",
+            [Query(f"avg {by_region} ({of_running(CPU, IN_REGION)})", "{{region}}")],
             conventions.CPU_RATIO,
         ),
     ]

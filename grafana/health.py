@@ -38,7 +38,8 @@ def _now_row() -> list[Panel]:
             "Whether Prometheus can scrape the exporter. With several exporters, one is enough.",
             [instant(f"max(up{{{_TARGET}}})")],
             Style("none", "Not scraped", mappings=_UP_DOWN, thresholds=((0, "red"), (1, "green"))),
-            width=3,
+            width=6,
+            height=3,
         ),
         stat(
             "Writes the history",
@@ -47,7 +48,8 @@ def _now_row() -> list[Panel]:
             "this time.",
             [instant(f"max({_metric('leader')})")],
             Style("none", "Exporter not seen", mappings=_YES_NO, thresholds=((0, "red"), (1, "green"))),
-            width=3,
+            width=6,
+            height=3,
         ),
         stat(
             "Age of the data",
@@ -56,7 +58,8 @@ def _now_row() -> list[Panel]:
             "A source that was never read counts under Sources failing.",
             [instant(f"max({_source_ages()})")],
             replace(conventions.SECONDS, empty="Nothing read yet", thresholds=((450, "yellow"), (900, "red"))),
-            width=3,
+            width=6,
+            height=3,
         ),
         stat(
             "Sources failing",
@@ -69,7 +72,8 @@ def _now_row() -> list[Panel]:
                 )
             ],
             replace(_FAILURES, empty="Exporter not seen"),
-            width=3,
+            width=6,
+            height=3,
         ),
         stat(
             "Samples in the outbox",
@@ -78,7 +82,8 @@ def _now_row() -> list[Panel]:
             "eight; after an outage there are more until the gaps are filled.",
             [instant(f"sum(max by (state) ({_metric('outbox_samples', _ON_THEIR_WAY)}))")],
             replace(conventions.COUNT, empty="Exporter not seen"),
-            width=3,
+            width=8,
+            height=3,
         ),
         stat(
             "CloudWatch today",
@@ -89,7 +94,8 @@ def _now_row() -> list[Panel]:
                 instant(f"max({_metric('cloudwatch_budget_dollars')})", "budget"),
             ],
             replace(_DOLLARS, decimals=2),
-            width=5,
+            width=8,
+            height=3,
         ),
         name_stat(
             "Version",
@@ -97,31 +103,60 @@ def _now_row() -> list[Panel]:
             "Version and source revision of the exporter.",
             [instant(f"max by (version, revision) ({_metric('build_info')})", "{{version}} {{revision}}")],
             Style("none", "Exporter not seen"),
-            width=4,
+            width=8,
+            height=3,
         ),
     ]
 
 
-def _sources() -> list[Panel]:
-    seen = f"max by (source, region) ({_metric('source_up')})"
-    times = f"max by ({WORKER}, metric) ({SAMPLE_TIME.name})"
-    age = f"max by (metric) (time() - {times} and on ({WORKER}) {in_status('running', '')})"
+_ERRORS = (
+    ("cloudwatch_request_failures_total", "CloudWatch requests failed"),
+    ("cloudwatch_malformed_total", "malformed parts of answers"),
+    ("mirror_failures_total", "writes to MongoDB failed"),
+    ("outbox_write_failures_total", "writes to the outbox failed"),
+    ("samples_unavailable_total", "values recorded as absent"),
+    ("samples_lost_total", "samples lost"),
+    ("history_replaced_total", "history replaced"),
+)
+"""Counters of what goes wrong, and their legends."""
+
+
+def _at_a_glance() -> list[Panel]:
+    errors = [Query(counter_increase(_metric(name)), legend) for name, legend in _ERRORS]
     return [
         timeline(
             "Sources",
             "When did reads of a source fail?",
             "Each source; green while its last read succeeded.",
-            Query(seen, "{{source}} {{region}}"),
+            Query(f"max by (source, region) ({_metric('source_up')})", "{{source}} {{region}}"),
             Style("none", "Exporter not seen", mappings={"1": ("ok", "green"), "0": ("failed", "red")}),
             width=12,
-            height=7,
+            height=8,
         ),
+        graph(
+            "Errors",
+            "Does anything fail, and what?",
+            "Everything that failed, per interval. The rows below say why: requests by AWS's code, writes by reason.",
+            errors,
+            replace(_NEVER, empty="Nothing has failed"),
+            columns=True,
+            stacked=True,
+            interval=_EACH,
+        ),
+    ]
+
+
+def _sources() -> list[Panel]:
+    times = f"max by ({WORKER}, metric) ({SAMPLE_TIME.name})"
+    age = f"max by (metric) (time() - {times} and on ({WORKER}) {in_status('running', '')})"
+    return [
         graph(
             "Age of each source",
             "How old is the data of each source?",
             "Time since the last successful read of each source. It normally rises to 5 minutes and falls again.",
             [Query(_source_ages(), "{{source}} {{region}}")],
-            replace(conventions.SECONDS, empty="Nothing read yet", thresholds=((900, "red"),)),
+            replace(conventions.CLOCK, empty="Nothing read yet", thresholds=((900, "red"),)),
+            width=24,
             height=7,
         ),
         graph(
@@ -142,7 +177,7 @@ def _sources() -> list[Panel]:
             "The oldest CPU value, memory value, and status of any running worker. CPU and memory are normally 5 to 10 "
             "minutes old.",
             [Query(age, "oldest {{metric}}")],
-            replace(conventions.SECONDS, empty="No running worker", thresholds=conventions.STALE),
+            replace(conventions.CLOCK, empty="No running worker", thresholds=conventions.STALE),
         ),
         bars(
             "Worker documents skipped",
@@ -191,40 +226,44 @@ def _cloudwatch() -> list[Panel]:
             "CloudWatch requests",
             "How many CloudWatch requests are sent?",
             "Requests to CloudWatch per interval of the graph, including retries.",
-            [Query(counter_increase(requests, "operation, region"), "{{operation}} {{region}}", interval=_EACH)],
-            replace(_NEVER, empty="CloudWatch is not used", decimals=None),
+            [Query(counter_increase(requests, "operation, region"), "{{operation}} {{region}}")],
+            replace(_NEVER, empty="CloudWatch is not used"),
             columns=True,
             stacked=True,
+            interval=_EACH,
         ),
         graph(
             "Failed requests by error",
             "Why do CloudWatch requests fail?",
             "Failed requests per interval, by AWS error code. AccessDenied: extend the IAM policy. Throttling: raise the "
             "quota or the poll interval.",
-            [Query(counter_increase(failures, "code, operation, region"), "{{code}} {{operation}} {{region}}", interval=_EACH)],
-            replace(_FAILURES, empty="No request has failed", decimals=None, thresholds=()),
+            [Query(counter_increase(failures, "code, operation, region"), "{{code}} {{operation}} {{region}}")],
+            replace(_FAILURES, empty="No request has failed", thresholds=()),
             columns=True,
             stacked=True,
+            interval=_EACH,
         ),
         graph(
             "Throttled share",
             "Is AWS throttling us?",
             "Share of the requests that AWS throttled. The alert fires above the red line.",
-            [Query(share, "{{region}}", interval=_EACH)],
+            [Query(share, "{{region}}")],
             Style(
                 "percentunit", "Nothing throttled", minimum=0, maximum=1, thresholds=((threshold("throttled_ratio"), "red"),)
             ),
             width=8,
+            interval=_EACH,
         ),
         graph(
             "Metrics requested",
             "What does AWS bill?",
             "Metrics requested per interval, by region; AWS bills each of them.",
-            [Query(counter_increase(metrics, "region"), "{{region}}", interval=_EACH)],
-            replace(_NEVER, empty="CloudWatch is not used", decimals=None),
+            [Query(counter_increase(metrics, "region"), "{{region}}")],
+            replace(_NEVER, empty="CloudWatch is not used"),
             width=8,
             columns=True,
             stacked=True,
+            interval=_EACH,
         ),
         graph(
             "Estimated cost of today",
@@ -254,21 +293,23 @@ def _cloudwatch() -> list[Panel]:
             "Refused reads",
             "Are HTTP readers refused?",
             "CloudWatch requests on behalf of HTTP readers that were not sent because their share of the budget is spent.",
-            [Query(counter_increase(_metric("cloudwatch_reader_requests_refused_total")), "refused", interval=_EACH)],
-            replace(_NEVER, empty="None was refused", decimals=None),
+            [Query(counter_increase(_metric("cloudwatch_reader_requests_refused_total")), "refused")],
+            replace(_NEVER, empty="None was refused"),
             width=8,
             columns=True,
+            interval=_EACH,
         ),
         graph(
             "Malformed parts of answers",
             "Does CloudWatch send nonsense?",
             "Parts of CloudWatch's answers dropped per interval because they are malformed, by kind. Behind a proxy or another "
             "endpoint, look there first.",
-            [Query(counter_increase(_metric("cloudwatch_malformed_total"), "kind"), "{{kind}}", interval=_EACH)],
-            replace(_FAILURES, empty="Nothing was malformed", decimals=None, thresholds=()),
+            [Query(counter_increase(_metric("cloudwatch_malformed_total"), "kind"), "{{kind}}")],
+            replace(_FAILURES, empty="Nothing was malformed", thresholds=()),
             width=8,
             columns=True,
             stacked=True,
+            interval=_EACH,
         ),
         name_stat(
             "Budget",
@@ -314,57 +355,61 @@ def _history() -> list[Panel]:
             stacked=True,
         ),
         graph(
-            "Age of the oldest sample, and of the last write",
+            "Age of samples and writes",
             "How far behind is the history?",
             "Time since the start of the oldest sample in the outbox, and since the last write that emptied it. One hour "
             "is normal for workers of which CloudWatch has no datapoints.",
             [Query(oldest, "oldest sample"), Query(mirrored, "last write")],
-            replace(conventions.SECONDS, empty="Nothing written yet", thresholds=((7200, "yellow"), (86400, "red"))),
+            replace(conventions.CLOCK, empty="Nothing written yet", thresholds=((7200, "yellow"), (86400, "red"))),
             width=8,
         ),
         graph(
             "Samples mirrored",
             "Is the history being written?",
             "Samples that the mirror processed per interval, by result.",
-            [Query(counter_increase(_metric("mirror_samples_total"), "result"), "{{result}}", interval=_EACH)],
-            replace(_NEVER, empty="None written yet", decimals=None),
+            [Query(counter_increase(_metric("mirror_samples_total"), "result"), "{{result}}")],
+            replace(_NEVER, empty="None written yet"),
             width=8,
             columns=True,
             stacked=True,
+            interval=_EACH,
         ),
         graph(
             "Failed writes",
             "Why do writes of the history fail?",
             "Failed attempts to write the history, by reason. No sample is lost: they wait in the outbox.",
-            [Query(counter_increase(_metric("mirror_failures_total"), "reason"), "{{reason}}", interval=_EACH)],
-            replace(_NEVER, empty="No write has failed", decimals=None),
+            [Query(counter_increase(_metric("mirror_failures_total"), "reason"), "{{reason}}")],
+            replace(_NEVER, empty="No write has failed"),
             width=6,
             columns=True,
             stacked=True,
+            interval=_EACH,
         ),
         graph(
-            "Gaps filled, samples dropped or lost",
+            "Gaps filled, dropped, lost",
             "Were gaps filled, and were samples dropped or lost?",
             "Samples written for periods that no exporter observed in time (gap-filled), samples without any value, which "
             "are not written (dropped), and samples of periods that were too old to be filled (lost).",
             [
-                Query(counter_increase(_metric("samples_gap_filled_total")), "gap-filled", interval=_EACH),
-                Query(counter_increase(_metric("samples_dropped_total")), "dropped", interval=_EACH),
-                Query(counter_increase(_metric("samples_lost_total")), "lost", interval=_EACH),
+                Query(counter_increase(_metric("samples_gap_filled_total")), "gap-filled"),
+                Query(counter_increase(_metric("samples_dropped_total")), "dropped"),
+                Query(counter_increase(_metric("samples_lost_total")), "lost"),
             ],
-            replace(_NEVER, empty="Exporter not seen", decimals=None),
+            replace(_NEVER, empty="Exporter not seen"),
             width=6,
             columns=True,
+            interval=_EACH,
         ),
         graph(
             "Values recorded as absent",
             "Which values are missing permanently?",
             "CPU and memory values for which CloudWatch returned no final answer in time; the history lacks them.",
-            [Query(counter_increase(_metric("samples_unavailable_total"), "metric"), "{{metric}}", interval=_EACH)],
-            replace(_NEVER, empty="None recorded as absent", decimals=None),
+            [Query(counter_increase(_metric("samples_unavailable_total"), "metric"), "{{metric}}")],
+            replace(_NEVER, empty="None recorded as absent"),
             width=6,
             columns=True,
             stacked=True,
+            interval=_EACH,
         ),
         graph(
             "Late and revised values",
@@ -372,13 +417,14 @@ def _history() -> list[Panel]:
             "CPU and memory values that CloudWatch published after they had been recorded as absent (late), or changed after "
             "they were final (revised), by metric. The history keeps what it has.",
             [
-                Query(counter_increase(_metric(f"samples_{kind}_total"), "metric"), f"{kind} {{{{metric}}}}", interval=_EACH)
+                Query(counter_increase(_metric(f"samples_{kind}_total"), "metric"), f"{kind} {{{{metric}}}}")
                 for kind in ("late", "revised")
             ],
-            replace(_NEVER, empty="Exporter not seen", decimals=None),
+            replace(_NEVER, empty="Exporter not seen"),
             width=6,
             columns=True,
             stacked=True,
+            interval=_EACH,
         ),
         graph(
             "Doubled and lost samples",
@@ -387,11 +433,12 @@ def _history() -> list[Panel]:
             "acknowledged (replaced), by reason.",
             [
                 Query(f"max({_metric('history_duplicates')})", "doubled"),
-                Query(counter_increase(_metric("history_replaced_total"), "reason"), "replaced: {{reason}}", interval=_EACH),
+                Query(counter_increase(_metric("history_replaced_total"), "reason"), "replaced: {{reason}}"),
             ],
-            replace(_NEVER, empty="Exporter not seen", decimals=None, thresholds=((1, "red"),)),
+            replace(_NEVER, empty="Exporter not seen", thresholds=((1, "red"),)),
             width=24,
             columns=True,
+            interval=_EACH,
         ),
         graph(
             "Outbox failures",
@@ -399,13 +446,14 @@ def _history() -> list[Panel]:
             "Failed transactions on the outbox per interval, by reason, and damaged outboxes that were set aside. While the "
             "outbox cannot be written, status and labs do not reach the history.",
             [
-                Query(counter_increase(_metric("outbox_write_failures_total"), "reason"), "{{reason}}", interval=_EACH),
-                Query(counter_increase(_metric("outbox_replaced_total")), "set aside", interval=_EACH),
+                Query(counter_increase(_metric("outbox_write_failures_total"), "reason"), "{{reason}}"),
+                Query(counter_increase(_metric("outbox_replaced_total")), "set aside"),
             ],
-            replace(_NEVER, empty="Exporter not seen", decimals=None),
+            replace(_NEVER, empty="Exporter not seen"),
             width=12,
             columns=True,
             stacked=True,
+            interval=_EACH,
         ),
         graph(
             "Disk of the outbox",
@@ -507,7 +555,7 @@ def _configuration() -> list[Panel]:
             "When was the configuration last read?",
             "Time since the last start or reload that succeeded.",
             [Query(since, "{{instance}}")],
-            replace(conventions.SECONDS, empty="Exporter not seen"),
+            replace(conventions.CLOCK, empty="Exporter not seen"),
             width=12,
             height=7,
         ),
@@ -523,15 +571,11 @@ DASHBOARD = Dashboard(
     items=[
         Row("Now"),
         *_now_row(),
-        Row("Sources"),
-        *_sources(),
-        Row("CloudWatch"),
-        *_cloudwatch(),
-        Row("History"),
-        *_history(),
-        Row("Process"),
-        *_process(),
-        *_configuration(),
+        *_at_a_glance(),
+        Row("Sources", collapsed=_sources()),
+        Row("CloudWatch", collapsed=_cloudwatch()),
+        Row("History", collapsed=_history()),
+        Row("Process", collapsed=[*_process(), *_configuration()]),
     ],
     variables=[
         variable(

@@ -27,7 +27,8 @@ class Query:
     Attributes:
         legend: with labels as {{label}}.
         instant: query the newest value only, not the range.
-        interval: the minimum step, such as "5m".
+        interval: the minimum step, such as "5m". Grafana takes it for the scrape interval, too, so a query with
+            `$__rate_interval` must not have one: give it to the graph.
     """
 
     expr: str
@@ -104,6 +105,9 @@ class Style:
 
 
 _ONE_VALUE = {"calcs": ["lastNotNull"], "fields": "", "values": False}
+_BELOW = {"showLegend": True, "displayMode": "list", "placement": "bottom", "calcs": ["lastNotNull"]}
+_SIDE = {"showLegend": True, "displayMode": "table", "placement": "right", "calcs": ["lastNotNull"], "width": 160}
+"""A legend of a line per series, each with one number, so that ten fit beside a graph."""
 _TIP = {"mode": "multi", "sort": "desc"}
 
 
@@ -117,7 +121,8 @@ def stat(
         "graphMode": "none",
         "justifyMode": "auto",
         "orientation": "auto",
-        "textMode": "auto",
+        # By itself Grafana drops the name when one value is left, as if it were the first query's.
+        "textMode": "value_and_name" if len(queries) > 1 else "auto",
     }
     return _panel("stat", title, question, description, queries, style, width, height, options=options)
 
@@ -155,13 +160,18 @@ def graph(
     height: int = 8,
     columns: bool = False,
     stacked: bool = False,
+    interval: str | None = None,
 ) -> Panel:
-    """Return a graph over time: lines, or columns for counts per interval."""
+    """Return a graph over time: lines, or columns for counts per interval; `interval` is the minimum step of all queries."""
+    several = any("{{" in query.legend for query in queries)
     custom = {
         "drawStyle": "bars" if columns else "line",
         "lineInterpolation": "linear",
         "lineWidth": 1,
-        "fillOpacity": 60 if columns or stacked else 5,
+        # Filled lines of several series are mud.
+        "fillOpacity": 60 if columns or stacked else 0 if several else 5,
+        "barAlignment": -1,  # a column stands for the interval that ends at its time
+        "axisSoftMax": _soft_maximum(style),
         "pointSize": 4,
         "showPoints": "auto",
         "spanNulls": False,
@@ -172,12 +182,21 @@ def graph(
         "thresholdsStyle": {"mode": "line" if style.thresholds else "off"},
     }
     options = {
-        "legend": {"showLegend": True, "displayMode": "table", "placement": "bottom", "calcs": ["lastNotNull", "mean", "max"]},
+        "legend": _SIDE if several and width >= 12 else _BELOW,
         "tooltip": _TIP,
     }
     panel = _panel("timeseries", title, question, description, queries, style, width, height, options=options, custom=custom)
     panel.body["fieldConfig"]["defaults"]["color"] = {"mode": "palette-classic"}
+    if interval:
+        panel.body["interval"] = interval
     return panel
+
+
+def _soft_maximum(style: Style) -> float:
+    """Return the least maximum of the axis, so that a line of zeros lies at the bottom and not in the middle of nothing."""
+    if style.unit == "none":
+        return 4 if style.decimals == 0 else 1
+    return {"percentunit": 1, "dtdhms": 300, "currencyUSD": 0.01, "bytes": 1024, "Bps": 1024}.get(style.unit, 1)
 
 
 def timeline(
@@ -198,6 +217,9 @@ def timeline(
     )
     # With colors by threshold Grafana would merge all values of one step and ignore the mappings.
     panel.body["fieldConfig"]["defaults"]["color"] = {"mode": "fixed", "fixedColor": "blue"}
+    # The text for an empty panel would be a state of the legend wherever a strip has a gap.
+    no_text = {"matcher": {"id": "byRegexp", "options": "/.*/"}, "properties": [{"id": "noValue", "value": ""}]}
+    panel.body["fieldConfig"]["overrides"].append(no_text)
     return panel
 
 
@@ -237,7 +259,8 @@ def table(
     options = {"showHeader": True, "sortBy": [{"displayName": sort, "desc": True}]}
     # An empty cell shows a dash; otherwise it would show the text for an empty panel.
     fixed = {**{column.heading: {"noValue": "–", **column.properties} for column in columns}, **style.fixed}
-    custom = {"align": "auto", "displayMode": "auto", "filterable": True}
+    # By itself a column is at least 150 pixels wide, so that half of a screen holds six.
+    custom = {"align": "auto", "displayMode": "auto", "filterable": True, "minWidth": 60}
     body = _panel(
         "table", title, question, description, queries, style, width, height, options=options, custom=custom, fixed=fixed
     )
@@ -245,6 +268,29 @@ def table(
     for target in body.body["targets"]:
         target["format"] = "table"
     return body
+
+
+def facts(
+    title: str,
+    question: str,
+    description: str,
+    query: Query,
+    names: Mapping[str, str],
+    style: Style,
+    *,
+    width: int,
+    height: int,
+) -> Panel:
+    """Return a table of two columns, name and value: the labels of one series, in the order of `names` (label → shown name)."""
+    named = {"mappings": [{"type": "value", "options": {label: {"text": text} for label, text in names.items()}}]}
+    options = {"showHeader": False}
+    fixed: dict[str, Json] = {"label": named, "value": {"noValue": "–"}}
+    custom = {"align": "left", "displayMode": "auto", "filterable": False}
+    panel = _panel(
+        "table", title, question, description, [query], style, width, height, options=options, custom=custom, fixed=fixed
+    )
+    panel.body["transformations"] = [{"id": "labelsToFields", "options": {"mode": "rows", "keepLabels": list(names)}}]
+    return panel
 
 
 def _values(queries: Sequence[Query]) -> list[str]:

@@ -65,6 +65,11 @@ def live(metric: Metric, matchers: str, more: str = "") -> str:
     return f"max by ({WORKER}) ({metric.name}{{{_join(matchers, more)}}})"
 
 
+def of_running(metric: Metric, matchers: str) -> str:
+    """Return the newest value of each worker that runs; another has none from the moment its status says so."""
+    return f"({live(metric, matchers)} and on ({WORKER}) {in_status('running', matchers)})"
+
+
 def history_selector(metric: Metric, matchers: str, more: str = "") -> str:
     """Return a selector of the history, to be used with a range."""
     return f"{metric.name}{{{_join(_STORED, matchers, more)}}}"
@@ -150,9 +155,15 @@ def history_info(matchers: str) -> str:
     return f"({' or '.join(facts)})"
 
 
-def only_top(expr: str, rank: str) -> str:
+def only_top(expr: str, rank: str, most: str = "$top") -> str:
     """Keep only the first workers by `rank`, which is one number for the whole range, so that a graph stays readable."""
-    return f"({expr} and on ({WORKER}) topk($top, {rank}))"
+    return f"({expr} and on ({WORKER}) topk({most}, {rank}))"
+
+
+def step_average(metric: Metric, matchers: str) -> str:
+    """Return the average over a step of the graph of each worker that runs at its end: a peak between two points counts."""
+    mean = f"max by ({WORKER}) (avg_over_time({metric.name}{{{matchers}}}[$__interval]))"
+    return f"({mean} and on ({WORKER}) {in_status('running', matchers)})"
 
 
 # -- made of several metrics -------------------------------------------------------------------------------------------
@@ -185,8 +196,13 @@ def idle_seconds(matchers: str) -> str:
 
 
 def running_hours(matchers: str, window: str, *, before: str = "") -> str:
-    """Return the hours each worker ran: the share of each hour's samples with status running, independent of the period."""
+    """Return the hours each worker ran: the share of each hour's samples of a running worker, independent of the period."""
     return max_by_worker(f"sum_over_time({hourly_history(RUNNING_1H, matchers, window, before=before)})")
+
+
+def hours_missing(matchers: str, window: str, hours: int) -> str:
+    """Return the share of a window's whole hours in which no worker is known to have run or not."""
+    return f"min(1 - count_over_time({hourly_history(RUNNING_1H, matchers, window)}) / {hours})"
 
 
 def idle_hours(matchers: str, window: str, *, before: str = "") -> str:
@@ -215,17 +231,31 @@ def _each_hour(rollup: HourlyMetric, matchers: str) -> str:
     return max_by_worker(f"last_over_time({hourly_history(rollup, matchers, '1h')})")
 
 
+def signed_change(change: str) -> str:
+    """Return one series of value 1 whose label `change` is the number with a sign and an arrow, with one decimal.
+
+    No unit of Grafana has a sign, an arrow, and a suffix at once. The label `number` is the number alone.
+    """
+    text = f'count_values("number", round({change}, 0.1))'
+    for pattern, shown in (("(.*)", "▲ +$1"), ("-(.+)", "▼ −$1"), ("-?0", "= 0")):
+        text = f'label_replace({text}, "change", "{shown}", "number", "{pattern}")'
+    return text
+
+
 def last_seen(matchers: str, window: str = "$__range") -> str:
     """Return the UTC second in which the newest period of each worker in the window ended."""
     return max_by_worker(f"max_over_time({hourly_history(NEWEST_1H, matchers, window)})")
 
 
 def counter_increase(counter: str, by: str = "") -> str:
-    """Return the increase of a counter in one step of the graph.
+    """Return the increase of a counter in one step of the graph, as a whole number while the counter is scraped evenly.
 
-    A counter with labels appears with its first value, which increase() does not count; so a new series counts as a whole.
+    The window of the rate is one scrape longer than the step, so that it has both ends' samples; multiplied by the step, the
+    rate is the difference of these samples. A counter with labels appears with its first value, which no rate counts; so a new
+    series counts as a whole, in the step in which it appears.
     """
-    total = f"({counter} unless last_over_time({counter}[1h] offset $__rate_interval)) or increase({counter}[$__rate_interval])"
+    new = f"{counter} unless last_over_time({counter}[1h] offset $__interval)"
+    total = f"({new}) or rate({counter}[$__rate_interval]) * $__interval_ms / 1000"
     return f"sum{_suffixed(f'by ({by})' if by else '')} ({total})"
 
 

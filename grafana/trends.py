@@ -5,7 +5,7 @@ from dataclasses import replace
 from exporter.core.catalog import STATUS
 from exporter.core.history_metrics import ACTIVE_LABS_1H, CPU_1H, GONE_AFTER_SECONDS, INFO_1H, MEMORY_1H, ByHour
 from grafana import conventions
-from grafana.panels import Column, Dashboard, Panel, Query, Row, Style, bars, graph, instant, stat, table
+from grafana.panels import Column, Dashboard, Panel, Query, Row, Style, bars, graph, instant, name_stat, stat, table
 from grafana.promql import (
     HOURLY_STEP,
     IN_REGION,
@@ -17,19 +17,21 @@ from grafana.promql import (
     fleet_average,
     history_info,
     hourly_history,
+    hours_missing,
     idle_hours,
     last_seen,
     max_by_worker,
     only_top,
     over_time,
     running_hours,
+    signed_change,
     with_display_name,
 )
 
 _LABS = Style("none", conventions.NO_HOURS, decimals=1, minimum=0)
-_HOURS = Style("h", conventions.NO_HOURS, decimals=0, minimum=0)
-_CHANGE = Style("percentunit", "No history of the week before", decimals=1)
-_CPU = replace(conventions.RATIO, empty=conventions.NO_HOURS, decimals=1)
+_HOURS = Style(conventions.HOURS, conventions.NO_HOURS, decimals=0, minimum=0)
+_CHANGE = Style("none", "No history of the week before")
+_CPU = replace(conventions.RATIO, empty=conventions.NO_HOURS, decimals=0)
 
 
 def _name(expr: str) -> str:
@@ -48,7 +50,7 @@ def _averages() -> list[Panel]:
         windows = (("1d", "24 h"), ("7d", "7 days"), ("30d", "30 days"))
         queries = [instant(_fleet(metric, window), legend) for window, legend in windows]
         said = f"{what} of the last 24 hours, 7 days, and 30 days, computed from hourly aggregates."
-        return stat(title, question, said, queries, style, width=8)
+        return stat(title, question, said, queries, style, width=7 if metric is not ACTIVE_LABS_1H else 6)
 
     workers = "Average of the workers' averages"
     return [
@@ -57,9 +59,18 @@ def _averages() -> list[Panel]:
         compared(
             "Average active labs",
             "How much were they used?",
-            "Average number of running labs on all workers together,",
+            f"{conventions.LABS} Their number on all workers together, on average",
             ACTIVE_LABS_1H,
             _LABS,
+        ),
+        stat(
+            "Hours without data",
+            "How much of the last 7 days is known?",
+            "Share of the last 7 days' whole hours in which no selected worker has a status or CPU. They count in no average "
+            "and no hours; yellow from 20 %.",
+            [instant(hours_missing(SELECTED, "7d", 168))],
+            conventions.MISSING,
+            width=4,
         ),
     ]
 
@@ -71,7 +82,7 @@ def _change(metric: ByHour) -> str:
 def _weeks() -> list[Panel]:
     running = f"sum({running_hours(SELECTED, '7d')})"
     before = f"sum({running_hours(SELECTED, '7d', before=WEEK_BEFORE)})"
-    points = "in percentage points: 5 % means from 20 % to 25 %, for example."
+    points = "in percentage points: +5 pp means from 20 % to 25 %, for example."
 
     def line(title: str, question: str, metric: ByHour, style: Style) -> Panel:
         queries = [
@@ -79,39 +90,39 @@ def _weeks() -> list[Panel]:
             Query(_fleet(metric, "$__interval", WEEK_BEFORE), "a week earlier", interval=HOURLY_STEP),
         ]
         said = "Hourly averages of the selected workers, and the same a week earlier."
-        return graph(title, question, said, queries, style, width=8)
+        return graph(title, question, said, queries, replace(style, fixed=conventions.COMPARED), width=8)
 
     return [
-        stat(
+        name_stat(
             "CPU against the week before",
             "Are the workers busier than last week?",
             f"Average of the last 7 days minus that of the 7 days before, {points}",
-            [instant(_change(CPU_1H))],
+            [instant(signed_change(f"100 * ({_change(CPU_1H)})"), "{{change}} pp")],
             _CHANGE,
             width=6,
         ),
-        stat(
+        name_stat(
             "Memory against the week before",
             "Do they need more memory than last week?",
             f"Average of the last 7 days minus that of the 7 days before, {points}",
-            [instant(_change(MEMORY_1H))],
+            [instant(signed_change(f"100 * ({_change(MEMORY_1H)})"), "{{change}} pp")],
+            _CHANGE,
+            width=6,
+        ),
+        name_stat(
+            "Labs against the week before",
+            "Are they used more than last week?",
+            f"{conventions.LABS} Average of the last 7 days minus that of the 7 days before.",
+            [instant(signed_change(_change(ACTIVE_LABS_1H)), "{{change}}")],
             _CHANGE,
             width=6,
         ),
         stat(
-            "Labs against the week before",
-            "Are they used more than last week?",
-            "Average number of running labs in the last 7 days minus that of the 7 days before.",
-            [instant(_change(ACTIVE_LABS_1H))],
-            replace(_CHANGE, unit="none"),
-            width=6,
-        ),
-        stat(
-            "Running hours against the week before",
+            "Running hours by week",
             "Do we pay for more hours than last week?",
             "Running hours of all workers in the last 7 days, and in the 7 days before.",
             [instant(running, "7 days"), instant(before, "week before")],
-            _HOURS,
+            replace(_HOURS, fixed=conventions.COMPARED),
             width=6,
         ),
         line("CPU, week over week", "When does this week differ from the last?", CPU_1H, _CPU),
@@ -127,12 +138,14 @@ def _days() -> list[Panel]:
         return graph(
             title,
             question,
-            "Each point covers the preceding 24 hours: the average of all workers, and the lowest and highest value of any.",
+            "Each column covers the preceding 24 hours: the average of all workers, and the lowest and highest value of any.",
             queries,
             style,
             width=8,
+            columns=True,
         )
 
+    by_day = over_time("avg", CPU_1H, SELECTED, "1d")
     there = max_by_worker(f"last_over_time({hourly_history(INFO_1H, SELECTED, '1d')})")
     hours = running_hours(SELECTED, "1d")
     rank = max_by_worker(f"avg_over_time({hourly_history(CPU_1H.avg, SELECTED, '$__range', at='@ end()')})")
@@ -148,14 +161,19 @@ def _days() -> list[Panel]:
                 Query(f"count({there})", "existing", interval="1d"),
                 Query(f"sum({hours}) / 24", "running", interval="1d"),
             ],
-            _LABS,
+            replace(_LABS, fixed={"existing": {"decimals": 0}}),
+            columns=True,
         ),
         graph(
             "CPU of the busiest workers by day",
             "Which workers were busy on which days?",
-            "Daily average of the workers with the highest average in the time range, including terminated ones.",
-            [Query(_name(only_top(over_time("avg", CPU_1H, SELECTED, "1d"), rank)), "{{worker}}", interval="1d")],
-            replace(_CPU, links=conventions.SERIES_LINK),
+            "Daily average of the three workers with the highest average in the time range, including terminated ones, and the "
+            "mean of all.",
+            [
+                Query(_name(only_top(by_day, rank, conventions.LINES)), "{{worker}}", interval="1d"),
+                Query(f"avg({by_day})", "mean of all", interval="1d"),
+            ],
+            replace(_CPU, links=conventions.SERIES_LINK, fixed=conventions.MEAN),
         ),
     ]
 
@@ -169,8 +187,8 @@ def _hours() -> list[Panel]:
         ranked(
             "Running hours",
             "Which workers ran longest?",
-            "Hours with status running in the time range, by worker: the share of each hour's samples with that status. The "
-            "current hour does not count yet. An hour in which a worker was created or removed counts as a whole hour.",
+            "Hours in which a worker ran in the time range: the share of each hour's samples that say so, by status, else "
+            "by CPU. The current hour does not count yet. An hour in which a worker was created or removed counts as a whole.",
             running_hours(SELECTED, "$__range"),
             _HOURS,
         ),
@@ -192,8 +210,8 @@ _WORKERS = (
     Column("Value #D", "7 d before", conventions.RATIO_CELL),
     Column("Value #E", "CPU highest", conventions.RATIO_CELL),
     Column("Value #F", "Memory 7 d", conventions.RATIO_CELL),
-    Column("Value #G", "Running hours", {"unit": "h", "decimals": 1}),
-    Column("Value #H", "Idle hours", {"unit": "h", "decimals": 0}),
+    Column("Value #G", "Running hours", {"unit": conventions.HOURS, "decimals": 1}),
+    Column("Value #H", "Idle hours", {"unit": conventions.HOURS, "decimals": 0}),
     Column("worker_id", "Worker id"),
 )
 
@@ -238,7 +256,7 @@ def _tables() -> list[Panel]:
                 Column("worker", "Worker", conventions.ROW_LINK),
                 Column("region", "Region"),
                 Column("Value #A", "Last seen", {"unit": "dateTimeAsIso"}),
-                Column("Value #B", "Running hours", {"unit": "h", "decimals": 1}),
+                Column("Value #B", "Running hours", {"unit": conventions.HOURS, "decimals": 1}),
                 Column("Value #C", "Average CPU", conventions.CPU_CELL),
                 Column("worker_id", "Worker id"),
             ),

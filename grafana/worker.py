@@ -30,7 +30,7 @@ from exporter.core.catalog import (
     Metric,
 )
 from grafana import conventions
-from grafana.panels import Column, Dashboard, Panel, Query, Row, Style, graph, instant, name_stat, stat, table, timeline
+from grafana.panels import Column, Dashboard, Panel, Query, Row, Style, facts, graph, instant, name_stat, stat, table, timeline
 from grafana.promql import (
     HISTORY_LOOKBACK,
     HISTORY_STEP,
@@ -42,11 +42,13 @@ from grafana.promql import (
     history_info,
     history_selector,
     history_status_code,
+    hours_missing,
     idle_hours,
     idle_seconds,
     in_status,
     live_info,
     live_status_code,
+    of_running,
     running_hours,
 )
 
@@ -54,6 +56,7 @@ _GONE = "No longer listed"
 _NOT_WRITTEN = "The manager does not write it, or the worker does not run"
 _NODE = "No node_exporter on this worker"
 _WEEK_AGO = "offset 1w"
+_STATUS = {**conventions.STATUS_CODES, str(conventions.NONE): ("not listed", conventions.GREY)}
 _NOT_IDLE = "Not running, or no known activity"
 _IDLE = f"max({idle_seconds(THE_WORKER)} and on ({WORKER}) {in_status('running', THE_WORKER)})"
 
@@ -62,10 +65,15 @@ def _mean(metric: Metric, window: str, after: str = "") -> str:
     return f"max(avg_over_time({history_selector(metric, THE_WORKER)}[{window}]{f' {after}' if after else ''}))"
 
 
+def _now(expr: str) -> str:
+    """Return a value that always exists: without it, the tile would show last week's value only."""
+    return f"{expr} or vector({conventions.NONE})"
+
+
 def _compared(metric: Metric) -> list[Query]:
     """Return queries for now, the last 24 hours, and the same time last week, as numbers."""
     return [
-        instant(f"max({metric.name}{{{THE_WORKER}}})", "now"),
+        instant(_now(f"max({of_running(metric, THE_WORKER)})"), "now"),
         instant(_mean(metric, "1d"), "24 h average"),
         instant(_mean(metric, HISTORY_LOOKBACK, _WEEK_AGO), "a week ago"),
     ]
@@ -92,10 +100,10 @@ def _now_row() -> list[Panel]:
             "What is its status, and what was it last week?",
             "The status now, and at the same time last week.",
             [
-                instant(live_status_code(THE_WORKER), "now"),
+                instant(_now(f"max({live_status_code(THE_WORKER)})"), "now"),
                 instant(history_status_code(THE_WORKER, HISTORY_LOOKBACK, _WEEK_AGO), "a week ago"),
             ],
-            Style("none", _GONE, mappings=conventions.STATUS_CODES),
+            Style("none", _GONE, mappings=_STATUS, fixed=conventions.COMPARED),
             width=5,
         ),
         stat(
@@ -103,7 +111,7 @@ def _now_row() -> list[Panel]:
             "Is it busier than usual?",
             compared,
             _compared(CPU),
-            replace(conventions.CPU_RATIO, empty=_GONE, decimals=1),
+            replace(conventions.CPU_RATIO, empty=_GONE, decimals=0, mappings=conventions.NO_VALUE, fixed=conventions.COMPARED),
             width=5,
         ),
         stat(
@@ -111,15 +119,24 @@ def _now_row() -> list[Panel]:
             "Is its memory fuller than usual?",
             f"{compared} Only workers with the CloudWatch agent have a value.",
             _compared(MEMORY),
-            replace(conventions.MEMORY_RATIO, empty="No value: is the CloudWatch agent running?", decimals=1),
+            replace(
+                conventions.MEMORY_RATIO, empty=_GONE, decimals=0, mappings=conventions.NO_VALUE, fixed=conventions.COMPARED
+            ),
             width=5,
         ),
         stat(
             "Active labs",
             "Is it used as usual?",
-            compared,
+            f"{compared} {conventions.LABS}",
             _compared(ACTIVE_LABS),
-            Style("none", _GONE, decimals=1, minimum=0),
+            Style(
+                "none",
+                _GONE,
+                decimals=1,
+                minimum=0,
+                mappings=conventions.NO_VALUE,
+                fixed={**conventions.COMPARED, "now": {"decimals": 0}},
+            ),
             width=5,
         ),
         stat(
@@ -134,9 +151,19 @@ def _now_row() -> list[Panel]:
         stat(
             "Running hours",
             "How long did it run in the last day?",
-            "Hours with status running: in the last 24 hours, and in the same 24 hours a week before.",
+            "Hours in which it ran: in the last 24 hours, and in the same 24 hours a week before. A period with CPU and "
+            "without a status counts as running.",
             _hours("running"),
-            Style("h", conventions.NO_HOURS, decimals=1, minimum=0),
+            Style(conventions.HOURS, conventions.NO_HOURS, decimals=1, minimum=0, fixed=conventions.COMPARED),
+            width=9,
+        ),
+        stat(
+            "Hours without data",
+            "How much of the last day is known?",
+            "Share of the last 24 whole hours that have neither a status nor CPU, such as those before the worker existed. "
+            "They count neither as running nor as idle; yellow from 20 %.",
+            [instant(hours_missing(THE_WORKER, "1d", 24))],
+            conventions.MISSING,
             width=6,
         ),
         stat(
@@ -145,37 +172,85 @@ def _now_row() -> list[Panel]:
             "Whole hours in which it ran without a lab and with almost no CPU load: in the last 24 hours, and in the same "
             "24 hours a week before.",
             _hours("idle"),
-            Style("h", conventions.NO_HOURS, decimals=0, minimum=0, thresholds=((4, "yellow"), (12, "red"))),
-            width=6,
+            Style(
+                conventions.HOURS,
+                conventions.NO_HOURS,
+                decimals=0,
+                minimum=0,
+                thresholds=((4, "yellow"), (12, "red")),
+                fixed=conventions.COMPARED,
+            ),
+            width=9,
         ),
-        _facts(),
     ]
 
 
-def _facts() -> Panel:
-    facts = f"{WORKER}, worker, instance_id, instance_type, cml_version"
-    live, gone = live_info(THE_WORKER), history_info(THE_WORKER)
-    dates = [f"1000 * max by ({WORKER}) ({metric.name}{{{THE_WORKER}}} > 0)" for metric in (CREATED, LAST_ACTIVITY)]
-    return table(
-        "Facts",
-        "Which machine is it?",
-        "Facts from the worker document; for a worker that is gone, the last known facts.",
-        [instant(f"topk by ({WORKER}) (1, max by ({facts}) ({display_name(f'({live} or {gone})')}))"), *map(instant, dates)],
-        (
-            Column("worker", "Worker"),
-            Column("region", "Region"),
-            Column("instance_id", "Instance"),
-            Column("instance_type", "Type"),
-            Column("cml_version", "CML"),
-            Column("Value #B", "Created", conventions.MOMENT_CELL),
-            Column("Value #C", "Last activity", conventions.MOMENT_CELL),
-            Column("worker_id", "Worker id"),
+_FACTS = {
+    "worker": "Worker",
+    "worker_id": "Worker id",
+    "region": "Region",
+    "instance_id": "Instance",
+    "instance_type": "Type",
+    "cml_version": "CML",
+    "account_id": "AWS account",
+}
+"""Label → shown name."""
+
+
+def _facts() -> list[Panel]:
+    info = f"({live_info(THE_WORKER)} or {history_info(THE_WORKER)})"
+    dates = [
+        instant(f"1000 * max({metric.name}{{{THE_WORKER}}} > 0)", legend)
+        for metric, legend in ((CREATED, "created"), (LAST_ACTIVITY, "last activity"))
+    ]
+    firing = f'ALERTS{{alertname=~"CML.+",alertstate="firing",{THE_WORKER}}}'
+    since = f'1000 * max by (alertname) (ALERTS_FOR_STATE{{alertname=~"CML.+",{THE_WORKER}}})'
+    gone = Style("none", "Neither listed nor in the history of this time range")
+    return [
+        facts(
+            "Facts",
+            "Which machine is it?",
+            "Facts from the worker document; for a worker that is gone, the last known facts.",
+            instant(f"topk(1, max by ({', '.join(_FACTS)}) ({display_name(info)}))"),
+            _FACTS,
+            gone,
+            width=8,
+            height=8,
         ),
-        Style("none", "Neither listed nor in the history of this time range"),
-        sort="Worker",
-        width=12,
-        height=4,
-    )
+        stat(
+            "Dates",
+            "When was it created, and when was it last used?",
+            "When the worker was created and when it was last active, while it is listed.",
+            dates,
+            Style("dateTimeFromNow", _GONE),
+            width=4,
+            height=8,
+        ),
+        table(
+            "Alerts of this worker",
+            "Is anything wrong with it?",
+            "Alerts that fire for this worker now, and since when. The runbook says what to do about each.",
+            [instant(f"max by (alertname, severity) ({firing})"), instant(f"{since} and on (alertname) {firing}")],
+            (
+                Column("severity", "Severity", conventions.SEVERITY_CELL),
+                Column("alertname", "Alert"),
+                Column("Value #B", "Since", conventions.MOMENT_CELL),
+            ),
+            Style("none", "None"),
+            sort="Since",
+            width=8,
+            height=8,
+        ),
+        name_stat(
+            "Machine",
+            "Where can I look at it?",
+            "Click the instance for its page in the EC2 console, or for the CML UI if the worker's name is its host name.",
+            [instant(f"topk(1, max by (instance_id, region, worker) ({display_name(info)}))", "{{instance_id}}")],
+            replace(gone, links=conventions.INSTANCE_LINKS),
+            width=4,
+            height=8,
+        ),
+    ]
 
 
 def _state(title: str, question: str, description: str, metric: Metric, legend: str = "{{state}}") -> Panel:
@@ -308,28 +383,28 @@ def _over_time() -> list[Panel]:
             "When was it busy, and is that usual?",
             said,
             _lines(CPU),
-            replace(conventions.CPU_RATIO, empty=conventions.NO_HISTORY),
+            replace(conventions.CPU_RATIO, empty=conventions.NO_HISTORY, fixed=conventions.COMPARED),
         ),
         graph(
             "Memory over time",
             "When was its memory full, and is that usual?",
             said,
             _lines(MEMORY),
-            replace(conventions.MEMORY_RATIO, empty="No value: is the CloudWatch agent running?"),
+            replace(conventions.MEMORY_RATIO, empty="No value: is the CloudWatch agent running?", fixed=conventions.COMPARED),
         ),
         graph(
             "Active labs over time",
             "When was it used, and is that usual?",
             said,
             _lines(ACTIVE_LABS),
-            Style("none", conventions.NO_HISTORY, minimum=0),
+            Style("none", conventions.NO_HISTORY, minimum=0, fixed=conventions.COMPARED),
         ),
         graph(
             "Idle time",
             "Since when has it been unused?",
             "Time since the last activity, while it runs. It rises while the worker is unused, and falls to 0 when it is used.",
             [Query(_IDLE, "idle for")],
-            replace(conventions.SECONDS, empty=_NOT_IDLE, thresholds=conventions.LONG_IDLE),
+            replace(conventions.CLOCK, empty=_NOT_IDLE, thresholds=conventions.LONG_IDLE),
         ),
         graph(
             "Share of the day it ran",
@@ -339,7 +414,7 @@ def _over_time() -> list[Panel]:
                 Query(running(), "day before", interval=HISTORY_STEP),
                 Query(running(f" {_WEEK_AGO}"), "a week ago", interval=HISTORY_STEP),
             ],
-            replace(conventions.RATIO, empty=conventions.NO_HISTORY),
+            replace(conventions.RATIO, empty=conventions.NO_HISTORY, fixed=conventions.COMPARED),
         ),
         graph(
             "Age of each value",
@@ -347,7 +422,7 @@ def _over_time() -> list[Panel]:
             "Time since the end of the period of the CPU and memory values, and since the status was observed. The alert "
             "fires above the red line.",
             [Query(f"time() - max by (metric) ({SAMPLE_TIME.name}{{{THE_WORKER}}})", "{{metric}}")],
-            replace(conventions.SECONDS, empty=_GONE, thresholds=conventions.STALE),
+            replace(conventions.CLOCK, empty=_GONE, thresholds=conventions.STALE),
         ),
     ]
 
@@ -414,6 +489,7 @@ DASHBOARD = Dashboard(
     items=[
         Row("Now"),
         *_now_row(),
+        *_facts(),
         Row("CML and machine"),
         *_cml(),
         Row("Over time"),

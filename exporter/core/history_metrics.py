@@ -11,7 +11,8 @@ METRIC_FIELDS = ("cpu_utilization", "memory_utilization", "active_labs_count")
 RUNNING, NEWEST = "running_avg", "newest"
 FIELDS = (*(f"{field}_{statistic}" for field in METRIC_FIELDS for statistic in ("avg", "min", "max")), RUNNING, NEWEST)
 """Values of an hourly aggregate: of each measured field the average, the lowest, and the highest sample; the share of samples
-with the status "running" among those with a status; and the end of the newest sample's period in UTC seconds."""
+with the status "running", or with CPU and no status, among those with a status or CPU; and the end of the newest sample's
+period in UTC seconds."""
 
 LOOKBACK_SECONDS = HOUR
 """Shortest range of a selector that always contains a worker's newest sample: without an agent it is up to 48 minutes old."""
@@ -80,7 +81,9 @@ NEWEST_1H = HourlyMetric(
     "cml_worker:sample_timestamp_seconds:max1h", NEWEST, "End of the newest period of an hour that has a sample, UTC seconds."
 )
 RUNNING_1H = HourlyMetric(
-    "cml_worker:running:avg1h", RUNNING, "Share of the samples of an hour with a status that say running."
+    "cml_worker:running:avg1h",
+    RUNNING,
+    "Share of the samples of an hour that say running, or have a CPU value and no status, among those with either.",
 )
 CPU_1H = _hourly_metrics(CPU, "CPU utilization (0 to 1)", "cpu_utilization", 100)
 MEMORY_1H = _hourly_metrics(MEMORY, "memory utilization (0 to 1)", "memory_utilization", 100)

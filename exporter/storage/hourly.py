@@ -38,7 +38,10 @@ def pipeline(match: Document, *, type_checked: bool = False) -> list[Document]:
         match: which samples; all of one day.
         type_checked: check the type of every value, where `worker_days` found another. That takes half as long again.
     """
-    known = {"$cond": [{"$gt": ["$status", None]}, 0, None]}  # $avg passes over null
+    cpu = type_checked_value("cpu_utilization") if type_checked else "$cpu_utilization"
+    # AWS has CPU of running instances only, so a gap-filled period with CPU was one of running. $avg passes over null.
+    unknown = {"$cond": [{"$gt": [cpu, None]}, 1, None]}
+    known = {"$cond": [{"$gt": ["$status", None]}, 0, unknown]}
     group: Document = {
         "_id": {"w": "$worker_id", "r": _REGION_AS_TEXT if type_checked else _REGION, "h": {"$hour": "$timestamp"}},
         RUNNING: {"$avg": {"$cond": [{"$eq": ["$status", "running"]}, 1, known]}},

@@ -31,17 +31,31 @@ class View:
     scrape: int
     variables: Mapping[str, str | Sequence[str] | None]
 
-    def step(self, interval: str | None = None) -> int:
-        """The distance of two points of a graph whose query has this least interval."""
-        least = max(seconds(interval) if interval else 0, self.scrape)
-        return max(least, next(nice for nice in _NICE if nice >= self.range / POINTS))
+    def interval(self, least: str | None = None) -> int:
+        """The interval that the browser computes: at least the panel's min interval, else the data source's scrape interval."""
+        return max(seconds(least) if least else self.scrape, self._nice())
 
-    def expand(self, text: str, interval: str | None = None) -> str:
-        """The query that Prometheus gets."""
-        step = self.step(interval)
-        rate = max(step + self.scrape, 4 * self.scrape)
+    def step(self, panel: Json, target: Json) -> int:
+        """The distance of two points of a graph: at least the query's min step, else at least the panel's interval."""
+        least = target.get("interval")
+        return max(seconds(least) if least else self.interval(panel.get("interval")), self._nice())
+
+    def _nice(self) -> int:
+        return next(nice for nice in _NICE if nice >= self.range / POINTS)
+
+    def expand(self, text: str, panel: Json | None = None, target: Json | None = None) -> str:
+        """The query that Prometheus gets.
+
+        `$__rate_interval` as in Grafana's Prometheus data source: the query's min step, if it has one, takes the place of the
+        scrape interval, so four of them are the least.
+        """
+        panel, target = panel or {}, target or {}
+        step = self.step(panel, target)
+        scrape = seconds(target["interval"]) if target.get("interval") else self.scrape
+        rate = max(self.interval(panel.get("interval")) + scrape, 4 * scrape)
         macros = {
             "__interval": f"{step}s",
+            "__interval_ms": f"{1000 * step}",
             "__range": f"{self.range}s",
             "__range_s": f"{self.range}",
             "__rate_interval": f"{rate}s",

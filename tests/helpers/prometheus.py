@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import yaml
 
+from tests.helpers.deadlines import scaled
 from tests.helpers.ports import free_port
 
 _PATIENCE = 30.0
@@ -38,7 +39,7 @@ class Prometheus:
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
-        self.http = httpx.Client(base_url=self.url, trust_env=False, timeout=30)
+        self.http = httpx.Client(base_url=self.url, trust_env=False, timeout=scaled(30))
         deadline = time.monotonic() + _PATIENCE
         while not self._is_ready():
             assert self._process.poll() is None, self.log.read_text()

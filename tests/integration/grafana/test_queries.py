@@ -3,6 +3,7 @@
 import contextlib
 import math
 import re
+import subprocess
 import threading
 import time
 import uuid
@@ -14,6 +15,7 @@ from typing import Any
 
 import promql_parser as promql
 import pytest
+import yaml
 from prometheus_client import CollectorRegistry
 from pymongo import MongoClient
 
@@ -25,7 +27,7 @@ from exporter.demo.mongod import Mongod
 from exporter.metrics.exposition import render as render_metrics
 from exporter.metrics.telemetry import Telemetry
 from grafana import conventions
-from grafana.promql import CODES, threshold
+from grafana.promql import CODES, signed_change, threshold
 from tests.conftest import program
 from tests.fixtures.mongo import FAIL_POINTS, NO_TTL, need_mongod
 from tests.fixtures.process import RunExporter
@@ -61,7 +63,7 @@ OMEGA = Member("w-omega", instance_id(5), US, SINCE)
 """Terminated."""
 ACTIVE_AGO = {ALPHA: 600, IDLE: 7200}
 
-MAY_BE_EMPTY = {"Failed writes", "AWS accounts", "Connections of the web server"}
+MAY_BE_EMPTY = {"Errors", "Failed writes", "AWS accounts", "Connections of the web server"}
 """Of a healthy exporter; `test_a_failure_shows` sees the others."""
 
 
@@ -283,14 +285,14 @@ def shown(
 ) -> dict[Labels, float]:
     """The newest value of each series of a query of a panel."""
     dashboard = DASHBOARDS[uid]
-    (target,) = [
-        target
+    ((panel, target),) = [
+        (panel, target)
         for panel in panels(dashboard)
         if panel["title"] == title
         for target in panel["targets"]
         if target["refId"] == ref
     ]
-    found = run_query(stack.prometheus, dashboard, target, {**ALL, **chosen}, time.time() if now is None else now)
+    found = run_query(stack.prometheus, dashboard, panel, target, {**ALL, **chosen}, time.time() if now is None else now)
     return {labels: values[-1] for labels, values in found.items()}
 
 
@@ -308,7 +310,7 @@ def test_every_query_has_an_answer_with_all_one_and_several_values_of_its_variab
     now, wrong = time.time(), []
     for mode in ("all", "one", "several"):
         for name, panel, target in queries(DASHBOARDS[uid]):
-            found = run_query(stack.prometheus, DASHBOARDS[uid], target, variables(uid, stack, mode), now)
+            found = run_query(stack.prometheus, DASHBOARDS[uid], panel, target, variables(uid, stack, mode), now)
             foreign = uid != conventions.EXPORTER and "ALERTS" not in target["expr"]
             wrong += [f"{name} ({mode}): {each}" for each in problems(panel, target, found, foreign=foreign)]
             machine = "node_" in target["expr"] and mode == "several"
@@ -322,13 +324,15 @@ def test_each_selector_alone_has_data(stack: Stack, uid: str) -> None:
     """What is joined by `or`, `unless` or a comparison would hide a name that is misspelt."""
     alone = set[str]()
     for _, panel, target in queries(DASHBOARDS[uid]):
-        query = View(seconds(DASHBOARDS[uid]["time"]["from"]), 1, variables(uid, stack, "all")).expand(target["expr"])
+        query = View(seconds(DASHBOARDS[uid]["time"]["from"]), 1, variables(uid, stack, "all")).expand(
+            target["expr"], panel, target
+        )
         found: list[Any] = []
         promql.walk(promql.parse(query), found.append)
         for node in found if panel["title"] not in MAY_BE_EMPTY else ():
             vector = node.vector_selector if isinstance(node, promql.MatrixSelector) else node
             if isinstance(vector, promql.VectorSelector):
-                matchers = [each for each in vector.matchers.matchers if each.name != "status"]
+                matchers = [each for each in vector.matchers.matchers if each.name not in ("status", "severity")]
                 text = ",".join(f"{each.name}{_OPERATORS[str(each.op)]}{_quoted(each.value)}" for each in matchers)
                 alone.add(f"{vector.name}{{{text}}}")
     assert alone
@@ -371,9 +375,15 @@ def compare_fleet(stack: Stack) -> None:
     names = {"cml w-alpha": own[ALPHA], "w.idle": own[IDLE]}
     assert by("worker", shown(stack, fleet, "Busiest now")) == pytest.approx(names)
     assert by("worker", shown(stack, fleet, "CPU by worker")) == pytest.approx(names)
-    assert by("worker", shown(stack, fleet, "CPU by worker", top="1")) == pytest.approx(
+    assert value(stack, fleet, "CPU by worker", "B") == pytest.approx(sum(own.values()) / 2)
+    assert by("worker", shown(stack, fleet, "Busiest now", top="1")) == pytest.approx(
         dict([max(names.items(), key=lambda e: e[1])])
     )
+    severe = by("alertname", shown(stack, fleet, "Alerts by severity"))
+    assert (severe["CMLTestFires"], severe["CMLTestFiresOfEach"]) == (1, 2)
+    assert by("alertname", shown(stack, fleet, "Alerts by severity", "B"))["CMLTestFiresOfEach"] == 4
+    since = by("alertname", shown(stack, fleet, "Alerts by severity", "C"))
+    assert 0 < time.time() - since["CMLTestFires"] / 1000 < 600
     assert by("worker", shown(stack, fleet, "Memory by worker")) == pytest.approx(
         {"cml w-alpha": stack.gauge(ALPHA, "memory"), "w.idle": 0.3}
     )
@@ -420,6 +430,8 @@ def test_a_worker_is_compared_with_its_own_history(stack: Stack) -> None:
             assert value(stack, worker, f"{title} over time", "B", now, **alpha) == pytest.approx(day, rel=1e-9)
             recent = stack.mean(ALPHA, field, now - 7 * DAY, PERIOD) / scale
             assert value(stack, worker, f"{title} over time", "C", now, **alpha) == pytest.approx(recent, rel=1e-9)
+        missing = 1 - len(hours(stack, ALPHA, now, DAY)) / 24
+        assert value(stack, worker, "Hours without data", "A", now, **alpha) == pytest.approx(missing)
         last_week = stack.documents(ALPHA, now - 7 * DAY - LOOKBACK_SECONDS, now - 7 * DAY)[-1]["status"]
         assert value(stack, worker, "Status", "B", now, **alpha) == CODES[last_week]
 
@@ -431,9 +443,23 @@ def test_a_worker_is_compared_with_its_own_history(stack: Stack) -> None:
     ages = by("metric", shown(stack, worker, "Age of each value", now=now, **alpha))
     assert set(ages) == {"cpu", "memory", "state"}
     assert all(0 < age < 1200 for age in ages.values())
+    (facts,) = shown(stack, worker, "Facts", **alpha)
+    assert dict(facts) == {
+        "worker": "cml w-alpha",
+        "worker_id": "w-alpha",
+        "region": EU,
+        "instance_id": ALPHA.instance_id,
+        "instance_type": "c5.metal",
+        "cml_version": "2.8.1",
+    }
+    assert by("alertname", shown(stack, worker, "Alerts of this worker", **alpha))["CMLTestFiresOfEach"] == 1
+    since = by("alertname", shown(stack, worker, "Alerts of this worker", "B", **alpha))
+    assert 0 < now - since["CMLTestFiresOfEach"] / 1000 < 600
     # One that is gone has its past, and nothing else.
     gone: Any = {"worker_id": OMEGA.worker_id}
-    assert shown(stack, worker, "CPU", **gone) == {}
+    assert [value(stack, worker, title, **gone) for title in ("Status", "CPU", "Memory", "Active labs")] == [
+        conventions.NONE
+    ] * 4
     assert value(stack, worker, "CPU", "C", **gone) == pytest.approx(
         stack.mean(OMEGA, "cpu_utilization", now - 7 * DAY, LOOKBACK_SECONDS) / 100
     )
@@ -518,14 +544,16 @@ def test_trends_are_those_of_the_history_terminated_workers_included(stack: Stac
             says(mean("memory_utilization", days * DAY) / 100, "Average memory", ref)
             says(labs_together(days), "Average active labs", ref)
         for what, field in (("CPU", "cpu_utilization"), ("Memory", "memory_utilization")):
-            says((mean(field, 7 * DAY) - mean(field, 7 * DAY, now - 7 * DAY)) / 100, f"{what} against the week before")
+            points = mean(field, 7 * DAY) - mean(field, 7 * DAY, now - 7 * DAY)
+            ((labels, _),) = shown(stack, trends, f"{what} against the week before", now=now).items()
+            assert float(dict(labels)["number"]) == pytest.approx(points, abs=0.0501), what
             for ref, end in (("A", now), ("B", now - 7 * DAY)):
                 # The newest point stands for the last whole hour.
                 says(mean(field, HOUR, align(int(end), HOUR)) / 100, f"{what}, week over week", ref)
         for ref, end in (("A", now), ("B", now - 7 * DAY)):
             week = {each.worker_id: total(ran, each, end) for each in members}
-            says(sum(week.values()), "Running hours against the week before", ref)
-            says(week["w.idle"], "Running hours against the week before", ref, workers=["w.idle"])
+            says(sum(week.values()), "Running hours by week", ref)
+            says(week["w.idle"], "Running hours by week", ref, workers=["w.idle"])
         midnight = align(int(now), DAY)
         day = {each: hours(stack, each, midnight, DAY) for each in there(DAY, midnight)}
         cpus = [
@@ -555,6 +583,15 @@ def test_trends_are_those_of_the_history_terminated_workers_included(stack: Stac
     assert to_seconds(last) == GONE_AT - PERIOD
 
 
+@pytest.mark.parametrize(
+    ("number", "text"), [(0.26, "▲ +0.3"), (-0.26, "▼ −0.3"), (0.01, "= 0"), (-0.01, "= 0"), (12, "▲ +12"), (-3, "▼ −3")]
+)
+def test_a_change_has_a_sign_and_an_arrow(run_prometheus: RunPrometheus, number: float, text: str) -> None:
+    prometheus = run_prometheus({"global": {"scrape_interval": "1m"}})
+    ((labels, value),) = prometheus.values(signed_change(f"vector({number})")).items()
+    assert (dict(labels)["change"], value) == (text, 1)
+
+
 def test_the_exporters_own_numbers_are_those_of_the_fake_cloudwatch(stack: Stack) -> None:
     compared_again(compare_exporter, stack)
 
@@ -582,7 +619,7 @@ def compare_exporter(stack: Stack) -> None:
     assert by("region", shown(stack, health, "Workers without CPU")) == {US: 1}
     assert by("state", shown(stack, health, "Budget")) == {"ok": 1}
     mirrored = by("result", shown(stack, health, "Samples mirrored"))
-    assert mirrored["inserted"] >= value(stack, health, "Gaps filled, samples dropped or lost") >= 2
+    assert mirrored["inserted"] >= value(stack, health, "Gaps filled, dropped, lost") >= 2
     lines = [line for line in stack.exporter.get("/metrics").text.splitlines() if not line.startswith("#")]
     assert value(stack, health, "Scrape size") == len(lines)
 
@@ -656,6 +693,7 @@ def show_failures(stack: Stack, mongod: Mongod) -> None:
     until(lambda: by("code", shown(stack, health, "Failed requests by error")).get("AccessDenied"), "AccessDenied")
     assert by("code", shown(stack, health, "Failed requests by error"))["Throttling"] == 2
     assert 0 < by("region", shown(stack, health, "Throttled share"))[EU] < 1
+    assert value(stack, health, "Errors", "A") >= 2
     until(lambda: value(stack, health, "Sources failing") == 1, "one source fails")
     sources = {(dict(each).get("source"), dict(each).get("region")): ok for each, ok in shown(stack, health, "Sources").items()}
     assert sources == {("mongodb", None): 1, ("cloudwatch", EU): 1, ("cloudwatch", US): 0}
@@ -669,6 +707,7 @@ def show_failures(stack: Stack, mongod: Mongod) -> None:
     until(lambda: "unread" in by("reason", shown(stack, health, closed, "B")), closed)
     until(lambda: sum(by("reason", shown(stack, health, "Failed writes")).values()), "a failed write")
     assert value(stack, health, "Writes the history") == 1
+    assert value(stack, health, "Errors", "C") >= 1
     before = by("reason", shown(stack, health, "Failed writes"))
     mongod.kill()
     until(lambda: set(by("reason", shown(stack, health, "Failed writes"))) - set(before), "MongoDB is gone")
@@ -706,3 +745,83 @@ def test_annotations_mark_alerts_restarts_and_changes_of_status(run_prometheus: 
         until(lambda: prometheus.value("process_start_time_seconds") == 2000, "a restart")
         assert [marks(uid, "Exporter restarts") for uid in DASHBOARDS] == [[{"instance": address, "at": 2000_000}]] * 4
         assert marks(conventions.WORKER, "Status changes") == [{"worker_id": ALPHA.worker_id, "status": "stopping"}]
+
+
+def test_a_worker_that_does_not_run_counts_in_no_load(run_prometheus: RunPrometheus, tmp_path: Path) -> None:
+    """One that is stopping keeps its last values on /metrics for some minutes."""
+
+    def text() -> str:
+        busy = Worker(ALPHA.worker_id, EU, ALPHA.instance_id, "running", name="cml alpha", active_labs=2)
+        ending = Worker(OMEGA.worker_id, EU, OMEGA.instance_id, "stopping", name="cml omega", active_labs=5)
+        gauges = [WorkerGauges(busy, NOW, True, cpu=10.0, memory=20.0), WorkerGauges(ending, NOW, True, cpu=90.0, memory=80.0)]
+        return render_metrics(gauges, ()).decode()
+
+    with serving(text) as address:
+        prometheus = run_prometheus(faster(tmp_path / "rules", address))
+        until(lambda: prometheus.values("cml_region:cpu_utilization_ratio:avg"), "recorded")
+
+        def says(uid: str, title: str, ref: str = "A", **chosen: str) -> dict[Labels, float]:
+            ((panel, target),) = [
+                (panel, target)
+                for panel in panels(DASHBOARDS[uid])
+                if panel["title"] == title
+                for target in panel["targets"]
+                if target["refId"] == ref
+            ]
+            found = run_query(prometheus, DASHBOARDS[uid], panel, target, {**ALL, **chosen}, time.time())
+            return {labels: values[-1] for labels, values in found.items()}
+
+        fleet = conventions.FLEET
+        for title, ref, expected in (
+            ("Mean CPU", "A", 0.1),
+            ("Mean memory", "A", 0.2),
+            ("Active labs", "A", 2),
+            ("Active labs and idle workers", "A", 2),
+            ("Busiest now", "A", 0.1),
+            ("CPU by worker", "A", 0.1),
+            ("Memory by worker", "A", 0.2),
+            ("Inventory", "B", 0.1),
+            ("Inventory", "C", 0.2),
+            ("Inventory", "D", 2),
+            ("Regions", "D", 2),
+            ("Regions", "E", 0.1),
+            ("Regions", "F", 0.2),
+            ("CPU by region", "A", 0.1),
+        ):
+            assert list(says(fleet, title, ref).values()) == pytest.approx([expected]), title
+        assert prometheus.value("cml_region:cpu_utilization_ratio:avg") == pytest.approx(0.1)
+        assert prometheus.value("cml_region:memory_utilization_ratio:avg") == pytest.approx(0.2)
+        for worker_id, values in (
+            (ALPHA.worker_id, (1, 0.1, 0.2, 2)),
+            (OMEGA.worker_id, (4, -1, -1, -1)),
+            ("w-gone", (-1,) * 4),
+        ):
+            for title, expected in zip(("Status", "CPU", "Memory", "Active labs"), values, strict=True):
+                found = list(says(conventions.WORKER, title, worker_id=worker_id).values())
+                assert found == pytest.approx([expected]), f"{title} of {worker_id}"
+
+
+def test_a_column_is_the_count_of_its_interval(tmp_path: Path) -> None:
+    """12 metrics billed every 5 minutes are columns of 12: not of 49, nor of 13.2 for a window one scrape longer.
+
+    The steps fall between scrapes, as in practice.
+    """
+    ((panel, target),) = [
+        (panel, target) for panel in panels(DASHBOARDS[conventions.EXPORTER]) if panel["title"] == "Metrics requested"
+        for target in panel["targets"]
+    ]  # fmt: skip
+    view = View(6 * HOUR, 30, ALL)
+    scrapes = [12 * (1 + (scrape - 7) // 10) for scrape in range(7, 200)]  # 12 more every tenth scrape
+    series = f'cml_exporter_cloudwatch_metrics_requested_total{{job="{ALL["job"]}",instance="a",region="{EU}"}}'
+    twelve = [{"labels": f'{{region="{EU}"}}', "value": 12}]
+    expected = [{"eval_time": f"{5 * step}m10s", "exp_samples": twelve} for step in range(1, 16)]
+    test = {
+        "interval": "30s",
+        "input_series": [{"series": series, "values": " ".join(["_"] * 7 + [str(each) for each in scrapes])}],
+        "promql_expr_test": [{"expr": view.expand(target["expr"], panel, target), **each} for each in expected],
+    }
+    file = tmp_path / "test.yml"
+    file.write_text(yaml.safe_dump({"evaluation_interval": "30s", "tests": [test]}))
+    promtool = program("promtool", INSTALL)
+    done = subprocess.run([promtool, "test", "rules", file], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -265,6 +265,22 @@ async def test_an_hour_has_one_value_of_each_metric_at_its_end(history: WorkerMe
     }
 
 
+async def test_a_period_with_cpu_and_without_status_was_running(history: WorkerMetricsRepository) -> None:
+    """The exporter was down and its gaps were filled: AWS has CPU of running instances only, so this is no hour of 0."""
+    await history.add_samples(
+        [
+            *(sample("w1", n, active_labs_count=None, status=None) for n in range(12)),
+            sample("w1", 12, active_labs_count=None, status=None),
+            sample("w1", 13, cpu_utilization=None, status="stopped"),
+            sample("w1", 14, status="stopping"),
+            sample("w1", 15, status="running"),
+            sample("w1", 24, cpu_utilization=None, memory_utilization=5.0, active_labs_count=None, status=None),
+        ]
+    )
+    found = await read_series(history, [entry("w1")], HOURLY)
+    assert found[hourly_labels("running:avg", "w1")] == [(hour(0), 1.0), (hour(1), 0.5)]
+
+
 async def test_hourly_aggregates_equal_those_of_the_repositorys_own_aggregation(history: WorkerMetricsRepository) -> None:
     values = [(n * 7919) % 9973 / 100 for n in range(288)]
     await history.add_samples([sample("w1", n, cpu_utilization=value) for n, value in enumerate(values)])
@@ -291,7 +307,7 @@ async def test_non_numeric_values_are_left_out_of_an_hour(history: WorkerMetrics
     found = await read_series(history, [entry("w1")], HOURLY)
     values = [found[hourly_labels(f"cpu_utilization_ratio:{how}", "w1")] for how in ("avg", "min", "max")]
     assert values == [[(hour(n), value) for n in (0, 1)] for value in (0.0975, 0.07, 0.125)]
-    assert found[hourly_labels("running:avg", "w1")] == [(hour(2), 1.0)]
+    assert found[hourly_labels("running:avg", "w1")] == [(hour(n), 1.0) for n in (0, 1, 2)], "a number is a CPU datapoint"
     rows, _ = await history.reader.read_statistics("w1", START, START + DAY, HOUR, limit=24)
     assert [row["cpu_utilization"]["avg"] for row in rows] == [9.75, 9.75, None]
 

@@ -31,7 +31,7 @@ PANELS = [
     for panel in panels(dashboard)
 ]
 
-TABLES = [each for each in PANELS if " [table]" in str(each.id)]
+TABLES = [each for each in PANELS if " [table]" in str(each.id) and "Facts" not in str(each.id)]
 
 KNOWN_TYPES = {
     "timeseries",
@@ -47,7 +47,7 @@ KNOWN_TYPES = {
 }
 KNOWN_TRANSFORMATIONS = {"merge", "organize", "groupBy", "sortBy", "reduce", "labelsToFields", "calculateField", "limit"}
 """What is the same in Grafana 9.1 and 12."""
-UNITS = {"none", "percentunit", "s", "h", "bytes", "Bps", "currencyUSD", "dateTimeAsIso", "dateTimeFromNow"}
+UNITS = {"none", "percentunit", "s", "dtdhms", "suffix: h", "bytes", "Bps", "currencyUSD", "dateTimeAsIso", "dateTimeFromNow"}
 TARGET = {"job", "instance"}
 NODE = {*TARGET, "worker_id", "region", "device", "mountpoint", "fstype"}
 FOREIGN = {
@@ -58,6 +58,7 @@ FOREIGN = {
     "process_resident_memory_bytes": TARGET,
     "process_cpu_seconds_total": TARGET,
     "ALERTS": {"alertname", "alertstate", "severity", "worker_id", "region"},
+    "ALERTS_FOR_STATE": {"alertname", "severity", "worker_id", "region"},
 }
 """Prometheus' own series and prometheus_client's, with their labels."""
 
@@ -71,15 +72,15 @@ def variables(dashboard: Json) -> dict[str, str | list[str] | None]:
     }
 
 
-def expanded(dashboard: Json, target: Json) -> str:
+def expanded(dashboard: Json, target: Json, panel: Json | None = None) -> str:
     view = View(seconds(dashboard["time"]["from"]), 30, variables(dashboard))
-    return view.expand(target["expr"], target.get("interval"))
+    return view.expand(target["expr"], panel, target)
 
 
 def expressions(dashboard: Json) -> Iterator[tuple[str, str]]:
     """Every query as Prometheus gets it, those of variables and annotations too."""
-    for name, _, target in queries(dashboard):
-        yield name, expanded(dashboard, target)
+    for name, panel, target in queries(dashboard):
+        yield name, expanded(dashboard, target, panel)
     for each in dashboard["templating"]["list"]:
         inner = (
             re.fullmatch(r"(?:query_result|label_values)\((.+?)(?:, \w+)?\)", each["query"]["query"])
@@ -99,6 +100,16 @@ def known_labels(name: str) -> set[str]:
     labels = FOREIGN.get(name) or labels_of(name)
     assert labels is not None, f"{name} is neither exposed nor recorded"
     return labels | ({"store"} if name in METRICS_BY_NAME or name in HOURLY else set())
+
+
+def test_macros_are_computed_as_grafana_does() -> None:
+    """As in calculateRateInterval and calculatePrometheusInterval of Grafana's Prometheus data source."""
+    view = View(6 * 3600, 30, {})
+    said = "$__interval $__interval_ms $__rate_interval"
+    assert view.expand(said) == "30s 30000 120s"
+    assert view.expand(said, {"interval": "5m"}) == "300s 300000 330s"
+    assert view.expand(said, {}, {"interval": "5m"}) == "300s 300000 1200s"
+    assert View(30 * 86400, 30, {}).expand(said, {"interval": "5m"}) == "3600s 3600000 3630s"
 
 
 # -- the files ---------------------------------------------------------------------------------------------------------
@@ -246,6 +257,145 @@ def test_a_timeline_is_colored_by_its_mappings(panel: Json) -> None:
         assert panel["fieldConfig"]["defaults"]["mappings"]
 
 
+@pytest.mark.parametrize("panel", PANELS)
+def test_a_tile_of_several_values_names_each(panel: Json) -> None:
+    """With one value left, Grafana would drop its name: a terminated worker would have last week's status."""
+    if panel["type"] == "stat" and len(panel["targets"]) > 1:
+        assert panel["options"]["textMode"] == "value_and_name"
+
+
+@pytest.mark.parametrize("panel", PANELS)
+def test_hours_are_hours_ratios_have_no_decimals_and_durations_on_axes_are_clocks(panel: Json) -> None:
+    """Grafana's unit h turns 240 hours into 1.43 weeks, and s an axis into 2.78 hours; 100.0 % is wider than a tile."""
+    said = [panel["fieldConfig"]["defaults"]] + [
+        {one["id"]: one["value"] for one in each["properties"]} for each in panel["fieldConfig"]["overrides"]
+    ]
+    assert "h" not in [each.get("unit") for each in said]
+    for each in said:
+        if each.get("unit") == "percentunit":
+            assert each.get("decimals") in (0, None)
+        if each.get("unit") == "percentunit" and panel["type"] in ("stat", "bargauge", "table"):
+            assert each["decimals"] == 0
+    if panel["type"] == "timeseries" and "Duration" not in panel["title"] and "duration" not in panel["title"]:
+        assert panel["fieldConfig"]["defaults"]["unit"] != "s"
+
+
+@pytest.mark.parametrize("panel", PANELS)
+def test_a_comparison_is_grey_and_dashed(panel: Json) -> None:
+    fixed = {
+        each["matcher"]["options"]: {one["id"]: one["value"] for one in each["properties"]}
+        for each in panel["fieldConfig"]["overrides"]
+    }
+    for target in panel["targets"]:
+        if re.search(r"week|24 h average", target["legendFormat"]):
+            assert fixed[target["legendFormat"]]["color"] == {"mode": "fixed", "fixedColor": conventions.GREY}
+            assert fixed[target["legendFormat"]]["custom.lineStyle"]["fill"] == "dash"
+
+
+@pytest.mark.parametrize("panel", PANELS)
+def test_titles_and_columns_fit_a_screen_of_1000_pixels(panel: Json) -> None:
+    """By the usual width of a letter of Grafana's titles; a real Grafana would show it, but none runs here."""
+    width = panel["gridPos"]["w"] * 1000 / 24 - 8
+    assert 7 * len(panel["title"]) + 16 <= width
+    if panel["type"] == "table" and panel["transformations"][-1]["id"] == "organize":
+        columns = len(panel["transformations"][-1]["options"]["renameByName"])
+        assert columns * panel["fieldConfig"]["defaults"]["custom"]["minWidth"] <= width
+
+
+@pytest.mark.parametrize("panel", PANELS)
+def test_a_graph_has_room_and_an_axis_of_zeros_starts_at_zero(panel: Json) -> None:
+    if panel["type"] != "timeseries":
+        return
+    legend, width = panel["options"]["legend"], panel["gridPos"]["w"] * 1000 / 24
+    assert legend["calcs"] == ["lastNotNull"]
+    assert legend["placement"] == "bottom" or legend["width"] < width / 2
+    assert panel["fieldConfig"]["defaults"]["custom"]["axisSoftMax"] > 0
+    assert panel["fieldConfig"]["defaults"]["min"] == 0
+
+
+@pytest.mark.parametrize("panel", PANELS)
+def test_a_gap_of_a_timeline_is_no_state(panel: Json) -> None:
+    if panel["type"] == "state-timeline":
+        last = panel["fieldConfig"]["overrides"][-1]
+        assert last == {"matcher": {"id": "byRegexp", "options": "/.*/"}, "properties": [{"id": "noValue", "value": ""}]}
+
+
+def test_the_exporters_health_is_one_screen_with_all_errors_in_one_panel() -> None:
+    """A screen of 1,080 lines holds 24 units of the grid below Grafana's own bars."""
+    open_ = [each for each in DASHBOARDS["cml-exporter"]["panels"] if each["type"] != "row"]
+    assert max(each["gridPos"]["y"] + each["gridPos"]["h"] for each in open_) <= 24
+    rows = [each for each in DASHBOARDS["cml-exporter"]["panels"] if each["type"] == "row"]
+    assert [each["collapsed"] for each in rows] == [False, True, True, True, True]
+    (errors,) = [each for each in open_ if each["title"] == "Errors"]
+    counted = set(re.findall(r"cml_exporter_\w+_total", json.dumps(errors["targets"])))
+    failures = {
+        name
+        for name in METRICS_BY_NAME
+        if re.search(r"exporter_.*(failure|malformed|unavailable|lost|history_replaced)\w*$", name)
+    }
+    assert counted == failures
+
+
+def test_days_are_columns_and_a_huge_value_hides_no_other() -> None:
+    days = [
+        each for each in panels(DASHBOARDS["cml-trends"]) if re.match("(CPU|Memory|Active labs|Workers) by day", each["title"])
+    ]
+    assert len(days) == 4
+    for each in days:
+        custom = each["fieldConfig"]["defaults"]["custom"]
+        assert (custom["drawStyle"], custom["barAlignment"]) == ("bars", -1)
+    (longest,) = [each for each in panels(DASHBOARDS["cml-fleet"]) if each["title"] == "Longest idle"]
+    assert longest["fieldConfig"]["defaults"]["max"] == 86400
+
+
+def test_several_lines_are_not_filled() -> None:
+    for dashboard in DASHBOARDS.values():
+        for panel in panels(dashboard):
+            if panel["type"] == "timeseries" and any("{{" in each["legendFormat"] for each in panel["targets"]):
+                custom = panel["fieldConfig"]["defaults"]["custom"]
+                assert custom["fillOpacity"] == 0 or custom["drawStyle"] == "bars" or custom["stacking"]["mode"] == "normal"
+
+
+def of_worker(title: str) -> Json:
+    (panel,) = [each for each in panels(DASHBOARDS["cml-worker"]) if each["title"] == title]
+    return panel
+
+
+@pytest.mark.parametrize("title", ["Status", "CPU", "Memory", "Active labs"])
+def test_now_always_exists_and_comparisons_are_grey(title: str) -> None:
+    panel = of_worker(title)
+    assert panel["targets"][0]["legendFormat"] == "now"
+    assert panel["targets"][0]["expr"].endswith(" or vector(-1)")
+    text = panel["fieldConfig"]["defaults"]["mappings"][0]["options"]["-1"]["text"]
+    assert text == ("not listed" if title == "Status" else "–")
+    colors = {
+        each["matcher"]["options"]: {one["id"]: one["value"] for one in each["properties"]}.get("color")
+        for each in panel["fieldConfig"]["overrides"]
+    }
+    for target in panel["targets"][1:]:
+        assert colors[target["legendFormat"]] == {"mode": "fixed", "fixedColor": conventions.GREY}
+
+
+def test_facts_are_two_columns_and_the_machine_has_links() -> None:
+    facts = of_worker("Facts")
+    (step,) = facts["transformations"]
+    assert step["id"] == "labelsToFields"
+    assert step["options"]["mode"] == "rows"
+    by = re.search(r"max by \(([^)]*)\)", facts["targets"][0]["expr"])
+    assert by
+    assert step["options"]["keepLabels"] == by[1].split(", ")
+    (named, empty) = facts["fieldConfig"]["overrides"]
+    assert set(named["properties"][0]["value"][0]["options"]) == set(step["options"]["keepLabels"])
+    assert empty["properties"] == [{"id": "noValue", "value": "–"}]
+    machine = of_worker("Machine")
+    kept = set(re.findall(r"\w+", re.search(r"max by \(([^)]*)\)", machine["targets"][0]["expr"])[1]))  # type: ignore[index]
+    links = machine["fieldConfig"]["defaults"]["links"]
+    assert [each["title"] for each in links] == ["Open the EC2 console", "Open the CML UI"]
+    for each in links:
+        assert each["url"].startswith("https://")
+        assert set(re.findall(r"labels\.(\w+)", each["url"])) <= kept
+
+
 @pytest.mark.parametrize("panel", TABLES)
 def test_an_empty_cell_is_a_dash(panel: Json) -> None:
     """Grafana puts the panel's sentence for no data into every cell that has no text of its own."""
@@ -267,7 +417,7 @@ def test_a_table_shows_every_query_and_links_by_a_column_it_has(panel: Json) -> 
     organize = panel["transformations"][-1]["options"]
     hidden, headings = organize["excludeByName"], organize["renameByName"]
     values = {f"Value #{target['refId']}" for target in panel["targets"]}
-    constant = {f"Value #{each['refId']}" for each in panel["targets"] if re.search(r"info|== 1\)$", str(each["expr"]))}
+    constant = {f"Value #{each['refId']}" for each in panel["targets"] if re.search(r"info|== 1\)$|ALERTS{", str(each["expr"]))}
     assert values - set(headings) <= constant
     assert not set(hidden) & set(headings)
     assert len(set(headings.values())) == len(headings)
@@ -328,16 +478,37 @@ def test_what_is_read_of_a_large_fleet_is_read_by_the_hour() -> None:
 
 @pytest.mark.parametrize(("dashboard", "panel", "target"), QUERIES)
 def test_a_query_uses_variables_that_exist_and_the_steps_of_its_graph(dashboard: Json, panel: Json, target: Json) -> None:
-    expanded(dashboard, target)
+    expanded(dashboard, target, panel)
     within = re.findall(r"(\w+)\([^()]*?\[([^\]]+)\]", target["expr"])
     for function, window in within:
         if function in ("rate", "irate", "increase") and not target["instant"]:
             assert window == "$__rate_interval"
-    if "$__interval" in target["expr"] and STORE in target["expr"]:
+    if "$__interval" in target["expr"] and f'store="{STORE}"' in target["expr"]:
         by_hour = any(name in target["expr"] for name in HOURLY)
         assert seconds(target["interval"]) >= (3600 if by_hour else 300), "as often as there is a value"
     assert target["instant"] == (panel["type"] in ("stat", "bargauge", "table"))
     assert "vector(0)" not in target["expr"], "a name that is misspelt would look like nothing going on"
+
+
+@pytest.mark.parametrize(("dashboard", "panel", "target"), QUERIES)
+def test_the_window_of_a_rate_is_one_step_and_one_scrape(dashboard: Json, panel: Json, target: Json) -> None:
+    """A min step of the query would count as the scrape interval, so that the window were four times as long."""
+    if "$__rate_interval" not in target["expr"]:
+        return
+    view = View(seconds(dashboard["time"]["from"]), 30, {})
+    assert "interval" not in target
+    assert int(view.expand("$__rate_interval", panel, target)[:-1]) == max(view.step(panel, target) + 30, 120)
+
+
+@pytest.mark.parametrize(("dashboard", "panel", "target"), QUERIES)
+def test_a_count_has_no_decimals(dashboard: Json, panel: Json, target: Json) -> None:
+    counts = (
+        re.search(r"_total\b", target["expr"])
+        and "rate(process_cpu" not in target["expr"]
+        and "http_conn" not in target["expr"]
+    )
+    if panel["fieldConfig"]["defaults"]["unit"] == "none" and counts:
+        assert panel["fieldConfig"]["defaults"]["decimals"] == 0
 
 
 @pytest.mark.parametrize(("dashboard", "panel", "target"), QUERIES)
@@ -346,6 +517,7 @@ def test_a_legend_names_labels_of_the_result(dashboard: Json, panel: Json, targe
     if panel["type"] != "table":
         assert target["legendFormat"] != "__auto" or len(panel["targets"]) == 1
     kept = [set(re.split(r",\s*", by)) for by in re.findall(r"(?:by|group_left) \(([^)]*)\)", target["expr"])]
+    kept.append(set(re.findall(r'"([a-z_]+)", "[^"]*", "\w+", "[^"]*"\)', target["expr"])))  # made by label_replace
     assert named <= set().union(*kept) | ({"instance"} if " by (" not in target["expr"] else set())
 
 
@@ -354,9 +526,15 @@ def test_a_large_fleet_stays_readable() -> None:
     for uid in ("cml-fleet", "cml-trends"):
         for name, panel, target in queries(DASHBOARDS[uid]):
             if "{{worker}}" in target["legendFormat"]:
-                assert "topk($top, " in target["expr"], name
+                assert re.search(r"topk\((\$top|3), ", target["expr"]), name
+                if panel["type"] == "timeseries":
+                    assert "topk(3, " in target["expr"], name
+                    assert [each["legendFormat"] for each in panel["targets"]] == ["{{worker}}", "mean of all"]
             elif panel["type"] != "table":
-                assert re.match(r"(count|sum|avg|min|max|avg_over_time)( by \((region|status)\))? ?\(", target["expr"]), name
+                assert re.match(
+                    r"(?:label_replace\()*(count|sum|avg|min|max|avg_over_time|count_values)( by \((region|status)\))? ?\(",
+                    target["expr"],
+                ), name
                 assert "avg_over_time(max by" not in target["expr"].removeprefix("avg_over_time(sum("), name
 
 
