@@ -43,8 +43,8 @@ class LiveWebConfig:
     def __init__(self, path: Path | None, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._path, self._monotonic = path, monotonic
         self._stamps: list[Stamp] = []
-        self._read_stamps: list[Stamp] = []
-        """Those of right before the last `read`."""
+        self._last_read: tuple[WebConfig | None, list[Stamp]] = None, []
+        """What `read` returned last, and the stamps of right before it."""
         self._retry_at = 0.0
         self._repeats = logs.Repeats()
         self._config = WebConfig()
@@ -92,7 +92,7 @@ class LiveWebConfig:
         """
         if self._path is None:
             return self._config
-        self._read_stamps = self._current_stamps()
+        stamps = self._current_stamps()
         new = webconfig.load(self._path)
         if self._config.users and not new.users:  # also a file of which only the beginning was written
             raise ConfigError(f"{self._path}: it has no basic_auth_users any more; restart the exporter to end authentication")
@@ -101,14 +101,16 @@ class LiveWebConfig:
                 f"{self._path}: tls_server_config was {'added' if new.tls else 'removed'}; restart the exporter to "
                 f"{'begin' if new.tls else 'end'} TLS"
             )
+        self._last_read = new, stamps
         return new
 
     def use(self, config: WebConfig) -> None:
-        """Use the configuration that `read` returned last, from the next connection on; what changed since is read again."""
+        """Use a configuration that `read` returned, from the next connection on; what changed since is read again."""
         self._config = config
         self._repeats.reset()
         if self._path is not None:
-            self._stamps = self._read_stamps if len(self._read_stamps) == 1 + len(config.files) else []
+            last, stamps = self._last_read
+            self._stamps = stamps if last is config and len(stamps) == 1 + len(config.files) else []
 
     def apply(self, config: uvicorn.Config) -> None:
         """Have the server use the TLS context."""

@@ -85,12 +85,14 @@ INCOMPLETE = {
 
 @pytest.mark.parametrize("sent", INCOMPLETE.values(), ids=INCOMPLETE)
 def test_a_connection_that_sends_no_whole_request_in_time_is_closed(sent: bytes) -> None:
-    with served(SHORT) as server, server.connect() as connection:
+    with served(SHORT) as server:
         begin = time.monotonic()
+        connection = server.connect()
         connection.sendall(sent)
         answers = ended(connection).count(b"HTTP/1.1 200")
         assert answers == sent.count(REQUEST)
         assert 1 <= time.monotonic() - begin < PATIENCE
+        connection.close()
         assert server.reasons == ["incomplete_request"]
         wait_until(lambda: server.is_open() == 0, PATIENCE)
 
