@@ -21,7 +21,7 @@ demo: $(READY) ## run the exporter with a fake AWS, MongoDB and 12 simulated wor
 	@exec $(BIN)/cml-worker-exporter demo $(ARGS)
 
 test: $(READY) ## run all tests
-	$(BIN)/python -m pytest -n 6 --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest -n 8 --dist worksteal $(ARGS)
 
 lowest: $(READY) ## run the core tests with the lowest versions of the dependencies that pyproject.toml allows
 	.ci/lowest

@@ -16,7 +16,8 @@ pytest_plugins = ["tests.fixtures.mongo", "tests.fixtures.cloudwatch", "tests.fi
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start the tests with a timeout of their own first: they wait for minutes, and the others run meanwhile.
 
-    pytest-xdist gives each worker an equal run of consecutive tests, so the long ones go to the beginning of these runs.
+    pytest-xdist gives each process an equal run of consecutive tests, so the long ones go to the beginning of every other run;
+    the other processes take over what is left of it.
     """
     long = [item for item in items if (mark := item.get_closest_marker("timeout")) and mark.args[0] >= 600]
     waiting = frozenset(long)
@@ -24,8 +25,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     size = -(-len(items) // workers)
     items.clear()
+    holders = (workers + 1) // 2
     for number in range(workers):
-        own = long[number::workers]
+        own = long[number // 2 :: holders] if number % 2 == 0 else []
         items += own + rest[: size - len(own)]
         del rest[: size - len(own)]
 

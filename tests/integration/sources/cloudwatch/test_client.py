@@ -20,6 +20,7 @@ from exporter.core.model import MetricQuery, MetricResults
 from exporter.metrics.telemetry import Telemetry
 from exporter.sources.cloudwatch.client import CloudWatch
 from tests.fixtures.cloudwatch import aws_settings
+from tests.helpers.deadlines import scaled
 from tests.helpers.fake_cloudwatch import ALWAYS, FakeCloudWatch, Series, fleet, instance_id
 
 REGION, OTHER = "eu-west-1", "us-east-1"
@@ -235,7 +236,7 @@ async def test_a_slow_answer_and_its_thread_end_at_the_deadline_and_the_next_cal
 ) -> None:
     fake_cloudwatch.add("i-0a")
     fake_cloudwatch.drip = 0.2
-    cloudwatch = build(deadline=3)
+    cloudwatch = build(deadline=scaled(3))
     await cloudwatch.get_metric_data(REGION, [cpu("i-0a")], *hour(), PERIOD)
     fake_cloudwatch.fault("GetMetricData", "slow-drip", 16)
     began = time.monotonic()
@@ -243,11 +244,11 @@ async def test_a_slow_answer_and_its_thread_end_at_the_deadline_and_the_next_cal
     calls = [cloudwatch.get_metric_data(REGION, [cpu("i-0a")], *hour(), PERIOD) for _ in range(16)]
     outcomes = await asyncio.gather(*calls, return_exceptions=True)
 
-    assert time.monotonic() - began < 15, "the whole body would take a minute"
+    assert time.monotonic() - began < scaled(15), "the whole body would take a minute"
     assert [getattr(outcome, "code", outcome) for outcome in outcomes] == ["DeadlinePassed"] * 16
     assert (await cloudwatch.get_metric_data(REGION, [cpu("i-0a")], *hour(), PERIOD)).by_query[cpu("i-0a")].outcome == "ok"
     while any(thread.name == f"cloudwatch-{REGION}" for thread in threading.enumerate()):
-        assert time.monotonic() - began < 40, "an abandoned thread never ends"
+        assert time.monotonic() - began < scaled(40), "an abandoned thread never ends"
         await asyncio.sleep(0.05)
     assert counted(telemetry, "metrics_requested", region=REGION) == fake_cloudwatch.metrics_billed == 18
 
