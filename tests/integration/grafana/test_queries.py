@@ -499,7 +499,8 @@ def mean_of_hours(stack: Stack, member: Member, field: str, now: float, window: 
 
 
 def ran(found: Documents) -> float:
-    known = [each["status"] for each in found if "status" in each]
+    """AWS has CPU of running instances only, so a gap-filled sample with CPU and no status was one of running."""
+    known = [each.get("status", "running") for each in found if "status" in each or "cpu_utilization" in each]
     return known.count("running") / len(known) if known else 0
 
 

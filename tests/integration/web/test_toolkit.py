@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from exporter.web import webconfig
+from exporter.web.pages import templates
 from tests.helpers.certificates import write_certificate
 from tests.integration.web.test_routes import Memory, gauges, hashed, serving, snapshot
 
@@ -114,7 +115,7 @@ def test_headers_are_on_every_response_but_do_not_replace_those_of_a_page(folder
             )
         page = client.get("/", auth=("alice", "secret")).headers
         assert page["x-frame-options"] == "deny"
-        assert page.get_list("content-security-policy") == ["default-src 'none'; style-src 'unsafe-inline'; img-src data:"]
+        assert page.get_list("content-security-policy") == [templates.POLICY]
 
 
 def test_requests_above_the_rate_limit_get_429_and_are_allowed_again_later(folder: Path) -> None:
