@@ -218,7 +218,7 @@ async def test_it_is_kept_while_nothing_is_inserted(own_rs: Mongod, monkeypatch:
         async def half_an_hour() -> None:
             """What MongoDB does when it expires: the TTL index removes the session, the reaper its number."""
             await admin.command("refreshLogicalSessionCacheNow")
-            await config["system.sessions"].delete_many({"lastUse": {"$lt": datetime.now(UTC)}})
+            await config["system.sessions"].delete_many({"lastUse": {"$lte": datetime.now(UTC) + timedelta(seconds=1)}})
             await used()
             await admin.command("refreshLogicalSessionCacheNow")
             old = {"q": {}, "u": {"$set": {"lastWriteDate": datetime(2020, 1, 1, tzinfo=UTC)}}, "multi": True}
