@@ -209,9 +209,10 @@ class Observer:
         if history.lease.held:
             try:
                 await history.inventory.record(fleet)  # after `open_periods` has used the entries as they were before
-                self._health.loop_failed("inventory", None)
+                if entries is not None:  # else it could not be read, which still shows
+                    self._health.hide("inventory")
             except StoreError as error:
-                self._health.loop_failed("inventory", str(error))
+                self._health.show("inventory", str(error))
                 _log.error("cannot write the inventory; retried with the next observation", error=str(error))
             if entries is not None:
                 history.gaps.note(fleet, entries)
@@ -224,9 +225,9 @@ class Observer:
             try:
                 await inventory.load()
             except StoreError as error:
-                self._health.loop_failed("inventory", str(error))
+                self._health.show("inventory", str(error))
                 _log.error("cannot read the inventory; new workers are postponed", error=str(error))
                 return None
-            self._health.loop_failed("inventory", None)
+            self._health.hide("inventory")
             self._inventory_loaded = True
         return inventory.entries

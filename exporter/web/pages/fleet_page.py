@@ -30,6 +30,7 @@ _COLUMNS: tuple[tuple[str, Sort], ...] = (
 _PARTS = {
     "mongodb": "Worker documents in MongoDB",
     "history": "Writing the history to MongoDB",
+    "inventory": "Inventory of the workers in MongoDB",
     "outbox": "Outbox on the disk",
     "gauges": "Collection cycles",
     "observing": "Reading worker documents on schedule",

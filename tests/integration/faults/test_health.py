@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from pymongo import MongoClient
 
+from exporter.core.errors import StoreError
 from exporter.core.model import Fleet, Listing, MetricQuery, MetricResults
 from exporter.demo.mongod import Mongod
 from exporter.storage.mongo import Database
@@ -306,6 +307,34 @@ async def test_a_bug_in_the_whole_of_polling_is_every_region_failing(
     await exporter.round()
     for region in (GOOD, BAD):
         assert exporter.value("cml_exporter_source_up", source="cloudwatch", region=region) == 1
+
+
+@pytest.mark.parametrize("step", ["load", "record"])
+async def test_an_inventory_that_cannot_be_read_or_written_shows_until_it_can(
+    make_exporter: MakeExporter,
+    database: Database,
+    fake: FakeCloudWatch,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+) -> None:
+    await insert_workers(database, add_instances(fake, int(clock()) - HOUR))
+    exporter = make_exporter()
+    await exporter.round()
+    assert "inventory" not in exporter.backend.health()
+    observer = exporter.collector._observer
+    assert observer._history is not None
+
+    async def refuse(*_: object) -> None:
+        raise StoreError("MongoDB does not allow this user the inventory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(observer._history.inventory, step, refuse)
+        observer.reload()
+        await exporter.round()
+        assert "does not allow this user" in str(exporter.backend.health()["inventory"])
+    await exporter.round()
+    assert "inventory" not in exporter.backend.health()
 
 
 async def test_clocks_apart(
