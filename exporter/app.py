@@ -218,8 +218,7 @@ class Exporter:
         history.collection.gap_fill_window = self.settings.gap_fill_window
         try:
             async with asyncio.timeout(PREPARE_SECONDS):
-                await history.collection.verify()  # an incompatible one ends the start also where nothing can be written
-                await history.ensure_collection()
+                await history.ensure_collection()  # verifies first: an incompatible one ends the start also where writes hang
                 await self._lease.acquire_or_renew()
                 if problem := await history.writer.fence_problem():
                     _log.warning("late inserts are not refused", problem=problem)

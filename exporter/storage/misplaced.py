@@ -29,15 +29,14 @@ InsertMissing = Callable[[Sequence[WorkerMetricsSample]], Awaitable[tuple[int, l
 _log = logs.get("history")
 
 
-async def replace_normal_collection(collection: HistoryCollection, insert_missing: InsertMissing) -> bool:
-    """Rename a normal collection that took the place of a history, create the time series, and move the samples into it.
+async def set_aside_normal_collection(collection: HistoryCollection) -> bool:
+    """Rename a normal collection that took the place of a history, and create the time series; `finish_move` moves the samples.
 
     Only where this process has seen the time series before, and only if every document is a sample. Nothing is deleted: the
     renamed collection stays for the operator.
 
     Args:
         collection: whose name is taken by something else.
-        insert_missing: stores each sample once.
 
     Returns:
         Whether the history is a time series now; False: the collection is none that may be touched.
@@ -62,12 +61,19 @@ async def replace_normal_collection(collection: HistoryCollection, insert_missin
         set_aside=name,
     )
     await collection.ensure()
-    await finish_move(collection, insert_missing)
     return True
 
 
 async def finish_move(collection: HistoryCollection, insert_missing: InsertMissing) -> None:
-    """Move the samples of the collection that was set aside last, unless that has been done; each is stored once."""
+    """Move the samples of the collection that was set aside last, unless that has been done.
+
+    Args:
+        collection: the history.
+        insert_missing: stores each sample once.
+
+    Raises:
+        StoreError: or another of its kinds; the next call begins again.
+    """
     if (name := collection.misplaced) is None:
         return
     collection.misplaced = None  # `insert_missing` verifies the collection, which comes here again

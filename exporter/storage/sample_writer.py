@@ -20,7 +20,7 @@ from exporter.core.process_identity import new_owner
 from exporter.storage.collection import HistoryCollection
 from exporter.storage.insert_fence import InsertFence, fence_problem
 from exporter.storage.lease import LEASE_SECONDS, boottime
-from exporter.storage.misplaced import finish_move, replace_normal_collection
+from exporter.storage.misplaced import finish_move, set_aside_normal_collection
 from exporter.storage.mongo import (
     NOT_AUTHORIZED,
     OPERATION_SECONDS,
@@ -82,9 +82,9 @@ class SampleWriter:
         try:
             await self._collection.ensure_again()
         except IncompatibleStoreError as error:
-            if error.reason != "collection" or not await replace_normal_collection(self._collection, self.insert_missing):
+            if error.reason != "collection" or not await set_aside_normal_collection(self._collection):
                 raise
-        await finish_move(self._collection, self.insert_missing)  # an error may have interrupted it
+        await finish_move(self._collection, self.insert_missing)  # also one that an error has interrupted
 
     async def no_insert_running(self) -> bool:
         """Return whether no insert into the collection is running on the server.

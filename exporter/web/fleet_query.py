@@ -6,10 +6,8 @@ from typing import Literal, cast
 from urllib.parse import urlencode
 
 from exporter.core.errors import RequestError
-from exporter.core.model import STATUSES
-from exporter.core.regions import normal_region
 from exporter.web.openapi import Parameter
-from exporter.web.parameters import REGION, STATUS
+from exporter.web.parameters import REGION, STATUS, selected
 from exporter.web.query_values import choice, given_values, single, whole_number
 
 Sort = Literal["name", "region", "status", "cpu", "memory", "labs", "idle"]
@@ -66,9 +64,7 @@ class FleetQuery:
     def parse(cls, items: Iterable[tuple[str, str]]) -> "FleetQuery":
         """Parse the query's (name, value) pairs; raises RequestError. An empty field of the form is the same as none."""
         given = given_values(((name, value) for name, value in items if value), FLEET)
-        statuses = frozenset(given.get("status", ()))
-        if not statuses <= set(STATUSES):
-            raise RequestError(f"status must be one of {', '.join(STATUSES)}; repeat the parameter for several.")
+        statuses, regions = selected(given)
         sort = cast(Sort, choice(given, SORT))
         order = single(given, "order") or FIRST_ORDER[sort]
         if order not in ("asc", "desc"):
@@ -76,7 +72,7 @@ class FleetQuery:
         return cls(
             (single(given, "q") or "").strip(),
             statuses,
-            frozenset(map(normal_region, given.get("region", ()))),
+            regions,
             sort,
             cast(Order, order),
             whole_number(given, PAGE),

@@ -23,7 +23,7 @@ Stamp = tuple[int, int, int]
 """Time of change in nanoseconds, inode, and size of a file."""
 EMPTY_SECONDS = 1.0
 """Age from which an empty file is meant to be empty. A program that writes a file truncates it first: read in between, it would
-turn off the passwords."""
+be reported as wrong."""
 RETRY_SECONDS = 1.0
 """Pause before a file that could not be read is tried again."""
 

@@ -3,7 +3,7 @@
 import base64
 import binascii
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from exporter.core.errors import RequestError
@@ -133,6 +133,14 @@ DISCOVERY = (PORT,)
 # -- the queries -------------------------------------------------------------------------------------------------------
 
 
+def selected(given: Mapping[str, Sequence[str]]) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the statuses and the regions that a query selects, none where it selects all; raises RequestError."""
+    statuses = frozenset(given.get("status", ()))
+    if not statuses <= set(STATUSES):
+        raise RequestError(f"status must be one of {', '.join(STATUSES)}; repeat the parameter for several.")
+    return statuses, frozenset(map(normal_region, given.get("region", ())))
+
+
 @dataclass(frozen=True, slots=True)
 class WorkersQuery:
     """The parameters of /api/workers."""
@@ -148,10 +156,7 @@ class WorkersQuery:
     def parse(cls, items: Iterable[tuple[str, str]]) -> "WorkersQuery":
         """Parse the query's (name, value) pairs; raises RequestError."""
         given = given_values(items, WORKERS)
-        statuses = frozenset(given.get("status", ()))
-        if not statuses <= set(STATUSES):
-            raise RequestError(f"status must be one of {', '.join(STATUSES)}; repeat the parameter for several.")
-        regions = frozenset(map(normal_region, given.get("region", ())))
+        statuses, regions = selected(given)
         return cls(whole_number(given, LIMIT_WORKERS), _decoded(single(given, "cursor") or ""), statuses, regions)
 
 

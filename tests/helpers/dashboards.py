@@ -11,7 +11,7 @@ from exporter.core.periods import HOUR, align
 from exporter.demo.prometheus import SOURCE, configuration
 from grafana import build
 from grafana.panels import render
-from tests.helpers.grafana_variables import Json, View, seconds
+from tests.helpers.grafana_variables import Json, View, panels, seconds
 from tests.helpers.prometheus import Labels, Prometheus
 
 DASHBOARDS = {each.uid: render(each) for each in build.DASHBOARDS}
@@ -62,6 +62,21 @@ def run_query(
         tuple(sorted(each["metric"].items())): [float(value) for _, value in each["values"]]
         for each in answer["data"]["result"]
     }
+
+
+def newest(
+    prometheus: Prometheus, uid: str, title: str, ref: str, now: float, **chosen: str | list[str]
+) -> dict[Labels, float]:
+    """The newest value of each series of a query of a panel."""
+    ((panel, target),) = [
+        (panel, target)
+        for panel in panels(DASHBOARDS[uid])
+        if panel["title"] == title
+        for target in panel["targets"]
+        if target["refId"] == ref
+    ]
+    found = run_query(prometheus, DASHBOARDS[uid], panel, target, {**ALL, **chosen}, now)
+    return {labels: values[-1] for labels, values in found.items()}
 
 
 def by(label: str, found: Mapping[Labels, float]) -> dict[str, float]:

@@ -30,8 +30,7 @@ class AccountDirectory:
         self._wall = wall
         self._cpu: dict[tuple[str, Access], tuple[float, Listing]] = {}
         """When it was made, and the listing of CPU, which every instance has: it tells where an instance is."""
-        self._series: dict[tuple[str, str, bool, Access], Listing] = {}
-        self._listed_at: dict[tuple[str, str, bool, Access], float] = {}
+        self._series: dict[tuple[str, str, bool, Access], tuple[float, Listing]] = {}
 
     async def listing(self, region: str, accesses: Sequence[Access], metric: str, *, recent: bool) -> Listing:
         """List the series of a metric in a region and the account of each instance, in all accounts at once.
@@ -56,7 +55,7 @@ class AccountDirectory:
                 raise answer
             self._note(region, access, metric, answer is None)
         found = {
-            access: (self._cpu.get((region, access), (0.0, Listing()))[1], self._series[region, metric, recent, access])
+            access: (self._cpu.get((region, access), (0.0, Listing()))[1], self._series[region, metric, recent, access][1])
             for access in accesses
             if (metric != "memory" or (region, access) in self._cpu) and (region, metric, recent, access) in self._series
         }
@@ -78,10 +77,10 @@ class AccountDirectory:
             }
             self._cpu[region, access] = self._wall(), replace(listing, accounts=owner_of)
         key = region, metric, recent, access
-        if 0 <= self._wall() - self._listed_at.get(key, 0.0) < RELIST_SECONDS:
+        if key in self._series and 0 <= self._wall() - self._series[key][0] < RELIST_SECONDS:
             return  # another account failed, and this one is asked again with it
-        self._series[key] = await self._api.list_metrics(region, access, metric, recent=recent)
-        self._listed_at[key] = self._wall()
+        listing = await self._api.list_metrics(region, access, metric, recent=recent)
+        self._series[key] = self._wall(), listing
 
     def coverage(self, region: str, accesses: Sequence[Access]) -> tuple[int, int]:
         """Return the UTC seconds between which an instance with a datapoint is certain to be listed; (0, 0) for none."""

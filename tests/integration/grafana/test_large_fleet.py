@@ -18,11 +18,11 @@ from grafana import conventions
 from grafana.promql import threshold
 from tests.conftest import program
 from tests.fixtures.prometheus import INSTALL
-from tests.helpers.dashboards import ALL, DASHBOARDS, Variables, by, faster, problems, run_query
+from tests.helpers.dashboards import ALL, DASHBOARDS, Variables, by, faster, newest, problems, run_query
 from tests.helpers.expected_history import Member, manager_facts
 from tests.helpers.exporter_process import ExporterProcess
 from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
-from tests.helpers.grafana_variables import Json, panels, queries
+from tests.helpers.grafana_variables import Json, queries
 from tests.helpers.prometheus import Labels, Prometheus
 
 PERIOD = 1800
@@ -119,15 +119,7 @@ class Stack:
 
     def shown(self, uid: str, title: str, ref: str, now: float, **chosen: list[str]) -> dict[Labels, float]:
         """The newest value of each series of a query of a panel."""
-        ((panel, target),) = [
-            (panel, target)
-            for panel in panels(DASHBOARDS[uid])
-            if panel["title"] == title
-            for target in panel["targets"]
-            if target["refId"] == ref
-        ]
-        found = run_query(self.prometheus, DASHBOARDS[uid], panel, target, {**ALL, **chosen}, now)
-        return {labels: values[-1] for labels, values in found.items()}
+        return newest(self.prometheus, uid, title, ref, now, **chosen)
 
     def value(self, uid: str, title: str, ref: str, now: float, **chosen: list[str]) -> float:
         (found,) = self.shown(uid, title, ref, now, **chosen).values()

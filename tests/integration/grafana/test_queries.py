@@ -32,7 +32,7 @@ from tests.conftest import program
 from tests.fixtures.mongo import FAIL_POINTS, NO_TTL, need_mongod
 from tests.fixtures.process import RunExporter
 from tests.fixtures.prometheus import INSTALL, RunPrometheus
-from tests.helpers.dashboards import ALL, DASHBOARDS, Variables, by, faster, problems, run_query
+from tests.helpers.dashboards import ALL, DASHBOARDS, Variables, by, faster, newest, problems, run_query
 from tests.helpers.expected_history import Member, manager_facts
 from tests.helpers.exporter_process import ExporterProcess
 from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
@@ -284,16 +284,7 @@ def shown(
     stack: Stack, uid: str, title: str, ref: str = "A", now: float | None = None, **chosen: str | list[str]
 ) -> dict[Labels, float]:
     """The newest value of each series of a query of a panel."""
-    dashboard = DASHBOARDS[uid]
-    ((panel, target),) = [
-        (panel, target)
-        for panel in panels(dashboard)
-        if panel["title"] == title
-        for target in panel["targets"]
-        if target["refId"] == ref
-    ]
-    found = run_query(stack.prometheus, dashboard, panel, target, {**ALL, **chosen}, time.time() if now is None else now)
-    return {labels: values[-1] for labels, values in found.items()}
+    return newest(stack.prometheus, uid, title, ref, time.time() if now is None else now, **chosen)
 
 
 def value(stack: Stack, uid: str, title: str, ref: str = "A", now: float | None = None, **chosen: str | list[str]) -> float:
@@ -762,15 +753,7 @@ def test_a_worker_that_does_not_run_counts_in_no_load(run_prometheus: RunPrometh
         until(lambda: prometheus.values("cml_region:cpu_utilization_ratio:avg"), "recorded")
 
         def says(uid: str, title: str, ref: str = "A", **chosen: str) -> dict[Labels, float]:
-            ((panel, target),) = [
-                (panel, target)
-                for panel in panels(DASHBOARDS[uid])
-                if panel["title"] == title
-                for target in panel["targets"]
-                if target["refId"] == ref
-            ]
-            found = run_query(prometheus, DASHBOARDS[uid], panel, target, {**ALL, **chosen}, time.time())
-            return {labels: values[-1] for labels, values in found.items()}
+            return newest(prometheus, uid, title, ref, time.time(), **chosen)
 
         fleet = conventions.FLEET
         for title, ref, expected in (

@@ -133,15 +133,19 @@ async def drop_before_insert(
     monkeypatch.setattr(repo.writer, "_insert_batch", dropped_first)
 
 
-async def test_a_normal_collection_that_a_race_made_is_set_aside_and_its_samples_are_moved(
-    repo: WorkerMetricsRepository, database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def lose_the_race(repo: WorkerMetricsRepository, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let an insert make a normal collection; another program writes there too, at a time that is not a start of a period."""
     await drop_before_insert(repo, database, monkeypatch)
     with pytest.raises(IncompatibleStoreError, match="normal collection"):
         await repo.writer.insert(batch())
     assert (await kinds(database))[NAME] == "collection"
-    # Another program writes there meanwhile; its time is not a start of a period.
     await database[NAME].insert_one({"worker_id": "other", "timestamp": to_datetime(START + 7), "cpu_utilization": 1.0})
+
+
+async def test_a_normal_collection_that_a_race_made_is_set_aside_and_its_samples_are_moved(
+    repo: WorkerMetricsRepository, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await lose_the_race(repo, database, monkeypatch)
     await repo.writer.ensure_collection()
     await assert_whole(database)
     assert await stored(database) == sorted([("other", START + 7), *keys(batch())])
@@ -154,10 +158,7 @@ async def test_a_normal_collection_that_a_race_made_is_set_aside_and_its_samples
 async def test_a_move_that_an_error_interrupts_is_finished_before_the_next_batch(
     repo: WorkerMetricsRepository, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await drop_before_insert(repo, database, monkeypatch)
-    with pytest.raises(IncompatibleStoreError, match="normal collection"):
-        await repo.writer.insert(batch())
-    await database[NAME].insert_one({"worker_id": "other", "timestamp": to_datetime(START + 7), "cpu_utilization": 1.0})
+    await lose_the_race(repo, database, monkeypatch)
     with monkeypatch.context() as patch:
 
         async def step_down(samples: object) -> None:
