@@ -152,6 +152,7 @@ def test_an_idle_worker_is_finalized_without_cloudwatch(status: str) -> None:
         (replace(STATE, status="running"), "it was running before"),
         (replace(STATE, status="stopped", idle_since=T + 1), "it was seen idle only within the period"),
         (replace(STATE, status="stopped", idle_since=T - P, seen=T - P), "it was not observed for too long"),
+        (replace(STATE, status="stopped", idle_since=T - P, instances=("i-0",)), "it ran meanwhile: it has another instance"),
     ],
 )
 def test_an_idle_worker_is_queried_unless_it_was_idle_all_the_time(state: WorkerState, why: str) -> None:
