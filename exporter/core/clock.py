@@ -27,18 +27,23 @@ def skew_problem(whose: str, theirs: float, ours: float, *, remedy: str = "set b
     )
 
 
-def check_skew(source: str, theirs: float, ours: float, *, region: str = "") -> None:
+def check_skew(source: str, theirs: float, began: float, ended: float, *, region: str = "") -> None:
     """Reject a source whose clock is too far from this host's: the age of its samples would be unknown.
+
+    It read its clock some time between the two readings of this host's clock; a host that was suspended meanwhile has them
+    minutes apart, and only what is outside of them is a difference.
 
     Args:
         source: "mongodb" or "cloudwatch".
         theirs: its UTC seconds.
-        ours: this host's UTC seconds at the same moment.
+        began: this host's UTC seconds before the request.
+        ended: this host's UTC seconds after the answer; before `began` where the clock was set back meanwhile.
         region: of CloudWatch.
 
     Raises:
         SourceError: code ClockSkew.
     """
+    ours = sorted((began, theirs, ended))[1]
     if source == "mongodb":
         problem = skew_problem("MongoDB", theirs, ours)
     else:  # AWS keeps its clocks right

@@ -160,7 +160,7 @@ class Observer:
         self.read_failed = False
         try:
             fleet = await self._source.read()
-            check_skew("mongodb", fleet.date, (began + self._wall()) / 2)
+            check_skew("mongodb", fleet.date, began, self._wall())
         except SourceError as error:
             self.read_failed = True
             self._health.failed(error, began)

@@ -316,12 +316,13 @@ class FleetClient:
 
     async def read(self) -> Fleet:
         process, world = self._process, self._process.world
+        began = process.wall()
         await process.travel()
         if world.time < world.mongodb.down_until:
             raise SourceError("mongodb", "AutoReconnect", "MongoDB is down")
         fleet = Fleet(world.now, world.fleet())
         await process.travel()
-        if abs(fleet.date - process.wall()) > MAX_SKEW:
+        if not began - MAX_SKEW <= fleet.date <= process.wall() + MAX_SKEW:
             return fleet  # the exporter will reject it
         self._check_committed()
         process.fleet = fleet

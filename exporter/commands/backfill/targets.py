@@ -54,7 +54,7 @@ async def read_fleet(documents: Aggregates) -> Fleet:
     """Read the worker documents; raises SourceError, also where MongoDB's clock is skewed."""
     began = time.time()
     fleet = await documents.read()
-    check_skew("mongodb", fleet.date, (began + time.time()) / 2)
+    check_skew("mongodb", fleet.date, began, time.time())
     return fleet
 
 

@@ -229,6 +229,7 @@ class CloudWatchApi:
         """Return CloudWatch's clock at the first page, and all pages."""
         date, pages = 0, []
         while True:
+            began = self._wall()
             page = call(**arguments)
             if RESULT_KEYS[operation] not in page:
                 raise SourceError(
@@ -238,7 +239,7 @@ class CloudWatchApi:
                     "the exporter tries again in the next cycle, check proxies if this continues",
                     region=state.region,
                 )
-            date = date or self._date(state.region, page["ResponseMetadata"]["HTTPHeaders"])
+            date = date or self._date(state.region, page["ResponseMetadata"]["HTTPHeaders"], began)
             pages.append(page)
             if not page.get("NextToken"):
                 return date, pages
@@ -252,8 +253,8 @@ class CloudWatchApi:
                 )
             arguments["NextToken"] = page["NextToken"]
 
-    def _date(self, region: str, headers: Mapping[str, str]) -> int:
-        ours = self._wall()
+    def _date(self, region: str, headers: Mapping[str, str], began: float) -> int:
+        ended = self._wall()
         try:
             date = to_seconds(parsedate_to_datetime(headers.get("date", "")))
         except ValueError as error:
@@ -264,5 +265,5 @@ class CloudWatchApi:
                 "check cloudwatch.endpoint_url and proxies",
                 region=region,
             ) from error
-        check_skew("cloudwatch", date, ours, region=region)
+        check_skew("cloudwatch", date, began, ended, region=region)
         return date
