@@ -243,8 +243,9 @@ class _WorkerCheck:
         return self._in_their_region(self._near(start, however_missed=however_missed))
 
     def _unrecorded(self, document: Document | None, start: int) -> set[str]:
-        """The instances that one exporter saw while the inventory could not be written, before its outbox no longer counted."""
-        if "not_writable" not in self.world.scenario.faults or not self._lost(start, document):
+        """The instances that one exporter saw while the inventory could not be written, or right before it crashed (it writes the
+        inventory after the outbox), before its outbox no longer counted."""
+        if not {"not_writable", "crash"} & self.world.scenario.faults or not self._lost(start, document):
             return set()
         entry = self.world.mongodb.inventory.get(self.id)
         recorded = {interval.instance_id for interval in entry.instances} if entry else set()
