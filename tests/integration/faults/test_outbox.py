@@ -79,7 +79,7 @@ def outbox_fails(
         stand.wait_for_error("outbox", words, TWO_CYCLES_SECONDS)
         stand.wait_for_error("history", words, 15)
         counted = f'cml_exporter_outbox_write_failures_total{{reason="{reason}"}}'
-        assert (stand.metric(counted) or 0) > 0
+        stand.wait_for(lambda: (stand.metric(counted) or 0) > 0, 15, "a counted failure of a write")  # a read may fail first
         mirror = f'cml_exporter_mirror_failures_total{{reason="{reason}"}}'
         stand.wait_for(lambda: (stand.metric(mirror) or 0) > 0, 15, "a failure of the mirror")
         assert stand.shown("cml_worker_cpu_utilization_ratio") == WORKERS
