@@ -4,8 +4,10 @@ import asyncio
 import contextlib
 import os
 import re
+import select
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -14,7 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from exporter.web import webconfig
+from exporter.web import discovery, routes, webconfig
 from exporter.web.connections import Connections, Limits, client_of
 from tests.helpers.certificates import write_certificate
 from tests.integration.web.test_routes import Memory, gauges, serving, snapshot, wait_until
@@ -376,6 +378,75 @@ def test_scrapes_and_probes_wait_for_no_other_request(monkeypatch: pytest.Monkey
         assert len(refused) == 3
         assert all(b"retry-after: 1" in answer.lower() for answer in refused)
         assert sum(b"200 OK" in answer for answer in answers) == 7
+
+
+@contextlib.contextmanager
+def held_up(monkeypatch: pytest.MonkeyPatch, target: object, name: str) -> Iterator[threading.Event]:
+    """Have every call of a function wait in its thread until the block ends; yields an event that the first call sets."""
+    real, begun, go_on = getattr(target, name), threading.Event(), threading.Event()
+
+    def waiting(*arguments: object) -> object:
+        begun.set()
+        assert go_on.wait(10 * PATIENCE)
+        return real(*arguments)
+
+    monkeypatch.setattr(target, name, waiting)
+    try:
+        yield begun
+    finally:
+        go_on.set()
+
+
+def test_selections_by_name_are_made_one_at_a_time_few_wait_per_client_and_no_scrape_for_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with served(Limits()) as server, contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(server.connect()) for _ in range(12)]
+        with held_up(monkeypatch, routes, "select") as begun:
+            for connection in connections:
+                connection.sendall(b"GET /metrics?name[]=cml_worker_info HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            wait_until(lambda: len(select.select(connections, (), (), 0)[0]) == 3, PATIENCE)
+            assert begun.is_set()
+            scrape = httpx.get(f"http://127.0.0.1:{server.port}/metrics", trust_env=False, timeout=PATIENCE)
+            assert scrape.status_code == 200
+        answers = [ended(connection) for connection in connections]
+    refused = [answer for answer in answers if b"429 Too Many Requests" in answer]
+    assert len(refused) == 3, "one runs, eight wait"
+    assert all(b"retry-after: " in answer.lower() and b"waiting already" in answer for answer in refused)
+    whole = [answer for answer in answers if b"200 OK" in answer]
+    assert len(whole) == 9
+    assert all(b"cml_worker_info{" in answer for answer in whole)
+
+
+def test_a_selection_by_name_whose_client_hung_up_takes_no_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    with served(Limits()) as server:
+        with held_up(monkeypatch, routes, "select") as begun, contextlib.ExitStack() as stack:
+            for _ in range(9):
+                connection = stack.enter_context(server.connect())
+                connection.sendall(b"GET /metrics?name[]=cml_worker_info HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert begun.wait(PATIENCE)
+            stack.close()
+            wait_until(lambda: server.is_open() == 0, PATIENCE)
+        url = f"http://127.0.0.1:{server.port}/metrics?name[]=cml_worker_info"
+        assert httpx.get(url, trust_env=False, timeout=PATIENCE).status_code == 200
+
+
+def test_targets_are_made_in_a_thread_that_no_scrape_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exporter.web.admission.MAX_RUNNING", 2)
+    monkeypatch.setattr("exporter.web.admission.MAX_WAITING", 5)
+    with served(Limits()) as server, contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(server.connect()) for _ in range(10)]
+        with held_up(monkeypatch, discovery, "targets") as begun:
+            for connection in connections:
+                connection.sendall(b"GET /sd/workers HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            wait_until(lambda: len(select.select(connections, (), (), 0)[0]) == 3, PATIENCE)
+            assert begun.is_set()
+            for path in ("/metrics", "/-/healthy"):
+                answer = httpx.get(f"http://127.0.0.1:{server.port}{path}", trust_env=False, timeout=PATIENCE)
+                assert answer.status_code == 200
+        answers = [ended(connection) for connection in connections]
+    assert sum(b"429 Too Many Requests" in answer for answer in answers) == 3, "two run, five wait"
+    assert sum(b"200 OK" in answer for answer in answers) == 7
 
 
 @pytest.mark.parametrize(
