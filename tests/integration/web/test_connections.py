@@ -381,18 +381,18 @@ def test_scrapes_and_probes_wait_for_no_other_request(monkeypatch: pytest.Monkey
 
 
 @contextlib.contextmanager
-def held_up(monkeypatch: pytest.MonkeyPatch, target: object, name: str) -> Iterator[threading.Event]:
-    """Have every call of a function wait in its thread until the block ends; yields an event that the first call sets."""
-    real, begun, go_on = getattr(target, name), threading.Event(), threading.Event()
+def held_up(monkeypatch: pytest.MonkeyPatch, target: object, name: str) -> Iterator[list[object]]:
+    """Have every call of a function wait in the thread that makes it until the block ends; yields the calls' arguments."""
+    real, calls, go_on = getattr(target, name), list[object](), threading.Event()
 
     def waiting(*arguments: object) -> object:
-        begun.set()
+        calls.append(arguments)
         assert go_on.wait(10 * PATIENCE)
         return real(*arguments)
 
     monkeypatch.setattr(target, name, waiting)
     try:
-        yield begun
+        yield calls
     finally:
         go_on.set()
 
@@ -402,11 +402,11 @@ def test_selections_by_name_are_made_one_at_a_time_few_wait_per_client_and_no_sc
 ) -> None:
     with served(Limits()) as server, contextlib.ExitStack() as stack:
         connections = [stack.enter_context(server.connect()) for _ in range(12)]
-        with held_up(monkeypatch, routes, "select") as begun:
+        with held_up(monkeypatch, routes, "select") as calls:
             for connection in connections:
                 connection.sendall(b"GET /metrics?name[]=cml_worker_info HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
             wait_until(lambda: len(select.select(connections, (), (), 0)[0]) == 3, PATIENCE)
-            assert begun.is_set()
+            assert len(calls) == 1
             scrape = httpx.get(f"http://127.0.0.1:{server.port}/metrics", trust_env=False, timeout=PATIENCE)
             assert scrape.status_code == 200
         answers = [ended(connection) for connection in connections]
@@ -420,15 +420,16 @@ def test_selections_by_name_are_made_one_at_a_time_few_wait_per_client_and_no_sc
 
 def test_a_selection_by_name_whose_client_hung_up_takes_no_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     with served(Limits()) as server:
-        with held_up(monkeypatch, routes, "select") as begun, contextlib.ExitStack() as stack:
+        with held_up(monkeypatch, routes, "select") as calls, contextlib.ExitStack() as stack:
             for _ in range(9):
                 connection = stack.enter_context(server.connect())
                 connection.sendall(b"GET /metrics?name[]=cml_worker_info HTTP/1.1\r\nHost: x\r\n\r\n")
-            assert begun.wait(PATIENCE)
+            wait_until(lambda: bool(calls), PATIENCE)
             stack.close()
             wait_until(lambda: server.is_open() == 0, PATIENCE)
         url = f"http://127.0.0.1:{server.port}/metrics?name[]=cml_worker_info"
         assert httpx.get(url, trust_env=False, timeout=PATIENCE).status_code == 200
+    assert len(calls) == 2, "the one that ran, and the last"
 
 
 def test_targets_are_made_in_a_thread_that_no_scrape_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -436,11 +437,11 @@ def test_targets_are_made_in_a_thread_that_no_scrape_waits_for(monkeypatch: pyte
     monkeypatch.setattr("exporter.web.admission.MAX_WAITING", 5)
     with served(Limits()) as server, contextlib.ExitStack() as stack:
         connections = [stack.enter_context(server.connect()) for _ in range(10)]
-        with held_up(monkeypatch, discovery, "targets") as begun:
+        with held_up(monkeypatch, discovery, "targets") as calls:
             for connection in connections:
                 connection.sendall(b"GET /sd/workers HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
             wait_until(lambda: len(select.select(connections, (), (), 0)[0]) == 3, PATIENCE)
-            assert begun.is_set()
+            assert len(calls) == 2
             for path in ("/metrics", "/-/healthy"):
                 answer = httpx.get(f"http://127.0.0.1:{server.port}{path}", trust_env=False, timeout=PATIENCE)
                 assert answer.status_code == 200
