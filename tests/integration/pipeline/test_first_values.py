@@ -15,6 +15,7 @@ from tests.helpers.deadlines import scaled
 from tests.helpers.expected_history import Member
 from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
 from tests.helpers.in_process_exporter import Clock, InProcessExporter, series
+from tests.helpers.reliability import record
 
 WORKERS, STOPPED_HOURS = 40, 12
 PIECE_SECONDS = 0.2
@@ -72,3 +73,4 @@ async def test_the_first_poll_after_a_long_stop_waits_for_one_piece_of_the_stop_
         await exporter.close()
     assert len(series(text, "cml_worker_cpu_utilization_ratio{")) == WORKERS
     assert opened.count(True) > opened.count(False) > 0, "most of the stop is opened when the gauges are there"
+    record("long-stop", note=f"polled after {opened.count(False)} of {len(opened)} pieces")

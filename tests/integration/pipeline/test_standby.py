@@ -12,6 +12,7 @@ from exporter.storage.lease import Lease
 from exporter.storage.mongo import STATE, Database, Document
 from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
 from tests.helpers.in_process_exporter import PERIOD, Clock, InProcessExporter
+from tests.helpers.reliability import record
 
 HISTORY = "worker_metrics_timeseries"
 WORKER = "worker-0"
@@ -65,6 +66,7 @@ async def test_an_exporter_that_stood_by_keeps_the_instances_that_the_leader_has
 
     await one.round()  # without `lead`, which the lease's loop calls: nobody may hold the lease when periods are opened
     assert await pair.instances() == [FIRST, SECOND, THIRD], "an inventory of before would have lost the second"
+    record("instance-replaced-on-standby", note="2 instances, both known")
 
 
 async def test_where_no_exporter_can_hold_the_lease_periods_are_opened_with_the_leaders_instances(
