@@ -15,6 +15,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from structlog.testing import capture_logs
 
 from exporter.web import discovery, routes, webconfig
 from exporter.web.connections import Connections, Limits, client_of
@@ -301,11 +302,11 @@ def test_a_trusted_proxy_has_the_connections_of_many_clients() -> None:
         assert set(server.reasons) == {"connection_limit"}
 
 
-def test_a_shortage_of_descriptors_is_counted_and_closes_connections_that_wait(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_shortage_of_descriptors_is_counted_logged_and_closes_connections_that_wait() -> None:
     lowest = os.open(os.devnull, os.O_RDONLY)
     os.close(lowest)
     limits = replace(Limits(), descriptors=lowest + 132)  # 100 for both ends of 50 connections, and what is kept free
-    with served(limits) as server, contextlib.ExitStack() as stack:
+    with capture_logs() as log, served(limits) as server, contextlib.ExitStack() as stack:
         for _ in range(40):
             stack.enter_context(server.connect())
         time.sleep(1.5)  # until they are not young any more
@@ -316,6 +317,8 @@ def test_a_shortage_of_descriptors_is_counted_and_closes_connections_that_wait(c
         connection = stack.enter_context(server.connect())
         connection.sendall(REQUEST)
         assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+    (logged,) = [entry for entry in log if entry.get("reason") == "descriptors"]  # once a minute, not for every connection
+    assert (logged["event"], logged["log_level"]) == ("connection closed", "warning")
 
 
 def test_connections_that_end_are_forgotten() -> None:
