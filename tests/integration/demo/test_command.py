@@ -305,6 +305,7 @@ def test_the_ledger_of_another_folder_is_refused(tmp_path: Path) -> None:
         ledger(tmp_path, 0, 1)
 
 
+@pytest.mark.waits(50)
 def test_the_demo_runs_restarts_with_the_same_values_and_leaves_nothing_behind(
     start: Callable[[list[str]], Family], tmp_path: Path
 ) -> None:

@@ -105,6 +105,7 @@ async def wait_for(exporter: ExporterProcess, condition: Callable[[], object], w
     await asyncio.to_thread(exporter.wait_for, condition, within, what)
 
 
+@pytest.mark.waits(90)
 async def test_when_the_leader_is_killed_with_an_insert_in_flight_the_other_takes_over_and_the_history_equals_the_ledger(
     pair: Pair,
 ) -> None:
@@ -136,6 +137,7 @@ async def test_when_the_leader_is_killed_with_an_insert_in_flight_the_other_take
         record("leader-killed", lost=0, doubled=0, recovery=recovery, note=f"of {compared:,}, CPU and memory")
 
 
+@pytest.mark.waits(90)
 @pytest.mark.parametrize("moment", ["after the read-back", "while it encodes"])
 async def test_a_leader_that_was_paused_between_read_back_and_insert_writes_nothing_after_it_was_replaced(
     pair: Pair, moment: str
