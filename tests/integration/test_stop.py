@@ -23,7 +23,6 @@ STOPS = int(os.environ.get("RANDOM_STOPS", "10"))
 """How often it is cancelled."""
 
 
-@pytest.mark.waits(30)
 @pytest.mark.timeout(1800)
 async def test_every_loop_ends_whatever_it_is_doing(fake_cloudwatch: FakeCloudWatch, mongo_rs: Mongod, tmp_path: Path) -> None:
     name, random = "random_stops", Random(5)

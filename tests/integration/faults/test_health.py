@@ -68,12 +68,12 @@ def outage(stand: Stand, key: str, begin: Callable[[], object], end: Callable[[]
     record(key, lost=lost, doubled=doubled, silence=scraper.longest, recovery=recovery, note=f"SIGTERM: {stopped:.1f} s")
 
 
-@pytest.mark.waits(170)
+@pytest.mark.waits(65)
 def test_mongodb_is_killed(stand: Stand) -> None:
     outage(stand, "mongodb-killed", stand.mongod.kill, stand.mongod.start)
 
 
-@pytest.mark.waits(170)
+@pytest.mark.waits(75)
 def test_mongodb_hangs(stand: Stand) -> None:
     outage(
         stand,
@@ -94,7 +94,7 @@ def reconfigure(uri: str, dead: int) -> None:
         client.admin.command("replSetReconfig", config, force=True)
 
 
-@pytest.mark.waits(170)
+@pytest.mark.waits(60)
 def test_a_replica_set_without_majority(stand: Stand, run_command: RunCommand) -> None:
     with Scraper(stand.exporter.url) as scraper:
         since = time.time()
@@ -124,7 +124,7 @@ def test_a_replica_set_without_majority(stand: Stand, run_command: RunCommand) -
     )
 
 
-@pytest.mark.waits(60)
+@pytest.mark.waits(45)
 def test_started_while_mongodb_is_locked_against_writes_it_shows_gauges(
     own_replica_set: Mongod, fast_cloudwatch: FakeCloudWatch, run_exporter: RunExporter
 ) -> None:
@@ -143,7 +143,7 @@ def test_started_while_mongodb_is_locked_against_writes_it_shows_gauges(
         stand.wait_until_well()
 
 
-@pytest.mark.waits(240)
+@pytest.mark.waits(125)
 def test_mongodb_withdraws_the_privileges(
     mongo_auth: AuthMongod, fast_cloudwatch: FakeCloudWatch, run_exporter: RunExporter
 ) -> None:
@@ -208,7 +208,6 @@ def test_cloudwatch_never_answers(stand: Stand) -> None:
     )
 
 
-@pytest.mark.waits(30)
 def test_clients_that_never_read_their_answers(stand: Stand) -> None:
     request = b"GET /metrics HTTP/1.1\r\nHost: exporter\r\n\r\n"
     with Scraper(stand.exporter.url) as scraper, ExitStack() as stack:

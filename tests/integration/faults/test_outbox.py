@@ -95,7 +95,7 @@ def outbox_fails(
     record(key, lost=lost, doubled=doubled, silence=scraper.longest, recovery=recovery, note=f"SIGTERM: {stopped:.1f} s")
 
 
-@pytest.mark.waits(200)
+@pytest.mark.waits(170)
 def test_the_disk_is_full(
     small_disk: Path, own_replica_set: Mongod, fast_cloudwatch: FakeCloudWatch, run_exporter: RunExporter
 ) -> None:
@@ -125,7 +125,7 @@ def test_a_disk_that_is_nearly_full_shows_before_anything_is_lost(
     stand.check_log()
 
 
-@pytest.mark.waits(200)
+@pytest.mark.waits(180)
 def test_a_limit_of_the_file_size(stand: Stand) -> None:
     everything = resource.prlimit(stand.exporter.pid, resource.RLIMIT_FSIZE)
 
