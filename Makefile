@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: help install demo test lowest lint format simulate reliability docs dashboards proto lock clean
+.PHONY: help install demo test test-all lowest lint format simulate reliability docs dashboards proto lock clean
 
 help: ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,8 +20,15 @@ install: $(READY) ## create .venv with the locked dependencies
 demo: $(READY) ## run the exporter with a fake AWS, MongoDB and 12 simulated workers until Ctrl-C (ARGS=--fresh starts over)
 	@exec $(BIN)/cml-worker-exporter demo $(ARGS)
 
+# Most of a run is waiting: for outages, leases, and samples that become final.
 test: $(READY) ## run all tests
-	$(BIN)/python -m pytest -n 8 --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest -n 10 --dist worksteal $(ARGS)
+
+test-all: $(READY) ## run at length what `make test` repeats only a few times: kills, cold starts, stops, seeds of the simulation
+	KILL_ROUNDS=20 COLD_STARTS=20 RANDOM_STOPS=40 REPAIR_KILL_EVERY=1 $(BIN)/python -m pytest -n 4 --dist worksteal \
+		tests/integration/commands/test_repair.py tests/integration/pipeline/test_crashes.py \
+		tests/integration/pipeline/test_memory_series.py tests/integration/test_stop.py
+	$(BIN)/python -m tests.simulation --first 0 --count 100
 
 lowest: $(READY) ## run the core tests with the lowest versions of the dependencies that pyproject.toml allows
 	.ci/lowest

@@ -82,7 +82,7 @@ def measure(way: Callable[[Outbox, Sequence[Worker], dict[str, InventoryEntry]],
     entries = {worker.id: updated_entry(None, worker, fleet.date) for worker in fleet.workers}
     with tempfile.TemporaryDirectory() as folder:
         outbox = Outbox(Path(folder), RULES.period)
-        open_periods(outbox, fleet, {}, RULES)
+        list(open_periods(outbox, fleet, {}, RULES))
         rows: list[int] = []
         seconds = cpu_of(lambda: rows.append(way(outbox, fleet.workers, entries)))
         outbox.close()

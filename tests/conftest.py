@@ -13,23 +13,39 @@ hypothesis.settings.load_profile("untimed")
 pytest_plugins = ["tests.fixtures.mongo", "tests.fixtures.cloudwatch", "tests.fixtures.process", "tests.fixtures.prometheus"]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start the tests with a timeout of their own first: they wait for minutes, and the others run meanwhile.
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "waits(seconds): how long the test waits on an idle machine; such tests are begun first")
 
-    pytest-xdist gives each process an equal run of consecutive tests, so the long ones go to the beginning of every other run;
-    the other processes take over what is left of it.
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests that wait for a minute or so, the longest ones first, while the others use the processor.
+
+    pytest-xdist gives each process a run of consecutive tests; a process that has finished takes over the end of another's. So
+    the tests that wait stand at the beginning of the runs of all processes but one for each CPU.
     """
-    long = [item for item in items if (mark := item.get_closest_marker("timeout")) and mark.args[0] >= 600]
-    waiting = frozenset(long)
-    rest = [item for item in items if item not in waiting]
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    size = -(-len(items) // workers)
+    if workers == 1:
+        return
+    waiting = sorted((item for item in items if _waits(item)), key=_waits, reverse=True)
+    rest = [item for item in items if not _waits(item)]
+    queues: list[list[pytest.Item]] = [[] for _ in range(max(1, workers - (os.cpu_count() or 1)))]
+    for item in waiting:
+        min(queues, key=lambda queue: sum(map(_waits, queue))).append(item)
+    left = len(items)
     items.clear()
-    holders = (workers + 1) // 2
     for number in range(workers):
-        own = long[number // 2 :: holders] if number % 2 == 0 else []
-        items += own + rest[: size - len(own)]
-        del rest[: size - len(own)]
+        size = left // (workers - number)  # as pytest-xdist divides them
+        begin = queues[number] if number < len(queues) else []
+        others = max(0, size - len(begin))
+        items += begin + rest[:others]
+        del rest[:others]
+        left -= size
+
+
+def _waits(item: pytest.Item) -> float:
+    """Return for how many seconds a test waits, 0 for most."""
+    mark = item.get_closest_marker("waits")
+    return float(mark.args[0]) if mark else 0.0
 
 
 @pytest.fixture(autouse=True)

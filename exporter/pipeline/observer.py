@@ -16,7 +16,7 @@ from exporter.pipeline.outbox_file import DAMAGED
 from exporter.pipeline.outbox_thread import OutboxThread
 from exporter.pipeline.publisher import Publisher
 from exporter.pipeline.source_health import SourceHealth
-from exporter.pipeline.transactions import open_periods
+from exporter.pipeline.transactions import open_periods, open_piece
 from exporter.sources.protocols import FleetSource
 
 OBSERVE_OFFSET_SECONDS = 12
@@ -194,8 +194,11 @@ class Observer:
             self._inventory_loaded = False  # the process that writes the history changes it meanwhile
             return
         entries = await self._load_inventory(history.inventory)
-        opened, lost = await self._outbox(open_periods, self._outbox.outbox, fleet, entries, self._rules)
-        self._telemetry.samples_lost.inc(lost)
+        opened = lost = 0
+        pieces = open_periods(self._outbox.outbox, fleet, entries, self._rules)
+        while piece := await self._outbox(open_piece, pieces):  # what a poll needs of the outbox comes between two of them
+            opened, lost = opened + piece.samples, lost + piece.lost
+            self._telemetry.samples_lost.inc(piece.lost)
         self._on_ready()
         await self._outbox.export_gauges(self._telemetry)
         _log.info(

@@ -3,7 +3,7 @@
 These functions are synchronous and run in the outbox's one thread; the simulation drives them without a network.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
@@ -21,24 +21,26 @@ PIECE_SAMPLES = 20_000
 
 
 class Opened(NamedTuple):
-    """What an observation has opened."""
+    """What one transaction of an observation has opened."""
 
     samples: int
     lost: int
     """Periods that were left out because they are older than `gap_fill_window`."""
 
 
-def open_periods(outbox: Outbox, fleet: Fleet, inventory: Mapping[str, InventoryEntry] | None, rules: Rules) -> Opened:
-    """Open the closed periods of every worker.
+def open_periods(
+    outbox: Outbox, fleet: Fleet, inventory: Mapping[str, InventoryEntry] | None, rules: Rules
+) -> Iterator[Opened]:
+    """Open the closed periods of every worker, and yield after each transaction what it has opened.
 
     Without the inventory, workers the outbox has not seen are left for later: their past instances are unknown. After a long
-    stop there are many: each `PIECE_SAMPLES` are a transaction of their own, so that neither memory nor a kill decides how far
-    it gets.
+    stop there are many periods: each `PIECE_SAMPLES` are a transaction of their own, so that neither memory nor a kill decides
+    how far it gets, and a poll waits for one of them at most.
     """
     now, before = fleet.date, outbox.states()
     samples: list[PendingSample] = []
     states: list[WorkerState] = []
-    count = lost = 0
+    lost = 0
     for worker in fleet.workers:
         state = before.pop(worker.id, None)
         entry = inventory.get(worker.id) if inventory is not None else None
@@ -53,9 +55,10 @@ def open_periods(outbox: Outbox, fleet: Fleet, inventory: Mapping[str, Inventory
         states.append(state)
         if len(samples) >= PIECE_SAMPLES:
             with outbox.transaction():
-                count += outbox.open(samples)
+                count = outbox.open(samples)
                 outbox.save_states(states)
-            samples, states = [], []
+            yield Opened(count, lost)
+            samples, states, lost = [], [], 0
     gone: list[WorkerState] = []
     for state in before.values():
         opened, state = lifecycle.close_missing(state, now, rules)
@@ -63,12 +66,17 @@ def open_periods(outbox: Outbox, fleet: Fleet, inventory: Mapping[str, Inventory
         gone.append(state)
     oldest = now - rules.gap_fill_window
     with outbox.transaction() as database:
-        count += outbox.open(samples)
+        count = outbox.open(samples)
         outbox.update_own(fleet.workers, rules.period)
         outbox.save_states([*states, *gone])
         outbox.delete_states(state.worker_id for state in gone if state.seen < oldest)
         dropped_periods.forget(database, oldest)
-    return Opened(count, lost)
+    yield Opened(count, lost)
+
+
+def open_piece(pieces: Iterator[Opened]) -> Opened | None:
+    """Make the next transaction of `open_periods`; None after the last."""
+    return next(pieces, None)
 
 
 def open_gaps(

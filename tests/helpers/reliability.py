@@ -221,6 +221,83 @@ FAULTS: tuple[Fault, ...] = (
         "delay neither scrapes nor a first login",
         "tests/integration/web/test_attacks.py::test_wrong_passwords_delay_neither_scrapes_nor_a_first_login",
     ),
+    Fault(
+        "half-requests",
+        "1,000 connections that send no whole request",
+        "scrapes within a second; each is closed after 30 s",
+        "tests/integration/web/test_attacks.py::test_metrics_go_on_within_a_second_and_memory_is_bounded",
+    ),
+    Fault(
+        "unread-answers-of-thousands",
+        "3,000 answers that are never read, on 300 connections",
+        "scrapes within a second; memory bounded",
+        "tests/integration/web/test_attacks.py::test_metrics_go_on_within_a_second_and_memory_is_bounded",
+    ),
+    Fault(
+        "pipelined-requests",
+        "500,000 pipelined requests on 100 connections",
+        "as above",
+        "tests/integration/web/test_attacks.py::test_metrics_go_on_within_a_second_and_memory_is_bounded",
+    ),
+    Fault(
+        "anonymous-reader",
+        "an anonymous reader asks for `/resources` and old history all day",
+        "spends its share of the budget, then 429; polling goes on",
+        "tests/integration/web/test_reader_budget.py::test_an_anonymous_loop_spends_the_share_of_readers_and_polling_goes_on",
+    ),
+    Fault(
+        "cloudwatch-lies",
+        "CloudWatch sends malformed values, times, and results",
+        "each costs only itself and is counted by its kind",
+        "tests/integration/pipeline/test_lies.py::test_a_lie_about_one_metric_costs_only_that_metric",
+    ),
+    Fault(
+        "credential-process-hangs",
+        "a `credential_process` hangs",
+        "`source_up` 0; one thread waits for it, and its keys count when it ends",
+        "tests/integration/sources/cloudwatch/test_credentials.py"
+        "::test_a_process_that_hangs_leaves_one_thread_and_its_keys_count_when_it_ends",
+    ),
+    Fault(
+        "leader-killed",
+        "the exporter that writes is killed in an insert; another one stands by",
+        "the other one writes within 45 s; each sample once",
+        "tests/integration/pipeline/test_takeover.py"
+        "::test_when_the_leader_is_killed_with_an_insert_in_flight_the_other_takes_over_and_the_history_equals_the_ledger",
+    ),
+    Fault(
+        "standby-takes-over",
+        "the exporter that writes ends with its outbox",
+        "the one that stood by mirrors within one interval",
+        "tests/integration/pipeline/test_gaps.py"
+        "::test_a_standby_that_takes_over_mirrors_what_the_leader_had_not_within_one_interval",
+    ),
+    Fault(
+        "instance-replaced-on-standby",
+        "a worker gets another instance twice while an exporter stands by",
+        "the one that takes over knows them all",
+        "tests/integration/pipeline/test_standby.py"
+        "::test_an_exporter_that_stood_by_keeps_the_instances_that_the_leader_has_seen",
+    ),
+    Fault(
+        "long-stop",
+        "the exporter was off for 12 hours",
+        "CloudWatch's gauges come first, the periods of the stop meanwhile",
+        "tests/integration/pipeline/test_first_values.py"
+        "::test_the_first_poll_after_a_long_stop_waits_for_one_piece_of_the_stop_at_most",
+    ),
+    Fault(
+        "reload-of-a-wrong-file",
+        "SIGHUP with a wrong web.yml",
+        "nothing changes, and the exporter says so",
+        "tests/integration/web/test_live_config.py::test_sighup_reloads_and_a_wrong_file_ends_nothing",
+    ),
+    Fault(
+        "loop-hangs",
+        "the collector's event loop hangs",
+        "`/-/healthy` 503 until it goes on",
+        "tests/integration/test_systemd.py::test_healthy_is_503_while_the_collectors_event_loop_is_blocked",
+    ),
 )
 
 

@@ -21,6 +21,7 @@ from exporter.core.settings import Settings
 from exporter.web.systemd import Notifier, inherited_sockets
 from tests.fixtures.process import RunExporter
 from tests.helpers.exporter_process import COMMAND, READY_WITHIN, STOP_WITHIN
+from tests.helpers.reliability import record
 from tests.integration.web.test_routes import Serve, serve, wait_until  # noqa: F401  # serve is a fixture
 
 UNITS = Path(__file__).parents[2] / "deploy" / "systemd"
@@ -164,7 +165,9 @@ def test_healthy_is_503_while_the_collectors_event_loop_is_blocked(serve: Serve,
         assert "the collector's event loop for" in client.get("/-/healthy").text
     finally:
         released.set()
+        began = time.monotonic()
     wait_until(lambda: client.get("/-/healthy").status_code == 200, 30)
+    record("loop-hangs", recovery=time.monotonic() - began)
 
 
 @pytest.mark.parametrize("end", ["returned", "hangs"])

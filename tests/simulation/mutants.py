@@ -1,6 +1,6 @@
 """Mutants that break one rule each. The simulation must notice every one; else it proves nothing about that rule."""
 
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -117,7 +117,9 @@ def _polled_without_a_region(patch: Patch) -> None:
 
 
 def _two_transactions(patch: Patch) -> None:
-    def open_periods(outbox: Outbox, fleet: Fleet, inventory: Mapping[str, InventoryEntry] | None, rules: Rules) -> Opened:
+    def open_periods(
+        outbox: Outbox, fleet: Fleet, inventory: Mapping[str, InventoryEntry] | None, rules: Rules
+    ) -> Iterator[Opened]:
         before, samples, states = outbox.states(), list[PendingSample](), list[WorkerState]()
         for worker in fleet.workers:
             state = before.get(worker.id)
@@ -131,7 +133,7 @@ def _two_transactions(patch: Patch) -> None:
         with outbox.transaction():
             outbox.save_states(states)
         with outbox.transaction():
-            return Opened(outbox.open(samples), 0)
+            yield Opened(outbox.open(samples), 0)
 
     patch.setattr(observer, "open_periods", open_periods)
 

@@ -69,6 +69,23 @@ def test_ci_runs_the_script_that_runs_anywhere() -> None:
     assert subprocess.run(["bash", "-n", ROOT / ".ci" / "run"], check=False).returncode == 0
 
 
+def test_ci_runs_at_length_what_make_test_shortens() -> None:
+    commands = (ROOT / ".ci" / "run").read_text().splitlines()
+    assert {"make test", "make test-all"} <= set(commands)
+    recipe = re.findall(r"^test-all:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)[0]
+    lengths = {}
+    for file in (ROOT / "tests" / "integration").rglob("test_*.py"):
+        for name, default in re.findall(r'int\(os\.environ\.get\("([A-Z_]+)", "(\d+)"\)\)', file.read_text()):
+            lengths[name] = int(default), str(file.relative_to(ROOT))
+    assert len(lengths) >= 3
+    for name, (default, path) in lengths.items():
+        if name != "KILL_SEED":
+            longer = re.search(rf"\b{name}=(\d+)", recipe)
+            assert longer, f"make test-all sets {name}"
+            assert int(longer[1]) != default
+            assert path in recipe
+
+
 def test_the_names_that_architecture_md_gives_for_a_file_stand_in_it() -> None:
     """A cell such as `storage/lease.py` (`LEASE_SECONDS`) must not survive a rename."""
     page = (ROOT / "docs/architecture.md").read_text()

@@ -436,6 +436,7 @@ async def test_other_parameters_replace_an_unfinished_plan_once_its_samples_are_
     assert len(kept) >= 9
 
 
+@pytest.mark.waits(40)
 async def test_killed_twice_with_a_live_exporter_beside_it_the_set_is_the_ledger(tmp_path: Path, aws_credentials: None) -> None:
     """Calls made = the plan's, plus at each kill those that were under way: asked, but their answer not yet in the journal."""
     options = backfill_crash_tests.Options(workers=16, days=2, regions=4, latency=0.4)

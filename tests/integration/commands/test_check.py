@@ -1,12 +1,14 @@
 """`check` against real servers: its rows for each fault, its exit status, and that it changes nothing."""
 
 import io
+import os
 import re
 import sqlite3
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -32,6 +34,8 @@ from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
 from tests.helpers.ports import free_port
 
 IRELAND, VIRGINIA = "eu-west-1", "us-east-1"
+NOBODY = 65534
+"""The user id that owns nothing."""
 TIMESERIES: Document = {"timeField": "timestamp", "metaField": "worker_id", "granularity": "minutes"}
 
 
@@ -582,6 +586,56 @@ async def test_a_file_in_place_of_the_folder_fails_the_check(check_env: CheckEnv
     found = (await rows(check_env.settings(data_dir=tmp_path / "file" / "data")))["data folder"]
     assert found.status == "FAIL"
     assert found.text == f"data_dir: {tmp_path / 'file'} is not a folder; move it away or set another data_dir"
+
+
+@contextmanager
+def ordinary_user() -> Iterator[None]:
+    """Be a user who may not read and write everything."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.setresuid(NOBODY, NOBODY, 0)
+    try:
+        yield
+    finally:
+        os.setresuid(0, 0, 0)
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user may enter; that of the test may be root's alone."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@pytest.mark.parametrize(
+    ("mode", "data_dir", "problem"),
+    [
+        (
+            0o000,
+            "folder/data",
+            "{}/folder/data cannot be examined (Permission denied); give this user its folder or set another",
+        ),
+        (0o555, "folder/data", "{}/folder cannot be written by this user; give this user the folder or set another data_dir"),
+        (0o555, "folder", "{}/folder cannot be written by this user; give this user the folder or set another data_dir"),
+        (0o755, "n" * 300, "{}/" + "n" * 300 + " cannot be examined (File name too long); give this user its folder"),
+    ],
+)
+async def test_a_folder_that_this_user_may_not_use_fails_the_check_and_every_other_check_is_made(
+    check_env: CheckEnv, open_folder: Path, mode: int, data_dir: str, problem: str
+) -> None:
+    check_env.add_workers(worker_document(1))
+    (open_folder / "folder").mkdir()
+    (open_folder / "folder").chmod(mode)
+    settings = check_env.settings(data_dir=open_folder / data_dir, cloudwatch={"enabled": False})
+    with ordinary_user():
+        status, text = await checked(settings)
+    (open_folder / "folder").chmod(0o755)
+    assert status == 1
+    assert re.search(rf"^FAIL +data folder +data_dir: {re.escape(problem.format(open_folder))}", text, re.MULTILINE), text
+    assert re.search(r"^ok +workers ", text, re.MULTILINE)
+    assert text.splitlines()[-1] == "1 of 12 checks failed."
 
 
 async def test_a_taken_port_fails_the_check(check_env: CheckEnv) -> None:

@@ -42,6 +42,8 @@ PATIENCE = 60
 HISTORY_QUERY = list(prometheus.QUERIES)[-1]
 SLEEPING_EXPORTER = (sys.executable, "-c", "import time; time.sleep(600)")
 """In place of the exporter; the demo stays in its start-up."""
+MONGOD_STARTS = "/bin/sh -c read"
+"""Beginning of the command line of mongod's guard, which the demo starts first."""
 RUN = """
 import asyncio, sys
 from pathlib import Path
@@ -202,8 +204,16 @@ def test_the_fake_cloudwatch_lists_each_series_once_and_tells_the_time(world: Wo
     assert abs((date - datetime.now(UTC)).total_seconds()) < 5
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-@pytest.mark.parametrize("moment", ["/bin/sh -c read", " ".join(SLEEPING_EXPORTER)], ids=["mongod", "exporter"])
+@pytest.mark.parametrize(
+    ("moment", "how"),
+    [
+        (MONGOD_STARTS, signal.SIGTERM),
+        (MONGOD_STARTS, signal.SIGKILL),
+        (" ".join(SLEEPING_EXPORTER), signal.SIGINT),
+        (" ".join(SLEEPING_EXPORTER), signal.SIGKILL),
+    ],
+    ids=["mongod-SIGTERM", "mongod-SIGKILL", "exporter-SIGINT", "exporter-SIGKILL"],
+)
 def test_nothing_outlives_a_demo_ended_while_it_starts(
     start: Callable[[list[str]], Family], tmp_path: Path, how: signal.Signals, moment: str
 ) -> None:
@@ -305,6 +315,7 @@ def test_the_ledger_of_another_folder_is_refused(tmp_path: Path) -> None:
         ledger(tmp_path, 0, 1)
 
 
+@pytest.mark.waits(50)
 def test_the_demo_runs_restarts_with_the_same_values_and_leaves_nothing_behind(
     start: Callable[[list[str]], Family], tmp_path: Path
 ) -> None:

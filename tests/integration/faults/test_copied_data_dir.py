@@ -23,6 +23,7 @@ AGE_SECONDS = 12 * 3600
 ALL_CALLS = 10**6
 
 
+@pytest.mark.waits(150)
 @pytest.mark.parametrize("kind", ["replica set", "standalone"])
 def test_exporters_on_copies_of_one_folder_lose_and_double_nothing(
     kind: str, request: pytest.FixtureRequest, fast_cloudwatch: FakeCloudWatch, run_exporter: RunExporter

@@ -68,10 +68,12 @@ def outage(stand: Stand, key: str, begin: Callable[[], object], end: Callable[[]
     record(key, lost=lost, doubled=doubled, silence=scraper.longest, recovery=recovery, note=f"SIGTERM: {stopped:.1f} s")
 
 
+@pytest.mark.waits(65)
 def test_mongodb_is_killed(stand: Stand) -> None:
     outage(stand, "mongodb-killed", stand.mongod.kill, stand.mongod.start)
 
 
+@pytest.mark.waits(75)
 def test_mongodb_hangs(stand: Stand) -> None:
     outage(
         stand,
@@ -92,6 +94,7 @@ def reconfigure(uri: str, dead: int) -> None:
         client.admin.command("replSetReconfig", config, force=True)
 
 
+@pytest.mark.waits(60)
 def test_a_replica_set_without_majority(stand: Stand, run_command: RunCommand) -> None:
     with Scraper(stand.exporter.url) as scraper:
         since = time.time()
@@ -121,6 +124,7 @@ def test_a_replica_set_without_majority(stand: Stand, run_command: RunCommand) -
     )
 
 
+@pytest.mark.waits(45)
 def test_started_while_mongodb_is_locked_against_writes_it_shows_gauges(
     own_replica_set: Mongod, fast_cloudwatch: FakeCloudWatch, run_exporter: RunExporter
 ) -> None:
@@ -139,6 +143,7 @@ def test_started_while_mongodb_is_locked_against_writes_it_shows_gauges(
         stand.wait_until_well()
 
 
+@pytest.mark.waits(125)
 def test_mongodb_withdraws_the_privileges(
     mongo_auth: AuthMongod, fast_cloudwatch: FakeCloudWatch, run_exporter: RunExporter
 ) -> None:
@@ -175,6 +180,7 @@ def test_mongodb_withdraws_the_privileges(
     )
 
 
+@pytest.mark.waits(220)
 def test_cloudwatch_never_answers(stand: Stand) -> None:
     with Scraper(stand.exporter.url) as scraper:
         since = time.time()

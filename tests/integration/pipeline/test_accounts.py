@@ -9,13 +9,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from exporter.commands import estimate
 from exporter.commands.check.command import examine
-from exporter.core.periods import DAY, align
+from exporter.core.periods import DAY, align, rfc3339
 from exporter.core.settings import Settings
+from exporter.sources.cloudwatch.directory import RELIST_SECONDS
+from exporter.sources.cloudwatch.memory_series import LISTING_TTL_SECONDS
 from exporter.storage.mongo import Database
+from exporter.web.application import create_app
 from tests.fixtures.process import RunCommand, RunExporter
 from tests.helpers.expected_history import Member, assert_true, expected_history
 from tests.helpers.fake_cloudwatch import HOME, FakeCloudWatch, OtherSeries, instance_id
@@ -169,6 +173,34 @@ async def test_a_failing_account_hides_no_other_and_loses_nothing(
         assert int(clock()) > before
         assert exporter.value("cml_exporter_samples_unavailable_total", metric="cpu") == 0
     record("account-fails", lost=0, doubled=0)
+
+
+async def test_readers_do_not_have_an_account_that_answers_listed_again_and_again_while_another_fails(
+    tmp_path: Path, database: Database, fake: FakeCloudWatch, clock: Clock
+) -> None:
+    members = await fleet(database, fake, int(clock()) - 3600)
+    listed: list[str] = []
+
+    def note(operation: str, request: Mapping[str, Any], body: Any) -> Any:  # noqa: ANN401  # whatever CloudWatch answers
+        if operation == "ListMetrics":
+            listed.append(request["MetricName"])
+        return body
+
+    async with opened(tmp_path, database, fake, clock, ROLES) as exporter:
+        await exporter.round(2)
+        fake.denied.add(FIRST)
+        clock.now += LISTING_TTL_SECONDS  # what was listed while both answered is too old
+        fake.lie = note
+        worker = next(member for member in members if member.worker_id in of(members, SECOND) and member.region == REGION)
+        path = f"/api/workers/region/{REGION}/workers/{worker.worker_id}/resources?start_time=10m&end_time="
+        transport = httpx.ASGITransport(app=create_app(exporter.backend))
+        async with httpx.AsyncClient(transport=transport, base_url="http://exporter") as client:
+            for number in range(24):  # of other windows, so that no cache helps
+                clock.now += 2 * RELIST_SECONDS / 24
+                window = rfc3339(align(int(clock()), PERIOD) - number * PERIOD)
+                assert (await client.get(path + window)).status_code == 200
+    assert 2 <= listed.count("mem_used_percent") <= 3, "once a minute, and no more"
+    assert listed.count("CPUUtilization") <= 1
 
 
 async def test_a_role_that_cannot_be_assumed_hides_no_other(

@@ -3,6 +3,7 @@
 import shutil
 import time
 
+import pytest
 from pymongo import MongoClient
 
 from exporter.demo.mongod import Mongod
@@ -18,6 +19,7 @@ def leads(exporter: ExporterProcess) -> bool:
     return exporter.metrics()["cml_exporter_leader"] == 1
 
 
+@pytest.mark.waits(20)
 def test_an_exporter_on_a_copy_stands_by_and_one_on_the_folder_of_a_killed_one_takes_over_at_once(
     mongo_rs: Mongod, run_exporter: RunExporter
 ) -> None:

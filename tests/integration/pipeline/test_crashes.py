@@ -4,10 +4,14 @@ import os
 import random
 from pathlib import Path
 
+import pytest
+
 from tests.fixtures.mongo import need_mongod
 from tests.tools import crash_tests
 
 
+@pytest.mark.timeout(1200)  # with many rounds
+@pytest.mark.waits(95)
 async def test_after_kills_with_inserts_in_flight_and_a_lost_outbox_the_history_equals_the_ledger(tmp_path: Path) -> None:
     need_mongod()
     rounds = int(os.environ.get("KILL_ROUNDS", "6"))

@@ -15,6 +15,7 @@ from exporter.storage.mongo import Database
 from tests.helpers.expected_history import Member
 from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
 from tests.helpers.in_process_exporter import PERIOD, Clock, InProcessExporter, series
+from tests.helpers.reliability import record
 
 NOW = align(1_790_000_000, DAY) + 2 * HOUR
 REGION = "eu-west-1"
@@ -145,6 +146,9 @@ async def test_a_lie_about_one_metric_costs_only_that_metric(
     fake.lie = None
     await exporter.round()
     assert len(series(await exporter.scrape(), "cml_worker_cpu_utilization_ratio")) == 2
+    doubled = len(honest) + len(liar) - len({(one["worker_id"], at(one)) for one in (*honest, *liar)})
+    assert doubled == 0
+    record("cloudwatch-lies", lost=0, doubled=doubled, note=f"of the other worker; {len(LIES)} kinds of lies")
 
 
 def at(document: dict[str, Any]) -> int:

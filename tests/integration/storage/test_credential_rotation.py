@@ -151,6 +151,7 @@ def test_a_connection_string_in_the_settings_themselves_has_no_rotation() -> Non
     assert rotation_of(client) is None
 
 
+@pytest.mark.waits(20)
 def test_a_running_exporter_goes_on_in_all_its_clients(account: Account, run_exporter: RunExporter) -> None:
     with MongoClient[Document](account.server.root_uri) as root:
         root[account.database].workers.insert_one({"_id": "w1", "status": "running", "aws_region": "eu-west-1"})
@@ -176,6 +177,7 @@ def test_a_running_exporter_goes_on_in_all_its_clients(account: Account, run_exp
     record("password-rotated", recovery=recovery, note="no restart")
 
 
+@pytest.mark.waits(35)
 def test_started_with_refused_credentials_it_waits_for_the_file(account: Account, run_exporter: RunExporter) -> None:
     good = account.file.read_text()
     account.write(account.uri("wrong"))

@@ -11,6 +11,7 @@ from tests.tools.network_cuts import cut_networks, permitted
 LONG = bool(os.environ.get(RECORD))
 
 
+@pytest.mark.waits(35)
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kind", ["replica set", "standalone"])
 def test_a_network_cut_at_an_insert_neither_loses_nor_doubles(kind: str) -> None:

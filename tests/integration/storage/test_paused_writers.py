@@ -1,5 +1,7 @@
 """A writer that is paused anywhere in a batch, while another stores it: on a replica set no sample is stored twice."""
 
+import pytest
+
 from exporter.demo.mongod import Mongod
 from tests.helpers.reliability import record
 from tests.tools.paused_writers import POINTS, pause_writers
@@ -10,6 +12,7 @@ def test_wherever_a_writer_is_paused_nothing_is_lost_or_doubled_even_if_its_leas
     record("writer-paused-replica-set", lost=0, doubled=0, note=f"{len(POINTS)} points")
 
 
+@pytest.mark.waits(35)
 def test_on_a_standalone_server_only_an_insert_that_the_driver_is_sending_can_be_stored_twice(mongod: Mongod) -> None:
     """Its deadlines stop a writer that was paused anywhere else for longer than its lease."""
     in_the_driver = next(point for point in POINTS if point.startswith("in the driver"))

@@ -179,6 +179,9 @@ RECORDED = {
     ATTACKS["185 bytes of nested groups"]: "regular-expression",
     ATTACKS["endless header"]: "endless-header",
     ATTACKS["1,000 silent connections"]: "silent-connections",
+    ATTACKS["1,000 half requests"]: "half-requests",
+    ATTACKS["3,000 unread answers"]: "unread-answers-of-thousands",
+    ATTACKS["500,000 pipelined requests"]: "pipelined-requests",
 }
 """Attack → its fault in docs/reliability.md."""
 

@@ -4,8 +4,10 @@ import asyncio
 import contextlib
 import os
 import re
+import select
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -13,8 +15,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+from structlog.testing import capture_logs
 
-from exporter.web import webconfig
+from exporter.web import discovery, routes, webconfig
 from exporter.web.connections import Connections, Limits, client_of
 from tests.helpers.certificates import write_certificate
 from tests.integration.web.test_routes import Memory, gauges, serving, snapshot, wait_until
@@ -299,11 +302,11 @@ def test_a_trusted_proxy_has_the_connections_of_many_clients() -> None:
         assert set(server.reasons) == {"connection_limit"}
 
 
-def test_a_shortage_of_descriptors_is_counted_and_closes_connections_that_wait(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_shortage_of_descriptors_is_counted_logged_and_closes_connections_that_wait() -> None:
     lowest = os.open(os.devnull, os.O_RDONLY)
     os.close(lowest)
     limits = replace(Limits(), descriptors=lowest + 132)  # 100 for both ends of 50 connections, and what is kept free
-    with served(limits) as server, contextlib.ExitStack() as stack:
+    with capture_logs() as log, served(limits) as server, contextlib.ExitStack() as stack:
         for _ in range(40):
             stack.enter_context(server.connect())
         time.sleep(1.5)  # until they are not young any more
@@ -314,6 +317,8 @@ def test_a_shortage_of_descriptors_is_counted_and_closes_connections_that_wait(c
         connection = stack.enter_context(server.connect())
         connection.sendall(REQUEST)
         assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+    (logged,) = [entry for entry in log if entry.get("reason") == "descriptors"]  # once a minute, not for every connection
+    assert (logged["event"], logged["log_level"]) == ("connection closed", "warning")
 
 
 def test_connections_that_end_are_forgotten() -> None:
@@ -376,6 +381,76 @@ def test_scrapes_and_probes_wait_for_no_other_request(monkeypatch: pytest.Monkey
         assert len(refused) == 3
         assert all(b"retry-after: 1" in answer.lower() for answer in refused)
         assert sum(b"200 OK" in answer for answer in answers) == 7
+
+
+@contextlib.contextmanager
+def held_up(monkeypatch: pytest.MonkeyPatch, target: object, name: str) -> Iterator[list[object]]:
+    """Have every call of a function wait in the thread that makes it until the block ends; yields the calls' arguments."""
+    real, calls, go_on = getattr(target, name), list[object](), threading.Event()
+
+    def waiting(*arguments: object) -> object:
+        calls.append(arguments)
+        assert go_on.wait(10 * PATIENCE)
+        return real(*arguments)
+
+    monkeypatch.setattr(target, name, waiting)
+    try:
+        yield calls
+    finally:
+        go_on.set()
+
+
+def test_selections_by_name_are_made_one_at_a_time_few_wait_per_client_and_no_scrape_for_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with served(Limits()) as server, contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(server.connect()) for _ in range(12)]
+        with held_up(monkeypatch, routes, "select") as calls:
+            for connection in connections:
+                connection.sendall(b"GET /metrics?name[]=cml_worker_info HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            wait_until(lambda: len(select.select(connections, (), (), 0)[0]) == 3, PATIENCE)
+            assert len(calls) == 1
+            scrape = httpx.get(f"http://127.0.0.1:{server.port}/metrics", trust_env=False, timeout=PATIENCE)
+            assert scrape.status_code == 200
+        answers = [ended(connection) for connection in connections]
+    refused = [answer for answer in answers if b"429 Too Many Requests" in answer]
+    assert len(refused) == 3, "one runs, eight wait"
+    assert all(b"retry-after: " in answer.lower() and b"waiting already" in answer for answer in refused)
+    whole = [answer for answer in answers if b"200 OK" in answer]
+    assert len(whole) == 9
+    assert all(b"cml_worker_info{" in answer for answer in whole)
+
+
+def test_a_selection_by_name_whose_client_hung_up_takes_no_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    with served(Limits()) as server:
+        with held_up(monkeypatch, routes, "select") as calls, contextlib.ExitStack() as stack:
+            for _ in range(9):
+                connection = stack.enter_context(server.connect())
+                connection.sendall(b"GET /metrics?name[]=cml_worker_info HTTP/1.1\r\nHost: x\r\n\r\n")
+            wait_until(lambda: bool(calls), PATIENCE)
+            stack.close()
+            wait_until(lambda: server.is_open() == 0, PATIENCE)
+        url = f"http://127.0.0.1:{server.port}/metrics?name[]=cml_worker_info"
+        assert httpx.get(url, trust_env=False, timeout=PATIENCE).status_code == 200
+    assert len(calls) == 2, "the one that ran, and the last"
+
+
+def test_targets_are_made_in_a_thread_that_no_scrape_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exporter.web.admission.MAX_RUNNING", 2)
+    monkeypatch.setattr("exporter.web.admission.MAX_WAITING", 5)
+    with served(Limits()) as server, contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(server.connect()) for _ in range(10)]
+        with held_up(monkeypatch, discovery, "targets") as calls:
+            for connection in connections:
+                connection.sendall(b"GET /sd/workers HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            wait_until(lambda: len(select.select(connections, (), (), 0)[0]) == 3, PATIENCE)
+            assert len(calls) == 2
+            for path in ("/metrics", "/-/healthy"):
+                answer = httpx.get(f"http://127.0.0.1:{server.port}{path}", trust_env=False, timeout=PATIENCE)
+                assert answer.status_code == 200
+        answers = [ended(connection) for connection in connections]
+    assert sum(b"429 Too Many Requests" in answer for answer in answers) == 3, "two run, five wait"
+    assert sum(b"200 OK" in answer for answer in answers) == 7
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from exporter.web.live_config import EMPTY_SECONDS, LiveWebConfig
 from tests.fixtures.process import RunExporter
 from tests.helpers.certificates import write_certificate
 from tests.helpers.exporter_process import ExporterProcess
+from tests.helpers.reliability import record
 from tests.integration.web.test_routes import Memory, Serve, hashed, serve, trusting, wait_until  # noqa: F401  # serve is a fixture
 
 PAIR = "cert_file: server.crt, key_file: server.key"
@@ -201,3 +202,4 @@ def test_sighup_reloads_and_a_wrong_file_ends_nothing(run_exporter: RunExporter,
     assert exporter.get("/metrics").status_code == 401
     assert exporter.stop() == 0
     assert "Traceback" not in exporter.logged()
+    record("reload-of-a-wrong-file", note="no restart")

@@ -43,7 +43,7 @@ from exporter.history.series import ColumnSource
 from exporter.metrics import exposition
 from exporter.metrics.gzip_member import deflated
 from exporter.storage.rows import HistoryRow
-from exporter.web import routes, webconfig
+from exporter.web import auth, routes, webconfig
 from exporter.web.application import DEFAULTS, PROBES, create_app
 from exporter.web.backend import Backend
 from exporter.web.connections import Connections, Limits
@@ -775,22 +775,27 @@ def test_bytes_after_the_72nd_are_ignored_as_in_bcrypt(serve: Serve) -> None:
     assert client.get("/metrics", auth=("alice", "s" * 71)).status_code == 401
 
 
-def test_bcrypt_runs_once_for_each_password_right_or_wrong(serve: Serve) -> None:
-    hash = hashed("secret", cost=11)
-    client = serve(Memory(), web=webconfig.WebConfig(users={"alice": hash}))
+def test_bcrypt_runs_once_for_each_password_right_or_wrong(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    compare, compared = auth._matches, list[bytes]()
 
-    def took(user: str, *passwords: str) -> float:
-        began = time.perf_counter()
-        for password in passwords:
-            client.get("/metrics", auth=(user, password))
-        return (time.perf_counter() - began) / len(passwords)
+    def counted(password: bytes, hash: bytes | None, cost: int) -> bool:
+        compared.append(password)
+        return compare(password, hash, cost)
 
-    took("alice", "secret")
-    remembered = took("alice", *["secret"] * 20)
-    assert took("alice", "wrong", "false") > 3 * remembered
-    assert took("carol", "secret", "wrong") > 3 * remembered
-    assert took("alice", *["wrong", "false"] * 10) < 3 * remembered
-    assert took("carol", *["secret", "wrong"] * 10) < 3 * remembered
+    monkeypatch.setattr(auth, "_matches", counted)
+    client = serve(Memory(), web=webconfig.WebConfig(users={"alice": hashed("secret")}))
+
+    def statuses(user: str, *passwords: str) -> list[int]:
+        return [client.get("/metrics", auth=(user, password)).status_code for password in passwords]
+
+    assert statuses("alice", *["secret"] * 5) == [200] * 5
+    assert compared == [b"secret"]
+    assert statuses("alice", *["wrong", "false"] * 3) == [401] * 6
+    assert compared == [b"secret", b"wrong", b"false"]
+    assert statuses("carol", *["secret", "wrong"] * 3) == [401] * 6
+    assert compared[3:] == [b"secret", b"wrong"], "of an unknown user too, and what is another user's counts for no other"
+    assert statuses("alice", "secret") == [200]
+    assert len(compared) == 5
 
 
 # -- TLS

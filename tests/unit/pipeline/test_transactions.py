@@ -21,7 +21,7 @@ NO_INVENTORY: dict[str, InventoryEntry] = {}
 @pytest.fixture
 def outbox(tmp_path: Path) -> Iterator[Outbox]:
     opened = Outbox(tmp_path / "data", P)
-    open_periods(opened, Fleet(STOPPED_AT, WORKERS), NO_INVENTORY, RULES)
+    list(open_periods(opened, Fleet(STOPPED_AT, WORKERS), NO_INVENTORY, RULES))
     yield opened
     opened.close()
 
@@ -31,12 +31,12 @@ def rows(outbox: Outbox) -> list[tuple[object, ...]]:
 
 
 def back(outbox: Outbox, rules: Rules = RULES) -> int:
-    return open_periods(outbox, Fleet(BACK_AT, WORKERS), NO_INVENTORY, rules).samples
+    return sum(piece.samples for piece in open_periods(outbox, Fleet(BACK_AT, WORKERS), NO_INVENTORY, rules))
 
 
 def test_pieces_open_what_one_transaction_opens(outbox: Outbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = Outbox(tmp_path / "other", P)
-    open_periods(other, Fleet(STOPPED_AT, WORKERS), NO_INVENTORY, RULES)
+    list(open_periods(other, Fleet(STOPPED_AT, WORKERS), NO_INVENTORY, RULES))
     expected = back(other)
     monkeypatch.setattr(transactions, "PIECE_SAMPLES", 100)
     assert back(outbox) == expected > 1000

@@ -1,9 +1,13 @@
 """Every way in which AWS hands out credentials, over real HTTP: `check` is green, the gauges are there, keys are renewed."""
 
+import asyncio
+import contextlib
 import hashlib
 import json
 import sys
 import textwrap
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +23,10 @@ from exporter.core.model import MetricQuery
 from exporter.core.periods import align
 from exporter.core.settings import Settings
 from exporter.metrics.telemetry import Telemetry
+from exporter.sources.cloudwatch import sessions
 from exporter.sources.cloudwatch.client import CloudWatch
 from exporter.storage.mongo import Database
+from tests.helpers.deadlines import scaled
 from tests.helpers.expected_history import Member
 from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
 from tests.helpers.fake_credentials import CONTAINER_TOKEN, SSO_TOKEN, FakeCredentials
@@ -327,6 +333,61 @@ async def test_a_process_that_prints_anything_else_is_an_error_of_credentials(
         await ask(cloudwatch, no_keys_cloudwatch)
     await cloudwatch.close()
     assert not no_keys_cloudwatch.calls
+
+
+async def test_a_process_that_hangs_leaves_one_thread_and_its_keys_count_when_it_ends(
+    place: Place, no_keys_cloudwatch: FakeCloudWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = no_keys_cloudwatch
+    fake.add("i-0a")
+    keys = {"Version": 1, "AccessKeyId": "AKIAPROCESS", "SecretAccessKey": "s"}
+    end, began = place.folder / "end", place.folder / "began"
+    script = place.file(
+        "keys.py",
+        f"""import pathlib, time
+pathlib.Path({str(began)!r}).open("a").write("x")
+until = time.monotonic() + 120
+while not pathlib.Path({str(end)!r}).exists() and time.monotonic() < until:
+    time.sleep(0.02)
+print('{json.dumps(keys)}')
+""",
+    )
+    place.config(f"[profile reader]\ncredential_process = {sys.executable} {script}\n")
+    place.env(AWS_PROFILE="reader")
+    monkeypatch.setattr(sessions, "READ_TIMEOUT_SECONDS", 1)
+    settings = {"mongodb": {"uri": "mongodb://127.0.0.1:1/unused"}, "cloudwatch": {"endpoint_url": fake.url}}
+    cloudwatch = CloudWatch(Settings.model_validate(settings), Telemetry(CollectorRegistry()), deadline=0.3)
+    before = set(threading.enumerate())
+
+    def left() -> int:
+        return len(set(threading.enumerate()) - before)
+
+    try:
+        for _ in range(5):
+            with pytest.raises(SourceError, match="no answer in time"):
+                await ask(cloudwatch, fake)
+        await until(lambda: left() == 1)  # which waits for the process; those that waited for it have given up
+        assert began.read_text() == "x"
+        with pytest.raises(SourceError, match="no answer in time"):
+            await ask(cloudwatch, fake)
+    finally:
+        end.touch()
+    await until(lambda: left() == 0)
+    for _ in range(100):  # 0.3 s may be short on a busy machine
+        with contextlib.suppress(SourceError):
+            await ask(cloudwatch, fake)
+            break
+    await cloudwatch.close()
+    assert began.read_text() == "x", "its keys are kept"
+    assert set(fake.counters()["keys"]) == {"AKIAPROCESS"}
+    record("credential-process-hangs", note="6 calls, 1 thread")
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    ends = time.monotonic() + scaled(30)
+    while not condition():
+        assert time.monotonic() < ends
+        await asyncio.sleep(0.05)
 
 
 async def test_the_requests_for_credentials_are_limited_in_time_and_counted(
