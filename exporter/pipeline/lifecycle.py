@@ -160,7 +160,7 @@ def observe(
     region = worker.region or state.region
     earlier = state.instances if state.region == region else ()
     seen_instances = unique(worker.cloudwatch_instance, *earlier)
-    # Two periods: one late observation does not hide that the worker was idle all the time. Another instance does show that it ran.
+    # Two periods: one late observation does not hide that the worker was idle all the time. Another instance shows it was not.
     same = worker.cloudwatch_instance in (None, *earlier[:1])
     unbroken = worker.status in IDLE_STATUSES and state.idle_since > 0 and now - state.seen <= 2 * period and same
     samples = []

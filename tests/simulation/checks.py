@@ -243,8 +243,8 @@ class _WorkerCheck:
         return self._in_their_region(self._near(start, however_missed=however_missed))
 
     def _unrecorded(self, document: Document | None, start: int) -> set[str]:
-        """The instances that one exporter saw while the inventory could not be written, or right before it crashed (it writes the
-        inventory after the outbox), before its outbox no longer counted."""
+        """The instances that one exporter saw while the inventory could not be written, or right before it crashed (which is
+        written after the outbox), before its outbox no longer counted."""
         if not {"not_writable", "crash"} & self.world.scenario.faults or not self._lost(start, document):
             return set()
         entry = self.world.mongodb.inventory.get(self.id)
