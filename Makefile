@@ -20,8 +20,11 @@ install: $(READY) ## create .venv with the locked dependencies
 demo: $(READY) ## run the exporter with a fake AWS, MongoDB and 12 simulated workers until Ctrl-C (ARGS=--fresh starts over)
 	@exec $(BIN)/cml-worker-exporter demo $(ARGS)
 
-# Most of a run is waiting: for outages, leases, and samples that become final.
+# Most of a run is waiting: for outages, leases, and samples that become final. What is compiled before it starts is not compiled
+# again in each of its processes.
 test: $(READY) ## run all tests
+	@$(BIN)/python -m compileall -q exporter grafana || true
+	@$(BIN)/python -m pytest --collect-only -q > /dev/null || true
 	$(BIN)/python -m pytest -n 10 --dist worksteal $(ARGS)
 
 test-all: $(READY) ## run at length what `make test` repeats only a few times: kills, cold starts, stops, seeds of the simulation

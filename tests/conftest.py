@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from typing import NoReturn
 
 import hypothesis
@@ -14,7 +15,12 @@ pytest_plugins = ["tests.fixtures.mongo", "tests.fixtures.cloudwatch", "tests.fi
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "waits(seconds): how long the test waits on an idle machine; such tests are begun first")
+    # Each process of a run, and each of the hundreds that tests start, would compile all modules again: a second of CPU each.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
+    config.addinivalue_line(
+        "markers", "waits(seconds): how long the test takes, mostly waiting, on an idle machine; such tests begin first"
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

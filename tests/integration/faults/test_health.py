@@ -180,7 +180,7 @@ def test_mongodb_withdraws_the_privileges(
     )
 
 
-@pytest.mark.waits(220)
+@pytest.mark.waits(240)
 def test_cloudwatch_never_answers(stand: Stand) -> None:
     with Scraper(stand.exporter.url) as scraper:
         since = time.time()

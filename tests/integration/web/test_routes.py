@@ -50,6 +50,7 @@ from exporter.web.connections import Connections, Limits
 from exporter.web.http_protocol import protect
 from exporter.web.live_config import LiveWebConfig
 from tests.helpers.certificates import write_certificate
+from tests.helpers.deadlines import scaled
 from tests.helpers.in_process_exporter import DirectBridge
 
 NOW = 1_790_000_000
@@ -222,7 +223,7 @@ def serving(
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + scaled(seconds)
     while not condition():
         assert time.monotonic() < deadline, "the condition was not true in time"
         time.sleep(0.005)
