@@ -126,6 +126,26 @@ def worker_chart(
     )
 
 
+def comparison_chart(
+    metric: Metric, start: int, end: int, workers: Sequence[WorkerRows], names: Sequence[str], zone: ZoneInfo | None
+) -> Chart:
+    """Return the chart of one metric of several workers, each a numbered line.
+
+    Args:
+        metric: what is drawn.
+        start, end: UTC seconds.
+        workers: the rows of each, at most `MAX_NUMBERED`.
+        names: theirs.
+        zone: of the time axis; None: UTC.
+    """
+    drawn = METRICS[metric]
+    lines = [
+        Line(name, _points(each.rows, drawn.key), each.step, number=number)
+        for number, (name, each) in enumerate(zip(names, workers, strict=True), 1)
+    ]
+    return Chart(drawn.title, drawn.unit, start, end, lines, top=drawn.top, zone=zone or UTC)
+
+
 def _points(rows: Iterable[HistoryRow], key: str, shift: int = 0) -> list[Point]:
     found = []
     for row in rows:
