@@ -45,11 +45,13 @@ class WorkerRows:
         rows: oldest first.
         step: seconds between two rows.
         note: a limitation of the rows, as a sentence; None: there is none.
+        resolutions: seconds of the samples of each row; empty: `step`, as with samples that have one step.
     """
 
     rows: Sequence[HistoryRow]
     step: int
     note: str | None = None
+    resolutions: Sequence[int] = ()
 
 
 def chart_interval(start: int, end: int, period: int) -> int | None:
@@ -70,15 +72,17 @@ async def read_rows(
 ) -> WorkerRows:
     """Read the rows in [start, end), UTC seconds; `zone` makes days local. Raises StoreError and SourceError."""
     rows: list[HistoryRow] = []
+    resolutions: list[int] = []
     step, note = interval or reader.period, None
     request: PageRequest | None = PageRequest(start * 1000, end, interval, PAGE_ROWS, zone)
     while request is not None and start < end:
         page = await reader.page(ref, request)
         rows += page.rows
+        resolutions += [page.resolution] * len(page.rows)
         note = note or page.note
         step = max(step, page.interval or page.resolution)  # CloudWatch keeps older datapoints at a coarser resolution
         request = None if page.following is None else replace(request, start=page.following)
-    return WorkerRows(rows, step, note)
+    return WorkerRows(rows, step, note, resolutions)
 
 
 def worker_chart(

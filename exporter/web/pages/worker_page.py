@@ -57,7 +57,7 @@ class Hours:
     """Running without a lab."""
     other: float
     coverage: float
-    """Share of the range for which a status is stored, 0 to 1."""
+    """Share of the range for which a status or a CPU value is stored, 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,25 +148,26 @@ def _figures(view: WorkerView, here: str, query: Mapping[str, str]) -> Iterable[
 def hours(shown: WorkerRows, start: int, end: int) -> Hours:
     """Return how long a worker was running, idle, and neither.
 
-    An interval of statistics counts as idle as far as the worker ran, if it had no lab in all of it.
+    A sample with CPU and without a status was running: AWS has CPU values of running instances only. An interval of statistics
+    counts as idle as far as the worker ran, if it had no lab in all of it.
 
     Args:
         shown: the rows of the range.
         start, end: UTC seconds of the range.
     """
     running = idle = known = 0.0
-    for row in shown.rows:
+    for row, seconds in zip(shown.rows, shown.resolutions or [shown.step] * len(shown.rows), strict=True):
         if "status_share" in row:
             interval = cast(StatisticsRow, row)
-            share = interval["status_share"].get("running", 0.0)
-            covered, labs = sum(interval["status_share"].values()), interval["active_labs_count"]["max"]
+            ran, covered = interval["running_samples"], interval["known_samples"]
+            labs = interval["active_labs_count"]["max"]
         else:
-            sample = row
-            share, covered = float(sample["status"] == "running"), float(sample["status"] is not None)
-            labs = sample["active_labs_count"]
-        running += share * shown.step
-        known += covered * shown.step
-        idle += share * shown.step if labs == 0 else 0
+            presumed = row["status"] is None and row["cpu_utilization"] is not None
+            ran, covered = int(presumed or row["status"] == "running"), int(presumed or row["status"] is not None)
+            labs = row["active_labs_count"]
+        running += ran * seconds
+        known += covered * seconds
+        idle += ran * seconds if labs == 0 else 0
     return Hours(running, idle, known - running, min(1.0, known / max(1, end - start)))
 
 
