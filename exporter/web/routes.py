@@ -41,6 +41,7 @@ from exporter.web.pages import api_page
 from exporter.web.parameters import HistoryQuery, ResourcesQuery, WorkersQuery, resuming
 from exporter.web.parts_response import PartsResponse
 from exporter.web.schemas import FleetPage, HistoryPage, Readiness, ResourceUsage, TargetGroups
+from exporter.web.trends import TRENDS, trends_page
 from exporter.web.turns import TooManyWaitingError, Turns, while_connected
 from exporter.web.worker_path import PLACEHOLDER
 
@@ -339,6 +340,13 @@ ROUTES: tuple[Endpoint, ...] = (
         "page that compares workers: CPU, memory and labs of up to eight workers in one chart each",
         ResponseSpec({"text/html": _TEXT}, (400, 404, 429, 503)),
         compare_query.COMPARE,
+    ),
+    Endpoint(
+        "/trends",
+        trends_page,
+        "page of the fleet by day and week, its busiest and idlest workers, and what hours without a lab cost",
+        ResponseSpec({"text/html": _TEXT}, (400,)),
+        TRENDS,
     ),
     Endpoint(
         "/static/{name}",

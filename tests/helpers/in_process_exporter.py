@@ -181,6 +181,7 @@ class InProcessExporter:
             client=database.client,
             mirror=self.mirror,
             history=self.history.reader,
+            hourly_price=settings.workers.hourly_price,
             hourly=HourlyCache(
                 self.history.reader, marker, gap_fill_window=settings.gap_fill_window, wall=clock, monotonic=clock
             ),

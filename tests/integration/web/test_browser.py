@@ -256,6 +256,7 @@ PATHS = [
     ("full", "/?q=nothing"),
     ("full", "/?status=running&region=eu-west-1"),
     ("full", "/api"),
+    *((state, "/trends") for state in STATES),
 ]
 WORKER = f"/workers/{fleet(1, NOW)[0].worker.id}"
 COMPARE = "/compare?" + "&".join(f"worker={each.worker.id}" for each in fleet(8, NOW))
@@ -274,7 +275,7 @@ def test_every_page_is_accessible_and_never_wider_than_the_window(
         assert shown.overflow() <= 0
 
 
-@pytest.mark.parametrize("path", ["/", WORKER, COMPARE, "/api"])
+@pytest.mark.parametrize("path", ["/", WORKER, COMPARE, "/trends", "/api"])
 def test_every_page_is_used_by_keyboard(browser: Browser, path: str) -> None:
     """Each stop of the Tab key is visible, and the first one leads to the content."""
     with opened(browser, STATES["full"], path) as shown:
@@ -288,7 +289,7 @@ def test_every_page_is_used_by_keyboard(browser: Browser, path: str) -> None:
         assert set(stops) == {"solid"}
 
 
-@pytest.mark.parametrize("path", ["/", WORKER, COMPARE])
+@pytest.mark.parametrize("path", ["/", WORKER, COMPARE, "/trends"])
 def test_on_paper_there_are_no_controls(browser: Browser, path: str) -> None:
     with opened(browser, STATES["full"], path, scheme="dark") as shown:
         shown.page.emulate_media(media="print", reduced_motion="reduce")
