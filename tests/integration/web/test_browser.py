@@ -275,6 +275,46 @@ def test_every_page_is_accessible_and_never_wider_than_the_window(
         assert shown.overflow() <= 0
 
 
+def test_an_error_is_a_page_that_is_accessible(browser: Browser) -> None:
+    with serving(exporter()) as client, visit(browser, width=400) as shown:
+        shown.page.goto(str(client.base_url) + "/workers/shoe")
+        assert shown.page.inner_text("h1") == "Not Found"
+        assert "Unknown worker shoe" in shown.page.inner_text("main")
+        assert shown.violations() == []
+        assert shown.overflow() <= 0
+
+
+@pytest.mark.parametrize("path", ["/", WORKER, COMPARE, "/trends"])
+def test_on_the_widest_screens_no_line_of_text_is_stretched(browser: Browser, path: str) -> None:
+    with opened(browser, STATES["full"], path, width=3840) as shown:
+        assert shown.overflow() <= 0
+        widest = shown.page.evaluate(
+            "Math.max(...Array.from(document.querySelectorAll('p, .head'), (each) => each.clientWidth))"
+        )
+        assert widest <= 1720
+        drawn = shown.page.evaluate(
+            "Array.from(document.querySelectorAll('.plot svg'), (each) => each.getBoundingClientRect())"
+            ".filter((box) => box.width > 0).map((box) => box.width / box.height)"
+        )
+        assert all(ratio < 8 for ratio in drawn), "a chart keeps its proportions"
+
+
+_MOVING = (
+    "Array.from(document.querySelectorAll('*'), (each) => getComputedStyle(each))"
+    ".filter((style) => parseFloat(style.transitionDuration) > 0 || style.animationName !== 'none').length"
+)
+
+
+@pytest.mark.parametrize("path", ["/", WORKER, COMPARE, "/trends"])
+def test_nothing_moves_for_readers_who_want_no_motion(browser: Browser, path: str) -> None:
+    with opened(browser, STATES["full"], path) as shown:
+        # No element moves today; one that is added must not for these readers.
+        shown.page.evaluate("document.styleSheets[0].insertRule('a { transition: color 2s; animation: x 2s }', 0)")
+        assert shown.page.evaluate(_MOVING) > 0
+        shown.page.emulate_media(reduced_motion="reduce")
+        assert shown.page.evaluate(_MOVING) == 0
+
+
 @pytest.mark.parametrize("path", ["/", WORKER, COMPARE, "/trends", "/api"])
 def test_every_page_is_used_by_keyboard(browser: Browser, path: str) -> None:
     """Each stop of the Tab key is visible, and the first one leads to the content."""
