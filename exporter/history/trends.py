@@ -86,8 +86,9 @@ class Span:
 
     @property
     def mean_labs(self) -> float | None:
-        """Labs on running workers at a time; None where no number of labs is known."""
-        return self.totals.labs / len(self.observed) if self.observed and self.totals.counted else None
+        """Labs at a time: the mean of a running worker whose labs are known, times the running workers; None without any."""
+        running, totals = self.mean_running, self.totals
+        return None if running is None or not totals.counted else totals.labs / totals.counted * running
 
 
 class Trends(NamedTuple):

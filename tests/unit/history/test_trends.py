@@ -46,6 +46,15 @@ def test_an_hour_is_idle_without_a_lab_in_all_of_it_and_costs_where_the_price_is
     assert (unknown.idle, unknown.priced, unknown.cost) == (1.25, 0, 0)
 
 
+def test_hours_without_a_number_of_labs_do_not_lower_the_mean() -> None:
+    days: dict[int, Span] = {}
+    for _ in range(2):  # two workers; CloudWatch knows no labs of the second hour
+        add_worker([hour(0, 1, 5, 5, 3, 3), hour(1, 1, 5, 5)], None, days)
+    assert days[MONDAY].mean_running == 2
+    assert days[MONDAY].mean_labs == 6
+    assert Span().mean_labs is None
+
+
 def test_the_last_hour_of_a_day_ends_on_the_next_one() -> None:
     days: dict[int, Span] = {}
     whole = add_worker([hour(23, 1, 10), hour(24, 1, 30)], None, days)
