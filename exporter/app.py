@@ -160,6 +160,7 @@ class Exporter:
             else None,
             inventory=Inventory(web_database) if history else None,
             fleet_inventory=Inventory(database) if history else None,
+            hourly_price=settings.workers.hourly_price,
             liveness=self.liveness,
         )
 

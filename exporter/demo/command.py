@@ -264,6 +264,8 @@ def _config(directory: Path, uri: str, aws_url: str, listen: str) -> str:
         + section(absence_timeout="10m")
         + "# An hour more than the default, so that a whole day of 288 samples is filled at the first start.\n"
         + section(gap_fill_window="25h")
+        + "# US dollars per hour; an example, take what you pay.\n"
+        + section(workers={"hourly_price": {"m5zn.metal": 3.96, "c5.metal": 4.08}})
         + section(data_dir=str(directory / OUTBOX), web={"listen_address": [listen]})
     )
 

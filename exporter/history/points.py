@@ -39,10 +39,12 @@ def point_statistics(points: Iterable[Point], interval: int, zone: ZoneInfo | No
     return [
         {
             "timestamp": EPOCH + timedelta(seconds=start),
-            "cpu_utilization": _statistics([point.cpu for point in by_start[start]]),
+            "cpu_utilization": (cpu := _statistics([point.cpu for point in by_start[start]])),
             "memory_utilization": _statistics([point.memory for point in by_start[start]]),
             "active_labs_count": _statistics([]),
             "status_share": {},
+            "known_samples": cpu["count"],
+            "running_samples": cpu["count"],
         }
         for start in sorted(by_start)
     ]

@@ -53,6 +53,11 @@ class StatisticsRow(TypedDict):
     active_labs_count: FieldStatistics
     status_share: dict[str, float]
     """Status → its share (0 to 1) of the samples with a status; empty where no sample has one."""
+    known_samples: int
+    """Samples of which is known whether the worker was running: they have a status, or a CPU value. Not part of the API."""
+    running_samples: int
+    """Those of them that were running: with the status "running", or without a status, because AWS has CPU values of running
+    instances only. Not part of the API."""
 
 
 HistoryRow = SampleRow | StatisticsRow

@@ -102,7 +102,15 @@ def _joined(start: datetime, parts: Sequence[Document]) -> StatisticsRow:
         "memory_utilization": _field(whole, "memory_utilization"),
         "active_labs_count": _field(whole, "active_labs_count"),
         "status_share": _shares(parts),
+        "known_samples": sum(_known(part) for part in parts),
+        "running_samples": sum(_known(part) for part in parts if part["_id"].get("status") in (None, "running")),
     }
+
+
+def _known(part: Document) -> int:
+    """Return the samples of a status; of those without one, which may be stopped ones, only those with a CPU value."""
+    known: int = part["cpu_utilization_count" if part["_id"].get("status") is None else "samples"]
+    return known
 
 
 def _field(whole: Document, field: str) -> FieldStatistics:

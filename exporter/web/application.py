@@ -19,6 +19,8 @@ from exporter.core.settings import WebSettings
 from exporter.web import responses
 from exporter.web.admission import Admission
 from exporter.web.backend import Backend
+from exporter.web.error_pages import error as error_page
+from exporter.web.error_pages import problem
 from exporter.web.hang_up import HangUp
 from exporter.web.live_config import LiveAuth
 from exporter.web.lookup import RETRY_AFTER_SECONDS
@@ -38,11 +40,6 @@ MAX_HOURLY_READS = 6
 """Remote reads of hourly aggregates that run at once; each holds a third of that. A browser sends six requests at once."""
 
 
-def _problem(status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:
-    body = responses.problem(status, detail).model_dump_json()
-    return Response(body, status, headers, "application/problem+json")
-
-
 async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     # The errors that Starlette raises carry only the phrase of the status code.
@@ -52,7 +49,7 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     }
     without_detail = error.detail == HTTPStatus(error.status_code).phrase
     detail = details.get(error.status_code, error.detail) if without_detail else error.detail
-    return _problem(error.status_code, detail, error.headers)
+    return error_page(request, error.status_code, detail, error.headers)
 
 
 def _methods(error: HTTPException) -> str:
@@ -60,23 +57,23 @@ def _methods(error: HTTPException) -> str:
 
 
 async def _on_bad_request(request: Request, error: Exception) -> Response:
-    return _problem(HTTPStatus.BAD_REQUEST, str(error))
+    return error_page(request, HTTPStatus.BAD_REQUEST, str(error))
 
 
 async def _on_unavailable(request: Request, error: Exception) -> Response:
     """Answer 503: MongoDB or CloudWatch failed."""
-    return _problem(HTTPStatus.SERVICE_UNAVAILABLE, str(error), {"Retry-After": str(RETRY_AFTER_SECONDS)})
+    return error_page(request, HTTPStatus.SERVICE_UNAVAILABLE, str(error), {"Retry-After": str(RETRY_AFTER_SECONDS)})
 
 
 async def _on_spent(request: Request, error: Exception) -> Response:
     """Answer 429: readers have spent their share of the CloudWatch budget of the day, which ends at 00:00 UTC."""
     left = DAY - int(request.app.state.backend.now()) % DAY
-    return _problem(HTTPStatus.TOO_MANY_REQUESTS, str(error), {"Retry-After": str(left)})
+    return error_page(request, HTTPStatus.TOO_MANY_REQUESTS, str(error), {"Retry-After": str(left)})
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:
     # Starlette raises the error again after sending this, and uvicorn logs it with its traceback.
-    return _problem(HTTPStatus.INTERNAL_SERVER_ERROR, "Internal error; the log of the exporter has the details.")
+    return error_page(request, HTTPStatus.INTERNAL_SERVER_ERROR, "Internal error; the log of the exporter has the details.")
 
 
 async def _to_fleet_page(request: Request) -> Response:
@@ -88,7 +85,7 @@ async def _to_fleet_page(request: Request) -> Response:
 def _authentication(users: Users, settings: WebSettings) -> Middleware:
     exempt = () if settings.probes_need_auth else PROBES
     challenge = {"WWW-Authenticate": 'Basic realm="cml-worker-exporter", charset="UTF-8"'}
-    refusal = _problem(HTTPStatus.UNAUTHORIZED, "This exporter requires a user name and a password.", challenge)
+    refusal = problem(HTTPStatus.UNAUTHORIZED, "This exporter requires a user name and a password.", challenge)
     return Middleware(LiveAuth, users, refusal, frozenset(settings.prefix + path for path in exempt))
 
 
@@ -96,7 +93,7 @@ def _middleware(settings: WebSettings, users: Users | None, http: Callable[[], H
     """Return the middleware in the order in which a request passes it."""
     prefix, middleware = settings.prefix, [Middleware(HangUp)]
     if http is not None:
-        refused = _problem(HTTPStatus.TOO_MANY_REQUESTS, "More requests than rate_limit of the web configuration allows.")
+        refused = problem(HTTPStatus.TOO_MANY_REQUESTS, "More requests than rate_limit of the web configuration allows.")
         middleware.append(Middleware(ToolkitHttp, http, refused))
     if settings.cors_origins:
         # Before the authentication, because a browser's preflight request carries no credentials.

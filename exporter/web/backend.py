@@ -14,6 +14,7 @@ from exporter.history.cloudwatch_archive import CloudWatchArchive
 from exporter.history.points import Point
 from exporter.history.reader import HistoryReader
 from exporter.history.series import ColumnSource
+from exporter.history.trends import TrendReader
 
 T = TypeVar("T")
 INVENTORY_TTL_SECONDS = 10
@@ -139,6 +140,7 @@ class Backend:
         hourly: hourly aggregates of many workers.
         inventory: reads single entries, on this event loop.
         fleet_inventory: reads the whole inventory, on the collector's event loop: no scrape should wait for 10,000 entries.
+        hourly_price: instance type → US dollars per hour.
         liveness: knows which loops make progress.
         wall: UTC seconds.
         monotonic: seconds of a clock that is never set.
@@ -158,6 +160,7 @@ class Backend:
         hourly: ColumnSource | None = None,
         inventory: InventoryReader | None = None,
         fleet_inventory: InventoryLoader | None = None,
+        hourly_price: Mapping[str, float] | None = None,
         liveness: Liveness | None = None,
         wall: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
@@ -165,6 +168,9 @@ class Backend:
         self.period = period
         self.reader = reader
         self.hourly = hourly
+        self.trends = TrendReader(hourly, monotonic) if hourly else None
+        """The figures of the fleet; None where no history is kept."""
+        self.hourly_price: Mapping[str, float] = hourly_price or {}
         self._collector, self._telemetry, self._mirror = collector, telemetry, mirror
         self._bridge, self._client = bridge, client
         self._history = history

@@ -11,11 +11,12 @@ import re
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta, tzinfo
+from datetime import UTC, datetime, tzinfo
 from typing import Literal, NamedTuple
 from xml.sax.saxutils import escape
 
-from exporter.core.periods import DAY, HOUR, MINUTE
+from exporter.web.numbered_lines import LOOKS, MAX_NUMBERED, badge
+from exporter.web.time_axis import LABEL_PIXELS, time_ticks
 
 Theme = Literal["auto", "light", "dark"]
 THEMES: tuple[Theme, ...] = ("auto", "light", "dark")
@@ -67,12 +68,14 @@ class Line:
         points: by time.
         step: seconds between two points; a longer distance is a gap.
         earlier: whether it is another range, drawn thin and dashed behind the others.
+        number: 1 to `MAX_NUMBERED` of a line among equals: it has a color, dashes, and this number on it; 0: the only one.
     """
 
     label: str
     points: Sequence[Point]
     step: int
     earlier: bool = False
+    number: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +121,7 @@ _TRANSITION = "#d99a2b"
 _RULES = """
 .chart{{font:12px system-ui,"Segoe UI",Roboto,sans-serif}}
 .chart .page{{fill:{page}}}.chart text{{fill:{soft}}}.chart .title{{fill:{text};font-size:14px;font-weight:600}}
+.chart .badge{{fill:{text};font-size:10px}}
 .chart .grid{{stroke:{grid}}}.chart .main{{stroke:{main}}}.chart .dot{{fill:{main}}}.chart .band{{fill:{main}}}
 .chart .earlier{{stroke:{earlier}}}.chart .mark{{stroke:{soft}}}
 """
@@ -183,6 +187,7 @@ def render(chart: Chart, width: int = DEFAULT_WIDTH, height: int = DEFAULT_HEIGH
             *_marks(chart, plot),
             *_band(chart, plot),
             *(part for line in sorted(chart.lines, key=lambda one: not one.earlier) for part in _line(line, plot)),
+            *(part for line in chart.lines for part in _badges(line, plot)),
             *_states(chart, plot),
             *_nothing(chart, plot),
             "</svg>",
@@ -209,52 +214,6 @@ def _nice(rough: float) -> float:
     """Return the next of 1, 2, 2.5, 5 × a power of ten that is not below `rough`."""
     power = 10.0 ** math.floor(math.log10(rough))
     return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * (1 - 1e-9))
-
-
-_HOUR_STEPS = (5 * MINUTE, 15 * MINUTE, 30 * MINUTE, HOUR, 2 * HOUR, 3 * HOUR, 6 * HOUR, 12 * HOUR)
-_DAY_STEPS = (1, 2, 7, 14)
-LABEL_PIXELS = 76
-"""Room for a label of the time axis."""
-
-
-def time_ticks(start: int, end: int, room: float, zone: tzinfo) -> list[tuple[int, str]]:
-    """Return (UTC second, label) of the grid lines in [start, end], at whole hours, days or months of the zone's clocks.
-
-    Args:
-        start, end: UTC seconds.
-        room: how many labels fit.
-        zone: across a change of its clocks an hour is missing or longer, as on a wall clock.
-    """
-    rough = (end - start) / max(1.0, room)
-    first, last = (datetime.fromtimestamp(moment, zone).date() for moment in (start, end))
-    if rough <= _HOUR_STEPS[-1]:
-        step = next(step for step in _HOUR_STEPS if step >= rough)
-        wanted = [
-            datetime.combine(first + timedelta(days=day), datetime.min.time()) + timedelta(seconds=second)
-            for day in range((last - first).days + 1)
-            for second in range(0, DAY, step)
-        ]
-    elif rough <= _DAY_STEPS[-1] * DAY:
-        days = next(step for step in _DAY_STEPS if step * DAY >= rough)
-        begin = first.toordinal() - (first.toordinal() - 1) % days  # day 1 of the calendar was a Monday
-        wanted = [_midnight(date.fromordinal(ordinal)) for ordinal in range(begin, last.toordinal() + 1, days)]
-    else:
-        months = next(step for step in (1, 2, 3, 6, 12, 60, 1200) if step * 30 * DAY >= rough)
-        begin, until = (each.year * 12 + each.month - 1 for each in (first, last))
-        numbers = range(begin - begin % months, until + 1, months)
-        wanted = [datetime(number // 12, number % 12 + 1, 1) for number in numbers]  # a wall clock
-    ticks = {int(wall.replace(tzinfo=zone).timestamp()): _label(wall, rough) for wall in wanted}
-    return [(moment, ticks[moment]) for moment in sorted(ticks) if start <= moment <= end]
-
-
-def _midnight(day: date) -> datetime:
-    return datetime(day.year, day.month, day.day)  # a wall clock
-
-
-def _label(wall: datetime, rough: float) -> str:
-    if rough > _DAY_STEPS[-1] * DAY:
-        return f"{wall:%b %Y}"
-    return f"{wall:%H:%M}" if wall.hour or wall.minute else f"{wall:%b} {wall.day}"
 
 
 def _value_grid(chart: Chart, plot: _Plot, steps: Iterable[float]) -> Iterator[str]:
@@ -291,15 +250,30 @@ def runs(line: Line) -> Iterator[Sequence[Point]]:
 
 
 def _line(line: Line, plot: _Plot) -> Iterator[str]:
-    name = "earlier" if line.earlier else "main"
-    look = 'stroke-width="1" stroke-dasharray="4 3"' if line.earlier else 'stroke-width="1.6"'
+    name, look = ("earlier", 'stroke-width="1" stroke-dasharray="4 3"') if line.earlier else ("main", 'stroke-width="1.6"')
+    fill = ""
+    if line.number:
+        color, dashes = LOOKS[line.number - 1]
+        look = f'stroke="{color}" stroke-width="1.8" stroke-dasharray="{dashes}"'
+        name, fill = f"n{line.number}", f' fill="{color}"'
     for run in runs(line):
         if len(run) == 1:
             time, value = run[0]
-            yield f'<circle class="dot {name}" cx="{plot.x(time):.2f}" cy="{plot.y(value or 0):.2f}" r="1.6"/>'
+            kind = name if line.number else f"dot {name}"
+            yield f'<circle class="{kind}"{fill} cx="{plot.x(time):.2f}" cy="{plot.y(value or 0):.2f}" r="1.6"/>'
             continue
         points = " ".join(f"{plot.x(time):.2f},{plot.y(value or 0):.2f}" for time, value in run)
         yield f'<polyline class="line {name}" fill="none" {look} stroke-linejoin="round" points="{points}"/>'
+
+
+def _badges(line: Line, plot: _Plot) -> Iterator[str]:
+    """Yield the number of a line at some of its points; those of other lines are elsewhere."""
+    points, number = [point for run in runs(line) for point in run if line.number], line.number
+    times, third = [point.time for point in points], (plot.end - plot.start) / 3
+    wanted = (plot.start + (part + (number - 0.5) / MAX_NUMBERED) * third for part in range(3))
+    places = {min(bisect_left(times, time), len(points) - 1) for time in wanted} if points else set()
+    for time, value in (points[place] for place in sorted(places)):
+        yield badge(number, plot.x(time), plot.y(value or 0))
 
 
 def _band(chart: Chart, plot: _Plot) -> Iterator[str]:
@@ -341,6 +315,8 @@ def _nothing(chart: Chart, plot: _Plot) -> Iterator[str]:
 
 
 def _legend(chart: Chart, width: int, narrow: bool) -> Iterator[str]:
+    if any(line.number for line in chart.lines):
+        return  # the page has a legend of its own: names of workers are longer than the picture is wide
     entries = [(line.label, "earlier" if line.earlier else "main") for line in chart.lines]
     if chart.band:
         entries.insert(1, ("lowest to highest", "band"))

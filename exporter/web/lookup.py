@@ -38,6 +38,25 @@ async def find(backend: Backend, worker_id: str) -> tuple[WorkerRef, WorkerGauge
     return (subject, gauge) if subject else None
 
 
+async def find_named(backend: Backend, name: str) -> tuple[WorkerRef, WorkerGauges | None]:
+    """Return what is known of the worker with this id, or with this name.
+
+    Raises:
+        HTTPException: 404: there is none; 400: several workers have this name; 503: the fleet has not been read yet.
+    """
+    found = await find(backend, name)
+    if found is not None:
+        return found
+    snapshot = backend.snapshot
+    ids = [gauge.worker.id for gauge in (snapshot.workers if snapshot else ()) if gauge.worker.name == name]
+    if len(ids) > 1:
+        raise HTTPException(HTTPStatus.BAD_REQUEST, f"{len(ids)} workers are called {name}; use an id, such as {ids[0]}.")
+    found = await find(backend, ids[0]) if ids else None
+    if found is None:
+        raise unknown(name)
+    return found
+
+
 async def find_instance(backend: Backend, instance_id: str, region: str) -> WorkerRef | None:
     """Return the worker of an instance, without its other instances; None if no worker has run on it."""
     snapshot = backend.snapshot

@@ -23,6 +23,13 @@ def prefers_csv(accept: str) -> bool:
     return csv > 0 and csv >= next((weights[kind] for kind in ("application/*", "*/*") if kind in weights), 0)
 
 
+def prefers_html(accept: str) -> bool:
+    """Return whether to send an error as a page, from an Accept header: only if the client, a browser, names HTML."""
+    weights = _weights(accept)
+    html = weights.get("text/html", 0)
+    return html > 0 and html >= max(weights.get("application/json", 0), weights.get("application/problem+json", 0))
+
+
 def _weights(header: str) -> dict[str, float]:
     """Return name, in lower case → weight of the items of an Accept or Accept-Encoding header."""
     weights: dict[str, float] = {}

@@ -16,8 +16,10 @@ from exporter.history.reader import HistoryReader, WorkerRef
 from exporter.web import chart, responses, worker_chart
 from exporter.web.backend import Backend
 from exporter.web.chart_query import ChartQuery
+from exporter.web.compare_query import CompareQuery
 from exporter.web.fleet_query import FleetQuery
-from exporter.web.lookup import backend_of, current_status, find, is_fresh, unknown
+from exporter.web.lookup import backend_of, current_status, find, find_named, is_fresh, unknown
+from exporter.web.pages import compare_page as page_of_comparison
 from exporter.web.pages import fleet_page as page_of_fleet
 from exporter.web.pages import fleet_table, templates
 from exporter.web.pages import worker_page as page_of_worker
@@ -155,6 +157,23 @@ async def worker_page(request: Request) -> Response:
     root = "../" * (quote(worker_id, safe="/").count("/") + 1 if b"%2F" not in request.scope.get("raw_path", b"") else 1)
     body = await asyncio.to_thread(page_of_worker.render, view, root)
     return HTMLResponse(body, headers=PAGE_HEADERS)
+
+
+async def compare_page(request: Request) -> Response:
+    """Respond with the page that compares workers."""
+    backend = backend_of(request)
+    now, reach = int(backend.now()), await backend.reader.reach()
+    query = CompareQuery.parse(request.query_params.multi_items(), now=now, reach=reach)
+    interval = worker_chart.chart_interval(query.start, query.end, backend.reader.period)
+    subjects: dict[str, page_of_comparison.Subject] = {}
+    # One after the other: eight histories read at once would keep MongoDB from the mirror.
+    for named in query.workers:
+        ref, gauge = await find_named(backend, named)
+        if ref.worker.id not in subjects:
+            rows = await worker_chart.read_rows(backend.reader, ref, query.start, query.end, interval)
+            subjects[ref.worker.id] = page_of_comparison.Subject(ref, current_status(backend, ref, gauge), rows)
+    view = page_of_comparison.CompareView(query, [*subjects.values()])
+    return HTMLResponse(await asyncio.to_thread(page_of_comparison.render, view, "./"), headers=PAGE_HEADERS)
 
 
 async def static_file(request: Request) -> Response:

@@ -189,10 +189,14 @@ def history_worker(ref: WorkerRef, status: str | None) -> HistoryWorker:
     )
 
 
+_ROW = ("timestamp", *METRIC_FIELDS, "status_share")
+"""Keys of a row of statistics in the API."""
+
+
 def history_json(page: Page, cursor: str | None, worker: HistoryWorker) -> bytes:
     """Return a page as the JSON of a `HistoryPage`; the rows are not validated, which would take longer than reading them."""
     body = {
-        "data": page.rows,
+        "data": page.rows if page.interval is None else [{name: row.get(name) for name in _ROW} for row in page.rows],
         "next": cursor,
         "source": page.source,
         "resolution_seconds": page.resolution,

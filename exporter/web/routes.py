@@ -20,7 +20,7 @@ from exporter.history import remote_read, series
 from exporter.metrics.families import select
 from exporter.metrics.gzip_member import continued, deflated
 from exporter.sources.cloudwatch.retention import OLDEST
-from exporter.web import chart_query, discovery, fleet_query, openapi, parameters, responses
+from exporter.web import chart_query, compare_query, discovery, fleet_query, openapi, parameters, responses
 from exporter.web.backend import Backend
 from exporter.web.connections import client_of
 from exporter.web.lifecycle import healthy, reload
@@ -36,11 +36,12 @@ from exporter.web.lookup import (
 )
 from exporter.web.negotiation import prefers_csv, prefers_gzip
 from exporter.web.openapi import Endpoint, ResponseSpec
-from exporter.web.page_handlers import PAGE_HEADERS, SVG, chart_image, fleet_page, static_file, worker_page
+from exporter.web.page_handlers import PAGE_HEADERS, SVG, chart_image, compare_page, fleet_page, static_file, worker_page
 from exporter.web.pages import api_page
 from exporter.web.parameters import HistoryQuery, ResourcesQuery, WorkersQuery, resuming
 from exporter.web.parts_response import PartsResponse
 from exporter.web.schemas import FleetPage, HistoryPage, Readiness, ResourceUsage, TargetGroups
+from exporter.web.trends import TRENDS, trends_page
 from exporter.web.turns import TooManyWaitingError, Turns, while_connected
 from exporter.web.worker_path import PLACEHOLDER
 
@@ -332,6 +333,20 @@ ROUTES: tuple[Endpoint, ...] = (
         "page of one worker: charts, hours by status, days, and what is known of it now",
         ResponseSpec({"text/html": _TEXT}, (400, 404, 429, 503)),
         chart_query.PAGE,
+    ),
+    Endpoint(
+        "/compare",
+        compare_page,
+        "page that compares workers: CPU, memory and labs of up to eight workers in one chart each",
+        ResponseSpec({"text/html": _TEXT}, (400, 404, 429, 503)),
+        compare_query.COMPARE,
+    ),
+    Endpoint(
+        "/trends",
+        trends_page,
+        "page of the fleet by day and week, its busiest and idlest workers, and what hours without a lab cost",
+        ResponseSpec({"text/html": _TEXT}, (400,)),
+        TRENDS,
     ),
     Endpoint(
         "/static/{name}",

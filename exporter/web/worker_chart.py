@@ -45,11 +45,13 @@ class WorkerRows:
         rows: oldest first.
         step: seconds between two rows.
         note: a limitation of the rows, as a sentence; None: there is none.
+        resolutions: seconds of the samples of each row; empty: `step`, as with samples that have one step.
     """
 
     rows: Sequence[HistoryRow]
     step: int
     note: str | None = None
+    resolutions: Sequence[int] = ()
 
 
 def chart_interval(start: int, end: int, period: int) -> int | None:
@@ -70,15 +72,17 @@ async def read_rows(
 ) -> WorkerRows:
     """Read the rows in [start, end), UTC seconds; `zone` makes days local. Raises StoreError and SourceError."""
     rows: list[HistoryRow] = []
+    resolutions: list[int] = []
     step, note = interval or reader.period, None
     request: PageRequest | None = PageRequest(start * 1000, end, interval, PAGE_ROWS, zone)
     while request is not None and start < end:
         page = await reader.page(ref, request)
         rows += page.rows
+        resolutions += [page.resolution] * len(page.rows)
         note = note or page.note
         step = max(step, page.interval or page.resolution)  # CloudWatch keeps older datapoints at a coarser resolution
         request = None if page.following is None else replace(request, start=page.following)
-    return WorkerRows(rows, step, note)
+    return WorkerRows(rows, step, note, resolutions)
 
 
 def worker_chart(
@@ -124,6 +128,26 @@ def worker_chart(
         top=drawn.top,
         zone=axis,
     )
+
+
+def comparison_chart(
+    metric: Metric, start: int, end: int, workers: Sequence[WorkerRows], names: Sequence[str], zone: ZoneInfo | None
+) -> Chart:
+    """Return the chart of one metric of several workers, each a numbered line.
+
+    Args:
+        metric: what is drawn.
+        start, end: UTC seconds.
+        workers: the rows of each, at most `MAX_NUMBERED`.
+        names: theirs.
+        zone: of the time axis; None: UTC.
+    """
+    drawn = METRICS[metric]
+    lines = [
+        Line(name, _points(each.rows, drawn.key), each.step, number=number)
+        for number, (name, each) in enumerate(zip(names, workers, strict=True), 1)
+    ]
+    return Chart(drawn.title, drawn.unit, start, end, lines, top=drawn.top, zone=zone or UTC)
 
 
 def _points(rows: Iterable[HistoryRow], key: str, shift: int = 0) -> list[Point]:

@@ -1,7 +1,7 @@
 """Fleets for tests of the pages: workers with every kind of value, and the hours of their history."""
 
 import math
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from exporter.core.model import Worker, WorkerGauges
@@ -11,6 +11,14 @@ MARKUP = "</a><script>document.title='owned'</script><img src=http://example.org
 """A name that would do something if it were more than text."""
 _STATUSES = ("running", "running", "running", "stopped", "running", "pending", "terminated", "failed")
 _REGIONS = ("eu-west-1", "us-east-1", "ap-southeast-2")
+
+
+_EVEN: Mapping[str | None, Callable[[int], float]] = {
+    "running_avg": lambda number: float(number % 4 != 3),
+    "active_labs_count_avg": lambda number: float(number % 3),
+    "active_labs_count_max": lambda number: float(number % 3),
+}
+"""Fields of an hourly aggregate that are the same in every hour → their value, by the number of the worker."""
 
 
 def fleet(size: int, now: int) -> tuple[WorkerGauges, ...]:
@@ -60,6 +68,9 @@ class Hours:
         first = align(start // 1000 - 1, HOUR) + HOUR
         stamps = [at * 1000 for at in range(first, end // 1000 + 1, HOUR) if at // HOUR % 24 not in (3, 4, 5)]
         for number, worker_id in enumerate(sorted(worker_ids)):
+            if field in _EVEN:
+                yield worker_id, "eu-west-1", stamps, [_EVEN[field](number)] * len(stamps)
+                continue
             offset = 0 if field == "cpu_utilization_avg" else 2
             values = [50 + 45 * math.sin(stamp / 7_200_000 + number + offset) for stamp in stamps]
             yield worker_id, "eu-west-1", stamps, values

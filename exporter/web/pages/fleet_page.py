@@ -54,6 +54,8 @@ class Row(NamedTuple):
 
     name: str
     id: str
+    worker_id: str
+    """The id in full."""
     address: str
     region: str
     instance_type: str
@@ -231,6 +233,7 @@ def _row(found: ShownWorker, view: FleetView) -> Row:
     return Row(
         name=_short(worker.name or worker.id),
         id=_short(worker.id),
+        worker_id=worker.id,
         address=f"workers/{quote(worker.id, safe='')}",
         region=_short(worker.region or "–"),
         instance_type=_short(worker.instance_type or ""),

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, tzinfo
+from datetime import UTC, datetime
 from typing import Any, NamedTuple, cast
 from urllib.parse import quote, urlencode
 from zoneinfo import ZoneInfo
@@ -16,25 +16,16 @@ from exporter.history.reader import WorkerRef
 from exporter.storage.rows import FieldStatistics, HistoryRow, StatisticsRow, milliseconds
 from exporter.web import chart, worker_chart
 from exporter.web.pages import templates
+from exporter.web.pages.ranges import RANGES, Link, local_time
 from exporter.web.pages.templates import duration, moment, number
 from exporter.web.schemas import FleetWorker
 from exporter.web.worker_chart import WorkerRows
 
-RANGES = (("24 h", "-24h"), ("7 d", "-7d"), ("30 d", "-30d"))
-"""Label and `start` of the ranges that are one click away."""
 _WIDE, _NARROW = (1200, 250), (440, 230)
 """Pixels of a chart on a screen and on a phone: a picture that is scaled down has letters too small to read."""
 DASHBOARD = "cml-worker"
 """Uid of the Grafana dashboard of one worker."""
 _NO_FIGURES: FieldStatistics = {"avg": None, "min": None, "max": None, "count": 0}
-
-
-class Link(NamedTuple):
-    """A link."""
-
-    label: str
-    address: str
-    current: bool = False
 
 
 class Figure(NamedTuple):
@@ -66,7 +57,7 @@ class Hours:
     """Running without a lab."""
     other: float
     coverage: float
-    """Share of the range for which a status is stored, 0 to 1."""
+    """Share of the range for which a status or a CPU value is stored, 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +101,7 @@ def render(view: WorkerView, root: str) -> str:
     exact = {"start": str(view.start), "end": str(view.end)}
     history = f"{root}api/workers/{worker_id}/metrics/history"
     links = [
+        Link("Compare with other workers", f"{root}compare?{urlencode({'worker': view.ref.worker.id, **exact, **common})}"),
         Link("Samples as CSV", f"{history}?{urlencode({**exact, **common, 'format': 'csv', 'limit': '10000'})}"),
         Link("Samples as JSON", f"{history}?{urlencode({**exact, **common})}"),
     ]
@@ -127,8 +119,8 @@ def render(view: WorkerView, root: str) -> str:
         ],
         "start": view.start,
         "end": view.end,
-        "start_local": _local(view.start, view.zone),
-        "end_local": _local(view.end, view.zone),
+        "start_local": local_time(view.start, view.zone),
+        "end_local": local_time(view.end, view.zone),
         "zone": view.zone.key if view.zone else "UTC",
         "tz": view.zone,
         "compare": "1w" if compare else "",
@@ -141,11 +133,6 @@ def render(view: WorkerView, root: str) -> str:
         "links": links,
     }
     return templates.render("worker.html", root=root, page=page)
-
-
-def _local(second: int, zone: tzinfo | None) -> str:
-    """Return a time as the browser's field for times has it."""
-    return f"{datetime.fromtimestamp(second, zone or UTC):%Y-%m-%dT%H:%M}"
 
 
 def _figures(view: WorkerView, here: str, query: Mapping[str, str]) -> Iterable[Figure]:
@@ -161,25 +148,26 @@ def _figures(view: WorkerView, here: str, query: Mapping[str, str]) -> Iterable[
 def hours(shown: WorkerRows, start: int, end: int) -> Hours:
     """Return how long a worker was running, idle, and neither.
 
-    An interval of statistics counts as idle as far as the worker ran, if it had no lab in all of it.
+    A sample with CPU and without a status was running: AWS has CPU values of running instances only. An interval of statistics
+    counts as idle as far as the worker ran, if it had no lab in all of it.
 
     Args:
         shown: the rows of the range.
         start, end: UTC seconds of the range.
     """
     running = idle = known = 0.0
-    for row in shown.rows:
+    for row, seconds in zip(shown.rows, shown.resolutions or [shown.step] * len(shown.rows), strict=True):
         if "status_share" in row:
             interval = cast(StatisticsRow, row)
-            share = interval["status_share"].get("running", 0.0)
-            covered, labs = sum(interval["status_share"].values()), interval["active_labs_count"]["max"]
+            ran, covered = interval["running_samples"], interval["known_samples"]
+            labs = interval["active_labs_count"]["max"]
         else:
-            sample = row
-            share, covered = float(sample["status"] == "running"), float(sample["status"] is not None)
-            labs = sample["active_labs_count"]
-        running += share * shown.step
-        known += covered * shown.step
-        idle += share * shown.step if labs == 0 else 0
+            presumed = row["status"] is None and row["cpu_utilization"] is not None
+            ran, covered = int(presumed or row["status"] == "running"), int(presumed or row["status"] is not None)
+            labs = row["active_labs_count"]
+        running += ran * seconds
+        known += covered * seconds
+        idle += ran * seconds if labs == 0 else 0
     return Hours(running, idle, known - running, min(1.0, known / max(1, end - start)))
 
 

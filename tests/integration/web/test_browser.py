@@ -1,5 +1,6 @@
 """The pages in a real browser: filter, sort, live refresh, keyboard, accessibility, and that nothing leaves the origin."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -194,6 +195,53 @@ def test_names_of_workers_are_only_text(browser: Browser) -> None:
         assert page.inner_text("h1") == MARKUP
 
 
+# -- comparisons
+
+
+def test_workers_are_chosen_in_the_fleet_also_while_it_renews_itself(browser: Browser) -> None:
+    parts = exporter(*fleet(60, NOW))
+    with opened(browser, parts, "/?sort=name", own_clock=True) as shown:
+        page = shown.page
+        page.get_by_label("Compare cml-worker-00002").check()
+        page.get_by_label("Compare cml-worker-00000").press("Space")
+        parts.snapshot = snapshot(*(renamed(each, status="failed") for each in fleet(60, NOW)))
+        wait_for_refresh(shown)
+        expect(page.locator("#workers tbody .status.failed")).to_have_count(50)
+        assert page.get_by_label("Compare cml-worker-00002").is_checked()
+        assert page.evaluate("document.activeElement.getAttribute('aria-label')") == "Compare cml-worker-00000"
+        page.get_by_role("button", name="Compare the chosen workers").press("Enter")
+        page.wait_for_url("**/compare**")
+        assert texts(page, ".legend a:not(.remove)") == ["cml-worker-00000", "cml-worker-00002"]
+
+
+def test_workers_are_added_and_removed_and_keep_the_range(browser: Browser) -> None:
+    with opened(browser, exporter(*fleet(9, NOW)), COMPARE.partition("&")[0] + "&tz=Europe/Berlin&start=-24h") as shown:
+        page = shown.page
+        page.get_by_role("textbox", name="Add a worker").fill("cml-worker-00004")
+        page.get_by_role("textbox", name="Add a worker").press("Enter")
+        page.wait_for_url("**00004**")
+        assert texts(page, ".legend a:not(.remove)") == ["cml-worker-00000", "cml-worker-00004"]
+        page.get_by_role("link", name="remove cml-worker-00000").click()
+        assert texts(page, ".legend a:not(.remove)") == ["cml-worker-00004"]
+        assert "tz=Europe%2FBerlin" in page.url
+        assert page.get_by_role("link", name="24 h").get_attribute("aria-current") == "page"
+        page.get_by_role("link", name="cml-worker-00004", exact=True).click()
+        page.get_by_role("link", name="Compare with other workers").click()
+        assert texts(page, ".legend a:not(.remove)") == ["cml-worker-00004"]
+
+
+def test_a_comparison_tells_the_numbers_of_all_workers_by_keyboard(browser: Browser) -> None:
+    with opened(browser, exporter(*fleet(8, NOW)), "&".join(COMPARE.split("&")[:2])) as shown:
+        plot = shown.page.locator(".plot:visible").first
+        plot.press("End")
+        first = shown.page.locator("figure output").first
+        assert re.fullmatch(r"2026-09-21 14:10 1: [\d.]+ % 2: [\d.]+ %", first.inner_text()), first.inner_text()
+        plot.press("ArrowLeft")
+        assert first.inner_text().startswith("2026-09-21 14:05")
+        shown.page.get_by_text("CPU as a table").press("Enter")
+        assert shown.page.get_by_role("columnheader", name="2 cml-worker-00001").is_visible()
+
+
 # -- all pages
 
 STATES = {
@@ -208,12 +256,17 @@ PATHS = [
     ("full", "/?q=nothing"),
     ("full", "/?status=running&region=eu-west-1"),
     ("full", "/api"),
+    *((state, "/trends") for state in STATES),
 ]
 WORKER = f"/workers/{fleet(1, NOW)[0].worker.id}"
+COMPARE = "/compare?" + "&".join(f"worker={each.worker.id}" for each in fleet(8, NOW))
+
+
+COMPARISONS = [("full", COMPARE), ("markup", COMPARE.partition("&")[0]), ("full", "/compare")]
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(400, "dark"), (1400, "light")])
-@pytest.mark.parametrize(("state", "path"), [*PATHS, ("full", WORKER), ("full", f"{WORKER}?compare=1w")])
+@pytest.mark.parametrize(("state", "path"), [*PATHS, ("full", WORKER), ("full", f"{WORKER}?compare=1w"), *COMPARISONS])
 def test_every_page_is_accessible_and_never_wider_than_the_window(
     browser: Browser, state: str, path: str, width: int, scheme: Literal["light", "dark"]
 ) -> None:
@@ -222,7 +275,47 @@ def test_every_page_is_accessible_and_never_wider_than_the_window(
         assert shown.overflow() <= 0
 
 
-@pytest.mark.parametrize("path", ["/", WORKER, "/api"])
+def test_an_error_is_a_page_that_is_accessible(browser: Browser) -> None:
+    with serving(exporter()) as client, visit(browser, width=400) as shown:
+        shown.page.goto(str(client.base_url) + "/workers/shoe")
+        assert shown.page.inner_text("h1") == "Not Found"
+        assert "Unknown worker shoe" in shown.page.inner_text("main")
+        assert shown.violations() == []
+        assert shown.overflow() <= 0
+
+
+@pytest.mark.parametrize("path", ["/", WORKER, COMPARE, "/trends"])
+def test_on_the_widest_screens_no_line_of_text_is_stretched(browser: Browser, path: str) -> None:
+    with opened(browser, STATES["full"], path, width=3840) as shown:
+        assert shown.overflow() <= 0
+        widest = shown.page.evaluate(
+            "Math.max(...Array.from(document.querySelectorAll('p, .head'), (each) => each.clientWidth))"
+        )
+        assert widest <= 1720
+        drawn = shown.page.evaluate(
+            "Array.from(document.querySelectorAll('.plot svg'), (each) => each.getBoundingClientRect())"
+            ".filter((box) => box.width > 0).map((box) => box.width / box.height)"
+        )
+        assert all(ratio < 8 for ratio in drawn), "a chart keeps its proportions"
+
+
+_MOVING = (
+    "Array.from(document.querySelectorAll('*'), (each) => getComputedStyle(each))"
+    ".filter((style) => parseFloat(style.transitionDuration) > 0 || style.animationName !== 'none').length"
+)
+
+
+@pytest.mark.parametrize("path", ["/", WORKER, COMPARE, "/trends"])
+def test_nothing_moves_for_readers_who_want_no_motion(browser: Browser, path: str) -> None:
+    with opened(browser, STATES["full"], path) as shown:
+        # No element moves today; one that is added must not for these readers.
+        shown.page.evaluate("document.styleSheets[0].insertRule('a { transition: color 2s; animation: x 2s }', 0)")
+        assert shown.page.evaluate(_MOVING) > 0
+        shown.page.emulate_media(reduced_motion="reduce")
+        assert shown.page.evaluate(_MOVING) == 0
+
+
+@pytest.mark.parametrize("path", ["/", WORKER, COMPARE, "/trends", "/api"])
 def test_every_page_is_used_by_keyboard(browser: Browser, path: str) -> None:
     """Each stop of the Tab key is visible, and the first one leads to the content."""
     with opened(browser, STATES["full"], path) as shown:
@@ -236,7 +329,7 @@ def test_every_page_is_used_by_keyboard(browser: Browser, path: str) -> None:
         assert set(stops) == {"solid"}
 
 
-@pytest.mark.parametrize("path", ["/", WORKER])
+@pytest.mark.parametrize("path", ["/", WORKER, COMPARE, "/trends"])
 def test_on_paper_there_are_no_controls(browser: Browser, path: str) -> None:
     with opened(browser, STATES["full"], path, scheme="dark") as shown:
         shown.page.emulate_media(media="print", reduced_motion="reduce")

@@ -106,6 +106,7 @@ class Memory:
     failure: Exception | None = None
     liveness: Liveness = field(default_factory=Liveness)
     hourly: ColumnSource | None = None
+    hourly_price: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         Gauge("cml_exporter_leader", "Whether it is the leader.", registry=self.registry).set(1)
@@ -120,6 +121,7 @@ class Memory:
             client=self,
             history=self,
             hourly=self.hourly,
+            hourly_price=self.hourly_price,
             inventory=self,
             fleet_inventory=self,
             liveness=self.liveness,

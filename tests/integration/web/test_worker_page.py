@@ -107,6 +107,23 @@ async def test_the_hours_are_those_of_the_samples(client: httpx.AsyncClient, que
     assert ("The hours are too low" in text) == (covered != "100 %")
 
 
+@pytest.mark.parametrize(("query", "covered"), [("?start=-48h", "62.5 %"), ("?start=-30d", "4.2 %")])
+async def test_a_period_with_cpu_and_without_a_status_was_running(
+    client: httpx.AsyncClient, exporter: InProcessExporter, query: str, covered: str
+) -> None:
+    """AWS has CPU of running instances only; with memory alone, or nothing, it is not known."""
+    gap_filled = [
+        WorkerMetricsSample(ID, REGION, to_datetime(at), 5.0 if at < NOW - 30 * HOUR else None, 40.0, None, None)
+        for at in range(NOW - 36 * HOUR, NOW - 25 * HOUR, PERIOD)
+    ]
+    await exporter.history.writer.insert(gap_filled)
+    tiles = dict(re.findall(r"<div><dt>([^<]*)</dt><dd>([^<]*)</dd></div>", await page(client, query)))
+    assert (tiles["running"], tiles["running without a lab"], tiles["not running"]) == ("18 h", "6 h", "12 h")
+    assert tiles["status known"] == covered
+    row = (await client.get(f"{HERE}/metrics/history".replace("/workers", "/api/workers") + "?interval=1h")).json()["data"][0]
+    assert set(row) == {"timestamp", "cpu_utilization", "memory_utilization", "active_labs_count", "status_share"}
+
+
 async def test_the_days_have_the_statistics_of_the_api(client: httpx.AsyncClient) -> None:
     text = await page(client, "?start=-48h&tz=Asia/Tokyo")
     url = f"{HERE}/metrics/history".replace("/workers", "/api/workers")

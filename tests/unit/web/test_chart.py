@@ -21,8 +21,8 @@ from exporter.web.chart import (
     State,
     render,
     style,
-    time_ticks,
 )
+from exporter.web.time_axis import time_ticks
 from tests.helpers.charts import SVG, elements, points, texts
 
 NOW = 1_790_000_000 // DAY * DAY

@@ -10,7 +10,11 @@ document.addEventListener("DOMContentLoaded", function () {
     }
     const unit = svg.getAttribute("data-unit");
     const zone = svg.getAttribute("data-zone");
-    const points = read("main");
+    const lines = [];
+    for (let number = 1; number <= 8; number += 1) {
+      lines.push({ label: number + ": ", points: read("n" + number) });
+    }
+    const points = lines.some((each) => each.points.length) ? union(lines) : read("main");
     const earlier = read("earlier");
     if (!points.length) {
       continue;
@@ -34,6 +38,14 @@ document.addEventListener("DOMContentLoaded", function () {
       return found.sort((one, other) => one.x - other.x);
     }
 
+    function union(all) {
+      const byX = new Map();
+      for (const point of all.flatMap((each) => each.points)) {
+        byX.set(point.x, point);
+      }
+      return Array.from(byX.values()).sort((one, other) => one.x - other.x);
+    }
+
     function nearest(list, x) {
       let best = 0;
       for (let index = 1; index < list.length; index += 1) {
@@ -49,7 +61,15 @@ document.addEventListener("DOMContentLoaded", function () {
       const point = points[index];
       const seconds = at.start + ((point.x - at.left) / (at.right - at.left)) * (at.end - at.start);
       const time = new Date(Math.round(seconds / 60) * 60000).toLocaleString("sv-SE", { timeZone: zone, dateStyle: "short", timeStyle: "short" });
-      let text = time + "  " + number(point.value);
+      let text = time + "  ";
+      const numbered = lines.filter((each) => each.points.length);
+      if (numbered.length) {
+        const near = numbered.map((each) => ({ label: each.label, point: each.points[nearest(each.points, point.x)] }));
+        const there = near.filter((each) => Math.abs(each.point.x - point.x) < 4);
+        text += there.map((each) => each.label + number(each.point.value)).join("   ");
+      } else {
+        text += number(point.value);
+      }
       if (earlier.length) {
         const other = earlier[nearest(earlier, point.x)];
         if (Math.abs(other.x - point.x) < 4) {

@@ -22,6 +22,9 @@ document.addEventListener("DOMContentLoaded", function () {
     if (!region.contains(element) || element === region) {
       return null;
     }
+    if (element.name === "worker") {
+      return '[name="worker"][value="' + CSS.escape(element.value) + '"]';
+    }
     const key = element.dataset.key ? '[data-key="' + element.dataset.key + '"]' : null;
     const href = element.getAttribute("href");
     const link = href !== null ? 'a[href="' + CSS.escape(href) + '"]' : null;
@@ -37,7 +40,11 @@ document.addEventListener("DOMContentLoaded", function () {
       const scrolled = region.querySelector(".wide");
       const left = scrolled === null ? 0 : scrolled.scrollLeft;
       const selector = focused(region);
+      const chosen = new Set(Array.from(region.querySelectorAll('[name="worker"]:checked'), (each) => each.value));
       region.replaceChildren(...document.importNode(next, true).childNodes);
+      for (const each of region.querySelectorAll('[name="worker"]')) {
+        each.checked = chosen.has(each.value);
+      }
       const wide = region.querySelector(".wide");
       if (wide !== null) {
         wide.scrollLeft = left;
