@@ -9,7 +9,6 @@ from grafana.promql import (
     IN_REGION,
     RUNNING,
     WORKER,
-    display_name,
     idle_seconds,
     in_status,
     live,
@@ -272,7 +271,7 @@ _INVENTORY = (
 
 def _inventory() -> Panel:
     facts = f"{WORKER}, worker, instance_id, instance_type, cml_version"
-    info = display_name(live_info(IN_REGION))
+    info = live_info(IN_REGION)
     queries = [
         instant(f"topk by ({WORKER}) (1, max by ({facts}) ({info}))"),
         instant(of_running(CPU, IN_REGION)),

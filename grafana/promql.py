@@ -41,17 +41,24 @@ HOURLY_STEP = "1h"
 
 _SETTINGS = Path(__file__).parents[1] / "prometheus" / "rules" / "settings.yml"
 
-CODES = {status: code for code, status in enumerate(("running", *(each for each in STATUSES if each != "running")), 1)}
-"""Status → its number, for panels that take only numbers."""
-
 
 def threshold(name: str, **labels: str) -> float:
     """Return the alert threshold `cml:threshold:<name>` that has these labels. Raises KeyError."""
+    return _constant(f"cml:threshold:{name}", **labels)
+
+
+def _constant(record: str, **labels: str) -> float:
+    """Return the recorded constant that has these labels. Raises KeyError."""
     for group in yaml.safe_load(_SETTINGS.read_text())["groups"]:
         for rule in group["rules"]:
-            if rule.get("record") == f"cml:threshold:{name}" and rule.get("labels", {}) == labels:
+            if rule.get("record") == record and rule.get("labels", {}) == labels:
                 return float(rule["expr"].removeprefix("vector(").removesuffix(")"))
-    raise KeyError(f"cml:threshold:{name} is not in {_SETTINGS}")
+    raise KeyError(f"{record} with the labels {labels} is not in {_SETTINGS}")
+
+
+_CODES = {status: int(_constant("cml:status:code", status=status)) for status in STATUSES}
+CODES = {status: _CODES[status] for status in sorted(STATUSES, key=_CODES.__getitem__)}
+"""Status → its number, for panels that take only numbers; ascending."""
 
 
 def exporter_metric(name: str, matchers: str = "") -> str:
@@ -127,18 +134,11 @@ def _status(status: str) -> str:
 
 
 def with_display_name(expr: str, info: str) -> str:
-    """Add the label `worker` to series of workers: the name, or the id of a worker without a name."""
-    return f"{expr} * on ({WORKER}) group_left (worker) {display_names(info)}"
+    """Add the label `worker` to series of workers: the name, or the id of a worker without a name.
 
-
-def display_names(info: str) -> str:
-    """Return one series of value 1 per worker with the label `worker`, even if it has two names after a rename."""
-    return f"topk by ({WORKER}) (1, max by ({WORKER}, worker) ({display_name(info)}))"
-
-
-def display_name(info: str) -> str:
-    """Add the label `worker` to each series of `info`: the name, or the id without a name."""
-    return f'label_replace(label_replace({info}, "worker", "$1", "worker_id", "(.+)"), "worker", "$1", "name", "(.+)")'
+    topk leaves one info series per worker, also with two exporters or after a rename.
+    """
+    return f"{expr} * on ({WORKER}) group_left (worker) topk by ({WORKER}) (1, {info})"
 
 
 def live_info(matchers: str) -> str:
@@ -169,25 +169,22 @@ def step_average(metric: Metric, matchers: str) -> str:
 # -- made of several metrics -------------------------------------------------------------------------------------------
 
 
-def status_code(status_is_1: dict[str, str]) -> str:
-    """Return each worker's status as a number, from one vector per status that is 1 where it applies."""
-    parts = (f"{CODES[status]} * ({vector} == 1)" for status, vector in status_is_1.items())
-    return f"max by ({WORKER}) ({' or '.join(parts)})"
+def status_code(status_is_1: str) -> str:
+    """Return each worker's status as a number, from series per status of which one is 1.
+
+    The numbers are those at the end of the range, also for the time before they were recorded.
+    """
+    return f"max by ({WORKER}) ({status_is_1} * on (status) group_left () (cml:status:code @ end()))"
 
 
 def live_status_code(matchers: str) -> str:
     """Return `status_code` from /metrics."""
-    return status_code({status: f"{STATUS.name}{{{_join(matchers, _status(status))}}}" for status in CODES})
+    return status_code(f"{STATUS.name}{{{matchers}}}")
 
 
 def history_status_code(matchers: str, window: str, at: str = "") -> str:
     """Return `status_code` from the newest sample of the history in the window."""
-    return status_code(
-        {
-            status: f"last_over_time({history_selector(STATUS, matchers, _status(status))}[{window}]{_suffixed(at)})"
-            for status in CODES
-        }
-    )
+    return status_code(f"last_over_time({history_selector(STATUS, matchers)}[{window}]{_suffixed(at)})")
 
 
 def idle_seconds(matchers: str) -> str:

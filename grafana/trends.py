@@ -13,7 +13,6 @@ from grafana.promql import (
     WEEK_BEFORE,
     WORKER,
     Statistic,
-    display_name,
     fleet_average,
     history_info,
     hourly_history,
@@ -217,7 +216,7 @@ _WORKERS = (
 
 
 def _tables() -> list[Panel]:
-    names = f"topk by ({WORKER}) (1, max by ({WORKER}, worker) ({display_name(history_info(SELECTED))}))"
+    names = f"topk by ({WORKER}) (1, max by ({WORKER}, worker) ({history_info(SELECTED)}))"
     # Compares with the newest sample of any worker, because the history also covers time before this Prometheus.
     seen = f"({last_seen(SELECTED)} < scalar(max({last_seen('')})) - {GONE_AFTER_SECONDS})"
     alive = f'max by ({WORKER}) ({STATUS.name}{{{SELECTED},status!="terminated"}}) == 1'

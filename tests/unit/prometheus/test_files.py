@@ -11,6 +11,7 @@ import yaml
 
 from exporter.core.catalog import INFO, METRICS_BY_NAME, WORKER_METRICS
 from exporter.core.history_metrics import HOURLY_METRICS, INFO_1H
+from exporter.core.model import STATUSES
 from exporter.sources.cloudwatch.errors import SENTENCE_BY_CODE, THROTTLED
 from exporter.storage.mongo import STATE
 from tests.tools.mutate_rules import PROMETHEUS, mutants, rules, text, variants
@@ -162,6 +163,12 @@ def test_every_threshold_is_used_and_stands_in_one_place() -> None:
     used = set(re.findall(r"cml:threshold:\w+", " ".join(rule["expr"] for rule in RULES)))
     assert used == THRESHOLDS
     assert {rule["record"] for rule in rules(PROMETHEUS / "rules" / "settings.yml")} >= THRESHOLDS
+
+
+def test_every_status_has_a_number_of_its_own() -> None:
+    codes = {rule["labels"]["status"]: rule["expr"] for rule in RULES if rule.get("record") == "cml:status:code"}
+    assert codes.keys() == set(STATUSES)
+    assert len(set(codes.values())) == len(STATUSES)
 
 
 def test_the_alert_matches_every_error_code_that_means_throttling() -> None:
