@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from exporter.core.catalog import INFO, STATUS
-from grafana.panels import Json, Style, annotation, choice, mappings, steps, variable
-from grafana.promql import CODES, IN_REGION, history_info, threshold
+from grafana.panels import Json, Panel, Style, annotation, choice, instant, mappings, stat, steps, variable
+from grafana.promql import CODES, IN_REGION, exporter_metric, history_info, threshold
 
-FLEET, WORKER, TRENDS, EXPORTER = "cml-fleet", "cml-worker", "cml-trends", "cml-exporter"
+FLEET, WORKER, TRENDS, EXPORTER, ON_CALL = "cml-fleet", "cml-worker", "cml-trends", "cml-exporter", "cml-on-call"
 """The dashboards' uids: their address is /d/<uid>."""
 
 TO_WORKER = f"/d/{WORKER}?${{datasource:queryparam}}&${{__url_time_range}}&var-region=$__all&var-worker_id="
@@ -23,19 +23,23 @@ CML_UI = "https://${__field.labels.worker:percentencode}"
 """Address of a worker's CML UI. The manager does not write it; this one holds where a worker's name is its host name."""
 INSTANCE_LINKS: Mapping[str, str] = {"Open the EC2 console": EC2_CONSOLE, "Open the CML UI": CML_UI}
 
+AMBER = "#b8860b"
+"""Instead of yellow, which has too little contrast on white. Every color has a contrast of 3:1
+to the light and to the dark background."""
 COLORS: Mapping[str, str] = {
     "running": "green",
     "pending": "light-blue",
     "starting": "blue",
-    "stopping": "yellow",
-    "stopped": "orange",
+    "stopping": AMBER,
+    "stopped": "dark-orange",
     "shutting-down": "light-purple",
     "terminated": "#8e8e8e",
     "failed": "red",
-    "unknown": "dark-yellow",
+    "unknown": "#a0785a",
 }
 STATUS_TEXTS = {status: (status, color) for status, color in COLORS.items()}
 GREY = "#8e8e8e"
+UP_DOWN = {"1": ("up", "green"), "0": ("down", "red")}
 NONE = -1
 """Value of what has none now, so that its tile stays: no gauge is below 0."""
 NO_VALUE: Mapping[str, tuple[str, str]] = {str(NONE): ("–", GREY)}
@@ -54,22 +58,24 @@ COMPARED: Mapping[str, Json] = {
 }
 """Comparisons are grey and dashed, never in the color of a threshold; by the legend of their query."""
 STATUS_CODES = {str(code): (status, COLORS[status]) for status, code in CODES.items()}
+PAST_STATUS_CODES = {"0": ("not running", GREY), **STATUS_CODES}
+"""Of the history by the hour, too, which knows no other status than running."""
 
-BUSY = ((0.7, "yellow"), (threshold("cpu_ratio"), "red"))
-FULL = ((0.7, "yellow"), (threshold("memory_ratio"), "red"))
-DISK_FULL = ((0.8, "yellow"), (threshold("disk_ratio"), "red"))
-STALE = ((threshold("stale_seconds") / 2, "yellow"), (threshold("stale_seconds"), "red"))
+BUSY = ((0.7, AMBER), (threshold("cpu_ratio"), "red"))
+FULL = ((0.7, AMBER), (threshold("memory_ratio"), "red"))
+DISK_FULL = ((0.8, AMBER), (threshold("disk_ratio"), "red"))
+STALE = ((threshold("stale_seconds") / 2, AMBER), (threshold("stale_seconds"), "red"))
 """Seconds; the alert fires at the red threshold."""
-LONG_IDLE = ((3600.0, "yellow"), (4 * 3600.0, "red"))
+LONG_IDLE = ((3600.0, AMBER), (4 * 3600.0, "red"))
 """Seconds; the alert fires at the red threshold."""
 
 LABS = "Active labs are the labs of running workers as the manager counts them, stopped labs included."
 NOTHING_LISTED = "No worker listed"
 NO_HISTORY = "No history in this time range"
+NO_HOURS_YET = "No whole hour yet"
+"""Of a tile, which has no room for more; its description says which hours count."""
 NO_HOURS = "No whole hour of history in this time range, or too many workers for one query: select fewer"
-MISSING = Style(
-    "percentunit", "All: no whole hour is known", decimals=0, minimum=0, maximum=1, thresholds=((0.2, "yellow"), (0.5, "red"))
-)
+MISSING = Style("percentunit", "All hours", decimals=0, minimum=0, maximum=1, thresholds=((0.2, AMBER), (0.5, "red")))
 """Of a share of hours without data."""
 HOURS = "suffix: h"
 """A unit of its own: Grafana's unit h makes weeks of many hours."""
@@ -84,27 +90,33 @@ CLOCK = replace(SECONDS, unit="dtdhms")
 RATIO_CELL: Json = {"unit": "percentunit", "min": 0, "max": 1, "decimals": 0}
 _BAR_CELL: Json = {**RATIO_CELL, "custom.displayMode": "gradient-gauge"}
 CPU_CELL: Json = {**_BAR_CELL, "thresholds": steps(BUSY)}
+FULL_CELL: Json = {**_BAR_CELL, "thresholds": steps(DISK_FULL)}
 MEMORY_CELL: Json = {**_BAR_CELL, "thresholds": steps(FULL)}
-IDLE_CELL: Json = {"unit": "s", "decimals": 0, "thresholds": steps(LONG_IDLE), "custom.displayMode": "color-text"}
+IDLE_CELL: Json = {"unit": "s", "decimals": 0, "thresholds": steps(LONG_IDLE), "custom.displayMode": "color-background"}
+SEVERITY_COLORS = {"critical": "red", "warning": "dark-orange", "info": "blue"}
 SEVERITY_CELL: Json = {
-    "mappings": mappings({"critical": ("critical", "red"), "warning": ("warning", "orange"), "info": ("info", "blue")}),
-    "custom.displayMode": "color-text",
+    "mappings": mappings({severity: (severity, color) for severity, color in SEVERITY_COLORS.items()}),
+    "custom.displayMode": "color-background",
 }
 SEVERITY = (("critical", 3), ("warning", 2), ("info", 1))
 """Severity of an alert → its number, for a table that is sorted by it."""
 SEVERITY_CODE_CELL: Json = {
-    "mappings": mappings({"3": ("critical", "red"), "2": ("warning", "orange"), "1": ("info", "blue")}),
-    "custom.displayMode": "color-text",
+    "mappings": mappings({str(code): (severity, SEVERITY_COLORS[severity]) for severity, code in SEVERITY}),
+    "custom.displayMode": "color-background",
 }
+TO_ON_CALL = f"/d/{ON_CALL}?${{datasource:queryparam}}&${{__url_time_range}}&var-alertname="
+"""The alert's name follows; all regions and workers unless they follow, too."""
 ALERT_LINK: Json = {
     "links": [
         {
-            "title": "Show this alert",
-            "url": '/alerting/list?search=${__data.fields["Alert"]:percentencode}',
+            "title": "Show what it means and what to do",
+            "url": TO_ON_CALL + "${__value.raw}",
             "targetBlank": False,
         }
     ]
 }
+"""Of a cell with the name of an alert."""
+ON_CALL_LINK: Mapping[str, str] = {"Show what fires": f"/d/{ON_CALL}?${{datasource:queryparam}}&${{__url_time_range}}"}
 MOMENT_CELL: Json = {"unit": "dateTimeFromNow"}
 """Expects milliseconds."""
 
@@ -144,6 +156,21 @@ def history_worker_variable(*, several: bool) -> Json:
     )
 
 
+def data_age(*, width: int, height: int = 4, matchers: str = "") -> Panel:
+    """Return the panel of the age of the data: that of the source that was not read for longest."""
+    times = exporter_metric("source_last_success_timestamp_seconds", matchers)
+    return stat(
+        "Age of the data",
+        "How old are the values shown?",
+        "Time since the last successful read, of the source for which it is longest. Sources are read every 5 minutes. "
+        "A source that was never read counts under Sources failing of Exporter health.",
+        [instant(f"max(time() - max by (source, region) ({times} > 0))")],
+        replace(SECONDS, empty="Nothing read yet", thresholds=((450, AMBER), (900, "red"))),
+        width=width,
+        height=height,
+    )
+
+
 LINES = "3"
 """How many workers a graph has beside the mean; ten lines over a week are mud."""
 MEAN: Mapping[str, Json] = {
@@ -167,7 +194,7 @@ RESTARTS = annotation(
     f'1000 * max by (instance) (process_start_time_seconds{{job="{JOB}"}})',
     "The exporter was started",
     "{{instance}}",
-    "orange",
+    "dark-orange",
     at_value=True,
 )
 WORKER_STATUS = annotation(

@@ -232,6 +232,11 @@ class Column:
     properties: Mapping[str, Any] = field(default_factory=dict)
 
 
+def heading_width(heading: str) -> int:
+    """Return the pixels of a heading with its funnel and arrow, by the usual width of a letter of Grafana's tables."""
+    return max(60, 7 * len(heading) + 24)
+
+
 def table(
     title: str,
     question: str,
@@ -258,7 +263,13 @@ def table(
     merge = [{"id": "merge", "options": {}}] if len(queries) > 1 else []
     options = {"showHeader": True, "sortBy": [{"displayName": sort, "desc": True}]}
     # An empty cell shows a dash; otherwise it would show the text for an empty panel.
-    fixed = {**{column.heading: {"noValue": "–", **column.properties} for column in columns}, **style.fixed}
+    fixed = {
+        **{
+            each.heading: {"noValue": "–", "custom.minWidth": heading_width(each.heading), **each.properties}
+            for each in columns
+        },
+        **style.fixed,
+    }
     # By itself a column is at least 150 pixels wide, so that half of a screen holds six.
     custom = {"align": "auto", "displayMode": "auto", "filterable": True, "minWidth": 60}
     body = _panel(
@@ -446,6 +457,13 @@ def choice(name: str, label: str, description: str, values: Sequence[str], defau
     }
 
 
+def choices(name: str, label: str, description: str, values: Sequence[str]) -> Json:
+    """Return a variable with fixed values of which several, or all, can be chosen."""
+    made = choice(name, label, description, values, "")
+    everything = {"selected": True, "text": ["All"], "value": [ALL]}
+    return made | {"multi": True, "includeAll": True, "allValue": ".*", "current": everything}
+
+
 def annotation(name: str, expr: str, title: str, text: str, color: str, *, at_value: bool = False) -> Json:
     """Return marks on all graphs where the query has a value; with `at_value` at the time (milliseconds) that is the value."""
     return {
@@ -488,7 +506,6 @@ def render(dashboard: Dashboard) -> Json:
         "schemaVersion": SCHEMA_VERSION,
         "version": 1,
         "editable": True,
-        "style": "dark",
         "graphTooltip": 1,
         "fiscalYearStartMonth": 0,
         "weekStart": "",

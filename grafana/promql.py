@@ -10,7 +10,7 @@ from typing import Literal
 
 import yaml
 
-from exporter.core.catalog import INFO, LAST_ACTIVITY, METRICS_BY_NAME, STATUS, Metric
+from exporter.core.catalog import HOURLY_PRICE, INFO, LAST_ACTIVITY, METRICS_BY_NAME, STATUS, Metric
 from exporter.core.history_metrics import (
     ACTIVE_LABS_1H,
     CPU_1H,
@@ -41,17 +41,24 @@ HOURLY_STEP = "1h"
 
 _SETTINGS = Path(__file__).parents[1] / "prometheus" / "rules" / "settings.yml"
 
-CODES = {status: code for code, status in enumerate(("running", *(each for each in STATUSES if each != "running")), 1)}
-"""Status → its number, for panels that take only numbers."""
-
 
 def threshold(name: str, **labels: str) -> float:
     """Return the alert threshold `cml:threshold:<name>` that has these labels. Raises KeyError."""
+    return _constant(f"cml:threshold:{name}", **labels)
+
+
+def _constant(record: str, **labels: str) -> float:
+    """Return the recorded constant that has these labels. Raises KeyError."""
     for group in yaml.safe_load(_SETTINGS.read_text())["groups"]:
         for rule in group["rules"]:
-            if rule.get("record") == f"cml:threshold:{name}" and rule.get("labels", {}) == labels:
+            if rule.get("record") == record and rule.get("labels", {}) == labels:
                 return float(rule["expr"].removeprefix("vector(").removesuffix(")"))
-    raise KeyError(f"cml:threshold:{name} is not in {_SETTINGS}")
+    raise KeyError(f"{record} with the labels {labels} is not in {_SETTINGS}")
+
+
+_CODES = {status: int(_constant("cml:status:code", status=status)) for status in STATUSES}
+CODES = {status: _CODES[status] for status in sorted(STATUSES, key=_CODES.__getitem__)}
+"""Status → its number, for panels that take only numbers; ascending."""
 
 
 def exporter_metric(name: str, matchers: str = "") -> str:
@@ -127,18 +134,11 @@ def _status(status: str) -> str:
 
 
 def with_display_name(expr: str, info: str) -> str:
-    """Add the label `worker` to series of workers: the name, or the id of a worker without a name."""
-    return f"{expr} * on ({WORKER}) group_left (worker) {display_names(info)}"
+    """Add the label `worker` to series of workers: the name, or the id of a worker without a name.
 
-
-def display_names(info: str) -> str:
-    """Return one series of value 1 per worker with the label `worker`, even if it has two names after a rename."""
-    return f"topk by ({WORKER}) (1, max by ({WORKER}, worker) ({display_name(info)}))"
-
-
-def display_name(info: str) -> str:
-    """Add the label `worker` to each series of `info`: the name, or the id without a name."""
-    return f'label_replace(label_replace({info}, "worker", "$1", "worker_id", "(.+)"), "worker", "$1", "name", "(.+)")'
+    topk leaves one info series per worker, also with two exporters or after a rename.
+    """
+    return f"{expr} * on ({WORKER}) group_left (worker) topk by ({WORKER}) (1, {info})"
 
 
 def live_info(matchers: str) -> str:
@@ -169,25 +169,22 @@ def step_average(metric: Metric, matchers: str) -> str:
 # -- made of several metrics -------------------------------------------------------------------------------------------
 
 
-def status_code(status_is_1: dict[str, str]) -> str:
-    """Return each worker's status as a number, from one vector per status that is 1 where it applies."""
-    parts = (f"{CODES[status]} * ({vector} == 1)" for status, vector in status_is_1.items())
-    return f"max by ({WORKER}) ({' or '.join(parts)})"
+def status_code(status_is_1: str) -> str:
+    """Return each worker's status as a number, from series per status of which one is 1.
+
+    The numbers are those at the end of the range, also for the time before they were recorded.
+    """
+    return f"max by ({WORKER}) ({status_is_1} * on (status) group_left () (cml:status:code @ end()))"
 
 
 def live_status_code(matchers: str) -> str:
     """Return `status_code` from /metrics."""
-    return status_code({status: f"{STATUS.name}{{{_join(matchers, _status(status))}}}" for status in CODES})
+    return status_code(f"{STATUS.name}{{{matchers}}}")
 
 
 def history_status_code(matchers: str, window: str, at: str = "") -> str:
     """Return `status_code` from the newest sample of the history in the window."""
-    return status_code(
-        {
-            status: f"last_over_time({history_selector(STATUS, matchers, _status(status))}[{window}]{_suffixed(at)})"
-            for status in CODES
-        }
-    )
+    return status_code(f"last_over_time({history_selector(STATUS, matchers)}[{window}]{_suffixed(at)})")
 
 
 def idle_seconds(matchers: str) -> str:
@@ -206,23 +203,32 @@ def hours_missing(matchers: str, window: str, hours: int) -> str:
 
 
 def idle_hours(matchers: str, window: str, *, before: str = "") -> str:
-    """Return the whole hours in which each worker ran without a lab and with CPU below the alert threshold; else 0.
+    """Return the whole hours in which each worker ran without a lab and with CPU below the alert threshold; else 0."""
+    return f"sum_over_time(({idle_by_hour(matchers)})[{window}:1h] {_offset(before)})"
 
-    The threshold is the current one, also for time before it was recorded. Without a threshold there is no result.
+
+def idle_by_hour(matchers: str) -> str:
+    """Return 1 for each worker that ran in the whole last hour without a lab and with CPU below the alert threshold; else 0.
+
+    The threshold is the current one, also for time before it was recorded; where the whole range is before that, the one of
+    prometheus/rules/settings.yml at the time of `make dashboards`.
     """
     ran = f"({_each_hour(RUNNING_1H, matchers)} == bool 1)"
     no_lab = f"({_each_hour(ACTIVE_LABS_1H.max, matchers)} == bool 0)"
-    threshold_now = "on () group_left () max(cml:threshold:idle_cpu_ratio @ end())"
+    shipped = threshold("idle_cpu_ratio")
+    threshold_now = f"on () group_left () (max(cml:threshold:idle_cpu_ratio @ end()) or vector({shipped}))"
     low_cpu = f"({_each_hour(CPU_1H.avg, matchers)} < bool {threshold_now})"
-    return f"sum_over_time(({ran} * {no_lab} * {low_cpu})[{window}:1h] {_offset(before)})"
+    return f"{ran} * {no_lab} * {low_cpu}"
 
 
 def fleet_average(metric: ByHour, matchers: str, window: str, *, before: str = "") -> str:
     """Return the average over time of the sum over all workers: each hour's sum counts once, whichever workers existed.
 
-    A worker that did not run in an hour counts as 0: the history keeps what the document of a stopped worker says.
+    A worker that did not run in an hour counts as 0: the history keeps what the document of a stopped worker says. An hour in
+    which none ran counts as 0, also where no document says anything; one without any sample does not count.
     """
-    total = f"sum({_each_hour(metric.avg, matchers)} * ({_each_hour(RUNNING_1H, matchers)} > bool 0))"
+    ran = _each_hour(RUNNING_1H, matchers)
+    total = f"(sum({_each_hour(metric.avg, matchers)} * ({ran} > bool 0)) or sum({ran}) == 0)"
     return f"avg_over_time({total}[{window}:1h] {_offset(before)})"
 
 
@@ -263,3 +269,112 @@ def counter_increase_within(counter: str, window: str, by: str = "") -> str:
     """Return the increase of a counter in a fixed window until now; see `counter_increase`."""
     total = f"({counter} unless last_over_time({counter}[1h] offset {window})) or increase({counter}[{window}])"
     return f"sum{_suffixed(f'by ({by})' if by else '')} ({total})"
+
+
+# -- the fleet at a glance ---------------------------------------------------------------------------------------------
+
+
+def with_history(live_value: str, history: str) -> str:
+    """Return `live_value`, and `history` at times at which this Prometheus knows no worker, such as before it existed.
+
+    Elsewhere a worker without a live value has none: a stopped worker's last hour must not return.
+    """
+    return f"{live_value} or (({history}) unless on () count({INFO.name}))"
+
+
+def of_running_by_hour(metric: ByHour, matchers: str) -> str:
+    """Return each worker's average of the last whole hour, of workers that ran in it."""
+    mean, ran = (f"last_over_time({hourly_history(each, matchers, '1h')})" for each in (metric.avg, RUNNING_1H))
+    return max_by_worker(f"{mean} and on ({WORKER}) {ran} > 0")
+
+
+def running_by_hour(matchers: str) -> str:
+    """Return the share of the last whole hour in which each worker ran."""
+    return _each_hour(RUNNING_1H, matchers)
+
+
+def ranked(metric: Metric, by_hour: ByHour, matchers: str) -> str:
+    """Return each worker's average of the time range: that of /metrics, or the history's where there is none."""
+    here = f"avg_over_time({metric.name}{{{matchers}}}[$__range] @ end())"
+    past = f"avg_over_time({hourly_history(by_hour.avg, matchers, '$__range', at='@ end()')})"
+    return f"({max_by_worker(here)} or {max_by_worker(past)})"
+
+
+def infos_of_range(matchers: str) -> str:
+    """Return the info series of every worker of the time range, from /metrics and from the history."""
+    past = f"last_over_time({hourly_history(INFO_1H, matchers, '$__range', at='@ end()')})"
+    return f"(last_over_time({INFO.name}{{{matchers}}}[$__range] @ end()) or {past})"
+
+
+def idle_cost(matchers: str, hours: int = 1) -> str:
+    """Return the dollars that the workers idle now cost in so many hours: 0 if none is idle, nothing if none has a price."""
+    price = live(HOURLY_PRICE, matchers)
+    return f"sum({hours} * cml_worker:idle:bool{{{matchers}}} * on ({WORKER}) {price}) or 0 * sum({price})"
+
+
+_IDLE_STEP_MINUTES = 5
+
+
+def idle_hours_cost(matchers: str, window: str) -> str:
+    """Return the dollars that the idle time of a window cost, of workers whose price Prometheus knows in the window.
+
+    The idle time is that which Prometheus recorded, every 5 minutes: the history's idle hours are slow for a large fleet.
+    """
+    price = max_by_worker(f"last_over_time({HOURLY_PRICE.name}{{{matchers}}}[{window}])")
+    idle = f"sum_over_time(cml_worker:idle:bool{{{matchers}}}[{window}:{_IDLE_STEP_MINUTES}m])"
+    return f"sum({idle} * on ({WORKER}) {price}) * {_IDLE_STEP_MINUTES} / 60 or 0 * sum({price})"
+
+
+PREDICTION_HOURS = 24
+_TREND = "6h"
+"""The time whose trend is continued."""
+_TREND_MINUTES = 30
+"""Minutes that must have a value: a line through fewer points anywhere."""
+_FILLING = {"disk": "cml_worker:disk_utilization_ratio:max", "memory": "cml_worker:memory_utilization_ratio:max"}
+
+
+def filling(matchers: str) -> tuple[str, str, str]:
+    """Return values of running workers' disks and memory that fill up: in 24 hours, now, and seconds until full.
+
+    They have the label `what`: disk or memory. The first is at most 1; only of the first few (variable `top`) by it.
+    """
+    soon, now, full = [], [], []
+    for what, series in _FILLING.items():
+        selected = f"{series}{{{matchers}}}"
+        rises = f"(deriv({selected}[{_TREND}]) > 0 and count_over_time({selected}[{_TREND}]) >= {_TREND_MINUTES})"
+        runs = f"and on ({WORKER}) {in_status('running', matchers)} and on ({WORKER}) {rises}"
+        predicted = f"clamp(predict_linear({selected}[{_TREND}], {PREDICTION_HOURS * 3600}), 0, 1)"
+        soon.append(_named(f"({predicted} {runs})", "what", what))
+        now.append(_named(selected, "what", what))
+        full.append(_named(f"clamp_min((1 - {selected}) / {rises}, 0)", "what", what))
+    first = f"topk($top, {' or '.join(soon)})"
+    same = f"and on ({WORKER}, what) {first}"
+    return first, f"({' or '.join(now)}) {same}", f"({' or '.join(full)}) {same}"
+
+
+def _named(expr: str, label: str, value: str) -> str:
+    return f'label_replace({expr}, "{label}", "{value}", "", "")'
+
+
+def changed_in_an_hour(matchers: str) -> str:
+    """Return the time (seconds) of each change of the last hour, with the label `change`.
+
+    Changes: another status, another instance, a worker that is new, one that is gone. New and gone are known only while
+    the exporter was there an hour ago, and is there now.
+    """
+    status = f"cml_worker:status:current{{{matchers}}}"
+    known = _join(matchers, 'instance_id!=""')
+    instance = f"max by ({WORKER}, instance_id) ({INFO.name}{{{known}}})"
+    there_before = f"last_over_time({status}[1h] offset 1h)"
+    last_status = f"max by ({WORKER}) (max_over_time(timestamp({status})[1h:1m]) unless on ({WORKER}, status) {status})"
+    now = f'label_replace({status} * on ({WORKER}) group_left () {last_status}, "change", "now $1", "status", "(.+)")'
+    earlier_instance = (
+        f"max by ({WORKER}) (max_over_time(({instance} * 0 + time())[1h:1m]) unless on ({WORKER}, instance_id) {instance})"
+    )
+    replaced = f"{earlier_instance} and on ({WORKER}) {instance}"
+    first_seen = f"min by ({WORKER}) (min_over_time(timestamp({status})[1h:1m]))"
+    new = f"{first_seen} unless on ({WORKER}) {there_before} and on () count_over_time(cml_fleet:workers:count[1h] offset 1h)"
+    seen_last = f"max by ({WORKER}) (max_over_time(timestamp({status})[1h:1m]))"
+    gone = f"{seen_last} unless on ({WORKER}) {status} and on () cml_fleet:workers:count"
+    changes = (now, _named(replaced, "change", "other instance"), _named(new, "change", "new"), _named(gone, "change", "gone"))
+    return f"max by ({WORKER}, change) ({' or '.join(changes)})"

@@ -13,12 +13,12 @@ from grafana.promql import (
     WEEK_BEFORE,
     WORKER,
     Statistic,
-    display_name,
     fleet_average,
     history_info,
     hourly_history,
     hours_missing,
     idle_hours,
+    idle_hours_cost,
     last_seen,
     max_by_worker,
     only_top,
@@ -50,7 +50,14 @@ def _averages() -> list[Panel]:
         windows = (("1d", "24 h"), ("7d", "7 days"), ("30d", "30 days"))
         queries = [instant(_fleet(metric, window), legend) for window, legend in windows]
         said = f"{what} of the last 24 hours, 7 days, and 30 days, computed from hourly aggregates."
-        return stat(title, question, said, queries, style, width=7 if metric is not ACTIVE_LABS_1H else 6)
+        return stat(
+            title,
+            question,
+            said,
+            queries,
+            replace(style, empty=conventions.NO_HOURS_YET),
+            width=7 if metric is not ACTIVE_LABS_1H else 6,
+        )
 
     workers = "Average of the workers' averages"
     return [
@@ -122,7 +129,7 @@ def _weeks() -> list[Panel]:
             "Do we pay for more hours than last week?",
             "Running hours of all workers in the last 7 days, and in the 7 days before.",
             [instant(running, "7 days"), instant(before, "week before")],
-            replace(_HOURS, fixed=conventions.COMPARED),
+            replace(_HOURS, empty=conventions.NO_HOURS_YET, fixed=conventions.COMPARED),
             width=6,
         ),
         line("CPU, week over week", "When does this week differ from the last?", CPU_1H, _CPU),
@@ -181,7 +188,7 @@ def _days() -> list[Panel]:
 def _hours() -> list[Panel]:
     def ranked(title: str, question: str, description: str, hours: str, style: Style) -> Panel:
         query = instant(_name(f"topk($top, {hours})"), "{{worker}}")
-        return bars(title, question, description, query, replace(style, links=conventions.SERIES_LINK), width=12)
+        return bars(title, question, description, query, replace(style, links=conventions.SERIES_LINK), width=9)
 
     return [
         ranked(
@@ -198,6 +205,16 @@ def _hours() -> list[Panel]:
             "Whole hours in the time range in which a worker ran without a lab and with almost no CPU load.",
             idle_hours(SELECTED, "$__range"),
             _HOURS,
+        ),
+        stat(
+            "Idling cost",
+            "What did idle workers cost?",
+            "Dollars that the idle time of all selected workers cost in the time range, by `workers.hourly_price`, since this "
+            "Prometheus exists. A worker without a price counts as 0.",
+            [instant(idle_hours_cost(SELECTED, "$__range"))],
+            Style("currencyUSD", "Set workers.hourly_price", decimals=2, minimum=0),
+            width=6,
+            height=8,
         ),
     ]
 
@@ -217,7 +234,7 @@ _WORKERS = (
 
 
 def _tables() -> list[Panel]:
-    names = f"topk by ({WORKER}) (1, max by ({WORKER}, worker) ({display_name(history_info(SELECTED))}))"
+    names = f"topk by ({WORKER}) (1, max by ({WORKER}, worker) ({history_info(SELECTED)}))"
     # Compares with the newest sample of any worker, because the history also covers time before this Prometheus.
     seen = f"({last_seen(SELECTED)} < scalar(max({last_seen('')})) - {GONE_AFTER_SECONDS})"
     alive = f'max by ({WORKER}) ({STATUS.name}{{{SELECTED},status!="terminated"}}) == 1'

@@ -29,9 +29,9 @@ class Metric:
 INFO = Metric(
     "cml_worker_info",
     "gauge",
-    "Name, instance, version and AWS account of the worker as labels; always 1.",
+    "Name, instance, version and AWS account of the worker as labels; `worker` is the name, else the id. Always 1.",
     "",
-    (*WORKER_LABELS, "name", "instance_id", "instance_type", "cml_version", "account_id"),
+    (*WORKER_LABELS, "worker", "name", "instance_id", "instance_type", "cml_version", "account_id"),
     WORKER_DOCUMENT,
 )
 STATUS = Metric(

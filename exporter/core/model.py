@@ -106,6 +106,11 @@ class Worker:
     """The AWS account of the instance, which no document has: CloudWatch's ListMetrics or the role tells it."""
 
     @property
+    def display_name(self) -> str:
+        """The name, else the id: never empty."""
+        return self.name or self.id
+
+    @property
     def cloudwatch_instance(self) -> str | None:
         """The instance that CloudWatch can be queried for: it takes a region, too."""
         return self.instance_id if self.region else None
@@ -323,6 +328,11 @@ class InventoryEntry:
     """Oldest first."""
     account_id: str | None = None
     """The AWS account that the worker was last known to be in."""
+
+    @property
+    def display_name(self) -> str:
+        """The name, else the id: never empty."""
+        return self.name or self.worker_id
 
 
 # -- querying --------------------------------------------------------------------------------------------------------

@@ -45,12 +45,16 @@ _SLACK_SECONDS = DAY
 """Samples may exist so long before a worker was first seen and after it was last seen."""
 
 
-def info_labels(entry: InventoryEntry | None) -> dict[str, str]:
-    """Return the additional labels of the info series; empty, which Prometheus treats as absent, where nothing is known."""
+def info_labels(worker_id: str, entry: InventoryEntry | None) -> dict[str, str]:
+    """Return the additional labels of the info series; empty, which Prometheus treats as absent, where nothing is known.
+
+    The label `worker` is never empty: it is the name, else the id.
+    """
     names = [name for name in INFO.labels if name not in WORKER_LABELS]
     if entry is None:
-        return dict.fromkeys(names, "")
+        return dict.fromkeys(names, "") | {"worker": worker_id}
     known = {
+        "worker": entry.display_name,
         "name": entry.name,
         "instance_id": entry.instances[-1].instance_id if entry.instances else None,
         "instance_type": entry.instance_type,
@@ -225,7 +229,7 @@ def _known_labels(metric: HistoryMetric | HourlyMetric, entry: InventoryEntry) -
     """Return the labels that are known before a sample is read."""
     labels = {"__name__": metric.name, "worker_id": entry.worker_id, "store": STORE}
     is_info = metric is INFO_1H or (isinstance(metric, HistoryMetric) and metric.metric is INFO)
-    return labels | info_labels(entry) if is_info else labels
+    return labels | info_labels(entry.worker_id, entry) if is_info else labels
 
 
 def _is_gone(entry: InventoryEntry, newest: int) -> bool:

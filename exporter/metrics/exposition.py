@@ -169,7 +169,9 @@ _STATE_SETS: Mapping[str, tuple[tuple[Mapping[str, str], Callable[[WorkerGauges]
 }
 """Families that are state sets: the lines for each state, and which state a worker is in."""
 
-_INFO_VALUES = attrgetter(*({"worker_id": "id"}.get(name, name) for name in sorted(INFO.labels)))
+_INFO_FIELDS = {"worker_id": "id", "worker": "display_name"}
+"""Label of the info series → field of a worker, where they differ."""
+_INFO_VALUES = attrgetter(*(_INFO_FIELDS.get(name, name) for name in sorted(INFO.labels)))
 
 
 def _plain_lines(metric: Metric, gauges: Sequence[WorkerGauges], ids: Ids) -> Iterable[str]:

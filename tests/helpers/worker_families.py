@@ -37,7 +37,8 @@ def _family(metric: Metric, samples: Iterator[tuple[WorkerGauges, Samples]]) -> 
 def _samples(metric: Metric, gauge: WorkerGauges) -> Samples:
     worker, facts = gauge.worker, gauge.worker.facts
     if metric is INFO:
-        yield {name: getattr(worker, name) or "" for name in INFO.labels if name not in WORKER_LABELS}, 1
+        names = [name for name in INFO.labels if name not in {*WORKER_LABELS, "worker"}]
+        yield {name: getattr(worker, name) or "" for name in names} | {"worker": worker.name or worker.id}, 1
     elif metric is SAMPLE_TIME:
         times = {"cpu": gauge.cpu_time, "memory": gauge.memory_time, "state": gauge.observed_at}
         yield from (({"metric": name}, time) for name, time in times.items() if time is not None)

@@ -54,7 +54,7 @@ def _series(
     """Yield each series of a family in a block: its name with labels, and its values, NaN where it has none."""
     own = {"worker_id": block.worker_id, "region": block.region}
     if family.metric is INFO:
-        yield series(INFO, own | info_labels(entry)), array("d", [1.0]) * block.samples
+        yield series(INFO, own | info_labels(block.worker_id, entry)), array("d", [1.0]) * block.samples
     elif family.metric is STATUS:
         codes = columns.values(block, "status")
         for status in sorted(block.statuses):

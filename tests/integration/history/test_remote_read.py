@@ -119,11 +119,11 @@ def test_promql_reads_the_whole_history_and_agrees_with_the_history_api(
 
     # The name of a worker that is gone, joined with its values.
     named = (
-        f'max_over_time({CPU}{{store="history",worker_id="w2"}}[1h]) * on (worker_id) group_left (name) '
+        f'max_over_time({CPU}{{store="history",worker_id="w2"}}[1h]) * on (worker_id) group_left (name, worker) '
         'last_over_time(cml_worker_info{store="history"}[1h])'
     )
     (labels,) = prometheus.values(named, GONE_AT - 1)
-    assert dict(labels)["name"] == "cml 2"
+    assert dict(labels)["name"] == dict(labels)["worker"] == "cml 2"
     # Many series by one matcher, and all four operators.
     by_all = f'count(last_over_time({CPU}{{store="history",worker_id=~"w.*",region!="",region!~"us-.*"}}[1h]))'
     assert prometheus.value(by_all, GONE_AT - 1) == 2

@@ -11,15 +11,25 @@ import pytest
 from exporter.core.catalog import METRICS_BY_NAME, WORKER_METRICS
 from exporter.core.history_metrics import STORE
 from exporter.core.model import STATUSES
-from grafana import build, conventions
+from grafana import build, conventions, public
 from grafana.panels import DATASOURCE, Panel, Row, render
 from grafana.promql import CODES, threshold
 from tests.helpers.grafana_variables import Json, View, panels, queries, seconds
-from tests.unit.prometheus.test_files import ALERTS, CONFIG, HOURLY, RECORDED, THRESHOLDS, labels_of, nodes
+from tests.unit.prometheus.test_files import (
+    ALERTS,
+    CONFIG,
+    HOURLY,
+    RECORDED,
+    RUNBOOK,
+    THRESHOLDS,
+    labels_of,
+    nodes,
+    result_labels,
+)
 
 FOLDER = build.ROOT / "grafana" / "dashboards"
 DASHBOARDS: dict[str, Json] = {path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))}
-UIDS = ["cml-exporter", "cml-fleet", "cml-trends", "cml-worker"]
+UIDS = ["cml-exporter", "cml-fleet", "cml-on-call", "cml-trends", "cml-worker"]
 QUERIES = [
     pytest.param(dashboard, panel, target, id=name)
     for dashboard in DASHBOARDS.values()
@@ -57,9 +67,11 @@ FOREIGN = {
     "process_start_time_seconds": TARGET,
     "process_resident_memory_bytes": TARGET,
     "process_cpu_seconds_total": TARGET,
-    "ALERTS": {"alertname", "alertstate", "severity", "worker_id", "region"},
-    "ALERTS_FOR_STATE": {"alertname", "severity", "worker_id", "region"},
+    "ALERTS": {"alertname", "alertstate", "severity"}.union(
+        *(result_labels(promql.parse(each["expr"])) for each in ALERTS.values())
+    ),
 }
+FOREIGN["ALERTS_FOR_STATE"] = FOREIGN["ALERTS"] - {"alertstate"}
 """Prometheus' own series and prometheus_client's, with their labels."""
 
 
@@ -115,10 +127,10 @@ def test_macros_are_computed_as_grafana_does() -> None:
 # -- the files ---------------------------------------------------------------------------------------------------------
 
 
-def test_there_are_four_dashboards_by_fixed_uids() -> None:
+def test_there_are_five_dashboards_by_fixed_uids() -> None:
     assert sorted(DASHBOARDS) == UIDS
     assert [dashboard["uid"] for dashboard in DASHBOARDS.values()] == UIDS
-    assert len({dashboard["title"] for dashboard in DASHBOARDS.values()}) == 4
+    assert len({dashboard["title"] for dashboard in DASHBOARDS.values()}) == 5
 
 
 @pytest.mark.parametrize("path", build.files(), ids=lambda path: path.name)
@@ -132,6 +144,103 @@ def test_the_docs_list_every_panel_with_the_question_it_answers() -> None:
         for panel in dashboard.panels:
             assert panel.question.endswith("?")
             assert f"| {panel.question} | {panel.body['title']} | `" in text
+
+
+# -- what Grafana 10.4 takes -------------------------------------------------------------------------------------------
+
+TAKEN = {
+    "dashboard": """annotations description editable fiscalYearStartMonth graphTooltip links liveNow panels refresh
+        schemaVersion tags templating time timepicker timezone title uid version weekStart""",
+    "panel": """datasource description fieldConfig gridPos id interval links options targets title transformations transparent
+        type""",
+    "row": "collapsed gridPos id panels title type",
+    "field": "color custom decimals links mappings max min noValue thresholds unit",
+    "target": "datasource editorMode exemplar expr format instant interval legendFormat range refId",
+    "variable": """allValue current datasource definition description hide includeAll label multi name options query refresh
+        regex skipUrlSync sort type""",
+    "timeseries": "legend tooltip",
+    "stat": "colorMode graphMode justifyMode orientation reduceOptions textMode",
+    "bargauge": "displayMode minVizHeight minVizWidth orientation reduceOptions showUnfilled",
+    "state-timeline": "alignValue legend mergeValues rowHeight showValue tooltip",
+    "table": "showHeader sortBy",
+    "timeseries custom": """axisLabel axisPlacement axisSoftMax barAlignment drawStyle fillOpacity lineInterpolation
+        lineStyle lineWidth pointSize scaleDistribution showPoints spanNulls stacking thresholdsStyle""",
+    "state-timeline custom": "fillOpacity lineWidth",
+    "table custom": "align cellOptions displayMode filterable hidden inspect minWidth width",
+    "stat custom": "lineStyle fillOpacity",
+    "bargauge custom": "",
+}
+"""Keys, a subset of those of the published schema of Grafana 10.4 (the models of grafana-foundation-sdk for 10.4.0).
+
+The schema lacks `definition` of a variable, which Grafana's editor shows, and what annotations of Prometheus have. A stat has
+no `custom`; it ignores that of comparisons, which it shares with graphs.
+"""
+
+
+def taken(kind: str, part: Json) -> None:
+    assert set(part) <= set(TAKEN[kind].split()), kind
+
+
+@pytest.mark.parametrize("uid", UIDS)
+def test_grafana_10_4_knows_every_key(uid: str) -> None:
+    dashboard = DASHBOARDS[uid]
+    taken("dashboard", dashboard)
+    for variable in dashboard["templating"]["list"]:
+        taken("variable", variable)
+    for item in dashboard["panels"]:
+        if item["type"] == "row":
+            taken("row", item)
+    for panel in panels(dashboard):
+        taken("panel", panel)
+        taken(panel["type"], panel["options"])
+        defaults = panel["fieldConfig"]["defaults"]
+        taken("field", defaults)
+        custom = dict.fromkeys(defaults.get("custom", ()))
+        for override in panel["fieldConfig"]["overrides"]:
+            assert override["matcher"]["id"] in ("byName", "byRegexp")
+            for each in override["properties"]:
+                kind, _, key = each["id"].rpartition(".")
+                assert kind in ("", "custom")
+                if kind:
+                    custom[key] = None
+                else:
+                    taken("field", {key: each["value"]})
+        taken(f"{panel['type']} custom", custom)
+        for target in panel["targets"]:
+            taken("target", target)
+
+
+def test_public_copies_have_no_variable_and_the_queries_of_all_workers() -> None:
+    assert {each.uid for each in public.dashboards()} == set(UIDS) - {"cml-worker"}
+    for each in public.dashboards():
+        copy = public.public(each, "prom")
+        assert copy["uid"] == f"{each.uid}-public"
+        assert copy["templating"]["list"] == copy["annotations"]["list"] == []
+        assert "/d/" not in json.dumps(copy)
+        left = set(re.findall(r"\$\{?(\w+)", json.dumps(copy)))
+        assert left <= {"1", "__interval", "__interval_ms", "__range", "__rate_interval"}
+        original = list(queries(DASHBOARDS[each.uid]))
+        copied = list(queries(copy))
+        assert len(copied) == len(original) > 0
+        for (name, panel, target), (_, _, before) in zip(copied, original, strict=True):
+            assert panel["datasource"] == target["datasource"] == {"type": "prometheus", "uid": "prom"}
+            assert len(promql.parse(View(3600, 30, {}).expand(target["expr"], panel, target)).prettify()) > 0, name
+            if "$region" in before["expr"]:
+                assert 'region=~".*' in target["expr"]
+            if "$job" in before["expr"]:
+                assert f'job="{conventions.JOB}"' in target["expr"]
+
+
+@pytest.mark.parametrize("uid", UIDS)
+def test_a_kiosk_needs_no_choice(uid: str) -> None:
+    """Without Grafana's bars, a variable has its default: all, a fixed value, or the first that its query finds."""
+    for each in DASHBOARDS[uid]["templating"]["list"][1:]:
+        if each["multi"]:
+            assert each["current"]["value"] == ["$__all"]
+        elif each["type"] == "custom":
+            assert each["current"]["value"]
+        else:
+            assert (each["type"], each["name"]) in (("query", "worker_id"), ("query", "job"))
 
 
 # -- what every dashboard has ------------------------------------------------------------------------------------------
@@ -292,14 +401,73 @@ def test_a_comparison_is_grey_and_dashed(panel: Json) -> None:
             assert fixed[target["legendFormat"]]["custom.lineStyle"]["fill"] == "dash"
 
 
+@pytest.mark.parametrize("screen", [1000, 1920])
 @pytest.mark.parametrize("panel", PANELS)
-def test_titles_and_columns_fit_a_screen_of_1000_pixels(panel: Json) -> None:
-    """By the usual width of a letter of Grafana's titles; a real Grafana would show it, but none runs here."""
-    width = panel["gridPos"]["w"] * 1000 / 24 - 8
+def test_titles_columns_and_texts_of_tiles_fit_a_screen(panel: Json, screen: int) -> None:
+    """By the usual width of a letter, 7 pixels at the 14 pixels of Grafana's titles; a real Grafana would show it."""
+    width = panel["gridPos"]["w"] * screen / 24 - 8
     assert 7 * len(panel["title"]) + 16 <= width
+    if panel["type"] == "stat":
+        texts = [panel["fieldConfig"]["defaults"]["noValue"], *(each["legendFormat"] for each in panel["targets"])]
+        assert max(7 * len(each) for each in texts if "{{" not in each) <= width
     if panel["type"] == "table" and panel["transformations"][-1]["id"] == "organize":
-        columns = len(panel["transformations"][-1]["options"]["renameByName"])
-        assert columns * panel["fieldConfig"]["defaults"]["custom"]["minWidth"] <= width
+        widths = {
+            each["matcher"]["options"]: {one["id"]: one["value"] for one in each["properties"]}
+            for each in panel["fieldConfig"]["overrides"]
+        }
+        shown = [each.get("custom.width", each["custom.minWidth"]) for each in widths.values() if not each.get("custom.hidden")]
+        assert sum(shown) <= width
+        for heading, each in widths.items():
+            assert each.get("custom.width", each["custom.minWidth"]) >= 7 * len(heading) + 16
+
+
+LIGHT, DARK = "#ffffff", "#181b1f"
+"""Grafana's backgrounds of a panel."""
+NAMED = {
+    "red": ("#e02f44", "#f2495c"),
+    "dark-orange": ("#e55400", "#fa6400"),
+    "green": ("#56a64b", "#73bf69"),
+    "blue": ("#3274d9", "#5794f2"),
+    "light-blue": ("#5794f2", "#8ab8ff"),
+    "light-purple": ("#b877d9", "#ca95e5"),
+}
+"""Grafana's named colors in light and in dark mode (createVisualizationColors.ts)."""
+
+
+def contrast(one: str, other: str) -> float:
+    """The ratio of WCAG 2."""
+
+    def luminance(color: str) -> float:
+        parts = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def colors(part: object) -> Iterator[str]:
+    if isinstance(part, dict):
+        for key, each in part.items():
+            if key in ("color", "fixedColor", "iconColor") and isinstance(each, str):
+                yield each
+            else:
+                yield from colors(each)
+    elif isinstance(part, list):
+        for each in part:
+            yield from colors(each)
+
+
+@pytest.mark.parametrize("uid", UIDS)
+def test_every_color_can_be_read_in_light_and_in_dark_mode(uid: str) -> None:
+    """3:1 is what large text and lines need. Cells of tables have small text: there the color is the background."""
+    dashboard = DASHBOARDS[uid]
+    assert "style" not in dashboard, "the viewer's theme"
+    marks = [each for each in dashboard["annotations"]["list"] if "builtIn" not in each]
+    for color in {*colors(dashboard["panels"]), *colors(marks)}:
+        light, dark = NAMED.get(color, (color, color))
+        assert min(contrast(light, LIGHT), contrast(dark, DARK)) >= 3, color
+    assert "color-text" not in json.dumps(dashboard)
 
 
 @pytest.mark.parametrize("panel", PANELS)
@@ -434,10 +602,10 @@ def test_drill_downs_lead_to_dashboards_that_exist_and_keep_data_source_and_time
     )
     assert links
     for url in links:
-        assert re.match(r"/d/([\w-]+)\?", url)[1] in UIDS  # type: ignore[index]
+        uid = re.match(r"/d/([\w-]+)\?", url)[1]  # type: ignore[index]
         assert "${datasource:queryparam}" in url
         assert "${__url_time_range}" in url
-        wanted = {each["name"] for each in DASHBOARDS["cml-worker"]["templating"]["list"]}
+        wanted = {each["name"] for each in DASHBOARDS[uid]["templating"]["list"]}
         assert set(re.findall(r"var-(\w+)=", url)) <= wanted
 
 
@@ -483,7 +651,7 @@ def test_a_query_uses_variables_that_exist_and_the_steps_of_its_graph(dashboard:
     for function, window in within:
         if function in ("rate", "irate", "increase") and not target["instant"]:
             assert window == "$__rate_interval"
-    if "$__interval" in target["expr"] and f'store="{STORE}"' in target["expr"]:
+    if re.search(rf'store="{STORE}"[^}}]*}}\[\$__interval]', target["expr"]):
         by_hour = any(name in target["expr"] for name in HOURLY)
         assert seconds(target["interval"]) >= (3600 if by_hour else 300), "as often as there is a value"
     assert target["instant"] == (panel["type"] in ("stat", "bargauge", "table"))
@@ -519,6 +687,80 @@ def test_a_legend_names_labels_of_the_result(dashboard: Json, panel: Json, targe
     kept = [set(re.split(r",\s*", by)) for by in re.findall(r"(?:by|group_left) \(([^)]*)\)", target["expr"])]
     kept.append(set(re.findall(r'"([a-z_]+)", "[^"]*", "\w+", "[^"]*"\)', target["expr"])))  # made by label_replace
     assert named <= set().union(*kept) | ({"instance"} if " by (" not in target["expr"] else set())
+
+
+# -- on call -----------------------------------------------------------------------------------------------------------
+
+
+def on_call(title: str) -> Json:
+    (panel,) = [each for each in panels(DASHBOARDS["cml-on-call"]) if each["title"] == title]
+    return panel
+
+
+def overrides(panel: Json) -> dict[str, Json]:
+    return {
+        each["matcher"]["options"]: {one["id"]: one["value"] for one in each["properties"]}
+        for each in panel["fieldConfig"]["overrides"]
+    }
+
+
+def test_on_call_has_at_most_12_panels_and_the_first_screen_says_all() -> None:
+    """A unit of the grid is 38 pixels. A phone in the hand shows 18 below Grafana's bar, where panels are below each other."""
+    placed = DASHBOARDS["cml-on-call"]["panels"]
+    assert len(placed) <= 12
+    assert [each["title"] for each in placed[:2]] == ["Firing now", "What is wrong"]
+    assert [each["gridPos"]["w"] for each in placed[:2]] == [24, 24]
+    assert sum(each["gridPos"]["h"] for each in placed[:2]) <= 16
+    first_screen = [each["title"] for each in placed if each["gridPos"]["y"] + each["gridPos"]["h"] <= 24]
+    assert len(first_screen) >= 7
+    for each in placed[:6]:
+        assert not re.search(r"\$(?!1\b)", json.dumps([one["expr"] for one in each["targets"]])), (
+            "nothing is to be chosen first"
+        )
+
+
+def test_on_call_says_of_every_alert_what_it_means_and_what_to_do() -> None:
+    columns = overrides(on_call("What is wrong"))
+
+    def texts(heading: str) -> dict[str, str]:
+        return {alert: text["text"] for alert, text in columns[heading]["mappings"][0]["options"].items()}
+
+    assert texts("What it means") == {alert: rule["annotations"]["summary"] for alert, rule in ALERTS.items()}
+    steps = texts("What to do")
+    assert set(steps) == set(ALERTS)
+    for alert, step in steps.items():
+        assert re.fullmatch(r"[A-Z].{10,58}[.]", step), alert
+        anchor = texts("Anchor")[alert]
+        assert f"## {alert}\n" in RUNBOOK
+        assert anchor == alert.lower()
+    (link,) = columns["What to do"]["links"]
+    assert link["url"] == '${__data.fields["Runbook"]}#${__data.fields["Anchor"]}'
+    assert columns["Runbook"]["custom.hidden"] is columns["Anchor"]["custom.hidden"] is True
+    names = texts("Alert")
+    assert set(names) == set(ALERTS)
+    assert len(set(names.values())) == len(ALERTS)
+    assert names["CMLWorkerEC2CheckImpaired"] == "Worker EC2 check impaired"
+    assert names["CMLExporterCloudWatchThrottled"] == "Exporter CloudWatch throttled"
+
+
+def test_an_alerts_link_opens_on_call_with_its_labels() -> None:
+    for rule in ALERTS.values():
+        address = rule["annotations"]["dashboard_url"]
+        assert "/d/cml-on-call?" in address
+        variables_ = {each["name"]: each for each in DASHBOARDS["cml-on-call"]["templating"]["list"]}
+        for name in re.findall(r"var-(\w+)=", address):
+            assert variables_[name]["multi"]
+    query = on_call("Whom it concerns")["targets"][0]["expr"]
+    details = set(re.findall(r'"(\w+)"', re.search(r'"detail", "", (.*?)\)', query)[1]))  # type: ignore[index]
+    for alert, rule in ALERTS.items():
+        labels = result_labels(promql.parse(rule["expr"])) - {"worker_id", "region", "job"}
+        assert len(labels) <= 1, alert
+        assert labels <= details, alert
+    for name in ("alertname", "region", "workers"):
+        assert f'=~"${name}' in query
+
+
+# -- all dashboards again ----------------------------------------------------------------------------------------------
 
 
 def test_a_large_fleet_stays_readable() -> None:

@@ -69,9 +69,9 @@ GAUGES = WorkerGauges(
     hourly_price=3.96,
 )
 GOLDEN = """\
-# HELP cml_worker_info Name, instance, version and AWS account of the worker as labels; always 1.
+# HELP cml_worker_info Name, instance, version and AWS account of the worker as labels; `worker` is the name, else the id. Always 1.
 # TYPE cml_worker_info gauge
-cml_worker_info{account_id="",cml_version="2.8.0",instance_id="i-1",instance_type="m5zn.metal",name="lab one",region="eu-west-1",worker_id="w1"} 1.0
+cml_worker_info{account_id="",cml_version="2.8.0",instance_id="i-1",instance_type="m5zn.metal",name="lab one",region="eu-west-1",worker="lab one",worker_id="w1"} 1.0
 # HELP cml_worker_status Whether the worker is in this status; exactly one of its series is 1.
 # TYPE cml_worker_status gauge
 cml_worker_status{region="eu-west-1",status="pending",worker_id="w1"} 0.0
@@ -353,3 +353,10 @@ def test_gauges_of_cloudwatch_follow_with_the_labels_of_the_others() -> None:
     registry = CollectorRegistry()
     registry.register(One())
     assert render([with_value, GAUGES], [DISK], [gauge]) == plain + generate_latest(registry)
+
+
+def test_every_info_series_has_a_worker_label_that_is_never_empty() -> None:
+    """Dashboards show it as it is: the name, else the id."""
+    for name, shown in (("lab one", "lab one"), (None, "w1"), ("", "w1")):
+        gauges = dataclasses.replace(GAUGES, worker=dataclasses.replace(WORKER, name=name))
+        assert f',worker="{shown}",worker_id="w1"}} 1.0' in render([gauges], ()).decode()

@@ -11,6 +11,7 @@ import yaml
 
 from exporter.core.catalog import INFO, METRICS_BY_NAME, WORKER_METRICS
 from exporter.core.history_metrics import HOURLY_METRICS, INFO_1H
+from exporter.core.model import STATUSES
 from exporter.sources.cloudwatch.errors import SENTENCE_BY_CODE, THROTTLED
 from exporter.storage.mongo import STATE
 from tests.tools.mutate_rules import PROMETHEUS, mutants, rules, text, variants
@@ -164,6 +165,12 @@ def test_every_threshold_is_used_and_stands_in_one_place() -> None:
     assert {rule["record"] for rule in rules(PROMETHEUS / "rules" / "settings.yml")} >= THRESHOLDS
 
 
+def test_every_status_has_a_number_of_its_own() -> None:
+    codes = {rule["labels"]["status"]: rule["expr"] for rule in RULES if rule.get("record") == "cml:status:code"}
+    assert codes.keys() == set(STATUSES)
+    assert len(set(codes.values())) == len(STATUSES)
+
+
 def test_the_alert_matches_every_error_code_that_means_throttling() -> None:
     (pattern,) = re.findall(r'code=~"([^"]+)"', ALERTS["CMLExporterCloudWatchThrottled"]["expr"])
     for code, sentence in SENTENCE_BY_CODE.items():
@@ -177,7 +184,7 @@ def test_the_alert_matches_every_error_code_that_means_throttling() -> None:
 def test_an_alert_has_a_severity_a_static_summary_a_templated_description_and_a_runbook(alert: str) -> None:
     rule = ALERTS[alert]
     assert rule["labels"]["severity"] in ("critical", "warning", "info")
-    assert set(rule["annotations"]) == {"summary", "description", "runbook_url"}
+    assert set(rule["annotations"]) == {"summary", "description", "runbook_url", "dashboard_url"}
     summary, description = rule["annotations"]["summary"], rule["annotations"]["description"]
     assert "{{" not in summary
     assert summary.endswith(".")
@@ -186,6 +193,11 @@ def test_an_alert_has_a_severity_a_static_summary_a_templated_description_and_a_
     assert named <= result_labels(promql.parse(rule["expr"])) | {"job"}
     base = '{{ range query "cml:runbook:info" }}{{ .Labels.url }}{{ end }}'
     assert rule["annotations"]["runbook_url"] == f"{base}#{alert.lower()}"
+    # Grafana takes the labels as values of the dashboard's variables; an alert without a label shows all of them.
+    labels = "{{ with $labels.region }}&var-region={{ urlquery . }}{{ end }}"
+    labels += "{{ with $labels.worker_id }}&var-workers={{ urlquery . }}{{ end }}"
+    dashboard = '{{ range query "cml:grafana:info" }}{{ .Labels.url }}{{ end }}/d/cml-on-call'
+    assert rule["annotations"]["dashboard_url"] == f"{dashboard}?var-alertname={alert}{labels}"
     for query in re.findall(r'query "([^"]+)"', description):
         assert {name for name, _ in selectors(query)} <= {*METRICS_BY_NAME, *RECORDED}
 
