@@ -61,7 +61,8 @@ def test_one_sample_is_these_bytes(gathered: SampleSpool) -> None:
     gathered.add("w1", [full])
     assert render(gathered, [entry("w1")]) == (
         "# TYPE cml_worker_info gauge\n"
-        "# HELP cml_worker_info Name, instance, version and AWS account of the worker as labels; `worker` is the name, else the id. Always 1.\n"
+        "# HELP cml_worker_info Name, instance, version and AWS account of the worker as labels; "
+        "`worker` is the name, else the id. Always 1.\n"
         'cml_worker_info{account_id="",cml_version="2.8.0",instance_id="i-2",instance_type="c5.metal",name="lab-1",region="eu-west-1",'
         'store="history",worker="lab-1",worker_id="w1"} 1.0 1767225600\n'
         "# TYPE cml_worker_status gauge\n"
@@ -96,7 +97,7 @@ def test_odd_labels_come_back_as_they_were(gathered: SampleSpool) -> None:
 
 def test_the_worker_label_is_the_id_of_a_worker_without_a_name(gathered: SampleSpool) -> None:
     gathered.add("w1", [document(0)])
-    for entries, shown in (([], "w1"), ([entry("w1", name=None)], "w1"), ([entry("w1", name="lab")], "lab")):
+    for entries, shown in (([], "w1"), ([entry("w1", name="")], "w1"), ([entry("w1", name="lab")], "lab")):
         ((labels, _, _),) = points(render(gathered, entries), "cml_worker_info")
         assert labels["worker"] == shown
 
