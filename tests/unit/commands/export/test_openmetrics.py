@@ -61,7 +61,8 @@ def test_one_sample_is_these_bytes(gathered: SampleSpool) -> None:
     gathered.add("w1", [full])
     assert render(gathered, [entry("w1")]) == (
         "# TYPE cml_worker_info gauge\n"
-        "# HELP cml_worker_info Name, instance, version and AWS account of the worker as labels; `worker` is the name, else the id. Always 1.\n"
+        "# HELP cml_worker_info Name, instance, version and AWS account of the worker as labels; `worker` is the name, else "
+        "the id. Always 1.\n"
         'cml_worker_info{account_id="",cml_version="2.8.0",instance_id="i-2",instance_type="c5.metal",name="lab-1",region="eu-west-1",'
         'store="history",worker="lab-1",worker_id="w1"} 1.0 1767225600\n'
         "# TYPE cml_worker_status gauge\n"
