@@ -18,7 +18,7 @@ from urllib.error import URLError
 from urllib.request import ProxyHandler, Request, build_opener
 
 ROOT = Path(__file__).parents[1]
-DASHBOARDS = {"cml-fleet", "cml-worker", "cml-trends", "cml-exporter"}
+DASHBOARDS = {"cml-fleet", "cml-worker", "cml-trends", "cml-exporter", "cml-on-call"}
 HOME = "cml-fleet"
 DATA_SOURCE = "cml-prometheus"
 
@@ -92,7 +92,7 @@ def checks(environment: Mapping[str, str], workers: int) -> Iterator[Check]:
         "grafana: the data source answers",
         lambda: grafana_json(f"/api/datasources/uid/{DATA_SOURCE}/health")["status"] == "OK",
     )
-    yield "grafana: four dashboards", lambda: {each["uid"] for each in grafana_json("/api/search?type=dash-db")} >= DASHBOARDS
+    yield "grafana: five dashboards", lambda: {each["uid"] for each in grafana_json("/api/search?type=dash-db")} >= DASHBOARDS
     for uid in sorted(DASHBOARDS):
         yield f"grafana: {uid} is provisioned", partial(_provisioned, grafana_json, uid)
     yield (

@@ -4,11 +4,17 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from grafana import fleet, health, trends, worker
+from grafana import fleet, health, on_call, trends, worker
 from grafana.panels import Dashboard, Panel, render
 
 ROOT = Path(__file__).parents[1]
-DASHBOARDS: tuple[Dashboard, ...] = (fleet.DASHBOARD, worker.DASHBOARD, trends.DASHBOARD, health.DASHBOARD)
+DASHBOARDS: tuple[Dashboard, ...] = (
+    on_call.DASHBOARD,
+    fleet.DASHBOARD,
+    worker.DASHBOARD,
+    trends.DASHBOARD,
+    health.DASHBOARD,
+)
 
 _INTRO = """\
 # Dashboards
@@ -17,7 +23,7 @@ _INTRO = """\
 
 For users of the Grafana dashboards, and for authors of new panels: which panel answers which question, by which query.
 
-There are four dashboards, the same files for Grafana 9.1 and later, in `grafana/dashboards/`. `docker compose up` provisions
+There are five dashboards, the same files for Grafana 9.1 and later, in `grafana/dashboards/`. `docker compose up` provisions
 them. Elsewhere import the files and choose the Prometheus that scrapes the exporter as data source.
 
 - Values of *now* come from `/metrics`. Averages, last week's values, and workers that are gone come from the history, which

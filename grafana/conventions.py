@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from exporter.core.catalog import INFO, STATUS
-from grafana.panels import Json, Style, annotation, choice, mappings, steps, variable
-from grafana.promql import CODES, IN_REGION, history_info, threshold
+from grafana.panels import Json, Panel, Style, annotation, choice, instant, mappings, stat, steps, variable
+from grafana.promql import CODES, IN_REGION, exporter_metric, history_info, threshold
 
-FLEET, WORKER, TRENDS, EXPORTER = "cml-fleet", "cml-worker", "cml-trends", "cml-exporter"
+FLEET, WORKER, TRENDS, EXPORTER, ON_CALL = "cml-fleet", "cml-worker", "cml-trends", "cml-exporter", "cml-on-call"
 """The dashboards' uids: their address is /d/<uid>."""
 
 TO_WORKER = f"/d/{WORKER}?${{datasource:queryparam}}&${{__url_time_range}}&var-region=$__all&var-worker_id="
@@ -36,6 +36,7 @@ COLORS: Mapping[str, str] = {
 }
 STATUS_TEXTS = {status: (status, color) for status, color in COLORS.items()}
 GREY = "#8e8e8e"
+UP_DOWN = {"1": ("up", "green"), "0": ("down", "red")}
 NONE = -1
 """Value of what has none now, so that its tile stays: no gauge is below 0."""
 NO_VALUE: Mapping[str, tuple[str, str]] = {str(NONE): ("–", GREY)}
@@ -86,25 +87,29 @@ _BAR_CELL: Json = {**RATIO_CELL, "custom.displayMode": "gradient-gauge"}
 CPU_CELL: Json = {**_BAR_CELL, "thresholds": steps(BUSY)}
 MEMORY_CELL: Json = {**_BAR_CELL, "thresholds": steps(FULL)}
 IDLE_CELL: Json = {"unit": "s", "decimals": 0, "thresholds": steps(LONG_IDLE), "custom.displayMode": "color-text"}
+SEVERITY_COLORS = {"critical": "red", "warning": "dark-orange", "info": "blue"}
 SEVERITY_CELL: Json = {
-    "mappings": mappings({"critical": ("critical", "red"), "warning": ("warning", "orange"), "info": ("info", "blue")}),
-    "custom.displayMode": "color-text",
+    "mappings": mappings({severity: (severity, color) for severity, color in SEVERITY_COLORS.items()}),
+    "custom.displayMode": "color-background",
 }
 SEVERITY = (("critical", 3), ("warning", 2), ("info", 1))
 """Severity of an alert → its number, for a table that is sorted by it."""
 SEVERITY_CODE_CELL: Json = {
-    "mappings": mappings({"3": ("critical", "red"), "2": ("warning", "orange"), "1": ("info", "blue")}),
-    "custom.displayMode": "color-text",
+    "mappings": mappings({str(code): (severity, SEVERITY_COLORS[severity]) for severity, code in SEVERITY}),
+    "custom.displayMode": "color-background",
 }
+TO_ON_CALL = f"/d/{ON_CALL}?${{datasource:queryparam}}&${{__url_time_range}}&var-alertname="
+"""The alert's name follows; all regions and workers unless they follow, too."""
 ALERT_LINK: Json = {
     "links": [
         {
-            "title": "Show this alert",
-            "url": '/alerting/list?search=${__data.fields["Alert"]:percentencode}',
+            "title": "Show what it means and what to do",
+            "url": TO_ON_CALL + "${__value.raw}",
             "targetBlank": False,
         }
     ]
 }
+"""Of a cell with the name of an alert."""
 MOMENT_CELL: Json = {"unit": "dateTimeFromNow"}
 """Expects milliseconds."""
 
@@ -141,6 +146,21 @@ def history_worker_variable(*, several: bool) -> Json:
         f"query_result(max by (name, worker_id) ({infos}))",
         regex='/name="(?<text>[^"]+)|worker_id="(?<value>[^"]+)/g',
         several=several,
+    )
+
+
+def data_age(*, width: int, height: int = 4, matchers: str = "") -> Panel:
+    """Return the panel of the age of the data: that of the source that was not read for longest."""
+    times = exporter_metric("source_last_success_timestamp_seconds", matchers)
+    return stat(
+        "Age of the data",
+        "How old are the values shown?",
+        "Time since the last successful read, of the source for which it is longest. Sources are read every 5 minutes. "
+        "A source that was never read counts under Sources failing of Exporter health.",
+        [instant(f"max(time() - max by (source, region) ({times} > 0))")],
+        replace(SECONDS, empty="Nothing read yet", thresholds=((450, "yellow"), (900, "red"))),
+        width=width,
+        height=height,
     )
 
 

@@ -446,6 +446,13 @@ def choice(name: str, label: str, description: str, values: Sequence[str], defau
     }
 
 
+def choices(name: str, label: str, description: str, values: Sequence[str]) -> Json:
+    """Return a variable with fixed values of which several, or all, can be chosen."""
+    made = choice(name, label, description, values, "")
+    everything = {"selected": True, "text": ["All"], "value": [ALL]}
+    return made | {"multi": True, "includeAll": True, "allValue": ".*", "current": everything}
+
+
 def annotation(name: str, expr: str, title: str, text: str, color: str, *, at_value: bool = False) -> Json:
     """Return marks on all graphs where the query has a value; with `at_value` at the time (milliseconds) that is the value."""
     return {

@@ -20,7 +20,14 @@ OPTIONAL = {"region", "revision"}
 
 Variables = dict[str, str | list[str] | None]
 
-ALL: Variables = {"region": None, "workers": None, "job": "cml-worker-exporter", "instance": None, "top": "5"}
+ALL: Variables = {
+    "region": None,
+    "workers": None,
+    "alertname": None,
+    "job": "cml-worker-exporter",
+    "instance": None,
+    "top": "5",
+}
 
 
 def faster(folder: Path, exporter: str, *further: Json) -> Json:

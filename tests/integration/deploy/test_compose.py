@@ -605,7 +605,7 @@ def test_the_check_of_a_stack_that_works_is_content(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("wrong", "line"),
     [
-        ({"/api/search": [{"uid": "cml-fleet"}]}, "grafana: four dashboards"),
+        ({"/api/search": [{"uid": "cml-fleet"}]}, "grafana: five dashboards"),
         ({f"/api/datasources/uid/{check_stack.DATA_SOURCE}/health": {"status": "ERROR"}}, "grafana: the data source answers"),
         ({"/api/dashboards/home": {"dashboard": {"title": "Welcome"}}}, "grafana: the home is cml-fleet"),
         ({"/api/v1/query": {"data": {"result": []}}}, "prometheus: the exporter is scraped"),

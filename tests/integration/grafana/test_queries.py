@@ -401,6 +401,44 @@ def compare_fleet(stack: Stack) -> None:
     assert by("region", shown(stack, fleet, "Regions", "E")) == pytest.approx({EU: own[ALPHA], US: own[IDLE]})
 
 
+def test_on_call_says_what_fires_for_whom_and_since_when(stack: Stack) -> None:
+    on_call = conventions.ON_CALL
+    own = ("CMLTestFires", "CMLTestFiresOfEach")
+    severity = by("severity", shown(stack, on_call, "Firing now"))
+    assert (severity["info"] >= 1, severity["warning"] >= 4) == (True, True)
+    severe = shown(stack, on_call, "What is wrong")
+    assert {alert: code for alert, code in by("alertname", severe).items() if alert in own} == dict(
+        zip(own, (1, 2), strict=True)
+    )
+    for labels in map(dict, severe):
+        assert labels["means"] == labels["step"] == labels["anchor"] == labels["alertname"]
+        assert labels["url"] == "prometheus/runbook.md"
+    since = by("alertname", shown(stack, on_call, "What is wrong", "B"))
+    assert all(0 < time.time() - since[alert] / 1000 < 600 for alert in own)
+    numbers = by("alertname", shown(stack, on_call, "What is wrong", "C"))
+    assert [numbers[alert] for alert in own] == [1, 4]
+    concerned = [dict(labels) for labels in shown(stack, on_call, "Whom it concerns")]
+    of_each = {each["worker"]: each for each in concerned if each["alertname"] == "CMLTestFiresOfEach"}
+    assert set(of_each) == {"cml w-alpha", "w.idle", "cml w-stopped", "cml w-blind"}
+    assert of_each["w.idle"] == {
+        "alertname": "CMLTestFiresOfEach",
+        "severity": "warning",
+        "worker_id": "w.idle",
+        "region": US,
+        "worker": "w.idle",
+    }
+    assert {"alertname": "CMLTestFires", "severity": "info"} in concerned
+    # As the link of an alert's message chooses them.
+    chosen = shown(stack, on_call, "Whom it concerns", alertname=["CMLTestFiresOfEach"], region=[US], workers=["w.idle"])
+    assert [dict(labels)["worker"] for labels in chosen] == ["w.idle"]
+    assert [dict(labels) for labels in shown(stack, on_call, "Whom it concerns", alertname=["CMLTestFires"], region=[US])] == [
+        {"alertname": "CMLTestFires", "severity": "info"}
+    ]
+    assert (value(stack, on_call, "Exporter"), value(stack, on_call, "Sources failing")) == (1, 0)
+    assert value(stack, on_call, "Writes the history") == 1
+    assert 0 < value(stack, on_call, "Age of the data") < 600
+
+
 def test_a_worker_is_compared_with_its_own_history(stack: Stack) -> None:
     worker = conventions.WORKER
     alpha: Any = {"worker_id": ALPHA.worker_id}
@@ -742,7 +780,7 @@ def test_annotations_mark_alerts_restarts_and_changes_of_status(run_prometheus: 
         assert marks(conventions.WORKER, "Status changes") == []
         said |= {"status": "stopping", "started": 2000.0}
         until(lambda: prometheus.value("process_start_time_seconds") == 2000, "a restart")
-        assert [marks(uid, "Exporter restarts") for uid in DASHBOARDS] == [[{"instance": address, "at": 2000_000}]] * 4
+        assert [marks(uid, "Exporter restarts") for uid in DASHBOARDS] == [[{"instance": address, "at": 2000_000}]] * 5
         assert marks(conventions.WORKER, "Status changes") == [{"worker_id": ALPHA.worker_id, "status": "stopping"}]
 
 

@@ -246,6 +246,8 @@ def test_a_real_prometheus_evaluates_every_rule_over_two_exporters_and_a_restart
         before = firing(get)
         assert set(before) == {"CMLWorkerFailed w2"}
         assert before["CMLWorkerFailed w2"]["description"] == "Worker w2 (lab-2) in eu-west-1 has the status failed."
+        link = "http://127.0.0.1:3000/d/cml-on-call?var-alertname=CMLWorkerFailed&var-region=eu-west-1&var-workers=w2"
+        assert before["CMLWorkerFailed w2"]["dashboard_url"] == link
         found = get("query", query="cml_worker:status:current")["result"]
         assert sorted((each["metric"]["worker_id"], each["metric"]["status"]) for each in found) == [
             ("w0", "running"),

@@ -15,11 +15,21 @@ from grafana import build, conventions
 from grafana.panels import DATASOURCE, Panel, Row, render
 from grafana.promql import CODES, threshold
 from tests.helpers.grafana_variables import Json, View, panels, queries, seconds
-from tests.unit.prometheus.test_files import ALERTS, CONFIG, HOURLY, RECORDED, THRESHOLDS, labels_of, nodes
+from tests.unit.prometheus.test_files import (
+    ALERTS,
+    CONFIG,
+    HOURLY,
+    RECORDED,
+    RUNBOOK,
+    THRESHOLDS,
+    labels_of,
+    nodes,
+    result_labels,
+)
 
 FOLDER = build.ROOT / "grafana" / "dashboards"
 DASHBOARDS: dict[str, Json] = {path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))}
-UIDS = ["cml-exporter", "cml-fleet", "cml-trends", "cml-worker"]
+UIDS = ["cml-exporter", "cml-fleet", "cml-on-call", "cml-trends", "cml-worker"]
 QUERIES = [
     pytest.param(dashboard, panel, target, id=name)
     for dashboard in DASHBOARDS.values()
@@ -57,9 +67,11 @@ FOREIGN = {
     "process_start_time_seconds": TARGET,
     "process_resident_memory_bytes": TARGET,
     "process_cpu_seconds_total": TARGET,
-    "ALERTS": {"alertname", "alertstate", "severity", "worker_id", "region"},
-    "ALERTS_FOR_STATE": {"alertname", "severity", "worker_id", "region"},
+    "ALERTS": {"alertname", "alertstate", "severity"}.union(
+        *(result_labels(promql.parse(each["expr"])) for each in ALERTS.values())
+    ),
 }
+FOREIGN["ALERTS_FOR_STATE"] = FOREIGN["ALERTS"] - {"alertstate"}
 """Prometheus' own series and prometheus_client's, with their labels."""
 
 
@@ -115,10 +127,10 @@ def test_macros_are_computed_as_grafana_does() -> None:
 # -- the files ---------------------------------------------------------------------------------------------------------
 
 
-def test_there_are_four_dashboards_by_fixed_uids() -> None:
+def test_there_are_five_dashboards_by_fixed_uids() -> None:
     assert sorted(DASHBOARDS) == UIDS
     assert [dashboard["uid"] for dashboard in DASHBOARDS.values()] == UIDS
-    assert len({dashboard["title"] for dashboard in DASHBOARDS.values()}) == 4
+    assert len({dashboard["title"] for dashboard in DASHBOARDS.values()}) == 5
 
 
 @pytest.mark.parametrize("path", build.files(), ids=lambda path: path.name)
@@ -434,10 +446,10 @@ def test_drill_downs_lead_to_dashboards_that_exist_and_keep_data_source_and_time
     )
     assert links
     for url in links:
-        assert re.match(r"/d/([\w-]+)\?", url)[1] in UIDS  # type: ignore[index]
+        uid = re.match(r"/d/([\w-]+)\?", url)[1]  # type: ignore[index]
         assert "${datasource:queryparam}" in url
         assert "${__url_time_range}" in url
-        wanted = {each["name"] for each in DASHBOARDS["cml-worker"]["templating"]["list"]}
+        wanted = {each["name"] for each in DASHBOARDS[uid]["templating"]["list"]}
         assert set(re.findall(r"var-(\w+)=", url)) <= wanted
 
 
@@ -519,6 +531,80 @@ def test_a_legend_names_labels_of_the_result(dashboard: Json, panel: Json, targe
     kept = [set(re.split(r",\s*", by)) for by in re.findall(r"(?:by|group_left) \(([^)]*)\)", target["expr"])]
     kept.append(set(re.findall(r'"([a-z_]+)", "[^"]*", "\w+", "[^"]*"\)', target["expr"])))  # made by label_replace
     assert named <= set().union(*kept) | ({"instance"} if " by (" not in target["expr"] else set())
+
+
+# -- on call -----------------------------------------------------------------------------------------------------------
+
+
+def on_call(title: str) -> Json:
+    (panel,) = [each for each in panels(DASHBOARDS["cml-on-call"]) if each["title"] == title]
+    return panel
+
+
+def overrides(panel: Json) -> dict[str, Json]:
+    return {
+        each["matcher"]["options"]: {one["id"]: one["value"] for one in each["properties"]}
+        for each in panel["fieldConfig"]["overrides"]
+    }
+
+
+def test_on_call_has_at_most_12_panels_and_the_first_screen_says_all() -> None:
+    """A unit of the grid is 38 pixels. A phone in the hand shows 18 below Grafana's bar, where panels are below each other."""
+    placed = DASHBOARDS["cml-on-call"]["panels"]
+    assert len(placed) <= 12
+    assert [each["title"] for each in placed[:2]] == ["Firing now", "What is wrong"]
+    assert [each["gridPos"]["w"] for each in placed[:2]] == [24, 24]
+    assert sum(each["gridPos"]["h"] for each in placed[:2]) <= 16
+    first_screen = [each["title"] for each in placed if each["gridPos"]["y"] + each["gridPos"]["h"] <= 24]
+    assert len(first_screen) >= 7
+    for each in placed[:6]:
+        assert not re.search(r"\$(?!1\b)", json.dumps([one["expr"] for one in each["targets"]])), (
+            "nothing is to be chosen first"
+        )
+
+
+def test_on_call_says_of_every_alert_what_it_means_and_what_to_do() -> None:
+    columns = overrides(on_call("What is wrong"))
+
+    def texts(heading: str) -> dict[str, str]:
+        return {alert: text["text"] for alert, text in columns[heading]["mappings"][0]["options"].items()}
+
+    assert texts("What it means") == {alert: rule["annotations"]["summary"] for alert, rule in ALERTS.items()}
+    steps = texts("What to do")
+    assert set(steps) == set(ALERTS)
+    for alert, step in steps.items():
+        assert re.fullmatch(r"[A-Z].{10,58}[.]", step), alert
+        anchor = texts("Anchor")[alert]
+        assert f"## {alert}\n" in RUNBOOK
+        assert anchor == alert.lower()
+    (link,) = columns["What to do"]["links"]
+    assert link["url"] == '${__data.fields["Runbook"]}#${__data.fields["Anchor"]}'
+    assert columns["Runbook"]["custom.hidden"] is columns["Anchor"]["custom.hidden"] is True
+    names = texts("Alert")
+    assert set(names) == set(ALERTS)
+    assert len(set(names.values())) == len(ALERTS)
+    assert names["CMLWorkerEC2CheckImpaired"] == "Worker EC2 check impaired"
+    assert names["CMLExporterCloudWatchThrottled"] == "Exporter CloudWatch throttled"
+
+
+def test_an_alerts_link_opens_on_call_with_its_labels() -> None:
+    for rule in ALERTS.values():
+        address = rule["annotations"]["dashboard_url"]
+        assert "/d/cml-on-call?" in address
+        variables_ = {each["name"]: each for each in DASHBOARDS["cml-on-call"]["templating"]["list"]}
+        for name in re.findall(r"var-(\w+)=", address):
+            assert variables_[name]["multi"]
+    query = on_call("Whom it concerns")["targets"][0]["expr"]
+    details = set(re.findall(r'"(\w+)"', re.search(r'"detail", "", (.*?)\)', query)[1]))  # type: ignore[index]
+    for alert, rule in ALERTS.items():
+        labels = result_labels(promql.parse(rule["expr"])) - {"worker_id", "region", "job"}
+        assert len(labels) <= 1, alert
+        assert labels <= details, alert
+    for name in ("alertname", "region", "workers"):
+        assert f'=~"${name}' in query
+
+
+# -- all dashboards again ----------------------------------------------------------------------------------------------
 
 
 def test_a_large_fleet_stays_readable() -> None:

@@ -184,7 +184,7 @@ def test_the_alert_matches_every_error_code_that_means_throttling() -> None:
 def test_an_alert_has_a_severity_a_static_summary_a_templated_description_and_a_runbook(alert: str) -> None:
     rule = ALERTS[alert]
     assert rule["labels"]["severity"] in ("critical", "warning", "info")
-    assert set(rule["annotations"]) == {"summary", "description", "runbook_url"}
+    assert set(rule["annotations"]) == {"summary", "description", "runbook_url", "dashboard_url"}
     summary, description = rule["annotations"]["summary"], rule["annotations"]["description"]
     assert "{{" not in summary
     assert summary.endswith(".")
@@ -193,6 +193,11 @@ def test_an_alert_has_a_severity_a_static_summary_a_templated_description_and_a_
     assert named <= result_labels(promql.parse(rule["expr"])) | {"job"}
     base = '{{ range query "cml:runbook:info" }}{{ .Labels.url }}{{ end }}'
     assert rule["annotations"]["runbook_url"] == f"{base}#{alert.lower()}"
+    # Grafana takes the labels as values of the dashboard's variables; an alert without a label shows all of them.
+    labels = "{{ with $labels.region }}&var-region={{ urlquery . }}{{ end }}"
+    labels += "{{ with $labels.worker_id }}&var-workers={{ urlquery . }}{{ end }}"
+    dashboard = '{{ range query "cml:grafana:info" }}{{ .Labels.url }}{{ end }}/d/cml-on-call'
+    assert rule["annotations"]["dashboard_url"] == f"{dashboard}?var-alertname={alert}{labels}"
     for query in re.findall(r'query "([^"]+)"', description):
         assert {name for name, _ in selectors(query)} <= {*METRICS_BY_NAME, *RECORDED}
 
