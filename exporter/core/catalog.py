@@ -109,6 +109,14 @@ AUTO_PAUSES = _document("auto_pauses", "How often the manager's idle detection h
 IDLE_PAUSE = _document(
     "idle_pause_timestamp_seconds", "Time at which the manager will pause the worker unless it sees activity.", "seconds"
 )
+HOURLY_PRICE = Metric(
+    "cml_worker_hourly_price_dollars",
+    "gauge",
+    "Price in US dollars of an hour of the worker's instance type; absent where workers.hourly_price does not name the type.",
+    "dollars",
+    WORKER_LABELS,
+    "setting workers.hourly_price",
+)
 SAMPLE_TIME = Metric(
     "cml_worker_sample_timestamp_seconds",
     "gauge",
@@ -140,6 +148,7 @@ WORKER_METRICS: tuple[Metric, ...] = (
     DETAILED_MONITORING,
     AUTO_PAUSES,
     IDLE_PAUSE,
+    HOURLY_PRICE,
     SAMPLE_TIME,
 )
 """The families of the worker block, in order; those of `workers.extra` follow."""

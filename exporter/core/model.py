@@ -157,6 +157,8 @@ class WorkerGauges:
     memory_time: int | None = None
     cloudwatch: tuple[tuple[str, float], ...] = ()
     """(metric name, value) of the gauges of `cloudwatch.extra`, in the unit of the gauge."""
+    hourly_price: float | None = None
+    """US dollars per hour of the instance type; None where `workers.hourly_price` does not name it."""
 
     @property
     def active_labs(self) -> int | None:

@@ -86,6 +86,12 @@ def _dollars(value: object) -> object:
     return number
 
 
+def _instance_type(value: str) -> str:
+    if not re.fullmatch(r"[a-z][a-z0-9-]*\.[a-z0-9-]+", value):
+        raise ValueError(f"{value!r} is not an EC2 instance type; write one as AWS does, such as m5zn.metal")
+    return value
+
+
 def _share(value: object) -> object:
     text = value.strip() if isinstance(value, str) else ""
     if not re.fullmatch(r"[0-9]+(\.[0-9]+)? ?%", text) or float(text.rstrip("% ")) > 100:
@@ -105,6 +111,7 @@ Duration = Annotated[int, BeforeValidator(_duration)]
 """Whole seconds, written as a Prometheus duration."""
 Address = Annotated[str, AfterValidator(_address)]
 Collection = Annotated[str, AfterValidator(_collection)]
+InstanceType = Annotated[str, AfterValidator(_instance_type)]
 FieldName = Annotated[str, AfterValidator(_field_name)]
 """Keys joined by dots."""
 FieldNames = Annotated[list[FieldName], BeforeValidator(listed)]

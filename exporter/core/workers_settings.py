@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from exporter.core.catalog import METRICS_BY_NAME
 from exporter.core.model import normal_state
-from exporter.core.setting_types import FieldName, FieldNames, Section, listed
+from exporter.core.setting_types import Dollars, FieldName, FieldNames, InstanceType, Section, listed
 
 ALIASABLE = (
     "id",
@@ -113,6 +113,10 @@ class WorkersSettings(Section):
     )
     extra: list[ExtraMetric] = Field(
         default=[], description="Additional fields exposed as metrics: [{metric, field, help, type, states}]."
+    )
+    hourly_price: dict[InstanceType, Dollars] = Field(
+        default={},
+        description="US dollars per hour by EC2 instance type, such as {m5zn.metal: 3.96}; other types have no cost.",
     )
 
     @model_validator(mode="after")

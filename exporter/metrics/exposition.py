@@ -105,6 +105,7 @@ _PLAIN: Mapping[str, Value] = {
     catalog.DETAILED_MONITORING.name: _fact(lambda facts: facts.detailed_monitoring),
     catalog.AUTO_PAUSES.name: _fact(lambda facts: facts.auto_pauses),
     catalog.IDLE_PAUSE.name: _load(lambda facts: facts.idle_pause_at),
+    catalog.HOURLY_PRICE.name: lambda gauge: gauge.hourly_price if gauge.show_state else None,
 }
 """Families with one series per worker."""
 

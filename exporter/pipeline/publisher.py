@@ -20,7 +20,7 @@ from exporter.core.model import (
     Worker,
     WorkerGauges,
 )
-from exporter.core.workers_settings import ExtraMetric
+from exporter.core.workers_settings import WorkersSettings
 from exporter.metrics import exposition
 from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.lifecycle import Rules
@@ -34,7 +34,7 @@ class Publisher:
 
     Args:
         rules: how long values and terminated workers are shown.
-        extra: the further gauges configured in `workers.extra`.
+        settings: the further gauges of `workers.extra`, and what an hour of an instance type costs.
         clock: MongoDB's time, for the age of values.
         telemetry: rendered together with the snapshot.
         wall: UTC seconds of this host; dates the snapshot.
@@ -45,7 +45,7 @@ class Publisher:
     def __init__(
         self,
         rules: Rules,
-        extra: Sequence[ExtraMetric],
+        settings: WorkersSettings,
         clock: ServerClock,
         telemetry: Telemetry,
         wall: Callable[[], float],
@@ -56,7 +56,7 @@ class Publisher:
         self._account_of = account_of
         self._cloudwatch = cloudwatch
         self._rules = rules
-        self._extra = extra
+        self._settings = settings
         self._clock = clock
         self._telemetry = telemetry
         self._wall = wall
@@ -123,7 +123,15 @@ class Publisher:
         if self.fleet.date:
             points, now = dict(self._points), self._clock.now()
             self.snapshot = await asyncio.to_thread(
-                _render, self.fleet, points, self._terminated_seen, now, self._rules, self._extra, fresh_until, self._cloudwatch
+                _render,
+                self.fleet,
+                points,
+                self._terminated_seen,
+                now,
+                self._rules,
+                self._settings,
+                fresh_until,
+                self._cloudwatch,
             )
         await asyncio.to_thread(self._telemetry.refresh)
         listed = {worker.instance_id for worker in self.fleet.workers}
@@ -141,7 +149,7 @@ def _render(
     terminated_seen: Mapping[str, int],
     now: int,
     rules: Rules,
-    extra: Sequence[ExtraMetric],
+    settings: WorkersSettings,
     fresh_until: float,
     cloudwatch: Sequence[CloudWatchGauge],
 ) -> Snapshot:
@@ -150,8 +158,12 @@ def _render(
         if is_shown(worker, terminated_seen.get(worker.id), now, rules):
             newest = {m: points[key] for m in METRICS if worker.instance_id and (key := (worker.instance_id, m)) in points}
             one = gauges(worker, newest, fleet.date, now, rules)
-            shown.append(replace(one, cloudwatch=further_values(worker, points, cloudwatch, now, rules)) if cloudwatch else one)
-    return exposition.snapshot(shown, extra, fresh_until, cloudwatch)
+            if cloudwatch:
+                one = replace(one, cloudwatch=further_values(worker, points, cloudwatch, now, rules))
+            if (price := settings.hourly_price.get(worker.instance_type or "")) is not None:
+                one = replace(one, hourly_price=price)
+            shown.append(one)
+    return exposition.snapshot(shown, settings.extra, fresh_until, cloudwatch)
 
 
 def further_values(

@@ -96,16 +96,18 @@ class InProcessExporter:
         absence_timeout: str = "10m",
         aws: Mapping[str, Any] | None = None,
         cloudwatch: Mapping[str, Any] | None = None,
+        workers: Mapping[str, Any] | None = None,
     ) -> None:
         """`source` replaces CloudWatch; `deadline` is that of one call, `reach` the timeout of MongoDB, both in seconds.
 
-        `aws` and `cloudwatch` have settings of these sections; the endpoints are the fake's unless they say otherwise.
+        `aws`, `cloudwatch`, and `workers` are settings of these sections; the endpoints are the fake's unless they say so.
         """
         settings = self.settings = Settings.model_validate(
             {
                 "mongodb": {"uri": "mongodb://127.0.0.1:1/unused"},
                 "cloudwatch": {"endpoint_url": fake.url, "max_usd_per_day": max_usd_per_day, **(cloudwatch or {})},
                 "aws": {"sts_endpoint_url": fake.url, **(aws or {})},
+                "workers": workers or {},
                 "absence_timeout": absence_timeout,
                 "data_dir": str(folder),
             }

@@ -75,6 +75,7 @@ def _plain(gauge: WorkerGauges) -> dict[str, float | None]:
         catalog.LICENSED.name: facts.licensed,
         catalog.DETAILED_MONITORING.name: facts.detailed_monitoring,
         catalog.AUTO_PAUSES.name: facts.auto_pauses,
+        catalog.HOURLY_PRICE.name: gauge.hourly_price,
     }
     known_disk = facts.disk_used is not None and facts.disk_total is not None and facts.disk_total > 0
     load: dict[str, float | None] = {

@@ -126,6 +126,21 @@ workers:
 ```
 """
 
+PRICE_INTRO = """\
+## `workers.hourly_price`
+
+What an hour of an EC2 instance type costs you, in US dollars. Take the price that you pay: it differs by region, by savings
+plan, and by what else you count (disks, licenses). The exporter knows no prices and queries none.
+
+```yaml
+workers:
+  hourly_price: {m5zn.metal: 3.96, c5.4xlarge: 0.68}
+```
+
+Workers of a type that is named have the gauge `cml_worker_hourly_price_dollars`, and the page `/trends` says what their idle
+hours cost. Workers of other types count in hours, not in dollars.
+"""
+
 EVENTS_INTRO = """\
 ## `events.types`
 
@@ -275,6 +290,7 @@ def settings_page() -> str:
         ),
         EXTRA_INTRO,
         _rows(("key", "default", "what it is"), _keys(ExtraMetric)),
+        PRICE_INTRO,
         EVENTS_INTRO,
         _rows(
             ("key", "default", "what it is"),

@@ -124,12 +124,14 @@ def test_lists_and_mappings_come_as_yaml_or_separated_by_commas() -> None:
         | {
             "CML_EXPORTER_WEB__LISTEN_ADDRESS": ":9877, [::1]:9878",
             "CML_EXPORTER_WORKERS__FIELDS": "{cpu: [cpu_pct, metrics.cpu], memory: mem_pct}",
+            "CML_EXPORTER_WORKERS__HOURLY_PRICE": "{m5zn.metal: 3.96, c5.4xlarge: '0.68'}",
             "CML_EXPORTER_WORKERS__EXTRA": "[{metric: cml_worker_disk_bytes, field: disk, help: Disk in use.}]",
             "CML_EXPORTER_AWS__ROLES": "[{role_arn: 'arn:aws:iam::123456789012:role/r', external_id: hunter2}]",
         },
     )
     assert settings.web.listen_address == [":9877", "[::1]:9878"]
     assert settings.workers.fields == {"cpu": ["cpu_pct", "metrics.cpu"], "memory": ["mem_pct"]}
+    assert settings.workers.hourly_price == {"m5zn.metal": 3.96, "c5.4xlarge": 0.68}
     assert settings.workers.extra == [ExtraMetric(metric="cml_worker_disk_bytes", field="disk", help="Disk in use.")]
     assert settings.aws.roles == [Role(role_arn="arn:aws:iam::123456789012:role/r", external_id=SecretStr("hunter2"))]
 

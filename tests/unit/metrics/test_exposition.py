@@ -59,7 +59,14 @@ WORKER = Worker(
     extra=(("cml_worker_disk_ratio", 0.25),),
 )
 GAUGES = WorkerGauges(
-    WORKER, observed_at=1_769_860_812, show_state=True, cpu=45.2, cpu_time=1_769_860_800, memory=62.8, memory_time=1_769_860_500
+    WORKER,
+    observed_at=1_769_860_812,
+    show_state=True,
+    cpu=45.2,
+    cpu_time=1_769_860_800,
+    memory=62.8,
+    memory_time=1_769_860_500,
+    hourly_price=3.96,
 )
 GOLDEN = """\
 # HELP cml_worker_info Name, instance, version and AWS account of the worker as labels; `worker` is the name, else the id. Always 1.
@@ -154,6 +161,9 @@ cml_worker_auto_pauses{region="eu-west-1",worker_id="w1"} 2.0
 # HELP cml_worker_idle_pause_timestamp_seconds Time at which the manager will pause the worker unless it sees activity.
 # TYPE cml_worker_idle_pause_timestamp_seconds gauge
 cml_worker_idle_pause_timestamp_seconds{region="eu-west-1",worker_id="w1"} 1.76987e+09
+# HELP cml_worker_hourly_price_dollars Price in US dollars of an hour of the worker's instance type; absent where workers.hourly_price does not name the type.
+# TYPE cml_worker_hourly_price_dollars gauge
+cml_worker_hourly_price_dollars{region="eu-west-1",worker_id="w1"} 3.96
 # HELP cml_worker_sample_timestamp_seconds Time of the value: end of the period for cpu and memory, time of the read for state.
 # TYPE cml_worker_sample_timestamp_seconds gauge
 cml_worker_sample_timestamp_seconds{metric="cpu",region="eu-west-1",worker_id="w1"} 1.7698608e+09
@@ -252,6 +262,7 @@ ALL_GAUGES = st.builds(
     WorkerGauges,
     WORKERS,
     observed_at=st.integers(1, 2**33),
+    hourly_price=st.none() | st.floats(0.001, 100),
     show_state=st.booleans(),
     show_load=st.booleans(),
     cpu=PERCENTS,

@@ -24,6 +24,7 @@ from exporter.core.model import (
     Worker,
 )
 from exporter.core.periods import HOUR, align
+from exporter.core.workers_settings import WorkersSettings
 from exporter.history.cloudwatch_archive import CloudWatchArchive
 from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.cycle import Cycle, CycleStats
@@ -137,7 +138,7 @@ class Process:
         clock = ServerClock(source, source)
         self.source = source
         self.index = MemorySeriesIndex(source, monotonic=source)
-        self.publisher = Publisher(RULES, (), clock, telemetry, source)
+        self.publisher = Publisher(RULES, WorkersSettings(), clock, telemetry, source)
         self.publisher.update_fleet(Fleet(T, (WORKER,)), {})
         unused: Any = None
         self.poller = Poller(

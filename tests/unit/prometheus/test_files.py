@@ -334,4 +334,5 @@ def test_all_worker_gauges_are_used() -> None:
         "cml_worker_detailed_monitoring",
         "cml_worker_auto_pauses",
         "cml_worker_idle_pause_timestamp_seconds",
+        "cml_worker_hourly_price_dollars",
     }
