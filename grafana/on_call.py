@@ -159,7 +159,7 @@ def _exporter() -> list[Panel]:
         stat(
             "Writes the history",
             "Are samples lost?",
-            "Whether an exporter holds the lease to write the history. Without a writer, status and labs of this time are lost.",
+            "Whether an exporter holds the lease to write the history. Without one, status and labs are lost.",
             [instant(f"max({exporter_metric('leader')})")],
             Style("none", "Exporter not seen", mappings={"1": ("yes", "green"), "0": ("no", "red")}),
             width=6,
