@@ -23,16 +23,19 @@ CML_UI = "https://${__field.labels.worker:percentencode}"
 """Address of a worker's CML UI. The manager does not write it; this one holds where a worker's name is its host name."""
 INSTANCE_LINKS: Mapping[str, str] = {"Open the EC2 console": EC2_CONSOLE, "Open the CML UI": CML_UI}
 
+AMBER = "#b8860b"
+"""Instead of yellow, which has too little contrast on white. Every color has a contrast of 3:1
+to the light and to the dark background."""
 COLORS: Mapping[str, str] = {
     "running": "green",
     "pending": "light-blue",
     "starting": "blue",
-    "stopping": "yellow",
-    "stopped": "orange",
+    "stopping": AMBER,
+    "stopped": "dark-orange",
     "shutting-down": "light-purple",
     "terminated": "#8e8e8e",
     "failed": "red",
-    "unknown": "dark-yellow",
+    "unknown": "#a0785a",
 }
 STATUS_TEXTS = {status: (status, color) for status, color in COLORS.items()}
 GREY = "#8e8e8e"
@@ -55,13 +58,15 @@ COMPARED: Mapping[str, Json] = {
 }
 """Comparisons are grey and dashed, never in the color of a threshold; by the legend of their query."""
 STATUS_CODES = {str(code): (status, COLORS[status]) for status, code in CODES.items()}
+PAST_STATUS_CODES = {"0": ("not running", GREY), **STATUS_CODES}
+"""Of the history by the hour, too, which knows no other status than running."""
 
-BUSY = ((0.7, "yellow"), (threshold("cpu_ratio"), "red"))
-FULL = ((0.7, "yellow"), (threshold("memory_ratio"), "red"))
-DISK_FULL = ((0.8, "yellow"), (threshold("disk_ratio"), "red"))
-STALE = ((threshold("stale_seconds") / 2, "yellow"), (threshold("stale_seconds"), "red"))
+BUSY = ((0.7, AMBER), (threshold("cpu_ratio"), "red"))
+FULL = ((0.7, AMBER), (threshold("memory_ratio"), "red"))
+DISK_FULL = ((0.8, AMBER), (threshold("disk_ratio"), "red"))
+STALE = ((threshold("stale_seconds") / 2, AMBER), (threshold("stale_seconds"), "red"))
 """Seconds; the alert fires at the red threshold."""
-LONG_IDLE = ((3600.0, "yellow"), (4 * 3600.0, "red"))
+LONG_IDLE = ((3600.0, AMBER), (4 * 3600.0, "red"))
 """Seconds; the alert fires at the red threshold."""
 
 LABS = "Active labs are the labs of running workers as the manager counts them, stopped labs included."
@@ -69,7 +74,7 @@ NOTHING_LISTED = "No worker listed"
 NO_HISTORY = "No history in this time range"
 NO_HOURS = "No whole hour of history in this time range, or too many workers for one query: select fewer"
 MISSING = Style(
-    "percentunit", "All: no whole hour is known", decimals=0, minimum=0, maximum=1, thresholds=((0.2, "yellow"), (0.5, "red"))
+    "percentunit", "All: no whole hour is known", decimals=0, minimum=0, maximum=1, thresholds=((0.2, AMBER), (0.5, "red"))
 )
 """Of a share of hours without data."""
 HOURS = "suffix: h"
@@ -85,8 +90,9 @@ CLOCK = replace(SECONDS, unit="dtdhms")
 RATIO_CELL: Json = {"unit": "percentunit", "min": 0, "max": 1, "decimals": 0}
 _BAR_CELL: Json = {**RATIO_CELL, "custom.displayMode": "gradient-gauge"}
 CPU_CELL: Json = {**_BAR_CELL, "thresholds": steps(BUSY)}
+FULL_CELL: Json = {**_BAR_CELL, "thresholds": steps(DISK_FULL)}
 MEMORY_CELL: Json = {**_BAR_CELL, "thresholds": steps(FULL)}
-IDLE_CELL: Json = {"unit": "s", "decimals": 0, "thresholds": steps(LONG_IDLE), "custom.displayMode": "color-text"}
+IDLE_CELL: Json = {"unit": "s", "decimals": 0, "thresholds": steps(LONG_IDLE), "custom.displayMode": "color-background"}
 SEVERITY_COLORS = {"critical": "red", "warning": "dark-orange", "info": "blue"}
 SEVERITY_CELL: Json = {
     "mappings": mappings({severity: (severity, color) for severity, color in SEVERITY_COLORS.items()}),
@@ -110,6 +116,7 @@ ALERT_LINK: Json = {
     ]
 }
 """Of a cell with the name of an alert."""
+ON_CALL_LINK: Mapping[str, str] = {"Show what fires": f"/d/{ON_CALL}?${{datasource:queryparam}}&${{__url_time_range}}"}
 MOMENT_CELL: Json = {"unit": "dateTimeFromNow"}
 """Expects milliseconds."""
 
@@ -158,7 +165,7 @@ def data_age(*, width: int, height: int = 4, matchers: str = "") -> Panel:
         "Time since the last successful read, of the source for which it is longest. Sources are read every 5 minutes. "
         "A source that was never read counts under Sources failing of Exporter health.",
         [instant(f"max(time() - max by (source, region) ({times} > 0))")],
-        replace(SECONDS, empty="Nothing read yet", thresholds=((450, "yellow"), (900, "red"))),
+        replace(SECONDS, empty="Nothing read yet", thresholds=((450, AMBER), (900, "red"))),
         width=width,
         height=height,
     )

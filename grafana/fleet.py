@@ -3,21 +3,34 @@
 from dataclasses import replace
 
 from exporter.core.catalog import ACTIVE_LABS, CPU, CREATED, INFO, MEMORY, STATUS, Metric
+from exporter.core.history_metrics import ACTIVE_LABS_1H, CPU_1H, MEMORY_1H, RUNNING_1H, ByHour
 from grafana import conventions
 from grafana.panels import Column, Dashboard, Panel, Query, Row, Style, bars, graph, instant, mappings, stat, table, timeline
 from grafana.promql import (
+    HISTORY_STEP,
     IN_REGION,
+    PREDICTION_HOURS,
     RUNNING,
     WORKER,
+    changed_in_an_hour,
+    filling,
+    hourly_history,
+    idle_by_hour,
+    idle_cost,
     idle_seconds,
     in_status,
+    infos_of_range,
     live,
     live_info,
     live_status_code,
     of_running,
+    of_running_by_hour,
     only_top,
+    ranked,
+    running_by_hour,
     step_average,
     with_display_name,
+    with_history,
 )
 
 _BY_STATUS = f"count by (status) (max by ({WORKER}, status) ({STATUS.name}{{{IN_REGION}}}) == 1)"
@@ -27,22 +40,27 @@ _OR_NO_REGION = 'region=~"$region|"'
 _RUNNING = in_status("running", IN_REGION)
 
 
+_PAST = "Time that this Prometheus does not know comes from the history, by the hour."
+
+
 def _name(expr: str) -> str:
     return with_display_name(expr, live_info(IN_REGION))
 
 
-def _rank(metric: Metric) -> str:
-    return f"max by ({WORKER}) (avg_over_time({metric.name}{{{IN_REGION}}}[$__range] @ end()))"
+def _named_over_time(expr: str) -> str:
+    """Add names of the time range: those of now do not exist at times before this Prometheus."""
+    return with_display_name(f"({expr})", infos_of_range(IN_REGION))
 
 
-def _by_worker(title: str, question: str, description: str, metric: Metric, style: Style) -> Panel:
-    mean = step_average(metric, IN_REGION)
+def _by_worker(title: str, question: str, description: str, metric: Metric, by_hour: ByHour, style: Style) -> Panel:
+    mean = with_history(step_average(metric, IN_REGION), of_running_by_hour(by_hour, IN_REGION))
+    top = only_top(f"({mean})", ranked(metric, by_hour, IN_REGION), conventions.LINES)
     queries = [
-        Query(_name(only_top(mean, _rank(metric), conventions.LINES)), "{{worker}}"),
+        Query(_named_over_time(top), "{{worker}}"),
         Query(f"avg({mean})", "mean of all"),
     ]
     links, fixed = conventions.SERIES_LINK, conventions.MEAN
-    return graph(title, question, description, queries, replace(style, links=links, fixed=fixed), interval="5m")
+    return graph(title, question, description, queries, replace(style, links=links, fixed=fixed), interval=HISTORY_STEP)
 
 
 def _now_row() -> list[Panel]:
@@ -69,7 +87,11 @@ def _now_row() -> list[Panel]:
             "Running workers without a running node (without a lab where nodes are not known) and with CPU below the alert "
             "threshold. Stop them if they stay idle.",
             [instant(f"sum({_IDLE})")],
-            replace(conventions.COUNT, empty="No running worker with a value", thresholds=((1, "yellow"), (5, "orange"))),
+            replace(
+                conventions.COUNT,
+                empty="No running worker with a value",
+                thresholds=((1, conventions.AMBER), (5, "dark-orange")),
+            ),
             width=4,
         ),
         stat(
@@ -78,7 +100,7 @@ def _now_row() -> list[Panel]:
             f"{conventions.LABS} On all workers together.",
             [instant(f"sum({of_running(ACTIVE_LABS, IN_REGION)})")],
             conventions.COUNT,
-            width=3,
+            width=4,
         ),
         stat(
             "Mean CPU",
@@ -86,7 +108,7 @@ def _now_row() -> list[Panel]:
             "Average CPU of all running workers that have a value.",
             [instant(f"avg({of_running(CPU, IN_REGION)})")],
             replace(conventions.CPU_RATIO, empty="No value", decimals=0),
-            width=3,
+            width=4,
         ),
         stat(
             "Mean memory",
@@ -94,16 +116,26 @@ def _now_row() -> list[Panel]:
             "Average memory of all running workers that have a value; this requires the CloudWatch agent on the worker.",
             [instant(f"avg({of_running(MEMORY, IN_REGION)})")],
             replace(conventions.MEMORY_RATIO, empty="No value", decimals=0),
-            width=3,
+            width=4,
         ),
         stat(
             "Alerts firing",
             "Is anything wrong?",
             "Alerts about workers and the exporter that fire now; the runbook says what to do about each.",
             [instant('count(ALERTS{alertname=~"CML.+",alertstate="firing",region=~"$region|"})')],
-            replace(conventions.COUNT, empty="None", thresholds=((1, "red"),)),
-            width=3,
+            replace(conventions.COUNT, empty="None", thresholds=((1, "red"),), links=conventions.ON_CALL_LINK),
+            width=8,
         ),
+        stat(
+            "Idling costs",
+            "What do the idle workers cost?",
+            "Dollars that the workers idle now cost in an hour, and in a day if they stay idle: the prices of the setting "
+            "`workers.hourly_price`. A worker whose instance type has no price there counts as 0.",
+            [instant(idle_cost(IN_REGION), "an hour"), instant(idle_cost(IN_REGION, 24), "a day")],
+            Style("currencyUSD", "Set workers.hourly_price", decimals=2, minimum=0),
+            width=8,
+        ),
+        conventions.data_age(width=8),
     ]
 
 
@@ -119,12 +151,13 @@ def _attention() -> list[Panel]:
     ranks = " or ".join(
         f'{rank} * count by (alertname) ({firing[:-1]},severity="{severity}"}}) ^ 0' for severity, rank in conventions.SEVERITY
     )
+    soon, filled, full = filling(IN_REGION)
     return [
         table(
             "Alerts by severity",
             "Which alerts fire, and since when?",
             "Alerts that fire now, the most severe first, with the number of workers or exporters and the time of the oldest. "
-            "Click an alert for its text and its runbook.",
+            "Click an alert for what it means and what to do.",
             [instant(f"sort_desc({ranks})"), instant(f"count by (alertname) ({firing})"), instant(since)],
             (
                 Column("Value #A", "Severity", conventions.SEVERITY_CODE_CELL),
@@ -160,7 +193,50 @@ def _attention() -> list[Panel]:
             "Running workers without a valid license; an evaluation license is valid.",
             f"cml_worker:unlicensed:max{{{IN_REGION}}} {running}",
         ),
+        table(
+            "Fills up next",
+            "Whose disk or memory is full soon?",
+            f"Disks and memory of running workers that fill up, by what they reach in {PREDICTION_HOURS} hours along the "
+            "straight line of the last 6 hours.",
+            [instant(_name(f"({soon})")), instant(filled), instant(full)],
+            (
+                Column("worker", "Worker", conventions.ROW_LINK),
+                Column("what", "What"),
+                Column("Value #B", "Now", conventions.RATIO_CELL),
+                Column("Value #A", f"In {PREDICTION_HOURS} h", conventions.FULL_CELL),
+                Column("Value #C", "Full in", {"unit": "s", "decimals": 0}),
+                Column("region", "Region"),
+                Column("worker_id", "Worker id"),
+            ),
+            Style("none", "Nothing fills up"),
+            sort=f"In {PREDICTION_HOURS} h",
+            width=12,
+            height=8,
+        ),
+        table(
+            "Changed in the last hour",
+            "What has changed?",
+            "Workers of another status or instance than before, new ones, and ones that are gone; the newest change of each "
+            "kind. New ones are known from the second hour of this Prometheus on.",
+            [instant(_changes())],
+            (
+                Column("worker", "Worker", conventions.ROW_LINK),
+                Column("change", "Change"),
+                Column("Value", "When", conventions.MOMENT_CELL),
+                Column("region", "Region"),
+                Column("worker_id", "Worker id"),
+            ),
+            Style("none", "Nothing changed"),
+            sort="When",
+            width=12,
+            height=8,
+        ),
     ]
+
+
+def _changes() -> str:
+    named = with_display_name(f"topk(50, {changed_in_an_hour(IN_REGION)})", f"last_over_time({live_info(IN_REGION)}[1h])")
+    return f"1000 * {named}"
 
 
 def _load() -> list[Panel]:
@@ -168,17 +244,19 @@ def _load() -> list[Panel]:
         _by_worker(
             "CPU by worker",
             "Which workers are busy?",
-            "The three workers with the highest average in the time range, and the mean of all. The yellow line "
-            "marks high CPU; the alert fires above the red line.",
+            "The three workers with the highest average in the time range, and the mean of all. The amber line "
+            f"marks high CPU; the alert fires above the red line. {_PAST}",
             CPU,
+            CPU_1H,
             conventions.CPU_RATIO,
         ),
         _by_worker(
             "Memory by worker",
             "Which workers are short of memory?",
             "The three workers with the highest average in the time range, and the mean of all. A worker without "
-            "the CloudWatch agent has no value.",
+            f"the CloudWatch agent has no value. {_PAST}",
             MEMORY,
+            MEMORY_1H,
             conventions.MEMORY_RATIO,
         ),
         bars(
@@ -221,33 +299,53 @@ def _color(color: str) -> dict[str, object]:
 
 def _over_time() -> list[Panel]:
     colors = {name: _color(color) for name, color in conventions.COLORS.items()}
-    code = only_top(live_status_code(IN_REGION), f"sum by ({WORKER}) (changes({STATUS.name}{{{IN_REGION}}}[$__range] @ end()))")
+    ran = running_by_hour(IN_REGION)
+    code = with_history(live_status_code(IN_REGION), f"{ran} >= bool 0.5")
+    changes = f"sum by ({WORKER}) (changes({STATUS.name}{{{IN_REGION}}}[$__range] @ end()))"
+    earlier = f"max by ({WORKER}) (changes({hourly_history(RUNNING_1H, IN_REGION, '$__range', at='@ end()')}))"
+    code = only_top(f"({code})", f"({changes} or {earlier})")
+    past = " or ".join(
+        f'label_replace(count({ran} {share} 0.5), "status", "{status}", "", "")'
+        for share, status in ((">=", "running"), ("<", "not running"))
+    )
+    idle = f"sum({idle_by_hour(IN_REGION)})"
     return [
         graph(
             "Workers by status over time",
             "When were workers started and stopped?",
-            "Number of workers in each status.",
-            [Query(_BY_STATUS, "{{status}}")],
-            replace(conventions.COUNT, fixed=colors),
+            f"Number of workers in each status. {_PAST} It knows only whether a worker ran.",
+            [Query(with_history(_BY_STATUS, past), "{{status}}")],
+            replace(conventions.COUNT, fixed=colors | {"not running": _color(conventions.GREY)}),
             stacked=True,
+            interval=HISTORY_STEP,
         ),
         graph(
             "Active labs and idle workers",
             "Does the number of running workers match the number of labs?",
-            f"{conventions.LABS} Running workers, and idle workers among them.",
+            f"{conventions.LABS} Running workers, and idle workers among them. {_PAST}",
             [
-                Query(f"sum({of_running(ACTIVE_LABS, IN_REGION)})", "active labs"),
-                Query(f"sum({live(STATUS, IN_REGION, RUNNING)})", "running workers"),
-                Query(f"sum({_IDLE})", "idle workers"),
+                Query(
+                    with_history(
+                        f"sum({of_running(ACTIVE_LABS, IN_REGION)})", f"sum({of_running_by_hour(ACTIVE_LABS_1H, IN_REGION)})"
+                    ),
+                    "active labs",
+                ),
+                Query(with_history(f"sum({live(STATUS, IN_REGION, RUNNING)})", f"sum({ran})"), "running workers"),
+                Query(with_history(f"sum({_IDLE})", idle), "idle workers"),
             ],
             conventions.COUNT,
+            interval=HISTORY_STEP,
         ),
         timeline(
             "Status by worker",
             "Which worker was in which status, and when?",
-            "Status of the workers whose status changed most often in the time range.",
-            Query(_name(code), "{{worker}}"),
-            replace(conventions.COUNT, mappings=conventions.STATUS_CODES, links=conventions.SERIES_LINK),
+            f"Status of the workers whose status changed most often in the time range. {_PAST}",
+            Query(_named_over_time(code), "{{worker}}", interval=HISTORY_STEP),
+            replace(
+                conventions.COUNT,
+                mappings=conventions.PAST_STATUS_CODES,
+                links=conventions.SERIES_LINK,
+            ),
             height=10,
         ),
     ]
@@ -255,7 +353,7 @@ def _over_time() -> list[Panel]:
 
 _INVENTORY = (
     Column("worker", "Worker", conventions.ROW_LINK),
-    Column("status", "Status", {"mappings": mappings(conventions.STATUS_TEXTS), "custom.displayMode": "color-text"}),
+    Column("status", "Status", {"mappings": mappings(conventions.STATUS_TEXTS), "custom.displayMode": "color-background"}),
     Column("region", "Region"),
     Column("Value #B", "CPU", conventions.CPU_CELL),
     Column("Value #C", "Memory", conventions.MEMORY_CELL),
@@ -326,9 +424,18 @@ def _regions() -> list[Panel]:
         graph(
             "CPU by region",
             "Which region is busy, and when?",
-            "Average CPU of the running workers in each region.",
-            [Query(f"avg {by_region} ({of_running(CPU, IN_REGION)})", "{{region}}")],
+            f"Average CPU of the running workers in each region. {_PAST}",
+            [
+                Query(
+                    with_history(
+                        f"avg {by_region} ({of_running(CPU, IN_REGION)})",
+                        f"avg {by_region} ({of_running_by_hour(CPU_1H, IN_REGION)})",
+                    ),
+                    "{{region}}",
+                )
+            ],
             conventions.CPU_RATIO,
+            interval=HISTORY_STEP,
         ),
     ]
 

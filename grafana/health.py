@@ -57,7 +57,7 @@ def _now_row() -> list[Panel]:
             "Time since the last successful read, of the source for which it is longest. Sources are read every 5 minutes. "
             "A source that was never read counts under Sources failing.",
             [instant(f"max({_source_ages()})")],
-            replace(conventions.SECONDS, empty="Nothing read yet", thresholds=((450, "yellow"), (900, "red"))),
+            replace(conventions.SECONDS, empty="Nothing read yet", thresholds=((450, conventions.AMBER), (900, "red"))),
             width=6,
             height=3,
         ),
@@ -168,7 +168,7 @@ def _sources() -> list[Panel]:
             replace(
                 conventions.SECONDS,
                 empty="Nothing read yet",
-                thresholds=((threshold_of("mongodb"), "yellow"), (threshold_of("cloudwatch"), "red")),
+                thresholds=((threshold_of("mongodb"), conventions.AMBER), (threshold_of("cloudwatch"), "red")),
             ),
         ),
         graph(
@@ -196,7 +196,7 @@ def _sources() -> list[Panel]:
                 f"count by (region) ({in_status('running', '')} unless on ({WORKER}) {CPU.name})",
                 "{{region}}",
             ),
-            replace(_FAILURES, empty="All running workers have one", thresholds=((1, "yellow"),)),
+            replace(_FAILURES, empty="All running workers have one", thresholds=((1, conventions.AMBER),)),
             width=12,
             height=5,
         ),
@@ -205,7 +205,7 @@ def _sources() -> list[Panel]:
 
 _BUDGET = {
     state: {"color": {"mode": "fixed", "fixedColor": color}}
-    for state, color in (("ok", "green"), ("gap_filling_paused", "yellow"), ("polling_paused", "red"))
+    for state, color in (("ok", "green"), ("gap_filling_paused", conventions.AMBER), ("polling_paused", "red"))
 }
 
 
@@ -360,7 +360,7 @@ def _history() -> list[Panel]:
             "Time since the start of the oldest sample in the outbox, and since the last write that emptied it. One hour "
             "is normal for workers of which CloudWatch has no datapoints.",
             [Query(oldest, "oldest sample"), Query(mirrored, "last write")],
-            replace(conventions.CLOCK, empty="Nothing written yet", thresholds=((7200, "yellow"), (86400, "red"))),
+            replace(conventions.CLOCK, empty="Nothing written yet", thresholds=((7200, conventions.AMBER), (86400, "red"))),
             width=8,
         ),
         graph(
@@ -484,7 +484,7 @@ def _process() -> list[Panel]:
             "How long does a scrape take?",
             "Duration of a scrape as measured by Prometheus; the timeout is 10 seconds.",
             [Query(f"scrape_duration_seconds{{{_TARGET}}}", "{{instance}}")],
-            replace(conventions.SECONDS, empty="Not scraped", thresholds=((1, "yellow"), (5, "red"))),
+            replace(conventions.SECONDS, empty="Not scraped", thresholds=((1, conventions.AMBER), (5, "red"))),
             width=6,
         ),
         graph(

@@ -9,7 +9,7 @@ import yaml
 from exporter.core.catalog import INFO
 from grafana import conventions
 from grafana.panels import Column, Dashboard, Json, Panel, Query, Style, choices, instant, stat, table, timeline, variable
-from grafana.promql import WORKER, display_names, exporter_metric, live_info
+from grafana.promql import WORKER, exporter_metric, live_info
 
 _RULES = Path(__file__).parents[1] / "prometheus" / "rules"
 SUMMARIES = {
@@ -175,7 +175,7 @@ def _each() -> Panel:
     details = ", ".join(f'"{label}"' for label in _DETAILS)
     rows = f'label_join(topk({_ROWS}, {since}), "detail", "", {details})'
     kept = ", ".join(("alertname", "severity", WORKER, "detail"))
-    names = display_names(live_info(""))
+    names = f"topk by ({WORKER}) (1, {live_info('')})"
     named = f"max by ({kept}) ({rows})"
     return table(
         "Whom it concerns",

@@ -495,7 +495,6 @@ def render(dashboard: Dashboard) -> Json:
         "schemaVersion": SCHEMA_VERSION,
         "version": 1,
         "editable": True,
-        "style": "dark",
         "graphTooltip": 1,
         "fiscalYearStartMonth": 0,
         "weekStart": "",

@@ -10,7 +10,7 @@ from typing import Literal
 
 import yaml
 
-from exporter.core.catalog import INFO, LAST_ACTIVITY, METRICS_BY_NAME, STATUS, Metric
+from exporter.core.catalog import HOURLY_PRICE, INFO, LAST_ACTIVITY, METRICS_BY_NAME, STATUS, Metric
 from exporter.core.history_metrics import (
     ACTIVE_LABS_1H,
     CPU_1H,
@@ -203,7 +203,12 @@ def hours_missing(matchers: str, window: str, hours: int) -> str:
 
 
 def idle_hours(matchers: str, window: str, *, before: str = "") -> str:
-    """Return the whole hours in which each worker ran without a lab and with CPU below the alert threshold; else 0.
+    """Return the whole hours in which each worker ran without a lab and with CPU below the alert threshold; else 0."""
+    return f"sum_over_time(({idle_by_hour(matchers)})[{window}:1h] {_offset(before)})"
+
+
+def idle_by_hour(matchers: str) -> str:
+    """Return 1 for each worker that ran in the whole last hour without a lab and with CPU below the alert threshold; else 0.
 
     The threshold is the current one, also for time before it was recorded. Without a threshold there is no result.
     """
@@ -211,15 +216,17 @@ def idle_hours(matchers: str, window: str, *, before: str = "") -> str:
     no_lab = f"({_each_hour(ACTIVE_LABS_1H.max, matchers)} == bool 0)"
     threshold_now = "on () group_left () max(cml:threshold:idle_cpu_ratio @ end())"
     low_cpu = f"({_each_hour(CPU_1H.avg, matchers)} < bool {threshold_now})"
-    return f"sum_over_time(({ran} * {no_lab} * {low_cpu})[{window}:1h] {_offset(before)})"
+    return f"{ran} * {no_lab} * {low_cpu}"
 
 
 def fleet_average(metric: ByHour, matchers: str, window: str, *, before: str = "") -> str:
     """Return the average over time of the sum over all workers: each hour's sum counts once, whichever workers existed.
 
-    A worker that did not run in an hour counts as 0: the history keeps what the document of a stopped worker says.
+    A worker that did not run in an hour counts as 0, also one whose document says nothing: the history keeps what the document
+    of a stopped worker says. An hour in which none ran counts as 0, one without any sample does not count.
     """
-    total = f"sum({_each_hour(metric.avg, matchers)} * ({_each_hour(RUNNING_1H, matchers)} > bool 0))"
+    ran = _each_hour(RUNNING_1H, matchers)
+    total = f"sum({_each_hour(metric.avg, matchers)} * ({ran} > bool 0) or {ran} == 0)"
     return f"avg_over_time({total}[{window}:1h] {_offset(before)})"
 
 
@@ -281,3 +288,104 @@ def _or_new(counter: str, window: str) -> str:
     if counter.partition("{")[0] not in _COUNTS_BEFORE_A_SCRAPE:
         return ""
     return f"({counter} unless last_over_time({counter}[1h] offset {window})) or "
+
+
+# -- the fleet at a glance ---------------------------------------------------------------------------------------------
+
+
+def with_history(live_value: str, history: str) -> str:
+    """Return `live_value`, and `history` at times at which this Prometheus knows no worker, such as before it existed.
+
+    Elsewhere a worker without a live value has none: a stopped worker's last hour must not return.
+    """
+    return f"{live_value} or (({history}) unless on () count({INFO.name}))"
+
+
+def of_running_by_hour(metric: ByHour, matchers: str) -> str:
+    """Return each worker's average of the last whole hour, of workers that ran in it."""
+    return f"({_each_hour(metric.avg, matchers)} and on ({WORKER}) ({_each_hour(RUNNING_1H, matchers)} > 0))"
+
+
+def running_by_hour(matchers: str) -> str:
+    """Return the share of the last whole hour in which each worker ran."""
+    return _each_hour(RUNNING_1H, matchers)
+
+
+def ranked(metric: Metric, by_hour: ByHour, matchers: str) -> str:
+    """Return each worker's average of the time range: that of /metrics, or the history's where there is none."""
+    here = f"avg_over_time({metric.name}{{{matchers}}}[$__range] @ end())"
+    past = f"avg_over_time({hourly_history(by_hour.avg, matchers, '$__range', at='@ end()')})"
+    return f"({max_by_worker(here)} or {max_by_worker(past)})"
+
+
+def infos_of_range(matchers: str) -> str:
+    """Return the info series of every worker of the time range, from /metrics and from the history."""
+    past = f"last_over_time({hourly_history(INFO_1H, matchers, '$__range', at='@ end()')})"
+    return f"(last_over_time({INFO.name}{{{matchers}}}[$__range] @ end()) or {past})"
+
+
+def idle_cost(matchers: str, hours: int = 1) -> str:
+    """Return the dollars that the workers idle now cost in so many hours: 0 if none is idle, nothing if none has a price."""
+    price = live(HOURLY_PRICE, matchers)
+    return f"sum({hours} * cml_worker:idle:bool{{{matchers}}} * on ({WORKER}) {price}) or 0 * sum({price})"
+
+
+def idle_hours_cost(matchers: str, window: str) -> str:
+    """Return the dollars that the idle hours of a window cost, of workers whose price Prometheus knows in the window."""
+    price = max_by_worker(f"last_over_time({HOURLY_PRICE.name}{{{matchers}}}[{window}])")
+    return f"sum({idle_hours(matchers, window)} * on ({WORKER}) {price}) or 0 * sum({price})"
+
+
+PREDICTION_HOURS = 24
+_TREND = "6h"
+"""The time whose trend is continued."""
+_TREND_MINUTES = 30
+"""Minutes that must have a value: a line through fewer points anywhere."""
+_FILLING = {"disk": "cml_worker:disk_utilization_ratio:max", "memory": "cml_worker:memory_utilization_ratio:max"}
+
+
+def filling(matchers: str) -> tuple[str, str, str]:
+    """Return values of running workers' disks and memory that fill up: in 24 hours, now, and seconds until full.
+
+    They have the label `what`: disk or memory. The first is at most 1; only of the first few (variable `top`) by it.
+    """
+    soon, now, full = [], [], []
+    for what, series in _FILLING.items():
+        selected = f"{series}{{{matchers}}}"
+        rises = f"(deriv({selected}[{_TREND}]) > 0 and count_over_time({selected}[{_TREND}]) >= {_TREND_MINUTES})"
+        runs = f"and on ({WORKER}) {in_status('running', matchers)} and on ({WORKER}) {rises}"
+        predicted = f"clamp(predict_linear({selected}[{_TREND}], {PREDICTION_HOURS * 3600}), 0, 1)"
+        soon.append(_named(f"({predicted} {runs})", "what", what))
+        now.append(_named(selected, "what", what))
+        full.append(_named(f"clamp_min((1 - {selected}) / {rises}, 0)", "what", what))
+    first = f"topk($top, {' or '.join(soon)})"
+    same = f"and on ({WORKER}, what) {first}"
+    return first, f"({' or '.join(now)}) {same}", f"({' or '.join(full)}) {same}"
+
+
+def _named(expr: str, label: str, value: str) -> str:
+    return f'label_replace({expr}, "{label}", "{value}", "", "")'
+
+
+def changed_in_an_hour(matchers: str) -> str:
+    """Return the time (seconds) of each change of the last hour, with the label `change`.
+
+    Changes: another status, another instance, a worker that is new, one that is gone. New and gone are known only while
+    the exporter was there an hour ago, and is there now.
+    """
+    status = f"cml_worker:status:current{{{matchers}}}"
+    known = _join(matchers, 'instance_id!=""')
+    instance = f"max by ({WORKER}, instance_id) ({INFO.name}{{{known}}})"
+    there_before = f"last_over_time({status}[1h] offset 1h)"
+    last_status = f"max by ({WORKER}) (max_over_time(timestamp({status})[1h:1m]) unless on ({WORKER}, status) {status})"
+    now = f'label_replace({status} * on ({WORKER}) group_left () {last_status}, "change", "now $1", "status", "(.+)")'
+    earlier_instance = (
+        f"max by ({WORKER}) (max_over_time(({instance} * 0 + time())[1h:1m]) unless on ({WORKER}, instance_id) {instance})"
+    )
+    replaced = f"{earlier_instance} and on ({WORKER}) {instance}"
+    first_seen = f"min by ({WORKER}) (min_over_time(timestamp({status})[1h:1m]))"
+    new = f"{first_seen} unless on ({WORKER}) {there_before} and on () count_over_time(cml_fleet:workers:count[1h] offset 1h)"
+    seen_last = f"max by ({WORKER}) (max_over_time(timestamp({status})[1h:1m]))"
+    gone = f"{seen_last} unless on ({WORKER}) {status} and on () cml_fleet:workers:count"
+    changes = (now, _named(replaced, "change", "other instance"), _named(new, "change", "new"), _named(gone, "change", "gone"))
+    return f"max by ({WORKER}, change) ({' or '.join(changes)})"

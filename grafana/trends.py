@@ -18,6 +18,7 @@ from grafana.promql import (
     hourly_history,
     hours_missing,
     idle_hours,
+    idle_hours_cost,
     last_seen,
     max_by_worker,
     only_top,
@@ -180,7 +181,7 @@ def _days() -> list[Panel]:
 def _hours() -> list[Panel]:
     def ranked(title: str, question: str, description: str, hours: str, style: Style) -> Panel:
         query = instant(_name(f"topk($top, {hours})"), "{{worker}}")
-        return bars(title, question, description, query, replace(style, links=conventions.SERIES_LINK), width=12)
+        return bars(title, question, description, query, replace(style, links=conventions.SERIES_LINK), width=9)
 
     return [
         ranked(
@@ -197,6 +198,16 @@ def _hours() -> list[Panel]:
             "Whole hours in the time range in which a worker ran without a lab and with almost no CPU load.",
             idle_hours(SELECTED, "$__range"),
             _HOURS,
+        ),
+        stat(
+            "Idling cost",
+            "What did idle workers cost?",
+            "Dollars that the idle hours of all selected workers cost in the time range, by `workers.hourly_price`. A worker "
+            "without a price, or gone before this Prometheus existed, counts as 0.",
+            [instant(idle_hours_cost(SELECTED, "$__range"))],
+            Style("currencyUSD", "Set workers.hourly_price", decimals=2, minimum=0),
+            width=6,
+            height=8,
         ),
     ]
 

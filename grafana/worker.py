@@ -176,7 +176,7 @@ def _now_row() -> list[Panel]:
                 conventions.NO_HOURS,
                 decimals=0,
                 minimum=0,
-                thresholds=((4, "yellow"), (12, "red")),
+                thresholds=((4, conventions.AMBER), (12, "red")),
                 fixed=conventions.COMPARED,
             ),
             width=9,
@@ -228,11 +228,11 @@ def _facts() -> list[Panel]:
         table(
             "Alerts of this worker",
             "Is anything wrong with it?",
-            "Alerts that fire for this worker now, and since when. The runbook says what to do about each.",
+            "Alerts that fire for this worker now, and since when. Click one for what to do.",
             [instant(f"max by (alertname, severity) ({firing})"), instant(f"{since} and on (alertname) {firing}")],
             (
                 Column("severity", "Severity", conventions.SEVERITY_CELL),
-                Column("alertname", "Alert"),
+                Column("alertname", "Alert", conventions.ALERT_LINK),
                 Column("Value #B", "Since", conventions.MOMENT_CELL),
             ),
             Style("none", "None"),
@@ -453,7 +453,7 @@ def _node() -> Sequence[Panel]:
             "Is a disk full?",
             "Share of each file system that is in use.",
             [Query(f"max by (mountpoint) ({used})", "{{mountpoint}}")],
-            replace(conventions.RATIO, empty=_NODE, thresholds=((0.8, "yellow"), (0.9, "red"))),
+            replace(conventions.RATIO, empty=_NODE, thresholds=((0.8, conventions.AMBER), (0.9, "red"))),
             width=8,
         ),
         graph(

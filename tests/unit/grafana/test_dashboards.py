@@ -495,7 +495,7 @@ def test_a_query_uses_variables_that_exist_and_the_steps_of_its_graph(dashboard:
     for function, window in within:
         if function in ("rate", "irate", "increase") and not target["instant"]:
             assert window == "$__rate_interval"
-    if "$__interval" in target["expr"] and f'store="{STORE}"' in target["expr"]:
+    if re.search(rf'store="{STORE}"[^}}]*}}\[\$__interval]', target["expr"]):
         by_hour = any(name in target["expr"] for name in HOURLY)
         assert seconds(target["interval"]) >= (3600 if by_hour else 300), "as often as there is a value"
     assert target["instant"] == (panel["type"] in ("stat", "bargauge", "table"))

@@ -1,0 +1,164 @@
+"""What the dashboards tell at a glance, over series of hours: changes, what fills up, the cost of idling, labs on average."""
+
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+import yaml
+
+from exporter.core.history_metrics import ACTIVE_LABS_1H
+from exporter.core.periods import HOUR
+from grafana.promql import changed_in_an_hour, filling, fleet_average, idle_cost, idle_hours_cost
+from tests.conftest import program
+from tests.fixtures.prometheus import INSTALL
+from tests.helpers.grafana_variables import View
+
+ALL = 'region=~".*"'
+VIEW = View(24 * HOUR, 60, {"top": "5", "region": None})
+
+
+def worker(name: str, worker_id: str, **more: str) -> str:
+    labels = {"worker_id": worker_id, "region": "r", **more}
+    return name + "{" + ",".join(f'{key}="{value}"' for key, value in labels.items()) + "}"
+
+
+def query(
+    folder: Path,
+    series: Mapping[str, str],
+    expr: str,
+    at: str,
+    expected: Sequence[tuple[str, float]],
+    *,
+    interval: str = "1m",
+    rules: str = "",
+) -> None:
+    """Let promtool evaluate an expression of a panel over these series, and compare."""
+    test = {
+        "interval": interval,
+        "input_series": [{"series": name, "values": values} for name, values in series.items()],
+        "promql_expr_test": [
+            {
+                "expr": VIEW.expand(expr),
+                "eval_time": at,
+                "exp_samples": [{"labels": labels, "value": value} for labels, value in expected],
+            }
+        ],
+    }
+    file = folder / "test.yml"
+    file.write_text(yaml.safe_dump({"evaluation_interval": "1m", "rule_files": [rules] if rules else [], "tests": [test]}))
+    promtool = program("promtool", INSTALL)
+    done = subprocess.run([promtool, "test", "rules", file], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+STATUS = "cml_worker:status:current"
+INFO = "cml_worker_info"
+
+
+def changes() -> dict[str, str]:
+    """Three hours of seven workers, by the minute."""
+    return {
+        worker(STATUS, "steady", status="running"): "1x200",
+        worker(INFO, "steady", instance_id="i-1"): "1x200",
+        worker(STATUS, "stopped", status="running"): "1x150 stale",
+        worker(STATUS, "stopped", status="stopped"): "_x151 1x49",
+        worker(INFO, "stopped", instance_id="i-2"): "1x200",
+        # Stopped more than an hour ago.
+        worker(STATUS, "long", status="running"): "1x100 stale",
+        worker(STATUS, "long", status="stopped"): "_x101 1x99",
+        # It ran again after ten minutes: the same status as an hour ago.
+        worker(STATUS, "back", status="running"): "1x130 stale _x9 1x60",
+        worker(STATUS, "back", status="stopped"): "_x131 1x9 stale",
+        worker(STATUS, "moved", status="running"): "1x200",
+        worker(INFO, "moved", instance_id="i-3"): "1x160 stale",
+        worker(INFO, "moved", instance_id="i-4"): "_x161 1x39",
+        worker(STATUS, "new", status="running"): "_x170 1x30",
+        worker(STATUS, "gone", status="running"): "1x165 stale",
+        "cml_fleet:workers:count": "6x200",
+    }
+
+
+def change(worker_id: str, what: str) -> str:
+    return f'{{worker_id="{worker_id}", region="r", change="{what}"}}'
+
+
+def test_a_change_of_the_last_hour_is_listed_with_its_time(tmp_path: Path) -> None:
+    expected = [
+        (change("stopped", "now stopped"), 150 * 60),
+        (change("back", "now running"), 140 * 60),
+        (change("moved", "other instance"), 160 * 60),
+        (change("new", "new"), 170 * 60),
+        (change("gone", "gone"), 165 * 60),
+    ]
+    query(tmp_path, changes(), changed_in_an_hour(ALL), "190m", expected)
+
+
+def test_without_the_exporter_no_worker_is_new_or_gone(tmp_path: Path) -> None:
+    """An hour ago it was not there: all were new. Now it is not: all were gone."""
+    started = {worker(STATUS, "first", status="running"): "_x30 1x60", "cml_fleet:workers:count": "_x30 1x60"}
+    query(tmp_path, started, changed_in_an_hour(ALL), "60m", [])
+    stopped = {worker(STATUS, "last", status="running"): "1x170 stale", "cml_fleet:workers:count": "1x170 stale"}
+    query(tmp_path, stopped, changed_in_an_hour(ALL), "180m", [])
+
+
+DISK, MEMORY = "cml_worker:disk_utilization_ratio:max", "cml_worker:memory_utilization_ratio:max"
+
+
+def test_what_fills_up_is_predicted_along_a_line(tmp_path: Path) -> None:
+    """A tenth of a percent a minute are 144 points a day, a hundredth 14.4."""
+    running = {worker("cml_worker_status", each, status="running"): "1x400" for each in ("fast", "slow", "flat", "young")}
+    series = {
+        **running,
+        worker("cml_worker_status", "off", status="running"): "0x400",
+        worker(DISK, "fast"): "0.1+0.001x400",
+        worker(DISK, "slow"): "0.2+0.0001x400",
+        worker(MEMORY, "slow"): "0.5-0.0001x400",
+        worker(DISK, "flat"): "0.95x400",
+        worker(DISK, "young"): "_x380 0.5+0.001x20",
+        worker(DISK, "off"): "0.1+0.001x400",
+    }
+
+    def of(worker_id: str) -> str:
+        return f'{{worker_id="{worker_id}", region="r", what="disk"}}'
+
+    for expr, fast, slow in zip(filling(ALL), (1, 0.5, 30000), (0.384, 0.24, 456000), strict=True):
+        rounded = f"round({expr}, 0.001)"
+        query(tmp_path, series, rounded, "400m", [(of("fast"), fast), (of("slow"), slow)])
+
+
+def test_idling_costs_what_its_hours_cost(tmp_path: Path) -> None:
+    idle, price = "cml_worker:idle:bool", "cml_worker_hourly_price_dollars"
+    workers = {worker(idle, "a"): "1x10", worker(idle, "b"): "0x10", worker(idle, "free"): "1x10"}
+    priced = {worker(price, "a", instance="x"): "4.5x10", worker(price, "b", instance="x"): "2x10"}
+    query(tmp_path, workers | priced, idle_cost(ALL), "5m", [("{}", 4.5)])
+    query(tmp_path, workers | priced, idle_cost(ALL, 24), "5m", [("{}", 108)])
+    query(tmp_path, priced, idle_cost(ALL), "5m", [("{}", 0)])
+    query(tmp_path, workers, idle_cost(ALL), "5m", [])  # the panel says that no price is set
+
+
+def hourly(metric: str, worker_id: str) -> str:
+    return worker(f"cml_worker:{metric}", worker_id, store="history")
+
+
+def test_idle_hours_cost_their_price(tmp_path: Path) -> None:
+    series = {
+        hourly("running:avg1h", "a"): "1x12",
+        hourly("active_labs:max1h", "a"): "0x12",
+        hourly("cpu_utilization_ratio:avg1h", "a"): "0.01x5 0.5x7",
+        worker("cml_worker_hourly_price_dollars", "a"): "2x12",
+        "cml:threshold:idle_cpu_ratio": "0.05x12",
+    }
+    query(tmp_path, series, idle_hours_cost(ALL, "10h"), "10h", [("{}", 2 * 5)], interval="1h")
+
+
+@pytest.mark.parametrize("said", ["", "3"], ids=["nothing", "as before"])
+def test_hours_without_labs_count_in_the_average_of_labs(tmp_path: Path, said: str) -> None:
+    """A worker with 4 labs runs for 5 of 10 hours: 2 on average, whether or not its document says something meanwhile."""
+    series = {
+        hourly("running:avg1h", "a"): "0 1x5 0x5 _x3",
+        hourly("active_labs:avg1h", "a"): f"_ 4x5 {f'{said}x5' if said else '_x6'} _x3",
+        # One that runs, but whose labs nobody knows, is not 0.
+        hourly("running:avg1h", "b"): "_x12 1x2",
+    }
+    query(tmp_path, series, fleet_average(ACTIVE_LABS_1H, ALL, "10h"), "11h", [("{}", 5 * 4 / 10)], interval="1h")
