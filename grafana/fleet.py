@@ -53,11 +53,11 @@ def _named_over_time(expr: str) -> str:
 
 
 def _by_worker(title: str, question: str, description: str, metric: Metric, by_hour: ByHour, style: Style) -> Panel:
-    mean = with_history(step_average(metric, IN_REGION), of_running_by_hour(by_hour, IN_REGION))
-    top = only_top(f"({mean})", ranked(metric, by_hour, IN_REGION), conventions.LINES)
+    now, past = step_average(metric, IN_REGION), of_running_by_hour(by_hour, IN_REGION)
+    top = only_top(f"({with_history(now, past)})", ranked(metric, by_hour, IN_REGION), conventions.LINES)
     queries = [
         Query(_named_over_time(top), "{{worker}}"),
-        Query(f"avg({mean})", "mean of all"),
+        Query(with_history(f"avg({now})", f"avg({past})"), "mean of all"),
     ]
     links, fixed = conventions.SERIES_LINK, conventions.MEAN
     return graph(title, question, description, queries, replace(style, links=links, fixed=fixed), interval=HISTORY_STEP)

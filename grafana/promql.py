@@ -210,11 +210,13 @@ def idle_hours(matchers: str, window: str, *, before: str = "") -> str:
 def idle_by_hour(matchers: str) -> str:
     """Return 1 for each worker that ran in the whole last hour without a lab and with CPU below the alert threshold; else 0.
 
-    The threshold is the current one, also for time before it was recorded. Without a threshold there is no result.
+    The threshold is the current one, also for time before it was recorded; where the whole range is before that, the one of
+    prometheus/rules/settings.yml at the time of `make dashboards`.
     """
     ran = f"({_each_hour(RUNNING_1H, matchers)} == bool 1)"
     no_lab = f"({_each_hour(ACTIVE_LABS_1H.max, matchers)} == bool 0)"
-    threshold_now = "on () group_left () max(cml:threshold:idle_cpu_ratio @ end())"
+    shipped = threshold("idle_cpu_ratio")
+    threshold_now = f"on () group_left () (max(cml:threshold:idle_cpu_ratio @ end()) or vector({shipped}))"
     low_cpu = f"({_each_hour(CPU_1H.avg, matchers)} < bool {threshold_now})"
     return f"{ran} * {no_lab} * {low_cpu}"
 
@@ -222,11 +224,11 @@ def idle_by_hour(matchers: str) -> str:
 def fleet_average(metric: ByHour, matchers: str, window: str, *, before: str = "") -> str:
     """Return the average over time of the sum over all workers: each hour's sum counts once, whichever workers existed.
 
-    A worker that did not run in an hour counts as 0, also one whose document says nothing: the history keeps what the document
-    of a stopped worker says. An hour in which none ran counts as 0, one without any sample does not count.
+    A worker that did not run in an hour counts as 0: the history keeps what the document of a stopped worker says. An hour in
+    which none ran counts as 0, also where no document says anything; one without any sample does not count.
     """
     ran = _each_hour(RUNNING_1H, matchers)
-    total = f"sum({_each_hour(metric.avg, matchers)} * ({ran} > bool 0) or {ran} == 0)"
+    total = f"(sum({_each_hour(metric.avg, matchers)} * ({ran} > bool 0)) or sum({ran}) == 0)"
     return f"avg_over_time({total}[{window}:1h] {_offset(before)})"
 
 
@@ -303,7 +305,8 @@ def with_history(live_value: str, history: str) -> str:
 
 def of_running_by_hour(metric: ByHour, matchers: str) -> str:
     """Return each worker's average of the last whole hour, of workers that ran in it."""
-    return f"({_each_hour(metric.avg, matchers)} and on ({WORKER}) ({_each_hour(RUNNING_1H, matchers)} > 0))"
+    mean, ran = (f"last_over_time({hourly_history(each, matchers, '1h')})" for each in (metric.avg, RUNNING_1H))
+    return max_by_worker(f"{mean} and on ({WORKER}) {ran} > 0")
 
 
 def running_by_hour(matchers: str) -> str:

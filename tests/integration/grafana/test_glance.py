@@ -7,9 +7,19 @@ from pathlib import Path
 import pytest
 import yaml
 
-from exporter.core.history_metrics import ACTIVE_LABS_1H
+from exporter.core.catalog import CPU
+from exporter.core.history_metrics import ACTIVE_LABS_1H, CPU_1H
 from exporter.core.periods import HOUR
-from grafana.promql import changed_in_an_hour, filling, fleet_average, idle_cost, idle_hours_cost
+from grafana.promql import (
+    changed_in_an_hour,
+    filling,
+    fleet_average,
+    idle_cost,
+    idle_hours_cost,
+    of_running,
+    of_running_by_hour,
+    with_history,
+)
 from tests.conftest import program
 from tests.fixtures.prometheus import INSTALL
 from tests.helpers.grafana_variables import View
@@ -152,13 +162,36 @@ def test_idle_hours_cost_their_price(tmp_path: Path) -> None:
     query(tmp_path, series, idle_hours_cost(ALL, "10h"), "10h", [("{}", 2 * 5)], interval="1h")
 
 
+def test_the_history_stands_in_only_while_this_prometheus_knows_no_worker(tmp_path: Path) -> None:
+    """It began after 5 hours; since then one worker runs, and the other, which ran an hour before, has no value."""
+    series = {
+        hourly("running:avg1h", "a"): "1x12",
+        hourly("running:avg1h", "b"): "1x12",
+        hourly("cpu_utilization_ratio:avg1h", "a"): "0.1x12",
+        hourly("cpu_utilization_ratio:avg1h", "b"): "0.2x12",
+        worker("cml_worker_cpu_utilization_ratio", "a"): "_x6 0.7x6",
+        worker("cml_worker_cpu_utilization_ratio", "b"): "_x6 0.9x6",
+        worker("cml_worker_status", "a", status="running"): "_x6 1x6",
+        worker("cml_worker_status", "b", status="running"): "_x6 0x6",
+        worker("cml_worker_info", "a"): "_x6 1x6",
+        worker("cml_worker_info", "b"): "_x6 1x6",
+    }
+
+    def of(worker_id: str) -> str:
+        return f'{{worker_id="{worker_id}", region="r"}}'
+
+    expr = with_history(of_running(CPU, ALL), of_running_by_hour(CPU_1H, ALL))
+    query(tmp_path, series, expr, "4h", [(of("a"), 0.1), (of("b"), 0.2)], interval="1h")
+    query(tmp_path, series, expr, "9h", [(of("a"), 0.7)], interval="1h")
+
+
 @pytest.mark.parametrize("said", ["", "3"], ids=["nothing", "as before"])
 def test_hours_without_labs_count_in_the_average_of_labs(tmp_path: Path, said: str) -> None:
     """A worker with 4 labs runs for 5 of 10 hours: 2 on average, whether or not its document says something meanwhile."""
     series = {
         hourly("running:avg1h", "a"): "0 1x5 0x5 _x3",
         hourly("active_labs:avg1h", "a"): f"_ 4x5 {f'{said}x5' if said else '_x6'} _x3",
-        # One that runs, but whose labs nobody knows, is not 0.
+        # While one runs whose labs nobody knows, the number of labs is not known.
         hourly("running:avg1h", "b"): "_x12 1x2",
     }
     query(tmp_path, series, fleet_average(ACTIVE_LABS_1H, ALL, "10h"), "11h", [("{}", 5 * 4 / 10)], interval="1h")

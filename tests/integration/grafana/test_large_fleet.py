@@ -42,7 +42,9 @@ ENVIRONMENT = {
     "NO_PROXY": "*",
 }
 SETTINGS = {"period": "30m", "max_age": "2h", "cloudwatch": {"interval": "30m"}}
-MAY_BE_EMPTY = {"Idle now", "Alerts of this worker"}
+PRICELESS = {"Idling costs", "Idling cost"}
+MAY_BE_EMPTY = {"Idle now", "Alerts of this worker", "Fills up next", "Changed in the last hour", *PRICELESS}
+"""Of some seconds of a fleet that is priced nowhere."""
 HARDLY = threshold("idle_cpu_ratio")
 BROWSER = 6
 """Requests that a browser has under way at once."""

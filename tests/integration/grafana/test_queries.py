@@ -63,8 +63,17 @@ OMEGA = Member("w-omega", instance_id(5), US, SINCE)
 """Terminated."""
 ACTIVE_AGO = {ALPHA: 600, IDLE: 7200}
 
-MAY_BE_EMPTY = {"Errors", "Failed writes", "AWS accounts", "Connections of the web server"}
-"""Of a healthy exporter; `test_a_failure_shows` sees the others."""
+PRICES = {"c5.metal": 4.08, "m5zn.metal": 3.96}
+"""Of ALPHA and IDLE; dollars an hour."""
+MAY_BE_EMPTY = {
+    "Changed in the last hour",
+    "Fills up next",
+    "Errors",
+    "Failed writes",
+    "AWS accounts",
+    "Connections of the web server",
+}
+"""Of a healthy exporter; `test_a_failure_shows` and test_glance.py see the others."""
 
 
 def cpu(member: Member, start: int) -> float:
@@ -116,7 +125,8 @@ def aggregates() -> list[Json]:
         "cloudwatch_last_collected_at": to_datetime(int(time.time()) - 60),
     }
     active = {member: to_datetime(NOW - ago) for member, ago in ACTIVE_AGO.items()}
-    idle = IDLE.aggregate(active_labs_count=0, last_activity_at=active[IDLE], **measured, **manager_facts(0, NOW))
+    known = {"instance_type": "m5zn.metal", "last_activity_at": active[IDLE]}
+    idle = IDLE.aggregate(active_labs_count=0, **known, **measured, **manager_facts(0, NOW))
     del idle["name"]
     return [
         ALPHA.aggregate(last_activity_at=active[ALPHA], instance_type="c5.metal", cml_version="2.8.1", **manager_facts(3, NOW)),
@@ -237,7 +247,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory, mongod: Mongod) -> Iterator[
         fake.add(ALPHA.instance_id, ALPHA.region)
         fake.fault("GetMetricData", "throttle", 1)
         limited = {"endpoint_url": fake.url, "max_usd_per_day": 5}
-        exporter = ExporterProcess(folder / "exporter", {"mongodb": {"uri": uri}, "cloudwatch": limited}, KEYS)
+        settings = {"mongodb": {"uri": uri}, "cloudwatch": limited, "workers": {"hourly_price": PRICES}}
+        exporter = ExporterProcess(folder / "exporter", settings, KEYS)
         ends.callback(lambda: print(exporter.tail(200)))
         ends.callback(exporter.kill)
         exporter.start()
@@ -359,6 +370,10 @@ def compare_fleet(stack: Stack) -> None:
     assert value(stack, fleet, "Running", region=[EU]) == 1
     assert value(stack, fleet, "Idle now") == 1
     assert value(stack, fleet, "Active labs") == 2 + 1
+    assert value(stack, fleet, "Idling costs") == pytest.approx(PRICES["m5zn.metal"])
+    assert value(stack, fleet, "Idling costs", "B") == pytest.approx(24 * PRICES["m5zn.metal"])
+    assert value(stack, fleet, "Idling costs", region=[EU]) == 0
+    assert 0 < value(stack, fleet, "Age of the data") < 600
     assert value(stack, fleet, "Mean CPU") == pytest.approx(sum(own.values()) / 2)
     assert value(stack, fleet, "Mean CPU", region=[EU]) == pytest.approx(own[ALPHA])
     assert value(stack, fleet, "Mean memory") == pytest.approx((stack.gauge(ALPHA, "memory") + 0.3) / 2)
@@ -399,6 +414,41 @@ def compare_fleet(stack: Stack) -> None:
     regions = [by("region", shown(stack, fleet, "Regions", ref)) for ref in "ABCD"]
     assert regions == [{EU: 2, US: 2}, {EU: 1, US: 2}, {EU: 0, US: 1}, {EU: 2, US: 1}]
     assert by("region", shown(stack, fleet, "Regions", "E")) == pytest.approx({EU: own[ALPHA], US: own[IDLE]})
+
+
+def test_the_fleet_before_this_prometheus_comes_from_the_history(stack: Stack) -> None:
+    """By the hour; two hours ago this Prometheus did not exist."""
+    fleet, at = conventions.FLEET, NOW - 2 * HOUR + 60
+    end = align(at, HOUR)
+    hour = {each: stack.documents(each, end - HOUR, end - 1) for each in (ALPHA, IDLE, STOPPED)}
+    running = [each for each in hour if ran(hour[each])]
+    assert IDLE in running
+    assert STOPPED not in running
+
+    def mean(member: Member, field: str) -> float:
+        values: list[float] = [each[field] for each in hour[member] if field in each]
+        return sum(values) / len(values)
+
+    names = {ALPHA: "cml w-alpha", IDLE: "w.idle", STOPPED: "cml w-stopped"}
+    for title, field in (("CPU by worker", "cpu_utilization"), ("Memory by worker", "memory_utilization")):
+        means = {each: mean(each, field) / 100 for each in running}
+        assert by("worker", shown(stack, fleet, title, now=at)) == pytest.approx({names[each]: means[each] for each in running})
+        assert value(stack, fleet, title, "B", at) == pytest.approx(sum(means.values()) / len(means))
+    regions = {US: mean(IDLE, "cpu_utilization") / 100}
+    assert by("region", shown(stack, fleet, "CPU by region", now=at))[US] == pytest.approx(regions[US])
+    statuses = by("status", shown(stack, fleet, "Workers by status over time", now=at))
+    mostly = [each for each in hour if ran(hour[each]) >= 0.5]
+    assert statuses == {"running": len(mostly), "not running": 3 - len(mostly)}
+    codes = by("worker", shown(stack, fleet, "Status by worker", now=at))
+    assert codes == {names[each]: int(each in mostly) for each in hour}
+    refs = dict(zip("ABC", shown_all(stack, fleet, "Active labs and idle workers", at), strict=True))
+    assert refs["A"] == pytest.approx(sum(mean(each, "active_labs_count") for each in running))
+    assert refs["B"] == pytest.approx(sum(ran(hour[each]) for each in hour))
+    assert refs["C"] == sum(lay_idle(hour[each]) for each in hour)
+
+
+def shown_all(stack: Stack, uid: str, title: str, now: float) -> list[float]:
+    return [value(stack, uid, title, ref, now) for ref in "ABC"]
 
 
 def test_on_call_says_what_fires_for_whom_and_since_when(stack: Stack) -> None:
@@ -597,6 +647,7 @@ def test_trends_are_those_of_the_history_terminated_workers_included(stack: Stac
         idle = by("worker_id", shown(stack, trends, "Idle hours", now=now))
         assert idle["w.idle"] == total(lay_idle, IDLE) > 80
         assert idle["w-alpha"] == total(lay_idle, ALPHA) == 0
+        says(idle["w.idle"] * PRICES["m5zn.metal"], "Idling cost")
         running = by("worker_id", shown(stack, trends, "Running hours", now=now))
         assert running == pytest.approx({each.worker_id: total(ran, each) for each in members}, rel=1e-9)
         table = by("worker_id", shown(stack, trends, "Workers", "C", now))
@@ -794,7 +845,9 @@ def test_a_worker_that_does_not_run_counts_in_no_load(run_prometheus: RunPrometh
         return render_metrics(gauges, ()).decode()
 
     with serving(text) as address:
-        prometheus = run_prometheus(faster(tmp_path / "rules", address))
+        configuration = faster(tmp_path / "rules", address)
+        del configuration["remote_read"]  # what serves here has no history
+        prometheus = run_prometheus(configuration)
         until(lambda: prometheus.values("cml_region:cpu_utilization_ratio:avg"), "recorded")
 
         def says(uid: str, title: str, ref: str = "A", **chosen: str) -> dict[Labels, float]:
