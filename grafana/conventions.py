@@ -72,10 +72,10 @@ LONG_IDLE = ((3600.0, AMBER), (4 * 3600.0, "red"))
 LABS = "Active labs are the labs of running workers as the manager counts them, stopped labs included."
 NOTHING_LISTED = "No worker listed"
 NO_HISTORY = "No history in this time range"
+NO_HOURS_YET = "No whole hour yet"
+"""Of a tile, which has no room for more; its description says which hours count."""
 NO_HOURS = "No whole hour of history in this time range, or too many workers for one query: select fewer"
-MISSING = Style(
-    "percentunit", "All: no whole hour is known", decimals=0, minimum=0, maximum=1, thresholds=((0.2, AMBER), (0.5, "red"))
-)
+MISSING = Style("percentunit", "All hours", decimals=0, minimum=0, maximum=1, thresholds=((0.2, AMBER), (0.5, "red")))
 """Of a share of hours without data."""
 HOURS = "suffix: h"
 """A unit of its own: Grafana's unit h makes weeks of many hours."""
@@ -194,7 +194,7 @@ RESTARTS = annotation(
     f'1000 * max by (instance) (process_start_time_seconds{{job="{JOB}"}})',
     "The exporter was started",
     "{{instance}}",
-    "orange",
+    "dark-orange",
     at_value=True,
 )
 WORKER_STATUS = annotation(

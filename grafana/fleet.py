@@ -89,7 +89,7 @@ def _now_row() -> list[Panel]:
             [instant(f"sum({_IDLE})")],
             replace(
                 conventions.COUNT,
-                empty="No running worker with a value",
+                empty="No running worker",
                 thresholds=((1, conventions.AMBER), (5, "dark-orange")),
             ),
             width=4,

@@ -232,6 +232,11 @@ class Column:
     properties: Mapping[str, Any] = field(default_factory=dict)
 
 
+def heading_width(heading: str) -> int:
+    """Return the pixels of a heading with its funnel and arrow, by the usual width of a letter of Grafana's tables."""
+    return max(60, 7 * len(heading) + 24)
+
+
 def table(
     title: str,
     question: str,
@@ -258,7 +263,13 @@ def table(
     merge = [{"id": "merge", "options": {}}] if len(queries) > 1 else []
     options = {"showHeader": True, "sortBy": [{"displayName": sort, "desc": True}]}
     # An empty cell shows a dash; otherwise it would show the text for an empty panel.
-    fixed = {**{column.heading: {"noValue": "–", **column.properties} for column in columns}, **style.fixed}
+    fixed = {
+        **{
+            each.heading: {"noValue": "–", "custom.minWidth": heading_width(each.heading), **each.properties}
+            for each in columns
+        },
+        **style.fixed,
+    }
     # By itself a column is at least 150 pixels wide, so that half of a screen holds six.
     custom = {"align": "auto", "displayMode": "auto", "filterable": True, "minWidth": 60}
     body = _panel(

@@ -50,7 +50,14 @@ def _averages() -> list[Panel]:
         windows = (("1d", "24 h"), ("7d", "7 days"), ("30d", "30 days"))
         queries = [instant(_fleet(metric, window), legend) for window, legend in windows]
         said = f"{what} of the last 24 hours, 7 days, and 30 days, computed from hourly aggregates."
-        return stat(title, question, said, queries, style, width=7 if metric is not ACTIVE_LABS_1H else 6)
+        return stat(
+            title,
+            question,
+            said,
+            queries,
+            replace(style, empty=conventions.NO_HOURS_YET),
+            width=7 if metric is not ACTIVE_LABS_1H else 6,
+        )
 
     workers = "Average of the workers' averages"
     return [
@@ -122,7 +129,7 @@ def _weeks() -> list[Panel]:
             "Do we pay for more hours than last week?",
             "Running hours of all workers in the last 7 days, and in the 7 days before.",
             [instant(running, "7 days"), instant(before, "week before")],
-            replace(_HOURS, fixed=conventions.COMPARED),
+            replace(_HOURS, empty=conventions.NO_HOURS_YET, fixed=conventions.COMPARED),
             width=6,
         ),
         line("CPU, week over week", "When does this week differ from the last?", CPU_1H, _CPU),
@@ -202,8 +209,8 @@ def _hours() -> list[Panel]:
         stat(
             "Idling cost",
             "What did idle workers cost?",
-            "Dollars that the idle hours of all selected workers cost in the time range, by `workers.hourly_price`. A worker "
-            "without a price, or gone before this Prometheus existed, counts as 0.",
+            "Dollars that the idle time of all selected workers cost in the time range, by `workers.hourly_price`, since this "
+            "Prometheus exists. A worker without a price counts as 0.",
             [instant(idle_hours_cost(SELECTED, "$__range"))],
             Style("currencyUSD", "Set workers.hourly_price", decimals=2, minimum=0),
             width=6,

@@ -53,10 +53,12 @@ from grafana.promql import (
 
 _GONE = "No longer listed"
 _NOT_WRITTEN = "The manager does not write it, or the worker does not run"
+_NOT_KNOWN = "Not known"
+"""Of a tile, which has no room for more."""
 _NODE = "No node_exporter on this worker"
 _WEEK_AGO = "offset 1w"
 _STATUS = {**conventions.STATUS_CODES, str(conventions.NONE): ("not listed", conventions.GREY)}
-_NOT_IDLE = "Not running, or no known activity"
+_NOT_IDLE = "Not running"
 _IDLE = f"max({idle_seconds(THE_WORKER)} and on ({WORKER}) {in_status('running', THE_WORKER)})"
 
 
@@ -141,8 +143,8 @@ def _now_row() -> list[Panel]:
         stat(
             "Idle for",
             "When was it last used?",
-            "Time since the last activity, while it runs; red after 4 hours. The alert also requires no running node (no lab "
-            "where nodes are not known) and almost no CPU load.",
+            "Time since the last activity, if it is known, while it runs; red after 4 hours. The alert also requires no "
+            "running node (no lab where nodes are not known) and almost no CPU load.",
             [instant(_IDLE)],
             replace(conventions.SECONDS, empty=_NOT_IDLE, thresholds=conventions.LONG_IDLE),
             width=4,
@@ -153,7 +155,7 @@ def _now_row() -> list[Panel]:
             "Hours in which it ran: in the last 24 hours, and in the same 24 hours a week before. A period with CPU and "
             "without a status counts as running.",
             _hours("running"),
-            Style(conventions.HOURS, conventions.NO_HOURS, decimals=1, minimum=0, fixed=conventions.COMPARED),
+            Style(conventions.HOURS, conventions.NO_HOURS_YET, decimals=1, minimum=0, fixed=conventions.COMPARED),
             width=9,
         ),
         stat(
@@ -173,7 +175,7 @@ def _now_row() -> list[Panel]:
             _hours("idle"),
             Style(
                 conventions.HOURS,
-                conventions.NO_HOURS,
+                conventions.NO_HOURS_YET,
                 decimals=0,
                 minimum=0,
                 thresholds=((4, conventions.AMBER), (12, "red")),
@@ -205,6 +207,7 @@ def _facts() -> list[Panel]:
     firing = f'ALERTS{{alertname=~"CML.+",alertstate="firing",{THE_WORKER}}}'
     since = f'1000 * max by (alertname) (ALERTS_FOR_STATE{{alertname=~"CML.+",{THE_WORKER}}})'
     gone = Style("none", "Neither listed nor in the history of this time range")
+    no_machine = Style("none", "Not known", links=conventions.INSTANCE_LINKS)
     return [
         facts(
             "Facts",
@@ -245,7 +248,7 @@ def _facts() -> list[Panel]:
             "Where can I look at it?",
             "Click the instance for its page in the EC2 console, or for the CML UI if the worker's name is its host name.",
             [instant(f"topk(1, max by (instance_id, region, worker) ({info}))", "{{instance_id}}")],
-            replace(gone, links=conventions.INSTANCE_LINKS),
+            no_machine,
             width=4,
             height=8,
         ),
@@ -255,7 +258,7 @@ def _facts() -> list[Panel]:
 def _state(title: str, question: str, description: str, metric: Metric, legend: str = "{{state}}") -> Panel:
     labels = ", ".join(label for label in metric.labels if label not in WORKER_LABELS)
     query = instant(f"max by ({labels}) ({metric.name}{{{THE_WORKER}}}) == 1", legend)
-    return name_stat(title, question, description, [query], Style("none", _NOT_WRITTEN), width=4)
+    return name_stat(title, question, description, [query], Style("none", _NOT_KNOWN), width=4)
 
 
 def _newest(metric: Metric, legend: str = "", factor: str = "", matchers: str = "") -> Query:
@@ -264,7 +267,7 @@ def _newest(metric: Metric, legend: str = "", factor: str = "", matchers: str = 
 
 def _cml() -> list[Panel]:
     """Return panels of what the manager says of CML, the disk, and EC2's checks."""
-    absent = Style("none", _NOT_WRITTEN)
+    absent = Style("none", _NOT_KNOWN)
     return [
         stat(
             "Ready",
@@ -277,7 +280,7 @@ def _cml() -> list[Panel]:
         _state(
             "Service",
             "Is the web service reachable?",
-            "State of CML's HTTPS service as the manager saw it last.",
+            "State of CML's HTTPS service as the manager saw it last, while the worker runs.",
             SERVICE_STATUS,
         ),
         _state("License", "Is it licensed?", "Status of the license as the manager holds it.", LICENSE_STATUS),
@@ -301,7 +304,7 @@ def _cml() -> list[Panel]:
             "When did CML start?",
             "Time since CML on the worker started.",
             [_newest(UPTIME)],
-            replace(conventions.SECONDS, empty=_NOT_WRITTEN),
+            replace(conventions.SECONDS, empty=_NOT_KNOWN),
             width=4,
         ),
         stat(
@@ -317,7 +320,7 @@ def _cml() -> list[Panel]:
             "How often was it paused?",
             "How often the manager's idle detection has paused the worker.",
             [_newest(AUTO_PAUSES)],
-            replace(conventions.COUNT, empty=_NOT_WRITTEN),
+            replace(conventions.COUNT, empty=_NOT_KNOWN),
             width=6,
         ),
         stat(
@@ -333,7 +336,7 @@ def _cml() -> list[Panel]:
             "How large is it?",
             "Memory, disk, and the part of the disk in use.",
             [_newest(MEMORY_TOTAL, "memory"), _newest(DISK_TOTAL, "disk"), _newest(DISK_USED, "in use")],
-            Style("bytes", _NOT_WRITTEN, decimals=1, minimum=0),
+            Style("bytes", _NOT_KNOWN, decimals=1, minimum=0),
             width=6,
         ),
         graph(

@@ -151,15 +151,14 @@ def hourly(metric: str, worker_id: str) -> str:
     return worker(f"cml_worker:{metric}", worker_id, store="history")
 
 
-def test_idle_hours_cost_their_price(tmp_path: Path) -> None:
+def test_idle_time_costs_its_price(tmp_path: Path) -> None:
+    """Two of three hours idle, at 3 dollars; another one without a price."""
     series = {
-        hourly("running:avg1h", "a"): "1x12",
-        hourly("active_labs:max1h", "a"): "0x12",
-        hourly("cpu_utilization_ratio:avg1h", "a"): "0.01x5 0.5x7",
-        worker("cml_worker_hourly_price_dollars", "a"): "2x12",
-        "cml:threshold:idle_cpu_ratio": "0.05x12",
+        worker("cml_worker:idle:bool", "a"): "1x119 0x59",
+        worker("cml_worker:idle:bool", "free"): "1x179",
+        worker("cml_worker_hourly_price_dollars", "a"): "3x179",
     }
-    query(tmp_path, series, idle_hours_cost(ALL, "10h"), "10h", [("{}", 2 * 5)], interval="1h")
+    query(tmp_path, series, idle_hours_cost(ALL, "4h"), "179m", [("{}", 6)])
 
 
 def test_the_history_stands_in_only_while_this_prometheus_knows_no_worker(tmp_path: Path) -> None:

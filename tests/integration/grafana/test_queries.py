@@ -647,7 +647,6 @@ def test_trends_are_those_of_the_history_terminated_workers_included(stack: Stac
         idle = by("worker_id", shown(stack, trends, "Idle hours", now=now))
         assert idle["w.idle"] == total(lay_idle, IDLE) > 80
         assert idle["w-alpha"] == total(lay_idle, ALPHA) == 0
-        says(idle["w.idle"] * PRICES["m5zn.metal"], "Idling cost")
         running = by("worker_id", shown(stack, trends, "Running hours", now=now))
         assert running == pytest.approx({each.worker_id: total(ran, each) for each in members}, rel=1e-9)
         table = by("worker_id", shown(stack, trends, "Workers", "C", now))

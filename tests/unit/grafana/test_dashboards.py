@@ -304,14 +304,73 @@ def test_a_comparison_is_grey_and_dashed(panel: Json) -> None:
             assert fixed[target["legendFormat"]]["custom.lineStyle"]["fill"] == "dash"
 
 
+@pytest.mark.parametrize("screen", [1000, 1920])
 @pytest.mark.parametrize("panel", PANELS)
-def test_titles_and_columns_fit_a_screen_of_1000_pixels(panel: Json) -> None:
-    """By the usual width of a letter of Grafana's titles; a real Grafana would show it, but none runs here."""
-    width = panel["gridPos"]["w"] * 1000 / 24 - 8
+def test_titles_columns_and_texts_of_tiles_fit_a_screen(panel: Json, screen: int) -> None:
+    """By the usual width of a letter, 7 pixels at the 14 pixels of Grafana's titles; a real Grafana would show it."""
+    width = panel["gridPos"]["w"] * screen / 24 - 8
     assert 7 * len(panel["title"]) + 16 <= width
+    if panel["type"] == "stat":
+        texts = [panel["fieldConfig"]["defaults"]["noValue"], *(each["legendFormat"] for each in panel["targets"])]
+        assert max(7 * len(each) for each in texts if "{{" not in each) <= width
     if panel["type"] == "table" and panel["transformations"][-1]["id"] == "organize":
-        columns = len(panel["transformations"][-1]["options"]["renameByName"])
-        assert columns * panel["fieldConfig"]["defaults"]["custom"]["minWidth"] <= width
+        widths = {
+            each["matcher"]["options"]: {one["id"]: one["value"] for one in each["properties"]}
+            for each in panel["fieldConfig"]["overrides"]
+        }
+        shown = [each.get("custom.width", each["custom.minWidth"]) for each in widths.values() if not each.get("custom.hidden")]
+        assert sum(shown) <= width
+        for heading, each in widths.items():
+            assert each.get("custom.width", each["custom.minWidth"]) >= 7 * len(heading) + 16
+
+
+LIGHT, DARK = "#ffffff", "#181b1f"
+"""Grafana's backgrounds of a panel."""
+NAMED = {
+    "red": ("#e02f44", "#f2495c"),
+    "dark-orange": ("#e55400", "#fa6400"),
+    "green": ("#56a64b", "#73bf69"),
+    "blue": ("#3274d9", "#5794f2"),
+    "light-blue": ("#5794f2", "#8ab8ff"),
+    "light-purple": ("#b877d9", "#ca95e5"),
+}
+"""Grafana's named colors in light and in dark mode (createVisualizationColors.ts)."""
+
+
+def contrast(one: str, other: str) -> float:
+    """The ratio of WCAG 2."""
+
+    def luminance(color: str) -> float:
+        parts = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def colors(part: object) -> Iterator[str]:
+    if isinstance(part, dict):
+        for key, each in part.items():
+            if key in ("color", "fixedColor", "iconColor") and isinstance(each, str):
+                yield each
+            else:
+                yield from colors(each)
+    elif isinstance(part, list):
+        for each in part:
+            yield from colors(each)
+
+
+@pytest.mark.parametrize("uid", UIDS)
+def test_every_color_can_be_read_in_light_and_in_dark_mode(uid: str) -> None:
+    """3:1 is what large text and lines need. Cells of tables have small text: there the color is the background."""
+    dashboard = DASHBOARDS[uid]
+    assert "style" not in dashboard, "the viewer's theme"
+    marks = [each for each in dashboard["annotations"]["list"] if "builtIn" not in each]
+    for color in {*colors(dashboard["panels"]), *colors(marks)}:
+        light, dark = NAMED.get(color, (color, color))
+        assert min(contrast(light, LIGHT), contrast(dark, DARK)) >= 3, color
+    assert "color-text" not in json.dumps(dashboard)
 
 
 @pytest.mark.parametrize("panel", PANELS)
