@@ -23,8 +23,8 @@ _INTRO = """\
 
 For users of the Grafana dashboards, and for authors of new panels: which panel answers which question, by which query.
 
-There are five dashboards, the same files for Grafana 9.1 and later, in `grafana/dashboards/`. `docker compose up` provisions
-them. Elsewhere import the files and choose the Prometheus that scrapes the exporter as data source.
+There are five dashboards, the same files for Grafana 9.1 to 12 (checked against the schema of 10.4), in `grafana/dashboards/`.
+`docker compose up` provisions them. Elsewhere import the files and choose the Prometheus that scrapes the exporter.
 
 - Values of *now* come from `/metrics`. Averages, last week's values, and workers that are gone come from the history, which
   Prometheus reads from the exporter (`{store="history"}`, `remote_read` in `prometheus/prometheus.yml`). Idle workers and
@@ -36,6 +36,12 @@ them. Elsewhere import the files and choose the Prometheus that scrapes the expo
   of 1,250 workers. The exporter caches them. With 1,000 workers and a period of 5 minutes, the first query of a week took 5 to
   8 seconds on two cores shared by MongoDB, Prometheus, and the exporter, a month 17 to 33; later queries took 0.2 seconds for a
   week and 0.8 for a month.
+- *Fleet overview* reads hourly aggregates, too, for time that this Prometheus does not know, for the hour before each point.
+- Alerts link to *On call* with their labels. Write the addresses of Grafana and of the runbook into `cml:grafana:info` and
+  `cml:runbook:info` of `prometheus/rules/settings.yml`.
+- Add `?kiosk` to an address for a screen on the wall: no panel needs the bar of variables. Grafana's public dashboards refuse
+  panels with variables: `python -m grafana.public --datasource UID FOLDER` writes copies without, for all regions and workers.
+  *Worker detail* has none, because its variable chooses the worker. The copies have no links and no marks of alerts.
 - Red lines mark the alert thresholds of `prometheus/rules/settings.yml`. After changing a threshold run `make dashboards`.
 """
 

@@ -11,7 +11,7 @@ import pytest
 from exporter.core.catalog import METRICS_BY_NAME, WORKER_METRICS
 from exporter.core.history_metrics import STORE
 from exporter.core.model import STATUSES
-from grafana import build, conventions
+from grafana import build, conventions, public
 from grafana.panels import DATASOURCE, Panel, Row, render
 from grafana.promql import CODES, threshold
 from tests.helpers.grafana_variables import Json, View, panels, queries, seconds
@@ -144,6 +144,103 @@ def test_the_docs_list_every_panel_with_the_question_it_answers() -> None:
         for panel in dashboard.panels:
             assert panel.question.endswith("?")
             assert f"| {panel.question} | {panel.body['title']} | `" in text
+
+
+# -- what Grafana 10.4 takes -------------------------------------------------------------------------------------------
+
+TAKEN = {
+    "dashboard": """annotations description editable fiscalYearStartMonth graphTooltip links liveNow panels refresh
+        schemaVersion tags templating time timepicker timezone title uid version weekStart""",
+    "panel": """datasource description fieldConfig gridPos id interval links options targets title transformations transparent
+        type""",
+    "row": "collapsed gridPos id panels title type",
+    "field": "color custom decimals links mappings max min noValue thresholds unit",
+    "target": "datasource editorMode exemplar expr format instant interval legendFormat range refId",
+    "variable": """allValue current datasource definition description hide includeAll label multi name options query refresh
+        regex skipUrlSync sort type""",
+    "timeseries": "legend tooltip",
+    "stat": "colorMode graphMode justifyMode orientation reduceOptions textMode",
+    "bargauge": "displayMode minVizHeight minVizWidth orientation reduceOptions showUnfilled",
+    "state-timeline": "alignValue legend mergeValues rowHeight showValue tooltip",
+    "table": "showHeader sortBy",
+    "timeseries custom": """axisLabel axisPlacement axisSoftMax barAlignment drawStyle fillOpacity lineInterpolation
+        lineStyle lineWidth pointSize scaleDistribution showPoints spanNulls stacking thresholdsStyle""",
+    "state-timeline custom": "fillOpacity lineWidth",
+    "table custom": "align cellOptions displayMode filterable hidden inspect minWidth width",
+    "stat custom": "lineStyle fillOpacity",
+    "bargauge custom": "",
+}
+"""Keys, a subset of those of the published schema of Grafana 10.4 (the models of grafana-foundation-sdk for 10.4.0).
+
+The schema lacks `definition` of a variable, which Grafana's editor shows, and what annotations of Prometheus have. A stat has
+no `custom`; it ignores that of comparisons, which it shares with graphs.
+"""
+
+
+def taken(kind: str, part: Json) -> None:
+    assert set(part) <= set(TAKEN[kind].split()), kind
+
+
+@pytest.mark.parametrize("uid", UIDS)
+def test_grafana_10_4_knows_every_key(uid: str) -> None:
+    dashboard = DASHBOARDS[uid]
+    taken("dashboard", dashboard)
+    for variable in dashboard["templating"]["list"]:
+        taken("variable", variable)
+    for item in dashboard["panels"]:
+        if item["type"] == "row":
+            taken("row", item)
+    for panel in panels(dashboard):
+        taken("panel", panel)
+        taken(panel["type"], panel["options"])
+        defaults = panel["fieldConfig"]["defaults"]
+        taken("field", defaults)
+        custom = dict.fromkeys(defaults.get("custom", ()))
+        for override in panel["fieldConfig"]["overrides"]:
+            assert override["matcher"]["id"] in ("byName", "byRegexp")
+            for each in override["properties"]:
+                kind, _, key = each["id"].rpartition(".")
+                assert kind in ("", "custom")
+                if kind:
+                    custom[key] = None
+                else:
+                    taken("field", {key: each["value"]})
+        taken(f"{panel['type']} custom", custom)
+        for target in panel["targets"]:
+            taken("target", target)
+
+
+def test_public_copies_have_no_variable_and_the_queries_of_all_workers() -> None:
+    assert {each.uid for each in public.dashboards()} == set(UIDS) - {"cml-worker"}
+    for each in public.dashboards():
+        copy = public.public(each, "prom")
+        assert copy["uid"] == f"{each.uid}-public"
+        assert copy["templating"]["list"] == copy["annotations"]["list"] == []
+        assert "/d/" not in json.dumps(copy)
+        left = set(re.findall(r"\$\{?(\w+)", json.dumps(copy)))
+        assert left <= {"1", "__interval", "__interval_ms", "__range", "__rate_interval"}
+        original = list(queries(DASHBOARDS[each.uid]))
+        copied = list(queries(copy))
+        assert len(copied) == len(original) > 0
+        for (name, panel, target), (_, _, before) in zip(copied, original, strict=True):
+            assert panel["datasource"] == target["datasource"] == {"type": "prometheus", "uid": "prom"}
+            assert len(promql.parse(View(3600, 30, {}).expand(target["expr"], panel, target)).prettify()) > 0, name
+            if "$region" in before["expr"]:
+                assert 'region=~".*' in target["expr"]
+            if "$job" in before["expr"]:
+                assert f'job="{conventions.JOB}"' in target["expr"]
+
+
+@pytest.mark.parametrize("uid", UIDS)
+def test_a_kiosk_needs_no_choice(uid: str) -> None:
+    """Without Grafana's bars, a variable has its default: all, a fixed value, or the first that its query finds."""
+    for each in DASHBOARDS[uid]["templating"]["list"][1:]:
+        if each["multi"]:
+            assert each["current"]["value"] == ["$__all"]
+        elif each["type"] == "custom":
+            assert each["current"]["value"]
+        else:
+            assert (each["type"], each["name"]) in (("query", "worker_id"), ("query", "job"))
 
 
 # -- what every dashboard has ------------------------------------------------------------------------------------------
