@@ -253,22 +253,43 @@ def last_seen(matchers: str, window: str = "$__range") -> str:
     return max_by_worker(f"max_over_time({hourly_history(NEWEST_1H, matchers, window)})")
 
 
+_COUNTS_BEFORE_A_SCRAPE = tuple(
+    f"cml_exporter_{name}"
+    for name in (
+        "cloudwatch_requests_total",
+        "cloudwatch_metrics_requested_total",
+        "cloudwatch_estimated_cost_dollars_total",
+        "mirror_samples_total",
+        "samples_gap_filled_total",
+        "cloudwatch_request_failures_total",
+        "mirror_failures_total",
+    )
+)
+"""Counters whose first scrape may not be 0: the first collection cycle, which fills the gaps, is often over before the first
+scrape, and error codes and reasons are not known before an error occurs. All others count errors only, and start at 0."""
+
+
 def counter_increase(counter: str, by: str = "") -> str:
     """Return the increase of a counter in one step of the graph, as a whole number while the counter is scraped evenly.
 
     The window of the rate is one scrape longer than the step, so that it has both ends' samples; multiplied by the step, the
-    rate is the difference of these samples. A counter with labels appears with its first value, which no rate counts; so a new
-    series counts as a whole, in the step in which it appears.
+    rate is the difference of these samples. No rate counts the first value of a counter; so a new series of
+    _COUNTS_BEFORE_A_SCRAPE counts as a whole, in the step in which it appears.
     """
-    new = f"{counter} unless last_over_time({counter}[1h] offset $__interval)"
-    total = f"({new}) or rate({counter}[$__rate_interval]) * $__interval_ms / 1000"
-    return f"sum{_suffixed(f'by ({by})' if by else '')} ({total})"
+    total = f"rate({counter}[$__rate_interval]) * $__interval_ms / 1000"
+    return f"sum{_suffixed(f'by ({by})' if by else '')} ({_or_new(counter, '$__interval')}{total})"
 
 
-def counter_increase_within(counter: str, window: str, by: str = "") -> str:
+def counter_increase_within(counter: str, window: str) -> str:
     """Return the increase of a counter in a fixed window until now; see `counter_increase`."""
-    total = f"({counter} unless last_over_time({counter}[1h] offset {window})) or increase({counter}[{window}])"
-    return f"sum{_suffixed(f'by ({by})' if by else '')} ({total})"
+    return f"sum({_or_new(counter, window)}increase({counter}[{window}]))"
+
+
+def _or_new(counter: str, window: str) -> str:
+    """Return the part of a sum that counts the first value of a series that appeared within the window, where it matters."""
+    if counter.partition("{")[0] not in _COUNTS_BEFORE_A_SCRAPE:
+        return ""
+    return f"({counter} unless last_over_time({counter}[1h] offset {window})) or "
 
 
 # -- the fleet at a glance ---------------------------------------------------------------------------------------------

@@ -123,9 +123,16 @@ class Telemetry:
             (self.samples_late, METRICS),
             (self.samples_revised, METRICS),
             (self.history_replaced, ("collection", "backup", "marker")),
+            (self.mirror_samples, ("inserted", "already_present", "rejected")),
         ):
             for value in values:
                 counter.labels(value)
+
+    def region_is_known(self, region: str, operations: Iterable[str]) -> None:
+        """Show the counters of a region at 0, before its first request: increase() ignores a counter's first value."""
+        self.metrics_requested.labels(region)
+        for operation in operations:
+            self.requests.labels(operation, region)
 
     def refresh(self) -> None:
         """Render and compress all exporter metrics, with /proc as of now; safe from any thread.

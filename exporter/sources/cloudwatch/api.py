@@ -191,6 +191,7 @@ class CloudWatchApi:
         state = self._states.get((region, access))
         if state is None:
             state = self._states[region, access] = RegionState(region, TokenBucket(self._rate), access.role, access.name)
+            self._telemetry.region_is_known(region, RESULT_KEYS)
         return state
 
     async def _run(

@@ -6,6 +6,7 @@ import pytest
 from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 
 from exporter import __version__
+from exporter.core.catalog import METRICS_BY_NAME
 from exporter.metrics.telemetry import Telemetry
 
 
@@ -56,6 +57,25 @@ def test_a_thousand_metrics_cost_a_cent(telemetry: Telemetry) -> None:
     telemetry.metrics_were_requested("us-east-1", 600)
     assert value(telemetry, "cloudwatch_metrics_requested_total", region="eu-west-1") == 400
     assert value(telemetry, "cloudwatch_estimated_cost_dollars_total") == pytest.approx(0.01)
+
+
+def test_counters_start_at_zero_with_every_known_label_set() -> None:
+    """Otherwise increase() would miss the first value. Codes and reasons of errors are not known before they occur."""
+    telemetry = Telemetry(CollectorRegistry())
+    telemetry.region_is_known("eu-west-1", ("GetMetricData", "ListMetrics"))
+    shown = {family.name: family.samples for family in telemetry.registry.collect()}
+    late = {
+        "cml_exporter_cloudwatch_request_failures_total",
+        "cml_exporter_mirror_failures_total",
+        "cml_exporter_http_connections_closed_total",  # by the web server, before it listens
+    }
+    counters = {metric.name for metric in METRICS_BY_NAME.values() if metric.kind == "counter"} - late
+    assert {name for name in counters if not shown[name.removesuffix("_total")]} == set()
+    assert all(sample.value == 0 for name in counters for sample in shown[name.removesuffix("_total")])
+    for operation in ("GetMetricData", "ListMetrics"):
+        assert value(telemetry, "cloudwatch_requests_total", operation=operation, region="eu-west-1") == 0
+    for result in ("inserted", "already_present", "rejected"):
+        assert value(telemetry, "mirror_samples_total", result=result) == 0
 
 
 def test_counters_have_no_created_series_and_the_process_is_there(telemetry: Telemetry) -> None:

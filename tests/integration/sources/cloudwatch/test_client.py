@@ -123,6 +123,17 @@ async def test_all_pages_are_followed_and_merged(fake_cloudwatch: FakeCloudWatch
     assert counted(telemetry, "metrics_requested", region=REGION) == fake_cloudwatch.metrics_billed == 18
 
 
+async def test_the_counters_of_a_region_are_there_before_its_first_answer(
+    fake_cloudwatch: FakeCloudWatch, build: Build, telemetry: Telemetry
+) -> None:
+    fleet(fake_cloudwatch, 1, [REGION])
+    fake_cloudwatch.fault("GetMetricData", "access_denied")
+    with pytest.raises(SourceError):
+        await build().get_metric_data(REGION, [cpu(instance_id(0))], *hour(), PERIOD)
+    assert counted(telemetry, "metrics_requested", region=REGION) == 0
+    assert counted(telemetry, "requests", operation="ListMetrics", region=REGION) == 0
+
+
 async def test_the_estimate_is_the_metric_is_what_the_server_billed_through_all_faults(
     fake_cloudwatch: FakeCloudWatch, build: Build, telemetry: Telemetry
 ) -> None:
