@@ -13,18 +13,20 @@ from grafana.promql import (
     in_status,
     live,
     live_info,
-    live_status_code,
+    max_by_worker,
     of_running,
     only_top,
     step_average,
     with_display_name,
 )
 
-_BY_STATUS = f"count by (status) (max by ({WORKER}, status) ({STATUS.name}{{{IN_REGION}}}) == 1)"
+_BY_STATUS = f"sum by (status) (cml_region:workers:count{{{IN_REGION}}})"
 _IDLE = f"cml_worker:idle:bool{{{IN_REGION}}}"
 _OR_NO_REGION = 'region=~"$region|"'
 """Alerts about the exporter have no region."""
 _RUNNING = in_status("running", IN_REGION)
+_RUNNING_COUNT = f"sum(cml_region:workers:count{{{IN_REGION},{RUNNING}}}) or 0 * sum(cml_region:workers:count{{{IN_REGION}}})"
+"""Not absent but 0 while every worker is in another status."""
 
 
 def _name(expr: str) -> str:
@@ -32,7 +34,7 @@ def _name(expr: str) -> str:
 
 
 def _rank(metric: Metric) -> str:
-    return f"max by ({WORKER}) (avg_over_time({metric.name}{{{IN_REGION}}}[$__range] @ end()))"
+    return f"avg_over_time({of_running(metric, IN_REGION)}[$__range] @ end())"
 
 
 def _by_worker(title: str, question: str, description: str, metric: Metric, style: Style) -> Panel:
@@ -221,7 +223,8 @@ def _color(color: str) -> dict[str, object]:
 
 def _over_time() -> list[Panel]:
     colors = {name: _color(color) for name, color in conventions.COLORS.items()}
-    code = only_top(live_status_code(IN_REGION), f"sum by ({WORKER}) (changes({STATUS.name}{{{IN_REGION}}}[$__range] @ end()))")
+    code = f"cml_worker:status:code{{{IN_REGION}}}"
+    code = only_top(code, f"changes({code}[$__range] @ end())")
     return [
         graph(
             "Workers by status over time",
@@ -236,9 +239,9 @@ def _over_time() -> list[Panel]:
             "Does the number of running workers match the number of labs?",
             f"{conventions.LABS} Running workers, and idle workers among them.",
             [
-                Query(f"sum({of_running(ACTIVE_LABS, IN_REGION)})", "active labs"),
-                Query(f"sum({live(STATUS, IN_REGION, RUNNING)})", "running workers"),
-                Query(f"sum({_IDLE})", "idle workers"),
+                Query(f"sum(cml_region:active_labs_running:sum{{{IN_REGION}}})", "active labs"),
+                Query(_RUNNING_COUNT, "running workers"),
+                Query(f"sum(cml_region:workers_idle:sum{{{IN_REGION}}})", "idle workers"),
             ],
             conventions.COUNT,
         ),
@@ -274,9 +277,9 @@ def _inventory() -> Panel:
     info = live_info(IN_REGION)
     queries = [
         instant(f"topk by ({WORKER}) (1, max by ({facts}) ({info}))"),
-        instant(of_running(CPU, IN_REGION)),
-        instant(of_running(MEMORY, IN_REGION)),
-        instant(of_running(ACTIVE_LABS, IN_REGION)),
+        instant(max_by_worker(of_running(CPU, IN_REGION))),
+        instant(max_by_worker(of_running(MEMORY, IN_REGION))),
+        instant(max_by_worker(of_running(ACTIVE_LABS, IN_REGION))),
         instant(f"{idle_seconds(IN_REGION)} and on ({WORKER}) {_RUNNING}"),
         instant(f"1000 * {live(CREATED, IN_REGION)}"),
         instant(f"topk by ({WORKER}) (1, max by ({WORKER}, status) ({STATUS.name}{{{IN_REGION}}}) == 1)"),
@@ -327,7 +330,7 @@ def _regions() -> list[Panel]:
             "CPU by region",
             "Which region is busy, and when?",
             "Average CPU of the running workers in each region.",
-            [Query(f"avg {by_region} ({of_running(CPU, IN_REGION)})", "{{region}}")],
+            [Query(f"max {by_region} (cml_region:cpu_utilization_ratio:avg{{{IN_REGION}}})", "{{region}}")],
             conventions.CPU_RATIO,
         ),
     ]

@@ -73,8 +73,8 @@ def live(metric: Metric, matchers: str, more: str = "") -> str:
 
 
 def of_running(metric: Metric, matchers: str) -> str:
-    """Return the newest value of each worker that runs; another has none from the moment its status says so."""
-    return f"({live(metric, matchers)} and on ({WORKER}) {in_status('running', matchers)})"
+    """Return the newest recorded value of each worker that runs; another has none from the moment its status says so."""
+    return f"{metric.name.replace('cml_worker_', 'cml_worker:')}:running{{{matchers}}}"
 
 
 def history_selector(metric: Metric, matchers: str, more: str = "") -> str:
@@ -122,8 +122,8 @@ def _join(*matchers: str) -> str:
 
 
 def in_status(status: str, matchers: str) -> str:
-    """Return 1 for each worker that has this status now."""
-    return f"({live(STATUS, matchers, _status(status))} == 1)"
+    """Return 1 for each worker whose recorded status is this one."""
+    return f"cml_worker:status:current{{{_join(matchers, _status(status))}}}"
 
 
 def _status(status: str) -> str:
@@ -162,8 +162,8 @@ def only_top(expr: str, rank: str, most: str = "$top") -> str:
 
 def step_average(metric: Metric, matchers: str) -> str:
     """Return the average over a step of the graph of each worker that runs at its end: a peak between two points counts."""
-    mean = f"max by ({WORKER}) (avg_over_time({metric.name}{{{matchers}}}[$__interval]))"
-    return f"({mean} and on ({WORKER}) {in_status('running', matchers)})"
+    value = of_running(metric, matchers)
+    return f"(avg_over_time({value}[$__interval]) and {value})"
 
 
 # -- made of several metrics -------------------------------------------------------------------------------------------
