@@ -105,11 +105,11 @@ Statistic = Literal["avg", "min", "max"]
 
 def over_time(function: Statistic, metric: ByHour, matchers: str, window: str, *, before: str = "") -> str:
     """Return `function`_over_time of each worker's hourly aggregates."""
-    return max_by_worker(f"{function}_over_time({hourly_history(getattr(metric, function), matchers, window, before=before)})")
+    return f"{function}_over_time({hourly_history(getattr(metric, function), matchers, window, before=before)})"
 
 
 def max_by_worker(expr: str) -> str:
-    """Return one series per worker; of a worker in two regions the greater value."""
+    """Return one series per worker without further labels, such as the history's `store`, for what a panel shows as it is."""
     return f"max by ({WORKER}) ({expr})"
 
 
@@ -194,7 +194,7 @@ def idle_seconds(matchers: str) -> str:
 
 def running_hours(matchers: str, window: str, *, before: str = "") -> str:
     """Return the hours each worker ran: the share of each hour's samples of a running worker, independent of the period."""
-    return max_by_worker(f"sum_over_time({hourly_history(RUNNING_1H, matchers, window, before=before)})")
+    return f"sum_over_time({hourly_history(RUNNING_1H, matchers, window, before=before)})"
 
 
 def hours_missing(matchers: str, window: str, hours: int) -> str:
@@ -225,7 +225,7 @@ def fleet_average(metric: ByHour, matchers: str, window: str, *, before: str = "
 
 def _each_hour(rollup: HourlyMetric, matchers: str) -> str:
     """Return each worker's value of the hour that ends now, for subqueries in steps of an hour."""
-    return max_by_worker(f"last_over_time({hourly_history(rollup, matchers, '1h')})")
+    return f"last_over_time({hourly_history(rollup, matchers, '1h')})"
 
 
 def signed_change(change: str) -> str:
@@ -241,7 +241,7 @@ def signed_change(change: str) -> str:
 
 def last_seen(matchers: str, window: str = "$__range") -> str:
     """Return the UTC second in which the newest period of each worker in the window ended."""
-    return max_by_worker(f"max_over_time({hourly_history(NEWEST_1H, matchers, window)})")
+    return f"max_over_time({hourly_history(NEWEST_1H, matchers, window)})"
 
 
 _COUNTS_BEFORE_A_SCRAPE = tuple(
