@@ -3,14 +3,16 @@
     python -m bench.panels [--workers 1000] [--days 14] [--scrape 120] [--repeat 3] [--before FOLDER] [--json FILE]
 
 Starts a mongod with the history, an exporter, and a Prometheus that holds 24 hours of scrapes and recorded series and reads the
-history from the exporter. Each dashboard is opened with its own time range and all workers, with six queries at once as in a
-browser; the first opening is the cold one. Then its panels are queried one by one: the time of a panel is the median of the
-sums of its queries. With --before, the dashboards in FOLDER (an older checkout's grafana/dashboards) are measured on the same
-data.
+history from the exporter. Each dashboard is opened with all workers and its own time range, at least 24 hours, with six queries
+at once as in a browser; the first opening is the cold one. Then its panels are queried one by one: the time of a panel is the
+median of the sums of its queries. CPU seconds are those of mongod, exporter, and Prometheus together: unlike the time, they do
+not depend on what else the machine does. With --before, the dashboards in FOLDER (an older checkout's grafana/dashboards) are
+measured on the same data.
 """
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -20,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pymongo import MongoClient
 
@@ -50,7 +52,27 @@ class Measured:
     panel: str
     characters: int
     seconds: float
+    cpu: float
     failed: str = ""
+
+
+class Stack(NamedTuple):
+    """The measured Prometheus, and the processes whose CPU time counts."""
+
+    prometheus: Prometheus
+    pids: Sequence[int]
+
+    def cpu(self) -> float:
+        """Return the CPU seconds that the processes have used."""
+        fields = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in self.pids]
+        return sum(int(each[11]) + int(each[12]) for each in fields) / os.sysconf("SC_CLK_TCK")
+
+
+class Opening(NamedTuple):
+    """Seconds until all panels of a dashboard have answered, and the CPU seconds meanwhile."""
+
+    seconds: float
+    cpu: float
 
 
 def status_at(number: int, at: int) -> str:
@@ -161,18 +183,18 @@ def record(promtool: str, prometheus: Prometheus, data: Path, start: int, end: i
         subprocess.run([*command, file], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def open_dashboard(prometheus: Prometheus, dashboard: dict[str, Any], now: int) -> float:
-    """Return the seconds until all panels have answered, with as many queries at once as a browser sends."""
+def open_dashboard(stack: Stack, dashboard: dict[str, Any], now: int) -> Opening:
+    """Return the time until all panels have answered, with as many queries at once as a browser sends."""
     asked = [(panel, target) for panel in panels(dashboard) for target in panel["targets"]]
-    began = time.perf_counter()
+    began, used = time.perf_counter(), stack.cpu()
     with ThreadPoolExecutor(BROWSER) as browser:
-        list(browser.map(lambda each: ask(prometheus, dashboard, each[0], each[1], now), asked))
-    return time.perf_counter() - began
+        list(browser.map(lambda each: ask(stack.prometheus, dashboard, each[0], each[1], now), asked))
+    return Opening(time.perf_counter() - began, stack.cpu() - used)
 
 
 def ask(prometheus: Prometheus, dashboard: dict[str, Any], panel: Any, target: Any, now: int) -> tuple[int, float, str]:  # noqa: ANN401
     """Return the characters of a query, the seconds that it took, and Prometheus's error if it failed."""
-    view = View(seconds(dashboard["time"]["from"]), 30, {**ALL, "worker_id": worker_id(1)})
+    view = View(max(DAY, seconds(dashboard["time"]["from"])), 30, {**ALL, "worker_id": worker_id(1)})
     query = view.expand(target["expr"], panel, target)
     parameters: dict[str, str] = {"query": query, "time": str(now)}
     if not target["instant"]:
@@ -186,29 +208,34 @@ def ask(prometheus: Prometheus, dashboard: dict[str, Any], panel: Any, target: A
     return len(query), took, answer.get("error", "") or "; ".join(answer.get("warnings", []))
 
 
-def measure(prometheus: Prometheus, dashboard: dict[str, Any], now: int, repeat: int) -> list[Measured]:
+def measure(stack: Stack, dashboard: dict[str, Any], now: int, repeat: int) -> list[Measured]:
     """Return every panel of a dashboard, queried one by one."""
     found = []
     for panel in panels(dashboard):
-        runs = [[ask(prometheus, dashboard, panel, target, now) for target in panel["targets"]] for _ in range(repeat)]
+        used = stack.cpu()
+        runs = [[ask(stack.prometheus, dashboard, panel, target, now) for target in panel["targets"]] for _ in range(repeat)]
+        cpu = (stack.cpu() - used) / repeat
         took = statistics.median(sum(seconds for _, seconds, _ in run) for run in runs)
         failed = next((error for _, _, error in runs[-1] if error), "")
-        found.append(Measured(dashboard["uid"], panel["title"], sum(size for size, _, _ in runs[0]), took, failed))
+        found.append(Measured(dashboard["uid"], panel["title"], sum(size for size, _, _ in runs[0]), took, cpu, failed))
     return found
 
 
-def report(name: str, found: Sequence[Measured], opened: dict[str, list[float]], worst: int) -> None:
+def report(name: str, found: Sequence[Measured], opened: dict[str, list[Opening]], worst: int) -> None:
     """Print medians, and the slowest and the longest panels."""
     characters = statistics.median(each.characters for each in found)
-    took = statistics.median(each.seconds for each in found)
-    print(f"\n{name}: {len(found)} panels; median {characters:.0f} characters, {took:.3f} s")
+    median = statistics.median(each.seconds for each in found)
+    print(f"\n{name}: {len(found)} panels; median {characters:.0f} characters, {median:.3f} s")
     for uid, (cold, warm) in opened.items():
-        print(f"  {uid:14} opened cold {cold:6.2f} s, again {warm:6.2f} s")
+        print(
+            f"  {uid:14} cold {cold.seconds:6.2f} s ({cold.cpu:.1f} s CPU), again {warm.seconds:6.2f} s ({warm.cpu:.1f} s CPU)"
+        )
     for title, order in (("slowest", lambda each: each.seconds), ("longest", lambda each: each.characters)):
         print(f"  {title}:")
         for each in sorted(found, key=order, reverse=True)[:worst]:
             label = f"{each.dashboard} / {each.panel}"
-            print(f"    {label:56} {each.seconds:7.3f} s {each.characters:6} characters {each.failed[:60]}")
+            took = f"{each.seconds:7.3f} s ({each.cpu:6.2f} s CPU)"
+            print(f"    {label:56} {took} {each.characters:6} characters {each.failed[:60]}")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -251,11 +278,12 @@ def run(options: argparse.Namespace) -> None:
                     wait_for_rules(prometheus)
                     now = int(time.time())
                     found: list[Measured] = []
-                    opened: dict[str, list[float]] = {}
+                    opened: dict[str, list[Opening]] = {}
+                    stack = Stack(prometheus, (mongod.pid, exporter.pid, prometheus.pid))
                     loaded = [json.loads(file.read_text()) for file in sorted(dashboards.glob("*.json"))]
                     for dashboard in sorted(loaded, key=lambda each: each["uid"] != "cml-trends"):
-                        opened[dashboard["uid"]] = [open_dashboard(prometheus, dashboard, now) for _ in range(2)]
-                        found += measure(prometheus, dashboard, now, options.repeat)
+                        opened[dashboard["uid"]] = [open_dashboard(stack, dashboard, now) for _ in range(2)]
+                        found += measure(stack, dashboard, now, options.repeat)
                     report(label, found, opened, options.worst)
                     result[label] = {"opened": opened, "panels": [asdict(each) for each in found]}
                 finally:

@@ -27,8 +27,9 @@ There are five dashboards, the same files for Grafana 9.1 to 12 (checked against
 `docker compose up` provisions them. Elsewhere import the files and choose the Prometheus that scrapes the exporter.
 
 - Values of *now* come from `/metrics`. Averages, last week's values, and workers that are gone come from the history, which
-  Prometheus reads from the exporter (`{store="history"}`, `remote_read` in `prometheus/prometheus.yml`). Idle workers and
-  alert thresholds come from `prometheus/rules/`.
+  Prometheus reads from the exporter (`{store="history"}`, `remote_read` in `prometheus/prometheus.yml`). Idle workers,
+  numbers of statuses, values of running workers, and alert thresholds come from `prometheus/rules/`, which record them once a
+  minute.
 - Graphs show the first three workers by their average in the time range and the mean of all, rankings the first few (variable
   *Show*), never all of a large fleet. Numbers of the fleet include all workers.
 - *Trends* reads [hourly aggregates](history.md#hourly-aggregates-weeks-and-months-of-a-large-fleet)

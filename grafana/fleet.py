@@ -22,7 +22,7 @@ from grafana.promql import (
     infos_of_range,
     live,
     live_info,
-    live_status_code,
+    max_by_worker,
     of_running,
     of_running_by_hour,
     only_top,
@@ -33,11 +33,13 @@ from grafana.promql import (
     with_history,
 )
 
-_BY_STATUS = f"count by (status) (max by ({WORKER}, status) ({STATUS.name}{{{IN_REGION}}}) == 1)"
+_BY_STATUS = f"sum by (status) (cml_region:workers:count{{{IN_REGION}}})"
 _IDLE = f"cml_worker:idle:bool{{{IN_REGION}}}"
 _OR_NO_REGION = 'region=~"$region|"'
 """Alerts about the exporter have no region."""
 _RUNNING = in_status("running", IN_REGION)
+_RUNNING_COUNT = f"sum(cml_region:workers:count{{{IN_REGION},{RUNNING}}}) or 0 * sum(cml_region:workers:count{{{IN_REGION}}})"
+"""Not absent but 0 while every worker is in another status."""
 
 
 _PAST = "Time that this Prometheus does not know comes from the history, by the hour."
@@ -300,10 +302,10 @@ def _color(color: str) -> dict[str, object]:
 def _over_time() -> list[Panel]:
     colors = {name: _color(color) for name, color in conventions.COLORS.items()}
     ran = running_by_hour(IN_REGION)
-    code = with_history(live_status_code(IN_REGION), f"{ran} >= bool 0.5")
-    changes = f"sum by ({WORKER}) (changes({STATUS.name}{{{IN_REGION}}}[$__range] @ end()))"
+    live_code = f"cml_worker:status:code{{{IN_REGION}}}"
+    code = with_history(live_code, f"{ran} >= bool 0.5")
     earlier = f"max by ({WORKER}) (changes({hourly_history(RUNNING_1H, IN_REGION, '$__range', at='@ end()')}))"
-    code = only_top(f"({code})", f"({changes} or {earlier})")
+    code = only_top(f"({code})", f"(changes({live_code}[$__range] @ end()) or {earlier})")
     past = " or ".join(
         f'label_replace(count({ran} {share} 0.5), "status", "{status}", "", "")'
         for share, status in ((">=", "running"), ("<", "not running"))
@@ -326,12 +328,13 @@ def _over_time() -> list[Panel]:
             [
                 Query(
                     with_history(
-                        f"sum({of_running(ACTIVE_LABS, IN_REGION)})", f"sum({of_running_by_hour(ACTIVE_LABS_1H, IN_REGION)})"
+                        f"sum(cml_region:active_labs_running:sum{{{IN_REGION}}})",
+                        f"sum({of_running_by_hour(ACTIVE_LABS_1H, IN_REGION)})",
                     ),
                     "active labs",
                 ),
-                Query(with_history(f"sum({live(STATUS, IN_REGION, RUNNING)})", f"sum({ran})"), "running workers"),
-                Query(with_history(f"sum({_IDLE})", idle), "idle workers"),
+                Query(with_history(_RUNNING_COUNT, f"sum({ran})"), "running workers"),
+                Query(with_history(f"sum(cml_region:workers_idle:sum{{{IN_REGION}}})", idle), "idle workers"),
             ],
             conventions.COUNT,
             interval=HISTORY_STEP,
@@ -372,9 +375,9 @@ def _inventory() -> Panel:
     info = live_info(IN_REGION)
     queries = [
         instant(f"topk by ({WORKER}) (1, max by ({facts}) ({info}))"),
-        instant(of_running(CPU, IN_REGION)),
-        instant(of_running(MEMORY, IN_REGION)),
-        instant(of_running(ACTIVE_LABS, IN_REGION)),
+        instant(max_by_worker(of_running(CPU, IN_REGION))),
+        instant(max_by_worker(of_running(MEMORY, IN_REGION))),
+        instant(max_by_worker(of_running(ACTIVE_LABS, IN_REGION))),
         instant(f"{idle_seconds(IN_REGION)} and on ({WORKER}) {_RUNNING}"),
         instant(f"1000 * {live(CREATED, IN_REGION)}"),
         instant(f"topk by ({WORKER}) (1, max by ({WORKER}, status) ({STATUS.name}{{{IN_REGION}}}) == 1)"),
@@ -428,7 +431,7 @@ def _regions() -> list[Panel]:
             [
                 Query(
                     with_history(
-                        f"avg {by_region} ({of_running(CPU, IN_REGION)})",
+                        f"max {by_region} (cml_region:cpu_utilization_ratio:avg{{{IN_REGION}}})",
                         f"avg {by_region} ({of_running_by_hour(CPU_1H, IN_REGION)})",
                     ),
                     "{{region}}",

@@ -73,8 +73,8 @@ def live(metric: Metric, matchers: str, more: str = "") -> str:
 
 
 def of_running(metric: Metric, matchers: str) -> str:
-    """Return the newest value of each worker that runs; another has none from the moment its status says so."""
-    return f"({live(metric, matchers)} and on ({WORKER}) {in_status('running', matchers)})"
+    """Return the newest recorded value of each worker that runs; another has none from the moment its status says so."""
+    return f"{metric.name.replace('cml_worker_', 'cml_worker:')}:running{{{matchers}}}"
 
 
 def history_selector(metric: Metric, matchers: str, more: str = "") -> str:
@@ -105,11 +105,11 @@ Statistic = Literal["avg", "min", "max"]
 
 def over_time(function: Statistic, metric: ByHour, matchers: str, window: str, *, before: str = "") -> str:
     """Return `function`_over_time of each worker's hourly aggregates."""
-    return max_by_worker(f"{function}_over_time({hourly_history(getattr(metric, function), matchers, window, before=before)})")
+    return f"{function}_over_time({hourly_history(getattr(metric, function), matchers, window, before=before)})"
 
 
 def max_by_worker(expr: str) -> str:
-    """Return one series per worker; of a worker in two regions the greater value."""
+    """Return one series per worker without further labels, such as the history's `store`, for what a panel shows as it is."""
     return f"max by ({WORKER}) ({expr})"
 
 
@@ -122,8 +122,8 @@ def _join(*matchers: str) -> str:
 
 
 def in_status(status: str, matchers: str) -> str:
-    """Return 1 for each worker that has this status now."""
-    return f"({live(STATUS, matchers, _status(status))} == 1)"
+    """Return 1 for each worker whose recorded status is this one."""
+    return f"cml_worker:status:current{{{_join(matchers, _status(status))}}}"
 
 
 def _status(status: str) -> str:
@@ -162,8 +162,8 @@ def only_top(expr: str, rank: str, most: str = "$top") -> str:
 
 def step_average(metric: Metric, matchers: str) -> str:
     """Return the average over a step of the graph of each worker that runs at its end: a peak between two points counts."""
-    mean = f"max by ({WORKER}) (avg_over_time({metric.name}{{{matchers}}}[$__interval]))"
-    return f"({mean} and on ({WORKER}) {in_status('running', matchers)})"
+    value = of_running(metric, matchers)
+    return f"(avg_over_time({value}[$__interval]) and {value})"
 
 
 # -- made of several metrics -------------------------------------------------------------------------------------------
@@ -194,7 +194,7 @@ def idle_seconds(matchers: str) -> str:
 
 def running_hours(matchers: str, window: str, *, before: str = "") -> str:
     """Return the hours each worker ran: the share of each hour's samples of a running worker, independent of the period."""
-    return max_by_worker(f"sum_over_time({hourly_history(RUNNING_1H, matchers, window, before=before)})")
+    return f"sum_over_time({hourly_history(RUNNING_1H, matchers, window, before=before)})"
 
 
 def hours_missing(matchers: str, window: str, hours: int) -> str:
@@ -234,7 +234,7 @@ def fleet_average(metric: ByHour, matchers: str, window: str, *, before: str = "
 
 def _each_hour(rollup: HourlyMetric, matchers: str) -> str:
     """Return each worker's value of the hour that ends now, for subqueries in steps of an hour."""
-    return max_by_worker(f"last_over_time({hourly_history(rollup, matchers, '1h')})")
+    return f"last_over_time({hourly_history(rollup, matchers, '1h')})"
 
 
 def signed_change(change: str) -> str:
@@ -250,7 +250,7 @@ def signed_change(change: str) -> str:
 
 def last_seen(matchers: str, window: str = "$__range") -> str:
     """Return the UTC second in which the newest period of each worker in the window ended."""
-    return max_by_worker(f"max_over_time({hourly_history(NEWEST_1H, matchers, window)})")
+    return f"max_over_time({hourly_history(NEWEST_1H, matchers, window)})"
 
 
 _COUNTS_BEFORE_A_SCRAPE = tuple(
@@ -296,11 +296,12 @@ def _or_new(counter: str, window: str) -> str:
 
 
 def with_history(live_value: str, history: str) -> str:
-    """Return `live_value`, and `history` at times at which this Prometheus knows no worker, such as before it existed.
+    """Return `live_value`, and `history` at times at which this Prometheus has recorded no status, such as before it existed.
 
-    Elsewhere a worker without a live value has none: a stopped worker's last hour must not return.
+    Elsewhere a worker without a live value has none: a stopped worker's last hour must not return. The recorded status, not a
+    scraped series, because `live_value` is recorded, too: an upgrade that brings the rule leaves no hole.
     """
-    return f"{live_value} or (({history}) unless on () count({INFO.name}))"
+    return f"{live_value} or (({history}) unless on () count(cml_worker:status:code))"
 
 
 def of_running_by_hour(metric: ByHour, matchers: str) -> str:

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-from exporter.core.catalog import STATUS
 from exporter.core.history_metrics import ACTIVE_LABS_1H, CPU_1H, GONE_AFTER_SECONDS, INFO_1H, MEMORY_1H, ByHour
 from grafana import conventions
 from grafana.panels import Column, Dashboard, Panel, Query, Row, Style, bars, graph, instant, name_stat, stat, table
@@ -153,9 +152,9 @@ def _days() -> list[Panel]:
         )
 
     by_day = over_time("avg", CPU_1H, SELECTED, "1d")
-    there = max_by_worker(f"last_over_time({hourly_history(INFO_1H, SELECTED, '1d')})")
+    there = f"last_over_time({hourly_history(INFO_1H, SELECTED, '1d')})"
     hours = running_hours(SELECTED, "1d")
-    rank = max_by_worker(f"avg_over_time({hourly_history(CPU_1H.avg, SELECTED, '$__range', at='@ end()')})")
+    rank = f"avg_over_time({hourly_history(CPU_1H.avg, SELECTED, '$__range', at='@ end()')})"
     return [
         daily("CPU by day", "Which days were busy?", CPU_1H, _CPU),
         daily("Memory by day", "On which days was memory full?", MEMORY_1H, _CPU),
@@ -177,7 +176,7 @@ def _days() -> list[Panel]:
             "Daily average of the three workers with the highest average in the time range, including terminated ones, and the "
             "mean of all.",
             [
-                Query(_name(only_top(by_day, rank, conventions.LINES)), "{{worker}}", interval="1d"),
+                Query(_name(only_top(max_by_worker(by_day), rank, conventions.LINES)), "{{worker}}", interval="1d"),
                 Query(f"avg({by_day})", "mean of all", interval="1d"),
             ],
             replace(_CPU, links=conventions.SERIES_LINK, fixed=conventions.MEAN),
@@ -187,7 +186,7 @@ def _days() -> list[Panel]:
 
 def _hours() -> list[Panel]:
     def ranked(title: str, question: str, description: str, hours: str, style: Style) -> Panel:
-        query = instant(_name(f"topk($top, {hours})"), "{{worker}}")
+        query = instant(_name(f"topk($top, {max_by_worker(hours)})"), "{{worker}}")
         return bars(title, question, description, query, replace(style, links=conventions.SERIES_LINK), width=9)
 
     return [
@@ -237,7 +236,11 @@ def _tables() -> list[Panel]:
     names = f"topk by ({WORKER}) (1, max by ({WORKER}, worker) ({history_info(SELECTED)}))"
     # Compares with the newest sample of any worker, because the history also covers time before this Prometheus.
     seen = f"({last_seen(SELECTED)} < scalar(max({last_seen('')})) - {GONE_AFTER_SECONDS})"
-    alive = f'max by ({WORKER}) ({STATUS.name}{{{SELECTED},status!="terminated"}}) == 1'
+    alive = f'cml_worker:status:current{{{SELECTED},status!="terminated"}}'
+
+    def of_gone(expr: str) -> Query:
+        return instant(f"{max_by_worker(expr)} and on ({WORKER}) {seen} unless on ({WORKER}) {alive}")
+
     return [
         table(
             "Workers",
@@ -245,13 +248,13 @@ def _tables() -> list[Panel]:
             "Every worker with history in the time range. Columns with 24 h or 7 d cover fixed times, others the time range.",
             [
                 instant(names),
-                instant(over_time("avg", CPU_1H, SELECTED, "1d")),
-                instant(over_time("avg", CPU_1H, SELECTED, "7d")),
-                instant(over_time("avg", CPU_1H, SELECTED, "7d", before=WEEK_BEFORE)),
-                instant(over_time("max", CPU_1H, SELECTED, "$__range")),
-                instant(over_time("avg", MEMORY_1H, SELECTED, "7d")),
-                instant(running_hours(SELECTED, "$__range")),
-                instant(idle_hours(SELECTED, "$__range")),
+                instant(max_by_worker(over_time("avg", CPU_1H, SELECTED, "1d"))),
+                instant(max_by_worker(over_time("avg", CPU_1H, SELECTED, "7d"))),
+                instant(max_by_worker(over_time("avg", CPU_1H, SELECTED, "7d", before=WEEK_BEFORE))),
+                instant(max_by_worker(over_time("max", CPU_1H, SELECTED, "$__range"))),
+                instant(max_by_worker(over_time("avg", MEMORY_1H, SELECTED, "7d"))),
+                instant(max_by_worker(running_hours(SELECTED, "$__range"))),
+                instant(max_by_worker(idle_hours(SELECTED, "$__range"))),
             ],
             _WORKERS,
             Style("none", conventions.NO_HOURS),
@@ -263,11 +266,9 @@ def _tables() -> list[Panel]:
             "Which workers are gone, and since when?",
             "Workers with history in the time range but not at its end: terminated, or their worker document was deleted.",
             [
-                instant(f"{_name(f'1000 * {seen}')} unless on ({WORKER}) ({alive})"),
-                instant(f"{running_hours(SELECTED, '$__range')} and on ({WORKER}) {seen} unless on ({WORKER}) ({alive})"),
-                instant(
-                    f"{over_time('avg', CPU_1H, SELECTED, '$__range')} and on ({WORKER}) {seen} unless on ({WORKER}) ({alive})"
-                ),
+                instant(f"{_name(f'1000 * {max_by_worker(seen)}')} unless on ({WORKER}) {alive}"),
+                of_gone(running_hours(SELECTED, "$__range")),
+                of_gone(over_time("avg", CPU_1H, SELECTED, "$__range")),
             ],
             (
                 Column("worker", "Worker", conventions.ROW_LINK),

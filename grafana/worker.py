@@ -90,7 +90,8 @@ def _lines(metric: Metric) -> list[Query]:
 def _hours(of: str) -> list[Query]:
     """Return queries for hours in the last day, and in the same day a week before."""
     hours = running_hours if of == "running" else idle_hours
-    return [instant(hours(THE_WORKER, "1d"), "last 24 h"), instant(hours(THE_WORKER, "1d", before=WEEK_BEFORE), "a week ago")]
+    windows = (("last 24 h", ""), ("a week ago", WEEK_BEFORE))
+    return [instant(f"max({hours(THE_WORKER, '1d', before=before)})", legend) for legend, before in windows]
 
 
 def _now_row() -> list[Panel]:

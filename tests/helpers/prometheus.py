@@ -46,6 +46,11 @@ class Prometheus:
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.05)
 
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
     def ask(self, query: str, time: float | None = None) -> dict[str, Any]:
         """The whole answer to an instant query."""
         answer = self.http.get("/api/v1/query", params={"query": query} | ({} if time is None else {"time": str(time)}))
