@@ -112,7 +112,7 @@ async def test_every_field_is_a_series_at_the_start_of_its_period_and_percent_is
         of("cml_worker_status", "w1", status="running"): [(at(0), 1.0), (at(1), 0.0)],
         of("cml_worker_status", "w1", status="stopped"): [(at(0), 0.0), (at(1), 1.0)],
         of(
-            "cml_worker_info", "w1", name="cml w1", instance_id="i-2", instance_type="m5zn.metal", cml_version="2.8.1"
+            "cml_worker_info", "w1", worker="cml w1", name="cml w1", instance_id="i-2", instance_type="m5zn.metal", cml_version="2.8.1"
         ): [(at(0), 1.0), (at(1), 1.0), (at(2), 1.0)],
     }  # fmt: skip
 
@@ -248,7 +248,7 @@ async def test_an_hour_has_one_value_of_each_metric_at_its_end(history: WorkerMe
         ]
     )
     found = await read_series(history, [entry("w1")], HOURLY)
-    facts = {"name": "cml w1", "instance_id": "i-2", "instance_type": "m5zn.metal", "cml_version": "2.8.1"}
+    facts = {"worker": "cml w1", "name": "cml w1", "instance_id": "i-2", "instance_type": "m5zn.metal", "cml_version": "2.8.1"}
     cpu, memory = ([f"{name}_utilization_ratio:{how}" for how in ("avg", "min", "max")] for name in ("cpu", "memory"))
     assert found == {
         **{hourly_labels(what, "w1"): [(hour(0), value)] for what, value in zip(cpu, (0.155, 0.1, 0.21), strict=True)},
