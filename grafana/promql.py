@@ -12,13 +12,13 @@ import yaml
 
 from exporter.core.catalog import INFO, LAST_ACTIVITY, METRICS_BY_NAME, STATUS, Metric
 from exporter.core.history_metrics import (
-    ACTIVE_LABS_1H,
-    CPU_1H,
     INFO_1H,
     LOOKBACK_SECONDS,
     NEWEST_1H,
     RUNNING_1H,
+    RUNNING_LABS_1H,
     STORE,
+    UNUSED_CPU_1H,
     ByHour,
     HourlyMetric,
 )
@@ -207,19 +207,17 @@ def idle_hours(matchers: str, window: str, *, before: str = "") -> str:
 
     The threshold is the current one, also for time before it was recorded. Without a threshold there is no result.
     """
-    ran = f"({_each_hour(RUNNING_1H, matchers)} == bool 1)"
-    no_lab = f"({_each_hour(ACTIVE_LABS_1H.max, matchers)} == bool 0)"
     threshold_now = "on () group_left () max(cml:threshold:idle_cpu_ratio @ end())"
-    low_cpu = f"({_each_hour(CPU_1H.avg, matchers)} < bool {threshold_now})"
-    return f"sum_over_time(({ran} * {no_lab} * {low_cpu})[{window}:1h] {_offset(before)})"
+    idle = f"{_each_hour(UNUSED_CPU_1H, matchers)} < bool {threshold_now}"
+    return f"sum_over_time(({idle})[{window}:1h] {_offset(before)})"
 
 
-def fleet_average(metric: ByHour, matchers: str, window: str, *, before: str = "") -> str:
-    """Return the average over time of the sum over all workers: each hour's sum counts once, whichever workers existed.
+def fleet_labs(matchers: str, window: str, *, before: str = "") -> str:
+    """Return the average over time of the labs of all workers: each hour's sum counts once, whichever workers existed.
 
     A worker that did not run in an hour counts as 0: the history keeps what the document of a stopped worker says.
     """
-    total = f"sum({_each_hour(metric.avg, matchers)} * ({_each_hour(RUNNING_1H, matchers)} > bool 0))"
+    total = f"sum({_each_hour(RUNNING_LABS_1H, matchers)})"
     return f"avg_over_time({total}[{window}:1h] {_offset(before)})"
 
 
