@@ -12,13 +12,13 @@ import yaml
 
 from exporter.core.catalog import HOURLY_PRICE, INFO, LAST_ACTIVITY, METRICS_BY_NAME, STATUS, Metric
 from exporter.core.history_metrics import (
-    ACTIVE_LABS_1H,
-    CPU_1H,
     INFO_1H,
     LOOKBACK_SECONDS,
     NEWEST_1H,
     RUNNING_1H,
+    RUNNING_LABS_1H,
     STORE,
+    UNUSED_CPU_1H,
     ByHour,
     HourlyMetric,
 )
@@ -213,22 +213,18 @@ def idle_by_hour(matchers: str) -> str:
     The threshold is the current one, also for time before it was recorded; where the whole range is before that, the one of
     prometheus/rules/settings.yml at the time of `make dashboards`.
     """
-    ran = f"({_each_hour(RUNNING_1H, matchers)} == bool 1)"
-    no_lab = f"({_each_hour(ACTIVE_LABS_1H.max, matchers)} == bool 0)"
     shipped = threshold("idle_cpu_ratio")
     threshold_now = f"on () group_left () (max(cml:threshold:idle_cpu_ratio @ end()) or vector({shipped}))"
-    low_cpu = f"({_each_hour(CPU_1H.avg, matchers)} < bool {threshold_now})"
-    return f"{ran} * {no_lab} * {low_cpu}"
+    return f"{_each_hour(UNUSED_CPU_1H, matchers)} < bool {threshold_now}"
 
 
-def fleet_average(metric: ByHour, matchers: str, window: str, *, before: str = "") -> str:
-    """Return the average over time of the sum over all workers: each hour's sum counts once, whichever workers existed.
+def fleet_labs(matchers: str, window: str, *, before: str = "") -> str:
+    """Return the average over time of the labs of all workers: each hour's sum counts once, whichever workers existed.
 
     A worker that did not run in an hour counts as 0: the history keeps what the document of a stopped worker says. An hour in
     which none ran counts as 0, also where no document says anything; one without any sample does not count.
     """
-    ran = _each_hour(RUNNING_1H, matchers)
-    total = f"(sum({_each_hour(metric.avg, matchers)} * ({ran} > bool 0)) or sum({ran}) == 0)"
+    total = f"sum({_each_hour(RUNNING_LABS_1H, matchers)})"
     return f"avg_over_time({total}[{window}:1h] {_offset(before)})"
 
 

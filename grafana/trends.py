@@ -12,7 +12,7 @@ from grafana.promql import (
     WEEK_BEFORE,
     WORKER,
     Statistic,
-    fleet_average,
+    fleet_labs,
     history_info,
     hourly_history,
     hours_missing,
@@ -40,7 +40,7 @@ def _name(expr: str) -> str:
 def _fleet(metric: ByHour, window: str, before: str = "") -> str:
     """Return the average of the workers' averages; for labs the average of their sum."""
     if metric is ACTIVE_LABS_1H:
-        return fleet_average(metric, SELECTED, window, before=before)
+        return fleet_labs(SELECTED, window, before=before)
     return f"avg({over_time('avg', metric, SELECTED, window, before=before)})"
 
 

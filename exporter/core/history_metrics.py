@@ -14,6 +14,10 @@ FIELDS = (*(f"{field}_{statistic}" for field in METRIC_FIELDS for statistic in (
 with the status "running", or with CPU and no status, among those with a status or CPU; and the end of the newest sample's
 period in UTC seconds."""
 
+UNUSED_CPU, RUNNING_LABS = "unused_cpu", "running_labs"
+"""Values that are computed from those of FIELDS: of an hour in which the worker ran throughout without a lab its average CPU,
+infinite in other hours; and the average number of labs of an hour in which the worker ran, 0 in other hours."""
+
 LOOKBACK_SECONDS = HOUR
 """Shortest range of a selector that always contains a worker's newest sample: without an agent it is up to 48 minutes old."""
 
@@ -44,7 +48,7 @@ class HourlyMetric:
     name: str
     """Name of the series in Prometheus's convention for recording rules, level:metric:operation."""
     field: str
-    """One of FIELDS."""
+    """One of FIELDS, UNUSED_CPU, or RUNNING_LABS."""
     help: str
     scale: float = 1
     """Divisor of the stored value."""
@@ -88,7 +92,27 @@ RUNNING_1H = HourlyMetric(
 CPU_1H = _hourly_metrics(CPU, "CPU utilization (0 to 1)", "cpu_utilization", 100)
 MEMORY_1H = _hourly_metrics(MEMORY, "memory utilization (0 to 1)", "memory_utilization", 100)
 ACTIVE_LABS_1H = _hourly_metrics(ACTIVE_LABS, "number of active labs", "active_labs_count")
-HOURLY_METRICS: tuple[HourlyMetric, ...] = (INFO_1H, NEWEST_1H, RUNNING_1H, *CPU_1H, *MEMORY_1H, *ACTIVE_LABS_1H)
+UNUSED_CPU_1H = HourlyMetric(
+    "cml_worker:unused_cpu_utilization_ratio:avg1h",
+    UNUSED_CPU,
+    "Average CPU utilization (0 to 1) of an hour in which the worker ran throughout without a lab; +Inf in other hours.",
+    100,
+)
+RUNNING_LABS_1H = HourlyMetric(
+    "cml_worker:active_labs_running:avg1h",
+    RUNNING_LABS,
+    "Average number of active labs of an hour in which the worker ran; 0 in other hours.",
+)
+HOURLY_METRICS: tuple[HourlyMetric, ...] = (
+    INFO_1H,
+    NEWEST_1H,
+    RUNNING_1H,
+    *CPU_1H,
+    *MEMORY_1H,
+    *ACTIVE_LABS_1H,
+    UNUSED_CPU_1H,
+    RUNNING_LABS_1H,
+)
 """Metrics with one value per hour, for long ranges of many workers; remote read returns them only to queries by name."""
 
 GONE_AFTER_SECONDS = 900

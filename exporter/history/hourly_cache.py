@@ -86,7 +86,7 @@ class HourlyCache:
     async def columns(
         self, worker_ids: Collection[str], start: int, end: int, field: str | None
     ) -> AsyncIterator[tuple[str, str, "array[int]", "array[float]"]]:
-        """Yield (worker id, region, milliseconds, values) of one of `history_metrics.FIELDS` in [start, end] milliseconds.
+        """Yield (worker id, region, milliseconds, values) of a `HourlyMetric.field` in [start, end] milliseconds.
 
         Raises:
             StoreError: MongoDB does not answer. The days that it returned before stay in the cache.

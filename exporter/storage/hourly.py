@@ -9,11 +9,12 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from exporter.core.history_metrics import FIELDS, METRIC_FIELDS, NEWEST, RUNNING
+from exporter.core.history_metrics import FIELDS, METRIC_FIELDS, NEWEST, RUNNING, RUNNING_LABS, UNUSED_CPU
 from exporter.core.periods import HOUR
 from exporter.storage.rows import Document, documents
 from exporter.storage.statistics import has_non_numeric, type_checked_value
 
+_CPU, _LABS, _MOST_LABS = "cpu_utilization_avg", "active_labs_count_avg", "active_labs_count_max"
 _MEASURED = FIELDS[: FIELDS.index(RUNNING)]
 _REGION: Document = {"$ifNull": ["$region", ""]}
 """A missing region, a null and an empty text are one region, in which an hour is one value."""
@@ -100,6 +101,22 @@ def ends(day: int, hours: bytes) -> "array[int]":
 
 
 def column(part: WorkerDay, field: str) -> "array[float]":
-    """Return the values of one of FIELDS, one for each of the hours."""
+    """Return the values of one of FIELDS, UNUSED_CPU, or RUNNING_LABS, one for each of the hours; NaN where not known."""
+    if field == UNUSED_CPU:
+        of = zip(_measured(part, _CPU), _measured(part, RUNNING), _measured(part, _MOST_LABS), strict=True)
+        return array("d", [_unused_cpu(cpu, ran, labs) for cpu, ran, labs in of])
+    if field == RUNNING_LABS:
+        of_labs = zip(_measured(part, _LABS), _measured(part, RUNNING), strict=True)
+        return array("d", [0.0 if ran == 0 else math.nan if math.isnan(ran) else labs for labs, ran in of_labs])
+    return _measured(part, field)
+
+
+def _measured(part: WorkerDay, field: str) -> "array[float]":
     at = FIELDS.index(field) * len(part.hours)
     return part.values[at : at + len(part.hours)]
+
+
+def _unused_cpu(cpu: float, ran: float, labs: float) -> float:
+    if math.isnan(cpu) or math.isnan(ran) or math.isnan(labs):
+        return math.nan
+    return cpu if ran == 1 and labs == 0 else math.inf

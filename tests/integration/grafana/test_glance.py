@@ -4,16 +4,15 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import pytest
 import yaml
 
 from exporter.core.catalog import CPU
-from exporter.core.history_metrics import ACTIVE_LABS_1H, CPU_1H
+from exporter.core.history_metrics import CPU_1H
 from exporter.core.periods import HOUR
 from grafana.promql import (
     changed_in_an_hour,
     filling,
-    fleet_average,
+    fleet_labs,
     idle_cost,
     idle_hours_cost,
     of_running,
@@ -117,10 +116,12 @@ DISK, MEMORY = "cml_worker:disk_utilization_ratio:max", "cml_worker:memory_utili
 
 def test_what_fills_up_is_predicted_along_a_line(tmp_path: Path) -> None:
     """A tenth of a percent a minute are 144 points a day, a hundredth 14.4."""
-    running = {worker("cml_worker_status", each, status="running"): "1x400" for each in ("fast", "slow", "flat", "young")}
+    running = {
+        worker("cml_worker:status:current", each, status="running"): "1x400" for each in ("fast", "slow", "flat", "young")
+    }
     series = {
         **running,
-        worker("cml_worker_status", "off", status="running"): "0x400",
+        worker("cml_worker:status:current", "off", status="stopped"): "1x400",
         worker(DISK, "fast"): "0.1+0.001x400",
         worker(DISK, "slow"): "0.2+0.0001x400",
         worker(MEMORY, "slow"): "0.5-0.0001x400",
@@ -168,12 +169,9 @@ def test_the_history_stands_in_only_while_this_prometheus_knows_no_worker(tmp_pa
         hourly("running:avg1h", "b"): "1x12",
         hourly("cpu_utilization_ratio:avg1h", "a"): "0.1x12",
         hourly("cpu_utilization_ratio:avg1h", "b"): "0.2x12",
-        worker("cml_worker_cpu_utilization_ratio", "a"): "_x6 0.7x6",
-        worker("cml_worker_cpu_utilization_ratio", "b"): "_x6 0.9x6",
-        worker("cml_worker_status", "a", status="running"): "_x6 1x6",
-        worker("cml_worker_status", "b", status="running"): "_x6 0x6",
-        worker("cml_worker_info", "a"): "_x6 1x6",
-        worker("cml_worker_info", "b"): "_x6 1x6",
+        worker("cml_worker:cpu_utilization_ratio:running", "a"): "_x6 0.7x6",
+        worker("cml_worker:status:code", "a"): "_x6 2x6",
+        worker("cml_worker:status:code", "b"): "_x6 4x6",
     }
 
     def of(worker_id: str) -> str:
@@ -184,13 +182,7 @@ def test_the_history_stands_in_only_while_this_prometheus_knows_no_worker(tmp_pa
     query(tmp_path, series, expr, "9h", [(of("a"), 0.7)], interval="1h")
 
 
-@pytest.mark.parametrize("said", ["", "3"], ids=["nothing", "as before"])
-def test_hours_without_labs_count_in_the_average_of_labs(tmp_path: Path, said: str) -> None:
-    """A worker with 4 labs runs for 5 of 10 hours: 2 on average, whether or not its document says something meanwhile."""
-    series = {
-        hourly("running:avg1h", "a"): "0 1x5 0x5 _x3",
-        hourly("active_labs:avg1h", "a"): f"_ 4x5 {f'{said}x5' if said else '_x6'} _x3",
-        # While one runs whose labs nobody knows, the number of labs is not known.
-        hourly("running:avg1h", "b"): "_x12 1x2",
-    }
-    query(tmp_path, series, fleet_average(ACTIVE_LABS_1H, ALL, "10h"), "11h", [("{}", 5 * 4 / 10)], interval="1h")
+def test_hours_without_labs_count_in_the_average_of_labs(tmp_path: Path) -> None:
+    """A worker with 4 labs runs for 5 of 10 hours: 2 on average."""
+    series = {hourly("active_labs_running:avg1h", "a"): "_ 4x5 0x4 _x3"}
+    query(tmp_path, series, fleet_labs(ALL, "10h"), "11h", [("{}", 5 * 4 / 10)], interval="1h")

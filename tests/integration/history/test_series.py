@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from bson import Decimal128
@@ -112,7 +113,13 @@ async def test_every_field_is_a_series_at_the_start_of_its_period_and_percent_is
         of("cml_worker_status", "w1", status="running"): [(at(0), 1.0), (at(1), 0.0)],
         of("cml_worker_status", "w1", status="stopped"): [(at(0), 0.0), (at(1), 1.0)],
         of(
-            "cml_worker_info", "w1", name="cml w1", instance_id="i-2", instance_type="m5zn.metal", cml_version="2.8.1"
+            "cml_worker_info",
+            "w1",
+            worker="cml w1",
+            name="cml w1",
+            instance_id="i-2",
+            instance_type="m5zn.metal",
+            cml_version="2.8.1",
         ): [(at(0), 1.0), (at(1), 1.0), (at(2), 1.0)],
     }  # fmt: skip
 
@@ -248,7 +255,7 @@ async def test_an_hour_has_one_value_of_each_metric_at_its_end(history: WorkerMe
         ]
     )
     found = await read_series(history, [entry("w1")], HOURLY)
-    facts = {"name": "cml w1", "instance_id": "i-2", "instance_type": "m5zn.metal", "cml_version": "2.8.1"}
+    facts = {"worker": "cml w1", "name": "cml w1", "instance_id": "i-2", "instance_type": "m5zn.metal", "cml_version": "2.8.1"}
     cpu, memory = ([f"{name}_utilization_ratio:{how}" for how in ("avg", "min", "max")] for name in ("cpu", "memory"))
     assert found == {
         **{hourly_labels(what, "w1"): [(hour(0), value)] for what, value in zip(cpu, (0.155, 0.1, 0.21), strict=True)},
@@ -257,6 +264,8 @@ async def test_an_hour_has_one_value_of_each_metric_at_its_end(history: WorkerMe
         hourly_labels("active_labs:min", "w1"): [(hour(0), 3.0), (hour(1), 0.0)],
         hourly_labels("active_labs:max", "w1"): [(hour(0), 3.0), (hour(1), 5.0)],
         hourly_labels("running:avg", "w1"): [(hour(0), 1.0), (hour(1), 0.5)],
+        hourly_labels("active_labs_running:avg", "w1"): [(hour(0), 3.0), (hour(1), 2.5)],
+        hourly_labels("unused_cpu_utilization_ratio:avg", "w1"): [(hour(0), math.inf)],
         hourly_labels("sample_timestamp_seconds:max", "w1"): [
             (hour(0), START + 12.0 * PERIOD),
             (hour(1), START + 15.0 * PERIOD),
@@ -279,6 +288,34 @@ async def test_a_period_with_cpu_and_without_status_was_running(history: WorkerM
     )
     found = await read_series(history, [entry("w1")], HOURLY)
     assert found[hourly_labels("running:avg", "w1")] == [(hour(0), 1.0), (hour(1), 0.5)]
+
+
+async def test_the_cpu_of_an_unused_hour_and_the_labs_of_a_running_one(history: WorkerMetricsRepository) -> None:
+    """A share of the hour is not enough to be unused, and enough to run. Without one of their values there is none."""
+    rows: list[Any] = [
+        {"active_labs_count": 0},
+        {"active_labs_count": 0, "status": "stopped"},
+        {"active_labs_count": 1},
+        {"active_labs_count": None},
+        {"active_labs_count": 0, "cpu_utilization": None},
+        {"active_labs_count": 4, "status": "stopped"},
+        {"active_labs_count": 4, "status": None, "cpu_utilization": None},
+        {"active_labs_count": None, "status": "stopped"},
+    ]
+    for number, values in enumerate(rows):
+        await history.add_samples([sample("w1", 12 * number, **{"cpu_utilization": 10.0, **values})])
+    await history.add_samples([sample("w1", 12 + 1, cpu_utilization=10.0, active_labs_count=0)])
+    found = await read_series(history, [entry("w1")], HOURLY)
+    assert found[hourly_labels("unused_cpu_utilization_ratio:avg", "w1")] == [
+        (hour(0), 0.1),
+        *((hour(n), math.inf) for n in (1, 2, 5)),
+    ]
+    assert found[hourly_labels("active_labs_running:avg", "w1")] == [
+        (hour(0), 0.0),
+        (hour(1), 0.0),
+        (hour(2), 1.0),
+        *((hour(n), 0.0) for n in (4, 5, 7)),
+    ]
 
 
 async def test_hourly_aggregates_equal_those_of_the_repositorys_own_aggregation(history: WorkerMetricsRepository) -> None:
