@@ -116,12 +116,11 @@ DISK, MEMORY = "cml_worker:disk_utilization_ratio:max", "cml_worker:memory_utili
 
 def test_what_fills_up_is_predicted_along_a_line(tmp_path: Path) -> None:
     """A tenth of a percent a minute are 144 points a day, a hundredth 14.4."""
-    running = {
-        worker("cml_worker:status:current", each, status="running"): "1x400" for each in ("fast", "slow", "flat", "young")
-    }
+    runs = "cml_worker:status:current"
+    running = {worker(runs, each, status="running"): "1x400" for each in ("fast", "slow", "flat", "young")}
     series = {
         **running,
-        worker("cml_worker:status:current", "off", status="stopped"): "1x400",
+        worker(runs, "off", status="stopped"): "1x400",
         worker(DISK, "fast"): "0.1+0.001x400",
         worker(DISK, "slow"): "0.2+0.0001x400",
         worker(MEMORY, "slow"): "0.5-0.0001x400",
@@ -177,7 +176,7 @@ def test_the_history_stands_in_only_while_this_prometheus_knows_no_worker(tmp_pa
     def of(worker_id: str) -> str:
         return f'{{worker_id="{worker_id}", region="r"}}'
 
-    expr = with_history(of_running(CPU, ALL), of_running_by_hour(CPU_1H, ALL))
+    expr = with_history(f"max by (worker_id, region) ({of_running(CPU, ALL)})", of_running_by_hour(CPU_1H, ALL))
     query(tmp_path, series, expr, "4h", [(of("a"), 0.1), (of("b"), 0.2)], interval="1h")
     query(tmp_path, series, expr, "9h", [(of("a"), 0.7)], interval="1h")
 
