@@ -13,6 +13,8 @@ from typing import Any
 import httpx
 import yaml
 
+from tests.helpers.deadlines import scaled
+
 COMMAND = (sys.executable, "-m", "exporter.cli")
 READY_WITHIN = 30.0
 STOP_WITHIN = 20.0
@@ -86,6 +88,7 @@ class ExporterProcess:
 
     def wait_for(self, condition: Callable[[], object], within: float, what: str) -> None:
         """Poll until `condition` holds; fail with the log when it does not in time, or the exporter ends before."""
+        within = scaled(within)
         deadline = time.monotonic() + within
         while not condition():
             assert self.running, f"the exporter ended before it was {what}:\n{self.tail()}"
@@ -102,7 +105,7 @@ class ExporterProcess:
 
     def _client(self) -> httpx.Client:
         if self._http is None:
-            self._http = httpx.Client(base_url=self.url, trust_env=False, timeout=10)
+            self._http = httpx.Client(base_url=self.url, trust_env=False, timeout=scaled(10))
         return self._http
 
     def metrics(self) -> dict[str, float]:

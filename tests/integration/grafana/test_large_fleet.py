@@ -218,6 +218,7 @@ def chosen(uid: str, mode: str, exporter: ExporterProcess) -> Variables:
     return picked[mode] | ({"worker_id": HERE[2].worker_id} if uid == conventions.WORKER else {})
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.waits(100)
 def test_dashboards_of_a_thousand_workers_are_answered_readable_and_true(stack: Stack) -> None:
     """One test, so that the fleet is built once, whichever process runs it."""
