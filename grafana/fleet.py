@@ -303,7 +303,7 @@ def _over_time() -> list[Panel]:
     colors = {name: _color(color) for name, color in conventions.COLORS.items()}
     ran = running_by_hour(IN_REGION)
     live_code = f"cml_worker:status:code{{{IN_REGION}}}"
-    code = with_history(live_code, f"{ran} >= bool 0.5")
+    code = with_history(live_code, f"{max_by_worker(ran)} >= bool 0.5")
     earlier = f"max by ({WORKER}) (changes({hourly_history(RUNNING_1H, IN_REGION, '$__range', at='@ end()')}))"
     code = only_top(f"({code})", f"(changes({live_code}[$__range] @ end()) or {earlier})")
     past = " or ".join(

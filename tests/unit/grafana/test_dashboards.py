@@ -358,6 +358,16 @@ def test_every_status_has_a_color_and_a_number_of_its_own() -> None:
     assert len(set(CODES.values())) == len(set(conventions.COLORS.values())) == len(STATUSES)
 
 
+def test_no_query_computes_a_name_or_the_number_of_a_status() -> None:
+    """The label `worker` comes from the exporter, the numbers from cml:status:code."""
+    for dashboard in DASHBOARDS.values():
+        for name, panel, target in queries(dashboard):
+            query = target["expr"]
+            assert '"worker", "$1"' not in query, name
+            assert len(re.findall(r'cml_worker_status{[^}]*status="', query)) <= 1, name
+            assert len(query) < 1000, f"{name} of {panel['title']} has {len(query)} characters"
+
+
 @pytest.mark.parametrize("panel", PANELS)
 def test_a_timeline_is_colored_by_its_mappings(panel: Json) -> None:
     """By thresholds, Grafana would merge all values of one step into one state (mergeThresholdValues)."""

@@ -130,8 +130,9 @@ async def test_the_counters_of_a_region_are_there_before_its_first_answer(
     fake_cloudwatch.fault("GetMetricData", "access_denied")
     with pytest.raises(SourceError):
         await build().get_metric_data(REGION, [cpu(instance_id(0))], *hour(), PERIOD)
-    assert counted(telemetry, "metrics_requested", region=REGION) == 0
-    assert counted(telemetry, "requests", operation="ListMetrics", region=REGION) == 0
+    shown = telemetry.registry.get_sample_value  # which creates no series
+    assert shown("cml_exporter_cloudwatch_metrics_requested_total", {"region": REGION}) == 0
+    assert shown("cml_exporter_cloudwatch_requests_total", {"operation": "ListMetrics", "region": REGION}) == 0
 
 
 async def test_the_estimate_is_the_metric_is_what_the_server_billed_through_all_faults(

@@ -26,7 +26,7 @@ def document(period: int, region: str = "eu-west-1", **values: Any) -> dict[str,
     return {TIME: (START + 300 * period) * 1000, "region": region, **values}
 
 
-def entry(worker_id: str, name: str = "lab-1") -> InventoryEntry:
+def entry(worker_id: str, name: str | None = "lab-1") -> InventoryEntry:
     instances = (InstanceInterval("i-1", "eu-west-1", 0, 1), InstanceInterval("i-2", "eu-west-1", 1, 2))
     return InventoryEntry(worker_id, "eu-west-1", name, "c5.metal", "2.8.0", None, None, "running", 0, 2, instances)
 
