@@ -359,13 +359,13 @@ def filling(matchers: str) -> tuple[str, str, str]:
     soon, now, full = [], [], []
     for what, series in _FILLING.items():
         selected = f"{series}{{{matchers}}}"
-        rises = f"(deriv({selected}[{_TREND}]) > 0 and count_over_time({selected}[{_TREND}]) >= {_TREND_MINUTES})"
-        runs = f"and on ({WORKER}) {in_status('running', matchers)} and on ({WORKER}) {rises}"
-        predicted = f"clamp(predict_linear({selected}[{_TREND}], {PREDICTION_HOURS * 3600}), 0, 1)"
-        soon.append(_named(f"({predicted} {runs})", "what", what))
+        over = f"{selected}[{_TREND}]"
+        rises = f"(deriv({over}) > 0 and count_over_time({over}) >= {_TREND_MINUTES})"
+        predicted = f"clamp(predict_linear({over}, {PREDICTION_HOURS * 3600}), 0, 1)"
+        soon.append(_named(f"({predicted} and {rises})", "what", what))
         now.append(_named(selected, "what", what))
-        full.append(_named(f"clamp_min((1 - {selected}) / {rises}, 0)", "what", what))
-    first = f"topk($top, {' or '.join(soon)})"
+        full.append(_named(f"clamp_min((1 - {selected}) / deriv({over}), 0)", "what", what))
+    first = f"topk($top, ({' or '.join(soon)}) and on ({WORKER}) {in_status('running', matchers)})"
     same = f"and on ({WORKER}, what) {first}"
     return first, f"({' or '.join(now)}) {same}", f"({' or '.join(full)}) {same}"
 
