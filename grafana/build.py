@@ -32,8 +32,8 @@ them. Elsewhere import the files and choose the Prometheus that scrapes the expo
   8 seconds on two cores shared by MongoDB, Prometheus, and the exporter, a month 17 to 33; later queries took 0.2 seconds for a
   week and 0.8 for a month.
 - `python -m bench.panels` measures every panel of a fleet of 1,000 workers: its queries' length, time, and CPU seconds. With 24
-  hours, and a week for *Trends*, no panel took more than 1.1 seconds. Opened as a whole with 14 days of history, *Fleet
-  overview* took 2 seconds; *Trends* used 19 CPU seconds while the exporter's cache was empty and 9 afterwards.
+  hours, and a week for *Trends*, no panel took more than a second on two cores. Opened as a whole with 14 days of history,
+  *Fleet overview* took 2 seconds; *Trends* took 12 while the exporter's cache was empty, and 7 afterwards.
 - Red lines mark the alert thresholds of `prometheus/rules/settings.yml`. After changing a threshold run `make dashboards`.
 """
 
