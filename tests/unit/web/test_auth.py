@@ -12,8 +12,10 @@ def rounds(monkeypatch: pytest.MonkeyPatch, hashed: bytes | None, cost: int) -> 
     compare, hash_password = bcrypt.checkpw, bcrypt.hashpw
 
     def compared(password: bytes, hash: bytes) -> bool:
-        made.append(auth._cost(hash))
-        return compare(password, hash)
+        before = len(made)
+        same = compare(password, hash)
+        made[before:] = [auth._cost(hash)]  # older versions call hashpw in it
+        return same
 
     def filled(password: bytes, salt: bytes) -> bytes:
         made.append(auth._cost(salt))
