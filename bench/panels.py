@@ -270,12 +270,17 @@ def run(options: argparse.Namespace) -> None:
         result: dict[str, Any] = {"workers": options.workers, "days": options.days, "scrape": options.scrape}
         try:
             quiet: dict[str, Any] = {"scrape_configs": [], "rule_files": []}
+            recorded: set[Path] = set()
             for _ in range(RULE_LEVELS):
+                known = set(data.glob("01*"))
                 prometheus = Prometheus(program, folder / "prometheus", {**configuration, **quiet})
                 try:
                     record(promtool, prometheus, data, end - DAY, end, options.scrape)
                 finally:
                     prometheus.stop()
+                for block in recorded:  # the next level has the same series again, and copies would be merged by each query
+                    shutil.rmtree(block)
+                recorded = set(data.glob("01*")) - known
             print("rules recorded", flush=True)
             for label, dashboards in sources.items():
                 exporter.stop()
