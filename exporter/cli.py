@@ -57,6 +57,8 @@ class Command(NamedTuple):
 
 EVERY_SETTING = ("*",)
 _MONGODB = ("mongodb.uri", "mongodb.uri_file")
+_WORKERS = ("workers.fields", "workers.extra")
+"""What commands need that read the worker documents; the price is for gauges and pages."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -199,7 +201,7 @@ COMMANDS: dict[str, Command] = {
         settings=(
             *(*_MONGODB, "mongodb.workers", "period"),
             *("settle_delay", "absence_timeout", "gap_fill_window", "max_age"),
-            *("cloudwatch", "aws", "workers.fields", "workers.extra", "log.format"),
+            *("cloudwatch", "aws", *_WORKERS, "log.format"),
         ),
     ),
     "backfill": Command(
@@ -211,15 +213,7 @@ COMMANDS: dict[str, Command] = {
         flags.backfill_flags,
         (
             *("mongodb", "period", "gap_fill_window", "cloudwatch.enabled", "cloudwatch.endpoint_url"),
-            *(
-                "cloudwatch.memory",
-                "cloudwatch.max_usd_per_day",
-                "aws",
-                "workers.fields",
-                "workers.extra",
-                "data_dir",
-                "log.format",
-            ),
+            *("cloudwatch.memory", "cloudwatch.max_usd_per_day", "aws", *_WORKERS, "data_dir", "log.format"),
         ),
         "--since TIME [--worker ID ...] [--dry-run] [--max-usd DOLLARS]",
         f"""\
@@ -241,15 +235,7 @@ docs/backfill.md explains what is filled, what it costs, and what happens after 
         flags.verify_flags,
         (
             *("mongodb", "period", "absence_timeout", "cloudwatch.enabled", "cloudwatch.interval", "cloudwatch.endpoint_url"),
-            *(
-                "cloudwatch.memory",
-                "cloudwatch.max_usd_per_day",
-                "aws",
-                "workers.fields",
-                "workers.extra",
-                "data_dir",
-                "log.format",
-            ),
+            *("cloudwatch.memory", "cloudwatch.max_usd_per_day", "aws", *_WORKERS, "data_dir", "log.format"),
         ),
         "--since TIME [--worker ID ...] [--sample PERCENT] [--max-usd DOLLARS] [--dry-run] [--json] [--quiet]\n"
         "       cml-worker-exporter verify --repair --since TIME [--worker ID ...] [--dry-run] [--yes]",
@@ -274,7 +260,7 @@ docs/verify.md explains what is compared, what each kind of difference means, an
         "periods that the history lacks and `serve` no longer fills. Prints the plan first: events by type, periods,\n"
         "what is skipped and why. Costs nothing, makes no AWS call, and never changes a sample that is there.",
         flags.import_events_flags,
-        (*("mongodb", "events", "period", "gap_fill_window", "workers.fields", "workers.extra", "data_dir", "log.format"),),
+        (*("mongodb", "events", "period", "gap_fill_window", *_WORKERS, "data_dir", "log.format"),),
         "--since TIME [--until TIME] [--worker ID ...] [--dry-run] [--quiet]",
         f"""\
 {_TIME}
@@ -313,16 +299,7 @@ docs/export.md explains what is in the file, and how to make Prometheus keep suc
         "Print what is stored of a worker (samples and inventory entry), and delete it permanently after its id is\n"
         "typed at the terminal, or with --yes. A worker that an exporter may still write is refused.",
         flags.purge_flags,
-        (
-            *_MONGODB,
-            "mongodb.workers",
-            "mongodb.history",
-            "period",
-            "gap_fill_window",
-            "workers.fields",
-            "workers.extra",
-            "log.format",
-        ),
+        (*_MONGODB, "mongodb.workers", "mongodb.history", "period", "gap_fill_window", *_WORKERS, "log.format"),
         "--worker ID [--worker ID ...] [--yes] [--even-if-listed]",
         """\
 example:

@@ -69,6 +69,11 @@ class WorkerRef:
         """The region in the worker document, else the last known one; empty where none is known."""
         return self.worker.region or (self.entry.region if self.entry else "")
 
+    @property
+    def display_name(self) -> str:
+        """The name in the worker document, else the last known one, else the id: never empty."""
+        return self.worker.name or (self.entry.name if self.entry else None) or self.worker.id
+
     @classmethod
     def of(cls, worker: Worker | None, entry: InventoryEntry | None) -> "WorkerRef | None":
         """Return the reference of a worker, None when it is in neither source."""

@@ -86,14 +86,14 @@ async def _workers(backend: Backend, oldest: int) -> Mapping[str, TrendWorker]:
     """Return worker id → worker, of the fleet and of those that have left it since `oldest`, UTC second; raises StoreError."""
     entries = await backend.inventory()
     found = {
-        entry.worker_id: TrendWorker(entry.name or entry.worker_id, entry.region, entry.instance_type, None)
+        entry.worker_id: TrendWorker(entry.display_name, entry.region, entry.instance_type, None)
         for entry in entries
         if entry.last_seen >= oldest
     }
     snapshot = backend.snapshot
     for gauge in snapshot.workers if snapshot else ():
         worker = gauge.worker
-        found[worker.id] = TrendWorker(worker.name or worker.id, worker.region, worker.instance_type, None)
+        found[worker.id] = TrendWorker(worker.display_name, worker.region, worker.instance_type, None)
     prices = backend.hourly_price
     return {key: each._replace(price=prices.get(each.instance_type or "")) for key, each in found.items()}
 

@@ -114,7 +114,7 @@ def worker_chart(
         lines.append(
             Line(f"{format_duration(shift)} earlier", _points(earlier.rows, drawn.key, shift), earlier.step, earlier=True)
         )
-    name = ref.worker.name or (ref.entry.name if ref.entry else None) or ref.worker.id
+    name = ref.display_name
     axis: tzinfo = zone or UTC
     return Chart(
         f"{drawn.title} of {name}",

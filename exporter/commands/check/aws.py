@@ -115,7 +115,7 @@ def _check_accounts(
     rows = [CheckResult(check, "FAIL", str(error)) for error in errors]
     nowhere = [w for w in workers if w.status == "running" and w.instance_id and not usable.account_of(w.instance_id)]
     if nowhere and not errors:
-        names = first_few([f"{shortened(worker.name or worker.id)} ({worker.instance_id})" for worker in nowhere])
+        names = first_few([f"{shortened(worker.display_name)} ({worker.instance_id})" for worker in nowhere])
         text = (
             f"{counted(len(nowhere), 'running worker')} in no account that was listed: {', '.join(names)}; CloudWatch is not "
             "queried for them, add the role of their account to aws.roles or link it to the monitoring account"
@@ -188,7 +188,7 @@ async def _check_cpu(
 def _interpret(check: str, worker: Worker, found: MetricResult, period: int) -> CheckResult:
     """Return what the result of the query means; the price is in it because no other check costs anything."""
     price = f"this check queried 1 metric: {DOLLARS_PER_METRIC:.5f} dollars"
-    name = f"{shortened(worker.name or worker.id)} ({worker.instance_id})"
+    name = f"{shortened(worker.display_name)} ({worker.instance_id})"
     if not found.complete:
         text = f"GetMetricData answered only in part; run check again, serve queries again in its next cycle ({price})"
         return CheckResult(check, "warn", text)
@@ -220,7 +220,7 @@ def _check_memory(
         f"{len(running) - len(without)} of {counted(len(running), 'running worker')} among them"
     )
     if without:
-        names = first_few([f"{shortened(worker.name or worker.id)} ({worker.instance_id})" for worker in without])
+        names = first_few([f"{shortened(worker.display_name)} ({worker.instance_id})" for worker in without])
         text += f"; no memory for {', '.join(names)}: install or start the CloudWatch agent there"
         text += ", or set cloudwatch.memory to the metric that it publishes"
     return CheckResult(check, "warn" if without else "ok", text)

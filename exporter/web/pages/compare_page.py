@@ -15,7 +15,7 @@ from exporter.web import chart, worker_chart
 from exporter.web.compare_query import CompareQuery
 from exporter.web.numbered_lines import MAX_NUMBERED, swatch
 from exporter.web.pages import templates
-from exporter.web.pages.ranges import RANGES, Link, local_time
+from exporter.web.pages.ranges import RANGES, Link, range_fields
 from exporter.web.pages.templates import moment
 from exporter.web.pages.worker_page import Hours, hours
 from exporter.web.worker_chart import WorkerRows
@@ -34,11 +34,6 @@ class Subject(NamedTuple):
     status: str | None
     """Today's, None if it is not known."""
     rows: WorkerRows
-
-    @property
-    def name(self) -> str:
-        """The name, else the id."""
-        return self.ref.worker.name or (self.ref.entry.name if self.ref.entry else None) or self.ref.worker.id
 
 
 class Compared(NamedTuple):
@@ -97,12 +92,7 @@ def render(view: CompareView, root: str) -> str:
             Link(label, "?" + urlencode([*chosen, ("start", start), *common]), start == query.start_text)
             for label, start in RANGES
         ],
-        "start": query.start,
-        "end": query.end,
-        "start_local": local_time(query.start, query.zone),
-        "end_local": local_time(query.end, query.zone),
-        "zone": query.zone.key if query.zone else "UTC",
-        "tz": query.zone,
+        **range_fields(query.start, query.end, query.zone),
         "charts": list(_figures(view)) if subjects else [],
         "notes": sorted({each.rows.note for each in subjects if each.rows.note}),
     }
@@ -119,7 +109,7 @@ def _compared(
     worker_id = subject.ref.worker.id
     others = [pair for pair in chosen if pair[1] != worker_id]
     return Compared(
-        name=subject.name,
+        name=subject.ref.display_name,
         id=worker_id,
         address=f"workers/{quote(worker_id, safe='')}?{urlencode(kept)}",
         region=subject.ref.region,
@@ -157,7 +147,7 @@ def _figures(view: CompareView) -> Iterable[Figure]:
             query.start,
             query.end,
             [each.rows for each in view.subjects],
-            [each.name for each in view.subjects],
+            [each.ref.display_name for each in view.subjects],
             query.zone,
         )
         # The pictures are drawn from numbers and escaped texts.

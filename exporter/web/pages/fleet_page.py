@@ -231,7 +231,7 @@ def _row(found: ShownWorker, view: FleetView) -> Row:
     worker = found.worker
     lines = view.lines.get(worker.id, Sparklines({}, {}))
     return Row(
-        name=_short(worker.name or worker.id),
+        name=_short(worker.display_name),
         id=_short(worker.id),
         worker_id=worker.id,
         address=f"workers/{quote(worker.id, safe='')}",

@@ -116,7 +116,7 @@ def _matches(found: ShownWorker, query: FleetQuery) -> bool:
 
 
 _VALUES: Mapping[Sort, Callable[[ShownWorker], str | float | None]] = {
-    "name": lambda found: (found.worker.name or found.worker.id).casefold(),
+    "name": lambda found: found.worker.display_name.casefold(),
     "region": lambda found: found.worker.region or None,
     "status": lambda found: None if found.status is None else _RANKS.get(found.status, len(_RANKS)),
     "cpu": lambda found: found.cpu,

@@ -16,7 +16,7 @@ from exporter.history.reader import WorkerRef
 from exporter.storage.rows import FieldStatistics, HistoryRow, StatisticsRow, milliseconds
 from exporter.web import chart, worker_chart
 from exporter.web.pages import templates
-from exporter.web.pages.ranges import RANGES, Link, local_time
+from exporter.web.pages.ranges import RANGES, Link, range_fields
 from exporter.web.pages.templates import duration, moment, number
 from exporter.web.schemas import FleetWorker
 from exporter.web.worker_chart import WorkerRows
@@ -109,7 +109,7 @@ def render(view: WorkerView, root: str) -> str:
         query = urlencode({"var-worker_id": view.ref.worker.id, "from": view.start * 1000, "to": view.end * 1000})
         links.append(Link("Grafana dashboard", f"{view.grafana_url.rstrip('/')}/d/{DASHBOARD}?{query}"))
     page: dict[str, Any] = {
-        "name": view.ref.worker.name or (view.ref.entry.name if view.ref.entry else None) or view.ref.worker.id,
+        "name": view.ref.display_name,
         "status": view.status,
         "region": view.ref.region,
         "note": view.note,
@@ -117,12 +117,7 @@ def render(view: WorkerView, root: str) -> str:
             Link(label, "?" + urlencode({"start": start, **common, **compare}), start == view.start_text)
             for label, start in RANGES
         ],
-        "start": view.start,
-        "end": view.end,
-        "start_local": local_time(view.start, view.zone),
-        "end_local": local_time(view.end, view.zone),
-        "zone": view.zone.key if view.zone else "UTC",
-        "tz": view.zone,
+        **range_fields(view.start, view.end, view.zone),
         "compare": "1w" if compare else "",
         "resolution": f"in steps of {format_duration(view.shown.step)}",
         "charts": list(_figures(view, here, {**exact, **common, **compare})),
