@@ -14,7 +14,8 @@ import re
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -124,35 +125,38 @@ def buckets_read(history: "Collection[Document]", match: Document) -> str:
     return f"{', '.join(names) or 'no index'}; {examined} buckets read"
 
 
+@contextmanager
+def database() -> Iterator[tuple[Mongod, str, Path]]:
+    """Run a mongod that deletes nothing by itself; yields it, the URI of its database `bench`, and a folder that is removed."""
+    with (
+        tempfile.TemporaryDirectory() as name,
+        Mongod(Path(name, "mongo"), free_port(), parameters={"ttlMonitorEnabled": "false"}) as mongod,
+    ):
+        yield mongod, mongod.uri.replace("/?", "/bench?"), Path(name)
+
+
 def run(workers: int, repeat: int) -> None:
     """Fill the database, start the exporter, measure, and print."""
     end = align(int(time.time()), HOUR)
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        Mongod(Path(folder, "mongo"), free_port(), parameters={"ttlMonitorEnabled": "false"}) as mongod,
-    ):
-        uri = mongod.uri.replace("/?", "/bench?")
-        with MongoClient[Document](uri, tz_aware=True) as client:
-            history = client.bench[HISTORY]
-            began = time.perf_counter()
-            fill(history, workers, end)
-            client.bench[INVENTORY].insert_many(inventory(workers, end))
-            print(
-                f"{workers} workers, {workers * DAYS * DAY // PERIOD:,} samples, filled in {time.perf_counter() - began:.0f} s"
-            )
-            chosen = worker_id(workers // 2)
-            match = {
-                "worker_id": chosen,
-                "timestamp": {"$gte": to_datetime(end - DAYS * DAY), "$lt": to_datetime(end)},
-            }
-            print(f"index: {buckets_read(history, match)}")
-            exporter = exporter_process(uri, Path(folder))
-            exporter.start()
-            try:
-                with httpx.Client(base_url=exporter.url, trust_env=False, timeout=60) as http:
-                    report(http, history, match, chosen, end, repeat)
-            finally:
-                exporter.stop()
+    with database() as (_, uri, folder), MongoClient[Document](uri, tz_aware=True) as client:
+        history = client.bench[HISTORY]
+        began = time.perf_counter()
+        fill(history, workers, end)
+        client.bench[INVENTORY].insert_many(inventory(workers, end))
+        print(f"{workers} workers, {workers * DAYS * DAY // PERIOD:,} samples, filled in {time.perf_counter() - began:.0f} s")
+        chosen = worker_id(workers // 2)
+        match = {
+            "worker_id": chosen,
+            "timestamp": {"$gte": to_datetime(end - DAYS * DAY), "$lt": to_datetime(end)},
+        }
+        print(f"index: {buckets_read(history, match)}")
+        exporter = exporter_process(uri, folder)
+        exporter.start()
+        try:
+            with httpx.Client(base_url=exporter.url, trust_env=False, timeout=60) as http:
+                report(http, history, match, chosen, end, repeat)
+        finally:
+            exporter.stop()
 
 
 def report(http: httpx.Client, history: "Collection[Document]", match: Document, worker: str, end: int, repeat: int) -> None:

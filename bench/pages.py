@@ -9,20 +9,16 @@ their ratio.
 
 import argparse
 import statistics
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import httpx
 from pymongo import MongoClient
 
-from bench.history import HISTORY, INVENTORY, Document, exporter_process, inventory, worker_id
+from bench.history import HISTORY, INVENTORY, Document, database, exporter_process, inventory, worker_id
 from exporter.core.periods import DAY, HOUR, align, to_datetime
-from exporter.demo.mongod import Mongod
-from tests.helpers.ports import free_port
 
 PERIOD = 300
 BLOCKS = 6
@@ -118,14 +114,10 @@ def _p99(took: Sequence[float]) -> float:
 def run(workers: int, count: int, scrapes: int, page: str) -> None:
     """Fill the database, start the exporter, measure, and print."""
     end = align(int(time.time()), HOUR)
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        Mongod(Path(folder, "mongo"), free_port(), parameters={"ttlMonitorEnabled": "false"}) as mongod,
-    ):
-        uri = mongod.uri.replace("/?", "/bench?")
+    with database() as (_, uri, folder):
         with MongoClient[Document](uri, tz_aware=True) as client:
             fill(client, workers, end)
-        exporter = exporter_process(uri, Path(folder))
+        exporter = exporter_process(uri, folder)
         exporter.start()
         try:
             with httpx.Client(timeout=60) as client:

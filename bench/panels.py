@@ -16,7 +16,6 @@ import os
 import shutil
 import statistics
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,15 +25,13 @@ from typing import Any, NamedTuple
 
 from pymongo import MongoClient
 
-from bench.history import HISTORY, INVENTORY, PERIOD, Document, exporter_process, inventory, worker_id
+from bench.history import HISTORY, INVENTORY, PERIOD, Document, database, exporter_process, inventory, worker_id
 from exporter.core.model import STATUSES
 from exporter.core.periods import DAY, HOUR, align, to_datetime
 from exporter.demo import prometheus as prometheus_module
-from exporter.demo.mongod import Mongod
 from exporter.demo.prometheus import INSTALL, SOURCE
 from tests.helpers.dashboards import ALL
 from tests.helpers.grafana_variables import View, panels, seconds
-from tests.helpers.ports import free_port
 from tests.helpers.prometheus import Prometheus
 
 DASHBOARDS = Path(__file__).parents[1] / "grafana" / "dashboards"
@@ -251,14 +248,12 @@ def run(options: argparse.Namespace) -> None:
         raise SystemExit(f"prometheus and promtool must be on PATH; {INSTALL}")
     end = align(int(time.time()), PERIOD)
     with (
-        tempfile.TemporaryDirectory() as name,
-        Mongod(Path(name, "mongo"), free_port(), parameters={"ttlMonitorEnabled": "false"}) as mongod,
-        MongoClient[Document](mongod.uri.replace("/?", "/bench?"), tz_aware=True) as client,
+        database() as (mongod, uri, folder),
+        MongoClient[Document](uri, tz_aware=True) as client,
     ):
-        folder = Path(name)
         fill(client.bench, options.workers, options.days, end)
         print("history written", flush=True)
-        exporter = exporter_process(mongod.uri.replace("/?", "/bench?"), folder)
+        exporter = exporter_process(uri, folder)
         exporter.start()
         address = exporter.url.removeprefix("http://")
         configuration = prometheus_module.configuration(SOURCE, address)

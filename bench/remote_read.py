@@ -9,23 +9,19 @@ Python objects. The measurements alternate; the figures are medians and ratios.
 import argparse
 import shutil
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import cramjam
 import httpx
 from pymongo import MongoClient
 from pymongo.collection import Collection
 
-from bench.history import DAYS, HISTORY, INVENTORY, Document, exporter_process, fill, inventory, measure, worker_id
+from bench.history import DAYS, HISTORY, INVENTORY, Document, database, exporter_process, fill, inventory, measure, worker_id
 from exporter.core.periods import DAY, HOUR, align, to_datetime
 from exporter.demo import prometheus as prometheus_module
-from exporter.demo.mongod import Mongod
 from exporter.demo.prometheus import INSTALL, SOURCE
 from tests.helpers import prompb
-from tests.helpers.ports import free_port
 from tests.helpers.prometheus import Prometheus
 
 CPU = "cml_worker_cpu_utilization_ratio"
@@ -38,25 +34,20 @@ def run(workers: int, repeat: int) -> None:
     if program is None:
         raise SystemExit(f"prometheus is not on PATH; {INSTALL}")
     end = align(int(time.time()), HOUR)
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        Mongod(Path(folder, "mongo"), free_port(), parameters={"ttlMonitorEnabled": "false"}) as mongod,
-    ):
-        uri = mongod.uri.replace("/?", "/bench?")
-        with MongoClient[Document](uri, tz_aware=True) as client:
-            history = client.bench[HISTORY]
-            fill(history, workers, end)
-            client.bench[INVENTORY].insert_many(inventory(workers, end))
-            exporter = exporter_process(uri, Path(folder))
-            exporter.start()
-            configuration = prometheus_module.configuration(SOURCE, exporter.url.removeprefix("http://"))
-            prometheus = Prometheus(program, Path(folder, "prometheus"), configuration)
-            try:
-                with httpx.Client(base_url=exporter.url, trust_env=False, timeout=60) as http:
-                    report(http, prometheus, history, workers, end, repeat)
-            finally:
-                prometheus.stop()
-                exporter.stop()
+    with database() as (_, uri, folder), MongoClient[Document](uri, tz_aware=True) as client:
+        history = client.bench[HISTORY]
+        fill(history, workers, end)
+        client.bench[INVENTORY].insert_many(inventory(workers, end))
+        exporter = exporter_process(uri, folder)
+        exporter.start()
+        configuration = prometheus_module.configuration(SOURCE, exporter.url.removeprefix("http://"))
+        prometheus = Prometheus(program, folder / "prometheus", configuration)
+        try:
+            with httpx.Client(base_url=exporter.url, trust_env=False, timeout=60) as http:
+                report(http, prometheus, history, workers, end, repeat)
+        finally:
+            prometheus.stop()
+            exporter.stop()
 
 
 def report(
