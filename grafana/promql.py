@@ -36,6 +36,9 @@ HISTORY_LOOKBACK = format_duration(LOOKBACK_SECONDS)
 """The range of a selector of the history that reads one sample per worker."""
 HISTORY_STEP = "5m"
 """The minimum step of a graph of the history: the default period."""
+HISTORY_SAMPLE = "4m59s"
+"""The range of a selector in a subquery in HISTORY_STEP: a second shorter, so that each sample is read once. Prometheus's
+lookback is as long as the step and before Prometheus 3 includes both ends: it repeats the sample before a missing one."""
 HOURLY_STEP = "1h"
 """The minimum step of a graph of hourly aggregates."""
 
@@ -80,6 +83,13 @@ def of_running(metric: Metric, matchers: str) -> str:
 def history_selector(metric: Metric, matchers: str, more: str = "") -> str:
     """Return a selector of the history, to be used with a range."""
     return f"{metric.name}{{{_join(_STORED, matchers, more)}}}"
+
+
+def history_running(metric: Metric, matchers: str) -> str:
+    """Return the history's value of each worker that no status says not to run, for subqueries in HISTORY_STEP."""
+    values = f"last_over_time({history_selector(metric, matchers)}[{HISTORY_SAMPLE}])"
+    other = history_selector(STATUS, matchers, 'status!="running"')
+    return f"({values} unless on ({WORKER}) last_over_time({other}[{HISTORY_SAMPLE}]) == 1)"
 
 
 WEEK_BEFORE = "6d23h59m59s"

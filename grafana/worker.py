@@ -39,6 +39,7 @@ from grafana.promql import (
     WEEK_BEFORE,
     WORKER,
     history_info,
+    history_running,
     history_selector,
     history_status_code,
     hours_missing,
@@ -63,7 +64,14 @@ _IDLE = f"max({idle_seconds(THE_WORKER)} and on ({WORKER}) {in_status('running',
 
 
 def _mean(metric: Metric, window: str, after: str = "") -> str:
-    return f"max(avg_over_time({history_selector(metric, THE_WORKER)}[{window}]{f' {after}' if after else ''}))"
+    """Return the average of the samples of a window; of labs only those of periods in which the worker ran.
+
+    The history keeps what the document of a stopped worker says of its labs. CPU and memory exist only of running instances.
+    """
+    values = f"{history_selector(metric, THE_WORKER)}[{window}]"
+    if metric is ACTIVE_LABS:
+        values = f"{history_running(metric, THE_WORKER)}[{window}:{HISTORY_STEP}]"
+    return f"max(avg_over_time({values}{f' {after}' if after else ''}))"
 
 
 def _now(expr: str) -> str:
@@ -81,8 +89,8 @@ def _compared(metric: Metric) -> list[Query]:
 
 
 def _lines(metric: Metric) -> list[Query]:
-    """Return the same as lines; the newest minutes, which are not in the history yet, come from /metrics."""
-    value = f"{_mean(metric, '$__interval')} or max({metric.name}{{{THE_WORKER}}})"
+    """Return the same as lines; the newest minutes, which are not in the history yet, come from /metrics while it runs."""
+    value = f"{_mean(metric, '$__interval')} or max({of_running(metric, THE_WORKER)})"
     queries = ((value, "now"), (_mean(metric, "1d"), "24 h average"), (_mean(metric, "$__interval", _WEEK_AGO), "a week ago"))
     return [Query(expr, legend, interval=HISTORY_STEP) for expr, legend in queries]
 
