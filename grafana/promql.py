@@ -187,9 +187,9 @@ def status_code(status_is_1: str) -> str:
     return f"max by ({WORKER}) ({status_is_1} * on (status) group_left () (cml:status:code @ end()))"
 
 
-def live_status_code(matchers: str) -> str:
-    """Return `status_code` from /metrics."""
-    return status_code(f"{STATUS.name}{{{matchers}}}")
+def recorded_status_code(matchers: str) -> str:
+    """Return each worker's newest recorded status as a number."""
+    return f"cml_worker:status:code{{{matchers}}}"
 
 
 def history_status_code(matchers: str, window: str, at: str = "") -> str:
@@ -391,18 +391,15 @@ def changed_in_an_hour(matchers: str) -> str:
     the exporter was there an hour ago, and is there now.
     """
     status = f"cml_worker:status:current{{{matchers}}}"
-    known = _join(matchers, 'instance_id!=""')
-    instance = f"max by ({WORKER}, instance_id) ({INFO.name}{{{known}}})"
-    there_before = f"last_over_time({status}[1h] offset 1h)"
+    instance = f"cml_worker:instance:current{{{matchers}}}"
     last_status = f"max by ({WORKER}) (max_over_time(timestamp({status})[1h:1m]) unless on ({WORKER}, status) {status})"
     now = f'label_replace({status} * on ({WORKER}) group_left () {last_status}, "change", "now $1", "status", "(.+)")'
-    earlier_instance = (
-        f"max by ({WORKER}) (max_over_time(({instance} * 0 + time())[1h:1m]) unless on ({WORKER}, instance_id) {instance})"
-    )
-    replaced = f"{earlier_instance} and on ({WORKER}) {instance}"
-    first_seen = f"min by ({WORKER}) (min_over_time(timestamp({status})[1h:1m]))"
-    new = f"{first_seen} unless on ({WORKER}) {there_before} and on () count_over_time(cml_fleet:workers:count[1h] offset 1h)"
-    seen_last = f"max by ({WORKER}) (max_over_time(timestamp({status})[1h:1m]))"
-    gone = f"{seen_last} unless on ({WORKER}) {status} and on () cml_fleet:workers:count"
+    before = f"max_over_time(timestamp({instance})[1h:1m]) unless on ({WORKER}, instance_id) {instance}"
+    replaced = f"max by ({WORKER}) ({before}) and on ({WORKER}) {instance}"
+    code = f"cml_worker:status:code{{{matchers}}}"  # one series per worker, whichever status it has
+    first_seen = f"min_over_time(timestamp({code})[1h:1m])"
+    known = "count_over_time(cml_fleet:workers:count[1h] offset 1h)"
+    new = f"{first_seen} unless last_over_time({code}[1h] offset 1h) and on () {known}"
+    gone = f"max_over_time(timestamp({code})[1h:1m]) unless {code} and on () cml_fleet:workers:count"
     changes = (now, _named(replaced, "change", "other instance"), _named(new, "change", "new"), _named(gone, "change", "gone"))
     return f"max by ({WORKER}, change) ({' or '.join(changes)})"

@@ -47,8 +47,9 @@ from grafana.promql import (
     idle_seconds,
     in_status,
     live_info,
-    live_status_code,
+    max_by_worker,
     of_running,
+    recorded_status_code,
     running_hours,
 )
 
@@ -110,7 +111,7 @@ def _now_row() -> list[Panel]:
             "What is its status, and what was it last week?",
             "The status now, and at the same time last week.",
             [
-                instant(_now(f"max({live_status_code(THE_WORKER)})"), "now"),
+                instant(_now(f"max({recorded_status_code(THE_WORKER)})"), "now"),
                 instant(history_status_code(THE_WORKER, HISTORY_LOOKBACK, _WEEK_AGO), "a week ago"),
             ],
             Style("none", _GONE, mappings=_STATUS, fixed=conventions.COMPARED),
@@ -373,7 +374,7 @@ def _over_time() -> list[Panel]:
         "The value, the average of the preceding 24 hours, and the value a week earlier. The newest 15 minutes come from "
         "/metrics, which shows a value some minutes after its period."
     )
-    code = f"{history_status_code(THE_WORKER, '$__interval')} or {live_status_code(THE_WORKER)}"
+    code = f"{history_status_code(THE_WORKER, '$__interval')} or {max_by_worker(recorded_status_code(THE_WORKER))}"
 
     def running(after: str = "") -> str:
         """Return 0 for a worker that existed in another status only, which has no series for running."""

@@ -140,7 +140,7 @@ def test_recorded_names_say_level_metric_and_operations() -> None:
     for name, rule in RECORDED.items():
         level = {"cml_worker": {"worker_id", "region"}, "cml_region": {"region"}}.get(name.partition(":")[0], set())
         found = result_labels(promql.parse(rule["expr"]))
-        assert level <= found <= level | {"status", "check"}, name
+        assert level <= found <= level | {"status", "instance_id", "check"}, name
 
 
 def test_recorded_series_never_fall_out_of_the_lookback() -> None:
