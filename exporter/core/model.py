@@ -168,16 +168,21 @@ class WorkerGauges:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The worker block of /metrics: rendered once per collection cycle, replaced in one assignment.
+    """The worker block of /metrics: rendered after each observation and poll, replaced in one assignment.
 
-    `body` is text format 0.0.4, `gzipped` the same as one gzip member. `fresh_until` is a time of the local clock: from then
-    on the block is left out, because the loop that should have renewed it has stopped.
+    `texts` are the parts of text format 0.0.4, `gzipped` the same as one gzip member. `fresh_until` is a time of the local
+    clock: from then on the block is left out, because the loop that should have renewed it has stopped.
     """
 
     workers: tuple[WorkerGauges, ...]
-    body: bytes
+    texts: tuple[bytes, ...]
     gzipped: bytes
     fresh_until: float
+
+    @property
+    def body(self) -> bytes:
+        """The whole text, in a copy."""
+        return b"".join(self.texts)
 
 
 @dataclass(frozen=True, slots=True)

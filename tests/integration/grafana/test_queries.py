@@ -24,7 +24,6 @@ from exporter.core.history_metrics import LOOKBACK_SECONDS
 from exporter.core.model import Worker, WorkerGauges
 from exporter.core.periods import DAY, HOUR, align, to_datetime, to_seconds
 from exporter.demo.mongod import Mongod
-from exporter.metrics.exposition import render as render_metrics
 from exporter.metrics.telemetry import Telemetry
 from grafana import conventions
 from grafana.promql import CODES, signed_change, threshold
@@ -39,6 +38,7 @@ from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
 from tests.helpers.grafana_variables import Json, View, panels, queries, seconds
 from tests.helpers.ports import free_port
 from tests.helpers.prometheus import Labels, Prometheus
+from tests.helpers.worker_families import render as render_metrics
 
 PERIOD = 300
 EU, US = "eu-west-1", "us-east-1"

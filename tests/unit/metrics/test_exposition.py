@@ -24,8 +24,8 @@ from exporter.core.model import (
     WorkerGauges,
 )
 from exporter.core.workers_settings import ExtraMetric
-from exporter.metrics.exposition import render, snapshot
-from tests.helpers.worker_families import families
+from exporter.metrics.worker_block import WorkerBlock
+from tests.helpers.worker_families import families, render
 
 DISK = ExtraMetric(metric="cml_worker_disk_ratio", field="disk", help='Disk in use,\nby "df" \\ 1.')
 WORKER = Worker(
@@ -278,6 +278,35 @@ def test_the_block_is_byte_for_byte_what_prometheus_client_makes_of_the_same_fam
     assert render(gauges, EXTRA) == by_the_client(gauges, EXTRA)
 
 
+@settings(deadline=None)
+@given(st.lists(st.lists(ALL_GAUGES, max_size=3), min_size=2, max_size=3))
+def test_a_block_that_was_rendered_before_is_what_one_rendered_for_the_first_time_is(cycles: list[list[WorkerGauges]]) -> None:
+    block = WorkerBlock(EXTRA)
+    for gauges in cycles:
+        again = block.snapshot(gauges, 0)
+        assert again.body == render(gauges, EXTRA)
+        assert gzip.decompress(again.gzipped) == again.body
+
+
+def test_only_what_has_changed_is_rendered_again() -> None:
+    """A poll changes the values of CPU and their times; workers that come or go change every family."""
+
+    def rendered_again(gauges: list[WorkerGauges]) -> set[str]:
+        before, after = shown[-1], block.snapshot(gauges, 0)
+        shown.append(after)
+        texts = zip(before.texts, after.texts, strict=True)
+        return {new.partition(b"{")[0].decode().split("\n")[-1] for old, new in texts if old is not new}
+
+    block, other = WorkerBlock([DISK]), dataclasses.replace(GAUGES, worker=dataclasses.replace(WORKER, id="w2"))
+    shown = [block.snapshot([GAUGES, other], 0)]
+    assert rendered_again([GAUGES, other]) == set()
+    polled = dataclasses.replace(other, cpu=99.0, cpu_time=1_769_861_100)
+    assert rendered_again([GAUGES, polled]) == {"cml_worker_cpu_utilization_ratio", "cml_worker_sample_timestamp_seconds"}
+    stopped = dataclasses.replace(other, worker=dataclasses.replace(other.worker, status="stopping"))
+    assert "cml_worker_status" in rendered_again([GAUGES, stopped])
+    assert len(rendered_again([GAUGES])) == len(WORKER_METRICS) + 1
+
+
 @pytest.mark.parametrize(
     "value", [0.0, -0.0, 1e-7, 0.1 + 0.2, 999_999.0, 999_999.5, 1e6, 1_234_567.0, 1e21, -5.0, -2e9, 5e-324]
 )
@@ -320,7 +349,7 @@ def test_a_label_of_ten_kilobytes_is_cut_before_it_is_escaped() -> None:
 
 
 def test_the_snapshot_is_the_block_and_one_gzip_member_of_it_the_same_every_time() -> None:
-    made = snapshot([GAUGES], [DISK], 12.5)
+    made = WorkerBlock([DISK]).snapshot([GAUGES], 12.5)
     assert (made.workers, made.body.decode(), made.fresh_until) == ((GAUGES,), GOLDEN, 12.5)
     assert gzip.decompress(made.gzipped) == made.body
     assert made.gzipped[4:8] == bytes(4), "the header must hold no time"
@@ -328,7 +357,8 @@ def test_the_snapshot_is_the_block_and_one_gzip_member_of_it_the_same_every_time
 
 def test_a_second_gzip_member_may_follow() -> None:
     own = gzip.compress(b"cml_exporter_leader 1.0\n")
-    assert gzip.decompress(snapshot([GAUGES], [], 0).gzipped + own).endswith(b"} 1.769860812e+09\ncml_exporter_leader 1.0\n")
+    member = WorkerBlock().snapshot([GAUGES], 0).gzipped
+    assert gzip.decompress(member + own).endswith(b"} 1.769860812e+09\ncml_exporter_leader 1.0\n")
 
 
 def test_labels_are_those_of_the_catalog() -> None:
