@@ -10,7 +10,7 @@ from typing import Literal
 
 import yaml
 
-from exporter.core.catalog import HOURLY_PRICE, INFO, LAST_ACTIVITY, METRICS_BY_NAME, STATUS, Metric
+from exporter.core.catalog import HOURLY_PRICE, INFO, LAST_ACTIVITY, METRICS_BY_NAME, STATUS, STATUS_CODE, Metric
 from exporter.core.history_metrics import (
     INFO_1H,
     LOOKBACK_SECONDS,
@@ -190,6 +190,16 @@ def status_code(status_is_1: str) -> str:
 def recorded_status_code(matchers: str) -> str:
     """Return each worker's newest recorded status as a number."""
     return f"cml_worker:status:code{{{matchers}}}"
+
+
+def runs_now(matchers: str) -> str:
+    """Return 1 for each worker that runs, 0 for each other one."""
+    return f"(cml_worker:status:code{{{matchers}}} == bool {CODES['running']})"
+
+
+def status_now(matchers: str) -> str:
+    """Return the series of each worker's current status, with the label `status` and the value 1."""
+    return f"max by ({WORKER}, status) (cml_worker:status:current{{{matchers}}})"
 
 
 def history_status_code(matchers: str, window: str, at: str = "") -> str:
