@@ -10,7 +10,7 @@ from typing import Literal
 
 import yaml
 
-from exporter.core.catalog import HOURLY_PRICE, INFO, LAST_ACTIVITY, METRICS_BY_NAME, STATUS, STATUS_CODE, Metric
+from exporter.core.catalog import HOURLY_PRICE, INFO, LAST_ACTIVITY, METRICS_BY_NAME, STATUS, Metric
 from exporter.core.history_metrics import (
     INFO_1H,
     LOOKBACK_SECONDS,

@@ -794,6 +794,7 @@ def test_a_large_fleet_stays_readable() -> None:
 
 def test_the_worker_gauges_are_all_shown() -> None:
     shown = "".join(json.dumps(dashboard) for dashboard in DASHBOARDS.values())
+    shown += "".join(rule["expr"] for name, rule in RECORDED.items() if name in shown)
     own = {name for name in METRICS_BY_NAME if name.startswith("cml_exporter_")}
     assert {metric.name for metric in WORKER_METRICS} | own <= set(re.findall(r"cml_(?:worker|exporter)_\w+", shown))
 
