@@ -29,7 +29,7 @@ def tool(name: str) -> str:
 
 def objects(text: str) -> list[dict[str, Any]]:
     """Return the objects of a rendering."""
-    return [document for document in yaml.safe_load_all(text) if document]
+    return [document for document in yaml.load_all(text, yaml.CSafeLoader) if document]
 
 
 def of_kind(rendered: list[dict[str, Any]], *kinds: str) -> list[dict[str, Any]]:
@@ -49,27 +49,36 @@ def pods(rendered: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], dict[
             yield template(each)["metadata"], template(each)["spec"]
 
 
-def kubernetes_schemas(version: str) -> Path:
-    """Return the folder with the strict JSON schemas of a Kubernetes version, of the package kubernetes-validate."""
+def kubernetes_schemas(folder: Path, version: str, kinds: set[str]) -> None:
+    """Write the strict schemas of some kinds of a Kubernetes version as kubeconform reads them: without addresses.
+
+    They are those of the package kubernetes-validate.
+    """
     (package,) = kubernetes_validate.__path__
-    return Path(package) / "kubernetes-json-schema" / f"v{version}.0-local-strict"
+    source = Path(package) / "kubernetes-json-schema" / f"v{version}.0-local-strict"
+    for pattern in ("_definitions.json", *(f"{kind.lower()}-*.json" for kind in kinds)):
+        for file in source.glob(pattern):
+            schema = json.loads(file.read_text().replace('"$ref": "/api/', '"$ref": "'))
+            del schema["$id"]
+            (folder / file.name).write_text(json.dumps(schema))
 
 
-def operator_schemas(folder: Path) -> dict[str, dict[str, Any]]:
-    """Write the schemas of Prometheus operator's kinds, as kubeconform reads them; return them by kind.
+def operator_schemas(folder: Path, *resources: str) -> dict[str, dict[str, Any]]:
+    """Write the schemas of some of Prometheus operator's resources, as kubeconform reads them; return them by kind.
 
     They are those of its CustomResourceDefinitions. A key that such a schema does not have is dropped by Kubernetes in silence,
     so here it is refused.
     """
     made = {}
-    for file in sorted((TOOLS / "crds").glob(f"{OPERATOR_GROUP}_*.yaml")):
-        definition = yaml.safe_load(file.read_text())["spec"]
+    for resource in resources:
+        file = TOOLS / "crds" / f"{OPERATOR_GROUP}_{resource}.yaml"
+        assert file.exists(), f"{file} is missing; run make helm-tools"
+        definition = yaml.load(file.read_text(), yaml.CSafeLoader)["spec"]
+        kind = definition["names"]["kind"]
         for version in definition["versions"]:
-            kind = definition["names"]["kind"]
             made[kind] = _strict(version["schema"]["openAPIV3Schema"])
             made[kind]["properties"]["metadata"] = {"type": "object"}
             (folder / f"{kind.lower()}-{version['name']}.json").write_text(json.dumps(made[kind]))
-    assert made, f"{TOOLS / 'crds'} is empty; run make helm-tools"
     return made
 
 
