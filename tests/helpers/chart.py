@@ -63,23 +63,20 @@ def kubernetes_schemas(folder: Path, version: str, kinds: set[str]) -> None:
             (folder / file.name).write_text(json.dumps(schema))
 
 
-def operator_schemas(folder: Path, *resources: str) -> dict[str, dict[str, Any]]:
-    """Write the schemas of some of Prometheus operator's resources, as kubeconform reads them; return them by kind.
+def operator_schemas(folder: Path, *resources: str) -> None:
+    """Write the schemas of some of Prometheus operator's resources as kubeconform reads them.
 
     They are those of its CustomResourceDefinitions. A key that such a schema does not have is dropped by Kubernetes in silence,
     so here it is refused.
     """
-    made = {}
     for resource in resources:
         file = TOOLS / "crds" / f"{OPERATOR_GROUP}_{resource}.yaml"
         assert file.exists(), f"{file} is missing; run make helm-tools"
         definition = yaml.load(file.read_text(), yaml.CSafeLoader)["spec"]
-        kind = definition["names"]["kind"]
         for version in definition["versions"]:
-            made[kind] = _strict(version["schema"]["openAPIV3Schema"])
-            made[kind]["properties"]["metadata"] = {"type": "object"}
-            (folder / f"{kind.lower()}-{version['name']}.json").write_text(json.dumps(made[kind]))
-    return made
+            schema = _strict(version["schema"]["openAPIV3Schema"])
+            schema["properties"]["metadata"] = {"type": "object"}
+            (folder / f"{definition['names']['kind'].lower()}-{version['name']}.json").write_text(json.dumps(schema))
 
 
 def _strict(schema: dict[str, Any]) -> dict[str, Any]:

@@ -209,7 +209,17 @@ def render(helm: str, *flags: str, chart: Path = CHART) -> str:
     Raises:
         subprocess.CalledProcessError: Helm refuses the chart or its values; `stderr` says why.
     """
-    command = [helm, "template", "cml-worker-exporter", chart, "--namespace", "cml", "--kube-version", KUBE_VERSION, *flags]
+    command = [
+        helm,
+        "template",
+        "cml-worker-exporter",
+        str(chart),
+        "--namespace",
+        "cml",
+        "--kube-version",
+        KUBE_VERSION,
+        *flags,
+    ]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 

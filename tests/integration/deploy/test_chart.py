@@ -17,7 +17,6 @@ from typing import Any
 
 import bcrypt
 import httpx
-import jsonschema
 import pytest
 import yaml
 
@@ -54,6 +53,15 @@ def refusal(helm: str, *flags: str) -> str:
     return str(refused.value.stderr)
 
 
+def conformity(schemas: Path, text: str) -> dict[str, Any]:
+    """Return what kubeconform says of the objects by the schemas in the folder."""
+    command = [tool("kubeconform"), "-strict", "-summary", "-output", "json"]
+    for suffix in ("{{.KindSuffix}}", "-{{.ResourceAPIVersion}}"):  # of Kubernetes, and as operator_schemas names them
+        command += ["-schema-location", f"{schemas}/{{{{.ResourceKind}}}}{suffix}.json"]
+    result: dict[str, Any] = json.loads(subprocess.run(command, input=text, capture_output=True, text=True, check=False).stdout)
+    return result
+
+
 def test_what_helm_renders_is_what_is_committed(helm: str) -> None:
     for path, text in rendered(helm).items():
         assert path.read_text() == text, f"{path.relative_to(ROOT)}: run `make chart`, and read the difference"
@@ -61,7 +69,7 @@ def test_what_helm_renders_is_what_is_committed(helm: str) -> None:
 
 @each_set
 def test_helm_finds_nothing_wrong(helm: str, values: Path) -> None:
-    command = [helm, "lint", "--strict", "--kube-version", KUBE_VERSION, "--values", values, CHART]
+    command = [helm, "lint", "--strict", "--kube-version", KUBE_VERSION, "--values", str(values), str(CHART)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "[WARNING]" not in done.stdout
@@ -69,25 +77,16 @@ def test_helm_finds_nothing_wrong(helm: str, values: Path) -> None:
 
 @pytest.mark.parametrize("version", KUBERNETES)
 def test_everything_rendered_fits_the_schemas_of_kubernetes_and_the_operator(helm: str, tmp_path: Path, version: str) -> None:
-    kubeconform = tool("kubeconform")
-    texts = [render(helm, "--values", str(values)) for values in SETS]
-    kubernetes_schemas(tmp_path, version, {each["kind"] for text in texts for each in objects(text)})
+    text = "".join(render(helm, "--values", str(values)) for values in SETS)
+    kubernetes_schemas(tmp_path, version, {each["kind"] for each in objects(text)})
     operator_schemas(tmp_path, "podmonitors", "prometheusrules", "servicemonitors")
-    command = [kubeconform, "-strict", "-summary", "-output", "json"]
-    for suffix in ("{{.KindSuffix}}", "-{{.ResourceAPIVersion}}"):  # of Kubernetes, and as operator_schemas names them
-        command += ["-schema-location", f"{tmp_path}/{{{{.ResourceKind}}}}{suffix}.json"]
-
-    def conforms(text: str) -> dict[str, Any]:
-        summary: dict[str, Any] = json.loads(
-            subprocess.run(command, input=text, capture_output=True, text=True, check=False).stdout
-        )
-        return summary
-
-    for text in texts:
-        result = conforms(text)
-        assert result["summary"] == {"valid": len(objects(text)), "invalid": 0, "errors": 0, "skipped": 0}, result["resources"]
-    assert conforms(texts[0].replace("honorLabels", "honorLabel"))["summary"]["invalid"] == 1
-    assert conforms(texts[0].replace("podManagementPolicy", "podPolicy"))["summary"]["invalid"] == 1
+    result = conformity(tmp_path, text)
+    assert result["summary"] == {"valid": len(objects(text)), "invalid": 0, "errors": 0, "skipped": 0}, result["resources"]
+    wrong = render(helm, "--set", "monitor.enabled=true", "--skip-tests")
+    for right in ("honorLabels", "podManagementPolicy", "unhealthyPodEvictionPolicy"):
+        assert right in wrong
+        wrong = wrong.replace(right, f"{right}s")
+    assert conformity(tmp_path, wrong)["summary"]["invalid"] == 3
 
 
 # -- rules and dashboards ----------------------------------------------------------------------------------------------
@@ -214,14 +213,31 @@ def test_the_notes_have_the_remote_read_of_the_repository_as_the_operator_wants_
     found = re.search(r"^  remoteRead:\n((?:    .*\n)+)", told, re.MULTILINE)
     assert found
     (snippet,) = yaml.safe_load(found[0])["remoteRead"]
-    schemas = tmp_path / "schemas"
-    schemas.mkdir()
-    spec = operator_schemas(schemas, "prometheuses")["Prometheus"]["properties"]["spec"]
-    jsonschema.validate([snippet], spec["properties"]["remoteRead"])
+    operator_schemas(tmp_path, "prometheuses")
+    prometheus = {"apiVersion": "monitoring.coreos.com/v1", "kind": "Prometheus", "metadata": {"name": "p"}}
+    result = conformity(tmp_path, yaml.safe_dump({**prometheus, "spec": {"remoteRead": [snippet]}}))
+    assert result["summary"] == {"valid": 1, "invalid": 0, "errors": 0, "skipped": 0}, result["resources"]
     (known,) = yaml.safe_load((ROOT / "prometheus" / "prometheus.yml").read_text())["remote_read"]
     assert snippet.pop("url") == "http://cml-worker-exporter.cml.svc:9877/workers/api/v1/read"
     known.pop("url")
     assert {re.sub("[A-Z]", lambda upper: f"_{upper[0].lower()}", name): value for name, value in snippet.items()} == known
+
+
+def test_the_guide_has_values_that_helm_accepts_and_the_remote_read_of_the_notes(helm: str, tmp_path: Path) -> None:
+    guide = (ROOT / "docs" / "kubernetes.md").read_text()
+    blocks = [block for block in re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL) if "remoteRead" not in block]
+    assert len(blocks) == 3
+    for number, block in enumerate(blocks):
+        (tmp_path / f"{number}.yaml").write_text(block)
+    flags = [word for number in range(len(blocks)) for word in ("--values", str(tmp_path / f"{number}.yaml"))]
+    (stateful,) = of_kind(objects(render(helm, *flags)), "StatefulSet")
+    claim = f"data-{stateful['metadata']['name']}-0"
+    assert f"`{claim}`" in guide
+    assert f"statefulset\n  {stateful['metadata']['name']} " in guide
+    (block,) = re.findall(r"    remoteRead:\n((?:      .*\n)+)", guide)
+    (told,) = yaml.safe_load(block)
+    (noted,) = yaml.safe_load(re.findall(r"  remoteRead:\n((?:    .*\n)+)", notes(helm, tmp_path))[0])
+    assert told == noted
 
 
 def test_the_notes_name_what_is_left_to_do(helm: str, tmp_path: Path) -> None:
@@ -247,8 +263,8 @@ class Pods:
     def __init__(self, made: list[dict[str, Any]], root: Path) -> None:
         self.made = made
         self.root = root
-        data = {
-            (each["kind"], each["metadata"]["name"]): each.get("data") or each.get("stringData")
+        data: dict[tuple[str, str], dict[str, str]] = {
+            (each["kind"], each["metadata"]["name"]): each.get("data") or each["stringData"]
             for each in of_kind(made, "ConfigMap", "Secret")
         }
         (stateful,) = of_kind(made, "StatefulSet")
