@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: help install demo test test-all lowest lint format simulate reliability docs dashboards proto lock clean
+.PHONY: help install demo test test-all lowest lint format simulate reliability docs dashboards chart helm-tools proto lock clean
 
 help: ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,21 @@ docs: $(READY) ## write docs/settings.md, metrics.md and http.md from the code
 
 dashboards: $(READY) ## write grafana/dashboards/*.json and docs/dashboards.md from grafana/*.py
 	$(BIN)/python -m grafana.build
+
+chart: $(READY) helm-tools ## write the Helm chart's copies of rules and dashboards, its table and schema of values, and what Helm renders
+	$(BIN)/python -m tests.tools.generate_chart
+
+CHART_TOOLS := deploy/helm/tools
+OPERATOR := github.com/prometheus-operator/prometheus-operator
+
+helm-tools: $(CHART_TOOLS)/bin/.built ## build helm and kubeconform for the tests of the chart, from Go modules (needs Go 1.26 or newer)
+
+$(CHART_TOOLS)/bin/.built: $(CHART_TOOLS)/go.mod $(CHART_TOOLS)/crds/go.mod
+	cd $(CHART_TOOLS) && GOBIN=$(CURDIR)/$(CHART_TOOLS)/bin go install tool
+	cd $(CHART_TOOLS)/crds && go mod download $(OPERATOR)
+	install -d $(CHART_TOOLS)/bin/crds
+	install -m 644 $$(cd $(CHART_TOOLS)/crds && go list -m -f '{{.Dir}}' $(OPERATOR))/example/prometheus-operator-crd/*.yaml $(CHART_TOOLS)/bin/crds
+	@touch $@
 
 proto: $(READY) ## write exporter/history/remote_read.binpb and remote_read_pb2.pyi from remote_read.proto
 	$(BIN)/python -m grpc_tools.protoc --proto_path=. --descriptor_set_out=exporter/history/remote_read.binpb --pyi_out=. exporter/history/remote_read.proto
