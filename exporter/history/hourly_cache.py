@@ -24,14 +24,16 @@ It ends, because another program may write samples, too.
 MAX_CACHED_WORKER_DAYS = 40_000
 """Cached days of single workers, some 2.5 kB each: forty days of a thousand workers."""
 READS = 3
-"""Days read from MongoDB at the same time; each read keeps one of MongoDB's cores busy."""
+"""Queries to MongoDB at the same time; each keeps one of its cores busy."""
+WORKER_DAYS_PER_READ = 1000
+"""Workers × days of one query: a second of MongoDB's time, after which waiting queries of others get their turn."""
 
 
 class HourlySource(Protocol):
     """The hourly aggregates in MongoDB; part of the repository."""
 
-    async def hours(self, worker_ids: Collection[str], day: int) -> list[WorkerDay]:
-        """Return the hourly aggregates of the UTC day that begins at second `day`, one per worker and region with samples."""
+    async def hours(self, worker_ids: Collection[str], days: range) -> list[WorkerDay]:
+        """Return the hourly aggregates of adjacent UTC days, one entry per day, worker, and region with samples."""
 
     async def load_gap_window(self) -> int:
         """Return the gap-filling window, in seconds, of the exporter that writes the history."""
@@ -44,6 +46,8 @@ _Key = tuple[int, str]
 class _CachedDay(NamedTuple):
     """The hourly aggregates of one worker on one day."""
 
+    day: int
+    """First UTC second."""
     marker: str | None
     """Change marker of the backfill lease before the read; None when samples of the day could still arrive."""
     parts: tuple[WorkerDay, ...]
@@ -96,61 +100,101 @@ class HourlyCache:
         days = days_of(start // 1000, last)
         if not worker_ids or not days:
             return
-        workers = sorted(set(worker_ids))
-        cached = await self._cached_days(days, workers)
-        for worker_id, *entries in zip(workers, *cached, strict=True):
-            for region, (stamps, values) in _joined(days, entries, field).items():
+        for worker_id, entries in await self._cached_days(days, sorted(set(worker_ids))):
+            for region, (stamps, values) in _joined(entries, field).items():
                 inside = slice(bisect_left(stamps, start), bisect_left(stamps, last * 1000 + 1))
                 if stamps[inside]:
                     yield worker_id, region, stamps[inside], values[inside]
 
-    async def _cached_days(self, days: range, workers: Sequence[str]) -> list[list[_CachedDay]]:
-        """Return for each day the entries of all workers, in their order; read what is missing, the newest days first."""
+    async def worker_days(self, worker_ids: Collection[str], start: int, end: int) -> list[WorkerDay]:
+        """Return all hourly aggregates of the UTC days that [start, end) UTC seconds touches, worker after worker.
+
+        Hours that have not ended are among them.
+
+        Raises:
+            StoreError: MongoDB does not answer. What it returned before stays in the cache.
+        """
+        days = range(align(start, DAY), min(end, int(self._wall())), DAY)
+        if not worker_ids or not days:
+            return []
+        found = await self._cached_days(days, sorted(set(worker_ids)))
+        return [part for _, entries in found for entry in entries for part in entry.parts]
+
+    async def _cached_days(self, days: range, workers: Sequence[str]) -> list[tuple[str, list[_CachedDay]]]:
+        """Return each worker with its entries of the days; read what is missing."""
         marker = await self._change_marker()
         window = max(self._gap_fill_window, await self._history.load_gap_window())
         final_before = self._wall() - window - HOUR
-        keys = {day: [(day, worker_id) for worker_id in workers] for day in days}
         # No more reads are started than can run at once: when one fails, the others are not needed.
         started = asyncio.Semaphore(READS)
 
-        async def cached_day(day: int) -> list[_CachedDay]:
+        async def cached(some: Sequence[str]) -> list[tuple[str, list[_CachedDay]]]:
             async with started:
-                return await self._cached_day(day, keys[day], marker if day + DAY < final_before else None)
+                return await self._cached_part(days, some, marker, final_before)
 
-        # The newest days first: they are part of the most queries, so that most concurrent callers wait for them.
-        tasks = [asyncio.create_task(cached_day(day)) for day in reversed(days)]
+        size = max(1, WORKER_DAYS_PER_READ // len(days))
+        parts = [workers[first : first + size] for first in range(0, len(workers), size)]
+        tasks = [asyncio.create_task(cached(part)) for part in parts]
         try:
-            newest_first = await asyncio.gather(*tasks)
+            found = await asyncio.gather(*tasks)
         finally:
             for task in tasks:
                 task.cancel()
             for day in days:  # so that the oldest day of a query is evicted first
-                self._days.touch(keys[day])
+                self._days.touch((day, worker_id) for worker_id in workers)
             self._days.evict(MAX_CACHED_WORKER_DAYS)
-        return newest_first[::-1]
+        return [entries for part in found for entries in part]
 
-    async def _cached_day(self, day: int, keys: Sequence[_Key], marker: str | None) -> list[_CachedDay]:
+    async def _cached_part(
+        self, days: range, workers: Sequence[str], marker: str | None, final_before: float
+    ) -> list[tuple[str, list[_CachedDay]]]:
         def is_fresh(cached: _CachedDay, age: float) -> bool:
-            return age < RECENT_TTL_SECONDS or (age < FINAL_TTL_SECONDS and marker is not None and cached.marker == marker)
+            if age < RECENT_TTL_SECONDS:
+                return True
+            final = cached.day + DAY < final_before
+            return age < FINAL_TTL_SECONDS and final and marker is not None and cached.marker == marker
 
         async def read(missing: Sequence[_Key]) -> Mapping[_Key, _CachedDay]:
-            async with self._slots:
-                found = await self._history.hours([worker_id for _, worker_id in missing], day)
-            parts: dict[str, list[WorkerDay]] = {worker_id: [] for _, worker_id in missing}
-            for part in found:
-                parts[part.worker_id].append(part)
-            return {(day, worker_id): _CachedDay(marker, tuple(of_worker)) for worker_id, of_worker in parts.items()}
+            parts: dict[_Key, list[WorkerDay]] = {key: [] for key in missing}
+            for run, worker_ids in _runs(missing).items():
+                async with self._slots:
+                    for part in await self._history.hours(worker_ids, run):
+                        parts[part.day, part.worker_id].append(part)
+            return {
+                (day, worker_id): _CachedDay(day, marker if day + DAY < final_before else None, tuple(found))
+                for (day, worker_id), found in parts.items()
+            }
 
-        cached = await self._days.get_many(keys, read, is_fresh)
-        return [cached[key] for key in keys]
+        cached = await self._days.get_many([(day, worker_id) for worker_id in workers for day in days], read, is_fresh)
+        return [(worker_id, [cached[day, worker_id] for day in days]) for worker_id in workers]
 
 
-def _joined(days: Iterable[int], entries: Iterable[_CachedDay], field: str) -> dict[str, tuple["array[int]", "array[float]"]]:
+def _runs(keys: Iterable[_Key]) -> dict[range, list[str]]:
+    """Return adjacent days → the workers that need exactly these, so that one query reads all of them.
+
+    Args:
+        keys: worker by worker, the days ascending.
+    """
+    runs: dict[range, list[str]] = {}
+    run, of = range(0), ""
+    for day, worker_id in keys:
+        if worker_id == of and day == run.stop:
+            run = range(run.start, day + DAY, DAY)
+            continue
+        if run:
+            runs.setdefault(run, []).append(of)
+        run, of = range(day, day + DAY, DAY), worker_id
+    if run:
+        runs.setdefault(run, []).append(of)
+    return runs
+
+
+def _joined(entries: Iterable[_CachedDay], field: str) -> dict[str, tuple["array[int]", "array[float]"]]:
     """Return region → (ends of the hours with samples in milliseconds, ascending; values of `field`) of one worker."""
     joined: dict[str, tuple[array[int], array[float]]] = {}
-    for day, entry in zip(days, entries, strict=True):
+    for entry in entries:
         for part in entry.parts:
             stamps, values = joined.setdefault(part.region, (array("q"), array("d")))
-            stamps += ends(day, part.hours)
+            stamps += ends(entry.day, part.hours)
             values += column(part, field)
     return joined

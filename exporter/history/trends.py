@@ -1,27 +1,35 @@
 """Figures of the whole fleet by day and of each worker, summed from the hourly aggregates.
 
-A month of a thousand workers is 720,000 hours. They come from the hourly cache, are summed in a thread in batches, and the
-result is kept for some minutes, so that neither the page nor the scrapes beside it wait for them twice.
+A month of a thousand workers is 720,000 hours. They come from the hourly cache, are summed in a thread, and the result is kept
+for some minutes, so that neither the page nor the scrapes beside it wait for them twice.
 """
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from array import array
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from itertools import groupby
+from typing import NamedTuple, Protocol
+from zoneinfo import ZoneInfo
 
 from exporter.core.async_cache import AsyncCache
 from exporter.core.history_metrics import RUNNING
-from exporter.core.periods import DAY, HOUR
-from exporter.history.series import ColumnSource
+from exporter.core.local_time import interval_start
+from exporter.core.periods import DAY, HOUR, align, align_up
+from exporter.storage.hourly import WorkerDay, column
 
 TRENDS_TTL_SECONDS = 300
 """Seconds for which figures are used again."""
-_BATCH_WORKERS = 250
-"""Workers whose hours are read together; each batch costs MongoDB one query a day."""
-_YIELD_WORKERS = 20
-"""Workers after which the event loop gets its turn."""
 FIELDS = (RUNNING, "cpu_utilization_avg", "memory_utilization_avg", "active_labs_count_avg", "active_labs_count_max")
+
+
+class HourSource(Protocol):
+    """The hourly aggregates of whole UTC days; see `HourlyCache`."""
+
+    async def worker_days(self, worker_ids: Collection[str], start: int, end: int) -> list[WorkerDay]:
+        """Return all hourly aggregates of the UTC days that [start, end) UTC seconds touches; raises StoreError."""
 
 
 @dataclass(slots=True)
@@ -95,58 +103,68 @@ class Trends(NamedTuple):
     """The fleet over some days."""
 
     days: Mapping[int, Span]
-    """UTC day, by its first second → its figures; days without a sample are missing."""
+    """Day, by its first UTC second → its figures; days without a sample are missing."""
     workers: Mapping[str, Totals]
     """Worker id → its figures; workers without a sample are missing."""
 
 
-_Column = tuple[Sequence[int], Sequence[float]]
-"""The ends of some hours in milliseconds, and a value for each."""
-Hour = tuple[int, float, float, float, float, float]
-"""The hour's end in milliseconds, and the values of FIELDS; NaN where there is none."""
+class DayPart(NamedTuple):
+    """The hours of a UTC day that are on one day of a time zone."""
+
+    day: int
+    """The first UTC second of the zone's day."""
+    first: int
+    """The hours, 0 to 23, from `first` until before `last`."""
+    last: int
 
 
-def add_worker(hours: Collection[Hour], price: float | None, days: dict[int, Span]) -> Totals:
-    """Add the hours of one worker to the days, and return their sum.
+def day_parts(start: int, end: int, zone: ZoneInfo | None) -> dict[int, list[DayPart]]:
+    """Return UTC day, by its first second → the days of a zone that its hours are on, for the whole hours in [start, end).
+
+    An hourly aggregate cannot be split: where midnight is not at a whole hour of UTC, as in India, the hour around it is
+    counted to the day in which it begins.
+    """
+    hours = range(align_up(start, HOUR), align(end, HOUR), HOUR)
+    found: dict[int, list[DayPart]] = {}
+    for (utc, day), group in groupby(hours, lambda hour: (align(hour, DAY), interval_start(hour, DAY, zone))):
+        of_day = [(hour - utc) // HOUR for hour in group]
+        found.setdefault(utc, []).append(DayPart(day, of_day[0], of_day[-1] + 1))
+    return found
+
+
+def add_hours(part: WorkerDay, first: int, last: int, price: float | None, totals: Totals) -> None:
+    """Add the hours from `first` until before `last` (0 to 23) of a worker's UTC day.
 
     A value counts by the share of the hour in which the worker ran. An hour counts as idle if it had no lab in all of it.
 
     Args:
-        hours: of one region.
+        part: the day, in one region.
+        first: inclusive.
+        last: exclusive.
         price: US dollars per hour; None: not known.
-        days: UTC day, by its first second → its figures; changed.
+        totals: changed.
     """
-    whole, of_day, current = Totals(), Totals(), None
-    for stamp, running, cpu, memory, labs, most_labs in hours:
-        hour = stamp // 1000 - HOUR
-        day = hour - hour % DAY
-        if day != current:
-            whole.add(of_day)
-            if current is not None:
-                days[current].totals.add(of_day)
-            of_day, current = Totals(), day
-        days.setdefault(day, Span()).observed.add(hour)
-        if not running > 0:  # NaN, too
-            continue
-        of_day.running += running
-        if cpu == cpu:
-            of_day.cpu += cpu * running
-            of_day.cpu_hours += running
-        if memory == memory:
-            of_day.memory += memory * running
-            of_day.memory_hours += running
-        if labs == labs:
-            of_day.labs += labs * running
-            of_day.counted += running
-        if most_labs == 0:
-            of_day.idle += running
-            if price is not None:
-                of_day.priced += running
-                of_day.cost += running * price
-    whole.add(of_day)
-    if current is not None:
-        days[current].totals.add(of_day)
-    return whole
+    inside = slice(bisect_left(part.hours, first), bisect_left(part.hours, last))
+    running, cpu, memory, labs, most_labs = (column(part, name)[inside] for name in FIELDS)
+    totals.running += sum(share for share in running if share > 0)  # without NaN
+    for values, of, hours in ((cpu, "cpu", "cpu_hours"), (memory, "memory", "memory_hours"), (labs, "labs", "counted")):
+        weighted, weight = _weighted(values, running)
+        setattr(totals, of, getattr(totals, of) + weighted)
+        setattr(totals, hours, getattr(totals, hours) + weight)
+    idle = sum(share for share, most in zip(running, most_labs, strict=True) if most == 0 and share > 0)
+    totals.idle += idle
+    if price is not None:
+        totals.priced += idle
+        totals.cost += idle * price
+
+
+def _weighted(values: "array[float]", weights: "array[float]") -> tuple[float, float]:
+    """Return the sum of values × weights, and of the weights; NaN counts as missing in both."""
+    total = sum(values)
+    if total == total and weights.count(1) == len(weights):  # most days of most workers
+        return total, len(weights)
+    known = [(value, weight) for value, weight in zip(values, weights, strict=True) if value == value and weight > 0]
+    return sum(value * weight for value, weight in known), sum(weight for _, weight in known)
 
 
 class TrendReader:
@@ -154,27 +172,38 @@ class TrendReader:
 
     Args:
         hourly: the hourly aggregates, cached.
+        wall: UTC seconds.
         monotonic: seconds of a clock that is never set.
     """
 
-    def __init__(self, hourly: ColumnSource, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        hourly: HourSource,
+        wall: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._hourly = hourly
-        self._found: AsyncCache[tuple[int, int], Trends] = AsyncCache(max_weight=4, monotonic=monotonic)
+        self._wall = wall
+        self._found: AsyncCache[tuple[int, int, str], Trends] = AsyncCache(max_weight=4, monotonic=monotonic)
         self._turn = asyncio.Semaphore(1)
         self._reading: set[asyncio.Task[Trends]] = set()
 
-    async def read(self, prices: Mapping[str, float | None], start: int, end: int, seconds: float) -> Trends | None:
+    async def read(
+        self, prices: Mapping[str, float | None], start: int, end: int, seconds: float, zone: ZoneInfo | None = None
+    ) -> Trends | None:
         """Return the figures of [start, end); None if they need more than `seconds`: they are read on, for the next caller.
 
         Args:
             prices: worker id → US dollars per hour, None where it is not known.
-            start, end: UTC seconds of whole days; `end` may be in the future.
+            start, end: UTC seconds of whole days of the zone; `end` may be in the future.
             seconds: how long to wait.
+            zone: whose days they are; None: UTC.
 
         Raises:
             StoreError: MongoDB does not answer.
         """
-        load = self._found.get((start, end), lambda: self._sum(prices, start, end), TRENDS_TTL_SECONDS)
+        key = (start, end, zone.key if zone else "")
+        load = self._found.get(key, lambda: self._sum(prices, start, end, zone), TRENDS_TTL_SECONDS)
         task = asyncio.ensure_future(load)
         self._reading.add(task)
         task.add_done_callback(self._forget)
@@ -186,49 +215,36 @@ class TrendReader:
         if not task.cancelled():
             task.exception()  # a caller that has gone asks for it no more
 
-    async def _sum(self, prices: Mapping[str, float | None], start: int, end: int) -> Trends:
-        days: dict[int, Span] = {}
-        workers: dict[str, Totals] = {}
+    async def _sum(self, prices: Mapping[str, float | None], start: int, end: int, zone: ZoneInfo | None) -> Trends:
+        parts = day_parts(start, min(end, int(self._wall())), zone)
         async with self._turn:
-            workers_left = sorted(prices)
-            for first in range(0, len(workers_left), _BATCH_WORKERS):
-                columns = await self._columns(workers_left[first : first + _BATCH_WORKERS], start, end)
-                await asyncio.to_thread(_add_all, columns, prices, days, workers)
-        return Trends(days, workers)
-
-    async def _columns(self, worker_ids: Sequence[str], start: int, end: int) -> Mapping[tuple[str, str], list[_Column]]:
-        """Return (worker id, region) → a column for each of FIELDS."""
-        found: dict[tuple[str, str], list[_Column]] = {}
-        for name in FIELDS:
-            count = 0
-            # An hourly aggregate is at the end of its hour, so that the first one of the range is an hour after its start.
-            async for worker_id, region, stamps, values in self._hourly.columns(
-                worker_ids, (start + HOUR) * 1000, end * 1000, name
-            ):
-                found.setdefault((worker_id, region), []).append((stamps, values))
-                count += 1
-                if count % _YIELD_WORKERS == 0:
-                    await asyncio.sleep(0)
-        return found
+            found = await self._hourly.worker_days(prices.keys(), start, end)
+            return await asyncio.to_thread(sum_hours, found, prices, parts)
 
 
-def _add_all(
-    columns: Mapping[tuple[str, str], list[_Column]],
-    prices: Mapping[str, float | None],
-    days: dict[int, Span],
-    workers: dict[str, Totals],
-) -> None:
-    for (worker_id, _), of_worker in columns.items():
-        workers.setdefault(worker_id, Totals()).add(add_worker(list(_hours(of_worker)), prices[worker_id], days))
+def sum_hours(found: Iterable[WorkerDay], prices: Mapping[str, float | None], parts: Mapping[int, list[DayPart]]) -> Trends:
+    """Return the figures of the hours that are in `parts`.
 
-
-def _hours(columns: Sequence[_Column]) -> Iterator[Hour]:
-    """Yield the hours that every column has: one may have been added while the fields were read one after the other."""
-    stamps = columns[0][0]
-    if len(columns) == len(FIELDS) and all(each == stamps for each, _ in columns):
-        yield from zip(stamps, *(values for _, values in columns), strict=True)
-        return
-    by_hour = [dict(zip(*column, strict=True)) for column in columns]
-    for stamp in stamps if len(columns) == len(FIELDS) else ():
-        if all(stamp in values for values in by_hour):
-            yield stamp, *(values[stamp] for values in by_hour)  # type: ignore[misc]  # as many as FIELDS
+    Args:
+        found: worker after worker.
+        prices: worker id → US dollars per hour, None where it is not known.
+        parts: see `day_parts`.
+    """
+    days: dict[int, Span] = {}
+    workers: dict[str, Totals] = {}
+    observed: dict[int, set[bytes]] = {}  # few: most workers have the same hours
+    for each in found:
+        observed.setdefault(each.day, set()).add(each.hours)
+        for day, first, last in parts.get(each.day, ()):
+            if bisect_left(each.hours, first) == bisect_left(each.hours, last):
+                continue
+            totals = Totals()
+            add_hours(each, first, last, prices[each.worker_id], totals)
+            days.setdefault(day, Span()).totals.add(totals)
+            workers.setdefault(each.worker_id, Totals()).add(totals)
+    for utc, of_day in parts.items():
+        hours = set[int]().union(*observed.get(utc, ()))
+        for day, first, last in of_day:
+            if day in days:
+                days[day].observed |= {utc + hour * HOUR for hour in hours if first <= hour < last}
+    return Trends(days, workers)

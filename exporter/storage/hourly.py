@@ -1,16 +1,17 @@
-"""Hourly aggregates: the pipeline that makes them of a day of many workers, and what it returns. Pure.
+"""Hourly aggregates: the pipeline that makes them of some days of many workers, and what it returns. Pure.
 
 A month of a thousand workers is nine million samples, but 720,000 hours: queries over long ranges and many workers use these.
 """
 
 import math
 from array import array
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from exporter.core.history_metrics import FIELDS, METRIC_FIELDS, NEWEST, RUNNING, RUNNING_LABS, UNUSED_CPU
-from exporter.core.periods import HOUR
+from exporter.core.periods import DAY, HOUR, align
 from exporter.storage.rows import Document, documents
 from exporter.storage.statistics import has_non_numeric, type_checked_value
 
@@ -18,6 +19,7 @@ _CPU, _LABS, _MOST_LABS = "cpu_utilization_avg", "active_labs_count_avg", "activ
 _MEASURED = FIELDS[: FIELDS.index(RUNNING)]
 _REGION: Document = {"$ifNull": ["$region", ""]}
 """A missing region, a null and an empty text are one region, in which an hour is one value."""
+_HOUR: Document = {"$dateTrunc": {"date": "$timestamp", "unit": "hour"}}
 _REGION_AS_TEXT: Document = {"$convert": {"input": "$region", "to": "string", "onError": "", "onNull": ""}}
 
 
@@ -26,6 +28,8 @@ class WorkerDay(NamedTuple):
 
     worker_id: str
     region: str
+    day: int
+    """Its first UTC second."""
     hours: bytes
     """0 to 23, ascending."""
     values: "array[float]"
@@ -36,7 +40,7 @@ def pipeline(match: Document, *, type_checked: bool = False) -> list[Document]:
     """Return the pipeline that groups samples by worker, region and hour, then by worker and region.
 
     Args:
-        match: which samples; all of one day.
+        match: which samples.
         type_checked: check the type of every value, where `worker_days` found another. That takes half as long again.
     """
     cpu = type_checked_value("cpu_utilization") if type_checked else "$cpu_utilization"
@@ -44,7 +48,7 @@ def pipeline(match: Document, *, type_checked: bool = False) -> list[Document]:
     unknown = {"$cond": [{"$gt": [cpu, None]}, 1, None]}
     known = {"$cond": [{"$gt": ["$status", None]}, 0, unknown]}
     group: Document = {
-        "_id": {"w": "$worker_id", "r": _REGION_AS_TEXT if type_checked else _REGION, "h": {"$hour": "$timestamp"}},
+        "_id": {"w": "$worker_id", "r": _REGION_AS_TEXT if type_checked else _REGION, "h": _HOUR},
         RUNNING: {"$avg": {"$cond": [{"$eq": ["$status", "running"]}, 1, known]}},
         NEWEST: {"$max": "$timestamp"},
     }
@@ -53,7 +57,7 @@ def pipeline(match: Document, *, type_checked: bool = False) -> list[Document]:
         group |= {f"{field}_{how}": {f"${how}": value} for how in ("avg", "min", "max")}
     # Arrays decode many times faster than a document for each hour.
     columns: Document = {name: {"$push": f"${name}"} for name in FIELDS} | {NEWEST: {"$push": {"$toLong": f"${NEWEST}"}}}
-    by_worker = {"_id": {"w": "$_id.w", "r": "$_id.r"}, "hours": {"$push": "$_id.h"}}
+    by_worker = {"_id": {"w": "$_id.w", "r": "$_id.r"}, "hours": {"$push": {"$toLong": "$_id.h"}}}
     return [{"$match": match}, {"$group": group}, {"$group": by_worker | columns}]
 
 
@@ -71,20 +75,30 @@ def worker_days(batches: Iterable[bytes], type_checked: bool, *, period: int) ->
         or not all(isinstance(row["_id"]["r"], str) for row in found)
     ):
         return None
-    return [_worker_day(row, period) for row in found]
+    return [day for row in found for day in _worker_days(row, period)]
 
 
-def _worker_day(row: Document, period: int) -> WorkerDay:
-    hours: list[int] = row["hours"]
+def _worker_days(row: Document, period: int) -> Iterator[WorkerDay]:
+    hours: list[int] = [stamp // 1000 for stamp in row["hours"]]
     order = sorted(range(len(hours)), key=hours.__getitem__)
-    values = array("d")
+    hours.sort()
+    columns = []
     for name in FIELDS:
         column: Sequence[Any] = row[name]
         if name == NEWEST:
-            values.extend(column[at] / 1000 + period for at in order)
-        else:
-            values.extend(math.nan if column[at] is None else column[at] for at in order)
-    return WorkerDay(row["_id"]["w"], row["_id"]["r"], bytes(hours[at] for at in order), values)
+            column = [stamp / 1000 + period for stamp in column]
+        elif None in column:
+            column = [math.nan if value is None else value for value in column]
+        columns.append(array("d", map(column.__getitem__, order)))
+    first = 0
+    while first < len(hours):
+        day = align(hours[first], DAY)
+        last = bisect_left(hours, day + DAY, first)
+        values = array("d")
+        for part in columns:
+            values += part[first:last]
+        yield WorkerDay(row["_id"]["w"], row["_id"]["r"], day, bytes((at - day) // HOUR for at in hours[first:last]), values)
+        first = last
 
 
 @lru_cache(maxsize=4096)

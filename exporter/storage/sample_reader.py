@@ -18,20 +18,16 @@ from exporter.storage.mongo import WHOLE_HISTORY_SECONDS, Document, chunks
 from exporter.storage.rows import SampleRow, StatisticsRow, number, text
 from exporter.storage.statistics import statistics, statistics_pipeline
 
-TIME = "time"
-"""The key of a streamed sample's time in milliseconds since 1970: integers decode much faster than dates."""
-PAGE_SAMPLES = 10_000
-"""Samples of one page of a stream: some 5 MB."""
+_BATCH_ROWS = 10_000
+"""Rows of a cursor's batch."""
 COLUMN_SAMPLES = 100_000
 """Samples of one column query: a few MB on the server, and far below the 16 MiB of a result document."""
 WORKERS_PER_QUERY = 200
 """× 14 d of 1m periods stays far below the 16 MiB of one result document each, and the 100 MB of $group."""
-HOURLY_WORKERS_PER_QUERY = 1000
+HOURLY_WORKER_DAYS_PER_QUERY = 1000
+"""Workers × days of one query of hourly aggregates: 24,000 groups, half of the 100 MB of $group."""
 
-Pages = AsyncGenerator[tuple[str, list[Document]], None]
-"""What `stream` yields: a worker's id and some of its samples, as documents with TIME and the wanted keys they have."""
 T = TypeVar("T")
-_PageQueue = asyncio.Queue[tuple[str, list[Document]] | None]
 
 _ALL_TIMESTAMPS: Document = {"$push": {"$toLong": "$timestamp"}}  # milliseconds: integers decode much faster than dates
 # No expression here: mongod 6.0 answers a $max of one from the bucket's bounds, and so with nothing.
@@ -56,7 +52,7 @@ class FieldColumn(NamedTuple):
 
 
 class SampleReader:
-    """Reads the history: samples as records, rows, pages or columns, and statistics per interval or hour.
+    """Reads the history: samples as records, rows, or columns, and statistics per interval or hour.
 
     Samples past retention are left out where `HistoryCollection.retention` is known: MongoDB deletes them late.
 
@@ -80,7 +76,7 @@ class SampleReader:
     async def read_records(self, worker_id: str, start: datetime, end: datetime) -> list[WorkerMetricsSample]:
         """Return the samples of a worker in [start, end) as records, oldest first."""
         async with self._collection.operation("find"):
-            cursor = self._samples.find(self._window(worker_id, start, end), {"_id": 0}).sort("timestamp", 1)
+            cursor = self._samples.find(window(self._collection, worker_id, start, end), {"_id": 0}).sort("timestamp", 1)
             return [record(document) async for document in cursor]
 
     async def read_samples(self, worker_id: str, start: int, end: int, *, limit: int) -> tuple[list[SampleRow], int | None]:
@@ -119,7 +115,7 @@ class SampleReader:
         if until >= end:
             return found, None
         async with self._collection.operation("find"):
-            later = self._window(worker_id, to_datetime(until), to_datetime(end))
+            later = window(self._collection, worker_id, to_datetime(until), to_datetime(end))
             first = await self._samples.find_one(later, {"_id": 0, "timestamp": 1}, sort=[("timestamp", 1)])
         if first is None:
             return found, None
@@ -133,7 +129,7 @@ class SampleReader:
     ) -> list[StatisticsRow]:
         """Return the statistics of a worker's samples in [start, end) for intervals of so many seconds, oldest first."""
         zone = zone if interval in LOCAL_INTERVALS else None
-        pipeline = partial(statistics_pipeline, self._window(worker_id, start, end), interval, zone)
+        pipeline = partial(statistics_pipeline, window(self._collection, worker_id, start, end), interval, zone)
         return await self._aggregate(pipeline, partial(statistics, zone=zone))
 
     async def extent(self, worker_id: str) -> Extent | None:
@@ -184,51 +180,6 @@ class SampleReader:
         low, high = to_datetime(start), to_datetime(end)
         return sorted(row["_id"] for row in found if isinstance(row["_id"], str) and row["last"] >= low and row["first"] < high)
 
-    async def stream(self, worker_ids: Sequence[str], start: int, end: int, keys: Sequence[str]) -> Pages:
-        """Yield the samples in [start, end) UTC seconds, worker after worker, oldest first.
-
-        For millions of samples: memory holds the page that was yielded and one more, while mongod prepares a third.
-        Use it under contextlib.aclosing.
-
-        Args:
-            worker_ids: in the order wanted; one without samples yields nothing.
-            start: inclusive.
-            end: exclusive.
-            keys: of the documents; TIME comes with them.
-        """
-        pages: _PageQueue = asyncio.Queue(maxsize=1)
-        producer = asyncio.create_task(self._put_pages(pages, worker_ids, start, end, keys))
-        try:
-            while (page := await pages.get()) is not None:
-                yield page
-            await producer
-        finally:
-            # More than once: asyncio.wait_for, under the driver, loses a cancellation that comes with the answer (Python 3.11).
-            while not producer.done():
-                producer.cancel()
-                await asyncio.wait([producer], timeout=0.1)
-            if not producer.cancelled():
-                producer.exception()  # a consumer that left early is not told of it
-
-    async def _put_pages(self, pages: _PageQueue, worker_ids: Sequence[str], start: int, end: int, keys: Sequence[str]) -> None:
-        """Put the pages into the queue, and None after the last one or an error."""
-        projection: Document = {"_id": 0, TIME: {"$toLong": "$timestamp"}, **dict.fromkeys(keys, 1)}
-        try:
-            for worker_id in worker_ids:
-                window = self._window(worker_id, to_datetime(start), to_datetime(end))
-                # One cursor a worker: its sort is small. One over all workers would be sorted on mongod's disk.
-                async with self._samples.find(window, projection, batch_size=PAGE_SAMPLES).sort("timestamp", 1) as cursor:
-                    while True:
-                        async with self._collection.operation("find"):
-                            page = await cursor.to_list(PAGE_SAMPLES)
-                        if not page:
-                            break
-                        await pages.put((worker_id, page))
-        except Exception:  # not a cancellation: then the consumer takes nothing from the queue any more
-            await pages.put(None)
-            raise
-        await pages.put(None)
-
     async def columns(
         self, worker_ids: Collection[str], start: int, end: int, field: str | None
     ) -> AsyncGenerator[FieldColumn, None]:
@@ -259,11 +210,19 @@ class SampleReader:
             for column in found.values():
                 yield column
 
-    async def hours(self, worker_ids: Collection[str], day: int) -> list[hourly.WorkerDay]:
-        """Return the hourly aggregates of the UTC day that begins at second `day`, for each worker and region with samples."""
-        between = {"$gte": to_datetime(day), "$lt": to_datetime(day + DAY)}
+    async def hours(self, worker_ids: Collection[str], days: range) -> list[hourly.WorkerDay]:
+        """Return the hourly aggregates of adjacent UTC days, one entry per day, worker, and region with samples.
+
+        Few workers over many days are faster than many workers over one: a bucket, which begins at any hour, is read for each
+        query that needs a part of it.
+
+        Args:
+            worker_ids: of the workers.
+            days: the first seconds of the days, in steps of a day.
+        """
+        between = {"$gte": to_datetime(days[0]), "$lt": to_datetime(days[-1] + DAY)}
         found: list[hourly.WorkerDay] = []
-        for ids in chunks(sorted(worker_ids), HOURLY_WORKERS_PER_QUERY):
+        for ids in chunks(sorted(worker_ids), max(1, HOURLY_WORKER_DAYS_PER_QUERY // len(days))):
             found += await self._aggregate(
                 partial(hourly.pipeline, {"worker_id": {"$in": list(ids)}, "timestamp": between}),
                 partial(hourly.worker_days, period=self._collection.period),
@@ -274,11 +233,11 @@ class SampleReader:
 
     async def _rows(self, worker_id: str, start: int, end: int, limit: int) -> list[SampleRow]:
         """Read at most `limit` samples, 0: all."""
-        window = self._window(worker_id, _from_milliseconds(start), _from_milliseconds(end))
+        match = window(self._collection, worker_id, _from_milliseconds(start), _from_milliseconds(end))
         async with self._collection.operation("find"):
             # By time alone: so mongod reads one bucket after the other, and no more of them than it takes.
             cursor = self._samples.find_raw_batches(
-                window, rows.PROJECTION, sort=[("timestamp", 1)], limit=limit, batch_size=limit
+                match, rows.PROJECTION, sort=[("timestamp", 1)], limit=limit, batch_size=limit
             )
             batches: list[Any] = [batch async for batch in cursor]
             # In a thread: decoding a month takes some 10 ms, in which no scrape would be answered.
@@ -291,7 +250,7 @@ class SampleReader:
         for type_checked in (False, True):
             async with self._collection.operation("find"):
                 cursor = await self._samples.aggregate_raw_batches(
-                    pipeline(type_checked=type_checked), allowDiskUse=True, batchSize=PAGE_SAMPLES
+                    pipeline(type_checked=type_checked), allowDiskUse=True, batchSize=_BATCH_ROWS
                 )
                 batches: list[Any] = [batch async for batch in cursor]
                 found = await asyncio.to_thread(decode, batches, type_checked)
@@ -299,12 +258,13 @@ class SampleReader:
                 return found
         raise AssertionError("a type-checked result has only numbers")
 
-    def _window(self, worker_id: str, start: datetime, end: datetime) -> Document:
-        """Match [start, end) without what is past retention: MongoDB expires whole buckets, and late."""
-        low, oldest = as_utc(start), self._collection.oldest
-        if oldest is not None:
-            low = max(low, to_datetime(oldest))
-        return {"worker_id": worker_id, "timestamp": {"$gte": low, "$lt": as_utc(end)}}
+
+def window(history: HistoryCollection, worker_id: str, start: datetime, end: datetime) -> Document:
+    """Match a worker's samples in [start, end) without those past retention: MongoDB expires whole buckets, and late."""
+    low, oldest = as_utc(start), history.oldest
+    if oldest is not None:
+        low = max(low, to_datetime(oldest))
+    return {"worker_id": worker_id, "timestamp": {"$gte": low, "$lt": as_utc(end)}}
 
 
 async def _read_columns(

@@ -14,7 +14,7 @@ from exporter.history.cloudwatch_archive import CloudWatchArchive
 from exporter.history.points import Point
 from exporter.history.reader import HistoryReader
 from exporter.history.series import ColumnSource
-from exporter.history.trends import TrendReader
+from exporter.history.trends import HourSource, TrendReader
 
 T = TypeVar("T")
 INVENTORY_TTL_SECONDS = 10
@@ -55,6 +55,10 @@ class MirrorState(Protocol):
     @property
     def condition(self) -> Condition:
         """The last error, no error after a success; and since when."""
+
+
+class HourlyAggregates(ColumnSource, HourSource, Protocol):
+    """Hourly aggregates of many workers: see `HourlyCache`."""
 
 
 class SampleHistory(ColumnSource, Protocol):
@@ -157,7 +161,7 @@ class Backend:
         client: Closable,
         mirror: MirrorState | None = None,
         history: SampleHistory | None = None,
-        hourly: ColumnSource | None = None,
+        hourly: HourlyAggregates | None = None,
         inventory: InventoryReader | None = None,
         fleet_inventory: InventoryLoader | None = None,
         hourly_price: Mapping[str, float] | None = None,
@@ -168,7 +172,7 @@ class Backend:
         self.period = period
         self.reader = reader
         self.hourly = hourly
-        self.trends = TrendReader(hourly, monotonic) if hourly else None
+        self.trends = TrendReader(hourly, wall, monotonic) if hourly else None
         """The figures of the fleet; None where no history is kept."""
         self.hourly_price: Mapping[str, float] = hourly_price or {}
         self._collector, self._telemetry, self._mirror = collector, telemetry, mirror

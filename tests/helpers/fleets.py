@@ -1,11 +1,14 @@
 """Fleets for tests of the pages: workers with every kind of value, and the hours of their history."""
 
 import math
+from array import array
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from typing import Any
 
+from exporter.core.history_metrics import FIELDS
 from exporter.core.model import Worker, WorkerGauges
-from exporter.core.periods import HOUR, align
+from exporter.core.periods import DAY, HOUR, align
+from exporter.storage.hourly import WorkerDay
 
 MARKUP = "</a><script>document.title='owned'</script><img src=http://example.org/x.png onerror=alert(1)>&amp;\"'"
 """A name that would do something if it were more than text."""
@@ -74,3 +77,18 @@ class Hours:
             offset = 0 if field == "cpu_utilization_avg" else 2
             values = [50 + 45 * math.sin(stamp / 7_200_000 + number + offset) for stamp in stamps]
             yield worker_id, "eu-west-1", stamps, values
+
+    async def worker_days(self, worker_ids: Collection[str], start: int, end: int) -> list[WorkerDay]:
+        """Return the same waves as whole days; raises `failure`."""
+        found: list[WorkerDay] = []
+        for day in range(align(start, DAY), end, DAY):
+            columns: dict[tuple[str, str], dict[str, Sequence[Any]]] = {}
+            hours = bytes(hour for hour in range(24) if hour + 1 not in (3, 4, 5))
+            for name in FIELDS:
+                async for worker_id, region, _, values in self.columns(worker_ids, (day + 1) * 1000, (day + DAY) * 1000, name):
+                    columns.setdefault((worker_id, region), {})[name] = values
+            for (worker_id, region), of_worker in columns.items():
+                found.append(
+                    WorkerDay(worker_id, region, day, hours, array("d", [v for name in FIELDS for v in of_worker[name]]))
+                )
+        return found

@@ -35,7 +35,7 @@ from exporter.storage.inventory import Inventory
 from exporter.storage.mongo import connect
 from exporter.storage.repository import WorkerMetricsRepository, repository, require_history
 from exporter.storage.rows import number
-from exporter.storage.sample_reader import TIME, Pages
+from exporter.storage.sample_stream import TIME, Pages, stream
 
 CSV_COLUMNS = (
     "worker_id",
@@ -169,7 +169,7 @@ async def _pages(
     history: WorkerMetricsRepository, workers: Sequence[str], request: ExportRequest, keys: Sequence[str], step: Step
 ) -> Pages:
     last = None
-    async with aclosing(history.reader.stream(workers, request.since, request.until, keys)) as pages:
+    async with aclosing(stream(history.collection, workers, request.since, request.until, keys)) as pages:
         async for worker_id, page in pages:
             yield worker_id, page
             if worker_id != last:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from exporter.core.errors import ExporterError
 from exporter.core.history_metrics import METRIC_FIELDS
 from exporter.storage.rows import number
-from exporter.storage.sample_reader import TIME
+from exporter.storage.sample_stream import TIME
 
 KEYS = ("region", "status", *METRIC_FIELDS)
 """What of a document is kept, besides its time."""

@@ -128,10 +128,10 @@ class _Verify:
         return self.err if self.options.json else self.out
 
     async def _fetch(self, plan: Plan, state: RunState) -> None:
-        period, reader = plan.period, self.planner.history.reader
+        period, history = plan.period, self.planner.history.collection
         retention = await self.planner.history.collection.current_retention()
         kept = reach(period) if retention is None else min(reach(period), retention)
-        sink = ComparingSink(period, plan.made, self.journal, self.thread, reader, self.stop, self.retry)
+        sink = ComparingSink(period, plan.made, self.journal, self.thread, history, self.stop, self.retry)
         fetcher = Fetcher(period, kept, self.journal, self.thread, self.cloudwatch, self.stop, self.retry, state, sink)
         await fetcher.load()
         async with AsyncExitStack() as stack:

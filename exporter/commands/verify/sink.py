@@ -16,8 +16,9 @@ from exporter.core.model import MetricQuery, MetricResult
 from exporter.pipeline.mirror import RETRY_SECONDS
 from exporter.pipeline.outbox_thread import OutboxThread
 from exporter.sources.cloudwatch.memory_series import LISTED_FOR_SECONDS
+from exporter.storage.collection import HistoryCollection
 from exporter.storage.rows import number
-from exporter.storage.sample_reader import TIME, SampleReader
+from exporter.storage.sample_stream import TIME, stream
 
 _KEYS = ("cpu_utilization", "memory_utilization", "status")
 
@@ -30,7 +31,7 @@ class ComparingSink:
         made: when the plan was made, in UTC seconds: the time of the listings.
         journal: keeps what was found.
         thread: the thread that every call to the journal runs in.
-        reader: of the history.
+        history: the samples.
         stop: ends the retries.
         retry: how long an unavailable MongoDB is retried.
     """
@@ -43,11 +44,11 @@ class ComparingSink:
         made: int,
         journal: VerifyJournal,
         thread: OutboxThread,
-        reader: SampleReader,
+        history: HistoryCollection,
         stop: GracefulStop,
         retry: RetryPolicy,
     ) -> None:
-        self._period, self._journal, self._thread, self._reader = period, journal, thread, reader
+        self._period, self._journal, self._thread, self._history = period, journal, thread, history
         self._listed_from = made - LISTED_FOR_SECONDS
         self._stop, self._retry = stop, retry
 
@@ -89,7 +90,7 @@ class ComparingSink:
 
     async def _read_once(self, gap_query: GapQuery) -> list[Stored]:
         samples: list[Stored] = []
-        pages = self._reader.stream([gap_query.worker_id], gap_query.gaps[0][0], gap_query.gaps[-1][1], _KEYS)
+        pages = stream(self._history, [gap_query.worker_id], gap_query.gaps[0][0], gap_query.gaps[-1][1], _KEYS)
         async with aclosing(pages):
             async for _, page in pages:
                 samples += (

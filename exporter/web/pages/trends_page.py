@@ -4,11 +4,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
+from zoneinfo import ZoneInfo
 
 from markupsafe import Markup
 
-from exporter.core.periods import DAY, HOUR, WEEK, align_interval
+from exporter.core.local_time import interval_start, later_start
+from exporter.core.periods import DAY, HOUR, WEEK
 from exporter.history.trends import Span, Totals, Trends
 from exporter.web import chart
 from exporter.web.chart import Chart, Line, Point
@@ -49,6 +51,7 @@ class TrendsView:
         end: UTC second of the end of today.
         now: UTC second.
         notice: what is missing and what to do, as a sentence; None: nothing is.
+        zone: of the days and weeks; None: UTC.
     """
 
     trends: Trends | None
@@ -58,6 +61,16 @@ class TrendsView:
     end: int
     now: int
     notice: str | None
+    zone: ZoneInfo | None = None
+
+    @property
+    def begin(self) -> int:
+        """Return the UTC second at which the first day begins."""
+        return later_start(self.end - 1, DAY, self.zone, 1 - self.days)
+
+    def day(self, second: int) -> datetime:
+        """Return the day that begins at a UTC second, by the clocks of the zone."""
+        return datetime.fromtimestamp(second, self.zone or UTC)
 
 
 class Row(NamedTuple):
@@ -104,9 +117,15 @@ def render(view: TrendsView, root: str) -> str:
     fewer = f"{len(view.workers):,} workers: {view.days} of {view.wanted} days are shown." if view.days < view.wanted else ""
     page: dict[str, Any] = {
         "notice": view.notice,
-        "ranges": [Link(label, f"?days={days}", days == view.wanted) for label, days in RANGES],
-        "first": f"{datetime.fromtimestamp(view.end - view.days * DAY, UTC):%Y-%m-%d}",
-        "last": f"{datetime.fromtimestamp(view.end - 1, UTC):%Y-%m-%d}",
+        "ranges": [
+            Link(label, "?" + urlencode({"days": days} | ({"tz": view.zone.key} if view.zone else {})), days == view.wanted)
+            for label, days in RANGES
+        ],
+        "first": f"{view.day(view.begin):%Y-%m-%d}",
+        "last": f"{view.day(view.end - 1):%Y-%m-%d}",
+        "wanted": view.wanted,
+        "zone": view.zone.key if view.zone else "UTC",
+        "split": any(span % HOUR for span in (view.begin, view.end)),
         "fewer": fewer,
         "days": None,
     }
@@ -119,16 +138,15 @@ def _figures(view: TrendsView, trends: Trends) -> dict[str, Any]:
     whole, weeks = Span(), dict[int, Span]()
     for day, span in sorted(trends.days.items()):
         whole.add(span)
-        weeks.setdefault(align_interval(day, WEEK), Span()).add(span)
-    begin = view.end - view.days * DAY
+        weeks.setdefault(interval_start(day, WEEK, view.zone), Span()).add(span)
     busiest = _ranked(trends.workers, lambda each: each.mean_cpu if each.running >= MIN_RUNNING_HOURS else None)
     idlest = _ranked(trends.workers, lambda each: each.idle or None)
     days, newest_weeks = sorted(trends.days, reverse=True), sorted(weeks, reverse=True)
     return {
         "tiles": _tiles(whole),
         "charts": list(_charts(view, trends)),
-        "days": [_row(_day(day), trends.days[day], day, day + DAY, view) for day in days],
-        "weeks": [_row(f"from {_day(week)}", weeks[week], max(week, begin), week + WEEK, view) for week in newest_weeks],
+        "days": [_row(_day(day, view), trends.days[day], day, DAY, view) for day in days],
+        "weeks": [_row(f"from {_day(week, view)}", weeks[week], week, WEEK, view) for week in newest_weeks],
         "busiest": [_worker(worker_id, view) for worker_id in busiest],
         "idlest": [_worker(worker_id, view) for worker_id in idlest],
         "cost": _cost(view, trends, whole.totals),
@@ -158,13 +176,14 @@ def _dollars(totals: Totals) -> str:
     return f"${totals.cost:,.2f}" if totals.priced or not totals.idle else "–"
 
 
-def _day(second: int) -> str:
-    return f"{datetime.fromtimestamp(second, UTC):%a %Y-%m-%d}"
+def _day(second: int, view: TrendsView) -> str:
+    return f"{view.day(second):%a %Y-%m-%d}"
 
 
-def _row(label: str, span: Span, start: int, end: int, view: TrendsView) -> Row:
+def _row(label: str, span: Span, start: int, interval: int, view: TrendsView) -> Row:
     totals = span.totals
-    elapsed = max(1, (min(end, view.now) - start) // HOUR)
+    end = min(later_start(start, interval, view.zone), view.now)
+    elapsed = max(1, (end - max(start, view.begin)) // HOUR)
     return Row(
         label=label,
         running=number(span.mean_running),
@@ -238,14 +257,17 @@ def _charts(view: TrendsView, trends: Trends) -> Iterable[Figure]:
     def memory(span: Span) -> float | None:
         return span.totals.mean_memory
 
-    begin = view.end - view.days * DAY
-    running = Chart(
-        "Running workers", "", begin, view.end, [Line("mean of a day", points(lambda span: span.mean_running), DAY)]
+    step = DAY if view.zone is None else DAY + HOUR  # where the clocks go back a day has 25 hours
+    zone = view.zone or UTC
+    running = [Line("mean of a day", points(lambda span: span.mean_running), step)]
+    loads = [Line("CPU", points(cpu), step, number=1), Line("memory", points(memory), step, number=2)]
+    labs = [Line("mean of a day", points(lambda span: span.mean_labs), step)]
+    figures = (
+        Chart("Running workers", "", view.begin, view.end, running, zone=zone),
+        Chart("CPU and memory while running", " %", view.begin, view.end, loads, top=100, zone=zone),
+        Chart("Labs", "", view.begin, view.end, labs, zone=zone),
     )
-    loads = [Line("CPU", points(cpu), DAY, number=1), Line("memory", points(memory), DAY, number=2)]
-    load = Chart("CPU and memory while running", " %", begin, view.end, loads, top=100)
-    labs = Chart("Labs", "", begin, view.end, [Line("mean of a day", points(lambda span: span.mean_labs), DAY)])
-    for drawn in (running, load, labs):
+    for drawn in figures:
         wide, narrow = (Markup(chart.render(drawn, *size, theme=None)) for size in (_WIDE, _NARROW))
         legend = [(Markup(swatch(line.number)), line.label) for line in drawn.lines if line.number]
         yield Figure(drawn.title, wide, narrow, legend)

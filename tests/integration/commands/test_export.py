@@ -28,7 +28,7 @@ from exporter.core.model import Fleet, Worker, WorkerMetricsSample
 from exporter.core.periods import DAY, align, rfc3339, to_datetime, to_seconds
 from exporter.core.settings import Settings
 from exporter.demo.mongod import Mongod
-from exporter.storage import sample_reader
+from exporter.storage import sample_stream
 from exporter.storage.inventory import Inventory
 from exporter.storage.mongo import Database, Document
 from exporter.storage.repository import WorkerMetricsRepository
@@ -403,13 +403,13 @@ class Reads(CommandListener):
 async def test_however_slowly_it_is_written_only_three_pages_are_read_ahead(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sample_reader, "PAGE_SAMPLES", 10)
+    monkeypatch.setattr(sample_stream, "PAGE_SAMPLES", 10)
     counting = Reads()
     async with AsyncMongoClient[Document](store.uri, tz_aware=True, event_listeners=[counting]) as client:
         database = client[store.database.name]
         history = WorkerMetricsRepository(database, collection=NAME, period=PERIOD, retention=DAY, apply_retention=False)
         taken = 0
-        async with aclosing(history.reader.stream(["w1"], NOW - DAY, NOW, ["cpu_utilization"])) as pages:
+        async with aclosing(sample_stream.stream(history.collection, ["w1"], NOW - DAY, NOW, ["cpu_utilization"])) as pages:
             async for _, page in pages:
                 await asyncio.sleep(0.01)
                 taken += 1

@@ -39,13 +39,12 @@ from exporter.core.model import (
 )
 from exporter.core.settings import WebSettings
 from exporter.history.reader import HistoryReader
-from exporter.history.series import ColumnSource
 from exporter.metrics.gzip_member import deflated
 from exporter.metrics.worker_block import WorkerBlock
 from exporter.storage.rows import HistoryRow
 from exporter.web import auth, routes, webconfig
 from exporter.web.application import DEFAULTS, PROBES, create_app
-from exporter.web.backend import Backend
+from exporter.web.backend import Backend, HourlyAggregates
 from exporter.web.connections import Connections, Limits
 from exporter.web.http_protocol import protect
 from exporter.web.live_config import LiveWebConfig
@@ -105,7 +104,7 @@ class Memory:
     fleet: Fleet = field(default_factory=lambda: Fleet(0, (), namespace="cml_cloud_manager.cml_workers"))
     failure: Exception | None = None
     liveness: Liveness = field(default_factory=Liveness)
-    hourly: ColumnSource | None = None
+    hourly: HourlyAggregates | None = None
     hourly_price: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

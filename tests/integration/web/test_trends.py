@@ -63,6 +63,21 @@ async def test_the_figures_are_those_of_the_samples(client: httpx.AsyncClient) -
     assert text.count('<th scope="row">') == 3 + 2, "three days, in two weeks"
 
 
+async def test_days_are_those_of_the_zone(client: httpx.AsyncClient) -> None:
+    text = (await client.get("/trends?days=7&tz=Asia/Tokyo")).raise_for_status().text
+    days = text[text.index('id="days"') :]
+    found = re.findall(r'<tr><th scope="row">(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun) ([0-9-]*)</th>.*?</tr>', days)
+    # Noon in UTC, at which a worker stops, is 21:00 in Tokyo; midnight is 9:00 there. So each day has the hours from 9 to 21.
+    assert len(found) == 4
+    hours = re.findall(r"<td>([0-9.]+ h)</td><td>[0-9.]+ h</td>", days)
+    assert hours == ["0 h", "12 h", "12 h", "12 h"]
+    utc = (await client.get("/trends?days=7")).raise_for_status().text
+    assert utc != text
+    refused = await client.get("/trends?tz=Mars/Olympus")
+    assert refused.status_code == 400
+    assert "tz must be the name of a time zone" in refused.json()["detail"]
+
+
 def served(serve: Serve, **changes: object) -> tuple[Memory, Hours, httpx.Client]:  # noqa: F811
     hours = Hours()
     parts = Memory(snapshot=snapshot(*fleet(20, SERVED)), sources={"mongodb": None}, hourly=hours)

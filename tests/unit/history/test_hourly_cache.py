@@ -24,20 +24,25 @@ class History:
     """A source in which every worker has all hours; each value is the number of earlier reads."""
 
     def __init__(self) -> None:
-        self.reads: list[tuple[int, tuple[str, ...]]] = []
+        self.reads: list[tuple[range, tuple[str, ...]]] = []
         self.broken: set[str] = set()
         self.gap_fill_window = 0
         self.gate: asyncio.Event | None = None
 
-    async def hours(self, worker_ids: Collection[str], day: int) -> list[WorkerDay]:
+    async def hours(self, worker_ids: Collection[str], days: range) -> list[WorkerDay]:
         value = float(len(self.reads))
-        self.reads.append((day, tuple(sorted(worker_ids))))
+        self.reads.append((days, tuple(sorted(worker_ids))))
         if self.gate is not None:
             await self.gate.wait()
         if self.broken & set(worker_ids):
             raise StoreUnavailableError("gone", reason="unreachable")
         values = array("d", [value] * 24 * len(FIELDS))
-        return [WorkerDay(worker_id, "eu-west-1", bytes(range(24)), values) for worker_id in worker_ids if worker_id != "none"]
+        return [
+            WorkerDay(worker_id, "eu-west-1", day, bytes(range(24)), values)
+            for worker_id in worker_ids
+            if worker_id != "none"
+            for day in days
+        ]
 
     async def load_gap_window(self) -> int:
         return self.gap_fill_window
@@ -60,6 +65,11 @@ class CacheEnv:
         return {(w, r): list(zip([s // 1000 for s in stamps], values, strict=True)) async for w, r, stamps, values in found}
 
 
+def days(first: int, last: int) -> range:
+    """Return the days from `first` until before `last`, counted from OLD."""
+    return range(OLD + first * DAY, OLD + last * DAY, DAY)
+
+
 @pytest.fixture
 def cache_env() -> CacheEnv:
     return CacheEnv()
@@ -70,13 +80,13 @@ async def test_a_value_is_at_the_end_of_its_hour_and_the_range_includes_both_end
     assert found == {("a", "eu-west-1"): [(OLD + n * HOUR, 0.0) for n in (3, 4, 5)]}
     found = await cache_env.read("a", start=OLD + 3 * HOUR + 1, end=OLD + 5 * HOUR - 1)
     assert found == {("a", "eu-west-1"): [(OLD + 4 * HOUR, 0.0)]}
-    assert cache_env.history.reads == [(OLD, ("a",))]
+    assert cache_env.history.reads == [(days(0, 1), ("a",))]
 
 
 async def test_the_hour_before_midnight_ends_on_the_next_day(cache_env: CacheEnv) -> None:
     found = await cache_env.read("a", start=OLD, end=OLD + 1)
     assert [time for time, _ in found["a", "eu-west-1"]] == [OLD]
-    assert [day for day, _ in cache_env.history.reads if day < OLD] == [OLD - DAY]
+    assert cache_env.history.reads == [(days(-1, 1), ("a",))]
 
 
 async def test_a_range_in_the_future_ends_before_the_current_hour(cache_env: CacheEnv) -> None:
@@ -92,7 +102,30 @@ async def test_each_day_of_a_worker_is_read_once_and_only_for_missing_workers(ca
         assert set(await cache_env.read("a", "b")) == {("a", "eu-west-1"), ("b", "eu-west-1")}
     await cache_env.read("a", name=NEWEST)
     assert set(await cache_env.read("c", "a")) == {("c", "eu-west-1"), ("a", "eu-west-1")}
-    assert cache_env.history.reads == [(OLD, ("a", "b")), (OLD, ("c",))]
+    assert cache_env.history.reads == [(days(0, 1), ("a", "b")), (days(0, 1), ("c",))]
+
+
+async def test_one_query_reads_the_adjacent_days_that_the_same_workers_miss(cache_env: CacheEnv) -> None:
+    await cache_env.read("a", start=OLD + DAY + HOUR, end=OLD + 2 * DAY)
+    await cache_env.read("a", "b", "c", end=OLD + 4 * DAY)
+    assert cache_env.history.reads[1:] == [(days(0, 1), ("a",)), (days(2, 4), ("a",)), (days(0, 4), ("b", "c"))]
+
+
+async def test_a_large_query_is_read_in_parts_of_few_workers(cache_env: CacheEnv, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hourly, "WORKER_DAYS_PER_READ", 8)
+    found = await cache_env.read("a", "b", "c", "d", "e", end=OLD + 4 * DAY)
+    assert {worker: len(values) for (worker, _), values in found.items()} == dict.fromkeys("abcde", 96)
+    assert cache_env.history.reads == [(days(0, 4), each) for each in (("a", "b"), ("c", "d"), ("e",))]
+    cache_env.history.reads.clear()
+    await cache_env.read("a", end=OLD + 9 * DAY)
+    assert cache_env.history.reads == [(days(4, 9), ("a",))]
+
+
+async def test_whole_days_are_read_for_the_figures_of_the_fleet(cache_env: CacheEnv) -> None:
+    found = await cache_env.cache.worker_days({"b", "a", "none"}, OLD + 5 * HOUR, TODAY + 2 * DAY)
+    assert [(part.worker_id, part.day) for part in found] == [(each, day) for each in "ab" for day in days(0, 11)]
+    assert await cache_env.cache.worker_days({"a"}, TODAY + DAY, TODAY + 2 * DAY) == []
+    assert await cache_env.cache.worker_days((), OLD, TODAY) == []
 
 
 async def test_that_a_worker_has_no_samples_is_cached_too(cache_env: CacheEnv) -> None:
@@ -201,7 +234,7 @@ async def test_the_least_recently_used_days_are_evicted(cache_env: CacheEnv, mon
     monkeypatch.setattr(hourly, "MAX_CACHED_WORKER_DAYS", 4)
     for day in (0, 1, 0, 2, 0, 1):
         await cache_env.read("a", "b", start=OLD + day * DAY + HOUR, end=OLD + day * DAY + 2 * HOUR)
-    assert [(read - OLD) // DAY for read, _ in cache_env.history.reads] == [0, 1, 2, 1]
+    assert [(read.start - OLD) // DAY for read, _ in cache_env.history.reads] == [0, 1, 2, 1]
 
 
 async def test_of_too_many_days_in_one_query_the_newest_are_kept(cache_env: CacheEnv, monkeypatch: pytest.MonkeyPatch) -> None:

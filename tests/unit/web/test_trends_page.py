@@ -1,6 +1,7 @@
 """The page of the fleet's trends: days, weeks, ranks, cost, and sentences."""
 
 import re
+from zoneinfo import ZoneInfo
 
 from exporter.core.periods import DAY, HOUR
 from exporter.history.trends import Span, Totals, Trends
@@ -54,6 +55,22 @@ def test_days_and_weeks_have_the_figures_of_their_hours() -> None:
     assert tiles["running at a time"] == "1.2"
     assert tiles["mean CPU while running"] == "20 %"
     assert tiles["what these cost"] == "$23.76"
+
+
+def test_days_and_weeks_are_those_of_the_zone() -> None:
+    zone = ZoneInfo("America/New_York")
+    midnight = MONDAY + 4 * HOUR  # in New York
+    observed = {midnight + at * HOUR for at in range(24)}
+    trends = Trends({midnight: Span(totals(24, 6, 10), observed)}, {"a": totals(24, 6, 10)})
+    shown = TrendsView(trends, WORKERS, 2, 2, midnight + 2 * DAY, midnight + 30 * HOUR, None, zone)
+    text = trends_page.render(shown, "./")
+    assert [(row[0], row[-1]) for row in rows(text, "days")] == [("Mon 2026-09-21", "100 %")]
+    assert [(row[0], row[-1]) for row in rows(text, "weeks")] == [("from Mon 2026-09-21", "80 %")]
+    assert "2026-09-21 to 2026-09-22, days in America/New_York" in text
+    assert 'href="?days=14&amp;tz=America%2FNew_York"' in text
+    assert "Midnight is within an hour" not in text
+    india = TrendsView(trends, WORKERS, 1, 1, MONDAY + DAY - 11 * HOUR // 2, MONDAY, None, ZoneInfo("Asia/Kolkata"))
+    assert "Midnight is within an hour" in trends_page.render(india, "./")
 
 
 def test_workers_are_ranked_by_idle_hours_and_by_cpu() -> None:

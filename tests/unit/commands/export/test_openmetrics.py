@@ -15,7 +15,7 @@ from exporter.commands.export.openmetrics import text
 from exporter.commands.export.spool import SampleSpool, open_spool
 from exporter.core.model import InstanceInterval, InventoryEntry
 from exporter.core.periods import parse_time
-from exporter.storage.sample_reader import TIME
+from exporter.storage.sample_stream import TIME
 
 START = 1_767_225_600
 NOW = START + 90 * 86400
