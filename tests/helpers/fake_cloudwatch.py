@@ -29,7 +29,6 @@ import argparse
 import asyncio
 import base64
 import contextlib
-import dataclasses
 import functools
 import itertools
 import json
@@ -41,7 +40,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from email.utils import formatdate
 from typing import Any, Literal, Self
@@ -188,6 +187,8 @@ class _Request:
     operation: str
     protocol: Literal["json", "cbor", "query"]
     body: Mapping[str, Any]
+    partial: bool = False
+    """Whether a fault leaves out the newest datapoints."""
 
     @property
     def is_json(self) -> bool:
@@ -344,7 +345,7 @@ class FakeCloudWatch:
 
     def change(self, id: str, region: str = "eu-west-1", **changes: Any) -> Instance:  # noqa: ANN401  # fields of Instance
         """Replace fields of an instance, such as runs=((start, end),)."""
-        instance = dataclasses.replace(self.instances[region, id], **changes)
+        instance = replace(self.instances[region, id], **changes)
         self.instances[region, id] = instance
         return instance
 
@@ -677,7 +678,7 @@ class FakeCloudWatch:
         if mode == "cut":
             writer.transport.abort()
             raise ConnectionAbortedError
-        reply = _failure(mode, request) or self._reply(request, mode == "partial")
+        reply = _failure(mode, request) or self._reply(replace(request, partial=mode == "partial"))
         if mode == "empty":
             reply.body = b""
         if self.lie and reply.status == 200 and request.is_json:
@@ -705,7 +706,7 @@ class FakeCloudWatch:
                     return fault.mode
         return None
 
-    def _reply(self, request: _Request, partial: bool) -> _Reply:
+    def _reply(self, request: _Request) -> _Reply:
         if request.operation.startswith("AssumeRole") and request.body["RoleArn"] in self.refused_roles:
             return _error(request, 403, "AccessDenied", f"not authorized to perform: sts:{request.operation}")
         account = self._account(request.key)
@@ -714,7 +715,7 @@ class FakeCloudWatch:
         try:
             if request.operation == "GetMetricData":
                 results, token = self._get_metric_data(request.region, account, request.body)
-                body = _METRIC_DATA[request.protocol](_partial(results) if partial else results, token)
+                body = _METRIC_DATA[request.protocol](_partial(results) if request.partial else results, token)
             elif request.operation == "ListMetrics":
                 body = _METRICS[request.protocol](self._list_metrics(request.region, account, request.body))
             elif request.operation in ("AssumeRole", "AssumeRoleWithWebIdentity"):
