@@ -1,0 +1,186 @@
+"""What is compared: whole processes that poll one fake CloudWatch each, and what they show on /metrics."""
+
+import re
+import sys
+import time
+import urllib.error
+import urllib.request
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import yaml
+
+from bench.fake_aws import REGIONS, FakeAws
+from bench.peers import yace
+from bench.processes import Process, environment
+from exporter.core.model import MetricName
+from tests.helpers.fake_cloudwatch import instance_id
+from tests.helpers.ports import free_port
+
+HERE = Path(__file__).resolve().parents[1]
+READY_SECONDS = 120
+VALUE_WINDOW_SECONDS = 900
+"""Age up to which a shown value may be: the exporter's `max_age`."""
+_SAMPLE = re.compile(r"^(\w+)\{(.*)\} (\S+)$", re.MULTILINE)
+_INSTANCE = re.compile(r'"(i-[0-9a-f]+)"')
+_WORKER = re.compile(r'worker_id="worker-(\d+)"')
+Values = dict[tuple[str, MetricName], float]
+"""(instance, metric) → percent."""
+
+
+@dataclass(frozen=True)
+class Build:
+    """One exporter to measure: a checkout of this repository and a Python that has its dependencies."""
+
+    label: str = ""
+    """Empty: this checkout and this Python."""
+    tree: Path = HERE
+    python: str = sys.executable
+
+    def named(self, subject: str) -> str:
+        return f"{subject} ({self.label})" if self.label else subject
+
+
+class Subject(ABC):
+    """A process under test and the fake CloudWatch that it alone polls; a context manager.
+
+    Attributes:
+        name: in figures.
+        phase: second of the minute at which it has to start, because its cycles are counted from its start; None: any.
+    """
+
+    phase: int | None = None
+
+    def __init__(self, name: str, aws: FakeAws, folder: Path) -> None:
+        self.name, self.aws, self.folder, self.port = name, aws, folder, free_port()
+
+    @abstractmethod
+    def start(self) -> Process:
+        """Start the process."""
+
+    def values(self) -> Values | None:
+        """Return what it shows of CPU and memory; None: it shows nothing."""
+        return None
+
+    def body(self, encoding: str = "identity") -> bytes:
+        """Return /metrics as it was sent."""
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}/metrics", headers={"Accept-Encoding": encoding})
+        with urllib.request.urlopen(request, timeout=READY_SECONDS) as response:
+            answer: bytes = response.read()
+        return answer
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def __enter__(self) -> Self:
+        self._process = self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._process.__exit__(kind, error, trace)
+
+    def wait_until_ready(self, path: str) -> None:
+        """Wait until `path` is answered with 200; raises RuntimeError when the process ends or the time is over."""
+        deadline = time.monotonic() + READY_SECONDS
+        while time.monotonic() < deadline and self._process.pid:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=READY_SECONDS):
+                    return
+            except (urllib.error.HTTPError, OSError):
+                time.sleep(0.1)
+        raise RuntimeError(f"{self.name} was not ready within {READY_SECONDS} s; see {self._process.log}")
+
+
+class Exporter(Subject):
+    """`cml-worker-exporter serve` of a build; `settings` are environment variables without their prefix."""
+
+    def __init__(self, name: str, aws: FakeAws, folder: Path, build: Build, settings: Mapping[str, str]) -> None:
+        super().__init__(name, aws, folder)
+        self._build, self._settings = build, settings
+
+    def start(self) -> Process:
+        settings = {"CLOUDWATCH__ENDPOINT_URL": self.aws.url, "DATA_DIR": str(self.folder / "data"), **self._settings}
+        variables = {f"CML_EXPORTER_{name}": value for name, value in settings.items()}
+        command = [self._build.python, "-m", "exporter.cli", "serve", "--web.listen-address", f"127.0.0.1:{self.port}"]
+        return Process(command, self.folder / "exporter.log", environment(PYTHONPATH=str(self._build.tree), **variables))
+
+    def values(self) -> Values:
+        names: Mapping[str, MetricName] = {
+            "cml_worker_cpu_utilization_ratio": "cpu",
+            "cml_worker_memory_utilization_ratio": "memory",
+        }
+        found: Values = {}
+        for name, labels, value in samples(self.body()):
+            worker = _WORKER.search(labels)
+            if name in names and worker:
+                found[instance_id(int(worker[1])), names[name]] = float(value) * 100
+        return found
+
+
+class Yace(Subject):
+    """YACE with two custom namespaces, scraping every minute from its start on."""
+
+    phase = 25
+
+    def start(self) -> Process:
+        def job(name: str, namespace: str, metric: str) -> dict[str, object]:
+            metrics = [{"name": metric, "statistics": ["Average"], "period": 60, "length": 300}]
+            return {"name": name, "namespace": namespace, "regions": list(REGIONS), "metrics": metrics}
+
+        jobs = [job("cpu", "AWS/EC2", "CPUUtilization"), job("memory", "CWAgent", "mem_used_percent")]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        config = self.folder / "config.yml"
+        config.write_text(yaml.safe_dump({"apiVersion": "v1alpha1", "customNamespace": jobs}))
+        command = [
+            *(str(yace()), "--config.file", str(config), "--listen-address", f"127.0.0.1:{self.port}"),
+            *("--scraping-interval", "60", "--log.level", "warn"),
+        ]
+        return Process(command, self.folder / "yace.log", environment(AWS_ENDPOINT_URL=self.aws.url))
+
+    def values(self) -> Values:
+        return by_instance(self.body())
+
+
+class BareClient(Subject):
+    """`bench.bare_client`, polling every minute from its start on."""
+
+    phase = 30
+
+    def start(self) -> Process:
+        command = [sys.executable, "-m", "bench.bare_client", "--url", self.aws.url, "--workers", str(self.aws.workers)]
+        return Process(command, self.folder / "bare_client.log", environment(PYTHONPATH=str(HERE)), HERE)
+
+
+def samples(body: bytes) -> Iterator[tuple[str, str, str]]:
+    """Yield name, labels, and value of every sample with labels."""
+    for match in _SAMPLE.finditer(body.decode()):
+        name, labels, value = match.groups()
+        yield name, labels, value
+
+
+def by_instance(body: bytes) -> Values:
+    """Return CPU and memory of a peer, whose series carry the instance id as a label."""
+    found: Values = {}
+    for name, labels, value in samples(body):
+        instance = _INSTANCE.search(labels)
+        if instance and name.endswith("_cpuutilization_average"):
+            found[instance[1], "cpu"] = float(value)
+        elif instance and name.endswith("_mem_used_percent_average"):
+            found[instance[1], "memory"] = float(value)
+    return found
+
+
+def wrong_values(found: Values, aws: FakeAws, now: float) -> int:
+    """Count the values that are missing, too many, or not those of a recent period."""
+    expected = {(instance_id(k), "cpu") for k in range(aws.workers)}
+    expected |= {(instance_id(k), "memory") for k in range(aws.workers) if k % 50 != 49}
+    starts = range(int(now) // 60 * 60 - VALUE_WINDOW_SECONDS, int(now), 60)
+    wrong = len(expected ^ set(found))
+    for (instance, metric), value in found.items():
+        wrong += not any(abs(aws.value(instance, metric, start) - value) < 1e-6 for start in starts)
+    return wrong
