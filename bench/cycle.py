@@ -8,6 +8,7 @@ seconds included. The first cycles, in which programs start and the exporter fil
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,19 +16,19 @@ from typing import Any, NamedTuple
 from pymongo import MongoClient
 
 from bench.context import Context
-from bench.fake_aws import FakeAws
-from bench.figures import BARE_CLIENT, EXPORTER, WITHOUT_HISTORY, YACE, Figure, Skipped
-from bench.peers import YACE_VERSION, UnavailablePeerError, yace
+from bench.fake_aws import REGIONS, FakeAws
+from bench.figures import BARE_CLIENT, CLOUDWATCH_EXPORTER, EXPORTER, WITHOUT_HISTORY, YACE, Figure, Skipped
+from bench.peers import CLOUDWATCH_EXPORTER_VERSION, YACE_VERSION, UnavailablePeerError, cloudwatch_exporter, yace
 from bench.processes import cpu_seconds, rss_mib
 from bench.rounds import aggregates
-from bench.subjects import BareClient, Build, Exporter, Subject, Yace, wrong_values
+from bench.subjects import BareClient, Build, CloudWatchExporter, Exporter, Subject, Yace, wrong_values
 from exporter.demo.mongod import Mongod
 from tests.helpers.ports import free_port
 
 WARM_UP_CYCLES = 2
-IDLE_SECOND, READ_SECOND = 36, 52
+TICK_SECOND, IDLE_SECOND, READ_SECOND = 16, 36, 52
 """Seconds of the minute between which no subject is in a cycle: the exporter polls at 0 and reads the worker documents at 12,
-the others have their `phase`."""
+those that poll while they are scraped do at `TICK_SECOND`, the others have their `phase`."""
 MINUTE_SETTINGS: Mapping[str, str] = {
     "PERIOD": "1m",
     "CLOUDWATCH__INTERVAL": "1m",
@@ -89,8 +90,8 @@ def make(context: Context, load: Load, mongod: Mongod, folder: Path, stack: Exit
     """Prepare the subjects of one load: the exporters of every build, the peers that can be had, the bare client."""
     numbers = itertools.count(1)
 
-    def aws() -> FakeAws:
-        return stack.enter_context(FakeAws(folder, load.workers, load.latency))
+    def aws(regions: Sequence[str] = REGIONS) -> FakeAws:
+        return stack.enter_context(FakeAws(folder, load.workers, load.latency, regions=regions))
 
     def exporter(build: Build, name: str, settings: Mapping[str, str]) -> Exporter:
         database = f"{folder.name.replace(',', '')}_{next(numbers)}"
@@ -113,6 +114,11 @@ def make(context: Context, load: Load, mongod: Mongod, folder: Path, stack: Exit
             subjects.append(Yace(YACE, aws(), folder / "yace"))
         except UnavailablePeerError as error:
             skipped.append(Skipped("cycle", f"YACE {YACE_VERSION}", str(error)))
+        try:
+            cloudwatch_exporter()
+            subjects.append(CloudWatchExporter(CLOUDWATCH_EXPORTER, aws(REGIONS[:1]), folder / "cloudwatch_exporter"))
+        except UnavailablePeerError as error:
+            skipped.append(Skipped("cycle", f"cloudwatch_exporter {CLOUDWATCH_EXPORTER_VERSION}", str(error)))
     return subjects, skipped
 
 
@@ -123,7 +129,7 @@ def start(subjects: Sequence[tuple[Load, Subject]], stack: ExitStack, progress: 
         if subject.phase is not None:
             sleep_until(subject.phase)
         stack.enter_context(subject)
-        if subject.phase is None:
+        if isinstance(subject, Exporter):
             subject.wait_until_ready("/-/ready")
 
 
@@ -136,7 +142,10 @@ def sleep_until(second: int) -> None:
 def read_cycles(subjects: Sequence[tuple[Load, Subject]], context: Context) -> dict[int, list[Reading]]:
     """Read every subject once a minute; the first reading of each is the end of the warm-up."""
     readings: dict[int, list[Reading]] = {id(subject): [] for _, subject in subjects}
+    threads = ThreadPoolExecutor(len(subjects))
     for number in range(-WARM_UP_CYCLES, context.cycles + 1):
+        sleep_until(TICK_SECOND)
+        list(threads.map(lambda each: each[1].tick(), subjects))
         sleep_until(IDLE_SECOND)
         idle = {id(subject): cpu_seconds(subject.pid) for _, subject in subjects}
         sleep_until(READ_SECOND)

@@ -5,7 +5,7 @@ import os
 import sys
 import time
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -35,15 +35,18 @@ class FakeAws:
     Args:
         latency: seconds before each answer.
         period: of its datapoints, in seconds.
+        regions: that the instances are divided among.
     """
 
-    def __init__(self, folder: Path, workers: int, latency: float = 0, period: int = 60) -> None:
+    def __init__(
+        self, folder: Path, workers: int, latency: float = 0, period: int = 60, regions: Sequence[str] = REGIONS
+    ) -> None:
         self.port = free_port()
         self.workers = workers
         self._values = FakeCloudWatch(period=period)  # never started: value() is a pure function of the seed
         self._command = [
             *(sys.executable, "-m", "tests.helpers.fake_cloudwatch", "--port", str(self.port), "--workers", str(workers)),
-            *("--latency", str(latency), "--period", str(period), "--regions", ",".join(REGIONS)),
+            *("--latency", str(latency), "--period", str(period), "--regions", ",".join(regions)),
         ]
         self._log = folder / f"fake_aws_{self.port}.log"
 

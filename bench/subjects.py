@@ -1,6 +1,8 @@
 """What is compared: whole processes that poll one fake CloudWatch each, and what they show on /metrics."""
 
+import os
 import re
+import subprocess
 import sys
 import time
 import urllib.error
@@ -15,9 +17,10 @@ from typing import Self
 import yaml
 
 from bench.fake_aws import REGIONS, FakeAws
-from bench.peers import yace
+from bench.peers import cloudwatch_exporter, yace
 from bench.processes import Process, environment
 from exporter.core.model import MetricName
+from tests.helpers.certificates import write_certificate
 from tests.helpers.fake_cloudwatch import instance_id
 from tests.helpers.ports import free_port
 
@@ -50,10 +53,12 @@ class Subject(ABC):
 
     Attributes:
         name: in figures.
+        ticks: whether `tick` makes it poll, because it has no cycle of its own.
         phase: second of the minute at which it has to start, because its cycles are counted from its start; None: any.
     """
 
     phase: int | None = None
+    ticks = False
 
     def __init__(self, name: str, aws: FakeAws, folder: Path) -> None:
         self.name, self.aws, self.folder, self.port = name, aws, folder, free_port()
@@ -61,6 +66,10 @@ class Subject(ABC):
     @abstractmethod
     def start(self) -> Process:
         """Start the process."""
+
+    def tick(self) -> None:
+        """Make it poll; without effect where `ticks` is false."""
+        return
 
     def values(self) -> Values | None:
         """Return what it shows of CPU and memory; None: it shows nothing."""
@@ -144,6 +153,80 @@ class Yace(Subject):
 
     def values(self) -> Values:
         return by_instance(self.body())
+
+
+class CloudWatchExporter(Subject):
+    """cloudwatch_exporter, which polls while it is scraped; its only region is the first.
+
+    It asks with GetMetricData, its cheaper way, and lists series once an hour.
+    """
+
+    ticks = True
+
+    def __enter__(self) -> Self:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        port = free_port()
+        write_certificate(self.folder, "proxy", hosts=[f"monitoring.{REGIONS[0]}.amazonaws.com"])
+        certificate, key, store = (self.folder / name for name in ("proxy.crt", "proxy.key", "trusted.p12"))
+        command = ["keytool", "-importcert", "-noprompt", "-file", str(certificate), "-keystore", str(store)]
+        subprocess.run([*command, "-storepass", "changeit"], check=True, capture_output=True)
+        proxy = [sys.executable, "-m", "bench.tls_proxy", "--port", str(port), "--to", str(self.aws.port)]
+        proxy += ["--certificate", str(certificate), "--key", str(key)]
+        self._proxy = Process(proxy, self.folder / "proxy.log", {**os.environ, "PYTHONPATH": str(HERE)}, HERE)
+        self._properties = {
+            "http.proxyHost": "127.0.0.1",  # by the scheme of the proxy, not by that of the request
+            "http.proxyPort": str(port),
+            "javax.net.ssl.trustStore": str(store),
+            "javax.net.ssl.trustStorePassword": "changeit",
+        }
+        super().__enter__()
+        self.wait_until_ready("/-/healthy")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        super().__exit__(kind, error, trace)
+        self._proxy.__exit__(kind, error, trace)
+
+    def start(self) -> Process:
+        def rule(namespace: str, metric: str, *dimensions: str) -> dict[str, object]:
+            return {
+                "aws_namespace": namespace,
+                "aws_metric_name": metric,
+                "aws_dimensions": list(dimensions),
+                "aws_statistics": ["Average"],
+            }
+
+        memory = "mem_used_percent"
+        config = {
+            "region": REGIONS[0],
+            "period_seconds": 60,
+            "delay_seconds": 60,
+            "range_seconds": 300,
+            "set_timestamp": False,
+            "use_get_metric_data": True,
+            "list_metrics_cache_ttl": 3600,
+            "metrics": [
+                rule("AWS/EC2", "CPUUtilization", "InstanceId"),
+                rule("CWAgent", memory, "InstanceId"),
+                rule("CWAgent", memory, "ImageId", "InstanceId", "InstanceType"),
+            ],
+        }
+        file = self.folder / "config.yml"
+        file.write_text(yaml.safe_dump(config))
+        java, jar = cloudwatch_exporter()
+        properties = [f"-D{name}={value}" for name, value in self._properties.items()]
+        return Process(
+            [java, *properties, "-jar", str(jar), str(self.port), str(file)],
+            self.folder / "cloudwatch_exporter.log",
+            environment(AWS_REGION=REGIONS[0]),
+        )
+
+    def tick(self) -> None:
+        """Scrape it."""
+        self._body = self.body()
+
+    def values(self) -> Values:
+        return by_instance(self._body)
 
 
 class BareClient(Subject):

@@ -448,7 +448,7 @@ class FakeCloudWatch:
             page = points[skip : skip + limit]
             limit -= len(page)
             whole = skip + len(page) == len(points)
-            results.append((query["Id"], query["MetricStat"]["Metric"]["MetricName"], page, whole))
+            results.append((query["Id"], query.get("Label") or query["MetricStat"]["Metric"]["MetricName"], page, whole))
             number, skip = (number + 1, 0) if whole else (number, skip + len(page))
         more = number < len(queries)
         return results, base64.b64encode(f"{number},{skip},{now}".encode()).decode() if more else ""
@@ -576,7 +576,7 @@ class FakeCloudWatch:
                 if owner in seen
                 and body.get("Namespace") in (None, namespace)
                 and body.get("MetricName") in (None, name)
-                and all((each["Name"], each["Value"]) in dimensions for each in body.get("Dimensions", ()))
+                and all(_has_dimension(dimensions, each) for each in body.get("Dimensions", ()))
             ]
         metrics = self._listings[listing]
         page = metrics[offset : offset + self.page_series]
@@ -769,6 +769,11 @@ def _overlaps(one: tuple[Run, ...], other: tuple[Run, ...], start: int, end: int
             high = min(end, end if b is None else b, end if d is None else d)
             if low < high:
                 yield low, high
+
+
+def _has_dimension(dimensions: Dimensions, wanted: Mapping[str, str]) -> bool:
+    """Whether a series has a dimension of ListMetrics: by name, and by value where one is given."""
+    return any(name == wanted["Name"] and wanted.get("Value") in (None, value) for name, value in dimensions)
 
 
 def _parse(path: str, headers: Mapping[str, str], body: bytes) -> _Request:

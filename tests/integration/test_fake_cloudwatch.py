@@ -97,6 +97,17 @@ def test_a_refused_request_and_partial_data_look_alike(aws: FakeCloudWatch, prot
     assert (result["StatusCode"], len(result["Values"])) == ("PartialData", 8)
 
 
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_label_is_that_of_the_query_and_a_dimension_may_be_asked_for_by_name(aws: FakeCloudWatch, protocol: str) -> None:
+    asked = request(1)
+    asked["MetricDataQueries"][0]["Label"] = "Average/one"
+    spoken = client(aws, protocol)
+    assert [result["Label"] for result in data(spoken, asked)] == ["Average/one"]
+    wanted = {"Namespace": "CWAgent", "MetricName": "mem_used_percent"}
+    assert len(spoken.list_metrics(**wanted, Dimensions=[{"Name": "InstanceId"}])["Metrics"]) == 59
+    assert len(spoken.list_metrics(**wanted, Dimensions=[{"Name": "InstanceType"}])["Metrics"]) == 53
+
+
 def test_account_and_aliases_are_answered_over_the_query_protocol(aws: FakeCloudWatch) -> None:
     assert client(aws, "query", "sts").get_caller_identity()["Account"] == aws.home
     assert client(aws, "query", "iam").list_account_aliases()["AccountAliases"] == []
