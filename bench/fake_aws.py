@@ -17,8 +17,6 @@ from tests.helpers.ports import free_port
 
 REGIONS = ("eu-west-1", "us-east-1")
 START_SECONDS = 60
-NICE = 5
-"""In reality AWS is another machine: the fake must not take the CPU of what is measured."""
 
 
 class Counted(NamedTuple):
@@ -62,7 +60,6 @@ class FakeAws:
             if time.monotonic() > deadline or not self._process.pid:
                 raise RuntimeError(f"the fake CloudWatch did not start within {START_SECONDS} s; see {self._log}")
             time.sleep(0.05)
-        os.setpriority(os.PRIO_PROCESS, self._process.pid, NICE)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -79,7 +79,7 @@ def grid(figures: Sequence[Figure], before: Mapping[Key, float]) -> Grid:
     subjects = list(dict.fromkeys(figure.subject for figure in figures))
     lines: dict[tuple[str, str], dict[str, str]] = {}
     for figure in figures:
-        name = f"{figure.name} [{figure.unit}]" if figure.unit else figure.name
+        name = f"{figure.name}, {figure.unit}" if figure.unit else figure.name
         text = show(figure.median)
         if figure.key in before:
             text = f"{show(before[figure.key])} → {text}"
