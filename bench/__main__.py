@@ -112,14 +112,15 @@ def measure(options: argparse.Namespace, names: Sequence[str]) -> Run:
         full=options.full,
     )
     figures: list[Figure] = []
-    for name in names:
-        context.row = name
-        for found in ROWS[name].run(context):
-            if isinstance(found, Figure):
-                figures.append(found)
-            else:
-                skipped.append(found)
-                context.progress(f"skipped {found.what}: {found.reason}")
+    with context.stack:
+        for name in names:
+            context.row = name
+            for found in ROWS[name].run(context):
+                if isinstance(found, Figure):
+                    figures.append(found)
+                else:
+                    skipped.append(found)
+                    context.progress(f"skipped {found.what}: {found.reason}")
     later, total = machine.stolen()
     about = {
         "date": machine.now(),

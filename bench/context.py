@@ -29,6 +29,10 @@ class Context:
     full: bool = False
     row: str = ""
     """The row that runs now, for progress lines."""
+    stack: ExitStack = field(default_factory=ExitStack)
+    """Ends what rows share."""
+    shared: dict[str, object] = field(default_factory=dict)
+    """What rows share, by name."""
     _began: float = field(default_factory=time.monotonic)
 
     def progress(self, text: str) -> None:

@@ -64,6 +64,10 @@ class Process:
             raise RuntimeError(f"{' '.join(map(str, self._process.args))[:80]}… ended with {self._process.returncode}:\n{tail}")  # type: ignore[arg-type]
         return self._process.pid
 
+    def wait(self) -> int:
+        """Wait until it ends by itself, and return its exit status."""
+        return self._process.wait()
+
     def __enter__(self) -> Self:
         return self
 

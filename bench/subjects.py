@@ -8,7 +8,7 @@ import time
 import urllib.error
 import urllib.request
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -46,6 +46,13 @@ class Build:
 
     def named(self, subject: str) -> str:
         return f"{subject} ({self.label})" if self.label else subject
+
+
+def exporter_process(build: Build, command: Sequence[str], folder: Path, settings: Mapping[str, str]) -> Process:
+    """Start a command of a build of the exporter; `settings` are environment variables without their prefix."""
+    variables = {f"CML_EXPORTER_{name}": value for name, value in settings.items()}
+    environ = environment(PYTHONPATH=str(build.tree), **variables)
+    return Process([build.python, "-m", "exporter.cli", *command], folder / "exporter.log", environ)
 
 
 class Subject(ABC):
@@ -114,9 +121,8 @@ class Exporter(Subject):
 
     def start(self) -> Process:
         settings = {"CLOUDWATCH__ENDPOINT_URL": self.aws.url, "DATA_DIR": str(self.folder / "data"), **self._settings}
-        variables = {f"CML_EXPORTER_{name}": value for name, value in settings.items()}
-        command = [self._build.python, "-m", "exporter.cli", "serve", "--web.listen-address", f"127.0.0.1:{self.port}"]
-        return Process(command, self.folder / "exporter.log", environment(PYTHONPATH=str(self._build.tree), **variables))
+        command = ["serve", "--web.listen-address", f"127.0.0.1:{self.port}"]
+        return exporter_process(self._build, command, self.folder, settings)
 
     def values(self) -> Values:
         names: Mapping[str, MetricName] = {
