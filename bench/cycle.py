@@ -10,13 +10,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pymongo import MongoClient
 
 from bench.context import Context
-from bench.fake_aws import REGIONS, FakeAws
+from bench.fake_aws import REGIONS, Counted, FakeAws
 from bench.figures import BARE_CLIENT, CLOUDWATCH_EXPORTER, EXPORTER, WITHOUT_HISTORY, YACE, Figure, Skipped
 from bench.peers import CLOUDWATCH_EXPORTER_VERSION, YACE_VERSION, UnavailablePeerError, cloudwatch_exporter, yace
 from bench.processes import cpu_seconds, rss_mib
@@ -25,7 +26,7 @@ from bench.subjects import BareClient, Build, CloudWatchExporter, Exporter, Subj
 from exporter.demo.mongod import Mongod
 from tests.helpers.ports import free_port
 
-WARM_UP_CYCLES = 2
+WARM_UP_CYCLES = 3
 TICK_SECOND, IDLE_SECOND, READ_SECOND = 16, 36, 52
 """Seconds of the minute between which no subject is in a cycle: the exporter polls at 0 and reads the worker documents at 12,
 those that poll while they are scraped do at `TICK_SECOND`, the others have their `phase`."""
@@ -51,39 +52,66 @@ class Load(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """One look at a subject from outside; counts are those since the reading before."""
+    """One look at a subject from outside."""
 
     idle: float
     """CPU at `IDLE_SECOND`."""
     cpu: float
     rss: float
-    calls: int
-    billed: int
-    span: float
+    counted: Counted
+
+
+@dataclass(frozen=True)
+class Stand:
+    """Processes that are through their first cycles."""
+
+    subjects: Sequence[tuple[Load, Subject]]
+    skipped: Sequence[Skipped]
+    mongod: Mongod
 
 
 def run(context: Context) -> Iterator[Figure | Skipped]:
     """Measure every size and latency; small fleets share their minutes unless they are to be measured apart."""
+    for loads in shared_loads(context):
+        with ExitStack() as stack:
+            here = stand(context, loads, stack)
+            yield from here.skipped
+            readings = read_cycles(here.subjects, context)
+            now = time.time()
+            for load, subject in here.subjects:
+                yield from figures(load, subject, readings[id(subject)], now)
+
+
+def shared_loads(context: Context) -> list[list[Load]]:
+    """Return the loads that run in the same minutes: all, or with --full each for itself."""
     loads = [Load(workers, latency) for workers in context.sizes for latency in context.latencies]
-    for shared in [[load] for load in loads] if context.full else [loads]:
-        yield from side_by_side(context, shared)
+    return [[load] for load in loads] if context.full else [loads]
 
 
-def side_by_side(context: Context, loads: Sequence[Load]) -> Iterator[Figure | Skipped]:
-    """Run all subjects of some loads for the same minutes and yield their figures."""
-    with ExitStack() as stack:
-        folder = context.new_folder(stack)
-        mongod = stack.enter_context(Mongod(folder / "mongo", free_port(), replica_set=True))
-        subjects: list[tuple[Load, Subject]] = []
-        for load in loads:
-            made, skipped = make(context, load, mongod, folder / load.case.replace(" ", "_"), stack)
-            subjects += [(load, subject) for subject in made]
-            yield from skipped
-        start(subjects, stack, context.progress)
-        readings = read_cycles(subjects, context)
-        now = time.time()
-        for load, subject in subjects:
-            yield from figures(load, subject, readings[id(subject)], now)
+def stand(context: Context, loads: Sequence[Load], stack: ExitStack) -> Stand:
+    """Start all subjects of some loads and wait for their first cycles; without --full they serve all rows of the run."""
+    found = context.shared.get("minutes")
+    if isinstance(found, Stand):
+        return found
+    stack = stack if context.full else context.stack
+    folder = context.new_folder(stack)
+    mongod = stack.enter_context(Mongod(folder / "mongo", free_port(), replica_set=True))
+    subjects: list[tuple[Load, Subject]] = []
+    skipped: list[Skipped] = []
+    for load in loads:
+        made, missing = make(context, load, mongod, folder / load.case.replace(" ", "_"), stack)
+        subjects += [(load, subject) for subject in made]
+        skipped = missing
+    start(subjects, stack, context.progress)
+    for number in range(WARM_UP_CYCLES):
+        context.progress(f"warm-up, cycle {number + 1} of {WARM_UP_CYCLES}")
+        sleep_until(TICK_SECOND)
+        tick(subjects)
+        sleep_until(READ_SECOND)
+    here = Stand(subjects, skipped, mongod)
+    if not context.full:
+        context.shared["minutes"] = here
+    return here
 
 
 def make(context: Context, load: Load, mongod: Mongod, folder: Path, stack: ExitStack) -> tuple[list[Subject], list[Skipped]]:
@@ -142,28 +170,30 @@ def sleep_until(second: int) -> None:
 def read_cycles(subjects: Sequence[tuple[Load, Subject]], context: Context) -> dict[int, list[Reading]]:
     """Read every subject once a minute; the first reading of each is the end of the warm-up."""
     readings: dict[int, list[Reading]] = {id(subject): [] for _, subject in subjects}
-    threads = ThreadPoolExecutor(len(subjects))
-    for number in range(-WARM_UP_CYCLES, context.cycles + 1):
+    for number in range(context.cycles + 1):
         sleep_until(TICK_SECOND)
-        list(threads.map(lambda each: each[1].tick(), subjects))
+        tick(subjects)
         sleep_until(IDLE_SECOND)
         idle = {id(subject): cpu_seconds(subject.pid) for _, subject in subjects}
         sleep_until(READ_SECOND)
         for _, subject in subjects:
-            reading = Reading(idle[id(subject)], cpu_seconds(subject.pid), rss_mib(subject.pid), *subject.aws.count())
-            if number >= 0:
-                readings[id(subject)].append(reading)
-        if number <= 0:
-            context.progress(f"cycle {number + WARM_UP_CYCLES + 1} of {WARM_UP_CYCLES + context.cycles + 1}: warm-up")
+            reading = Reading(idle[id(subject)], cpu_seconds(subject.pid), rss_mib(subject.pid), subject.aws.count())
+            readings[id(subject)].append(reading)
+        if number == 0:
+            context.progress(f"{context.cycles} cycles of a minute")
         else:
             texts = []
             for load, subject in subjects:
                 before, after = readings[id(subject)][-2:]
                 texts.append(f"{subject.name} {load.workers:,}: {after.cpu - before.cpu:.3f}")
-            context.progress(
-                f"cycle {number + WARM_UP_CYCLES + 1} of {WARM_UP_CYCLES + context.cycles + 1}, CPU s: {'; '.join(texts)}"
-            )
+            context.progress(f"cycle {number} of {context.cycles}, CPU s: {'; '.join(texts)}")
     return readings
+
+
+def tick(subjects: Sequence[tuple[Load, Subject]]) -> None:
+    """Make those poll that have no cycle of their own, all at once."""
+    with ThreadPoolExecutor(len(subjects)) as threads:
+        list(threads.map(lambda each: each[1].tick(), subjects))
 
 
 def figures(load: Load, subject: Subject, readings: Sequence[Reading], now: float) -> Iterator[Figure]:
@@ -175,10 +205,10 @@ def figures(load: Load, subject: Subject, readings: Sequence[Reading], now: floa
     yield figure("CPU", "s", [after.cpu - before.cpu for before, after in itertools.pairwise(readings)])
     scale = 60 / (READ_SECOND - IDLE_SECOND)
     yield figure("idle CPU a minute", "s", [(reading.cpu - reading.idle) * scale for reading in readings[1:]])
-    yield figure("polling, first request to last answer", "s", [reading.span for reading in readings[1:]])
+    yield figure("polling, first request to last answer", "s", [reading.counted.span for reading in readings[1:]])
     yield figure("RSS", "MiB", [reading.rss for reading in readings[1:]])
-    yield figure("calls", "", [reading.calls for reading in readings[1:]])
-    yield figure("metrics billed", "", [reading.billed for reading in readings[1:]])
+    yield figure("calls", "", [reading.counted.calls for reading in readings[1:]])
+    yield figure("metrics billed", "", [reading.counted.billed for reading in readings[1:]])
     shown = subject.values()
     if shown is not None:
         yield figure("wrong or missing values", "", [wrong_values(shown, subject.aws, now)])

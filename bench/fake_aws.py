@@ -20,11 +20,14 @@ START_SECONDS = 60
 
 
 class Counted(NamedTuple):
-    """What arrived since the last count: requests, billed metrics, and seconds from the first request to the last answer."""
+    """What arrived since the last count: requests, and billed metrics."""
 
     calls: int
     billed: int
     span: float
+    """Seconds from the first request to the last answer."""
+    began: float | None
+    """The first request, in monotonic seconds, which all processes share; None: there was none."""
 
 
 class FakeAws:
@@ -70,7 +73,7 @@ class FakeAws:
         counters = self._control({})
         self._control({"reset": True})
         calls = sum(counters["calls"].get(name, 0) for name in ("GetMetricData", "ListMetrics", "GetMetricStatistics"))
-        return Counted(calls, sum(counters["metrics_billed"].values()), counters["span"])
+        return Counted(calls, sum(counters["metrics_billed"].values()), counters["span"], counters["first_request"])
 
     def _control(self, order: Mapping[str, Any]) -> dict[str, Any]:
         request = urllib.request.Request(f"{self.url}/ctl", data=json.dumps(order).encode(), method="POST")

@@ -1,7 +1,7 @@
 """Rows `history`, `remote_read`, `statistics`, and `mirror`: one collection of a given number of samples, and all that uses it.
 
-The collection is filled once per size and shared by these rows, whose measurements alternate with the bare queries. A bare query
-is what one would write by hand with pymongo.
+The collection is filled once per size and shared by these rows, whose measurements alternate with the bare queries. A bare
+query is what one would write by hand with pymongo.
 """
 
 import json
@@ -149,7 +149,7 @@ def statistics(context: Context) -> Iterator[Figure]:
         for subject, values in found.items():
             name = build.named(EXPORTER) if subject == "library" else BARE_QUERY
             yield Figure("statistics", here.case, f"{workers} workers, a day by hour", name, "s", tuple(values["wall"]))
-            yield Figure("statistics", here.case, f"{workers} workers, own CPU", name, "s", tuple(values["cpu"]))
+            yield Figure("statistics", here.case, f"{workers} workers, a day by hour, own CPU", name, "s", tuple(values["cpu"]))
 
 
 def mirror(context: Context) -> Iterator[Figure]:

@@ -11,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench.figures import Figure, Result, Skipped, results
+from bench.figures import EXPORTER, REFERENCES, Figure, Result, Skipped, results
 
 FORMAT = 1
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
@@ -69,22 +69,36 @@ def show(value: float) -> str:
 class Grid:
     """The figures of one row of the benchmark: a line for each case and name, a column for each subject."""
 
-    subjects: Sequence[str]
+    columns: Sequence[str]
+    """Subjects, then ratios."""
     lines: Sequence[tuple[str, str, Sequence[str]]]
     """Case, name with unit, cells."""
 
 
 def grid(figures: Sequence[Figure], before: Mapping[Key, float]) -> Grid:
-    """Arrange figures; a cell is the median, or "before → after" where `before` has the figure too."""
+    """Arrange figures; a cell is the median, or "before → after" where `before` has the figure too.
+
+    Behind the subjects is the exporter divided by each reference that is among them.
+    """
     subjects = list(dict.fromkeys(figure.subject for figure in figures))
-    lines: dict[tuple[str, str], dict[str, str]] = {}
+    lines: dict[tuple[str, str], tuple[str, dict[str, str]]] = {}
+    found: list[tuple[str, str, Sequence[str]]] = []
     for figure in figures:
-        name = f"{figure.name}, {figure.unit}" if figure.unit else figure.name
+        label = f"{figure.name}, {figure.unit}" if figure.unit else figure.name
         text = show(figure.median)
         if figure.key in before:
             text = f"{show(before[figure.key])} → {text}"
-        lines.setdefault((figure.case, name), {})[figure.subject] = text
-    return Grid(subjects, [(case, name, [cells.get(each, "") for each in subjects]) for (case, name), cells in lines.items()])
+        lines.setdefault((figure.case, figure.name), (label, {}))[1][figure.subject] = text
+    references = [each for each in REFERENCES if each in subjects and EXPORTER in subjects]
+    values = {(figure.case, figure.name, figure.subject): figure.median for figure in figures}
+    for (case, name), (label, cells) in lines.items():
+        own = values.get((case, name, EXPORTER))
+        for reference in references:
+            other = values.get((case, name, reference))
+            if own is not None and other:
+                cells[f"÷ {reference}"] = f"{own / other:.2f}"
+        found.append((case, label, [cells.get(each, "") for each in (*subjects, *(f"÷ {each}" for each in references))]))
+    return Grid([*subjects, *(f"÷ {each}" for each in references)], found)
 
 
 def medians(run: Run | None) -> dict[Key, float]:
@@ -96,7 +110,7 @@ def print_run(run: Run, before: Run | None, console: Console) -> None:
     """Print tables of all rows, the targets, and what was skipped."""
     for row in dict.fromkeys(figure.row for figure in run.figures):
         cells = grid([figure for figure in run.figures if figure.row == row], medians(before))
-        table = Table("case", "figure", *cells.subjects, title=row, title_justify="left", box=box.SIMPLE)
+        table = Table("case", "figure", *cells.columns, title=row, title_justify="left", box=box.SIMPLE)
         for column in table.columns[2:]:
             column.justify = "right"
         for case, name, line in cells.lines:
@@ -145,7 +159,7 @@ def write_page(run: Run, before: Run | None, page: Path = PAGE) -> None:
 
 def _table(figures: Sequence[Figure], before: Mapping[Key, float]) -> str:
     cells = grid(figures, before)
-    head = f"| case | figure | {' | '.join(cells.subjects)} |\n|---|---|{'---:|' * len(cells.subjects)}\n"
+    head = f"| case | figure | {' | '.join(cells.columns)} |\n|---|---|{'---:|' * len(cells.columns)}\n"
     return "\n" + head + "".join(f"| {case} | {name} | {' | '.join(line)} |\n" for case, name, line in cells.lines) + "\n"
 
 

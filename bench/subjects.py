@@ -119,6 +119,15 @@ class Exporter(Subject):
         super().__init__(name, aws, folder)
         self._build, self._settings = build, settings
 
+    @property
+    def database(self) -> str:
+        """Name of its database, which that of its folder is, too."""
+        return self.folder.name
+
+    @property
+    def has_history(self) -> bool:
+        return self._settings.get("MONGODB__HISTORY") != "null"
+
     def start(self) -> Process:
         settings = {"CLOUDWATCH__ENDPOINT_URL": self.aws.url, "DATA_DIR": str(self.folder / "data"), **self._settings}
         command = ["serve", "--web.listen-address", f"127.0.0.1:{self.port}"]

@@ -4,7 +4,8 @@
 
 The outbox is filled before the time counts: as many final samples as WORKERS × PERIODS. Each repetition uses periods of its
 own, later than the newest in the collection, so that neither finds what the other has written. insert_many has the mirror's
-write concern and batches, and documents that were made before. Prints {"mirror": {"cpu": […], "wall": […]}, "insert": …}.
+write concern and batches; it makes the documents of each batch from the same samples.
+Prints {"mirror": {"cpu": […], "wall": […]}, "insert": …}.
 """
 
 import asyncio
@@ -91,14 +92,14 @@ async def mirror(uri: str, folder: Path, samples: list[PendingSample]) -> tuple[
     return took
 
 
-def insert(uri: str, collection: str, found: list[dict[str, Any]]) -> tuple[float, float]:
+def insert(uri: str, collection: str, samples: list[PendingSample]) -> tuple[float, float]:
     """Return CPU and wall seconds of insert_many in batches of the mirror's size."""
     with MongoClient[dict[str, Any]](uri) as client:
         concern = WriteConcern("majority", j=True)
         target = client.get_default_database().get_collection(collection, write_concern=concern)
         wall, cpu = time.perf_counter(), time.process_time()
-        for first in range(0, len(found), BATCH_SAMPLES):
-            target.insert_many(found[first : first + BATCH_SAMPLES], ordered=False)
+        for first in range(0, len(samples), BATCH_SAMPLES):
+            target.insert_many(documents(samples[first : first + BATCH_SAMPLES]), ordered=False)
         return time.process_time() - cpu, time.perf_counter() - wall
 
 
@@ -117,7 +118,7 @@ def main() -> None:
             if name == "mirror":
                 cpu, wall = asyncio.run(mirror(uri, Path(f"{folder}_{number}"), samples))
             else:
-                cpu, wall = insert(uri, collection, documents(samples))
+                cpu, wall = insert(uri, collection, samples)
             if number:
                 took[name]["cpu"].append(cpu)
                 took[name]["wall"].append(wall)

@@ -400,6 +400,7 @@ class FakeCloudWatch:
             "queried": [[*key, count] for key, count in list(now.queried.items())],
             "faults": now.faults,
             "connections": now.connections,
+            "first_request": now.first_request,
             "span": 0 if now.first_request is None else max(0, now.last_answer - now.first_request),
             "concurrent": now.concurrent,
             "max_concurrent": now.max_concurrent,
