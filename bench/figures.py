@@ -83,7 +83,7 @@ TARGETS: Sequence[Target] = (
     *(Target("cycle", case, "idle CPU a minute", EXPORTER, "", 0.05) for case in _CYCLE),
     Target("scrape", _CYCLE[0], "gzip, p50", EXPORTER, "", 1),
     Target("scrape", _CYCLE[0], "gzip, p99", EXPORTER, "", 20),
-    Target("scrape", _CYCLE[0], "identity, size", EXPORTER, YACE, 1.5),
+    Target("scrape", _CYCLE[0], "identity, size of CPU and memory", EXPORTER, YACE, 1.5),
     Target("start", "10,000 workers, 100 ms", "every CPU value", EXPORTER, "", 10),
     Target("cli", "a process", "CPU", VERSION, IMPORT, 1.5),
     Target("cli", "a process", "wall", VERSION, IMPORT, 1.5),

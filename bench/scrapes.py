@@ -31,6 +31,8 @@ SCRAPED_SECOND, QUIET_SECOND = 54, 35
 """From when to when each subject is scraped: all cycles are in between."""
 CPU_SCRAPES = 10
 """Scrapes of one sample of their CPU."""
+UTILIZATION = (b"cpu_utilization_ratio", b"memory_utilization_ratio", b"_cpuutilization_average", b"_mem_used_percent_average")
+"""How the names of CPU and memory end, of the exporter and of its peers."""
 WATCH_SECONDS = 0.1
 """Time between two looks at /metrics and at the history."""
 
@@ -50,9 +52,11 @@ def run(context: Context) -> Iterator[Figure | Skipped]:
                 yield from latencies(load, scraped, encoding)
                 yield from costs(context, load, scraped, encoding)
                 for subject in shown:
-                    yield Figure(
-                        "scrape", load.case, f"{encoding}, size", subject.name, "KiB", (len(subject.body(encoding)) / 1024,)
-                    )
+                    size = len(subject.body(encoding)) / 1024
+                    yield Figure("scrape", load.case, f"{encoding}, size", subject.name, "KiB", (size,))
+            for subject in shown:
+                size = len(b"\n".join(utilization(subject))) / 1024
+                yield Figure("scrape", load.case, "identity, size of CPU and memory", subject.name, "KiB", (size,))
 
 
 def latencies(load: Load, subjects: Sequence[Subject], encoding: str) -> Iterator[Figure]:
@@ -115,7 +119,7 @@ def watch_cycle(
     watches: list[tuple[Load, Subject, dict[str, Watch]]] = []
     for load, subject in subjects:
         subject.aws.count()
-        looks = {"on /metrics": Watch(partial(shown_cpu, subject), until)}
+        looks = {"on /metrics": Watch(partial(utilization, subject), until)}
         if isinstance(subject, Exporter) and subject.has_history:
             last = f"worker-{load.workers - 1:05d}"
             looks["in the history"] = Watch(partial(newest, client[subject.database][HISTORY], last), until)
@@ -147,10 +151,9 @@ class Watch(threading.Thread):
                 before, self.changed = now, time.monotonic()
 
 
-def shown_cpu(subject: Subject) -> list[bytes]:
-    """Return the lines of /metrics with the CPU utilization."""
-    lines = subject.body().split(b"\n")
-    return [line for line in lines if b"cpu_utilization_ratio{" in line or b"cpuutilization_average{" in line]
+def utilization(subject: Subject) -> list[bytes]:
+    """Return the lines of /metrics with CPU and memory, the content that all subjects have in common."""
+    return [line for line in subject.body().split(b"\n") if line.partition(b"{")[0].endswith(UTILIZATION)]
 
 
 def newest(collection: "Collection[dict[str, Any]]", worker: str) -> object:
