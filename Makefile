@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: help install demo test test-all lowest lint format simulate reliability docs dashboards chart helm-tools proto lock clean
+.PHONY: help install demo test test-all lowest lint format simulate reliability docs dashboards chart helm-tools proto lock clean bench
 
 help: ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ simulate: $(READY) ## simulate the sample lifecycle with faults, hundreds of see
 
 reliability: $(READY) ## inject every fault of docs/reliability.md, measure, and write the page (many minutes)
 	$(BIN)/python -m tests.tools.reliability
+
+bench: $(READY) ## measure the exporter beside its peers and the bare calls (ARGS=--full for every size, ARGS=--help explains)
+	@$(BIN)/python -m bench $(ARGS)
 
 docs: $(READY) ## write docs/settings.md, metrics.md and http.md from the code
 	$(BIN)/python -m tests.tools.generate_docs

@@ -46,8 +46,17 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def measure(tree: Path, uri: str, aws: str, workers: int, folder: Path) -> None:
-    """Start the exporter of `tree`, and print when it showed what."""
+def measure(
+    tree: Path,
+    uri: str,
+    aws: str,
+    workers: int,
+    folder: Path,
+    *,
+    python: str = sys.executable,
+    say: Callable[[str], None] = print,
+) -> dict[str, tuple[float, float]]:
+    """Start the exporter of `tree`, and return when it showed what: seconds, and CPU seconds of the exporter until then."""
     port = free_port()
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "CML_EXPORTER_"))},
@@ -59,7 +68,9 @@ def measure(tree: Path, uri: str, aws: str, workers: int, folder: Path) -> None:
         "CML_EXPORTER_DATA_DIR": str(folder),
         "PYTHONPATH": str(tree),
     }
-    command = [sys.executable, "-m", "exporter.cli", "serve", "--web.listen-address", f"127.0.0.1:{port}"]
+    command = [python, "-m", "exporter.cli", "serve", "--web.listen-address", f"127.0.0.1:{port}"]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    found: dict[str, tuple[float, float]] = {}
     began = time.monotonic()
     with (folder.parent / f"{folder.name}.log").open("wb") as log:
         process = subprocess.Popen(command, env=environment, cwd=tree, stdout=log, stderr=log)
@@ -74,10 +85,12 @@ def measure(tree: Path, uri: str, aws: str, workers: int, folder: Path) -> None:
                 assert process.poll() is None, f"the exporter ended; see {log.name}"
                 assert time.monotonic() < began + GIVE_UP_SECONDS, f"not reached: {name}"
                 time.sleep(_POLL_SECONDS)
-            print(f"{tree}: {name} after {time.monotonic() - began:.1f} s, {cpu_seconds(process.pid):.1f} s CPU", flush=True)
+            found[name] = time.monotonic() - began, cpu_seconds(process.pid)
+            say(f"{tree}: {name} after {found[name][0]:.1f} s, {found[name][1]:.1f} s CPU")
     finally:
         process.terminate()
         process.wait()
+    return found
 
 
 def main() -> None:

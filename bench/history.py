@@ -14,7 +14,7 @@ import re
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -96,8 +96,10 @@ def exporter_process(uri: str, folder: Path) -> ExporterProcess:
     return ExporterProcess(folder / "exporter", {"mongodb": {"uri": uri}, "cloudwatch": {"enabled": False}}, {})
 
 
-def measure(queries: Mapping[str, Callable[[], int]], repeat: int) -> dict[str, list[float]]:
-    """Run all queries alternately and print their times; each returns its number of rows, which must not change."""
+def measure(
+    queries: Mapping[str, Callable[[], int]], repeat: int, say: Callable[[str], None] = print
+) -> dict[str, list[float]]:
+    """Run all queries alternately and say their times; each returns its number of rows, which must not change."""
     took: dict[str, list[float]] = {name: [] for name in queries}
     rows = {name: query() for name, query in queries.items()}  # warms caches and connections
     for _ in range(repeat):
@@ -108,7 +110,7 @@ def measure(queries: Mapping[str, Callable[[], int]], repeat: int) -> dict[str, 
             if count != rows[name]:
                 raise RuntimeError(f"{name}: {count} rows after {rows[name]}")
     for name, times in took.items():
-        print(f"{name:28} {statistics.median(times) * 1e3:7.1f} ms median, {min(times) * 1e3:6.1f} best, {rows[name]:5} rows")
+        say(f"{name:28} {statistics.median(times) * 1e3:7.1f} ms median, {min(times) * 1e3:6.1f} best, {rows[name]:5} rows")
     return took
 
 
@@ -126,11 +128,12 @@ def buckets_read(history: "Collection[Document]", match: Document) -> str:
 
 
 @contextmanager
-def database() -> Iterator[tuple[Mongod, str, Path]]:
+def database(*, replica_set: bool = False) -> Iterator[tuple[Mongod, str, Path]]:
     """Run a mongod that deletes nothing by itself; yields it, the URI of its database `bench`, and a folder that is removed."""
+    parameters = {"ttlMonitorEnabled": "false"}
     with (
         tempfile.TemporaryDirectory() as name,
-        Mongod(Path(name, "mongo"), free_port(), parameters={"ttlMonitorEnabled": "false"}) as mongod,
+        Mongod(Path(name, "mongo"), free_port(), replica_set=replica_set, parameters=parameters) as mongod,
     ):
         yield mongod, mongod.uri.replace("/?", "/bench?"), Path(name)
 
@@ -154,12 +157,21 @@ def run(workers: int, repeat: int) -> None:
         exporter.start()
         try:
             with httpx.Client(base_url=exporter.url, trust_env=False, timeout=60) as http:
-                report(http, history, match, chosen, end, repeat)
+                report(timings(http, history, match, chosen, end, repeat))
         finally:
             exporter.stop()
 
 
-def report(http: httpx.Client, history: "Collection[Document]", match: Document, worker: str, end: int, repeat: int) -> None:
+def timings(
+    http: httpx.Client,
+    history: "Collection[Document]",
+    match: Document,
+    worker: str,
+    end: int,
+    repeat: int,
+    say: Callable[[str], None] = print,
+) -> dict[str, list[float]]:
+    """Return the seconds of the API's answers about one worker, and of the queries that it runs."""
     path = f"/api/workers/{worker}/metrics/history"
     window = {"start": str(end - DAYS * DAY), "end": str(end)}
 
@@ -174,7 +186,7 @@ def report(http: httpx.Client, history: "Collection[Document]", match: Document,
                 return rows
 
     projection = {"_id": 0, "timestamp": 1, **dict.fromkeys(FIELDS, 1), "status": 1}
-    took = measure(
+    return measure(
         {
             "bare find": lambda: len(list(history.find(match).sort("timestamp", 1))),
             "bare find, projected": lambda: len(list(history.find(match, projection).sort("timestamp", 1))),
@@ -186,7 +198,12 @@ def report(http: httpx.Client, history: "Collection[Document]", match: Document,
             "API daily": lambda: pages(interval="1d"),
         },
         repeat,
+        say,
     )
+
+
+def report(took: Mapping[str, Sequence[float]]) -> None:
+    """Print the ratios."""
     middle = {name: statistics.median(times) for name, times in took.items()}
     print(f"raw  / bare find               {middle['API raw, limit=10000'] / middle['bare find']:.2f}")
     print(f"raw  / bare find, projected    {middle['API raw, limit=10000'] / middle['bare find, projected']:.2f}")

@@ -111,6 +111,21 @@ def _p99(took: Sequence[float]) -> float:
     return statistics.quantiles(took, n=100)[98]
 
 
+def timings(url: str, workers: int, count: int, scrapes: int, page: str) -> tuple[list[float], list[float], list[float]]:
+    """Return the seconds of scrapes alone, of scrapes beside so many readers of a page, and of the page."""
+    alone, beside, loads = list[float](), list[float](), list[float]()
+    with httpx.Client(timeout=60) as client:
+        while len(client.get(f"{url}/metrics").text) < 100 * workers:
+            time.sleep(0.2)
+        client.get(url + page).raise_for_status()  # warms the cache of the hours
+        for _ in range(BLOCKS):
+            alone += scrape(client, url, scrapes // BLOCKS)
+            with readers(url + page, count) as took:
+                beside += scrape(client, url, scrapes // BLOCKS)
+            loads += took
+    return alone, beside, loads
+
+
 def run(workers: int, count: int, scrapes: int, page: str) -> None:
     """Fill the database, start the exporter, measure, and print."""
     end = align(int(time.time()), HOUR)
@@ -120,16 +135,7 @@ def run(workers: int, count: int, scrapes: int, page: str) -> None:
         exporter = exporter_process(uri, folder)
         exporter.start()
         try:
-            with httpx.Client(timeout=60) as client:
-                while len(client.get(f"{exporter.url}/metrics").text) < 100 * workers:
-                    time.sleep(0.2)
-                client.get(exporter.url + page).raise_for_status()  # warms the cache of the hours
-                alone, beside, loads = list[float](), list[float](), list[float]()
-                for _ in range(BLOCKS):
-                    alone += scrape(client, exporter.url, scrapes // BLOCKS)
-                    with readers(exporter.url + page, count) as took:
-                        beside += scrape(client, exporter.url, scrapes // BLOCKS)
-                    loads += took
+            alone, beside, loads = timings(exporter.url, workers, count, scrapes, page)
         finally:
             exporter.kill()
     print(f"{workers} workers, {count} readers of {page}")

@@ -241,8 +241,8 @@ def report(name: str, found: Sequence[Measured], opened: dict[str, list[Opening]
             print(f"    {label:56} {took} {each.characters:6} characters {each.outcome[:60]}")
 
 
-def run(options: argparse.Namespace) -> None:
-    """Build the stack, measure, print, and write the JSON."""
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Build the stack, measure, print, write the JSON, and return what it holds."""
     program, promtool = shutil.which("prometheus"), shutil.which("promtool")
     if program is None or promtool is None:
         raise SystemExit(f"prometheus and promtool must be on PATH; {INSTALL}")
@@ -300,6 +300,7 @@ def run(options: argparse.Namespace) -> None:
             exporter.kill()
         if options.json:
             options.json.write_text(json.dumps(result, indent=1) + "\n")
+    return result
 
 
 def wait_for_rules(prometheus: Prometheus) -> None:

@@ -10,7 +10,7 @@ import argparse
 import shutil
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import cramjam
 import httpx
@@ -44,15 +44,22 @@ def run(workers: int, repeat: int) -> None:
         prometheus = Prometheus(program, folder / "prometheus", configuration)
         try:
             with httpx.Client(base_url=exporter.url, trust_env=False, timeout=60) as http:
-                report(http, prometheus, history, workers, end, repeat)
+                report(timings(http, prometheus, history, workers, end, repeat))
         finally:
             prometheus.stop()
             exporter.stop()
 
 
-def report(
-    http: httpx.Client, prometheus: Prometheus, history: "Collection[Document]", workers: int, end: int, repeat: int
-) -> None:
+def timings(
+    http: httpx.Client,
+    prometheus: Prometheus | None,
+    history: "Collection[Document]",
+    workers: int,
+    end: int,
+    repeat: int,
+    say: Callable[[str], None] = print,
+) -> dict[str, list[float]]:
+    """Return the seconds of remote read, of PromQL over it if there is a Prometheus, and of the same documents by pymongo."""
     one = worker_id(workers // 2)
 
     def documents(seconds: int, **match: str) -> Callable[[], int]:
@@ -75,30 +82,34 @@ def report(
         samples, expected = sum(map(len, found.values())), size()
         return lambda: samples if size() == expected else -1
 
-    def promql(seconds: int, selector: str = "") -> Callable[[], int]:
+    def promql(prometheus: Prometheus, seconds: int, selector: str = "") -> Callable[[], int]:
         query = f'sum(count_over_time({CPU}{{store="history"{selector}}}[{seconds}s]))'
         return lambda: int(prometheus.value(query, end - 1))
 
-    def hourly(seconds: int) -> Callable[[], int]:
+    def hourly(prometheus: Prometheus, seconds: int) -> Callable[[], int]:
         query = f'sum(count_over_time({CPU_1H}{{store="history"}}[{seconds}s] offset -1s))'
         return lambda: int(prometheus.value(query, end))
 
-    began = time.perf_counter()
-    hourly(DAYS * DAY)()
-    print(f"all, {DAYS} d hourly, cold cache: {time.perf_counter() - began:.1f} s")
-    mine = f',worker_id="{one}"'
-    took = measure(
-        {
-            "all, 24 h: pymongo": documents(DAY),
-            "all, 24 h: remote read": remote_read(DAY),
-            "all, 24 h: Prometheus": promql(DAY),
-            "one, 30 d: pymongo": documents(DAYS * DAY, worker_id=one),
-            "one, 30 d: remote read": remote_read(DAYS * DAY, ("worker_id", "=", one)),
-            "one, 30 d: Prometheus": promql(DAYS * DAY, mine),
-            "all, 30 d hourly: Prometheus": hourly(DAYS * DAY),
-        },
-        repeat,
-    )
+    queries = {
+        "all, 24 h: pymongo": documents(DAY),
+        "all, 24 h: remote read": remote_read(DAY),
+        "one, 30 d: pymongo": documents(DAYS * DAY, worker_id=one),
+        "one, 30 d: remote read": remote_read(DAYS * DAY, ("worker_id", "=", one)),
+    }
+    if prometheus:
+        began = time.perf_counter()
+        hourly(prometheus, DAYS * DAY)()
+        say(f"all, {DAYS} d hourly, cold cache: {time.perf_counter() - began:.1f} s")
+        queries |= {
+            "all, 24 h: Prometheus": promql(prometheus, DAY),
+            "one, 30 d: Prometheus": promql(prometheus, DAYS * DAY, f',worker_id="{one}"'),
+            "all, 30 d hourly: Prometheus": hourly(prometheus, DAYS * DAY),
+        }
+    return measure(queries, repeat, say)
+
+
+def report(took: Mapping[str, Sequence[float]]) -> None:
+    """Print the ratios."""
     middle = {name: statistics.median(times) for name, times in took.items()}
     for what in ("all, 24 h", "one, 30 d"):
         for how in ("remote read", "Prometheus"):

@@ -170,14 +170,14 @@ def _control(aws: str, order: Mapping[str, Any]) -> None:
         response.read()
 
 
-def scrape(port: int, seconds_between: float) -> None:
-    """Scrape with gzip until standard input closes; print the latencies."""
+def scrape(port: int, seconds_between: float, encoding: str = "gzip") -> None:
+    """Scrape until standard input closes; print the latencies."""
     latencies: list[tuple[float, float]] = []
     size = 0
     connection = http.client.HTTPConnection("127.0.0.1", port)
     while not select.select([sys.stdin], [], [], seconds_between)[0]:
         began = time.perf_counter()
-        connection.request("GET", "/metrics", headers={"Accept-Encoding": "gzip"})
+        connection.request("GET", "/metrics", headers={"Accept-Encoding": encoding})
         size = max(size, len(connection.getresponse().read()))
         latencies.append((time.time(), time.perf_counter() - began))
     print(json.dumps({"latencies": latencies, "bytes": size}))
@@ -222,7 +222,7 @@ def main() -> None:
             uri, aws, port, data = rest
             asyncio.run(exporter(uri, aws, int(port), options.rounds, Path(data)))
         else:
-            scrape(int(rest[0]), 0.03)
+            scrape(int(rest[0]), 0.03, *rest[1:])
         return
     run(options.workers, options.latency, options.rounds)
 

@@ -2,6 +2,7 @@
 
 import datetime
 import ipaddress
+from collections.abc import Sequence
 from pathlib import Path
 
 from cryptography import x509
@@ -10,11 +11,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 
-def write_certificate(folder: Path, name: str, *, password: bytes | None = None) -> None:
-    """Write <name>.crt and <name>.key: self-signed, for 127.0.0.1."""
+def write_certificate(folder: Path, name: str, *, password: bytes | None = None, hosts: Sequence[str] = ()) -> None:
+    """Write <name>.crt and <name>.key: self-signed, for 127.0.0.1 and `hosts`."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.datetime.now(datetime.UTC)
+    names = [x509.IPAddress(ipaddress.ip_address("127.0.0.1")), *(x509.DNSName(host) for host in hosts)]
     certificate = (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -23,7 +25,7 @@ def write_certificate(folder: Path, name: str, *, password: bytes | None = None)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(days=1))
         .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
     )

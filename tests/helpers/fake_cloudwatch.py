@@ -1,8 +1,9 @@
 """A fast fake CloudWatch and STS over HTTP, for load and fault tests, with a ledger of the final values.
 
-It speaks the protocols of botocore: awsJson1_0 for GetMetricData and ListMetrics, the query protocol for AssumeRole and
-GetCallerIdentity. It stores no datapoints: a value is a pure function of (seed, instance, metric, start of its native
-period), and when it becomes visible follows from the instance's settings, so `ledger` returns the final values of any window.
+GetMetricData and ListMetrics are answered in the protocol of the request: awsJson1_0 (botocore), Smithy RPC v2 CBOR (the SDK
+for Go), or the query protocol (older SDKs for Java). STS and IAM speak the query protocol. The fake stores no datapoints: a
+value is a pure function of (seed, instance, metric, start of its native period), and when it becomes visible follows from the
+instance's settings, so `ledger` returns the final values of any window.
 
 In a test:
 
@@ -28,7 +29,6 @@ import argparse
 import asyncio
 import base64
 import contextlib
-import dataclasses
 import functools
 import itertools
 import json
@@ -40,10 +40,13 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from email.utils import formatdate
-from typing import Any, Self
+from typing import Any, Literal, Self
 from urllib.parse import parse_qsl
+
+import cbor2
 
 from exporter.core.model import Dimensions, MetricName
 
@@ -74,6 +77,16 @@ _INSTANCE = re.compile(r"i-[0-9a-f]+")
 _ID = re.compile(r"[a-z][a-zA-Z0-9_]*")
 _SCOPE = re.compile(r"Credential=([^/,]+)/\d+/([^/]+)/")
 _TABLE = 1 << 16
+_RPC_V2 = "/service/GraniteServiceVersion20100801/operation/"
+_METRIC_OPERATIONS = ("GetMetricData", "ListMetrics")
+_CONTENT_TYPES = {"json": "application/x-amz-json-1.0", "cbor": "application/cbor", "query": "text/xml"}
+_EXTRA = {"json": "", "cbor": "smithy-protocol: rpc-v2-cbor\r\n", "query": ""}
+_STS = "https://sts.amazonaws.com/doc/2011-06-15/"
+_IAM = "https://iam.amazonaws.com/doc/2010-05-08/"
+_CLOUDWATCH = "http://monitoring.amazonaws.com/doc/2010-08-01/"
+
+_Result = tuple[str, str, list[tuple[int, float]], bool]
+"""One query of GetMetricData: id, label, (period start, value) of the page, whether it is complete."""
 
 
 def instance_id(k: int) -> str:
@@ -154,6 +167,9 @@ class _Counters:
     """(account of the keys, instance, metric) → how often it was billed."""
     faults: int = 0
     connections: int = 0
+    first_request: float | None = None
+    """Monotonic seconds."""
+    last_answer: float = 0
     concurrent: int = 0
     max_concurrent: int = 0
     assumed: list[tuple[str, str | None]] = field(default_factory=list)
@@ -169,8 +185,18 @@ class _Request:
     region: str
     key: str
     operation: str
-    is_json: bool
+    protocol: Literal["json", "cbor", "query"]
     body: Mapping[str, Any]
+    partial: bool = False
+    """Whether a fault leaves out the newest datapoints."""
+
+    @property
+    def is_json(self) -> bool:
+        return self.protocol == "json"
+
+    @property
+    def is_cloudwatch(self) -> bool:
+        return self.protocol != "query" or self.operation in _METRIC_OPERATIONS
 
 
 @dataclass
@@ -319,7 +345,7 @@ class FakeCloudWatch:
 
     def change(self, id: str, region: str = "eu-west-1", **changes: Any) -> Instance:  # noqa: ANN401  # fields of Instance
         """Replace fields of an instance, such as runs=((start, end),)."""
-        instance = dataclasses.replace(self.instances[region, id], **changes)
+        instance = replace(self.instances[region, id], **changes)
         self.instances[region, id] = instance
         return instance
 
@@ -374,6 +400,8 @@ class FakeCloudWatch:
             "queried": [[*key, count] for key, count in list(now.queried.items())],
             "faults": now.faults,
             "connections": now.connections,
+            "first_request": now.first_request,
+            "span": 0 if now.first_request is None else max(0, now.last_answer - now.first_request),
             "concurrent": now.concurrent,
             "max_concurrent": now.max_concurrent,
             "assumed": list(now.assumed),
@@ -395,7 +423,8 @@ class FakeCloudWatch:
 
     # GetMetricData
 
-    def _get_metric_data(self, region: str, account: str, body: Mapping[str, Any]) -> bytes:
+    def _get_metric_data(self, region: str, account: str, body: Mapping[str, Any]) -> tuple[list[_Result], str]:
+        """Return the results of one page, and the token of the next one or ""."""
         queries = body["MetricDataQueries"]
         for query in queries:
             if query.get("AccountId", account) not in (account, *self.links.get(account, ())):
@@ -408,8 +437,7 @@ class FakeCloudWatch:
             else ["0", "0", str(int(self.now()))]
         )
         number, skip, now = map(int, token)  # all pages show one moment
-        results: list[str] = []
-        times: dict[tuple[int, ...], str] = {}
+        results: list[_Result] = []
         descending = body.get("ScanBy") != "TimestampAscending"
         while number < len(queries) and limit > 0:
             query = queries[number]
@@ -421,19 +449,10 @@ class FakeCloudWatch:
             page = points[skip : skip + limit]
             limit -= len(page)
             whole = skip + len(page) == len(points)
-            key = tuple(at for at, _ in page)
-            if key not in times:
-                times[key] = ",".join([f"{at / 1e9!r}E9" for at in key])
-            results.append(
-                f'{{"Id":"{query["Id"]}","Label":"{query["MetricStat"]["Metric"]["MetricName"]}","Timestamps":[{times[key]}],'
-                f'"Values":[{",".join([repr(value) for _, value in page])}],'
-                f'"StatusCode":"{"Complete" if whole else "PartialData"}"}}'
-            )
+            results.append((query["Id"], query.get("Label") or query["MetricStat"]["Metric"]["MetricName"], page, whole))
             number, skip = (number + 1, 0) if whole else (number, skip + len(page))
-        more = ""
-        if number < len(queries):
-            more = f',"NextToken":"{base64.b64encode(f"{number},{skip},{now}".encode()).decode()}"'
-        return ('{"MetricDataResults":[' + ",".join(results) + '],"Messages":[]' + more + "}").encode()
+        more = number < len(queries)
+        return results, base64.b64encode(f"{number},{skip},{now}".encode()).decode() if more else ""
 
     def _check(self, queries: Sequence[Mapping[str, Any]], body: Mapping[str, Any], limit: int) -> None:
         if not 0 < len(queries) <= MAX_QUERIES:
@@ -533,7 +552,7 @@ class FakeCloudWatch:
 
     # ListMetrics
 
-    def _list_metrics(self, region: str, account: str, body: Mapping[str, Any]) -> bytes:
+    def _list_metrics(self, region: str, account: str, body: Mapping[str, Any]) -> dict[str, Any]:
         if body.get("RecentlyActive") not in (None, "PT3H"):
             raise _RefusedError("InvalidParameterValue", "RecentlyActive must be PT3H.")
         if body.get("NextToken"):
@@ -558,7 +577,7 @@ class FakeCloudWatch:
                 if owner in seen
                 and body.get("Namespace") in (None, namespace)
                 and body.get("MetricName") in (None, name)
-                and all((each["Name"], each["Value"]) in dimensions for each in body.get("Dimensions", ()))
+                and all(_has_dimension(dimensions, each) for each in body.get("Dimensions", ()))
             ]
         metrics = self._listings[listing]
         page = metrics[offset : offset + self.page_series]
@@ -569,7 +588,7 @@ class FakeCloudWatch:
             answer["NextToken"] = f"{listing}:{offset + self.page_series}"
         else:
             del self._listings[listing]
-        return json.dumps(answer).encode()
+        return answer
 
     def _listed(self, region: str, window: int) -> Iterator[tuple[str, tuple[str, str], Dimensions]]:
         cpu, memory = next(iter(NAMES)), self.memory_metric
@@ -637,7 +656,7 @@ class FakeCloudWatch:
                 self._counters.concurrent += 1
                 self._counters.max_concurrent = max(self._counters.max_concurrent, self._counters.concurrent)
                 try:
-                    await self._answer(_parse(headers, body), writer)
+                    await self._answer(_parse(path, headers, body), writer)
                 finally:
                     self._counters.concurrent -= 1
         except (asyncio.IncompleteReadError, ConnectionError):
@@ -647,6 +666,8 @@ class FakeCloudWatch:
 
     async def _answer(self, request: _Request, writer: asyncio.StreamWriter) -> None:
         counters = self._counters
+        if counters.first_request is None:
+            counters.first_request = time.monotonic()
         counters.calls[request.operation] += 1
         counters.by_region.setdefault(request.region, Counter())[request.operation] += 1
         if not counters.keys or counters.keys[-1] != request.key:
@@ -658,9 +679,7 @@ class FakeCloudWatch:
         if mode == "cut":
             writer.transport.abort()
             raise ConnectionAbortedError
-        reply = _failure(mode, request) or self._reply(request)
-        if mode == "partial" and request.operation == "GetMetricData" and reply.status == 200:
-            reply.body = _partial(reply.body)
+        reply = _failure(mode, request) or self._reply(replace(request, partial=mode == "partial"))
         if mode == "empty":
             reply.body = b""
         if self.lie and reply.status == 200 and request.is_json:
@@ -674,6 +693,7 @@ class FakeCloudWatch:
                 counters.queried[self._account(request.key), instance, metric["MetricName"]] += 1
         reply.extra += f"Date: {formatdate(self.now() + self.skew, usegmt=True)}\r\n"
         await _write(writer, reply, cut_at=len(reply.body) // 2 if mode == "trunc" else None, drip=self._drip(mode))
+        counters.last_answer = time.monotonic()
 
     def _drip(self, mode: str | None) -> float | None:
         return self.drip if mode == "slow-drip" else None
@@ -691,22 +711,25 @@ class FakeCloudWatch:
         if request.operation.startswith("AssumeRole") and request.body["RoleArn"] in self.refused_roles:
             return _error(request, 403, "AccessDenied", f"not authorized to perform: sts:{request.operation}")
         account = self._account(request.key)
-        if request.is_json and account in self.denied:
+        if request.is_cloudwatch and account in self.denied:
             return _error(request, 400, "AccessDeniedException", f"{request.operation} is not allowed in {account}")
         try:
             if request.operation == "GetMetricData":
-                body = self._get_metric_data(request.region, account, request.body)
+                results, token = self._get_metric_data(request.region, account, request.body)
+                body = _METRIC_DATA[request.protocol](_partial(results) if request.partial else results, token)
             elif request.operation == "ListMetrics":
-                body = self._list_metrics(request.region, account, request.body)
+                body = _METRICS[request.protocol](self._list_metrics(request.region, account, request.body))
             elif request.operation in ("AssumeRole", "AssumeRoleWithWebIdentity"):
                 body = self._assume_role(request.operation, request.body)
             elif request.operation == "GetCallerIdentity":
                 body = self._get_caller_identity(request.key)
+            elif request.operation == "ListAccountAliases":
+                body = _xml(request.operation, "<IsTruncated>false</IsTruncated><AccountAliases/>", _IAM)
             else:
                 raise _RefusedError("InvalidAction", f"{request.operation} is not a valid action.")
         except _RefusedError as refused:
             return _error(request, 400, *refused.args)
-        return _Reply(200, "application/x-amz-json-1.0" if request.is_json else "text/xml", body)
+        return _Reply(200, _CONTENT_TYPES[request.protocol], body, _EXTRA[request.protocol])
 
     def _control(self, method: str, body: bytes) -> _Reply:
         order = json.loads(body) if method == "POST" else {}
@@ -749,13 +772,25 @@ def _overlaps(one: tuple[Run, ...], other: tuple[Run, ...], start: int, end: int
                 yield low, high
 
 
-def _parse(headers: Mapping[str, str], body: bytes) -> _Request:
+def _has_dimension(dimensions: Dimensions, wanted: Mapping[str, str]) -> bool:
+    """Whether a series has a dimension of ListMetrics: by name, and by value where one is given."""
+    return any(name == wanted["Name"] and wanted.get("Value") in (None, value) for name, value in dimensions)
+
+
+def _parse(path: str, headers: Mapping[str, str], body: bytes) -> _Request:
     scope = _SCOPE.search(headers.get("authorization", ""))
     key, region = scope.groups() if scope else ("", "")
     if "x-amz-target" in headers:
-        return _Request(region, key, headers["x-amz-target"].rpartition(".")[2], True, json.loads(body))
+        return _Request(region, key, headers["x-amz-target"].rpartition(".")[2], "json", json.loads(body))
+    if path.startswith(_RPC_V2):
+        fields = cbor2.loads(body) if body else {}
+        for name in ("StartTime", "EndTime"):
+            if name in fields:
+                fields[name] = fields[name].timestamp()
+        return _Request(region, key, path.removeprefix(_RPC_V2), "cbor", fields)
     form = dict(parse_qsl(body.decode()))
-    return _Request(region, key, form.get("Action", "?"), False, form)
+    operation = form.get("Action", "?")
+    return _Request(region, key, operation, "query", _query_fields(form) if operation in _METRIC_OPERATIONS else form)
 
 
 def _failure(mode: str | None, request: _Request) -> _Reply | None:
@@ -766,12 +801,12 @@ def _failure(mode: str | None, request: _Request) -> _Reply | None:
     denied = f"User: arn:aws:iam::123456789012:user/exporter is not authorized to perform: {request.operation}"
     failures = {
         "throttle": (400, "Throttling", "Rate exceeded"),
-        "internal": (500, "InternalServiceFault" if request.is_json else "InternalFailure", "The request failed."),
-        "access_denied": (400 if request.is_json else 403, "AccessDenied", denied),
+        "internal": (500, "InternalFailure" if request.protocol == "query" else "InternalServiceFault", "The request failed."),
+        "access_denied": (403 if request.protocol == "query" else 400, "AccessDenied", denied),
         "expired_token": (403, "ExpiredToken", "The security token included in the request is expired"),
         "bad_credentials": (
             403,
-            "UnrecognizedClientException" if request.is_json else "InvalidClientTokenId",
+            "InvalidClientTokenId" if request.protocol == "query" else "UnrecognizedClientException",
             "The security token included in the request is invalid.",
         ),
         "validation": (400, "ValidationError", "The request is not valid."),
@@ -780,29 +815,143 @@ def _failure(mode: str | None, request: _Request) -> _Reply | None:
 
 
 def _error(request: _Request, status: int, code: str, message: str) -> _Reply:
-    if request.is_json:
-        body = json.dumps({"__type": f"com.amazonaws.cloudwatch#{code}", "message": message}).encode()
-        return _Reply(status, "application/x-amz-json-1.0", body, f"x-amzn-query-error: {code};Sender\r\n")
+    extra = f"x-amzn-query-error: {code};Sender\r\n{_EXTRA[request.protocol]}"
+    fields = {"__type": f"com.amazonaws.cloudwatch#{code}", "message": message}
+    if request.protocol == "json":
+        return _Reply(status, _CONTENT_TYPES["json"], json.dumps(fields).encode(), extra)
+    if request.protocol == "cbor":
+        return _Reply(status, _CONTENT_TYPES["cbor"], cbor2.dumps(fields), extra)
     error = f"<Error><Type>Sender</Type><Code>{code}</Code><Message>{message}</Message></Error>"
     return _Reply(status, "text/xml", f"<ErrorResponse>{error}<RequestId>r</RequestId></ErrorResponse>".encode())
 
 
-def _xml(operation: str, result: str) -> bytes:
+def _xml(operation: str, result: str, namespace: str = _STS) -> bytes:
     return (
-        f'<{operation}Response xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><{operation}Result>{result}</{operation}Result>'
+        f'<{operation}Response xmlns="{namespace}"><{operation}Result>{result}</{operation}Result>'
         f"<ResponseMetadata><RequestId>r</RequestId></ResponseMetadata></{operation}Response>"
     ).encode()
 
 
-def _partial(body: bytes) -> bytes:
+def _partial(results: list[_Result]) -> list[_Result]:
     """Every series without its newest datapoint, marked as PartialData."""
-    answer = json.loads(body)
-    for result in answer["MetricDataResults"]:
-        newest = max(range(len(result["Timestamps"])), key=result["Timestamps"].__getitem__, default=None)
-        if newest is not None:
-            del result["Timestamps"][newest], result["Values"][newest]
-        result["StatusCode"] = "PartialData"
-    return json.dumps(answer).encode()
+    cut = []
+    for id, label, page, _ in results:
+        newest = max(page, default=None)
+        cut.append((id, label, [point for point in page if point != newest], False))
+    return cut
+
+
+# The protocols
+
+
+def _json_metric_data(results: list[_Result], token: str) -> bytes:
+    times: dict[tuple[int, ...], str] = {}
+    texts = []
+    for id, label, page, whole in results:
+        key = tuple(at for at, _ in page)
+        if key not in times:
+            times[key] = ",".join([f"{at / 1e9!r}E9" for at in key])
+        values = ",".join([repr(value) for _, value in page])
+        texts.append(
+            f'{{"Id":"{id}","Label":"{label}","Timestamps":[{times[key]}],"Values":[{values}],'
+            f'"StatusCode":"{"Complete" if whole else "PartialData"}"}}'
+        )
+    more = f',"NextToken":"{token}"' if token else ""
+    return ('{"MetricDataResults":[' + ",".join(texts) + '],"Messages":[]' + more + "}").encode()
+
+
+def _cbor_metric_data(results: list[_Result], token: str) -> bytes:
+    tags: dict[int, cbor2.CBORTag] = {at: cbor2.CBORTag(1, at) for *_, page, _ in results for at, _ in page}
+    answer: dict[str, Any] = {
+        "MetricDataResults": [
+            {
+                "Id": id,
+                "Label": label,
+                "Timestamps": [tags[at] for at, _ in page],
+                "Values": [value for _, value in page],
+                "StatusCode": "Complete" if whole else "PartialData",
+            }
+            for id, label, page, whole in results
+        ],
+        "Messages": [],
+    }
+    return cbor2.dumps({**answer, "NextToken": token} if token else answer)
+
+
+def _xml_metric_data(results: list[_Result], token: str) -> bytes:
+    texts = []
+    for id, label, page, whole in results:
+        times = "".join([f"<member>{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(at))}</member>" for at, _ in page])
+        values = "".join([f"<member>{value!r}</member>" for _, value in page])
+        texts.append(
+            f"<member><Id>{id}</Id><Label>{label}</Label><Timestamps>{times}</Timestamps><Values>{values}</Values>"
+            f"<StatusCode>{'Complete' if whole else 'PartialData'}</StatusCode></member>"
+        )
+    more = f"<NextToken>{token}</NextToken>" if token else ""
+    return _xml("GetMetricData", f"<MetricDataResults>{''.join(texts)}</MetricDataResults><Messages/>{more}", _CLOUDWATCH)
+
+
+def _xml_metrics(answer: Mapping[str, Any]) -> bytes:
+    texts = []
+    for metric in answer["Metrics"]:
+        dimensions = "".join(
+            [f"<member><Name>{each['Name']}</Name><Value>{each['Value']}</Value></member>" for each in metric["Dimensions"]]
+        )
+        texts.append(
+            f"<member><Namespace>{metric['Namespace']}</Namespace><MetricName>{metric['MetricName']}</MetricName>"
+            f"<Dimensions>{dimensions}</Dimensions></member>"
+        )
+    more = f"<NextToken>{answer['NextToken']}</NextToken>" if "NextToken" in answer else ""
+    return _xml("ListMetrics", f"<Metrics>{''.join(texts)}</Metrics>{more}", _CLOUDWATCH)
+
+
+_METRIC_DATA: Mapping[str, Callable[[list[_Result], str], bytes]] = {
+    "json": _json_metric_data,
+    "cbor": _cbor_metric_data,
+    "query": _xml_metric_data,
+}
+_METRICS: Mapping[str, Callable[[Mapping[str, Any]], bytes]] = {
+    "json": lambda answer: json.dumps(answer).encode(),
+    "cbor": cbor2.dumps,
+    "query": _xml_metrics,
+}
+
+
+def _query_fields(form: Mapping[str, str]) -> dict[str, Any]:
+    """Return the fields of a CloudWatch request in the query protocol (`A.member.1.B=x`), as the other protocols have them."""
+    tree: dict[str, Any] = {}
+    for path, value in form.items():
+        *parents, name = path.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = _QUERY_TYPES.get(name, str)(value)
+
+    def lists(node: Any) -> Any:  # noqa: ANN401  # a tree of mappings
+        if not isinstance(node, dict):
+            return node
+        if "member" in node:
+            return [lists(each) for _, each in sorted(node["member"].items(), key=lambda item: int(item[0]))]
+        return {name: lists(each) for name, each in node.items()}
+
+    fields: dict[str, Any] = lists(tree)
+    for query in fields.get("MetricDataQueries", ()):
+        query["MetricStat"]["Metric"].setdefault("Dimensions", [])
+    return fields
+
+
+def _query_time(text: str) -> float:
+    return datetime.fromisoformat(text).timestamp()
+
+
+_QUERY_TYPES: Mapping[str, Callable[[str], object]] = {
+    "Period": int,
+    "MaxDatapoints": int,
+    "StartTime": _query_time,
+    "EndTime": _query_time,
+    "ReturnData": lambda text: text == "true",
+    "IncludeLinkedAccounts": lambda text: text == "true",
+}
 
 
 async def _write(writer: asyncio.StreamWriter, reply: _Reply, *, cut_at: int | None = None, drip: float | None = None) -> None:

@@ -1,0 +1,138 @@
+"""Measures the exporter side by side with its peers, and with the bare calls that it is built on.
+
+    make bench                                   a few minutes, small sizes
+    make bench ARGS="--only cycle,scrape"        some rows
+    make bench ARGS="--full --json after.json"   every size and latency: more than an hour
+    make bench ARGS="--checkout ../old"          another checkout of this repository beside this one
+    make bench ARGS="--before old.json --page"   columns "before → after", and docs/benchmarks.md written anew
+
+All numbers are medians of at least 5 samples; ratios are of figures of the same run. CPU seconds are read from outside the
+processes, so they depend little on what else the machine does; wall times do. YACE is built by `go build`, cloudwatch_exporter
+fetched by Maven, both once, into ~/.cache; a missing Go, Java, or Maven is reported and only its peer is skipped.
+"""
+
+import argparse
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from bench import machine
+from bench.builds import build_of, python_build
+from bench.context import Context
+from bench.figures import Figure, Skipped
+from bench.peers import UnavailablePeerError
+from bench.report import PAGE, Run, print_run, write_page
+from bench.rows import ROWS
+from bench.subjects import Build
+
+FULL_SIZES, FULL_LATENCIES, FULL_SAMPLES = (100, 1000, 10_000), (0.0, 0.1), (1_000_000, 10_000_000)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    rows = "".join(f"  {name:10} {row.question}\n" for name, row in ROWS.items())
+    made = argparse.ArgumentParser(
+        prog="python -m bench",
+        description=__doc__,
+        epilog=f"rows:\n{rows}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("--only", metavar="ROW,…", help="rows to run, separated by commas; default: all")
+    made.add_argument("--full", action="store_true", help="all sizes and latencies, each in minutes of its own")
+    made.add_argument("--sizes", metavar="N,…", type=_integers, help="workers of the cycle and scrape rows; default: 100,1000")
+    made.add_argument("--latencies", metavar="SECONDS,…", type=_numbers, help="of the fake CloudWatch; default: 0")
+    made.add_argument("--samples", metavar="N,…", type=_integers, help="sizes of the history; default: 1000000")
+    made.add_argument("--cycles", type=int, default=5, help="minutes measured per row and size, after the warm-up")
+    made.add_argument("--repeat", type=int, default=5, help="samples of every other figure")
+    made.add_argument("--no-peers", action="store_true", help="leave out YACE and cloudwatch_exporter")
+    made.add_argument("--checkout", metavar="DIR", type=Path, action="append", default=[], help="measure this checkout too")
+    made.add_argument("--python", metavar="PROGRAM", action="append", default=[], help="measure with this Python too")
+    made.add_argument("--json", metavar="FILE", type=Path, help="write the results")
+    made.add_argument("--before", metavar="FILE", type=Path, help="an earlier --json to compare with")
+    made.add_argument("--page", action="store_true", help="write docs/benchmarks.md")
+    made.add_argument(
+        "--from", metavar="FILE", type=Path, nargs="+", dest="source", help="measure nothing; report these results"
+    )
+    return made
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    return tuple(int(each) for each in text.split(","))
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(each) for each in text.split(","))
+
+
+def main(arguments: Sequence[str] | None = None, page: Path = PAGE) -> int:
+    """Run the chosen rows, and report; returns the exit status."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the child processes are terminated too
+    made = parser()
+    options = made.parse_args(arguments)
+    names = options.only.split(",") if options.only else list(ROWS)
+    if unknown := [name for name in names if name not in ROWS]:
+        made.error(f"no row {', '.join(unknown)}; rows are {', '.join(ROWS)}")
+    before = Run.from_json(options.before.read_text()) if options.before else None
+    if options.source:
+        run = Run.from_json(options.source[0].read_text())
+        for further in options.source[1:]:
+            run = run.merged(Run.from_json(further.read_text()))
+    else:
+        run = measure(options, names)
+    if options.json:
+        options.json.write_text(run.to_json())
+    print_run(run, before, Console(soft_wrap=True, width=None if sys.stdout.isatty() else 180))
+    if options.page:
+        write_page(run, before, page)
+    return 0
+
+
+def measure(options: argparse.Namespace, names: Sequence[str]) -> Run:
+    """Run the chosen rows."""
+    began, load, (stolen, ticks) = time.monotonic(), machine.load(), machine.stolen()
+    skipped: list[Skipped] = []
+    builds = [Build(), *(build_of(tree) for tree in options.checkout)]
+    for python in options.python:
+        try:
+            builds.append(python_build(python))
+        except UnavailablePeerError as error:
+            skipped.append(Skipped("all", python, str(error)))
+    context = Context(
+        sizes=options.sizes or (FULL_SIZES if options.full else Context.sizes),
+        latencies=options.latencies or (FULL_LATENCIES if options.full else Context.latencies),
+        samples=options.samples or (FULL_SAMPLES if options.full else Context.samples),
+        cycles=options.cycles,
+        repeat=options.repeat,
+        builds=builds,
+        peers=not options.no_peers,
+        full=options.full,
+    )
+    figures: list[Figure] = []
+    with context.stack:
+        for name in names:
+            context.row = name
+            for found in ROWS[name].run(context):
+                if isinstance(found, Figure):
+                    figures.append(found)
+                else:
+                    skipped.append(found)
+                    context.progress(f"skipped {found.what}: {found.reason}")
+    later, total = machine.stolen()
+    about = {
+        "date": machine.now(),
+        "commit": machine.commit(),
+        "command": machine.command(),
+        "seconds": round(time.monotonic() - began, 1),
+        "machine": machine.machine(),
+        "load": {"before": load, "after": machine.load(), "stolen": (later - stolen) / max(1, total - ticks)},
+        "versions": machine.versions(),
+    }
+    return Run(about, figures, skipped)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

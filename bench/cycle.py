@@ -1,0 +1,214 @@
+"""Row `cycle`: what one collection cycle costs, side by side with the peers and the bare client.
+
+Whole processes poll a fake CloudWatch over HTTP once a minute, each its own one, all in the same minutes, so that whatever else
+the machine does slows all of them. Their CPU is read from outside between two cycles: it is that of a whole minute, idle
+seconds included. The first cycles, in which programs start and the exporter fills gaps, do not count.
+"""
+
+import itertools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pymongo import MongoClient
+
+from bench.context import Context
+from bench.fake_aws import REGIONS, Counted, FakeAws
+from bench.figures import BARE_CLIENT, CLOUDWATCH_EXPORTER, EXPORTER, WITHOUT_HISTORY, YACE, Figure, Skipped
+from bench.peers import CLOUDWATCH_EXPORTER_VERSION, YACE_VERSION, UnavailablePeerError, cloudwatch_exporter, yace
+from bench.processes import cpu_seconds, rss_mib
+from bench.rounds import aggregates
+from bench.subjects import BareClient, Build, CloudWatchExporter, Exporter, Subject, Yace, wrong_values
+from exporter.demo.mongod import Mongod
+from tests.helpers.ports import free_port
+
+WARM_UP_CYCLES = 3
+TICK_SECOND, IDLE_SECOND, READ_SECOND = 16, 36, 52
+"""Seconds of the minute between which no subject is in a cycle: the exporter polls at 0 and reads the worker documents at 12,
+those that poll while they are scraped do at `TICK_SECOND`, the others have their `phase`."""
+MINUTE_SETTINGS: Mapping[str, str] = {
+    "PERIOD": "1m",
+    "CLOUDWATCH__INTERVAL": "1m",
+    "ABSENCE_TIMEOUT": "10m",
+    "GAP_FILL_WINDOW": "15m",
+    "LOG__LEVEL": "warn",
+}
+"""Cycles of a minute; gaps of 15 minutes instead of a day, so that filling them ends within the warm-up."""
+
+
+class Load(NamedTuple):
+    """The size of a fleet and the latency of its CloudWatch in seconds."""
+
+    workers: int
+    latency: float
+
+    @property
+    def case(self) -> str:
+        return f"{self.workers:,} workers, {self.latency * 1000:g} ms"
+
+
+class Reading(NamedTuple):
+    """One look at a subject from outside."""
+
+    idle: float
+    """CPU at `IDLE_SECOND`."""
+    cpu: float
+    rss: float
+    counted: Counted
+
+
+@dataclass(frozen=True)
+class Stand:
+    """Processes that are through their first cycles."""
+
+    subjects: Sequence[tuple[Load, Subject]]
+    skipped: Sequence[Skipped]
+    mongod: Mongod
+
+
+def run(context: Context) -> Iterator[Figure | Skipped]:
+    """Measure every size and latency; small fleets share their minutes unless they are to be measured apart."""
+    for loads in shared_loads(context):
+        with ExitStack() as stack:
+            here = stand(context, loads, stack)
+            yield from here.skipped
+            readings = read_cycles(here.subjects, context)
+            now = time.time()
+            for load, subject in here.subjects:
+                yield from figures(load, subject, readings[id(subject)], now)
+
+
+def shared_loads(context: Context) -> list[list[Load]]:
+    """Return the loads that run in the same minutes: all, or with --full each for itself."""
+    loads = [Load(workers, latency) for workers in context.sizes for latency in context.latencies]
+    return [[load] for load in loads] if context.full else [loads]
+
+
+def stand(context: Context, loads: Sequence[Load], stack: ExitStack) -> Stand:
+    """Start all subjects of some loads and wait for their first cycles; without --full they serve all rows of the run."""
+    found = context.shared.get("minutes")
+    if isinstance(found, Stand):
+        return found
+    stack = stack if context.full else context.stack
+    folder = context.new_folder(stack)
+    mongod = stack.enter_context(Mongod(folder / "mongo", free_port(), replica_set=True))
+    subjects: list[tuple[Load, Subject]] = []
+    skipped: list[Skipped] = []
+    for load in loads:
+        made, missing = make(context, load, mongod, folder / load.case.replace(" ", "_"), stack)
+        subjects += [(load, subject) for subject in made]
+        skipped = missing
+    start(subjects, stack, context.progress)
+    for number in range(WARM_UP_CYCLES):
+        context.progress(f"warm-up, cycle {number + 1} of {WARM_UP_CYCLES}")
+        sleep_until(TICK_SECOND)
+        tick(subjects)
+        sleep_until(READ_SECOND)
+    here = Stand(subjects, skipped, mongod)
+    if not context.full:
+        context.shared["minutes"] = here
+    return here
+
+
+def make(context: Context, load: Load, mongod: Mongod, folder: Path, stack: ExitStack) -> tuple[list[Subject], list[Skipped]]:
+    """Prepare the subjects of one load: the exporters of every build, the peers that can be had, the bare client."""
+    numbers = itertools.count(1)
+
+    def aws(regions: Sequence[str] = REGIONS) -> FakeAws:
+        return stack.enter_context(FakeAws(folder, load.workers, load.latency, regions=regions))
+
+    def exporter(build: Build, name: str, settings: Mapping[str, str]) -> Exporter:
+        database = f"{folder.name.replace(',', '')}_{next(numbers)}"
+        with MongoClient[dict[str, Any]](mongod.uri) as client:
+            client[database].workers.insert_many(aggregates(load.workers))
+        uri = mongod.uri.replace("/?", f"/{database}?")
+        return Exporter(
+            build.named(name), aws(), folder / database, build, {"MONGODB__URI": uri, **MINUTE_SETTINGS, **settings}
+        )
+
+    subjects: list[Subject] = []
+    skipped = []
+    for build in context.builds:
+        subjects.append(exporter(build, EXPORTER, {}))
+        subjects.append(exporter(build, WITHOUT_HISTORY, {"MONGODB__HISTORY": "null"}))
+    subjects.append(BareClient(BARE_CLIENT, aws(), folder / "bare"))
+    if context.peers:
+        try:
+            yace()
+            subjects.append(Yace(YACE, aws(), folder / "yace"))
+        except UnavailablePeerError as error:
+            skipped.append(Skipped("cycle", f"YACE {YACE_VERSION}", str(error)))
+        try:
+            cloudwatch_exporter()
+            subjects.append(CloudWatchExporter(CLOUDWATCH_EXPORTER, aws(REGIONS[:1]), folder / "cloudwatch_exporter"))
+        except UnavailablePeerError as error:
+            skipped.append(Skipped("cycle", f"cloudwatch_exporter {CLOUDWATCH_EXPORTER_VERSION}", str(error)))
+    return subjects, skipped
+
+
+def start(subjects: Sequence[tuple[Load, Subject]], stack: ExitStack, progress: Callable[[str], None]) -> None:
+    """Start all, each in its second of the minute."""
+    progress(f"starting {len(subjects)} processes: " + ", ".join(sorted({subject.name for _, subject in subjects})))
+    for _, subject in sorted(subjects, key=lambda each: -1 if each[1].phase is None else each[1].phase):
+        if subject.phase is not None:
+            sleep_until(subject.phase)
+        stack.enter_context(subject)
+        if isinstance(subject, Exporter):
+            subject.wait_until_ready("/-/ready")
+
+
+def sleep_until(second: int) -> None:
+    """Wait for a second of the minute, unless it is that one now."""
+    if int(time.time()) % 60 != second:
+        time.sleep((second - time.time()) % 60)
+
+
+def read_cycles(subjects: Sequence[tuple[Load, Subject]], context: Context) -> dict[int, list[Reading]]:
+    """Read every subject once a minute; the first reading of each is the end of the warm-up."""
+    readings: dict[int, list[Reading]] = {id(subject): [] for _, subject in subjects}
+    for number in range(context.cycles + 1):
+        sleep_until(TICK_SECOND)
+        tick(subjects)
+        sleep_until(IDLE_SECOND)
+        idle = {id(subject): cpu_seconds(subject.pid) for _, subject in subjects}
+        sleep_until(READ_SECOND)
+        for _, subject in subjects:
+            reading = Reading(idle[id(subject)], cpu_seconds(subject.pid), rss_mib(subject.pid), subject.aws.count())
+            readings[id(subject)].append(reading)
+        if number == 0:
+            context.progress(f"{context.cycles} cycles of a minute")
+        else:
+            texts = []
+            for load, subject in subjects:
+                before, after = readings[id(subject)][-2:]
+                texts.append(f"{subject.name} {load.workers:,}: {after.cpu - before.cpu:.3f}")
+            context.progress(f"cycle {number} of {context.cycles}, CPU s: {'; '.join(texts)}")
+    return readings
+
+
+def tick(subjects: Sequence[tuple[Load, Subject]]) -> None:
+    """Make those poll that have no cycle of their own, all at once."""
+    with ThreadPoolExecutor(len(subjects)) as threads:
+        list(threads.map(lambda each: each[1].tick(), subjects))
+
+
+def figures(load: Load, subject: Subject, readings: Sequence[Reading], now: float) -> Iterator[Figure]:
+    """Yield what the readings of one subject say."""
+
+    def figure(name: str, unit: str, values: Sequence[float]) -> Figure:
+        return Figure("cycle", load.case, name, subject.name, unit, tuple(values))
+
+    yield figure("CPU", "s", [after.cpu - before.cpu for before, after in itertools.pairwise(readings)])
+    scale = 60 / (READ_SECOND - IDLE_SECOND)
+    yield figure("idle CPU a minute", "s", [(reading.cpu - reading.idle) * scale for reading in readings[1:]])
+    yield figure("polling, first request to last answer", "s", [reading.counted.span for reading in readings[1:]])
+    yield figure("RSS", "MiB", [reading.rss for reading in readings[1:]])
+    yield figure("calls", "", [reading.counted.calls for reading in readings[1:]])
+    yield figure("metrics billed", "", [reading.counted.billed for reading in readings[1:]])
+    shown = subject.values()
+    if shown is not None:
+        yield figure("wrong or missing values", "", [wrong_values(shown, subject.aws, now)])

@@ -1,0 +1,33 @@
+"""The rows of the benchmark: the one table of what `make bench` can measure."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+from bench import commands, cycle, profile, reads, scrapes, starts, views
+from bench.context import Context
+from bench.figures import Figure, Skipped
+
+
+class Row(NamedTuple):
+    """A row: the question that it answers, and the function that measures it."""
+
+    question: str
+    run: Callable[[Context], Iterator[Figure | Skipped]]
+
+
+ROWS: Mapping[str, Row] = {
+    "cycle": Row("CPU, wall time, and memory of a cycle, beside YACE, cloudwatch_exporter, and bare calls", cycle.run),
+    "scrape": Row("latency during a cycle, size, and CPU of a scrape, gzip and identity, beside the peers", scrapes.run),
+    "freshness": Row("seconds from the first request of a cycle to /metrics and to the history", scrapes.freshness),
+    "profile": Row("where the CPU of the exporter goes, by module: py-spy for a minute", profile.run),
+    "start": Row("seconds and CPU from the start to ready, every status, and every CPU value", starts.start),
+    "cli": Row("`--version`, against importing the settings", starts.cli),
+    "history": Row("the history API of one worker, against the bare query", reads.read_history),
+    "remote_read": Row("remote read and PromQL over the history, against the bare query", reads.read_remotely),
+    "statistics": Row("a day by hour of 100 workers in the library, against one aggregate", reads.statistics),
+    "mirror": Row("samples from the outbox into the history, against a bare insert_many", reads.mirror),
+    "backfill": Row("eight days of 100 workers, against a bare insert_many", commands.backfill),
+    "pages": Row("pages, charts, and scrapes beside readers", views.load_pages),
+    "gaps": Row("opening a day of gaps in the outbox", views.open_gaps),
+    "panels": Row("opening every dashboard: Prometheus with the history behind it", views.open_panels),
+}
