@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import os
 from functools import partial
 
 import anyio
@@ -13,6 +12,7 @@ from exporter.core.budget import Budget, ReaderBudget
 from exporter.core.errors import IncompatibleStoreError, StoreError
 from exporter.core.liveness import MIN_INTERVAL_SECONDS, Liveness
 from exporter.core.periods import HOUR
+from exporter.core.revision import revision
 from exporter.core.settings import Settings
 from exporter.history.cloudwatch_archive import CloudWatchArchive
 from exporter.history.hourly_cache import HourlyCache
@@ -60,7 +60,7 @@ class Exporter:
         self.settings = settings
         self.liveness = Liveness()
         """Which loops make progress."""
-        self.telemetry = Telemetry(CollectorRegistry(), revision=os.environ.get("REVISION", ""))
+        self.telemetry = Telemetry(CollectorRegistry(), revision=revision())
         self._outbox = OutboxThread(outbox, self.telemetry)
         self._client, database = connect(settings)
         if rotation := rotation_of(self._client):

@@ -259,7 +259,7 @@ def test_prometheus_reads_the_history_as_the_design_says() -> None:
 
 def test_the_alerts_know_the_scrape_job_by_its_name() -> None:
     jobs = {job["job_name"] for job in CONFIG["scrape_configs"]}
-    assert jobs == {"cml-worker-exporter", "node"}
+    assert jobs == {"cml-worker-exporter", "node", "local"}
     used = {
         value for rule in RULES for name, matchers in selectors(rule["expr"]) for label, value in matchers if label == "job"
     }
