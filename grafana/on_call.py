@@ -52,6 +52,7 @@ FIRST_STEPS = {
     "CMLExporterSamplesRevised": "Raise settle_delay. This can wait until morning.",
     "CMLExporterHistoryDuplicates": "Find a second writer, then run verify --repair.",
     "CMLExporterHistoryReplaced": "Run backfill since the time of the backup.",
+    "CMLExporterOTLPFailing": "Start the collector, or correct otlp.endpoint.",
     "CMLExporterSamplesRejected": "Remove the validator that rejects the samples.",
 }
 """Alert → the first step; the rest is in the runbook."""
