@@ -274,7 +274,8 @@ def run(options: argparse.Namespace) -> None:
                 finally:
                     prometheus.stop()
                 for block in recorded:  # the next level has the same series again, and copies would be merged by each query
-                    shutil.rmtree(block)
+                    if block.exists():  # on a slow machine Prometheus has already merged it into a larger block
+                        shutil.rmtree(block)
                 recorded = set(data.glob("01*")) - known
             print("rules recorded", flush=True)
             for label, dashboards in sources.items():

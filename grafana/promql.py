@@ -36,6 +36,9 @@ HISTORY_LOOKBACK = format_duration(LOOKBACK_SECONDS)
 """The range of a selector of the history that reads one sample per worker."""
 HISTORY_STEP = "5m"
 """The minimum step of a graph of the history: the default period."""
+HISTORY_SAMPLE = "4m59s"
+"""The range of a selector in a subquery in HISTORY_STEP: a second shorter, so that each sample is read once. Prometheus's
+lookback is as long as the step and before Prometheus 3 includes both ends: it repeats the sample before a missing one."""
 HOURLY_STEP = "1h"
 """The minimum step of a graph of hourly aggregates."""
 
@@ -80,6 +83,13 @@ def of_running(metric: Metric, matchers: str) -> str:
 def history_selector(metric: Metric, matchers: str, more: str = "") -> str:
     """Return a selector of the history, to be used with a range."""
     return f"{metric.name}{{{_join(_STORED, matchers, more)}}}"
+
+
+def history_running(metric: Metric, matchers: str) -> str:
+    """Return the history's value of each worker that no status says not to run, for subqueries in HISTORY_STEP."""
+    values = f"last_over_time({history_selector(metric, matchers)}[{HISTORY_SAMPLE}])"
+    other = history_selector(STATUS, matchers, 'status!="running"')
+    return f"({values} unless on ({WORKER}) last_over_time({other}[{HISTORY_SAMPLE}]) == 1)"
 
 
 WEEK_BEFORE = "6d23h59m59s"
@@ -177,9 +187,19 @@ def status_code(status_is_1: str) -> str:
     return f"max by ({WORKER}) ({status_is_1} * on (status) group_left () (cml:status:code @ end()))"
 
 
-def live_status_code(matchers: str) -> str:
-    """Return `status_code` from /metrics."""
-    return status_code(f"{STATUS.name}{{{matchers}}}")
+def recorded_status_code(matchers: str) -> str:
+    """Return each worker's newest recorded status as a number."""
+    return f"cml_worker:status:code{{{matchers}}}"
+
+
+def runs_now(matchers: str) -> str:
+    """Return 1 for each worker that runs, 0 for each other one."""
+    return f"(cml_worker:status:code{{{matchers}}} == bool {CODES['running']})"
+
+
+def status_now(matchers: str) -> str:
+    """Return the series of each worker's current status, with the label `status` and the value 1."""
+    return f"max by ({WORKER}, status) (cml_worker:status:current{{{matchers}}})"
 
 
 def history_status_code(matchers: str, window: str, at: str = "") -> str:
@@ -381,18 +401,15 @@ def changed_in_an_hour(matchers: str) -> str:
     the exporter was there an hour ago, and is there now.
     """
     status = f"cml_worker:status:current{{{matchers}}}"
-    known = _join(matchers, 'instance_id!=""')
-    instance = f"max by ({WORKER}, instance_id) ({INFO.name}{{{known}}})"
-    there_before = f"last_over_time({status}[1h] offset 1h)"
+    instance = f"cml_worker:instance:current{{{matchers}}}"
     last_status = f"max by ({WORKER}) (max_over_time(timestamp({status})[1h:1m]) unless on ({WORKER}, status) {status})"
     now = f'label_replace({status} * on ({WORKER}) group_left () {last_status}, "change", "now $1", "status", "(.+)")'
-    earlier_instance = (
-        f"max by ({WORKER}) (max_over_time(({instance} * 0 + time())[1h:1m]) unless on ({WORKER}, instance_id) {instance})"
-    )
-    replaced = f"{earlier_instance} and on ({WORKER}) {instance}"
-    first_seen = f"min by ({WORKER}) (min_over_time(timestamp({status})[1h:1m]))"
-    new = f"{first_seen} unless on ({WORKER}) {there_before} and on () count_over_time(cml_fleet:workers:count[1h] offset 1h)"
-    seen_last = f"max by ({WORKER}) (max_over_time(timestamp({status})[1h:1m]))"
-    gone = f"{seen_last} unless on ({WORKER}) {status} and on () cml_fleet:workers:count"
+    before = f"max_over_time(timestamp({instance})[1h:1m]) unless on ({WORKER}, instance_id) {instance}"
+    replaced = f"max by ({WORKER}) ({before}) and on ({WORKER}) {instance}"
+    code = f"cml_worker:status:code{{{matchers}}}"  # one series per worker, whichever status it has
+    first_seen = f"min_over_time(timestamp({code})[1h:1m])"
+    known = "count_over_time(cml_fleet:workers:count[1h] offset 1h)"
+    new = f"{first_seen} unless last_over_time({code}[1h] offset 1h) and on () {known}"
+    gone = f"max_over_time(timestamp({code})[1h:1m]) unless {code} and on () cml_fleet:workers:count"
     changes = (now, _named(replaced, "change", "other instance"), _named(new, "change", "new"), _named(gone, "change", "gone"))
     return f"max by ({WORKER}, change) ({' or '.join(changes)})"

@@ -234,12 +234,14 @@ _WORKERS = (
 
 def _tables() -> list[Panel]:
     names = f"topk by ({WORKER}) (1, max by ({WORKER}, worker) ({history_info(SELECTED)}))"
-    # Compares with the newest sample of any worker, because the history also covers time before this Prometheus.
-    seen = f"({last_seen(SELECTED)} < scalar(max({last_seen('')})) - {GONE_AFTER_SECONDS})"
+    # Compares with the newest sample of any worker, because the history also covers time before this Prometheus. While the
+    # history lags by hours, the recorded status says who is there.
+    newest = f"scalar(max({last_seen('', '2h')})) - {GONE_AFTER_SECONDS}"
+    there = f"{last_seen(SELECTED, '2h')} >= {newest}"
     alive = f'cml_worker:status:current{{{SELECTED},status!="terminated"}}'
 
-    def of_gone(expr: str) -> Query:
-        return instant(f"{max_by_worker(expr)} and on ({WORKER}) {seen} unless on ({WORKER}) {alive}")
+    def of_gone(expr: str) -> str:
+        return f"{expr} unless on ({WORKER}) {there} unless on ({WORKER}) {alive}"
 
     return [
         table(
@@ -266,9 +268,9 @@ def _tables() -> list[Panel]:
             "Which workers are gone, and since when?",
             "Workers with history in the time range but not at its end: terminated, or their worker document was deleted.",
             [
-                instant(f"{_name(f'1000 * {max_by_worker(seen)}')} unless on ({WORKER}) {alive}"),
-                of_gone(running_hours(SELECTED, "$__range")),
-                of_gone(over_time("avg", CPU_1H, SELECTED, "$__range")),
+                instant(of_gone(_name(f"1000 * {max_by_worker(last_seen(SELECTED))}"))),
+                instant(of_gone(max_by_worker(running_hours(SELECTED, "$__range")))),
+                instant(of_gone(max_by_worker(over_time("avg", CPU_1H, SELECTED, "$__range")))),
             ],
             (
                 Column("worker", "Worker", conventions.ROW_LINK),

@@ -39,6 +39,7 @@ from grafana.promql import (
     WEEK_BEFORE,
     WORKER,
     history_info,
+    history_running,
     history_selector,
     history_status_code,
     hours_missing,
@@ -46,8 +47,9 @@ from grafana.promql import (
     idle_seconds,
     in_status,
     live_info,
-    live_status_code,
+    max_by_worker,
     of_running,
+    recorded_status_code,
     running_hours,
 )
 
@@ -63,7 +65,14 @@ _IDLE = f"max({idle_seconds(THE_WORKER)} and on ({WORKER}) {in_status('running',
 
 
 def _mean(metric: Metric, window: str, after: str = "") -> str:
-    return f"max(avg_over_time({history_selector(metric, THE_WORKER)}[{window}]{f' {after}' if after else ''}))"
+    """Return the average of the samples of a window; of labs only those of periods in which the worker ran.
+
+    The history keeps what the document of a stopped worker says of its labs. CPU and memory exist only of running instances.
+    """
+    values = f"{history_selector(metric, THE_WORKER)}[{window}]"
+    if metric is ACTIVE_LABS:
+        values = f"{history_running(metric, THE_WORKER)}[{window}:{HISTORY_STEP}]"
+    return f"max(avg_over_time({values}{f' {after}' if after else ''}))"
 
 
 def _now(expr: str) -> str:
@@ -81,8 +90,8 @@ def _compared(metric: Metric) -> list[Query]:
 
 
 def _lines(metric: Metric) -> list[Query]:
-    """Return the same as lines; the newest minutes, which are not in the history yet, come from /metrics."""
-    value = f"{_mean(metric, '$__interval')} or max({metric.name}{{{THE_WORKER}}})"
+    """Return the same as lines; the newest minutes, which are not in the history yet, come from /metrics while it runs."""
+    value = f"{_mean(metric, '$__interval')} or max({of_running(metric, THE_WORKER)})"
     queries = ((value, "now"), (_mean(metric, "1d"), "24 h average"), (_mean(metric, "$__interval", _WEEK_AGO), "a week ago"))
     return [Query(expr, legend, interval=HISTORY_STEP) for expr, legend in queries]
 
@@ -102,7 +111,7 @@ def _now_row() -> list[Panel]:
             "What is its status, and what was it last week?",
             "The status now, and at the same time last week.",
             [
-                instant(_now(f"max({live_status_code(THE_WORKER)})"), "now"),
+                instant(_now(f"max({recorded_status_code(THE_WORKER)})"), "now"),
                 instant(history_status_code(THE_WORKER, HISTORY_LOOKBACK, _WEEK_AGO), "a week ago"),
             ],
             Style("none", _GONE, mappings=_STATUS, fixed=conventions.COMPARED),
@@ -365,7 +374,7 @@ def _over_time() -> list[Panel]:
         "The value, the average of the preceding 24 hours, and the value a week earlier. The newest 15 minutes come from "
         "/metrics, which shows a value some minutes after its period."
     )
-    code = f"{history_status_code(THE_WORKER, '$__interval')} or {live_status_code(THE_WORKER)}"
+    code = f"{history_status_code(THE_WORKER, '$__interval')} or {max_by_worker(recorded_status_code(THE_WORKER))}"
 
     def running(after: str = "") -> str:
         """Return 0 for a worker that existed in another status only, which has no series for running."""

@@ -25,6 +25,18 @@ STATUSES: tuple[str, ...] = (
     "failed",
     "unknown",
 )
+STATUS_CODES = {
+    "running": 1,
+    "pending": 2,
+    "starting": 3,
+    "stopping": 4,
+    "stopped": 5,
+    "shutting-down": 6,
+    "terminated": 7,
+    "failed": 8,
+    "unknown": 9,
+}
+"""Status → its number, as in the recorded series `cml:status:code` (prometheus/rules/settings.yml)."""
 IDLE_STATUSES = frozenset({"stopped", "terminated"})
 """In every other status the instance may be running, so CloudWatch may have data."""
 
@@ -168,16 +180,21 @@ class WorkerGauges:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The worker block of /metrics: rendered once per collection cycle, replaced in one assignment.
+    """The worker block of /metrics: rendered after each observation and poll, replaced in one assignment.
 
-    `body` is text format 0.0.4, `gzipped` the same as one gzip member. `fresh_until` is a time of the local clock: from then
-    on the block is left out, because the loop that should have renewed it has stopped.
+    `texts` are the parts of text format 0.0.4, `gzipped` the same as one gzip member. `fresh_until` is a time of the local
+    clock: from then on the block is left out, because the loop that should have renewed it has stopped.
     """
 
     workers: tuple[WorkerGauges, ...]
-    body: bytes
+    texts: tuple[bytes, ...]
     gzipped: bytes
     fresh_until: float
+
+    @property
+    def body(self) -> bytes:
+        """The whole text, in a copy."""
+        return b"".join(self.texts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -195,11 +195,13 @@ class HistoryReader:
     def _note(self, start: int, now: int, kept: int | None) -> str | None:
         if self._history is None and self._archive is None:
             return (
-                "This exporter keeps no history (mongodb.history is null) and does not query CloudWatch, so there is no data."
+                "This exporter keeps no history (mongodb.history is null) and does not query CloudWatch, so there is no data. "
+                "Name a collection in mongodb.history to keep one."
             )
         if self._history is None:
             return (
-                "This exporter keeps no history (mongodb.history is null); the data is CloudWatch's, without status and labs."
+                "This exporter keeps no history (mongodb.history is null); the data is CloudWatch's, without status and labs. "
+                "Name a collection in mongodb.history to keep one."
             )
         if self._archive is None and kept is not None and start < now - kept:
             return (

@@ -1,13 +1,13 @@
-"""The worker block of /metrics in text format 0.0.4, rendered and compressed once per cycle.
+"""The families of the worker block in text format 0.0.4: what they are made of, and their lines. Pure.
 
-`render` joins strings directly, because prometheus_client needs a second for 10,000 workers; a test compares its output with
+The lines are joined strings, because prometheus_client needs a second for 10,000 workers; a test compares them with
 prometheus_client's byte by byte. Names, HELP texts and labels come from the catalog only.
 """
 
-import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache, partial
 from operator import attrgetter
+from typing import Any, NamedTuple
 
 from prometheus_client.utils import floatToGoString
 
@@ -18,228 +18,116 @@ from exporter.core.catalog import (
     NODES,
     SAMPLE_TIME,
     STATUS,
+    STATUS_CODE,
+    STATUS_FORMS,
     WORKER_DOCUMENT,
     WORKER_LABELS,
     WORKER_METRICS,
     Kind,
     Metric,
+    StatusForm,
 )
 from exporter.core.metric_settings import CloudWatchGauge
-from exporter.core.model import EC2_CHECK_STATES, LICENSE_STATES, SERVICE_STATES, STATUSES, Snapshot, WorkerFacts, WorkerGauges
+from exporter.core.model import (
+    EC2_CHECK_STATES,
+    LICENSE_STATES,
+    SERVICE_STATES,
+    STATUS_CODES,
+    STATUSES,
+    Worker,
+    WorkerFacts,
+    WorkerGauges,
+)
 from exporter.core.workers_settings import ExtraMetric
 
-
-def snapshot(
-    gauges: Sequence[WorkerGauges],
-    extra: Sequence[ExtraMetric],
-    fresh_until: float,
-    cloudwatch: Sequence[CloudWatchGauge] = (),
-) -> Snapshot:
-    """Return the rendered and compressed worker block of one cycle; run it in a thread.
-
-    Args:
-        gauges: one per worker.
-        extra: the metrics of `workers.extra`.
-        fresh_until: UTC second of the local clock after which the block is left out of /metrics.
-        cloudwatch: the gauges of `cloudwatch.extra`.
-    """
-    body = render(gauges, extra, cloudwatch)
-    # Level 1 takes a third of the default's time for a few percent more bytes. The flush lets `gzip_member.continued` append to
-    # the member: curl, wget and browsers read only the first of several members.
-    packer = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS | 16)
-    gzipped = packer.compress(body) + packer.flush(zlib.Z_SYNC_FLUSH) + packer.flush()
-    return Snapshot(tuple(gauges), body, gzipped, fresh_until)
+Ids = Sequence[tuple[str, str]]
+"""(region, worker_id) of each worker, escaped, in the order of the sorted labels."""
 
 
-def render(gauges: Sequence[WorkerGauges], extra: Sequence[ExtraMetric], cloudwatch: Sequence[CloudWatchGauge] = ()) -> bytes:
-    """Return the bytes that prometheus_client would render: the catalog's families, `workers.extra`, `cloudwatch.extra`.
+class Rows(NamedTuple):
+    """The workers of a snapshot, as the columns of values are taken from them; one element per worker each."""
 
-    What the worker document says is left out where `show_state` is false, labs and everything else that only a running instance
-    has where `show_load` is, and every value that is None.
-    """
-    ids = [(_escaped(gauge.worker.region), _escaped(gauge.worker.id)) for gauge in gauges]
-    lines: list[str] = []
+    gauges: Sequence[WorkerGauges]
+    workers: Sequence[Worker]
+    documents: Sequence[Worker | None]
+    """None where the document is too old for what it says to be shown."""
+    facts: Sequence[WorkerFacts]
+    """Without any where the document is too old."""
+    load: Sequence[WorkerFacts]
+    """Also without any where the instance does not run."""
+
+    @classmethod
+    def of(cls, gauges: Sequence[WorkerGauges]) -> "Rows":
+        """Return the rows of these gauges."""
+        workers = [gauge.worker for gauge in gauges]
+        return cls(
+            gauges,
+            workers,
+            [gauge.worker if gauge.show_state else None for gauge in gauges],
+            [gauge.worker.facts if gauge.show_state else _NO_FACTS for gauge in gauges],
+            [gauge.worker.facts if gauge.show_state and gauge.show_load else _NO_FACTS for gauge in gauges],
+        )
+
+
+class Piece(NamedTuple):
+    """Lines that are rendered together: those of a family, or of one value of its label."""
+
+    header: str
+    """HELP and TYPE, before the first lines of a family; else empty."""
+    values: Callable[[Rows], list[Any]]
+    """Return one value per worker; None: no line."""
+    lines: Callable[[Sequence[Any], Ids], Iterable[str]]
+    """Return the lines for these values."""
+
+
+_NO_FACTS = WorkerFacts()
+
+
+def pieces(extra: Sequence[ExtraMetric], cloudwatch: Sequence[CloudWatchGauge], status: StatusForm) -> Iterator[Piece]:
+    """Yield the pieces of the catalog's families, of `workers.extra` and of `cloudwatch.extra`, in the order of /metrics."""
+    other_forms = [metric for form, metric in STATUS_FORMS.items() if form != status]
     for metric in WORKER_METRICS:
-        lines.append(_header(metric))
-        lines += _LINES.get(metric.name, _plain_lines)(metric, gauges, ids)
-    for each in extra:
-        lines += _extra_lines(each, gauges, ids)
-    for one in cloudwatch:
-        lines += _cloudwatch_lines(one, gauges, ids)
-    return "".join(lines).encode()
+        if metric in other_forms:
+            continue
+        header = _header(metric)
+        for each in _PIECES[metric.name]:
+            yield each._replace(header=header)
+            header = ""
+    yield from map(_extra_piece, extra)
+    yield from map(_cloudwatch_piece, cloudwatch)
 
 
 def _header(metric: Metric) -> str:
     return f"# HELP {metric.name} {_escaped_help(metric.help)}\n# TYPE {metric.name} {metric.kind}\n"
 
 
-def _ratio(percent: float | None) -> float | None:
-    return None if percent is None else percent / 100
+# -- lines: each is made by a %-template, whose labels are in order and whose constant labels are filled in
 
 
-Value = Callable[[WorkerGauges], float | None]
-
-
-def _fact(of: Callable[[WorkerFacts], float | None]) -> Value:
-    return lambda gauge: of(gauge.worker.facts) if gauge.show_state else None
-
-
-def _load(of: Callable[[WorkerFacts], float | None]) -> Value:
-    """Return what only a running instance has."""
-    return lambda gauge: of(gauge.worker.facts) if gauge.show_state and gauge.show_load else None
-
-
-_PLAIN: Mapping[str, Value] = {
-    catalog.CPU.name: lambda gauge: _ratio(gauge.cpu),
-    catalog.MEMORY.name: lambda gauge: _ratio(gauge.memory),
-    catalog.ACTIVE_LABS.name: lambda gauge: gauge.worker.active_labs if gauge.show_state and gauge.show_load else None,
-    catalog.LAST_ACTIVITY.name: lambda gauge: gauge.worker.last_activity_at,
-    catalog.CREATED.name: lambda gauge: gauge.worker.created_at,
-    catalog.READY.name: _load(lambda facts: facts.ready),
-    catalog.UPTIME.name: _load(lambda facts: facts.uptime),
-    catalog.DISK_USED.name: _load(lambda facts: facts.disk_used),
-    catalog.DISK_TOTAL.name: _fact(lambda facts: facts.disk_total),
-    catalog.DISK.name: _load(lambda facts: facts.disk_utilization),
-    catalog.MEMORY_TOTAL.name: _fact(lambda facts: facts.memory_total),
-    catalog.LICENSED.name: _fact(lambda facts: facts.licensed),
-    catalog.DETAILED_MONITORING.name: _fact(lambda facts: facts.detailed_monitoring),
-    catalog.AUTO_PAUSES.name: _fact(lambda facts: facts.auto_pauses),
-    catalog.IDLE_PAUSE.name: _load(lambda facts: facts.idle_pause_at),
-    catalog.HOURLY_PRICE.name: lambda gauge: gauge.hourly_price if gauge.show_state else None,
-}
-"""Families with one series per worker."""
-
-_SERIES: Mapping[str, tuple[str, Mapping[str, Value]]] = {
-    NODES.name: (
-        "state",
-        {"running": _load(lambda facts: facts.nodes_running), "total": _load(lambda facts: facts.nodes_total)},
-    ),
-    SAMPLE_TIME.name: (
-        "metric",
-        {
-            "cpu": lambda gauge: gauge.cpu_time,
-            "memory": lambda gauge: gauge.memory_time,
-            "state": lambda gauge: gauge.observed_at,
-        },
-    ),
-}
-"""Families with several series per worker: the label that differs, and the value for each value of the label."""
-
-
-# For speed each line is made by a %-template, whose labels are in order and whose constant labels are filled in.
-
-Ids = Sequence[tuple[str, str]]
-"""(region, worker_id) of each gauge, escaped, in the order of the sorted labels."""
-
-
-def _escaped(text: str | None) -> str:
+def escaped(text: str | None) -> str:
+    """Return the value of a label as it is written; a longer one than `LONGEST_LABEL` is cut."""
     return (text or "")[:LONGEST_LABEL].replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
 
 
 def _template(metric: Metric, /, **fixed: str) -> str:
-    escaped = {name: _escaped(value).replace("%", "%%") for name, value in fixed.items()}
-    labels = ",".join(f'{name}="{escaped.get(name, "%s")}"' for name in sorted(metric.labels))
+    constant = {name: escaped(value).replace("%", "%%") for name, value in fixed.items()}
+    labels = ",".join(f'{name}="{constant.get(name, "%s")}"' for name in sorted(metric.labels))
     return f"{metric.name}{{{labels}}} "
 
 
-def _state_set(metric: Metric, states: Sequence[str], label: str = "state", **fixed: str) -> Mapping[str, str]:
-    """Return for each state the lines of a worker in it, one for each possible state."""
-    templates = {state: _template(metric, **{label: state}, **fixed) for state in states}
-    return {
-        state: "".join(f"{template}{'1.0' if each == state else '0.0'}\n" for each, template in templates.items())
-        for state in states
-    }
-
-
-_STATE_SETS: Mapping[str, tuple[tuple[Mapping[str, str], Callable[[WorkerGauges], str | None]], ...]] = {
-    STATUS.name: ((_state_set(STATUS, STATUSES, "status"), lambda gauge: gauge.worker.status),),
-    catalog.LICENSE_STATUS.name: (
-        (_state_set(catalog.LICENSE_STATUS, LICENSE_STATES), lambda gauge: gauge.worker.facts.license_status),
-    ),
-    catalog.SERVICE_STATUS.name: (
-        (_state_set(catalog.SERVICE_STATUS, SERVICE_STATES), lambda gauge: gauge.worker.facts.service_status),
-    ),
-    catalog.EC2_CHECK.name: (
-        (
-            _state_set(catalog.EC2_CHECK, EC2_CHECK_STATES, check="instance"),
-            lambda gauge: gauge.worker.facts.instance_check,
-        ),
-        (_state_set(catalog.EC2_CHECK, EC2_CHECK_STATES, check="system"), lambda gauge: gauge.worker.facts.system_check),
-    ),
-}
-"""Families that are state sets: the lines for each state, and which state a worker is in."""
-
-_INFO_FIELDS = {"worker_id": "id", "worker": "display_name"}
-"""Label of the info series → field of a worker, where they differ."""
-_INFO_VALUES = attrgetter(*(_INFO_FIELDS.get(name, name) for name in sorted(INFO.labels)))
-
-
-def _plain_lines(metric: Metric, gauges: Sequence[WorkerGauges], ids: Ids) -> Iterable[str]:
-    return _value_lines(_template(metric), _PLAIN[metric.name], gauges, ids)
-
-
-def _value_lines(template: str, value_of: Value, gauges: Sequence[WorkerGauges], ids: Ids) -> Iterable[str]:
-    template += "%s\n"
-    pairs = zip(map(value_of, gauges), ids, strict=True)
+def _value_lines(template: str, values: Sequence[float | None], ids: Ids) -> Iterable[str]:
+    pairs = zip(values, ids, strict=True)
     return [template % (region, worker_id, _text(value)) for value, (region, worker_id) in pairs if value is not None]
 
 
-def _info_lines(metric: Metric, gauges: Sequence[WorkerGauges], ids: Ids) -> Iterable[str]:
-    template = _template(metric) + "1.0\n"
-    return [template % tuple(map(_escaped, _INFO_VALUES(gauge.worker))) for gauge in gauges]
+def _state_lines(lines_of: Mapping[str, str], values: Sequence[str | None], ids: Ids) -> Iterable[str]:
+    pairs = zip(values, ids, strict=True)
+    return [lines_of[state] % (pair * len(lines_of)) for state, pair in pairs if state is not None]
 
 
-def _state_set_lines(metric: Metric, gauges: Sequence[WorkerGauges], ids: Ids) -> Iterable[str]:
-    sets = _STATE_SETS[metric.name]
-    for gauge, pair in zip(gauges, ids, strict=True):
-        if gauge.show_state:
-            for lines_of, state_of in sets:
-                state = state_of(gauge)
-                if state is not None:
-                    yield lines_of[state] % (pair * len(lines_of))
-
-
-def _series_lines(metric: Metric, gauges: Sequence[WorkerGauges], ids: Ids) -> Iterable[str]:
-    label, values = _SERIES[metric.name]
-    templates = [(_template(metric, **{label: name}) + "%s\n", of) for name, of in values.items()]
-    for gauge, (region, worker_id) in zip(gauges, ids, strict=True):
-        for template, of in templates:
-            value = of(gauge)
-            if value is not None:
-                yield template % (region, worker_id, _text(value))
-
-
-_LINES = {
-    INFO.name: _info_lines,
-    **dict.fromkeys(_STATE_SETS, _state_set_lines),
-    **dict.fromkeys(_SERIES, _series_lines),
-}
-
-
-def _extra_lines(extra: ExtraMetric, gauges: Sequence[WorkerGauges], ids: Ids) -> Iterable[str]:
-    """Yield the family of a field of `workers.extra`."""
-    kind: Kind = "counter" if extra.type == "counter" else "gauge"
-    labels = (*WORKER_LABELS, "state") if extra.state_names else WORKER_LABELS
-    metric = Metric(extra.metric, kind, extra.help, "", labels, WORKER_DOCUMENT)
-    yield _header(metric)
-    found = [dict(gauge.worker.extra).get(metric.name) if gauge.show_state else None for gauge in gauges]
-    if not extra.state_names:
-        template = _template(metric) + "%s\n"
-        for value, (region, worker_id) in zip(found, ids, strict=True):
-            if value is not None:
-                yield template % (region, worker_id, _text(float(value)))
-        return
-    lines_of = _state_set(metric, extra.state_names)
-    for state, pair in zip(found, ids, strict=True):
-        if isinstance(state, str):
-            yield lines_of[state] % (pair * len(lines_of))
-
-
-def _cloudwatch_lines(each: CloudWatchGauge, gauges: Sequence[WorkerGauges], ids: Ids) -> Iterable[str]:
-    """Yield the family of a metric of `cloudwatch.extra`."""
-    metric = Metric(each.name, "gauge", each.help, "", WORKER_LABELS, "CloudWatch")
-    yield _header(metric)
-    yield from _value_lines(_template(metric), lambda gauge: dict(gauge.cloudwatch).get(each.name), gauges, ids)
+def _info_lines(values: Sequence[tuple[str | None, ...]], ids: Ids) -> Iterable[str]:
+    template = _template(INFO) + "1.0\n"
+    return [template % tuple(map(escaped, labels)) for labels in values]
 
 
 def _text(value: float) -> str:
@@ -256,3 +144,132 @@ def _large(value: float) -> str:
 
 def _escaped_help(text: str) -> str:
     return text.replace("\\", r"\\").replace("\n", r"\n")
+
+
+# -- pieces
+
+Column = Callable[[Rows], list[Any]]
+"""Return one value per worker."""
+
+
+def _of_gauges(*names: str) -> Column:
+    return lambda rows, of=attrgetter(*names): list(map(of, rows.gauges))  # type: ignore[misc]
+
+
+def _of_workers(*names: str) -> Column:
+    return lambda rows, of=attrgetter(*names): list(map(of, rows.workers))  # type: ignore[misc]
+
+
+def _facts(name: str) -> Column:
+    return lambda rows, of=attrgetter(name): list(map(of, rows.facts))  # type: ignore[misc]
+
+
+def _load(name: str) -> Column:
+    """Return what only a running instance has."""
+    return lambda rows, of=attrgetter(name): list(map(of, rows.load))  # type: ignore[misc]
+
+
+def _ratio(name: str) -> Column:
+    percents = _of_gauges(name)
+    return lambda rows: [None if percent is None else percent / 100 for percent in percents(rows)]
+
+
+def _status(rows: Rows) -> list[Any]:
+    return [worker.status if worker else None for worker in rows.documents]
+
+
+def _status_code(rows: Rows) -> list[Any]:
+    return [STATUS_CODES[worker.status] if worker else None for worker in rows.documents]
+
+
+def _hourly_price(rows: Rows) -> list[Any]:
+    return [gauge.hourly_price if gauge.show_state else None for gauge in rows.gauges]
+
+
+def _values(metric: Metric, column: Column, /, **fixed: str) -> Piece:
+    """Return the piece of one series per worker."""
+    return Piece("", column, partial(_value_lines, _template(metric, **fixed) + "%s\n"))
+
+
+def _states(metric: Metric, states: Sequence[str], column: Column, label: str = "state", **fixed: str) -> Piece:
+    """Return the piece of a state set: one series per worker and state, of which one is 1; `column` is the worker's state."""
+    templates = {state: _template(metric, **{label: state}, **fixed) for state in states}
+    lines_of = {
+        state: "".join(f"{template}{'1.0' if each == state else '0.0'}\n" for each, template in templates.items())
+        for state in states
+    }
+    return Piece("", column, partial(_state_lines, lines_of))
+
+
+_INFO_FIELDS = {"worker_id": "id", "worker": "display_name"}
+"""Label of the info series → field of a worker, where they differ."""
+_INFO_COLUMN = _of_workers(*(_INFO_FIELDS.get(name, name) for name in sorted(INFO.labels)))
+
+_PLAIN: Mapping[str, Column] = {
+    catalog.CPU.name: _ratio("cpu"),
+    catalog.MEMORY.name: _ratio("memory"),
+    catalog.ACTIVE_LABS.name: _of_gauges("active_labs"),
+    catalog.LAST_ACTIVITY.name: _of_workers("last_activity_at"),
+    catalog.CREATED.name: _of_workers("created_at"),
+    catalog.READY.name: _load("ready"),
+    catalog.UPTIME.name: _load("uptime"),
+    catalog.DISK_USED.name: _load("disk_used"),
+    catalog.DISK_TOTAL.name: _facts("disk_total"),
+    catalog.DISK.name: _load("disk_utilization"),
+    catalog.MEMORY_TOTAL.name: _facts("memory_total"),
+    catalog.LICENSED.name: _facts("licensed"),
+    catalog.DETAILED_MONITORING.name: _facts("detailed_monitoring"),
+    catalog.AUTO_PAUSES.name: _facts("auto_pauses"),
+    catalog.IDLE_PAUSE.name: _load("idle_pause_at"),
+    catalog.HOURLY_PRICE.name: _hourly_price,
+}
+"""Families with one series per worker."""
+
+_PIECES: Mapping[str, tuple[Piece, ...]] = {
+    INFO.name: (Piece("", _INFO_COLUMN, _info_lines),),
+    STATUS.name: (_states(STATUS, STATUSES, _status, "status"),),
+    STATUS_CODE.name: (_values(STATUS_CODE, _status_code),),
+    NODES.name: (
+        _values(NODES, _load("nodes_running"), state="running"),
+        _values(NODES, _load("nodes_total"), state="total"),
+    ),
+    catalog.LICENSE_STATUS.name: (_states(catalog.LICENSE_STATUS, LICENSE_STATES, _facts("license_status")),),
+    catalog.SERVICE_STATUS.name: (_states(catalog.SERVICE_STATUS, SERVICE_STATES, _facts("service_status")),),
+    catalog.EC2_CHECK.name: (
+        _states(catalog.EC2_CHECK, EC2_CHECK_STATES, _facts("instance_check"), check="instance"),
+        _states(catalog.EC2_CHECK, EC2_CHECK_STATES, _facts("system_check"), check="system"),
+    ),
+    SAMPLE_TIME.name: (
+        _values(SAMPLE_TIME, _of_gauges("cpu_time"), metric="cpu"),
+        _values(SAMPLE_TIME, _of_gauges("memory_time"), metric="memory"),
+        _values(SAMPLE_TIME, _of_gauges("observed_at"), metric="state"),
+    ),
+    **{metric.name: (_values(metric, _PLAIN[metric.name]),) for metric in WORKER_METRICS if metric.name in _PLAIN},
+}
+"""The pieces of each family of the catalog, without its header."""
+
+
+def _extra_piece(extra: ExtraMetric) -> Piece:
+    """Return the family of a field of `workers.extra`."""
+    kind: Kind = "counter" if extra.type == "counter" else "gauge"
+    labels = (*WORKER_LABELS, "state") if extra.state_names else WORKER_LABELS
+    metric = Metric(extra.metric, kind, extra.help, "", labels, WORKER_DOCUMENT)
+
+    def column(rows: Rows) -> list[Any]:
+        found = [dict(worker.extra).get(metric.name) if worker else None for worker in rows.documents]
+        if extra.state_names:
+            return [state if isinstance(state, str) else None for state in found]
+        return [None if value is None else float(value) for value in found]
+
+    piece = _states(metric, extra.state_names, column) if extra.state_names else _values(metric, column)
+    return piece._replace(header=_header(metric))
+
+
+def _cloudwatch_piece(each: CloudWatchGauge) -> Piece:
+    """Return the family of a metric of `cloudwatch.extra`."""
+    metric = Metric(each.name, "gauge", each.help, "", WORKER_LABELS, "CloudWatch")
+
+    def column(rows: Rows) -> list[Any]:
+        return [dict(gauge.cloudwatch).get(each.name) for gauge in rows.gauges]
+
+    return _values(metric, column)._replace(header=_header(metric))

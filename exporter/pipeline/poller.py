@@ -89,6 +89,7 @@ class Poller:
             StoreError: the outbox cannot be read or written. Failed calls are recorded, not raised.
         """
         began, stats = self._wall(), CycleStats()
+        self._publisher.mark_cycle_began()
         try:
             if self._calls is None:
                 stats.finalized, stats.dropped = await self._outbox(

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from exporter.core.catalog import StatusForm
 from exporter.core.clock import MAX_SKEW_SECONDS, ServerClock
 from exporter.core.instances import with_accounts
 from exporter.core.metric_settings import CloudWatchGauge
@@ -21,12 +22,14 @@ from exporter.core.model import (
     WorkerGauges,
 )
 from exporter.core.workers_settings import WorkersSettings
-from exporter.metrics import exposition
 from exporter.metrics.telemetry import Telemetry
+from exporter.metrics.worker_block import WorkerBlock
 from exporter.pipeline.lifecycle import Rules
 from exporter.sources.cloudwatch.memory_series import series_value
 
 _REPUBLISH_SECONDS = 10
+Points = Mapping[str, Mapping[str, Datapoint]]
+"""Metric → instance → its newest datapoint in CloudWatch."""
 
 
 class Publisher:
@@ -40,6 +43,7 @@ class Publisher:
         wall: UTC seconds of this host; dates the snapshot.
         account_of: (region, instance) → the AWS account, empty or None where it is not known.
         cloudwatch: the further gauges configured in `cloudwatch.extra`.
+        status: the form of the status on /metrics.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class Publisher:
         account_of: Callable[[str, str], str | None] = lambda region, instance: None,
         *,
         cloudwatch: Sequence[CloudWatchGauge] = (),
+        status: StatusForm = "state_set",
     ) -> None:
         self._account_of = account_of
         self._cloudwatch = cloudwatch
@@ -64,7 +69,11 @@ class Publisher:
         self.fleet = Fleet(0, ())
         """The last complete read, with the accounts of the instances."""
         self._terminated_seen: Mapping[str, int] = {}
-        self._points: dict[tuple[str, str], Datapoint] = {}
+        self._points: dict[str, dict[str, Datapoint]] = {metric: {} for metric in (*METRICS, *(one.name for one in cloudwatch))}
+        """Metric → instance → its newest datapoint."""
+        self._block = WorkerBlock(settings.extra, cloudwatch, status)
+        self._publishing = asyncio.Lock()
+        """Held while a block is rendered, so that a later one has the newer values."""
         self._observed_at = self._polled_at = wall()
         self._published_at = 0.0
         self.on_progress: Callable[[], object] = lambda: None
@@ -79,6 +88,9 @@ class Publisher:
         """
         self.fleet = replace(fleet, workers=with_accounts(fleet.workers, self._account_of, self.fleet.workers))
         self._terminated_seen = terminated_seen
+        listed = {worker.instance_id for worker in self.fleet.workers}
+        for metric, points in self._points.items():
+            self._points[metric] = {instance: point for instance, point in points.items() if instance in listed}
 
     def locate(self) -> None:
         """Look up the accounts of the instances again, after a listing."""
@@ -97,8 +109,10 @@ class Publisher:
         for key, its_queries in by_metric.items():
             # The queries of one instance are never in different parts of a call.
             newest = self._newest([results.by_query[query] for query in its_queries], results.date_of(its_queries[0]))
-            if newest and (key not in self._points or newest.timestamp >= self._points[key].timestamp):
-                self._points[key] = newest
+            instance, metric = key
+            points = self._points[metric]
+            if newest and (instance not in points or newest.timestamp >= points[instance].timestamp):
+                points[instance] = newest
 
     def _newest(self, results: Sequence[MetricResult], date: int) -> Datapoint | None:
         for start in sorted({start for result in results for start in result.values}, reverse=True):
@@ -116,26 +130,35 @@ class Publisher:
         self._polled_at = self._wall()
         self.on_progress()
 
+    def mark_cycle_began(self) -> None:
+        """Note that a collection cycle begins: most end before their progress is worth a publication of its own."""
+        self._published_at = self._wall()
+
     async def publish(self) -> None:
         """Render the worker gauges and the exporter metrics off the event loop, and replace the snapshot."""
-        fresh_until = min(self._observed_at, self._polled_at) + self._rules.max_age
-        self._published_at = self._wall()
-        if self.fleet.date:
-            points, now = dict(self._points), self._clock.now()
-            self.snapshot = await asyncio.to_thread(
-                _render,
-                self.fleet,
-                points,
-                self._terminated_seen,
-                now,
-                self._rules,
-                self._settings,
-                fresh_until,
-                self._cloudwatch,
-            )
-        await asyncio.to_thread(self._telemetry.refresh)
-        listed = {worker.instance_id for worker in self.fleet.workers}
-        self._points = {key: point for key, point in self._points.items() if key[0] in listed}
+        async with self._publishing:
+            self._published_at = self._wall()
+            if self.fleet.date:
+                fresh_until = min(self._observed_at, self._polled_at) + self._rules.max_age
+                inputs = self.fleet, dict(self._points), self._terminated_seen, self._clock.now()
+                self.snapshot = await asyncio.to_thread(self._render, *inputs, fresh_until)
+            await asyncio.to_thread(self._telemetry.refresh)
+
+    def _render(
+        self, fleet: Fleet, points: Points, terminated_seen: Mapping[str, int], now: int, fresh_until: float
+    ) -> Snapshot:
+        rules, prices, shown = self._rules, self._settings.hourly_price, []
+        for worker in fleet.workers:
+            if worker.status == "terminated" and not is_shown(worker, terminated_seen.get(worker.id), now, rules):
+                continue
+            newest = {metric: point for metric in METRICS if (point := points[metric].get(worker.instance_id or ""))}
+            one = gauges(worker, newest, fleet.date, now, rules)
+            if self._cloudwatch:
+                one = replace(one, cloudwatch=further_values(worker, points, self._cloudwatch, now, rules))
+            if prices and (price := prices.get(worker.instance_type or "")) is not None:
+                one = replace(one, hourly_price=price)
+            shown.append(one)
+        return self._block.snapshot(shown, fresh_until)
 
     async def publish_progress(self) -> None:
         """Publish in the middle of a long collection cycle, at most every 10 seconds."""
@@ -143,48 +166,21 @@ class Publisher:
             await self.publish()
 
 
-def _render(
-    fleet: Fleet,
-    points: Mapping[tuple[str, str], Datapoint],
-    terminated_seen: Mapping[str, int],
-    now: int,
-    rules: Rules,
-    settings: WorkersSettings,
-    fresh_until: float,
-    cloudwatch: Sequence[CloudWatchGauge],
-) -> Snapshot:
-    shown = []
-    for worker in fleet.workers:
-        if is_shown(worker, terminated_seen.get(worker.id), now, rules):
-            newest = {m: points[key] for m in METRICS if worker.instance_id and (key := (worker.instance_id, m)) in points}
-            one = gauges(worker, newest, fleet.date, now, rules)
-            if cloudwatch:
-                one = replace(one, cloudwatch=further_values(worker, points, cloudwatch, now, rules))
-            if (price := settings.hourly_price.get(worker.instance_type or "")) is not None:
-                one = replace(one, hourly_price=price)
-            shown.append(one)
-    return exposition.snapshot(shown, settings.extra, fresh_until, cloudwatch)
-
-
 def further_values(
-    worker: Worker,
-    points: Mapping[tuple[str, str], Datapoint],
-    cloudwatch: Iterable[CloudWatchGauge],
-    now: int,
-    rules: Rules,
+    worker: Worker, points: Points, cloudwatch: Iterable[CloudWatchGauge], now: int, rules: Rules
 ) -> tuple[tuple[str, float], ...]:
     """Return (metric name, value) of the gauges of `cloudwatch.extra` that a worker has.
 
     Args:
         worker: as read; none if it is stopped or terminated.
-        points: CloudWatch's newest datapoint by instance and metric.
+        points: CloudWatch's newest datapoints.
         cloudwatch: the gauges.
         now: MongoDB's time in UTC seconds.
         rules: how long a value is shown.
     """
     if worker.status in IDLE_STATUSES or worker.instance_id is None:
         return ()
-    found = ((gauge, points.get((worker.instance_id, gauge.name))) for gauge in cloudwatch)
+    found = ((gauge, points[gauge.name].get(worker.instance_id)) for gauge in cloudwatch)
     return tuple(
         (gauge.name, point.value * gauge.scale)
         for gauge, point in found
@@ -207,18 +203,25 @@ def gauges(worker: Worker, points: Mapping[MetricName, Datapoint], observed_at: 
     show_state = now - observed_at <= rules.max_age
     if worker.status in IDLE_STATUSES:
         return WorkerGauges(worker, observed_at, show_state, show_load=False)
-    values: dict[MetricName, tuple[float | None, int | None]] = {}
-    own: dict[MetricName, float | None] = {"cpu": worker.cpu, "memory": worker.memory}
-    for metric in METRICS:
-        candidates: list[tuple[float, int]] = []
-        if metric in points:
-            candidates.append((points[metric].value, points[metric].timestamp + rules.period))
-        own_value = own[metric]
-        if own_value is not None and worker.collected_at is not None and worker.collected_at <= now + MAX_SKEW_SECONDS:
-            candidates.append((own_value, worker.collected_at))
-        fresh = [pair for pair in candidates if now - pair[1] <= rules.max_age]
-        values[metric] = fresh[0] if fresh else (None, max((time for _, time in candidates), default=None))
-    return WorkerGauges(worker, observed_at, show_state, True, *values["cpu"], *values["memory"])
+    cpu, cpu_time = _newest(points.get("cpu"), worker.cpu, worker.collected_at, now, rules)
+    memory, memory_time = _newest(points.get("memory"), worker.memory, worker.collected_at, now, rules)
+    return WorkerGauges(worker, observed_at, show_state, True, cpu, cpu_time, memory, memory_time)
+
+
+def _newest(
+    point: Datapoint | None, own: float | None, collected_at: int | None, now: int, rules: Rules
+) -> tuple[float | None, int | None]:
+    """Return the value of a metric, None where it is too old, and its time, None where there is none."""
+    ended = None
+    if point is not None:
+        ended = point.timestamp + rules.period
+        if now - ended <= rules.max_age:
+            return point.value, ended
+    if own is None or collected_at is None or collected_at > now + MAX_SKEW_SECONDS:
+        return None, ended
+    if now - collected_at <= rules.max_age:
+        return own, collected_at
+    return None, collected_at if ended is None else max(ended, collected_at)
 
 
 def is_shown(worker: Worker, terminated_seen: int | None, now: int, rules: Rules) -> bool:

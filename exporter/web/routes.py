@@ -80,7 +80,7 @@ async def metrics(request: Request) -> Response:
     if prefers_gzip(",".join(request.headers.getlist("accept-encoding"))):
         headers["Content-Encoding"] = "gzip"
         return PartsResponse(continued(fresh.gzipped if fresh else b"", exporter_metrics), CONTENT_TYPE, headers)
-    return PartsResponse((fresh.body if fresh else b"", exporter_metrics.text), CONTENT_TYPE, headers)
+    return PartsResponse((*(fresh.texts if fresh else ()), exporter_metrics.text), CONTENT_TYPE, headers)
 
 
 async def _select(

@@ -12,6 +12,7 @@ import pytest
 
 from exporter.core.history_metrics import LOOKBACK_SECONDS
 from exporter.core.periods import parse_duration
+from grafana.promql import HISTORY_SAMPLE, HISTORY_STEP
 
 ROOT = Path(__file__).parents[2]
 DASHBOARDS = sorted((ROOT / "grafana" / "dashboards").glob("*.json"))
@@ -22,6 +23,7 @@ OF_THE_PANEL = {"$__interval", "$__range"}
 
 SELECTOR = re.compile(r"""[\w:…]+\{[^{}]*store="history"[^{}]*\}(?:\[(?P<range>[^\]:]+))?""")
 """A selector of the history and its range."""
+SUBQUERY = re.compile(rf"\[(?P<range>[^\]:]+):{HISTORY_STEP}\]")
 FENCED = re.compile(r"^ *```.*?^ *```", re.MULTILINE | re.DOTALL)
 ANY_HISTORY = re.compile(r"_over_time\((?:x|…|cml_worker[\w:]*)(?:\{[^{}]*\})?\[(?P<range>[^\]:]+)")
 """A range in prose, whose selector may be abbreviated."""
@@ -43,7 +45,11 @@ def expressions(node: object) -> Iterator[str]:
 
 
 def selectors(text: str) -> list[tuple[str, str | None]]:
-    return [(found[0], found["range"]) for found in SELECTOR.finditer(text)]
+    """Return every selector and its range; that of the subquery around a selector of single samples."""
+    return [
+        (found[0], SUBQUERY.search(text, found.end())["range"] if found["range"] == HISTORY_SAMPLE else found["range"])  # type: ignore[index]
+        for found in SELECTOR.finditer(text)
+    ]
 
 
 @pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.name)
@@ -70,4 +76,11 @@ def test_a_short_range_is_noticed() -> None:
     assert found.startswith("cml_worker_active_labs{")
     assert too_short("30m")
     assert not too_short("1h")
+    in_steps = (
+        f'avg_over_time((last_over_time(cml_worker_active_labs{{store="history"}}[{HISTORY_SAMPLE}]))[30m:{HISTORY_STEP}])'
+    )
+    assert [too_short(range_ or "") for text in (in_steps, in_steps.replace("30m", "1d")) for _, range_ in selectors(text)] == [
+        True,
+        False,
+    ]
     assert [each["range"] for each in ANY_HISTORY.finditer("`last_over_time(…[15m])`, `avg_over_time(x[5m])`")] == ["15m", "5m"]

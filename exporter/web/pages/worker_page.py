@@ -50,12 +50,12 @@ class Day(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Hours:
-    """How long a worker was what, in seconds of the range."""
+    """How long a worker was what, in seconds of the range; None where nothing is known of it."""
 
-    running: float
-    idle: float
+    running: float | None
+    idle: float | None
     """Running without a lab."""
-    other: float
+    other: float | None
     coverage: float
     """Share of the range for which a status or a CPU value is stored, 0 to 1."""
 
@@ -163,6 +163,8 @@ def hours(shown: WorkerRows, start: int, end: int) -> Hours:
         running += ran * seconds
         known += covered * seconds
         idle += ran * seconds if labs == 0 else 0
+    if not known:  # missing data is not zero hours
+        return Hours(None, None, None, 0)
     return Hours(running, idle, known - running, min(1.0, known / max(1, end - start)))
 
 

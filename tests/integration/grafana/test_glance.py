@@ -62,17 +62,18 @@ def query(
 
 
 STATUS = "cml_worker:status:current"
-INFO = "cml_worker_info"
+INSTANCE = "cml_worker:instance:current"
+CODE = "cml_worker:status:code"
 
 
 def changes() -> dict[str, str]:
     """Three hours of seven workers, by the minute."""
     return {
         worker(STATUS, "steady", status="running"): "1x200",
-        worker(INFO, "steady", instance_id="i-1"): "1x200",
+        worker(INSTANCE, "steady", instance_id="i-1"): "1x200",
         worker(STATUS, "stopped", status="running"): "1x150 stale",
         worker(STATUS, "stopped", status="stopped"): "_x151 1x49",
-        worker(INFO, "stopped", instance_id="i-2"): "1x200",
+        worker(INSTANCE, "stopped", instance_id="i-2"): "1x200",
         # Stopped more than an hour ago.
         worker(STATUS, "long", status="running"): "1x100 stale",
         worker(STATUS, "long", status="stopped"): "_x101 1x99",
@@ -80,10 +81,17 @@ def changes() -> dict[str, str]:
         worker(STATUS, "back", status="running"): "1x130 stale _x9 1x60",
         worker(STATUS, "back", status="stopped"): "_x131 1x9 stale",
         worker(STATUS, "moved", status="running"): "1x200",
-        worker(INFO, "moved", instance_id="i-3"): "1x160 stale",
-        worker(INFO, "moved", instance_id="i-4"): "_x161 1x39",
+        worker(INSTANCE, "moved", instance_id="i-3"): "1x160 stale",
+        worker(INSTANCE, "moved", instance_id="i-4"): "_x161 1x39",
         worker(STATUS, "new", status="running"): "_x170 1x30",
         worker(STATUS, "gone", status="running"): "1x165 stale",
+        worker(CODE, "steady"): "2x200",
+        worker(CODE, "stopped"): "2x150 4x49",
+        worker(CODE, "long"): "2x100 4x99",
+        worker(CODE, "back"): "2x130 4x9 2x60",
+        worker(CODE, "moved"): "2x200",
+        worker(CODE, "new"): "_x170 2x30",
+        worker(CODE, "gone"): "2x165 stale",
         "cml_fleet:workers:count": "6x200",
     }
 
@@ -105,9 +113,17 @@ def test_a_change_of_the_last_hour_is_listed_with_its_time(tmp_path: Path) -> No
 
 def test_without_the_exporter_no_worker_is_new_or_gone(tmp_path: Path) -> None:
     """An hour ago it was not there: all were new. Now it is not: all were gone."""
-    started = {worker(STATUS, "first", status="running"): "_x30 1x60", "cml_fleet:workers:count": "_x30 1x60"}
+    started = {
+        worker(STATUS, "first", status="running"): "_x30 1x60",
+        worker(CODE, "first"): "_x30 2x60",
+        "cml_fleet:workers:count": "_x30 1x60",
+    }
     query(tmp_path, started, changed_in_an_hour(ALL), "60m", [])
-    stopped = {worker(STATUS, "last", status="running"): "1x170 stale", "cml_fleet:workers:count": "1x170 stale"}
+    stopped = {
+        worker(STATUS, "last", status="running"): "1x170 stale",
+        worker(CODE, "last"): "2x170 stale",
+        "cml_fleet:workers:count": "1x170 stale",
+    }
     query(tmp_path, stopped, changed_in_an_hour(ALL), "180m", [])
 
 

@@ -10,9 +10,9 @@ from exporter.core.budget import Budget, ReaderBudget
 from exporter.core.metric_settings import UNITS, CloudWatchGauge
 from exporter.core.model import STATUSES, Worker, WorkerGauges
 from exporter.core.workers_settings import ExtraMetric
-from exporter.metrics.exposition import render
 from exporter.metrics.telemetry import Telemetry
 from tests.conftest import program
+from tests.helpers.worker_families import render
 
 EXTRA = [ExtraMetric(metric="cml_worker_swap_utilization_ratio", field="disk", help='Disk in use, as "df" says.')]
 CLOUDWATCH = [

@@ -11,10 +11,10 @@ import yaml
 from prometheus_client import CollectorRegistry, generate_latest
 
 from exporter.core.model import Worker, WorkerGauges
-from exporter.metrics.exposition import render
 from exporter.metrics.telemetry import Telemetry
 from tests.fixtures.prometheus import RunPrometheus
 from tests.helpers.prometheus import Prometheus
+from tests.helpers.worker_families import render
 from tests.tools.mutate_rules import PROMETHEUS
 
 PATIENCE = 60

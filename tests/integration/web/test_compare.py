@@ -10,7 +10,10 @@ import pytest
 
 from exporter.core.errors import StoreUnavailableError
 from exporter.core.model import WorkerGauges
+from exporter.core.periods import DAY
+from exporter.history.reader import HistoryReader
 from exporter.storage.rows import HistoryRow, SampleRow
+from exporter.web.backend import Backend
 from tests.helpers.charts import points
 from tests.helpers.fleets import fleet
 from tests.integration.web.test_routes import NOW, Memory, Serve, problem, serve, snapshot  # noqa: F401  # a fixture
@@ -82,6 +85,28 @@ def test_mistakes_are_sentences(serve: Serve) -> None:  # noqa: F811
     assert "Unknown worker shoe" in problem(client.get("/compare?worker=shoe"), 404)
     parts.failure = StoreUnavailableError("MongoDB does not answer.", reason="unavailable")
     assert problem(client.get(f"/compare?worker={ONE}"), 503) == "MongoDB does not answer."
+
+
+class WithoutHistory(Memory):
+    """An exporter whose mongodb.history is null, and which does not query CloudWatch."""
+
+    def backend(self) -> Backend:
+        made = super().backend()
+        made.reader = HistoryReader(period=300, history=None, archive=None, wanted_retention=DAY, wall=self.now)
+        return made
+
+
+def test_without_a_history_it_says_what_to_do_and_claims_no_hours(serve: Serve) -> None:  # noqa: F811
+    client = serve(WithoutHistory(snapshot=snapshot(*fleet(3, NOW)), sources={"mongodb": None}))
+    text = client.get("/compare", params=[("worker", ONE), ("worker", TWO)]).text
+    assert text.count("Name a collection in mongodb.history to keep one.") == 1, "one sentence for both workers"
+    assert "2 of at most 8 workers" in text
+    assert text.count("No values in this range.</td>") == 3, "the tables of three charts"
+    figures = re.findall(r"<td>([^<]*)</td>", text[text.index('id="figures"') :])
+    assert figures == [*["–"] * 11, "0 %"] * 2, "missing data is not zero hours"
+    worker = client.get(f"/workers/{ONE}").text
+    assert "Name a collection in mongodb.history to keep one." in worker
+    assert re.findall(r"<dd>([^<]*)</dd>", worker[worker.index("<dt>running</dt>") :])[:4] == [*["–"] * 3, "0 %"]
 
 
 def test_fleet_and_worker_lead_to_it(serve: Serve) -> None:  # noqa: F811

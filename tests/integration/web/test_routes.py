@@ -40,8 +40,8 @@ from exporter.core.model import (
 from exporter.core.settings import WebSettings
 from exporter.history.reader import HistoryReader
 from exporter.history.series import ColumnSource
-from exporter.metrics import exposition
 from exporter.metrics.gzip_member import deflated
+from exporter.metrics.worker_block import WorkerBlock
 from exporter.storage.rows import HistoryRow
 from exporter.web import auth, routes, webconfig
 from exporter.web.application import DEFAULTS, PROBES, create_app
@@ -67,7 +67,7 @@ def gauges(worker_id: str, **changes: Any) -> WorkerGauges:  # noqa: ANN401 -- f
 
 
 def snapshot(*workers: WorkerGauges) -> Snapshot:
-    return exposition.snapshot(workers, (), fresh_until=NOW + 60)
+    return WorkerBlock().snapshot(workers, fresh_until=NOW + 60)
 
 
 def entry(worker_id: str, **changes: Any) -> InventoryEntry:  # noqa: ANN401 -- fields of the record

@@ -167,7 +167,7 @@ class Process:
 
     @property
     def gauge(self) -> Datapoint | None:
-        return self.publisher._points.get(("i-0a", "memory"))
+        return self.publisher._points["memory"].get("i-0a")
 
     async def resources(self, now: int) -> dict[int, float]:
         """Return what `/resources` averages: period → memory of the last half hour."""

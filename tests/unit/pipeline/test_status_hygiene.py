@@ -15,11 +15,11 @@ from exporter.core.model import (
     Worker,
     WorkerGauges,
 )
-from exporter.metrics.exposition import render
 from exporter.pipeline.gaps import find_gaps
 from exporter.pipeline.lifecycle import Rules, WorkerState, close_missing, initial_state, observe
 from exporter.pipeline.planning import live_queries
 from exporter.pipeline.publisher import gauges
+from tests.helpers.worker_families import render
 
 RULES = Rules()
 P = RULES.period

@@ -73,7 +73,7 @@ def result_labels(node: Any) -> set[str]:  # noqa: ANN401
         case promql.AggregateExpr():
             kept = set(node.modifier.labels) if node.modifier else set()
             assert kept <= result_labels(node.expr), f"{text(node)} keeps a label that is not there"
-            return kept
+            return kept | ({node.param.val} if isinstance(node.param, promql.StringLiteral) else set())  # of count_values
         case promql.Call():
             if node.func.name.startswith("absent"):
                 return {each.name for each in node.args[0].vector_selector.matchers.matchers}
@@ -84,7 +84,9 @@ def result_labels(node: Any) -> set[str]:  # noqa: ANN401
                 assert set(node.modifier.matching.labels) <= left & right or not right, (
                     f"{text(node)} matches on labels it lacks"
                 )
-            return left | right if str(node.op) == "or" or is_number(node.lhs) else left
+            taken = set(node.modifier.group_labels or ()) if node.modifier else set()
+            assert taken <= right, f"{text(node)} takes a label that is not there"
+            return left | right if str(node.op) == "or" or is_number(node.lhs) else left | taken
     return set()
 
 
@@ -140,7 +142,7 @@ def test_recorded_names_say_level_metric_and_operations() -> None:
     for name, rule in RECORDED.items():
         level = {"cml_worker": {"worker_id", "region"}, "cml_region": {"region"}}.get(name.partition(":")[0], set())
         found = result_labels(promql.parse(rule["expr"]))
-        assert level <= found <= level | {"status", "check"}, name
+        assert level <= found <= level | {"status", "instance_id", "check"}, name
 
 
 def test_recorded_series_never_fall_out_of_the_lookback() -> None:
