@@ -136,13 +136,12 @@ def _now() -> list[Panel]:
 
 def _exporter() -> list[Panel]:
     up = exporter_metric("source_up")
-    job = f'job="{conventions.JOB}"'
     return [
         stat(
             "Exporter",
             "Can the numbers be trusted?",
             "Whether Prometheus can scrape an exporter; while it cannot, every other value is missing.",
-            [instant(f"max(up{{{job}}})")],
+            [instant(f"max(up {conventions.OF_EXPORTERS})")],
             Style("none", "Not scraped", mappings=conventions.UP_DOWN),
             width=6,
             height=3,
