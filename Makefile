@@ -80,9 +80,9 @@ proto: $(READY) ## write exporter/history/remote_read.binpb and remote_read_pb2.
 	$(BIN)/python -m grpc_tools.protoc --proto_path=. --descriptor_set_out=exporter/history/remote_read.binpb --pyi_out=. exporter/history/remote_read.proto
 
 lock: $(READY) ## resolve pyproject.toml into requirements*.txt (versions and hashes, no index URLs)
-	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --upgrade -o requirements.txt pyproject.toml
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --upgrade --extra otlp --extra postgresql -o requirements.txt pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --upgrade --extra dev -o requirements-dev.txt pyproject.toml
-	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --upgrade --extra fake-aws -o requirements-demo.txt pyproject.toml
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --upgrade --extra fake-aws --extra otlp --extra postgresql -o requirements-demo.txt pyproject.toml
 	echo 'hatchling>=1.25' | $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --upgrade -o requirements-build.txt -
 
 clean: ## remove .venv and the demo's data

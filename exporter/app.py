@@ -2,7 +2,8 @@
 
 import asyncio
 import gc
-import os
+import time
+from collections.abc import Sequence
 from functools import partial
 
 import anyio
@@ -13,6 +14,7 @@ from exporter.core.budget import Budget, ReaderBudget
 from exporter.core.errors import IncompatibleStoreError, StoreError
 from exporter.core.liveness import MIN_INTERVAL_SECONDS, Liveness
 from exporter.core.periods import HOUR
+from exporter.core.revision import revision
 from exporter.core.settings import Settings
 from exporter.history.cloudwatch_archive import CloudWatchArchive
 from exporter.history.hourly_cache import HourlyCache
@@ -60,7 +62,7 @@ class Exporter:
         self.settings = settings
         self.liveness = Liveness()
         """Which loops make progress."""
-        self.telemetry = Telemetry(CollectorRegistry(), revision=os.environ.get("REVISION", ""))
+        self.telemetry = Telemetry(CollectorRegistry(), revision=revision())
         self._outbox = OutboxThread(outbox, self.telemetry)
         self._client, database = connect(settings)
         if rotation := rotation_of(self._client):
@@ -183,6 +185,8 @@ class Exporter:
                 group.create_task(self.collector.open_gaps_forever(), name="gaps")
                 group.create_task(self.collector.watch_forever(self._aggregates.ping), name="watch")
                 group.create_task(self._freeze(), name="freeze")
+                if self.settings.otlp.endpoint is not None:
+                    group.create_task(self._push_forever(self.settings.otlp.endpoint), name="otlp")
                 group.create_task(self._beat_forever(), name="beat")
                 if self._mirror is not None and self._history is not None:
                     self._mirror.beat = self.liveness.expect("mirroring", MIN_INTERVAL_SECONDS)
@@ -205,6 +209,18 @@ class Exporter:
         while True:
             beat()
             await asyncio.sleep(BEAT_INTERVAL_SECONDS / 3)
+
+    async def _push_forever(self, endpoint: str) -> None:
+        """Push to the OpenTelemetry collector what a scrape would show."""
+        from exporter.otlp.push import OtlpPush  # an extra
+
+        def texts() -> Sequence[bytes]:
+            snapshot = self.backend.snapshot
+            fresh = snapshot is not None and snapshot.fresh_until > time.time()
+            return [*([snapshot.body] if snapshot is not None and fresh else []), self.telemetry.rendered.text]
+
+        owner = self._outbox.outbox.owner
+        await OtlpPush(endpoint, self.settings.otlp.interval, owner, texts, self.telemetry).run_forever()
 
     async def _freeze(self) -> None:
         await self.collector.polled.wait()

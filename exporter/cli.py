@@ -278,17 +278,23 @@ docs/import-events.md explains which events and fields are read, and which perio
     ),
     "export": Command(
         run.export,
-        "write the history as OpenMetrics, for Prometheus, or as CSV",
-        "Write the history of all or some workers, as OpenMetrics text that promtool turns into blocks of Prometheus,\n"
-        "or as CSV. A file appears under its name only when it is complete.",
+        "write the history as a file, or copy it into another database",
+        "Write the history of all or some workers: as OpenMetrics text that promtool turns into blocks of Prometheus, as\n"
+        "CSV, InfluxDB's line protocol, or Parquet. A file appears under its name only when it is complete.\n"
+        "With --to, copy it into VictoriaMetrics, InfluxDB, or PostgreSQL: may be interrupted at any moment, the same\n"
+        "command continues. Exit status 1 when the database has fewer samples than were sent.",
         flags.export_flags,
-        (*_MONGODB, "mongodb.history", "period", "log.format"),
-        "--since TIME [--until TIME] [--tz ZONE] [--worker ID ...] [--format {openmetrics,csv}] [--output FILE]",
+        (*_MONGODB, "mongodb.history", "period", "data_dir", "log.format"),
+        "--since TIME [--until TIME] [--tz ZONE] [--worker ID ...] [--format FORMAT] [--output FILE]\n"
+        "       cml-worker-exporter export --since TIME [--until TIME] [--worker ID ...] --to ADDRESS [--rate N]",
         f"""\
 {_TIME}
 example:
   cml-worker-exporter export --config.file exporter.yml --since 30d --output history.om
   promtool tsdb create-blocks-from openmetrics --max-block-duration=744h history.om /var/lib/prometheus
+  cml-worker-exporter export --config.file exporter.yml --since 90d --to victoriametrics+http://127.0.0.1:8428
+  cml-worker-exporter export --config.file exporter.yml --since 90d --to influxdb+http://user:password@127.0.0.1:8086/cml
+  cml-worker-exporter export --config.file exporter.yml --since 90d --to postgresql://user:password@127.0.0.1/cml
 
 docs/export.md explains what is in the file, and how to make Prometheus keep such old blocks.
 """,

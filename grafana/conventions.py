@@ -180,6 +180,8 @@ TOP = choice("top", "Show", "How many workers the rankings show.", ("5", "10", "
 
 JOB = "cml-worker-exporter"
 """The scrape job in prometheus/prometheus.yml."""
+OF_EXPORTERS = "and on (job) cml_exporter:job:known"
+"""Of series that other jobs have too: those of the exporters, whatever their job is called."""
 
 
 def alerts(matcher: str = "") -> Json:
@@ -191,7 +193,7 @@ def alerts(matcher: str = "") -> Json:
 
 RESTARTS = annotation(
     "Exporter restarts",
-    f'1000 * max by (instance) (process_start_time_seconds{{job="{JOB}"}})',
+    f"1000 * max by (instance) (process_start_time_seconds {OF_EXPORTERS})",
     "The exporter was started",
     "{{instance}}",
     "dark-orange",

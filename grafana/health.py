@@ -441,6 +441,16 @@ def _history() -> list[Panel]:
             interval=_EACH,
         ),
         graph(
+            "OpenTelemetry pushes",
+            "Does the OpenTelemetry collector get the gauges?",
+            "Pushes to the collector of the setting otlp.endpoint, by result.",
+            [Query(counter_increase(_metric("otlp_pushes_total"), "result"), "{{result}}")],
+            replace(_NEVER, empty="No OpenTelemetry collector is configured"),
+            width=24,
+            columns=True,
+            interval=_EACH,
+        ),
+        graph(
             "Outbox failures",
             "Can the exporter write its outbox?",
             "Failed transactions on the outbox per interval, by reason, and damaged outboxes that were set aside. While the "

@@ -52,6 +52,7 @@ FIRST_STEPS = {
     "CMLExporterSamplesRevised": "Raise settle_delay. This can wait until morning.",
     "CMLExporterHistoryDuplicates": "Find a second writer, then run verify --repair.",
     "CMLExporterHistoryReplaced": "Run backfill since the time of the backup.",
+    "CMLExporterOTLPFailing": "Start the collector, or correct otlp.endpoint.",
     "CMLExporterSamplesRejected": "Remove the validator that rejects the samples.",
 }
 """Alert → the first step; the rest is in the runbook."""
@@ -135,13 +136,12 @@ def _now() -> list[Panel]:
 
 def _exporter() -> list[Panel]:
     up = exporter_metric("source_up")
-    job = f'job="{conventions.JOB}"'
     return [
         stat(
             "Exporter",
             "Can the numbers be trusted?",
             "Whether Prometheus can scrape an exporter; while it cannot, every other value is missing.",
-            [instant(f"max(up{{{job}}})")],
+            [instant(f"max(up {conventions.OF_EXPORTERS})")],
             Style("none", "Not scraped", mappings=conventions.UP_DOWN),
             width=6,
             height=3,

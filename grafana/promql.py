@@ -55,7 +55,7 @@ def _constant(record: str, **labels: str) -> float:
     for group in yaml.safe_load(_SETTINGS.read_text())["groups"]:
         for rule in group["rules"]:
             if rule.get("record") == record and rule.get("labels", {}) == labels:
-                return float(rule["expr"].removeprefix("vector(").removesuffix(")"))
+                return float(rule["expr"].rpartition("vector(")[2].removesuffix(")"))
     raise KeyError(f"{record} with the labels {labels} is not in {_SETTINGS}")
 
 

@@ -6,7 +6,7 @@ from datetime import UTC, tzinfo
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
-from exporter.commands.export.request import FORMATS
+from exporter.commands.export.request import FORMATS, RATE
 from exporter.core.errors import ConfigError
 from exporter.core.local_time import time_zone
 from exporter.core.periods import parse_time
@@ -74,6 +74,14 @@ def export_flags(parser: argparse.ArgumentParser) -> None:
     _add_workers(parser, "id of a worker to export; repeatable (default: all workers)")
     parser.add_argument("--format", choices=FORMATS, default=FORMATS[0], help="output format (default: openmetrics)")
     parser.add_argument("--output", metavar="FILE", type=Path, help="output file (default: standard output)")
+    parser.add_argument(
+        "--to",
+        metavar="ADDRESS",
+        help="instead of a file: copy into this VictoriaMetrics, InfluxDB, or PostgreSQL, and count there",
+    )
+    parser.add_argument(
+        "--rate", type=_rate, default=RATE, metavar="N", help=f"with --to: samples per second at most (default: {RATE})"
+    )
 
 
 def purge_flags(parser: argparse.ArgumentParser) -> None:
@@ -135,6 +143,12 @@ def _zone(name: str) -> ZoneInfo:
         return time_zone(name)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _rate(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of samples per second; write a whole number above 0")
+    return int(text)
 
 
 def _percent(text: str) -> float:

@@ -126,7 +126,7 @@ def _repair(options: argparse.Namespace, since: int) -> int:
 
 
 def export(options: argparse.Namespace) -> int:
-    """Write the history to a file."""
+    """Write the history to a file, or copy it into another database."""
     import asyncio
 
     from exporter.commands.export import command
@@ -135,7 +135,19 @@ def export(options: argparse.Namespace) -> int:
     settings, now = _settings(options, "error"), int(time.time())
     since = flags.time_bound("--since", options.since, now, options.tz)
     until = flags.time_bound("--until", options.until, now, options.tz)
-    request = ExportRequest(since, until, tuple(options.workers), options.format, options.output, options.tz)
+    if options.to is not None and options.output is not None:
+        raise ConfigError("--to: the samples go into a store or into a file; leave out --to or --output")
+    request = ExportRequest(
+        since,
+        until,
+        tuple(options.workers),
+        options.format,
+        options.output,
+        options.tz,
+        options.to,
+        options.rate,
+        f"{options.since} {options.until} {options.tz}",
+    )
     return asyncio.run(command.run(settings, request, sys.stderr))
 
 

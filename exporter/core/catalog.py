@@ -316,6 +316,12 @@ EXPORTER_METRICS: tuple[Metric, ...] = (
         "Times the history lost samples that MongoDB had acknowledged: another collection, an older backup, or no marker.",
         ("reason",),
     ),
+    _exporter(
+        "otlp_pushes_total",
+        "counter",
+        "Pushes to the OpenTelemetry collector, by result; only with otlp.endpoint.",
+        ("result",),
+    ),
     _exporter("samples_gap_filled_total", "counter", "Samples written by gap filling."),
     _exporter(
         "samples_unavailable_total",

@@ -17,6 +17,7 @@ from exporter.core.catalog import StatusForm
 from exporter.core.errors import ConfigError
 from exporter.core.event_settings import EventsSettings
 from exporter.core.metric_settings import CloudWatchGauge, MemoryMetric, check_gauges
+from exporter.core.otlp_settings import OtlpSettings
 from exporter.core.periods import DAY, MINUTE, format_duration, is_period
 from exporter.core.setting_types import (
     Address,
@@ -228,6 +229,7 @@ class Settings(Section):
     aws: AwsSettings = Field(default_factory=AwsSettings)
     workers: WorkersSettings = Field(default_factory=WorkersSettings)
     events: EventsSettings = Field(default_factory=EventsSettings)
+    otlp: OtlpSettings = Field(default_factory=OtlpSettings)
     web: WebSettings = Field(default_factory=WebSettings)
     metrics: MetricsSettings = Field(default_factory=MetricsSettings)
     data_dir: Path = Field(Path("data"), description="Folder of the outbox; each exporter needs its own.")

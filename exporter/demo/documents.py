@@ -29,11 +29,11 @@ def worker_document(world: World, worker: DemoWorker, time: int) -> dict[str, An
     collected = _last_collected(worker, time)
     last_cpu, last_memory = (None, None) if collected is None else _newest(world, worker, collected)
     gone = status(worker, time) == "terminated"
+    # No private_ip: the stack's Prometheus would ask the machine that has the address, whosever it is, for a node_exporter.
     common = {
         "name": worker.name,
         "aws_region": worker.region,
         "aws_instance_id": worker.instance_id,
-        "private_ip": None if gone else worker.address,
         "status": status(worker, time),
         "instance_type": worker.instance_type,
         **_checks(worker, time),

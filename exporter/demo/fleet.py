@@ -47,7 +47,6 @@ class DemoWorker:
     instance_id: str
     instance_type: str
     image_id: str
-    address: str
     cml_version: str
     created_at: int
     labs: int
@@ -87,7 +86,6 @@ def fleet(world: World) -> tuple[DemoWorker, ...]:
             instance_type="m5zn.metal" if labs > 4 else "c5.metal",
             image_id="ami-0" + _hex(world, region, "image", length=16),
             # Addresses reserved for documentation (RFC 5737), so that a scrape of the targets reaches no real machine.
-            address=f"{'198.51.100' if region == 'us-east-1' else '203.0.113'}.{10 + number}",
             cml_version="2.8.1" if number % 2 else "2.7.2",
             created_at=start - age,
             labs=labs,

@@ -58,7 +58,7 @@ def command(program: Path, folder: Path, exporter: str, listen: str) -> list[str
 
 
 def configuration(source: Path, exporter: str) -> dict[str, Any]:
-    """Return the configuration in `source` for an exporter at another address, without Alertmanager and node_exporters.
+    """Return the configuration in `source` for an exporter at another address, without Alertmanager and other targets.
 
     Raises:
         ConfigError: it is missing or cannot be read.
@@ -69,8 +69,8 @@ def configuration(source: Path, exporter: str) -> dict[str, Any]:
         raise ConfigError(
             f"{source / 'prometheus.yml'} cannot be read ({error}); the demo's Prometheus needs a checkout"
         ) from error
-    # The addresses of the simulated workers may belong to other machines, so nothing must be sent there.
-    content["scrape_configs"] = [job for job in content["scrape_configs"] if "http_sd_configs" not in job]
+    # Only the exporter: the demo has no node_exporters, and targets of your own belong to the stack.
+    content["scrape_configs"] = [job for job in content["scrape_configs"] if "static_configs" in job]
     content.pop("alerting", None)  # there is no Alertmanager; Prometheus's own page shows the alerts
     content["rule_files"] = [str(source / pattern) for pattern in content.get("rule_files", ())]
     replaced: dict[str, Any] = _replaced(content, exporter)

@@ -95,6 +95,7 @@ class Telemetry:
         self.mirror_last_success = OptionalGauge("cml_exporter_mirror_last_success_timestamp_seconds", registry)
         self.history_duplicates = OptionalGauge("cml_exporter_history_duplicates", registry)
         self.history_replaced = counter("history_replaced_total")
+        self.otlp_pushes = counter("otlp_pushes_total")
         self.samples_gap_filled = counter("samples_gap_filled_total")
         self.samples_unavailable = counter("samples_unavailable_total")
         self.samples_late = counter("samples_late_total")

@@ -35,6 +35,8 @@ from exporter.sources.protocols import FleetSource, MetricSource
 _log = logs.get("collector")
 FIRST_GAPS_SECONDS = 2
 """How long the first poll after a start waits for gaps: enough for 1,000 workers."""
+FIRST_RETRY_SECONDS = 5
+"""Time between two reads while there is no worker, and before the second poll of a region that has not answered yet."""
 
 
 class Collector:
@@ -112,6 +114,8 @@ class Collector:
         self._first_gaps = asyncio.Event()
         """Set once the gaps found by the first observation are opened, or there are none to open now."""
         self._first_poll_began = False
+        self._first_workers = asyncio.Event()  # a read found workers after none were known
+        self._next_retry = FIRST_RETRY_SECONDS
         self.polled = asyncio.Event()
         """Set by the first collection cycle, successful or not."""
         self.reobserve = asyncio.Event()
@@ -134,6 +138,7 @@ class Collector:
             wake=self.reobserve,
             report=self._health.loop_failed,
             beat=beat,
+            soon=lambda: None if self.fleet.workers else FIRST_RETRY_SECONDS,
         )
 
     async def poll_forever(self) -> None:
@@ -154,9 +159,22 @@ class Collector:
             offset=POLL_OFFSET_SECONDS,
             wall=self._wall,
             finished=self.polled,
+            wake=self._first_workers,
             report=self._health.loop_failed,
             beat=beat,
+            soon=self._poll_soon,
         )
+
+    def _poll_soon(self) -> float | None:
+        """Return after how many seconds to poll again while a region has not answered since the start, each time twice as many.
+
+        Only the workers of such a region are due again so early.
+        """
+        if not self._health.awaited("cloudwatch"):
+            self._next_retry = FIRST_RETRY_SECONDS
+            return None
+        pause, self._next_retry = self._next_retry, 2 * self._next_retry
+        return pause
 
     async def open_gaps_forever(self) -> None:
         """Open gaps whenever there are some."""
@@ -210,7 +228,7 @@ class Collector:
 
     async def observe(self) -> None:
         """Make one observation; see `Observer.observe`. Measure the disk of the outbox too."""
-        began = self._wall()
+        began, known = self._wall(), bool(self.fleet.workers)
         try:
             await self._observer.observe()
         except ExporterError:
@@ -219,6 +237,8 @@ class Collector:
             self._health.failed(unexpected("mongodb", bug), began)
             raise
         finally:
+            if self.fleet.workers and not known:
+                self._first_workers.set()
             await self._disk.measure(len(self.fleet.workers), self._rules.period)
         if self._gaps is None or not self._gaps.pending:
             self._first_gaps.set()

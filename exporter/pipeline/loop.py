@@ -24,6 +24,7 @@ async def run_on_schedule(
     wake: asyncio.Event | None = None,
     report: Callable[[str, str | None], object] = lambda name, problem: None,
     beat: Callable[[], object] = lambda: None,
+    soon: Callable[[], float | None] = lambda: None,
 ) -> None:
     """Run `step` at once, then on every tick, and whenever `wake` is set; never return.
 
@@ -37,6 +38,7 @@ async def run_on_schedule(
         wake: starts a run before the next tick.
         report: receives `name` and what was unexpected about each run, None if nothing was.
         beat: called before and after each run, as the sign of life of this loop.
+        soon: called after each run; returns after how many seconds the next one begins, None: at the tick, which is the latest.
     """
     while True:
         if wake is not None:
@@ -45,7 +47,8 @@ async def run_on_schedule(
         report(name, await guard(name, step))
         beat()
         finished.set()
-        await sleep_until(next_tick(wall(), every, offset), wall, wake)
+        tick, pause = next_tick(wall(), every, offset), soon()
+        await sleep_until(tick if pause is None else min(tick, wall() + pause), wall, wake)
 
 
 async def guard(name: str, step: Callable[[], Awaitable[None]]) -> str | None:

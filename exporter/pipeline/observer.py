@@ -113,6 +113,7 @@ class Observer:
         self._wall = wall
         self._terminated_seen: dict[str, int] = {}
         self._complaints: set[str] = set()
+        self._without_workers = logs.Repeats()
         self.read_failed = False
         """Whether the last read of the worker documents has failed."""
         self._inventory_loaded = False
@@ -201,14 +202,17 @@ class Observer:
             self._telemetry.samples_lost.inc(piece.lost)
         self._on_ready()
         await self._outbox.export_gauges(self._telemetry)
-        _log.info(
-            "worker documents read",
-            collection=fleet.namespace,
-            workers=len(fleet.workers),
-            opened=opened,
-            **({"lost": lost} if lost else {}),
-            **fleet.skipped,
-        )
+        if fleet.workers:
+            self._without_workers.reset()
+        if fleet.workers or self._without_workers.is_due(str(fleet.skipped)):  # without workers they are read every few seconds
+            _log.info(
+                "worker documents read",
+                collection=fleet.namespace,
+                workers=len(fleet.workers),
+                opened=opened,
+                **({"lost": lost} if lost else {}),
+                **fleet.skipped,
+            )
         if history.lease.held:
             try:
                 await history.inventory.record(fleet)  # after `open_periods` has used the entries as they were before

@@ -23,6 +23,7 @@ class SourceHealth:
         self._wall = wall
         self._regions: set[str] = set()
         self._repeats: dict[str, logs.Repeats] = {}
+        self._answered: set[str] = set()
         self.conditions: dict[str, Condition] = {}
         """Source ("mongodb", "cloudwatch eu-west-1") → whether its last read succeeded, and since when. Loops and limits of the
         exporter itself ("polling", "budget") are listed while they have a problem."""
@@ -46,6 +47,7 @@ class SourceHealth:
         self._telemetry.source_succeeded(source, region, ended, ended - began)
         name = _name(source, region)
         self.show(name, None, ended)
+        self._answered.add(name)
         self._regions.add(region)
         if name in self._repeats and self._repeats.pop(name).reset():
             _log.info("source read again", source=source, region=region)
@@ -65,6 +67,13 @@ class SourceHealth:
         self._regions.add(error.region)
         if self._repeats.setdefault(name, logs.Repeats()).is_due(str(error)):
             _log.error("source read failed", source=error.source, region=error.region, code=error.code, error=str(error))
+
+    def awaited(self, source: str) -> bool:
+        """Return whether a source fails, in a region at least, that has not answered since the start."""
+        return any(
+            condition.error is not None and name.partition(" ")[0] == source and name not in self._answered
+            for name, condition in self.conditions.items()
+        )
 
     def loop_failed(self, name: str, problem: str | None) -> None:
         """Show the unexpected error of the loop `name`, or with None that its last run had none."""

@@ -122,8 +122,11 @@ PAGES = [
 FOLDERS = ("exporter", "tests", "docs", "prometheus", "grafana", "bench", "deploy", "tools", ".github")
 CITED = re.compile(rf"(?<![\w/.\-])((?:{'|'.join(map(re.escape, FOLDERS))})/[\w./\-]*\w)(?![\w/*{{<]|\.\w)")
 LINKED = re.compile(r"\]\((?!\w+:)([^)#\s]+)(?:#[^)]*)?\)")
-FOREIGN = ("prometheus/common",)
-"""Names of other projects that look like paths of this repository."""
+FOREIGN = (
+    "prometheus/local/",
+    "prometheus/common",
+)
+"""Files of the user, and names of other projects that look like paths of this repository."""
 SOURCES = sorted(
     file for folder in ("exporter", "grafana", "bench", "tests", "deploy") for file in (ROOT / folder).rglob("*.py")
 )

@@ -1,4 +1,4 @@
-"""`cml-worker-exporter export`: the history as a file, for Prometheus (OpenMetrics) or a spreadsheet (CSV).
+"""`cml-worker-exporter export`: the history as a file, as OpenMetrics, CSV, line protocol or Parquet, or copied elsewhere.
 
 Memory does not grow with the history: it is read page by page, and what must be written in another order waits in `open_spool`.
 A file appears under its name only when it is complete.
@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TextIO
 from zoneinfo import ZoneInfo
@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from exporter.commands.exit_status import CLOSED_PIPE
+from exporter.commands.export.copying import continued, copy_to_store
 from exporter.commands.export.openmetrics import text
 from exporter.commands.export.request import ExportRequest
 from exporter.commands.export.spool import KEYS, open_spool
@@ -36,6 +37,8 @@ from exporter.storage.mongo import connect
 from exporter.storage.repository import WorkerMetricsRepository, repository, require_history
 from exporter.storage.rows import number
 from exporter.storage.sample_stream import TIME, Pages, stream
+from exporter.stores.line_protocol import lines
+from exporter.stores.store import batches
 
 CSV_COLUMNS = (
     "worker_id",
@@ -78,6 +81,8 @@ async def run(settings: Settings, request: ExportRequest, err: TextIO) -> int:
         ExporterError: the output cannot be written. After any of these there is no file.
     """
     name = require_history(settings, "export")
+    if request.to is not None:
+        request = continued(settings.data_dir, request)
     if request.since >= request.until:
         raise ConfigError(
             f"--since: {rfc3339(request.since)} is not before --until, {rfc3339(request.until)}; swap or mend them"
@@ -89,9 +94,13 @@ async def run(settings: Settings, request: ExportRequest, err: TextIO) -> int:
         history.collection.retention = await history.collection.current_retention()
         await inventory.load()
         workers = await _workers(history, request)
+        if request.to is not None:
+            with _progress(err, len(workers)) if err.isatty() else nullcontext(_silent) as step:
+                pages = partial(_pages, history, request=request, keys=KEYS, step=step)
+                return await copy_to_store(settings.data_dir, request, workers, inventory.entries, pages, err)
         try:
             with _destination(request.output) as sink:
-                counts = await _write(history, inventory.entries, workers, request, sink.write, err)
+                counts = await _write(history, inventory.entries, workers, request, sink, err)
         except BrokenPipeError:
             return CLOSED_PIPE
         except StoreUnavailableError as error:
@@ -117,15 +126,16 @@ async def _write(
     entries: Entries,
     workers: Sequence[str],
     request: ExportRequest,
-    write: Write,
+    sink: "Sink",
     err: TextIO,
 ) -> Counts:
     # Not where the export itself appears on the same terminal.
     seen = err.isatty() and (request.output is not None or not os.isatty(_STDOUT))
-    steps = len(workers) * (1 if request.format == "csv" else 1 + len(HISTORY_METRICS))
-    how = _write_csv if request.format == "csv" else _write_openmetrics
+    steps = len(workers) * (1 + len(HISTORY_METRICS) if request.format == "openmetrics" else 1)
     with _progress(err, steps) if seen else nullcontext(_silent) as step:
-        return await how(history, entries, workers, request, write, step)
+        if request.format == "openmetrics":
+            return await _write_openmetrics(history, entries, workers, request, sink.write, step)
+        return await _write_pages(history, entries, workers, request, sink, step)
 
 
 async def _write_openmetrics(
@@ -150,19 +160,44 @@ async def _write_openmetrics(
     return counts
 
 
-async def _write_csv(
-    history: WorkerMetricsRepository, entries: Entries, workers: Sequence[str], request: ExportRequest, write: Write, step: Step
+async def _write_pages(
+    history: WorkerMetricsRepository, entries: Entries, workers: Sequence[str], request: ExportRequest, sink: "Sink", step: Step
 ) -> Counts:
+    """Write a format that takes the samples in the order in which they are read."""
     counts, seen = Counts(), set[str]()
-    write(",".join(CSV_COLUMNS) + "\r\n")
+    add, finish = _page_writer(request, entries, sink)
     async for worker_id, page in _pages(history, workers, request, KEYS, step):
-        entry = entries.get(worker_id)
-        write(csv_rows(worker_id, (entry and entry.name) or "", page, request.zone))
+        add(worker_id, page)
         seen.add(worker_id)
         counts.samples += len(page)
         await asyncio.sleep(0)  # where Ctrl-C ends it
+    finish()
     counts.workers = len(seen)
     return counts
+
+
+def _page_writer(request: ExportRequest, entries: Entries, sink: "Sink") -> tuple[Callable[[str, list[Any]], None], Step]:
+    """Return what writes a page of a worker's documents, and what ends the output."""
+
+    def name_of(worker_id: str) -> str | None:
+        entry = entries.get(worker_id)
+        return entry.name if entry else None
+
+    if request.format == "parquet":
+        from exporter.commands.export.parquet import ParquetWriter  # an extra
+
+        writer = ParquetWriter(sink.write_bytes)
+        return lambda worker_id, page: writer.add(worker_id, name_of(worker_id), page), writer.finish
+    if request.format == "influx":
+        return lambda worker_id, page: sink.write("".join(influx_lines(worker_id, page))), _silent
+    sink.write(",".join(CSV_COLUMNS) + "\r\n")
+    return lambda worker_id, page: sink.write(csv_rows(worker_id, name_of(worker_id) or "", page, request.zone)), _silent
+
+
+def influx_lines(worker_id: str, documents: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield InfluxDB's line of each document with TIME; the time in nanoseconds, which its programs expect of a file."""
+    for batch in batches(worker_id, documents, TIME, {}):
+        yield from (f"{line}000000\n" for line in lines(batch))
 
 
 async def _pages(
@@ -238,8 +273,12 @@ class Sink:
             BrokenPipeError: the reader has ended.
             ExporterError: it cannot be written, such as on a full disk.
         """
+        self.write_bytes(text.encode())
+
+    def write_bytes(self, data: bytes) -> None:
+        """Write all of it; the errors are those of `write`."""
         with self.failing():
-            rest = memoryview(text.encode())
+            rest = memoryview(data)
             while rest:
                 rest = rest[os.write(self.descriptor, rest) :]
 

@@ -96,12 +96,99 @@ def test_the_demo_is_no_part_of_the_stack_without_its_profile(composed: Composed
 
 
 @pytest.mark.parametrize("name", NEEDED)
-def test_without_a_password_nothing_starts_and_the_message_says_the_way_out(composed: Composed, env: Path, name: str) -> None:
-    env.write_text(re.sub(rf"(?m)^{name}=.*$", f"{name}=", env.read_text()))
-    done = composed(env)
-    assert done.returncode != 0
-    assert name in done.stderr
+def test_without_a_password_the_service_does_not_start_and_says_the_way_out(name: str) -> None:
+    """`docker compose ps`, `logs` and `down` need no password, so the compose file cannot require one."""
+    script = ROOT / "deploy" / ("grafana" if name.startswith("GRAFANA") else "replicaset") / "start"
+    inside = {"GRAFANA_ADMIN_PASSWORD": "GF_SECURITY_ADMIN_PASSWORD", "MONGODB_ROOT_PASSWORD": "MONGO_INITDB_ROOT_PASSWORD"}
+    given = {inside.get(each, each): "secret" for each in NEEDED if each != name}
+    done = subprocess.run(
+        [script], env={"PATH": os.environ["PATH"], **given}, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert inside.get(name, name).removeprefix("GF_SECURITY_") in done.stderr
     assert "make .env by deploy/new-env" in done.stderr
+
+
+def test_the_compose_file_can_be_read_without_an_env(composed: Composed, tmp_path: Path) -> None:
+    (tmp_path / "env").write_text("")
+    done = composed(tmp_path / "env", "--profile", "demo")
+    assert done.returncode == 0, done.stderr
+
+
+def test_grafana_starts_with_a_password() -> None:
+    done = subprocess.run(
+        [ROOT / "deploy" / "grafana" / "start", "word"],
+        env={"PATH": os.environ["PATH"], "GF_SECURITY_ADMIN_PASSWORD": "secret", "GRAFANA_RUN": "/bin/echo"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout == "word\n"
+
+
+@pytest.mark.parametrize("own", ["", "receivers", "receivers and inhibition"])
+def test_alertmanager_starts_with_own_receivers_and_the_inhibition_rules_of_this_version(tmp_path: Path, own: str) -> None:
+    amtool = program("amtool", "apt-get install prometheus-alertmanager")
+    default = yaml.safe_load((ROOT / "prometheus" / "alertmanager.yml").read_text())
+    mine: dict[str, Any] = {"route": {"receiver": "me"}, "receivers": [{"name": "me"}]}
+    if "inhibition" in own:
+        mine["inhibit_rules"] = default["inhibit_rules"][:1]
+    if own:
+        (tmp_path / "own.yml").write_text(yaml.safe_dump(mine, sort_keys=False))
+    environment = {
+        "PATH": os.environ["PATH"],
+        "ALERTMANAGER_DEFAULT": str(ROOT / "prometheus" / "alertmanager.yml"),
+        "ALERTMANAGER_OWN": str(tmp_path / "own.yml"),
+        "ALERTMANAGER_FILE": str(tmp_path / "made.yml"),
+        "ALERTMANAGER_PROGRAM": "/bin/echo",
+    }
+    command = [ROOT / "deploy" / "alertmanager" / "start", *SERVICES["alertmanager"]["command"]]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split()[:2] == [f"--config.file={tmp_path / 'made.yml'}", SERVICES["alertmanager"]["command"][0]]
+    subprocess.run([amtool, "check-config", tmp_path / "made.yml"], capture_output=True, timeout=60, check=True)
+    made = yaml.safe_load((tmp_path / "made.yml").read_text())
+    assert made == (default | mine if own else default)
+
+
+def test_mongodb_is_healthy_once_it_takes_writes(tmp_path: Path) -> None:
+    command = [*SERVICES["mongodb"]["healthcheck"]["test"][1:]]
+    assert command == ["/opt/replicaset/healthy", "mongodb", "27017"]
+
+    def check(port: int) -> "subprocess.CompletedProcess[str]":
+        words = [str(ROOT / "deploy" / "replicaset" / "healthy"), "127.0.0.1", str(port)]
+        return subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+
+    with Mongod(tmp_path / "data", free_port(), options=["--replSet", "rs0"]) as server:
+        assert (check(server.port).returncode, "does not accept writes yet" in check(server.port).stderr) == (1, True)
+        with MongoClient[Document](f"mongodb://127.0.0.1:{server.port}/?directConnection=true") as client:
+            address = f"127.0.0.1:{server.port}"
+            client.admin.command("replSetInitiate", {"_id": "rs0", "members": [{"_id": 0, "host": address}]})
+            wait_until(lambda: client.admin.command("hello").get("isWritablePrimary"))
+        assert check(server.port).returncode == 0
+        port = server.port
+    assert check(port).returncode != 0
+
+
+@pytest.mark.parametrize("state", ["branch", "packed", "detached", "none"])
+def test_the_image_knows_the_commit_of_the_checkout(tmp_path: Path, state: str) -> None:
+    git = program("git", "apt-get install git")
+
+    def run(*words: str) -> str:
+        identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+        return subprocess.run([git, *identity, *words], cwd=tmp_path, capture_output=True, text=True, check=True).stdout.strip()
+
+    commit = ""
+    if state != "none":
+        run("init", "--quiet", "--initial-branch=main")
+        run("commit", "--quiet", "--allow-empty", "--message=one")
+        commit = run("rev-parse", "HEAD")
+        if state == "packed":
+            run("pack-refs", "--all")
+        if state == "detached":
+            run("checkout", "--quiet", "--detach")
+    told = subprocess.run([ROOT / "deploy" / "revision", tmp_path / ".git"], capture_output=True, text=True, check=True)
+    assert told.stdout == f"{commit}\n"
 
 
 def test_every_new_env_has_passwords_of_its_own_and_all_else_of_the_example(env: Path, tmp_path: Path) -> None:
@@ -128,6 +215,11 @@ def test_a_new_env_is_for_its_owner_only_and_never_takes_the_place_of_another(tm
         return subprocess.run(command, cwd="/", capture_output=True, text=True, check=False)
 
     file = tmp_path / ".env"
+    (tmp_path / "prometheus").mkdir(0o700)  # as after a clone with umask 077
+    closed = made()
+    assert (closed.returncode, file.exists()) == (1, False)
+    assert "chmod -R go+rX prometheus grafana/dashboards" in closed.stderr
+    (tmp_path / "prometheus").chmod(0o755)
     assert made().returncode == 0
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert file.read_text().endswith("\n")
@@ -283,6 +375,7 @@ def test_the_start_script_makes_a_private_key_once_and_a_set_of_the_standalone_s
         (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / name).chmod(0o755)
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "MONGODB_KEY_FILE": str(key)}
+    environment |= {"MONGO_INITDB_ROOT_PASSWORD": "secret", "MONGODB_EXPORTER_PASSWORD": "secret"}
     keys = set()
     for _ in range(2):
         subprocess.run([folder / "start", "--wiredTigerCacheSizeGB", "0.5"], env=environment, timeout=60, check=True)
@@ -589,10 +682,12 @@ def playing(answers: Mapping[str, Any], *, open_to_all: bool = False) -> Iterato
         yield port
 
 
-def checked(port: int, folder: Path) -> "subprocess.CompletedProcess[str]":
-    names = ("EXPORTER", "PROMETHEUS", "ALERTMANAGER", "GRAFANA")
-    (folder / "env").write_text("GRAFANA_ADMIN_PASSWORD=secret\n" + "".join(f"{name}_PORT={port}\n" for name in names))
-    command = [sys.executable, str(ROOT / "deploy" / "check_stack.py"), "--env-file", str(folder / "env"), "--workers", "12"]
+def checked(port: int, folder: Path, **more: str) -> "subprocess.CompletedProcess[str]":
+    ports = {f"{name}_PORT": str(port) for name in ("EXPORTER", "PROMETHEUS", "ALERTMANAGER", "GRAFANA")}
+    lines = {"GRAFANA_ADMIN_PASSWORD": "secret", **ports, **more}.items()
+    (folder / "env").write_text("".join(f"{name}={value}\n" for name, value in lines))
+    script = [sys.executable, str(ROOT / "deploy" / "check_stack.py")]
+    command = [*script, "--patience", "0", "--env-file", str(folder / "env"), "--workers", "12"]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
@@ -624,6 +719,25 @@ def test_the_check_of_a_stack_names_what_does_not_work(tmp_path: Path, wrong: di
         done = checked(port, tmp_path)
     assert done.returncode == 1
     assert [said for said in done.stdout.splitlines() if said.startswith("FAIL")] == [f"FAIL  {line}"]
+
+
+def test_the_check_of_a_stack_names_the_cause_and_the_cure(tmp_path: Path) -> None:
+    told = {"ready": True, "sources": {"mongodb": {"ok": False, "error": "the password is wrong"}}}
+    with playing(_GOOD | {"/-/ready": told}) as port:
+        done = checked(port, tmp_path, GRAFANA_CONTACT_POINT="pager")
+    lines = done.stdout.splitlines()
+    after = lines.index("FAIL  exporter: ready, all sources can be read")
+    assert lines[after + 1].strip() == "mongodb: the password is wrong"
+    assert "cml-worker-exporter check" in lines[after + 2]
+    assert "one of none, remove, slack, webhook; it is 'pager'" in done.stdout
+
+
+def test_the_check_of_a_stack_sees_files_that_the_services_cannot_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(ROOT / "prometheus", tmp_path / "prometheus")
+    monkeypatch.setattr(check_stack, "ROOT", tmp_path)
+    assert not check_stack.unreadable()
+    (tmp_path / "prometheus" / "prometheus.yml").chmod(0o600)
+    assert check_stack.unreadable() == [tmp_path / "prometheus" / "prometheus.yml"]
 
 
 def test_the_check_of_a_stack_minds_a_prometheus_without_rules(tmp_path: Path) -> None:

@@ -1,13 +1,14 @@
-"""Gauges first: after a long stop CloudWatch's values are shown while the periods of the stop are still being opened."""
+"""Gauges first: what is missing at a start is asked for again soon, and the periods of a long stop come after the gauges."""
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
-from exporter.core.periods import HOUR
+from exporter.core.periods import HOUR, align
 from exporter.pipeline import collector, transactions
 from exporter.pipeline.lifecycle import PendingSample
 from exporter.storage.mongo import Database
@@ -20,6 +21,69 @@ from tests.helpers.reliability import record
 WORKERS, STOPPED_HOURS = 40, 12
 PIECE_SECONDS = 0.2
 """How long each piece takes, until CloudWatch has been polled: some of all that 10,000 workers would take."""
+
+
+@asynccontextmanager
+async def collecting(exporter: InProcessExporter) -> AsyncIterator[None]:
+    """Run the loops of a collector, whose ticks never come: the clock stands."""
+    collect = exporter.collector
+    loops = [asyncio.create_task(loop()) for loop in (collect.observe_forever, collect.poll_forever, collect.open_gaps_forever)]
+    try:
+        yield
+    finally:
+        for task in loops:
+            task.cancel()
+        await asyncio.gather(*loops, return_exceptions=True)
+        await exporter.close()
+
+
+async def values(exporter: InProcessExporter, count: int) -> None:
+    """Wait until so many workers have a CPU value on /metrics."""
+    async with asyncio.timeout(scaled(60)):
+        while len(series(await exporter.scrape(), "cml_worker_cpu_utilization_ratio{")) != count:  # noqa: ASYNC110  # only a scrape tells
+            await asyncio.sleep(0.05)
+
+
+@pytest.fixture
+def young(clock: Clock) -> Clock:
+    """A clock that stands long before the next tick of both loops."""
+    clock.now = align(int(clock.now), HOUR) + 190
+    return clock
+
+
+async def test_workers_that_appear_after_the_start_are_read_and_polled_within_seconds(
+    tmp_path: Path, database: Database, fake: FakeCloudWatch, young: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collector, "FIRST_RETRY_SECONDS", 0.1)
+    exporter = InProcessExporter(tmp_path, database, fake, young)
+    async with collecting(exporter):
+        async with asyncio.timeout(scaled(60)):
+            await exporter.collector.polled.wait()
+        member = Member("worker-00", instance_id(0), "eu-west-1", int(young()) - HOUR)
+        fake.add(member.instance_id, runs=[(member.created, None)])
+        await database["workers"].insert_one(member.aggregate())
+        await values(exporter, 1)
+
+
+async def test_a_region_that_has_not_answered_yet_is_polled_again_within_seconds_and_only_it(
+    tmp_path: Path, database: Database, fake: FakeCloudWatch, young: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collector, "FIRST_RETRY_SECONDS", 0.1)
+    regions = ("eu-west-1", "us-east-1")
+    members = [Member(f"worker-{k}", instance_id(k), region, int(young()) - HOUR) for k, region in enumerate(regions)]
+    for member in members:
+        fake.add(member.instance_id, region=member.region, runs=[(member.created, None)])
+    await database["workers"].insert_many([member.aggregate() for member in members])
+    fake.fault("GetMetricData", "access_denied", 2, region="us-east-1")
+    exporter = InProcessExporter(tmp_path, database, fake, young)
+    async with collecting(exporter):
+        await values(exporter, 2)
+        assert exporter.collector.healthy["cloudwatch us-east-1"] is None
+        calls = fake.counters()
+        await asyncio.sleep(0.5)  # several pauses
+        assert fake.counters() == calls, "once it has answered, the next poll is at the tick"
+    asked = [count for (_, name, metric), count in fake.queried.items() if (name, metric) == (instance_id(0), "CPUUtilization")]
+    assert asked == [1], "what has answered is not paid for again"
 
 
 async def test_the_first_poll_after_a_long_stop_waits_for_one_piece_of_the_stop_at_most(
@@ -52,25 +116,11 @@ async def test_the_first_poll_after_a_long_stop_waits_for_one_piece_of_the_stop_
 
     monkeypatch.setattr(outbox, "open", slow)
     await exporter.lease.acquire_or_renew()
-    loops = [
-        asyncio.create_task(loop())
-        for loop in (
-            exporter.collector.observe_forever,
-            exporter.collector.poll_forever,
-            exporter.collector.open_gaps_forever,
-        )
-    ]
-    try:
-        async with asyncio.timeout(scaled(60)):
-            await polled.wait()
-            text = await exporter.scrape()
-            while len(opened) < WORKERS:  # noqa: ASYNC110  # another thread appends
-                await asyncio.sleep(0.05)
-    finally:
-        for task in loops:
-            task.cancel()
-        await asyncio.gather(*loops, return_exceptions=True)
-        await exporter.close()
+    async with collecting(exporter), asyncio.timeout(scaled(60)):
+        await polled.wait()
+        text = await exporter.scrape()
+        while len(opened) < WORKERS:  # noqa: ASYNC110  # another thread appends
+            await asyncio.sleep(0.05)
     assert len(series(text, "cml_worker_cpu_utilization_ratio{")) == WORKERS
     assert opened.count(True) > opened.count(False) > 0, "most of the stop is opened when the gauges are there"
     record("long-stop", note=f"polled after {opened.count(False)} of {len(opened)} pieces")

@@ -17,10 +17,10 @@ def test_the_configuration_is_the_repositorys_with_the_demos_exporter() -> None:
     original["remote_read"][0].pop("url")
     assert adapted["remote_read"] == original["remote_read"]
     assert adapted["global"] == original["global"]
-    assert adapted["rule_files"] == [str(prometheus.SOURCE / "rules/*.yml")]
+    assert adapted["rule_files"] == [str(prometheus.SOURCE / pattern) for pattern in original["rule_files"]]
 
 
-def test_no_simulated_address_is_scraped() -> None:
+def test_nothing_but_the_exporter_is_scraped() -> None:
     adapted = prometheus.configuration(prometheus.SOURCE, "127.0.0.1:1234")
     assert [job["job_name"] for job in adapted["scrape_configs"]] == ["cml-worker-exporter"]
     assert "alerting" not in adapted

@@ -1,0 +1,75 @@
+"""What every store of copies can do, and the samples that it takes.
+
+A store is idempotent: a sample that is written twice is there once, because its key is the worker and the time. So whoever is
+not sure that a write happened repeats it.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Protocol
+
+from exporter.core.history_metrics import METRIC_FIELDS
+
+Values = list[float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Samples of one worker in one region as columns of equal length, oldest first."""
+
+    worker_id: str
+    region: str
+    info: Mapping[str, str]
+    """Further labels of the worker, such as its name; for stores of Prometheus's series."""
+    times: list[int]
+    """Starts of the periods, in milliseconds since 1970."""
+    numbers: Mapping[str, Values]
+    """Of each of METRIC_FIELDS the values; utilizations in percent, None where there is none."""
+    statuses: list[str | None]
+
+
+class Store(Protocol):
+    """A database that takes copies of samples.
+
+    Raises, from every method:
+        StoreUnavailableError: it does not answer, or says that it cannot answer now; whether a write happened is unknown.
+        StoreError: it refuses; the message has its words and what to do.
+    """
+
+    @property
+    def name(self) -> str:
+        """What it is and where, without a password."""
+
+    async def prepare(self) -> None:
+        """Create what is missing: a database, a table."""
+
+    async def write(self, batches: Sequence[Batch]) -> None:
+        """Write samples; when this returns, the store has acknowledged them."""
+
+    async def count(self, workers: Sequence[str], since: int, until: int) -> int:
+        """Return how many samples of some workers it has in [since, until), UTC seconds, after all that was acknowledged."""
+
+    async def close(self) -> None:
+        """Release connections."""
+
+
+def batches(worker_id: str, documents: Iterable[Mapping[str, Any]], time_key: str, info: Mapping[str, str]) -> Iterator[Batch]:
+    """Make batches of sample documents of one worker, oldest first, whose `time_key` is in milliseconds."""
+    for region, part in groupby(documents, key=lambda each: str(each.get("region") or "")):
+        found = list(part)
+        yield Batch(
+            worker_id,
+            region,
+            info,
+            [each[time_key] for each in found],
+            {field: [_finite(each.get(field)) for each in found] for field in METRIC_FIELDS},
+            [None if each.get("status") is None else str(each["status"]) for each in found],
+        )
+
+
+def _finite(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return value
