@@ -1,6 +1,7 @@
 """Read samples, statistics and hourly aggregates from the time-series collection."""
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
@@ -24,8 +25,9 @@ COLUMN_SAMPLES = 100_000
 """Samples of one column query: a few MB on the server, and far below the 16 MiB of a result document."""
 WORKERS_PER_QUERY = 200
 """× 14 d of 1m periods stays far below the 16 MiB of one result document each, and the 100 MB of $group."""
-HOURLY_WORKER_DAYS_PER_QUERY = 1000
-"""Workers × days of one query of hourly aggregates: 24,000 groups, half of the 100 MB of $group."""
+GROUPS_PER_QUERY = 24_000
+"""Groups of one query of statistics of many workers: half of the 100 MB of $group."""
+HOURLY_WORKER_DAYS_PER_QUERY = GROUPS_PER_QUERY // 24
 
 T = TypeVar("T")
 
@@ -130,7 +132,8 @@ class SampleReader:
         """Return the statistics of a worker's samples in [start, end) for intervals of so many seconds, oldest first."""
         zone = zone if interval in LOCAL_INTERVALS else None
         pipeline = partial(statistics_pipeline, window(self._collection, worker_id, start, end), interval, zone)
-        return await self._aggregate(pipeline, partial(statistics, zone=zone))
+        found = await self._aggregate(pipeline, partial(statistics, zone=zone))
+        return found[0][1] if found else []
 
     async def extent(self, worker_id: str) -> Extent | None:
         """Return what is stored of a worker, including what is past retention but not deleted yet; None: nothing is."""
@@ -146,6 +149,32 @@ class SampleReader:
         return Extent(found[0]["samples"], to_seconds(found[0]["first"]), to_seconds(found[0]["last"])) if found else None
 
     # -- many workers
+
+    async def fleet_statistics(
+        self, worker_ids: Collection[str], start: datetime, end: datetime, interval: int
+    ) -> AsyncGenerator[tuple[str, list[StatisticsRow]], None]:
+        """Yield the statistics of many workers' samples in [start, end), as `statistics` does; only workers with samples.
+
+        As many workers share a query as fit into the memory of a $group; while one part is decoded, MongoDB reads the next.
+        """
+        rows_of_worker = max(1, math.ceil((end - start).total_seconds() / interval))
+        ids = sorted(set(worker_ids))
+        size = max(1, GROUPS_PER_QUERY // rows_of_worker)
+
+        async def read(some: Sequence[str]) -> list[tuple[str, list[StatisticsRow]]]:
+            match = window(self._collection, some, start, end)
+            return await self._aggregate(partial(statistics_pipeline, match, interval, by_worker=True), statistics)
+
+        following: asyncio.Task[list[tuple[str, list[StatisticsRow]]]] | None = None
+        try:
+            for part in (*chunks(ids, size), None):
+                found = await following if following else []
+                following = asyncio.create_task(read(part)) if part else None
+                for worker_id, of_worker in sorted(found):
+                    yield worker_id, of_worker
+        finally:
+            if following:
+                following.cancel()
 
     async def latest_timestamps(self, worker_ids: Collection[str]) -> dict[str, int]:
         """Return the UTC second of the newest sample of each worker that has any."""
@@ -259,12 +288,16 @@ class SampleReader:
         raise AssertionError("a type-checked result has only numbers")
 
 
-def window(history: HistoryCollection, worker_id: str, start: datetime, end: datetime) -> Document:
-    """Match a worker's samples in [start, end) without those past retention: MongoDB expires whole buckets, and late."""
+def window(history: HistoryCollection, workers: str | Sequence[str], start: datetime, end: datetime) -> Document:
+    """Match the samples of one worker, or of some, in [start, end).
+
+    Those past retention are left out here: MongoDB expires whole buckets, and late.
+    """
     low, oldest = as_utc(start), history.oldest
     if oldest is not None:
         low = max(low, to_datetime(oldest))
-    return {"worker_id": worker_id, "timestamp": {"$gte": low, "$lt": as_utc(end)}}
+    ids = workers if isinstance(workers, str) else {"$in": list(workers)}
+    return {"worker_id": ids, "timestamp": {"$gte": low, "$lt": as_utc(end)}}
 
 
 async def _read_columns(

@@ -20,7 +20,7 @@ _NOT_FINITE = [math.nan, math.inf, -math.inf]
 
 
 def statistics_pipeline(
-    match: Document, interval: int, zone: ZoneInfo | None = None, *, type_checked: bool = False
+    match: Document, interval: int, zone: ZoneInfo | None = None, *, by_worker: bool = False, type_checked: bool = False
 ) -> list[Document]:
     """Return the pipeline that groups samples by interval and status in one stage; `statistics` joins the statuses.
 
@@ -28,6 +28,7 @@ def statistics_pipeline(
         match: which samples; with a zone it bounds `timestamp` on both sides.
         interval: seconds.
         zone: of days and weeks. Then the start of a group is the time that its clocks show.
+        by_worker: group by worker, too.
         type_checked: check the type of every value. That takes half as long again, so it is done only where `has_non_numeric`
             found another type.
     """
@@ -41,6 +42,8 @@ def statistics_pipeline(
         "_id": {"start": {"$subtract": [time, into]}, "status": "$status"},
         "samples": {"$sum": 1},
     }
+    if by_worker:
+        group["_id"]["worker"] = "$worker_id"
     for field in METRIC_FIELDS:
         value = type_checked_value(field) if type_checked else f"${field}"
         known = {"$cond": [{"$gt": [value, None]}, 1, 0]}
@@ -82,16 +85,23 @@ def has_non_numeric(measured: Iterable[object]) -> bool:
     return not set(map(type, known)) <= _NUMBER_TYPES or not all(map(math.isfinite, known))
 
 
-def statistics(batches: Iterable[bytes], type_checked: bool, zone: ZoneInfo | None = None) -> list[StatisticsRow] | None:
-    """Return the rows of what `statistics_pipeline` found, oldest first; None where it must run type-checked."""
+def statistics(
+    batches: Iterable[bytes], type_checked: bool, zone: ZoneInfo | None = None
+) -> list[tuple[str, list[StatisticsRow]]] | None:
+    """Return what `statistics_pipeline` found; None where it must run type-checked.
+
+    Returns:
+        Worker id (empty unless grouped by worker), and its rows, oldest first.
+    """
     parts = documents(batches)
     if not type_checked and has_non_numeric(part[key] for part in parts for key in _MEASURED):
         return None
-    by_start: dict[datetime, list[Document]] = {}
+    workers: dict[str, dict[datetime, list[Document]]] = {}
     for part in parts:
         start = part["_id"]["start"]
-        by_start.setdefault(start if zone is None else local_to_utc(start, zone), []).append(part)
-    return [_joined(start, by_start[start]) for start in sorted(by_start)]
+        of_worker = workers.setdefault(part["_id"].get("worker", ""), {})
+        of_worker.setdefault(start if zone is None else local_to_utc(start, zone), []).append(part)
+    return [(worker, [_joined(start, of[start]) for start in sorted(of)]) for worker, of in workers.items()]
 
 
 def _joined(start: datetime, parts: Sequence[Document]) -> StatisticsRow:

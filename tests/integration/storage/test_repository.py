@@ -22,7 +22,7 @@ from exporter.core.errors import IncompatibleStoreError, StoreError, StoreUnavai
 from exporter.core.model import Fleet, Statistics, Worker, WorkerMetricsSample
 from exporter.core.periods import DAY, HOUR, to_datetime, to_seconds
 from exporter.demo.mongod import Mongod
-from exporter.storage import collection, sample_writer
+from exporter.storage import collection, sample_reader, sample_writer
 from exporter.storage.inventory import INVENTORY, Inventory
 from exporter.storage.lease import Lease
 from exporter.storage.mongo import STATE, Database, Document, operation, translate
@@ -309,6 +309,28 @@ class TestStatistics:
                 assert got.avg == (pytest.approx(sum(values) / len(values)) if values else None)
             statuses = [s.status for s in members if s.status]
             assert row.status_share == {k: pytest.approx(n / len(statuses)) for k, n in Counter(statuses).items()}
+
+    @pytest.mark.parametrize("groups", [1, 50, 24_000])
+    async def test_statistics_of_many_workers_are_those_of_each(
+        self, database: Database, samples: WorkerMetricsRepository, monkeypatch: pytest.MonkeyPatch, groups: int
+    ) -> None:
+        monkeypatch.setattr(sample_reader, "GROUPS_PER_QUERY", groups)
+        statuses = ("running", "stopped", None)
+        await samples.add_samples(
+            sample(f"w{k}", at=START + n * PERIOD, cpu=float(n * k), status=statuses[(n // 20 + k) % 3])
+            for k in range(5)
+            for n in range(100)
+        )
+        await database[NAME].insert_one({"worker_id": "w3", "timestamp": to_datetime(START + 1), "cpu_utilization": "odd"})
+        workers = ["w4", "w0", "w1", "w3", "absent", "w2", "w4"]
+        window = to_datetime(START + 10 * PERIOD), to_datetime(START + 90 * PERIOD)
+        found = await samples.get_aggregated_stats(workers, *window, timedelta(hours=1))
+        assert list(found) == [f"w{k}" for k in range(5)]
+        for worker_id, of_worker in found.items():
+            assert of_worker == await samples.get_aggregated_stats(worker_id, *window, timedelta(hours=1))
+            assert len(of_worker) == 8
+        assert await samples.get_aggregated_stats([], *window, timedelta(hours=1)) == {}
+        assert await samples.get_aggregated_stats(("absent",), *window, timedelta(hours=1)) == {}
 
     async def test_weeks_begin_on_monday_and_days_at_midnight_utc(self, samples: WorkerMetricsRepository) -> None:
         await samples.add_samples([sample(at=START + n * DAY) for n in range(10)])
