@@ -1,14 +1,15 @@
 """Measures the exporter side by side with its peers, and with the bare calls that it is built on.
 
-    make bench                                   a few minutes, small sizes
+    make bench                                   small sizes: half an hour, most of it whole minutes of cycles
     make bench ARGS="--only cycle,scrape"        some rows
-    make bench ARGS="--full --json after.json"   every size and latency: more than an hour
-    make bench ARGS="--checkout ../old"          another checkout of this repository beside this one
-    make bench ARGS="--before old.json --page"   columns "before → after", and docs/benchmarks.md written anew
+    make bench ARGS="--full --json after.json"   every size and latency: some hours
+    make bench ARGS="--checkout ../old"          another checkout of this repository, in columns of its own
+    make bench ARGS="--before old.json --page"   cells "before → after", and docs/benchmarks.md written anew
 
-All numbers are medians of at least 5 samples; ratios are of figures of the same run. CPU seconds are read from outside the
-processes, so they depend little on what else the machine does; wall times do. YACE is built by `go build`, cloudwatch_exporter
-fetched by Maven, both once, into ~/.cache; a missing Go, Java, or Maven is reported and only its peer is skipped.
+All numbers are medians; ratios are of figures of the same run. CPU seconds are read from outside the processes, so they depend
+little on what else the machine does; wall times do. YACE is built by `go build`, cloudwatch_exporter fetched by Maven, both once,
+into ~/.cache; where Go, Java, or Maven is missing, only that peer is skipped, with the reason. py-spy, if it is installed, says
+where the CPU goes. 50 million samples (--samples 50000000) take a quarter of an hour to write.
 """
 
 import argparse
@@ -47,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--latencies", metavar="SECONDS,…", type=_numbers, help="of the fake CloudWatch; default: 0")
     made.add_argument("--samples", metavar="N,…", type=_integers, help="sizes of the history; default: 1000000")
     made.add_argument("--cycles", type=int, default=5, help="minutes measured per row and size, after the warm-up")
+    made.add_argument("--warm-up", type=int, default=3, help="minutes before that, which do not count")
     made.add_argument("--repeat", type=int, default=5, help="samples of every other figure")
     made.add_argument("--no-peers", action="store_true", help="leave out YACE and cloudwatch_exporter")
     made.add_argument("--checkout", metavar="DIR", type=Path, action="append", default=[], help="measure this checkout too")
@@ -105,6 +107,7 @@ def measure(options: argparse.Namespace, names: Sequence[str]) -> Run:
         sizes=options.sizes or (FULL_SIZES if options.full else Context.sizes),
         latencies=options.latencies or (FULL_LATENCIES if options.full else Context.latencies),
         samples=options.samples or (FULL_SAMPLES if options.full else Context.samples),
+        warm_up=options.warm_up,
         cycles=options.cycles,
         repeat=options.repeat,
         builds=builds,

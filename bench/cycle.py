@@ -26,7 +26,6 @@ from bench.subjects import BareClient, Build, CloudWatchExporter, Exporter, Subj
 from exporter.demo.mongod import Mongod
 from tests.helpers.ports import free_port
 
-WARM_UP_CYCLES = 3
 TICK_SECOND, IDLE_SECOND, READ_SECOND = 16, 36, 52
 """Seconds of the minute between which no subject is in a cycle: the exporter polls at 0 and reads the worker documents at 12,
 those that poll while they are scraped do at `TICK_SECOND`, the others have their `phase`."""
@@ -103,8 +102,8 @@ def stand(context: Context, loads: Sequence[Load], stack: ExitStack) -> Stand:
         subjects += [(load, subject) for subject in made]
         skipped = missing
     start(subjects, stack, context.progress)
-    for number in range(WARM_UP_CYCLES):
-        context.progress(f"warm-up, cycle {number + 1} of {WARM_UP_CYCLES}")
+    for number in range(context.warm_up):
+        context.progress(f"warm-up, cycle {number + 1} of {context.warm_up}")
         sleep_until(TICK_SECOND)
         tick(subjects)
         sleep_until(READ_SECOND)

@@ -155,7 +155,8 @@ def statistics(context: Context) -> Iterator[Figure]:
 def mirror(context: Context) -> Iterator[Figure]:
     """Row `mirror`: a period of 10,000 workers and a day of 40 from the outbox into the history, against insert_many."""
     for here, build, folder in stands(context):
-        for workers, periods in ((MIRRORED_WORKERS, 1), (MIRRORED_WORKERS // 250, 250)):
+        mirrored = min(MIRRORED_WORKERS, here.workers * SAMPLES_PER_WORKER // 100)
+        for workers, periods in ((mirrored, 1), (max(1, mirrored // 250), 250)):
             found = child(build, "mirror.py", here.uri, HISTORY, workers, periods, context.repeat, folder / f"outbox_{periods}")
             context.progress(f"{here.case}, {workers:,} workers × {periods}: {found}")
             case = f"{here.case}, {workers:,} workers × {periods} {'period' if periods == 1 else 'periods'}"

@@ -2,11 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench import __main__ as bench
-from bench.figures import EXPORTER, YACE, Figure, Skipped, Target, results
+from bench.figures import BARE_CLIENT, EXPORTER, YACE, Figure, Skipped, Target, results
+from bench.peers import CACHE, CLOUDWATCH_EXPORTER_JAR, YACE_VERSION
+from bench.profile import shares
 from bench.report import PAGE, Run, show, write_page
 from bench.rows import ROWS
 
@@ -105,6 +108,64 @@ def test_the_page_has_a_part_for_every_row() -> None:
 )
 def test_numbers_have_three_digits(value: float, text: str) -> None:
     assert show(value) == text
+
+
+def measured(tmp_path: Path, page: Path, rows: str) -> tuple[dict[str, Any], dict[tuple[str, str, str], float]]:
+    """JSON of a tiny run, and its medians by row, name, and subject; the page was written from it."""
+    file = tmp_path / "result.json"
+    built = (CACHE / f"yace-{YACE_VERSION}").exists() and (CACHE / CLOUDWATCH_EXPORTER_JAR).exists()
+    tiny = ["--sizes", "5", "--samples", "20000", "--cycles", "1", "--warm-up", "1", "--repeat", "1"]
+    assert bench.main(["--only", rows, *tiny, "--json", str(file), "--page", *([] if built else ["--no-peers"])], page) == 0
+    found = json.loads(file.read_text())
+    assert {each["row"] for each in found["figures"]} == set(rows.split(","))
+    for figure in found["figures"]:
+        assert set(figure) == {"row", "case", "name", "subject", "unit", "samples", "median"}
+        assert figure["samples"], figure
+    assert found["machine"]["cores"] > 0
+    assert found["versions"]["mongod"] not in ("missing", "unknown")
+    assert found["load"]["before"]
+    medians = {(each["row"], each["name"], each["subject"]): each["median"] for each in found["figures"]}
+    for (row, name, _), median in medians.items():
+        assert name in parts(page)[row]
+        assert median >= 0
+    return found, medians
+
+
+@pytest.mark.waits(290)
+@pytest.mark.timeout(900)
+def test_a_tiny_fleet_is_measured_in_minutes_and_every_value_is_right(tmp_path: Path, page: Path) -> None:
+    found, medians = measured(tmp_path, page, "cycle,scrape,freshness")
+    for (row, name, subject), median in medians.items():
+        if name == "wrong or missing values":
+            assert median == 0, subject
+        if (row, name) == ("cycle", "metrics billed"):
+            assert median == 10, subject
+    assert medians["cycle", "CPU", EXPORTER] > medians["cycle", "CPU", BARE_CLIENT] > 0
+    assert medians["scrape", "identity, size", EXPORTER] > medians["scrape", "gzip, size", EXPORTER] > 0
+    assert 0 < medians["freshness", "on /metrics", EXPORTER] < 60
+    assert not found["skipped"]
+
+
+@pytest.mark.waits(60)
+@pytest.mark.timeout(900)
+def test_the_other_rows_at_a_tiny_size(tmp_path: Path, page: Path) -> None:
+    rows = "start,cli,history,remote_read,statistics,mirror,backfill,pages,gaps"
+    found, medians = measured(tmp_path, page, rows)
+    for row in ("history", "remote_read", "statistics", "mirror", "backfill"):
+        subjects = {subject for its, _, subject in medians if its == row}
+        assert EXPORTER in subjects
+        assert subjects & {"bare query", "bare insert_many"}
+    assert medians["start", "every CPU value", EXPORTER] >= medians["start", "ready", EXPORTER] > 0
+    assert {each["what"] for each in found["skipped"]} <= {"PromQL"}
+
+
+def test_a_profile_counts_for_the_innermost_module_of_the_exporter() -> None:
+    stacks = """\
+run (uvicorn/server.py:1);serve (exporter/commands/serve.py:5);render (exporter/metrics/exposition.py:8);join (lib.py:2) 30
+run (uvicorn/server.py:1) 10
+main (exporter/cli.py:3);(exporter/metrics/exposition.py:99) 60
+"""
+    assert list(shares(stacks)) == [("metrics/exposition.py", 90), ("the interpreter and libraries alone", 10)]
 
 
 def test_an_unknown_row_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
