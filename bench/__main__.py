@@ -3,13 +3,14 @@
     make bench                                   small sizes: half an hour, most of it whole minutes of cycles
     make bench ARGS="--only cycle,scrape"        some rows
     make bench ARGS="--full --json after.json"   every size and latency: some hours
-    make bench ARGS="--checkout ../old"          another checkout of this repository, in columns of its own
-    make bench ARGS="--before old.json --page"   cells "before → after", and docs/benchmarks.md written anew
+    make bench ARGS="--before ../old --page"     cells "before → after" with another checkout of this repository in the same
+                                                 minutes, and docs/benchmarks.md written anew
+    make bench ARGS="--checkout ../other"        another checkout in columns of its own
 
 All numbers are medians; ratios are of figures of the same run. CPU seconds are read from outside the processes, so they depend
-little on what else the machine does; wall times do. YACE is built by `go build`, cloudwatch_exporter fetched by Maven, both once,
-into ~/.cache; where Go, Java, or Maven is missing, only that peer is skipped, with the reason. py-spy, if it is installed, says
-where the CPU goes. 50 million samples (--samples 50000000) take a quarter of an hour to write.
+little on what else the machine does; wall times do. YACE is built by `go build`, cloudwatch_exporter fetched by Maven, both
+once, into ~/.cache; where Go, Java, or Maven is missing, only that peer is skipped, with the reason. py-spy says where the CPU
+goes, if it is installed. 50 million samples (--samples 50000000) take a quarter of an hour to write.
 """
 
 import argparse
@@ -17,7 +18,9 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -26,7 +29,7 @@ from bench.builds import build_of, python_build
 from bench.context import Context
 from bench.figures import Figure, Skipped
 from bench.peers import UnavailablePeerError
-from bench.report import PAGE, Run, print_run, write_page
+from bench.report import BEFORE, PAGE, Run, print_run, write_page
 from bench.rows import ROWS
 from bench.subjects import Build
 
@@ -54,7 +57,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--checkout", metavar="DIR", type=Path, action="append", default=[], help="measure this checkout too")
     made.add_argument("--python", metavar="PROGRAM", action="append", default=[], help="measure with this Python too")
     made.add_argument("--json", metavar="FILE", type=Path, help="write the results")
-    made.add_argument("--before", metavar="FILE", type=Path, help="an earlier --json to compare with")
+    made.add_argument(
+        "--before", metavar="DIR|FILE", type=Path, help="another checkout, measured in this run, or an earlier --json"
+    )
     made.add_argument("--page", action="store_true", help="write docs/benchmarks.md")
     made.add_argument(
         "--from", metavar="FILE", type=Path, nargs="+", dest="source", help="measure nothing; report these results"
@@ -78,7 +83,6 @@ def main(arguments: Sequence[str] | None = None, page: Path = PAGE) -> int:
     names = options.only.split(",") if options.only else list(ROWS)
     if unknown := [name for name in names if name not in ROWS]:
         made.error(f"no row {', '.join(unknown)}; rows are {', '.join(ROWS)}")
-    before = Run.from_json(options.before.read_text()) if options.before else None
     if options.source:
         run = Run.from_json(options.source[0].read_text())
         for further in options.source[1:]:
@@ -87,6 +91,9 @@ def main(arguments: Sequence[str] | None = None, page: Path = PAGE) -> int:
         run = measure(options, names)
     if options.json:
         options.json.write_text(run.to_json())
+    run, before = run.split()
+    if options.before and options.before.is_file():
+        before = Run.from_json(options.before.read_text())
     print_run(run, before, Console(soft_wrap=True, width=None if sys.stdout.isatty() else 180))
     if options.page:
         write_page(run, before, page)
@@ -98,6 +105,11 @@ def measure(options: argparse.Namespace, names: Sequence[str]) -> Run:
     began, load, (stolen, ticks) = time.monotonic(), machine.load(), machine.stolen()
     skipped: list[Skipped] = []
     builds = [Build(), *(build_of(tree) for tree in options.checkout)]
+    about: dict[str, Any] = {}
+    if options.before and options.before.is_dir():
+        old = build_of(options.before)
+        builds.append(replace(old, label=BEFORE))
+        about["before"] = old.label
     for python in options.python:
         try:
             builds.append(python_build(python))
@@ -125,7 +137,7 @@ def measure(options: argparse.Namespace, names: Sequence[str]) -> Run:
                     skipped.append(found)
                     context.progress(f"skipped {found.what}: {found.reason}")
     later, total = machine.stolen()
-    about = {
+    about |= {
         "date": machine.now(),
         "commit": machine.commit(),
         "command": machine.command(),

@@ -6,6 +6,7 @@ seconds included. The first cycles, in which programs start and the exporter fil
 """
 
 import itertools
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -105,7 +106,7 @@ def stand(context: Context, loads: Sequence[Load], stack: ExitStack) -> Stand:
     for number in range(context.warm_up):
         context.progress(f"warm-up, cycle {number + 1} of {context.warm_up}")
         sleep_until(TICK_SECOND)
-        tick(subjects)
+        tick(subjects)  # the first may take longer than a minute
         sleep_until(READ_SECOND)
     here = Stand(subjects, skipped, mongod)
     if not context.full:
@@ -169,15 +170,22 @@ def sleep_until(second: int) -> None:
 def read_cycles(subjects: Sequence[tuple[Load, Subject]], context: Context) -> dict[int, list[Reading]]:
     """Read every subject once a minute; the first reading of each is the end of the warm-up."""
     readings: dict[int, list[Reading]] = {id(subject): [] for _, subject in subjects}
+    late_ones: set[int] = set()
+    ticking = {id(subject): TickThread(subject) for _, subject in subjects if subject.ticks}
     for number in range(context.cycles + 1):
         sleep_until(TICK_SECOND)
-        tick(subjects)
+        for thread in ticking.values():
+            thread.wake()
         sleep_until(IDLE_SECOND)
         idle = {id(subject): cpu_seconds(subject.pid) for _, subject in subjects}
         sleep_until(READ_SECOND)
         for _, subject in subjects:
             reading = Reading(idle[id(subject)], cpu_seconds(subject.pid), rss_mib(subject.pid), subject.aws.count())
             readings[id(subject)].append(reading)
+        for late in [key for key, thread in ticking.items() if thread.is_busy]:
+            context.progress("a peer that polls while it is scraped took too long, and is left out")
+            del ticking[late]
+            late_ones.add(late)
         if number == 0:
             context.progress(f"{context.cycles} cycles of a minute")
         else:
@@ -186,7 +194,7 @@ def read_cycles(subjects: Sequence[tuple[Load, Subject]], context: Context) -> d
                 before, after = readings[id(subject)][-2:]
                 texts.append(f"{subject.name} {load.workers:,}: {after.cpu - before.cpu:.3f}")
             context.progress(f"cycle {number} of {context.cycles}, CPU s: {'; '.join(texts)}")
-    return readings
+    return {key: [] if key in late_ones else values for key, values in readings.items()}
 
 
 def tick(subjects: Sequence[tuple[Load, Subject]]) -> None:
@@ -195,8 +203,30 @@ def tick(subjects: Sequence[tuple[Load, Subject]]) -> None:
         list(threads.map(lambda each: each[1].tick(), subjects))
 
 
-def figures(load: Load, subject: Subject, readings: Sequence[Reading], now: float) -> Iterator[Figure]:
+class TickThread:
+    """Makes a subject poll in the background, so that a slow one does not delay the readings of the others."""
+
+    def __init__(self, subject: Subject) -> None:
+        self._subject = subject
+        self._thread: threading.Thread | None = None
+
+    @property
+    def is_busy(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def wake(self) -> None:
+        """Poll once."""
+        self._thread = threading.Thread(target=self._subject.tick, daemon=True)
+        self._thread.start()
+
+
+def figures(load: Load, subject: Subject, readings: Sequence[Reading], now: float) -> Iterator[Figure | Skipped]:
     """Yield what the readings of one subject say."""
+    if len(readings) < 2:
+        yield Skipped(
+            "cycle", f"{subject.name}, {load.case}", f"a poll took longer than from second {TICK_SECOND} to {READ_SECOND}"
+        )
+        return
 
     def figure(name: str, unit: str, values: Sequence[float]) -> Figure:
         return Figure("cycle", load.case, name, subject.name, unit, tuple(values))

@@ -82,7 +82,7 @@ def test_the_page_is_written_from_a_run_and_its_prose_stays(page: Path) -> None:
     found = parts(page)
     assert page.read_text().startswith(prose)
     assert "CPU of exporter at most 2.5 × YACE: 4.00 ×" in found["unreached"]
-    assert f"| {CASE} | CPU, s | 1.6 → 0.8 | 0.2 → 0.2 | 4.00 |" in found["cycle"]
+    assert f"| {CASE} | CPU, s | 1.6 → 0.8 | 0.2 | 4.00 |" in found["cycle"]
     assert "| 8 | 4 | **not met** |" in found["targets"]
     assert "go is not on PATH" in found["skipped"]
     assert "2 cores of a processor" in found["machine"]
@@ -90,6 +90,18 @@ def test_the_page_is_written_from_a_run_and_its_prose_stays(page: Path) -> None:
     found = parts(page)
     assert "Every target" in found["unreached"]
     assert f"| {CASE} | CPU, s | 0.4 | 0.2 | 2.00 |" in found["cycle"]
+
+
+def test_another_checkout_of_the_same_run_is_what_was_before() -> None:
+    whole = run_of(0.8)
+    old = [Figure("cycle", CASE, "CPU", f"{EXPORTER} (before)", "s", (1.6,))]
+    run, before = Run({**ABOUT, "before": "0ld0ld0"}, [*whole.figures, *old], []).split()
+    assert run.figures == whole.figures
+    assert before is not None
+    assert before.about["commit"] == "0ld0ld0"
+    (result,) = results(before.figures)
+    assert (result.target.subject, round(result.value, 6)) == (EXPORTER, 8)
+    assert whole.split() == (whole, None)
 
 
 def test_a_row_that_did_not_run_keeps_its_table(page: Path) -> None:
