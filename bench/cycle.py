@@ -54,6 +54,8 @@ class Load(NamedTuple):
 class Reading(NamedTuple):
     """One look at a subject from outside."""
 
+    at: float
+    """Monotonic seconds."""
     idle: float
     """CPU at `IDLE_SECOND`."""
     cpu: float
@@ -180,7 +182,9 @@ def read_cycles(subjects: Sequence[tuple[Load, Subject]], context: Context) -> d
         idle = {id(subject): cpu_seconds(subject.pid) for _, subject in subjects}
         sleep_until(READ_SECOND)
         for _, subject in subjects:
-            reading = Reading(idle[id(subject)], cpu_seconds(subject.pid), rss_mib(subject.pid), subject.aws.count())
+            reading = Reading(
+                time.monotonic(), idle[id(subject)], cpu_seconds(subject.pid), rss_mib(subject.pid), subject.aws.count()
+            )
             readings[id(subject)].append(reading)
         for late in [key for key, thread in ticking.items() if thread.is_busy]:
             context.progress("a peer that polls while it is scraped took too long, and is left out")
@@ -231,13 +235,19 @@ def figures(load: Load, subject: Subject, readings: Sequence[Reading], now: floa
     def figure(name: str, unit: str, values: Sequence[float]) -> Figure:
         return Figure("cycle", load.case, name, subject.name, unit, tuple(values))
 
-    yield figure("CPU", "s", [after.cpu - before.cpu for before, after in itertools.pairwise(readings)])
+    # On a machine that is too busy a reading comes late, and the next one a minute later: then two cycles are between them.
+    cycles = [max(1, round((after.at - before.at) / 60)) for before, after in itertools.pairwise(readings)]
+    used = [after.cpu - before.cpu for before, after in itertools.pairwise(readings)]
+    yield figure("CPU", "s", [seconds / count for seconds, count in zip(used, cycles, strict=True)])
+    counted = list(zip((reading.counted for reading in readings[1:]), cycles, strict=True))
     scale = 60 / (READ_SECOND - IDLE_SECOND)
     yield figure("idle CPU a minute", "s", [(reading.cpu - reading.idle) * scale for reading in readings[1:]])
-    yield figure("polling, first request to last answer", "s", [reading.counted.span for reading in readings[1:]])
+    spans = [each.span for each, count in counted if count == 1]
+    if spans:
+        yield figure("polling, first request to last answer", "s", spans)
     yield figure("RSS", "MiB", [reading.rss for reading in readings[1:]])
-    yield figure("calls", "", [reading.counted.calls for reading in readings[1:]])
-    yield figure("metrics billed", "", [reading.counted.billed for reading in readings[1:]])
+    yield figure("calls", "", [each.calls / count for each, count in counted])
+    yield figure("metrics billed", "", [each.billed / count for each, count in counted])
     shown = subject.values()
     if shown is not None:
         yield figure("wrong or missing values", "", [wrong_values(shown, subject.aws, now)])

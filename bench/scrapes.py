@@ -20,7 +20,7 @@ from pymongo import MongoClient
 from pymongo.collection import Collection
 
 from bench.context import Context
-from bench.cycle import IDLE_SECOND, Load, shared_loads, sleep_until, stand, tick
+from bench.cycle import READ_SECOND, Load, shared_loads, sleep_until, stand, tick
 from bench.figures import Figure, Skipped
 from bench.history import HISTORY
 from bench.processes import cpu_seconds, environment
@@ -78,7 +78,8 @@ def latencies(load: Load, subjects: Sequence[Subject], encoding: str) -> Iterato
 
 def costs(context: Context, load: Load, subjects: Sequence[Subject], encoding: str) -> Iterator[Figure]:
     """Yield the CPU of a scrape: that of some, less that of as much time without."""
-    sleep_until(IDLE_SECOND)
+    if not QUIET_SECOND <= time.time() % 60 < READ_SECOND:
+        sleep_until(QUIET_SECOND)
     for subject in subjects:
         began, used = time.monotonic(), cpu_seconds(subject.pid)
         time.sleep(1)
