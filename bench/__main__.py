@@ -2,7 +2,7 @@
 
     make bench                                   small sizes: half an hour, most of it whole minutes of cycles
     make bench ARGS="--only cycle,scrape"        some rows
-    make bench ARGS="--full --json after.json"   every size and latency: some hours
+    make bench ARGS="--full --json after.json"   every size and latency: two hours
     make bench ARGS="--before ../old --page"     cells "before → after" with another checkout of this repository in the same
                                                  minutes, and docs/benchmarks.md written anew
     make bench ARGS="--checkout ../other"        another checkout in columns of its own
@@ -31,6 +31,7 @@ from bench.figures import Figure, Skipped
 from bench.peers import UnavailablePeerError
 from bench.report import BEFORE, PAGE, Run, print_run, write_page
 from bench.rows import ROWS
+from bench.rows import run as run_rows
 from bench.subjects import Build
 
 FULL_SIZES, FULL_LATENCIES, FULL_SAMPLES = (100, 1000, 10_000), (0.0, 0.1), (1_000_000, 10_000_000)
@@ -46,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("--only", metavar="ROW,…", help="rows to run, separated by commas; default: all")
-    made.add_argument("--full", action="store_true", help="all sizes and latencies, each in minutes of its own")
+    made.add_argument("--full", action="store_true", help="all sizes and latencies")
     made.add_argument("--sizes", metavar="N,…", type=_integers, help="workers of the cycle and scrape rows; default: 100,1000")
     made.add_argument("--latencies", metavar="SECONDS,…", type=_numbers, help="of the fake CloudWatch; default: 0")
     made.add_argument("--samples", metavar="N,…", type=_integers, help="sizes of the history; default: 1000000")
@@ -128,14 +129,12 @@ def measure(options: argparse.Namespace, names: Sequence[str]) -> Run:
     )
     figures: list[Figure] = []
     with context.stack:
-        for name in names:
-            context.row = name
-            for found in ROWS[name].run(context):
-                if isinstance(found, Figure):
-                    figures.append(found)
-                else:
-                    skipped.append(found)
-                    context.progress(f"skipped {found.what}: {found.reason}")
+        for found in run_rows(context, names):
+            if isinstance(found, Figure):
+                figures.append(found)
+            else:
+                skipped.append(found)
+                context.progress(f"skipped {found.what}: {found.reason}")
     later, total = machine.stolen()
     about |= {
         "date": machine.now(),

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +30,8 @@ from tests.helpers.ports import free_port
 TICK_SECOND, IDLE_SECOND, READ_SECOND = 16, 36, 52
 """Seconds of the minute between which no subject is in a cycle: the exporter polls at 0 and reads the worker documents at 12,
 those that poll while they are scraped do at `TICK_SECOND`, the others have their `phase`."""
+SMALL_WORKERS = 1000
+"""Fleets of up to so many workers share their minutes."""
 MINUTE_SETTINGS: Mapping[str, str] = {
     "PERIOD": "1m",
     "CLOUDWATCH__INTERVAL": "1m",
@@ -71,49 +73,46 @@ class Stand:
     skipped: Sequence[Skipped]
     mongod: Mongod
 
-
-def run(context: Context) -> Iterator[Figure | Skipped]:
-    """Measure every size and latency; small fleets share their minutes unless they are to be measured apart."""
-    for loads in shared_loads(context):
-        with ExitStack() as stack:
-            here = stand(context, loads, stack)
-            yield from here.skipped
-            readings = read_cycles(here.subjects, context)
-            now = time.time()
-            for load, subject in here.subjects:
-                yield from figures(load, subject, readings[id(subject)], now)
+    @property
+    def largest(self) -> Load:
+        return max(load for load, _ in self.subjects)
 
 
-def shared_loads(context: Context) -> list[list[Load]]:
-    """Return the loads that run in the same minutes: all, or with --full each for itself."""
-    loads = [Load(workers, latency) for workers in context.sizes for latency in context.latencies]
-    return [[load] for load in loads] if context.full else [loads]
+def run(context: Context, here: Stand) -> Iterator[Figure | Skipped]:
+    """Row `cycle`: measure all subjects for the same minutes."""
+    yield from here.skipped
+    readings = read_cycles(here.subjects, context)
+    now = time.time()
+    for load, subject in here.subjects:
+        yield from figures(load, subject, readings[id(subject)], now)
 
 
-def stand(context: Context, loads: Sequence[Load], stack: ExitStack) -> Stand:
-    """Start all subjects of some loads and wait for their first cycles; without --full they serve all rows of the run."""
-    found = context.shared.get("minutes")
-    if isinstance(found, Stand):
-        return found
-    stack = stack if context.full else context.stack
-    folder = context.new_folder(stack)
-    mongod = stack.enter_context(Mongod(folder / "mongo", free_port(), replica_set=True))
-    subjects: list[tuple[Load, Subject]] = []
-    skipped: list[Skipped] = []
-    for load in loads:
-        made, missing = make(context, load, mongod, folder / load.case.replace(" ", "_"), stack)
-        subjects += [(load, subject) for subject in made]
-        skipped = missing
-    start(subjects, stack, context.progress)
-    for number in range(context.warm_up):
-        context.progress(f"warm-up, cycle {number + 1} of {context.warm_up}")
-        sleep_until(TICK_SECOND)
-        tick(subjects)  # the first may take longer than a minute
-        sleep_until(READ_SECOND)
-    here = Stand(subjects, skipped, mongod)
-    if not context.full:
-        context.shared["minutes"] = here
-    return here
+def shared_loads(context: Context) -> Iterator[list[Load]]:
+    """Yield the loads that run in the same minutes: small fleets together, each large one alone."""
+    for latency in context.latencies:
+        if small := [Load(workers, latency) for workers in context.sizes if workers <= SMALL_WORKERS]:
+            yield small
+        yield from ([Load(workers, latency)] for workers in context.sizes if workers > SMALL_WORKERS)
+
+
+@contextmanager
+def stand(context: Context, loads: Sequence[Load]) -> Iterator[Stand]:
+    """Run all subjects of some loads; yields them after their first cycles."""
+    with ExitStack() as stack:
+        folder = context.new_folder(stack)
+        mongod = stack.enter_context(Mongod(folder / "mongo", free_port(), replica_set=True))
+        subjects: list[tuple[Load, Subject]] = []
+        skipped: list[Skipped] = []
+        for load in loads:
+            made, skipped = make(context, load, mongod, folder / load.case.replace(" ", "_"), stack)
+            subjects += [(load, subject) for subject in made]
+        start(subjects, stack, context.progress)
+        for number in range(context.warm_up):
+            context.progress(f"warm-up, cycle {number + 1} of {context.warm_up}")
+            sleep_until(TICK_SECOND)
+            tick(subjects)  # the first may take longer than a minute
+            sleep_until(READ_SECOND)
+        yield Stand(subjects, skipped, mongod)
 
 
 def make(context: Context, load: Load, mongod: Mongod, folder: Path, stack: ExitStack) -> tuple[list[Subject], list[Skipped]]:
