@@ -62,10 +62,16 @@ class Run:
         return Run(self.about, new, self.skipped), Run(about, [*old, *(each for each in new if each.subject in REFERENCES)], [])
 
     def merged(self, other: "Run") -> "Run":
-        """Return a run that has the rows of both; those of `other` win."""
+        """Return a run that has the rows of both; those of `other` win, and so does what it says of the machine."""
         rows = {figure.row for figure in other.figures} | {skipped.row for skipped in other.skipped}
+        about = {
+            **self.about,
+            **other.about,
+            "seconds": self.about["seconds"] + other.about["seconds"],
+            "command": f"{self.about['command']}; {other.about['command']}",
+        }
         return Run(
-            other.about,
+            about,
             [each for each in self.figures if each.row not in rows] + other.figures,
             [each for each in self.skipped if each.row not in rows] + other.skipped,
         )

@@ -7,11 +7,15 @@ from typing import Any
 import pytest
 
 from bench import __main__ as bench
+from bench.fake_aws import FakeAws
 from bench.figures import BARE_CLIENT, EXPORTER, YACE, Figure, Skipped, Target, results
 from bench.peers import CACHE, CLOUDWATCH_EXPORTER_JAR, YACE_VERSION
 from bench.profile import shares
 from bench.report import PAGE, Run, show, write_page
 from bench.rows import ROWS
+from bench.subjects import Values, wrong_values
+from exporter.core.model import MetricName
+from tests.helpers.fake_cloudwatch import instance_id
 
 ABOUT = {
     "date": "2026-11-28T00:00:00Z",
@@ -102,6 +106,29 @@ def test_another_checkout_of_the_same_run_is_what_was_before() -> None:
     (result,) = results(before.figures)
     assert (result.target.subject, round(result.value, 6)) == (EXPORTER, 8)
     assert whole.split() == (whole, None)
+
+
+def test_runs_of_several_rows_are_merged() -> None:
+    first, second = run_of(0.8), run_of(0.7)
+    second.figures = [Figure("cli", "a process", "CPU", EXPORTER, "s", (0.1,))]
+    both = first.merged(second)
+    assert [figure.row for figure in both.figures] == ["cycle", "cycle", "cli"]
+    assert both.about["seconds"] == 180
+    assert first.merged(run_of(0.7)).figures == run_of(0.7).figures
+
+
+def test_a_wrong_a_missing_and_a_stale_value_are_counted(tmp_path: Path) -> None:
+    aws, now = FakeAws(tmp_path, 60), 1_795_900_000
+    starts = dict.fromkeys(("cpu", "memory"), now // 60 * 60 - 120)
+    right: Values = {(instance_id(k), "cpu"): aws.value(instance_id(k), "cpu", starts["cpu"]) for k in range(60)}
+    right |= {
+        (instance_id(k), "memory"): aws.value(instance_id(k), "memory", starts["memory"]) for k in range(60) if k % 50 != 49
+    }
+    assert wrong_values(right, aws, now) == 0
+    one: tuple[str, MetricName] = (instance_id(7), "memory")
+    assert wrong_values({key: value for key, value in right.items() if key != one}, aws, now) == 1
+    assert wrong_values({**right, one: right[one] + 0.001}, aws, now) == 1
+    assert wrong_values({**right, one: aws.value(*one, now - 7200)}, aws, now) == 1
 
 
 def test_a_row_that_did_not_run_keeps_its_table(page: Path) -> None:
