@@ -45,8 +45,9 @@ def python_build(program: str) -> Build:
 def _output(command: list[str]) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=INSTALL_SECONDS, env=_environment())
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if re.search("error", line, re.IGNORECASE)] or ["no message"]
-        raise UnavailablePeerError(f"{Path(command[0]).name} {' '.join(command[1:3])} failed: {lines[0].strip()}")
+        lines = done.stderr.strip().splitlines() or ["no message"]
+        errors = [line for line in lines if re.search("error", line, re.IGNORECASE)] or lines
+        raise UnavailablePeerError(f"{Path(command[0]).name} {' '.join(command[1:3])[:40]} failed: {errors[0].strip()}")
     return done.stdout.strip()
 
 

@@ -18,7 +18,7 @@ from bench.rounds import aggregates
 from exporter.demo.mongod import Mongod
 from tests.helpers.ports import free_port
 
-WORKERS, DAYS = 100, 8
+MAX_WORKERS, DAYS = 100, 8
 BATCH = 5000
 ERROR_CHARACTERS = 1500
 
@@ -26,17 +26,17 @@ ERROR_CHARACTERS = 1500
 def backfill(context: Context) -> Iterator[Figure]:
     """Fill eight days of 100 workers in an empty history; the newest day is left to `serve`."""
     took: dict[str, list[tuple[float, float]]] = {}
-    count = 0
+    count, workers = 0, min(MAX_WORKERS, context.sizes[-1])
     with ExitStack() as stack:
         folder = context.new_folder(stack)
         mongod = stack.enter_context(Mongod(folder / "mongo", free_port(), replica_set=True))
-        aws = stack.enter_context(FakeAws(folder, WORKERS, period=300))
+        aws = stack.enter_context(FakeAws(folder, workers, period=300))
         client = stack.enter_context(MongoClient[Document](mongod.uri, tz_aware=True))
         for number in range(context.repeat):
             for build in context.builds:
                 name = f"backfill_{number}_{context.builds.index(build)}"
                 database = client[name]
-                database.workers.insert_many(aggregates(WORKERS))
+                database.workers.insert_many(aggregates(workers))
                 settings = {
                     "CML_EXPORTER_MONGODB__URI": mongod.uri.replace("/?", f"/{name}?"),
                     "CML_EXPORTER_CLOUDWATCH__ENDPOINT_URL": aws.url,
@@ -70,7 +70,7 @@ def backfill(context: Context) -> Iterator[Figure]:
                 )
                 client.drop_database(name)
     for subject, taken in took.items():
-        case = f"{WORKERS} workers, {DAYS} days, {count:,} samples"
+        case = f"{workers} workers, {DAYS} days, {count:,} samples"
         yield Figure("backfill", case, "CPU", subject, "s", tuple(cpu for cpu, _ in taken))
         yield Figure("backfill", case, "wall", subject, "s", tuple(wall for _, wall in taken))
 

@@ -19,6 +19,8 @@ class Context:
     """Workers."""
     latencies: Sequence[float] = (0,)
     """Seconds that the fake CloudWatch takes to answer."""
+    warm_up: int = 3
+    """Cycles that do not count."""
     cycles: int = 5
     samples: Sequence[int] = (1_000_000,)
     """Sizes of the history."""

@@ -6,10 +6,11 @@ seconds included. The first cycles, in which programs start and the exporter fil
 """
 
 import itertools
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,10 +27,11 @@ from bench.subjects import BareClient, Build, CloudWatchExporter, Exporter, Subj
 from exporter.demo.mongod import Mongod
 from tests.helpers.ports import free_port
 
-WARM_UP_CYCLES = 3
 TICK_SECOND, IDLE_SECOND, READ_SECOND = 16, 36, 52
 """Seconds of the minute between which no subject is in a cycle: the exporter polls at 0 and reads the worker documents at 12,
 those that poll while they are scraped do at `TICK_SECOND`, the others have their `phase`."""
+SMALL_WORKERS = 1000
+"""Fleets of up to so many workers share their minutes."""
 MINUTE_SETTINGS: Mapping[str, str] = {
     "PERIOD": "1m",
     "CLOUDWATCH__INTERVAL": "1m",
@@ -54,6 +56,8 @@ class Load(NamedTuple):
 class Reading(NamedTuple):
     """One look at a subject from outside."""
 
+    at: float
+    """Monotonic seconds."""
     idle: float
     """CPU at `IDLE_SECOND`."""
     cpu: float
@@ -69,49 +73,46 @@ class Stand:
     skipped: Sequence[Skipped]
     mongod: Mongod
 
-
-def run(context: Context) -> Iterator[Figure | Skipped]:
-    """Measure every size and latency; small fleets share their minutes unless they are to be measured apart."""
-    for loads in shared_loads(context):
-        with ExitStack() as stack:
-            here = stand(context, loads, stack)
-            yield from here.skipped
-            readings = read_cycles(here.subjects, context)
-            now = time.time()
-            for load, subject in here.subjects:
-                yield from figures(load, subject, readings[id(subject)], now)
+    @property
+    def largest(self) -> Load:
+        return max(load for load, _ in self.subjects)
 
 
-def shared_loads(context: Context) -> list[list[Load]]:
-    """Return the loads that run in the same minutes: all, or with --full each for itself."""
-    loads = [Load(workers, latency) for workers in context.sizes for latency in context.latencies]
-    return [[load] for load in loads] if context.full else [loads]
+def run(context: Context, here: Stand) -> Iterator[Figure | Skipped]:
+    """Row `cycle`: measure all subjects for the same minutes."""
+    yield from here.skipped
+    readings = read_cycles(here.subjects, context)
+    now = time.time()
+    for load, subject in here.subjects:
+        yield from figures(load, subject, readings[id(subject)], now)
 
 
-def stand(context: Context, loads: Sequence[Load], stack: ExitStack) -> Stand:
-    """Start all subjects of some loads and wait for their first cycles; without --full they serve all rows of the run."""
-    found = context.shared.get("minutes")
-    if isinstance(found, Stand):
-        return found
-    stack = stack if context.full else context.stack
-    folder = context.new_folder(stack)
-    mongod = stack.enter_context(Mongod(folder / "mongo", free_port(), replica_set=True))
-    subjects: list[tuple[Load, Subject]] = []
-    skipped: list[Skipped] = []
-    for load in loads:
-        made, missing = make(context, load, mongod, folder / load.case.replace(" ", "_"), stack)
-        subjects += [(load, subject) for subject in made]
-        skipped = missing
-    start(subjects, stack, context.progress)
-    for number in range(WARM_UP_CYCLES):
-        context.progress(f"warm-up, cycle {number + 1} of {WARM_UP_CYCLES}")
-        sleep_until(TICK_SECOND)
-        tick(subjects)
-        sleep_until(READ_SECOND)
-    here = Stand(subjects, skipped, mongod)
-    if not context.full:
-        context.shared["minutes"] = here
-    return here
+def shared_loads(context: Context) -> Iterator[list[Load]]:
+    """Yield the loads that run in the same minutes: small fleets together, each large one alone."""
+    for latency in context.latencies:
+        if small := [Load(workers, latency) for workers in context.sizes if workers <= SMALL_WORKERS]:
+            yield small
+        yield from ([Load(workers, latency)] for workers in context.sizes if workers > SMALL_WORKERS)
+
+
+@contextmanager
+def stand(context: Context, loads: Sequence[Load]) -> Iterator[Stand]:
+    """Run all subjects of some loads; yields them after their first cycles."""
+    with ExitStack() as stack:
+        folder = context.new_folder(stack)
+        mongod = stack.enter_context(Mongod(folder / "mongo", free_port(), replica_set=True))
+        subjects: list[tuple[Load, Subject]] = []
+        skipped: list[Skipped] = []
+        for load in loads:
+            made, skipped = make(context, load, mongod, folder / load.case.replace(" ", "_"), stack)
+            subjects += [(load, subject) for subject in made]
+        start(subjects, stack, context.progress)
+        for number in range(context.warm_up):
+            context.progress(f"warm-up, cycle {number + 1} of {context.warm_up}")
+            sleep_until(TICK_SECOND)
+            tick(subjects)  # the first may take longer than a minute
+            sleep_until(READ_SECOND)
+        yield Stand(subjects, skipped, mongod)
 
 
 def make(context: Context, load: Load, mongod: Mongod, folder: Path, stack: ExitStack) -> tuple[list[Subject], list[Skipped]]:
@@ -170,15 +171,24 @@ def sleep_until(second: int) -> None:
 def read_cycles(subjects: Sequence[tuple[Load, Subject]], context: Context) -> dict[int, list[Reading]]:
     """Read every subject once a minute; the first reading of each is the end of the warm-up."""
     readings: dict[int, list[Reading]] = {id(subject): [] for _, subject in subjects}
+    late_ones: set[int] = set()
+    ticking = {id(subject): TickThread(subject) for _, subject in subjects if subject.ticks}
     for number in range(context.cycles + 1):
         sleep_until(TICK_SECOND)
-        tick(subjects)
+        for thread in ticking.values():
+            thread.wake()
         sleep_until(IDLE_SECOND)
         idle = {id(subject): cpu_seconds(subject.pid) for _, subject in subjects}
         sleep_until(READ_SECOND)
         for _, subject in subjects:
-            reading = Reading(idle[id(subject)], cpu_seconds(subject.pid), rss_mib(subject.pid), subject.aws.count())
+            reading = Reading(
+                time.monotonic(), idle[id(subject)], cpu_seconds(subject.pid), rss_mib(subject.pid), subject.aws.count()
+            )
             readings[id(subject)].append(reading)
+        for late in [key for key, thread in ticking.items() if thread.is_busy]:
+            context.progress("a peer that polls while it is scraped took too long, and is left out")
+            del ticking[late]
+            late_ones.add(late)
         if number == 0:
             context.progress(f"{context.cycles} cycles of a minute")
         else:
@@ -187,7 +197,7 @@ def read_cycles(subjects: Sequence[tuple[Load, Subject]], context: Context) -> d
                 before, after = readings[id(subject)][-2:]
                 texts.append(f"{subject.name} {load.workers:,}: {after.cpu - before.cpu:.3f}")
             context.progress(f"cycle {number} of {context.cycles}, CPU s: {'; '.join(texts)}")
-    return readings
+    return {key: [] if key in late_ones else values for key, values in readings.items()}
 
 
 def tick(subjects: Sequence[tuple[Load, Subject]]) -> None:
@@ -196,19 +206,47 @@ def tick(subjects: Sequence[tuple[Load, Subject]]) -> None:
         list(threads.map(lambda each: each[1].tick(), subjects))
 
 
-def figures(load: Load, subject: Subject, readings: Sequence[Reading], now: float) -> Iterator[Figure]:
+class TickThread:
+    """Makes a subject poll in the background, so that a slow one does not delay the readings of the others."""
+
+    def __init__(self, subject: Subject) -> None:
+        self._subject = subject
+        self._thread: threading.Thread | None = None
+
+    @property
+    def is_busy(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def wake(self) -> None:
+        """Poll once."""
+        self._thread = threading.Thread(target=self._subject.tick, daemon=True)
+        self._thread.start()
+
+
+def figures(load: Load, subject: Subject, readings: Sequence[Reading], now: float) -> Iterator[Figure | Skipped]:
     """Yield what the readings of one subject say."""
+    if len(readings) < 2:
+        yield Skipped(
+            "cycle", f"{subject.name}, {load.case}", f"a poll took longer than from second {TICK_SECOND} to {READ_SECOND}"
+        )
+        return
 
     def figure(name: str, unit: str, values: Sequence[float]) -> Figure:
         return Figure("cycle", load.case, name, subject.name, unit, tuple(values))
 
-    yield figure("CPU", "s", [after.cpu - before.cpu for before, after in itertools.pairwise(readings)])
+    # On a machine that is too busy a reading comes late, and the next one a minute later: then two cycles are between them.
+    cycles = [max(1, round((after.at - before.at) / 60)) for before, after in itertools.pairwise(readings)]
+    used = [after.cpu - before.cpu for before, after in itertools.pairwise(readings)]
+    yield figure("CPU", "s", [seconds / count for seconds, count in zip(used, cycles, strict=True)])
+    counted = list(zip((reading.counted for reading in readings[1:]), cycles, strict=True))
     scale = 60 / (READ_SECOND - IDLE_SECOND)
     yield figure("idle CPU a minute", "s", [(reading.cpu - reading.idle) * scale for reading in readings[1:]])
-    yield figure("polling, first request to last answer", "s", [reading.counted.span for reading in readings[1:]])
+    spans = [each.span for each, count in counted if count == 1]
+    if spans:
+        yield figure("polling, first request to last answer", "s", spans)
     yield figure("RSS", "MiB", [reading.rss for reading in readings[1:]])
-    yield figure("calls", "", [reading.counted.calls for reading in readings[1:]])
-    yield figure("metrics billed", "", [reading.counted.billed for reading in readings[1:]])
+    yield figure("calls", "", [each.calls / count for each, count in counted])
+    yield figure("metrics billed", "", [each.billed / count for each, count in counted])
     shown = subject.values()
     if shown is not None:
         yield figure("wrong or missing values", "", [wrong_values(shown, subject.aws, now)])

@@ -3,13 +3,13 @@
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 from bench.context import Context
-from bench.cycle import READ_SECOND, shared_loads, sleep_until, stand
+from bench.cycle import READ_SECOND, Stand, sleep_until
 from bench.figures import EXPORTER, Figure, Skipped
 
 SECONDS, RATE = 60, 250
@@ -17,31 +17,28 @@ SHOWN = 20
 """Modules; the others are added up."""
 
 
-def run(context: Context) -> Iterator[Figure | Skipped]:
-    """Record the exporter with history of the largest fleet; samples are taken only while a thread uses the CPU."""
+def run(context: Context, here: Stand) -> Iterator[Figure | Skipped]:
+    """Record the exporter with history of the largest fleet; samples count while a thread holds the interpreter's lock."""
     spy = shutil.which("py-spy") or shutil.which("py-spy", path=str(Path(sys.executable).parent))
     if spy is None:
         yield Skipped("profile", "py-spy", "py-spy is not installed; pip install py-spy")
         return
-    for loads in shared_loads(context):
-        with ExitStack() as stack:
-            here = stand(context, loads, stack)
-            load = max(loads)
-            for build in context.builds:
-                name = build.named(EXPORTER)
-                (pid,) = [subject.pid for its, subject in here.subjects if its == load and subject.name == name]
-                output = context.new_folder(stack) / "profile.txt"
-                sleep_until(READ_SECOND)
-                context.progress(f"{load.case}: {name}, {SECONDS} s")
-                command = [spy, "record", "--pid", str(pid), "--duration", str(SECONDS), "--rate", str(RATE)]
-                done = subprocess.run(
-                    [*command, "--format", "raw", "--output", str(output)], capture_output=True, text=True, check=False
-                )
-                if done.returncode:
-                    yield Skipped("profile", name, (done.stderr.strip().splitlines() or ["py-spy failed"])[-1])
-                    continue
-                for module, share in shares(output.read_text()):
-                    yield Figure("profile", load.case, module, name, "%", (share,))
+    load = here.largest
+    for build in context.builds:
+        name = build.named(EXPORTER)
+        (pid,) = [subject.pid for its, subject in here.subjects if its == load and subject.name == name]
+        sleep_until(READ_SECOND)
+        context.progress(f"{load.case}: {name}, {SECONDS} s")
+        with tempfile.TemporaryDirectory() as folder:
+            output = Path(folder, "profile.txt")
+            command = [spy, "record", "--gil", "--pid", str(pid), "--duration", str(SECONDS), "--rate", str(RATE)]
+            command += ["--format", "raw", "--output", str(output)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                yield Skipped("profile", name, (done.stderr.strip().splitlines() or ["py-spy failed"])[-1])
+                continue
+            for module, share in shares(output.read_text()):
+                yield Figure("profile", load.case, module, name, "%", (share,))
 
 
 def shares(stacks: str) -> Iterator[tuple[str, float]]:

@@ -147,6 +147,8 @@ def statistics(context: Context) -> Iterator[Figure]:
         found = child(build, "statistics.py", here.uri, HISTORY, workers, here.end, context.repeat)
         context.progress(f"{here.case}: {found}")
         for subject, values in found.items():
+            if build.label and subject != "library":
+                continue
             name = build.named(EXPORTER) if subject == "library" else BARE_QUERY
             yield Figure("statistics", here.case, f"{workers} workers, a day by hour", name, "s", tuple(values["wall"]))
             yield Figure("statistics", here.case, f"{workers} workers, a day by hour, own CPU", name, "s", tuple(values["cpu"]))
@@ -155,11 +157,14 @@ def statistics(context: Context) -> Iterator[Figure]:
 def mirror(context: Context) -> Iterator[Figure]:
     """Row `mirror`: a period of 10,000 workers and a day of 40 from the outbox into the history, against insert_many."""
     for here, build, folder in stands(context):
-        for workers, periods in ((MIRRORED_WORKERS, 1), (MIRRORED_WORKERS // 250, 250)):
+        mirrored = min(MIRRORED_WORKERS, here.workers * SAMPLES_PER_WORKER // 100)
+        for workers, periods in ((mirrored, 1), (max(1, mirrored // 250), 250)):
             found = child(build, "mirror.py", here.uri, HISTORY, workers, periods, context.repeat, folder / f"outbox_{periods}")
             context.progress(f"{here.case}, {workers:,} workers × {periods}: {found}")
             case = f"{here.case}, {workers:,} workers × {periods} {'period' if periods == 1 else 'periods'}"
             for subject, values in found.items():
+                if build.label and subject != "mirror":
+                    continue
                 name = build.named(EXPORTER) if subject == "mirror" else BARE_INSERT
                 yield Figure("mirror", case, "own CPU", name, "s", tuple(values["cpu"]))
                 yield Figure("mirror", case, "wall", name, "s", tuple(values["wall"]))
@@ -177,7 +182,7 @@ def stands(context: Context) -> Iterator[tuple[Stand, Build, Path]]:
 def named(row: str, case: str, build: Build, names: Names, took: Mapping[str, Sequence[float]]) -> Iterator[Figure]:
     """Yield the figures of a measuring module under the names of the report."""
     for name, (figure, subject) in names.items():
-        if name in took:
+        if name in took and not (build.label and subject == BARE_QUERY):  # of every build the same
             subject = subject if subject == BARE_QUERY else build.named(subject)
             yield Figure(row, case, figure, subject, "s", tuple(took[name]))
 

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,6 +14,8 @@ from rich.table import Table
 from bench.figures import EXPORTER, REFERENCES, Figure, Result, Skipped, results
 
 FORMAT = 1
+BEFORE = "before"
+"""Label of the checkout that a run compares itself with."""
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
 _PART = re.compile(r"(?P<head><!-- bench: (?P<name>[\w ]+) -->\n)(?P<text>.*?)(?P<end><!-- end -->)", re.DOTALL)
 Key = tuple[str, str, str, str]
@@ -47,11 +49,29 @@ class Run:
         ]
         return cls(figures=figures, skipped=[Skipped(**each) for each in whole.pop("skipped")], about=whole)
 
+    def split(self) -> "tuple[Run, Run | None]":
+        """Divide a run with `--before DIR` into the run without that checkout, and one that has it as the exporter."""
+        suffix = f" ({BEFORE})"
+        old = [
+            replace(each, subject=each.subject.removesuffix(suffix)) for each in self.figures if each.subject.endswith(suffix)
+        ]
+        if not old:
+            return self, None
+        new = [each for each in self.figures if not each.subject.endswith(suffix)]
+        about = {**self.about, "commit": self.about["before"]}
+        return Run(self.about, new, self.skipped), Run(about, [*old, *(each for each in new if each.subject in REFERENCES)], [])
+
     def merged(self, other: "Run") -> "Run":
-        """Return a run that has the rows of both; those of `other` win."""
+        """Return a run that has the rows of both; those of `other` win, and so does what it says of the machine."""
         rows = {figure.row for figure in other.figures} | {skipped.row for skipped in other.skipped}
+        about = {
+            **self.about,
+            **other.about,
+            "seconds": self.about["seconds"] + other.about["seconds"],
+            "command": f"{self.about['command']}; {other.about['command']}",
+        }
         return Run(
-            other.about,
+            about,
             [each for each in self.figures if each.row not in rows] + other.figures,
             [each for each in self.skipped if each.row not in rows] + other.skipped,
         )
@@ -86,7 +106,7 @@ def grid(figures: Sequence[Figure], before: Mapping[Key, float]) -> Grid:
     for figure in figures:
         label = f"{figure.name}, {figure.unit}" if figure.unit else figure.name
         text = show(figure.median)
-        if figure.key in before:
+        if figure.key in before and figure.subject not in REFERENCES:
             text = f"{show(before[figure.key])} → {text}"
         lines.setdefault((figure.case, figure.name), (label, {}))[1][figure.subject] = text
     references = [each for each in REFERENCES if each in subjects and EXPORTER in subjects]

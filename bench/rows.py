@@ -1,10 +1,11 @@
 """The rows of the benchmark: the one table of what `make bench` can measure."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from bench import commands, cycle, profile, reads, scrapes, starts, views
 from bench.context import Context
+from bench.cycle import Stand, shared_loads, stand
 from bench.figures import Figure, Skipped
 
 
@@ -15,11 +16,20 @@ class Row(NamedTuple):
     run: Callable[[Context], Iterator[Figure | Skipped]]
 
 
-ROWS: Mapping[str, Row] = {
-    "cycle": Row("CPU, wall time, and memory of a cycle, beside YACE, cloudwatch_exporter, and bare calls", cycle.run),
-    "scrape": Row("latency during a cycle, size, and CPU of a scrape, gzip and identity, beside the peers", scrapes.run),
-    "freshness": Row("seconds from the first request of a cycle to /metrics and to the history", scrapes.freshness),
-    "profile": Row("where the CPU of the exporter goes, by module: py-spy for a minute", profile.run),
+class MinuteRow(NamedTuple):
+    """A row that is measured on processes whose cycles take a minute; such rows share them."""
+
+    question: str
+    run: Callable[[Context, Stand], Iterator[Figure | Skipped]]
+
+
+MINUTE_ROWS: Mapping[str, MinuteRow] = {
+    "cycle": MinuteRow("CPU, wall time, and memory of a cycle, beside YACE, cloudwatch_exporter, and bare calls", cycle.run),
+    "scrape": MinuteRow("latency during a cycle, size, and CPU of a scrape, gzip and identity, beside the peers", scrapes.run),
+    "freshness": MinuteRow("seconds from the first request of a cycle to /metrics and to the history", scrapes.freshness),
+    "profile": MinuteRow("where the CPU of the exporter goes, by module: py-spy for a minute", profile.run),
+}
+OTHER_ROWS: Mapping[str, Row] = {
     "start": Row("seconds and CPU from the start to ready, every status, and every CPU value", starts.start),
     "cli": Row("`--version`, against importing the settings", starts.cli),
     "history": Row("the history API of one worker, against the bare query", reads.read_history),
@@ -31,3 +41,19 @@ ROWS: Mapping[str, Row] = {
     "gaps": Row("opening a day of gaps in the outbox", views.open_gaps),
     "panels": Row("opening every dashboard: Prometheus with the history behind it", views.open_panels),
 }
+ROWS: Mapping[str, Row | MinuteRow] = {**MINUTE_ROWS, **OTHER_ROWS}
+
+
+def run(context: Context, names: Sequence[str]) -> Iterator[Figure | Skipped]:
+    """Measure the rows of these names."""
+    minutes = [name for name in names if name in MINUTE_ROWS]
+    for loads in shared_loads(context) if minutes else ():
+        context.row = minutes[0]
+        with stand(context, loads) as here:
+            for name in minutes:
+                context.row = name
+                yield from MINUTE_ROWS[name].run(context, here)
+    for name in names:
+        if name in OTHER_ROWS:
+            context.row = name
+            yield from OTHER_ROWS[name].run(context)

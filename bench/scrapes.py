@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -20,8 +19,8 @@ from pymongo import MongoClient
 from pymongo.collection import Collection
 
 from bench.context import Context
-from bench.cycle import IDLE_SECOND, Load, shared_loads, sleep_until, stand, tick
-from bench.figures import Figure, Skipped
+from bench.cycle import READ_SECOND, Load, Stand, sleep_until, tick
+from bench.figures import Figure
 from bench.history import HISTORY
 from bench.processes import cpu_seconds, environment
 from bench.subjects import HERE, Exporter, Subject
@@ -37,26 +36,22 @@ WATCH_SECONDS = 0.1
 """Time between two looks at /metrics and at the history."""
 
 
-def run(context: Context) -> Iterator[Figure | Skipped]:
-    """Row `scrape`: the largest fleet, or with --full each."""
-    for loads in shared_loads(context):
-        with ExitStack() as stack:
-            here = stand(context, loads, stack)
-            yield from here.skipped
-            load = max(loads)
-            tick(here.subjects)
-            shown = [subject for its, subject in here.subjects if its == load and subject.values() is not None]
-            scraped = [subject for subject in shown if not subject.ticks]
-            for encoding in ENCODINGS:
-                context.progress(f"{load.case}: {encoding} during a cycle, then alone; two minutes")
-                yield from latencies(load, scraped, encoding)
-                yield from costs(context, load, scraped, encoding)
-                for subject in shown:
-                    size = len(subject.body(encoding)) / 1024
-                    yield Figure("scrape", load.case, f"{encoding}, size", subject.name, "KiB", (size,))
-            for subject in shown:
-                size = len(b"\n".join(utilization(subject))) / 1024
-                yield Figure("scrape", load.case, "identity, size of CPU and memory", subject.name, "KiB", (size,))
+def run(context: Context, here: Stand) -> Iterator[Figure]:
+    """Row `scrape`: the largest fleet of the stand."""
+    load = here.largest
+    tick(here.subjects)
+    shown = [subject for its, subject in here.subjects if its == load and subject.values() is not None]
+    scraped = [subject for subject in shown if not subject.ticks]
+    for encoding in ENCODINGS:
+        context.progress(f"{load.case}: {encoding} during a cycle, then alone; a minute")
+        yield from latencies(load, scraped, encoding)
+        yield from costs(context, load, scraped, encoding)
+        for subject in shown:
+            size = len(subject.body(encoding)) / 1024
+            yield Figure("scrape", load.case, f"{encoding}, size", subject.name, "KiB", (size,))
+    for subject in shown:
+        size = len(b"\n".join(utilization(subject))) / 1024
+        yield Figure("scrape", load.case, "identity, size of CPU and memory", subject.name, "KiB", (size,))
 
 
 def latencies(load: Load, subjects: Sequence[Subject], encoding: str) -> Iterator[Figure]:
@@ -78,7 +73,8 @@ def latencies(load: Load, subjects: Sequence[Subject], encoding: str) -> Iterato
 
 def costs(context: Context, load: Load, subjects: Sequence[Subject], encoding: str) -> Iterator[Figure]:
     """Yield the CPU of a scrape: that of some, less that of as much time without."""
-    sleep_until(IDLE_SECOND)
+    if not QUIET_SECOND <= time.time() % 60 < READ_SECOND:
+        sleep_until(QUIET_SECOND)
     for subject in subjects:
         began, used = time.monotonic(), cpu_seconds(subject.pid)
         time.sleep(1)
@@ -93,22 +89,18 @@ def costs(context: Context, load: Load, subjects: Sequence[Subject], encoding: s
         yield Figure("scrape", load.case, f"{encoding}, CPU of a scrape", subject.name, "ms", tuple(samples))
 
 
-def freshness(context: Context) -> Iterator[Figure | Skipped]:
+def freshness(context: Context, here: Stand) -> Iterator[Figure]:
     """Row `freshness`: seconds from the first request of a cycle until its values are on /metrics, and in the history."""
-    for loads in shared_loads(context):
-        with ExitStack() as stack:
-            here = stand(context, loads, stack)
-            yield from here.skipped
-            watched = [(load, subject) for load, subject in here.subjects if subject.values() is not None and not subject.ticks]
-            client = stack.enter_context(MongoClient[dict[str, Any]](here.mongod.uri))
-            found: dict[tuple[str, str, str], list[float]] = {}
-            for number in range(context.cycles):
-                context.progress(f"cycle {number + 1} of {context.cycles}")
-                sleep_until(SCRAPED_SECOND)
-                for key, seconds in watch_cycle(watched, client):
-                    found.setdefault(key, []).append(seconds)
-            for (case, name, subject_name), values in found.items():
-                yield Figure("freshness", case, name, subject_name, "s", tuple(values))
+    watched = [(load, subject) for load, subject in here.subjects if subject.values() is not None and not subject.ticks]
+    found: dict[tuple[str, str, str], list[float]] = {}
+    with MongoClient[dict[str, Any]](here.mongod.uri) as client:
+        for number in range(context.cycles):
+            context.progress(f"cycle {number + 1} of {context.cycles}")
+            sleep_until(SCRAPED_SECOND)
+            for key, seconds in watch_cycle(watched, client):
+                found.setdefault(key, []).append(seconds)
+    for (case, name, subject_name), values in found.items():
+        yield Figure("freshness", case, name, subject_name, "s", tuple(values))
 
 
 def watch_cycle(

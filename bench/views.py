@@ -19,13 +19,13 @@ from bench.reads import serving
 from exporter.core.periods import HOUR, align
 from exporter.demo.prometheus import INSTALL
 
-WORKERS, READERS, SCRAPES = 1000, 2, 300
+MAX_WORKERS, READERS, SCRAPES = 1000, 2, 300
 PANEL_DAYS, PANEL_SCRAPE_SECONDS = 14, 120
 
 
 def load_pages(context: Context) -> Iterator[Figure]:
     """Row `pages`: the time of each page and chart alone, and of scrapes beside readers of the fleet page."""
-    worker = worker_id(1)
+    worker, workers = worker_id(1), min(MAX_WORKERS, context.sizes[-1])
     paths = {
         "fleet page": "/",
         "worker page": f"/workers/{worker}",
@@ -37,11 +37,11 @@ def load_pages(context: Context) -> Iterator[Figure]:
         with ExitStack() as stack:
             _, uri, _ = stack.enter_context(database())
             with MongoClient[Document](uri, tz_aware=True) as client:
-                pages.fill(client, WORKERS, align(int(time.time()), HOUR))
+                pages.fill(client, workers, align(int(time.time()), HOUR))
             http, address = stack.enter_context(serving(build, uri, context.new_folder(stack)))
             url = f"http://{address}"
-            alone, beside, loads = pages.timings(url, WORKERS, READERS, SCRAPES, "/")
-            case, subject = f"{WORKERS:,} workers", build.named(EXPORTER)
+            alone, beside, loads = pages.timings(url, workers, READERS, SCRAPES, "/")
+            case, subject = f"{workers:,} workers", build.named(EXPORTER)
             for name, took in (("scrape alone", alone), ("scrape beside readers", beside), ("fleet page, two readers", loads)):
                 yield Figure("pages", case, f"{name}, p50", subject, "ms", (statistics.median(took) * 1000,))
                 yield Figure("pages", case, f"{name}, p99", subject, "ms", (statistics.quantiles(took, n=100)[98] * 1000,))
@@ -66,7 +66,7 @@ def open_panels(context: Context) -> Iterator[Figure | Skipped]:
     if shutil.which("prometheus") is None or shutil.which("promtool") is None:
         yield Skipped("panels", "dashboards", f"prometheus and promtool are not on PATH; {INSTALL}")
         return
-    workers = WORKERS if context.full else WORKERS // 10
+    workers = min(MAX_WORKERS, context.sizes[-1]) // (1 if context.full else 10)
     options = argparse.Namespace(
         workers=workers, days=PANEL_DAYS, scrape=PANEL_SCRAPE_SECONDS, repeat=3, worst=0, before=None, json=None
     )
@@ -82,10 +82,11 @@ def open_panels(context: Context) -> Iterator[Figure | Skipped]:
 
 def open_gaps(context: Context) -> Iterator[Figure]:
     """Row `gaps`: the CPU of opening a day of gaps."""
-    fleet = gaps.fleet_of(WORKERS)
+    workers = min(MAX_WORKERS, context.sizes[-1])
+    fleet = gaps.fleet_of(workers)
     took: dict[str, list[float]] = {"rows one by one": [], EXPORTER: []}
     for _ in range(context.repeat):
         for name, way in (("rows one by one", gaps.row_by_row), (EXPORTER, gaps.as_runs)):
-            took[name].append(gaps.measure(way, fleet)[0] * 1000 / WORKERS)
+            took[name].append(gaps.measure(way, fleet)[0] * 1000 / workers)
     for name, values in took.items():
-        yield Figure("gaps", f"{WORKERS:,} workers, a day", "own CPU a worker", name, "ms", tuple(values))
+        yield Figure("gaps", f"{workers:,} workers, a day", "own CPU a worker", name, "ms", tuple(values))

@@ -6,6 +6,7 @@ Each repetition asks for another day, END going back day by day. Prints {"librar
 """
 
 import asyncio
+import inspect
 import json
 import sys
 import time
@@ -20,11 +21,15 @@ from exporter.core.periods import DAY, HOUR, to_datetime
 FIELDS = ("cpu_utilization", "memory_utilization", "active_labs_count")
 
 
-async def library(repository: WorkerMetricsRepository, workers: list[str], end: int) -> int:
-    """Return the number of rows of the library's statistics: for all workers in one call where it has one, else one by one."""
+MANY = "Collection" in str(inspect.signature(WorkerMetricsRepository.get_aggregated_stats))
+"""Whether this version of the library takes many workers at once."""
+
+
+async def library(repository: Any, workers: list[str], end: int) -> int:  # noqa: ANN401  # of any version
+    """Return the number of rows of the library's statistics: of all workers in one call where it can, else one by one."""
     window = to_datetime(end - DAY), to_datetime(end), timedelta(hours=1)
-    if hasattr(repository, "get_aggregated_stats_of"):
-        found = await repository.get_aggregated_stats_of(workers, *window)
+    if MANY:
+        found = await repository.get_aggregated_stats(workers, *window)
         return sum(map(len, found.values()))
     return sum([len(await repository.get_aggregated_stats(worker, *window)) for worker in workers])
 

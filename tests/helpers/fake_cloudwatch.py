@@ -12,7 +12,8 @@ In a test:
         aws.fault("GetMetricData", "throttle", 2)
 
 For load: python -m tests.helpers.fake_cloudwatch --port 5602 --workers 2000 --latency 0.1 --regions eu-west-1,us-east-1
-`instance_id(k)` names its instances; `fleet` describes them. GET /ctl returns the counters; POST /ctl takes any of
+`instance_id(k)` names its instances; `fleet` describes them. GET /ctl returns the counters; POST /ctl, too, as they were before
+a reset, with "brief" without `queried`, and takes any of
 {"fault": {"operation": "GetMetricData", "mode": "throttle", "count": 3, "region": "*"}, "clear": true, "reset": true,
 "set": {"latency": 0.2, "offset": 60, "skew": 0, ...}, "add": [{"id": "i-0a", "region": "eu-west-1", "runs": [[0, null]]}]}.
 
@@ -733,19 +734,22 @@ class FakeCloudWatch:
 
     def _control(self, method: str, body: bytes) -> _Reply:
         order = json.loads(body) if method == "POST" else {}
-        if unknown := set(order) - {"fault", "clear", "reset", "set", "add"} | set(order.get("set", {})) - _SETTABLE:
+        if unknown := set(order) - {"fault", "clear", "reset", "set", "add", "brief"} | set(order.get("set", {})) - _SETTABLE:
             return _Reply(400, "text/plain", f"unknown: {', '.join(sorted(unknown))}\n".encode())
         if order.get("clear"):
             self.clear()
-        if order.get("reset"):
-            self.reset()
         if "fault" in order:
             self.fault(**order["fault"])
         for name, value in order.get("set", {}).items():
             setattr(self, name, value)
         for instance in order.get("add", ()):
             self.add(**{**instance, "runs": [tuple(run) for run in instance.get("runs", ALWAYS)]})
-        return _Reply(200, "application/json", json.dumps(self.counters()).encode())
+        counters = self.counters()
+        if order.get("brief"):
+            del counters["queried"]  # tens of thousands of entries
+        if order.get("reset"):
+            self.reset()
+        return _Reply(200, "application/json", json.dumps(counters).encode())
 
 
 def fleet(fake: FakeCloudWatch, count: int, regions: Sequence[str]) -> None:

@@ -2,13 +2,20 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench import __main__ as bench
-from bench.figures import EXPORTER, YACE, Figure, Skipped, Target, results
+from bench.fake_aws import FakeAws
+from bench.figures import BARE_CLIENT, EXPORTER, YACE, Figure, Skipped, Target, results
+from bench.peers import CACHE, CLOUDWATCH_EXPORTER_JAR, YACE_VERSION
+from bench.profile import shares
 from bench.report import PAGE, Run, show, write_page
 from bench.rows import ROWS
+from bench.subjects import Values, wrong_values
+from exporter.core.model import MetricName
+from tests.helpers.fake_cloudwatch import instance_id
 
 ABOUT = {
     "date": "2026-11-28T00:00:00Z",
@@ -79,7 +86,7 @@ def test_the_page_is_written_from_a_run_and_its_prose_stays(page: Path) -> None:
     found = parts(page)
     assert page.read_text().startswith(prose)
     assert "CPU of exporter at most 2.5 × YACE: 4.00 ×" in found["unreached"]
-    assert f"| {CASE} | CPU, s | 1.6 → 0.8 | 0.2 → 0.2 | 4.00 |" in found["cycle"]
+    assert f"| {CASE} | CPU, s | 1.6 → 0.8 | 0.2 | 4.00 |" in found["cycle"]
     assert "| 8 | 4 | **not met** |" in found["targets"]
     assert "go is not on PATH" in found["skipped"]
     assert "2 cores of a processor" in found["machine"]
@@ -87,6 +94,41 @@ def test_the_page_is_written_from_a_run_and_its_prose_stays(page: Path) -> None:
     found = parts(page)
     assert "Every target" in found["unreached"]
     assert f"| {CASE} | CPU, s | 0.4 | 0.2 | 2.00 |" in found["cycle"]
+
+
+def test_another_checkout_of_the_same_run_is_what_was_before() -> None:
+    whole = run_of(0.8)
+    old = [Figure("cycle", CASE, "CPU", f"{EXPORTER} (before)", "s", (1.6,))]
+    run, before = Run({**ABOUT, "before": "0ld0ld0"}, [*whole.figures, *old], []).split()
+    assert run.figures == whole.figures
+    assert before is not None
+    assert before.about["commit"] == "0ld0ld0"
+    (result,) = results(before.figures)
+    assert (result.target.subject, round(result.value, 6)) == (EXPORTER, 8)
+    assert whole.split() == (whole, None)
+
+
+def test_runs_of_several_rows_are_merged() -> None:
+    first, second = run_of(0.8), run_of(0.7)
+    second.figures = [Figure("cli", "a process", "CPU", EXPORTER, "s", (0.1,))]
+    both = first.merged(second)
+    assert [figure.row for figure in both.figures] == ["cycle", "cycle", "cli"]
+    assert both.about["seconds"] == 180
+    assert first.merged(run_of(0.7)).figures == run_of(0.7).figures
+
+
+def test_a_wrong_a_missing_and_a_stale_value_are_counted(tmp_path: Path) -> None:
+    aws, now = FakeAws(tmp_path, 60), 1_795_900_000
+    starts = dict.fromkeys(("cpu", "memory"), now // 60 * 60 - 120)
+    right: Values = {(instance_id(k), "cpu"): aws.value(instance_id(k), "cpu", starts["cpu"]) for k in range(60)}
+    right |= {
+        (instance_id(k), "memory"): aws.value(instance_id(k), "memory", starts["memory"]) for k in range(60) if k % 50 != 49
+    }
+    assert wrong_values(right, aws, now) == 0
+    one: tuple[str, MetricName] = (instance_id(7), "memory")
+    assert wrong_values({key: value for key, value in right.items() if key != one}, aws, now) == 1
+    assert wrong_values({**right, one: right[one] + 0.001}, aws, now) == 1
+    assert wrong_values({**right, one: aws.value(*one, now - 7200)}, aws, now) == 1
 
 
 def test_a_row_that_did_not_run_keeps_its_table(page: Path) -> None:
@@ -105,6 +147,64 @@ def test_the_page_has_a_part_for_every_row() -> None:
 )
 def test_numbers_have_three_digits(value: float, text: str) -> None:
     assert show(value) == text
+
+
+def measured(tmp_path: Path, page: Path, rows: str) -> tuple[dict[str, Any], dict[tuple[str, str, str], float]]:
+    """JSON of a tiny run, and its medians by row, name, and subject; the page was written from it."""
+    file = tmp_path / "result.json"
+    built = (CACHE / f"yace-{YACE_VERSION}").exists() and (CACHE / CLOUDWATCH_EXPORTER_JAR).exists()
+    tiny = ["--sizes", "5", "--samples", "20000", "--cycles", "1", "--warm-up", "1", "--repeat", "1"]
+    assert bench.main(["--only", rows, *tiny, "--json", str(file), "--page", *([] if built else ["--no-peers"])], page) == 0
+    found = json.loads(file.read_text())
+    assert {each["row"] for each in found["figures"]} == set(rows.split(","))
+    for figure in found["figures"]:
+        assert set(figure) == {"row", "case", "name", "subject", "unit", "samples", "median"}
+        assert figure["samples"], figure
+    assert found["machine"]["cores"] > 0
+    assert found["versions"]["mongod"] not in ("missing", "unknown")
+    assert found["load"]["before"]
+    medians = {(each["row"], each["name"], each["subject"]): each["median"] for each in found["figures"]}
+    for (row, name, _), median in medians.items():
+        assert name in parts(page)[row]
+        assert median >= 0
+    return found, medians
+
+
+@pytest.mark.waits(400)
+@pytest.mark.timeout(900)
+def test_a_tiny_fleet_is_measured_in_minutes_and_every_value_is_right(tmp_path: Path, page: Path) -> None:
+    found, medians = measured(tmp_path, page, "cycle,scrape,freshness")
+    for (row, name, subject), median in medians.items():
+        if name == "wrong or missing values":
+            assert median == 0, subject
+        if (row, name) == ("cycle", "metrics billed"):
+            assert median == 10, subject
+    assert medians["cycle", "CPU", EXPORTER] > medians["cycle", "CPU", BARE_CLIENT] > 0
+    assert medians["scrape", "identity, size", EXPORTER] > medians["scrape", "gzip, size", EXPORTER] > 0
+    assert 0 < medians["freshness", "on /metrics", EXPORTER] < 60
+    assert not found["skipped"]
+
+
+@pytest.mark.waits(60)
+@pytest.mark.timeout(900)
+def test_the_other_rows_at_a_tiny_size(tmp_path: Path, page: Path) -> None:
+    rows = "start,cli,history,remote_read,statistics,mirror,backfill,pages,gaps"
+    found, medians = measured(tmp_path, page, rows)
+    for row in ("history", "remote_read", "statistics", "mirror", "backfill"):
+        subjects = {subject for its, _, subject in medians if its == row}
+        assert EXPORTER in subjects
+        assert subjects & {"bare query", "bare insert_many"}
+    assert medians["start", "every CPU value", EXPORTER] >= medians["start", "ready", EXPORTER] > 0
+    assert {each["what"] for each in found["skipped"]} <= {"PromQL"}
+
+
+def test_a_profile_counts_for_the_innermost_module_of_the_exporter() -> None:
+    stacks = """\
+run (uvicorn/server.py:1);serve (exporter/commands/serve.py:5);render (exporter/metrics/exposition.py:8);join (lib.py:2) 30
+run (uvicorn/server.py:1) 10
+main (exporter/cli.py:3);(exporter/metrics/exposition.py:99) 60
+"""
+    assert list(shares(stacks)) == [("metrics/exposition.py", 90), ("the interpreter and libraries alone", 10)]
 
 
 def test_an_unknown_row_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
