@@ -137,7 +137,8 @@ def plan(pending: Iterable[PendingQuery], queries_of: QueriesOf, now: int, rules
 
     for one in sorted(pending, key=lambda one: (one.region, -one.oldest, one.worker_id)):
         oldest = align(one.oldest, rules.period)
-        queries = tuple(q for name in one.instances for q in queries_of(one.worker_id, one.region, name))[:MAX_QUERIES]
+        found = [queries_of(one.worker_id, one.region, name) for name in one.instances]
+        queries = (found[0] if len(found) == 1 else tuple(chain.from_iterable(found)))[:MAX_QUERIES]
         if not queries or oldest >= until:
             continue
         if len(queries) > len(METRICS) * len(one.instances):  # the results must show which memory series are silent

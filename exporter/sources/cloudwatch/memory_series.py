@@ -141,8 +141,8 @@ class MemorySeriesIndex:
         self._newest: dict[tuple[str, bool], Listing] = {}
         self._suggested: dict[str, str] = {}
         self._active: defaultdict[str, set[Dimensions]] = defaultdict(set)
-        self._usual: dict[tuple[str, str, str | None], tuple[MetricQuery, ...]] = {}
-        """(region, instance, its type) → the queries that do not depend on what is active; empty after each listing."""
+        self._usual: dict[tuple[str, str, str | None, bool, bool], tuple[MetricQuery, ...]] = {}
+        """Instance, what else its queries follow from → queries that do not depend on what is active; empty after a listing."""
 
     async def listing(self, region: str, *, recent: bool) -> Listing:
         """Return a listing at most LISTING_TTL_SECONDS old.
@@ -162,9 +162,9 @@ class MemorySeriesIndex:
 
     def account_of(self, region: str, instance_id: str) -> str | None:
         """Return the account of an instance as far as it was listed or suggested; else as `MetricQuery.account`."""
-        listings = self.listings(region)
-        listed = next((account for listing in listings if (account := listing.account_of(instance_id))), None)
-        return listed or self._suggested.get(instance_id, listings[0].account)
+        recent, every = self.listings(region)
+        listed = recent.account_of(instance_id) or every.account_of(instance_id)
+        return listed or self._suggested.get(instance_id, recent.account)
 
     def suggest_account(self, instance_id: str, account: str) -> None:
         """Remember the account of an instance that the inventory knows: ListMetrics forgets it after two weeks."""
@@ -183,21 +183,21 @@ class MemorySeriesIndex:
             instance_type: decides between several series; None when unknown.
             since: every series that may have a datapoint from this UTC second on; None: only those that may count now.
         """
-        key = region, instance_id, instance_type
-        if since is None and key in self._usual:
+        recent, every = self.listings(region)
+        is_covered = since is not None and recent.date >= 0 and recent.since <= since
+        key = region, instance_id, instance_type, since is None, is_covered
+        if key in self._usual:
             return self._usual[key]
-        listings = recent, _ = self.listings(region)
         account = self.account_of(region, instance_id)
-        recent_sets, all_sets = (listing.series.get(instance_id, ()) for listing in listings)
+        recent_sets, all_sets = (listing.series.get(instance_id, ()) for listing in (recent, every))
         if since is not None:
-            is_covered = recent.date >= 0 and recent.since <= since
-            return instance_queries(
-                instance_id, ranked(recent_sets if is_covered else recent_sets + all_sets, instance_type), account
-            )
-        # Silent for hours: it may come back.
-        candidates = ranked(recent_sets, instance_type) if recent_sets else ranked(all_sets, instance_type)[:1]
-        queries = instance_queries(instance_id, series_to_query(candidates, self._active[region]), account)
-        if len(candidates) < 2:
+            candidates = queried = ranked(recent_sets if is_covered else recent_sets + all_sets, instance_type)
+        else:
+            # Silent for hours: it may come back.
+            candidates = ranked(recent_sets, instance_type) if recent_sets else ranked(all_sets, instance_type)[:1]
+            queried = series_to_query(candidates, self._active[region])
+        queries = instance_queries(instance_id, queried, account)
+        if since is not None or len(candidates) < 2:
             self._usual[key] = queries
         return queries
 
