@@ -1,7 +1,10 @@
 """Decide which workers to query, and pack their queries into the fewest GetMetricData calls. Pure."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import chain
 from zlib import crc32
 
 from exporter.core.model import (
@@ -24,7 +27,7 @@ REVISIT_AFTER_ABSENCE_SECONDS = 3 * HOUR
 """How long after `absence_timeout` a late value is still looked for."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class MetricDataCall:
     """One GetMetricData call for the window [start, end): the queries of each worker, whole."""
 
@@ -35,10 +38,10 @@ class MetricDataCall:
     is_extra: bool = False
     """Whether it queries the gauges of `cloudwatch.extra`, which decide no sample."""
 
-    @property
+    @cached_property
     def queries(self) -> tuple[MetricQuery, ...]:
         """Every query once, even if two workers share an instance."""
-        return tuple(dict.fromkeys(query for queries in self.queries_by_worker.values() for query in queries))
+        return tuple(dict.fromkeys(chain.from_iterable(self.queries_by_worker.values())))
 
 
 def live_queries(workers: Iterable[Worker], now: int, rules: Rules) -> list[PendingQuery]:
@@ -83,21 +86,34 @@ def revisit_window(rules: Rules) -> int:
 def revisit(pending: Iterable[PendingQuery], now: int, rules: Rules) -> list[PendingQuery]:
     """Return the queries, those of the workers whose turn it is over at least `revisit_window`.
 
-    CloudWatch bills series, not datapoints, so a longer window costs nothing. It takes CPU to parse; the workers take turns so
-    that every cycle has an equal part of it.
+    CloudWatch bills series, not datapoints, so a longer window costs nothing. It takes CPU to parse, and all queries of a call
+    have the window of the longest: so workers take turns in groups that fill a call, and most cycles have short windows alone.
 
     Args:
         pending: what to query.
         now: MongoDB's time in UTC seconds.
         rules: the settings of the sample lifecycle.
     """
+    pending = tuple(pending)
     every = max(rules.interval, rules.period)
     turns = max(1, REVISIT_SECONDS // every)
     turn, oldest = now // every % turns, align(now, rules.period) - revisit_window(rules)
+    workers = Counter(one.region for one in pending)
+    groups = {region: _groups(len(METRICS) * count, turns) for region, count in workers.items()}
     return [
-        replace(one, oldest=min(one.oldest, oldest)) if crc32(one.worker_id.encode()) % turns == turn else one
+        replace(one, oldest=min(one.oldest, oldest)) if _turn(one, groups[one.region], turns) == turn else one
         for one in pending
     ]
+
+
+def _groups(queries: int, turns: int) -> int:
+    """Return into how many groups the workers of a region are divided; powers of two, so that it seldom changes."""
+    return int(min(turns, 2 ** max(0, (queries // MAX_QUERIES).bit_length() - 1)))
+
+
+def _turn(one: PendingQuery, groups: int, turns: int) -> int:
+    """Return the turn of a worker; other regions begin at other turns."""
+    return (crc32(one.worker_id.encode()) % groups * turns // groups + crc32(one.region.encode())) % turns
 
 
 def plan(pending: Iterable[PendingQuery], queries_of: QueriesOf, now: int, rules: Rules) -> list[MetricDataCall]:
@@ -121,7 +137,8 @@ def plan(pending: Iterable[PendingQuery], queries_of: QueriesOf, now: int, rules
 
     for one in sorted(pending, key=lambda one: (one.region, -one.oldest, one.worker_id)):
         oldest = align(one.oldest, rules.period)
-        queries = tuple(q for name in one.instances for q in queries_of(one.worker_id, one.region, name))[:MAX_QUERIES]
+        found = [queries_of(one.worker_id, one.region, name) for name in one.instances]
+        queries = (found[0] if len(found) == 1 else tuple(chain.from_iterable(found)))[:MAX_QUERIES]
         if not queries or oldest >= until:
             continue
         if len(queries) > len(METRICS) * len(one.instances):  # the results must show which memory series are silent

@@ -162,7 +162,9 @@ class Poller:
         affordable = self._affordable(due, live, cycle)
         stats.workers = len(affordable)
         calls = self._plan(affordable, cycle)
-        further = plan_extra(live, affordable, partial(self._extra_queries, types), now, self._rules)
+        further: list[MetricDataCall] = []
+        if self._extra is not None:
+            further = plan_extra(live, affordable, partial(self._extra_queries, types), now, self._rules)
         self._series.forget_activity()
         if self._extra is not None:
             self._extra.forget_activity()
@@ -196,9 +198,10 @@ class Poller:
         live = live_queries(self._publisher.fleet.workers, now, self._rules)
         for fresh in live:
             key = fresh.worker_id, fresh.region
-            older = pending.get(key, fresh)
-            instances = unique(*older.instances, *fresh.instances)
-            pending[key] = replace(older, instances=instances, oldest=min(older.oldest, fresh.oldest))
+            older = pending.setdefault(key, fresh)
+            if fresh.oldest < older.oldest or fresh.instances != older.instances:
+                instances = unique(*older.instances, *fresh.instances)
+                pending[key] = PendingQuery(*key, instances, min(older.oldest, fresh.oldest))
         running = {one.worker_id for one in live}
         due = [one for one in pending.values() if is_due(one.worker_id in running, polled.get(one.worker_id), now, self._rules)]
         return due, live

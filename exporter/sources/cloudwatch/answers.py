@@ -1,16 +1,17 @@
 """Parse the JSON of CloudWatch's answers and drop malformed parts, each at its own cost only. Pure.
 
 botocore's parser raises an error of its own for an element of another type than the service model's, which would cost the whole
-call; it also takes several times as long. So the hook `parse_body` hands the elements over unparsed, and `datapoints` and
-`dimensions` check each.
+call; it also takes several times as long. So the hook `parse_body` hands the elements over unparsed, and `Window.datapoints`
+and `dimensions` check each.
 """
 
 import json
 import math
 from collections import Counter
-from collections.abc import Container, Mapping, MutableMapping
+from collections.abc import Container, MutableMapping, Sequence
 from typing import Any
 
+import orjson
 from botocore.utils import parse_timestamp
 
 from exporter.core.model import Dimensions
@@ -37,12 +38,15 @@ def parse_body(
     if key is None or response_dict["status_code"] != 200:
         return
     try:
-        # A whole number of thousands of digits is infinite, not an error.
-        parsed = json.loads(response_dict["body"], parse_int=float)
+        parsed = orjson.loads(response_dict["body"])
     except ValueError:
-        return
-    except RecursionError:
-        parsed = None
+        # Python's parser takes more than JSON: NaN, and whole numbers of thousands of digits, which are infinite here.
+        try:
+            parsed = json.loads(response_dict["body"], parse_int=float)
+        except ValueError:
+            return
+        except RecursionError:
+            parsed = None
     response_dict["body"] = b"{}"
     if isinstance(parsed, dict):
         customized_response_dict.update(
@@ -50,33 +54,59 @@ def parse_body(
         )
 
 
-def datapoints(
-    result: Mapping[str, Any], start: int, end: int, period: int, limits: tuple[float, float], malformed: Malformed
-) -> dict[int, float] | None:
-    """Return the datapoints of one element of MetricDataResults in [start, end); None if values and times do not match.
+class Window:
+    """The window of one call, and the check of the datapoints that CloudWatch answers for it.
+
+    Nearly all results of a call have the same timestamps, so they are checked once, and the values as a column.
 
     Args:
-        result: as CloudWatch sent it.
-        start: first UTC second of the window.
+        start: first UTC second.
         end: the second after the window.
         period: seconds; every timestamp is a multiple of it.
-        limits: the lowest and the highest value that counts.
         malformed: counts what is dropped.
     """
-    times, values = result.get("Timestamps", []), result.get("Values", [])
-    if not isinstance(times, list) or not isinstance(values, list) or len(times) != len(values):
-        malformed["length"] += 1
-        return None
-    lowest, highest = limits
-    found: dict[int, float] = {}
-    for at, value in zip(times, values, strict=True):
-        # A boolean is an int in Python, but of another type; NaN is between no limits.
-        if type(at) in (float, int) and type(value) in (float, int) and lowest <= value <= highest and not at % period:
-            if start <= at < end:
-                found[int(at)] = float(value)
-        elif (pair := _examined(at, value, period, limits, malformed)) and start <= pair[0] < end:
-            found[pair[0]] = pair[1]
-    return found
+
+    def __init__(self, start: int, end: int, period: int, malformed: Malformed) -> None:
+        self.start = start
+        self.end = end
+        self._period = period
+        self._malformed = malformed
+        self._times: Sequence[object] = []
+        self._starts: Sequence[int] = []
+        """`_times` as whole seconds; they are all in the window."""
+
+    def datapoints(self, result: dict[str, Any], limits: tuple[float, float]) -> dict[int, float] | None:
+        """Return the datapoints of one element of MetricDataResults in the window; None if values and times do not match.
+
+        Args:
+            result: as CloudWatch sent it.
+            limits: the lowest and the highest value that counts.
+        """
+        times, values = result.get("Timestamps", []), result.get("Values", [])
+        if not isinstance(times, list) or not isinstance(values, list) or len(times) != len(values):
+            self._malformed["length"] += 1
+            return None
+        if not values:
+            return {}
+        if (times == self._times or self._are_usual(times)) and _are_floats_within(values, limits):
+            return dict(zip(self._starts, values, strict=True))
+        pairs = (_examined(*pair, self._period, limits, self._malformed) for pair in zip(times, values, strict=True))
+        return {pair[0]: pair[1] for pair in pairs if pair and self.start <= pair[0] < self.end}
+
+    def _are_usual(self, times: Sequence[Any]) -> bool:
+        """Return whether all timestamps are numbers in the window; then they are kept for the next result."""
+        # A boolean is an int in Python, but of another type.
+        if not {*map(type, times)} <= {float, int} or any(at % self._period or not self.start <= at < self.end for at in times):
+            return False
+        self._times, self._starts = times, [int(at) for at in times]
+        return True
+
+
+def _are_floats_within(values: Sequence[Any], limits: tuple[float, float]) -> bool:
+    if {*map(type, values)} != {float}:
+        return False
+    # NaN is between no limits, but `min` and `max` may miss it.
+    return limits[0] <= min(values) and max(values) <= limits[1] and not math.isnan(sum(values))
 
 
 def _examined(
@@ -111,24 +141,24 @@ def _seconds(at: object) -> float | None:
 
 def dimensions(listed: object, malformed: Malformed) -> Dimensions:
     """Return the dimensions of one element of ListMetrics; none if it is malformed."""
-    pairs = listed.get("Dimensions", []) if isinstance(listed, Mapping) else None
+    pairs = listed.get("Dimensions", []) if isinstance(listed, dict) else None
     if isinstance(pairs, list):
-        found = tuple(
+        found = [
             (name, value)
             for pair in pairs
-            if isinstance(pair, Mapping)
+            if isinstance(pair, dict)
             and isinstance(name := pair.get("Name"), str)
             and isinstance(value := pair.get("Value"), str)
-        )
+        ]
         if len(found) == len(pairs):
-            return found
+            return tuple(found)
     malformed["listed_metric"] += 1
     return ()
 
 
 def result_id(result: object, known: Container[str], malformed: Malformed) -> str | None:
     """Return the Id of one element of MetricDataResults; None if it is malformed or of no query."""
-    found = result.get("Id") if isinstance(result, Mapping) else None
+    found = result.get("Id") if isinstance(result, dict) else None
     if isinstance(found, str) and found in known:
         return found
     malformed["result"] += 1

@@ -30,6 +30,7 @@ from exporter.sources.cloudwatch.answers import RESULT_KEYS, Malformed
 from exporter.sources.cloudwatch.errors import (
     FOREIGN_ERRORS,
     DeadlinePassedError,
+    QueriesNotInsertedError,
     are_credentials_stale,
     error_code,
     is_unparsable,
@@ -42,6 +43,7 @@ from exporter.sources.cloudwatch.queries import (
     merge_pages,
     owners,
     series_by_instance,
+    to_json,
 )
 from exporter.sources.cloudwatch.sessions import ClientFactory
 from exporter.sources.cloudwatch.transport import (
@@ -115,16 +117,13 @@ class CloudWatchApi:
         """
 
         def call(state: RegionState) -> MetricResults:
-            client: CloudWatchClient = self._clients.client(state, "cloudwatch")
-            date, pages = self._pages(
-                state,
-                client.get_metric_data,
-                "GetMetricData",
-                MetricDataQueries=build_queries(queries, period, self._metrics, linked=access.linked),
-                StartTime=to_datetime(start),
-                EndTime=to_datetime(end),
-                ScanBy="TimestampAscending",
-            )
+            built = build_queries(queries, period, self._metrics, linked=access.linked)
+            try:
+                self._call.query_list = to_json(built)
+                date, pages = self._metric_data_pages(state, [], start, end)
+            except QueriesNotInsertedError:
+                self._call.query_list = b""
+                date, pages = self._metric_data_pages(state, built, start, end)
             results = (page[RESULT_KEYS["GetMetricData"]] for page in pages)
             malformed = Malformed()
             by_query = merge_pages(queries, results, start, end, period, self._metrics, malformed)
@@ -223,6 +222,21 @@ class CloudWatchApi:
                 if are_credentials_stale(translated):
                     state.forget()
                 raise translated from error
+
+    def _metric_data_pages(
+        self, state: RegionState, queries: list[dict[str, Any]], start: int, end: int
+    ) -> tuple[int, list[Mapping[str, Any]]]:
+        """Return the pages of GetMetricData for these queries, or, with none, for those that `RequestHooks` inserts."""
+        client: CloudWatchClient = self._clients.client(state, "cloudwatch")
+        return self._pages(
+            state,
+            client.get_metric_data,
+            "GetMetricData",
+            MetricDataQueries=queries,
+            StartTime=to_datetime(start),
+            EndTime=to_datetime(end),
+            ScanBy="TimestampAscending",
+        )
 
     def _pages(
         self, state: RegionState, call: Callable[..., Any], operation: str, **arguments: object

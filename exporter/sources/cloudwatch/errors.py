@@ -43,6 +43,12 @@ class ReaderBudgetSpentError(CallError):
     code = "ReaderBudgetSpent"
 
 
+class QueriesNotInsertedError(CallError):
+    """This botocore writes requests in another form, so the queries must go through its serializer; nothing was sent."""
+
+    code = "QueriesNotInserted"
+
+
 class MissingCredentialsError(CallError):
     """boto3 finds no credentials; no request was sent."""
 

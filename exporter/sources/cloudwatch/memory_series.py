@@ -105,7 +105,10 @@ def has_published(result: MetricResult, date: int, period: int) -> bool:
     """Return whether a complete result shows that its series has published lately; `date` is CloudWatch's clock then."""
     last = align(date, period) - period
     # The datapoint of the last period may not be published yet.
-    return result.complete and result.end > last <= max(result.values, default=0) + period
+    values = result.values
+    return (
+        result.complete and result.end > last and (last in values or last - period in values or max(values, default=0) > last)
+    )
 
 
 def _is_silent(result: MetricResult, start: int, period: int) -> bool:
@@ -138,6 +141,8 @@ class MemorySeriesIndex:
         self._newest: dict[tuple[str, bool], Listing] = {}
         self._suggested: dict[str, str] = {}
         self._active: defaultdict[str, set[Dimensions]] = defaultdict(set)
+        self._usual: dict[tuple[str, str, str | None, bool, bool], tuple[MetricQuery, ...]] = {}
+        """Instance, what else its queries follow from → queries that do not depend on what is active; empty after a listing."""
 
     async def listing(self, region: str, *, recent: bool) -> Listing:
         """Return a listing at most LISTING_TTL_SECONDS old.
@@ -157,13 +162,15 @@ class MemorySeriesIndex:
 
     def account_of(self, region: str, instance_id: str) -> str | None:
         """Return the account of an instance as far as it was listed or suggested; else as `MetricQuery.account`."""
-        listings = self.listings(region)
-        listed = next((account for listing in listings if (account := listing.account_of(instance_id))), None)
-        return listed or self._suggested.get(instance_id, listings[0].account)
+        recent, every = self.listings(region)
+        listed = recent.account_of(instance_id) or every.account_of(instance_id)
+        return listed or self._suggested.get(instance_id, recent.account)
 
     def suggest_account(self, instance_id: str, account: str) -> None:
         """Remember the account of an instance that the inventory knows: ListMetrics forgets it after two weeks."""
-        self._suggested[instance_id] = account
+        if self._suggested.get(instance_id) != account:
+            self._suggested[instance_id] = account
+            self._usual.clear()
 
     def queries(
         self, region: str, instance_id: str, instance_type: str | None, *, since: int | None = None
@@ -176,19 +183,23 @@ class MemorySeriesIndex:
             instance_type: decides between several series; None when unknown.
             since: every series that may have a datapoint from this UTC second on; None: only those that may count now.
         """
-        listings = recent, _ = self.listings(region)
+        recent, every = self.listings(region)
+        is_covered = since is not None and recent.date >= 0 and recent.since <= since
+        key = region, instance_id, instance_type, since is None, is_covered
+        if key in self._usual:
+            return self._usual[key]
         account = self.account_of(region, instance_id)
-        recent_sets, all_sets = (listing.series.get(instance_id, ()) for listing in listings)
+        recent_sets, all_sets = (listing.series.get(instance_id, ()) for listing in (recent, every))
         if since is not None:
-            is_covered = recent.date >= 0 and recent.since <= since
-            return instance_queries(
-                instance_id, ranked(recent_sets if is_covered else recent_sets + all_sets, instance_type), account
-            )
-        if recent_sets:
-            return instance_queries(
-                instance_id, series_to_query(ranked(recent_sets, instance_type), self._active[region]), account
-            )
-        return instance_queries(instance_id, ranked(all_sets, instance_type)[:1], account)  # silent for hours; it may come back
+            candidates = queried = ranked(recent_sets if is_covered else recent_sets + all_sets, instance_type)
+        else:
+            # Silent for hours: it may come back.
+            candidates = ranked(recent_sets, instance_type) if recent_sets else ranked(all_sets, instance_type)[:1]
+            queried = series_to_query(candidates, self._active[region])
+        queries = instance_queries(instance_id, queried, account)
+        if since is not None or len(candidates) < 2:
+            self._usual[key] = queries
+        return queries
 
     def note_activity(self, region: str, results: MetricResults, period: int) -> None:
         """Remember which memory series have published lately, until `forget_activity`.
@@ -198,9 +209,10 @@ class MemorySeriesIndex:
             results: of one call.
             period: of the queries, in seconds.
         """
+        active = self._active[region]
         for query, result in results.by_query.items():
             if query.metric == "memory" and has_published(result, results.date_of(query), period):
-                self._active[region].add(query.dimensions)
+                active.add(query.dimensions)
 
     def forget_activity(self) -> None:
         """Forget which memory series have published: the next results must show it again, else it is not known."""
@@ -212,5 +224,7 @@ class MemorySeriesIndex:
         except PartialListingError as error:  # raised all the same, so that the accounts that failed are soon asked again
             self._newest[region, recent] = error.listing
             raise
+        finally:
+            self._usual.clear()
         self._newest[region, recent] = listing
         return listing

@@ -1,18 +1,23 @@
 """Build GetMetricData queries, check their limits and merge the pages of the answer. Pure."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
+import orjson
+
 from exporter.core.model import Dimensions, MetricQuery, MetricResult, Outcome
 from exporter.core.settings import CloudWatchSettings
-from exporter.sources.cloudwatch.answers import LARGEST_VALUE, Malformed, datapoints, dimensions, result_id
+from exporter.sources.cloudwatch.answers import LARGEST_VALUE, Malformed, Window, dimensions, result_id
 
 MAX_QUERIES = 500
 """Queries of one GetMetricData call."""
 MAX_DATAPOINTS = 100_800
 """Datapoints of one GetMetricData call."""
+_IDS = tuple(f"m{number}" for number in range(MAX_QUERIES))
+"""The Id of each query of a call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,22 +75,25 @@ def build_queries(
         metrics: what CloudWatch calls each metric.
         linked: the call goes to a monitoring account, so each query names the account that has its metric.
     """
-    return [
-        {
-            "Id": f"m{number}",
-            "MetricStat": {
-                "Metric": {
-                    "Namespace": metrics[query.metric].namespace,
-                    "MetricName": metrics[query.metric].name,
-                    "Dimensions": [{"Name": name, "Value": value} for name, value in query.dimensions],
-                },
-                "Period": period,
-                "Stat": metrics[query.metric].statistic,
-            },
-            **({"AccountId": query.account} if linked and is_account_id(query.account) else {}),
-        }
-        for number, query in enumerate(queries)
-    ]
+    stats = {name: (each.namespace, each.name, {"Period": period, "Stat": each.statistic}) for name, each in metrics.items()}
+    built = []
+    for id_, query in zip(_IDS, queries, strict=False):
+        namespace, name, stat = stats[query.metric]
+        pairs = [{"Name": key, "Value": value} for key, value in query.dimensions]
+        metric = {"Namespace": namespace, "MetricName": name, "Dimensions": pairs}
+        one: dict[str, Any] = {"Id": id_, "MetricStat": {"Metric": metric, **stat}}
+        if linked and is_account_id(query.account):
+            one["AccountId"] = query.account
+        built.append(one)
+    return built
+
+
+def to_json(queries: Sequence[Mapping[str, Any]]) -> bytes:
+    """Return MetricDataQueries as JSON, as the body of a request has them."""
+    try:
+        return orjson.dumps(queries)
+    except TypeError:  # a text that is not Unicode, such as half of a surrogate pair; CloudWatch may refuse it, this does not
+        return json.dumps(queries).encode()
 
 
 def merge_pages(
@@ -112,7 +120,9 @@ def merge_pages(
         metrics: what was queried.
         malformed: counts what is dropped.
     """
-    by_id = {f"m{number}": query for number, query in enumerate(queries)}
+    by_id = dict(zip(_IDS, queries, strict=False))
+    limits = {name: metric.limits for name, metric in metrics.items()}
+    window = Window(start, end, period, malformed)
     statuses: dict[str, object] = {}
     values: dict[str, dict[int, float]] = {}
     unmatched: set[str] = set()
@@ -122,16 +132,20 @@ def merge_pages(
             if id_ is None:
                 continue
             statuses[id_] = result.get("StatusCode")
-            found = datapoints(result, start, end, period, metrics[by_id[id_].metric].limits, malformed)
+            found = window.datapoints(result, limits[by_id[id_].metric])
             if found is None:
                 unmatched.add(id_)
+            elif id_ in values:
+                values[id_].update(found)
             else:
-                values.setdefault(id_, {}).update(found)
+                values[id_] = found
+    for id_ in unmatched:
+        del statuses[id_]
+        values.pop(id_, None)
     merged = {}
     for id_, query in by_id.items():
-        found = {} if id_ in unmatched else values.get(id_, {})
-        status = None if id_ in unmatched else statuses.get(id_)
-        merged[query] = MetricResult(_outcome(status, found), start, end, found)
+        found = values.get(id_, {})
+        merged[query] = MetricResult(_outcome(statuses.get(id_), found), start, end, found)
     return merged
 
 

@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import pytest
+
 from exporter.core.model import MetricQuery, MetricResult, MetricResults, Outcome, PendingQuery
 from exporter.core.periods import HOUR
 from exporter.pipeline.decided_values import DecidedValues, ValueChange
@@ -98,25 +100,47 @@ def test_the_window_moves_and_old_samples_do_not_displace_new_ones() -> None:
 # -- how far back queries reach
 
 
-def test_each_worker_is_revisited_once_an_hour_and_in_each_cycle_about_as_many() -> None:
-    rules = Rules()
-    pending = [PendingQuery(f"w{k}", "r", (f"i-{k}",), START - 1200) for k in range(2400)]
+def revisited_by_turn(pending: list[PendingQuery], rules: Rules) -> list[set[str]]:
+    """The workers whose window each cycle of an hour makes longer."""
     turns: list[set[str]] = []
     for at in range(START + 180, START + 180 + REVISIT_SECONDS, rules.interval):
         revisited = [one for one in revisit(pending, at, rules) if one.oldest < START - 1200]
-        assert {one.oldest for one in revisited} == {at - at % PERIOD - WINDOW}
+        assert {one.oldest for one in revisited} <= {at - at % rules.period - revisit_window(rules)}
         turns.append({one.worker_id for one in revisited})
-    assert set.union(*turns) == {one.worker_id for one in pending}
-    assert sum(map(len, turns)) == len(pending)
-    assert all(150 < len(turn) < 250 for turn in turns)
+    return turns
+
+
+@pytest.mark.parametrize("workers", [1, 250, 1000, 4200])
+def test_each_worker_is_revisited_once_an_hour(workers: int) -> None:
+    for rules in (Rules(), Rules(period=60, interval=60)):
+        pending = [PendingQuery(f"w{k}", f"r{k % 2}", (f"i-{k}",), START - 1200) for k in range(workers)]
+        turns = revisited_by_turn(pending, rules)
+        assert set.union(*turns) == {one.worker_id for one in pending}
+        assert sum(map(len, turns)) == len(pending)
+
+
+def test_workers_are_revisited_in_groups_that_fill_a_call() -> None:
+    # A call has one window: with few of its workers revisited in each cycle, it would be long in every cycle.
+    for workers, most in ((100, 1), (499, 1), (1000, 4), (2000, 8)):
+        pending = [PendingQuery(f"w{k}", "r", (f"i-{k}",), START - 1200) for k in range(workers)]
+        turns = [turn for turn in revisited_by_turn(pending, Rules()) if turn]
+        assert 1 <= len(turns) <= most
+    # A large fleet has a part of the work in every cycle; no region begins with the same turn.
+    pending = [PendingQuery(f"w{k}", "r", (f"i-{k}",), START - 1200) for k in range(8000)]
+    assert all(turn and len(turn) < 1000 for turn in revisited_by_turn(pending, Rules()))
+    small = [PendingQuery(f"w{k}", f"eu-west-{k}", (f"i-{k}",), START - 1200) for k in range(9)]
+    assert max(map(len, revisited_by_turn(small, Rules()))) < len(small)
 
 
 def test_a_window_is_not_shortened_and_the_longest_one_is_one_call() -> None:
     for rules in (Rules(), Rules(period=60, interval=60), Rules(absence_timeout=24 * HOUR), Rules(interval=2 * HOUR)):
-        until = START - START % rules.period
-        pending = [PendingQuery(f"w{k}", "r", (f"i-{k}",), until - 600) for k in range(MAX_QUERIES)]
-        (call,) = plan(revisit(pending, until, rules), lambda _w, _r, name: instance_queries(name), until, rules)
-        assert (until - call.start) // rules.period * MAX_QUERIES <= MAX_DATAPOINTS
-        assert until - call.start == revisit_window(rules)
-        older = [PendingQuery("w", "r", ("i",), until - 48 * HOUR)]
-        assert revisit(older, until, rules)[0].oldest == until - 48 * HOUR
+        every = max(rules.interval, rules.period)
+        windows = set()
+        for until in range(START - START % rules.period, START + max(REVISIT_SECONDS, every), every):
+            pending = [PendingQuery(f"w{k}", "r", (f"i-{k}",), until - 600) for k in range(MAX_QUERIES)]
+            for call in plan(revisit(pending, until, rules), lambda _w, _r, name: instance_queries(name), until, rules):
+                assert (until - call.start) // rules.period * len(call.queries) <= MAX_DATAPOINTS
+                windows.add(until - call.start)
+            older = [PendingQuery("w", "r", ("i",), until - 48 * HOUR)]
+            assert revisit(older, until, rules)[0].oldest == until - 48 * HOUR
+        assert max(windows) == revisit_window(rules)

@@ -18,6 +18,7 @@ from exporter.core.budget import DOLLARS_PER_METRIC
 from exporter.core.errors import SourceError
 from exporter.core.model import MetricQuery, MetricResults
 from exporter.metrics.telemetry import Telemetry
+from exporter.sources.cloudwatch import transport
 from exporter.sources.cloudwatch.client import CloudWatch
 from tests.fixtures.cloudwatch import aws_settings
 from tests.helpers.deadlines import scaled
@@ -121,6 +122,50 @@ async def test_all_pages_are_followed_and_merged(fake_cloudwatch: FakeCloudWatch
     assert values_of(answers) == {key: value for key, value in fake_cloudwatch.ledger(start, end).items() if key[1] == "cpu"}
     assert fake_cloudwatch.calls["GetMetricData"] == 6, "36 datapoints by 7"
     assert counted(telemetry, "metrics_requested", region=REGION) == fake_cloudwatch.metrics_billed == 18
+
+
+async def test_requests_are_those_that_botocore_would_write_and_it_writes_them_where_its_form_is_another(
+    fake_cloudwatch: FakeCloudWatch, build: Build, telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_cloudwatch.page_datapoints = 7
+    fleet(fake_cloudwatch, 3, [REGION])
+    requests: list[Any] = []
+
+    def noted(operation: str, request: Any, answer: Any) -> Any:  # noqa: ANN401
+        requests.append(request)
+        return answer
+
+    fake_cloudwatch.lie = noted
+    queries = [query for k in range(3) for query in (cpu(instance_id(k)), memory(instance_id(k)))]
+    cloudwatch = build()
+
+    ours = await cloudwatch.get_metric_data(REGION, queries, *hour(), PERIOD)
+    inserted, requests[:] = [*requests], []
+    monkeypatch.setattr(transport, "NO_QUERIES", b'"MetricDataQueries":[]')  # as another botocore may write it
+    botocores = await cloudwatch.get_metric_data(REGION, queries, *hour(), PERIOD)
+
+    assert len(inserted) > 2
+    assert inserted == [
+        {**each, "NextToken": one["NextToken"]} if "NextToken" in one else each
+        for each, one in zip(requests, inserted, strict=True)
+    ]
+    assert ours.by_query == botocores.by_query
+    assert failures(telemetry) == {}
+    assert counted(telemetry, "metrics_requested", region=REGION) == fake_cloudwatch.metrics_billed == 6 * 2 * len(inserted)
+    assert counted(telemetry, "requests", operation="GetMetricData", region=REGION) == 2 * len(inserted)
+
+
+async def test_no_request_without_queries_is_sent_by_a_botocore_without_the_event(
+    fake_cloudwatch: FakeCloudWatch, build: Build, telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_cloudwatch.add("i-0a")
+    monkeypatch.setattr(transport.RequestHooks, "insert_queries", lambda self, **_: None)
+    start, end = hour()
+
+    answers = await build().get_metric_data(REGION, [cpu("i-0a")], start, end, PERIOD)
+
+    assert len(values_of(answers)) == 12
+    assert (fake_cloudwatch.calls["GetMetricData"], failures(telemetry)) == (1, {})
 
 
 async def test_the_counters_of_a_region_are_there_before_its_first_answer(

@@ -219,6 +219,31 @@ async def test_only_the_first_active_series_is_billed_and_the_others_again_once_
     assert index_env.memory() == (PER_HOST,)
 
 
+async def test_queries_that_nothing_but_a_listing_can_change_are_made_once_for_each(index_env: IndexEnv) -> None:
+    index_env.source.series = {True: (USUAL,), False: (PER_HOST,)}
+    before = index_env.index.queries("eu-west-1", "i-0a", "m5.large")
+    assert [query.metric for query in before] == ["cpu"]
+    await index_env.refresh()
+    assert index_env.memory() == (USUAL,)
+    first = index_env.index.queries("eu-west-1", "i-0a", "m5.large")
+    index_env.note(usual=9)
+    assert index_env.index.queries("eu-west-1", "i-0a", "m5.large") is first
+    assert index_env.memory(since=-1) == (USUAL, PER_HOST), "the listing of recent series does not reach back so far"
+    assert index_env.memory(since=0) == (USUAL,)
+    assert index_env.memory(since=-2) == (USUAL, PER_HOST)
+    older = index_env.index.queries("eu-west-1", "i-0a", "m5.large", since=-2)
+    assert index_env.index.queries("eu-west-1", "i-0a", "m5.large", since=-1) is older
+    assert index_env.index.queries("eu-west-1", "i-0a", None) == first
+
+    index_env.index.suggest_account("i-0a", "123456789012")
+    assert {query.account for query in index_env.index.queries("eu-west-1", "i-0a", "m5.large")} == {"123456789012"}
+
+    index_env.source.series[True] = (PER_HOST, USUAL)
+    index_env.time += LISTING_TTL_SECONDS
+    await index_env.index.listing("eu-west-1", recent=True)
+    assert index_env.memory() == (USUAL, PER_HOST)
+
+
 @pytest.mark.parametrize(
     "unknown",
     [

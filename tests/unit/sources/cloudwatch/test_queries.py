@@ -1,5 +1,6 @@
 """Queries, merged pages and limits of GetMetricData."""
 
+import json
 import math
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 
 from exporter.core.model import MetricQuery, MetricResult
 from exporter.core.settings import CloudWatchSettings
-from exporter.sources.cloudwatch.answers import Malformed
+from exporter.sources.cloudwatch.answers import Malformed, parse_body
 from exporter.sources.cloudwatch.queries import (
     CloudWatchMetric,
     build_queries,
@@ -15,8 +16,10 @@ from exporter.sources.cloudwatch.queries import (
     cloudwatch_metrics,
     merge_pages,
     series_by_instance,
+    to_json,
 )
 
+RESULTS = "MetricDataResults"
 METRICS = cloudwatch_metrics(CloudWatchSettings())
 CPU = MetricQuery("i-0a", "cpu", (("InstanceId", "i-0a"),))
 MEMORY = MetricQuery("i-0a", "memory", (("ImageId", "ami-1"), ("InstanceId", "i-0a")))
@@ -93,6 +96,117 @@ def test_values_that_are_not_finite_or_outside_the_window_are_dropped() -> None:
 
 def test_a_series_of_nothing_but_nan_is_empty() -> None:
     assert merged_of([[result("m0", t0=math.nan)]], 0, 300).outcome == "empty"
+
+
+def test_each_value_is_checked_although_all_results_have_the_same_times() -> None:
+    queries = [MetricQuery(f"i-{k}", "cpu", (("InstanceId", f"i-{k}"),)) for k in range(8)]
+    times = [0.0, 300.0, 600]
+    columns: list[list[Any]] = [
+        [1.5, 2.5, 3.5],
+        [1, 2, 3],
+        [1.5, math.nan, 3.5],
+        [math.nan, 2.5, 3.5],
+        [True, 2.5, 3.5],
+        [1.5, None, 100.5],
+        ["1", 2.5, 101.5],
+        [-1.0, 1e400, 3.5],
+    ]
+    page = [
+        {"Id": f"m{k}", "StatusCode": "Complete", "Timestamps": [*times], "Values": values} for k, values in enumerate(columns)
+    ]
+    malformed = Malformed()
+
+    merged = merge_pages(queries, [page], 0, 900, 300, METRICS, malformed)
+
+    assert [[*each.values.items()] for each in merged.values()] == [
+        [(0, 1.5), (300, 2.5), (600, 3.5)],
+        [(0, 1.0), (300, 2.0), (600, 3.0)],
+        [(0, 1.5), (600, 3.5)],
+        [(300, 2.5), (600, 3.5)],
+        [(300, 2.5), (600, 3.5)],
+        [(0, 1.5), (600, 100.0)],
+        [(300, 2.5)],
+        [(600, 3.5)],
+    ]
+    assert malformed == {"not_a_number": 5, "too_large": 2, "negative": 1}
+    values = [value for each in merged.values() for value in each.values.values()]
+    assert {*map(type, values)} == {float}
+    assert {type(at) for each in merged.values() for at in each.values} == {int}
+
+
+def test_each_time_is_checked_although_the_one_before_was_the_same() -> None:
+    queries = [MetricQuery(f"i-{k}", "cpu", (("InstanceId", f"i-{k}"),)) for k in range(7)]
+    columns: list[list[Any]] = [
+        [300.0, 600.0],
+        [300, 900.0],
+        [300.0, 601.0],
+        [True, 600.0],
+        ["1970-01-01T00:05:00Z", math.inf],
+        [600.0, 300.0],
+        [300.0, 600.0],
+    ]
+    page = [
+        {"Id": f"m{k}", "StatusCode": "Complete", "Timestamps": times, "Values": [1.5, 2.5]} for k, times in enumerate(columns)
+    ]
+    malformed = Malformed()
+
+    merged = merge_pages(queries, [page], 300, 900, 300, METRICS, malformed)
+
+    assert [each.values for each in merged.values()] == [
+        {300: 1.5, 600: 2.5},
+        {300: 1.5},
+        {300: 1.5},
+        {600: 2.5},
+        {300: 1.5},
+        {600: 1.5, 300: 2.5},
+        {300: 1.5, 600: 2.5},
+    ]
+    assert malformed == {"timestamp": 3}
+
+
+def test_results_whose_values_do_not_match_their_times_are_failed_and_cost_no_other() -> None:
+    short = {**result("m0", t300=2.0), "Values": [2.0, 3.0]}
+    malformed = Malformed()
+
+    merged = merge_pages(
+        [CPU, MEMORY], [[result("m0", t0=1.0)], [short, result("m1", t0=1.0)]], 0, 600, 300, METRICS, malformed
+    )
+
+    assert [(each.outcome, each.values) for each in merged.values()] == [("failed", {}), ("ok", {0: 1.0})]
+    assert malformed == {"length": 1}
+
+
+def test_queries_as_json_are_what_any_writer_makes_of_them() -> None:
+    odd = MetricQuery("i-0a", "memory", (("Größe", 'a"\\\n'), ("half", "\ud800")))
+    for queries in ([CPU, MEMORY], [CPU, odd]):
+        built = build_queries(queries, 300, METRICS)
+        assert json.loads(to_json(built)) == built
+
+
+@pytest.mark.parametrize(
+    ("text", "parsed"),
+    [
+        pytest.param('[1,{"a":2.5}],"NextToken":"t"', {RESULTS: [1, {"a": 2.5}], "NextToken": "t"}, id="JSON"),
+        pytest.param("[Infinity," + "9" * 5000 + "]", {RESULTS: [math.inf, math.inf]}, id="more than JSON"),
+        pytest.param('["\\ud800"]', {RESULTS: ["\ud800"]}, id="half a surrogate pair"),
+        pytest.param('{},"NextToken":3', {}, id="other types"),
+        pytest.param("[" * 100_000, {}, id="too deep"),
+    ],
+)
+def test_a_body_is_parsed_in_place_of_botocore(text: str, parsed: dict[str, Any]) -> None:
+    response: dict[str, Any] = {"status_code": 200, "body": f'{{"{RESULTS}":{text}}}'.encode()}
+    found: dict[str, Any] = {}
+    parse_body(response, found, "before-parse.cloudwatch.GetMetricData")
+    assert found == parsed
+    assert response["body"] == b"{}"
+
+
+@pytest.mark.parametrize("body", [b"", b'{"MetricDataResults":[', b"<html>", b'{"a": "\xff"}'])
+def test_a_body_that_is_no_json_is_left_to_botocore(body: bytes) -> None:
+    response: dict[str, Any] = {"status_code": 200, "body": body}
+    found: dict[str, Any] = {}
+    parse_body(response, found, "before-parse.cloudwatch.GetMetricData")
+    assert (response["body"], found) == (body, {})
 
 
 @pytest.mark.parametrize(
