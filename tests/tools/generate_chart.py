@@ -234,8 +234,8 @@ def rendered(helm: str) -> dict[Path, str]:
 
 
 def documents(text: str) -> list[str]:
-    """Return the YAML documents of a rendering, each with the line `---` that begins it."""
-    return [f"---\n{part}" for part in re.split(r"^---\n", text, flags=re.MULTILINE) if part.strip()]
+    """Return the YAML documents of a rendering, each with the line `---` that begins it; Helm 4 adds blank lines."""
+    return [f"---\n{part.rstrip()}\n" for part in re.split(r"^---\n", text, flags=re.MULTILINE) if part.strip()]
 
 
 def elided(document: str) -> str:
