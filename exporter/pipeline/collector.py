@@ -113,9 +113,7 @@ class Collector:
         )
         self._first_gaps = asyncio.Event()
         """Set once the gaps found by the first observation are opened, or there are none to open now."""
-        self._first_poll_began = False
-        self._first_workers = asyncio.Event()  # a read found workers after none were known
-        self._next_retry = FIRST_RETRY_SECONDS
+        self._first_poll_began, self._next_retry, self._first_workers = False, FIRST_RETRY_SECONDS, asyncio.Event()
         self.polled = asyncio.Event()
         """Set by the first collection cycle, successful or not."""
         self.reobserve = asyncio.Event()
@@ -237,7 +235,7 @@ class Collector:
             self._health.failed(unexpected("mongodb", bug), began)
             raise
         finally:
-            if self.fleet.workers and not known:
+            if self.fleet.workers and not known:  # else the poll would be at its next tick
                 self._first_workers.set()
             await self._disk.measure(len(self.fleet.workers), self._rules.period)
         if self._gaps is None or not self._gaps.pending:

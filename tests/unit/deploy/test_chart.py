@@ -251,7 +251,7 @@ def test_some_set_has_a_path_before_all_routes(tmp_path: Path) -> None:
 @each_set
 def test_monitors_keep_the_exporters_labels_and_set_the_job_that_the_rules_use(name: str) -> None:
     rules = "".join(file.read_text() for file in (ROOT / "prometheus" / "rules").glob("*.yml"))
-    assert set(re.findall(r'job="([^"]+)"', rules)) == {JOB}
+    assert set(re.findall(r'"job", "([^"]+)"', rules)) == {JOB}
     for monitor in of_kind(RENDERED[name], "ServiceMonitor", "PodMonitor"):
         (endpoint,) = monitor["spec"].get("endpoints") or monitor["spec"]["podMetricsEndpoints"]
         assert endpoint["honorLabels"] is True
