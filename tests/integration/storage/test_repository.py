@@ -5,7 +5,7 @@ import inspect
 import math
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
@@ -366,11 +366,8 @@ class TestRejected:
         self, database: Database, samples: WorkerMetricsRepository
     ) -> None:
         good, poison = sample("w1"), sample("w2")
-        documents: list[tuple[WorkerMetricsSample, Document]] = [
-            (poison, {"worker_id": "w2"}),
-            (good, {"worker_id": "w1", "timestamp": good.timestamp}),
-        ]
-        ((rejected, why),) = await samples.writer._insert_batch(documents)
+        documents: list[Document] = [{"worker_id": "w2"}, {"worker_id": "w1", "timestamp": good.timestamp}]
+        ((rejected, why),) = await samples.writer._insert_batch([poison, good], documents)
         assert rejected is poison
         assert why.startswith("code 2: 'timestamp' must be present")
         assert set(await stored(database)) == {("w1", START)}
@@ -435,17 +432,18 @@ class TestExactlyOnce:
     async def test_the_limit_of_an_insert_is_asked_when_all_is_encoded_and_an_error_there_sends_nothing(
         self, samples: WorkerMetricsRepository, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        encode, order = sample_writer._document, []
+        encode, order = sample_writer._documents, []
 
-        def encoded(each: WorkerMetricsSample) -> Document:
-            order.append("encoded")
-            return encode(each)
+        def encoded(samples: Sequence[WorkerMetricsSample]) -> Iterator[Document]:
+            for document in encode(samples):
+                order.append("encoded")
+                yield document
 
         def lost() -> float:
             order.append("asked")
             raise StoreUnavailableError("the lease is lost", reason="lease")
 
-        monkeypatch.setattr(sample_writer, "_document", encoded)
+        monkeypatch.setattr(sample_writer, "_documents", encoded)
         with pytest.raises(StoreUnavailableError, match="the lease is lost"):
             await samples.writer.insert([sample("w1"), sample("w2")], within=lost)
         assert order == ["encoded", "encoded", "asked"]
