@@ -80,6 +80,16 @@ class Outbox(OutboxFile):
             added += count
         return added
 
+    def add_final(self, samples: Iterable[FinalSample]) -> int:
+        """Add final rows that do not exist yet; return how many were added."""
+        added = self._many(
+            "INSERT OR IGNORE INTO sample(worker, start, region, cpu, memory, labs, status, instances, state) "
+            "VALUES(?,?,?,?,?,?,?,'',1)",
+            samples,
+        )
+        self._counts[READY] += added
+        return added
+
     def open_gaps(self, gaps: Iterable[Gap]) -> int:
         """Add the open rows of these periods that do not exist yet; return how many were added.
 
