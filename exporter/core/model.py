@@ -206,8 +206,9 @@ class WorkerMetricsSample:
     status: str | None = None
 
 
-_period_start = lru_cache(maxsize=1024)(to_datetime)
-"""Thousands of samples have the same start."""
+@lru_cache(maxsize=1024)  # thousands of samples have the same start
+def _naive_datetime(start: int) -> datetime:
+    return to_datetime(start).replace(tzinfo=None)
 
 
 class FinalSample(NamedTuple):
@@ -224,8 +225,8 @@ class FinalSample(NamedTuple):
 
     @property
     def timestamp(self) -> datetime:
-        """The period's start, timezone-aware UTC."""
-        return _period_start(self.start)
+        """The period's start, a naive datetime in UTC, which is what BSON encodes fastest."""
+        return _naive_datetime(self.start)
 
 
 @dataclass(frozen=True, slots=True)

@@ -252,13 +252,13 @@ class Mirror:
             missing = [row for row, key in zip(rows, keys, strict=True) if key not in existing] if existing else rows
             rejected = await self._insert(missing, leases, fences, seconds_left)
         if self._watch is not None:
-            await self._watch.acknowledged(max(row.start for row in rows))
+            await self._watch.acknowledged(max({row.start for row in rows}))
         if rejected:
             await self._outbox(self._outbox.outbox.set_aside, rejected)
         await self._outbox(self._outbox.outbox.delete, [key for key in keys if key not in rejected])
         inserted = [row for row in missing if row[:2] not in rejected] if rejected else missing
         known = () if self.oldest_inserted is None else (self.oldest_inserted,)
-        self.oldest_inserted = min((*known, *(row.start for row in inserted)), default=None)
+        self.oldest_inserted = min({row.start for row in inserted}.union(known), default=None)
         self._telemetry.samples_were_mirrored(
             inserted=len(inserted),
             already_present=len(rows) - len(missing),

@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 import bson
 from bson import ObjectId
 from bson.errors import BSONError
-from bson.raw_bson import RawBSONDocument
 from pymongo.errors import BulkWriteError, OperationFailure
 
 from exporter.core import logs
@@ -37,11 +36,14 @@ from exporter.storage.sample_reader import stored_seconds
 Key = tuple[str, int]
 """(worker_id, start of the period in UTC seconds): what makes a sample unique."""
 Sample = TypeVar("Sample", WorkerMetricsSample, FinalSample)
+_Insert = tuple[Sequence[Sample], list[Document]]
+"""Samples and their documents."""
 
 MAX_DOCUMENT_BYTES = 1024 * 1024
 """A sample has some 200 bytes; one above 16 MiB / 3 makes mongod 6.0 fail its whole insert into a time-series collection."""
-DOCUMENTS_PER_INSERT = 5000
-"""Each insert waits for the journal, and is verified to go into the time series."""
+DOCUMENTS_PER_INSERT = 4000
+"""Each insert waits for the journal. So many documents of usual size have together less than MAX_DOCUMENT_BYTES, which proves
+that none is too large; to encode them holds the GIL for a few milliseconds."""
 DOCUMENTS_PER_UNFENCED_INSERT = 1000
 """The same on a server without a fence: so many may be stored twice after a pause while the driver sends them."""
 BYTES_PER_INSERT = 12 * 1024 * 1024
@@ -222,8 +224,7 @@ class SampleWriter:
             StoreUnavailableError: how much was inserted is unknown; see the class for how to continue.
         """
         limit = DOCUMENTS_PER_INSERT if self._fence.is_up else DOCUMENTS_PER_UNFENCED_INSERT
-        accepted, documents, rejected = _encoded(samples)
-        inserts = list(_inserts(documents, limit))
+        inserts, rejected = _inserts(samples, limit)
         deadline: float | None = None
 
         def seconds_left() -> float:
@@ -238,11 +239,10 @@ class SampleWriter:
                 )
             return left
 
-        for part in inserts:
+        for part, documents in inserts:
             async with self._collection.operation("insert", seconds_left):
                 await self._collection.require()
-                # The driver copies an encoded document into its message.
-                rejected += await self._insert_batch(accepted[part], [RawBSONDocument(each) for each in documents[part]])
+                rejected += await self._insert_batch(part, documents)
         async with self._collection.operation("insert", seconds_left):
             await self._collection.require()  # else they are in a normal collection, and will be inserted again
         return rejected
@@ -333,27 +333,46 @@ def _reads(keys: Iterable[Key], period: int) -> Iterator[tuple[list[str], int, i
         yield ids, first, last
 
 
-def _encoded(samples: Sequence[Sample]) -> tuple[Sequence[Sample], list[bytes], list[tuple[Sample, str]]]:
-    """Return the samples that can be written with their documents, and the others with why; nothing else fails an insert."""
-    try:
-        documents = [bson.encode(document) for document in _documents(samples)]
-        if max(map(len, documents), default=0) <= MAX_DOCUMENT_BYTES:
-            return samples, documents, []
-    except _NO_BSON:
-        pass
-    accepted: list[tuple[Sample, bytes]] = []
+def _inserts(samples: Sequence[Sample], limit: int) -> tuple[list[_Insert[Sample]], list[tuple[Sample, str]]]:
+    """Return inserts of at most `limit` samples with their documents, and the samples that can never be written, with why.
+
+    The samples of one insert are encoded together. Only if that fails, or one of them may be too large, one by one.
+    """
+    inserts: list[_Insert[Sample]] = []
     rejected: list[tuple[Sample, str]] = []
+    for part in chunks(samples, limit):
+        try:
+            documents = list(_documents(part))
+            if len(bson.encode({"documents": documents})) <= MAX_DOCUMENT_BYTES:
+                inserts.append((part, documents))
+                continue
+        except _NO_BSON:
+            pass
+        inserts += _one_by_one(part, rejected)
+    return inserts, rejected
+
+
+def _one_by_one(samples: Sequence[Sample], rejected: list[tuple[Sample, str]]) -> list[_Insert[Sample]]:
+    """Return inserts of at most BYTES_PER_INSERT; add to `rejected` what can never be written."""
+    inserts: list[tuple[list[Sample], list[Document]]] = []
+    left = 0
     for sample in samples:
         try:
-            (document,) = map(bson.encode, _documents([sample]))
+            (document,) = _documents([sample])
+            size = len(bson.encode(document))
         except _NO_BSON as error:
             rejected.append((sample, f"{type(error).__name__}: {error}"))
             continue
-        if len(document) > MAX_DOCUMENT_BYTES:
-            rejected.append((sample, f"its {len(document)} bytes exceed {MAX_DOCUMENT_BYTES}"))
-        else:
-            accepted.append((sample, document))
-    return [sample for sample, _ in accepted], [document for _, document in accepted], rejected
+        if size > MAX_DOCUMENT_BYTES:
+            rejected.append((sample, f"its {size} bytes exceed {MAX_DOCUMENT_BYTES}"))
+            continue
+        if size > left:
+            inserts.append(([], []))
+            left = BYTES_PER_INSERT
+        left -= size
+        inserts[-1][0].append(sample)
+        inserts[-1][1].append(document)
+    return list(inserts)
 
 
 def _documents(samples: Iterable[WorkerMetricsSample | FinalSample]) -> Iterator[Document]:
@@ -378,15 +397,3 @@ def _object_ids() -> Iterator[ObjectId]:
     prefix = ObjectId().binary[:4] + os.urandom(5)
     for number in count():
         yield ObjectId(prefix + (number % 2**24).to_bytes(3, "big"))
-
-
-def _inserts(documents: Sequence[bytes], limit: int) -> Iterator[slice]:
-    """Split documents into inserts of at most `limit` documents and BYTES_PER_INSERT."""
-    begin = size = 0
-    for at, document in enumerate(documents):
-        if at - begin == limit or size + len(document) > BYTES_PER_INSERT:
-            yield slice(begin, at)
-            begin, size = at, 0
-        size += len(document)
-    if begin < len(documents):
-        yield slice(begin, len(documents))

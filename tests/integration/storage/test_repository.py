@@ -774,3 +774,30 @@ class TestTranslation:
         with pytest.raises(StoreError) as caught:
             await fail()
         assert caught.value.reason == "invalid_document"
+
+
+@pytest.mark.parametrize(
+    ("spans", "expected"),
+    [
+        ({"w1": (0, 0), "w2": (0, 0), "w3": (0, 0)}, [(["w1", "w2", "w3"], 0, 0)]),
+        ({"w1": (0, 9), "w2": (0, 9), "w3": (5, 9)}, [(["w1", "w2", "w3"], 0, 9)]),
+        ({"w1": (0, 0), "w2": (100, 100)}, [(["w1"], 0, 0), (["w2"], 100, 100)]),
+        ({"w1": (0, 99), "w2": (0, 0), "w3": (0, 0)}, [(["w2", "w3"], 0, 0), (["w1"], 0, 99)]),
+    ],
+    ids=["one period", "about the same", "far apart", "a backlog and live samples"],
+)
+def test_workers_are_read_back_together_where_their_ranges_are_about_the_same(
+    spans: dict[str, tuple[int, int]], expected: list[tuple[list[str], int, int]]
+) -> None:
+    wanted = [(worker, START + at * PERIOD) for worker, span in spans.items() for at in sorted({*span})]
+    found = [
+        (ids, (low - START) // PERIOD, (high - START) // PERIOD) for ids, low, high in sample_writer._reads(wanted, PERIOD)
+    ]
+    assert found == expected
+    assert list(sample_writer._reads([], PERIOD)) == []
+
+
+def test_a_read_back_has_at_most_so_many_periods(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sample_writer, "MAX_PERIODS_PER_READ", 30)
+    wanted = [(f"w{n}", START + at * PERIOD) for n in range(10) for at in (0, 9)]
+    assert [len(ids) for ids, _, _ in sample_writer._reads(wanted, PERIOD)] == [3, 3, 3, 1]

@@ -231,7 +231,7 @@ def test_a_ready_row_has_the_fields_of_the_customers_record(outbox: Outbox) -> N
     full = PendingSample("w1", T, "eu-west-1", ("i-1",), "running", 0, own_cpu=1.0, cpu=2.5, memory=None, final=True)
     put(outbox, full)
     assert outbox.ready(10) == [FinalSample("w1", T, "eu-west-1", 2.5, None, 0, "running")]
-    assert outbox.ready(10)[0].timestamp == to_datetime(T)
+    assert outbox.ready(10)[0].timestamp == to_datetime(T).replace(tzinfo=None)
 
 
 def test_only_final_rows_are_deleted(outbox: Outbox) -> None:
