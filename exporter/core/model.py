@@ -7,9 +7,11 @@ customer's own record), utilizations are percent (0..100) and become ratios only
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from exporter.core.errors import SourceError
+from exporter.core.periods import to_datetime
 
 MetricName = Literal["cpu", "memory"]
 METRICS: tuple[MetricName, ...] = ("cpu", "memory")
@@ -219,6 +221,29 @@ class WorkerMetricsSample:
     memory_utilization: float | None = None
     active_labs_count: int | None = None
     status: str | None = None
+
+
+@lru_cache(maxsize=1024)  # thousands of samples have the same start
+def _naive_datetime(start: int) -> datetime:
+    return to_datetime(start).replace(tzinfo=None)
+
+
+class FinalSample(NamedTuple):
+    """A final sample as it leaves the outbox: the fields of a WorkerMetricsSample, at a tenth of what making one costs."""
+
+    worker_id: str
+    start: int
+    """Of the period, in UTC seconds."""
+    region: str
+    cpu_utilization: float | None = None
+    memory_utilization: float | None = None
+    active_labs_count: int | None = None
+    status: str | None = None
+
+    @property
+    def timestamp(self) -> datetime:
+        """The period's start, a naive datetime in UTC, which is what BSON encodes fastest."""
+        return _naive_datetime(self.start)
 
 
 @dataclass(frozen=True, slots=True)

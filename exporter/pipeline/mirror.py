@@ -16,16 +16,16 @@ from typing import Protocol
 from exporter.core import logs
 from exporter.core.condition import Condition
 from exporter.core.errors import IncompatibleStoreError, StoreError, StoreUnavailableError
-from exporter.core.model import WorkerMetricsSample
-from exporter.core.periods import rfc3339, to_datetime, to_seconds
+from exporter.core.model import FinalSample
+from exporter.core.periods import rfc3339
 from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.history_watch import HistoryWatch
-from exporter.pipeline.lifecycle import PendingSample
 from exporter.pipeline.loop import wait
 from exporter.pipeline.outbox_thread import OutboxThread
 
-BATCH_SAMPLES = 5000
-"""Samples read back and inserted at once: some hundred milliseconds of work."""
+BATCH_SAMPLES = 10_000
+"""Samples read back and inserted at once: some hundred milliseconds of work. Every batch costs a dozen round trips, of which
+four wait for the journal."""
 RETRY_SECONDS = 5
 """Wait after a failure: by then an insert whose connection broke is finished or gone."""
 OPERATOR_RETRY_SECONDS = 60
@@ -65,13 +65,11 @@ class SampleStore(Protocol):
             StoreUnavailableError: some exist that a majority has not acknowledged yet, or MongoDB does not answer.
         """
 
-    async def insert(
-        self, samples: Sequence[WorkerMetricsSample], *, within: Callable[[], float]
-    ) -> list[tuple[WorkerMetricsSample, str]]:
+    async def insert(self, samples: Sequence[FinalSample], *, within: Callable[[], float]) -> list[tuple[FinalSample, str]]:
         """Insert samples; return those that MongoDB rejects permanently, with the reason.
 
         Args:
-            samples: of many workers.
+            samples: of many workers, worker by worker in time order.
             within: returns the seconds for it, or raises so that nothing is sent; asked right before sending.
 
         Raises:
@@ -225,7 +223,7 @@ class Mirror:
     def _show(self, problem: str | None) -> None:
         self.condition = self.condition.then(problem, self._wall())
 
-    async def _step_old(self, old: BackfillRange, since: int) -> list[PendingSample]:
+    async def _step_old(self, old: BackfillRange, since: int) -> list[FinalSample]:
         """Mirror a batch that a backfill may be writing too, while it does not; return the rows that were moved."""
         rows = await self._outbox(self._outbox.outbox.ready, self._batch, 0)
         if not rows:
@@ -245,25 +243,27 @@ class Mirror:
             await asyncio.sleep(BACKFILL_YIELD_SECONDS)  # a process that waits for the lease tries once a second
         return rows
 
-    async def _move(self, rows: Sequence[PendingSample], leases: Sequence[WriterLease]) -> None:
+    async def _move(self, rows: Sequence[FinalSample], leases: Sequence[WriterLease]) -> None:
+        keys = [row[:2] for row in rows]
         async with self._target.insert_lease() as seconds_left:
             fences = [lease.fence for lease in leases]
             await self._wait_for_running_inserts()
-            existing = await self._target.existing_keys([(row.worker_id, row.start) for row in rows])
-            missing = [row for row in rows if (row.worker_id, row.start) not in existing]
+            existing = await self._target.existing_keys(keys)
+            missing = [row for row, key in zip(rows, keys, strict=True) if key not in existing] if existing else rows
             rejected = await self._insert(missing, leases, fences, seconds_left)
         if self._watch is not None:
-            await self._watch.acknowledged(max(row.start for row in rows))
-        await self._outbox(self._outbox.outbox.set_aside, rejected)
-        await self._outbox(self._outbox.outbox.delete, [r for r in rows if (r.worker_id, r.start) not in rejected])
-        inserted = [row for row in missing if (row.worker_id, row.start) not in rejected]
+            await self._watch.acknowledged(max({row.start for row in rows}))
+        if rejected:
+            await self._outbox(self._outbox.outbox.set_aside, rejected)
+        await self._outbox(self._outbox.outbox.delete, [key for key in keys if key not in rejected])
+        inserted = [row for row in missing if row[:2] not in rejected] if rejected else missing
         known = () if self.oldest_inserted is None else (self.oldest_inserted,)
-        self.oldest_inserted = min((*known, *(row.start for row in inserted)), default=None)
+        self.oldest_inserted = min({row.start for row in inserted}.union(known), default=None)
         self._telemetry.samples_were_mirrored(
             inserted=len(inserted),
             already_present=len(rows) - len(missing),
             rejected=len(rejected),
-            gap_filled=sum(row.gap_filled for row in inserted),
+            gap_filled=sum(row.status is None for row in inserted),  # no period without a status was observed in time
         )
         await self._outbox.export_gauges(self._telemetry)
 
@@ -277,7 +277,7 @@ class Mirror:
 
     async def _insert(
         self,
-        rows: Sequence[PendingSample],
+        rows: Sequence[FinalSample],
         leases: Sequence[WriterLease],
         fences: Sequence[int],
         insert_seconds_left: Callable[[], float],
@@ -295,20 +295,7 @@ class Mirror:
                 raise StoreUnavailableError("the lease ends too soon to write", reason="lease")
             return min(remaining - INSERT_MARGIN_SECONDS, insert_seconds_left())
 
-        rejected = await self._target.insert([to_record(row) for row in rows], within=seconds_left)
+        rejected = await self._target.insert(rows, within=seconds_left)
         for bad, reason in rejected:
             _log.error("MongoDB rejects a sample permanently; it is set aside", worker_id=bad.worker_id, reason=reason)
-        return {(bad.worker_id, to_seconds(bad.timestamp)) for bad, _ in rejected}
-
-
-def to_record(row: PendingSample) -> WorkerMetricsSample:
-    """Return a final sample as the customer's record."""
-    return WorkerMetricsSample(
-        worker_id=row.worker_id,
-        region=row.region,
-        timestamp=to_datetime(row.start),
-        cpu_utilization=row.cpu,
-        memory_utilization=row.memory,
-        active_labs_count=row.active_labs,
-        status=row.status,
-    )
+        return {bad[:2] for bad, _ in rejected}

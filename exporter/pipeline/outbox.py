@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from exporter.core import logs
-from exporter.core.model import PendingQuery, Worker
+from exporter.core.model import FinalSample, PendingQuery, Worker
 from exporter.pipeline import dropped_periods
 from exporter.pipeline.gaps import Gap, runs
 from exporter.pipeline.lifecycle import PendingSample, WorkerState
@@ -78,6 +78,16 @@ class Outbox(OutboxFile):
             )
             self._counts[state] += count
             added += count
+        return added
+
+    def add_final(self, samples: Iterable[FinalSample]) -> int:
+        """Add final rows that do not exist yet; return how many were added."""
+        added = self._many(
+            "INSERT OR IGNORE INTO sample(worker, start, region, cpu, memory, labs, status, instances, state) "
+            "VALUES(?,?,?,?,?,?,?,'',1)",
+            samples,
+        )
+        self._counts[READY] += added
         return added
 
     def open_gaps(self, gaps: Iterable[Gap]) -> int:
@@ -158,16 +168,19 @@ class Outbox(OutboxFile):
 
     # -- mirrored
 
-    def ready(self, limit: int, since: int = 0) -> list[PendingSample]:
+    def ready(self, limit: int, since: int = 0) -> list[FinalSample]:
         """Return up to `limit` final rows from `since` on, worker by worker in time order, as a time series stores best."""
-        return self._rows("state=1 AND start>=? ORDER BY worker, start LIMIT ?", (since, limit))
+        rows = self._select(
+            "SELECT worker, start, region, cpu, memory, labs, status FROM sample WHERE state=1 AND start>=? "
+            "ORDER BY worker, start LIMIT ?",
+            (since, limit),
+        )
+        return list(map(FinalSample._make, rows))
 
-    def delete(self, rows: Iterable[PendingSample]) -> None:
-        """Delete rows that the history has acknowledged. A transaction of its own."""
+    def delete(self, keys: Iterable[tuple[str, int]]) -> None:
+        """Delete final rows (worker id, start) that the history has acknowledged. A transaction of its own."""
         with self.transaction():
-            self._counts[READY] -= self._many(
-                "DELETE FROM sample WHERE worker=? AND start=? AND state=1", ((r.worker_id, r.start) for r in rows)
-            )
+            self._counts[READY] -= self._many("DELETE FROM sample WHERE worker=? AND start=? AND state=1", keys)
 
     def set_aside(self, keys: Collection[tuple[str, int]]) -> None:
         """Set aside rows that MongoDB rejects permanently, for the operator to inspect. A transaction of its own."""

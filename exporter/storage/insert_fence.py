@@ -15,7 +15,7 @@ holder of a long lease uses the session in between (`InsertFence.keep`).
 """
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bson import Binary, Int64
@@ -67,6 +67,11 @@ class InsertFence:
         self._fenced: bool | None = None
         """Whether the server has retryable writes; None before the first attempt."""
 
+    @property
+    def is_up(self) -> bool:
+        """Whether MongoDB refuses late inserts: false before the first attempt, and on a standalone server."""
+        return bool(self._fenced)
+
     async def raise_number(self) -> None:
         """Make MongoDB refuse every insert that was sent before this call, by whichever writer; the lease must be held.
 
@@ -89,7 +94,7 @@ class InsertFence:
                 await self._raise()
         self._fenced = True
 
-    async def insert(self, collection: str, documents: list[Document]) -> None:
+    async def insert(self, collection: str, documents: Sequence[Mapping[str, Any]]) -> None:
         """Insert documents under the number raised last, unordered, acknowledged by a majority; run it within `operation`.
 
         Args:

@@ -1,11 +1,13 @@
 """Insert samples exactly once, find which of them are stored, delete those of a worker."""
 
 import asyncio
-import math
+import os
 import random
-from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from itertools import count
+from math import isfinite
+from typing import Any, TypeVar
 
 import bson
 from bson import ObjectId
@@ -14,8 +16,8 @@ from pymongo.errors import BulkWriteError, OperationFailure
 
 from exporter.core import logs
 from exporter.core.errors import IncompatibleStoreError, StoreError, StoreUnavailableError
-from exporter.core.model import WorkerMetricsSample
-from exporter.core.periods import as_utc, to_seconds
+from exporter.core.model import FinalSample, WorkerMetricsSample
+from exporter.core.periods import to_seconds
 from exporter.core.process_identity import new_owner
 from exporter.storage.collection import HistoryCollection
 from exporter.storage.insert_fence import InsertFence, fence_problem
@@ -29,19 +31,25 @@ from exporter.storage.mongo import (
     Document,
     chunks,
 )
-from exporter.storage.sample_reader import WORKERS_PER_QUERY, stored_seconds
+from exporter.storage.sample_reader import stored_seconds
 
 Key = tuple[str, int]
 """(worker_id, start of the period in UTC seconds): what makes a sample unique."""
-_Encodable = tuple[WorkerMetricsSample, Document, int]
-"""A sample, its document, and the document's size in bytes."""
+Sample = TypeVar("Sample", WorkerMetricsSample, FinalSample)
+_Insert = tuple[Sequence[Sample], list[Document]]
+"""Samples and their documents."""
 
 MAX_DOCUMENT_BYTES = 1024 * 1024
 """A sample has some 200 bytes; one above 16 MiB / 3 makes mongod 6.0 fail its whole insert into a time-series collection."""
-DOCUMENTS_PER_INSERT = 1000
-"""Encoding one message holds the GIL, and delays the scrapes."""
+DOCUMENTS_PER_INSERT = 4000
+"""Each insert waits for the journal. So many documents of usual size have together less than MAX_DOCUMENT_BYTES, which proves
+that none is too large; to encode them holds the GIL for a few milliseconds."""
+DOCUMENTS_PER_UNFENCED_INSERT = 1000
+"""The same on a server without a fence: so many may be stored twice after a pause while the driver sends them."""
 BYTES_PER_INSERT = 12 * 1024 * 1024
 """The driver refuses a command above 16 MiB."""
+MAX_PERIODS_PER_READ = 500_000
+"""Sum over the workers of one query of the periods in its range: some 4 MB on the server where all are stored."""
 INSERT_LEASE_WAIT_SECONDS = LEASE_SECONDS + 10
 """How long to wait for another process's insert: until the lease of one that died has expired, and some more."""
 _MIN_POLL_SECONDS, _MAX_POLL_SECONDS = 0.015, 0.045
@@ -49,6 +57,9 @@ _MIN_POLL_SECONDS, _MAX_POLL_SECONDS = 0.015, 0.045
 # Per-document codes that say "never": BadValue, FailedToParse, TypeMismatch, InvalidBSON, the field name rules,
 # DocumentValidationFailure, BSONObjectTooLarge, KeyTooLong. Anything else may succeed later, so it is not set aside.
 _REJECTED_CODES = frozenset({2, 9, 14, 22, 52, 53, 55, 56, 57, 121, 10334, 17280})
+
+_NO_BSON = (BSONError, OverflowError, TypeError, UnicodeError)
+"""What encoding a document raises whose values are none of BSON."""
 
 _log = logs.get("lease")
 
@@ -108,28 +119,24 @@ class SampleWriter:
         Raises:
             StoreUnavailableError: `unsettled`: the primary shows something that a majority does not hold yet, or the reverse.
         """
-        workers_by_span: dict[tuple[int, int], list[str]] = defaultdict(list)
-        for worker_id, span in _spans(keys).items():
-            workers_by_span[span].append(worker_id)
         wanted, found = set(keys), set[Key]()
-        for (low, high), worker_ids in workers_by_span.items():
-            for ids in chunks(sorted(worker_ids), WORKERS_PER_QUERY):
-                on_primary, on_majority = [
-                    {
-                        (worker_id, second)
-                        for worker_id, seconds in (await stored_seconds(self._collection, source, ids, low, high)).items()
-                        for second in seconds
-                    }
-                    & wanted
-                    for source in (self._collection.samples, self._collection.majority)
-                ]
-                if on_primary != on_majority:
-                    raise StoreUnavailableError(
-                        f"a majority does not hold {len(on_primary ^ on_majority)} samples of "
-                        f"{self._collection.namespace} yet; try again",
-                        reason="unsettled",
-                    )
-                found |= on_primary
+        for ids, low, high in _reads(keys, self._collection.period):
+            on_primary, on_majority = [
+                {
+                    (worker_id, second)
+                    for worker_id, seconds in (await stored_seconds(self._collection, source, ids, low, high)).items()
+                    for second in seconds
+                }
+                & wanted
+                for source in (self._collection.samples, self._collection.majority)
+            ]
+            if on_primary != on_majority:
+                raise StoreUnavailableError(
+                    f"a majority does not hold {len(on_primary ^ on_majority)} samples of "
+                    f"{self._collection.namespace} yet; try again",
+                    reason="unsettled",
+                )
+            found |= on_primary
         return found
 
     @asynccontextmanager
@@ -200,40 +207,31 @@ class SampleWriter:
         async with self.insert_lease() as seconds_left:
             await self._until(self.no_insert_running)
             stored = await self.existing_keys(by_key)
-            missing = [sample for key, sample in by_key.items() if key not in stored]
+            missing = [by_key[key] for key in sorted(by_key.keys() - stored)]
             rejected = await self.insert(missing, within=seconds_left) if missing else []
         return len(missing) - len(rejected), rejected
 
-    async def insert(
-        self, samples: Sequence[WorkerMetricsSample], *, within: Callable[[], float] | None = None
-    ) -> list[tuple[WorkerMetricsSample, str]]:
-        """Insert samples worker by worker in time order; return those MongoDB will never accept, with the reason.
+    async def insert(self, samples: Sequence[Sample], *, within: Callable[[], float] | None = None) -> list[tuple[Sample, str]]:
+        """Insert samples; return those MongoDB will never accept, with the reason.
 
         Args:
-            samples: None and non-finite values are left out of the documents (a null would close the bucket).
+            samples: worker by worker in time order, as a time series stores best. None and non-finite values are left out of
+                the documents (a null would close the bucket).
             within: returns the seconds for the whole call, such as what remains of a lease, and may raise; it is asked right
                 before the first batch is sent. By default OPERATION_SECONDS for each batch.
 
         Raises:
             StoreUnavailableError: how much was inserted is unknown; see the class for how to continue.
         """
-        rejected: list[tuple[WorkerMetricsSample, str]] = []
-        accepted: list[_Encodable] = []
-        for sample in sorted(samples, key=lambda sample: (sample.worker_id, as_utc(sample.timestamp))):
-            document = _document(sample)
-            size, complaint = _encoded_size(document)
-            if complaint:
-                rejected.append((sample, complaint))
-            else:
-                accepted.append((sample, document, size))
-        batches = list(_batches(accepted))
+        limit = DOCUMENTS_PER_INSERT if self._fence.is_up else DOCUMENTS_PER_UNFENCED_INSERT
+        inserts, rejected = _inserts(samples, limit)
         deadline: float | None = None
 
         def seconds_left() -> float:
             # The deadline is absolute, on a clock that goes on while the machine sleeps: a pause between two batches counts.
             nonlocal deadline
             if deadline is None:
-                deadline = boottime() + (within() if within else OPERATION_SECONDS * max(1, len(batches)))
+                deadline = boottime() + (within() if within else OPERATION_SECONDS * max(1, len(inserts)))
             left = deadline - boottime()
             if left <= 0:
                 raise StoreUnavailableError(
@@ -241,10 +239,10 @@ class SampleWriter:
                 )
             return left
 
-        for batch in batches:
+        for part, documents in inserts:
             async with self._collection.operation("insert", seconds_left):
                 await self._collection.require()
-                rejected += await self._insert_batch(batch)
+                rejected += await self._insert_batch(part, documents)
         async with self._collection.operation("insert", seconds_left):
             await self._collection.require()  # else they are in a normal collection, and will be inserted again
         return rejected
@@ -260,17 +258,17 @@ class SampleWriter:
             return (await self._samples.delete_many({"worker_id": worker_id})).deleted_count
 
     async def _insert_batch(
-        self, batch: Sequence[tuple[WorkerMetricsSample, Document]]
-    ) -> list[tuple[WorkerMetricsSample, str]]:
+        self, samples: Sequence[Sample], documents: Sequence[Mapping[str, Any]]
+    ) -> list[tuple[Sample, str]]:
         self._unacknowledged = True
-        rejected: list[tuple[WorkerMetricsSample, str]] = []
+        rejected: list[tuple[Sample, str]] = []
         try:
-            await self._fence.insert(self._collection.name, [document for _, document in batch])
+            await self._fence.insert(self._collection.name, documents)
         except BulkWriteError as error:
             failed = error.details["writeErrors"]
             if error.details["writeConcernErrors"] or not failed or any(each["code"] not in _REJECTED_CODES for each in failed):
                 raise
-            rejected = [(batch[each["index"]][0], f"code {each['code']}: {each['errmsg']}") for each in failed]
+            rejected = [(samples[each["index"]], f"code {each['code']}: {each['errmsg']}") for each in failed]
         except OperationFailure as error:
             self._unacknowledged = error.code != TRANSACTION_TOO_OLD  # that one is refused whenever it arrives
             raise
@@ -305,52 +303,97 @@ class SampleWriter:
         return await cursor.to_list(None)
 
 
-def _spans(keys: Collection[Key]) -> dict[str, tuple[int, int]]:
-    """Return the first and the last second of each worker."""
+def _reads(keys: Iterable[Key], period: int) -> Iterator[tuple[list[str], int, int]]:
+    """Yield the workers, the first and the last second of each query that reads back samples.
+
+    Most workers of a batch have samples in the same range, so few queries find them all. Those with other ranges are read
+    together as long as at most twice as many periods are read as lie in their own ranges.
+    """
     spans: dict[str, tuple[int, int]] = {}
     for worker_id, second in keys:
         low, high = spans.get(worker_id, (second, second))
-        spans[worker_id] = min(low, second), max(high, second)
-    return spans
+        spans[worker_id] = (low if low < second else second), (high if high > second else second)
+    workers: dict[tuple[int, int], list[str]] = {}
+    for worker_id, span in spans.items():
+        workers.setdefault(span, []).append(worker_id)
+    ids: list[str] = []
+    first = last = own = 0
+    for low, high in sorted(workers):
+        length = (high - low) // period + 1
+        for more in chunks(workers[low, high], max(1, MAX_PERIODS_PER_READ // length)):
+            together = ((max(last, high) - first) // period + 1) * (len(ids) + len(more))
+            if ids and together > min(2 * (own + length * len(more)), MAX_PERIODS_PER_READ):
+                yield ids, first, last
+                ids = []
+            if not ids:
+                first, last, own = low, high, 0
+            ids += more
+            last, own = max(last, high), own + length * len(more)
+    if ids:
+        yield ids, first, last
 
 
-def _document(sample: WorkerMetricsSample) -> Document:
-    """Return the customer's document; a key without a value is left out."""
-    document = {
-        "_id": ObjectId(),
-        "worker_id": sample.worker_id,
-        "timestamp": as_utc(sample.timestamp),
-        "region": sample.region,
-        "cpu_utilization": sample.cpu_utilization,
-        "memory_utilization": sample.memory_utilization,
-        "active_labs_count": sample.active_labs_count,
-        "status": sample.status,
-    }
-    return {key: value for key, value in document.items() if value is not None and not _not_finite(value)}
+def _inserts(samples: Sequence[Sample], limit: int) -> tuple[list[_Insert[Sample]], list[tuple[Sample, str]]]:
+    """Return inserts of at most `limit` samples with their documents, and the samples that can never be written, with why.
+
+    The samples of one insert are encoded together. Only if that fails, or one of them may be too large, one by one.
+    """
+    inserts: list[_Insert[Sample]] = []
+    rejected: list[tuple[Sample, str]] = []
+    for part in chunks(samples, limit):
+        try:
+            documents = list(_documents(part))
+            if len(bson.encode({"documents": documents})) <= MAX_DOCUMENT_BYTES:
+                inserts.append((part, documents))
+                continue
+        except _NO_BSON:
+            pass
+        inserts += _one_by_one(part, rejected)
+    return inserts, rejected
 
 
-def _not_finite(value: object) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)
+def _one_by_one(samples: Sequence[Sample], rejected: list[tuple[Sample, str]]) -> list[_Insert[Sample]]:
+    """Return inserts of at most BYTES_PER_INSERT; add to `rejected` what can never be written."""
+    inserts: list[tuple[list[Sample], list[Document]]] = []
+    left = 0
+    for sample in samples:
+        try:
+            (document,) = _documents([sample])
+            size = len(bson.encode(document))
+        except _NO_BSON as error:
+            rejected.append((sample, f"{type(error).__name__}: {error}"))
+            continue
+        if size > MAX_DOCUMENT_BYTES:
+            rejected.append((sample, f"its {size} bytes exceed {MAX_DOCUMENT_BYTES}"))
+            continue
+        if size > left:
+            inserts.append(([], []))
+            left = BYTES_PER_INSERT
+        left -= size
+        inserts[-1][0].append(sample)
+        inserts[-1][1].append(document)
+    return list(inserts)
 
 
-def _encoded_size(document: Document) -> tuple[int, str | None]:
-    """Return a document's bytes, and why it can never be written, else None; found here, it cannot make its insert fail."""
-    try:
-        size = len(bson.encode(document))
-    except (BSONError, OverflowError, UnicodeError) as error:
-        return 0, f"{type(error).__name__}: {error}"
-    return size, f"its {size} bytes exceed {MAX_DOCUMENT_BYTES}" if size > MAX_DOCUMENT_BYTES else None
+def _documents(samples: Iterable[WorkerMetricsSample | FinalSample]) -> Iterator[Document]:
+    """Yield the customer's documents; a key without a value is left out."""
+    for sample, object_id in zip(samples, _object_ids(), strict=False):
+        document: Document = {"_id": object_id, "worker_id": sample.worker_id, "timestamp": sample.timestamp}
+        if (region := sample.region) is not None:
+            document["region"] = region
+        if (cpu := sample.cpu_utilization) is not None and isfinite(cpu):
+            document["cpu_utilization"] = cpu
+        if (memory := sample.memory_utilization) is not None and isfinite(memory):
+            document["memory_utilization"] = memory
+        if (labs := sample.active_labs_count) is not None and isfinite(labs):
+            document["active_labs_count"] = labs
+        if (status := sample.status) is not None:
+            document["status"] = status
+        yield document
 
 
-def _batches(documents: Iterable[_Encodable]) -> Iterator[list[tuple[WorkerMetricsSample, Document]]]:
-    """Split documents into inserts of at most DOCUMENTS_PER_INSERT and BYTES_PER_INSERT."""
-    batch: list[tuple[WorkerMetricsSample, Document]] = []
-    size = 0
-    for sample, document, each in documents:
-        if batch and (len(batch) == DOCUMENTS_PER_INSERT or size + each > BYTES_PER_INSERT):
-            yield batch
-            batch, size = [], 0
-        batch.append((sample, document))
-        size += each
-    if batch:
-        yield batch
+def _object_ids() -> Iterator[ObjectId]:
+    """Yield ids like those of `ObjectId()`, time, random part, number, at a third of the cost: each call is a random part."""
+    prefix = ObjectId().binary[:4] + os.urandom(5)
+    for number in count():
+        yield ObjectId(prefix + (number % 2**24).to_bytes(3, "big"))

@@ -4,7 +4,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from exporter.core.model import IDLE_STATUSES, METRICS, MetricName, Worker, WorkerMetricsSample
+from exporter.core.model import IDLE_STATUSES, METRICS, FinalSample, MetricName, Worker
 from exporter.core.periods import align, align_up
 from exporter.pipeline.outbox import Outbox
 from tests.simulation.world import EPOCH, Document, Machine, World
@@ -83,7 +83,7 @@ class _WorkerCheck:
 
     # -- nothing is invented
 
-    def _is_correct(self, start: int, sample: WorkerMetricsSample) -> None:
+    def _is_correct(self, start: int, sample: FinalSample) -> None:
         end = start + self.rules.period
         if sample.status is not None or sample.active_labs_count is not None:
             first = bisect_left(self.read_at, end)
@@ -276,5 +276,5 @@ def _hours(at: int) -> str:
     return f"{(at - EPOCH) / 3600:+.2f} h"
 
 
-def _value(sample: WorkerMetricsSample, metric: str) -> float | None:
+def _value(sample: FinalSample, metric: str) -> float | None:
     return sample.cpu_utilization if metric == "cpu" else sample.memory_utilization

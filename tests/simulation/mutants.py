@@ -318,7 +318,7 @@ def _deletes_first(patch: Patch) -> None:
         outbox.ready = lambda limit, since=0: kept  # type: ignore[method-assign]
         try:
             if self._lease.held and rows:
-                outbox.delete(rows)
+                outbox.delete([row[:2] for row in rows])
             return await _step(self)
         finally:
             outbox.ready = outbox_ready  # type: ignore[method-assign]

@@ -18,6 +18,7 @@ from exporter.core.errors import RejectedQueryError, SourceError, StoreError, St
 from exporter.core.instances import updated_entry
 from exporter.core.model import (
     IDLE_STATUSES,
+    FinalSample,
     Fleet,
     InventoryEntry,
     Listing,
@@ -25,7 +26,6 @@ from exporter.core.model import (
     MetricQuery,
     MetricResult,
     MetricResults,
-    WorkerMetricsSample,
 )
 from exporter.core.periods import DAY, HOUR, align
 from exporter.core.settings import Settings
@@ -412,9 +412,7 @@ class HistoryClient(MongoClient):
     def majority(self, keys: Collection[Key]) -> set[Key]:
         return {key for key in self.local(keys) if all(d.committed for d in self._server.documents[key])}
 
-    async def insert(
-        self, samples: Sequence[WorkerMetricsSample], *, within: Callable[[], float]
-    ) -> list[tuple[WorkerMetricsSample, str]]:
+    async def insert(self, samples: Sequence[FinalSample], *, within: Callable[[], float]) -> list[tuple[FinalSample, str]]:
         if list(samples) != sorted(samples, key=lambda sample: (sample.worker_id, sample.timestamp)):
             self._world.violated("inserted out of order")
         await self._encode()
@@ -436,7 +434,7 @@ class HistoryClient(MongoClient):
         self._process.point()
         return []
 
-    async def _lose_in_the_network(self, samples: Sequence[WorkerMetricsSample]) -> None:
+    async def _lose_in_the_network(self, samples: Sequence[FinalSample]) -> None:
         """Let an insert arrive later; the process notices at once, or is paused for longer than its lease lasts."""
         network = self._world.network
         self._server.deliver_later(samples, self._number, network.uniform(0, 200))

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from exporter.core.model import Dimensions, Fleet, InventoryEntry, MetricName, Worker, WorkerMetricsSample
+from exporter.core.model import Dimensions, FinalSample, Fleet, InventoryEntry, MetricName, Worker
 from exporter.core.periods import to_seconds
 from exporter.pipeline.lifecycle import Rules
 
@@ -210,7 +210,7 @@ class CloudWatchServer:
 class Document:
     """One stored sample."""
 
-    sample: WorkerMetricsSample
+    sample: FinalSample
     inserted: int
     committed: bool = True
 
@@ -237,7 +237,7 @@ class MongoServer:
         """Whether another host holds the lease, or held it within the last `since` seconds."""
         return self.leader not in (host, None) and self._world.time < self.lease_expires + since
 
-    def put(self, samples: Iterable[WorkerMetricsSample], *, committed: bool = True) -> list[Key]:
+    def put(self, samples: Iterable[FinalSample], *, committed: bool = True) -> list[Key]:
         keys = []
         for sample in samples:
             key = sample.worker_id, to_seconds(sample.timestamp)
@@ -247,7 +247,7 @@ class MongoServer:
                 self._world.violated("a duplicate", f"{key} {self.documents[key]}")
         return keys
 
-    def put_somehow(self, samples: Sequence[WorkerMetricsSample]) -> None:
+    def put_somehow(self, samples: Sequence[FinalSample]) -> None:
         """Apply an insert that was not acknowledged: all of it, a part, later, or uncommitted."""
         rng, loop = self._world.rng, asyncio.get_running_loop()
         part = rng.choice([samples, [], samples[: len(samples) // 2], [s for s in samples if rng.random() < 0.5]])
@@ -261,17 +261,17 @@ class MongoServer:
             keys = self.put(part, committed=False)
             loop.call_later(delay, self._decide, keys, rng.random() < 0.5)
 
-    def deliver_later(self, samples: Sequence[WorkerMetricsSample], number: int, delay: float) -> None:
+    def deliver_later(self, samples: Sequence[FinalSample], number: int, delay: float) -> None:
         """Let an insert arrive that the network has held: the server does not know of it before, so nothing can wait for it."""
         asyncio.get_running_loop().call_later(delay, self._arrive, samples, number)
 
-    def _arrive(self, samples: Sequence[WorkerMetricsSample], number: int) -> None:
+    def _arrive(self, samples: Sequence[FinalSample], number: int) -> None:
         refused = number < self.raised
         self._world.figures["late inserts refused" if refused else "late inserts stored"] += 1
         if not refused:
             self.put(samples)
 
-    def _finish(self, samples: Sequence[WorkerMetricsSample]) -> None:
+    def _finish(self, samples: Sequence[FinalSample]) -> None:
         self.running_inserts -= 1
         self.put(samples)
 

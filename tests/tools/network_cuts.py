@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -264,7 +264,7 @@ async def write(uri: str, batches: int, without: Sequence[str]) -> None:
         fence, fresh = repository.writer._fence, True
         insert = fence.insert
 
-        async def announced(collection: str, documents: list[mongo.Document]) -> None:
+        async def announced(collection: str, documents: Sequence[Mapping[str, Any]]) -> None:
             nonlocal fresh
             if fresh:
                 fresh = False

@@ -38,7 +38,7 @@ from tests.helpers.ports import free_port
 
 START, PERIOD = 1_767_225_600, 300
 WORKERS, PERIODS = 25, 100
-"""Of the batch: three inserts."""
+"""Of the batch: three inserts, with and without a fence."""
 POINTS: Mapping[str, tuple[object, str, bool, int]] = {
     "before the lease is acquired": (Lease, "acquire_or_renew", True, 1),
     "before the fence is raised": (InsertFence, "raise_number", True, 1),
@@ -46,7 +46,7 @@ POINTS: Mapping[str, tuple[object, str, bool, int]] = {
     "before running inserts are looked for": (SampleWriter, "no_insert_running", True, 1),
     "before it reads back": (SampleWriter, "existing_keys", True, 1),
     "after it has read back": (SampleWriter, "existing_keys", False, 1),
-    "while it encodes": (sample_writer, "_batches", True, 1),
+    "while it encodes": (sample_writer, "_inserts", True, 1),
     "after its last check, before the first insert is sent": (InsertFence, "insert", True, 1),
     "in the driver, after its last check of the time, while it sends the first insert": (PyMongoProtocol, "write", True, 1),
     "after the first insert was acknowledged": (InsertFence, "insert", False, 1),
@@ -102,6 +102,7 @@ def stop_at(point: str) -> None:
 async def store(uri: str) -> int:
     """Store the batch as the mirror does, and return how many attempts failed."""
     failures = 0
+    sample_writer.DOCUMENTS_PER_INSERT = sample_writer.DOCUMENTS_PER_UNFENCED_INSERT
     async with WorkerMetricsRepository.connect(uri, wall=lambda: float(START)) as repository:
         while True:
             try:

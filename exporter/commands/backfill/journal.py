@@ -13,9 +13,8 @@ from typing import Any, TypeVar
 
 from exporter.commands.backfill.plan import GapQuery, Plan, PlannedCall
 from exporter.core.errors import OutboxLockedError, StoreError
-from exporter.core.model import MetricQuery
+from exporter.core.model import FinalSample, MetricQuery
 from exporter.core.periods import DAY
-from exporter.pipeline.lifecycle import PendingSample
 from exporter.pipeline.outbox import Outbox
 from exporter.pipeline.outbox_thread import OutboxThread
 
@@ -153,10 +152,10 @@ class Journal(PlanJournal):
         """Open or create the journal; the arguments and errors are those of `SampleJournal`."""
         super().__init__(directory, period, "another backfill")
 
-    def put(self, number: int, samples: Iterable[PendingSample], rest: PlannedCall | None) -> None:
+    def put(self, number: int, samples: Iterable[FinalSample], rest: PlannedCall | None) -> None:
         """Store the samples of a call, and the part of the call that is still to be made; None when the call is done."""
         with self.outbox.transaction() as database:
-            self.outbox.open(samples)
+            self.outbox.add_final(samples)
             self.keep_rest(database, number, rest)
 
 

@@ -14,9 +14,8 @@ from dataclasses import dataclass, replace
 from exporter.core.budget import Usage
 from exporter.core.errors import ConfigError
 from exporter.core.instances import split_by_instance, updated_entry, worker_from_inventory
-from exporter.core.model import Fleet, InventoryEntry, MetricQuery, MetricResult, Worker
+from exporter.core.model import FinalSample, Fleet, InventoryEntry, MetricQuery, MetricResult, Worker
 from exporter.core.periods import HOUR, MINUTE, align, align_up, format_duration, rfc3339
-from exporter.pipeline.lifecycle import PendingSample
 from exporter.sources.cloudwatch.queries import MAX_DATAPOINTS, MAX_QUERIES
 from exporter.sources.cloudwatch.retention import reach
 
@@ -329,23 +328,17 @@ def answers(call: PlannedCall, results: Mapping[MetricQuery, MetricResult]) -> t
 
 def finalize(
     call: PlannedCall, results: Mapping[MetricQuery, MetricResult], period: int
-) -> tuple[list[PendingSample], int, PlannedCall | None]:
+) -> tuple[list[FinalSample], int, PlannedCall | None]:
     """Return the final samples, the number of empty periods, and the part of the call that must be repeated, see `answers`."""
-    samples: list[PendingSample] = []
-    empty = 0
     found, rest = answers(call, results)
-    for answer in found:
-        worker_id, instances, cpu, memory = answer.gap_query.worker_id, answer.gap_query.instances, answer.cpu, answer.memory
-        for start in answer.starts(period):
-            if start in cpu or start in memory:
-                samples.append(
-                    PendingSample(
-                        worker_id, start, call.region, instances, cpu=cpu.get(start), memory=memory.get(start), final=True
-                    )
-                )
-            else:
-                empty += 1
-    return samples, empty, rest
+    samples = [
+        FinalSample(answer.gap_query.worker_id, start, call.region, answer.cpu.get(start), answer.memory.get(start))
+        for answer in found
+        for start in answer.starts(period)
+        if start in answer.cpu or start in answer.memory
+    ]
+    periods = sum((end - start) // period for answer in found for start, end in answer.gap_query.gaps)
+    return samples, periods - len(samples), rest
 
 
 def _values(queries: Sequence[MetricQuery], metric: str, results: Mapping[MetricQuery, MetricResult]) -> dict[int, float]:

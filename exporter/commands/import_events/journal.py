@@ -16,8 +16,7 @@ from pathlib import Path
 from exporter.commands.backfill.journal import SampleJournal
 from exporter.commands.import_events.events import VALUES, Observation
 from exporter.commands.import_events.plan import Missing, Plan, Tally, Window
-from exporter.core.model import InventoryEntry
-from exporter.pipeline.lifecycle import PendingSample
+from exporter.core.model import FinalSample, InventoryEntry
 
 _FACTS = ("region", "name", "status")
 
@@ -179,16 +178,12 @@ class EventJournal(SampleJournal):
         """
         with self.outbox.transaction() as database:
             rows = database.execute(
-                "SELECT p.worker, p.start, COALESCE(w.region, ''), p.status, p.labs, p.cpu, p.memory "
+                "SELECT p.worker, p.start, COALESCE(w.region, ''), p.cpu, p.memory, p.labs, p.status "
                 "FROM event_period p LEFT JOIN event_worker w ON w.worker = p.worker ORDER BY p.worker, p.start LIMIT ?",
                 (limit,),
             ).fetchall()
-            samples = [
-                PendingSample(worker, start, region, (), status, labs, cpu=cpu, memory=memory, final=True)
-                for worker, start, region, status, labs, cpu, memory in rows
-                if start >= oldest
-            ]
-            self.outbox.open(samples)
+            samples = [sample for sample in map(FinalSample._make, rows) if sample.start >= oldest]
+            self.outbox.add_final(samples)
             database.executemany("DELETE FROM event_period WHERE worker=? AND start=?", ((row[0], row[1]) for row in rows))
         return len(rows), len(rows) - len(samples)
 

@@ -20,7 +20,6 @@ from exporter.commands.backfill.planner import Options
 from exporter.core.errors import ConfigError, IncompatibleStoreError, OutboxLockedError, StoreUnavailableError
 from exporter.core.periods import DAY, HOUR, align, rfc3339, to_datetime
 from exporter.demo.mongod import Mongod
-from exporter.pipeline.lifecycle import PendingSample
 from exporter.pipeline.mirror import Mirror
 from exporter.pipeline.outbox import Outbox
 from exporter.storage.inventory import INVENTORY
@@ -104,8 +103,8 @@ async def test_a_history_that_is_dropped_in_the_middle_ends_the_run_and_the_next
     members = await backfill_env.fleet(6, regions=REGIONS[:2])
     delete, batches = Outbox.delete, []
 
-    def counted(self: Outbox, rows: Iterable[PendingSample]) -> None:
-        delete(self, rows)
+    def counted(self: Outbox, keys: Iterable[tuple[str, int]]) -> None:
+        delete(self, keys)
         batches.append(1)
         if len(batches) == 1:
             with MongoClient[dict[str, Any]](backfill_env.parsed.mongodb_uri) as client:

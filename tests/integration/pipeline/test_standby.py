@@ -85,7 +85,7 @@ async def test_where_no_exporter_can_hold_the_lease_periods_are_opened_with_the_
     monkeypatch.setattr(Lease, "held_elsewhere", property(lambda lease: False))
 
     await one.round(mongodb=False)
-    rows = one.outbox.outbox.all_open_rows(100) + one.outbox.outbox.ready(100)
+    rows = one.outbox.outbox._rows("state<2", ())
     meanwhile = [row for row in rows if began < row.start < ended - PERIOD]
     assert meanwhile
     assert all(SECOND in row.instances for row in meanwhile), "it ran there, and is in no worker document any more"

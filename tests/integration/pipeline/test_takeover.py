@@ -29,10 +29,10 @@ RUNNER = (
 )
 """The unmodified process except for a few constants, so that the test is fast."""
 STOPS_ITSELF = (
-    "document, stop = sample_writer._document, iter([lambda: (os.kill(os.getpid(), 19), time.sleep(1))]); "
-    "sample_writer._document = lambda sample: (next(stop, int)(), document(sample))[1]"
+    "documents, stop = sample_writer._documents, iter([lambda: (os.kill(os.getpid(), 19), time.sleep(1))]); "
+    "sample_writer._documents = lambda samples: (next(stop, int)(), documents(samples))[1]"
 )
-"""With SIGSTOP, once, at the first sample that it encodes; the threads of a process stop one after the other."""
+"""With SIGSTOP, once, before the first sample is encoded; the threads of a process stop one after the other."""
 
 
 @dataclass

@@ -2,20 +2,21 @@
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pytest
 
 from exporter.core.errors import IncompatibleStoreError, StoreError, StoreUnavailableError
 from exporter.core.model import WorkerMetricsSample
 from exporter.core.periods import DAY, to_datetime, to_seconds
-from exporter.storage.mongo import STATE, Database, Document
+from exporter.storage.mongo import STATE, Database
 from exporter.storage.privileges import least_role
 from exporter.storage.repository import WorkerMetricsRepository
 from tests.fixtures.mongo import AuthMongod, connect
 from tests.helpers.reliability import record
 
-Batch = Sequence[tuple[WorkerMetricsSample, Document]]
+Documents = Sequence[Mapping[str, Any]]
 Rejected = list[tuple[WorkerMetricsSample, str]]
 NAME = "worker_metrics_timeseries"
 START = 1_767_225_600
@@ -89,7 +90,7 @@ async def test_an_unchanged_collection_is_verified_with_one_command(
 async def test_nothing_is_inserted_into_a_missing_collection(
     repo: WorkerMetricsRepository, database: Database, monkeypatch: pytest.MonkeyPatch, documents_per_insert: int
 ) -> None:
-    monkeypatch.setattr("exporter.storage.sample_writer.DOCUMENTS_PER_INSERT", documents_per_insert)
+    monkeypatch.setattr("exporter.storage.sample_writer.DOCUMENTS_PER_UNFENCED_INSERT", documents_per_insert)
     await database[NAME].drop()
     with pytest.raises(StoreUnavailableError, match=r"was dropped; it is created again") as failed:
         await repo.writer.insert(batch())
@@ -100,12 +101,12 @@ async def test_nothing_is_inserted_into_a_missing_collection(
 async def test_dropped_between_two_inserts_of_a_batch(
     repo: WorkerMetricsRepository, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("exporter.storage.sample_writer.DOCUMENTS_PER_INSERT", 2)
+    monkeypatch.setattr("exporter.storage.sample_writer.DOCUMENTS_PER_UNFENCED_INSERT", 2)
     insert = repo.writer._insert_batch
     done = []
 
-    async def then_drop(documents: Batch) -> Rejected:
-        result = await insert(documents)
+    async def then_drop(samples: list[WorkerMetricsSample], documents: Documents) -> Rejected:
+        result = await insert(samples, documents)
         done.append(1)
         if len(done) == 2:
             await database[NAME].drop()
@@ -124,11 +125,11 @@ async def drop_before_insert(
     """Drop the collection between the check and the insert, in which no client can lock the name."""
     insert, left = repo.writer._insert_batch, [times]
 
-    async def dropped_first(documents: Batch) -> Rejected:
+    async def dropped_first(samples: list[WorkerMetricsSample], documents: Documents) -> Rejected:
         if left[0]:
             left[0] -= 1
             await database[NAME].drop()
-        return await insert(documents)
+        return await insert(samples, documents)
 
     monkeypatch.setattr(repo.writer, "_insert_batch", dropped_first)
 

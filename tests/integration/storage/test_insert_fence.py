@@ -279,6 +279,7 @@ async def test_after_a_pause_between_two_chunks_the_second_is_not_sent(
         clock.now += 19.5
 
     monkeypatch.setattr(sample_writer, "boottime", clock)
+    monkeypatch.setattr(sample_writer, "DOCUMENTS_PER_INSERT", 1000)
     monkeypatch.setattr(history.writer._fence, "insert", insert_then_sleep)
     wanted = batch(workers=30, periods=100)
     async with history.writer.insert_lease():

@@ -5,7 +5,7 @@ import inspect
 import math
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
@@ -388,11 +388,8 @@ class TestRejected:
         self, database: Database, samples: WorkerMetricsRepository
     ) -> None:
         good, poison = sample("w1"), sample("w2")
-        documents: list[tuple[WorkerMetricsSample, Document]] = [
-            (poison, {"worker_id": "w2"}),
-            (good, {"worker_id": "w1", "timestamp": good.timestamp}),
-        ]
-        ((rejected, why),) = await samples.writer._insert_batch(documents)
+        documents: list[Document] = [{"worker_id": "w2"}, {"worker_id": "w1", "timestamp": good.timestamp}]
+        ((rejected, why),) = await samples.writer._insert_batch([poison, good], documents)
         assert rejected is poison
         assert why.startswith("code 2: 'timestamp' must be present")
         assert set(await stored(database)) == {("w1", START)}
@@ -457,17 +454,18 @@ class TestExactlyOnce:
     async def test_the_limit_of_an_insert_is_asked_when_all_is_encoded_and_an_error_there_sends_nothing(
         self, samples: WorkerMetricsRepository, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        encode, order = sample_writer._document, []
+        encode, order = sample_writer._documents, []
 
-        def encoded(each: WorkerMetricsSample) -> Document:
-            order.append("encoded")
-            return encode(each)
+        def encoded(samples: Sequence[WorkerMetricsSample]) -> Iterator[Document]:
+            for document in encode(samples):
+                order.append("encoded")
+                yield document
 
         def lost() -> float:
             order.append("asked")
             raise StoreUnavailableError("the lease is lost", reason="lease")
 
-        monkeypatch.setattr(sample_writer, "_document", encoded)
+        monkeypatch.setattr(sample_writer, "_documents", encoded)
         with pytest.raises(StoreUnavailableError, match="the lease is lost"):
             await samples.writer.insert([sample("w1"), sample("w2")], within=lost)
         assert order == ["encoded", "encoded", "asked"]
@@ -798,3 +796,30 @@ class TestTranslation:
         with pytest.raises(StoreError) as caught:
             await fail()
         assert caught.value.reason == "invalid_document"
+
+
+@pytest.mark.parametrize(
+    ("spans", "expected"),
+    [
+        ({"w1": (0, 0), "w2": (0, 0), "w3": (0, 0)}, [(["w1", "w2", "w3"], 0, 0)]),
+        ({"w1": (0, 9), "w2": (0, 9), "w3": (5, 9)}, [(["w1", "w2", "w3"], 0, 9)]),
+        ({"w1": (0, 0), "w2": (100, 100)}, [(["w1"], 0, 0), (["w2"], 100, 100)]),
+        ({"w1": (0, 99), "w2": (0, 0), "w3": (0, 0)}, [(["w2", "w3"], 0, 0), (["w1"], 0, 99)]),
+    ],
+    ids=["one period", "about the same", "far apart", "a backlog and live samples"],
+)
+def test_workers_are_read_back_together_where_their_ranges_are_about_the_same(
+    spans: dict[str, tuple[int, int]], expected: list[tuple[list[str], int, int]]
+) -> None:
+    wanted = [(worker, START + at * PERIOD) for worker, span in spans.items() for at in sorted({*span})]
+    found = [
+        (ids, (low - START) // PERIOD, (high - START) // PERIOD) for ids, low, high in sample_writer._reads(wanted, PERIOD)
+    ]
+    assert found == expected
+    assert list(sample_writer._reads([], PERIOD)) == []
+
+
+def test_a_read_back_has_at_most_so_many_periods(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sample_writer, "MAX_PERIODS_PER_READ", 30)
+    wanted = [(f"w{n}", START + at * PERIOD) for n in range(10) for at in (0, 9)]
+    assert [len(ids) for ids, _, _ in sample_writer._reads(wanted, PERIOD)] == [3, 3, 3, 1]

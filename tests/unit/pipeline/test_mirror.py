@@ -11,12 +11,11 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from exporter.core.errors import IncompatibleStoreError, StoreError, StoreUnavailableError
-from exporter.core.model import WorkerMetricsSample
-from exporter.core.periods import to_datetime, to_seconds
+from exporter.core.model import FinalSample
 from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline import mirror as module
 from exporter.pipeline.lifecycle import PendingSample
-from exporter.pipeline.mirror import INSERT_MARGIN_SECONDS, MIN_LEASE_SECONDS, BackfillRange, Mirror, to_record
+from exporter.pipeline.mirror import INSERT_MARGIN_SECONDS, MIN_LEASE_SECONDS, BackfillRange, Mirror
 from exporter.pipeline.outbox import Outbox
 from exporter.pipeline.outbox_thread import OutboxThread
 
@@ -28,12 +27,16 @@ def row(number: int, worker: str = "w1", status: str | None = "running") -> Pend
     return PendingSample(worker, T + number * P, "eu-west-1", ("i-1",), status, 3, cpu=float(number), final=True)
 
 
+def sample_of(row: PendingSample) -> FinalSample:
+    return FinalSample(row.worker_id, row.start, row.region, row.cpu, row.memory, row.active_labs, row.status)
+
+
 class History:
     """A history in memory. `outcome` is what happens to the next insert; the ones after it succeed."""
 
     def __init__(self) -> None:
-        self.samples: list[WorkerMetricsSample] = []
-        self.running: list[WorkerMetricsSample] = []
+        self.samples: list[FinalSample] = []
+        self.running: list[FinalSample] = []
         self.uncommitted: set[Key] = set()
         self.outcome: Literal["fine", "nothing", "everything", "half", "later"] = "fine"
         self.rejected: set[str] = set()
@@ -79,9 +82,7 @@ class History:
             raise StoreUnavailableError("a majority does not hold all of it", reason="unsettled")
         return set(self.keys) & set(keys)
 
-    async def insert(
-        self, samples: Sequence[WorkerMetricsSample], *, within: Callable[[], float]
-    ) -> list[tuple[WorkerMetricsSample, str]]:
+    async def insert(self, samples: Sequence[FinalSample], *, within: Callable[[], float]) -> list[tuple[FinalSample, str]]:
         self.encode()
         assert self.leased
         self.within = within()
@@ -98,8 +99,8 @@ class History:
         return [(each, "invalid") for each in samples if each.worker_id in self.rejected]
 
 
-def key(each: WorkerMetricsSample) -> Key:
-    return each.worker_id, to_seconds(each.timestamp)
+def key(each: FinalSample) -> Key:
+    return each.worker_id, each.start
 
 
 class Lease:
@@ -215,7 +216,7 @@ async def test_an_empty_outbox_sends_no_query_to_the_history(mirror_env: MirrorE
 
 
 async def test_a_row_whose_sample_exists_is_only_deleted(mirror_env: MirrorEnv) -> None:
-    mirror_env.history.samples = [to_record(row(n)) for n in (0, 1)]
+    mirror_env.history.samples = [sample_of(row(n)) for n in (0, 1)]
     mirror_env.put(*(row(n) for n in range(3)))
     await mirror_env.drain()
     assert mirror_env.history.keys == [("w1", T + n * P) for n in range(3)]
@@ -238,7 +239,7 @@ async def test_an_insert_that_may_have_happened_is_neither_lost_nor_doubled(
 
 
 async def test_a_row_is_not_deleted_before_a_majority_holds_it(mirror_env: MirrorEnv) -> None:
-    mirror_env.history.samples = [to_record(row(0))]
+    mirror_env.history.samples = [sample_of(row(0))]
     mirror_env.history.uncommitted = {("w1", T)}
     mirror_env.put(row(0))
     with pytest.raises(StoreUnavailableError):
@@ -324,7 +325,7 @@ async def test_nothing_is_inserted_if_another_exporter_held_the_lease_since_the_
 
     async def paused(keys: Collection[Key]) -> set[Key]:
         found = await existing_keys(keys)
-        mirror_env.history.samples.append(to_record(row(0)))  # written by the other exporter, whose lease has ended again
+        mirror_env.history.samples.append(sample_of(row(0)))  # written by the other exporter, whose lease has ended again
         mirror_env.lease.fence += 2
         return found
 
@@ -414,11 +415,6 @@ async def test_without_the_lease_the_mirror_is_well_only_while_another_process_h
     mirror_env.now += 60
     await mirror_env.mirror.step()
     assert mirror_env.mirror.condition == (None, T + 99 + 180)
-
-
-def test_a_row_is_written_as_the_customers_record() -> None:
-    full = PendingSample("w1", T, "eu-west-1", ("i-1",), "running", 0, own_cpu=1.0, cpu=2.5, memory=None, final=True)
-    assert to_record(full) == WorkerMetricsSample("w1", "eu-west-1", to_datetime(T), 2.5, None, 0, "running")
 
 
 async def test_samples_that_a_backfill_may_be_writing_wait_for_its_lease_and_newer_ones_do_not(mirror_env: MirrorEnv) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from exporter.core.errors import IncompatibleStoreError, OutboxLockedError, StoreError
-from exporter.core.model import PendingQuery, Worker
+from exporter.core.model import FinalSample, PendingQuery, Worker
+from exporter.core.periods import to_datetime
 from exporter.pipeline.dropped_periods import forget, of_worker
 from exporter.pipeline.gaps import Gap
 from exporter.pipeline.history_watch import load_mark
@@ -49,6 +50,11 @@ def counted(outbox: Outbox) -> dict[str, int]:
 # -- what is kept ------------------------------------------------------------------------------------------------------
 
 
+def final(outbox: Outbox) -> list[PendingSample]:
+    """The final rows with all their columns."""
+    return outbox._rows("state=1 ORDER BY worker, start", ())
+
+
 def test_a_row_comes_back_as_it_was_opened(outbox: Outbox) -> None:
     bare = PendingSample("w2", T + P, "us-east-1", ())
     assert put(outbox, ROW, bare) == 2
@@ -69,7 +75,7 @@ def test_a_window_of_open_rows_has_its_start_but_not_its_end(outbox: Outbox) -> 
 
 def test_a_row_that_is_final_when_it_is_opened_is_ready_and_not_open(outbox: Outbox) -> None:
     put(outbox, READY)
-    assert outbox.ready(10) == [READY]
+    assert final(outbox) == [READY]
     assert outbox.open_rows("w1", 0, 1 << 40) == []
 
 
@@ -116,7 +122,7 @@ def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
 
     after = Outbox(tmp_path, P)
     assert after.open_rows("w1", 0, 1 << 40) == [ROW]
-    assert after.ready(10) == [replace(READY, start=T + P)]
+    assert final(after) == [replace(READY, start=T + P)]
     assert after.states() == {"w1": STATE}
     assert after.counts() == counts == {"observed": 1, "final": 1, "rejected": 1}
     after.close()
@@ -184,7 +190,7 @@ def test_the_worker_documents_own_values_are_written_to_the_open_row_that_contai
     with outbox.transaction():
         outbox.update_own([replace(worker, collected_at=T + P - 1), replace(worker, collected_at=T + P, cpu=9.0), worker], P)
     assert outbox.open_rows("w1", T, T + P) == [replace(ROW, own_cpu=7.0, own_memory=8.0)]
-    assert outbox.ready(10) == [replace(READY, start=T + P)], "a final row does not change"
+    assert final(outbox) == [replace(READY, start=T + P)], "a final row does not change"
 
 
 def test_a_pending_query_has_all_candidates_of_the_open_rows_from_the_oldest_on(outbox: Outbox) -> None:
@@ -209,7 +215,7 @@ def test_final_rows_become_ready_undecided_ones_keep_what_is_decided_empty_ones_
     with outbox.transaction():
         dropped = outbox.update([READY, replace(ROW, worker_id="w2", cpu=4.0), replace(nothing, final=True)])
     assert dropped == 1
-    assert outbox.ready(10) == [READY]
+    assert final(outbox) == [READY]
     assert outbox.all_open_rows(10) == [replace(ROW, worker_id="w2", cpu=4.0)]
     assert outbox.counts() == counted(outbox) == {"observed": 1, "final": 1, "rejected": 0}
 
@@ -221,9 +227,16 @@ def test_rows_are_ready_worker_by_worker_in_time_order(outbox: Outbox) -> None:
     ]  # fmt: skip
 
 
+def test_a_ready_row_has_the_fields_of_the_customers_record(outbox: Outbox) -> None:
+    full = PendingSample("w1", T, "eu-west-1", ("i-1",), "running", 0, own_cpu=1.0, cpu=2.5, memory=None, final=True)
+    put(outbox, full)
+    assert outbox.ready(10) == [FinalSample("w1", T, "eu-west-1", 2.5, None, 0, "running")]
+    assert outbox.ready(10)[0].timestamp == to_datetime(T).replace(tzinfo=None)
+
+
 def test_only_final_rows_are_deleted(outbox: Outbox) -> None:
     put(outbox, ROW, replace(READY, start=T + P))
-    outbox.delete([ROW, replace(READY, start=T + P)])
+    outbox.delete([("w1", T), ("w1", T + P)])
     assert outbox.open_rows("w1", 0, 1 << 40) == [ROW]
     assert outbox.counts() == counted(outbox) == {"observed": 1, "final": 0, "rejected": 0}
 
@@ -233,7 +246,7 @@ def test_a_rejected_row_is_set_aside(outbox: Outbox) -> None:
     outbox.set_aside([("w1", T)])
     assert [row.start for row in outbox.ready(10)] == [T + P]
     assert outbox.counts() == counted(outbox) == {"observed": 0, "final": 1, "rejected": 1}
-    outbox.delete([READY])
+    outbox.delete([("w1", T)])
     assert outbox.counts()["rejected"] == 1, "until the operator has inspected it"
     assert outbox.oldest() == T + P, "a rejected row does not count"
 
@@ -277,7 +290,7 @@ def test_counts_follow_every_change(outbox: Outbox) -> None:
         rows = outbox.all_open_rows(3)
         with outbox.transaction():
             outbox.update([replace(row, final=True) for row in rows])
-        outbox.delete(outbox.ready(2))
+        outbox.delete([row[:2] for row in outbox.ready(2)])
         assert outbox.counts() == counted(outbox)
 
 

@@ -14,6 +14,7 @@ from exporter.commands.backfill.plan import GapQuery, Plan, PlannedCall, WorkerL
 from exporter.core.errors import ConfigError, OutboxLockedError
 from exporter.core.instances import instances_during
 from exporter.core.model import (
+    FinalSample,
     Fleet,
     InstanceInterval,
     InventoryEntry,
@@ -268,7 +269,11 @@ def test_a_sample_is_what_the_rules_of_life_would_settle(
     ]
     rows, empty, rest = plan.finalize(call, answers, P)
     if rest is None:
-        assert rows == [row for row in expected if row.final and not row.empty]
+        assert rows == [
+            FinalSample(row.worker_id, row.start, row.region, row.cpu, row.memory)
+            for row in expected
+            if row.final and not row.empty
+        ]
         assert empty == sum(row.empty for row in expected)
         assert all(row.final for row in expected)
     else:
@@ -287,7 +292,7 @@ def test_a_call_answered_in_part_leaves_the_undecided_workers_and_their_metrics_
     )
     answers = {query: MetricResult("ok", one.start, one.end, {one.start: 1.0}) for query in one.queries}
     rows, empty, rest = plan.finalize(both, answers, P)
-    assert [(row.worker_id, row.start, row.cpu, row.status) for row in rows] == [("w", one.start, 1.0, None)]
+    assert [(row.worker_id, row.start, row.cpu_utilization, row.status) for row in rows] == [("w", one.start, 1.0, None)]
     assert empty == 1
     assert rest is not None
     assert (rest.queries, [ask.worker_id for ask in rest.gap_queries]) == (two.queries, ["v"])
@@ -304,7 +309,7 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
 
 
 PLAN = Plan("db.h 5m", "14d", NOW, NOW - 14 * DAY, NOW - DAY, P, (call_of("i-0"), call_of("i-1", "i-2")), ("a note",))
-ROW = PendingSample("w", NOW - DAY, "eu", ("i-0",), cpu=1.0, final=True)
+ROW = FinalSample("w", NOW - DAY, "eu", 1.0)
 
 
 def test_a_plan_comes_back_as_it_was_kept(journal: Journal) -> None:
@@ -317,7 +322,7 @@ def test_a_plan_comes_back_as_it_was_kept(journal: Journal) -> None:
 def test_a_call_is_done_and_its_rows_are_there_or_neither(journal: Journal) -> None:
     journal.begin(PLAN)
 
-    def broken() -> Iterator[PendingSample]:
+    def broken() -> Iterator[FinalSample]:
         yield ROW
         raise RuntimeError
 

@@ -50,7 +50,7 @@ def opened(observed: Iterable[Observation], pages: int = 1) -> Iterator[EventJou
 def moved(journal: EventJournal) -> dict[tuple[str, int], PendingSample]:
     while journal.move(2, 0)[0]:
         pass
-    return {(row.worker_id, row.start): row for row in journal.outbox.ready(10_000)}
+    return {(row.worker_id, row.start): row for row in journal.outbox._rows("state=1", ())}
 
 
 def expected(events: Iterable[Observation]) -> dict[tuple[str, int], PendingSample]:
