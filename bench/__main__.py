@@ -30,7 +30,7 @@ from bench.context import Context
 from bench.figures import Figure, Skipped
 from bench.peers import UnavailablePeerError
 from bench.report import BEFORE, PAGE, Run, print_run, write_page
-from bench.rows import ROWS
+from bench.rows import FAILED, ROWS
 from bench.rows import run as run_rows
 from bench.subjects import Build
 
@@ -77,7 +77,7 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 
 def main(arguments: Sequence[str] | None = None, page: Path = PAGE) -> int:
-    """Run the chosen rows, and report; returns the exit status."""
+    """Run the chosen rows, and report; returns the exit status, which is 1 when a row failed."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the child processes are terminated too
     made = parser()
     options = made.parse_args(arguments)
@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None, page: Path = PAGE) -> int:
     print_run(run, before, Console(soft_wrap=True, width=None if sys.stdout.isatty() else 180))
     if options.page:
         write_page(run, before, page)
-    return 0
+    return int(any(skipped.what == FAILED for skipped in run.skipped))
 
 
 def measure(options: argparse.Namespace, names: Sequence[str]) -> Run:

@@ -221,4 +221,4 @@ def _machine(run: Run, before: Run | None) -> str:
 def _skipped(run: Run) -> str:
     if not run.skipped:
         return "\nNothing was skipped.\n\n"
-    return "\n" + "".join(f"- {each.row}: {each.what}: {each.reason}\n" for each in run.skipped) + "\n"
+    return "\n" + "".join(f"- {each.row}: {each.what}: {each.reason.splitlines()[0]}\n" for each in run.skipped) + "\n"

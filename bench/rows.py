@@ -1,12 +1,31 @@
 """The rows of the benchmark: the one table of what `make bench` can measure."""
 
+import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
+
+import httpx
+from pymongo.errors import PyMongoError
 
 from bench import commands, cycle, profile, reads, scrapes, starts, views
 from bench.context import Context
-from bench.cycle import Stand, shared_loads, stand
+from bench.cycle import Load, Stand, shared_loads, stand
 from bench.figures import Figure, Skipped
+from exporter.core.errors import ExporterError
+
+FAILED = "failed"
+ERRORS = (
+    AssertionError,
+    RuntimeError,
+    OSError,
+    ValueError,
+    httpx.HTTPError,
+    PyMongoError,
+    subprocess.SubprocessError,
+    ExporterError,
+)
+"""What a row fails with when a process ends, does not answer, or answers something else."""
 
 
 class Row(NamedTuple):
@@ -45,15 +64,28 @@ ROWS: Mapping[str, Row | MinuteRow] = {**MINUTE_ROWS, **OTHER_ROWS}
 
 
 def run(context: Context, names: Sequence[str]) -> Iterator[Figure | Skipped]:
-    """Measure the rows of these names."""
+    """Measure the rows of these names; a row that fails yields its error as `Skipped` with `FAILED`, and the next one runs."""
     minutes = [name for name in names if name in MINUTE_ROWS]
     for loads in shared_loads(context) if minutes else ():
         context.row = minutes[0]
-        with stand(context, loads) as here:
-            for name in minutes:
-                context.row = name
-                yield from MINUTE_ROWS[name].run(context, here)
+        yield from attempt(context, partial(in_minutes, context, loads, minutes))
     for name in names:
         if name in OTHER_ROWS:
             context.row = name
-            yield from OTHER_ROWS[name].run(context)
+            yield from attempt(context, partial(OTHER_ROWS[name].run, context))
+
+
+def in_minutes(context: Context, loads: Sequence[Load], names: Sequence[str]) -> Iterator[Figure | Skipped]:
+    """Measure rows on the same processes."""
+    with stand(context, loads) as here:
+        for name in names:
+            context.row = name
+            yield from MINUTE_ROWS[name].run(context, here)
+
+
+def attempt(context: Context, measure: Callable[[], Iterator[Figure | Skipped]]) -> Iterator[Figure | Skipped]:
+    """Yield what is measured until it fails: the results of an hour must not be lost with those of one row."""
+    try:
+        yield from measure()
+    except ERRORS as error:
+        yield Skipped(context.row, FAILED, f"{type(error).__name__}: {error}")

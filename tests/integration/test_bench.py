@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from bench import __main__ as bench
+from bench import starts
 from bench.fake_aws import FakeAws
 from bench.figures import BARE_CLIENT, EXPORTER, YACE, Figure, Skipped, Target, results
 from bench.peers import CACHE, CLOUDWATCH_EXPORTER_JAR, YACE_VERSION
@@ -205,6 +206,19 @@ run (uvicorn/server.py:1) 10
 main (exporter/cli.py:3);(exporter/metrics/exposition.py:99) 60
 """
     assert list(shares(stacks)) == [("metrics/exposition.py", 90), ("the interpreter and libraries alone", 10)]
+
+
+def test_a_row_that_fails_does_not_cost_the_others_and_shows_in_the_exit_status(
+    tmp_path: Path, page: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(starts.COMMANDS, "no such program", ["-c", "raise SystemExit(3)"])
+    file = tmp_path / "result.json"
+    assert bench.main(["--only", "cli,gaps", "--sizes", "5", "--repeat", "1", "--json", str(file)], page) == 1
+    found = json.loads(file.read_text())
+    assert {each["row"] for each in found["figures"]} == {"gaps"}
+    (skipped,) = found["skipped"]
+    assert (skipped["row"], skipped["what"]) == ("cli", "failed")
+    assert "no such program ended with 3" in skipped["reason"]
 
 
 def test_an_unknown_row_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
