@@ -1,10 +1,11 @@
 """Converts CloudWatch datapoints to rows of a history page. Pure."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
+from exporter.core.distribution import Distribution, add_distribution
 from exporter.core.local_time import interval_start
 from exporter.storage.rows import EPOCH, FieldStatistics, HistoryRow
 
@@ -31,17 +32,33 @@ def point_samples(points: Iterable[Point]) -> list[HistoryRow]:
     ]
 
 
-def point_statistics(points: Iterable[Point], interval: int, zone: ZoneInfo | None = None) -> list[HistoryRow]:
-    """Return one row of statistics per `interval` (seconds; days and weeks of `zone`) with points, oldest first."""
+def point_statistics(
+    points: Iterable[Point],
+    interval: int,
+    zone: ZoneInfo | None = None,
+    wanted: Distribution | None = None,
+    resolution: int = 0,
+) -> list[HistoryRow]:
+    """Return one row of statistics per `interval` (seconds; days and weeks of `zone`) with points, oldest first.
+
+    Further ones are those of CloudWatch's averages over `resolution` seconds.
+    """
+
+    def statistics(values: Sequence[float | None]) -> FieldStatistics:
+        found = _statistics(values)
+        if wanted is not None:
+            add_distribution(found, values, wanted, resolution)
+        return found
+
     by_start: dict[int, list[Point]] = {}
     for point in points:
         by_start.setdefault(interval_start(point.start, interval, zone), []).append(point)
     return [
         {
             "timestamp": EPOCH + timedelta(seconds=start),
-            "cpu_utilization": (cpu := _statistics([point.cpu for point in by_start[start]])),
-            "memory_utilization": _statistics([point.memory for point in by_start[start]]),
-            "active_labs_count": _statistics([]),
+            "cpu_utilization": (cpu := statistics([point.cpu for point in by_start[start]])),
+            "memory_utilization": statistics([point.memory for point in by_start[start]]),
+            "active_labs_count": statistics([]),
             "status_share": {},
             "known_samples": cpu["count"],
             "running_samples": cpu["count"],

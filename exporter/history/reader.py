@@ -12,6 +12,7 @@ from typing import Protocol
 from zoneinfo import ZoneInfo
 
 from exporter.core.async_cache import AsyncCache
+from exporter.core.distribution import Distribution
 from exporter.core.errors import IncompatibleStoreError, SourceError
 from exporter.core.instances import instances_during, worker_from_inventory
 from exporter.core.model import InventoryEntry, Worker
@@ -39,7 +40,15 @@ class HistoryStore(Protocol):
         """Return samples in [start, end) milliseconds, and the millisecond where the rest begins, None without a rest."""
 
     async def read_statistics(
-        self, worker_id: str, start: int, end: int, interval: int, *, limit: int, zone: ZoneInfo | None = None
+        self,
+        worker_id: str,
+        start: int,
+        end: int,
+        interval: int,
+        *,
+        limit: int,
+        zone: ZoneInfo | None = None,
+        wanted: Distribution | None = None,
     ) -> tuple[Sequence[HistoryRow], int | None]:
         """Return statistics in [start, end) seconds, and the second where the rest begins, None without a rest."""
 
@@ -96,6 +105,8 @@ class PageRequest:
     """Rows of the page, 1 or more."""
     zone: ZoneInfo | None = None
     """The time zone of days and weeks; None: UTC."""
+    wanted: Distribution | None = None
+    """Further statistics of each interval; None: none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +230,7 @@ class HistoryReader:
             return await self._history.read_samples(worker_id, begin, segment.end * 1000, limit=limit)
         start = align_up(begin, 1000) // 1000
         found, following = await self._history.read_statistics(
-            worker_id, start, segment.end, segment.interval, limit=limit, zone=request.zone
+            worker_id, start, segment.end, segment.interval, limit=limit, zone=request.zone, wanted=request.wanted
         )
         return found, None if following is None else following * 1000
 
@@ -233,7 +244,10 @@ class HistoryReader:
         points_needed = limit if segment.interval is None else (end - segment.start) // segment.resolution + 1
         points = await self._archive.points(ref.worker, ref.entry, segment.start, end, segment.resolution, points_needed + 1)
         interval = segment.interval
-        found = point_samples(points) if interval is None else point_statistics(points, interval, request.zone)
+        if interval is None:
+            found = point_samples(points)
+        else:
+            found = point_statistics(points, interval, request.zone, request.wanted, segment.resolution)
         if len(found) <= limit:
             return found, None
         return found[:limit], rows.milliseconds(found[limit]["timestamp"])

@@ -16,6 +16,7 @@ from exporter.core.errors import ConfigError, StoreError
 from exporter.core.history_metrics import METRIC_FIELDS
 from exporter.core.model import MetricsAggregation, Statistics, WorkerMetricsSample
 from exporter.core.periods import align, to_datetime, to_seconds
+from exporter.storage.aggregation import fleet_statistics
 from exporter.storage.collection import HistoryCollection, HistoryOptions
 from exporter.storage.mongo import Database, connect_uri
 from exporter.storage.rows import FieldStatistics, StatisticsRow
@@ -142,7 +143,7 @@ class WorkerMetricsRepository:
             raise ValueError(f"interval {interval} must be a positive whole number of seconds")
         if isinstance(worker_id, str):
             return _aggregations(await self.reader.statistics(worker_id, start_time, end_time, seconds))
-        found = self.reader.fleet_statistics(worker_id, start_time, end_time, seconds)
+        found = fleet_statistics(self.collection, worker_id, start_time, end_time, seconds)
         return {each: await asyncio.to_thread(_aggregations, rows) async for each, rows in found}
 
     async def latest_timestamps(self, worker_ids: Collection[str]) -> dict[str, int]:

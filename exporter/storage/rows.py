@@ -13,6 +13,7 @@ from typing import Any, TypedDict
 import bson
 from bson.codec_options import CodecOptions
 
+from exporter.core.distribution import DistributionStatistics
 from exporter.core.history_metrics import METRIC_FIELDS
 
 Document = dict[str, Any]
@@ -33,7 +34,7 @@ class SampleRow(TypedDict):
     status: str | None
 
 
-class FieldStatistics(TypedDict):
+class FieldStatistics(DistributionStatistics):
     """One metric over an interval, in the metric's unit; None where no sample has a value."""
 
     avg: float | None

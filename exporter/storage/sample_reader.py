@@ -1,8 +1,7 @@
 """Read samples, statistics and hourly aggregates from the time-series collection."""
 
 import asyncio
-import math
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -10,23 +9,21 @@ from zoneinfo import ZoneInfo
 
 from pymongo.asynchronous.collection import AsyncCollection
 
+from exporter.core.distribution import Distribution
 from exporter.core.local_time import LOCAL_INTERVALS, interval_start, later_start
 from exporter.core.model import WorkerMetricsSample
-from exporter.core.periods import DAY, HOUR, as_utc, to_datetime, to_seconds
+from exporter.core.periods import DAY, HOUR, to_datetime, to_seconds
 from exporter.storage import hourly, rows
+from exporter.storage.aggregation import GROUPS_PER_QUERY, aggregate, window
 from exporter.storage.collection import HistoryCollection
 from exporter.storage.mongo import WHOLE_HISTORY_SECONDS, Document, chunks
 from exporter.storage.rows import SampleRow, StatisticsRow, number, text
 from exporter.storage.statistics import statistics, statistics_pipeline
 
-_BATCH_ROWS = 10_000
-"""Rows of a cursor's batch."""
 COLUMN_SAMPLES = 100_000
 """Samples of one column query: a few MB on the server, and far below the 16 MiB of a result document."""
 WORKERS_PER_QUERY = 200
 """× 14 d of 1m periods stays far below the 16 MiB of one result document each, and the 100 MB of $group."""
-GROUPS_PER_QUERY = 24_000
-"""Groups of one query of statistics of many workers: half of the 100 MB of $group."""
 HOURLY_WORKER_DAYS_PER_QUERY = GROUPS_PER_QUERY // 24
 
 T = TypeVar("T")
@@ -102,7 +99,15 @@ class SampleReader:
         return (found, at) if found else (await self._rows(worker_id, at, at + 1, 0), at + 1)
 
     async def read_statistics(
-        self, worker_id: str, start: int, end: int, interval: int, *, limit: int, zone: ZoneInfo | None = None
+        self,
+        worker_id: str,
+        start: int,
+        end: int,
+        interval: int,
+        *,
+        limit: int,
+        zone: ZoneInfo | None = None,
+        wanted: Distribution | None = None,
     ) -> tuple[list[StatisticsRow], int | None]:
         """Return the statistics of a worker's samples in [start, end) as rows, and the interval at which the rest begins.
 
@@ -111,9 +116,10 @@ class SampleReader:
             start, end: UTC seconds.
             interval: seconds; aligned to `zone` if it is a day or a week (None: UTC), else to UTC; weeks to Monday.
             limit: rows, at least 1. Only as many intervals are read; then the time of the next sample.
+            wanted: percentiles and time above a threshold; None: neither.
         """
         until = min(end, later_start(start, interval, zone, limit))
-        found = await self.statistics(worker_id, to_datetime(start), to_datetime(until), interval, zone)
+        found = await self.statistics(worker_id, to_datetime(start), to_datetime(until), interval, zone, wanted)
         if until >= end:
             return found, None
         async with self._collection.operation("find"):
@@ -124,15 +130,25 @@ class SampleReader:
         following = interval_start(to_seconds(first["timestamp"]), interval, zone)
         if found:
             return found, following
-        return await self.read_statistics(worker_id, following, end, interval, limit=limit, zone=zone)
+        return await self.read_statistics(worker_id, following, end, interval, limit=limit, zone=zone, wanted=wanted)
 
     async def statistics(
-        self, worker_id: str, start: datetime, end: datetime, interval: int, zone: ZoneInfo | None = None
+        self,
+        worker_id: str,
+        start: datetime,
+        end: datetime,
+        interval: int,
+        zone: ZoneInfo | None = None,
+        wanted: Distribution | None = None,
     ) -> list[StatisticsRow]:
         """Return the statistics of a worker's samples in [start, end) for intervals of so many seconds, oldest first."""
         zone = zone if interval in LOCAL_INTERVALS else None
-        pipeline = partial(statistics_pipeline, window(self._collection, worker_id, start, end), interval, zone)
-        found = await self._aggregate(pipeline, partial(statistics, zone=zone))
+        match = window(self._collection, worker_id, start, end)
+        found = await aggregate(
+            self._collection,
+            partial(statistics_pipeline, match, interval, zone, every_value=wanted is not None),
+            partial(statistics, zone=zone, wanted=wanted, period=self._collection.period),
+        )
         return found[0][1] if found else []
 
     async def extent(self, worker_id: str) -> Extent | None:
@@ -149,32 +165,6 @@ class SampleReader:
         return Extent(found[0]["samples"], to_seconds(found[0]["first"]), to_seconds(found[0]["last"])) if found else None
 
     # -- many workers
-
-    async def fleet_statistics(
-        self, worker_ids: Collection[str], start: datetime, end: datetime, interval: int
-    ) -> AsyncGenerator[tuple[str, list[StatisticsRow]], None]:
-        """Yield the statistics of many workers' samples in [start, end), as `statistics` does; only workers with samples.
-
-        As many workers share a query as fit into the memory of a $group; while one part is decoded, MongoDB reads the next.
-        """
-        rows_of_worker = max(1, math.ceil((end - start).total_seconds() / interval))
-        ids = sorted(set(worker_ids))
-        size = max(1, GROUPS_PER_QUERY // rows_of_worker)
-
-        async def read(some: Sequence[str]) -> list[tuple[str, list[StatisticsRow]]]:
-            match = window(self._collection, some, start, end)
-            return await self._aggregate(partial(statistics_pipeline, match, interval, by_worker=True), statistics)
-
-        following: asyncio.Task[list[tuple[str, list[StatisticsRow]]]] | None = None
-        try:
-            for part in (*chunks(ids, size), None):
-                found = await following if following else []
-                following = asyncio.create_task(read(part)) if part else None
-                for worker_id, of_worker in sorted(found):
-                    yield worker_id, of_worker
-        finally:
-            if following:
-                following.cancel()
 
     async def latest_timestamps(self, worker_ids: Collection[str]) -> dict[str, int]:
         """Return the UTC second of the newest sample of each worker that has any."""
@@ -252,7 +242,8 @@ class SampleReader:
         between = {"$gte": to_datetime(days[0]), "$lt": to_datetime(days[-1] + DAY)}
         found: list[hourly.WorkerDay] = []
         for ids in chunks(sorted(worker_ids), max(1, HOURLY_WORKER_DAYS_PER_QUERY // len(days))):
-            found += await self._aggregate(
+            found += await aggregate(
+                self._collection,
                 partial(hourly.pipeline, {"worker_id": {"$in": list(ids)}, "timestamp": between}),
                 partial(hourly.worker_days, period=self._collection.period),
             )
@@ -271,33 +262,6 @@ class SampleReader:
             batches: list[Any] = [batch async for batch in cursor]
             # In a thread: decoding a month takes some 10 ms, in which no scrape would be answered.
             return await asyncio.to_thread(lambda: rows.sample_rows(rows.documents(batches)))
-
-    async def _aggregate(
-        self, pipeline: Callable[..., list[Document]], decode: Callable[[list[bytes], bool], list[T] | None]
-    ) -> list[T]:
-        """Run a pipeline and decode its result; a second time type-checked where a value is non-numeric."""
-        for type_checked in (False, True):
-            async with self._collection.operation("find"):
-                cursor = await self._samples.aggregate_raw_batches(
-                    pipeline(type_checked=type_checked), allowDiskUse=True, batchSize=_BATCH_ROWS
-                )
-                batches: list[Any] = [batch async for batch in cursor]
-                found = await asyncio.to_thread(decode, batches, type_checked)
-            if found is not None:
-                return found
-        raise AssertionError("a type-checked result has only numbers")
-
-
-def window(history: HistoryCollection, workers: str | Sequence[str], start: datetime, end: datetime) -> Document:
-    """Match the samples of one worker, or of some, in [start, end).
-
-    Those past retention are left out here: MongoDB expires whole buckets, and late.
-    """
-    low, oldest = as_utc(start), history.oldest
-    if oldest is not None:
-        low = max(low, to_datetime(oldest))
-    ids = workers if isinstance(workers, str) else {"$in": list(workers)}
-    return {"worker_id": ids, "timestamp": {"$gte": low, "$lt": as_utc(end)}}
 
 
 async def _read_columns(

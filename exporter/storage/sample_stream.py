@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 
 from exporter.core.periods import to_datetime
+from exporter.storage.aggregation import window
 from exporter.storage.collection import HistoryCollection
 from exporter.storage.mongo import Document
-from exporter.storage.sample_reader import window
 
 TIME = "time"
 """The key of a streamed sample's time in milliseconds since 1970: integers decode much faster than dates."""

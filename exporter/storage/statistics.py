@@ -8,6 +8,7 @@ from zoneinfo import ZoneInfo
 
 from bson.int64 import Int64
 
+from exporter.core.distribution import Distribution, add_distribution
 from exporter.core.history_metrics import METRIC_FIELDS
 from exporter.core.local_time import local_to_utc, utc_offsets
 from exporter.core.periods import align_interval, to_datetime, to_seconds
@@ -20,7 +21,13 @@ _NOT_FINITE = [math.nan, math.inf, -math.inf]
 
 
 def statistics_pipeline(
-    match: Document, interval: int, zone: ZoneInfo | None = None, *, by_worker: bool = False, type_checked: bool = False
+    match: Document,
+    interval: int,
+    zone: ZoneInfo | None = None,
+    *,
+    by_worker: bool = False,
+    every_value: bool = False,
+    type_checked: bool = False,
 ) -> list[Document]:
     """Return the pipeline that groups samples by interval and status in one stage; `statistics` joins the statuses.
 
@@ -29,6 +36,7 @@ def statistics_pipeline(
         interval: seconds.
         zone: of days and weeks. Then the start of a group is the time that its clocks show.
         by_worker: group by worker, too.
+        every_value: return every value of each group, too; MongoDB has percentiles from 7.0 on only.
         type_checked: check the type of every value. That takes half as long again, so it is done only where `has_non_numeric`
             found another type.
     """
@@ -49,6 +57,8 @@ def statistics_pipeline(
         known = {"$cond": [{"$gt": [value, None]}, 1, 0]}
         accumulators = ({"$sum": value}, {"$min": value}, {"$max": value}, {"$sum": known})
         group |= dict(zip(_KEYS[field], accumulators, strict=True))
+        if every_value:
+            group[f"{field}_values"] = {"$push": value}
     return [{"$match": match}, {"$group": group}]
 
 
@@ -86,9 +96,20 @@ def has_non_numeric(measured: Iterable[object]) -> bool:
 
 
 def statistics(
-    batches: Iterable[bytes], type_checked: bool, zone: ZoneInfo | None = None
+    batches: Iterable[bytes],
+    type_checked: bool,
+    zone: ZoneInfo | None = None,
+    wanted: Distribution | None = None,
+    period: int = 0,
 ) -> list[tuple[str, list[StatisticsRow]]] | None:
     """Return what `statistics_pipeline` found; None where it must run type-checked.
+
+    Args:
+        batches: raw batches of the cursor.
+        type_checked: whether the pipeline was.
+        zone: that of the pipeline.
+        wanted: of the values that the pipeline returned, too; None: it did not.
+        period: of the samples, in seconds.
 
     Returns:
         Worker id (empty unless grouped by worker), and its rows, oldest first.
@@ -101,7 +122,21 @@ def statistics(
         start = part["_id"]["start"]
         of_worker = workers.setdefault(part["_id"].get("worker", ""), {})
         of_worker.setdefault(start if zone is None else local_to_utc(start, zone), []).append(part)
-    return [(worker, [_joined(start, of[start]) for start in sorted(of)]) for worker, of in workers.items()]
+    found = [(worker, [_joined(start, of[start]) for start in sorted(of)]) for worker, of in workers.items()]
+    if wanted is not None:
+        for worker, its_rows in found:
+            for row in its_rows:
+                _add_distributions(row, workers[worker][row["timestamp"]], wanted, period)
+    return found
+
+
+def _add_distributions(row: StatisticsRow, parts: Sequence[Document], wanted: Distribution, period: int) -> None:
+    for name, of_field in (
+        ("cpu_utilization", row["cpu_utilization"]),
+        ("memory_utilization", row["memory_utilization"]),
+        ("active_labs_count", row["active_labs_count"]),
+    ):
+        add_distribution(of_field, (value for part in parts for value in part[f"{name}_values"]), wanted, period)
 
 
 def _joined(start: datetime, parts: Sequence[Document]) -> StatisticsRow:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from exporter.core.distribution import Distribution
 from exporter.core.errors import RequestError
 from exporter.core.local_time import LOCAL_INTERVALS
 from exporter.core.model import STATUSES
@@ -18,6 +19,7 @@ from exporter.web.openapi import Parameter, Schema
 from exporter.web.query_values import (
     MAX_FUTURE_SECONDS,
     check_range,
+    choice,
     duration_of,
     given_values,
     interval_of,
@@ -107,7 +109,18 @@ TZ = Parameter(
     "UTC.",
     {"type": "string", "examples": ["America/New_York", "Europe/Berlin"]},
 )
-HISTORY = (WORKER_ID, START, END, INTERVAL, TZ, LIMIT_ROWS, CURSOR_ROWS, FORMAT)
+PERCENTILES = Parameter(
+    "percentiles",
+    "With `interval`: `true` adds p50, p95, and p99 of each metric (nearest rank: each is one of the values). "
+    "Default: `false`.",
+    {"type": "string", "enum": ["true", "false"], "default": "false"},
+)
+ABOVE = Parameter(
+    "above",
+    "With `interval`: adds `above_seconds`, the time for which a metric was greater than this number, in percent or labs.",
+    {"type": "number", "minimum": 0, "maximum": 1_000_000, "examples": [80]},
+)
+HISTORY = (WORKER_ID, START, END, INTERVAL, TZ, PERCENTILES, ABOVE, LIMIT_ROWS, CURSOR_ROWS, FORMAT)
 
 RESOURCES_REGION = Parameter("region", "AWS region of the worker.", {"type": "string"}, "path")
 RESOURCES_WORKER = replace(WORKER_ID, description="Id of the worker, or of an EC2 instance that it runs or ran on.")
@@ -197,6 +210,9 @@ class HistoryQuery:
             check_range(start, end, now, reach)
             span = PageRequest(start * 1000, min(end, now), interval, limit, zone)
         _check_local(span)
+        span = replace(span, wanted=_wanted(given))
+        if span.wanted and not span.interval:
+            raise RequestError("percentiles and above need an interval, such as interval=1h.")
         points = (span.end - span.start // 1000) // (span.interval or period)
         if points > MAX_POINTS:
             raise RequestError(
@@ -274,6 +290,14 @@ def _resumed(cursor: str, limit: int, now: int, period: int, reach: int | None) 
     if not oldest <= at // 1000 < end <= now + MAX_FUTURE_SECONDS or interval > WEEK or interval % period:
         raise RequestError("cursor must be the value of next on the previous page.")
     return PageRequest(at, end, interval or None, limit, zone_named(found[4]) if found else None)
+
+
+def _wanted(given: Mapping[str, Sequence[str]]) -> Distribution | None:
+    """Return the further statistics that are asked for, None for none; raises RequestError."""
+    percentiles, text = choice(given, PERCENTILES) == "true", single(given, "above")
+    if text is not None and (not re.fullmatch(r"[0-9]{1,7}(\.[0-9]{1,9})?", text) or float(text) > ABOVE.schema["maximum"]):
+        raise RequestError("above must be a number from 0 to 1000000, such as 80 or 99.5.")
+    return Distribution(percentiles, None if text is None else float(text)) if percentiles or text is not None else None
 
 
 def _check_local(span: PageRequest) -> None:

@@ -9,6 +9,7 @@ from urllib.parse import urlencode
 
 import orjson
 
+from exporter.core.distribution import Distribution
 from exporter.core.history_metrics import METRIC_FIELDS
 from exporter.core.model import STATUSES, InventoryEntry, WorkerFacts, WorkerGauges
 from exporter.core.periods import rfc3339
@@ -189,6 +190,8 @@ def history_worker(ref: WorkerRef, status: str | None) -> HistoryWorker:
     )
 
 
+_KEPT = ("limit", "interval", "percentiles", "above", "format")
+"""Parameters that the next page has, too, beside its cursor."""
 _ROW = ("timestamp", *METRIC_FIELDS, "status_share")
 """Keys of a row of statistics in the API."""
 
@@ -208,12 +211,13 @@ def history_json(page: Page, cursor: str | None, worker: HistoryWorker) -> bytes
     return orjson.dumps(body, option=orjson.OPT_NAIVE_UTC | orjson.OPT_UTC_Z)
 
 
-def history_csv(page: Page, interval: int | None) -> bytes:
+def history_csv(page: Page, interval: int | None, wanted: Distribution | None = None) -> bytes:
     """Return a page as CSV (RFC 4180): a header line; empty fields for missing values.
 
     Args:
         page: the rows.
         interval: that of the request, None for samples; it decides the columns, which are the same on every page.
+        wanted: the further statistics of the request.
     """
     rows = cast("Sequence[Document]", page.rows)  # the columns say which of the two kinds of row they are
     out = io.StringIO(newline="")
@@ -223,17 +227,18 @@ def history_csv(page: Page, interval: int | None) -> bytes:
         writer.writerow(names)
         writer.writerows([_stamp(row), *(row[name] for name in names[1:])] for row in rows)
     else:
+        columns = [(field, how) for field in METRIC_FIELDS for how in (*_STATISTICS, *(wanted.names if wanted else ()))]
         writer.writerow(
             [
                 "timestamp",
-                *(f"{field}_{how}" for field in METRIC_FIELDS for how in _STATISTICS),
+                *(f"{field}_{how}" for field, how in columns),
                 *(f"status_share_{status}" for status in STATUSES),
             ]
         )
         writer.writerows(
             [
                 _stamp(row),
-                *(row[field][how] for field in METRIC_FIELDS for how in _STATISTICS),
+                *(row[field][how] for field, how in columns),
                 # A status without samples has the share 0, unless no sample has a status.
                 *(row["status_share"].get(status, 0.0) if row["status_share"] else None for status in STATUSES),
             ]
@@ -254,7 +259,7 @@ def page_headers(page: Page, cursor: str | None, parameters: Iterable[tuple[str,
     if page.note:
         headers[NOTE] = page.note
     if cursor:
-        kept = [(name, value) for name, value in parameters if name in ("limit", "interval", "format")]
+        kept = [(name, value) for name, value in parameters if name in _KEPT]
         headers[NEXT] = cursor
         headers["Link"] = f'<?{urlencode([*kept, ("cursor", cursor)])}>; rel="next"'
     return headers

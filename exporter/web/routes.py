@@ -152,7 +152,7 @@ async def history(request: Request) -> Response:
 
     def render() -> Response:
         if as_csv:
-            body = responses.history_csv(page, query.span.interval)
+            body = responses.history_csv(page, query.span.interval, query.span.wanted)
             return Response(body, media_type="text/csv; charset=utf-8; header=present", headers=headers)
         worker = responses.history_worker(subject, current_status(backend, subject, gauge))
         return Response(responses.history_json(page, cursor, worker), media_type=_JSON, headers=headers)

@@ -128,6 +128,10 @@ class MetricStatistics(ResponseModel):
     min: float | None
     max: float | None
     count: int = Field(ge=0, description="number of samples with a value")
+    p50: float | None = Field(default=None, description="with `percentiles=true`, as p95 and p99")
+    p95: float | None = None
+    p99: float | None = None
+    above_seconds: float | None = Field(default=None, ge=0, description="with `above`: seconds above it")
 
 
 class IntervalRow(ResponseModel):

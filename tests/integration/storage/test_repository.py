@@ -22,7 +22,7 @@ from exporter.core.errors import IncompatibleStoreError, StoreError, StoreUnavai
 from exporter.core.model import Fleet, Statistics, Worker, WorkerMetricsSample
 from exporter.core.periods import DAY, HOUR, to_datetime, to_seconds
 from exporter.demo.mongod import Mongod
-from exporter.storage import collection, sample_reader, sample_writer
+from exporter.storage import aggregation, collection, sample_writer
 from exporter.storage.inventory import INVENTORY, Inventory
 from exporter.storage.lease import Lease
 from exporter.storage.mongo import STATE, Database, Document, operation, translate
@@ -314,7 +314,7 @@ class TestStatistics:
     async def test_statistics_of_many_workers_are_those_of_each(
         self, database: Database, samples: WorkerMetricsRepository, monkeypatch: pytest.MonkeyPatch, groups: int
     ) -> None:
-        monkeypatch.setattr(sample_reader, "GROUPS_PER_QUERY", groups)
+        monkeypatch.setattr(aggregation, "GROUPS_PER_QUERY", groups)
         statuses = ("running", "stopped", None)
         await samples.add_samples(
             sample(f"w{k}", at=START + n * PERIOD, cpu=float(n * k), status=statuses[(n // 20 + k) % 3])

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -691,6 +692,50 @@ class TestResources:
         response = await exporter.resources()
         assert response.status_code == 503
         assert "cloudwatch.enabled is false" in response.json()["detail"]
+
+
+class TestDistribution:
+    async def test_percentiles_and_time_above_a_threshold_are_those_of_the_samples(self, exporter: Exporter) -> None:
+        begin = align(LATEST, DAY) - DAY
+        values = [float(n * 37 % 101) for n in range(40)]
+        statuses = ("running", "running", None)
+        await exporter.in_process.history.add_samples(
+            sample(begin + n * PERIOD, None if n == 3 else value, memory_utilization=value / 2, status=statuses[n % 3])
+            for n, value in enumerate(values)
+        )
+        query: dict[str, Any] = {"start": begin, "end": begin + DAY, "interval": "1h", "percentiles": "true", "above": 49.5}
+        answer = await exporter.history(**query)
+        per_hour = HOUR // PERIOD
+        for number, row in enumerate(answer["data"]):
+            of_hour = values[number * per_hour : (number + 1) * per_hour]
+            cpu = sorted(value for n, value in enumerate(of_hour) if number or n != 3)
+            found = row["cpu_utilization"]
+            ranks = [cpu[math.ceil(len(cpu) * percent / 100) - 1] for percent in (50, 95, 99)]
+            assert [found[name] for name in ("p50", "p95", "p99")] == ranks
+            assert found["above_seconds"] == sum(value > 49.5 for value in cpu) * PERIOD
+            assert row["memory_utilization"]["p99"] == max(of_hour) / 2
+            assert row["active_labs_count"] == dict.fromkeys(("avg", "min", "max", "p50", "p95", "p99", "above_seconds")) | {
+                "count": 0
+            }
+        first = await exporter.get("/api/workers/w1/metrics/history", **query, limit=1, format="csv")
+        names, line = first.text.splitlines()
+        assert names.split(",")[1:9] == [
+            f"cpu_utilization_{how}" for how in ("avg", "min", "max", "count", "p50", "p95", "p99", "above_seconds")
+        ]
+        assert line.split(",")[5] == str(answer["data"][0]["cpu_utilization"]["p50"])
+        assert "percentiles=true&above=49.5" in first.headers["link"]
+        plain = await exporter.history(start=begin, end=begin + DAY, interval="1h")
+        assert set(plain["data"][0]["cpu_utilization"]) == {"avg", "min", "max", "count"}
+
+    async def test_they_need_an_interval_and_a_number(self, exporter: Exporter) -> None:
+        for query, sentence in (
+            ({"percentiles": "true"}, "percentiles and above need an interval"),
+            ({"above": "1"}, "percentiles and above need an interval"),
+            ({"interval": "1h", "above": "-1"}, "above must be a number"),
+            ({"interval": "1h", "above": "nan"}, "above must be a number"),
+            ({"interval": "1h", "percentiles": "yes"}, "percentiles must be one of true, false"),
+        ):
+            assert sentence in (await exporter.history(status=400, **query))["detail"]
 
 
 async def test_while_mongodb_is_unavailable_history_and_resources_are_a_503_with_retry_after(

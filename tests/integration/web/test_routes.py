@@ -25,6 +25,7 @@ from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from exporter.core.condition import Condition
+from exporter.core.distribution import Distribution
 from exporter.core.errors import StoreUnavailableError
 from exporter.core.liveness import Liveness
 from exporter.core.model import (
@@ -174,7 +175,15 @@ class Memory:
         return [], None
 
     async def read_statistics(
-        self, worker_id: str, start: int, end: int, interval: int, *, limit: int, zone: ZoneInfo | None = None
+        self,
+        worker_id: str,
+        start: int,
+        end: int,
+        interval: int,
+        *,
+        limit: int,
+        zone: ZoneInfo | None = None,
+        wanted: Distribution | None = None,
     ) -> tuple[list[HistoryRow], int | None]:
         return [], None
 

@@ -75,7 +75,11 @@ def history(query: str, *, period: int = 300, reach: int | None = REACH) -> Hist
         (f"cursor={encoded(f'{NOW}000:{NOW}:0')}", CURSOR),
         (f"cursor={encoded(f'{NOW - 60}000:{NOW}:301')}", CURSOR),
         ("start=-1h&start=-2h", "start is given twice; give it once."),
-        ("from=-1h", "from is not a parameter of this route; allowed are start, end, interval, tz, limit, cursor, format."),
+        (
+            "from=-1h",
+            "from is not a parameter of this route; "
+            "allowed are start, end, interval, tz, percentiles, above, limit, cursor, format.",
+        ),
     ],
 )
 def test_invalid_parameters_are_refused_with_a_message_that_says_what_to_do(query: str, sentence: str) -> None:
