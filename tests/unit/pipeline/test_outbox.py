@@ -249,7 +249,7 @@ def test_open_rows_of_some_workers_are_those_of_the_region_and_window(outbox: Ou
     put(
         outbox,
         *rows,
-        replace(ROW, worker_id="w4", region="us-east-1"),
+        replace(ROW, worker_id="w4", region="us-east-1", start=T + P),
         replace(ROW, worker_id="w2", start=T + 3 * P, final=True),
     )
     found = outbox.open_rows_of(["w4", "w2", "unknown", "w1"], "eu-west-1", T + P, T + 3 * P)
