@@ -207,10 +207,9 @@ def _candidates(
 
 def _with_observation(sample: PendingSample, worker: Worker, end: int) -> PendingSample:
     """Return a sample with the observed status and labs, and the own values if they were collected in its period."""
-    sample = replace(sample, status=worker.status, active_labs=worker.active_labs)
-    if worker.collected_at is not None and sample.start <= worker.collected_at < end:
-        sample = replace(sample, own_cpu=worker.cpu, own_memory=worker.memory)
-    return sample
+    if worker.collected_at is None or not sample.start <= worker.collected_at < end:
+        return replace(sample, status=worker.status, active_labs=worker.active_labs)
+    return replace(sample, status=worker.status, active_labs=worker.active_labs, own_cpu=worker.cpu, own_memory=worker.memory)
 
 
 def close_missing(state: WorkerState, now: int, rules: Rules) -> tuple[list[PendingSample], WorkerState]:
