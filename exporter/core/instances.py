@@ -110,7 +110,8 @@ def updated_entry(entry: InventoryEntry | None, worker: Worker, now: int) -> Inv
         )
     instances = entry.instances
     if fresh and instances and (instances[-1].instance_id, instances[-1].region) == (fresh.instance_id, fresh.region):
-        instances = (*instances[:-1], replace(instances[-1], last=max(instances[-1].last, now)))
+        *earlier, last = instances
+        instances = (*earlier, InstanceInterval(last.instance_id, last.region, last.first, max(last.last, now)))
     elif fresh:
         instances = (*instances, fresh)
     kept_end = entry.terminated_at if worker.status == "terminated" else None

@@ -304,7 +304,7 @@ class MetricResults:
 
     def date_of(self, query: MetricQuery) -> int:
         """Return the server's clock when it answered this query, in UTC seconds."""
-        return self.dates.get(query, self.date)
+        return self.dates.get(query, self.date) if self.dates else self.date
 
 
 @dataclass(frozen=True, slots=True)

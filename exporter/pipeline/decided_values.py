@@ -11,8 +11,8 @@ from typing import Literal, NamedTuple
 from exporter.core.model import METRICS, Dimensions, MetricName, MetricQuery, MetricResults
 from exporter.pipeline.lifecycle import PendingSample
 
-_ABSENT = -math.inf
-"""Stands for a missing value; no datapoint has it, because values that are not finite are dropped."""
+_ABSENT, _EMPTY = -math.inf, math.inf
+"""Stand for a missing value and for none decided; no datapoint has them, because values that are not finite are dropped."""
 
 
 class ValueChange(NamedTuple):
@@ -27,22 +27,32 @@ class ValueChange(NamedTuple):
 
 
 class _Recent:
-    """The decided values of one metric of one instance: a ring with one slot per period."""
+    """The decided values of one metric of one instance: a ring with one slot per period, of the periods up to the newest."""
 
-    __slots__ = ("dimensions", "starts", "values")
+    __slots__ = ("dimensions", "newest", "values")
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, start: int) -> None:
         self.dimensions: Dimensions = ()
         """Of the series that the values are from."""
-        self.starts = array("q", [0]) * slots
-        """Start of the period in each slot, in UTC seconds; 0 for an empty slot."""
-        self.values = array("d", [0]) * slots
+        self.newest = start
+        """Start of the newest decided period, in UTC seconds."""
+        self.values = array("d", [_EMPTY]) * slots
+
+    def keep(self, start: int, value: float, period: int) -> None:
+        """Keep the value of the period at `start`, unless a newer one has taken its slot: gap filling decides old ones late."""
+        slots = len(self.values)
+        if start <= self.newest - slots * period:
+            return
+        for passed in range(max(self.newest, start - slots * period) + period, start, period):
+            self.values[passed // period % slots] = _EMPTY
+        self.newest = max(self.newest, start)
+        self.values[start // period % slots] = value
 
 
 class DecidedValues:
     """What was decided about the last periods, compared with the answers of later collection cycles.
 
-    A restart forgets it. It takes 1 kB per instance and metric, in arrays: a dict of the same values takes five times as much.
+    A restart forgets it. It takes 0.5 kB per instance and metric, in arrays: a dict of the same values takes ten times as much.
 
     Args:
         period: seconds of a period.
@@ -80,18 +90,17 @@ class DecidedValues:
     def _keep(
         self, sample: PendingSample, instance_id: str, metric: MetricName, value: float, dimensions: Dimensions | None = None
     ) -> None:
-        key, slot = (sample.worker_id, instance_id, metric), sample.start // self._period % self._slots
+        key = sample.worker_id, instance_id, metric
         recent = self._recent.get(key)
         if recent is None:
-            recent = self._recent[key] = _Recent(self._slots)
+            recent = self._recent[key] = _Recent(self._slots, sample.start)
         if dimensions is not None and dimensions != recent.dimensions:
             # Values of two series are not comparable; what is absent is absent from both.
             for index, kept in enumerate(recent.values):
                 if kept != _ABSENT:
-                    recent.starts[index] = 0
+                    recent.values[index] = _EMPTY
             recent.dimensions = dimensions
-        if sample.start >= recent.starts[slot]:  # gap filling finalizes old samples after new ones
-            recent.starts[slot], recent.values[slot] = sample.start, value
+        recent.keep(sample.start, value, self._period)
 
     def compare(self, worker_id: str, queries: Iterable[MetricQuery], results: MetricResults) -> list[ValueChange]:
         """Return the values that differ from the decided ones, each worker, period and metric once in all.
@@ -107,20 +116,21 @@ class DecidedValues:
             recent, result = self._recent.get((worker_id, query.instance_id, query.metric)), results.by_query.get(query)
             if recent is None or result is None or not result.complete:
                 continue
-            starts, values = recent.starts, recent.values
+            values, newest, oldest = recent.values, recent.newest, recent.newest - slots * period
             for start, value in result.values.items():
                 slot = start // period % slots
-                if starts[slot] != start or values[slot] == value:
+                kept = values[slot]
+                if kept in (value, _EMPTY) or not oldest < start <= newest:
                     continue
-                late = values[slot] == _ABSENT
-                if late or (query.dimensions == recent.dimensions and not math.isclose(values[slot], value)):
-                    starts[slot] = 0  # count it once
+                late = kept == _ABSENT
+                if late or (query.dimensions == recent.dimensions and not math.isclose(kept, value)):
+                    values[slot] = _EMPTY  # count it once
                     changes.append(ValueChange("late" if late else "revised", worker_id, query.metric, start))
         return changes
 
     def forget_before(self, start: int) -> None:
         """Forget instances without a decision about a period from `start` (UTC seconds) on."""
-        self._recent = {key: recent for key, recent in self._recent.items() if max(recent.starts) >= start}
+        self._recent = {key: recent for key, recent in self._recent.items() if recent.newest >= start}
 
 
 def _first_answer(

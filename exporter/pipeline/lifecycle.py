@@ -11,6 +11,7 @@ values and clock jumps.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from exporter.core.instances import instances_during, unique
 from exporter.core.model import (
@@ -206,10 +207,9 @@ def _candidates(
 
 def _with_observation(sample: PendingSample, worker: Worker, end: int) -> PendingSample:
     """Return a sample with the observed status and labs, and the own values if they were collected in its period."""
-    sample = replace(sample, status=worker.status, active_labs=worker.active_labs)
-    if worker.collected_at is not None and sample.start <= worker.collected_at < end:
-        sample = replace(sample, own_cpu=worker.cpu, own_memory=worker.memory)
-    return sample
+    if worker.collected_at is None or not sample.start <= worker.collected_at < end:
+        return replace(sample, status=worker.status, active_labs=worker.active_labs)
+    return replace(sample, status=worker.status, active_labs=worker.active_labs, own_cpu=worker.cpu, own_memory=worker.memory)
 
 
 def close_missing(state: WorkerState, now: int, rules: Rules) -> tuple[list[PendingSample], WorkerState]:
@@ -252,8 +252,7 @@ FirstSeenValues = dict[tuple[str, int, str, str], tuple[float, int]]
 """(worker, period, instance, metric) → the value CloudWatch returned last, and since when it has returned it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """Whether a metric of a sample is decided, and its value in percent; decided without a value means absent."""
 
     decided: bool
@@ -286,13 +285,13 @@ def decide_metric(
         rules: the settings of the sample lifecycle.
     """
     for instance in sample.instances:
-        of_instance = [query for query in queries if query.instance_id == instance]
-        of_metric = [query for query in of_instance if query.metric == metric]
+        of_metric = [query for query in queries if query.metric == metric and query.instance_id == instance]
         if of_metric:
             decision = _decide_instance(sample, instance, of_metric, results, first_seen, rules)
         else:
             # A metric that no listing has is absent. An instance without any query (the budget) may have it all the same.
-            unlisted = bool(of_instance) and _would_be_listed(sample.start, instance, listings, rules)
+            queried = any(query.instance_id == instance for query in queries)
+            unlisted = queried and _would_be_listed(sample.start, instance, listings, rules)
             decision = _ABSENT if unlisted else _UNDECIDED
         if decision != _ABSENT:
             return decision
@@ -352,7 +351,7 @@ def finalize(
 ) -> PendingSample:
     """Return a sample updated with the results of one call; it is final once both metrics are decided.
 
-    The arguments are those of `decide_metric`.
+    What the call does not change is returned as it is, the same object. The arguments are those of `decide_metric`.
     """
     cpu, memory = (
         Decision(True, value)
@@ -360,7 +359,8 @@ def finalize(
         else decide_metric(sample, metric, queries, results, listings, first_seen, rules)
         for metric in METRICS
     )
-    sample = replace(sample, cpu=cpu.value, memory=memory.value)
+    if cpu.value is not sample.cpu or memory.value is not sample.memory:
+        sample = replace(sample, cpu=cpu.value, memory=memory.value)
     return sample.finish() if cpu.decided and memory.decided else sample
 
 

@@ -139,9 +139,19 @@ class Outbox(OutboxFile):
         """Return up to `limit` open rows of any worker whose period began before `before`."""
         return self._rows("state=0 AND start<? LIMIT ?", (before, limit))
 
+    def open_rows_of(self, worker_ids: Collection[str], region: str, start: int, end: int) -> list[PendingSample]:
+        """Return the open rows of some workers in one region, with a start in [start, end), ordered by worker and start."""
+        return self._rows(
+            f"state=0 AND worker IN ({','.join('?' * len(worker_ids))}) AND start>=? AND start<? AND region=? "
+            "ORDER BY worker, start",
+            (*worker_ids, start, end, region),
+        )
+
     def expired(self, worker_ids: Iterable[str], before: int) -> list[PendingSample]:
-        """Return the open rows of these workers whose period began before `before`."""
-        return [row for worker_id in worker_ids for row in self.open_rows(worker_id, 0, before)]
+        """Return the open rows of these workers whose period began before `before`: usually none, which the index tells."""
+        having = self._select("SELECT DISTINCT worker FROM sample WHERE state=0 AND start<?", (before,))
+        found = {worker_id for (worker_id,) in having}.intersection(worker_ids)
+        return [row for worker_id in sorted(found) for row in self.open_rows(worker_id, 0, before)]
 
     def update(self, rows: Sequence[PendingSample]) -> int:
         """Write rows that were open, and delete those that are final and empty; return how many were deleted.

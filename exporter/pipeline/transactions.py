@@ -140,19 +140,18 @@ def apply_results(
     changed: list[PendingSample] = []
     decisions: list[tuple[PendingSample, PendingSample]] = []
     with outbox.transaction():
-        for worker_id, queries in call.queries_by_worker.items():
-            for before in outbox.open_rows(worker_id, call.start, call.end):
-                if before.region != call.region:
-                    continue
-                after = lifecycle.finalize(before, queries, results, listings, first_seen, rules)
-                if after != before:
-                    changed.append(after)
-                    if before.start >= call.end - decided.window:
-                        decisions.append((before, after))
-                if after.final:
-                    for instance in after.instances:
-                        for metric in METRICS:
-                            first_seen.pop((after.worker_id, after.start, instance, metric), None)
+        for before in outbox.open_rows_of(call.queries_by_worker.keys(), call.region, call.start, call.end):
+            queries = call.queries_by_worker[before.worker_id]
+            after = lifecycle.finalize(before, queries, results, listings, first_seen, rules)
+            if after is before:
+                continue
+            changed.append(after)
+            if before.start >= call.end - decided.window:
+                decisions.append((before, after))
+            if after.final:
+                for instance in after.instances:
+                    for metric in METRICS:
+                        first_seen.pop((after.worker_id, after.start, instance, metric), None)
         dropped = outbox.update(changed)
     changes: list[ValueChange] = []
     for worker_id, queries in call.queries_by_worker.items():

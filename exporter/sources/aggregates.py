@@ -5,11 +5,12 @@ worker, never the whole read. `Fleet.skipped` counts the documents left out, `Fl
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
+import bson
 import pymongo
 from bson import CodecOptions
 from bson.codec_options import DatetimeConversion
@@ -25,6 +26,7 @@ from exporter.core.model import Fleet
 from exporter.core.periods import to_seconds
 from exporter.core.setting_types import OWN_COLLECTIONS
 from exporter.core.workers_settings import WorkersSettings
+from exporter.sources.document_cache import DocumentCache, documents
 from exporter.sources.worker_documents import parse, projection
 from exporter.storage.mongo import NOT_AUTHORIZED, translate
 
@@ -82,6 +84,7 @@ class Aggregates:
         self._collections = tuple(collections)
         self._projection = projection(settings)
         self._settings = settings
+        self._cache = DocumentCache(settings, LENIENT)
         self._reach = reach
 
     async def read(self) -> Fleet:
@@ -95,9 +98,12 @@ class Aggregates:
                 hello = await self._database.command("hello", read_preference=self._database.read_preference)
         except (PyMongoError, BSONError) as error:
             raise self._source_error(error, self._collections[0]) from error
-        documents, note = await self._find()
-        fleet = await asyncio.to_thread(parse, documents, to_seconds(hello["localTime"]), self._settings)
-        notes = (note, None if documents else await self._search_elsewhere())
+        batches, note = await self._find()
+        try:
+            fleet = await asyncio.to_thread(self._cache.fleet, batches, to_seconds(hello["localTime"]))
+        except BSONError as error:
+            raise self._source_error(error, self._collections[0]) from error
+        notes = (note, None if batches else await self._search_elsewhere())
         fleet = replace(fleet, complaints=(*fleet.complaints, *(note for note in notes if note)))
         return replace(fleet, namespace=self._namespace())
 
@@ -117,8 +123,8 @@ class Aggregates:
         """Return database.collection of each collection that is searched."""
         return " or ".join(f"{self._database.name}.{name}" for name in self._collections)
 
-    async def _find(self) -> tuple[list[dict[str, Any]], str | None]:
-        """Return the documents of the first collection that holds any, and use only that one from now on.
+    async def _find(self) -> tuple[list[bytes], str | None]:
+        """Return the batches of the first collection that holds any documents, and use only that one from now on.
 
         The second value is a sentence for the log: which further collection holds documents, or why one could not be read where
         no other holds any.
@@ -127,7 +133,7 @@ class Aggregates:
         answered = False
         for name in self._collections:
             try:
-                documents = await self._read_collection(name)
+                batches = await self._read_collection(name)
             except OperationFailure as error:
                 if error.code != NOT_AUTHORIZED:
                     raise self._source_error(error, name) from error
@@ -136,13 +142,13 @@ class Aggregates:
             except (PyMongoError, BSONError) as error:
                 raise self._source_error(error, name) from error
             answered = True
-            if documents:
+            if batches:
                 note = None
                 if len(self._collections) > 1:
                     note = await self._note_unused(name)
                     self._collections = (name,)
                     _log.info("worker documents found", collection=f"{self._database.name}.{name}")
-                return documents, note
+                return batches, note
         if refusal is not None and not answered:
             raise refusal
         return [], None if refusal is None else str(refusal)
@@ -161,10 +167,11 @@ class Aggregates:
             "first; set mongodb.workers to the collection of the manager"
         )
 
-    async def _read_collection(self, name: str, limit: int = 0) -> list[dict[str, Any]]:
-        collection = self._database.get_collection(name, codec_options=LENIENT)
+    async def _read_collection(self, name: str, limit: int = 0) -> list[bytes]:
+        """Return the documents of a collection as BSON, many in one piece; an empty list where there is none."""
         with pymongo.timeout(TIMEOUT):
-            return await collection.find({}, self._projection, batch_size=BATCH, limit=limit).to_list(None)
+            cursor = self._database[name].find_raw_batches({}, self._projection, batch_size=BATCH, limit=limit)
+            return [batch async for batch in cast(AsyncIterator[bytes], cursor) if batch]  # its type says documents
 
     async def _search_elsewhere(self) -> str | None:
         """Return a sentence that names another collection of the database with worker documents, None without one.
@@ -177,7 +184,8 @@ class Aggregates:
             for name in sorted(present)[:MAX_SEARCHED_COLLECTIONS]:
                 if name in (*self._collections, *OWN_COLLECTIONS) or name.startswith("system."):
                     continue
-                found = parse(await self._read_collection(name, limit=3), 0, self._settings).workers
+                some = documents(await self._read_collection(name, limit=3))
+                found = parse((bson.decode(each, LENIENT) for each in some), 0, self._settings).workers
                 if any(worker.instance_id and worker.status != "unknown" for worker in found):
                     return (
                         f"{self._namespace()} holds no worker document, but {self._database.name}.{name} does; "

@@ -121,7 +121,18 @@ def inclusion(paths: Set[str]) -> dict[str, int]:
     return dict.fromkeys(sorted(paths - inside), 1)
 
 
-def parse(documents: Iterable[Mapping[str, Any]], date: int, settings: WorkersSettings) -> Fleet:
+@dataclass(frozen=True, slots=True)
+class ParsedDocument:
+    """What one worker document says, whatever the other documents are."""
+
+    worker: Worker | None
+    """None: it was left out."""
+    skipped: str = ""
+    """Why it was left out, as in `Fleet.skipped`."""
+    complaints: tuple[str, ...] = ()
+
+
+def parse(documents: Iterable[object], date: int, settings: WorkersSettings) -> Fleet:
     """Return the workers of the documents; parse each independently of the others.
 
     Args:
@@ -129,52 +140,74 @@ def parse(documents: Iterable[Mapping[str, Any]], date: int, settings: WorkersSe
         date: MongoDB's clock in UTC seconds when the read began.
         settings: additional field names and gauges.
     """
-    parser = DocumentParser(
-        paths={meaning: tuple(map(_path, names)) for meaning, names in _names(settings).items()},
-        system_info=tuple(map(_path, SYSTEM_INFO)),
-        extra=tuple((each.metric, (_path(each.field),), _converter(each)) for each in settings.extra),
-    )
+    return assemble(map(DocumentParser.of(settings).parse, documents), date)
+
+
+def assemble(documents: Iterable[ParsedDocument], date: int) -> Fleet:
+    """Return the fleet of one read; of two documents with one id the second is left out. `date` is as for `parse`."""
+    workers: dict[str, Worker] = {}
+    by_instance: dict[str, str] = {}
+    skipped: dict[str, int] = {}
+    complaints: list[str] = []
     for document in documents:
-        parser.parse(document)
-    return Fleet(date, tuple(parser.workers.values()), parser.skipped, tuple(parser.complaints))
+        worker, reason = document.worker, document.skipped
+        if worker is not None and worker.id in workers:
+            reason = "duplicate_id"
+            complaints.append(
+                f"two worker documents have the id {_shortened(worker.id)} and the second is left out; remove one of them"
+            )
+        else:
+            complaints += document.complaints
+        if reason or worker is None:
+            skipped[reason] = skipped.get(reason, 0) + 1
+            continue
+        workers[worker.id] = worker
+        if worker.instance_id is None:
+            continue
+        other = by_instance.setdefault(worker.instance_id, worker.id)
+        if other != worker.id:
+            complaints.append(
+                f"workers {_shortened(other)} and {_shortened(worker.id)} have the same instance "
+                f"{_shortened(worker.instance_id)}, so both get its CPU and memory; the manager must correct one of them"
+            )
+    return Fleet(date, tuple(workers.values()), skipped, tuple(complaints))
 
 
 @dataclass(slots=True)
 class DocumentParser:
-    """Parser of one read of the collection, with the workers and complaints found so far."""
+    """Parser of single documents, with the complaints about the one at hand."""
 
     paths: Mapping[str, FieldPaths]
     system_info: FieldPaths
     extra: tuple[tuple[str, FieldPaths, Callable[[object], float | str]], ...]
-    workers: dict[str, Worker] = field(default_factory=dict)
-    by_instance: dict[str, str] = field(default_factory=dict)
-    skipped: dict[str, int] = field(default_factory=dict)
     complaints: list[str] = field(default_factory=list)
 
-    def parse(self, document: object) -> None:
-        """Add the worker of one document, or count it as skipped and add a complaint that says why."""
+    @classmethod
+    def of(cls, settings: WorkersSettings) -> "DocumentParser":
+        """Return the parser for additional field names and gauges."""
+        return cls(
+            paths={meaning: tuple(map(_path, names)) for meaning, names in _names(settings).items()},
+            system_info=tuple(map(_path, SYSTEM_INFO)),
+            extra=tuple((each.metric, (_path(each.field),), _converter(each)) for each in settings.extra),
+        )
+
+    def parse(self, document: object) -> ParsedDocument:
+        """Return the worker of a document, or why it is left out, with a complaint for each malformed field."""
+        self.complaints = []
         if not isinstance(document, Mapping):
-            self._skip("not_a_document", f"a worker document is {_shortened(document)} instead of a document; remove it")
-            return
+            return _left_out("not_a_document", f"a worker document is {_shortened(document)} instead of a document; remove it")
         state = document.get(STATE)
         places = (document, state) if isinstance(state, Mapping) else (document,)
         worker_id = self._id(places)
-        if worker_id is None:
-            return
-        if worker_id in self.workers:
-            self._skip(
-                "duplicate_id",
-                f"two worker documents have the id {_shortened(worker_id)} and the second is left out; remove one of them",
-            )
-            return
+        if isinstance(worker_id, ParsedDocument):
+            return worker_id
         worker = self._worker(places, worker_id)
-        self.workers[worker_id] = worker
         if not worker.region and _find(places, self.paths["region"])[1] in (None, ""):
             self.complaints.append(
                 f"worker {_shortened(worker_id)} has no region, so CloudWatch is not queried for it; "
                 f"the manager must write {self._first('region')}"
             )
-        self._note_instance(worker)
+        return ParsedDocument(worker, "", tuple(self.complaints))
 
     def _worker(self, places: Places, worker_id: str) -> Worker:
         def value(meaning: str, convert: Callable[[object], T]) -> T | None:
@@ -201,16 +234,17 @@ class DocumentParser:
             extra=self._extra(places, worker_id) if self.extra else (),
         )
 
-    def _id(self, places: Places) -> str | None:
+    def _id(self, places: Places) -> str | ParsedDocument:
         name, raw = _find(places, self.paths["id"])
         if raw is None or raw == "":
-            self._skip("no_id", f"a worker document has no id and is left out; the manager must write {self._first('id')}")
-            return None
+            return _left_out(
+                "no_id", f"a worker document has no id and is left out; the manager must write {self._first('id')}"
+            )
         try:
             return values.identity(raw)
         except values.InvalidFieldError as error:
-            self._skip("bad_id", f"{name} of a worker document is {_shortened(raw)}, not {error}; the document is left out")
-            return None
+            sentence = f"{name} of a worker document is {_shortened(raw)}, not {error}; the document is left out"
+            return _left_out("bad_id", sentence)
 
     def _facts(self, places: Places, worker_id: str) -> WorkerFacts:
         found = {meaning: self._value(places, worker_id, self.paths[meaning], convert) for meaning, convert in _FACTS.items()}
@@ -245,22 +279,12 @@ class DocumentParser:
             f"{consequence} until the manager corrects it"
         )
 
-    def _note_instance(self, worker: Worker) -> None:
-        if worker.instance_id is None:
-            return
-        other = self.by_instance.setdefault(worker.instance_id, worker.id)
-        if other != worker.id:
-            self.complaints.append(
-                f"workers {_shortened(other)} and {_shortened(worker.id)} have the same instance "
-                f"{_shortened(worker.instance_id)}, so both get its CPU and memory; the manager must correct one of them"
-            )
-
-    def _skip(self, reason: str, sentence: str) -> None:
-        self.skipped[reason] = self.skipped.get(reason, 0) + 1
-        self.complaints.append(sentence)
-
     def _first(self, meaning: str) -> str:
         return self.paths[meaning][0].name
+
+
+def _left_out(reason: str, sentence: str) -> ParsedDocument:
+    return ParsedDocument(None, reason, (sentence,))
 
 
 def measured(cpu: float | None, memory: float | None) -> tuple[float | None, float | None]:

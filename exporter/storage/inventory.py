@@ -1,7 +1,7 @@
 """worker_metrics_inventory: every worker ever seen, so that a terminated worker keeps its name and instances."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from operator import attrgetter
 from types import MappingProxyType
 from typing import Any
 
@@ -18,6 +18,8 @@ from exporter.storage.mongo import OPERATION_SECONDS, Database, Document, chunks
 
 INVENTORY = "worker_metrics_inventory"
 _ENTRIES_PER_WRITE = 5000
+_lasting = attrgetter(*(name for name in InventoryEntry.__dataclass_fields__ if name not in ("last_seen", "instances")))
+"""An entry's fields that most reads of the worker documents leave as they are."""
 
 
 class Inventory:
@@ -72,7 +74,7 @@ class Inventory:
         for worker in fleet.workers:
             old = self._entries.get(worker.id)
             new = updated_entry(old, worker, fleet.date)
-            if old is None or new != _touched(old, new.last_seen, bool(worker.cloudwatch_instance)):
+            if old is None or not _only_the_time_is_new(old, new, bool(worker.cloudwatch_instance)):
                 changed.add(worker.id)
             self._entries[worker.id] = new
         return changed
@@ -138,12 +140,17 @@ def _newer_entries(known: Mapping[str, InventoryEntry], found: Mapping[str, Inve
     }
 
 
-def _touched(entry: InventoryEntry, now: int, on_instance: bool) -> InventoryEntry:
-    """Return the entry after a read in which only the time is new."""
-    instances = entry.instances
-    if on_instance and instances:
-        instances = (*instances[:-1], replace(instances[-1], last=max(instances[-1].last, now)))
-    return replace(entry, last_seen=now, instances=instances)
+def _only_the_time_is_new(old: InventoryEntry, new: InventoryEntry, on_instance: bool) -> bool:
+    """Return whether `_touch` makes the new entry of the old one: it moves last_seen, and the end of the current instance."""
+    if _lasting(old) != _lasting(new):
+        return False
+    if not (on_instance and old.instances):
+        return old.instances == new.instances
+    *earlier, last = old.instances
+    return new.instances == (
+        *earlier,
+        InstanceInterval(last.instance_id, last.region, last.first, max(last.last, new.last_seen)),
+    )
 
 
 def _touch(now: int, on_instance: bool) -> list[Document]:

@@ -144,3 +144,18 @@ def test_a_window_is_not_shortened_and_the_longest_one_is_one_call() -> None:
             older = [PendingQuery("w", "r", ("i",), until - 48 * HOUR)]
             assert revisit(older, until, rules)[0].oldest == until - 48 * HOUR
         assert max(windows) == revisit_window(rules)
+
+
+def test_a_newer_period_takes_the_slot_of_one_that_left_the_window() -> None:
+    kept = decided({CPU: {START: 5.0}}, cpu=5.0)
+    later = START + 5 * PERIOD  # the periods between were not decided
+    kept.record(
+        replace(OPEN, start=later), replace(OPEN, start=later, cpu=6.0, final=True), [CPU], results({CPU: {later: 6.0}})
+    )
+    assert compare(kept, {CPU: {START + PERIOD: 9.0, later + PERIOD: 9.0, START - PERIOD: 9.0}}) == []
+    far = START + WINDOW + 2 * PERIOD
+    kept.record(replace(OPEN, start=far), replace(OPEN, start=far, cpu=7.0, final=True), [CPU], results({CPU: {far: 7.0}}))
+    assert compare(kept, {CPU: {START: 9.0, START + WINDOW: 9.0}}) == []  # the two share a slot
+    kept.record(OPEN, replace(OPEN, cpu=8.0, final=True), [CPU], results({CPU: {START: 8.0}}))  # by gap filling, too late
+    assert compare(kept, {CPU: {START: 9.0}}) == []
+    assert [one.start for one in compare(kept, {CPU: {later: 9.0, far: 9.0}})] == [later, far]

@@ -257,6 +257,18 @@ def test_the_oldest_row_may_be_open_or_final(outbox: Outbox) -> None:
     assert outbox.oldest() == T - P
 
 
+def test_open_rows_of_some_workers_are_those_of_the_region_and_window(outbox: Outbox) -> None:
+    rows = [replace(ROW, worker_id=worker, start=T + at * P) for worker in ("w1", "w2", "w3") for at in range(3)]
+    put(
+        outbox,
+        *rows,
+        replace(ROW, worker_id="w4", region="us-east-1", start=T + P),
+        replace(ROW, worker_id="w2", start=T + 3 * P, final=True),
+    )
+    found = outbox.open_rows_of(["w4", "w2", "unknown", "w1"], "eu-west-1", T + P, T + 3 * P)
+    assert [(row.worker_id, row.start) for row in found] == [("w1", T + P), ("w1", T + 2 * P), ("w2", T + P), ("w2", T + 2 * P)]
+
+
 def test_expired_rows_are_those_of_the_given_workers_that_began_before(outbox: Outbox) -> None:
     put(outbox, ROW, replace(ROW, start=T + P), replace(ROW, worker_id="w2"), replace(READY, start=T - P))
     assert outbox.expired(["w1", "unknown"], T + P) == [ROW]

@@ -18,7 +18,7 @@ DEFAULTS = WorkersSettings()
 
 
 def read(*documents: object, settings: WorkersSettings = DEFAULTS) -> Fleet:
-    return parse(documents, NOON, settings)  # type: ignore[arg-type]  # a collection may hold anything
+    return parse(documents, NOON, settings)  # a collection may hold anything
 
 
 def one(fields: dict[str, Any], settings: WorkersSettings = DEFAULTS) -> Worker:

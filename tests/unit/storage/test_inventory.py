@@ -1,11 +1,13 @@
 """Inventory entries, and which instances may have run in a period."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from exporter.core.instances import instances_during, updated_entry
 from exporter.core.model import InstanceInterval, InventoryEntry, Worker
+from exporter.storage.inventory import _only_the_time_is_new
 
 WORKER = Worker(
     id="w1", region="us-east-1", instance_id="i-a", status="running", name="lab one", instance_type="m5.large", created_at=50
@@ -121,3 +123,26 @@ def test_every_instance_that_could_have_run_is_a_candidate() -> None:
             for start in range(0, 35, 5):
                 ran = set(running[start : start + 5]) & names
                 assert ran <= set(candidates(entry, start, start + 5)), (first_change, second_change, start)
+
+
+@pytest.mark.parametrize(
+    ("change", "now", "is_same"),
+    [
+        ({}, 200, True),
+        ({"instance_id": None}, 200, True),
+        ({"name": None}, 200, True),  # a missing name removes nothing
+        ({}, 90, True),  # the clock went back
+        ({"name": "lab two"}, 200, False),
+        ({"status": "stopped"}, 200, False),
+        ({"terminated_at": 150, "status": "terminated"}, 200, False),
+        ({"account_id": "123456789012"}, 200, False),
+        ({"cml_version": "2.9"}, 200, False),
+        ({"instance_id": "i-b"}, 200, False),
+        ({"region": "eu-west-1"}, 200, False),
+    ],
+)
+def test_a_read_in_which_only_the_time_is_new_is_told_from_others(change: dict[str, Any], now: int, is_same: bool) -> None:
+    before = seen((50, "i-0"), (100, "i-a"))
+    worker = replace(WORKER, **{"instance_id": "i-a", **change})
+    after = updated_entry(before, worker, now)
+    assert _only_the_time_is_new(before, after, bool(worker.cloudwatch_instance)) is is_same
