@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from exporter.core.catalog import INFO, STATUS
+from exporter.core.catalog import INFO
 from grafana.panels import Json, Panel, Style, annotation, choice, instant, mappings, stat, steps, variable
 from grafana.promql import CODES, IN_REGION, exporter_metric, history_info, threshold
 
@@ -199,7 +199,8 @@ RESTARTS = annotation(
 )
 WORKER_STATUS = annotation(
     "Status changes",
-    f'max by (worker_id, status) (changes({STATUS.name}{{worker_id="$worker_id"}}[2m]) > 0 and {STATUS.name} == 1)',
+    'max by (worker_id, status) (cml_worker:status:current{worker_id="$worker_id"} and on (worker_id, region) '
+    'changes(cml_worker:status:code{worker_id="$worker_id"}[2m]) > 0)',
     "Now {{status}}",
     "{{worker_id}}",
     "blue",

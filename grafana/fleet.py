@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from exporter.core.catalog import ACTIVE_LABS, CPU, CREATED, INFO, MEMORY, STATUS, Metric
+from exporter.core.catalog import ACTIVE_LABS, CPU, CREATED, INFO, MEMORY, Metric
 from exporter.core.history_metrics import ACTIVE_LABS_1H, CPU_1H, MEMORY_1H, RUNNING_1H, ByHour
 from grafana import conventions
 from grafana.panels import Column, Dashboard, Panel, Query, Row, Style, bars, graph, instant, mappings, stat, table, timeline
@@ -28,6 +28,8 @@ from grafana.promql import (
     only_top,
     ranked,
     running_by_hour,
+    runs_now,
+    status_now,
     step_average,
     with_display_name,
     with_history,
@@ -79,7 +81,7 @@ def _now_row() -> list[Panel]:
             "Running",
             "How many workers run and cost money?",
             "Workers whose status is running.",
-            [instant(f"sum({live(STATUS, IN_REGION, RUNNING)})")],
+            [instant(f"sum({runs_now(IN_REGION)})")],
             conventions.COUNT,
             width=4,
         ),
@@ -380,7 +382,7 @@ def _inventory() -> Panel:
         instant(max_by_worker(of_running(ACTIVE_LABS, IN_REGION))),
         instant(f"{idle_seconds(IN_REGION)} and on ({WORKER}) {_RUNNING}"),
         instant(f"1000 * {live(CREATED, IN_REGION)}"),
-        instant(f"topk by ({WORKER}) (1, max by ({WORKER}, status) ({STATUS.name}{{{IN_REGION}}}) == 1)"),
+        instant(f"topk by ({WORKER}) (1, {status_now(IN_REGION)})"),
     ]
     return table(
         "Inventory",
@@ -398,7 +400,7 @@ def _regions() -> list[Panel]:
     by_region = "by (region)"
     queries = [
         instant(f"count {by_region} ({live(INFO, IN_REGION)})"),
-        instant(f"sum {by_region} ({live(STATUS, IN_REGION, RUNNING)})"),
+        instant(f"sum {by_region} ({runs_now(IN_REGION)})"),
         instant(f"sum {by_region} ({_IDLE})"),
         instant(f"sum {by_region} ({of_running(ACTIVE_LABS, IN_REGION)})"),
         instant(f"avg {by_region} ({of_running(CPU, IN_REGION)})"),

@@ -10,7 +10,7 @@ from typing import Literal
 
 import yaml
 
-from exporter.core.catalog import HOURLY_PRICE, INFO, LAST_ACTIVITY, METRICS_BY_NAME, STATUS, Metric
+from exporter.core.catalog import HOURLY_PRICE, INFO, LAST_ACTIVITY, METRICS_BY_NAME, STATUS, STATUS_CODE, Metric
 from exporter.core.history_metrics import (
     INFO_1H,
     LOOKBACK_SECONDS,
@@ -178,8 +178,18 @@ def status_code(status_is_1: str) -> str:
 
 
 def live_status_code(matchers: str) -> str:
-    """Return `status_code` from /metrics."""
-    return status_code(f"{STATUS.name}{{{matchers}}}")
+    """Return `status_code` from /metrics, in either form of the setting metrics.status."""
+    return f"{status_code(f'{STATUS.name}{{{matchers}}}')} or {live(STATUS_CODE, matchers)}"
+
+
+def runs_now(matchers: str) -> str:
+    """Return 1 for each worker that runs, 0 for each other one."""
+    return f"(cml_worker:status:code{{{matchers}}} == bool {CODES['running']})"
+
+
+def status_now(matchers: str) -> str:
+    """Return the series of each worker's current status, with the label `status` and the value 1."""
+    return f"max by ({WORKER}, status) (cml_worker:status:current{{{matchers}}})"
 
 
 def history_status_code(matchers: str, window: str, at: str = "") -> str:

@@ -7,6 +7,8 @@ The labels of a released series never change.
 from dataclasses import dataclass
 from typing import Literal
 
+from exporter.core.model import STATUS_CODES
+
 Kind = Literal["gauge", "counter"]
 
 WORKER_LABELS = ("worker_id", "region")
@@ -42,6 +44,17 @@ STATUS = Metric(
     (*WORKER_LABELS, "status"),
     WORKER_DOCUMENT,
 )
+STATUS_CODE = Metric(
+    "cml_worker_status_code",
+    "gauge",
+    "Number of the worker's status: " + ", ".join(f"{code} {status}" for status, code in STATUS_CODES.items()) + ".",
+    "",
+    WORKER_LABELS,
+    "worker document; in place of `cml_worker_status` if `metrics.status` is code",
+)
+StatusForm = Literal["state_set", "code"]
+STATUS_FORMS: dict[StatusForm, Metric] = {"state_set": STATUS, "code": STATUS_CODE}
+"""Value of `metrics.status` → the family that shows the status."""
 CPU = Metric(
     "cml_worker_cpu_utilization_ratio",
     "gauge",
@@ -129,6 +142,7 @@ SAMPLE_TIME = Metric(
 WORKER_METRICS: tuple[Metric, ...] = (
     INFO,
     STATUS,
+    STATUS_CODE,
     CPU,
     MEMORY,
     ACTIVE_LABS,
@@ -151,7 +165,7 @@ WORKER_METRICS: tuple[Metric, ...] = (
     HOURLY_PRICE,
     SAMPLE_TIME,
 )
-"""The families of the worker block, in order; those of `workers.extra` follow."""
+"""The families of the worker block, in order; those of `workers.extra` follow. Only one of `STATUS_FORMS` is exposed."""
 
 _SOURCE = ("source", "region")
 

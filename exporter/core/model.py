@@ -25,6 +25,18 @@ STATUSES: tuple[str, ...] = (
     "failed",
     "unknown",
 )
+STATUS_CODES = {
+    "running": 1,
+    "pending": 2,
+    "starting": 3,
+    "stopping": 4,
+    "stopped": 5,
+    "shutting-down": 6,
+    "terminated": 7,
+    "failed": 8,
+    "unknown": 9,
+}
+"""Status → its number, as in the recorded series `cml:status:code` (prometheus/rules/settings.yml)."""
 IDLE_STATUSES = frozenset({"stopped", "terminated"})
 """In every other status the instance may be running, so CloudWatch may have data."""
 

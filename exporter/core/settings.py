@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from pydantic import BeforeValidator, Field, SecretStr, model_validator
 
 from exporter.core.aws_settings import AwsSettings, Endpoints
+from exporter.core.catalog import StatusForm
 from exporter.core.errors import ConfigError
 from exporter.core.event_settings import EventsSettings
 from exporter.core.metric_settings import CloudWatchGauge, MemoryMetric, check_gauges
@@ -185,6 +186,16 @@ class WebSettings(Section):
         return urlsplit(self.external_url).path.rstrip("/") if self.external_url else ""
 
 
+class MetricsSettings(Section):
+    """The text of /metrics."""
+
+    status: StatusForm = Field(
+        "state_set",
+        description="Form of the status on /metrics: `state_set`, nine series of each worker, one of which is 1; `code`, one "
+        "series with a number, 0.6 KB less for each worker. The rules and dashboards of this repository read both.",
+    )
+
+
 class LogSettings(Section):
     """The log on standard error."""
 
@@ -218,6 +229,7 @@ class Settings(Section):
     workers: WorkersSettings = Field(default_factory=WorkersSettings)
     events: EventsSettings = Field(default_factory=EventsSettings)
     web: WebSettings = Field(default_factory=WebSettings)
+    metrics: MetricsSettings = Field(default_factory=MetricsSettings)
     data_dir: Path = Field(Path("data"), description="Folder of the outbox; each exporter needs its own.")
     log: LogSettings = Field(default_factory=LogSettings)
 

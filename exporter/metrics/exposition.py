@@ -18,17 +18,21 @@ from exporter.core.catalog import (
     NODES,
     SAMPLE_TIME,
     STATUS,
+    STATUS_CODE,
+    STATUS_FORMS,
     WORKER_DOCUMENT,
     WORKER_LABELS,
     WORKER_METRICS,
     Kind,
     Metric,
+    StatusForm,
 )
 from exporter.core.metric_settings import CloudWatchGauge
 from exporter.core.model import (
     EC2_CHECK_STATES,
     LICENSE_STATES,
     SERVICE_STATES,
+    STATUS_CODES,
     STATUSES,
     Worker,
     WorkerFacts,
@@ -79,9 +83,12 @@ class Piece(NamedTuple):
 _NO_FACTS = WorkerFacts()
 
 
-def pieces(extra: Sequence[ExtraMetric], cloudwatch: Sequence[CloudWatchGauge]) -> Iterator[Piece]:
+def pieces(extra: Sequence[ExtraMetric], cloudwatch: Sequence[CloudWatchGauge], status: StatusForm) -> Iterator[Piece]:
     """Yield the pieces of the catalog's families, of `workers.extra` and of `cloudwatch.extra`, in the order of /metrics."""
+    other_forms = [metric for form, metric in STATUS_FORMS.items() if form != status]
     for metric in WORKER_METRICS:
+        if metric in other_forms:
+            continue
         header = _header(metric)
         for each in _PIECES[metric.name]:
             yield each._replace(header=header)
@@ -171,6 +178,10 @@ def _status(rows: Rows) -> list[Any]:
     return [worker.status if worker else None for worker in rows.documents]
 
 
+def _status_code(rows: Rows) -> list[Any]:
+    return [STATUS_CODES[worker.status] if worker else None for worker in rows.documents]
+
+
 def _hourly_price(rows: Rows) -> list[Any]:
     return [gauge.hourly_price if gauge.show_state else None for gauge in rows.gauges]
 
@@ -217,6 +228,7 @@ _PLAIN: Mapping[str, Column] = {
 _PIECES: Mapping[str, tuple[Piece, ...]] = {
     INFO.name: (Piece("", _INFO_COLUMN, _info_lines),),
     STATUS.name: (_states(STATUS, STATUSES, _status, "status"),),
+    STATUS_CODE.name: (_values(STATUS_CODE, _status_code),),
     NODES.name: (
         _values(NODES, _load("nodes_running"), state="running"),
         _values(NODES, _load("nodes_total"), state="total"),

@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from exporter.core.catalog import StatusForm
 from exporter.core.metric_settings import CloudWatchGauge
 from exporter.core.model import Snapshot, WorkerGauges
 from exporter.core.workers_settings import ExtraMetric
@@ -34,10 +35,16 @@ class WorkerBlock:
     Args:
         extra: the metrics of `workers.extra`.
         cloudwatch: the gauges of `cloudwatch.extra`.
+        status: the form of the status, from `metrics.status`.
     """
 
-    def __init__(self, extra: Sequence[ExtraMetric] = (), cloudwatch: Sequence[CloudWatchGauge] = ()) -> None:
-        self._pieces = tuple(pieces(extra, cloudwatch))
+    def __init__(
+        self,
+        extra: Sequence[ExtraMetric] = (),
+        cloudwatch: Sequence[CloudWatchGauge] = (),
+        status: StatusForm = "state_set",
+    ) -> None:
+        self._pieces = tuple(pieces(extra, cloudwatch, status))
         self._names: list[tuple[str, str]] = []
         """(region, worker id) of the workers of the last rendering, and the same escaped."""
         self._ids: Ids = []

@@ -87,7 +87,9 @@ class Collector:
             series = MemorySeriesIndex(metric_source, monotonic=monotonic)
         account_of = series.account_of if series is not None else lambda region, instance: None
         further = extra_series.gauges if extra_series else ()
-        publisher = self._publisher = Publisher(rules, settings.workers, clock, telemetry, wall, account_of, cloudwatch=further)
+        publisher = self._publisher = Publisher(
+            rules, settings.workers, clock, telemetry, wall, account_of, cloudwatch=further, status=settings.metrics.status
+        )
         self._gaps = access = None
         if history is not None and inventory is not None and lease is not None:
             self._gaps = GapFilling(history, lease, rules, outbox, self._leave_the_first_poll_alone)

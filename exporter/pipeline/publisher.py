@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from exporter.core.catalog import StatusForm
 from exporter.core.clock import MAX_SKEW_SECONDS, ServerClock
 from exporter.core.instances import with_accounts
 from exporter.core.metric_settings import CloudWatchGauge
@@ -42,6 +43,7 @@ class Publisher:
         wall: UTC seconds of this host; dates the snapshot.
         account_of: (region, instance) → the AWS account, empty or None where it is not known.
         cloudwatch: the further gauges configured in `cloudwatch.extra`.
+        status: the form of the status on /metrics.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Publisher:
         account_of: Callable[[str, str], str | None] = lambda region, instance: None,
         *,
         cloudwatch: Sequence[CloudWatchGauge] = (),
+        status: StatusForm = "state_set",
     ) -> None:
         self._account_of = account_of
         self._cloudwatch = cloudwatch
@@ -68,7 +71,7 @@ class Publisher:
         self._terminated_seen: Mapping[str, int] = {}
         self._points: dict[str, dict[str, Datapoint]] = {metric: {} for metric in (*METRICS, *(one.name for one in cloudwatch))}
         """Metric → instance → its newest datapoint."""
-        self._block = WorkerBlock(settings.extra, cloudwatch)
+        self._block = WorkerBlock(settings.extra, cloudwatch, status)
         self._publishing = asyncio.Lock()
         """Held while a block is rendered, so that a later one has the newer values."""
         self._observed_at = self._polled_at = wall()

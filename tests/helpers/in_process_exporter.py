@@ -97,10 +97,12 @@ class InProcessExporter:
         aws: Mapping[str, Any] | None = None,
         cloudwatch: Mapping[str, Any] | None = None,
         workers: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, Any] | None = None,
     ) -> None:
         """`source` replaces CloudWatch; `deadline` is that of one call, `reach` the timeout of MongoDB, both in seconds.
 
-        `aws`, `cloudwatch`, and `workers` are settings of these sections; the endpoints are the fake's unless they say so.
+        `aws`, `cloudwatch`, `workers`, and `metrics` are settings of these sections; the endpoints are the fake's unless they
+        say so.
         """
         settings = self.settings = Settings.model_validate(
             {
@@ -108,6 +110,7 @@ class InProcessExporter:
                 "cloudwatch": {"endpoint_url": fake.url, "max_usd_per_day": max_usd_per_day, **(cloudwatch or {})},
                 "aws": {"sts_endpoint_url": fake.url, **(aws or {})},
                 "workers": workers or {},
+                "metrics": metrics or {},
                 "absence_timeout": absence_timeout,
                 "data_dir": str(folder),
             }

@@ -5,9 +5,19 @@ from collections.abc import Iterator, Sequence
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from exporter.core import catalog
-from exporter.core.catalog import INFO, LONGEST_LABEL, SAMPLE_TIME, STATUS, WORKER_LABELS, WORKER_METRICS, Metric
+from exporter.core.catalog import (
+    INFO,
+    LONGEST_LABEL,
+    SAMPLE_TIME,
+    STATUS,
+    STATUS_FORMS,
+    WORKER_LABELS,
+    WORKER_METRICS,
+    Metric,
+    StatusForm,
+)
 from exporter.core.metric_settings import CloudWatchGauge
-from exporter.core.model import EC2_CHECK_STATES, LICENSE_STATES, SERVICE_STATES, STATUSES, WorkerGauges
+from exporter.core.model import EC2_CHECK_STATES, LICENSE_STATES, SERVICE_STATES, STATUS_CODES, STATUSES, WorkerGauges
 from exporter.core.workers_settings import ExtraMetric
 from exporter.metrics.worker_block import WorkerBlock
 
@@ -19,15 +29,22 @@ Samples = Iterator[tuple[dict[str, str], float]]
 
 
 def render(
-    gauges: Sequence[WorkerGauges], extra: Sequence[ExtraMetric] = (), cloudwatch: Sequence[CloudWatchGauge] = ()
+    gauges: Sequence[WorkerGauges],
+    extra: Sequence[ExtraMetric] = (),
+    cloudwatch: Sequence[CloudWatchGauge] = (),
+    status: StatusForm = "state_set",
 ) -> bytes:
     """Return the text of a block that is rendered for the first time."""
-    return WorkerBlock(extra, cloudwatch).snapshot(gauges, 0).body
+    return WorkerBlock(extra, cloudwatch, status).snapshot(gauges, 0).body
 
 
-def families(gauges: Sequence[WorkerGauges], extra: Sequence[ExtraMetric]) -> Iterator[Family]:
+def families(
+    gauges: Sequence[WorkerGauges], extra: Sequence[ExtraMetric], status: StatusForm = "state_set"
+) -> Iterator[Family]:
     """Yield the families of the catalog, then those of `workers.extra`, with the samples of every worker."""
     for metric in WORKER_METRICS:
+        if metric in STATUS_FORMS.values() and metric is not STATUS_FORMS[status]:
+            continue
         yield _family(metric, ((gauge, _samples(metric, gauge)) for gauge in gauges))
     for each in extra:
         labels = (*WORKER_LABELS, "state") if each.states else WORKER_LABELS
@@ -60,6 +77,9 @@ def _samples(metric: Metric, gauge: WorkerGauges) -> Samples:
         yield from (({"metric": name}, time) for name, time in times.items() if time is not None)
     elif metric is STATUS:
         yield from _states(gauge, worker.status, STATUSES, "status")
+    elif metric is catalog.STATUS_CODE:
+        if gauge.show_state:
+            yield {}, STATUS_CODES[worker.status]
     elif metric is catalog.LICENSE_STATUS:
         yield from _states(gauge, facts.license_status, LICENSE_STATES)
     elif metric is catalog.SERVICE_STATUS:

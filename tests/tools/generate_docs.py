@@ -169,6 +169,11 @@ NaN. Times are unix seconds. Labels of a released series never change.
 A stopped or terminated worker has no labs, CPU, or memory from the moment its status says so, nor the times of those values.
 A worker whose document has no region has all its series, with `region=""` (the same as no label in Prometheus); only
 CloudWatch is not queried for it.
+
+`cml_worker_status` is nine series of each worker. With the [setting](settings.md) `metrics.status: code` there is one instead,
+`cml_worker_status_code`. The recorded series `cml_worker:status:current` and `cml_worker:status:code` are the same in both
+cases, and so are the results of all rules and dashboards of this repository; write queries of your own with these. The history
+(`{store="history"}`) always has `cml_worker_status`.
 """
 
 ROLLUPS_INTRO = """\

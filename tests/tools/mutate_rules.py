@@ -55,7 +55,7 @@ def text(node: Any) -> str:  # noqa: ANN401  # the parser's nodes have no useful
         case promql.BinaryExpr():
             return f"({text(node.lhs)} {operator(node)} {text(node.rhs)})"
         case promql.AggregateExpr():
-            return f"{aggregation(node, labels(node))}({text(node.expr)})"
+            return f"{aggregation(node, labels(node))}({parameter(node)}{text(node.expr)})"
         case promql.Call():
             return call(node, [text(argument) for argument in node.args])
         case promql.ParenExpr():
@@ -68,7 +68,14 @@ def text(node: Any) -> str:  # noqa: ANN401  # the parser's nodes have no useful
             return selector(node)
         case promql.NumberLiteral():
             return repr(node.val)
+        case promql.StringLiteral():
+            return json.dumps(node.val)
     raise NotImplementedError(f"{type(node).__name__} in {node.prettify()}: teach tests/tools/mutate_rules.py about it")
+
+
+def parameter(node: promql.AggregateExpr) -> str:
+    """Return the parameter of an aggregation, such as the label of count_values, with the comma behind it."""
+    return "" if node.param is None else f"{text(node.param)}, "
 
 
 def variants(node: Any) -> Iterator[Variant]:  # noqa: ANN401
@@ -83,8 +90,8 @@ def variants(node: Any) -> Iterator[Variant]:  # noqa: ANN401
             yield f"{aggregation(node, whole)}(…)", text(node.expr)
             for label in whole:
                 less = [each for each in whole if each != label]
-                yield f"by {label}", f"{aggregation(node, less)}({text(node.expr)})"
-            yield from ((what, f"{aggregation(node, whole)}({new})") for what, new in variants(node.expr))
+                yield f"by {label}", f"{aggregation(node, less)}({parameter(node)}{text(node.expr)})"
+            yield from ((what, f"{aggregation(node, whole)}({parameter(node)}{new})") for what, new in variants(node.expr))
         case promql.Call():
             yield from without_range(node)
             for place, argument in enumerate(node.args):

@@ -20,6 +20,7 @@ from prometheus_client import CollectorRegistry
 from pymongo import MongoClient
 
 from exporter.core.budget import dollars
+from exporter.core.catalog import STATUS_CODE, STATUS_FORMS, StatusForm
 from exporter.core.history_metrics import LOOKBACK_SECONDS
 from exporter.core.model import Worker, WorkerGauges
 from exporter.core.periods import DAY, HOUR, align, to_datetime, to_seconds
@@ -338,6 +339,7 @@ def test_each_selector_alone_has_data(stack: Stack, uid: str) -> None:
                 text = ",".join(f"{each.name}{_OPERATORS[str(each.op)]}{_quoted(each.value)}" for each in matchers)
                 alone.add(f"{vector.name}{{{text}}}")
     assert alone
+    alone = {each for each in alone if not each.startswith(STATUS_CODE.name)}  # exposed in place of STATUS
     assert [each for each in sorted(alone) if not stack.prometheus.values(f"last_over_time({each}[3d])")] == []
 
 
@@ -803,14 +805,17 @@ def show_failures(stack: Stack, mongod: Mongod) -> None:
     until(lambda: value(stack, health, "Exporter", instance=[address]) == 0, "down")
 
 
-def test_annotations_mark_alerts_restarts_and_changes_of_status(run_prometheus: RunPrometheus, tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", STATUS_FORMS)
+def test_annotations_mark_alerts_restarts_and_changes_of_status(
+    run_prometheus: RunPrometheus, tmp_path: Path, form: StatusForm
+) -> None:
     """Each has nothing to mark while nothing happens, and marks what does, by the labels its texts name."""
     said = {"status": "running", "started": 1000.0}
 
     def text() -> str:
         worker = Worker(ALPHA.worker_id, EU, ALPHA.instance_id, str(said["status"]), name="cml alpha")
         gauges = WorkerGauges(worker, observed_at=NOW, show_state=True)
-        return render_metrics([gauges], ()).decode() + f"process_start_time_seconds {said['started']}\n"
+        return render_metrics([gauges], status=form).decode() + f"process_start_time_seconds {said['started']}\n"
 
     with serving(text) as address:
         prometheus = run_prometheus(faster(tmp_path / "rules", address))
@@ -831,6 +836,7 @@ def test_annotations_mark_alerts_restarts_and_changes_of_status(run_prometheus: 
         said |= {"status": "stopping", "started": 2000.0}
         until(lambda: prometheus.value("process_start_time_seconds") == 2000, "a restart")
         assert [marks(uid, "Exporter restarts") for uid in DASHBOARDS] == [[{"instance": address, "at": 2000_000}]] * 5
+        until(lambda: marks(conventions.WORKER, "Status changes") != [], "the rules")
         assert marks(conventions.WORKER, "Status changes") == [{"worker_id": ALPHA.worker_id, "status": "stopping"}]
 
 

@@ -12,12 +12,13 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from exporter.core.catalog import LONGEST_LABEL, WORKER_METRICS
+from exporter.core.catalog import LONGEST_LABEL, STATUS, STATUS_CODE, STATUS_FORMS, WORKER_METRICS, StatusForm
 from exporter.core.metric_settings import CloudWatchGauge
 from exporter.core.model import (
     EC2_CHECK_STATES,
     LICENSE_STATES,
     SERVICE_STATES,
+    STATUS_CODES,
     STATUSES,
     Worker,
     WorkerFacts,
@@ -25,8 +26,10 @@ from exporter.core.model import (
 )
 from exporter.core.workers_settings import ExtraMetric
 from exporter.metrics.worker_block import WorkerBlock
+from grafana.promql import CODES
 from tests.helpers.worker_families import families, render
 
+SHOWN = [metric for metric in WORKER_METRICS if metric is not STATUS_CODE]
 DISK = ExtraMetric(metric="cml_worker_disk_ratio", field="disk", help='Disk in use,\nby "df" \\ 1.')
 WORKER = Worker(
     id="w1",
@@ -178,20 +181,22 @@ cml_worker_disk_ratio{region="eu-west-1",worker_id="w1"} 0.25
 class Families(Collector):
     """What prometheus_client would be given to render."""
 
-    def __init__(self, gauges: list[WorkerGauges], extra: list[ExtraMetric]) -> None:
-        self._input = gauges, extra
+    def __init__(self, gauges: list[WorkerGauges], extra: list[ExtraMetric], status: StatusForm) -> None:
+        self._input = gauges, extra, status
 
     def collect(self) -> Iterable[GaugeMetricFamily | CounterMetricFamily]:
         return families(*self._input)
 
 
-def by_the_client(gauges: list[WorkerGauges], extra: list[ExtraMetric]) -> bytes:
-    return generate_latest(Families(gauges, extra))
+def by_the_client(gauges: list[WorkerGauges], extra: list[ExtraMetric], status: StatusForm = "state_set") -> bytes:
+    return generate_latest(Families(gauges, extra, status))
 
 
-def series(gauges: list[WorkerGauges], extra: list[ExtraMetric]) -> dict[str, list[tuple[dict[str, str], float]]]:
+def series(
+    gauges: list[WorkerGauges], extra: list[ExtraMetric], status: StatusForm = "state_set"
+) -> dict[str, list[tuple[dict[str, str], float]]]:
     """The block as Prometheus reads it: samples by name."""
-    text = render(gauges, extra).decode()
+    text = render(gauges, extra, status=status).decode()
     parsed = text_string_to_metric_families(text)
     return {family.name: [(sample.labels, sample.value) for sample in family.samples] for family in parsed}
 
@@ -203,7 +208,7 @@ def test_the_block_is_exactly_this() -> None:
 def test_no_workers_are_families_without_series() -> None:
     block = render([], [DISK])
     assert block == by_the_client([], [DISK])
-    assert set(series([], [DISK])) == {metric.name for metric in WORKER_METRICS} | {DISK.metric}
+    assert set(series([], [DISK])) == {metric.name for metric in SHOWN} | {DISK.metric}
     assert not any(series([], [DISK]).values())
 
 
@@ -273,9 +278,11 @@ ALL_GAUGES = st.builds(
 
 
 @settings(deadline=None)
-@given(st.lists(ALL_GAUGES, max_size=4))
-def test_the_block_is_byte_for_byte_what_prometheus_client_makes_of_the_same_families(gauges: list[WorkerGauges]) -> None:
-    assert render(gauges, EXTRA) == by_the_client(gauges, EXTRA)
+@given(st.lists(ALL_GAUGES, max_size=4), st.sampled_from(list(STATUS_FORMS)))
+def test_the_block_is_byte_for_byte_what_prometheus_client_makes_of_the_same_families(
+    gauges: list[WorkerGauges], status: StatusForm
+) -> None:
+    assert render(gauges, EXTRA, status=status) == by_the_client(gauges, EXTRA, status)
 
 
 @settings(deadline=None)
@@ -304,7 +311,7 @@ def test_only_what_has_changed_is_rendered_again() -> None:
     assert rendered_again([GAUGES, polled]) == {"cml_worker_cpu_utilization_ratio", "cml_worker_sample_timestamp_seconds"}
     stopped = dataclasses.replace(other, worker=dataclasses.replace(other.worker, status="stopping"))
     assert "cml_worker_status" in rendered_again([GAUGES, stopped])
-    assert len(rendered_again([GAUGES])) == len(WORKER_METRICS) + 1
+    assert len(rendered_again([GAUGES])) == len(SHOWN) + 1
 
 
 @pytest.mark.parametrize(
@@ -321,6 +328,20 @@ def test_exactly_one_status_is_1(status: str) -> None:
     gauges = dataclasses.replace(GAUGES, worker=dataclasses.replace(WORKER, status=status))
     found = {labels["status"]: value for labels, value in series([gauges], [])["cml_worker_status"]}
     assert found == {each: float(each == status) for each in STATUSES}
+
+
+@pytest.mark.parametrize(("status", "code"), STATUS_CODES.items())
+def test_the_status_may_be_one_series_with_a_number(status: str, code: int) -> None:
+    gauges = dataclasses.replace(GAUGES, worker=dataclasses.replace(WORKER, status=status))
+    found = series([gauges], [], "code")
+    assert STATUS.name not in found
+    assert found[STATUS_CODE.name] == [({"worker_id": "w1", "region": "eu-west-1"}, code)]
+    assert not series([dataclasses.replace(gauges, show_state=False)], [], "code")[STATUS_CODE.name]
+
+
+def test_the_numbers_are_those_of_the_recorded_series_and_every_status_has_one() -> None:
+    assert set(STATUS_CODES) == set(STATUSES)
+    assert STATUS_CODES == CODES
 
 
 def test_state_that_is_too_old_is_left_out_while_its_time_and_the_rest_stay() -> None:
@@ -363,7 +384,7 @@ def test_a_second_gzip_member_may_follow() -> None:
 
 def test_labels_are_those_of_the_catalog() -> None:
     found = series([GAUGES], [DISK])
-    for metric in WORKER_METRICS:
+    for metric in SHOWN:
         assert all(set(labels) == set(metric.labels) for labels, _ in found[metric.name]), metric.name
 
 

@@ -73,7 +73,7 @@ def result_labels(node: Any) -> set[str]:  # noqa: ANN401
         case promql.AggregateExpr():
             kept = set(node.modifier.labels) if node.modifier else set()
             assert kept <= result_labels(node.expr), f"{text(node)} keeps a label that is not there"
-            return kept
+            return kept | ({node.param.val} if isinstance(node.param, promql.StringLiteral) else set())  # of count_values
         case promql.Call():
             if node.func.name.startswith("absent"):
                 return {each.name for each in node.args[0].vector_selector.matchers.matchers}
@@ -84,7 +84,9 @@ def result_labels(node: Any) -> set[str]:  # noqa: ANN401
                 assert set(node.modifier.matching.labels) <= left & right or not right, (
                     f"{text(node)} matches on labels it lacks"
                 )
-            return left | right if str(node.op) == "or" or is_number(node.lhs) else left
+            taken = set(node.modifier.group_labels or ()) if node.modifier else set()
+            assert taken <= right, f"{text(node)} takes a label that is not there"
+            return left | right if str(node.op) == "or" or is_number(node.lhs) else left | taken
     return set()
 
 
