@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -30,8 +31,12 @@ from exporter.web.systemd import Notifier, inherited_sockets
 
 _log = logs.get("exporter")
 REFRESH_SECONDS = 1
-"""Age of the exporter metrics at a scrape, at most. Rendering them takes longer than the rest of a scrape, and many times as
-long while a collection cycle keeps the interpreter busy."""
+"""How often the exporter metrics are rendered ahead of scrapes while the process is busy: then rendering takes many times as
+long as the rest of a scrape. While it is idle, a scrape renders them itself."""
+BUSY_SHARE = 0.05
+"""Share of a CPU from which the process is busy. Between two cycles it uses less than a tenth of this."""
+IDLE_SECONDS = 5
+"""How long an idle process waits before it finds out whether it is busy, and whether file descriptors run out."""
 SWITCH_INTERVAL_SECONDS = 0.0002
 """How long a thread of a collection cycle may keep a scrape waiting for the interpreter."""
 
@@ -52,6 +57,7 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, systemd: Notifier) -> None:
         super().__init__(config)
         self._systemd = systemd
+        self._stopped = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start to listen, and tell systemd."""
@@ -64,6 +70,11 @@ class _Server(uvicorn.Server):
             self._systemd.stopping()
             end_in_time()
         self.should_exit = True
+        self._stopped.set()
+
+    async def main_loop(self) -> None:
+        """Wait for `stop`. uvicorn's own loop wakes ten times a second, also for the Date header: see `LimitedProtocol`."""
+        await self._stopped.wait()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -72,13 +83,17 @@ class _Server(uvicorn.Server):
 
 
 async def refresh(telemetry: Telemetry, connections: Connections) -> None:
-    """Keep the exporter metrics rendered until cancelled, and watch the file descriptors."""
-    loop = asyncio.get_running_loop()
+    """Keep the exporter metrics rendered while the process is busy, and watch the file descriptors, until cancelled."""
+    loop, used, pause = asyncio.get_running_loop(), time.process_time(), REFRESH_SECONDS
     with ThreadPoolExecutor(1, "refresh") as thread:  # requests may keep all threads of the default executor busy
         while True:
-            await loop.run_in_executor(thread, telemetry.refresh)
+            await asyncio.sleep(pause)
             connections.probe_descriptors()
-            await asyncio.sleep(REFRESH_SECONDS)
+            before, used = used, time.process_time()
+            busy = used - before > BUSY_SHARE * pause
+            if busy:
+                await loop.run_in_executor(thread, telemetry.refresh)
+            pause = REFRESH_SECONDS if busy else IDLE_SECONDS
 
 
 def limited_connections(telemetry: Telemetry, trusted: Sequence[str]) -> Connections:

@@ -193,7 +193,7 @@ class MetricsSettings(Section):
     status: StatusForm = Field(
         "state_set",
         description="Form of the status on /metrics: `state_set`, nine series of each worker, one of which is 1; `code`, one "
-        "series with a number, 0.6 KB less for each worker. The rules and dashboards of this repository read both.",
+        "series with a number, 0.7 KB less for each worker. The rules and dashboards of this repository read both.",
     )
 
 

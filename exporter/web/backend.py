@@ -17,6 +17,8 @@ from exporter.history.series import ColumnSource
 from exporter.history.trends import HourSource, TrendReader
 
 T = TypeVar("T")
+EXPORTER_METRICS_SECONDS = 2
+"""Age of the exporter metrics at a scrape, at most. `commands.serve` renders them twice as often while the process is busy."""
 INVENTORY_TTL_SECONDS = 10
 """Maximum age of the whole inventory in a response, in seconds: reading 10,000 workers takes a tenth of a second."""
 
@@ -42,11 +44,10 @@ class CollectorState(Protocol):
 
 
 class RenderedMetrics(Protocol):
-    """Exporter metrics, rendered ahead of the scrape."""
+    """Exporter metrics, rendered ahead of the scrape while the process is busy."""
 
-    @property
-    def rendered(self) -> ExporterMetrics:
-        """The text of the last rendering."""
+    def rendered(self, max_age: float) -> ExporterMetrics:
+        """Return the exporter metrics as of at most `max_age` seconds ago."""
 
 
 class MirrorState(Protocol):
@@ -193,10 +194,9 @@ class Backend:
         """The newest worker block; None before the first collection cycle."""
         return self._collector.snapshot
 
-    @property
     def exporter_metrics(self) -> ExporterMetrics:
-        """The exporter metrics of their last rendering, about a second ago."""
-        return self._telemetry.rendered
+        """Return the exporter metrics as of at most `EXPORTER_METRICS_SECONDS` ago."""
+        return self._telemetry.rendered(EXPORTER_METRICS_SECONDS)
 
     @property
     def ready(self) -> bool:

@@ -6,8 +6,10 @@ before it knows of a connection, so that connections without a handshake would s
 
 import asyncio
 import ssl
+import time
 from collections.abc import Callable, Mapping
-from functools import partial
+from email.utils import formatdate
+from functools import lru_cache, partial
 from http import HTTPStatus
 from typing import Any
 
@@ -27,6 +29,12 @@ MAX_DISCARDED_BYTES = 1 << 20
 
 Certificate = Mapping[str, Any]
 """A client certificate as `ssl.SSLSocket.getpeercert` returns it."""
+
+
+@lru_cache(maxsize=1)
+def _date(second: int) -> tuple[bytes, bytes]:
+    """Return the Date header. uvicorn keeps it up to date ten times a second, whether there are requests or not."""
+    return b"date", formatdate(second, usegmt=True).encode()
 
 
 def protect(
@@ -188,6 +196,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._refused:
             return
         super().on_message_begin()
+        self.server_state.default_headers = [_date(int(time.time())), *self.config.encoded_headers]
         self._outside = self._piece
         self._enter(Phase.RECEIVING)
 

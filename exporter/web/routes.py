@@ -61,14 +61,14 @@ _SELECTIONS = Turns(1, 8)
 
 
 async def metrics(request: Request) -> Response:
-    """Respond with the worker block of the last collection cycle and the exporter metrics of the last second.
+    """Respond with the worker block of the last collection cycle and the exporter metrics of the last two seconds.
 
     A worker block that is overdue for renewal is left out, so that a hung collector is noticed.
     """
     backend = backend_of(request)
     snapshot = backend.snapshot
     fresh = snapshot if is_fresh(backend, snapshot) else None
-    exporter_metrics = backend.exporter_metrics
+    exporter_metrics = backend.exporter_metrics()
     if names := parameters.metric_names(request.query_params.multi_items()):
         # In a thread: a large fleet takes milliseconds, and other scrapes must not wait for them.
         turn = partial(_select, client_of(request.scope.get("client")), fresh, exporter_metrics, names)

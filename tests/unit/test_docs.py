@@ -1,7 +1,9 @@
 """The pages for people cite only files that the repository has."""
 
+import json
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -67,6 +69,15 @@ def test_the_hooks_before_a_commit_are_the_tools_of_make_lint() -> None:
 def test_ci_runs_the_script_that_runs_anywhere() -> None:
     assert "run: .ci/run" in (ROOT / ".github" / "workflows" / "ci.yml").read_text()
     assert subprocess.run(["bash", "-n", ROOT / ".ci" / "run"], check=False).returncode == 0
+
+
+def test_ci_runs_with_every_python_that_the_package_names() -> None:
+    ci = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    matrix = json.loads(re.findall(r"python: (\[.*\])", ci)[0])
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = [each.rpartition(" ")[2] for each in project["classifiers"] if re.search(r"Python :: 3\.\d+$", each)]
+    assert [re.findall(r'python-version: "(.*)"', ci)[0], *matrix] == named
+    assert project["requires-python"] == f">={named[0]}"
 
 
 def test_ci_runs_at_length_each_night_what_make_test_shortens() -> None:

@@ -777,7 +777,7 @@ def test_a_failure_shows(
                 telemetry.samples_unavailable.labels("cpu").inc(3)
             telemetry.http_connections_closed.labels("unread").inc()
             telemetry.refresh()
-            return telemetry.rendered.text.decode()
+            return telemetry.rendered(0).text.decode()
 
         with serving(text) as other:
             configuration = faster(tmp_path / "rules", exporter.url.removeprefix("http://"))

@@ -11,10 +11,12 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 import httpx
 import pytest
+import uvicorn
 from structlog.testing import capture_logs
 
 from exporter.web import discovery, routes, webconfig
@@ -211,6 +213,22 @@ def test_what_never_ends_is_cut_off(start: bytes, more: bytes) -> None:
 # -- requests before the response of the first
 
 
+def test_every_response_has_the_time_of_its_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where uvicorn's loop renews no header: it would wake ten times a second."""
+
+    async def on_tick(server: uvicorn.Server, counter: int) -> bool:
+        return server.should_exit
+
+    monkeypatch.setattr(uvicorn.Server, "on_tick", on_tick)
+    with served(Limits()) as server, server.connect() as connection:
+        for _ in range(2):
+            before = int(time.time())
+            connection.sendall(REQUEST)
+            (sent,) = re.findall(rb"\r\ndate: ([^\r]+)\r\n", connection.recv(1 << 16))
+            assert before <= parsedate_to_datetime(sent.decode()).timestamp() <= time.time()
+            time.sleep(1.1)
+
+
 def test_a_few_pipelined_requests_are_answered_in_their_order() -> None:
     with served(Limits()) as server, server.connect() as connection:
         paths = ["/-/healthy", "/nowhere", "/metrics", "/-/ready"] * 4
@@ -265,7 +283,7 @@ def test_a_client_that_reads_slowly_gets_the_whole_response() -> None:
 
 
 def test_a_client_holds_a_bounded_number_of_bytes() -> None:
-    limits = replace(Limits(), unread_bytes=10 << 20)
+    limits = replace(Limits(), unread_bytes=2 << 20)  # of each response its first part waits, about a megabyte
     with served(limits, large()) as server, contextlib.ExitStack() as stack:
         for _ in range(20):
             connection = stack.enter_context(server.connect(receive_bytes=4096))

@@ -147,8 +147,7 @@ class Memory:
     def conditions(self) -> Mapping[str, Condition]:
         return {part: Condition(error, NOW - 3 * HOUR) for part, error in self.sources.items()}
 
-    @property
-    def rendered(self) -> ExporterMetrics:
+    def rendered(self, max_age: float) -> ExporterMetrics:
         text = generate_latest(self.registry)
         return ExporterMetrics(text, deflated(text))
 

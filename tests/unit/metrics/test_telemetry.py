@@ -24,6 +24,16 @@ def test_build_info_has_the_running_version(telemetry: Telemetry) -> None:
     assert value(telemetry, "build_info", **labels) == 1
 
 
+def test_a_scrape_renders_what_is_older_than_it_may_be_and_nothing_else() -> None:
+    now = 100.0
+    telemetry = Telemetry(CollectorRegistry(), monotonic=lambda: now)
+    telemetry.samples_dropped.inc(7)
+    assert b"samples_dropped_total 0.0" in telemetry.rendered(2).text, "rendered at the start"
+    now += 2.5
+    assert b"samples_dropped_total 7.0" in telemetry.rendered(2).text
+    assert telemetry.rendered(2) is telemetry.rendered(2)
+
+
 def test_the_global_registry_is_left_alone(telemetry: Telemetry) -> None:
     assert not [family.name for family in REGISTRY.collect() if family.name.startswith("cml_")]
     Telemetry(CollectorRegistry())  # a second one in the same process is no conflict
