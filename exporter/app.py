@@ -217,7 +217,7 @@ class Exporter:
         def texts() -> Sequence[bytes]:
             snapshot = self.backend.snapshot
             fresh = snapshot is not None and snapshot.fresh_until > time.time()
-            return [*([snapshot.body] if snapshot is not None and fresh else []), self.backend.exporter_metrics.text]
+            return [*([snapshot.body] if snapshot is not None and fresh else []), self.backend.exporter_metrics().text]
 
         owner = self._outbox.outbox.owner
         await OtlpPush(endpoint, self.settings.otlp.interval, owner, texts, self.telemetry).run_forever()
