@@ -64,7 +64,8 @@ class Telemetry:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # the catalog has no _created series
         self.registry = registry
         gauge, counter = partial(_metric, Gauge, registry), partial(_metric, Counter, registry)
-        gauge("build_info").labels(__version__, revision, platform.python_version()).set(1)
+        self.build_info = gauge("build_info")
+        self.build_info.labels(__version__, revision, platform.python_version()).set(1)
         self.leader = OptionalGauge("cml_exporter_leader", registry)
         self.source_up = gauge("source_up")
         self.source_duration = gauge("source_duration_seconds")
@@ -114,8 +115,7 @@ class Telemetry:
         """Estimated cost since the start, for the log."""
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
-        self._rendered = ExporterMetrics(b"", b"")
-        self._rendered_at = 0.0
+        self._rendered, self._rendered_at = ExporterMetrics(b"", b""), 0.0
         self.refresh()
 
     def _start_at_zero(self) -> None:
