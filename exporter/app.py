@@ -37,8 +37,9 @@ from exporter.storage.duplicates import count_duplicates
 from exporter.storage.history_marker import HistoryMarker
 from exporter.storage.inventory import Inventory
 from exporter.storage.lease import BACKFILL, LEASE_SECONDS, Lease, keep_renewed
-from exporter.storage.mongo import Database, connect
+from exporter.storage.mongo import Database, connect, read_preference
 from exporter.storage.repository import WorkerMetricsRepository, repository
+from exporter.storage.sample_reader import SampleReader
 from exporter.web.backend import Backend, BridgedArchive, LoopBridge
 
 _log = logs.get("exporter")
@@ -124,7 +125,8 @@ class Exporter:
         client, web_database = connect(settings)  # a client belongs to one event loop
         self._web_client = client
         repo = repository(settings, web_database, name) if name else None
-        history = repo.reader if repo else None
+        # Hourly aggregates are kept, so a secondary that is behind must not be their source.
+        history = SampleReader(repo.collection, read_preference(settings)) if repo else None
         old = Lease(web_database, owner=owner, name=BACKFILL)
         archive = (
             BridgedArchive(

@@ -41,6 +41,11 @@ WORKER_COLLECTIONS = ("workers", "cml_workers")
 _URI_AS_PATH = re.compile(r"\bmongodb(\+srv)?:/|:[^/]*@", re.IGNORECASE)
 """What only a connection string contains, also after `Path` has joined its slashes."""
 
+ReadMode = Literal["primary", "primaryPreferred", "secondary", "secondaryPreferred", "nearest"]
+"""Read preferences of MongoDB."""
+SHORTEST_STALENESS_SECONDS = 90
+"""MongoDB's limit: https://www.mongodb.com/docs/manual/core/read-preference-staleness/"""
+
 MAX_RETENTION = 2**31 - 1  # seconds; MongoDB refuses a longer expireAfterSeconds
 
 
@@ -74,6 +79,16 @@ class MongoSettings(Section):
         "not applied; use the `retention` command.",
     )
 
+    read_preference: ReadMode = Field(
+        "primary",
+        description="Member of a replica set that answers queries of samples by the API and remote read; a secondary may be "
+        "behind by `max_staleness`. Everything else, hourly aggregates too, is read from the primary.",
+    )
+    max_staleness: Duration = Field(
+        "90s",  # type: ignore[assignment]
+        description="Time that a secondary may be behind to be read; at least 90s.",
+    )
+
     @property
     def worker_collections(self) -> tuple[str, ...]:
         """Return the collections that may hold the worker documents, in the order of search."""
@@ -97,6 +112,10 @@ class MongoSettings(Section):
         if self.history in self.worker_collections:
             raise ValueError(
                 f"workers and history are both {self.history!r}; the exporter only reads the workers, name another history"
+            )
+        if self.max_staleness < SHORTEST_STALENESS_SECONDS:
+            raise ValueError(
+                f"max_staleness {format_duration(self.max_staleness)} must be at least 90s: MongoDB cannot tell a shorter one"
             )
         if not DAY <= self.retention <= MAX_RETENTION:
             raise ValueError(

@@ -7,7 +7,7 @@ the server too, so that an abandoned insert ends there.
 
 import socket
 import struct
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC
 from importlib.util import find_spec
@@ -38,6 +38,7 @@ from pymongo.errors import (
 )
 from pymongo.monitoring import CommandListener
 from pymongo.read_concern import ReadConcern
+from pymongo.read_preferences import Nearest, Primary, PrimaryPreferred, Secondary, SecondaryPreferred
 from pymongo.write_concern import WriteConcern
 
 from exporter.core.errors import ConfigError, FencedError, IncompatibleStoreError, StoreError, StoreUnavailableError
@@ -176,6 +177,22 @@ def missing_privileges(missing: Iterable[tuple[str, str]]) -> IncompatibleStoreE
     return IncompatibleStoreError(
         f"MongoDB does not allow this user {listed}; grant it the least role that README.md shows", reason="not_authorized"
     )
+
+
+ReadMode = Primary | PrimaryPreferred | Secondary | SecondaryPreferred | Nearest
+_BEHIND: Mapping[str, type[PrimaryPreferred | Secondary | SecondaryPreferred | Nearest]] = {
+    "primaryPreferred": PrimaryPreferred,
+    "secondary": Secondary,
+    "secondaryPreferred": SecondaryPreferred,
+    "nearest": Nearest,
+}
+"""Read preferences whose answer may be behind."""
+
+
+def read_preference(settings: "Settings") -> ReadMode:
+    """Return the member of a replica set that answers queries which may be behind, as the driver names it."""
+    kind = _BEHIND.get(settings.mongodb.read_preference)
+    return Primary() if kind is None else kind(max_staleness=settings.mongodb.max_staleness)
 
 
 @asynccontextmanager

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 from zoneinfo import ZoneInfo
 
 from pymongo.asynchronous.collection import AsyncCollection
+from pymongo.read_preferences import Primary
 
 from exporter.core.distribution import Distribution
 from exporter.core.local_time import LOCAL_INTERVALS, interval_start, later_start
@@ -16,7 +17,7 @@ from exporter.core.periods import DAY, HOUR, to_datetime, to_seconds
 from exporter.storage import hourly, rows
 from exporter.storage.aggregation import GROUPS_PER_QUERY, aggregate, window
 from exporter.storage.collection import HistoryCollection
-from exporter.storage.mongo import WHOLE_HISTORY_SECONDS, Document, chunks
+from exporter.storage.mongo import WHOLE_HISTORY_SECONDS, Document, ReadMode, chunks
 from exporter.storage.rows import SampleRow, StatisticsRow, number, text
 from exporter.storage.statistics import statistics, statistics_pipeline
 
@@ -50,17 +51,24 @@ class FieldColumn(NamedTuple):
     values: list[Any]
 
 
+PRIMARY = Primary()
+
+
 class SampleReader:
     """Reads the history: samples as records, rows, or columns, and statistics per interval or hour.
 
     Samples past retention are left out where `HistoryCollection.retention` is known: MongoDB deletes them late.
 
+    Args:
+        collection: of the samples.
+        reads: member of a replica set that is read; whoever decides by what is stored reads the primary.
+
     Every method raises StoreUnavailableError, IncompatibleStoreError or StoreError.
     """
 
-    def __init__(self, collection: HistoryCollection) -> None:
+    def __init__(self, collection: HistoryCollection, reads: ReadMode = PRIMARY) -> None:
         self._collection = collection
-        self._samples = collection.samples
+        self._samples = collection.samples.with_options(read_preference=reads)
 
     async def current_retention(self) -> int | None:
         """Return how many seconds the samples are kept, see `HistoryCollection.current_retention`."""
