@@ -31,6 +31,7 @@ from exporter.storage.mongo import (
     Document,
     chunks,
 )
+from exporter.storage.privileges import may_see_all_operations
 from exporter.storage.sample_reader import stored_seconds
 
 Key = tuple[str, int]
@@ -78,15 +79,14 @@ class SampleWriter:
     def __init__(self, collection: HistoryCollection) -> None:
         self._collection = collection
         self._samples = collection.samples
-        self._sees_all_users = True
+        self._sees_all_users: bool | None = None  # not asked yet
         self._fence = InsertFence(collection.database, owner=new_owner())
         self._lease = self._fence.lease
         self._one_at_a_time = asyncio.Lock()
         self._unacknowledged = False
         """Whether an insert was sent under the lease without an answer so far: it may be running on the server."""
         self._yield_until = 0.0
-        """Until then (time of the event loop) this writer leaves the lease to waiting processes: for as long as it has held it,
-        at most until each of them has tried once."""
+        """Until then (time of the event loop) others get the lease: for as long as this one held it, at most one try each."""
 
     async def ensure_collection(self) -> None:
         """Create or verify the collection that is written to, see `HistoryCollection.ensure`; cheap where nothing changed."""
@@ -100,16 +100,17 @@ class SampleWriter:
     async def no_insert_running(self) -> bool:
         """Return whether no insert into the collection is running on the server.
 
-        mongod finishes an insert whose client has died; until then `existing_keys` proves nothing. A user with the cluster
-        action `inprog` sees the inserts of every user. The least role sees only its own, which are all that the exporter makes
-        unless its user was just replaced; then an old insert ends within OPERATION_SECONDS.
+        mongod finishes an insert whose client has died; until then `existing_keys` proves nothing. The least role sees only the
+        user's own inserts, which are all, unless the user was just replaced; then an old one ends within OPERATION_SECONDS.
         """
         async with self._collection.operation("find"):
+            if self._sees_all_users is None:  # asked first: MongoDB logs what it refuses
+                self._sees_all_users = await may_see_all_operations(self._collection.database)
             try:
                 return not await self._running_inserts(self._sees_all_users)
             except OperationFailure as error:
                 if error.code != NOT_AUTHORIZED or not self._sees_all_users:
-                    raise
+                    raise  # else the user has another role now
                 self._sees_all_users = False
                 return not await self._running_inserts(False)
 

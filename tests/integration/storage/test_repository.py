@@ -586,6 +586,8 @@ class TestCredentials:
                 assert not await repo.writer.no_insert_running()
                 assert not await repo.writer.no_insert_running()
             await insert
+            log = (await root.admin.command("getLog", "global"))["log"]
+            assert not [line for line in log if "uthoriz" in line and "currentOp" in line], "MongoDB logs what it refuses"
 
     @pytest.mark.parametrize(
         ("collection", "action"),
