@@ -94,7 +94,7 @@ READ: dict[str, set[str]] = {
     | WORKERS
     | {"mongodb.workers", "mongodb.history", "mongodb.retention", "period", "gap_fill_window", "data_dir"}
     | {"events.collection", "events.types", "log.format"},
-    "export": MONGODB | {"mongodb.history", "period", "log.format"},
+    "export": MONGODB | {"mongodb.history", "period", "data_dir", "log.format"},
     "purge": MONGODB | WORKERS | {"mongodb.workers", "mongodb.history", "period", "gap_fill_window", "log.format"},
     "demo": set(),
 }

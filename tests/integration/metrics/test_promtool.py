@@ -43,6 +43,7 @@ def gauges(number: int) -> WorkerGauges:
 def used_telemetry() -> Telemetry:
     """Telemetry with at least one series in every family."""
     telemetry = Telemetry(CollectorRegistry())
+    telemetry.otlp_pushes.labels("success")
     telemetry.leader.value = 1
     telemetry.source_succeeded("cloudwatch", "eu-west-1", 1_769_860_812, 0.5)
     telemetry.workers_skipped.labels("no_id").set(1)
