@@ -64,6 +64,8 @@ MIRRORED_WITHIN_SECONDS = 420
 """How long after the last fault everything may take to become final and be mirrored; an idle machine needs half of it."""
 WARM_UP_SECONDS = 75
 """Time before the majority is lost: each worker was observed, and the exporter holds the lease."""
+STATUS_SETTLES_SECONDS = 15
+"""Time until the status of every worker has changed once."""
 STATUSES = ("running", "pending")
 """What the status changes between; CloudWatch has data in both."""
 
@@ -383,8 +385,10 @@ def step_downs(
     with running(folder, seed, workers, say, later=workers * round(seconds / ADD_SECONDS)) as run:
         with Scraper(run.exporter.url) as scraper:
             began = time.monotonic()
+            changed = time.time() + STATUS_SETTLES_SECONDS
             with run.adding(workers):
-                while time.monotonic() < began + seconds:
+                # Until a period has begun after the first change: only from then on are status and labs compared.
+                while time.monotonic() < began + seconds or time.time() < align(int(changed), PERIOD) + PERIOD:
                     run.step_down()
             run.finish(run.ended)
         run.outcome.silence = scraper.longest
