@@ -57,6 +57,7 @@ class Command(NamedTuple):
 
 EVERY_SETTING = ("*",)
 _MONGODB = ("mongodb.uri", "mongodb.uri_file")
+_HISTORY = (*_MONGODB, "mongodb.workers", "mongodb.history", "mongodb.retention")
 _WORKERS = ("workers.fields", "workers.extra")
 """What commands need that read the worker documents; the price is for gauges and pages."""
 
@@ -212,7 +213,7 @@ COMMANDS: dict[str, Command] = {
         "exporter may run at the same time. Exit status 1 when samples are still missing.",
         flags.backfill_flags,
         (
-            *("mongodb", "period", "gap_fill_window", "cloudwatch.enabled", "cloudwatch.endpoint_url"),
+            *(*_HISTORY, "period", "gap_fill_window", "cloudwatch.enabled", "cloudwatch.endpoint_url"),
             *("cloudwatch.memory", "cloudwatch.max_usd_per_day", "aws", *_WORKERS, "data_dir", "log.format"),
         ),
         "--since TIME [--worker ID ...] [--dry-run] [--max-usd DOLLARS]",
@@ -234,7 +235,7 @@ docs/backfill.md explains what is filled, what it costs, and what happens after 
         "print which samples are stored twice, and remove the copies after a confirmation.",
         flags.verify_flags,
         (
-            *("mongodb", "period", "absence_timeout", "cloudwatch.enabled", "cloudwatch.interval", "cloudwatch.endpoint_url"),
+            *(*_HISTORY, "period", "absence_timeout", "cloudwatch.enabled", "cloudwatch.interval", "cloudwatch.endpoint_url"),
             *("cloudwatch.memory", "cloudwatch.max_usd_per_day", "aws", *_WORKERS, "data_dir", "log.format"),
         ),
         "--since TIME [--worker ID ...] [--sample PERCENT] [--max-usd DOLLARS] [--dry-run] [--json] [--quiet]\n"
@@ -260,7 +261,7 @@ docs/verify.md explains what is compared, what each kind of difference means, an
         "periods that the history lacks and `serve` no longer fills. Prints the plan first: events by type, periods,\n"
         "what is skipped and why. Costs nothing, makes no AWS call, and never changes a sample that is there.",
         flags.import_events_flags,
-        (*("mongodb", "events", "period", "gap_fill_window", *_WORKERS, "data_dir", "log.format"),),
+        (*(*_HISTORY, "events", "period", "gap_fill_window", *_WORKERS, "data_dir", "log.format"),),
         "--since TIME [--until TIME] [--worker ID ...] [--dry-run] [--quiet]",
         f"""\
 {_TIME}

@@ -179,6 +179,22 @@ def missing_privileges(missing: Iterable[tuple[str, str]]) -> IncompatibleStoreE
     )
 
 
+async def may_see_all_operations(database: Database) -> bool:
+    """Return whether the user may see the running operations of every user; without authentication everybody may.
+
+    Raises:
+        PyMongoError: MongoDB does not answer.
+    """
+    answer = await database.client.admin.command("connectionStatus", showPrivileges=True)
+    granted = answer["authInfo"].get("authenticatedUserPrivileges", ())
+    if not answer["authInfo"]["authenticatedUsers"]:
+        return True
+    return any(
+        "inprog" in each["actions"] and (each["resource"].get("cluster") or each["resource"].get("anyResource"))
+        for each in granted
+    )
+
+
 ReadMode = Primary | PrimaryPreferred | Secondary | SecondaryPreferred | Nearest
 _BEHIND: Mapping[str, type[PrimaryPreferred | Secondary | SecondaryPreferred | Nearest]] = {
     "primaryPreferred": PrimaryPreferred,

@@ -5,7 +5,7 @@ from types import MappingProxyType
 
 from exporter.core.settings import WORKER_COLLECTIONS
 from exporter.storage.inventory import INVENTORY
-from exporter.storage.mongo import STATE, Database, Document
+from exporter.storage.mongo import STATE, Document
 
 LEAST_PRIVILEGES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -38,22 +38,6 @@ REPAIR_PRIVILEGES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 IMPORT_PRIVILEGES: Mapping[str, tuple[str, ...]] = MappingProxyType({"domain_events": ("find",)})
 """The actions `import-events` needs beyond LEAST_PRIVILEGES, on the collection of the setting `events.collection`."""
-
-
-async def may_see_all_operations(database: Database) -> bool:
-    """Return whether the user may see the running operations of every user; without authentication everybody may.
-
-    Raises:
-        PyMongoError: MongoDB does not answer.
-    """
-    answer = await database.client.admin.command("connectionStatus", showPrivileges=True)
-    granted = answer["authInfo"].get("authenticatedUserPrivileges", ())
-    if not answer["authInfo"]["authenticatedUsers"]:
-        return True
-    return any(
-        "inprog" in each["actions"] and (each["resource"].get("cluster") or each["resource"].get("anyResource"))
-        for each in granted
-    )
 
 
 def least_role(

@@ -30,8 +30,8 @@ from exporter.storage.mongo import (
     WHOLE_HISTORY_SECONDS,
     Document,
     chunks,
+    may_see_all_operations,
 )
-from exporter.storage.privileges import may_see_all_operations
 from exporter.storage.sample_reader import stored_seconds
 
 Key = tuple[str, int]

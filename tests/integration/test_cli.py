@@ -207,7 +207,8 @@ def test_each_command_reads_the_settings_it_lists_and_no_other(
     assert reads("backfill", "--since", "2d") == READ["backfill"]
     assert reads("verify", "--since", "2d", status=1) == READ["verify"]
     assert reads("import-events", "--since", "2d") == READ["import-events"]
-    assert reads("export", "--since", "2d", "--output", str(tmp_path / "out")) == READ["export"]
+    file = reads("export", "--since", "2d", "--output", str(tmp_path / "out"))
+    assert file | reads("export", "--since", "2d", "--to", "graphite://127.0.0.1", status=1) == READ["export"]
     assert reads("retention") | reads("retention", "--set", "60d", "--yes") == READ["retention"]
     refused = reads("purge", "--worker", "w", status=1)
     assert refused | reads("purge", "--worker", "w", "--yes", "--even-if-listed") == READ["purge"]
