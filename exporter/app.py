@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import time
 from collections.abc import Sequence
 from functools import partial
 
@@ -41,6 +40,7 @@ from exporter.storage.mongo import Database, connect, read_preference
 from exporter.storage.repository import WorkerMetricsRepository, repository
 from exporter.storage.sample_reader import SampleReader
 from exporter.web.backend import Backend, BridgedArchive, LoopBridge
+from exporter.web.lookup import is_fresh
 
 _log = logs.get("exporter")
 BEAT_INTERVAL_SECONDS = 30
@@ -218,8 +218,8 @@ class Exporter:
 
         def texts() -> Sequence[bytes]:
             snapshot = self.backend.snapshot
-            fresh = snapshot is not None and snapshot.fresh_until > time.time()
-            return [*([snapshot.body] if snapshot is not None and fresh else []), self.backend.exporter_metrics().text]
+            shown = [snapshot.body] if snapshot is not None and is_fresh(self.backend, snapshot) else []
+            return [*shown, self.backend.exporter_metrics().text]
 
         owner = self._outbox.outbox.owner
         await OtlpPush(endpoint, self.settings.otlp.interval, owner, texts, self.telemetry).run_forever()

@@ -110,8 +110,7 @@ def updated_entry(entry: InventoryEntry | None, worker: Worker, now: int) -> Inv
         )
     instances = entry.instances
     if fresh and instances and (instances[-1].instance_id, instances[-1].region) == (fresh.instance_id, fresh.region):
-        *earlier, last = instances
-        instances = (*earlier, InstanceInterval(last.instance_id, last.region, last.first, max(last.last, now)))
+        instances = (*instances[:-1], instances[-1].until(now))
     elif fresh:
         instances = (*instances, fresh)
     kept_end = entry.terminated_at if worker.status == "terminated" else None

@@ -342,6 +342,10 @@ class InstanceInterval:
     first: int
     last: int
 
+    def until(self, now: int) -> "InstanceInterval":
+        """Return the interval after an observation with the instance at `now`; it never becomes shorter."""
+        return InstanceInterval(self.instance_id, self.region, self.first, max(self.last, now))
+
 
 @dataclass(frozen=True, slots=True)
 class InventoryEntry:

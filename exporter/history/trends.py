@@ -147,10 +147,12 @@ def add_hours(part: WorkerDay, first: int, last: int, price: float | None, total
     inside = slice(bisect_left(part.hours, first), bisect_left(part.hours, last))
     running, cpu, memory, labs, most_labs = (column(part, name)[inside] for name in FIELDS)
     totals.running += sum(share for share in running if share > 0)  # without NaN
-    for values, of, hours in ((cpu, "cpu", "cpu_hours"), (memory, "memory", "memory_hours"), (labs, "labs", "counted")):
-        weighted, weight = _weighted(values, running)
-        setattr(totals, of, getattr(totals, of) + weighted)
-        setattr(totals, hours, getattr(totals, hours) + weight)
+    (of_cpu, cpu_hours), (of_memory, memory_hours), (of_labs, counted) = (
+        _weighted(values, running) for values in (cpu, memory, labs)
+    )
+    totals.cpu, totals.cpu_hours = totals.cpu + of_cpu, totals.cpu_hours + cpu_hours
+    totals.memory, totals.memory_hours = totals.memory + of_memory, totals.memory_hours + memory_hours
+    totals.labs, totals.counted = totals.labs + of_labs, totals.counted + counted
     idle = sum(share for share, most in zip(running, most_labs, strict=True) if most == 0 and share > 0)
     totals.idle += idle
     if price is not None:

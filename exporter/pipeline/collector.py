@@ -21,7 +21,7 @@ from exporter.pipeline.availability import PING_SECONDS, OutboxDisk, watch_mongo
 from exporter.pipeline.calls import CallRunner
 from exporter.pipeline.gap_filling import GapFilling, Leadership, SampleTimes
 from exporter.pipeline.lifecycle import Rules
-from exporter.pipeline.loop import guard, run_on_schedule, wait
+from exporter.pipeline.loop import doubling, guard, run_on_schedule, wait
 from exporter.pipeline.observer import OBSERVE_OFFSET_SECONDS, HistoryAccess, InventoryStore, Observer
 from exporter.pipeline.outbox_thread import OutboxThread
 from exporter.pipeline.poller import POLL_OFFSET_SECONDS, Poller
@@ -113,7 +113,7 @@ class Collector:
         )
         self._first_gaps = asyncio.Event()
         """Set once the gaps found by the first observation are opened, or there are none to open now."""
-        self._first_poll_began, self._next_retry, self._first_workers = False, FIRST_RETRY_SECONDS, asyncio.Event()
+        self._first_poll_began, self._first_workers = False, asyncio.Event()
         self.polled = asyncio.Event()
         """Set by the first collection cycle, successful or not."""
         self.reobserve = asyncio.Event()
@@ -160,19 +160,9 @@ class Collector:
             wake=self._first_workers,
             report=self._health.loop_failed,
             beat=beat,
-            soon=self._poll_soon,
+            # Only the workers of a region that has not answered are due again so early.
+            soon=doubling(FIRST_RETRY_SECONDS, lambda: self._health.awaited("cloudwatch")),
         )
-
-    def _poll_soon(self) -> float | None:
-        """Return after how many seconds to poll again while a region has not answered since the start, each time twice as many.
-
-        Only the workers of such a region are due again so early.
-        """
-        if not self._health.awaited("cloudwatch"):
-            self._next_retry = FIRST_RETRY_SECONDS
-            return None
-        pause, self._next_retry = self._next_retry, 2 * self._next_retry
-        return pause
 
     async def open_gaps_forever(self) -> None:
         """Open gaps whenever there are some."""

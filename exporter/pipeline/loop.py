@@ -51,6 +51,21 @@ async def run_on_schedule(
         await sleep_until(tick if pause is None else min(tick, wall() + pause), wall, wake)
 
 
+def doubling(first: float, needed: Callable[[], bool]) -> Callable[[], float | None]:
+    """Return a `soon` of `run_on_schedule`: while `needed`, pauses of `first` seconds, then each twice as long as the last."""
+    following = first
+
+    def pause() -> float | None:
+        nonlocal following
+        if not needed():
+            following = first
+            return None
+        current, following = following, 2 * following
+        return current
+
+    return pause
+
+
 async def guard(name: str, step: Callable[[], Awaitable[None]]) -> str | None:
     """Run `step` once and log its error instead of raising it; return one that is a bug, None if there was none."""
     try:

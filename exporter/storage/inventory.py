@@ -146,11 +146,7 @@ def _only_the_time_is_new(old: InventoryEntry, new: InventoryEntry, on_instance:
         return False
     if not (on_instance and old.instances):
         return old.instances == new.instances
-    *earlier, last = old.instances
-    return new.instances == (
-        *earlier,
-        InstanceInterval(last.instance_id, last.region, last.first, max(last.last, new.last_seen)),
-    )
+    return new.instances == (*old.instances[:-1], old.instances[-1].until(new.last_seen))
 
 
 def _touch(now: int, on_instance: bool) -> list[Document]:

@@ -4,13 +4,9 @@ A store is idempotent: a sample that is written twice is there once, because its
 not sure that a write happened repeats it.
 """
 
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from typing import Any, Protocol
-
-from exporter.core.history_metrics import METRIC_FIELDS
+from typing import Protocol
 
 Values = list[float | None]
 
@@ -53,23 +49,3 @@ class Store(Protocol):
 
     async def close(self) -> None:
         """Release connections."""
-
-
-def batches(worker_id: str, documents: Iterable[Mapping[str, Any]], time_key: str, info: Mapping[str, str]) -> Iterator[Batch]:
-    """Make batches of sample documents of one worker, oldest first, whose `time_key` is in milliseconds."""
-    for region, part in groupby(documents, key=lambda each: str(each.get("region") or "")):
-        found = list(part)
-        yield Batch(
-            worker_id,
-            region,
-            info,
-            [each[time_key] for each in found],
-            {field: [_finite(each.get(field)) for each in found] for field in METRIC_FIELDS},
-            [None if each.get("status") is None else str(each["status"]) for each in found],
-        )
-
-
-def _finite(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return value

@@ -13,7 +13,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TextIO
@@ -23,7 +23,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from exporter.commands.exit_status import CLOSED_PIPE
-from exporter.commands.export.copying import continued, copy_to_store
+from exporter.commands.export.batches import batches
+from exporter.commands.export.copying import Journal, copy_to_store
 from exporter.commands.export.openmetrics import text
 from exporter.commands.export.request import ExportRequest
 from exporter.commands.export.spool import KEYS, open_spool
@@ -38,7 +39,6 @@ from exporter.storage.repository import WorkerMetricsRepository, repository, req
 from exporter.storage.rows import number
 from exporter.storage.sample_stream import TIME, Pages, stream
 from exporter.stores.line_protocol import lines
-from exporter.stores.store import batches
 
 CSV_COLUMNS = (
     "worker_id",
@@ -82,7 +82,8 @@ async def run(settings: Settings, request: ExportRequest, err: TextIO) -> int:
     """
     name = require_history(settings, "export")
     if request.to is not None:
-        request = continued(settings.data_dir, request)
+        journal = Journal.of(settings.data_dir, request)
+        request = replace(request, since=journal.since, until=journal.until)
     if request.since >= request.until:
         raise ConfigError(
             f"--since: {rfc3339(request.since)} is not before --until, {rfc3339(request.until)}; swap or mend them"
@@ -97,7 +98,7 @@ async def run(settings: Settings, request: ExportRequest, err: TextIO) -> int:
         if request.to is not None:
             with _progress(err, len(workers)) if err.isatty() else nullcontext(_silent) as step:
                 pages = partial(_pages, history, request=request, keys=KEYS, step=step)
-                return await copy_to_store(settings.data_dir, request, workers, inventory.entries, pages, err)
+                return await copy_to_store(journal, request, workers, inventory.entries, pages, err)
         try:
             with _destination(request.output) as sink:
                 counts = await _write(history, inventory.entries, workers, request, sink, err)
@@ -196,7 +197,7 @@ def _page_writer(request: ExportRequest, entries: Entries, sink: "Sink") -> tupl
 
 def influx_lines(worker_id: str, documents: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Yield InfluxDB's line of each document with TIME; the time in nanoseconds, which its programs expect of a file."""
-    for batch in batches(worker_id, documents, TIME, {}):
+    for batch in batches(worker_id, documents, {}):
         yield from (f"{line}000000\n" for line in lines(batch))
 
 

@@ -10,10 +10,11 @@ import hashlib
 import json
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO, TypeVar
+from typing import Self, TextIO, TypeVar
 
+from exporter.commands.export.batches import batches
 from exporter.commands.export.request import ExportRequest
 from exporter.core.errors import ExporterError, StoreError, StoreUnavailableError
 from exporter.core.model import InventoryEntry
@@ -21,7 +22,7 @@ from exporter.core.periods import rfc3339
 from exporter.history.series import info_labels
 from exporter.storage.sample_stream import TIME, Pages
 from exporter.stores.opening import open_store
-from exporter.stores.store import Batch, Store, batches
+from exporter.stores.store import Batch, Store
 
 T = TypeVar("T")
 WRITE_SAMPLES = 10_000
@@ -42,6 +43,16 @@ class Journal:
     samples: int = 0
     """Samples of the workers that are done."""
 
+    @classmethod
+    def of(cls, folder: Path, request: ExportRequest) -> Self:
+        """Return the journal of an interrupted run of the same request, with its window: `30d` would be another one now."""
+        what = json.dumps([request.to, request.window, sorted(set(request.workers))])
+        path = folder / f"export-{hashlib.sha256(what.encode()).hexdigest()[:16]}.json"
+        with contextlib.suppress(OSError, ValueError, KeyError):  # no file, or a damaged one: it begins anew, which is safe
+            found = json.loads(path.read_text())
+            return cls(path, int(found["since"]), int(found["until"]), str(found["done"]), int(found["samples"]))
+        return cls(path, request.since, request.until)
+
     def keep(self) -> None:
         """Write the file, which replaces the former one at once.
 
@@ -60,23 +71,8 @@ class Journal:
             ) from error
 
 
-def _journal(folder: Path, request: ExportRequest) -> Journal:
-    what = json.dumps([request.to, request.window, sorted(set(request.workers))])
-    path = folder / f"export-{hashlib.sha256(what.encode()).hexdigest()[:16]}.json"
-    with contextlib.suppress(OSError, ValueError, KeyError):  # no file, or one that is damaged: it begins anew, which is safe
-        found = json.loads(path.read_text())
-        return Journal(path, int(found["since"]), int(found["until"]), str(found["done"]), int(found["samples"]))
-    return Journal(path, request.since, request.until)
-
-
-def continued(folder: Path, request: ExportRequest) -> ExportRequest:
-    """Return the request with the window of its interrupted run, if there was one: `30d` would be another one now."""
-    journal = _journal(folder, request)
-    return replace(request, since=journal.since, until=journal.until)
-
-
 async def copy_to_store(
-    folder: Path,
+    journal: Journal,
     request: ExportRequest,
     workers: Sequence[str],
     entries: Mapping[str, InventoryEntry],
@@ -86,8 +82,8 @@ async def copy_to_store(
     """Copy samples into the store of the request, count them there, and print both figures on `err`.
 
     Args:
-        folder: where the journal is.
-        request: what and where to.
+        journal: how far an earlier run came.
+        request: what and where to, with the window of the journal.
         workers: ids of all workers of the request, ascending.
         entries: the inventory.
         pages: reads the samples of workers, in their order.
@@ -100,7 +96,7 @@ async def copy_to_store(
         ConfigError: the address is no store's.
         ExporterError: the store does not answer or refuses; the same command continues.
     """
-    store, journal, began = open_store(request.to or ""), _journal(folder, request), time.monotonic()
+    store, began = open_store(request.to or ""), time.monotonic()
     left = [worker_id for worker_id in workers if worker_id > journal.done]
     if len(left) < len(workers):
         print(f"Continues after {len(workers) - len(left):,} workers of an interrupted export.", file=err)
@@ -131,17 +127,17 @@ async def _copy(
     pages: Callable[[Sequence[str]], Pages],
     rate: int,
 ) -> None:
-    began, sent = time.monotonic(), 0
+    began, sent, unsent = time.monotonic(), 0, 0
     waiting: list[Batch] = []
     last: tuple[str, int] | None = None
     counted: dict[str, int] = {}
     """Samples of the workers whose samples are waiting, or partly written."""
 
     async def write(done: Sequence[str]) -> None:
-        nonlocal sent
+        nonlocal sent, unsent
         if waiting:
             await _repeating(lambda: store.write(waiting))
-        sent += sum(len(batch.times) for batch in waiting)
+        sent, unsent = sent + unsent, 0
         waiting.clear()
         if done:
             journal.done, journal.samples = done[-1], journal.samples + sum(counted.pop(each) for each in done)
@@ -149,9 +145,10 @@ async def _copy(
         await asyncio.sleep(max(0, began + sent / rate - time.monotonic()))
 
     async for worker_id, page in pages(workers):
-        if sum(len(batch.times) for batch in waiting) + len(page) > min(WRITE_SAMPLES, rate):
+        if unsent + len(page) > min(WRITE_SAMPLES, rate):
             await write([each for each in counted if each != worker_id])
-        waiting += batches(worker_id, page, TIME, info_labels(worker_id, entries.get(worker_id)))
+        waiting += batches(worker_id, page, info_labels(worker_id, entries.get(worker_id)))
+        unsent += len(page)
         # Two samples at the same time are one there.
         times = {document[TIME] for document in page} - ({last[1]} if last and last[0] == worker_id else set())
         counted[worker_id] = counted.get(worker_id, 0) + len(times)

@@ -2,8 +2,9 @@
 
 import pytest
 
+from exporter.commands.export.batches import batches
 from exporter.stores.line_protocol import lines, tag
-from exporter.stores.store import Batch, batches
+from exporter.stores.store import Batch
 
 
 def batch(worker_id: str = "w1", region: str = "eu-west-1", status: str | None = "running", **numbers: float | None) -> Batch:
@@ -40,7 +41,7 @@ def test_a_worker_that_changed_its_region_has_two_batches_and_what_is_no_number_
         {"time": 1, "region": "eu", "cpu_utilization": 1, "memory_utilization": float("nan"), "active_labs_count": True},
         {"time": 2, "region": None, "cpu_utilization": "2", "status": 7},
     ]
-    first, second = batches("w1", documents, "time", {"name": "one"})
+    first, second = batches("w1", documents, {"name": "one"})
     assert (first.region, first.times, first.statuses) == ("eu", [1], [None])
     assert first.numbers == {"cpu_utilization": [1], "memory_utilization": [None], "active_labs_count": [None]}
     assert (second.region, second.times, second.statuses, second.info) == ("", [2], ["7"], {"name": "one"})
