@@ -11,7 +11,7 @@ import argparse
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -50,13 +50,31 @@ def queries(workers: int, region: str) -> list[tuple[Key, dict[str, Any]]]:
     return found
 
 
+class SignedClient:
+    """Sends GetMetricData calls to one URL over kept connections; safe from `THREADS` threads."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._credentials = Credentials("bench", "bench")
+        self._http = urllib3.PoolManager(maxsize=THREADS)
+
+    def results(self, region: str, fields: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Make a call and return its MetricDataResults."""
+        body = orjson.dumps(fields)
+        request = AWSRequest("POST", self._url, headers=HEADERS, data=body)
+        SigV4Auth(self._credentials, "monitoring", region).add_auth(request)
+        answer = self._http.request("POST", self._url, body=body, headers=dict(request.headers.items()))
+        if answer.status != 200:
+            raise RuntimeError(f"the fake CloudWatch answered {answer.status}: {answer.data[:200]!r}")
+        found: list[dict[str, Any]] = orjson.loads(answer.data)["MetricDataResults"]
+        return found
+
+
 class BareClient:
     """Polls one fake CloudWatch; `values` holds time and value of the newest datapoint by instance and metric."""
 
     def __init__(self, url: str, workers: int) -> None:
-        self._url, self._workers = url, workers
-        self._credentials = Credentials("bench", "bench")
-        self._http = urllib3.PoolManager(maxsize=THREADS)
+        self._client, self._workers = SignedClient(url), workers
         self._threads = ThreadPoolExecutor(THREADS)
         self.values: dict[Key, tuple[float, float]] = {}
 
@@ -74,14 +92,8 @@ class BareClient:
     def _call(self, region: str, wanted: Sequence[tuple[Key, dict[str, Any]]]) -> dict[Key, tuple[float, float]]:
         end = int(time.time()) // PERIOD * PERIOD
         fields = {"MetricDataQueries": [query for _, query in wanted], "StartTime": end - WINDOW_SECONDS, "EndTime": end}
-        body = orjson.dumps(fields)
-        request = AWSRequest("POST", self._url, headers=HEADERS, data=body)
-        SigV4Auth(self._credentials, "monitoring", region).add_auth(request)
-        answer = self._http.request("POST", self._url, body=body, headers=dict(request.headers.items()))
-        if answer.status != 200:
-            raise RuntimeError(f"the fake CloudWatch answered {answer.status}: {answer.data[:200]!r}")
         keys = {query["Id"]: key for key, query in wanted}
-        results = orjson.loads(answer.data)["MetricDataResults"]
+        results = self._client.results(region, fields)
         return {
             keys[each["Id"]]: max(zip(each["Timestamps"], each["Values"], strict=True)) for each in results if each["Values"]
         }

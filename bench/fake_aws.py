@@ -30,6 +30,14 @@ class Counted(NamedTuple):
     """The first request, in monotonic seconds, which all processes share; None: there was none."""
 
 
+def control(url: str, order: Mapping[str, Any]) -> dict[str, Any]:
+    """Give an order to the fake CloudWatch at a URL, and return its answer."""
+    request = urllib.request.Request(f"{url}/ctl", data=json.dumps(order).encode(), method="POST")
+    with urllib.request.urlopen(request, timeout=START_SECONDS) as response:
+        answer: dict[str, Any] = json.loads(response.read())
+    return answer
+
+
 class FakeAws:
     """A fake CloudWatch with a fleet that always ran and detailed monitoring; a context manager.
 
@@ -70,15 +78,9 @@ class FakeAws:
 
     def count(self) -> Counted:
         """Return what arrived since the last time, and count from 0 again."""
-        counters = self._control({"brief": True, "reset": True})
+        counters = control(self.url, {"brief": True, "reset": True})
         calls = sum(counters["calls"].get(name, 0) for name in ("GetMetricData", "ListMetrics", "GetMetricStatistics"))
         return Counted(calls, sum(counters["metrics_billed"].values()), counters["span"], counters["first_request"])
-
-    def _control(self, order: Mapping[str, Any]) -> dict[str, Any]:
-        request = urllib.request.Request(f"{self.url}/ctl", data=json.dumps(order).encode(), method="POST")
-        with urllib.request.urlopen(request, timeout=START_SECONDS) as response:
-            answer: dict[str, Any] = json.loads(response.read())
-        return answer
 
     def value(self, instance: str, metric: MetricName, start: int) -> float:
         """Return the percent of the period that starts at UTC second `start`."""

@@ -21,7 +21,8 @@ from typing import Any
 
 from pymongo import MongoClient
 
-from bench.rounds import REGIONS, aggregates
+from bench.fake_aws import REGIONS
+from bench.rounds import aggregates
 from exporter.demo.mongod import Mongod
 from tests.helpers.ports import free_port
 

@@ -13,23 +13,17 @@ import asyncio
 import json
 import os
 import statistics
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-import orjson
-import urllib3
-from botocore.auth import SigV4Auth
-from botocore.awsrequest import AWSRequest
-from botocore.credentials import Credentials
 from prometheus_client import CollectorRegistry
 
+from bench.bare_client import SignedClient
+from bench.fake_aws import REGIONS, FakeAws, control
 from exporter.app import freeze
 from exporter.core.model import MetricQuery, Worker
 from exporter.core.settings_loader import load
@@ -40,12 +34,9 @@ from exporter.pipeline.planning import MetricDataCall, live_queries, plan, revis
 from exporter.sources.cloudwatch.client import CloudWatch
 from exporter.sources.cloudwatch.memory_series import MemorySeriesIndex
 from tests.helpers.fake_cloudwatch import instance_id
-from tests.helpers.ports import free_port
 
-REGIONS = ("eu-west-1", "us-east-1")
 PERIOD = 60
 WARM_UP_CYCLES = 2
-HEADERS = {"Content-Type": "application/x-amz-json-1.0", "X-Amz-Target": "GraniteServiceVersion20100801.GetMetricData"}
 Values = dict[tuple[str, str], float]
 """(instance, metric) → its newest value in percent."""
 
@@ -106,14 +97,12 @@ class Polling:
         await self._source.close()
 
 
-class BareClient:
+class SameCalls:
     """Makes calls whose bodies are ready: signs, sends, parses, keeps the newest values."""
 
     def __init__(self, url: str) -> None:
-        self._url = url
-        self._http = urllib3.PoolManager(maxsize=MAX_CONCURRENT_CALLS)
+        self._client = SignedClient(url)
         self._threads = ThreadPoolExecutor(MAX_CONCURRENT_CALLS)
-        self._credentials = Credentials("bench", "bench")
 
     def prepare(self, calls: Sequence[MetricDataCall]) -> list[tuple[str, dict[str, Any], Sequence[MetricQuery]]]:
         """Return the region, the body, and the queries of each call."""
@@ -146,13 +135,7 @@ class BareClient:
         return values
 
     def _call(self, region: str, request: dict[str, Any], queries: Sequence[MetricQuery]) -> Values:
-        body = orjson.dumps(request)
-        signed = AWSRequest("POST", self._url, headers=HEADERS, data=body)
-        SigV4Auth(self._credentials, "monitoring", region).add_auth(signed)
-        answer = self._http.request("POST", self._url, body=body, headers=dict(signed.headers.items()))
-        if answer.status != 200:
-            raise RuntimeError(f"the fake CloudWatch answered {answer.status}: {answer.data[:200]!r}")
-        results = orjson.loads(answer.data)["MetricDataResults"]
+        results = self._client.results(region, request)
         return {
             (queries[int(result["Id"][1:])].instance_id, queries[int(result["Id"][1:])].metric): result["Values"][-1]
             for result in results
@@ -162,14 +145,15 @@ class BareClient:
 
 async def measure(workers: int, rounds: int) -> dict[str, Any]:
     """Return the CPU seconds of each cycle of both, the calls and the datapoints, and the ratio of the medians."""
-    with _fake(workers) as url:
-        polling, bare = Polling(url, workers), BareClient(url)
+    with TemporaryDirectory() as folder, FakeAws(Path(folder), workers, period=PERIOD) as fake:
+        url = fake.url
+        polling, bare = Polling(url, workers), SameCalls(url)
         cycles: list[dict[str, float]] = []
         offset = 0.0
         for index in range(rounds + WARM_UP_CYCLES):
             offset += (20 - time.time() - offset) % 60 or 60  # far from the moments at which datapoints become visible
             polling.advance(offset)
-            _control(url, {"set": {"offset": offset}})
+            control(url, {"set": {"offset": offset}})
             began = time.process_time()
             calls, values = await polling.poll()
             ours = time.process_time() - began
@@ -192,31 +176,6 @@ async def measure(workers: int, rounds: int) -> dict[str, Any]:
         await polling.close()
     medians = {name: statistics.median(cycle[name] for cycle in cycles) for name in cycles[0]}
     return {"workers": workers, "cycles": cycles, "median": medians, "ratio": medians["polling"] / medians["bare"]}
-
-
-@contextmanager
-def _fake(workers: int) -> Iterator[str]:
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "tests.helpers.fake_cloudwatch", "--port", str(port), "--workers", str(workers)]
-    process = subprocess.Popen([*command, "--period", str(PERIOD), "--regions", ",".join(REGIONS)], stdout=subprocess.DEVNULL)
-    try:
-        for _ in range(600):
-            try:
-                _control(url, {})
-                break
-            except urllib.error.URLError:
-                time.sleep(0.1)
-        yield url
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def _control(url: str, order: Mapping[str, Any]) -> None:
-    request = urllib.request.Request(f"{url}/ctl", data=json.dumps(order).encode(), method="POST")
-    with urllib.request.urlopen(request) as response:
-        response.read()
 
 
 def main() -> None:

@@ -21,7 +21,6 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +29,7 @@ from typing import Any
 import uvicorn
 from prometheus_client import CollectorRegistry
 
+from bench.fake_aws import REGIONS, control
 from exporter import app
 from exporter.commands.serve import SWITCH_INTERVAL_SECONDS, refresh
 from exporter.core import logs
@@ -57,7 +57,6 @@ from exporter.web.http_protocol import protect
 from tests.helpers.fake_cloudwatch import instance_id
 from tests.helpers.ports import free_port
 
-REGIONS = ("eu-west-1", "us-east-1")
 CATCHING_UP = 3
 """Cycles after the first in which the values of the last hour become final: ten times the samples of the others."""
 
@@ -130,7 +129,7 @@ async def exporter(uri: str, aws: str, port: int, rounds: int, data: Path) -> No
     for index in range(rounds + 1):
         now = wall()
         wall.offset += (180 - now) % settings.period or settings.period  # 3 minutes after a boundary, as the poller
-        await asyncio.to_thread(_control, aws, {"set": {"offset": wall.offset}})
+        await asyncio.to_thread(control, aws, {"set": {"offset": wall.offset}})
         began, cpu = time.perf_counter(), time.process_time()
         await collector.observe()
         await collector.open_gaps()
@@ -162,12 +161,6 @@ async def _keep(lease: Lease) -> None:
     while True:
         await asyncio.sleep(LEASE_SECONDS / 3)
         await lease.acquire_or_renew()
-
-
-def _control(aws: str, order: Mapping[str, Any]) -> None:
-    request = urllib.request.Request(f"{aws}/ctl", data=json.dumps(order).encode(), method="POST")
-    with urllib.request.urlopen(request) as response:
-        response.read()
 
 
 def scrape(port: int, seconds_between: float, encoding: str = "gzip") -> None:

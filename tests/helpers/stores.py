@@ -8,6 +8,7 @@ import signal
 import subprocess
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ Row = tuple[str, int, Mapping[str, float], str | None]
 """Worker id, UTC milliseconds, field → value, status."""
 
 
-class StoreServer:
+class StoreServer(ABC):
     """One server, its data in a folder that is removed by `remove`."""
 
     scheme = ""
@@ -46,20 +47,21 @@ class StoreServer:
         """What `export --to` takes."""
         return f"{self.scheme}://127.0.0.1:{self.port}{self.path}"
 
+    @abstractmethod
     def prepare(self) -> None:
         """Make its data folder."""
 
+    @abstractmethod
     def command(self) -> list[str]:
         """Its command line."""
-        raise NotImplementedError
 
+    @abstractmethod
     def is_up(self) -> bool:
         """Whether it answers."""
-        raise NotImplementedError
 
+    @abstractmethod
     def rows(self) -> list[Row]:
         """Everything it has, sorted; a sample that it has twice is there twice."""
-        raise NotImplementedError
 
     def start(self) -> None:
         """Start it on its data and wait until it answers."""
@@ -107,6 +109,9 @@ class VictoriaMetricsServer(StoreServer):
 
     scheme = "victoriametrics+http"
     deduplicates = True
+
+    def prepare(self) -> None:
+        (self.folder / "data").mkdir()
 
     def command(self) -> list[str]:
         flags = [f"-storageDataPath={self.folder / 'data'}", f"-httpListenAddr=127.0.0.1:{self.port}", "-retentionPeriod=10y"]

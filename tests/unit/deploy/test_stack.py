@@ -327,6 +327,10 @@ def test_grafana_is_closed_and_calls_nobody() -> None:
     assert {name: given[name] for name in calls} == dict.fromkeys(calls, "true")
 
 
+def test_a_new_env_and_the_check_of_a_stack_look_at_the_same_files() -> None:
+    assert f'mounted="{" ".join(check_stack.MOUNTED)}"' in (ROOT / "deploy" / "new-env").read_text()
+
+
 def test_a_script_of_ours_that_a_service_starts_is_mounted_and_can_be_executed() -> None:
     scripts = [
         (name, word)
