@@ -48,13 +48,13 @@ def percentile(ordered: list[float], percent: int) -> float | None:
     return ordered[math.ceil(percent * len(ordered) / 100) - 1] if ordered else None
 
 
-def add_distribution(
-    found: DistributionStatistics, values: Iterable[float | None], wanted: Distribution, resolution: int
-) -> None:
-    """Add to `found` the wanted statistics of the values that are not None; each stands for `resolution` seconds."""
+def distribution_of(values: Iterable[float | None], wanted: Distribution, resolution: int) -> DistributionStatistics:
+    """Return the wanted statistics of the values that are not None; each stands for `resolution` seconds."""
+    found: DistributionStatistics = {}
     ordered = sorted(value for value in values if value is not None)
     if wanted.percentiles:
         found["p50"], found["p95"], found["p99"] = (percentile(ordered, percent) for percent in PERCENTILES)
     threshold = wanted.above
     if threshold is not None:
         found["above_seconds"] = sum(value > threshold for value in ordered) * resolution if ordered else None
+    return found

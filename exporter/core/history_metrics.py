@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from exporter.core.catalog import ACTIVE_LABS, CPU, INFO, MEMORY, STATUS, Metric
+from exporter.core.distribution import PERCENTILES
 from exporter.core.periods import HOUR
 
 METRIC_FIELDS = ("cpu_utilization", "memory_utilization", "active_labs_count")
@@ -13,6 +14,19 @@ FIELDS = (*(f"{field}_{statistic}" for field in METRIC_FIELDS for statistic in (
 """Values of an hourly aggregate: of each measured field the average, the lowest, and the highest sample; the share of samples
 with the status "running", or with CPU and no status, among those with a status or CPU; and the end of the newest sample's
 period in UTC seconds."""
+
+THRESHOLDS = {"cpu_utilization": 90.0, "memory_utilization": 90.0, "active_labs_count": 0.0}
+"""Measured field → the threshold of its hourly time above one, in percent or labs; those of the shipped alerts, and any lab."""
+
+
+def distribution_fields(field: str) -> tuple[str, ...]:
+    """Return the values of an hourly aggregate that need every sample of a measured field: its percentiles, and its seconds
+    above its threshold."""
+    return (*(f"{field}_p{percent}" for percent in PERCENTILES), f"{field}_above_seconds")
+
+
+MEASURED_BY = {name: field for field in METRIC_FIELDS for name in distribution_fields(field)}
+"""Each of the `distribution_fields` → its measured field."""
 
 UNUSED_CPU, RUNNING_LABS = "unused_cpu", "running_labs"
 """Values that are computed from those of FIELDS: of an hour in which the worker ran throughout without a lab its average CPU,
@@ -40,6 +54,11 @@ class HistoryMetric:
         """Name of the series."""
         return self.metric.name
 
+    @property
+    def labels(self) -> dict[str, str]:
+        """Return the labels of the series beside those of the worker."""
+        return {"__name__": self.name, "store": STORE}
+
 
 @dataclass(frozen=True, slots=True)
 class HourlyMetric:
@@ -48,10 +67,17 @@ class HourlyMetric:
     name: str
     """Name of the series in Prometheus's convention for recording rules, level:metric:operation."""
     field: str
-    """One of FIELDS, UNUSED_CPU, or RUNNING_LABS."""
+    """One of FIELDS, UNUSED_CPU, RUNNING_LABS, or of the `distribution_fields`."""
     help: str
     scale: float = 1
     """Divisor of the stored value."""
+    label: tuple[str, str] | None = None
+    """A label, and its value, by which series of one name differ."""
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Return the labels of the series beside those of the worker."""
+        return {"__name__": self.name, "store": STORE} | (dict([self.label]) if self.label else {})
 
 
 class ByHour(NamedTuple):
@@ -69,6 +95,30 @@ def _hourly_metrics(metric: Metric, what: str, field: str, scale: float = 1) -> 
         return HourlyMetric(name, f"{field}_{statistic}", f"{adjective} {what} of the samples of an hour.", scale)
 
     return ByHour(hourly("avg", "Average"), hourly("min", "Lowest"), hourly("max", "Highest"))
+
+
+def _distribution_metrics(metric: Metric, what: str, field: str, scale: float = 1) -> tuple[HourlyMetric, ...]:
+    *percentiles, above = distribution_fields(field)
+    name = metric.name.replace("cml_worker_", "cml_worker:")
+    threshold = f"{THRESHOLDS[field] / scale:g}"
+    return (
+        *(
+            HourlyMetric(
+                f"{name}:quantile1h",
+                percentile,
+                f"{percent}th percentile of the {what} of the samples of an hour (nearest rank: one of the samples).",
+                scale,
+                ("quantile", f"{percent / 100:g}"),
+            )
+            for percent, percentile in zip(PERCENTILES, percentiles, strict=True)
+        ),
+        HourlyMetric(
+            f"{name}:above_seconds1h",
+            above,
+            f"Seconds of an hour in which the {what} was above {threshold}.",
+            label=("threshold", threshold),
+        ),
+    )
 
 
 HISTORY_METRICS: tuple[HistoryMetric, ...] = (
@@ -92,6 +142,9 @@ RUNNING_1H = HourlyMetric(
 CPU_1H = _hourly_metrics(CPU, "CPU utilization (0 to 1)", "cpu_utilization", 100)
 MEMORY_1H = _hourly_metrics(MEMORY, "memory utilization (0 to 1)", "memory_utilization", 100)
 ACTIVE_LABS_1H = _hourly_metrics(ACTIVE_LABS, "number of active labs", "active_labs_count")
+CPU_DISTRIBUTION_1H = _distribution_metrics(CPU, "CPU utilization (0 to 1)", "cpu_utilization", 100)
+MEMORY_DISTRIBUTION_1H = _distribution_metrics(MEMORY, "memory utilization (0 to 1)", "memory_utilization", 100)
+ACTIVE_LABS_DISTRIBUTION_1H = _distribution_metrics(ACTIVE_LABS, "number of active labs", "active_labs_count")
 UNUSED_CPU_1H = HourlyMetric(
     "cml_worker:unused_cpu_utilization_ratio:avg1h",
     UNUSED_CPU,
@@ -110,6 +163,9 @@ HOURLY_METRICS: tuple[HourlyMetric, ...] = (
     *CPU_1H,
     *MEMORY_1H,
     *ACTIVE_LABS_1H,
+    *CPU_DISTRIBUTION_1H,
+    *MEMORY_DISTRIBUTION_1H,
+    *ACTIVE_LABS_DISTRIBUTION_1H,
     UNUSED_CPU_1H,
     RUNNING_LABS_1H,
 )

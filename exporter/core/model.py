@@ -239,12 +239,21 @@ class FinalSample(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """avg, min and max (percent, or a count of labs) of `count` samples; all None when `count` is 0."""
+    """avg, min and max (percent, or a count of labs) of `count` samples; all None when `count` is 0.
+
+    The others are None where they were not asked for, too.
+    """
 
     avg: float | None
     min: float | None
     max: float | None
     count: int
+    p50: float | None = None
+    p95: float | None = None
+    """Percentiles by nearest rank, so each is the value of a sample."""
+    p99: float | None = None
+    above_seconds: float | None = None
+    """Seconds of the samples whose value is greater than the threshold."""
 
 
 @dataclass(frozen=True, slots=True)

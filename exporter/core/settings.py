@@ -81,8 +81,9 @@ class MongoSettings(Section):
 
     read_preference: ReadMode = Field(
         "primary",
-        description="Member of a replica set that answers queries of samples by the API and remote read; a secondary may be "
-        "behind by `max_staleness`. Everything else, hourly aggregates too, is read from the primary.",
+        description="Member of a replica set that answers queries of samples and statistics by the API, and of samples by "
+        "remote read; a secondary may be behind by `max_staleness`. Everything else, hourly aggregates too, is read from "
+        "the primary.",
     )
     max_staleness: Duration = Field(
         "90s",  # type: ignore[assignment]

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iter
 from typing import NamedTuple, Protocol
 
 from exporter.core.async_cache import AsyncCache
+from exporter.core.history_metrics import MEASURED_BY
 from exporter.core.periods import DAY, HOUR, align
 from exporter.storage.hourly import WorkerDay, column, ends
 
@@ -32,15 +33,18 @@ WORKER_DAYS_PER_READ = 1000
 class HourlySource(Protocol):
     """The hourly aggregates in MongoDB; part of the repository."""
 
-    async def hours(self, worker_ids: Collection[str], days: range) -> list[WorkerDay]:
-        """Return the hourly aggregates of adjacent UTC days, one entry per day, worker, and region with samples."""
+    async def hours(self, worker_ids: Collection[str], days: range, distribution: str | None = None) -> list[WorkerDay]:
+        """Return the hourly aggregates of adjacent UTC days, one entry per day, worker, and region with samples.
+
+        With `distribution`, a measured field, the values are its `distribution_fields`, otherwise FIELDS.
+        """
 
     async def load_gap_window(self) -> int:
         """Return the gap-filling window, in seconds, of the exporter that writes the history."""
 
 
-_Key = tuple[int, str]
-"""First second of a UTC day, worker id."""
+_Key = tuple[int, str, str | None]
+"""First second of a UTC day, worker id, and what is read together: see `HourlySource.hours`."""
 
 
 class _CachedDay(NamedTuple):
@@ -100,7 +104,7 @@ class HourlyCache:
         days = days_of(start // 1000, last)
         if not worker_ids or not days:
             return
-        for worker_id, entries in await self._cached_days(days, sorted(set(worker_ids))):
+        for worker_id, entries in await self._cached_days(days, sorted(set(worker_ids)), MEASURED_BY.get(field)):
             for region, (stamps, values) in _joined(entries, field).items():
                 inside = slice(bisect_left(stamps, start), bisect_left(stamps, last * 1000 + 1))
                 if stamps[inside]:
@@ -120,7 +124,9 @@ class HourlyCache:
         found = await self._cached_days(days, sorted(set(worker_ids)))
         return [part for _, entries in found for entry in entries for part in entry.parts]
 
-    async def _cached_days(self, days: range, workers: Sequence[str]) -> list[tuple[str, list[_CachedDay]]]:
+    async def _cached_days(
+        self, days: range, workers: Sequence[str], distribution: str | None = None
+    ) -> list[tuple[str, list[_CachedDay]]]:
         """Return each worker with its entries of the days; read what is missing."""
         marker = await self._change_marker()
         window = max(self._gap_fill_window, await self._history.load_gap_window())
@@ -130,7 +136,7 @@ class HourlyCache:
 
         async def cached(some: Sequence[str]) -> list[tuple[str, list[_CachedDay]]]:
             async with started:
-                return await self._cached_part(days, some, marker, final_before)
+                return await self._cached_part(days, some, distribution, marker, final_before)
 
         size = max(1, WORKER_DAYS_PER_READ // len(days))
         parts = [workers[first : first + size] for first in range(0, len(workers), size)]
@@ -141,12 +147,12 @@ class HourlyCache:
             for task in tasks:
                 task.cancel()
             for day in days:  # so that the oldest day of a query is evicted first
-                self._days.touch((day, worker_id) for worker_id in workers)
+                self._days.touch((day, worker_id, distribution) for worker_id in workers)
             self._days.evict(MAX_CACHED_WORKER_DAYS)
         return [entries for part in found for entries in part]
 
     async def _cached_part(
-        self, days: range, workers: Sequence[str], marker: str | None, final_before: float
+        self, days: range, workers: Sequence[str], distribution: str | None, marker: str | None, final_before: float
     ) -> list[tuple[str, list[_CachedDay]]]:
         def is_fresh(cached: _CachedDay, age: float) -> bool:
             if age < RECENT_TTL_SECONDS:
@@ -158,15 +164,16 @@ class HourlyCache:
             parts: dict[_Key, list[WorkerDay]] = {key: [] for key in missing}
             for run, worker_ids in _runs(missing).items():
                 async with self._slots:
-                    for part in await self._history.hours(worker_ids, run):
-                        parts[part.day, part.worker_id].append(part)
+                    for part in await self._history.hours(worker_ids, run, distribution):
+                        parts[part.day, part.worker_id, distribution].append(part)
             return {
-                (day, worker_id): _CachedDay(day, marker if day + DAY < final_before else None, tuple(found))
-                for (day, worker_id), found in parts.items()
+                key: _CachedDay(key[0], marker if key[0] + DAY < final_before else None, tuple(found))
+                for key, found in parts.items()
             }
 
-        cached = await self._days.get_many([(day, worker_id) for worker_id in workers for day in days], read, is_fresh)
-        return [(worker_id, [cached[day, worker_id] for day in days]) for worker_id in workers]
+        keys = [(day, worker_id, distribution) for worker_id in workers for day in days]
+        cached = await self._days.get_many(keys, read, is_fresh)
+        return [(worker_id, [cached[day, worker_id, distribution] for day in days]) for worker_id in workers]
 
 
 def _runs(keys: Iterable[_Key]) -> dict[range, list[str]]:
@@ -177,7 +184,7 @@ def _runs(keys: Iterable[_Key]) -> dict[range, list[str]]:
     """
     runs: dict[range, list[str]] = {}
     run, of = range(0), ""
-    for day, worker_id in keys:
+    for day, worker_id, _ in keys:
         if worker_id == of and day == run.stop:
             run = range(run.start, day + DAY, DAY)
             continue

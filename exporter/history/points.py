@@ -5,7 +5,7 @@ from datetime import timedelta
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
-from exporter.core.distribution import Distribution, add_distribution
+from exporter.core.distribution import Distribution, distribution_of
 from exporter.core.local_time import interval_start
 from exporter.storage.rows import EPOCH, FieldStatistics, HistoryRow
 
@@ -46,9 +46,7 @@ def point_statistics(
 
     def statistics(values: Sequence[float | None]) -> FieldStatistics:
         found = _statistics(values)
-        if wanted is not None:
-            add_distribution(found, values, wanted, resolution)
-        return found
+        return found if wanted is None else {**found, **distribution_of(values, wanted, resolution)}
 
     by_start: dict[int, list[Point]] = {}
     for point in points:

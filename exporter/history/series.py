@@ -19,7 +19,6 @@ from exporter.core.history_metrics import (
     HISTORY_METRICS,
     HOURLY_METRICS,
     INFO_1H,
-    STORE,
     HistoryMetric,
     HourlyMetric,
 )
@@ -188,7 +187,7 @@ _LABELS_OF_SAMPLES = {STATUS.name: ("region", "status")}
 
 def _selected_metrics(metrics: Sequence[M], selection: Selection) -> list[M]:
     """Return the metrics whose name is selected, so that the labels of all workers are compared for these only."""
-    return [metric for metric in metrics if selection.accepts({"__name__": metric.name, "store": STORE}, _ALL_WORKER_LABELS)]
+    return [metric for metric in metrics if selection.accepts(metric.labels, _ALL_WORKER_LABELS)]
 
 
 def _accepted(
@@ -227,7 +226,7 @@ def _may_be_in_region(selection: Selection, entry: InventoryEntry) -> bool:
 
 def _known_labels(metric: HistoryMetric | HourlyMetric, entry: InventoryEntry) -> dict[str, str]:
     """Return the labels that are known before a sample is read."""
-    labels = {"__name__": metric.name, "worker_id": entry.worker_id, "store": STORE}
+    labels = metric.labels | {"worker_id": entry.worker_id}
     is_info = metric is INFO_1H or (isinstance(metric, HistoryMetric) and metric.metric is INFO)
     return labels | info_labels(entry.worker_id, entry) if is_info else labels
 

@@ -146,25 +146,31 @@ def add_hours(part: WorkerDay, first: int, last: int, price: float | None, total
     """
     inside = slice(bisect_left(part.hours, first), bisect_left(part.hours, last))
     running, cpu, memory, labs, most_labs = (column(part, name)[inside] for name in FIELDS)
-    totals.running += sum(share for share in running if share > 0)  # without NaN
+    whole = running.count(1) == len(running)  # most days of most workers
+    totals.running += len(running) if whole else sum(share for share in running if share > 0)  # without NaN
     (of_cpu, cpu_hours), (of_memory, memory_hours), (of_labs, counted) = (
-        _weighted(values, running) for values in (cpu, memory, labs)
+        _weighted(values, None if whole else running) for values in (cpu, memory, labs)
     )
     totals.cpu, totals.cpu_hours = totals.cpu + of_cpu, totals.cpu_hours + cpu_hours
     totals.memory, totals.memory_hours = totals.memory + of_memory, totals.memory_hours + memory_hours
     totals.labs, totals.counted = totals.labs + of_labs, totals.counted + counted
-    idle = sum(share for share, most in zip(running, most_labs, strict=True) if most == 0 and share > 0)
+    idle: float = most_labs.count(0)
+    if idle and not whole:
+        idle = sum(share for share, most in zip(running, most_labs, strict=True) if most == 0 and share > 0)
     totals.idle += idle
     if price is not None:
         totals.priced += idle
         totals.cost += idle * price
 
 
-def _weighted(values: "array[float]", weights: "array[float]") -> tuple[float, float]:
-    """Return the sum of values × weights, and of the weights; NaN counts as missing in both."""
+def _weighted(values: "array[float]", weights: "array[float] | None") -> tuple[float, float]:
+    """Return the sum of values × weights, and of the weights (None: each is 1); NaN counts as missing in both."""
     total = sum(values)
-    if total == total and weights.count(1) == len(weights):  # most days of most workers
-        return total, len(weights)
+    if weights is None:
+        if total == total:
+            return total, len(values)
+        found = [value for value in values if value == value]
+        return sum(found), len(found)
     known = [(value, weight) for value, weight in zip(values, weights, strict=True) if value == value and weight > 0]
     return sum(value * weight for value, weight in known), sum(weight for _, weight in known)
 

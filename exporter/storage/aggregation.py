@@ -5,18 +5,23 @@ import math
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from datetime import datetime
 from functools import partial
+from operator import itemgetter
 from typing import Any, TypeVar
 
+from pymongo.asynchronous.collection import AsyncCollection
+
+from exporter.core.distribution import Distribution
 from exporter.core.periods import as_utc, to_datetime
 from exporter.storage.collection import HistoryCollection
 from exporter.storage.mongo import Document, chunks
-from exporter.storage.rows import StatisticsRow
-from exporter.storage.statistics import statistics, statistics_pipeline
+from exporter.storage.statistics import IntervalColumns, statistics, statistics_pipeline
 
 _BATCH_ROWS = 10_000
 """Rows of a cursor's batch."""
 GROUPS_PER_QUERY = 24_000
 """Groups of one query of statistics of many workers: half of the 100 MB of $group."""
+VALUES_PER_QUERY = 500_000
+"""Samples of one query that returns all of their values, some 16 bytes each for each metric."""
 
 T = TypeVar("T")
 
@@ -34,42 +39,73 @@ def window(history: HistoryCollection, workers: str | Sequence[str], start: date
 
 
 async def aggregate(
-    history: HistoryCollection, pipeline: Callable[..., list[Document]], decode: Callable[[list[bytes], bool], list[T] | None]
+    history: HistoryCollection,
+    samples: AsyncCollection[Document],
+    pipeline: Callable[..., list[Document]],
+    decode: Callable[..., list[T] | None],
 ) -> list[T]:
-    """Run a pipeline and decode its result; a second time type-checked where a value is non-numeric."""
+    """Run a pipeline and decode its result; a second time type-checked where a value is non-numeric.
+
+    Args:
+        history: the collection.
+        samples: the same, with the read preference of the query.
+        pipeline: returns the pipeline, given `type_checked`.
+        decode: returns the result, given the batches and `type_checked`; None: it must be type-checked.
+    """
     for type_checked in (False, True):
-        async with history.operation("find"):
-            cursor = await history.samples.aggregate_raw_batches(
-                pipeline(type_checked=type_checked), allowDiskUse=True, batchSize=_BATCH_ROWS
-            )
-            batches: list[Any] = [batch async for batch in cursor]
-            found = await asyncio.to_thread(decode, batches, type_checked)
+        found = await run(history, samples, pipeline(type_checked=type_checked), partial(decode, type_checked=type_checked))
         if found is not None:
             return found
     raise AssertionError("a type-checked result has only numbers")
 
 
+async def run(
+    history: HistoryCollection,
+    samples: AsyncCollection[Document],
+    pipeline: list[Document],
+    decode: Callable[[list[bytes]], T],
+) -> T:
+    """Run a pipeline once and decode its raw batches, in a thread."""
+    async with history.operation("find"):
+        cursor = await samples.aggregate_raw_batches(pipeline, allowDiskUse=True, batchSize=_BATCH_ROWS)
+        batches: list[Any] = [batch async for batch in cursor]
+        return await asyncio.to_thread(decode, batches)
+
+
 async def fleet_statistics(
-    history: HistoryCollection, worker_ids: Collection[str], start: datetime, end: datetime, interval: int
-) -> AsyncGenerator[tuple[str, list[StatisticsRow]], None]:
+    history: HistoryCollection,
+    worker_ids: Collection[str],
+    start: datetime,
+    end: datetime,
+    interval: int,
+    wanted: Distribution | None = None,
+) -> AsyncGenerator[tuple[str, IntervalColumns], None]:
     """Yield worker id and statistics of the samples in [start, end), as `SampleReader.statistics`, of workers that have any.
 
     As many workers share a query as fit into the memory of a $group; while one part is decoded, MongoDB reads the next.
     """
-    rows_of_worker = max(1, math.ceil((end - start).total_seconds() / interval))
+    seconds = (end - start).total_seconds()
+    size = GROUPS_PER_QUERY // max(1, math.ceil(seconds / interval))
+    if wanted is not None:
+        size = min(size, VALUES_PER_QUERY // max(1, math.ceil(seconds / history.period)))
     ids = sorted(set(worker_ids))
-    size = max(1, GROUPS_PER_QUERY // rows_of_worker)
 
-    async def read(some: Sequence[str]) -> list[tuple[str, list[StatisticsRow]]]:
-        match = window(history, some, start, end)
-        return await aggregate(history, partial(statistics_pipeline, match, interval, by_worker=True), statistics)
+    async def read(some: Sequence[str]) -> list[tuple[str, IntervalColumns]]:
+        pipeline = partial(
+            statistics_pipeline,
+            window(history, some, start, end),
+            interval,
+            by_worker=True,
+            every_value=wanted is not None,
+        )
+        return await aggregate(history, history.samples, pipeline, partial(statistics, wanted=wanted, period=history.period))
 
-    following: asyncio.Task[list[tuple[str, list[StatisticsRow]]]] | None = None
+    following: asyncio.Task[list[tuple[str, IntervalColumns]]] | None = None
     try:
-        for part in (*chunks(ids, size), None):
+        for part in (*chunks(ids, max(1, size)), None):
             found = await following if following else []
             following = asyncio.create_task(read(part)) if part else None
-            for worker_id, of_worker in sorted(found):
+            for worker_id, of_worker in sorted(found, key=itemgetter(0)):
                 yield worker_id, of_worker
     finally:
         if following:

@@ -8,19 +8,32 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any, NamedTuple
 
-from exporter.core.history_metrics import FIELDS, METRIC_FIELDS, NEWEST, RUNNING, RUNNING_LABS, UNUSED_CPU
+from exporter.core.history_metrics import (
+    FIELDS,
+    METRIC_FIELDS,
+    NEWEST,
+    RUNNING,
+    RUNNING_LABS,
+    UNUSED_CPU,
+    distribution_fields,
+)
 from exporter.core.periods import DAY, HOUR, align
 from exporter.storage.rows import Document, documents
 from exporter.storage.statistics import has_non_numeric, type_checked_value
 
 _CPU, _LABS, _MOST_LABS = "cpu_utilization_avg", "active_labs_count_avg", "active_labs_count_max"
 _MEASURED = FIELDS[: FIELDS.index(RUNNING)]
+_POSITIONS = {
+    name: position for names in (FIELDS, *map(distribution_fields, METRIC_FIELDS)) for position, name in enumerate(names)
+}
+"""Field → the number of its column among those that are read together."""
 _REGION: Document = {"$ifNull": ["$region", ""]}
 """A missing region, a null and an empty text are one region, in which an hour is one value."""
-_HOUR: Document = {"$dateTrunc": {"date": "$timestamp", "unit": "hour"}}
-_REGION_AS_TEXT: Document = {"$convert": {"input": "$region", "to": "string", "onError": "", "onNull": ""}}
+HOUR_OF_SAMPLE: Document = {"$dateTrunc": {"date": "$timestamp", "unit": "hour"}}
+REGION_AS_TEXT: Document = {"$convert": {"input": "$region", "to": "string", "onError": "", "onNull": ""}}
 
 
 class WorkerDay(NamedTuple):
@@ -33,7 +46,8 @@ class WorkerDay(NamedTuple):
     hours: bytes
     """0 to 23, ascending."""
     values: "array[float]"
-    """One value for each hour of the first of FIELDS, then of the second, and so on; NaN where there is none."""
+    """One value for each hour of the first of FIELDS, then of the second, and so on; NaN where there is none. Or, where they
+    were read for a measured field, so of its `distribution_fields`."""
 
 
 def pipeline(match: Document, *, type_checked: bool = False) -> list[Document]:
@@ -48,7 +62,7 @@ def pipeline(match: Document, *, type_checked: bool = False) -> list[Document]:
     unknown = {"$cond": [{"$gt": [cpu, None]}, 1, None]}
     known = {"$cond": [{"$gt": ["$status", None]}, 0, unknown]}
     group: Document = {
-        "_id": {"w": "$worker_id", "r": _REGION_AS_TEXT if type_checked else _REGION, "h": _HOUR},
+        "_id": {"w": "$worker_id", "r": REGION_AS_TEXT if type_checked else _REGION, "h": HOUR_OF_SAMPLE},
         RUNNING: {"$avg": {"$cond": [{"$eq": ["$status", "running"]}, 1, known]}},
         NEWEST: {"$max": "$timestamp"},
     }
@@ -70,35 +84,49 @@ def worker_days(batches: Iterable[bytes], type_checked: bool, *, period: int) ->
         period: of the samples, in seconds.
     """
     found = documents(batches)
-    if not type_checked and (
-        has_non_numeric(value for row in found for name in _MEASURED for value in row[name])
-        or not all(isinstance(row["_id"]["r"], str) for row in found)
+    if not type_checked and not all(
+        isinstance(row["_id"]["r"], str) and not has_non_numeric([row[name] for name in _MEASURED]) for row in found
     ):
         return None
-    return [day for row in found for day in _worker_days(row, period)]
+    days: list[WorkerDay] = []
+    for row in found:
+        row[NEWEST] = [stamp / 1000 + period for stamp in row[NEWEST]]
+        hours, columns = in_order(row["hours"], [row[name] for name in FIELDS])
+        days += by_day(row["_id"]["w"], row["_id"]["r"], hours, list(map(_floats, columns)))
+    return days
 
 
-def _worker_days(row: Document, period: int) -> Iterator[WorkerDay]:
-    hours: list[int] = [stamp // 1000 for stamp in row["hours"]]
+def in_order(hours: Sequence[int], columns: Sequence[Sequence[Any]]) -> tuple[list[int], list[Sequence[Any]]]:
+    """Return the UTC seconds of hours, ascending, and columns of as many values in the same order.
+
+    Args:
+        hours: milliseconds, at least one.
+        columns: in the order of `hours`.
+    """
     order = sorted(range(len(hours)), key=hours.__getitem__)
-    hours.sort()
-    columns = []
-    for name in FIELDS:
-        column: Sequence[Any] = row[name]
-        if name == NEWEST:
-            column = [stamp / 1000 + period for stamp in column]
-        elif None in column:
-            column = [math.nan if value is None else value for value in column]
-        columns.append(array("d", map(column.__getitem__, order)))
+    pick = itemgetter(*order) if len(order) > 1 else tuple
+    return [hour // 1000 for hour in sorted(hours)], [pick(column) for column in columns]
+
+
+def by_day(worker_id: str, region: str, hours: Sequence[int], columns: Sequence["array[float]"]) -> Iterator[WorkerDay]:
+    """Divide columns of a worker's hours, which are UTC seconds in ascending order, into days."""
+    of_day = bytes(hour % DAY // HOUR for hour in hours)
     first = 0
     while first < len(hours):
         day = align(hours[first], DAY)
-        last = bisect_left(hours, day + DAY, first)
+        last = bisect_left(hours, day + DAY, first, min(first + 24, len(hours)))
         values = array("d")
-        for part in columns:
-            values += part[first:last]
-        yield WorkerDay(row["_id"]["w"], row["_id"]["r"], day, bytes((at - day) // HOUR for at in hours[first:last]), values)
+        for column in columns:
+            values += column[first:last]
+        yield WorkerDay(worker_id, region, day, of_day[first:last], values)
         first = last
+
+
+def _floats(column: Sequence[Any]) -> "array[float]":
+    try:
+        return array("d", column)
+    except TypeError:
+        return array("d", [math.nan if value is None else value for value in column])
 
 
 @lru_cache(maxsize=4096)
@@ -115,7 +143,7 @@ def ends(day: int, hours: bytes) -> "array[int]":
 
 
 def column(part: WorkerDay, field: str) -> "array[float]":
-    """Return the values of one of FIELDS, UNUSED_CPU, or RUNNING_LABS, one for each of the hours; NaN where not known."""
+    """Return the values of a field of `HourlyMetric`, one for each of the hours; NaN where not known."""
     if field == UNUSED_CPU:
         of = zip(_measured(part, _CPU), _measured(part, RUNNING), _measured(part, _MOST_LABS), strict=True)
         return array("d", [_unused_cpu(cpu, ran, labs) for cpu, ran, labs in of])
@@ -126,7 +154,7 @@ def column(part: WorkerDay, field: str) -> "array[float]":
 
 
 def _measured(part: WorkerDay, field: str) -> "array[float]":
-    at = FIELDS.index(field) * len(part.hours)
+    at = _POSITIONS[field] * len(part.hours)
     return part.values[at : at + len(part.hours)]
 
 

@@ -4,14 +4,16 @@ A program beside the exporter imports this module; it therefore needs only pymon
 """
 
 import asyncio
+import math
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Self, Unpack, overload
 
 from pymongo.asynchronous.database import AsyncDatabase
 
+from exporter.core.distribution import Distribution
 from exporter.core.errors import ConfigError, StoreError
 from exporter.core.history_metrics import METRIC_FIELDS
 from exporter.core.model import MetricsAggregation, Statistics, WorkerMetricsSample
@@ -19,9 +21,9 @@ from exporter.core.periods import align, to_datetime, to_seconds
 from exporter.storage.aggregation import fleet_statistics
 from exporter.storage.collection import HistoryCollection, HistoryOptions
 from exporter.storage.mongo import Database, connect_uri
-from exporter.storage.rows import FieldStatistics, StatisticsRow
 from exporter.storage.sample_reader import SampleReader
 from exporter.storage.sample_writer import SampleWriter
+from exporter.storage.statistics import FieldColumns, IntervalColumns
 
 if TYPE_CHECKING:
     from exporter.core.settings import Settings
@@ -117,12 +119,38 @@ class WorkerMetricsRepository:
     ) -> list[MetricsAggregation]: ...
 
     @overload
+    async def get_aggregated_stats(  # type: ignore[overload-overlap]  # a str is a Collection[str], too
+        self,
+        worker_id: str,
+        start_time: datetime,
+        end_time: datetime,
+        interval: timedelta,
+        *,
+        percentiles: bool = False,
+        above: float | None = None,
+    ) -> list[MetricsAggregation]: ...
+
+    @overload
     async def get_aggregated_stats(
-        self, worker_id: Collection[str], start_time: datetime, end_time: datetime, interval: timedelta
+        self,
+        worker_id: Collection[str],
+        start_time: datetime,
+        end_time: datetime,
+        interval: timedelta,
+        *,
+        percentiles: bool = False,
+        above: float | None = None,
     ) -> dict[str, list[MetricsAggregation]]: ...
 
     async def get_aggregated_stats(
-        self, worker_id: str | Collection[str], start_time: datetime, end_time: datetime, interval: timedelta
+        self,
+        worker_id: str | Collection[str],
+        start_time: datetime,
+        end_time: datetime,
+        interval: timedelta,
+        *,
+        percentiles: bool = False,
+        above: float | None = None,
     ) -> list[MetricsAggregation] | dict[str, list[MetricsAggregation]]:
         """Return avg, min, max and count per metric for each interval that has samples, oldest first.
 
@@ -134,39 +162,39 @@ class WorkerMetricsRepository:
             start_time: inclusive.
             end_time: exclusive.
             interval: whole seconds.
+            percentiles: p50, p95, and p99, too.
+            above: the seconds for which each metric was greater than this number, in percent or labs, too.
 
         Raises:
-            ValueError: the interval is not a positive whole number of seconds.
+            ValueError: the interval is not a positive whole number of seconds, or `above` is not a finite number.
         """
         seconds = interval // timedelta(seconds=1)
         if seconds <= 0 or timedelta(seconds=seconds) != interval:
             raise ValueError(f"interval {interval} must be a positive whole number of seconds")
+        if above is not None and not math.isfinite(above):
+            raise ValueError(f"above {above} must be a finite number, such as 80, or None")
+        wanted = Distribution(percentiles, above) if percentiles or above is not None else None
         if isinstance(worker_id, str):
-            return _aggregations(await self.reader.statistics(worker_id, start_time, end_time, seconds))
-        found = fleet_statistics(self.collection, worker_id, start_time, end_time, seconds)
-        return {each: await asyncio.to_thread(_aggregations, rows) async for each, rows in found}
+            of_one = await self.reader.statistics(worker_id, start_time, end_time, seconds, wanted=wanted)
+            return _aggregations(of_one) if of_one else []
+        found = fleet_statistics(self.collection, worker_id, start_time, end_time, seconds, wanted)
+        return {each: await asyncio.to_thread(_aggregations, columns) async for each, columns in found}
 
     async def latest_timestamps(self, worker_ids: Collection[str]) -> dict[str, int]:
         """Return the UTC second of the newest sample of each worker that has any."""
         return await self.reader.latest_timestamps(worker_ids)
 
 
-def _aggregations(rows: Sequence[StatisticsRow]) -> list[MetricsAggregation]:
-    return [_aggregation(row) for row in rows]
+def _aggregations(found: IntervalColumns) -> list[MetricsAggregation]:
+    starts = (start.replace(tzinfo=UTC) for start in found.start)
+    return list(map(MetricsAggregation, starts, *map(_of_metric, (found.cpu, found.memory, found.labs)), found.status_share))
 
 
-def _aggregation(row: StatisticsRow) -> MetricsAggregation:
-    return MetricsAggregation(
-        row["timestamp"].replace(tzinfo=UTC),
-        _of_metric(row["cpu_utilization"]),
-        _of_metric(row["memory_utilization"]),
-        _of_metric(row["active_labs_count"]),
-        row["status_share"],
-    )
-
-
-def _of_metric(found: FieldStatistics) -> Statistics:
-    return Statistics(found["avg"], found["min"], found["max"], found["count"])
+def _of_metric(of: FieldColumns) -> Iterable[Statistics]:
+    if not of.distributions:
+        return map(Statistics, of.averages, of.lowest, of.highest, of.counts)
+    columns = zip(of.averages, of.lowest, of.highest, of.counts, of.distributions, strict=True)
+    return (Statistics(avg, low, high, count, **further) for avg, low, high, count, further in columns)
 
 
 def _aligned(sample: WorkerMetricsSample, period: int) -> WorkerMetricsSample:

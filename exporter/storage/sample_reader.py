@@ -15,17 +15,20 @@ from exporter.core.local_time import LOCAL_INTERVALS, interval_start, later_star
 from exporter.core.model import WorkerMetricsSample
 from exporter.core.periods import DAY, HOUR, to_datetime, to_seconds
 from exporter.storage import hourly, rows
-from exporter.storage.aggregation import GROUPS_PER_QUERY, aggregate, window
+from exporter.storage.aggregation import GROUPS_PER_QUERY, aggregate, run, window
 from exporter.storage.collection import HistoryCollection
+from exporter.storage.hourly_distribution import distribution_days, distribution_pipeline
 from exporter.storage.mongo import WHOLE_HISTORY_SECONDS, Document, ReadMode, chunks
 from exporter.storage.rows import SampleRow, StatisticsRow, number, text
-from exporter.storage.statistics import statistics, statistics_pipeline
+from exporter.storage.statistics import IntervalColumns, statistics, statistics_pipeline, statistics_rows
 
 COLUMN_SAMPLES = 100_000
 """Samples of one column query: a few MB on the server, and far below the 16 MiB of a result document."""
 WORKERS_PER_QUERY = 200
 """× 14 d of 1m periods stays far below the 16 MiB of one result document each, and the 100 MB of $group."""
 HOURLY_WORKER_DAYS_PER_QUERY = GROUPS_PER_QUERY // 24
+HOURLY_DAYS_PER_QUERY = 366
+"""Days of one query; the values of so many 1m periods are half of the 16 MiB of a result document."""
 
 T = TypeVar("T")
 
@@ -127,7 +130,8 @@ class SampleReader:
             wanted: percentiles and time above a threshold; None: neither.
         """
         until = min(end, later_start(start, interval, zone, limit))
-        found = await self.statistics(worker_id, to_datetime(start), to_datetime(until), interval, zone, wanted)
+        columns = await self.statistics(worker_id, to_datetime(start), to_datetime(until), interval, zone, wanted)
+        found = statistics_rows(columns) if columns else []
         if until >= end:
             return found, None
         async with self._collection.operation("find"):
@@ -148,16 +152,17 @@ class SampleReader:
         interval: int,
         zone: ZoneInfo | None = None,
         wanted: Distribution | None = None,
-    ) -> list[StatisticsRow]:
-        """Return the statistics of a worker's samples in [start, end) for intervals of so many seconds, oldest first."""
+    ) -> IntervalColumns | None:
+        """Return the statistics of a worker's samples in [start, end) by interval, in seconds; None without samples."""
         zone = zone if interval in LOCAL_INTERVALS else None
         match = window(self._collection, worker_id, start, end)
         found = await aggregate(
             self._collection,
+            self._samples,
             partial(statistics_pipeline, match, interval, zone, every_value=wanted is not None),
             partial(statistics, zone=zone, wanted=wanted, period=self._collection.period),
         )
-        return found[0][1] if found else []
+        return found[0][1] if found else None
 
     async def extent(self, worker_id: str) -> Extent | None:
         """Return what is stored of a worker, including what is past retention but not deleted yet; None: nothing is."""
@@ -229,7 +234,7 @@ class SampleReader:
         for ids in chunks(sorted(worker_ids), together):
             found: dict[tuple[str, str], FieldColumn] = {}
             for at in range(low, end + 1, step):
-                for column in await _read_columns(self._collection, ids, at, min(end, at + step - 1), field):
+                for column in await self._columns(ids, at, min(end, at + step - 1), field):
                     earlier = found.setdefault((column.worker_id, column.region), column)
                     if earlier is not column:
                         earlier.stamps.extend(column.stamps)
@@ -237,7 +242,7 @@ class SampleReader:
             for column in found.values():
                 yield column
 
-    async def hours(self, worker_ids: Collection[str], days: range) -> list[hourly.WorkerDay]:
+    async def hours(self, worker_ids: Collection[str], days: range, distribution: str | None = None) -> list[hourly.WorkerDay]:
         """Return the hourly aggregates of adjacent UTC days, one entry per day, worker, and region with samples.
 
         Few workers over many days are faster than many workers over one: a bucket, which begins at any hour, is read for each
@@ -246,16 +251,24 @@ class SampleReader:
         Args:
             worker_ids: of the workers.
             days: the first seconds of the days, in steps of a day.
+            distribution: a measured field, for its `distribution_fields`; None for FIELDS.
         """
-        between = {"$gte": to_datetime(days[0]), "$lt": to_datetime(days[-1] + DAY)}
         found: list[hourly.WorkerDay] = []
-        for ids in chunks(sorted(worker_ids), max(1, HOURLY_WORKER_DAYS_PER_QUERY // len(days))):
-            found += await aggregate(
-                self._collection,
-                partial(hourly.pipeline, {"worker_id": {"$in": list(ids)}, "timestamp": between}),
-                partial(hourly.worker_days, period=self._collection.period),
-            )
+        for first in range(0, len(days), HOURLY_DAYS_PER_QUERY):
+            some = days[first : first + HOURLY_DAYS_PER_QUERY]
+            between = {"$gte": to_datetime(some[0]), "$lt": to_datetime(some[-1] + DAY)}
+            for ids in chunks(sorted(worker_ids), max(1, HOURLY_WORKER_DAYS_PER_QUERY // len(some))):
+                found += await self._hours({"worker_id": {"$in": list(ids)}, "timestamp": between}, distribution)
         return found
+
+    async def _hours(self, match: Document, distribution: str | None) -> list[hourly.WorkerDay]:
+        history, period = self._collection, self._collection.period
+        if distribution is not None:
+            decode = partial(distribution_days, field=distribution, period=period)
+            return await run(history, history.samples, distribution_pipeline(match, distribution), decode)
+        return await aggregate(
+            history, history.samples, partial(hourly.pipeline, match), partial(hourly.worker_days, period=period)
+        )
 
     # -- queries
 
@@ -271,30 +284,27 @@ class SampleReader:
             # In a thread: decoding a month takes some 10 ms, in which no scrape would be answered.
             return await asyncio.to_thread(lambda: rows.sample_rows(rows.documents(batches)))
 
-
-async def _read_columns(
-    history: HistoryCollection, ids: Sequence[str], start: int, end: int, field: str | None
-) -> list[FieldColumn]:
-    """Read one field of the samples in [start, end] milliseconds with one query, for each worker and region."""
-    match: Document = {
-        "worker_id": {"$in": list(ids)},
-        "timestamp": {"$gte": _from_milliseconds(start), "$lte": _from_milliseconds(end)},
-    }
-    group: Document = {"_id": {"w": "$worker_id", "r": "$region"}, "stamps": _ALL_TIMESTAMPS}
-    if field is not None:
-        match[field] = {"$type": "string" if field == "status" else ["double", "int", "long"]}
-        group["values"] = {"$push": f"${field}"}
-    async with history.operation("find"):
-        cursor = await history.samples.aggregate([{"$match": match}, {"$group": group}], allowDiskUse=True)
-        return [
-            FieldColumn(
-                row["_id"]["w"],
-                str(row["_id"].get("r") or ""),
-                row["stamps"],
-                row.get("values") or [1] * len(row["stamps"]),
-            )
-            async for row in cursor
-        ]
+    async def _columns(self, ids: Sequence[str], start: int, end: int, field: str | None) -> list[FieldColumn]:
+        """Read one field of the samples in [start, end] milliseconds with one query, for each worker and region."""
+        match: Document = {
+            "worker_id": {"$in": list(ids)},
+            "timestamp": {"$gte": _from_milliseconds(start), "$lte": _from_milliseconds(end)},
+        }
+        group: Document = {"_id": {"w": "$worker_id", "r": "$region"}, "stamps": _ALL_TIMESTAMPS}
+        if field is not None:
+            match[field] = {"$type": "string" if field == "status" else ["double", "int", "long"]}
+            group["values"] = {"$push": f"${field}"}
+        async with self._collection.operation("find"):
+            cursor = await self._samples.aggregate([{"$match": match}, {"$group": group}], allowDiskUse=True)
+            return [
+                FieldColumn(
+                    row["_id"]["w"],
+                    str(row["_id"].get("r") or ""),
+                    row["stamps"],
+                    row.get("values") or [1] * len(row["stamps"]),
+                )
+                async for row in cursor
+            ]
 
 
 async def stored_seconds(

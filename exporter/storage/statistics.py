@@ -1,22 +1,26 @@
 """Statistics per interval: the aggregation pipeline, and the rows made of its result. Pure."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
-from typing import Any
+from functools import partial
+from itertools import chain
+from operator import itemgetter
+from typing import Any, NamedTuple, TypeVar
 from zoneinfo import ZoneInfo
 
 from bson.int64 import Int64
 
-from exporter.core.distribution import Distribution, add_distribution
+from exporter.core.distribution import Distribution, DistributionStatistics, distribution_of
 from exporter.core.history_metrics import METRIC_FIELDS
 from exporter.core.local_time import local_to_utc, utc_offsets
-from exporter.core.periods import align_interval, to_datetime, to_seconds
+from exporter.core.periods import WEEK, align_interval, to_datetime, to_seconds
 from exporter.storage.rows import Document, FieldStatistics, StatisticsRow, documents, text
 
+T = TypeVar("T")
 _KEYS = {field: tuple(f"{field}_{how}" for how in ("sum", "min", "max", "count")) for field in METRIC_FIELDS}
 _MEASURED = [key for total, lowest, highest, _ in _KEYS.values() for key in (total, lowest, highest)]
-_NUMBER_TYPES = {float, int, Int64}
+_NUMBER_TYPES = {float, int, Int64, type(None)}
 _NOT_FINITE = [math.nan, math.inf, -math.inf]
 
 
@@ -29,7 +33,10 @@ def statistics_pipeline(
     every_value: bool = False,
     type_checked: bool = False,
 ) -> list[Document]:
-    """Return the pipeline that groups samples by interval and status in one stage; `statistics` joins the statuses.
+    """Return the pipeline that groups samples by interval and status; `statistics` joins the statuses.
+
+    Arrays decode several times faster than a document for each group, so there is one for each worker and week, which keeps
+    it far below MongoDB's limit of 16 MiB.
 
     Args:
         match: which samples; with a zone it bounds `timestamp` on both sides.
@@ -59,7 +66,16 @@ def statistics_pipeline(
         group |= dict(zip(_KEYS[field], accumulators, strict=True))
         if every_value:
             group[f"{field}_values"] = {"$push": value}
-    return [{"$match": match}, {"$group": group}]
+    week: Document = {"$dateTrunc": {"date": "$_id.start", "unit": "week"}}
+    if every_value and interval > WEEK:  # then one group may be too large for a document
+        group["_id"]["week"], week = {"$dateTrunc": {"date": "$timestamp", "unit": "week"}}, {"$ifNull": ["$_id.week", None]}
+    columns: Document = {
+        "_id": {"worker": "$_id.worker", "week": week},
+        "start": {"$push": "$_id.start"},
+        "status": {"$push": {"$ifNull": ["$_id.status", None]}},
+    }
+    columns |= {name: {"$push": f"${name}"} for name in group if name != "_id"}
+    return [{"$match": match}, {"$group": group}, {"$group": columns}]
 
 
 def _utc_offset(between: Document, zone: ZoneInfo) -> object:
@@ -86,13 +102,39 @@ def type_checked_value(field: str) -> object:
     return {"$cond": [{"$and": [typed, {"$not": [{"$in": [value, _NOT_FINITE]}]}]}, value, None]}
 
 
-def has_non_numeric(measured: Iterable[object]) -> bool:
-    """Return whether a non-numeric value was among the samples with these extremes and sums or averages.
+def has_non_numeric(columns: Iterable[Sequence[object]]) -> bool:
+    """Return whether a non-numeric value was among samples, by the columns of their extremes and of their sums or averages.
 
     Every other type shows in an extreme, as does NaN. A Decimal128 between two numbers does not, but it makes the sum one.
     """
-    known: list[Any] = [value for value in measured if value is not None]
-    return not set(map(type, known)) <= _NUMBER_TYPES or not all(map(math.isfinite, known))
+    measured: list[Any] = list(columns)
+    types = set[type]().union(*(set(map(type, column)) for column in measured))
+    # The sum of a column is finite only if all of its values are; None counts as 0.
+    return not types <= _NUMBER_TYPES or not all(math.isfinite(sum(filter(None, column))) for column in measured)
+
+
+class FieldColumns(NamedTuple):
+    """One metric over the intervals of a worker, in the metric's unit; see `FieldStatistics`."""
+
+    averages: list[float | None]
+    lowest: list[float | None]
+    highest: list[float | None]
+    counts: list[int]
+    distributions: list[DistributionStatistics]
+    """Empty where it is not wanted."""
+
+
+class IntervalColumns(NamedTuple):
+    """The statistics of a worker by interval, oldest first; see `StatisticsRow`."""
+
+    start: list[datetime]
+    """Naive, in UTC."""
+    cpu: FieldColumns
+    memory: FieldColumns
+    labs: FieldColumns
+    status_share: list[dict[str, float]]
+    known_samples: list[int]
+    running_samples: list[int]
 
 
 def statistics(
@@ -101,7 +143,7 @@ def statistics(
     zone: ZoneInfo | None = None,
     wanted: Distribution | None = None,
     period: int = 0,
-) -> list[tuple[str, list[StatisticsRow]]] | None:
+) -> list[tuple[str, IntervalColumns]] | None:
     """Return what `statistics_pipeline` found; None where it must run type-checked.
 
     Args:
@@ -112,76 +154,124 @@ def statistics(
         period: of the samples, in seconds.
 
     Returns:
-        Worker id (empty unless grouped by worker), and its rows, oldest first.
+        Worker id (empty unless grouped by worker), and its statistics.
     """
-    parts = documents(batches)
-    if not type_checked and has_non_numeric(part[key] for part in parts for key in _MEASURED):
-        return None
-    workers: dict[str, dict[datetime, list[Document]]] = {}
-    for part in parts:
-        start = part["_id"]["start"]
-        of_worker = workers.setdefault(part["_id"].get("worker", ""), {})
-        of_worker.setdefault(start if zone is None else local_to_utc(start, zone), []).append(part)
-    found = [(worker, [_joined(start, of[start]) for start in sorted(of)]) for worker, of in workers.items()]
-    if wanted is not None:
-        for worker, its_rows in found:
-            for row in its_rows:
-                _add_distributions(row, workers[worker][row["timestamp"]], wanted, period)
-    return found
+    workers: dict[str, Document] = {}
+    for part in documents(batches):
+        if not type_checked and has_non_numeric([part[key] for key in _MEASURED]):
+            return None
+        worker = part.pop("_id").get("worker", "")
+        whole = workers.setdefault(worker, part)
+        if whole is not part:
+            for name, column in part.items():
+                whole[name] += column
+    return [(worker, _intervals(groups, zone, wanted, period)) for worker, groups in workers.items()]
 
 
-def _add_distributions(row: StatisticsRow, parts: Sequence[Document], wanted: Distribution, period: int) -> None:
-    for name, of_field in (
-        ("cpu_utilization", row["cpu_utilization"]),
-        ("memory_utilization", row["memory_utilization"]),
-        ("active_labs_count", row["active_labs_count"]),
-    ):
-        add_distribution(of_field, (value for part in parts for value in part[f"{name}_values"]), wanted, period)
+def statistics_rows(found: IntervalColumns) -> list[StatisticsRow]:
+    """Return statistics as rows of the API."""
+    fields = zip(*map(_field_rows, (found.cpu, found.memory, found.labs)), strict=True)
+    return [
+        {
+            "timestamp": start,
+            "cpu_utilization": cpu,
+            "memory_utilization": memory,
+            "active_labs_count": labs,
+            "status_share": share,
+            "known_samples": known,
+            "running_samples": running,
+        }
+        for start, (cpu, memory, labs), share, known, running in zip(
+            found.start, fields, found.status_share, found.known_samples, found.running_samples, strict=True
+        )
+    ]
 
 
-def _joined(start: datetime, parts: Sequence[Document]) -> StatisticsRow:
-    whole = parts[0] if len(parts) == 1 else _sum(parts)  # one status in an interval is by far the most common
-    return {
-        "timestamp": start,
-        "cpu_utilization": _field(whole, "cpu_utilization"),
-        "memory_utilization": _field(whole, "memory_utilization"),
-        "active_labs_count": _field(whole, "active_labs_count"),
-        "status_share": _shares(parts),
-        "known_samples": sum(_known(part) for part in parts),
-        "running_samples": sum(_known(part) for part in parts if part["_id"].get("status") in (None, "running")),
-    }
+def _field_rows(of: FieldColumns) -> list[FieldStatistics]:
+    values = zip(of.averages, of.lowest, of.highest, of.counts, strict=True)
+    rows: list[FieldStatistics] = [{"avg": avg, "min": low, "max": high, "count": count} for avg, low, high, count in values]
+    if not of.distributions:
+        return rows
+    return [{**row, **further} for row, further in zip(rows, of.distributions, strict=True)]
 
 
-def _known(part: Document) -> int:
-    """Return the samples of a status; of those without one, which may be stopped ones, only those with a CPU value."""
-    known: int = part["cpu_utilization_count" if part["_id"].get("status") is None else "samples"]
-    return known
+class _Joining:
+    """Joins the groups of a worker, one for each interval and status, to one value for each interval.
+
+    Args:
+        starts: the interval of each group.
+    """
+
+    def __init__(self, starts: Sequence[datetime]) -> None:
+        self._first: list[int] = []
+        """The index of the first group of each interval, oldest first."""
+        self._several: dict[int, list[int]] = {}
+        """Number of an interval → the indices of its groups, where it has several: statuses seldom change."""
+        for index in sorted(range(len(starts)), key=starts.__getitem__):
+            if self._first and starts[self._first[-1]] == starts[index]:
+                self._several.setdefault(len(self._first) - 1, [self._first[-1]]).append(index)
+            else:
+                self._first.append(index)
+
+    def column(self, column: Sequence[T], join: Callable[[list[T]], T]) -> list[T]:
+        """Return a value for each interval; those of several groups are joined by `join`."""
+        found = list(map(column.__getitem__, self._first))
+        for interval, indices in self._several.items():
+            found[interval] = join([column[index] for index in indices])
+        return found
+
+    def shares(self, statuses: Sequence[object], samples: Sequence[int]) -> list[dict[str, float]]:
+        """Return the share of each status in the samples of each interval that have one."""
+        named = list(map(text, statuses))
+        found: list[dict[str, float]] = [{} if (status := named[index]) is None else {status: 1.0} for index in self._first]
+        for interval, indices in self._several.items():
+            counts: dict[str, int] = {}
+            for index in indices:
+                status = named[index]
+                if status is not None:
+                    counts[status] = counts.get(status, 0) + samples[index]
+            total = sum(counts.values())
+            found[interval] = {status: counts[status] / total for status in sorted(counts)}
+        return found
 
 
-def _field(whole: Document, field: str) -> FieldStatistics:
-    sum_, min_, max_, count = _KEYS[field]
-    known = whole[count]
-    return {"avg": whole[sum_] / known if known else None, "min": whole[min_], "max": whole[max_], "count": known}
+def _intervals(groups: Document, zone: ZoneInfo | None, wanted: Distribution | None, period: int) -> IntervalColumns:
+    joining = _Joining(groups["start"])
+    starts = joining.column(groups["start"], itemgetter(0))
+
+    def field(name: str) -> FieldColumns:
+        total, lowest, highest, count = _KEYS[name]
+        totals, counts = joining.column(groups[total], sum), joining.column(groups[count], sum)
+        averages = [total / count if count else None for total, count in zip(totals, counts, strict=True)]
+        distribution: list[DistributionStatistics] = []
+        if wanted is not None:
+            values = joining.column(groups[f"{name}_values"], lambda parts: list(chain.from_iterable(parts)))
+            distribution = [distribution_of(of_interval, wanted, period) for of_interval in values]
+        return FieldColumns(
+            averages,
+            joining.column(groups[lowest], partial(_extreme, min)),
+            joining.column(groups[highest], partial(_extreme, max)),
+            counts,
+            distribution,
+        )
+
+    statuses, samples = groups["status"], groups["samples"]
+    # Of the samples without a status, which may be stopped ones, only those with a CPU value are known.
+    known = [
+        with_cpu if status is None else all_
+        for status, all_, with_cpu in zip(statuses, samples, groups["cpu_utilization_count"], strict=True)
+    ]
+    running = [of if status in (None, "running") else 0 for status, of in zip(statuses, known, strict=True)]
+    return IntervalColumns(
+        starts if zone is None else [local_to_utc(start, zone) for start in starts],
+        field("cpu_utilization"),
+        field("memory_utilization"),
+        field("active_labs_count"),
+        joining.shares(statuses, samples),
+        joining.column(known, sum),
+        joining.column(running, sum),
+    )
 
 
-def _sum(parts: Sequence[Document]) -> Document:
-    whole: Document = {}
-    for sum_, min_, max_, count in _KEYS.values():
-        whole[sum_] = sum(part[sum_] for part in parts)
-        whole[min_] = min((part[min_] for part in parts if part[count]), default=None)
-        whole[max_] = max((part[max_] for part in parts if part[count]), default=None)
-        whole[count] = sum(part[count] for part in parts)
-    return whole
-
-
-def _shares(parts: Sequence[Document]) -> dict[str, float]:
-    if len(parts) == 1:
-        status = text(parts[0]["_id"].get("status"))
-        return {} if status is None else {status: 1.0}
-    samples: dict[str, int] = {}
-    for part in parts:
-        status = text(part["_id"].get("status"))
-        if status is not None:
-            samples[status] = samples.get(status, 0) + part["samples"]
-    total = sum(samples.values())
-    return {status: samples[status] / total for status in sorted(samples)}
+def _extreme(which: Callable[..., float | None], values: Iterable[float | None]) -> float | None:
+    return which((value for value in values if value is not None), default=None)

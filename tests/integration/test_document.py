@@ -123,9 +123,11 @@ def test_the_documents_repository_has_the_signatures_of_ours() -> None:
     for name in ("add_sample", "get_samples", "get_aggregated_stats"):
         wanted, ours = getattr(theirs, name), getattr(WorkerMetricsRepository, name)
         assert inspect.iscoroutinefunction(ours)
-        assert list(inspect.signature(ours).parameters) == list(inspect.signature(wanted).parameters)
-        # Where there are several, the first overload is the document's.
-        annotations = inspect.get_annotations((get_overloads(ours) or [ours])[0])
+        first = (get_overloads(ours) or [ours])[0]  # where there are several, the document's is the first
+        assert list(inspect.signature(first).parameters) == list(inspect.signature(wanted).parameters)
+        further = list(inspect.signature(ours).parameters.values())[len(inspect.signature(wanted).parameters) :]
+        assert all(each.kind is each.KEYWORD_ONLY and each.default is not each.empty for each in further)
+        annotations = inspect.get_annotations(first)
         for parameter, annotation in wanted.__annotations__.items():
             given = annotations[parameter]
             plain = getattr(given, "__name__", str(given)) if not getattr(given, "__args__", ()) else given.__args__[0].__name__

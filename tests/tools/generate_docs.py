@@ -9,7 +9,7 @@ from exporter.core.aws_settings import Role
 from exporter.core.budget import UNLIMITED_DAY_DOLLARS
 from exporter.core.catalog import EXPORTER_METRICS, WORKER_METRICS, Metric
 from exporter.core.event_settings import EVENT_TYPES, EventFields
-from exporter.core.history_metrics import HOURLY_METRICS
+from exporter.core.history_metrics import HOURLY_METRICS, HourlyMetric
 from exporter.core.metric_settings import UNITS, CloudWatchGauge
 from exporter.core.periods import format_duration
 from exporter.core.settings import CloudWatchSettings
@@ -323,8 +323,15 @@ def metrics_page() -> str:
         "## The exporter itself\n",
         _metrics(EXPORTER_METRICS),
         ROLLUPS_INTRO,
-        _rows(("series", "what it is"), ((f"`{each.name}`", each.help) for each in HOURLY_METRICS)),
+        _rows(("series", "what it is"), ((f"`{_series(each)}`", each.help) for each in HOURLY_METRICS)),
     )
+
+
+def _series(metric: HourlyMetric) -> str:
+    if metric.label is None:
+        return metric.name
+    label, value = metric.label
+    return f'{metric.name}{{{label}="{value}"}}'
 
 
 def http_page() -> str:

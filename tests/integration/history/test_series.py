@@ -1,6 +1,7 @@
 """The history as Prometheus series from a real mongod: the selected series, their samples, and the limits."""
 
 import math
+import random
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -17,6 +18,8 @@ from exporter.history.hourly_cache import HourlyCache
 from exporter.history.matching import Matcher
 from exporter.history.remote_read import SeriesSelector, encode_response
 from exporter.history.series import read
+from exporter.storage import sample_reader
+from exporter.storage.hourly import column
 from exporter.storage.lease import BACKFILL, Lease
 from exporter.storage.mongo import Database
 from exporter.storage.repository import WorkerMetricsRepository
@@ -245,6 +248,18 @@ def hourly_labels(what: str, worker_id: str, /, region: str = "eu-west-1") -> La
     return of(f"cml_worker:{what}1h", worker_id, region=region)
 
 
+def distribution_of(
+    what: str, threshold: str, hours: Sequence[tuple[int, tuple[float, float, float, float]]]
+) -> dict[Labels, list[tuple[int, float]]]:
+    """The series of percentiles and time above a threshold, from (end of the hour, (p50, p95, p99, seconds)) of w1."""
+    found = {}
+    for number, quantile in enumerate(("0.5", "0.95", "0.99")):
+        labels = of(f"cml_worker:{what}:quantile1h", "w1", quantile=quantile)
+        found[labels] = [(time, values[number]) for time, values in hours]
+    above = of(f"cml_worker:{what}:above_seconds1h", "w1", threshold=threshold)
+    return found | {above: [(time, values[3]) for time, values in hours]}
+
+
 async def test_an_hour_has_one_value_of_each_metric_at_its_end(history: WorkerMetricsRepository) -> None:
     await history.add_samples([sample("w1", n, memory_utilization=50.0 if n < 6 else None) for n in range(12)])
     await history.add_samples(
@@ -263,6 +278,9 @@ async def test_an_hour_has_one_value_of_each_metric_at_its_end(history: WorkerMe
         hourly_labels("active_labs:avg", "w1"): [(hour(0), 3.0), (hour(1), 2.5)],
         hourly_labels("active_labs:min", "w1"): [(hour(0), 3.0), (hour(1), 0.0)],
         hourly_labels("active_labs:max", "w1"): [(hour(0), 3.0), (hour(1), 5.0)],
+        **distribution_of("cpu_utilization_ratio", "0.9", [(hour(0), (0.15, 0.21, 0.21, 0.0))]),
+        **distribution_of("memory_utilization_ratio", "0.9", [(hour(0), (0.5, 0.5, 0.5, 0.0))]),
+        **distribution_of("active_labs", "0", [(hour(0), (3.0, 3.0, 3.0, 3600.0)), (hour(1), (0.0, 5.0, 5.0, 300.0))]),
         hourly_labels("running:avg", "w1"): [(hour(0), 1.0), (hour(1), 0.5)],
         hourly_labels("active_labs_running:avg", "w1"): [(hour(0), 3.0), (hour(1), 2.5)],
         hourly_labels("unused_cpu_utilization_ratio:avg", "w1"): [(hour(0), math.inf)],
@@ -331,6 +349,56 @@ async def test_hourly_aggregates_equal_those_of_the_repositorys_own_aggregation(
         assert [value for _, value in hourly] == pytest.approx(ours, rel=1e-12)
 
 
+async def test_hourly_percentiles_and_time_above_a_threshold_are_those_of_the_samples(history: WorkerMetricsRepository) -> None:
+    dice = random.Random(5)
+    values = [None if n % 17 == 3 else dice.uniform(60, 100) for n in range(288)]
+    values[24:36] = [None] * 12
+    await history.add_samples(
+        [
+            sample("w1", n, region="eu-west-1" if n < 150 else "us-east-1", cpu_utilization=value, active_labs_count=n // 5 % 3)
+            for n, value in enumerate(values)
+        ]
+    )
+    name = Matcher("__name__", "=~", "cml_worker:cpu_utilization_ratio:(quantile|above_seconds)1h")
+    found = await read_series(history, [entry("w1")], name, last=300)
+    wanted: prompb.Found = {}
+    for number in range(24):
+        for region, first, last in (("eu-west-1", 0, 150), ("us-east-1", 150, 288)):
+            of_hour = range(max(first, number * 12), min(last, number * 12 + 12))
+            known = sorted(value for n in of_hour if (value := values[n]) is not None)
+            if not known:
+                continue
+            for quantile, percent in (("0.5", 50), ("0.95", 95), ("0.99", 99)):
+                series_labels = of("cml_worker:cpu_utilization_ratio:quantile1h", "w1", region=region, quantile=quantile)
+                rank = math.ceil(percent * len(known) / 100)
+                wanted.setdefault(series_labels, []).append((hour(number), known[rank - 1] / 100))
+            above = of("cml_worker:cpu_utilization_ratio:above_seconds1h", "w1", region=region, threshold="0.9")
+            wanted.setdefault(above, []).append((hour(number), float(PERIOD * sum(value > 90 for value in known))))
+    assert found == wanted
+    assert len(found) == 8
+    one = await read_series(history, [entry("w1")], name, Matcher("quantile", "=", "0.95"), last=300)
+    assert one == {key: of_key for key, of_key in wanted.items() if dict(key).get("quantile") == "0.95"}
+    assert await read_series(history, [entry("w1")], name, Matcher("threshold", "=", "0.8"), last=300) == {}
+    plain = Matcher("__name__", "=", "cml_worker:cpu_utilization_ratio:avg1h")
+    assert await read_series(history, [entry("w1")], plain, Matcher("quantile", "=", "0.95"), last=300) == {}
+
+
+async def test_hourly_percentiles_of_a_long_range_are_read_in_parts(
+    history: WorkerMetricsRepository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await history.add_samples([sample(f"w{k}", n * 12, cpu_utilization=float(n + k)) for n in range(24) for k in range(3)])
+    monkeypatch.setattr(sample_reader, "HOURLY_DAYS_PER_QUERY", 1)
+    monkeypatch.setattr(sample_reader, "HOURLY_WORKER_DAYS_PER_QUERY", 2)
+    days = range(START - DAY, START + 2 * DAY, DAY)
+    for distribution in (None, "cpu_utilization"):
+        found = await history.reader.hours(["w0", "w1", "w2"], days, distribution)
+        assert [(each.worker_id, each.day, len(each.hours)) for each in sorted(found)] == [
+            (f"w{k}", START, 24) for k in range(3)
+        ]
+    of_day = [list(column(each, "cpu_utilization_p99")) for each in sorted(found)]
+    assert of_day == [[float(n + k) for n in range(24)] for k in range(3)]
+
+
 async def test_non_numeric_values_are_left_out_of_an_hour(history: WorkerMetricsRepository, database: Database) -> None:
     non_numeric: list[object] = ["97", math.nan, math.inf, True, None, {"a": 1}, [3], 12.5, 7]
     between = [7.0, Decimal128("9"), 12.5]  # which is neither the lowest nor the highest
@@ -344,6 +412,9 @@ async def test_non_numeric_values_are_left_out_of_an_hour(history: WorkerMetrics
     found = await read_series(history, [entry("w1")], HOURLY)
     values = [found[hourly_labels(f"cpu_utilization_ratio:{how}", "w1")] for how in ("avg", "min", "max")]
     assert values == [[(hour(n), value) for n in (0, 1)] for value in (0.0975, 0.07, 0.125)]
+    for quantile, value in (("0.5", 0.07), ("0.95", 0.125), ("0.99", 0.125)):
+        series_labels = of("cml_worker:cpu_utilization_ratio:quantile1h", "w1", quantile=quantile)
+        assert found[series_labels] == [(hour(n), value) for n in (0, 1)]
     assert found[hourly_labels("running:avg", "w1")] == [(hour(n), 1.0) for n in (0, 1, 2)], "a number is a CPU datapoint"
     rows, _ = await history.reader.read_statistics("w1", START, START + DAY, HOUR, limit=24)
     assert [row["cpu_utilization"]["avg"] for row in rows] == [9.75, 9.75, None]

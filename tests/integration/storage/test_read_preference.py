@@ -2,9 +2,9 @@
 
 import asyncio
 import time
+from collections import Counter
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 from pymongo import AsyncMongoClient, MongoClient
@@ -17,6 +17,8 @@ from exporter.storage.mongo import Document
 from exporter.storage.repository import WorkerMetricsRepository
 from tests.fixtures.mongo import need_mongod
 from tests.fixtures.process import RunExporter
+from tests.helpers import prompb
+from tests.helpers.exporter_process import ExporterProcess
 from tests.helpers.replica_set import ReplicaSet
 
 NAME, DATABASE, PERIOD = "worker_metrics_timeseries", "reads", 300
@@ -38,14 +40,38 @@ async def fill(uri: str) -> None:
         await database["workers"].insert_one(document)
 
 
-def profiled(members: ReplicaSet, primary: Mongod) -> dict[bool, int]:
-    """Whether a member is the primary → how many reads of the history it has answered since its profiler was on."""
-    found = {True: 0, False: 0}
+def kind_of(command: Document) -> str | None:
+    """Return which of the routes' queries a profiled command is; None: another one, such as the collector's."""
+    if command.get("find") == NAME and command.get("filter", {}).get("worker_id") == "w1":
+        return "samples"
+    stages = str(command.get("pipeline", ""))
+    if "cpu_utilization_sum" in stages:
+        return "statistics"
+    return "remote read" if "'values': {'$push': '$cpu_utilization'}" in stages else None
+
+
+def profiled(members: ReplicaSet, primary: Mongod) -> Counter[tuple[str, bool]]:
+    """Count the routes' queries since the profilers are on by their kind, and by whether the primary answered."""
+    found: Counter[tuple[str, bool]] = Counter()
     for member in members.members:
-        with MongoClient[dict[str, Any]](member.uri) as client:
-            reads = {"command.find": NAME, "command.filter.worker_id": "w1"}
-            found[member is primary] += client[DATABASE]["system.profile"].count_documents(reads)
+        with MongoClient[Document](member.uri) as client:
+            for entry in client[DATABASE]["system.profile"].find({"op": {"$in": ["query", "command"]}}):
+                if (kind := kind_of(entry["command"])) is not None:
+                    found[kind, member is primary] += 1
     return found
+
+
+def read_all(exporter: ExporterProcess) -> None:
+    """Query samples, statistics, and a series of remote read, all of which have the eleven values."""
+    path, values = f"/api/workers/w1/metrics/history?start={NOW - HOUR}&end={NOW}", [float(n) for n in range(11, 0, -1)]
+    assert [row["cpu_utilization"] for row in exporter.get(path).json()["data"]] == values
+    rows = exporter.get(f"{path}&interval=2h&percentiles=true").json()["data"]
+    assert sum(row["cpu_utilization"]["count"] for row in rows) == len(values)
+    assert max(row["cpu_utilization"]["p99"] for row in rows) == max(values)
+    matchers = [("__name__", "=", "cml_worker_cpu_utilization_ratio"), ("store", "=", "history")]
+    body = prompb.request(((NOW - HOUR) * 1000, NOW * 1000, matchers))
+    (found,) = prompb.parse_response(exporter.post("/api/v1/read", content=body).content)
+    assert [[value for _, value in series] for series in found.values()] == [[value / 100 for value in values]]
 
 
 @pytest.mark.parametrize("mode", ["primary", "secondary", "secondaryPreferred"])
@@ -54,22 +80,20 @@ async def test_samples_are_read_from_the_member_of_the_setting(tmp_path: Path, r
     with ReplicaSet(tmp_path / "set") as members:
         await fill(members.uri)
         for member in members.members:
-            with MongoClient[dict[str, Any]](member.uri) as client:
+            with MongoClient[Document](member.uri) as client:
                 client[DATABASE].command("profile", 2)
         settings = {
             "mongodb": {"uri": members.uri.replace("/?", f"/{DATABASE}?"), "read_preference": mode},
             "cloudwatch": {"enabled": False},
         }
         exporter = await asyncio.to_thread(partial(run_exporter, settings))
-        path, primary = f"/api/workers/w1/metrics/history?start={NOW - HOUR}&end={NOW}", None
+        primary = None
         while members.primary() is not primary:  # again after an election, which a busy machine has now and then
             primary = members.primary()
             before = profiled(members, primary)
-            answer = await asyncio.to_thread(exporter.get, path)
-            assert [row["cpu_utilization"] for row in answer.json()["data"]] == [float(n) for n in range(11, 0, -1)]
-            after = profiled(members, primary)
-    by_secondaries, by_primary = after[False] - before[False], after[True] - before[True]
-    assert (by_secondaries > 0, by_primary > 0) == (mode != "primary", mode == "primary")
+            await asyncio.to_thread(read_all, exporter)
+            answered = profiled(members, primary) - before
+    assert set(answered) == {(kind, mode == "primary") for kind in ("samples", "statistics", "remote read")}
 
 
 def test_a_staleness_that_mongodb_cannot_tell_is_refused() -> None:

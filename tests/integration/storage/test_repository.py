@@ -20,7 +20,7 @@ from pymongo.write_concern import WriteConcern
 
 from exporter.core.errors import IncompatibleStoreError, StoreError, StoreUnavailableError
 from exporter.core.model import Fleet, Statistics, Worker, WorkerMetricsSample
-from exporter.core.periods import DAY, HOUR, to_datetime, to_seconds
+from exporter.core.periods import DAY, HOUR, align_interval, to_datetime, to_seconds
 from exporter.demo.mongod import Mongod
 from exporter.storage import aggregation, collection, sample_writer
 from exporter.storage.inventory import INVENTORY, Inventory
@@ -331,6 +331,54 @@ class TestStatistics:
             assert len(of_worker) == 8
         assert await samples.get_aggregated_stats([], *window, timedelta(hours=1)) == {}
         assert await samples.get_aggregated_stats(("absent",), *window, timedelta(hours=1)) == {}
+
+    @pytest.mark.parametrize("values", [50, 500_000])
+    @pytest.mark.parametrize("interval", [HOUR, DAY, 3 * 7 * DAY])
+    async def test_percentiles_and_time_above_a_threshold_are_those_of_the_samples(
+        self, samples: WorkerMetricsRepository, monkeypatch: pytest.MonkeyPatch, interval: int, values: int
+    ) -> None:
+        """Also where an interval is longer than a week: its values come in several documents."""
+        monkeypatch.setattr(aggregation, "VALUES_PER_QUERY", values)
+        dice, step = random.Random(interval), 7 * PERIOD
+        stored = [
+            sample(
+                f"w{k}", at=at, cpu=dice.choice((None, dice.uniform(0, 100))), status=dice.choice(("running", "stopped", None))
+            )
+            for k in range(3)
+            for at in range(START, START + 20 * DAY, step)
+        ]
+        await samples.add_samples(stored)
+        window = to_datetime(START), to_datetime(START + 20 * DAY)
+        found = await samples.get_aggregated_stats(
+            ["w0", "w1", "w2"], *window, timedelta(seconds=interval), percentiles=True, above=49.5
+        )
+        begins = {each.timestamp: align_interval(to_seconds(each.timestamp), interval) for each in stored}
+        for worker_id, of_worker in found.items():
+            assert [to_seconds(row.timestamp) for row in of_worker] == sorted(set(begins.values()))
+            for row in of_worker:
+                members = [s for s in stored if s.worker_id == worker_id and begins[s.timestamp] == to_seconds(row.timestamp)]
+                known = sorted(s.cpu_utilization for s in members if s.cpu_utilization is not None)
+                ranks = [known[math.ceil(percent * len(known) / 100) - 1] if known else None for percent in (50, 95, 99)]
+                got = row.cpu_utilization
+                assert [got.p50, got.p95, got.p99] == ranks
+                assert got.above_seconds == (sum(value > 49.5 for value in known) * PERIOD if known else None)
+                assert (got.count, got.min, got.max) == (len(known), min(known, default=None), max(known, default=None))
+                assert got.avg == (pytest.approx(sum(known) / len(known)) if known else None)
+            assert of_worker == await samples.get_aggregated_stats(
+                worker_id, *window, timedelta(seconds=interval), percentiles=True, above=49.5
+            )
+
+    async def test_only_the_statistics_that_are_asked_for_are_returned(self, samples: WorkerMetricsRepository) -> None:
+        await samples.add_samples([sample(at=START, cpu=50.0)])
+        window = to_datetime(START), to_datetime(START + HOUR), timedelta(hours=1)
+        (plain,) = await samples.get_aggregated_stats("w1", *window)
+        assert plain.cpu_utilization == Statistics(50, 50, 50, 1)
+        (above,) = await samples.get_aggregated_stats("w1", *window, above=0)
+        assert above.cpu_utilization == Statistics(50, 50, 50, 1, above_seconds=PERIOD)
+        (ranks,) = await samples.get_aggregated_stats("w1", *window, percentiles=True)
+        assert ranks.cpu_utilization == Statistics(50, 50, 50, 1, 50, 50, 50)
+        with pytest.raises(ValueError, match="above nan must be a finite number"):
+            await samples.get_aggregated_stats("w1", *window, above=math.nan)
 
     async def test_weeks_begin_on_monday_and_days_at_midnight_utc(self, samples: WorkerMetricsRepository) -> None:
         await samples.add_samples([sample(at=START + n * DAY) for n in range(10)])

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from exporter.core.distribution import Distribution, DistributionStatistics, add_distribution, percentile
+from exporter.core.distribution import Distribution, distribution_of, percentile
 
 
 @pytest.mark.parametrize(
@@ -28,17 +28,14 @@ def test_a_percentile_is_the_smallest_value_that_so_many_do_not_exceed(
 
 
 def test_values_that_are_missing_do_not_count() -> None:
-    found: DistributionStatistics = {}
-    add_distribution(found, [90.0, None, 80.0, 81.5], Distribution(True, 80), 300)
+    found = distribution_of([90.0, None, 80.0, 81.5], Distribution(True, 80), 300)
     assert found == {"p50": 81.5, "p95": 90, "p99": 90, "above_seconds": 600}, "80 is not above 80"
-    nothing: DistributionStatistics = {}
-    add_distribution(nothing, [None], Distribution(True, 80), 300)
+    nothing = distribution_of([None], Distribution(True, 80), 300)
     assert nothing == {"p50": None, "p95": None, "p99": None, "above_seconds": None}
 
 
 def test_only_what_is_wanted_is_added() -> None:
-    found: DistributionStatistics = {}
-    add_distribution(found, [1.0], Distribution(above=0), 60)
+    found = distribution_of([1.0], Distribution(above=0), 60)
     assert found == {"above_seconds": 60}
     assert Distribution(True).names == ("p50", "p95", "p99")
     assert Distribution(True, 0).names == ("p50", "p95", "p99", "above_seconds")

@@ -7,7 +7,7 @@ from collections.abc import Collection
 import pytest
 
 from exporter.core.errors import StoreUnavailableError
-from exporter.core.history_metrics import FIELDS, NEWEST
+from exporter.core.history_metrics import FIELDS, NEWEST, distribution_fields
 from exporter.core.periods import DAY, HOUR
 from exporter.history import hourly_cache as hourly
 from exporter.history.hourly_cache import HourlyCache
@@ -25,18 +25,20 @@ class History:
 
     def __init__(self) -> None:
         self.reads: list[tuple[range, tuple[str, ...]]] = []
+        self.distributions: list[str | None] = []
         self.broken: set[str] = set()
         self.gap_fill_window = 0
         self.gate: asyncio.Event | None = None
 
-    async def hours(self, worker_ids: Collection[str], days: range) -> list[WorkerDay]:
+    async def hours(self, worker_ids: Collection[str], days: range, distribution: str | None = None) -> list[WorkerDay]:
         value = float(len(self.reads))
         self.reads.append((days, tuple(sorted(worker_ids))))
+        self.distributions.append(distribution)
         if self.gate is not None:
             await self.gate.wait()
         if self.broken & set(worker_ids):
             raise StoreUnavailableError("gone", reason="unreachable")
-        values = array("d", [value] * 24 * len(FIELDS))
+        values = array("d", [value] * 24 * len(distribution_fields(distribution) if distribution else FIELDS))
         return [
             WorkerDay(worker_id, "eu-west-1", day, bytes(range(24)), values)
             for worker_id in worker_ids
@@ -103,6 +105,16 @@ async def test_each_day_of_a_worker_is_read_once_and_only_for_missing_workers(ca
     await cache_env.read("a", name=NEWEST)
     assert set(await cache_env.read("c", "a")) == {("c", "eu-west-1"), ("a", "eu-west-1")}
     assert cache_env.history.reads == [(days(0, 1), ("a", "b")), (days(0, 1), ("c",))]
+
+
+async def test_percentiles_are_read_only_when_they_are_asked_for_and_all_of_a_metric_at_once(cache_env: CacheEnv) -> None:
+    await cache_env.read("a")
+    for field in distribution_fields("cpu_utilization"):
+        (values,) = (await cache_env.read("a", name=field)).values()
+        assert {value for _, value in values} == {1.0}
+    await cache_env.read("a", name="memory_utilization_above_seconds")
+    await cache_env.read("a")
+    assert cache_env.history.distributions == [None, "cpu_utilization", "memory_utilization"]
 
 
 async def test_one_query_reads_the_adjacent_days_that_the_same_workers_miss(cache_env: CacheEnv) -> None:

@@ -55,7 +55,8 @@ def labels_of(name: str) -> set[str] | None:
     if name in METRICS_BY_NAME:
         return {*METRICS_BY_NAME[name].labels, *TARGET}
     if name in HOURLY:
-        return {"worker_id", "region"} | (set(INFO.labels) if name == INFO_1H.name else set())
+        own = {each.label[0] for each in HOURLY_METRICS if each.name == name and each.label}
+        return {"worker_id", "region"} | own | (set(INFO.labels) if name == INFO_1H.name else set())
     if name in RECORDED:
         return result_labels(promql.parse(RECORDED[name]["expr"])) | set(RECORDED[name].get("labels", ()))
     if name == "up":
