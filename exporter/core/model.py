@@ -237,7 +237,7 @@ class FinalSample(NamedTuple):
         return _naive_datetime(self.start)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Statistics:
     """avg, min and max (percent, or a count of labs) of `count` samples; all None when `count` is 0.
 
@@ -256,7 +256,7 @@ class Statistics:
     """Seconds of the samples whose value is greater than the threshold."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class MetricsAggregation:
     """The samples of one worker in the interval [timestamp, timestamp + interval)."""
 

@@ -5,12 +5,11 @@ these statistics are wanted: they are as many as the samples, while the other ho
 """
 
 import math
-from array import array
 from collections.abc import Iterable
 
 from exporter.core.distribution import PERCENTILES, percentile
 from exporter.core.history_metrics import THRESHOLDS
-from exporter.storage.hourly import HOUR_OF_SAMPLE, REGION_AS_TEXT, WorkerDay, by_day, in_order
+from exporter.storage.hourly import HOUR_OF_SAMPLE, REGION_AS_TEXT, WorkerDay, by_day
 from exporter.storage.rows import Document, documents
 
 
@@ -39,13 +38,12 @@ def distribution_days(batches: Iterable[bytes], field: str, period: int) -> list
         field: that of the pipeline.
         period: of the samples, in seconds.
     """
+    threshold = THRESHOLDS[field]
     found: list[WorkerDay] = []
     for row in documents(batches):
-        hours, (of_hours,) = in_order(row["hours"], [row["values"]])
-        for values in of_hours:
+        for values in row["values"]:
             values.sort()
-        threshold = THRESHOLDS[field]
-        columns = [array("d", [percentile(values, percent) or 0.0 for values in of_hours]) for percent in PERCENTILES]
-        columns.append(array("d", [period * sum(value > threshold for value in values) for values in of_hours]))
-        found += by_day(row["_id"]["w"], row["_id"]["r"], hours, columns)
+        percentiles = ([percentile(values, percent) for values in row["values"]] for percent in PERCENTILES)
+        above = [period * sum(value > threshold for value in values) for values in row["values"]]
+        found += by_day(row["_id"]["w"], row["_id"]["r"], row["hours"], *percentiles, above)
     return found

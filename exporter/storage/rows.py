@@ -6,12 +6,14 @@ is None.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
+from itertools import chain
 from typing import Any, TypedDict
 
 import bson
 from bson.codec_options import CodecOptions
+from bson.int64 import Int64
 
 from exporter.core.distribution import DistributionStatistics
 from exporter.core.history_metrics import METRIC_FIELDS
@@ -21,6 +23,7 @@ PROJECTION: Document = {"_id": 0, "timestamp": 1, **dict.fromkeys(METRIC_FIELDS,
 """The fields of a sample's document that a row needs."""
 EPOCH = datetime(1970, 1, 1)
 
+_NUMBER_TYPES = {float, int, Int64, type(None)}
 _NAIVE: CodecOptions[Document] = CodecOptions(tz_aware=False)
 
 
@@ -86,15 +89,27 @@ def milliseconds(time: datetime) -> int:
     return (time - EPOCH) // timedelta(milliseconds=1)
 
 
-def sample_rows(found: Iterable[Document]) -> list[SampleRow]:
+def sample_rows(found: Sequence[Document]) -> list[SampleRow]:
     """Make rows of documents with the keys of PROJECTION, in their order."""
+    cpu, memory, labs = (_numbers([document.get(field) for document in found]) for field in METRIC_FIELDS)
     return [
         {
             "timestamp": document["timestamp"],
-            "cpu_utilization": number(document.get("cpu_utilization")),
-            "memory_utilization": number(document.get("memory_utilization")),
-            "active_labs_count": number(document.get("active_labs_count")),
+            "cpu_utilization": of_cpu,
+            "memory_utilization": of_memory,
+            "active_labs_count": of_labs,
             "status": text(document.get("status")),
         }
-        for document in found
+        for document, of_cpu, of_memory, of_labs in zip(found, cpu, memory, labs, strict=True)
     ]
+
+
+def are_numeric(columns: Sequence[Iterable[Any]]) -> bool:
+    """Return whether every value of columns is a finite number or None, without a call for each of them."""
+    # The sum is finite only if all values are; None counts as 0.
+    values = chain.from_iterable
+    return set(map(type, values(columns))) <= _NUMBER_TYPES and math.isfinite(sum(filter(None, values(columns))))
+
+
+def _numbers(column: list[Any]) -> list[float | None]:
+    return column if are_numeric([column]) else list(map(number, column))

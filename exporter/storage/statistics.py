@@ -6,21 +6,18 @@ from datetime import datetime
 from functools import partial
 from itertools import chain
 from operator import itemgetter
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 from zoneinfo import ZoneInfo
-
-from bson.int64 import Int64
 
 from exporter.core.distribution import Distribution, DistributionStatistics, distribution_of
 from exporter.core.history_metrics import METRIC_FIELDS
 from exporter.core.local_time import local_to_utc, utc_offsets
 from exporter.core.periods import WEEK, align_interval, to_datetime, to_seconds
-from exporter.storage.rows import Document, FieldStatistics, StatisticsRow, documents, text
+from exporter.storage.rows import Document, FieldStatistics, StatisticsRow, are_numeric, documents, text
 
 T = TypeVar("T")
 _KEYS = {field: tuple(f"{field}_{how}" for how in ("sum", "min", "max", "count")) for field in METRIC_FIELDS}
 _MEASURED = [key for total, lowest, highest, _ in _KEYS.values() for key in (total, lowest, highest)]
-_NUMBER_TYPES = {float, int, Int64, type(None)}
 _NOT_FINITE = [math.nan, math.inf, -math.inf]
 
 
@@ -102,15 +99,12 @@ def type_checked_value(field: str) -> object:
     return {"$cond": [{"$and": [typed, {"$not": [{"$in": [value, _NOT_FINITE]}]}]}, value, None]}
 
 
-def has_non_numeric(columns: Iterable[Sequence[object]]) -> bool:
+def has_non_numeric(columns: Sequence[Sequence[object]]) -> bool:
     """Return whether a non-numeric value was among samples, by the columns of their extremes and of their sums or averages.
 
     Every other type shows in an extreme, as does NaN. A Decimal128 between two numbers does not, but it makes the sum one.
     """
-    measured: list[Any] = list(columns)
-    types = set[type]().union(*(set(map(type, column)) for column in measured))
-    # The sum of a column is finite only if all of its values are; None counts as 0.
-    return not types <= _NUMBER_TYPES or not all(math.isfinite(sum(filter(None, column))) for column in measured)
+    return not are_numeric(columns)
 
 
 class FieldColumns(NamedTuple):
@@ -156,10 +150,11 @@ def statistics(
     Returns:
         Worker id (empty unless grouped by worker), and its statistics.
     """
+    parts = documents(batches)
+    if not type_checked and has_non_numeric([part[key] for part in parts for key in _MEASURED]):
+        return None
     workers: dict[str, Document] = {}
-    for part in documents(batches):
-        if not type_checked and has_non_numeric([part[key] for key in _MEASURED]):
-            return None
+    for part in parts:
         worker = part.pop("_id").get("worker", "")
         whole = workers.setdefault(worker, part)
         if whole is not part:
