@@ -20,7 +20,8 @@ def distribution_pipeline(match: Document, field: str) -> list[Document]:
         match: which samples; those without a finite number are left out.
         field: one of METRIC_FIELDS.
     """
-    finite = {"$type": ["double", "int", "long"], "$gt": -math.inf, "$lt": math.inf}
+    # An array of numbers has these types, too.
+    finite = {"$type": ["double", "int", "long"], "$not": {"$type": "array"}, "$gt": -math.inf, "$lt": math.inf}
     group = {"_id": {"w": "$worker_id", "r": REGION_AS_TEXT, "h": HOUR_OF_SAMPLE}, "values": {"$push": f"${field}"}}
     by_worker = {
         "_id": {"w": "$_id.w", "r": "$_id.r"},

@@ -292,7 +292,8 @@ class SampleReader:
         }
         group: Document = {"_id": {"w": "$worker_id", "r": "$region"}, "stamps": _ALL_TIMESTAMPS}
         if field is not None:
-            match[field] = {"$type": "string" if field == "status" else ["double", "int", "long"]}
+            types = ["string"] if field == "status" else ["double", "int", "long"]
+            match[field] = {"$type": types, "$not": {"$type": "array"}}  # of whose elements $type would be
             group["values"] = {"$push": f"${field}"}
         async with self._collection.operation("find"):
             cursor = await self._samples.aggregate([{"$match": match}, {"$group": group}], allowDiskUse=True)

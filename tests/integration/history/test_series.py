@@ -412,6 +412,8 @@ async def test_non_numeric_values_are_left_out_of_an_hour(history: WorkerMetrics
     found = await read_series(history, [entry("w1")], HOURLY)
     values = [found[hourly_labels(f"cpu_utilization_ratio:{how}", "w1")] for how in ("avg", "min", "max")]
     assert values == [[(hour(n), value) for n in (0, 1)] for value in (0.0975, 0.07, 0.125)]
+    samples = await read_series(history, [entry("w1")], Matcher("__name__", "=", CPU))
+    assert sorted({value for _, value in samples[of(CPU, "w1")]}) == [0.07, 0.125]
     for quantile, value in (("0.5", 0.07), ("0.95", 0.125), ("0.99", 0.125)):
         series_labels = of("cml_worker:cpu_utilization_ratio:quantile1h", "w1", quantile=quantile)
         assert found[series_labels] == [(hour(n), value) for n in (0, 1)]
