@@ -29,6 +29,7 @@ from exporter.storage.mongo import STATE, Database, Document, operation, transla
 from exporter.storage.privileges import least_role
 from exporter.storage.repository import WorkerMetricsRepository
 from exporter.storage.sample_writer import Key
+from exporter.storage.statistics import statistics_pipeline
 from tests.fixtures.mongo import AuthMongod, connect
 from tests.helpers.mongo_proxy import CUTS, Cut, CuttingProxy
 
@@ -364,6 +365,19 @@ class TestStatistics:
                 assert got.above_seconds == (sum(value > 49.5 for value in known) * PERIOD if known else None)
                 assert (got.count, got.min, got.max) == (len(known), min(known, default=None), max(known, default=None))
                 assert got.avg == (pytest.approx(sum(known) / len(known)) if known else None)
+
+    @pytest.mark.parametrize(("every_value", "interval"), [(True, 21 * DAY), (True, HOUR), (False, 300)])
+    async def test_no_document_of_statistics_holds_more_than_a_week(
+        self, database: Database, samples: WorkerMetricsRepository, every_value: bool, interval: int
+    ) -> None:
+        """A year of one-minute periods would exceed MongoDB's limit of 16 MiB."""
+        await samples.add_samples([sample(at=at) for at in range(START, START + 20 * DAY, 2 * HOUR)])
+        pipeline = statistics_pipeline({"worker_id": "w1"}, interval, every_value=every_value)
+        found = await (await database[NAME].aggregate(pipeline)).to_list()
+        key = "cpu_utilization_values" if every_value else "start"
+        sizes = [sum(len(each) if every_value else 1 for each in document[key]) for document in found]
+        assert (len(found), sum(sizes)) == (4, 240)
+        assert max(sizes) == 7 * 12
 
     async def test_only_the_statistics_that_are_asked_for_are_returned(self, samples: WorkerMetricsRepository) -> None:
         await samples.add_samples([sample(at=START, cpu=50.0)])
