@@ -79,8 +79,10 @@ async def fleet_statistics(
     end: datetime,
     interval: int,
     wanted: Distribution | None = None,
-) -> AsyncGenerator[tuple[str, IntervalColumns], None]:
-    """Yield worker id and statistics of the samples in [start, end), as `SampleReader.statistics`, of workers that have any.
+) -> AsyncGenerator[list[tuple[str, IntervalColumns]], None]:
+    """Yield, query by query, the statistics of each worker's samples in [start, end), as `SampleReader.statistics`.
+
+    The workers are ascending by id; one without samples has no entry.
 
     As many workers share a query as fit into the memory of a $group; while one part is decoded, MongoDB reads the next.
     """
@@ -105,8 +107,7 @@ async def fleet_statistics(
         for part in (*chunks(ids, max(1, size)), None):
             found = await following if following else []
             following = asyncio.create_task(read(part)) if part else None
-            for worker_id, of_worker in sorted(found, key=itemgetter(0)):
-                yield worker_id, of_worker
+            yield sorted(found, key=itemgetter(0))
     finally:
         if following:
             following.cancel()

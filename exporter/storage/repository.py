@@ -178,11 +178,17 @@ class WorkerMetricsRepository:
             of_one = await self.reader.statistics(worker_id, start_time, end_time, seconds, wanted=wanted)
             return _aggregations(of_one) if of_one else []
         found = fleet_statistics(self.collection, worker_id, start_time, end_time, seconds, wanted)
-        return {each: await asyncio.to_thread(_aggregations, columns) async for each, columns in found}
+        # In a thread, a query at a time: a change of threads takes longer than a worker.
+        parts = [await asyncio.to_thread(_aggregations_of, part) async for part in found]
+        return {each: of_worker for part in parts for each, of_worker in part}
 
     async def latest_timestamps(self, worker_ids: Collection[str]) -> dict[str, int]:
         """Return the UTC second of the newest sample of each worker that has any."""
         return await self.reader.latest_timestamps(worker_ids)
+
+
+def _aggregations_of(found: Iterable[tuple[str, IntervalColumns]]) -> list[tuple[str, list[MetricsAggregation]]]:
+    return [(worker_id, _aggregations(columns)) for worker_id, columns in found]
 
 
 def _aggregations(found: IntervalColumns) -> list[MetricsAggregation]:
