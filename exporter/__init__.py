@@ -8,8 +8,8 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "MetricsAggregation": "exporter.core.model",
-    "Statistics": "exporter.core.model",
+    "MetricsAggregation": "exporter.core.interval_statistics",
+    "Statistics": "exporter.core.interval_statistics",
     "WorkerMetricsRepository": "exporter.storage.repository",
     "WorkerMetricsSample": "exporter.core.model",
 }

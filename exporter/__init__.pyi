@@ -1,4 +1,5 @@
-from exporter.core.model import MetricsAggregation, Statistics, WorkerMetricsSample
+from exporter.core.interval_statistics import MetricsAggregation, Statistics
+from exporter.core.model import WorkerMetricsSample
 from exporter.storage.repository import WorkerMetricsRepository
 
 __version__: str

@@ -237,37 +237,6 @@ class FinalSample(NamedTuple):
         return _naive_datetime(self.start)
 
 
-@dataclass(slots=True)
-class Statistics:
-    """avg, min and max (percent, or a count of labs) of `count` samples; all None when `count` is 0.
-
-    The others are None where they were not asked for, too.
-    """
-
-    avg: float | None
-    min: float | None
-    max: float | None
-    count: int
-    p50: float | None = None
-    p95: float | None = None
-    """Percentiles by nearest rank, so each is the value of a sample."""
-    p99: float | None = None
-    above_seconds: float | None = None
-    """Seconds of the samples whose value is greater than the threshold."""
-
-
-@dataclass(slots=True)
-class MetricsAggregation:
-    """The samples of one worker in the interval [timestamp, timestamp + interval)."""
-
-    timestamp: datetime
-    cpu_utilization: Statistics
-    memory_utilization: Statistics
-    active_labs_count: Statistics
-    status_share: Mapping[str, float] = field(default_factory=dict)
-    """Share of the samples that have a status, by status; sums to 1 when there are any."""
-
-
 class MetricQuery(NamedTuple):
     """One metric of one instance, as GetMetricData queries it. A tuple, because it is hashed very often as a key."""
 

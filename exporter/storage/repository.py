@@ -16,7 +16,8 @@ from pymongo.asynchronous.database import AsyncDatabase
 from exporter.core.distribution import Distribution
 from exporter.core.errors import ConfigError, StoreError
 from exporter.core.history_metrics import METRIC_FIELDS
-from exporter.core.model import MetricsAggregation, Statistics, WorkerMetricsSample
+from exporter.core.interval_statistics import MetricsAggregation, Statistics
+from exporter.core.model import WorkerMetricsSample
 from exporter.core.periods import align, to_datetime, to_seconds
 from exporter.storage.aggregation import fleet_statistics
 from exporter.storage.collection import HistoryCollection, HistoryOptions

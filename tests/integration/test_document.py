@@ -10,7 +10,8 @@ from typing import Any, get_overloads
 import pytest
 from pymongo import MongoClient
 
-from exporter.core.model import Statistics, WorkerMetricsSample
+from exporter.core.interval_statistics import Statistics
+from exporter.core.model import WorkerMetricsSample
 from exporter.storage.mongo import Database
 from exporter.storage.repository import WorkerMetricsRepository
 

@@ -19,7 +19,8 @@ from pymongo.errors import OperationFailure
 from pymongo.write_concern import WriteConcern
 
 from exporter.core.errors import IncompatibleStoreError, StoreError, StoreUnavailableError
-from exporter.core.model import Fleet, Statistics, Worker, WorkerMetricsSample
+from exporter.core.interval_statistics import Statistics
+from exporter.core.model import Fleet, Worker, WorkerMetricsSample
 from exporter.core.periods import DAY, HOUR, align_interval, to_datetime, to_seconds
 from exporter.demo.mongod import Mongod
 from exporter.storage import aggregation, collection, sample_writer
