@@ -60,8 +60,16 @@ class Totals:
 
     def add(self, other: "Totals") -> None:
         """Add the sums of other hours."""
-        for name in Totals.__slots__:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.running += other.running
+        self.idle += other.idle
+        self.counted += other.counted
+        self.cpu += other.cpu
+        self.cpu_hours += other.cpu_hours
+        self.memory += other.memory
+        self.memory_hours += other.memory_hours
+        self.labs += other.labs
+        self.cost += other.cost
+        self.priced += other.priced
 
     @property
     def mean_cpu(self) -> float | None:

@@ -1,6 +1,5 @@
 """Read samples, statistics and hourly aggregates from the time-series collection."""
 
-import asyncio
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
@@ -275,14 +274,13 @@ class SampleReader:
     async def _rows(self, worker_id: str, start: int, end: int, limit: int) -> list[SampleRow]:
         """Read at most `limit` samples, 0: all."""
         match = window(self._collection, worker_id, _from_milliseconds(start), _from_milliseconds(end))
-        async with self._collection.operation("find"):
-            # By time alone: so mongod reads one bucket after the other, and no more of them than it takes.
-            cursor = self._samples.find_raw_batches(
-                match, rows.PROJECTION, sort=[("timestamp", 1)], limit=limit, batch_size=limit
-            )
-            batches: list[Any] = [batch async for batch in cursor]
-            # In a thread: decoding a month takes some 10 ms, in which no scrape would be answered.
-            return await asyncio.to_thread(lambda: rows.sample_rows(rows.documents(batches)))
+        pipeline: list[Document] = [
+            {"$match": match},
+            {"$sort": {"timestamp": 1}},  # by time alone: so mongod reads no more buckets than it takes, one after the other
+            *([{"$limit": limit}] if limit else []),
+            {"$group": rows.COLUMNS},
+        ]
+        return await run(self._collection, self._samples, pipeline, rows.sample_rows)
 
     async def _columns(self, ids: Sequence[str], start: int, end: int, field: str | None) -> list[FieldColumn]:
         """Read one field of the samples in [start, end] milliseconds with one query, for each worker and region."""

@@ -42,9 +42,9 @@ async def fill(uri: str) -> None:
 
 def kind_of(command: Document) -> str | None:
     """Return which of the routes' queries a profiled command is; None: another one, such as the collector's."""
-    if command.get("find") == NAME and command.get("filter", {}).get("worker_id") == "w1":
-        return "samples"
     stages = str(command.get("pipeline", ""))
+    if "'status': {'$push'" in stages and "cpu_utilization_sum" not in stages:
+        return "samples"
     if "cpu_utilization_sum" in stages:
         return "statistics"
     return "remote read" if "'values': {'$push': '$cpu_utilization'}" in stages else None
