@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from datetime import datetime
 from functools import partial
@@ -22,6 +23,9 @@ GROUPS_PER_QUERY = 24_000
 """Groups of one query of statistics of many workers: half of the 100 MB of $group."""
 VALUES_PER_QUERY = 500_000
 """Samples of one query that returns all of their values, some 16 bytes each for each metric."""
+
+QUERIES = 2
+"""Queries of statistics of many workers that run at once."""
 
 T = TypeVar("T")
 
@@ -84,7 +88,7 @@ async def fleet_statistics(
 
     The workers are ascending by id; one without samples has no entry.
 
-    As many workers share a query as fit into the memory of a $group; while one part is decoded, MongoDB reads the next.
+    As many workers share a query as fit into the memory of a $group. QUERIES run at once, each on one of MongoDB's cores.
     """
     seconds = (end - start).total_seconds()
     size = GROUPS_PER_QUERY // max(1, math.ceil(seconds / interval))
@@ -102,12 +106,16 @@ async def fleet_statistics(
         )
         return await aggregate(history, history.samples, pipeline, partial(statistics, wanted=wanted, period=history.period))
 
-    following: asyncio.Task[list[tuple[str, IntervalColumns]]] | None = None
+    size = min(size, math.ceil(len(ids) / QUERIES))
+    running: deque[asyncio.Task[list[tuple[str, IntervalColumns]]]] = deque()
     try:
-        for part in (*chunks(ids, max(1, size)), None):
-            found = await following if following else []
-            following = asyncio.create_task(read(part)) if part else None
-            yield sorted(found, key=itemgetter(0))
+        for part in chunks(ids, max(1, size)):
+            if len(running) == QUERIES:
+                yield sorted(await running.popleft(), key=itemgetter(0))
+            running.append(asyncio.create_task(read(part)))
+        while running:
+            yield sorted(await running.popleft(), key=itemgetter(0))
     finally:
-        if following:
-            following.cancel()
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)  # so that asyncio logs none of their errors

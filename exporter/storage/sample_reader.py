@@ -1,8 +1,10 @@
 """Read samples, statistics and hourly aggregates from the time-series collection."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar
 from zoneinfo import ZoneInfo
 
@@ -19,10 +21,12 @@ from exporter.storage.collection import HistoryCollection
 from exporter.storage.hourly_distribution import distribution_days, distribution_pipeline
 from exporter.storage.mongo import WHOLE_HISTORY_SECONDS, Document, ReadMode, chunks
 from exporter.storage.rows import SampleRow, StatisticsRow, number, text
-from exporter.storage.statistics import IntervalColumns, statistics, statistics_pipeline, statistics_rows
+from exporter.storage.statistics import IntervalColumns, in_sequence, statistics, statistics_pipeline, statistics_rows
 
 COLUMN_SAMPLES = 100_000
 """Samples of one column query: a few MB on the server, and far below the 16 MiB of a result document."""
+SAMPLES_PER_STATISTICS_QUERY = 4000
+"""Periods of one worker, two weeks of 5m, above which a range is read in halves."""
 WORKERS_PER_QUERY = 200
 """× 14 d of 1m periods stays far below the 16 MiB of one result document each, and the 100 MB of $group."""
 HOURLY_WORKER_DAYS_PER_QUERY = GROUPS_PER_QUERY // 24
@@ -152,16 +156,27 @@ class SampleReader:
         zone: ZoneInfo | None = None,
         wanted: Distribution | None = None,
     ) -> IntervalColumns | None:
-        """Return the statistics of a worker's samples in [start, end) by interval, in seconds; None without samples."""
-        zone = zone if interval in LOCAL_INTERVALS else None
-        match = window(self._collection, worker_id, start, end)
-        found = await aggregate(
-            self._collection,
-            self._samples,
-            partial(statistics_pipeline, match, interval, zone, every_value=wanted is not None),
-            partial(statistics, zone=zone, wanted=wanted, period=self._collection.period),
-        )
-        return found[0][1] if found else None
+        """Return the statistics of a worker's samples in [start, end) by interval, in seconds; None without samples.
+
+        The halves of a long range are read at the same time, by two cores of MongoDB.
+        """
+        zone, bounds = zone if interval in LOCAL_INTERVALS else None, [start, end]
+        first, last = to_seconds(start), to_seconds(end)
+        middle = interval_start((first + last) // 2, interval, zone)
+        if first < middle < last and last - first > SAMPLES_PER_STATISTICS_QUERY * self._collection.period:
+            bounds.insert(1, to_datetime(middle))
+
+        async def read(begin: datetime, until: datetime) -> list[tuple[str, IntervalColumns]]:
+            match = window(self._collection, worker_id, begin, until)
+            return await aggregate(
+                self._collection,
+                self._samples,
+                partial(statistics_pipeline, match, interval, zone, every_value=wanted is not None),
+                partial(statistics, zone=zone, wanted=wanted, period=self._collection.period),
+            )
+
+        found = await asyncio.gather(*(read(begin, until) for begin, until in pairwise(bounds)))
+        return in_sequence([columns for part in found for _, columns in part])
 
     async def extent(self, worker_id: str) -> Extent | None:
         """Return what is stored of a worker, including what is past retention but not deleted yet; None: nothing is."""

@@ -163,6 +163,21 @@ def statistics(
     return [(worker, _intervals(groups, zone, wanted, period)) for worker, groups in workers.items()]
 
 
+def in_sequence(parts: Sequence[IntervalColumns]) -> IntervalColumns | None:
+    """Join the statistics of ranges that follow each other, each from the start of an interval; None without a part."""
+    if len(parts) < 2:
+        return parts[0] if parts else None
+
+    def joined(columns: Iterable[list[T]]) -> list[T]:
+        return list(chain.from_iterable(columns))
+
+    def field(of: Sequence[FieldColumns]) -> FieldColumns:
+        return FieldColumns(*map(joined, zip(*of, strict=True)))
+
+    starts, cpu, memory, labs, *others = zip(*parts, strict=True)
+    return IntervalColumns(joined(starts), field(cpu), field(memory), field(labs), *map(joined, others))
+
+
 def statistics_rows(found: IntervalColumns) -> list[StatisticsRow]:
     """Return statistics as rows of the API."""
     fields = zip(*map(_field_rows, (found.cpu, found.memory, found.labs)), strict=True)

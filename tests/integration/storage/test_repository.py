@@ -11,6 +11,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from types import ModuleType
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import bson.errors
 import pymongo.errors
@@ -18,12 +19,13 @@ import pytest
 from pymongo.errors import OperationFailure
 from pymongo.write_concern import WriteConcern
 
+from exporter.core.distribution import Distribution
 from exporter.core.errors import IncompatibleStoreError, StoreError, StoreUnavailableError
 from exporter.core.interval_statistics import Statistics
 from exporter.core.model import Fleet, Worker, WorkerMetricsSample
 from exporter.core.periods import DAY, HOUR, align_interval, to_datetime, to_seconds
 from exporter.demo.mongod import Mongod
-from exporter.storage import aggregation, collection, sample_writer
+from exporter.storage import aggregation, collection, sample_reader, sample_writer
 from exporter.storage.inventory import INVENTORY, Inventory
 from exporter.storage.lease import Lease
 from exporter.storage.mongo import STATE, Database, Document, operation, translate
@@ -366,6 +368,27 @@ class TestStatistics:
                 assert got.above_seconds == (sum(value > 49.5 for value in known) * PERIOD if known else None)
                 assert (got.count, got.min, got.max) == (len(known), min(known, default=None), max(known, default=None))
                 assert got.avg == (pytest.approx(sum(known) / len(known)) if known else None)
+
+    @pytest.mark.parametrize("zone", [None, ZoneInfo("America/New_York")])
+    @pytest.mark.parametrize("interval", [300, HOUR, DAY, 7 * DAY, 21 * DAY])
+    async def test_the_halves_of_a_long_range_are_one_list(
+        self, samples: WorkerMetricsRepository, monkeypatch: pytest.MonkeyPatch, interval: int, zone: ZoneInfo | None
+    ) -> None:
+        stored = [
+            sample(at=at, cpu=at % 977 / 10, status=("running", "stopped")[at // 7200 % 2])
+            for at in range(START, START + 20 * DAY, 1800)
+        ]
+        await samples.add_samples(stored)
+        window = START + 1800, START + 19 * DAY - 1800, interval
+        wanted = Distribution(percentiles=True, above=50)
+        whole, _ = await samples.reader.read_statistics("w1", *window, limit=10_000, zone=zone, wanted=wanted)
+        monkeypatch.setattr(sample_reader, "SAMPLES_PER_STATISTICS_QUERY", 1)
+        halves, _ = await samples.reader.read_statistics("w1", *window, limit=10_000, zone=zone, wanted=wanted)
+        assert sum(row["cpu_utilization"]["count"] for row in whole) == 19 * 48 - 2
+        assert [row["timestamp"] for row in halves] == [row["timestamp"] for row in whole]
+        for half, row in zip(halves, whole, strict=True):
+            assert half["cpu_utilization"].pop("avg") == pytest.approx(row["cpu_utilization"].pop("avg"))  # type: ignore[misc]
+            assert half == row
 
     @pytest.mark.parametrize(("every_value", "interval"), [(True, 21 * DAY), (True, HOUR), (False, 300)])
     async def test_no_document_of_statistics_holds_more_than_a_week(
