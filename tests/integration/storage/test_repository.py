@@ -381,6 +381,7 @@ class TestStatistics:
         await samples.add_samples(stored)
         window = START + 1800, START + 19 * DAY - 1800, interval
         wanted = Distribution(percentiles=True, above=50)
+        monkeypatch.setattr(sample_reader, "SAMPLES_PER_STATISTICS_QUERY", 10**6)
         whole, _ = await samples.reader.read_statistics("w1", *window, limit=10_000, zone=zone, wanted=wanted)
         monkeypatch.setattr(sample_reader, "SAMPLES_PER_STATISTICS_QUERY", 1)
         halves, _ = await samples.reader.read_statistics("w1", *window, limit=10_000, zone=zone, wanted=wanted)
