@@ -117,6 +117,18 @@ def test_promql_reads_the_whole_history_and_agrees_with_the_history_api(
     share = prometheus.value(history("w1", "1d", status="running"), NOW - 1)
     assert share == pytest.approx(0.75)
 
+    # Percentiles, and the time above a threshold, of the hour that ended at `moment`, and of a day.
+    of_hour = sorted(percent(1, at) for at in range(moment - HOUR, moment, PERIOD))
+    quantiles = 'last_over_time(cml_worker:cpu_utilization_ratio:quantile1h{store="history",worker_id="w1"}[1h])'
+    assert {dict(labels)["quantile"]: value for labels, value in prometheus.values(quantiles, moment).items()} == {
+        "0.5": of_hour[5] / 100,
+        "0.95": of_hour[11] / 100,
+        "0.99": of_hour[11] / 100,
+    }
+    above = 'sum_over_time(cml_worker:cpu_utilization_ratio:above_seconds1h{store="history",worker_id="w1"}[1d] offset -1s)'
+    of_day = [percent(1, at) for at in range(moment - DAY, moment, PERIOD)]
+    assert prometheus.value(above, moment) == PERIOD * sum(value > 90 for value in of_day) > 0
+
     # The name of a worker that is gone, joined with its values.
     named = (
         f'max_over_time({CPU}{{store="history",worker_id="w2"}}[1h]) * on (worker_id) group_left (name, worker) '
