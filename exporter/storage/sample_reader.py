@@ -248,7 +248,7 @@ class SampleReader:
         for ids in chunks(sorted(worker_ids), together):
             found: dict[tuple[str, str], FieldColumn] = {}
             for at in range(low, end + 1, step):
-                for column in await self._columns(ids, at, min(end, at + step - 1), field):
+                for column in await _read_columns(self._collection, self._samples, ids, at, min(end, at + step - 1), field):
                     earlier = found.setdefault((column.worker_id, column.region), column)
                     if earlier is not column:
                         earlier.stamps.extend(column.stamps)
@@ -297,28 +297,31 @@ class SampleReader:
         ]
         return await run(self._collection, self._samples, pipeline, rows.sample_rows)
 
-    async def _columns(self, ids: Sequence[str], start: int, end: int, field: str | None) -> list[FieldColumn]:
-        """Read one field of the samples in [start, end] milliseconds with one query, for each worker and region."""
-        match: Document = {
-            "worker_id": {"$in": list(ids)},
-            "timestamp": {"$gte": _from_milliseconds(start), "$lte": _from_milliseconds(end)},
-        }
-        group: Document = {"_id": {"w": "$worker_id", "r": "$region"}, "stamps": _ALL_TIMESTAMPS}
-        if field is not None:
-            types = ["string"] if field == "status" else ["double", "int", "long"]
-            match[field] = {"$type": types, "$not": {"$type": "array"}}  # of whose elements $type would be
-            group["values"] = {"$push": f"${field}"}
-        async with self._collection.operation("find"):
-            cursor = await self._samples.aggregate([{"$match": match}, {"$group": group}], allowDiskUse=True)
-            return [
-                FieldColumn(
-                    row["_id"]["w"],
-                    str(row["_id"].get("r") or ""),
-                    row["stamps"],
-                    row.get("values") or [1] * len(row["stamps"]),
-                )
-                async for row in cursor
-            ]
+
+async def _read_columns(
+    history: HistoryCollection, samples: AsyncCollection[Document], ids: Sequence[str], start: int, end: int, field: str | None
+) -> list[FieldColumn]:
+    """Read one field of the samples in [start, end] milliseconds with one query, for each worker and region."""
+    match: Document = {
+        "worker_id": {"$in": list(ids)},
+        "timestamp": {"$gte": _from_milliseconds(start), "$lte": _from_milliseconds(end)},
+    }
+    group: Document = {"_id": {"w": "$worker_id", "r": "$region"}, "stamps": _ALL_TIMESTAMPS}
+    if field is not None:
+        types = ["string"] if field == "status" else ["double", "int", "long"]
+        match[field] = {"$type": types, "$not": {"$type": "array"}}  # of whose elements $type would be
+        group["values"] = {"$push": f"${field}"}
+    async with history.operation("find"):
+        cursor = await samples.aggregate([{"$match": match}, {"$group": group}], allowDiskUse=True)
+        return [
+            FieldColumn(
+                row["_id"]["w"],
+                str(row["_id"].get("r") or ""),
+                row["stamps"],
+                row.get("values") or [1] * len(row["stamps"]),
+            )
+            async for row in cursor
+        ]
 
 
 async def stored_seconds(
