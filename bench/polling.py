@@ -24,7 +24,7 @@ from prometheus_client import CollectorRegistry
 
 from bench.bare_client import SignedClient
 from bench.fake_aws import REGIONS, FakeAws, control
-from exporter.app import freeze
+from exporter.core.heap import freeze
 from exporter.core.model import MetricQuery, Worker
 from exporter.core.settings_loader import load
 from exporter.metrics.telemetry import Telemetry

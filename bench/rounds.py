@@ -30,9 +30,9 @@ import uvicorn
 from prometheus_client import CollectorRegistry
 
 from bench.fake_aws import REGIONS, control
-from exporter import app
 from exporter.commands.serve import SWITCH_INTERVAL_SECONDS, refresh
 from exporter.core import logs
+from exporter.core.heap import freeze
 from exporter.core.model import Fleet
 from exporter.core.periods import to_datetime
 from exporter.core.settings_loader import load
@@ -145,7 +145,7 @@ async def exporter(uri: str, aws: str, port: int, rounds: int, data: Path) -> No
             flush=True,
         )
         if index == 0:
-            app.freeze()
+            freeze()
         await asyncio.sleep(0.2)
     await asyncio.to_thread(sys.stdin.read)  # until the scraper is done
     for task in keeping:

@@ -1,7 +1,6 @@
 """The composition root: builds the objects of one exporter from its settings, starts its loops and stops them."""
 
 import asyncio
-import gc
 from collections.abc import Sequence
 from functools import partial
 
@@ -11,6 +10,7 @@ from prometheus_client import CollectorRegistry
 from exporter.core import logs
 from exporter.core.budget import Budget, ReaderBudget
 from exporter.core.errors import IncompatibleStoreError, StoreError
+from exporter.core.heap import freeze
 from exporter.core.liveness import MIN_INTERVAL_SECONDS, Liveness
 from exporter.core.periods import HOUR
 from exporter.core.revision import revision
@@ -303,17 +303,6 @@ async def _change_marker(old: Lease, marker: HistoryMarker) -> str | None:
     """Return a text that changes when old samples are written, or the history is replaced; None while they may be written."""
     text = await old.change_marker()
     return None if text is None else f"{text} {await marker.generation()}"
-
-
-def freeze() -> None:
-    """Exclude permanent objects (modules, boto's service models) from garbage collection, and collect less often.
-
-    A full collection over all objects stops every thread for 80 to 110 ms, and scrapes with them. The objects of a collection
-    cycle form few reference cycles: with the default thresholds the garbage collector ran 50 times in each and found little.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(10_000, 50, 20)
 
 
 def build(settings: Settings) -> Exporter:

@@ -214,8 +214,9 @@ class WorkerMetricsSample:
     status: str | None = None
 
 
-@lru_cache(maxsize=1024)  # thousands of samples have the same start
-def _naive_datetime(start: int) -> datetime:
+@lru_cache(maxsize=16_384)  # thousands of samples have the same start; a backfill goes through a month of them for each worker
+def naive_datetime(start: int) -> datetime:
+    """Convert UTC seconds to a naive datetime in UTC, which is what BSON encodes fastest."""
     return to_datetime(start).replace(tzinfo=None)
 
 
@@ -233,8 +234,8 @@ class FinalSample(NamedTuple):
 
     @property
     def timestamp(self) -> datetime:
-        """The period's start, a naive datetime in UTC, which is what BSON encodes fastest."""
-        return _naive_datetime(self.start)
+        """The period's start, a naive datetime in UTC."""
+        return naive_datetime(self.start)
 
 
 class MetricQuery(NamedTuple):

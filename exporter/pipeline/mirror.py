@@ -255,7 +255,9 @@ class Mirror:
             await self._watch.acknowledged(max({row.start for row in rows}))
         if rejected:
             await self._outbox(self._outbox.outbox.set_aside, rejected)
-        await self._outbox(self._outbox.outbox.delete, [key for key in keys if key not in rejected])
+            await self._outbox(self._outbox.outbox.delete, [key for key in keys if key not in rejected])
+        else:
+            await self._outbox(self._outbox.outbox.delete, keys, all_read=True)
         inserted = [row for row in missing if row[:2] not in rejected] if rejected else missing
         known = () if self.oldest_inserted is None else (self.oldest_inserted,)
         self.oldest_inserted = min({row.start for row in inserted}.union(known), default=None)

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from exporter.core import logs
+from exporter.core.errors import StoreError
 from exporter.core.model import FinalSample, PendingQuery, Worker
 from exporter.pipeline import dropped_periods
 from exporter.pipeline.gaps import Gap, runs
@@ -32,7 +33,8 @@ INSERT OR IGNORE INTO sample(worker, start, region, instances, state)
 WITH RECURSIVE period(start) AS (VALUES(?) UNION ALL SELECT start + ? FROM period WHERE start + ? < ?)
 SELECT ?, start, ?, ?, 0 FROM period
 """
-
+_DELETE = "DELETE FROM sample WHERE worker=? AND start=? AND state=1"
+_DELETE_RANGE = "DELETE FROM sample WHERE state=1 AND start>=? AND (worker, start)<=(?,?)"
 
 SPENT_BY_READERS = "spent_by_readers"
 """Key of the metrics billed on behalf of HTTP readers, for `Outbox.spent` and `keep_spent`; by default all are meant."""
@@ -76,7 +78,7 @@ class Outbox(OutboxFile):
             count = self._many(
                 f"INSERT OR IGNORE INTO sample({_ROW}) VALUES(?,?,?,?,?,?,?,?,?,?,?)", (_to_row(row, state) for row in some)
             )
-            self._counts[state] += count
+            self._count(state, count)
             added += count
         return added
 
@@ -87,7 +89,7 @@ class Outbox(OutboxFile):
             "VALUES(?,?,?,?,?,?,?,'',1)",
             samples,
         )
-        self._counts[READY] += added
+        self._count(READY, added)
         return added
 
     def open_gaps(self, gaps: Iterable[Gap]) -> int:
@@ -173,24 +175,43 @@ class Outbox(OutboxFile):
             ((r.cpu, r.memory, r.worker_id, r.start) for r in kept if not r.final),
         )
         self._counts[OPEN] -= dropped + finalized
-        self._counts[READY] += finalized
+        self._count(READY, finalized)
         return dropped
 
     # -- mirrored
 
     def ready(self, limit: int, since: int = 0) -> list[FinalSample]:
         """Return up to `limit` final rows from `since` on, worker by worker in time order, as a time series stores best."""
-        rows = self._select(
+        found = self._select(
             "SELECT worker, start, region, cpu, memory, labs, status FROM sample WHERE state=1 AND start>=? "
             "ORDER BY worker, start LIMIT ?",
             (since, limit),
         )
-        return list(map(FinalSample._make, rows))
+        rows = list(map(FinalSample._make, found))
+        self._range_read = (since, *rows[-1][:2]) if rows else None
+        return rows
 
-    def delete(self, keys: Iterable[tuple[str, int]]) -> None:
-        """Delete final rows (worker id, start) that the history has acknowledged. A transaction of its own."""
+    def delete(self, keys: Collection[tuple[str, int]], *, all_read: bool = False) -> None:
+        """Delete final rows that the history has acknowledged. A transaction of its own.
+
+        Args:
+            keys: worker id and start of each.
+            all_read: they are all that `ready` returned last. Then one statement deletes all final rows up to the last of them,
+                at half the cost, unless another row has become final since.
+        """
         with self.transaction():
-            self._counts[READY] -= self._many("DELETE FROM sample WHERE worker=? AND start=? AND state=1", keys)
+            in_range = self._range_read if all_read else None
+            self._counts[READY] -= self._delete_range(in_range, len(keys)) if in_range else self._many(_DELETE, keys)
+        self._range_read = None
+
+    def _delete_range(self, in_range: tuple[int, str, int], expected: int) -> int:
+        deleted = self._db.execute(_DELETE_RANGE, in_range).rowcount
+        if deleted != expected:
+            raise StoreError(
+                f"{self.path}: {expected} mirrored rows were to be deleted, {deleted} were found; another program has changed "
+                "the file, which none may do; the batch starts over"
+            )
+        return deleted
 
     def set_aside(self, keys: Collection[tuple[str, int]]) -> None:
         """Set aside rows that MongoDB rejects permanently, for the operator to inspect. A transaction of its own."""
@@ -225,6 +246,11 @@ class Outbox(OutboxFile):
     def oldest(self) -> int | None:
         """Return the start of the oldest row that is not set aside; None if there is none."""
         return self._select(_OLDEST)[0][0] if self._has_pending() else None
+
+    def _count(self, state: int, added: int) -> None:
+        self._counts[state] += added
+        if state == READY and added:
+            self._range_read = None
 
     def _has_pending(self) -> bool:
         return bool(self._counts[OPEN] or self._counts[READY])

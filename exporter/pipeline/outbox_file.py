@@ -81,6 +81,8 @@ class OutboxFile:
         self._period = period
         self.replaced = 0
         """How many damaged files were set aside since the start."""
+        self._range_read: tuple[int, str, int] | None = None
+        """Of the final rows read last: from which start on, and the last one; None once other rows may have become final."""
         try:
             self._load()
             # New for each process: exporters with a copy of the same folder must not be taken for one writer.
@@ -126,6 +128,7 @@ class OutboxFile:
             with self.decoding():
                 counts = self._select("SELECT state, COUNT(*) FROM sample GROUP BY state")
                 self._counts = dict.fromkeys(STATES, 0) | {int(state): count for state, count in counts}
+                self._range_read = None
                 for (period,) in self._select("SELECT value FROM meta WHERE key='period'"):
                     int(period)
         except BaseException:

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from bson import Int64
 from pymongo import ReturnDocument
 from pymongo.errors import DuplicateKeyError
+from pymongo.write_concern import WriteConcern
 
 from exporter.core import logs
 from exporter.core.errors import StoreError
@@ -155,15 +156,19 @@ class Lease:
         self._until = sent + self.ttl * (1 - SAFETY_FRACTION)
         return self.held
 
-    async def release(self) -> None:
+    async def release(self, *, durable: bool = True) -> None:
         """Release the lease so that another process can take it at once; does nothing when this process does not hold it.
+
+        Args:
+            durable: wait for the journal of a majority; else a failover may undo the release, and the lease expires by itself.
 
         Raises:
             StoreError: it was not released, and expires by itself.
         """
         self._until = self._monotonic()
+        state = self._state if durable else self._state.with_options(write_concern=WriteConcern(1))
         async with operation(self._database, STATE, "update"):
-            await self._state.update_one(
+            await state.update_one(
                 {"_id": self.id, "owner": self._owner},
                 {"$set": {"owner": None, "folder": None, "expires": to_datetime(0)}},
             )

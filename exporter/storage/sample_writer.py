@@ -1,22 +1,16 @@
 """Insert samples exactly once, find which of them are stored, delete those of a worker."""
 
 import asyncio
-import os
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from itertools import count
-from math import isfinite
-from typing import Any, TypeVar
+from typing import Any
 
-import bson
-from bson import ObjectId
-from bson.errors import BSONError
 from pymongo.errors import BulkWriteError, OperationFailure
 
 from exporter.core import logs
 from exporter.core.errors import IncompatibleStoreError, StoreError, StoreUnavailableError
-from exporter.core.model import FinalSample, WorkerMetricsSample
+from exporter.core.model import WorkerMetricsSample
 from exporter.core.periods import to_seconds
 from exporter.core.process_identity import new_owner
 from exporter.storage.collection import HistoryCollection
@@ -32,23 +26,15 @@ from exporter.storage.mongo import (
     chunks,
     may_see_all_operations,
 )
+from exporter.storage.sample_documents import Sample, inserts
 from exporter.storage.sample_reader import stored_seconds
 
 Key = tuple[str, int]
 """(worker_id, start of the period in UTC seconds): what makes a sample unique."""
-Sample = TypeVar("Sample", WorkerMetricsSample, FinalSample)
-_Insert = tuple[Sequence[Sample], list[Document]]
-"""Samples and their documents."""
-
-MAX_DOCUMENT_BYTES = 1024 * 1024
-"""A sample has some 200 bytes; one above 16 MiB / 3 makes mongod 6.0 fail its whole insert into a time-series collection."""
-DOCUMENTS_PER_INSERT = 4000
-"""Each insert waits for the journal. So many documents of usual size have together less than MAX_DOCUMENT_BYTES, which proves
-that none is too large; to encode them holds the GIL for a few milliseconds."""
+DOCUMENTS_PER_INSERT = 10_000
+"""Each insert waits for the journal; to encode so many documents holds the GIL for some 6 ms."""
 DOCUMENTS_PER_UNFENCED_INSERT = 1000
 """The same on a server without a fence: so many may be stored twice after a pause while the driver sends them."""
-BYTES_PER_INSERT = 12 * 1024 * 1024
-"""The driver refuses a command above 16 MiB."""
 MAX_PERIODS_PER_READ = 500_000
 """Sum over the workers of one query of the periods in its range: some 4 MB on the server where all are stored."""
 INSERT_LEASE_WAIT_SECONDS = LEASE_SECONDS + 10
@@ -58,9 +44,6 @@ _MIN_POLL_SECONDS, _MAX_POLL_SECONDS = 0.015, 0.045
 # Per-document codes that say "never": BadValue, FailedToParse, TypeMismatch, InvalidBSON, the field name rules,
 # DocumentValidationFailure, BSONObjectTooLarge, KeyTooLong. Anything else may succeed later, so it is not set aside.
 _REJECTED_CODES = frozenset({2, 9, 14, 22, 52, 53, 55, 56, 57, 121, 10334, 17280})
-
-_NO_BSON = (BSONError, OverflowError, TypeError, UnicodeError)
-"""What encoding a document raises whose values are none of BSON."""
 
 _log = logs.get("lease")
 
@@ -225,14 +208,14 @@ class SampleWriter:
             StoreUnavailableError: how much was inserted is unknown; see the class for how to continue.
         """
         limit = DOCUMENTS_PER_INSERT if self._fence.is_up else DOCUMENTS_PER_UNFENCED_INSERT
-        inserts, rejected = _inserts(samples, limit)
+        parts, rejected = inserts(samples, limit)
         deadline: float | None = None
 
         def seconds_left() -> float:
             # The deadline is absolute, on a clock that goes on while the machine sleeps: a pause between two batches counts.
             nonlocal deadline
             if deadline is None:
-                deadline = boottime() + (within() if within else OPERATION_SECONDS * max(1, len(inserts)))
+                deadline = boottime() + (within() if within else OPERATION_SECONDS * max(1, len(parts)))
             left = deadline - boottime()
             if left <= 0:
                 raise StoreUnavailableError(
@@ -240,7 +223,7 @@ class SampleWriter:
                 )
             return left
 
-        for part, documents in inserts:
+        for part, documents in parts:
             async with self._collection.operation("insert", seconds_left):
                 await self._collection.require()
                 rejected += await self._insert_batch(part, documents)
@@ -291,7 +274,7 @@ class SampleWriter:
 
     async def _release(self) -> None:
         try:
-            await self._lease.release()
+            await self._lease.release(durable=False)  # the next acquisition waits for the journal of both
         except StoreError as error:
             _log.warning("lease for inserting not released; it expires by itself", error=str(error))
 
@@ -310,13 +293,11 @@ def _reads(keys: Iterable[Key], period: int) -> Iterator[tuple[list[str], int, i
     Most workers of a batch have samples in the same range, so few queries find them all. Those with other ranges are read
     together as long as at most twice as many periods are read as lie in their own ranges.
     """
-    spans: dict[str, tuple[int, int]] = {}
-    for worker_id, second in keys:
-        low, high = spans.get(worker_id, (second, second))
-        spans[worker_id] = (low if low < second else second), (high if high > second else second)
+    ordered = sorted(keys)
+    first_of = dict(reversed(ordered))
     workers: dict[tuple[int, int], list[str]] = {}
-    for worker_id, span in spans.items():
-        workers.setdefault(span, []).append(worker_id)
+    for worker_id, high in dict(ordered).items():  # of several seconds of a worker, a dict keeps the last one
+        workers.setdefault((first_of[worker_id], high), []).append(worker_id)
     ids: list[str] = []
     first = last = own = 0
     for low, high in sorted(workers):
@@ -332,69 +313,3 @@ def _reads(keys: Iterable[Key], period: int) -> Iterator[tuple[list[str], int, i
             last, own = max(last, high), own + length * len(more)
     if ids:
         yield ids, first, last
-
-
-def _inserts(samples: Sequence[Sample], limit: int) -> tuple[list[_Insert[Sample]], list[tuple[Sample, str]]]:
-    """Return inserts of at most `limit` samples with their documents, and the samples that can never be written, with why.
-
-    The samples of one insert are encoded together. Only if that fails, or one of them may be too large, one by one.
-    """
-    inserts: list[_Insert[Sample]] = []
-    rejected: list[tuple[Sample, str]] = []
-    for part in chunks(samples, limit):
-        try:
-            documents = list(_documents(part))
-            if len(bson.encode({"documents": documents})) <= MAX_DOCUMENT_BYTES:
-                inserts.append((part, documents))
-                continue
-        except _NO_BSON:
-            pass
-        inserts += _one_by_one(part, rejected)
-    return inserts, rejected
-
-
-def _one_by_one(samples: Sequence[Sample], rejected: list[tuple[Sample, str]]) -> list[_Insert[Sample]]:
-    """Return inserts of at most BYTES_PER_INSERT; add to `rejected` what can never be written."""
-    inserts: list[tuple[list[Sample], list[Document]]] = []
-    left = 0
-    for sample in samples:
-        try:
-            (document,) = _documents([sample])
-            size = len(bson.encode(document))
-        except _NO_BSON as error:
-            rejected.append((sample, f"{type(error).__name__}: {error}"))
-            continue
-        if size > MAX_DOCUMENT_BYTES:
-            rejected.append((sample, f"its {size} bytes exceed {MAX_DOCUMENT_BYTES}"))
-            continue
-        if size > left:
-            inserts.append(([], []))
-            left = BYTES_PER_INSERT
-        left -= size
-        inserts[-1][0].append(sample)
-        inserts[-1][1].append(document)
-    return list(inserts)
-
-
-def _documents(samples: Iterable[WorkerMetricsSample | FinalSample]) -> Iterator[Document]:
-    """Yield the customer's documents; a key without a value is left out."""
-    for sample, object_id in zip(samples, _object_ids(), strict=False):
-        document: Document = {"_id": object_id, "worker_id": sample.worker_id, "timestamp": sample.timestamp}
-        if (region := sample.region) is not None:
-            document["region"] = region
-        if (cpu := sample.cpu_utilization) is not None and isfinite(cpu):
-            document["cpu_utilization"] = cpu
-        if (memory := sample.memory_utilization) is not None and isfinite(memory):
-            document["memory_utilization"] = memory
-        if (labs := sample.active_labs_count) is not None and isfinite(labs):
-            document["active_labs_count"] = labs
-        if (status := sample.status) is not None:
-            document["status"] = status
-        yield document
-
-
-def _object_ids() -> Iterator[ObjectId]:
-    """Yield ids like those of `ObjectId()`, time, random part, number, at a third of the cost: each call is a random part."""
-    prefix = ObjectId().binary[:4] + os.urandom(5)
-    for number in count():
-        yield ObjectId(prefix + (number % 2**24).to_bytes(3, "big"))

@@ -25,7 +25,7 @@ from exporter.pipeline.decided_values import DecidedValues, ValueChange
 from exporter.pipeline.gaps import Gap
 from exporter.pipeline.lifecycle import Decision, FirstSeenValues, PendingSample, Rules, WorkerState
 from exporter.pipeline.mirror import Mirror
-from exporter.pipeline.outbox import Outbox
+from exporter.pipeline.outbox import _DELETE_RANGE, Outbox
 from exporter.pipeline.planning import MetricDataCall
 from exporter.pipeline.poller import Poller
 from exporter.pipeline.transactions import Opened
@@ -326,6 +326,17 @@ def _deletes_first(patch: Patch) -> None:
     patch.setattr(Mirror, "step", step)
 
 
+def _deletes_what_became_final_meanwhile(patch: Patch) -> None:
+    def count(self: Outbox, state: int, added: int) -> None:
+        self._counts[state] += added
+
+    def delete_range(self: Outbox, in_range: tuple[int, str, int], _expected: int) -> int:
+        return self._db.execute(_DELETE_RANGE, in_range).rowcount
+
+    patch.setattr(Outbox, "_count", count)
+    patch.setattr(Outbox, "_delete_range", delete_range)
+
+
 MUTANTS: Mapping[str, Callable[[Patch], None]] = {
     "1: `next` is not kept": _no_next,
     "1: samples and `next` in two transactions": _two_transactions,
@@ -352,6 +363,7 @@ MUTANTS: Mapping[str, Callable[[Patch], None]] = {
     "10: empty samples are written": _empty_is_written,
     "11: every worker is always due": _always_due,
     "12: deleted before it was inserted": _deletes_first,
+    "12: rows that became final meanwhile are deleted with the batch": _deletes_what_became_final_meanwhile,
     "12: read back only after a failure": _blind,
     "12: does not wait for running inserts": _no_wait_for_inserts,
     "12: late inserts are not refused": _no_fence,

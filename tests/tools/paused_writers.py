@@ -46,7 +46,7 @@ POINTS: Mapping[str, tuple[object, str, bool, int]] = {
     "before running inserts are looked for": (SampleWriter, "no_insert_running", True, 1),
     "before it reads back": (SampleWriter, "existing_keys", True, 1),
     "after it has read back": (SampleWriter, "existing_keys", False, 1),
-    "while it encodes": (sample_writer, "_inserts", True, 1),
+    "while it encodes": (sample_writer, "inserts", True, 1),
     "after its last check, before the first insert is sent": (InsertFence, "insert", True, 1),
     "in the driver, after its last check of the time, while it sends the first insert": (PyMongoProtocol, "write", True, 1),
     "after the first insert was acknowledged": (InsertFence, "insert", False, 1),

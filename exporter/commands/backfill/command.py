@@ -23,6 +23,7 @@ from exporter.commands.backfill.progress import show_progress
 from exporter.commands.backfill.report import BackfillState, RunReport
 from exporter.commands.backfill.sink import SampleSink
 from exporter.core.errors import ConfigError, IncompatibleStoreError
+from exporter.core.heap import freeze
 from exporter.core.periods import rfc3339
 from exporter.core.settings import Settings
 from exporter.metrics.telemetry import Telemetry
@@ -38,6 +39,7 @@ from exporter.storage.repository import repository, require_history
 
 async def main(settings: Settings, options: Options, out: TextIO, err: TextIO) -> int:
     """Run one backfill until it is done, interrupted, or failed; as `run`, and 130 after SIGINT or SIGTERM."""
+    freeze()
     return await until_signalled(lambda stop: run(settings, options, out, err, stop), err)
 
 

@@ -25,6 +25,7 @@ from exporter.commands.import_events.journal import EventJournal
 from exporter.commands.import_events.plan import Plan
 from exporter.commands.import_events.planner import Options, Planner
 from exporter.core.errors import IncompatibleStoreError, StoreError
+from exporter.core.heap import freeze
 from exporter.core.periods import rfc3339
 from exporter.core.settings import Settings
 from exporter.metrics.telemetry import Telemetry
@@ -39,6 +40,7 @@ from exporter.storage.repository import repository, require_history
 
 async def main(settings: Settings, options: Options, out: TextIO, err: TextIO) -> int:
     """Run one import until it is done, interrupted, or failed; as `run`, and 130 after SIGINT or SIGTERM."""
+    freeze()
     return await until_signalled(lambda stop: run(settings, options, out, err, stop), err)
 
 

@@ -25,14 +25,14 @@ TAKEN_OVER_WITHIN = 45
 """Seconds: a lease lasts 30 s, and the other exporter tries to take it every 10 s."""
 RUNNER = (
     "import os, time; from exporter import app, cli; from exporter.pipeline import collector, mirror, planning; "
-    "from exporter.storage import sample_writer; exec(os.environ['TUNE']); cli.main()"
+    "from exporter.storage import sample_documents, sample_writer; exec(os.environ['TUNE']); cli.main()"
 )
 """The unmodified process except for a few constants, so that the test is fast."""
 STOPS_ITSELF = (
-    "documents, stop = sample_writer._documents, iter([lambda: (os.kill(os.getpid(), 19), time.sleep(1))]); "
-    "sample_writer._documents = lambda samples: (next(stop, int)(), documents(samples))[1]"
+    "documents, stop = sample_documents._documents, iter([lambda: (os.kill(os.getpid(), 19), time.sleep(1))]); "
+    "sample_documents._documents = lambda rows: (next(stop, int)(), documents(rows))[1]"
 )
-"""With SIGSTOP, once, before the first sample is encoded; the threads of a process stop one after the other."""
+"""With SIGSTOP, once, before the first document is made; the threads of a process stop one after the other."""
 
 
 @dataclass

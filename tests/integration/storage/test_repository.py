@@ -25,7 +25,7 @@ from exporter.core.interval_statistics import Statistics
 from exporter.core.model import Fleet, Worker, WorkerMetricsSample
 from exporter.core.periods import DAY, HOUR, align_interval, to_datetime, to_seconds
 from exporter.demo.mongod import Mongod
-from exporter.storage import aggregation, collection, sample_reader, sample_writer
+from exporter.storage import aggregation, collection, sample_documents, sample_reader, sample_writer
 from exporter.storage.inventory import INVENTORY, Inventory
 from exporter.storage.lease import Lease
 from exporter.storage.mongo import STATE, Database, Document, operation, translate
@@ -535,24 +535,24 @@ class TestExactlyOnce:
             await until_no_insert_runs(samples)
         assert await samples.writer.existing_keys([("w1", START)]) == set()
 
-    async def test_the_limit_of_an_insert_is_asked_when_all_is_encoded_and_an_error_there_sends_nothing(
+    async def test_the_limit_of_an_insert_is_asked_when_all_documents_are_made_and_an_error_there_sends_nothing(
         self, samples: WorkerMetricsRepository, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        encode, order = sample_writer._documents, []
+        make, order = sample_documents._documents, []
 
-        def encoded(samples: Sequence[WorkerMetricsSample]) -> Iterator[Document]:
-            for document in encode(samples):
-                order.append("encoded")
+        def made(rows: Sequence[Any]) -> Iterator[Document]:
+            for document in make(rows):
+                order.append("made")
                 yield document
 
         def lost() -> float:
             order.append("asked")
             raise StoreUnavailableError("the lease is lost", reason="lease")
 
-        monkeypatch.setattr(sample_writer, "_documents", encoded)
+        monkeypatch.setattr(sample_documents, "_documents", made)
         with pytest.raises(StoreUnavailableError, match="the lease is lost"):
             await samples.writer.insert([sample("w1"), sample("w2")], within=lost)
-        assert order == ["encoded", "encoded", "asked"]
+        assert order == ["made", "made", "asked"]
         assert await samples.writer.existing_keys([("w1", START), ("w2", START)]) == set()
 
     async def test_a_sample_that_a_majority_does_not_hold_yet_is_unsettled(self, rs_database: Database) -> None:
@@ -902,6 +902,7 @@ def test_workers_are_read_back_together_where_their_ranges_are_about_the_same(
         (ids, (low - START) // PERIOD, (high - START) // PERIOD) for ids, low, high in sample_writer._reads(wanted, PERIOD)
     ]
     assert found == expected
+    assert list(sample_writer._reads([*reversed(wanted)], PERIOD)) == list(sample_writer._reads(wanted, PERIOD))
     assert list(sample_writer._reads([], PERIOD)) == []
 
 

@@ -373,7 +373,7 @@ async def test_an_incompatible_history_is_verified_again_each_time(mirror_env: M
 
 
 async def test_a_full_disk_while_deleting_doubles_nothing(mirror_env: MirrorEnv, monkeypatch: pytest.MonkeyPatch) -> None:
-    def delete(rows: object) -> None:
+    def delete(rows: object, *, all_read: bool) -> None:
         raise StoreError("the disk is full", reason="disk_full")
 
     mirror_env.put(row(0))

@@ -5,7 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -239,6 +239,71 @@ def test_only_final_rows_are_deleted(outbox: Outbox) -> None:
     outbox.delete([("w1", T), ("w1", T + P)])
     assert outbox.open_rows("w1", 0, 1 << 40) == [ROW]
     assert outbox.counts() == counted(outbox) == {"observed": 1, "final": 0, "rejected": 0}
+
+
+def test_all_rows_that_were_read_are_deleted_and_no_others(outbox: Outbox) -> None:
+    rows = [replace(READY, worker_id=worker, start=T + at * P) for worker in ("w1", "w2", "w3") for at in range(4)]
+    put(outbox, *rows, replace(ROW, worker_id="w0", start=T + P), replace(READY, worker_id="w0", start=T + 2 * P))
+    outbox.set_aside([("w0", T + 2 * P)])
+    outbox.delete([row[:2] for row in outbox.ready(5, T + P)], all_read=True)  # three of w1, two of w2
+    assert [row[:2] for row in outbox.ready(20)] == [("w1", T), *((w, T + at * P) for w, at in LEFT)]
+    assert outbox.counts() == counted(outbox) == {"observed": 1, "final": 7, "rejected": 1}
+    outbox.delete([row[:2] for row in outbox.ready(20)], all_read=True)
+    assert outbox.counts() == counted(outbox) == {"observed": 1, "final": 0, "rejected": 1}
+
+
+LEFT = [("w2", 0), ("w2", 3), *(("w3", at) for at in range(4))]
+
+LATER = FinalSample("w1", T + P, "eu-west-1")
+
+
+def add_later(outbox: Outbox) -> None:
+    with outbox.transaction():
+        outbox.add_final([LATER])
+
+
+def open_later(outbox: Outbox) -> None:
+    put(outbox, replace(READY, start=T + P))
+
+
+def finalize_later(outbox: Outbox) -> None:
+    with outbox.transaction():
+        outbox.update([replace(READY, start=T + P)])
+
+
+@pytest.mark.parametrize("become_final", [add_later, open_later, finalize_later])
+def test_a_row_that_becomes_final_among_those_that_were_read_is_not_deleted_with_them(
+    outbox: Outbox, become_final: Callable[[Outbox], None]
+) -> None:
+    put(outbox, READY, replace(READY, start=T + 2 * P))
+    if become_final is finalize_later:
+        put(outbox, replace(ROW, start=T + P))
+    rows = outbox.ready(10)
+    become_final(outbox)
+    outbox.delete([row[:2] for row in rows], all_read=True)
+    assert [row[:2] for row in outbox.ready(10)] == [LATER[:2]]
+    assert outbox.counts() == counted(outbox) == {"observed": 0, "final": 1, "rejected": 0}
+
+
+def test_rows_in_a_new_file_are_not_those_that_were_read(outbox: Outbox) -> None:
+    put(outbox, READY, replace(READY, start=T + P))
+    rows = outbox.ready(10)
+    outbox.replace(StoreError("damaged"))
+    put(outbox, replace(ROW, worker_id="w0"), replace(ROW, worker_id="w1"))
+    with outbox.transaction() as database:  # not through the outbox, which would notice
+        database.execute("UPDATE sample SET state=1")
+    outbox.delete([row[:2] for row in rows], all_read=True)
+    assert [row.worker_id for row in outbox.ready(10)] == ["w0"]
+
+
+def test_deleting_what_another_program_has_changed_meanwhile_fails_and_changes_nothing(outbox: Outbox) -> None:
+    put(outbox, READY, replace(READY, start=T + P), replace(READY, worker_id="w2"))
+    rows = outbox.ready(3)
+    with outbox.transaction() as database:
+        database.execute("DELETE FROM sample WHERE start=?", (T + P,))
+    with pytest.raises(StoreError, match="3 mirrored rows were to be deleted, 2 were found"):
+        outbox.delete([row[:2] for row in rows], all_read=True)
+    assert [row.worker_id for row in outbox.ready(10)] == ["w1", "w2"]
 
 
 def test_a_rejected_row_is_set_aside(outbox: Outbox) -> None:
