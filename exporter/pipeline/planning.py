@@ -101,7 +101,7 @@ def revisit(pending: Iterable[PendingQuery], now: int, rules: Rules) -> list[Pen
     workers = Counter(one.region for one in pending)
     groups = {region: _groups(len(METRICS) * count, turns) for region, count in workers.items()}
     return [
-        replace(one, oldest=min(one.oldest, oldest)) if _turn(one, groups[one.region], turns) == turn else one
+        one._replace(oldest=min(one.oldest, oldest)) if _turn(one, groups[one.region], turns) == turn else one
         for one in pending
     ]
 
@@ -176,7 +176,7 @@ def plan_extra(
     due = {(one.worker_id, one.region) for one in polled}
     # The results must show which series are silent.
     pending = [
-        replace(one, oldest=one.oldest - SILENT_PERIODS * rules.period) for one in live if (one.worker_id, one.region) in due
+        one._replace(oldest=one.oldest - SILENT_PERIODS * rules.period) for one in live if (one.worker_id, one.region) in due
     ]
     return [replace(call, is_extra=True) for call in plan(pending, queries_of, now, rules)]
 

@@ -1,7 +1,6 @@
 """Poll CloudWatch on a schedule and decide the values of open samples."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 
 from exporter.core import logs
@@ -288,7 +287,7 @@ def _without_gap_filling(due: Iterable[PendingQuery], live: Iterable[PendingQuer
     """
     oldest = {(one.worker_id, one.region): one.oldest for one in due}
     return [
-        replace(one, oldest=max(since, min(one.oldest, oldest[key])))
+        one._replace(oldest=max(since, min(one.oldest, oldest[key])))
         for one in live
         if (key := (one.worker_id, one.region)) in oldest
     ]

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -179,7 +178,7 @@ def mirror_env(tmp_path: Path) -> Iterator[MirrorEnv]:
 
 
 async def test_final_rows_are_inserted_and_leave_the_outbox(mirror_env: MirrorEnv) -> None:
-    mirror_env.put(row(1), row(0), replace(row(2), final=False))
+    mirror_env.put(row(1), row(0), row(2)._replace(final=False))
     assert await mirror_env.mirror.step() is False
     assert mirror_env.history.keys == [("w1", T), ("w1", T + P)]
     assert mirror_env.outbox.counts() == {"observed": 1, "final": 0, "rejected": 0}
