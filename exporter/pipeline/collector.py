@@ -107,7 +107,7 @@ class Collector:
         calls = None
         if metric_source is not None and series is not None:
             standby = lambda: lease is not None and lease.held_elsewhere  # noqa: E731
-            calls = CallRunner(metric_source, series, clock, rules, outbox, publisher, on_ready, standby, wall, extra_series)
+            calls = CallRunner(metric_source, series, clock, rules, outbox, publisher, standby, wall, extra_series)
         self._poller = Poller(
             calls, series, clock, rules, outbox, publisher, health, self._spending, telemetry, on_ready, wall, extra_series
         )

@@ -168,13 +168,13 @@ def observe(
         if _is_finished(worker, state, start, following):
             continue
         sample_region, instances = _candidates(worker, region, seen_instances, entry, start, following)
-        sample = PendingSample(worker.id, start, sample_region, instances)
         if following > now - period:
-            sample = _with_observation(sample, worker, following)
+            sample = _observed(worker, start, following, sample_region, instances)
             if not instances or (unbroken and state.idle_since <= start):
                 sample = sample.finish()
-        if instances or not sample.empty:
             samples.append(sample)
+        elif instances:
+            samples.append(PendingSample(worker.id, start, sample_region, instances))
     if following > state.next:  # the first period not yet opened began between the last observation and this one
         seen_instances = unique(worker.cloudwatch_instance, *earlier[:1])
     idle_since = 0 if worker.status not in IDLE_STATUSES else state.idle_since if unbroken else now
@@ -202,11 +202,12 @@ def _candidates(
     return known_region, unique(*instances, *seen) if known_region == region else instances
 
 
-def _with_observation(sample: PendingSample, worker: Worker, end: int) -> PendingSample:
-    """Return a sample with the observed status and labs, and the own values if they were collected in its period."""
-    if worker.collected_at is None or not sample.start <= worker.collected_at < end:
-        return sample._replace(status=worker.status, active_labs=worker.active_labs)
-    return sample._replace(status=worker.status, active_labs=worker.active_labs, own_cpu=worker.cpu, own_memory=worker.memory)
+def _observed(worker: Worker, start: int, end: int, region: str, instances: tuple[str, ...]) -> PendingSample:
+    """Return the sample of [start, end) with the observed status and labs, and the own values that were collected in it."""
+    cpu, memory = None, None
+    if worker.collected_at is not None and start <= worker.collected_at < end:
+        cpu, memory = worker.cpu, worker.memory
+    return PendingSample(worker.id, start, region, instances, worker.status, worker.active_labs, cpu, memory)
 
 
 def close_missing(state: WorkerState, now: int, rules: Rules) -> tuple[list[PendingSample], WorkerState]:

@@ -15,7 +15,7 @@ from exporter.core.model import (
     Worker,
 )
 from exporter.core.periods import HOUR, align
-from exporter.pipeline.lifecycle import Rules
+from exporter.pipeline.lifecycle import ON_TIME_SECONDS, Rules
 from exporter.sources.cloudwatch.memory_series import SILENT_PERIODS
 from exporter.sources.cloudwatch.queries import MAX_DATAPOINTS, MAX_QUERIES
 
@@ -75,6 +75,19 @@ def is_due(running: bool, polled: int | None, now: int, rules: Rules) -> bool:
     """
     every = max(rules.interval, rules.period, 0 if running else rules.absence_timeout // 4)
     return polled is None or now - polled >= every - DUE_TOLERANCE_SECONDS
+
+
+def compared_before(date: int, rules: Rules) -> int:
+    """Return the UTC second from which on a running worker's periods need not be compared with an answer yet.
+
+    Their samples are too young to be final, and the next cycle comes early enough to see their values on time (rule 7).
+
+    Args:
+        date: CloudWatch's clock at the answer, in UTC seconds.
+        rules: the settings of the sample lifecycle.
+    """
+    next_cycle = date + max(rules.interval, rules.period) + DUE_TOLERANCE_SECONDS
+    return next_cycle - ON_TIME_SECONDS - rules.settle_delay - rules.period
 
 
 def revisit_window(rules: Rules) -> int:

@@ -154,7 +154,7 @@ class Poller:
         if self._assess_budget(live, types) == "polling_paused":
             due = []
         regions = sorted({pending.region for pending in due})
-        cycle = Cycle(now, self._wall(), types, stats)
+        cycle = Cycle(now, self._wall(), types, stats, {one.worker_id for one in live})
         await refresh_listings(self._series, self._extra, cycle, due, regions)
         self._publisher.locate()
         stats.budget = self._assess_budget(live, types)  # again: the listings tell which instances have a second metric

@@ -1,6 +1,7 @@
 """Mutants that break one rule each. The simulation must notice every one; else it proves nothing about that rule."""
 
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -193,9 +194,10 @@ def _outside_the_window(patch: Patch) -> None:
         first_seen: FirstSeenValues,
         decided: DecidedValues,
         rules: Rules,
+        running: AbstractSet[str],
     ) -> tuple[int, int, list[ValueChange]]:
         wide = replace(call, start=0, end=1 << 40)
-        return transactions.apply_results(outbox, wide, results, listings, first_seen, decided, rules)
+        return transactions.apply_results(outbox, wide, results, listings, first_seen, decided, rules, running)
 
     patch.setattr(lifecycle, "decide_metric", decide_metric)
     patch.setattr(calls, "apply_results", apply_results)
@@ -234,7 +236,7 @@ def _empty_is_written(patch: Patch) -> None:
 
 
 def _own_is_ignored(patch: Patch) -> None:
-    patch.setattr(PendingSample, "finish", lambda self: replace(self, final=True))
+    patch.setattr(PendingSample, "finish", lambda self: self._replace(final=True))
 
 
 # -- polling

@@ -89,6 +89,19 @@ def test_the_state_of_a_worker_comes_back(outbox: Outbox) -> None:
     assert outbox.states() == {"w1": STATE._replace(next=T + P)}
 
 
+def test_new_times_alone_are_saved_for_all_workers_together_whatever_their_ids_are(outbox: Outbox) -> None:
+    names = ["w1", 'quotes " and \\', "\U0001f600 and ü", "line\nbreak", "a\x00b"]
+    known = {name: STATE._replace(worker_id=name) for name in names}
+    with outbox.transaction():
+        outbox.save_states(known.values())
+    later = {name: state._replace(seen=T + 2 * P, next=T + P) for name, state in known.items()}
+    later["w1"] = later["w1"]._replace(status="stopped", idle_since=T + P)
+    new = STATE._replace(worker_id="w9")
+    with outbox.transaction():
+        outbox.save_states([*later.values(), new], known)
+    assert outbox.states() == {**later, "w9": new}
+
+
 def test_deleting_the_state_of_a_worker_leaves_its_rows(outbox: Outbox) -> None:
     put(outbox, ROW)
     with outbox.transaction():
@@ -190,6 +203,9 @@ def test_the_worker_documents_own_values_are_written_to_the_open_row_that_contai
     with outbox.transaction():
         outbox.update_own([replace(worker, collected_at=T + P - 1), replace(worker, collected_at=T + P, cpu=9.0), worker], P)
     assert outbox.open_rows("w1", T, T + P) == [ROW._replace(own_cpu=7.0, own_memory=8.0)]
+    with outbox.transaction():
+        outbox.update_own([replace(worker, cpu=1.0)], P, {("w1", T)})
+    assert outbox.open_rows("w1", T, T + P) == [ROW._replace(own_cpu=7.0, own_memory=8.0)], "it was opened with this read"
     assert final(outbox) == [READY._replace(start=T + P)], "a final row does not change"
 
 
