@@ -127,9 +127,9 @@ class CallRunner:
         if self._standby():
             for worker_id, queries in call.queries_by_worker.items():
                 note_values(worker_id, queries, results, self._first_seen, self._rules)
-        complete = {query for query, result in results.by_query.items() if result.complete}
+        missing = {query for query, result in results.by_query.items() if not result.complete}
         for worker_id, queries in call.queries_by_worker.items():
-            if complete.issuperset(queries):
+            if not missing or missing.isdisjoint(queries):
                 self._polled[worker_id] = now
         return _incomplete(call, results)
 

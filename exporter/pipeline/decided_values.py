@@ -118,9 +118,11 @@ class DecidedValues:
                 continue
             values, newest, oldest = recent.values, recent.newest, recent.newest - slots * period
             for start, value in result.values.items():
+                if start > newest or start <= oldest:
+                    continue
                 slot = start // period % slots
                 kept = values[slot]
-                if kept in (value, _EMPTY) or not oldest < start <= newest:
+                if kept in (value, _EMPTY):
                     continue
                 late = kept == _ABSENT
                 if late or (query.dimensions == recent.dimensions and not math.isclose(kept, value)):

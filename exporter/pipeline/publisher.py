@@ -105,16 +105,18 @@ class Publisher:
         """
         by_metric: dict[tuple[str, str], list[MetricQuery]] = {}
         for query in queries:
-            by_metric.setdefault((query.instance_id, query.metric), []).append(query)
-        for key, its_queries in by_metric.items():
+            by_metric.setdefault(query[:2], []).append(query)
+        for (instance, metric), its_queries in by_metric.items():
             # The queries of one instance are never in different parts of a call.
             newest = self._newest([results.by_query[query] for query in its_queries], results.date_of(its_queries[0]))
-            instance, metric = key
             points = self._points[metric]
             if newest and (instance not in points or newest.timestamp >= points[instance].timestamp):
                 points[instance] = newest
 
     def _newest(self, results: Sequence[MetricResult], date: int) -> Datapoint | None:
+        if len(results) == 1:  # every datapoint of a single series counts
+            values = results[0].values
+            return Datapoint(start := max(values), values[start]) if values else None
         for start in sorted({start for result in results for start in result.values}, reverse=True):
             value = series_value(results, start, date=date, period=self._rules.period)
             if value is not None:
