@@ -20,6 +20,7 @@ from exporter.app import Exporter, build
 from exporter.commands.reload import Reloader
 from exporter.commands.supervision import feed_watchdog, on_hangup
 from exporter.core import logs
+from exporter.core.allocator import return_memory_early
 from exporter.core.settings import Settings
 from exporter.metrics.telemetry import Telemetry
 from exporter.web.application import create_app
@@ -167,6 +168,7 @@ async def serve(settings: Settings, load: Callable[[], Settings]) -> int:
         ExporterError: it cannot start, or cannot go on; the sentence says what to do.
     """
     sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
+    return_memory_early()
     web = LiveWebConfig(settings.web.config_file)
     systemd = Notifier()
     sockets = inherited_sockets() or bind(settings.web.listen_address)
