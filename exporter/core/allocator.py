@@ -7,7 +7,7 @@ from contextlib import suppress
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 """mallopt(3)."""
 MAX_ARENAS = 2
-"""By default each thread that allocates gets an arena of its own, up to eight per core, and keeps what its largest answer took."""
+"""By default each thread gets an arena of its own, up to eight per core, and keeps what its largest answer took."""
 LARGE_BYTES = 256 * 1024
 """From this size on an allocation is a mapping of its own, which is returned when it is freed. By default the limit grows with
 each one that is freed, up to 32 MiB."""

@@ -1,7 +1,7 @@
 """Decide which workers to query, and pack their queries into the fewest GetMetricData calls. Pure."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
@@ -10,6 +10,7 @@ from zlib import crc32
 from exporter.core.model import (
     IDLE_STATUSES,
     METRICS,
+    Datapoint,
     MetricQuery,
     PendingQuery,
     Worker,
@@ -44,17 +45,29 @@ class MetricDataCall:
         return tuple(dict.fromkeys(chain.from_iterable(self.queries_by_worker.values())))
 
 
-def live_queries(workers: Iterable[Worker], now: int, rules: Rules) -> list[PendingQuery]:
+def live_queries(
+    workers: Iterable[Worker], now: int, rules: Rules, shown: Sequence[Mapping[str, Datapoint]] = ()
+) -> list[PendingQuery]:
     """Return the queries for fresh gauges: of every worker that may be running, far enough back for `max_age`.
+
+    Where datapoints are shown already, only newer ones count: from a few periods before the oldest of these on, since a metric
+    that is published late stays late.
 
     Args:
         workers: the fleet.
         now: MongoDB's time in UTC seconds.
         rules: the settings of the sample lifecycle.
+        shown: for each metric, instance → its newest datapoint.
     """
     fresh = align(now - rules.max_age, rules.period) - rules.period
+    last = align(now, rules.period) - rules.period
+
+    def oldest(instance: str) -> int:
+        starts = [points[instance].timestamp for points in shown if instance in points]
+        return max(fresh, min(last, *starts) - SILENT_PERIODS * rules.period) if starts else fresh
+
     return [
-        PendingQuery(worker.id, worker.region, (instance,), fresh)
+        PendingQuery(worker.id, worker.region, (instance,), oldest(instance))
         for worker in workers
         if (instance := worker.cloudwatch_instance) and worker.status not in IDLE_STATUSES
     ]

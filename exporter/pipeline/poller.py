@@ -163,7 +163,8 @@ class Poller:
         calls = self._plan(affordable, cycle)
         further: list[MetricDataCall] = []
         if self._extra is not None:
-            further = plan_extra(live, affordable, partial(self._extra_queries, types), now, self._rules)
+            every = live_queries(self._publisher.fleet.workers, now, self._rules)
+            further = plan_extra(every, affordable, partial(self._extra_queries, types), now, self._rules)
         self._series.forget_activity()
         if self._extra is not None:
             self._extra.forget_activity()
@@ -194,7 +195,7 @@ class Poller:
             pending |= {(one.worker_id, one.region): one for one in await self._outbox(self._outbox.outbox.pending_queries)}
         except StoreError as error:  # the gauges go on
             _log.error("cannot read the outbox; only the gauges of running workers are polled", error=str(error))
-        live = live_queries(self._publisher.fleet.workers, now, self._rules)
+        live = live_queries(self._publisher.fleet.workers, now, self._rules, self._publisher.shown)
         for fresh in live:
             key = fresh.worker_id, fresh.region
             older = pending.setdefault(key, fresh)

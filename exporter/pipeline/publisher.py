@@ -107,21 +107,26 @@ class Publisher:
         for query in queries:
             by_metric.setdefault(query[:2], []).append(query)
         for (instance, metric), its_queries in by_metric.items():
-            # The queries of one instance are never in different parts of a call.
-            newest = self._newest([results.by_query[query] for query in its_queries], results.date_of(its_queries[0]))
-            points = self._points[metric]
+            first, points = its_queries[0], self._points[metric]
+            if len(its_queries) == 1:  # nearly always, and then every datapoint counts
+                values = results.by_query[first].values
+                newest = Datapoint(start := max(values), values[start]) if values else None
+            else:  # never in different parts of a call
+                newest = self._newest([results.by_query[query] for query in its_queries], results.date_of(first))
             if newest and (instance not in points or newest.timestamp >= points[instance].timestamp):
                 points[instance] = newest
 
     def _newest(self, results: Sequence[MetricResult], date: int) -> Datapoint | None:
-        if len(results) == 1:  # every datapoint of a single series counts
-            values = results[0].values
-            return Datapoint(start := max(values), values[start]) if values else None
         for start in sorted({start for result in results for start in result.values}, reverse=True):
             value = series_value(results, start, date=date, period=self._rules.period)
             if value is not None:
                 return Datapoint(start, value)
         return None
+
+    @property
+    def shown(self) -> Sequence[Mapping[str, Datapoint]]:
+        """Instance → its newest datapoint in CloudWatch, for each of METRICS."""
+        return [self._points[metric] for metric in METRICS]
 
     def mark_observed(self) -> None:
         """Note that the observer has just run: the snapshot expires `max_age` after the slower of observer and poller."""
