@@ -60,14 +60,14 @@ def live_queries(
         shown: for each metric, instance → its newest datapoint.
     """
     fresh = align(now - rules.max_age, rules.period) - rules.period
-    last = align(now, rules.period) - rules.period
+    latest = align(now, rules.period) - (SILENT_PERIODS + 1) * rules.period
 
     def oldest(instance: str) -> int:
-        starts = [points[instance].timestamp for points in shown if instance in points]
-        return max(fresh, min(last, *starts) - SILENT_PERIODS * rules.period) if starts else fresh
+        found = [point.timestamp for points in shown if (point := points.get(instance))]
+        return max(fresh, min(latest, min(found) - SILENT_PERIODS * rules.period)) if found else fresh
 
     return [
-        PendingQuery(worker.id, worker.region, (instance,), oldest(instance))
+        PendingQuery(worker.id, worker.region, (instance,), oldest(instance) if fresh < latest else fresh)
         for worker in workers
         if (instance := worker.cloudwatch_instance) and worker.status not in IDLE_STATUSES
     ]
