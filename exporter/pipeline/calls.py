@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 
 from exporter.core import logs
 from exporter.core.clock import ServerClock
@@ -23,6 +24,8 @@ from exporter.sources.protocols import MetricSource
 MAX_CONCURRENT_CALLS = 6
 """Calls under way at once. Their latency hardly counts, since 40 calls query 10,000 workers; but results that arrive together
 are parsed together, and each thread that does so delays scrapes."""
+LONG_CALL_DATAPOINTS, MAX_CONCURRENT_LONG_CALLS = 25_000, 2
+"""Fewer calls for so many datapoints are under way at once: each takes up to 15 MB while it is parsed."""
 
 _log = logs.get("collector")
 
@@ -83,10 +86,11 @@ class CallRunner:
 
     async def run(self, calls: Iterable[MetricDataCall], cycle: Cycle) -> None:
         """Make all calls, some at once; record the error and the end of each in the cycle."""
-        slots = asyncio.Semaphore(MAX_CONCURRENT_CALLS)
+        slots, long_slots = asyncio.Semaphore(MAX_CONCURRENT_CALLS), asyncio.Semaphore(MAX_CONCURRENT_LONG_CALLS)
 
         async def run_one(call: MetricDataCall) -> None:
-            async with slots:
+            is_long = len(call.queries) * (call.end - call.start) > LONG_CALL_DATAPOINTS * self._rules.period
+            async with long_slots if is_long else nullcontext(), slots:
                 try:
                     error = await self._run_call(call, cycle)
                 except Exception as bug:  # noqa: BLE001  # a bug in one call must not end the others; the log has its traceback
