@@ -143,4 +143,4 @@ def updated_entry(entry: InventoryEntry | None, worker: Worker, now: int) -> Inv
 
 def unique(*names: str | None) -> tuple[str, ...]:
     """Return each name once, in order, without None and empty ones."""
-    return tuple(dict.fromkeys(name for name in names if name))
+    return tuple(dict.fromkeys(filter(None, names)))

@@ -240,6 +240,8 @@ def unopened_periods(worker: Worker, state: WorkerState, entry: InventoryEntry |
     period = rules.period
     first = max(state.next, align(entry.last_seen, period) if entry else 0)
     last = align_up(now - rules.gap_fill_window, period)
+    if first >= last:
+        return 0
     return sum(not _is_finished(worker, state, start, start + period) for start in range(first, last, period))
 
 
