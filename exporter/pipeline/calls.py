@@ -81,7 +81,8 @@ class CallRunner:
     def forget_before(self, start: int) -> None:
         """Forget the values of periods up to `start` (UTC seconds), which are no longer open."""
         oldest = self._clock.now() - standby_memory(self._rules) if self._standby() else start
-        self._first_seen = {key: seen for key, seen in self._first_seen.items() if key[1] > oldest}
+        for key in [key for key in self._first_seen if key[1] <= oldest]:
+            del self._first_seen[key]
         self._decided.forget_before(start)
 
     async def run(self, calls: Iterable[MetricDataCall], cycle: Cycle) -> None:

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Literal, NamedTuple
 
 from exporter.core.model import METRICS, Dimensions, MetricName, MetricQuery, MetricResults
+from exporter.core.periods import HOUR
 from exporter.pipeline.lifecycle import PendingSample
 
 _ABSENT, _EMPTY = -math.inf, math.inf
@@ -72,6 +73,7 @@ class DecidedValues:
         self._period = period
         self._slots = window // period
         self._recent: dict[tuple[str, str, str], _Recent] = {}
+        self._forgotten_before = 0
 
     def record(
         self, before: PendingSample, after: PendingSample, queries: Sequence[MetricQuery], results: MetricResults
@@ -140,8 +142,10 @@ class DecidedValues:
         return changes
 
     def forget_before(self, start: int) -> None:
-        """Forget instances without a decision about a period from `start` (UTC seconds) on."""
-        self._recent = {key: recent for key, recent in self._recent.items() if recent.newest >= start}
+        """Forget instances without a decision about a period from `start` (UTC seconds) on, an hour later at the latest."""
+        if not self._forgotten_before <= start < self._forgotten_before + HOUR:
+            self._forgotten_before = start
+            self._recent = {key: recent for key, recent in self._recent.items() if recent.newest >= start}
 
 
 _is_same = partial(math.isclose, rel_tol=1e-6, abs_tol=1e-6)
@@ -152,10 +156,11 @@ def _first_answer(
     sample: PendingSample, metric: MetricName, queries: Iterable[MetricQuery], results: MetricResults
 ) -> tuple[MetricQuery, float] | None:
     """Return the query and value of the newest candidate that has a datapoint in the sample's period."""
-    of_metric = [query for query in queries if query.metric == metric]
     for instance_id in sample.instances:
-        for query in of_metric:
+        for query in queries:
+            if query.metric != metric or query.instance_id != instance_id:
+                continue
             result = results.by_query.get(query)
-            if query.instance_id == instance_id and result is not None and sample.start in result.values:
-                return query, result.values[sample.start]
+            if result is not None and (value := result.values.get(sample.start)) is not None:
+                return query, value
     return None
