@@ -85,6 +85,17 @@ def with_accounts(
     return tuple(map(located, workers))
 
 
+def entry_with_instance(entry: InventoryEntry | None, worker: Worker, now: int) -> InventoryEntry:
+    """Return an entry that `instances_during` reads like the one after an observation at `now`: the same, unless it lacks one.
+
+    When the newest instance was seen last makes no difference to it.
+    """
+    newest = entry.instances[-1][:2] if entry and entry.instances else None
+    if entry is not None and newest == (worker.cloudwatch_instance, worker.region):
+        return entry
+    return updated_entry(entry, worker, now)
+
+
 def updated_entry(entry: InventoryEntry | None, worker: Worker, now: int) -> InventoryEntry:
     """Return the inventory entry of a worker after it was observed at `now` (UTC seconds); `entry` is the one before.
 
@@ -132,4 +143,4 @@ def updated_entry(entry: InventoryEntry | None, worker: Worker, now: int) -> Inv
 
 def unique(*names: str | None) -> tuple[str, ...]:
     """Return each name once, in order, without None and empty ones."""
-    return tuple(dict.fromkeys(name for name in names if name))
+    return tuple(dict.fromkeys(filter(None, names)))

@@ -121,8 +121,7 @@ class Worker:
         return self.instance_id if self.region else None
 
 
-@dataclass(frozen=True, slots=True)
-class Datapoint:
+class Datapoint(NamedTuple):
     """One CloudWatch Average: the start of its period and its value in percent."""
 
     timestamp: int
@@ -252,8 +251,7 @@ class MetricQuery(NamedTuple):
 Outcome = Literal["ok", "empty", "partial", "failed"]
 
 
-@dataclass(frozen=True, slots=True)
-class MetricResult:
+class MetricResult(NamedTuple):
     """CloudWatch's result of one query for the window [start, end).
 
     Only `ok` and `empty` decide a sample: CloudWatch called the result Complete. `values` maps period starts to percent.
@@ -312,8 +310,7 @@ class Listing:
         return self.windows.get(self.accounts.get(instance_id, ""), (self.since, self.date))
 
 
-@dataclass(frozen=True, slots=True)
-class InstanceInterval:
+class InstanceInterval(NamedTuple):
     """An instance of a worker, from the first to the last observation with it."""
 
     instance_id: str
@@ -366,8 +363,7 @@ class HistoryMark:
     """Start of the newest acknowledged period in UTC seconds."""
 
 
-@dataclass(frozen=True, slots=True)
-class PendingQuery:
+class PendingQuery(NamedTuple):
     """The metrics of one worker's instances that must be queried, from `oldest` (UTC seconds) on."""
 
     worker_id: str

@@ -2,12 +2,13 @@
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 
 from exporter.core import logs
 from exporter.core.clock import ServerClock
 from exporter.core.errors import SourceError, StoreError
 from exporter.core.model import MetricResults
-from exporter.pipeline.cycle import Cycle, CycleStats
+from exporter.pipeline.cycle import Cycle
 from exporter.pipeline.decided_values import DecidedValues
 from exporter.pipeline.lifecycle import FirstSeenValues, Rules
 from exporter.pipeline.outbox_thread import OutboxThread
@@ -23,6 +24,8 @@ from exporter.sources.protocols import MetricSource
 MAX_CONCURRENT_CALLS = 6
 """Calls under way at once. Their latency hardly counts, since 40 calls query 10,000 workers; but results that arrive together
 are parsed together, and each thread that does so delays scrapes."""
+LONG_CALL_DATAPOINTS, MAX_CONCURRENT_LONG_CALLS = 25_000, 2
+"""Fewer calls for so many datapoints are under way at once: each takes up to 15 MB while it is parsed."""
 
 _log = logs.get("collector")
 
@@ -37,7 +40,6 @@ class CallRunner:
         rules: the settings of the sample lifecycle.
         outbox: holds the open samples.
         publisher: shows the newest datapoints.
-        on_ready: called when samples are ready for the mirror.
         standby: whether another process leads, so that its open samples may become this one's.
         wall: UTC seconds of this host.
         extra: the series of `cloudwatch.extra`; None without any.
@@ -51,7 +53,6 @@ class CallRunner:
         rules: Rules,
         outbox: OutboxThread,
         publisher: Publisher,
-        on_ready: Callable[[], object],
         standby: Callable[[], bool],
         wall: Callable[[], float],
         extra: ExtraSeries | None = None,
@@ -63,7 +64,6 @@ class CallRunner:
         self._rules = rules
         self._outbox = outbox
         self._publisher = publisher
-        self._on_ready = on_ready
         self._standby = standby
         self._wall = wall
         self._polled: dict[str, int] = {}
@@ -81,17 +81,19 @@ class CallRunner:
     def forget_before(self, start: int) -> None:
         """Forget the values of periods up to `start` (UTC seconds), which are no longer open."""
         oldest = self._clock.now() - standby_memory(self._rules) if self._standby() else start
-        self._first_seen = {key: seen for key, seen in self._first_seen.items() if key[1] > oldest}
+        for key in [key for key in self._first_seen if key[1] <= oldest]:
+            del self._first_seen[key]
         self._decided.forget_before(start)
 
     async def run(self, calls: Iterable[MetricDataCall], cycle: Cycle) -> None:
         """Make all calls, some at once; record the error and the end of each in the cycle."""
-        slots = asyncio.Semaphore(MAX_CONCURRENT_CALLS)
+        slots, long_slots = asyncio.Semaphore(MAX_CONCURRENT_CALLS), asyncio.Semaphore(MAX_CONCURRENT_LONG_CALLS)
 
         async def run_one(call: MetricDataCall) -> None:
-            async with slots:
+            is_long = len(call.queries) * (call.end - call.start) > LONG_CALL_DATAPOINTS * self._rules.period
+            async with long_slots if is_long else nullcontext(), slots:
                 try:
-                    error = await self._run_call(call, cycle.stats)
+                    error = await self._run_call(call, cycle)
                 except Exception as bug:  # noqa: BLE001  # a bug in one call must not end the others; the log has its traceback
                     _log.exception("CloudWatch call failed with an unexpected error; please report it", region=call.region)
                     error = unexpected("cloudwatch", bug, call.region)
@@ -106,9 +108,9 @@ class CallRunner:
             for call in calls:
                 group.create_task(run_one(call))
 
-    async def _run_call(self, call: MetricDataCall, stats: CycleStats) -> SourceError | None:
+    async def _run_call(self, call: MetricDataCall, cycle: Cycle) -> SourceError | None:
         """Make one call, keep its newest datapoints and finalize samples; return the error of a failed or partial one."""
-        now, queried = self._clock.now(), call.queries
+        now, queried, stats = self._clock.now(), call.queries, cycle.stats
         try:
             results = await self._source.get_metric_data(call.region, queried, call.start, call.end, self._rules.period)
         except SourceError as error:
@@ -122,7 +124,7 @@ class CallRunner:
             return _incomplete(call, results)
         self._series.note_activity(call.region, results, self._rules.period)
         try:
-            await self._apply(call, results, stats)
+            await self._apply(call, results, cycle)
         except StoreError as error:  # the samples stay open and the workers due; the gauges go on
             _log.error("cannot save CloudWatch results; they are queried again", error=str(error))
             stats.failed += 1
@@ -130,22 +132,21 @@ class CallRunner:
         if self._standby():
             for worker_id, queries in call.queries_by_worker.items():
                 note_values(worker_id, queries, results, self._first_seen, self._rules)
-        complete = {query for query, result in results.by_query.items() if result.complete}
+        missing = {query for query, result in results.by_query.items() if not result.complete}
         for worker_id, queries in call.queries_by_worker.items():
-            if complete.issuperset(queries):
+            if not missing or missing.isdisjoint(queries):
                 self._polled[worker_id] = now
         return _incomplete(call, results)
 
-    async def _apply(self, call: MetricDataCall, results: MetricResults, stats: CycleStats) -> None:
+    async def _apply(self, call: MetricDataCall, results: MetricResults, cycle: Cycle) -> None:
         listings = self._series.listings(call.region)
         finalized, dropped, changes = await self._outbox(
-            apply_results, self._outbox.outbox, call, results, listings, self._first_seen, self._decided, self._rules
+            apply_results,
+            *(self._outbox.outbox, call, results, listings, self._first_seen, self._decided, self._rules, cycle.running),
         )
-        stats.finalized += finalized
-        stats.dropped += dropped
-        stats.changes += changes
-        if finalized:
-            self._on_ready()
+        cycle.stats.finalized += finalized
+        cycle.stats.dropped += dropped
+        cycle.stats.changes += changes
 
 
 def _incomplete(call: MetricDataCall, results: MetricResults) -> SourceError | None:

@@ -34,7 +34,9 @@ from exporter.sources.protocols import FleetSource, MetricSource
 
 _log = logs.get("collector")
 FIRST_GAPS_SECONDS = 2
-"""How long the first poll after a start waits for gaps: enough for 1,000 workers."""
+"""How long the first poll after a start waits for gaps."""
+FIRST_GAPS_WORKERS = 1000
+"""The largest fleet whose gaps are waited for; those of larger ones take longer, and few of them would be open in time."""
 FIRST_RETRY_SECONDS = 5
 """Time between two reads while there is no worker, and before the second poll of a region that has not answered yet."""
 
@@ -107,7 +109,7 @@ class Collector:
         calls = None
         if metric_source is not None and series is not None:
             standby = lambda: lease is not None and lease.held_elsewhere  # noqa: E731
-            calls = CallRunner(metric_source, series, clock, rules, outbox, publisher, on_ready, standby, wall, extra_series)
+            calls = CallRunner(metric_source, series, clock, rules, outbox, publisher, standby, wall, extra_series)
         self._poller = Poller(
             calls, series, clock, rules, outbox, publisher, health, self._spending, telemetry, on_ready, wall, extra_series
         )
@@ -143,9 +145,11 @@ class Collector:
         """Poll CloudWatch after the first observation, then at every interval.
 
         The first poll waits `FIRST_GAPS_SECONDS` at most for gaps: those that are open by then are filled by the same queries.
+        That of a large fleet does not wait, so that its gauges come first.
         """
         await self.observed.wait()
-        await wait(self._first_gaps, FIRST_GAPS_SECONDS)
+        if len(self.fleet.workers) <= FIRST_GAPS_WORKERS:
+            await wait(self._first_gaps, FIRST_GAPS_SECONDS)
         self._first_poll_began = True
         # A long cycle is alive while its calls end; each ends in time or fails.
         beat = self._liveness.expect("polling", max(self._rules.interval, MIN_INTERVAL_SECONDS))

@@ -1,6 +1,7 @@
 """The figures and the outcome of one collection cycle."""
 
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 from exporter.core.budget import BudgetState
@@ -34,6 +35,8 @@ class Cycle:
     """UTC seconds of this host."""
     instance_types: Mapping[str, str | None]
     stats: CycleStats
+    running: AbstractSet[str] = frozenset()
+    """The ids of the workers that are polled in every cycle."""
     failures: dict[str, SourceError] = field(default_factory=dict)
     """The last error by region."""
     ended: dict[str, float] = field(default_factory=dict)

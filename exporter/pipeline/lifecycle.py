@@ -10,7 +10,7 @@ values and clock jumps.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from exporter.core.instances import instances_during, unique
@@ -59,8 +59,7 @@ class Rules:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerState:
+class WorkerState(NamedTuple):
     """What the outbox keeps of a worker between two observations. Times are UTC seconds."""
 
     worker_id: str
@@ -76,11 +75,10 @@ class WorkerState:
     """Start of the first period that was never opened."""
 
 
-@dataclass(frozen=True, slots=True)
-class PendingSample:
+class PendingSample(NamedTuple):
     """A sample on its way to the history: `own_*` from the worker document, `cpu` and `memory` only once decided.
 
-    Utilizations are percent, `start` is UTC seconds.
+    Utilizations are percent, `start` is UTC seconds. A tuple, because thousands are made in every cycle.
     """
 
     worker_id: str
@@ -108,8 +106,7 @@ class PendingSample:
 
     def finish(self) -> "PendingSample":
         """Return it as final with the values there are: CloudWatch's first, else the worker document's own (rule 9)."""
-        return replace(
-            self,
+        return self._replace(
             final=True,
             cpu=self.own_cpu if self.cpu is None else self.cpu,
             memory=self.own_memory if self.memory is None else self.memory,
@@ -171,13 +168,13 @@ def observe(
         if _is_finished(worker, state, start, following):
             continue
         sample_region, instances = _candidates(worker, region, seen_instances, entry, start, following)
-        sample = PendingSample(worker.id, start, sample_region, instances)
         if following > now - period:
-            sample = _with_observation(sample, worker, following)
+            sample = _observed(worker, start, following, sample_region, instances)
             if not instances or (unbroken and state.idle_since <= start):
                 sample = sample.finish()
-        if instances or not sample.empty:
             samples.append(sample)
+        elif instances:
+            samples.append(PendingSample(worker.id, start, sample_region, instances))
     if following > state.next:  # the first period not yet opened began between the last observation and this one
         seen_instances = unique(worker.cloudwatch_instance, *earlier[:1])
     idle_since = 0 if worker.status not in IDLE_STATUSES else state.idle_since if unbroken else now
@@ -205,11 +202,12 @@ def _candidates(
     return known_region, unique(*instances, *seen) if known_region == region else instances
 
 
-def _with_observation(sample: PendingSample, worker: Worker, end: int) -> PendingSample:
-    """Return a sample with the observed status and labs, and the own values if they were collected in its period."""
-    if worker.collected_at is None or not sample.start <= worker.collected_at < end:
-        return replace(sample, status=worker.status, active_labs=worker.active_labs)
-    return replace(sample, status=worker.status, active_labs=worker.active_labs, own_cpu=worker.cpu, own_memory=worker.memory)
+def _observed(worker: Worker, start: int, end: int, region: str, instances: tuple[str, ...]) -> PendingSample:
+    """Return the sample of [start, end) with the observed status and labs, and the own values that were collected in it."""
+    cpu, memory = None, None
+    if worker.collected_at is not None and start <= worker.collected_at < end:
+        cpu, memory = worker.cpu, worker.memory
+    return PendingSample(worker.id, start, region, instances, worker.status, worker.active_labs, cpu, memory)
 
 
 def close_missing(state: WorkerState, now: int, rules: Rules) -> tuple[list[PendingSample], WorkerState]:
@@ -224,7 +222,7 @@ def close_missing(state: WorkerState, now: int, rules: Rules) -> tuple[list[Pend
             PendingSample(state.worker_id, start, state.region, state.instances)
             for start in closed_periods(state.next, rules.period, min(now, last))
         ]
-    return samples, replace(state, next=samples[-1].start + rules.period) if samples else state
+    return samples, state._replace(next=samples[-1].start + rules.period) if samples else state
 
 
 def unopened_periods(worker: Worker, state: WorkerState, entry: InventoryEntry | None, now: int, rules: Rules) -> int:
@@ -242,6 +240,8 @@ def unopened_periods(worker: Worker, state: WorkerState, entry: InventoryEntry |
     period = rules.period
     first = max(state.next, align(entry.last_seen, period) if entry else 0)
     last = align_up(now - rules.gap_fill_window, period)
+    if first >= last:
+        return 0
     return sum(not _is_finished(worker, state, start, start + period) for start in range(first, last, period))
 
 
@@ -360,7 +360,7 @@ def finalize(
         for metric in METRICS
     )
     if cpu.value is not sample.cpu or memory.value is not sample.memory:
-        sample = replace(sample, cpu=cpu.value, memory=memory.value)
+        sample = sample._replace(cpu=cpu.value, memory=memory.value)
     return sample.finish() if cpu.decided and memory.decided else sample
 
 

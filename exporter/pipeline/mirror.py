@@ -28,6 +28,8 @@ BATCH_SAMPLES = 10_000
 four wait for the journal."""
 RETRY_SECONDS = 5
 """Wait after a failure: by then an insert whose connection broke is finished or gone."""
+VERIFY_SECONDS = 60
+"""How often the history is verified while there is nothing to mirror: another program may drop or replace it."""
 OPERATOR_RETRY_SECONDS = 60
 """Wait after a failure that the operator must fix."""
 INSERT_WAIT_SECONDS = 20
@@ -150,6 +152,8 @@ class Mirror:
         self._wall = wall
         self._batch = batch
         self._waits_for_backfill = False
+        self._verify_at = 0.0
+        """When the history is to be verified although nothing is final, in seconds of the event loop's clock."""
         self._repeats = logs.Repeats()
         self.wake = asyncio.Event()
         """Set when samples may be final."""
@@ -162,12 +166,16 @@ class Mirror:
 
     async def run_forever(self) -> None:
         """Mirror whenever there are final samples; after a failure start over a few seconds later."""
+        clock = asyncio.get_running_loop().time
         while True:
             self.wake.clear()
             self.beat()
             try:
-                while await self.step():
-                    self.beat()
+                if clock() >= self._verify_at or not self._is_idle():
+                    self._verify_at = 0.0
+                    while await self.step():
+                        self.beat()
+                    self._verify_at = clock() + VERIFY_SECONDS
             except StoreError as error:
                 self._telemetry.mirror_failures.labels(error.reason).inc()
                 if self._repeats.is_due(str(error)):
@@ -186,6 +194,11 @@ class Mirror:
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
             await wait(self.wake, RETRY_SECONDS)
+
+    def _is_idle(self) -> bool:
+        """Return whether nothing is final and nothing was wrong; where another exporter writes, its lease is watched."""
+        nothing_failed = self.condition.error is None and self._outbox.problem is None
+        return nothing_failed and self._lease.held and not self._outbox.outbox.counts()["final"]
 
     async def step(self) -> bool:
         """Mirror one batch; return whether there may be more.

@@ -7,7 +7,10 @@ it, nothing else. One process (a lock on the folder), one thread at a time, shor
 earlier, because each step of the sample lifecycle is one transaction.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from types import MappingProxyType
 from typing import Any
 
 from exporter.core import logs
@@ -55,11 +58,33 @@ class Outbox(OutboxFile):
         with self.decoding():
             return {r[0]: WorkerState(r[0], r[1], tuple(r[2].split()), *r[3:]) for r in rows}
 
-    def save_states(self, states: Iterable[WorkerState]) -> None:
-        """Save the states of these workers; call it in the transaction that opens their rows."""
+    def save_states(self, states: Iterable[WorkerState], known: Mapping[str, WorkerState] = MappingProxyType({})) -> None:
+        """Save the states of these workers; call it in the transaction that opens their rows.
+
+        Nearly all workers of a read have the same new times and no other change: one statement saves those.
+
+        Args:
+            states: new.
+            known: worker id → the state that `states` returned.
+        """
+        times: dict[tuple[int, int], list[WorkerState]] = {}
+        others: list[WorkerState] = []
+        for state in states:
+            before = known.get(state.worker_id)
+            if before is None or before[:-2] != state[:-2]:
+                others.append(state)
+            elif before != state:
+                times.setdefault((state.seen, state.next), []).append(state)
+        for (seen, following), some in times.items():
+            updated = self._db.execute(
+                "UPDATE worker SET seen=?, next=? WHERE id IN (SELECT value FROM json_each(?))",
+                (seen, following, json.dumps([state.worker_id for state in some])),
+            ).rowcount
+            if updated != len(some):  # an id that SQLite reads otherwise in JSON
+                others += some
         self._many(
             "INSERT OR REPLACE INTO worker(id, region, instances, status, idle_since, seen, next) VALUES(?,?,?,?,?,?,?)",
-            ((s.worker_id, s.region, " ".join(s.instances), s.status, s.idle_since, s.seen, s.next) for s in states),
+            ((s.worker_id, s.region, " ".join(s.instances), s.status, s.idle_since, s.seen, s.next) for s in others),
         )
 
     def delete_states(self, worker_ids: Iterable[str]) -> None:
@@ -109,11 +134,18 @@ class Outbox(OutboxFile):
         rows = self._select("SELECT next FROM worker WHERE id=?", (worker_id,))
         return rows[0][0] if rows else None
 
-    def update_own(self, workers: Iterable[Worker], period: int) -> None:
-        """Write the worker documents' own values into the open rows whose period contains the collection time."""
+    def update_own(self, workers: Iterable[Worker], period: int, opened: AbstractSet[tuple[str, int]] = frozenset()) -> None:
+        """Write the worker documents' own values into the open rows whose period contains the collection time.
+
+        Args:
+            workers: as read.
+            period: seconds.
+            opened: (worker id, start) of the rows that were opened with the values of this read.
+        """
+        collected = ((w, w.collected_at - w.collected_at % period) for w in workers if w.collected_at is not None)
         self._many(
             "UPDATE sample SET own_cpu=?, own_memory=? WHERE worker=? AND start=? AND state=0",
-            ((w.cpu, w.memory, w.id, w.collected_at - w.collected_at % period) for w in workers if w.collected_at is not None),
+            ((w.cpu, w.memory, w.id, start) for w, start in collected if (w.id, start) not in opened),
         )
 
     # -- final
@@ -121,13 +153,17 @@ class Outbox(OutboxFile):
     def pending_queries(self) -> list[PendingQuery]:
         """Return one query per worker and region with open rows: all their candidates, from the oldest row on."""
         rows = self._select(
-            "SELECT worker, region, group_concat(DISTINCT instances), MIN(start) FROM sample WHERE state=0 "
-            "GROUP BY worker, region"
+            "SELECT worker, region, instances, MIN(start) FROM sample WHERE state=0 GROUP BY worker, region, instances"
         )
-        return [
-            PendingQuery(worker, region, tuple(sorted(set(names.replace(",", " ").split()))), oldest)
-            for worker, region, names, oldest in rows
-        ]
+        found: dict[tuple[str, str], PendingQuery] = {}
+        with self.decoding():
+            for worker, region, names, oldest in rows:
+                one = PendingQuery(worker, region, tuple(sorted(names.split())), oldest)
+                other = found.setdefault((worker, region), one)
+                if other is not one:
+                    instances = tuple(sorted({*other.instances, *one.instances}))
+                    found[worker, region] = PendingQuery(worker, region, instances, min(other.oldest, oldest))
+        return list(found.values())
 
     def open_rows(self, worker_id: str, start: int, end: int) -> list[PendingSample]:
         """Return the open rows of a worker whose period begins in [start, end), oldest first."""

@@ -1,7 +1,7 @@
 """Decide which workers to query, and pack their queries into the fewest GetMetricData calls. Pure."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
@@ -10,12 +10,13 @@ from zlib import crc32
 from exporter.core.model import (
     IDLE_STATUSES,
     METRICS,
+    Datapoint,
     MetricQuery,
     PendingQuery,
     Worker,
 )
 from exporter.core.periods import HOUR, align
-from exporter.pipeline.lifecycle import Rules
+from exporter.pipeline.lifecycle import ON_TIME_SECONDS, Rules
 from exporter.sources.cloudwatch.memory_series import SILENT_PERIODS
 from exporter.sources.cloudwatch.queries import MAX_DATAPOINTS, MAX_QUERIES
 
@@ -44,17 +45,29 @@ class MetricDataCall:
         return tuple(dict.fromkeys(chain.from_iterable(self.queries_by_worker.values())))
 
 
-def live_queries(workers: Iterable[Worker], now: int, rules: Rules) -> list[PendingQuery]:
+def live_queries(
+    workers: Iterable[Worker], now: int, rules: Rules, shown: Sequence[Mapping[str, Datapoint]] = ()
+) -> list[PendingQuery]:
     """Return the queries for fresh gauges: of every worker that may be running, far enough back for `max_age`.
+
+    Where datapoints are shown already, only newer ones count: from a few periods before the oldest of these on, since a metric
+    that is published late stays late.
 
     Args:
         workers: the fleet.
         now: MongoDB's time in UTC seconds.
         rules: the settings of the sample lifecycle.
+        shown: for each metric, instance → its newest datapoint.
     """
     fresh = align(now - rules.max_age, rules.period) - rules.period
+    latest = align(now, rules.period) - (SILENT_PERIODS + 1) * rules.period
+
+    def oldest(instance: str) -> int:
+        found = [point.timestamp for points in shown if (point := points.get(instance))]
+        return max(fresh, min(latest, min(found) - SILENT_PERIODS * rules.period)) if found else fresh
+
     return [
-        PendingQuery(worker.id, worker.region, (instance,), fresh)
+        PendingQuery(worker.id, worker.region, (instance,), oldest(instance) if fresh < latest else fresh)
         for worker in workers
         if (instance := worker.cloudwatch_instance) and worker.status not in IDLE_STATUSES
     ]
@@ -75,6 +88,19 @@ def is_due(running: bool, polled: int | None, now: int, rules: Rules) -> bool:
     """
     every = max(rules.interval, rules.period, 0 if running else rules.absence_timeout // 4)
     return polled is None or now - polled >= every - DUE_TOLERANCE_SECONDS
+
+
+def compared_before(date: int, rules: Rules) -> int:
+    """Return the UTC second from which on a running worker's periods need not be compared with an answer yet.
+
+    Their samples are too young to be final, and the next cycle comes early enough to see their values on time (rule 7).
+
+    Args:
+        date: CloudWatch's clock at the answer, in UTC seconds.
+        rules: the settings of the sample lifecycle.
+    """
+    next_cycle = date + max(rules.interval, rules.period) + DUE_TOLERANCE_SECONDS
+    return next_cycle - ON_TIME_SECONDS - rules.settle_delay - rules.period
 
 
 def revisit_window(rules: Rules) -> int:
@@ -101,7 +127,7 @@ def revisit(pending: Iterable[PendingQuery], now: int, rules: Rules) -> list[Pen
     workers = Counter(one.region for one in pending)
     groups = {region: _groups(len(METRICS) * count, turns) for region, count in workers.items()}
     return [
-        replace(one, oldest=min(one.oldest, oldest)) if _turn(one, groups[one.region], turns) == turn else one
+        one._replace(oldest=min(one.oldest, oldest)) if _turn(one, groups[one.region], turns) == turn else one
         for one in pending
     ]
 
@@ -176,7 +202,7 @@ def plan_extra(
     due = {(one.worker_id, one.region) for one in polled}
     # The results must show which series are silent.
     pending = [
-        replace(one, oldest=one.oldest - SILENT_PERIODS * rules.period) for one in live if (one.worker_id, one.region) in due
+        one._replace(oldest=one.oldest - SILENT_PERIODS * rules.period) for one in live if (one.worker_id, one.region) in due
     ]
     return [replace(call, is_extra=True) for call in plan(pending, queries_of, now, rules)]
 

@@ -1,7 +1,6 @@
 """Poll CloudWatch on a schedule and decide the values of open samples."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 
 from exporter.core import logs
@@ -155,7 +154,7 @@ class Poller:
         if self._assess_budget(live, types) == "polling_paused":
             due = []
         regions = sorted({pending.region for pending in due})
-        cycle = Cycle(now, self._wall(), types, stats)
+        cycle = Cycle(now, self._wall(), types, stats, {one.worker_id for one in live})
         await refresh_listings(self._series, self._extra, cycle, due, regions)
         self._publisher.locate()
         stats.budget = self._assess_budget(live, types)  # again: the listings tell which instances have a second metric
@@ -164,7 +163,8 @@ class Poller:
         calls = self._plan(affordable, cycle)
         further: list[MetricDataCall] = []
         if self._extra is not None:
-            further = plan_extra(live, affordable, partial(self._extra_queries, types), now, self._rules)
+            every = live_queries(self._publisher.fleet.workers, now, self._rules)
+            further = plan_extra(every, affordable, partial(self._extra_queries, types), now, self._rules)
         self._series.forget_activity()
         if self._extra is not None:
             self._extra.forget_activity()
@@ -195,7 +195,7 @@ class Poller:
             pending |= {(one.worker_id, one.region): one for one in await self._outbox(self._outbox.outbox.pending_queries)}
         except StoreError as error:  # the gauges go on
             _log.error("cannot read the outbox; only the gauges of running workers are polled", error=str(error))
-        live = live_queries(self._publisher.fleet.workers, now, self._rules)
+        live = live_queries(self._publisher.fleet.workers, now, self._rules, self._publisher.shown)
         for fresh in live:
             key = fresh.worker_id, fresh.region
             older = pending.setdefault(key, fresh)
@@ -288,7 +288,7 @@ def _without_gap_filling(due: Iterable[PendingQuery], live: Iterable[PendingQuer
     """
     oldest = {(one.worker_id, one.region): one.oldest for one in due}
     return [
-        replace(one, oldest=max(since, min(one.oldest, oldest[key])))
+        one._replace(oldest=max(since, min(one.oldest, oldest[key])))
         for one in live
         if (key := (one.worker_id, one.region)) in oldest
     ]

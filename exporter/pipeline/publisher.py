@@ -105,12 +105,14 @@ class Publisher:
         """
         by_metric: dict[tuple[str, str], list[MetricQuery]] = {}
         for query in queries:
-            by_metric.setdefault((query.instance_id, query.metric), []).append(query)
-        for key, its_queries in by_metric.items():
-            # The queries of one instance are never in different parts of a call.
-            newest = self._newest([results.by_query[query] for query in its_queries], results.date_of(its_queries[0]))
-            instance, metric = key
-            points = self._points[metric]
+            by_metric.setdefault(query[:2], []).append(query)
+        for (instance, metric), its_queries in by_metric.items():
+            first, points = its_queries[0], self._points[metric]
+            if len(its_queries) == 1:  # nearly always, and then every datapoint counts
+                values = results.by_query[first].values
+                newest = Datapoint(start := max(values), values[start]) if values else None
+            else:  # never in different parts of a call
+                newest = self._newest([results.by_query[query] for query in its_queries], results.date_of(first))
             if newest and (instance not in points or newest.timestamp >= points[instance].timestamp):
                 points[instance] = newest
 
@@ -120,6 +122,11 @@ class Publisher:
             if value is not None:
                 return Datapoint(start, value)
         return None
+
+    @property
+    def shown(self) -> Sequence[Mapping[str, Datapoint]]:
+        """Instance → its newest datapoint in CloudWatch, for each of METRICS."""
+        return [self._points[metric] for metric in METRICS]
 
     def mark_observed(self) -> None:
         """Note that the observer has just run: the snapshot expires `max_age` after the slower of observer and poller."""

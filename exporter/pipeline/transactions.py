@@ -7,14 +7,14 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
-from exporter.core.instances import updated_entry
+from exporter.core.instances import entry_with_instance
 from exporter.core.model import METRICS, Fleet, InventoryEntry, Listing, MetricResults, Worker
 from exporter.core.periods import DAY
 from exporter.pipeline import dropped_periods, gaps, lifecycle
 from exporter.pipeline.decided_values import DecidedValues, ValueChange
 from exporter.pipeline.lifecycle import FirstSeenValues, PendingSample, Rules, WorkerState
 from exporter.pipeline.outbox import Outbox
-from exporter.pipeline.planning import MetricDataCall
+from exporter.pipeline.planning import MetricDataCall, compared_before
 
 PIECE_SAMPLES = 20_000
 """Samples that are opened in one transaction: some tens of megabytes."""
@@ -37,38 +37,39 @@ def open_periods(
     stop there are many periods: each `PIECE_SAMPLES` are a transaction of their own, so that neither memory nor a kill decides
     how far it gets, and a poll waits for one of them at most.
     """
-    now, before = fleet.date, outbox.states()
+    now, known = fleet.date, outbox.states()
+    left = dict(known)
     samples: list[PendingSample] = []
     states: list[WorkerState] = []
     lost = 0
     for worker in fleet.workers:
-        state = before.pop(worker.id, None)
+        state = left.pop(worker.id, None)
         entry = inventory.get(worker.id) if inventory is not None else None
         if state is None:
             if inventory is None:
                 continue
             state = lifecycle.initial_state(worker, entry, now, rules)
         lost += lifecycle.unopened_periods(worker, state, entry, now, rules)
-        current = None if inventory is None else updated_entry(entry, worker, now)
+        current = None if inventory is None else entry_with_instance(entry, worker, now)
         opened, state = lifecycle.observe(worker, state, now, rules, current)
         samples += opened
         states.append(state)
         if len(samples) >= PIECE_SAMPLES:
             with outbox.transaction():
                 count = outbox.open(samples)
-                outbox.save_states(states)
+                outbox.save_states(states, known)
             yield Opened(count, lost)
             samples, states, lost = [], [], 0
     gone: list[WorkerState] = []
-    for state in before.values():
+    for state in left.values():
         opened, state = lifecycle.close_missing(state, now, rules)
         samples += opened
         gone.append(state)
     oldest = now - rules.gap_fill_window
     with outbox.transaction() as database:
         count = outbox.open(samples)
-        outbox.update_own(fleet.workers, rules.period)
-        outbox.save_states([*states, *gone])
+        outbox.update_own(fleet.workers, rules.period, {(one.worker_id, one.start) for one in samples})
+        outbox.save_states([*states, *gone], known)
         outbox.delete_states(state.worker_id for state in gone if state.seen < oldest)
         dropped_periods.forget(database, oldest)
     yield Opened(count, lost)
@@ -122,6 +123,7 @@ def apply_results(
     first_seen: FirstSeenValues,
     decided: DecidedValues,
     rules: Rules,
+    running: AbstractSet[str] = frozenset(),
 ) -> tuple[int, int, list[ValueChange]]:
     """Finalize what the results of one call decide, and compare them with what earlier calls decided.
 
@@ -133,14 +135,19 @@ def apply_results(
         first_seen: updated; entries of final samples are removed.
         decided: updated.
         rules: the settings of the sample lifecycle.
+        running: the ids of the workers that are polled in every cycle: their youngest samples are left out.
 
     Returns:
         How many became final, how many were dropped as empty, and which values CloudWatch has changed since they were decided.
     """
     changed: list[PendingSample] = []
     decisions: list[tuple[PendingSample, PendingSample]] = []
+    often = call.queries_by_worker.keys() & running
+    until = min(call.end, compared_before(max((results.date, *results.dates.values())), rules))
     with outbox.transaction():
-        for before in outbox.open_rows_of(call.queries_by_worker.keys(), call.region, call.start, call.end):
+        rows = outbox.open_rows_of(often, call.region, call.start, until)
+        rows += outbox.open_rows_of(call.queries_by_worker.keys() - running, call.region, call.start, call.end)
+        for before in rows:
             queries = call.queries_by_worker[before.worker_id]
             after = lifecycle.finalize(before, queries, results, listings, first_seen, rules)
             if after is before:

@@ -1,6 +1,7 @@
 """Values of the fields of a worker document: each function converts one, or says what the field should hold. Pure."""
 
 import math
+import sys
 from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 from uuid import UUID
@@ -54,6 +55,11 @@ def text(raw: object) -> str:
     raise InvalidFieldError("a text")
 
 
+def kind(raw: object) -> str:
+    """Convert a text that many workers have in common; one object serves them all."""
+    return sys.intern(text(raw))
+
+
 def instance(raw: object) -> str:
     """Convert the id of an instance."""
     name = text(raw).strip()
@@ -65,7 +71,7 @@ def instance(raw: object) -> str:
 def region(raw: object) -> str:
     """Convert the name of an AWS region."""
     try:
-        return parse_region(text(raw))
+        return sys.intern(parse_region(text(raw)))
     except ValueError as error:
         raise InvalidFieldError("an AWS region such as eu-west-1") from error
 
@@ -79,7 +85,7 @@ def status(raw: object) -> str:
     """Convert a worker's status to one of STATUSES."""
     status = _state(raw)
     if status in STATUSES:
-        return status
+        return sys.intern(status)
     raise InvalidFieldError(f"one of {', '.join(STATUSES)}")
 
 

@@ -1,6 +1,7 @@
 """Mutants that break one rule each. The simulation must notice every one; else it proves nothing about that rule."""
 
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -47,7 +48,7 @@ _step, _poll = Mirror.step, Poller.poll
 
 def _no_next(patch: Patch) -> None:
     def observe(worker: Worker, state: WorkerState, now: int, rules: Rules, entry: Entry = None) -> Observed:
-        return _observe(worker, replace(state, next=align(now, rules.period) - 2 * rules.period), now, rules, entry)
+        return _observe(worker, state._replace(next=align(now, rules.period) - 2 * rules.period), now, rules, entry)
 
     patch.setattr(lifecycle, "observe", observe)
 
@@ -64,11 +65,11 @@ def _samples_changed_by(change: Callable[[PendingSample, Worker], PendingSample]
 
 
 def _status_for_all(sample: PendingSample, worker: Worker) -> PendingSample:
-    return replace(sample, status=worker.status, active_labs=worker.active_labs)
+    return sample._replace(status=worker.status, active_labs=worker.active_labs)
 
 
 def _one_instance(sample: PendingSample, worker: Worker) -> PendingSample:
-    return replace(sample, instances=(worker.instance_id,) if worker.instance_id else ())
+    return sample._replace(instances=(worker.instance_id,) if worker.instance_id else ())
 
 
 def _idle_at_the_tick(sample: PendingSample, worker: Worker) -> PendingSample:
@@ -182,7 +183,7 @@ def _outside_the_window(patch: Patch) -> None:
         first_seen: FirstSeenValues,
         rules: Rules,
     ) -> Decision:
-        wide = {query: replace(result, start=0, end=1 << 40) for query, result in results.by_query.items()}
+        wide = {query: result._replace(start=0, end=1 << 40) for query, result in results.by_query.items()}
         return _decide_metric(sample, metric, queries, replace(results, by_query=wide), listings, first_seen, rules)
 
     def apply_results(
@@ -193,9 +194,10 @@ def _outside_the_window(patch: Patch) -> None:
         first_seen: FirstSeenValues,
         decided: DecidedValues,
         rules: Rules,
+        running: AbstractSet[str],
     ) -> tuple[int, int, list[ValueChange]]:
         wide = replace(call, start=0, end=1 << 40)
-        return transactions.apply_results(outbox, wide, results, listings, first_seen, decided, rules)
+        return transactions.apply_results(outbox, wide, results, listings, first_seen, decided, rules, running)
 
     patch.setattr(lifecycle, "decide_metric", decide_metric)
     patch.setattr(calls, "apply_results", apply_results)
@@ -234,7 +236,7 @@ def _empty_is_written(patch: Patch) -> None:
 
 
 def _own_is_ignored(patch: Patch) -> None:
-    patch.setattr(PendingSample, "finish", lambda self: replace(self, final=True))
+    patch.setattr(PendingSample, "finish", lambda self: self._replace(final=True))
 
 
 # -- polling

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable, Itera
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ParamSpec, TypeVar, cast
 
 import structlog
@@ -229,10 +230,10 @@ class FragileOutbox(Outbox):
         with super().transaction() as connection:
             yield connection
 
-    def save_states(self, states: Iterable[WorkerState]) -> None:
+    def save_states(self, states: Iterable[WorkerState], known: Mapping[str, WorkerState] = MappingProxyType({})) -> None:
         states = list(states)
         self._saved = {state.worker_id for state in states}
-        super().save_states(states)
+        super().save_states(states, known)
 
     def open(self, rows: Iterable[PendingSample]) -> int:
         self._opened = True

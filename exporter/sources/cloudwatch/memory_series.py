@@ -32,6 +32,8 @@ SILENT_PERIODS = 3
 """A series is silent in a period if it has no datapoint in it, nor in this many before it."""
 _KNOWN_DIMENSIONS = frozenset({"InstanceId", "ImageId", "InstanceType", "AutoScalingGroupName"})
 """Dimensions that the CloudWatch agent appends by default."""
+_UNLISTED = Listing()
+"""Stands for a listing before the first."""
 
 
 # -- the rule ----------------------------------------------------------------------------------------------------------
@@ -158,7 +160,7 @@ class MemorySeriesIndex:
 
     def listings(self, region: str) -> tuple[Listing, Listing]:
         """Return the newest listing of recent series and of all series, at any age; empty listings before the first."""
-        return self._newest.get((region, True), Listing()), self._newest.get((region, False), Listing())
+        return self._newest.get((region, True), _UNLISTED), self._newest.get((region, False), _UNLISTED)
 
     def account_of(self, region: str, instance_id: str) -> str | None:
         """Return the account of an instance as far as it was listed or suggested; else as `MetricQuery.account`."""

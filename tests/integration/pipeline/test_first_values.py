@@ -124,3 +124,21 @@ async def test_the_first_poll_after_a_long_stop_waits_for_one_piece_of_the_stop_
     assert len(series(text, "cml_worker_cpu_utilization_ratio{")) == WORKERS
     assert opened.count(True) > opened.count(False) > 0, "most of the stop is opened when the gauges are there"
     record("long-stop", note=f"polled after {opened.count(False)} of {len(opened)} pieces")
+
+
+async def test_the_first_poll_of_a_large_fleet_does_not_wait_for_gaps(
+    tmp_path: Path, database: Database, fake: FakeCloudWatch, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collector, "FIRST_GAPS_SECONDS", HOUR)
+    monkeypatch.setattr(collector, "FIRST_GAPS_WORKERS", 1)
+    members = [Member(f"worker-{k}", instance_id(k), "eu-west-1", int(clock()) - HOUR) for k in range(2)]
+    for member in members:
+        fake.add(member.instance_id, runs=[(member.created, None)])
+    await database["workers"].insert_many([member.aggregate() for member in members])
+    exporter = InProcessExporter(tmp_path, database, fake, clock)
+    await exporter.lease.acquire_or_renew()
+    held = asyncio.Event()
+    monkeypatch.setattr(exporter.collector, "open_gaps", held.wait)
+    async with collecting(exporter), asyncio.timeout(scaled(30)):
+        await exporter.collector.polled.wait()
+    assert len(series(await exporter.scrape(), "cml_worker_cpu_utilization_ratio{")) == 2

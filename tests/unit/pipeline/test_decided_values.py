@@ -1,7 +1,5 @@
 """Which later answers of CloudWatch count as late or revised."""
 
-from dataclasses import replace
-
 import pytest
 
 from exporter.core.model import MetricQuery, MetricResult, MetricResults, Outcome, PendingQuery
@@ -29,7 +27,7 @@ def results(values: Values, outcome: Outcome = "ok") -> MetricResults:
 def decided(values: Values, cpu: float | None = None, memory: float | None = None) -> DecidedValues:
     """What is kept after one call with these values has made the sample final."""
     kept = DecidedValues(PERIOD, WINDOW)
-    kept.record(OPEN, replace(OPEN, cpu=cpu, memory=memory, final=True), QUERIES, results(values))
+    kept.record(OPEN, OPEN._replace(cpu=cpu, memory=memory, final=True), QUERIES, results(values))
     return kept
 
 
@@ -58,9 +56,9 @@ def test_values_of_another_series_are_not_compared() -> None:
     assert compare(kept, {MEMORY[1]: {START: 9.0}}) == [ValueChange("revised", "w", "memory", START)]
 
     kept = decided({MEMORY[1]: {START: 5.0}}, memory=5.0)
-    following = replace(OPEN, start=START + PERIOD)
+    following = OPEN._replace(start=START + PERIOD)
     of_first = results({MEMORY[0]: {START + PERIOD: 8.0}})
-    kept.record(following, replace(following, memory=8.0, final=True), QUERIES, of_first)
+    kept.record(following, following._replace(memory=8.0, final=True), QUERIES, of_first)
     assert compare(kept, {MEMORY[0]: {START: 9.0, START + PERIOD: 8.0}}) == []
 
 
@@ -75,19 +73,19 @@ def test_what_is_not_decided_is_not_kept_and_a_metric_is_kept_when_it_is_decided
     kept = DecidedValues(PERIOD, WINDOW)
     kept.record(OPEN, OPEN, QUERIES, results({CPU: {START: 4.0}}))  # provisional
     assert compare(kept, {CPU: {START: 5.0}}) == []
-    first = replace(OPEN, cpu=5.0)
+    first = OPEN._replace(cpu=5.0)
     kept.record(OPEN, first, QUERIES, results({CPU: {START: 5.0}}))
     assert compare(kept, {CPU: {START: 5.0}, MEMORY[0]: {START: 1.0}}) == [], "memory is open"
     changed = {CPU: {START: 6.0}}
-    kept.record(first, replace(first, final=True), QUERIES, results(changed))
+    kept.record(first, first._replace(final=True), QUERIES, results(changed))
     assert compare(kept, changed) == [ValueChange("revised", "w", "cpu", START)]
 
 
 def test_the_window_moves_and_old_samples_do_not_displace_new_ones() -> None:
     kept = DecidedValues(PERIOD, WINDOW)
     for start in (START, START - WINDOW):  # in the same slot; gap filling comes second
-        sample = replace(OPEN, start=start)
-        kept.record(sample, replace(sample, cpu=5.0, final=True), QUERIES, results({CPU: {start: 5.0}}))
+        sample = OPEN._replace(start=start)
+        kept.record(sample, sample._replace(cpu=5.0, final=True), QUERIES, results({CPU: {start: 5.0}}))
     assert compare(kept, {CPU: {START: 6.0, START - WINDOW: 6.0}}) == [ValueChange("revised", "w", "cpu", START)]
     kept = decided({CPU: {START: 5.0}}, cpu=5.0)
     kept.forget_before(START)
@@ -150,12 +148,12 @@ def test_a_newer_period_takes_the_slot_of_one_that_left_the_window() -> None:
     kept = decided({CPU: {START: 5.0}}, cpu=5.0)
     later = START + 5 * PERIOD  # the periods between were not decided
     kept.record(
-        replace(OPEN, start=later), replace(OPEN, start=later, cpu=6.0, final=True), [CPU], results({CPU: {later: 6.0}})
+        OPEN._replace(start=later), OPEN._replace(start=later, cpu=6.0, final=True), [CPU], results({CPU: {later: 6.0}})
     )
     assert compare(kept, {CPU: {START + PERIOD: 9.0, later + PERIOD: 9.0, START - PERIOD: 9.0}}) == []
     far = START + WINDOW + 2 * PERIOD
-    kept.record(replace(OPEN, start=far), replace(OPEN, start=far, cpu=7.0, final=True), [CPU], results({CPU: {far: 7.0}}))
+    kept.record(OPEN._replace(start=far), OPEN._replace(start=far, cpu=7.0, final=True), [CPU], results({CPU: {far: 7.0}}))
     assert compare(kept, {CPU: {START: 9.0, START + WINDOW: 9.0}}) == []  # the two share a slot
-    kept.record(OPEN, replace(OPEN, cpu=8.0, final=True), [CPU], results({CPU: {START: 8.0}}))  # by gap filling, too late
+    kept.record(OPEN, OPEN._replace(cpu=8.0, final=True), [CPU], results({CPU: {START: 8.0}}))  # by gap filling, too late
     assert compare(kept, {CPU: {START: 9.0}}) == []
     assert [one.start for one in compare(kept, {CPU: {later: 9.0, far: 9.0}})] == [later, far]

@@ -68,7 +68,7 @@ def test_every_closed_period_is_opened_once() -> None:
     assert state == WorkerState("w1", "eu-west-1", ("i-1",), "running", 0, T + P + 12, T + P)
     again, unchanged = observe(WORKER, state, T + P + 40, RULES)
     assert again == []
-    assert unchanged == replace(state, seen=T + P + 40)
+    assert unchanged == state._replace(seen=T + P + 40)
 
 
 def test_a_period_is_closed_exactly_at_its_end() -> None:
@@ -132,7 +132,7 @@ def test_another_regions_instances_are_no_candidates() -> None:
 
 
 def test_a_worker_without_an_instance_is_finalized_by_the_observation() -> None:
-    worker, state = replace(WORKER, instance_id=None, status="pending"), replace(STATE, instances=())
+    worker, state = replace(WORKER, instance_id=None, status="pending"), STATE._replace(instances=())
     rows, _ = observe(worker, state, T + 2 * P, RULES)
     assert rows == [PendingSample("w1", T + P, "eu-west-1", (), "pending", 3, final=True)], (
         "and a period without an observation has no sample"
@@ -141,7 +141,7 @@ def test_a_worker_without_an_instance_is_finalized_by_the_observation() -> None:
 
 @pytest.mark.parametrize("status", ["stopped", "terminated"])
 def test_an_idle_worker_is_finalized_without_cloudwatch(status: str) -> None:
-    state = replace(STATE, status="stopped", idle_since=T - P)
+    state = STATE._replace(status="stopped", idle_since=T - P)
     (row,), _ = observe(replace(WORKER, status=status), state, T + P + 12, RULES)
     assert (row.final, row.status) == (True, status)
 
@@ -149,10 +149,10 @@ def test_an_idle_worker_is_finalized_without_cloudwatch(status: str) -> None:
 @pytest.mark.parametrize(
     ("state", "why"),
     [
-        (replace(STATE, status="running"), "it was running before"),
-        (replace(STATE, status="stopped", idle_since=T + 1), "it was seen idle only within the period"),
-        (replace(STATE, status="stopped", idle_since=T - P, seen=T - P), "it was not observed for too long"),
-        (replace(STATE, status="stopped", idle_since=T - P, instances=("i-0",)), "it ran meanwhile: it has another instance"),
+        (STATE._replace(status="running"), "it was running before"),
+        (STATE._replace(status="stopped", idle_since=T + 1), "it was seen idle only within the period"),
+        (STATE._replace(status="stopped", idle_since=T - P, seen=T - P), "it was not observed for too long"),
+        (STATE._replace(status="stopped", idle_since=T - P, instances=("i-0",)), "it ran meanwhile: it has another instance"),
     ],
 )
 def test_an_idle_worker_is_queried_unless_it_was_idle_all_the_time(state: WorkerState, why: str) -> None:
@@ -195,7 +195,7 @@ def test_a_worker_seen_terminated_before_its_last_period_closed_has_that_period_
 
 
 def test_a_terminated_worker_that_runs_again_has_samples_again() -> None:
-    state = replace(STATE, status="terminated", idle_since=T - P)
+    state = STATE._replace(status="terminated", idle_since=T - P)
     (row,), _ = observe(replace(WORKER, instance_id="i-2", status="pending"), state, T + P + 12, RULES)
     assert (row.status, row.final) == ("pending", False)
 
@@ -245,7 +245,7 @@ def test_a_worker_that_terminated_while_the_outbox_was_lost_has_its_last_sample(
 
 
 def test_the_last_sample_of_a_vanished_worker_is_the_period_open_when_it_was_last_seen() -> None:
-    state = replace(STATE, seen=T + P + 12, next=T + P)
+    state = STATE._replace(seen=T + P + 12, next=T + P)
     assert close_missing(state, T + 2 * P - 1, RULES) == ([], state), "it is not over yet"
     rows, after = close_missing(state, T + 9 * P, RULES)
     assert rows == [PendingSample("w1", T + P, "eu-west-1", ("i-1",))]
@@ -253,7 +253,7 @@ def test_the_last_sample_of_a_vanished_worker_is_the_period_open_when_it_was_las
     assert close_missing(after, T + 10 * P, RULES) == ([], after)
 
 
-@pytest.mark.parametrize("state", [replace(STATE, status="stopped"), replace(STATE, instances=())])
+@pytest.mark.parametrize("state", [STATE._replace(status="stopped"), STATE._replace(instances=())])
 def test_a_vanished_worker_that_ran_nowhere_leaves_nothing(state: WorkerState) -> None:
     assert close_missing(state, T + 9 * P, RULES) == ([], state)
 
@@ -266,7 +266,7 @@ def test_periods_older_than_gap_fill_window_that_no_exporter_observed_are_lost()
     elsewhere = replace(ran(("i-1", T - P, T + 4 * P)), last_seen=T + 4 * P + 12)
     assert unopened_periods(WORKER, STATE, elsewhere, late, RULES) == 9, "another exporter observed until then"
     dead = replace(WORKER, status="terminated")
-    assert unopened_periods(dead, replace(STATE, status="terminated"), None, late, RULES) == 0, "it has no more samples"
+    assert unopened_periods(dead, STATE._replace(status="terminated"), None, late, RULES) == 0, "it has no more samples"
 
 
 def test_a_gap_is_queried_for_the_instances_that_ran_then() -> None:
@@ -483,7 +483,7 @@ def test_a_value_seen_before_settle_delay_counts_afterwards_even_without_a_poll_
 
 
 def test_the_newest_candidate_that_has_a_value_wins() -> None:
-    row = replace(ROW, instances=("i-2", "i-1"))
+    row = ROW._replace(instances=("i-2", "i-1"))
     both = [*queries_of("w1", "eu-west-1", "i-2"), CPU, MEMORY]
     empty = MetricResult("empty", T, END, {})
 
@@ -506,9 +506,9 @@ def test_of_several_series_of_one_instance_the_first_counts_unless_it_is_silent_
 
     has, failed = MetricResult("ok", T - 3 * P, END, {T: 7.0}), MetricResult("failed", T - 3 * P, END, {})
     silent, late = (MetricResult("ok", T - 3 * P, END, values) for values in ({}, {T - P: 5.0}))
-    assert given(replace(has, values={T: 3.0}), has) == Decision(True, 3.0)
+    assert given(has._replace(values={T: 3.0}), has) == Decision(True, 3.0)
     assert given(silent, has) == Decision(True, 7.0)
-    assert given(replace(silent, start=T), has) == Decision(False), "a short window shows no silence"
+    assert given(silent._replace(start=T), has) == Decision(False), "a short window shows no silence"
     assert given(late, has) == Decision(False), "the gauge does not show the second either"
     assert given(silent, failed) == given(failed, has) == Decision(False)
 
@@ -544,9 +544,9 @@ def test_cloudwatchs_value_wins_else_the_worker_documents_own() -> None:
 
 
 def test_missing_stays_missing() -> None:
-    row = finalize(replace(ROW, own_cpu=None, own_memory=None), (CPU, MEMORY), results(3600), (), {}, RULES)
+    row = finalize(ROW._replace(own_cpu=None, own_memory=None), (CPU, MEMORY), results(3600), (), {}, RULES)
     assert (row.cpu, row.memory, row.final, row.empty) == (None, None, True, False)
-    assert replace(row, status=None, active_labs=None).empty
+    assert row._replace(status=None, active_labs=None).empty
 
 
 def test_without_cloudwatch_the_worker_documents_values_are_final_after_settle_delay() -> None:
@@ -606,14 +606,14 @@ def test_a_terminated_worker_is_shown_for_a_while(worker: Worker, seen: int | No
 def test_after_a_replacement_the_new_instance_is_the_first_candidate_also_with_an_inventory() -> None:
     entry = ran(("i-old", T - 9 * P, T - P + 12))
     worker = replace(WORKER, instance_id="i-new")
-    state = replace(STATE, instances=("i-old",), next=T - P, seen=T - P + 12)
+    state = STATE._replace(instances=("i-old",), next=T - P, seen=T - P + 12)
     rows, _ = observe(worker, state, T + 12, RULES, updated_entry(entry, worker, T + 12))
     assert [row.instances for row in rows] == [("i-new", "i-old")]
 
 
 def test_idle_observations_with_a_long_gap_between_them_are_not_unbroken() -> None:
     worker = replace(WORKER, status="stopped")
-    state = replace(STATE, status="stopped", idle_since=T - 120 * P, seen=T - 120 * P, next=T - P)
+    state = STATE._replace(status="stopped", idle_since=T - 120 * P, seen=T - 120 * P, next=T - P)
     rows, after = observe(worker, state, T + 12, RULES)
     assert after.idle_since == T + 12
     rows, _ = observe(worker, after, T + P + 12, RULES)

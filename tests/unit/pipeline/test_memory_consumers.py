@@ -151,7 +151,7 @@ class Process:
         """Run a collection cycle, as `Poller` and `CallRunner` do with an outbox."""
         now = self.source.now
         (live,) = live_queries([WORKER], now, RULES)
-        pending = replace(live, oldest=min([live.oldest, *open_samples]))
+        pending = live._replace(oldest=min([live.oldest, *open_samples]))
         cycle = Cycle(now, now, {"i-0a": WORKER.instance_type}, CycleStats())
         await refresh_listings(self.poller._series, None, cycle, [pending], ["eu-west-1"])
         calls = self.poller._plan([pending], cycle)

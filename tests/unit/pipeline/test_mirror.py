@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -179,7 +178,7 @@ def mirror_env(tmp_path: Path) -> Iterator[MirrorEnv]:
 
 
 async def test_final_rows_are_inserted_and_leave_the_outbox(mirror_env: MirrorEnv) -> None:
-    mirror_env.put(row(1), row(0), replace(row(2), final=False))
+    mirror_env.put(row(1), row(0), row(2)._replace(final=False))
     assert await mirror_env.mirror.step() is False
     assert mirror_env.history.keys == [("w1", T), ("w1", T + P)]
     assert mirror_env.outbox.counts() == {"observed": 1, "final": 0, "rejected": 0}
@@ -358,6 +357,47 @@ async def test_the_loop_starts_over_after_a_failure_and_exposes_the_problem(
     assert mirror_env.outbox.counts()["final"] == 0
     assert mirror_env.history.keys == [("w1", T), ("w1", T + P)]
     assert mirror_env.count("mirror_failures_total", reason="unavailable") == 1
+    loop.cancel()
+    await asyncio.gather(loop, return_exceptions=True)
+
+
+async def test_without_final_samples_the_history_is_verified_rarely(
+    mirror_env: MirrorEnv, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RETRY_SECONDS", 0.001)
+    waits = 0
+
+    def beat() -> None:
+        nonlocal waits
+        waits += 1
+
+    mirror_env.mirror.beat = beat
+    loop = asyncio.create_task(mirror_env.mirror.run_forever())
+    await until(lambda: waits > 20)
+    assert mirror_env.history.ensured == 1
+    mirror_env.put(row(0))
+    await until(lambda: mirror_env.history.keys == [("w1", T)])
+    monkeypatch.setattr(module, "VERIFY_SECONDS", 0)
+    mirror_env.put(row(1))
+    await until(lambda: mirror_env.history.ensured > 5)
+    assert mirror_env.history.keys == [("w1", T), ("w1", T + P)]
+    loop.cancel()
+    await asyncio.gather(loop, return_exceptions=True)
+
+
+async def test_a_problem_of_the_outbox_shows_although_nothing_is_final(
+    mirror_env: MirrorEnv, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RETRY_SECONDS", 0.001)
+    loop = asyncio.create_task(mirror_env.mirror.run_forever())
+    await until(lambda: mirror_env.history.ensured == 1)
+
+    def failing() -> None:
+        raise StoreError("the disk is full", reason="disk_full")
+
+    with pytest.raises(StoreError):
+        await mirror_env.thread(failing)
+    await until(lambda: mirror_env.mirror.problem == "the disk is full")
     loop.cancel()
     await asyncio.gather(loop, return_exceptions=True)
 

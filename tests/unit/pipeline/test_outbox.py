@@ -23,7 +23,7 @@ from exporter.pipeline.outbox_file import DAMAGED
 
 T, P = 1_767_225_600, 300
 ROW = PendingSample("w1", T, "eu-west-1", ("i-2", "i-1"), "running", 3, own_cpu=1.5, own_memory=2.5)
-READY = replace(ROW, cpu=1.5, memory=2.5, final=True)
+READY = ROW._replace(cpu=1.5, memory=2.5, final=True)
 BARE = PendingSample("w1", T, "eu-west-1", ("i-2", "i-1"))
 GAP = Gap("w1", "eu-west-1", ("i-2", "i-1"), T, T + 4 * P)
 STATE = WorkerState("w1", "eu-west-1", ("i-2", "i-1"), "stopped", T - 5, T - 3, T)
@@ -64,12 +64,12 @@ def test_a_row_comes_back_as_it_was_opened(outbox: Outbox) -> None:
 
 def test_a_row_is_opened_once(outbox: Outbox) -> None:
     put(outbox, ROW)
-    assert put(outbox, replace(ROW, status="stopped"), replace(ROW, start=T + P)) == 1
-    assert outbox.open_rows("w1", 0, 1 << 40) == [ROW, replace(ROW, start=T + P)]
+    assert put(outbox, ROW._replace(status="stopped"), ROW._replace(start=T + P)) == 1
+    assert outbox.open_rows("w1", 0, 1 << 40) == [ROW, ROW._replace(start=T + P)]
 
 
 def test_a_window_of_open_rows_has_its_start_but_not_its_end(outbox: Outbox) -> None:
-    put(outbox, *(replace(ROW, start=T + n * P) for n in range(4)))
+    put(outbox, *(ROW._replace(start=T + n * P) for n in range(4)))
     assert [row.start for row in outbox.open_rows("w1", T + P, T + 3 * P)] == [T + P, T + 2 * P]
 
 
@@ -81,12 +81,25 @@ def test_a_row_that_is_final_when_it_is_opened_is_ready_and_not_open(outbox: Out
 
 def test_the_state_of_a_worker_comes_back(outbox: Outbox) -> None:
     with outbox.transaction():
-        outbox.save_states([STATE, replace(STATE, worker_id="w2", instances=())])
-    assert outbox.states() == {"w1": STATE, "w2": replace(STATE, worker_id="w2", instances=())}
+        outbox.save_states([STATE, STATE._replace(worker_id="w2", instances=())])
+    assert outbox.states() == {"w1": STATE, "w2": STATE._replace(worker_id="w2", instances=())}
     with outbox.transaction():
-        outbox.save_states([replace(STATE, next=T + P)])
+        outbox.save_states([STATE._replace(next=T + P)])
         outbox.delete_states(["w2"])
-    assert outbox.states() == {"w1": replace(STATE, next=T + P)}
+    assert outbox.states() == {"w1": STATE._replace(next=T + P)}
+
+
+def test_new_times_alone_are_saved_for_all_workers_together_whatever_their_ids_are(outbox: Outbox) -> None:
+    names = ["w1", 'quotes " and \\', "\U0001f600 and ü", "line\nbreak", "a\x00b"]
+    known = {name: STATE._replace(worker_id=name) for name in names}
+    with outbox.transaction():
+        outbox.save_states(known.values())
+    later = {name: state._replace(seen=T + 2 * P, next=T + P) for name, state in known.items()}
+    later["w1"] = later["w1"]._replace(status="stopped", idle_since=T + P)
+    new = STATE._replace(worker_id="w9")
+    with outbox.transaction():
+        outbox.save_states([*later.values(), new], known)
+    assert outbox.states() == {**later, "w9": new}
 
 
 def test_deleting_the_state_of_a_worker_leaves_its_rows(outbox: Outbox) -> None:
@@ -113,7 +126,7 @@ def test_each_process_is_an_owner_of_its_own_and_only_the_same_folder_has_the_sa
 
 def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
     before = Outbox(tmp_path, P)
-    put(before, ROW, replace(READY, start=T + P), replace(READY, start=T + 2 * P))
+    put(before, ROW, READY._replace(start=T + P), READY._replace(start=T + 2 * P))
     with before.transaction():
         before.save_states([STATE])
     before.set_aside([("w1", T + 2 * P)])
@@ -122,7 +135,7 @@ def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
 
     after = Outbox(tmp_path, P)
     assert after.open_rows("w1", 0, 1 << 40) == [ROW]
-    assert final(after) == [replace(READY, start=T + P)]
+    assert final(after) == [READY._replace(start=T + P)]
     assert after.states() == {"w1": STATE}
     assert after.counts() == counts == {"observed": 1, "final": 1, "rejected": 1}
     after.close()
@@ -152,21 +165,21 @@ with outbox.transaction():
 
 
 def test_the_rows_of_a_gap_are_those_that_do_not_exist_yet(outbox: Outbox) -> None:
-    put(outbox, replace(ROW, start=T + P), replace(READY, start=T + 2 * P))
+    put(outbox, ROW._replace(start=T + P), READY._replace(start=T + 2 * P))
     with outbox.transaction():
         added = outbox.open_gaps([GAP, GAP, GAP._replace(worker_id="w2", start=T, end=T + P)])
     assert added == 3
-    assert outbox.open_rows("w2", 0, 1 << 40) == [replace(BARE, worker_id="w2")]
-    assert outbox.open_rows("w1", 0, 1 << 40) == [BARE, replace(ROW, start=T + P), replace(BARE, start=T + 3 * P)]
+    assert outbox.open_rows("w2", 0, 1 << 40) == [BARE._replace(worker_id="w2")]
+    assert outbox.open_rows("w1", 0, 1 << 40) == [BARE, ROW._replace(start=T + P), BARE._replace(start=T + 3 * P)]
     assert outbox.counts() == counted(outbox)
 
 
 def test_dropped_rows_are_remembered_as_runs_over_a_restart_and_forgotten_in_time(tmp_path: Path) -> None:
     outbox = Outbox(tmp_path, P)
-    rows = [replace(BARE, start=T + n * P) for n in range(4)]
-    put(outbox, *rows, ROW, replace(BARE, worker_id="w2"))
+    rows = [BARE._replace(start=T + n * P) for n in range(4)]
+    put(outbox, *rows, ROW, BARE._replace(worker_id="w2"))
     with outbox.transaction():
-        assert outbox.update([replace(row, final=True) for row in (rows[3], rows[1], rows[2])]) == 3
+        assert outbox.update([row._replace(final=True) for row in (rows[3], rows[1], rows[2])]) == 3
     outbox.close()
     again = Outbox(tmp_path, P)
     dropped = Gap("w1", "eu-west-1", ("i-2", "i-1"), T + P, T + 4 * P)
@@ -185,22 +198,25 @@ def test_dropped_rows_are_remembered_as_runs_over_a_restart_and_forgotten_in_tim
 
 
 def test_the_worker_documents_own_values_are_written_to_the_open_row_that_contains_their_time(outbox: Outbox) -> None:
-    put(outbox, replace(ROW, own_cpu=None, own_memory=None), replace(READY, start=T + P))
+    put(outbox, ROW._replace(own_cpu=None, own_memory=None), READY._replace(start=T + P))
     worker = Worker("w1", "eu-west-1", "i-1", "running", cpu=7.0, memory=8.0)
     with outbox.transaction():
         outbox.update_own([replace(worker, collected_at=T + P - 1), replace(worker, collected_at=T + P, cpu=9.0), worker], P)
-    assert outbox.open_rows("w1", T, T + P) == [replace(ROW, own_cpu=7.0, own_memory=8.0)]
-    assert final(outbox) == [replace(READY, start=T + P)], "a final row does not change"
+    assert outbox.open_rows("w1", T, T + P) == [ROW._replace(own_cpu=7.0, own_memory=8.0)]
+    with outbox.transaction():
+        outbox.update_own([replace(worker, cpu=1.0)], P, {("w1", T)})
+    assert outbox.open_rows("w1", T, T + P) == [ROW._replace(own_cpu=7.0, own_memory=8.0)], "it was opened with this read"
+    assert final(outbox) == [READY._replace(start=T + P)], "a final row does not change"
 
 
 def test_a_pending_query_has_all_candidates_of_the_open_rows_from_the_oldest_on(outbox: Outbox) -> None:
     put(
         outbox,
-        replace(ROW, start=T + P, instances=("i-3",)),
+        ROW._replace(start=T + P, instances=("i-3",)),
         ROW,
-        replace(ROW, start=T + 2 * P, region="us-east-1", instances=("i-9",)),
-        replace(READY, start=T - P),
-        replace(ROW, worker_id="w2", start=T + P),
+        ROW._replace(start=T + 2 * P, region="us-east-1", instances=("i-9",)),
+        READY._replace(start=T - P),
+        ROW._replace(worker_id="w2", start=T + P),
     )
     assert sorted(outbox.pending_queries(), key=lambda one: (one.worker_id, one.region)) == [
         PendingQuery("w1", "eu-west-1", ("i-1", "i-2", "i-3"), T),
@@ -211,17 +227,17 @@ def test_a_pending_query_has_all_candidates_of_the_open_rows_from_the_oldest_on(
 
 def test_final_rows_become_ready_undecided_ones_keep_what_is_decided_empty_ones_are_dropped(outbox: Outbox) -> None:
     nothing = PendingSample("w3", T, "eu-west-1", ("i-3",))
-    put(outbox, ROW, replace(ROW, worker_id="w2"), nothing)
+    put(outbox, ROW, ROW._replace(worker_id="w2"), nothing)
     with outbox.transaction():
-        dropped = outbox.update([READY, replace(ROW, worker_id="w2", cpu=4.0), replace(nothing, final=True)])
+        dropped = outbox.update([READY, ROW._replace(worker_id="w2", cpu=4.0), nothing._replace(final=True)])
     assert dropped == 1
     assert final(outbox) == [READY]
-    assert outbox.all_open_rows(10) == [replace(ROW, worker_id="w2", cpu=4.0)]
+    assert outbox.all_open_rows(10) == [ROW._replace(worker_id="w2", cpu=4.0)]
     assert outbox.counts() == counted(outbox) == {"observed": 1, "final": 1, "rejected": 0}
 
 
 def test_rows_are_ready_worker_by_worker_in_time_order(outbox: Outbox) -> None:
-    put(outbox, *(replace(READY, worker_id=w, start=T + n * P) for n in (2, 0, 1) for w in ("w2", "w1")))
+    put(outbox, *(READY._replace(worker_id=w, start=T + n * P) for n in (2, 0, 1) for w in ("w2", "w1")))
     assert [(row.worker_id, row.start) for row in outbox.ready(5)] == [
         ("w1", T), ("w1", T + P), ("w1", T + 2 * P), ("w2", T), ("w2", T + P),
     ]  # fmt: skip
@@ -235,7 +251,7 @@ def test_a_ready_row_has_the_fields_of_the_customers_record(outbox: Outbox) -> N
 
 
 def test_only_final_rows_are_deleted(outbox: Outbox) -> None:
-    put(outbox, ROW, replace(READY, start=T + P))
+    put(outbox, ROW, READY._replace(start=T + P))
     outbox.delete([("w1", T), ("w1", T + P)])
     assert outbox.open_rows("w1", 0, 1 << 40) == [ROW]
     assert outbox.counts() == counted(outbox) == {"observed": 1, "final": 0, "rejected": 0}
@@ -307,7 +323,7 @@ def test_deleting_what_another_program_has_changed_meanwhile_fails_and_changes_n
 
 
 def test_a_rejected_row_is_set_aside(outbox: Outbox) -> None:
-    put(outbox, READY, replace(READY, start=T + P))
+    put(outbox, READY, READY._replace(start=T + P))
     outbox.set_aside([("w1", T)])
     assert [row.start for row in outbox.ready(10)] == [T + P]
     assert outbox.counts() == counted(outbox) == {"observed": 0, "final": 1, "rejected": 1}
@@ -318,24 +334,24 @@ def test_a_rejected_row_is_set_aside(outbox: Outbox) -> None:
 
 def test_the_oldest_row_may_be_open_or_final(outbox: Outbox) -> None:
     assert outbox.oldest() is None
-    put(outbox, ROW, replace(READY, worker_id="w2", start=T - P))
+    put(outbox, ROW, READY._replace(worker_id="w2", start=T - P))
     assert outbox.oldest() == T - P
 
 
 def test_open_rows_of_some_workers_are_those_of_the_region_and_window(outbox: Outbox) -> None:
-    rows = [replace(ROW, worker_id=worker, start=T + at * P) for worker in ("w1", "w2", "w3") for at in range(3)]
+    rows = [ROW._replace(worker_id=worker, start=T + at * P) for worker in ("w1", "w2", "w3") for at in range(3)]
     put(
         outbox,
         *rows,
-        replace(ROW, worker_id="w4", region="us-east-1", start=T + P),
-        replace(ROW, worker_id="w2", start=T + 3 * P, final=True),
+        ROW._replace(worker_id="w4", region="us-east-1", start=T + P),
+        ROW._replace(worker_id="w2", start=T + 3 * P, final=True),
     )
     found = outbox.open_rows_of(["w4", "w2", "unknown", "w1"], "eu-west-1", T + P, T + 3 * P)
     assert [(row.worker_id, row.start) for row in found] == [("w1", T + P), ("w1", T + 2 * P), ("w2", T + P), ("w2", T + 2 * P)]
 
 
 def test_expired_rows_are_those_of_the_given_workers_that_began_before(outbox: Outbox) -> None:
-    put(outbox, ROW, replace(ROW, start=T + P), replace(ROW, worker_id="w2"), replace(READY, start=T - P))
+    put(outbox, ROW, ROW._replace(start=T + P), ROW._replace(worker_id="w2"), READY._replace(start=T - P))
     assert outbox.expired(["w1", "unknown"], T + P) == [ROW]
 
 
@@ -348,25 +364,25 @@ class Interruption(BaseException):
 
 @pytest.mark.parametrize("error", [ValueError, Interruption])
 def test_a_transaction_that_fails_is_undone_as_a_whole(outbox: Outbox, error: type[BaseException]) -> None:
-    put(outbox, ROW, replace(READY, start=T + P))
+    put(outbox, ROW, READY._replace(start=T + P))
     before = outbox.counts()
     with pytest.raises(error), outbox.transaction():  # noqa: PT012  # the transaction is what is tested
-        outbox.open([replace(ROW, start=T + 5 * P)])
+        outbox.open([ROW._replace(start=T + 5 * P)])
         outbox.update([READY])
         outbox.save_states([STATE])
         raise error
     assert outbox.all_open_rows(10) == [ROW]
     assert outbox.states() == {}
     assert outbox.counts() == counted(outbox) == before
-    assert put(outbox, replace(ROW, start=T + 5 * P)) == 1, "and the next transaction works"
+    assert put(outbox, ROW._replace(start=T + 5 * P)) == 1, "and the next transaction works"
 
 
 def test_counts_follow_every_change(outbox: Outbox) -> None:
     for n in range(40):
-        put(outbox, *(replace(ROW, worker_id=f"w{w}", start=T + n * P) for w in range(5)), replace(READY, start=T + n * P))
+        put(outbox, *(ROW._replace(worker_id=f"w{w}", start=T + n * P) for w in range(5)), READY._replace(start=T + n * P))
         rows = outbox.all_open_rows(3)
         with outbox.transaction():
-            outbox.update([replace(row, final=True) for row in rows])
+            outbox.update([row._replace(final=True) for row in rows])
         outbox.delete([row[:2] for row in outbox.ready(2)])
         assert outbox.counts() == counted(outbox)
 
@@ -376,13 +392,13 @@ def test_a_full_disk_says_so_undoes_the_transaction_and_passes(outbox: Outbox) -
     (pages,) = outbox._db.execute("PRAGMA page_count").fetchone()
     outbox._db.execute(f"PRAGMA max_page_count={pages}")
     with pytest.raises(StoreError, match="the disk is full; make room") as full:
-        put(outbox, *(replace(ROW, start=T + n * P) for n in range(1, 2000)))
+        put(outbox, *(ROW._replace(start=T + n * P) for n in range(1, 2000)))
     assert full.value.reason == "disk_full"
     assert outbox.all_open_rows(10) == [ROW]
     assert outbox.counts() == counted(outbox)
 
     outbox._db.execute("PRAGMA max_page_count=1000000")
-    assert put(outbox, replace(ROW, start=T + P)) == 1
+    assert put(outbox, ROW._replace(start=T + P)) == 1
 
 
 def test_an_sqlite_error_of_a_read_is_translated_too(outbox: Outbox) -> None:

@@ -4,7 +4,6 @@ import errno
 import re
 import sqlite3
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,7 +30,7 @@ def put(outbox: Outbox, *rows: PendingSample) -> int:
 def fill(folder: Path) -> Path:
     """Make an outbox with a thousand samples; return its file."""
     outbox = Outbox(folder, P)
-    put(outbox, *(replace(ROW, worker_id=f"worker-{number}") for number in range(1000)))
+    put(outbox, *(ROW._replace(worker_id=f"worker-{number}") for number in range(1000)))
     outbox.close()
     return outbox.path
 
@@ -181,7 +180,7 @@ def test_a_later_release_that_added_columns_and_tables_can_be_rolled_back_withou
     try:
         assert (second.replaced, second.all_open_rows(10)) == (0, [ROW])
         assert FleetStore(second).last() == (T, (WORKER,), {})
-        assert put(second, replace(ROW, worker_id="another")) == 1
+        assert put(second, ROW._replace(worker_id="another")) == 1
         FleetStore(second).keep([WORKER], T + 1, {})
         with second.transaction():
             second.save_states([WorkerState(WORKER.id, "eu-west-1", (), "running", 0, T, T)])

@@ -164,3 +164,18 @@ def test_a_worker_that_ends_between_a_boundary_and_its_observation_has_the_perio
     rows, state = observe(worker, state, T + 2 * P + 12, RULES)
     assert [(row.start, row.status, row.instances, row.final) for row in rows] == [(T + P, "terminated", ("i-1",), False)]
     assert observe(worker, state, T + 3 * P + 12, RULES)[0] == []
+
+
+def test_a_shown_datapoint_shortens_the_window_of_the_next_query() -> None:
+    rules = Rules(period=60, interval=60, max_age=900)
+    instance, now = WORKER.instance_id or "", T + 10
+
+    def oldest(**shown: int) -> int:
+        points = [{instance: Datapoint(T + start, 1.0)} for start in shown.values()]
+        (live,) = live_queries([WORKER], now, rules, [*points, {"i-other": Datapoint(T - 60, 1.0)}])
+        return live.oldest - T
+
+    assert oldest() == -960, "nothing is shown: as far back as max_age"
+    assert oldest(cpu=-60, memory=-120) == -300, "three periods before the older one"
+    assert oldest(cpu=-60, memory=-800) == -960, "a metric that stopped is looked for as before"
+    assert oldest(cpu=+600) == -240, "a clock that went back leaves a window"

@@ -5,12 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from exporter.core.model import Fleet, InventoryEntry, Worker
+from exporter.core.model import Fleet, InventoryEntry, MetricResult, MetricResults, Worker
 from exporter.core.periods import DAY
 from exporter.pipeline import transactions
-from exporter.pipeline.lifecycle import Rules
+from exporter.pipeline.decided_values import DecidedValues
+from exporter.pipeline.lifecycle import FirstSeenValues, Rules
 from exporter.pipeline.outbox import Outbox
-from exporter.pipeline.transactions import open_periods
+from exporter.pipeline.planning import MetricDataCall
+from exporter.pipeline.transactions import apply_results, open_periods
+from exporter.sources.cloudwatch.queries import instance_queries
 from tests.unit.pipeline.test_lifecycle import RULES, P, T
 
 WORKERS = tuple(Worker(f"w{number}", "eu-west-1", f"i-{number}", "running", active_labs=1) for number in range(10))
@@ -50,11 +53,11 @@ def test_what_is_open_when_it_is_killed_is_not_opened_again(outbox: Outbox, monk
     monkeypatch.setattr(transactions, "PIECE_SAMPLES", 100)
     save, left = outbox.save_states, [3]
 
-    def killed(states: object) -> None:
+    def killed(states: object, known: object) -> None:
         if not left[0]:
             raise KeyboardInterrupt
         left[0] -= 1
-        save(states)  # type: ignore[arg-type]
+        save(states, known)  # type: ignore[arg-type]
 
     before = len(rows(outbox))
     with monkeypatch.context() as patch:
@@ -67,3 +70,34 @@ def test_what_is_open_when_it_is_killed_is_not_opened_again(outbox: Outbox, monk
     assert total > 500
     assert len(rows(outbox)) == before + kept + total
     assert len({(row[0], row[1]) for row in rows(outbox)}) == len(rows(outbox))
+
+
+def answer(outbox: Outbox, age: int, running: set[str], first_seen: FirstSeenValues) -> set[tuple[str, int]]:
+    """Apply an answer `age` seconds after T + P; return the keys of the rows whose CPU is open after it."""
+    queries = {worker.id: instance_queries(f"i-{worker.id[1:]}") for worker in WORKERS}
+    call = MetricDataCall("eu-west-1", T - P, T + P, queries)
+    found = {each: MetricResult("ok", T - P, T + P, {T - P: 5.0, T: 5.0}) for each in call.queries}
+    results, decided = MetricResults(T + P + age, found), DecidedValues(P, 12 * P)
+    apply_results(outbox, call, results, (), first_seen, decided, RULES, running)
+    return {(row.worker_id, row.start) for row in outbox.all_open_rows(1000) if row.cpu is None}
+
+
+def test_samples_that_the_next_cycle_sees_on_time_are_compared_with_no_earlier_answer(outbox: Outbox) -> None:
+    list(open_periods(outbox, Fleet(T + P + 12, WORKERS), NO_INVENTORY, RULES))
+    everyone = {worker.id for worker in WORKERS}
+    first_seen: FirstSeenValues = {}
+    answer(outbox, 30, everyone - {"w0"}, first_seen)
+    assert {key[:2] for key in first_seen} == {("w0", T), *((name, T - P) for name in everyone)}, (
+        "the next answer is on time for T, except for the worker that is polled more rarely"
+    )
+    answer(outbox, 31, everyone, first_seen)
+    assert {key[:2] for key in first_seen} == {(name, start) for name in everyone for start in (T - P, T)}
+
+
+def test_a_value_is_final_with_the_first_answer_after_settle_delay(outbox: Outbox) -> None:
+    list(open_periods(outbox, Fleet(T + P + 12, WORKERS), NO_INVENTORY, RULES))
+    everyone = {worker.id for worker in WORKERS}
+    first_seen: FirstSeenValues = {}
+    for age in (0, 180, RULES.settle_delay - 1):
+        assert {start for _, start in answer(outbox, age, everyone, first_seen)} >= {T}
+    assert answer(outbox, RULES.settle_delay + 60, everyone, first_seen) == set()

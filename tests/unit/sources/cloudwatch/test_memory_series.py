@@ -1,6 +1,5 @@
 """Which memory series of an instance counts, which are queried, and how long a listing is used."""
 
-from dataclasses import replace
 from itertools import permutations
 
 import pytest
@@ -71,7 +70,7 @@ def result(*periods: int, outcome: Outcome = "ok", since: int = 0) -> MetricResu
 
 
 def shifted(found: MetricResult, by: float) -> MetricResult:
-    return replace(found, values={at: value + by for at, value in found.values.items()})
+    return found._replace(values={at: value + by for at, value in found.values.items()})
 
 
 @pytest.mark.parametrize(
