@@ -55,7 +55,7 @@ OTHER_ROWS: Mapping[str, Row] = {
     "remote_read": Row("remote read and PromQL over the history, against the bare query", reads.read_remotely),
     "statistics": Row("a day by hour of 100 workers in the library, against one aggregate", reads.statistics),
     "mirror": Row("samples from the outbox into the history, against a bare insert_many", reads.mirror),
-    "backfill": Row("eight days of 100 workers, against a bare insert_many", commands.backfill),
+    "backfill": Row("eight days of 100 workers into the history, against a bare insert_many", commands.backfill),
     "pages": Row("pages, charts, and scrapes beside readers", views.load_pages),
     "gaps": Row("opening a day of gaps in the outbox", views.open_gaps),
     "panels": Row("opening every dashboard: Prometheus with the history behind it", views.open_panels),
