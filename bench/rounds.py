@@ -1,6 +1,6 @@
 """A large fleet, cycle after cycle: how long a collection cycle takes, how fast /metrics is meanwhile, whether memory grows.
 
-    python -m bench.rounds [--workers 2000] [--latency 0.1] [--rounds 50]
+    python -m bench.rounds [--workers 2000] [--latency 0.1] [--rounds 50] [--gap-fill-window 24h]
 
 The fake CloudWatch, MongoDB, the exporter and the scraper are processes of their own. Only the clock is simulated, so that the
 cycles of hours follow each other at once. A cycle reads the worker documents, polls CloudWatch, and mirrors until the outbox
@@ -80,9 +80,14 @@ class Clock:
         return time.time() + self.offset
 
 
-async def exporter(uri: str, aws: str, port: int, rounds: int, data: Path) -> None:
+async def exporter(uri: str, aws: str, port: int, rounds: int, data: Path, window: str) -> None:
     """Run the process under test: real parts, simulated clock; prints one JSON line per cycle."""
-    tree = {"CML_EXPORTER_MONGODB__URI": uri, "CML_EXPORTER_CLOUDWATCH__ENDPOINT_URL": aws, "CML_EXPORTER_DATA_DIR": str(data)}
+    tree = {
+        "CML_EXPORTER_MONGODB__URI": uri,
+        "CML_EXPORTER_CLOUDWATCH__ENDPOINT_URL": aws,
+        "CML_EXPORTER_DATA_DIR": str(data),
+        "CML_EXPORTER_GAP_FILL_WINDOW": window,
+    }
     settings = load(None, tree)
     logs.configure("error", "logfmt")
     wall, telemetry = Clock(), Telemetry(CollectorRegistry())
@@ -207,20 +212,23 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2000)
     parser.add_argument("--latency", type=float, default=0.1, help="seconds the fake CloudWatch takes to answer")
     parser.add_argument("--rounds", type=int, default=50)
+    parser.add_argument(
+        "--gap-fill-window", default="24h", help="what the first cycle fills; a day of 50,000 workers takes long"
+    )
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         kind, *rest = options.child
         if kind == "exporter":
             uri, aws, port, data = rest
-            asyncio.run(exporter(uri, aws, int(port), options.rounds, Path(data)))
+            asyncio.run(exporter(uri, aws, int(port), options.rounds, Path(data), options.gap_fill_window))
         else:
             scrape(int(rest[0]), 0.03, *rest[1:])
         return
-    run(options.workers, options.latency, options.rounds)
+    run(options.workers, options.latency, options.rounds, options.gap_fill_window)
 
 
-def run(workers: int, latency: float, rounds: int) -> None:
+def run(workers: int, latency: float, rounds: int, window: str) -> None:
     """Start the processes, collect their output, print the figures."""
     from pymongo import MongoClient
 
@@ -240,7 +248,7 @@ def run(workers: int, latency: float, rounds: int) -> None:
             uri = mongod.uri.replace("/?", "/bench?")
             with MongoClient[dict[str, Any]](uri) as client:
                 client.bench.workers.insert_many(aggregates(workers))
-            me = [sys.executable, "-m", "bench.rounds", "--rounds", str(rounds), "--child"]
+            me = [sys.executable, "-m", "bench.rounds", "--rounds", str(rounds), "--gap-fill-window", window, "--child"]
             child = subprocess.Popen(
                 [*me, "exporter", uri, f"http://127.0.0.1:{aws_port}", str(port), f"{folder}/data"],
                 stdin=subprocess.PIPE,
@@ -282,7 +290,7 @@ def report(lines: Sequence[Mapping[str, Any]], scraped: Mapping[str, Any]) -> No
     steady = sorted(latency for at, latency in scraped["latencies"] if at > lines[CATCHING_UP]["at"])
     rss = [line["rss"] / 2**20 for line in lines[1:]]
     quarter = max(1, len(rss) // 4)
-    print(f"first cycle (fills a day)       {lines[0]['took']:.1f} s, {lines[0]['mirrored']} samples")
+    print(f"first cycle (fills gaps)        {lines[0]['took']:.1f} s, {lines[0]['mirrored']} samples")
     print(
         f"cycle / interval                median {statistics.median(took) / 300:.2%}, worst {max(took) / 300:.2%} "
         f"({statistics.median(took):.2f} s, {max(took):.2f} s)"

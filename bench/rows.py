@@ -8,7 +8,7 @@ from typing import NamedTuple
 import httpx
 from pymongo.errors import PyMongoError
 
-from bench import commands, cycle, profile, reads, scrapes, starts, views
+from bench import commands, cycle, profile, reads, scrapes, starts, storage, views
 from bench.context import Context
 from bench.cycle import Load, Stand, shared_loads, stand
 from bench.figures import Figure, Skipped
@@ -56,6 +56,7 @@ OTHER_ROWS: Mapping[str, Row] = {
     "statistics": Row("a day by hour of 100 workers in the library, against one aggregate", reads.statistics),
     "mirror": Row("samples from the outbox into the history, against a bare insert_many", reads.mirror),
     "backfill": Row("eight days of 100 workers into the history, against a bare insert_many", commands.backfill),
+    "storage": Row("the disk that a sample takes in MongoDB", storage.storage),
     "pages": Row("pages, charts, and scrapes beside readers", views.load_pages),
     "gaps": Row("opening a day of gaps in the outbox", views.open_gaps),
     "panels": Row("opening every dashboard: Prometheus with the history behind it", views.open_panels),

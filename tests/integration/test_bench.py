@@ -214,7 +214,7 @@ def test_a_tiny_fleet_is_measured_in_minutes_and_every_value_is_right(tmp_path: 
 @pytest.mark.waits(60)
 @pytest.mark.timeout(900)
 def test_the_other_rows_at_a_tiny_size(tmp_path: Path, page: Path) -> None:
-    rows = "start,cli,history,remote_read,statistics,mirror,backfill,pages,gaps"
+    rows = "start,cli,history,remote_read,statistics,mirror,backfill,storage,pages,gaps"
     found, medians = measured(tmp_path, page, rows)
     for row in ("history", "remote_read", "statistics", "mirror", "backfill"):
         subjects = {subject for its, _, subject in medians if its == row}

@@ -1,0 +1,63 @@
+"""Row `storage`: the disk that a sample takes in MongoDB, with its index.
+
+A day of a fleet is inserted as it comes: period after period, one sample of each worker, through a retryable majority write as
+the mirror's. The utilizations are random numbers with all their digits, so they compress worse than those of real workers.
+"""
+
+import random
+import time
+from collections.abc import Iterator
+
+from pymongo import MongoClient, WriteConcern
+from pymongo.collection import Collection
+
+from bench.context import Context
+from bench.figures import Figure
+from bench.history import HISTORY, PERIOD, Document, database, worker_id
+from exporter.core.periods import DAY, align, to_datetime
+
+BATCH = 10_000
+
+
+def storage(context: Context) -> Iterator[Figure]:
+    """Row `storage`: a day of each size of fleet, after a checkpoint."""
+    for workers in context.sizes:
+        with database(replica_set=True) as (_, uri, _), MongoClient[Document](uri, tz_aware=True) as client:
+            context.progress(f"a day of {workers:,} workers")
+            collection = fill(client, workers)
+            client.admin.command("fsync")
+            (found,) = collection.aggregate([{"$collStats": {"storageStats": {}}}])
+            stats, samples = found["storageStats"], workers * DAY // PERIOD
+            case = f"{workers:,} workers, a day of {PERIOD // 60} min, {samples:,} samples"
+            yield Figure("storage", case, "data of a sample", "MongoDB", "bytes", (stats["storageSize"] / samples,))
+            yield Figure("storage", case, "indexes of a sample", "MongoDB", "bytes", (stats["totalIndexSize"] / samples,))
+            yield Figure("storage", case, "samples in a bucket", "MongoDB", "", (samples / stats["timeseries"]["bucketCount"],))
+
+
+def fill(client: "MongoClient[Document]", workers: int) -> "Collection[Document]":
+    """Insert a day period by period; return the collection."""
+    client.bench.create_collection(
+        HISTORY, timeseries={"timeField": "timestamp", "metaField": "worker_id", "granularity": "minutes"}
+    )
+    collection = client.bench[HISTORY].with_options(write_concern=WriteConcern("majority", j=True))
+    collection.create_index([("worker_id", 1), ("timestamp", 1)])
+    dice, end = random.Random(1), align(int(time.time()), DAY)
+    for at in range(end - DAY, end, PERIOD):
+        stamp = to_datetime(at)
+        for first in range(0, workers, BATCH):
+            collection.insert_many(
+                [
+                    {
+                        "worker_id": worker_id(number),
+                        "timestamp": stamp,
+                        "region": "eu-west-1",
+                        "cpu_utilization": dice.random() * 100,
+                        "memory_utilization": dice.random() * 100,
+                        "active_labs_count": number % 5,
+                        "status": "running",
+                    }
+                    for number in range(first, min(first + BATCH, workers))
+                ],
+                ordered=False,
+            )
+    return collection
