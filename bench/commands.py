@@ -33,7 +33,6 @@ def backfill(context: Context) -> Iterator[Figure]:
     for samples in context.samples:
         here = stand(context, samples)
         took: dict[str, list[tuple[float, float]]] = {}
-        count = 0
         with ExitStack() as stack:
             folder = context.new_folder(stack)
             aws = stack.enter_context(FakeAws(folder, workers, period=300))
@@ -41,15 +40,13 @@ def backfill(context: Context) -> Iterator[Figure]:
             stack.callback(here.collection.database.workers.delete_many, {"_id": {"$in": ids}})
             for number in range(context.repeat):
                 for build in context.builds:
-                    documents, seconds = run(build, here, aws, ids, folder / f"{number}_{context.builds.index(build)}")
-                    count = len(documents)
-                    took.setdefault(build.named(EXPORTER), []).append(seconds)
+                    documents, both = run(build, here, aws, ids, folder / f"{number}_{context.builds.index(build)}")
+                    took.setdefault(build.named(EXPORTER), []).append(both)
                     if not build.label:
                         took.setdefault(BARE_INSERT, []).append(insert(here.collection, ids, documents))
-                    context.progress(
-                        f"{count:,} samples: {', '.join(f'{key} {value[-1][0]:.2f} s CPU' for key, value in took.items())}"
-                    )
-        case = f"{here.case}, {workers} workers, {DAYS} days, {count:,} samples"
+                    seconds = ", ".join(f"{key} {value[-1][0]:.2f} s CPU" for key, value in took.items())
+                    context.progress(f"{len(documents):,} samples: {seconds}")
+        case = f"{here.case}, {workers} workers, {DAYS} days"
         for subject, taken in took.items():
             yield Figure("backfill", case, "CPU", subject, "s", tuple(cpu for cpu, _ in taken))
             yield Figure("backfill", case, "wall", subject, "s", tuple(wall for _, wall in taken))

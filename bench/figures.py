@@ -73,7 +73,7 @@ _CYCLE = ("1,000 workers, 0 ms", "10,000 workers, 0 ms")
 _MIRROR = [
     f"{_size(size)}, {case}" for size in (1, 10, 50) for case in ("10,000 workers × 1 period", "40 workers × 250 periods")
 ]
-_BACKFILL = [f"{_size(size)}, 100 workers, 8 days, 201,600 samples" for size in (1, 10, 50)]
+_BACKFILL = [f"{_size(size)}, 100 workers, 8 days" for size in (1, 10, 50)]
 TARGETS: Sequence[Target] = (
     Target("cycle", _CYCLE[0], "CPU", EXPORTER, YACE, 2.5),
     Target("cycle", _CYCLE[0], "CPU", WITHOUT_HISTORY, YACE, 1.5),

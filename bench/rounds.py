@@ -29,7 +29,7 @@ from typing import Any
 import uvicorn
 from prometheus_client import CollectorRegistry
 
-from bench.fake_aws import REGIONS, control
+from bench.fake_aws import REGIONS, FakeAws, control
 from exporter import app
 from exporter.commands.serve import SWITCH_INTERVAL_SECONDS, refresh
 from exporter.core import logs
@@ -233,16 +233,13 @@ def run(workers: int, latency: float, rounds: int, window: str) -> None:
     from pymongo import MongoClient
 
     environment = {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench", "PATH": "/usr/bin:/bin"}
-    with tempfile.TemporaryDirectory() as folder:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        FakeAws(Path(folder), workers, latency, period=300) as fake,
+    ):
         mongod = Mongod(Path(folder, "mongo"), free_port())
         mongod.start()
-        aws_port, port = free_port(), free_port()
-        fake = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "tests.helpers.fake_cloudwatch", "--port", str(aws_port), "--workers", str(workers)),
-                *("--latency", str(latency), "--regions", ",".join(REGIONS)),
-            ]
-        )
+        port = free_port()
         child = scraper = None
         try:
             uri = mongod.uri.replace("/?", "/bench?")
@@ -250,7 +247,7 @@ def run(workers: int, latency: float, rounds: int, window: str) -> None:
                 client.bench.workers.insert_many(aggregates(workers))
             me = [sys.executable, "-m", "bench.rounds", "--rounds", str(rounds), "--gap-fill-window", window, "--child"]
             child = subprocess.Popen(
-                [*me, "exporter", uri, f"http://127.0.0.1:{aws_port}", str(port), f"{folder}/data"],
+                [*me, "exporter", uri, fake.url, str(port), f"{folder}/data"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -276,7 +273,7 @@ def run(workers: int, latency: float, rounds: int, window: str) -> None:
             report(lines, scraped)
             print(f"CPU the host gave to others     {steal / ticks:.1%}; the slowest scrapes grow with it")
         finally:
-            for process in (scraper, child, fake):
+            for process in (scraper, child):
                 if process and process.poll() is None:
                     process.terminate()
                     process.wait()
