@@ -169,14 +169,22 @@ async def _keep(lease: Lease) -> None:
 
 
 def scrape(port: int, seconds_between: float, encoding: str = "gzip") -> None:
-    """Scrape until standard input closes; print the latencies."""
+    """Scrape until standard input closes; print the latencies.
+
+    A server closes a connection that was idle for some seconds, which a busy machine makes of it: then the scrape is sent again.
+    """
     latencies: list[tuple[float, float]] = []
     size = 0
     connection = http.client.HTTPConnection("127.0.0.1", port)
     while not select.select([sys.stdin], [], [], seconds_between)[0]:
         began = time.perf_counter()
-        connection.request("GET", "/metrics", headers={"Accept-Encoding": encoding})
-        size = max(size, len(connection.getresponse().read()))
+        try:
+            connection.request("GET", "/metrics", headers={"Accept-Encoding": encoding})
+            body = connection.getresponse().read()
+        except http.client.RemoteDisconnected:
+            connection.close()
+            continue
+        size = max(size, len(body))
         latencies.append((time.time(), time.perf_counter() - began))
     print(json.dumps({"latencies": latencies, "bytes": size}))
 

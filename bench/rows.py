@@ -81,7 +81,7 @@ def in_minutes(context: Context, loads: Sequence[Load], names: Sequence[str]) ->
     with stand(context, loads) as here:
         for name in names:
             context.row = name
-            yield from MINUTE_ROWS[name].run(context, here)
+            yield from attempt(context, partial(MINUTE_ROWS[name].run, context, here))
 
 
 def attempt(context: Context, measure: Callable[[], Iterator[Figure | Skipped]]) -> Iterator[Figure | Skipped]:
