@@ -171,7 +171,7 @@ async def _keep(lease: Lease) -> None:
 def scrape(port: int, seconds_between: float, encoding: str = "gzip") -> None:
     """Scrape until standard input closes; print the latencies.
 
-    A server closes a connection that was idle for some seconds, which a busy machine makes of it: then the scrape is sent again.
+    A server closes a connection that was idle for some seconds, as on a busy machine: then the scrape is sent again.
     """
     latencies: list[tuple[float, float]] = []
     size = 0
