@@ -13,25 +13,35 @@ from pymongo.collection import Collection
 
 from bench.context import Context
 from bench.figures import Figure
-from bench.history import HISTORY, PERIOD, Document, database, worker_id
+from bench.history import DAYS, HISTORY, PERIOD, Document, database, worker_id
+from bench.reads import stand
 from exporter.core.periods import DAY, align, to_datetime
 
 BATCH = 10_000
 
 
 def storage(context: Context) -> Iterator[Figure]:
-    """Row `storage`: a day of each size of fleet, after a checkpoint."""
+    """Row `storage`: a day of each size of fleet as it comes, and thirty days written worker by worker, as `backfill` does."""
     for workers in context.sizes:
         with database(replica_set=True) as (_, uri, _), MongoClient[Document](uri, tz_aware=True) as client:
             context.progress(f"a day of {workers:,} workers")
             collection = fill(client, workers)
-            client.admin.command("fsync")
-            (found,) = collection.aggregate([{"$collStats": {"storageStats": {}}}])
-            stats, samples = found["storageStats"], workers * DAY // PERIOD
-            case = f"{workers:,} workers, a day of {PERIOD // 60} min, {samples:,} samples"
-            yield Figure("storage", case, "data of a sample", "MongoDB", "bytes", (stats["storageSize"] / samples,))
-            yield Figure("storage", case, "indexes of a sample", "MongoDB", "bytes", (stats["totalIndexSize"] / samples,))
-            yield Figure("storage", case, "samples in a bucket", "MongoDB", "", (samples / stats["timeseries"]["bucketCount"],))
+            samples = workers * DAY // PERIOD
+            yield from size(collection, f"{workers:,} workers, a day of {PERIOD // 60} min, {samples:,} samples", samples)
+    for wanted in context.samples:
+        here = stand(context, wanted)
+        samples = here.collection.count_documents({})
+        yield from size(here.collection, f"{here.case}, {DAYS} days, worker by worker", samples)
+
+
+def size(collection: "Collection[Document]", case: str, samples: int) -> Iterator[Figure]:
+    """Yield what so many samples take, after a checkpoint."""
+    collection.database.client.admin.command("fsync")
+    (found,) = collection.aggregate([{"$collStats": {"storageStats": {}}}])
+    stats = found["storageStats"]
+    yield Figure("storage", case, "data of a sample", "MongoDB", "bytes", (stats["storageSize"] / samples,))
+    yield Figure("storage", case, "indexes of a sample", "MongoDB", "bytes", (stats["totalIndexSize"] / samples,))
+    yield Figure("storage", case, "samples in a bucket", "MongoDB", "", (samples / stats["timeseries"]["bucketCount"],))
 
 
 def fill(client: "MongoClient[Document]", workers: int) -> "Collection[Document]":
