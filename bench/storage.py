@@ -1,6 +1,6 @@
 """Row `storage`: the disk that a sample takes in MongoDB, with its index.
 
-A day of a fleet is inserted as it comes: period after period, one sample of each worker, through a retryable majority write as
+Days of a fleet are inserted as they come: period after period, one sample of each worker, through a retryable majority write as
 the mirror's. The utilizations are random numbers with all their digits, so they compress worse than those of real workers.
 """
 
@@ -18,16 +18,19 @@ from bench.reads import stand
 from exporter.core.periods import DAY, align, to_datetime
 
 BATCH = 10_000
+LONG_DAYS = 10
+"""Days of the smallest fleet, in which MongoDB reuses the space of what it has written anew."""
 
 
 def storage(context: Context) -> Iterator[Figure]:
-    """Row `storage`: a day of each size of fleet as it comes, and thirty days written worker by worker, as `backfill` does."""
-    for workers in context.sizes:
+    """Row `storage`: a day of each fleet, and more of the smallest, as they come; and 30 days worker by worker, as `backfill` does."""
+    for workers, days in [*((workers, 1) for workers in context.sizes), (context.sizes[0], LONG_DAYS)]:
         with database(replica_set=True) as (_, uri, _), MongoClient[Document](uri, tz_aware=True) as client:
-            context.progress(f"a day of {workers:,} workers")
-            collection = fill(client, workers)
-            samples = workers * DAY // PERIOD
-            yield from size(collection, f"{workers:,} workers, a day of {PERIOD // 60} min, {samples:,} samples", samples)
+            context.progress(f"{days} days of {workers:,} workers")
+            collection = fill(client, workers, days)
+            samples = days * workers * DAY // PERIOD
+            length = "a day" if days == 1 else f"{days} days"
+            yield from size(collection, f"{workers:,} workers, {length}, as they come", samples)
     for wanted in context.samples:
         here = stand(context, wanted)
         samples = here.collection.count_documents({})
@@ -44,15 +47,15 @@ def size(collection: "Collection[Document]", case: str, samples: int) -> Iterato
     yield Figure("storage", case, "samples in a bucket", "MongoDB", "", (samples / stats["timeseries"]["bucketCount"],))
 
 
-def fill(client: "MongoClient[Document]", workers: int) -> "Collection[Document]":
-    """Insert a day period by period; return the collection."""
+def fill(client: "MongoClient[Document]", workers: int, days: int) -> "Collection[Document]":
+    """Insert days period by period; return the collection."""
     client.bench.create_collection(
         HISTORY, timeseries={"timeField": "timestamp", "metaField": "worker_id", "granularity": "minutes"}
     )
     collection = client.bench[HISTORY].with_options(write_concern=WriteConcern("majority", j=True))
     collection.create_index([("worker_id", 1), ("timestamp", 1)])
     dice, end = random.Random(1), align(int(time.time()), DAY)
-    for at in range(end - DAY, end, PERIOD):
+    for at in range(end - days * DAY, end, PERIOD):
         stamp = to_datetime(at)
         for first in range(0, workers, BATCH):
             collection.insert_many(
