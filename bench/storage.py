@@ -23,7 +23,7 @@ LONG_DAYS = 10
 
 
 def storage(context: Context) -> Iterator[Figure]:
-    """Row `storage`: a day of each fleet and more of the smallest as they come, and 30 days worker by worker, as by `backfill`."""
+    """Row `storage`: a day of each fleet and more of the smallest as they come, and 30 days written worker by worker."""
     for workers, days in [*((workers, 1) for workers in context.sizes), (context.sizes[0], LONG_DAYS)]:
         with database(replica_set=True) as (_, uri, _), MongoClient[Document](uri, tz_aware=True) as client:
             context.progress(f"{days} days of {workers:,} workers")
