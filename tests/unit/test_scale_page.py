@@ -121,6 +121,23 @@ def test_the_costs_are_those_that_estimate_prints() -> None:
         assert [n_calls, metrics, day, month] == shown
 
 
+def test_the_share_of_a_core_is_the_cpu_of_a_cycle_over_its_interval() -> None:
+    rows = list(table("workers | CPU of a cycle, s"))
+    assert len(rows) == 3
+    for _, cpu, _, share, *_ in rows:
+        assert float(share.removesuffix(" %")) == pytest.approx(float(cpu) / 300 * 100, abs=0.005)
+
+
+def test_the_disk_is_that_of_a_month_of_samples() -> None:
+    rows = list(table("workers | samples of 30 days"))
+    assert len(rows) == 4
+    for workers, samples, most, least in rows:
+        count = int(workers.replace(",", "")) * MONTH // 300
+        assert samples == f"{count:,}"
+        for shown, size in ((most, 80), (least, 20)):
+            assert abs(float(shown) - count * size / 1e9) <= tolerance(shown), workers
+
+
 def test_the_price_is_that_of_the_budget() -> None:
     assert set(re.findall(r"\$0\.0000\d*", PAGE)) == {f"${DOLLARS_PER_METRIC:.5f}"}
     assert f"${DOLLARS_PER_METRIC * 1000:.2f} per 1,000" in PAGE
