@@ -63,6 +63,10 @@ class FakeAws:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def __enter__(self) -> Self:
         here = Path(__file__).resolve().parents[1]
         self._process = Process(self._command, self._log, {**os.environ, "PYTHONPATH": str(here)}, here)

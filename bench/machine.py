@@ -38,7 +38,7 @@ def versions() -> dict[str, str]:
         "exporter": __version__,
         "Python": f"{platform.python_version()} ({platform.python_implementation()})",
         **{name: version(name) for name in PACKAGES},
-        "mongod": _first_line([str(mongod), "--version"], r"v(\S+)") if mongod else "missing",
+        "mongod": _first_line([str(mongod), "--version"], r"version v(\S+)") if mongod else "missing",
         "Prometheus": _first_line(["prometheus", "--version"], r"version (\S+)"),
         "YACE": YACE_VERSION,
         "Go": _first_line(["go", "version"], r"go(\S+)"),
@@ -81,5 +81,5 @@ def now() -> str:
 
 
 def command() -> str:
-    """Return the command line of this run."""
-    return " ".join(["python -m bench", *sys.argv[1:]])
+    """Return the command line of this run; files and folders by their last name, for they differ from machine to machine."""
+    return " ".join(["python -m bench", *(Path(word).name if word.startswith("/") else word for word in sys.argv[1:])])

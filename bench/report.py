@@ -62,19 +62,25 @@ class Run:
         return Run(self.about, new, self.skipped), Run(about, [*old, *(each for each in new if each.subject in REFERENCES)], [])
 
     def merged(self, other: "Run") -> "Run":
-        """Return a run that has the rows of both; those of `other` win, and so does what it says of the machine."""
-        rows = {figure.row for figure in other.figures} | {skipped.row for skipped in other.skipped}
-        about = {
-            **self.about,
-            **other.about,
-            "seconds": self.about["seconds"] + other.about["seconds"],
-            "command": f"{self.about['command']}; {other.about['command']}",
-        }
+        """Return a run that has the cases of both; those of `other` win, and so does what it says of the machine.
+
+        So a long run can be cut into pieces by rows, sizes, latencies, or samples. What was skipped in either stays.
+        """
+        cases = {(figure.row, figure.case) for figure in other.figures}
+        figures = [each for each in self.figures if (each.row, each.case) not in cases] + other.figures
+        rows = list(dict.fromkeys(figure.row for figure in figures))
         return Run(
-            about,
-            [each for each in self.figures if each.row not in rows] + other.figures,
-            [each for each in self.skipped if each.row not in rows] + other.skipped,
+            {**self.about, **other.about, "pieces": [*self.pieces, *other.pieces]},
+            sorted(figures, key=lambda each: rows.index(each.row)),
+            list(dict.fromkeys([*self.skipped, *other.skipped])),
         )
+
+    @property
+    def pieces(self) -> list[dict[str, Any]]:
+        """Return what is known of each run that was merged into this one: command, date, commit, seconds, and load."""
+        own = {name: self.about[name] for name in ("command", "date", "commit", "seconds", "load")}
+        found: list[dict[str, Any]] = self.about.get("pieces", [own])
+        return found
 
 
 def show(value: float) -> str:
@@ -207,14 +213,22 @@ def _targets(run: Run, before: Run | None) -> str:
 
 def _machine(run: Run, before: Run | None) -> str:
     about = run.about
-    machine, load = about["machine"], about["load"]
+    machine = about["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-    then = f"; “before” is commit {before.about['commit']}, measured {before.about['date']}" if before else ""
+    then = f" “before” is commit {before.about['commit']}, measured {before.about['date']}." if before else ""
+    lines = [
+        "| command | ended | commit | minutes | load average before, after | CPU taken by the host |",
+        "|---|---|---|---:|---:|---:|",
+    ]
+    for piece in run.pieces:
+        load = piece["load"]
+        lines.append(
+            f"| `{piece['command']}` | {piece['date']} | {piece['commit']} | {piece['seconds'] / 60:.0f} | "
+            f"{load['before'][0]}, {load['after'][0]} | {load['stolen']:.1%} |"
+        )
     return (
-        f"\nMeasured {about['date']} at commit {about['commit']} in {about['seconds'] / 60:.0f} minutes by "
-        f"`{about['command']}`{then}. Machine: {machine['cores']} cores of {machine['cpu']}, {machine['memory_gib']} GiB, "
-        f"{machine['system']}. Load average {load['before'][0]} before and {load['after'][0]} after; the host gave "
-        f"{load['stolen']:.1%} of the CPU to other machines. Versions: {versions}.\n\n"
+        f"\nMachine: {machine['cores']} cores of {machine['cpu']}, {machine['memory_gib']} GiB, {machine['system']}.{then} "
+        f"Versions: {versions}.\n\n" + "\n".join(lines) + "\n\n"
     )
 
 

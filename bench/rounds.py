@@ -1,6 +1,6 @@
 """A large fleet, cycle after cycle: how long a collection cycle takes, how fast /metrics is meanwhile, whether memory grows.
 
-    python -m bench.rounds [--workers 2000] [--latency 0.1] [--rounds 50]
+    python -m bench.rounds [--workers 2000] [--latency 0.1] [--rounds 50] [--gap-fill-window 24h]
 
 The fake CloudWatch, MongoDB, the exporter and the scraper are processes of their own. Only the clock is simulated, so that the
 cycles of hours follow each other at once. A cycle reads the worker documents, polls CloudWatch, and mirrors until the outbox
@@ -29,7 +29,7 @@ from typing import Any
 import uvicorn
 from prometheus_client import CollectorRegistry
 
-from bench.fake_aws import REGIONS, control
+from bench.fake_aws import REGIONS, FakeAws, control
 from exporter.commands.serve import SWITCH_INTERVAL_SECONDS, refresh
 from exporter.core import logs
 from exporter.core.heap import freeze
@@ -80,9 +80,14 @@ class Clock:
         return time.time() + self.offset
 
 
-async def exporter(uri: str, aws: str, port: int, rounds: int, data: Path) -> None:
+async def exporter(uri: str, aws: str, port: int, rounds: int, data: Path, window: str) -> None:
     """Run the process under test: real parts, simulated clock; prints one JSON line per cycle."""
-    tree = {"CML_EXPORTER_MONGODB__URI": uri, "CML_EXPORTER_CLOUDWATCH__ENDPOINT_URL": aws, "CML_EXPORTER_DATA_DIR": str(data)}
+    tree = {
+        "CML_EXPORTER_MONGODB__URI": uri,
+        "CML_EXPORTER_CLOUDWATCH__ENDPOINT_URL": aws,
+        "CML_EXPORTER_DATA_DIR": str(data),
+        "CML_EXPORTER_GAP_FILL_WINDOW": window,
+    }
     settings = load(None, tree)
     logs.configure("error", "logfmt")
     wall, telemetry = Clock(), Telemetry(CollectorRegistry())
@@ -164,14 +169,22 @@ async def _keep(lease: Lease) -> None:
 
 
 def scrape(port: int, seconds_between: float, encoding: str = "gzip") -> None:
-    """Scrape until standard input closes; print the latencies."""
+    """Scrape until standard input closes; print the latencies.
+
+    A server closes a connection that was idle for some seconds, as on a busy machine: then the scrape is sent again.
+    """
     latencies: list[tuple[float, float]] = []
     size = 0
     connection = http.client.HTTPConnection("127.0.0.1", port)
     while not select.select([sys.stdin], [], [], seconds_between)[0]:
         began = time.perf_counter()
-        connection.request("GET", "/metrics", headers={"Accept-Encoding": encoding})
-        size = max(size, len(connection.getresponse().read()))
+        try:
+            connection.request("GET", "/metrics", headers={"Accept-Encoding": encoding})
+            body = connection.getresponse().read()
+        except http.client.RemoteDisconnected:
+            connection.close()
+            continue
+        size = max(size, len(body))
         latencies.append((time.time(), time.perf_counter() - began))
     print(json.dumps({"latencies": latencies, "bytes": size}))
 
@@ -207,42 +220,42 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2000)
     parser.add_argument("--latency", type=float, default=0.1, help="seconds the fake CloudWatch takes to answer")
     parser.add_argument("--rounds", type=int, default=50)
+    parser.add_argument(
+        "--gap-fill-window", default="24h", help="what the first cycle fills; a day of 50,000 workers takes long"
+    )
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         kind, *rest = options.child
         if kind == "exporter":
             uri, aws, port, data = rest
-            asyncio.run(exporter(uri, aws, int(port), options.rounds, Path(data)))
+            asyncio.run(exporter(uri, aws, int(port), options.rounds, Path(data), options.gap_fill_window))
         else:
             scrape(int(rest[0]), 0.03, *rest[1:])
         return
-    run(options.workers, options.latency, options.rounds)
+    run(options.workers, options.latency, options.rounds, options.gap_fill_window)
 
 
-def run(workers: int, latency: float, rounds: int) -> None:
+def run(workers: int, latency: float, rounds: int, window: str) -> None:
     """Start the processes, collect their output, print the figures."""
     from pymongo import MongoClient
 
     environment = {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench", "PATH": "/usr/bin:/bin"}
-    with tempfile.TemporaryDirectory() as folder:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        FakeAws(Path(folder), workers, latency, period=300) as fake,
+    ):
         mongod = Mongod(Path(folder, "mongo"), free_port())
         mongod.start()
-        aws_port, port = free_port(), free_port()
-        fake = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "tests.helpers.fake_cloudwatch", "--port", str(aws_port), "--workers", str(workers)),
-                *("--latency", str(latency), "--regions", ",".join(REGIONS)),
-            ]
-        )
+        port = free_port()
         child = scraper = None
         try:
             uri = mongod.uri.replace("/?", "/bench?")
             with MongoClient[dict[str, Any]](uri) as client:
                 client.bench.workers.insert_many(aggregates(workers))
-            me = [sys.executable, "-m", "bench.rounds", "--rounds", str(rounds), "--child"]
+            me = [sys.executable, "-m", "bench.rounds", "--rounds", str(rounds), "--gap-fill-window", window, "--child"]
             child = subprocess.Popen(
-                [*me, "exporter", uri, f"http://127.0.0.1:{aws_port}", str(port), f"{folder}/data"],
+                [*me, "exporter", uri, fake.url, str(port), f"{folder}/data"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -268,7 +281,7 @@ def run(workers: int, latency: float, rounds: int) -> None:
             report(lines, scraped)
             print(f"CPU the host gave to others     {steal / ticks:.1%}; the slowest scrapes grow with it")
         finally:
-            for process in (scraper, child, fake):
+            for process in (scraper, child):
                 if process and process.poll() is None:
                     process.terminate()
                     process.wait()
@@ -282,7 +295,7 @@ def report(lines: Sequence[Mapping[str, Any]], scraped: Mapping[str, Any]) -> No
     steady = sorted(latency for at, latency in scraped["latencies"] if at > lines[CATCHING_UP]["at"])
     rss = [line["rss"] / 2**20 for line in lines[1:]]
     quarter = max(1, len(rss) // 4)
-    print(f"first cycle (fills a day)       {lines[0]['took']:.1f} s, {lines[0]['mirrored']} samples")
+    print(f"first cycle (fills gaps)        {lines[0]['took']:.1f} s, {lines[0]['mirrored']} samples")
     print(
         f"cycle / interval                median {statistics.median(took) / 300:.2%}, worst {max(took) / 300:.2%} "
         f"({statistics.median(took):.2f} s, {max(took):.2f} s)"

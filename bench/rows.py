@@ -8,7 +8,7 @@ from typing import NamedTuple
 import httpx
 from pymongo.errors import PyMongoError
 
-from bench import commands, cycle, profile, reads, scrapes, starts, views
+from bench import commands, cycle, profile, reads, scrapes, starts, storage, views
 from bench.context import Context
 from bench.cycle import Load, Stand, shared_loads, stand
 from bench.figures import Figure, Skipped
@@ -55,7 +55,8 @@ OTHER_ROWS: Mapping[str, Row] = {
     "remote_read": Row("remote read and PromQL over the history, against the bare query", reads.read_remotely),
     "statistics": Row("a day by hour of 100 workers in the library, against one aggregate", reads.statistics),
     "mirror": Row("samples from the outbox into the history, against a bare insert_many", reads.mirror),
-    "backfill": Row("eight days of 100 workers, against a bare insert_many", commands.backfill),
+    "backfill": Row("eight days of 100 workers into the history, against a bare insert_many", commands.backfill),
+    "storage": Row("the disk that a sample takes in MongoDB", storage.storage),
     "pages": Row("pages, charts, and scrapes beside readers", views.load_pages),
     "gaps": Row("opening a day of gaps in the outbox", views.open_gaps),
     "panels": Row("opening every dashboard: Prometheus with the history behind it", views.open_panels),
@@ -80,7 +81,7 @@ def in_minutes(context: Context, loads: Sequence[Load], names: Sequence[str]) ->
     with stand(context, loads) as here:
         for name in names:
             context.row = name
-            yield from MINUTE_ROWS[name].run(context, here)
+            yield from attempt(context, partial(MINUTE_ROWS[name].run, context, here))
 
 
 def attempt(context: Context, measure: Callable[[], Iterator[Figure | Skipped]]) -> Iterator[Figure | Skipped]:

@@ -20,7 +20,7 @@ from pymongo.collection import Collection
 
 from bench.context import Context
 from bench.cycle import READ_SECOND, Load, Stand, sleep_until, tick
-from bench.figures import Figure
+from bench.figures import Figure, Skipped
 from bench.history import HISTORY
 from bench.processes import cpu_seconds, environment
 from bench.subjects import HERE, Exporter, Subject
@@ -28,6 +28,8 @@ from bench.subjects import HERE, Exporter, Subject
 ENCODINGS = ("gzip", "identity")
 SCRAPED_SECOND, QUIET_SECOND = 54, 35
 """From when to when each subject is scraped: all cycles are in between."""
+MIN_SCRAPES = 100
+"""Scrapes during a cycle below which there is no 99th percentile."""
 CPU_SCRAPES = 10
 """Scrapes of one sample of their CPU."""
 UTILIZATION = (b"cpu_utilization_ratio", b"memory_utilization_ratio", b"_cpuutilization_average", b"_mem_used_percent_average")
@@ -36,7 +38,7 @@ WATCH_SECONDS = 0.1
 """Time between two looks at /metrics and at the history."""
 
 
-def run(context: Context, here: Stand) -> Iterator[Figure]:
+def run(context: Context, here: Stand) -> Iterator[Figure | Skipped]:
     """Row `scrape`: the largest fleet of the stand."""
     load = here.largest
     tick(here.subjects)
@@ -54,7 +56,7 @@ def run(context: Context, here: Stand) -> Iterator[Figure]:
         yield Figure("scrape", load.case, "identity, size of CPU and memory", subject.name, "KiB", (size,))
 
 
-def latencies(load: Load, subjects: Sequence[Subject], encoding: str) -> Iterator[Figure]:
+def latencies(load: Load, subjects: Sequence[Subject], encoding: str) -> Iterator[Figure | Skipped]:
     """Yield the latencies of a minute in which each subject is scraped continuously during its cycle."""
     sleep_until(SCRAPED_SECOND)
     scrapers = []
@@ -66,7 +68,11 @@ def latencies(load: Load, subjects: Sequence[Subject], encoding: str) -> Iterato
         scrapers.append((subject, process))
     sleep_until(QUIET_SECOND)
     for subject, process in scrapers:
-        took = [seconds * 1000 for _, seconds in json.loads(process.communicate("")[0])["latencies"]]
+        took = [seconds * 1000 for _, seconds in json.loads(process.communicate("")[0] or '{"latencies": []}')["latencies"]]
+        if len(took) < MIN_SCRAPES:
+            reason = f"{len(took)} scrapes in a cycle; the machine is too busy"
+            yield Skipped("scrape", f"{subject.name}, {load.case}, {encoding}", reason)
+            continue
         for name, value in (("p50", statistics.median(took)), ("p99", statistics.quantiles(took, n=100)[98])):
             yield Figure("scrape", load.case, f"{encoding}, {name}", subject.name, "ms", (value,))
 

@@ -1,13 +1,14 @@
 """`make bench` at a tiny size: its JSON, its tables, and the page that is written from it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bench import __main__ as bench
-from bench import starts
+from bench import machine, starts
 from bench.fake_aws import FakeAws
 from bench.figures import BARE_CLIENT, EXPORTER, YACE, Figure, Skipped, Target, results
 from bench.peers import CACHE, CLOUDWATCH_EXPORTER_JAR, YACE_VERSION
@@ -18,7 +19,7 @@ from bench.subjects import Values, wrong_values
 from exporter.core.model import MetricName
 from tests.helpers.fake_cloudwatch import instance_id
 
-ABOUT = {
+ABOUT: dict[str, Any] = {
     "date": "2026-11-28T00:00:00Z",
     "commit": "abc1234",
     "command": "python -m bench",
@@ -114,8 +115,32 @@ def test_runs_of_several_rows_are_merged() -> None:
     second.figures = [Figure("cli", "a process", "CPU", EXPORTER, "s", (0.1,))]
     both = first.merged(second)
     assert [figure.row for figure in both.figures] == ["cycle", "cycle", "cli"]
-    assert both.about["seconds"] == 180
+    assert [piece["seconds"] for piece in both.pieces] == [90, 90]
     assert first.merged(run_of(0.7)).figures == run_of(0.7).figures
+
+
+def test_runs_of_one_row_at_several_sizes_are_merged_and_each_says_its_load(page: Path) -> None:
+    large = run_of(7.0, (Skipped("cycle", "cloudwatch_exporter", "too slow"),))
+    large.figures = [replace(each, case="10,000 workers, 0 ms") for each in large.figures]
+    large.about |= {"command": "python -m bench --sizes 10000", "load": {**ABOUT["load"], "before": [9.5, 1.0, 1.0]}}
+    both = Run.from_json(run_of(0.8).merged(large).to_json())
+    assert [figure.case for figure in both.figures] == [CASE, CASE, "10,000 workers, 0 ms", "10,000 workers, 0 ms"]
+    write_page(both, None, page)
+    found = parts(page)
+    assert CASE in found["cycle"]
+    assert "| 10,000 workers, 0 ms | CPU, s | 7 |" in found["cycle"]
+    assert "| `python -m bench` | 2026-11-28T00:00:00Z | abc1234 | 2 | 1.0, 2.0 | 1.0% |" in found["machine"]
+    assert "| `python -m bench --sizes 10000` | 2026-11-28T00:00:00Z | abc1234 | 2 | 9.5, 2.0 | 1.0% |" in found["machine"]
+    assert "too slow" in found["skipped"]
+
+
+def test_a_command_is_shown_without_the_folders_of_the_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("sys.argv", ["bench", "--before", str(tmp_path / "old"), "--sizes", "5"])
+    assert machine.command() == "python -m bench --before old --sizes 5"
+
+
+def test_the_version_of_mongod_is_a_number() -> None:
+    assert machine.versions()["mongod"].split(".")[0].isdigit()
 
 
 def test_a_wrong_a_missing_and_a_stale_value_are_counted(tmp_path: Path) -> None:
@@ -189,7 +214,7 @@ def test_a_tiny_fleet_is_measured_in_minutes_and_every_value_is_right(tmp_path: 
 @pytest.mark.waits(60)
 @pytest.mark.timeout(900)
 def test_the_other_rows_at_a_tiny_size(tmp_path: Path, page: Path) -> None:
-    rows = "start,cli,history,remote_read,statistics,mirror,backfill,pages,gaps"
+    rows = "start,cli,history,remote_read,statistics,mirror,backfill,storage,pages,gaps"
     found, medians = measured(tmp_path, page, rows)
     for row in ("history", "remote_read", "statistics", "mirror", "backfill"):
         subjects = {subject for its, _, subject in medians if its == row}
