@@ -75,6 +75,21 @@ class AsyncCache(Generic[K, V]):
         """
         return await self._get(dict.fromkeys(keys), load, is_fresh, inf)
 
+    def peek(self, key: K) -> V | None:
+        """Return the value of `key` where it is cached and not older than its `ttl`; None otherwise."""
+        entry = self._entries.get(key)
+        if entry is None or self._monotonic() - entry.loaded_at >= entry.ttl:
+            return None
+        self._entries.move_to_end(key)
+        return entry.value
+
+    def put(self, key: K, value: V, ttl: float = inf) -> None:
+        """Cache the value of `key` for `ttl` seconds, for a load that must end with its caller."""
+        self._remove(key)
+        entry = self._entries[key] = _Entry(value, self._monotonic(), ttl, self._weigh(value))
+        self._weight += entry.weight
+        self.evict(self._max_weight)
+
     def touch(self, keys: Iterable[K]) -> None:
         """Mark the cached ones of `keys` as used, each more recently than the one before it."""
         for key in keys:
@@ -127,12 +142,8 @@ class AsyncCache(Generic[K, V]):
         finally:
             for key in keys:
                 del self._loading[key]
-        now = self._monotonic()
         for key in keys:
-            self._remove(key)
-            entry = self._entries[key] = _Entry(values[key], now, ttl, self._weigh(values[key]))
-            self._weight += entry.weight
-        self.evict(self._max_weight)
+            self.put(key, values[key], ttl)
         return values
 
     def _remove(self, key: K) -> None:

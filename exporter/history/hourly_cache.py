@@ -8,6 +8,7 @@ import time
 from array import array
 from bisect import bisect_left
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import NamedTuple, Protocol
 
 from exporter.core.async_cache import AsyncCache
@@ -30,6 +31,12 @@ WORKER_DAYS_PER_READ = 1000
 """Workers × days of one query: a second of MongoDB's time, after which waiting queries of others get their turn."""
 
 
+JOINED_TTL_SECONDS = 20
+"""Seconds for which a field of the same workers and days is served from one piece: as long as a dashboard takes to open."""
+MAX_JOINED_BYTES = 32 << 20
+"""Bytes of values kept for that: a week of a thousand workers takes 1.5 MB a field."""
+
+
 class HourlySource(Protocol):
     """The hourly aggregates in MongoDB; part of the repository."""
 
@@ -43,6 +50,8 @@ class HourlySource(Protocol):
         """Return the gap-filling window, in seconds, of the exporter that writes the history."""
 
 
+_Column = tuple[str, str, "array[int]", "array[float]"]
+"""Worker id, region, ends of the hours in milliseconds, values."""
 _Key = tuple[int, str, str | None]
 """First second of a UTC day, worker id, and what is read together: see `HourlySource.hours`."""
 
@@ -56,6 +65,8 @@ class _CachedDay(NamedTuple):
     """Change marker of the backfill lease before the read; None when samples of the day could still arrive."""
     parts: tuple[WorkerDay, ...]
     """One per region; empty when the worker has no samples on that day."""
+    read_at: float
+    """Monotonic seconds."""
 
 
 def days_of(start: int, end: int) -> range:
@@ -88,12 +99,14 @@ class HourlyCache:
         self._change_marker = change_marker
         self._gap_fill_window = gap_fill_window
         self._wall = wall
+        self._monotonic = monotonic
         self._days: AsyncCache[_Key, _CachedDay] = AsyncCache(monotonic=monotonic)
+        self._joined: AsyncCache[tuple[str, range, tuple[str, ...], str | None], list[_Column]] = AsyncCache(
+            max_weight=MAX_JOINED_BYTES, weigh=_bytes_of_values, monotonic=monotonic
+        )
         self._slots = asyncio.Semaphore(READS)
 
-    async def columns(
-        self, worker_ids: Collection[str], start: int, end: int, field: str | None
-    ) -> AsyncIterator[tuple[str, str, "array[int]", "array[float]"]]:
+    async def columns(self, worker_ids: Collection[str], start: int, end: int, field: str | None) -> AsyncIterator[_Column]:
         """Yield (worker id, region, milliseconds, values) of a `HourlyMetric.field` in [start, end] milliseconds.
 
         Raises:
@@ -104,11 +117,18 @@ class HourlyCache:
         days = days_of(start // 1000, last)
         if not worker_ids or not days:
             return
-        for worker_id, entries in await self._cached_days(days, sorted(set(worker_ids)), MEASURED_BY.get(field)):
-            for region, (stamps, values) in _joined(entries, field).items():
-                inside = slice(bisect_left(stamps, start), bisect_left(stamps, last * 1000 + 1))
-                if stamps[inside]:
-                    yield worker_id, region, stamps[inside], values[inside]
+        workers, marker = tuple(sorted(set(worker_ids))), await self._change_marker()
+        key = (field, days, workers, marker)
+        columns = self._joined.peek(key)
+        if columns is None:
+            entries = await self._cached_days(days, workers, marker, MEASURED_BY.get(field))
+            # In a thread: a month of many workers takes longer than other queries should wait.
+            columns = await asyncio.to_thread(_joined, entries, field)
+            self._joined.put(key, columns, min(JOINED_TTL_SECONDS, self._fresh_for(entries)))
+        for worker_id, region, stamps, values in columns:
+            inside = slice(bisect_left(stamps, start), bisect_left(stamps, last * 1000 + 1))
+            if stamps[inside]:
+                yield worker_id, region, stamps[inside], values[inside]
 
     async def worker_days(self, worker_ids: Collection[str], start: int, end: int) -> list[WorkerDay]:
         """Return all hourly aggregates of the UTC days that [start, end) UTC seconds touches, worker after worker.
@@ -121,14 +141,19 @@ class HourlyCache:
         days = range(align(start, DAY), min(end, int(self._wall())), DAY)
         if not worker_ids or not days:
             return []
-        found = await self._cached_days(days, sorted(set(worker_ids)))
+        found = await self._cached_days(days, sorted(set(worker_ids)), await self._change_marker())
         return [part for _, entries in found for entry in entries for part in entry.parts]
 
+    def _fresh_for(self, workers: Iterable[tuple[str, Iterable[_CachedDay]]]) -> float:
+        """Return the seconds until one of the days must be read again if no backfill writes until then."""
+        now = self._monotonic()
+        ages = {now - entry.read_at for _, entries in workers for entry in entries}
+        return min((RECENT_TTL_SECONDS if age < RECENT_TTL_SECONDS else FINAL_TTL_SECONDS) - age for age in ages)
+
     async def _cached_days(
-        self, days: range, workers: Sequence[str], distribution: str | None = None
+        self, days: range, workers: Sequence[str], marker: str | None, distribution: str | None = None
     ) -> list[tuple[str, list[_CachedDay]]]:
         """Return each worker with its entries of the days; read what is missing."""
-        marker = await self._change_marker()
         window = max(self._gap_fill_window, await self._history.load_gap_window())
         final_before = self._wall() - window - HOUR
         # No more reads are started than can run at once: when one fails, the others are not needed.
@@ -166,8 +191,9 @@ class HourlyCache:
                 async with self._slots:
                     for part in await self._history.hours(worker_ids, run, distribution):
                         parts[part.day, part.worker_id, distribution].append(part)
+            now = self._monotonic()
             return {
-                key: _CachedDay(key[0], marker if key[0] + DAY < final_before else None, tuple(found))
+                key: _CachedDay(key[0], marker if key[0] + DAY < final_before else None, tuple(found), now)
                 for key, found in parts.items()
             }
 
@@ -196,12 +222,25 @@ def _runs(keys: Iterable[_Key]) -> dict[range, list[str]]:
     return runs
 
 
-def _joined(entries: Iterable[_CachedDay], field: str) -> dict[str, tuple["array[int]", "array[float]"]]:
-    """Return region → (ends of the hours with samples in milliseconds, ascending; values of `field`) of one worker."""
-    joined: dict[str, tuple[array[int], array[float]]] = {}
-    for entry in entries:
-        for part in entry.parts:
-            stamps, values = joined.setdefault(part.region, (array("q"), array("d")))
-            stamps += ends(entry.day, part.hours)
-            values += column(part, field)
-    return joined
+def _joined(workers: Iterable[tuple[str, Iterable[_CachedDay]]], field: str) -> list[_Column]:
+    """Return the column of each worker and region, the hours ascending. Workers with the same hours share the array."""
+    found: list[_Column] = []
+    shared: dict[tuple[tuple[int, bytes], ...], array[int]] = {}
+    for worker_id, entries in workers:
+        regions: dict[str, list[WorkerDay]] = {}
+        for entry in entries:
+            for part in entry.parts:
+                regions.setdefault(part.region, []).append(part)
+        for region, parts in regions.items():
+            hours = tuple([(part.day, part.hours) for part in parts])
+            if hours not in shared:
+                shared[hours] = array("q", chain.from_iterable(ends(day, of_day) for day, of_day in hours))
+            values = array("d")
+            for part in parts:
+                values += column(part, field)
+            found.append((worker_id, region, shared[hours], values))
+    return found
+
+
+def _bytes_of_values(columns: Iterable[_Column]) -> int:
+    return sum(8 * len(values) for _, _, _, values in columns)

@@ -290,7 +290,7 @@ def _encode_hourly(
             continue
         if labels_only or metric is INFO_1H:
             values = array("d", [1]) * len(stamps)
-        elif any(value != value for value in values):  # NaN: an hour with samples, but none with this field
+        elif math.isnan(sum(values)):  # NaN: an hour with samples, but none with this field
             stamps = [stamp for stamp, value in zip(stamps, values, strict=True) if value == value]
             values = [value for value in values if value == value]
         if stamps:

@@ -245,6 +245,7 @@ async def test_after_a_failure_no_further_read_starts(cache_env: CacheEnv) -> No
 async def test_the_least_recently_used_days_are_evicted(cache_env: CacheEnv, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hourly, "MAX_CACHED_WORKER_DAYS", 4)
     for day in (0, 1, 0, 2, 0, 1):
+        cache_env.now += hourly.JOINED_TTL_SECONDS
         await cache_env.read("a", "b", start=OLD + day * DAY + HOUR, end=OLD + day * DAY + 2 * HOUR)
     assert [(read.start - OLD) // DAY for read, _ in cache_env.history.reads] == [0, 1, 2, 1]
 

@@ -258,8 +258,8 @@ def test_only_final_rows_are_deleted(outbox: Outbox) -> None:
 
 
 def test_all_rows_that_were_read_are_deleted_and_no_others(outbox: Outbox) -> None:
-    rows = [replace(READY, worker_id=worker, start=T + at * P) for worker in ("w1", "w2", "w3") for at in range(4)]
-    put(outbox, *rows, replace(ROW, worker_id="w0", start=T + P), replace(READY, worker_id="w0", start=T + 2 * P))
+    rows = [READY._replace(worker_id=worker, start=T + at * P) for worker in ("w1", "w2", "w3") for at in range(4)]
+    put(outbox, *rows, ROW._replace(worker_id="w0", start=T + P), READY._replace(worker_id="w0", start=T + 2 * P))
     outbox.set_aside([("w0", T + 2 * P)])
     outbox.delete([row[:2] for row in outbox.ready(5, T + P)], all_read=True)  # three of w1, two of w2
     assert [row[:2] for row in outbox.ready(20)] == [("w1", T), *((w, T + at * P) for w, at in LEFT)]
@@ -279,21 +279,21 @@ def add_later(outbox: Outbox) -> None:
 
 
 def open_later(outbox: Outbox) -> None:
-    put(outbox, replace(READY, start=T + P))
+    put(outbox, READY._replace(start=T + P))
 
 
 def finalize_later(outbox: Outbox) -> None:
     with outbox.transaction():
-        outbox.update([replace(READY, start=T + P)])
+        outbox.update([READY._replace(start=T + P)])
 
 
 @pytest.mark.parametrize("become_final", [add_later, open_later, finalize_later])
 def test_a_row_that_becomes_final_among_those_that_were_read_is_not_deleted_with_them(
     outbox: Outbox, become_final: Callable[[Outbox], None]
 ) -> None:
-    put(outbox, READY, replace(READY, start=T + 2 * P))
+    put(outbox, READY, READY._replace(start=T + 2 * P))
     if become_final is finalize_later:
-        put(outbox, replace(ROW, start=T + P))
+        put(outbox, ROW._replace(start=T + P))
     rows = outbox.ready(10)
     become_final(outbox)
     outbox.delete([row[:2] for row in rows], all_read=True)
@@ -302,10 +302,10 @@ def test_a_row_that_becomes_final_among_those_that_were_read_is_not_deleted_with
 
 
 def test_rows_in_a_new_file_are_not_those_that_were_read(outbox: Outbox) -> None:
-    put(outbox, READY, replace(READY, start=T + P))
+    put(outbox, READY, READY._replace(start=T + P))
     rows = outbox.ready(10)
     outbox.replace(StoreError("damaged"))
-    put(outbox, replace(ROW, worker_id="w0"), replace(ROW, worker_id="w1"))
+    put(outbox, ROW._replace(worker_id="w0"), ROW._replace(worker_id="w1"))
     with outbox.transaction() as database:  # not through the outbox, which would notice
         database.execute("UPDATE sample SET state=1")
     outbox.delete([row[:2] for row in rows], all_read=True)
@@ -313,7 +313,7 @@ def test_rows_in_a_new_file_are_not_those_that_were_read(outbox: Outbox) -> None
 
 
 def test_deleting_what_another_program_has_changed_meanwhile_fails_and_changes_nothing(outbox: Outbox) -> None:
-    put(outbox, READY, replace(READY, start=T + P), replace(READY, worker_id="w2"))
+    put(outbox, READY, READY._replace(start=T + P), READY._replace(worker_id="w2"))
     rows = outbox.ready(3)
     with outbox.transaction() as database:
         database.execute("DELETE FROM sample WHERE start=?", (T + P,))
