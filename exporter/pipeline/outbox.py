@@ -281,15 +281,12 @@ class Outbox(OutboxFile):
 
     def oldest(self) -> int | None:
         """Return the start of the oldest row that is not set aside; None if there is none."""
-        return self._select(_OLDEST)[0][0] if self._has_pending() else None
+        return self._select(_OLDEST)[0][0] if self._counts[OPEN] or self._counts[READY] else None
 
     def _count(self, state: int, added: int) -> None:
         self._counts[state] += added
         if state == READY and added:
             self._range_read = None
-
-    def _has_pending(self) -> bool:
-        return bool(self._counts[OPEN] or self._counts[READY])
 
     def _rows(self, where: str, parameters: Sequence[object]) -> list[PendingSample]:
         rows = self._select(f"SELECT {_ROW} FROM sample WHERE {where}", parameters)
