@@ -212,3 +212,17 @@ async def test_a_failure_of_keys_that_a_caller_does_not_want_is_not_its_failure(
         with pytest.raises(ValueError, match="no"):
             await task
     assert await cache.get_many("d", other.many, always) == {"d": 2}, "its own load went on"
+
+
+async def test_a_value_that_was_put_is_there_until_its_time_and_counts_for_the_limit() -> None:
+    clock = Clock(0.0)
+    cache: AsyncCache[str, int] = AsyncCache(max_weight=5, weigh=lambda value: value, monotonic=clock)
+    assert cache.peek("a") is None
+    cache.put("a", 2, ttl=20)
+    cache.put("b", 3)
+    assert (cache.peek("a"), cache.peek("b")) == (2, 3)
+    cache.put("c", 1)
+    assert (cache.peek("a"), cache.peek("c")) == (None, 1), "the one that was used longest ago made room"
+    cache.put("c", 2, ttl=20)
+    clock.now += 20
+    assert (cache.peek("b"), cache.peek("c")) == (3, None)

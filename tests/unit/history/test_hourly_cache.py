@@ -11,7 +11,7 @@ from exporter.core.history_metrics import FIELDS, NEWEST, distribution_fields
 from exporter.core.periods import DAY, HOUR
 from exporter.history import hourly_cache as hourly
 from exporter.history.hourly_cache import HourlyCache
-from exporter.storage.hourly import WorkerDay
+from exporter.storage.hourly import WorkerDay, column
 
 TODAY = 1_767_225_600
 NOW = TODAY + 12 * HOUR + 1800
@@ -257,3 +257,26 @@ async def test_of_too_many_days_in_one_query_the_newest_are_kept(cache_env: Cach
     cache_env.history.reads.clear()
     await cache_env.read("a", "b", start=OLD + DAY + HOUR, end=OLD + 3 * DAY)
     assert cache_env.history.reads == []
+
+
+async def test_a_field_is_joined_once_for_the_same_workers_and_days(
+    cache_env: CacheEnv, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joined: list[str] = []
+
+    def count(part: WorkerDay, field: str) -> "array[float]":
+        joined.append(part.worker_id)
+        return column(part, field)
+
+    monkeypatch.setattr(hourly, "column", count)
+    first = await cache_env.read("a", "b")
+    assert await cache_env.read("b", "a", end=OLD + 5 * HOUR) == {key: values[:5] for key, values in first.items()}
+    assert joined == ["a", "b"]
+    assert await cache_env.read("a") == {key: values for key, values in first.items() if key[0] == "a"}
+    assert joined == ["a", "b", "a"], "other workers"
+    cache_env.now += hourly.JOINED_TTL_SECONDS
+    await cache_env.read("a")
+    assert joined == ["a", "b", "a", "a"], "later"
+    cache_env.marker = "2"
+    await cache_env.read("a")
+    assert joined == ["a", "b", "a", "a", "a"], "after a backfill"
