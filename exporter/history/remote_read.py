@@ -109,7 +109,9 @@ def _matcher(matcher: pb.LabelMatcher) -> Matcher:
 
 
 _RECORD = 18
-"""Bytes of a sample from 2004 to 3084: three of headers, eight of the value, seven of the timestamp."""
+"""Bytes of a sample within _USUAL: three of headers, eight of the value, seven of the timestamp."""
+_USUAL = range(1 << 35, 1 << 42)
+"""Milliseconds, from 1971 to 2109, whose varint has six bytes."""
 _VALUE_AT = 3
 """Bytes before the value in a sample."""
 
@@ -157,9 +159,9 @@ def encode_series(labels: Labels, stamps: Sequence[int], values: Sequence[float]
     if sys.byteorder == "big":
         doubles.byteswap()
     packed = doubles.tobytes()
-    body = bytearray(_records(array("q", stamps).tobytes()))
-    if len(body) == _RECORD * len(stamps):  # then the n-th bytes of all values are one slice each: no loop over the samples
-        for n in range(8):
+    if stamps and stamps[0] in _USUAL and stamps[-1] in _USUAL:
+        body = bytearray(_records(array("q", stamps).tobytes()))
+        for n in range(8):  # the n-th bytes of all values are one slice: no loop over the samples
             body[_VALUE_AT + n :: _RECORD] = packed[n::8]
     else:
         body = bytearray().join(_sample(packed[8 * n : 8 * n + 8], _stamp(stamp)) for n, stamp in enumerate(stamps))
