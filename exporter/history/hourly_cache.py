@@ -29,8 +29,6 @@ READS = 3
 """Queries to MongoDB at the same time; each keeps one of its cores busy."""
 WORKER_DAYS_PER_READ = 1000
 """Workers × days of one query: a second of MongoDB's time, after which waiting queries of others get their turn."""
-
-
 JOINED_TTL_SECONDS = 20
 """Seconds for which a field of the same workers and days is served from one piece: as long as a dashboard takes to open."""
 MAX_JOINED_BYTES = 32 << 20

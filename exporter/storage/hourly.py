@@ -22,8 +22,8 @@ from exporter.core.history_metrics import (
     distribution_fields,
 )
 from exporter.core.periods import DAY, HOUR, align
-from exporter.storage.rows import Document, documents
-from exporter.storage.statistics import has_non_numeric, type_checked_value
+from exporter.storage.rows import Document, are_numeric, documents
+from exporter.storage.statistics import type_checked_value
 
 _CPU, _LABS, _MOST_LABS = "cpu_utilization_avg", "active_labs_count_avg", "active_labs_count_max"
 _MEASURED = FIELDS[: FIELDS.index(RUNNING)]
@@ -86,7 +86,7 @@ def worker_days(batches: Iterable[bytes], type_checked: bool, *, period: int) ->
     """
     found = documents(batches)
     if not type_checked and (
-        has_non_numeric([row[name] for row in found for name in _MEASURED])
+        not are_numeric([row[name] for row in found for name in _MEASURED])
         or not all(isinstance(row["_id"]["r"], str) for row in found)
     ):
         return None

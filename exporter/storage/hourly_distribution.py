@@ -7,7 +7,7 @@ these statistics are wanted: they are as many as the samples, while the other ho
 import math
 from collections.abc import Iterable
 
-from exporter.core.distribution import PERCENTILES, percentile
+from exporter.core.distribution import Distribution, distribution_of
 from exporter.core.history_metrics import THRESHOLDS
 from exporter.storage.hourly import HOUR_OF_SAMPLE, REGION_AS_TEXT, WorkerDay, by_day
 from exporter.storage.rows import Document, documents
@@ -39,12 +39,9 @@ def distribution_days(batches: Iterable[bytes], field: str, period: int) -> list
         field: that of the pipeline.
         period: of the samples, in seconds.
     """
-    threshold = THRESHOLDS[field]
-    found: list[WorkerDay] = []
+    wanted, found = Distribution(percentiles=True, above=THRESHOLDS[field]), list[WorkerDay]()
     for row in documents(batches):
-        for values in row["values"]:
-            values.sort()
-        percentiles = ([percentile(values, percent) for values in row["values"]] for percent in PERCENTILES)
-        above = [period * sum(value > threshold for value in values) for values in row["values"]]
-        found += by_day(row["_id"]["w"], row["_id"]["r"], row["hours"], *percentiles, above)
+        of_hours = [distribution_of(values, wanted, period) for values in row["values"]]
+        columns = zip(*((each["p50"], each["p95"], each["p99"], each["above_seconds"]) for each in of_hours), strict=True)
+        found += by_day(row["_id"]["w"], row["_id"]["r"], row["hours"], *columns)
     return found

@@ -18,6 +18,8 @@ from exporter.storage.rows import Document, FieldStatistics, StatisticsRow, are_
 T = TypeVar("T")
 _KEYS = {field: tuple(f"{field}_{how}" for how in ("sum", "min", "max", "count")) for field in METRIC_FIELDS}
 _MEASURED = [key for total, lowest, highest, _ in _KEYS.values() for key in (total, lowest, highest)]
+"""A non-numeric value shows in these: every other type and NaN in an extreme; a Decimal128 between two numbers only in the sum,
+which it makes one."""
 _NOT_FINITE = [math.nan, math.inf, -math.inf]
 
 
@@ -41,8 +43,8 @@ def statistics_pipeline(
         zone: of days and weeks. Then the start of a group is the time that its clocks show.
         by_worker: group by worker, too.
         every_value: return every value of each group, too; MongoDB has percentiles from 7.0 on only.
-        type_checked: check the type of every value. That takes half as long again, so it is done only where `has_non_numeric`
-            found another type.
+        type_checked: check the type of every value. That takes half as long again, so it is done only where the result
+            shows another type.
     """
     time: object = "$timestamp" if zone is None else {"$add": ["$timestamp", _utc_offset(match["timestamp"], zone)]}
     offset = align_interval(0, interval) * 1000
@@ -99,14 +101,6 @@ def type_checked_value(field: str) -> object:
     return {"$cond": [{"$and": [typed, {"$not": [{"$in": [value, _NOT_FINITE]}]}]}, value, None]}
 
 
-def has_non_numeric(columns: Sequence[Sequence[object]]) -> bool:
-    """Return whether a non-numeric value was among samples, by the columns of their extremes and of their sums or averages.
-
-    Every other type shows in an extreme, as does NaN. A Decimal128 between two numbers does not, but it makes the sum one.
-    """
-    return not are_numeric(columns)
-
-
 class FieldColumns(NamedTuple):
     """One metric over the intervals of a worker, in the metric's unit; see `FieldStatistics`."""
 
@@ -151,7 +145,7 @@ def statistics(
         Worker id (empty unless grouped by worker), and its statistics.
     """
     parts = documents(batches)
-    if not type_checked and has_non_numeric([part[key] for part in parts for key in _MEASURED]):
+    if not type_checked and not are_numeric([part[key] for part in parts for key in _MEASURED]):
         return None
     workers: dict[str, Document] = {}
     for part in parts:
