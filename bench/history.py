@@ -34,14 +34,17 @@ FIELDS = ("cpu_utilization", "memory_utilization", "active_labs_count")
 Document = dict[str, Any]
 
 
+def create(history: "Collection[Document]", days: int | None = None) -> None:
+    """Create the time series with its index, as the exporter does; samples expire after so many days, None: never."""
+    expiry = {} if days is None else {"expireAfterSeconds": days * DAY}
+    options: Document = {"timeseries": {"timeField": "timestamp", "metaField": "worker_id", "granularity": "minutes"}, **expiry}
+    history.database.create_collection(history.name, **options)
+    history.create_index([("worker_id", 1), ("timestamp", 1)])
+
+
 def fill(history: "Collection[Document]", workers: int, end: int) -> None:
     """Insert every sample of every worker until UTC second `end`; each worker is stopped for a few hours of some nights."""
-    history.database.create_collection(
-        history.name,
-        timeseries={"timeField": "timestamp", "metaField": "worker_id", "granularity": "minutes"},
-        expireAfterSeconds=(DAYS + 1) * DAY,
-    )
-    history.create_index([("worker_id", 1), ("timestamp", 1)])
+    create(history, DAYS + 1)
     dice = random.Random(1)
     stamps = [to_datetime(at) for at in range(end - DAYS * DAY, end, PERIOD)]
     for number in range(workers):

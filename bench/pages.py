@@ -17,7 +17,7 @@ from contextlib import contextmanager
 import httpx
 from pymongo import MongoClient
 
-from bench.history import HISTORY, INVENTORY, Document, database, exporter_process, inventory, worker_id
+from bench.history import HISTORY, INVENTORY, Document, create, database, exporter_process, inventory, worker_id
 from exporter.core.periods import DAY, HOUR, align, to_datetime
 
 PERIOD = 300
@@ -30,10 +30,7 @@ PAUSE_SECONDS = 0.02
 def fill(client: "MongoClient[Document]", workers: int, end: int) -> None:
     """Insert worker documents, and a day of samples before UTC second `end`."""
     database = client.bench
-    database.create_collection(
-        HISTORY, timeseries={"timeField": "timestamp", "metaField": "worker_id", "granularity": "minutes"}
-    )
-    database[HISTORY].create_index([("worker_id", 1), ("timestamp", 1)])
+    create(database[HISTORY])
     for number in range(workers):
         database[HISTORY].insert_many(
             [

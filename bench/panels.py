@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 from pymongo import MongoClient
 
-from bench.history import HISTORY, INVENTORY, PERIOD, Document, database, exporter_process, inventory, worker_id
+from bench.history import HISTORY, INVENTORY, PERIOD, Document, create, database, exporter_process, inventory, worker_id
 from exporter.core.model import STATUSES
 from exporter.core.periods import DAY, HOUR, align, to_datetime
 from exporter.demo import prometheus as prometheus_module
@@ -87,12 +87,8 @@ def cpu_at(number: int, at: int) -> float:
 
 def fill(database: Any, workers: int, days: int, end: int) -> None:  # noqa: ANN401  # pymongo's generic database
     """Insert the samples of `days` until UTC second `end`, the inventory, and the worker documents."""
-    history = database.create_collection(
-        HISTORY,
-        timeseries={"timeField": "timestamp", "metaField": "worker_id", "granularity": "minutes"},
-        expireAfterSeconds=(days + 30) * DAY,
-    )
-    history.create_index([("worker_id", 1), ("timestamp", 1)])
+    history = database[HISTORY]
+    create(history, days + 30)
     stamps = [(at, to_datetime(at)) for at in range(end - days * DAY, end, PERIOD)]
     for number in range(workers):
         history.insert_many(

@@ -17,11 +17,12 @@ from pathlib import Path
 
 from bench.processes import rss_mib
 from exporter.core.catalog import StatusForm
-from exporter.core.model import EC2_CHECK_STATES, LICENSE_STATES, SERVICE_STATES, Worker, WorkerFacts, WorkerGauges
+from exporter.core.model import WorkerGauges
 from exporter.demo import prometheus as prometheus_module
 from exporter.demo.prometheus import SOURCE
 from exporter.metrics.worker_block import WorkerBlock
 from tests.helpers.prometheus import Prometheus
+from tests.helpers.sized_workers import running_worker
 
 REGIONS = 20
 
@@ -29,26 +30,7 @@ REGIONS = 20
 def block(workers: int, every_field: bool, status: StatusForm) -> bytes:
     """Return /metrics of a fleet that runs."""
     now = int(time.time())
-    facts = WorkerFacts(
-        ready=True,
-        uptime=86400.0,
-        nodes_running=1,
-        nodes_total=2,
-        disk_used=64e9,
-        disk_total=128e9,
-        memory_total=192e9,
-        licensed=True,
-        auto_pauses=1,
-        idle_pause_at=now,
-        detailed_monitoring=True,
-        instance_check=EC2_CHECK_STATES[0],
-        system_check=EC2_CHECK_STATES[0],
-        service_status=SERVICE_STATES[0],
-        license_status=LICENSE_STATES[0],
-    )
-    one = Worker("", "", "", "running", instance_type="m5zn.metal", cml_version="2.8.1", active_labs=1, created_at=now)
-    if every_field:
-        one = replace(one, facts=facts, last_activity_at=now)
+    one = running_worker(now, every_field=every_field)
     gauges = [
         WorkerGauges(
             replace(one, id=f"worker-{n:06d}", region=f"region-{n % REGIONS}", instance_id=f"i-{n:017x}", name=f"cml-{n:06d}"),

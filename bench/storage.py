@@ -13,7 +13,7 @@ from pymongo.collection import Collection
 
 from bench.context import Context
 from bench.figures import Figure
-from bench.history import DAYS, HISTORY, PERIOD, Document, database, worker_id
+from bench.history import DAYS, HISTORY, PERIOD, Document, create, database, worker_id
 from bench.reads import stand
 from exporter.core.periods import DAY, align, to_datetime
 
@@ -49,11 +49,8 @@ def size(collection: "Collection[Document]", case: str, samples: int) -> Iterato
 
 def fill(client: "MongoClient[Document]", workers: int, days: int) -> "Collection[Document]":
     """Insert days period by period; return the collection."""
-    client.bench.create_collection(
-        HISTORY, timeseries={"timeField": "timestamp", "metaField": "worker_id", "granularity": "minutes"}
-    )
     collection = client.bench[HISTORY].with_options(write_concern=WriteConcern("majority", j=True))
-    collection.create_index([("worker_id", 1), ("timestamp", 1)])
+    create(collection)
     dice, end = random.Random(1), align(int(time.time()), DAY)
     for at in range(end - days * DAY, end, PERIOD):
         stamp = to_datetime(at)

@@ -12,13 +12,9 @@ from exporter.commands.estimate import estimate
 from exporter.core.budget import DOLLARS_PER_METRIC, MONTH
 from exporter.core.catalog import StatusForm
 from exporter.core.model import (
-    EC2_CHECK_STATES,
-    LICENSE_STATES,
-    SERVICE_STATES,
     STATUS_CODES,
     Fleet,
     Worker,
-    WorkerFacts,
     WorkerGauges,
 )
 from exporter.core.periods import DAY, parse_duration
@@ -27,6 +23,7 @@ from exporter.pipeline import calls
 from exporter.pipeline.lifecycle import Rules
 from exporter.sources.cloudwatch import memory_series, queries
 from exporter.web import connections, parameters
+from tests.helpers.sized_workers import running_worker
 from tests.helpers.worker_families import render
 
 ROOT = Path(__file__).parents[2]
@@ -144,37 +141,9 @@ def test_the_price_is_that_of_the_budget() -> None:
 
 
 def test_the_series_of_a_worker_are_those_of_metrics() -> None:
-    least = Worker(
-        "worker-00001",
-        "eu-west-1",
-        "i-0123456789abcdef0",
-        "running",
-        name="cml-1",
-        instance_type="m5zn.metal",
-        cml_version="2.8.1",
-        active_labs=1,
-        created_at=NOW,
-    )
-    facts = WorkerFacts(
-        ready=True,
-        uptime=86400.0,
-        nodes_running=1,
-        nodes_total=2,
-        disk_used=64e9,
-        disk_total=128e9,
-        memory_total=192e9,
-        licensed=True,
-        auto_pauses=1,
-        idle_pause_at=NOW,
-        detailed_monitoring=True,
-        instance_check=EC2_CHECK_STATES[0],
-        system_check=EC2_CHECK_STATES[0],
-        service_status=SERVICE_STATES[0],
-        license_status=LICENSE_STATES[0],
-    )
     workers = {
-        "what every version of the manager writes": least,
-        "every field that the exporter knows": replace(least, last_activity_at=NOW, facts=facts),
+        "what every version of the manager writes": running_worker(NOW),
+        "every field that the exporter knows": running_worker(NOW, every_field=True),
     }
     rows = list(table("a worker whose document has"))
     assert [row[0] for row in rows] == [name for name in workers for _ in range(2)]
