@@ -109,8 +109,8 @@ def _matcher(matcher: pb.LabelMatcher) -> Matcher:
 
 
 _RECORD = 18
-"""Bytes of a sample within _USUAL: three of headers, eight of the value, seven of the timestamp."""
-_USUAL = range(1 << 35, 1 << 42)
+"""Bytes of a sample at a usual time: three of headers, eight of the value, seven of the timestamp."""
+_USUAL_FROM, _USUAL_UNTIL = 1 << 35, 1 << 42
 """Milliseconds, from 1971 to 2109, whose varint has six bytes."""
 _VALUE_AT = 3
 """Bytes before the value in a sample."""
@@ -159,7 +159,7 @@ def encode_series(labels: Labels, stamps: Sequence[int], values: Sequence[float]
     if sys.byteorder == "big":
         doubles.byteswap()
     packed = doubles.tobytes()
-    if stamps and stamps[0] in _USUAL and stamps[-1] in _USUAL:
+    if stamps and stamps[0] >= _USUAL_FROM and stamps[-1] < _USUAL_UNTIL:
         body = bytearray(_records(array("q", stamps).tobytes()))
         for n in range(8):  # the n-th bytes of all values are one slice: no loop over the samples
             body[_VALUE_AT + n :: _RECORD] = packed[n::8]

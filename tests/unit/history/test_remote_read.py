@@ -5,6 +5,7 @@ import struct
 
 import cramjam
 import pytest
+from bson.int64 import Int64
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -112,8 +113,8 @@ def test_a_response_is_what_protobuf_parses() -> None:
 
 @pytest.mark.parametrize(
     "stamps",
-    [[T, T + 300_000], [1_000, T], [1 << 34, 1 << 43], []],
-    ids=["fast path", "a timestamp of another length", "a shorter and a longer timestamp", "labels only"],
+    [[T, T + 300_000], [Int64(T), Int64(T + 300_000)], [1_000, T], [1 << 34, 1 << 43], []],
+    ids=["fast path", "MongoDB's integers", "a timestamp of another length", "a shorter and a longer timestamp", "labels only"],
 )
 def test_a_packed_response_is_byte_for_byte_what_protobuf_writes(stamps: list[int]) -> None:
     values = [0.1 + 0.2, -math.inf][: len(stamps)]
