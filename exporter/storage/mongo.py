@@ -311,9 +311,6 @@ def connect_uri(
             tz_aware=True,
             serverSelectionTimeoutMS=5000,
             connectTimeoutMS=5000,
-            # The driver's other mode keeps two more tasks that wake twice a second. An operation that meets a new primary, or
-            # none, has the server checked at once in either.
-            serverMonitoringMode=tls_files.options_of(uri).get("servermonitoringmode", "poll"),
             appname="cml-worker-exporter",
             _pool_class=DroppingPool,
             event_listeners=listeners,

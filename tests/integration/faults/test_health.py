@@ -51,8 +51,7 @@ def outage(stand: Stand, key: str, begin: Callable[[], object], end: Callable[[]
         since, began = time.time(), time.monotonic()
         begin()
         assert stand.wait_for(lambda: stand.metric(MONGODB_UP) == 0, 60, "down in source_up") < scaled(OUTAGE_SHOWN_SECONDS)
-        # The first error names the broken connection, the next read finds no server: the driver looks for one every 10 s.
-        stand.wait_for_error("mongodb", "MongoDB", 30)
+        stand.wait_for_error("mongodb", "MongoDB", 10)
         stand.wait_for_error("history", NO_HOLDER, 45)
         stand.wait_for(lambda: stand.metric("cml_exporter_leader") == 0, 45, "without a leader")
         time.sleep(max(0.0, began + OUTAGE_SECONDS - time.monotonic()))
