@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from exporter.core.model import Worker, WorkerGauges
 from exporter.metrics.telemetry import Telemetry
 from tests.conftest import program
+from tests.helpers.deadlines import scaled
 from tests.helpers.ports import free_port
 from tests.helpers.worker_families import render
 from tests.tools.mutate_rules import PROMETHEUS, Mutant, accepts, mutants, outcome, rewritten
@@ -35,7 +36,7 @@ def test_promtool_takes_the_configuration_and_every_rule() -> None:
         [program("promtool", INSTALL), "check", "config", "--lint=all", "--lint-fatal", PROMETHEUS / "prometheus.yml"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=scaled(60),
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -46,7 +47,7 @@ def test_promtool_takes_the_configuration_and_every_rule() -> None:
 @pytest.mark.parametrize("file", sorted((PROMETHEUS / "tests").glob("*.yml")), ids=lambda file: file.stem)
 def test_the_rules_do_what_their_tests_say(file: Path) -> None:
     done = subprocess.run(
-        [program("promtool", INSTALL), "test", "rules", file], capture_output=True, text=True, timeout=120, check=False
+        [program("promtool", INSTALL), "test", "rules", file], capture_output=True, text=True, timeout=scaled(120), check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -56,7 +57,7 @@ def test_amtool_takes_alertmanagers_configuration() -> None:
         [program("amtool", "apt-get install prometheus-alertmanager"), "check-config", PROMETHEUS / "alertmanager.yml"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=scaled(60),
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
