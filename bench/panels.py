@@ -17,7 +17,7 @@ import shutil
 import statistics
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -60,19 +60,28 @@ class Stack(NamedTuple):
     """The measured Prometheus, and the processes whose CPU time counts."""
 
     prometheus: Prometheus
-    pids: Sequence[int]
+    pids: Mapping[str, int]
+    """By the name of the program."""
+
+    def cpu_by_program(self) -> dict[str, float]:
+        """Return the CPU seconds that each process has used."""
+        fields = {name: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for name, pid in self.pids.items()}
+        return {name: (int(each[11]) + int(each[12])) / os.sysconf("SC_CLK_TCK") for name, each in fields.items()}
 
     def cpu(self) -> float:
         """Return the CPU seconds that the processes have used."""
-        fields = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in self.pids]
-        return sum(int(each[11]) + int(each[12]) for each in fields) / os.sysconf("SC_CLK_TCK")
+        return sum(self.cpu_by_program().values())
 
 
 class Opening(NamedTuple):
-    """Seconds until all panels of a dashboard have answered, and the CPU seconds meanwhile."""
+    """Seconds until all panels of a dashboard have answered, and the CPU seconds meanwhile of each program."""
 
     seconds: float
-    cpu: float
+    cpu: Mapping[str, float]
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name} {used:.1f}" for name, used in self.cpu.items())
+        return f"{self.seconds:6.2f} s ({sum(self.cpu.values()):.1f} s CPU: {parts})"
 
 
 def status_at(number: int, at: int) -> str:
@@ -184,10 +193,11 @@ def record(promtool: str, prometheus: Prometheus, data: Path, start: int, end: i
 def open_dashboard(stack: Stack, dashboard: dict[str, Any], now: int) -> Opening:
     """Return the time until all panels have answered, with as many queries at once as a browser sends."""
     asked = [(panel, target) for panel in panels(dashboard) for target in panel["targets"]]
-    began, used = time.perf_counter(), stack.cpu()
+    began, used = time.perf_counter(), stack.cpu_by_program()
     with ThreadPoolExecutor(BROWSER) as browser:
         list(browser.map(lambda each: ask(stack.prometheus, dashboard, each[0], each[1], now), asked))
-    return Opening(time.perf_counter() - began, stack.cpu() - used)
+    took = time.perf_counter() - began
+    return Opening(took, {name: now_used - used[name] for name, now_used in stack.cpu_by_program().items()})
 
 
 def ask(prometheus: Prometheus, dashboard: dict[str, Any], panel: Any, target: Any, now: int) -> tuple[int, float, str]:  # noqa: ANN401
@@ -226,9 +236,7 @@ def report(name: str, found: Sequence[Measured], opened: dict[str, list[Opening]
     median = statistics.median(each.seconds for each in found)
     print(f"\n{name}: {len(found)} panels; median {characters:.0f} characters, {median:.3f} s")
     for uid, (cold, warm) in opened.items():
-        print(
-            f"  {uid:14} cold {cold.seconds:6.2f} s ({cold.cpu:.1f} s CPU), again {warm.seconds:6.2f} s ({warm.cpu:.1f} s CPU)"
-        )
+        print(f"  {uid:14} cold {cold}, again {warm}")
     for title, order in (("slowest", lambda each: each.seconds), ("longest", lambda each: each.characters)):
         print(f"  {title}:")
         for each in sorted(found, key=order, reverse=True)[:worst]:
@@ -283,7 +291,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                     now = int(time.time())
                     found: list[Measured] = []
                     opened: dict[str, list[Opening]] = {}
-                    stack = Stack(prometheus, (mongod.pid, exporter.pid, prometheus.pid))
+                    stack = Stack(prometheus, {"mongod": mongod.pid, "exporter": exporter.pid, "prometheus": prometheus.pid})
                     loaded = [json.loads(file.read_text()) for file in sorted(dashboards.glob("*.json"))]
                     for dashboard in sorted(loaded, key=lambda each: each["uid"] != "cml-trends"):
                         opened[dashboard["uid"]] = [open_dashboard(stack, dashboard, now) for _ in range(2)]
