@@ -22,15 +22,13 @@ demo: $(READY) ## run the exporter with a fake AWS, MongoDB and 12 simulated wor
 
 # Most of a run is waiting: for outages, leases, and samples that become final. What is compiled before it starts is not compiled
 # again in each of its processes.
-test: $(READY) ## run all tests
+test: $(READY) ## run the tests; those that take minutes are left to test-all
 	@$(BIN)/python -m compileall -q exporter grafana || true
 	@$(BIN)/python -m pytest --collect-only -q > /dev/null || true
 	$(BIN)/python -m pytest -n 10 --dist worksteal $(ARGS)
 
-test-all: $(READY) ## run at length what `make test` repeats only a few times: kills, cold starts, stops, seeds of the simulation
-	KILL_ROUNDS=20 COLD_STARTS=20 RANDOM_STOPS=40 REPAIR_KILL_EVERY=1 $(BIN)/python -m pytest -n 4 --dist worksteal \
-		tests/integration/commands/test_repair.py tests/integration/pipeline/test_crashes.py \
-		tests/integration/pipeline/test_memory_series.py tests/integration/test_stop.py
+test-all: $(READY) ## run all tests, those of minutes too, with more kills, cold starts, stops, examples of properties, and simulated seeds
+	KILL_ROUNDS=20 COLD_STARTS=20 RANDOM_STOPS=40 REPAIR_KILL_EVERY=1 $(BIN)/python -m pytest -n 6 --dist worksteal --nightly $(ARGS)
 	$(BIN)/python -m tests.simulation --first 0 --count 100
 
 lowest: $(READY) ## run the core tests with the lowest versions of the dependencies that pyproject.toml allows

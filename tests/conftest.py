@@ -3,15 +3,26 @@
 import os
 import shutil
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import hypothesis
 import pytest
 
-hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine must not fail a property
-hypothesis.settings.load_profile("untimed")
+# Without a deadline, because a busy machine must not fail a property.
+hypothesis.settings.register_profile("quick", deadline=None, max_examples=40)
+hypothesis.settings.register_profile("nightly", deadline=None, max_examples=400)
+hypothesis.settings.load_profile("quick")
 
 pytest_plugins = ["tests.fixtures.mongo", "tests.fixtures.cloudwatch", "tests.fixtures.process", "tests.fixtures.prometheus"]
+
+
+NIGHTLY = "nightly"
+LEFT_OUT = pytest.StashKey[int]()
+"""How many tests were left to `make test-all`."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(f"--{NIGHTLY}", action="store_true", help="run the nightly tests too, and properties with more examples")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -21,9 +32,46 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "waits(seconds): how long the test takes, mostly waiting, on an idle machine; such tests begin first"
     )
+    config.addinivalue_line(
+        "markers",
+        f"{NIGHTLY}(sibling): left to `make test-all`, because it takes long and shows little beyond that shorter test, "
+        "which is named as pytest names it; `--nightly` runs it",
+    )
+    if config.getoption(NIGHTLY):
+        hypothesis.settings.load_profile(NIGHTLY)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the nightly tests, unless they are wanted or named, and begin with those that wait."""
+    leave_out_nightly(config, items)
+    begin_with_waiting(items)
+
+
+def leave_out_nightly(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect the nightly tests without `--nightly`; one that the command line names is run."""
+    if config.getoption(NIGHTLY) or any("::" in argument for argument in config.args):
+        return
+    left_out = [item for item in items if item.get_closest_marker(NIGHTLY)]
+    if left_out:
+        items[:] = [item for item in items if not item.get_closest_marker(NIGHTLY)]
+        config.hook.pytest_deselected(items=left_out)
+    config.stash[LEFT_OUT] = len(left_out)
+    if hasattr(config, "workeroutput"):  # of a process of pytest-xdist
+        config.workeroutput[NIGHTLY] = len(left_out)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:  # noqa: ANN401  # pytest-xdist has no types
+    """Note what a process of pytest-xdist has left out; each has collected all tests."""
+    node.config.stash[LEFT_OUT] = getattr(node, "workeroutput", {}).get(NIGHTLY, 0)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if left_out := config.stash.get(LEFT_OUT, 0):
+        terminalreporter.write_line(f"{left_out} nightly tests are left to `make test-all`.")
+
+
+def begin_with_waiting(items: list[pytest.Item]) -> None:
     """Begin with the tests that wait for a minute or so, the longest ones first, while the others use the processor.
 
     pytest-xdist gives each process a run of consecutive tests; a process that has finished takes over the end of another's. So

@@ -129,6 +129,7 @@ class ExporterProcess:
         assert process is not None, "it was never started"
         process.send_signal(signal.SIGCONT)  # a paused process would never receive SIGTERM
         process.terminate()
+        within = scaled(within)
         try:
             status = process.wait(within)
         except subprocess.TimeoutExpired:
@@ -147,6 +148,7 @@ class ExporterProcess:
     def wait(self, within: float = STOP_WITHIN) -> int:
         """Wait until it ends by itself and return its exit status."""
         assert self._process is not None, "it was never started"
+        within = scaled(within)
         try:
             return self._process.wait(within)
         except subprocess.TimeoutExpired:

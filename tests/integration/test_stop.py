@@ -19,7 +19,7 @@ from tests.helpers.expected_history import Member
 from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
 
 REGION = "eu-west-1"
-STOPS = int(os.environ.get("RANDOM_STOPS", "10"))
+STOPS = int(os.environ.get("RANDOM_STOPS", "5"))
 """How often it is cancelled."""
 
 

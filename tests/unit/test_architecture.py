@@ -59,6 +59,28 @@ def test_the_docs_are_what_the_tables_in_code_say(name: str) -> None:
     assert (ROOT / "docs" / name).read_text() == generate_docs.PAGES[name](), "run: make docs"
 
 
+def _nightly(node: ast.AST) -> Iterator[str]:
+    """Yield the sibling that each mark `nightly` below a node names."""
+    for call in ast.walk(node):
+        if isinstance(call, ast.Call) and ast.unparse(call.func) == "pytest.mark.nightly":
+            yield ast.literal_eval(call.args[0])
+
+
+def test_every_nightly_test_names_a_shorter_one_that_is_not_nightly() -> None:
+    """What `make test` leaves out is tested by something that it runs."""
+    siblings: set[str] = set()
+    kept: set[str] = set()
+    for file in (ROOT / "tests").rglob("test_*.py"):
+        module = ast.parse(file.read_text())
+        siblings.update(_nightly(module))
+        for node in ast.walk(module):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
+                whole = any(ast.unparse(mark).startswith("pytest.mark.nightly(") for mark in node.decorator_list)
+                kept |= set() if whole else {node.name}
+    assert siblings
+    assert siblings <= kept
+
+
 def test_every_direct_dependency_has_its_line() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = [*project["dependencies"], *(each for extra in project["optional-dependencies"].values() for each in extra)]
@@ -140,7 +162,10 @@ def _citations() -> Iterator[tuple[str, str, list[Path]]]:
             yield from ((where, cited, [ROOT / cited]) for cited in CITED.findall(line))
             yield from ((where, linked, [page.parent / linked]) for linked in LINKED.findall(line))
     for file in SOURCES:
-        for number, text in _prose(file.read_text()):
+        source = file.read_text()
+        if not CITED.search(source):
+            continue
+        for number, text in _prose(source):
             yield from ((f"{file.relative_to(ROOT)}:{number}", cited, [ROOT / cited]) for cited in CITED.findall(text))
 
 

@@ -107,12 +107,23 @@ def fleet(workers: int, regions: int) -> Fleet:
 
 
 def test_the_costs_are_those_that_estimate_prints() -> None:
+    check_costs(most_workers=10_000)
+
+
+@pytest.mark.nightly("test_the_costs_are_those_that_estimate_prints")
+def test_the_costs_of_large_fleets_are_those_that_estimate_prints() -> None:
+    check_costs(most_workers=100_000)
+
+
+def check_costs(most_workers: int) -> None:
     rows = list(table("workers | regions"))
     assert len(rows) >= 6
     for workers, regions, interval, n_calls, metrics, day, month in rows:
+        if (count := int(workers.replace(",", ""))) > most_workers:
+            continue
         seconds = parse_duration(interval)
         rules = Rules(period=min(seconds, 300), interval=seconds)
-        usage = estimate(fleet(int(workers.replace(",", "")), int(regions)), {}, rules).usage
+        usage = estimate(fleet(count, int(regions)), {}, rules).usage
         shown = [f"{usage.calls:,}", f"{usage.metrics:,}"]
         shown += [f"{usage.times(length / seconds).dollars:,.2f}" for length in (DAY, MONTH)]
         assert [n_calls, metrics, day, month] == shown

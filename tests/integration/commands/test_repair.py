@@ -38,7 +38,7 @@ NAME, COPY = "worker_metrics_timeseries", "worker_metrics_timeseries_repair"
 PERIOD = 300
 NOW = align(int(time.time()), PERIOD)
 START = NOW - DAY
-EVERY = int(os.environ.get("REPAIR_KILL_EVERY", "7"))
+EVERY = int(os.environ.get("REPAIR_KILL_EVERY", "20"))
 """Of how many kill points one is tried; 1: all."""
 
 

@@ -23,6 +23,7 @@ AGE_SECONDS = 12 * 3600
 ALL_CALLS = 10**6
 
 
+@pytest.mark.nightly("test_an_exporter_on_a_copy_stands_by_and_one_on_the_folder_of_a_killed_one_takes_over_at_once")
 @pytest.mark.waits(150)
 @pytest.mark.parametrize("kind", ["replica set", "standalone"])
 def test_exporters_on_copies_of_one_folder_lose_and_double_nothing(

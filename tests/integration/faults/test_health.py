@@ -73,6 +73,7 @@ def test_mongodb_is_killed(stand: Stand) -> None:
     outage(stand, "mongodb-killed", stand.mongod.kill, stand.mongod.start)
 
 
+@pytest.mark.nightly("test_mongodb_is_killed")
 @pytest.mark.waits(75)
 def test_mongodb_hangs(stand: Stand) -> None:
     outage(
@@ -143,6 +144,7 @@ def test_started_while_mongodb_is_locked_against_writes_it_shows_gauges(
         stand.wait_until_well()
 
 
+@pytest.mark.nightly("test_a_missing_privilege_is_named_with_its_collection")
 @pytest.mark.waits(125)
 def test_mongodb_withdraws_the_privileges(
     mongo_auth: AuthMongod, fast_cloudwatch: FakeCloudWatch, run_exporter: RunExporter
@@ -180,6 +182,7 @@ def test_mongodb_withdraws_the_privileges(
     )
 
 
+@pytest.mark.nightly("test_a_region_whose_cloudwatch_fails_is_reported_and_loses_nothing_and_the_other_region_is_not_affected")
 @pytest.mark.waits(300)
 def test_cloudwatch_never_answers(stand: Stand) -> None:
     # The poll at the start is out of step: what it has polled is not due in the next cycle, which would be a third one.

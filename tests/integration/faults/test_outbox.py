@@ -95,6 +95,7 @@ def outbox_fails(
     record(key, lost=lost, doubled=doubled, silence=scraper.longest, recovery=recovery, note=f"SIGTERM: {stopped:.1f} s")
 
 
+@pytest.mark.nightly("test_when_the_disk_is_full_gauges_continue_and_after_making_room_nothing_is_missing")
 @pytest.mark.waits(170)
 def test_the_disk_is_full(
     small_disk: Path, own_replica_set: Mongod, fast_cloudwatch: FakeCloudWatch, run_exporter: RunExporter
@@ -110,6 +111,7 @@ def test_the_disk_is_full(
     )
 
 
+@pytest.mark.nightly("test_a_disk_without_that_space_is_named")
 @pytest.mark.waits(100)
 def test_a_disk_that_is_nearly_full_shows_before_anything_is_lost(
     small_disk: Path, own_replica_set: Mongod, fast_cloudwatch: FakeCloudWatch, run_exporter: RunExporter
@@ -125,6 +127,7 @@ def test_a_disk_that_is_nearly_full_shows_before_anything_is_lost(
     stand.check_log()
 
 
+@pytest.mark.nightly("test_each_error_of_sqlite_has_the_reason_of_the_metric")
 @pytest.mark.waits(180)
 def test_a_limit_of_the_file_size(stand: Stand) -> None:
     everything = resource.prlimit(stand.exporter.pid, resource.RLIMIT_FSIZE)
@@ -158,6 +161,7 @@ def test_a_start_on_a_full_disk_shows_it_or_ends_with_a_sentence(
     stand.wait_until_well()
 
 
+@pytest.mark.nightly("test_a_damaged_outbox_in_use")
 @pytest.mark.waits(60)
 def test_a_damaged_outbox_at_the_start(stand: Stand, run_command: RunCommand) -> None:
     since = time.time()

@@ -218,6 +218,7 @@ def chosen(uid: str, mode: str, exporter: ExporterProcess) -> Variables:
     return picked[mode] | ({"worker_id": HERE[2].worker_id} if uid == conventions.WORKER else {})
 
 
+@pytest.mark.nightly("test_every_query_has_an_answer_with_all_one_and_several_values_of_its_variables")
 @pytest.mark.timeout(900)
 @pytest.mark.waits(100)
 def test_dashboards_of_a_thousand_workers_are_answered_readable_and_true(stack: Stack) -> None:

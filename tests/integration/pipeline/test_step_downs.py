@@ -15,6 +15,7 @@ from tests.tools.step_downs import majority_lost, step_downs
 LONG = bool(os.environ.get(RECORD))
 
 
+@pytest.mark.nightly("test_step_downs_lose_and_double_nothing")
 @pytest.mark.waits(160)
 @pytest.mark.timeout(1800)
 def test_step_downs_kills_and_pauses_of_the_primary_lose_and_double_nothing(tmp_path: Path) -> None:
@@ -34,6 +35,7 @@ def test_step_downs_kills_and_pauses_of_the_primary_lose_and_double_nothing(tmp_
     )
 
 
+@pytest.mark.nightly("test_without_a_majority_no_status_is_lost_by_the_last_leader_its_restart_or_an_exporter_without_a_leader")
 @pytest.mark.waits(340)
 @pytest.mark.timeout(1800)
 def test_a_lost_majority_costs_no_status_and_no_labs(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.core.local_time import (
@@ -62,7 +62,6 @@ def test_other_intervals_are_those_of_utc(interval: int) -> None:
 TIMES = st.integers(utc("2000-01-01T00:00"), utc("2040-01-01T00:00"))
 
 
-@settings(deadline=None)
 @given(TIMES, st.sampled_from([DAY, WEEK]), st.sampled_from(ZONES), st.integers(1, 40))
 def test_intervals_follow_each_other_without_gaps(time: int, interval: int, zone: ZoneInfo, count: int) -> None:
     start, following = interval_start(time, interval, zone), later_start(time, interval, zone)
@@ -76,7 +75,6 @@ def test_intervals_follow_each_other_without_gaps(time: int, interval: int, zone
     assert later_start(time, interval, zone, count) == at
 
 
-@settings(deadline=None)
 @given(TIMES, st.integers(1, 500), st.sampled_from(ZONES))
 def test_the_offsets_of_a_range_are_those_of_each_moment(start: int, days: int, zone: ZoneInfo) -> None:
     end = start + days * DAY

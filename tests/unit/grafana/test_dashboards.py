@@ -14,6 +14,7 @@ from exporter.core.model import STATUSES
 from grafana import build, conventions, public
 from grafana.panels import DATASOURCE, Panel, Row, render
 from grafana.promql import CODES, threshold
+from tests.helpers.cases import for_all
 from tests.helpers.grafana_variables import Json, View, panels, queries, seconds
 from tests.unit.prometheus.test_files import (
     ALERTS,
@@ -315,7 +316,7 @@ def test_every_line_of_the_grid_is_filled(uid: str) -> None:
 # -- what every panel has ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("panel", PANELS)
+@for_all(PANELS)
 def test_a_panel_says_what_it_shows_in_what_unit_and_what_it_means_when_it_is_empty(panel: Json) -> None:
     defaults = panel["fieldConfig"]["defaults"]
     assert panel["type"] in KNOWN_TYPES
@@ -338,7 +339,7 @@ def test_a_panel_says_what_it_shows_in_what_unit_and_what_it_means_when_it_is_em
         assert (defaults["min"], defaults["max"]) == (0, 1)
 
 
-@pytest.mark.parametrize("panel", PANELS)
+@for_all(PANELS)
 def test_thresholds_rise_from_green(panel: Json) -> None:
     first, *rest = panel["fieldConfig"]["defaults"]["thresholds"]["steps"]
     assert first == {"color": "green" if rest else "blue", "value": None}
@@ -369,7 +370,7 @@ def test_no_query_computes_a_name_or_the_number_of_a_status() -> None:
             assert len(query) < 1600, f"{name} of {panel['title']} has {len(query)} characters"
 
 
-@pytest.mark.parametrize("panel", PANELS)
+@for_all(PANELS)
 def test_a_timeline_is_colored_by_its_mappings(panel: Json) -> None:
     """By thresholds, Grafana would merge all values of one step into one state (mergeThresholdValues)."""
     if panel["type"] == "state-timeline":
@@ -377,14 +378,14 @@ def test_a_timeline_is_colored_by_its_mappings(panel: Json) -> None:
         assert panel["fieldConfig"]["defaults"]["mappings"]
 
 
-@pytest.mark.parametrize("panel", PANELS)
+@for_all(PANELS)
 def test_a_tile_of_several_values_names_each(panel: Json) -> None:
     """With one value left, Grafana would drop its name: a terminated worker would have last week's status."""
     if panel["type"] == "stat" and len(panel["targets"]) > 1:
         assert panel["options"]["textMode"] == "value_and_name"
 
 
-@pytest.mark.parametrize("panel", PANELS)
+@for_all(PANELS)
 def test_hours_are_hours_ratios_have_no_decimals_and_durations_on_axes_are_clocks(panel: Json) -> None:
     """Grafana's unit h turns 240 hours into 1.43 weeks, and s an axis into 2.78 hours; 100.0 % is wider than a tile."""
     said = [panel["fieldConfig"]["defaults"]] + [
@@ -400,7 +401,7 @@ def test_hours_are_hours_ratios_have_no_decimals_and_durations_on_axes_are_clock
         assert panel["fieldConfig"]["defaults"]["unit"] != "s"
 
 
-@pytest.mark.parametrize("panel", PANELS)
+@for_all(PANELS)
 def test_a_comparison_is_grey_and_dashed(panel: Json) -> None:
     fixed = {
         each["matcher"]["options"]: {one["id"]: one["value"] for one in each["properties"]}
@@ -412,8 +413,7 @@ def test_a_comparison_is_grey_and_dashed(panel: Json) -> None:
             assert fixed[target["legendFormat"]]["custom.lineStyle"]["fill"] == "dash"
 
 
-@pytest.mark.parametrize("screen", [1000, 1920])
-@pytest.mark.parametrize("panel", PANELS)
+@for_all([pytest.param(*panel.values, screen, id=f"{panel.id}, {screen}") for panel in PANELS for screen in (1000, 1920)])
 def test_titles_columns_and_texts_of_tiles_fit_a_screen(panel: Json, screen: int) -> None:
     """By the usual width of a letter, 7 pixels at the 14 pixels of Grafana's titles; a real Grafana would show it."""
     width = panel["gridPos"]["w"] * screen / 24 - 8
@@ -481,7 +481,7 @@ def test_every_color_can_be_read_in_light_and_in_dark_mode(uid: str) -> None:
     assert "color-text" not in json.dumps(dashboard)
 
 
-@pytest.mark.parametrize("panel", PANELS)
+@for_all(PANELS)
 def test_a_graph_has_room_and_an_axis_of_zeros_starts_at_zero(panel: Json) -> None:
     if panel["type"] != "timeseries":
         return
@@ -492,7 +492,7 @@ def test_a_graph_has_room_and_an_axis_of_zeros_starts_at_zero(panel: Json) -> No
     assert panel["fieldConfig"]["defaults"]["min"] == 0
 
 
-@pytest.mark.parametrize("panel", PANELS)
+@for_all(PANELS)
 def test_a_gap_of_a_timeline_is_no_state(panel: Json) -> None:
     if panel["type"] == "state-timeline":
         last = panel["fieldConfig"]["overrides"][-1]
@@ -657,7 +657,7 @@ def test_what_is_read_of_a_large_fleet_is_read_by_the_hour() -> None:
                     assert node.name in HOURLY, name
 
 
-@pytest.mark.parametrize(("dashboard", "panel", "target"), QUERIES)
+@for_all(QUERIES)
 def test_a_query_uses_variables_that_exist_and_the_steps_of_its_graph(dashboard: Json, panel: Json, target: Json) -> None:
     expanded(dashboard, target, panel)
     within = re.findall(r"(\w+)\([^()]*?\[([^\]]+)\]", target["expr"])
@@ -671,7 +671,7 @@ def test_a_query_uses_variables_that_exist_and_the_steps_of_its_graph(dashboard:
     assert "vector(0)" not in target["expr"], "a name that is misspelt would look like nothing going on"
 
 
-@pytest.mark.parametrize(("dashboard", "panel", "target"), QUERIES)
+@for_all(QUERIES)
 def test_the_window_of_a_rate_is_one_step_and_one_scrape(dashboard: Json, panel: Json, target: Json) -> None:
     """A min step of the query would count as the scrape interval, so that the window were four times as long."""
     if "$__rate_interval" not in target["expr"]:
@@ -681,7 +681,7 @@ def test_the_window_of_a_rate_is_one_step_and_one_scrape(dashboard: Json, panel:
     assert int(view.expand("$__rate_interval", panel, target)[:-1]) == max(view.step(panel, target) + 30, 120)
 
 
-@pytest.mark.parametrize(("dashboard", "panel", "target"), QUERIES)
+@for_all(QUERIES)
 def test_a_count_has_no_decimals(dashboard: Json, panel: Json, target: Json) -> None:
     counts = (
         re.search(r"_total\b", target["expr"])
@@ -692,7 +692,7 @@ def test_a_count_has_no_decimals(dashboard: Json, panel: Json, target: Json) -> 
         assert panel["fieldConfig"]["defaults"]["decimals"] == 0
 
 
-@pytest.mark.parametrize(("dashboard", "panel", "target"), QUERIES)
+@for_all(QUERIES)
 def test_a_legend_names_labels_of_the_result(dashboard: Json, panel: Json, target: Json) -> None:
     named = set(re.findall(r"{{(\w+)}}", target["legendFormat"]))
     if panel["type"] != "table":

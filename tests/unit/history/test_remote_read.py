@@ -6,7 +6,7 @@ import struct
 import cramjam
 import pytest
 from bson.int64 import Int64
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.core.errors import RequestError
@@ -136,7 +136,6 @@ def test_a_stale_marker_survives_the_packing_although_it_is_a_nan() -> None:
     assert prompb.is_stale(value)
 
 
-@settings(max_examples=50)
 @given(
     st.dictionaries(st.integers(0, 253_402_300_799_000), st.floats(allow_nan=False), max_size=30),
     st.dictionaries(st.text(min_size=1, max_size=5), st.text(min_size=1, max_size=5), max_size=4),

@@ -5,7 +5,7 @@ import gzip
 from collections.abc import Iterable
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -277,7 +277,6 @@ ALL_GAUGES = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(ALL_GAUGES, max_size=4), st.sampled_from(list(STATUS_FORMS)))
 def test_the_block_is_byte_for_byte_what_prometheus_client_makes_of_the_same_families(
     gauges: list[WorkerGauges], status: StatusForm
@@ -285,7 +284,6 @@ def test_the_block_is_byte_for_byte_what_prometheus_client_makes_of_the_same_fam
     assert render(gauges, EXTRA, status=status) == by_the_client(gauges, EXTRA, status)
 
 
-@settings(deadline=None)
 @given(st.lists(st.lists(ALL_GAUGES, max_size=3), min_size=2, max_size=3))
 def test_a_block_that_was_rendered_before_is_what_one_rendered_for_the_first_time_is(cycles: list[list[WorkerGauges]]) -> None:
     block = WorkerBlock(EXTRA)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
@@ -217,7 +217,6 @@ THREE = {dimensions: frozenset(range(-12, CYCLES)) for dimensions in SETS[:3]}
 QUIET = World(THREE, {}, frozenset(), frozenset(), frozenset(), 0)
 
 
-@settings(max_examples=100, deadline=None)
 @given(worlds())
 @example(QUIET)
 @example(replace(QUIET, published={**THREE, SETS[0]: frozenset(range(-12, 5)) | frozenset(range(20, CYCLES))}))

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.commands.backfill import plan
@@ -178,7 +178,6 @@ def some_asks(draw: st.DrawFn) -> list[tuple[str, GapQuery]]:
     return wanted
 
 
-@settings(max_examples=50)
 @given(some_asks())
 def test_every_gap_is_in_one_call_every_call_within_limits_and_no_metric_asked_twice(
     wanted: list[tuple[str, GapQuery]],

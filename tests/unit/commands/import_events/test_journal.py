@@ -7,7 +7,7 @@ from random import Random
 from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.commands.import_events.events import VALUES, Observation
@@ -70,7 +70,6 @@ def expected(events: Iterable[Observation]) -> dict[tuple[str, int], PendingSamp
     return samples
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.lists(observations, max_size=25), st.randoms(use_true_random=False), st.integers(1, 4))
 def test_neither_order_nor_repetition_nor_paging_changes_a_sample(
     events: list[Observation],
