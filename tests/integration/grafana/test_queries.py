@@ -64,6 +64,9 @@ OMEGA = Member("w-omega", instance_id(5), US, SINCE)
 """Terminated."""
 ACTIVE_AGO = {ALPHA: 600, IDLE: 7200}
 
+RECORDED_WITHIN = 10
+"""Seconds: rules are evaluated every second here, every minute in production, later on a busy machine."""
+
 PRICES = {"c5.metal": 4.08, "m5zn.metal": 3.96}
 """Of ALPHA and IDLE; dollars an hour."""
 MAY_BE_EMPTY = {
@@ -399,12 +402,13 @@ def compare_fleet(stack: Stack) -> None:
     )
     now = time.time()
     idle = {"cml w-alpha": now - NOW + ACTIVE_AGO[ALPHA], "w.idle": now - NOW + ACTIVE_AGO[IDLE]}
-    assert by("worker", shown(stack, fleet, "Longest idle", now=now)) == pytest.approx(idle, abs=0.01)
+    assert by("worker", shown(stack, fleet, "Longest idle", now=now)) == pytest.approx(idle, abs=RECORDED_WITHIN)
     assert by("status", shown(stack, fleet, "Workers by status")) == {"running": 3, "stopped": 1}
     codes = {"cml w-alpha": "running", "w.idle": "running", "cml w-stopped": "stopped", "cml w-blind": "running"}
     assert by("worker", shown(stack, fleet, "Status by worker")) == {name: CODES[each] for name, each in codes.items()}
     facts = next(dict(labels) for labels in shown(stack, fleet, "Inventory") if ("worker", "cml w-alpha") in labels)
     assert facts == {
+        "__name__": "cml_worker:facts:info",
         "worker_id": "w-alpha",
         "region": EU,
         "worker": "cml w-alpha",
@@ -523,7 +527,9 @@ def test_a_worker_is_compared_with_its_own_history(stack: Stack) -> None:
     assert value(stack, worker, "Status", **alpha) == CODES["running"]
     assert value(stack, worker, "Active labs", **alpha) == 2
     now = time.time()
-    assert value(stack, worker, "Idle for", now=now, **alpha) == pytest.approx(now - NOW + ACTIVE_AGO[ALPHA], abs=0.01)
+    idle = now - NOW + ACTIVE_AGO[ALPHA]
+    assert value(stack, worker, "Idle for", now=now, **alpha) == pytest.approx(idle, abs=RECORDED_WITHIN)
+    assert value(stack, worker, "Idle time", now=now, **alpha) == pytest.approx(idle, abs=0.01)
     ages = by("metric", shown(stack, worker, "Age of each value", now=now, **alpha))
     assert set(ages) == {"cpu", "memory", "state"}
     assert all(0 < age < 1200 for age in ages.values())
@@ -536,8 +542,8 @@ def test_a_worker_is_compared_with_its_own_history(stack: Stack) -> None:
         "instance_type": "c5.metal",
         "cml_version": "2.8.1",
     }
-    assert by("alertname", shown(stack, worker, "Alerts of this worker", **alpha))["CMLTestFiresOfEach"] == 1
-    since = by("alertname", shown(stack, worker, "Alerts of this worker", "B", **alpha))
+    assert by("severity", shown(stack, worker, "Alerts of this worker", **alpha)).keys() >= {"warning"}
+    since = by("alertname", shown(stack, worker, "Alerts of this worker", **alpha))
     assert 0 < now - since["CMLTestFiresOfEach"] / 1000 < 600
     # One that is gone has its past, and nothing else.
     gone: Any = {"worker_id": OMEGA.worker_id}
