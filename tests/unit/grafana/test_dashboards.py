@@ -799,10 +799,8 @@ def test_a_large_fleet_stays_readable() -> None:
                     assert "topk(3, " in target["expr"], name
                     assert [each["legendFormat"] for each in panel["targets"]] == ["{{worker}}", "mean of all"]
             elif panel["type"] != "table":
-                assert re.match(
-                    r"(?:label_replace\()*(?:24 \* |time\(\) - )?(count|sum|avg|min|max|avg_over_time|count_values)( by \((region|status)\))? ?\(",
-                    target["expr"],
-                ), name
+                aggregated = r"(count|sum|avg|min|max|avg_over_time|count_values)( by \((region|status)\))? ?\("
+                assert re.match(rf"(?:label_replace\()*(?:24 \* |time\(\) - )?{aggregated}", target["expr"]), name
                 assert "avg_over_time(max by" not in target["expr"].removeprefix("avg_over_time(sum("), name
 
 
