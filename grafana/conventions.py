@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from exporter.core.catalog import INFO
 from grafana.panels import Json, Panel, Style, annotation, choice, instant, mappings, stat, steps, variable
-from grafana.promql import CODES, IN_REGION, exporter_metric, history_info, threshold
+from grafana.promql import CODES, IN_REGION, SEVERITY_CODES, history_info, threshold
 
 FLEET, WORKER, TRENDS, EXPORTER, ON_CALL = "cml-fleet", "cml-worker", "cml-trends", "cml-exporter", "cml-on-call"
 """The dashboards' uids: their address is /d/<uid>."""
@@ -98,10 +98,8 @@ SEVERITY_CELL: Json = {
     "mappings": mappings({severity: (severity, color) for severity, color in SEVERITY_COLORS.items()}),
     "custom.displayMode": "color-background",
 }
-SEVERITY = (("critical", 3), ("warning", 2), ("info", 1))
-"""Severity of an alert → its number, for a table that is sorted by it."""
 SEVERITY_CODE_CELL: Json = {
-    "mappings": mappings({str(code): (severity, SEVERITY_COLORS[severity]) for severity, code in SEVERITY}),
+    "mappings": mappings({str(code): (severity, SEVERITY_COLORS[severity]) for severity, code in SEVERITY_CODES.items()}),
     "custom.displayMode": "color-background",
 }
 TO_ON_CALL = f"/d/{ON_CALL}?${{datasource:queryparam}}&${{__url_time_range}}&var-alertname="
@@ -156,15 +154,14 @@ def history_worker_variable(*, several: bool) -> Json:
     )
 
 
-def data_age(*, width: int, height: int = 4, matchers: str = "") -> Panel:
+def data_age(*, width: int, height: int = 4) -> Panel:
     """Return the panel of the age of the data: that of the source that was not read for longest."""
-    times = exporter_metric("source_last_success_timestamp_seconds", matchers)
     return stat(
         "Age of the data",
         "How old are the values shown?",
         "Time since the last successful read, of the source for which it is longest. Sources are read every 5 minutes. "
         "A source that was never read counts under Sources failing of Exporter health.",
-        [instant(f"max(time() - max by (source, region) ({times} > 0))")],
+        [instant("time() - min(cml_exporter:source_last_success_timestamp_seconds:max)")],
         replace(SECONDS, empty="Nothing read yet", thresholds=((450, AMBER), (900, "red"))),
         width=width,
         height=height,

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from exporter.core.catalog import ACTIVE_LABS, CPU, CREATED, INFO, MEMORY, Metric
+from exporter.core.catalog import ACTIVE_LABS, CPU, CREATED, MEMORY, Metric
 from exporter.core.history_metrics import ACTIVE_LABS_1H, CPU_1H, MEMORY_1H, RUNNING_1H, ByHour
 from grafana import conventions
 from grafana.panels import Column, Dashboard, Panel, Query, Row, Style, bars, graph, instant, mappings, stat, table, timeline
@@ -12,16 +12,14 @@ from grafana.promql import (
     PREDICTION_HOURS,
     RUNNING,
     WORKER,
-    changed_in_an_hour,
+    alerts_firing,
+    alerts_since,
     filling,
     hourly_history,
     idle_by_hour,
-    idle_cost,
     idle_seconds,
-    in_status,
     infos_of_range,
     live,
-    live_info,
     max_by_worker,
     of_running,
     of_running_by_hour,
@@ -36,10 +34,10 @@ from grafana.promql import (
 )
 
 _BY_STATUS = f"sum by (status) (cml_region:workers:count{{{IN_REGION}}})"
+_LISTED = f"cml_region:workers_listed:count{{{IN_REGION}}}"
 _IDLE = f"cml_worker:idle:bool{{{IN_REGION}}}"
 _OR_NO_REGION = 'region=~"$region|"'
 """Alerts about the exporter have no region."""
-_RUNNING = in_status("running", IN_REGION)
 _RUNNING_COUNT = f"sum(cml_region:workers:count{{{IN_REGION},{RUNNING}}}) or 0 * sum(cml_region:workers:count{{{IN_REGION}}})"
 """Not absent but 0 while every worker is in another status."""
 
@@ -47,8 +45,7 @@ _RUNNING_COUNT = f"sum(cml_region:workers:count{{{IN_REGION},{RUNNING}}}) or 0 *
 _PAST = "Time that this Prometheus does not know comes from the history, by the hour."
 
 
-def _name(expr: str) -> str:
-    return with_display_name(expr, live_info(IN_REGION))
+_IDLE_COST = f"sum(cml_region:idle_dollars_per_hour:sum{{{IN_REGION}}})"
 
 
 def _named_over_time(expr: str) -> str:
@@ -73,7 +70,7 @@ def _now_row() -> list[Panel]:
             "Workers",
             "How many workers are there?",
             "Workers in any status. A terminated worker counts for one more hour.",
-            [instant(f"count({live(INFO, IN_REGION)})")],
+            [instant(f"sum({_LISTED})")],
             conventions.COUNT,
             width=4,
         ),
@@ -135,7 +132,7 @@ def _now_row() -> list[Panel]:
             "What do the idle workers cost?",
             "Dollars that the workers idle now cost in an hour, and in a day if they stay idle: the prices of the setting "
             "`workers.hourly_price`. A worker whose instance type has no price there counts as 0.",
-            [instant(idle_cost(IN_REGION), "an hour"), instant(idle_cost(IN_REGION, 24), "a day")],
+            [instant(_IDLE_COST, "an hour"), instant(f"24 * {_IDLE_COST}", "a day")],
             Style("currencyUSD", "Set workers.hourly_price", decimals=2, minimum=0),
             width=8,
         ),
@@ -144,17 +141,11 @@ def _now_row() -> list[Panel]:
 
 
 def _attention() -> list[Panel]:
-    running = f"and on ({WORKER}) {_RUNNING}"
-
-    def count(title: str, question: str, description: str, expr: str) -> Panel:
+    def count(title: str, question: str, description: str, recorded: str) -> Panel:
         style = replace(conventions.COUNT, empty="Not known of any worker", thresholds=((1, "red"),))
-        return stat(title, question, description, [instant(f"sum({expr})")], style, width=6)
+        return stat(title, question, description, [instant(f"sum({recorded}{{{IN_REGION}}})")], style, width=6)
 
-    firing = f'ALERTS{{alertname=~"CML.+",alertstate="firing",{_OR_NO_REGION}}}'
-    since = f'1000 * min by (alertname) (ALERTS_FOR_STATE{{alertname=~"CML.+",{_OR_NO_REGION}}} and on (alertname) {firing})'
-    ranks = " or ".join(
-        f'{rank} * count by (alertname) ({firing[:-1]},severity="{severity}"}}) ^ 0' for severity, rank in conventions.SEVERITY
-    )
+    firing = alerts_firing(_OR_NO_REGION)
     soon, filled, full = filling(IN_REGION)
     return [
         table(
@@ -162,7 +153,11 @@ def _attention() -> list[Panel]:
             "Which alerts fire, and since when?",
             "Alerts that fire now, the most severe first, with the number of workers or exporters and the time of the oldest. "
             "Click an alert for what it means and what to do.",
-            [instant(f"sort_desc({ranks})"), instant(f"count by (alertname) ({firing})"), instant(since)],
+            [
+                instant(f"sort_desc(max by (alertname) ({firing}))"),
+                instant(f"count by (alertname) ({firing})"),
+                instant(f"1000 * min by (alertname) ({alerts_since(_OR_NO_REGION)})"),
+            ],
             (
                 Column("Value #A", "Severity", conventions.SEVERITY_CODE_CELL),
                 Column("alertname", "Alert", conventions.ALERT_LINK),
@@ -177,32 +172,32 @@ def _attention() -> list[Panel]:
             "EC2 check impaired",
             "Does AWS report a broken machine?",
             "Running workers whose instance or system status check EC2 calls impaired.",
-            f"max by ({WORKER}) (cml_worker:ec2_check_impaired:max{{{IN_REGION}}}) {running}",
+            "cml_region:workers_ec2_impaired:sum",
         ),
         count(
             "Disk nearly full",
             "Is a disk about to be full?",
             "Running workers whose disk is above the alert threshold.",
-            f"(cml_worker:disk_utilization_ratio:max{{{IN_REGION}}} > bool scalar(cml:threshold:disk_ratio)) {running}",
+            "cml_region:workers_disk_full:sum",
         ),
         count(
             "Not ready",
             "Does CML answer on every running worker?",
             "Running workers on which the manager has not seen CML ready; for some minutes after a start that is normal.",
-            f"(cml_worker:ready:max{{{IN_REGION}}} == bool 0) {running}",
+            "cml_region:workers_not_ready:sum",
         ),
         count(
             "Unlicensed",
             "Does a worker lack its license?",
             "Running workers without a valid license; an evaluation license is valid.",
-            f"cml_worker:unlicensed:max{{{IN_REGION}}} {running}",
+            "cml_region:workers_unlicensed:sum",
         ),
         table(
             "Fills up next",
             "Whose disk or memory is full soon?",
             f"Disks and memory of running workers that fill up, by what they reach in {PREDICTION_HOURS} hours along the "
             "straight line of the last 6 hours.",
-            [instant(_name(f"({soon})")), instant(filled), instant(full)],
+            [instant(soon), instant(filled), instant(full)],
             (
                 Column("worker", "Worker", conventions.ROW_LINK),
                 Column("what", "What"),
@@ -222,7 +217,7 @@ def _attention() -> list[Panel]:
             "What has changed?",
             "Workers of another status or instance than before, new ones, and ones that are gone; the newest change of each "
             "kind. New ones are known from the second hour of this Prometheus on.",
-            [instant(_changes())],
+            [instant(f"1000 * topk(50, cml_worker:change_timestamp_seconds:max1h{{{IN_REGION}}})")],
             (
                 Column("worker", "Worker", conventions.ROW_LINK),
                 Column("change", "Change"),
@@ -236,11 +231,6 @@ def _attention() -> list[Panel]:
             height=8,
         ),
     ]
-
-
-def _changes() -> str:
-    named = with_display_name(f"topk(50, {changed_in_an_hour(IN_REGION)})", f"last_over_time({live_info(IN_REGION)}[1h])")
-    return f"1000 * {named}"
 
 
 def _load() -> list[Panel]:
@@ -267,7 +257,7 @@ def _load() -> list[Panel]:
             "Busiest now",
             "Which workers are busiest now?",
             "The running workers with the highest CPU in the newest 5 minutes.",
-            instant(_name(f"topk($top, {of_running(CPU, IN_REGION)})"), "{{worker}}"),
+            instant(f"topk($top, cml_worker:cpu_utilization_ratio:top50{{{IN_REGION}}})", "{{worker}}"),
             replace(conventions.CPU_RATIO, empty="No value", decimals=0, links=conventions.SERIES_LINK),
             width=8,
         ),
@@ -276,7 +266,7 @@ def _load() -> list[Panel]:
             "Which running workers have been unused for longest?",
             "Time since the last activity, of running workers only; red after 4 hours, a full bar from a day on. The "
             "alert also requires no running node (no lab where nodes are not known) and almost no CPU load.",
-            instant(_name(f"topk($top, {idle_seconds(IN_REGION)} and on ({WORKER}) {_RUNNING})"), "{{worker}}"),
+            instant(f"topk($top, {idle_seconds(IN_REGION)})", "{{worker}}"),
             replace(
                 conventions.SECONDS,
                 empty="No running worker with known activity",
@@ -373,14 +363,12 @@ _INVENTORY = (
 
 
 def _inventory() -> Panel:
-    facts = f"{WORKER}, worker, instance_id, instance_type, cml_version"
-    info = live_info(IN_REGION)
     queries = [
-        instant(f"topk by ({WORKER}) (1, max by ({facts}) ({info}))"),
+        instant(f"cml_worker:facts:info{{{IN_REGION}}}"),
         instant(max_by_worker(of_running(CPU, IN_REGION))),
         instant(max_by_worker(of_running(MEMORY, IN_REGION))),
         instant(max_by_worker(of_running(ACTIVE_LABS, IN_REGION))),
-        instant(f"{idle_seconds(IN_REGION)} and on ({WORKER}) {_RUNNING}"),
+        instant(max_by_worker(idle_seconds(IN_REGION))),
         instant(f"1000 * {live(CREATED, IN_REGION)}"),
         instant(f"topk by ({WORKER}) (1, {status_now(IN_REGION)})"),
     ]
@@ -399,7 +387,7 @@ def _inventory() -> Panel:
 def _regions() -> list[Panel]:
     by_region = "by (region)"
     queries = [
-        instant(f"count {by_region} ({live(INFO, IN_REGION)})"),
+        instant(f"max {by_region} ({_LISTED})"),
         instant(f"sum {by_region} ({runs_now(IN_REGION)})"),
         instant(f"sum {by_region} ({_IDLE})"),
         instant(f"sum {by_region} ({of_running(ACTIVE_LABS, IN_REGION)})"),

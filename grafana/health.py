@@ -2,13 +2,15 @@
 
 from dataclasses import replace
 
-from exporter.core.catalog import CPU, INFO, SAMPLE_TIME
+from exporter.core.catalog import INFO, SAMPLE_TIME
 from grafana import conventions
 from grafana.panels import Dashboard, Panel, Query, Row, Style, bars, graph, instant, name_stat, stat, timeline, variable
 from grafana.promql import WORKER, counter_increase, counter_increase_within, exporter_metric, in_status, threshold
 
 _JOB = 'job="$job"'
-_TARGET = f'{_JOB},instance=~"$instance"'
+_INSTANCE = 'instance=~"$instance"'
+_TARGET = f"{_JOB},{_INSTANCE}"
+"""Of series that other jobs have, too."""
 _ON_THEIR_WAY = 'state=~"observed|final"'
 _EACH = "5m"
 """The exporter works every 5 minutes; narrower columns would alternate between full and empty."""
@@ -23,7 +25,8 @@ _SOURCE_AGE = "time() - max by (source, region) ({} > 0)"
 
 
 def _metric(name: str, more: str = "") -> str:
-    return exporter_metric(name, f"{_TARGET},{more}" if more else _TARGET)
+    """Return a selector of an exporter metric: its job is that of the chosen exporters, also when all of them are chosen."""
+    return exporter_metric(name, f"{_INSTANCE},{more}" if more else _INSTANCE)
 
 
 def _source_ages() -> str:
@@ -65,12 +68,7 @@ def _now_row() -> list[Panel]:
             "Sources failing",
             "Does reading MongoDB or CloudWatch fail?",
             "Sources whose last read failed: the worker documents in MongoDB, and CloudWatch in each region.",
-            [
-                instant(
-                    f"count(max by (source, region) ({_metric('source_up')})) "
-                    f"- sum(max by (source, region) ({_metric('source_up')}))"
-                )
-            ],
+            [instant(f"sum(1 - max by (source, region) ({_metric('source_up')}))")],
             replace(_FAILURES, empty="Exporter not seen"),
             width=6,
             height=3,
@@ -192,10 +190,7 @@ def _sources() -> list[Panel]:
             "Workers without CPU",
             "Which running workers have no CPU value?",
             "Running workers without a current CPU value, by region. A new worker is listed here for up to 15 minutes.",
-            instant(
-                f"count by (region) ({in_status('running', '')} unless on ({WORKER}) {CPU.name})",
-                "{{region}}",
-            ),
+            instant("max by (region) (cml_region:workers_without_cpu:count)", "{{region}}"),
             replace(_FAILURES, empty="All running workers have one", thresholds=((1, conventions.AMBER),)),
             width=12,
             height=5,
@@ -531,7 +526,7 @@ def _process() -> list[Panel]:
             "Workers listed",
             "Does the exporter list all workers?",
             "Workers that each exporter lists on /metrics. The line ends if the collector hangs.",
-            [Query(f"count by (instance) ({INFO.name}{{{_TARGET}}})", "{{instance}}")],
+            [Query(f"count by (instance) ({INFO.name}{{{_INSTANCE}}})", "{{instance}}")],
             conventions.COUNT,
             width=12,
         ),
@@ -547,15 +542,13 @@ def _process() -> list[Panel]:
 
 
 def _configuration() -> list[Panel]:
-    successful = f"max by (instance) ({_metric('config_last_reload_successful')})"
-    since = f"time() - max by (instance) ({_metric('config_last_reload_success_timestamp_seconds')})"
     return [
         timeline(
             "Configuration",
             "Was the last reload refused?",
             "Whether the last start, reload, or reading of a changed web.yml succeeded. After a failure the exporter goes on "
             "with the earlier configuration; its log has the reason.",
-            Query(successful, "{{instance}}"),
+            Query(_metric("config_last_reload_successful"), "{{instance}}"),
             Style("none", "Exporter not seen", mappings={"1": ("in use", "green"), "0": ("refused", "red")}),
             width=12,
             height=7,
@@ -564,7 +557,7 @@ def _configuration() -> list[Panel]:
             "Age of the configuration",
             "When was the configuration last read?",
             "Time since the last start or reload that succeeded.",
-            [Query(since, "{{instance}}")],
+            [Query(f"time() - {_metric('config_last_reload_success_timestamp_seconds')}", "{{instance}}")],
             replace(conventions.CLOCK, empty="Exporter not seen"),
             width=12,
             height=7,
@@ -596,7 +589,11 @@ DASHBOARD = Dashboard(
             several=False,
         ),
         variable(
-            "instance", "Exporter", "Exporters, by address.", f"label_values({exporter_metric('build_info', _JOB)}, instance)"
+            "instance",
+            "Exporter",
+            "Exporters, by address.",
+            f"label_values({exporter_metric('build_info', _JOB)}, instance)",
+            everything=None,
         ),
     ],
     annotations=[conventions.alerts(), conventions.RESTARTS],

@@ -9,7 +9,7 @@ import yaml
 from exporter.core.catalog import INFO
 from grafana import conventions
 from grafana.panels import Column, Dashboard, Json, Panel, Query, Style, choices, instant, stat, table, timeline, variable
-from grafana.promql import WORKER, exporter_metric, live_info
+from grafana.promql import alerts_firing, alerts_since, exporter_metric
 
 _RULES = Path(__file__).parents[1] / "prometheus" / "rules"
 SUMMARIES = {
@@ -61,8 +61,6 @@ _ANY = 'alertname=~"CML.+"'
 _FIRING = f'ALERTS{{{_ANY},alertstate="firing"}}'
 _CHOSEN = 'alertname=~"$alertname",region=~"$region|",worker_id=~"$workers|"'
 """Alerts about the exporter have neither a region nor a worker."""
-_DETAILS = ("check", "metric", "reason", "source", "status")
-"""Labels of alerts beside the worker's; an alert has one of them at most."""
 _ROWS = 100
 """Rows of the table of each alert: a fault of the whole fleet must not fill the phone."""
 _TEXT = {"custom.minWidth": 260, "custom.inspect": True, "custom.cellOptions": {"type": "auto", "wrapText": True}}
@@ -90,23 +88,20 @@ _HIDDEN = {"custom.hidden": True}
 def _copied(expr: str, *labels: str) -> str:
     """Copy the label `alertname`: a column per sentence, each with the sentences of all alerts as its mapping."""
     for label in labels:
-        expr = f'label_replace({expr}, "{label}", "$1", "alertname", "(.*)")'
+        expr = f'label_join({expr}, "{label}", "", "alertname")'
     return expr
 
 
 def _now() -> list[Panel]:
-    ranks = " or ".join(
-        f'{rank} * count by (alertname) ({_FIRING[:-1]},severity="{severity}"}}) ^ 0' for severity, rank in conventions.SEVERITY
-    )
-    ranks = f"({_copied(f'({ranks})', 'means', 'step', 'anchor')}) * on () group_left (url) topk(1, cml:runbook:info)"
-    since = f"1000 * min by (alertname) (ALERTS_FOR_STATE{{{_ANY}}} and on (alertname) {_FIRING})"
+    ranks = _copied(f"max by (alertname) ({alerts_firing()})", "means", "step", "anchor")
+    ranks = f"{ranks} * on () group_left (url) topk(1, cml:runbook:info)"
     colors = {name: {"color": {"mode": "fixed", "fixedColor": color}} for name, color in conventions.SEVERITY_COLORS.items()}
     return [
         stat(
             "Firing now",
             "Is anything wrong?",
             "Number of alerts that fire now, by severity. Several workers with the same fault count once each.",
-            [instant(f"count by (severity) ({_FIRING})", "{{severity}}")],
+            [instant(f"count by (severity) ({alerts_firing()})", "{{severity}}")],
             Style("none", "Nothing is wrong", decimals=0, minimum=0, fixed=colors),
             width=24,
             height=3,
@@ -116,7 +111,11 @@ def _now() -> list[Panel]:
             "What is wrong, since when, what does it mean, and what do I do?",
             "Alerts that fire now, the most severe first, with the first step. Touch a step for the section of the runbook, an "
             "alert for its workers below.",
-            [instant(f"sort_desc({ranks})"), instant(since), instant(f"count by (alertname) ({_FIRING})")],
+            [
+                instant(f"sort_desc({ranks})"),
+                instant(f"1000 * min by (alertname) ({alerts_since()})"),
+                instant(f"count by (alertname) ({alerts_firing()})"),
+            ],
             (
                 Column("Value #A", "Severity", {**conventions.SEVERITY_CODE_CELL, "custom.width": 80}),
                 Column("alertname", "Alert", {**_ALERT_CELL, **conventions.ALERT_LINK}),
@@ -151,7 +150,7 @@ def _exporter() -> list[Panel]:
             "Sources failing",
             "Does reading MongoDB or CloudWatch fail?",
             "Sources whose last read failed: the worker documents in MongoDB, and CloudWatch in each region.",
-            [instant(f"count(max by (source, region) ({up})) - sum(max by (source, region) ({up}))")],
+            [instant(f"sum(1 - max by (source, region) ({up}))")],
             replace(conventions.COUNT, empty="Exporter not seen", thresholds=((1, "red"),)),
             width=6,
             height=3,
@@ -169,22 +168,13 @@ def _exporter() -> list[Panel]:
 
 
 def _each() -> Panel:
-    kept = ", ".join(("alertname", "severity", WORKER, *_DETAILS))
-    firing = f'ALERTS{{{_ANY},alertstate="firing",{_CHOSEN}}}'
-    since = f"1000 * max by ({kept}) (ALERTS_FOR_STATE{{{_ANY},{_CHOSEN}}} and ignoring (alertstate) {firing})"
-    details = ", ".join(f'"{label}"' for label in _DETAILS)
-    rows = f'label_join(topk({_ROWS}, {since}), "detail", "", {details})'
-    kept = ", ".join(("alertname", "severity", WORKER, "detail"))
-    names = f"topk by ({WORKER}) (1, {live_info('')})"
-    named = f"max by ({kept}) ({rows})"
+    chosen = f"topk({_ROWS}, cml:alert_active_timestamp_seconds:named{{{_CHOSEN}}})"
     return table(
         "Whom it concerns",
         "Which worker, region, or source is it?",
         "Each alert that fires now, with its labels. The link of an alert's message shows only its own rows; choose All above "
         f"for all of them. At most {_ROWS} rows, the newest ones.",
-        [
-            instant(f"{named} * on ({WORKER}) group_left (worker) {names} or {named} unless on ({WORKER}) {names}"),
-        ],
+        [instant(f"1000 * {chosen}")],
         (
             Column("alertname", "Alert", _ALERT_CELL),
             Column("worker", "Worker", conventions.ROW_LINK),

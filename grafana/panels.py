@@ -254,7 +254,7 @@ def table(
     The field of query A is "Value #A", or "Value" when it is the only one.
     """
     shown = {column.name for column in columns}
-    hidden = {name: True for name in ("Time", *_values(queries)) if name not in shown}
+    hidden = {name: True for name in ("Time", "__name__", *_values(queries)) if name not in shown}
     organize = {
         "excludeByName": hidden,
         "indexByName": {column.name: index for index, column in enumerate(columns)},
@@ -417,8 +417,20 @@ DATASOURCE_VARIABLE: Json = {
 ALL = "$__all"
 
 
-def variable(name: str, label: str, description: str, query: str, *, regex: str = "", several: bool = True) -> Json:
-    """Return a variable filled by a query at each change of the time range; `several` allows several values and "all"."""
+def variable(
+    name: str,
+    label: str,
+    description: str,
+    query: str,
+    *,
+    regex: str = "",
+    several: bool = True,
+    everything: str | None = ".*",
+) -> Json:
+    """Return a variable filled by a query at each change of the time range; `several` allows several values and "all".
+
+    `everything` is the value of "all"; None means the values that the query finds, of which there must be few.
+    """
     made: Json = {
         "type": "query",
         "name": name,
@@ -437,7 +449,7 @@ def variable(name: str, label: str, description: str, query: str, *, regex: str 
         "current": {"selected": True, "text": ["All"], "value": [ALL]} if several else {},
         "skipUrlSync": False,
     }
-    return made | ({"allValue": ".*"} if several else {})
+    return made | ({"allValue": everything} if several and everything else {})
 
 
 def choice(name: str, label: str, description: str, values: Sequence[str], default: str) -> Json:

@@ -63,11 +63,16 @@ _CODES = {status: int(_constant("cml:status:code", status=status)) for status in
 CODES = {status: _CODES[status] for status in sorted(STATUSES, key=_CODES.__getitem__)}
 """Status → its number, for panels that take only numbers; ascending."""
 
+SEVERITY_CODES = {
+    severity: int(_constant("cml:severity:code", severity=severity)) for severity in ("critical", "warning", "info")
+}
+"""Severity of an alert → its number, for a table that is sorted by it."""
+
 
 def exporter_metric(name: str, matchers: str = "") -> str:
     """Return a selector of an exporter metric, by its name without the prefix cml_exporter_."""
     metric = METRICS_BY_NAME[f"cml_exporter_{name}"]
-    return f"{metric.name}{{{matchers}}}"
+    return f"{metric.name}{_braced(matchers)}"
 
 
 def live(metric: Metric, matchers: str, more: str = "") -> str:
@@ -192,6 +197,20 @@ def recorded_status_code(matchers: str) -> str:
     return f"cml_worker:status:code{{{matchers}}}"
 
 
+def alerts_firing(matchers: str = "") -> str:
+    """Return the number of the severity of each alert that fires, with all of its labels."""
+    return f"cml:alert_severity:firing{_braced(matchers)}"
+
+
+def alerts_since(matchers: str = "") -> str:
+    """Return the time (seconds) since which each alert that fires is active, with all of its labels."""
+    return f"cml:alert_active_timestamp_seconds:firing{_braced(matchers)}"
+
+
+def _braced(matchers: str) -> str:
+    return f"{{{matchers}}}" if matchers else ""
+
+
 def runs_now(matchers: str) -> str:
     """Return 1 for each worker that runs, 0 for each other one."""
     return f"(cml_worker:status:code{{{matchers}}} == bool {CODES['running']})"
@@ -208,8 +227,14 @@ def history_status_code(matchers: str, window: str, at: str = "") -> str:
 
 
 def idle_seconds(matchers: str) -> str:
-    """Return the seconds since each worker's last activity; a time of 0 means none."""
-    return f"(time() - max by ({WORKER}) ({LAST_ACTIVITY.name}{{{matchers}}} > 0))"
+    """Return the recorded seconds since each running worker's last activity, with the label `worker`."""
+    return f"cml_worker:idle_seconds:running{{{matchers}}}"
+
+
+def idle_seconds_over_time(matchers: str) -> str:
+    """Return the same for graphs: also of time before it was recorded. A time of 0 means no activity."""
+    since = f"(time() - max by ({WORKER}) ({LAST_ACTIVITY.name}{{{matchers}}} > 0))"
+    return f"{since} and on ({WORKER}) {in_status('running', matchers)}"
 
 
 def running_hours(matchers: str, window: str, *, before: str = "") -> str:
@@ -344,12 +369,6 @@ def infos_of_range(matchers: str) -> str:
     return f"(last_over_time({INFO.name}{{{matchers}}}[$__range] @ end()) or {past})"
 
 
-def idle_cost(matchers: str, hours: int = 1) -> str:
-    """Return the dollars that the workers idle now cost in so many hours: 0 if none is idle, nothing if none has a price."""
-    price = live(HOURLY_PRICE, matchers)
-    return f"sum({hours} * cml_worker:idle:bool{{{matchers}}} * on ({WORKER}) {price}) or 0 * sum({price})"
-
-
 _IDLE_STEP_MINUTES = 5
 
 
@@ -364,52 +383,18 @@ def idle_hours_cost(matchers: str, window: str) -> str:
 
 
 PREDICTION_HOURS = 24
-_TREND = "6h"
-"""The time whose trend is continued."""
-_TREND_MINUTES = 30
-"""Minutes that must have a value: a line through fewer points anywhere."""
-_FILLING = {"disk": "cml_worker:disk_utilization_ratio:max", "memory": "cml_worker:memory_utilization_ratio:max"}
+"""As prometheus/rules/dashboards.yml records what fills up."""
 
 
 def filling(matchers: str) -> tuple[str, str, str]:
     """Return values of running workers' disks and memory that fill up: in 24 hours, now, and seconds until full.
 
-    They have the label `what`: disk or memory. The first is at most 1; only of the first few (variable `top`) by it.
+    They have the label `what`: disk or memory. The first has the label `worker`. Only of the first few (variable `top`) by it.
     """
-    soon, now, full = [], [], []
-    for what, series in _FILLING.items():
-        selected = f"{series}{{{matchers}}}"
-        over = f"{selected}[{_TREND}]"
-        rises = f"(deriv({over}) > 0 and count_over_time({over}) >= {_TREND_MINUTES})"
-        predicted = f"clamp(predict_linear({over}, {PREDICTION_HOURS * 3600}), 0, 1)"
-        soon.append(_named(f"({predicted} and {rises})", "what", what))
-        now.append(_named(selected, "what", what))
-        full.append(_named(f"clamp_min((1 - {selected}) / deriv({over}), 0)", "what", what))
-    first = f"topk($top, ({' or '.join(soon)}) and on ({WORKER}) {in_status('running', matchers)})"
-    same = f"and on ({WORKER}, what) {first}"
-    return first, f"({' or '.join(now)}) {same}", f"({' or '.join(full)}) {same}"
+    first = f"topk($top, cml_worker:utilization_ratio:predict24h{{{matchers}}})"
+    labels = f"{WORKER}, what"
 
+    def same(recorded: str) -> str:
+        return f"max by ({labels}) ({recorded}{{{matchers}}} and on ({labels}) {first})"
 
-def _named(expr: str, label: str, value: str) -> str:
-    return f'label_replace({expr}, "{label}", "{value}", "", "")'
-
-
-def changed_in_an_hour(matchers: str) -> str:
-    """Return the time (seconds) of each change of the last hour, with the label `change`.
-
-    Changes: another status, another instance, a worker that is new, one that is gone. New and gone are known only while
-    the exporter was there an hour ago, and is there now.
-    """
-    status = f"cml_worker:status:current{{{matchers}}}"
-    instance = f"cml_worker:instance:current{{{matchers}}}"
-    last_status = f"max by ({WORKER}) (max_over_time(timestamp({status})[1h:1m]) unless on ({WORKER}, status) {status})"
-    now = f'label_replace({status} * on ({WORKER}) group_left () {last_status}, "change", "now $1", "status", "(.+)")'
-    before = f"max_over_time(timestamp({instance})[1h:1m]) unless on ({WORKER}, instance_id) {instance}"
-    replaced = f"max by ({WORKER}) ({before}) and on ({WORKER}) {instance}"
-    code = f"cml_worker:status:code{{{matchers}}}"  # one series per worker, whichever status it has
-    first_seen = f"min_over_time(timestamp({code})[1h:1m])"
-    known = "count_over_time(cml_fleet:workers:count[1h] offset 1h)"
-    new = f"{first_seen} unless last_over_time({code}[1h] offset 1h) and on () {known}"
-    gone = f"max_over_time(timestamp({code})[1h:1m]) unless {code} and on () cml_fleet:workers:count"
-    changes = (now, _named(replaced, "change", "other instance"), _named(new, "change", "new"), _named(gone, "change", "gone"))
-    return f"max by ({WORKER}, change) ({' or '.join(changes)})"
+    return first, same("cml_worker:utilization_ratio:filling"), same("cml_worker:full_seconds:deriv6h")

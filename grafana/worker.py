@@ -37,7 +37,7 @@ from grafana.promql import (
     RUNNING,
     THE_WORKER,
     WEEK_BEFORE,
-    WORKER,
+    alerts_since,
     history_info,
     history_running,
     history_selector,
@@ -45,7 +45,7 @@ from grafana.promql import (
     hours_missing,
     idle_hours,
     idle_seconds,
-    in_status,
+    idle_seconds_over_time,
     live_info,
     max_by_worker,
     of_running,
@@ -61,7 +61,6 @@ _NODE = "No node_exporter on this worker"
 _WEEK_AGO = "offset 1w"
 _STATUS = {**conventions.STATUS_CODES, str(conventions.NONE): ("not listed", conventions.GREY)}
 _NOT_IDLE = "Not running"
-_IDLE = f"max({idle_seconds(THE_WORKER)} and on ({WORKER}) {in_status('running', THE_WORKER)})"
 
 
 def _mean(metric: Metric, window: str, after: str = "") -> str:
@@ -155,7 +154,7 @@ def _now_row() -> list[Panel]:
             "When was it last used?",
             "Time since the last activity, if it is known, while it runs; red after 4 hours. The alert also requires no "
             "running node (no lab where nodes are not known) and almost no CPU load.",
-            [instant(_IDLE)],
+            [instant(f"max({idle_seconds(THE_WORKER)})")],
             replace(conventions.SECONDS, empty=_NOT_IDLE, thresholds=conventions.LONG_IDLE),
             width=4,
         ),
@@ -214,8 +213,7 @@ def _facts() -> list[Panel]:
         instant(f"1000 * max({metric.name}{{{THE_WORKER}}} > 0)", legend)
         for metric, legend in ((CREATED, "created"), (LAST_ACTIVITY, "last activity"))
     ]
-    firing = f'ALERTS{{alertname=~"CML.+",alertstate="firing",{THE_WORKER}}}'
-    since = f'1000 * max by (alertname) (ALERTS_FOR_STATE{{alertname=~"CML.+",{THE_WORKER}}})'
+    since = f"1000 * max by (alertname, severity) ({alerts_since(THE_WORKER)})"
     gone = Style("none", "Neither listed nor in the history of this time range")
     no_machine = Style("none", "Not known", links=conventions.INSTANCE_LINKS)
     return [
@@ -242,11 +240,11 @@ def _facts() -> list[Panel]:
             "Alerts of this worker",
             "Is anything wrong with it?",
             "Alerts that fire for this worker now, and since when. Click one for what to do.",
-            [instant(f"max by (alertname, severity) ({firing})"), instant(f"{since} and on (alertname) {firing}")],
+            [instant(since)],
             (
                 Column("severity", "Severity", conventions.SEVERITY_CELL),
                 Column("alertname", "Alert", conventions.ALERT_LINK),
-                Column("Value #B", "Since", conventions.MOMENT_CELL),
+                Column("Value", "Since", conventions.MOMENT_CELL),
             ),
             Style("none", "None"),
             sort="Since",
@@ -415,7 +413,7 @@ def _over_time() -> list[Panel]:
             "Idle time",
             "Since when has it been unused?",
             "Time since the last activity, while it runs. It rises while the worker is unused, and falls to 0 when it is used.",
-            [Query(_IDLE, "idle for")],
+            [Query(f"max({idle_seconds_over_time(THE_WORKER)})", "idle for")],
             replace(conventions.CLOCK, empty=_NOT_IDLE, thresholds=conventions.LONG_IDLE),
         ),
         graph(

@@ -34,7 +34,7 @@ def faster(folder: Path, exporter: str, *further: Json) -> Json:
     """The repository's own configuration in seconds instead of minutes, and two alerts that fire, one of each worker."""
     folder.mkdir()
     for file in (SOURCE / "rules").glob("*.yml"):
-        (folder / file.name).write_text(re.sub(r"interval: \dm", "interval: 1s", file.read_text()))
+        (folder / file.name).write_text(re.sub(r"interval: \d+[ms]\b", "interval: 1s", file.read_text()))
     alert = {"alert": "CMLTestFires", "expr": "vector(1)", "labels": {"severity": "info"}}
     of_each = {
         "alert": "CMLTestFiresOfEach",
@@ -50,11 +50,22 @@ def faster(folder: Path, exporter: str, *further: Json) -> Json:
     return made
 
 
+def everything(prometheus: Prometheus, dashboard: Json, chosen: Variables) -> Variables:
+    """The values of "all" of variables without a value of their own for it: those that they offer."""
+    found: Variables = {}
+    for each in dashboard["templating"]["list"][1:]:
+        if each["includeAll"] and "allValue" not in each and chosen[each["name"]] is None:
+            metric, label = re.fullmatch(r"label_values\((.+), (\w+)\)", each["query"]["query"]).groups()  # type: ignore[union-attr]
+            parameters = {"match[]": View(HOUR, 1, chosen).expand(metric)}
+            found[each["name"]] = prometheus.http.get(f"/api/v1/label/{label}/values", params=parameters).json()["data"]
+    return found
+
+
 def run_query(
     prometheus: Prometheus, dashboard: Json, panel: Json, target: Json, chosen: Variables, now: float
 ) -> dict[Labels, list[float]]:
     """The values of each series, as Grafana would get them."""
-    view = View(seconds(dashboard["time"]["from"]), 1, chosen)
+    view = View(seconds(dashboard["time"]["from"]), 1, chosen | everything(prometheus, dashboard, chosen))
     query = view.expand(target["expr"], panel, target)
     if target["instant"]:
         return {labels: [value] for labels, value in prometheus.values(query, now).items()}
@@ -104,7 +115,8 @@ def problems(panel: Json, target: Json, found: Mapping[Labels, Sequence[float]],
         missing_labels = [name for name in legend if name not in {*labels, *OPTIONAL}]
         if missing_labels:
             yield f"the legend's {missing_labels} are not among {labels}"
-        if foreign and {"instance", "job", "__name__", "store"} & set(labels):
+        recorded = ":" in labels.get("__name__", ":")
+        if foreign and ({"instance", "job", "store"} & set(labels) or not recorded):
             yield f"{labels} depend on the scraped instance"
     if "{{worker}}" in target["legendFormat"] and len(found) > 5:
         yield f"{len(found)} series"

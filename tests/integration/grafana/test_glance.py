@@ -1,4 +1,4 @@
-"""What the dashboards tell at a glance, over series of hours: changes, what fills up, the cost of idling, labs on average."""
+"""What the dashboards tell at a glance, over series of hours: the cost of idling, labs on average, and past time."""
 
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -10,10 +10,7 @@ from exporter.core.catalog import CPU
 from exporter.core.history_metrics import CPU_1H
 from exporter.core.periods import HOUR
 from grafana.promql import (
-    changed_in_an_hour,
-    filling,
     fleet_labs,
-    idle_cost,
     idle_hours_cost,
     of_running,
     of_running_by_hour,
@@ -59,108 +56,6 @@ def query(
     promtool = program("promtool", INSTALL)
     done = subprocess.run([promtool, "test", "rules", file], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-STATUS = "cml_worker:status:current"
-INSTANCE = "cml_worker:instance:current"
-CODE = "cml_worker:status:code"
-
-
-def changes() -> dict[str, str]:
-    """Three hours of seven workers, by the minute."""
-    return {
-        worker(STATUS, "steady", status="running"): "1x200",
-        worker(INSTANCE, "steady", instance_id="i-1"): "1x200",
-        worker(STATUS, "stopped", status="running"): "1x150 stale",
-        worker(STATUS, "stopped", status="stopped"): "_x151 1x49",
-        worker(INSTANCE, "stopped", instance_id="i-2"): "1x200",
-        # Stopped more than an hour ago.
-        worker(STATUS, "long", status="running"): "1x100 stale",
-        worker(STATUS, "long", status="stopped"): "_x101 1x99",
-        # It ran again after ten minutes: the same status as an hour ago.
-        worker(STATUS, "back", status="running"): "1x130 stale _x9 1x60",
-        worker(STATUS, "back", status="stopped"): "_x131 1x9 stale",
-        worker(STATUS, "moved", status="running"): "1x200",
-        worker(INSTANCE, "moved", instance_id="i-3"): "1x160 stale",
-        worker(INSTANCE, "moved", instance_id="i-4"): "_x161 1x39",
-        worker(STATUS, "new", status="running"): "_x170 1x30",
-        worker(STATUS, "gone", status="running"): "1x165 stale",
-        worker(CODE, "steady"): "2x200",
-        worker(CODE, "stopped"): "2x150 4x49",
-        worker(CODE, "long"): "2x100 4x99",
-        worker(CODE, "back"): "2x130 4x9 2x60",
-        worker(CODE, "moved"): "2x200",
-        worker(CODE, "new"): "_x170 2x30",
-        worker(CODE, "gone"): "2x165 stale",
-        "cml_fleet:workers:count": "6x200",
-    }
-
-
-def change(worker_id: str, what: str) -> str:
-    return f'{{worker_id="{worker_id}", region="r", change="{what}"}}'
-
-
-def test_a_change_of_the_last_hour_is_listed_with_its_time(tmp_path: Path) -> None:
-    expected = [
-        (change("stopped", "now stopped"), 150 * 60),
-        (change("back", "now running"), 140 * 60),
-        (change("moved", "other instance"), 160 * 60),
-        (change("new", "new"), 170 * 60),
-        (change("gone", "gone"), 165 * 60),
-    ]
-    query(tmp_path, changes(), changed_in_an_hour(ALL), "190m", expected)
-
-
-def test_without_the_exporter_no_worker_is_new_or_gone(tmp_path: Path) -> None:
-    """An hour ago it was not there: all were new. Now it is not: all were gone."""
-    started = {
-        worker(STATUS, "first", status="running"): "_x30 1x60",
-        worker(CODE, "first"): "_x30 2x60",
-        "cml_fleet:workers:count": "_x30 1x60",
-    }
-    query(tmp_path, started, changed_in_an_hour(ALL), "60m", [])
-    stopped = {
-        worker(STATUS, "last", status="running"): "1x170 stale",
-        worker(CODE, "last"): "2x170 stale",
-        "cml_fleet:workers:count": "1x170 stale",
-    }
-    query(tmp_path, stopped, changed_in_an_hour(ALL), "180m", [])
-
-
-DISK, MEMORY = "cml_worker:disk_utilization_ratio:max", "cml_worker:memory_utilization_ratio:max"
-
-
-def test_what_fills_up_is_predicted_along_a_line(tmp_path: Path) -> None:
-    """A tenth of a percent a minute are 144 points a day, a hundredth 14.4."""
-    runs = "cml_worker:status:current"
-    running = {worker(runs, each, status="running"): "1x400" for each in ("fast", "slow", "flat", "young")}
-    series = {
-        **running,
-        worker(runs, "off", status="stopped"): "1x400",
-        worker(DISK, "fast"): "0.1+0.001x400",
-        worker(DISK, "slow"): "0.2+0.0001x400",
-        worker(MEMORY, "slow"): "0.5-0.0001x400",
-        worker(DISK, "flat"): "0.95x400",
-        worker(DISK, "young"): "_x380 0.5+0.001x20",
-        worker(DISK, "off"): "0.1+0.001x400",
-    }
-
-    def of(worker_id: str) -> str:
-        return f'{{worker_id="{worker_id}", region="r", what="disk"}}'
-
-    for expr, fast, slow in zip(filling(ALL), (1, 0.5, 30000), (0.384, 0.24, 456000), strict=True):
-        rounded = f"round({expr}, 0.001)"
-        query(tmp_path, series, rounded, "400m", [(of("fast"), fast), (of("slow"), slow)])
-
-
-def test_idling_costs_what_its_hours_cost(tmp_path: Path) -> None:
-    idle, price = "cml_worker:idle:bool", "cml_worker_hourly_price_dollars"
-    workers = {worker(idle, "a"): "1x10", worker(idle, "b"): "0x10", worker(idle, "free"): "1x10"}
-    priced = {worker(price, "a", instance="x"): "4.5x10", worker(price, "b", instance="x"): "2x10"}
-    query(tmp_path, workers | priced, idle_cost(ALL), "5m", [("{}", 4.5)])
-    query(tmp_path, workers | priced, idle_cost(ALL, 24), "5m", [("{}", 108)])
-    query(tmp_path, priced, idle_cost(ALL), "5m", [("{}", 0)])
-    query(tmp_path, workers, idle_cost(ALL), "5m", [])  # the panel says that no price is set
 
 
 def hourly(metric: str, worker_id: str) -> str:

@@ -64,6 +64,9 @@ OMEGA = Member("w-omega", instance_id(5), US, SINCE)
 """Terminated."""
 ACTIVE_AGO = {ALPHA: 600, IDLE: 7200}
 
+RECORDED_WITHIN = 10
+"""Seconds: rules are evaluated every second here, every minute in production, later on a busy machine."""
+
 PRICES = {"c5.metal": 4.08, "m5zn.metal": 3.96}
 """Of ALPHA and IDLE; dollars an hour."""
 MAY_BE_EMPTY = {
@@ -399,12 +402,13 @@ def compare_fleet(stack: Stack) -> None:
     )
     now = time.time()
     idle = {"cml w-alpha": now - NOW + ACTIVE_AGO[ALPHA], "w.idle": now - NOW + ACTIVE_AGO[IDLE]}
-    assert by("worker", shown(stack, fleet, "Longest idle", now=now)) == pytest.approx(idle, abs=0.01)
+    assert by("worker", shown(stack, fleet, "Longest idle", now=now)) == pytest.approx(idle, abs=RECORDED_WITHIN)
     assert by("status", shown(stack, fleet, "Workers by status")) == {"running": 3, "stopped": 1}
     codes = {"cml w-alpha": "running", "w.idle": "running", "cml w-stopped": "stopped", "cml w-blind": "running"}
     assert by("worker", shown(stack, fleet, "Status by worker")) == {name: CODES[each] for name, each in codes.items()}
     facts = next(dict(labels) for labels in shown(stack, fleet, "Inventory") if ("worker", "cml w-alpha") in labels)
     assert facts == {
+        "__name__": "cml_worker:facts:info",
         "worker_id": "w-alpha",
         "region": EU,
         "worker": "cml w-alpha",
@@ -523,7 +527,9 @@ def test_a_worker_is_compared_with_its_own_history(stack: Stack) -> None:
     assert value(stack, worker, "Status", **alpha) == CODES["running"]
     assert value(stack, worker, "Active labs", **alpha) == 2
     now = time.time()
-    assert value(stack, worker, "Idle for", now=now, **alpha) == pytest.approx(now - NOW + ACTIVE_AGO[ALPHA], abs=0.01)
+    idle = now - NOW + ACTIVE_AGO[ALPHA]
+    assert value(stack, worker, "Idle for", now=now, **alpha) == pytest.approx(idle, abs=RECORDED_WITHIN)
+    assert value(stack, worker, "Idle time", now=now, **alpha) == pytest.approx(idle, abs=0.01)
     ages = by("metric", shown(stack, worker, "Age of each value", now=now, **alpha))
     assert set(ages) == {"cpu", "memory", "state"}
     assert all(0 < age < 1200 for age in ages.values())
@@ -536,8 +542,8 @@ def test_a_worker_is_compared_with_its_own_history(stack: Stack) -> None:
         "instance_type": "c5.metal",
         "cml_version": "2.8.1",
     }
-    assert by("alertname", shown(stack, worker, "Alerts of this worker", **alpha))["CMLTestFiresOfEach"] == 1
-    since = by("alertname", shown(stack, worker, "Alerts of this worker", "B", **alpha))
+    assert by("severity", shown(stack, worker, "Alerts of this worker", **alpha)).keys() >= {"warning"}
+    since = by("alertname", shown(stack, worker, "Alerts of this worker", **alpha))
     assert 0 < now - since["CMLTestFiresOfEach"] / 1000 < 600
     # One that is gone has its past, and nothing else.
     gone: Any = {"worker_id": OMEGA.worker_id}
@@ -790,7 +796,7 @@ def test_a_failure_shows(
 def show_failures(stack: Stack, mongod: Mongod) -> None:
     health = conventions.EXPORTER
     until(lambda: by("code", shown(stack, health, "Failed requests by error")).get("AccessDenied"), "AccessDenied")
-    assert by("code", shown(stack, health, "Failed requests by error"))["Throttling"] == 2
+    until(lambda: by("code", shown(stack, health, "Failed requests by error"))["Throttling"] == 2, "Throttling")
     assert 0 < by("region", shown(stack, health, "Throttled share"))[EU] < 1
     assert value(stack, health, "Errors", "A") >= 2
     until(lambda: value(stack, health, "Sources failing") == 1, "one source fails")
@@ -802,7 +808,7 @@ def show_failures(stack: Stack, mongod: Mongod) -> None:
     until(lambda: by("metric", shown(stack, health, absent)) == nearly, f"3 {absent}")
     assert by("result", shown(stack, health, "Samples mirrored"))["rejected"] == 2
     assert by("state", shown(stack, health, "Outbox by state"))["rejected"] == 2
-    assert by("region", shown(stack, health, "Workers without CPU")) == {US: 1}
+    until(lambda: by("region", shown(stack, health, "Workers without CPU")) == {US: 1}, "recorded")
     assert by("account", shown(stack, health, "AWS accounts")) == {"labs": 0}
     closed = "Connections of the web server"
     until(lambda: "unread" in by("reason", shown(stack, health, closed, "B")), closed)
@@ -846,7 +852,7 @@ def test_annotations_mark_alerts_restarts_and_changes_of_status(
             until(lambda uid=uid: "CMLTestFires" in [each["alertname"] for each in marks(uid, "Alerts")], "an alert")  # type: ignore[misc]
         assert marks(conventions.WORKER, "Status changes") == []
         said |= {"status": "stopping", "started": 2000.0}
-        until(lambda: prometheus.value("process_start_time_seconds") == 2000, "a restart")
+        until(lambda: 2000 in prometheus.values("process_start_time_seconds").values(), "a restart")
         assert [marks(uid, "Exporter restarts") for uid in DASHBOARDS] == [[{"instance": address, "at": 2000_000}]] * 5
         until(lambda: marks(conventions.WORKER, "Status changes") != [], "the rules")
         assert marks(conventions.WORKER, "Status changes") == [{"worker_id": ALPHA.worker_id, "status": "stopping"}]

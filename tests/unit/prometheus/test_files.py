@@ -26,7 +26,13 @@ THRESHOLDS = {name for name in RECORDED if name.startswith("cml:threshold:")}
 TESTS = [test for file in (PROMETHEUS / "tests").glob("*_alerts.yml") for test in yaml.safe_load(file.read_text())["tests"]]
 RUNBOOK = (PROMETHEUS / "runbook.md").read_text()
 TARGET = {"instance", "job"}
-OF_JOBS = {"CMLExporterDown", "cml:job:info", "cml_exporter:job:known"}
+OF_JOBS = {
+    "CMLExporterDown",
+    "cml:job:info",
+    "cml_exporter:job:known",
+    "cml:alert_severity:firing",
+    "cml:alert_active_timestamp_seconds:firing",
+}
 """The only rules whose result has the label job."""
 FOREIGN = re.compile(r"up|ALERTS|node_\w+|process_\w+|prometheus_\w+|cml:own:\w+")
 """Series that are neither in the catalog nor recorded here: Prometheus' own, node_exporter's, the process', the user's."""
@@ -59,6 +65,9 @@ def labels_of(name: str) -> set[str] | None:
         return {"worker_id", "region"} | own | (set(INFO.labels) if name == INFO_1H.name else set())
     if name in RECORDED:
         return result_labels(promql.parse(RECORDED[name]["expr"])) | set(RECORDED[name].get("labels", ()))
+    if name in ("ALERTS", "ALERTS_FOR_STATE"):
+        own = set().union(*(result_labels(promql.parse(each["expr"])) for each in ALERTS.values()))
+        return own | {"alertname", "severity"} | ({"alertstate"} if name == "ALERTS" else set())
     if name == "up":
         return TARGET | {"worker_id", "region"}
     if name.startswith("cml:own:"):  # recorded by the user, as prometheus/local/README.md says
@@ -80,11 +89,13 @@ def result_labels(node: Any) -> set[str]:  # noqa: ANN401
         case promql.AggregateExpr():
             kept = set(node.modifier.labels) if node.modifier else set()
             assert kept <= result_labels(node.expr), f"{text(node)} keeps a label that is not there"
+            if str(node.op) == "topk":
+                return result_labels(node.expr)
             return kept | ({node.param.val} if isinstance(node.param, promql.StringLiteral) else set())  # of count_values
         case promql.Call():
             if node.func.name.startswith("absent"):
                 return {each.name for each in node.args[0].vector_selector.matchers.matchers}
-            if node.func.name == "label_replace":
+            if node.func.name in ("label_replace", "label_join"):
                 return result_labels(node.args[0]) | {node.args[1].val}
             return set().union(*map(result_labels, node.args)) if node.func.name not in ("scalar", "time") else set()
         case promql.BinaryExpr():
@@ -154,13 +165,19 @@ def test_recorded_names_say_level_metric_and_operations() -> None:
         level = {"cml_worker": {"worker_id", "region"}, "cml_region": {"region"}}.get(name.partition(":")[0], set())
         found = result_labels(promql.parse(rule["expr"]))
         further = {"job", "url"} if name in {*OF_JOBS, "cml:runbook:info", "cml:grafana:info"} else set()
-        assert level <= found <= level | {"status", "instance_id", "check", "source"} | further, name
+        facts = {"worker", "instance_id", "instance_type", "cml_version"} if name.startswith("cml_worker") else set()
+        if name == "cml_exporter:source_last_success_timestamp_seconds:max":
+            further = {"region"}
+        if name.startswith("cml:alert_"):
+            further = {"alertname", "severity", "worker", "worker_id", "region", "alertstate", "detail", "job"}
+            further |= {"metric", "reason"}
+        assert level <= found <= level | facts | {"status", "check", "source", "what", "change"} | further, name
 
 
 def test_recorded_series_never_fall_out_of_the_lookback() -> None:
     for file in FILES:
         for group in yaml.safe_load(file.read_text())["groups"]:
-            assert group["interval"] in ("1m", "2m"), group["name"]
+            assert group["interval"] in ("15s", "1m", "2m"), group["name"]
     counted = {name for rule in ALERTS.values() for name in re.findall(r"count_over_time\(([\w:]+)", rule["expr"])}
     minutely = {
         rule["record"]
@@ -336,7 +353,6 @@ def test_every_rule_has_clauses_and_every_mutant_differs_from_its_rule() -> None
 def test_all_worker_gauges_are_used() -> None:
     used = {name for rule in RULES for name, _ in selectors(rule["expr"])}
     assert {metric.name for metric in WORKER_METRICS} - used == {
-        "cml_worker_last_activity_timestamp_seconds",
         "cml_worker_created_timestamp_seconds",
         "cml_worker_uptime_seconds",
         "cml_worker_disk_used_bytes",
@@ -346,5 +362,4 @@ def test_all_worker_gauges_are_used() -> None:
         "cml_worker_detailed_monitoring",
         "cml_worker_auto_pauses",
         "cml_worker_idle_pause_timestamp_seconds",
-        "cml_worker_hourly_price_dollars",
     }
