@@ -107,9 +107,7 @@ async def test_a_snapshot_that_is_not_renewed_is_left_for_ones_own_polls_until_t
     assert "cloudwatch" in replicas.standby.backend.conditions()
 
 
-async def test_a_standby_polls_where_the_leader_leaves_no_snapshot(
-    replicas: Replicas, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_standby_polls_where_the_leader_leaves_no_snapshot(replicas: Replicas, monkeypatch: pytest.MonkeyPatch) -> None:
     """A leader of an older version, one with `standby: poll`, or one that may not write."""
     monkeypatch.setattr(shared_snapshot, "FIRST_SNAPSHOT_SECONDS", 0.1)
     await replicas.leader.round()
