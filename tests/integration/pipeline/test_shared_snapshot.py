@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from exporter.core.errors import StoreError
 from exporter.core.periods import align, to_seconds
 from exporter.pipeline import shared_snapshot
 from exporter.storage.mongo import STATE, Database
+from exporter.storage.privileges import least_role
+from tests.fixtures.mongo import AuthMongod, connect
 from tests.helpers.expected_history import Member
 from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
 from tests.helpers.in_process_exporter import PERIOD, Clock, InProcessExporter, series
@@ -161,3 +164,27 @@ async def test_after_each_change_of_the_leader_one_exporter_polls(replicas: Repl
         await replicas.round(3)
         assert replicas.billed(replicas.standby) == before
     assert series(await replicas.standby.scrape(), CPU) == series(await replicas.leader.scrape(), CPU)
+
+
+async def test_a_standby_that_may_only_read_mongodb_polls(
+    mongo_auth: AuthMongod, tmp_path: Path, fake: FakeCloudWatch, clock: Clock
+) -> None:
+    name = "reads_only"
+    privileges = [privilege | {"actions": ["find"]} for privilege in least_role(name) if privilege["resource"]["collection"]]
+    member = Member("worker-0", instance_id(0), "eu-west-1", int(clock()) - PERIOD)
+    fake.add(member.instance_id, runs=[(member.created, None)])
+    async with connect(mongo_auth.root_uri) as root, connect(mongo_auth.user(name, privileges)) as client:
+        await root[name]["workers"].insert_one(member.aggregate())
+        leader = InProcessExporter(tmp_path / "leader", root[name], fake, clock, shares=True)
+        standby = InProcessExporter(tmp_path / "standby", client[name], fake, clock, shares=True)
+        await leader.round(2)
+        with pytest.raises(StoreError, match="does not allow this user `update`"):
+            await standby.lease.acquire_or_renew()
+        await leader.collector.share()
+        await standby.observe()
+        await standby.collector.share()
+        await standby.ask()
+        assert len(series(await standby.scrape(), CPU)) == 1
+        assert "cloudwatch" not in standby.backend.conditions()
+        for exporter in (leader, standby):
+            await exporter.close()
