@@ -39,6 +39,7 @@ from exporter.storage.lease import BACKFILL, LEASE_SECONDS, Lease, keep_renewed
 from exporter.storage.mongo import Database, connect, read_preference
 from exporter.storage.repository import WorkerMetricsRepository, repository
 from exporter.storage.sample_reader import SampleReader
+from exporter.storage.snapshot_store import SnapshotStore
 from exporter.web.backend import Backend, BridgedArchive, LoopBridge
 from exporter.web.lookup import is_fresh
 
@@ -84,7 +85,8 @@ class Exporter:
             list_metric = partial(self._cloudwatch.list_metric, recent=True)
             self._extra = ExtraSeries(settings.cloudwatch.extra, list_metric, account_of=self._series.account_of)
         self._history = repository(settings, database, settings.mongodb.history) if settings.mongodb.history else None
-        self._lease = Lease(database, owner=outbox.owner, folder=outbox.folder, ttl=LEASE_SECONDS)
+        shares = self._history is not None and settings.cloudwatch.enabled and settings.cloudwatch.standby == "snapshot"
+        self._lease = Lease(database, owner=outbox.owner, folder=outbox.folder, ttl=LEASE_SECONDS, announces=shares)
         self._mirror = self._build_mirror(database, self._history, outbox) if self._history is not None else None
         self._aggregates = Aggregates(database, settings.mongodb.worker_collections, settings.workers)
         self.collector = Collector(
@@ -101,6 +103,7 @@ class Exporter:
             budget=self._budget,
             extra_series=self._extra,
             readers=self._readers,
+            snapshots=SnapshotStore(database, self._lease.id) if shares else None,
             on_ready=self._mirror.wake.set if self._mirror else lambda: None,
             liveness=self.liveness,
         )
@@ -185,6 +188,7 @@ class Exporter:
                 group.create_task(self.collector.observe_forever(), name="observe")
                 group.create_task(self.collector.poll_forever(), name="poll")
                 group.create_task(self.collector.open_gaps_forever(), name="gaps")
+                group.create_task(self.collector.share_forever(), name="share")
                 group.create_task(self.collector.watch_forever(self._aggregates.ping), name="watch")
                 group.create_task(self._freeze(), name="freeze")
                 if self.settings.otlp.endpoint is not None:

@@ -182,6 +182,13 @@ ListMetrics, or of its OwningAccounts."""
 EXPORTER_METRICS: tuple[Metric, ...] = (
     _exporter("build_info", "gauge", "Version of the exporter as labels; always 1.", ("version", "revision", "python")),
     _exporter("leader", "gauge", "Whether this exporter holds the lease to write the history; absent without a history."),
+    _exporter(
+        "leader_snapshot_timestamp_seconds",
+        "gauge",
+        "Time at which the exporter with the lease polled what this one shows of CloudWatch; absent while it polls itself.",
+        (),
+        "seconds",
+    ),
     _exporter("source_up", "gauge", "Whether the last read of the source succeeded.", _SOURCE),
     _exporter("source_duration_seconds", "gauge", "Duration of the last read of the source.", _SOURCE, "seconds"),
     _exporter(

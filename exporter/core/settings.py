@@ -147,6 +147,11 @@ class CloudWatchSettings(Section):
         description="Share of `max_usd_per_day` that HTTP readers may spend a day through `/resources` and history older than "
         "MongoDB's, as a percentage; without a budget, of 10 dollars.",
     )
+    standby: Literal["snapshot", "poll"] = Field(
+        "snapshot",
+        description="What an exporter shows of CloudWatch while another one writes the same history: `snapshot`, what that one "
+        "polled last, which AWS bills once; `poll`, what it polls itself, which AWS bills for each exporter.",
+    )
     memory: MemoryMetric = Field(default_factory=MemoryMetric)
     extra: list[CloudWatchGauge] = Field(
         default=[],

@@ -67,6 +67,7 @@ class Telemetry:
         self.build_info = gauge("build_info")
         self.build_info.labels(__version__, revision, platform.python_version()).set(1)
         self.leader = OptionalGauge("cml_exporter_leader", registry)
+        self.leader_snapshot = OptionalGauge("cml_exporter_leader_snapshot_timestamp_seconds", registry)
         self.source_up = gauge("source_up")
         self.source_duration = gauge("source_duration_seconds")
         self.source_last_success = gauge("source_last_success_timestamp_seconds")

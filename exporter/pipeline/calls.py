@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from exporter.core import logs
 from exporter.core.clock import ServerClock
 from exporter.core.errors import SourceError, StoreError
-from exporter.core.model import MetricResults
+from exporter.core.model import MetricResults, Points
 from exporter.pipeline.cycle import Cycle
 from exporter.pipeline.decided_values import DecidedValues
 from exporter.pipeline.lifecycle import FirstSeenValues, Rules
@@ -15,7 +15,7 @@ from exporter.pipeline.outbox_thread import OutboxThread
 from exporter.pipeline.planning import MetricDataCall, revisit_window
 from exporter.pipeline.publisher import Publisher
 from exporter.pipeline.source_health import unexpected
-from exporter.pipeline.standby import note_values, standby_memory
+from exporter.pipeline.standby import note_points, note_values, standby_memory
 from exporter.pipeline.transactions import apply_results
 from exporter.sources.cloudwatch.extra_series import ExtraSeries
 from exporter.sources.cloudwatch.memory_series import MemorySeriesIndex
@@ -84,6 +84,11 @@ class CallRunner:
         for key in [key for key in self._first_seen if key[1] <= oldest]:
             del self._first_seen[key]
         self._decided.forget_before(start)
+
+    def note_points(self, points: Points, date: int) -> None:
+        """Note the values of the leader's snapshot of `date` (UTC seconds), for samples that may become this process's."""
+        note_points(self._publisher.fleet.workers, points, date, self._first_seen, self._rules)
+        self.forget_before(date - self._rules.gap_fill_window - self._rules.period)
 
     async def run(self, calls: Iterable[MetricDataCall], cycle: Cycle) -> None:
         """Make all calls, some at once; record the error and the end of each in the cycle."""

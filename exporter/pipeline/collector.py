@@ -26,6 +26,7 @@ from exporter.pipeline.observer import OBSERVE_OFFSET_SECONDS, HistoryAccess, In
 from exporter.pipeline.outbox_thread import OutboxThread
 from exporter.pipeline.poller import POLL_OFFSET_SECONDS, Poller
 from exporter.pipeline.publisher import Publisher
+from exporter.pipeline.shared_snapshot import EXCHANGE_SECONDS, SharedSnapshot, SnapshotStore
 from exporter.pipeline.source_health import SourceHealth, unexpected
 from exporter.pipeline.spending import Spending
 from exporter.sources.cloudwatch.extra_series import ExtraSeries
@@ -55,6 +56,7 @@ class Collector:
         series: the listings of memory series; by default a new index over `metric_source`.
         budget: the one `metric_source` takes from; by default without a limit.
         extra_series: the series of `cloudwatch.extra`; None without any.
+        snapshots: where the exporter that leads leaves what it polled for those that stand by; None: each polls itself.
         readers: the part of it that HTTP readers spend; by default the share in the settings.
         on_ready: called when samples may be ready for the mirror.
         liveness: receives the signs of life of both loops.
@@ -78,6 +80,7 @@ class Collector:
         budget: Budget | None = None,
         extra_series: ExtraSeries | None = None,
         readers: ReaderBudget | None = None,
+        snapshots: SnapshotStore | None = None,
         on_ready: Callable[[], object] = lambda: None,
         liveness: Liveness | None = None,
         wall: Callable[[], float] = time.time,
@@ -94,6 +97,8 @@ class Collector:
         publisher = self._publisher = Publisher(
             rules, settings.workers, clock, telemetry, wall, account_of, cloudwatch=further, status=settings.metrics.status
         )
+        self._poll_now = asyncio.Event()
+        """Set to poll now instead of at the next tick."""
         self._gaps = access = None
         if history is not None and inventory is not None and lease is not None:
             self._gaps = GapFilling(history, lease, rules, outbox, self._leave_the_first_poll_alone)
@@ -113,9 +118,14 @@ class Collector:
         self._poller = Poller(
             calls, series, clock, rules, outbox, publisher, health, self._spending, telemetry, on_ready, wall, extra_series
         )
+        self._shared = None
+        if snapshots is not None and lease is not None and calls is not None and series is not None:
+            self._shared = SharedSnapshot(
+                snapshots, lease, calls, series, publisher, clock, rules, health, telemetry, self._poll_now.set
+            )
         self._first_gaps = asyncio.Event()
         """Set once the gaps found by the first observation are opened, or there are none to open now."""
-        self._first_poll_began, self._first_workers = False, asyncio.Event()
+        self._first_poll_began = False
         self.polled = asyncio.Event()
         """Set by the first collection cycle, successful or not."""
         self.reobserve = asyncio.Event()
@@ -161,7 +171,7 @@ class Collector:
             offset=POLL_OFFSET_SECONDS,
             wall=self._wall,
             finished=self.polled,
-            wake=self._first_workers,
+            wake=self._poll_now,
             report=self._health.loop_failed,
             beat=beat,
             # Only the workers of a region that has not answered are due again so early.
@@ -186,6 +196,16 @@ class Collector:
             await wait(self.polled, MIN_INTERVAL_SECONDS)
             if self._gaps is not None:
                 self._gaps.on_progress()  # waiting is no hang; that of the poll shows as the poll's
+
+    async def share_forever(self) -> None:
+        """Leave what was polled for the exporters that stand by, or show what the one that leads has left."""
+        if self._shared is None:
+            return
+        beat = self._liveness.expect("sharing", MIN_INTERVAL_SECONDS)
+        while True:
+            beat()
+            self._health.loop_failed("sharing", await guard("sharing", self.share))
+            await wait(self._shared.due, EXCHANGE_SECONDS)
 
     async def watch_forever(self, ping: Callable[[], Awaitable[None]]) -> None:
         """Notice between two observations that MongoDB does not answer, or answers again; see `watch_mongodb`."""
@@ -230,7 +250,7 @@ class Collector:
             raise
         finally:
             if self.fleet.workers and not known:  # else the poll would be at its next tick
-                self._first_workers.set()
+                self._poll_now.set()
             await self._disk.measure(len(self.fleet.workers), self._rules.period)
         if self._gaps is None or not self._gaps.pending:
             self._first_gaps.set()
@@ -241,8 +261,19 @@ class Collector:
             await self._gaps.open()
 
     async def poll(self) -> None:
-        """Run one collection cycle; see `Poller.poll`."""
-        await self._poller.poll()
+        """Run one collection cycle, see `Poller.poll`; or none while another exporter leads and its snapshot is fresh."""
+        if self._shared is None:
+            await self._poller.poll()
+        elif await self._shared.replaces_polling():
+            await self._outbox.export_gauges(self._telemetry)
+        else:
+            await self._poller.poll()
+            self._shared.note_polled()
+
+    async def share(self) -> None:
+        """Leave or show the snapshot of CloudWatch once; see `SharedSnapshot.exchange`."""
+        if self._shared is not None:
+            await self._shared.exchange()
 
     async def keep_spent(self) -> None:
         """Save in the outbox what CloudWatch has cost today."""
@@ -271,7 +302,8 @@ class Collector:
         writes, disk = self._outbox.condition, self._disk.condition
         if writes.error is None and (disk.error is not None or (disk.since or 0) > (writes.since or 0)):
             writes = disk
-        return dict(self._health.conditions) | {"outbox": writes}
+        shared: Mapping[str, Condition] = {} if self._shared is None else self._shared.conditions
+        return {**self._health.conditions, "outbox": writes, **shared}
 
     def now(self) -> int:
         """Return MongoDB's time in UTC seconds."""

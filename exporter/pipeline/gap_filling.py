@@ -39,6 +39,10 @@ class Leadership(Protocol):
     def held_elsewhere(self) -> bool:
         """Whether another process is known to hold the lease."""
 
+    @property
+    def awaited(self) -> bool:
+        """Whether this process holds the lease, and another one is known to stand by."""
+
 
 class GapFilling:
     """Searches for the gaps of each worker once per process, while this process leads.

@@ -17,6 +17,7 @@ from exporter.core.model import (
     MetricQuery,
     MetricResult,
     MetricResults,
+    Points,
     Snapshot,
     Worker,
     WorkerGauges,
@@ -28,8 +29,6 @@ from exporter.pipeline.lifecycle import Rules
 from exporter.sources.cloudwatch.memory_series import series_value
 
 _REPUBLISH_SECONDS = 10
-Points = Mapping[str, Mapping[str, Datapoint]]
-"""Metric → instance → its newest datapoint in CloudWatch."""
 
 
 class Publisher:
@@ -115,6 +114,18 @@ class Publisher:
                 newest = self._newest([results.by_query[query] for query in its_queries], results.date_of(first))
             if newest and (instance not in points or newest.timestamp >= points[instance].timestamp):
                 points[instance] = newest
+
+    def add_points(self, points: Points) -> None:
+        """Keep these datapoints, unless newer ones are known; those of other gauges are left out."""
+        for metric, known in self._points.items():
+            for instance, point in points.get(metric, {}).items():
+                if instance not in known or point.timestamp >= known[instance].timestamp:
+                    known[instance] = point
+
+    @property
+    def points(self) -> Points:
+        """The newest datapoints, in copies that do not change."""
+        return {metric: dict(points) for metric, points in self._points.items()}
 
     def _newest(self, results: Sequence[MetricResult], date: int) -> Datapoint | None:
         for start in sorted({start for result in results for start in result.values}, reverse=True):

@@ -1,8 +1,8 @@
 """What an exporter keeps in memory while another one leads, so that it can mirror soon after it takes over. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from exporter.core.model import MetricQuery, MetricResults
+from exporter.core.model import METRICS, MetricQuery, MetricResults, Points, Worker
 from exporter.pipeline.lifecycle import FirstSeenValues, Rules, seen_since
 from exporter.sources.cloudwatch.memory_series import series_value
 
@@ -38,3 +38,22 @@ def note_values(
             value = series_value(found, start, date=date, period=rules.period)
             if value is not None:
                 seen_since((worker_id, start, instance, metric), value, date, first_seen)
+
+
+def note_points(workers: Iterable[Worker], points: Points, date: int, first_seen: FirstSeenValues, rules: Rules) -> None:
+    """Note the same of the leader's snapshot, which has only the newest value of each metric.
+
+    Args:
+        workers: the fleet.
+        points: CloudWatch's newest datapoints.
+        date: when the leader had polled them, in UTC seconds; CloudWatch returned them before, so no value counts too early.
+        first_seen: updated.
+        rules: the settings of the sample lifecycle.
+    """
+    for worker in workers:
+        if worker.instance_id is None:
+            continue
+        for metric in METRICS:
+            point = points.get(metric, {}).get(worker.instance_id)
+            if point is not None and point.timestamp > date - standby_memory(rules):
+                seen_since((worker.id, point.timestamp, worker.instance_id, metric), point.value, date, first_seen)

@@ -9,6 +9,7 @@ replica set must not differ by more than the safety margin.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from datetime import timedelta
 
 from bson import Int64
 from pymongo import ReturnDocument
@@ -82,6 +83,7 @@ class Lease:
         ttl: seconds a lease lasts after each renewal; renew at least three times in it.
         name: of the lease.
         initial: fields that the document of the lease gets where it lacks them; whoever comes first decides.
+        announces: note in the document that this process stands by, while another one holds the lease; see `awaited`.
         monotonic: seconds of a clock that is never set, and goes on while the machine is suspended.
     """
 
@@ -94,6 +96,7 @@ class Lease:
         ttl: float = 30,
         name: str = "mirror",
         initial: Mapping[str, object] | None = None,
+        announces: bool = False,
         monotonic: Callable[[], float] = boottime,
     ) -> None:
         self._database = durable(database)
@@ -102,6 +105,7 @@ class Lease:
         """The `_id` of its document."""
         self._owner, self._folder = owner, folder
         self._initial = dict(initial or {})
+        self._announces = announces
         self.document: Document = {}
         """The document of the lease when this process last acquired it. Its `number` grows with every acquisition and
         renewal, by whichever process, so that no two have the same; the fields of `initial` are in it."""
@@ -128,6 +132,12 @@ class Lease:
     def held_elsewhere(self) -> bool:
         """Return whether another process held the lease when MongoDB answered last, and it may not have expired since."""
         return self._monotonic() < self._elsewhere_until
+
+    @property
+    def awaited(self) -> bool:
+        """Return whether this process leads, and at its last renewal another one that `announces` stood by."""
+        standby = self.document.get("standby")
+        return self.held and standby is not None and standby > self.document["expires"] - timedelta(seconds=self.ttl)
 
     async def acquire_or_renew(self) -> bool:
         """Take the lease if it is free or expired, extend it if this process holds it; return whether it holds it now.
@@ -199,7 +209,10 @@ class Lease:
             "expires": {"$cond": [free, until, "$expires"]},
             "fence": {"$cond": [{"$and": [free, {"$not": ours}]}, {"$add": [fence, 1]}, fence]},
             "number": {"$cond": [free, {"$add": [{"$ifNull": ["$number", Int64(0)]}, 1]}, "$number"]},
-        } | {name: {"$ifNull": [f"${name}", {"$literal": value}]} for name, value in self._initial.items()}
+        }
+        if self._announces:  # in the same write, so that standing by costs MongoDB nothing more
+            changes["standby"] = {"$cond": [free, {"$ifNull": ["$standby", None]}, until]}
+        changes |= {name: {"$ifNull": [f"${name}", {"$literal": value}]} for name, value in self._initial.items()}
         # The condition stands in the update, not in the filter: an upsert whose filter fails would try to insert a second one.
         async with operation(self._database, STATE, "update", self.ttl / 2):
             try:

@@ -9,6 +9,7 @@ from urllib.parse import urlencode
 
 import orjson
 
+from exporter.core.condition import Condition
 from exporter.core.distribution import Distribution
 from exporter.core.history_metrics import METRIC_FIELDS
 from exporter.core.model import STATUSES, InventoryEntry, WorkerFacts, WorkerGauges
@@ -288,14 +289,17 @@ def resource_usage(found: Resources, query: ResourcesQuery) -> ResourceUsage:
 # -- readiness and problems --------------------------------------------------------------------------------------------
 
 
-def readiness(ready: bool, health: Mapping[str, str | None]) -> Readiness:
-    """Return the state of the exporter; `health` is source → its last error, None after a success.
+def readiness(ready: bool, conditions: Mapping[str, Condition]) -> Readiness:
+    """Return the state of the exporter; `conditions` is source → whether its last read succeeded.
 
     Only an exporter that has nothing to show yet is not ready. One that serves right gauges stays in rotation whatever else
     fails; that is visible in the status, the exporter metrics and the alerts.
     """
-    sources = {source: SourceState(ok=error is None, error=error) for source, error in sorted(health.items())}
-    degraded = any(health.values())
+    sources = {
+        source: SourceState(ok=condition.error is None, error=condition.error, note=condition.note)
+        for source, condition in sorted(conditions.items())
+    }
+    degraded = any(condition.error for condition in conditions.values())
     return Readiness(ready=ready, status="starting" if not ready else "degraded" if degraded else "ok", sources=sources)
 
 

@@ -100,7 +100,7 @@ def _named(worker_block: Snapshot | None, own: ExporterMetrics, names: frozenset
 async def ready(request: Request) -> Response:
     """Respond with readiness and the state of each source; 503 only until the first read of the worker documents."""
     backend = backend_of(request)
-    state = responses.readiness(backend.ready, backend.health())
+    state = responses.readiness(backend.ready, backend.conditions())
     return _json(state, HTTPStatus.OK if state.ready else HTTPStatus.SERVICE_UNAVAILABLE)
 
 

@@ -180,6 +180,7 @@ class SourceState(ResponseModel):
 
     ok: bool
     error: str | None = Field(description="the last error, null after a success")
+    note: str | None = Field(description="what the exporter does in place of reading this source, null while it reads it")
 
 
 class Readiness(ResponseModel):

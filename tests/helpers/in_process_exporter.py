@@ -41,6 +41,7 @@ from exporter.storage.inventory import Inventory
 from exporter.storage.lease import BACKFILL, Lease
 from exporter.storage.mongo import Database
 from exporter.storage.repository import repository
+from exporter.storage.snapshot_store import SnapshotStore
 from exporter.web.application import create_app
 from exporter.web.backend import Backend, LoopBridge
 from tests.helpers.expected_history import Member, assert_true, expected_history
@@ -98,11 +99,12 @@ class InProcessExporter:
         cloudwatch: Mapping[str, Any] | None = None,
         workers: Mapping[str, Any] | None = None,
         metrics: Mapping[str, Any] | None = None,
+        shares: bool = False,
     ) -> None:
         """`source` replaces CloudWatch; `deadline` is that of one call, `reach` the timeout of MongoDB, both in seconds.
 
         `aws`, `cloudwatch`, `workers`, and `metrics` are settings of these sections; the endpoints are the fake's unless they
-        say so.
+        say so. `shares` the snapshot of CloudWatch with the other exporters of the database; `share` does so once.
         """
         settings = self.settings = Settings.model_validate(
             {
@@ -121,7 +123,8 @@ class InProcessExporter:
         telemetry = self.telemetry = Telemetry(self.registry)
         self.outbox = OutboxThread(Outbox(folder, PERIOD), telemetry)
         self.history = repository(settings, database, "worker_metrics_timeseries", wall=clock)
-        self.lease = Lease(database, owner=self.outbox.outbox.owner, folder=self.outbox.outbox.folder)
+        outbox = self.outbox.outbox
+        self.lease = Lease(database, owner=outbox.owner, folder=outbox.folder, announces=shares)
         day, spent = self.outbox.outbox.spent()
         self.budget = Budget(max_usd_per_day, wall=clock, day=day, spent=spent)
         day, spent = self.outbox.outbox.spent(SPENT_BY_READERS)
@@ -147,6 +150,7 @@ class InProcessExporter:
             budget=self.budget,
             extra_series=self.extra_series,
             readers=self.readers,
+            snapshots=SnapshotStore(database, self.lease.id) if shares else None,
             wall=clock,
             monotonic=clock,
         )

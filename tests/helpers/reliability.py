@@ -266,6 +266,13 @@ FAULTS: tuple[Fault, ...] = (
         "::test_when_the_leader_is_killed_with_an_insert_in_flight_the_other_takes_over_and_the_history_equals_the_ledger",
     ),
     Fault(
+        "replica-killed",
+        "the exporter that polls CloudWatch is killed; another one serves its snapshot",
+        "the other one polls and writes within 45 s; AWS bills both as one",
+        "tests/integration/pipeline/test_replicas.py"
+        "::test_two_replicas_are_billed_as_one_and_show_the_same_and_one_goes_on_when_the_other_is_killed",
+    ),
+    Fault(
         "standby-takes-over",
         "the exporter that writes ends with its outbox",
         "the one that stood by mirrors within one interval",

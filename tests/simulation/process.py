@@ -502,6 +502,10 @@ class LeaseClient(MongoClient):
     def held_elsewhere(self) -> bool:
         return asyncio.get_running_loop().time() < self._elsewhere_until
 
+    @property
+    def awaited(self) -> bool:
+        return False
+
     async def acquire_or_renew(self) -> bool:
         sent = asyncio.get_running_loop().time()
         await self._send(write=True)

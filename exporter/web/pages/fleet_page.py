@@ -35,6 +35,8 @@ _PARTS = {
     "gauges": "Collection cycles",
     "observing": "Reading worker documents on schedule",
     "polling": "Polling CloudWatch on schedule",
+    "cloudwatch": "CloudWatch",
+    "sharing": "Sharing the snapshot of CloudWatch with other exporters",
     "budget": "CloudWatch budget of the day",
 }
 
@@ -75,6 +77,8 @@ class Part(NamedTuple):
     error: str | None
     since: Markup
     """Empty: not tried yet."""
+    note: str | None
+    """What the exporter does in place of reading it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +224,7 @@ def _parts(view: FleetView) -> Iterable[Part]:
     for part, condition in sorted(view.conditions.items(), key=lambda pair: (pair[1].error is None, pair[0])):
         region = part.removeprefix("cloudwatch ")
         name = f"CloudWatch in {region}" if region != part else _PARTS.get(part, part)
-        yield Part(name, condition.error, _since(condition.since, view.now))
+        yield Part(name, condition.error, _since(condition.since, view.now), condition.note)
 
 
 def _since(time: int | None, now: int) -> Markup:

@@ -254,7 +254,7 @@ def test_the_notes_name_what_is_left_to_do(helm: str, tmp_path: Path) -> None:
     )
     assert "create secret" not in more
     assert "Nothing scrapes" not in more
-    assert "Each of the 2 replicas polls CloudWatch by itself, and AWS bills each." in more
+    assert "One of the 2 replicas polls CloudWatch, and the others show what it polled: AWS bills them as one." in more
     assert "The outbox has no volume" in more
 
 

@@ -191,3 +191,29 @@ async def test_its_change_marker_differs_after_each_holder_and_is_none_while_it_
     long_ago = datetime.now(UTC) - timedelta(minutes=11)
     await database[STATE].update_one({"_id": "lease:mirror"}, {"$set": {"expires": long_ago}})
     assert await reader.change_marker() not in (None, *marks)
+
+
+async def test_the_holder_knows_that_another_process_stands_by_for_as_long_as_that_one_tries(database: Database) -> None:
+    leader, standby = Lease(database, owner="leader"), Lease(database, owner="standby", announces=True)
+    await leader.acquire_or_renew()
+    assert not leader.awaited
+    await standby.acquire_or_renew()
+    await leader.acquire_or_renew()
+    assert leader.awaited
+    assert not standby.awaited
+
+    past = datetime.now(UTC) - timedelta(seconds=1)
+    await database[STATE].update_one({"_id": "lease:mirror"}, {"$set": {"standby": past}})
+    await leader.acquire_or_renew()
+    assert not leader.awaited
+
+
+async def test_a_process_that_does_not_announce_itself_or_leads_is_not_awaited(database: Database) -> None:
+    leader, other = Lease(database, owner="leader", announces=True), Lease(database, owner="other")
+    for _ in range(2):
+        await leader.acquire_or_renew()
+        await other.acquire_or_renew()
+    assert not leader.awaited
+    document = await database[STATE].find_one({"_id": "lease:mirror"})
+    assert document is not None
+    assert document["standby"] is None

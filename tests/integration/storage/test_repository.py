@@ -22,7 +22,7 @@ from pymongo.write_concern import WriteConcern
 from exporter.core.distribution import Distribution
 from exporter.core.errors import IncompatibleStoreError, StoreError, StoreUnavailableError
 from exporter.core.interval_statistics import Statistics
-from exporter.core.model import Fleet, Worker, WorkerMetricsSample
+from exporter.core.model import CloudWatchSnapshot, Fleet, Worker, WorkerMetricsSample
 from exporter.core.periods import DAY, HOUR, align_interval, to_datetime, to_seconds
 from exporter.demo.mongod import Mongod
 from exporter.storage import aggregation, collection, sample_documents, sample_reader, sample_writer
@@ -32,6 +32,7 @@ from exporter.storage.mongo import STATE, Database, Document, operation, transla
 from exporter.storage.privileges import least_role
 from exporter.storage.repository import WorkerMetricsRepository
 from exporter.storage.sample_writer import Key
+from exporter.storage.snapshot_store import SnapshotStore
 from exporter.storage.statistics import statistics_pipeline
 from tests.fixtures.mongo import AuthMongod, connect
 from tests.helpers.mongo_proxy import CUTS, Cut, CuttingProxy
@@ -655,9 +656,13 @@ class TestCredentials:
             assert len((await repo.reader.timestamps(["w1"], START))["w1"]) == 3
             await Inventory(database).record(Fleet(START, (worker(),)))
             await Inventory(database).record(Fleet(START + 60, (worker(),)))
-            lease = Lease(database, owner="me")
+            lease = Lease(database, owner="me", announces=True)
             assert await lease.acquire_or_renew()
             await lease.release()
+            snapshots = SnapshotStore(database, lease.id)
+            for at in (START, START + 300):
+                await snapshots.write(CloudWatchSnapshot(at, {}, {}))
+                assert await snapshots.read(at - 1) == CloudWatchSnapshot(at, {}, {})
             assert await database["workers"].find_one() is None
 
     async def test_a_running_insert_is_seen_with_the_least_role(self, mongo_auth: AuthMongod) -> None:

@@ -428,8 +428,8 @@ def test_ready_is_200_after_the_first_read_and_shows_each_source(serve: Serve) -
         "ready": True,
         "status": "degraded",
         "sources": {
-            "cloudwatch eu-west-1": {"ok": True, "error": None},
-            "mongodb": {"ok": False, "error": "MongoDB is down."},
+            "cloudwatch eu-west-1": {"ok": True, "error": None, "note": None},
+            "mongodb": {"ok": False, "error": "MongoDB is down.", "note": None},
         },
     }
 

@@ -4,6 +4,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
+from exporter.core.condition import Condition
 from exporter.core.errors import SourceError, StoreError
 from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.loop import guard
@@ -92,6 +93,6 @@ def test_a_part_says_since_when_it_fails_or_works() -> None:
     health.loop_failed("polling", "it failed")
     now[0] = 600
     health.loop_failed("polling", "it failed again")
-    assert health.conditions["polling"] == ("it failed again", 500)
+    assert health.conditions["polling"] == Condition("it failed again", 500)
     health.forget_regions([])
     assert health.errors == {"polling": "it failed again"}

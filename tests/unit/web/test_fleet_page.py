@@ -207,6 +207,7 @@ def test_the_page_names_the_parts_that_fail_with_their_errors_and_since_when() -
         "outbox": Condition("the disk is <full>", NOW - 7 * 60),
         "history": Condition("no lease", NOW - 3 * 86400),
         "cloudwatch eu-west-1": Condition(),
+        "cloudwatch": Condition(None, NOW - 12, "stands by"),
     }
     text = page(view(gauge("a"), conditions=conditions))
     assert "<b>Degraded:</b> history, outbox." in text
@@ -218,6 +219,7 @@ def test_the_page_names_the_parts_that_fail_with_their_errors_and_since_when() -
     assert words == [
         "fails Writing the history to MongoDB since 2026-09-18 14:13 UTC (3 d) no lease",
         "fails Outbox on the disk since 2026-09-21 14:06 UTC (7 min) the disk is &lt;full&gt;",
+        "works CloudWatch since 2026-09-21 14:12 UTC (12 s) stands by",
         "waits CloudWatch in eu-west-1",
         "works Worker documents in MongoDB since 2026-09-21 11:13 UTC (3 h)",
     ]
