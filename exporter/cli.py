@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from exporter import __version__
-from exporter.commands import flags, run
-from exporter.core.errors import ExporterError
+from exporter.commands import flags, run, terminal
+from exporter.commands.exit_status import NO_WORKERS
+from exporter.core.errors import ExporterError, NoWorkersError
 
 if TYPE_CHECKING:
     from exporter.core.settings_loader import Setting
@@ -63,17 +64,24 @@ _WORKERS = ("workers.fields", "workers.extra")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command and exit: 0 done, 1 (`verify`: 3) it failed, 2 the command line is wrong, 130 interrupted by Ctrl-C."""
-    options = _parse(_join_times(sys.argv[1:] if arguments is None else arguments))
+    """Run one command and exit.
+
+    The exit status is 0: done, 1 (`verify`: 3): it failed, 2: the command line is wrong or the database has no workers, 130:
+    interrupted by Ctrl-C, 141: the reader of the output has gone.
+    """
+    sys.exit(terminal.run(lambda: _run(sys.argv[1:] if arguments is None else arguments)))
+
+
+def _run(arguments: Sequence[str]) -> int:
+    options = _parse(_join_times(arguments))
     try:
-        status = options.run(options)
+        return terminal.run(lambda: int(options.run(options)))
     except ExporterError as error:
         for line in str(error).splitlines():
             print(f"cml-worker-exporter: {line}", file=sys.stderr)
-        status = options.command.failure
+        return NO_WORKERS if isinstance(error, NoWorkersError) else int(options.command.failure)
     except KeyboardInterrupt:
-        status = 130
-    sys.exit(status)
+        return 130
 
 
 # -- parsing -----------------------------------------------------------------------------------------------------------

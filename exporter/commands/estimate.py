@@ -8,9 +8,8 @@ from functools import partial
 from typing import TextIO
 
 from prometheus_client import CollectorRegistry
-from rich.console import Console
-from rich.table import Table
 
+from exporter.commands import terminal, worker_documents
 from exporter.core.budget import MONTH, Budget, ReaderBudget, Usage
 from exporter.core.errors import SourceError
 from exporter.core.model import Fleet, Listing, MetricQuery
@@ -101,11 +100,14 @@ async def run(settings: Settings, out: TextIO) -> int:
 
     Raises:
         ConfigError: the connection string is malformed.
+        NoWorkersError: there is no worker document.
         SourceError: MongoDB does not result.
     """
     client, database = connect(settings)
     async with client:
         fleet = await Aggregates(database, settings.mongodb.worker_collections, settings.workers).read()
+    worker_documents.require(fleet)
+    print(f"{worker_documents.describe(fleet)}.", file=out)
     if not settings.cloudwatch.enabled:
         print("cloudwatch.enabled is false: CloudWatch is not queried and costs nothing.", file=out)
         return 0
@@ -169,17 +171,13 @@ def show(settings: Settings, fleet: Fleet, found: Estimate, rules: Rules, proble
     every = max(rules.interval, rules.period)
     cap = settings.cloudwatch.max_usd_per_day
     readers = ReaderBudget(Budget(cap), settings.cloudwatch.reader_budget_share).max_usd
-    table = Table(title="CloudWatch, with the current fleet and settings", title_justify="left")
-    table.add_column("")
-    for column in ("GetMetricData calls", "metrics billed", "dollars"):
-        table.add_column(column, justify="right")
-    for region, usage in found.by_region.items():
-        table.add_row(f"a cycle in {region}", *_cells(usage))
-    table.add_row(f"a cycle (every {format_duration(every)})", *_cells(found.usage))
-    table.add_row("a day", *_cells(found.usage.times(DAY / every)))
-    table.add_row("a month (30 days)", *_cells(found.usage.times(MONTH / every)))
-    console = Console(file=out, soft_wrap=True, highlight=False)
-    console.print(table)
+    rows = [
+        *((f"a cycle in {region}", *_cells(usage)) for region, usage in found.by_region.items()),
+        (f"a cycle (every {format_duration(every)})", *_cells(found.usage)),
+        ("a day", *_cells(found.usage.times(DAY / every))),
+        ("a month (30 days)", *_cells(found.usage.times(MONTH / every))),
+    ]
+    terminal.print_table(("CloudWatch", "GetMetricData calls", "metrics billed", "dollars"), rows, out)
     lines = [
         f"{found.running} of {len(fleet.workers)} workers are running; {found.agents} of them have a CloudWatch agent, "
         "which is a second metric. Stopped and terminated workers are not polled.",
@@ -205,7 +203,7 @@ def show(settings: Settings, fleet: Fleet, found: Estimate, rules: Rules, proble
             + ("" if enough else "polling pauses until 00:00 UTC; raise it, or cloudwatch.interval.")
         )
     for line in lines:
-        console.print(line)
+        print(line, file=out)
 
 
 def _names(settings: Settings) -> str:

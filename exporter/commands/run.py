@@ -4,12 +4,11 @@ A command is imported by its function here, so that `--version` and `--help` loa
 """
 
 import argparse
-import os
 import sys
 import time
 from typing import TYPE_CHECKING
 
-from exporter.commands import flags
+from exporter.commands import flags, terminal
 from exporter.commands.exit_status import CLOSED_PIPE
 from exporter.core.errors import ConfigError, ExporterError
 
@@ -102,7 +101,7 @@ def verify(options: argparse.Namespace) -> int:
     try:
         return asyncio.run(command.main(settings, wanted, sys.stdout, sys.stderr))
     except OSError as error:  # those of MongoDB, AWS and the disk are translated: it is the output's
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it flushes at exit
+        terminal.discard_output()
         if isinstance(error, BrokenPipeError):
             return CLOSED_PIPE
         raise ExporterError(

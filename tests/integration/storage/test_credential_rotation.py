@@ -51,7 +51,10 @@ class Account:
 
 @pytest.fixture
 def account(mongo_auth: AuthMongod, tmp_path: Path, request: pytest.FixtureRequest) -> Account:
-    return Account(mongo_auth, f"rot_{abs(hash(request.node.nodeid)) % 10**10}", tmp_path / "uri")
+    found = Account(mongo_auth, f"rot_{abs(hash(request.node.nodeid)) % 10**10}", tmp_path / "uri")
+    with MongoClient[Document](mongo_auth.root_uri) as client:
+        client[found.database]["workers"].insert_one({"_id": "w1", "status": "running"})  # without workers nobody leads
+    return found
 
 
 async def refused(action: Callable[[], object]) -> str:
