@@ -37,7 +37,7 @@ from exporter.storage.first_use import is_in_use
 from exporter.storage.history_marker import HistoryMarker
 from exporter.storage.inventory import Inventory
 from exporter.storage.lease import BACKFILL, LEASE_SECONDS, Lease, keep_renewed
-from exporter.storage.mongo import Database, connect, read_preference
+from exporter.storage.mongo import Database, connect, read_preference, without_hosts
 from exporter.storage.repository import WorkerMetricsRepository, repository
 from exporter.storage.sample_reader import SampleReader
 from exporter.web.backend import Backend, BridgedArchive, LoopBridge
@@ -157,6 +157,7 @@ class Exporter:
             bridge=self._bridge,
             client=client,
             mirror=self._mirror,
+            public=lambda text: without_hosts(without_hosts(text, client), self._client),
             history=history,
             hourly=HourlyCache(
                 repo.reader,
@@ -285,7 +286,7 @@ class Exporter:
             except (SourceError, StoreError) as error:
                 self._lease.problem = str(error)
                 if repeats.is_due(str(error)):
-                    _log.warning("lease not acquired", error=str(error))
+                    _log.warning("lease not acquired", error=str(error), **repeats.count)
             await asyncio.sleep(FIRST_WORKER_SECONDS)
         if self._lease.held and not was_held:
             self._leadership_changed(held=True)

@@ -21,8 +21,21 @@ def serve(options: argparse.Namespace) -> int:
     import uvloop
 
     from exporter.commands import serve as command
+    from exporter.core import logs
 
-    return uvloop.run(command.serve(_settings(options), lambda: _loaded(options)))
+    wanted: object = None
+    try:
+        settings = _settings(options)
+        wanted = settings.log.format
+        return uvloop.run(command.serve(settings, lambda: _loaded(options)))
+    except ExporterError as error:
+        if (wanted or getattr(error, "log_format", None)) != "json":
+            raise
+        # What reads the log reads no plain text.
+        logs.configure("error", "json", sys.stderr)
+        for line in str(error).splitlines():
+            logs.get("exporter").error("not started, or ended" if wanted is None else "ended", error=line)
+        return int(options.command.failure)
 
 
 def check(options: argparse.Namespace) -> int:
@@ -31,7 +44,7 @@ def check(options: argparse.Namespace) -> int:
 
     from exporter.commands.check import command
 
-    return asyncio.run(command.run(_settings(options, "error"), sys.stdout))
+    return asyncio.run(command.run(_settings(options, "error"), sys.stdout, as_json=options.json))
 
 
 def retention(options: argparse.Namespace) -> int:
@@ -46,7 +59,7 @@ def retention(options: argparse.Namespace) -> int:
         wanted = None if options.wanted is None else parse_duration(options.wanted)
     except ValueError as error:
         raise ConfigError(f"--set: {error}") from error
-    return asyncio.run(command.run(settings, wanted, options.yes, sys.stdout))
+    return asyncio.run(command.run(settings, wanted, options.yes, sys.stdout, as_json=options.json))
 
 
 def estimate(options: argparse.Namespace) -> int:
@@ -55,7 +68,7 @@ def estimate(options: argparse.Namespace) -> int:
 
     from exporter.commands import estimate as command
 
-    return asyncio.run(command.run(_settings(options, "error"), sys.stdout))
+    return asyncio.run(command.run(_settings(options, "error"), sys.stdout, as_json=options.json))
 
 
 def backfill(options: argparse.Namespace) -> int:
@@ -146,6 +159,7 @@ def export(options: argparse.Namespace) -> int:
         options.to,
         options.rate,
         f"{options.since} {options.until} {options.tz}",
+        options.json,
     )
     return asyncio.run(command.run(settings, request, sys.stderr))
 

@@ -104,7 +104,7 @@ def load(
             elsewhere.add(known[name].key)
         elif name.startswith(ENV_PREFIX) and name not in known and not _KUBERNETES.fullmatch(f"{name}={value}"):
             key = name.removeprefix(ENV_PREFIX).lower().replace("__", ".")
-            mistakes.append(f"environment: {name} is not a setting{_OF_BOTO3.get(key) or _closest(name, known)}")
+            mistakes.append(f"environment: {name} is not a setting{OF_BOTO3.get(key) or _closest(name, known)}")
     by_key = {setting.key: setting for setting in known.values()}
     for key, given in (flags or {}).items():
         _put(tree, key, _parse_flag(given, by_key[key]))
@@ -198,7 +198,7 @@ def _closest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {match[0]}?" if match else "; docs/settings.md lists them"
 
 
-_OF_BOTO3: Mapping[str, str] = {
+OF_BOTO3: Mapping[str, str] = {
     "aws.region": ": each worker document names its region; for credentials set AWS_REGION in the environment",
     "aws.profile": ": set AWS_PROFILE in the environment, which boto3's credential chain reads",
     "aws.access_key_id": ": set AWS_ACCESS_KEY_ID in the environment, or let boto3's credential chain find a role",
@@ -228,7 +228,7 @@ def _sentences(detail: ErrorDetails) -> Iterator[tuple[Location, str]]:
     location = tuple(str(part) for part in detail["loc"] if part != "[key]")
     key = ".".join(location)
     if detail["type"] in ("extra_forbidden", "invalid_key"):
-        yield location, f"{key} is not a setting{_OF_BOTO3.get(key) or _closest(key, _keys_beside(detail['loc']))}"
+        yield location, f"{key} is not a setting{OF_BOTO3.get(key) or _closest(key, _keys_beside(detail['loc']))}"
         return
     template = _MESSAGES.get(detail["type"])
     message = template.format_map(detail.get("ctx", {})) if template else detail["msg"].removeprefix("Value error, ")

@@ -5,6 +5,7 @@ others; one that depends on a failed one is skipped and says so. A problem with 
 """
 
 import fcntl
+import json
 import os
 import sqlite3
 import time
@@ -32,14 +33,21 @@ from exporter.web.listen import bind
 _COLORS: Mapping[Status, str] = {"ok": "green", "warn": "yellow", "FAIL": "bold red", "skipped": "dim"}
 
 
-async def run(settings: Settings, out: TextIO, *, wall: Callable[[], float] = time.time) -> int:
+async def run(settings: Settings, out: TextIO, *, as_json: bool = False, wall: Callable[[], float] = time.time) -> int:
     """Make all checks, print the table, and return the exit status: 0 when `serve` would work, warnings allowed, else 1.
 
     Args:
         settings: what `serve` would run with.
         out: for the table.
+        as_json: print JSON in place of a table: {"works", "checks": [{"check", "status", "text"}]}.
         wall: UTC seconds.
     """
+    if as_json:
+        results = await examine(settings, wall)
+        works = all(result.status != "FAIL" for result in results)
+        checks = [{"check": result.check, "status": result.status, "text": one_line(result.text)} for result in results]
+        print(json.dumps({"works": works, "checks": checks}, indent=2), file=out)
+        return 0 if works else 1
     console = Console(file=out, highlight=False)
     with console.status("checking MongoDB and AWS …"):
         results = await examine(settings, wall)

@@ -228,5 +228,5 @@ async def _check_lease(settings: Settings, database: Database, now: float) -> tu
     owner, expires = lease.get("owner"), to_seconds(lease.get("expires") or to_datetime(0))
     if not owner or expires <= now:
         return CheckResult(LEASE, "ok", "free: the next exporter to start writes the history"), None
-    text = f"{owner} writes the history (its lease ends {rfc3339(expires)}); another exporter stands by and exposes gauges"
+    text = f"{owner} leads: it writes the history (its lease ends {rfc3339(expires)}); this one will stand by and expose gauges"
     return CheckResult(LEASE, "ok", text), None

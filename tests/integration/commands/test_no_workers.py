@@ -85,6 +85,6 @@ async def test_serve_creates_nothing_before_the_first_worker_and_then_leads_and_
 
 async def test_a_history_that_is_there_is_led_without_any_worker(fleet_env: FleetEnv, run_exporter: RunExporter) -> None:
     """An upgrade never stops, also where all workers are gone for now."""
-    await fleet_env.database["cml_exporter_state"].insert_one({"_id": "history:worker_metrics_timeseries", "period": 300})
+    await fleet_env.database["cml_exporter_state"].insert_one({"_id": "lease:backfill"})
     exporter = run_exporter({**fleet_env.settings, "cloudwatch": {"enabled": False}, "data_dir": str(fleet_env.folder / "d")})
     exporter.wait_for(lambda: exporter.metrics()["cml_exporter_leader"] == 1, 20, "the leader")

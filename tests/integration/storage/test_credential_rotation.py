@@ -51,10 +51,7 @@ class Account:
 
 @pytest.fixture
 def account(mongo_auth: AuthMongod, tmp_path: Path, request: pytest.FixtureRequest) -> Account:
-    found = Account(mongo_auth, f"rot_{abs(hash(request.node.nodeid)) % 10**10}", tmp_path / "uri")
-    with MongoClient[Document](mongo_auth.root_uri) as client:
-        client[found.database]["workers"].insert_one({"_id": "w1", "status": "running"})  # without workers nobody leads
-    return found
+    return Account(mongo_auth, f"rot_{abs(hash(request.node.nodeid)) % 10**10}", tmp_path / "uri")
 
 
 async def refused(action: Callable[[], object]) -> str:
@@ -182,6 +179,8 @@ def test_a_running_exporter_goes_on_in_all_its_clients(account: Account, run_exp
 
 @pytest.mark.waits(35)
 def test_started_with_refused_credentials_it_waits_for_the_file(account: Account, run_exporter: RunExporter) -> None:
+    with MongoClient[Document](account.server.root_uri) as root:
+        root[account.database]["workers"].insert_one({"_id": "w1", "status": "running"})  # without workers nobody leads
     good = account.file.read_text()
     account.write(account.uri("wrong"))
     exporter = run_exporter({"mongodb": {"uri_file": str(account.file)}, "cloudwatch": {"enabled": False}})
