@@ -5,14 +5,16 @@ The functions are in `commands.run`.
 """
 
 import argparse
+import difflib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from exporter import __version__
-from exporter.commands import flags, run
-from exporter.core.errors import ExporterError
+from exporter.commands import flags, manual, run, terminal
+from exporter.commands.exit_status import NO_WORKERS
+from exporter.core import version
+from exporter.core.errors import ExporterError, NoWorkersError
 
 if TYPE_CHECKING:
     from exporter.core.settings_loader import Setting
@@ -45,6 +47,13 @@ class Command(NamedTuple):
     """The text below the flags: examples, and where to read more."""
     failure: int = 1
     """Exit status after an error; another one where 1 is a result."""
+    statuses: str = "0 done, 1 it failed, 2 wrong command line"
+    """The exit statuses besides those of `_STATUSES`."""
+
+    @property
+    def epilog(self) -> str:
+        """The text below the flags."""
+        return f"{self.notes}\nExit status: {self.statuses},\n{_STATUSES}.\n"
 
     def setting_flags(self) -> Iterator["Setting"]:
         """Yield the settings that are flags of this command, in the order of the file."""
@@ -55,7 +64,9 @@ class Command(NamedTuple):
                 yield setting
 
 
+PROGRAM = "cml-worker-exporter"
 EVERY_SETTING = ("*",)
+_STATUSES = "130 interrupted, 141 the reader of the output has gone"
 _MONGODB = ("mongodb.uri", "mongodb.uri_file")
 _HISTORY = (*_MONGODB, "mongodb.workers", "mongodb.history", "mongodb.retention")
 _WORKERS = ("workers.fields", "workers.extra")
@@ -63,50 +74,90 @@ _WORKERS = ("workers.fields", "workers.extra")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command and exit: 0 done, 1 (`verify`: 3) it failed, 2 the command line is wrong, 130 interrupted by Ctrl-C."""
-    options = _parse(_join_times(sys.argv[1:] if arguments is None else arguments))
+    """Run one command and exit.
+
+    The exit status is 0: done, 1 (`verify`: 3): it failed, 2: the command line is wrong or the database has no workers, 130:
+    interrupted by Ctrl-C, 141: the reader of the output has gone.
+    """
+    sys.exit(terminal.run(lambda: _run(sys.argv[1:] if arguments is None else arguments)))
+
+
+def _run(arguments: Sequence[str]) -> int:
+    options = _parse(_join_times(arguments))
     try:
-        status = options.run(options)
+        return terminal.run(lambda: int(options.run(options)))
     except ExporterError as error:
         for line in str(error).splitlines():
             print(f"cml-worker-exporter: {line}", file=sys.stderr)
-        status = options.command.failure
+        return NO_WORKERS if isinstance(error, NoWorkersError) else int(options.command.failure)
     except KeyboardInterrupt:
-        status = 130
-    sys.exit(status)
+        return 130
 
 
 # -- parsing -----------------------------------------------------------------------------------------------------------
 
 
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Return the parsed command line. Only the chosen command declares its flags: the settings take 100 ms to import."""
+def parser_of(chosen: str | None) -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentParser]]:
+    """Return the parser of the command line, and those of the commands.
+
+    Args:
+        chosen: the command that declares its flags, since the settings take 100 ms to import; "*": all, None: none.
+    """
     parser = argparse.ArgumentParser(
-        prog="cml-worker-exporter",
+        prog=PROGRAM,
         description="CPU, memory, labs and status of Cisco Modeling Labs workers: gauges for Prometheus, and a history that "
         "outlives the worker.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"cml-worker-exporter {__version__}")
+    parser.add_argument("--version", action=_Version, help="show version, revision and Python, and exit")
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    chosen = next((argument for argument in arguments if not argument.startswith("-")), None)
     for name, command in COMMANDS.items():
         subparser = subparsers.add_parser(
             name,
             help=command.summary,
             description=command.description,
-            epilog=command.notes,
+            epilog=command.epilog,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        if name == chosen:
+        if chosen in (name, "*"):
             command.add_flags(subparser)
             _add_settings(subparser, command)
             subparser.set_defaults(command=command, run=command.run)
-    options, unknown = parser.parse_known_args(arguments)
-    if unknown:
-        subparsers.choices[str(chosen)].error(_refusal(unknown))
-    return options
+    return parser, subparsers.choices
+
+
+class _Version(argparse.Action):
+    """Prints the version only when it is asked for: it reads a file."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(version.line())
+        parser.exit()
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return the parsed command line; end with 2 where it is wrong, naming the nearest command or flag."""
+    chosen = next((argument for argument in arguments if not argument.startswith("-")), None)
+    parser, commands = parser_of(chosen)
+    if chosen is not None and chosen not in COMMANDS:
+        parser.error(f"{chosen!r} is not a command{_nearest(chosen, COMMANDS)}")
+    if chosen is None:
+        return parser.parse_args(arguments)
+    command = commands[chosen]
+    flags_of = [flag for action in command._actions for flag in action.option_strings]
+    given = [argument.partition("=")[0] for argument in arguments if argument.startswith("--") and argument != "--"]
+    unknown = [flag for flag in given if not any(known.startswith(flag) for known in [*flags_of, "--version"])]
+    if unknown:  # before argparse, which would rather complain that the right flag is missing
+        command.error(_refusal(unknown, flags_of))
+    return parser.parse_args(arguments)
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    match = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {match[0]}?" if match else ""
 
 
 def _join_times(arguments: Sequence[str]) -> list[str]:
@@ -120,15 +171,16 @@ def _join_times(arguments: Sequence[str]) -> list[str]:
     return joined
 
 
-def _refusal(unknown: Sequence[str]) -> str:
+def _refusal(unknown: Sequence[str], known: Sequence[str]) -> str:
     """Return the error message for flags that the command does not have; it explains those that are settings."""
-    from exporter.core.settings_loader import table
+    from exporter.core.settings_loader import OF_BOTO3, table
 
-    known = {setting.flag for setting in table()}
-    unread = [flag for flag in (argument.partition("=")[0] for argument in unknown) if flag in known]
-    if not unread:
-        return f"unrecognized arguments: {' '.join(unknown)}"
-    return f"this command does not read {', '.join(unread)}; a setting may stay in the file or in the environment"
+    settings = {setting.flag for setting in table()}
+    unread = [flag for flag in unknown if flag in settings]
+    if unread:
+        return f"this command does not read {', '.join(unread)}; a setting may stay in the file or in the environment"
+    told = (flag + (OF_BOTO3.get(flag[2:].replace("-", "_")) or _nearest(flag, known)) for flag in unknown)
+    return f"unrecognized arguments: {', '.join(told)}"
 
 
 def _add_settings(parser: argparse.ArgumentParser, command: Command) -> None:
@@ -136,12 +188,16 @@ def _add_settings(parser: argparse.ArgumentParser, command: Command) -> None:
     if command.settings:
         usage += " [--config.file FILE] [--SETTING VALUE ...]"
         group = parser.add_argument_group("settings", "Each is also a key of the file and a variable of the environment.")
+        sections = {"": group}
         group.add_argument(
             "--config.file", dest="config_file", type=Path, metavar="FILE", help="YAML file with settings (default: none)"
         )
         for setting in command.setting_flags():
             default = "" if setting.default in (None, [], {}) else f" (default: {_shown(setting.default)})"
-            group.add_argument(
+            section = setting.key.partition(".")[0] if "." in setting.key else ""
+            if section not in sections:
+                sections[section] = parser.add_argument_group(f"settings of {section}")
+            sections[section].add_argument(
                 setting.flag,
                 dest=setting.key,
                 metavar="VALUE",
@@ -164,6 +220,18 @@ def _shown(default: object) -> str:
     return ",".join(map(str, default)) if isinstance(default, list) else str(default)
 
 
+def _print(text: str) -> int:
+    print(text, end="")
+    return 0
+
+
+def completion(shell: str) -> str:
+    """Return the script that completes commands and flags in a shell, bash or zsh."""
+    import shtab
+
+    return str(shtab.complete(parser_of("*")[0], shell=shell))
+
+
 def _demo(options: argparse.Namespace) -> int:
     from exporter.demo import command
 
@@ -174,15 +242,31 @@ COMMANDS: dict[str, Command] = {
     "serve": Command(
         run.serve,
         "run the exporter",
-        "Run the exporter until SIGINT or SIGTERM.",
+        "Run the exporter until SIGINT or SIGTERM: collect, answer HTTP on port 9877, write the history. SIGHUP reloads.",
         settings=EVERY_SETTING,
+        notes="""\
+example:
+  cml-worker-exporter serve --config.file exporter.yml
+  CML_EXPORTER_MONGODB__URI=mongodb://127.0.0.1/cml_cloud_manager cml-worker-exporter serve --web.listen-address :9877
+
+In a database without any worker document nothing is created before the first one is there.
+""",
+        statuses="0 ended by a signal, 1 it cannot start or cannot go on, 2 wrong command line",
     ),
     "check": Command(
         run.check,
         "validate the settings and every connection, change nothing",
         "Validate the settings, MongoDB (version, privileges, the collection) and AWS (identity, one CloudWatch call\n"
         "per region), and print the findings. Exit status 1 when `serve` would not work.",
+        flags.json_flag,
         settings=EVERY_SETTING,
+        usage="[--json]",
+        notes="""\
+example:
+  cml-worker-exporter check --config.file exporter.yml
+  cml-worker-exporter check --config.file exporter.yml --json | jq '.checks[] | select(.status == "FAIL")'
+""",
+        statuses="0 serve would work, warnings allowed, 1 a check failed, 2 wrong command line",
     ),
     "retention": Command(
         run.retention,
@@ -191,19 +275,34 @@ COMMANDS: dict[str, Command] = {
         "it; the setting mongodb.retention alone never shortens a history.",
         flags.retention_flags,
         (*_MONGODB, "mongodb.history", "mongodb.retention", "period", "gap_fill_window", "log.format"),
-        "[--set DURATION] [--yes]",
+        "[--set DURATION] [--yes] [--json]",
+        """\
+example:
+  cml-worker-exporter retention --config.file exporter.yml
+  cml-worker-exporter retention --config.file exporter.yml --set 90d
+  cml-worker-exporter retention --config.file exporter.yml --set 14d --yes
+""",
+        statuses="0 done, 1 it failed, or nothing was changed because --yes is missing, 2 wrong command line",
     ),
     "estimate": Command(
         run.estimate,
         "what CloudWatch will cost with this fleet and these settings",
         "Read the worker documents, find out which workers have a CloudWatch agent, and print calls, metrics billed,\n"
         "and dollars per collection cycle, day, and month. Makes no CloudWatch call that is billed.",
+        flags.json_flag,
         # Those below `period` change no figure, but other intervals are valid only together with them.
         settings=(
             *(*_MONGODB, "mongodb.workers", "period"),
             *("settle_delay", "absence_timeout", "gap_fill_window", "max_age"),
             *("cloudwatch", "aws", *_WORKERS, "log.format"),
         ),
+        usage="[--json]",
+        notes="""\
+example:
+  cml-worker-exporter estimate --config.file exporter.yml
+  cml-worker-exporter estimate --config.file exporter.yml --cloudwatch.interval 15m --json
+""",
+        statuses="0 done, 1 it failed, 2 wrong command line, or there is no worker document",
     ),
     "backfill": Command(
         run.backfill,
@@ -225,6 +324,7 @@ example:
 
 docs/backfill.md explains what is filled, what it costs, and what happens after an interruption.
 """,
+        statuses="0 done, 1 it failed or samples are still missing, 2 wrong command line, or there is no worker",
     ),
     "verify": Command(
         run.verify,
@@ -248,11 +348,11 @@ example:
   cml-worker-exporter verify --config.file exporter.yml --since 1d --json > verify.json
   cml-worker-exporter verify --config.file exporter.yml --since 30d --repair --dry-run
 
-Exit status: 0 all equal, 1 a difference was found, 2 wrong command line, 3 it failed, or not all could be compared and
-the rest is equal, 130 interrupted, 141 the reader of the output has gone.
 docs/verify.md explains what is compared, what each kind of difference means, and what it costs.
 """,
         failure=3,
+        statuses="0 all equal, 1 a difference was found, 2 wrong command line, or there is no worker,\n"
+        "3 it failed, or not all could be compared and the rest is equal",
     ),
     "import-events": Command(
         run.import_events,
@@ -272,10 +372,10 @@ example:
 May be interrupted at any moment: the same command continues. An exporter may run at the same time. Where CloudWatch
 still has datapoints (63 days), run `backfill` first: its values are the more exact ones, and a period is written once.
 
-Exit status: 0 done or nothing to do, 1 it failed or MongoDB rejects a sample, 2 wrong command line, 130 interrupted.
 The user of mongodb.uri needs `find` on the events, which only this command uses; see README.md.
 docs/import-events.md explains which events and fields are read, and which period a value belongs to.
 """,
+        statuses="0 done or nothing to do, 1 it failed or MongoDB rejects a sample, 2 wrong command line",
     ),
     "export": Command(
         run.export,
@@ -286,8 +386,8 @@ docs/import-events.md explains which events and fields are read, and which perio
         "command continues. Exit status 1 when the database has fewer samples than were sent.",
         flags.export_flags,
         (*_MONGODB, "mongodb.history", "period", "data_dir", "log.format"),
-        "--since TIME [--until TIME] [--tz ZONE] [--worker ID ...] [--format FORMAT] [--output FILE]\n"
-        "       cml-worker-exporter export --since TIME [--until TIME] [--worker ID ...] --to ADDRESS [--rate N]",
+        "--since TIME [--until TIME] [--tz ZONE] [--worker ID ...] [--format FORMAT] [--output FILE] [--json]\n"
+        "       cml-worker-exporter export --since TIME [--until TIME] [--worker ID ...] --to ADDRESS [--rate N] [--json]",
         f"""\
 {_TIME}
 example:
@@ -299,6 +399,7 @@ example:
 
 docs/export.md explains what is in the file, and how to make Prometheus keep such old blocks.
 """,
+        statuses="0 done, 1 it failed, or the other database has fewer samples than were sent, 2 wrong command line",
     ),
     "purge": Command(
         run.purge,
@@ -314,6 +415,7 @@ example:
 
 The user of mongodb.uri needs `remove` on the history and the inventory, which only this command uses; see README.md.
 """,
+        statuses="0 deleted, 1 it failed, or nothing was deleted, 2 wrong command line",
     ),
     "demo": Command(
         _demo,
@@ -322,6 +424,34 @@ The user of mongodb.uri needs `remove` on the history and the inventory, which o
         "account. Ctrl-C stops all of them.",
         flags.demo_flags,
         usage="[--fresh] [--port PORT] [--dir DIR]",
+        notes="""\
+example:
+  cml-worker-exporter demo
+  cml-worker-exporter demo --fresh --port 9977
+""",
+        statuses="0 ended by a signal, 1 a part did not start or has ended, 2 wrong command line",
+    ),
+    "completion": Command(
+        lambda options: _print(completion(options.shell)),
+        "print the completion of commands and flags for a shell",
+        "Print a script that completes commands and flags in bash or zsh.",
+        flags.completion_flags,
+        usage="{bash,zsh}",
+        notes="""\
+example:
+  cml-worker-exporter completion bash > ~/.local/share/bash-completion/completions/cml-worker-exporter
+  cml-worker-exporter completion zsh > ~/.zfunc/_cml-worker-exporter
+""",
+    ),
+    "manual": Command(
+        lambda options: _print(manual.page(*parser_of("*"))),
+        "print the manual page",
+        "Print the manual page, of every command and flag, in the format of man.",
+        notes="""\
+example:
+  cml-worker-exporter manual | man -l -
+  cml-worker-exporter manual > /usr/local/share/man/man1/cml-worker-exporter.1
+""",
     ),
 }
 

@@ -1,6 +1,7 @@
 """`cml-worker-exporter estimate`: what CloudWatch will cost with the current fleet and settings."""
 
 import asyncio
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,9 +9,8 @@ from functools import partial
 from typing import TextIO
 
 from prometheus_client import CollectorRegistry
-from rich.console import Console
-from rich.table import Table
 
+from exporter.commands import terminal, worker_documents
 from exporter.core.budget import MONTH, Budget, ReaderBudget, Usage
 from exporter.core.errors import SourceError
 from exporter.core.model import Fleet, Listing, MetricQuery
@@ -93,7 +93,7 @@ def estimate(
     )
 
 
-async def run(settings: Settings, out: TextIO) -> int:
+async def run(settings: Settings, out: TextIO, *, as_json: bool = False) -> int:
     """Read the worker documents (the manager's aggregates), list the memory series, print the table; nothing is billed.
 
     Returns:
@@ -101,19 +101,24 @@ async def run(settings: Settings, out: TextIO) -> int:
 
     Raises:
         ConfigError: the connection string is malformed.
+        NoWorkersError: there is no worker document.
         SourceError: MongoDB does not result.
     """
     client, database = connect(settings)
     async with client:
         fleet = await Aggregates(database, settings.mongodb.worker_collections, settings.workers).read()
+    worker_documents.require(fleet)
     if not settings.cloudwatch.enabled:
-        print("cloudwatch.enabled is false: CloudWatch is not queried and costs nothing.", file=out)
+        free = "cloudwatch.enabled is false: CloudWatch is not queried and costs nothing."
+        documents = worker_documents.describe(fleet)
+        print(json.dumps({"worker_documents": documents, "notes": [free]}) if as_json else f"{documents}.\n{free}", file=out)
         return 0
     rules = Rules.from_settings(settings)
     regions = sorted({query.region for query in live_queries(fleet.workers, fleet.date, rules)})
     types = {worker.instance_id: worker.instance_type for worker in fleet.workers}
     listings, extra, extra_of, problems = await _listings(settings, regions, types)
-    show(settings, fleet, estimate(fleet, listings, rules, extra_of, extra.listings), rules, problems, out)
+    found = estimate(fleet, listings, rules, extra_of, extra.listings)
+    (show_json if as_json else show)(settings, fleet, found, rules, problems, out)
     return 0
 
 
@@ -167,19 +172,45 @@ async def _listings(
 def show(settings: Settings, fleet: Fleet, found: Estimate, rules: Rules, problems: Sequence[str], out: TextIO) -> None:
     """Print the estimate as a table, and what it means for the budget."""
     every = max(rules.interval, rules.period)
+    print(f"{worker_documents.describe(fleet)}.", file=out)
+    rows = [
+        *((f"a cycle in {region}", *_cells(usage)) for region, usage in found.by_region.items()),
+        (f"a cycle (every {format_duration(every)})", *_cells(found.usage)),
+        ("a day", *_cells(found.usage.times(DAY / every))),
+        ("a month (30 days)", *_cells(found.usage.times(MONTH / every))),
+    ]
+    terminal.print_table(("CloudWatch", "GetMetricData calls", "metrics billed", "dollars"), rows, out)
+    for line in _notes(settings, fleet, found, rules, problems):
+        print(line, file=out)
+
+
+def show_json(settings: Settings, fleet: Fleet, found: Estimate, rules: Rules, problems: Sequence[str], out: TextIO) -> None:
+    """Print the same as one JSON object, numbers as numbers."""
+    every = max(rules.interval, rules.period)
+    usage = found.usage
+    body = {
+        "worker_documents": worker_documents.describe(fleet),
+        "running": found.running,
+        "with_agent": found.agents,
+        "cycle_seconds": every,
+        "regions": {region: _figures(one) for region, one in found.by_region.items()},
+        "cycle": _figures(usage),
+        "day": _figures(usage.times(DAY / every)),
+        "month": _figures(usage.times(MONTH / every)),
+        "notes": _notes(settings, fleet, found, rules, problems),
+    }
+    print(json.dumps(body, indent=2), file=out)
+
+
+def _figures(usage: Usage) -> dict[str, float]:
+    return {"calls": round(usage.calls, 3), "metrics": round(usage.metrics, 3), "dollars": round(usage.dollars, 6)}
+
+
+def _notes(settings: Settings, fleet: Fleet, found: Estimate, rules: Rules, problems: Sequence[str]) -> list[str]:
+    """Return what the figures mean, one sentence or two each."""
+    every = max(rules.interval, rules.period)
     cap = settings.cloudwatch.max_usd_per_day
     readers = ReaderBudget(Budget(cap), settings.cloudwatch.reader_budget_share).max_usd
-    table = Table(title="CloudWatch, with the current fleet and settings", title_justify="left")
-    table.add_column("")
-    for column in ("GetMetricData calls", "metrics billed", "dollars"):
-        table.add_column(column, justify="right")
-    for region, usage in found.by_region.items():
-        table.add_row(f"a cycle in {region}", *_cells(usage))
-    table.add_row(f"a cycle (every {format_duration(every)})", *_cells(found.usage))
-    table.add_row("a day", *_cells(found.usage.times(DAY / every)))
-    table.add_row("a month (30 days)", *_cells(found.usage.times(MONTH / every)))
-    console = Console(file=out, soft_wrap=True, highlight=False)
-    console.print(table)
     lines = [
         f"{found.running} of {len(fleet.workers)} workers are running; {found.agents} of them have a CloudWatch agent, "
         "which is a second metric. Stopped and terminated workers are not polled.",
@@ -204,8 +235,7 @@ def show(settings: Settings, fleet: Fleet, found: Estimate, rules: Rules, proble
             + ("enough for every cycle of a day." if enough else f"enough for {cycles} of {DAY // every} cycles a day, then ")
             + ("" if enough else "polling pauses until 00:00 UTC; raise it, or cloudwatch.interval.")
         )
-    for line in lines:
-        console.print(line)
+    return lines
 
 
 def _names(settings: Settings) -> str:

@@ -12,10 +12,21 @@ from exporter.core.local_time import time_zone
 from exporter.core.periods import parse_time
 
 
+def json_flag(parser: argparse.ArgumentParser) -> None:
+    """Declare --json, of commands whose result programs read too."""
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def completion_flags(parser: argparse.ArgumentParser) -> None:
+    """Declare the shell of `completion`."""
+    parser.add_argument("shell", choices=("bash", "zsh"), help="the shell that completes")
+
+
 def retention_flags(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `retention`."""
     parser.add_argument("--set", dest="wanted", metavar="DURATION", help="new retention, such as 14d (default: only show it)")
     parser.add_argument("--yes", action="store_true", help="apply a shorter retention; MongoDB deletes older samples")
+    json_flag(parser)
 
 
 def backfill_flags(parser: argparse.ArgumentParser) -> None:
@@ -81,6 +92,9 @@ def export_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--rate", type=_rate, default=RATE, metavar="N", help=f"with --to: samples per second at most (default: {RATE})"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print what was exported as JSON on standard error, in place of text"
     )
 
 

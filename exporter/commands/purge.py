@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TextIO
 
+from exporter.commands import worker_documents
 from exporter.core.errors import ConfigError, IncompatibleStoreError, StoreError, StoreUnavailableError
 from exporter.core.model import Fleet, InventoryEntry
 from exporter.core.periods import format_duration, rfc3339
@@ -88,9 +89,9 @@ async def run(
         ]
         _check_known(found, history)
         if not even_if_listed:
-            _check_absent(
-                found, await Aggregates(database, settings.mongodb.worker_collections, settings.workers).read(), settings
-            )
+            fleet = await Aggregates(database, settings.mongodb.worker_collections, settings.workers).read()
+            _check_absent(found, fleet, settings)
+            print(f"{worker_documents.describe(fleet)}, none of them to be deleted.", file=out)
         print(f"To be deleted from {history.namespace} and {database.name}.{INVENTORY}, permanently:", file=out)
         for stored in found:
             print(f"  {stored}", file=out)

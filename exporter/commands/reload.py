@@ -14,6 +14,7 @@ from exporter.core import logs
 from exporter.core.errors import ExporterError, StoreUnavailableError
 from exporter.core.settings import Settings
 from exporter.core.settings_loader import table
+from exporter.core.settings_summary import value_of
 from exporter.metrics.telemetry import Telemetry
 from exporter.web.live_config import LiveWebConfig
 
@@ -101,7 +102,7 @@ class Reloader:
             ) from error
 
     def _apply(self, new: Settings) -> str:
-        changed = [row.key for row in table() if _value(new, row.key) != _value(self._settings, row.key)]
+        changed = [row.key for row in table() if value_of(new, row.key) != value_of(self._settings, row.key)]
         applied = [key for key in changed if key in RELOADABLE]
         logs.configure(new.log.level, new.log.format, sys.stderr)
         self._exporter.limit_cost(new.cloudwatch.max_usd_per_day)
@@ -123,10 +124,3 @@ class Reloader:
 
 def _limit(settings: Settings) -> dict[str, float | None]:
     return {"max_usd_per_day": settings.cloudwatch.max_usd_per_day}
-
-
-def _value(settings: Settings, key: str) -> object:
-    value: object = settings
-    for name in key.split("."):
-        value = getattr(value, name)
-    return value

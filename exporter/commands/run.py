@@ -4,12 +4,11 @@ A command is imported by its function here, so that `--version` and `--help` loa
 """
 
 import argparse
-import os
 import sys
 import time
 from typing import TYPE_CHECKING
 
-from exporter.commands import flags
+from exporter.commands import flags, terminal
 from exporter.commands.exit_status import CLOSED_PIPE
 from exporter.core.errors import ConfigError, ExporterError
 
@@ -22,8 +21,21 @@ def serve(options: argparse.Namespace) -> int:
     import uvloop
 
     from exporter.commands import serve as command
+    from exporter.core import logs
 
-    return uvloop.run(command.serve(_settings(options), lambda: _loaded(options)))
+    wanted: object = None
+    try:
+        settings = _settings(options)
+        wanted = settings.log.format
+        return uvloop.run(command.serve(settings, lambda: _loaded(options)))
+    except ExporterError as error:
+        if (wanted or getattr(error, "log_format", None)) != "json":
+            raise
+        # What reads the log reads no plain text.
+        logs.configure("error", "json", sys.stderr)
+        for line in str(error).splitlines():
+            logs.get("exporter").error("not started, or ended" if wanted is None else "ended", error=line)
+        return int(options.command.failure)
 
 
 def check(options: argparse.Namespace) -> int:
@@ -32,7 +44,7 @@ def check(options: argparse.Namespace) -> int:
 
     from exporter.commands.check import command
 
-    return asyncio.run(command.run(_settings(options, "error"), sys.stdout))
+    return asyncio.run(command.run(_settings(options, "error"), sys.stdout, as_json=options.json))
 
 
 def retention(options: argparse.Namespace) -> int:
@@ -47,7 +59,7 @@ def retention(options: argparse.Namespace) -> int:
         wanted = None if options.wanted is None else parse_duration(options.wanted)
     except ValueError as error:
         raise ConfigError(f"--set: {error}") from error
-    return asyncio.run(command.run(settings, wanted, options.yes, sys.stdout))
+    return asyncio.run(command.run(settings, wanted, options.yes, sys.stdout, as_json=options.json))
 
 
 def estimate(options: argparse.Namespace) -> int:
@@ -56,7 +68,7 @@ def estimate(options: argparse.Namespace) -> int:
 
     from exporter.commands import estimate as command
 
-    return asyncio.run(command.run(_settings(options, "error"), sys.stdout))
+    return asyncio.run(command.run(_settings(options, "error"), sys.stdout, as_json=options.json))
 
 
 def backfill(options: argparse.Namespace) -> int:
@@ -102,7 +114,7 @@ def verify(options: argparse.Namespace) -> int:
     try:
         return asyncio.run(command.main(settings, wanted, sys.stdout, sys.stderr))
     except OSError as error:  # those of MongoDB, AWS and the disk are translated: it is the output's
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it flushes at exit
+        terminal.discard_output()
         if isinstance(error, BrokenPipeError):
             return CLOSED_PIPE
         raise ExporterError(
@@ -147,6 +159,7 @@ def export(options: argparse.Namespace) -> int:
         options.to,
         options.rate,
         f"{options.since} {options.until} {options.tz}",
+        options.json,
     )
     return asyncio.run(command.run(settings, request, sys.stderr))
 

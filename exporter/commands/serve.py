@@ -19,9 +19,10 @@ from starlette.applications import Starlette
 from exporter.app import Exporter, build
 from exporter.commands.reload import Reloader
 from exporter.commands.supervision import feed_watchdog, on_hangup
-from exporter.core import logs
+from exporter.core import logs, version
 from exporter.core.allocator import return_memory_early
 from exporter.core.settings import Settings
+from exporter.core.settings_summary import differing
 from exporter.metrics.telemetry import Telemetry
 from exporter.web.application import create_app
 from exporter.web.connections import REASONS, Connections, Limits
@@ -167,6 +168,8 @@ async def serve(settings: Settings, load: Callable[[], Settings]) -> int:
     Raises:
         ExporterError: it cannot start, or cannot go on; the sentence says what to do.
     """
+    began = time.monotonic()
+    _log.info("starting", **version.facts(), **differing(settings))
     sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
     return_memory_early()
     web = LiveWebConfig(settings.web.config_file)
@@ -202,6 +205,7 @@ async def serve(settings: Settings, load: Callable[[], Settings]) -> int:
             if future.done():
                 future.result()  # raises what ended the loops
         await exporter.backend.close()
+        _log.info("stopped; the outbox keeps what is not in the history yet", seconds=round(time.monotonic() - began, 1))
         return 0
     finally:
         for listener in sockets:

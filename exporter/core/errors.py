@@ -2,6 +2,7 @@
 
     ExporterError
     ├── ConfigError                 a setting is unknown, of the wrong type, or contradicts another; nothing was started
+    │   └── NoWorkersError          the database holds no worker document, so it may be the wrong one
     ├── RequestError                an HTTP request is invalid; the client must change it
     ├── SourceError                 MongoDB's worker documents or CloudWatch: no answer, a partial one, or a skewed clock
     │   ├── RejectedQueryError      CloudWatch refuses the content of a request; the same request would be refused again
@@ -24,6 +25,10 @@ class ExporterError(Exception):
 
 class ConfigError(ExporterError):
     """A setting is unknown, of the wrong type, or contradicts another."""
+
+
+class NoWorkersError(ConfigError):
+    """The database holds no worker document; `mongodb.uri` or `mongodb.workers` may name the wrong one."""
 
 
 class RequestError(ExporterError):

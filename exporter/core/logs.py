@@ -11,6 +11,8 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from operator import itemgetter
 from typing import Literal, TextIO
 
 import structlog
@@ -22,6 +24,9 @@ ROOT = "exporter"
 
 REPEAT_SECONDS = 600
 """How long the same text of a lasting fault is not logged again."""
+
+_REMEMBERED = 6
+"""For how many times as long it is remembered how often a text was not logged."""
 
 _CREDENTIALS = re.compile(r"(\b[a-z][a-z0-9+.-]*://)(?:[^\s\"]|\\\")*@", re.IGNORECASE)
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING, "error": logging.ERROR}
@@ -51,7 +56,9 @@ def configure(level: str, format: Literal["logfmt", "json"], stream: TextIO | No
         processors=[
             structlog.stdlib.filter_by_level,
             structlog.stdlib.PositionalArgumentsFormatter(),
-            *shared,
+            *shared[:2],
+            _once(),
+            *shared[2:],
             structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
         ],
         wrapper_class=BoundLogger,
@@ -82,7 +89,7 @@ def get(name: str) -> BoundLogger:
 
 
 class Repeats:
-    """Tells whether a text is worth another log line, so that a fault that lasts for hours does not fill the log.
+    """Tells whether a text is worth another log line, so that a fault that lasts for hours is one line, and then its count.
 
     Args:
         seconds: how long the same text is not logged again.
@@ -92,22 +99,57 @@ class Repeats:
     def __init__(self, seconds: float = REPEAT_SECONDS, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._seconds = seconds
         self._monotonic = monotonic
-        self._logged: dict[str, float] = {}
+        self._logged: dict[str, _Logged] = {}
+        """By text, in the order of their last lines."""
+        self.count: dict[str, int] = {}
+        """{"repeated": n}, for the line that `is_due` or `reset` has just allowed: how often a text was not logged since its
+        last line; empty if never."""
 
     def is_due(self, text: str) -> bool:
         """Return whether the text was not logged within the last `seconds`; if so, it counts as logged now."""
         now = self._monotonic()
-        self._logged = {each: at for each, at in self._logged.items() if at > now - self._seconds}
-        if text in self._logged:
+        while self._logged and next(iter(self._logged.values())).at <= now - _REMEMBERED * self._seconds:
+            del self._logged[next(iter(self._logged))]
+        last = self._logged.get(text)
+        if last is not None and last.at > now - self._seconds:
+            last.repeated += 1
             return False
-        self._logged[text] = now
+        self._logged.pop(text, None)
+        self._logged[text] = _Logged(now)
+        self._note(last.repeated if last else 0)
         return True
 
     def reset(self) -> bool:
         """Forget what was logged, because the fault is over; return whether anything was logged since the last call."""
         logged = bool(self._logged)
+        self._note(sum(last.repeated for last in self._logged.values()))
         self._logged.clear()
         return logged
+
+    def _note(self, repeated: int) -> None:
+        self.count = {"repeated": repeated} if repeated else {}
+
+
+@dataclass(slots=True)
+class _Logged:
+    """The last line of a text: its time, and how often the text was not logged since."""
+
+    at: float
+    repeated: int = 0
+
+
+def _once() -> Processor:
+    """Return a processor that drops warnings and errors that were logged a short time ago with the same values."""
+    repeats = Repeats()
+
+    def drop(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+        if event["level"] in ("warn", "error"):
+            if not repeats.is_due(repr((logger.name, sorted(event.items(), key=itemgetter(0))))):
+                raise structlog.DropEvent
+            event.update(repeats.count)
+        return event
+
+    return drop
 
 
 def mask(text: str) -> str:

@@ -21,7 +21,16 @@ def _duration(value: object) -> object:
     raise ValueError("it must be a duration such as 30s, 5m, 1h or 30d")
 
 
+def listed_addresses(value: object) -> object:
+    """Return a list of addresses: of one, of a text that separates them by commas, or as it is; a number is a port."""
+    items = listed(value)
+    items = items if isinstance(items, list) else [items]
+    return [f":{item}" if isinstance(item, int) and not isinstance(item, bool) else item for item in items]
+
+
 def _address(value: str) -> str:
+    if value.isdecimal():
+        value = f":{value}"
     host, colon, port = value.rpartition(":")
     if not colon or not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
         raise ValueError(f"{value!r} is not host:port; write :9877, 127.0.0.1:9877 or [::1]:9877")

@@ -31,6 +31,7 @@ from exporter.core.setting_types import (
     Share,
     Url,
     listed,
+    listed_addresses,
 )
 from exporter.core.workers_settings import WorkersSettings
 from exporter.core.yaml_file import read_text
@@ -54,6 +55,12 @@ def _mongodb_uri(value: str, key: str) -> str:
     if not value.startswith(("mongodb://", "mongodb+srv://")):
         raise ConfigError(f"{key}: it must begin with mongodb:// or mongodb+srv://")
     return value
+
+
+def _level(value: object) -> object:
+    """Accept the names of other programs, too: WARNING."""
+    text = value.lower() if isinstance(value, str) else value
+    return "warn" if text == "warning" else text
 
 
 class MongoSettings(Section):
@@ -168,7 +175,7 @@ class CloudWatchSettings(Section):
 class WebSettings(Section):
     """The HTTP server."""
 
-    listen_address: Annotated[list[Address], BeforeValidator(listed)] = Field(
+    listen_address: Annotated[list[Address], BeforeValidator(listed_addresses)] = Field(
         default=[":9877"], description="Addresses (host:port) to listen on, separated by commas.", min_length=1
     )
     config_file: Path | None = Field(
@@ -225,7 +232,7 @@ class MetricsSettings(Section):
 class LogSettings(Section):
     """The log on standard error."""
 
-    level: Literal["debug", "info", "warn", "error"] = Field(
+    level: Annotated[Literal["debug", "info", "warn", "error"], BeforeValidator(_level)] = Field(
         "info", description="Lowest level that is logged: debug, info, warn or error."
     )
     format: Literal["logfmt", "json"] = Field("logfmt", description="Format of a log line: logfmt or json.")
@@ -263,37 +270,40 @@ class Settings(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         show = format_duration
+        problems: list[str] = []
         if not is_period(self.period):
-            raise ValueError(f"period: {show(self.period)} must be whole minutes that divide an hour, such as 1m, 5m or 15m")
+            problems.append(f"period: {show(self.period)} must be whole minutes that divide an hour, such as 1m, 5m or 15m")
         if self.cloudwatch.interval < self.period:
-            raise ValueError(
+            problems.append(
                 f"cloudwatch.interval: {show(self.cloudwatch.interval)} is shorter than period ({show(self.period)}); "
                 "polling more often than datapoints appear only costs money"
             )
         if self.cloudwatch.interval % MINUTE:
-            raise ValueError(f"cloudwatch.interval: {show(self.cloudwatch.interval)} must be whole minutes, such as 5m")
+            problems.append(f"cloudwatch.interval: {show(self.cloudwatch.interval)} must be whole minutes, such as 5m")
         earliest = self.settle_delay + self.period
         if self.absence_timeout < earliest:
-            raise ValueError(
+            problems.append(
                 f"absence_timeout: {show(self.absence_timeout)} must be at least settle_delay + period ({show(earliest)}), "
                 "else a value that is only late would be recorded as absent"
             )
         # CloudWatch drops one-minute datapoints after 15 d.
         shortest = self.absence_timeout + self.cloudwatch.interval
         if not shortest <= self.gap_fill_window <= 14 * DAY:
-            raise ValueError(
+            problems.append(
                 f"gap_fill_window: {show(self.gap_fill_window)} must be at least absence_timeout + cloudwatch.interval "
                 f"({show(shortest)}) and at most 14d"
             )
         youngest = self.cloudwatch.interval + 5 * MINUTE
         if self.max_age < youngest:
-            raise ValueError(
+            problems.append(
                 f"max_age: {show(self.max_age)} must be at least cloudwatch.interval + 5m ({show(youngest)}), "
                 "else gauges vanish between two polls"
             )
         twice = {each.metric for each in self.workers.extra} & {each.name for each in self.cloudwatch.extra}
         if twice:
-            raise ValueError(f"cloudwatch.extra and workers.extra both have {min(twice)}; rename one of them")
+            problems.append(f"cloudwatch.extra and workers.extra both have {min(twice)}; rename one of them")
+        if problems:
+            raise ValueError("\n".join(problems))
         return self
 
     @property

@@ -21,7 +21,7 @@ from exporter.core.metric_settings import CloudWatchGauge
 from exporter.core.setting_types import Section, listed
 from exporter.core.settings import Settings
 from exporter.core.workers_settings import ExtraMetric
-from exporter.core.yaml_file import parse_yaml, read_text
+from exporter.core.yaml_file import Location, YamlText, parse_yaml, read_text, read_yaml
 
 ENV_PREFIX = "CML_EXPORTER_"
 
@@ -42,6 +42,7 @@ class Setting:
     default: object
     description: str
     is_list: bool
+    is_path: bool = False
 
     @property
     def flag(self) -> str:
@@ -63,7 +64,8 @@ def table(model: type[BaseModel] = Settings, prefix: str = "") -> Iterator[Setti
             yield from table(sections[name], f"{prefix}{name}.")
         else:
             is_list = "list" in str(info.annotation) or "dict" in str(info.annotation)
-            yield Setting(prefix + name, info.default, info.description or "", is_list)
+            is_path = "Path" in str(info.annotation)
+            yield Setting(prefix + name, info.default, info.description or "", is_list, is_path)
 
 
 def _sections(model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
@@ -85,37 +87,69 @@ def load(
         flags: dotted key → text of the command-line flag; several texts for a list whose flag was repeated.
 
     Raises:
-        ConfigError: one line per mistake.
+        InvalidSettingsError: one line per mistake, of which those in the file begin with file and line.
+        ConfigError: the file cannot be read, or is not YAML.
     """
-    tree = _read(file) if file else {}
     known = {setting.env: setting for setting in table()}
-    mistakes: list[str] = []
-    for name, text in sorted((os.environ if environment is None else environment).items()):
-        if name in known and text:  # compose files pass an empty text for "not set"
-            _put(tree, known[name].key, _parse(text, known[name], name))
-        elif name.startswith(ENV_PREFIX) and name not in known and not _KUBERNETES.fullmatch(f"{name}={text}"):
-            mistakes.append(f"environment: {name} is not a setting{_closest(name, known)}")
+    text = _read(file) if file else None
+    tree = dict(text.content) if text and isinstance(text.content, dict) else {}
+    mistakes = [*text.duplicates] if text else []
+    if file:
+        _resolve_paths(tree, file.parent, known.values())
+    elsewhere: set[str] = set()
+    """The keys that do not come from the file."""
+    for name, value in sorted((os.environ if environment is None else environment).items()):
+        if name in known and value:  # compose files pass an empty text for "not set"
+            _put(tree, known[name].key, _parse(value, known[name], name))
+            elsewhere.add(known[name].key)
+        elif name.startswith(ENV_PREFIX) and name not in known and not _KUBERNETES.fullmatch(f"{name}={value}"):
+            key = name.removeprefix(ENV_PREFIX).lower().replace("__", ".")
+            mistakes.append(f"environment: {name} is not a setting{OF_BOTO3.get(key) or _closest(name, known)}")
     by_key = {setting.key: setting for setting in known.values()}
     for key, given in (flags or {}).items():
         _put(tree, key, _parse_flag(given, by_key[key]))
+        elsewhere.add(key)
     _fill_sections(tree, Settings)
     try:
         settings: Settings | None = Settings.model_validate(tree)
     except ValidationError as error:
         settings = None
-        mistakes += [_sentence(detail) for detail in error.errors(include_url=False, include_input=False)]
+        for detail in error.errors(include_url=False, include_input=False):
+            for location, sentence in _sentences(detail):
+                key = ".".join(location)
+                from_file = text is not None and location and not any(f"{key}.".startswith(f"{one}.") for one in elsewhere)
+                mistakes.append((text.place(location) if text and from_file else "") + sentence)
     if mistakes or settings is None:
-        raise ConfigError("\n".join(mistakes))
+        raise InvalidSettingsError("\n".join(mistakes), tree.get("log"))
     return settings
 
 
-def _read(file: Path) -> dict[str, Any]:
-    tree = parse_yaml(read_text(file, "--config.file"), str(file))
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{file} must hold keys and values, such as mongodb: {{uri: mongodb://localhost}}")
-    return tree
+class InvalidSettingsError(ConfigError):
+    """The settings are invalid; `log_format` is the one among them, as far as it can be told."""
+
+    def __init__(self, message: str, log: object) -> None:
+        super().__init__(message)
+        self.log_format = log.get("format") if isinstance(log, dict) else None
+
+
+def _read(file: Path) -> YamlText:
+    text = read_yaml(read_text(file, "--config.file"), str(file))
+    if text.content is not None and not isinstance(text.content, dict):
+        raise ConfigError(f"{file}:1: it must hold keys and values, such as mongodb: {{uri: mongodb://localhost}}")
+    return text
+
+
+def _resolve_paths(tree: dict[str, Any], folder: Path, settings: Iterable[Setting]) -> None:
+    """Make the paths of a file relative to its folder: it means the same from wherever the exporter is started."""
+    for setting in settings:
+        *path, leaf = setting.key.split(".")
+        section: object = tree
+        for name in path:
+            section = section.get(name) if isinstance(section, dict) else None
+        given = section.get(leaf) if setting.is_path and isinstance(section, dict) else None
+        # A connection string in the place of a path gets its own message.
+        if isinstance(section, dict) and isinstance(given, str) and given and "://" not in given:
+            section[leaf] = str(folder / given)
 
 
 def _parse_flag(given: str | Sequence[str], setting: Setting) -> object:
@@ -164,6 +198,15 @@ def _closest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {match[0]}?" if match else "; docs/settings.md lists them"
 
 
+OF_BOTO3: Mapping[str, str] = {
+    "aws.region": ": each worker document names its region; for credentials set AWS_REGION in the environment",
+    "aws.profile": ": set AWS_PROFILE in the environment, which boto3's credential chain reads",
+    "aws.access_key_id": ": set AWS_ACCESS_KEY_ID in the environment, or let boto3's credential chain find a role",
+    "aws.secret_access_key": ": set AWS_SECRET_ACCESS_KEY in the environment, or let boto3's credential chain find a role",
+    "aws.endpoint_url": "; did you mean cloudwatch.endpoint_url or aws.sts_endpoint_url?",
+}
+"""What people look for under `aws` and boto3 reads elsewhere."""
+
 _MESSAGES: Mapping[str, str] = {
     "missing": "it is missing; write it",
     "string_type": "it must be a text; put quotes around a number",
@@ -180,13 +223,20 @@ _MESSAGES: Mapping[str, str] = {
 """Messages that replace those of pydantic, which name Python types."""
 
 
-def _sentence(detail: ErrorDetails) -> str:
-    key = ".".join(str(part) for part in detail["loc"] if part != "[key]")
+def _sentences(detail: ErrorDetails) -> Iterator[tuple[Location, str]]:
+    """Yield where a mistake is, and its sentence; a check of several settings may find several mistakes, one a line."""
+    location = tuple(str(part) for part in detail["loc"] if part != "[key]")
+    key = ".".join(location)
     if detail["type"] in ("extra_forbidden", "invalid_key"):
-        return f"{key} is not a setting{_closest(key, _keys_beside(detail['loc']))}"
+        yield location, f"{key} is not a setting{OF_BOTO3.get(key) or _closest(key, _keys_beside(detail['loc']))}"
+        return
     template = _MESSAGES.get(detail["type"])
     message = template.format_map(detail.get("ctx", {})) if template else detail["msg"].removeprefix("Value error, ")
-    return f"{key}: {message}" if key else message
+    for line in message.splitlines():
+        # A check of several settings begins its sentence with the one to change.
+        named = re.match(r"[\w.]*", line) if detail["type"] == "value_error" else None
+        inner = tuple(named[0].split(".")) if named else ()
+        yield (*location, *inner), f"{key}: {line}" if key else line
 
 
 def _keys_beside(loc: tuple[int | str, ...]) -> list[str]:

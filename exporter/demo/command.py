@@ -294,8 +294,8 @@ Try in another shell:
   curl -s {url}/api/workers
   {shlex.quote(str(_shown(Path(sys.executable))))} -c {shlex.quote(count)}
 
-{_queries(endpoints)}The history begins two weeks ago; the exporter fills its last day within two minutes.
-Eight workers ran all day and get 288 samples each for it.
+{_queries(endpoints)}The history begins two weeks ago, with labs and status; the exporter continues it.
+Eight workers ran all of the last day and have 288 samples each for it.
 Ctrl-C ends all processes. The data stays in {folder} for the next start; --fresh removes it first.
 """
 

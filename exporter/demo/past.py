@@ -1,6 +1,7 @@
-"""The demo's past: the two weeks of history that an exporter would have written.
+"""The demo's past: the two weeks of history that an exporter would have written, with labs and status, until the first start.
 
-The dashboards compare with the week before. The exporter itself fills the newest day from the fake CloudWatch.
+The dashboards compare with the week before. From then on the exporter writes it; of a day on which the demo did not run it
+fills CPU and memory from the fake CloudWatch.
 """
 
 import time
@@ -8,7 +9,7 @@ import time
 from pymongo.errors import PyMongoError
 
 from exporter.core.errors import StoreUnavailableError
-from exporter.core.periods import DAY, HOUR
+from exporter.core.periods import DAY, align
 from exporter.demo.fleet import PERIOD, World, fleet, samples
 from exporter.storage.mongo import Database
 from exporter.storage.repository import WorkerMetricsRepository
@@ -20,8 +21,6 @@ STATE = "demo_state"
 SEED = 20251116
 DAYS = 15
 _RETENTION = 30 * DAY
-_OVERLAP = 2 * HOUR
-"""Overlap of the past with the gap-fill window of the exporter, which depends on its start; existing samples stay."""
 
 
 async def remember(database: Database, world: World) -> int:
@@ -44,6 +43,8 @@ async def remember(database: Database, world: World) -> int:
 async def _write(database: Database, world: World) -> int:
     history = WorkerMetricsRepository(database, collection=HISTORY, period=PERIOD, retention=_RETENTION, apply_retention=False)
     await history.ensure_collection()
-    end = world.begin + _OVERLAP
+    end = align(
+        world.start, PERIOD
+    )  # what the exporter also finds in CloudWatch has the same values there; existing samples stay
     start = max(end - DAYS * DAY, int(time.time()) - _RETENTION + DAY)
     return sum([await history.add_samples(samples(world, worker, start, end)) for worker in fleet(world)])

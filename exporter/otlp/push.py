@@ -73,6 +73,10 @@ class OtlpPush:
     def _count(self, ok: bool) -> None:
         self._telemetry.otlp_pushes.labels("success" if ok else "failure").inc()
         if ok and self._repeats.reset():
-            _log.info("pushed to the OpenTelemetry collector again", endpoint=self._endpoint)
+            _log.info("pushed to the OpenTelemetry collector again", endpoint=self._endpoint, **self._repeats.count)
         elif not ok and self._repeats.is_due("failed"):
-            _log.error("cannot push to the OpenTelemetry collector; the log has its reason", endpoint=self._endpoint)
+            _log.error(
+                "cannot push to the OpenTelemetry collector; the log has its reason",
+                endpoint=self._endpoint,
+                **self._repeats.count,
+            )

@@ -52,7 +52,7 @@ class OutboxDisk:
         self.condition = self.condition.then(problem, self._wall())
         self._telemetry.outbox_free.value, self._telemetry.outbox_day.value = free, needed
         if problem and self._repeats.is_due("disk"):
-            _log.warning("disk of the outbox nearly full", problem=problem)
+            _log.warning("disk of the outbox nearly full", problem=problem, **self._repeats.count)
         elif not problem:
             self._repeats.reset()
 

@@ -179,7 +179,12 @@ class Mirror:
             except StoreError as error:
                 self._telemetry.mirror_failures.labels(error.reason).inc()
                 if self._repeats.is_due(str(error)):
-                    _log.error("mirroring failed; retried, no final sample is lost", reason=error.reason, error=str(error))
+                    _log.error(
+                        "mirroring failed; retried, no final sample is lost",
+                        reason=error.reason,
+                        error=str(error),
+                        **self._repeats.count,
+                    )
                 self._show(str(error))
                 by_operator = isinstance(error, IncompatibleStoreError)
                 # What an operator must mend is tried again at once when it may have been.
@@ -190,7 +195,7 @@ class Mirror:
                 problem = f"mirroring failed with an unexpected {type(bug).__name__}: {bug}; please report it"
                 self._show(problem)
                 if self._repeats.is_due(problem):
-                    _log.exception("mirroring failed with an unexpected error; please report it")
+                    _log.exception("mirroring failed with an unexpected error; please report it", **self._repeats.count)
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
             await wait(self.wake, RETRY_SECONDS)
@@ -225,7 +230,7 @@ class Mirror:
             self._telemetry.mirror_last_success.value = self._wall()
         self._show(None)
         if self._repeats.reset():
-            _log.info("mirroring succeeds again")
+            _log.info("mirroring succeeds again", **self._repeats.count)
         return len(rows) == self._batch
 
     @property

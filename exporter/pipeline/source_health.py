@@ -49,8 +49,9 @@ class SourceHealth:
         self.show(name, None, ended)
         self._answered.add(name)
         self._regions.add(region)
-        if name in self._repeats and self._repeats.pop(name).reset():
-            _log.info("source read again", source=source, region=region)
+        repeats = self._repeats.pop(name, None)
+        if repeats is not None and repeats.reset():
+            _log.info("source read again", source=source, region=region, **repeats.count)
 
     def failed(self, error: SourceError, began: float, ended: float | None = None) -> None:
         """Record a failed read, and log it unless the same error was logged a short time ago.
@@ -65,8 +66,16 @@ class SourceHealth:
         name = _name(error.source, error.region)
         self.show(name, str(error), ended)
         self._regions.add(error.region)
-        if self._repeats.setdefault(name, logs.Repeats()).is_due(str(error)):
-            _log.error("source read failed", source=error.source, region=error.region, code=error.code, error=str(error))
+        repeats = self._repeats.setdefault(name, logs.Repeats())
+        if repeats.is_due(str(error)):
+            _log.error(
+                "source read failed",
+                source=error.source,
+                region=error.region,
+                code=error.code,
+                error=str(error),
+                **repeats.count,
+            )
 
     def awaited(self, source: str) -> bool:
         """Return whether a source fails, in a region at least, that has not answered since the start."""

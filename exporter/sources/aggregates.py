@@ -105,7 +105,7 @@ class Aggregates:
             raise self._source_error(error, self._collections[0]) from error
         notes = (note, None if batches else await self._search_elsewhere())
         fleet = replace(fleet, complaints=(*fleet.complaints, *(note for note in notes if note)))
-        return replace(fleet, namespace=self._namespace())
+        return replace(fleet, namespace=self.namespace)
 
     async def ping(self) -> None:
         """Ask a server whether it answers; without a primary a secondary, as `read` does.
@@ -119,7 +119,25 @@ class Aggregates:
         except (PyMongoError, BSONError) as error:
             raise self._source_error(error, self._collections[0]) from error
 
-    def _namespace(self) -> str:
+    async def any_document(self) -> bool:
+        """Return whether one of the collections holds a document that this user may read.
+
+        Raises:
+            SourceError: MongoDB does not answer.
+        """
+        for name in self._collections:
+            try:
+                if await self._read_collection(name, limit=1):
+                    return True
+            except OperationFailure as error:
+                if error.code != NOT_AUTHORIZED:
+                    raise self._source_error(error, name) from error
+            except (PyMongoError, BSONError) as error:
+                raise self._source_error(error, name) from error
+        return False
+
+    @property
+    def namespace(self) -> str:
         """Return database.collection of each collection that is searched."""
         return " or ".join(f"{self._database.name}.{name}" for name in self._collections)
 
@@ -188,7 +206,7 @@ class Aggregates:
                 found = parse((bson.decode(each, LENIENT) for each in some), 0, self._settings).workers
                 if any(worker.instance_id and worker.status != "unknown" for worker in found):
                     return (
-                        f"{self._namespace()} holds no worker document, but {self._database.name}.{name} does; "
+                        f"{self.namespace} holds no worker document, but {self._database.name}.{name} does; "
                         f"set mongodb.workers to {name}"
                     )
         except (PyMongoError, BSONError):

@@ -66,7 +66,7 @@ async def keep_renewed(
             repeats.reset()
         except StoreError as error:
             if repeats.is_due(str(error)):
-                _log.warning("lease not renewed", error=str(error))
+                _log.warning("lease not renewed", error=str(error), **repeats.count)
         if (lease.held, lease.fence) != (held, fence):  # the fence shows another owner in between
             held, fence = lease.held, lease.fence
             on_change(held)

@@ -5,6 +5,7 @@ when it is killed (measured: 66–105 documents in a few kills). Every operation
 the server too, so that an abandoned insert ends there.
 """
 
+import re
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
@@ -89,15 +90,17 @@ def translate(error: Exception, namespace: str, action: str, client: AsyncMongoC
             return StoreUnavailableError(f"no MongoDB for {what}: {refusal}", reason="tls")
         case ServerSelectionTimeoutError():  # before its parent AutoReconnect: here nothing was sent
             return StoreUnavailableError(
-                f"no MongoDB for {what}: {brief}; check mongodb.uri and the server", reason="unreachable"
+                f"no MongoDB for {what}: {_plainly(brief)}; check mongodb.uri and the server", reason="unreachable"
             )
         case NetworkTimeout() | WaitQueueTimeoutError() | ExecutionTimeout():
-            return StoreUnavailableError(f"MongoDB took too long for {what}; it will be tried again: {brief}", reason="timeout")
+            return StoreUnavailableError(
+                f"MongoDB took too long for {what}; it will be tried again: {_plainly(brief)}", reason="timeout"
+            )
         case NotPrimaryError():
             return StoreUnavailableError(f"MongoDB has no primary for {what} now; it will be tried again", reason="not_primary")
         case ConnectionFailure() | AutoReconnect():
             return StoreUnavailableError(
-                f"the connection broke during {what}; it will be tried again: {brief}", reason="connection"
+                f"the connection broke during {what}; it will be tried again: {_plainly(brief)}", reason="connection"
             )
         case BulkWriteError():
             return _translate_bulk(error, namespace, action)
@@ -116,6 +119,34 @@ def translate(error: Exception, namespace: str, action: str, client: AsyncMongoC
         case DocumentTooLarge() | BSONError() | OverflowError() | UnicodeError():
             return StoreError(f"{what}: a document cannot be written or read as BSON: {brief}", reason="invalid_document")
     return StoreError(f"{what} failed: {type(error).__name__}: {brief}")
+
+
+_REASONS: Sequence[tuple[str, str]] = (
+    (r"refused", "refuses connections"),
+    (r"not known|name resolution|nodename|getaddrinfo", "has a host name that DNS does not know"),
+    (r"timed out|timeout", "does not answer in time"),
+    (r"unreachable|no route", "is in a network that cannot be reached"),
+    (r"closed|reset|broken pipe|eof", "closes the connection"),
+)
+"""What the texts of the operating system and the driver mean, as the rest of a sentence about a server."""
+
+
+def _plainly(brief: str) -> str:
+    """Return what the driver says about a connection as a few words, without its timeouts, classes and numbers."""
+    servers = sorted(set(re.findall(r"([\w.\[\]-]+:\d+): ", brief)))
+    if "replica set" in brief.lower() or "primary" in brief.lower():
+        return "no member of the replica set is its primary" + (f", of {', '.join(servers)}" if servers else "")
+    words = next((words for pattern, words in _REASONS if re.search(pattern, brief.lower())), None)
+    if words is None:
+        return re.sub(r" \(configured timeouts: .*?\)", "", brief)
+    return f"{servers[0] if len(servers) == 1 else 'each of ' + ', '.join(servers) if servers else 'the server'} {words}"
+
+
+def without_hosts(text: str, client: AsyncMongoClient[Any]) -> str:
+    """Return a text without the addresses of MongoDB's servers: what answers over HTTP may say that one fails, not where."""
+    for host, port in client.topology_description.server_descriptions():
+        text = text.replace(f"{host}:{port}", "a server").replace(f"'{host}'", "its host")
+    return text
 
 
 def _ca_file(client: AsyncMongoClient[Any] | None) -> str | None:

@@ -62,7 +62,8 @@ async def _on_bad_request(request: Request, error: Exception) -> Response:
 
 async def _on_unavailable(request: Request, error: Exception) -> Response:
     """Answer 503: MongoDB or CloudWatch failed."""
-    return error_page(request, HTTPStatus.SERVICE_UNAVAILABLE, str(error), {"Retry-After": str(RETRY_AFTER_SECONDS)})
+    detail = request.app.state.backend.public(str(error))
+    return error_page(request, HTTPStatus.SERVICE_UNAVAILABLE, detail, {"Retry-After": str(RETRY_AFTER_SECONDS)})
 
 
 async def _on_spent(request: Request, error: Exception) -> Response:

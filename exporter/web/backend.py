@@ -147,6 +147,7 @@ class Backend:
         fleet_inventory: reads the whole inventory, on the collector's event loop: no scrape should wait for 10,000 entries.
         hourly_price: instance type → US dollars per hour.
         liveness: knows which loops make progress.
+        public: see the attribute.
         wall: UTC seconds.
         monotonic: seconds of a clock that is never set.
     """
@@ -167,10 +168,13 @@ class Backend:
         fleet_inventory: InventoryLoader | None = None,
         hourly_price: Mapping[str, float] | None = None,
         liveness: Liveness | None = None,
+        public: Callable[[str], str] = str,
         wall: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.period = period
+        self.public = public
+        """Returns an error's text without what HTTP clients must not learn: where MongoDB is."""
         self.reader = reader
         self.hourly = hourly
         self.trends = TrendReader(hourly, wall, monotonic) if hourly else None
@@ -224,7 +228,7 @@ class Backend:
             conditions["gauges"] = Condition(problem, int(snapshot.fresh_until))
         if self._mirror is not None:
             conditions["history"] = self._mirror.condition
-        return conditions
+        return {part: one._replace(error=one.error and self.public(one.error)) for part, one in conditions.items()}
 
     def dead_loops(self) -> list[str]:
         """Return a phrase for each loop of the exporter that hangs; asks no loop."""

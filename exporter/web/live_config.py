@@ -71,7 +71,11 @@ class LiveWebConfig:
                 if isinstance(error.__cause__, OSError):  # it may be readable soon, such as with more descriptors
                     self._stamps, self._retry_at = [], self._monotonic() + RETRY_SECONDS
                 if self._repeats.is_due(str(error)):
-                    _log.error("web configuration not reloaded; the last valid one stays in use", error=str(error))
+                    _log.error(
+                        "web configuration not reloaded; the last valid one stays in use",
+                        error=str(error),
+                        **self._repeats.count,
+                    )
                 self.on_reload(False)
         return self._config
 

@@ -2,7 +2,9 @@
 
 import json
 import os
+import platform
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -97,6 +99,8 @@ READ: dict[str, set[str]] = {
     "export": MONGODB | {"mongodb.history", "period", "data_dir", "log.format"},
     "purge": MONGODB | WORKERS | {"mongodb.workers", "mongodb.history", "period", "gap_fill_window", "log.format"},
     "demo": set(),
+    "completion": set(),
+    "manual": set(),
 }
 """The settings of each command's `--help`."""
 NO_EFFECT: dict[str, set[str]] = {
@@ -255,9 +259,60 @@ def test_the_help_of_the_demo_says_what_it_starts(run_command: RunCommand) -> No
     assert "--fresh" in done.stdout
 
 
-def test_version_prints_name_and_number(run_command: RunCommand) -> None:
-    done = run_command("--version")
-    assert (done.returncode, done.stdout) == (0, f"cml-worker-exporter {__version__}\n")
+def test_version_tells_revision_and_python(run_command: RunCommand) -> None:
+    done = run_command("--version", env={"REVISION": "abc1234"})
+    assert done.stdout == f"cml-worker-exporter {__version__} (revision abc1234, Python {platform.python_version()})\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("sevre",), "'sevre' is not a command; did you mean serve?"),
+        (("backfill", "--snice", "3d"), "unrecognized arguments: --snice; did you mean --since?"),
+        (("estimate", "--cloudwatch.intervall=15m"), "--cloudwatch.intervall; did you mean --cloudwatch.interval?"),
+        (("check", "--aws.region", "eu-west-1"), "set AWS_REGION in the environment"),
+        (("check", "--zzz"), "unrecognized arguments: --zzz"),
+    ],
+)
+def test_an_unknown_command_or_flag_names_the_nearest(run_command: RunCommand, arguments: tuple[str, ...], told: str) -> None:
+    done = run_command(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert told in done.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_a_command_has_examples_and_exit_statuses(command: str) -> None:
+    text = cli.parser_of(command)[1][command].format_help()
+    assert re.search(rf"^example:\n  (\w+=\S+ )?cml-worker-exporter {command}", text, re.MULTILINE)
+    assert "Exit status: 0 " in text
+    assert "141 the reader of the output has gone" in text
+
+
+def test_completion_knows_every_command_and_flag(run_command: RunCommand) -> None:
+    for shell in ("bash", "zsh"):
+        done = run_command("completion", shell)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert all(text in done.stdout for text in (*COMMANDS, "--mongodb.uri-file", "--max-usd")), shell
+    done = run_command("completion", "bash")
+    asked = 'COMP_WORDS=(cml-worker-exporter backfill --si); COMP_CWORD=2; _shtab_cml_worker_exporter; echo "${COMPREPLY[@]}"'
+    shown = subprocess.run(["/bin/bash", "-c", f"{done.stdout}\n{asked}"], capture_output=True, text=True, check=False)
+    assert shown.stdout == "--since\n", shown.stderr
+
+
+def test_the_manual_page_has_every_flag_of_every_command(run_command: RunCommand) -> None:
+    done = run_command("manual")
+    assert (done.returncode, done.stderr) == (0, "")
+    plain = done.stdout.replace(r"\-", "-").replace(r"\fB", "").replace(r"\fR", "")
+    _, commands = cli.parser_of("*")
+    for name, parser in commands.items():
+        section = plain.partition(f'.SS "{name}"\n')[2].partition('\n.SS "')[0]
+        missing = [flag for action in parser._actions for flag in action.option_strings if flag not in ("-h", "--help")]
+        assert all(f"\n{flag}" in section for flag in missing), name
+    if groff := shutil.which("groff"):
+        checked = subprocess.run(
+            [groff, "-man", "-ww", "-Tutf8", "-K", "utf8"], input=done.stdout, capture_output=True, text=True, check=False
+        )
+        assert checked.stderr == ""
 
 
 @pytest.mark.parametrize("arguments", [(), ("serve", "--no-such-flag", "1")])
@@ -371,8 +426,10 @@ def test_check_with_mongodb_down_skips_what_needs_it_and_leaves_nothing_behind(r
         r"^FAIL +MongoDB +no MongoDB for .*127\.0\.0\.1:1.*; check mongodb\.uri and the server$", done.stdout, re.M
     )
     assert len(re.findall("^skipped +[\\w ]+ because MongoDB failed$", done.stdout, re.M)) == 5
-    assert len(re.findall("^skipped .* because the workers, and so their regions, could not be read$", done.stdout, re.M)) == 3
-    assert done.stdout.endswith("\n1 of 12 checks failed.\n")
+    assert re.search(r"^FAIL +AWS identity, us-east-1 +boto3 finds no credentials", done.stdout, re.M), done.stdout
+    assert re.search(r"^skipped +CloudWatch CPU +because the workers could not be read$", done.stdout, re.M)
+    assert "neither aws.roles, AWS_REGION nor the profile names a region" in done.stdout
+    assert done.stdout.endswith("\n2 of 12 checks failed.\n")
     assert list(tmp_path.iterdir()) == []
 
 

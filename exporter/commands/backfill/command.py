@@ -22,6 +22,7 @@ from exporter.commands.backfill.planner import Options, Planner
 from exporter.commands.backfill.progress import show_progress
 from exporter.commands.backfill.report import BackfillState, RunReport
 from exporter.commands.backfill.sink import SampleSink
+from exporter.commands.backfill.targets import require_workers
 from exporter.core.errors import ConfigError, IncompatibleStoreError
 from exporter.core.heap import freeze
 from exporter.core.periods import rfc3339
@@ -57,6 +58,7 @@ async def run(
         The exit status: 0 done, 1 samples are still missing and the last line says why, 130 interrupted.
 
     Raises:
+        NoWorkersError: there is no worker; nothing was created.
         ConfigError: there is no history or no CloudWatch, a worker is unknown, or the plan costs too much.
         SourceError: the worker documents or the metrics of CloudWatch cannot be listed; no call was made.
         OutboxLockedError: another backfill runs on this machine.
@@ -74,6 +76,7 @@ async def run(
             if options.dry_run:
                 show(await planner.plan(), planner.namespace, out)
                 return 0
+            await require_workers(settings, database)
             with opened(Journal(settings.data_dir / "backfill", settings.period)) as (journal, thread):
                 lease = Lease(
                     database, owner=journal.outbox.owner, folder=journal.outbox.folder, ttl=LEASE_SECONDS, name=BACKFILL
@@ -112,11 +115,12 @@ class _Backfill:
         if plan.calls or unfinished is None:
             show(plan, self.planner.namespace, self.out)
         self.planner.check_budget(plan)
+        if not plan.calls and unfinished is None:
+            await self.thread(self.journal.forget_plan)
+            return 1 if self.planner.unanswered else 0
         if unfinished is None:
             await self.thread(self.journal.begin, plan)
             await self.thread(forget_mark, self.journal.outbox)
-            if not plan.calls:
-                return 1 if self.planner.unanswered else 0
         with self.stop.graceful():
             async with show_progress(self.report, self.err):
                 await self.run.run()
@@ -155,7 +159,7 @@ class _Backfill:
             await self.run.drain()
             if self.report.state.failure is not None:
                 raise self.report.state.failure
-        if plan is None:
+        if plan is None or not (plan.calls or waiting):  # it is finished, or there was nothing to do
             return None
         same = (plan.target, plan.wanted) == (self.planner.target, self.planner.wanted)
         if same and time.time() - plan.made < PLAN_MAX_AGE_SECONDS:

@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 from typing import TextIO
 
-from rich.console import Console
-from rich.table import Table
-
+from exporter.commands import terminal
 from exporter.commands.backfill.plan import Plan, PlannedCall
 from exporter.core.budget import Usage
 from exporter.core.periods import format_duration, rfc3339
@@ -22,21 +20,11 @@ def show_calls(plan: Plan, namespace: str, periods: str, out: TextIO) -> None:
     """
     shown = f"{namespace}, periods of {format_duration(plan.period)} from {rfc3339(plan.since)} until {rfc3339(plan.until)}"
     print(f"Plan for {shown}:", file=out)
-    table = Table(box=None, pad_edge=False)
-    table.add_column("region")
-    for heading in ("workers", periods, "calls", "metrics billed", "dollars"):
-        table.add_column(heading, justify="right")
     regions = sorted({call.region for call in plan.calls})
-    for region in regions:
-        table.add_row(*_figures(region, [call for call in plan.calls if call.region == region], plan.period))
+    rows = [_figures(region, [call for call in plan.calls if call.region == region], plan.period) for region in regions]
     if len(regions) > 1:
-        table.add_row(*_figures("all", plan.calls, plan.period))
-    print_table(table, out)
-
-
-def print_table(table: Table, out: TextIO) -> None:
-    """Print a table as wide as the terminal, where there is none 80 columns."""
-    Console(file=out, highlight=False, width=max(80, Console(file=out).width)).print(table)
+        rows.append(_figures("all", plan.calls, plan.period))
+    terminal.print_table(("region", "workers", periods, "calls", "metrics billed", "dollars"), rows, out)
 
 
 def _figures(name: str, calls: Sequence[PlannedCall], period: int) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 
+from exporter.commands import worker_documents
 from exporter.commands.backfill.plan import GapQuery, QueriesOf, WorkerLifetime, counted, lifetimes
 from exporter.core.budget import Usage
 from exporter.core.clock import check_skew
@@ -35,11 +36,15 @@ class Targets:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """A sentence about the worker documents that cannot be read, if there are any."""
+        """How many worker documents there are and where; and how many of them cannot be read, if there are any."""
+        found = (f"{worker_documents.describe(self.fleet)}.",)
         if not self.fleet.skipped:
-            return ()
+            return found
         count = counted(sum(self.fleet.skipped.values()), "worker document")
-        return (f"{count} cannot be read and are left out; run `check` to see why.",)
+        return (
+            *found,
+            f"{count} cannot be read and are left out; run `check` to see why.",
+        )
 
 
 async def longest_gap_window(settings: Settings, collection: HistoryCollection) -> int:
@@ -68,13 +73,22 @@ async def read_targets(settings: Settings, database: Database, only: Collection[
 
     Raises:
         ConfigError: a worker of `only` is unknown.
+        NoWorkersError: there is no worker, neither in the documents nor in the inventory.
         SourceError: the worker documents cannot be read, or MongoDB's clock is skewed.
         StoreError: the inventory cannot be read.
     """
     fleet = await read_fleet(Aggregates(database, settings.mongodb.worker_collections, settings.workers))
     inventory = Inventory(database)
     await inventory.load()
+    if not inventory.entries:  # else workers were seen here
+        worker_documents.require(fleet)
     return Targets(fleet, lifetimes(fleet, inventory.entries, only))
+
+
+async def require_workers(settings: Settings, database: Database) -> None:
+    """Refuse a database without workers, before anything is created in it; raises NoWorkersError, SourceError, StoreError."""
+    if not await Aggregates(database, settings.mongodb.worker_collections, settings.workers).any_document():
+        await read_targets(settings, database, ())  # they may all be gone, and in the inventory
 
 
 def describe_target(namespace: str, settings: Settings) -> str:

@@ -17,6 +17,7 @@ from exporter.core.settings import Settings
 from exporter.metrics.telemetry import Telemetry
 from exporter.sources.cloudwatch.accounts import Access
 from exporter.sources.cloudwatch.client import CloudWatch
+from exporter.sources.cloudwatch.default_region import default_region
 from exporter.sources.cloudwatch.errors import PartialListingError
 from exporter.sources.cloudwatch.queries import instance_queries
 
@@ -26,6 +27,8 @@ EXTRA = "CloudWatch extra"
 
 CALL_SECONDS = 30.0
 """The limit for each AWS call: shorter than that of `serve`, since an operator waits for the table."""
+FALLBACK_REGION = "us-east-1"
+"""Where AWS is asked for the identity when no region is known."""
 _LOOKBACK_SECONDS = 1800  # basic monitoring publishes every 5 minutes, so half an hour of a running instance is never empty
 
 
@@ -42,7 +45,7 @@ async def check_aws(settings: Settings, fleet: Fleet | None, wall: Callable[[], 
         text = "cloudwatch.enabled is false: the values of the worker documents are used"
         return [CheckResult(check, "skipped", text) for check in checks]
     if fleet is None:
-        return skipped(checks, "the workers, and so their regions, could not be read")
+        return await _check_without_workers(settings, wall)
     regions = sorted({worker.region for worker in fleet.workers if worker.region})
     if not regions:
         reason = "no worker document has a region" if fleet.workers else "without workers no region is known"
@@ -54,6 +57,29 @@ async def check_aws(settings: Settings, fleet: Fleet | None, wall: Callable[[], 
     finally:
         await cloudwatch.close()
     return [*_identities(reports), *(result for report in reports for result in (*report.results, *report.extra))]
+
+
+async def _check_without_workers(settings: Settings, wall: Callable[[], float]) -> list[CheckResult]:
+    """Ask AWS for the identity, and list the memory metric, where MongoDB does not say which regions there are."""
+    regions = _known_regions(settings)
+    cloudwatch = CloudWatch(settings, Telemetry(CollectorRegistry()), wall=wall, deadline=CALL_SECONDS)
+    try:
+        by_region = (_check_region(cloudwatch, region, (), settings, wall) for region in regions or (FALLBACK_REGION,))
+        reports = await asyncio.gather(*by_region)
+    finally:
+        await cloudwatch.close()
+    rows = [*_identities(reports), *skipped((CPU,), "the workers could not be read")]
+    if not regions:
+        why = "the workers could not be read, and neither aws.roles, AWS_REGION nor the profile names a region"
+        return [*rows, *skipped((MEMORY,), why)]
+    return [*rows, *(row for report in reports for row in report.results if not row.check.startswith(CPU))]
+
+
+def _known_regions(settings: Settings) -> list[str]:
+    """Return the regions of the settings, else the one of AWS_REGION, AWS_DEFAULT_REGION, or the profile."""
+    named = {str(region) for role in settings.aws.roles for region in role.regions}
+    own = default_region()
+    return sorted(named) or ([own] if own else [])
 
 
 @dataclass(frozen=True, slots=True)

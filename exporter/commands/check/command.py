@@ -5,6 +5,7 @@ others; one that depends on a failed one is skipped and says so. A problem with 
 """
 
 import fcntl
+import json
 import os
 import sqlite3
 import time
@@ -18,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from exporter.commands import terminal
 from exporter.commands.check.aws import check_aws
 from exporter.commands.check.finding import CheckResult, Status, one_line
 from exporter.commands.check.mongodb import check_mongodb
@@ -31,20 +33,31 @@ from exporter.web.listen import bind
 _COLORS: Mapping[Status, str] = {"ok": "green", "warn": "yellow", "FAIL": "bold red", "skipped": "dim"}
 
 
-async def run(settings: Settings, out: TextIO, *, wall: Callable[[], float] = time.time) -> int:
+async def run(settings: Settings, out: TextIO, *, as_json: bool = False, wall: Callable[[], float] = time.time) -> int:
     """Make all checks, print the table, and return the exit status: 0 when `serve` would work, warnings allowed, else 1.
 
     Args:
         settings: what `serve` would run with.
         out: for the table.
+        as_json: print JSON in place of a table: {"works", "checks": [{"check", "status", "text"}]}.
         wall: UTC seconds.
     """
+    if as_json:
+        results = await examine(settings, wall)
+        works = all(result.status != "FAIL" for result in results)
+        checks = [{"check": result.check, "status": result.status, "text": one_line(result.text)} for result in results]
+        print(json.dumps({"works": works, "checks": checks}, indent=2), file=out)
+        return 0 if works else 1
     console = Console(file=out, highlight=False)
     with console.status("checking MongoDB and AWS …"):
         results = await examine(settings, wall)
     failed = sum(result.status == "FAIL" for result in results)
-    if console.is_terminal:
+    if console.is_terminal and console.width >= terminal.NARROW_COLUMNS:
         _print_table(results, console)
+    elif console.is_terminal:
+        for result in results:
+            status = Text(result.status, style=_COLORS[result.status])
+            console.print(Text(" ").join((status, Text(f"{one_line(result.check)}: {one_line(result.text)}"))))
     else:
         out.writelines(f"{line}\n" for line in _plain_lines(results))
     print(f"{failed} of {len(results)} checks failed." if failed else "The exporter would work.", file=out)

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from exporter.commands.check.finding import CheckResult, counted, first_few, skipped
 from exporter.commands.check.replica_set import majority_problem, missing_primary
+from exporter.commands.worker_documents import missing
 from exporter.core.clock import skew_problem
 from exporter.core.errors import ConfigError, ExporterError, SourceError
 from exporter.core.model import Fleet
@@ -99,10 +100,7 @@ async def _check_workers(settings: Settings, database: Database) -> tuple[CheckR
         return CheckResult(WORKERS, "FAIL", str(error)), None
     name = fleet.namespace
     if not fleet.workers and not fleet.skipped:
-        text = "; ".join(fleet.complaints) or (
-            f"{name} holds no worker document; check the database in mongodb.uri and mongodb.workers, or wait for the manager"
-        )
-        return CheckResult(WORKERS, "warn", text), fleet
+        return CheckResult(WORKERS, "warn", missing(fleet)), fleet
     statuses = Counter(worker.status for worker in fleet.workers)
     text = f"{name} holds {counted(len(fleet.workers), 'worker')}"
     if statuses:
@@ -230,5 +228,5 @@ async def _check_lease(settings: Settings, database: Database, now: float) -> tu
     owner, expires = lease.get("owner"), to_seconds(lease.get("expires") or to_datetime(0))
     if not owner or expires <= now:
         return CheckResult(LEASE, "ok", "free: the next exporter to start writes the history"), None
-    text = f"{owner} writes the history (its lease ends {rfc3339(expires)}); another exporter stands by and exposes gauges"
+    text = f"{owner} leads: it writes the history (its lease ends {rfc3339(expires)}); this one will stand by and expose gauges"
     return CheckResult(LEASE, "ok", text), None

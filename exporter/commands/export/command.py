@@ -5,6 +5,7 @@ A file appears under its name only when it is complete.
 """
 
 import asyncio
+import json
 import math
 import os
 import re
@@ -380,6 +381,21 @@ def _progress(err: TextIO, total: int) -> Iterator[Step]:
 
 
 def _summarize(request: ExportRequest, history: WorkerMetricsRepository, counts: Counts, seconds: float, err: TextIO) -> None:
+    if request.json:
+        body = {
+            "history": history.namespace,
+            "since": rfc3339(request.since),
+            "until": rfc3339(request.until),
+            "format": request.format,
+            "output": None if request.output is None else str(request.output),
+            "workers": counts.workers,
+            "samples": counts.samples,
+            "points": counts.points,
+            "retention_seconds": history.collection.retention,
+            "seconds": round(seconds, 1),
+        }
+        print(json.dumps(body), file=err)
+        return
     points = f" as {counts.points:,} points" if request.format == "openmetrics" else ""
     where = "standard output" if request.output is None else str(request.output)
     if history.collection.retention is not None and request.since < time.time() - history.collection.retention:

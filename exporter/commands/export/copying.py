@@ -108,15 +108,30 @@ async def copy_to_store(
         raise ExporterError(f"{error}; {journal.samples:,} samples are copied, the same command continues") from error
     finally:
         await store.close()
+    missing = max(0, journal.samples - there)
+    if request.json:
+        body = {
+            "since": rfc3339(request.since),
+            "until": rfc3339(request.until),
+            "to": store.name,
+            "workers": len(workers),
+            "samples": journal.samples,
+            "samples_there": there,
+            "samples_missing": missing,
+            "seconds": round(time.monotonic() - began, 1),
+        }
+        print(json.dumps(body), file=err)
+        journal.path.unlink(missing_ok=True)
+        return 1 if missing else 0
     print(
         f"Copied {journal.samples:,} samples of {len(workers):,} workers, {rfc3339(request.since)} to "
         f"{rfc3339(request.until)}, to {store.name} in {time.monotonic() - began:.1f} s; it has {there:,} of this time.",
         file=err,
     )
-    if there < journal.samples:
-        print(f"{journal.samples - there:,} samples are missing there; run the same command again.", file=err)
+    if missing:
+        print(f"{missing:,} samples are missing there; run the same command again.", file=err)
     journal.path.unlink(missing_ok=True)
-    return 0 if there >= journal.samples else 1
+    return 1 if missing else 0
 
 
 async def _copy(

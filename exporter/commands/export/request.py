@@ -32,3 +32,5 @@ class ExportRequest:
     """Samples per second that a store gets at most."""
     window: str = ""
     """The window as it was typed, by which an interrupted export is recognized: `30d` is another one each time."""
+    json: bool = False
+    """Whether the figures are printed as JSON."""

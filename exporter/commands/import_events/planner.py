@@ -4,11 +4,9 @@ import json
 from dataclasses import dataclass
 from typing import TextIO
 
-from rich.table import Table
-
+from exporter.commands import terminal, worker_documents
 from exporter.commands.backfill.fetcher import RetryPolicy
 from exporter.commands.backfill.interruption import GracefulStop
-from exporter.commands.backfill.plan_table import print_table
 from exporter.commands.backfill.progress import show_progress
 from exporter.commands.backfill.targets import WORKERS_PER_READ, describe_target, longest_gap_window, read_fleet
 from exporter.commands.import_events import plan as plan_module
@@ -65,6 +63,8 @@ class Planner:
         self._scanner = Scanner(
             database, settings.events.collection, EventParser(settings.events.fields), options.workers, journal, thread
         )
+        self._found = ""
+        """How many worker documents there are, and where."""
         self.history = history
         self.namespace = history.namespace
         self.target = describe_target(history.namespace, settings)
@@ -81,6 +81,7 @@ class Planner:
         """
         await self._scanner.check()
         fleet = await read_fleet(self._documents)
+        self._found = worker_documents.describe(fleet)
         retention = (await self.history.collection.verify()).retention
         gap_fill_window = await longest_gap_window(self._settings, self.history.collection)
         window = plan_module.window(
@@ -105,6 +106,7 @@ class Planner:
         if not read:
             return None
         fleet = await self._documents.read()
+        self._found = worker_documents.describe(fleet)
         await self._inventory.load()
         regions = {entry.worker_id: entry.region for entry in self._inventory.entries.values()}
         regions |= {worker.id: worker.region for worker in fleet.workers}
@@ -120,22 +122,17 @@ class Planner:
         _, tally = await self._thread(self._journal.progress)
         missing = await self._thread(self._journal.missing)
         if tally.events:
-            table = Table(box=None, pad_edge=False)
-            table.add_column("event")
-            table.add_column("found", justify="right")
-            for name, count in sorted(tally.types.items()):
-                table.add_row(name, f"{count:,}")
-            print_table(table, out)
+            events = [(name, f"{count:,}") for name, count in sorted(tally.types.items())]
+            terminal.print_table(("event", "found"), events, out)
         if missing.periods:
             print(plan_module.heading(plan, self.namespace), file=out)
-            table = Table(box=None, pad_edge=False)
-            for heading in ("workers", "periods missing", *(f"with {name}" for name in VALUES)):
-                table.add_column(heading, justify="right")
+            headings = ("workers", "periods missing", *(f"with {name}" for name in VALUES))
             figures = (missing.workers, missing.periods, missing.cpu, missing.memory, missing.labs, missing.status)
-            table.add_row(*(f"{figure:,}" for figure in figures))
-            print_table(table, out)
+            terminal.print_table(headings, [[f"{figure:,}" for figure in figures]], out)
         else:
             print(f"Nothing to do: {self.namespace} lacks no period that the events know.", file=out)
+        if self._found:
+            print(f"{self._found}.", file=out)
         new = len(await self._thread(self._journal.unknown_workers))
         for note in plan_module.notes(plan, tally, new, await self._thread(self._journal.without_region)):
             print(note, file=out)

@@ -12,10 +12,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TextIO
 
-from rich.table import Table
-
+from exporter.commands import terminal
 from exporter.commands.backfill.plan import counted
-from exporter.commands.backfill.plan_table import print_table
 from exporter.core import logs
 from exporter.core.errors import IncompatibleStoreError, StoreError, StoreUnavailableError
 from exporter.core.periods import HOUR, rfc3339, to_datetime
@@ -155,16 +153,17 @@ class _Repair:
             print(f"No sample of {namespace} since {rfc3339(self.options.since)} is stored twice.", file=out)
             return
         print(f"Samples of {namespace} since {rfc3339(self.options.since)} that are stored twice:", file=out)
-        table = Table(box=None, pad_edge=False)
-        table.add_column("worker")
-        for heading in ("copies", "samples"):
-            table.add_column(heading, justify="right")
-        table.add_column("first")
-        table.add_column("last")
-        for each in plan:
-            samples, first, last = each.extent
-            table.add_row(each.scope.worker_id, f"{each.copies:,}", f"{samples:,}", rfc3339(first), rfc3339(last))
-        print_table(table, out)
+        rows = [
+            (
+                each.scope.worker_id,
+                f"{each.copies:,}",
+                f"{each.extent.samples:,}",
+                rfc3339(each.extent.first),
+                rfc3339(each.extent.last),
+            )
+            for each in plan
+        ]
+        terminal.print_table(("worker", "copies", "samples", "first", "last"), rows, out)
         largest = max(each.extent.samples for each in plan) * COPY_BYTES_PER_SAMPLE / 1e6
         print(
             f"One worker after the other is copied to {self.history.collection.name}_repair (up to {max(0.1, largest):.1f} MB "

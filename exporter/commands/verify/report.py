@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, TextIO
 
-from rich.table import Table
-
+from exporter.commands import terminal
 from exporter.commands.backfill.plan import Plan, counted
-from exporter.commands.backfill.plan_table import print_table
 from exporter.commands.backfill.report import RunState, counter_sum, spent
 from exporter.commands.verify.compare import DIFFERENCES, KINDS, NOT_ASKED, Example, Kind, Tally
 from exporter.core.model import METRICS
@@ -114,13 +112,8 @@ class Result:
 
 def print_text(result: Result, out: TextIO) -> None:
     """Print the figures per metric, the first examples of each difference, and the verdict."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column("metric")
-    for kind in COLUMNS:
-        table.add_column(kind, justify="right")
-    for metric in METRICS:
-        table.add_row(metric, *(f"{result.tally.counts[metric][kind]:,}" for kind in COLUMNS))
-    print_table(table, out)
+    rows = [(metric, *(f"{result.tally.counts[metric][kind]:,}" for kind in COLUMNS)) for metric in METRICS]
+    terminal.print_table(("metric", *COLUMNS), rows, out)
     for note in result.notes():
         print(note, file=out)
     shown = [example for example in result.tally.examples if example.kind != "document"]

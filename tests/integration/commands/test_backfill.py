@@ -435,6 +435,20 @@ async def test_other_parameters_replace_an_unfinished_plan_once_its_samples_are_
     assert len(kept) >= 9
 
 
+async def test_a_run_with_nothing_to_do_leaves_no_plan_that_the_next_one_would_go_on_with(backfill_env: BackfillEnv) -> None:
+    members = await backfill_env.fleet(2)
+    await backfill_env.run("3h")
+    for _ in range(2):
+        status, out, _ = await backfill_env.run("2h")
+        assert (status, out.startswith("Nothing to do: ")) == (0, True)
+    await backfill_env.database["worker_metrics_timeseries"].delete_many({"worker_id": members[0].worker_id})
+    status, out, _ = await backfill_env.run("2h")
+    assert "interrupted" not in out
+    assert (status, planned(out)[0]) == (0, 1)
+    status, out, _ = await backfill_env.run("1h", workers=("w001",))
+    assert out.startswith("Nothing to do: ")
+
+
 @pytest.mark.waits(40)
 async def test_killed_twice_with_a_live_exporter_beside_it_the_set_is_the_ledger(tmp_path: Path, aws_credentials: None) -> None:
     """Calls made = the plan's, plus at each kill those that were under way: asked, but their answer not yet in the journal."""

@@ -170,7 +170,7 @@ async def test_an_existing_history_and_its_writer_are_described_and_not_changed(
     assert free["lease"] == CheckResult("lease", "ok", "free: the next exporter to start writes the history")
     assert found["history"].text.endswith("is a time-series collection of 5m; it keeps samples for 30d")
     assert found["lease"].status == "ok"
-    assert found["lease"].text.startswith("another-exporter@host writes the history (its lease ends 20")
+    assert found["lease"].text.startswith("another-exporter@host leads: it writes the history (its lease ends 20")
     assert found["privileges"].text == "authentication is off: every client may do everything on this MongoDB"
 
 

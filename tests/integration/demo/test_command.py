@@ -343,6 +343,22 @@ def test_the_demo_runs_restarts_with_the_same_values_and_leaves_nothing_behind(
     for query in ("cml_worker_cpu_utilization_ratio", prometheus.QUERIES[HISTORY_QUERY]):
         wait_for(lambda query=query: len(query_prometheus(endpoints["prometheus"], query)) >= 9, family.log.read_text)  # type: ignore[misc]
 
+    # Running workers only, by name: one never has a lab, one is stopped.
+    def without_a_lab() -> set[str]:
+        found = query_prometheus(endpoints["prometheus"], prometheus.QUERIES["who runs without a lab"])
+        return {each["metric"]["worker"] for each in found}
+
+    wait_for(lambda: "cml-iad-04" in without_a_lab(), family.log.read_text)
+    assert "cml-iad-06" not in without_a_lab()
+    # Of the newest day, which everybody opens first, labs and status are known from the start.
+    with MongoClient[dict[str, Any]](endpoints["mongodb"]) as client:
+        history = client.get_default_database()["worker_metrics_timeseries"]
+        worker = next(each for each in fleet(world) if each.name == "cml-iad-01")
+        times = {"$gte": to_datetime(begin), "$lt": to_datetime(end)}
+        day = {"timestamp": times, "worker_id": worker.id}
+        known = history.count_documents({**day, "status": "running", "active_labs_count": {"$exists": True}})
+    assert known >= 286
+
     family.process.send_signal(signal.SIGTERM)
     assert family.wait_for_end() == 0, family.log.read_text()
     assert not (directory / ENDPOINTS).exists()

@@ -4,13 +4,13 @@ import time
 
 import pytest
 
-from exporter.core.periods import DAY, HOUR, align_up, to_seconds
+from exporter.core.periods import DAY, align, align_up, to_seconds
 from exporter.demo.fleet import PERIOD, DemoWorker, World, datapoints, fleet, samples
 from exporter.demo.past import DAYS, HISTORY, STATE, remember
 from exporter.storage.mongo import Database
 
 WORLD = World(seed=7, start=int(time.time()))
-END = WORLD.begin + 2 * HOUR
+END = align(WORLD.start, PERIOD)
 
 
 async def held(database: Database) -> list[tuple[str, int]]:

@@ -28,6 +28,8 @@ def test_an_exporter_on_a_copy_stands_by_and_one_on_the_folder_of_a_killed_one_t
         "mongodb": {"uri": mongo_rs.uri.replace("/?", f"/{name}?")},
         "cloudwatch": {"enabled": False},
     }
+    with MongoClient[Document](mongo_rs.uri) as client:
+        client[name]["workers"].insert_one({"_id": "w1", "status": "running"})  # without workers nobody leads
     first = run_exporter(settings)
     copied = first.data_dir.parent / "copy"
     first.wait_for(lambda: leads(first), 30, "the leader")

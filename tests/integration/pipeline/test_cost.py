@@ -162,8 +162,8 @@ async def test_the_estimate_is_a_table_that_shows_what_the_budget_pays_for(
     rules, out = exporter.collector._rules, io.StringIO()
     estimate.show(exporter.settings, fleet_now, estimate.estimate(fleet_now, {"eu-west-1": listing}, rules), rules, [], out)
     text = " ".join(out.getvalue().split())
-    assert "a cycle (every 5m) │ 1 │ 7 │ 0.0001" in text
-    assert "a day │ 288 │ 2,016 │ 0.0202" in text
+    assert "a cycle (every 5m) 1 7 0.0001" in text
+    assert "a day 288 2,016 0.0202" in text
     assert "4 of 5 workers are running; 3 of them have a CloudWatch agent" in text
     assert "enough for 100 of 288 cycles a day" in text
     await exporter.close()

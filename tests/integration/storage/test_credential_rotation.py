@@ -179,6 +179,8 @@ def test_a_running_exporter_goes_on_in_all_its_clients(account: Account, run_exp
 
 @pytest.mark.waits(35)
 def test_started_with_refused_credentials_it_waits_for_the_file(account: Account, run_exporter: RunExporter) -> None:
+    with MongoClient[Document](account.server.root_uri) as root:
+        root[account.database]["workers"].insert_one({"_id": "w1", "status": "running"})  # without workers nobody leads
     good = account.file.read_text()
     account.write(account.uri("wrong"))
     exporter = run_exporter({"mongodb": {"uri_file": str(account.file)}, "cloudwatch": {"enabled": False}})
