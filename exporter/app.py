@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import anyio
@@ -33,8 +34,10 @@ from exporter.sources.cloudwatch.extra_series import ExtraSeries
 from exporter.sources.cloudwatch.memory_series import MemorySeriesIndex
 from exporter.storage.credential_rotation import rotation_of
 from exporter.storage.duplicates import count_duplicates
+from exporter.storage.handover import HandedWorkers
 from exporter.storage.history_marker import HistoryMarker
 from exporter.storage.inventory import Inventory
+from exporter.storage.layout import Layout
 from exporter.storage.lease import BACKFILL, LEASE_SECONDS, Lease, keep_renewed
 from exporter.storage.mongo import Database, connect, read_preference
 from exporter.storage.repository import WorkerMetricsRepository, repository
@@ -84,9 +87,19 @@ class Exporter:
             list_metric = partial(self._cloudwatch.list_metric, recent=True)
             self._extra = ExtraSeries(settings.cloudwatch.extra, list_metric, account_of=self._series.account_of)
         self._history = repository(settings, database, settings.mongodb.history) if settings.mongodb.history else None
-        self._lease = Lease(database, owner=outbox.owner, folder=outbox.folder, ttl=LEASE_SECONDS)
+        part = self._part = settings.workers.part
+        layout = Layout(database, part, folder=outbox.folder, on_change=self._layout_changed)
+        self._lease = Lease(
+            database,
+            owner=outbox.owner,
+            folder=outbox.folder,
+            ttl=LEASE_SECONDS,
+            part=part.own_name,
+            allowed=layout.check,
+        )
         self._mirror = self._build_mirror(database, self._history, outbox) if self._history is not None else None
-        self._aggregates = Aggregates(database, settings.mongodb.worker_collections, settings.workers)
+        self._aggregates = Aggregates(database, settings.mongodb.worker_collections, settings.workers, part)
+        self.telemetry.show_shard(part.shard, collects=True)
         self.collector = Collector(
             settings,
             Rules.from_settings(settings),
@@ -97,6 +110,7 @@ class Exporter:
             history=self._history.reader if self._history else None,
             inventory=Inventory(database),
             lease=self._lease,
+            handover=HandedWorkers(database),
             series=self._series,
             budget=self._budget,
             extra_series=self._extra,
@@ -116,7 +130,10 @@ class Exporter:
             now=lambda: self.collector.now(),
         )
         watch = HistoryWatch(
-            HistoryMarker(history.collection), self._outbox, self.telemetry, on_replaced=lambda: self.collector.lead()
+            HistoryMarker(history.collection, self._part.own_name),
+            self._outbox,
+            self.telemetry,
+            on_replaced=lambda: self.collector.lead(),
         )
         return Mirror(self._outbox, history.writer, self._lease, self.telemetry, old=backfill, watch=watch)
 
@@ -197,9 +214,11 @@ class Exporter:
                     beat = self.liveness.expect("the renewal of the lease", LEASE_SECONDS)
                     renewal = keep_renewed(self._lease, self._leadership_changed, keep_fence=keep_fence, beat=beat)
                     group.create_task(renewal, name="lease")
-                    count = partial(count_duplicates, self._history.collection)
-                    searching = search_forever(count, self._lease, self._mirror, self.telemetry, self.collector.now)
-                    group.create_task(searching, name="duplicates")
+                    group.create_task(self.collector.exchange_forever(), name="exchange")
+                    if self._part.shard.index == 0:  # the whole history is searched, which one exporter does for all
+                        count = partial(count_duplicates, self._history.collection)
+                        searching = search_forever(count, self._lease, self._mirror, self.telemetry, self.collector.now)
+                        group.create_task(searching, name="duplicates")
         finally:
             self._bridge.loop = None
             with anyio.CancelScope(shield=True):
@@ -277,6 +296,12 @@ class Exporter:
         self.collector.reobserve.set()
         if self._mirror is not None:
             self._mirror.wake.set()
+
+    def _layout_changed(self, in_force: bool) -> None:
+        """Collect this exporter's part of the fleet, or nothing and hand everything over, from a new read of the fleet on."""
+        self._aggregates.part = replace(self._part, idle=not in_force)
+        self.telemetry.show_shard(self._part.shard, collects=in_force)
+        self.collector.reobserve.set()
 
     def _leadership_changed(self, held: bool) -> None:
         _log.info("lease acquired; this exporter writes the history" if held else "lease lost; this exporter does not write")

@@ -50,6 +50,7 @@ FIRST_STEPS = {
     "CMLExporterSamplesDropped": "Stopped workers: nothing. Else see the runbook.",
     "CMLExporterSamplesUnavailable": "Find out why CloudWatch gave no final answer.",
     "CMLExporterSamplesRevised": "Raise settle_delay. This can wait until morning.",
+    "CMLExporterShardMissing": "Start the exporter of the missing shard, or stop those of an old number of shards.",
     "CMLExporterHistoryDuplicates": "Find a second writer, then run verify --repair.",
     "CMLExporterHistoryReplaced": "Run backfill since the time of the backup.",
     "CMLExporterOTLPFailing": "Start the collector, or correct otlp.endpoint.",
@@ -61,7 +62,7 @@ _ANY = 'alertname=~"CML.+"'
 _FIRING = f'ALERTS{{{_ANY},alertstate="firing"}}'
 _CHOSEN = 'alertname=~"$alertname",region=~"$region|",worker_id=~"$workers|"'
 """Alerts about the exporter have neither a region nor a worker."""
-_DETAILS = ("check", "metric", "reason", "source", "status")
+_DETAILS = ("check", "metric", "reason", "shard", "source", "status")
 """Labels of alerts beside the worker's; an alert has one of them at most."""
 _ROWS = 100
 """Rows of the table of each alert: a fault of the whole fleet must not fill the phone."""

@@ -105,7 +105,7 @@ async def run(settings: Settings, out: TextIO) -> int:
     """
     client, database = connect(settings)
     async with client:
-        fleet = await Aggregates(database, settings.mongodb.worker_collections, settings.workers).read()
+        fleet = await Aggregates(database, settings.mongodb.worker_collections, settings.workers, settings.workers.part).read()
     if not settings.cloudwatch.enabled:
         print("cloudwatch.enabled is false: CloudWatch is not queried and costs nothing.", file=out)
         return 0
@@ -181,6 +181,11 @@ def show(settings: Settings, fleet: Fleet, found: Estimate, rules: Rules, proble
     console = Console(file=out, soft_wrap=True, highlight=False)
     console.print(table)
     lines = [
+        *(
+            []
+            if fleet.part.is_whole
+            else [f"This is the price of {fleet.part} alone; {len(fleet.elsewhere)} workers are in other parts of the fleet."]
+        ),
         f"{found.running} of {len(fleet.workers)} workers are running; {found.agents} of them have a CloudWatch agent, "
         "which is a second metric. Stopped and terminated workers are not polled.",
         *(

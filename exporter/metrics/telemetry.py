@@ -25,6 +25,7 @@ from exporter.core.budget import BUDGET_STATES, Budget, BudgetState, ReaderBudge
 from exporter.core.catalog import MALFORMED_KINDS, METRICS_BY_NAME
 from exporter.core.errors import OUTBOX_FAILURE_REASONS
 from exporter.core.model import METRICS, ExporterMetrics
+from exporter.core.shards import Shard
 from exporter.metrics.gzip_member import deflated
 
 _log = logs.get("cloudwatch")
@@ -67,6 +68,7 @@ class Telemetry:
         self.build_info = gauge("build_info")
         self.build_info.labels(__version__, revision, platform.python_version()).set(1)
         self.leader = OptionalGauge("cml_exporter_leader", registry)
+        self.shard_info, self.shards = gauge("shard_info"), gauge("shards")
         self.source_up = gauge("source_up")
         self.source_duration = gauge("source_duration_seconds")
         self.source_last_success = gauge("source_last_success_timestamp_seconds")
@@ -131,6 +133,11 @@ class Telemetry:
         ):
             for value in values:
                 counter.labels(value)
+
+    def show_shard(self, shard: Shard, *, collects: bool) -> None:
+        """Show which shard this exporter is, and whether it collects: not while another division of the fleet is in force."""
+        self.shard_info.labels(str(shard.index), str(shard.count)).set(collects)
+        self.shards.set(shard.count)
 
     def region_is_known(self, region: str, operations: Iterable[str]) -> None:
         """Show the counters of a region at 0, before its first request: increase() ignores a counter's first value."""

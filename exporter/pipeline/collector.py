@@ -20,6 +20,7 @@ from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.availability import PING_SECONDS, OutboxDisk, watch_mongodb
 from exporter.pipeline.calls import CallRunner
 from exporter.pipeline.gap_filling import GapFilling, Leadership, SampleTimes
+from exporter.pipeline.handover import Handover, HandoverStore
 from exporter.pipeline.lifecycle import Rules
 from exporter.pipeline.loop import doubling, guard, run_on_schedule, wait
 from exporter.pipeline.observer import OBSERVE_OFFSET_SECONDS, HistoryAccess, InventoryStore, Observer
@@ -37,6 +38,8 @@ FIRST_GAPS_SECONDS = 2
 """How long the first poll after a start waits for gaps."""
 FIRST_GAPS_WORKERS = 1000
 """The largest fleet whose gaps are waited for; those of larger ones take longer, and few of them would be open in time."""
+EXCHANGE_SECONDS = 15
+"""Time between two exchanges of workers with the other exporters of the fleet."""
 FIRST_RETRY_SECONDS = 5
 """Time between two reads while there is no worker, and before the second poll of a region that has not answered yet."""
 
@@ -52,6 +55,7 @@ class Collector:
         fleet_source: the worker documents.
         metric_source: CloudWatch; None where `cloudwatch.enabled` is false.
         history, inventory, lease: None without a history; then only gauges are kept up to date.
+        handover: where workers are that move from one exporter to another; None where they never do.
         series: the listings of memory series; by default a new index over `metric_source`.
         budget: the one `metric_source` takes from; by default without a limit.
         extra_series: the series of `cloudwatch.extra`; None without any.
@@ -74,6 +78,7 @@ class Collector:
         history: SampleTimes | None = None,
         inventory: InventoryStore | None = None,
         lease: Leadership | None = None,
+        handover: HandoverStore | None = None,
         series: MemorySeriesIndex | None = None,
         budget: Budget | None = None,
         extra_series: ExtraSeries | None = None,
@@ -98,10 +103,22 @@ class Collector:
         if history is not None and inventory is not None and lease is not None:
             self._gaps = GapFilling(history, lease, rules, outbox, self._leave_the_first_poll_alone)
             access = HistoryAccess(inventory, lease, self._gaps)
+        self._handover = Handover(handover, lease, outbox, on_ready) if handover is not None and lease is not None else None
         self.observed = asyncio.Event()
         """Set once the first read of the worker documents has ended, successful or not, and its gauges are published."""
         self._observer = Observer(
-            fleet_source, clock, rules, outbox, publisher, health, telemetry, access, self.observed.set, on_ready, wall
+            fleet_source,
+            clock,
+            rules,
+            outbox,
+            publisher,
+            health,
+            telemetry,
+            access,
+            self.observed.set,
+            on_ready,
+            wall,
+            settings.workers.part,
         )
         budget = Budget(wall=wall) if budget is None else budget
         readers = ReaderBudget(budget, settings.cloudwatch.reader_budget_share) if readers is None else readers
@@ -138,7 +155,7 @@ class Collector:
             wake=self.reobserve,
             report=self._health.loop_failed,
             beat=beat,
-            soon=lambda: None if self.fleet.workers else FIRST_RETRY_SECONDS,
+            soon=lambda: None if self.fleet.workers or self.fleet.elsewhere else FIRST_RETRY_SECONDS,
         )
 
     async def poll_forever(self) -> None:
@@ -180,6 +197,17 @@ class Collector:
                 continue
             self._health.loop_failed("gap filling", await guard("gap filling", self.open_gaps))
             self._first_gaps.set()
+
+    async def exchange_forever(self) -> None:
+        """Exchange workers with the other exporters of the fleet."""
+        if self._handover is None:
+            return
+        await self.observed.wait()
+        beat = self._liveness.expect("handing over workers", MIN_INTERVAL_SECONDS)
+        while True:
+            beat()
+            self._health.loop_failed("handing over workers", await guard("handing over workers", self.exchange))
+            await asyncio.sleep(EXCHANGE_SECONDS)
 
     async def _leave_the_first_poll_alone(self) -> None:
         while self._first_poll_began and not self.polled.is_set():  # gauges come first
@@ -239,6 +267,11 @@ class Collector:
         """Open the gaps of the workers that are left; see `GapFilling.open`."""
         if self._gaps is not None:
             await self._gaps.open()
+
+    async def exchange(self) -> None:
+        """Hand over and take over workers; see `Handover.exchange`."""
+        if self._handover is not None and self.fleet.date:
+            await self._handover.exchange(self.fleet)
 
     async def poll(self) -> None:
         """Run one collection cycle; see `Poller.poll`."""

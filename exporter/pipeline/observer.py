@@ -8,6 +8,7 @@ from exporter.core import logs
 from exporter.core.clock import ServerClock, check_skew
 from exporter.core.errors import SourceError, StoreError
 from exporter.core.model import Fleet, InventoryEntry
+from exporter.core.shards import Part
 from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.fleet_store import FleetStore
 from exporter.pipeline.gap_filling import GapFilling, Leadership
@@ -83,6 +84,7 @@ class Observer:
         on_read: called when a read has ended and the gauges are published, before periods are opened.
         on_ready: called when samples may be ready for the mirror.
         wall: UTC seconds of this host.
+        part: the workers of this exporter.
     """
 
     def __init__(
@@ -98,7 +100,9 @@ class Observer:
         on_read: Callable[[], object],
         on_ready: Callable[[], object],
         wall: Callable[[], float],
+        part: Part = Part(),  # noqa: B008  # immutable
     ) -> None:
+        self._part = part
         self._source = source
         self._clock = clock
         self._rules = rules
@@ -130,7 +134,8 @@ class Observer:
             if error.reason != DAMAGED:
                 raise
             return  # it was set aside, which was logged
-        self._use(Fleet(date, workers), terminated_seen)
+        ours = tuple(worker for worker in workers if self._part.has(worker.key))
+        self._use(Fleet(date, ours, part=self._part), terminated_seen)
 
     def reload(self) -> None:
         """Read the inventory and the history again at the next observation: another process may have written until now."""
@@ -171,6 +176,8 @@ class Observer:
             raise
         self._health.succeeded("mongodb", "", began)
         self._clock.synchronize(fleet.date)
+        if not self._publisher.fleet.elsewhere.keys().isdisjoint(worker.id for worker in fleet.workers):
+            self._inventory_loaded = False  # another exporter has written the entries of workers that have come here
         terminated = {worker.id for worker in fleet.workers if worker.status == "terminated"}
         self._use(fleet, {id_: self._terminated_seen.get(id_, fleet.date) for id_ in terminated})
         fleet = self._publisher.fleet  # with the accounts

@@ -31,6 +31,13 @@ WITH RECURSIVE each(worker) AS (
 SELECT MIN((SELECT start FROM sample WHERE sample.worker = each.worker AND state < 2 ORDER BY start LIMIT 1)) FROM each
 """
 """The first row of each worker: 30 ms for 10,000 workers, however many rows they have."""
+_WORKERS = """
+WITH RECURSIVE each(worker) AS (
+  SELECT MIN(worker) FROM sample
+  UNION ALL SELECT (SELECT MIN(worker) FROM sample WHERE worker > each.worker) FROM each WHERE each.worker IS NOT NULL)
+SELECT worker FROM each
+WHERE worker IS NOT NULL AND EXISTS (SELECT 1 FROM sample WHERE sample.worker = each.worker AND state < 2)
+"""
 _GAP = """
 INSERT OR IGNORE INTO sample(worker, start, region, instances, state)
 WITH RECURSIVE period(start) AS (VALUES(?) UNION ALL SELECT start + ? FROM period WHERE start + ? < ?)
@@ -255,6 +262,39 @@ class Outbox(OutboxFile):
             moved = self._many("UPDATE sample SET state=2 WHERE worker=? AND start=? AND state=1", keys)
             self._counts[READY] -= moved
             self._counts[REJECTED] += moved
+
+    # -- workers that move to another exporter
+
+    def workers(self) -> set[str]:
+        """Return the ids of the workers that have rows, except those that are set aside."""
+        return {worker_id for (worker_id,) in self._select(_WORKERS)}
+
+    def rows(self, worker_id: str) -> list[PendingSample]:
+        """Return the rows of a worker, oldest first, except those that are set aside."""
+        return self._rows("worker=? AND state<2 ORDER BY start", (worker_id,))
+
+    def remove_workers(self, worker_ids: Iterable[str]) -> int:
+        """Delete the states of workers, and their rows except those that are set aside; return the number of rows."""
+        ids, removed = list(worker_ids), 0
+        for state in (OPEN, READY):
+            count = self._many("DELETE FROM sample WHERE worker=? AND state=?", ((id_, state) for id_ in ids))
+            self._counts[state] -= count
+            removed += count
+        self.delete_states(ids)
+        self._range_read = None
+        return removed
+
+    def complete(self, rows: Iterable[PendingSample]) -> None:
+        """Write observed values into the rows of these periods that have none, because the periods were opened as gaps."""
+        self._many(
+            "UPDATE sample SET status=?, labs=?, own_cpu=?, own_memory=? "
+            "WHERE worker=? AND start=? AND status IS NULL AND state<2",
+            (
+                (row.status, row.active_labs, row.own_cpu, row.own_memory, row.worker_id, row.start)
+                for row in rows
+                if row.status is not None
+            ),
+        )
 
     # -- CloudWatch spending
 

@@ -36,8 +36,10 @@ from exporter.sources.cloudwatch.client import CloudWatch
 from exporter.sources.cloudwatch.extra_series import ExtraSeries
 from exporter.sources.cloudwatch.memory_series import MemorySeriesIndex
 from exporter.sources.protocols import MetricSource
+from exporter.storage.handover import HandedWorkers
 from exporter.storage.history_marker import HistoryMarker
 from exporter.storage.inventory import Inventory
+from exporter.storage.layout import Layout
 from exporter.storage.lease import BACKFILL, Lease
 from exporter.storage.mongo import Database
 from exporter.storage.repository import repository
@@ -121,7 +123,17 @@ class InProcessExporter:
         telemetry = self.telemetry = Telemetry(self.registry)
         self.outbox = OutboxThread(Outbox(folder, PERIOD), telemetry)
         self.history = repository(settings, database, "worker_metrics_timeseries", wall=clock)
-        self.lease = Lease(database, owner=self.outbox.outbox.owner, folder=self.outbox.outbox.folder)
+        self.part = settings.workers.part
+        folder_id = self.outbox.outbox.folder
+        self.layout = Layout(database, self.part, folder=folder_id, on_change=self._layout_changed)
+        self.lease = Lease(
+            database,
+            owner=self.outbox.outbox.owner,
+            folder=folder_id,
+            part=self.part.own_name,
+            allowed=self.layout.check,
+        )
+        self.aggregates = Aggregates(database, settings.mongodb.worker_collections, settings.workers, self.part, reach=reach)
         day, spent = self.outbox.outbox.spent()
         self.budget = Budget(max_usd_per_day, wall=clock, day=day, spent=spent)
         day, spent = self.outbox.outbox.spent(SPENT_BY_READERS)
@@ -130,7 +142,10 @@ class InProcessExporter:
         series = MemorySeriesIndex(self.cloudwatch, monotonic=clock)
         self.extra_series = self._extra_series(series)
         watch = HistoryWatch(
-            HistoryMarker(self.history.collection), self.outbox, telemetry, on_replaced=lambda: self.collector.lead()
+            HistoryMarker(self.history.collection, self.part.own_name),
+            self.outbox,
+            telemetry,
+            on_replaced=lambda: self.collector.lead(),
         )
         self.mirror = Mirror(self.outbox, self.history.writer, self.lease, telemetry, watch=watch, wall=clock)
         self.collector = Collector(
@@ -138,11 +153,12 @@ class InProcessExporter:
             Rules.from_settings(settings),
             telemetry,
             self.outbox,
-            ShiftedAggregates(Aggregates(database, settings.mongodb.worker_collections, settings.workers, reach=reach), clock),
+            ShiftedAggregates(self.aggregates, clock),
             source or self.cloudwatch,
             history=self.history.reader,
             inventory=Inventory(database),
             lease=self.lease,
+            handover=HandedWorkers(database),
             series=series,
             budget=self.budget,
             extra_series=self.extra_series,
@@ -194,6 +210,9 @@ class InProcessExporter:
             monotonic=clock,
         )
 
+    def _layout_changed(self, in_force: bool) -> None:
+        self.aggregates.part = replace(self.part, idle=not in_force)
+
     async def close(self) -> None:
         await self.cloudwatch.close()
         self.outbox.close()
@@ -209,6 +228,8 @@ class InProcessExporter:
             if mongodb:
                 await self.lease.acquire_or_renew()
             await self.observe()
+            if mongodb:
+                await self.exchange()
             self.clock.now = boundary + POLL_OFFSET_SECONDS
             await self.ask()
             if mongodb:
@@ -218,6 +239,12 @@ class InProcessExporter:
         try:
             await self.collector.observe()
             await self.collector.open_gaps()
+        except ExporterError as error:
+            self.errors.append(str(error))
+
+    async def exchange(self) -> None:
+        try:
+            await self.collector.exchange()
         except ExporterError as error:
             self.errors.append(str(error))
 
