@@ -13,6 +13,7 @@ from exporter.core.budget import Budget, ReaderBudget
 from exporter.core.errors import IncompatibleStoreError, StoreError
 from exporter.core.heap import freeze
 from exporter.core.liveness import MIN_INTERVAL_SECONDS, Liveness
+from exporter.core.otlp_settings import OtlpSettings
 from exporter.core.periods import HOUR
 from exporter.core.revision import revision
 from exporter.core.settings import Settings
@@ -22,6 +23,7 @@ from exporter.history.reader import HistoryReader
 from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.collector import Collector
 from exporter.pipeline.duplicate_search import search_forever
+from exporter.pipeline.handover import Handover
 from exporter.pipeline.history_watch import HistoryWatch
 from exporter.pipeline.lifecycle import Rules
 from exporter.pipeline.loop_group import LoopGroup
@@ -90,15 +92,11 @@ class Exporter:
         part = self._part = settings.workers.part
         layout = Layout(database, part, folder=outbox.folder, on_change=self._layout_changed)
         self._lease = Lease(
-            database,
-            owner=outbox.owner,
-            folder=outbox.folder,
-            ttl=LEASE_SECONDS,
-            part=part.own_name,
-            allowed=layout.check,
+            database, owner=outbox.owner, folder=outbox.folder, ttl=LEASE_SECONDS, part=part.own_name, allowed=layout.check
         )
         self._mirror = self._build_mirror(database, self._history, outbox) if self._history is not None else None
         self._aggregates = Aggregates(database, settings.mongodb.worker_collections, settings.workers, part)
+        wake = self._mirror.wake.set if self._mirror else lambda: None
         self.telemetry.show_shard(part.shard, collects=True)
         self.collector = Collector(
             settings,
@@ -110,14 +108,14 @@ class Exporter:
             history=self._history.reader if self._history else None,
             inventory=Inventory(database),
             lease=self._lease,
-            handover=HandedWorkers(database),
             series=self._series,
             budget=self._budget,
             extra_series=self._extra,
             readers=self._readers,
-            on_ready=self._mirror.wake.set if self._mirror else lambda: None,
+            on_ready=wake,
             liveness=self.liveness,
         )
+        self._handover = Handover(HandedWorkers(database), self._lease, self._outbox, wake)
         self._bridge = LoopBridge()
         self.backend = self._build_backend(database, outbox.owner)
         """What the HTTP routes query; its owner closes it once the web server has stopped."""
@@ -205,8 +203,9 @@ class Exporter:
                 group.create_task(self.collector.watch_forever(self._aggregates.ping), name="watch")
                 group.create_task(self._freeze(), name="freeze")
                 if self.settings.otlp.endpoint is not None:
-                    group.create_task(self._push_forever(self.settings.otlp.endpoint), name="otlp")
-                group.create_task(self._beat_forever(), name="beat")
+                    pushing = push_forever(self.settings.otlp, self.backend, self._outbox.outbox.owner, self.telemetry)
+                    group.create_task(pushing, name="otlp")
+                group.create_task(beat_forever(self.liveness), name="beat")
                 if self._mirror is not None and self._history is not None:
                     self._mirror.beat = self.liveness.expect("mirroring", MIN_INTERVAL_SECONDS)
                     group.create_task(self._mirror.run_forever(), name="mirror")
@@ -214,7 +213,8 @@ class Exporter:
                     beat = self.liveness.expect("the renewal of the lease", LEASE_SECONDS)
                     renewal = keep_renewed(self._lease, self._leadership_changed, keep_fence=keep_fence, beat=beat)
                     group.create_task(renewal, name="lease")
-                    group.create_task(self.collector.exchange_forever(), name="exchange")
+                    beat = self.liveness.expect("handing over workers", MIN_INTERVAL_SECONDS)
+                    group.create_task(self._handover.run_forever(self.collector, beat), name="handover")
                     if self._part.shard.index == 0:  # the whole history is searched, which one exporter does for all
                         count = partial(count_duplicates, self._history.collection)
                         searching = search_forever(count, self._lease, self._mirror, self.telemetry, self.collector.now)
@@ -223,25 +223,6 @@ class Exporter:
             self._bridge.loop = None
             with anyio.CancelScope(shield=True):
                 await self._close()
-
-    async def _beat_forever(self) -> None:
-        """Show that the event loop itself is not blocked."""
-        beat = self.liveness.expect("the collector's event loop", BEAT_INTERVAL_SECONDS)
-        while True:
-            beat()
-            await asyncio.sleep(BEAT_INTERVAL_SECONDS / 3)
-
-    async def _push_forever(self, endpoint: str) -> None:
-        """Push to the OpenTelemetry collector what a scrape would show."""
-        from exporter.otlp.push import OtlpPush  # an extra
-
-        def texts() -> Sequence[bytes]:
-            snapshot = self.backend.snapshot
-            shown = [snapshot.body] if snapshot is not None and is_fresh(self.backend, snapshot) else []
-            return [*shown, self.backend.exporter_metrics().text]
-
-        owner = self._outbox.outbox.owner
-        await OtlpPush(endpoint, self.settings.otlp.interval, owner, texts, self.telemetry).run_forever()
 
     async def _freeze(self) -> None:
         await self.collector.polled.wait()
@@ -322,6 +303,27 @@ class Exporter:
             await self._cloudwatch.close()
         await self._client.close()
         await asyncio.to_thread(self._outbox.close)
+
+
+async def beat_forever(liveness: Liveness) -> None:
+    """Show that the event loop itself is not blocked."""
+    beat = liveness.expect("the collector's event loop", BEAT_INTERVAL_SECONDS)
+    while True:
+        beat()
+        await asyncio.sleep(BEAT_INTERVAL_SECONDS / 3)
+
+
+async def push_forever(settings: OtlpSettings, backend: Backend, owner: str, telemetry: Telemetry) -> None:
+    """Push to the OpenTelemetry collector what a scrape would show."""
+    from exporter.otlp.push import OtlpPush  # an extra
+
+    def texts() -> Sequence[bytes]:
+        snapshot = backend.snapshot
+        shown = [snapshot.body] if snapshot is not None and is_fresh(backend, snapshot) else []
+        return [*shown, backend.exporter_metrics().text]
+
+    assert settings.endpoint is not None
+    await OtlpPush(settings.endpoint, settings.interval, owner, texts, telemetry).run_forever()
 
 
 async def _change_marker(old: Lease, marker: HistoryMarker) -> str | None:

@@ -553,7 +553,7 @@ def _process() -> list[Panel]:
                 Query(f"max({_metric('shards')})", "configured"),
             ],
             Style("none", "Exporter not seen", decimals=0, minimum=0),
-            width=12,
+            width=24,
         ),
     ]
 

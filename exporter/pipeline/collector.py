@@ -20,7 +20,6 @@ from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.availability import PING_SECONDS, OutboxDisk, watch_mongodb
 from exporter.pipeline.calls import CallRunner
 from exporter.pipeline.gap_filling import GapFilling, Leadership, SampleTimes
-from exporter.pipeline.handover import Handover, HandoverStore
 from exporter.pipeline.lifecycle import Rules
 from exporter.pipeline.loop import doubling, guard, run_on_schedule, wait
 from exporter.pipeline.observer import OBSERVE_OFFSET_SECONDS, HistoryAccess, InventoryStore, Observer
@@ -38,8 +37,6 @@ FIRST_GAPS_SECONDS = 2
 """How long the first poll after a start waits for gaps."""
 FIRST_GAPS_WORKERS = 1000
 """The largest fleet whose gaps are waited for; those of larger ones take longer, and few of them would be open in time."""
-EXCHANGE_SECONDS = 15
-"""Time between two exchanges of workers with the other exporters of the fleet."""
 FIRST_RETRY_SECONDS = 5
 """Time between two reads while there is no worker, and before the second poll of a region that has not answered yet."""
 
@@ -55,7 +52,6 @@ class Collector:
         fleet_source: the worker documents.
         metric_source: CloudWatch; None where `cloudwatch.enabled` is false.
         history, inventory, lease: None without a history; then only gauges are kept up to date.
-        handover: where workers are that move from one exporter to another; None where they never do.
         series: the listings of memory series; by default a new index over `metric_source`.
         budget: the one `metric_source` takes from; by default without a limit.
         extra_series: the series of `cloudwatch.extra`; None without any.
@@ -78,7 +74,6 @@ class Collector:
         history: SampleTimes | None = None,
         inventory: InventoryStore | None = None,
         lease: Leadership | None = None,
-        handover: HandoverStore | None = None,
         series: MemorySeriesIndex | None = None,
         budget: Budget | None = None,
         extra_series: ExtraSeries | None = None,
@@ -89,7 +84,7 @@ class Collector:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._rules, self._wall, self._telemetry, self._outbox = rules, wall, telemetry, outbox
-        self._liveness = liveness or Liveness(monotonic)
+        self._part, self._liveness = settings.workers.part, liveness or Liveness(monotonic)
         clock = self._clock = ServerClock(wall, monotonic)
         health = self._health = SourceHealth(telemetry, wall)
         if metric_source is not None and series is None:
@@ -103,22 +98,10 @@ class Collector:
         if history is not None and inventory is not None and lease is not None:
             self._gaps = GapFilling(history, lease, rules, outbox, self._leave_the_first_poll_alone)
             access = HistoryAccess(inventory, lease, self._gaps)
-        self._handover = Handover(handover, lease, outbox, on_ready) if handover is not None and lease is not None else None
         self.observed = asyncio.Event()
         """Set once the first read of the worker documents has ended, successful or not, and its gauges are published."""
         self._observer = Observer(
-            fleet_source,
-            clock,
-            rules,
-            outbox,
-            publisher,
-            health,
-            telemetry,
-            access,
-            self.observed.set,
-            on_ready,
-            wall,
-            settings.workers.part,
+            fleet_source, clock, rules, outbox, publisher, health, telemetry, access, self.observed.set, on_ready, wall
         )
         budget = Budget(wall=wall) if budget is None else budget
         readers = ReaderBudget(budget, settings.cloudwatch.reader_budget_share) if readers is None else readers
@@ -198,17 +181,6 @@ class Collector:
             self._health.loop_failed("gap filling", await guard("gap filling", self.open_gaps))
             self._first_gaps.set()
 
-    async def exchange_forever(self) -> None:
-        """Exchange workers with the other exporters of the fleet."""
-        if self._handover is None:
-            return
-        await self.observed.wait()
-        beat = self._liveness.expect("handing over workers", MIN_INTERVAL_SECONDS)
-        while True:
-            beat()
-            self._health.loop_failed("handing over workers", await guard("handing over workers", self.exchange))
-            await asyncio.sleep(EXCHANGE_SECONDS)
-
     async def _leave_the_first_poll_alone(self) -> None:
         while self._first_poll_began and not self.polled.is_set():  # gauges come first
             await wait(self.polled, MIN_INTERVAL_SECONDS)
@@ -244,7 +216,7 @@ class Collector:
         Raises:
             StoreError: the outbox cannot be read.
         """
-        await self._observer.restore()
+        await self._observer.restore(self._part)
 
     async def observe(self) -> None:
         """Make one observation; see `Observer.observe`. Measure the disk of the outbox too."""
@@ -267,11 +239,6 @@ class Collector:
         """Open the gaps of the workers that are left; see `GapFilling.open`."""
         if self._gaps is not None:
             await self._gaps.open()
-
-    async def exchange(self) -> None:
-        """Hand over and take over workers; see `Handover.exchange`."""
-        if self._handover is not None and self.fleet.date:
-            await self._handover.exchange(self.fleet)
 
     async def poll(self) -> None:
         """Run one collection cycle; see `Poller.poll`."""

@@ -5,8 +5,10 @@ AWS would bill twice, so the samples follow their worker: through MongoDB, at le
 exactly once is the mirror's work (rule 12), as always.
 """
 
+import asyncio
 import json
 from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
 from typing import Protocol
 
 from exporter.core import logs
@@ -14,9 +16,12 @@ from exporter.core.model import Fleet, HandedWorker
 from exporter.core.shards import Part, WorkerKey
 from exporter.pipeline.gap_filling import Leadership
 from exporter.pipeline.lifecycle import PendingSample, WorkerState
+from exporter.pipeline.loop import guard
 from exporter.pipeline.outbox import Outbox
 from exporter.pipeline.outbox_thread import OutboxThread
 
+EXCHANGE_SECONDS = 15
+"""Time between two exchanges."""
 PIECE_WORKERS = 500
 """Workers that are handed over in one transaction."""
 
@@ -39,6 +44,18 @@ class HandoverStore(Protocol):
         """Remove workers that were taken."""
 
 
+class Observations(Protocol):
+    """The reads of the worker documents."""
+
+    @property
+    def observed(self) -> asyncio.Event:
+        """Set once the first one has ended."""
+
+    @property
+    def fleet(self) -> Fleet:
+        """The last complete one."""
+
+
 class Handover:
     """Exchanges workers with the other exporters of the fleet.
 
@@ -53,6 +70,20 @@ class Handover:
         self._store, self._lease, self._outbox, self._on_ready = store, lease, outbox, on_ready
         self._given: Fleet | None = None
         """The read of the worker documents whose other workers have been handed over."""
+
+    async def run_forever(self, observations: Observations, beat: Callable[[], object]) -> None:
+        """Exchange workers as the worker documents show them, until cancelled; a failed attempt is logged and repeated.
+
+        Args:
+            observations: the reads of the worker documents.
+            beat: called before each attempt, as the sign of life of this loop.
+        """
+        await observations.observed.wait()
+        while True:
+            beat()
+            if observations.fleet.date:
+                await guard("handing over workers", partial(self.exchange, observations.fleet))
+            await asyncio.sleep(EXCHANGE_SECONDS)
 
     async def exchange(self, fleet: Fleet) -> None:
         """Hand over the workers that this read shows elsewhere, and take in those that are here now.

@@ -84,7 +84,6 @@ class Observer:
         on_read: called when a read has ended and the gauges are published, before periods are opened.
         on_ready: called when samples may be ready for the mirror.
         wall: UTC seconds of this host.
-        part: the workers of this exporter.
     """
 
     def __init__(
@@ -100,9 +99,7 @@ class Observer:
         on_read: Callable[[], object],
         on_ready: Callable[[], object],
         wall: Callable[[], float],
-        part: Part = Part(),  # noqa: B008  # immutable
     ) -> None:
-        self._part = part
         self._source = source
         self._clock = clock
         self._rules = rules
@@ -122,8 +119,11 @@ class Observer:
         """Whether the last read of the worker documents has failed."""
         self._inventory_loaded = False
 
-    async def restore(self) -> None:
+    async def restore(self, part: Part) -> None:
         """Start with the fleet of the last run, in case MongoDB is unavailable.
+
+        Args:
+            part: the workers of this exporter; the last run may have had others.
 
         Raises:
             StoreError: the outbox cannot be read.
@@ -134,8 +134,8 @@ class Observer:
             if error.reason != DAMAGED:
                 raise
             return  # it was set aside, which was logged
-        ours = tuple(worker for worker in workers if self._part.has(worker.key))
-        self._use(Fleet(date, ours, part=self._part), terminated_seen)
+        ours = tuple(worker for worker in workers if part.has(worker.key))
+        self._use(Fleet(date, ours, part=part), terminated_seen)
 
     def reload(self) -> None:
         """Read the inventory and the history again at the next observation: another process may have written until now."""

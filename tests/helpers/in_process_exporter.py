@@ -24,6 +24,7 @@ from exporter.history.hourly_cache import HourlyCache
 from exporter.history.reader import HistoryReader
 from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.collector import Collector
+from exporter.pipeline.handover import Handover
 from exporter.pipeline.history_watch import HistoryWatch
 from exporter.pipeline.lifecycle import Rules
 from exporter.pipeline.mirror import Mirror
@@ -158,7 +159,6 @@ class InProcessExporter:
             history=self.history.reader,
             inventory=Inventory(database),
             lease=self.lease,
-            handover=HandedWorkers(database),
             series=series,
             budget=self.budget,
             extra_series=self.extra_series,
@@ -166,6 +166,7 @@ class InProcessExporter:
             wall=clock,
             monotonic=clock,
         )
+        self.handover = Handover(HandedWorkers(database), self.lease, self.outbox, lambda: None)
         self.backend = self._build_backend(series)
         self.errors: list[str] = []
         """The errors that the loops would have logged, each of which ended a part of a cycle."""
@@ -244,7 +245,7 @@ class InProcessExporter:
 
     async def exchange(self) -> None:
         try:
-            await self.collector.exchange()
+            await self.handover.exchange(self.collector.fleet)
         except ExporterError as error:
             self.errors.append(str(error))
 
