@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import anyio
@@ -12,6 +13,7 @@ from exporter.core.budget import Budget, ReaderBudget
 from exporter.core.errors import IncompatibleStoreError, SourceError, StoreError
 from exporter.core.heap import freeze
 from exporter.core.liveness import MIN_INTERVAL_SECONDS, Liveness
+from exporter.core.otlp_settings import OtlpSettings
 from exporter.core.periods import HOUR
 from exporter.core.revision import revision
 from exporter.core.settings import Settings
@@ -21,6 +23,7 @@ from exporter.history.reader import HistoryReader
 from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.collector import Collector
 from exporter.pipeline.duplicate_search import search_forever
+from exporter.pipeline.handover import Handover
 from exporter.pipeline.history_watch import HistoryWatch
 from exporter.pipeline.lifecycle import Rules
 from exporter.pipeline.loop_group import LoopGroup
@@ -34,8 +37,10 @@ from exporter.sources.cloudwatch.memory_series import MemorySeriesIndex
 from exporter.storage.credential_rotation import rotation_of
 from exporter.storage.duplicates import count_duplicates
 from exporter.storage.first_use import is_in_use
+from exporter.storage.handover import HandedWorkers
 from exporter.storage.history_marker import HistoryMarker
 from exporter.storage.inventory import Inventory
+from exporter.storage.layout import Layout
 from exporter.storage.lease import BACKFILL, LEASE_SECONDS, Lease, keep_renewed
 from exporter.storage.mongo import Database, connect, read_preference, without_hosts
 from exporter.storage.repository import WorkerMetricsRepository, repository
@@ -89,9 +94,21 @@ class Exporter:
             self._extra = ExtraSeries(settings.cloudwatch.extra, list_metric, account_of=self._series.account_of)
         self._history = repository(settings, database, settings.mongodb.history) if settings.mongodb.history else None
         shares = self._history is not None and settings.cloudwatch.enabled and settings.cloudwatch.standby == "snapshot"
-        self._lease = Lease(database, owner=outbox.owner, folder=outbox.folder, ttl=LEASE_SECONDS, announces=shares)
+        part = self._part = settings.workers.part
+        layout = Layout(database, part, folder=outbox.folder, on_change=self._layout_changed)
+        self._lease = Lease(
+            database,
+            owner=outbox.owner,
+            folder=outbox.folder,
+            ttl=LEASE_SECONDS,
+            part=part.own_name,
+            allowed=layout.check,
+            announces=shares,
+        )
         self._mirror = self._build_mirror(database, self._history, outbox) if self._history is not None else None
-        self._aggregates = Aggregates(database, settings.mongodb.worker_collections, settings.workers)
+        self._aggregates = Aggregates(database, settings.mongodb.worker_collections, settings.workers, part)
+        wake = self._mirror.wake.set if self._mirror else lambda: None
+        self.telemetry.show_shard(part.shard, collects=True)
         self.collector = Collector(
             settings,
             Rules.from_settings(settings),
@@ -107,9 +124,10 @@ class Exporter:
             extra_series=self._extra,
             readers=self._readers,
             snapshots=SnapshotStore(database, self._lease.id) if shares else None,
-            on_ready=self._mirror.wake.set if self._mirror else lambda: None,
+            on_ready=wake,
             liveness=self.liveness,
         )
+        self._handover = Handover(HandedWorkers(database), self._lease, self._outbox, wake)
         self._bridge = LoopBridge()
         self.backend = self._build_backend(database, outbox.owner)
         """What the HTTP routes query; its owner closes it once the web server has stopped."""
@@ -122,7 +140,10 @@ class Exporter:
             now=lambda: self.collector.now(),
         )
         watch = HistoryWatch(
-            HistoryMarker(history.collection), self._outbox, self.telemetry, on_replaced=lambda: self.collector.lead()
+            HistoryMarker(history.collection, self._part.own_name),
+            self._outbox,
+            self.telemetry,
+            on_replaced=lambda: self.collector.lead(),
         )
         return Mirror(self._outbox, history.writer, self._lease, self.telemetry, old=backfill, watch=watch)
 
@@ -196,38 +217,23 @@ class Exporter:
                 group.create_task(self.collector.watch_forever(self._aggregates.ping), name="watch")
                 group.create_task(self._freeze(), name="freeze")
                 if self.settings.otlp.endpoint is not None:
-                    group.create_task(self._push_forever(self.settings.otlp.endpoint), name="otlp")
-                group.create_task(self._beat_forever(), name="beat")
+                    pushing = push_forever(self.settings.otlp, self.backend, self._outbox.outbox.owner, self.telemetry)
+                    group.create_task(pushing, name="otlp")
+                group.create_task(beat_forever(self.liveness), name="beat")
                 if self._mirror is not None and self._history is not None:
                     self._mirror.beat = self.liveness.expect("mirroring", MIN_INTERVAL_SECONDS)
                     group.create_task(self._mirror.run_forever(), name="mirror")
                     group.create_task(self._lead_forever(self._history), name="lease")
-                    count = partial(count_duplicates, self._history.collection)
-                    searching = search_forever(count, self._lease, self._mirror, self.telemetry, self.collector.now)
-                    group.create_task(searching, name="duplicates")
+                    beat = self.liveness.expect("handing over workers", MIN_INTERVAL_SECONDS)
+                    group.create_task(self._handover.run_forever(self.collector, beat), name="handover")
+                    if self._part.shard.index == 0:  # the whole history is searched, which one exporter does for all
+                        count = partial(count_duplicates, self._history.collection)
+                        searching = search_forever(count, self._lease, self._mirror, self.telemetry, self.collector.now)
+                        group.create_task(searching, name="duplicates")
         finally:
             self._bridge.loop = None
             with anyio.CancelScope(shield=True):
                 await self._close()
-
-    async def _beat_forever(self) -> None:
-        """Show that the event loop itself is not blocked."""
-        beat = self.liveness.expect("the collector's event loop", BEAT_INTERVAL_SECONDS)
-        while True:
-            beat()
-            await asyncio.sleep(BEAT_INTERVAL_SECONDS / 3)
-
-    async def _push_forever(self, endpoint: str) -> None:
-        """Push to the OpenTelemetry collector what a scrape would show."""
-        from exporter.otlp.push import OtlpPush  # an extra
-
-        def texts() -> Sequence[bytes]:
-            snapshot = self.backend.snapshot
-            shown = [snapshot.body] if snapshot is not None and is_fresh(self.backend, snapshot) else []
-            return [*shown, self.backend.exporter_metrics().text]
-
-        owner = self._outbox.outbox.owner
-        await OtlpPush(endpoint, self.settings.otlp.interval, owner, texts, self.telemetry).run_forever()
 
     async def _freeze(self) -> None:
         await self.collector.polled.wait()
@@ -321,6 +327,12 @@ class Exporter:
         if self._mirror is not None:
             self._mirror.wake.set()
 
+    def _layout_changed(self, in_force: bool) -> None:
+        """Collect this exporter's part of the fleet, or nothing and hand everything over, from a new read of the fleet on."""
+        self._aggregates.part = replace(self._part, idle=not in_force)
+        self.telemetry.show_shard(self._part.shard, collects=in_force)
+        self.collector.reobserve.set()
+
     def _leadership_changed(self, held: bool) -> None:
         _log.info("lease acquired; this exporter writes the history" if held else "lease lost; this exporter does not write")
         if held:
@@ -340,6 +352,27 @@ class Exporter:
             await self._cloudwatch.close()
         await self._client.close()
         await asyncio.to_thread(self._outbox.close)
+
+
+async def beat_forever(liveness: Liveness) -> None:
+    """Show that the event loop itself is not blocked."""
+    beat = liveness.expect("the collector's event loop", BEAT_INTERVAL_SECONDS)
+    while True:
+        beat()
+        await asyncio.sleep(BEAT_INTERVAL_SECONDS / 3)
+
+
+async def push_forever(settings: OtlpSettings, backend: Backend, owner: str, telemetry: Telemetry) -> None:
+    """Push to the OpenTelemetry collector what a scrape would show."""
+    from exporter.otlp.push import OtlpPush  # an extra
+
+    def texts() -> Sequence[bytes]:
+        snapshot = backend.snapshot
+        shown = [snapshot.body] if snapshot is not None and is_fresh(backend, snapshot) else []
+        return [*shown, backend.exporter_metrics().text]
+
+    assert settings.endpoint is not None
+    await OtlpPush(settings.endpoint, settings.interval, owner, texts, telemetry).run_forever()
 
 
 async def _change_marker(old: Lease, marker: HistoryMarker) -> str | None:

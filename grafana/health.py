@@ -538,6 +538,18 @@ def _process() -> list[Panel]:
             Style("none", "Exporter not seen", decimals=0, minimum=0, maximum=1),
             width=12,
         ),
+        graph(
+            "Shards",
+            "Does every shard of the fleet have an exporter?",
+            "How many shards have an exporter that collects, and into how many the fleet is divided. Exporters that wait for "
+            "another division to end do not count.",
+            [
+                Query(f"count(max by (shard) ({_metric('shard_info')}) == 1)", "collecting"),
+                Query(f"max({_metric('shards')})", "configured"),
+            ],
+            Style("none", "Exporter not seen", decimals=0, minimum=0),
+            width=24,
+        ),
     ]
 
 

@@ -50,6 +50,7 @@ FIRST_STEPS = {
     "CMLExporterSamplesDropped": "Stopped workers: nothing. Else see the runbook.",
     "CMLExporterSamplesUnavailable": "Find out why CloudWatch gave no final answer.",
     "CMLExporterSamplesRevised": "Raise settle_delay. This can wait until morning.",
+    "CMLExporterShardMissing": "Start the missing exporter, or stop those of an old number.",
     "CMLExporterHistoryDuplicates": "Find a second writer, then run verify --repair.",
     "CMLExporterHistoryReplaced": "Run backfill since the time of the backup.",
     "CMLExporterOTLPFailing": "Start the collector, or correct otlp.endpoint.",

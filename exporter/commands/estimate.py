@@ -106,7 +106,7 @@ async def run(settings: Settings, out: TextIO, *, as_json: bool = False) -> int:
     """
     client, database = connect(settings)
     async with client:
-        fleet = await Aggregates(database, settings.mongodb.worker_collections, settings.workers).read()
+        fleet = await Aggregates(database, settings.mongodb.worker_collections, settings.workers, settings.workers.part).read()
     worker_documents.require(fleet)
     if not settings.cloudwatch.enabled:
         free = "cloudwatch.enabled is false: CloudWatch is not queried and costs nothing."
@@ -212,6 +212,11 @@ def _notes(settings: Settings, fleet: Fleet, found: Estimate, rules: Rules, prob
     cap = settings.cloudwatch.max_usd_per_day
     readers = ReaderBudget(Budget(cap), settings.cloudwatch.reader_budget_share).max_usd
     lines = [
+        *(
+            []
+            if fleet.part.is_whole
+            else [f"This is the price of {fleet.part} alone; {len(fleet.elsewhere)} workers are in other parts of the fleet."]
+        ),
         f"{found.running} of {len(fleet.workers)} workers are running; {found.agents} of them have a CloudWatch agent, "
         "which is a second metric. Stopped and terminated workers are not polled.",
         *(

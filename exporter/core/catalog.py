@@ -189,6 +189,13 @@ EXPORTER_METRICS: tuple[Metric, ...] = (
         (),
         "seconds",
     ),
+    _exporter(
+        "shard_info",
+        "gauge",
+        "Which shard of the fleet this exporter has; 1 while it collects, 0 while another division of the fleet is in force.",
+        ("shard", "shards"),
+    ),
+    _exporter("shards", "gauge", "Number of shards that this exporter is configured to divide the fleet into."),
     _exporter("source_up", "gauge", "Whether the last read of the source succeeded.", _SOURCE),
     _exporter("source_duration_seconds", "gauge", "Duration of the last read of the source.", _SOURCE, "seconds"),
     _exporter(

@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 
 from exporter.core.errors import SourceError
 from exporter.core.periods import to_datetime
+from exporter.core.shards import Part, WorkerKey
 
 MetricName = Literal["cpu", "memory"]
 METRICS: tuple[MetricName, ...] = ("cpu", "memory")
@@ -116,6 +117,11 @@ class Worker:
         return self.name or self.id
 
     @property
+    def key(self) -> WorkerKey:
+        """What decides which exporter has the worker."""
+        return WorkerKey(self.id, self.region, self.name or "")
+
+    @property
     def cloudwatch_instance(self) -> str | None:
         """The instance that CloudWatch can be queried for: it takes a region, too."""
         return self.instance_id if self.region else None
@@ -140,6 +146,22 @@ class Fleet:
     """One sentence for each malformed document or field, for the log."""
     namespace: str = ""
     """database.collection that holds the documents; where none does, all that were searched, joined by " or "."""
+    part: Part = field(default_factory=Part)
+    """Which workers the exporter had when it read."""
+    elsewhere: Mapping[str, WorkerKey] = field(default_factory=dict)
+    """The workers that are in the collection and not in this part, by id."""
+
+    def has_moved(self, worker_id: str) -> bool:
+        """Return whether another exporter has the worker, which this one may have had before."""
+        return worker_id in self.elsewhere or not self.part.has_id(worker_id)
+
+
+class HandedWorker(NamedTuple):
+    """A worker on its way from one exporter to another."""
+
+    key: WorkerKey
+    content: str
+    """Its state and samples, as `pipeline.handover` writes them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,9 @@ _KUBERNETES = re.compile(
     r".*_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)=.*|.*_PORT=(tcp|udp|sctp)://.*"
 )
 
+_FLAGS = {"web.config_file": "--web.config.file", "workers.shard": "--shard"}
+"""Flags with another name: Prometheus exporters spell the first with a dot, kube-state-metrics has the second."""
+
 _BRACKETED_HOST = re.compile(r"\s*\[[\w:.%-]+\]:")
 """The beginning of `[::1]:9877`, which is an address and no list in YAML."""
 
@@ -47,8 +50,7 @@ class Setting:
     @property
     def flag(self) -> str:
         """Name of the command-line flag."""
-        # Prometheus exporters spell this flag with a dot.
-        return "--web.config.file" if self.key == "web.config_file" else "--" + self.key.replace("_", "-")
+        return _FLAGS.get(self.key, "--" + self.key.replace("_", "-"))
 
     @property
     def env(self) -> str:

@@ -3,11 +3,13 @@
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from exporter.core.catalog import METRICS_BY_NAME
 from exporter.core.model import normal_state
+from exporter.core.regions import Region
 from exporter.core.setting_types import Dollars, FieldName, FieldNames, InstanceType, Section, listed
+from exporter.core.shards import Part, compile_pattern, parse_shard
 
 ALIASABLE = (
     "id",
@@ -105,8 +107,37 @@ class ExtraMetric(Section):
         return names if not names or "unknown" in names else (*names, "unknown")
 
 
+def _pattern(value: str) -> str:
+    compile_pattern(value)
+    return value
+
+
+Pattern = Annotated[str, AfterValidator(_pattern)]
+"""An RE2 expression that has to match a whole text."""
+
+
+class WorkerFilter(Section):
+    """Expressions that a worker has to match to be one of this exporter's."""
+
+    id: Pattern | None = Field(
+        None, description="RE2 expression that matches the whole id of each worker that the exporter has; unset: any."
+    )
+    region: Pattern | None = Field(None, description="The same for the region, which is empty where a worker has none.")
+    name: Pattern | None = Field(None, description="The same for the name.")
+
+
 class WorkersSettings(Section):
-    """How worker documents are parsed."""
+    """Which workers the exporter has, and how worker documents are parsed."""
+
+    shard: Annotated[str, AfterValidator(lambda text: str(parse_shard(text)))] = Field(
+        "0/1",
+        description="Shard of the fleet that this exporter has: `0/4` … `3/4` divide it among four by a hash of the worker id. "
+        "The name of a pod that ends in its number, such as `exporter-0/4`, is the same. See docs/scale.md.",
+    )
+    regions: Annotated[list[Region], BeforeValidator(listed)] = Field(
+        default=[], description="Regions whose workers the exporter has, separated by commas; empty: all."
+    )
+    filter: WorkerFilter = Field(default_factory=WorkerFilter)
 
     fields: dict[str, FieldNames] = Field(
         default={}, description="Additional names of a field, tried before the built-in ones, such as {cpu: [cpu_pct]}."
@@ -129,3 +160,9 @@ class WorkersSettings(Section):
             if names.count(name) > 1:
                 raise ValueError(f"extra: two metrics are called {name}; rename one of them")
         return self
+
+    @property
+    def part(self) -> Part:
+        """The workers of this exporter; the commands that read the whole history take all workers."""
+        chosen = self.filter
+        return Part(parse_shard(self.shard), frozenset(self.regions), chosen.id, chosen.region, chosen.name)

@@ -25,6 +25,7 @@ from exporter.core.budget import BUDGET_STATES, Budget, BudgetState, ReaderBudge
 from exporter.core.catalog import MALFORMED_KINDS, METRICS_BY_NAME
 from exporter.core.errors import OUTBOX_FAILURE_REASONS
 from exporter.core.model import METRICS, ExporterMetrics
+from exporter.core.shards import Shard
 from exporter.metrics.gzip_member import deflated
 
 _log = logs.get("cloudwatch")
@@ -68,6 +69,7 @@ class Telemetry:
         self.build_info.labels(__version__, revision, platform.python_version()).set(1)
         self.leader = OptionalGauge("cml_exporter_leader", registry)
         self.leader_snapshot = OptionalGauge("cml_exporter_leader_snapshot_timestamp_seconds", registry)
+        self.shard_info, self.shards = gauge("shard_info"), gauge("shards")
         self.source_up = gauge("source_up")
         self.source_duration = gauge("source_duration_seconds")
         self.source_last_success = gauge("source_last_success_timestamp_seconds")
@@ -103,8 +105,7 @@ class Telemetry:
         self.otlp_pushes = counter("otlp_pushes_total")
         self.samples_gap_filled = counter("samples_gap_filled_total")
         self.samples_unavailable = counter("samples_unavailable_total")
-        self.samples_late = counter("samples_late_total")
-        self.samples_revised = counter("samples_revised_total")
+        self.samples_late, self.samples_revised = counter("samples_late_total"), counter("samples_revised_total")
         self.http_connections = gauge("http_connections")
         self.http_connections_closed = counter("http_connections_closed_total")
         self.config_reload_successful = gauge("config_last_reload_successful")
@@ -132,6 +133,11 @@ class Telemetry:
         ):
             for value in values:
                 counter.labels(value)
+
+    def show_shard(self, shard: Shard, *, collects: bool) -> None:
+        """Show which shard this exporter is, and whether it collects: not while another division of the fleet is in force."""
+        self.shard_info.labels(str(shard.index), str(shard.count)).set(collects)
+        self.shards.set(shard.count)
 
     def region_is_known(self, region: str, operations: Iterable[str]) -> None:
         """Show the counters of a region at 0, before its first request: increase() ignores a counter's first value."""

@@ -87,7 +87,7 @@ class Collector:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._rules, self._wall, self._telemetry, self._outbox = rules, wall, telemetry, outbox
-        self._liveness = liveness or Liveness(monotonic)
+        self._part, self._liveness = settings.workers.part, liveness or Liveness(monotonic)
         clock = self._clock = ServerClock(wall, monotonic)
         health = self._health = SourceHealth(telemetry, wall)
         if metric_source is not None and series is None:
@@ -148,7 +148,7 @@ class Collector:
             wake=self.reobserve,
             report=self._health.loop_failed,
             beat=beat,
-            soon=lambda: None if self.fleet.workers else FIRST_RETRY_SECONDS,
+            soon=lambda: None if self.fleet.workers or self.fleet.elsewhere else FIRST_RETRY_SECONDS,
         )
 
     async def poll_forever(self) -> None:
@@ -236,7 +236,7 @@ class Collector:
         Raises:
             StoreError: the outbox cannot be read.
         """
-        await self._observer.restore()
+        await self._observer.restore(self._part)
 
     async def observe(self) -> None:
         """Make one observation; see `Observer.observe`. Measure the disk of the outbox too."""

@@ -8,6 +8,7 @@ from exporter.core import logs
 from exporter.core.clock import ServerClock, check_skew
 from exporter.core.errors import SourceError, StoreError
 from exporter.core.model import Fleet, InventoryEntry
+from exporter.core.shards import Part
 from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.fleet_store import FleetStore
 from exporter.pipeline.gap_filling import GapFilling, Leadership
@@ -118,8 +119,11 @@ class Observer:
         """Whether the last read of the worker documents has failed."""
         self._inventory_loaded = False
 
-    async def restore(self) -> None:
+    async def restore(self, part: Part) -> None:
         """Start with the fleet of the last run, in case MongoDB is unavailable.
+
+        Args:
+            part: the workers of this exporter; the last run may have had others.
 
         Raises:
             StoreError: the outbox cannot be read.
@@ -130,7 +134,8 @@ class Observer:
             if error.reason != DAMAGED:
                 raise
             return  # it was set aside, which was logged
-        self._use(Fleet(date, workers), terminated_seen)
+        ours = tuple(worker for worker in workers if part.has(worker.key))
+        self._use(Fleet(date, ours, part=part), terminated_seen)
 
     def reload(self) -> None:
         """Read the inventory and the history again at the next observation: another process may have written until now."""
@@ -171,6 +176,8 @@ class Observer:
             raise
         self._health.succeeded("mongodb", "", began)
         self._clock.synchronize(fleet.date)
+        if not self._publisher.fleet.elsewhere.keys().isdisjoint(worker.id for worker in fleet.workers):
+            self._inventory_loaded = False  # another exporter has written the entries of workers that have come here
         terminated = {worker.id for worker in fleet.workers if worker.status == "terminated"}
         self._use(fleet, {id_: self._terminated_seen.get(id_, fleet.date) for id_ in terminated})
         fleet = self._publisher.fleet  # with the accounts

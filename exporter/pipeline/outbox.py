@@ -7,23 +7,20 @@ it, nothing else. One process (a lock on the folder), one thread at a time, shor
 earlier, because each step of the sample lifecycle is one transaction.
 """
 
-import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from collections.abc import Set as AbstractSet
-from types import MappingProxyType
-from typing import Any
 
 from exporter.core import logs
 from exporter.core.errors import StoreError
 from exporter.core.model import FinalSample, PendingQuery, Worker
 from exporter.pipeline import dropped_periods
 from exporter.pipeline.gaps import Gap, runs
-from exporter.pipeline.lifecycle import PendingSample, WorkerState
-from exporter.pipeline.outbox_file import OPEN, READY, REJECTED, STATES, OutboxFile
+from exporter.pipeline.lifecycle import PendingSample
+from exporter.pipeline.outbox_file import OPEN, READY, REJECTED, STATES
+from exporter.pipeline.outbox_workers import ROW, OutboxWorkers
 
 _log = logs.get("outbox")
 
-_ROW = "worker, start, region, instances, status, labs, own_cpu, own_memory, cpu, memory, state"
 _OLDEST = """
 WITH RECURSIVE each(worker) AS (
   SELECT MIN(worker) FROM sample
@@ -43,53 +40,12 @@ SPENT_BY_READERS = "spent_by_readers"
 """Key of the metrics billed on behalf of HTTP readers, for `Outbox.spent` and `keep_spent`; by default all are meant."""
 
 
-class Outbox(OutboxFile):
+class Outbox(OutboxWorkers):
     """The samples, worker states and figures in the outbox. Times are UTC seconds.
 
     Raises, from every method:
         StoreError: SQLite failed (`reason` "disk_full" if the disk is full); the transaction was rolled back.
     """
-
-    # -- worker states
-
-    def states(self) -> dict[str, WorkerState]:
-        """Return the state of every worker, by id."""
-        rows = self._select("SELECT id, region, instances, status, idle_since, seen, next FROM worker")
-        with self.decoding():
-            return {r[0]: WorkerState(r[0], r[1], tuple(r[2].split()), *r[3:]) for r in rows}
-
-    def save_states(self, states: Iterable[WorkerState], known: Mapping[str, WorkerState] = MappingProxyType({})) -> None:
-        """Save the states of these workers; call it in the transaction that opens their rows.
-
-        Nearly all workers of a read have the same new times and no other change: one statement saves those.
-
-        Args:
-            states: new.
-            known: worker id → the state that `states` returned.
-        """
-        times: dict[tuple[int, int], list[WorkerState]] = {}
-        others: list[WorkerState] = []
-        for state in states:
-            before = known.get(state.worker_id)
-            if before is None or before[:-2] != state[:-2]:
-                others.append(state)
-            elif before != state:
-                times.setdefault((state.seen, state.next), []).append(state)
-        for (seen, following), some in times.items():
-            updated = self._db.execute(
-                "UPDATE worker SET seen=?, next=? WHERE id IN (SELECT value FROM json_each(?))",
-                (seen, following, json.dumps([state.worker_id for state in some])),
-            ).rowcount
-            if updated != len(some):  # an id that SQLite reads otherwise in JSON
-                others += some
-        self._many(
-            "INSERT OR REPLACE INTO worker(id, region, instances, status, idle_since, seen, next) VALUES(?,?,?,?,?,?,?)",
-            ((s.worker_id, s.region, " ".join(s.instances), s.status, s.idle_since, s.seen, s.next) for s in others),
-        )
-
-    def delete_states(self, worker_ids: Iterable[str]) -> None:
-        """Delete the states of workers that left long ago; their rows stay."""
-        self._many("DELETE FROM worker WHERE id=?", ((worker_id,) for worker_id in worker_ids))
 
     # -- observed
 
@@ -101,7 +57,7 @@ class Outbox(OutboxFile):
         added = 0
         for state, some in by_state.items():
             count = self._many(
-                f"INSERT OR IGNORE INTO sample({_ROW}) VALUES(?,?,?,?,?,?,?,?,?,?,?)", (_to_row(row, state) for row in some)
+                f"INSERT OR IGNORE INTO sample({ROW}) VALUES(?,?,?,?,?,?,?,?,?,?,?)", (_to_row(row, state) for row in some)
             )
             self._count(state, count)
             added += count
@@ -288,21 +244,9 @@ class Outbox(OutboxFile):
         if state == READY and added:
             self._range_read = None
 
-    def _rows(self, where: str, parameters: Sequence[object]) -> list[PendingSample]:
-        rows = self._select(f"SELECT {_ROW} FROM sample WHERE {where}", parameters)
-        with self.decoding():
-            return [_from_row(row) for row in rows]
-
 
 def _to_row(sample: PendingSample, state: int) -> tuple[object, ...]:
     return (
         sample.worker_id, sample.start, sample.region, " ".join(sample.instances), sample.status, sample.active_labs,
         sample.own_cpu, sample.own_memory, sample.cpu, sample.memory, state,
     )  # fmt: skip
-
-
-def _from_row(row: Sequence[Any]) -> PendingSample:
-    worker, start, region, instances, status, labs, own_cpu, own_memory, cpu, memory, state = row
-    return PendingSample(
-        worker, start, region, tuple(instances.split()), status, labs, own_cpu, own_memory, cpu, memory, state == READY
-    )

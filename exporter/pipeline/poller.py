@@ -192,7 +192,9 @@ class Poller:
         """
         pending: dict[tuple[str, str], PendingQuery] = {}
         try:
-            pending |= {(one.worker_id, one.region): one for one in await self._outbox(self._outbox.outbox.pending_queries)}
+            fleet, queries = self._publisher.fleet, await self._outbox(self._outbox.outbox.pending_queries)
+            # Samples of workers that another exporter polls leave the outbox soon.
+            pending = {(one.worker_id, one.region): one for one in queries if not fleet.has_moved(one.worker_id)}
         except StoreError as error:  # the gauges go on
             _log.error("cannot read the outbox; only the gauges of running workers are polled", error=str(error))
         live = live_queries(self._publisher.fleet.workers, now, self._rules, self._publisher.shown)

@@ -38,7 +38,7 @@ def open_periods(
     how far it gets, and a poll waits for one of them at most.
     """
     now, known = fleet.date, outbox.states()
-    left = dict(known)
+    left = {worker_id: state for worker_id, state in known.items() if not fleet.has_moved(worker_id)}
     samples: list[PendingSample] = []
     states: list[WorkerState] = []
     lost = 0

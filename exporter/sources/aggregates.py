@@ -5,10 +5,11 @@ worker, never the whole read. `Fleet.skipped` counts the documents left out, `Fl
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, cast
+from types import MappingProxyType
+from typing import Any, NamedTuple, cast
 
 import bson
 import pymongo
@@ -25,10 +26,12 @@ from exporter.core.errors import SourceError
 from exporter.core.model import Fleet
 from exporter.core.periods import to_seconds
 from exporter.core.setting_types import OWN_COLLECTIONS
+from exporter.core.shards import Part, WorkerKey
 from exporter.core.workers_settings import WorkersSettings
 from exporter.sources.document_cache import DocumentCache, documents
+from exporter.sources.document_keys import DocumentKeys
 from exporter.sources.worker_documents import parse, projection
-from exporter.storage.mongo import NOT_AUTHORIZED, translate
+from exporter.storage.mongo import NOT_AUTHORIZED, chunks, translate
 
 SERVER_SELECTION_SECONDS = 10.0
 """Seconds to find a server that answers; an election takes about that long. pymongo.timeout replaces serverSelectionTimeoutMS,
@@ -57,8 +60,23 @@ LENIENT: CodecOptions[dict[str, Any]] = CodecOptions(
 """A malformed string or a date beyond the year 9999 in one document must not fail the decoding of its whole batch."""
 
 
+class _Documents(NamedTuple):
+    """What one read of a collection returned."""
+
+    batches: Sequence[bytes] = ()
+    """The documents of this part as BSON, many in one piece."""
+    elsewhere: Mapping[str, WorkerKey] = MappingProxyType({})
+    """The workers of other parts, by id."""
+    found: bool = False
+    """Whether the collection holds any document."""
+
+
 class Aggregates:
     """The manager's collection of worker documents, read completely at every call.
+
+    Where the exporter has a part of the fleet, it reads of all documents what decides that, then its own documents as a whole.
+    MongoDB cannot compute the hash; and regions and patterns are not left to its query, because a worker that has changed its
+    region must be told from one that has disappeared.
 
     Of several collections the first that holds documents is used, and from then on only that one. Without a primary a
     secondary is read: without a majority the manager cannot write either, so its documents are the newest.
@@ -67,6 +85,7 @@ class Aggregates:
         database: the database of the collections.
         collections: their names, in the order of search.
         settings: additional field names and gauges.
+        part: the workers of this exporter; it may be replaced between two reads.
         reach: seconds to wait for a server that answers.
     """
 
@@ -75,6 +94,7 @@ class Aggregates:
         database: AsyncDatabase[dict[str, Any]],
         collections: Sequence[str],
         settings: WorkersSettings,
+        part: Part = Part(),  # noqa: B008  # immutable
         *,
         reach: float = SERVER_SELECTION_SECONDS,
     ) -> None:
@@ -85,6 +105,8 @@ class Aggregates:
         self._projection = projection(settings)
         self._settings = settings
         self._cache = DocumentCache(settings, LENIENT)
+        self._keys = DocumentKeys(settings, LENIENT)
+        self.part = part
         self._reach = reach
 
     async def read(self) -> Fleet:
@@ -98,14 +120,15 @@ class Aggregates:
                 hello = await self._database.command("hello", read_preference=self._database.read_preference)
         except (PyMongoError, BSONError) as error:
             raise self._source_error(error, self._collections[0]) from error
-        batches, note = await self._find()
+        part = self.part
+        read, note = await self._find(part)
         try:
-            fleet = await asyncio.to_thread(self._cache.fleet, batches, to_seconds(hello["localTime"]))
+            fleet = await asyncio.to_thread(self._cache.fleet, read.batches, to_seconds(hello["localTime"]))
         except BSONError as error:
             raise self._source_error(error, self._collections[0]) from error
-        notes = (note, None if batches else await self._search_elsewhere())
+        notes = (note, None if read.found else await self._search_other_collections())
         fleet = replace(fleet, complaints=(*fleet.complaints, *(note for note in notes if note)))
-        return replace(fleet, namespace=self.namespace)
+        return replace(fleet, namespace=self.namespace, part=part, elsewhere=read.elsewhere)
 
     async def ping(self) -> None:
         """Ask a server whether it answers; without a primary a secondary, as `read` does.
@@ -141,8 +164,8 @@ class Aggregates:
         """Return database.collection of each collection that is searched."""
         return " or ".join(f"{self._database.name}.{name}" for name in self._collections)
 
-    async def _find(self) -> tuple[list[bytes], str | None]:
-        """Return the batches of the first collection that holds any documents, and use only that one from now on.
+    async def _find(self, part: Part) -> tuple[_Documents, str | None]:
+        """Return what was read of the first collection that holds any documents, and use only that one from now on.
 
         The second value is a sentence for the log: which further collection holds documents, or why one could not be read where
         no other holds any.
@@ -151,7 +174,7 @@ class Aggregates:
         answered = False
         for name in self._collections:
             try:
-                batches = await self._read_collection(name)
+                read = await self._read_part(name, part)
             except OperationFailure as error:
                 if error.code != NOT_AUTHORIZED:
                     raise self._source_error(error, name) from error
@@ -160,16 +183,16 @@ class Aggregates:
             except (PyMongoError, BSONError) as error:
                 raise self._source_error(error, name) from error
             answered = True
-            if batches:
+            if read.found:
                 note = None
                 if len(self._collections) > 1:
                     note = await self._note_unused(name)
                     self._collections = (name,)
                     _log.info("worker documents found", collection=f"{self._database.name}.{name}")
-                return batches, note
+                return read, note
         if refusal is not None and not answered:
             raise refusal
-        return [], None if refusal is None else str(refusal)
+        return _Documents(), None if refusal is None else str(refusal)
 
     async def _note_unused(self, used: str) -> str | None:
         """Return a sentence that names the searched collections after `used` that hold documents, too; None without one."""
@@ -185,13 +208,33 @@ class Aggregates:
             "first; set mongodb.workers to the collection of the manager"
         )
 
-    async def _read_collection(self, name: str, limit: int = 0) -> list[bytes]:
+    async def _read_part(self, name: str, part: Part) -> _Documents:
+        """Return the documents of a part of a collection, and which workers it has besides."""
+        if part.is_whole:
+            whole = await self._read_collection(name)
+            return _Documents(whole, found=bool(whole))
+        keys = await self._read_collection(name, projection=self._keys.projection)
+        division = await asyncio.to_thread(self._keys.divide, keys, part)
+        batches: list[bytes] = []
+        for ids in chunks(division.own, BATCH):
+            batches += await self._read_collection(name, {"_id": {"$in": list(ids)}})
+        return _Documents(batches, division.elsewhere, division.count > 0)
+
+    async def _read_collection(
+        self,
+        name: str,
+        query: Mapping[str, object] = MappingProxyType({}),
+        limit: int = 0,
+        projection: Mapping[str, int] | None = None,
+    ) -> list[bytes]:
         """Return the documents of a collection as BSON, many in one piece; an empty list where there is none."""
         with pymongo.timeout(TIMEOUT):
-            cursor = self._database[name].find_raw_batches({}, self._projection, batch_size=BATCH, limit=limit)
+            cursor = self._database[name].find_raw_batches(
+                dict(query), projection or self._projection, batch_size=BATCH, limit=limit
+            )
             return [batch async for batch in cast(AsyncIterator[bytes], cursor) if batch]  # its type says documents
 
-    async def _search_elsewhere(self) -> str | None:
+    async def _search_other_collections(self) -> str | None:
         """Return a sentence that names another collection of the database with worker documents, None without one.
 
         Only collections that the user may read are searched; a failure says nothing about the fleet and is not reported.

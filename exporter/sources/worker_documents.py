@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar, cast
 
 from exporter.core.model import EC2_CHECK_STATES, LICENSE_STATES, SERVICE_STATES, Fleet, Worker, WorkerFacts
+from exporter.core.shards import WorkerKey
 from exporter.core.workers_settings import ExtraMetric, WorkersSettings
 from exporter.sources import field_values as values
 from exporter.sources import system_info
@@ -115,6 +116,12 @@ def projection(settings: WorkersSettings) -> dict[str, int]:
     return inclusion(names | {f"{STATE}.{name}" for name in names})
 
 
+def key_projection(settings: WorkersSettings) -> dict[str, int]:
+    """Return the MongoDB projection of what decides which exporter has a worker."""
+    names = {name for meaning in WorkerKey._fields for name in _names(settings)[meaning]}
+    return inclusion(names | {f"{STATE}.{name}" for name in names} | {"_id"})
+
+
 def inclusion(paths: Set[str]) -> dict[str, int]:
     """Return the MongoDB projection of the dotted paths, without a path inside another: MongoDB refuses both `a` and `a.b`."""
     inside = {path for path in paths if any(path[:dot] in paths for dot in _dots(path))}
@@ -196,8 +203,7 @@ class DocumentParser:
         self.complaints = []
         if not isinstance(document, Mapping):
             return _left_out("not_a_document", f"a worker document is {_shortened(document)} instead of a document; remove it")
-        state = document.get(STATE)
-        places = (document, state) if isinstance(state, Mapping) else (document,)
+        places = _places(document)
         worker_id = self._id(places)
         if isinstance(worker_id, ParsedDocument):
             return worker_id
@@ -208,6 +214,15 @@ class DocumentParser:
                 f"the manager must write {self._first('region')}"
             )
         return ParsedDocument(worker, "", tuple(self.complaints))
+
+    def key(self, document: Mapping[str, Any]) -> WorkerKey | None:
+        """Return what decides which exporter has the worker, as `parse` reads it; None for a document without a usable id."""
+        places = _places(document)
+        worker_id = self._id(places)
+        if isinstance(worker_id, ParsedDocument):
+            return None
+        region = self._value(places, worker_id, self.paths["region"], values.region) or ""
+        return WorkerKey(worker_id, region, self._value(places, worker_id, self.paths["name"], values.text) or "")
 
     def _worker(self, places: Places, worker_id: str) -> Worker:
         def value(meaning: str, convert: Callable[[object], T]) -> T | None:
@@ -281,6 +296,11 @@ class DocumentParser:
 
     def _first(self, meaning: str) -> str:
         return self.paths[meaning][0].name
+
+
+def _places(document: Mapping[str, Any]) -> Places:
+    state = document.get(STATE)
+    return (document, state) if isinstance(state, Mapping) else (document,)
 
 
 def _left_out(reason: str, sentence: str) -> ParsedDocument:

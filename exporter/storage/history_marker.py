@@ -4,6 +4,8 @@ An exporter keeps the same on its own disk. Where MongoDB's marker is older, or 
 acknowledged is gone: an older backup was restored, the collection or the database was dropped, or the server is a new one.
 """
 
+import re
+
 from pymongo import ReturnDocument
 
 from exporter.core.errors import StoreUnavailableError
@@ -20,18 +22,26 @@ cml_exporter_history_replaced_total."""
 class HistoryMarker:
     """The marker of one collection; each writer of the history moves it forward.
 
+    Exporters with different parts of a fleet have markers of their own: a marker that another exporter has moved forward would
+    hide that the samples of this one are gone.
+
+    Args:
+        collection: the history.
+        part: `Part.own_name` of the writer.
+
     Every method raises StoreUnavailableError, IncompatibleStoreError or StoreError.
     """
 
-    def __init__(self, collection: HistoryCollection) -> None:
+    def __init__(self, collection: HistoryCollection, part: str = "") -> None:
         self._collection = collection
         self._database = collection.database
-        self._key: Document = {"_id": f"marker:{collection.name}"}
+        self._part = part
+        self._key: Document = {"_id": f"marker:{collection.name}" + (f":{part}" if part else "")}
 
     @property
     def namespace(self) -> str:
-        """Return database.collection."""
-        return self._collection.namespace
+        """Return database.collection, and which part of the fleet the marker is of."""
+        return self._collection.namespace + (f" ({self._part})" if self._part else "")
 
     async def verify(self, known: HistoryMark | None) -> tuple[HistoryMark, str | None]:
         """Compare the marker in MongoDB with the one that was acknowledged last; the collection must have been verified.
@@ -83,10 +93,11 @@ class HistoryMarker:
         return _mark(found)
 
     async def generation(self) -> str:
-        """Return a text that differs after each replacement of the history that an exporter noticed."""
+        """Return a text that differs after each replacement of the history that an exporter of any part noticed."""
+        every = {"_id": {"$regex": f"^marker:{re.escape(self._collection.name)}(:|$)"}}
         async with operation(self._database, STATE, "find"):
-            found = await self._database[STATE].find_one(self._key) or {}
-        return f"{found.get('history')} {found.get('generation')}"
+            found = await self._database[STATE].find(every).sort("_id").to_list(None)
+        return " ".join(f"{each.get('history')} {each.get('generation')}" for each in found)
 
     async def _begin(self, history: str, sequence: int, newest: int, *, replaced: bool) -> HistoryMark:
         """Write a marker that no other process has moved beyond `sequence` meanwhile, and return what MongoDB has then."""

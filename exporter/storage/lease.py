@@ -23,6 +23,8 @@ from exporter.storage.mongo import STATE, Database, Document, durable, operation
 
 LEASE_SECONDS = 30
 """How long a lease lasts after each renewal."""
+MIRROR = "mirror"
+"""The name of the lease for writing the samples of a part of the fleet."""
 BACKFILL = "backfill"
 """The name of the lease for writing samples older than `gap_fill_window`."""
 INSERT = "insert"
@@ -33,6 +35,11 @@ _MAX_SKEW_SECONDS = 600
 """How far the local clock may differ from MongoDB's in `change_marker`."""
 
 _log = logs.get("lease")
+
+
+def lease_id(name: str, part: str = "") -> str:
+    """Return the `_id` of the document of a lease; `part` is `Part.own_name`."""
+    return ":".join(text for text in ("lease", name, part) if text)
 
 
 def boottime() -> float:
@@ -82,6 +89,8 @@ class Lease:
             another owner with the same one is taken over at once: its process has ended.
         ttl: seconds a lease lasts after each renewal; renew at least three times in it.
         name: of the lease.
+        part: of the fleet, where each part has a lease of its own, see `lease_id`.
+        allowed: asked before each attempt; while it returns False, this process releases the lease and does not take it.
         initial: fields that the document of the lease gets where it lacks them; whoever comes first decides.
         announces: note in the document that this process stands by, while another one holds the lease; see `awaited`.
         monotonic: seconds of a clock that is never set, and goes on while the machine is suspended.
@@ -94,14 +103,17 @@ class Lease:
         owner: str,
         folder: str | None = None,
         ttl: float = 30,
-        name: str = "mirror",
+        name: str = MIRROR,
+        part: str = "",
+        allowed: Callable[[], Awaitable[bool]] | None = None,
         initial: Mapping[str, object] | None = None,
         announces: bool = False,
         monotonic: Callable[[], float] = boottime,
     ) -> None:
         self._database = durable(database)
         self._state = self._database[STATE]
-        self.id = f"lease:{name}"
+        self._allowed = allowed
+        self.id = lease_id(name, part)
         """The `_id` of its document."""
         self._owner, self._folder = owner, folder
         self._initial = dict(initial or {})
@@ -150,6 +162,8 @@ class Lease:
         # yet, so after a failed attempt of one's own it goes first: it tries again within ttl / 3.
         yields = sent < self._yields_until
         try:
+            if self._allowed is not None and not await self._allowed():
+                return await self._step_back()
             lease = await self._take(yields=yields)
         except StoreError as error:
             self._yields_until = self._monotonic() + self.ttl / 2
@@ -165,6 +179,13 @@ class Lease:
         self.fence, self.document = lease["fence"], lease
         self._until = sent + self.ttl * (1 - SAFETY_FRACTION)
         return self.held
+
+    async def _step_back(self) -> bool:
+        if self.held:
+            await self.release()
+        self.problem = None
+        self._elsewhere_until = self._monotonic() + self.ttl
+        return False
 
     async def release(self, *, durable: bool = True) -> None:
         """Release the lease so that another process can take it at once; does nothing when this process does not hold it.

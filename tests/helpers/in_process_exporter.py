@@ -24,6 +24,7 @@ from exporter.history.hourly_cache import HourlyCache
 from exporter.history.reader import HistoryReader
 from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.collector import Collector
+from exporter.pipeline.handover import Handover
 from exporter.pipeline.history_watch import HistoryWatch
 from exporter.pipeline.lifecycle import Rules
 from exporter.pipeline.mirror import Mirror
@@ -36,8 +37,10 @@ from exporter.sources.cloudwatch.client import CloudWatch
 from exporter.sources.cloudwatch.extra_series import ExtraSeries
 from exporter.sources.cloudwatch.memory_series import MemorySeriesIndex
 from exporter.sources.protocols import MetricSource
+from exporter.storage.handover import HandedWorkers
 from exporter.storage.history_marker import HistoryMarker
 from exporter.storage.inventory import Inventory
+from exporter.storage.layout import Layout
 from exporter.storage.lease import BACKFILL, Lease
 from exporter.storage.mongo import Database
 from exporter.storage.repository import repository
@@ -123,8 +126,18 @@ class InProcessExporter:
         telemetry = self.telemetry = Telemetry(self.registry)
         self.outbox = OutboxThread(Outbox(folder, PERIOD), telemetry)
         self.history = repository(settings, database, "worker_metrics_timeseries", wall=clock)
+        self.part = settings.workers.part
         outbox = self.outbox.outbox
-        self.lease = Lease(database, owner=outbox.owner, folder=outbox.folder, announces=shares)
+        self.layout = Layout(database, self.part, folder=outbox.folder, on_change=self._layout_changed)
+        self.lease = Lease(
+            database,
+            owner=outbox.owner,
+            folder=outbox.folder,
+            part=self.part.own_name,
+            allowed=self.layout.check,
+            announces=shares,
+        )
+        self.aggregates = Aggregates(database, settings.mongodb.worker_collections, settings.workers, self.part, reach=reach)
         day, spent = self.outbox.outbox.spent()
         self.budget = Budget(max_usd_per_day, wall=clock, day=day, spent=spent)
         day, spent = self.outbox.outbox.spent(SPENT_BY_READERS)
@@ -133,7 +146,10 @@ class InProcessExporter:
         series = MemorySeriesIndex(self.cloudwatch, monotonic=clock)
         self.extra_series = self._extra_series(series)
         watch = HistoryWatch(
-            HistoryMarker(self.history.collection), self.outbox, telemetry, on_replaced=lambda: self.collector.lead()
+            HistoryMarker(self.history.collection, self.part.own_name),
+            self.outbox,
+            telemetry,
+            on_replaced=lambda: self.collector.lead(),
         )
         self.mirror = Mirror(self.outbox, self.history.writer, self.lease, telemetry, watch=watch, wall=clock)
         self.collector = Collector(
@@ -141,7 +157,7 @@ class InProcessExporter:
             Rules.from_settings(settings),
             telemetry,
             self.outbox,
-            ShiftedAggregates(Aggregates(database, settings.mongodb.worker_collections, settings.workers, reach=reach), clock),
+            ShiftedAggregates(self.aggregates, clock),
             source or self.cloudwatch,
             history=self.history.reader,
             inventory=Inventory(database),
@@ -154,6 +170,7 @@ class InProcessExporter:
             wall=clock,
             monotonic=clock,
         )
+        self.handover = Handover(HandedWorkers(database), self.lease, self.outbox, lambda: None)
         self.backend = self._build_backend(series)
         self.errors: list[str] = []
         """The errors that the loops would have logged, each of which ended a part of a cycle."""
@@ -198,6 +215,9 @@ class InProcessExporter:
             monotonic=clock,
         )
 
+    def _layout_changed(self, in_force: bool) -> None:
+        self.aggregates.part = replace(self.part, idle=not in_force)
+
     async def close(self) -> None:
         await self.cloudwatch.close()
         self.outbox.close()
@@ -213,6 +233,8 @@ class InProcessExporter:
             if mongodb:
                 await self.lease.acquire_or_renew()
             await self.observe()
+            if mongodb:
+                await self.exchange()
             self.clock.now = boundary + POLL_OFFSET_SECONDS
             await self.ask()
             if mongodb:
@@ -222,6 +244,12 @@ class InProcessExporter:
         try:
             await self.collector.observe()
             await self.collector.open_gaps()
+        except ExporterError as error:
+            self.errors.append(str(error))
+
+    async def exchange(self) -> None:
+        try:
+            await self.handover.exchange(self.collector.fleet)
         except ExporterError as error:
             self.errors.append(str(error))
 

@@ -18,6 +18,7 @@ from exporter.core.settings import Settings
 from exporter.sources.aggregates import Aggregates
 from exporter.storage.collection import CollectionStatus
 from exporter.storage.insert_fence import fence_problem
+from exporter.storage.lease import MIRROR, lease_id
 from exporter.storage.mongo import STATE, Database, connect, durable, missing_privileges, operation
 from exporter.storage.privileges import least_role
 from exporter.storage.repository import repository
@@ -95,14 +96,18 @@ def _check_clock(theirs: float, ours: float) -> CheckResult:
 async def _check_workers(settings: Settings, database: Database) -> tuple[CheckResult, Fleet | None]:
     """Read the worker documents (the manager's aggregates) the way each collection cycle does."""
     try:
-        fleet = await Aggregates(database, settings.mongodb.worker_collections, settings.workers).read()
+        fleet = await Aggregates(database, settings.mongodb.worker_collections, settings.workers, settings.workers.part).read()
     except SourceError as error:
         return CheckResult(WORKERS, "FAIL", str(error)), None
     name = fleet.namespace
-    if not fleet.workers and not fleet.skipped:
+    if not fleet.workers and not fleet.skipped and not fleet.elsewhere:
         return CheckResult(WORKERS, "warn", missing(fleet)), fleet
     statuses = Counter(worker.status for worker in fleet.workers)
-    text = f"{name} holds {counted(len(fleet.workers), 'worker')}"
+    if fleet.part.is_whole:
+        text = f"{name} holds {counted(len(fleet.workers), 'worker')}"
+    else:
+        every = len(fleet.workers) + len(fleet.elsewhere)
+        text = f"{fleet.part} has {len(fleet.workers)} of the {counted(every, 'worker')} in {name}"
     if statuses:
         text += f" ({', '.join(f'{count} {status}' for status, count in statuses.most_common())})"
     if fleet.skipped:
@@ -224,7 +229,7 @@ async def _check_lease(settings: Settings, database: Database, now: float) -> tu
     if settings.mongodb.history is None:
         return CheckResult(LEASE, "skipped", "mongodb.history is null: nothing is written"), None
     async with operation(database, STATE, "find", OPERATION_SECONDS):
-        lease = await durable(database)[STATE].find_one({"_id": "lease:mirror"}) or {}
+        lease = await durable(database)[STATE].find_one({"_id": lease_id(MIRROR, settings.workers.part.own_name)}) or {}
     owner, expires = lease.get("owner"), to_seconds(lease.get("expires") or to_datetime(0))
     if not owner or expires <= now:
         return CheckResult(LEASE, "ok", "free: the next exporter to start writes the history"), None
