@@ -213,7 +213,9 @@ class Exporter:
                 group.create_task(self.collector.observe_forever(), name="observe")
                 group.create_task(self.collector.poll_forever(), name="poll")
                 group.create_task(self.collector.open_gaps_forever(), name="gaps")
-                group.create_task(self.collector.share_forever(), name="share")
+                if self.collector.shared is not None:
+                    beat = self.liveness.expect("sharing the snapshot", MIN_INTERVAL_SECONDS)
+                    group.create_task(self.collector.shared.run_forever(beat), name="share")
                 group.create_task(self.collector.watch_forever(self._aggregates.ping), name="watch")
                 group.create_task(self._freeze(), name="freeze")
                 if self.settings.otlp.endpoint is not None:

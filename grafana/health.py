@@ -528,7 +528,7 @@ def _process() -> list[Panel]:
             "Workers that each exporter lists on /metrics. The line ends if the collector hangs.",
             [Query(f"count by (instance) ({INFO.name}{{{_INSTANCE}}})", "{{instance}}")],
             conventions.COUNT,
-            width=12,
+            width=8,
         ),
         graph(
             "Leader",
@@ -536,7 +536,15 @@ def _process() -> list[Panel]:
             "1 for the exporter that holds the lease.",
             [Query(_metric("leader"), "{{instance}}")],
             Style("none", "Exporter not seen", decimals=0, minimum=0, maximum=1),
-            width=12,
+            width=8,
+        ),
+        graph(
+            "Age of the leader's snapshot",
+            "How old is what an exporter that stands by shows of CloudWatch?",
+            "Time since the exporter that holds the lease polled it. An exporter that polls CloudWatch itself has no line.",
+            [Query(f"time() - {_metric('leader_snapshot_timestamp_seconds')}", "{{instance}}")],
+            replace(conventions.CLOCK, empty="No exporter stands by"),
+            width=8,
         ),
         graph(
             "Shards",

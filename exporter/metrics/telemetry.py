@@ -65,8 +65,7 @@ class Telemetry:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # the catalog has no _created series
         self.registry = registry
         gauge, counter = partial(_metric, Gauge, registry), partial(_metric, Counter, registry)
-        self.build_info = gauge("build_info")
-        self.build_info.labels(__version__, revision, platform.python_version()).set(1)
+        gauge("build_info").labels(__version__, revision, platform.python_version()).set(1)
         self.leader = OptionalGauge("cml_exporter_leader", registry)
         self.leader_snapshot = OptionalGauge("cml_exporter_leader_snapshot_timestamp_seconds", registry)
         self.shard_info, self.shards = gauge("shard_info"), gauge("shards")

@@ -7,9 +7,10 @@ from contextlib import nullcontext
 from exporter.core import logs
 from exporter.core.clock import ServerClock
 from exporter.core.errors import SourceError, StoreError
-from exporter.core.model import MetricResults, Points
+from exporter.core.model import CloudWatchSnapshot, MetricResults
 from exporter.pipeline.cycle import Cycle
 from exporter.pipeline.decided_values import DecidedValues
+from exporter.pipeline.gap_filling import Leadership
 from exporter.pipeline.lifecycle import FirstSeenValues, Rules
 from exporter.pipeline.outbox_thread import OutboxThread
 from exporter.pipeline.planning import MetricDataCall, revisit_window
@@ -40,7 +41,7 @@ class CallRunner:
         rules: the settings of the sample lifecycle.
         outbox: holds the open samples.
         publisher: shows the newest datapoints.
-        standby: whether another process leads, so that its open samples may become this one's.
+        lease: tells whether another process leads, so that its open samples may become this one's; None without a history.
         wall: UTC seconds of this host.
         extra: the series of `cloudwatch.extra`; None without any.
     """
@@ -53,7 +54,7 @@ class CallRunner:
         rules: Rules,
         outbox: OutboxThread,
         publisher: Publisher,
-        standby: Callable[[], bool],
+        lease: Leadership | None,
         wall: Callable[[], float],
         extra: ExtraSeries | None = None,
     ) -> None:
@@ -64,11 +65,15 @@ class CallRunner:
         self._rules = rules
         self._outbox = outbox
         self._publisher = publisher
-        self._standby = standby
+        self._lease = lease
         self._wall = wall
         self._polled: dict[str, int] = {}
         self._first_seen: FirstSeenValues = {}
         self._decided = DecidedValues(rules.period, revisit_window(rules))
+
+    @property
+    def _stands_by(self) -> bool:
+        return self._lease is not None and self._lease.held_elsewhere
 
     def last_polled(self, now: int) -> Mapping[str, int]:
         """Return when all queries of a worker last had complete results, by worker id, in MongoDB's time.
@@ -80,15 +85,19 @@ class CallRunner:
 
     def forget_before(self, start: int) -> None:
         """Forget the values of periods up to `start` (UTC seconds), which are no longer open."""
-        oldest = self._clock.now() - standby_memory(self._rules) if self._standby() else start
+        oldest = self._clock.now() - standby_memory(self._rules) if self._stands_by else start
         for key in [key for key in self._first_seen if key[1] <= oldest]:
             del self._first_seen[key]
         self._decided.forget_before(start)
 
-    def note_points(self, points: Points, date: int) -> None:
-        """Note the values of the leader's snapshot of `date` (UTC seconds), for samples that may become this process's."""
-        note_points(self._publisher.fleet.workers, points, date, self._first_seen, self._rules)
-        self.forget_before(date - self._rules.gap_fill_window - self._rules.period)
+    def adopt(self, snapshot: CloudWatchSnapshot) -> None:
+        """Show what the leader has polled as if this process had, and note it for samples that may become this one's."""
+        for instance, account in snapshot.accounts.items():
+            self._series.suggest_account(instance, account)
+        self._publisher.locate()
+        self._publisher.add_points(snapshot.points)
+        note_points(self._publisher.fleet.workers, snapshot.points, snapshot.at, self._first_seen, self._rules)
+        self.forget_before(snapshot.at - self._rules.gap_fill_window - self._rules.period)
 
     async def run(self, calls: Iterable[MetricDataCall], cycle: Cycle) -> None:
         """Make all calls, some at once; record the error and the end of each in the cycle."""
@@ -134,7 +143,7 @@ class CallRunner:
             _log.error("cannot save CloudWatch results; they are queried again", error=str(error))
             stats.failed += 1
             return None
-        if self._standby():
+        if self._stands_by:
             for worker_id, queries in call.queries_by_worker.items():
                 note_values(worker_id, queries, results, self._first_seen, self._rules)
         missing = {query for query, result in results.by_query.items() if not result.complete}

@@ -26,7 +26,7 @@ from exporter.pipeline.observer import OBSERVE_OFFSET_SECONDS, HistoryAccess, In
 from exporter.pipeline.outbox_thread import OutboxThread
 from exporter.pipeline.poller import POLL_OFFSET_SECONDS, Poller
 from exporter.pipeline.publisher import Publisher
-from exporter.pipeline.shared_snapshot import EXCHANGE_SECONDS, SharedSnapshot, SnapshotStore
+from exporter.pipeline.shared_snapshot import SharedSnapshot, SnapshotStore
 from exporter.pipeline.source_health import SourceHealth, unexpected
 from exporter.pipeline.spending import Spending
 from exporter.sources.cloudwatch.extra_series import ExtraSeries
@@ -88,17 +88,13 @@ class Collector:
     ) -> None:
         self._rules, self._wall, self._telemetry, self._outbox = rules, wall, telemetry, outbox
         self._part, self._liveness = settings.workers.part, liveness or Liveness(monotonic)
-        clock = self._clock = ServerClock(wall, monotonic)
-        health = self._health = SourceHealth(telemetry, wall)
-        if metric_source is not None and series is None:
-            series = MemorySeriesIndex(metric_source, monotonic=monotonic)
+        self._clock, self._health = clock, health = ServerClock(wall, monotonic), SourceHealth(telemetry, wall)
+        series = series or (MemorySeriesIndex(metric_source, monotonic=monotonic) if metric_source is not None else None)
         account_of = series.account_of if series is not None else lambda region, instance: None
         further = extra_series.gauges if extra_series else ()
         publisher = self._publisher = Publisher(
             rules, settings.workers, clock, telemetry, wall, account_of, cloudwatch=further, status=settings.metrics.status
         )
-        self._poll_now = asyncio.Event()
-        """Set to poll now instead of at the next tick."""
         self._gaps = access = None
         if history is not None and inventory is not None and lease is not None:
             self._gaps = GapFilling(history, lease, rules, outbox, self._leave_the_first_poll_alone)
@@ -111,21 +107,17 @@ class Collector:
         budget = Budget(wall=wall) if budget is None else budget
         readers = ReaderBudget(budget, settings.cloudwatch.reader_budget_share) if readers is None else readers
         self._spending = Spending(budget, readers, outbox, telemetry, health, max(rules.interval, rules.period))
-        calls = None
+        self._first_poll_began, self.poll_now = False, asyncio.Event()
+        calls = self.shared = None
         if metric_source is not None and series is not None:
-            standby = lambda: lease is not None and lease.held_elsewhere  # noqa: E731
-            calls = CallRunner(metric_source, series, clock, rules, outbox, publisher, standby, wall, extra_series)
+            calls = CallRunner(metric_source, series, clock, rules, outbox, publisher, lease, wall, extra_series)
+            if snapshots is not None and lease is not None:
+                self.shared = SharedSnapshot(snapshots, lease, calls, publisher, clock, rules, health, telemetry, self.poll_now)
         self._poller = Poller(
             calls, series, clock, rules, outbox, publisher, health, self._spending, telemetry, on_ready, wall, extra_series
         )
-        self._shared = None
-        if snapshots is not None and lease is not None and calls is not None and series is not None:
-            self._shared = SharedSnapshot(
-                snapshots, lease, calls, series, publisher, clock, rules, health, telemetry, self._poll_now.set
-            )
         self._first_gaps = asyncio.Event()
         """Set once the gaps found by the first observation are opened, or there are none to open now."""
-        self._first_poll_began = False
         self.polled = asyncio.Event()
         """Set by the first collection cycle, successful or not."""
         self.reobserve = asyncio.Event()
@@ -171,7 +163,7 @@ class Collector:
             offset=POLL_OFFSET_SECONDS,
             wall=self._wall,
             finished=self.polled,
-            wake=self._poll_now,
+            wake=self.poll_now,
             report=self._health.loop_failed,
             beat=beat,
             # Only the workers of a region that has not answered are due again so early.
@@ -196,16 +188,6 @@ class Collector:
             await wait(self.polled, MIN_INTERVAL_SECONDS)
             if self._gaps is not None:
                 self._gaps.on_progress()  # waiting is no hang; that of the poll shows as the poll's
-
-    async def share_forever(self) -> None:
-        """Leave what was polled for the exporters that stand by, or show what the one that leads has left."""
-        if self._shared is None:
-            return
-        beat = self._liveness.expect("sharing", MIN_INTERVAL_SECONDS)
-        while True:
-            beat()
-            self._health.loop_failed("sharing", await guard("sharing", self.share))
-            await wait(self._shared.due, EXCHANGE_SECONDS)
 
     async def watch_forever(self, ping: Callable[[], Awaitable[None]]) -> None:
         """Notice between two observations that MongoDB does not answer, or answers again; see `watch_mongodb`."""
@@ -250,7 +232,7 @@ class Collector:
             raise
         finally:
             if self.fleet.workers and not known:  # else the poll would be at its next tick
-                self._poll_now.set()
+                self.poll_now.set()
             await self._disk.measure(len(self.fleet.workers), self._rules.period)
         if self._gaps is None or not self._gaps.pending:
             self._first_gaps.set()
@@ -262,18 +244,13 @@ class Collector:
 
     async def poll(self) -> None:
         """Run one collection cycle, see `Poller.poll`; or none while another exporter leads and its snapshot is fresh."""
-        if self._shared is None:
+        if self.shared is None:
             await self._poller.poll()
-        elif await self._shared.replaces_polling():
+        elif await self.shared.replaces_polling():
             await self._outbox.export_gauges(self._telemetry)
         else:
             await self._poller.poll()
-            self._shared.note_polled()
-
-    async def share(self) -> None:
-        """Leave or show the snapshot of CloudWatch once; see `SharedSnapshot.exchange`."""
-        if self._shared is not None:
-            await self._shared.exchange()
+            self.shared.note_polled()
 
     async def keep_spent(self) -> None:
         """Save in the outbox what CloudWatch has cost today."""
@@ -302,7 +279,7 @@ class Collector:
         writes, disk = self._outbox.condition, self._disk.condition
         if writes.error is None and (disk.error is not None or (disk.since or 0) > (writes.since or 0)):
             writes = disk
-        shared: Mapping[str, Condition] = {} if self._shared is None else self._shared.conditions
+        shared: Mapping[str, Condition] = {} if self.shared is None else self.shared.conditions
         return {**self._health.conditions, "outbox": writes, **shared}
 
     def now(self) -> int:

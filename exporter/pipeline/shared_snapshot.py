@@ -18,11 +18,10 @@ from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.calls import CallRunner
 from exporter.pipeline.gap_filling import Leadership
 from exporter.pipeline.lifecycle import Rules
-from exporter.pipeline.loop import wait
+from exporter.pipeline.loop import guard, wait
 from exporter.pipeline.planning import DUE_TOLERANCE_SECONDS
 from exporter.pipeline.publisher import Publisher
 from exporter.pipeline.source_health import SourceHealth
-from exporter.sources.cloudwatch.memory_series import MemorySeriesIndex
 
 EXCHANGE_SECONDS = 5
 """How often a standby looks for a newer snapshot, and a leader for a standby: one small read, or none."""
@@ -57,14 +56,13 @@ class SharedSnapshot:
     Args:
         store: where it is.
         lease: tells which exporter leads.
-        calls: notes the values shown, for samples that may become this process's.
-        series: learns the accounts of the instances.
+        calls: adopts what the leader has polled.
         publisher: shows the datapoints.
         clock: MongoDB's time.
         rules: the settings of the sample lifecycle.
         health: stops showing the regions that are not polled.
         telemetry: shows the time of the snapshot.
-        poll_now: called when the next poll must not wait for its tick.
+        poll_now: set when the next poll must not wait for its tick.
     """
 
     def __init__(
@@ -72,18 +70,16 @@ class SharedSnapshot:
         store: SnapshotStore,
         lease: Leadership,
         calls: CallRunner,
-        series: MemorySeriesIndex,
         publisher: Publisher,
         clock: ServerClock,
         rules: Rules,
         health: SourceHealth,
         telemetry: Telemetry,
-        poll_now: Callable[[], object],
+        poll_now: asyncio.Event,
     ) -> None:
         self._store = store
         self._lease = lease
         self._calls = calls
-        self._series = series
         self._publisher = publisher
         self._clock = clock
         self._rules = rules
@@ -97,8 +93,8 @@ class SharedSnapshot:
         self._may_wait = True
         self._settled = asyncio.Event()
         """Set once there is a snapshot to show, or this process leads."""
-        self.due = asyncio.Event()
-        """Set when `exchange` is to be called now."""
+        self._due = asyncio.Event()
+        """Set when the snapshot is to be exchanged now."""
         self._repeats, self._polls = logs.Repeats(), logs.Repeats()
 
     @property
@@ -108,6 +104,13 @@ class SharedSnapshot:
             return {}
         age = format_duration(max(0, self._clock.now() - self._at))
         return {"cloudwatch": Condition(None, self._at, f"stands by: serves the leader's snapshot of {age} ago")}
+
+    async def run_forever(self, beat: Callable[[], object]) -> None:
+        """Exchange the snapshot every few seconds, and after each poll; `beat` is called as the sign of life."""
+        while True:
+            beat()
+            self._health.loop_failed("sharing", await guard("sharing", self.exchange))
+            await wait(self._due, EXCHANGE_SECONDS)
 
     async def replaces_polling(self) -> bool:
         """Return whether this process stands by and shows a fresh snapshot, so that it need not poll.
@@ -127,11 +130,11 @@ class SharedSnapshot:
     def note_polled(self) -> None:
         """Note that this process has just polled, for the next snapshot."""
         self._at = self._clock.now()
-        self.due.set()
+        self._due.set()
 
     async def exchange(self) -> None:
         """Write the snapshot while this process leads and another one waits for it; else read a newer one."""
-        self.due.clear()
+        self._due.clear()
         try:
             if self._lease.held:
                 if self._lease.awaited and self._stored_at < self._at:
@@ -155,11 +158,7 @@ class SharedSnapshot:
 
     async def _show(self, snapshot: CloudWatchSnapshot) -> None:
         self._at = snapshot.at
-        for instance, account in snapshot.accounts.items():
-            self._series.suggest_account(instance, account)
-        self._publisher.locate()
-        self._publisher.add_points(snapshot.points)
-        self._calls.note_points(snapshot.points, snapshot.at)
+        self._calls.adopt(snapshot)
         if not self._serves:
             _log.info("stands by: serves the snapshot of the exporter that leads")
             self._health.forget_regions(())  # they are not polled, which is neither up nor down
@@ -179,6 +178,6 @@ class SharedSnapshot:
             self._telemetry.leader_snapshot.value = None
             # An exporter that takes over polls at its next tick, unless the leader had missed one.
             if not leads or self._clock.now() - self._at > self._rules.interval - DUE_TOLERANCE_SECONDS:
-                self._poll_now()
+                self._poll_now.set()
         if self._serves or leads:
             self._settled.set()

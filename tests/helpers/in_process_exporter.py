@@ -259,6 +259,11 @@ class InProcessExporter:
         except ExporterError as error:
             self.errors.append(str(error))
 
+    async def share(self) -> None:
+        """Leave the snapshot of CloudWatch for other exporters, or show that of the leader."""
+        assert self.collector.shared is not None
+        await self.collector.shared.exchange()
+
     async def mirror_all(self) -> None:
         try:
             while await self.mirror.step():

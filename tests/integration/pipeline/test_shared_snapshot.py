@@ -42,9 +42,9 @@ class Replicas:
             await self.leader.round()
             assert not await self.standby.lease.acquire_or_renew()
             assert await self.leader.lease.acquire_or_renew()
-            await self.leader.collector.share()
+            await self.leader.share()
             await self.standby.observe()
-            await self.standby.collector.share()
+            await self.standby.share()
             await self.standby.ask()
 
     def billed(self, exporter: InProcessExporter) -> float:
@@ -81,7 +81,7 @@ async def test_a_standby_shows_what_the_leader_polled_and_polls_nothing(replicas
 
 async def test_an_exporter_alone_writes_no_snapshot(replicas: Replicas) -> None:
     await replicas.leader.round(2)
-    await replicas.leader.collector.share()
+    await replicas.leader.share()
     assert await replicas.database[STATE].count_documents({"_id": {"$regex": "snapshot"}}) == 0
 
     await replicas.round()
@@ -116,7 +116,7 @@ async def test_a_standby_polls_where_the_leader_leaves_no_snapshot(replicas: Rep
     await replicas.leader.round()
     assert not await replicas.standby.lease.acquire_or_renew()
     await replicas.standby.observe()
-    await replicas.standby.collector.share()
+    await replicas.standby.share()
     await replicas.standby.ask()
     assert len(series(await replicas.standby.scrape(), CPU)) == 3
     assert replicas.billed(replicas.standby) > 0
@@ -126,9 +126,9 @@ async def test_a_damaged_snapshot_is_replaced_by_the_next(replicas: Replicas) ->
     await replicas.round(2)
     await replicas.leader.round()
     assert await replicas.leader.lease.acquire_or_renew()
-    await replicas.leader.collector.share()
+    await replicas.leader.share()
     await replicas.database[STATE].update_one({"_id": "snapshot:mirror"}, {"$set": {"columns": b"?"}})
-    await replicas.standby.collector.share()
+    await replicas.standby.share()
     assert series(await replicas.standby.scrape(), TIME)[TIME] < replicas.clock(), "the one before"
 
     await replicas.round()
@@ -180,9 +180,9 @@ async def test_a_standby_that_may_only_read_mongodb_polls(
         await leader.round(2)
         with pytest.raises(StoreError, match="does not allow this user `update`"):
             await standby.lease.acquire_or_renew()
-        await leader.collector.share()
+        await leader.share()
         await standby.observe()
-        await standby.collector.share()
+        await standby.share()
         await standby.ask()
         assert len(series(await standby.scrape(), CPU)) == 1
         assert "cloudwatch" not in standby.backend.conditions()

@@ -54,7 +54,7 @@ async def test_calls_for_many_datapoints_are_made_two_at_a_time(periods: int, mo
         Rules(period=PERIOD),
         cast(Any, SimpleNamespace()),
         cast(Any, Publisher()),
-        lambda: False,
+        None,
         lambda: 0.0,
     )
     queries = tuple(MetricQuery(f"i-{number}", "cpu", ()) for number in range(MAX_QUERIES))

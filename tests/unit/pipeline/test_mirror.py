@@ -9,6 +9,7 @@ from typing import Literal
 import pytest
 from prometheus_client import CollectorRegistry
 
+from exporter.core.condition import Condition
 from exporter.core.errors import IncompatibleStoreError, StoreError, StoreUnavailableError
 from exporter.core.model import FinalSample
 from exporter.metrics.telemetry import Telemetry
@@ -450,7 +451,7 @@ async def test_without_the_lease_the_mirror_is_well_only_while_another_process_h
     assert mirror_env.mirror.problem == mirror_env.lease.problem
     mirror_env.now += 60
     await mirror_env.mirror.step()
-    assert mirror_env.mirror.condition == (mirror_env.lease.problem, T + 99 + 60), "it says since when"
+    assert mirror_env.mirror.condition == Condition(mirror_env.lease.problem, T + 99 + 60), "it says since when"
     mirror_env.lease.problem = None
     mirror_env.now += 60
     await mirror_env.mirror.step()

@@ -219,7 +219,7 @@ def test_the_page_names_the_parts_that_fail_with_their_errors_and_since_when() -
     assert words == [
         "fails Writing the history to MongoDB since 2026-09-18 14:13 UTC (3 d) no lease",
         "fails Outbox on the disk since 2026-09-21 14:06 UTC (7 min) the disk is &lt;full&gt;",
-        "works CloudWatch since 2026-09-21 14:12 UTC (12 s) stands by",
+        "works CloudWatch since 2026-09-21 14:13 UTC (&lt; 1 min) stands by",
         "waits CloudWatch in eu-west-1",
         "works Worker documents in MongoDB since 2026-09-21 11:13 UTC (3 h)",
     ]
