@@ -296,7 +296,7 @@ class Exporter:
                     await self._take_lease(history)
                     break
             except (SourceError, StoreError) as error:
-                self._lease.problem = str(error)
+                self._lease.problem = self._lease.problem or str(error)
                 if repeats.is_due(str(error)):
                     _log.warning("lease not acquired", error=str(error), **repeats.count)
             await asyncio.sleep(FIRST_WORKER_SECONDS)

@@ -356,6 +356,42 @@ def test_flags_win_over_the_environment_and_that_over_the_file(run_command: RunC
 # -- serve -------------------------------------------------------------------------------------------------------------
 
 
+def test_the_first_line_has_version_and_settings_and_the_last_one_tells_of_the_end(
+    run_exporter: RunExporter, minimal: Minimal
+) -> None:
+    exporter = run_exporter(minimal(log={"format": "json"}, settle_delay="6m"))
+    exporter.stop()
+    first, *_, last = (json.loads(line) for line in exporter.logged().splitlines())
+    assert (first["msg"], first["version"], first["settle_delay"], first["mongodb.uri"]) == (
+        "starting",
+        __version__,
+        360,
+        "***",
+    )
+    assert first["python"] == platform.python_version()
+    assert "period" not in first
+    assert last["msg"].startswith("stopped")
+    assert last["seconds"] > 0
+
+
+@pytest.mark.parametrize("wrong", [{"period": 5}, {"web": {"listen_address": "192.0.2.1:1"}}])
+def test_an_error_at_the_start_is_json_where_the_log_is(run_command: RunCommand, tmp_path: Path, wrong: dict[str, Any]) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump({"mongodb": {"uri": NOWHERE}, "log": {"format": "json"}, **wrong}))
+    done = run_command("serve", "--config.file", file)
+    assert done.returncode == 1
+    last = json.loads(done.stderr.splitlines()[-1])
+    assert (last["level"], next(iter(wrong)) in last["error"]) == ("error", True)
+
+
+def test_what_http_clients_read_of_an_outage_names_no_host(run_exporter: RunExporter) -> None:
+    exporter = run_exporter({"mongodb": {"uri": NOWHERE}, "cloudwatch": {"enabled": False}})
+    exporter.wait_for(lambda: "refuses connections" in exporter.get("/-/ready").text, 30, "the outage")
+    texts = [exporter.get(path).text for path in ("/-/ready", "/api/workers", "/api/workers/w1/metrics/history", "/")]
+    assert not [text for text in texts if "127.0.0.1:1 " in text or "127.0.0.1:1;" in text or "Errno" in text]
+    assert "127.0.0.1:1 refuses connections" in exporter.logged()
+
+
 def test_a_taken_port_exits_with_1_naming_the_address(run_exporter: RunExporter, minimal: Minimal) -> None:
     first = run_exporter(minimal())
     second = run_exporter(minimal(web={"listen_address": [f"127.0.0.1:{first.port}"]}), start=False)

@@ -31,7 +31,7 @@ SETTINGS_INTRO = """\
 
 Every setting can stand in a YAML file (`--config.file`), in the environment and on the command line. Flags win over the
 environment, the environment wins over the file. Only the connection string of MongoDB is needed. Unknown keys and variables are
-refused.
+refused; all mistakes of a file are told at once, each with its line. A path in a file is relative to the folder of that file.
 
 The dots of a key are the sections of the file: `mongodb.retention` is
 

@@ -171,6 +171,7 @@ async def test_an_existing_history_and_its_writer_are_described_and_not_changed(
     assert found["history"].text.endswith("is a time-series collection of 5m; it keeps samples for 30d")
     assert found["lease"].status == "ok"
     assert found["lease"].text.startswith("another-exporter@host leads: it writes the history (its lease ends 20")
+    assert found["lease"].text.endswith("this one will stand by and expose gauges")
     assert found["privileges"].text == "authentication is off: every client may do everything on this MongoDB"
 
 
@@ -203,10 +204,19 @@ async def test_a_wrong_password_fails_the_check_and_is_not_shown(auth_check_env:
     assert "check user, password and authSource in mongodb.uri" in text
     assert "wr0ng-s3cret" not in text
     assert re.search(r"^skipped +workers +because MongoDB failed$", text, re.MULTILINE)
-    assert re.search(
-        r"^skipped +CloudWatch CPU +because the workers, and so their regions, could not be read$", text, re.MULTILINE
-    )
+    assert re.search(r"^skipped +CloudWatch CPU +because the workers could not be read$", text, re.MULTILINE)
     assert text.splitlines()[-1] == "1 of 12 checks failed."
+
+
+async def test_aws_is_asked_without_mongodb_too(check_env: CheckEnv, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_REGION", VIRGINIA)
+    check_env.aws.add(instance_id(1), VIRGINIA)
+    found = await rows(check_env.settings("mongodb://127.0.0.1:1/"))
+    assert found["MongoDB"].status == "FAIL"
+    assert found["AWS identity"].status == "ok"
+    assert found["AWS identity"].text.endswith(f" in {VIRGINIA}")
+    assert found[f"CloudWatch memory, {VIRGINIA}"].text.startswith("ListMetrics works: 1 instance")
+    assert check_env.aws.metrics_billed == 0
 
 
 async def test_a_server_with_authentication_requires_a_user(auth_check_env: CheckEnv) -> None:

@@ -146,3 +146,36 @@ def test_the_same_text_is_due_again_only_after_the_pause() -> None:
     assert repeats.reset()
     assert not repeats.reset()
     assert repeats.is_due("a")
+
+
+def test_a_repeated_failure_is_one_line_and_then_its_count() -> None:
+    now = [0.0]
+    repeats = logs.Repeats(600, monotonic=lambda: now[0])
+    assert (repeats.is_due("a"), repeats.count) == (True, {})
+    assert [repeats.is_due("a") for _ in range(5)] == [False] * 5
+    now[0] = 601
+    assert (repeats.is_due("a"), repeats.count) == (True, {"repeated": 5})
+    assert not repeats.is_due("a")
+    assert (repeats.reset(), repeats.count) == (True, {"repeated": 1})
+    now[0] = 10_000
+    assert (repeats.is_due("a"), repeats.count) == (True, {})
+
+
+def test_the_same_warning_is_written_once_and_any_other_line_each_time(stream: io.StringIO) -> None:
+    logs.configure("info", "json", stream)
+    log = logs.get("exporter.loop")
+    for number in (1, 1, 2):
+        log.error("polling failed", error="the disk is full", worker=number)
+        log.info("collection cycle finished")
+    written = [json.loads(line) for line in lines(stream)]
+    assert [(one["msg"], one.get("worker")) for one in written if one["level"] == "error"] == [
+        *(("polling failed", 1), ("polling failed", 2))
+    ]
+    assert sum(one["msg"] == "collection cycle finished" for one in written) == 3
+
+
+def test_numbers_are_numbers_in_json(stream: io.StringIO) -> None:
+    logs.configure("info", "json", stream)
+    logs.get("exporter.app").info("x", workers=12, took=0.4, leads=True, none=None)
+    found = json.loads(stream.getvalue())
+    assert (found["workers"], found["took"], found["leads"], found["none"]) == (12, 0.4, True, None)
