@@ -37,4 +37,5 @@ def note_values(
         for start in {start for result in found for start in result.values if start > date - standby_memory(rules)}:
             value = series_value(found, start, date=date, period=rules.period)
             if value is not None:
-                seen_since((worker_id, start, instance, metric), value, date, first_seen)
+                key = worker_id, start, instance, metric
+                first_seen[key] = value, seen_since(key, value, date, first_seen)
