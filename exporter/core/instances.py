@@ -27,6 +27,8 @@ def instances_during(entry: InventoryEntry | None, worker: Worker, start: int, e
     intervals = entry.instances if entry else ()
     if not intervals:
         return worker.region or (entry.region if entry else ""), unique(worker.cloudwatch_instance)
+    if len(intervals) == 1:
+        return intervals[0].region, (intervals[0].instance_id,)
     possible: list[InstanceInterval] = []
     for index, interval in enumerate(intervals):
         begun = index == 0 or intervals[index - 1].last < end
@@ -103,7 +105,7 @@ def updated_entry(entry: InventoryEntry | None, worker: Worker, now: int) -> Inv
     comes back after another one starts a new interval. A worker that is not terminated has no time of termination, even if it
     once had.
     """
-    fresh = InstanceInterval(instance, worker.region, now, now) if (instance := worker.cloudwatch_instance) else None
+    instance, region = worker.cloudwatch_instance, worker.region
     if entry is None:
         return InventoryEntry(
             worker_id=worker.id,
@@ -116,14 +118,14 @@ def updated_entry(entry: InventoryEntry | None, worker: Worker, now: int) -> Inv
             status=worker.status,
             first_seen=now,
             last_seen=now,
-            instances=(fresh,) if fresh else (),
+            instances=(InstanceInterval(instance, region, now, now),) if instance else (),
             account_id=worker.account_id,
         )
     instances = entry.instances
-    if fresh and instances and (instances[-1].instance_id, instances[-1].region) == (fresh.instance_id, fresh.region):
+    if instance and instances and instances[-1][:2] == (instance, region):
         instances = (*instances[:-1], instances[-1].until(now))
-    elif fresh:
-        instances = (*instances, fresh)
+    elif instance:
+        instances = (*instances, InstanceInterval(instance, region, now, now))
     kept_end = entry.terminated_at if worker.status == "terminated" else None
     return InventoryEntry(
         worker_id=worker.id,

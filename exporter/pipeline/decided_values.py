@@ -6,7 +6,6 @@ Nothing is corrected: a sample stays in the history as it was written. The chang
 import math
 from array import array
 from collections.abc import Iterable, Sequence
-from functools import partial
 from typing import Literal, NamedTuple
 
 from exporter.core.model import METRICS, Dimensions, MetricName, MetricQuery, MetricResults
@@ -133,7 +132,7 @@ class DecidedValues:
                     continue
                 index = (start - oldest) // period
                 kept = values[index]
-                if kept == _EMPTY or _is_same(kept, value):
+                if -_TOLERANCE < kept - value < _TOLERANCE or kept == _EMPTY:
                     continue
                 late = kept == _ABSENT
                 if late or query.dimensions == recent.dimensions:
@@ -148,8 +147,8 @@ class DecidedValues:
             self._recent = {key: recent for key, recent in self._recent.items() if recent.newest >= start}
 
 
-_is_same = partial(math.isclose, rel_tol=1e-6, abs_tol=1e-6)
-"""Whether two percentages are equal in single precision."""
+_TOLERANCE = 1e-4
+"""Two percentages that differ by less are equal in single precision, which is to 4e-6 at 100."""
 
 
 def _first_answer(

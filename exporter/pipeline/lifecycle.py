@@ -104,12 +104,18 @@ class PendingSample(NamedTuple):
         """Whether the period was not observed in time."""
         return self.status is None
 
-    def finish(self) -> "PendingSample":
-        """Return it as final with the values there are: CloudWatch's first, else the worker document's own (rule 9)."""
+    def finish(self, cpu: float | None = None, memory: float | None = None) -> "PendingSample":
+        """Return it as final with the values there are: CloudWatch's first, else the worker document's own (rule 9).
+
+        Args:
+            cpu, memory: what CloudWatch's last answer has decided, in percent.
+        """
+        decided_cpu = self.cpu if cpu is None else cpu
+        decided_memory = self.memory if memory is None else memory
         return self._replace(
             final=True,
-            cpu=self.own_cpu if self.cpu is None else self.cpu,
-            memory=self.own_memory if self.memory is None else self.memory,
+            cpu=self.own_cpu if decided_cpu is None else decided_cpu,
+            memory=self.own_memory if decided_memory is None else decided_memory,
         )
 
 
@@ -157,9 +163,9 @@ def observe(
     period = rules.period
     region = worker.region or state.region
     earlier = state.instances if state.region == region else ()
-    seen_instances = unique(worker.cloudwatch_instance, *earlier)
     # Two periods: one late observation does not hide that the worker was idle all the time. Another instance shows it was not.
     same = worker.cloudwatch_instance in (None, *earlier[:1])
+    seen_instances = earlier if same else unique(worker.cloudwatch_instance, *earlier)
     unbroken = worker.status in IDLE_STATUSES and state.idle_since > 0 and now - state.seen <= 2 * period and same
     samples = []
     following = max(state.next, align_up(now - rules.gap_fill_window, period))
@@ -176,7 +182,7 @@ def observe(
         elif instances:
             samples.append(PendingSample(worker.id, start, sample_region, instances))
     if following > state.next:  # the first period not yet opened began between the last observation and this one
-        seen_instances = unique(worker.cloudwatch_instance, *earlier[:1])
+        seen_instances = seen_instances[:1] if same else seen_instances[:2]
     idle_since = 0 if worker.status not in IDLE_STATUSES else state.idle_since if unbroken else now
     return samples, WorkerState(worker.id, region, seen_instances, worker.status, idle_since, now, following)
 
@@ -199,7 +205,9 @@ def _candidates(
     if entry is None:
         return region, seen
     known_region, instances = instances_during(entry, worker, start, end)
-    return known_region, unique(*instances, *seen) if known_region == region else instances
+    if known_region != region or instances == seen:
+        return known_region, instances
+    return region, unique(*instances, *seen)
 
 
 def _observed(worker: Worker, start: int, end: int, region: str, instances: tuple[str, ...]) -> PendingSample:
@@ -238,10 +246,10 @@ def unopened_periods(worker: Worker, state: WorkerState, entry: InventoryEntry |
         rules: the settings of the sample lifecycle.
     """
     period = rules.period
-    first = max(state.next, align(entry.last_seen, period) if entry else 0)
     last = align_up(now - rules.gap_fill_window, period)
-    if first >= last:
+    if state.next >= last:  # nearly always
         return 0
+    first = max(state.next, align(entry.last_seen, period) if entry else 0)
     return sum(not _is_finished(worker, state, start, start + period) for start in range(first, last, period))
 
 
@@ -326,19 +334,20 @@ def _decide_instance(
     value = series_value(found, start, date=date, period=rules.period)
     if value is None:
         return _ABSENT if age >= rules.absence_timeout else _UNDECIDED
-    since = seen_since((sample.worker_id, start, instance, queries[0].metric), value, date, first_seen)
+    key = sample.worker_id, start, instance, queries[0].metric
+    since = seen_since(key, value, date, first_seen)
     on_time = since <= end + rules.settle_delay + ON_TIME_SECONDS
     confirmed = date - since >= rules.settle_delay or age >= rules.absence_timeout
-    return Decision(True, value) if age >= rules.settle_delay and (on_time or confirmed) else _UNDECIDED
+    if age >= rules.settle_delay and (on_time or confirmed):
+        return Decision(True, value)
+    first_seen[key] = value, since
+    return _UNDECIDED
 
 
 def seen_since(key: tuple[str, int, str, str], value: float, now: int, first_seen: FirstSeenValues) -> int:
-    """Return since when (UTC seconds) CloudWatch has returned this value; record it if it is new or was revised."""
+    """Return since when (UTC seconds) CloudWatch has returned this value; `now` if it is new or was revised."""
     last, since = first_seen.get(key, (None, now))
-    if last == value:
-        return since
-    first_seen[key] = (value, now)
-    return now
+    return since if last == value else now
 
 
 def finalize(
@@ -359,9 +368,11 @@ def finalize(
         else decide_metric(sample, metric, queries, results, listings, first_seen, rules)
         for metric in METRICS
     )
+    if cpu.decided and memory.decided:
+        return sample.finish(cpu.value, memory.value)
     if cpu.value is not sample.cpu or memory.value is not sample.memory:
-        sample = sample._replace(cpu=cpu.value, memory=memory.value)
-    return sample.finish() if cpu.decided and memory.decided else sample
+        return sample._replace(cpu=cpu.value, memory=memory.value)
+    return sample
 
 
 def finalize_without_cloudwatch(sample: PendingSample, now: int, rules: Rules) -> PendingSample:

@@ -37,7 +37,8 @@ def note_values(
         for start in {start for result in found for start in result.values if start > date - standby_memory(rules)}:
             value = series_value(found, start, date=date, period=rules.period)
             if value is not None:
-                seen_since((worker_id, start, instance, metric), value, date, first_seen)
+                key = worker_id, start, instance, metric
+                first_seen[key] = value, seen_since(key, value, date, first_seen)
 
 
 def note_points(workers: Iterable[Worker], points: Points, date: int, first_seen: FirstSeenValues, rules: Rules) -> None:
@@ -56,4 +57,5 @@ def note_points(workers: Iterable[Worker], points: Points, date: int, first_seen
         for metric in METRICS:
             point = points.get(metric, {}).get(worker.instance_id)
             if point is not None and point.timestamp > date - standby_memory(rules):
-                seen_since((worker.id, point.timestamp, worker.instance_id, metric), point.value, date, first_seen)
+                key = worker.id, point.timestamp, worker.instance_id, metric
+                first_seen[key] = point.value, seen_since(key, point.value, date, first_seen)

@@ -155,7 +155,7 @@ def apply_results(
             changed.append(after)
             if before.start >= call.end - decided.window:
                 decisions.append((before, after))
-            if after.final:
+            if after.final and first_seen:
                 for instance in after.instances:
                     for metric in METRICS:
                         first_seen.pop((after.worker_id, after.start, instance, metric), None)

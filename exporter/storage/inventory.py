@@ -1,6 +1,7 @@
 """worker_metrics_inventory: every worker ever seen, so that a terminated worker keeps its name and instances."""
 
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from operator import attrgetter
 from types import MappingProxyType
 from typing import Any
@@ -11,7 +12,7 @@ from pymongo import ReadPreference, ReplaceOne, UpdateOne
 from pymongo.errors import PyMongoError
 
 from exporter.core.instances import updated_entry
-from exporter.core.model import Fleet, InstanceInterval, InventoryEntry
+from exporter.core.model import Fleet, InstanceInterval, InventoryEntry, Worker
 from exporter.core.periods import DAY, to_datetime, to_seconds
 from exporter.core.regions import normal_region
 from exporter.storage.mongo import OPERATION_SECONDS, Database, Document, chunks, durable, operation, translate
@@ -34,6 +35,8 @@ class Inventory:
         self._collection = self._database[INVENTORY]
         self._entries: dict[str, InventoryEntry] = {}
         self._unsaved: set[str] = set()
+        self._applied: Sequence[Worker] = ()
+        """The workers that the entries were last updated with."""
         self._loaded = False
 
     @property
@@ -56,6 +59,7 @@ class Inventory:
         later = _newer_entries(self._entries, stored) | missing  # what was noted and is not written yet is no purged entry
         self._entries = stored | later
         self._unsaved = set(later)
+        self._applied = ()
         self._loaded = True
 
     async def read(self, worker_id: str) -> InventoryEntry | None:
@@ -71,12 +75,14 @@ class Inventory:
     def _apply(self, fleet: Fleet) -> set[str]:
         """Update the entries in memory; return the ids of those in which more than the time is new."""
         changed: set[str] = set()
-        for worker in fleet.workers:
+        for worker, before in zip_longest(fleet.workers, self._applied[: len(fleet.workers)]):
             old = self._entries.get(worker.id)
             new = updated_entry(old, worker, fleet.date)
-            if old is None or not _only_the_time_is_new(old, new, bool(worker.cloudwatch_instance)):
+            # A document that says what it said before is the same object, and most of them do, in the same order.
+            if old is None or not (worker is before or _only_the_time_is_new(old, new, bool(worker.cloudwatch_instance))):
                 changed.add(worker.id)
             self._entries[worker.id] = new
+        self._applied = fleet.workers
         return changed
 
     async def record(self, fleet: Fleet) -> None:
@@ -114,6 +120,7 @@ class Inventory:
         """Delete a worker's entry permanently; return whether there was one."""
         self._entries.pop(worker_id, None)
         self._unsaved.discard(worker_id)
+        self._applied = ()
         async with operation(self._database, INVENTORY, "remove"):
             return (await self._collection.delete_one({"_id": worker_id})).deleted_count > 0
 
