@@ -315,6 +315,22 @@ example:
 The user of mongodb.uri needs `remove` on the history and the inventory, which only this command uses; see README.md.
 """,
     ),
+    "assets": Command(
+        run.assets,
+        "write the files for Prometheus, Grafana, and systemd into a folder",
+        "List the files for other programs that this version brings: Prometheus's configuration, rules and alerts with their\n"
+        "runbook, Grafana's dashboards, systemd's unit. With --output, write them; files with another content are kept,\n"
+        "and nothing is written, unless --force is given.",
+        flags.assets_flags,
+        usage="[--output DIR] [--force] [--exporter HOST:PORT] [--alertmanager HOST:PORT] [--json]",
+        notes="""\
+example:
+  cml-worker-exporter assets --output /etc/cml --exporter 10.0.0.7:9877
+  prometheus --config.file=/etc/cml/prometheus/prometheus.yml
+
+Exit status: 0 done, 1 a file has another content or the folder cannot be written, 2 wrong command line.
+""",
+    ),
     "demo": Command(
         _demo,
         "a fake AWS, MongoDB, 12 simulated workers and the exporter",
