@@ -1,6 +1,7 @@
 """The files for other programs that the package brings: Prometheus's configuration and rules, dashboards, systemd units.
 
-In a checkout `exporter/assets` holds links into the repository's folders, so that each file exists once; a wheel holds the files.
+In a checkout `exporter/assets` holds links into the repository's folders, so that each file exists once; a wheel holds the
+files.
 """
 
 from collections.abc import Iterator

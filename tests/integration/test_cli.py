@@ -96,6 +96,7 @@ READ: dict[str, set[str]] = {
     | {"events.collection", "events.types", "log.format"},
     "export": MONGODB | {"mongodb.history", "period", "data_dir", "log.format"},
     "purge": MONGODB | WORKERS | {"mongodb.workers", "mongodb.history", "period", "gap_fill_window", "log.format"},
+    "assets": set(),
     "demo": set(),
 }
 """The settings of each command's `--help`."""
