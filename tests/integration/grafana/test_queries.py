@@ -466,7 +466,7 @@ def test_on_call_says_what_fires_for_whom_and_since_when(stack: Stack) -> None:
     )
     for labels in map(dict, severe):
         assert labels["means"] == labels["step"] == labels["anchor"] == labels["alertname"]
-        assert labels["url"] == "prometheus/runbook.md"
+        assert labels["url"] == "http://127.0.0.1:9877/runbook"
     since = by("alertname", shown(stack, on_call, "What is wrong", "B"))
     assert all(0 < time.time() - since[alert] / 1000 < 600 for alert in own)
     numbers = by("alertname", shown(stack, on_call, "What is wrong", "C"))
