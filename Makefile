@@ -58,8 +58,9 @@ reliability: $(READY) ## inject every fault of docs/reliability.md, measure, and
 bench: $(READY) ## measure the exporter beside its peers and the bare calls (ARGS=--full for every size, ARGS=--help explains)
 	@$(BIN)/python -m bench $(ARGS)
 
-docs: $(READY) ## write docs/settings.md, metrics.md and http.md from the code
+docs: $(READY) ## write docs/settings.md, metrics.md and http.md from the code, and build docs/ as a site into site/
 	$(BIN)/python -m tests.tools.generate_docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 dashboards: $(READY) ## write grafana/dashboards/*.json and docs/dashboards.md from grafana/*.py
 	$(BIN)/python -m grafana.build
@@ -108,4 +109,4 @@ audit: $(RELEASE)/.installed ## look for known vulnerabilities in the locked dep
 		$(RELEASE)/bin/pip-audit --disable-pip --require-hashes --requirement $$file || exit; done
 
 clean: ## remove .venv and the demo's data
-	rm -rf $(VENV) $(RELEASE) .demo dist
+	rm -rf $(VENV) $(RELEASE) .demo dist site

@@ -14,7 +14,7 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parent
 FURTHER = {"prometheus/runbook.md": "runbook.md", "CHANGELOG.md": "changelog.md"}
 """Files beside docs/ that are pages of the site: path in the repository → page."""
-_CODE = re.compile(r"(```.*?```|`[^`\n]+`)", re.DOTALL)
+_CODE = re.compile(r"(^```.*?^```)", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?![a-z]+:|#)([^)\s#]+)(#[^)\s]*)?\)")
 
 
@@ -34,7 +34,9 @@ def on_page_markdown(markdown: str, page: object, config: MkDocsConfig, files: F
 def linked(text: str, source: str) -> str:
     """Return Markdown of a file in the repository with links to pages of the site, to the repository, or without them."""
     parts = _CODE.split(text)
-    return "".join(part if number % 2 else _LINK.sub(lambda found: _target(found, source), part) for number, part in enumerate(parts))
+    return "".join(
+        part if number % 2 else _LINK.sub(lambda found: _target(found, source), part) for number, part in enumerate(parts)
+    )
 
 
 def _target(found: re.Match[str], source: str) -> str:

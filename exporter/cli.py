@@ -273,7 +273,7 @@ May be interrupted at any moment: the same command continues. An exporter may ru
 still has datapoints (63 days), run `backfill` first: its values are the more exact ones, and a period is written once.
 
 Exit status: 0 done or nothing to do, 1 it failed or MongoDB rejects a sample, 2 wrong command line, 130 interrupted.
-The user of mongodb.uri needs `find` on the events, which only this command uses; see README.md.
+The user of mongodb.uri needs `find` on the events, which only this command uses; see docs/manager.md.
 docs/import-events.md explains which events and fields are read, and which period a value belongs to.
 """,
     ),
@@ -312,7 +312,21 @@ docs/export.md explains what is in the file, and how to make Prometheus keep suc
 example:
   cml-worker-exporter purge --config.file exporter.yml --worker 2f1c… --worker 77ab…
 
-The user of mongodb.uri needs `remove` on the history and the inventory, which only this command uses; see README.md.
+The user of mongodb.uri needs `remove` on the history and the inventory, which only this command uses; see docs/manager.md.
+""",
+    ),
+    "migrate": Command(
+        run.migrate,
+        "print settings made from a configuration of YACE or cloudwatch_exporter",
+        "Read a configuration of YACE or cloudwatch_exporter, and print settings with its roles, regions, and period.\n"
+        "What has no counterpart is named in comments.",
+        flags.migrate_flags,
+        usage="FILE",
+        notes="""\
+example:
+  cml-worker-exporter migrate yace.yml > exporter.yml
+
+docs/migration.md has the map of metrics, settings, and dashboards.
 """,
     ),
     "assets": Command(

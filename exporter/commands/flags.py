@@ -96,6 +96,11 @@ def purge_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def migrate_flags(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `migrate`."""
+    parser.add_argument("file", metavar="FILE", type=Path, help="configuration of YACE or cloudwatch_exporter")
+
+
 def assets_flags(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `assets`."""
     parser.add_argument("--output", metavar="DIR", type=Path, help="folder to write the files into (default: only list them)")

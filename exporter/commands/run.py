@@ -175,6 +175,13 @@ def _confirm(question: str) -> str:
         return ""
 
 
+def migrate(options: argparse.Namespace) -> int:
+    """Print settings made from another exporter's configuration."""
+    from exporter.commands import migrate as command
+
+    return command.run(options.file, sys.stdout)
+
+
 def assets(options: argparse.Namespace) -> int:
     """List or write the files for other programs."""
     from exporter.commands import assets as command

@@ -38,7 +38,8 @@ def to_html(text: str) -> str:
             token.tag = f"h{int(token.tag[1]) + 1}"
         if token.children:
             token.children = _linked(token.children)
-    return markdown.renderer.render(tokens, markdown.options, {})
+    html: str = markdown.renderer.render(tokens, markdown.options, {})
+    return html
 
 
 def anchor(heading: str) -> str:
