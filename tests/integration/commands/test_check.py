@@ -240,8 +240,8 @@ async def test_a_missing_privilege_fails_the_check_and_is_named(
     found = await rows(auth_check_env.settings(mongo_rs_auth.user(name, role)))
 
     lacks = (
-        f"MongoDB does not allow this user `{action}` on {name}.{collection}; grant it the least role that docs/manager.md shows "
-        f"(the user is exporter@{name})"
+        f"MongoDB does not allow this user `{action}` on {name}.{collection}; grant it the least role that "
+        f"docs/manager.md shows (the user is exporter@{name})"
     )
     assert found["privileges"] == CheckResult("privileges", "FAIL", lacks)
     assert [check for check, result in found.items() if result.status == "FAIL"] == ["privileges"]
