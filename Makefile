@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: help install demo test test-all lowest lint format simulate reliability docs dashboards chart helm-tools proto lock clean bench
+.PHONY: help install demo test test-all lowest highest lint format simulate reliability docs dashboards chart helm-tools proto lock package audit clean bench
 
 help: ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,7 +32,10 @@ test-all: $(READY) ## run all tests, those of minutes too, with more kills, cold
 	$(BIN)/python -m tests.simulation --first 0 --count 100
 
 lowest: $(READY) ## run the core tests with the lowest versions of the dependencies that pyproject.toml allows
-	.ci/lowest
+	.ci/bounds lowest
+
+highest: $(READY) ## run the core tests with the newest versions of the dependencies, also those newer than the locked ones
+	.ci/bounds highest
 
 lint: $(READY) ## run ruff, mypy --strict and import-linter
 	$(BIN)/ruff check .
@@ -53,8 +56,9 @@ reliability: $(READY) ## inject every fault of docs/reliability.md, measure, and
 bench: $(READY) ## measure the exporter beside its peers and the bare calls (ARGS=--full for every size, ARGS=--help explains)
 	@$(BIN)/python -m bench $(ARGS)
 
-docs: $(READY) ## write docs/settings.md, metrics.md and http.md from the code
+docs: $(READY) ## write docs/settings.md, metrics.md and http.md from the code, and build docs/ as a site into site/
 	$(BIN)/python -m tests.tools.generate_docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 dashboards: $(READY) ## write grafana/dashboards/*.json and docs/dashboards.md from grafana/*.py
 	$(BIN)/python -m grafana.build
@@ -83,5 +87,24 @@ lock: $(READY) ## resolve pyproject.toml into requirements*.txt (versions and ha
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --upgrade --extra fake-aws --extra otlp --extra postgresql -o requirements-demo.txt pyproject.toml
 	echo 'hatchling>=1.25' | $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --upgrade -o requirements-build.txt -
 
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --upgrade --group release -o requirements-release.txt
+
+RELEASE := $(VENV)-release
+
+$(RELEASE)/.installed: requirements-release.txt
+	$(PYTHON) -m venv $(RELEASE)
+	$(RELEASE)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements-release.txt
+	@touch $@
+
+package: $(RELEASE)/.installed ## build sdist, wheel and SBOM into dist/ (PROJECT_URL=https://… gives the README absolute links)
+	rm -rf dist
+	$(RELEASE)/bin/python -m build --no-isolation
+	$(RELEASE)/bin/twine check --strict dist/*
+	$(RELEASE)/bin/cyclonedx-py requirements --pyproject pyproject.toml --mc-type application --output-file dist/cml-worker-exporter.cdx.json requirements.txt
+
+audit: $(RELEASE)/.installed ## look for known vulnerabilities in the locked dependencies (asks the Python advisory database)
+	for file in requirements.txt requirements-build.txt requirements-demo.txt; do \
+		$(RELEASE)/bin/pip-audit --disable-pip --require-hashes --requirement $$file || exit; done
+
 clean: ## remove .venv and the demo's data
-	rm -rf $(VENV) .demo
+	rm -rf $(VENV) $(RELEASE) .demo dist site

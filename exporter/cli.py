@@ -372,7 +372,7 @@ example:
 May be interrupted at any moment: the same command continues. An exporter may run at the same time. Where CloudWatch
 still has datapoints (63 days), run `backfill` first: its values are the more exact ones, and a period is written once.
 
-The user of mongodb.uri needs `find` on the events, which only this command uses; see README.md.
+The user of mongodb.uri needs `find` on the events, which only this command uses; see docs/manager.md.
 docs/import-events.md explains which events and fields are read, and which period a value belongs to.
 """,
         statuses="0 done or nothing to do, 1 it failed or MongoDB rejects a sample, 2 wrong command line",
@@ -413,8 +413,37 @@ docs/export.md explains what is in the file, and how to make Prometheus keep suc
 example:
   cml-worker-exporter purge --config.file exporter.yml --worker 2f1c… --worker 77ab…
 
-The user of mongodb.uri needs `remove` on the history and the inventory, which only this command uses; see README.md.
+The user of mongodb.uri needs `remove` on the history and the inventory, which only this command uses; see docs/manager.md.
 """,
+    ),
+    "migrate": Command(
+        run.migrate,
+        "print settings made from a configuration of YACE or cloudwatch_exporter",
+        "Read a configuration of YACE or cloudwatch_exporter, and print settings with its roles, regions, and period.\n"
+        "What has no counterpart is named in comments.",
+        flags.migrate_flags,
+        usage="FILE",
+        notes="""\
+example:
+  cml-worker-exporter migrate yace.yml > exporter.yml
+
+docs/migration.md has the map of metrics, settings, and dashboards.
+""",
+    ),
+    "assets": Command(
+        run.assets,
+        "write the files for Prometheus, Grafana, and systemd into a folder",
+        "List the files for other programs that this version brings: Prometheus's configuration, rules and alerts with their\n"
+        "runbook, Grafana's dashboards, systemd's unit. With --output, write them; files with another content are kept,\n"
+        "and nothing is written, unless --force is given.",
+        flags.assets_flags,
+        usage="[--output DIR] [--force] [--exporter HOST:PORT] [--alertmanager HOST:PORT] [--json]",
+        notes="""\
+example:
+  cml-worker-exporter assets --output /etc/cml --exporter 10.0.0.7:9877
+  prometheus --config.file=/etc/cml/prometheus/prometheus.yml
+""",
+        statuses="0 done, 1 a file has another content or the folder cannot be written, 2 wrong command line",
         statuses="0 deleted, 1 it failed, or nothing was deleted, 2 wrong command line",
     ),
     "demo": Command(

@@ -110,6 +110,30 @@ def purge_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def migrate_flags(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `migrate`."""
+    parser.add_argument("file", metavar="FILE", type=Path, help="configuration of YACE or cloudwatch_exporter")
+
+
+def assets_flags(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `assets`."""
+    parser.add_argument("--output", metavar="DIR", type=Path, help="folder to write the files into (default: only list them)")
+    parser.add_argument("--force", action="store_true", help="replace files in DIR that have another content")
+    parser.add_argument(
+        "--exporter",
+        default="127.0.0.1:9877",
+        metavar="HOST:PORT",
+        help="the exporter's address for prometheus.yml (default: 127.0.0.1:9877)",
+    )
+    parser.add_argument(
+        "--alertmanager",
+        default="127.0.0.1:9093",
+        metavar="HOST:PORT",
+        help="Alertmanager's address for prometheus.yml (default: 127.0.0.1:9093)",
+    )
+    parser.add_argument("--json", action="store_true", help="print the paths as a JSON array")
+
+
 def demo_flags(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `demo`."""
     parser.add_argument("--fresh", action="store_true", help="remove the data of earlier runs from the folder first")

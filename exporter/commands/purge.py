@@ -193,7 +193,7 @@ def _for_purge(error: StoreError, history: str, inventory: str) -> StoreError:
     if error.reason == "not_authorized":
         return IncompatibleStoreError(
             f"MongoDB does not let this user delete ({error.__cause__ and str(error.__cause__).partition(', full error')[0]}); "
-            f"grant it `remove` on {history} and {inventory}, which only purge needs, see README.md, and purge again",
+            f"grant it `remove` on {history} and {inventory}, which only purge needs, see docs/manager.md, and purge again",
             reason=error.reason,
         )
     if isinstance(error, StoreUnavailableError):

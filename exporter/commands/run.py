@@ -188,6 +188,22 @@ def _confirm(question: str) -> str:
         return ""
 
 
+def migrate(options: argparse.Namespace) -> int:
+    """Print settings made from another exporter's configuration."""
+    from exporter.commands import migrate as command
+
+    return command.run(options.file, sys.stdout)
+
+
+def assets(options: argparse.Namespace) -> int:
+    """List or write the files for other programs."""
+    from exporter.commands import assets as command
+    from exporter.core.assets import ALERTMANAGER, EXPORTER
+
+    addresses = {EXPORTER: options.exporter, ALERTMANAGER: options.alertmanager}
+    return command.run(options.output, addresses, sys.stdout, force=options.force, as_json=options.json)
+
+
 def _settings(options: argparse.Namespace, level: str | None = None) -> "Settings":
     """Load the settings and configure the log; `level` replaces log.level in commands that write to a person."""
     from exporter.core import logs

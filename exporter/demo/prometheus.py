@@ -1,4 +1,4 @@
-"""The demo's Prometheus: the repository's configuration, with the demo's addresses in place of the stack's."""
+"""The demo's Prometheus: the package's configuration, with the demo's addresses in place of the stack's."""
 
 import shutil
 from collections.abc import Mapping
@@ -7,13 +7,12 @@ from typing import Any
 
 import yaml
 
+from exporter.core.assets import EXPORTER, folder
 from exporter.core.errors import ConfigError
 
-SOURCE = Path(__file__).parents[2] / "prometheus"
-"""Folder of the checkout; an installed package does not have it."""
+SOURCE = Path(str(folder() / "prometheus" / "prometheus.yml")).resolve().parent
+"""Folder of the configuration: that of the checkout, or of the installed package."""
 INSTALL = "apt-get install prometheus, or https://prometheus.io/download/"
-STACK = "exporter:9877"
-"""Address of the exporter in the configuration: the service of docker-compose.yml."""
 
 QUERIES: Mapping[str, str] = {
     "the three busiest workers now": "topk(3, cml_worker_cpu_utilization_ratio)",
@@ -33,20 +32,20 @@ def find() -> Path | None:
     return Path(found) if found else None
 
 
-def command(program: Path, folder: Path, exporter: str, listen: str) -> list[str]:
-    """Write the configuration into `folder` and return the command line that starts Prometheus with it.
+def command(program: Path, directory: Path, exporter: str, listen: str) -> list[str]:
+    """Write the configuration into `directory` and return the command line that starts Prometheus with it.
 
     Args:
         program: path of Prometheus.
-        folder: folder for the configuration and the data.
+        directory: folder for the configuration and the data.
         exporter: host:port of the exporter.
         listen: host:port of Prometheus.
 
     Raises:
-        ConfigError: the checkout's configuration is missing or cannot be read.
+        ConfigError: the package's configuration is missing or cannot be read.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "prometheus.yml"
+    directory.mkdir(parents=True, exist_ok=True)
+    file = directory / "prometheus.yml"
     file.write_text(
         "# Written by `cml-worker-exporter demo` at every start from prometheus/prometheus.yml; changes are overwritten.\n"
         + yaml.safe_dump(configuration(SOURCE, exporter), sort_keys=False)
@@ -54,7 +53,7 @@ def command(program: Path, folder: Path, exporter: str, listen: str) -> list[str
     return [
         str(program),
         f"--config.file={file}",
-        f"--storage.tsdb.path={folder / 'data'}",
+        f"--storage.tsdb.path={directory / 'data'}",
         f"--web.listen-address={listen}",
         "--log.level=warn",
     ]
@@ -70,7 +69,7 @@ def configuration(source: Path, exporter: str) -> dict[str, Any]:
         content: dict[str, Any] = yaml.safe_load((source / "prometheus.yml").read_text())
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(
-            f"{source / 'prometheus.yml'} cannot be read ({error}); the demo's Prometheus needs a checkout"
+            f"{source / 'prometheus.yml'} cannot be read ({error}); it is a part of the package: install that again"
         ) from error
     # Only the exporter: the demo has no node_exporters, and targets of your own belong to the stack.
     content["scrape_configs"] = [job for job in content["scrape_configs"] if "static_configs" in job]
@@ -85,4 +84,4 @@ def _replaced(value: Any, exporter: str) -> Any:  # noqa: ANN401  # any part of 
         return {key: _replaced(each, exporter) for key, each in value.items()}
     if isinstance(value, list):
         return [_replaced(each, exporter) for each in value]
-    return value.replace(STACK, exporter) if isinstance(value, str) else value
+    return value.replace(EXPORTER, exporter) if isinstance(value, str) else value

@@ -206,7 +206,8 @@ def missing_privileges(missing: Iterable[tuple[str, str]]) -> IncompatibleStoreE
     """
     listed = ", ".join(f"`{action}` on {namespace}" for action, namespace in missing)
     return IncompatibleStoreError(
-        f"MongoDB does not allow this user {listed}; grant it the least role that README.md shows", reason="not_authorized"
+        f"MongoDB does not allow this user {listed}; grant it the least role that docs/manager.md shows",
+        reason="not_authorized",
     )
 
 

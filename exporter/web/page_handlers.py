@@ -22,6 +22,7 @@ from exporter.web.lookup import backend_of, current_status, find, find_named, is
 from exporter.web.pages import compare_page as page_of_comparison
 from exporter.web.pages import fleet_page as page_of_fleet
 from exporter.web.pages import fleet_table, templates
+from exporter.web.pages import runbook_page as page_of_runbook
 from exporter.web.pages import worker_page as page_of_worker
 from exporter.web.schemas import FleetWorker
 from exporter.web.sparklines import Sparklines, read_sparklines
@@ -174,6 +175,11 @@ async def compare_page(request: Request) -> Response:
             subjects[ref.worker.id] = page_of_comparison.Subject(ref, current_status(backend, ref, gauge), rows)
     view = page_of_comparison.CompareView(query, [*subjects.values()])
     return HTMLResponse(await asyncio.to_thread(page_of_comparison.render, view, "./"), headers=PAGE_HEADERS)
+
+
+async def runbook_page(request: Request) -> Response:
+    """Respond with the runbook of the alerts."""
+    return HTMLResponse(await asyncio.to_thread(page_of_runbook.render, "./"), headers=PAGE_HEADERS)
 
 
 async def static_file(request: Request) -> Response:

@@ -36,7 +36,16 @@ from exporter.web.lookup import (
 )
 from exporter.web.negotiation import prefers_csv, prefers_gzip
 from exporter.web.openapi import Endpoint, ResponseSpec
-from exporter.web.page_handlers import PAGE_HEADERS, SVG, chart_image, compare_page, fleet_page, static_file, worker_page
+from exporter.web.page_handlers import (
+    PAGE_HEADERS,
+    SVG,
+    chart_image,
+    compare_page,
+    fleet_page,
+    runbook_page,
+    static_file,
+    worker_page,
+)
 from exporter.web.pages import api_page
 from exporter.web.parameters import HistoryQuery, ResourcesQuery, WorkersQuery, resuming
 from exporter.web.parts_response import PartsResponse
@@ -347,6 +356,12 @@ ROUTES: tuple[Endpoint, ...] = (
         "page of the fleet by day and week, its busiest and idlest workers, and what hours without a lab cost",
         ResponseSpec({"text/html": _TEXT}, (400,)),
         TRENDS,
+    ),
+    Endpoint(
+        "/runbook",
+        runbook_page,
+        "runbook: what each alert means, how to investigate it, what to do; `#` and the alert's name in lower case leads to it",
+        ResponseSpec({"text/html": _TEXT}),
     ),
     Endpoint(
         "/static/{name}",

@@ -98,6 +98,8 @@ READ: dict[str, set[str]] = {
     | {"events.collection", "events.types", "log.format"},
     "export": MONGODB | {"mongodb.history", "period", "data_dir", "log.format"},
     "purge": MONGODB | WORKERS | {"mongodb.workers", "mongodb.history", "period", "gap_fill_window", "log.format"},
+    "migrate": set(),
+    "assets": set(),
     "demo": set(),
     "completion": set(),
     "manual": set(),
@@ -137,7 +139,7 @@ def test_the_help_of_a_command_lists_its_own_flags_and_then_the_settings_it_read
 @pytest.mark.parametrize("command", [command for command in COMMANDS if READ[command] < READ["serve"]])
 def test_a_setting_that_a_command_does_not_read_is_an_unknown_flag(run_command: RunCommand, command: str) -> None:
     since = dict.fromkeys(("backfill", "verify", "import-events", "export"), ("--since", "1d"))
-    required = since | {"purge": ("--worker", "w")}
+    required = since | {"purge": ("--worker", "w"), "migrate": ("yace.yml",)}
     done = run_command(command, *required.get(command, ()), "--web.listen-address", ":1", "--no-such-flag")
     assert done.returncode == 2
     assert done.stderr.startswith(f"usage: cml-worker-exporter {command} ")

@@ -89,21 +89,21 @@ def test_every_direct_dependency_has_its_line() -> None:
     assert sorted(name.lower() for name in listed) == sorted(names)
 
 
-def test_the_readme_shows_the_least_role_that_the_code_needs() -> None:
-    readme = re.sub(r"\s+", " ", (ROOT / "README.md").read_text())
+def test_the_page_of_the_manager_shows_the_least_role_that_the_code_needs() -> None:
+    page = re.sub(r"\s+", " ", (ROOT / "docs/manager.md").read_text())
     for collection, actions in LEAST_PRIVILEGES.items():
         listed = ", ".join(f'"{action}"' for action in actions)
-        assert f'collection: "{collection}"}}, actions: [{listed}]' in readme
+        assert f'collection: "{collection}"}}, actions: [{listed}]' in page
 
 
 @pytest.mark.parametrize(
     "privileges", [PURGE_PRIVILEGES, REPAIR_PRIVILEGES, IMPORT_PRIVILEGES], ids=["purge", "repair", "import-events"]
 )
-def test_the_readme_shows_what_only_one_command_needs(privileges: Mapping[str, Sequence[str]]) -> None:
-    readme = re.sub(r"\s+", " ", (ROOT / "README.md").read_text())
+def test_the_page_of_the_manager_shows_what_only_one_command_needs(privileges: Mapping[str, Sequence[str]]) -> None:
+    page = re.sub(r"\s+", " ", (ROOT / "docs/manager.md").read_text())
     for collection, actions in privileges.items():
         listed = ", ".join(f'"{action}"' for action in actions)
-        assert f'collection: "{collection}"}}, actions: [{listed}]' in readme
+        assert f'collection: "{collection}"}}, actions: [{listed}]' in page
 
 
 MODULE_LINES, CLASS_LINES, FUNCTION_LINES = 400, 250, 60

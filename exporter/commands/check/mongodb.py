@@ -172,7 +172,7 @@ async def _check_privileges(
     if any(action not in optional for action, _ in missing):
         return CheckResult(PRIVILEGES, "FAIL", f"{missing_privileges(missing)} (the user is {user})"), None
     listed = ", ".join(f"`{action}` on {where}" for action, where in missing)
-    text = f"{user} lacks {listed}: serve works without, other commands may not; README.md shows the least role"
+    text = f"{user} lacks {listed}: serve works without, other commands may not; docs/manager.md shows the least role"
     return CheckResult(PRIVILEGES, "warn", text), None
 
 

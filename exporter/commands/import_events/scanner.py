@@ -149,7 +149,7 @@ class Scanner:
             if error.reason == "not_authorized":
                 raise IncompatibleStoreError(
                     "MongoDB does not allow this user to read the events; grant it "
-                    f"`find` on {self._database.name}.{self._name}, which only import-events needs, see README.md",
+                    f"`find` on {self._database.name}.{self._name}, which only import-events needs, see docs/manager.md",
                     reason=error.reason,
                 ) from error
             raise

@@ -250,8 +250,8 @@ async def test_a_missing_privilege_fails_the_check_and_is_named(
     found = await rows(auth_check_env.settings(mongo_rs_auth.user(name, role)))
 
     lacks = (
-        f"MongoDB does not allow this user `{action}` on {name}.{collection}; grant it the least role that README.md shows "
-        f"(the user is exporter@{name})"
+        f"MongoDB does not allow this user `{action}` on {name}.{collection}; grant it the least role that "
+        f"docs/manager.md shows (the user is exporter@{name})"
     )
     assert found["privileges"] == CheckResult("privileges", "FAIL", lacks)
     assert [check for check, result in found.items() if result.status == "FAIL"] == ["privileges"]
@@ -264,7 +264,7 @@ async def test_without_the_privilege_to_read_the_workers_the_rest_is_checked(
     role = [each for each in least_role(name) if each["resource"]["collection"] not in WORKER_COLLECTIONS]
     found = await rows(auth_check_env.settings(mongo_rs_auth.user(name, role)))
     assert found["workers"].text == (
-        f"MongoDB does not allow this user `find` on {name}.workers; grant it the least role that README.md shows"
+        f"MongoDB does not allow this user `find` on {name}.workers; grant it the least role that docs/manager.md shows"
     )
     assert f"`find` on {name}.workers" in found["privileges"].text
     assert found["history"].status == "ok"

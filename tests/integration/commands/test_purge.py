@@ -209,7 +209,8 @@ async def test_a_user_without_remove_is_told_to_grant_it_and_needs_nothing_else(
             await less.purge("w1")
         printed = str(caught.value)
         assert printed.startswith("MongoDB does not let this user delete (not authorized on")
-        assert f"grant it `remove` on {name}.{NAME} and {name}.{INVENTORY}, which only purge needs, see README.md" in printed
+        assert f"grant it `remove` on {name}.{NAME} and {name}.{INVENTORY}, which only purge needs" in printed
+        assert "see docs/manager.md" in printed
         assert await less.stored("w1") == (12, 1)
         more = [
             {"resource": {"db": name, "collection": collection}, "actions": list(actions)}

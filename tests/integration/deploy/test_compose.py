@@ -592,31 +592,34 @@ def copy_context(target: Path) -> None:
                 kept = pattern.startswith("!")
         return kept
 
-    files = (".env.example", "pyproject.toml", "README.md", "LICENSE", "docker-compose.yml")
-    for top in ("exporter", "tests/unit", "secrets", *files):
+    files = (".env.example", "pyproject.toml", "hatch_build.py", "README.md", "LICENSE", "docker-compose.yml")
+    for top in ("exporter", "prometheus", "grafana", "deploy/systemd", "tests/unit", "secrets", *files):
         for file in [ROOT / top, *(ROOT / top).rglob("*")]:
             name = str(file.relative_to(ROOT))
-            if file.is_file() and sent(name):
+            if (file.is_symlink() or file.is_file()) and sent(name):
                 (target / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(file, target / name)
+                shutil.copy(file, target / name, follow_symlinks=False)
 
 
 def test_the_package_builds_from_the_context_alone_and_runs(tmp_path: Path) -> None:
     context, site = tmp_path / "context", tmp_path / "site"
     copy_context(context)
-    assert sorted(path.name for path in context.iterdir()) == ["LICENSE", "README.md", "exporter", "pyproject.toml"]
-    assert {path.suffix for path in context.rglob("*") if path.is_file()} == {
+    assert sorted(path.name for path in context.iterdir()) == [
+        *("LICENSE", "README.md", "deploy", "exporter", "grafana", "hatch_build.py", "prometheus", "pyproject.toml")
+    ]
+    kept = {f"prometheus/{name}" for name in ("prometheus.yml", "alertmanager.yml", "runbook.md", "local", "rules")}
+    assert {str(path.relative_to(context)) for path in (context / "prometheus").iterdir()} == kept
+    assert [path.name for path in (context / "prometheus" / "local").iterdir()] == ["README.md"]
+    assert [path.name for path in (context / "grafana").iterdir()] == ["dashboards"]
+    assert {path.suffix for path in (context / "exporter").rglob("*") if path.is_file() and not path.is_symlink()} == {
         ".py",
         ".pyi",
         ".proto",
         ".typed",
-        ".md",
-        ".toml",
         ".binpb",
         ".html",
         ".css",
         ".js",
-        "",
     }
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     (build,) = re.findall(r"pip wheel (.*) \.", (ROOT / "deploy" / "Dockerfile").read_text())

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 import re
 import subprocess
 import threading
@@ -33,6 +34,7 @@ from tests.fixtures.mongo import FAIL_POINTS, NO_TTL, need_mongod
 from tests.fixtures.process import RunExporter
 from tests.fixtures.prometheus import INSTALL, RunPrometheus
 from tests.helpers.dashboards import ALL, DASHBOARDS, Variables, by, faster, newest, problems, run_query
+from tests.helpers.deadlines import scaled
 from tests.helpers.expected_history import Member, manager_facts
 from tests.helpers.exporter_process import ExporterProcess
 from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
@@ -328,6 +330,29 @@ def test_every_query_has_an_answer_with_all_one_and_several_values_of_its_variab
     assert wrong == []
 
 
+COOKBOOK = (Path(__file__).parents[3] / "docs" / "cookbook.md").read_text()
+RECIPES = re.findall(r"^```(promql|console)\n(.*?)^```", COOKBOOK, re.DOTALL | re.MULTILINE)
+
+
+def test_the_cookbook_has_as_many_recipes_as_it_says() -> None:
+    assert f"{len(RECIPES)} recipes" in COOKBOOK
+
+
+@pytest.mark.parametrize(("language", "recipe"), RECIPES)
+def test_every_recipe_of_the_cookbook_has_an_answer(stack: Stack, language: str, recipe: str) -> None:
+    if language == "promql":
+        found = stack.prometheus.values(recipe)
+        assert found, "no series"
+        assert not any(math.isnan(number) for number in found.values())
+    else:
+        environment = {"EXPORTER": stack.exporter.url, "PATH": os.environ["PATH"], "NO_PROXY": "*"}
+        command = ["sh", "-c", recipe.removeprefix("$ ")]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=scaled(30), check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert ALPHA.worker_id in done.stdout or ALPHA.worker_id in recipe
+        assert len(done.stdout) > 200, "nothing to see"
+
+
 @pytest.mark.parametrize("uid", DASHBOARDS)
 def test_each_selector_alone_has_data(stack: Stack, uid: str) -> None:
     """What is joined by `or`, `unless` or a comparison would hide a name that is misspelt."""
@@ -471,7 +496,7 @@ def test_on_call_says_what_fires_for_whom_and_since_when(stack: Stack) -> None:
     )
     for labels in map(dict, severe):
         assert labels["means"] == labels["step"] == labels["anchor"] == labels["alertname"]
-        assert labels["url"] == "prometheus/runbook.md"
+        assert labels["url"] == "http://127.0.0.1:9877/runbook"
     since = by("alertname", shown(stack, on_call, "What is wrong", "B"))
     assert all(0 < time.time() - since[alert] / 1000 < 600 for alert in own)
     numbers = by("alertname", shown(stack, on_call, "What is wrong", "C"))

@@ -1,4 +1,4 @@
-"""The demo's Prometheus runs with the repository's own configuration, at the demo's addresses."""
+"""The demo's Prometheus runs with the package's own configuration, at the demo's addresses."""
 
 from pathlib import Path
 
@@ -26,6 +26,6 @@ def test_nothing_but_the_exporter_is_scraped() -> None:
     assert "alerting" not in adapted
 
 
-def test_an_installed_package_without_the_checkout_says_so(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="needs a checkout"):
+def test_a_package_without_its_configuration_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="a part of the package"):
         prometheus.configuration(tmp_path, "127.0.0.1:1234")

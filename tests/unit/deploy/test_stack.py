@@ -13,8 +13,9 @@ import pytest
 import yaml
 
 from deploy import check_stack
+from exporter.core import assets
 from exporter.core.settings_loader import ENV_PREFIX, load, table
-from exporter.demo import past, prometheus, services
+from exporter.demo import past, services
 from exporter.web.routes import ROUTES
 
 ROOT = Path(__file__).parents[3]
@@ -81,7 +82,7 @@ def test_every_address_in_any_file_is_a_service_and_the_port_it_listens_on() -> 
         *(source["url"] for source in SOURCES.values()),
         *strings(SERVICES),
         *EXAMPLE.splitlines(),
-        prometheus.STACK,
+        assets.EXPORTER,
     ]
     names = "|".join([*SERVICES, "localhost"])
     found = {pair for text in said for pair in re.findall(rf"(?<![\w./-])(?:https?://)?({names}):(\d{{2,5}})(?![\d.])", text)}

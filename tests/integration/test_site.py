@@ -1,0 +1,74 @@
+"""The documentation as a site: every page, link and anchor works, and a reader's browser loads nothing from elsewhere."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import yaml
+
+from docs_site import FURTHER, linked
+from tests.helpers.deadlines import scaled
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    environment = {key: value for key, value in os.environ.items() if key != "PROJECT_URL"} | {"NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=scaled(120), check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def test_every_page_of_docs_and_the_runbook_is_built_and_in_the_navigation(site: Path) -> None:
+    names = {page.stem for page in (ROOT / "docs").glob("*.md")} | {Path(page).stem for page in FURTHER.values()}
+    assert {page.stem for page in site.glob("*.html")} == names | {"404"}
+    navigation = re.findall(r": ([\w-]+)\.md$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert sorted(navigation) == sorted(names)
+
+
+def test_every_address_of_a_page_is_there(site: Path) -> None:
+    ids = {page.name: set(re.findall(r'\bid="?([^"\s>]+)', page.read_text())) for page in site.glob("*.html")}
+    for page in site.glob("*.html"):
+        for target in re.findall(r'(?:href|src|srcset)="?([^"\s>]+)', page.read_text()):
+            parts = urlsplit(target)
+            if parts.scheme or parts.netloc or target.startswith("/") or page.name == "404.html":
+                continue
+            file = parts.path.removeprefix("./") or page.name
+            assert (site / file).exists(), f"{page.name}: {target}"
+            if parts.fragment and parts.fragment != "__skip":
+                assert parts.fragment in ids[file], f"{page.name}: {target}"
+
+
+def test_a_page_loads_nothing_from_elsewhere(site: Path) -> None:
+    for page in site.glob("*.html"):
+        loaded = re.findall(r'<(?:script|img|source|iframe)[^>]*\bsrc(?:set)?="?(https?:[^"\s>]+)', page.read_text())
+        loaded += re.findall(r'<link[^>]*rel="?(?:stylesheet|preconnect)"?[^>]*href="?(https?:[^"\s>]+)', page.read_text())
+        assert loaded == [], page.name
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("", "[a](b.md#c) [r](runbook.md#x) rules"),
+        ("https://e.org/o/r", "[a](b.md#c) [r](runbook.md#x) [rules](https://e.org/o/r/tree/main/prometheus/rules)"),
+    ],
+)
+def test_links_to_files_beside_docs_lead_to_the_repository(
+    monkeypatch: pytest.MonkeyPatch, address: str, expected: str
+) -> None:
+    monkeypatch.setenv("PROJECT_URL", address)
+    text = "[a](b.md#c) [r](../prometheus/runbook.md#x) [rules](../prometheus/rules)"
+    assert linked(text, "docs/page.md") == expected
+
+
+def test_the_configuration_names_no_address_of_a_service() -> None:
+    text = (ROOT / "mkdocs.yml").read_text()
+    assert "http" not in text
+    assert yaml.safe_load(text.replace("!!python/object/apply:", "#"))["theme"]["font"] is False

@@ -1,0 +1,61 @@
+"""A release is made of a tag whose version and notes are in the repository, by targets that anyone can run."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+WORKFLOWS = ROOT / ".github" / "workflows"
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    (tmp_path / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci" / "release-notes", tmp_path / ".ci")
+    (tmp_path / "pyproject.toml").write_text('[project]\nversion = "1.2.3"\n')
+    (tmp_path / "CHANGELOG.md").write_text(
+        "# Changelog\n\n## [Unreleased]\n\n## [1.2.3] - 2026-11-29\n\n### Added\n\n- A\n\n## [1.2.2] - 2026-01-01\n\n- B\n"
+    )
+    return tmp_path
+
+
+def notes(checkout: Path, tag: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, checkout / ".ci" / "release-notes", tag], capture_output=True, text=True, check=False
+    )
+
+
+def test_the_notes_are_the_section_of_the_tag(checkout: Path) -> None:
+    assert notes(checkout, "v1.2.3").stdout == "### Added\n\n- A\n"
+
+
+def test_a_tag_without_its_version_or_section_is_refused(checkout: Path) -> None:
+    assert "pyproject.toml has version 1.2.3" in notes(checkout, "v1.2.2").stderr
+    (checkout / "CHANGELOG.md").write_text("# Changelog\n\n## [Unreleased]\n\n- A\n")
+    done = notes(checkout, "v1.2.3")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "no section '## [1.2.3] - YYYY-MM-DD'" in done.stderr
+
+
+@pytest.mark.parametrize("workflow", sorted(WORKFLOWS.glob("*.yml")), ids=lambda path: path.stem)
+def test_every_make_target_and_script_of_a_workflow_exists(workflow: Path) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    jobs = yaml.safe_load(workflow.read_text())["jobs"]
+    commands = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
+    for command in commands:
+        assert set(re.findall(r"^make ([a-z-]+)", command, re.MULTILINE)) <= targets
+        for script in re.findall(r"^(\.ci/[\w-]+|deploy/[\w-]+)\b", command, re.MULTILINE):
+            assert (ROOT / script).stat().st_mode & 0o100, script
+
+
+def test_dependabot_watches_folders_that_have_such_files() -> None:
+    files = {"pip": "pyproject.toml", "docker": "Dockerfile", "docker-compose": "docker-compose.yml", "gomod": "go.mod"}
+    for update in yaml.safe_load((ROOT / ".github" / "dependabot.yml").read_text())["updates"]:
+        for folder in update.get("directories", [update.get("directory")]):
+            name = files.get(update["package-ecosystem"], ".github/workflows/ci.yml")
+            assert (ROOT / folder.strip("/") / name).is_file(), folder
