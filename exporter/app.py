@@ -11,10 +11,13 @@ from exporter.core import logs
 from exporter.core.budget import Budget, ReaderBudget
 from exporter.core.errors import IncompatibleStoreError, StoreError
 from exporter.core.heap import freeze
+from exporter.core.history_settings import HistorySettings
 from exporter.core.liveness import MIN_INTERVAL_SECONDS, Liveness
 from exporter.core.periods import HOUR
 from exporter.core.revision import revision
 from exporter.core.settings import Settings
+from exporter.forwarding.forwarding import Forwarding
+from exporter.forwarding.worker_labels import WorkerLabels
 from exporter.history.cloudwatch_archive import CloudWatchArchive
 from exporter.history.hourly_cache import HourlyCache
 from exporter.history.reader import HistoryReader
@@ -85,6 +88,8 @@ class Exporter:
             self._extra = ExtraSeries(settings.cloudwatch.extra, list_metric, account_of=self._series.account_of)
         self._history = repository(settings, database, settings.mongodb.history) if settings.mongodb.history else None
         self._lease = Lease(database, owner=outbox.owner, folder=outbox.folder, ttl=LEASE_SECONDS)
+        self._forwarding = Forwarding(self._outbox, WorkerLabels(Inventory(database)), self.telemetry)
+        self._forwarding.use(settings.history)
         self._mirror = self._build_mirror(database, self._history, outbox) if self._history is not None else None
         self._aggregates = Aggregates(database, settings.mongodb.worker_collections, settings.workers)
         self.collector = Collector(
@@ -118,7 +123,10 @@ class Exporter:
         watch = HistoryWatch(
             HistoryMarker(history.collection), self._outbox, self.telemetry, on_replaced=lambda: self.collector.lead()
         )
-        return Mirror(self._outbox, history.writer, self._lease, self.telemetry, old=backfill, watch=watch)
+        on_mirrored = self._forwarding.mirrored
+        return Mirror(
+            self._outbox, history.writer, self._lease, self.telemetry, old=backfill, watch=watch, on_mirrored=on_mirrored
+        )
 
     def _build_backend(self, database: Database, owner: str) -> Backend:
         settings, name = self.settings, self.settings.mongodb.history
@@ -154,6 +162,7 @@ class Exporter:
             bridge=self._bridge,
             client=client,
             mirror=self._mirror,
+            forwarding=self._forwarding,
             history=history,
             hourly=HourlyCache(
                 repo.reader,
@@ -190,6 +199,7 @@ class Exporter:
                 if self.settings.otlp.endpoint is not None:
                     group.create_task(self._push_forever(self.settings.otlp.endpoint), name="otlp")
                 group.create_task(self._beat_forever(), name="beat")
+                group.create_task(self._forwarding.run_forever(), name="forward")
                 if self._mirror is not None and self._history is not None:
                     self._mirror.beat = self.liveness.expect("mirroring", MIN_INTERVAL_SECONDS)
                     group.create_task(self._mirror.run_forever(), name="mirror")
@@ -267,6 +277,19 @@ class Exporter:
             return False
         changed = await self._bridge.run(ours.refresh)
         return await theirs.refresh() or changed
+
+    async def forward(self, settings: HistorySettings) -> None:
+        """Forward to these targets from now on.
+
+        Raises:
+            ConfigError: an address is none, or its driver is not installed; nothing has changed.
+            StoreUnavailableError: the collector's loop does not run.
+        """
+
+        async def use() -> None:
+            self._forwarding.use(settings)
+
+        await self._bridge.run(use)
 
     def limit_cost(self, max_usd_per_day: float | None) -> None:
         """Set the daily budget for CloudWatch; the next collection cycle shows it."""

@@ -53,6 +53,8 @@ FIRST_STEPS = {
     "CMLExporterHistoryDuplicates": "Find a second writer, then run verify --repair.",
     "CMLExporterHistoryReplaced": "Run backfill since the time of the backup.",
     "CMLExporterOTLPFailing": "Start the collector, or correct otlp.endpoint.",
+    "CMLExporterForwardBehind": "Read forward in /-/ready: it says why the database gets nothing.",
+    "CMLExporterForwardDropped": "Copy what is missing with export --to.",
     "CMLExporterSamplesRejected": "Remove the validator that rejects the samples.",
 }
 """Alert → the first step; the rest is in the runbook."""

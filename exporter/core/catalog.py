@@ -179,6 +179,13 @@ MALFORMED_KINDS = ("result", "length", "timestamp", "not_a_number", "negative", 
 timestamp: not a time, or not the start of a period; not_a_number: a boolean, a text, NaN; listed_metric: an element of
 ListMetrics, or of its OwningAccounts."""
 
+FORWARD_REFUSALS = ("retention", "invalid", "too_large")
+"""Values of the label `reason` of samples that a target refuses for good. retention: older than what it keeps; invalid: a value
+that it cannot store, or its own rules forbid; too_large: one request is larger than it accepts."""
+FORWARD_FAILURES = ("unavailable", "timeout", "refused", "inventory", "outbox", "bug")
+"""Values of the label `reason` of failed attempts. refused: user, password, privileges, a missing table; inventory: MongoDB
+does not answer with the labels that the target stores."""
+
 EXPORTER_METRICS: tuple[Metric, ...] = (
     _exporter("build_info", "gauge", "Version of the exporter as labels; always 1.", ("version", "revision", "python")),
     _exporter("leader", "gauge", "Whether this exporter holds the lease to write the history; absent without a history."),
@@ -321,6 +328,42 @@ EXPORTER_METRICS: tuple[Metric, ...] = (
         "counter",
         "Pushes to the OpenTelemetry collector, by result; only with otlp.endpoint.",
         ("result",),
+    ),
+    _exporter(
+        "forward_lag_seconds",
+        "gauge",
+        "Time since the oldest sample that the target of history.forward still lacks was mirrored; 0: it has all.",
+        ("target",),
+        "seconds",
+    ),
+    _exporter(
+        "forward_pending_samples", "gauge", "Samples in the outbox that the target of history.forward still lacks.", ("target",)
+    ),
+    _exporter(
+        "forward_samples_total",
+        "counter",
+        "Samples that the target of history.forward has acknowledged, repeated ones included.",
+        ("target",),
+    ),
+    _exporter(
+        "forward_failures_total",
+        "counter",
+        f"Failed attempts to reach or write the target of history.forward, by reason ({', '.join(FORWARD_FAILURES)}).",
+        ("target", "reason"),
+    ),
+    _exporter(
+        "forward_samples_dropped_total",
+        "counter",
+        "Samples that the target of history.forward will not get, by reason: limit, because too many waited, or its refusal "
+        f"({', '.join(FORWARD_REFUSALS)}).",
+        ("target", "reason"),
+    ),
+    _exporter(
+        "forward_last_success_timestamp_seconds",
+        "gauge",
+        "Time of the last write that the target of history.forward acknowledged; absent before the first.",
+        ("target",),
+        "seconds",
     ),
     _exporter("samples_gap_filled_total", "counter", "Samples written by gap filling."),
     _exporter(

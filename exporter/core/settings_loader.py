@@ -17,6 +17,7 @@ from pydantic_core import ErrorDetails
 from exporter.core.aws_settings import Role
 from exporter.core.errors import ConfigError
 from exporter.core.event_settings import EventFields
+from exporter.core.history_settings import ForwardTarget
 from exporter.core.metric_settings import CloudWatchGauge
 from exporter.core.setting_types import Section, listed
 from exporter.core.settings import Settings
@@ -196,6 +197,7 @@ def _keys_beside(loc: tuple[int | str, ...]) -> list[str]:
         "aws.roles": Role,
         "cloudwatch.extra": CloudWatchGauge,
         "workers.extra": ExtraMetric,
+        "history.forward": ForwardTarget,
         "events.types": EventFields,
     }
     item = items.get(".".join(parents[:-1]))

@@ -22,7 +22,7 @@ from prometheus_client.registry import Collector
 from exporter import __version__
 from exporter.core import logs
 from exporter.core.budget import BUDGET_STATES, Budget, BudgetState, ReaderBudget, dollars
-from exporter.core.catalog import MALFORMED_KINDS, METRICS_BY_NAME
+from exporter.core.catalog import FORWARD_FAILURES, FORWARD_REFUSALS, MALFORMED_KINDS, METRICS_BY_NAME
 from exporter.core.errors import OUTBOX_FAILURE_REASONS
 from exporter.core.model import METRICS, ExporterMetrics
 from exporter.metrics.gzip_member import deflated
@@ -99,6 +99,12 @@ class Telemetry:
         self.mirror_last_success = OptionalGauge("cml_exporter_mirror_last_success_timestamp_seconds", registry)
         self.history_duplicates = OptionalGauge("cml_exporter_history_duplicates", registry)
         self.history_replaced = counter("history_replaced_total")
+        self.forward_lag = gauge("forward_lag_seconds")
+        self.forward_pending = gauge("forward_pending_samples")
+        self.forward_samples = counter("forward_samples_total")
+        self.forward_failures = counter("forward_failures_total")
+        self.forward_dropped = counter("forward_samples_dropped_total")
+        self.forward_last_success = gauge("forward_last_success_timestamp_seconds")
         self.otlp_pushes = counter("otlp_pushes_total")
         self.samples_gap_filled = counter("samples_gap_filled_total")
         self.samples_unavailable = counter("samples_unavailable_total")
@@ -208,6 +214,20 @@ class Telemetry:
             if (region, kind) not in self._malformed_logged:
                 self._malformed_logged.add((region, kind))
                 _log.warning("malformed parts of CloudWatch's answers dropped", region=region, kind=kind, count=count)
+
+    def forget_target(self, target: str) -> None:
+        """Remove the series of a target that is no longer forwarded to."""
+        metrics = (self.forward_lag, self.forward_pending, self.forward_samples, self.forward_last_success)
+        for metric in metrics:
+            with suppress(KeyError):
+                metric.remove(target)
+        for counter, reasons in (
+            (self.forward_failures, FORWARD_FAILURES),
+            (self.forward_dropped, ("limit", *FORWARD_REFUSALS)),
+        ):
+            for reason in reasons:
+                with suppress(KeyError):
+                    counter.remove(target, reason)
 
     def samples_were_mirrored(self, *, inserted: int, already_present: int, rejected: int, gap_filled: int) -> None:
         """Count the results of one batch of the mirror; `gap_filled` is a part of `inserted`."""

@@ -16,7 +16,7 @@ from typing import Any
 from exporter.core import logs
 from exporter.core.errors import StoreError
 from exporter.core.model import FinalSample, PendingQuery, Worker
-from exporter.pipeline import dropped_periods
+from exporter.pipeline import dropped_periods, forward_queue
 from exporter.pipeline.gaps import Gap, runs
 from exporter.pipeline.lifecycle import PendingSample, WorkerState
 from exporter.pipeline.outbox_file import OPEN, READY, REJECTED, STATES, OutboxFile
@@ -49,6 +49,9 @@ class Outbox(OutboxFile):
     Raises, from every method:
         StoreError: SQLite failed (`reason` "disk_full" if the disk is full); the transaction was rolled back.
     """
+
+    forward_to: Sequence[str] = ()
+    """The databases that get a copy of each sample, see `forward_queue`."""
 
     # -- worker states
 
@@ -227,15 +230,20 @@ class Outbox(OutboxFile):
         self._range_read = (since, *rows[-1][:2]) if rows else None
         return rows
 
-    def delete(self, keys: Collection[tuple[str, int]], *, all_read: bool = False) -> None:
-        """Delete final rows that the history has acknowledged. A transaction of its own.
+    def delete(
+        self, keys: Collection[tuple[str, int]], *, all_read: bool = False, forward: Collection[FinalSample] = ()
+    ) -> None:
+        """Delete final rows that the history has acknowledged, and queue their samples. A transaction of its own.
 
         Args:
             keys: worker id and start of each.
             all_read: they are all that `ready` returned last. Then one statement deletes all final rows up to the last of them,
                 at half the cost, unless another row has become final since.
+            forward: what the history has for these keys; queued for the targets of `forward_to`.
         """
         with self.transaction():
+            if self.forward_to:
+                forward_queue.append(self._db, self.forward_to, forward)
             in_range = self._range_read if all_read else None
             self._counts[READY] -= self._delete_range(in_range, len(keys)) if in_range else self._many(_DELETE, keys)
         self._range_read = None

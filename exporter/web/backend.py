@@ -58,6 +58,14 @@ class MirrorState(Protocol):
         """The last error, no error after a success; and since when."""
 
 
+class ForwardingState(Protocol):
+    """What the backend reads of the targets of `history.forward`, from another thread."""
+
+    @property
+    def conditions(self) -> Mapping[str, Condition]:
+        """Return "forward NAME" → its last error, no error after a success; and since when."""
+
+
 class HourlyAggregates(ColumnSource, HourSource, Protocol):
     """Hourly aggregates of many workers: see `HourlyCache`."""
 
@@ -141,6 +149,7 @@ class Backend:
         bridge: leads to the collector's event loop.
         client: the MongoDB client of this event loop; `close` closes it.
         mirror: supplies the last error of the history.
+        forwarding: supplies the last error of each database that gets copies.
         history: samples of many workers; None if `mongodb.history` is null, and so are the following.
         hourly: hourly aggregates of many workers.
         inventory: reads single entries, on this event loop.
@@ -161,6 +170,7 @@ class Backend:
         bridge: LoopBridge,
         client: Closable,
         mirror: MirrorState | None = None,
+        forwarding: ForwardingState | None = None,
         history: SampleHistory | None = None,
         hourly: HourlyAggregates | None = None,
         inventory: InventoryReader | None = None,
@@ -177,7 +187,7 @@ class Backend:
         """The figures of the fleet; None where no history is kept."""
         self.hourly_price: Mapping[str, float] = hourly_price or {}
         self._collector, self._telemetry, self._mirror = collector, telemetry, mirror
-        self._bridge, self._client = bridge, client
+        self._bridge, self._client, self._forwarding = bridge, client, forwarding
         self._history = history
         self._inventory, self._fleet_inventory = inventory, fleet_inventory
         self._liveness = liveness or Liveness(monotonic)
@@ -224,6 +234,8 @@ class Backend:
             conditions["gauges"] = Condition(problem, int(snapshot.fresh_until))
         if self._mirror is not None:
             conditions["history"] = self._mirror.condition
+        if self._forwarding is not None:
+            conditions |= self._forwarding.conditions
         return conditions
 
     def dead_loops(self) -> list[str]:

@@ -81,6 +81,9 @@ class History:
             raise StoreUnavailableError("a majority does not hold all of it", reason="unsettled")
         return set(self.keys) & set(keys)
 
+    async def stored_samples(self, keys: Collection[Key]) -> list[FinalSample]:
+        return [each for each in self.samples if key(each) in keys]
+
     async def insert(self, samples: Sequence[FinalSample], *, within: Callable[[], float]) -> list[tuple[FinalSample, str]]:
         self.encode()
         assert self.leased
