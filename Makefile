@@ -28,8 +28,8 @@ test: $(READY) ## run all tests
 	$(BIN)/python -m pytest -n 10 --dist worksteal $(ARGS)
 
 test-all: $(READY) ## run at length what `make test` repeats only a few times: kills, cold starts, stops, seeds of the simulation
-	KILL_ROUNDS=20 COLD_STARTS=20 RANDOM_STOPS=40 REPAIR_KILL_EVERY=1 $(BIN)/python -m pytest -n 4 --dist worksteal \
-		tests/integration/commands/test_repair.py tests/integration/pipeline/test_crashes.py \
+	KILL_ROUNDS=20 FORWARD_ROUNDS=12 COLD_STARTS=20 RANDOM_STOPS=40 REPAIR_KILL_EVERY=1 $(BIN)/python -m pytest -n 4 --dist worksteal \
+		tests/integration/commands/test_repair.py tests/integration/forwarding/test_kills.py tests/integration/pipeline/test_crashes.py \
 		tests/integration/pipeline/test_memory_series.py tests/integration/test_stop.py
 	$(BIN)/python -m tests.simulation --first 0 --count 100
 

@@ -123,10 +123,8 @@ class Exporter:
         watch = HistoryWatch(
             HistoryMarker(history.collection), self._outbox, self.telemetry, on_replaced=lambda: self.collector.lead()
         )
-        on_mirrored = self._forwarding.mirrored
-        return Mirror(
-            self._outbox, history.writer, self._lease, self.telemetry, old=backfill, watch=watch, on_mirrored=on_mirrored
-        )
+        queued = self._forwarding.mirrored
+        return Mirror(self._outbox, history.writer, self._lease, self.telemetry, old=backfill, watch=watch, on_mirrored=queued)
 
     def _build_backend(self, database: Database, owner: str) -> Backend:
         settings, name = self.settings, self.settings.mongodb.history
@@ -226,12 +224,7 @@ class Exporter:
         """Push to the OpenTelemetry collector what a scrape would show."""
         from exporter.otlp.push import OtlpPush  # an extra
 
-        def texts() -> Sequence[bytes]:
-            snapshot = self.backend.snapshot
-            shown = [snapshot.body] if snapshot is not None and is_fresh(self.backend, snapshot) else []
-            return [*shown, self.backend.exporter_metrics().text]
-
-        owner = self._outbox.outbox.owner
+        owner, texts = self._outbox.outbox.owner, partial(_scraped, self.backend)
         await OtlpPush(endpoint, self.settings.otlp.interval, owner, texts, self.telemetry).run_forever()
 
     async def _freeze(self) -> None:
@@ -279,17 +272,8 @@ class Exporter:
         return await theirs.refresh() or changed
 
     async def forward(self, settings: HistorySettings) -> None:
-        """Forward to these targets from now on.
-
-        Raises:
-            ConfigError: an address is none, or its driver is not installed; nothing has changed.
-            StoreUnavailableError: the collector's loop does not run.
-        """
-
-        async def use() -> None:
-            self._forwarding.use(settings)
-
-        await self._bridge.run(use)
+        """Forward to these targets from now on; raises ConfigError, or StoreUnavailableError where the loop does not run."""
+        await self._bridge.call(self._forwarding.use, settings)
 
     def limit_cost(self, max_usd_per_day: float | None) -> None:
         """Set the daily budget for CloudWatch; the next collection cycle shows it."""
@@ -320,6 +304,13 @@ class Exporter:
             await self._cloudwatch.close()
         await self._client.close()
         await asyncio.to_thread(self._outbox.close)
+
+
+def _scraped(backend: Backend) -> Sequence[bytes]:
+    """Return the parts of /metrics as a scrape would show them now."""
+    snapshot = backend.snapshot
+    shown = [snapshot.body] if snapshot is not None and is_fresh(backend, snapshot) else []
+    return [*shown, backend.exporter_metrics().text]
 
 
 async def _change_marker(old: Lease, marker: HistoryMarker) -> str | None:

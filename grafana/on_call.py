@@ -53,7 +53,7 @@ FIRST_STEPS = {
     "CMLExporterHistoryDuplicates": "Find a second writer, then run verify --repair.",
     "CMLExporterHistoryReplaced": "Run backfill since the time of the backup.",
     "CMLExporterOTLPFailing": "Start the collector, or correct otlp.endpoint.",
-    "CMLExporterForwardBehind": "Read forward in /-/ready: it says why the database gets nothing.",
+    "CMLExporterForwardBehind": "Read forward in /-/ready: it says what is wrong.",
     "CMLExporterForwardDropped": "Copy what is missing with export --to.",
     "CMLExporterSamplesRejected": "Remove the validator that rejects the samples.",
 }
@@ -63,7 +63,7 @@ _ANY = 'alertname=~"CML.+"'
 _FIRING = f'ALERTS{{{_ANY},alertstate="firing"}}'
 _CHOSEN = 'alertname=~"$alertname",region=~"$region|",worker_id=~"$workers|"'
 """Alerts about the exporter have neither a region nor a worker."""
-_DETAILS = ("check", "metric", "reason", "source", "status")
+_DETAILS = ("check", "metric", "reason", "source", "status", "target")
 """Labels of alerts beside the worker's; an alert has one of them at most."""
 _ROWS = 100
 """Rows of the table of each alert: a fault of the whole fleet must not fill the phone."""

@@ -168,6 +168,7 @@ WORKER_METRICS: tuple[Metric, ...] = (
 """The families of the worker block, in order; those of `workers.extra` follow. Only one of `STATUS_FORMS` is exposed."""
 
 _SOURCE = ("source", "region")
+_TARGET = ("target",)
 
 
 def _exporter(name: str, kind: Kind, help_text: str, labels: tuple[str, ...] = (), unit: str = "") -> Metric:
@@ -178,13 +179,6 @@ MALFORMED_KINDS = ("result", "length", "timestamp", "not_a_number", "negative", 
 """Values of the label `kind`. result: an element of MetricDataResults; length: its Timestamps and Values do not match;
 timestamp: not a time, or not the start of a period; not_a_number: a boolean, a text, NaN; listed_metric: an element of
 ListMetrics, or of its OwningAccounts."""
-
-FORWARD_REFUSALS = ("retention", "invalid", "too_large")
-"""Values of the label `reason` of samples that a target refuses for good. retention: older than what it keeps; invalid: a value
-that it cannot store, or its own rules forbid; too_large: one request is larger than it accepts."""
-FORWARD_FAILURES = ("unavailable", "timeout", "refused", "inventory", "outbox", "bug")
-"""Values of the label `reason` of failed attempts. refused: user, password, privileges, a missing table; inventory: MongoDB
-does not answer with the labels that the target stores."""
 
 EXPORTER_METRICS: tuple[Metric, ...] = (
     _exporter("build_info", "gauge", "Version of the exporter as labels; always 1.", ("version", "revision", "python")),
@@ -332,37 +326,29 @@ EXPORTER_METRICS: tuple[Metric, ...] = (
     _exporter(
         "forward_lag_seconds",
         "gauge",
-        "Time since the oldest sample that the target of history.forward still lacks was mirrored; 0: it has all.",
-        ("target",),
+        "Time since the oldest sample that the target of history.forward lacks was mirrored; 0: it has all.",
+        _TARGET,
         "seconds",
     ),
-    _exporter(
-        "forward_pending_samples", "gauge", "Samples in the outbox that the target of history.forward still lacks.", ("target",)
-    ),
-    _exporter(
-        "forward_samples_total",
-        "counter",
-        "Samples that the target of history.forward has acknowledged, repeated ones included.",
-        ("target",),
-    ),
+    _exporter("forward_pending_samples", "gauge", "Samples in the outbox that the target of history.forward lacks.", _TARGET),
+    _exporter("forward_samples_total", "counter", "Samples that the target of history.forward has acknowledged.", _TARGET),
     _exporter(
         "forward_failures_total",
         "counter",
-        f"Failed attempts to reach or write the target of history.forward, by reason ({', '.join(FORWARD_FAILURES)}).",
-        ("target", "reason"),
+        "Failed attempts to reach or write the target of history.forward, by reason.",
+        (*_TARGET, "reason"),
     ),
     _exporter(
         "forward_samples_dropped_total",
         "counter",
-        "Samples that the target of history.forward will not get, by reason: limit, because too many waited, or its refusal "
-        f"({', '.join(FORWARD_REFUSALS)}).",
-        ("target", "reason"),
+        "Samples that the target of history.forward will not get, by reason (limit, retention, invalid, too_large).",
+        (*_TARGET, "reason"),
     ),
     _exporter(
         "forward_last_success_timestamp_seconds",
         "gauge",
         "Time of the last write that the target of history.forward acknowledged; absent before the first.",
-        ("target",),
+        _TARGET,
         "seconds",
     ),
     _exporter("samples_gap_filled_total", "counter", "Samples written by gap filling."),

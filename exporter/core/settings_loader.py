@@ -175,6 +175,10 @@ _MESSAGES: Mapping[str, str] = {
     "model_type": "it must hold keys and values, such as {{key: value}}",
     "path_type": "it must be a path; put quotes around a number",
     "literal_error": "it must be {expected}",
+    "int_type": "it must be a whole number",
+    "int_parsing": "it must be a whole number",
+    "int_from_float": "it must be a whole number",
+    "greater_than_equal": "it must be at least {ge}",
     "too_short": "it must not be empty",
     "too_long": "it must hold at most {max_length}",
 }

@@ -11,6 +11,7 @@ from exporter.core.history_settings import HistorySettings
 from exporter.core.periods import rfc3339
 from exporter.forwarding.store_thread import StoreThread
 from exporter.forwarding.target import LabelsOf, Target
+from exporter.metrics.forward_metrics import LIMIT
 from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline import forward_queue
 from exporter.pipeline.forward_queue import Dropped, Waiting
@@ -22,8 +23,6 @@ from exporter.stores.opening import open_store
 LOOK_SECONDS = 30.0
 """How often it is looked what targets lack, while nothing is mirrored."""
 _RETRY_SECONDS = 5.0
-_LIMIT = "limit"
-"""The reason of samples that are dropped because too many wait."""
 
 _log = logs.get("forward")
 
@@ -120,12 +119,12 @@ class Forwarding:
             return False
         dropped, more = await self._outbox(_trim, outbox, names, self._settings.forward_max_samples)
         for name, what in dropped.items():
-            self._telemetry.forward_dropped.labels(name, _LIMIT).inc(what.samples)
+            self._telemetry.forward.dropped.labels(name, LIMIT).inc(what.samples)
             self._report(name, what)
         self._forgotten = not more
         self._waiting = await self._outbox(_waiting, outbox)
         for name, (_, target) in self._targets.items():
-            self._telemetry.forward_pending.labels(name).set(self._waiting.get(name, Waiting(0, None)).samples)
+            self._telemetry.forward.pending.labels(name).set(self._waiting.get(name, Waiting(0, None)).samples)
             target.wake.set()
         return more
 
@@ -144,9 +143,8 @@ class Forwarding:
         if self._thread is None:
             self._thread = StoreThread()
         telemetry = self._telemetry
-        telemetry.forward_dropped.labels(name, _LIMIT)
-        telemetry.forward_pending.labels(name)
-        telemetry.forward_lag.labels(name).set_function(lambda: self._lag(name))
+        telemetry.forward.pending.labels(name)
+        telemetry.forward.lag.labels(name).set_function(lambda: self._lag(name))
         return Target(name, lambda: open_store(address), self._outbox, self._labels, self._thread, telemetry, wall=self._wall)
 
     def _lag(self, name: str) -> float:
@@ -171,7 +169,7 @@ class Forwarding:
             task.cancel()
             self._ended.append(task)
         if forget:
-            self._telemetry.forget_target(name)
+            self._telemetry.forward.forget(name)
 
 
 def _trim(outbox: Outbox, targets: tuple[str, ...], limit: int) -> tuple[dict[str, Dropped], bool]:

@@ -10,9 +10,8 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 
 from exporter.core import logs
-from exporter.core.catalog import FORWARD_FAILURES
 from exporter.core.condition import Condition
-from exporter.core.errors import StoreError, StoreUnavailableError
+from exporter.core.errors import FORWARD_FAILURES, StoreError, StoreUnavailableError
 from exporter.core.model import FinalSample
 from exporter.core.periods import rfc3339
 from exporter.forwarding.sample_batches import Labels, batches
@@ -93,9 +92,7 @@ class Target:
         """Set when samples were added to the queue."""
         self.condition = Condition()
         """Whether the last attempt succeeded, and since when."""
-        telemetry.forward_samples.labels(name)
-        for reason in FORWARD_FAILURES:
-            telemetry.forward_failures.labels(name, reason)
+        telemetry.forward.know(name)
 
     async def run_forever(self) -> None:
         """Forward until cancelled; after a failure try again, later each time up to `LONGEST_PAUSE_SECONDS`."""
@@ -130,7 +127,7 @@ class Target:
         if found.samples:
             began = self._monotonic()
             await self._write(store, found.samples)
-            self._telemetry.forward_last_success.labels(self.name).set(self._wall())
+            self._telemetry.forward.last_success.labels(self.name).set(self._wall())
             await self._acknowledged(store, found)
             self._limit = min(2 * self._limit, WRITE_SAMPLES)
             self._answered_at = self._monotonic()
@@ -172,9 +169,9 @@ class Target:
                 return
             refused = min(len(samples), error.samples or 1)
             self._refused(error, samples, refused)
-            self._telemetry.forward_samples.labels(self.name).inc(len(samples) - refused)
+            self._telemetry.forward.samples.labels(self.name).inc(len(samples) - refused)
         else:
-            self._telemetry.forward_samples.labels(self.name).inc(len(samples))
+            self._telemetry.forward.samples.labels(self.name).inc(len(samples))
 
     async def _known_labels(self, samples: Sequence[FinalSample]) -> Labels:
         try:
@@ -207,7 +204,7 @@ class Target:
         return store.settle_seconds if self._unsettled else PING_SECONDS
 
     def _refused(self, error: RefusedSamplesError, samples: Sequence[FinalSample], refused: int) -> None:
-        self._telemetry.forward_dropped.labels(self.name, error.reason).inc(refused)
+        self._telemetry.forward.dropped.labels(self.name, error.reason).inc(refused)
         if self._refusals.is_due(error.reason):
             starts = [each.start for each in samples]
             _log.error(
@@ -235,7 +232,7 @@ class Target:
         else:
             reason = "bug"
             problem = f"forwarding failed with an unexpected {type(error).__name__}: {error}; please report it"
-        self._telemetry.forward_failures.labels(self.name, reason).inc()
+        self._telemetry.forward.failures.labels(self.name, reason).inc()
         self.condition = self.condition.then(logs.mask(problem), self._wall())
         if self._repeats.is_due(problem):
             _log.error(

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
@@ -22,14 +21,14 @@ from prometheus_client.registry import Collector
 from exporter import __version__
 from exporter.core import logs
 from exporter.core.budget import BUDGET_STATES, Budget, BudgetState, ReaderBudget, dollars
-from exporter.core.catalog import FORWARD_FAILURES, FORWARD_REFUSALS, MALFORMED_KINDS, METRICS_BY_NAME
+from exporter.core.catalog import MALFORMED_KINDS, METRICS_BY_NAME
 from exporter.core.errors import OUTBOX_FAILURE_REASONS
 from exporter.core.model import METRICS, ExporterMetrics
+from exporter.metrics.catalogued import catalogued
+from exporter.metrics.forward_metrics import ForwardMetrics
 from exporter.metrics.gzip_member import deflated
 
 _log = logs.get("cloudwatch")
-
-_Kind = TypeVar("_Kind", Gauge, Counter)
 
 
 class OptionalGauge(Collector):
@@ -49,11 +48,6 @@ class OptionalGauge(Collector):
         yield GaugeMetricFamily(self._metric.name, self._metric.help, value=self.value)
 
 
-def _metric(kind: type[_Kind], registry: CollectorRegistry, name: str) -> _Kind:
-    metric = METRICS_BY_NAME[f"cml_exporter_{name}"]
-    return kind(metric.name, metric.help, metric.labels, registry=registry)
-
-
 class Telemetry:
     """The catalog's exporter metrics, one attribute each, plus process_* and python_info."""
 
@@ -63,7 +57,7 @@ class Telemetry:
         self._monotonic = monotonic
         disable_created_metrics()  # type: ignore[no-untyped-call]  # the catalog has no _created series
         self.registry = registry
-        gauge, counter = partial(_metric, Gauge, registry), partial(_metric, Counter, registry)
+        gauge, counter = partial(catalogued, Gauge, registry), partial(catalogued, Counter, registry)
         self.build_info = gauge("build_info")
         self.build_info.labels(__version__, revision, platform.python_version()).set(1)
         self.leader = OptionalGauge("cml_exporter_leader", registry)
@@ -99,17 +93,11 @@ class Telemetry:
         self.mirror_last_success = OptionalGauge("cml_exporter_mirror_last_success_timestamp_seconds", registry)
         self.history_duplicates = OptionalGauge("cml_exporter_history_duplicates", registry)
         self.history_replaced = counter("history_replaced_total")
-        self.forward_lag = gauge("forward_lag_seconds")
-        self.forward_pending = gauge("forward_pending_samples")
-        self.forward_samples = counter("forward_samples_total")
-        self.forward_failures = counter("forward_failures_total")
-        self.forward_dropped = counter("forward_samples_dropped_total")
-        self.forward_last_success = gauge("forward_last_success_timestamp_seconds")
+        self.forward = ForwardMetrics(registry)
         self.otlp_pushes = counter("otlp_pushes_total")
         self.samples_gap_filled = counter("samples_gap_filled_total")
         self.samples_unavailable = counter("samples_unavailable_total")
-        self.samples_late = counter("samples_late_total")
-        self.samples_revised = counter("samples_revised_total")
+        self.samples_late, self.samples_revised = counter("samples_late_total"), counter("samples_revised_total")
         self.http_connections = gauge("http_connections")
         self.http_connections_closed = counter("http_connections_closed_total")
         self.config_reload_successful = gauge("config_last_reload_successful")
@@ -214,20 +202,6 @@ class Telemetry:
             if (region, kind) not in self._malformed_logged:
                 self._malformed_logged.add((region, kind))
                 _log.warning("malformed parts of CloudWatch's answers dropped", region=region, kind=kind, count=count)
-
-    def forget_target(self, target: str) -> None:
-        """Remove the series of a target that is no longer forwarded to."""
-        metrics = (self.forward_lag, self.forward_pending, self.forward_samples, self.forward_last_success)
-        for metric in metrics:
-            with suppress(KeyError):
-                metric.remove(target)
-        for counter, reasons in (
-            (self.forward_failures, FORWARD_FAILURES),
-            (self.forward_dropped, ("limit", *FORWARD_REFUSALS)),
-        ):
-            for reason in reasons:
-                with suppress(KeyError):
-                    counter.remove(target, reason)
 
     def samples_were_mirrored(self, *, inserted: int, already_present: int, rejected: int, gap_filled: int) -> None:
         """Count the results of one batch of the mirror; `gap_filled` is a part of `inserted`."""

@@ -61,6 +61,8 @@ def append(
 
     A target that the queue does not know gets what is added from now on.
     """
+    if not targets:
+        return
     database.executemany(
         f"INSERT OR IGNORE INTO forward_target(name, passed) VALUES(?, {_LAST})", [(name,) for name in targets]
     )

@@ -42,6 +42,9 @@ _DELETE_RANGE = "DELETE FROM sample WHERE state=1 AND start>=? AND (worker, star
 SPENT_BY_READERS = "spent_by_readers"
 """Key of the metrics billed on behalf of HTTP readers, for `Outbox.spent` and `keep_spent`; by default all are meant."""
 
+Keys = Collection[tuple[str, int]]
+"""Worker id and start of each sample."""
+
 
 class Outbox(OutboxFile):
     """The samples, worker states and figures in the outbox. Times are UTC seconds.
@@ -49,9 +52,6 @@ class Outbox(OutboxFile):
     Raises, from every method:
         StoreError: SQLite failed (`reason` "disk_full" if the disk is full); the transaction was rolled back.
     """
-
-    forward_to: Sequence[str] = ()
-    """The databases that get a copy of each sample, see `forward_queue`."""
 
     # -- worker states
 
@@ -230,9 +230,7 @@ class Outbox(OutboxFile):
         self._range_read = (since, *rows[-1][:2]) if rows else None
         return rows
 
-    def delete(
-        self, keys: Collection[tuple[str, int]], *, all_read: bool = False, forward: Collection[FinalSample] = ()
-    ) -> None:
+    def delete(self, keys: Keys, *, all_read: bool = False, forward: Collection[FinalSample] = ()) -> None:
         """Delete final rows that the history has acknowledged, and queue their samples. A transaction of its own.
 
         Args:
@@ -242,8 +240,7 @@ class Outbox(OutboxFile):
             forward: what the history has for these keys; queued for the targets of `forward_to`.
         """
         with self.transaction():
-            if self.forward_to:
-                forward_queue.append(self._db, self.forward_to, forward)
+            forward_queue.append(self._db, self.forward_to, forward)
             in_range = self._range_read if all_read else None
             self._counts[READY] -= self._delete_range(in_range, len(keys)) if in_range else self._many(_DELETE, keys)
         self._range_read = None
@@ -257,7 +254,7 @@ class Outbox(OutboxFile):
             )
         return deleted
 
-    def set_aside(self, keys: Collection[tuple[str, int]]) -> None:
+    def set_aside(self, keys: Keys) -> None:
         """Set aside rows that MongoDB rejects permanently, for the operator to inspect. A transaction of its own."""
         with self.transaction():
             moved = self._many("UPDATE sample SET state=2 WHERE worker=? AND start=? AND state=1", keys)

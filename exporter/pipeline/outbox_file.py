@@ -82,6 +82,8 @@ class OutboxFile:
         self._period = period
         self.replaced = 0
         """How many damaged files were set aside since the start."""
+        self.forward_to: Sequence[str] = ()
+        """The databases that get a copy of each sample, see `forward_queue`."""
         self._range_read: tuple[int, str, int] | None = None
         """Of the final rows read last: from which start on, and the last one; None once other rows may have become final."""
         try:

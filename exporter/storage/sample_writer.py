@@ -27,7 +27,7 @@ from exporter.storage.mongo import (
     may_see_all_operations,
 )
 from exporter.storage.sample_documents import Sample, inserts
-from exporter.storage.sample_reader import record, stored_seconds
+from exporter.storage.sample_reader import final_sample, stored_seconds
 
 Key = tuple[str, int]
 """(worker_id, start of the period in UTC seconds): what makes a sample unique."""
@@ -129,18 +129,8 @@ class SampleWriter:
         for ids, low, high in _reads(keys, self._collection.period):
             match = {"worker_id": {"$in": ids}, "timestamp": {"$gte": to_datetime(low), "$lte": to_datetime(high)}}
             async with self._collection.operation("find"):
-                async for document in self._samples.find(match, {"_id": 0}):
-                    known = record(document)
-                    key = known.worker_id, to_seconds(known.timestamp)
-                    if key in wanted and not known.timestamp.microsecond:
-                        found[key] = FinalSample(
-                            *key,
-                            known.region,
-                            known.cpu_utilization,
-                            known.memory_utilization,
-                            known.active_labs_count,
-                            known.status,
-                        )
+                samples = [final_sample(each) async for each in self._samples.find(match) if not each["timestamp"].microsecond]
+            found |= {each[:2]: each for each in samples if each[:2] in wanted}
         return list(found.values())
 
     @asynccontextmanager

@@ -120,6 +120,14 @@ class LoopBridge:
             raise StoreUnavailableError("the exporter is starting or stopping; try again in a few seconds", reason="starting")
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(function(*arguments), self.loop))
 
+    async def call(self, function: Callable[..., T], *arguments: object) -> T:
+        """The same for a function that is no coroutine."""
+
+        async def run() -> T:
+            return function(*arguments)
+
+        return await self.run(run)
+
 
 class BridgedArchive:
     """The CloudWatch archive, called from the web server's loop. Connections and rate limit are those of the poller."""

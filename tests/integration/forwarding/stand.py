@@ -129,9 +129,13 @@ class Stand:
             key=lambda row: row[:2],
         )
 
+    def write_settings(self) -> None:
+        """Write the settings again, for a start or a reload."""
+        self.exporter.config.write_text(yaml.safe_dump({"data_dir": str(self.exporter.data_dir), **self.settings}))
+
     def reload(self) -> None:
         """Write the settings again and send SIGHUP."""
-        self.exporter.config.write_text(yaml.safe_dump({"data_dir": str(self.exporter.data_dir), **self.settings}))
+        self.write_settings()
         os.kill(self.exporter.pid, signal.SIGHUP)
 
 

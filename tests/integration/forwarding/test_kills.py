@@ -17,7 +17,7 @@ from tests.helpers.stores import SERVERS, StoreServer
 from tests.integration.forwarding.stand import Stand, rows, target_of
 
 ROUNDS = int(os.environ.get("FORWARD_ROUNDS", "4"))
-SEED = int(os.environ.get("FORWARD_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
+SEED = int(os.environ.get("KILL_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
 
 
 @pytest.fixture(params=SERVERS)
@@ -51,7 +51,7 @@ async def test_a_target_has_what_mongodb_has_after_the_exporter_was_killed_at_ra
     await stand.forwarded(target_of(server))
     ledger = await stand.ledger()
     assert len(ledger) > stand.workers * 60
-    assert rows(server) == ledger, f"FORWARD_SEED={SEED}"
+    assert rows(server) == ledger, f"KILL_SEED={SEED}"
 
 
 async def test_a_target_that_is_killed_and_comes_back_gets_all(stand: Stand, server: StoreServer) -> None:

@@ -1,7 +1,9 @@
 """The loop of a target outlives every failure, counts it, and forwards every sample nevertheless."""
 
 import asyncio
+import sqlite3
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -142,7 +144,7 @@ class Env:
 
     def lacks(self) -> int:
         """How many samples the target lacks, as far as the queue knows."""
-        with self.outbox.transaction() as database:
+        with closing(sqlite3.connect(self.outbox.path)) as database:  # the outbox's own connection is another thread's
             return forward_queue.waiting(database)["t"].samples
 
     def value(self, name: str, **labels: str) -> float | None:
