@@ -12,11 +12,14 @@ from exporter.core import logs
 from exporter.core.budget import Budget, ReaderBudget
 from exporter.core.errors import IncompatibleStoreError, SourceError, StoreError
 from exporter.core.heap import freeze
+from exporter.core.history_settings import HistorySettings
 from exporter.core.liveness import MIN_INTERVAL_SECONDS, Liveness
 from exporter.core.otlp_settings import OtlpSettings
 from exporter.core.periods import HOUR
 from exporter.core.revision import revision
 from exporter.core.settings import Settings
+from exporter.forwarding.forwarding import Forwarding
+from exporter.forwarding.worker_labels import WorkerLabels
 from exporter.history.cloudwatch_archive import CloudWatchArchive
 from exporter.history.hourly_cache import HourlyCache
 from exporter.history.reader import HistoryReader
@@ -105,6 +108,8 @@ class Exporter:
             allowed=layout.check,
             announces=shares,
         )
+        self._forwarding = Forwarding(self._outbox, WorkerLabels(Inventory(database)), self.telemetry)
+        self._forwarding.use(settings.history)
         self._mirror = self._build_mirror(database, self._history, outbox) if self._history is not None else None
         self._aggregates = Aggregates(database, settings.mongodb.worker_collections, settings.workers, part)
         wake = self._mirror.wake.set if self._mirror else lambda: None
@@ -145,7 +150,8 @@ class Exporter:
             self.telemetry,
             on_replaced=lambda: self.collector.lead(),
         )
-        return Mirror(self._outbox, history.writer, self._lease, self.telemetry, old=backfill, watch=watch)
+        queued = self._forwarding.mirrored
+        return Mirror(self._outbox, history.writer, self._lease, self.telemetry, old=backfill, watch=watch, on_mirrored=queued)
 
     def _build_backend(self, database: Database, owner: str) -> Backend:
         settings, name = self.settings, self.settings.mongodb.history
@@ -182,6 +188,7 @@ class Exporter:
             client=client,
             mirror=self._mirror,
             public=lambda text: without_hosts(without_hosts(text, client), self._client),
+            forwarding=self._forwarding,
             history=history,
             hourly=HourlyCache(
                 repo.reader,
@@ -222,6 +229,7 @@ class Exporter:
                     pushing = push_forever(self.settings.otlp, self.backend, self._outbox.outbox.owner, self.telemetry)
                     group.create_task(pushing, name="otlp")
                 group.create_task(beat_forever(self.liveness), name="beat")
+                group.create_task(self._forwarding.run_forever(), name="forward")
                 if self._mirror is not None and self._history is not None:
                     self._mirror.beat = self.liveness.expect("mirroring", MIN_INTERVAL_SECONDS)
                     group.create_task(self._mirror.run_forever(), name="mirror")
@@ -318,6 +326,10 @@ class Exporter:
             return False
         changed = await self._bridge.run(ours.refresh)
         return await theirs.refresh() or changed
+
+    async def forward(self, settings: HistorySettings) -> None:
+        """Forward to these targets from now on; raises ConfigError, or StoreUnavailableError where the loop does not run."""
+        await self._bridge.call(self._forwarding.use, settings)
 
     def limit_cost(self, max_usd_per_day: float | None) -> None:
         """Set the daily budget for CloudWatch; the next collection cycle shows it."""

@@ -415,6 +415,7 @@ example:
 
 The user of mongodb.uri needs `remove` on the history and the inventory, which only this command uses; see docs/manager.md.
 """,
+        statuses="0 deleted, 1 it failed, or nothing was deleted, 2 wrong command line",
     ),
     "migrate": Command(
         run.migrate,
@@ -444,7 +445,6 @@ example:
   prometheus --config.file=/etc/cml/prometheus/prometheus.yml
 """,
         statuses="0 done, 1 a file has another content or the folder cannot be written, 2 wrong command line",
-        statuses="0 deleted, 1 it failed, or nothing was deleted, 2 wrong command line",
     ),
     "demo": Command(
         _demo,

@@ -111,6 +111,7 @@ _ERRORS = (
     ("cloudwatch_request_failures_total", "CloudWatch requests failed"),
     ("cloudwatch_malformed_total", "malformed parts of answers"),
     ("mirror_failures_total", "writes to MongoDB failed"),
+    ("forward_failures_total", "writes to other databases failed"),
     ("outbox_write_failures_total", "writes to the outbox failed"),
     ("samples_unavailable_total", "values recorded as absent"),
     ("samples_lost_total", "samples lost"),
@@ -433,6 +434,33 @@ def _history() -> list[Panel]:
             replace(_NEVER, empty="Exporter not seen", thresholds=((1, "red"),)),
             width=24,
             columns=True,
+            interval=_EACH,
+        ),
+        graph(
+            "Other databases: age",
+            "Do the databases of history.forward have all samples?",
+            "Time since the oldest sample that a database lacks was mirrored, and since the last write that it acknowledged.",
+            [
+                Query(f"max by (target) ({_metric('forward_lag_seconds')})", "{{target}}: oldest sample"),
+                Query(
+                    f"time() - max by (target) ({_metric('forward_last_success_timestamp_seconds')})", "{{target}}: last write"
+                ),
+            ],
+            replace(conventions.CLOCK, empty="No other database is configured", thresholds=((1800, conventions.AMBER),)),
+            width=12,
+        ),
+        graph(
+            "Other databases: samples",
+            "How many samples do they get, and how many wait or are dropped?",
+            "Samples that a database of history.forward has acknowledged and will never get, per interval, and those that wait "
+            "for it in the outbox.",
+            [
+                Query(counter_increase(_metric("forward_samples_total"), "target"), "{{target}}: forwarded"),
+                Query(counter_increase(_metric("forward_samples_dropped_total"), "target"), "{{target}}: dropped"),
+                Query(f"max by (target) ({_metric('forward_pending_samples')})", "{{target}}: waiting"),
+            ],
+            replace(_NEVER, empty="No other database is configured"),
+            width=12,
             interval=_EACH,
         ),
         graph(

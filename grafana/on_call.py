@@ -54,6 +54,8 @@ FIRST_STEPS = {
     "CMLExporterHistoryDuplicates": "Find a second writer, then run verify --repair.",
     "CMLExporterHistoryReplaced": "Run backfill since the time of the backup.",
     "CMLExporterOTLPFailing": "Start the collector, or correct otlp.endpoint.",
+    "CMLExporterForwardBehind": "Read forward in /-/ready: it says what is wrong.",
+    "CMLExporterForwardDropped": "Copy what is missing with export --to.",
     "CMLExporterSamplesRejected": "Remove the validator that rejects the samples.",
 }
 """Alert → the first step; the rest is in the runbook."""

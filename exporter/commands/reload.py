@@ -1,27 +1,35 @@
 """Reload of the configuration while the exporter runs: SIGHUP, and `POST /-/reload` where that is enabled.
 
-Everything is read and validated before anything changes, so a wrong file changes nothing. Settings that only shape the log or
-limit cost take effect; the others would change what is stored or connected, and wait for a restart.
+Everything is read and validated before anything changes, so a wrong file changes nothing. Settings that only shape the log,
+limit cost, or name the databases that get copies take effect; the others would change what is stored or connected, and wait
+for a restart.
 """
 
 import asyncio
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from exporter.core import logs
 from exporter.core.errors import ExporterError, StoreUnavailableError
+from exporter.core.history_settings import HistorySettings
 from exporter.core.settings import Settings
 from exporter.core.settings_loader import table
 from exporter.core.settings_summary import value_of
 from exporter.metrics.telemetry import Telemetry
 from exporter.web.live_config import LiveWebConfig
 
-RELOADABLE = ("cloudwatch.max_usd_per_day", "log.level", "log.format")
+RELOADABLE = (
+    "cloudwatch.max_usd_per_day",
+    "history.forward",
+    "history.forward_max_samples",
+    "log.level",
+    "log.format",
+)
 """Settings that a reload applies, besides the contents of `web.config_file` and `mongodb.uri_file`."""
 
-CREDENTIALS_SECONDS = 20.0
+COLLECTOR_SECONDS = 20.0
 """How long a reload waits for the collector's event loop, which may hang."""
 
 _log = logs.get("exporter")
@@ -36,6 +44,9 @@ class Reloadable(Protocol):
 
     async def refresh_credentials(self) -> bool:
         """Use the user and password that `mongodb.uri_file` has now; return whether they are new; raises ConfigError."""
+
+    async def forward(self, settings: HistorySettings) -> None:
+        """Forward to these targets from now on; raises ConfigError."""
 
     def limit_cost(self, max_usd_per_day: float | None) -> None:
         """Set the daily budget for CloudWatch."""
@@ -79,6 +90,8 @@ class Reloader:
                 self._web.read()
                 if settings.mongodb == self._settings.mongodb:
                     await self._refresh_credentials()
+                if settings.history != self._settings.history:
+                    await self._in_time(self._exporter.forward(settings.history), "the targets of history.forward")
                 web = self._web.read()  # again: the file may have been replaced meanwhile, and a request has used the new one
             except ExporterError as error:
                 _log.error("configuration not reloaded; nothing has changed", error=str(error))
@@ -91,13 +104,15 @@ class Reloader:
             return result
 
     async def _refresh_credentials(self) -> None:
+        await self._in_time(self._exporter.refresh_credentials(), "the credentials of mongodb.uri_file")
+
+    async def _in_time(self, change: Awaitable[object], what: str) -> None:
         try:
-            async with asyncio.timeout(CREDENTIALS_SECONDS):
-                await self._exporter.refresh_credentials()
+            async with asyncio.timeout(COLLECTOR_SECONDS):
+                await change
         except TimeoutError as error:
             raise StoreUnavailableError(
-                f"the collector did not take the credentials of mongodb.uri_file within {CREDENTIALS_SECONDS:g} s; "
-                "see /-/healthy, and reload again",
+                f"the collector did not take {what} within {COLLECTOR_SECONDS:g} s; see /-/healthy, and reload again",
                 reason="timeout",
             ) from error
 
@@ -106,7 +121,11 @@ class Reloader:
         applied = [key for key in changed if key in RELOADABLE]
         logs.configure(new.log.level, new.log.format, sys.stderr)
         self._exporter.limit_cost(new.cloudwatch.max_usd_per_day)
-        updates = {"log": new.log, "cloudwatch": self._settings.cloudwatch.model_copy(update=_limit(new))}
+        updates = {
+            "log": new.log,
+            "history": new.history,
+            "cloudwatch": self._settings.cloudwatch.model_copy(update=_limit(new)),
+        }
         self._settings = self._settings.model_copy(update=updates)
         waiting = [key for key in changed if key not in RELOADABLE]
         return (

@@ -168,6 +168,7 @@ WORKER_METRICS: tuple[Metric, ...] = (
 """The families of the worker block, in order; those of `workers.extra` follow. Only one of `STATUS_FORMS` is exposed."""
 
 _SOURCE = ("source", "region")
+_TARGET = ("target",)
 
 
 def _exporter(name: str, kind: Kind, help_text: str, labels: tuple[str, ...] = (), unit: str = "") -> Metric:
@@ -335,6 +336,34 @@ EXPORTER_METRICS: tuple[Metric, ...] = (
         "counter",
         "Pushes to the OpenTelemetry collector, by result; only with otlp.endpoint.",
         ("result",),
+    ),
+    _exporter(
+        "forward_lag_seconds",
+        "gauge",
+        "Time since the oldest sample that the target of history.forward lacks was mirrored; 0: it has all.",
+        _TARGET,
+        "seconds",
+    ),
+    _exporter("forward_pending_samples", "gauge", "Samples in the outbox that the target of history.forward lacks.", _TARGET),
+    _exporter("forward_samples_total", "counter", "Samples that the target of history.forward has acknowledged.", _TARGET),
+    _exporter(
+        "forward_failures_total",
+        "counter",
+        "Failed attempts to reach or write the target of history.forward, by reason.",
+        (*_TARGET, "reason"),
+    ),
+    _exporter(
+        "forward_samples_dropped_total",
+        "counter",
+        "Samples that the target of history.forward will not get, by reason (limit, retention, invalid, too_large).",
+        (*_TARGET, "reason"),
+    ),
+    _exporter(
+        "forward_last_success_timestamp_seconds",
+        "gauge",
+        "Time of the last write that the target of history.forward acknowledged; absent before the first.",
+        _TARGET,
+        "seconds",
     ),
     _exporter("samples_gap_filled_total", "counter", "Samples written by gap filling."),
     _exporter(

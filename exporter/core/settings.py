@@ -16,6 +16,7 @@ from exporter.core.aws_settings import AwsSettings, Endpoints
 from exporter.core.catalog import StatusForm
 from exporter.core.errors import ConfigError
 from exporter.core.event_settings import EventsSettings
+from exporter.core.history_settings import HistorySettings
 from exporter.core.metric_settings import CloudWatchGauge, MemoryMetric, check_gauges
 from exporter.core.otlp_settings import OtlpSettings
 from exporter.core.periods import DAY, MINUTE, format_duration, is_period
@@ -261,6 +262,7 @@ class Settings(Section):
     aws: AwsSettings = Field(default_factory=AwsSettings)
     workers: WorkersSettings = Field(default_factory=WorkersSettings)
     events: EventsSettings = Field(default_factory=EventsSettings)
+    history: HistorySettings = Field(default_factory=HistorySettings)
     otlp: OtlpSettings = Field(default_factory=OtlpSettings)
     web: WebSettings = Field(default_factory=WebSettings)
     metrics: MetricsSettings = Field(default_factory=MetricsSettings)
@@ -302,6 +304,8 @@ class Settings(Section):
         twice = {each.metric for each in self.workers.extra} & {each.name for each in self.cloudwatch.extra}
         if twice:
             problems.append(f"cloudwatch.extra and workers.extra both have {min(twice)}; rename one of them")
+        if self.history.forward and self.mongodb.history is None:
+            problems.append("history.forward: what is forwarded is the history, and mongodb.history is null; set one of them")
         if problems:
             raise ValueError("\n".join(problems))
         return self

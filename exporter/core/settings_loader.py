@@ -17,6 +17,7 @@ from pydantic_core import ErrorDetails
 from exporter.core.aws_settings import Role
 from exporter.core.errors import ConfigError
 from exporter.core.event_settings import EventFields
+from exporter.core.history_settings import ForwardTarget
 from exporter.core.metric_settings import CloudWatchGauge
 from exporter.core.setting_types import Section, listed
 from exporter.core.settings import Settings
@@ -219,6 +220,10 @@ _MESSAGES: Mapping[str, str] = {
     "model_type": "it must hold keys and values, such as {{key: value}}",
     "path_type": "it must be a path; put quotes around a number",
     "literal_error": "it must be {expected}",
+    "int_type": "it must be a whole number",
+    "int_parsing": "it must be a whole number",
+    "int_from_float": "it must be a whole number",
+    "greater_than_equal": "it must be at least {ge}",
     "too_short": "it must not be empty",
     "too_long": "it must hold at most {max_length}",
 }
@@ -248,6 +253,7 @@ def _keys_beside(loc: tuple[int | str, ...]) -> list[str]:
         "aws.roles": Role,
         "cloudwatch.extra": CloudWatchGauge,
         "workers.extra": ExtraMetric,
+        "history.forward": ForwardTarget,
         "events.types": EventFields,
     }
     item = items.get(".".join(parents[:-1]))

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
@@ -26,11 +25,11 @@ from exporter.core.catalog import MALFORMED_KINDS, METRICS_BY_NAME
 from exporter.core.errors import OUTBOX_FAILURE_REASONS
 from exporter.core.model import METRICS, ExporterMetrics
 from exporter.core.shards import Shard
+from exporter.metrics.catalogued import catalogued
+from exporter.metrics.forward_metrics import ForwardMetrics
 from exporter.metrics.gzip_member import deflated
 
 _log = logs.get("cloudwatch")
-
-_Kind = TypeVar("_Kind", Gauge, Counter)
 
 
 class OptionalGauge(Collector):
@@ -50,11 +49,6 @@ class OptionalGauge(Collector):
         yield GaugeMetricFamily(self._metric.name, self._metric.help, value=self.value)
 
 
-def _metric(kind: type[_Kind], registry: CollectorRegistry, name: str) -> _Kind:
-    metric = METRICS_BY_NAME[f"cml_exporter_{name}"]
-    return kind(metric.name, metric.help, metric.labels, registry=registry)
-
-
 class Telemetry:
     """The catalog's exporter metrics, one attribute each, plus process_* and python_info."""
 
@@ -64,7 +58,7 @@ class Telemetry:
         self._monotonic = monotonic
         disable_created_metrics()  # type: ignore[no-untyped-call]  # the catalog has no _created series
         self.registry = registry
-        gauge, counter = partial(_metric, Gauge, registry), partial(_metric, Counter, registry)
+        gauge, counter = partial(catalogued, Gauge, registry), partial(catalogued, Counter, registry)
         gauge("build_info").labels(__version__, revision, platform.python_version()).set(1)
         self.leader = OptionalGauge("cml_exporter_leader", registry)
         self.leader_snapshot = OptionalGauge("cml_exporter_leader_snapshot_timestamp_seconds", registry)
@@ -101,6 +95,7 @@ class Telemetry:
         self.mirror_last_success = OptionalGauge("cml_exporter_mirror_last_success_timestamp_seconds", registry)
         self.history_duplicates = OptionalGauge("cml_exporter_history_duplicates", registry)
         self.history_replaced = counter("history_replaced_total")
+        self.forward = ForwardMetrics(registry)
         self.otlp_pushes = counter("otlp_pushes_total")
         self.samples_gap_filled = counter("samples_gap_filled_total")
         self.samples_unavailable = counter("samples_unavailable_total")

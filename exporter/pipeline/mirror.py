@@ -67,6 +67,13 @@ class SampleStore(Protocol):
             StoreUnavailableError: some exist that a majority has not acknowledged yet, or MongoDB does not answer.
         """
 
+    async def stored_samples(self, keys: Collection[tuple[str, int]]) -> list[FinalSample]:
+        """Return the samples of these keys as they are stored.
+
+        Raises:
+            StoreError: MongoDB does not answer.
+        """
+
     async def insert(self, samples: Sequence[FinalSample], *, within: Callable[[], float]) -> list[tuple[FinalSample, str]]:
         """Insert samples; return those that MongoDB rejects permanently, with the reason.
 
@@ -132,6 +139,7 @@ class Mirror:
         *,
         old: BackfillRange | None = None,
         watch: HistoryWatch | None = None,
+        on_mirrored: Callable[[], object] = lambda: None,
         wall: Callable[[], float] = time.time,
         batch: int = BATCH_SAMPLES,
     ) -> None:
@@ -144,10 +152,11 @@ class Mirror:
             telemetry: counts samples and failures.
             watch: notices a history that was replaced; None: nobody would search for gaps again.
             old: the samples that need a second lease; None if there is no other writer, however old a sample is.
+            on_mirrored: called after samples were queued for other databases.
             wall: UTC seconds of this host, for the time of the last success.
             batch: samples moved at once.
         """
-        self._old, self._watch = old, watch
+        self._old, self._watch, self._on_mirrored = old, watch, on_mirrored
         self._outbox, self._target, self._lease, self._telemetry = outbox, target, lease, telemetry
         self._wall = wall
         self._batch = batch
@@ -271,12 +280,15 @@ class Mirror:
             rejected = await self._insert(missing, leases, fences, seconds_left)
         if self._watch is not None:
             await self._watch.acknowledged(max({row.start for row in rows}))
+        inserted = [row for row in missing if row[:2] not in rejected] if rejected else missing
+        # What is there already may be another program's, with other values: a copy is one of the history.
+        forward = [*inserted, *(await self._target.stored_samples(existing) if existing and self._forwards else ())]
         if rejected:
             await self._outbox(self._outbox.outbox.set_aside, rejected)
-            await self._outbox(self._outbox.outbox.delete, [key for key in keys if key not in rejected])
+            await self._outbox(self._outbox.outbox.delete, [key for key in keys if key not in rejected], forward=forward)
         else:
-            await self._outbox(self._outbox.outbox.delete, keys, all_read=True)
-        inserted = [row for row in missing if row[:2] not in rejected] if rejected else missing
+            await self._outbox(self._outbox.outbox.delete, keys, all_read=True, forward=forward)
+        self._on_mirrored()
         known = () if self.oldest_inserted is None else (self.oldest_inserted,)
         self.oldest_inserted = min({row.start for row in inserted}.union(known), default=None)
         self._telemetry.samples_were_mirrored(
@@ -286,6 +298,10 @@ class Mirror:
             gap_filled=sum(row.status is None for row in inserted),  # no period without a status was observed in time
         )
         await self._outbox.export_gauges(self._telemetry)
+
+    @property
+    def _forwards(self) -> bool:
+        return bool(self._outbox.outbox.forward_to)
 
     async def _wait_for_running_inserts(self) -> None:
         clock = asyncio.get_running_loop().time

@@ -13,7 +13,7 @@ from collections.abc import Set as AbstractSet
 from exporter.core import logs
 from exporter.core.errors import StoreError
 from exporter.core.model import FinalSample, PendingQuery, Worker
-from exporter.pipeline import dropped_periods
+from exporter.pipeline import dropped_periods, forward_queue
 from exporter.pipeline.gaps import Gap, runs
 from exporter.pipeline.lifecycle import PendingSample
 from exporter.pipeline.outbox_file import OPEN, READY, REJECTED, STATES
@@ -38,6 +38,9 @@ _DELETE_RANGE = "DELETE FROM sample WHERE state=1 AND start>=? AND (worker, star
 
 SPENT_BY_READERS = "spent_by_readers"
 """Key of the metrics billed on behalf of HTTP readers, for `Outbox.spent` and `keep_spent`; by default all are meant."""
+
+Keys = Collection[tuple[str, int]]
+"""Worker id and start of each sample."""
 
 
 class Outbox(OutboxWorkers):
@@ -183,15 +186,17 @@ class Outbox(OutboxWorkers):
         self._range_read = (since, *rows[-1][:2]) if rows else None
         return rows
 
-    def delete(self, keys: Collection[tuple[str, int]], *, all_read: bool = False) -> None:
-        """Delete final rows that the history has acknowledged. A transaction of its own.
+    def delete(self, keys: Keys, *, all_read: bool = False, forward: Collection[FinalSample] = ()) -> None:
+        """Delete final rows that the history has acknowledged, and queue their samples. A transaction of its own.
 
         Args:
             keys: worker id and start of each.
             all_read: they are all that `ready` returned last. Then one statement deletes all final rows up to the last of them,
                 at half the cost, unless another row has become final since.
+            forward: what the history has for these keys; queued for the targets of `forward_to`.
         """
         with self.transaction():
+            forward_queue.append(self._db, self.forward_to, forward)
             in_range = self._range_read if all_read else None
             self._counts[READY] -= self._delete_range(in_range, len(keys)) if in_range else self._many(_DELETE, keys)
         self._range_read = None
@@ -205,7 +210,7 @@ class Outbox(OutboxWorkers):
             )
         return deleted
 
-    def set_aside(self, keys: Collection[tuple[str, int]]) -> None:
+    def set_aside(self, keys: Keys) -> None:
         """Set aside rows that MongoDB rejects permanently, for the operator to inspect. A transaction of its own."""
         with self.transaction():
             moved = self._many("UPDATE sample SET state=2 WHERE worker=? AND start=? AND state=1", keys)

@@ -18,7 +18,7 @@ from exporter.core import logs
 from exporter.core.errors import IncompatibleStoreError, OutboxLockedError, StoreError
 from exporter.core.periods import format_duration
 from exporter.core.process_identity import locked_folder, new_owner
-from exporter.pipeline import dropped_periods
+from exporter.pipeline import dropped_periods, forward_queue
 
 _log = logs.get("outbox")
 
@@ -52,6 +52,7 @@ CREATE INDEX IF NOT EXISTS sample_ready ON sample(worker, start) WHERE state = 1
 DROP INDEX IF EXISTS sample_start; -- of earlier releases: scattered by time, it took half of what opening a day of gaps costs
 """
     + dropped_periods.SCHEMA
+    + forward_queue.SCHEMA
 )
 
 
@@ -81,6 +82,8 @@ class OutboxFile:
         self._period = period
         self.replaced = 0
         """How many damaged files were set aside since the start."""
+        self.forward_to: Sequence[str] = ()
+        """The databases that get a copy of each sample, see `forward_queue`."""
         self._range_read: tuple[int, str, int] | None = None
         """Of the final rows read last: from which start on, and the last one; None once other rows may have become final."""
         try:

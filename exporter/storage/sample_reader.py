@@ -13,7 +13,7 @@ from pymongo.read_preferences import Primary
 
 from exporter.core.distribution import Distribution
 from exporter.core.local_time import LOCAL_INTERVALS, interval_start, later_start
-from exporter.core.model import WorkerMetricsSample
+from exporter.core.model import FinalSample, WorkerMetricsSample
 from exporter.core.periods import DAY, HOUR, to_datetime, to_seconds
 from exporter.storage import hourly, rows
 from exporter.storage.aggregation import GROUPS_PER_QUERY, aggregate, run, window
@@ -381,6 +381,13 @@ def record(document: Mapping[str, Any]) -> WorkerMetricsSample:
         active_labs_count=None if labs is None else int(labs),
         status=text(document.get("status")),
     )
+
+
+def final_sample(document: Mapping[str, Any]) -> FinalSample:
+    """Return a sample's document as it left the outbox."""
+    known = record(document)
+    values = known.cpu_utilization, known.memory_utilization, known.active_labs_count
+    return FinalSample(known.worker_id, to_seconds(known.timestamp), known.region, *values, known.status)
 
 
 def _float(value: object) -> float | None:

@@ -10,8 +10,8 @@ from pymongo.errors import BulkWriteError, OperationFailure
 
 from exporter.core import logs
 from exporter.core.errors import IncompatibleStoreError, StoreError, StoreUnavailableError
-from exporter.core.model import WorkerMetricsSample
-from exporter.core.periods import to_seconds
+from exporter.core.model import FinalSample, WorkerMetricsSample
+from exporter.core.periods import to_datetime, to_seconds
 from exporter.core.process_identity import new_owner
 from exporter.storage.collection import HistoryCollection
 from exporter.storage.insert_fence import InsertFence, fence_problem
@@ -27,7 +27,7 @@ from exporter.storage.mongo import (
     may_see_all_operations,
 )
 from exporter.storage.sample_documents import Sample, inserts
-from exporter.storage.sample_reader import stored_seconds
+from exporter.storage.sample_reader import final_sample, stored_seconds
 
 Key = tuple[str, int]
 """(worker_id, start of the period in UTC seconds): what makes a sample unique."""
@@ -122,6 +122,16 @@ class SampleWriter:
                 )
             found |= on_primary
         return found
+
+    async def stored_samples(self, keys: Collection[Key]) -> list[FinalSample]:
+        """Return the samples of these keys as they are stored; of a key that is stored twice, one of them."""
+        wanted, found = set(keys), dict[Key, FinalSample]()
+        for ids, low, high in _reads(keys, self._collection.period):
+            match = {"worker_id": {"$in": ids}, "timestamp": {"$gte": to_datetime(low), "$lte": to_datetime(high)}}
+            async with self._collection.operation("find"):
+                samples = [final_sample(each) async for each in self._samples.find(match) if not each["timestamp"].microsecond]
+            found |= {each[:2]: each for each in samples if each[:2] in wanted}
+        return list(found.values())
 
     @asynccontextmanager
     async def insert_lease(self) -> AsyncIterator[Callable[[], float]]:

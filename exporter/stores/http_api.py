@@ -15,6 +15,16 @@ _WORDS = 300
 _TRY_AGAIN = {429, 500, 502, 503, 504}
 
 
+class HttpRefusalError(StoreError):
+    """The store has answered with a status that another attempt would not change."""
+
+    def __init__(self, message: str, status: int, text: str) -> None:
+        super().__init__(message, reason="refused")
+        self.status = status
+        self.text = text
+        """The beginning of its answer."""
+
+
 class HttpApi:
     """The HTTP API at a URL `KIND+http://user:password@host:port/...`; requests run in threads.
 
@@ -24,7 +34,7 @@ class HttpApi:
 
     Raises, from `request`:
         StoreUnavailableError: no answer, or one that says to try again.
-        StoreError: it refuses.
+        HttpRefusalError: it refuses.
     """
 
     def __init__(self, url: SplitResult, name: str) -> None:
@@ -53,11 +63,12 @@ class HttpApi:
             ) from error
         if answer.status < 300:
             return answer.data
-        said = f"{self._name} answered {answer.status}: {answer.data[:_WORDS].decode(errors='replace').strip()}"
+        text = answer.data[:_WORDS].decode(errors="replace").strip()
+        said = f"{self._name} answered {answer.status}: {text}"
         if answer.status in _TRY_AGAIN:
             raise StoreUnavailableError(said, reason="unavailable")
         hint = "; check user and password in the address" if answer.status in (401, 403) else ""
-        raise StoreError(said + hint, reason="refused")
+        raise HttpRefusalError(said + hint, answer.status, text)
 
     def close(self) -> None:
         """Close the connections."""

@@ -10,7 +10,7 @@ from urllib.parse import SplitResult
 from exporter.core.errors import ConfigError, StoreError, StoreUnavailableError
 from exporter.core.history_metrics import METRIC_FIELDS
 from exporter.core.periods import to_datetime
-from exporter.stores.store import Batch
+from exporter.stores.store import Batch, RefusedSamplesError
 
 try:
     import psycopg
@@ -28,6 +28,8 @@ CREATE TABLE IF NOT EXISTS {TABLE} (
     status text,
     PRIMARY KEY (worker_id, "timestamp")
 )"""
+_DATA_CLASSES = ("22", "23", "P0")
+"""Classes of SQLSTATE that say that a row is refused for its values: data exception, integrity constraint, a trigger."""
 _NAMES = ", ".join(f'"{name}"' for name in _COLUMNS)
 _TAKE = f"""
 INSERT INTO {TABLE} ({_NAMES}) SELECT DISTINCT ON (worker_id, "timestamp") {_NAMES} FROM incoming
@@ -36,6 +38,9 @@ ON CONFLICT (worker_id, "timestamp") DO UPDATE SET {", ".join(f"{name} = exclude
 
 class PostgreSQL:
     """A database of PostgreSQL; see `Store`."""
+
+    settle_seconds = 0.0
+    wants_labels = False
 
     def __init__(self, url: SplitResult) -> None:
         self.name = f"PostgreSQL at {url.hostname or 'the local socket'}:{url.port or 5432}"
@@ -50,6 +55,11 @@ class PostgreSQL:
             if await found.fetchone():
                 await connection.execute(f"SELECT create_hypertable('{TABLE}', 'timestamp', if_not_exists => TRUE)")
 
+    async def ping(self) -> None:
+        """Begin and end a transaction."""
+        async with self._connected() as connection:
+            await connection.execute("SELECT 1")
+
     async def write(self, batches: Sequence[Batch]) -> None:
         """Write samples in one transaction: COPY into a temporary table, then take what is new or different."""
         async with self._connected() as connection:
@@ -60,6 +70,10 @@ class PostgreSQL:
                     for row in _rows(batch):
                         await copy.write_row(row)
             await cursor.execute(_TAKE)
+
+    async def run_id(self) -> str:
+        """Return nothing: a transaction is acknowledged when it is on the disk."""
+        return ""
 
     async def count(self, workers: Sequence[str], since: int, until: int) -> int:
         """Count the rows."""
@@ -89,6 +103,8 @@ class PostgreSQL:
                 f"{self.name} does not answer ({_first_line(error)}); is it running?", reason="unavailable"
             ) from error
         except psycopg.Error as error:
+            if (error.sqlstate or "")[:2] in _DATA_CLASSES:
+                raise RefusedSamplesError(f"{self.name} refuses samples ({_first_line(error)})", reason="invalid") from error
             raise StoreError(f"{self.name} refuses ({_first_line(error)})", reason="refused") from error
 
 

@@ -15,16 +15,22 @@ from exporter.core.catalog import INFO, LONGEST_LABEL, STATUS
 from exporter.core.errors import StoreError
 from exporter.core.history_metrics import HISTORY_METRICS, STORE
 from exporter.core.model import STATUSES
-from exporter.stores.http_api import HttpApi
-from exporter.stores.store import Batch, Values
+from exporter.stores.http_api import HttpApi, HttpRefusalError
+from exporter.stores.store import Batch, RefusedSamplesError, Values
 
 _SETTLE_SECONDS = 2
 """After how long what was acknowledged can be queried, besides the flush."""
+_DURABLE_SECONDS = 15.0
+"""After how long what was acknowledged is on its disk: three times `-inmemoryDataFlushInterval`, which is 5s by default."""
+_STARTED = re.compile(rb"^vm_app_start_timestamp (\S+)", re.MULTILINE)
 _FLAG = re.compile(rb'flag\{name="dedup\.minScrapeInterval", ?value="([^"]+)"')
 
 
 class VictoriaMetrics:
     """A single-node VictoriaMetrics; see `Store`."""
+
+    settle_seconds = _DURABLE_SECONDS
+    wants_labels = True
 
     def __init__(self, url: SplitResult) -> None:
         self.name = f"VictoriaMetrics at {url.hostname}:{url.port or 8428}"
@@ -40,10 +46,24 @@ class VictoriaMetrics:
                 reason="refused",
             )
 
+    async def ping(self) -> None:
+        """Do what `prepare` does, which changes nothing."""
+        await self.prepare()
+
     async def write(self, batches: Sequence[Batch]) -> None:
-        """Write samples as series."""
+        """Write samples as series. It acknowledges samples that are older than its retention, and ignores them."""
         body = b"\n".join(orjson.dumps(series) for batch in batches for series in _series(batch))
-        await self._api.request("POST", f"{self._prefix}/api/v1/import", body=body)
+        try:
+            await self._api.request("POST", f"{self._prefix}/api/v1/import", body=body)
+        except HttpRefusalError as error:
+            if error.status == 413:
+                raise RefusedSamplesError(str(error), reason="too_large") from error
+            raise
+
+    async def run_id(self) -> str:
+        """Return the second at which it was started."""
+        found = _STARTED.search(await self._api.request("GET", f"{self._prefix}/metrics"))
+        return found[1].decode() if found else ""
 
     async def count(self, workers: Sequence[str], since: int, until: int) -> int:
         """Count the points of the info series, of which every sample has one."""

@@ -58,6 +58,14 @@ class MirrorState(Protocol):
         """The last error, no error after a success; and since when."""
 
 
+class ForwardingState(Protocol):
+    """What the backend reads of the targets of `history.forward`, from another thread."""
+
+    @property
+    def conditions(self) -> Mapping[str, Condition]:
+        """Return "forward NAME" → its last error, no error after a success; and since when."""
+
+
 class HourlyAggregates(ColumnSource, HourSource, Protocol):
     """Hourly aggregates of many workers: see `HourlyCache`."""
 
@@ -112,6 +120,14 @@ class LoopBridge:
             raise StoreUnavailableError("the exporter is starting or stopping; try again in a few seconds", reason="starting")
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(function(*arguments), self.loop))
 
+    async def call(self, function: Callable[..., T], *arguments: object) -> T:
+        """The same for a function that is no coroutine."""
+
+        async def run() -> T:
+            return function(*arguments)
+
+        return await self.run(run)
+
 
 class BridgedArchive:
     """The CloudWatch archive, called from the web server's loop. Connections and rate limit are those of the poller."""
@@ -141,6 +157,7 @@ class Backend:
         bridge: leads to the collector's event loop.
         client: the MongoDB client of this event loop; `close` closes it.
         mirror: supplies the last error of the history.
+        forwarding: supplies the last error of each database that gets copies.
         history: samples of many workers; None if `mongodb.history` is null, and so are the following.
         hourly: hourly aggregates of many workers.
         inventory: reads single entries, on this event loop.
@@ -162,6 +179,7 @@ class Backend:
         bridge: LoopBridge,
         client: Closable,
         mirror: MirrorState | None = None,
+        forwarding: ForwardingState | None = None,
         history: SampleHistory | None = None,
         hourly: HourlyAggregates | None = None,
         inventory: InventoryReader | None = None,
@@ -181,7 +199,7 @@ class Backend:
         """The figures of the fleet; None where no history is kept."""
         self.hourly_price: Mapping[str, float] = hourly_price or {}
         self._collector, self._telemetry, self._mirror = collector, telemetry, mirror
-        self._bridge, self._client = bridge, client
+        self._bridge, self._client, self._forwarding = bridge, client, forwarding
         self._history = history
         self._inventory, self._fleet_inventory = inventory, fleet_inventory
         self._liveness = liveness or Liveness(monotonic)
@@ -228,6 +246,8 @@ class Backend:
             conditions["gauges"] = Condition(problem, int(snapshot.fresh_until))
         if self._mirror is not None:
             conditions["history"] = self._mirror.condition
+        if self._forwarding is not None:
+            conditions |= self._forwarding.conditions
         return {part: one._replace(error=one.error and self.public(one.error)) for part, one in conditions.items()}
 
     def dead_loops(self) -> list[str]:

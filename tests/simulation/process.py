@@ -407,6 +407,9 @@ class HistoryClient(MongoClient):
         await self._process.travel()
         return local
 
+    async def stored_samples(self, keys: Collection[Key]) -> list[FinalSample]:
+        raise AssertionError("nothing is forwarded in the simulation")
+
     def local(self, keys: Collection[Key]) -> set[Key]:
         return {key for key in keys if key in self._server.documents}
 

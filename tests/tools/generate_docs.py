@@ -10,6 +10,7 @@ from exporter.core.budget import UNLIMITED_DAY_DOLLARS
 from exporter.core.catalog import EXPORTER_METRICS, WORKER_METRICS, Metric
 from exporter.core.event_settings import EVENT_TYPES, EventFields
 from exporter.core.history_metrics import HOURLY_METRICS, HourlyMetric
+from exporter.core.history_settings import ForwardTarget
 from exporter.core.metric_settings import UNITS, CloudWatchGauge
 from exporter.core.periods import format_duration
 from exporter.core.settings import CloudWatchSettings
@@ -97,6 +98,18 @@ publishes them by `InstanceId` alone.
 
 UNITS_INTRO = """\
 A unit decides how the name ends, and the factor by which values are multiplied:
+"""
+
+FORWARD_INTRO = """\
+## `history.forward`
+
+Databases that get a copy of every sample: [forward.md](forward.md).
+
+```yaml
+history:
+  forward:
+    - {type: influxdb, url: "http://user:password@127.0.0.1:8086/cml"}
+```
 """
 
 FIELDS_INTRO = """\
@@ -296,6 +309,8 @@ def settings_page() -> str:
         EXTRA_INTRO,
         _rows(("key", "default", "what it is"), _keys(ExtraMetric)),
         PRICE_INTRO,
+        FORWARD_INTRO,
+        _rows(("key", "default", "what it is"), _keys(ForwardTarget)),
         EVENTS_INTRO,
         _rows(
             ("key", "default", "what it is"),

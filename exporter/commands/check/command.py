@@ -23,6 +23,7 @@ from exporter.commands import terminal
 from exporter.commands.check.aws import check_aws
 from exporter.commands.check.finding import CheckResult, Status, one_line
 from exporter.commands.check.mongodb import check_mongodb
+from exporter.commands.check.targets import check_targets
 from exporter.core.errors import ConfigError, IncompatibleStoreError, StoreError
 from exporter.core.periods import format_duration
 from exporter.core.settings import Settings
@@ -74,7 +75,7 @@ async def examine(settings: Settings, wall: Callable[[], float] = time.time) -> 
     folder, in_use = _check_data_folder(settings.data_dir, settings.period)
     results = [_describe_settings(settings), folder, _check_web(settings, in_use)]
     mongodb, fleet = await check_mongodb(settings, wall)
-    return results + mongodb + await check_aws(settings, fleet, wall)
+    return results + mongodb + await check_targets(settings) + await check_aws(settings, fleet, wall)
 
 
 # -- this machine ------------------------------------------------------------------------------------------------------

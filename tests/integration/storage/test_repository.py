@@ -22,7 +22,7 @@ from pymongo.write_concern import WriteConcern
 from exporter.core.distribution import Distribution
 from exporter.core.errors import IncompatibleStoreError, StoreError, StoreUnavailableError
 from exporter.core.interval_statistics import Statistics
-from exporter.core.model import CloudWatchSnapshot, Fleet, Worker, WorkerMetricsSample
+from exporter.core.model import CloudWatchSnapshot, FinalSample, Fleet, Worker, WorkerMetricsSample
 from exporter.core.periods import DAY, HOUR, align_interval, to_datetime, to_seconds
 from exporter.demo.mongod import Mongod
 from exporter.storage import aggregation, collection, sample_documents, sample_reader, sample_writer
@@ -498,6 +498,25 @@ class TestExactlyOnce:
         absent = [("w0", START + 10 * PERIOD), ("w9", START), ("never", START)]
         assert await samples.writer.existing_keys([*keys(there)[2:], *absent]) == set(keys(there)[2:])
         assert await samples.writer.existing_keys([]) == set()
+
+    async def test_stored_samples_have_the_values_of_the_history_whoever_wrote_them(
+        self, database: Database, samples: WorkerMetricsRepository
+    ) -> None:
+        await samples.writer.insert([*batch(workers=3, periods=3), sample("far", START + 20 * DAY, None)])
+        moment = timedelta(milliseconds=1)
+        await database[NAME].insert_many(
+            [
+                {"worker_id": "w9", "timestamp": to_datetime(START), "cpu_utilization": "much", "active_labs_count": 2.0},
+                {"worker_id": "w9", "timestamp": to_datetime(START) + moment, "cpu_utilization": 9},
+            ]
+        )
+        wanted = [("w1", START + PERIOD), ("far", START + 20 * DAY), ("w9", START), ("w0", START + 9 * PERIOD)]
+        assert sorted(await samples.writer.stored_samples(wanted)) == [
+            FinalSample("far", START + 20 * DAY, "us-east-1"),
+            FinalSample("w1", START + PERIOD, "us-east-1", 1.0, None, None, "running"),
+            FinalSample("w9", START, "", None, None, 2, None),
+        ]
+        assert await samples.writer.stored_samples([]) == []
 
     async def test_an_insert_of_more_than_one_batch_is_complete(
         self, database: Database, samples: WorkerMetricsRepository

@@ -12,6 +12,7 @@ from exporter.commands import reload as module
 from exporter.commands.reload import RELOADABLE, Reloader
 from exporter.core import logs
 from exporter.core.errors import ConfigError, StoreUnavailableError
+from exporter.core.history_settings import HistorySettings
 from exporter.core.settings import Settings
 from exporter.core.settings_loader import table
 from exporter.metrics.telemetry import Telemetry
@@ -25,13 +26,19 @@ class Running:
         self.telemetry = Telemetry(CollectorRegistry())
         self.limits: list[float | None] = []
         self.refreshed = 0
-        self.hangs = False
+        self.hangs = self.refuses = False
+        self.forwarded: list[HistorySettings] = []
 
     async def refresh_credentials(self) -> bool:
         self.refreshed += 1
         if self.hangs:
             await asyncio.Event().wait()
         return False
+
+    async def forward(self, settings: HistorySettings) -> None:
+        if self.refuses:
+            raise ConfigError("the driver is not installed")
+        self.forwarded.append(settings)
 
     def limit_cost(self, max_usd_per_day: float | None) -> None:
         self.limits.append(max_usd_per_day)
@@ -89,10 +96,27 @@ async def test_a_wrong_file_changes_nothing_and_is_shown(configured: list[tuple[
     assert running.shown("successful") == 1
 
 
+async def test_targets_of_copies_change_at_once_and_one_that_cannot_be_used_changes_nothing(
+    configured: list[tuple[str, str]],
+) -> None:
+    target = {"type": "influxdb", "url": "http://127.0.0.1:8086/cml"}
+    running = Running()
+    reloader = Reloader(settings(), lambda: settings(history={"forward": [target]}), LiveWebConfig(None), running)
+    running.refuses = True
+    with pytest.raises(ConfigError, match="driver"):
+        await reloader.reload()
+    assert (configured, running.limits) == ([], []), "the valid settings were applied all the same"
+    running.refuses = False
+    assert await reloader.reload() == "Reloaded; changed settings: history.forward."
+    assert [each.forward[0].label for each in running.forwarded] == ["influxdb://127.0.0.1:8086/cml"]
+    assert await reloader.reload() == "Reloaded; changed settings: none."
+    assert len(running.forwarded) == 1
+
+
 async def test_a_collector_that_hangs_does_not_block_reloads_for_ever(
     configured: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "CREDENTIALS_SECONDS", 0.05)
+    monkeypatch.setattr(module, "COLLECTOR_SECONDS", 0.05)
     running = Running()
     running.hangs = True
     reloader = Reloader(settings(), lambda: settings(log={"level": "debug"}), LiveWebConfig(None), running)

@@ -78,6 +78,9 @@ def test_counters_start_at_zero_with_every_known_label_set() -> None:
         "cml_exporter_cloudwatch_request_failures_total",
         "cml_exporter_mirror_failures_total",
         "cml_exporter_http_connections_closed_total",  # by the web server, before it listens
+        "cml_exporter_forward_samples_total",  # of each target, before it is reached
+        "cml_exporter_forward_failures_total",
+        "cml_exporter_forward_samples_dropped_total",
         "cml_exporter_otlp_pushes_total",  # only with a collector, before the first push
     }
     counters = {metric.name for metric in METRICS_BY_NAME.values() if metric.kind == "counter"} - late

@@ -13,6 +13,7 @@ from exporter.core.condition import Condition
 from exporter.core.errors import IncompatibleStoreError, StoreError, StoreUnavailableError
 from exporter.core.model import FinalSample
 from exporter.metrics.telemetry import Telemetry
+from exporter.pipeline import forward_queue
 from exporter.pipeline import mirror as module
 from exporter.pipeline.lifecycle import PendingSample
 from exporter.pipeline.mirror import INSERT_MARGIN_SECONDS, MIN_LEASE_SECONDS, BackfillRange, Mirror
@@ -81,6 +82,9 @@ class History:
         if self.uncommitted & set(keys):
             raise StoreUnavailableError("a majority does not hold all of it", reason="unsettled")
         return set(self.keys) & set(keys)
+
+    async def stored_samples(self, keys: Collection[Key]) -> list[FinalSample]:
+        return [each for each in self.samples if key(each) in keys]
 
     async def insert(self, samples: Sequence[FinalSample], *, within: Callable[[], float]) -> list[tuple[FinalSample, str]]:
         self.encode()
@@ -207,6 +211,40 @@ async def test_the_time_of_the_last_success_does_not_move_while_a_full_batch_may
         assert mirror_env.count("mirror_last_success_timestamp_seconds") is None
     assert await mirror_env.mirror.step() is False
     assert mirror_env.count("mirror_last_success_timestamp_seconds") == mirror_env.now
+
+
+async def test_what_the_history_has_is_queued_for_other_databases_with_the_values_that_it_has(mirror_env: MirrorEnv) -> None:
+    mirror_env.outbox.forward_to = ("archive",)
+    mirror_env.history.rejected = {"bad"}
+    another = sample_of(row(1))._replace(cpu_utilization=99.0)  # a job of the manager was faster
+    mirror_env.history.samples = [another]
+    mirror_env.put(row(0), row(1), row(2, "bad"))
+    await mirror_env.drain()
+
+    def queued() -> list[FinalSample]:
+        with mirror_env.outbox.transaction() as database:
+            return forward_queue.read(database, "archive", 0, 10).samples
+
+    assert sorted(await mirror_env.thread(queued)) == [sample_of(row(0)), another]
+
+
+@pytest.mark.parametrize("outcome", ["nothing", "half", "everything", "later"])
+async def test_a_sample_is_queued_when_it_has_left_the_outbox_and_not_before(
+    mirror_env: MirrorEnv, outcome: Literal["nothing", "half", "everything", "later"]
+) -> None:
+    mirror_env.outbox.forward_to = ("archive",)
+    mirror_env.put(*(row(n) for n in range(4)))
+    mirror_env.history.outcome = outcome
+    with pytest.raises(StoreUnavailableError):
+        await mirror_env.mirror.step()
+
+    def queued() -> list[FinalSample]:
+        with mirror_env.outbox.transaction() as database:
+            return forward_queue.read(database, "archive", 0, 10).samples
+
+    assert await mirror_env.thread(queued) == []
+    await mirror_env.drain()
+    assert sorted(await mirror_env.thread(queued)) == [sample_of(row(n)) for n in range(4)]
 
 
 async def test_an_empty_outbox_sends_no_query_to_the_history(mirror_env: MirrorEnv) -> None:
@@ -414,7 +452,7 @@ async def test_an_incompatible_history_is_verified_again_each_time(mirror_env: M
 
 
 async def test_a_full_disk_while_deleting_doubles_nothing(mirror_env: MirrorEnv, monkeypatch: pytest.MonkeyPatch) -> None:
-    def delete(rows: object, *, all_read: bool) -> None:
+    def delete(rows: object, *, all_read: bool, forward: object) -> None:
         raise StoreError("the disk is full", reason="disk_full")
 
     mirror_env.put(row(0))
