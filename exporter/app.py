@@ -1,7 +1,7 @@
 """The composition root: builds the objects of one exporter from its settings, starts its loops and stops them."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from exporter.core import logs
 from exporter.core.budget import Budget, ReaderBudget
-from exporter.core.errors import IncompatibleStoreError, SourceError, StoreError
+from exporter.core.errors import StoreError
 from exporter.core.heap import freeze
 from exporter.core.history_settings import HistorySettings
 from exporter.core.liveness import MIN_INTERVAL_SECONDS, Liveness
@@ -18,6 +18,7 @@ from exporter.core.otlp_settings import OtlpSettings
 from exporter.core.periods import HOUR
 from exporter.core.revision import revision
 from exporter.core.settings import Settings
+from exporter.core.shards import Part
 from exporter.forwarding.forwarding import Forwarding
 from exporter.forwarding.worker_labels import WorkerLabels
 from exporter.history.cloudwatch_archive import CloudWatchArchive
@@ -39,12 +40,12 @@ from exporter.sources.cloudwatch.extra_series import ExtraSeries
 from exporter.sources.cloudwatch.memory_series import MemorySeriesIndex
 from exporter.storage.credential_rotation import rotation_of
 from exporter.storage.duplicates import count_duplicates
-from exporter.storage.first_use import is_in_use
 from exporter.storage.handover import HandedWorkers
 from exporter.storage.history_marker import HistoryMarker
 from exporter.storage.inventory import Inventory
 from exporter.storage.layout import Layout
-from exporter.storage.lease import BACKFILL, LEASE_SECONDS, Lease, keep_renewed
+from exporter.storage.leadership import Leadership
+from exporter.storage.lease import BACKFILL, LEASE_SECONDS, Lease
 from exporter.storage.mongo import Database, connect, read_preference, without_hosts
 from exporter.storage.repository import WorkerMetricsRepository, repository
 from exporter.storage.sample_reader import SampleReader
@@ -56,10 +57,6 @@ _log = logs.get("exporter")
 BEAT_INTERVAL_SECONDS = 30
 """Interval of the sign of life of the collector's event loop: a loop that is blocked for three of them counts as hung."""
 
-PREPARE_SECONDS = 5.0
-"""How long gauges wait at the start for the collection and the lease; more than a MongoDB that is well needs."""
-FIRST_WORKER_SECONDS = 5.0
-"""How often an exporter that has nothing to write yet looks whether there is a worker."""
 RELEASE_SECONDS = 2.0
 """How long the release of the lease may delay the end of the process; MongoDB may hang."""
 
@@ -98,20 +95,12 @@ class Exporter:
         self._history = repository(settings, database, settings.mongodb.history) if settings.mongodb.history else None
         shares = self._history is not None and settings.cloudwatch.enabled and settings.cloudwatch.standby == "snapshot"
         part = self._part = settings.workers.part
-        layout = Layout(database, part, folder=outbox.folder, on_change=self._layout_changed)
-        self._lease = Lease(
-            database,
-            owner=outbox.owner,
-            folder=outbox.folder,
-            ttl=LEASE_SECONDS,
-            part=part.own_name,
-            allowed=layout.check,
-            announces=shares,
-        )
+        self._lease = _lease(database, outbox, part, self._layout_changed, announces=shares)
         self._forwarding = Forwarding(self._outbox, WorkerLabels(Inventory(database)), self.telemetry)
         self._forwarding.use(settings.history)
         self._mirror = self._build_mirror(database, self._history, outbox) if self._history is not None else None
         self._aggregates = Aggregates(database, settings.mongodb.worker_collections, settings.workers, part)
+        self._leadership = self._build_leadership(self._history) if self._history is not None else None
         wake = self._mirror.wake.set if self._mirror else lambda: None
         self.telemetry.show_shard(part.shard, collects=True)
         self.collector = Collector(
@@ -152,6 +141,10 @@ class Exporter:
         )
         queued = self._forwarding.mirrored
         return Mirror(self._outbox, history.writer, self._lease, self.telemetry, old=backfill, watch=watch, on_mirrored=queued)
+
+    def _build_leadership(self, history: WorkerMetricsRepository) -> Leadership:
+        documents = self._aggregates
+        return Leadership(history, self._lease, documents.any_document, lambda: documents.namespace, self._leadership_changed)
 
     def _build_backend(self, database: Database, owner: str) -> Backend:
         settings, name = self.settings, self.settings.mongodb.history
@@ -214,8 +207,11 @@ class Exporter:
         self._bridge.loop = asyncio.get_running_loop()
         try:
             await self.collector.restore()
-            if self._history is not None:
-                await self._prepare(self._history)
+            if self._leadership is not None and self._history is not None:
+                self._history.collection.gap_fill_window = self.settings.gap_fill_window
+                await self._leadership.prepare(waits_for_credentials=self.settings.mongodb.uri_file is not None)
+                self.telemetry.leader.value = float(self._lease.held)
+                _log.info("collecting", writes_history=self._lease.held)
             async with LoopGroup() as group:
                 group.create_task(self.collector.observe_forever(), name="observe")
                 group.create_task(self.collector.poll_forever(), name="poll")
@@ -230,10 +226,11 @@ class Exporter:
                     group.create_task(pushing, name="otlp")
                 group.create_task(beat_forever(self.liveness), name="beat")
                 group.create_task(self._forwarding.run_forever(), name="forward")
-                if self._mirror is not None and self._history is not None:
+                if self._mirror is not None and self._history is not None and self._leadership is not None:
                     self._mirror.beat = self.liveness.expect("mirroring", MIN_INTERVAL_SECONDS)
                     group.create_task(self._mirror.run_forever(), name="mirror")
-                    group.create_task(self._lead_forever(self._history), name="lease")
+                    beat = self.liveness.expect("the renewal of the lease", LEASE_SECONDS)
+                    group.create_task(self._leadership.keep_forever(beat), name="lease")
                     beat = self.liveness.expect("handing over workers", MIN_INTERVAL_SECONDS)
                     group.create_task(self._handover.run_forever(self.collector, beat), name="handover")
                     if self._part.shard.index == 0:  # the whole history is searched, which one exporter does for all
@@ -248,69 +245,6 @@ class Exporter:
     async def _freeze(self) -> None:
         await self.collector.polled.wait()
         freeze()
-
-    async def _prepare(self, history: WorkerMetricsRepository) -> None:
-        """Verify the collection and take the lease if it is free, so that the first read of the fleet is recorded.
-
-        Gauges do not wait for a MongoDB that can be read and not written: what is not done in `PREPARE_SECONDS`, the mirror and
-        the renewal of the lease do later. Where there is no worker yet, nothing is created: the database may be the wrong one.
-        """
-        history.collection.gap_fill_window = self.settings.gap_fill_window
-        try:
-            async with asyncio.timeout(PREPARE_SECONDS):
-                # Verifies first: an incompatible collection ends the start also where writes hang.
-                if await self._may_create(history):
-                    await history.ensure_collection()
-                    await self._take_lease(history)
-                else:
-                    _log.warning(
-                        "no worker document yet; nothing is created in MongoDB before the first one",
-                        collection=self._aggregates.namespace,
-                    )
-        except TimeoutError:
-            text = f"MongoDB has not completed the preparations within {PREPARE_SECONDS:g} s"
-            _log.warning("history not available yet; gauges continue, samples wait in the outbox", error=text)
-        except IncompatibleStoreError as error:
-            if error.reason != "credentials" or self.settings.mongodb.uri_file is None:
-                raise
-            _log.warning("MongoDB refuses the credentials; waiting until uri_file has others", error=str(error))
-        except (SourceError, StoreError) as error:
-            _log.warning("history not available yet; gauges continue, samples wait in the outbox", error=str(error))
-        self.telemetry.leader.value = float(self._lease.held)
-        _log.info("collecting", writes_history=self._lease.held)
-
-    async def _may_create(self, history: WorkerMetricsRepository) -> bool:
-        """Return whether this is a database of workers: one has a document, or an exporter has written here before.
-
-        Raises:
-            IncompatibleStoreError: the history cannot be used.
-            SourceError, StoreError: MongoDB does not answer.
-        """
-        return await is_in_use(history.collection) or await self._aggregates.any_document()
-
-    async def _take_lease(self, history: WorkerMetricsRepository) -> None:
-        await self._lease.acquire_or_renew()
-        if problem := await history.writer.fence_problem():
-            _log.warning("late inserts are not refused", problem=problem)
-
-    async def _lead_forever(self, history: WorkerMetricsRepository) -> None:
-        """Renew the lease; where there was no worker at the start, take it as soon as there is one."""
-        beat = self.liveness.expect("the renewal of the lease", LEASE_SECONDS)
-        repeats, was_held = logs.Repeats(), self._lease.held
-        while not self._lease.held and not self._lease.held_elsewhere:
-            beat()
-            try:
-                if await self._may_create(history):
-                    await self._take_lease(history)
-                    break
-            except (SourceError, StoreError) as error:
-                self._lease.problem = self._lease.problem or str(error)
-                if repeats.is_due(str(error)):
-                    _log.warning("lease not acquired", error=str(error), **repeats.count)
-            await asyncio.sleep(FIRST_WORKER_SECONDS)
-        if self._lease.held and not was_held:
-            self._leadership_changed(held=True)
-        await keep_renewed(self._lease, self._leadership_changed, keep_fence=history.writer.keep_fence, beat=beat)
 
     # -- a reload, from the web server's loop
 
@@ -366,6 +300,21 @@ class Exporter:
             await self._cloudwatch.close()
         await self._client.close()
         await asyncio.to_thread(self._outbox.close)
+
+
+def _lease(
+    database: Database, outbox: Outbox, part: Part, on_layout_change: Callable[[bool], object], *, announces: bool
+) -> Lease:
+    layout = Layout(database, part, folder=outbox.folder, on_change=on_layout_change)
+    return Lease(
+        database,
+        owner=outbox.owner,
+        folder=outbox.folder,
+        ttl=LEASE_SECONDS,
+        part=part.own_name,
+        allowed=layout.check,
+        announces=announces,
+    )
 
 
 async def beat_forever(liveness: Liveness) -> None:

@@ -43,8 +43,7 @@ async def run(settings: Settings, wanted: int | None, yes: bool, out: TextIO, *,
         history = repository(settings, database, name).collection
         kept = await history.current_retention()
         shown = "without limit" if kept is None else f"for {format_duration(kept)}"
-        result: dict[str, object] = {"history": history.namespace, "retention_seconds": kept, "changed": False}
-        status = 0
+        result, status = {"history": history.namespace, "retention_seconds": kept, "changed": False}, 0
         if wanted is None or wanted == kept:
             show(f"{history.namespace} keeps samples {shown}.")
         else:

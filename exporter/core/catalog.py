@@ -7,6 +7,7 @@ The labels of a released series never change.
 from dataclasses import dataclass
 from typing import Literal
 
+from exporter.core.errors import MALFORMED_KINDS
 from exporter.core.model import STATUS_CODES
 
 Kind = Literal["gauge", "counter"]
@@ -175,11 +176,6 @@ def _exporter(name: str, kind: Kind, help_text: str, labels: tuple[str, ...] = (
     return Metric(f"cml_exporter_{name}", kind, help_text, unit, labels, "exporter")
 
 
-MALFORMED_KINDS = ("result", "length", "timestamp", "not_a_number", "negative", "too_large", "listed_metric")
-"""Values of the label `kind`. result: an element of MetricDataResults; length: its Timestamps and Values do not match;
-timestamp: not a time, or not the start of a period; not_a_number: a boolean, a text, NaN; listed_metric: an element of
-ListMetrics, or of its OwningAccounts."""
-
 EXPORTER_METRICS: tuple[Metric, ...] = (
     _exporter("build_info", "gauge", "Version of the exporter as labels; always 1.", ("version", "revision", "python")),
     _exporter("leader", "gauge", "Whether this exporter holds the lease to write the history; absent without a history."),
@@ -190,12 +186,7 @@ EXPORTER_METRICS: tuple[Metric, ...] = (
         (),
         "seconds",
     ),
-    _exporter(
-        "shard_info",
-        "gauge",
-        "Which shard of the fleet this exporter has; 1 while it collects, 0 while another division of the fleet is in force.",
-        ("shard", "shards"),
-    ),
+    _exporter("shard_info", "gauge", "The shard of this exporter; 0 while another division is in force.", ("shard", "shards")),
     _exporter("shards", "gauge", "Number of shards that this exporter is configured to divide the fleet into."),
     _exporter("source_up", "gauge", "Whether the last read of the source succeeded.", _SOURCE),
     _exporter("source_duration_seconds", "gauge", "Duration of the last read of the source.", _SOURCE, "seconds"),
@@ -346,12 +337,7 @@ EXPORTER_METRICS: tuple[Metric, ...] = (
     ),
     _exporter("forward_pending_samples", "gauge", "Samples in the outbox that the target of history.forward lacks.", _TARGET),
     _exporter("forward_samples_total", "counter", "Samples that the target of history.forward has acknowledged.", _TARGET),
-    _exporter(
-        "forward_failures_total",
-        "counter",
-        "Failed attempts to reach or write the target of history.forward, by reason.",
-        (*_TARGET, "reason"),
-    ),
+    _exporter("forward_failures_total", "counter", "Failed attempts to write the target, by reason.", (*_TARGET, "reason")),
     _exporter(
         "forward_samples_dropped_total",
         "counter",

@@ -84,6 +84,11 @@ class OutboxLockedError(StoreError):
 OUTBOX_FAILURE_REASONS = ("disk_full", "read_only", "io", "damaged", "other")
 """The values of the `reason` label of cml_exporter_outbox_write_failures_total; those of a StoreError, else "other"."""
 
+MALFORMED_KINDS = ("result", "length", "timestamp", "not_a_number", "negative", "too_large", "listed_metric")
+"""Values of the label `kind`. result: an element of MetricDataResults; length: its Timestamps and Values do not match;
+timestamp: not a time, or not the start of a period; not_a_number: a boolean, a text, NaN; listed_metric: an element of
+ListMetrics, or of its OwningAccounts."""
+
 FORWARD_FAILURES = ("unavailable", "timeout", "refused", "inventory", "outbox", "bug")
 """The values of the `reason` label of cml_exporter_forward_failures_total. refused: user, password, privileges, a missing
 table; inventory: MongoDB does not answer with the labels that the target stores."""

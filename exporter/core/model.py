@@ -216,17 +216,6 @@ Points = Mapping[str, Mapping[str, Datapoint]]
 
 
 @dataclass(frozen=True, slots=True)
-class CloudWatchSnapshot:
-    """What the gauges of the exporter that leads show of CloudWatch, for those that stand by."""
-
-    at: int
-    """When the collection cycle ended that polled it, in UTC seconds of MongoDB's clock."""
-    points: Points
-    accounts: Mapping[str, str]
-    """Instance → the AWS account that it is in, where it is known."""
-
-
-@dataclass(frozen=True, slots=True)
 class ExporterMetrics:
     """The exporter metrics: text format 0.0.4, and the same compressed to follow a worker block."""
 

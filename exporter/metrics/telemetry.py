@@ -21,8 +21,8 @@ from prometheus_client.registry import Collector
 from exporter import __version__
 from exporter.core import logs
 from exporter.core.budget import BUDGET_STATES, Budget, BudgetState, ReaderBudget, dollars
-from exporter.core.catalog import MALFORMED_KINDS, METRICS_BY_NAME
-from exporter.core.errors import OUTBOX_FAILURE_REASONS
+from exporter.core.catalog import METRICS_BY_NAME
+from exporter.core.errors import MALFORMED_KINDS, OUTBOX_FAILURE_REASONS
 from exporter.core.model import METRICS, ExporterMetrics
 from exporter.core.shards import Shard
 from exporter.metrics.catalogued import catalogued
@@ -59,7 +59,8 @@ class Telemetry:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # the catalog has no _created series
         self.registry = registry
         gauge, counter = partial(catalogued, Gauge, registry), partial(catalogued, Counter, registry)
-        gauge("build_info").labels(__version__, revision, platform.python_version()).set(1)
+        self.build_info = gauge("build_info")
+        self.build_info.labels(__version__, revision, platform.python_version()).set(1)
         self.leader = OptionalGauge("cml_exporter_leader", registry)
         self.leader_snapshot = OptionalGauge("cml_exporter_leader_snapshot_timestamp_seconds", registry)
         self.shard_info, self.shards = gauge("shard_info"), gauge("shards")
@@ -96,12 +97,13 @@ class Telemetry:
         self.history_duplicates = OptionalGauge("cml_exporter_history_duplicates", registry)
         self.history_replaced = counter("history_replaced_total")
         self.forward = ForwardMetrics(registry)
-        self.otlp_pushes = counter("otlp_pushes_total")
-        self.samples_gap_filled = counter("samples_gap_filled_total")
+        self.otlp_pushes, self.samples_gap_filled = counter("otlp_pushes_total"), counter("samples_gap_filled_total")
         self.samples_unavailable = counter("samples_unavailable_total")
         self.samples_late, self.samples_revised = counter("samples_late_total"), counter("samples_revised_total")
-        self.http_connections = gauge("http_connections")
-        self.http_connections_closed = counter("http_connections_closed_total")
+        self.http_connections, self.http_connections_closed = (
+            gauge("http_connections"),
+            counter("http_connections_closed_total"),
+        )
         self.config_reload_successful = gauge("config_last_reload_successful")
         self.config_reload_success = gauge("config_last_reload_success_timestamp_seconds")
         self._start_at_zero()

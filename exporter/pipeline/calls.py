@@ -6,8 +6,9 @@ from contextlib import nullcontext
 
 from exporter.core import logs
 from exporter.core.clock import ServerClock
+from exporter.core.cloudwatch_snapshot import CloudWatchSnapshot
 from exporter.core.errors import SourceError, StoreError
-from exporter.core.model import CloudWatchSnapshot, MetricResults
+from exporter.core.model import MetricResults
 from exporter.pipeline.cycle import Cycle
 from exporter.pipeline.decided_values import DecidedValues
 from exporter.pipeline.gap_filling import Leadership

@@ -10,9 +10,9 @@ from typing import Protocol
 
 from exporter.core import logs
 from exporter.core.clock import MAX_SKEW_SECONDS, ServerClock
+from exporter.core.cloudwatch_snapshot import CloudWatchSnapshot
 from exporter.core.condition import Condition
 from exporter.core.errors import StoreError
-from exporter.core.model import CloudWatchSnapshot
 from exporter.core.periods import format_duration
 from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.calls import CallRunner

@@ -14,8 +14,9 @@ from bson.errors import BSONError
 from pymongo.errors import DuplicateKeyError
 from pymongo.write_concern import WriteConcern
 
+from exporter.core.cloudwatch_snapshot import CloudWatchSnapshot
 from exporter.core.errors import StoreError
-from exporter.core.model import CloudWatchSnapshot, Datapoint
+from exporter.core.model import Datapoint
 from exporter.core.periods import to_datetime, to_seconds
 from exporter.storage.mongo import STATE, Database, Document, durable, operation
 

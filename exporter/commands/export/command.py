@@ -9,14 +9,11 @@ import json
 import math
 import os
 import re
-import secrets
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import Any, TextIO
 from zoneinfo import ZoneInfo
 
@@ -28,8 +25,9 @@ from exporter.commands.export.batches import batches
 from exporter.commands.export.copying import Journal, copy_to_store
 from exporter.commands.export.openmetrics import text
 from exporter.commands.export.request import ExportRequest
+from exporter.commands.export.sink import STDOUT, Sink, destination
 from exporter.commands.export.spool import KEYS, open_spool
-from exporter.core.errors import ConfigError, ExporterError, StoreUnavailableError
+from exporter.core.errors import ConfigError, StoreUnavailableError
 from exporter.core.history_metrics import HISTORY_METRICS
 from exporter.core.model import InventoryEntry
 from exporter.core.periods import format_duration, rfc3339, to_datetime
@@ -52,7 +50,6 @@ CSV_COLUMNS = (
     "status",
 )
 _TO_QUOTE = re.compile(r'[",\r\n]')
-_STDOUT = 1
 
 Entries = Mapping[str, InventoryEntry]
 Write = Callable[[str], None]
@@ -101,7 +98,7 @@ async def run(settings: Settings, request: ExportRequest, err: TextIO) -> int:
                 pages = partial(_pages, history, request=request, keys=KEYS, step=step)
                 return await copy_to_store(journal, request, workers, inventory.entries, pages, err)
         try:
-            with _destination(request.output) as sink:
+            with destination(request.output) as sink:
                 counts = await _write(history, inventory.entries, workers, request, sink, err)
         except BrokenPipeError:
             return CLOSED_PIPE
@@ -128,11 +125,11 @@ async def _write(
     entries: Entries,
     workers: Sequence[str],
     request: ExportRequest,
-    sink: "Sink",
+    sink: Sink,
     err: TextIO,
 ) -> Counts:
     # Not where the export itself appears on the same terminal.
-    seen = err.isatty() and (request.output is not None or not os.isatty(_STDOUT))
+    seen = err.isatty() and (request.output is not None or not os.isatty(STDOUT))
     steps = len(workers) * (1 + len(HISTORY_METRICS) if request.format == "openmetrics" else 1)
     with _progress(err, steps) if seen else nullcontext(_silent) as step:
         if request.format == "openmetrics":
@@ -163,7 +160,7 @@ async def _write_openmetrics(
 
 
 async def _write_pages(
-    history: WorkerMetricsRepository, entries: Entries, workers: Sequence[str], request: ExportRequest, sink: "Sink", step: Step
+    history: WorkerMetricsRepository, entries: Entries, workers: Sequence[str], request: ExportRequest, sink: Sink, step: Step
 ) -> Counts:
     """Write a format that takes the samples in the order in which they are read."""
     counts, seen = Counts(), set[str]()
@@ -178,7 +175,7 @@ async def _write_pages(
     return counts
 
 
-def _page_writer(request: ExportRequest, entries: Entries, sink: "Sink") -> tuple[Callable[[str, list[Any]], None], Step]:
+def _page_writer(request: ExportRequest, entries: Entries, sink: Sink) -> tuple[Callable[[str, list[Any]], None], Step]:
     """Return what writes a page of a worker's documents, and what ends the output."""
 
     def name_of(worker_id: str) -> str | None:
@@ -255,102 +252,6 @@ def _instant(milliseconds: int, zone: ZoneInfo | None) -> str:
     if zone is not None:
         return to_datetime(milliseconds / 1000).astimezone(zone).isoformat(timespec="milliseconds" if rest else "seconds")
     return f"{rfc3339(seconds)[:-1]}.{rest:03}Z" if rest else rfc3339(seconds)
-
-
-# -- where it goes -----------------------------------------------------------------------------------------------------
-
-
-class Sink:
-    """Where the text goes: a file descriptor, written without a buffer of ours, so that nothing is left to fail later."""
-
-    def __init__(self, descriptor: int, name: str, *, kept: bool) -> None:
-        self.descriptor = descriptor
-        self._name = name
-        self._kept = kept
-
-    def write(self, text: str) -> None:
-        """Write all of it.
-
-        Raises:
-            BrokenPipeError: the reader has ended.
-            ExporterError: it cannot be written, such as on a full disk.
-        """
-        self.write_bytes(text.encode())
-
-    def write_bytes(self, data: bytes) -> None:
-        """Write all of it; the errors are those of `write`."""
-        with self.failing():
-            rest = memoryview(data)
-            while rest:
-                rest = rest[os.write(self.descriptor, rest) :]
-
-    @contextmanager
-    def failing(self) -> Iterator[None]:
-        """Translate what the operating system says."""
-        try:
-            yield
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            what = "what is there is not complete" if self._kept else "the partial file was removed"
-            raise ExporterError(
-                f"cannot write {self._name} ({error.strerror}); {what}, make room or choose another place with --output"
-            ) from error
-
-
-@contextmanager
-def _destination(output: Path | None) -> Iterator[Sink]:
-    """Yield where to write; a file gets its name after everything is in it and on the disk, else it is removed."""
-    if output is None:
-        yield Sink(_STDOUT, "standard output", kept=True)
-        return
-    path = output.resolve()  # a link stays one
-    if path.exists() and not path.is_file() and not path.is_dir():
-        with _opened(path, os.O_WRONLY, path) as descriptor:  # a pipe or device cannot be replaced
-            yield Sink(descriptor, str(path), kept=True)
-        return
-    part = path.parent / f".export-{secrets.token_hex(6)}.part"
-    try:
-        with (
-            _terminated(lambda: part.unlink(missing_ok=True)),
-            _opened(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, path) as descriptor,
-        ):
-            sink = Sink(descriptor, str(path), kept=False)
-            yield sink
-            with sink.failing():
-                os.fsync(descriptor)
-                part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-@contextmanager
-def _terminated(clean: Callable[[], None]) -> Iterator[None]:
-    """Let SIGTERM do this before it ends the process. Ctrl-C needs none of it: asyncio makes it an exception."""
-
-    def end(*_: object) -> None:
-        clean()
-        os._exit(128 + signal.SIGTERM)
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _opened(path: Path, flags: int, shown: Path) -> Iterator[int]:
-    if shown.is_dir():
-        raise ConfigError(f"--output: {shown} is a folder; name a file in it")
-    try:
-        descriptor = os.open(path, flags | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        raise ConfigError(f"--output: cannot write {shown} ({error.strerror}); choose another place") from error
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 # -- messages ----------------------------------------------------------------------------------------------------------

@@ -109,6 +109,7 @@ async def copy_to_store(
     finally:
         await store.close()
     missing = max(0, journal.samples - there)
+    journal.path.unlink(missing_ok=True)
     if request.json:
         body = {
             "since": rfc3339(request.since),
@@ -121,7 +122,6 @@ async def copy_to_store(
             "seconds": round(time.monotonic() - began, 1),
         }
         print(json.dumps(body), file=err)
-        journal.path.unlink(missing_ok=True)
         return 1 if missing else 0
     print(
         f"Copied {journal.samples:,} samples of {len(workers):,} workers, {rfc3339(request.since)} to "
@@ -130,7 +130,6 @@ async def copy_to_store(
     )
     if missing:
         print(f"{missing:,} samples are missing there; run the same command again.", file=err)
-    journal.path.unlink(missing_ok=True)
     return 1 if missing else 0
 
 

@@ -24,7 +24,7 @@ PERCENT_TOLERANCE = 1.0
 """A percentage of up to this more than 100 is 100: averages are rounded. More is malformed."""
 
 Malformed = Counter[str]
-"""How many parts of each of `catalog.MALFORMED_KINDS` were dropped."""
+"""How many parts of each of `errors.MALFORMED_KINDS` were dropped."""
 
 
 def parse_body(

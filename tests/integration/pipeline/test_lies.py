@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from exporter.core.catalog import MALFORMED_KINDS
+from exporter.core.errors import MALFORMED_KINDS
 from exporter.core.periods import DAY, HOUR, align
 from exporter.sources.cloudwatch.transport import MAX_BODY_BYTES
 from exporter.storage.mongo import Database

@@ -19,10 +19,11 @@ import pytest
 from pymongo.errors import OperationFailure
 from pymongo.write_concern import WriteConcern
 
+from exporter.core.cloudwatch_snapshot import CloudWatchSnapshot
 from exporter.core.distribution import Distribution
 from exporter.core.errors import IncompatibleStoreError, StoreError, StoreUnavailableError
 from exporter.core.interval_statistics import Statistics
-from exporter.core.model import CloudWatchSnapshot, FinalSample, Fleet, Worker, WorkerMetricsSample
+from exporter.core.model import FinalSample, Fleet, Worker, WorkerMetricsSample
 from exporter.core.periods import DAY, HOUR, align_interval, to_datetime, to_seconds
 from exporter.demo.mongod import Mongod
 from exporter.storage import aggregation, collection, sample_documents, sample_reader, sample_writer

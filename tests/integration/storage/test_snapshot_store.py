@@ -1,6 +1,7 @@
 """The leader's snapshot in a real MongoDB."""
 
-from exporter.core.model import CloudWatchSnapshot, Datapoint
+from exporter.core.cloudwatch_snapshot import CloudWatchSnapshot
+from exporter.core.model import Datapoint
 from exporter.storage.mongo import STATE, Database
 from exporter.storage.snapshot_store import FORMAT, SnapshotStore
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from exporter.core.model import CloudWatchSnapshot, Datapoint
+from exporter.core.cloudwatch_snapshot import CloudWatchSnapshot
+from exporter.core.model import Datapoint
 from exporter.storage.snapshot_store import decode, encode
 from tests.helpers.fake_cloudwatch import instance_id
 
