@@ -455,7 +455,7 @@ async def test_without_the_lease_the_mirror_is_well_only_while_another_process_h
     mirror_env.lease.problem = None
     mirror_env.now += 60
     await mirror_env.mirror.step()
-    assert mirror_env.mirror.condition == (None, T + 99 + 180)
+    assert mirror_env.mirror.condition == Condition(None, T + 99 + 180)
 
 
 async def test_samples_that_a_backfill_may_be_writing_wait_for_its_lease_and_newer_ones_do_not(mirror_env: MirrorEnv) -> None:
