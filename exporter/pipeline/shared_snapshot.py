@@ -86,8 +86,8 @@ class SharedSnapshot:
         self._health = health
         self._telemetry = telemetry
         self._poll_now = poll_now
-        self._at = self._stored_at = 0
-        """When what the gauges show was polled, by this process or by the leader; and the same of what MongoDB has."""
+        self._polled_at = self._stored_at = 0
+        """When this process last polled; and when what MongoDB has was polled, as last read or written."""
         self._serves = False
         """Whether the gauges show the leader's snapshot."""
         self._may_wait = True
@@ -102,8 +102,8 @@ class SharedSnapshot:
         """Return the part "cloudwatch" while the gauges show the leader's snapshot."""
         if not self._serves:
             return {}
-        age = format_duration(max(0, self._clock.now() - self._at))
-        return {"cloudwatch": Condition(None, self._at, f"stands by: serves the leader's snapshot of {age} ago")}
+        age = format_duration(max(0, self._clock.now() - self._stored_at))
+        return {"cloudwatch": Condition(None, self._stored_at, f"stands by: serves the leader's snapshot of {age} ago")}
 
     async def run_forever(self, beat: Callable[[], object]) -> None:
         """Exchange the snapshot every few seconds, and after each poll; `beat` is called as the sign of life."""
@@ -129,7 +129,7 @@ class SharedSnapshot:
 
     def note_polled(self) -> None:
         """Note that this process has just polled, for the next snapshot."""
-        self._at = self._clock.now()
+        self._polled_at = self._clock.now()
         self._due.set()
 
     async def exchange(self) -> None:
@@ -137,7 +137,7 @@ class SharedSnapshot:
         self._due.clear()
         try:
             if self._lease.held:
-                if self._lease.awaited and self._stored_at < self._at:
+                if self._lease.awaited and self._stored_at < self._polled_at:
                     await self._write()
             elif (found := await self._store.read(self._stored_at)) is not None:
                 self._stored_at = found.at
@@ -152,12 +152,11 @@ class SharedSnapshot:
     async def _write(self) -> None:
         workers = self._publisher.fleet.workers
         accounts = {worker.instance_id: worker.account_id for worker in workers if worker.instance_id and worker.account_id}
-        snapshot = CloudWatchSnapshot(self._at, self._publisher.points, accounts)
+        snapshot = CloudWatchSnapshot(self._polled_at, self._publisher.points, accounts)
         await self._store.write(snapshot)
         self._stored_at = snapshot.at
 
     async def _show(self, snapshot: CloudWatchSnapshot) -> None:
-        self._at = snapshot.at
         self._calls.adopt(snapshot)
         if not self._serves:
             _log.info("stands by: serves the snapshot of the exporter that leads")
@@ -173,11 +172,11 @@ class SharedSnapshot:
     def _judge(self) -> None:
         """Stop showing a snapshot that was not renewed in time, or once this process leads."""
         leads = self._lease.held
-        if self._serves and (leads or not self._is_fresh(self._at)):
+        if self._serves and (leads or not self._is_fresh(self._stored_at)):
             self._serves = False
             self._telemetry.leader_snapshot.value = None
             # An exporter that takes over polls at its next tick, unless the leader had missed one.
-            if not leads or self._clock.now() - self._at > self._rules.interval - DUE_TOLERANCE_SECONDS:
+            if not leads or self._clock.now() - self._stored_at > self._rules.interval - DUE_TOLERANCE_SECONDS:
                 self._poll_now.set()
         if self._serves or leads:
             self._settled.set()

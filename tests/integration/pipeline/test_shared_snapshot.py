@@ -2,11 +2,14 @@
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from exporter.app import build
 from exporter.core.errors import StoreError
 from exporter.core.periods import align, to_seconds
+from exporter.core.settings import Settings
 from exporter.pipeline import shared_snapshot
 from exporter.storage.mongo import STATE, Database
 from exporter.storage.privileges import least_role
@@ -16,6 +19,7 @@ from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
 from tests.helpers.in_process_exporter import PERIOD, Clock, InProcessExporter, series
 
 CPU, MEMORY = "cml_worker_cpu_utilization_ratio{", "cml_worker_memory_utilization_ratio{"
+URI = "mongodb://127.0.0.1:1/unused"
 TIME = "cml_exporter_leader_snapshot_timestamp_seconds"
 
 
@@ -188,3 +192,22 @@ async def test_a_standby_that_may_only_read_mongodb_polls(
         assert "cloudwatch" not in standby.backend.conditions()
         for exporter in (leader, standby):
             await exporter.close()
+
+
+@pytest.mark.parametrize(
+    ("settings", "shares"),
+    [
+        ({}, True),
+        ({"cloudwatch": {"standby": "poll"}}, False),
+        ({"cloudwatch": {"enabled": False}}, False),
+        ({"mongodb": {"uri": URI, "history": None}}, False),
+    ],
+)
+async def test_an_exporter_shares_unless_it_is_told_to_poll_or_has_nothing_to_share(
+    settings: dict[str, Any], shares: bool, tmp_path: Path, aws_credentials: None
+) -> None:
+    exporter = build(Settings.model_validate({"mongodb": {"uri": URI}, "data_dir": str(tmp_path), **settings}))
+    assert (exporter.collector.shared is not None) == shares
+    assert exporter._lease._announces == shares
+    await exporter._close()
+    await exporter.backend.close()
