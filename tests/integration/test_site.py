@@ -8,7 +8,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-import yaml
 
 from docs_site import FURTHER, linked
 from tests.helpers.deadlines import scaled
@@ -66,9 +65,3 @@ def test_links_to_files_beside_docs_lead_to_the_repository(
     monkeypatch.setenv("PROJECT_URL", address)
     text = "[a](b.md#c) [r](../prometheus/runbook.md#x) [rules](../prometheus/rules)"
     assert linked(text, "docs/page.md") == expected
-
-
-def test_the_configuration_names_no_address_of_a_service() -> None:
-    text = (ROOT / "mkdocs.yml").read_text()
-    assert "http" not in text
-    assert yaml.safe_load(text.replace("!!python/object/apply:", "#"))["theme"]["font"] is False

@@ -5,6 +5,7 @@ Alerts link to its headings, so that whoever is woken reads the runbook of the v
 
 import re
 from functools import cache
+from typing import NamedTuple
 
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
@@ -17,29 +18,42 @@ _ELSEWHERE = re.compile(r"https?:|#")
 """Links that lead somewhere from this page; others lead to files of the repository."""
 
 
+class Runbook(NamedTuple):
+    """A runbook as HTML."""
+
+    title: str
+    alerts: tuple[str, ...]
+    """The headings of the second level."""
+    html: Markup
+
+
 def render(root: str) -> str:
     """Return the page; `root` is the relative path to the root of the exporter."""
-    return templates.render("runbook.html", root=root, text=_text())
+    return templates.render("runbook.html", root=root, page=_runbook(), anchor=anchor)
 
 
 @cache
-def _text() -> Markup:
-    return Markup(to_html(assets.files()["prometheus/runbook.md"].read_text()))  # HTML in it is escaped
+def _runbook() -> Runbook:
+    return parse(assets.files()["prometheus/runbook.md"].read_text())
 
 
-def to_html(text: str) -> str:
-    """Return Markdown as HTML: one h1, headings with their anchors, and only links that lead somewhere from here."""
+def parse(text: str) -> Runbook:
+    """Return Markdown whose first heading is its title: headings one level lower, with anchors; HTML in it is escaped."""
     markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
-    tokens = markdown.parse(text)
+    title, *tokens = markdown.parse(text)[1:]
+    alerts = []
     for position, token in enumerate(tokens):
         if token.type == "heading_open":
-            token.attrSet("id", anchor(tokens[position + 1].content))
-        if token.type in ("heading_open", "heading_close") and position > 2:  # the first heading is the page's
+            heading = tokens[position + 1].content
+            token.attrSet("id", anchor(heading))
+            if token.tag == "h2":
+                alerts.append(heading)
+        if token.type in ("heading_open", "heading_close"):
             token.tag = f"h{int(token.tag[1]) + 1}"
         if token.children:
             token.children = _linked(token.children)
-    html: str = markdown.renderer.render(tokens, markdown.options, {})
-    return html
+    html = markdown.renderer.render(tokens[1:], markdown.options, {})  # the first one closes the title
+    return Runbook(title.content, tuple(alerts), Markup(html))
 
 
 def anchor(heading: str) -> str:

@@ -27,9 +27,9 @@ from pymongo import MongoClient
 from pymongo.errors import OperationFailure
 
 from deploy import check_stack
+from deploy.demo_services import WORKERS, shared_world
 from exporter.demo import past
 from exporter.demo.mongod import Mongod
-from exporter.demo.services import WORKERS, shared_world
 from exporter.storage.mongo import Document
 from exporter.storage.privileges import least_role
 from tests.conftest import program
@@ -443,7 +443,7 @@ class Service:
         self.log = folder / f"{words[0]}.log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "exporter.demo.services", *words],
+                [sys.executable, str(ROOT / "deploy" / "demo_services.py"), *words],
                 env={**os.environ, "MONGODB_URI": uri},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -593,7 +593,16 @@ def copy_context(target: Path) -> None:
         return kept
 
     files = (".env.example", "pyproject.toml", "hatch_build.py", "README.md", "LICENSE", "docker-compose.yml")
-    for top in ("exporter", "prometheus", "grafana", "deploy/systemd", "tests/unit", "secrets", *files):
+    for top in (
+        "exporter",
+        "prometheus",
+        "grafana",
+        "deploy/systemd",
+        "deploy/demo_services.py",
+        "tests/unit",
+        "secrets",
+        *files,
+    ):
         for file in [ROOT / top, *(ROOT / top).rglob("*")]:
             name = str(file.relative_to(ROOT))
             if (file.is_symlink() or file.is_file()) and sent(name):
@@ -634,10 +643,10 @@ def test_the_package_builds_from_the_context_alone_and_runs(tmp_path: Path) -> N
     assert len(list(site.glob("cml_worker_exporter-*.dist-info/licenses/LICENSE"))) == 1
     # -I: neither the checkout nor the folder it runs in.
     script = (
-        f"import sys; sys.path.insert(0, {str(site)!r}); import exporter.cli, exporter.demo.services as d; print(d.__file__)"
+        f"import sys; sys.path.insert(0, {str(site)!r}); import exporter.cli, exporter.demo.command as d; print(d.__file__)"
     )
     done = subprocess.run([sys.executable, "-I", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == str(site / "exporter" / "demo" / "services.py")
+    assert done.stdout.strip() == str(site / "exporter" / "demo" / "command.py")
 
 
 # -- the check of a running stack --------------------------------------------------------------------------------------

@@ -256,6 +256,7 @@ PATHS = [
     ("full", "/?q=nothing"),
     ("full", "/?status=running&region=eu-west-1"),
     ("full", "/api"),
+    ("full", "/runbook"),
     *((state, "/trends") for state in STATES),
 ]
 WORKER = f"/workers/{fleet(1, NOW)[0].worker.id}"
@@ -315,7 +316,7 @@ def test_nothing_moves_for_readers_who_want_no_motion(browser: Browser, path: st
         assert shown.page.evaluate(_MOVING) == 0
 
 
-@pytest.mark.parametrize("path", ["/", WORKER, COMPARE, "/trends", "/api"])
+@pytest.mark.parametrize("path", ["/", WORKER, COMPARE, "/trends", "/api", "/runbook"])
 def test_every_page_is_used_by_keyboard(browser: Browser, path: str) -> None:
     """Each stop of the Tab key is visible, and the first one leads to the content."""
     with opened(browser, STATES["full"], path) as shown:

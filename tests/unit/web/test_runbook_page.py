@@ -35,7 +35,15 @@ def test_there_is_one_h1_and_no_level_is_skipped() -> None:
     assert all(later <= earlier + 1 for earlier, later in pairwise(levels))
 
 
+def test_the_list_names_every_alert() -> None:
+    listed = PAGE.partition('<nav aria-label="Alerts">')[2].partition("</nav>")[0]
+    assert re.findall(r'href="#([^"]+)"', listed) == re.findall(r'<h3 id="([^"]+)">', PAGE)
+
+
 def test_html_in_the_text_is_text() -> None:
-    assert runbook_page.to_html("# T\n\n<script>alert(1)</script> [a](javascript:x) [b](docs/b.md) [c](#t)").splitlines()[
-        1:
-    ] == ['<p>&lt;script&gt;alert(1)&lt;/script&gt; [a](javascript:x) b <a href="#t">c</a></p>']
+    page = runbook_page.parse("# T\n\n## A b\n\n<script>alert(1)</script> [a](javascript:x) [b](docs/b.md) [c](#t)")
+    assert (page.title, page.alerts) == ("T", ("A b",))
+    assert page.html.splitlines() == [
+        '<h3 id="a-b">A b</h3>',
+        '<p>&lt;script&gt;alert(1)&lt;/script&gt; [a](javascript:x) b <a href="#t">c</a></p>',
+    ]

@@ -1,7 +1,7 @@
 """The fake AWS and the simulated manager as separate processes, for `docker compose --profile demo`.
 
-    python -m exporter.demo.services fake-aws --listen 0.0.0.0:5000
-    python -m exporter.demo.services manager --alive /tmp/alive
+    python deploy/demo_services.py fake-aws --listen 0.0.0.0:5000
+    python deploy/demo_services.py manager --alive /tmp/alive
 
 Both read the world from the database in MONGODB_URI; the first to start creates it. Restarts and new containers therefore
 continue with the same fleet. Unlike `cml-worker-exporter demo` they start neither MongoDB nor the exporter.
@@ -39,7 +39,7 @@ _Database = AsyncDatabase[_Document]
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run a service until SIGTERM or SIGINT and return the exit status: 1, with a message, when it cannot continue."""
-    parser = argparse.ArgumentParser(prog="python -m exporter.demo.services", description="Parts of the demo; see MONGODB_URI.")
+    parser = argparse.ArgumentParser(prog="demo_services.py", description="Parts of the demo; see MONGODB_URI.")
     services = parser.add_subparsers(required=True, metavar="service")
     aws = services.add_parser("fake-aws", help="CloudWatch and STS, with the fleet's datapoints")
     aws.add_argument("--listen", default="127.0.0.1:5000", metavar="HOST:PORT", help="(default: 127.0.0.1:5000)")
