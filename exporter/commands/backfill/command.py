@@ -23,6 +23,7 @@ from exporter.commands.backfill.progress import show_progress
 from exporter.commands.backfill.report import BackfillState, RunReport
 from exporter.commands.backfill.sink import SampleSink
 from exporter.commands.backfill.targets import require_workers
+from exporter.core.allocator import return_memory_early
 from exporter.core.errors import ConfigError, IncompatibleStoreError
 from exporter.core.heap import freeze
 from exporter.core.periods import rfc3339
@@ -40,6 +41,7 @@ from exporter.storage.repository import repository, require_history
 
 async def main(settings: Settings, options: Options, out: TextIO, err: TextIO) -> int:
     """Run one backfill until it is done, interrupted, or failed; as `run`, and 130 after SIGINT or SIGTERM."""
+    return_memory_early()
     freeze()
     return await until_signalled(lambda stop: run(settings, options, out, err, stop), err)
 

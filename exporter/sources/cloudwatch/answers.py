@@ -7,6 +7,7 @@ and `dimensions` check each.
 
 import json
 import math
+import sys
 from collections import Counter
 from collections.abc import Container, MutableMapping, Sequence
 from typing import Any
@@ -140,11 +141,14 @@ def _seconds(at: object) -> float | None:
 
 
 def dimensions(listed: object, malformed: Malformed) -> Dimensions:
-    """Return the dimensions of one element of ListMetrics; none if it is malformed."""
+    """Return the dimensions of one element of ListMetrics; none if it is malformed.
+
+    The texts are interned: the names and most values are the same for a whole fleet, and a listing stays in memory.
+    """
     pairs = listed.get("Dimensions", []) if isinstance(listed, dict) else None
     if isinstance(pairs, list):
         found = [
-            (name, value)
+            (sys.intern(name), sys.intern(value))
             for pair in pairs
             if isinstance(pair, dict)
             and isinstance(name := pair.get("Name"), str)

@@ -250,3 +250,12 @@ def test_listed_series_have_the_instance_in_its_dimension_and_all_further_dimens
         "i-0a": ((("host", "i-0a"), ("path", "/"), ("fstype", "ext4"), ("device", "xvda")),)
     }
     assert not malformed
+
+
+def test_listed_series_share_the_texts_of_their_dimensions() -> None:
+    body = json.dumps({"Dimensions": [{"Name": "InstanceId", "Value": "i-1"}, {"Name": "ImageId", "Value": "ami-1"}]})
+    metric = CloudWatchMetric("CWAgent", "mem_used_percent", "InstanceId")
+    (first,), (second,) = (series_by_instance([json.loads(body)], metric, Malformed())["i-1"] for _ in range(2))
+    for one, other in zip(first, second, strict=True):
+        assert one[0] is other[0]
+        assert one[1] is other[1]
