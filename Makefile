@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
+DEMO_READY := $(VENV)/.demo-installed
+PORT ?=
 
 .PHONY: help install demo test test-all lowest lint format simulate reliability docs dashboards chart helm-tools proto lock clean bench
 
@@ -10,15 +12,20 @@ help: ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY): requirements-dev.txt pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements-dev.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@.ci/install $(PYTHON) $(VENV) requirements-dev.txt
+	@touch $@ $(DEMO_READY)
+
+$(DEMO_READY): requirements-local-demo.txt pyproject.toml
+	@.ci/install $(PYTHON) $(VENV) requirements-local-demo.txt
 	@touch $@
 
 install: $(READY) ## create .venv with the locked dependencies
 
-demo: $(READY) ## run the exporter with a fake AWS, MongoDB and 12 simulated workers until Ctrl-C (ARGS=--fresh starts over)
-	@exec $(BIN)/cml-worker-exporter demo $(ARGS)
+# Asked before anything is installed: a port that is taken.
+demo: ## run the exporter with a fake AWS, MongoDB and 12 simulated workers until Ctrl-C (PORT=9999 to choose, ARGS=--fresh starts over)
+	@$(PYTHON) -m exporter.demo.ports $(PORT)
+	@$(MAKE) --silent --no-print-directory $(DEMO_READY)
+	@exec $(BIN)/cml-worker-exporter demo $(if $(PORT),--port $(PORT)) $(ARGS)
 
 # Most of a run is waiting: for outages, leases, and samples that become final. What is compiled before it starts is not compiled
 # again in each of its processes.
@@ -81,6 +88,7 @@ lock: $(READY) ## resolve pyproject.toml into requirements*.txt (versions and ha
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --upgrade --extra otlp --extra postgresql -o requirements.txt pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --upgrade --extra dev -o requirements-dev.txt pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --upgrade --extra fake-aws --extra otlp --extra postgresql -o requirements-demo.txt pyproject.toml
+	printf 'editables>=0.5\nhatchling>=1.25\n' | $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --extra demo --constraint requirements-dev.txt -o requirements-local-demo.txt pyproject.toml -
 	echo 'hatchling>=1.25' | $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --upgrade -o requirements-build.txt -
 
 clean: ## remove .venv and the demo's data
