@@ -416,20 +416,20 @@ def up(family: Family, directory: Path) -> dict[str, str]:
     wait_for(lambda: path.exists() or family.process.poll() is not None, family.log.read_text)
     assert path.exists(), family.log.read_text()
     endpoints: dict[str, str] = json.loads(path.read_text())
-    with urlopen(endpoints["exporter"] + "/-/ready", timeout=5) as response:
+    with urlopen(endpoints["exporter"] + "/-/ready", timeout=scaled(5)) as response:
         assert response.status == 200
     return endpoints
 
 
 def query_prometheus(url: str, query: str) -> list[Any]:
-    with urlopen(f"{url}/api/v1/query?{urlencode({'query': query})}", timeout=20) as response:
+    with urlopen(f"{url}/api/v1/query?{urlencode({'query': query})}", timeout=scaled(20)) as response:
         result: list[Any] = json.loads(response.read())["data"]["result"]
         return result
 
 
 def missing_gauges(url: str, world: World) -> set[tuple[str, str]]:
     """What /metrics lacks, as (gauge, worker): cpu of every worker that has run for a while, memory where there is an agent."""
-    with urlopen(url + "/metrics", timeout=5) as response:
+    with urlopen(url + "/metrics", timeout=scaled(5)) as response:
         families = list(text_string_to_metric_families(response.read().decode()))
     shown = {(sample.name, sample.labels.get("worker_id", "")) for family in families for sample in family.samples}
     now = int(time.time())

@@ -33,6 +33,7 @@ from tests.fixtures.mongo import FAIL_POINTS, NO_TTL, need_mongod
 from tests.fixtures.process import RunExporter
 from tests.fixtures.prometheus import INSTALL, RunPrometheus
 from tests.helpers.dashboards import ALL, DASHBOARDS, Variables, by, faster, newest, problems, run_query
+from tests.helpers.deadlines import scaled
 from tests.helpers.expected_history import Member, manager_facts
 from tests.helpers.exporter_process import ExporterProcess
 from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
@@ -925,5 +926,5 @@ def test_a_column_is_the_count_of_its_interval(tmp_path: Path) -> None:
     file = tmp_path / "test.yml"
     file.write_text(yaml.safe_dump({"evaluation_interval": "30s", "tests": [test]}))
     promtool = program("promtool", INSTALL)
-    done = subprocess.run([promtool, "test", "rules", file], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([promtool, "test", "rules", file], capture_output=True, text=True, timeout=scaled(60), check=False)
     assert done.returncode == 0, done.stdout + done.stderr
