@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
+DEMO_READY := $(VENV)/.demo-installed
+PORT ?=
 
 .PHONY: help install demo test test-all lowest highest lint format simulate reliability docs dashboards chart helm-tools proto lock package audit clean bench
 
@@ -10,22 +12,27 @@ help: ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY): requirements-dev.txt pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements-dev.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@.ci/install $(PYTHON) $(VENV) requirements-dev.txt
+	@touch $@ $(DEMO_READY)
+
+$(DEMO_READY): requirements-local-demo.txt pyproject.toml
+	@.ci/install $(PYTHON) $(VENV) requirements-local-demo.txt
 	@touch $@
 
 install: $(READY) ## create .venv with the locked dependencies
 
-demo: $(READY) ## run the exporter with a fake AWS, MongoDB and 12 simulated workers until Ctrl-C (ARGS=--fresh starts over)
-	@exec $(BIN)/cml-worker-exporter demo $(ARGS)
+# Asked before anything is installed: a port that is taken.
+demo: ## run the exporter with a fake AWS, MongoDB and 12 simulated workers until Ctrl-C (PORT=9999 to choose, ARGS=--fresh starts over)
+	@$(PYTHON) -m exporter.demo.ports $(PORT)
+	@$(MAKE) --silent --no-print-directory $(DEMO_READY)
+	@exec $(BIN)/cml-worker-exporter demo $(if $(PORT),--port $(PORT)) $(ARGS)
 
 # Most of a run is waiting: for outages, leases, and samples that become final. What is compiled before it starts is not compiled
 # again in each of its processes.
 test: $(READY) ## run the tests; those that take minutes are left to test-all
 	@$(BIN)/python -m compileall -q exporter grafana || true
 	@$(BIN)/python -m pytest --collect-only -q > /dev/null || true
-	$(BIN)/python -m pytest -n 10 --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest -n 8 --dist worksteal $(ARGS)
 
 test-all: $(READY) ## run all tests, those of minutes too, with more kills, cold starts, stops, examples of properties, and simulated seeds
 	KILL_ROUNDS=20 SHARD_KILL_ROUNDS=6 FORWARD_ROUNDS=12 COLD_STARTS=20 RANDOM_STOPS=40 REPAIR_KILL_EVERY=1 $(BIN)/python -m pytest -n 6 --dist worksteal --nightly $(ARGS)
@@ -85,6 +92,7 @@ lock: $(READY) ## resolve pyproject.toml into requirements*.txt (versions and ha
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --upgrade --extra otlp --extra postgresql -o requirements.txt pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --upgrade --extra dev -o requirements-dev.txt pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --upgrade --extra fake-aws --extra otlp --extra postgresql -o requirements-demo.txt pyproject.toml
+	printf 'editables>=0.5\nhatchling>=1.25\n' | $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --extra demo --constraint requirements-dev.txt -o requirements-local-demo.txt pyproject.toml -
 	echo 'hatchling>=1.25' | $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --upgrade -o requirements-build.txt -
 
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --upgrade --group release -o requirements-release.txt

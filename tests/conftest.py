@@ -3,10 +3,13 @@
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import hypothesis
 import pytest
+
+from tests.helpers.deadlines import scaled
 
 # Without a deadline, because a busy machine must not fail a property.
 hypothesis.settings.register_profile("quick", deadline=None, max_examples=40)
@@ -69,6 +72,15 @@ def pytest_testnodedown(node: Any) -> None:  # noqa: ANN401  # pytest-xdist has 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if left_out := config.stash.get(LEFT_OUT, 0):
         terminalreporter.write_line(f"{left_out} nightly tests are left to `make test-all`.")
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Let the time after which a test counts as hung follow the load, as all deadlines do, before pytest-timeout reads it."""
+    own = item.get_closest_marker("timeout")
+    seconds = own.args[0] if own else item.config.getini("timeout")
+    item.add_marker(pytest.mark.timeout(scaled(float(seconds))), append=False)
+    return (yield)
 
 
 def begin_with_waiting(items: list[pytest.Item]) -> None:

@@ -138,7 +138,9 @@ def demo_flags(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `demo`."""
     parser.add_argument("--fresh", action="store_true", help="remove the data of earlier runs from the folder first")
     parser.add_argument(
-        "--port", type=int, default=9877, help="port of the exporter on 127.0.0.1 (default: 9877; 0: a free port)"
+        "--port",
+        type=int,
+        help="port of the exporter on 127.0.0.1 (default: 9877, or a free one if it is taken; 0: a free one)",
     )
     parser.add_argument("--dir", type=Path, default=Path(".demo"), help="folder for all data of the demo (default: .demo)")
 

@@ -9,10 +9,9 @@ import asyncio
 import json
 import os
 import random
-import shlex
 import signal
-import socket
 import sys
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -31,9 +30,21 @@ from exporter.core.settings_loader import ENV_PREFIX
 from exporter.demo import prometheus as prometheus_module
 from exporter.demo.documents import worker_documents
 from exporter.demo.fleet import World
-from exporter.demo.folder import CONFIG, ENDPOINTS, MONGODB, OUTBOX, PROMETHEUS, hold_folder, open_world, write_private_file
+from exporter.demo.folder import (
+    CONFIG,
+    ENDPOINTS,
+    EXPORTER_LOG,
+    MONGODB,
+    OUTBOX,
+    PROMETHEUS,
+    PROMETHEUS_LOG,
+    hold_folder,
+    open_world,
+    write_private_file,
+)
 from exporter.demo.mongod import Mongod
-from exporter.demo.past import STATE, remember
+from exporter.demo.past import HISTORY, STATE, remember
+from exporter.demo.ports import HOST, free_port, kept_port, port_near, refuse_taken
 from exporter.demo.processes import (
     STOP_SECONDS,
     background_task,
@@ -45,35 +56,40 @@ from exporter.demo.processes import (
     wait_until_ready,
 )
 from exporter.demo.prometheus import INSTALL, QUERIES, find
+from exporter.demo.status_line import end_status, show_status, show_step
 
 EXPORTER = (sys.executable, "-m", "exporter.cli", "serve")
 DATABASE = "cml_demo"
 """Database if MONGODB_URI names none; not the manager's name, whose database may hold real data."""
 WORKERS = "workers"
+PORT = 9877
+COLUMNS = 80
+STATUS_SECONDS = 2
+"""How often the line of state is replaced."""
 
 _Document = dict[str, Any]
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Run the demo until Ctrl-C or SIGTERM and return the exit status; raises the errors of `run`."""
-    port = arguments.port or _free_port()
-    return asyncio.run(run(arguments.dir.resolve(), fresh=arguments.fresh, listen=f"127.0.0.1:{port}"))
+    port = port_near(PORT) if arguments.port is None else arguments.port or free_port()
+    return asyncio.run(run(arguments.dir.resolve(), fresh=arguments.fresh, port=port))
 
 
-async def run(directory: Path, *, fresh: bool, listen: str, command: Sequence[str] = EXPORTER) -> int:
+async def run(directory: Path, *, fresh: bool, port: int, command: Sequence[str] = EXPORTER) -> int:
     """Run the demo in `directory` until SIGINT or SIGTERM, then end every child and return 0.
 
     Args:
         directory: absolute path of the demo's folder; it must be empty or of an earlier demo.
         fresh: remove the earlier demo's data first.
-        listen: host:port of the exporter.
+        port: port of the exporter on 127.0.0.1.
         command: command line of the exporter; `--config.file` is appended.
 
     Raises:
         ConfigError: the folder, the port or MONGODB_URI cannot be used; nothing was started.
         ExporterError: a part did not start, or ended by itself; all others were ended.
     """
-    work = asyncio.ensure_future(_run(directory, fresh, listen, command))
+    work = asyncio.ensure_future(_run(directory, fresh, port, command))
     loop = asyncio.get_running_loop()
     stopped = False
 
@@ -96,22 +112,26 @@ async def run(directory: Path, *, fresh: bool, listen: str, command: Sequence[st
     return 0
 
 
-async def _run(directory: Path, fresh: bool, listen: str, command: Sequence[str]) -> None:
+async def _run(directory: Path, fresh: bool, port: int, command: Sequence[str]) -> None:
     try:
         from exporter.demo.aws import FakeAws  # moto takes a second to import, and only the demo needs it
     except ModuleNotFoundError as error:
         raise ConfigError(f"the demo needs {error.name}; pip install 'cml-worker-exporter[demo]'") from error
     async with AsyncExitStack() as stack:
-        _refuse_taken(listen)
+        refuse_taken(port)
+        listen = f"{HOST}:{port}"
         stack.enter_context(hold_folder(directory))
         await _predecessor_gone(directory / MONGODB)
         world = open_world(directory, fresh=fresh)
+        show_step("Starting MongoDB and a fake AWS with the datapoints of the last two weeks …")
+        aws = FakeAws(world, port=kept_port(directory, "aws"))
+        published = asyncio.get_running_loop().run_in_executor(None, aws.publish, int(time.time()))  # while mongod starts
         uri, mongod = _start_mongodb(stack, directory)
         database = await _open_database(stack, uri, world, fresh)
-        aws = FakeAws(world)
-        await asyncio.to_thread(aws.publish, int(time.time()))
+        await published
         aws_url = aws.start()
         stack.callback(aws.stop)
+        show_step("Writing the worker documents and, at the first start, two weeks of history …")
         await _manage(database, world)
         await remember(database, world)
         background = [
@@ -122,36 +142,30 @@ async def _run(directory: Path, fresh: bool, listen: str, command: Sequence[str]
             background.append(stack.enter_context(background_task(repeat(lambda: 1, lambda: check_mongod(mongod)))))
         config = directory / CONFIG
         write_private_file(config, _config(directory, uri, aws_url, listen))
-        exporter = await stack.enter_async_context(child_process([*command, "--config.file", str(config)], _environment()))
-        background.append(stack.enter_context(background_task(raise_when_ended(exporter, "the exporter"))))
-        await wait_for_first(wait_until_ready(f"http://{listen}/-/ready", "the exporter"), background)
+        show_step("Starting the exporter …")
+        log = directory / EXPORTER_LOG
+        exporter = await stack.enter_async_context(child_process([*command, "--config.file", str(config)], _environment(), log))
+        background.append(stack.enter_context(background_task(raise_when_ended(exporter, "the exporter", log))))
+        await wait_for_first(wait_until_ready(f"http://{listen}/-/ready", "the exporter", log), background)
         endpoints = {"exporter": f"http://{listen}", "mongodb": uri, "aws": aws_url}
         program = find()
         if program:
-            address = f"127.0.0.1:{_port_near(9090)}"
+            show_step("Starting Prometheus …")
+            log = directory / PROMETHEUS_LOG
+            address = f"{HOST}:{port_near(9090)}"
             start = prometheus_module.command(program, directory / PROMETHEUS, listen, address)
-            prometheus = await stack.enter_async_context(child_process(start, _environment()))
-            background.append(stack.enter_context(background_task(raise_when_ended(prometheus, "Prometheus"))))
-            await wait_for_first(wait_until_ready(f"http://{address}/-/ready", "Prometheus"), background)
+            prometheus = await stack.enter_async_context(child_process(start, _environment(), log))
+            background.append(stack.enter_context(background_task(raise_when_ended(prometheus, "Prometheus", log))))
+            await wait_for_first(wait_until_ready(f"http://{address}/-/ready", "Prometheus", log), background)
             endpoints["prometheus"] = f"http://{address}"
         stack.callback((directory / ENDPOINTS).unlink, missing_ok=True)
         write_private_file(directory / ENDPOINTS, json.dumps(endpoints, indent=2) + "\n")
-        print(_banner(directory, endpoints), flush=True)
-        await wait_for_first(asyncio.Event().wait(), background)
-
-
-def _refuse_taken(listen: str) -> None:
-    host, _, port = listen.rpartition(":")
-    try:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, int(port)))
-    except (OSError, OverflowError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "no such port"
-        raise ConfigError(
-            f"the exporter cannot listen on {listen} ({reason}); "
-            "stop the program that listens there, perhaps another demo, or choose another port with --port"
-        ) from error
+        end_status(banner(directory, endpoints))
+        status = repeat(lambda: STATUS_SECONDS, lambda: _show_state(database))
+        try:
+            await wait_for_first(status, background)
+        finally:
+            end_status("Ending all processes …")
 
 
 def _start_mongodb(stack: AsyncExitStack, directory: Path) -> tuple[str, Mongod | None]:
@@ -159,7 +173,7 @@ def _start_mongodb(stack: AsyncExitStack, directory: Path) -> tuple[str, Mongod 
     given = os.environ.get("MONGODB_URI")
     if given:
         return with_database(given), None
-    mongod = Mongod(directory / MONGODB, _free_port(), replica_set=True)
+    mongod = Mongod(directory / MONGODB, kept_port(directory, "mongodb"), replica_set=True)
     stack.callback(mongod.stop)
     mongod.start()
     return with_database(mongod.uri), mongod
@@ -270,66 +284,62 @@ def _config(directory: Path, uri: str, aws_url: str, listen: str) -> str:
     )
 
 
-def _banner(directory: Path, endpoints: Mapping[str, str]) -> str:
+def banner(directory: Path, endpoints: Mapping[str, str]) -> str:
+    """Return what the demo prints when everything runs, in lines of at most 80 columns unless the folder's name is long."""
     url, folder = endpoints["exporter"], _shown(directory)
-    shown = endpoints["mongodb"] if "@" not in endpoints["mongodb"] else f"your MONGODB_URI (in {folder / ENDPOINTS})"
-    count = (
-        f'import json, pymongo; uri = json.load(open({json.dumps(str(folder / ENDPOINTS))}))["mongodb"]; '
-        "history = pymongo.MongoClient(uri).get_default_database().worker_metrics_timeseries; "
-        'group = {"_id": "$worker_id", "samples": {"$sum": 1}, "cpu": {"$avg": "$cpu_utilization"}}; '
-        'print(*history.aggregate([{"$group": group}]), sep="\\n")'
-    )
-    return f"""
-The demo runs: 12 simulated workers in us-east-1 and eu-west-1.
-
-  exporter  {url}
-  metrics   {url}/metrics
-  MongoDB   {shown}
-  fake AWS  {endpoints["aws"]}
-  {_prometheus_line(endpoints)}
-
-Try in another shell:
-
-  curl -s {url}/metrics | grep ^cml_worker_cpu
-  curl -s {url}/api/workers
-  {shlex.quote(str(_shown(Path(sys.executable))))} -c {shlex.quote(count)}
-
-{_queries(endpoints)}The history begins two weeks ago, with labs and status; the exporter continues it.
-Eight workers ran all of the last day and have 288 samples each for it.
-Ctrl-C ends all processes. The data stays in {folder} for the next start; --fresh removes it first.
-"""
-
-
-def _prometheus_line(endpoints: Mapping[str, str]) -> str:
-    if "prometheus" in endpoints:
-        return f"Prometheus  {endpoints['prometheus']}"
-    return f"(no Prometheus: it is not on PATH; {INSTALL})"
+    lines = [
+        "",
+        f"The demo runs. Open {url}/",
+        "",
+        "In another shell:",
+        "",
+        f"  curl -s {url}/metrics | grep ^cml_worker_cpu",
+        f"  curl -s '{url}/api/workers?limit=2'",
+        f"  {_shown(Path(sys.executable).parent)}/cml-worker-exporter export --since -1h --format csv \\",
+        f"    --config.file {folder / CONFIG}",
+        "",
+        "What you will see:",
+        "",
+        "  now          12 workers in two regions, their CPU and memory, and on the page",
+        "               of each worker two weeks of history, with labs and status",
+        "  then         a new sample of each running worker every 5 minutes",
+        "",
+        *_queries(endpoints),
+        f"All addresses are in {folder / ENDPOINTS}: MongoDB is",
+        f"{_mongodb(endpoints)}, AWS {endpoints['aws']}.",
+        f"The exporter's log is {folder / EXPORTER_LOG}.",
+        "",
+        f"Ctrl-C ends all processes. The data stays in {folder} for the next start;",
+        "`make demo ARGS=--fresh` starts over, `make clean` removes it.",
+        "",
+    ]
+    return "\n".join(lines)
 
 
-def _queries(endpoints: Mapping[str, str]) -> str:
+def _mongodb(endpoints: Mapping[str, str]) -> str:
+    """Return the connection string as it may be shown: without a password."""
+    uri = endpoints["mongodb"]
+    return "that of your MONGODB_URI" if "@" in uri else uri.partition("?")[0]
+
+
+def _queries(endpoints: Mapping[str, str]) -> list[str]:
     if "prometheus" not in endpoints:
-        return ""
-    lines = [f"  # {what}\n  {query}" for what, query in QUERIES.items()]
-    return "Three queries worth trying in Prometheus:\n\n" + "\n".join(lines) + "\n\n"
+        return ["Prometheus is not on PATH, so the demo runs without it:", f"  {INSTALL}", ""]
+    lines = [f"Prometheus: {endpoints['prometheus']}/ Three queries worth trying:", ""]
+    for what, query in QUERIES.items():
+        lines += [textwrap.fill(what, COLUMNS, initial_indent="  # ", subsequent_indent="  # "), f"  {query}"]
+    return [*lines, ""]
+
+
+async def _show_state(database: AsyncDatabase[_Document]) -> None:
+    """Replace the line of state: how many samples the history has now."""
+    try:
+        samples = f"{await database[HISTORY].estimated_document_count():,} samples in the history"
+    except PyMongoError:
+        samples = "MongoDB does not answer"
+    show_status(f"{time.strftime('%H:%M:%S')}  running, {samples}; Ctrl-C ends it")
 
 
 def _shown(path: Path) -> Path:
     """Return the path relative to the current folder if it is below it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-def _port_near(wanted: int) -> int:
-    """Return the wanted port, or a free one if it is taken."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", wanted))
-        except OSError:
-            return _free_port()
-        return wanted
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -12,10 +12,12 @@ from pathlib import Path
 from exporter.core.errors import ConfigError
 from exporter.demo.fleet import World
 from exporter.demo.past import SEED
+from exporter.demo.ports import PORTS
 
 WORLD, LOCK, ENDPOINTS, CONFIG = "cml-demo.json", "cml-demo.lock", "endpoints.json", "exporter.yml"
 MONGODB, OUTBOX, PROMETHEUS = "mongodb", "exporter", "prometheus"
-_DATA = (ENDPOINTS, CONFIG, MONGODB, OUTBOX, PROMETHEUS)
+EXPORTER_LOG, PROMETHEUS_LOG = "exporter.log", "prometheus.log"
+_DATA = (ENDPOINTS, CONFIG, MONGODB, OUTBOX, PROMETHEUS, EXPORTER_LOG, PROMETHEUS_LOG, PORTS)
 """What --fresh removes; the world file, which marks the folder as a demo's, is removed last."""
 
 

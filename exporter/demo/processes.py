@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import ProxyHandler, build_opener
@@ -61,14 +62,23 @@ async def wait_for_first(wanted: Coroutine[Any, Any, object], others: Sequence["
 
 
 @asynccontextmanager
-async def child_process(command: Sequence[str], environment: Mapping[str, str]) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Start a child process that dies with this one; end it on leaving.
+async def child_process(
+    command: Sequence[str], environment: Mapping[str, str], log: Path
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Start a child process that dies with this one, and whose output replaces the file `log`; end it on leaving.
 
     It runs in a session of its own, so that Ctrl-C reaches only this process, which ends the children in order.
     """
-    process = await asyncio.create_subprocess_exec(
-        *command, env=environment, stdin=asyncio.subprocess.DEVNULL, start_new_session=True, preexec_fn=_die_with_parent()
-    )
+    with log.open("wb") as output:
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            env=environment,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            preexec_fn=_die_with_parent(),
+        )
     try:
         yield process
     finally:
@@ -95,13 +105,18 @@ def _die_with_parent() -> Callable[[], None]:
     return arrange
 
 
-async def raise_when_ended(process: asyncio.subprocess.Process, name: str) -> None:
-    """Wait for the end of a child and raise ExporterError with its exit status."""
+async def raise_when_ended(process: asyncio.subprocess.Process, name: str, log: Path) -> None:
+    """Wait for the end of a child and raise ExporterError with its exit status and the end of its log."""
     status = await process.wait()
-    raise ExporterError(f"{name} ended by itself with status {status}; see its log lines above")
+    raise ExporterError(f"{name} ended by itself with status {status}; {_end_of(log)}")
 
 
-async def wait_until_ready(url: str, name: str) -> None:
+def _end_of(log: Path) -> str:
+    lines = log.read_text(errors="replace").splitlines()[-5:]
+    return "\n  ".join([f"see {log}, which ends with", *lines]) if lines else f"{log} is empty"
+
+
+async def wait_until_ready(url: str, name: str, log: Path) -> None:
     """Wait until the URL of a child answers 200.
 
     Raises:
@@ -110,7 +125,7 @@ async def wait_until_ready(url: str, name: str) -> None:
     deadline = time.monotonic() + _READY_SECONDS
     while not await asyncio.to_thread(_answers, url):
         if time.monotonic() > deadline:
-            raise ExporterError(f"{name} was not ready within {_READY_SECONDS:g} s; see its log lines above")
+            raise ExporterError(f"{name} was not ready within {_READY_SECONDS:g} s; {_end_of(log)}")
         await asyncio.sleep(0.2)
 
 

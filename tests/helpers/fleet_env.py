@@ -14,6 +14,7 @@ from exporter.core.periods import DAY, HOUR, align
 from exporter.core.settings import Settings
 from exporter.demo.mongod import Mongod
 from exporter.storage.mongo import Database
+from tests.helpers.deadlines import scaled
 from tests.helpers.expected_history import Member
 from tests.helpers.exporter_process import COMMAND
 from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
@@ -84,6 +85,6 @@ def wait_for(condition: Callable[[], object], within: float = 60) -> None:
 
 
 def ended(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=scaled(60))
     print(out, err, file=sys.stderr)
     return process.returncode, out, err

@@ -40,7 +40,7 @@ class Prometheus:
                 stderr=subprocess.STDOUT,
             )
         self.http = httpx.Client(base_url=self.url, trust_env=False, timeout=scaled(30))
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + scaled(_PATIENCE)
         while not self._is_ready():
             assert self._process.poll() is None, self.log.read_text()
             assert time.monotonic() < deadline, self.log.read_text()
@@ -74,7 +74,7 @@ class Prometheus:
         self.http.close()
         self._process.terminate()
         try:
-            self._process.wait(20)
+            self._process.wait(scaled(20))
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

@@ -10,6 +10,7 @@ from pymongo import MongoClient
 from pymongo.errors import AutoReconnect, PyMongoError
 
 from exporter.demo.mongod import REPLICA_SET, Mongod
+from tests.helpers.deadlines import scaled
 from tests.helpers.ports import free_port
 
 ELECTION_MILLISECONDS = 2000
@@ -63,7 +64,7 @@ class ReplicaSet:
 
     def wait_for_no_primary(self) -> None:
         """Wait until the members that run have no primary among them."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + scaled(PATIENCE_SECONDS)
         while any(hello.get("isWritablePrimary") for hello in self._hellos().values()):
             assert time.monotonic() < deadline, "the primary did not step down"
             time.sleep(0.1)
@@ -87,7 +88,7 @@ class ReplicaSet:
         return found
 
     def _wait(self, condition: Any, otherwise: str) -> Mongod:  # noqa: ANN401  # a predicate of a hello
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + scaled(PATIENCE_SECONDS)
         while True:
             for member, hello in self._hellos().items():
                 if condition(hello):

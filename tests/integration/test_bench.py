@@ -196,7 +196,7 @@ def measured(tmp_path: Path, page: Path, rows: str) -> tuple[dict[str, Any], dic
     return found, medians
 
 
-@pytest.mark.nightly("test_the_other_rows_at_a_tiny_size")
+@pytest.mark.nightly("test_a_row_that_fails_does_not_cost_the_others_and_shows_in_the_exit_status")
 @pytest.mark.waits(400)
 @pytest.mark.timeout(900)
 def test_a_tiny_fleet_is_measured_in_minutes_and_every_value_is_right(tmp_path: Path, page: Path) -> None:
@@ -212,6 +212,7 @@ def test_a_tiny_fleet_is_measured_in_minutes_and_every_value_is_right(tmp_path: 
     assert not found["skipped"]
 
 
+@pytest.mark.nightly("test_a_row_that_fails_does_not_cost_the_others_and_shows_in_the_exit_status")
 @pytest.mark.waits(60)
 @pytest.mark.timeout(900)
 def test_the_other_rows_at_a_tiny_size(tmp_path: Path, page: Path) -> None:

@@ -24,6 +24,7 @@ from exporter.core.periods import DAY
 from exporter.core.settings_loader import table
 from exporter.demo.mongod import Mongod
 from tests.fixtures.process import RunCommand, RunExporter
+from tests.helpers.deadlines import scaled
 from tests.helpers.expected_history import Member
 from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
 from tests.helpers.ports import free_port
@@ -204,7 +205,7 @@ def test_each_command_reads_the_settings_it_lists_and_no_other(
         keys = tmp_path / "keys.json"
         config = tmp_path / "config.yaml"
         words: list[str | Path] = [sys.executable, "-c", RECORDER, keys, command, "--config.file", config, *arguments]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=scaled(60), check=False)
         assert done.returncode == status, done.stderr
         sections = {setting.key.rpartition(".")[0] for setting in table()}
         return set(json.loads(keys.read_text())) - sections - NO_EFFECT.get(command, set())
@@ -237,7 +238,9 @@ atexit.register(lambda: print(*sorted(sys.modules), file=sys.stderr))
 from exporter.cli import main
 main(sys.argv[1:])
 """
-    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=scaled(60), check=False
+    )
     assert done.returncode == 0
     loaded = set(done.stderr.split())
     assert "exporter.cli" in loaded
@@ -486,7 +489,7 @@ def test_a_forwarded_scheme_is_believed_from_trusted_proxies_only(
     web = {"trusted_proxies": trusted, "route_prefix": "/m", "listen_address": f"127.0.0.1:{port}"}
     run_exporter(minimal(web=web), wait=False)
     headers = {"X-Forwarded-Proto": "https", "X-Forwarded-For": "203.0.113.9", "Host": "cml.example.org"}
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + scaled(60)
     while True:
         try:
             document = httpx.get(f"http://127.0.0.1:{port}/m/openapi.json", headers=headers, trust_env=False).json()

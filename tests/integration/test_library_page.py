@@ -18,6 +18,7 @@ from pymongo import MongoClient
 
 from exporter.demo.mongod import Mongod
 from exporter.storage.mongo import Database
+from tests.helpers.deadlines import scaled
 from tests.helpers.ports import free_port
 
 PAGE = Path(__file__).parents[2] / "docs" / "library.md"
@@ -82,7 +83,7 @@ def running(folder: Path, uri: str) -> Iterator[httpx.Client]:
     command = [sys.executable, "-m", "uvicorn", "manager:app", "--port", f"{port}"]
     process = subprocess.Popen(command, cwd=folder, env={"MONGODB_URI": uri})
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=30) as client:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=scaled(30)) as client:
 
             def answers() -> bool:
                 assert process.poll() is None, "the program ended"
@@ -99,7 +100,7 @@ def running(folder: Path, uri: str) -> Iterator[httpx.Client]:
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WITHIN
+    deadline = time.monotonic() + scaled(WITHIN)
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.05)

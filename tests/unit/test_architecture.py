@@ -82,6 +82,18 @@ def test_every_nightly_test_names_a_shorter_one_that_is_not_nightly() -> None:
     assert siblings <= kept
 
 
+def _locked(name: str) -> set[str]:
+    """Return package==version of every line of a lock file."""
+    return set(re.findall(r"^[a-z0-9-]+==[^ ]+", (ROOT / name).read_text(), re.MULTILINE))
+
+
+def test_what_make_demo_installs_is_part_of_what_make_test_installs() -> None:
+    """So that `make test` after `make demo` adds packages and replaces none."""
+    demo = _locked("requirements-local-demo.txt")
+    assert len(demo) > 50
+    assert demo < _locked("requirements-dev.txt")
+
+
 def test_every_direct_dependency_has_its_line() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = [*project["dependencies"], *(each for extra in project["optional-dependencies"].values() for each in extra)]

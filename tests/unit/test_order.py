@@ -69,6 +69,22 @@ def test_nightly_tests_run_only_where_they_are_wanted_or_named() -> None:
     assert chosen(arguments=["tests/unit/test_order.py::minutes"]) == (["minutes", "short"], 0)
 
 
+@pytest.mark.parametrize(("own", "seconds"), [(None, 300), (900, 900)])
+def test_a_test_may_take_longer_while_the_machine_is_busy(
+    monkeypatch: pytest.MonkeyPatch, own: float | None, seconds: int
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(os, "getloadavg", lambda: (40.0, 0.0, 0.0))
+    marks: list[Any] = []
+    tested = SimpleNamespace(
+        get_closest_marker=lambda _: SimpleNamespace(args=(own,)) if own else None,
+        config=SimpleNamespace(getini=lambda _: "300"),
+        add_marker=lambda mark, append: marks.append((mark.name, mark.args, append)),
+    )
+    next(conftest.pytest_runtest_protocol(cast(pytest.Item, tested)))
+    assert marks == [("timeout", (seconds * 10,), False)]
+
+
 def test_a_loop_over_cases_reports_every_wrong_one() -> None:
     @for_all([pytest.param(number, id=f"case {number}") for number in range(4)])
     def test_even(number: int) -> None:

@@ -33,6 +33,7 @@ from exporter.storage.inventory import Inventory
 from exporter.storage.mongo import Database, Document
 from exporter.storage.repository import WorkerMetricsRepository
 from tests.conftest import program
+from tests.helpers.deadlines import scaled
 from tests.helpers.exporter_process import COMMAND
 from tests.helpers.mongo_proxy import Cut, CuttingProxy
 from tests.helpers.prometheus import Prometheus
@@ -99,7 +100,7 @@ def left(folder: Path) -> list[str]:
 
 
 def promtool(*arguments: str | Path) -> None:
-    done = subprocess.run(["promtool", *map(str, arguments)], capture_output=True, timeout=60, check=False)
+    done = subprocess.run(["promtool", *map(str, arguments)], capture_output=True, timeout=scaled(60), check=False)
     assert done.returncode == 0, done.stderr
 
 
@@ -298,7 +299,7 @@ def test_a_device_is_written_and_not_replaced(store: Store, tmp_path: Path) -> N
     os.mkfifo(pipe)
     with (tmp_path / "read").open("wb") as read, subprocess.Popen(["cat", pipe], stdout=read) as reader:
         assert store.export("--since", "29d", "--output", pipe).returncode == 0
-        assert reader.wait(10) == 0
+        assert reader.wait(scaled(10)) == 0
     assert (tmp_path / "read").read_text().endswith("# EOF\n")
     assert pipe.is_fifo()
 
@@ -306,7 +307,7 @@ def test_a_device_is_written_and_not_replaced(store: Store, tmp_path: Path) -> N
 def test_a_reader_that_leaves_ends_it_quietly(store: Store) -> None:
     command = " ".join(f"'{word}'" for word in store.command("--since", "29d"))
     done = subprocess.run(
-        ["bash", "-c", f"{command} | head -1; exit ${{PIPESTATUS[0]}}"], capture_output=True, timeout=60, check=False
+        ["bash", "-c", f"{command} | head -1; exit ${{PIPESTATUS[0]}}"], capture_output=True, timeout=scaled(60), check=False
     )
     assert (done.returncode, done.stderr) == (141, b"")
     assert done.stdout == b"# TYPE cml_worker_info gauge\n"
@@ -376,7 +377,7 @@ def ended(command: list[str], folder: Path, end: signal.Signals) -> tuple[int, b
             while process.poll() is None and not left(folder):
                 time.sleep(0.001)
             process.send_signal(end)
-            return process.wait(20), process.stderr.read() if process.stderr else b""
+            return process.wait(scaled(20)), process.stderr.read() if process.stderr else b""
         finally:
             process.kill()
 

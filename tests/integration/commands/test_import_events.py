@@ -35,6 +35,7 @@ from exporter.storage.privileges import IMPORT_PRIVILEGES, least_role
 from exporter.storage.repository import WorkerMetricsRepository
 from tests.fixtures.mongo import AuthMongod, connect
 from tests.fixtures.process import RunExporter
+from tests.helpers.deadlines import scaled
 from tests.helpers.exporter_process import COMMAND
 
 PERIOD = 300
@@ -485,6 +486,6 @@ async def _until(condition: Callable[[], Awaitable[object]], within: float) -> N
 
 
 def ended(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=scaled(120))
     print(out, err, file=sys.stderr)
     return process.returncode, out, err

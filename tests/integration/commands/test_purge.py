@@ -23,6 +23,7 @@ from exporter.storage.mongo import Database, Document
 from exporter.storage.privileges import PURGE_PRIVILEGES, least_role
 from exporter.storage.repository import WorkerMetricsRepository
 from tests.fixtures.mongo import AuthMongod, connect
+from tests.helpers.deadlines import scaled
 from tests.helpers.exporter_process import COMMAND
 
 NAME = "worker_metrics_timeseries"
@@ -136,7 +137,7 @@ def test_at_a_terminal_the_id_must_be_typed(store: Store) -> None:
             [*COMMAND, "purge", "--mongodb.uri", store.uri, "--worker", UNUSUAL_ID],
             stdin=slave,
             capture_output=True,
-            timeout=60,
+            timeout=scaled(60),
             check=False,
         )
     finally:

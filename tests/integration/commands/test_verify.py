@@ -32,6 +32,7 @@ from exporter.storage.mongo import Database, Document
 from exporter.storage.repository import WorkerMetricsRepository
 from tests.fixtures.mongo import AuthMongod, connect
 from tests.fixtures.process import RunCommand
+from tests.helpers.deadlines import scaled
 from tests.helpers.expected_history import Member
 from tests.helpers.exporter_process import COMMAND
 from tests.helpers.fake_cloudwatch import FakeCloudWatch, Series
@@ -652,7 +653,7 @@ async def test_an_error_is_no_difference_for_the_exit_status(env: VerifyEnv, run
 
 
 def completed(words: Sequence[str], folder: Path, stdout: int = subprocess.PIPE) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(words, stdout=stdout, stderr=subprocess.PIPE, text=True, cwd=folder, timeout=240, check=False)
+    return subprocess.run(words, stdout=stdout, stderr=subprocess.PIPE, text=True, cwd=folder, timeout=scaled(240), check=False)
 
 
 def closed_port() -> int:

@@ -34,6 +34,7 @@ from exporter.demo.folder import ENDPOINTS, LOCK, OUTBOX, WORLD, open_world
 from exporter.demo.mongod import Mongod
 from tests.conftest import missing
 from tests.fixtures.mongo import need_mongod
+from tests.helpers.deadlines import scaled
 from tests.helpers.demo_ledger import ledger
 from tests.helpers.ports import free_port
 
@@ -48,8 +49,8 @@ RUN = """
 import asyncio, sys
 from pathlib import Path
 from exporter.demo import command as demo
-directory, listen, *command = sys.argv[1:]
-sys.exit(asyncio.run(demo.run(Path(directory), fresh=False, listen=listen, command=command)))
+directory, port, *command = sys.argv[1:]
+sys.exit(asyncio.run(demo.run(Path(directory), fresh=False, port=int(port), command=command)))
 """
 
 
@@ -81,7 +82,7 @@ class Family:
 
     def wait_for_end(self) -> int:
         """Wait for the end of all processes and return the exit status of the first."""
-        returned = self.process.wait(PATIENCE)
+        returned = self.process.wait(scaled(PATIENCE))
         wait_for(lambda: not self.members(), lambda: f"still alive: {self.members()}")
         return returned
 
@@ -92,7 +93,7 @@ class Family:
 
 
 def wait_for(condition: Callable[[], bool], otherwise: Callable[[], str]) -> None:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + scaled(PATIENCE)
     while not condition():
         assert time.monotonic() < deadline, otherwise()
         time.sleep(0.1)
@@ -218,7 +219,7 @@ def test_nothing_outlives_a_demo_ended_while_it_starts(
     start: Callable[[list[str]], Family], tmp_path: Path, how: signal.Signals, moment: str
 ) -> None:
     need_mongod()
-    family = start([sys.executable, "-c", RUN, str(tmp_path / "demo"), f"127.0.0.1:{free_port()}", *SLEEPING_EXPORTER])
+    family = start([sys.executable, "-c", RUN, str(tmp_path / "demo"), str(free_port()), *SLEEPING_EXPORTER])
     wait_for(lambda: any(line.startswith(moment) for line in family.children().values()), family.log.read_text)
     family.process.send_signal(how)
     assert family.wait_for_end() == (0 if how != signal.SIGKILL else -signal.SIGKILL)
@@ -228,7 +229,7 @@ def test_nothing_outlives_a_demo_ended_while_it_starts(
 def test_an_exporter_that_ends_by_itself_ends_the_demo(start: Callable[[list[str]], Family], tmp_path: Path) -> None:
     need_mongod()
     quitter = (sys.executable, "-c", "import sys; sys.exit(3)")
-    family = start([sys.executable, "-c", RUN, str(tmp_path / "demo"), f"127.0.0.1:{free_port()}", *quitter])
+    family = start([sys.executable, "-c", RUN, str(tmp_path / "demo"), str(free_port()), *quitter])
     assert family.wait_for_end() == 1
     assert "the exporter ended by itself with status 3" in family.log.read_text()
 
@@ -239,9 +240,9 @@ def names(folder: Path) -> list[str]:
 
 async def test_a_taken_port_leaves_nothing_behind(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        listen = f"127.0.0.1:{taken.getsockname()[1]}"
-        with pytest.raises(ConfigError, match=f"cannot listen on {listen} .* choose another port with --port"):
-            await run(tmp_path / "demo", fresh=False, listen=listen)
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}, .* choose another port: make demo PORT=…"):
+            await run(tmp_path / "demo", fresh=False, port=port)
     assert not names(tmp_path)
 
 
@@ -250,7 +251,7 @@ async def test_a_folder_with_other_files_is_not_changed(tmp_path: Path, fresh: b
     (tmp_path / "exporter").mkdir()
     (tmp_path / "exporter" / "thesis.txt").write_text("irreplaceable")
     with pytest.raises(ConfigError, match="is not empty and not the folder of a demo; name another folder with --dir"):
-        await run(tmp_path, fresh=fresh, listen=f"127.0.0.1:{free_port()}")
+        await run(tmp_path, fresh=fresh, port=free_port())
     assert names(tmp_path) == ["exporter", "thesis.txt"]
 
 
@@ -264,7 +265,7 @@ async def test_a_database_with_other_data_is_not_changed(
         try:
             for fresh in (False, True):
                 with pytest.raises(ConfigError, match=f"database {name} is not empty and not of a demo"):
-                    await run(tmp_path / "demo", fresh=fresh, listen=f"127.0.0.1:{free_port()}")
+                    await run(tmp_path / "demo", fresh=fresh, port=free_port())
             assert list(client[name]["workers"].find()) == [{"_id": "real"}]
         finally:
             client.drop_database(name)
@@ -289,7 +290,7 @@ async def test_a_second_demo_in_the_same_folder_is_refused(tmp_path: Path) -> No
     with (tmp_path / LOCK).open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(ConfigError, match="another demo runs in"):
-            await run(tmp_path, fresh=True, listen=f"127.0.0.1:{free_port()}")
+            await run(tmp_path, fresh=True, port=free_port())
 
 
 def test_fresh_removes_what_the_demo_made_and_nothing_else(tmp_path: Path) -> None:
@@ -364,8 +365,9 @@ def test_the_demo_runs_restarts_with_the_same_values_and_leaves_nothing_behind(
     assert not (directory / ENDPOINTS).exists()
 
     family = start(command)
-    endpoints = up(family, directory)
-    assert held_by(endpoints["aws"], world, begin, end) == before
+    again = up(family, directory)
+    assert {again[part] for part in ("mongodb", "aws")} == {endpoints[part] for part in ("mongodb", "aws")}
+    assert held_by(again["aws"], world, begin, end) == before
     family.process.kill()
     family.wait_for_end()
 
@@ -416,7 +418,7 @@ def verify(endpoints: dict[str, str], folder: Path) -> dict[str, Any]:
         env=os.environ | {"AWS_ACCESS_KEY_ID": "demo", "AWS_SECRET_ACCESS_KEY": "demo"},
         capture_output=True,
         text=True,
-        timeout=PATIENCE,
+        timeout=scaled(PATIENCE),
         check=False,
     )
     assert done.returncode in (0, 1), done.stderr
@@ -430,20 +432,20 @@ def up(family: Family, directory: Path) -> dict[str, str]:
     wait_for(lambda: path.exists() or family.process.poll() is not None, family.log.read_text)
     assert path.exists(), family.log.read_text()
     endpoints: dict[str, str] = json.loads(path.read_text())
-    with urlopen(endpoints["exporter"] + "/-/ready", timeout=5) as response:
+    with urlopen(endpoints["exporter"] + "/-/ready", timeout=scaled(5)) as response:
         assert response.status == 200
     return endpoints
 
 
 def query_prometheus(url: str, query: str) -> list[Any]:
-    with urlopen(f"{url}/api/v1/query?{urlencode({'query': query})}", timeout=20) as response:
+    with urlopen(f"{url}/api/v1/query?{urlencode({'query': query})}", timeout=scaled(20)) as response:
         result: list[Any] = json.loads(response.read())["data"]["result"]
         return result
 
 
 def missing_gauges(url: str, world: World) -> set[tuple[str, str]]:
     """What /metrics lacks, as (gauge, worker): cpu of every worker that has run for a while, memory where there is an agent."""
-    with urlopen(url + "/metrics", timeout=5) as response:
+    with urlopen(url + "/metrics", timeout=scaled(5)) as response:
         families = list(text_string_to_metric_families(response.read().decode()))
     shown = {(sample.name, sample.labels.get("worker_id", "")) for family in families for sample in family.samples}
     now = int(time.time())

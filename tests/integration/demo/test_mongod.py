@@ -19,6 +19,7 @@ from exporter.demo.mongod import LOG, Mongod, find_mongod, mongodb
 from exporter.storage.mongo import Document
 from tests.conftest import missing
 from tests.fixtures.mongo import need_mongod
+from tests.helpers.deadlines import scaled
 from tests.helpers.ports import free_port
 
 
@@ -195,7 +196,7 @@ def test_it_ends_when_its_parent_dies_without_stopping_it(tmp_path: Path, how: s
         pid = int(parent.stdout.readline())
         assert alive(pid)
         parent.send_signal(how)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + scaled(20)
     while alive(pid) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not alive(pid)

@@ -36,6 +36,7 @@ from tests.conftest import program
 from tests.fixtures.mongo import AuthMongod, connect
 from tests.fixtures.process import RunExporter
 from tests.fixtures.prometheus import RunPrometheus
+from tests.helpers.deadlines import scaled
 from tests.helpers.ports import free_port
 
 ROOT = Path(__file__).parents[3]
@@ -57,7 +58,7 @@ def composed() -> Composed:
         command_line = [*command, "--file", str(ROOT / "docker-compose.yml"), "--env-file", str(env), *words, "config"]
         # Nothing of the machine's own environment fills a variable in.
         kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-        return subprocess.run(command_line, env=kept, capture_output=True, text=True, timeout=60, check=False)
+        return subprocess.run(command_line, env=kept, capture_output=True, text=True, timeout=scaled(60), check=False)
 
     return config
 
@@ -102,7 +103,7 @@ def test_without_a_password_the_service_does_not_start_and_says_the_way_out(name
     inside = {"GRAFANA_ADMIN_PASSWORD": "GF_SECURITY_ADMIN_PASSWORD", "MONGODB_ROOT_PASSWORD": "MONGO_INITDB_ROOT_PASSWORD"}
     given = {inside.get(each, each): "secret" for each in NEEDED if each != name}
     done = subprocess.run(
-        [script], env={"PATH": os.environ["PATH"], **given}, capture_output=True, text=True, timeout=60, check=False
+        [script], env={"PATH": os.environ["PATH"], **given}, capture_output=True, text=True, timeout=scaled(60), check=False
     )
     assert done.returncode == 1
     assert inside.get(name, name).removeprefix("GF_SECURITY_") in done.stderr
@@ -121,7 +122,7 @@ def test_grafana_starts_with_a_password() -> None:
         env={"PATH": os.environ["PATH"], "GF_SECURITY_ADMIN_PASSWORD": "secret", "GRAFANA_RUN": "/bin/echo"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=scaled(60),
         check=True,
     )
     assert done.stdout == "word\n"
@@ -144,9 +145,9 @@ def test_alertmanager_starts_with_own_receivers_and_the_inhibition_rules_of_this
         "ALERTMANAGER_PROGRAM": "/bin/echo",
     }
     command = [ROOT / "deploy" / "alertmanager" / "start", *SERVICES["alertmanager"]["command"]]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=scaled(60), check=True)
     assert done.stdout.split()[:2] == [f"--config.file={tmp_path / 'made.yml'}", SERVICES["alertmanager"]["command"][0]]
-    subprocess.run([amtool, "check-config", tmp_path / "made.yml"], capture_output=True, timeout=60, check=True)
+    subprocess.run([amtool, "check-config", tmp_path / "made.yml"], capture_output=True, timeout=scaled(60), check=True)
     made = yaml.safe_load((tmp_path / "made.yml").read_text())
     assert made == (default | mine if own else default)
 
@@ -157,7 +158,7 @@ def test_mongodb_is_healthy_once_it_takes_writes(tmp_path: Path) -> None:
 
     def check(port: int) -> "subprocess.CompletedProcess[str]":
         words = [str(ROOT / "deploy" / "replicaset" / "healthy"), "127.0.0.1", str(port)]
-        return subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+        return subprocess.run(words, capture_output=True, text=True, timeout=scaled(60), check=False)
 
     with Mongod(tmp_path / "data", free_port(), options=["--replSet", "rs0"]) as server:
         assert (check(server.port).returncode, "does not accept writes yet" in check(server.port).stderr) == (1, True)
@@ -321,7 +322,7 @@ def run_in_shell(
             env={**os.environ, **environment},
             stderr=subprocess.PIPE,
             text=True,
-            timeout=60,
+            timeout=scaled(60),
             check=False,
         )
     assert done.returncode == 0 or done.stderr
@@ -378,7 +379,7 @@ def test_the_start_script_makes_a_private_key_once_and_a_set_of_the_standalone_s
     environment |= {"MONGO_INITDB_ROOT_PASSWORD": "secret", "MONGODB_EXPORTER_PASSWORD": "secret"}
     keys = set()
     for _ in range(2):
-        subprocess.run([folder / "start", "--wiredTigerCacheSizeGB", "0.5"], env=environment, timeout=60, check=True)
+        subprocess.run([folder / "start", "--wiredTigerCacheSizeGB", "0.5"], env=environment, timeout=scaled(60), check=True)
         keys.add(key.read_text())
     assert key.stat().st_mode & 0o777 == 0o400
     (text,) = keys
@@ -404,7 +405,7 @@ def test_the_start_script_makes_a_private_key_once_and_a_set_of_the_standalone_s
 
 def wait_until(condition: Callable[[], object]) -> None:
     """Poll until the condition holds; fail after a minute."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + scaled(60)
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -455,7 +456,7 @@ class Service:
         return self.log.read_text()
 
     def ends(self) -> int:
-        return self.process.wait(30)
+        return self.process.wait(scaled(30))
 
 
 @pytest.fixture
@@ -481,7 +482,7 @@ def healthy(service: str, replaced: Mapping[str, str]) -> bool:
 def passes(words: list[str], replaced: Mapping[str, str]) -> bool:
     for old, new in {"python": sys.executable, **replaced}.items():
         words = [new if word == old else word.replace(old, new) if old != "python" else word for word in words]
-    return subprocess.run(words, capture_output=True, timeout=30, check=False).returncode == 0
+    return subprocess.run(words, capture_output=True, timeout=scaled(30), check=False).returncode == 0
 
 
 def wait_for(condition: Callable[[], object], within: float, otherwise: Callable[[], str]) -> None:
@@ -632,9 +633,9 @@ def test_the_package_builds_from_the_context_alone_and_runs(tmp_path: Path) -> N
     }
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     (build,) = re.findall(r"pip wheel (.*) \.", (ROOT / "deploy" / "Dockerfile").read_text())
-    subprocess.run([*pip, "wheel", *shlex.split(build), "."], cwd=context, check=True, timeout=120)
+    subprocess.run([*pip, "wheel", *shlex.split(build), "."], cwd=context, check=True, timeout=scaled(120))
     (wheel,) = (context / "dist").glob("*.whl")
-    subprocess.run([*pip, "install", "--no-deps", "--target", str(site), str(wheel)], check=True, timeout=120)
+    subprocess.run([*pip, "install", "--no-deps", "--target", str(site), str(wheel)], check=True, timeout=scaled(120))
     assert (site / "bin" / "cml-worker-exporter").exists()
     assert (site / "exporter" / "py.typed").is_file(), "installed without its types"
     pages = {path.name for path in (context / "exporter" / "web" / "pages").rglob("*.*")}
@@ -700,7 +701,7 @@ def checked(port: int, folder: Path, **more: str) -> "subprocess.CompletedProces
     (folder / "env").write_text("".join(f"{name}={value}\n" for name, value in lines))
     script = [sys.executable, str(ROOT / "deploy" / "check_stack.py")]
     command = [*script, "--patience", "0", "--env-file", str(folder / "env"), "--workers", "12"]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=scaled(60), check=False)
 
 
 def test_the_check_of_a_stack_that_works_is_content(tmp_path: Path) -> None:

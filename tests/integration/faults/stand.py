@@ -122,7 +122,7 @@ class Stand:
         """
         first, last = int(since) // PERIOD * PERIOD, int(until) // PERIOD * PERIOD
         wanted = {(f"worker-{number}", start) for number in range(WORKERS) for start in range(first, last, PERIOD)}
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + scaled(300)
         with MongoClient[dict[str, Any]](self.admin_uri, tz_aware=True, serverSelectionTimeoutMS=10_000) as client:
             history = client[self.database]["worker_metrics_timeseries"]
             while True:

@@ -18,6 +18,7 @@ from grafana.promql import (
 )
 from tests.conftest import program
 from tests.fixtures.prometheus import INSTALL
+from tests.helpers.deadlines import scaled
 from tests.helpers.grafana_variables import View
 
 ALL = 'region=~".*"'
@@ -54,7 +55,7 @@ def query(
     file = folder / "test.yml"
     file.write_text(yaml.safe_dump({"evaluation_interval": "1m", "rule_files": [rules] if rules else [], "tests": [test]}))
     promtool = program("promtool", INSTALL)
-    done = subprocess.run([promtool, "test", "rules", file], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([promtool, "test", "rules", file], capture_output=True, text=True, timeout=scaled(60), check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -19,6 +19,7 @@ from grafana.promql import threshold
 from tests.conftest import program
 from tests.fixtures.prometheus import INSTALL
 from tests.helpers.dashboards import ALL, DASHBOARDS, Variables, by, faster, newest, problems, run_query
+from tests.helpers.deadlines import scaled
 from tests.helpers.expected_history import Member, manager_facts
 from tests.helpers.exporter_process import ExporterProcess
 from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
@@ -200,7 +201,7 @@ def stack(tmp_path: Path, mongod: Mongod) -> Iterator[Stack]:
         recorded = (
             "count_over_time(cml_region:workers_idle:sum[1m]) > 2 and on () count(cml_worker_cpu_utilization_ratio) > 850"
         )
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + scaled(120)
         while not prometheus.values(recorded):
             assert time.monotonic() < deadline, recorded
             time.sleep(0.2)

@@ -957,5 +957,5 @@ def test_a_column_is_the_count_of_its_interval(tmp_path: Path) -> None:
     file = tmp_path / "test.yml"
     file.write_text(yaml.safe_dump({"evaluation_interval": "30s", "tests": [test]}))
     promtool = program("promtool", INSTALL)
-    done = subprocess.run([promtool, "test", "rules", file], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([promtool, "test", "rules", file], capture_output=True, text=True, timeout=scaled(60), check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -17,6 +17,7 @@ from exporter.demo.prometheus import SOURCE
 from tests.fixtures.process import RunExporter
 from tests.fixtures.prometheus import RunPrometheus
 from tests.helpers import prompb
+from tests.helpers.deadlines import scaled
 from tests.helpers.exporter_process import ExporterProcess
 
 PERIOD = 300
@@ -152,7 +153,7 @@ def test_while_mongodb_is_down_prometheus_keeps_its_own_data_and_warns(
     prometheus = run_prometheus(configured)
     query = f'last_over_time({CPU}{{store="history",worker_id="w1"}}[1h])'
     assert prometheus.value(query, NOW - 1) == percent(1, NOW - PERIOD) / 100
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + scaled(20)
     while not prometheus.values('up{job="cml-worker-exporter"}'):
         assert time.monotonic() < deadline
         time.sleep(0.2)
@@ -162,9 +163,9 @@ def test_while_mongodb_is_down_prometheus_keeps_its_own_data_and_warns(
     assert [each["value"][1] for each in answer["data"]["result"]] == ["1"]
     began = time.monotonic()
     prometheus.values('up{job="cml-worker-exporter"}')
-    assert time.monotonic() - began < 5, "a query without the label store does not wait for the history"
+    assert time.monotonic() - began < scaled(5), "a query without the label store does not wait for the history"
     own_mongod.start()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + scaled(60)
     while prometheus.ask(query, NOW - 1)["data"]["result"] == []:
         assert time.monotonic() < deadline
         time.sleep(0.5)
@@ -174,7 +175,7 @@ def test_while_mongodb_is_down_prometheus_keeps_its_own_data_and_warns(
         answer = prometheus.ask(f'{query} or on () max(up{{job="cml-worker-exporter"}})')
         assert answer["warnings"]
         assert [each["value"][1] for each in answer["data"]["result"]] == ["1"]
-        assert time.monotonic() - began < 60, "remote_timeout of Prometheus bounds the wait"
+        assert time.monotonic() - began < scaled(60), "remote_timeout of Prometheus bounds the wait"
         rules = prometheus.http.get("/api/v1/rules").json()["data"]["groups"]
         assert rules
         assert all(group["evaluationTime"] < 1 for group in rules), "no rule waits for the history"
@@ -183,7 +184,7 @@ def test_while_mongodb_is_down_prometheus_keeps_its_own_data_and_warns(
 
 
 def test_a_connection_outlives_the_pauses_between_two_requests(exporter: ExporterProcess) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", exporter.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", exporter.port, timeout=scaled(10))
     for pause in (0, 6):  # uvicorn's default is 5 s, when Prometheus's next request may arrive
         time.sleep(pause)
         connection.request("GET", "/-/healthy")
@@ -195,7 +196,7 @@ def test_a_connection_outlives_the_pauses_between_two_requests(exporter: Exporte
 
 
 def read(exporter: ExporterProcess, body: bytes) -> httpx.Response:
-    with httpx.Client(base_url=exporter.url, trust_env=False, timeout=20) as client:
+    with httpx.Client(base_url=exporter.url, trust_env=False, timeout=scaled(20)) as client:
         return client.post("/api/v1/read", content=body, headers={"Content-Encoding": "snappy"})
 
 

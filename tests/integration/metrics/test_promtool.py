@@ -12,6 +12,7 @@ from exporter.core.model import STATUSES, Worker, WorkerGauges
 from exporter.core.workers_settings import ExtraMetric
 from exporter.metrics.telemetry import Telemetry
 from tests.conftest import program
+from tests.helpers.deadlines import scaled
 from tests.helpers.worker_families import render
 
 EXTRA = [ExtraMetric(metric="cml_worker_swap_utilization_ratio", field="disk", help='Disk in use, as "df" says.')]
@@ -68,7 +69,7 @@ def used_telemetry() -> Telemetry:
 
 def complaints(metrics: bytes) -> tuple[int, str]:
     promtool = program("promtool", "apt-get install prometheus")
-    done = subprocess.run([promtool, "check", "metrics"], input=metrics, capture_output=True, timeout=60, check=False)
+    done = subprocess.run([promtool, "check", "metrics"], input=metrics, capture_output=True, timeout=scaled(60), check=False)
     return done.returncode, (done.stdout + done.stderr).decode()
 
 

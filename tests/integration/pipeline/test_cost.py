@@ -15,6 +15,7 @@ from exporter.core.budget import DOLLARS_PER_METRIC
 from exporter.core.model import MetricResults
 from exporter.core.periods import DAY, align
 from exporter.storage.mongo import Database
+from tests.helpers.deadlines import scaled
 from tests.helpers.expected_history import Member, assert_true, expected_history
 from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
 from tests.helpers.in_process_exporter import DECIDED, PERIOD, Clock, InProcessExporter
@@ -135,7 +136,7 @@ async def test_a_cycles_spending_is_saved_before_its_calls_so_that_a_kill_during
     await killed.lease.acquire_or_renew()
     await killed.observe()
     cycle = asyncio.create_task(killed.collector.poll())
-    await asyncio.wait_for(billed.wait(), 30)
+    await asyncio.wait_for(billed.wait(), scaled(30))
     shutil.copytree(tmp_path / "killed", tmp_path / "data")  # the files as a kill would leave them at this moment
     cycle.cancel()
     await asyncio.gather(cycle, return_exceptions=True)

@@ -14,6 +14,7 @@ from exporter import WorkerMetricsRepository, WorkerMetricsSample
 from exporter.core.periods import align, to_datetime
 from exporter.demo.mongod import Mongod
 from tests.fixtures.process import RunExporter
+from tests.helpers.deadlines import scaled
 from tests.helpers.expected_history import Member
 from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
 from tests.integration.pipeline.test_takeover import RUNNER
@@ -70,7 +71,8 @@ async def test_a_job_beside_the_exporter_neither_doubles_nor_loses_a_sample(
             }
             tune = TUNE.format(offset=int(began + 8) % PERIOD, slow=SLOW)
             exporter = await asyncio.to_thread(run_exporter, settings, env={"TUNE": tune})
-            async with asyncio.timeout(60):  # until it mirrors: before, it would see in its search for gaps what the jobs wrote
+            # Until it mirrors: before, it would see in its search for gaps what the jobs wrote
+            async with asyncio.timeout(scaled(60)):
                 while not await samples.count_documents({}):  # noqa: ASYNC110  # the event is in another process
                     await asyncio.sleep(0.01)
             by_jobs = await asyncio.gather(

@@ -14,6 +14,7 @@ from pymongo import MongoClient
 from exporter.core.periods import align
 from exporter.demo.mongod import Mongod
 from tests.fixtures.process import RunExporter
+from tests.helpers.deadlines import scaled
 from tests.helpers.expected_history import Member, assert_true, expected_history
 from tests.helpers.exporter_process import ExporterProcess
 from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
@@ -113,7 +114,7 @@ async def test_when_the_leader_is_killed_with_an_insert_in_flight_the_other_take
         leader: ExporterProcess
         trap = proxy.arm("mid", lambda: leader.kill(), hold=True)
         leader = await asyncio.to_thread(pair.start, proxy, 50)
-        await asyncio.wait_for(trap.caught.wait(), 30)
+        await asyncio.wait_for(trap.caught.wait(), scaled(30))
         other = await asyncio.to_thread(pair.start, other_proxy, 50)
         await asyncio.to_thread(other.wait_until_ready)
         await asyncio.to_thread(leader.wait_until_ready)

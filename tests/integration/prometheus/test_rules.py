@@ -198,7 +198,7 @@ def running(config: Path) -> Iterator[Callable[..., Any]]:
             stdout=output,
             stderr=output,
         )
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}/api/v1/", timeout=10) as client:
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}/api/v1/", timeout=scaled(10)) as client:
 
         def get(path: str, **parameters: str) -> Any:  # noqa: ANN401  # JSON
             try:
@@ -217,7 +217,7 @@ def running(config: Path) -> Iterator[Callable[..., Any]]:
 
 def until(true: Callable[[], object], otherwise: Callable[[], object]) -> None:
     """Wait for it to be true."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + scaled(PATIENCE)
     while not true():
         assert time.monotonic() < deadline, otherwise()
         time.sleep(0.2)

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from exporter.core.model import Worker, WorkerGauges
 from exporter.metrics.telemetry import Telemetry
 from tests.fixtures.prometheus import RunPrometheus
+from tests.helpers.deadlines import scaled
 from tests.helpers.prometheus import Prometheus
 from tests.helpers.worker_families import render
 from tests.tools.mutate_rules import PROMETHEUS
@@ -67,7 +68,7 @@ def alert_expression() -> str:
 
 
 def eventually(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + scaled(PATIENCE)
     while not condition():
         assert time.monotonic() < deadline, "the condition was not true in time"
         time.sleep(0.2)

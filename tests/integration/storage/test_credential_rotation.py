@@ -18,6 +18,7 @@ from exporter.storage.lease import Lease
 from exporter.storage.mongo import Document, connect
 from tests.fixtures.mongo import AuthMongod
 from tests.fixtures.process import RunExporter
+from tests.helpers.deadlines import scaled
 from tests.helpers.reliability import record
 
 
@@ -62,7 +63,7 @@ async def refused(action: Callable[[], object]) -> str:
 
 async def renewed(lease: Lease) -> bool:
     """Renew until it succeeds: after a refusal the driver leaves the server alone until its next heartbeat, up to 10 s."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(scaled(30)):
         while True:
             try:
                 return await lease.acquire_or_renew()
@@ -96,7 +97,7 @@ async def test_a_new_password_in_the_file_is_used_after_the_first_refusal(
         await asyncio.sleep(0.3)  # the file is read several times and still has the old password
         assert not changed.is_set()
         account.write(account.uri("second: p@ss/word"))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(scaled(20)):
             await changed.wait()
         assert await renewed(lease)
         await database["cml_exporter_state"].find_one({}, session=session)

@@ -13,7 +13,13 @@ LONG = bool(os.environ.get(RECORD))
 
 @pytest.mark.waits(35)
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("kind", ["replica set", "standalone"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "replica set",
+        pytest.param("standalone", marks=pytest.mark.nightly("test_a_network_cut_at_an_insert_neither_loses_nor_doubles")),
+    ],
+)
 def test_a_network_cut_at_an_insert_neither_loses_nor_doubles(kind: str) -> None:
     need_mongod()
     if problem := permitted():

@@ -36,6 +36,7 @@ from exporter.storage.sample_writer import Key
 from exporter.storage.snapshot_store import SnapshotStore
 from exporter.storage.statistics import statistics_pipeline
 from tests.fixtures.mongo import AuthMongod, connect
+from tests.helpers.deadlines import scaled
 from tests.helpers.mongo_proxy import CUTS, Cut, CuttingProxy
 
 NAME = "worker_metrics_timeseries"
@@ -597,7 +598,7 @@ class TestExactlyOnce:
 
 
 async def until_no_insert_runs(repo: WorkerMetricsRepository, expected: bool = True) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(scaled(20)):
         while await repo.writer.no_insert_running() is not expected:  # noqa: ASYNC110  # the event is in another process
             await asyncio.sleep(0.02)
 

@@ -22,6 +22,7 @@ from pymongo import MongoClient
 from exporter.demo.mongod import Mongod
 from exporter.storage.mongo import Document
 from tests.helpers import prompb
+from tests.helpers.deadlines import scaled
 from tests.helpers.expected_history import Member
 from tests.helpers.exporter_process import ExporterProcess
 from tests.helpers.reliability import record
@@ -86,7 +87,7 @@ def peak_megabytes(exporter: ExporterProcess) -> float:
 
 
 def connect(exporter: ExporterProcess) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", exporter.port), timeout=30)
+    return socket.create_connection(("127.0.0.1", exporter.port), timeout=scaled(30))
 
 
 def basic(user: str, password: str) -> str:
@@ -207,7 +208,7 @@ def test_metrics_go_on_within_a_second_and_memory_is_bounded(
 def login(exporter: ExporterProcess, user: str, password: str) -> tuple[int, float]:
     """Return the status of a scrape, and how long it took."""
     begin = time.monotonic()
-    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", exporter.port, timeout=120)) as connection:
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", exporter.port, timeout=scaled(120))) as connection:
         connection.request("GET", "/metrics", headers={"Authorization": basic(user, password)})
         return connection.getresponse().status, time.monotonic() - begin
 

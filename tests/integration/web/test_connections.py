@@ -22,9 +22,10 @@ from structlog.testing import capture_logs
 from exporter.web import discovery, routes, webconfig
 from exporter.web.connections import Connections, Limits, client_of
 from tests.helpers.certificates import write_certificate
+from tests.helpers.deadlines import scaled
 from tests.integration.web.test_routes import Memory, gauges, serving, snapshot, wait_until
 
-PATIENCE = 30.0
+PATIENCE = scaled(30.0)
 """Seconds until which a limit must have taken effect; they are far below it on a machine without load."""
 SHORT = Limits(request_seconds=1, unread_seconds=1)
 REQUEST = b"GET /-/healthy HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -368,7 +369,7 @@ def test_a_request_that_waits_is_dropped_when_its_client_hangs_up(monkeypatch: p
             last.settimeout(120)
             last.sendall(SLOW_REQUEST)
             assert b"200 OK" in ended(last)
-        assert time.monotonic() - begin < 40  # those that hung up would have taken 60 s
+        assert time.monotonic() - begin < scaled(40)  # those that hung up would have taken 60 s
         assert b"200 OK" in ended(first)
 
 
@@ -393,7 +394,7 @@ def test_scrapes_and_probes_wait_for_no_other_request(monkeypatch: pytest.Monkey
             connection.sendall(b"GET /api/workers HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         begin = time.monotonic()
         assert httpx.get(f"http://127.0.0.1:{server.port}{path}", trust_env=False, timeout=PATIENCE).status_code == 200
-        assert time.monotonic() - begin < 2.5
+        assert time.monotonic() - begin < scaled(2.5)
         answers = [ended(connection) for connection in waiting]
         refused = [answer for answer in answers if b"429 Too Many Requests" in answer]
         assert len(refused) == 3

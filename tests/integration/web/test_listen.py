@@ -10,6 +10,7 @@ from exporter.core import settings_loader
 from exporter.core.errors import ConfigError
 from exporter.web.listen import bind, shown
 from tests.fixtures.process import RunCommand
+from tests.helpers.deadlines import scaled
 from tests.helpers.ports import free_port
 
 needs_ipv6 = pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
@@ -17,7 +18,7 @@ needs_ipv6 = pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this ma
 
 def answers(host: str, port: int) -> bool:
     try:
-        socket.create_connection((host, port), timeout=10).close()
+        socket.create_connection((host, port), timeout=scaled(10)).close()
     except OSError:
         return False
     return True

@@ -220,7 +220,7 @@ def serving(
         try:
             wait_until(lambda: server.started)
             url = f"{'https' if web.tls else 'http'}://127.0.0.1:{listener.getsockname()[1]}"
-            with httpx.Client(base_url=url, trust_env=False, timeout=10, **options) as client:
+            with httpx.Client(base_url=url, trust_env=False, timeout=scaled(10), **options) as client:
                 yield client
         finally:
             server.should_exit = True

@@ -15,6 +15,7 @@ import yaml
 from exporter.web import webconfig
 from exporter.web.pages import templates
 from tests.helpers.certificates import write_certificate
+from tests.helpers.deadlines import scaled
 from tests.integration.web.test_routes import Memory, gauges, hashed, serving, snapshot
 
 TLS = {"cert_file": "server.crt", "key_file": "server.key"}
@@ -46,13 +47,13 @@ def trust(folder: Path, **versions: ssl.TLSVersion) -> ssl.SSLContext:
 
 
 def status(client: httpx.Client, context: ssl.SSLContext) -> int:
-    with httpx.Client(base_url=client.base_url, verify=context, trust_env=False, timeout=30) as other:
+    with httpx.Client(base_url=client.base_url, verify=context, trust_env=False, timeout=scaled(30)) as other:
         return other.get("/metrics").status_code
 
 
 def cipher(client: httpx.Client, context: ssl.SSLContext) -> str:
     with (
-        socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=30) as plain,
+        socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=scaled(30)) as plain,
         context.wrap_socket(plain, server_hostname=client.base_url.host) as secure,
     ):
         found = secure.cipher()
@@ -124,7 +125,7 @@ def test_requests_above_the_rate_limit_get_429_and_are_allowed_again_later(folde
         found = [client.get("/-/healthy").status_code for _ in range(5)]
         if time.monotonic() - begin < 2:
             assert found == [200, 200, 200, 429, 429]
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + scaled(60)
         while client.get("/metrics").status_code != 200:
             assert time.monotonic() < deadline
             time.sleep(0.5)

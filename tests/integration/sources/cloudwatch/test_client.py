@@ -89,7 +89,7 @@ def failures(telemetry: Telemetry, operation: str = "GetMetricData", region: str
 
 async def in_flight(fake: FakeCloudWatch, count: int) -> None:
     """Wait until that many requests are at the server."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(scaled(20)):
         while fake.counters()["concurrent"] < count:  # noqa: ASYNC110  # the server is another thread, it cannot set our Event
             await asyncio.sleep(0.02)
 
@@ -346,7 +346,7 @@ async def test_a_canceled_call_frees_its_place(fake_cloudwatch: FakeCloudWatch, 
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(scaled(10)):
         assert (await cloudwatch.get_metric_data(REGION, [cpu("i-0a")], *hour(), PERIOD)).by_query[cpu("i-0a")].complete
 
 
@@ -703,7 +703,7 @@ async def test_the_fake_runs_as_a_program_of_its_own(aws_credentials: None, tele
     command = [sys.executable, "-m", "tests.helpers.fake_cloudwatch", "--workers", "3", "--regions", f"{REGION},{OTHER}"]
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
     assert process.stdout
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(scaled(20)):
         url = (await process.stdout.readline()).decode().strip()
         cloudwatch = CloudWatch(aws_settings(url), telemetry)
         listing = await cloudwatch.list_memory(REGION, recent=True)
@@ -717,7 +717,7 @@ async def test_the_fake_runs_as_a_program_of_its_own(aws_credentials: None, tele
 def test_the_fake_is_controlled_over_http(fake_cloudwatch: FakeCloudWatch) -> None:
     def control(order: dict[str, Any] | None = None) -> dict[str, Any]:
         data = json.dumps(order).encode() if order else None
-        with urllib.request.urlopen(f"{fake_cloudwatch.url}/ctl", data, timeout=5) as answer:
+        with urllib.request.urlopen(f"{fake_cloudwatch.url}/ctl", data, timeout=scaled(5)) as answer:
             counters: dict[str, Any] = json.load(answer)
             return counters
 

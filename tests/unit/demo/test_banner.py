@@ -1,0 +1,75 @@
+"""What the demo says on a terminal of 80 columns, and in a file."""
+
+import io
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from exporter import cli
+from exporter.demo import status_line
+from exporter.demo.command import COLUMNS, banner
+from exporter.demo.folder import CONFIG
+
+ENDPOINTS = {"exporter": "http://127.0.0.1:65432", "mongodb": "mongodb://127.0.0.1:65432/cml_demo?directConnection=true"}
+ENDPOINTS |= {"aws": "http://127.0.0.1:65432"}
+
+
+@pytest.fixture(autouse=True)
+def checkout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As `make demo` runs it: by the environment in the checkout, which is the current folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / ".venv/bin/python"))
+
+
+def shown(**more: str) -> list[str]:
+    return banner(Path.cwd() / ".demo", ENDPOINTS | more).splitlines()
+
+
+def test_the_page_comes_first_and_every_line_fits_80_columns() -> None:
+    lines = shown()
+    assert next(line for line in lines if line) == "The demo runs. Open http://127.0.0.1:65432/"
+    assert [line for line in lines if len(line) > COLUMNS] == []
+
+
+def test_with_prometheus_only_its_queries_may_be_longer() -> None:
+    lines = shown(prometheus="http://127.0.0.1:65432")
+    begin = next(number for number, line in enumerate(lines) if line.startswith("Prometheus: "))
+    end = lines.index("", begin + 2)
+    assert [line for line in lines[:begin] + lines[end:] if len(line) > COLUMNS] == []
+
+
+def test_its_three_commands_can_be_copied() -> None:
+    text = "\n".join(shown()).replace("\\\n", " ")
+    commands = [shlex.split(line) for line in re.findall(r"^  (curl .*|\.venv.*)$", text, re.MULTILINE)]
+    assert len(commands) == 3
+    _, *arguments = commands[-1]
+    assert arguments[-1] == f".demo/{CONFIG}"
+    options = cli._parse(cli._join_times(arguments))
+    assert (options.since, options.format) == ("-1h", "csv")
+
+
+def test_a_password_of_mongodb_is_not_shown() -> None:
+    text = "\n".join(shown(mongodb="mongodb://me:secret@db/cml_demo"))
+    assert "secret" not in text
+    assert "MONGODB_URI" in text
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_has_one_line_of_state_and_a_file_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    for stream, wanted in (
+        (Terminal(), "\r\x1b[2Kstarting\r\x1b[2K" + "x" * 19 + "\r\x1b[2Kbye\n"),
+        (io.StringIO(), "starting\nbye\n"),
+    ):
+        monkeypatch.setattr(sys, "stdout", stream)
+        status_line.show_step("starting")
+        status_line.show_status("x" * 100)
+        status_line.end_status("bye")
+        assert stream.getvalue() == wanted
