@@ -153,6 +153,7 @@ class Stack:
     exporter: ExporterProcess
     prometheus: Prometheus
     samples: Any
+    uri: str
 
     def documents(self, member: Member, start: float, end: float) -> list[Json]:
         """The samples of a range as Prometheus 2 takes it, with both ends."""
@@ -244,8 +245,14 @@ def fill(database: Any) -> None:  # noqa: ANN401  # pymongo's Database
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory, mongod: Mongod) -> Iterator[Stack]:
     """A healthy stack; a test that breaks something starts its own."""
+    with running_stack(tmp_path_factory.mktemp("dashboards"), mongod) as stack:
+        yield stack
+
+
+@contextlib.contextmanager
+def running_stack(folder: Path, mongod: Mongod, **further: object) -> Iterator[Stack]:
+    """Run an exporter with two weeks of history and a Prometheus, whose configuration has `further` sections."""
     executable = program("prometheus", INSTALL)
-    folder = tmp_path_factory.mktemp("dashboards")
     name = f"dashboards_{uuid.uuid4().hex}"
     uri = mongod.uri.replace("/?", f"/{name}?")
     with contextlib.ExitStack() as ends:
@@ -264,12 +271,12 @@ def stack(tmp_path_factory: pytest.TempPathFactory, mongod: Mongod) -> Iterator[
         exporter.wait_for(lambda: exporter.metrics()["cml_exporter_samples_gap_filled_total"] >= 2, 40, "gaps filled")
         exporter.wait_for(lambda: "cml_exporter_history_duplicates" in exporter.metrics(), 60, "duplicates searched")
         node = ends.enter_context(serving(node_exporter))
-        configuration = faster(folder / "rules", exporter.url.removeprefix("http://"), machine(node))
+        configuration = faster(folder / "rules", exporter.url.removeprefix("http://"), machine(node)) | further
         prometheus = Prometheus(executable, folder / "prometheus", configuration)
         ends.callback(prometheus.stop)
-        for query in ("cml_worker:idle:avg1h > 0", "count_over_time(node_load1[1m]) > 4", 'ALERTS{alertstate="firing"}'):
+        for query in ("cml_worker:idle:avg1h > 0", "count_over_time(node_load1[1m]) > 4", "cml:alert_severity:firing"):
             until(lambda query=query: prometheus.values(query), query)  # type: ignore[misc]
-        yield Stack(fake, exporter, prometheus, client[name].worker_metrics_timeseries)
+        yield Stack(fake, exporter, prometheus, client[name].worker_metrics_timeseries, uri)
 
 
 def until(condition: Callable[[], object], what: str, within: float = 40) -> None:
@@ -815,7 +822,7 @@ def test_a_failure_shows(
             configuration = faster(tmp_path / "rules", exporter.url.removeprefix("http://"))
             configuration["scrape_configs"][0]["static_configs"][0]["targets"].append(other)
             prometheus = run_prometheus(configuration)
-            stack = Stack(fake_cloudwatch, exporter, prometheus, client.cml.worker_metrics_timeseries)
+            stack = Stack(fake_cloudwatch, exporter, prometheus, client.cml.worker_metrics_timeseries, uri)
             show_failures(stack, mongod)
 
 
