@@ -62,7 +62,7 @@ _ANY = 'alertname=~"CML.+"'
 _FIRING = f'ALERTS{{{_ANY},alertstate="firing"}}'
 _CHOSEN = 'alertname=~"$alertname",region=~"$region|",worker_id=~"$workers|"'
 """Alerts about the exporter have neither a region nor a worker."""
-_DETAILS = ("check", "metric", "reason", "shard", "source", "status")
+_DETAILS = ("check", "metric", "reason", "source", "status")
 """Labels of alerts beside the worker's; an alert has one of them at most."""
 _ROWS = 100
 """Rows of the table of each alert: a fault of the whole fleet must not fill the phone."""
