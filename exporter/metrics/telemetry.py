@@ -64,7 +64,8 @@ class Telemetry:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # the catalog has no _created series
         self.registry = registry
         gauge, counter = partial(_metric, Gauge, registry), partial(_metric, Counter, registry)
-        gauge("build_info").labels(__version__, revision, platform.python_version()).set(1)
+        self.build_info = gauge("build_info")
+        self.build_info.labels(__version__, revision, platform.python_version()).set(1)
         self.leader = OptionalGauge("cml_exporter_leader", registry)
         self.leader_snapshot = OptionalGauge("cml_exporter_leader_snapshot_timestamp_seconds", registry)
         self.source_up = gauge("source_up")
@@ -109,10 +110,8 @@ class Telemetry:
         self.config_reload_successful = gauge("config_last_reload_successful")
         self.config_reload_success = gauge("config_last_reload_success_timestamp_seconds")
         self._start_at_zero()
-        self.mirrored = 0
-        """Samples inserted since the start, for the log."""
-        self.dollars = 0.0
-        """Estimated cost since the start, for the log."""
+        self.mirrored, self.dollars = 0, 0.0
+        """Samples inserted, and the estimated cost, since the start, for the log."""
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         self._rendered, self._rendered_at = ExporterMetrics(b"", b""), 0.0
