@@ -107,10 +107,8 @@ class Telemetry:
         self.config_reload_successful = gauge("config_last_reload_successful")
         self.config_reload_success = gauge("config_last_reload_success_timestamp_seconds")
         self._start_at_zero()
-        self.mirrored = 0
-        """Samples inserted since the start, for the log."""
-        self.dollars = 0.0
-        """Estimated cost since the start, for the log."""
+        self.mirrored, self.dollars = 0, 0.0
+        """Samples inserted, and the estimated cost, since the start, for the log."""
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         self._rendered, self._rendered_at = ExporterMetrics(b"", b""), 0.0

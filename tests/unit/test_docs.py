@@ -68,7 +68,7 @@ def test_the_hooks_before_a_commit_are_the_tools_of_make_lint() -> None:
 
 def test_ci_runs_the_script_that_runs_anywhere() -> None:
     assert "run: .ci/run" in (ROOT / ".github" / "workflows" / "ci.yml").read_text()
-    for script in (ROOT / ".ci").iterdir():
+    for script in (each for each in (ROOT / ".ci").iterdir() if "bash" in each.read_text().partition("\n")[0]):
         assert subprocess.run(["bash", "-n", script], check=False).returncode == 0, script
 
 
