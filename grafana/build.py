@@ -86,7 +86,8 @@ The dashboards work on VictoriaMetrics unchanged, as a data source of the type P
   (`/api/v1/import/prometheus`), because some values are `+Inf`, which JSON cannot hold.
 
 A test sends all three to VictoriaMetrics 1.79 and compares every query of every dashboard with Prometheus 2.42: none fails, and
-the values agree to a millionth. vmalert takes the rule files; what it records was not compared. What differs:
+the values agree to a millionth. In another one vmalert evaluates the rules over what was scraped, and what it records is
+compared. What differs:
 
 - `rate` and `increase` include the sample before the window and do not extrapolate. A count of an interval (*Metrics requested*
   and other columns of *Exporter health*) is therefore 10/11 of Prometheus's with scrapes every 30 seconds and columns of 5
@@ -94,6 +95,8 @@ the values agree to a millionth. vmalert takes the rule files; what it records w
 - A range excludes its first end, as in Prometheus 3. Prometheus 2 includes it, so that a step of the history that ends on a
   sample (*CPU over time*) is the mean of two samples there.
 - The history is in the same database: a selector without `store` finds it, too. *Nodes and labs* begins earlier.
+- vmalert writes `ALERTS_FOR_STATE` only of alerts with `for`, which these have not: the times since when an alert fires and
+  *Whom it concerns* are empty, unless Prometheus evaluates the rules.
 - The newest 30 seconds are not shown (`-search.latencyOffset`); the tests set it to 1 ms.
 """
 
