@@ -10,6 +10,7 @@ from exporter.core.condition import Condition
 from exporter.core.errors import StoreUnavailableError
 from exporter.core.liveness import Liveness
 from exporter.core.model import ExporterMetrics, Fleet, InventoryEntry, Snapshot, Worker
+from exporter.core.shards import WorkerKey
 from exporter.history.cloudwatch_archive import CloudWatchArchive
 from exporter.history.points import Point
 from exporter.history.reader import HistoryReader
@@ -229,6 +230,13 @@ class Backend:
     def worker_collection(self) -> str:
         """Return database.collection of the worker documents; empty before the first read."""
         return self._collector.fleet.namespace
+
+    def is_elsewhere(self, entry: InventoryEntry) -> bool:
+        """Return whether another exporter of the fleet has, or had, the worker, so that this one does not know how it is."""
+        fleet = self._collector.fleet
+        return entry.worker_id in fleet.elsewhere or not fleet.part.has(
+            WorkerKey(entry.worker_id, entry.region, entry.name or "")
+        )
 
     def health(self) -> Mapping[str, str | None]:
         """Return part ("mongodb", "cloudwatch eu-west-1", "outbox", "history") → its last error, None after a success.

@@ -128,7 +128,7 @@ async def workers(request: Request) -> Response:
     gone = [
         responses.gone_worker(entry)
         for entry in remembered.values()
-        if entry.worker_id not in listed and entry.last_seen >= oldest
+        if entry.worker_id not in listed and entry.last_seen >= oldest and not backend.is_elsewhere(entry)
     ]
     gone = [found for found in gone if _selects(query, found)]
     newest = await backend.latest([found.worker_id for found in gone])

@@ -6,11 +6,14 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from exporter.core.periods import align, to_datetime
 from exporter.core.shards import shard_of
 from exporter.pipeline.observer import OBSERVE_OFFSET_SECONDS
 from exporter.pipeline.poller import POLL_OFFSET_SECONDS
 from exporter.storage.mongo import STATE, Database
+from exporter.web.application import create_app
 from tests.helpers.expected_history import Member
 from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
 from tests.helpers.in_process_exporter import PERIOD, Clock, InProcessExporter
@@ -113,6 +116,13 @@ async def test_four_shards_do_and_cost_what_one_exporter_does(
         assert sum(map(len, shown)) == len(set[str]().union(*shown)) == WORKERS
         for index, ids in enumerate(shown):
             assert {shard_of(id_, 4) for id_ in ids} == {index}
+        for one, ids in zip(shards, shown, strict=True):
+            transport = httpx.ASGITransport(app=create_app(one.backend))
+            async with httpx.AsyncClient(transport=transport, base_url="http://exporter") as client:
+                listed = (await client.get("/api/workers")).json()["data"]
+            assert {(each["worker_id"], each["status"]) for each in listed} == {(id_, "running") for id_ in ids}, (
+                "and none has left"
+            )
         assert [one.lease.held for one in shards] == [True] * 4
         assert {one.lease.id for one in shards} == {f"lease:mirror:{index}/4" for index in range(4)}
 
