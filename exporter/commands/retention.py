@@ -51,9 +51,9 @@ async def run(settings: Settings, wanted: int | None, yes: bool, out: TextIO, *,
                 limit = int(time.time()) - wanted
                 count = await history.count_before(limit)
                 result |= {"deletes_before": rfc3339(limit), "deletes_samples": count}
+                deletes = f"With {format_duration(wanted)} MongoDB deletes everything before {rfc3339(limit)}"
                 show(
-                    f"{history.namespace} keeps samples {shown}. With {format_duration(wanted)} MongoDB deletes everything "
-                    f"before {rfc3339(limit)}: {count} samples now, permanently, within a day or two."
+                    f"{history.namespace} keeps samples {shown}. {deletes}: {count} samples now, permanently, within a day or two."
                 )
                 status = 0 if yes else 1
             if status:

@@ -64,8 +64,7 @@ class Telemetry:
         self.leader = OptionalGauge("cml_exporter_leader", registry)
         self.leader_snapshot = OptionalGauge("cml_exporter_leader_snapshot_timestamp_seconds", registry)
         self.shard_info, self.shards = gauge("shard_info"), gauge("shards")
-        self.source_up = gauge("source_up")
-        self.source_duration = gauge("source_duration_seconds")
+        self.source_up, self.source_duration = gauge("source_up"), gauge("source_duration_seconds")
         self.source_last_success = gauge("source_last_success_timestamp_seconds")
         self.account_up = gauge("cloudwatch_account_up")
         self._accounts: dict[tuple[str, str, str], dict[str, bool]] = {}
@@ -89,8 +88,7 @@ class Telemetry:
         self.outbox_replaced = counter("outbox_replaced_total")
         self.outbox_free = OptionalGauge("cml_exporter_outbox_free_bytes", registry)
         self.outbox_day = OptionalGauge("cml_exporter_outbox_day_bytes", registry)
-        self.samples_dropped = counter("samples_dropped_total")
-        self.samples_lost = counter("samples_lost_total")
+        self.samples_dropped, self.samples_lost = counter("samples_dropped_total"), counter("samples_lost_total")
         self.mirror_samples = counter("mirror_samples_total")
         self.mirror_failures = counter("mirror_failures_total")
         self.mirror_last_success = OptionalGauge("cml_exporter_mirror_last_success_timestamp_seconds", registry)
@@ -100,10 +98,8 @@ class Telemetry:
         self.otlp_pushes, self.samples_gap_filled = counter("otlp_pushes_total"), counter("samples_gap_filled_total")
         self.samples_unavailable = counter("samples_unavailable_total")
         self.samples_late, self.samples_revised = counter("samples_late_total"), counter("samples_revised_total")
-        self.http_connections, self.http_connections_closed = (
-            gauge("http_connections"),
-            counter("http_connections_closed_total"),
-        )
+        self.http_connections = gauge("http_connections")
+        self.http_connections_closed = counter("http_connections_closed_total")
         self.config_reload_successful = gauge("config_last_reload_successful")
         self.config_reload_success = gauge("config_last_reload_success_timestamp_seconds")
         self._start_at_zero()
