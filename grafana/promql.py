@@ -5,8 +5,9 @@ during a redeploy, the greater value counts, as in the recording rules. The hist
 newest sample is older than Prometheus's lookback.
 """
 
+from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 
@@ -52,11 +53,16 @@ def threshold(name: str, **labels: str) -> float:
 
 def _constant(record: str, **labels: str) -> float:
     """Return the recorded constant that has these labels. Raises KeyError."""
-    for group in yaml.safe_load(_SETTINGS.read_text())["groups"]:
-        for rule in group["rules"]:
-            if rule.get("record") == record and rule.get("labels", {}) == labels:
-                return float(rule["expr"].rpartition("vector(")[2].removesuffix(")"))
+    for rule in _rules():
+        if rule.get("record") == record and rule.get("labels", {}) == labels:
+            return float(rule["expr"].rpartition("vector(")[2].removesuffix(")"))
     raise KeyError(f"{record} with the labels {labels} is not in {_SETTINGS}")
+
+
+@cache
+def _rules() -> list[dict[str, Any]]:
+    """Return the rules of the settings; read once, because each threshold is looked up in them."""
+    return [rule for group in yaml.safe_load(_SETTINGS.read_text())["groups"] for rule in group["rules"]]
 
 
 _CODES = {status: int(_constant("cml:status:code", status=status)) for status in STATUSES}

@@ -23,7 +23,12 @@ HOURLY = {rollup.name for rollup in HOURLY_METRICS}
 """Hourly aggregates of the exporter, with a label `store`; Prometheus records some of the same names."""
 RECORDED = {rule["record"]: rule for rule in RULES if "record" in rule}
 THRESHOLDS = {name for name in RECORDED if name.startswith("cml:threshold:")}
-TESTS = [test for file in (PROMETHEUS / "tests").glob("*_alerts.yml") for test in yaml.safe_load(file.read_text())["tests"]]
+# By libyaml, because each process of a run reads them: ten times faster than Python's own parser.
+TESTS = [
+    test
+    for file in (PROMETHEUS / "tests").glob("*_alerts.yml")
+    for test in yaml.load(file.read_text(), yaml.CSafeLoader)["tests"]
+]
 RUNBOOK = (PROMETHEUS / "runbook.md").read_text()
 TARGET = {"instance", "job"}
 OF_JOBS = {
