@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from exporter.core.settings_loader import table
+from exporter.core.shards import MAX_SHARDS
 
 ROOT = Path(__file__).parents[2]
 HELM_FOLDER = ROOT / "deploy" / "helm"
@@ -39,7 +40,7 @@ _TEXTS = {"additionalProperties": {"type": "string"}}
 _PERCENTAGE = {"type": ["string", "number"]}
 
 REFINEMENTS: Mapping[str, Mapping[str, Any]] = {
-    "shards": {"minimum": 1},
+    "shards": {"minimum": 1, "maximum": MAX_SHARDS},
     "replicas": {"minimum": 0},
     "image.repository": {"minLength": 1},
     "image.digest": {"pattern": "^(sha256:[0-9a-f]{64})?$"},

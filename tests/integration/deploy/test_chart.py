@@ -140,14 +140,29 @@ def test_a_release_with_everything_fits_into_helms_secret(helm: str) -> None:
     assert len(gzip.compress(json.dumps([chart, text]).encode())) * (4 / 3) ** 2 < MAX_SECRET_BYTES / 2
 
 
+def test_each_shard_has_a_stateful_set_whose_exporters_know_which_it_is(helm: str) -> None:
+    text = render(helm, "--set", "shards=4,replicas=2")
+    sets = of_kind(objects(text), "StatefulSet")
+    shards = {}
+    for each in sets:
+        (container,) = each["spec"]["template"]["spec"]["containers"]
+        (value,) = [flag.removeprefix("--shard=") for flag in container["args"] if flag.startswith("--shard=")]
+        shards[each["metadata"]["name"]] = (value, each["spec"]["replicas"])
+    assert shards == {f"cml-worker-exporter-{index}": (f"{index}/4", 2) for index in range(4)}
+    assert len(of_kind(objects(text), "PodDisruptionBudget")) == 4
+    (alone,) = of_kind(objects(render(helm)), "StatefulSet")
+    assert not any(flag.startswith("--shard") for flag in alone["spec"]["template"]["spec"]["containers"][0]["args"])
+
+
 # -- values that are refused -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        ("shards=2", "shards is 2, but this version of the exporter cannot split a fleet"),
+        ("shards=2,config.workers.shard=0/2", "config.workers.shard is set by the chart"),
         ("shards=0", "minimum: got 0, want 1"),
+        ("shards=257", "maximum: got 257, want 256"),
         ("replica=2", "additional properties 'replica' not allowed"),
         ("config.mongdb.retention=90d", "additional properties 'mongdb' not allowed"),
         ("config.mongodb.retention_days=90", "additional properties 'retention_days' not allowed"),
@@ -192,8 +207,8 @@ def test_values_that_cannot_work_are_refused_with_the_reason(helm: str, flags: s
 
 
 def test_all_mistakes_are_named_at_once(helm: str) -> None:
-    said = refusal(helm, "--set", "shards=3,config.data_dir=x")
-    assert "shards is 3" in said
+    said = refusal(helm, "--set", "shards=3,config.workers.shard=0/3,config.data_dir=x")
+    assert "config.workers.shard" in said
     assert "config.data_dir" in said
 
 

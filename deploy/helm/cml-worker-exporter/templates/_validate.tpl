@@ -3,8 +3,8 @@
 {{- $mistakes := list -}}
 {{- $mongodb := .Values.config.mongodb | default dict -}}
 {{- $web := .Values.config.web | default dict -}}
-{{- if gt (int .Values.shards) 1 -}}
-{{- $mistakes = append $mistakes (printf "shards is %v, but this version of the exporter cannot split a fleet: each shard would poll and bill every worker; set shards to 1" .Values.shards) -}}
+{{- if and (gt (int .Values.shards) 1) (hasKey (.Values.config.workers | default dict) "shard") -}}
+{{- $mistakes = append $mistakes "config.workers.shard is set by the chart to a number of each StatefulSet; remove it, or set shards to 1" -}}
 {{- end -}}
 {{- if or $mongodb.uri $mongodb.uri_file -}}
 {{- $mistakes = append $mistakes "config.mongodb.uri and config.mongodb.uri_file would stand in a ConfigMap or name a file that the pod does not have; set mongodb.existingSecret or mongodb.uri" -}}
