@@ -33,7 +33,7 @@ from exporter.sources.cloudwatch.extra_series import ExtraSeries
 from exporter.sources.cloudwatch.memory_series import MemorySeriesIndex
 from exporter.storage.credential_rotation import rotation_of
 from exporter.storage.duplicates import count_duplicates
-from exporter.storage.first_use import is_in_use
+from exporter.storage.first_use import FirstUse
 from exporter.storage.history_marker import HistoryMarker
 from exporter.storage.inventory import Inventory
 from exporter.storage.lease import BACKFILL, LEASE_SECONDS, Lease, keep_renewed
@@ -49,8 +49,6 @@ BEAT_INTERVAL_SECONDS = 30
 
 PREPARE_SECONDS = 5.0
 """How long gauges wait at the start for the collection and the lease; more than a MongoDB that is well needs."""
-FIRST_WORKER_SECONDS = 5.0
-"""How often an exporter that has nothing to write yet looks whether there is a worker."""
 RELEASE_SECONDS = 2.0
 """How long the release of the lease may delay the end of the process; MongoDB may hang."""
 
@@ -183,8 +181,8 @@ class Exporter:
         self._bridge.loop = asyncio.get_running_loop()
         try:
             await self.collector.restore()
-            if self._history is not None:
-                await self._prepare(self._history)
+            if first := FirstUse(self._history, self._lease, self._aggregates) if self._history else None:
+                await self._prepare(first)
             async with LoopGroup() as group:
                 group.create_task(self.collector.observe_forever(), name="observe")
                 group.create_task(self.collector.poll_forever(), name="poll")
@@ -194,10 +192,10 @@ class Exporter:
                 if self.settings.otlp.endpoint is not None:
                     group.create_task(self._push_forever(self.settings.otlp.endpoint), name="otlp")
                 group.create_task(self._beat_forever(), name="beat")
-                if self._mirror is not None and self._history is not None:
+                if self._mirror is not None and self._history is not None and first is not None:
                     self._mirror.beat = self.liveness.expect("mirroring", MIN_INTERVAL_SECONDS)
                     group.create_task(self._mirror.run_forever(), name="mirror")
-                    group.create_task(self._lead_forever(self._history), name="lease")
+                    group.create_task(self._lead_forever(first), name="lease")
                     count = partial(count_duplicates, self._history.collection)
                     searching = search_forever(count, self._lease, self._mirror, self.telemetry, self.collector.now)
                     group.create_task(searching, name="duplicates")
@@ -229,24 +227,19 @@ class Exporter:
         await self.collector.polled.wait()
         freeze()
 
-    async def _prepare(self, history: WorkerMetricsRepository) -> None:
+    async def _prepare(self, first: FirstUse) -> None:
         """Verify the collection and take the lease if it is free, so that the first read of the fleet is recorded.
 
         Gauges do not wait for a MongoDB that can be read and not written: what is not done in `PREPARE_SECONDS`, the mirror and
         the renewal of the lease do later. Where there is no worker yet, nothing is created: the database may be the wrong one.
         """
-        history.collection.gap_fill_window = self.settings.gap_fill_window
+        first.history.collection.gap_fill_window = self.settings.gap_fill_window
         try:
             async with asyncio.timeout(PREPARE_SECONDS):
                 # Verifies first: an incompatible collection ends the start also where writes hang.
-                if await self._may_create(history):
-                    await history.ensure_collection()
-                    await self._take_lease(history)
-                else:
-                    _log.warning(
-                        "no worker document yet; nothing is created in MongoDB before the first one",
-                        collection=self._aggregates.namespace,
-                    )
+                if await first.may_create():
+                    await first.history.ensure_collection()
+                    await first.take()
         except TimeoutError:
             text = f"MongoDB has not completed the preparations within {PREPARE_SECONDS:g} s"
             _log.warning("history not available yet; gauges continue, samples wait in the outbox", error=text)
@@ -259,38 +252,12 @@ class Exporter:
         self.telemetry.leader.value = float(self._lease.held)
         _log.info("collecting", writes_history=self._lease.held)
 
-    async def _may_create(self, history: WorkerMetricsRepository) -> bool:
-        """Return whether this is a database of workers: one has a document, or an exporter has written here before.
-
-        Raises:
-            IncompatibleStoreError: the history cannot be used.
-            SourceError, StoreError: MongoDB does not answer.
-        """
-        return await is_in_use(history.collection) or await self._aggregates.any_document()
-
-    async def _take_lease(self, history: WorkerMetricsRepository) -> None:
-        await self._lease.acquire_or_renew()
-        if problem := await history.writer.fence_problem():
-            _log.warning("late inserts are not refused", problem=problem)
-
-    async def _lead_forever(self, history: WorkerMetricsRepository) -> None:
-        """Renew the lease; where there was no worker at the start, take it as soon as there is one."""
-        beat = self.liveness.expect("the renewal of the lease", LEASE_SECONDS)
-        repeats, was_held = logs.Repeats(), self._lease.held
-        while not self._lease.held and not self._lease.held_elsewhere:
-            beat()
-            try:
-                if await self._may_create(history):
-                    await self._take_lease(history)
-                    break
-            except (SourceError, StoreError) as error:
-                self._lease.problem = self._lease.problem or str(error)
-                if repeats.is_due(str(error)):
-                    _log.warning("lease not acquired", error=str(error), **repeats.count)
-            await asyncio.sleep(FIRST_WORKER_SECONDS)
+    async def _lead_forever(self, first: FirstUse) -> None:
+        beat, was_held = self.liveness.expect("the renewal of the lease", LEASE_SECONDS), self._lease.held
+        await first.wait_and_take(beat)
         if self._lease.held and not was_held:
             self._leadership_changed(held=True)
-        await keep_renewed(self._lease, self._leadership_changed, keep_fence=history.writer.keep_fence, beat=beat)
+        await keep_renewed(self._lease, self._leadership_changed, keep_fence=first.history.writer.keep_fence, beat=beat)
 
     # -- a reload, from the web server's loop
 

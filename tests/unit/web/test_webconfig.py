@@ -324,7 +324,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_broken_yaml_is_located_but_never_quoted(folder: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load(folder, f"basic_auth_users:\n  alice: [{HASH}\n")
-    assert str(caught.value).startswith(f"{folder}/web.yml, line 3, column 1: this is not valid YAML")
+    assert str(caught.value).startswith(f"{folder}/web.yml:3:1: this is not valid YAML")
     assert str(caught.value).endswith("; docs/web.md shows an example")
     assert HASH not in str(caught.value)
 
@@ -339,7 +339,7 @@ def test_broken_yaml_is_located_but_never_quoted(folder: Path) -> None:
 )
 def test_a_key_given_twice_is_refused(folder: Path, text: str, line: int, key: str) -> None:
     with pytest.raises(
-        ConfigError, match=rf"web\.yml, line {line}, column \d+: .*{key} is given twice; docs/web\.md"
+        ConfigError, match=rf"web\.yml:{line}: .*{key} is given twice; the first is in line [12]; docs/web\.md"
     ) as caught:
         load(folder, text)
     assert HASH not in str(caught.value)
