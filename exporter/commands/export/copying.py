@@ -111,8 +111,7 @@ async def copy_to_store(
     missing = max(0, journal.samples - there)
     if request.json:
         body = {
-            "since": rfc3339(request.since),
-            "until": rfc3339(request.until),
+            **request.figures,
             "to": store.name,
             "workers": len(workers),
             "samples": journal.samples,
