@@ -7,17 +7,16 @@ import argparse
 import difflib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from exporter.commands import flags, manual, table, terminal
+from exporter.commands.command import Command, add_settings
 from exporter.commands.exit_status import NO_WORKERS
-from exporter.commands.table import Command
 from exporter.core import version
 from exporter.core.errors import ExporterError, NoWorkersError
 
 if TYPE_CHECKING:
-    from exporter.core.settings_loader import Setting
+    pass
 
 _EPILOG = """\
 Settings come from --config.file, then CML_EXPORTER_… in the environment, then flags; later ones win.
@@ -78,7 +77,7 @@ def parser_of(chosen: str | None) -> tuple[argparse.ArgumentParser, Mapping[str,
         )
         if chosen in (name, "*"):
             command.add_flags(subparser)
-            _add_settings(subparser, command)
+            add_settings(subparser, command)
             subparser.set_defaults(command=command, run=command.run)
     return parser, subparsers.choices
 
@@ -137,43 +136,6 @@ def _refusal(unknown: Sequence[str], known: Sequence[str]) -> str:
         return f"this command does not read {', '.join(unread)}; a setting may stay in the file or in the environment"
     told = (flag + (OF_BOTO3.get(flag[2:].replace("-", "_")) or _nearest(flag, known)) for flag in unknown)
     return f"unrecognized arguments: {', '.join(told)}"
-
-
-def _add_settings(parser: argparse.ArgumentParser, command: Command) -> None:
-    usage = command.usage
-    if command.settings:
-        usage += " [--config.file FILE] [--SETTING VALUE ...]"
-        group = parser.add_argument_group("settings", "Each is also a key of the file and a variable of the environment.")
-        sections = {"": group}
-        group.add_argument(
-            "--config.file", dest="config_file", type=Path, metavar="FILE", help="YAML file with settings (default: none)"
-        )
-        for setting in command.setting_flags():
-            default = "" if setting.default in (None, [], {}) else f" (default: {_shown(setting.default)})"
-            section = setting.key.partition(".")[0] if "." in setting.key else ""
-            if section not in sections:
-                sections[section] = parser.add_argument_group(f"settings of {section}")
-            sections[section].add_argument(
-                setting.flag,
-                dest=setting.key,
-                metavar="VALUE",
-                help=(setting.description + default).replace("%", "%%"),
-                **_arity(setting),
-            )
-    parser.usage = f"{parser.prog} {usage.strip()}"
-
-
-def _arity(setting: "Setting") -> dict[str, Any]:
-    """Return how often a flag may be given, and whether with a value."""
-    if setting.default is False:
-        return {"nargs": "?", "const": "true"}  # a switch needs no value: --web.enable-lifecycle, as in Prometheus
-    return {"action": "append" if setting.is_list else "store"}  # repeated flags of a list add up
-
-
-def _shown(default: object) -> str:
-    if isinstance(default, bool):
-        return str(default).lower()
-    return ",".join(map(str, default)) if isinstance(default, list) else str(default)
 
 
 def _print(text: str) -> int:

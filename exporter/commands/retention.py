@@ -19,15 +19,13 @@ async def run(settings: Settings, wanted: int | None, yes: bool, out: TextIO, *,
         wanted: the new retention in seconds; None: only show it.
         yes: confirms a shorter one.
         out: for the text.
-        as_json: print JSON: {"history", "retention_seconds" (null: without limit), "changed", "deletes_before" and
-            "deletes_samples" of a shorter one}.
+        as_json: print JSON.
 
     Returns:
         The exit status: 0 done, 1 nothing was changed because `yes` is false.
 
     Raises:
-        ConfigError: the settings name no history, or the retention is not longer than `gap_fill_window`, or longer than
-            MongoDB allows.
+        ConfigError: the settings name no history, or it cannot keep samples so long.
         StoreError: MongoDB does not answer, or lacks a privilege for it.
     """
     name = require_history(settings, "keep")
@@ -52,9 +50,8 @@ async def run(settings: Settings, wanted: int | None, yes: bool, out: TextIO, *,
                 count = await history.count_before(limit)
                 result |= {"deletes_before": rfc3339(limit), "deletes_samples": count}
                 deletes = f"With {format_duration(wanted)} MongoDB deletes everything before {rfc3339(limit)}"
-                show(
-                    f"{history.namespace} keeps samples {shown}. {deletes}: {count} samples now, permanently, within a day or two."
-                )
+                deletes += f": {count} samples now, permanently, within a day or two."
+                show(f"{history.namespace} keeps samples {shown}. {deletes}")
                 status = 0 if yes else 1
             if status:
                 show("Nothing was changed. Use --yes to do it.")

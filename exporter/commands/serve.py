@@ -169,7 +169,6 @@ async def serve(settings: Settings, load: Callable[[], Settings]) -> int:
         ExporterError: it cannot start, or cannot go on; the sentence says what to do.
     """
     began = time.monotonic()
-    _log.info("starting", **version.facts(), **differing(settings))
     sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
     return_memory_early()
     web = LiveWebConfig(settings.web.config_file)
@@ -190,6 +189,7 @@ async def serve(settings: Settings, load: Callable[[], Settings]) -> int:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, server.stop)
         loop.add_signal_handler(signal.SIGHUP, on_hangup(reloader, systemd))
+        _log.info("starting", **version.facts(), **differing(settings))
         _log.info(
             "listening",
             addresses=",".join(map(shown, sockets)),

@@ -3,59 +3,17 @@
 The command line adds those that need itself, and the demo.
 """
 
-import argparse
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
-
 from exporter.commands import flags, run
-
-if TYPE_CHECKING:
-    from exporter.core.settings_loader import Setting
+from exporter.commands.command import EVERY_SETTING, Command
 
 _TIME = """\
 TIME is a duration before now (30d, -30d, now-30d), RFC 3339 (2026-01-31T12:00:00Z; a date alone is 00:00 UTC),
 unix seconds, or now.
 """
-EVERY_SETTING = ("*",)
-_STATUSES = "130 interrupted, 141 the reader of the output has gone"
 _MONGODB = ("mongodb.uri", "mongodb.uri_file")
 _HISTORY = (*_MONGODB, "mongodb.workers", "mongodb.history", "mongodb.retention")
 _WORKERS = ("workers.fields", "workers.extra")
 """What commands need that read the worker documents; the price is for gauges and pages."""
-
-
-class Command(NamedTuple):
-    """One command: its help texts, its own flags, the settings it reads, and the function that runs it."""
-
-    run: Callable[[argparse.Namespace], int]
-    """Returns the exit status."""
-    summary: str
-    """The line in the list of commands."""
-    description: str
-    add_flags: Callable[[argparse.ArgumentParser], None] = lambda parser: None
-    settings: tuple[str, ...] = ()
-    """Keys ("mongodb.uri") and whole sections ("workers") of `Settings`; `EVERY_SETTING`; empty: none, and no --config.file."""
-    usage: str = ""
-    """The command's own flags, as the usage line shows them."""
-    notes: str = ""
-    """The text below the flags: examples, and where to read more."""
-    failure: int = 1
-    """Exit status after an error; another one where 1 is a result."""
-    statuses: str = "0 done, 1 it failed, 2 wrong command line"
-    """The exit statuses besides those of `_STATUSES`."""
-
-    @property
-    def epilog(self) -> str:
-        """The text below the flags."""
-        return f"{self.notes}\nExit status: {self.statuses},\n{_STATUSES}.\n"
-
-    def setting_flags(self) -> Iterator["Setting"]:
-        """Yield the settings that are flags of this command, in the order of the file."""
-        from exporter.core.settings_loader import table
-
-        for setting in table():
-            if self.settings == EVERY_SETTING or any(f"{setting.key}.".startswith(f"{key}.") for key in self.settings):
-                yield setting
 
 
 COMMANDS: dict[str, Command] = {

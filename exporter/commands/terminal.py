@@ -14,8 +14,6 @@ from typing import TextIO
 from exporter.commands.exit_status import CLOSED_PIPE
 from exporter.core.errors import ExporterError
 
-NARROW_COLUMNS = 60
-"""Below this width a terminal has no room for a table of sentences."""
 _GAP = "  "
 
 

@@ -122,7 +122,7 @@ def translate(error: Exception, namespace: str, action: str, client: AsyncMongoC
 
 
 _REASONS: Sequence[tuple[str, str]] = (
-    (r"refused", "refuses connections"),
+    (r"refused|connect call failed|errno 111", "refuses connections"),
     (r"not known|name resolution|nodename|getaddrinfo", "has a host name that DNS does not know"),
     (r"timed out|timeout", "does not answer in time"),
     (r"unreachable|no route", "is in a network that cannot be reached"),
@@ -133,12 +133,13 @@ _REASONS: Sequence[tuple[str, str]] = (
 
 def _plainly(brief: str) -> str:
     """Return what the driver says about a connection as a few words, without its timeouts, classes and numbers."""
+    brief = re.sub(r" \(configured timeouts: [^)]*\)", "", brief)
     servers = sorted(set(re.findall(r"([\w.\[\]-]+:\d+): ", brief)))
     if "replica set" in brief.lower() or "primary" in brief.lower():
         return "no member of the replica set is its primary" + (f", of {', '.join(servers)}" if servers else "")
     words = next((words for pattern, words in _REASONS if re.search(pattern, brief.lower())), None)
     if words is None:
-        return re.sub(r" \(configured timeouts: .*?\)", "", brief)
+        return brief
     return f"{servers[0] if len(servers) == 1 else 'each of ' + ', '.join(servers) if servers else 'the server'} {words}"
 
 

@@ -19,7 +19,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from exporter.commands import terminal
 from exporter.commands.check.aws import check_aws
 from exporter.commands.check.finding import CheckResult, Status, one_line
 from exporter.commands.check.mongodb import check_mongodb
@@ -53,12 +52,8 @@ async def run(settings: Settings, out: TextIO, *, as_json: bool = False, wall: C
     with console.status("checking MongoDB and AWS …"):
         results = await examine(settings, wall)
     failed = sum(result.status == "FAIL" for result in results)
-    if console.is_terminal and console.width >= terminal.NARROW_COLUMNS:
+    if console.is_terminal:
         _print_table(results, console)
-    elif console.is_terminal:
-        for result in results:
-            status = Text(result.status, style=_COLORS[result.status])
-            console.print(Text(" ").join((status, Text(f"{one_line(result.check)}: {one_line(result.text)}"))))
     else:
         out.writelines(f"{line}\n" for line in _plain_lines(results))
     print(f"{failed} of {len(results)} checks failed." if failed else "The exporter would work.", file=out)

@@ -12,7 +12,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from typing import Any, TextIO
 from zoneinfo import ZoneInfo
@@ -283,19 +283,10 @@ def _progress(err: TextIO, total: int) -> Iterator[Step]:
 
 def _summarize(request: ExportRequest, history: WorkerMetricsRepository, counts: Counts, seconds: float, err: TextIO) -> None:
     if request.json:
-        body = {
-            "history": history.namespace,
-            "since": rfc3339(request.since),
-            "until": rfc3339(request.until),
-            "format": request.format,
-            "output": None if request.output is None else str(request.output),
-            "workers": counts.workers,
-            "samples": counts.samples,
-            "points": counts.points,
-            "retention_seconds": history.collection.retention,
-            "seconds": round(seconds, 1),
-        }
-        print(json.dumps(body), file=err)
+        print(
+            json.dumps(request.figures | asdict(counts) | {"history": history.namespace, "seconds": round(seconds, 1)}),
+            file=err,
+        )
         return
     points = f" as {counts.points:,} points" if request.format == "openmetrics" else ""
     where = "standard output" if request.output is None else str(request.output)

@@ -112,8 +112,7 @@ async def copy_to_store(
     journal.path.unlink(missing_ok=True)
     if request.json:
         body = {
-            "since": rfc3339(request.since),
-            "until": rfc3339(request.until),
+            **request.figures,
             "to": store.name,
             "workers": len(workers),
             "samples": journal.samples,

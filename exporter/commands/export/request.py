@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Literal
 from zoneinfo import ZoneInfo
 
+from exporter.core.periods import rfc3339
+
 Format = Literal["openmetrics", "csv", "influx", "parquet"]
 FORMATS: tuple[Format, ...] = ("openmetrics", "csv", "influx", "parquet")
 RATE = 20_000
@@ -34,3 +36,9 @@ class ExportRequest:
     """The window as it was typed, by which an interrupted export is recognized: `30d` is another one each time."""
     json: bool = False
     """Whether the figures are printed as JSON."""
+
+    @property
+    def figures(self) -> dict[str, object]:
+        """What was exported, for JSON."""
+        output = None if self.output is None else str(self.output)
+        return {"since": rfc3339(self.since), "until": rfc3339(self.until), "format": self.format, "output": output}

@@ -338,7 +338,9 @@ def test_broken_yaml_is_located_but_never_quoted(folder: Path) -> None:
     ],
 )
 def test_a_key_given_twice_is_refused(folder: Path, text: str, line: int, key: str) -> None:
-    with pytest.raises(ConfigError, match=rf"web\.yml:{line}: .*{key} is given twice; .*docs/web\.md") as caught:
+    with pytest.raises(
+        ConfigError, match=rf"web\.yml:{line}: .*{key} is given twice; the first is in line [12]; docs/web\.md"
+    ) as caught:
         load(folder, text)
     assert HASH not in str(caught.value)
 
