@@ -96,7 +96,10 @@ def running(folder: Path, uri: str) -> Iterator[httpx.Client]:
             yield client
     finally:
         process.terminate()
-        assert process.wait(WITHIN) in (0, -signal.SIGTERM)
+        try:
+            assert process.wait(scaled(WITHIN)) in (0, -signal.SIGTERM)
+        finally:
+            process.kill()  # one that does not end must not outlive the test
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
