@@ -80,8 +80,8 @@ OUTBOX_FAILURE_REASONS = ("disk_full", "read_only", "io", "damaged", "other")
 """The values of the `reason` label of cml_exporter_outbox_write_failures_total; those of a StoreError, else "other"."""
 
 FORWARD_FAILURES = ("unavailable", "timeout", "refused", "inventory", "outbox", "bug")
-"""The values of the `reason` label of cml_exporter_forward_failures_total. refused: user, password, privileges, a missing table;
-inventory: MongoDB does not answer with the labels that the target stores."""
+"""The values of the `reason` label of cml_exporter_forward_failures_total. refused: user, password, privileges, a missing
+table; inventory: MongoDB does not answer with the labels that the target stores."""
 
 FORWARD_REFUSALS = ("retention", "invalid", "too_large")
 """Why a target refuses samples for good, values of the `reason` label of cml_exporter_forward_samples_dropped_total. retention:

@@ -23,7 +23,8 @@ MODULES = sorted((ROOT / "exporter").rglob("*.py"))
 def test_every_exporter_metric_of_the_catalog_is_a_family_of_the_telemetry_and_the_other_way_round() -> None:
     telemetry = Telemetry(CollectorRegistry())
     kinds: dict[object, str] = {Gauge: "gauge", OptionalGauge: "gauge", Counter: "counter"}
-    held = [attribute for attribute in vars(telemetry).values() if type(attribute) in kinds]
+    attributes = [*vars(telemetry).values(), *vars(telemetry.forward).values()]
+    held = [attribute for attribute in attributes if type(attribute) in kinds]
     families = {}
     for attribute in held:
         (family,) = attribute.describe()
