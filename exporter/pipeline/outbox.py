@@ -191,8 +191,7 @@ class Outbox(OutboxWorkers):
 
         Args:
             keys: worker id and start of each.
-            all_read: they are all that `ready` returned last. Then one statement deletes all final rows up to the last of them,
-                at half the cost, unless another row has become final since.
+            all_read: they are all that `ready` returned last: one statement deletes them, unless another became final since.
             forward: what the history has for these keys; queued for the targets of `forward_to`.
         """
         with self.transaction():
