@@ -162,15 +162,16 @@ class ShardCrashTest:
             one.kill()
 
     def add_workers(self, count: int) -> None:
-        """Add workers that were created hours ago: their samples are all due at once. Half an hour of each is a hole."""
+        """Add workers that were created hours ago: their samples are all due at once. Half an hour of a long past is a hole."""
         now, fresh = align(int(time.time()), PERIOD), []
         for serial in range(len(self.members), len(self.members) + count):
             longest = self.options.hours * HOUR
             created = now - self.random.randrange(longest // 2, longest, PERIOD)
+            # Before the periods that are observed: a sample of one has its status, whatever CloudWatch has.
             hole = created + HOUR // 4
             region = REGIONS[serial % len(REGIONS)]
             member = Member(f"worker-{serial:05d}", instance_id(serial), region, created)
-            runs = [(created, hole), (hole + HOUR // 2, None)]
+            runs = [(created, hole), (hole + HOUR // 2, None)] if longest >= 4 * HOUR else [(created, None)]
             self.fake.add(member.instance_id, region, runs=runs, agent=serial % 7 != 6)
             fresh.append(member)
         with MongoClient[dict[str, Any]](self.mongod.uri) as client:
