@@ -50,6 +50,9 @@ class PostgreSQL:
     async def prepare(self) -> None:
         """Create the table, as a hypertable where TimescaleDB is installed."""
         async with self._connected() as connection:
+            known = await connection.execute("SELECT to_regclass(%s)", (TABLE,))
+            if await known.fetchone() != (None,):
+                return  # to create what exists needs the privilege to create, too
             await connection.execute(_CREATE)
             found = await connection.execute("SELECT 1 FROM pg_extension WHERE extname = 'timescaledb'")
             if await found.fetchone():

@@ -3,8 +3,10 @@
 import asyncio
 import os
 import signal
+import sqlite3
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 import yaml
@@ -12,6 +14,7 @@ import yaml
 from exporter.core.history_settings import ForwardTarget
 from exporter.core.periods import HOUR, align, to_seconds
 from exporter.demo.mongod import Mongod
+from exporter.pipeline import forward_queue
 from exporter.storage.mongo import Database
 from tests.fixtures.process import RunExporter
 from tests.helpers.deadlines import scaled
@@ -80,8 +83,8 @@ class Stand:
         deadline = time.monotonic() + scaled(60)
         while (
             'msg="collection cycle finished"' not in self.exporter.logged()
-            or self.outbox("final")
-            or self.outbox("observed") > 8 * self.workers
+            or self.rows("sample WHERE state=1")
+            or self.rows("sample WHERE state=0") > 8 * self.workers
             or await self.database[NAME].count_documents({}) < due
         ):
             assert time.monotonic() < deadline, self.exporter.tail(100)
@@ -91,13 +94,22 @@ class Stand:
     async def forwarded(self, *targets: Mapping[str, str]) -> None:
         """Wait until the targets have all."""
         deadline = time.monotonic() + scaled(120)
-        while any(self.pending(target) for target in targets):
+        while any(self.lacks(target) for target in targets):
             assert time.monotonic() < deadline, self.exporter.tail(100)
             assert self.exporter.running, self.exporter.tail(100)
             await asyncio.sleep(0.2)
 
-    def outbox(self, state: str) -> float:
-        return self.exporter.metrics().get(f'cml_exporter_outbox_samples{{state="{state}"}}', 1)
+    def lacks(self, target: Mapping[str, str]) -> int:
+        """How many samples of the queue a target lacks; the metric of it is some seconds old."""
+        with closing(sqlite3.connect(f"file:{self.exporter.data_dir / 'outbox.db'}?mode=ro", uri=True)) as database:
+            found = forward_queue.waiting(database).get(label_of(target))
+            return found.samples if found else 0
+
+    def rows(self, what: str) -> int:
+        """Count rows of the outbox; its metrics are some seconds old."""
+        with closing(sqlite3.connect(f"file:{self.exporter.data_dir / 'outbox.db'}?mode=ro", uri=True)) as database:
+            count: int = database.execute(f"SELECT COUNT(*) FROM {what}").fetchone()[0]
+            return count
 
     def pending(self, target: Mapping[str, str]) -> float:
         return self.metric("pending_samples", target)
