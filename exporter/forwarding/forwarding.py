@@ -145,7 +145,16 @@ class Forwarding:
         telemetry = self._telemetry
         telemetry.forward.pending.labels(name)
         telemetry.forward.lag.labels(name).set_function(lambda: self._lag(name))
-        return Target(name, lambda: open_store(address), self._outbox, self._labels, self._thread, telemetry, wall=self._wall)
+        return Target(
+            name,
+            lambda: open_store(address),
+            self._outbox,
+            self._labels,
+            self._thread,
+            telemetry,
+            on_advanced=self._look.set,
+            wall=self._wall,
+        )
 
     def _lag(self, name: str) -> float:
         """Return for how long the target has lacked its oldest sample, as of now, whatever hangs."""

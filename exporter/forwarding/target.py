@@ -54,6 +54,7 @@ class Target:
         labels: knows the labels that some stores keep.
         thread: where the store works.
         telemetry: shows progress and failures.
+        on_advanced: called when it lacks less than before.
         wall: UTC seconds.
         monotonic: seconds of a clock that is never set.
         jitter: returns a part of a pause, 0 to 1.
@@ -68,6 +69,7 @@ class Target:
         thread: StoreThread,
         telemetry: Telemetry,
         *,
+        on_advanced: Callable[[], object] = lambda: None,
         wall: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
@@ -75,6 +77,7 @@ class Target:
         self.name = name
         self._open_store, self._outbox, self._labels, self._thread = open_store, outbox, labels, thread
         self._telemetry, self._wall, self._monotonic, self._jitter = telemetry, wall, monotonic, jitter
+        self._on_advanced = on_advanced
         self._store: Store | None = None
         self._run_id: str | None = None
         """The run of the store that has acknowledged what was sent."""
@@ -184,9 +187,13 @@ class Target:
     async def _acknowledged(self, store: Store, found: Numbered) -> None:
         self._sent = found.last
         if not store.settle_seconds:
-            await self._outbox(_advance, self._outbox.outbox, self.name, found.last)
+            await self._advance(found.last)
         elif self._unsettled is None:
             self._unsettled = found.last, self._monotonic()
+
+    async def _advance(self, last: int) -> None:
+        await self._outbox(_advance, self._outbox.outbox, self.name, last)
+        self._on_advanced()
 
     async def _settle(self, store: Store) -> float:
         """Move the cursor over what would survive a crash by now; return after how many seconds there is more of that."""
@@ -199,7 +206,7 @@ class Target:
             raise StoreUnavailableError(
                 f"{store.name} has restarted; it gets again what it may have lost", reason="unavailable"
             )
-        await self._outbox(_advance, self._outbox.outbox, self.name, last)
+        await self._advance(last)
         self._unsettled = (self._sent, self._monotonic()) if self._sent > last else None
         return store.settle_seconds if self._unsettled else PING_SECONDS
 

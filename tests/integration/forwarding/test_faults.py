@@ -147,7 +147,12 @@ async def test_what_a_target_refuses_for_good_is_dropped_there_and_the_rest_arri
     ledger = await stand.ledger()
     kept = [row for row in ledger if row[0] != "worker 003"]
     assert rows(postgresql) == kept
-    assert stand.metric("samples_dropped_total", strict, reason="invalid") == len(ledger) - len(kept)
+    await asyncio.to_thread(
+        stand.exporter.wait_for,
+        lambda: stand.metric("samples_dropped_total", strict, reason="invalid") == len(ledger) - len(kept),
+        60,
+        "seen to have dropped them",
+    )
     found = rows(influxdb)
     gone = int(stand.metric("samples_dropped_total", short, reason="retention"))
     assert 0 < gone == len(ledger) - len(found)

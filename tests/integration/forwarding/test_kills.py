@@ -76,5 +76,5 @@ async def test_a_target_that_is_killed_and_comes_back_gets_all(stand: Stand, ser
     server.start()
     await stand.forwarded(target)
     assert await stand.ready(target) is None
-    assert stand.metric("lag_seconds", target) == 0
+    await asyncio.to_thread(stand.exporter.wait_for, lambda: stand.metric("lag_seconds", target) == 0, 60, "seen to have all")
     assert rows(server) == await stand.ledger()
