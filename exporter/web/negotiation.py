@@ -23,6 +23,11 @@ def prefers_csv(accept: str) -> bool:
     return csv > 0 and csv >= next((weights[kind] for kind in ("application/*", "*/*") if kind in weights), 0)
 
 
+def sends_csv(wanted: str | None, accept: str) -> bool:
+    """Return whether to send CSV: `wanted` is the format in the query; None: the Accept header decides."""
+    return wanted == "csv" or (wanted is None and prefers_csv(accept))
+
+
 def prefers_html(accept: str) -> bool:
     """Return whether to send an error as a page, from an Accept header: only if the client, a browser, names HTML."""
     weights = _weights(accept)

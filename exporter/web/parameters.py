@@ -28,6 +28,7 @@ from exporter.web.query_values import (
     whole_number,
     zone_named,
 )
+from exporter.web.schemas import FleetWorker
 
 WORKERS_LIMIT, MAX_WORKERS = 500, 1000
 HISTORY_LIMIT, MAX_ROWS = 1000, 10_000
@@ -46,6 +47,7 @@ _TIME: Schema = {
     "examples": ["2026-01-31T12:00:00Z", "2026-01-31", "1767225600", "-24h", "now"],
 }
 
+_ANY_FIELD = "|".join(FleetWorker.model_fields)
 LIMIT_WORKERS = Parameter(
     "limit",
     f"Workers per page. Default: {WORKERS_LIMIT}.",
@@ -63,7 +65,21 @@ NAME = Parameter(
     many=True,
 )
 METRICS = (NAME,)
-WORKERS = (LIMIT_WORKERS, CURSOR, STATUS, REGION)
+FIELDS = Parameter(
+    "fields",
+    "Only these keys of each worker, separated by commas; `worker_id` is always there. Default: all.",
+    {"type": "string", "pattern": f"^({_ANY_FIELD})(,({_ANY_FIELD}))*$", "examples": ["name,status,cpu_utilization"]},
+)
+WORKER_NAME = Parameter(
+    "name",
+    "Only workers with exactly this name, present and past; may be repeated. Names need not be unique: each is a row.",
+    {"type": "string"},
+    many=True,
+)
+FORMAT = Parameter(
+    "format", "`json` or `csv`; takes precedence over the Accept header.", {"type": "string", "enum": ["json", "csv"]}
+)
+WORKERS = (LIMIT_WORKERS, CURSOR, STATUS, REGION, WORKER_NAME, FIELDS, FORMAT)
 
 WORKER_ID = Parameter(
     "worker_id",
@@ -71,6 +87,11 @@ WORKER_ID = Parameter(
     {"type": "string"},
     "path",
 )
+WORKER_OR_NAME = replace(
+    WORKER_ID,
+    description="Id of the worker, or the name of a present one. Ids come first; a name of several workers is refused.",
+)
+WORKER = (WORKER_OR_NAME, FIELDS)
 START = Parameter(
     "start",
     "Start of the range, inclusive: RFC 3339, a date (with or without a time of day, in `tz`), Unix seconds or milliseconds, "
@@ -99,9 +120,6 @@ CURSOR_ROWS = Parameter(
     "cursor",
     "`next` of the previous page. It contains start, end, interval and tz, so `start` and `end` are ignored.",
     {"type": "string"},
-)
-FORMAT = Parameter(
-    "format", "`json` or `csv`; takes precedence over the Accept header.", {"type": "string", "enum": ["json", "csv"]}
 )
 TZ = Parameter(
     "tz",
@@ -164,13 +182,25 @@ class WorkersQuery:
     statuses: frozenset[str] = frozenset()
     """Empty: workers with any status, also an unknown one."""
     regions: frozenset[str] = frozenset()
+    names: frozenset[str] = frozenset()
+    fields: frozenset[str] | None = None
+    """Keys of each worker; None: all."""
+    format: str | None = None
 
     @classmethod
     def parse(cls, items: Iterable[tuple[str, str]]) -> "WorkersQuery":
         """Parse the query's (name, value) pairs; raises RequestError."""
         given = given_values(items, WORKERS)
         statuses, regions = selected(given)
-        return cls(whole_number(given, LIMIT_WORKERS), _decoded(single(given, "cursor") or ""), statuses, regions)
+        return cls(
+            limit=whole_number(given, LIMIT_WORKERS),
+            after=_decoded(single(given, "cursor") or ""),
+            statuses=statuses,
+            regions=regions,
+            names=frozenset(given.get("name", ())),
+            fields=_fields(given),
+            format=_format(given),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,9 +222,7 @@ class HistoryQuery:
         """
         given = given_values(items, HISTORY)
         limit = whole_number(given, LIMIT_ROWS)
-        format_ = single(given, "format")
-        if format_ not in (None, "json", "csv"):
-            raise RequestError("format must be json or csv.")
+        format_ = _format(given)
         interval = interval_of(single(given, "interval"), period)
         zone = zone_named(single(given, "tz"))
         cursor = single(given, "cursor")
@@ -246,6 +274,29 @@ class ResourcesQuery:
         if end - seconds < now - OLDEST:
             raise RequestError(f"CloudWatch has no data before {rfc3339(now - OLDEST)}; use a later end_time.")
         return cls(relative, seconds, min(end, now))
+
+
+def worker_fields(items: Iterable[tuple[str, str]]) -> frozenset[str] | None:
+    """Return the keys that a request for one worker selects, None for all; raises RequestError."""
+    return _fields(given_values(items, WORKER))
+
+
+def _fields(given: Mapping[str, Sequence[str]]) -> frozenset[str] | None:
+    text = single(given, FIELDS.name)
+    if text is None:
+        return None
+    wanted = text.split(",")
+    for name in wanted:
+        if name not in FleetWorker.model_fields:
+            raise RequestError(f"fields has no {name[:80] or 'empty name'}; allowed are {', '.join(FleetWorker.model_fields)}.")
+    return frozenset((*wanted, "worker_id"))
+
+
+def _format(given: Mapping[str, Sequence[str]]) -> str | None:
+    text = single(given, FORMAT.name)
+    if text not in (None, "json", "csv"):
+        raise RequestError("format must be json or csv.")
+    return text
 
 
 def metric_names(items: Iterable[tuple[str, str]]) -> frozenset[str]:

@@ -29,6 +29,7 @@ from exporter.web.schemas import (
     SourceState,
 )
 
+CSV = "text/csv; charset=utf-8; header=present"
 _STATISTICS = ("avg", "min", "max", "count")
 NEXT, SOURCE, RESOLUTION, NOTE = "X-Next-Cursor", "X-Source", "X-Resolution-Seconds", "X-Note"
 PAGE_HEADERS: Mapping[str, str] = {
@@ -39,6 +40,7 @@ PAGE_HEADERS: Mapping[str, str] = {
     NOTE: "remark on the page; absent if there is none",
 }
 
+FLEET_HEADERS = {name: PAGE_HEADERS[name] for name in ("Link", NEXT)}
 
 # -- workers -----------------------------------------------------------------------------------------------------------
 
@@ -49,6 +51,7 @@ class ListedWorker(NamedTuple):
     worker_id: str
     region: str
     status: str | None
+    name: str | None
     row: Callable[[], FleetWorker]
 
 
@@ -85,7 +88,7 @@ def listed_worker(gauge: WorkerGauges, entry: InventoryEntry | None, fresh: bool
             instances=_instances(entry),
         )
 
-    return ListedWorker(worker.id, worker.region, status, row)
+    return ListedWorker(worker.id, worker.region, status, worker.name, row)
 
 
 def gone_worker(entry: InventoryEntry) -> ListedWorker:
@@ -118,7 +121,7 @@ def gone_worker(entry: InventoryEntry) -> ListedWorker:
             instances=_instances(entry),
         )
 
-    return ListedWorker(entry.worker_id, entry.region, status, row)
+    return ListedWorker(entry.worker_id, entry.region, status, entry.name, row)
 
 
 def _facts(facts: WorkerFacts, *, load: bool) -> dict[str, Any]:
@@ -164,6 +167,47 @@ def fleet_page(found: Sequence[ListedWorker], limit: int, period: int) -> FleetP
     shown = ordered[:limit]
     following = encoded(shown[-1].worker_id) if len(ordered) > limit else None
     return FleetPage(data=tuple(each.row() for each in shown), next=following, source="mongodb", resolution_seconds=period)
+
+
+def fleet_json(page: FleetPage, fields: frozenset[str] | None) -> str:
+    """Return a page of workers as JSON, with these keys of each worker; None: all."""
+    if fields is None:
+        return page.model_dump_json()
+    return page.model_dump_json(include={**dict.fromkeys(FleetPage.model_fields, True), "data": {"__all__": set(fields)}})
+
+
+def fleet_csv(page: FleetPage, fields: frozenset[str] | None) -> bytes:
+    """Return a page of workers as CSV (RFC 4180): a header line; empty fields for null, JSON for lists and objects."""
+    names = [name for name in FleetWorker.model_fields if fields is None or name in fields]
+    out = io.StringIO(newline="")
+    writer = csv.writer(out)
+    writer.writerow(names)
+    for worker in page.data:
+        row = worker.model_dump(mode="json", include=set(names))
+        writer.writerow([_cell(row[name]) for name in names])
+    return out.getvalue().encode()
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, bool | dict | list):
+        return orjson.dumps(value).decode()
+    return value
+
+
+def fleet_headers(following: str | None, parameters: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Return the headers of a page of workers: where the next one is, which CSV cannot say.
+
+    Args:
+        following: cursor of the next page, None on the last.
+        parameters: those of the request.
+    """
+    kept = [(name, value) for name, value in parameters if name != "cursor"]
+    return {"Vary": "Accept"} | (_next_page(following, kept) if following else {})
+
+
+def _next_page(cursor: str, parameters: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Return the headers that lead to the next page. The link is relative, so that it works behind a proxy."""
+    return {NEXT: cursor, "Link": f'<?{urlencode([*parameters, ("cursor", cursor)])}>; rel="next"'}
 
 
 def _time(time: int | None) -> str | None:
@@ -254,15 +298,14 @@ def page_headers(page: Page, cursor: str | None, parameters: Iterable[tuple[str,
     Args:
         page: the page.
         cursor: of the next page, None on the last.
-        parameters: those of the request, for the link to the next page. It is relative, so that it works behind a proxy.
+        parameters: those of the request, for the link to the next page.
     """
     headers = {SOURCE: page.source, RESOLUTION: str(page.resolution)}
     if page.note:
         headers[NOTE] = page.note
     if cursor:
         kept = [(name, value) for name, value in parameters if name in _KEPT]
-        headers[NEXT] = cursor
-        headers["Link"] = f'<?{urlencode([*kept, ("cursor", cursor)])}>; rel="next"'
+        headers |= _next_page(cursor, kept)
     return headers
 
 

@@ -34,7 +34,7 @@ from exporter.web.lookup import (
     not_read_yet,
     unknown,
 )
-from exporter.web.negotiation import prefers_csv, prefers_gzip
+from exporter.web.negotiation import prefers_gzip, sends_csv
 from exporter.web.openapi import Endpoint, ResponseSpec
 from exporter.web.page_handlers import (
     PAGE_HEADERS,
@@ -47,11 +47,12 @@ from exporter.web.page_handlers import (
     worker_page,
 )
 from exporter.web.pages import api_page
-from exporter.web.parameters import HistoryQuery, ResourcesQuery, WorkersQuery, resuming
+from exporter.web.parameters import HistoryQuery, ResourcesQuery, resuming
 from exporter.web.parts_response import PartsResponse
-from exporter.web.schemas import FleetPage, HistoryPage, Readiness, ResourceUsage, TargetGroups
+from exporter.web.schemas import FleetPage, FleetWorker, HistoryPage, Readiness, ResourceUsage, TargetGroups
 from exporter.web.trends import TRENDS, trends_page
 from exporter.web.turns import TooManyWaitingError, Turns, while_connected
+from exporter.web.worker_handlers import worker, workers
 from exporter.web.worker_path import PLACEHOLDER
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -113,36 +114,6 @@ async def ready(request: Request) -> Response:
     return _json(state, HTTPStatus.OK if state.ready else HTTPStatus.SERVICE_UNAVAILABLE)
 
 
-async def workers(request: Request) -> Response:
-    """Respond with the fleet, and the workers that have left it but still have history."""
-    backend = backend_of(request)
-    query = WorkersQuery.parse(request.query_params.multi_items())
-    snapshot = backend.snapshot
-    if snapshot is None:
-        raise not_read_yet()
-    fresh = is_fresh(backend, snapshot)
-    remembered = {entry.worker_id: entry for entry in await backend.inventory()}
-    listed = {gauge.worker.id for gauge in snapshot.workers}
-    kept = await backend.reader.retention()
-    oldest = 0 if kept is None else int(backend.now()) - kept
-    gone = [
-        responses.gone_worker(entry)
-        for entry in remembered.values()
-        if entry.worker_id not in listed and entry.last_seen >= oldest and not backend.is_elsewhere(entry)
-    ]
-    gone = [found for found in gone if _selects(query, found)]
-    newest = await backend.latest([found.worker_id for found in gone])
-    gone = [found for found in gone if newest.get(found.worker_id, -1) >= oldest]
-
-    def render() -> Response:
-        present = (responses.listed_worker(gauge, remembered.get(gauge.worker.id), fresh) for gauge in snapshot.workers)
-        chosen = [*(found for found in present if _selects(query, found)), *gone]
-        return _json(responses.fleet_page(chosen, query.limit, backend.period))
-
-    # In a thread: 10,000 workers take a tenth of a second, and scrapes must not wait for it.
-    return await asyncio.to_thread(render)
-
-
 async def history(request: Request) -> Response:
     """Respond with a page of one worker's samples or statistics, as JSON or CSV."""
     backend = backend_of(request)
@@ -157,12 +128,12 @@ async def history(request: Request) -> Response:
     page = await backend.reader.page(subject, query.span)
     cursor = resuming(query.span, page.following) if page.following else None
     headers = {"Vary": "Accept"} | responses.page_headers(page, cursor, given)
-    as_csv = query.format == "csv" or (query.format is None and prefers_csv(",".join(request.headers.getlist("accept"))))
+    as_csv = sends_csv(query.format, ",".join(request.headers.getlist("accept")))
 
     def render() -> Response:
         if as_csv:
             body = responses.history_csv(page, query.span.interval, query.span.wanted)
-            return Response(body, media_type="text/csv; charset=utf-8; header=present", headers=headers)
+            return Response(body, media_type=responses.CSV, headers=headers)
         worker = responses.history_worker(subject, current_status(backend, subject, gauge))
         return Response(responses.history_json(page, cursor, worker), media_type=_JSON, headers=headers)
 
@@ -311,7 +282,7 @@ ROUTES: tuple[Endpoint, ...] = (
         "/api/workers",
         workers,
         "the fleet, and workers that have left it but have history",
-        ResponseSpec({_JSON: FleetPage}, (400, 503)),
+        ResponseSpec({_JSON: FleetPage, "text/csv": _TEXT}, (400, 503), responses.FLEET_HEADERS),
         parameters.WORKERS,
     ),
     Endpoint(
@@ -328,6 +299,13 @@ ROUTES: tuple[Endpoint, ...] = (
         "average CPU and memory of one worker over the last minutes, from CloudWatch",
         ResponseSpec({_JSON: ResourceUsage}, (400, 404, 429, 503)),
         parameters.RESOURCES,
+    ),
+    Endpoint(  # after the longer paths, which it would match as well
+        f"/api/workers/{PLACEHOLDER}",
+        worker,
+        "one worker by its id or name, present or past, as /api/workers lists it",
+        ResponseSpec({_JSON: FleetWorker}, (400, 404, 503)),
+        parameters.WORKER,
     ),
     Endpoint(
         f"/workers/{PLACEHOLDER}/chart.svg",
@@ -386,12 +364,3 @@ ROUTES: tuple[Endpoint, ...] = (
     ),
     Endpoint("/openapi.json", describe, "OpenAPI 3.1 of these routes", ResponseSpec({_JSON: {"type": "object"}})),
 )
-
-
-def _selects(query: WorkersQuery, found: responses.ListedWorker) -> bool:
-    """Return whether a worker belongs on this page or a later one."""
-    return (
-        found.worker_id > query.after
-        and (not query.statuses or found.status in query.statuses)
-        and (not query.regions or found.region in query.regions)
-    )

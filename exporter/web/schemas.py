@@ -42,8 +42,16 @@ class InstanceRecord(ResponseModel):
     last_seen: Moment
 
 
+def _may_be_left_out(schema: dict[str, Any]) -> None:
+    """Say that a request with `fields` gets only the keys that it names, and the id."""
+    _allow_new_keys(schema)
+    schema["required"] = ["worker_id"]
+
+
 class FleetWorker(ResponseModel):
-    """A worker of the fleet, or one that has left it but still has history."""
+    """A worker of the fleet, or one that has left it but still has history. It has all keys, unless `fields` selects some."""
+
+    model_config = ConfigDict(json_schema_extra=_may_be_left_out)
 
     worker_id: str
     region: str

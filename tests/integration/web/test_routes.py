@@ -2,7 +2,10 @@
 
 import asyncio
 import base64
+import csv
 import gzip
+import io
+import json
 import logging
 import re
 import socket
@@ -643,11 +646,78 @@ def test_workers_are_filtered_by_status_and_region(client: httpx.Client, query: 
             "status must be one of pending, starting, running, stopping, stopped, shutting-down, terminated, failed, unknown; "
             "repeat the parameter for several.",
         ),
-        ("offset=5", "offset is not a parameter of this route; allowed are limit, cursor, status, region."),
+        (
+            "offset=5",
+            "offset is not a parameter of this route; allowed are limit, cursor, status, region, name, fields, format.",
+        ),
+        ("format=xml", "format must be json or csv."),
     ],
 )
 def test_an_invalid_parameter_is_refused_with_the_allowed_values(client: httpx.Client, query: str, allowed: str) -> None:
     assert problem(client.get(f"/api/workers?{query}"), 400) == allowed
+
+
+@pytest.fixture(scope="module")
+def named() -> Iterator[httpx.Client]:
+    """A client for workers of which two share a name, and one has gone."""
+    workers = (gauges("w1", name="lab, 1"), gauges("w2", name="twin", region="us-east-1"), gauges("w3", name="twin"))
+    with serving(Memory(snapshot=snapshot(*workers), known=[entry("w0")], newest={"w0": NOW})) as client:
+        yield client
+
+
+def test_a_worker_is_had_by_its_id_or_name_as_the_list_has_it(named: httpx.Client) -> None:
+    rows = {row["worker_id"]: row for row in named.get("/api/workers").json()["data"]}
+    assert rows.keys() == {"w0", "w1", "w2", "w3"}
+    for worker_id, row in rows.items():
+        assert named.get(f"/api/workers/{worker_id}").json() == row
+    assert named.get("/api/workers/lab%2C%201").json() == rows["w1"]
+    assert problem(named.get("/api/workers/twin"), 400) == "2 workers are called twin; use an id, such as w2."
+    assert "Unknown worker w9" in problem(named.get("/api/workers/w9"), 404)
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("name=twin", ["w2", "w3"]),
+        ("name=twin&region=us-east-1", ["w2"]),
+        ("name=name%20of%20w0&name=lab,%201", ["w0", "w1"]),
+        ("name=twi", []),
+    ],
+)
+def test_workers_are_looked_up_by_name(named: httpx.Client, query: str, expected: list[str]) -> None:
+    assert [row["worker_id"] for row in named.get(f"/api/workers?{query}").json()["data"]] == expected
+
+
+def test_fields_are_selected_and_the_id_is_always_there(named: httpx.Client) -> None:
+    page = named.get("/api/workers?fields=name,status").json()
+    assert page.keys() == {"data", "next", "source", "resolution_seconds"}
+    assert page["data"][1] == {"worker_id": "w1", "name": "lab, 1", "status": "running"}
+    assert named.get("/api/workers/w1?fields=cpu_utilization").json() == {"worker_id": "w1", "cpu_utilization": 45.25}
+    for path in ("/api/workers", "/api/workers/w1"):
+        assert problem(named.get(f"{path}?fields=name,cpu"), 400).startswith(
+            "fields has no cpu; allowed are worker_id, region, "
+        )
+        assert problem(named.get(f"{path}?fields="), 400).startswith("fields has no empty name; ")
+
+
+def test_workers_are_csv_by_parameter_or_header_with_the_next_page_in_headers(named: httpx.Client) -> None:
+    first = named.get("/api/workers?format=csv&limit=2&fields=name,cpu_utilization,extra,instances")
+    assert first.headers["content-type"] == "text/csv; charset=utf-8; header=present"
+    assert "Accept" in first.headers["vary"]
+    lines = list(csv.reader(io.StringIO(first.text, newline="")))
+    assert lines[0] == ["worker_id", "name", "cpu_utilization", "extra", "instances"]
+    assert lines[1][:4] == ["w0", "name of w0", "", "{}"]
+    assert [each["instance_id"] for each in json.loads(lines[1][4])] == ["i-old", "i-new"]
+    assert lines[2] == ["w1", "lab, 1", "45.25", "{}", "[]"]
+    address = re.fullmatch('<(.+)>; rel="next"', first.headers["link"])
+    assert address is not None
+    second = named.get(f"/api/workers{address[1]}")
+    assert [line[0] for line in csv.reader(io.StringIO(second.text, newline=""))] == ["worker_id", "w2", "w3"]
+    assert "link" not in second.headers
+    by_header = named.get("/api/workers", headers={"Accept": "text/csv"})
+    whole = list(csv.DictReader(io.StringIO(by_header.text, newline="")))
+    assert whole[0].keys() == named.get("/api/workers").json()["data"][0].keys()
+    assert named.get("/api/workers?format=json", headers={"Accept": "text/csv"}).json()["data"]
 
 
 # -- errors

@@ -92,6 +92,7 @@ async def test_a_response_of_every_route_is_exactly_what_its_model_says(in_proce
     requests = {
         "/-/ready": ["/-/ready"],
         "/api/workers": ["/api/workers", "/api/workers?limit=1"],
+        "/api/workers/{worker_id:worker}": [f"/api/workers/{each}" for each in ("full", "bare", quote(GONE, safe=""))],
         history: [history_of(each, query) for each in ("full", "bare", GONE) for query in ("", "?interval=1h", "?limit=1")],
         resources: [f"/api/workers/region/{REGION}/workers/{each}/resources?start_time=1h" for each in ("full", "bare")],
         "/sd/workers": ["/sd/workers"],
