@@ -72,7 +72,9 @@ example:
         settings=(
             *(*_MONGODB, "mongodb.workers", "period"),
             *("settle_delay", "absence_timeout", "gap_fill_window", "max_age"),
-            *("cloudwatch", "aws", *_WORKERS, "log.format"),
+            *("cloudwatch.enabled", "cloudwatch.endpoint_url", "cloudwatch.memory", "cloudwatch.extra", "cloudwatch.interval"),
+            *("cloudwatch.max_usd_per_day", "cloudwatch.reader_budget_share", "aws"),
+            *(*_WORKERS, "workers.shard", "workers.regions", "workers.filter", "log.format"),
         ),
         usage="[--json]",
         notes="""\

@@ -72,7 +72,8 @@ READ: dict[str, set[str]] = {
     | AWS
     | {"mongodb.workers", "log.format"}
     | CLOUDWATCH
-    | {"cloudwatch.interval", "cloudwatch.extra", "cloudwatch.reader_budget_share"},
+    | {"cloudwatch.interval", "cloudwatch.extra", "cloudwatch.reader_budget_share"}
+    | {"workers.shard", "workers.regions", "workers.filter.id", "workers.filter.region", "workers.filter.name"},
     "backfill": MONGODB
     | WORKERS
     | {"mongodb.workers", "mongodb.history", "mongodb.retention", "period", "gap_fill_window", "data_dir"}

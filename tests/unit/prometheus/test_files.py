@@ -175,7 +175,7 @@ def test_recorded_names_say_level_metric_and_operations() -> None:
             further = {"region"}
         if name.startswith("cml:alert_"):
             further = {"alertname", "severity", "worker", "worker_id", "region", "alertstate", "detail", "job"}
-            further |= {"metric", "reason", "shard", "target"}
+            further |= {"metric", "reason", "target"}
         assert level <= found <= level | facts | {"status", "check", "source", "what", "change"} | further, name
 
 
