@@ -91,6 +91,7 @@ async def test_samples_and_inventory_entry_are_deleted_and_those_of_other_worker
     status, printed = await store.purge("w1")
     first, last = rfc3339(NOW - 5 * DAY), rfc3339(NOW - 5 * DAY + 11 * 300)
     assert printed == (
+        f"1 worker document in {store.database.name}.workers, none of them to be deleted.\n"
         f"To be deleted from {store.database.name}.{NAME} and {store.database.name}.{INVENTORY}, permanently:\n"
         f"  w1 (lab one): 12 samples, the first of {first}, the last of {last}, "
         "and its inventory entry (name, status, instances)\n"

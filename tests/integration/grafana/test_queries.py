@@ -73,6 +73,8 @@ PRICES = {"c5.metal": 4.08, "m5zn.metal": 3.96}
 """Of ALPHA and IDLE; dollars an hour."""
 MAY_BE_EMPTY = {
     "OpenTelemetry pushes",  # no collector here
+    "Other databases: age",  # none here
+    "Other databases: samples",
     "Changed in the last hour",
     "Fills up next",
     "Errors",

@@ -77,7 +77,8 @@ def complaints(metrics: bytes) -> tuple[int, str]:
 def test_promtool_accepts_the_metrics(count: int) -> None:
     telemetry = used_telemetry()
     families = list(telemetry.registry.collect())
-    assert all(family.samples for family in families)
+    # Those of history.forward have a series for each target only.
+    assert all(family.samples for family in families if not family.name.startswith("cml_exporter_forward_"))
     assert complaints(render([gauges(n) for n in range(count)], EXTRA, CLOUDWATCH) + generate_latest(telemetry.registry)) == (
         0,
         "",

@@ -393,6 +393,8 @@ async def test_started_without_mongodb_it_serves_metrics_and_leads_once_mongodb_
 
     assert shows(leader=0, up=0)
     with mongod:
+        async with AsyncMongoClient[dict[str, object]](mongod.uri) as client:  # without a worker it would create nothing
+            await client["late"]["workers"].insert_one({"id": "w", "aws_region": GOOD, "status": "stopped"})
         await asyncio.to_thread(exporter.wait_for, lambda: shows(leader=1, up=1), 30, "the leader")
         assert await asyncio.to_thread(exporter.stop) == 0
 
