@@ -157,7 +157,7 @@ def test_a_leader_that_was_paused_stands_by_when_it_goes_on_and_polls_no_more(re
     wait_for_cycles(standby, 1)
     leader.resume()
     leader.wait_for(lambda: SNAPSHOT in leader.metrics(), 40, "serving the snapshot of the one that took over")
-    assert leader.metrics()[LEADER] == 0
+    leader.wait_for(lambda: leader.metrics()[LEADER] == 0, 15, "noticing that another one leads")
     at = billed(leader)
     wait_for_cycles(standby, 1)
     assert billed(leader) == at
