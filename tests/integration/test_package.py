@@ -113,7 +113,7 @@ def test_the_installed_command_names_its_version_and_writes_its_assets(installed
         check = [promtool, "check", "config", str(tmp_path / "out" / "prometheus" / "prometheus.yml")]
         done = subprocess.run(check, capture_output=True, text=True, timeout=scaled(60), check=False)
         assert done.returncode == 0, done.stderr
-        assert "SUCCESS: 5 rule files found" in done.stdout
+        assert "SUCCESS: 6 rule files found" in done.stdout
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from exporter.core.budget import Budget, ReaderBudget
 from exporter.core.metric_settings import UNITS, CloudWatchGauge
 from exporter.core.model import STATUSES, Worker, WorkerGauges
+from exporter.core.shards import Shard
 from exporter.core.workers_settings import ExtraMetric
 from exporter.metrics.telemetry import Telemetry
 from tests.conftest import program
@@ -44,6 +45,8 @@ def gauges(number: int) -> WorkerGauges:
 def used_telemetry() -> Telemetry:
     """Telemetry with at least one series in every family."""
     telemetry = Telemetry(CollectorRegistry())
+    telemetry.show_shard(Shard(0, 1), collects=True)
+    telemetry.leader_snapshot.value = 1.0
     telemetry.otlp_pushes.labels("success")
     telemetry.leader.value = 1
     telemetry.source_succeeded("cloudwatch", "eu-west-1", 1_769_860_812, 0.5)
