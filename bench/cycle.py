@@ -25,7 +25,7 @@ from bench.processes import cpu_seconds, rss_mib
 from bench.rounds import aggregates
 from bench.subjects import BareClient, Build, CloudWatchExporter, Exporter, Subject, Yace, wrong_values
 from exporter.demo.mongod import Mongod
-from tests.helpers.ports import free_port
+from exporter.demo.ports import free_port
 
 TICK_SECOND, IDLE_SECOND, READ_SECOND = 16, 36, 52
 """Seconds of the minute between which no subject is in a cycle: the exporter polls at 0 and reads the worker documents at 12,

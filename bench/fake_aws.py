@@ -12,8 +12,8 @@ from typing import Any, NamedTuple, Self
 
 from bench.processes import Process
 from exporter.core.model import MetricName
+from exporter.demo.ports import free_port
 from tests.helpers.fake_cloudwatch import FakeCloudWatch
-from tests.helpers.ports import free_port
 
 REGIONS = ("eu-west-1", "us-east-1")
 START_SECONDS = 60

@@ -24,7 +24,7 @@ from pymongo import MongoClient
 from bench.fake_aws import REGIONS
 from bench.rounds import aggregates
 from exporter.demo.mongod import Mongod
-from tests.helpers.ports import free_port
+from exporter.demo.ports import free_port
 
 GIVE_UP_SECONDS = 1800
 _POLL_SECONDS = 0.2

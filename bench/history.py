@@ -25,8 +25,8 @@ from pymongo.collection import Collection
 
 from exporter.core.periods import DAY, HOUR, align, to_datetime
 from exporter.demo.mongod import Mongod
+from exporter.demo.ports import free_port
 from tests.helpers.exporter_process import ExporterProcess
-from tests.helpers.ports import free_port
 
 PERIOD, DAYS = 300, 30
 HISTORY, INVENTORY = "worker_metrics_timeseries", "worker_metrics_inventory"

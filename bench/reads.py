@@ -26,8 +26,8 @@ from bench.processes import environment
 from bench.subjects import HERE, Build, exporter_process
 from exporter.core.periods import DAY, HOUR, align, to_datetime
 from exporter.demo import prometheus as prometheus_module
+from exporter.demo.ports import free_port
 from exporter.demo.prometheus import INSTALL, SOURCE
-from tests.helpers.ports import free_port
 from tests.helpers.prometheus import Prometheus
 
 SAMPLES_PER_WORKER = DAYS * DAY // PERIOD

@@ -37,6 +37,7 @@ from exporter.core.model import Fleet
 from exporter.core.periods import to_datetime
 from exporter.core.settings_loader import load
 from exporter.demo.mongod import Mongod
+from exporter.demo.ports import free_port
 from exporter.history.reader import HistoryReader
 from exporter.metrics.telemetry import Telemetry
 from exporter.pipeline.collector import Collector
@@ -55,7 +56,6 @@ from exporter.web.backend import Backend, LoopBridge
 from exporter.web.connections import Connections, Limits
 from exporter.web.http_protocol import protect
 from tests.helpers.fake_cloudwatch import instance_id
-from tests.helpers.ports import free_port
 
 CATCHING_UP = 3
 """Cycles after the first in which the values of the last hour become final: ten times the samples of the others."""

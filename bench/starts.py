@@ -16,7 +16,7 @@ from bench.figures import EXPORTER, IMPORT, VERSION, Figure
 from bench.processes import environment
 from bench.rounds import aggregates
 from exporter.demo.mongod import Mongod
-from tests.helpers.ports import free_port
+from exporter.demo.ports import free_port
 
 LATENCY_SECONDS = 0.1
 COMMANDS = {

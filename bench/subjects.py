@@ -20,9 +20,9 @@ from bench.fake_aws import REGIONS, FakeAws
 from bench.peers import cloudwatch_exporter, yace
 from bench.processes import Process, environment
 from exporter.core.model import MetricName
+from exporter.demo.ports import free_port
 from tests.helpers.certificates import write_certificate
 from tests.helpers.fake_cloudwatch import instance_id
-from tests.helpers.ports import free_port
 
 HERE = Path(__file__).resolve().parents[1]
 READY_SECONDS = 120

@@ -44,8 +44,8 @@ from exporter.storage.handover import HandedWorkers
 from exporter.storage.history_marker import HistoryMarker
 from exporter.storage.inventory import Inventory
 from exporter.storage.layout import Layout
-from exporter.storage.leadership import Leadership
 from exporter.storage.lease import BACKFILL, LEASE_SECONDS, Lease
+from exporter.storage.lease_keeper import LeaseKeeper
 from exporter.storage.mongo import Database, connect, read_preference, without_hosts
 from exporter.storage.repository import WorkerMetricsRepository, repository
 from exporter.storage.sample_reader import SampleReader
@@ -100,7 +100,7 @@ class Exporter:
         self._forwarding.use(settings.history)
         self._mirror = self._build_mirror(database, self._history, outbox) if self._history is not None else None
         self._aggregates = Aggregates(database, settings.mongodb.worker_collections, settings.workers, part)
-        self._leadership = self._build_leadership(self._history) if self._history is not None else None
+        self._keeper = self._build_keeper(self._history) if self._history is not None else None
         wake = self._mirror.wake.set if self._mirror else lambda: None
         self.telemetry.show_shard(part.shard, collects=True)
         self.collector = Collector(
@@ -142,9 +142,9 @@ class Exporter:
         queued = self._forwarding.mirrored
         return Mirror(self._outbox, history.writer, self._lease, self.telemetry, old=backfill, watch=watch, on_mirrored=queued)
 
-    def _build_leadership(self, history: WorkerMetricsRepository) -> Leadership:
+    def _build_keeper(self, history: WorkerMetricsRepository) -> LeaseKeeper:
         documents = self._aggregates
-        return Leadership(history, self._lease, documents.any_document, lambda: documents.namespace, self._leadership_changed)
+        return LeaseKeeper(history, self._lease, documents.any_document, lambda: documents.namespace, self._leadership_changed)
 
     def _build_backend(self, database: Database, owner: str) -> Backend:
         settings, name = self.settings, self.settings.mongodb.history
@@ -207,9 +207,9 @@ class Exporter:
         self._bridge.loop = asyncio.get_running_loop()
         try:
             await self.collector.restore()
-            if self._leadership is not None and self._history is not None:
+            if self._keeper is not None and self._history is not None:
                 self._history.collection.gap_fill_window = self.settings.gap_fill_window
-                await self._leadership.prepare(waits_for_credentials=self.settings.mongodb.uri_file is not None)
+                await self._keeper.prepare(waits_for_credentials=self.settings.mongodb.uri_file is not None)
                 self.telemetry.leader.value = float(self._lease.held)
                 _log.info("collecting", writes_history=self._lease.held)
             async with LoopGroup() as group:
@@ -226,11 +226,11 @@ class Exporter:
                     group.create_task(pushing, name="otlp")
                 group.create_task(beat_forever(self.liveness), name="beat")
                 group.create_task(self._forwarding.run_forever(), name="forward")
-                if self._mirror is not None and self._history is not None and self._leadership is not None:
+                if self._mirror is not None and self._history is not None and self._keeper is not None:
                     self._mirror.beat = self.liveness.expect("mirroring", MIN_INTERVAL_SECONDS)
                     group.create_task(self._mirror.run_forever(), name="mirror")
                     beat = self.liveness.expect("the renewal of the lease", LEASE_SECONDS)
-                    group.create_task(self._leadership.keep_forever(beat), name="lease")
+                    group.create_task(self._keeper.keep_forever(beat), name="lease")
                     beat = self.liveness.expect("handing over workers", MIN_INTERVAL_SECONDS)
                     group.create_task(self._handover.run_forever(self.collector, beat), name="handover")
                     if self._part.shard.index == 0:  # the whole history is searched, which one exporter does for all

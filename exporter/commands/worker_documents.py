@@ -1,5 +1,6 @@
 """How many worker documents a command found, and where: a wrong database must not look like success."""
 
+from exporter.commands.backfill.plan import counted
 from exporter.core.errors import NoWorkersError
 from exporter.core.model import Fleet
 
@@ -9,7 +10,7 @@ WHERE_TO_LOOK = "check the database in mongodb.uri and mongodb.workers, or wait 
 def describe(fleet: Fleet) -> str:
     """Return "12 worker documents in cml_cloud_manager.workers", those that cannot be read included."""
     count = len(fleet.workers) + sum(fleet.skipped.values())
-    return f"{count:,} worker document{'' if count == 1 else 's'} in {fleet.namespace}"
+    return f"{counted(count, 'worker document')} in {fleet.namespace}"
 
 
 def missing(fleet: Fleet) -> str:

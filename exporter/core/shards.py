@@ -11,8 +11,9 @@ from functools import cached_property
 from hashlib import blake2b
 from typing import Any, NamedTuple, Self
 
+from exporter.core.patterns import compile_pattern
+
 MAX_SHARDS = 256
-MAX_PATTERN_CHARACTERS = 4096
 _SHARD = re.compile(r"(?:.*-)?([0-9]{1,4})\s*/\s*([0-9]{1,4})")
 _DIGEST_BYTES = 8
 _MULTIPLIER = 2862933555777941757
@@ -76,26 +77,6 @@ def jump_hash(key: int, count: int) -> int:
         key = (key * _MULTIPLIER + 1) % 2**64
         jump = int((index + 1) * (2**31 / ((key >> 33) + 1)))
     return index
-
-
-def compile_pattern(pattern: str) -> Any:  # noqa: ANN401  # google-re2 ships no types
-    """Return a pattern whose `fullmatch` takes time linear in the text.
-
-    Raises:
-        ValueError: it is no RE2 expression, or too long.
-    """
-    if len(pattern) > MAX_PATTERN_CHARACTERS:
-        raise ValueError(f"the expression has {len(pattern)} characters; at most {MAX_PATTERN_CHARACTERS} are accepted")
-    import re2  # here: a program that uses only WorkerMetricsRepository does not need it
-
-    options = re2.Options()
-    options.log_errors = False
-    options.never_capture = True
-    try:
-        return re2.compile(pattern, options)
-    except re2.error as error:
-        reason = error.args[0].decode(errors="replace") if isinstance(error.args[0], bytes) else str(error)
-        raise ValueError(f"{pattern[:100]!r} is not a valid RE2 regular expression: {reason}") from error
 
 
 @dataclass(frozen=True)

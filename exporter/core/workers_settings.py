@@ -7,9 +7,10 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from exporter.core.catalog import METRICS_BY_NAME
 from exporter.core.model import normal_state
+from exporter.core.patterns import compile_pattern
 from exporter.core.regions import Region
 from exporter.core.setting_types import Dollars, FieldName, FieldNames, InstanceType, Section, listed
-from exporter.core.shards import Part, compile_pattern, parse_shard
+from exporter.core.shards import Part, parse_shard
 
 ALIASABLE = (
     "id",

@@ -10,12 +10,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import re2
-
 from exporter.core.errors import RequestError
+from exporter.core.patterns import MAX_PATTERN_CHARACTERS, compile_pattern
 
-MAX_PATTERN_CHARACTERS = 4096
-"""Limit of a regular expression. A list of literal values, `a|b|c`, is none and may be longer."""
 MAX_PATTERN_BYTES = 1 << 18
 """Limit of the memory of a compiled pattern, including the states that matching adds."""
 MAX_MATCHING_SECONDS = 2.0
@@ -68,15 +65,10 @@ def _compile(pattern: str) -> Any:  # noqa: ANN401  # google-re2 ships no types
             f"a regular expression has {len(pattern)} characters; at most {MAX_PATTERN_CHARACTERS} are accepted, "
             "unless it is a list of values such as a|b|c"
         )
-    options = re2.Options()
-    options.log_errors = False
-    options.never_capture = True  # groups would turn RE2's fast automaton off, and take memory for each of them
-    options.max_mem = MAX_PATTERN_BYTES
     try:
-        return re2.compile(pattern, options)
-    except re2.error as error:
-        reason = error.args[0].decode(errors="replace") if isinstance(error.args[0], bytes) else str(error)
-        raise RequestError(f"{pattern[:100]!r} is not a valid RE2 regular expression: {reason}") from error
+        return compile_pattern(pattern, max_bytes=MAX_PATTERN_BYTES)
+    except ValueError as error:
+        raise RequestError(str(error)) from error
 
 
 class Selection:

@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 import yaml
 
+from exporter.demo.ports import free_port
 from tests.helpers.deadlines import scaled
-from tests.helpers.ports import free_port
 
 _PATIENCE = 30.0
 

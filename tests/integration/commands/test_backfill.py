@@ -323,7 +323,8 @@ async def test_a_since_within_heal_is_nothing_to_do(backfill_env: BackfillEnv) -
     status, out, _ = await backfill_env.run("1h")
     assert status == 0
     assert out.startswith("Nothing to do: ")
-    assert "The last 2h (gap_fill_window) are filled by `serve` itself.\n" in out
+    told = f"1 worker document in {backfill_env.database.name}.workers.\n"
+    assert out.endswith("The last 2h (gap_fill_window) are filled by `serve` itself.\n" + told)
 
 
 async def test_the_window_of_the_running_exporter_counts_where_it_is_longer_than_that_of_the_command(
@@ -335,7 +336,8 @@ async def test_the_window_of_the_running_exporter_counts_where_it_is_longer_than
     await collection.ensure()
     status, out, _ = await backfill_env.run("3h")
     assert status == 0
-    assert "The last 4h (gap_fill_window) are filled by `serve` itself.\n" in out
+    told = f"1 worker document in {backfill_env.database.name}.workers.\n"
+    assert out.endswith("The last 4h (gap_fill_window) are filled by `serve` itself.\n" + told)
     assert await backfill_env.documents() == []
 
 

@@ -156,7 +156,7 @@ async def test_an_empty_history_gets_each_period_once_and_a_second_run_has_nothi
     assert status == 0
     assert out.startswith(dry)
     assert re.search(rf"^{TELEMETRY} +1,152$", out, re.M)
-    assert re.search(r"^ *2 +1,152 +1,152 +1,152 +1,152 +0$", out, re.M), out
+    assert re.search(r"^2 +1,152 +1,152 +1,152 +1,152 +0$", out, re.M), out
     assert out.endswith("1,152 samples written, 0 were there already.\n")
     assert await import_env.cpus() == expected
     documents = await import_env.documents()

@@ -8,7 +8,7 @@ import pytest
 
 from exporter.commands.check.targets import check_targets
 from exporter.core.settings import Settings
-from tests.helpers.ports import free_port
+from exporter.demo.ports import free_port
 from tests.helpers.stores import PostgreSQLServer
 from tests.integration.forwarding.stand import target_of
 

@@ -17,7 +17,7 @@ FIRST_WORKER_SECONDS = 5.0
 _log = logs.get("exporter")
 
 
-class Leadership:
+class LeaseKeeper:
     """Takes the lease of one exporter, and renews it. Where there is no worker yet, nothing is created in MongoDB.
 
     Args:
@@ -38,6 +38,7 @@ class Leadership:
     ) -> None:
         self._history, self._lease, self._on_change = history, lease, on_change
         self._any_document, self._namespace = any_document, namespace
+        self._announced = False
 
     async def prepare(self, *, waits_for_credentials: bool) -> None:
         """Verify the collection and take the lease if it is free, so that the first read of the fleet is recorded.
@@ -57,9 +58,6 @@ class Leadership:
                 if await self._may_create():
                     await self._history.ensure_collection()
                     await self._take()
-                else:
-                    text = "no worker document yet; nothing is created in MongoDB before the first one"
-                    _log.warning(text, collection=self._namespace())
         except TimeoutError:
             text = f"MongoDB has not completed the preparations within {PREPARE_SECONDS:g} s"
             _log.warning("history not available yet; gauges continue, samples wait in the outbox", error=text)
@@ -99,7 +97,13 @@ class Leadership:
             IncompatibleStoreError: the history cannot be used.
             SourceError, StoreError: MongoDB does not answer.
         """
-        return await is_in_use(self._history.collection) or await self._any_document()
+        if await is_in_use(self._history.collection) or await self._any_document():
+            return True
+        if not self._announced:
+            text = "no worker document yet; nothing is created in MongoDB before the first one"
+            _log.warning(text, collection=self._namespace())
+        self._announced = True
+        return False
 
     async def _take(self) -> None:
         await self._lease.acquire_or_renew()
