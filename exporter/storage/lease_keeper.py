@@ -55,9 +55,7 @@ class LeaseKeeper:
         try:
             async with asyncio.timeout(PREPARE_SECONDS):
                 # Verifies first: an incompatible collection ends the start also where writes hang.
-                if await self._may_create():
-                    await self._history.ensure_collection()
-                    await self._take()
+                await self._begin()
         except TimeoutError:
             text = f"MongoDB has not completed the preparations within {PREPARE_SECONDS:g} s"
             _log.warning("history not available yet; gauges continue, samples wait in the outbox", error=text)
@@ -78,8 +76,7 @@ class LeaseKeeper:
         while not self._lease.held and not self._lease.held_elsewhere:
             beat()
             try:
-                if await self._may_create():
-                    await self._take()
+                if await self._begin():
                     break
             except (SourceError, StoreError) as error:
                 self._lease.problem = self._lease.problem or str(error)
@@ -105,7 +102,12 @@ class LeaseKeeper:
         self._announced = True
         return False
 
-    async def _take(self) -> None:
-        await self._lease.acquire_or_renew()
+    async def _begin(self) -> bool:
+        """Try to take the lease and create what is missing; return whether there is a history to write."""
+        if not await self._may_create():
+            return False
+        await self._lease.acquire_or_renew()  # first: samples that wait are worth more than a changed option of the collection
+        await self._history.ensure_collection()
         if problem := await self._history.writer.fence_problem():
             _log.warning("late inserts are not refused", problem=problem)
+        return True
