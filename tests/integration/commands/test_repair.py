@@ -18,7 +18,7 @@ from pymongo.errors import OperationFailure
 from exporter.commands.verify import repair
 from exporter.core.errors import ConfigError, IncompatibleStoreError, StoreError, StoreUnavailableError
 from exporter.core.model import WorkerMetricsSample
-from exporter.core.periods import DAY, align, rfc3339, to_datetime
+from exporter.core.periods import DAY, HOUR, align, rfc3339, to_datetime
 from exporter.core.settings import Settings
 from exporter.demo.mongod import Mongod
 from exporter.storage import rewrite
@@ -37,7 +37,8 @@ from tests.helpers.mongo_proxy import HoldingProxy
 NAME, COPY = "worker_metrics_timeseries", "worker_metrics_timeseries_repair"
 PERIOD = 300
 NOW = align(int(time.time()), PERIOD)
-START = NOW - DAY
+START = NOW - 20 * HOUR
+"""A running exporter searches its last day for copies, and the tests may begin hours after this module was read."""
 EVERY = int(os.environ.get("REPAIR_KILL_EVERY", "20"))
 """Of how many kill points one is tried; 1: all."""
 

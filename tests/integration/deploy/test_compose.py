@@ -520,6 +520,8 @@ def test_the_demo_fills_the_history_through_the_users_of_the_stack(
         start=False,
     )
     wait_for(lambda: healthy("fake-aws", at_aws) and healthy("simulator", at_alive), 40, lambda: aws.said() + simulator.said())
+    history = users.client[users.database]["worker_metrics_timeseries"]  # the past that the simulator has written
+    history.delete_many({"worker_id": {"$in": history.distinct("worker_id")}})
     exporter.start()
 
     def inserted() -> float:
