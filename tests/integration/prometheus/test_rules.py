@@ -66,21 +66,11 @@ def test_amtool_takes_alertmanagers_configuration() -> None:
 # -- removed clauses (python -m tests.tools.mutate_rules tries all of them) ---------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("alert", "clauses"),
-    [
-        ("CMLWorkerFailed", 6),
-        pytest.param(
-            "CMLExporterNoLeader",
-            20,
-            marks=pytest.mark.nightly("test_a_promtool_test_notices_each_removed_clause_of_an_alert"),
-        ),
-    ],
-)
-def test_a_promtool_test_notices_each_removed_clause_of_an_alert(alert: str, clauses: int) -> None:
+def test_a_promtool_test_notices_each_removed_clause_of_two_alerts() -> None:
     promtool = program("promtool", INSTALL)
-    some = [mutant for mutant in mutants() if mutant.rule == alert]
-    assert len(some) >= clauses
+    quick = ("CMLWorkerFailed", "CMLExporterNoLeader")
+    some = [mutant for mutant in mutants() if mutant.rule in quick]
+    assert len(some) > 8
     with ThreadPoolExecutor(2) as pool:
         results = list(pool.map(lambda mutant: outcome(mutant, promtool), some))
     assert [mutant for mutant, result in zip(some, results, strict=True) if result != "killed"] == []
