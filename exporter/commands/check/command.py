@@ -16,6 +16,8 @@ from typing import TextIO
 from urllib.parse import quote
 
 from rich.console import Console
+from rich.live import Live
+from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
@@ -49,7 +51,8 @@ async def run(settings: Settings, out: TextIO, *, as_json: bool = False, wall: C
         print(json.dumps({"works": works, "checks": checks}, indent=2), file=out)
         return 0 if works else 1
     console = Console(file=out, highlight=False)
-    with console.status("checking MongoDB and AWS …"):
+    # Not `console.status`: it leaves the first frame to its thread, which can come into the middle of a line of the log.
+    with Live(Spinner("dots", "checking MongoDB and AWS …", style="status.spinner"), console=console, transient=True):
         results = await examine(settings, wall)
     failed = sum(result.status == "FAIL" for result in results)
     if console.is_terminal:
