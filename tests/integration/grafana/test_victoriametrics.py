@@ -245,7 +245,7 @@ def test_vmalert_records_what_prometheus_records(both: Both, without_rules: Serv
                 return "" if same else f"{name}: {expected} and {found}"
 
             # One by one: on a busy machine Prometheus misses a scrape, and for a moment what it records of it.
-            deadline = time.monotonic() + min(scaled(30), 200)
+            deadline = time.monotonic() + min(scaled(120), 200)  # rules that read others take a round each
             while (wrong := {name: what for name in left if (what := differs(name))}) and time.monotonic() < deadline:
                 left = list(wrong)
                 time.sleep(1)
