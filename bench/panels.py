@@ -284,6 +284,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             print("rules recorded", flush=True)
             for label, dashboards in sources.items():
                 exporter.stop()
+                collected = {"cloudwatch_last_collected_at": to_datetime(int(time.time()))}
+                client.bench.workers.update_many({}, {"$set": collected})  # a slow machine took longer than values are fresh
                 exporter.start()  # its cache of hourly aggregates is empty then
                 prometheus = Prometheus(program, folder / "prometheus", configuration)
                 try:

@@ -4,10 +4,12 @@ Belongs to one event loop.
 """
 
 import asyncio
+import math
 import time
 from array import array
 from bisect import bisect_left
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import NamedTuple, Protocol
 
@@ -33,6 +35,8 @@ JOINED_TTL_SECONDS = 20
 """Seconds for which a field of the same workers and days is served from one piece: as long as a dashboard takes to open."""
 MAX_JOINED_BYTES = 32 << 20
 """Bytes of values kept for that: a week of a thousand workers takes 1.5 MB a field."""
+JOINED_RANGES = 8
+"""Ranges of days that are looked through for one that contains those of a query."""
 
 
 class HourlySource(Protocol):
@@ -48,10 +52,41 @@ class HourlySource(Protocol):
         """Return the gap-filling window, in seconds, of the exporter that writes the history."""
 
 
-_Column = tuple[str, str, "array[int]", "array[float]"]
-"""Worker id, region, ends of the hours in milliseconds, values."""
+_JoinedOf = tuple[str, float, tuple[str, ...], str | None]
+"""Field, scale, worker ids, and the change marker of the backfill lease."""
 _Key = tuple[int, str, str | None]
 """First second of a UTC day, worker id, and what is read together: see `HourlySource.hours`."""
+
+
+class HourBlock(NamedTuple):
+    """Values of one field of the workers that have some in the same hours: most of a fleet."""
+
+    rows: Sequence[tuple[str, str]]
+    """Worker id and region of each row."""
+    stamps: "array[int]"
+    """Ends of the hours in milliseconds, ascending; one column each."""
+    values: "array[float]"
+    """Row after row, without NaN."""
+
+    def by_row(self) -> Iterator[tuple[str, str, "array[float]"]]:
+        """Yield worker id, region, and values."""
+        for (worker_id, region), first in zip(self.rows, range(0, len(self.values), len(self.stamps)), strict=True):
+            yield worker_id, region, self.values[first : first + len(self.stamps)]
+
+    def part(self, first: int, last: int) -> "HourBlock":
+        """Return the rows from `first` until before `last`."""
+        size = len(self.stamps)
+        return self._replace(rows=self.rows[first:last], values=self.values[first * size : last * size])
+
+    def within(self, start: int, end: int) -> "HourBlock":
+        """Return the columns in [start, end] milliseconds."""
+        inside = slice(bisect_left(self.stamps, start), bisect_left(self.stamps, end + 1))
+        stamps, size = self.stamps[inside], len(self.stamps)
+        if len(stamps) == size:
+            return self
+        values = memoryview(self.values)
+        parts = [values[first + inside.start : first + inside.stop] for first in range(0, len(values), size)]
+        return HourBlock(self.rows, stamps, array("d", b"".join(parts)))
 
 
 class _CachedDay(NamedTuple):
@@ -73,7 +108,7 @@ def days_of(start: int, end: int) -> range:
 
 
 class HourlyCache:
-    """Columns of hourly aggregates, each value at the end of its hour; only hours that have ended.
+    """Blocks of hourly aggregates, each value at the end of its hour; only hours that have ended.
 
     Args:
         history: the hourly aggregates in MongoDB.
@@ -99,34 +134,43 @@ class HourlyCache:
         self._wall = wall
         self._monotonic = monotonic
         self._days: AsyncCache[_Key, _CachedDay] = AsyncCache(monotonic=monotonic)
-        self._joined: AsyncCache[tuple[str, range, tuple[str, ...], str | None], list[_Column]] = AsyncCache(
+        self._joined: AsyncCache[tuple[_JoinedOf, range], list[HourBlock]] = AsyncCache(
             max_weight=MAX_JOINED_BYTES, weigh=_bytes_of_values, monotonic=monotonic
         )
+        self._joined_ranges: deque[range] = deque(maxlen=JOINED_RANGES)
         self._slots = asyncio.Semaphore(READS)
 
-    async def columns(self, worker_ids: Collection[str], start: int, end: int, field: str | None) -> AsyncIterator[_Column]:
-        """Yield (worker id, region, milliseconds, values) of a `HourlyMetric.field` in [start, end] milliseconds.
+    async def blocks(self, worker_ids: Collection[str], start: int, end: int, field: str, scale: float = 1) -> list[HourBlock]:
+        """Return the values of a `HourlyMetric.field`, divided by `scale`, in [start, end] milliseconds.
 
         Raises:
             StoreError: MongoDB does not answer. The days that it returned before stay in the cache.
         """
-        assert field is not None
         last = min(end // 1000, int(self._wall()))
         days = days_of(start // 1000, last)
         if not worker_ids or not days:
-            return
+            return []
         workers, marker = tuple(sorted(set(worker_ids))), await self._change_marker()
-        key = (field, days, workers, marker)
-        columns = self._joined.peek(key)
-        if columns is None:
+        of = (field, scale, workers, marker)
+        joined = self._peek(of, days)
+        if joined is None:
             entries = await self._cached_days(days, workers, marker, MEASURED_BY.get(field))
             # In a thread: a month of many workers takes longer than other queries should wait.
-            columns = await asyncio.to_thread(_joined, entries, field)
-            self._joined.put(key, columns, min(JOINED_TTL_SECONDS, self._fresh_for(entries)))
-        for worker_id, region, stamps, values in columns:
-            inside = slice(bisect_left(stamps, start), bisect_left(stamps, last * 1000 + 1))
-            if stamps[inside]:
-                yield worker_id, region, stamps[inside], values[inside]
+            joined = await asyncio.to_thread(_joined, entries, field, scale)
+            self._joined.put((of, days), joined, min(JOINED_TTL_SECONDS, self._fresh_for(entries)))
+            if days not in self._joined_ranges:
+                self._joined_ranges.append(days)
+        found = (block.within(start, last * 1000) for block in joined)
+        return [block for block in found if block.stamps]
+
+    def _peek(self, of: "_JoinedOf", days: range) -> list[HourBlock] | None:
+        """Return what was joined for these days or for more: the panels of a dashboard read parts of the same month."""
+        for joined in self._joined_ranges:
+            if joined.start <= days.start and days.stop <= joined.stop:
+                found = self._joined.peek((of, joined))
+                if found is not None:
+                    return found
+        return None
 
     async def worker_days(self, worker_ids: Collection[str], start: int, end: int) -> list[WorkerDay]:
         """Return all hourly aggregates of the UTC days that [start, end) UTC seconds touches, worker after worker.
@@ -220,10 +264,10 @@ def _runs(keys: Iterable[_Key]) -> dict[range, list[str]]:
     return runs
 
 
-def _joined(workers: Iterable[tuple[str, Iterable[_CachedDay]]], field: str) -> list[_Column]:
-    """Return the column of each worker and region, the hours ascending. Workers with the same hours share the array."""
-    found: list[_Column] = []
-    shared: dict[tuple[tuple[int, bytes], ...], array[int]] = {}
+def _joined(workers: Iterable[tuple[str, Iterable[_CachedDay]]], field: str, scale: float) -> list[HourBlock]:
+    """Return the values of a field, divided by `scale`, of each worker and region, grouped by the hours that have one."""
+    stamps: dict[tuple[tuple[int, bytes], ...], array[int]] = {}
+    blocks: dict[bytes, tuple[list[tuple[str, str]], array[int], array[float]]] = {}
     for worker_id, entries in workers:
         regions: dict[str, list[WorkerDay]] = {}
         for entry in entries:
@@ -231,14 +275,19 @@ def _joined(workers: Iterable[tuple[str, Iterable[_CachedDay]]], field: str) -> 
                 regions.setdefault(part.region, []).append(part)
         for region, parts in regions.items():
             hours = tuple([(part.day, part.hours) for part in parts])
-            if hours not in shared:
-                shared[hours] = array("q", chain.from_iterable(ends(day, of_day) for day, of_day in hours))
-            values = array("d")
+            if hours not in stamps:
+                stamps[hours] = array("q", chain.from_iterable(ends(day, of_day) for day, of_day in hours))
+            at, values = stamps[hours], array("d")
             for part in parts:
                 values += column(part, field)
-            found.append((worker_id, region, shared[hours], values))
-    return found
+            if math.isnan(sum(values)):  # an hour with samples, but none with this field
+                at = array("q", [stamp for stamp, value in zip(at, values, strict=True) if value == value])
+                values = array("d", [value for value in values if value == value])
+            rows, _, joined = blocks.setdefault(at.tobytes(), ([], at, array("d")))
+            rows.append((worker_id, region))
+            joined += values if scale == 1 else array("d", [value / scale for value in values])
+    return [HourBlock(rows, at, values) for rows, at, values in blocks.values() if at]
 
 
-def _bytes_of_values(columns: Iterable[_Column]) -> int:
-    return sum(8 * len(values) for _, _, _, values in columns)
+def _bytes_of_values(blocks: Iterable[HourBlock]) -> int:
+    return sum(8 * len(block.values) for block in blocks)

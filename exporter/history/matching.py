@@ -24,6 +24,11 @@ Labels = Mapping[str, str]
 _LITERAL = r"(?:[\w:/@, -]|\\[!-/:-@\[-`{-~])*+"
 _ALTERNATIVES = re.compile(rf"{_LITERAL}(?:\|{_LITERAL})*+", re.ASCII)
 _ESCAPED = re.compile(r"\\(.)")
+_ANY: Mapping[str, Callable[[str], bool]] = {
+    ".*": lambda value: "\n" not in value,  # which `.` does not match
+    ".+": lambda value: value != "" and "\n" not in value,
+}
+"""Patterns that need no automaton."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +45,21 @@ class Matcher:
         Raises:
             RequestError: the pattern is not a valid RE2 expression, or too large.
         """
+        test, _ = self.test()
+        return test
+
+    def test(self) -> tuple[Callable[[str], bool], bool]:
+        """Return `predicate`, and whether it takes so little time that its results need not be kept."""
         wanted = frozenset({self.value}) if self.operator in ("=", "!=") else _alternatives(self.value)
-        if wanted is None:
-            compiled = _compile(self.value)
-            if self.operator == "=~":
-                return lambda value: compiled.fullmatch(value) is not None
-            return lambda value: compiled.fullmatch(value) is None
-        if self.operator in ("=", "=~"):
-            return wanted.__contains__
-        return lambda value: value not in wanted
+        negative = self.operator in ("!=", "!~")
+        if wanted is not None:
+            return (lambda value: value not in wanted) if negative else wanted.__contains__, True
+        if self.value in _ANY and not negative:  # all workers of a dashboard, with or without one that is empty
+            return _ANY[self.value], True
+        compiled = _compile(self.value)
+        if negative:
+            return lambda value: compiled.fullmatch(value) is None, False
+        return lambda value: compiled.fullmatch(value) is not None, False
 
 
 def _alternatives(pattern: str) -> frozenset[str] | None:
@@ -85,7 +96,7 @@ class Selection:
     def __init__(self, matchers: Iterable[Matcher], *, cpu_seconds: Callable[[], float] = time.thread_time) -> None:
         self._cpu_seconds = cpu_seconds
         self._spent = 0.0
-        self._tests = [(matcher.name, self._remembering(matcher.predicate())) for matcher in matchers]
+        self._tests = [(matcher.name, self._remembering(*matcher.test())) for matcher in matchers]
 
     def accepts(self, labels: Labels, unknown: Collection[str] = ()) -> bool:
         """Whether every matcher accepts the series; matchers of labels that are not known yet are skipped.
@@ -95,7 +106,14 @@ class Selection:
         """
         return all(test(labels.get(name, "")) for name, test in self._tests if name not in unknown)
 
-    def _remembering(self, predicate: Callable[[str], bool]) -> Callable[[str], bool]:
+    def test_of(self, name: str) -> Callable[[str], bool]:
+        """Return the test of a value by all matchers of this one label; it raises as `accepts`."""
+        tests = [test for of, test in self._tests if of == name]
+        return tests[0] if len(tests) == 1 else lambda value: all(test(value) for test in tests)
+
+    def _remembering(self, predicate: Callable[[str], bool], is_cheap: bool) -> Callable[[str], bool]:
+        if is_cheap:
+            return predicate
         results: dict[str, bool] = {}
 
         def test(value: str) -> bool:

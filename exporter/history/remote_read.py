@@ -132,9 +132,14 @@ def _records(stamps: bytes) -> bytes:
 
 
 @lru_cache(maxsize=8192)
-def _head(labels: tuple[tuple[str, str], ...]) -> bytes:
-    """Encode sorted labels; cached, because the panels of a dashboard ask for the same series."""
-    return b"".join(_message(1, _message(1, name.encode()) + _message(2, value.encode())) for name, value in labels if value)
+def _label(name: str, value: str) -> bytes:
+    """Encode a label; cached, because the series of a worker, and of a metric, share most of theirs."""
+    return _message(1, _message(1, name.encode()) + _message(2, value.encode()))
+
+
+def _head(labels: Labels) -> bytes:
+    """Encode the labels, sorted; empty ones are left out, since an absent label equals an empty one."""
+    return b"".join([_label(name, labels[name]) for name in sorted(labels) if labels[name]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,25 +154,48 @@ def encode_series(labels: Labels, stamps: Sequence[int], values: Sequence[float]
     """Encode a TimeSeries.
 
     Args:
-        labels: with `__name__`; empty ones are left out, since an absent label equals an empty one.
+        labels: with `__name__`.
         stamps: milliseconds, ascending, without duplicates.
         values: one per stamp.
         stale_at: milliseconds of the stale marker that ends the series, after the last stamp; None for a series that goes on.
     """
-    head = _head(tuple(sorted(labels.items())))
-    doubles = array("d", values)
-    if sys.byteorder == "big":
-        doubles.byteswap()
-    packed = doubles.tobytes()
-    if stamps and stamps[0] >= _USUAL_FROM and stamps[-1] < _USUAL_UNTIL:
-        body = bytearray(_records(array("q", stamps).tobytes()))
-        for n in range(8):  # the n-th bytes of all values are one slice: no loop over the samples
-            body[_VALUE_AT + n :: _RECORD] = packed[n::8]
-    else:
-        body = bytearray().join(_sample(packed[8 * n : 8 * n + 8], _stamp(stamp)) for n, stamp in enumerate(stamps))
+    head = _head(labels)
+    body = _encode_samples(array("q", stamps), array("d", values), 1)
     if stale_at is not None:
         body += _sample(STALE, _stamp(stale_at))
     return Series(head + bytes(body), len(stamps))
+
+
+def encode_table(labels: Sequence[Labels | None], stamps: "array[int]", values: "array[float]") -> list[Series]:
+    """Encode a TimeSeries of each row whose labels are not None; all of them have samples at the same times.
+
+    Args:
+        labels: as of `encode_series`, one for each row.
+        stamps: milliseconds, ascending, without duplicates, at least one.
+        values: row after row, one per stamp.
+    """
+    body = memoryview(_encode_samples(stamps, values, len(labels)))
+    size = len(body) // len(labels)
+    return [
+        Series(b"".join((_head(of_row), body[row * size : (row + 1) * size])), len(stamps))
+        for row, of_row in enumerate(labels)
+        if of_row is not None
+    ]
+
+
+def _encode_samples(stamps: "array[int]", values: "array[float]", rows: int) -> bytearray:
+    """Encode the samples of all rows; at usual times each sample has as many bytes as any other."""
+    if sys.byteorder == "big":
+        values = values[:]
+        values.byteswap()
+    packed = values.tobytes()
+    if stamps and stamps[0] >= _USUAL_FROM and stamps[-1] < _USUAL_UNTIL:
+        body = bytearray(_records(stamps.tobytes()) * rows)
+        for n in range(8):  # the n-th bytes of all values are one slice: no loop over the samples
+            body[_VALUE_AT + n :: _RECORD] = packed[n::8]
+        return body
+    times = [*map(_stamp, stamps)] * rows
+    return bytearray().join(_sample(packed[8 * n : 8 * n + 8], stamp) for n, stamp in enumerate(times))
 
 
 def _sample(value: bytes, stamp: bytes) -> bytes:
@@ -176,12 +204,21 @@ def _sample(value: bytes, stamp: bytes) -> bytes:
 
 def encode_response(results: Iterable[Iterable[Series]]) -> bytes:
     """Return the compressed ReadResponse with one result per query, in their order."""
-    raw = b"".join(_message(1, b"".join(_message(1, series.encoded) for series in result)) for result in results)
-    return bytes(cramjam.snappy.compress_raw(raw))
+    parts: list[bytes] = []
+    for result in results:
+        series = [part for each in result for part in (_field(1, len(each.encoded)), each.encoded)]
+        parts += (_field(1, sum(map(len, series))), *series)
+    return bytes(cramjam.snappy.compress_raw(b"".join(parts)))
+
+
+@lru_cache(maxsize=1024)
+def _field(field: int, size: int) -> bytes:
+    """Encode what precedes a message in a field; cached, because the series of a query have few lengths."""
+    return bytes((field << 3 | 2,)) + _varint(size)
 
 
 def _message(field: int, content: bytes) -> bytes:
-    return bytes((field << 3 | 2,)) + _varint(len(content)) + content
+    return _field(field, len(content)) + content
 
 
 def _varint(number: int) -> bytes:

@@ -7,7 +7,7 @@ percent becomes a ratio.
 import asyncio
 import math
 from array import array
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -25,9 +25,9 @@ from exporter.core.history_metrics import (
 from exporter.core.model import InventoryEntry
 from exporter.core.periods import DAY, HOUR
 from exporter.history import hourly_cache
-from exporter.history.hourly_cache import days_of
-from exporter.history.matching import Selection
-from exporter.history.remote_read import Series, SeriesSelector, encode_series, in_order
+from exporter.history.hourly_cache import HourBlock, days_of
+from exporter.history.matching import Matcher, Selection
+from exporter.history.remote_read import Series, SeriesSelector, encode_series, encode_table, in_order
 
 T = TypeVar("T")
 M = TypeVar("M", "HistoryMetric", "HourlyMetric")
@@ -37,8 +37,8 @@ MAX_SERIES = 50_000
 """Series in one response."""
 MAX_WORKER_DAYS = hourly_cache.MAX_CACHED_WORKER_DAYS
 """Days times workers in one response of hourly aggregates: a month of 1,250 workers."""
-_WORKERS_PER_BATCH = 100
-"""Workers whose hourly aggregates are encoded in one call: a change of threads takes as long as the work for one worker."""
+_SAMPLES_PER_CALL = 100_000
+"""Hourly aggregates that are encoded in one call: a change of threads takes as long as the work for some workers."""
 _MATCHING_THREADS = ThreadPoolExecutor(2, "matching")
 _SLACK_SECONDS = DAY
 """Samples may exist so long before a worker was first seen and after it was last seen."""
@@ -64,7 +64,7 @@ def info_labels(worker_id: str, entry: InventoryEntry | None) -> dict[str, str]:
 
 
 class ColumnSource(Protocol):
-    """Columns of samples or of hourly aggregates: the repository, and the hourly cache."""
+    """Columns of samples; part of the repository."""
 
     def columns(
         self, worker_ids: Collection[str], start: int, end: int, field: str | None
@@ -72,11 +72,18 @@ class ColumnSource(Protocol):
         """Yield (worker id, region, milliseconds, values) of one field in [start, end] milliseconds."""
 
 
+class BlockSource(Protocol):
+    """Blocks of hourly aggregates; see `HourlyCache`."""
+
+    async def blocks(self, worker_ids: Collection[str], start: int, end: int, field: str, scale: float = 1) -> list[HourBlock]:
+        """Return the values of one field, divided by `scale`, in [start, end] milliseconds; raises StoreError."""
+
+
 async def read(
     query: SeriesSelector,
     entries: Sequence[InventoryEntry],
     history: ColumnSource,
-    hourly: ColumnSource,
+    hourly: BlockSource,
     *,
     period: int,
     oldest: int = 0,
@@ -100,12 +107,12 @@ async def read(
     query = replace(query, start=max(query.start, oldest * 1000))
     if query.start > query.end:
         return []
-    selection = await _matching(Selection, query.matchers)
+    selection, of_samples, of_hours = await _matching(_select, query.matchers)
     found: list[Series] = []
     samples = 0
     for source in (
-        _read_samples(query, selection, entries, history, period),
-        _read_hourly(query, selection, entries, hourly, oldest),
+        _read_samples(query, selection, of_samples, entries, history, period),
+        _read_hourly(query, selection, of_hours, entries, hourly, oldest),
     ):
         async for series in source:
             found.extend(series)
@@ -119,11 +126,18 @@ async def read(
 
 
 async def _read_samples(
-    query: SeriesSelector, selection: Selection, entries: Sequence[InventoryEntry], history: ColumnSource, period: int
+    query: SeriesSelector,
+    selection: Selection,
+    metrics: Sequence[HistoryMetric],
+    entries: Sequence[InventoryEntry],
+    history: ColumnSource,
+    period: int,
 ) -> AsyncIterator[list[Series]]:
     """Yield the series of samples, worker by worker."""
+    if not metrics:
+        return
     newest = max((entry.last_seen for entry in entries), default=0)
-    for metric in await _matching(_selected_metrics, HISTORY_METRICS, selection):
+    for metric in metrics:
         unknown = _LABELS_OF_SAMPLES.get(metric.name, ("region",))
         selected = await _matching(_accepted, metric, selection, entries, unknown)
         if not selected:
@@ -138,28 +152,28 @@ async def _read_samples(
 
 
 async def _read_hourly(
-    query: SeriesSelector, selection: Selection, entries: Sequence[InventoryEntry], hourly: ColumnSource, oldest: int
+    query: SeriesSelector,
+    selection: Selection,
+    metrics: Iterable[HourlyMetric],
+    entries: Sequence[InventoryEntry],
+    hourly: BlockSource,
+    oldest: int,
 ) -> AsyncIterator[list[Series]]:
-    """Yield the series of hourly aggregates, many workers at a time; only for a query with a matcher of `__name__`.
+    """Yield the series of hourly aggregates, many workers at a time.
 
     Raises:
         RequestError: the query needs more than MAX_WORKER_DAYS.
     """
-    if not any(matcher.name == "__name__" for matcher in query.matchers):
-        return
     start = max(query.start, (oldest + HOUR) * 1000)  # all samples of an hour are within the retention
     end = query.end
-    candidates = [entry for entry in entries if _may_have_samples(entry, start // 1000, end // 1000)]
     days = len(days_of(start // 1000, end // 1000))
-    for metric in await _matching(_selected_metrics, HOURLY_METRICS, selection):
-        selected = await _matching(_select_workers, metric, selection, candidates, days)
-        columns: list[_Column] = []
-        async for worker_id, region, stamps, values in hourly.columns(selected.keys(), start, end, metric.field):
-            columns.append(_Column(selected[worker_id], region, stamps, values))
-            if len(columns) == _WORKERS_PER_BATCH:
-                yield await asyncio.to_thread(_encode_hourly, metric, columns, selection, labels_only=query.labels_only)
-                columns = []
-        yield await asyncio.to_thread(_encode_hourly, metric, columns, selection, labels_only=query.labels_only)
+    for metric in metrics:
+        selected = await _matching(_select_workers, metric, selection, entries, start // 1000, end // 1000, days)
+        for block in await hourly.blocks(selected.keys(), start, end, metric.field, metric.scale):
+            size = max(1, _SAMPLES_PER_CALL // len(block.stamps))
+            for first in range(0, len(block.rows), size):
+                part = block.part(first, first + size)
+                yield await asyncio.to_thread(_encode_hourly, metric, part, selected, selection, labels_only=query.labels_only)
 
 
 def only_hourly_metrics(queries: Iterable[SeriesSelector]) -> bool:
@@ -180,28 +194,45 @@ async def _matching(function: Callable[..., T], *arguments: object) -> T:
 
 
 _ALL_WORKER_LABELS = frozenset((*STATUS.labels, *INFO.labels))
-_ALL_BUT_REGION = _ALL_WORKER_LABELS - {"region"} | {"__name__", "store"}
 _LABELS_OF_SAMPLES = {STATUS.name: ("region", "status")}
 """Metric name → labels that are known only from its samples; for every other metric the region, since a worker may move."""
 
 
-def _selected_metrics(metrics: Sequence[M], selection: Selection) -> list[M]:
-    """Return the metrics whose name is selected, so that the labels of all workers are compared for these only."""
-    return [metric for metric in metrics if selection.accepts(metric.labels, _ALL_WORKER_LABELS)]
+def _select(matchers: Sequence[Matcher]) -> tuple[Selection, list[HistoryMetric], list[HourlyMetric]]:
+    """Compile the matchers, and return the metrics whose name is selected; hourly ones only by a matcher of `__name__`.
+
+    The labels of all workers are compared for these metrics only.
+    """
+    selection = Selection(matchers)
+
+    def selected(metrics: Iterable[M]) -> list[M]:
+        return [metric for metric in metrics if selection.accepts(metric.labels, _ALL_WORKER_LABELS)]
+
+    by_name = any(matcher.name == "__name__" for matcher in matchers)
+    return selection, selected(HISTORY_METRICS), selected(HOURLY_METRICS) if by_name else []
 
 
 def _accepted(
     metric: HistoryMetric | HourlyMetric, selection: Selection, entries: Iterable[InventoryEntry], unknown: Collection[str]
 ) -> dict[str, InventoryEntry]:
     """Return worker id → entry of each worker whose labels are accepted, without those that are `unknown` before a read."""
-    return {entry.worker_id: entry for entry in entries if selection.accepts(_known_labels(metric, entry), unknown)}
+    if _is_info(metric):
+        return {entry.worker_id: entry for entry in entries if selection.accepts(_known_labels(metric, entry), unknown)}
+    if not selection.accepts(metric.labels, (*unknown, "worker_id")):
+        return {}
+    accepts = selection.test_of("worker_id")
+    return {entry.worker_id: entry for entry in entries if accepts(entry.worker_id)}
 
 
 def _select_workers(
-    metric: HourlyMetric, selection: Selection, candidates: Iterable[InventoryEntry], days: int
+    metric: HourlyMetric, selection: Selection, entries: Iterable[InventoryEntry], start: int, end: int, days: int
 ) -> dict[str, InventoryEntry]:
-    """Return worker id → entry of each selected worker; raises RequestError when these are too many for `days`."""
-    selected = _accepted(metric, selection, candidates, ("region",))
+    """Return worker id → entry of each selected worker that may have samples in [start, end] UTC seconds.
+
+    Raises:
+        RequestError: they are too many for `days`.
+    """
+    selected = _accepted(metric, selection, (entry for entry in entries if _may_have_samples(entry, start, end)), ("region",))
     if len(selected) * days > MAX_WORKER_DAYS:  # only then are workers left out by the regions of the inventory
         selected = {worker_id: entry for worker_id, entry in selected.items() if _may_be_in_region(selection, entry)}
     if len(selected) * days > MAX_WORKER_DAYS:
@@ -214,21 +245,27 @@ def _select_workers(
 
 def _may_have_samples(entry: InventoryEntry, start: int, end: int) -> bool:
     """Whether a worker may have samples in [start, end] UTC seconds; many in the inventory are long gone."""
-    begin = min((time for time in (entry.created_at, entry.first_seen) if time is not None), default=0)
-    return begin - _SLACK_SECONDS <= end and start <= entry.last_seen + _SLACK_SECONDS
+    if entry.last_seen + _SLACK_SECONDS < start:
+        return False
+    begin = entry.first_seen if entry.created_at is None else min(entry.created_at, entry.first_seen)
+    return begin - _SLACK_SECONDS <= end
 
 
 def _may_be_in_region(selection: Selection, entry: InventoryEntry) -> bool:
     """Whether a region that the worker was seen in, or the absence of one, is selected."""
     regions = {entry.region, "", *(interval.region for interval in entry.instances)}
-    return any(selection.accepts({"region": region}, _ALL_BUT_REGION) for region in regions)
+    return any(map(selection.test_of("region"), regions))
 
 
 def _known_labels(metric: HistoryMetric | HourlyMetric, entry: InventoryEntry) -> dict[str, str]:
     """Return the labels that are known before a sample is read."""
     labels = metric.labels | {"worker_id": entry.worker_id}
-    is_info = metric is INFO_1H or (isinstance(metric, HistoryMetric) and metric.metric is INFO)
-    return labels | info_labels(entry.worker_id, entry) if is_info else labels
+    return labels | info_labels(entry.worker_id, entry) if _is_info(metric) else labels
+
+
+def _is_info(metric: HistoryMetric | HourlyMetric) -> bool:
+    """Whether the series has more labels of the worker than its id and region."""
+    return metric is INFO_1H or (isinstance(metric, HistoryMetric) and metric.metric is INFO)
 
 
 def _is_gone(entry: InventoryEntry, newest: int) -> bool:
@@ -280,20 +317,21 @@ def _encode_samples(
 
 
 def _encode_hourly(
-    metric: HourlyMetric, columns: Iterable[_Column], selection: Selection, *, labels_only: bool
+    metric: HourlyMetric,
+    block: HourBlock,
+    entries: Mapping[str, InventoryEntry],
+    selection: Selection,
+    *,
+    labels_only: bool,
 ) -> list[Series]:
     """Encode one series per worker and region."""
-    found = []
-    for entry, region, stamps, values in columns:
-        labels = _known_labels(metric, entry) | {"region": region}
-        if not selection.accepts(labels):
-            continue
-        if labels_only or metric is INFO_1H:
-            values = array("d", [1]) * len(stamps)
-        elif math.isnan(sum(values)):  # NaN: an hour with samples, but none with this field
-            stamps = [stamp for stamp, value in zip(stamps, values, strict=True) if value == value]
-            values = [value for value in values if value == value]
-        if stamps:
-            scaled = values if metric.scale == 1 else [value / metric.scale for value in values]
-            found.append(encode_series(labels, () if labels_only else stamps, () if labels_only else scaled))
-    return found
+    accepts = selection.test_of("region")
+    regions = {region: accepts(region) for region in {region for _, region in block.rows}}
+    labels = [
+        _known_labels(metric, entries[worker_id]) | {"region": region} if regions[region] else None
+        for worker_id, region in block.rows
+    ]
+    if labels_only:
+        return [encode_series(each, (), ()) for each in labels if each is not None]
+    values = array("d", [1]) * len(block.values) if metric is INFO_1H else block.values
+    return encode_table(labels, block.stamps, values)

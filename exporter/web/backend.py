@@ -14,7 +14,7 @@ from exporter.core.shards import WorkerKey
 from exporter.history.cloudwatch_archive import CloudWatchArchive
 from exporter.history.points import Point
 from exporter.history.reader import HistoryReader
-from exporter.history.series import ColumnSource
+from exporter.history.series import BlockSource, ColumnSource
 from exporter.history.trends import HourSource, TrendReader
 
 T = TypeVar("T")
@@ -67,7 +67,7 @@ class ForwardingState(Protocol):
         """Return "forward NAME" → its last error, no error after a success; and since when."""
 
 
-class HourlyAggregates(ColumnSource, HourSource, Protocol):
+class HourlyAggregates(BlockSource, HourSource, Protocol):
     """Hourly aggregates of many workers: see `HourlyCache`."""
 
 

@@ -184,7 +184,7 @@ async def remote(request: Request) -> Response:
 
 
 async def _read(
-    backend: Backend, history: series.ColumnSource, hourly: series.ColumnSource, queries: Sequence[remote_read.SeriesSelector]
+    backend: Backend, history: series.ColumnSource, hourly: series.BlockSource, queries: Sequence[remote_read.SeriesSelector]
 ) -> list[list[remote_read.Series]]:
     """Return the series of each query; all queries together share one limit of samples."""
     entries, kept = await backend.inventory(), await backend.reader.retention()

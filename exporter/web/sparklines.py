@@ -6,7 +6,7 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from exporter.core.periods import HOUR, align
-from exporter.history.series import ColumnSource
+from exporter.history.series import BlockSource
 
 HOURS = 24
 _WIDTH, _HEIGHT, _EDGE = 96, 22, 2
@@ -23,7 +23,7 @@ class Sparklines(NamedTuple):
     memory: Hours
 
 
-async def read_sparklines(hourly: ColumnSource, worker_ids: Collection[str], now: int) -> Mapping[str, Sparklines]:
+async def read_sparklines(hourly: BlockSource, worker_ids: Collection[str], now: int) -> Mapping[str, Sparklines]:
     """Return worker id → means of the last 24 whole hours before `now`, UTC seconds, for the workers that have any.
 
     Both metrics come from the same hourly aggregates: MongoDB is queried once for each UTC day of the range, for all workers,
@@ -36,16 +36,12 @@ async def read_sparklines(hourly: ColumnSource, worker_ids: Collection[str], now
     begin = end - HOURS * HOUR
     found: dict[str, Sparklines] = {}
     for metric, field in _FIELDS.items():
-        async for worker_id, _, stamps, values in hourly.columns(worker_ids, (begin + 1) * 1000, end * 1000, field):
-            of_worker = found.setdefault(worker_id, Sparklines({}, {}))
-            hours = dict(getattr(of_worker, metric))
-            # A value is at the end of its hour; one that is not a number is not equal to itself.
-            hours |= {
-                (stamp // 1000 - begin) // HOUR - 1: value
-                for stamp, value in zip(stamps, values, strict=True)
-                if value == value
-            }
-            found[worker_id] = of_worker._replace(**{metric: hours})
+        for block in await hourly.blocks(worker_ids, (begin + 1) * 1000, end * 1000, field):
+            numbers = [(stamp // 1000 - begin) // HOUR - 1 for stamp in block.stamps]  # a value is at the end of its hour
+            for worker_id, _, values in block.by_row():
+                of_worker = found.setdefault(worker_id, Sparklines({}, {}))
+                hours = {**getattr(of_worker, metric), **dict(zip(numbers, values, strict=True))}
+                found[worker_id] = of_worker._replace(**{metric: hours})
     return found
 
 

@@ -2,12 +2,13 @@
 
 import math
 from array import array
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from exporter.core.history_metrics import FIELDS
 from exporter.core.model import Worker, WorkerGauges
 from exporter.core.periods import DAY, HOUR, align
+from exporter.history.hourly_cache import HourBlock
 from exporter.storage.hourly import WorkerDay
 
 MARKUP = "</a><script>document.title='owned'</script><img src=http://example.org/x.png onerror=alert(1)>&amp;\"'"
@@ -61,22 +62,20 @@ class Hours:
         self.queries: list[frozenset[str]] = []
         self.failure: Exception | None = None
 
-    async def columns(
-        self, worker_ids: Collection[str], start: int, end: int, field: str | None
-    ) -> AsyncIterator[tuple[str, str, Sequence[int], Sequence[Any]]]:
-        """Yield a wave for each worker; raises `failure`."""
+    async def blocks(self, worker_ids: Collection[str], start: int, end: int, field: str, scale: float = 1) -> list[HourBlock]:
+        """Return a wave for each worker; raises `failure`."""
         self.queries.append(frozenset(worker_ids))
         if self.failure:
             raise self.failure
         first = align(start // 1000 - 1, HOUR) + HOUR
-        stamps = [at * 1000 for at in range(first, end // 1000 + 1, HOUR) if at // HOUR % 24 not in (3, 4, 5)]
-        for number, worker_id in enumerate(sorted(worker_ids)):
+        stamps = array("q", [at * 1000 for at in range(first, end // 1000 + 1, HOUR) if at // HOUR % 24 not in (3, 4, 5)])
+        values, offset = array("d"), 0 if field == "cpu_utilization_avg" else 2
+        for number in range(len(worker_ids)):
             if field in _EVEN:
-                yield worker_id, "eu-west-1", stamps, [_EVEN[field](number)] * len(stamps)
+                values.extend([_EVEN[field](number) / scale] * len(stamps))
                 continue
-            offset = 0 if field == "cpu_utilization_avg" else 2
-            values = [50 + 45 * math.sin(stamp / 7_200_000 + number + offset) for stamp in stamps]
-            yield worker_id, "eu-west-1", stamps, values
+            values.extend([(50 + 45 * math.sin(stamp / 7_200_000 + number + offset)) / scale for stamp in stamps])
+        return [HourBlock([(worker_id, "eu-west-1") for worker_id in sorted(worker_ids)], stamps, values)] if stamps else []
 
     async def worker_days(self, worker_ids: Collection[str], start: int, end: int) -> list[WorkerDay]:
         """Return the same waves as whole days; raises `failure`."""
@@ -85,8 +84,9 @@ class Hours:
             columns: dict[tuple[str, str], dict[str, Sequence[Any]]] = {}
             hours = bytes(hour for hour in range(24) if hour + 1 not in (3, 4, 5))
             for name in FIELDS:
-                async for worker_id, region, _, values in self.columns(worker_ids, (day + 1) * 1000, (day + DAY) * 1000, name):
-                    columns.setdefault((worker_id, region), {})[name] = values
+                for block in await self.blocks(worker_ids, (day + 1) * 1000, (day + DAY) * 1000, name):
+                    for worker_id, region, values in block.by_row():
+                        columns.setdefault((worker_id, region), {})[name] = values
             for (worker_id, region), of_worker in columns.items():
                 found.append(
                     WorkerDay(worker_id, region, day, hours, array("d", [v for name in FIELDS for v in of_worker[name]]))

@@ -1,8 +1,9 @@
 """The cache of hourly aggregates: which days it keeps and how long, with a history that counts its reads and a manual clock."""
 
 import asyncio
+import math
 from array import array
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import pytest
 
@@ -29,6 +30,7 @@ class History:
         self.broken: set[str] = set()
         self.gap_fill_window = 0
         self.gate: asyncio.Event | None = None
+        self.of_day: Callable[[str, int], WorkerDay] | None = None
 
     async def hours(self, worker_ids: Collection[str], days: range, distribution: str | None = None) -> list[WorkerDay]:
         value = float(len(self.reads))
@@ -38,6 +40,8 @@ class History:
             await self.gate.wait()
         if self.broken & set(worker_ids):
             raise StoreUnavailableError("gone", reason="unreachable")
+        if self.of_day is not None:
+            return [self.of_day(worker_id, day) for worker_id in worker_ids for day in days]
         values = array("d", [value] * 24 * len(distribution_fields(distribution) if distribution else FIELDS))
         return [
             WorkerDay(worker_id, "eu-west-1", day, bytes(range(24)), values)
@@ -63,8 +67,11 @@ class CacheEnv:
         return self.marker
 
     async def read(self, *worker_ids: str, start: int = OLD + HOUR, end: int = OLD + DAY, name: str = CPU) -> Columns:
-        found = self.cache.columns(worker_ids, start * 1000, end * 1000, name)
-        return {(w, r): list(zip([s // 1000 for s in stamps], values, strict=True)) async for w, r, stamps, values in found}
+        return {
+            (worker_id, region): list(zip([stamp // 1000 for stamp in block.stamps], values, strict=True))
+            for block in await self.cache.blocks(worker_ids, start * 1000, end * 1000, name)
+            for worker_id, region, values in block.by_row()
+        }
 
 
 def days(first: int, last: int) -> range:
@@ -97,6 +104,26 @@ async def test_a_range_in_the_future_ends_before_the_current_hour(cache_env: Cac
     assert await cache_env.read("a", start=TODAY + DAY, end=TODAY + 2 * DAY) == {}
     assert await cache_env.read("a", start=TODAY, end=TODAY - DAY) == {}
     assert await cache_env.read() == {}
+
+
+async def test_workers_with_values_in_the_same_hours_are_one_block_of_these_hours_only(
+    cache_env: CacheEnv,
+) -> None:
+    days: dict[str, Collection[int]] = {"b": [5], "c": [0, 23], "d": [0, 23], "all": range(24)}
+
+    def hours(worker_id: str, day: int) -> WorkerDay:
+        missing = days.get(worker_id, ())
+        of_field = [math.nan if hour in missing else float(hour + 1) for hour in range(24)]
+        return WorkerDay(worker_id, "eu-west-1", day, bytes(range(24)), array("d", of_field * len(FIELDS)))
+
+    cache_env.history.of_day = hours
+    blocks = await cache_env.cache.blocks(["a", "all", "b", "c", "d", "e"], (OLD + HOUR) * 1000, (OLD + DAY) * 1000, CPU, 10)
+    assert [[worker_id for worker_id, _ in block.rows] for block in blocks] == [["a", "e"], ["b"], ["c", "d"]]
+    for block in blocks:
+        for worker_id, region, row in block.by_row():
+            wanted = [hour + 1 for hour in range(24) if hour not in days.get(worker_id, ())]
+            assert (region, [stamp // 1000 for stamp in block.stamps]) == ("eu-west-1", [OLD + hour * HOUR for hour in wanted])
+            assert list(row) == [hour / 10 for hour in wanted]
 
 
 async def test_each_day_of_a_worker_is_read_once_and_only_for_missing_workers(cache_env: CacheEnv) -> None:
@@ -272,6 +299,13 @@ async def test_a_field_is_joined_once_for_the_same_workers_and_days(
     first = await cache_env.read("a", "b")
     assert await cache_env.read("b", "a", end=OLD + 5 * HOUR) == {key: values[:5] for key, values in first.items()}
     assert joined == ["a", "b"]
+    month = await cache_env.read("a", "b", end=OLD + 9 * DAY)
+    assert joined == ["a", "b"] + ["a"] * 9 + ["b"] * 9
+    for start, end in ((OLD + 8 * DAY, OLD + 9 * DAY), (OLD + 2 * DAY, OLD + 3 * DAY)):
+        part = await cache_env.read("a", "b", start=start, end=end)
+        assert part == {key: [each for each in values if start <= each[0] <= end] for key, values in month.items()}
+    assert len(joined) == 20, "of the days of a longer range"
+    joined[2:] = []
     assert await cache_env.read("a") == {key: values for key, values in first.items() if key[0] == "a"}
     assert joined == ["a", "b", "a"], "other workers"
     cache_env.now += hourly.JOINED_TTL_SECONDS

@@ -64,6 +64,14 @@ def test_an_expression_that_makes_backtracking_engines_explode_is_linear() -> No
     assert time.process_time() - began < 1
 
 
+@pytest.mark.parametrize("value", ["", "a", "ä b", "\n", "a\n", "a\nb"])
+@pytest.mark.parametrize("pattern", [".*", ".+"])
+@pytest.mark.parametrize("operator", ["=~", "!~"])
+def test_what_needs_no_automaton_matches_as_one_does(operator: Operator, pattern: str, value: str) -> None:
+    compiled = Matcher("x", operator, f"(?:{pattern})")
+    assert Matcher("x", operator, pattern).predicate()(value) == compiled.predicate()(value)
+
+
 @pytest.mark.parametrize(
     ("pattern", "values"),
     [

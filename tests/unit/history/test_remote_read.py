@@ -2,6 +2,7 @@
 
 import math
 import struct
+from array import array
 
 import cramjam
 import pytest
@@ -13,7 +14,7 @@ from exporter.core.errors import RequestError
 from exporter.history import remote_read
 from exporter.history import remote_read_pb2 as pb
 from exporter.history.matching import Matcher
-from exporter.history.remote_read import decode, encode_response, encode_series, in_order
+from exporter.history.remote_read import decode, encode_response, encode_series, encode_table, in_order
 from tests.helpers import prompb
 
 T = 1_767_225_600_000
@@ -127,6 +128,14 @@ def test_a_packed_response_is_byte_for_byte_what_protobuf_writes(stamps: list[in
     response = pb.ReadResponse(results=[pb.QueryResult(timeseries=[official, official]), pb.QueryResult()])
     raw = bytes(cramjam.snappy.decompress_raw(encode_response([[series, series], []])))
     assert raw == response.SerializeToString()
+
+
+@pytest.mark.parametrize("stamps", [[T, T + 300_000, T + 600_000], [1_000, T], [1 << 34, 1 << 43]])
+def test_a_table_is_encoded_as_each_of_its_series(stamps: list[int]) -> None:
+    labels = [{"__name__": "x", "worker_id": "a"}, None, {"__name__": "x", "worker_id": "ä" * 100, "region": ""}]
+    rows = [[0.1 + 0.2, -math.inf, 1.0][: len(stamps)], [5.0] * len(stamps), [float(stamp) for stamp in stamps]]
+    table = encode_table(labels, array("q", stamps), array("d", [value for row in rows for value in row]))
+    assert table == [encode_series(of, stamps, row) for of, row in zip(labels, rows, strict=True) if of is not None]
 
 
 def test_a_stale_marker_survives_the_packing_although_it_is_a_nan() -> None:
