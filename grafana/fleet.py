@@ -55,7 +55,7 @@ def _named_over_time(expr: str) -> str:
 
 def _by_worker(title: str, question: str, description: str, metric: Metric, by_hour: ByHour, style: Style) -> Panel:
     now, past = step_average(metric, IN_REGION), of_running_by_hour(by_hour, IN_REGION)
-    top = only_top(f"({with_history(now, past)})", ranked(metric, by_hour, IN_REGION), conventions.LINES)
+    top = only_top(f"({with_history(now, max_by_worker(past))})", ranked(metric, by_hour, IN_REGION), conventions.LINES)
     queries = [
         Query(_named_over_time(top), "{{worker}}"),
         Query(with_history(f"avg({now})", f"avg({past})"), "mean of all"),

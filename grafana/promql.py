@@ -13,11 +13,11 @@ import yaml
 
 from exporter.core.catalog import HOURLY_PRICE, INFO, LAST_ACTIVITY, METRICS_BY_NAME, STATUS, Metric
 from exporter.core.history_metrics import (
+    ACTIVE_LABS_1H,
     INFO_1H,
     LOOKBACK_SECONDS,
     NEWEST_1H,
     RUNNING_1H,
-    RUNNING_LABS_1H,
     STORE,
     UNUSED_CPU_1H,
     ByHour,
@@ -275,7 +275,7 @@ def fleet_labs(matchers: str, window: str, *, before: str = "") -> str:
     A worker that did not run in an hour counts as 0: the history keeps what the document of a stopped worker says. An hour in
     which none ran counts as 0, also where no document says anything; one without any sample does not count.
     """
-    total = f"sum({_each_hour(RUNNING_LABS_1H, matchers)})"
+    total = f"sum({_each_hour(ACTIVE_LABS_1H.running, matchers)})"
     return f"avg_over_time({total}[{window}:1h] {_offset(before)})"
 
 
@@ -353,8 +353,7 @@ def with_history(live_value: str, history: str) -> str:
 
 def of_running_by_hour(metric: ByHour, matchers: str) -> str:
     """Return each worker's average of the last whole hour, of workers that ran in it."""
-    mean, ran = (f"last_over_time({hourly_history(each, matchers, '1h')})" for each in (metric.avg, RUNNING_1H))
-    return max_by_worker(f"{mean} and on ({WORKER}) {ran} > 0")
+    return _each_hour(metric.running, matchers)
 
 
 def running_by_hour(matchers: str) -> str:

@@ -28,9 +28,9 @@ def distribution_fields(field: str) -> tuple[str, ...]:
 MEASURED_BY = {name: field for field in METRIC_FIELDS for name in distribution_fields(field)}
 """Each of the `distribution_fields` → its measured field."""
 
-UNUSED_CPU, RUNNING_LABS = "unused_cpu", "running_labs"
+UNUSED_CPU, RUNNING_CPU, RUNNING_MEMORY, RUNNING_LABS = "unused_cpu", "running_cpu", "running_memory", "running_labs"
 """Values that are computed from those of FIELDS: of an hour in which the worker ran throughout without a lab its average CPU,
-infinite in other hours; and the average number of labs of an hour in which the worker ran, 0 in other hours."""
+infinite in other hours; the averages of an hour in which the worker ran: of CPU and memory none in other hours, and 0 labs."""
 
 LOOKBACK_SECONDS = HOUR
 """Shortest range of a selector that always contains a worker's newest sample: without an agent it is up to 48 minutes old."""
@@ -67,7 +67,7 @@ class HourlyMetric:
     name: str
     """Name of the series in Prometheus's convention for recording rules, level:metric:operation."""
     field: str
-    """One of FIELDS, UNUSED_CPU, RUNNING_LABS, or of the `distribution_fields`."""
+    """One of FIELDS, of the values computed from these, or of the `distribution_fields`."""
     help: str
     scale: float = 1
     """Divisor of the stored value."""
@@ -81,20 +81,29 @@ class HourlyMetric:
 
 
 class ByHour(NamedTuple):
-    """The hourly average, lowest, and highest value of one metric."""
+    """The hourly average, lowest, and highest value of one metric, and the average of hours in which the worker ran."""
 
     avg: HourlyMetric
     min: HourlyMetric
     max: HourlyMetric
+    running: HourlyMetric
 
 
-def _hourly_metrics(metric: Metric, what: str, field: str, scale: float = 1) -> ByHour:
+def _hourly_metrics(metric: Metric, what: str, field: str, running: str, otherwise: str, scale: float = 1) -> ByHour:
+    name = metric.name.replace("cml_worker_", "cml_worker:")
 
     def hourly(statistic: str, adjective: str) -> HourlyMetric:
-        name = f"{metric.name.replace('cml_worker_', 'cml_worker:')}:{statistic}1h"
-        return HourlyMetric(name, f"{field}_{statistic}", f"{adjective} {what} of the samples of an hour.", scale)
+        return HourlyMetric(
+            f"{name}:{statistic}1h", f"{field}_{statistic}", f"{adjective} {what} of the samples of an hour.", scale
+        )
 
-    return ByHour(hourly("avg", "Average"), hourly("min", "Lowest"), hourly("max", "Highest"))
+    of_running = f"Average {what} of an hour in which the worker ran; {otherwise} in other hours."
+    return ByHour(
+        hourly("avg", "Average"),
+        hourly("min", "Lowest"),
+        hourly("max", "Highest"),
+        HourlyMetric(f"{name}_running:avg1h", running, of_running, scale),
+    )
 
 
 def _distribution_metrics(metric: Metric, what: str, field: str, scale: float = 1) -> tuple[HourlyMetric, ...]:
@@ -139,9 +148,9 @@ RUNNING_1H = HourlyMetric(
     RUNNING,
     "Share of the samples of an hour that say running, or have a CPU value and no status, among those with either.",
 )
-CPU_1H = _hourly_metrics(CPU, "CPU utilization (0 to 1)", "cpu_utilization", 100)
-MEMORY_1H = _hourly_metrics(MEMORY, "memory utilization (0 to 1)", "memory_utilization", 100)
-ACTIVE_LABS_1H = _hourly_metrics(ACTIVE_LABS, "number of active labs", "active_labs_count")
+CPU_1H = _hourly_metrics(CPU, "CPU utilization (0 to 1)", "cpu_utilization", RUNNING_CPU, "absent", 100)
+MEMORY_1H = _hourly_metrics(MEMORY, "memory utilization (0 to 1)", "memory_utilization", RUNNING_MEMORY, "absent", 100)
+ACTIVE_LABS_1H = _hourly_metrics(ACTIVE_LABS, "number of active labs", "active_labs_count", RUNNING_LABS, "0")
 CPU_DISTRIBUTION_1H = _distribution_metrics(CPU, "CPU utilization (0 to 1)", "cpu_utilization", 100)
 MEMORY_DISTRIBUTION_1H = _distribution_metrics(MEMORY, "memory utilization (0 to 1)", "memory_utilization", 100)
 ACTIVE_LABS_DISTRIBUTION_1H = _distribution_metrics(ACTIVE_LABS, "number of active labs", "active_labs_count")
@@ -150,11 +159,6 @@ UNUSED_CPU_1H = HourlyMetric(
     UNUSED_CPU,
     "Average CPU utilization (0 to 1) of an hour in which the worker ran throughout without a lab; +Inf in other hours.",
     100,
-)
-RUNNING_LABS_1H = HourlyMetric(
-    "cml_worker:active_labs_running:avg1h",
-    RUNNING_LABS,
-    "Average number of active labs of an hour in which the worker ran; 0 in other hours.",
 )
 HOURLY_METRICS: tuple[HourlyMetric, ...] = (
     INFO_1H,
@@ -167,7 +171,6 @@ HOURLY_METRICS: tuple[HourlyMetric, ...] = (
     *MEMORY_DISTRIBUTION_1H,
     *ACTIVE_LABS_DISTRIBUTION_1H,
     UNUSED_CPU_1H,
-    RUNNING_LABS_1H,
 )
 """Metrics with one value per hour, for long ranges of many workers; remote read returns them only to queries by name."""
 

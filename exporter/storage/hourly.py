@@ -17,7 +17,9 @@ from exporter.core.history_metrics import (
     METRIC_FIELDS,
     NEWEST,
     RUNNING,
+    RUNNING_CPU,
     RUNNING_LABS,
+    RUNNING_MEMORY,
     UNUSED_CPU,
     distribution_fields,
 )
@@ -26,6 +28,7 @@ from exporter.storage.rows import Document, are_numeric, documents
 from exporter.storage.statistics import type_checked_value
 
 _CPU, _LABS, _MOST_LABS = "cpu_utilization_avg", "active_labs_count_avg", "active_labs_count_max"
+_OF_RUNNING = {RUNNING_CPU: _CPU, RUNNING_MEMORY: "memory_utilization_avg"}
 _MEASURED = FIELDS[: FIELDS.index(RUNNING)]
 _POSITIONS = {
     name: position for names in (FIELDS, *map(distribution_fields, METRIC_FIELDS)) for position, name in enumerate(names)
@@ -147,8 +150,11 @@ def ends(day: int, hours: bytes) -> "array[int]":
 def column(part: WorkerDay, field: str) -> "array[float]":
     """Return the values of a field of `HourlyMetric`, one for each of the hours; NaN where not known."""
     if field == UNUSED_CPU:
-        of = zip(_measured(part, _CPU), _measured(part, RUNNING), _measured(part, _MOST_LABS), strict=True)
-        return array("d", [_unused_cpu(cpu, ran, labs) for cpu, ran, labs in of])
+        hours = zip(_measured(part, _CPU), _measured(part, RUNNING), _measured(part, _MOST_LABS), strict=True)
+        return array("d", [_unused_cpu(cpu, ran, labs) for cpu, ran, labs in hours])
+    if field in _OF_RUNNING:
+        of = zip(_measured(part, _OF_RUNNING[field]), _measured(part, RUNNING), strict=True)
+        return array("d", [value if ran > 0 else math.nan for value, ran in of])
     if field == RUNNING_LABS:
         of_labs = zip(_measured(part, _LABS), _measured(part, RUNNING), strict=True)
         return array("d", [0.0 if ran == 0 else math.nan if math.isnan(ran) else labs for labs, ran in of_labs])

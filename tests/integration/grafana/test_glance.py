@@ -12,6 +12,7 @@ from exporter.core.periods import HOUR
 from grafana.promql import (
     fleet_labs,
     idle_hours_cost,
+    max_by_worker,
     of_running,
     of_running_by_hour,
     with_history,
@@ -76,10 +77,8 @@ def test_idle_time_costs_its_price(tmp_path: Path) -> None:
 def test_the_history_stands_in_only_while_this_prometheus_knows_no_worker(tmp_path: Path) -> None:
     """It began after 5 hours; since then one worker runs, and the other, which ran an hour before, has no value."""
     series = {
-        hourly("running:avg1h", "a"): "1x12",
-        hourly("running:avg1h", "b"): "1x12",
-        hourly("cpu_utilization_ratio:avg1h", "a"): "0.1x12",
-        hourly("cpu_utilization_ratio:avg1h", "b"): "0.2x12",
+        hourly("cpu_utilization_ratio_running:avg1h", "a"): "0.1x12",
+        hourly("cpu_utilization_ratio_running:avg1h", "b"): "0.2x12",
         worker("cml_worker:cpu_utilization_ratio:running", "a"): "_x6 0.7x6",
         worker("cml_worker:status:code", "a"): "_x6 2x6",
         worker("cml_worker:status:code", "b"): "_x6 4x6",
@@ -88,7 +87,7 @@ def test_the_history_stands_in_only_while_this_prometheus_knows_no_worker(tmp_pa
     def of(worker_id: str) -> str:
         return f'{{worker_id="{worker_id}", region="r"}}'
 
-    expr = with_history(f"max by (worker_id, region) ({of_running(CPU, ALL)})", of_running_by_hour(CPU_1H, ALL))
+    expr = with_history(f"max by (worker_id, region) ({of_running(CPU, ALL)})", max_by_worker(of_running_by_hour(CPU_1H, ALL)))
     query(tmp_path, series, expr, "4h", [(of("a"), 0.1), (of("b"), 0.2)], interval="1h")
     query(tmp_path, series, expr, "9h", [(of("a"), 0.7)], interval="1h")
 

@@ -282,6 +282,8 @@ async def test_an_hour_has_one_value_of_each_metric_at_its_end(history: WorkerMe
         **distribution_of("memory_utilization_ratio", "0.9", [(hour(0), (0.5, 0.5, 0.5, 0.0))]),
         **distribution_of("active_labs", "0", [(hour(0), (3.0, 3.0, 3.0, 3600.0)), (hour(1), (0.0, 5.0, 5.0, 300.0))]),
         hourly_labels("running:avg", "w1"): [(hour(0), 1.0), (hour(1), 0.5)],
+        hourly_labels("cpu_utilization_ratio_running:avg", "w1"): [(hour(0), 0.155)],
+        hourly_labels("memory_utilization_ratio_running:avg", "w1"): [(hour(0), 0.5)],
         hourly_labels("active_labs_running:avg", "w1"): [(hour(0), 3.0), (hour(1), 2.5)],
         hourly_labels("unused_cpu_utilization_ratio:avg", "w1"): [(hour(0), math.inf)],
         hourly_labels("sample_timestamp_seconds:max", "w1"): [
@@ -308,7 +310,7 @@ async def test_a_period_with_cpu_and_without_status_was_running(history: WorkerM
     assert found[hourly_labels("running:avg", "w1")] == [(hour(0), 1.0), (hour(1), 0.5)]
 
 
-async def test_the_cpu_of_an_unused_hour_and_the_labs_of_a_running_one(history: WorkerMetricsRepository) -> None:
+async def test_the_cpu_of_an_unused_hour_and_the_values_of_a_running_one(history: WorkerMetricsRepository) -> None:
     """A share of the hour is not enough to be unused, and enough to run. Without one of their values there is none."""
     rows: list[Any] = [
         {"active_labs_count": 0},
@@ -328,6 +330,8 @@ async def test_the_cpu_of_an_unused_hour_and_the_labs_of_a_running_one(history: 
         (hour(0), 0.1),
         *((hour(n), math.inf) for n in (1, 2, 5)),
     ]
+    ran = [(hour(0), 0.1), (hour(1), 0.1), (hour(2), 0.1), (hour(3), 0.1)]
+    assert found[hourly_labels("cpu_utilization_ratio_running:avg", "w1")] == ran
     assert found[hourly_labels("active_labs_running:avg", "w1")] == [
         (hour(0), 0.0),
         (hour(1), 0.0),
