@@ -443,6 +443,30 @@ async def test_samples_without_a_region_are_one_series_with_each_hour_once(
     }
 
 
+@pytest.mark.parametrize("samples_per_call", [1, 5, 10**6])
+async def test_each_of_many_workers_has_its_own_values_however_many_are_encoded_together(
+    history: WorkerMetricsRepository, monkeypatch: pytest.MonkeyPatch, samples_per_call: int
+) -> None:
+    monkeypatch.setattr(series, "_SAMPLES_PER_CALL", samples_per_call)
+    workers = [f"w{number}" for number in range(1, 6)]
+    await history.add_samples(
+        [
+            sample(worker_id, 12 * at, cpu_utilization=10.0 * number + at, region="us-east-1" if number == 3 else "eu-west-1")
+            for number, worker_id in enumerate(workers, 1)
+            for at in range(2 if number != 4 else 1)
+        ]
+    )
+    cpu = Matcher("__name__", "=", "cml_worker:cpu_utilization_ratio:avg1h")
+    found = await read_series(history, [entry(worker_id) for worker_id in workers], cpu, Matcher("region", "=", "eu-west-1"))
+    assert found == {
+        hourly_labels("cpu_utilization_ratio:avg", worker_id): [
+            (hour(at), (10 * number + at) / 100) for at in range(2 if number != 4 else 1)
+        ]
+        for number, worker_id in enumerate(workers, 1)
+        if number != 3
+    }
+
+
 async def test_a_worker_that_moved_has_the_hourly_aggregates_of_each_region(history: WorkerMetricsRepository) -> None:
     await history.add_samples([sample("w1", n, region="eu-west-1" if n < 18 else "us-east-1") for n in range(36)])
     name = Matcher("__name__", "=", "cml_worker:active_labs:max1h")
