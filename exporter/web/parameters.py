@@ -106,7 +106,7 @@ END = Parameter(
 )
 INTERVAL = Parameter(
     "interval",
-    "Length of the intervals for which avg, min, max and count of each metric and the share of each status are returned, "
+    "Length of the intervals for which avg, min, max and number of samples of each metric and the share of each status are returned, "
     f"instead of samples: a multiple of `period`, up to {format_duration(WEEK)}, aligned to UTC, 7d to Monday. With `tz` "
     "days (1d) and weeks (7d) are local.",
     {**DURATION, "examples": ["5m", "1h", "1d", "7d"]},
@@ -270,7 +270,7 @@ class ResourcesQuery:
             raise RequestError(sentence)
         end = time_bound(given, "end_time", now, now)
         if end > now + MAX_FUTURE_SECONDS:
-            raise RequestError("end_time is in the future; leave it out to use now.")
+            raise RequestError(f"end_time is in the future ({rfc3339(end)}); leave it out to use now.")
         if end - seconds < now - OLDEST:
             raise RequestError(f"CloudWatch has no data before {rfc3339(now - OLDEST)}; use a later end_time.")
         return cls(relative, seconds, min(end, now))

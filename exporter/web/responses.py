@@ -30,7 +30,7 @@ from exporter.web.schemas import (
 )
 
 CSV = "text/csv; charset=utf-8; header=present"
-_STATISTICS = ("avg", "min", "max", "count")
+_STATISTICS = ("avg", "min", "max", "samples")
 NEXT, SOURCE, RESOLUTION, NOTE = "X-Next-Cursor", "X-Source", "X-Resolution-Seconds", "X-Note"
 PAGE_HEADERS: Mapping[str, str] = {
     "Link": 'link to the next page, rel="next"; absent on the last page',

@@ -130,12 +130,12 @@ class SampleRow(ResponseModel):
 
 
 class MetricStatistics(ResponseModel):
-    """Statistics of one metric over the samples of an interval; null if `count` is 0."""
+    """Statistics of one metric over the samples of an interval; null if `samples` is 0."""
 
     avg: float | None
     min: float | None
     max: float | None
-    count: int = Field(ge=0, description="number of samples with a value")
+    samples: int = Field(ge=0, description="number of samples with a value")
     p50: float | None = Field(default=None, description="with `percentiles=true`, as p95 and p99")
     p95: float | None = None
     p99: float | None = None

@@ -224,9 +224,9 @@ for each interval that has samples:
 
 ```json
 {{"timestamp": "2026-01-31T00:00:00Z",
- "cpu_utilization": {{"avg": 31.7, "min": 2.1, "max": 98.0, "count": 288}},
- "memory_utilization": {{"avg": null, "min": null, "max": null, "count": 0}},
- "active_labs_count": {{"avg": 2.5, "min": 0, "max": 4, "count": 288}},
+ "cpu_utilization": {{"avg": 31.7, "min": 2.1, "max": 98.0, "samples": 288}},
+ "memory_utilization": {{"avg": null, "min": null, "max": null, "samples": 0}},
+ "active_labs_count": {{"avg": 2.5, "min": 0, "max": 4, "samples": 288}},
  "status_share": {{"running": 0.75, "stopped": 0.25}}}}
 ```
 

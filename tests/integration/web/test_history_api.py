@@ -262,7 +262,7 @@ class TestStatistics:
                     "avg": pytest.approx(fmean(values)),
                     "min": min(values),
                     "max": max(values),
-                    "count": len(values),
+                    "samples": len(values),
                 }
             running = fmean(one.status == "running" for one in members)
             assert row["status_share"]["running"] == pytest.approx(running)
@@ -285,7 +285,7 @@ class TestStatistics:
             ]
         )
         (row,) = (await exporter.history(interval="7d", start="-2h"))["data"]
-        assert row["cpu_utilization"] == {"avg": 7.0, "min": 7.0, "max": 7.0, "count": 1}
+        assert row["cpu_utilization"] == {"avg": 7.0, "min": 7.0, "max": 7.0, "samples": 1}
         assert row["status_share"] == {"5": 1.0}
         found = [row["cpu_utilization"] for row in (await exporter.history())["data"]]
         assert found == [None] * 7 + [7.0]
@@ -315,7 +315,7 @@ class TestCsv:
         await exporter.in_process.history.add_samples([sample(LATEST - n * HOUR, status="running") for n in range(1, 4)])
         first = await exporter.get("/workers/w1/metrics/history", interval="1h", format="csv", limit=1)
         rows = list(csv.DictReader(io.StringIO(first.text)))
-        assert (rows[0]["cpu_utilization_avg"], rows[0]["cpu_utilization_count"]) == ("1.0", "1")
+        assert (rows[0]["cpu_utilization_avg"], rows[0]["cpu_utilization_samples"]) == ("1.0", "1")
         assert (rows[0]["memory_utilization_max"], rows[0]["status_share_running"]) == ("", "1.0")
         assert rows[0]["status_share_stopped"] == "0.0"
         assert "interval=1h" in first.links["next"]["url"]
@@ -446,7 +446,7 @@ class TestBeyondRetention:
         for limit in (1000, 2):
             days = [row for page in await exporter.pages(interval="1d", limit=limit, **query) for row in page["data"]]
             assert len(days) == 9
-            counts = {row["timestamp"]: row["cpu_utilization"]["count"] for row in days}
+            counts = {row["timestamp"]: row["cpu_utilization"]["samples"] for row in days}
             assert counts.pop(rfc3339(day.timestamp())) == samples
             assert set(counts.values()) == {288}
             for row in days:
@@ -457,7 +457,7 @@ class TestBeyondRetention:
                 assert row["cpu_utilization"]["avg"] == pytest.approx(fmean(values))
         weeks = [row for page in await exporter.pages(interval="7d", **query) for row in page["data"]]
         assert {datetime.fromisoformat(row["timestamp"]).astimezone(ZoneInfo(zone)).weekday() for row in weeks} == {0}
-        assert sum(row["cpu_utilization"]["count"] for row in weeks) == 8 * 288 + samples
+        assert sum(row["cpu_utilization"]["samples"] for row in weeks) == 8 * 288 + samples
 
     async def test_each_period_comes_from_the_instance_the_worker_ran_on_then(
         self, exporter: Exporter, fake: FakeCloudWatch
@@ -715,17 +715,17 @@ class TestDistribution:
             assert found["above_seconds"] == sum(value > 49.5 for value in cpu) * PERIOD
             assert row["memory_utilization"]["p99"] == max(of_hour) / 2
             assert row["active_labs_count"] == dict.fromkeys(("avg", "min", "max", "p50", "p95", "p99", "above_seconds")) | {
-                "count": 0
+                "samples": 0
             }
         first = await exporter.get("/api/workers/w1/metrics/history", **query, limit=1, format="csv")
         names, line = first.text.splitlines()
         assert names.split(",")[1:9] == [
-            f"cpu_utilization_{how}" for how in ("avg", "min", "max", "count", "p50", "p95", "p99", "above_seconds")
+            f"cpu_utilization_{how}" for how in ("avg", "min", "max", "samples", "p50", "p95", "p99", "above_seconds")
         ]
         assert line.split(",")[5] == str(answer["data"][0]["cpu_utilization"]["p50"])
         assert "percentiles=true&above=49.5" in first.headers["link"]
         plain = await exporter.history(start=begin, end=begin + DAY, interval="1h")
-        assert set(plain["data"][0]["cpu_utilization"]) == {"avg", "min", "max", "count"}
+        assert set(plain["data"][0]["cpu_utilization"]) == {"avg", "min", "max", "samples"}
 
     async def test_they_need_an_interval_and_a_number(self, exporter: Exporter) -> None:
         for query, sentence in (
