@@ -129,7 +129,9 @@ def _extremes(rows: Iterable[HistoryRow], key: str) -> tuple[float | None, float
         if value is None or (isinstance(value, dict) and not value["samples"]):
             continue
         number, mean, low, high = (
-            (value["samples"], value["avg"], value["min"], value["max"]) if isinstance(value, dict) else (1, value, value, value)
+            (value["samples"], value["avg"], value["min"], value["max"])
+            if isinstance(value, dict)
+            else (1, value, value, value)
         )
         total, count = total + mean * number, count + number
         lows.append(low)

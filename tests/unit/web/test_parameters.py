@@ -37,7 +37,10 @@ def history(query: str, *, period: int = 300, reach: int | None = REACH) -> Hist
         ("start=1790100000000", "start is in the future (2026-09-22T18:00:00Z); use an earlier one, such as -24h."),
         ("end=2325-01-01T00:00:00Z", "end is in the future (2325-01-01T00:00:00Z); leave it out to use now."),
         *((f"{name}={text}", f"{name} {AFTER_NOW}") for name in ("start", "end") for text in ("+24h", "now%2B1h", "now+1h")),
-        ("end=1790000000000000", "end has 16 digits, so it is in microseconds or nanoseconds; write Unix seconds or milliseconds."),
+        (
+            "end=1790000000000000",
+            "end has 16 digits, so it is in microseconds or nanoseconds; write Unix seconds or milliseconds.",
+        ),
         ("start=0", TOO_OLD),
         ("start=1970-01-01T00:00:00Z", TOO_OLD),
         ("end=1970-01-02T00:00:00Z", TOO_OLD),
