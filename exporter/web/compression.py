@@ -1,4 +1,4 @@
-"""Compresses responses for clients that accept it: data and pages, not /metrics, whose worker block is compressed beforehand."""
+"""Compresses data and pages for clients that accept it; not /metrics, whose worker block is compressed beforehand."""
 
 import asyncio
 import zlib

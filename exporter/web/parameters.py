@@ -106,9 +106,9 @@ END = Parameter(
 )
 INTERVAL = Parameter(
     "interval",
-    "Length of the intervals for which avg, min, max and number of samples of each metric and the share of each status are returned, "
-    f"instead of samples: a multiple of `period`, up to {format_duration(WEEK)}, aligned to UTC, 7d to Monday. With `tz` "
-    "days (1d) and weeks (7d) are local.",
+    "Length of the intervals for which avg, min, max and number of samples of each metric and the share of each status are "
+    f"returned, instead of samples: a multiple of `period`, up to {format_duration(WEEK)}, aligned to UTC, 7d to Monday. With "
+    "`tz` days (1d) and weeks (7d) are local.",
     {**DURATION, "examples": ["5m", "1h", "1d", "7d"]},
 )
 LIMIT_ROWS = Parameter(

@@ -1,7 +1,5 @@
 """Bodies and headers of responses: workers, pages of history as JSON and CSV, resources, problems. Pure functions."""
 
-import csv
-import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, NamedTuple, cast
@@ -17,6 +15,7 @@ from exporter.core.periods import rfc3339
 from exporter.history.reader import Page, WorkerRef
 from exporter.history.resources import Resources
 from exporter.storage.rows import Document
+from exporter.web.csv_table import table
 from exporter.web.parameters import ResourcesQuery, encoded
 from exporter.web.schemas import (
     FleetPage,
@@ -29,7 +28,6 @@ from exporter.web.schemas import (
     SourceState,
 )
 
-CSV = "text/csv; charset=utf-8; header=present"
 _STATISTICS = ("avg", "min", "max", "samples")
 NEXT, SOURCE, RESOLUTION, NOTE = "X-Next-Cursor", "X-Source", "X-Resolution-Seconds", "X-Note"
 PAGE_HEADERS: Mapping[str, str] = {
@@ -177,21 +175,10 @@ def fleet_json(page: FleetPage, fields: frozenset[str] | None) -> str:
 
 
 def fleet_csv(page: FleetPage, fields: frozenset[str] | None) -> bytes:
-    """Return a page of workers as CSV (RFC 4180): a header line; empty fields for null, JSON for lists and objects."""
+    """Return a page of workers as CSV."""
     names = [name for name in FleetWorker.model_fields if fields is None or name in fields]
-    out = io.StringIO(newline="")
-    writer = csv.writer(out)
-    writer.writerow(names)
-    for worker in page.data:
-        row = worker.model_dump(mode="json", include=set(names))
-        writer.writerow([_cell(row[name]) for name in names])
-    return out.getvalue().encode()
-
-
-def _cell(value: object) -> object:
-    if isinstance(value, bool | dict | list):
-        return orjson.dumps(value).decode()
-    return value
+    found = (worker.model_dump(mode="json", include=set(names)) for worker in page.data)
+    return table(names, ([row[name] for name in names] for row in found))
 
 
 def fleet_headers(following: str | None, parameters: Iterable[tuple[str, str]]) -> dict[str, str]:
@@ -257,7 +244,7 @@ def history_json(page: Page, cursor: str | None, worker: HistoryWorker) -> bytes
 
 
 def history_csv(page: Page, interval: int | None, wanted: Distribution | None = None) -> bytes:
-    """Return a page as CSV (RFC 4180): a header line; empty fields for missing values.
+    """Return a page as CSV.
 
     Args:
         page: the rows.
@@ -265,22 +252,13 @@ def history_csv(page: Page, interval: int | None, wanted: Distribution | None = 
         wanted: the further statistics of the request.
     """
     rows = cast("Sequence[Document]", page.rows)  # the columns say which of the two kinds of row they are
-    out = io.StringIO(newline="")
-    writer = csv.writer(out)
     if interval is None:
         names = ("timestamp", *METRIC_FIELDS, "status")
-        writer.writerow(names)
-        writer.writerows([_stamp(row), *(row[name] for name in names[1:])] for row in rows)
-    else:
-        columns = [(field, how) for field in METRIC_FIELDS for how in (*_STATISTICS, *(wanted.names if wanted else ()))]
-        writer.writerow(
-            [
-                "timestamp",
-                *(f"{field}_{how}" for field, how in columns),
-                *(f"status_share_{status}" for status in STATUSES),
-            ]
-        )
-        writer.writerows(
+        return table(names, ([_stamp(row), *(row[name] for name in names[1:])] for row in rows))
+    columns = [(field, how) for field in METRIC_FIELDS for how in (*_STATISTICS, *(wanted.names if wanted else ()))]
+    return table(
+        ["timestamp", *(f"{field}_{how}" for field, how in columns), *(f"status_share_{status}" for status in STATUSES)],
+        (
             [
                 _stamp(row),
                 *(row[field][how] for field, how in columns),
@@ -288,8 +266,8 @@ def history_csv(page: Page, interval: int | None, wanted: Distribution | None = 
                 *(row["status_share"].get(status, 0.0) if row["status_share"] else None for status in STATUSES),
             ]
             for row in rows
-        )
-    return out.getvalue().encode()
+        ),
+    )
 
 
 def page_headers(page: Page, cursor: str | None, parameters: Iterable[tuple[str, str]]) -> dict[str, str]:

@@ -23,6 +23,7 @@ from exporter.sources.cloudwatch.retention import OLDEST
 from exporter.web import chart_query, compare_query, discovery, fleet_query, openapi, parameters, responses
 from exporter.web.backend import Backend
 from exporter.web.connections import client_of
+from exporter.web.csv_table import CSV
 from exporter.web.lifecycle import healthy, reload
 from exporter.web.lookup import (
     RETRY_AFTER_SECONDS,
@@ -133,7 +134,7 @@ async def history(request: Request) -> Response:
     def render() -> Response:
         if as_csv:
             body = responses.history_csv(page, query.span.interval, query.span.wanted)
-            return Response(body, media_type=responses.CSV, headers=headers)
+            return Response(body, media_type=CSV, headers=headers)
         worker = responses.history_worker(subject, current_status(backend, subject, gauge))
         return Response(responses.history_json(page, cursor, worker), media_type=_JSON, headers=headers)
 

@@ -11,8 +11,8 @@ SECURITY_HEADERS: Mapping[str, str] = {
     "Cache-Control": "no-store",
     "Referrer-Policy": "no-referrer",
 }
-"""Those of data and errors. A response that has one of these headers keeps its own: pages, which load their style sheet, charts,
-and what may be cached."""
+"""Those of data and errors. A response that has one of these headers keeps its own: pages, which load their style sheet, and
+what may be cached."""
 RAW_SECURITY_HEADERS = "".join(f"{name.lower()}: {value}\r\n" for name, value in SECURITY_HEADERS.items())
 """The same as lines of HTTP/1.1, for responses that no application sends."""
 

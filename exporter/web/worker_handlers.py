@@ -6,6 +6,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from exporter.web import parameters, responses
+from exporter.web.csv_table import CSV
 from exporter.web.lookup import backend_of, find_named, is_fresh, not_read_yet, unknown
 from exporter.web.negotiation import sends_csv
 from exporter.web.parameters import WorkersQuery
@@ -39,7 +40,7 @@ async def workers(request: Request) -> Response:
         page = responses.fleet_page(chosen, query.limit, backend.period)
         headers = responses.fleet_headers(page.next, given)
         if sends_csv(query.format, ",".join(request.headers.getlist("accept"))):
-            return Response(responses.fleet_csv(page, query.fields), media_type=responses.CSV, headers=headers)
+            return Response(responses.fleet_csv(page, query.fields), media_type=CSV, headers=headers)
         return Response(responses.fleet_json(page, query.fields), media_type="application/json", headers=headers)
 
     # In a thread: 10,000 workers take a tenth of a second, and scrapes must not wait for it.

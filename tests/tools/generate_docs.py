@@ -18,6 +18,7 @@ from exporter.core.settings_loader import Setting, table
 from exporter.core.workers_settings import ExtraMetric
 from exporter.history.resources import SHARED_WINDOW_SECONDS
 from exporter.sources.worker_documents import FIELDS
+from exporter.web.compression import MIN_BYTES
 from exporter.web.openapi import ERRORS, Endpoint, template
 from exporter.web.parameters import MAX_POINTS
 from exporter.web.responses import PAGE_HEADERS
@@ -242,7 +243,9 @@ for each interval that has samples:
   drawing a chart again costs nothing.
 - **Terminated workers** have the name and the dates of the inventory, also after the manager has deleted them.
 - **CSV** (RFC 4180, with a header line, empty fields for missing values) is returned for `Accept: text/csv` or `format=csv`. If
-  `text/csv` and `application/json` have equal weights, the response is JSON. With CSV the rest of the page is in headers:
+  `text/csv` and `application/json` have equal weights, the response is JSON. A text that begins with `=`, `+`, `-`, `@`, a tab
+  or a carriage return (the name of a worker, say) has an apostrophe before it, so that a spreadsheet does not run it as a
+  formula; numbers stay as they are. With CSV the rest of the page is in headers:
 
 {{headers}}
 """
@@ -274,6 +277,17 @@ The averages are those of whole periods (`period`), at least one, so `30s` and `
   {DEFAULT_SHARE * UNLIMITED_DAY_DOLLARS:g} dollar, which pays for 34 workers that a client reads once a minute all day.
   Beyond it these requests are answered with 429 and a `Retry-After` that ends at 00:00 UTC; what is cached is still
   served. Polling, gauges, and history are not affected.
+"""
+
+TRANSFER_NOTES = f"""\
+## Compression and caches
+
+- **Compression.** Data and pages from {MIN_BYTES:,} bytes on are compressed with zstd or gzip, as `Accept-Encoding` weighs
+  them; of two with equal weights it is zstd. `/metrics` has gzip.
+- **Caches.** Data and errors are `Cache-Control: no-store`. A browser may keep a chart for 30 seconds and files of pages for
+  a year, and asks again for pages (`ETag`).
+- **Browsers** neither guess a media type (`nosniff`) nor send a `Referer`, and show no response within a frame of another page
+  (`frame-ancestors`). Charts can be embedded anywhere by `<img>`. The file of [web.md](web.md) may set other headers for data.
 """
 
 ERRORS_INTRO = """\
@@ -365,6 +379,7 @@ def http_page() -> str:
         ).rstrip("\n")
         + "\n",
         RESOURCES_NOTES,
+        TRANSFER_NOTES,
         ERRORS_INTRO,
         _rows(("code", "meaning"), ((str(code), text) for code, text in ERRORS.items())),
     )

@@ -336,7 +336,7 @@ class TestCsv:
     async def test_csv_is_sent_only_to_clients_that_prefer_it(self, exporter: Exporter, accept: str, is_csv: bool) -> None:
         response = await exporter.client.get("/workers/w1/metrics/history", headers={"Accept": accept})
         assert response.headers["content-type"].startswith("text/csv") == is_csv
-        assert response.headers["vary"] == "Accept, Origin"
+        assert response.headers["vary"] == "Accept, Accept-Encoding, Origin"
 
     async def test_pages_from_other_origins_may_read_the_headers(self, exporter: Exporter) -> None:
         response = await exporter.client.get("/workers/w1/metrics/history", headers={"Origin": "https://ui.example.org"})
