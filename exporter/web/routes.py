@@ -20,22 +20,21 @@ from exporter.history import remote_read, series
 from exporter.metrics.families import select
 from exporter.metrics.gzip_member import continued, deflated
 from exporter.sources.cloudwatch.retention import OLDEST
-from exporter.web import chart_query, compare_query, discovery, fleet_query, openapi, parameters, responses
+from exporter.web import chart_query, compare_query, discovery, fleet_query, history_query, openapi, parameters, responses
 from exporter.web.backend import Backend
 from exporter.web.connections import client_of
-from exporter.web.csv_table import CSV
+from exporter.web.history_handlers import fleet_history, history
 from exporter.web.lifecycle import healthy, reload
 from exporter.web.lookup import (
     RETRY_AFTER_SECONDS,
     backend_of,
-    current_status,
     find,
     find_instance,
     is_fresh,
     not_read_yet,
     unknown,
 )
-from exporter.web.negotiation import prefers_gzip, sends_csv
+from exporter.web.negotiation import prefers_gzip
 from exporter.web.openapi import Endpoint, ResponseSpec
 from exporter.web.page_handlers import (
     PAGE_HEADERS,
@@ -48,9 +47,17 @@ from exporter.web.page_handlers import (
     worker_page,
 )
 from exporter.web.pages import api_page
-from exporter.web.parameters import HistoryQuery, ResourcesQuery, resuming
+from exporter.web.parameters import ResourcesQuery
 from exporter.web.parts_response import PartsResponse
-from exporter.web.schemas import FleetPage, FleetWorker, HistoryPage, Readiness, ResourceUsage, TargetGroups
+from exporter.web.schemas import (
+    FleetHistoryPage,
+    FleetPage,
+    FleetWorker,
+    HistoryResponse,
+    Readiness,
+    ResourceUsage,
+    TargetGroups,
+)
 from exporter.web.trends import TRENDS, trends_page
 from exporter.web.turns import TooManyWaitingError, Turns, while_connected
 from exporter.web.worker_handlers import worker, workers
@@ -61,8 +68,6 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 REMOTE_READ_SECONDS = 65
 """Timeout of a remote read, in seconds; that of Prometheus is 60 s."""
 _JSON = "application/json"
-MAX_ROWS_IN_LOOP = 1000
-"""Rows of history that are rendered on the event loop: they take less than a millisecond."""
 _SELECTING = ThreadPoolExecutor(1, "select")  # of its own: requests may keep all other threads busy, scrapes must not wait
 _SELECTIONS = Turns(1, 8)
 """Who may select metrics by name next, and how many requests of a client may wait for it."""
@@ -113,34 +118,6 @@ async def ready(request: Request) -> Response:
     backend = backend_of(request)
     state = responses.readiness(backend.ready, backend.conditions())
     return _json(state, HTTPStatus.OK if state.ready else HTTPStatus.SERVICE_UNAVAILABLE)
-
-
-async def history(request: Request) -> Response:
-    """Respond with a page of one worker's samples or statistics, as JSON or CSV."""
-    backend = backend_of(request)
-    given = request.query_params.multi_items()
-    reach = await backend.reader.reach()
-    query = HistoryQuery.parse(given, now=int(backend.now()), period=backend.period, reach=reach)
-    worker_id = request.path_params["worker_id"]
-    found = await find(backend, worker_id)
-    if found is None:
-        raise unknown(worker_id)
-    subject, gauge = found
-    page = await backend.reader.page(subject, query.span)
-    cursor = resuming(query.span, page.following) if page.following else None
-    headers = {"Vary": "Accept"} | responses.page_headers(page, cursor, given)
-    as_csv = sends_csv(query.format, ",".join(request.headers.getlist("accept")))
-
-    def render() -> Response:
-        if as_csv:
-            body = responses.history_csv(page, query.span.interval, query.span.wanted)
-            return Response(body, media_type=CSV, headers=headers)
-        worker = responses.history_worker(subject, current_status(backend, subject, gauge))
-        return Response(responses.history_json(page, cursor, worker), media_type=_JSON, headers=headers)
-
-    # In a thread, as above, unless a change of threads would take longer.
-    small = len(page.rows) <= MAX_ROWS_IN_LOOP and not as_csv
-    return render() if small else await asyncio.to_thread(render)
 
 
 async def resources(request: Request) -> Response:
@@ -290,9 +267,16 @@ ROUTES: tuple[Endpoint, ...] = (
         f"/api/workers/{PLACEHOLDER}/metrics/history",
         history,
         "samples or statistics of one worker; from CloudWatch where they are older than MongoDB's retention",
-        ResponseSpec({_JSON: HistoryPage, "text/csv": _TEXT}, (400, 404, 429, 503), responses.PAGE_HEADERS),
-        parameters.HISTORY,
+        ResponseSpec({_JSON: HistoryResponse, "text/csv": _TEXT}, (400, 404, 429, 503), responses.PAGE_HEADERS),
+        history_query.HISTORY,
         f"/workers/{PLACEHOLDER}/metrics/history",
+    ),
+    Endpoint(
+        "/api/metrics/history",
+        fleet_history,
+        "samples or statistics of many workers, named or of a region, one after the other",
+        ResponseSpec({_JSON: FleetHistoryPage, "text/csv": _TEXT}, (400, 404, 429, 503), responses.FLEET_HEADERS),
+        history_query.FLEET_HISTORY,
     ),
     Endpoint(
         f"/api/workers/region/{{region}}/workers/{PLACEHOLDER}/resources",

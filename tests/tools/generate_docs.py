@@ -19,8 +19,8 @@ from exporter.core.workers_settings import ExtraMetric
 from exporter.history.resources import SHARED_WINDOW_SECONDS
 from exporter.sources.worker_documents import FIELDS
 from exporter.web.compression import MIN_BYTES
+from exporter.web.history_query import MAX_NAMED_WORKERS, MAX_POINTS
 from exporter.web.openapi import ERRORS, Endpoint, template
-from exporter.web.parameters import MAX_POINTS
 from exporter.web.responses import PAGE_HEADERS
 from exporter.web.routes import ROUTES
 
@@ -216,6 +216,8 @@ HISTORY_NOTES = f"""\
      "active_labs_count": 3, "status": "running"}}
   ],
   "next": null, "source": "mongodb", "resolution_seconds": 300, "interval_seconds": null,
+  "segments": [{{"start": "2026-01-31T12:00:00Z", "source": "mongodb", "resolution_seconds": 300,
+                "interval_seconds": null, "rows": 1}}],
   "worker": {{"worker_id": "w-1", "name": "lab 1", "region": "eu-west-1", "status": "terminated"}}
 }}
 ```
@@ -234,13 +236,21 @@ for each interval that has samples:
 - **Pages.** If `next` is not null, request the next page with `cursor=` and its value; `limit` and `format` may change. The
   first page fixes the end of the range, so samples that are written later do not shift the pages. A range may have at most
   {MAX_POINTS:,} rows.
-- **Beyond MongoDB's retention** a page comes from CloudWatch (`"source": "cloudwatch"`), from the instances that the worker ran
-  on, at the resolution that CloudWatch still has: 60 s for 15 days, 5 minutes for 63 days, an hour for 455 days, never finer
-  than `period`. `resolution_seconds` is the resolution of the page. A page has one source and one resolution. A range with
-  several of them has them on consecutive pages, and no row combines two. CloudWatch has neither status nor labs. The memory of
+- **Beyond MongoDB's retention** rows come from CloudWatch, from the instances that the worker ran on, at the resolution that
+  CloudWatch still has: 60 s for 15 days, 5 minutes for 63 days, an hour for 455 days, never finer than `period`. `segments`
+  says which rows of the page have which source and resolution, oldest first; no row combines two. `source` is theirs, or
+  `mixed`; `resolution_seconds` and `interval_seconds` are the greatest of them. 30 days of five minutes are 8,640 rows, so one
+  page with `limit=10000`, also where the range crosses two sources. CloudWatch has neither status nor labs. The memory of
   an instance that ended more than two weeks ago is found only if its agent published with one dimension alone, that of the
   instance (`cloudwatch.memory.dimension`), because CloudWatch no longer lists other dimensions. Results are cached, so
   drawing a chart again costs nothing.
+- **For a chart**, `format=columns` has `columns` in place of `data`: an array for each field, all of the same length, with the
+  names of the CSV, and `unix_seconds` beside `timestamp`. With `fill=null` there is a row for every period or interval, so that
+  a gap is a gap in the line, and values of several workers have the same times. The newest row may be of a period that has
+  no sample yet.
+- **Beside an earlier range.** `compare=1w` adds the row a week before to each row (`earlier`), or columns that begin with
+  `earlier_`; any multiple of the interval will do. With `tz`, local days are compared with local days. Where CloudWatch has the
+  earlier range at a coarser resolution, its row is beside the one in which it begins.
 - **Terminated workers** have the name and the dates of the inventory, also after the manager has deleted them.
 - **CSV** (RFC 4180, with a header line, empty fields for missing values) is returned for `Accept: text/csv` or `format=csv`. If
   `text/csv` and `application/json` have equal weights, the response is JSON. A text that begins with `=`, `+`, `-`, `@`, a tab
@@ -248,6 +258,27 @@ for each interval that has samples:
   formula; numbers stay as they are. With CSV the rest of the page is in headers:
 
 {{headers}}
+"""
+
+FLEET_HISTORY_NOTES = f"""\
+## Many workers
+
+`/api/metrics/history` takes `worker` for each of up to {MAX_NAMED_WORKERS} workers, by id or name, or `region`, which also has
+the workers that have left it, and otherwise the parameters of one worker's history. An unknown worker is a 404 that names it.
+
+```json
+{{
+  "data": [
+    {{"data": [], "source": "mongodb", "segments": [], "worker": {{"worker_id": "w-1"}}}},
+    {{"data": [], "source": "mongodb", "segments": [], "worker": {{"worker_id": "w-2"}}}}
+  ],
+  "next": null
+}}
+```
+
+Each item of `data` is a page of one worker without `next`, sorted by id. `limit` counts the rows of all workers together; a
+page ends after it, or after {MAX_NAMED_WORKERS} workers, and the next one continues with the worker in which it ended. CSV has
+the columns `worker_id` and `name` before the others.
 """
 
 RESOURCES_NOTES = f"""\
@@ -378,6 +409,7 @@ def http_page() -> str:
             "{headers}", _rows(("header", "description"), ((f"`{name}`", text) for name, text in PAGE_HEADERS.items()))
         ).rstrip("\n")
         + "\n",
+        FLEET_HISTORY_NOTES,
         RESOURCES_NOTES,
         TRANSFER_NOTES,
         ERRORS_INTRO,

@@ -6,6 +6,7 @@ import math
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -110,6 +111,16 @@ def sample(at: int, cpu: float | None = 1.0, worker_id: str = "w1", **fields: An
     return WorkerMetricsSample(worker_id, REGION, to_datetime(at), cpu, **fields)
 
 
+def segments(*pages: Json) -> list[tuple[Json, list[Json]]]:
+    """The segments of pages, each with its rows."""
+    found = []
+    for page in pages:
+        rows = iter(page["data"])
+        found += [(segment, list(islice(rows, segment["rows"]))) for segment in page["segments"]]
+        assert not list(rows)
+    return found
+
+
 def times(*answers: Json) -> list[str]:
     return [row["timestamp"] for answer in answers for row in answer["data"]]
 
@@ -147,6 +158,15 @@ class TestSamples:
             "source": "mongodb",
             "resolution_seconds": 300,
             "interval_seconds": None,
+            "segments": [
+                {
+                    "start": rfc3339(NOW - DAY),
+                    "source": "mongodb",
+                    "resolution_seconds": 300,
+                    "interval_seconds": None,
+                    "rows": 2,
+                }
+            ],
             "worker": {
                 "worker_id": "w1",
                 "name": "Prüfstand 1",
@@ -372,17 +392,22 @@ class TestBadInput:
 
 
 class TestBeyondRetention:
-    async def test_cloudwatch_answers_first_and_mongodb_after_it_never_on_one_page(
-        self, exporter: Exporter, fake: FakeCloudWatch
+    @pytest.mark.parametrize("limit", [200, 10_000])
+    async def test_cloudwatch_answers_first_and_mongodb_after_it_also_on_one_page(
+        self, exporter: Exporter, fake: FakeCloudWatch, limit: int
     ) -> None:
         fake.add(ONE, memory=[Series((("InstanceId", ONE),))])
         await exporter.retain(DAY)
         stored = [sample(LATEST - n * PERIOD, 1.0, status="running") for n in range(1, 300)]
         await exporter.in_process.history.add_samples(stored)
-        pages = await exporter.pages(start="-3d", limit=200)
-        sources = [page["source"] for page in pages]
-        assert sources == sorted(sources)
-        assert set(sources) == {"cloudwatch", "mongodb"}
+        pages = await exporter.pages(start="-3d", limit=limit)
+        assert [len(page["data"]) for page in pages] == ([200] * 4 + [63] if limit == 200 else [863])
+        sources = [segment["source"] for page in pages for segment in page["segments"] for _ in range(segment["rows"])]
+        assert sources == ["cloudwatch"] * 576 + ["mongodb"] * 287
+        for page in pages:
+            kinds = [segment["source"] for segment in page["segments"]]
+            assert page["source"] == ("mixed" if len(kinds) > 1 else kinds[0])
+            assert sum(segment["rows"] for segment in page["segments"]) == len(page["data"])
         assert {page["resolution_seconds"] for page in pages} == {300}
         rows = [row for page in pages for row in page["data"]]
         first = LATEST - 3 * DAY + PERIOD
@@ -401,11 +426,14 @@ class TestBeyondRetention:
         fake.add(ONE)
         await exporter.retain(DAY)
         pages = await exporter.pages(start="-100d", limit=10_000)
-        found = {(page["source"], page["resolution_seconds"]) for page in pages}
-        assert found == {("cloudwatch", 3600), ("cloudwatch", 300), ("mongodb", 300)}
+        parts = segments(*pages)
+        assert {(each["source"], each["resolution_seconds"]) for each, _ in parts} == {
+            ("cloudwatch", 3600),
+            ("cloudwatch", 300),
+        }
         stamps = times(*pages)
         assert stamps == sorted(set(stamps))
-        hourly = pages[0]["data"]
+        hourly = parts[0][1]
         expected_values = fake.ledger(NOW - 100 * DAY, NOW - 60 * DAY, HOUR)
         assert len(hourly) == pytest.approx(37 * 24, abs=25)
         for row in hourly[1:-1]:
@@ -423,11 +451,13 @@ class TestBeyondRetention:
         stamps = times(*pages)
         assert stamps == sorted(set(stamps))
         assert stamps[0] <= rfc3339(NOW - 70 * DAY + HOUR)
-        for page in pages:
-            values = [row["cpu_utilization"] for row in page["data"]]
-            assert {value["max"] == 101.0 for value in values} == {page["source"] == "mongodb"}
+        parts = segments(*pages)
+        assert {each["source"] for each, _ in parts} == {"cloudwatch", "mongodb"}
+        for segment, rows in parts:
+            values = [row["cpu_utilization"] for row in rows]
+            assert {value["max"] == 101.0 for value in values} == {segment["source"] == "mongodb"}
             assert all(value["min"] <= value["avg"] <= value["max"] for value in values)
-            assert page["interval_seconds"] == max(seconds, page["resolution_seconds"])
+            assert segment["interval_seconds"] == max(seconds, segment["resolution_seconds"])
 
     @pytest.mark.parametrize(
         ("zone", "clocks", "samples"),
@@ -492,7 +522,7 @@ class TestBeyondRetention:
         fake.add(TWO)
         await exporter.retain(DAY)
         await exporter.remember((NOW, Worker("young", REGION, TWO, "running", created_at=NOW - HOUR)))
-        assert [page["data"] for page in await exporter.pages("young", start="-455d")] == [[], [], []]
+        assert [page["data"] for page in await exporter.pages("young", start="-455d")] == [[]]
         assert calls(fake) == 0
 
     async def test_while_cloudwatch_fails_only_its_part_of_the_history_is_a_503(

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from exporter.core.errors import RequestError
 from exporter.core.periods import DAY, HOUR, WEEK, parse_time, rfc3339
 from exporter.history.reader import PageRequest
-from exporter.web.parameters import HistoryQuery, ResourcesQuery, encoded, resuming
+from exporter.web.history_query import HistoryQuery, resuming
+from exporter.web.parameters import ResourcesQuery, encoded
 
 NOW = 1_790_000_000
 REACH = 455 * DAY
@@ -75,7 +76,13 @@ def history(query: str, *, period: int = 300, reach: int | None = REACH) -> Hist
             (f"limit={text}", "limit must be a whole number from 1 to 10000.")
             for text in ("0", "-1", "10001", "5000000", "many", "1e3", "", "٣")
         ),
-        ("format=xml", "format must be json or csv."),
+        ("format=xml", "format must be json, columns or csv."),
+        *((f"fill={text}", "fill must be null, or left out.") for text in ("", "0", "previous")),
+        *(
+            (f"compare={text}", "compare must be a duration up to 371d and a multiple of 5m, such as 1w.")
+            for text in ("", "-1w", "week", "0s", "1m", "299s", "372d", "99999999999999999999y")
+        ),
+        ("interval=1h&compare=30m", "compare must be a duration up to 371d and a multiple of 1h, such as 1w."),
         *((f"cursor={text}", CURSOR) for text in ("x", "", "%00%ff", "_w", encoded("1:2"), encoded("0:60:0"))),
         (f"cursor={encoded(f'{NOW - REACH * 2}000:{NOW}:0')}", CURSOR),
         (f"cursor={encoded(f'{NOW}000:{NOW}:0')}", CURSOR),
@@ -84,7 +91,7 @@ def history(query: str, *, period: int = 300, reach: int | None = REACH) -> Hist
         (
             "from=-1h",
             "from is not a parameter of this route; "
-            "allowed are start, end, interval, tz, percentiles, above, limit, cursor, format.",
+            "allowed are start, end, interval, tz, percentiles, above, fill, compare, limit, cursor, format.",
         ),
     ],
 )
