@@ -31,7 +31,7 @@ MAX_ROWS_IN_LOOP = 1000
 Found = tuple[WorkerRef, WorkerGauges | None]
 
 
-async def history(request: Request) -> Response:
+async def worker_history(request: Request) -> Response:
     """Respond with a page of one worker's samples or statistics, as JSON or CSV."""
     backend = backend_of(request)
     given = request.query_params.multi_items()
@@ -92,7 +92,7 @@ async def _chosen(backend: Backend, query: FleetHistoryQuery) -> list[Found]:
     for name in query.names:
         found = await find_named(backend, name)
         chosen[found[0].worker.id] = found
-    if query.regions:
+    if not query.names:
         snapshot = backend.snapshot
         if snapshot is None:
             raise not_read_yet()
@@ -106,7 +106,7 @@ async def _chosen(backend: Backend, query: FleetHistoryQuery) -> list[Found]:
         for worker_id in gauges.keys() | entries.keys():
             gauge = gauges.get(worker_id)
             ref = WorkerRef.of(gauge.worker if gauge else None, entries.get(worker_id))
-            if ref is not None and ref.region in query.regions:
+            if ref is not None and (not query.regions or ref.region in query.regions):
                 chosen[worker_id] = ref, gauge
     return [chosen[worker_id] for worker_id in sorted(chosen) if worker_id >= query.first]
 

@@ -17,8 +17,8 @@ from exporter.web.parameters import DURATION, END, REGION, START, TZ, WORKER_ID,
 from exporter.web.query_values import (
     MAX_FUTURE_SECONDS,
     check_range,
-    choice,
     duration_of,
+    flag,
     given_values,
     interval_of,
     single,
@@ -58,7 +58,7 @@ PERCENTILES = Parameter(
     "percentiles",
     "With `interval`: `true` adds p50, p95, and p99 of each metric (nearest rank: each is one of the values). "
     "Default: `false`.",
-    {"type": "string", "enum": ["true", "false"], "default": "false"},
+    {"type": "boolean", "default": False},
 )
 ABOVE = Parameter(
     "above",
@@ -69,7 +69,7 @@ FILL = Parameter(
     "fill",
     "`null`: a row for every interval, or every period of samples; its values are null where there are no samples. Default: "
     "only rows with samples.",
-    {"type": "string", "enum": ["null"]},
+    {"type": "string", "title": "Fill", "enum": ["null"]},
 )
 COMPARE_ROWS = Parameter(
     "compare",
@@ -81,7 +81,7 @@ COMPARE_ROWS = Parameter(
 FORMAT_ROWS = Parameter(
     "format",
     "`json`, `columns` (JSON with an array for each field, for charts) or `csv`; takes precedence over the Accept header.",
-    {"type": "string", "enum": ["json", "columns", "csv"]},
+    {"type": "string", "title": "HistoryFormat", "enum": ["json", "columns", "csv"]},
 )
 _RANGE = (START, END, INTERVAL, TZ, PERCENTILES, ABOVE, FILL, COMPARE_ROWS, LIMIT_ROWS, CURSOR_ROWS, FORMAT_ROWS)
 HISTORY = (WORKER_ID, *_RANGE)
@@ -93,7 +93,8 @@ WORKERS_BY_NAME = Parameter(
     many=True,
 )
 HISTORY_REGION = replace(
-    REGION, description="All workers of this region, present and past, in place of `worker`; may be repeated."
+    REGION,
+    description="All workers of this region, present and past, in place of `worker`; may be repeated. Default: all workers.",
 )
 FLEET_HISTORY = (WORKERS_BY_NAME, HISTORY_REGION, *_RANGE)
 KEPT = ("worker", "region", "limit", "interval", "percentiles", "above", "fill", "compare", "format")
@@ -133,6 +134,7 @@ class FleetHistoryQuery:
     names: tuple[str, ...]
     """Ids or names, each once; empty: all workers of `regions`."""
     regions: frozenset[str]
+    """Empty: all regions."""
     first: str = ""
     """Id of the worker with which the page begins."""
     at: int = 0
@@ -143,8 +145,8 @@ class FleetHistoryQuery:
         """Parse as `HistoryQuery.parse` does; raises RequestError."""
         given = given_values(items, FLEET_HISTORY)
         names, regions = tuple(dict.fromkeys(given.get("worker", ()))), frozenset(map(normal_region, given.get("region", ())))
-        if bool(names) == bool(regions):
-            raise RequestError("Name workers (worker=, repeated for several), or a region (region=), but not both.")
+        if names and regions:
+            raise RequestError("Name workers (worker=) or regions (region=), but not both.")
         if len(names) > MAX_NAMED_WORKERS:
             raise RequestError(
                 f"{len(names)} workers are named, more than {MAX_NAMED_WORKERS}; name fewer, or use region= with its pages."
@@ -217,7 +219,7 @@ def _resumed(cursor: str, limit: int, now: int, period: int, reach: int | None) 
 
 def _wanted(given: Mapping[str, Sequence[str]]) -> Distribution | None:
     """Return the further statistics that are asked for, None for none; raises RequestError."""
-    percentiles, text = choice(given, PERCENTILES) == "true", single(given, "above")
+    percentiles, text = flag(given, PERCENTILES), single(given, "above")
     if text is not None and (not re.fullmatch(r"[0-9]{1,7}(\.[0-9]{1,9})?", text) or float(text) > ABOVE.schema["maximum"]):
         raise RequestError("above must be a number from 0 to 1000000, such as 80 or 99.5.")
     return Distribution(percentiles, None if text is None else float(text)) if percentiles or text is not None else None

@@ -43,7 +43,10 @@ LIMIT_WORKERS = Parameter(
 )
 CURSOR = Parameter("cursor", "`next` of the previous page.", {"type": "string"})
 STATUS = Parameter(
-    "status", "Only workers with this status; may be repeated.", {"type": "string", "enum": list(STATUSES)}, many=True
+    "status",
+    "Only workers with this status; may be repeated.",
+    {"type": "string", "title": "WorkerStatus", "enum": list(STATUSES)},
+    many=True,
 )
 REGION = Parameter("region", "Only workers in this region; may be repeated.", {"type": "string"}, many=True)
 NAME = Parameter(
@@ -65,7 +68,9 @@ WORKER_NAME = Parameter(
     many=True,
 )
 FORMAT = Parameter(
-    "format", "`json` or `csv`; takes precedence over the Accept header.", {"type": "string", "enum": ["json", "csv"]}
+    "format",
+    "`json` or `csv`; takes precedence over the Accept header.",
+    {"type": "string", "title": "TableFormat", "enum": ["json", "csv"]},
 )
 WORKERS = (LIMIT_WORKERS, CURSOR, STATUS, REGION, WORKER_NAME, FIELDS, FORMAT)
 

@@ -109,6 +109,14 @@ def choice(given: Mapping[str, Sequence[str]], parameter: Parameter) -> str:
     return str(parameter.schema["default"]) if text is None else text
 
 
+def flag(given: Mapping[str, Sequence[str]], parameter: Parameter) -> bool:
+    """Return whether a parameter is `true`; its default where it is not given; raises RequestError."""
+    text = single(given, parameter.name)
+    if text not in (None, "true", "false"):
+        raise RequestError(f"{parameter.name} must be true or false.")
+    return bool(parameter.schema["default"]) if text is None else text == "true"
+
+
 def given_values(items: Iterable[tuple[str, str]], parameters: Sequence[Parameter]) -> Mapping[str, Sequence[str]]:
     """Return name → values; raises RequestError for unknown names, and for repeated ones that must not be."""
     allowed = {parameter.name: parameter for parameter in parameters if parameter.place == "query"}

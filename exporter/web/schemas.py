@@ -14,7 +14,8 @@ from exporter.core.model import STATUSES
 
 Moment = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 """A time in RFC 3339, UTC."""
-Status = Annotated[str, Field(json_schema_extra={"enum": list(STATUSES)})]
+Status = Annotated[str, Field(json_schema_extra={"title": "WorkerStatus", "enum": list(STATUSES)})]
+Source = Annotated[Literal["mongodb", "cloudwatch"], Field(json_schema_extra={"title": "HistorySource"})]
 Percent = Annotated[float, Field(description="percent")]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -172,7 +173,7 @@ class HistorySegment(ResponseModel):
     """Rows of a page that follow each other and have one source and one resolution."""
 
     start: Moment = Field(description="from which they were read")
-    source: Literal["mongodb", "cloudwatch"]
+    source: Source
     resolution_seconds: int = Field(description="seconds that a sample stands for")
     interval_seconds: int | None = Field(description="length of the intervals, null for samples")
     rows: int = Field(ge=0, description="number of rows")
@@ -181,7 +182,9 @@ class HistorySegment(ResponseModel):
 class HistoryPart(ResponseModel):
     """Where the rows of a page come from, and whose they are."""
 
-    source: Literal["mongodb", "cloudwatch", "mixed"] = Field(description="`mixed`: of both; `segments` says which")
+    source: Literal["mongodb", "cloudwatch", "mixed"] = Field(
+        description="`mixed`: of both; `segments` says which", json_schema_extra={"title": "PageSource"}
+    )
     resolution_seconds: int = Field(description="seconds that a sample stands for; the greatest of `segments`")
     interval_seconds: int | None = Field(description="length of the intervals, the greatest of `segments`; null for samples")
     segments: tuple[HistorySegment, ...] = Field(description="sources and resolutions of the rows, oldest first")
@@ -293,12 +296,12 @@ class _WithoutTitles(GenerateJsonSchema):
         return False
 
 
-def components(models: Iterable[type[BaseModel]]) -> Mapping[str, Any]:
+def definitions(models: Iterable[type[BaseModel]]) -> Mapping[str, Any]:
     """Return name → JSON schema of the models and of all models in them, for components/schemas of an OpenAPI document."""
     _, schema = models_json_schema(
         [(model, "validation") for model in models],
         ref_template="#/components/schemas/{model}",
         schema_generator=_WithoutTitles,
     )
-    definitions: Mapping[str, Any] = schema["$defs"]
-    return definitions
+    found: Mapping[str, Any] = schema["$defs"]
+    return found

@@ -263,8 +263,9 @@ for each interval that has samples:
 FLEET_HISTORY_NOTES = f"""\
 ## Many workers
 
-`/api/metrics/history` takes `worker` for each of up to {MAX_NAMED_WORKERS} workers, by id or name, or `region`, which also has
-the workers that have left it, and otherwise the parameters of one worker's history. An unknown worker is a 404 that names it.
+`/api/metrics/history` takes `worker` for each of up to {MAX_NAMED_WORKERS} workers, by id or name, or `region`, or neither for
+all workers, also those that have left the fleet; and otherwise the parameters of one worker's history. An unknown worker is a
+404 that names it.
 
 ```json
 {{
@@ -319,6 +320,32 @@ TRANSFER_NOTES = f"""\
   a year, and asks again for pages (`ETag`).
 - **Browsers** neither guess a media type (`nosniff`) nor send a `Referer`, and show no response within a frame of another page
   (`frame-ancestors`). Charts can be embedded anywhere by `<img>`. The file of [web.md](web.md) may set other headers for data.
+"""
+
+CLIENT_NOTES = """\
+## A client
+
+`/openapi.json` has a tag for each group of routes, names for operations and bodies, and examples. With
+[openapi-python-client](https://github.com/openapi-generators/openapi-python-client) it becomes a Python package with types; the
+file tells the generator of two media types that it does not know:
+
+```console
+$ cat > client.yml <<END
+content_type_overrides:
+  image/svg+xml: application/octet-stream
+  application/x-protobuf: application/octet-stream
+END
+$ openapi-python-client generate --url http://127.0.0.1:9877/openapi.json --config client.yml
+```
+
+```python
+from cml_worker_metrics_client import Client
+from cml_worker_metrics_client.api.history import get_fleet_history
+
+with Client(base_url="http://127.0.0.1:9877") as client:
+    page = get_fleet_history.sync(client=client, region=["eu-west-1"], start="-7d", interval="1h", percentiles=True)
+    print(page.data[0].worker.name, page.data[0].data[0].cpu_utilization.p95)
+```
 """
 
 ERRORS_INTRO = """\
@@ -412,6 +439,7 @@ def http_page() -> str:
         FLEET_HISTORY_NOTES,
         RESOURCES_NOTES,
         TRANSFER_NOTES,
+        CLIENT_NOTES,
         ERRORS_INTRO,
         _rows(("code", "meaning"), ((str(code), text) for code, text in ERRORS.items())),
     )

@@ -763,7 +763,7 @@ class TestDistribution:
             ({"above": "1"}, "percentiles and above need an interval"),
             ({"interval": "1h", "above": "-1"}, "above must be a number"),
             ({"interval": "1h", "above": "nan"}, "above must be a number"),
-            ({"interval": "1h", "percentiles": "yes"}, "percentiles must be one of true, false"),
+            ({"interval": "1h", "percentiles": "yes"}, "percentiles must be true or false"),
         ):
             assert sentence in (await exporter.history(status=400, **query))["detail"]
 
