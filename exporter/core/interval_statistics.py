@@ -10,7 +10,7 @@ from datetime import datetime
 
 @dataclass(slots=True)
 class Statistics:
-    """avg, min and max (percent, or a count of labs) of `count` samples; all None when `count` is 0.
+    """avg, min and max (percent, or a number of labs) of `samples` samples; all None when that is 0.
 
     The others are None where they were not asked for, too.
     """
@@ -18,7 +18,7 @@ class Statistics:
     avg: float | None
     min: float | None
     max: float | None
-    count: int
+    samples: int
     p50: float | None = None
     p95: float | None = None
     """Percentiles by nearest rank, so each is the value of a sample."""

@@ -58,8 +58,8 @@ def point_statistics(
             "memory_utilization": statistics([point.memory for point in by_start[start]]),
             "active_labs_count": statistics([]),
             "status_share": {},
-            "known_samples": cpu["count"],
-            "running_samples": cpu["count"],
+            "known_samples": cpu["samples"],
+            "running_samples": cpu["samples"],
         }
         for start in sorted(by_start)
     ]
@@ -71,5 +71,5 @@ def _statistics(values: Iterable[float | None]) -> FieldStatistics:
         "avg": sum(known) / len(known) if known else None,
         "min": min(known, default=None),
         "max": max(known, default=None),
-        "count": len(known),
+        "samples": len(known),
     }

@@ -1,14 +1,14 @@
 """Reads a worker's history page by page, from MongoDB and, beyond its retention, from CloudWatch.
 
-A page has one source and one resolution. A range that begins before MongoDB's retention starts with pages from CloudWatch,
-coarser ones first, and continues with pages from MongoDB.
+A range that begins before MongoDB's retention starts with segments from CloudWatch, coarser ones first, and continues with one
+from MongoDB. A page may have several of them; each has one source and one resolution, and no row combines two.
 """
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol
+from typing import Literal, Protocol
 from zoneinfo import ZoneInfo
 
 from exporter.core.async_cache import AsyncCache
@@ -17,6 +17,7 @@ from exporter.core.errors import IncompatibleStoreError, SourceError
 from exporter.core.instances import instances_during, worker_from_inventory
 from exporter.core.model import InventoryEntry, Worker
 from exporter.core.periods import MINUTE, align, align_up, format_duration, rfc3339
+from exporter.history.grid import filled, limited
 from exporter.history.points import Point, point_samples, point_statistics
 from exporter.history.resources import SHARED_WINDOW_SECONDS, Resources, mean, published_window
 from exporter.history.segments import Segment, Source, split_range
@@ -107,22 +108,57 @@ class PageRequest:
     """The time zone of days and weeks; None: UTC."""
     wanted: Distribution | None = None
     """Further statistics of each interval; None: none."""
+    fill: bool = False
+    """Whether there is a row for each interval or period, also where nothing is stored."""
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
-    """A page of rows, oldest first."""
+class PageSegment:
+    """The rows of a page, oldest first, that have one source and one resolution."""
 
     rows: Sequence[HistoryRow]
-    following: int | None
-    """Milliseconds since 1970 where the next page begins; None for the last page."""
+    start: int
+    """UTC second from which they were read."""
     source: Source
     resolution: int
     """Seconds of a sample."""
     interval: int | None
     """Seconds of a row of statistics; None for samples."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page of rows."""
+
+    segments: Sequence[PageSegment]
+    """Oldest first; at least one. One without rows is left out where another one has some."""
+    following: int | None
+    """Milliseconds since 1970 where the next page begins; None for the last page."""
     note: str | None = None
     """A limitation of this page, as a sentence for the client."""
+
+    @property
+    def rows(self) -> Sequence[HistoryRow]:
+        """All rows, oldest first."""
+        if len(self.segments) == 1:
+            return self.segments[0].rows
+        return [row for segment in self.segments for row in segment.rows]
+
+    @property
+    def source(self) -> Source | Literal["mixed"]:
+        """Where the rows come from."""
+        sources = {segment.source for segment in self.segments}
+        return "mixed" if len(sources) > 1 else sources.pop()
+
+    @property
+    def resolution(self) -> int:
+        """Seconds of a sample; the greatest of several resolutions."""
+        return max(segment.resolution for segment in self.segments)
+
+    @property
+    def interval(self) -> int | None:
+        """Seconds of a row of statistics, the greatest of several; None for samples."""
+        return max((segment.interval for segment in self.segments if segment.interval is not None), default=None)
 
 
 class HistoryReader:
@@ -190,18 +226,44 @@ class HistoryReader:
         segments = split_range(
             start, request.end, now, period=self.period, interval=request.interval, boundary=boundary, zone=request.zone
         )
-        if not segments:
-            return Page([], None, "mongodb", self.period, request.interval, note)
-        first, *rest = segments
-        if first.source == "cloudwatch":
-            page_rows, following = await self._read_archive(ref, first, request, now)
+        oldest = 0 if kept is None else now - kept
+        read: list[PageSegment] = []
+        following, left = None, request.limit
+        for segment in segments:
+            if left <= 0:
+                following = segment.start * 1000
+                break
+            rest = replace(request, limit=left)
+            found, following = await self._read_segment(ref, segment, rest, now, oldest)
+            read.append(PageSegment(found, segment.start, segment.source, segment.resolution, segment.interval))
+            left -= len(found)
+            if following is not None:
+                break
+        shown = [each for each in read if each.rows] or read[-1:]
+        return Page(shown or [PageSegment([], start, "mongodb", self.period, request.interval)], following, note)
+
+    async def _read_segment(
+        self, ref: WorkerRef, segment: Segment, request: PageRequest, now: int, oldest: int
+    ) -> tuple[Sequence[HistoryRow], int | None]:
+        """Return the rows of the first segment of a page, and where the rest of it begins, in milliseconds; None: no rest.
+
+        `oldest` is the UTC second from which MongoDB's samples count: it deletes late.
+        """
+        begin = max(request.start, segment.start * 1000, oldest * 1000 if segment.source == "mongodb" else 0)
+        first, end, rows = align_up(begin, 1000) // 1000, segment.end, request.limit
+        if request.fill:
+            end = limited(first, segment.end, segment.resolution, segment.interval, request.zone, rows)
+        part = replace(segment, end=end)
+        if segment.source == "cloudwatch":
+            found, following = await self._read_archive(ref, part, request, now)
         else:
-            oldest = 0 if kept is None else now - kept  # MongoDB deletes late
-            begin = max(request.start, first.start * 1000, oldest * 1000)
-            page_rows, following = await self._read_history(ref, first, begin, request)
-        if following is None and rest:
-            following = rest[0].start * 1000
-        return Page(page_rows, following, first.source, first.resolution, first.interval, note)
+            found, following = await self._read_history(ref, part, begin, request)
+        if request.fill:
+            until = end if following is None else following // 1000
+            found = filled(found, first, until, segment.resolution, segment.interval, request.zone, request.wanted)
+        if following is None and end < segment.end:
+            following = end * 1000
+        return found, following
 
     def _note(self, start: int, now: int, kept: int | None) -> str | None:
         if self._history is None and self._archive is None:

@@ -153,7 +153,7 @@ class WorkerMetricsRepository:
         percentiles: bool = False,
         above: float | None = None,
     ) -> list[MetricsAggregation] | dict[str, list[MetricsAggregation]]:
-        """Return avg, min, max and count per metric for each interval that has samples, oldest first.
+        """Return avg, min, max and number of samples per metric for each interval that has samples, oldest first.
 
         Only samples in [start_time, end_time) count. Intervals are aligned to UTC: to the epoch, and whole weeks to Monday.
 
@@ -201,7 +201,7 @@ def _of_metric(of: FieldColumns) -> Iterable[Statistics]:
     if not of.distributions:
         return map(Statistics, of.averages, of.lowest, of.highest, of.counts)
     columns = zip(of.averages, of.lowest, of.highest, of.counts, of.distributions, strict=True)
-    return (Statistics(avg, low, high, count, **further) for avg, low, high, count, further in columns)
+    return (Statistics(avg, low, high, samples, **further) for avg, low, high, samples, further in columns)
 
 
 def _aligned(sample: WorkerMetricsSample, period: int) -> WorkerMetricsSample:

@@ -47,7 +47,7 @@ class FieldStatistics(DistributionStatistics):
     avg: float | None
     min: float | None
     max: float | None
-    count: int
+    samples: int
     """Samples with a value."""
 
 

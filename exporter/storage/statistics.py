@@ -193,7 +193,9 @@ def statistics_rows(found: IntervalColumns) -> list[StatisticsRow]:
 
 def _field_rows(of: FieldColumns) -> list[FieldStatistics]:
     values = zip(of.averages, of.lowest, of.highest, of.counts, strict=True)
-    rows: list[FieldStatistics] = [{"avg": avg, "min": low, "max": high, "count": count} for avg, low, high, count in values]
+    rows: list[FieldStatistics] = [
+        {"avg": avg, "min": low, "max": high, "samples": samples} for avg, low, high, samples in values
+    ]
     if not of.distributions:
         return rows
     return [{**row, **further} for row, further in zip(rows, of.distributions, strict=True)]

@@ -19,12 +19,14 @@ from exporter.core.settings import WebSettings
 from exporter.web import responses
 from exporter.web.admission import Admission
 from exporter.web.backend import Backend
+from exporter.web.compression import Compression
 from exporter.web.error_pages import error as error_page
 from exporter.web.error_pages import problem
 from exporter.web.hang_up import HangUp
 from exporter.web.live_config import LiveAuth
 from exporter.web.lookup import RETRY_AFTER_SECONDS
 from exporter.web.routes import ROUTES
+from exporter.web.security_headers import SECURITY_HEADERS, SecurityHeaders
 from exporter.web.toolkit_http import HttpConfig, ToolkitHttp
 
 DEFAULTS = WebSettings()
@@ -73,8 +75,9 @@ async def _on_spent(request: Request, error: Exception) -> Response:
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:
-    # Starlette raises the error again after sending this, and uvicorn logs it with its traceback.
-    return error_page(request, HTTPStatus.INTERNAL_SERVER_ERROR, "Internal error; the log of the exporter has the details.")
+    # Starlette raises the error again after sending this, and uvicorn logs it with its traceback. No middleware is around it.
+    sentence = "Internal error; the log of the exporter has the details."
+    return error_page(request, HTTPStatus.INTERNAL_SERVER_ERROR, sentence, SECURITY_HEADERS)
 
 
 async def _to_fleet_page(request: Request) -> Response:
@@ -92,7 +95,7 @@ def _authentication(users: Users, settings: WebSettings) -> Middleware:
 
 def _middleware(settings: WebSettings, users: Users | None, http: Callable[[], HttpConfig] | None) -> list[Middleware]:
     """Return the middleware in the order in which a request passes it."""
-    prefix, middleware = settings.prefix, [Middleware(HangUp)]
+    prefix, middleware = settings.prefix, [Middleware(HangUp), Middleware(SecurityHeaders)]
     if http is not None:
         refused = problem(HTTPStatus.TOO_MANY_REQUESTS, "More requests than rate_limit of the web configuration allows.")
         middleware.append(Middleware(ToolkitHttp, http, refused))
@@ -111,6 +114,7 @@ def _middleware(settings: WebSettings, users: Users | None, http: Callable[[], H
     if users is not None:
         middleware.append(_authentication(users, settings))
     middleware.append(Middleware(Admission, [prefix + path for path in RESERVED_PATHS]))
+    middleware.append(Middleware(Compression))
     return middleware
 
 

@@ -19,6 +19,7 @@ from uvicorn.server import ServerState
 
 from exporter.web import responses
 from exporter.web.connections import Connection, Connections, Phase
+from exporter.web.security_headers import RAW_SECURITY_HEADERS
 
 PIECE_BYTES = 1 << 12
 """Bytes that are parsed before the limits are checked again."""
@@ -254,13 +255,13 @@ class LimitedProtocol(HttpToolsProtocol):
         if self.cycle is not None and not self.cycle.response_complete:
             self._end()  # an error in the middle of another response would be taken for its content
             return
-        body = responses.problem(status, detail).model_dump_json().encode()
-        head = (
-            f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/problem+json\r\n"
-            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
-        )
-        self.transport.write(head.encode() + body)
+        self.transport.write(_error(status, detail))
         self.loop.call_later(LINGER_SECONDS, self.transport.close)
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP with an error, and close the connection."""
+        self.transport.write(_error(HTTPStatus.BAD_REQUEST, msg))
+        self.transport.close()
 
     @property
     def _phase(self) -> Phase:
@@ -269,3 +270,13 @@ class LimitedProtocol(HttpToolsProtocol):
     def _enter(self, phase: Phase) -> None:
         if self._connection is not None:
             self._limited.enter(self._connection, phase)
+
+
+def _error(status: HTTPStatus, detail: str) -> bytes:
+    """Return an error that closes the connection, as HTTP/1.1."""
+    body = responses.problem(status, detail).model_dump_json().encode()
+    head = (
+        f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/problem+json\r\n{RAW_SECURITY_HEADERS}"
+        f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+    )
+    return head.encode() + body

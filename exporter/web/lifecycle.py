@@ -1,4 +1,4 @@
-"""The routes of a supervisor: is the process alive, and reload its configuration."""
+"""The routes of a supervisor: is the process alive, is it ready, and reload its configuration."""
 
 from http import HTTPStatus
 
@@ -7,6 +7,8 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from exporter.core.errors import ExporterError
+from exporter.web import responses
+from exporter.web.lookup import backend_of
 
 
 async def healthy(request: Request) -> Response:
@@ -15,6 +17,14 @@ async def healthy(request: Request) -> Response:
         sentence = f"CML worker exporter hangs; without progress: {', '.join(dead)}. Restart it.\n"
         return PlainTextResponse(sentence, HTTPStatus.SERVICE_UNAVAILABLE)
     return PlainTextResponse("CML worker exporter is healthy.\n")
+
+
+async def ready(request: Request) -> Response:
+    """Respond with readiness and the state of each source; 503 only until the first read of the worker documents."""
+    backend = backend_of(request)
+    state = responses.readiness(backend.ready, backend.conditions())
+    status = HTTPStatus.OK if state.ready else HTTPStatus.SERVICE_UNAVAILABLE
+    return Response(state.model_dump_json(), status, media_type="application/json")
 
 
 async def reload(request: Request) -> Response:

@@ -2,6 +2,10 @@
 
 import re
 from collections.abc import Sequence
+from typing import Literal
+
+Coding = Literal["gzip", "zstd"]
+"""A content coding that bodies are compressed with."""
 
 
 def prefers_gzip(accept_encoding: str) -> bool:
@@ -9,6 +13,19 @@ def prefers_gzip(accept_encoding: str) -> bool:
     weights = _weights(accept_encoding)
     gzip = next((weights[coding] for coding in ("gzip", "x-gzip", "*") if coding in weights), 0)
     return gzip > 0 and gzip >= weights.get("identity", 0)
+
+
+def preferred_coding(accept_encoding: str) -> Coding | None:
+    """Return the coding to compress with, from an Accept-Encoding header; None: none is accepted, or identity weighs more.
+
+    Of two with the same weight it is zstd, which is smaller in less time. `*` stands for gzip, which all clients know.
+    """
+    weights = _weights(accept_encoding)
+    zstd = weights.get("zstd", 0)
+    gzip = next((weights[coding] for coding in ("gzip", "x-gzip", "*") if coding in weights), 0)
+    if not max(zstd, gzip) or max(zstd, gzip) < weights.get("identity", 0):
+        return None
+    return "zstd" if zstd >= gzip else "gzip"
 
 
 def prefers_csv(accept: str) -> bool:

@@ -10,11 +10,21 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from exporter import __version__
-from exporter.web.schemas import Problem, components
+from exporter.web.examples import JSON_EXAMPLES
+from exporter.web.schemas import Problem, definitions
 
 Schema = Mapping[str, Any]
 Body = Schema | type[BaseModel]
 """Schema of a response body: a JSON schema, or the pydantic model that has one."""
+Tag = Literal["workers", "history", "pages", "prometheus", "operations"]
+TAGS: Mapping[Tag, str] = {
+    "workers": "The fleet as it is now.",
+    "history": "Samples and statistics of the past.",
+    "pages": "Pages and images for people.",
+    "prometheus": "What Prometheus reads.",
+    "operations": "Probes, the configuration, and this document.",
+}
+"""Groups of routes → what they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +56,8 @@ class ResponseSpec:
     """Name → description."""
     also: Mapping[int, tuple[str, Body]] = field(default_factory=dict)
     """Status codes with a body that is not a `Problem` → media type and body."""
+    examples: Mapping[str, object] = field(default_factory=dict)
+    """Media type → an example of a body without a model."""
 
 
 class Endpoint(NamedTuple):
@@ -55,6 +67,7 @@ class Endpoint(NamedTuple):
     handler: Callable[[Request], Awaitable[Response]]
     description: str
     response: ResponseSpec
+    tag: Tag
     parameters: tuple[Parameter, ...] = ()
     also: str = ""
     """A second path of the same route."""
@@ -64,6 +77,11 @@ class Endpoint(NamedTuple):
     def template(self) -> str:
         """The path without the convertors of its placeholders."""
         return template(self.path)
+
+    def operation_id(self, path: str) -> str:
+        """Return the name of the operation in generated clients, such as get_fleet_history; the second path has its own."""
+        name = f"{self.method.lower()}_{self.handler.__name__}"
+        return name if path == self.path else f"{name}_short"
 
     @property
     def title(self) -> str:
@@ -95,7 +113,7 @@ def document(endpoints: Sequence[Endpoint], url: str) -> dict[str, Any]:
     for endpoint in endpoints:
         for path in filter(None, (endpoint.path, endpoint.also)):
             paths[template(path)] = {endpoint.method.lower(): _operation(endpoint, path)}
-    return {
+    found: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {
             "title": "CML worker metrics",
@@ -105,20 +123,41 @@ def document(endpoints: Sequence[Endpoint], url: str) -> dict[str, Any]:
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": url.rstrip("/") or "/"}],
+        "tags": [{"name": tag, "description": description} for tag, description in TAGS.items()],
         "paths": paths,
         "components": {
-            "schemas": components(_models(endpoints)),
+            "schemas": definitions(_models(endpoints)),
             "securitySchemes": {"basic": {"type": "http", "scheme": "basic"}},
         },
         "security": [{}, {"basic": []}],
     }
+    named: dict[str, Any] = {}
+    found = _hoisted(found, named)
+    components: dict[str, Any] = found["components"]
+    components["schemas"] |= named
+    return found
+
+
+def _hoisted(part: Any, named: dict[str, Any]) -> Any:  # noqa: ANN401 -- any part of a JSON document
+    """Return a part of the document with a reference in place of each enumeration that has a title; these go to `named`.
+
+    A generated client then has one class for it, instead of one for each place.
+    """
+    if isinstance(part, Mapping):
+        if "enum" in part and "title" in part:
+            named[part["title"]] = dict(part)
+            return {"$ref": f"#/components/schemas/{part['title']}"}
+        return {name: _hoisted(value, named) for name, value in part.items()}
+    return [_hoisted(each, named) for each in part] if isinstance(part, list | tuple) else part
 
 
 def _operation(endpoint: Endpoint, path: str) -> dict[str, Any]:
     headers = {name: {"description": text, "schema": {"type": "string"}} for name, text in endpoint.response.headers.items()}
     success: dict[str, Any] = {
         "description": endpoint.description,
-        "content": {kind: _media_type(body) for kind, body in endpoint.response.content.items()},
+        "content": {
+            kind: _media_type(body, endpoint.response.examples.get(kind)) for kind, body in endpoint.response.content.items()
+        },
     }
     responses: dict[str, Any] = {"200": success | ({"headers": headers} if headers else {})}
     for code in (401, *endpoint.response.errors):
@@ -130,15 +169,18 @@ def _operation(endpoint: Endpoint, path: str) -> dict[str, Any]:
         responses[str(code)] = {"description": endpoint.description, "content": {kind: _media_type(body)}}
     return {
         "summary": endpoint.description,
-        "operationId": re.sub(r"\W+", "_", template(path)).strip("_") or "index",
+        "operationId": endpoint.operation_id(path),
+        "tags": [endpoint.tag],
         "parameters": [parameter.parameter_object() for parameter in endpoint.parameters],
         "responses": responses,
     }
 
 
-def _media_type(body: Body) -> dict[str, Any]:
+def _media_type(body: Body, example: object = None) -> dict[str, Any]:
     """Return the OpenAPI Media Type Object of a body."""
-    return {"schema": {"$ref": f"#/components/schemas/{body.__name__}"} if isinstance(body, type) else body}
+    if not isinstance(body, type):
+        return {"schema": body} | ({} if example is None else {"example": example})
+    return {"schema": {"$ref": f"#/components/schemas/{body.__name__}"}, "example": JSON_EXAMPLES[body]}
 
 
 def _models(endpoints: Sequence[Endpoint]) -> Iterator[type[BaseModel]]:

@@ -30,10 +30,11 @@ from exporter.web.worker_chart import WorkerRows
 
 SVG = "image/svg+xml"
 _CHART_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'",
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
     "Cache-Control": "private, max-age=30",
 }
-"""A chart opened by its address is a document of its own: its style sheet is in it, and it needs nothing else."""
+"""A chart opened by its address is a document of its own: its style sheet is in it, and it needs nothing else. Other pages
+embed it as an image, which `frame-ancestors` does not concern."""
 PAGE_HEADERS = {"Content-Security-Policy": templates.POLICY, "Cache-Control": "private, no-cache"}
 SPARKLINES_SECONDS = 2
 """Seconds that the fleet page waits for the history."""

@@ -2,43 +2,31 @@
 
 import base64
 import binascii
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from exporter.core.distribution import Distribution
 from exporter.core.errors import RequestError
-from exporter.core.local_time import LOCAL_INTERVALS
 from exporter.core.model import STATUSES
-from exporter.core.periods import DAY, WEEK, format_duration, rfc3339
+from exporter.core.periods import format_duration, rfc3339
 from exporter.core.regions import normal_region
-from exporter.history.reader import PageRequest
 from exporter.sources.cloudwatch.retention import OLDEST
 from exporter.web.discovery import NODE_EXPORTER_PORT
 from exporter.web.openapi import Parameter, Schema
 from exporter.web.query_values import (
     MAX_FUTURE_SECONDS,
-    check_range,
-    choice,
     duration_of,
     given_values,
-    interval_of,
     single,
     time_bound,
     whole_number,
-    zone_named,
 )
 from exporter.web.schemas import FleetWorker
 
 WORKERS_LIMIT, MAX_WORKERS = 500, 1000
-HISTORY_LIMIT, MAX_ROWS = 1000, 10_000
-MAX_POINTS = 1_000_000
-"""Rows that a range may have on all its pages: two years of minutes."""
 
 MIN_RESOURCES_SECONDS = 30
 """The shortest range of a worker's resources, in seconds: the shortest that the manager's UI offers."""
 
-_CURSOR = re.compile("([0-9]{1,14}):([0-9]{1,11}):([0-9]{1,7})(?::([A-Za-z0-9_+/-]{1,64}))?")
 DURATION: Schema = {"type": "string", "pattern": "^([0-9]+(ms|[smhdwy]))+$"}
 _TIME: Schema = {
     "type": "string",
@@ -55,7 +43,10 @@ LIMIT_WORKERS = Parameter(
 )
 CURSOR = Parameter("cursor", "`next` of the previous page.", {"type": "string"})
 STATUS = Parameter(
-    "status", "Only workers with this status; may be repeated.", {"type": "string", "enum": list(STATUSES)}, many=True
+    "status",
+    "Only workers with this status; may be repeated.",
+    {"type": "string", "title": "WorkerStatus", "enum": list(STATUSES)},
+    many=True,
 )
 REGION = Parameter("region", "Only workers in this region; may be repeated.", {"type": "string"}, many=True)
 NAME = Parameter(
@@ -77,7 +68,9 @@ WORKER_NAME = Parameter(
     many=True,
 )
 FORMAT = Parameter(
-    "format", "`json` or `csv`; takes precedence over the Accept header.", {"type": "string", "enum": ["json", "csv"]}
+    "format",
+    "`json` or `csv`; takes precedence over the Accept header.",
+    {"type": "string", "title": "TableFormat", "enum": ["json", "csv"]},
 )
 WORKERS = (LIMIT_WORKERS, CURSOR, STATUS, REGION, WORKER_NAME, FIELDS, FORMAT)
 
@@ -104,42 +97,12 @@ END = Parameter(
     "End of the range, exclusive, in the formats of `start`. Default: now, also for an end up to a day in the future.",
     _TIME,
 )
-INTERVAL = Parameter(
-    "interval",
-    "Length of the intervals for which avg, min, max and count of each metric and the share of each status are returned, "
-    f"instead of samples: a multiple of `period`, up to {format_duration(WEEK)}, aligned to UTC, 7d to Monday. With `tz` "
-    "days (1d) and weeks (7d) are local.",
-    {**DURATION, "examples": ["5m", "1h", "1d", "7d"]},
-)
-LIMIT_ROWS = Parameter(
-    "limit",
-    f"Rows per page. Default: {HISTORY_LIMIT}.",
-    {"type": "integer", "minimum": 1, "maximum": MAX_ROWS, "default": HISTORY_LIMIT},
-)
-CURSOR_ROWS = Parameter(
-    "cursor",
-    "`next` of the previous page. It contains start, end, interval and tz, so `start` and `end` are ignored.",
-    {"type": "string"},
-)
 TZ = Parameter(
     "tz",
     "Time zone of days, weeks, and times without an offset, such as America/New_York; a local day has 23 to 25 hours. Default: "
     "UTC.",
     {"type": "string", "examples": ["America/New_York", "Europe/Berlin"]},
 )
-PERCENTILES = Parameter(
-    "percentiles",
-    "With `interval`: `true` adds p50, p95, and p99 of each metric (nearest rank: each is one of the values). "
-    "Default: `false`.",
-    {"type": "string", "enum": ["true", "false"], "default": "false"},
-)
-ABOVE = Parameter(
-    "above",
-    "With `interval`: adds `above_seconds`, the time for which a metric was greater than this number, in percent or labs.",
-    {"type": "number", "minimum": 0, "maximum": 1_000_000, "examples": [80]},
-)
-HISTORY = (WORKER_ID, START, END, INTERVAL, TZ, PERCENTILES, ABOVE, LIMIT_ROWS, CURSOR_ROWS, FORMAT)
-
 RESOURCES_REGION = Parameter("region", "AWS region of the worker.", {"type": "string"}, "path")
 RESOURCES_WORKER = replace(WORKER_ID, description="Id of the worker, or of an EC2 instance that it runs or ran on.")
 START_TIME = Parameter(
@@ -194,59 +157,13 @@ class WorkersQuery:
         statuses, regions = selected(given)
         return cls(
             limit=whole_number(given, LIMIT_WORKERS),
-            after=_decoded(single(given, "cursor") or ""),
+            after=decoded(single(given, "cursor") or ""),
             statuses=statuses,
             regions=regions,
             names=frozenset(given.get("name", ())),
             fields=_fields(given),
             format=_format(given),
         )
-
-
-@dataclass(frozen=True, slots=True)
-class HistoryQuery:
-    """The parameters of a worker's history."""
-
-    span: PageRequest
-    format: str | None
-
-    @classmethod
-    def parse(cls, items: Iterable[tuple[str, str]], *, now: int, period: int, reach: int | None) -> "HistoryQuery":
-        """Parse the query's (name, value) pairs; raises RequestError.
-
-        Args:
-            items: the pairs.
-            now: UTC seconds.
-            period: seconds between two samples.
-            reach: maximum age of a sample in seconds; None without limit.
-        """
-        given = given_values(items, HISTORY)
-        limit = whole_number(given, LIMIT_ROWS)
-        format_ = _format(given)
-        interval = interval_of(single(given, "interval"), period)
-        zone = zone_named(single(given, "tz"))
-        cursor = single(given, "cursor")
-        if cursor is not None:
-            span = _resumed(cursor, limit, now, period, reach)
-            if interval not in (None, span.interval):
-                raise RequestError("interval differs from that of the cursor; leave it out, or start again without the cursor.")
-            if zone not in (None, span.zone):
-                raise RequestError("tz differs from that of the cursor; leave it out, or start again without the cursor.")
-        else:
-            end = time_bound(given, "end", now, now, zone)
-            start = time_bound(given, "start", now, min(end, now) - DAY, zone)
-            check_range(start, end, now, reach)
-            span = PageRequest(start * 1000, min(end, now), interval, limit, zone)
-        _check_local(span)
-        span = replace(span, wanted=_wanted(given))
-        if span.wanted and not span.interval:
-            raise RequestError("percentiles and above need an interval, such as interval=1h.")
-        points = (span.end - span.start // 1000) // (span.interval or period)
-        if points > MAX_POINTS:
-            raise RequestError(
-                f"The range may have {points} rows, more than {MAX_POINTS}; use a longer interval or a later start."
-            )
-        return cls(span, format_)
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,7 +187,7 @@ class ResourcesQuery:
             raise RequestError(sentence)
         end = time_bound(given, "end_time", now, now)
         if end > now + MAX_FUTURE_SECONDS:
-            raise RequestError("end_time is in the future; leave it out to use now.")
+            raise RequestError(f"end_time is in the future ({rfc3339(end)}); leave it out to use now.")
         if end - seconds < now - OLDEST:
             raise RequestError(f"CloudWatch has no data before {rfc3339(now - OLDEST)}; use a later end_time.")
         return cls(relative, seconds, min(end, now))
@@ -320,38 +237,9 @@ def encoded(text: str) -> str:
     return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
-def resuming(span: PageRequest, following: int) -> str:
-    """Return the cursor of the next page of `span`, which begins at the millisecond `following`."""
-    zone = f":{span.zone.key}" if span.zone else ""
-    return encoded(f"{following}:{span.end}:{span.interval or 0}{zone}")
-
-
-def _decoded(cursor: str) -> str:
+def decoded(cursor: str) -> str:
+    """Return the text of a cursor; raises RequestError."""
     try:
         return base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode()
     except (binascii.Error, ValueError) as error:
         raise RequestError("cursor must be the value of next on the previous page.") from error
-
-
-def _resumed(cursor: str, limit: int, now: int, period: int, reach: int | None) -> PageRequest:
-    """Return the page that a cursor stands for; raises RequestError for forged cursors that point outside the allowed range."""
-    found = _CURSOR.fullmatch(_decoded(cursor))
-    at, end, interval = map(int, found.groups()[:3]) if found else (0, 0, 0)
-    oldest = 0 if reach is None else now - reach - DAY  # a day more, because time passes between two pages
-    if not oldest <= at // 1000 < end <= now + MAX_FUTURE_SECONDS or interval > WEEK or interval % period:
-        raise RequestError("cursor must be the value of next on the previous page.")
-    return PageRequest(at, end, interval or None, limit, zone_named(found[4]) if found else None)
-
-
-def _wanted(given: Mapping[str, Sequence[str]]) -> Distribution | None:
-    """Return the further statistics that are asked for, None for none; raises RequestError."""
-    percentiles, text = choice(given, PERCENTILES) == "true", single(given, "above")
-    if text is not None and (not re.fullmatch(r"[0-9]{1,7}(\.[0-9]{1,9})?", text) or float(text) > ABOVE.schema["maximum"]):
-        raise RequestError("above must be a number from 0 to 1000000, such as 80 or 99.5.")
-    return Distribution(percentiles, None if text is None else float(text)) if percentiles or text is not None else None
-
-
-def _check_local(span: PageRequest) -> None:
-    """Refuse intervals that have no meaning in a time zone: several days but no week have no first day."""
-    if span.zone and span.interval and span.interval > DAY and span.interval not in LOCAL_INTERVALS:
-        raise RequestError("With tz, interval must be 1d, 7d, or shorter than a day.")

@@ -7,7 +7,7 @@ from zoneinfo import ZoneInfo
 
 from exporter.core.errors import RequestError
 from exporter.core.local_time import time_zone
-from exporter.core.periods import DAY, WEEK, format_duration, parse_duration, parse_time
+from exporter.core.periods import DAY, WEEK, format_duration, parse_duration, parse_time, rfc3339
 from exporter.web.openapi import Parameter
 
 MAX_PARAMETER_CHARACTERS = 4096
@@ -24,9 +24,18 @@ def time_bound(given: Mapping[str, Sequence[str]], name: str, now: int, default:
     try:
         return parse_time(text, now, zone or UTC)
     except ValueError:
-        raise RequestError(
-            f"{name} must be a time such as 2026-01-31T12:00:00Z, unix seconds, now, or a duration before now such as -24h."
-        ) from None
+        raise RequestError(f"{name} {_no_time(text)}") from None
+
+
+def _no_time(text: str) -> str:
+    """Return what is wrong with a text that is no time, as the rest of a sentence."""
+    if re.fullmatch(r"(now)?[+ ][0-9].{0,30}", text):  # a + that a client did not percent-encode arrives as a space
+        return "is in the future, as a duration after now; durations are before now, such as -24h."
+    if re.fullmatch("[0-9]{15,20}", text):
+        return f"has {len(text)} digits, so it is in microseconds or nanoseconds; write Unix seconds or milliseconds."
+    return (
+        "must be a time such as 2026-01-31T12:00:00Z, Unix seconds or milliseconds, now, or a duration before now such as -24h."
+    )
 
 
 def zone_named(name: str | None) -> ZoneInfo | None:
@@ -42,9 +51,11 @@ def zone_named(name: str | None) -> ZoneInfo | None:
 def check_range(start: int, end: int, now: int, reach: int | None) -> None:
     """Raise RequestError unless [start, end) lies between the oldest data (`reach` seconds ago) and tomorrow."""
     if end > now + MAX_FUTURE_SECONDS:
-        raise RequestError("end is in the future; leave it out to use now.")
-    if start >= now:
-        raise RequestError("start is in the future; use an earlier one, such as -24h.")
+        raise RequestError(f"end is in the future ({rfc3339(end)}); leave it out to use now.")
+    if start == now:
+        raise RequestError("start is now, after which there are no samples yet; use an earlier one, such as -24h.")
+    if start > now:
+        raise RequestError(f"start is in the future ({rfc3339(start)}); use an earlier one, such as -24h.")
     if start >= end:
         raise RequestError("start must be before end.")
     if start < 0 or (reach is not None and start < now - reach):
@@ -96,6 +107,14 @@ def choice(given: Mapping[str, Sequence[str]], parameter: Parameter) -> str:
     if text is not None and text not in allowed:
         raise RequestError(f"{parameter.name} must be one of {', '.join(allowed)}.")
     return str(parameter.schema["default"]) if text is None else text
+
+
+def flag(given: Mapping[str, Sequence[str]], parameter: Parameter) -> bool:
+    """Return whether a parameter is `true`; its default where it is not given; raises RequestError."""
+    text = single(given, parameter.name)
+    if text not in (None, "true", "false"):
+        raise RequestError(f"{parameter.name} must be true or false.")
+    return bool(parameter.schema["default"]) if text is None else text == "true"
 
 
 def given_values(items: Iterable[tuple[str, str]], parameters: Sequence[Parameter]) -> Mapping[str, Sequence[str]]:

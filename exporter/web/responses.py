@@ -1,27 +1,19 @@
 """Bodies and headers of responses: workers, pages of history as JSON and CSV, resources, problems. Pure functions."""
 
-import csv
-import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from http import HTTPStatus
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
-import orjson
-
 from exporter.core.condition import Condition
-from exporter.core.distribution import Distribution
-from exporter.core.history_metrics import METRIC_FIELDS
-from exporter.core.model import STATUSES, InventoryEntry, WorkerFacts, WorkerGauges
+from exporter.core.model import InventoryEntry, WorkerFacts, WorkerGauges
 from exporter.core.periods import rfc3339
-from exporter.history.reader import Page, WorkerRef
 from exporter.history.resources import Resources
-from exporter.storage.rows import Document
+from exporter.web.csv_table import table
 from exporter.web.parameters import ResourcesQuery, encoded
 from exporter.web.schemas import (
     FleetPage,
     FleetWorker,
-    HistoryWorker,
     InstanceRecord,
     Problem,
     Readiness,
@@ -29,14 +21,12 @@ from exporter.web.schemas import (
     SourceState,
 )
 
-CSV = "text/csv; charset=utf-8; header=present"
-_STATISTICS = ("avg", "min", "max", "count")
 NEXT, SOURCE, RESOLUTION, NOTE = "X-Next-Cursor", "X-Source", "X-Resolution-Seconds", "X-Note"
 PAGE_HEADERS: Mapping[str, str] = {
     "Link": 'link to the next page, rel="next"; absent on the last page',
     NEXT: "cursor of the next page; absent on the last page",
-    SOURCE: "`mongodb` or `cloudwatch`",
-    RESOLUTION: "seconds that a sample stands for",
+    SOURCE: "`mongodb`, `cloudwatch`, or `mixed` for rows of both",
+    RESOLUTION: "seconds that a sample stands for; the greatest where there are several",
     NOTE: "remark on the page; absent if there is none",
 }
 
@@ -85,7 +75,7 @@ def listed_worker(gauge: WorkerGauges, entry: InventoryEntry | None, fresh: bool
             extra=dict(worker.extra) if state else {},
             first_seen=_time(entry.first_seen) if entry else None,
             last_seen=_time(entry.last_seen) if entry else None,
-            instances=_instances(entry),
+            instances=worker_instances(entry),
         )
 
     return ListedWorker(worker.id, worker.region, status, worker.name, row)
@@ -118,7 +108,7 @@ def gone_worker(entry: InventoryEntry) -> ListedWorker:
             extra={},
             first_seen=_time(entry.first_seen),
             last_seen=_time(entry.last_seen),
-            instances=_instances(entry),
+            instances=worker_instances(entry),
         )
 
     return ListedWorker(entry.worker_id, entry.region, status, entry.name, row)
@@ -146,7 +136,8 @@ def _facts(facts: WorkerFacts, *, load: bool) -> dict[str, Any]:
     }
 
 
-def _instances(entry: InventoryEntry | None) -> tuple[InstanceRecord, ...]:
+def worker_instances(entry: InventoryEntry | None) -> tuple[InstanceRecord, ...]:
+    """Return the instances that a worker was seen with, oldest first; none without an entry."""
     return tuple(
         InstanceRecord(
             instance_id=each.instance_id, region=each.region, first_seen=rfc3339(each.first), last_seen=rfc3339(each.last)
@@ -177,21 +168,10 @@ def fleet_json(page: FleetPage, fields: frozenset[str] | None) -> str:
 
 
 def fleet_csv(page: FleetPage, fields: frozenset[str] | None) -> bytes:
-    """Return a page of workers as CSV (RFC 4180): a header line; empty fields for null, JSON for lists and objects."""
+    """Return a page of workers as CSV."""
     names = [name for name in FleetWorker.model_fields if fields is None or name in fields]
-    out = io.StringIO(newline="")
-    writer = csv.writer(out)
-    writer.writerow(names)
-    for worker in page.data:
-        row = worker.model_dump(mode="json", include=set(names))
-        writer.writerow([_cell(row[name]) for name in names])
-    return out.getvalue().encode()
-
-
-def _cell(value: object) -> object:
-    if isinstance(value, bool | dict | list):
-        return orjson.dumps(value).decode()
-    return value
+    found = (worker.model_dump(mode="json", include=set(names)) for worker in page.data)
+    return table(names, ([row[name] for name in names] for row in found))
 
 
 def fleet_headers(following: str | None, parameters: Iterable[tuple[str, str]]) -> dict[str, str]:
@@ -202,115 +182,16 @@ def fleet_headers(following: str | None, parameters: Iterable[tuple[str, str]]) 
         parameters: those of the request.
     """
     kept = [(name, value) for name, value in parameters if name != "cursor"]
-    return {"Vary": "Accept"} | (_next_page(following, kept) if following else {})
+    return {"Vary": "Accept"} | (next_page(following, kept) if following else {})
 
 
-def _next_page(cursor: str, parameters: Iterable[tuple[str, str]]) -> dict[str, str]:
+def next_page(cursor: str, parameters: Iterable[tuple[str, str]]) -> dict[str, str]:
     """Return the headers that lead to the next page. The link is relative, so that it works behind a proxy."""
     return {NEXT: cursor, "Link": f'<?{urlencode([*parameters, ("cursor", cursor)])}>; rel="next"'}
 
 
 def _time(time: int | None) -> str | None:
     return None if time is None else rfc3339(time)
-
-
-# -- history -----------------------------------------------------------------------------------------------------------
-
-
-def history_worker(ref: WorkerRef, status: str | None) -> HistoryWorker:
-    """Return the worker that a page of history belongs to; `status` is today's, None if it is not known."""
-    worker, entry = ref.worker, ref.entry
-    return HistoryWorker(
-        worker_id=worker.id,
-        name=worker.name or (entry.name if entry else None),
-        region=ref.region,
-        status=status,
-        instance_type=worker.instance_type or (entry.instance_type if entry else None),
-        cml_version=worker.cml_version or (entry.cml_version if entry else None),
-        created_at=_time(worker.created_at),
-        terminated_at=_time(worker.terminated_at),
-        first_seen=_time(entry.first_seen) if entry else None,
-        last_seen=_time(entry.last_seen) if entry else None,
-        instances=_instances(entry),
-    )
-
-
-_KEPT = ("limit", "interval", "percentiles", "above", "format")
-"""Parameters that the next page has, too, beside its cursor."""
-_ROW = ("timestamp", *METRIC_FIELDS, "status_share")
-"""Keys of a row of statistics in the API."""
-
-
-def history_json(page: Page, cursor: str | None, worker: HistoryWorker) -> bytes:
-    """Return a page as the JSON of a `HistoryPage`; the rows are not validated, which would take longer than reading them."""
-    body = {
-        "data": page.rows if page.interval is None else [{name: row.get(name) for name in _ROW} for row in page.rows],
-        "next": cursor,
-        "source": page.source,
-        "resolution_seconds": page.resolution,
-        "interval_seconds": page.interval,
-        "worker": worker.model_dump(),
-    }
-    if page.note:
-        body["note"] = page.note
-    return orjson.dumps(body, option=orjson.OPT_NAIVE_UTC | orjson.OPT_UTC_Z)
-
-
-def history_csv(page: Page, interval: int | None, wanted: Distribution | None = None) -> bytes:
-    """Return a page as CSV (RFC 4180): a header line; empty fields for missing values.
-
-    Args:
-        page: the rows.
-        interval: that of the request, None for samples; it decides the columns, which are the same on every page.
-        wanted: the further statistics of the request.
-    """
-    rows = cast("Sequence[Document]", page.rows)  # the columns say which of the two kinds of row they are
-    out = io.StringIO(newline="")
-    writer = csv.writer(out)
-    if interval is None:
-        names = ("timestamp", *METRIC_FIELDS, "status")
-        writer.writerow(names)
-        writer.writerows([_stamp(row), *(row[name] for name in names[1:])] for row in rows)
-    else:
-        columns = [(field, how) for field in METRIC_FIELDS for how in (*_STATISTICS, *(wanted.names if wanted else ()))]
-        writer.writerow(
-            [
-                "timestamp",
-                *(f"{field}_{how}" for field, how in columns),
-                *(f"status_share_{status}" for status in STATUSES),
-            ]
-        )
-        writer.writerows(
-            [
-                _stamp(row),
-                *(row[field][how] for field, how in columns),
-                # A status without samples has the share 0, unless no sample has a status.
-                *(row["status_share"].get(status, 0.0) if row["status_share"] else None for status in STATUSES),
-            ]
-            for row in rows
-        )
-    return out.getvalue().encode()
-
-
-def page_headers(page: Page, cursor: str | None, parameters: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Return the headers of a page; CSV has no other place for this information.
-
-    Args:
-        page: the page.
-        cursor: of the next page, None on the last.
-        parameters: those of the request, for the link to the next page.
-    """
-    headers = {SOURCE: page.source, RESOLUTION: str(page.resolution)}
-    if page.note:
-        headers[NOTE] = page.note
-    if cursor:
-        kept = [(name, value) for name, value in parameters if name in _KEPT]
-        headers |= _next_page(cursor, kept)
-    return headers
-
-
-def _stamp(row: Document) -> str:
-    return f"{row['timestamp'].isoformat()}Z"
 
 
 # -- resources ---------------------------------------------------------------------------------------------------------

@@ -14,7 +14,8 @@ from exporter.core.model import STATUSES
 
 Moment = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 """A time in RFC 3339, UTC."""
-Status = Annotated[str, Field(json_schema_extra={"enum": list(STATUSES)})]
+Status = Annotated[str, Field(json_schema_extra={"title": "WorkerStatus", "enum": list(STATUSES)})]
+Source = Annotated[Literal["mongodb", "cloudwatch"], Field(json_schema_extra={"title": "HistorySource"})]
 Percent = Annotated[float, Field(description="percent")]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -119,7 +120,7 @@ class HistoryWorker(ResponseModel):
     instances: tuple[InstanceRecord, ...] = Field(description="oldest first")
 
 
-class SampleRow(ResponseModel):
+class SampleValues(ResponseModel):
     """One sample."""
 
     timestamp: Moment = Field(description="start of the period")
@@ -129,20 +130,26 @@ class SampleRow(ResponseModel):
     status: str | None
 
 
+class SampleRow(SampleValues):
+    """One sample, as a row of a page."""
+
+    earlier: SampleValues | None = Field(None, description="with `compare`: the sample that long before, null if there is none")
+
+
 class MetricStatistics(ResponseModel):
-    """Statistics of one metric over the samples of an interval; null if `count` is 0."""
+    """Statistics of one metric over the samples of an interval; null if `samples` is 0."""
 
     avg: float | None
     min: float | None
     max: float | None
-    count: int = Field(ge=0, description="number of samples with a value")
+    samples: int = Field(ge=0, description="number of samples with a value")
     p50: float | None = Field(default=None, description="with `percentiles=true`, as p95 and p99")
     p95: float | None = None
     p99: float | None = None
     above_seconds: float | None = Field(default=None, ge=0, description="with `above`: seconds above it")
 
 
-class IntervalRow(ResponseModel):
+class IntervalValues(ResponseModel):
     """Statistics of the samples of one interval."""
 
     timestamp: Moment = Field(description="start of the interval")
@@ -154,18 +161,76 @@ class IntervalRow(ResponseModel):
     )
 
 
-class HistoryPage(ResponseModel):
-    """A page of one worker's history, oldest row first."""
+class IntervalRow(IntervalValues):
+    """Statistics of the samples of one interval, as a row of a page."""
+
+    earlier: IntervalValues | None = Field(
+        None, description="with `compare`: the interval that long before, null if there is none"
+    )
+
+
+class HistorySegment(ResponseModel):
+    """Rows of a page that follow each other and have one source and one resolution."""
+
+    start: Moment = Field(description="from which they were read")
+    source: Source
+    resolution_seconds: int = Field(description="seconds that a sample stands for")
+    interval_seconds: int | None = Field(description="length of the intervals, null for samples")
+    rows: int = Field(ge=0, description="number of rows")
+
+
+class HistoryPart(ResponseModel):
+    """Where the rows of a page come from, and whose they are."""
+
+    source: Literal["mongodb", "cloudwatch", "mixed"] = Field(
+        description="`mixed`: of both; `segments` says which", json_schema_extra={"title": "PageSource"}
+    )
+    resolution_seconds: int = Field(description="seconds that a sample stands for; the greatest of `segments`")
+    interval_seconds: int | None = Field(description="length of the intervals, the greatest of `segments`; null for samples")
+    segments: tuple[HistorySegment, ...] = Field(description="sources and resolutions of the rows, oldest first")
+    worker: HistoryWorker
+    note: str = Field("", description="remark on the page; absent if there is none")
+
+
+class WorkerHistory(HistoryPart):
+    """Rows of one worker's history, oldest first."""
 
     data: tuple[SampleRow | IntervalRow, ...] = Field(
         description="samples, or with `interval` one row for each interval that has samples"
     )
+
+
+class WorkerColumns(HistoryPart):
+    """The history of one worker with `format=columns`: an array for each field, all of the same length."""
+
+    columns: dict[str, tuple[float | str | None, ...]] = Field(
+        description="`timestamp`, `unix_seconds` (the same as a number), and the columns of the CSV"
+    )
+
+
+class HistoryPage(WorkerHistory):
+    """A page of one worker's history, oldest row first."""
+
     next: str | None = Field(description="cursor of the next page, null on the last")
-    source: Literal["mongodb", "cloudwatch"]
-    resolution_seconds: int = Field(description="seconds that a sample stands for")
-    interval_seconds: int | None = Field(description="length of the intervals, null for samples")
-    worker: HistoryWorker
-    note: str = Field("", description="remark on the page; absent if there is none")
+
+
+class HistoryColumns(WorkerColumns):
+    """A page of one worker's history with `format=columns`, oldest first."""
+
+    next: str | None = Field(description="cursor of the next page, null on the last")
+
+
+class HistoryResponse(RootModel[HistoryPage | HistoryColumns]):
+    """A page of one worker's history: rows, or with `format=columns` columns."""
+
+
+class FleetHistoryPage(ResponseModel):
+    """A page of the history of many workers, one after the other, sorted by id."""
+
+    data: tuple[WorkerHistory | WorkerColumns, ...] = Field(
+        description="workers; the last one may continue on the next page, which then begins with it"
+    )
+    next: str | None = Field(description="cursor of the next page, null on the last")
 
 
 # -- the other routes --------------------------------------------------------------------------------------------------
@@ -231,12 +296,12 @@ class _WithoutTitles(GenerateJsonSchema):
         return False
 
 
-def components(models: Iterable[type[BaseModel]]) -> Mapping[str, Any]:
+def definitions(models: Iterable[type[BaseModel]]) -> Mapping[str, Any]:
     """Return name → JSON schema of the models and of all models in them, for components/schemas of an OpenAPI document."""
     _, schema = models_json_schema(
         [(model, "validation") for model in models],
         ref_template="#/components/schemas/{model}",
         schema_generator=_WithoutTitles,
     )
-    definitions: Mapping[str, Any] = schema["$defs"]
-    return definitions
+    found: Mapping[str, Any] = schema["$defs"]
+    return found

@@ -77,10 +77,11 @@ async def read_rows(
     request: PageRequest | None = PageRequest(start * 1000, end, interval, PAGE_ROWS, zone)
     while request is not None and start < end:
         page = await reader.page(ref, request)
-        rows += page.rows
-        resolutions += [page.resolution] * len(page.rows)
+        for segment in page.segments:
+            rows += segment.rows
+            resolutions += [segment.resolution] * len(segment.rows)
+            step = max(step, segment.interval or segment.resolution)  # CloudWatch keeps older datapoints at a coarser one
         note = note or page.note
-        step = max(step, page.interval or page.resolution)  # CloudWatch keeps older datapoints at a coarser resolution
         request = None if page.following is None else replace(request, start=page.following)
     return WorkerRows(rows, step, note, resolutions)
 

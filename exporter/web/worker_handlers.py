@@ -1,14 +1,18 @@
-"""The handlers of the list of workers, and of one of them."""
+"""The handlers of the list of workers, and of one of them: what is known of it, and its resources."""
 
 import asyncio
+from http import HTTPStatus
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from exporter.core.regions import normal_region
 from exporter.web import parameters, responses
-from exporter.web.lookup import backend_of, find_named, is_fresh, not_read_yet, unknown
+from exporter.web.csv_table import CSV
+from exporter.web.lookup import backend_of, find, find_instance, find_named, is_fresh, not_read_yet, unknown
 from exporter.web.negotiation import sends_csv
-from exporter.web.parameters import WorkersQuery
+from exporter.web.parameters import ResourcesQuery, WorkersQuery
 
 
 async def workers(request: Request) -> Response:
@@ -39,7 +43,7 @@ async def workers(request: Request) -> Response:
         page = responses.fleet_page(chosen, query.limit, backend.period)
         headers = responses.fleet_headers(page.next, given)
         if sends_csv(query.format, ",".join(request.headers.getlist("accept"))):
-            return Response(responses.fleet_csv(page, query.fields), media_type=responses.CSV, headers=headers)
+            return Response(responses.fleet_csv(page, query.fields), media_type=CSV, headers=headers)
         return Response(responses.fleet_json(page, query.fields), media_type="application/json", headers=headers)
 
     # In a thread: 10,000 workers take a tenth of a second, and scrapes must not wait for it.
@@ -60,6 +64,25 @@ async def worker(request: Request) -> Response:
     return Response(
         listed.row().model_dump_json(include=None if fields is None else set(fields)), media_type="application/json"
     )
+
+
+async def resources(request: Request) -> Response:
+    """Respond with a worker's average CPU and memory over the last minutes, from CloudWatch."""
+    backend = backend_of(request)
+    query = ResourcesQuery.parse(request.query_params.multi_items(), now=int(backend.now()))
+    id_, region = request.path_params["worker_id"], normal_region(request.path_params["region"])
+    found = await find(backend, id_)
+    subject = found[0] if found else await find_instance(backend, id_, region)
+    if subject is None:
+        raise unknown(id_)
+    if not subject.region:
+        raise HTTPException(
+            HTTPStatus.NOT_FOUND, f"Worker {id_} has no region, so CloudWatch cannot be queried; the manager must write it."
+        )
+    if subject.region != region:
+        raise HTTPException(HTTPStatus.NOT_FOUND, f"Worker {id_} is not in region {region}, but in {subject.region}.")
+    usage = await backend.reader.resources(subject, query.seconds, query.end)
+    return Response(responses.resource_usage(usage, query).model_dump_json(), media_type="application/json")
 
 
 def _selects(query: WorkersQuery, found: responses.ListedWorker) -> bool:

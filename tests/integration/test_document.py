@@ -171,5 +171,5 @@ async def test_the_documents_job_writes_samples_that_are_returned_and_aggregated
     assert (first.region, first.memory_utilization, first.active_labs_count, first.status) == ("us-east-1", 62.8, 3, "running")
     assert (first.timestamp, second.timestamp) == tuple(datetime(2026, 1, 1, 12, minute, tzinfo=UTC) for minute in (0, 5))
     (row,) = await repository.get_aggregated_stats("worker-1", *window, timedelta(days=7))
-    assert row.cpu_utilization == Statistics(avg=(45.2 + 55.2) / 2, min=45.2, max=55.2, count=2)
+    assert row.cpu_utilization == Statistics(avg=(45.2 + 55.2) / 2, min=45.2, max=55.2, samples=2)
     assert row.status_share == {"running": 1.0}

@@ -18,8 +18,9 @@ from exporter.core.settings_loader import Setting, table
 from exporter.core.workers_settings import ExtraMetric
 from exporter.history.resources import SHARED_WINDOW_SECONDS
 from exporter.sources.worker_documents import FIELDS
+from exporter.web.compression import MIN_BYTES
+from exporter.web.history_query import MAX_NAMED_WORKERS, MAX_POINTS
 from exporter.web.openapi import ERRORS, Endpoint, template
-from exporter.web.parameters import MAX_POINTS
 from exporter.web.responses import PAGE_HEADERS
 from exporter.web.routes import ROUTES
 
@@ -215,6 +216,8 @@ HISTORY_NOTES = f"""\
      "active_labs_count": 3, "status": "running"}}
   ],
   "next": null, "source": "mongodb", "resolution_seconds": 300, "interval_seconds": null,
+  "segments": [{{"start": "2026-01-31T12:00:00Z", "source": "mongodb", "resolution_seconds": 300,
+                "interval_seconds": null, "rows": 1}}],
   "worker": {{"worker_id": "w-1", "name": "lab 1", "region": "eu-west-1", "status": "terminated"}}
 }}
 ```
@@ -224,27 +227,59 @@ for each interval that has samples:
 
 ```json
 {{"timestamp": "2026-01-31T00:00:00Z",
- "cpu_utilization": {{"avg": 31.7, "min": 2.1, "max": 98.0, "count": 288}},
- "memory_utilization": {{"avg": null, "min": null, "max": null, "count": 0}},
- "active_labs_count": {{"avg": 2.5, "min": 0, "max": 4, "count": 288}},
+ "cpu_utilization": {{"avg": 31.7, "min": 2.1, "max": 98.0, "samples": 288}},
+ "memory_utilization": {{"avg": null, "min": null, "max": null, "samples": 0}},
+ "active_labs_count": {{"avg": 2.5, "min": 0, "max": 4, "samples": 288}},
  "status_share": {{"running": 0.75, "stopped": 0.25}}}}
 ```
 
 - **Pages.** If `next` is not null, request the next page with `cursor=` and its value; `limit` and `format` may change. The
   first page fixes the end of the range, so samples that are written later do not shift the pages. A range may have at most
   {MAX_POINTS:,} rows.
-- **Beyond MongoDB's retention** a page comes from CloudWatch (`"source": "cloudwatch"`), from the instances that the worker ran
-  on, at the resolution that CloudWatch still has: 60 s for 15 days, 5 minutes for 63 days, an hour for 455 days, never finer
-  than `period`. `resolution_seconds` is the resolution of the page. A page has one source and one resolution. A range with
-  several of them has them on consecutive pages, and no row combines two. CloudWatch has neither status nor labs. The memory of
+- **Beyond MongoDB's retention** rows come from CloudWatch, from the instances that the worker ran on, at the resolution that
+  CloudWatch still has: 60 s for 15 days, 5 minutes for 63 days, an hour for 455 days, never finer than `period`. `segments`
+  says which rows of the page have which source and resolution, oldest first; no row combines two. `source` is theirs, or
+  `mixed`; `resolution_seconds` and `interval_seconds` are the greatest of them. 30 days of five minutes are 8,640 rows, so one
+  page with `limit=10000`, also where the range crosses two sources. CloudWatch has neither status nor labs. The memory of
   an instance that ended more than two weeks ago is found only if its agent published with one dimension alone, that of the
   instance (`cloudwatch.memory.dimension`), because CloudWatch no longer lists other dimensions. Results are cached, so
   drawing a chart again costs nothing.
+- **For a chart**, `format=columns` has `columns` in place of `data`: an array for each field, all of the same length, with the
+  names of the CSV, and `unix_seconds` beside `timestamp`. With `fill=null` there is a row for every period or interval, so that
+  a gap is a gap in the line, and values of several workers have the same times. The newest row may be of a period that has
+  no sample yet.
+- **Beside an earlier range.** `compare=1w` adds the row a week before to each row (`earlier`), or columns that begin with
+  `earlier_`; any multiple of the interval will do. With `tz`, local days are compared with local days. Where CloudWatch has the
+  earlier range at a coarser resolution, its row is beside the one in which it begins.
 - **Terminated workers** have the name and the dates of the inventory, also after the manager has deleted them.
 - **CSV** (RFC 4180, with a header line, empty fields for missing values) is returned for `Accept: text/csv` or `format=csv`. If
-  `text/csv` and `application/json` have equal weights, the response is JSON. With CSV the rest of the page is in headers:
+  `text/csv` and `application/json` have equal weights, the response is JSON. A text that begins with `=`, `+`, `-`, `@`, a tab
+  or a carriage return (the name of a worker, say) has an apostrophe before it, so that a spreadsheet does not run it as a
+  formula; numbers stay as they are. With CSV the rest of the page is in headers:
 
 {{headers}}
+"""
+
+FLEET_HISTORY_NOTES = f"""\
+## Many workers
+
+`/api/metrics/history` takes `worker` for each of up to {MAX_NAMED_WORKERS} workers, by id or name, or `region`, or neither for
+all workers, also those that have left the fleet; and otherwise the parameters of one worker's history. An unknown worker is a
+404 that names it.
+
+```json
+{{
+  "data": [
+    {{"data": [], "source": "mongodb", "segments": [], "worker": {{"worker_id": "w-1"}}}},
+    {{"data": [], "source": "mongodb", "segments": [], "worker": {{"worker_id": "w-2"}}}}
+  ],
+  "next": null
+}}
+```
+
+Each item of `data` is a page of one worker without `next`, sorted by id. `limit` counts the rows of all workers together; a
+page ends after it, or after {MAX_NAMED_WORKERS} workers, and the next one continues with the worker in which it ended. CSV has
+the columns `worker_id` and `name` before the others.
 """
 
 RESOURCES_NOTES = f"""\
@@ -274,6 +309,43 @@ The averages are those of whole periods (`period`), at least one, so `30s` and `
   {DEFAULT_SHARE * UNLIMITED_DAY_DOLLARS:g} dollar, which pays for 34 workers that a client reads once a minute all day.
   Beyond it these requests are answered with 429 and a `Retry-After` that ends at 00:00 UTC; what is cached is still
   served. Polling, gauges, and history are not affected.
+"""
+
+TRANSFER_NOTES = f"""\
+## Compression and caches
+
+- **Compression.** Data and pages from {MIN_BYTES:,} bytes on are compressed with zstd or gzip, as `Accept-Encoding` weighs
+  them; of two with equal weights it is zstd. `/metrics` has gzip.
+- **Caches.** Data and errors are `Cache-Control: no-store`. A browser may keep a chart for 30 seconds and files of pages for
+  a year, and asks again for pages (`ETag`).
+- **Browsers** neither guess a media type (`nosniff`) nor send a `Referer`, and show no response within a frame of another page
+  (`frame-ancestors`). Charts can be embedded anywhere by `<img>`. The file of [web.md](web.md) may set other headers for data.
+"""
+
+CLIENT_NOTES = """\
+## A client
+
+`/openapi.json` has a tag for each group of routes, names for operations and bodies, and examples. With
+[openapi-python-client](https://github.com/openapi-generators/openapi-python-client) it becomes a Python package with types; the
+file tells the generator of two media types that it does not know:
+
+```console
+$ cat > client.yml <<END
+content_type_overrides:
+  image/svg+xml: application/octet-stream
+  application/x-protobuf: application/octet-stream
+END
+$ openapi-python-client generate --url http://127.0.0.1:9877/openapi.json --config client.yml
+```
+
+```python
+from cml_worker_metrics_client import Client
+from cml_worker_metrics_client.api.history import get_fleet_history
+
+with Client(base_url="http://127.0.0.1:9877") as client:
+    page = get_fleet_history.sync(client=client, region=["eu-west-1"], start="-7d", interval="1h", percentiles=True)
+    print(page.data[0].worker.name, page.data[0].data[0].cpu_utilization.p95)
+```
 """
 
 ERRORS_INTRO = """\
@@ -364,7 +436,10 @@ def http_page() -> str:
             "{headers}", _rows(("header", "description"), ((f"`{name}`", text) for name, text in PAGE_HEADERS.items()))
         ).rstrip("\n")
         + "\n",
+        FLEET_HISTORY_NOTES,
         RESOURCES_NOTES,
+        TRANSFER_NOTES,
+        CLIENT_NOTES,
         ERRORS_INTRO,
         _rows(("code", "meaning"), ((str(code), text) for code, text in ERRORS.items())),
     )

@@ -60,18 +60,21 @@ def operations(document: Mapping[str, Any], root: str) -> Iterable[Operation]:
                 path,
                 root + path.removeprefix("/") if linked else None,
                 _code(operation["summary"]),
-                tuple(map(_parameter, operation["parameters"])),
+                tuple(_parameter(each, document) for each in operation["parameters"]),
                 tuple(_answer(code, response) for code, response in operation["responses"].items()),
             )
 
 
-def _parameter(parameter: Mapping[str, Any]) -> Parameter:
+def _parameter(parameter: Mapping[str, Any], document: Mapping[str, Any]) -> Parameter:
     schema = parameter["schema"]
     item = schema.get("items", schema)
+    repeatable = "items" in schema
+    if "$ref" in item:
+        item = document["components"]["schemas"][item["$ref"].rpartition("/")[2]]
     values = ", ".join(map(str, item["enum"])) if "enum" in item else str(item.get("type", ""))
     if "minimum" in item and "maximum" in item:
         values += f" {item['minimum']} to {item['maximum']}"
-    if schema is not item:
+    if repeatable:
         values += "; repeatable"
     return Parameter(parameter["name"], parameter["in"], values, _code(parameter["description"]))
 

@@ -126,10 +126,12 @@ def _extremes(rows: Iterable[HistoryRow], key: str) -> tuple[float | None, float
     total, count, lows, highs = 0.0, 0, [], []
     for row in rows:
         value: Any = row[key]  # type: ignore[literal-required]  # one of the metrics
-        if value is None or (isinstance(value, dict) and not value["count"]):
+        if value is None or (isinstance(value, dict) and not value["samples"]):
             continue
         number, mean, low, high = (
-            (value["count"], value["avg"], value["min"], value["max"]) if isinstance(value, dict) else (1, value, value, value)
+            (value["samples"], value["avg"], value["min"], value["max"])
+            if isinstance(value, dict)
+            else (1, value, value, value)
         )
         total, count = total + mean * number, count + number
         lows.append(low)
@@ -163,7 +165,7 @@ def _table(view: CompareView, key: str, step: int, zone: tzinfo | None) -> Itera
         means: dict[int, list[tuple[float, int]]] = {}
         for row in subject.rows.rows:
             value: Any = row[key]  # type: ignore[literal-required]  # one of the metrics
-            mean, count = (value["avg"], value["count"]) if isinstance(value, dict) else (value, 1)
+            mean, count = (value["avg"], value["samples"]) if isinstance(value, dict) else (value, 1)
             if mean is not None:
                 begin = align_interval(milliseconds(row["timestamp"]) // 1000, step)
                 means.setdefault(begin, []).append((mean, count))

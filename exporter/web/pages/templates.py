@@ -18,7 +18,7 @@ from exporter.core.periods import DAY, HOUR, MINUTE, rfc3339
 
 POLICY = (
     "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self' data:; connect-src 'self'; form-action 'self'; "
-    "base-uri 'none'"
+    "base-uri 'none'; frame-ancestors 'none'"
 )
 """Content-Security-Policy of a page."""
 MEDIA_TYPES = {"css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8"}

@@ -25,7 +25,7 @@ _WIDE, _NARROW = (1200, 250), (440, 230)
 """Pixels of a chart on a screen and on a phone: a picture that is scaled down has letters too small to read."""
 DASHBOARD = "cml-worker"
 """Uid of the Grafana dashboard of one worker."""
-_NO_FIGURES: FieldStatistics = {"avg": None, "min": None, "max": None, "count": 0}
+_NO_FIGURES: FieldStatistics = {"avg": None, "min": None, "max": None, "samples": 0}
 
 
 class Figure(NamedTuple):

@@ -112,7 +112,7 @@ def test_promql_reads_the_whole_history_and_agrees_with_the_history_api(
             params={"start": rfc3339(end - days * DAY), "end": rfc3339(end), "interval": "1h", "limit": 1000},
         ).json()
         hours = [row["cpu_utilization"] for row in answer["data"]]
-        own = sum(hour["avg"] * hour["count"] for hour in hours) / sum(hour["count"] for hour in hours) / 100
+        own = sum(hour["avg"] * hour["samples"] for hour in hours) / sum(hour["samples"] for hour in hours) / 100
         assert found == pytest.approx(own, rel=1e-9)
         assert found == pytest.approx(mean(1, end - days * DAY, end), rel=1e-9)
     share = prometheus.value(history("w1", "1d", status="running"), NOW - 1)

@@ -66,7 +66,7 @@ def read_all(exporter: ExporterProcess) -> None:
     path, values = f"/api/workers/w1/metrics/history?start={NOW - HOUR}&end={NOW}", [float(n) for n in range(11, 0, -1)]
     assert [row["cpu_utilization"] for row in exporter.get(path).json()["data"]] == values
     rows = exporter.get(f"{path}&interval=2h&percentiles=true").json()["data"]
-    assert sum(row["cpu_utilization"]["count"] for row in rows) == len(values)
+    assert sum(row["cpu_utilization"]["samples"] for row in rows) == len(values)
     assert max(row["cpu_utilization"]["p99"] for row in rows) == max(values)
     matchers = [("__name__", "=", "cml_worker_cpu_utilization_ratio"), ("store", "=", "history")]
     body = prompb.request(((NOW - HOUR) * 1000, NOW * 1000, matchers))

@@ -251,7 +251,7 @@ class TestSamples:
         window = to_datetime(START - DAY), to_datetime(START + DAY)
         assert [to_seconds(s.timestamp) for s in await late.get_samples("w1", *window)] == [START + PERIOD]
         (day,) = await late.get_aggregated_stats("w1", *window, timedelta(days=1))
-        assert day.cpu_utilization.count == 1
+        assert day.cpu_utilization.samples == 1
 
     async def test_non_numeric_values_of_another_program_are_returned_as_missing(
         self, database: Database, samples: WorkerMetricsRepository
@@ -312,7 +312,7 @@ class TestStatistics:
             for field in ("cpu_utilization", "memory_utilization", "active_labs_count"):
                 values = [getattr(s, field) for s in members if getattr(s, field) is not None]
                 got: Statistics = getattr(row, field)
-                assert (got.count, got.min, got.max) == (len(values), min(values, default=None), max(values, default=None))
+                assert (got.samples, got.min, got.max) == (len(values), min(values, default=None), max(values, default=None))
                 assert got.avg == (pytest.approx(sum(values) / len(values)) if values else None)
             statuses = [s.status for s in members if s.status]
             assert row.status_share == {k: pytest.approx(n / len(statuses)) for k, n in Counter(statuses).items()}
@@ -369,7 +369,7 @@ class TestStatistics:
                 got = row.cpu_utilization
                 assert [got.p50, got.p95, got.p99] == ranks
                 assert got.above_seconds == (sum(value > 49.5 for value in known) * PERIOD if known else None)
-                assert (got.count, got.min, got.max) == (len(known), min(known, default=None), max(known, default=None))
+                assert (got.samples, got.min, got.max) == (len(known), min(known, default=None), max(known, default=None))
                 assert got.avg == (pytest.approx(sum(known) / len(known)) if known else None)
 
     @pytest.mark.parametrize("zone", [None, ZoneInfo("America/New_York")])
@@ -388,7 +388,7 @@ class TestStatistics:
         whole, _ = await samples.reader.read_statistics("w1", *window, limit=10_000, zone=zone, wanted=wanted)
         monkeypatch.setattr(sample_reader, "SAMPLES_PER_STATISTICS_QUERY", 1)
         halves, _ = await samples.reader.read_statistics("w1", *window, limit=10_000, zone=zone, wanted=wanted)
-        assert sum(row["cpu_utilization"]["count"] for row in whole) == 19 * 48 - 2
+        assert sum(row["cpu_utilization"]["samples"] for row in whole) == 19 * 48 - 2
         assert [row["timestamp"] for row in halves] == [row["timestamp"] for row in whole]
         for half, row in zip(halves, whole, strict=True):
             assert half["cpu_utilization"].pop("avg") == pytest.approx(row["cpu_utilization"].pop("avg"))  # type: ignore[misc]
@@ -423,7 +423,7 @@ class TestStatistics:
         await samples.add_samples([sample(at=START + n * DAY) for n in range(10)])
         window = to_datetime(START), to_datetime(START + 10 * DAY)
         weeks = await samples.get_aggregated_stats("w1", *window, timedelta(days=7))
-        assert [(w.timestamp.isoformat(), w.cpu_utilization.count) for w in weeks] == [
+        assert [(w.timestamp.isoformat(), w.cpu_utilization.samples) for w in weeks] == [
             ("2025-12-29T00:00:00+00:00", 4),
             ("2026-01-05T00:00:00+00:00", 6),
         ]
@@ -440,8 +440,8 @@ class TestStatistics:
             ]
         )
         (row,) = await samples.get_aggregated_stats("w1", to_datetime(START), to_datetime(START + 60), timedelta(minutes=1))
-        assert row.cpu_utilization == Statistics(avg=7.0, min=7.0, max=7.0, count=1)
-        assert row.memory_utilization == Statistics(avg=None, min=None, max=None, count=0)
+        assert row.cpu_utilization == Statistics(avg=7.0, min=7.0, max=7.0, samples=1)
+        assert row.memory_utilization == Statistics(avg=None, min=None, max=None, samples=0)
         assert row.status_share == {}
 
     @pytest.mark.parametrize("interval", [timedelta(0), timedelta(seconds=-5), timedelta(milliseconds=1500)])

@@ -30,7 +30,7 @@ def test_a_browser_gets_a_page_and_a_program_a_problem(serve: Serve, path: str, 
     assert (shown.status_code, shown.headers["content-type"]) == (status, "text/html; charset=utf-8")
     assert sentence in shown.text
     assert "default-src 'none'" in shown.headers["content-security-policy"]
-    assert shown.headers["vary"] == "Accept"
+    assert shown.headers["vary"] == "Accept, Accept-Encoding"
     for link in re.findall(r'href="(\.[^"]*)"', shown.text):
         address = shown.url.join(link)
         assert client.get(address).status_code == 200, link

@@ -6,6 +6,7 @@ import math
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -110,6 +111,16 @@ def sample(at: int, cpu: float | None = 1.0, worker_id: str = "w1", **fields: An
     return WorkerMetricsSample(worker_id, REGION, to_datetime(at), cpu, **fields)
 
 
+def segments(*pages: Json) -> list[tuple[Json, list[Json]]]:
+    """The segments of pages, each with its rows."""
+    found = []
+    for page in pages:
+        rows = iter(page["data"])
+        found += [(segment, list(islice(rows, segment["rows"]))) for segment in page["segments"]]
+        assert not list(rows)
+    return found
+
+
 def times(*answers: Json) -> list[str]:
     return [row["timestamp"] for answer in answers for row in answer["data"]]
 
@@ -147,6 +158,15 @@ class TestSamples:
             "source": "mongodb",
             "resolution_seconds": 300,
             "interval_seconds": None,
+            "segments": [
+                {
+                    "start": rfc3339(NOW - DAY),
+                    "source": "mongodb",
+                    "resolution_seconds": 300,
+                    "interval_seconds": None,
+                    "rows": 2,
+                }
+            ],
             "worker": {
                 "worker_id": "w1",
                 "name": "Prüfstand 1",
@@ -262,7 +282,7 @@ class TestStatistics:
                     "avg": pytest.approx(fmean(values)),
                     "min": min(values),
                     "max": max(values),
-                    "count": len(values),
+                    "samples": len(values),
                 }
             running = fmean(one.status == "running" for one in members)
             assert row["status_share"]["running"] == pytest.approx(running)
@@ -285,7 +305,7 @@ class TestStatistics:
             ]
         )
         (row,) = (await exporter.history(interval="7d", start="-2h"))["data"]
-        assert row["cpu_utilization"] == {"avg": 7.0, "min": 7.0, "max": 7.0, "count": 1}
+        assert row["cpu_utilization"] == {"avg": 7.0, "min": 7.0, "max": 7.0, "samples": 1}
         assert row["status_share"] == {"5": 1.0}
         found = [row["cpu_utilization"] for row in (await exporter.history())["data"]]
         assert found == [None] * 7 + [7.0]
@@ -315,7 +335,7 @@ class TestCsv:
         await exporter.in_process.history.add_samples([sample(LATEST - n * HOUR, status="running") for n in range(1, 4)])
         first = await exporter.get("/workers/w1/metrics/history", interval="1h", format="csv", limit=1)
         rows = list(csv.DictReader(io.StringIO(first.text)))
-        assert (rows[0]["cpu_utilization_avg"], rows[0]["cpu_utilization_count"]) == ("1.0", "1")
+        assert (rows[0]["cpu_utilization_avg"], rows[0]["cpu_utilization_samples"]) == ("1.0", "1")
         assert (rows[0]["memory_utilization_max"], rows[0]["status_share_running"]) == ("", "1.0")
         assert rows[0]["status_share_stopped"] == "0.0"
         assert "interval=1h" in first.links["next"]["url"]
@@ -336,7 +356,7 @@ class TestCsv:
     async def test_csv_is_sent_only_to_clients_that_prefer_it(self, exporter: Exporter, accept: str, is_csv: bool) -> None:
         response = await exporter.client.get("/workers/w1/metrics/history", headers={"Accept": accept})
         assert response.headers["content-type"].startswith("text/csv") == is_csv
-        assert response.headers["vary"] == "Accept, Origin"
+        assert response.headers["vary"] == "Accept, Accept-Encoding, Origin"
 
     async def test_pages_from_other_origins_may_read_the_headers(self, exporter: Exporter) -> None:
         response = await exporter.client.get("/workers/w1/metrics/history", headers={"Origin": "https://ui.example.org"})
@@ -372,17 +392,22 @@ class TestBadInput:
 
 
 class TestBeyondRetention:
-    async def test_cloudwatch_answers_first_and_mongodb_after_it_never_on_one_page(
-        self, exporter: Exporter, fake: FakeCloudWatch
+    @pytest.mark.parametrize("limit", [200, 10_000])
+    async def test_cloudwatch_answers_first_and_mongodb_after_it_also_on_one_page(
+        self, exporter: Exporter, fake: FakeCloudWatch, limit: int
     ) -> None:
         fake.add(ONE, memory=[Series((("InstanceId", ONE),))])
         await exporter.retain(DAY)
         stored = [sample(LATEST - n * PERIOD, 1.0, status="running") for n in range(1, 300)]
         await exporter.in_process.history.add_samples(stored)
-        pages = await exporter.pages(start="-3d", limit=200)
-        sources = [page["source"] for page in pages]
-        assert sources == sorted(sources)
-        assert set(sources) == {"cloudwatch", "mongodb"}
+        pages = await exporter.pages(start="-3d", limit=limit)
+        assert [len(page["data"]) for page in pages] == ([200] * 4 + [63] if limit == 200 else [863])
+        sources = [segment["source"] for page in pages for segment in page["segments"] for _ in range(segment["rows"])]
+        assert sources == ["cloudwatch"] * 576 + ["mongodb"] * 287
+        for page in pages:
+            kinds = [segment["source"] for segment in page["segments"]]
+            assert page["source"] == ("mixed" if len(kinds) > 1 else kinds[0])
+            assert sum(segment["rows"] for segment in page["segments"]) == len(page["data"])
         assert {page["resolution_seconds"] for page in pages} == {300}
         rows = [row for page in pages for row in page["data"]]
         first = LATEST - 3 * DAY + PERIOD
@@ -401,11 +426,14 @@ class TestBeyondRetention:
         fake.add(ONE)
         await exporter.retain(DAY)
         pages = await exporter.pages(start="-100d", limit=10_000)
-        found = {(page["source"], page["resolution_seconds"]) for page in pages}
-        assert found == {("cloudwatch", 3600), ("cloudwatch", 300), ("mongodb", 300)}
+        parts = segments(*pages)
+        assert {(each["source"], each["resolution_seconds"]) for each, _ in parts} == {
+            ("cloudwatch", 3600),
+            ("cloudwatch", 300),
+        }
         stamps = times(*pages)
         assert stamps == sorted(set(stamps))
-        hourly = pages[0]["data"]
+        hourly = parts[0][1]
         expected_values = fake.ledger(NOW - 100 * DAY, NOW - 60 * DAY, HOUR)
         assert len(hourly) == pytest.approx(37 * 24, abs=25)
         for row in hourly[1:-1]:
@@ -423,11 +451,13 @@ class TestBeyondRetention:
         stamps = times(*pages)
         assert stamps == sorted(set(stamps))
         assert stamps[0] <= rfc3339(NOW - 70 * DAY + HOUR)
-        for page in pages:
-            values = [row["cpu_utilization"] for row in page["data"]]
-            assert {value["max"] == 101.0 for value in values} == {page["source"] == "mongodb"}
+        parts = segments(*pages)
+        assert {each["source"] for each, _ in parts} == {"cloudwatch", "mongodb"}
+        for segment, rows in parts:
+            values = [row["cpu_utilization"] for row in rows]
+            assert {value["max"] == 101.0 for value in values} == {segment["source"] == "mongodb"}
             assert all(value["min"] <= value["avg"] <= value["max"] for value in values)
-            assert page["interval_seconds"] == max(seconds, page["resolution_seconds"])
+            assert segment["interval_seconds"] == max(seconds, segment["resolution_seconds"])
 
     @pytest.mark.parametrize(
         ("zone", "clocks", "samples"),
@@ -446,7 +476,7 @@ class TestBeyondRetention:
         for limit in (1000, 2):
             days = [row for page in await exporter.pages(interval="1d", limit=limit, **query) for row in page["data"]]
             assert len(days) == 9
-            counts = {row["timestamp"]: row["cpu_utilization"]["count"] for row in days}
+            counts = {row["timestamp"]: row["cpu_utilization"]["samples"] for row in days}
             assert counts.pop(rfc3339(day.timestamp())) == samples
             assert set(counts.values()) == {288}
             for row in days:
@@ -457,7 +487,7 @@ class TestBeyondRetention:
                 assert row["cpu_utilization"]["avg"] == pytest.approx(fmean(values))
         weeks = [row for page in await exporter.pages(interval="7d", **query) for row in page["data"]]
         assert {datetime.fromisoformat(row["timestamp"]).astimezone(ZoneInfo(zone)).weekday() for row in weeks} == {0}
-        assert sum(row["cpu_utilization"]["count"] for row in weeks) == 8 * 288 + samples
+        assert sum(row["cpu_utilization"]["samples"] for row in weeks) == 8 * 288 + samples
 
     async def test_each_period_comes_from_the_instance_the_worker_ran_on_then(
         self, exporter: Exporter, fake: FakeCloudWatch
@@ -492,7 +522,7 @@ class TestBeyondRetention:
         fake.add(TWO)
         await exporter.retain(DAY)
         await exporter.remember((NOW, Worker("young", REGION, TWO, "running", created_at=NOW - HOUR)))
-        assert [page["data"] for page in await exporter.pages("young", start="-455d")] == [[], [], []]
+        assert [page["data"] for page in await exporter.pages("young", start="-455d")] == [[]]
         assert calls(fake) == 0
 
     async def test_while_cloudwatch_fails_only_its_part_of_the_history_is_a_503(
@@ -715,17 +745,17 @@ class TestDistribution:
             assert found["above_seconds"] == sum(value > 49.5 for value in cpu) * PERIOD
             assert row["memory_utilization"]["p99"] == max(of_hour) / 2
             assert row["active_labs_count"] == dict.fromkeys(("avg", "min", "max", "p50", "p95", "p99", "above_seconds")) | {
-                "count": 0
+                "samples": 0
             }
         first = await exporter.get("/api/workers/w1/metrics/history", **query, limit=1, format="csv")
         names, line = first.text.splitlines()
         assert names.split(",")[1:9] == [
-            f"cpu_utilization_{how}" for how in ("avg", "min", "max", "count", "p50", "p95", "p99", "above_seconds")
+            f"cpu_utilization_{how}" for how in ("avg", "min", "max", "samples", "p50", "p95", "p99", "above_seconds")
         ]
         assert line.split(",")[5] == str(answer["data"][0]["cpu_utilization"]["p50"])
         assert "percentiles=true&above=49.5" in first.headers["link"]
         plain = await exporter.history(start=begin, end=begin + DAY, interval="1h")
-        assert set(plain["data"][0]["cpu_utilization"]) == {"avg", "min", "max", "count"}
+        assert set(plain["data"][0]["cpu_utilization"]) == {"avg", "min", "max", "samples"}
 
     async def test_they_need_an_interval_and_a_number(self, exporter: Exporter) -> None:
         for query, sentence in (
@@ -733,7 +763,7 @@ class TestDistribution:
             ({"above": "1"}, "percentiles and above need an interval"),
             ({"interval": "1h", "above": "-1"}, "above must be a number"),
             ({"interval": "1h", "above": "nan"}, "above must be a number"),
-            ({"interval": "1h", "percentiles": "yes"}, "percentiles must be one of true, false"),
+            ({"interval": "1h", "percentiles": "yes"}, "percentiles must be true or false"),
         ):
             assert sentence in (await exporter.history(status=400, **query))["detail"]
 

@@ -79,6 +79,20 @@ async def get(exporter: InProcessExporter, path: str, status: int = 200) -> byte
         return response.content
 
 
+SHAPES = (
+    "?interval=1h",
+    "?limit=1",
+    "?format=columns",
+    "?format=columns&interval=1h&percentiles=true&above=50",
+    "?fill=null&limit=5",
+    "?fill=null&interval=1h",
+    "?compare=1d&interval=1h",
+    "?compare=1d&format=columns",
+    "?compare=5m",
+)
+NAMED = f"worker=full&worker=bare&worker={quote(GONE, safe='')}"
+
+
 def history_of(worker_id: str, query: str = "") -> str:
     return f"/api/workers/{quote(worker_id, safe='')}/metrics/history{query}"
 
@@ -93,7 +107,8 @@ async def test_a_response_of_every_route_is_exactly_what_its_model_says(in_proce
         "/-/ready": ["/-/ready"],
         "/api/workers": ["/api/workers", "/api/workers?limit=1"],
         "/api/workers/{worker_id:worker}": [f"/api/workers/{each}" for each in ("full", "bare", quote(GONE, safe=""))],
-        history: [history_of(each, query) for each in ("full", "bare", GONE) for query in ("", "?interval=1h", "?limit=1")],
+        history: [history_of(each, query) for each in ("full", "bare", GONE) for query in ("", *SHAPES)],
+        "/api/metrics/history": [f"/api/metrics/history{each}&{NAMED}" for each in ("?", *SHAPES)],
         resources: [f"/api/workers/region/{REGION}/workers/{each}/resources?start_time=1h" for each in ("full", "bare")],
         "/sd/workers": ["/sd/workers"],
     }

@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from exporter.core.errors import RequestError
 from exporter.core.periods import DAY, HOUR, WEEK, parse_time, rfc3339
 from exporter.history.reader import PageRequest
-from exporter.web.parameters import HistoryQuery, ResourcesQuery, encoded, resuming
+from exporter.web.history_query import HistoryQuery, resuming
+from exporter.web.parameters import ResourcesQuery, encoded
 
 NOW = 1_790_000_000
 REACH = 455 * DAY
-TIME = "must be a time such as 2026-01-31T12:00:00Z, unix seconds, now, or a duration before now such as -24h."
+TIME = "must be a time such as 2026-01-31T12:00:00Z, Unix seconds or milliseconds, now, or a duration before now such as -24h."
+AFTER_NOW = "is in the future, as a duration after now; durations are before now, such as -24h."
 TOO_OLD = "start is too early; no data is kept that long. The earliest start is -455d."
 DURATION = "start_time must be a duration from 30s to 455d, such as 10m, 1h or 7d."
 CURSOR = "cursor must be the value of next on the previous page."
@@ -30,9 +32,16 @@ def history(query: str, *, period: int = 300, reach: int | None = REACH) -> Hist
     [
         ("start=-1h&end=-2h", "start must be before end."),
         ("start=2026-09-21T12:00:00Z&end=2026-09-21T12:00:00Z", "start must be before end."),
-        ("start=2030-01-01T00:00:00Z", "start is in the future; use an earlier one, such as -24h."),
-        ("start=1790100000000", "start is in the future; use an earlier one, such as -24h."),  # milliseconds
-        ("end=2325-01-01T00:00:00Z", "end is in the future; leave it out to use now."),
+        ("start=now", "start is now, after which there are no samples yet; use an earlier one, such as -24h."),
+        (f"start={NOW}000", "start is now, after which there are no samples yet; use an earlier one, such as -24h."),
+        ("start=2030-01-01T00:00:00Z", "start is in the future (2030-01-01T00:00:00Z); use an earlier one, such as -24h."),
+        ("start=1790100000000", "start is in the future (2026-09-22T18:00:00Z); use an earlier one, such as -24h."),
+        ("end=2325-01-01T00:00:00Z", "end is in the future (2325-01-01T00:00:00Z); leave it out to use now."),
+        *((f"{name}={text}", f"{name} {AFTER_NOW}") for name in ("start", "end") for text in ("+24h", "now%2B1h", "now+1h")),
+        (
+            "end=1790000000000000",
+            "end has 16 digits, so it is in microseconds or nanoseconds; write Unix seconds or milliseconds.",
+        ),
         ("start=0", TOO_OLD),
         ("start=1970-01-01T00:00:00Z", TOO_OLD),
         ("end=1970-01-02T00:00:00Z", TOO_OLD),
@@ -44,8 +53,6 @@ def history(query: str, *, period: int = 300, reach: int | None = REACH) -> Hist
             for name in ("start", "end")
             for text in (
                 "yesterday",
-                "+24h",
-                "179000000000000",
                 "2026-13-01T00:00:00Z",
                 "2026-09",
                 "-5",
@@ -69,7 +76,13 @@ def history(query: str, *, period: int = 300, reach: int | None = REACH) -> Hist
             (f"limit={text}", "limit must be a whole number from 1 to 10000.")
             for text in ("0", "-1", "10001", "5000000", "many", "1e3", "", "٣")
         ),
-        ("format=xml", "format must be json or csv."),
+        ("format=xml", "format must be json, columns or csv."),
+        *((f"fill={text}", "fill must be null, or left out.") for text in ("", "0", "previous")),
+        *(
+            (f"compare={text}", "compare must be a duration up to 371d and a multiple of 5m, such as 1w.")
+            for text in ("", "-1w", "week", "0s", "1m", "299s", "372d", "99999999999999999999y")
+        ),
+        ("interval=1h&compare=30m", "compare must be a duration up to 371d and a multiple of 1h, such as 1w."),
         *((f"cursor={text}", CURSOR) for text in ("x", "", "%00%ff", "_w", encoded("1:2"), encoded("0:60:0"))),
         (f"cursor={encoded(f'{NOW - REACH * 2}000:{NOW}:0')}", CURSOR),
         (f"cursor={encoded(f'{NOW}000:{NOW}:0')}", CURSOR),
@@ -78,7 +91,7 @@ def history(query: str, *, period: int = 300, reach: int | None = REACH) -> Hist
         (
             "from=-1h",
             "from is not a parameter of this route; "
-            "allowed are start, end, interval, tz, percentiles, above, limit, cursor, format.",
+            "allowed are start, end, interval, tz, percentiles, above, fill, compare, limit, cursor, format.",
         ),
     ],
 )
@@ -108,6 +121,7 @@ def test_millions_of_rows_are_refused() -> None:
         ("start=2026-09-21T00:00:00Z&end=2026-09-21t01:00:00z", 1789948800, 1789952400),
         ("start=2026-09-21T02:00:00%2B02:00&end=2026-09-21T03:00:00+02:00", 1789948800, 1789952400),  # a bare + is a space
         ("start=2026-09-20T23:30:00.999-00:30", 1789948800, NOW),
+        (f"start={NOW - 60}000&end={NOW - 30}999", NOW - 60, NOW - 30),  # milliseconds
         (f"end={NOW + 3600}", NOW - DAY, NOW),  # such as the end of today
     ],
 )
@@ -175,7 +189,7 @@ def test_any_query_is_parsed_or_refused(items: list[tuple[str, str]]) -> None:
     ("query", "sentence"),
     [
         *((f"start_time={text}", DURATION) for text in ("0s", "-10m", "300y", "soon", "", "29s", "600")),
-        ("end_time=2030-01-01T00:00:00Z", "end_time is in the future; leave it out to use now."),
+        ("end_time=2030-01-01T00:00:00Z", "end_time is in the future (2030-01-01T00:00:00Z); leave it out to use now."),
         ("end_time=1970-01-01T00:00:00Z", "CloudWatch has no data before {}; use a later end_time."),
         ("end_time=-454d&start_time=2d", "CloudWatch has no data before {}; use a later end_time."),
         ("end_time=later", f"end_time {TIME}"),
