@@ -7,7 +7,7 @@ from dataclasses import replace
 from starlette.requests import Request
 from starlette.responses import Response
 
-from exporter.core.model import WorkerGauges
+from exporter.core.model import InventoryEntry, Snapshot, WorkerGauges
 from exporter.history import grid
 from exporter.history.reader import HistoryReader, PageRequest, WorkerRef
 from exporter.storage.rows import HistoryRow
@@ -93,22 +93,31 @@ async def _chosen(backend: Backend, query: FleetHistoryQuery) -> list[Found]:
         found = await find_named(backend, name)
         chosen[found[0].worker.id] = found
     if not query.names:
-        snapshot = backend.snapshot
-        if snapshot is None:
+        if (snapshot := backend.snapshot) is None:
             raise not_read_yet()
-        gauges = {gauge.worker.id: gauge for gauge in snapshot.workers}
-        entries = {
-            entry.worker_id: entry
-            for entry in await backend.inventory()
-            if entry.worker_id in gauges
-            or (entry.last_seen >= query.rows.span.start // 1000 and not backend.is_elsewhere(entry))
-        }
-        for worker_id in gauges.keys() | entries.keys():
-            gauge = gauges.get(worker_id)
-            ref = WorkerRef.of(gauge.worker if gauge else None, entries.get(worker_id))
-            if ref is not None and (not query.regions or ref.region in query.regions):
-                chosen[worker_id] = ref, gauge
+        entries = await backend.inventory()
+        # In a thread: 10,000 workers take milliseconds, and scrapes must not wait for them.
+        chosen = await asyncio.to_thread(_of_regions, backend, query, snapshot, entries)
     return [chosen[worker_id] for worker_id in sorted(chosen) if worker_id >= query.first]
+
+
+def _of_regions(
+    backend: Backend, query: FleetHistoryQuery, snapshot: Snapshot, inventory: Sequence[InventoryEntry]
+) -> dict[str, Found]:
+    """Return id → worker, of the fleet and of those that may have left it within the range."""
+    gauges = {gauge.worker.id: gauge for gauge in snapshot.workers}
+    entries = {
+        entry.worker_id: entry
+        for entry in inventory
+        if entry.worker_id in gauges or (entry.last_seen >= query.rows.span.start // 1000 and not backend.is_elsewhere(entry))
+    }
+    chosen: dict[str, Found] = {}
+    for worker_id in gauges.keys() | entries.keys():
+        gauge = gauges.get(worker_id)
+        ref = WorkerRef.of(gauge.worker if gauge else None, entries.get(worker_id))
+        if ref is not None and (not query.regions or ref.region in query.regions):
+            chosen[worker_id] = ref, gauge
+    return chosen
 
 
 async def _read(backend: Backend, found: Found, query: HistoryQuery, span: PageRequest, reach: int | None) -> WorkerPage:

@@ -3,7 +3,7 @@
 Rows are not built as models, and not validated: that would take longer than reading them.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, cast
 
 import orjson
@@ -25,20 +25,18 @@ _ROW = ("timestamp", *METRIC_FIELDS, "status_share")
 """Keys of a row of statistics in the API."""
 
 
+Rows = Sequence[HistoryRow]
+Earlier = Sequence[HistoryRow | None]
+"""The row beside each row, None where there is none."""
+
+
 class WorkerPage(NamedTuple):
     """A page of one worker's history, as it is sent."""
 
     worker: HistoryWorker
     page: Page
-    earlier: Sequence[HistoryRow | None] | None
-    """The row beside each row; None: none was asked for."""
-
-
-class _Column(NamedTuple):
-    """A column of a table of rows."""
-
-    name: str
-    value: Callable[[Document], object]
+    earlier: Earlier | None
+    """None: none was asked for."""
 
 
 # -- JSON --------------------------------------------------------------------------------------------------------------
@@ -60,7 +58,9 @@ def _dumps(body: Document) -> bytes:
 
 def _body(found: WorkerPage, query: HistoryQuery) -> Document:
     page = found.page
-    body: Document = {"columns": _columns(found, query)} if query.format == "columns" else {"data": _data(found, query)}
+    body: Document = (
+        {"columns": _columns(page.rows, found.earlier, query)} if query.format == "columns" else {"data": _data(found, query)}
+    )
     body |= {
         "source": page.source,
         "resolution_seconds": page.resolution,
@@ -95,15 +95,34 @@ def _data(found: WorkerPage, query: HistoryQuery) -> Sequence[object]:
     return [{**shown(row), "earlier": earlier} for row, earlier in zip(rows, beside, strict=True)]
 
 
-def _columns(found: WorkerPage, query: HistoryQuery) -> Document:
-    rows = cast("Sequence[Document]", found.page.rows)
-    columns = _columns_of(query.span.interval, query.span.wanted)
-    body: Document = {"timestamp": [row["timestamp"] for row in rows], "unix_seconds": list(map(second, found.page.rows))}
-    body |= {column.name: list(map(column.value, rows)) for column in columns}
-    if found.earlier is not None:
-        beside = cast("Sequence[Document | None]", found.earlier)
-        body |= {f"earlier_{column.name}": [_of(column, row) for row in beside] for column in columns}
-    return body
+def _columns(rows: Rows, earlier: Earlier | None, query: HistoryQuery) -> dict[str, Sequence[object]]:
+    """Return name → the values of all rows: the time, those of the rows, and those of the rows beside them."""
+    interval, wanted = query.span.interval, query.span.wanted
+    columns: dict[str, Sequence[object]] = {
+        "timestamp": [row["timestamp"] for row in rows],
+        "unix_seconds": list(map(second, rows)),
+        **_values(rows, interval, wanted),
+    }
+    if earlier is not None:
+        columns |= {f"earlier_{name}": values for name, values in _values(earlier, interval, wanted).items()}
+    return columns
+
+
+def _values(found: Rows | Earlier, interval: int | None, wanted: Distribution | None) -> dict[str, Sequence[object]]:
+    """Return the columns of samples (`interval` is None) or of statistics, without the time; None where there is no row."""
+    rows = cast("Sequence[Document | None]", found)  # the interval says which of the two kinds of row they are
+    if interval is None:
+        return {name: [row and row[name] for row in rows] for name in (*METRIC_FIELDS, "status")}
+    columns: dict[str, Sequence[object]] = {}
+    for field in METRIC_FIELDS:
+        of_field = [row and row[field] for row in rows]
+        for how in (*_STATISTICS, *(wanted.names if wanted else ())):
+            columns[f"{field}_{how}"] = [values and values[how] for values in of_field]
+    shares = [row and row["status_share"] for row in rows]
+    for status in STATUSES:
+        # A status without samples has the share 0, unless no sample has a status.
+        columns[f"status_share_{status}"] = [share.get(status, 0.0) if share else None for share in shares]
+    return columns
 
 
 # -- CSV ---------------------------------------------------------------------------------------------------------------
@@ -111,57 +130,27 @@ def _columns(found: WorkerPage, query: HistoryQuery) -> Document:
 
 def history_csv(found: WorkerPage, query: HistoryQuery) -> bytes:
     """Return a page of one worker as CSV; the columns are the same on every page."""
-    return table(_names(query), _lines(found, query))
+    columns = _csv_columns(found.page.rows, found.earlier, query)
+    return table(list(columns), columns.values())
 
 
 def fleet_history_csv(found: Sequence[WorkerPage], query: HistoryQuery) -> bytes:
     """Return a page of many workers as CSV, with the worker of each row."""
-    lines = ((each.worker.worker_id, each.worker.name, *line) for each in found for line in _lines(each, query))
-    return table(["worker_id", "name", *_names(query)], lines)
+    rows = [row for each in found for row in each.page.rows]
+    earlier = None if query.shift is None else [row for each in found for row in each.earlier or ()]
+    workers = [each.worker for each in found for _ in each.page.rows]
+    columns: dict[str, Sequence[object]] = {
+        "worker_id": [worker.worker_id for worker in workers],
+        "name": [worker.name for worker in workers],
+        **_csv_columns(rows, earlier, query),
+    }
+    return table(list(columns), columns.values())
 
 
-def _names(query: HistoryQuery) -> list[str]:
-    names = [column.name for column in _columns_of(query.span.interval, query.span.wanted)]
-    return ["timestamp", *names, *(f"earlier_{name}" for name in names if query.shift is not None)]
-
-
-def _lines(found: WorkerPage, query: HistoryQuery) -> Iterable[list[object]]:
-    columns = _columns_of(query.span.interval, query.span.wanted)
-    rows = cast("Sequence[Document]", found.page.rows)
-    beside = cast("Sequence[Document | None]", found.earlier or [None] * len(rows))
-    for row, earlier in zip(rows, beside, strict=True):
-        line = [f"{row['timestamp'].isoformat()}Z", *(column.value(row) for column in columns)]
-        if query.shift is not None:
-            line += [_of(column, earlier) for column in columns]
-        yield line
-
-
-def _of(column: _Column, row: Document | None) -> object:
-    return None if row is None else column.value(row)
-
-
-def _columns_of(interval: int | None, wanted: Distribution | None) -> list[_Column]:
-    """Return the columns of samples (`interval` is None) or of statistics, after the timestamp."""
-    if interval is None:
-        return [_Column(name, _field(name)) for name in (*METRIC_FIELDS, "status")]
-    hows = (*_STATISTICS, *(wanted.names if wanted else ()))
-    return [
-        *(_Column(f"{field}_{how}", _statistic(field, how)) for field in METRIC_FIELDS for how in hows),
-        *(_Column(f"status_share_{status}", _share(status)) for status in STATUSES),
-    ]
-
-
-def _field(name: str) -> Callable[[Document], object]:
-    return lambda row: row[name]
-
-
-def _statistic(field: str, how: str) -> Callable[[Document], object]:
-    return lambda row: row[field][how]
-
-
-def _share(status: str) -> Callable[[Document], object]:
-    """A status without samples has the share 0, unless no sample has a status."""
-    return lambda row: row["status_share"].get(status, 0.0) if row["status_share"] else None
+def _csv_columns(rows: Rows, earlier: Earlier | None, query: HistoryQuery) -> dict[str, Sequence[object]]:
+    columns = _columns(rows, earlier, query)
+    del columns["unix_seconds"]
+    return columns | {"timestamp": [f"{row['timestamp'].isoformat()}Z" for row in rows]}
 
 
 # -- the worker, and headers -------------------------------------------------------------------------------------------

@@ -170,8 +170,8 @@ def fleet_json(page: FleetPage, fields: frozenset[str] | None) -> str:
 def fleet_csv(page: FleetPage, fields: frozenset[str] | None) -> bytes:
     """Return a page of workers as CSV."""
     names = [name for name in FleetWorker.model_fields if fields is None or name in fields]
-    found = (worker.model_dump(mode="json", include=set(names)) for worker in page.data)
-    return table(names, ([row[name] for name in names] for row in found))
+    found = [worker.model_dump(mode="json", include=set(names)) for worker in page.data]
+    return table(names, [[row[name] for row in found] for name in names])
 
 
 def fleet_headers(following: str | None, parameters: Iterable[tuple[str, str]]) -> dict[str, str]:

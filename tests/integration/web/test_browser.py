@@ -1,10 +1,12 @@
 """The pages in a real browser: filter, sort, live refresh, keyboard, accessibility, and that nothing leaves the origin."""
 
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 
 import pytest
@@ -337,3 +339,43 @@ def test_on_paper_there_are_no_controls(browser: Browser, path: str) -> None:
         assert shown.page.locator("header.site").is_hidden()
         assert shown.page.locator("form").first.is_hidden()
         assert shown.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+
+
+# -- within pages of others
+
+
+@contextmanager
+def wiki(body: str) -> Iterator[str]:
+    """Serve a page of another origin on a free port; yields its address."""
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Log nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_a_wiki_embeds_a_chart_as_an_image_but_no_page_in_a_frame(browser: Browser) -> None:
+    workers = fleet(1, NOW)
+    with serving(exporter(*workers)) as client, visit(browser) as shown:
+        origin, page = str(client.base_url).rstrip("/"), shown.page
+        chart = f"{origin}/workers/{workers[0].worker.id}/chart.svg"
+        with wiki(f'<img src="{chart}"><iframe src="{origin}/"></iframe>') as address:
+            page.goto(address, wait_until="load")
+            assert page.evaluate("document.querySelector('img').naturalWidth") == 960
+            (frame,) = page.frames[1:]
+            assert frame.url.startswith("chrome-error:")
+            assert [each for each in shown.complaints if "frame-ancestors 'none'" in each]

@@ -4,17 +4,17 @@
 import csv
 import io
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import pairwise
-from typing import Any
 from urllib.parse import quote
+from zoneinfo import ZoneInfo
 
 import pytest
 
 from exporter.core.model import Worker
 from exporter.core.periods import DAY, HOUR, WEEK, align, rfc3339
 from tests.helpers.fake_cloudwatch import FakeCloudWatch
-from tests.helpers.in_process_exporter import PERIOD
+from tests.helpers.in_process_exporter import PERIOD, Clock
 from tests.integration.web.test_history_api import (  # noqa: F401  # fixtures
     LATEST,
     NOW,
@@ -162,17 +162,22 @@ class TestCompare:
             assert row["cpu_utilization"]["avg"] == 50.0
             assert row["earlier"]["cpu_utilization"]["avg"] == pytest.approx(sum(values) / 12)
 
+    @pytest.mark.parametrize("first", ["2026-11-03", "2026-03-10"])  # summer time ended on 1 November, began on 8 March
     async def test_a_local_day_is_compared_with_the_same_weekday_also_where_clocks_changed(
         self,
         exporter: Exporter,
-        clock: Any,  # noqa: ANN401 -- a fixture
+        clock: Clock,
+        first: str,
     ) -> None:
-        clock.now = epoch("2026-11-05T12:00:00-05:00")  # summer time ended on 1 November
+        zone, day = ZoneInfo("America/New_York"), timedelta(days=1)
+        begin = datetime.fromisoformat(first).replace(tzinfo=zone)
+        end = begin + 2 * day
+        clock.now = int((end + day / 2).timestamp())
         await exporter.retain(60 * DAY)
-        days = [f"2026-{month}-{day:02}" for month, day in (("10", 27), ("10", 28), ("11", 3), ("11", 4))]
-        noons = [epoch(f"{day}T12:00:00-0{4 if day < '2026-11' else 5}:00") for day in days]
-        await exporter.in_process.history.add_samples([sample(at, float(n)) for n, at in enumerate(noons)])
-        query: Json = {"start": "2026-11-03", "end": "2026-11-05", "tz": "America/New_York", "interval": "1d", "compare": "7d"}
+        hours = [(begin + days * day + hour * day / 24) for days in (-7, -6, 0, 1) for hour in (0, 23)]
+        stored = [sample(int(at.timestamp()), float(n // 2)) for n, at in enumerate(hours)]
+        await exporter.in_process.history.add_samples(stored)
+        query: Json = {"start": first, "end": f"{end:%Y-%m-%d}", "tz": zone.key, "interval": "1d", "compare": "7d"}
         rows = (await exporter.history(**query))["data"]
         assert [(row["cpu_utilization"]["avg"], row["earlier"]["cpu_utilization"]["avg"]) for row in rows] == [(2, 0), (3, 1)]
 
@@ -272,4 +277,5 @@ async def all_pages(exporter: Exporter, path: str, query: Mapping[str, object]) 
         kept = {name: value for name, value in query.items() if name not in ("start", "end")}
         found.append((await exporter.get(path, **kept, cursor=found[-1]["next"])).json())
         assert len(found) < 100, "the pages do not end"
+    assert all(len(page["data"]) <= int(str(query.get("limit", 1000))) for page in found)
     return found

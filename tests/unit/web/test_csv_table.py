@@ -19,7 +19,7 @@ def test_a_text_that_would_be_a_formula_gets_an_apostrophe(text: str) -> None:
 
 def test_numbers_and_other_texts_stay_as_they_are() -> None:
     row = [-1.5, "a=b", "2026-01-31T12:00:00Z", "i-1", None, True, ["=x"], {"a": -1}, 'a "b", c']
-    assert read(table(list("abcdefghi"), [row]))[1] == [
+    assert read(table(list("abcdefghi"), [[value] for value in row]))[1] == [
         "-1.5", "a=b", "2026-01-31T12:00:00Z", "i-1", "", "true", '["=x"]', '{"a":-1}', 'a "b", c'
     ]  # fmt: skip
-    assert table(["a", "b"], [[1, None]]) == b"a,b\r\n1,\r\n"
+    assert table(["a", "b"], [[1], [None]]) == b"a,b\r\n1,\r\n"
