@@ -227,7 +227,8 @@ def mutants(folder: Path = PROMETHEUS) -> list[Mutant]:
 
 def rules(file: Path) -> list[dict[str, Any]]:
     """Return the rules of a file."""
-    return [rule for group in yaml.safe_load(file.read_text())["groups"] for rule in group["rules"]]
+    # By libyaml, because each process of a test run reads them: ten times faster than Python's own parser.
+    return [rule for group in yaml.load(file.read_text(), yaml.CSafeLoader)["groups"] for rule in group["rules"]]
 
 
 def rewritten(folder: Path, mutant: Mutant | None, at: Path) -> None:
