@@ -37,7 +37,7 @@ test: $(READY) ## run the tests; those that take minutes are left to test-all
 	$(BIN)/python -m pytest -n 8 --dist worksteal $(ARGS)
 
 test-all: $(READY) ## run all tests, those of minutes too, with more kills, cold starts, stops, examples of properties, and simulated seeds
-	KILL_ROUNDS=20 SHARD_KILL_ROUNDS=6 FORWARD_ROUNDS=12 COLD_STARTS=20 RANDOM_STOPS=40 REPAIR_KILL_EVERY=1 $(BIN)/python -m pytest -n 6 --dist worksteal --nightly $(ARGS)
+	KILL_ROUNDS=20 SHARD_KILL_ROUNDS=6 FORWARD_ROUNDS=12 COLD_STARTS=20 RANDOM_STOPS=40 OPENAPI_EXAMPLES=100 REPAIR_KILL_EVERY=1 $(BIN)/python -m pytest -n 6 --dist worksteal --nightly $(ARGS)
 	$(BIN)/python -m tests.simulation --first 0 --count 100
 
 lowest: $(READY) ## run the core tests with the lowest versions of the dependencies that pyproject.toml allows
