@@ -1,4 +1,6 @@
 # Every target works from a bare clone with python3, pip and make.
+# Hundreds of processes of a test run would compile all modules again, each for a second, if they might not keep what was compiled.
+unexport PYTHONDONTWRITEBYTECODE
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -31,11 +33,11 @@ demo: ## run the exporter with a fake AWS, MongoDB and 12 simulated workers unti
 # again in each of its processes.
 test: $(READY) ## run the tests; those that take minutes are left to test-all
 	@$(BIN)/python -m compileall -q exporter grafana || true
-	@$(BIN)/python -m pytest --collect-only -q > /dev/null || true
+	@test -d tests/__pycache__ || $(BIN)/python -m pytest --collect-only -q > /dev/null || true
 	$(BIN)/python -m pytest -n 8 --dist worksteal $(ARGS)
 
 test-all: $(READY) ## run all tests, those of minutes too, with more kills, cold starts, stops, examples of properties, and simulated seeds
-	KILL_ROUNDS=20 SHARD_KILL_ROUNDS=6 FORWARD_ROUNDS=12 COLD_STARTS=20 RANDOM_STOPS=40 REPAIR_KILL_EVERY=1 $(BIN)/python -m pytest -n 6 --dist worksteal --nightly $(ARGS)
+	KILL_ROUNDS=20 SHARD_KILL_ROUNDS=6 FORWARD_ROUNDS=12 COLD_STARTS=20 RANDOM_STOPS=40 OPENAPI_EXAMPLES=100 REPAIR_KILL_EVERY=1 $(BIN)/python -m pytest -n 6 --dist worksteal --nightly $(ARGS)
 	$(BIN)/python -m tests.simulation --first 0 --count 100
 
 lowest: $(READY) ## run the core tests with the lowest versions of the dependencies that pyproject.toml allows

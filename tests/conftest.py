@@ -1,9 +1,10 @@
 """For every test: a clean environment, and the real parts as fixtures."""
 
+import gc
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, NoReturn
 
 import hypothesis
@@ -42,6 +43,20 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     if config.getoption(NIGHTLY):
         hypothesis.settings.load_profile(NIGHTLY)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Collect without Python's search for garbage, which would go through all these objects again and again.
+
+    They live as long as the process, so that no later search goes through them either.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -50,6 +50,7 @@ from urllib.parse import parse_qsl
 import cbor2
 
 from exporter.core.model import Dimensions, MetricName
+from tests.helpers.deadlines import scaled
 
 Run = tuple[int | None, int | None]
 ALWAYS: tuple[Run, ...] = ((None, None),)
@@ -275,7 +276,7 @@ class FakeCloudWatch:
         ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self.serve(ready.set)), name="fake-cloudwatch")
         self._thread.start()
-        if not ready.wait(10):
+        if not ready.wait(scaled(10)):
             raise RuntimeError(f"the fake CloudWatch did not come up on port {self.port}")
         return self
 

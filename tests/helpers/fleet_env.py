@@ -78,7 +78,7 @@ def seconds_of(text: str) -> int:
 
 
 def wait_for(condition: Callable[[], object], within: float = 60) -> None:
-    deadline = time.monotonic() + within
+    deadline = time.monotonic() + scaled(within)
     while not condition():
         assert time.monotonic() < deadline, "it did not come to pass"
         time.sleep(0.02)

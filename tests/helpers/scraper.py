@@ -7,6 +7,8 @@ from typing import Self
 
 import httpx
 
+from tests.helpers.deadlines import scaled
+
 EVERY_SECONDS = 0.1
 """Time between two scrapes; no shorter silence can be measured."""
 PATIENCE_SECONDS = 120
@@ -43,10 +45,10 @@ class Scraper:
         self._longest = self.longest
         self._answered = float("inf")  # the time after the block does not count
         self._ended.set()
-        self._thread.join(PATIENCE_SECONDS)
+        self._thread.join(scaled(PATIENCE_SECONDS))
 
     def _run(self) -> None:
-        with httpx.Client(base_url=self._url, trust_env=False, timeout=PATIENCE_SECONDS) as client:
+        with httpx.Client(base_url=self._url, trust_env=False, timeout=scaled(PATIENCE_SECONDS)) as client:
             while not self._ended.wait(EVERY_SECONDS):
                 try:
                     succeeded = client.get("/metrics").status_code == httpx.codes.OK

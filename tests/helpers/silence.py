@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
+from tests.helpers.deadlines import scaled
+
 PACE_SECONDS = 0.05
 """Time between two scrapes."""
 PATIENCE_SECONDS = 120.0
@@ -95,4 +97,4 @@ class Scraper:
             kept.close()
 
     def _connection(self) -> http.client.HTTPConnection:
-        return http.client.HTTPConnection("127.0.0.1", self._port, timeout=PATIENCE_SECONDS)
+        return http.client.HTTPConnection("127.0.0.1", self._port, timeout=scaled(PATIENCE_SECONDS))

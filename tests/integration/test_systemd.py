@@ -20,6 +20,7 @@ from exporter.commands.serve import collecting
 from exporter.core.settings import Settings
 from exporter.web.systemd import Notifier, inherited_sockets
 from tests.fixtures.process import RunExporter
+from tests.helpers.deadlines import scaled
 from tests.helpers.exporter_process import COMMAND, READY_WITHIN, STOP_WITHIN
 from tests.helpers.reliability import record
 from tests.integration.web.test_routes import Serve, serve, wait_until  # noqa: F401  # serve is a fixture
@@ -123,7 +124,7 @@ def test_a_socket_of_systemd_is_used_in_place_of_the_setting(tmp_path: Path) -> 
             assert response.status_code == 200, log.read_text()
             assert f"addresses=127.0.0.1:{port} " in log.read_text()
             process.terminate()
-            assert process.wait(STOP_WITHIN) == 0
+            assert process.wait(scaled(STOP_WITHIN)) == 0
             assert "Traceback" not in log.read_text()
         finally:
             process.kill()

@@ -31,6 +31,7 @@ from exporter.core.periods import DAY, HOUR, align
 from exporter.demo.mongod import Mongod
 from exporter.demo.ports import free_port
 from tests.fixtures.mongo import NO_TTL
+from tests.helpers.deadlines import scaled
 from tests.helpers.expected_history import Member, assert_true, expected_history
 from tests.helpers.exporter_process import COMMAND, ExporterProcess
 from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
@@ -215,7 +216,7 @@ class Story:
 
 
 def _wait(condition: Callable[[], object], within: float) -> None:
-    deadline = time.monotonic() + within
+    deadline = time.monotonic() + scaled(within)
     while not condition():
         assert time.monotonic() < deadline, "the moment to kill never came"
         time.sleep(0.01)

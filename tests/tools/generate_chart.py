@@ -96,7 +96,7 @@ def values() -> Iterator[Value]:
         ValueError: a value has no comment above it, from which its description follows.
     """
     file = (CHART / "values.yaml").read_text()
-    tree = yaml.safe_load(file)
+    tree = yaml.load(file, yaml.CSafeLoader)  # ten times faster than Python's own parser
     comment: list[str] = []
     path: list[str] = []
     inside: int | None = None  # indentation of a list in several lines

@@ -227,7 +227,8 @@ def mutants(folder: Path = PROMETHEUS) -> list[Mutant]:
 
 def rules(file: Path) -> list[dict[str, Any]]:
     """Return the rules of a file."""
-    return [rule for group in yaml.safe_load(file.read_text())["groups"] for rule in group["rules"]]
+    # By libyaml, as everywhere here: ten times faster than Python's own parser, and each process of a test run reads them.
+    return [rule for group in yaml.load(file.read_text(), yaml.CSafeLoader)["groups"] for rule in group["rules"]]
 
 
 def rewritten(folder: Path, mutant: Mutant | None, at: Path) -> None:
@@ -235,7 +236,7 @@ def rewritten(folder: Path, mutant: Mutant | None, at: Path) -> None:
     shutil.copytree(folder / "rules", at / "rules")
     shutil.copytree(folder / "tests", at / "tests")
     for file in (at / "rules").glob("*.yml") if mutant is None else [at / "rules" / mutant.file]:
-        content = yaml.safe_load(file.read_text())
+        content = yaml.load(file.read_text(), yaml.CSafeLoader)
         for group in content["groups"]:
             for rule in group["rules"]:
                 if mutant is None:
@@ -244,18 +245,18 @@ def rewritten(folder: Path, mutant: Mutant | None, at: Path) -> None:
                     rule.update({key: value for key, value in mutant.change.items() if value is not None})
                     for key in [key for key, value in mutant.change.items() if value is None]:
                         del rule[key]
-        file.write_text(yaml.safe_dump(content, sort_keys=False))
+        file.write_text(yaml.dump(content, Dumper=yaml.CSafeDumper, sort_keys=False))
 
 
 def tests_about(rule: str, folder: Path) -> list[Path]:
     """Write the tests that name a rule into files of their own and return these: the likeliest to notice, and quick."""
     written = []
     for file in sorted((folder / "tests").glob("*.yml")):
-        content = yaml.safe_load(file.read_text())
+        content = yaml.load(file.read_text(), yaml.CSafeLoader)
         content["tests"] = [test for test in content["tests"] if rule in json.dumps(test)]
         if content["tests"]:
             written.append(file.with_name(f"about-{file.name}"))
-            written[-1].write_text(yaml.safe_dump(content, sort_keys=False))
+            written[-1].write_text(yaml.dump(content, Dumper=yaml.CSafeDumper, sort_keys=False))
     return written
 
 

@@ -355,7 +355,7 @@ def journal_count(import_env: ImportEnv, of: str) -> int:
 
 
 def wait_for(condition: Callable[[], object], process: "subprocess.Popen[str]", within: float = 60) -> None:
-    deadline = time.monotonic() + within
+    deadline = time.monotonic() + scaled(within)
     while not condition():
         assert process.poll() is None, f"it ended too early: {process.communicate()}"
         assert time.monotonic() < deadline, "it did not come to pass"
@@ -479,7 +479,7 @@ async def test_a_worker_known_only_from_events_is_found_by_the_api(import_env: I
 
 
 async def _until(condition: Callable[[], Awaitable[object]], within: float) -> None:
-    deadline = time.monotonic() + within
+    deadline = time.monotonic() + scaled(within)
     while not await condition():
         assert time.monotonic() < deadline, "it did not come to pass"
         await asyncio.sleep(0.5)

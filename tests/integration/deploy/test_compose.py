@@ -486,7 +486,7 @@ def passes(words: list[str], replaced: Mapping[str, str]) -> bool:
 
 
 def wait_for(condition: Callable[[], object], within: float, otherwise: Callable[[], str]) -> None:
-    deadline = time.monotonic() + within
+    deadline = time.monotonic() + scaled(within)
     while not condition():
         assert time.monotonic() < deadline, otherwise()
         time.sleep(0.3)

@@ -16,7 +16,7 @@ from tests.helpers.fake_cloudwatch import FakeCloudWatch
 from tests.helpers.stores import SERVERS, StoreServer
 from tests.integration.forwarding.stand import Stand, rows, target_of
 
-ROUNDS = int(os.environ.get("FORWARD_ROUNDS", "4"))
+ROUNDS = int(os.environ.get("FORWARD_ROUNDS", "2"))
 SEED = int(os.environ.get("KILL_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
 
 
@@ -27,6 +27,14 @@ def server(request: pytest.FixtureRequest) -> Iterator[StoreServer]:
     made.remove()
 
 
+def at_night_but(name: str) -> pytest.MarkDecorator:
+    """Run a test with one of the servers in `make test`: how they differ, tests of the same writers in `export --to` show."""
+    at_night = pytest.mark.nightly("test_a_store_has_what_mongodb_has_and_has_it_once_after_a_second_export")
+    return pytest.mark.parametrize(
+        "server", [pytest.param(each, marks=() if each == name else at_night) for each in SERVERS], indirect=True
+    )
+
+
 @pytest.fixture
 def stand(
     mongod: Mongod, database: Database, fake_cloudwatch: FakeCloudWatch, run_exporter: RunExporter, server: StoreServer
@@ -34,6 +42,7 @@ def stand(
     return Stand(mongod, database, fake_cloudwatch, run_exporter, [target_of(server)])
 
 
+@at_night_but("postgresql")
 async def test_a_target_has_what_mongodb_has_after_the_exporter_was_killed_at_random(stand: Stand, server: StoreServer) -> None:
     chance = random.Random(SEED)
     for _ in range(ROUNDS):
@@ -54,6 +63,7 @@ async def test_a_target_has_what_mongodb_has_after_the_exporter_was_killed_at_ra
     assert rows(server) == ledger, f"KILL_SEED={SEED}"
 
 
+@at_night_but("victoriametrics")
 async def test_a_target_that_is_killed_and_comes_back_gets_all(stand: Stand, server: StoreServer) -> None:
     target = target_of(server)
     await stand.add_workers(12)

@@ -81,7 +81,12 @@ class Setting:
         assert found["type"] == "timeseries"
 
 
-@pytest.fixture(params=[False, True], ids=["standalone", "replica-set"])
+@pytest.fixture(
+    params=[
+        pytest.param(False, id="standalone", marks=pytest.mark.nightly("test_the_history_is_whole_again")),
+        pytest.param(True, id="replica-set"),
+    ]
+)
 async def setting(tmp_path: Path, fake: FakeCloudWatch, clock: Clock, request: pytest.FixtureRequest) -> AsyncIterator[Setting]:
     need_mongod()
     with Mongod(tmp_path / "mongod", free_port(), replica_set=request.param, parameters=NO_TTL) as server:

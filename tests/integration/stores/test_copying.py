@@ -39,6 +39,14 @@ def server(request: pytest.FixtureRequest) -> Iterator[StoreServer]:
     made.remove()
 
 
+def at_night_but(name: str) -> pytest.MarkDecorator:
+    """Run a test with one of the servers in `make test`: of the others it tries what a second export does."""
+    at_night = pytest.mark.nightly("test_a_store_has_what_mongodb_has_and_has_it_once_after_a_second_export")
+    return pytest.mark.parametrize(
+        "server", [pytest.param(each, marks=() if each == name else at_night) for each in SERVERS], indirect=True
+    )
+
+
 @pytest.fixture
 async def history(database: Database) -> WorkerMetricsRepository:
     """Four workers with two days of samples, in which everything that may be missing is."""
@@ -121,6 +129,7 @@ async def test_a_store_has_what_mongodb_has_and_has_it_once_after_a_second_expor
     assert not list((tmp_path / "data").glob("export-*")), "a finished export is forgotten"
 
 
+@at_night_but("postgresql")
 async def test_a_killed_export_continues_and_nothing_is_lost_or_doubled(
     command: list[str], server: StoreServer, database: Database, tmp_path: Path
 ) -> None:
@@ -146,6 +155,7 @@ def _done(folder: Path) -> str:
     return ""
 
 
+@at_night_but("victoriametrics")
 async def test_a_store_that_is_killed_and_comes_back_gets_all(
     command: list[str], server: StoreServer, database: Database, tmp_path: Path
 ) -> None:

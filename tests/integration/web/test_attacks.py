@@ -21,6 +21,7 @@ from pymongo import MongoClient
 
 from exporter.demo.mongod import Mongod
 from exporter.storage.mongo import Document
+from exporter.web.auth import MAX_WAITING_CHECKS
 from tests.helpers import prompb
 from tests.helpers.deadlines import scaled
 from tests.helpers.expected_history import Member
@@ -220,12 +221,20 @@ def guess(exporter: ExporterProcess, number: int) -> socket.socket:
     return connection
 
 
-@pytest.mark.parametrize(("hang_up", "user"), [(True, "alice"), (False, "bob")], ids=["that hang up", "that wait"])
-def test_wrong_passwords_delay_neither_scrapes_nor_a_first_login(guarded: ExporterProcess, hang_up: bool, user: str) -> None:
+@pytest.mark.parametrize(
+    ("guesses", "hang_up", "user"),
+    [
+        pytest.param(300, True, "alice", id="that hang up"),
+        pytest.param(8 * MAX_WAITING_CHECKS, False, "bob", id="that wait"),  # each that is checked takes a quarter of a second
+    ],
+)
+def test_wrong_passwords_delay_neither_scrapes_nor_a_first_login(
+    guarded: ExporterProcess, guesses: int, hang_up: bool, user: str
+) -> None:
     assert login(guarded, USER, PASSWORD)[0] == 200
     _, hash_seconds = login(guarded, USER, f"{uuid.uuid4()}")
     with Scraper(guarded.port, {"Authorization": basic(USER, PASSWORD)}) as scraper, contextlib.ExitStack() as stack:
-        for number in range(300):
+        for number in range(guesses):
             connection = guess(guarded, number)
             if hang_up:
                 connection.close()

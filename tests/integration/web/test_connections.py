@@ -25,8 +25,8 @@ from tests.helpers.certificates import write_certificate
 from tests.helpers.deadlines import scaled
 from tests.integration.web.test_routes import Memory, gauges, serving, snapshot, wait_until
 
-PATIENCE = scaled(30.0)
-"""Seconds until which a limit must have taken effect; they are far below it on a machine without load."""
+PATIENCE_SECONDS = 30.0
+"""Until which a limit must have taken effect, scaled; they are far below it on a machine without load."""
 SHORT = Limits(request_seconds=1, unread_seconds=1)
 REQUEST = b"GET /-/healthy HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -50,7 +50,7 @@ class Served:
         connection = socket.socket()
         if receive_bytes is not None:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
-        connection.settimeout(PATIENCE)
+        connection.settimeout(scaled(PATIENCE_SECONDS))
         connection.connect(("127.0.0.1", self.port))
         return connection
 
@@ -97,10 +97,10 @@ def test_a_connection_that_sends_no_whole_request_in_time_is_closed(sent: bytes)
         connection.sendall(sent)
         answers = ended(connection).count(b"HTTP/1.1 200")
         assert answers == sent.count(REQUEST)
-        assert 1 <= time.monotonic() - begin < PATIENCE
+        assert 1 <= time.monotonic() - begin < scaled(PATIENCE_SECONDS)
         connection.close()
         assert server.reasons == ["incomplete_request"]
-        wait_until(lambda: server.is_open() == 0, PATIENCE)
+        wait_until(lambda: server.is_open() == 0, scaled(PATIENCE_SECONDS))
 
 
 def test_bytes_that_trickle_in_do_not_extend_the_time() -> None:
@@ -108,7 +108,7 @@ def test_bytes_that_trickle_in_do_not_extend_the_time() -> None:
         begin = time.monotonic()
         connection.sendall(b"GET /metrics HTTP/1.1\r\nX-Slow: ")
         with contextlib.suppress(OSError):
-            while time.monotonic() - begin < PATIENCE:
+            while time.monotonic() - begin < scaled(PATIENCE_SECONDS):
                 connection.sendall(b"a")
                 time.sleep(0.05)
         assert server.reasons == ["incomplete_request"]
@@ -120,10 +120,10 @@ def test_a_tls_handshake_that_does_not_end_in_time_is_closed_and_counts_as_a_con
     with served(SHORT, web=webconfig.load(tmp_path / "web.yml")) as server:
         for sent in (b"", b"\x16\x03\x01", REQUEST):
             with server.connect() as connection:
-                wait_until(lambda: server.is_open() == 1, PATIENCE)
+                wait_until(lambda: server.is_open() == 1, scaled(PATIENCE_SECONDS))
                 connection.sendall(sent)
                 assert ended(connection)[:1] in (b"", b"\x15")  # 21: an alert of TLS
-                wait_until(lambda: server.is_open() == 0, PATIENCE)
+                wait_until(lambda: server.is_open() == 0, scaled(PATIENCE_SECONDS))
         trust = ssl.create_default_context(cafile=tmp_path / "server.crt")
         for _ in range(3):  # the request arrives in the same packets as the end of the handshake
             with trust.wrap_socket(server.connect(), server_hostname="127.0.0.1") as secure:
@@ -139,7 +139,7 @@ def test_a_connection_that_is_closed_in_its_tls_handshake_delays_no_stop(tmp_pat
     with served(limits, web=webconfig.load(tmp_path / "web.yml")) as server, contextlib.ExitStack() as stack:
         for _ in range(10):
             stack.enter_context(server.connect())
-        wait_until(lambda: server.is_open() == 2, PATIENCE)
+        wait_until(lambda: server.is_open() == 2, scaled(PATIENCE_SECONDS))
         assert set(server.reasons) == {"client_limit"}
 
 
@@ -185,7 +185,7 @@ def test_many_short_headers_count_together_and_bodies_do_not() -> None:
             connection.sendall(b"GET /-/healthy HTTP/1.1\r\n" + b"A: b\r\n" * 12_000 + b"\r\n")
             assert ended(connection).startswith(b"HTTP/1.1 431 ")
         url = f"http://127.0.0.1:{server.port}/api/v1/read"
-        with httpx.Client(trust_env=False, timeout=PATIENCE) as client:
+        with httpx.Client(trust_env=False, timeout=scaled(PATIENCE_SECONDS)) as client:
             for _ in range(3):
                 assert client.post(url, content=b"x" * 500_000).status_code == 400
                 assert client.post(url, content=iter([b"x" * 10_000] * 50)).status_code == 400
@@ -259,15 +259,15 @@ def large() -> Memory:
 def test_a_response_that_is_not_read_ends_the_connection() -> None:
     with served(SHORT, large()) as server, server.connect(receive_bytes=4096) as connection:
         connection.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
-        wait_until(lambda: server.reasons == ["unread"], PATIENCE)
-        wait_until(lambda: server.is_open() == 0, PATIENCE)
+        wait_until(lambda: server.reasons == ["unread"], scaled(PATIENCE_SECONDS))
+        wait_until(lambda: server.is_open() == 0, scaled(PATIENCE_SECONDS))
 
 
 def test_a_response_that_is_not_read_before_the_connection_is_closed_ends_it_too() -> None:
     with served(SHORT, large()) as server, server.connect(receive_bytes=4096) as connection:
         connection.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
-        wait_until(lambda: server.reasons == ["unread"], PATIENCE)
-        wait_until(lambda: server.is_open() == 0, PATIENCE)
+        wait_until(lambda: server.reasons == ["unread"], scaled(PATIENCE_SECONDS))
+        wait_until(lambda: server.is_open() == 0, scaled(PATIENCE_SECONDS))
 
 
 def test_a_client_that_reads_slowly_gets_the_whole_response() -> None:
@@ -289,7 +289,7 @@ def test_a_client_holds_a_bounded_number_of_bytes() -> None:
         for _ in range(20):
             connection = stack.enter_context(server.connect(receive_bytes=4096))
             connection.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
-        wait_until(lambda: len(server.reasons) >= 10, PATIENCE)
+        wait_until(lambda: len(server.reasons) >= 10, scaled(PATIENCE_SECONDS))
         assert set(server.reasons) == {"unread_bytes"}
         assert server.is_open() >= 1  # a single response is never too large
 
@@ -303,7 +303,7 @@ def test_of_too_many_connections_of_a_client_those_without_a_request_are_closed(
         busy.sendall(REQUEST)
         assert busy.recv(65536).startswith(b"HTTP/1.1 200")
         silent = [stack.enter_context(server.connect()) for _ in range(40)]
-        wait_until(lambda: len(server.reasons) == 31, PATIENCE)
+        wait_until(lambda: len(server.reasons) == 31, scaled(PATIENCE_SECONDS))
         assert server.is_open() == 10
         assert set(server.reasons) == {"client_limit"}
         busy.sendall(REQUEST)
@@ -317,7 +317,7 @@ def test_a_trusted_proxy_has_the_connections_of_many_clients() -> None:
     with served(limits, trusted=("127.0.0.0/8",)) as server, contextlib.ExitStack() as stack:
         for _ in range(40):
             stack.enter_context(server.connect())
-        wait_until(lambda: len(server.reasons) == 10, PATIENCE)
+        wait_until(lambda: len(server.reasons) == 10, scaled(PATIENCE_SECONDS))
         assert set(server.reasons) == {"connection_limit"}
 
 
@@ -331,7 +331,7 @@ def test_a_shortage_of_descriptors_is_counted_logged_and_closes_connections_that
         time.sleep(1.5)  # until they are not young any more
         for _ in range(20):
             stack.enter_context(server.connect())
-        wait_until(lambda: "descriptors" in server.reasons, PATIENCE)
+        wait_until(lambda: "descriptors" in server.reasons, scaled(PATIENCE_SECONDS))
         assert server.is_open() < 45
         connection = stack.enter_context(server.connect())
         connection.sendall(REQUEST)
@@ -345,8 +345,8 @@ def test_connections_that_end_are_forgotten() -> None:
         with contextlib.ExitStack() as stack:
             for _ in range(20):
                 stack.enter_context(server.connect())
-            wait_until(lambda: server.is_open() == 20, PATIENCE)
-        wait_until(lambda: server.is_open() == 0, PATIENCE)
+            wait_until(lambda: server.is_open() == 20, scaled(PATIENCE_SECONDS))
+        wait_until(lambda: server.is_open() == 0, scaled(PATIENCE_SECONDS))
 
 
 # -- clients that hang up
@@ -359,14 +359,14 @@ def test_a_request_that_waits_is_dropped_when_its_client_hangs_up(monkeypatch: p
     monkeypatch.setattr("exporter.web.admission.MAX_RUNNING", 1)
     with served(Limits(), SlowMemory(snapshot=snapshot(gauges("w1")))) as server, server.connect() as first:
         first.sendall(SLOW_REQUEST)
-        wait_until(lambda: server.is_open() == 1, PATIENCE)
+        wait_until(lambda: server.is_open() == 1, scaled(PATIENCE_SECONDS))
         time.sleep(0.5)
         for _ in range(20):
             with server.connect() as connection:
                 connection.sendall(SLOW_REQUEST)
         begin = time.monotonic()
         with server.connect() as last:
-            last.settimeout(120)
+            last.settimeout(scaled(120))
             last.sendall(SLOW_REQUEST)
             assert b"200 OK" in ended(last)
         assert time.monotonic() - begin < scaled(40)  # those that hung up would have taken 60 s
@@ -379,7 +379,7 @@ def test_connections_that_are_cut_off_are_no_errors_of_the_application(caplog: p
         for _ in range(10):
             connection = stack.enter_context(server.connect(receive_bytes=4096))
             connection.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n" * 5)
-        wait_until(lambda: len(server.reasons) >= 5, PATIENCE)
+        wait_until(lambda: len(server.reasons) >= 5, scaled(PATIENCE_SECONDS))
         time.sleep(1)
     assert not [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
 
@@ -393,7 +393,10 @@ def test_scrapes_and_probes_wait_for_no_other_request(monkeypatch: pytest.Monkey
         for connection in waiting:
             connection.sendall(b"GET /api/workers HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         begin = time.monotonic()
-        assert httpx.get(f"http://127.0.0.1:{server.port}{path}", trust_env=False, timeout=PATIENCE).status_code == 200
+        assert (
+            httpx.get(f"http://127.0.0.1:{server.port}{path}", trust_env=False, timeout=scaled(PATIENCE_SECONDS)).status_code
+            == 200
+        )
         assert time.monotonic() - begin < scaled(2.5)
         answers = [ended(connection) for connection in waiting]
         refused = [answer for answer in answers if b"429 Too Many Requests" in answer]
@@ -409,7 +412,7 @@ def held_up(monkeypatch: pytest.MonkeyPatch, target: object, name: str) -> Itera
 
     def waiting(*arguments: object) -> object:
         calls.append(arguments)
-        assert go_on.wait(10 * PATIENCE)
+        assert go_on.wait(10 * scaled(PATIENCE_SECONDS))
         return real(*arguments)
 
     monkeypatch.setattr(target, name, waiting)
@@ -427,9 +430,9 @@ def test_selections_by_name_are_made_one_at_a_time_few_wait_per_client_and_no_sc
         with held_up(monkeypatch, routes, "select") as calls:
             for connection in connections:
                 connection.sendall(b"GET /metrics?name[]=cml_worker_info HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-            wait_until(lambda: len(select.select(connections, (), (), 0)[0]) == 3, PATIENCE)
-            wait_until(lambda: bool(calls), PATIENCE)
-            scrape = httpx.get(f"http://127.0.0.1:{server.port}/metrics", trust_env=False, timeout=PATIENCE)
+            wait_until(lambda: len(select.select(connections, (), (), 0)[0]) == 3, scaled(PATIENCE_SECONDS))
+            wait_until(lambda: bool(calls), scaled(PATIENCE_SECONDS))
+            scrape = httpx.get(f"http://127.0.0.1:{server.port}/metrics", trust_env=False, timeout=scaled(PATIENCE_SECONDS))
             assert scrape.status_code == 200
         answers = [ended(connection) for connection in connections]
     refused = [answer for answer in answers if b"429 Too Many Requests" in answer]
@@ -446,11 +449,11 @@ def test_a_selection_by_name_whose_client_hung_up_takes_no_turn(monkeypatch: pyt
             for _ in range(9):
                 connection = stack.enter_context(server.connect())
                 connection.sendall(b"GET /metrics?name[]=cml_worker_info HTTP/1.1\r\nHost: x\r\n\r\n")
-            wait_until(lambda: bool(calls), PATIENCE)
+            wait_until(lambda: bool(calls), scaled(PATIENCE_SECONDS))
             stack.close()
-            wait_until(lambda: server.is_open() == 0, PATIENCE)
+            wait_until(lambda: server.is_open() == 0, scaled(PATIENCE_SECONDS))
         url = f"http://127.0.0.1:{server.port}/metrics?name[]=cml_worker_info"
-        assert httpx.get(url, trust_env=False, timeout=PATIENCE).status_code == 200
+        assert httpx.get(url, trust_env=False, timeout=scaled(PATIENCE_SECONDS)).status_code == 200
     assert len(calls) == 2, "the one that ran, and the last"
 
 
@@ -462,10 +465,10 @@ def test_targets_are_made_in_a_thread_that_no_scrape_waits_for(monkeypatch: pyte
         with held_up(monkeypatch, discovery, "targets") as calls:
             for connection in connections:
                 connection.sendall(b"GET /sd/workers HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-            wait_until(lambda: len(select.select(connections, (), (), 0)[0]) == 3, PATIENCE)
-            wait_until(lambda: len(calls) == 2, PATIENCE)
+            wait_until(lambda: len(select.select(connections, (), (), 0)[0]) == 3, scaled(PATIENCE_SECONDS))
+            wait_until(lambda: len(calls) == 2, scaled(PATIENCE_SECONDS))
             for path in ("/metrics", "/-/healthy"):
-                answer = httpx.get(f"http://127.0.0.1:{server.port}{path}", trust_env=False, timeout=PATIENCE)
+                answer = httpx.get(f"http://127.0.0.1:{server.port}{path}", trust_env=False, timeout=scaled(PATIENCE_SECONDS))
                 assert answer.status_code == 200
         answers = [ended(connection) for connection in connections]
     assert sum(b"429 Too Many Requests" in answer for answer in answers) == 3, "two run, five wait"

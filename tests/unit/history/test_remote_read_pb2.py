@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from exporter.history import remote_read_pb2 as pb
+from tests.helpers.deadlines import scaled
 
 ROOT = Path(__file__).parents[3]
 FOLDER = Path("exporter/history")
@@ -20,7 +21,7 @@ def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (out / FOLDER).mkdir(parents=True)
     (recipe,) = re.findall(r"^\t\$\(BIN\)/python (-m grpc_tools\.protoc .*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     arguments = [re.sub(r"^(--\w+_out)=", rf"\1={out}/", each) for each in recipe.split()]
-    subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True, timeout=60)
+    subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True, timeout=scaled(60))
     return out / FOLDER
 
 

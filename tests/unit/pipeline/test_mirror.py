@@ -19,6 +19,7 @@ from exporter.pipeline.lifecycle import PendingSample
 from exporter.pipeline.mirror import INSERT_MARGIN_SECONDS, MIN_LEASE_SECONDS, BackfillRange, Mirror
 from exporter.pipeline.outbox import Outbox
 from exporter.pipeline.outbox_thread import OutboxThread
+from tests.helpers.deadlines import scaled
 
 T, P = 1_767_225_600, 300
 Key = tuple[str, int]
@@ -170,7 +171,7 @@ class MirrorEnv:
 
 
 async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(scaled(10)):
         while not true():  # noqa: ASYNC110  # the mirror signals no change of its problem
             await asyncio.sleep(0.005)
 

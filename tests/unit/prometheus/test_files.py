@@ -42,8 +42,8 @@ OF_JOBS = {
 FOREIGN = re.compile(r"up|ALERTS|node_\w+|process_\w+|prometheus_\w+|cml:own:\w+")
 """Series that are neither in the catalog nor recorded here: Prometheus' own, node_exporter's, the process', the user's."""
 
-CONFIG = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
-ALERTMANAGER = yaml.safe_load((PROMETHEUS / "alertmanager.yml").read_text())
+CONFIG = yaml.load((PROMETHEUS / "prometheus.yml").read_text(), yaml.CSafeLoader)
+ALERTMANAGER = yaml.load((PROMETHEUS / "alertmanager.yml").read_text(), yaml.CSafeLoader)
 
 
 def nodes(expression: str) -> list[Any]:
