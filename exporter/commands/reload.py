@@ -27,7 +27,7 @@ RELOADABLE = (
     "log.level",
     "log.format",
 )
-"""Settings that a reload applies, besides the contents of `web.config_file` and `mongodb.uri_file`."""
+"""Settings that a reload applies, besides the contents of `web.config_file`, `mongodb.uri_file` and `url_file` of a target."""
 
 COLLECTOR_SECONDS = 20.0
 """How long a reload waits for the collector's event loop, which may hang."""
@@ -90,7 +90,7 @@ class Reloader:
                 self._web.read()
                 if settings.mongodb == self._settings.mongodb:
                     await self._refresh_credentials()
-                if settings.history != self._settings.history:
+                if settings.history != self._settings.history or any(each.url_file for each in settings.history.forward):
                     await self._in_time(self._exporter.forward(settings.history), "the targets of history.forward")
                 web = self._web.read()  # again: the file may have been replaced meanwhile, and a request has used the new one
             except ExporterError as error:

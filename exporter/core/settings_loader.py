@@ -149,10 +149,18 @@ def _resolve_paths(tree: dict[str, Any], folder: Path, settings: Iterable[Settin
         section: object = tree
         for name in path:
             section = section.get(name) if isinstance(section, dict) else None
-        given = section.get(leaf) if setting.is_path and isinstance(section, dict) else None
-        # A connection string in the place of a path gets its own message.
-        if isinstance(section, dict) and isinstance(given, str) and given and "://" not in given:
-            section[leaf] = str(folder / given)
+        if setting.is_path:
+            _resolve_path(section, leaf, folder)
+        elif setting.key == "history.forward" and isinstance(section, dict) and isinstance(section.get(leaf), list):
+            for target in section[leaf]:
+                _resolve_path(target, "url_file", folder)
+
+
+def _resolve_path(section: object, leaf: str, folder: Path) -> None:
+    given = section.get(leaf) if isinstance(section, dict) else None
+    # A connection string in the place of a path gets its own message.
+    if isinstance(section, dict) and isinstance(given, str) and given and "://" not in given:
+        section[leaf] = str(folder / given)
 
 
 def _parse_flag(given: str | Sequence[str], setting: Setting) -> object:

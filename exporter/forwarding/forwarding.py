@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 
 from exporter.core import logs
 from exporter.core.condition import Condition
-from exporter.core.errors import StoreError
-from exporter.core.history_settings import HistorySettings
+from exporter.core.errors import ConfigError, StoreError
+from exporter.core.history_settings import ForwardTarget, HistorySettings
 from exporter.core.periods import rfc3339
 from exporter.forwarding.store_thread import StoreThread
 from exporter.forwarding.target import LabelsOf, Target
@@ -19,9 +19,12 @@ from exporter.pipeline.loop import wait
 from exporter.pipeline.outbox import Outbox
 from exporter.pipeline.outbox_thread import OutboxThread
 from exporter.stores.opening import open_store
+from exporter.stores.store import Store
 
 LOOK_SECONDS = 30.0
 """How often it is looked what targets lack, while nothing is mirrored."""
+KEPT_SECONDS = 600
+"""How long each sample is kept, whatever the limit: a target that works takes it in this time, even of a large batch."""
 _RETRY_SECONDS = 5.0
 
 _log = logs.get("forward")
@@ -64,18 +67,18 @@ class Forwarding:
         A target that keeps its name keeps its cursor, also at another address.
 
         Raises:
-            ConfigError: an address is none, or its driver is not installed; nothing has changed.
+            ConfigError: an address is none, or its driver is not installed, or its file is unusable; nothing has changed.
         """
-        wanted = {target.label: target.address for target in settings.forward}
+        wanted = {target.label: target.address() for target in settings.forward}
         for address in wanted.values():
             open_store(address)
         self._settings = settings
         for name in list(self._targets):
             if wanted.get(name) != self._targets[name][0]:
                 self._stop(name, forget=name not in wanted)
-        for name, address in wanted.items():
-            if name not in self._targets:
-                self._targets[name] = address, self._target(name, address)
+        for setting in settings.forward:
+            if setting.label not in self._targets:
+                self._targets[setting.label] = wanted[setting.label], self._target(setting)
         self._outbox.outbox.forward_to = tuple(wanted)
         self._forgotten = False
         self._look.set()
@@ -117,7 +120,9 @@ class Forwarding:
         outbox, names = self._outbox.outbox, tuple(self._targets)
         if not names and self._forgotten:
             return False
-        dropped, more = await self._outbox(_trim, outbox, names, self._settings.forward_max_samples)
+        dropped, more = await self._outbox(
+            _trim, outbox, names, self._settings.forward_max_samples, self._wall() - KEPT_SECONDS
+        )
         for name, what in dropped.items():
             self._telemetry.forward.dropped.labels(name, LIMIT).inc(what.samples)
             self._report(name, what)
@@ -139,7 +144,8 @@ class Forwarding:
                 limit=self._settings.forward_max_samples,
             )
 
-    def _target(self, name: str, address: str) -> Target:
+    def _target(self, setting: ForwardTarget) -> Target:
+        name = setting.label
         if self._thread is None:
             self._thread = StoreThread()
         telemetry = self._telemetry
@@ -147,7 +153,7 @@ class Forwarding:
         telemetry.forward.lag.labels(name).set_function(lambda: self._lag(name))
         return Target(
             name,
-            lambda: open_store(address),
+            lambda: _open(setting),
             self._outbox,
             self._labels,
             self._thread,
@@ -181,9 +187,17 @@ class Forwarding:
             self._telemetry.forward.forget(name)
 
 
-def _trim(outbox: Outbox, targets: tuple[str, ...], limit: int) -> tuple[dict[str, Dropped], bool]:
+def _open(setting: ForwardTarget) -> Store:
+    """Return the store of a target, at the address that its file has by now: the password may be a new one."""
+    try:
+        return open_store(setting.address())
+    except ConfigError as error:
+        raise StoreError(str(error), reason="refused") from error
+
+
+def _trim(outbox: Outbox, targets: tuple[str, ...], limit: int, before: float) -> tuple[dict[str, Dropped], bool]:
     with outbox.transaction() as database:
-        return forward_queue.trim(database, targets, limit)
+        return forward_queue.trim(database, targets, limit, before)
 
 
 def _waiting(outbox: Outbox) -> dict[str, Waiting]:

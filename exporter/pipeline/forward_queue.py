@@ -98,8 +98,14 @@ def waiting(database: sqlite3.Connection) -> dict[str, Waiting]:
     return {name: Waiting(samples, since) for name, samples, since in rows}
 
 
-def trim(database: sqlite3.Connection, targets: Collection[str], limit: int) -> tuple[dict[str, Dropped], bool]:
+def trim(database: sqlite3.Connection, targets: Collection[str], limit: int, before: float) -> tuple[dict[str, Dropped], bool]:
     """Forget targets that are no longer wanted, delete what all others have, and then the oldest samples above `limit`.
+
+    Args:
+        database: in a transaction of the caller.
+        targets: those that are wanted.
+        limit: samples that are kept.
+        before: UTC seconds; what was mirrored since then is kept beyond the limit.
 
     Returns:
         Target → what it will not get, and whether there is more to delete.
@@ -113,7 +119,12 @@ def trim(database: sqlite3.Connection, targets: Collection[str], limit: int) -> 
     excess = 0 if first is None else last - first + 1 - limit
     if excess <= 0:
         return {}, False
-    cut = first + min(excess, DELETED_AT_ONCE) - 1
+    (cut,) = database.execute(
+        "SELECT MAX(id) FROM (SELECT id, mirrored FROM forward ORDER BY id LIMIT ?) WHERE mirrored < ?",
+        (min(excess, DELETED_AT_ONCE), before),
+    ).fetchone()
+    if cut is None:
+        return {}, False
     dropped = {
         name: Dropped(
             cut - max(passed, first - 1),
@@ -123,7 +134,7 @@ def trim(database: sqlite3.Connection, targets: Collection[str], limit: int) -> 
     }
     database.execute("UPDATE forward_target SET passed=MAX(passed, ?)", (cut,))
     database.execute("DELETE FROM forward WHERE id <= ?", (cut,))
-    return dropped, excess > DELETED_AT_ONCE
+    return dropped, cut == first + DELETED_AT_ONCE - 1
 
 
 def _delete_passed(database: sqlite3.Connection) -> int:

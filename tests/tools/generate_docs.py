@@ -109,7 +109,8 @@ Databases that get a copy of every sample: [forward.md](forward.md).
 ```yaml
 history:
   forward:
-    - {type: influxdb, url: "http://user:password@127.0.0.1:8086/cml"}
+    - {type: victoriametrics, url: "http://127.0.0.1:8428"}
+    - {type: influxdb, url_file: secrets/influxdb, name: influxdb}
 ```
 """
 

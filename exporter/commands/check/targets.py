@@ -21,7 +21,7 @@ async def check_targets(settings: Settings) -> list[CheckResult]:
 async def _check(target: ForwardTarget) -> CheckResult:
     check = f"forward {target.label}"
     try:
-        store = open_store(target.address)
+        store = open_store(target.address())
     except ConfigError as error:
         return CheckResult(check, "FAIL", str(error))
     try:

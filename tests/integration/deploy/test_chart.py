@@ -167,6 +167,7 @@ def test_each_shard_has_a_stateful_set_whose_exporters_know_which_it_is(helm: st
         ("config.mongdb.retention=90d", "additional properties 'mongdb' not allowed"),
         ("config.mongodb.retention_days=90", "additional properties 'retention_days' not allowed"),
         ("config.mongodb.uri=mongodb://db", "config.mongodb.uri and config.mongodb.uri_file would stand in a ConfigMap"),
+        ("config.history.forward[0].url=http://me:hidden@influxdb/cml", "config.history.forward has a url with a password"),
         ("mongodb.uri=mongodb://db,mongodb.existingSecret=x", "mongodb.uri and mongodb.existingSecret are both set"),
         ("mongodb.uri=mongodb://db,mongodb.existingSecretKey=x", "mongodb.existingSecretKey is for mongodb.existingSecret"),
         ("config.data_dir=/data", "config.data_dir is set by the chart"),

@@ -105,6 +105,11 @@ class Stand:
             found = forward_queue.waiting(database).get(label_of(target))
             return found.samples if found else 0
 
+    def make_older(self, seconds: int) -> None:
+        """Make the samples of the queue of a stopped exporter as old as if they had waited for longer."""
+        with closing(sqlite3.connect(self.exporter.data_dir / "outbox.db")) as database, database:
+            database.execute("UPDATE forward SET mirrored = mirrored - ?", (seconds,))
+
     def rows(self, what: str) -> int:
         """Count rows of the outbox; its metrics are some seconds old."""
         with closing(sqlite3.connect(f"file:{self.exporter.data_dir / 'outbox.db'}?mode=ro", uri=True)) as database:

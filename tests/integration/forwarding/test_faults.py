@@ -93,6 +93,10 @@ async def test_beyond_the_limit_the_oldest_are_dropped_and_an_export_brings_them
     await stand.mirrored()
     ledger = await stand.ledger()
     lost = len(ledger) - 1000
+    await asyncio.to_thread(stand.exporter.wait_for, lambda: stand.pending(away) == len(ledger), 60, "beyond its limit")
+    await stand.stop()
+    stand.make_older(700)
+    await stand.start()
     await asyncio.to_thread(
         stand.exporter.wait_for, lambda: stand.metric("samples_dropped_total", away, reason="limit") == lost, 60, "at its limit"
     )

@@ -113,6 +113,15 @@ async def test_targets_of_copies_change_at_once_and_one_that_cannot_be_used_chan
     assert len(running.forwarded) == 1
 
 
+async def test_a_reload_reads_the_files_of_targets_again(configured: list[tuple[str, str]]) -> None:
+    target = {"type": "influxdb", "url_file": "/run/secrets/url", "name": "a"}
+    same = settings(history={"forward": [target]})
+    running = Running()
+    reloader = Reloader(same, lambda: same, LiveWebConfig(None), running)
+    await reloader.reload()
+    assert running.forwarded == [same.history]
+
+
 async def test_a_collector_that_hangs_does_not_block_reloads_for_ever(
     configured: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -126,12 +126,43 @@ async def test_beyond_the_limit_the_oldest_are_dropped_counted_and_named_in_the_
     env.forwarding.use(settings("a", "b"))
     env.stores["a"].failures = [StoreError("no", reason="refused")] * 1000
     await env.add(*(sample(number) for number in range(1200)))
+    env.later = 700
     await env.until(lambda: env.value("samples_dropped_total", "a", reason="limit") == 200)
     await env.until(lambda: env.value("pending_samples", "a") == 1000)
     assert "export --to" in capsys.readouterr().out
     env.stores["a"].failures = []
     await env.until(lambda: len(env.stores["a"].rows) == 1000)
     assert min(env.stores["a"].rows) == ("w1", (T + 200 * P) * 1000)
+
+
+async def test_a_target_that_answers_loses_nothing_to_a_limit_below_one_batch_of_the_mirror(env: Env) -> None:
+    env.forwarding.use(settings("a", limit=1000))
+    await env.add(*(sample(number) for number in range(10_000)))
+    await env.until(lambda: len(env.stores["a"].rows) == 10_000)
+    await env.until(lambda: env.value("pending_samples", "a") == 0)
+    assert env.value("samples_dropped_total", "a", reason="limit") in (None, 0)
+
+
+async def test_the_file_of_a_url_is_read_again_at_each_connection_and_by_a_reload(env: Env, tmp_path: Path) -> None:
+    file = tmp_path / "url"
+    file.write_text("http://me:old@127.0.0.1/old\n")
+    target = {"type": "influxdb", "url_file": str(file), "name": "a"}
+    wanted = HistorySettings.model_validate({"forward": [target]})
+    env.forwarding.use(wanted)
+    await env.add(sample(1))
+    await env.until(lambda: len(env.stores["old"].rows) == 1)
+    file.unlink()
+    with pytest.raises(ConfigError, match=r"history\.forward a: url_file: cannot read"):
+        env.forwarding.use(wanted)
+    env.stores["old"].failures = [StoreError("the password has changed", reason="refused")]
+    await env.add(sample(2))
+    await env.until(lambda: "cannot read" in str(env.forwarding.conditions["forward a"].error))
+    file.write_text("http://me:new@127.0.0.1/new")
+    await env.until(lambda: "new" in env.stores and len(env.stores["new"].rows) == 1)  # without a reload
+    file.write_text("http://me:new@127.0.0.1/newest")
+    env.forwarding.use(wanted)
+    await env.add(sample(3))
+    await env.until(lambda: "newest" in env.stores and len(env.stores["newest"].rows) == 1)
 
 
 async def test_the_queue_of_targets_of_an_earlier_run_is_removed(env: Env) -> None:

@@ -105,10 +105,10 @@ def test_a_removed_target_is_forgotten_with_all_that_only_it_lacked(outbox: Outb
     append(outbox, ("a", "b"), range(5))
     advance(outbox, "b", 4)
     with outbox.transaction() as database:
-        assert queue.trim(database, ("b",), 100) == ({}, False)
+        assert queue.trim(database, ("b",), 100, T + 1) == ({}, False)
     assert (rows(outbox), waiting(outbox)) == (1, {"b": Waiting(1, T)})
     with outbox.transaction() as database:
-        queue.trim(database, (), 100)
+        queue.trim(database, (), 100, T + 1)
     assert (rows(outbox), waiting(outbox)) == (0, {})
 
 
@@ -117,11 +117,24 @@ def test_above_the_limit_the_oldest_are_dropped_and_counted_for_those_who_lacked
     advance(outbox, "behind", 2)
     advance(outbox, "fast", 9)
     with outbox.transaction() as database:
-        dropped, more = queue.trim(database, ("slow", "behind", "fast"), 6)
+        dropped, more = queue.trim(database, ("slow", "behind", "fast"), 6, T + 1)
     assert (dropped, more) == ({"slow": Dropped(4, T, T + 3 * P), "behind": Dropped(2, T + 2 * P, T + 3 * P)}, False)
     assert read(outbox, "slow") == read(outbox, "behind") == [4, 5, 6, 7, 8, 9]
     assert read(outbox, "fast") == [9]
     assert waiting(outbox)["slow"] == Waiting(6, T)
+
+
+def test_what_was_mirrored_lately_is_kept_beyond_the_limit(outbox: Outbox) -> None:
+    append(outbox, ("a",), range(4))
+    append(outbox, ("a",), range(4, 10), T + 500)
+    with outbox.transaction() as database:
+        assert queue.trim(database, ("a",), 2, T) == ({}, False)
+    assert len(read(outbox, "a")) == 10
+    with outbox.transaction() as database:
+        assert queue.trim(database, ("a",), 2, T + 500) == ({"a": Dropped(4, T, T + 3 * P)}, False)
+    assert read(outbox, "a") == [4, 5, 6, 7, 8, 9]
+    with outbox.transaction() as database:
+        assert queue.trim(database, ("a",), 2, T + 501)[0] == {"a": Dropped(4, T + 4 * P, T + 7 * P)}
 
 
 def test_large_deletions_are_many_transactions(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,15 +142,15 @@ def test_large_deletions_are_many_transactions(outbox: Outbox, monkeypatch: pyte
     append(outbox, ("a", "b"), range(10))
     steps = []
     with outbox.transaction() as database:
-        steps.append(queue.trim(database, ("a", "b"), 3))
+        steps.append(queue.trim(database, ("a", "b"), 3, T + 1))
     with outbox.transaction() as database:
-        steps.append(queue.trim(database, ("a", "b"), 3))
+        steps.append(queue.trim(database, ("a", "b"), 3, T + 1))
     assert [(step[0]["a"].samples, step[1]) for step in steps] == [(4, True), (3, False)]
     append(outbox, ("a", "b"), range(10, 20))
     left = []
     for _ in range(4):
         with outbox.transaction() as database:
-            left.append(queue.trim(database, (), 3)[1])
+            left.append(queue.trim(database, (), 3, T + 1)[1])
     assert (left, rows(outbox)) == ([True, True, True, False], 0)
 
 

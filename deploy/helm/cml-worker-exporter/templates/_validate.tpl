@@ -9,6 +9,11 @@
 {{- if or $mongodb.uri $mongodb.uri_file -}}
 {{- $mistakes = append $mistakes "config.mongodb.uri and config.mongodb.uri_file would stand in a ConfigMap or name a file that the pod does not have; set mongodb.existingSecret or mongodb.uri" -}}
 {{- end -}}
+{{- range (.Values.config.history).forward -}}
+{{- if regexMatch "://[^/]*:[^/]*@" (.url | default "") -}}
+{{- $mistakes = append $mistakes "config.history.forward has a url with a password, which would stand in a ConfigMap; mount a Secret by extraVolumes and extraVolumeMounts, and set url_file" -}}
+{{- end -}}
+{{- end -}}
 {{- if and .Values.mongodb.uri .Values.mongodb.existingSecret -}}
 {{- $mistakes = append $mistakes "mongodb.uri and mongodb.existingSecret are both set; set only one" -}}
 {{- end -}}
