@@ -47,6 +47,7 @@ from exporter.storage.repository import repository
 from exporter.storage.snapshot_store import SnapshotStore
 from exporter.web.application import create_app
 from exporter.web.backend import Backend, LoopBridge
+from tests.helpers.deadlines import scaled
 from tests.helpers.expected_history import Member, assert_true, expected_history
 from tests.helpers.fake_cloudwatch import FakeCloudWatch
 
@@ -142,7 +143,7 @@ class InProcessExporter:
         self.budget = Budget(max_usd_per_day, wall=clock, day=day, spent=spent)
         day, spent = self.outbox.outbox.spent(SPENT_BY_READERS)
         self.readers = ReaderBudget(self.budget, settings.cloudwatch.reader_budget_share, day=day, spent=spent)
-        self.cloudwatch = CloudWatch(settings, telemetry, budget=self.budget, wall=clock, deadline=deadline)
+        self.cloudwatch = CloudWatch(settings, telemetry, budget=self.budget, wall=clock, deadline=scaled(deadline))
         series = MemorySeriesIndex(self.cloudwatch, monotonic=clock)
         self.extra_series = self._extra_series(series)
         watch = HistoryWatch(
