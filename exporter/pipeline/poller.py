@@ -174,7 +174,7 @@ class Poller:
         await self._spending.keep()
         self._spending.export(stats.budget)
         self._report_regions(cycle, regions)
-        await self._record_absent(calls, cycle)
+        await self._record_absent(calls, affordable, cycle)
         runner.forget_before(now - self._rules.gap_fill_window - self._rules.period)
 
     # -- what to query
@@ -261,7 +261,7 @@ class Poller:
                 self._health.succeeded("cloudwatch", region, cycle.began, cycle.ended.get(region))
         self._health.forget_regions({worker.region for worker in self._publisher.fleet.workers}.union(regions))
 
-    async def _record_absent(self, calls: Iterable[MetricDataCall], cycle: Cycle) -> None:
+    async def _record_absent(self, calls: Iterable[MetricDataCall], due: Iterable[PendingQuery], cycle: Cycle) -> None:
         """Finalize samples that CloudWatch has not decided within `gap_fill_window`, with the values that are known.
 
         Until MongoDB's clock was read, only the local one tells how old a sample is, which is not enough (rule 6). A sample
@@ -271,7 +271,11 @@ class Poller:
             return
         now = min(cycle.now, self._clock.now())  # the cycle may have begun before MongoDB's clock was read
         if cycle.stats.budget == "ok":
-            polled = {worker_id for call in calls for worker_id in call.queries_by_worker}
+            oldest = now - self._rules.gap_fill_window - self._rules.period
+            overdue = {one.worker_id for one in due if one.oldest < oldest}
+            polled = {worker_id for call in calls for worker_id in call.queries_by_worker if worker_id in overdue}
+            if not polled:  # nearly always; the search would go through every open sample
+                return
             samples, dropped = await self._outbox(record_absent, self._outbox.outbox, polled, now, self._rules)
         else:
             samples, dropped = await self._outbox(record_absent_unpolled, self._outbox.outbox, now, self._rules)

@@ -42,8 +42,8 @@ from exporter.sources.cloudwatch.queries import (
     cloudwatch_metrics,
     merge_pages,
     owners,
+    queries_as_json,
     series_by_instance,
-    to_json,
 )
 from exporter.sources.cloudwatch.sessions import ClientFactory
 from exporter.sources.cloudwatch.transport import (
@@ -117,12 +117,12 @@ class CloudWatchApi:
         """
 
         def call(state: RegionState) -> MetricResults:
-            built = build_queries(queries, period, self._metrics, linked=access.linked)
             try:
-                self._call.query_list = to_json(built)
+                self._call.query_list = queries_as_json(queries, period, self._metrics, linked=access.linked)
                 date, pages = self._metric_data_pages(state, [], start, end)
             except QueriesNotInsertedError:
                 self._call.query_list = b""
+                built = build_queries(queries, period, self._metrics, linked=access.linked)
                 date, pages = self._metric_data_pages(state, built, start, end)
             results = (page[RESULT_KEYS["GetMetricData"]] for page in pages)
             malformed = Malformed()

@@ -84,10 +84,11 @@ def series_value(results: Iterable[MetricResult], start: int, *, date: int, peri
         date: CloudWatch's clock at the answer, in UTC seconds.
         period: seconds.
     """
-    is_old = start < align(date, period) - (SILENT_PERIODS + 1) * period
     for result in results:
-        if start in result.values:
-            return result.values[start]
+        value = result.values.get(start)
+        if value is not None:  # nearly always that of the first
+            return value
+        is_old = start < align(date, period) - (SILENT_PERIODS + 1) * period
         if not result.complete or not (is_old or _is_silent(result, start, period)):
             return None
     return None

@@ -12,7 +12,7 @@ from bson import Int64
 from pymongo import AsyncMongoClient, MongoClient
 
 from exporter.core.model import Listing, MetricQuery, MetricResults
-from exporter.core.periods import align
+from exporter.core.periods import DAY, align, to_seconds
 from exporter.demo.mongod import Mongod
 from exporter.demo.ports import free_port
 from exporter.storage.mongo import Database
@@ -73,6 +73,30 @@ def in_region(text: str, region: str) -> dict[str, float]:
 
 
 # -- CloudWatch --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_sample_that_cloudwatch_never_answers_in_full_is_given_up_after_the_gap_fill_window(
+    make_exporter: MakeExporter, database: Database, fake: FakeCloudWatch, clock: Clock
+) -> None:
+    """As long as the answers are partial nothing is decided; then the status and labs of the period go into the history."""
+    members = add_instances(fake, int(clock()) - DAY)
+    await insert_workers(database, members)
+    exporter = make_exporter()
+    fake.fault("GetMetricData", "partial", count=ALL_CALLS)
+    await exporter.round(3)
+    observed = align(int(clock()), PERIOD) - PERIOD
+    undecided = exporter.outbox.outbox.counts()["observed"]
+    oldest_given_up = exporter.value("cml_exporter_samples_unavailable_total", metric="cpu") or 0
+    assert undecided > 0
+    assert await exporter.documents() == []
+
+    clock.now += DAY + PERIOD
+    await exporter.round()
+
+    given_up = [each for each in await exporter.documents() if to_seconds(each["timestamp"]) <= observed]
+    assert {each["worker_id"] for each in given_up} == {member.worker_id for member in members}
+    assert all("status" in each and "cpu_utilization" not in each for each in given_up)
+    assert exporter.value("cml_exporter_samples_unavailable_total", metric="cpu") == oldest_given_up + undecided
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from exporter.sources.cloudwatch.queries import (
     check_limits,
     cloudwatch_metrics,
     merge_pages,
+    queries_as_json,
     series_by_instance,
-    to_json,
 )
 
 RESULTS = "MetricDataResults"
@@ -178,9 +178,11 @@ def test_results_whose_values_do_not_match_their_times_are_failed_and_cost_no_ot
 
 def test_queries_as_json_are_what_any_writer_makes_of_them() -> None:
     odd = MetricQuery("i-0a", "memory", (("Größe", 'a"\\\n'), ("half", "\ud800")))
-    for queries in ([CPU, MEMORY], [CPU, odd]):
-        built = build_queries(queries, 300, METRICS)
-        assert json.loads(to_json(built)) == built
+    account = MetricQuery("i-0b", "cpu", (("InstanceId", "i-0b"),), "012345678901")
+    for queries in ([CPU, MEMORY], [CPU, odd], [account, CPU], [MetricQuery("i-0c", "memory", ())]):
+        for linked in (False, True):
+            built = build_queries(queries, 300, METRICS, linked=linked)
+            assert json.loads(queries_as_json(queries, 300, METRICS, linked=linked)) == built
 
 
 @pytest.mark.parametrize(
