@@ -5,13 +5,20 @@ from dataclasses import replace
 from exporter.core.catalog import INFO, SAMPLE_TIME
 from grafana import conventions
 from grafana.panels import Dashboard, Panel, Query, Row, Style, bars, graph, instant, name_stat, stat, timeline, variable
-from grafana.promql import WORKER, counter_increase, counter_increase_within, exporter_metric, in_status, threshold
+from grafana.promql import (
+    WORKER,
+    counter_increase,
+    counter_increase_within,
+    exporter_metric,
+    in_status,
+    sum_of_shards,
+    threshold,
+)
 
 _JOB = 'job="$job"'
 _INSTANCE = 'instance=~"$instance"'
 _TARGET = f"{_JOB},{_INSTANCE}"
 """Of series that other jobs have, too."""
-_ON_THEIR_WAY = 'state=~"observed|final"'
 _EACH = "5m"
 """The exporter works every 5 minutes; narrower columns would alternate between full and empty."""
 _YES_NO = {"1": ("yes", "green"), "0": ("no", "red")}
@@ -47,9 +54,9 @@ def _now_row() -> list[Panel]:
         stat(
             "Writes the history",
             "Does an exporter write the history?",
-            "Whether one of the exporters holds the lease to write. Without a writer, the history lacks status and labs of "
-            "this time.",
-            [instant(f"max({_metric('leader')})")],
+            "Whether an exporter of every shard holds the lease to write. Without a writer, the history lacks status and labs "
+            "of this time.",
+            [instant("cml_exporter:leader:min")],
             Style("none", "Exporter not seen", mappings=_YES_NO, thresholds=((0, "red"), (1, "green"))),
             width=6,
             height=3,
@@ -68,7 +75,7 @@ def _now_row() -> list[Panel]:
             "Sources failing",
             "Does reading MongoDB or CloudWatch fail?",
             "Sources whose last read failed: the worker documents in MongoDB, and CloudWatch in each region.",
-            [instant(f"sum(1 - max by (source, region) ({_metric('source_up')}))")],
+            [instant("sum(1 - cml_exporter:source_up:min)")],
             replace(_FAILURES, empty="Exporter not seen"),
             width=6,
             height=3,
@@ -78,7 +85,7 @@ def _now_row() -> list[Panel]:
             "Is the history up to date?",
             "Samples that are not in the history yet. Two to four per worker are normal, without a CloudWatch agent five to "
             "eight; after an outage there are more until the gaps are filled.",
-            [instant(f"sum(max by (state) ({_metric('outbox_samples', _ON_THEIR_WAY)}))")],
+            [instant("cml_exporter:outbox_samples:sum")],
             replace(conventions.COUNT, empty="Exporter not seen"),
             width=8,
             height=3,
@@ -89,7 +96,7 @@ def _now_row() -> list[Panel]:
             "Estimated cost of today's requests (since 00:00 UTC) at AWS's list price, and the daily budget if one is set.",
             [
                 instant(f"sum({_metric('cloudwatch_day_cost_dollars')})", "spent"),
-                instant(f"max({_metric('cloudwatch_budget_dollars')})", "budget"),
+                instant("cml_exporter:cloudwatch_budget_dollars:sum", "budget"),
             ],
             replace(_DOLLARS, decimals=2),
             width=8,
@@ -126,8 +133,8 @@ def _at_a_glance() -> list[Panel]:
         timeline(
             "Sources",
             "When did reads of a source fail?",
-            "Each source; green while its last read succeeded.",
-            Query(f"max by (source, region) ({_metric('source_up')})", "{{source}} {{region}}"),
+            "Each source; green while its last read succeeded, by an exporter of every shard.",
+            Query("max by (source, region) (cml_exporter:source_up:min)", "{{source}} {{region}}"),
             Style("none", "Exporter not seen", mappings={"1": ("ok", "green"), "0": ("failed", "red")}),
             width=12,
             height=8,
@@ -182,7 +189,7 @@ def _sources() -> list[Panel]:
             "Worker documents skipped",
             "Which workers are missing from all dashboards?",
             "Worker documents that the exporter cannot use, by reason; its log names them.",
-            instant(f"max by (reason) ({_metric('workers_skipped')})", "{{reason}}"),
+            instant("max by (reason) (cml_exporter:workers_skipped:sum)", "{{reason}}"),
             replace(_FAILURES, empty="None skipped"),
             width=12,
             height=5,
@@ -268,7 +275,7 @@ def _cloudwatch() -> list[Panel]:
             [
                 Query(f"sum({_metric('cloudwatch_day_cost_dollars')})", "today"),
                 Query(f"sum({_metric('cloudwatch_estimated_cost_dollars_total')})", "since the start"),
-                Query(f"max({_metric('cloudwatch_budget_dollars')})", "budget"),
+                Query("cml_exporter:cloudwatch_budget_dollars:sum", "budget"),
             ],
             _DOLLARS,
             width=8,
@@ -280,7 +287,7 @@ def _cloudwatch() -> list[Panel]:
             "budget. Beyond it these routes answer 429.",
             [
                 Query(f"sum({_metric('cloudwatch_reader_day_cost_dollars')})", "today"),
-                Query(f"max({_metric('cloudwatch_reader_budget_dollars')})", "share of the budget"),
+                Query("cml_exporter:cloudwatch_reader_budget_dollars:sum", "share of the budget"),
             ],
             _DOLLARS,
             width=8,
@@ -345,7 +352,7 @@ def _history() -> list[Panel]:
             "Does the outbox grow?",
             "Samples in the outbox. observed: waits for CloudWatch. final: waits for MongoDB. rejected: MongoDB rejected it "
             "permanently.",
-            [Query(f"max by (state) ({_metric('outbox_samples')})", "{{state}}")],
+            [Query(sum_of_shards(_metric("outbox_samples"), "state"), "{{state}}")],
             replace(_NEVER, empty="Exporter not seen"),
             width=8,
             stacked=True,
@@ -457,7 +464,7 @@ def _history() -> list[Panel]:
             [
                 Query(counter_increase(_metric("forward_samples_total"), "target"), "{{target}}: forwarded"),
                 Query(counter_increase(_metric("forward_samples_dropped_total"), "target"), "{{target}}: dropped"),
-                Query(f"max by (target) ({_metric('forward_pending_samples')})", "{{target}}: waiting"),
+                Query(f"sum by (target) ({_metric('forward_pending_samples')})", "{{target}}: waiting"),
             ],
             replace(_NEVER, empty="No other database is configured"),
             width=12,

@@ -9,7 +9,7 @@ import yaml
 from exporter.core.catalog import INFO
 from grafana import conventions
 from grafana.panels import Column, Dashboard, Json, Panel, Query, Style, choices, instant, stat, table, timeline, variable
-from grafana.promql import alerts_firing, alerts_since, exporter_metric
+from grafana.promql import alerts_firing, alerts_since
 
 _RULES = Path(__file__).parents[1] / "prometheus" / "rules"
 SUMMARIES = {
@@ -137,7 +137,6 @@ def _now() -> list[Panel]:
 
 
 def _exporter() -> list[Panel]:
-    up = exporter_metric("source_up")
     return [
         stat(
             "Exporter",
@@ -153,7 +152,7 @@ def _exporter() -> list[Panel]:
             "Sources failing",
             "Does reading MongoDB or CloudWatch fail?",
             "Sources whose last read failed: the worker documents in MongoDB, and CloudWatch in each region.",
-            [instant(f"sum(1 - max by (source, region) ({up}))")],
+            [instant("sum(1 - cml_exporter:source_up:min)")],
             replace(conventions.COUNT, empty="Exporter not seen", thresholds=((1, "red"),)),
             width=6,
             height=3,
@@ -161,8 +160,8 @@ def _exporter() -> list[Panel]:
         stat(
             "Writes the history",
             "Are samples lost?",
-            "Whether an exporter holds the lease to write the history. Without one, status and labs are lost.",
-            [instant(f"max({exporter_metric('leader')})")],
+            "Whether an exporter of every shard holds the lease to write the history. Without one, status and labs are lost.",
+            [instant("cml_exporter:leader:min")],
             Style("none", "Exporter not seen", mappings={"1": ("yes", "green"), "0": ("no", "red")}),
             width=6,
             height=3,

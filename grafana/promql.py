@@ -81,6 +81,13 @@ def exporter_metric(name: str, matchers: str = "") -> str:
     return f"{metric.name}{_braced(matchers)}"
 
 
+def sum_of_shards(selector: str, by: str) -> str:
+    """Return the sum over the shards of a fleet; of the exporters of one shard, which have the same, the greatest counts."""
+    info = exporter_metric("shard_info")
+    each = f"{selector} * on (job, instance) group_left (shard) ({info} >= bool 0)"
+    return f"sum by ({by}) (max by (shard, {by}) ({each}))"
+
+
 def live(metric: Metric, matchers: str, more: str = "") -> str:
     """Return the newest value of each worker on /metrics."""
     return f"max by ({WORKER}) ({metric.name}{{{_join(matchers, more)}}})"

@@ -25,6 +25,7 @@ from exporter.core.catalog import STATUS_CODE, STATUS_FORMS, StatusForm
 from exporter.core.history_metrics import LOOKBACK_SECONDS
 from exporter.core.model import Worker, WorkerGauges
 from exporter.core.periods import DAY, HOUR, align, to_datetime, to_seconds
+from exporter.core.shards import Shard
 from exporter.demo.mongod import Mongod
 from exporter.demo.ports import free_port
 from exporter.metrics.telemetry import Telemetry
@@ -807,6 +808,7 @@ def test_a_failure_shows(
         telemetry = Telemetry(CollectorRegistry())
         telemetry.samples_were_mirrored(inserted=0, already_present=0, rejected=2, gap_filled=0)
         telemetry.outbox_samples.labels("rejected").set(2)
+        telemetry.show_shard(Shard(), collects=True)
         telemetry.accounts_answered(US, ["222222222222"], "labs", "GetMetricData", ok=False)
 
         scrapes = 0
@@ -834,7 +836,7 @@ def show_failures(stack: Stack, mongod: Mongod) -> None:
     until(lambda: by("code", shown(stack, health, "Failed requests by error"))["Throttling"] == 2, "Throttling")
     assert 0 < by("region", shown(stack, health, "Throttled share"))[EU] < 1
     assert value(stack, health, "Errors", "A") >= 2
-    until(lambda: value(stack, health, "Sources failing") == 1, "one source fails")
+    until(lambda: [*shown(stack, health, "Sources failing").values()] == [1], "one source fails")
     sources = {(dict(each).get("source"), dict(each).get("region")): ok for each, ok in shown(stack, health, "Sources").items()}
     assert sources == {("mongodb", None): 1, ("cloudwatch", EU): 1, ("cloudwatch", US): 0}
     absent = "Values recorded as absent"
