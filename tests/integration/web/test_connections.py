@@ -19,7 +19,7 @@ import pytest
 import uvicorn
 from structlog.testing import capture_logs
 
-from exporter.web import discovery, routes, webconfig
+from exporter.web import discovery, prometheus_handlers, webconfig
 from exporter.web.connections import Connections, Limits, client_of
 from tests.helpers.certificates import write_certificate
 from tests.helpers.deadlines import scaled
@@ -424,7 +424,7 @@ def test_selections_by_name_are_made_one_at_a_time_few_wait_per_client_and_no_sc
 ) -> None:
     with served(Limits()) as server, contextlib.ExitStack() as stack:
         connections = [stack.enter_context(server.connect()) for _ in range(12)]
-        with held_up(monkeypatch, routes, "select") as calls:
+        with held_up(monkeypatch, prometheus_handlers, "select") as calls:
             for connection in connections:
                 connection.sendall(b"GET /metrics?name[]=cml_worker_info HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
             wait_until(lambda: len(select.select(connections, (), (), 0)[0]) == 3, PATIENCE)
@@ -442,7 +442,7 @@ def test_selections_by_name_are_made_one_at_a_time_few_wait_per_client_and_no_sc
 
 def test_a_selection_by_name_whose_client_hung_up_takes_no_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     with served(Limits()) as server:
-        with held_up(monkeypatch, routes, "select") as calls, contextlib.ExitStack() as stack:
+        with held_up(monkeypatch, prometheus_handlers, "select") as calls, contextlib.ExitStack() as stack:
             for _ in range(9):
                 connection = stack.enter_context(server.connect())
                 connection.sendall(b"GET /metrics?name[]=cml_worker_info HTTP/1.1\r\nHost: x\r\n\r\n")
