@@ -8,6 +8,7 @@ from typing import Any, cast
 import pytest
 
 from tests import conftest
+from tests.helpers import deadlines
 from tests.helpers.cases import for_all
 
 
@@ -74,7 +75,7 @@ def test_a_test_may_take_longer_while_the_machine_is_busy(
     monkeypatch: pytest.MonkeyPatch, own: float | None, seconds: int
 ) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    monkeypatch.setattr(os, "getloadavg", lambda: (40.0, 0.0, 0.0))
+    monkeypatch.setattr(deadlines, "runnable", lambda: 40.0)
     marks: list[Any] = []
     tested = SimpleNamespace(
         get_closest_marker=lambda _: SimpleNamespace(args=(own,)) if own else None,
