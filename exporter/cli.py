@@ -144,7 +144,7 @@ def _print(text: str) -> int:
 
 
 def completion(shell: str) -> str:
-    """Return the script that completes commands and flags in a shell, bash or zsh."""
+    """Return the script that completes commands and flags in a shell: bash, zsh or tcsh."""
     import shtab
 
     return str(shtab.complete(parser_of("*")[0], shell=shell))
@@ -175,13 +175,14 @@ example:
     "completion": Command(
         lambda options: _print(completion(options.shell)),
         "print the completion of commands and flags for a shell",
-        "Print a script that completes commands and flags in bash or zsh.",
+        "Print a script that completes commands and flags in bash, zsh or tcsh.",
         flags.completion_flags,
-        usage="{bash,zsh}",
+        usage="{bash,zsh,tcsh}",
         notes="""\
 example:
   cml-worker-exporter completion bash > ~/.local/share/bash-completion/completions/cml-worker-exporter
   cml-worker-exporter completion zsh > ~/.zfunc/_cml-worker-exporter
+  cml-worker-exporter completion tcsh > ~/.cml-worker-exporter.tcsh   # and source it in ~/.tcshrc
 """,
     ),
     "manual": Command(

@@ -19,7 +19,7 @@ def json_flag(parser: argparse.ArgumentParser) -> None:
 
 def completion_flags(parser: argparse.ArgumentParser) -> None:
     """Declare the shell of `completion`."""
-    parser.add_argument("shell", choices=("bash", "zsh"), help="the shell that completes")
+    parser.add_argument("shell", choices=("bash", "zsh", "tcsh"), help="the shell that completes")
 
 
 def retention_flags(parser: argparse.ArgumentParser) -> None:

@@ -305,6 +305,20 @@ def test_completion_knows_every_command_and_flag(run_command: RunCommand) -> Non
     assert shown.stdout == "--since\n", shown.stderr
 
 
+@pytest.mark.skipif(not shutil.which("tcsh"), reason="apt-get install tcsh")
+def test_tcsh_completes_every_command_and_flag(run_command: RunCommand, tmp_path: Path) -> None:
+    done = run_command("completion", "tcsh")
+    assert (done.returncode, done.stderr) == (0, "")
+    script = tmp_path / "completion.tcsh"
+    script.write_text(done.stdout)
+    asked = f"source {script}; complete cml-worker-exporter"
+    shown = subprocess.run(["tcsh", "-f", "-c", asked], capture_output=True, text=True, check=True)
+    assert f"p/1/({' '.join(COMMANDS)})/" in shown.stdout, shown.stderr
+    flags = re.search(r"c/--/\(([^)]*)\)/", shown.stdout)
+    assert flags
+    assert {"mongodb.uri-file", "max-usd", "since"} <= set(flags[1].split())
+
+
 def test_the_manual_page_has_every_flag_of_every_command(run_command: RunCommand) -> None:
     done = run_command("manual")
     assert (done.returncode, done.stderr) == (0, "")
