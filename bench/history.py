@@ -32,6 +32,8 @@ PERIOD, DAYS = 300, 30
 HISTORY, INVENTORY = "worker_metrics_timeseries", "worker_metrics_inventory"
 FIELDS = ("cpu_utilization", "memory_utilization", "active_labs_count")
 Document = dict[str, Any]
+PLAIN = {"Accept-Encoding": "identity"}
+"""Headers of a client for which nothing is compressed: MongoDB's answer is not, either."""
 
 
 def create(history: "Collection[Document]", days: int | None = None) -> None:
@@ -159,7 +161,7 @@ def run(workers: int, repeat: int) -> None:
         exporter = exporter_process(uri, folder)
         exporter.start()
         try:
-            with httpx.Client(base_url=exporter.url, trust_env=False, timeout=60) as http:
+            with httpx.Client(base_url=exporter.url, trust_env=False, timeout=60, headers=PLAIN) as http:
                 report(timings(http, history, match, chosen, end, repeat))
         finally:
             exporter.stop()

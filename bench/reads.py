@@ -21,7 +21,7 @@ from pymongo.collection import Collection
 from bench import history, remote_read
 from bench.context import Context
 from bench.figures import BARE_INSERT, BARE_QUERY, EXPORTER, Figure, Skipped
-from bench.history import DAYS, HISTORY, INVENTORY, PERIOD, Document, fill, inventory, worker_id
+from bench.history import DAYS, HISTORY, INVENTORY, PERIOD, PLAIN, Document, fill, inventory, worker_id
 from bench.processes import environment
 from bench.subjects import HERE, Build, exporter_process
 from exporter.core.periods import DAY, HOUR, align, to_datetime
@@ -97,7 +97,7 @@ def serving(build: Build, uri: str, folder: Path, **settings: str) -> Iterator[t
     settings = {"MONGODB__URI": uri, "CLOUDWATCH__ENABLED": "false", "DATA_DIR": str(folder / "data"), **settings}
     with (
         exporter_process(build, ["serve", "--web.listen-address", address], folder, settings) as process,
-        httpx.Client(base_url=f"http://{address}", trust_env=False, timeout=120) as http,
+        httpx.Client(base_url=f"http://{address}", trust_env=False, timeout=120, headers=PLAIN) as http,
     ):
         deadline = time.monotonic() + START_SECONDS
         while True:
