@@ -310,7 +310,7 @@ def banner(directory: Path, endpoints: Mapping[str, str]) -> str:
         f"The exporter's log is {folder / EXPORTER_LOG}.",
         "",
         f"Ctrl-C ends all processes. The data stays in {folder} for the next start;",
-        "`make demo ARGS=--fresh` starts over, `make clean` removes it.",
+        "--fresh (`make demo ARGS=--fresh`) starts over.",
         "",
     ]
     return "\n".join(lines)
