@@ -96,18 +96,20 @@ def until(condition: Callable[[], object], what: str) -> None:
 
 
 @pytest.fixture
-async def settings(mongod: Mongod, database: Database, fake: FakeCloudWatch, receiver: Receiver) -> Mapping[str, Any]:
+async def settings(
+    mongod: Mongod, database: Database, fake_cloudwatch: FakeCloudWatch, receiver: Receiver
+) -> Mapping[str, Any]:
     """Those of an exporter with two workers and a push every second."""
     now = int(time.time())
     for k in range(2):
-        fake.add(instance_id(k), runs=[(now - HOUR, None)])
+        fake_cloudwatch.add(instance_id(k), runs=[(now - HOUR, None)])
     await database["workers"].insert_many(
         Member(f'worker "{k}"\n', instance_id(k), "eu-west-1", now - HOUR).aggregate() for k in range(2)
     )
     return {
         "mongodb": {"uri": mongod.uri.replace("/?", f"/{database.name}?")},
-        "cloudwatch": {"endpoint_url": fake.url},
-        "aws": {"sts_endpoint_url": fake.url},
+        "cloudwatch": {"endpoint_url": fake_cloudwatch.url},
+        "aws": {"sts_endpoint_url": fake_cloudwatch.url},
         "otlp": {"endpoint": receiver.url, "interval": "1s"},
     }
 

@@ -37,7 +37,7 @@ CHECKS = [
 AnyCase = Case[Any]
 REGION = "eu-west-1"
 KNOWN = {"name": "pages.css", "worker_id": "w1", "region": REGION}
-EXAMPLES = int(os.environ.get("OPENAPI_EXAMPLES", "15"))
+EXAMPLES = int(os.environ.get("OPENAPI_EXAMPLES", "25"))
 MANY = "/api/metrics/history"
 
 
