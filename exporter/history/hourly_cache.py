@@ -172,6 +172,10 @@ class HourlyCache:
                     return found
         return None
 
+    async def marker(self) -> str | None:
+        """Return a text that changes when a backfill writes; None while one may be writing. Raises StoreError."""
+        return await self._change_marker()
+
     async def worker_days(self, worker_ids: Collection[str], start: int, end: int) -> list[WorkerDay]:
         """Return all hourly aggregates of the UTC days that [start, end) UTC seconds touches, worker after worker.
 

@@ -13,9 +13,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from exporter.core.async_cache import AsyncCache
 from exporter.core.errors import ReaderBudgetError, RequestError, SourceError, StoreError
 from exporter.core.periods import DAY
 from exporter.core.settings import WebSettings
+from exporter.history.remote_read import SeriesSelector
 from exporter.web import responses
 from exporter.web.admission import Admission
 from exporter.web.backend import Backend
@@ -25,6 +27,7 @@ from exporter.web.error_pages import problem
 from exporter.web.hang_up import HangUp
 from exporter.web.live_config import LiveAuth
 from exporter.web.lookup import RETRY_AFTER_SECONDS
+from exporter.web.prometheus_handlers import MAX_ANSWER_BYTES
 from exporter.web.routes import ROUTES
 from exporter.web.security_headers import SECURITY_HEADERS, SecurityHeaders
 from exporter.web.toolkit_http import HttpConfig, ToolkitHttp
@@ -165,4 +168,5 @@ def create_app(
     app.state.grafana_url = settings.grafana_url
     app.state.sample_reads = asyncio.Semaphore(MAX_SAMPLE_READS)
     app.state.hourly_reads = asyncio.Semaphore(MAX_HOURLY_READS)
+    app.state.answers = AsyncCache[tuple[tuple[SeriesSelector, ...], str], bytes](max_weight=MAX_ANSWER_BYTES, weigh=len)
     return app

@@ -70,6 +70,9 @@ class ForwardingState(Protocol):
 class HourlyAggregates(BlockSource, HourSource, Protocol):
     """Hourly aggregates of many workers: see `HourlyCache`."""
 
+    async def marker(self) -> str | None:
+        """Return a text that changes when old samples are written; None while they may be. Raises StoreError."""
+
 
 class SampleHistory(ColumnSource, Protocol):
     """Samples of many workers."""

@@ -30,6 +30,10 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 """Also for a Prometheus that prefers OpenMetrics: it accepts this format too, so that one rendered body is enough."""
 REMOTE_READ_SECONDS = 65
 """Timeout of a remote read, in seconds; that of Prometheus is 60 s."""
+ANSWER_TTL_SECONDS = 10
+"""Seconds for which an answer of hourly aggregates is sent again: as long as a dashboard takes to open."""
+MAX_ANSWER_BYTES = 16 << 20
+"""Bytes of answers kept for that: a week of a field of a thousand workers takes up to 1.5 MB."""
 _SELECTING = ThreadPoolExecutor(1, "select")  # of its own: requests may keep all other threads busy, scrapes must not wait
 _SELECTIONS = Turns(1, 8)
 """Who may select metrics by name next, and how many requests of a client may wait for it."""
@@ -78,20 +82,33 @@ async def read_series(request: Request) -> Response:
     queries = remote_read.decode(await _body(request, remote_read.MAX_BODY))
     if backend.columns is None or backend.hourly is None:
         raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, "mongodb.history is null, so there is no history to read.")
+    answer = partial(_answer, request, backend, queries)
+    # The panels of a dashboard select the same series several times.
+    marker = await backend.hourly.marker() if series.only_hourly_metrics(queries) else None
+    if marker is None:
+        body = await answer()
+    else:
+        body = await request.app.state.answers.get((queries, marker), answer, ANSWER_TTL_SECONDS)
+    return Response(body, media_type=remote_read.CONTENT_TYPE, headers={"Content-Encoding": "snappy"})
+
+
+async def _answer(request: Request, backend: Backend, queries: Sequence[remote_read.SeriesSelector]) -> bytes:
+    """Return the encoded response; raises HTTPException 503 when that takes longer than Prometheus waits."""
+    assert backend.columns is not None
+    assert backend.hourly is not None
     state = request.app.state
     try:
         # Few at once: each may hold millions of samples until it is sent. The timeout includes the time in the queue.
         slots = state.hourly_reads if series.only_hourly_metrics(queries) else state.sample_reads
         async with asyncio.timeout(REMOTE_READ_SECONDS), slots:
             found = await _read(backend, backend.columns, backend.hourly, queries)
-            body = await asyncio.to_thread(remote_read.encode_response, found)
+            return await asyncio.to_thread(remote_read.encode_response, found)
     except TimeoutError as error:
         raise HTTPException(
             HTTPStatus.SERVICE_UNAVAILABLE,
             f"The history could not be read within {REMOTE_READ_SECONDS} s; select fewer workers or a shorter range.",
             {"Retry-After": str(RETRY_AFTER_SECONDS)},
         ) from error
-    return Response(body, media_type=remote_read.CONTENT_TYPE, headers={"Content-Encoding": "snappy"})
 
 
 async def _read(
