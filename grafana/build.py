@@ -45,9 +45,11 @@ There are five dashboards, the same files for Grafana 9.1 to 12 (checked against
 - Add `?kiosk` to an address for a screen on the wall: no panel needs the bar of variables. Grafana's public dashboards refuse
   panels with variables: `python -m grafana.public --datasource UID FOLDER` writes copies without, for all regions and workers.
   *Worker detail* has none, because its variable chooses the worker. The copies have no links and no marks of alerts.
-- `python -m bench.panels` measures every panel of a fleet of 1,000 workers: its queries' length, time, and CPU seconds. With 24
-  hours, and a week for *Trends*, no panel took more than 1.6 seconds on two cores. Opened as a whole, *Fleet overview* took 4
-  to 6 seconds; *Trends* with 14 days of history took 12 while the exporter's cache was empty, and 7 afterwards.
+- `python -m bench.panels` measures every panel of a fleet of 1,000 workers: its queries' length, time, and CPU seconds. With
+  24 hours, and a week for *Trends*, no panel took more than 1.6 seconds on two cores that MongoDB, Prometheus, and the
+  exporter share. Opened as a whole, *Fleet overview* took 3 seconds; *Trends* with 14 days of history took 11 while the
+  exporter's cache was empty (20 CPU seconds, 10.6 of them MongoDB's), and 4.5 afterwards. On the same machine it was 9, 19,
+  and 9 before workers with the same hours were encoded together and the values of running hours came from the exporter.
 - Red lines mark the alert thresholds of `prometheus/rules/settings.yml`. After changing a threshold run `make dashboards`.
 
 ## How long the queries are
