@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from bson import Int64
 from pymongo import AsyncMongoClient, MongoClient
+from structlog.testing import capture_logs
 
 from exporter.core.model import Listing, MetricQuery, MetricResults
 from exporter.core.periods import DAY, align, to_seconds
@@ -156,7 +157,6 @@ async def test_a_worker_in_a_region_that_does_not_exist_affects_no_other(
     database: Database,
     fake: FakeCloudWatch,
     clock: Clock,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     members = add_instances(fake, int(clock()) - HOUR)
     nowhere = Member("worker-nowhere", instance_id(99), "mars north 1", int(clock()) - HOUR)
@@ -164,12 +164,13 @@ async def test_a_worker_in_a_region_that_does_not_exist_affects_no_other(
     fake.fault("*", "cut", ALL_CALLS, "eu-wset-1")  # stands for a host name that cannot be resolved
     await insert_workers(database, [*members, nowhere, typing_error])
     exporter = make_exporter()
-    await exporter.round(3)
+    with capture_logs() as log:
+        await exporter.round(3)
     text = await exporter.scrape()
     assert len(in_region(text, GOOD)) == len(in_region(text, BAD)) == 2
     assert exporter.value("cml_exporter_source_up", source="cloudwatch", region="mars north 1") is None, "it is not queried"
     assert exporter.value("cml_exporter_source_up", source="cloudwatch", region="eu-wset-1") == 0
-    assert "aws_region is 'mars north 1', not an AWS region such as eu-west-1" in capsys.readouterr().out
+    assert "aws_region is 'mars north 1', not an AWS region such as eu-west-1" in str(log)
     assert 'worker_id="worker-nowhere"' in text  # its status and labs are known nevertheless
     documents = await exporter.documents(worker_id="worker-nowhere")
     assert documents
