@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 import hypothesis
 import pytest
+import structlog
 
 from tests.helpers.deadlines import scaled
 
@@ -149,3 +150,9 @@ def missing(program: str, install: str) -> NoReturn:
 def program(name: str, install: str) -> str:
     """Where a program is; the test is skipped without it, or fails with CI=true."""
     return shutil.which(name) or missing(name, install)
+
+
+@pytest.fixture(autouse=True)
+def default_log() -> None:
+    """Print the log, whatever an earlier test of this process has configured."""
+    structlog.reset_defaults()
