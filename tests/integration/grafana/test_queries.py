@@ -5,12 +5,10 @@ import math
 import os
 import re
 import subprocess
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +40,7 @@ from tests.helpers.exporter_process import ExporterProcess
 from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
 from tests.helpers.grafana_variables import Json, View, panels, queries, seconds
 from tests.helpers.prometheus import Labels, Prometheus
+from tests.helpers.text_server import METRICS, serving_text
 from tests.helpers.worker_families import render as render_metrics
 
 PERIOD = 300
@@ -181,32 +180,6 @@ def _is(series: str, member: Member, more: str) -> bool:
     return series.startswith("cml_worker_sample_timestamp") and f'"{member.worker_id}"' in series and more in series
 
 
-@contextlib.contextmanager
-def serving(text: Callable[[], str]) -> Iterator[str]:
-    """A /metrics of its own; yields its address."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body = text().encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "text/plain; version=0.0.4")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            """Not on standard error."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
-
-
 def node_exporter() -> str:
     gauges = ("node_load1", "node_load15", "node_memory_MemAvailable_bytes", "node_memory_MemTotal_bytes")
     lines = [f"{name} {number}" for number, name in enumerate(gauges, 1)]
@@ -273,7 +246,7 @@ def running_stack(folder: Path, mongod: Mongod, **further: object) -> Iterator[S
         exporter.start()
         exporter.wait_for(lambda: exporter.metrics()["cml_exporter_samples_gap_filled_total"] >= 2, 40, "gaps filled")
         exporter.wait_for(lambda: "cml_exporter_history_duplicates" in exporter.metrics(), 60, "duplicates searched")
-        node = ends.enter_context(serving(node_exporter))
+        node = ends.enter_context(serving_text(node_exporter, METRICS))
         configuration = faster(folder / "rules", exporter.url.removeprefix("http://"), machine(node)) | further
         prometheus = Prometheus(executable, folder / "prometheus", configuration)
         ends.callback(prometheus.stop)
@@ -822,7 +795,7 @@ def test_a_failure_shows(
             telemetry.refresh()
             return telemetry.rendered(0).text.decode()
 
-        with serving(text) as other:
+        with serving_text(text, METRICS) as other:
             configuration = faster(tmp_path / "rules", exporter.url.removeprefix("http://"))
             configuration["scrape_configs"][0]["static_configs"][0]["targets"].append(other)
             prometheus = run_prometheus(configuration)
@@ -872,7 +845,7 @@ def test_annotations_mark_alerts_restarts_and_changes_of_status(
         gauges = WorkerGauges(worker, observed_at=NOW, show_state=True)
         return render_metrics([gauges], status=form).decode() + f"process_start_time_seconds {said['started']}\n"
 
-    with serving(text) as address:
+    with serving_text(text, METRICS) as address:
         prometheus = run_prometheus(faster(tmp_path / "rules", address))
 
         def marks(uid: str, name: str) -> list[dict[str, Any]]:
@@ -904,7 +877,7 @@ def test_a_worker_that_does_not_run_counts_in_no_load(run_prometheus: RunPrometh
         gauges = [WorkerGauges(busy, NOW, True, cpu=10.0, memory=20.0), WorkerGauges(ending, NOW, True, cpu=90.0, memory=80.0)]
         return render_metrics(gauges, ()).decode()
 
-    with serving(text) as address:
+    with serving_text(text, METRICS) as address:
         configuration = faster(tmp_path / "rules", address)
         del configuration["remote_read"]  # what serves here has no history
         prometheus = run_prometheus(configuration)

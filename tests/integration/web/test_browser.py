@@ -1,12 +1,10 @@
 """The pages in a real browser: filter, sort, live refresh, keyboard, accessibility, and that nothing leaves the origin."""
 
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 
 import pytest
@@ -16,6 +14,7 @@ from exporter.core.model import WorkerGauges
 from exporter.storage.rows import HistoryRow, SampleRow
 from tests.helpers.browser import Visit, chromium, texts, visit
 from tests.helpers.fleets import MARKUP, Hours, fleet
+from tests.helpers.text_server import PAGE, serving_text
 from tests.integration.web.test_routes import NOW, Memory, serving, snapshot
 
 REFRESH_MS = 15_000
@@ -344,37 +343,14 @@ def test_on_paper_there_are_no_controls(browser: Browser, path: str) -> None:
 # -- within pages of others
 
 
-@contextmanager
-def wiki(body: str) -> Iterator[str]:
-    """Serve a page of another origin on a free port; yields its address."""
-
-    class Page(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("Content-Type", "text/html")
-            self.end_headers()
-            self.wfile.write(body.encode())
-
-        def log_message(self, format: str, *args: object) -> None:
-            """Log nothing."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}/"
-        finally:
-            server.shutdown()
-            thread.join()
-
-
 def test_a_wiki_embeds_a_chart_as_an_image_but_no_page_in_a_frame(browser: Browser) -> None:
     workers = fleet(1, NOW)
     with serving(exporter(*workers)) as client, visit(browser) as shown:
         origin, page = str(client.base_url).rstrip("/"), shown.page
         chart = f"{origin}/workers/{workers[0].worker.id}/chart.svg"
-        with wiki(f'<img src="{chart}"><iframe src="{origin}/"></iframe>') as address:
-            page.goto(address, wait_until="load")
+        wiki = f'<img src="{chart}"><iframe src="{origin}/"></iframe>'
+        with serving_text(lambda: wiki, PAGE) as address:
+            page.goto(f"http://{address}/", wait_until="load")
             assert page.evaluate("document.querySelector('img').naturalWidth") == 960
             (frame,) = page.frames[1:]
             assert frame.url.startswith("chrome-error:")
