@@ -39,17 +39,12 @@ class Matcher:
     operator: Operator
     value: str
 
-    def predicate(self) -> Callable[[str], bool]:
-        """Return a function that tests the value of a label.
+    def test(self) -> tuple[Callable[[str], bool], bool]:
+        """Return a function that tests the value of a label, and whether its results need not be kept: it takes no time.
 
         Raises:
             RequestError: the pattern is not a valid RE2 expression, or too large.
         """
-        test, _ = self.test()
-        return test
-
-    def test(self) -> tuple[Callable[[str], bool], bool]:
-        """Return `predicate`, and whether it takes so little time that its results need not be kept."""
         wanted = frozenset({self.value}) if self.operator in ("=", "!=") else _alternatives(self.value)
         negative = self.operator in ("!=", "!~")
         if wanted is not None:

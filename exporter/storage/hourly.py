@@ -28,7 +28,12 @@ from exporter.storage.rows import Document, are_numeric, documents
 from exporter.storage.statistics import type_checked_value
 
 _CPU, _LABS, _MOST_LABS = "cpu_utilization_avg", "active_labs_count_avg", "active_labs_count_max"
-_OF_RUNNING = {RUNNING_CPU: _CPU, RUNNING_MEMORY: "memory_utilization_avg"}
+_OF_RUNNING = {
+    RUNNING_CPU: (_CPU, math.nan),
+    RUNNING_MEMORY: ("memory_utilization_avg", math.nan),
+    RUNNING_LABS: (_LABS, 0.0),
+}
+"""Value of an hour in which the worker ran → the average that it is, and what it is in other hours."""
 _MEASURED = FIELDS[: FIELDS.index(RUNNING)]
 _POSITIONS = {
     name: position for names in (FIELDS, *map(distribution_fields, METRIC_FIELDS)) for position, name in enumerate(names)
@@ -153,11 +158,9 @@ def column(part: WorkerDay, field: str) -> "array[float]":
         hours = zip(_measured(part, _CPU), _measured(part, RUNNING), _measured(part, _MOST_LABS), strict=True)
         return array("d", [_unused_cpu(cpu, ran, labs) for cpu, ran, labs in hours])
     if field in _OF_RUNNING:
-        of = zip(_measured(part, _OF_RUNNING[field]), _measured(part, RUNNING), strict=True)
-        return array("d", [value if ran > 0 else math.nan for value, ran in of])
-    if field == RUNNING_LABS:
-        of_labs = zip(_measured(part, _LABS), _measured(part, RUNNING), strict=True)
-        return array("d", [0.0 if ran == 0 else math.nan if math.isnan(ran) else labs for labs, ran in of_labs])
+        average, otherwise = _OF_RUNNING[field]
+        values = zip(_measured(part, average), _measured(part, RUNNING), strict=True)
+        return array("d", [otherwise if ran == 0 else math.nan if math.isnan(ran) else value for value, ran in values])
     return _measured(part, field)
 
 

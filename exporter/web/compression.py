@@ -61,8 +61,7 @@ def compressed(body: bytes, coding: Coding) -> bytes:
     """Return a whole body in this coding."""
     if coding == "zstd":
         return bytes(cramjam.zstd.compress(body, ZSTD_LEVEL))
-    stream = zlib.compressobj(GZIP_LEVEL, wbits=31)
-    return stream.compress(body) + stream.flush()
+    return zlib.compress(body, GZIP_LEVEL, wbits=31)
 
 
 class Compression:

@@ -82,26 +82,32 @@ async def read_series(request: Request) -> Response:
     queries = remote_read.decode(await _body(request, remote_read.MAX_BODY))
     if backend.columns is None or backend.hourly is None:
         raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, "mongodb.history is null, so there is no history to read.")
-    answer = partial(_answer, request, backend, queries)
+    state = request.app.state
+    is_hourly = series.only_hourly_metrics(queries)
+    # Few at once: each may hold millions of samples until it is sent.
+    slots = state.hourly_reads if is_hourly else state.sample_reads
+    answer = partial(_answer, slots, backend, backend.columns, backend.hourly, queries)
     # The panels of a dashboard select the same series several times.
-    marker = await backend.hourly.marker() if series.only_hourly_metrics(queries) else None
+    marker = await backend.hourly.marker() if is_hourly else None
     if marker is None:
         body = await answer()
     else:
-        body = await request.app.state.answers.get((queries, marker), answer, ANSWER_TTL_SECONDS)
+        body = await state.answers.get((queries, marker), answer, ANSWER_TTL_SECONDS)
     return Response(body, media_type=remote_read.CONTENT_TYPE, headers={"Content-Encoding": "snappy"})
 
 
-async def _answer(request: Request, backend: Backend, queries: Sequence[remote_read.SeriesSelector]) -> bytes:
+async def _answer(
+    slots: asyncio.Semaphore,
+    backend: Backend,
+    history: series.ColumnSource,
+    hourly: series.BlockSource,
+    queries: Sequence[remote_read.SeriesSelector],
+) -> bytes:
     """Return the encoded response; raises HTTPException 503 when that takes longer than Prometheus waits."""
-    assert backend.columns is not None
-    assert backend.hourly is not None
-    state = request.app.state
     try:
-        # Few at once: each may hold millions of samples until it is sent. The timeout includes the time in the queue.
-        slots = state.hourly_reads if series.only_hourly_metrics(queries) else state.sample_reads
+        # The timeout includes the time in the queue.
         async with asyncio.timeout(REMOTE_READ_SECONDS), slots:
-            found = await _read(backend, backend.columns, backend.hourly, queries)
+            found = await _read(backend, history, hourly, queries)
             return await asyncio.to_thread(remote_read.encode_response, found)
     except TimeoutError as error:
         raise HTTPException(

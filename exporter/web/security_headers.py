@@ -17,6 +17,19 @@ RAW_SECURITY_HEADERS = "".join(f"{name.lower()}: {value}\r\n" for name, value in
 """The same as lines of HTTP/1.1, for responses that no application sends."""
 
 
+def with_headers(send: Send, headers: Mapping[str, str]) -> Send:
+    """Return a `send` that adds to a response the headers which it does not have."""
+
+    async def send_with_headers(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            present = MutableHeaders(scope=message)
+            for name, value in headers.items():
+                present.setdefault(name, value)
+        await send(message)
+
+    return send_with_headers
+
+
 class SecurityHeaders:
     """ASGI middleware that adds the security headers which a response does not have.
 
@@ -29,12 +42,4 @@ class SecurityHeaders:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the application."""
-
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in SECURITY_HEADERS.items():
-                    headers.setdefault(name, value)
-            await send(message)
-
-        await self._app(scope, receive, send_with_headers)
+        await self._app(scope, receive, with_headers(send, SECURITY_HEADERS))

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from starlette.datastructures import MutableHeaders
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from exporter.core.errors import ConfigError
+from exporter.web.security_headers import with_headers
 
 HEADERS: Mapping[str, tuple[str, ...]] = {
     "Content-Security-Policy": (),
@@ -134,7 +134,7 @@ class ToolkitHttp:
         elif not self._allows(config.rate_limit):
             await self._refusal(scope, receive, send)
         else:
-            await self._app(scope, receive, _with_headers(send, config.headers) if config.headers else send)
+            await self._app(scope, receive, with_headers(send, config.headers) if config.headers else send)
 
     def _allows(self, limit: RateLimit | None) -> bool:
         """Take a token, if there is one."""
@@ -149,14 +149,3 @@ class ToolkitHttp:
             return False
         self._tokens -= 1
         return True
-
-
-def _with_headers(send: Send, headers: Mapping[str, str]) -> Send:
-    async def send_with_headers(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            present = MutableHeaders(scope=message)
-            for name, value in headers.items():
-                present.setdefault(name, value)
-        await send(message)
-
-    return send_with_headers

@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator
 
 import pytest
-import structlog
 
 from exporter.core import logs
 
@@ -24,7 +23,6 @@ def logging_as_found() -> Iterator[None]:
     for logger, level, handlers in found:
         logger.setLevel(level)
         logger.handlers[:] = handlers
-    structlog.reset_defaults()
 
 
 @pytest.fixture
