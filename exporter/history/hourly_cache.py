@@ -54,6 +54,8 @@ class HourlySource(Protocol):
 
 _JoinedOf = tuple[str, float, tuple[str, ...], str | None]
 """Field, scale, worker ids, and the change marker of the backfill lease."""
+_RowsOf = tuple[range, tuple[str, ...], str | None, str | None]
+"""Days, worker ids, the change marker of the backfill lease, and what is read together: see `HourlySource.hours`."""
 _Key = tuple[int, str, str | None]
 """First second of a UTC day, worker id, and what is read together: see `HourlySource.hours`."""
 
@@ -61,7 +63,7 @@ _Key = tuple[int, str, str | None]
 class HourBlock(NamedTuple):
     """Values of one field of the workers that have some in the same hours: most of a fleet."""
 
-    rows: Sequence[tuple[str, str]]
+    rows: list[tuple[str, str]]
     """Worker id and region of each row."""
     stamps: "array[int]"
     """Ends of the hours in milliseconds, ascending; one column each."""
@@ -87,6 +89,21 @@ class HourBlock(NamedTuple):
         values = memoryview(self.values)
         parts = [values[first + inside.start : first + inside.stop] for first in range(0, len(values), size)]
         return HourBlock(self.rows, stamps, array("d", b"".join(parts)))
+
+    def reduced(self, function: "Callable[[array[float]], float]") -> "HourBlock":
+        """Return one column, at the newest hour: what the function makes of the values of each row."""
+        return HourBlock(self.rows, self.stamps[-1:], array("d", [function(values) for _, _, values in self.by_row()]))
+
+
+class _Rows(NamedTuple):
+    """Workers with samples in the same hours of some days."""
+
+    stamps: "array[int]"
+    """See `HourBlock.stamps`."""
+    rows: list[tuple[str, str]]
+    """Worker id and region of each row."""
+    parts: list[list[WorkerDay]]
+    """The days of each row, ascending."""
 
 
 class _CachedDay(NamedTuple):
@@ -138,6 +155,7 @@ class HourlyCache:
             max_weight=MAX_JOINED_BYTES, weigh=_bytes_of_values, monotonic=monotonic
         )
         self._joined_ranges: deque[range] = deque(maxlen=JOINED_RANGES)
+        self._rows: AsyncCache[_RowsOf, tuple[list[_Rows], float]] = AsyncCache(max_weight=JOINED_RANGES, monotonic=monotonic)
         self._slots = asyncio.Semaphore(READS)
 
     async def blocks(self, worker_ids: Collection[str], start: int, end: int, field: str, scale: float = 1) -> list[HourBlock]:
@@ -154,10 +172,10 @@ class HourlyCache:
         of = (field, scale, workers, marker)
         joined = self._peek(of, days)
         if joined is None:
-            entries = await self._cached_days(days, workers, marker, MEASURED_BY.get(field))
+            rows, until = await self._rows_of(days, workers, marker, MEASURED_BY.get(field))
             # In a thread: a month of many workers takes longer than other queries should wait.
-            joined = await asyncio.to_thread(_joined, entries, field, scale)
-            self._joined.put((of, days), joined, min(JOINED_TTL_SECONDS, self._fresh_for(entries)))
+            joined = await asyncio.to_thread(_joined, rows, field, scale)
+            self._joined.put((of, days), joined, until - self._monotonic())
             if days not in self._joined_ranges:
                 self._joined_ranges.append(days)
         found = (block.within(start, last * 1000) for block in joined)
@@ -171,6 +189,22 @@ class HourlyCache:
                 if found is not None:
                     return found
         return None
+
+    async def _rows_of(
+        self, days: range, workers: "tuple[str, ...]", marker: str | None, distribution: str | None
+    ) -> tuple[list[_Rows], float]:
+        """Return the workers by the hours in which they have samples, and the monotonic second until which they are used.
+
+        They are the same for each field that a dashboard shows.
+        """
+        of = (days, workers, marker, distribution)
+        found = self._rows.peek(of)
+        if found is None:
+            entries = await self._cached_days(days, workers, marker, distribution)
+            until = self._monotonic() + min(JOINED_TTL_SECONDS, self._fresh_for(entries))
+            found = await asyncio.to_thread(_by_hours, entries), until
+            self._rows.put(of, found, until - self._monotonic())
+        return found
 
     async def marker(self) -> str | None:
         """Return a text that changes when a backfill writes; None while one may be writing. Raises StoreError."""
@@ -192,8 +226,8 @@ class HourlyCache:
 
     def _fresh_for(self, workers: Iterable[tuple[str, Iterable[_CachedDay]]]) -> float:
         """Return the seconds until one of the days must be read again if no backfill writes until then."""
-        now = self._monotonic()
-        ages = {now - entry.read_at for _, entries in workers for entry in entries}
+        times, now = {entry.read_at for _, entries in workers for entry in entries}, self._monotonic()
+        ages = [now - read_at for read_at in times]
         return min((RECENT_TTL_SECONDS if age < RECENT_TTL_SECONDS else FINAL_TTL_SECONDS) - age for age in ages)
 
     async def _cached_days(
@@ -268,10 +302,9 @@ def _runs(keys: Iterable[_Key]) -> dict[range, list[str]]:
     return runs
 
 
-def _joined(workers: Iterable[tuple[str, Iterable[_CachedDay]]], field: str, scale: float) -> list[HourBlock]:
-    """Return the values of a field, divided by `scale`, of each worker and region, grouped by the hours that have one."""
-    stamps: dict[tuple[tuple[int, bytes], ...], array[int]] = {}
-    blocks: dict[bytes, tuple[list[tuple[str, str]], array[int], array[float]]] = {}
+def _by_hours(workers: Iterable[tuple[str, Iterable[_CachedDay]]]) -> list[_Rows]:
+    """Return the workers, one row for each region, grouped by the hours in which they have samples."""
+    found: dict[tuple[tuple[int, bytes], ...], _Rows] = {}
     for worker_id, entries in workers:
         regions: dict[str, list[WorkerDay]] = {}
         for entry in entries:
@@ -279,18 +312,37 @@ def _joined(workers: Iterable[tuple[str, Iterable[_CachedDay]]], field: str, sca
                 regions.setdefault(part.region, []).append(part)
         for region, parts in regions.items():
             hours = tuple([(part.day, part.hours) for part in parts])
-            if hours not in stamps:
-                stamps[hours] = array("q", chain.from_iterable(ends(day, of_day) for day, of_day in hours))
-            at, values = stamps[hours], array("d")
-            for part in parts:
-                values += column(part, field)
-            if math.isnan(sum(values)):  # an hour with samples, but none with this field
-                at = array("q", [stamp for stamp, value in zip(at, values, strict=True) if value == value])
-                values = array("d", [value for value in values if value == value])
-            rows, _, joined = blocks.setdefault(at.tobytes(), ([], at, array("d")))
+            if hours not in found:
+                stamps = array("q", chain.from_iterable(ends(day, of_day) for day, of_day in hours))
+                found[hours] = _Rows(stamps, [], [])
+            found[hours].rows.append((worker_id, region))
+            found[hours].parts.append(parts)
+    return list(found.values())
+
+
+def _joined(groups: Iterable[_Rows], field: str, scale: float) -> list[HourBlock]:
+    """Return the values of a field, divided by `scale`, of each row, grouped by the hours that have one."""
+    blocks: list[HourBlock] = []
+    for group in groups:
+        values = array("d", b"".join([column(part, field) for parts in group.parts for part in parts]))
+        block = HourBlock(group.rows, group.stamps, values)
+        # An hour may have samples, but none with this field.
+        blocks += _without_nan(block) if math.isnan(sum(values)) else [block]
+    if scale == 1:
+        return blocks
+    return [block._replace(values=array("d", [value / scale for value in block.values])) for block in blocks]
+
+
+def _without_nan(block: HourBlock) -> list[HourBlock]:
+    """Return the rows again, grouped by the hours in which they have a value; without those that have none."""
+    found: dict[bytes, HourBlock] = {}
+    for worker_id, region, values in block.by_row():
+        at = array("q", [stamp for stamp, value in zip(block.stamps, values, strict=True) if value == value])
+        if at:
+            rows, _, known = found.setdefault(at.tobytes(), HourBlock([], at, array("d")))
             rows.append((worker_id, region))
-            joined += values if scale == 1 else array("d", [value / scale for value in values])
-    return [HourBlock(rows, at, values) for rows, at, values in blocks.values() if at]
+            known.extend(value for value in values if value == value)
+    return list(found.values())
 
 
 def _bytes_of_values(blocks: Iterable[HourBlock]) -> int:

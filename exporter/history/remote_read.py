@@ -48,6 +48,8 @@ class SeriesSelector:
     matchers: tuple[Matcher, ...]
     labels_only: bool
     """Whether Prometheus wants the series without their samples."""
+    sole_window: str = ""
+    """The function of PromQL whose only window the range is, as in an instant query; empty where it has several."""
 
 
 def decode(body: bytes) -> tuple[SeriesSelector, ...]:
@@ -82,7 +84,10 @@ def decode(body: bytes) -> tuple[SeriesSelector, ...]:
 
 def _query(query: pb.Query) -> SeriesSelector:
     start, end = query.start_timestamp_ms, query.end_timestamp_ms
+    sole_window = ""
     if query.HasField("hints") and query.hints.end_ms:
+        if _is_sole_window(query):
+            sole_window = query.hints.func
         # The range that the function needs; the query's own may be wider.
         start, end = max(start, query.hints.start_ms), min(end, query.hints.end_ms)
     return SeriesSelector(
@@ -90,7 +95,19 @@ def _query(query: pb.Query) -> SeriesSelector:
         end=max(0, min(end, _MAX_TIME)),
         matchers=_matchers(query.matchers),
         labels_only=query.HasField("hints") and query.hints.func == "series",
+        sole_window=sole_window,
     )
+
+
+def _is_sole_window(query: pb.Query) -> bool:
+    """Whether the function is evaluated once, over all that is read.
+
+    Then the range is as long as the selector's; since Prometheus 3 a millisecond less, as windows are open on the left.
+    A query narrower than its hints is one whose other samples Prometheus has itself.
+    """
+    hints = query.hints
+    is_whole = query.start_timestamp_ms <= hints.start_ms and hints.end_ms <= query.end_timestamp_ms
+    return is_whole and hints.range_ms > 1 and hints.end_ms - hints.start_ms in (hints.range_ms, hints.range_ms - 1)
 
 
 def _matchers(matchers: Sequence[pb.LabelMatcher]) -> tuple[Matcher, ...]:

@@ -54,16 +54,18 @@ class LabelMatcher(_message.Message):
     def __init__(self, type: _Optional[_Union[LabelMatcher.Type, str]] = ..., name: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
 
 class ReadHints(_message.Message):
-    __slots__ = ("step_ms", "func", "start_ms", "end_ms")
+    __slots__ = ("step_ms", "func", "start_ms", "end_ms", "range_ms")
     STEP_MS_FIELD_NUMBER: _ClassVar[int]
     FUNC_FIELD_NUMBER: _ClassVar[int]
     START_MS_FIELD_NUMBER: _ClassVar[int]
     END_MS_FIELD_NUMBER: _ClassVar[int]
+    RANGE_MS_FIELD_NUMBER: _ClassVar[int]
     step_ms: int
     func: str
     start_ms: int
     end_ms: int
-    def __init__(self, step_ms: _Optional[int] = ..., func: _Optional[str] = ..., start_ms: _Optional[int] = ..., end_ms: _Optional[int] = ...) -> None: ...
+    range_ms: int
+    def __init__(self, step_ms: _Optional[int] = ..., func: _Optional[str] = ..., start_ms: _Optional[int] = ..., end_ms: _Optional[int] = ..., range_ms: _Optional[int] = ...) -> None: ...
 
 class ReadResponse(_message.Message):
     __slots__ = ("results",)

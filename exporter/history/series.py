@@ -10,6 +10,8 @@ from array import array
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from operator import itemgetter
+from statistics import fmean
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from exporter.core.catalog import INFO, STATUS, WORKER_LABELS
@@ -39,6 +41,14 @@ MAX_WORKER_DAYS = hourly_cache.MAX_CACHED_WORKER_DAYS
 """Days times workers in one response of hourly aggregates: a month of 1,250 workers."""
 _SAMPLES_PER_CALL = 100_000
 """Hourly aggregates that are encoded in one call: a change of threads takes as long as the work for some workers."""
+_OVER_TIME: "Mapping[str, Callable[[array[float]], float]]" = {
+    "avg_over_time": fmean,
+    "last_over_time": itemgetter(-1),
+    "max_over_time": max,
+    "min_over_time": min,
+    "sum_over_time": math.fsum,
+}
+"""Functions of PromQL that make the same of a window's samples and of one sample with their result."""
 _MATCHING_THREADS = ThreadPoolExecutor(2, "matching")
 _SLACK_SECONDS = DAY
 """Samples may exist so long before a worker was first seen and after it was last seen."""
@@ -161,15 +171,23 @@ async def _read_hourly(
 ) -> AsyncIterator[list[Series]]:
     """Yield the series of hourly aggregates, many workers at a time.
 
+    Where a function has one window, each series is one sample with its result, of which the function makes the same: Prometheus
+    need not decode a month of hours for one number. No other source has these series, as all have store="history".
+
     Raises:
         RequestError: the query needs more than MAX_WORKER_DAYS.
     """
     start = max(query.start, (oldest + HOUR) * 1000)  # all samples of an hour are within the retention
     end = query.end
     days = len(days_of(start // 1000, end // 1000))
+    over_time = _OVER_TIME.get(query.sole_window)
     for metric in metrics:
         selected = await _matching(_select_workers, metric, selection, entries, start // 1000, end // 1000, days)
         for block in await hourly.blocks(selected.keys(), start, end, metric.field, metric.scale):
+            if metric is INFO_1H:
+                block = block._replace(values=array("d", [1]) * len(block.values))
+            if over_time is not None:
+                block = await asyncio.to_thread(block.reduced, over_time)
             size = max(1, _SAMPLES_PER_CALL // len(block.stamps))
             for first in range(0, len(block.rows), size):
                 part = block.part(first, first + size)
@@ -333,5 +351,4 @@ def _encode_hourly(
     ]
     if labels_only:
         return [encode_series(each, (), ()) for each in labels if each is not None]
-    values = array("d", [1]) * len(block.values) if metric is INFO_1H else block.values
-    return encode_table(labels, block.stamps, values)
+    return encode_table(labels, block.stamps, block.values)

@@ -159,6 +159,8 @@ def column(part: WorkerDay, field: str) -> "array[float]":
         return array("d", [_unused_cpu(cpu, ran, labs) for cpu, ran, labs in hours])
     if field in _OF_RUNNING:
         average, otherwise = _OF_RUNNING[field]
+        if _measured(part, RUNNING).count(1.0) == len(part.hours):
+            return _measured(part, average)
         values = zip(_measured(part, average), _measured(part, RUNNING), strict=True)
         return array("d", [otherwise if ran == 0 else math.nan if math.isnan(ran) else value for value, ran in values])
     return _measured(part, field)

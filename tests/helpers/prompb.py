@@ -16,6 +16,7 @@ def request(
     *queries: tuple[int, int, Selector],
     func: str | None = None,
     hints: tuple[int, int] | None = None,
+    range_ms: int = 0,
     accepted: Iterable[pb.ReadRequest.ResponseType] = (pb.ReadRequest.SAMPLES,),
 ) -> bytes:
     """Build a compressed ReadRequest from (start, end, matchers) per query, in milliseconds."""
@@ -27,6 +28,7 @@ def request(
         if func is not None or hints is not None:
             low, high = hints or (start, end)
             query.hints.func, query.hints.start_ms, query.hints.end_ms = func or "", low, high
+            query.hints.range_ms = range_ms
     return bytes(cramjam.snappy.compress_raw(message.SerializeToString()))
 
 

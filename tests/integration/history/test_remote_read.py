@@ -130,6 +130,14 @@ def test_promql_reads_the_whole_history_and_agrees_with_the_history_api(
     of_day = [percent(1, at) for at in range(moment - DAY, moment, PERIOD)]
     assert prometheus.value(above, moment) == PERIOD * sum(value > 90 for value in of_day) > 0
 
+    # A query with one window gets one sample with its result, the second one, with two windows, all: the values are the same.
+    labs = 'cml_worker:active_labs:avg1h{store="history"}'
+    for function in ("avg", "sum", "min", "max", "last", "count", "stddev"):
+        query = f"{function}_over_time({labs}[1d] offset -1s)"
+        of_one, of_two = prometheus.values(query, GONE_AT), prometheus.values(f"last_over_time(({query})[90m:1h])", GONE_AT)
+        assert len(of_one) == 2
+        assert of_one == pytest.approx(of_two, rel=1e-12), function
+
     # The name of a worker that is gone, joined with its values.
     named = (
         f'max_over_time({CPU}{{store="history",worker_id="w2"}}[1h]) * on (worker_id) group_left (name, worker) '

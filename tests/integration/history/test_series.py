@@ -2,7 +2,8 @@
 
 import math
 import random
-from collections.abc import Sequence
+import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -70,8 +71,9 @@ async def read_series(
     labels_only: bool = False,
     oldest: int = 0,
     most: int = 10**6,
+    sole_window: str = "",
 ) -> prompb.Found:
-    query = SeriesSelector((START + first * PERIOD) * 1000, (START + last * PERIOD) * 1000, matchers, labels_only)
+    query = SeriesSelector((START + first * PERIOD) * 1000, (START + last * PERIOD) * 1000, matchers, labels_only, sole_window)
     (found,) = prompb.parse_response(
         encode_response(
             [await read(query, entries, history.reader, hourly_cache(history), period=PERIOD, oldest=oldest, most=most)]
@@ -477,6 +479,43 @@ async def test_a_worker_that_moved_has_the_hourly_aggregates_of_each_region(hist
     }
     found = await read_series(history, [entry("w1")], name, Matcher("region", "=", "us-east-1"))
     assert list(found) == [hourly_labels("active_labs:max", "w1", region="us-east-1")]
+
+
+@pytest.mark.parametrize(
+    ("function", "of_all", "of_infos"),
+    [
+        ("avg_over_time", statistics.fmean, 1),
+        ("max_over_time", max, 1),
+        ("min_over_time", min, 1),
+        ("sum_over_time", math.fsum, 3),
+        ("last_over_time", lambda values: values[-1], 1),
+    ],
+)
+async def test_a_function_with_one_window_gets_one_sample_of_each_series_with_its_result(
+    history: WorkerMetricsRepository, function: str, of_all: Callable[[list[float]], float], of_infos: float
+) -> None:
+    rows = [sample(worker, 12 * n, cpu_utilization=value) for worker in ("a", "b") for n, value in enumerate((7.0, 90.0, 2.0))]
+    await history.add_samples([*rows, sample("late", 15)])
+    cpu, info = "cml_worker:cpu_utilization_ratio:avg1h", "cml_worker:info:max1h"
+    entries = [entry("a"), entry("b"), entry("late")]
+    several = await read_series(history, entries, Matcher("__name__", "=~", f"{cpu}|{info}"))
+    found = await read_series(history, entries, Matcher("__name__", "=~", f"{cpu}|{info}"), sole_window=function)
+    assert found.keys() == several.keys()
+    assert len(several[of(cpu, "a")]) == 3
+    for labels, samples in found.items():
+        values = [value for _, value in several[labels]]
+        assert samples == [(several[labels][-1][0], of_all(values))]
+    assert [samples[0][1] for labels, samples in found.items() if ("__name__", info) in labels] == [of_infos, of_infos, 1]
+
+
+async def test_a_function_of_which_one_sample_would_make_another_value_gets_all_samples(
+    history: WorkerMetricsRepository,
+) -> None:
+    await history.add_samples([sample("a", 12 * n) for n in range(3)])
+    cpu = Matcher("__name__", "=", "cml_worker:cpu_utilization_ratio:avg1h")
+    for function in ("count_over_time", "stddev_over_time", "quantile_over_time", "rate", "changes", "absent_over_time", ""):
+        (samples,) = (await read_series(history, [entry("a")], cpu, sole_window=function)).values()
+        assert len(samples) == 3
 
 
 async def test_hourly_aggregates_are_returned_only_to_queries_by_name(history: WorkerMetricsRepository) -> None:

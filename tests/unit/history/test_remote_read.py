@@ -41,6 +41,26 @@ def test_hints_narrow_the_range_and_the_function_series_needs_labels_only() -> N
     assert not query.labels_only
 
 
+@pytest.mark.parametrize(
+    ("start", "end", "hints", "range_ms", "expected"),
+    [
+        (T, T + 9000, (T, T + 9000), 9000, "avg_over_time"),
+        (T + 1, T + 9000, (T + 1, T + 9000), 9000, "avg_over_time"),  # Prometheus 3
+        (T - 5000, T + 9999, (T, T + 9000), 9000, "avg_over_time"),  # beside another selector of the query
+        (T, T + 9001, (T, T + 9001), 9000, ""),  # another window begins a millisecond later
+        (T, T + 18_000, (T, T + 18_000), 9000, ""),
+        (T, T + 9000, (T, T + 9000), 0, ""),  # of an instant selector, the function is one of a subquery
+        (T, T + 8000, (T, T + 9000), 9000, ""),  # Prometheus has the newest samples itself
+        (T + 1000, T + 9000, (T, T + 9000), 9000, ""),
+    ],
+)
+def test_a_function_with_one_window_is_known(
+    start: int, end: int, hints: tuple[int, int], range_ms: int, expected: str
+) -> None:
+    (query,) = decode(prompb.request((start, end, []), hints=hints, range_ms=range_ms, func="avg_over_time"))
+    assert query.sole_window == expected
+
+
 def test_an_unlimited_range_becomes_one_that_mongodb_can_compare() -> None:
     (query,) = decode(prompb.request((-(2**63), 2**63 - 1, [])))
     assert query.start == 0
