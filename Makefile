@@ -65,7 +65,7 @@ reliability: $(READY) ## inject every fault of docs/reliability.md, measure, and
 bench: $(READY) ## measure the exporter beside its peers and the bare calls (ARGS=--full for every size, ARGS=--help explains)
 	@$(BIN)/python -m bench $(ARGS)
 
-docs: $(READY) ## write docs/settings.md, metrics.md and http.md from the code, and build docs/ as a site into site/
+docs: $(READY) ## write docs/settings.md, metrics.md, http.md and the manual page from the code, and build docs/ as a site into site/
 	$(BIN)/python -m tests.tools.generate_docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 

@@ -31,7 +31,7 @@ def page(parser: argparse.ArgumentParser, commands: Mapping[str, argparse.Argume
     for name, command in commands.items():
         lines += [f'.SS "{_text(name)}"', *_paragraphs(command.description or "")]
         lines += [
-            *_verbatim(command.format_usage().removeprefix("usage: ")),
+            *_verbatim(command.usage or ""),  # format_usage() has colors on a terminal from Python 3.14 on
             *_flags(command),
             *_verbatim(command.epilog or ""),
         ]

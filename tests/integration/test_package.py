@@ -72,11 +72,12 @@ def test_the_wheel_has_code_types_licence_and_every_asset_as_a_file(dist: tuple[
         names = set(wheel.namelist())
         for path, file in assets.files().items():
             assert wheel.read(f"exporter/assets/{path}") == file.read_bytes(), path
-    info = f"cml_worker_exporter-{VERSION}.dist-info"
+    info, data = (f"cml_worker_exporter-{VERSION}.{kind}" for kind in ("dist-info", "data"))
     assert {"exporter/py.typed", f"{info}/licenses/LICENSE", f"{info}/entry_points.txt"} <= names
     code = {str(file.relative_to(ROOT)) for file in (ROOT / "exporter").rglob("*.py")}
     assert {name for name in names if name.endswith(".py")} == code
-    assert {name.partition("/")[0] for name in names} == {"exporter", info}
+    assert {name.partition("/")[0] for name in names} == {"exporter", info, data}
+    assert [name for name in names if name.startswith(data)] == [f"{data}/data/share/man/man1/cml-worker-exporter.1"]
     assert not [name for name in names if "Dockerfile" in name or "/tests/" in name or "__pycache__" in name]
     own = [name for name in names if name.startswith("exporter/assets/prometheus/local/")]
     assert own == ["exporter/assets/prometheus/local/README.md"], "files of the one who built it are in the package"
@@ -85,7 +86,15 @@ def test_the_wheel_has_code_types_licence_and_every_asset_as_a_file(dist: tuple[
 def test_the_sdist_has_what_the_wheel_is_built_from(dist: tuple[Path, Path]) -> None:
     with tarfile.open(dist[0]) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "hatch_build.py", "PKG-INFO"} <= names
+    assert {
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "CHANGELOG.md",
+        "hatch_build.py",
+        "man/cml-worker-exporter.1",
+        "PKG-INFO",
+    } <= names
     assert {f"exporter/assets/{path}" for path in assets.files()} <= names
     assert not [name for name in names if name.startswith(("tests", "deploy", "docs", ".demo"))]
 
@@ -114,6 +123,22 @@ def test_the_installed_command_names_its_version_and_writes_its_assets(installed
         done = subprocess.run(check, capture_output=True, text=True, timeout=scaled(60), check=False)
         assert done.returncode == 0, done.stderr
         assert "SUCCESS: 6 rule files found" in done.stdout
+
+
+def test_man_shows_the_manual_page_that_the_wheel_brings(installed: Path, tmp_path: Path) -> None:
+    folder = installed.parent / "share" / "man"
+    page = run(installed, "manual", cwd=tmp_path)
+    assert (folder / "man1" / "cml-worker-exporter.1").read_text() == page
+    man = shutil.which("man")
+    if man is None:
+        pytest.skip("man is not on this machine")
+    command = [man, "-M", str(folder), "cml-worker-exporter"]
+    environment = os.environ | {"MANWIDTH": "100", "MANPAGER": "cat", "LC_ALL": "C.UTF-8"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=scaled(60), check=False)
+    assert done.returncode == 0, done.stderr
+    assert "CML-WORKER-EXPORTER(1)" in done.stdout
+    shown = {line.strip() for line in done.stdout.splitlines()}
+    assert {"backfill", "completion", "--config.file FILE", "--data-dir VALUE"} <= shown
 
 
 @contextmanager

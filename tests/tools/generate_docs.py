@@ -1,10 +1,15 @@
-"""Writes docs/settings.md, docs/metrics.md and docs/http.md from the tables in code (`make docs`); a test compares them."""
+"""Writes what follows from the tables in code: docs/settings.md, metrics.md and http.md, and the manual page (`make docs`).
+
+A test compares them.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel
 
+from exporter import cli
+from exporter.commands import manual
 from exporter.core.aws_settings import Role
 from exporter.core.budget import UNLIMITED_DAY_DOLLARS
 from exporter.core.catalog import EXPORTER_METRICS, WORKER_METRICS, Metric
@@ -24,7 +29,7 @@ from exporter.web.openapi import ERRORS, Endpoint, template
 from exporter.web.responses import PAGE_HEADERS
 from exporter.web.routes import ROUTES
 
-DOCS = Path(__file__).parents[2] / "docs"
+ROOT = Path(__file__).parents[2]
 DEFAULT_SHARE = CloudWatchSettings().reader_budget_share
 GENERATED = "<!-- Written by `make docs` from {source}; change it there. -->"
 
@@ -456,8 +461,18 @@ def _route(endpoint: Endpoint) -> tuple[str, str]:
     return f"## `{endpoint.template}`\n", _rows(("parameter", "description"), parameters)
 
 
-PAGES: dict[str, Callable[[], str]] = {"settings.md": settings_page, "metrics.md": metrics_page, "http.md": http_page}
-"""File name below docs/ → what it must hold."""
+def manual_page() -> str:
+    """Return the manual page, as the command `manual` prints it: a wheel is built without the packages the parsers need."""
+    return manual.page(*cli.parser_of("*"))
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "docs/settings.md": settings_page,
+    "docs/metrics.md": metrics_page,
+    "docs/http.md": http_page,
+    "man/cml-worker-exporter.1": manual_page,
+}
+"""Path in the repository → what the file must hold."""
 
 
 def _page(source: str, *parts: str) -> str:
@@ -500,7 +515,7 @@ def _keys(model: type[BaseModel]) -> Iterator[tuple[str, str, str]]:
 def main() -> None:
     """Write all pages."""
     for name, page in PAGES.items():
-        (DOCS / name).write_text(page())
+        (ROOT / name).write_text(page())
 
 
 if __name__ == "__main__":

@@ -598,6 +598,7 @@ def copy_context(target: Path) -> None:
     files = (".env.example", "pyproject.toml", "hatch_build.py", "README.md", "LICENSE", "docker-compose.yml")
     for top in (
         "exporter",
+        "man",
         "prometheus",
         "grafana",
         "deploy/systemd",
@@ -617,7 +618,7 @@ def test_the_package_builds_from_the_context_alone_and_runs(tmp_path: Path) -> N
     context, site = tmp_path / "context", tmp_path / "site"
     copy_context(context)
     assert sorted(path.name for path in context.iterdir()) == [
-        *("LICENSE", "README.md", "deploy", "exporter", "grafana", "hatch_build.py", "prometheus", "pyproject.toml")
+        *("LICENSE", "README.md", "deploy", "exporter", "grafana", "hatch_build.py", "man", "prometheus", "pyproject.toml")
     ]
     kept = {f"prometheus/{name}" for name in ("prometheus.yml", "alertmanager.yml", "runbook.md", "local", "rules")}
     assert {str(path.relative_to(context)) for path in (context / "prometheus").iterdir()} == kept
