@@ -23,7 +23,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from bench.bare_client import SignedClient
-from bench.fake_aws import REGIONS, FakeAws, control
+from bench.fake_aws import REGIONS, FakeAws
 from exporter.core.heap import freeze
 from exporter.core.model import MetricQuery, Worker
 from exporter.core.settings_loader import load
@@ -153,7 +153,7 @@ async def measure(workers: int, rounds: int) -> dict[str, Any]:
         for index in range(rounds + WARM_UP_CYCLES):
             offset += (20 - time.time() - offset) % 60 or 60  # far from the moments at which datapoints become visible
             polling.advance(offset)
-            control(url, {"set": {"offset": offset}})
+            fake.control({"set": {"offset": offset}})
             began = time.process_time()
             calls, values = await polling.poll()
             ours = time.process_time() - began

@@ -29,7 +29,7 @@ from typing import Any
 import uvicorn
 from prometheus_client import CollectorRegistry
 
-from bench.fake_aws import REGIONS, FakeAws, control
+from bench.fake_aws import REGIONS, FakeAws
 from exporter.commands.serve import SWITCH_INTERVAL_SECONDS, refresh
 from exporter.core import logs
 from exporter.core.heap import freeze
@@ -56,6 +56,7 @@ from exporter.web.backend import Backend, LoopBridge
 from exporter.web.connections import Connections, Limits
 from exporter.web.http_protocol import protect
 from tests.helpers.fake_cloudwatch import instance_id
+from tests.helpers.fake_cloudwatch.process import control
 
 CATCHING_UP = 3
 """Cycles after the first in which the values of the last hour become final: ten times the samples of the others."""

@@ -1,6 +1,8 @@
 """The fake CloudWatch answers alike in each protocol that the compared exporters speak: JSON, Smithy RPC v2 CBOR, query."""
 
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import botocore.session
@@ -8,7 +10,7 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
-from tests.helpers.fake_cloudwatch import FakeCloudWatch, fleet, instance_id
+from tests.helpers.fake_cloudwatch import FakeCloudWatch, FakeCloudWatchProcess, fleet, instance_id
 
 NOW = 1_767_225_600
 PROTOCOLS = ("json", "smithy-rpc-v2-cbor", "query")
@@ -21,7 +23,7 @@ def aws() -> Iterator[FakeCloudWatch]:
         yield fake
 
 
-def client(aws: FakeCloudWatch, protocol: str, service: str = "cloudwatch") -> Any:  # noqa: ANN401  # a generated class
+def client(aws: FakeCloudWatch | FakeCloudWatchProcess, protocol: str, service: str = "cloudwatch") -> Any:  # noqa: ANN401  # a generated class
     """A client of botocore that is made to speak `protocol`."""
     session = botocore.session.Session()
     session.set_credentials("AKIAHOME", "s")
@@ -111,3 +113,39 @@ def test_a_label_is_that_of_the_query_and_a_dimension_may_be_asked_for_by_name(a
 def test_account_and_aliases_are_answered_over_the_query_protocol(aws: FakeCloudWatch) -> None:
     assert client(aws, "query", "sts").get_caller_identity()["Account"] == aws.home
     assert client(aws, "query", "iam").list_account_aliases()["AccountAliases"] == []
+
+
+def test_late_and_revised_values_are_those_of_a_moment_and_the_ledger_has_the_final_ones() -> None:
+    clock = [NOW]
+    with FakeCloudWatch(now=lambda: clock[0], period=60) as fake:
+        one = fake.add(instance_id(0), revise=120, late={("cpu", NOW - 300): 600}, lost=[("cpu", NOW - 360)])
+        final = fake.final(one, "cpu", NOW - 600, NOW)
+        assert NOW - 300 in final
+        assert NOW - 360 not in final
+        asked = request(1, ScanBy="TimestampAscending")
+
+        def seen() -> dict[int, float]:
+            (result,) = data(client(fake, "json"), asked)
+            return {int(at.timestamp()): value for at, value in zip(result["Timestamps"], result["Values"], strict=True)}
+
+        expected = {at: value for at, value in final.items() if at <= NOW - 120 and at != NOW - 300}
+        assert seen() == {**expected, NOW - 120: final[NOW - 120] / 2}
+        clock[0] += 600
+        assert seen() == final
+
+
+def test_a_process_of_its_own_answers_as_the_ledger_here_says(tmp_path: Path) -> None:
+    with FakeCloudWatchProcess(tmp_path, 0, period=60, seed=7) as fake:
+        now = int(time.time()) // 60 * 60
+        late = [["cpu", now - 600, 3600]]
+        fake.add([{"id": instance_id(k), "runs": [[now - 1200, now - 300]], "late": late} for k in range(3)])
+        asked = {**request(3), "StartTime": now - 3600, "EndTime": now}
+        found = [len(result["Values"]) for result in data(client(fake, "json"), asked)]
+        values = [result["Values"][-1] for result in data(client(fake, "json"), asked)]
+        assert found == [14, 14, 14]
+        assert values == [fake.instances.value(instance_id(k), "cpu", now - 1200) for k in range(3)]
+        assert len(fake.instances.final(fake.instances.instances["eu-west-1", instance_id(0)], "cpu", now - 3600, now)) == 15
+        counters = fake.control({"brief": True, "reset": True})
+        assert (counters["calls"], counters["metrics_billed"]) == ({"GetMetricData": 2}, {"eu-west-1": 6})
+        pid = fake.pid
+    assert not Path(f"/proc/{pid}").exists()
