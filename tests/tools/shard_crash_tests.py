@@ -25,11 +25,11 @@ from exporter.core.periods import align
 from exporter.core.shards import shard_of
 from exporter.demo.mongod import Mongod
 from exporter.demo.ports import free_port
-from tests.fixtures.mongo import NO_TTL
 from tests.helpers.deadlines import scaled
 from tests.helpers.expected_history import Member, assert_true, expected_history
 from tests.helpers.exporter_process import ExporterProcess
 from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
+from tests.helpers.mongod import NO_TTL
 from tests.tools.crash_tests import COLLECTION, CREDENTIALS, DATABASE, DECIDED, HOUR, MOMENTS, PERIOD, REGIONS, InsertProxy
 
 PATIENCE_SECONDS = 60.0

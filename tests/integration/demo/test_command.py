@@ -35,7 +35,7 @@ from exporter.demo.mongod import Mongod
 from exporter.demo.ports import free_port
 from tests.conftest import missing
 from tests.fixtures.mongo import need_mongod
-from tests.helpers.deadlines import scaled
+from tests.helpers.deadlines import pause, scaled
 from tests.helpers.demo_ledger import ledger
 
 Ledger = dict[tuple[str, MetricName, int], float]
@@ -93,10 +93,11 @@ class Family:
 
 
 def wait_for(condition: Callable[[], bool], otherwise: Callable[[], str]) -> None:
-    deadline = time.monotonic() + scaled(PATIENCE)
+    began, patience = time.monotonic(), scaled(PATIENCE)
     while not condition():
-        assert time.monotonic() < deadline, otherwise()
-        time.sleep(0.1)
+        waited = time.monotonic() - began
+        assert waited < patience, otherwise()
+        time.sleep(pause(waited))
 
 
 @pytest.fixture
