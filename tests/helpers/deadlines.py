@@ -19,6 +19,15 @@ def runnable() -> float:
     return tasks
 
 
+def pause(waited: float) -> float:
+    """Return for how many seconds to sleep before the next look at what has been waited for since `waited` seconds.
+
+    A twentieth of them, so that a wait of minutes does not cost a processor what hundreds of looks cost, and notices the end
+    almost as soon: 50 ms at the beginning, half a second at most.
+    """
+    return min(0.5, max(0.05, waited / 20))
+
+
 def scaled(seconds: float) -> float:
     """Return a deadline for this machine now: `seconds`, and in proportion more while its CPUs have many tasks."""
     return seconds * max(1.0, runnable() / (TASKS_PER_CPU * (os.cpu_count() or 1)))

@@ -13,12 +13,11 @@ from typing import Any
 import httpx
 import yaml
 
-from tests.helpers.deadlines import scaled
+from tests.helpers.deadlines import pause, scaled
 
 COMMAND = (sys.executable, "-m", "exporter.cli")
 READY_WITHIN = 30.0
 STOP_WITHIN = 20.0
-_POLL = 0.05
 _LISTENING = re.compile(r"addresses\W+127\.0\.0\.1:(\d+)")
 
 
@@ -89,11 +88,12 @@ class ExporterProcess:
     def wait_for(self, condition: Callable[[], object], within: float, what: str) -> None:
         """Poll until `condition` holds; fail with the log when it does not in time, or the exporter ends before."""
         within = scaled(within)
-        deadline = time.monotonic() + within
+        began = time.monotonic()
         while not condition():
+            waited = time.monotonic() - began
             assert self.running, f"the exporter ended before it was {what}:\n{self.tail()}"
-            assert time.monotonic() < deadline, f"the exporter was not {what} within {within:g} s:\n{self.tail()}"
-            time.sleep(_POLL)
+            assert waited < within, f"the exporter was not {what} within {within:g} s:\n{self.tail()}"
+            time.sleep(pause(waited))
 
     def get(self, path: str, **options: Any) -> httpx.Response:  # noqa: ANN401  # the options of httpx.Client.get
         """GET a path of it."""

@@ -118,10 +118,8 @@ NO_EFFECT: dict[str, set[str]] = {
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_help_of_a_command_lists_its_own_flags_and_then_the_settings_it_reads(
-    run_command: RunCommand, command: str
-) -> None:
-    done = run_command(command, "--help", env={"COLUMNS": "200"})
+def test_the_help_of_a_command_lists_its_own_flags_and_then_the_settings_it_reads(run_here: RunCommand, command: str) -> None:
+    done = run_here(command, "--help", env={"COLUMNS": "200"})
     assert done.returncode == 0
     own, _, settings = done.stdout.partition("\nsettings:\n")
     words = " ".join(settings.split())
@@ -139,10 +137,10 @@ def test_the_help_of_a_command_lists_its_own_flags_and_then_the_settings_it_read
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if READ[command] < READ["serve"]])
-def test_a_setting_that_a_command_does_not_read_is_an_unknown_flag(run_command: RunCommand, command: str) -> None:
+def test_a_setting_that_a_command_does_not_read_is_an_unknown_flag(run_here: RunCommand, command: str) -> None:
     since = dict.fromkeys(("backfill", "verify", "import-events", "export"), ("--since", "1d"))
     required = since | {"purge": ("--worker", "w"), "migrate": ("yace.yml",)}
-    done = run_command(command, *required.get(command, ()), "--web.listen-address", ":1", "--no-such-flag")
+    done = run_here(command, *required.get(command, ()), "--web.listen-address", ":1", "--no-such-flag")
     assert done.returncode == 2
     assert done.stderr.startswith(f"usage: cml-worker-exporter {command} ")
     assert done.stderr.endswith(
@@ -151,12 +149,12 @@ def test_a_setting_that_a_command_does_not_read_is_an_unknown_flag(run_command: 
 
 
 RECORDER = """
-import atexit, json, sys
+import json, sys
 from pathlib import Path
 from exporter import cli
 from exporter.core import settings as models, settings_loader
 
-load, reads = settings_loader.load, set()
+load, plain, reads = settings_loader.load, models.Section.__getattribute__, set()
 prefixes = {models.Settings: ""}
 for model in (sections := [models.Settings]):
     for name, field in model.model_fields.items():
@@ -165,23 +163,32 @@ for model in (sections := [models.Settings]):
             sections.append(field.annotation)
 
 
-def recorded(self, name, plain=models.Section.__getattribute__):
+def recorded(self, name):
     if type(self) in prefixes and name in type(self).model_fields:
         reads.add(prefixes[type(self)] + name)
     return plain(self, name)
 
 
 def load_and_record(*args, **kwargs):
+    models.Section.__getattribute__ = plain
     settings = load(*args, **kwargs)  # its validators read every setting
     models.Section.__getattribute__ = recorded
     return settings
 
 
 settings_loader.load = load_and_record
-atexit.register(lambda: Path(sys.argv[1]).write_text(json.dumps(sorted(reads))))
-cli.main(sys.argv[2:])
+found = []
+for words in json.loads(sys.argv[2]):
+    reads.clear()
+    status = 0
+    try:
+        cli.main(words)
+    except SystemExit as ended:
+        status = ended.code or 0
+    found.append([status, sorted(reads)])
+Path(sys.argv[1]).write_text(json.dumps(found))
 """
-"""Runs a command and writes the keys of the settings that it read."""
+"""Runs commands one after the other and writes for each its exit status and the keys of the settings that it read."""
 
 
 def test_each_command_reads_the_settings_it_lists_and_no_other(
@@ -201,51 +208,63 @@ def test_each_command_reads_the_settings_it_lists_and_no_other(
         "data_dir": str(tmp_path / "data"),
     }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
-
-    def reads(command: str, *arguments: str, status: int = 0) -> set[str]:
-        keys = tmp_path / "keys.json"
-        config = tmp_path / "config.yaml"
-        words: list[str | Path] = [sys.executable, "-c", RECORDER, keys, command, "--config.file", config, *arguments]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=scaled(60), check=False)
-        assert done.returncode == status, done.stderr
-        sections = {setting.key.rpartition(".")[0] for setting in table()}
-        return set(json.loads(keys.read_text())) - sections - NO_EFFECT.get(command, set())
-
-    assert reads("estimate") == READ["estimate"]
-    assert reads("backfill", "--since", "2d") == READ["backfill"]
-    assert reads("verify", "--since", "2d", status=1) == READ["verify"]
-    assert reads("import-events", "--since", "2d") == READ["import-events"]
-    file = reads("export", "--since", "2d", "--output", str(tmp_path / "out"))
-    assert file | reads("export", "--since", "2d", "--to", "graphite://127.0.0.1", status=1) == READ["export"]
-    assert reads("retention") | reads("retention", "--set", "60d", "--yes") == READ["retention"]
-    refused = reads("purge", "--worker", "w", status=1)
-    assert refused | reads("purge", "--worker", "w", "--yes", "--even-if-listed") == READ["purge"]
+    runs: list[tuple[int, str, tuple[str, ...]]] = [  # exit status, command, its flags
+        (0, "estimate", ()),
+        (0, "backfill", ("--since", "2d")),
+        (1, "verify", ("--since", "2d")),
+        (0, "import-events", ("--since", "2d")),
+        (0, "export", ("--since", "2d", "--output", str(tmp_path / "out"))),
+        (1, "export", ("--since", "2d", "--to", "graphite://127.0.0.1")),
+        (0, "retention", ()),
+        (0, "retention", ("--set", "60d", "--yes")),
+        (1, "purge", ("--worker", "w")),
+        (0, "purge", ("--worker", "w", "--yes", "--even-if-listed")),
+    ]
+    keys, config = tmp_path / "keys.json", str(tmp_path / "config.yaml")
+    lines = json.dumps([[command, "--config.file", config, *flags] for _, command, flags in runs])
+    words = [sys.executable, "-c", RECORDER, str(keys), lines]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=scaled(120), check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(keys.read_text())
+    assert [status for status, _ in found] == [status for status, _, _ in runs], done.stderr
+    sections = {setting.key.rpartition(".")[0] for setting in table()}
+    reads: dict[str, set[str]] = {}
+    for (_, command, _), (_, read) in zip(runs, found, strict=True):
+        reads[command] = reads.get(command, set()) | set(read) - sections - NO_EFFECT.get(command, set())
+    assert reads == {command: READ[command] for command in reads}
     with MongoClient[dict[str, Any]](mongod.uri) as client:
         client.drop_database(name)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "heavy"),
+    ("lines", "heavy"),
     [
         (["--version"], {"exporter.core.settings", "pydantic", "asyncio", "rich", "yaml"}),
         (["--help"], {"exporter.core.settings", "pydantic", "asyncio", "rich", "yaml"}),
-        *(([command, "--help"], {"asyncio", "rich"}) for command in COMMANDS),
+        ([f"{command} --help" for command in COMMANDS], {"asyncio", "rich"}),
     ],
+    ids=["version", "help", "commands"],
 )
-def test_version_and_help_import_no_driver_and_no_web_server(arguments: list[str], heavy: set[str]) -> None:
+def test_version_and_help_import_no_driver_and_no_web_server(lines: list[str], heavy: set[str]) -> None:
     script = """
-import atexit, sys
-atexit.register(lambda: print(*sorted(sys.modules), file=sys.stderr))
+import contextlib, sys
 from exporter.cli import main
-main(sys.argv[1:])
+for line in sys.argv[1:]:
+    with contextlib.suppress(SystemExit):
+        main(line.split())
+    print(line, "has loaded", *sorted(sys.modules), file=sys.stderr)
 """
     done = subprocess.run(
-        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=scaled(60), check=False
+        [sys.executable, "-c", script, *lines], capture_output=True, text=True, timeout=scaled(60), check=False
     )
     assert done.returncode == 0
-    loaded = set(done.stderr.split())
-    assert "exporter.cli" in loaded
-    assert loaded & (heavy | {"boto3", "botocore", "uvicorn", "starlette", "pymongo", "bson", "moto", "uvloop"}) == set()
+    told = [line.partition(" has loaded ") for line in done.stderr.splitlines()]
+    assert [line for line, _, _ in told] == lines
+    for line, _, modules in told:
+        loaded = set(modules.split())
+        assert "exporter.cli" in loaded
+        found = loaded & (heavy | {"boto3", "botocore", "uvicorn", "starlette", "pymongo", "bson", "moto", "uvloop"})
+        assert found == set(), line
 
 
 @pytest.mark.parametrize("given", ["2h", "-2h", "now-2h", "2026-01-31T12:00:00Z", "1769860800"])
@@ -258,8 +277,8 @@ def test_a_time_has_one_grammar_in_every_command(capsys: pytest.CaptureFixture[s
     assert said.startswith("cml-worker-exporter: mongodb: uri is missing; "), said
 
 
-def test_the_help_of_the_demo_says_what_it_starts(run_command: RunCommand) -> None:
-    done = run_command("demo", "--help")
+def test_the_help_of_the_demo_says_what_it_starts(run_here: RunCommand) -> None:
+    done = run_here("demo", "--help")
     assert done.returncode == 0
     assert "12 workers in two regions" in " ".join(done.stdout.split())
     assert "--fresh" in done.stdout
@@ -280,8 +299,8 @@ def test_version_tells_revision_and_python(run_command: RunCommand) -> None:
         (("check", "--zzz"), "unrecognized arguments: --zzz"),
     ],
 )
-def test_an_unknown_command_or_flag_names_the_nearest(run_command: RunCommand, arguments: tuple[str, ...], told: str) -> None:
-    done = run_command(*arguments)
+def test_an_unknown_command_or_flag_names_the_nearest(run_here: RunCommand, arguments: tuple[str, ...], told: str) -> None:
+    done = run_here(*arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert told in done.stderr
 
@@ -306,8 +325,8 @@ def test_completion_knows_every_command_and_flag(run_command: RunCommand) -> Non
 
 
 @pytest.mark.skipif(not shutil.which("tcsh"), reason="apt-get install tcsh")
-def test_tcsh_completes_every_command_and_flag(run_command: RunCommand, tmp_path: Path) -> None:
-    done = run_command("completion", "tcsh")
+def test_tcsh_completes_every_command_and_flag(run_here: RunCommand, tmp_path: Path) -> None:
+    done = run_here("completion", "tcsh")
     assert (done.returncode, done.stderr) == (0, "")
     script = tmp_path / "completion.tcsh"
     script.write_text(done.stdout)
@@ -351,8 +370,8 @@ def test_an_unknown_key_in_the_file_exits_with_1_and_one_sentence(run_command: R
     assert done.stdout == ""
 
 
-def test_without_a_mongodb_uri_it_exits_with_1_and_says_how_to_set_one(run_command: RunCommand) -> None:
-    done = run_command("serve")
+def test_without_a_mongodb_uri_it_exits_with_1_and_says_how_to_set_one(run_here: RunCommand) -> None:
+    done = run_here("serve")
     assert done.returncode == 1
     assert "set mongodb.uri in the file, CML_EXPORTER_MONGODB__URI in the environment, or --mongodb.uri-file" in done.stderr
     assert "Traceback" not in done.stderr
@@ -364,11 +383,11 @@ def test_a_switch_needs_no_value_as_in_prometheus(run_exporter: RunExporter, min
     assert exporter.post("/-/reload").status_code == 200
 
 
-def test_flags_win_over_the_environment_and_that_over_the_file(run_command: RunCommand, tmp_path: Path) -> None:
+def test_flags_win_over_the_environment_and_that_over_the_file(run_here: RunCommand, tmp_path: Path) -> None:
     """A mistake in the winner is the one that is reported."""
     file = tmp_path / "config.yaml"
     file.write_text(f"mongodb: {{uri: '{NOWHERE}'}}\nperiod: 7m\n")
-    done = run_command("check", "--config.file", file, "--period", "9m", env={"CML_EXPORTER_PERIOD": "8m"})
+    done = run_here("check", "--config.file", file, "--period", "9m", env={"CML_EXPORTER_PERIOD": "8m"})
     assert done.returncode == 1
     assert done.stderr.startswith("cml-worker-exporter: period: 9m must be whole minutes that divide an hour")
 

@@ -27,10 +27,11 @@ from exporter.demo.mongod import Mongod
 from exporter.demo.ports import free_port
 from exporter.storage.mongo import Database
 from exporter.web.application import create_app
-from tests.fixtures.mongo import NO_TTL, connect
+from tests.fixtures.mongo import connect
 from tests.helpers.fake_cloudwatch import FakeCloudWatch
 from tests.helpers.generations import DISK_BYTES, DISK_USED, MEMORY_BYTES, WORKERS, Times, Written, document
 from tests.helpers.in_process_exporter import PERIOD, Clock, InProcessExporter
+from tests.helpers.mongod import NO_TTL
 
 NOT_OF_A_WORKER_THAT_DOES_NOT_RUN = frozenset(
     {"labs", "cpu", "memory", "nodes_running", "nodes_total", "ready", "uptime", "disk_used", "disk_ratio", "idle_pause"}

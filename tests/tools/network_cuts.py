@@ -35,7 +35,7 @@ from exporter.demo.mongod import Mongod
 from exporter.storage import mongo
 from exporter.storage.insert_fence import InsertFence
 from exporter.storage.repository import WorkerMetricsRepository
-from tests.fixtures.mongo import NO_TTL
+from tests.helpers.mongod import NO_TTL
 
 START, PERIOD = 1_767_225_600, 300
 WORKERS, PERIODS = 20, 100

@@ -34,7 +34,7 @@ from exporter.storage.insert_fence import InsertFence
 from exporter.storage.lease import LEASE_SECONDS, Lease
 from exporter.storage.repository import WorkerMetricsRepository
 from exporter.storage.sample_writer import SampleWriter
-from tests.fixtures.mongo import NO_TTL
+from tests.helpers.mongod import NO_TTL
 
 START, PERIOD = 1_767_225_600, 300
 WORKERS, PERIODS = 25, 100

@@ -311,8 +311,8 @@ async def test_beyond_the_retention_nothing_is_filled_and_a_sentence_says_so(bac
 
 
 @pytest.mark.parametrize("since", ["words", "0d", "2999-01-01T00:00:00Z"])
-def test_a_since_that_is_no_past_time_is_a_wrong_command_line(run_command: RunCommand, since: str) -> None:
-    done = run_command("backfill", "--since", since)
+def test_a_since_that_is_no_past_time_is_a_wrong_command_line(run_here: RunCommand, since: str) -> None:
+    done = run_here("backfill", "--since", since)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("cml-worker-exporter backfill: error: argument --since: ")
 

@@ -398,8 +398,8 @@ async def test_a_plan_that_costs_too_much_is_refused_before_anything_is_asked(en
 
 
 @pytest.mark.parametrize("sample", ["5", "0%", "101%", "x%", "-1%", "nan%"])
-def test_a_sample_that_is_no_percentage_is_a_wrong_command_line(run_command: RunCommand, sample: str) -> None:
-    done = run_command("verify", "--since", "1d", f"--sample={sample}")
+def test_a_sample_that_is_no_percentage_is_a_wrong_command_line(run_here: RunCommand, sample: str) -> None:
+    done = run_here("verify", "--since", "1d", f"--sample={sample}")
     assert done.returncode == 2
     assert f"argument --sample: '{sample}' is no percentage above 0; write a number and %, such as 5%" in done.stderr
 

@@ -10,7 +10,7 @@ from typing import Any
 from pymongo import MongoClient
 
 from exporter.demo.mongod import Mongod
-from tests.helpers.deadlines import scaled
+from tests.helpers.deadlines import pause, scaled
 from tests.helpers.exporter_process import ExporterProcess
 from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
 
@@ -94,9 +94,10 @@ class Stand:
         began = time.monotonic()
         within = scaled(within)
         while not condition():
-            if time.monotonic() > began + within:
+            waited = time.monotonic() - began
+            if waited > within:
                 raise AssertionError(f"not {what} within {within:g} s: {self.sources()}\n{self.exporter.tail()}")
-            time.sleep(0.2)
+            time.sleep(pause(waited))
         return time.monotonic() - began
 
     def wait_for_error(self, part: str, words: str, within: float) -> float:

@@ -30,7 +30,7 @@ from exporter.metrics.telemetry import Telemetry
 from grafana import conventions
 from grafana.promql import CODES, signed_change, threshold
 from tests.conftest import program
-from tests.fixtures.mongo import FAIL_POINTS, NO_TTL, need_mongod
+from tests.fixtures.mongo import need_mongod
 from tests.fixtures.process import RunExporter
 from tests.fixtures.prometheus import INSTALL, RunPrometheus
 from tests.helpers.dashboards import ALL, DASHBOARDS, Variables, by, faster, newest, problems, run_query
@@ -39,6 +39,7 @@ from tests.helpers.expected_history import Member, manager_facts
 from tests.helpers.exporter_process import ExporterProcess
 from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
 from tests.helpers.grafana_variables import Json, View, panels, queries, seconds
+from tests.helpers.mongod import FAIL_POINTS, NO_TTL
 from tests.helpers.prometheus import Labels, Prometheus
 from tests.helpers.text_server import METRICS, serving_text
 from tests.helpers.worker_families import render as render_metrics

@@ -216,6 +216,7 @@ NOT_OF_VMALERT = {"cml:alert_active_timestamp_seconds:firing", "cml:alert_active
 """vmalert writes ALERTS_FOR_STATE only of alerts with `for`."""
 
 
+@pytest.mark.nightly("test_every_query_of_a_dashboard_has_prometheus_numbers_on_victoriametrics")
 def test_vmalert_records_what_prometheus_records(both: Both, without_rules: Server, tmp_path: Path) -> None:
     """By the same rule files, from what was scraped alone. It adds a label to alerts: the name of their group."""
     url = f"http://127.0.0.1:{without_rules.port}"

@@ -20,10 +20,11 @@ from exporter.pipeline.history_watch import load_mark
 from exporter.storage.history_marker import HistoryMarker
 from exporter.storage.inventory import INVENTORY, Inventory
 from exporter.storage.mongo import STATE, Database, Document
-from tests.fixtures.mongo import NO_TTL, connect, need_mongod
+from tests.fixtures.mongo import connect, need_mongod
 from tests.helpers.expected_history import Member
 from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
 from tests.helpers.in_process_exporter import PERIOD, Clock, InProcessExporter
+from tests.helpers.mongod import NO_TTL
 from tests.helpers.reliability import record
 
 NAME = "worker_metrics_timeseries"

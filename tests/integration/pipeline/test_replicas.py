@@ -153,7 +153,7 @@ def test_two_replicas_are_billed_as_one_and_show_the_same_and_one_goes_on_when_t
     record("replica-killed", lost=0, doubled=0, recovery=recovery, note=f"of {compared:,}; billed once")
 
 
-@pytest.mark.waits(240)
+@pytest.mark.waits(150)
 def test_a_leader_that_was_paused_stands_by_when_it_goes_on_and_polls_no_more(replicas: Replicas) -> None:
     leader, standby = replicas.pair()
     leader.pause()
@@ -173,6 +173,7 @@ def test_a_leader_that_was_paused_stands_by_when_it_goes_on_and_polls_no_more(re
     assert replicas.compare(until) == replicas.periods(until)
 
 
+@pytest.mark.nightly("test_two_replicas_are_billed_as_one_and_show_the_same_and_one_goes_on_when_the_other_is_killed")
 @pytest.mark.waits(330)
 def test_without_mongodb_each_polls_for_itself_and_afterwards_one_stands_by_again(replicas: Replicas) -> None:
     leader, standby = replicas.pair()

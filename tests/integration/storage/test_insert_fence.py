@@ -20,9 +20,10 @@ from exporter.storage import insert_fence, sample_writer
 from exporter.storage.lease import INSERT, Lease
 from exporter.storage.mongo import STATE, Database, Document, connect_uri
 from exporter.storage.repository import WorkerMetricsRepository
-from tests.fixtures.mongo import FAIL_POINTS, NO_TTL, AuthMongod, connect, need_mongod
+from tests.fixtures.mongo import AuthMongod, connect, need_mongod
 from tests.helpers.certificates import write_certificate
 from tests.helpers.mongo_proxy import HoldingProxy, command_without_session
+from tests.helpers.mongod import FAIL_POINTS, NO_TTL
 from tests.integration.storage.test_repository import START, batch, keys, repository, sample, stored
 
 LEASE = {"_id": f"lease:{INSERT}"}

@@ -15,9 +15,10 @@ from exporter.demo.ports import free_port
 from exporter.sources.aggregates import Aggregates
 from exporter.storage.lease import Lease
 from exporter.storage.mongo import connect_uri
-from tests.fixtures.mongo import NO_TTL, need_mongod
+from tests.fixtures.mongo import need_mongod
 from tests.fixtures.process import RunCommand
 from tests.helpers.certificates import write_certificate
+from tests.helpers.mongod import NO_TTL
 
 # The driver forgets the socket of a TLS handshake that failed; Python closes it.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -174,6 +174,8 @@ async def test_a_store_that_is_killed_and_comes_back_gets_all(
     assert as_stored(server.rows()) == as_stored(await ledger(database))
 
 
+@pytest.mark.waits(35)
+@at_night_but("influxdb")
 async def test_a_store_that_is_away_ends_the_export_with_what_to_do(
     command: list[str], server: StoreServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,22 +199,13 @@ async def test_a_victoriametrics_that_keeps_copies_is_refused(command: list[str]
     assert "start it with -dedup.minScrapeInterval=1ms" in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("address", "said"),
-    [
-        ("graphite://127.0.0.1", "no store is known at graphite"),
-        ("influxdb+http://127.0.0.1:8086", "ends with the database"),
-        ("victoriametrics://127.0.0.1:8428", "write it as victoriametrics+http://"),
-        ("influxdb+http://127.0.0.1:port/db", "cannot be read"),
-        ("127.0.0.1", "an address without a scheme"),
-    ],
-)
-async def test_an_address_that_is_none_says_how_to_write_one(command: list[str], address: str, said: str) -> None:
-    done = await run(*command, "--to", address)
+async def test_an_address_that_is_none_ends_the_export_with_how_to_write_one(command: list[str]) -> None:
+    done = await run(*command, "--to", "graphite://127.0.0.1")
     assert done.returncode == 1
-    assert said in done.stderr
+    assert "no store is known at graphite" in done.stderr
 
 
+@pytest.mark.waits(35)
 async def test_passwords_are_in_no_message(command: list[str]) -> None:
     done = await run(*command, "--to", "influxdb+http://me:hidden@127.0.0.1:1/db")
     assert done.returncode == 1
