@@ -112,9 +112,13 @@ package: $(RELEASE)/.installed ## build sdist, wheel and SBOM into dist/ (PROJEC
 	$(RELEASE)/bin/twine check --strict dist/*
 	$(RELEASE)/bin/cyclonedx-py requirements --pyproject pyproject.toml --mc-type application --output-file dist/cml-worker-exporter.cdx.json requirements.txt
 
-audit: $(RELEASE)/.installed ## look for known vulnerabilities in the locked dependencies (asks the Python advisory database)
-	for file in requirements.txt requirements-build.txt requirements-demo.txt; do \
-		$(RELEASE)/bin/pip-audit --disable-pip --require-hashes --requirement $$file || exit; done
+# Strict: a dependency that the database does not know fails it, too, since nothing is known of it. An index may be a mirror without advisories.
+audit: $(RELEASE)/.installed ## look for known vulnerabilities in the locked dependencies (asks PyPI's advisories; ARGS="-s osv" asks OSV)
+	@for file in requirements.txt requirements-build.txt requirements-demo.txt; do \
+		echo "$$file:"; \
+		$(RELEASE)/bin/pip-audit --strict --disable-pip --require-hashes --requirement $$file $(ARGS) || { \
+			echo "$$file is not clean: a vulnerability is known, or a dependency could not be looked up (above)" >&2; exit 1; }; \
+	done
 
 clean: ## remove .venv and the demo's data
 	rm -rf $(VENV) $(RELEASE) .demo dist site

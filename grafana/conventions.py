@@ -159,9 +159,9 @@ def data_age(*, width: int, height: int = 4) -> Panel:
     return stat(
         "Age of the data",
         "How old are the values shown?",
-        "Time since the last successful read, of the source for which it is longest. Sources are read every 5 minutes. "
-        "A source that was never read counts under Sources failing of Exporter health.",
-        [instant("time() - min(cml_exporter:source_last_success_timestamp_seconds:max)")],
+        "Time since the last successful read, of the source and shard for which it is longest. Sources are read every 5 "
+        "minutes. A source that was never read counts under Sources failing of Exporter health.",
+        [instant("time() - min(cml_exporter:source_last_success_timestamp_seconds:min)")],
         replace(SECONDS, empty="Nothing read yet", thresholds=((450, AMBER), (900, "red"))),
         width=width,
         height=height,

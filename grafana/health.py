@@ -13,6 +13,7 @@ from grafana.promql import (
     in_status,
     sum_of_shards,
     threshold,
+    worst_of_shards,
 )
 
 _JOB = 'job="$job"'
@@ -28,16 +29,11 @@ _FAILURES = replace(_NEVER, thresholds=((1, "red"),))
 _DOLLARS = Style("currencyUSD", "CloudWatch is not used", decimals=4, minimum=0)
 _THROTTLED = 'code=~".*Throttl.*|.*LimitExceeded.*|TooManyRequests.*|SlowDown|429"'
 """As in the alert CMLExporterCloudWatchThrottled."""
-_SOURCE_AGE = "time() - max by (source, region) ({} > 0)"
 
 
 def _metric(name: str, more: str = "") -> str:
     """Return a selector of an exporter metric: its job is that of the chosen exporters, also when all of them are chosen."""
     return exporter_metric(name, f"{_INSTANCE},{more}" if more else _INSTANCE)
-
-
-def _source_ages() -> str:
-    return _SOURCE_AGE.format(_metric("source_last_success_timestamp_seconds"))
 
 
 def _now_row() -> list[Panel]:
@@ -61,16 +57,7 @@ def _now_row() -> list[Panel]:
             width=6,
             height=3,
         ),
-        stat(
-            "Age of the data",
-            "How old are the values shown?",
-            "Time since the last successful read, of the source for which it is longest. Sources are read every 5 minutes. "
-            "A source that was never read counts under Sources failing.",
-            [instant(f"max({_source_ages()})")],
-            replace(conventions.SECONDS, empty="Nothing read yet", thresholds=((450, conventions.AMBER), (900, "red"))),
-            width=6,
-            height=3,
-        ),
+        conventions.data_age(width=6, height=3),
         stat(
             "Sources failing",
             "Does reading MongoDB or CloudWatch fail?",
@@ -159,8 +146,14 @@ def _sources() -> list[Panel]:
         graph(
             "Age of each source",
             "How old is the data of each source?",
-            "Time since the last successful read of each source. It normally rises to 5 minutes and falls again.",
-            [Query(_source_ages(), "{{source}} {{region}}")],
+            "Time since the last successful read of each source, by the shard for which it is longest. It normally rises to 5 "
+            "minutes and falls again.",
+            [
+                Query(
+                    "time() - max by (source, region) (cml_exporter:source_last_success_timestamp_seconds:min)",
+                    "{{source}} {{region}}",
+                )
+            ],
             replace(conventions.CLOCK, empty="Nothing read yet", thresholds=((900, "red"),)),
             width=24,
             height=7,
@@ -344,8 +337,9 @@ def _cloudwatch() -> list[Panel]:
 
 
 def _history() -> list[Panel]:
-    oldest = f"time() - min({_metric('outbox_oldest_timestamp_seconds')})"
-    mirrored = f"time() - max({_metric('mirror_last_success_timestamp_seconds')})"
+    oldest = f"time() - {worst_of_shards(_metric('outbox_oldest_timestamp_seconds'))}"
+    mirrored = f"time() - {worst_of_shards(_metric('mirror_last_success_timestamp_seconds'))}"
+    forwarded = f"time() - {worst_of_shards(_metric('forward_last_success_timestamp_seconds'), 'target')}"
     return [
         graph(
             "Outbox by state",
@@ -360,8 +354,8 @@ def _history() -> list[Panel]:
         graph(
             "Age of samples and writes",
             "How far behind is the history?",
-            "Time since the start of the oldest sample in the outbox, and since the last write that emptied it. One hour "
-            "is normal for workers of which CloudWatch has no datapoints.",
+            "Time since the start of the oldest sample in the outbox, and since the last write that emptied it, of the shard "
+            "that is furthest behind. One hour is normal for workers of which CloudWatch has no datapoints.",
             [Query(oldest, "oldest sample"), Query(mirrored, "last write")],
             replace(conventions.CLOCK, empty="Nothing written yet", thresholds=((7200, conventions.AMBER), (86400, "red"))),
             width=8,
@@ -446,12 +440,11 @@ def _history() -> list[Panel]:
         graph(
             "Other databases: age",
             "Do the databases of history.forward have all samples?",
-            "Time since the oldest sample that a database lacks was mirrored, and since the last write that it acknowledged.",
+            "Time since the oldest sample that a database lacks was mirrored, and since the last write that it acknowledged, "
+            "of the shard that is furthest behind.",
             [
                 Query(f"max by (target) ({_metric('forward_lag_seconds')})", "{{target}}: oldest sample"),
-                Query(
-                    f"time() - max by (target) ({_metric('forward_last_success_timestamp_seconds')})", "{{target}}: last write"
-                ),
+                Query(forwarded, "{{target}}: last write"),
             ],
             replace(conventions.CLOCK, empty="No other database is configured", thresholds=((1800, conventions.AMBER),)),
             width=12,

@@ -88,6 +88,14 @@ def sum_of_shards(selector: str, by: str) -> str:
     return f"sum by ({by}) (max by (shard, {by}) ({each}))"
 
 
+def worst_of_shards(time: str, by: str = "") -> str:
+    """Return the earliest time over the shards of a fleet; of the exporters of one shard the latest counts: others stand by."""
+    info = exporter_metric("shard_info")  # 0 of one that waits for another division
+    each = f"{time} * on (job, instance) group_left (shard) {info} > 0"
+    labels = f" by ({by})" if by else ""
+    return f"min{labels} (max by ({', '.join(filter(None, (by, 'shard')))}) ({each}))"
+
+
 def live(metric: Metric, matchers: str, more: str = "") -> str:
     """Return the newest value of each worker on /metrics."""
     return f"max by ({WORKER}) ({metric.name}{{{_join(matchers, more)}}})"

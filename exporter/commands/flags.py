@@ -83,7 +83,13 @@ def export_flags(parser: argparse.ArgumentParser) -> None:
         "(default: UTC)",
     )
     _add_workers(parser, "id of a worker to export; repeatable (default: all workers)")
-    parser.add_argument("--format", choices=FORMATS, default=FORMATS[0], help="output format (default: openmetrics)")
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        default=FORMATS[0],
+        help="output format (default: openmetrics); csv has texts as they are stored, "
+        "also those that a spreadsheet takes for formulas",
+    )
     parser.add_argument("--output", metavar="FILE", type=Path, help="output file (default: standard output)")
     parser.add_argument(
         "--to",

@@ -2,16 +2,20 @@
 
     python -m tests.tools.screenshots --url http://127.0.0.1:9877 --output docs/images [--format webp]
 
-Needs playwright (requirements-dev.txt) and chromium. Which workers are shown: the busiest ones of the fleet page.
+Needs playwright (requirements-dev.txt) and chromium. Which workers are shown: the busiest ones that have memory and run for two
+weeks, so that no graph is empty.
 """
 
 import argparse
 import base64
+import json
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal, NamedTuple
+from urllib.request import urlopen
 
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser
 
 from tests.helpers.browser import chromium, visit
 
@@ -33,21 +37,23 @@ class Shot(NamedTuple):
 
 
 def shots(workers: Sequence[str]) -> Sequence[Shot]:
-    """Return the pictures; `workers` are the addresses of some workers, such as `workers/ID`."""
-    ids = [each.rpartition("/")[2] for each in workers]
+    """Return the pictures; `workers` are the ids of some workers."""
     return (
         Shot("fleet-light", "", "light", 900),
         Shot("fleet-dark", "", "dark", 900),
-        Shot("worker", f"{workers[0]}?start=-7d&compare=1w", "light", 1150),
-        Shot("compare", "compare?start=-24h&" + "&".join(f"worker={each}" for each in ids[:4]), "light", 1150),
+        Shot("worker", f"workers/{workers[0]}?start=-7d&compare=1w", "light", 1150),
+        Shot("compare", "compare?start=-24h&" + "&".join(f"worker={each}" for each in workers[:4]), "light", 1150),
         Shot("trends", "trends?days=14", "light", 1250),
     )
 
 
-def workers_of(page: Page) -> Sequence[str]:
-    """Return the addresses of the workers on the open fleet page, relative to it, in its order."""
-    found = page.locator("#workers tbody th a").evaluate_all("links => links.map((each) => each.getAttribute('href'))")
-    return [str(each).removeprefix("./") for each in found]
+def workers_of(url: str) -> Sequence[str]:
+    """Return the ids of running workers that fill every graph: with memory, and two weeks old; the busiest ones first."""
+    with urlopen(f"{url}api/workers?status=running&limit=500", timeout=30) as answer:
+        found = json.load(answer)["data"]
+    oldest = (datetime.now(UTC) - timedelta(days=14)).isoformat()
+    full = [each for each in found if each["memory_utilization"] is not None and (each["created_at"] or "9") < oldest]
+    return [each["worker_id"] for each in sorted(full, key=lambda each: -(each["cpu_utilization"] or 0))]
 
 
 def take(browser: Browser, url: str, shot: Shot, kind: Literal["webp", "png"]) -> bytes:
@@ -78,12 +84,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     url = arguments.url.rstrip("/") + "/"
     arguments.output.mkdir(parents=True, exist_ok=True)
+    workers = workers_of(url)
+    if not workers:
+        parser.error(f"{url} has no worker that runs for two weeks and has memory; wait until the exporter has read CloudWatch")
     with chromium() as browser:
-        with visit(browser) as shown:
-            shown.page.goto(url + "?sort=cpu&status=running")
-            workers = workers_of(shown.page)
-        if not workers:
-            parser.error(f"{url} shows no running worker; wait until the exporter has read the worker documents")
         for shot in shots(workers):
             picture = take(browser, url, shot, arguments.format)
             file = arguments.output / f"{shot.name}.{arguments.format}"

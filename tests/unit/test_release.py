@@ -59,3 +59,20 @@ def test_dependabot_watches_folders_that_have_such_files() -> None:
         for folder in update.get("directories", [update.get("directory")]):
             name = files.get(update["package-ecosystem"], ".github/workflows/ci.yml")
             assert (ROOT / folder.strip("/") / name).is_file(), folder
+
+
+@pytest.mark.parametrize(
+    ("finds", "status"), [("true", 0), ('case "$*" in *--strict*build*) echo unknown >&2; false;; esac', 2)]
+)
+def test_an_audit_that_could_not_look_a_dependency_up_is_a_failure(tmp_path: Path, finds: str, status: int) -> None:
+    """Without --strict pip-audit ends with 0 when the index knows none of them, as a mirror without advisories does."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / ".installed").touch()
+    program = tmp_path / "bin" / "pip-audit"
+    program.write_text(f"#!/bin/sh\n{finds}\n")
+    program.chmod(0o755)
+    command = ["make", "--silent", "audit", f"RELEASE={tmp_path}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == status, done.stderr
+    assert ("requirements-build.txt is not clean" in done.stderr) == bool(status)
+    assert ("requirements-demo.txt" in done.stdout) == (not status)

@@ -6,7 +6,7 @@ from pathlib import Path
 from tests.tools import screenshots
 
 ROOT = Path(__file__).parents[2]
-WORKERS = [f"workers/w{number}" for number in range(6)]
+WORKERS = [f"w{number}" for number in range(6)]
 
 
 def test_every_picture_is_there_small_enough_and_shown() -> None:

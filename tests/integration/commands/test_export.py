@@ -37,6 +37,7 @@ from tests.helpers.deadlines import scaled
 from tests.helpers.exporter_process import COMMAND
 from tests.helpers.mongo_proxy import Cut, CuttingProxy
 from tests.helpers.prometheus import Prometheus
+from tests.helpers.stores import PostgreSQLServer
 
 NAME = "worker_metrics_timeseries"
 PERIOD = 300
@@ -172,6 +173,45 @@ async def test_csv_has_every_sample_and_a_line_says_how_many(store: Store, tmp_p
         assert row["timestamp"] == rfc3339(to_seconds(each["timestamp"]))
         for key in ("cpu_utilization", "memory_utilization", "active_labs_count", "status"):
             assert row[key] == str(each.get(key, ""))
+
+
+FORMULAS = ("=1+1", "+1", "-lab", "@SUM(A1)", "=cmd|' /C calc'!A0")
+
+
+@pytest.fixture
+async def formulas(store: Store, tmp_path: Path) -> Path:
+    """CSV of workers whose ids and names a spreadsheet would run."""
+    workers = tuple(Worker(name, "eu-west-1", None, "running", name=name) for name in FORMULAS)
+    await store.history.add_samples([sample(name, 5, cpu_utilization=12.5, status="running") for name in FORMULAS])
+    await Inventory(store.database).record(Fleet(NOW, workers))
+    file = tmp_path / "formulas.csv"
+    done = store.export("--since", "1d", "--format", "csv", "--output", file, *(f"--worker={name}" for name in FORMULAS))
+    assert done.returncode == 0, done.stderr
+    return file
+
+
+def test_csv_has_texts_as_they_are_stored(formulas: Path) -> None:
+    """Other than the CSV of the API: an export is for programs, which must get the ids of the history."""
+    with formulas.open(newline="") as text:
+        rows = [(row["worker_id"], row["name"]) for row in csv.DictReader(text)]
+    assert sorted(rows) == sorted((name, name) for name in FORMULAS)
+
+
+def test_postgresql_copies_what_was_exported_as_csv(formulas: Path) -> None:
+    import psycopg
+
+    server = PostgreSQLServer()
+    try:
+        with psycopg.connect(server.address) as connection:
+            columns = "worker_id text, name text, region text, at timestamptz, cpu float8, memory float8, labs int, status text"
+            connection.execute(f"CREATE TABLE history ({columns})")
+            with connection.cursor().copy("COPY history FROM STDIN WITH (FORMAT csv, HEADER)") as copy:
+                copy.write(formulas.read_bytes())
+            found = connection.execute("SELECT worker_id, name, at, cpu, status FROM history WHERE memory IS NULL").fetchall()
+    finally:
+        server.remove()
+    at = to_datetime(NOW - 5 * PERIOD)
+    assert sorted(found) == sorted((name, name, at, 12.5, "running") for name in FORMULAS)
 
 
 def test_since_is_inclusive_until_exclusive_and_only_the_workers_named_are_written(store: Store) -> None:

@@ -171,7 +171,7 @@ def test_recorded_names_say_level_metric_and_operations() -> None:
         found = result_labels(promql.parse(rule["expr"]))
         further = {"job", "url"} if name in {*OF_JOBS, "cml:runbook:info", "cml:grafana:info"} else set()
         facts = {"worker", "instance_id", "instance_type", "cml_version"} if name.startswith("cml_worker") else set()
-        if name in {"cml_exporter:source_last_success_timestamp_seconds:max", "cml_exporter:source_up:min"}:
+        if name in {"cml_exporter:source_last_success_timestamp_seconds:min", "cml_exporter:source_up:min"}:
             further = {"region"}
         if name == "cml_exporter:workers_skipped:sum":
             further = {"reason"}
