@@ -7,7 +7,7 @@ them receive SIGKILL at the moment when one has an insert in flight. Half of the
 last all run until they are quiet. The clock is the real one: workers are as old as `--hours`, so that all samples of this time
 are due at once. CloudWatch publishes every value a minute after its period, first a wrong one, and some values minutes later.
 
-With 20,000 workers, 4 rounds and 1 hour, plan for half an hour and 3 GB of memory.
+With 20,000 workers, 4 rounds and 1 hour, plan for half an hour and 2 GB of memory.
 """
 
 import argparse
