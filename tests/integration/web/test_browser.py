@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Literal
 
 import pytest
+from _pytest.mark import ParameterSet
 from playwright.sync_api import Browser, expect
 
 from exporter.core.model import WorkerGauges
@@ -267,8 +268,21 @@ COMPARE = "/compare?" + "&".join(f"worker={each.worker.id}" for each in fleet(8,
 COMPARISONS = [("full", COMPARE), ("markup", COMPARE.partition("&")[0]), ("full", "/compare")]
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(400, "dark"), (1400, "light")])
-@pytest.mark.parametrize(("state", "path"), [*PATHS, ("full", WORKER), ("full", f"{WORKER}?compare=1w"), *COMPARISONS])
+NARROW, WIDE = (400, "dark"), (1400, "light")
+WITH_VALUES = {("full", path) for path in ("/", "/trends", WORKER, COMPARE)}
+BY_DAY = WITH_VALUES | {(state, "/") for state in STATES} | {("full", "/api"), ("full", "/runbook"), COMPARISONS[1]}
+"""Every page, and the fleet in all states: a search for faults takes seconds of a processor."""
+
+
+def in_both_widths() -> Iterator[ParameterSet]:
+    """Yield each state of each page in a narrow, dark window and in a wide, light one, most of the wide ones at night."""
+    at_night = pytest.mark.nightly("test_every_page_is_accessible_and_never_wider_than_the_window")
+    for each in [*PATHS, ("full", WORKER), ("full", f"{WORKER}?compare=1w"), *COMPARISONS]:
+        yield pytest.param(*each, *NARROW, marks=() if each in BY_DAY else at_night)
+        yield pytest.param(*each, *WIDE, marks=() if each in WITH_VALUES else at_night)
+
+
+@pytest.mark.parametrize(("state", "path", "width", "scheme"), [*in_both_widths()])
 def test_every_page_is_accessible_and_never_wider_than_the_window(
     browser: Browser, state: str, path: str, width: int, scheme: Literal["light", "dark"]
 ) -> None:
