@@ -17,6 +17,7 @@ async def held(database: Database) -> list[tuple[str, int]]:
     return [(each["worker_id"], to_seconds(each["timestamp"])) async for each in database[HISTORY].find({})]
 
 
+@pytest.mark.nightly("test_the_demo_runs_restarts_with_the_same_values_and_leaves_nothing_behind")
 async def test_every_worker_has_its_two_weeks_a_restart_adds_nothing_and_an_interrupted_past_is_completed(
     database: Database,
 ) -> None:

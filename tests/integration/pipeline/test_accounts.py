@@ -402,6 +402,7 @@ async def test_backfill_and_verify_ask_each_account_for_its_own_workers(
     assert set(fake.queried.values()) == {2}, "once by each of the two commands"
 
 
+@pytest.mark.nightly("test_backfill_and_verify_ask_each_account_for_its_own_workers")
 async def test_the_commands_say_which_account_fails_and_do_the_others(
     database: Database,
     fake_cloudwatch: FakeCloudWatch,
