@@ -394,6 +394,7 @@ async def test_killed_at_each_stage_and_gone_on_with_every_period_is_there_once(
     assert found == expected
 
 
+@pytest.mark.nightly("test_killed_at_each_stage_and_gone_on_with_every_period_is_there_once")
 async def test_sigterm_ends_it_with_130_and_the_same_command_goes_on(import_env: ImportEnv) -> None:
     expected = await import_env.events(30, import_env.now - 8 * DAY, import_env.now - 4 * DAY)
     process = import_env.command("--since", "10d", "--quiet")
@@ -408,6 +409,7 @@ async def test_sigterm_ends_it_with_130_and_the_same_command_goes_on(import_env:
     assert await import_env.cpus() == expected
 
 
+@pytest.mark.nightly("test_killed_at_each_stage_and_gone_on_with_every_period_is_there_once")
 async def test_a_mongod_that_goes_away_while_events_are_read_and_written_costs_nothing(
     own_mongod: Mongod, tmp_path: Path
 ) -> None:

@@ -554,7 +554,16 @@ async def test_of_two_at_once_on_one_machine_the_second_is_told(env: VerifyEnv) 
     assert ended(first)[0] == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(
+            signal.SIGINT, marks=pytest.mark.nightly("test_an_interrupted_run_goes_on_and_pays_for_no_finished_call_twice")
+        ),
+        signal.SIGTERM,
+        signal.SIGKILL,
+    ],
+)
 async def test_an_interrupted_run_goes_on_and_pays_for_no_finished_call_twice(env: VerifyEnv, number: signal.Signals) -> None:
     await env.fill(await env.fleet(12, regions=REGIONS))
     await env.change("w001", ago(5 * HOUR), cpu_utilization=99.875)
@@ -661,6 +670,7 @@ def closed_port() -> int:
         return int(server.getsockname()[1])
 
 
+@pytest.mark.nightly("test_memory_does_not_grow_with_the_history")
 async def test_a_thousand_workers_are_compared_in_bounded_memory(env: VerifyEnv) -> None:
     members = await env.fleet(1000)
     await env.fill(members, 8 * HOUR)

@@ -17,7 +17,10 @@ async def held(database: Database) -> list[tuple[str, int]]:
     return [(each["worker_id"], to_seconds(each["timestamp"])) async for each in database[HISTORY].find({})]
 
 
-async def test_every_worker_has_its_two_weeks_and_a_restart_adds_nothing(database: Database) -> None:
+@pytest.mark.nightly("test_the_demo_runs_restarts_with_the_same_values_and_leaves_nothing_behind")
+async def test_every_worker_has_its_two_weeks_a_restart_adds_nothing_and_an_interrupted_past_is_completed(
+    database: Database,
+) -> None:
     written = await remember(database, WORLD)
     expected = {
         (worker.id, to_seconds(sample.timestamp))
@@ -29,16 +32,12 @@ async def test_every_worker_has_its_two_weeks_and_a_restart_adds_nothing(databas
     assert set(found) == expected
     assert await remember(database, WORLD) == 0
 
-
-async def test_an_interrupted_past_is_completed(database: Database) -> None:
-    await remember(database, WORLD)
-    whole = sorted(await held(database))
     await database[STATE].delete_many({})
     for worker in fleet(WORLD)[3:6]:
         await database[HISTORY].delete_many({"worker_id": worker.id})
-    lost = len(whole) - len(await held(database))
+    lost = len(found) - len(await held(database))
     assert await remember(database, WORLD) == lost > 0
-    assert sorted(await held(database)) == whole
+    assert sorted(await held(database)) == sorted(found)
 
 
 @pytest.mark.parametrize("worker", fleet(WORLD), ids=lambda worker: worker.name)

@@ -36,6 +36,18 @@ ROLES: dict[str, Any] = {
 }
 LINKED: dict[str, Any] = {"linked_accounts": True}
 WAYS = pytest.mark.parametrize("aws", [ROLES, LINKED], ids=["roles", "linked accounts"])
+OF_COMMANDS = pytest.mark.parametrize(
+    "aws",
+    [
+        pytest.param(ROLES, id="roles"),
+        pytest.param(
+            LINKED,
+            id="linked accounts",
+            marks=pytest.mark.nightly("test_every_worker_has_its_gauges_its_account_and_its_history_and_is_billed_once"),
+        ),
+    ],
+)
+"""Of what starts processes: which way an account is read by is the concern of a client that all commands have in common."""
 
 
 async def fleet(database: Database, fake: FakeCloudWatch, began: int) -> list[Member]:
@@ -262,7 +274,7 @@ async def test_a_terminated_worker_keeps_its_account_over_a_restart(
         assert accounts(await again.scrape())["worker-1"] == SECOND
 
 
-@WAYS
+@OF_COMMANDS
 async def test_the_estimate_is_what_the_accounts_bill_together(
     tmp_path: Path, database: Database, fake: FakeCloudWatch, clock: Clock, aws: dict[str, Any]
 ) -> None:
@@ -316,7 +328,7 @@ async def test_check_knows_the_accounts(
         assert rows[f"CloudWatch CPU, {REGION}, account {SECOND}"].status == "ok"
 
 
-@WAYS
+@OF_COMMANDS
 async def test_the_exporter_as_a_process_shows_both_accounts_and_answers_resources(
     database: Database, fake_cloudwatch: FakeCloudWatch, run_exporter: RunExporter, tmp_path: Path, aws: dict[str, Any]
 ) -> None:
@@ -350,7 +362,7 @@ async def test_the_exporter_as_a_process_shows_both_accounts_and_answers_resourc
         assert exporter.stop() == 0
 
 
-@WAYS
+@OF_COMMANDS
 async def test_backfill_and_verify_ask_each_account_for_its_own_workers(
     database: Database,
     fake_cloudwatch: FakeCloudWatch,
@@ -390,6 +402,7 @@ async def test_backfill_and_verify_ask_each_account_for_its_own_workers(
     assert set(fake.queried.values()) == {2}, "once by each of the two commands"
 
 
+@pytest.mark.nightly("test_backfill_and_verify_ask_each_account_for_its_own_workers")
 async def test_the_commands_say_which_account_fails_and_do_the_others(
     database: Database,
     fake_cloudwatch: FakeCloudWatch,
@@ -502,7 +515,7 @@ async def test_an_account_that_fails_hides_no_further_metric_of_another(
         assert up(exporter, FIRST, "production") == 1
 
 
-@WAYS
+@OF_COMMANDS
 async def test_estimate_and_check_know_the_further_metrics_of_each_account(
     tmp_path: Path, database: Database, fake_cloudwatch: FakeCloudWatch, aws: dict[str, Any]
 ) -> None:

@@ -72,17 +72,8 @@ def test_amtool_takes_alertmanagers_configuration() -> None:
 # -- removed clauses (python -m tests.tools.mutate_rules tries all of them) ---------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("alert", "clauses"),
-    [
-        ("CMLWorkerFailed", 6),
-        pytest.param(
-            "CMLExporterNoLeader",
-            16,
-            marks=pytest.mark.nightly("test_a_promtool_test_notices_each_removed_clause_of_an_alert"),
-        ),
-    ],
-)
+@pytest.mark.nightly("test_the_mutation_check_sees_a_clause_no_test_needs_and_one_that_prometheus_refuses")
+@pytest.mark.parametrize(("alert", "clauses"), [("CMLWorkerFailed", 6), ("CMLExporterNoLeader", 16)])
 def test_a_promtool_test_notices_each_removed_clause_of_an_alert(alert: str, clauses: int) -> None:
     promtool = program("promtool", INSTALL)
     some = [mutant for mutant in mutants() if mutant.rule == alert]

@@ -224,7 +224,13 @@ def guess(exporter: ExporterProcess, number: int) -> socket.socket:
 @pytest.mark.parametrize(
     ("guesses", "hang_up", "user"),
     [
-        pytest.param(300, True, "alice", id="that hang up"),
+        pytest.param(
+            300,
+            True,
+            "alice",
+            id="that hang up",
+            marks=pytest.mark.nightly("test_wrong_passwords_delay_neither_scrapes_nor_a_first_login"),
+        ),
         pytest.param(8 * MAX_WAITING_CHECKS, False, "bob", id="that wait"),  # each that is checked takes a quarter of a second
     ],
 )

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Literal
 
 import pytest
+from _pytest.mark import ParameterSet
 from playwright.sync_api import Browser, expect
 
 from exporter.core.model import WorkerGauges
@@ -267,8 +268,22 @@ COMPARE = "/compare?" + "&".join(f"worker={each.worker.id}" for each in fleet(8,
 COMPARISONS = [("full", COMPARE), ("markup", COMPARE.partition("&")[0]), ("full", "/compare")]
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(400, "dark"), (1400, "light")])
-@pytest.mark.parametrize(("state", "path"), [*PATHS, ("full", WORKER), ("full", f"{WORKER}?compare=1w"), *COMPARISONS])
+AT_NIGHT = pytest.mark.nightly("test_every_page_is_accessible_and_never_wider_than_the_window")
+SOME_BY_DAY = ["/", COMPARE, *(pytest.param(path, marks=AT_NIGHT) for path in (WORKER, "/trends"))]
+NARROW, WIDE = (400, "dark"), (1400, "light")
+WITH_VALUES = {("full", path) for path in ("/", "/trends", WORKER, COMPARE)}
+BY_DAY = WITH_VALUES | {(state, "/") for state in STATES} | {("full", "/api"), ("full", "/runbook"), COMPARISONS[1]}
+"""Every page, and the fleet in all states: a search for faults takes seconds of a processor."""
+
+
+def in_both_widths() -> Iterator[ParameterSet]:
+    """Yield each state of each page in a narrow, dark window and in a wide, light one, most of the wide ones at night."""
+    for each in [*PATHS, ("full", WORKER), ("full", f"{WORKER}?compare=1w"), *COMPARISONS]:
+        yield pytest.param(*each, *NARROW, marks=() if each in BY_DAY else AT_NIGHT)
+        yield pytest.param(*each, *WIDE, marks=() if each in WITH_VALUES else AT_NIGHT)
+
+
+@pytest.mark.parametrize(("state", "path", "width", "scheme"), [*in_both_widths()])
 def test_every_page_is_accessible_and_never_wider_than_the_window(
     browser: Browser, state: str, path: str, width: int, scheme: Literal["light", "dark"]
 ) -> None:
@@ -286,7 +301,7 @@ def test_an_error_is_a_page_that_is_accessible(browser: Browser) -> None:
         assert shown.overflow() <= 0
 
 
-@pytest.mark.parametrize("path", ["/", WORKER, COMPARE, "/trends"])
+@pytest.mark.parametrize("path", SOME_BY_DAY)
 def test_on_the_widest_screens_no_line_of_text_is_stretched(browser: Browser, path: str) -> None:
     with opened(browser, STATES["full"], path, width=3840) as shown:
         assert shown.overflow() <= 0
@@ -307,7 +322,7 @@ _MOVING = (
 )
 
 
-@pytest.mark.parametrize("path", ["/", WORKER, COMPARE, "/trends"])
+@pytest.mark.parametrize("path", SOME_BY_DAY)
 def test_nothing_moves_for_readers_who_want_no_motion(browser: Browser, path: str) -> None:
     with opened(browser, STATES["full"], path) as shown:
         # No element moves today; one that is added must not for these readers.
@@ -317,7 +332,7 @@ def test_nothing_moves_for_readers_who_want_no_motion(browser: Browser, path: st
         assert shown.page.evaluate(_MOVING) == 0
 
 
-@pytest.mark.parametrize("path", ["/", WORKER, COMPARE, "/trends", "/api", "/runbook"])
+@pytest.mark.parametrize("path", [*SOME_BY_DAY, *(pytest.param(path, marks=AT_NIGHT) for path in ("/api", "/runbook"))])
 def test_every_page_is_used_by_keyboard(browser: Browser, path: str) -> None:
     """Each stop of the Tab key is visible, and the first one leads to the content."""
     with opened(browser, STATES["full"], path) as shown:
@@ -331,7 +346,7 @@ def test_every_page_is_used_by_keyboard(browser: Browser, path: str) -> None:
         assert set(stops) == {"solid"}
 
 
-@pytest.mark.parametrize("path", ["/", WORKER, COMPARE, "/trends"])
+@pytest.mark.parametrize("path", SOME_BY_DAY)
 def test_on_paper_there_are_no_controls(browser: Browser, path: str) -> None:
     with opened(browser, STATES["full"], path, scheme="dark") as shown:
         shown.page.emulate_media(media="print", reduced_motion="reduce")
