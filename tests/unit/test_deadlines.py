@@ -40,3 +40,7 @@ def test_without_proc_the_average_counts(load: Callable[[float, int], None], mon
     load(8.0, 12)
     monkeypatch.setattr(Path, "read_text", missing)
     assert deadlines.scaled(30) == 60
+
+
+def test_a_long_wait_looks_less_and_less_often() -> None:
+    assert [deadlines.pause(waited) for waited in (0, 4, 10, 600)] == [0.05, 0.2, 0.5, 0.5]

@@ -375,9 +375,14 @@ def compare(endpoints: dict[str, str], folder: Path) -> None:
     """Have `verify` find the demo equal, and then name exactly the sample that was replaced by hand."""
     with MongoClient[dict[str, Any]](endpoints["mongodb"]) as client:
         history = client.get_default_database()["worker_metrics_timeseries"]
-        # Equal as soon as the exporter has filled the newest day.
-        wait_for(lambda: verify(endpoints, folder)["equal"], lambda: json.dumps(verify(endpoints, folder)))
-        equal = verify(endpoints, folder)
+        found: list[dict[str, Any]] = []
+
+        def is_equal() -> bool:
+            found[:] = [verify(endpoints, folder)]
+            return bool(found[0]["equal"])
+
+        wait_for(is_equal, lambda: json.dumps(found))  # as soon as the exporter has filled the newest day
+        (equal,) = found
         assert equal["metrics"]["cpu"]["equal"] > 2000
         assert (equal["examples"], equal["duplicates"]) == ([], 0)
         filled = {"cpu_utilization": {"$exists": True}, "timestamp": {"$gt": to_datetime(int(time.time()) - 6 * HOUR)}}

@@ -492,6 +492,7 @@ def wait_for(condition: Callable[[], object], within: float, otherwise: Callable
         time.sleep(0.3)
 
 
+@pytest.mark.nightly("test_both_services_and_their_restarts_share_one_simulated_fleet")
 def test_the_demo_fills_the_history_through_the_users_of_the_stack(
     users: Users,
     start: Callable[[list[str], str], Service],
