@@ -1,4 +1,4 @@
-"""Metadata that hatchling adds to the package: the repository's addresses, and a README that reads well on a package index.
+"""What hatchling adds to the package: the commit, the repository's addresses, and a README that reads well on a package index.
 
 An index shows README.md without the repository, so relative links and pictures would lead nowhere. The release workflow gives
 the repository's address in PROJECT_URL; a build without it leaves out the pictures, and of the links it leaves the text.
@@ -6,14 +6,32 @@ the repository's address in PROJECT_URL; a build without it leaves out the pictu
 
 import os
 import re
+import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 from hatchling.metadata.plugin.interface import MetadataHookInterface
 
 _PICTURE = re.compile(r"<picture>.*?</picture>\n*", re.DOTALL)
 _SOURCE = re.compile(r'(src|srcset)="(?![a-z]+:)([^"]+)"')
 _LINK = re.compile(r"\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?![a-z]+:|#)([^)\s]+)\)")
+
+
+class CustomBuildHook(BuildHookInterface):  # type: ignore[type-arg]  # of any builder
+    """Adds exporter/revision.txt, the commit of the checkout: to the sdist, and to the wheel unless it is built from that."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """Add it to `build_data`; an editable package has none, because its commit changes."""
+        script = Path(self.root, "deploy", "revision")
+        if version == "editable" or Path(self.root, "exporter", "revision.txt").exists() or not script.exists():
+            return
+        found = subprocess.run(["sh", script, Path(self.root, ".git")], capture_output=True, text=True, check=True).stdout
+        self._folder = tempfile.TemporaryDirectory()  # until this hook is forgotten
+        file = Path(self._folder.name, "revision.txt")
+        file.write_text(os.environ.get("REVISION", "") or found)
+        build_data["force_include"][str(file)] = "exporter/revision.txt"
 
 
 class CustomMetadataHook(MetadataHookInterface):

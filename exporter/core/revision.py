@@ -5,7 +5,7 @@ from importlib import resources
 
 
 def revision() -> str:
-    """Return the variable REVISION, else what deploy/Dockerfile has written into the package, else an empty text."""
+    """Return the variable REVISION, else what was written into the package when it was built, else an empty text."""
     if given := os.environ.get("REVISION", ""):
         return given
     file = resources.files("exporter") / "revision.txt"

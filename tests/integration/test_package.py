@@ -113,7 +113,9 @@ def test_an_index_accepts_the_metadata(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_the_installed_command_names_its_version_and_writes_its_assets(installed: Path, tmp_path: Path) -> None:
-    assert VERSION in run(installed, "--version", cwd=tmp_path)
+    git = ["sh", str(ROOT / "deploy" / "revision"), str(ROOT / ".git")]
+    commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    assert f"{VERSION} (revision {commit or 'unknown'}," in run(installed, "--version", cwd=tmp_path)
     written = json.loads(run(installed, "assets", "--output", "out", "--json", cwd=tmp_path))
     assert written == [f"out/{path}" for path in assets.files()]
     content = yaml.safe_load((tmp_path / "out" / "prometheus" / "prometheus.yml").read_text())
