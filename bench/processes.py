@@ -83,6 +83,7 @@ class Process:
 
 def environment(**more: str) -> dict[str, str]:
     """Return the environment of a measured process: that of this one, with fake keys and no settings of AWS or the exporter."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "CML_EXPORTER_"))}
+    dropped = ("AWS_", "CML_EXPORTER_", "PYTHONDONTWRITEBYTECODE")  # without bytecode each process would compile for a second
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
     keys = {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench", "AWS_EC2_METADATA_DISABLED": "true"}
     return {**kept, **keys, "AWS_REGION": "eu-west-1", **more}

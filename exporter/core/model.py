@@ -239,7 +239,7 @@ class WorkerMetricsSample:
     status: str | None = None
 
 
-@lru_cache(maxsize=16_384)  # thousands of samples have the same start; a backfill goes through a month of them for each worker
+@lru_cache(maxsize=4096)  # thousands of samples have the same start; a backfill goes through two weeks of them for each worker
 def naive_datetime(start: int) -> datetime:
     """Convert UTC seconds to a naive datetime in UTC, which is what BSON encodes fastest."""
     return to_datetime(start).replace(tzinfo=None)

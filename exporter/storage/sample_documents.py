@@ -37,6 +37,7 @@ _Row = tuple[str, datetime, str | None, float | None, float | None, int | None, 
 """Worker id, timestamp, region, CPU, memory, labs, status: the fields of a sample in their order."""
 _Columns = Sequence[Sequence[Any]]
 """The same of several samples, one sequence for each field."""
+_OPTIONAL = ("region", "cpu_utilization", "memory_utilization", "active_labs_count", "status")
 _row = attrgetter("worker_id", "timestamp", "region", "cpu_utilization", "memory_utilization", "active_labs_count", "status")
 
 
@@ -137,7 +138,11 @@ def _documents(rows: Iterable[_Row]) -> Iterator[Document]:
             "active_labs_count": labs,
             "status": status,
         }
-        yield {key: value for key, value in document.items() if value is not None} if None in row else document
+        if None in row:
+            for name in _OPTIONAL:
+                if document[name] is None:
+                    del document[name]
+        yield document
 
 
 def _object_ids() -> Iterator[ObjectId]:

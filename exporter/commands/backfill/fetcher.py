@@ -20,9 +20,11 @@ from exporter.sources.cloudwatch.client import CloudWatch
 
 REQUESTS_PER_SECOND = 5
 """Per region: a fifth of the limit of `serve`, and a tenth of the account's quota."""
-CONCURRENT_CALLS = 3
-MAX_WAITING_SAMPLES = 150_000
-"""Samples in an outbox above which no more are added until MongoDB has caught up: some 20 MB."""
+CONCURRENT_CALLS = 2
+"""Each full answer takes some 20 MiB of memory until its samples are in the outbox."""
+MAX_WAITING_SAMPLES = 20_000
+"""Samples in an outbox above which no more are added until MongoDB has caught up: two batches of the mirror. More would only
+bring more answers of CloudWatch into memory at once, tens of megabytes each; where CloudWatch is slower, none do."""
 MAX_CONSECUTIVE_FAILURES = 3
 """Calls without any result after which no other is made: the credentials or the network have failed."""
 

@@ -171,6 +171,8 @@ def lifetime_window(lifetime: WorkerLifetime, since: int, until: int, period: in
 
 def missing_ranges(start: int, end: int, period: int, present: AbstractSet[int]) -> tuple[Range, ...]:
     """Return the periods of [start, end) that are not in `present`, adjacent ones as one range."""
+    if start < end and not present:
+        return ((start, start + -(-(end - start) // period) * period),)
     ranges: list[Range] = []
     for at in range(start, end, period):
         if at in present:
@@ -341,10 +343,12 @@ def finalize(
     return samples, periods - len(samples), rest
 
 
-def _values(queries: Sequence[MetricQuery], metric: str, results: Mapping[MetricQuery, MetricResult]) -> dict[int, float]:
+def _values(queries: Sequence[MetricQuery], metric: str, results: Mapping[MetricQuery, MetricResult]) -> Mapping[int, float]:
     """Return period start → percent; where several queries have a value, that of the first."""
+    asked = [query for query in queries if query.metric == metric]
+    if len(asked) == 1:
+        return results[asked[0]].values
     values: dict[int, float] = {}
-    for query in reversed(queries):
-        if query.metric == metric:
-            values.update(results[query].values)
+    for query in reversed(asked):
+        values.update(results[query].values)
     return values

@@ -14,7 +14,7 @@ CloudWatch of the tests counts the same way.
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -124,9 +124,8 @@ class CloudWatchApi:
                 self._call.query_list = b""
                 built = build_queries(queries, period, self._metrics, linked=access.linked)
                 date, pages = self._metric_data_pages(state, built, start, end)
-            results = (page[RESULT_KEYS["GetMetricData"]] for page in pages)
             malformed = Malformed()
-            by_query = merge_pages(queries, results, start, end, period, self._metrics, malformed)
+            by_query = merge_pages(queries, _consumed(pages), start, end, period, self._metrics, malformed)
             self._telemetry.parts_were_malformed(region, malformed)
             return MetricResults(date, by_query)
 
@@ -225,7 +224,7 @@ class CloudWatchApi:
 
     def _metric_data_pages(
         self, state: RegionState, queries: list[dict[str, Any]], start: int, end: int
-    ) -> tuple[int, list[Mapping[str, Any]]]:
+    ) -> tuple[int, list[dict[str, Any]]]:
         """Return the pages of GetMetricData for these queries, or, with none, for those that `RequestHooks` inserts."""
         client: CloudWatchClient = self._clients.client(state, "cloudwatch")
         return self._pages(
@@ -240,7 +239,7 @@ class CloudWatchApi:
 
     def _pages(
         self, state: RegionState, call: Callable[..., Any], operation: str, **arguments: object
-    ) -> tuple[int, list[Mapping[str, Any]]]:
+    ) -> tuple[int, list[dict[str, Any]]]:
         """Return CloudWatch's clock at the first page, and all pages."""
         date, pages = 0, []
         while True:
@@ -282,3 +281,11 @@ class CloudWatchApi:
             ) from error
         check_skew("cloudwatch", date, began, ended, region=region)
         return date
+
+
+def _consumed(pages: Sequence[dict[str, Any]]) -> Iterator[Iterator[Any]]:
+    """Yield the results of each page of GetMetricData and drop each once it is used: a full answer is many megabytes."""
+    for page in pages:
+        results = page.pop(RESULT_KEYS["GetMetricData"])
+        results.reverse()
+        yield (results.pop() for _ in range(len(results)))

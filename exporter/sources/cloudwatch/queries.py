@@ -121,7 +121,7 @@ def _json(text: str) -> str:
 
 def merge_pages(
     queries: Sequence[MetricQuery],
-    pages: Iterable[Sequence[Any]],
+    pages: Iterable[Iterable[Any]],
     start: int,
     end: int,
     period: int,

@@ -570,7 +570,7 @@ async def test_an_interrupted_run_goes_on_and_pays_for_no_finished_call_twice(en
     env.fake.latency = 0.6
     process = env.command("verify", "--since", "20h")
     wait_for(lambda: env.fake.calls["GetMetricData"] >= CONCURRENT_CALLS)
-    if number == signal.SIGKILL:  # the fourth call is under way, so at least one is finished
+    if number == signal.SIGKILL:  # one call more is under way, so at least one is finished
         wait_for(lambda: env.fake.calls["GetMetricData"] > CONCURRENT_CALLS)
     process.send_signal(number)
     status, out, err = ended(process)
@@ -582,12 +582,13 @@ async def test_an_interrupted_run_goes_on_and_pays_for_no_finished_call_twice(en
     assert (result["complete"], len(result["examples"])) == (True, 1)
     assert kinds(result, "cpu")["equal"] + 1 == planned(out)[1]
     if number == signal.SIGKILL:
-        assert (status, made) == (-number, 4)
+        assert status == -number
+        assert CONCURRENT_CALLS < made <= 4
         assert env.fake.calls["GetMetricData"] < 4
     else:
         assert (status, made) == (130, CONCURRENT_CALLS)
-        assert re.search(r"^Interrupted: 1 call and [\d,]+ periods are left; run the same command to go on\.$", err, re.M)
-        assert env.fake.calls["GetMetricData"] == 1
+        assert re.search(r"^Interrupted: 2 calls and [\d,]+ periods are left; run the same command to go on\.$", err, re.M)
+        assert env.fake.calls["GetMetricData"] == 4 - CONCURRENT_CALLS
 
 
 async def test_other_flags_replace_an_unfinished_plan(env: VerifyEnv) -> None:
