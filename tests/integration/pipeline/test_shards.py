@@ -170,6 +170,7 @@ async def test_from_four_to_five_shards_nothing_is_lost_doubled_or_billed_twice(
 
 
 @pytest.mark.nightly("test_from_four_to_five_shards_nothing_is_lost_doubled_or_billed_twice")
+@pytest.mark.timeout(1200)
 async def test_from_one_to_sixteen_shards_nothing_is_lost_doubled_or_billed_twice(
     tmp_path: Path, database: Database, fake: FakeCloudWatch, clock: Clock
 ) -> None:
