@@ -81,7 +81,7 @@ The dashboards work on VictoriaMetrics unchanged, as a data source of the type P
   `-remoteRead.url`, and `-notifier.url`. VictoriaMetrics alone evaluates no rules: without one of the two, most panels of
   *now* are empty.
 - **The history**: by `cml-worker-exporter export --to victoriametrics+http://…`
-  ([docs/export.md](export.md#into-another-database)).
+  ([docs/export.md](export.md#into-another-database)), and from then on by [`history.forward`](forward.md).
 - **Its hourly aggregates**, which *Trends* and past time of *Fleet overview* read: VictoriaMetrics cannot read from the
   exporter, so copy what remote read answers, for example once a day. Newer versions have `vmctl remote-read` for it. The
   tests run with version 1.79, which has not, so that command was not tried; they write the aggregates as text with times

@@ -160,6 +160,7 @@ LINKED = re.compile(r"\]\((?!\w+:)([^)#\s]+)(?:#[^)]*)?\)")
 FOREIGN = (
     "prometheus/local/",
     "prometheus/common",
+    "grafana/grafana",
 )
 """Files of the user, and names of other projects that look like paths of this repository."""
 SOURCES = sorted(

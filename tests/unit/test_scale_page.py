@@ -180,6 +180,7 @@ def test_the_recorded_series_of_a_worker_are_those_of_the_rules() -> None:
         if rule.get("record", "").startswith("cml_worker:")
     }
     assert f"add up to {len(names)} series for each worker" in PAGE
+    assert f"5,000 workers × {len(names)} series = " in PAGE, "the plan"
 
 
 def test_the_limits_are_those_of_the_code() -> None:

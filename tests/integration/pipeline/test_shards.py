@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from exporter.core.periods import align, to_datetime
 from exporter.core.shards import shard_of
@@ -166,6 +167,26 @@ async def test_from_four_to_five_shards_nothing_is_lost_doubled_or_billed_twice(
         assert set(five[4].outbox.outbox.states()) == moved
         for one in five[:4]:
             assert not moved & (one.outbox.outbox.states().keys() | one.outbox.outbox.workers())
+
+
+@pytest.mark.nightly("test_from_four_to_five_shards_nothing_is_lost_doubled_or_billed_twice")
+@pytest.mark.timeout(1200)
+async def test_from_one_to_sixteen_shards_nothing_is_lost_doubled_or_billed_twice(
+    tmp_path: Path, database: Database, fake: FakeCloudWatch, clock: Clock
+) -> None:
+    """One more after each cycle."""
+    fleet = DividedFleet(tmp_path, database, fake, clock)
+    await fleet.add_workers()
+    exporters = fleet.shards(1)
+    assert once(await fleet.cycles(exporters, 3), 3)
+    for count in range(2, 17):
+        await fleet.stop(exporters)
+        exporters = fleet.shards(count)
+        assert once(await fleet.cycles(exporters), 1), count
+    async with closing(*exporters):
+        assert once(await fleet.cycles(exporters, 6), 6)
+        await fleet.assert_complete(exporters[0])
+        assert await fleet.waiting() == 0
 
 
 async def test_a_change_of_the_division_waits_for_the_last_exporter_of_the_old_one(

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 from pymongo import AsyncMongoClient, MongoClient
+from pymongo.read_preferences import SecondaryPreferred
 
 from exporter.core.model import WorkerMetricsSample
 from exporter.core.periods import DAY, HOUR, align, to_datetime
 from exporter.core.settings import Settings
 from exporter.demo.mongod import Mongod
-from exporter.storage.mongo import Document
+from exporter.storage.mongo import Document, read_preference
 from exporter.storage.repository import WorkerMetricsRepository
 from tests.fixtures.mongo import need_mongod
 from tests.fixtures.process import RunExporter
@@ -95,6 +96,11 @@ async def test_samples_are_read_from_the_member_of_the_setting(tmp_path: Path, r
                 answered = profiled(members, primary) - before
             assert set(answered) == {(kind, mode == "primary") for kind in ("samples", "statistics", "remote read")}, mode
             exporter.kill()
+
+
+def test_the_driver_is_told_the_staleness() -> None:
+    chosen = {"uri": "mongodb://host/", "read_preference": "secondaryPreferred", "max_staleness": "2m"}
+    assert read_preference(Settings.model_validate({"mongodb": chosen})) == SecondaryPreferred(max_staleness=120)
 
 
 def test_a_staleness_that_mongodb_cannot_tell_is_refused() -> None:

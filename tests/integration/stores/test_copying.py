@@ -1,8 +1,11 @@
 """`export --to` with the real databases: what they have is what MongoDB has, whatever was killed on the way."""
 
 import asyncio
+import contextlib
 import json
 import os
+import pty
+import re
 import signal
 import subprocess
 import time
@@ -147,6 +150,31 @@ async def test_a_killed_export_continues_and_nothing_is_lost_or_doubled(
     assert "of an interrupted export" in done.stderr
     assert f"Copied {len(WORKERS) * SAMPLES:,} samples" in done.stderr
     assert as_stored(server.rows()) == as_stored(await ledger(database))
+
+
+def on_a_terminal(command: list[str]) -> str:
+    """Run a command that succeeds with a terminal as standard error; return what it showed there."""
+    terminal, shown = pty.openpty()
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=shown)
+    os.close(shown)
+    pieces = []
+    with contextlib.suppress(OSError):  # which is how Linux says that the command has ended
+        while piece := os.read(terminal, 4096):
+            pieces.append(piece)
+    os.close(terminal)
+    assert process.wait(scaled(20)) == 0, b"".join(pieces)
+    return b"".join(pieces).decode()
+
+
+async def test_a_copy_keeps_its_rate_and_shows_a_bar_on_a_terminal(command: list[str]) -> None:
+    server = SERVERS["victoriametrics"]()
+    try:
+        said = await asyncio.to_thread(on_a_terminal, [*command, "--to", server.address, "--rate", "600"])
+    finally:
+        server.remove()
+    assert "exporting" in said
+    (seconds,) = re.findall(r"in ([\d.]+) s; it has", said)
+    assert float(seconds) >= len(WORKERS) * SAMPLES / 600 - 0.1
 
 
 def _done(folder: Path) -> str:

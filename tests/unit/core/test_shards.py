@@ -96,6 +96,13 @@ def test_regions_and_patterns_all_have_to_fit() -> None:
     assert not part.is_whole
 
 
+def test_each_pattern_is_for_its_own_field() -> None:
+    """The text that matches stands in one field only."""
+    keys = [WorkerKey("match", "b", "c"), WorkerKey("a", "match", "c"), WorkerKey("a", "b", "match")]
+    for part, fits in ((Part(id="ma.*"), keys[0]), (Part(region="ma.*"), keys[1]), (Part(name="ma.*"), keys[2])):
+        assert [each for each in keys if part.has(each)] == [fits]
+
+
 def test_an_idle_part_has_no_worker() -> None:
     """While another division is in force, every worker is elsewhere."""
     part = Part(idle=True)

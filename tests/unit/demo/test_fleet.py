@@ -151,6 +151,7 @@ def test_the_exporter_parses_every_document_without_a_complaint() -> None:
     documents = list(worker_documents(WORLD, NOW).values())
     assert {"state" in document for document in documents} == {True, False}
     fleet = parse(documents, NOW, WorkersSettings())
+    assert {worker.address for worker in fleet.workers} == {None}, "Prometheus would ask whoever has the address"
     assert not fleet.complaints
     assert not fleet.skipped
     by_id = {worker.id: worker for worker in fleet.workers}

@@ -275,6 +275,12 @@ def test_the_exporter_is_checked_as_its_image_says() -> None:
     assert SERVICES["exporter"]["healthcheck"]["test"] == ["CMD", *json.loads(command)]
 
 
+def test_the_guide_says_of_every_version_how_it_was_checked() -> None:
+    pinned = {service["image"] for service in SERVICES.values() if not service["image"].endswith(":local")}
+    pinned.add("python:" + re.findall("^ARG PYTHON=(.+)$", DOCKERFILE, re.MULTILINE)[0])
+    assert set(re.findall(r"^\| `([^`]+:[^`]+)` \| [^|]{20,} \|$", GUIDE, re.MULTILINE)) == pinned
+
+
 def test_the_guide_states_the_memory_limits() -> None:
     units = {"m": 1, "g": 1024}
     limits = {name: int(each["mem_limit"][:-1]) * units[each["mem_limit"][-1]] for name, each in SERVICES.items()}
@@ -289,6 +295,16 @@ def test_the_guide_states_the_memory_limits() -> None:
     assert demo * 1024 >= sum(limits.values()) > (demo - 1) * 1024
     without = sum(limit for name, limit in limits.items() if "profiles" not in SERVICES[name])
     assert plain * 1024 >= without > (plain - 1) * 1024
+
+
+def test_what_the_guide_has_users_edit_is_ignored_by_git() -> None:
+    """An upgrade by `git pull` then never conflicts."""
+    kinds = ("further rules and targets", "thresholds", "receivers of alerts")
+    cells = dict(re.findall(rf"^\| ({'|'.join(kinds)}) \| ([^|]+) \|", GUIDE, re.MULTILINE))
+    named = [path for kind in kinds for path in re.findall("`([^`]+)`", cells[kind])]
+    assert len(named) == 4
+    assert all(path.startswith(("prometheus/local/", "secrets/alertmanager/")) for path in named)
+    assert "prometheus/local/*" in (ROOT / ".gitignore").read_text().splitlines()
 
 
 def test_the_guides_way_to_another_mongodb_fits_the_services() -> None:
