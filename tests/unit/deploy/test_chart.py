@@ -163,10 +163,10 @@ def test_every_mount_has_a_volume_and_every_volume_an_object(name: str) -> None:
         assert ("ConfigMap", config) in made
         claim = volumes.get("data", {}).get("persistentVolumeClaim", {}).get("claimName")
         assert claim in (None, "archive") or ("PersistentVolumeClaim", claim) in made
-    (stateful,) = of_kind(rendered, "StatefulSet")
-    assert ("Service", stateful["spec"]["serviceName"]) in made
-    for claim in stateful["spec"].get("volumeClaimTemplates", ()):
-        assert claim["metadata"]["name"] == "data"
+    for stateful in of_kind(rendered, "StatefulSet"):
+        assert ("Service", stateful["spec"]["serviceName"]) in made
+        for claim in stateful["spec"].get("volumeClaimTemplates", ()):
+            assert claim["metadata"]["name"] == "data"
 
 
 @each_set
@@ -174,15 +174,19 @@ def test_selectors_find_the_exporters_and_nothing_else(name: str) -> None:
     """A Service that also selected a CronJob's pod would send scrapes to it."""
     rendered = RENDERED[name]
     labels = [metadata["labels"] for metadata, _ in pods(rendered)]
-    (stateful,) = of_kind(rendered, "StatefulSet")
-    own = stateful["spec"]["template"]["metadata"]["labels"]
-    selectors = [stateful["spec"]["selector"]["matchLabels"]]
-    selectors += [each["spec"]["selector"] for each in of_kind(rendered, "Service")]
-    selectors += [each["spec"]["selector"]["matchLabels"] for each in of_kind(rendered, "PodDisruptionBudget", "PodMonitor")]
-    selectors += [
-        each["labelSelector"]["matchLabels"] for each in stateful["spec"]["template"]["spec"]["topologySpreadConstraints"]
-    ]
+    shards = of_kind(rendered, "StatefulSet")
+    exporters = [shard["spec"]["template"]["metadata"]["labels"] for shard in shards]
+    for shard, own in zip(shards, exporters, strict=True):
+        spread = shard["spec"]["template"]["spec"]["topologySpreadConstraints"]
+        of_shard = [shard["spec"]["selector"], *(each["labelSelector"] for each in spread)]
+        for selector in of_shard:
+            assert [each for each in labels if matches(selector["matchLabels"], each)] == [own], selector
+    selectors = [each["spec"]["selector"] for each in of_kind(rendered, "Service")]
+    selectors += [each["spec"]["selector"]["matchLabels"] for each in of_kind(rendered, "PodMonitor")]
     for selector in selectors:
+        assert [each for each in labels if matches(selector, each)] == exporters, selector
+    budgets = [each["spec"]["selector"]["matchLabels"] for each in of_kind(rendered, "PodDisruptionBudget")]
+    for selector, own in zip(budgets, exporters, strict=bool(budgets)):
         assert [each for each in labels if matches(selector, each)] == [own], selector
     services = of_kind(rendered, "Service")
     for monitor in of_kind(rendered, "ServiceMonitor"):
@@ -198,7 +202,7 @@ def test_selectors_find_the_exporters_and_nothing_else(name: str) -> None:
 @each_set
 def test_the_settings_are_accepted_and_name_what_is_mounted(name: str, tmp_path: Path) -> None:
     settings, given = exporter_settings(RENDERED[name], tmp_path)
-    (stateful,) = of_kind(RENDERED[name], "StatefulSet")
+    stateful, *_ = of_kind(RENDERED[name], "StatefulSet")
     spec = stateful["spec"]["template"]["spec"]
     mounts = {mount["mountPath"] for mount in spec["containers"][0]["volumeMounts"]}
     files_read = {given["mongodb"]["uri_file"], given.get("web", {}).get("config_file"), f"{settings.data_dir}/x"} - {None}
@@ -220,7 +224,7 @@ def test_probes_and_scrapes_go_to_routes_that_the_exporter_has(name: str, tmp_pa
     settings, _ = exporter_settings(RENDERED[name], tmp_path)
     prefix = settings.web.prefix
     paths = {route.path for route in ROUTES}
-    (stateful,) = of_kind(RENDERED[name], "StatefulSet")
+    stateful, *_ = of_kind(RENDERED[name], "StatefulSet")
     (container,) = stateful["spec"]["template"]["spec"]["containers"]
     (port,) = container["ports"]
     assert f"EXPOSE {port['containerPort']}\n" in DOCKERFILE
