@@ -114,10 +114,12 @@ async def test_when_the_leader_is_killed_with_an_insert_in_flight_the_other_take
         leader: ExporterProcess
         trap = proxy.arm("mid", lambda: leader.kill(), hold=True)
         leader = await asyncio.to_thread(pair.start, proxy, 50)
-        await asyncio.wait_for(trap.caught.wait(), scaled(30))
+        await asyncio.to_thread(leader.wait_until_ready)
+        await wait_for(leader, lambda: metric(leader, "cml_exporter_leader") == 1, 30, "the leader")
+        # Started as early as can be: after 20 s the leader gives an insert up that is held, and writes it again.
         other = await asyncio.to_thread(pair.start, other_proxy, 50)
         await asyncio.to_thread(other.wait_until_ready)
-        await asyncio.to_thread(leader.wait_until_ready)
+        await asyncio.wait_for(trap.caught.wait(), scaled(60))
         assert metric(leader, "cml_exporter_leader") == 1
         assert metric(other, "cml_exporter_leader") == 0
         await wait_for(leader, lambda: shows_the_fleet(leader, pair.members), 20, "serving the fleet")
