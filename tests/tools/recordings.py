@@ -39,6 +39,8 @@ class Program:
         pid, self._terminal = pty.fork()
         if pid == 0:
             os.chdir(folder)
+            # In the background of a script it is ignored, and a program cannot change that by itself.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.execvp("bash", ["bash", "-c", command])
         self.pid = pid
         fcntl.ioctl(self._terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, COLUMNS, 0, 0))

@@ -254,6 +254,7 @@ def test_wrong_passwords_delay_neither_scrapes_nor_a_first_login(
     print(f"silence {scraper.longest:.2f} s, first login {took:.2f} s, one hash {hash_seconds:.2f} s {scraper.failures[:3]}")
     assert status == 200
     assert scraper.longest <= scraper.allowed, scraper.failures
-    assert took <= scraper.allowed + (2 if hang_up else 12) * max(hash_seconds, 0.3)
+    # The hash was measured before the attack, beside which the machine is slower.
+    assert took <= scraper.allowed + (2 if hang_up else 12) * max(hash_seconds, 0.3 * scraper.slowdown)
     if hang_up:
         record("wrong-passwords", silence=scraper.longest, note=f"first login {took:.1f} s")
