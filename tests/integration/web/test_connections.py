@@ -381,7 +381,7 @@ def test_connections_that_are_cut_off_are_no_errors_of_the_application(caplog: p
         for _ in range(10):
             connection = stack.enter_context(server.connect(receive_bytes=4096))
             connection.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n" * 5)
-        wait_until(lambda: len(server.reasons) >= 5, scaled(PATIENCE_SECONDS))
+        wait_until(lambda: bool(server.reasons), scaled(PATIENCE_SECONDS))  # how many depends on how much the kernel buffers
         time.sleep(1)
     assert not [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
 
