@@ -47,9 +47,9 @@ There are five dashboards, the same files for Grafana 9.1 to 12 (checked against
   *Worker detail* has none, because its variable chooses the worker. The copies have no links and no marks of alerts.
 - `python -m bench.panels` measures every panel of a fleet of 1,000 workers: its queries' length, time, and CPU seconds. With
   24 hours, and a week for *Trends*, no panel took more than 1.6 seconds on two cores that MongoDB, Prometheus, and the
-  exporter share. Opened as a whole, *Fleet overview* took 3 seconds; *Trends* with 14 days of history took 11 while the
-  exporter's cache was empty (20 CPU seconds, 10.6 of them MongoDB's), and 4.5 afterwards. On the same machine it was 9, 19,
-  and 9 before workers with the same hours were encoded together and the values of running hours came from the exporter.
+  exporter share. Opened as a whole, *Fleet overview* took 3 seconds; *Trends* with 14 days of history took 9.2 to 9.9 while
+  the exporter's cache was empty (17 CPU seconds, 10 of them MongoDB's), and 2 afterwards. On the same machine it was 19 and 9
+  before workers with the same hours were encoded together, and before an instant function got one number of each worker.
 - Red lines mark the alert thresholds of `prometheus/rules/settings.yml`. After changing a threshold run `make dashboards`.
 
 ## How long the queries are
