@@ -11,6 +11,7 @@ import yaml
 
 from exporter.demo.ports import free_port
 from tests.helpers.deadlines import scaled
+from tests.helpers.ending import end
 
 _PATIENCE = 30.0
 
@@ -72,12 +73,7 @@ class Prometheus:
     def stop(self) -> None:
         """End it."""
         self.http.close()
-        self._process.terminate()
-        try:
-            self._process.wait(scaled(20))
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        end(self._process, scaled(20))
 
     def _is_ready(self) -> bool:
         try:

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from exporter.demo.ports import free_port
 from tests.helpers.deadlines import scaled
+from tests.helpers.ending import end
 from tests.helpers.fake_cloudwatch.instances import Instances, fleet
 
 START_SECONDS = 60
@@ -96,13 +97,8 @@ class FakeCloudWatchProcess:
         self._end()
 
     def _end(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self._process.terminate()
-            try:
-                self._process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+        if self._process is not None:
+            end(self._process, STOP_SECONDS)
 
     def control(self, order: Mapping[str, Any]) -> dict[str, Any]:
         """Give it an order, and return its answer: the counters before a reset."""
