@@ -130,7 +130,9 @@ def read_remotely(context: Context) -> Iterator[Figure | Skipped]:
         yield Skipped("remote_read", "PromQL", f"prometheus is not on PATH; {INSTALL}")
     for here, build, folder in stands(context):
         if here.workers > remote_read.MAX_HOURLY_WORKERS and not build.label:
-            reason = f"the exporter refuses hourly aggregates of more than {remote_read.MAX_HOURLY_WORKERS:,} workers and 31 days"
+            reason = (
+                f"the exporter refuses hourly aggregates of more than {remote_read.MAX_HOURLY_WORKERS:,} workers and 31 days"
+            )
             yield Skipped("remote_read", f"{here.case}, all workers, 30 days by hour", f"{reason}; here are {here.workers:,}")
         with serving(build, here.uri, folder) as (http, address), ExitStack() as stack:
             prometheus = None
