@@ -120,6 +120,7 @@ def stand(context: Context, loads: Sequence[Load]) -> Iterator[Stand]:
 def make(context: Context, load: Load, mongod: Mongod, folder: Path, stack: ExitStack) -> tuple[list[Subject], list[Skipped]]:
     """Prepare the subjects of one load: the exporters of every build, the peers that can be had, the bare client."""
     numbers = itertools.count(1)
+    folder.mkdir(parents=True)
 
     def aws(regions: Sequence[str] = REGIONS) -> FakeAws:
         return stack.enter_context(FakeAws(folder, load.workers, load.latency, regions=regions))
