@@ -102,6 +102,8 @@ class Result:
 
     target: Target
     value: float
+    unit: str
+    """Of the value; empty for a ratio."""
 
     @property
     def is_met(self) -> bool:
@@ -110,11 +112,13 @@ class Result:
 
 def results(figures: Iterable[Figure], targets: Sequence[Target] = TARGETS) -> list[Result]:
     """Compare figures with the targets; a target without its figures is left out."""
-    by_key = {figure.key: figure.median for figure in figures}
+    by_key = {figure.key: figure for figure in figures}
     found = []
     for target in targets:
         own = by_key.get((target.row, target.case, target.name, target.subject))
-        reference = by_key.get((target.row, target.case, target.name, target.reference)) if target.reference else 1
-        if own is not None and reference:
-            found.append(Result(target, own / reference))
+        reference = by_key.get((target.row, target.case, target.name, target.reference))
+        if own and not target.reference:
+            found.append(Result(target, own.median, own.unit))
+        elif own and reference and reference.median:
+            found.append(Result(target, own.median / reference.median, ""))
     return found

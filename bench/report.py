@@ -151,9 +151,18 @@ def print_run(run: Run, before: Run | None, console: Console) -> None:
 def sentence(result: Result) -> str:
     """Say a target and what was measured in one line."""
     target = result.target
-    limit = f"{show(target.at_most)} × {target.reference}" if target.reference else show(target.at_most)
-    measured = f"{result.value:.2f} ×" if target.reference else show(result.value)
-    return f"{target.row}, {target.case}: {target.name} of {target.subject} at most {limit}: {measured}"
+    return f"{target.row}, {target.case}: {target.name} of {target.subject} at most {limit(result)}: {measured(result)}"
+
+
+def limit(result: Result) -> str:
+    """Return how much a target allows: times a reference, or an amount with its unit."""
+    target = result.target
+    return f"{show(target.at_most)} × {target.reference}" if target.reference else f"{show(target.at_most)} {result.unit}"
+
+
+def measured(result: Result) -> str:
+    """Return what was measured as `limit` says what is allowed."""
+    return f"{result.value:.2f} ×" if result.target.reference else f"{show(result.value)} {result.unit}"
 
 
 def write_page(run: Run, before: Run | None, page: Path = PAGE) -> None:
@@ -205,9 +214,8 @@ def _targets(run: Run, before: Run | None) -> str:
     for each in results(run.figures):
         target = each.target
         name = f"{target.row}, {target.case}: {target.name} of {target.subject}"
-        limit = f"{show(target.at_most)} × {target.reference}" if target.reference else show(target.at_most)
         old = (f" {show(earlier[target])} |" if target in earlier else " |") if before else ""
-        lines.append(f"| {name} | {limit} |{old} {show(each.value)} | {'met' if each.is_met else '**not met**'} |")
+        lines.append(f"| {name} | {limit(each)} |{old} {show(each.value)} | {'met' if each.is_met else '**not met**'} |")
     return "\n" + "\n".join(lines) + "\n\n"
 
 

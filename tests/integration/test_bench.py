@@ -87,6 +87,12 @@ def test_a_target_is_met_up_to_its_limit_and_left_out_without_its_figures() -> N
     assert not results(figures, [Target("cycle", CASE, "CPU", EXPORTER, "", 0.4)])[0].is_met
 
 
+def test_a_target_without_a_reference_is_said_with_its_unit(page: Path) -> None:
+    write_page(Run(dict(ABOUT), [Figure("cycle", "10,000 workers, 0 ms", "RSS", EXPORTER, "MiB", (200.0,))], []), None, page)
+    assert "RSS of exporter at most 160 MiB: 200 MiB" in parts(page)["unreached"]
+    assert "| 160 MiB | 200 | **not met** |" in parts(page)["targets"]
+
+
 def test_the_page_is_written_from_a_run_and_its_prose_stays(page: Path) -> None:
     prose = PAGE.read_text().split("<!-- bench")[0]
     write_page(run_of(0.8, (Skipped("cycle", "YACE 0.67.0", "go is not on PATH"),)), run_of(1.6), page)
