@@ -70,6 +70,8 @@ ACTIVE_AGO = {ALPHA: 600, IDLE: 7200}
 RECORDED_WITHIN = 10
 """Seconds: rules are evaluated every second here, every minute in production, later on a busy machine."""
 
+RULES = Path(__file__).parents[3] / "prometheus" / "rules"
+
 PRICES = {"c5.metal": 4.08, "m5zn.metal": 3.96}
 """Of ALPHA and IDLE; dollars an hour."""
 MAY_BE_EMPTY = {
@@ -930,7 +932,7 @@ def test_a_worker_that_does_not_run_counts_in_no_load(run_prometheus: RunPrometh
 def test_a_column_is_the_count_of_its_interval(tmp_path: Path) -> None:
     """12 metrics billed every 5 minutes are columns of 12: not of 49, nor of 13.2 for a window one scrape longer.
 
-    The steps fall between scrapes, as in practice.
+    The steps fall between scrapes and evaluations, as in practice.
     """
     ((panel, target),) = [
         (panel, target) for panel in panels(DASHBOARDS[conventions.EXPORTER]) if panel["title"] == "Metrics requested"
@@ -939,15 +941,20 @@ def test_a_column_is_the_count_of_its_interval(tmp_path: Path) -> None:
     view = View(6 * HOUR, 30, ALL)
     scrapes = [12 * (1 + (scrape - 7) // 10) for scrape in range(7, 200)]  # 12 more every tenth scrape
     series = f'cml_exporter_cloudwatch_metrics_requested_total{{job="{ALL["job"]}",instance="a",region="{EU}"}}'
+    started = f'process_start_time_seconds{{job="{ALL["job"]}",instance="a"}}'
     twelve = [{"labels": f'{{region="{EU}"}}', "value": 12}]
     expected = [{"eval_time": f"{5 * step}m10s", "exp_samples": twelve} for step in range(1, 16)]
     test = {
         "interval": "30s",
-        "input_series": [{"series": series, "values": " ".join(["_"] * 7 + [str(each) for each in scrapes])}],
+        "input_series": [
+            {"series": started, "values": "_x6 200x200"},
+            {"series": series, "values": " ".join(["_"] * 7 + [str(each) for each in scrapes])},
+        ],
         "promql_expr_test": [{"expr": view.expand(target["expr"], panel, target), **each} for each in expected],
     }
     file = tmp_path / "test.yml"
-    file.write_text(yaml.safe_dump({"evaluation_interval": "30s", "tests": [test]}))
+    rules = str(RULES / "dashboards.yml")
+    file.write_text(yaml.safe_dump({"rule_files": [rules], "evaluation_interval": "1m", "tests": [test]}))
     promtool = program("promtool", INSTALL)
     done = subprocess.run([promtool, "test", "rules", file], capture_output=True, text=True, timeout=scaled(60), check=False)
     assert done.returncode == 0, done.stdout + done.stderr
