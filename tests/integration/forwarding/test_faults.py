@@ -78,6 +78,7 @@ async def test_a_target_that_never_answers_holds_up_neither_mongodb_nor_the_othe
     await stand.stop()  # and it does not hold up the end, either
 
 
+@pytest.mark.nightly("test_beyond_the_limit_the_oldest_are_dropped_counted_and_named_in_the_log")
 async def test_beyond_the_limit_the_oldest_are_dropped_and_an_export_brings_them(
     mongod: Mongod,
     database: Database,
