@@ -304,7 +304,15 @@ def _umask() -> int:
     return mask
 
 
-@pytest.mark.parametrize("style", ["openmetrics", "csv"])
+@pytest.mark.parametrize(
+    "style",
+    [
+        "openmetrics",
+        pytest.param(
+            "csv", marks=pytest.mark.nightly("test_a_disk_that_fills_ends_it_with_one_sentence_and_the_old_file_as_it_was")
+        ),
+    ],
+)
 def test_a_disk_that_fills_ends_it_with_one_sentence_and_the_old_file_as_it_was(
     store: Store, tmp_path: Path, style: str
 ) -> None:
@@ -397,7 +405,10 @@ async def test_a_mongodb_that_fails_on_the_way_leaves_nothing_that_looks_whole(
     assert b"# EOF" not in done.stdout
 
 
-@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "end",
+    [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.nightly("test_whoever_ends_it_finds_no_partial_file"))],
+)
 async def test_whoever_ends_it_finds_no_partial_file(store: Store, tmp_path: Path, end: signal.Signals) -> None:
     await store.history.add_samples([sample(f"x{w}", n, cpu_utilization=1.0) for w in range(20) for n in range(2000)])
     status, said = await asyncio.to_thread(ended, store.command("--since", "29d", "--output", tmp_path / "f"), tmp_path, end)
