@@ -54,7 +54,7 @@ def test_a_page_loads_nothing_from_elsewhere(site: Path) -> None:
 
 
 def test_no_list_is_shown_as_part_of_a_paragraph(site: Path) -> None:
-    """Markdown for the site wants four blanks before a paragraph of a list item, GitHub two: else the rest of the list is text."""
+    """The site wants four blanks before a paragraph of a list item, GitHub two: else the rest of the list is text."""
     for page in site.glob("*.html"):
         for paragraph in re.findall(r"<p>(.*?)</p>", re.sub(r"<code>.*?</code>", "", page.read_text()), re.DOTALL):
             assert not re.search(r"^(?:[-*]|\d+\.) |```", paragraph, re.MULTILINE), f"{page.name}: {paragraph[:200]}"
