@@ -25,7 +25,7 @@ from tests.helpers.in_process_exporter import PERIOD, Clock, InProcessExporter, 
 REGION, TYPE = "eu-west-1", "m5.2xlarge"
 LAG = 660
 """Seconds after its end at which a period is published: even its absence is final then, so that the first cycle decides it."""
-STARTS = int(os.environ.get("COLD_STARTS", "2"))
+STARTS = int(os.environ.get("COLD_STARTS", "3"))
 
 
 def dimension_sets(instance: str) -> list[Dimensions]:
@@ -63,6 +63,7 @@ async def sample_at(database: Database, worker_id: str, at: int) -> float | None
     return document.get("memory_utilization") if document else None
 
 
+@pytest.mark.nightly("test_every_cycle_shows_one_value_while_series_stop_and_return_and_the_exporter_restarts")
 @pytest.mark.waits(30)
 @pytest.mark.timeout(600)
 async def test_cold_starts_with_three_series_show_one_value(
