@@ -374,6 +374,22 @@ def test_on_a_terminal_there_is_a_bar_and_in_the_end_the_line(store: Store, tmp_
     assert "Exported 292 samples of 3 workers as 1," in said
 
 
+def test_there_is_no_bar_where_the_rows_may_be_on_the_same_terminal(store: Store) -> None:
+    """They come out of `head` there."""
+    command = " ".join(f"'{word}'" for word in store.command("--since", "29d", "--format", "csv"))
+    master, slave = pty.openpty()
+    try:
+        done = subprocess.run(
+            ["bash", "-c", f"{command} | cat"], stdout=subprocess.PIPE, stderr=slave, timeout=scaled(60), check=False
+        )
+        said = os.read(master, 100_000).decode()
+    finally:
+        os.close(master)
+        os.close(slave)
+    assert done.stdout.count(b"\r\n") == 293
+    assert said.startswith("Exported 292 samples of 3 workers, ")
+
+
 # -- what fails on the way ---------------------------------------------------------------------------------------------
 
 
