@@ -45,7 +45,7 @@ def exporter(*workers: WorkerGauges, sources: dict[str, str | None] = WELL) -> M
 
 
 def renamed(worker: WorkerGauges, **changes: str) -> WorkerGauges:
-    return replace(worker, worker=replace(worker.worker, **changes))  # type: ignore[arg-type]
+    return worker._replace(worker=replace(worker.worker, **changes))  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
