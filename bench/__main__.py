@@ -54,6 +54,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--cycles", type=int, default=5, help="minutes measured per row and size, after the warm-up")
     made.add_argument("--warm-up", type=int, default=3, help="minutes before that, which do not count")
     made.add_argument("--repeat", type=int, default=5, help="samples of every other figure")
+    made.add_argument(
+        "--subjects", metavar="NAME,…", type=_names, default=(), help="what takes part in cycles of a minute; default: all"
+    )
     made.add_argument("--no-peers", action="store_true", help="leave out YACE and cloudwatch_exporter")
     made.add_argument("--checkout", metavar="DIR", type=Path, action="append", default=[], help="measure this checkout too")
     made.add_argument("--python", metavar="PROGRAM", action="append", default=[], help="measure with this Python too")
@@ -66,6 +69,10 @@ def parser() -> argparse.ArgumentParser:
         "--from", metavar="FILE", type=Path, nargs="+", dest="source", help="measure nothing; report these results"
     )
     return made
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
 
 
 def _integers(text: str) -> tuple[int, ...]:
@@ -125,6 +132,7 @@ def measure(options: argparse.Namespace, names: Sequence[str]) -> Run:
         repeat=options.repeat,
         builds=builds,
         peers=not options.no_peers,
+        subjects=options.subjects,
         full=options.full,
     )
     figures: list[Figure] = []

@@ -28,6 +28,8 @@ class Context:
     builds: Sequence[Build] = field(default_factory=lambda: [Build()])
     """The first is this checkout."""
     peers: bool = True
+    subjects: Sequence[str] = ()
+    """Names of the subjects that take part in cycles of a minute; empty: all."""
     full: bool = False
     row: str = ""
     """The row that runs now, for progress lines."""
@@ -36,6 +38,10 @@ class Context:
     shared: dict[str, object] = field(default_factory=dict)
     """What rows share, by name."""
     _began: float = field(default_factory=time.monotonic)
+
+    def measures(self, subject: str) -> bool:
+        """Say whether a subject takes part in cycles of a minute."""
+        return not self.subjects or subject in self.subjects
 
     def progress(self, text: str) -> None:
         """Print a line to standard error, with the minutes since the start."""

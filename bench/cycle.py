@@ -58,11 +58,13 @@ class Reading(NamedTuple):
 
     at: float
     """Monotonic seconds."""
-    idle: float
-    """CPU at `IDLE_SECOND`."""
+    idle: float | None
+    """CPU at `IDLE_SECOND`; None: a poll had not ended by then."""
     cpu: float
     rss: float
     counted: Counted
+    cycles: int
+    """Cycles since the reading before this one."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,7 @@ def stand(context: Context, loads: Sequence[Load]) -> Iterator[Stand]:
 def make(context: Context, load: Load, mongod: Mongod, folder: Path, stack: ExitStack) -> tuple[list[Subject], list[Skipped]]:
     """Prepare the subjects of one load: the exporters of every build, the peers that can be had, the bare client."""
     numbers = itertools.count(1)
+    folder.mkdir(parents=True)
 
     def aws(regions: Sequence[str] = REGIONS) -> FakeAws:
         return stack.enter_context(FakeAws(folder, load.workers, load.latency, regions=regions))
@@ -134,15 +137,19 @@ def make(context: Context, load: Load, mongod: Mongod, folder: Path, stack: Exit
     subjects: list[Subject] = []
     skipped = []
     for build in context.builds:
-        subjects.append(exporter(build, EXPORTER, {}))
-        subjects.append(exporter(build, WITHOUT_HISTORY, {"MONGODB__HISTORY": "null"}))
-    subjects.append(BareClient(BARE_CLIENT, aws(), folder / "bare"))
-    if context.peers:
+        if context.measures(EXPORTER):
+            subjects.append(exporter(build, EXPORTER, {}))
+        if context.measures(WITHOUT_HISTORY):
+            subjects.append(exporter(build, WITHOUT_HISTORY, {"MONGODB__HISTORY": "null"}))
+    if context.measures(BARE_CLIENT):
+        subjects.append(BareClient(BARE_CLIENT, aws(), folder / "bare"))
+    if context.peers and context.measures(YACE):
         try:
             yace()
             subjects.append(Yace(YACE, aws(), folder / "yace"))
         except UnavailablePeerError as error:
             skipped.append(Skipped("cycle", f"YACE {YACE_VERSION}", str(error)))
+    if context.peers and context.measures(CLOUDWATCH_EXPORTER):
         try:
             cloudwatch_exporter()
             subjects.append(CloudWatchExporter(CLOUDWATCH_EXPORTER, aws(REGIONS[:1]), folder / "cloudwatch_exporter"))
@@ -169,35 +176,43 @@ def sleep_until(second: int) -> None:
 
 
 def read_cycles(subjects: Sequence[tuple[Load, Subject]], context: Context) -> dict[int, list[Reading]]:
-    """Read every subject once a minute; the first reading of each is the end of the warm-up."""
+    """Read every subject once a minute; the first reading of each is the end of the warm-up.
+
+    A subject that polls while it is scraped may take longer than that: it is read at the end of the minute in which its poll
+    has ended, and polls again in the next one.
+    """
     readings: dict[int, list[Reading]] = {id(subject): [] for _, subject in subjects}
-    late_ones: set[int] = set()
     ticking = {id(subject): TickThread(subject) for _, subject in subjects if subject.ticks}
     for number in range(context.cycles + 1):
         sleep_until(TICK_SECOND)
         for thread in ticking.values():
             thread.wake()
         sleep_until(IDLE_SECOND)
-        idle = {id(subject): cpu_seconds(subject.pid) for _, subject in subjects}
+        busy = {key for key, thread in ticking.items() if thread.is_busy}
+        idle = {id(subject): cpu_seconds(subject.pid) for _, subject in subjects if id(subject) not in busy}
         sleep_until(READ_SECOND)
         for _, subject in subjects:
-            reading = Reading(
-                time.monotonic(), idle[id(subject)], cpu_seconds(subject.pid), rss_mib(subject.pid), subject.aws.count()
-            )
-            readings[id(subject)].append(reading)
-        for late in [key for key, thread in ticking.items() if thread.is_busy]:
-            context.progress("a peer that polls while it is scraped took too long, and is left out")
-            del ticking[late]
-            late_ones.add(late)
+            found = readings[id(subject)]
+            if id(subject) in ticking and ticking[id(subject)].is_busy:
+                context.progress(f"{subject.name} still polls; it is read at the end of the next minute")
+                continue
+            now = time.monotonic()
+            # On a machine that is too busy a reading comes late, and the next one a minute later: two cycles are between them.
+            minutes = max(1, round((now - found[-1].at) / 60)) if found else 1
+            cycles = ticking[id(subject)].take() if id(subject) in ticking else minutes
+            cpu, rss = cpu_seconds(subject.pid), rss_mib(subject.pid)
+            found.append(Reading(now, idle.get(id(subject)), cpu, rss, subject.aws.count(), cycles))
         if number == 0:
             context.progress(f"{context.cycles} cycles of a minute")
         else:
-            texts = []
-            for load, subject in subjects:
-                before, after = readings[id(subject)][-2:]
-                texts.append(f"{subject.name} {load.workers:,}: {after.cpu - before.cpu:.3f}")
+            texts = [
+                f"{subject.name} {load.workers:,}: {after.cpu - before.cpu:.3f}"
+                for load, subject in subjects
+                for before, after in [readings[id(subject)][-2:]]
+                if len(readings[id(subject)]) > 1
+            ]
             context.progress(f"cycle {number} of {context.cycles}, CPU s: {'; '.join(texts)}")
-    return {key: [] if key in late_ones else values for key, values in readings.items()}
+    return readings
 
 
 def tick(subjects: Sequence[tuple[Load, Subject]]) -> None:
@@ -212,41 +227,46 @@ class TickThread:
     def __init__(self, subject: Subject) -> None:
         self._subject = subject
         self._thread: threading.Thread | None = None
+        self._polls = 0
 
     @property
     def is_busy(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
 
     def wake(self) -> None:
-        """Poll once."""
-        self._thread = threading.Thread(target=self._subject.tick, daemon=True)
-        self._thread.start()
+        """Poll once, unless the poll before has not ended."""
+        if not self.is_busy:
+            self._polls += 1
+            self._thread = threading.Thread(target=self._subject.tick, daemon=True)
+            self._thread.start()
+
+    def take(self) -> int:
+        """Return how many polls there were since the last time."""
+        polls, self._polls = self._polls, 0
+        return polls
 
 
 def figures(load: Load, subject: Subject, readings: Sequence[Reading], now: float) -> Iterator[Figure | Skipped]:
     """Yield what the readings of one subject say."""
     if len(readings) < 2:
-        yield Skipped(
-            "cycle", f"{subject.name}, {load.case}", f"a poll took longer than from second {TICK_SECOND} to {READ_SECOND}"
-        )
+        yield Skipped("cycle", f"{subject.name}, {load.case}", "fewer than two polls ended in the time that was measured")
         return
 
     def figure(name: str, unit: str, values: Sequence[float]) -> Figure:
         return Figure("cycle", load.case, name, subject.name, unit, tuple(values))
 
-    # On a machine that is too busy a reading comes late, and the next one a minute later: then two cycles are between them.
-    cycles = [max(1, round((after.at - before.at) / 60)) for before, after in itertools.pairwise(readings)]
-    used = [after.cpu - before.cpu for before, after in itertools.pairwise(readings)]
-    yield figure("CPU", "s", [seconds / count for seconds, count in zip(used, cycles, strict=True)])
-    counted = list(zip((reading.counted for reading in readings[1:]), cycles, strict=True))
+    measured = readings[1:]
+    yield figure("CPU", "s", [(after.cpu - before.cpu) / after.cycles for before, after in itertools.pairwise(readings)])
     scale = 60 / (READ_SECOND - IDLE_SECOND)
-    yield figure("idle CPU a minute", "s", [(reading.cpu - reading.idle) * scale for reading in readings[1:]])
-    spans = [each.span for each, count in counted if count == 1]
+    idle = [(each.cpu - each.idle) * scale for each in measured if each.idle is not None]
+    if idle:
+        yield figure("idle CPU a minute", "s", idle)
+    spans = [each.counted.span for each in measured if each.cycles == 1]
     if spans:
         yield figure("polling, first request to last answer", "s", spans)
-    yield figure("RSS", "MiB", [reading.rss for reading in readings[1:]])
-    yield figure("calls", "", [each.calls / count for each, count in counted])
-    yield figure("metrics billed", "", [each.billed / count for each, count in counted])
+    yield figure("RSS", "MiB", [each.rss for each in measured])
+    yield figure("calls", "", [each.counted.calls / each.cycles for each in measured])
+    yield figure("metrics billed", "", [each.counted.billed / each.cycles for each in measured])
     shown = subject.values()
     if shown is not None:
         yield figure("wrong or missing values", "", [wrong_values(shown, subject.aws, now)])

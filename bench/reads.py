@@ -129,6 +129,11 @@ def read_remotely(context: Context) -> Iterator[Figure | Skipped]:
     if program is None:
         yield Skipped("remote_read", "PromQL", f"prometheus is not on PATH; {INSTALL}")
     for here, build, folder in stands(context):
+        if here.workers > remote_read.MAX_HOURLY_WORKERS and not build.label:
+            reason = (
+                f"the exporter refuses hourly aggregates of more than {remote_read.MAX_HOURLY_WORKERS:,} workers and 31 days"
+            )
+            yield Skipped("remote_read", f"{here.case}, all workers, 30 days by hour", f"{reason}; here are {here.workers:,}")
         with serving(build, here.uri, folder) as (http, address), ExitStack() as stack:
             prometheus = None
             if program:

@@ -20,14 +20,15 @@ from pymongo.collection import Collection
 
 from bench.context import Context
 from bench.cycle import READ_SECOND, Load, Stand, sleep_until, tick
-from bench.figures import Figure, Skipped
+from bench.figures import WITHOUT_HISTORY, Figure, Skipped
 from bench.history import HISTORY
 from bench.processes import cpu_seconds, environment
 from bench.subjects import HERE, Exporter, Subject
 
 ENCODINGS = ("gzip", "identity")
-SCRAPED_SECOND, QUIET_SECOND = 54, 35
-"""From when to when each subject is scraped: all cycles are in between."""
+SCRAPED_SECOND, PEERS_SECOND, QUIET_SECOND = 54, 20, 36
+"""From when to when each subject is scraped: the exporters poll and read the worker documents before `PEERS_SECOND`, what has
+its `phase` after it."""
 MIN_SCRAPES = 100
 """Scrapes during a cycle below which there is no 99th percentile."""
 CPU_SCRAPES = 10
@@ -39,13 +40,17 @@ WATCH_SECONDS = 0.1
 
 
 def run(context: Context, here: Stand) -> Iterator[Figure | Skipped]:
-    """Row `scrape`: the largest fleet of the stand."""
+    """Row `scrape`: the largest fleet of the stand; what an exporter shows without history is the same, so it is left out."""
     load = here.largest
     tick(here.subjects)
-    shown = [subject for its, subject in here.subjects if its == load and subject.values() is not None]
+    shown = [
+        subject
+        for its, subject in here.subjects
+        if its == load and not subject.name.startswith(WITHOUT_HISTORY) and subject.values() is not None
+    ]
     scraped = [subject for subject in shown if not subject.ticks]
     for encoding in ENCODINGS:
-        context.progress(f"{load.case}: {encoding} during a cycle, then alone; a minute")
+        context.progress(f"{load.case}: {encoding} during a cycle, then alone; a minute for each exporter")
         yield from latencies(load, scraped, encoding)
         yield from costs(context, load, scraped, encoding)
         for subject in shown:
@@ -57,24 +62,28 @@ def run(context: Context, here: Stand) -> Iterator[Figure | Skipped]:
 
 
 def latencies(load: Load, subjects: Sequence[Subject], encoding: str) -> Iterator[Figure | Skipped]:
-    """Yield the latencies of a minute in which each subject is scraped continuously during its cycle."""
-    sleep_until(SCRAPED_SECOND)
-    scrapers = []
-    for subject in subjects:
-        command = [sys.executable, "-m", "bench.rounds", "--child", "scrape", str(subject.port), encoding]
-        process = subprocess.Popen(
-            command, cwd=HERE, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        scrapers.append((subject, process))
-    sleep_until(QUIET_SECOND)
-    for subject, process in scrapers:
-        took = [seconds * 1000 for _, seconds in json.loads(process.communicate("")[0] or '{"latencies": []}')["latencies"]]
+    """Yield the latencies of scraping each subject continuously during its cycle: one subject at a time, one after another."""
+    for subject in sorted(subjects, key=lambda each: each.phase is not None):
+        if subject.phase is None:
+            sleep_until(SCRAPED_SECOND)
+            took = scraped_until(subject, encoding, PEERS_SECOND)
+        else:
+            sleep_until(PEERS_SECOND)
+            took = scraped_until(subject, encoding, QUIET_SECOND)
         if len(took) < MIN_SCRAPES:
-            reason = f"{len(took)} scrapes in a cycle; the machine is too busy"
+            reason = f"{len(took)} scrapes in a cycle are too few for a 99th percentile"
             yield Skipped("scrape", f"{subject.name}, {load.case}, {encoding}", reason)
             continue
         for name, value in (("p50", statistics.median(took)), ("p99", statistics.quantiles(took, n=100)[98])):
             yield Figure("scrape", load.case, f"{encoding}, {name}", subject.name, "ms", (value,))
+
+
+def scraped_until(subject: Subject, encoding: str, second: int) -> list[float]:
+    """Scrape a subject from now until that second of the minute by a process of its own; return the milliseconds."""
+    command = [sys.executable, "-m", "bench.rounds", "--child", "scrape", str(subject.port), encoding]
+    process = subprocess.Popen(command, cwd=HERE, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    sleep_until(second)
+    return [seconds * 1000 for _, seconds in json.loads(process.communicate("")[0] or '{"latencies": []}')["latencies"]]
 
 
 def costs(context: Context, load: Load, subjects: Sequence[Subject], encoding: str) -> Iterator[Figure]:

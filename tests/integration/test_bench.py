@@ -1,6 +1,8 @@
 """`make bench` at a tiny size: its JSON, its tables, and the page that is written from it."""
 
 import json
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,13 +11,16 @@ import pytest
 
 from bench import __main__ as bench
 from bench import machine, starts
+from bench.context import Context
+from bench.cycle import TickThread
 from bench.fake_aws import FakeAws
 from bench.figures import BARE_CLIENT, EXPORTER, YACE, Figure, Skipped, Target, results
 from bench.peers import CACHE, CLOUDWATCH_EXPORTER_JAR, YACE_VERSION
+from bench.processes import Process
 from bench.profile import shares
 from bench.report import PAGE, Run, show, write_page
 from bench.rows import ROWS
-from bench.subjects import Values, wrong_values
+from bench.subjects import Subject, Values, wrong_values
 from exporter.core.model import MetricName
 from tests.helpers.fake_cloudwatch import instance_id
 
@@ -155,6 +160,43 @@ def test_a_wrong_a_missing_and_a_stale_value_are_counted(tmp_path: Path) -> None
     assert wrong_values({key: value for key, value in right.items() if key != one}, aws, now) == 1
     assert wrong_values({**right, one: right[one] + 0.001}, aws, now) == 1
     assert wrong_values({**right, one: aws.value(*one, now - 7200)}, aws, now) == 1
+
+
+class SlowSubject(Subject):
+    """A subject whose polls last until they are released."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__("slow", FakeAws(folder, 1), folder)
+        self.polls, self.released = 0, threading.Event()
+
+    def start(self) -> Process:
+        raise NotImplementedError
+
+    def tick(self) -> None:
+        self.polls += 1
+        self.released.wait()
+
+
+def test_a_slow_peer_is_not_polled_again_before_its_poll_has_ended_and_each_poll_counts_once(tmp_path: Path) -> None:
+    subject = SlowSubject(tmp_path)
+    thread = TickThread(subject)
+    thread.wake()
+    thread.wake()
+    assert (thread.is_busy, subject.polls) == (True, 1)
+    subject.released.set()
+    for _ in range(2):
+        while thread.is_busy:  # ended by the test's own timeout
+            time.sleep(0.01)
+        thread.wake()
+    while thread.is_busy:
+        time.sleep(0.01)
+    assert (subject.polls, thread.take(), thread.take()) == (3, 3, 0)
+
+
+def test_only_the_named_subjects_take_part() -> None:
+    assert Context().measures(EXPORTER)
+    context = Context(subjects=(EXPORTER, YACE))
+    assert [context.measures(each) for each in (EXPORTER, YACE, BARE_CLIENT)] == [True, True, False]
 
 
 def test_a_row_that_did_not_run_keeps_its_table(page: Path) -> None:
