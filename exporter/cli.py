@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from exporter.commands import flags, manual, table, terminal
 from exporter.commands.command import Command, add_settings
 from exporter.commands.exit_status import NO_WORKERS
+from exporter.commands.help_text import HelpFormatter
 from exporter.core import version
 from exporter.core.errors import ExporterError, NoWorkersError
 
@@ -63,7 +64,7 @@ def parser_of(chosen: str | None) -> tuple[argparse.ArgumentParser, Mapping[str,
         description="CPU, memory, labs and status of Cisco Modeling Labs workers: gauges for Prometheus, and a history that "
         "outlives the worker.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("--version", action=_Version, help="show version, revision and Python, and exit")
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -73,7 +74,7 @@ def parser_of(chosen: str | None) -> tuple[argparse.ArgumentParser, Mapping[str,
             help=command.summary,
             description=command.description,
             epilog=command.epilog,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=HelpFormatter,
         )
         if chosen in (name, "*"):
             command.add_flags(subparser)

@@ -31,7 +31,10 @@ There are five dashboards, the same files for Grafana 9.1 to 12 (checked against
   Prometheus reads from the exporter (`{store="history"}`, `remote_read` in `prometheus/prometheus.yml`). Idle workers,
   numbers of statuses, values of running workers, counts by region, lists of workers by name, and alert thresholds come from
   `prometheus/rules/`, which record them once a minute, what fills up or has changed every two minutes, and alerts that fire
-  every 15 seconds. What a graph shows of the past does not depend on a rule that came with an upgrade.
+  every 15 seconds. What a graph shows of the workers' past does not depend on a rule that came with an upgrade.
+- Counts of *Exporter health* (errors, requests, billed metrics, samples) are sums of what each counter rose by in each minute
+  (`cml_exporter:…:increase1m`), of all exporters. They are whole and exact: an `increase` over an interval would extrapolate,
+  and miss what is counted between two intervals or before the first scrape.
 - Graphs show the first three workers by their average in the time range and the mean of all, rankings the first few (variable
   *Show*), never all of a large fleet. Numbers of the fleet include all workers.
 - *Trends* reads [hourly aggregates](history.md#hourly-aggregates-weeks-and-months-of-a-large-fleet)
@@ -60,16 +63,15 @@ Characters of a query as it stands in the dashboard; a test fails if they grow.
 | --- | --- | --- | --- | --- | --- |
 | names and numbers of statuses computed in each query | 209 | 86.5 | 159 | 306.5 | – |
 | the same recorded | 228 | 80.5 | 126 | 193.5 | 1,304 |
-| lists of workers, alerts, and counts by region recorded (now) | <numbers> |
+| lists of workers, alerts, and counts by region recorded | 236 | 67.25 | 108.5 | 166 | 922 |
+| counters by the minute, and times and sums of all shards recorded (now) | <numbers> |
 
 What is still long, and why:
 
 - The history is read with three matchers (`store`, `region`, `worker_id`) and an offset of a second, which together are 68
   characters of each query of *Trends*. `store="history"` sends a query to the exporter and keeps all others away from it. `.*`
   stands for all workers, because the ids of a large fleet are too long for a query; so the region has a matcher of its own.
-- Counters of the exporter are drawn as counts of each interval: a rate over one scrape more than the interval, times the
-  interval. `increase` over the interval alone would miss what is counted between two windows. A new series of a counter that is
-  not 0 at its first scrape is counted by a second half.
+- `$instance` and `$job` choose among the exporters; where each of them is shown, its queries have both matchers.
 - Graphs of *Fleet overview* continue into time before this Prometheus by a second half from the history.
 
 ## On VictoriaMetrics
@@ -91,9 +93,8 @@ A test sends all three to VictoriaMetrics 1.79 and compares every query of every
 the values agree to a millionth. In another one vmalert evaluates the rules over what was scraped, and what it records is
 compared. What differs:
 
-- `rate` and `increase` include the sample before the window and do not extrapolate. A count of an interval (*Metrics requested*
-  and other columns of *Exporter health*) is therefore 10/11 of Prometheus's with scrapes every 30 seconds and columns of 5
-  minutes, or 20/11 where the window meets two collection cycles. Rates of a steady counter, such as network and CPU, agree.
+- `rate` includes the sample before the window and does not extrapolate. Rates of a steady counter, such as network and CPU,
+  agree. Columns of *Exporter health* are sums of counts by the minute, which both add up alike.
 - A range excludes its first end, as in Prometheus 3. Prometheus 2 includes it, so that a step of the history that ends on a
   sample (*CPU over time*) is the mean of two samples there.
 - The history is in the same database: a selector without `store` finds it, too. *Nodes and labs* begins earlier.

@@ -7,13 +7,11 @@ from grafana import conventions
 from grafana.panels import Dashboard, Panel, Query, Row, Style, bars, graph, instant, name_stat, stat, timeline, variable
 from grafana.promql import (
     WORKER,
-    counter_increase,
-    counter_increase_within,
+    counted,
+    counted_by_exporter,
     exporter_metric,
     in_status,
-    sum_of_shards,
     threshold,
-    worst_of_shards,
 )
 
 _JOB = 'job="$job"'
@@ -101,21 +99,20 @@ def _now_row() -> list[Panel]:
     ]
 
 
-_ERRORS = (
-    ("cloudwatch_request_failures_total", "CloudWatch requests failed"),
-    ("cloudwatch_malformed_total", "malformed parts of answers"),
-    ("mirror_failures_total", "writes to MongoDB failed"),
-    ("forward_failures_total", "writes to other databases failed"),
-    ("outbox_write_failures_total", "writes to the outbox failed"),
-    ("samples_unavailable_total", "values recorded as absent"),
-    ("samples_lost_total", "samples lost"),
-    ("history_replaced_total", "history replaced"),
-)
+ERRORS = {
+    "cloudwatch_request_failures": "CloudWatch requests failed",
+    "cloudwatch_malformed": "malformed parts of answers",
+    "mirror_failures": "writes to MongoDB failed",
+    "forward_failures": "writes to other databases failed",
+    "outbox_write_failures": "writes to the outbox failed",
+    "samples_unavailable": "values recorded as absent",
+    "samples_lost": "samples lost",
+    "history_replaced": "history replaced",
+}
 """Counters of what goes wrong, and their legends."""
 
 
 def _at_a_glance() -> list[Panel]:
-    errors = [Query(counter_increase(_metric(name)), legend) for name, legend in _ERRORS]
     return [
         timeline(
             "Sources",
@@ -130,8 +127,12 @@ def _at_a_glance() -> list[Panel]:
             "Errors",
             "Does anything fail, and what?",
             "Everything that failed, per interval. The rows below say why: requests by AWS's code, writes by reason.",
-            errors,
-            replace(_NEVER, empty="Nothing has failed"),
+            [Query(counted("errors"), "{{counter}}")],
+            replace(
+                _NEVER,
+                empty="Nothing has failed",
+                fixed={counter: {"displayName": legend} for counter, legend in ERRORS.items()},
+            ),
             columns=True,
             stacked=True,
             interval=_EACH,
@@ -150,7 +151,7 @@ def _sources() -> list[Panel]:
             "minutes and falls again.",
             [
                 Query(
-                    "time() - max by (source, region) (cml_exporter:source_last_success_timestamp_seconds:min)",
+                    "time() - cml_exporter:source_last_success_timestamp_seconds:min",
                     "{{source}} {{region}}",
                 )
             ],
@@ -163,7 +164,7 @@ def _sources() -> list[Panel]:
             "Is a source slow?",
             f"Duration of the last read. An alert fires above {threshold_of('mongodb'):g} s for MongoDB and above "
             f"{threshold_of('cloudwatch'):g} s for CloudWatch.",
-            [Query(f"max by (source, region) ({_metric('source_duration_seconds')})", "{{source}} {{region}}")],
+            [Query("cml_exporter:source_duration_seconds:max", "{{source}} {{region}}")],
             replace(
                 conventions.SECONDS,
                 empty="Nothing read yet",
@@ -211,18 +212,14 @@ def threshold_of(source: str) -> float:
 
 
 def _cloudwatch() -> list[Panel]:
-    requests, failures = _metric("cloudwatch_requests_total"), _metric("cloudwatch_request_failures_total")
-    metrics = _metric("cloudwatch_metrics_requested_total")
-    throttled = _metric("cloudwatch_request_failures_total", _THROTTLED)
-    share = f"{counter_increase(throttled, 'region')} / ({counter_increase(requests, 'region')} > 0)"
-    state = f"max by (state) ({_metric('cloudwatch_budget_state')}) == 1"
-    accounts = f"max by (account, account_id, region) ({_metric('cloudwatch_account_up')})"
+    throttled = f"sum by (region) ({counted('cloudwatch_request_failures', matchers=_THROTTLED)})"
+    share = f"{throttled} / (sum by (region) ({counted('cloudwatch_requests')}) > 0)"
     return [
         graph(
             "CloudWatch requests",
             "How many CloudWatch requests are sent?",
             "Requests to CloudWatch per interval of the graph, including retries.",
-            [Query(counter_increase(requests, "operation, region"), "{{operation}} {{region}}")],
+            [Query(counted("cloudwatch_requests"), "{{operation}} {{region}}")],
             replace(_NEVER, empty="CloudWatch is not used"),
             columns=True,
             stacked=True,
@@ -233,7 +230,7 @@ def _cloudwatch() -> list[Panel]:
             "Why do CloudWatch requests fail?",
             "Failed requests per interval, by AWS error code. AccessDenied: extend the IAM policy. Throttling: raise the "
             "quota or the poll interval.",
-            [Query(counter_increase(failures, "code, operation, region"), "{{code}} {{operation}} {{region}}")],
+            [Query(counted("cloudwatch_request_failures"), "{{code}} {{operation}} {{region}}")],
             replace(_FAILURES, empty="No request has failed", thresholds=()),
             columns=True,
             stacked=True,
@@ -254,7 +251,7 @@ def _cloudwatch() -> list[Panel]:
             "Metrics requested",
             "What does AWS bill?",
             "Metrics requested per interval, by region; AWS bills each of them.",
-            [Query(counter_increase(metrics, "region"), "{{region}}")],
+            [Query(counted("cloudwatch_metrics_requested"), "{{region}}")],
             replace(_NEVER, empty="CloudWatch is not used"),
             width=8,
             columns=True,
@@ -289,7 +286,7 @@ def _cloudwatch() -> list[Panel]:
             "Refused reads",
             "Are HTTP readers refused?",
             "CloudWatch requests on behalf of HTTP readers that were not sent because their share of the budget is spent.",
-            [Query(counter_increase(_metric("cloudwatch_reader_requests_refused_total")), "refused")],
+            [Query(counted("cloudwatch_reader_requests_refused"), "refused")],
             replace(_NEVER, empty="None was refused"),
             width=8,
             columns=True,
@@ -300,7 +297,7 @@ def _cloudwatch() -> list[Panel]:
             "Does CloudWatch send nonsense?",
             "Parts of CloudWatch's answers dropped per interval because they are malformed, by kind. Behind a proxy or another "
             "endpoint, look there first.",
-            [Query(counter_increase(_metric("cloudwatch_malformed_total"), "kind"), "{{kind}}")],
+            [Query(counted("cloudwatch_malformed"), "{{kind}}")],
             replace(_FAILURES, empty="Nothing was malformed", thresholds=()),
             width=8,
             columns=True,
@@ -312,7 +309,7 @@ def _cloudwatch() -> list[Panel]:
             "Does the budget limit polling?",
             "ok: no limit reached. gap_filling_paused: only running workers are polled. polling_paused: CloudWatch is not "
             "polled until 00:00 UTC.",
-            [instant(state, "{{state}}")],
+            [instant("cml_exporter:cloudwatch_budget_state:max == 1", "{{state}}")],
             Style("none", "Exporter not seen", fixed=_BUDGET),
             width=12,
         ),
@@ -320,7 +317,7 @@ def _cloudwatch() -> list[Panel]:
             "Cost of the last 24 hours",
             "What does a day cost?",
             "Estimated cost of the metrics requested in the last 24 hours.",
-            [instant(counter_increase_within(_metric("cloudwatch_estimated_cost_dollars_total"), "1d"))],
+            [instant(counted("cloudwatch_estimated_cost_dollars", "1d"))],
             _DOLLARS,
             width=12,
         ),
@@ -328,7 +325,7 @@ def _cloudwatch() -> list[Panel]:
             "AWS accounts",
             "Which AWS account fails?",
             "Each account in each region; green while its last calls succeeded. Shown where a region has several accounts.",
-            Query(accounts, "{{account}} {{region}}"),
+            Query("cml_exporter:cloudwatch_account_up:min", "{{account}} {{region}}"),
             Style("none", "One account per region", mappings={"1": ("ok", "green"), "0": ("failed", "red")}),
             width=24,
             height=5,
@@ -337,16 +334,16 @@ def _cloudwatch() -> list[Panel]:
 
 
 def _history() -> list[Panel]:
-    oldest = f"time() - {worst_of_shards(_metric('outbox_oldest_timestamp_seconds'))}"
-    mirrored = f"time() - {worst_of_shards(_metric('mirror_last_success_timestamp_seconds'))}"
-    forwarded = f"time() - {worst_of_shards(_metric('forward_last_success_timestamp_seconds'), 'target')}"
+    oldest = "time() - cml_exporter:outbox_oldest_timestamp_seconds:min"
+    mirrored = "time() - cml_exporter:mirror_last_success_timestamp_seconds:min"
+    forwarded = "time() - cml_exporter:forward_last_success_timestamp_seconds:min"
     return [
         graph(
             "Outbox by state",
             "Does the outbox grow?",
             "Samples in the outbox. observed: waits for CloudWatch. final: waits for MongoDB. rejected: MongoDB rejected it "
             "permanently.",
-            [Query(sum_of_shards(_metric("outbox_samples"), "state"), "{{state}}")],
+            [Query("cml_exporter:outbox_samples:sum_by_state", "{{state}}")],
             replace(_NEVER, empty="Exporter not seen"),
             width=8,
             stacked=True,
@@ -364,7 +361,7 @@ def _history() -> list[Panel]:
             "Samples mirrored",
             "Is the history being written?",
             "Samples that the mirror processed per interval, by result.",
-            [Query(counter_increase(_metric("mirror_samples_total"), "result"), "{{result}}")],
+            [Query(counted("mirror_samples"), "{{result}}")],
             replace(_NEVER, empty="None written yet"),
             width=8,
             columns=True,
@@ -375,7 +372,7 @@ def _history() -> list[Panel]:
             "Failed writes",
             "Why do writes of the history fail?",
             "Failed attempts to write the history, by reason. No sample is lost: they wait in the outbox.",
-            [Query(counter_increase(_metric("mirror_failures_total"), "reason"), "{{reason}}")],
+            [Query(counted_by_exporter("mirror_failures", _INSTANCE, "reason"), "{{instance}} {{reason}}")],
             replace(_NEVER, empty="No write has failed"),
             width=6,
             columns=True,
@@ -388,9 +385,9 @@ def _history() -> list[Panel]:
             "Samples written for periods that no exporter observed in time (gap-filled), samples without any value, which "
             "are not written (dropped), and samples of periods that were too old to be filled (lost).",
             [
-                Query(counter_increase(_metric("samples_gap_filled_total")), "gap-filled"),
-                Query(counter_increase(_metric("samples_dropped_total")), "dropped"),
-                Query(counter_increase(_metric("samples_lost_total")), "lost"),
+                Query(counted("samples_gap_filled"), "gap-filled"),
+                Query(counted("samples_dropped"), "dropped"),
+                Query(counted("samples_lost"), "lost"),
             ],
             replace(_NEVER, empty="Exporter not seen"),
             width=6,
@@ -401,7 +398,7 @@ def _history() -> list[Panel]:
             "Values recorded as absent",
             "Which values are missing permanently?",
             "CPU and memory values for which CloudWatch returned no final answer in time; the history lacks them.",
-            [Query(counter_increase(_metric("samples_unavailable_total"), "metric"), "{{metric}}")],
+            [Query(counted("samples_unavailable"), "{{metric}}")],
             replace(_NEVER, empty="None recorded as absent"),
             width=6,
             columns=True,
@@ -413,10 +410,7 @@ def _history() -> list[Panel]:
             "Does CloudWatch change values that are final?",
             "CPU and memory values that CloudWatch published after they had been recorded as absent (late), or changed after "
             "they were final (revised), by metric. The history keeps what it has.",
-            [
-                Query(counter_increase(_metric(f"samples_{kind}_total"), "metric"), f"{kind} {{{{metric}}}}")
-                for kind in ("late", "revised")
-            ],
+            [Query(counted(f"samples_{kind}"), f"{kind} {{{{metric}}}}") for kind in ("late", "revised")],
             replace(_NEVER, empty="Exporter not seen"),
             width=6,
             columns=True,
@@ -430,7 +424,7 @@ def _history() -> list[Panel]:
             "acknowledged (replaced), by reason.",
             [
                 Query(f"max({_metric('history_duplicates')})", "doubled"),
-                Query(counter_increase(_metric("history_replaced_total"), "reason"), "replaced: {{reason}}"),
+                Query(counted("history_replaced"), "replaced: {{reason}}"),
             ],
             replace(_NEVER, empty="Exporter not seen", thresholds=((1, "red"),)),
             width=24,
@@ -455,8 +449,8 @@ def _history() -> list[Panel]:
             "Samples that a database of history.forward has acknowledged and will never get, per interval, and those that wait "
             "for it in the outbox.",
             [
-                Query(counter_increase(_metric("forward_samples_total"), "target"), "{{target}}: forwarded"),
-                Query(counter_increase(_metric("forward_samples_dropped_total"), "target"), "{{target}}: dropped"),
+                Query(counted("forward_samples"), "{{target}}: forwarded"),
+                Query(counted("forward_samples_dropped"), "{{target}}: dropped"),
                 Query(f"sum by (target) ({_metric('forward_pending_samples')})", "{{target}}: waiting"),
             ],
             replace(_NEVER, empty="No other database is configured"),
@@ -467,7 +461,7 @@ def _history() -> list[Panel]:
             "OpenTelemetry pushes",
             "Does the OpenTelemetry collector get the gauges?",
             "Pushes to the collector of the setting otlp.endpoint, by result.",
-            [Query(counter_increase(_metric("otlp_pushes_total"), "result"), "{{result}}")],
+            [Query(counted_by_exporter("otlp_pushes", _INSTANCE, "result"), "{{instance}} {{result}}")],
             replace(_NEVER, empty="No OpenTelemetry collector is configured"),
             width=24,
             columns=True,
@@ -479,8 +473,8 @@ def _history() -> list[Panel]:
             "Failed transactions on the outbox per interval, by reason, and damaged outboxes that were set aside. While the "
             "outbox cannot be written, status and labs do not reach the history.",
             [
-                Query(counter_increase(_metric("outbox_write_failures_total"), "reason"), "{{reason}}"),
-                Query(counter_increase(_metric("outbox_replaced_total")), "set aside"),
+                Query(counted_by_exporter("outbox_write_failures", _INSTANCE, "reason"), "{{instance}} {{reason}}"),
+                Query(counted_by_exporter("outbox_replaced", _INSTANCE), "{{instance}} set aside"),
             ],
             replace(_NEVER, empty="Exporter not seen"),
             width=12,
@@ -639,7 +633,7 @@ DASHBOARD = Dashboard(
         variable(
             "instance",
             "Exporter",
-            "Exporters, by address.",
+            "Exporters, by address, in panels that show each of them. What is recorded is of all exporters.",
             f"label_values({exporter_metric('build_info', _JOB)}, instance)",
             everything=None,
         ),

@@ -88,16 +88,7 @@ _ALERT_CELL: Json = {
 _HIDDEN = {"custom.hidden": True}
 
 
-def _copied(expr: str, *labels: str) -> str:
-    """Copy the label `alertname`: a column per sentence, each with the sentences of all alerts as its mapping."""
-    for label in labels:
-        expr = f'label_join({expr}, "{label}", "", "alertname")'
-    return expr
-
-
 def _now() -> list[Panel]:
-    ranks = _copied(f"max by (alertname) ({alerts_firing()})", "means", "step", "anchor")
-    ranks = f"{ranks} * on () group_left (url) topk(1, cml:runbook:info)"
     colors = {name: {"color": {"mode": "fixed", "fixedColor": color}} for name, color in conventions.SEVERITY_COLORS.items()}
     return [
         stat(
@@ -115,7 +106,7 @@ def _now() -> list[Panel]:
             "Alerts that fire now, the most severe first, with the first step. Touch a step for the section of the runbook, an "
             "alert for its workers below.",
             [
-                instant(f"sort_desc({ranks})"),
+                instant("sort_desc(cml:alert_severity:explained)"),
                 instant(f"1000 * min by (alertname) ({alerts_since()})"),
                 instant(f"count by (alertname) ({alerts_firing()})"),
             ],

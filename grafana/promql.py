@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import yaml
 
-from exporter.core.catalog import HOURLY_PRICE, INFO, LAST_ACTIVITY, METRICS_BY_NAME, STATUS, Metric
+from exporter.core.catalog import HOURLY_PRICE, INFO, METRICS_BY_NAME, STATUS, Metric
 from exporter.core.history_metrics import (
     ACTIVE_LABS_1H,
     INFO_1H,
@@ -79,21 +79,6 @@ def exporter_metric(name: str, matchers: str = "") -> str:
     """Return a selector of an exporter metric, by its name without the prefix cml_exporter_."""
     metric = METRICS_BY_NAME[f"cml_exporter_{name}"]
     return f"{metric.name}{_braced(matchers)}"
-
-
-def sum_of_shards(selector: str, by: str) -> str:
-    """Return the sum over the shards of a fleet; of the exporters of one shard, which have the same, the greatest counts."""
-    info = exporter_metric("shard_info")
-    each = f"{selector} * on (job, instance) group_left (shard) ({info} >= bool 0)"
-    return f"sum by ({by}) (max by (shard, {by}) ({each}))"
-
-
-def worst_of_shards(time: str, by: str = "") -> str:
-    """Return the earliest time over the shards of a fleet; of the exporters of one shard the latest counts: others stand by."""
-    info = exporter_metric("shard_info")  # 0 of one that waits for another division
-    each = f"{time} * on (job, instance) group_left (shard) {info} > 0"
-    labels = f" by ({by})" if by else ""
-    return f"min{labels} (max by ({', '.join(filter(None, (by, 'shard')))}) ({each}))"
 
 
 def live(metric: Metric, matchers: str, more: str = "") -> str:
@@ -252,12 +237,6 @@ def idle_seconds(matchers: str) -> str:
     return f"cml_worker:idle_seconds:running{{{matchers}}}"
 
 
-def idle_seconds_over_time(matchers: str) -> str:
-    """Return the same for graphs: also of time before it was recorded. A time of 0 means no activity."""
-    since = f"(time() - max by ({WORKER}) ({LAST_ACTIVITY.name}{{{matchers}}} > 0))"
-    return f"{since} and on ({WORKER}) {in_status('running', matchers)}"
-
-
 def running_hours(matchers: str, window: str, *, before: str = "") -> str:
     """Return the hours each worker ran: the share of each hour's samples of a running worker, independent of the period."""
     return f"sum_over_time({hourly_history(RUNNING_1H, matchers, window, before=before)})"
@@ -315,43 +294,23 @@ def last_seen(matchers: str, window: str = "$__range") -> str:
     return f"max_over_time({hourly_history(NEWEST_1H, matchers, window)})"
 
 
-_COUNTS_BEFORE_A_SCRAPE = tuple(
-    f"cml_exporter_{name}"
-    for name in (
-        "cloudwatch_requests_total",
-        "cloudwatch_metrics_requested_total",
-        "cloudwatch_estimated_cost_dollars_total",
-        "mirror_samples_total",
-        "samples_gap_filled_total",
-        "cloudwatch_request_failures_total",
-        "mirror_failures_total",
-    )
-)
-"""Counters whose first scrape may not be 0: the first collection cycle, which fills the gaps, is often over before the first
-scrape, and error codes and reasons are not known before an error occurs. All others count errors only, and start at 0."""
+# -- counters of the exporters -----------------------------------------------------------------------------------------
 
 
-def counter_increase(counter: str, by: str = "") -> str:
-    """Return the increase of a counter in one step of the graph, as a whole number while the counter is scraped evenly.
+def counted(counter: str, window: str = "$__interval", matchers: str = "") -> str:
+    """Return by how much a counter of all exporters rose in one step of the graph, as a whole number.
 
-    The window of the rate is one scrape longer than the step, so that it has both ends' samples; multiplied by the step, the
-    rate is the difference of these samples. No rate counts the first value of a counter; so a new series of
-    _COUNTS_BEFORE_A_SCRAPE counts as a whole, in the step in which it appears.
+    Recorded by the minute in prometheus/rules/dashboards.yml, with the counter's labels that tell what it counted. Prometheus's
+    `increase` would extrapolate, and miss what is counted between two windows or before the first scrape.
     """
-    total = f"rate({counter}[$__rate_interval]) * $__interval_ms / 1000"
-    return f"sum{_suffixed(f'by ({by})' if by else '')} ({_or_new(counter, '$__interval')}{total})"
+    return f"sum_over_time(cml_exporter:{counter}:increase1m{_braced(matchers)}[{window}])"
 
 
-def counter_increase_within(counter: str, window: str) -> str:
-    """Return the increase of a counter in a fixed window until now; see `counter_increase`."""
-    return f"sum({_or_new(counter, window)}increase({counter}[{window}]))"
-
-
-def _or_new(counter: str, window: str) -> str:
-    """Return the part of a sum that counts the first value of a series that appeared within the window, where it matters."""
-    if counter.partition("{")[0] not in _COUNTS_BEFORE_A_SCRAPE:
-        return ""
-    return f"({counter} unless last_over_time({counter}[1h] offset {window})) or "
+def counted_by_exporter(counter: str, matchers: str, by: str = "") -> str:
+    """Return the same for the exporters that the matchers select, by exporter."""
+    selected = _join(matchers, f'counter="{counter}"')
+    labels = ", ".join(filter(None, ("instance", by)))
+    return f"sum by ({labels}) (sum_over_time(cml_exporter:counters:increase1m{{{selected}}}[$__interval]))"
 
 
 # -- the fleet at a glance ---------------------------------------------------------------------------------------------

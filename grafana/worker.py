@@ -45,7 +45,6 @@ from grafana.promql import (
     hours_missing,
     idle_hours,
     idle_seconds,
-    idle_seconds_over_time,
     live_info,
     max_by_worker,
     of_running,
@@ -413,7 +412,7 @@ def _over_time() -> list[Panel]:
             "Idle time",
             "Since when has it been unused?",
             "Time since the last activity, while it runs. It rises while the worker is unused, and falls to 0 when it is used.",
-            [Query(f"max({idle_seconds_over_time(THE_WORKER)})", "idle for")],
+            [Query(f"max({idle_seconds(THE_WORKER)})", "idle for")],
             replace(conventions.CLOCK, empty=_NOT_IDLE, thresholds=conventions.LONG_IDLE),
         ),
         graph(

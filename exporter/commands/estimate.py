@@ -42,7 +42,7 @@ class Estimate:
     """Those of them whose memory CloudWatch lists, or is assumed to list."""
     by_region: Mapping[str, Usage]
     listing_pages: int
-    """Requests of one ListMetrics over all regions; nothing is billed for them up to a million a month."""
+    """Requests of one ListMetrics over all regions, at least one each; nothing is billed for them up to a million a month."""
     extra: int = 0
     """Metrics of `cloudwatch.extra` that a cycle queries."""
 
@@ -89,7 +89,8 @@ def estimate(
             region: Usage.of(len(call.queries) for call in (*calls, *further) if call.region == region) for region in regions
         },
         extra=sum(len(call.queries) for call in further),
-        listing_pages=sum(max(1, math.ceil(sum(map(len, listing.series.values())) / _PAGE)) for listing in known),
+        listing_pages=sum(max(1, math.ceil(sum(map(len, listing.series.values())) / _PAGE)) for listing in known)
+        + sum(listing is None for listing in listings.values()),
     )
 
 
@@ -224,7 +225,8 @@ def _notes(settings: Settings, fleet: Fleet, found: Estimate, rules: Rules, prob
             if settings.cloudwatch.extra
             else []
         ),
-        f"ListMetrics is called too, about {round(found.listing_pages * DAY / max(every, LISTING_TTL_SECONDS))} times a day; "
+        f"ListMetrics is called too, {'at least' if problems else 'about'} "
+        f"{round(found.listing_pages * DAY / max(every, LISTING_TTL_SECONDS))} times a day; "
         "AWS does not bill it up to a million requests a month.",
         "The price is per metric and call, whatever the number of datapoints: a 1m period costs no more than 5m, and "
         "filling a gap of a running worker costs nothing extra.",

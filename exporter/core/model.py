@@ -164,9 +164,8 @@ class HandedWorker(NamedTuple):
     """Its state and samples, as `pipeline.handover` writes them."""
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerGauges:
-    """The gauges of one worker in one snapshot.
+class WorkerGauges(NamedTuple):
+    """The gauges of one worker in one snapshot. A tuple, because one per worker is made for each snapshot.
 
     Each value (percent) comes with the end of its period; the time is shown longer than its value, so that its age is visible.
     """

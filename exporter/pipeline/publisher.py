@@ -172,9 +172,9 @@ class Publisher:
             newest = {metric: point for metric in METRICS if (point := points[metric].get(worker.instance_id or ""))}
             one = gauges(worker, newest, fleet.date, now, rules)
             if self._cloudwatch:
-                one = replace(one, cloudwatch=further_values(worker, points, self._cloudwatch, now, rules))
+                one = one._replace(cloudwatch=further_values(worker, points, self._cloudwatch, now, rules))
             if prices and (price := prices.get(worker.instance_type or "")) is not None:
-                one = replace(one, hourly_price=price)
+                one = one._replace(hourly_price=price)
             shown.append(one)
         return self._block.snapshot(shown, fresh_until)
 

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from docs_site import FURTHER, linked
+from tests.helpers.browser import chromium, visit
 from tests.helpers.deadlines import scaled
 
 ROOT = Path(__file__).parents[2]
@@ -50,6 +51,30 @@ def test_a_page_loads_nothing_from_elsewhere(site: Path) -> None:
         loaded = re.findall(r'<(?:script|img|source|iframe)[^>]*\bsrc(?:set)?="?(https?:[^"\s>]+)', page.read_text())
         loaded += re.findall(r'<link[^>]*rel="?(?:stylesheet|preconnect)"?[^>]*href="?(https?:[^"\s>]+)', page.read_text())
         assert loaded == [], page.name
+
+
+def test_no_list_is_shown_as_part_of_a_paragraph(site: Path) -> None:
+    """The site wants four blanks before a paragraph of a list item, GitHub two: else the rest of the list is text."""
+    for page in site.glob("*.html"):
+        for paragraph in re.findall(r"<p>(.*?)</p>", re.sub(r"<code>.*?</code>", "", page.read_text()), re.DOTALL):
+            assert not re.search(r"^(?:[-*]|\d+\.) |```", paragraph, re.MULTILINE), f"{page.name}: {paragraph[:200]}"
+
+
+@pytest.mark.parametrize("width", [400, 1400])
+def test_nothing_of_a_page_is_wider_than_the_window_or_fails_to_load(site: Path, width: int) -> None:
+    """A table or code that is too wide scrolls by itself."""
+    outside = """() => [...document.querySelectorAll("article *")].filter(element => {
+        if (element.getBoundingClientRect().right <= innerWidth + 1) return false;
+        for (let around = element; around.tagName != "ARTICLE"; around = around.parentElement)
+            if (getComputedStyle(around).overflowX == "auto") return false;
+        return true;
+    }).map(element => element.outerHTML.slice(0, 200))"""
+    unloaded = "[...document.images].filter(image => !image.naturalWidth).map(image => image.src)"
+    with chromium() as browser, visit(browser, width=width) as shown:
+        for page in sorted(site.glob("*.html")):
+            if page.name != "404.html":  # its addresses begin with /
+                shown.page.goto(page.as_uri())
+                assert (shown.page.evaluate(outside), shown.overflow(), shown.page.evaluate(unloaded)) == ([], 0, []), page.name
 
 
 @pytest.mark.parametrize(

@@ -143,7 +143,7 @@ def without_matchers(node: promql.VectorSelector, range_: Any = None) -> Iterato
             changed = [*matchers[:place], (name, op, less), *matchers[place + 1 :]]
             yield f"{name}: |{alternative}", selector(node, range_, matchers=changed)
     if node.offset:
-        yield f"offset of {node.name}", selector(node, range_, offset=False)
+        yield f"offset of {node.name or 'all'}", selector(node, range_, offset=False)
 
 
 # -- how the parser's nodes are written --------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ def selector(
     range_text = f"[{promql.display_duration(range_)}]" if range_ else ""
     offset_text = f" offset {promql.display_duration(node.offset)}" if node.offset and offset else ""
     braces = f"{{{inside}}}" if inside else ""
-    return f"{node.name}{braces}{range_text}{offset_text}"
+    return f"{node.name or ''}{braces}{range_text}{offset_text}"
 
 
 def suffix(node: promql.SubqueryExpr) -> str:

@@ -161,7 +161,7 @@ def test_the_series_of_a_worker_are_those_of_metrics() -> None:
     assert [row[0] for row in rows] == [name for name in workers for _ in range(2)]
     for name, form, n_series, size in rows:
         gauge = WorkerGauges(workers[name], NOW, True, True, 50.12, NOW, 40.3, NOW)
-        other = replace(gauge, worker=replace(workers[name], id="worker-00002"))
+        other = gauge._replace(worker=replace(workers[name], id="worker-00002"))
         status: StatusForm = "code" if form == "`code`" else "state_set"
         one, two = (render(each, status=status) for each in ([gauge], [gauge, other]))
         assert n_series == str(sum(1 for line in one.decode().splitlines() if line and not line.startswith("#"))), name

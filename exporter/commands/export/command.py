@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager, nullcontext
@@ -128,8 +129,8 @@ async def _write(
     sink: Sink,
     err: TextIO,
 ) -> Counts:
-    # Not where the export itself appears on the same terminal.
-    seen = err.isatty() and (request.output is not None or not os.isatty(STDOUT))
+    # Not where the export itself may appear on the same terminal, as that of `export | head` does.
+    seen = err.isatty() and (request.output is not None or stat.S_ISREG(os.fstat(STDOUT).st_mode))
     steps = len(workers) * (1 + len(HISTORY_METRICS) if request.format == "openmetrics" else 1)
     with _progress(err, steps) if seen else nullcontext(_silent) as step:
         if request.format == "openmetrics":

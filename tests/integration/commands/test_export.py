@@ -304,7 +304,15 @@ def _umask() -> int:
     return mask
 
 
-@pytest.mark.parametrize("style", ["openmetrics", "csv"])
+@pytest.mark.parametrize(
+    "style",
+    [
+        "openmetrics",
+        pytest.param(
+            "csv", marks=pytest.mark.nightly("test_a_disk_that_fills_ends_it_with_one_sentence_and_the_old_file_as_it_was")
+        ),
+    ],
+)
 def test_a_disk_that_fills_ends_it_with_one_sentence_and_the_old_file_as_it_was(
     store: Store, tmp_path: Path, style: str
 ) -> None:
@@ -366,6 +374,22 @@ def test_on_a_terminal_there_is_a_bar_and_in_the_end_the_line(store: Store, tmp_
     assert "Exported 292 samples of 3 workers as 1," in said
 
 
+def test_there_is_no_bar_where_the_rows_may_be_on_the_same_terminal(store: Store) -> None:
+    """They come out of `head` there."""
+    command = " ".join(f"'{word}'" for word in store.command("--since", "29d", "--format", "csv"))
+    master, slave = pty.openpty()
+    try:
+        done = subprocess.run(
+            ["bash", "-c", f"{command} | cat"], stdout=subprocess.PIPE, stderr=slave, timeout=scaled(60), check=False
+        )
+        said = os.read(master, 100_000).decode()
+    finally:
+        os.close(master)
+        os.close(slave)
+    assert done.stdout.count(b"\r\n") == 293
+    assert said.startswith("Exported 292 samples of 3 workers, ")
+
+
 # -- what fails on the way ---------------------------------------------------------------------------------------------
 
 
@@ -397,7 +421,10 @@ async def test_a_mongodb_that_fails_on_the_way_leaves_nothing_that_looks_whole(
     assert b"# EOF" not in done.stdout
 
 
-@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "end",
+    [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.nightly("test_whoever_ends_it_finds_no_partial_file"))],
+)
 async def test_whoever_ends_it_finds_no_partial_file(store: Store, tmp_path: Path, end: signal.Signals) -> None:
     await store.history.add_samples([sample(f"x{w}", n, cpu_utilization=1.0) for w in range(20) for n in range(2000)])
     status, said = await asyncio.to_thread(ended, store.command("--since", "29d", "--output", tmp_path / "f"), tmp_path, end)

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from exporter.demo.mongod import Mongod
+from exporter.demo.ports import free_port
 from exporter.storage.mongo import Database
 from tests.fixtures.process import RunCommand
 from tests.helpers.fake_cloudwatch import FakeCloudWatch
@@ -44,6 +45,16 @@ def test_estimate(run_command: RunCommand, config: Path) -> None:
     assert found["day"] == {"calls": 288, "metrics": 288 * 6, "dollars": pytest.approx(288 * 6 * 0.00001)}
     assert found["regions"]["eu-west-1"] == found["cycle"]
     assert found["worker_documents"].startswith("3 worker documents in test_")
+
+
+def test_an_estimate_without_access_to_cloudwatch_counts_one_page_of_each_region_at_least(
+    run_command: RunCommand, config: Path
+) -> None:
+    notes = parsed(run_command("estimate", "--json", "--config.file", config).stdout)["notes"]
+    assert any(" about 144 times a day" in note for note in notes), notes
+    closed = f"--cloudwatch.endpoint-url=http://127.0.0.1:{free_port()}"
+    notes = parsed(run_command("estimate", "--json", "--config.file", config, closed).stdout)["notes"]
+    assert any(" at least 144 times a day" in note for note in notes), notes
 
 
 def test_retention_and_export(run_command: RunCommand, config: Path, tmp_path: Path) -> None:

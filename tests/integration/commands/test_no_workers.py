@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
+from _pytest.mark import ParameterSet
 from pymongo import MongoClient
 
 from exporter.demo.mongod import Mongod
@@ -29,7 +30,15 @@ def config(env: FleetEnv, **mongodb: Any) -> Path:  # noqa: ANN401  # settings o
 COMMANDS = {"estimate": (), "backfill": ("--since", "2d"), "verify": ("--since", "2d")}
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+AT_NIGHT = pytest.mark.nightly("test_each_command_says_how_many_worker_documents_it_found_and_where")
+
+
+def all_but_one_at_night(by_day: str, *further: str) -> list[ParameterSet]:
+    """Return the commands, of which `make test` runs one in each test: all count the worker documents by the same functions."""
+    return [pytest.param(command, marks=() if command == by_day else AT_NIGHT) for command in (*COMMANDS, *further)]
+
+
+@pytest.mark.parametrize("command", all_but_one_at_night("backfill"))
 async def test_a_database_without_workers_is_no_success_and_nothing_is_created(
     fleet_env: FleetEnv, run_command: RunCommand, command: str
 ) -> None:
@@ -40,7 +49,7 @@ async def test_a_database_without_workers_is_no_success_and_nothing_is_created(
     assert await fleet_env.database.list_collection_names() == []
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", all_but_one_at_night("estimate"))
 async def test_a_mistyped_collection_is_answered_with_the_right_one(
     fleet_env: FleetEnv, run_command: RunCommand, command: str
 ) -> None:
@@ -51,7 +60,7 @@ async def test_a_mistyped_collection_is_answered_with_the_right_one(
     assert await fleet_env.database.list_collection_names() == ["workers"]
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "check"])
+@pytest.mark.parametrize("command", all_but_one_at_night("verify", "check"))
 async def test_each_command_says_how_many_worker_documents_it_found_and_where(
     fleet_env: FleetEnv, run_command: RunCommand, command: str
 ) -> None:

@@ -615,6 +615,7 @@ def copy_context(target: Path) -> None:
                 shutil.copy(file, target / name, follow_symlinks=False)
 
 
+@pytest.mark.nightly("test_all_that_a_module_imports_is_pinned_for_its_image")
 def test_the_package_builds_from_the_context_alone_and_runs(tmp_path: Path) -> None:
     context, site = tmp_path / "context", tmp_path / "site"
     copy_context(context)

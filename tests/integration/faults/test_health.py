@@ -95,6 +95,7 @@ def reconfigure(uri: str, dead: int) -> None:
         client.admin.command("replSetReconfig", config, force=True)
 
 
+@pytest.mark.nightly("test_without_a_majority_no_status_is_lost_by_the_last_leader_its_restart_or_an_exporter_without_a_leader")
 @pytest.mark.waits(60)
 def test_a_replica_set_without_majority(stand: Stand, run_command: RunCommand) -> None:
     with Scraper(stand.exporter.url) as scraper:
@@ -125,6 +126,7 @@ def test_a_replica_set_without_majority(stand: Stand, run_command: RunCommand) -
     )
 
 
+@pytest.mark.nightly("test_an_fsync_lock_loses_no_status")
 @pytest.mark.waits(45)
 def test_started_while_mongodb_is_locked_against_writes_it_shows_gauges(
     own_replica_set: Mongod, fast_cloudwatch: FakeCloudWatch, run_exporter: RunExporter

@@ -141,6 +141,7 @@ def test_a_limit_of_the_file_size(stand: Stand) -> None:
     outbox_fails(stand, "file-size-limit", "io", "cannot be read or written", limit, lift)
 
 
+@pytest.mark.nightly("test_when_the_disk_is_full_gauges_continue_and_after_making_room_nothing_is_missing")
 def test_a_start_on_a_full_disk_shows_it_or_ends_with_a_sentence(
     small_disk: Path, own_replica_set: Mongod, fast_cloudwatch: FakeCloudWatch, run_exporter: RunExporter
 ) -> None:

@@ -50,6 +50,7 @@ def silent() -> Iterator[socket.socket]:
         yield listener
 
 
+@pytest.mark.nightly("test_targets_are_independent")
 async def test_a_target_that_never_answers_holds_up_neither_mongodb_nor_the_other_target(
     mongod: Mongod,
     database: Database,
@@ -77,6 +78,7 @@ async def test_a_target_that_never_answers_holds_up_neither_mongodb_nor_the_othe
     await stand.stop()  # and it does not hold up the end, either
 
 
+@pytest.mark.nightly("test_beyond_the_limit_the_oldest_are_dropped_counted_and_named_in_the_log")
 async def test_beyond_the_limit_the_oldest_are_dropped_and_an_export_brings_them(
     mongod: Mongod,
     database: Database,
@@ -112,6 +114,7 @@ async def test_beyond_the_limit_the_oldest_are_dropped_and_an_export_brings_them
     assert rows(postgresql) == ledger
 
 
+@pytest.mark.nightly("test_samples_that_a_store_refuses_are_found_dropped_and_counted_and_the_others_are_there")
 async def test_what_a_target_refuses_for_good_is_dropped_there_and_the_rest_arrives(
     mongod: Mongod,
     database: Database,
@@ -166,6 +169,7 @@ async def test_what_a_target_refuses_for_good_is_dropped_there_and_the_rest_arri
     assert await stand.ready(strict) is None
 
 
+@pytest.mark.nightly("test_a_reload_adds_a_target_from_then_on_and_forgets_a_removed_one")
 async def test_a_reload_adds_a_target_for_what_comes_and_removes_one_with_its_backlog(
     mongod: Mongod,
     database: Database,

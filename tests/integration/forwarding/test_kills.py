@@ -63,6 +63,7 @@ async def test_a_target_has_what_mongodb_has_after_the_exporter_was_killed_at_ra
     assert rows(server) == ledger, f"KILL_SEED={SEED}"
 
 
+@pytest.mark.nightly("test_a_target_has_what_mongodb_has_after_the_exporter_was_killed_at_random")
 @at_night_but("victoriametrics")
 async def test_a_target_that_is_killed_and_comes_back_gets_all(stand: Stand, server: StoreServer) -> None:
     target = target_of(server)

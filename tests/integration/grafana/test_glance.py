@@ -15,7 +15,6 @@ from grafana.promql import (
     max_by_worker,
     of_running,
     of_running_by_hour,
-    sum_of_shards,
     with_history,
 )
 from tests.conftest import program
@@ -97,13 +96,3 @@ def test_hours_without_labs_count_in_the_average_of_labs(tmp_path: Path) -> None
     """A worker with 4 labs runs for 5 of 10 hours: 2 on average."""
     series = {hourly("active_labs_running:avg1h", "a"): "_ 4x5 0x4 _x3"}
     query(tmp_path, series, fleet_labs(ALL, "10h"), "11h", [("{}", 5 * 4 / 10)], interval="1h")
-
-
-def test_shards_are_summed_and_the_exporters_of_one_shard_are_not(tmp_path: Path) -> None:
-    series = {}
-    # Two exporters of shard 0, one of shard 1, and one that waits for another division and still has samples.
-    for instance, shard, collects, samples in (("a", 0, 1, 7), ("b", 0, 1, 5), ("c", 1, 1, 3), ("d", 4, 0, 2)):
-        labels = f'{{job="j",instance="{instance}"'
-        series[f'cml_exporter_shard_info{labels},shard="{shard}",shards="2"}}'] = f"{collects}x10"
-        series[f'cml_exporter_outbox_samples{labels},state="final"}}'] = f"{samples}x10"
-    query(tmp_path, series, sum_of_shards("cml_exporter_outbox_samples", "state"), "5m", [('{state="final"}', 12)])

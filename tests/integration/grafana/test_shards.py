@@ -85,8 +85,3 @@ def test_the_shard_that_is_behind_is_the_age_that_shows_and_a_standby_is_not(
         shows([30], "Age of samples and writes", "A")
         shows([25], "Age of samples and writes", "B")
         shows([25], "Other databases: age", "B")
-        # Of the exporters of shard 0 alone, nothing is behind.
-        healthy = [at["leader"], at["standby"]]
-        shows([8], "Age of samples and writes", "A", instance=healthy)
-        shows([0.5], "Age of samples and writes", "B", instance=healthy)
-        shows([0.5], "Other databases: age", "B", instance=healthy)

@@ -25,7 +25,7 @@ from tests.conftest import program
 from tests.helpers.dashboards import DASHBOARDS
 from tests.helpers.deadlines import scaled
 from tests.helpers.exporter_process import COMMAND
-from tests.helpers.grafana_variables import Json, View, panels, queries, seconds
+from tests.helpers.grafana_variables import Json, View, queries, seconds
 from tests.helpers.stores import VictoriaMetricsServer
 from tests.integration.grafana.test_queries import Stack, running_stack, until, variables
 from tests.tools.mutate_rules import rules
@@ -186,31 +186,7 @@ def test_the_variables_offer_the_same_workers(both: Both) -> None:
                 )
 
 
-def test_a_count_of_an_interval_is_ten_elevenths_of_prometheus_count(server: Server) -> None:
-    """12 metrics billed every 5 minutes, scraped every 30 seconds: the rate spans the sample before its window, too."""
-    (found,) = [each for each in panels(DASHBOARDS[conventions.EXPORTER]) if each["title"] == "Metrics requested"]
-    (target,) = found["targets"]
-    start = align(int(time.time()), 300) - 2 * HOUR
-    name = 'cml_exporter_cloudwatch_metrics_requested_total{job="j",instance="counted",region="r"}'
-    lines = [f"{name} {12 * (1 + (scrape - 7) // 10)} {1000 * (start + 30 * scrape + 11)}" for scrape in range(7, 230)]
-    with httpx.Client(base_url=f"http://127.0.0.1:{server.port}", trust_env=False, timeout=scaled(30)) as client:
-        assert client.post("/api/v1/import/prometheus", content="\n".join(lines)).status_code == 204
-        client.get("/internal/force_flush")
-
-        def columns(shift: int) -> set[float]:
-            view = View(6 * HOUR, 30, {"job": "j", "instance": ["counted"]})
-            query = view.expand(target["expr"], found, target)
-            between = {"start": start + 900 + shift, "end": start + 6000 + shift, "step": 300, "nocache": 1}
-            result = client.get("/api/v1/query_range", params={"query": query, **between}).json()["data"]["result"]
-            return {round(float(value), 6) for each in result for _, value in each["values"]}
-
-        until(lambda: columns(100) != set(), "imported")
-        assert columns(100) == {round(12 * 10 / 11, 6)}
-        # In one of eleven phases two cycles are within the window.
-        assert columns(250) == {round(24 * 10 / 11, 6)}
-
-
-OF_THE_TIME = re.compile("idle_seconds|idle:avg|deriv6h|predict24h")
+OF_THE_TIME = re.compile("idle_seconds|idle:avg|deriv6h|predict24h|increase1m")
 """Recorded values that change with every second: compared by their labels."""
 NOT_OF_VMALERT = {"cml:alert_active_timestamp_seconds:firing", "cml:alert_active_timestamp_seconds:named"}
 """vmalert writes ALERTS_FOR_STATE only of alerts with `for`."""

@@ -152,6 +152,7 @@ def test_promql_reads_the_whole_history_and_agrees_with_the_history_api(
     assert prometheus.values(f"last_over_time({CPU}[30m])", moment) == {}
 
 
+@pytest.mark.nightly("test_an_unreachable_mongodb_is_an_error")
 @pytest.mark.waits(40)
 def test_while_mongodb_is_down_prometheus_keeps_its_own_data_and_warns(
     exporter: ExporterProcess, own_mongod: Mongod, run_prometheus: RunPrometheus

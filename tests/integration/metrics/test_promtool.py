@@ -1,7 +1,6 @@
 """promtool, Prometheus's linter, accepts /metrics."""
 
 import subprocess
-from dataclasses import replace
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
@@ -39,7 +38,7 @@ def gauges(number: int) -> WorkerGauges:
         extra=(("cml_worker_disk_utilization_ratio", 0.25),),
     )
     values = WorkerGauges(worker, 1_769_860_812, True, cpu=45.2, cpu_time=1_769_860_800, memory=62.8, memory_time=1_769_860_800)
-    return replace(values, cloudwatch=tuple((each.name, 0.5) for each in CLOUDWATCH))
+    return values._replace(cloudwatch=tuple((each.name, 0.5) for each in CLOUDWATCH))
 
 
 def used_telemetry() -> Telemetry:

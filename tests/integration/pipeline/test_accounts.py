@@ -328,6 +328,7 @@ async def test_check_knows_the_accounts(
         assert rows[f"CloudWatch CPU, {REGION}, account {SECOND}"].status == "ok"
 
 
+@pytest.mark.nightly("test_every_worker_has_its_gauges_its_account_and_its_history_and_is_billed_once")
 @OF_COMMANDS
 async def test_the_exporter_as_a_process_shows_both_accounts_and_answers_resources(
     database: Database, fake_cloudwatch: FakeCloudWatch, run_exporter: RunExporter, tmp_path: Path, aws: dict[str, Any]

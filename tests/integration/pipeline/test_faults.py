@@ -100,20 +100,25 @@ async def test_a_sample_that_cloudwatch_never_answers_in_full_is_given_up_after_
     assert exporter.value("cml_exporter_samples_unavailable_total", metric="cpu") == oldest_given_up + undecided
 
 
+LIKE_ANOTHER = pytest.mark.nightly(
+    "test_a_region_whose_cloudwatch_fails_is_reported_and_loses_nothing_and_the_other_region_is_not_affected"
+)
+
+
 @pytest.mark.parametrize(
     ("mode", "operation", "code"),
     [
         ("throttle", "GetMetricData", "Throttling"),
-        ("429", "GetMetricData", "429"),
+        pytest.param("429", "GetMetricData", "429", marks=LIKE_ANOTHER),
         ("500", "GetMetricData", "503"),
         ("cut", "GetMetricData", "ConnectionClosedError"),
-        ("trunc", "GetMetricData", "IncompleteBody"),
+        pytest.param("trunc", "GetMetricData", "IncompleteBody", marks=LIKE_ANOTHER),
         ("empty", "GetMetricData", "IncompleteBody"),
         ("partial", "GetMetricData", None),
-        ("slow-drip", "GetMetricData", None),
+        pytest.param("slow-drip", "GetMetricData", None, marks=LIKE_ANOTHER),
         ("hang", "GetMetricData", None),
         ("access_denied", "ListMetrics", "AccessDenied"),
-        ("expired_token", "*", "ExpiredToken"),
+        pytest.param("expired_token", "*", "ExpiredToken", marks=LIKE_ANOTHER),
         ("validation", "GetMetricData", "ValidationError"),
     ],
 )

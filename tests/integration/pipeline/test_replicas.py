@@ -124,6 +124,7 @@ def wait_for_cycles(exporter: ExporterProcess, count: int) -> None:
     exporter.wait_for(lambda: billed(exporter) >= wanted, count * PERIOD + 20, f"done with {count} cycles")
 
 
+@pytest.mark.nightly("test_a_standby_shows_what_the_leader_polled_and_polls_nothing")
 @pytest.mark.waits(240)
 def test_two_replicas_are_billed_as_one_and_show_the_same_and_one_goes_on_when_the_other_is_killed(replicas: Replicas) -> None:
     leader, standby = replicas.pair()
@@ -153,6 +154,7 @@ def test_two_replicas_are_billed_as_one_and_show_the_same_and_one_goes_on_when_t
     record("replica-killed", lost=0, doubled=0, recovery=recovery, note=f"of {compared:,}; billed once")
 
 
+@pytest.mark.nightly("test_after_each_change_of_the_leader_one_exporter_polls")
 @pytest.mark.waits(150)
 def test_a_leader_that_was_paused_stands_by_when_it_goes_on_and_polls_no_more(replicas: Replicas) -> None:
     leader, standby = replicas.pair()
@@ -173,7 +175,7 @@ def test_a_leader_that_was_paused_stands_by_when_it_goes_on_and_polls_no_more(re
     assert replicas.compare(until) == replicas.periods(until)
 
 
-@pytest.mark.nightly("test_two_replicas_are_billed_as_one_and_show_the_same_and_one_goes_on_when_the_other_is_killed")
+@pytest.mark.nightly("test_a_snapshot_that_is_not_renewed_is_left_for_ones_own_polls_until_there_is_a_newer_one")
 @pytest.mark.waits(330)
 def test_without_mongodb_each_polls_for_itself_and_afterwards_one_stands_by_again(replicas: Replicas) -> None:
     leader, standby = replicas.pair()

@@ -21,6 +21,8 @@ from tests.helpers.in_process_exporter import PERIOD, Clock, InProcessExporter
 
 REGIONS = ("eu-west-1", "us-east-1")
 WORKERS = 20
+BEFORE, AFTER = 3, 6
+"""Cycles before a change of the division, and after it, when the samples of the periods around it are final."""
 Queried = Counter[tuple[str, str, str]]
 
 
@@ -111,7 +113,7 @@ async def test_four_shards_do_and_cost_what_one_exporter_does(
     await fleet.add_workers()
     shards = fleet.shards(4)
     async with closing(*shards):
-        assert once(await fleet.cycles(shards, 9), 9)
+        assert once(await fleet.cycles(shards, AFTER), AFTER)
         await fleet.assert_complete(shards[0])
         shown = [{gauge.worker.id for gauge in one.collector.snapshot.workers} for one in shards if one.collector.snapshot]
         assert sum(map(len, shown)) == len(set[str]().union(*shown)) == WORKERS
@@ -153,13 +155,13 @@ async def test_from_four_to_five_shards_nothing_is_lost_doubled_or_billed_twice(
     fleet = DividedFleet(tmp_path, database, fake, clock)
     await fleet.add_workers()
     four = fleet.shards(4)
-    assert once(await fleet.cycles(four, 6), 6)
+    assert once(await fleet.cycles(four, BEFORE), BEFORE)
     held = sum(one.outbox.outbox.counts()["observed"] for one in four)
     assert held > WORKERS, "there is something to hand over"
     await fleet.stop(four)
     five = fleet.shards(5)
     async with closing(*five):
-        assert once(await fleet.cycles(five, 9), 9)
+        assert once(await fleet.cycles(five, AFTER), AFTER)
         await fleet.assert_complete(five[0])
         assert [one.lease.held for one in five] == [True] * 5
         assert await fleet.waiting() == 0
@@ -196,7 +198,7 @@ async def test_a_change_of_the_division_waits_for_the_last_exporter_of_the_old_o
     fleet = DividedFleet(tmp_path, database, fake, clock)
     await fleet.add_workers()
     old = fleet.shards(4)
-    await fleet.cycles(old, 6)
+    await fleet.cycles(old, BEFORE)
     new: list[InProcessExporter] = []
     while old:
         await fleet.stop([old.pop(0)])
@@ -212,7 +214,7 @@ async def test_a_change_of_the_division_waits_for_the_last_exporter_of_the_old_o
                 assert (one.outbox.outbox.states(), one.outbox.outbox.workers()) == ({}, set())
     new.append(fleet.exporter(4, shard="4/5"))
     async with closing(*new):
-        assert once(await fleet.cycles(new, 9), 9)
+        assert once(await fleet.cycles(new, AFTER), AFTER)
         await fleet.assert_complete(new[0])
         assert await fleet.waiting() == 0
 
@@ -224,7 +226,7 @@ async def test_an_exporter_of_the_old_division_that_was_away_hands_over_what_it_
     fleet = DividedFleet(tmp_path, database, fake, clock)
     await fleet.add_workers()
     old = fleet.shards(4)
-    await fleet.cycles(old, 6)
+    await fleet.cycles(old, BEFORE)
     await fleet.stop(old[:3])
     await fleet.expire_leases()
     away = old[3]
@@ -233,7 +235,7 @@ async def test_an_exporter_of_the_old_division_that_was_away_hands_over_what_it_
     async with closing(away, *five):
         for one in five:
             assert await one.lease.acquire_or_renew()
-        assert once(await fleet.cycles([away, *five], 9), 9)
+        assert once(await fleet.cycles([away, *five], AFTER), AFTER)
         assert not away.layout.in_force
         assert not away.lease.held
         assert away.collector.fleet.workers == ()
@@ -249,13 +251,13 @@ async def test_killed_exporters_are_replaced_by_another_number_and_at_last_by_on
     fleet = DividedFleet(tmp_path, database, fake, clock)
     await fleet.add_workers()
     exporters = fleet.shards(4)
-    await fleet.cycles(exporters, 6)
+    await fleet.cycles(exporters, BEFORE)
     for count in (5, 2, 1):
         await fleet.stop(exporters, kill=True)
         exporters = fleet.shards(count)
         assert not any([await one.lease.acquire_or_renew() for one in exporters[1:]]), "others hold their leases"
         await fleet.expire_leases()
-        assert once(await fleet.cycles(exporters, 9), 9)
+        assert once(await fleet.cycles(exporters, AFTER), AFTER)
     async with closing(*exporters):
         assert await exporters[0].assert_history_is_true(fake, fleet.members) > 0
 

@@ -140,7 +140,7 @@ async def test_when_the_leader_is_killed_with_an_insert_in_flight_the_other_take
         record("leader-killed", lost=0, doubled=0, recovery=recovery, note=f"of {compared:,}, CPU and memory")
 
 
-@pytest.mark.nightly("test_wherever_a_writer_is_paused_nothing_is_lost_or_doubled_even_if_its_lease_ended_early")
+@pytest.mark.nightly("test_an_insert_of_a_writer_that_was_paused_until_another_took_over_is_refused")
 @pytest.mark.waits(90)
 @pytest.mark.parametrize("moment", ["after the read-back", "while it encodes"])
 async def test_a_leader_that_was_paused_between_read_back_and_insert_writes_nothing_after_it_was_replaced(

@@ -178,6 +178,7 @@ def test_a_running_exporter_goes_on_in_all_its_clients(account: Account, run_exp
     record("password-rotated", recovery=recovery, note="no restart")
 
 
+@pytest.mark.nightly("test_a_running_exporter_goes_on_in_all_its_clients")
 @pytest.mark.waits(35)
 def test_started_with_refused_credentials_it_waits_for_the_file(account: Account, run_exporter: RunExporter) -> None:
     with MongoClient[Document](account.server.root_uri) as root:

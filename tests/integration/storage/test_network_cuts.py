@@ -11,15 +11,10 @@ from tests.tools.network_cuts import cut_networks, permitted
 LONG = bool(os.environ.get(RECORD))
 
 
+@pytest.mark.nightly("test_a_connection_cut_around_an_insert_neither_loses_nor_duplicates")
 @pytest.mark.waits(35)
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "replica set",
-        pytest.param("standalone", marks=pytest.mark.nightly("test_a_network_cut_at_an_insert_neither_loses_nor_doubles")),
-    ],
-)
+@pytest.mark.parametrize("kind", ["replica set", "standalone"])
 def test_a_network_cut_at_an_insert_neither_loses_nor_doubles(kind: str) -> None:
     need_mongod()
     if problem := permitted():

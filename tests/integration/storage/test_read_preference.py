@@ -75,6 +75,7 @@ def read_all(exporter: ExporterProcess) -> None:
     assert [[value for _, value in series] for series in found.values()] == [[value / 100 for value in values]]
 
 
+@pytest.mark.nightly("test_the_driver_is_told_the_staleness")
 async def test_samples_are_read_from_the_member_of_the_setting(tmp_path: Path, run_exporter: RunExporter) -> None:
     need_mongod()
     with ReplicaSet(tmp_path / "set") as members:

@@ -71,7 +71,7 @@ def test_a_worker_may_be_called_by_its_name_if_no_other_is(serve: Serve) -> None
     assert f'name="worker" value="{THREE}"' in text
     twice = client.get("/compare", params=[("worker", "cml-worker-00002"), ("worker", THREE)]).text
     assert "1 of at most 8 workers" in twice
-    twins = [replace(each, worker=replace(each.worker, name="twin")) for each in fleet(2, NOW)]
+    twins = [each._replace(worker=replace(each.worker, name="twin")) for each in fleet(2, NOW)]
     detail = problem(serve(exporter(*twins)).get("/compare", params={"worker": "twin"}), 400)
     assert detail == f"2 workers are called twin; use an id, such as {ONE}."
 

@@ -573,6 +573,10 @@ class TestBeyondRetention:
         assert (await exporter.history(start="-10d"))["source"] == "cloudwatch"
 
 
+SOME_AGES = (3, 8, 14)
+OTHER_AGES = pytest.mark.nightly("test_a_short_window_is_never_null_while_a_datapoint_is_younger_than_max_age")
+
+
 class TestResources:
     async def test_resources_have_the_documented_keys_and_a_reload_costs_nothing(
         self, exporter: Exporter, fake: FakeCloudWatch, clock: Clock
@@ -617,7 +621,7 @@ class TestResources:
         }
 
     @pytest.mark.parametrize("native", [60, 300], ids=["detailed monitoring", "basic monitoring"])
-    @pytest.mark.parametrize("age", range(3, 15))
+    @pytest.mark.parametrize("age", [pytest.param(age, marks=() if age in SOME_AGES else OTHER_AGES) for age in range(3, 15)])
     async def test_a_short_window_is_never_null_while_a_datapoint_is_younger_than_max_age(
         self, exporter: Exporter, fake: FakeCloudWatch, clock: Clock, age: int, native: int
     ) -> None:

@@ -302,12 +302,12 @@ def test_only_what_has_changed_is_rendered_again() -> None:
         texts = zip(before.texts, after.texts, strict=True)
         return {new.partition(b"{")[0].decode().split("\n")[-1] for old, new in texts if old is not new}
 
-    block, other = WorkerBlock([DISK]), dataclasses.replace(GAUGES, worker=dataclasses.replace(WORKER, id="w2"))
+    block, other = WorkerBlock([DISK]), GAUGES._replace(worker=dataclasses.replace(WORKER, id="w2"))
     shown = [block.snapshot([GAUGES, other], 0)]
     assert rendered_again([GAUGES, other]) == set()
-    polled = dataclasses.replace(other, cpu=99.0, cpu_time=1_769_861_100)
+    polled = other._replace(cpu=99.0, cpu_time=1_769_861_100)
     assert rendered_again([GAUGES, polled]) == {"cml_worker_cpu_utilization_ratio", "cml_worker_sample_timestamp_seconds"}
-    stopped = dataclasses.replace(other, worker=dataclasses.replace(other.worker, status="stopping"))
+    stopped = other._replace(worker=dataclasses.replace(other.worker, status="stopping"))
     assert "cml_worker_status" in rendered_again([GAUGES, stopped])
     assert len(rendered_again([GAUGES])) == len(SHOWN) + 1
 
@@ -316,25 +316,25 @@ def test_only_what_has_changed_is_rendered_again() -> None:
     "value", [0.0, -0.0, 1e-7, 0.1 + 0.2, 999_999.0, 999_999.5, 1e6, 1_234_567.0, 1e21, -5.0, -2e9, 5e-324]
 )
 def test_a_number_is_written_the_way_go_writes_it(value: float) -> None:
-    gauges = [dataclasses.replace(GAUGES, worker=dataclasses.replace(WORKER, extra=((DISK.metric, value),)))]
+    gauges = [GAUGES._replace(worker=dataclasses.replace(WORKER, extra=((DISK.metric, value),)))]
     assert render(gauges, EXTRA) == by_the_client(gauges, EXTRA)
     assert series(gauges, [DISK])[DISK.metric][0][1] == value
 
 
 @pytest.mark.parametrize("status", STATUSES)
 def test_exactly_one_status_is_1(status: str) -> None:
-    gauges = dataclasses.replace(GAUGES, worker=dataclasses.replace(WORKER, status=status))
+    gauges = GAUGES._replace(worker=dataclasses.replace(WORKER, status=status))
     found = {labels["status"]: value for labels, value in series([gauges], [])["cml_worker_status"]}
     assert found == {each: float(each == status) for each in STATUSES}
 
 
 @pytest.mark.parametrize(("status", "code"), STATUS_CODES.items())
 def test_the_status_may_be_one_series_with_a_number(status: str, code: int) -> None:
-    gauges = dataclasses.replace(GAUGES, worker=dataclasses.replace(WORKER, status=status))
+    gauges = GAUGES._replace(worker=dataclasses.replace(WORKER, status=status))
     found = series([gauges], [], "code")
     assert STATUS.name not in found
     assert found[STATUS_CODE.name] == [({"worker_id": "w1", "region": "eu-west-1"}, code)]
-    assert not series([dataclasses.replace(gauges, show_state=False)], [], "code")[STATUS_CODE.name]
+    assert not series([gauges._replace(show_state=False)], [], "code")[STATUS_CODE.name]
 
 
 def test_the_numbers_are_those_of_the_recorded_series_and_every_status_has_one() -> None:
@@ -343,7 +343,7 @@ def test_the_numbers_are_those_of_the_recorded_series_and_every_status_has_one()
 
 
 def test_state_that_is_too_old_is_left_out_while_its_time_and_the_rest_stay() -> None:
-    found = series([dataclasses.replace(GAUGES, show_state=False)], [DISK])
+    found = series([GAUGES._replace(show_state=False)], [DISK])
     assert not found["cml_worker_status"]
     assert not found["cml_worker_active_labs"]
     assert not found[DISK.metric]
@@ -361,7 +361,7 @@ def test_what_is_not_known_is_absent_and_a_time_outlives_its_value() -> None:
 
 
 def test_a_label_of_ten_kilobytes_is_cut_before_it_is_escaped() -> None:
-    gauges = dataclasses.replace(GAUGES, worker=dataclasses.replace(WORKER, name='"' * 10_000))
+    gauges = GAUGES._replace(worker=dataclasses.replace(WORKER, name='"' * 10_000))
     ((labels, _),) = series([gauges], [])["cml_worker_info"]
     assert labels["name"] == '"' * LONGEST_LABEL
     assert render([gauges], []) == by_the_client([gauges], [])
@@ -391,7 +391,7 @@ def test_gauges_of_cloudwatch_follow_with_the_labels_of_the_others() -> None:
         namespace="CWAgent", metric="used", name="cml_worker_root_disk_ratio", help='Root,\nby "df" \\.', unit="percent"
     )
     plain = render([GAUGES, GAUGES], [DISK])
-    with_value = dataclasses.replace(GAUGES, cloudwatch=((gauge.name, 0.75),))
+    with_value = GAUGES._replace(cloudwatch=((gauge.name, 0.75),))
     family = GaugeMetricFamily(gauge.name, gauge.help, labels=["worker_id", "region"])
     family.add_metric(["w1", "eu-west-1"], 0.75)
 
@@ -407,5 +407,5 @@ def test_gauges_of_cloudwatch_follow_with_the_labels_of_the_others() -> None:
 def test_every_info_series_has_a_worker_label_that_is_never_empty() -> None:
     """Dashboards show it as it is: the name, else the id."""
     for name, shown in (("lab one", "lab one"), (None, "w1"), ("", "w1")):
-        gauges = dataclasses.replace(GAUGES, worker=dataclasses.replace(WORKER, name=name))
+        gauges = GAUGES._replace(worker=dataclasses.replace(WORKER, name=name))
         assert f',worker="{shown}",worker_id="w1"}} 1.0' in render([gauges], ()).decode()

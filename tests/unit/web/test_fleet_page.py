@@ -25,7 +25,7 @@ RUNS = Condition(None, NOW - 3 * 3600)
 def gauge(id_: str, status: str = "running", **values: Any) -> WorkerGauges:  # noqa: ANN401  # fields of both records
     own = {name: values.pop(name) for name in ("cpu", "memory", "show_state") if name in values}
     made = WorkerGauges(Worker(id_, "eu-west-1", f"i-{id_}", status, **values), NOW - 30, True)
-    return replace(made, show_load=status not in ("stopped", "terminated"), **own)
+    return made._replace(show_load=status not in ("stopped", "terminated"), **own)
 
 
 def ids(workers: list[WorkerGauges], query: str) -> list[str]:
@@ -228,7 +228,7 @@ def test_the_page_names_the_parts_that_fail_with_their_errors_and_since_when() -
 
 def test_texts_of_worker_documents_are_only_texts() -> None:
     wild = gauge(MARKUP, name=MARKUP, instance_type=MARKUP, cpu=1.0)
-    wild = replace(wild, worker=replace(wild.worker, region=MARKUP))
+    wild = wild._replace(worker=replace(wild.worker, region=MARKUP))
     text = page(view(wild, query=FleetQuery(search="<"), collection=MARKUP))
     plain = page(view(gauge("a", cpu=1.0), query=FleetQuery(search="a")))
     assert re.findall("<[a-z]+", text.replace("<small", "")) == re.findall("<[a-z]+", plain.replace("<small", ""))

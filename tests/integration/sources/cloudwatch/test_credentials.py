@@ -212,7 +212,19 @@ def beginnings(keys: list[str], expected: list[str]) -> list[str]:
     return [key[: len(start)] for key, start in zip(filter(None, dict.fromkeys(keys)), expected, strict=False)]
 
 
-@pytest.mark.parametrize("way", WAYS)
+AT_NIGHT = pytest.mark.nightly("test_check_is_green_and_the_gauges_are_there")
+LIKE_ANOTHER = (
+    "source_profile",
+    "credential_source EcsContainer",
+    "credential_source Ec2InstanceMetadata",
+    "web identity profile",
+    "SSO cache, legacy",
+    "container",
+)
+"""Ways that consist of others, or differ from one in where the file is."""
+
+
+@pytest.mark.parametrize("way", [pytest.param(way, marks=AT_NIGHT if way in LIKE_ANOTHER else ()) for way in WAYS])
 async def test_check_is_green_and_the_gauges_are_there(
     way: str, place: Place, no_keys_cloudwatch: FakeCloudWatch, database: Database, tmp_path: Path
 ) -> None:

@@ -1,0 +1,44 @@
+"""How `--help` breaks its lines: paragraphs and usage at the width of the terminal, examples not at all."""
+
+import argparse
+import re
+import textwrap
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+
+_FLAG = re.compile(r"\[[^\]]*\]|--\S+ [A-Z]+")
+_UNBROKEN = "\0"
+"""In place of a blank inside a flag of the usage, where no line ends."""
+
+
+class HelpFormatter(argparse.HelpFormatter):
+    """argparse's own fills a text as one paragraph, or breaks no line at all."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n".join(_filled(text, width, indent))
+
+    def _format_usage(
+        self,
+        usage: str | None,
+        actions: Iterable[argparse.Action],
+        groups: Iterable[argparse._MutuallyExclusiveGroup],
+        prefix: str | None,
+    ) -> str:
+        text = super()._format_usage(usage, actions, groups, prefix)
+        if usage is None:
+            return text
+        unbroken = _FLAG.sub(lambda flag: flag[0].replace(" ", _UNBROKEN), text.strip("\n"))
+        wrapper = textwrap.TextWrapper(self._width, subsequent_indent=" " * 11, break_long_words=False, break_on_hyphens=False)
+        lines = map(wrapper.fill, unbroken.splitlines())
+        return "\n".join(lines).replace(_UNBROKEN, " ") + "\n\n"
+
+
+def _filled(text: str, width: int, indent: str) -> Iterator[str]:
+    """Yield lines: paragraphs filled; headings and what is indented as they are."""
+    for as_it_is, group in groupby(text.splitlines(), key=lambda line: not line or line[0] == " " or line.endswith(":")):
+        lines = list(group)
+        yield from (
+            lines
+            if as_it_is
+            else textwrap.wrap(" ".join(lines), width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+        )
