@@ -239,18 +239,19 @@ async def test_dropped_again_and_again_it_is_never_a_normal_one_after_a_success(
     async def drop() -> None:
         while not done.is_set():
             await database[NAME].drop()
-            await asyncio.sleep(pauses.uniform(0, 0.3))
+            # On a slow machine no batch gets between two quick drops.
+            await asyncio.sleep(pauses.uniform(0, 0.3 * (1 + refused)))
 
+    succeeded = refused = 0
     dropping = asyncio.create_task(drop())
-    succeeded = 0
     try:
         for _ in range(60):
             try:
                 await repo.writer.ensure_collection()
                 await repo.writer.insert(batch())
-                succeeded += 1
+                succeeded, refused = succeeded + 1, 0
             except StoreError:
-                continue
+                refused += 1
     finally:
         done.set()
         await dropping
