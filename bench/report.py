@@ -223,7 +223,8 @@ def _machine(run: Run, before: Run | None) -> str:
     about = run.about
     machine = about["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-    then = f" “before” is commit {before.about['commit']}, measured {before.about['date']}." if before else ""
+    measured_at = f", measured {before.about['date']}" if before and len(run.pieces) == 1 else ""
+    then = f" “before” is commit {before.about['commit']}{measured_at}." if before else ""
     lines = [
         "| command | ended | commit | minutes | load average before, after | CPU taken by the host |",
         "|---|---|---|---:|---:|---:|",
