@@ -29,9 +29,9 @@ _THROTTLED = 'code=~".*Throttl.*|.*LimitExceeded.*|TooManyRequests.*|SlowDown|42
 """As in the alert CMLExporterCloudWatchThrottled."""
 
 
-def _metric(name: str, more: str = "") -> str:
+def _metric(name: str) -> str:
     """Return a selector of an exporter metric: its job is that of the chosen exporters, also when all of them are chosen."""
-    return exporter_metric(name, f"{_INSTANCE},{more}" if more else _INSTANCE)
+    return exporter_metric(name, _INSTANCE)
 
 
 def _now_row() -> list[Panel]:

@@ -683,9 +683,16 @@ def test_the_window_of_a_rate_is_one_step_and_one_scrape(dashboard: Json, panel:
 
 
 @for_all(QUERIES)
+def test_counts_by_the_minute_are_summed_over_a_minute_at_least(dashboard: Json, panel: Json, target: Json) -> None:
+    if ":increase1m" in target["expr"] and not target["instant"]:
+        assert re.search(r":increase1m({[^}]*})?\[\$__interval]", target["expr"])
+        assert View(300, 1, {}).step(panel, target) >= 60
+
+
+@for_all(QUERIES)
 def test_a_count_has_no_decimals(dashboard: Json, panel: Json, target: Json) -> None:
     counts = (
-        re.search(r"_total\b", target["expr"])
+        re.search(r"_total\b|:increase1m\b", target["expr"])
         and "rate(process_cpu" not in target["expr"]
         and "http_conn" not in target["expr"]
     )
