@@ -29,6 +29,7 @@ from grafana.promql import (
     runs_now,
     status_now,
     step_average,
+    unnamed,
     with_display_name,
     with_history,
 )
@@ -365,9 +366,7 @@ _INVENTORY = (
 def _inventory() -> Panel:
     queries = [
         instant(f"cml_worker:facts:info{{{IN_REGION}}}"),
-        instant(of_running(CPU, IN_REGION)),
-        instant(of_running(MEMORY, IN_REGION)),
-        instant(of_running(ACTIVE_LABS, IN_REGION)),
+        *(instant(unnamed(of_running(metric, IN_REGION))) for metric in (CPU, MEMORY, ACTIVE_LABS)),
         instant(max_by_worker(idle_seconds(IN_REGION))),
         instant(f"1000 * {live(CREATED, IN_REGION)}"),
         instant(f"topk by ({WORKER}) (1, {status_now(IN_REGION)})"),
@@ -391,8 +390,8 @@ def _regions() -> list[Panel]:
         instant(f"sum {by_region} ({runs_now(IN_REGION)})"),
         instant(f"sum {by_region} ({_IDLE})"),
         instant(f"sum {by_region} ({of_running(ACTIVE_LABS, IN_REGION)})"),
-        instant(f"cml_region:cpu_utilization_ratio:avg{{{IN_REGION}}}"),
-        instant(f"cml_region:memory_utilization_ratio:avg{{{IN_REGION}}}"),
+        instant(unnamed(f"cml_region:cpu_utilization_ratio:avg{{{IN_REGION}}}")),
+        instant(unnamed(f"cml_region:memory_utilization_ratio:avg{{{IN_REGION}}}")),
     ]
     return [
         table(

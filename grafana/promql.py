@@ -134,6 +134,11 @@ def max_by_worker(expr: str) -> str:
     return f"max by ({WORKER}) ({expr})"
 
 
+def unnamed(selector: str) -> str:
+    """Return the same series without their name, which in a table is a column: rows of two names are not merged."""
+    return f"0 + {selector}"
+
+
 def _suffixed(at: str) -> str:
     return f" {at}" if at else ""
 

@@ -5,6 +5,7 @@ import re
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import promql_parser as promql
 import pytest
@@ -591,6 +592,34 @@ def test_an_empty_cell_is_a_dash(panel: Json) -> None:
 def test_a_link_between_dashboards_never_hands_many_workers_to_one_that_shows_one() -> None:
     names = {(each["name"], each["multi"]) for dashboard in DASHBOARDS.values() for each in dashboard["templating"]["list"][1:]}
     assert len({name for name, _ in names}) == len(names)
+
+
+@for_all(PANELS)
+def test_rows_of_a_table_are_merged_whatever_the_names_of_its_series_are(panel: Json) -> None:
+    """The name is a column in Grafana: two queries that keep theirs would have no row in common."""
+    if panel["type"] == "table" and len(panel["targets"]) > 1:
+        (dashboard,) = [each for each in DASHBOARDS.values() if panel in panels(each)]
+        named = [each["refId"] for each in panel["targets"] if keeps_name(promql.parse(expanded(dashboard, each, panel)))]
+        assert len(named) <= 1
+
+
+def keeps_name(node: Any) -> bool:  # noqa: ANN401  # the parser's nodes have no useful common type
+    """Whether the result of an expression has the names of its series."""
+    match node:
+        case promql.VectorSelector():
+            return True
+        case promql.ParenExpr():
+            return keeps_name(node.expr)
+        case promql.AggregateExpr():
+            return str(node.op) in ("topk", "bottomk") and keeps_name(node.expr)
+        case promql.Call():
+            return node.func.name in ("sort", "sort_desc") and keeps_name(node.args[0])
+        case promql.BinaryExpr():
+            bool_ = node.modifier and node.modifier.return_bool
+            return (
+                str(node.op) in ("and", "or", "unless", "==", "!=", "<", "<=", ">", ">=") and not bool_ and keeps_name(node.lhs)
+            )
+    return False
 
 
 @pytest.mark.parametrize("panel", TABLES)
