@@ -7,7 +7,6 @@ import argparse
 import difflib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from exporter.commands import flags, manual, table, terminal
 from exporter.commands.command import Command, add_settings
@@ -15,9 +14,7 @@ from exporter.commands.exit_status import NO_WORKERS
 from exporter.commands.help_text import HelpFormatter
 from exporter.core import version
 from exporter.core.errors import ExporterError, NoWorkersError
-
-if TYPE_CHECKING:
-    pass
+from exporter.core.heap import collect_rarely
 
 _EPILOG = """\
 Settings come from --config.file, then CML_EXPORTER_… in the environment, then flags; later ones win.
@@ -35,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     The exit status is 0: done, 1 (`verify`: 3): it failed, 2: the command line is wrong or the database has no workers, 130:
     interrupted by Ctrl-C, 141: the reader of the output has gone.
     """
+    collect_rarely()
     sys.exit(terminal.run(lambda: _run(sys.argv[1:] if arguments is None else arguments)))
 
 

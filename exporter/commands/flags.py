@@ -11,6 +11,8 @@ from exporter.core.errors import ConfigError
 from exporter.core.local_time import time_zone
 from exporter.core.periods import parse_time
 
+_SINCE = "such as 30d (ago), 2026-01-31, 2026-01-31T12:00:00Z, or Unix seconds"
+
 
 def json_flag(parser: argparse.ArgumentParser) -> None:
     """Declare --json, of commands whose result programs read too."""
@@ -31,7 +33,7 @@ def retention_flags(parser: argparse.ArgumentParser) -> None:
 
 def backfill_flags(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `backfill`."""
-    parser.add_argument("--since", required=True, type=_past, metavar="TIME", help="start of the window to fill")
+    parser.add_argument("--since", required=True, type=_past, metavar="TIME", help=f"start of the window to fill, {_SINCE}")
     _add_workers(parser, "id of a worker to fill; repeatable (default: all workers)")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and its price, change nothing")
     _add_max_usd(parser)
@@ -39,7 +41,7 @@ def backfill_flags(parser: argparse.ArgumentParser) -> None:
 
 def verify_flags(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `verify`."""
-    parser.add_argument("--since", required=True, type=_past, metavar="TIME", help="start of the window to compare")
+    parser.add_argument("--since", required=True, type=_past, metavar="TIME", help=f"start of the window to compare, {_SINCE}")
     _add_workers(parser, "id of a worker to compare; repeatable (default: all workers)")
     parser.add_argument(
         "--sample",
@@ -62,7 +64,7 @@ def verify_flags(parser: argparse.ArgumentParser) -> None:
 
 def import_events_flags(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `import-events`."""
-    parser.add_argument("--since", required=True, type=_past, metavar="TIME", help="time of the oldest event")
+    parser.add_argument("--since", required=True, type=_past, metavar="TIME", help=f"time of the oldest event, {_SINCE}")
     parser.add_argument(
         "--until", default="now", type=_past, metavar="TIME", help="end of the window, exclusive (default: now)"
     )
@@ -73,7 +75,7 @@ def import_events_flags(parser: argparse.ArgumentParser) -> None:
 
 def export_flags(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `export`."""
-    parser.add_argument("--since", required=True, metavar="TIME", help="time of the oldest sample, inclusive")
+    parser.add_argument("--since", required=True, metavar="TIME", help=f"time of the oldest sample, inclusive; {_SINCE}")
     parser.add_argument("--until", default="now", metavar="TIME", help="end of the window, exclusive (default: now)")
     parser.add_argument(
         "--tz",

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable
 from datetime import datetime
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import boto3
@@ -117,8 +117,6 @@ class ClientFactory:
     def __init__(self, settings: Settings, attach: Attach) -> None:
         self._endpoints = {"cloudwatch": settings.cloudwatch.endpoint_url, "sts": settings.aws.sts_endpoint_url}
         self._attach = attach
-        # Each region has a session; what sessions load from botocore's data files is the same for all.
-        self._loader: Loader = botocore.session.Session().get_component("data_loader")
 
     def client(self, state: RegionState, service: str) -> Any:  # noqa: ANN401  # boto3 makes its clients at run time
         """Return the client of a service ("cloudwatch" or "sts") in a region, made at first use.
@@ -144,7 +142,7 @@ class ClientFactory:
     def _session(self, state: RegionState) -> boto3.Session:
         """Return the session of CloudWatch: its timestamps are numbers, its credentials come from a session of their own."""
         session = botocore.session.Session()
-        session.register_component("data_loader", self._loader)
+        session.register_component("data_loader", _loader())
         session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=timestamp_seconds)
         provider = _HandedProvider(HandedCredentials(self._credentials(state)))
         session.register_component("credential_provider", CredentialResolver([provider]))
@@ -153,7 +151,7 @@ class ClientFactory:
     def _credentials(self, state: RegionState) -> Credentials:
         """Return credentials that renew themselves: those of the role, else those that the default chain finds."""
         session = _CredentialSession(partial(self._prepare, state), lambda client: self._attach(client, state))
-        session.register_component("data_loader", self._loader)
+        session.register_component("data_loader", _loader())
         # Else botocore would take the region of ~/.aws for STS, or none.
         session.set_config_variable("region", state.region)
         if state.role is None:
@@ -190,6 +188,13 @@ class ClientFactory:
             ) from error
         self._attach(client, state)
         return client
+
+
+@cache
+def _loader() -> Loader:
+    """Return what loads botocore's data files: 50 ms for CloudWatch's and STS's, the same for every session of the process."""
+    loader: Loader = botocore.session.Session().get_component("data_loader")
+    return loader
 
 
 def _found(session: botocore.session.Session) -> Credentials:
