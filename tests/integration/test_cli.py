@@ -517,7 +517,14 @@ def test_output_into_a_closed_pipe_is_no_traceback(tmp_path: Path) -> None:
     assert "Traceback" not in (tmp_path / "err").read_text()
 
 
-@pytest.mark.parametrize(("trusted", "scheme"), [(["127.0.0.0/8"], "https"), (["10.0.0.7"], "http"), ([], "http")])
+@pytest.mark.parametrize(
+    ("trusted", "scheme"),
+    [
+        (["127.0.0.0/8"], "https"),
+        (["10.0.0.7"], "http"),
+        pytest.param([], "http", marks=pytest.mark.nightly("test_a_forwarded_scheme_is_believed_from_trusted_proxies_only")),
+    ],
+)
 def test_a_forwarded_scheme_is_believed_from_trusted_proxies_only(
     minimal: Minimal, run_exporter: RunExporter, trusted: list[str], scheme: str
 ) -> None:

@@ -35,7 +35,7 @@ SAMPLES = 500
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-@pytest.fixture(params=SERVERS)
+@pytest.fixture
 def server(request: pytest.FixtureRequest) -> Iterator[StoreServer]:
     made = SERVERS[request.param]()
     yield made
@@ -43,7 +43,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[StoreServer]:
 
 
 def at_night_but(name: str) -> pytest.MarkDecorator:
-    """Run a test with one of the servers in `make test`: of the others it tries what a second export does."""
+    """Run a test with one of the servers in `make test`, with the others at night: by day each has a test."""
     at_night = pytest.mark.nightly("test_a_store_has_what_mongodb_has_and_has_it_once_after_a_second_export")
     return pytest.mark.parametrize(
         "server", [pytest.param(each, marks=() if each == name else at_night) for each in SERVERS], indirect=True
@@ -119,6 +119,7 @@ async def run(*command: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
+@at_night_but("victoriametrics")
 async def test_a_store_has_what_mongodb_has_and_has_it_once_after_a_second_export(
     command: list[str], server: StoreServer, database: Database, tmp_path: Path
 ) -> None:

@@ -37,7 +37,7 @@ CHECKS = [
 AnyCase = Case[Any]
 REGION = "eu-west-1"
 KNOWN = {"name": "pages.css", "worker_id": "w1", "region": REGION}
-EXAMPLES = int(os.environ.get("OPENAPI_EXAMPLES", "25"))
+EXAMPLES = int(os.environ.get("OPENAPI_EXAMPLES", "12"))
 REFUSED = EXAMPLES // 3
 """Examples of what nearly always has the same answer: an id that no worker has, and parameters that are none."""
 MANY = "/api/metrics/history"
