@@ -423,6 +423,7 @@ def test_an_error_at_the_start_is_json_where_the_log_is(run_command: RunCommand,
     assert (last["level"], next(iter(wrong)) in last["error"]) == ("error", True)
 
 
+@pytest.mark.waits(20)
 def test_what_http_clients_read_of_an_outage_names_no_host(run_exporter: RunExporter) -> None:
     exporter = run_exporter({"mongodb": {"uri": NOWHERE}, "cloudwatch": {"enabled": False}})
     exporter.wait_for(lambda: "refuses connections" in exporter.get("/-/ready").text, 30, "the outage")
@@ -465,6 +466,7 @@ def test_a_folder_that_cannot_be_made_exits_with_1(run_exporter: RunExporter, mi
     assert exporter.logged().startswith(f"cml-worker-exporter: data_dir: cannot write to {tmp_path / 'file' / 'data'} (")
 
 
+@pytest.mark.waits(15)
 def test_with_mongodb_down_at_the_start_metrics_are_served_and_sigterm_ends_it_with_0(run_exporter: RunExporter) -> None:
     exporter = run_exporter({"mongodb": {"uri": NOWHERE}, "cloudwatch": {"enabled": False}})
     metrics = exporter.metrics()

@@ -536,6 +536,7 @@ async def test_mongodb_away_while_answers_come_loses_no_answer(
         assert env.fake.calls["GetMetricData"] == 4
 
 
+@pytest.mark.waits(20)
 async def test_mongodb_away_for_good_ends_it_and_the_paid_answers_are_kept(
     own_mongod: Mongod, fake_cloudwatch: FakeCloudWatch, tmp_path: Path
 ) -> None:

@@ -117,7 +117,7 @@ LIKE_ANOTHER = pytest.mark.nightly(
         ("empty", "GetMetricData", "IncompleteBody"),
         ("partial", "GetMetricData", None),
         pytest.param("slow-drip", "GetMetricData", None, marks=LIKE_ANOTHER),
-        ("hang", "GetMetricData", None),
+        pytest.param("hang", "GetMetricData", None, marks=pytest.mark.waits(25)),
         ("access_denied", "ListMetrics", "AccessDenied"),
         pytest.param("expired_token", "*", "ExpiredToken", marks=LIKE_ANOTHER),
         pytest.param("validation", "GetMetricData", "ValidationError", marks=LIKE_ANOTHER),
@@ -412,6 +412,7 @@ async def test_a_normal_collection_with_the_historys_name_ends_serve_with_a_clea
     assert "Traceback" not in exporter.logged()
 
 
+@pytest.mark.waits(20)
 async def test_started_without_mongodb_it_serves_metrics_and_leads_once_mongodb_is_up(
     tmp_path: Path, fake_cloudwatch: FakeCloudWatch, run_exporter: RunExporter
 ) -> None:

@@ -32,7 +32,7 @@ async def collecting(exporter: InProcessExporter, *further: Coroutine[Any, Any, 
     collect = exporter.collector
     loops = LoopGroup()
     for loop in (collect.observe_forever(), collect.poll_forever(), collect.open_gaps_forever(), *further):
-        loops.create_task(loop, name=loop.__qualname__)
+        loops.create_task(loop, name="of a test")
     try:
         yield
     finally:
