@@ -14,7 +14,7 @@ from exporter.web.query_values import check_range, given_values, single, time_bo
 
 WORKER = Parameter(
     "worker",
-    f"Id of a worker, or its name if no other worker has it; repeated for up to {MAX_NUMBERED} workers.",
+    f"Id or name of a worker; repeated for up to {MAX_NUMBERED} workers.",
     {"type": "string"},
     many=True,
 )

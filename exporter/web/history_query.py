@@ -87,8 +87,7 @@ _RANGE = (START, END, INTERVAL, TZ, PERCENTILES, ABOVE, FILL, COMPARE_ROWS, LIMI
 HISTORY = (WORKER_ID, *_RANGE)
 WORKERS_BY_NAME = Parameter(
     "worker",
-    "Id of a worker, or its name if no other worker has it (a present worker's name); repeated for up to "
-    f"{MAX_NAMED_WORKERS} workers.",
+    f"Id or name of a worker, as in the path of one worker's history; repeated for up to {MAX_NAMED_WORKERS} workers.",
     {"type": "string"},
     many=True,
 )

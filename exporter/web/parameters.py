@@ -74,17 +74,15 @@ FORMAT = Parameter(
 )
 WORKERS = (LIMIT_WORKERS, CURSOR, STATUS, REGION, WORKER_NAME, FIELDS, FORMAT)
 
+_ENCODED = "Characters other than letters, digits and -._~ are percent-encoded (%2F for /)."
 WORKER_ID = Parameter(
     "worker_id",
-    "Id of the worker. Characters other than letters, digits and -._~ are percent-encoded (%2F for /).",
+    "Id of the worker, or its name. An id comes first, then the name of a worker in the fleet, then that of a past one; a name "
+    f"of several is refused. {_ENCODED}",
     {"type": "string"},
     "path",
 )
-WORKER_OR_NAME = replace(
-    WORKER_ID,
-    description="Id of the worker, or the name of a present one. Ids come first; a name of several workers is refused.",
-)
-WORKER = (WORKER_OR_NAME, FIELDS)
+WORKER = (WORKER_ID, FIELDS)
 START = Parameter(
     "start",
     "Start of the range, inclusive: RFC 3339, a date (with or without a time of day, in `tz`), Unix seconds or milliseconds, "
@@ -104,7 +102,9 @@ TZ = Parameter(
     {"type": "string", "examples": ["America/New_York", "Europe/Berlin"]},
 )
 RESOURCES_REGION = Parameter("region", "AWS region of the worker.", {"type": "string"}, "path")
-RESOURCES_WORKER = replace(WORKER_ID, description="Id of the worker, or of an EC2 instance that it runs or ran on.")
+RESOURCES_WORKER = replace(
+    WORKER_ID, description=f"Id or name of the worker, or id of an EC2 instance that it runs or ran on. {_ENCODED}"
+)
 START_TIME = Parameter(
     "start_time",
     f"Length of the range before `end_time`: a duration from {format_duration(MIN_RESOURCES_SECONDS)} to "

@@ -74,7 +74,7 @@ async def resources(request: Request) -> Response:
     found = await find(backend, id_)
     subject = found[0] if found else await find_instance(backend, id_, region)
     if subject is None:
-        raise unknown(id_)
+        subject, _ = await find_named(backend, id_)
     if not subject.region:
         raise HTTPException(
             HTTPStatus.NOT_FOUND, f"Worker {id_} has no region, so CloudWatch cannot be queried; the manager must write it."

@@ -149,6 +149,7 @@ async def test_the_fleet_has_values_where_they_are_known_and_nulls_where_not(in_
 
 async def test_resources_and_problems_are_their_models_too(in_process: InProcessExporter) -> None:
     path = f"/api/workers/region/{REGION}/workers/full/resources"
+    assert await get(in_process, path.replace("full", quote("Prüfstand"))) == await get(in_process, path)
     usage = ResourceUsage.model_validate_json(await get(in_process, path), strict=True)
     assert (usage.id, usage.relative_start_time) == (instance_id(1), "10m")
     for status, wrong in ((400, f"{path}?start_time=soon"), (404, history_of("nothing")), (404, "/nothing")):
