@@ -38,8 +38,9 @@ embed it as an image, which `frame-ancestors` does not concern."""
 PAGE_HEADERS = {"Content-Security-Policy": templates.POLICY, "Cache-Control": "private, no-cache"}
 SPARKLINES_SECONDS = 2
 """Seconds that the fleet page waits for the history."""
-_STATIC_HEADERS = {"Cache-Control": "public, max-age=31536000, immutable"}
-"""The pages name the version of each file in its address."""
+_VERSIONED_HEADERS = {"Cache-Control": "public, max-age=31536000, immutable"}
+"""The pages name the version of each file in its address. A page of a newer exporter may ask an older one beside it, which has
+another version of the file: that is not kept."""
 
 
 async def fleet_page(request: Request) -> Response:
@@ -181,7 +182,9 @@ async def static_file(request: Request) -> Response:
     found = templates.STATIC.get(request.path_params["name"])
     if found is None:
         raise HTTPException(HTTPStatus.NOT_FOUND, "There is no such file.")
-    return Response(found.body, media_type=found.media_type, headers=_STATIC_HEADERS)
+    is_version = request.query_params.get("v") == found.version
+    headers = _VERSIONED_HEADERS if is_version else {"Cache-Control": "no-cache"}
+    return Response(found.body, media_type=found.media_type, headers=headers)
 
 
 async def _read(
