@@ -1,7 +1,7 @@
 """Query parameters of the page that compares workers. Pure functions."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from zoneinfo import ZoneInfo
 
 from exporter.core.errors import RequestError
@@ -18,7 +18,7 @@ WORKER = Parameter(
     {"type": "string"},
     many=True,
 )
-COMPARE = (WORKER, START, END, CHART_TZ)
+COMPARE = tuple(replace(each, empty=True) for each in (WORKER, START, END, CHART_TZ))
 
 
 @dataclass(frozen=True, slots=True)

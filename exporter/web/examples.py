@@ -9,6 +9,7 @@ from exporter.web.schemas import (
     FleetPage,
     FleetWorker,
     HistoryResponse,
+    OpenApiDocument,
     Problem,
     Readiness,
     ResourceUsage,
@@ -101,6 +102,7 @@ JSON_EXAMPLES: Mapping[type[BaseModel], object] = {
     },
     Readiness: {"ready": True, "status": "ok", "sources": {"mongodb": {"ok": True, "error": None, "note": None}}},
     TargetGroups: [{"targets": ["10.0.0.7:9100"], "labels": {"worker_id": "w-alpha", "region": "eu-west-1"}}],
+    OpenApiDocument: {"openapi": "3.1.0"},
     Problem: {
         "type": "about:blank",
         "title": "Bad Request",

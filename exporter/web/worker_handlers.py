@@ -66,7 +66,7 @@ async def worker(request: Request) -> Response:
     )
 
 
-async def resources(request: Request) -> Response:
+async def worker_resources(request: Request) -> Response:
     """Respond with a worker's average CPU and memory over the last minutes, from CloudWatch."""
     backend = backend_of(request)
     query = ResourcesQuery.parse(request.query_params.multi_items(), now=int(backend.now()))

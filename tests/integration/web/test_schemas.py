@@ -105,6 +105,7 @@ async def test_a_response_of_every_route_is_exactly_what_its_model_says(in_proce
     resources = "/api/workers/region/{region}/workers/{worker_id:worker}/resources"
     requests = {
         "/-/ready": ["/-/ready"],
+        "/openapi.json": ["/openapi.json"],
         "/api/workers": ["/api/workers", "/api/workers?limit=1"],
         "/api/workers/{worker_id:worker}": [f"/api/workers/{each}" for each in ("full", "bare", quote(GONE, safe=""))],
         history: [history_of(each, query) for each in ("full", "bare", GONE) for query in ("", *SHAPES)],
