@@ -18,7 +18,7 @@ WORKER = Parameter(
     {"type": "string"},
     many=True,
 )
-COMPARE = tuple(replace(each, empty=True) for each in (WORKER, START, END, CHART_TZ))
+COMPARE = (WORKER, *(replace(each, empty=True) for each in (START, END, CHART_TZ)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,7 @@ PAGE = Parameter(
     "Page of the table, 50 workers each; one after the last page is the last page. Default: 1.",
     {"type": "integer", "minimum": 1, "maximum": MAX_PAGE, "default": 1},
 )
-FLEET = tuple(replace(each, empty=True) for each in (SEARCH, STATUS, REGION, SORT, ORDER, PAGE))
+FLEET = (SEARCH, REGION, *(replace(each, empty=True) for each in (STATUS, SORT, ORDER, PAGE)))
 
 
 @dataclass(frozen=True, slots=True)

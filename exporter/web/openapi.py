@@ -38,7 +38,7 @@ class Parameter:
     many: bool = False
     """Whether it may be repeated."""
     empty: bool = False
-    """Whether an empty value is the same as none, as a form of a page sends it."""
+    """Whether an empty value is the same as none, as a form of a page sends it, although the schema does not allow it."""
 
     def parameter_object(self) -> dict[str, Any]:
         """Return the OpenAPI Parameter Object."""
