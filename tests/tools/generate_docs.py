@@ -252,9 +252,9 @@ on: a `start` at the beginning of an interval makes it a whole one.
   instance (`cloudwatch.memory.dimension`), because CloudWatch no longer lists other dimensions. Results are cached, so
   drawing a chart again costs nothing.
 - **For a chart**, `format=columns` has `columns` in place of `data`: an array for each field, all of the same length, with the
-  names of the CSV, and `unix_seconds` beside `timestamp`. With `fill=null` there is a row for every period or interval, so that
-  a gap is a gap in the line, and values of several workers have the same times. The newest row may be of a period that has
-  no sample yet.
+  names of the CSV, and `unix_seconds` beside `timestamp`. The share of the status `shutting-down` is
+  `status_share_shutting_down`. With `fill=null` there is a row for every period or interval, so that a gap is a gap in the
+  line, and values of several workers have the same times. The newest row may be of a period that has no sample yet.
 - **Beside an earlier range.** `compare=1w` adds the row a week before to each row (`earlier`), or columns that begin with
   `earlier_`; any multiple of the interval will do. With `tz`, local days are compared with local days. Where CloudWatch has the
   earlier range at a coarser resolution, its row is beside the one in which it begins.
