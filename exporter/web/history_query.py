@@ -89,7 +89,7 @@ HISTORY = (WORKER_ID, *_RANGE)
 WORKERS_BY_NAME = Parameter(
     "worker",
     f"Id or name of a worker, as in the path of one worker's history; repeated for up to {MAX_NAMED_WORKERS} workers.",
-    {"type": "string"},
+    {"type": "string", "minLength": 1},
     many=True,
 )
 HISTORY_REGION = replace(
@@ -145,6 +145,8 @@ class FleetHistoryQuery:
         """Parse as `HistoryQuery.parse` does; raises RequestError."""
         given = given_values(items, FLEET_HISTORY)
         names, regions = tuple(dict.fromkeys(given.get("worker", ()))), frozenset(map(normal_region, given.get("region", ())))
+        if "" in names:
+            raise RequestError("worker is empty; give the id or name of a worker, or leave it out for all workers.")
         if names and regions:
             raise RequestError("Name workers (worker=) or regions (region=), but not both.")
         if len(names) > MAX_NAMED_WORKERS:

@@ -253,6 +253,11 @@ class TestManyWorkers:
         ("query", "status", "sentence"),
         [
             ("worker=w1&region=eu-west-1", 400, "Name workers (worker=) or regions (region=), but not both."),
+            (
+                "worker=w1&worker=",
+                400,
+                "worker is empty; give the id or name of a worker, or leave it out for all workers.",
+            ),
             ("worker=w1&worker=nobody", 404, "Unknown worker nobody; /api/workers lists all workers, present and past."),
             (
                 "&".join(f"worker=w{n}" for n in range(101)),
