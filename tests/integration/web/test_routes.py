@@ -834,7 +834,7 @@ GUARDED = [endpoint.path for endpoint in routes.ROUTES if endpoint.path not in P
 @pytest.mark.parametrize("path", [*GUARDED, "/nowhere", "/-/healthy/", "/-/ready/../metrics", "//-/ready"])
 def test_every_route_but_the_probes_requires_a_user_once_users_are_configured(guarded: httpx.Client, path: str) -> None:
     response = guarded.get(path)
-    assert problem(response, 401) == "This exporter requires a user name and a password."
+    assert problem(response, 401) == "This exporter requires a user name and a password; they are missing or wrong."
     assert response.headers["www-authenticate"].startswith("Basic realm=")
 
 
