@@ -95,8 +95,9 @@ def test_what_make_demo_installs_is_part_of_what_make_test_installs() -> None:
 
 
 def test_every_direct_dependency_has_its_line() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *(each for extra in project["optional-dependencies"].values() for each in extra)]
+    file = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    project, groups = file["project"], [*file["project"]["optional-dependencies"].values(), *file["dependency-groups"].values()]
+    wanted = [*project["dependencies"], *(each for group in groups for each in group)]
     names = {re.split(r"[^A-Za-z0-9._-]", each)[0].lower() for each in wanted} - {project["name"]}
     listed = re.findall(r"^\| `([^`]+)` \|", (ROOT / "docs/dependencies.md").read_text(), re.MULTILINE)
     assert sorted(name.lower() for name in listed) == sorted(names)
