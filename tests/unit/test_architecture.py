@@ -155,6 +155,16 @@ PAGES = [
     *sorted((ROOT / "docs").rglob("*.md")),
     *(path for name in ("README.md", "CONTRIBUTING.md", "prometheus/runbook.md") if (path := ROOT / name).exists()),
 ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_a_page_says_first_whom_it_is_for(page: Path) -> None:
+    if page.parts[-2:] in (("docs", "index.md"), (ROOT.name, "README.md")):
+        return  # both say what the exporter is
+    paragraphs = re.sub(r"<!--.*?-->\n*", "", page.read_text(), flags=re.DOTALL).split("\n\n")
+    assert re.match(r"For [a-z]", paragraphs[1]), paragraphs[1]
+
+
 FOLDERS = ("exporter", "tests", "docs", "prometheus", "grafana", "bench", "deploy", "tools", ".github")
 CITED = re.compile(rf"(?<![\w/.\-])((?:{'|'.join(map(re.escape, FOLDERS))})/[\w./\-]*\w)(?![\w/*{{<]|\.\w)")
 LINKED = re.compile(r"\]\((?!\w+:)([^)#\s]+)(?:#[^)]*)?\)")
