@@ -189,8 +189,8 @@ For operators, and for authors of queries and alerts: what `/metrics` exposes, b
 that is not known is an absent series, never 0 and never NaN. Times are unix seconds. Labels of a released series never change.
 
 A stopped or terminated worker has no labs, CPU, or memory from the moment its status says so, nor the times of those values.
-A worker whose document has no region has all its series, with `region=""` (the same as no label in Prometheus); only
-CloudWatch is not queried for it.
+A worker whose [document](manager.md#worker-documents) (the manager's aggregate) has no region has all its series, with
+`region=""` (the same as no label in Prometheus); only CloudWatch is not queried for it.
 
 `cml_worker_status` is nine series of each worker. With the [setting](settings.md) `metrics.status: code` there is one instead,
 `cml_worker_status_code`. The recorded series `cml_worker:status:current` and `cml_worker:status:code` are the same in both
