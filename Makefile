@@ -106,11 +106,19 @@ $(RELEASE)/.installed: requirements-release.txt
 	$(RELEASE)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements-release.txt
 	@touch $@
 
-package: $(RELEASE)/.installed ## build sdist, wheel and SBOM into dist/ (PROJECT_URL=https://… gives the README absolute links)
+SHIPPED := $(VENV)-shipped
+
+# What an installation consists of: the SBOM takes licenses and the dependencies between packages from there.
+$(SHIPPED)/.installed: requirements.txt | $(RELEASE)/.installed
+	$(PYTHON) -m venv --clear --without-pip $(SHIPPED)
+	$(RELEASE)/bin/python -m pip --python $(SHIPPED)/bin/python install --quiet --disable-pip-version-check --require-hashes --requirement requirements.txt
+	@touch $@
+
+package: $(RELEASE)/.installed $(SHIPPED)/.installed ## build sdist, wheel and SBOM into dist/ (PROJECT_URL=https://… gives the README absolute links)
 	rm -rf dist
 	$(RELEASE)/bin/python -m build --no-isolation
 	$(RELEASE)/bin/twine check --strict dist/*
-	$(RELEASE)/bin/cyclonedx-py requirements --pyproject pyproject.toml --mc-type application --output-file dist/cml-worker-exporter.cdx.json requirements.txt
+	$(RELEASE)/bin/cyclonedx-py environment --pyproject pyproject.toml --mc-type application --output-reproducible --output-file dist/cml-worker-exporter.cdx.json $(SHIPPED)/bin/python
 
 # Strict: a dependency that the database does not know fails it, too, since nothing is known of it. An index may be a mirror without advisories.
 audit: $(RELEASE)/.installed ## look for known vulnerabilities in the locked dependencies (asks PyPI's advisories; ARGS="-s osv" asks OSV)
@@ -121,4 +129,4 @@ audit: $(RELEASE)/.installed ## look for known vulnerabilities in the locked dep
 	done
 
 clean: ## remove .venv and the demo's data
-	rm -rf $(VENV) $(RELEASE) .demo dist site
+	rm -rf $(VENV) $(RELEASE) $(SHIPPED) .demo dist site

@@ -43,8 +43,8 @@ There are five dashboards, the same files for Grafana 9.1 to 12 (checked against
   8 seconds on two cores shared by MongoDB, Prometheus, and the exporter, a month 17 to 33; later queries took 0.2 seconds for a
   week and 0.8 for a month.
 - *Fleet overview* reads hourly aggregates, too, for time that this Prometheus does not know, for the hour before each point.
-- Alerts link to *On call* with their labels. Write the addresses of Grafana and of the runbook into `cml:grafana:info` and
-  `cml:runbook:info` of `prometheus/rules/settings.yml`.
+- Alerts link to *On call* with their labels, and to the runbook. Record the addresses of both in a
+  [file of your own](prometheus.md#links-in-alerts).
 - Add `?kiosk` to an address for a screen on the wall: no panel needs the bar of variables. Grafana's public dashboards refuse
   panels with variables: `python -m grafana.public --datasource UID FOLDER` writes copies without, for all regions and workers.
   *Worker detail* has none, because its variable chooses the worker. The copies have no links and no marks of alerts.
@@ -53,7 +53,8 @@ There are five dashboards, the same files for Grafana 9.1 to 12 (checked against
   exporter share. Opened as a whole, *Fleet overview* took 3 seconds; *Trends* with 14 days of history took 9.2 to 9.9 while
   the exporter's cache was empty (17 CPU seconds, 10 of them MongoDB's), and 2 afterwards. On the same machine it was 19 and 9
   before workers with the same hours were encoded together, and before an instant function got one number of each worker.
-- Red lines mark the alert thresholds of `prometheus/rules/settings.yml`. After changing a threshold run `make dashboards`.
+- Red lines mark the alert thresholds of `prometheus/rules/settings.yml`, also where you recorded
+  [others](../prometheus/local/README.md). After changing that file run `make dashboards`.
 
 ## How long the queries are
 

@@ -107,7 +107,7 @@ def _roles(read: list[Source]) -> list[dict[str, Any]]:
 
 def _notes(sources: list[Source], read: list[Source], has_roles: bool) -> Iterator[str]:
     regions = dict.fromkeys(region for source in read for region in source.regions)
-    yield f"Regions: those of the worker documents; {', '.join(regions)} need no setting."
+    yield f"Regions: those of the worker documents; no setting is needed for {', '.join(regions)}."
     if has_roles and any(not source.roles for source in read):
         yield "Without a role, too: in a region with roles the own credentials are not used; list a role of that account."
     if periods := sorted({source.period for source in read} - {60, 300}):

@@ -285,7 +285,7 @@ def _config(directory: Path, uri: str, aws_url: str, listen: str) -> str:
 
 
 def banner(directory: Path, endpoints: Mapping[str, str]) -> str:
-    """Return what the demo prints when everything runs, in lines of at most 80 columns unless the folder's name is long."""
+    """Return what the demo prints when everything runs, in lines of at most 80 columns unless the name of a folder is long."""
     url, folder = endpoints["exporter"], _shown(directory)
     lines = [
         "",
@@ -295,8 +295,8 @@ def banner(directory: Path, endpoints: Mapping[str, str]) -> str:
         "",
         f"  curl -s {url}/metrics | grep ^cml_worker_cpu",
         f"  curl -s '{url}/api/workers?limit=2'",
-        f"  {_shown(Path(sys.executable).parent)}/cml-worker-exporter export --since -1h --format csv \\",
-        f"    --config.file {folder / CONFIG}",
+        f"  {_shown(Path(sys.executable).parent)}/cml-worker-exporter export --since -1h \\",
+        f"    --format csv --config.file {folder / CONFIG}",
         "",
         "What you will see:",
         "",
@@ -327,7 +327,7 @@ def _queries(endpoints: Mapping[str, str]) -> list[str]:
         return ["Prometheus is not on PATH, so the demo runs without it:", f"  {INSTALL}", ""]
     lines = [f"Prometheus: {endpoints['prometheus']}/ Three queries worth trying:", ""]
     for what, query in QUERIES.items():
-        lines += [textwrap.fill(what, COLUMNS, initial_indent="  # ", subsequent_indent="  # "), f"  {query}"]
+        lines += [textwrap.fill(what, COLUMNS, initial_indent="  # ", subsequent_indent="  # "), textwrap.indent(query, "  ")]
     return [*lines, ""]
 
 

@@ -33,6 +33,15 @@ def test_every_page_of_docs_and_the_runbook_is_built_and_in_the_navigation(site:
     assert sorted(navigation) == sorted(names)
 
 
+def test_a_page_has_one_title_and_its_table_of_contents_names_every_section(site: Path) -> None:
+    """With a second heading of the first level the theme leaves the table of contents out."""
+    for page in site.glob("*.html"):
+        before, _, article = page.read_text().partition("<article")
+        assert len(re.findall(r"<h1[ >]", article)) == 1 or page.name == "404.html", page.name
+        listed = set(re.findall(r'href="?#([^"\s>]+)', before))
+        assert set(re.findall(r'<h2 id="?([^"\s>]+)', article)) <= listed, page.name
+
+
 def test_every_address_of_a_page_is_there(site: Path) -> None:
     ids = {page.name: set(re.findall(r'\bid="?([^"\s>]+)', page.read_text())) for page in site.glob("*.html")}
     for page in site.glob("*.html"):

@@ -36,6 +36,8 @@ GENERATED = "<!-- Written by `make docs` from {source}; change it there. -->"
 SETTINGS_INTRO = """\
 # Settings
 
+For operators: every setting with its default, and where it can be written.
+
 Every setting can stand in a YAML file (`--config.file`), in the environment and on the command line. Flags win over the
 environment, the environment wins over the file. Only the connection string of MongoDB is needed. Unknown keys and variables are
 refused; all mistakes of a file are told at once, each with its line. A path in a file is relative to the folder of that file.
@@ -183,12 +185,12 @@ The built-in types, and what differs from these defaults:
 METRICS_INTRO = """\
 # Metrics
 
-What `/metrics` exposes, besides `process_*` and `python_info`. A value that is not known is an absent series, never 0 and never
-NaN. Times are unix seconds. Labels of a released series never change.
+For operators, and for authors of queries and alerts: what `/metrics` exposes, besides `process_*` and `python_info`. A value
+that is not known is an absent series, never 0 and never NaN. Times are unix seconds. Labels of a released series never change.
 
 A stopped or terminated worker has no labs, CPU, or memory from the moment its status says so, nor the times of those values.
-A worker whose document has no region has all its series, with `region=""` (the same as no label in Prometheus); only
-CloudWatch is not queried for it.
+A worker whose [document](manager.md#worker-documents) (the manager's aggregate) has no region has all its series, with
+`region=""` (the same as no label in Prometheus); only CloudWatch is not queried for it.
 
 `cml_worker_status` is nine series of each worker. With the [setting](settings.md) `metrics.status: code` there is one instead,
 `cml_worker_status_code`. The recorded series `cml_worker:status:current` and `cml_worker:status:code` are the same in both

@@ -95,8 +95,9 @@ def test_what_make_demo_installs_is_part_of_what_make_test_installs() -> None:
 
 
 def test_every_direct_dependency_has_its_line() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *(each for extra in project["optional-dependencies"].values() for each in extra)]
+    file = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    project, groups = file["project"], [*file["project"]["optional-dependencies"].values(), *file["dependency-groups"].values()]
+    wanted = [*project["dependencies"], *(each for group in groups for each in group)]
     names = {re.split(r"[^A-Za-z0-9._-]", each)[0].lower() for each in wanted} - {project["name"]}
     listed = re.findall(r"^\| `([^`]+)` \|", (ROOT / "docs/dependencies.md").read_text(), re.MULTILINE)
     assert sorted(name.lower() for name in listed) == sorted(names)
@@ -154,6 +155,16 @@ PAGES = [
     *sorted((ROOT / "docs").rglob("*.md")),
     *(path for name in ("README.md", "CONTRIBUTING.md", "prometheus/runbook.md") if (path := ROOT / name).exists()),
 ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_a_page_says_first_whom_it_is_for(page: Path) -> None:
+    if page.parts[-2:] in (("docs", "index.md"), (ROOT.name, "README.md")):
+        return  # both say what the exporter is
+    paragraphs = re.sub(r"<!--.*?-->\n*", "", page.read_text(), flags=re.DOTALL).split("\n\n")
+    assert re.match(r"For [a-z]", paragraphs[1]), paragraphs[1]
+
+
 FOLDERS = ("exporter", "tests", "docs", "prometheus", "grafana", "bench", "deploy", "tools", ".github")
 CITED = re.compile(rf"(?<![\w/.\-])((?:{'|'.join(map(re.escape, FOLDERS))})/[\w./\-]*\w)(?![\w/*{{<]|\.\w)")
 LINKED = re.compile(r"\]\((?!\w+:)([^)#\s]+)(?:#[^)]*)?\)")

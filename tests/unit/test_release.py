@@ -61,6 +61,15 @@ def test_dependabot_watches_folders_that_have_such_files() -> None:
             assert (ROOT / folder.strip("/") / name).is_file(), folder
 
 
+def test_the_sbom_is_of_what_is_installed_from_the_lock_and_of_nothing_else() -> None:
+    """A list of requirements tells neither licenses nor which package needs which."""
+    command = ["make", "--dry-run", "package", "SHIPPED=shipped"]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "venv --clear --without-pip shipped\n" in printed
+    assert re.search(r"--python shipped/bin/python install .*--require-hashes --requirement requirements\.txt\n", printed)
+    assert re.search(r"cyclonedx-py environment --pyproject pyproject\.toml .*shipped/bin/python\n", printed)
+
+
 @pytest.mark.parametrize(
     ("finds", "status"), [("true", 0), ('case "$*" in *--strict*build*) echo unknown >&2; false;; esac', 2)]
 )

@@ -23,7 +23,7 @@ class Runbook(NamedTuple):
 
     title: str
     alerts: tuple[str, ...]
-    """The headings of the second level."""
+    """The headings of the third level."""
     html: Markup
 
 
@@ -38,7 +38,7 @@ def _runbook() -> Runbook:
 
 
 def parse(text: str) -> Runbook:
-    """Return Markdown whose first heading is its title: headings one level lower, with anchors; HTML in it is escaped."""
+    """Return Markdown whose first heading is its title: headings with anchors; HTML in it is escaped."""
     markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
     title, *tokens = markdown.parse(text)[1:]
     alerts = []
@@ -46,10 +46,8 @@ def parse(text: str) -> Runbook:
         if token.type == "heading_open":
             heading = tokens[position + 1].content
             token.attrSet("id", anchor(heading))
-            if token.tag == "h2":
+            if token.tag == "h3":
                 alerts.append(heading)
-        if token.type in ("heading_open", "heading_close"):
-            token.tag = f"h{int(token.tag[1]) + 1}"
         if token.children:
             token.children = _linked(token.children)
     html = markdown.renderer.render(tokens[1:], markdown.options, {})  # the first one closes the title

@@ -5,18 +5,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from _pytest.mark import ParameterSet
 from playwright.sync_api import Browser, expect
 
-from exporter.core.model import WorkerGauges
+from exporter.core.model import InstanceInterval, WorkerGauges
 from exporter.storage.rows import HistoryRow, SampleRow
 from tests.helpers.browser import Visit, chromium, texts, visit
 from tests.helpers.fleets import MARKUP, Hours, fleet
 from tests.helpers.text_server import PAGE, serving_text
-from tests.integration.web.test_routes import NOW, Memory, serving, snapshot
+from tests.integration.web.test_routes import NOW, Memory, entry, serving, snapshot
 
 REFRESH_MS = 15_000
 WELL: dict[str, str | None] = {"mongodb": None, "cloudwatch eu-west-1": None, "outbox": None}
@@ -44,8 +44,8 @@ def exporter(*workers: WorkerGauges, sources: dict[str, str | None] = WELL) -> M
     return WithSamples(snapshot=snapshot(*workers), sources=dict(sources), hourly=Hours())
 
 
-def renamed(worker: WorkerGauges, **changes: str) -> WorkerGauges:
-    return worker._replace(worker=replace(worker.worker, **changes))  # type: ignore[arg-type]
+def renamed(worker: WorkerGauges, **changes: Any) -> WorkerGauges:  # noqa: ANN401  # fields of the record
+    return worker._replace(worker=replace(worker.worker, **changes))
 
 
 @pytest.fixture(scope="module")
@@ -290,6 +290,20 @@ def test_every_page_is_accessible_and_never_wider_than_the_window(
     with opened(browser, STATES[state], path, width=width, scheme=scheme) as shown:
         assert shown.violations() == []
         assert shown.overflow() <= 0
+
+
+@pytest.mark.parametrize("width", [400, 1400])
+def test_no_fact_of_a_worker_runs_over_the_next_one(browser: Browser, width: int) -> None:
+    """The id of an instance and the name of a field of the document have no blank at which they could be broken."""
+    (worker,) = fleet(1, NOW)
+    seen = InstanceInterval(str(worker.worker.instance_id), worker.worker.region, NOW - 900, NOW)
+    shown_fields = renamed(worker, extra=(("cml_worker_licensed_external_nodes_total", 7.5),))
+    parts = exporter(shown_fields)
+    parts.known = [entry(worker.worker.id, terminated_at=None, instances=(seen,))]
+    with opened(browser, parts, WORKER, width=width) as shown:
+        assert f"Instance {worker.worker.instance_id}" in shown.page.inner_text("dl.facts")
+        wider = "Array.from(document.querySelectorAll('dt, dd')).filter((each) => each.scrollWidth > each.clientWidth)"
+        assert shown.page.evaluate(f"{wider}.map((each) => each.innerText)") == []
 
 
 def test_an_error_is_a_page_that_is_accessible(browser: Browser) -> None:

@@ -82,7 +82,7 @@ def test_role_region_and_period_of_cloudwatch_exporter(tmp_path: Path) -> None:
 def test_without_a_role_the_own_credentials_read_every_region(tmp_path: Path) -> None:
     settings, text = migrated(tmp_path, CLOUDWATCH_EXPORTER.replace(f"role_arn: {ARN}\n", ""))
     assert settings.aws.roles == []
-    assert "us-east-1 need no setting" in text
+    assert "no setting is needed for us-east-1." in text
 
 
 def test_the_default_periods_are_theirs() -> None:

@@ -12,6 +12,7 @@ from exporter import cli
 from exporter.demo import status_line
 from exporter.demo.command import COLUMNS, banner
 from exporter.demo.folder import CONFIG
+from exporter.demo.prometheus import QUERIES
 
 ENDPOINTS = {"exporter": "http://127.0.0.1:65432", "mongodb": "mongodb://127.0.0.1:65432/cml_demo?directConnection=true"}
 ENDPOINTS |= {"aws": "http://127.0.0.1:65432"}
@@ -34,11 +35,16 @@ def test_the_page_comes_first_and_every_line_fits_80_columns() -> None:
     assert [line for line in lines if len(line) > COLUMNS] == []
 
 
-def test_with_prometheus_only_its_queries_may_be_longer() -> None:
+def test_with_prometheus_its_queries_fit_too_and_are_whole() -> None:
     lines = shown(prometheus="http://127.0.0.1:65432")
-    begin = next(number for number, line in enumerate(lines) if line.startswith("Prometheus: "))
-    end = lines.index("", begin + 2)
-    assert [line for line in lines[:begin] + lines[end:] if len(line) > COLUMNS] == []
+    assert [line for line in lines if len(line) > COLUMNS] == []
+    joined = " ".join(line.strip() for line in lines)
+    assert all(" ".join(query.split()) in joined for query in QUERIES.values())
+
+
+def test_the_commands_of_a_package_installed_elsewhere_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/home/somebody/environments/cml/bin/python")
+    assert [line for line in shown() if len(line) > COLUMNS] == []
 
 
 def test_its_three_commands_can_be_copied() -> None:

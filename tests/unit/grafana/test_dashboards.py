@@ -788,7 +788,7 @@ def test_on_call_says_of_every_alert_what_it_means_and_what_to_do() -> None:
     for alert, step in steps.items():
         assert re.fullmatch(r"[A-Z].{10,58}[.]", step), alert
         anchor = texts("Anchor")[alert]
-        assert f"## {alert}\n" in RUNBOOK
+        assert f"\n### {alert}\n" in RUNBOOK
         assert anchor == alert.lower()
     (link,) = columns["What to do"]["links"]
     assert link["url"] == '${__data.fields["Runbook"]}#${__data.fields["Anchor"]}'

@@ -267,7 +267,7 @@ def test_every_alert_of_one_worker_gives_its_name_in_the_same_way() -> None:
 
 
 def test_the_runbook_has_a_section_for_every_alert_and_for_nothing_else() -> None:
-    sections = re.split(r"^## ", RUNBOOK, flags=re.MULTILINE)[1:]
+    sections = re.split(r"^### ", RUNBOOK, flags=re.MULTILINE)[1:]
     assert sorted(section.split("\n", 1)[0] for section in sections) == sorted(ALERTS)
     for section in sections:
         assert all(f"**{part}.**" in section for part in ("Meaning", "Check", "Remedy")), section.split("\n", 1)[0]

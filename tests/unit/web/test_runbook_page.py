@@ -41,7 +41,7 @@ def test_the_list_names_every_alert() -> None:
 
 
 def test_html_in_the_text_is_text() -> None:
-    page = runbook_page.parse("# T\n\n## A b\n\n<script>alert(1)</script> [a](javascript:x) [b](docs/b.md) [c](#t)")
+    page = runbook_page.parse("# T\n\n### A b\n\n<script>alert(1)</script> [a](javascript:x) [b](docs/b.md) [c](#t)")
     assert (page.title, page.alerts) == ("T", ("A b",))
     assert page.html.splitlines() == [
         '<h3 id="a-b">A b</h3>',
