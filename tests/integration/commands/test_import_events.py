@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ from tests.helpers.exporter_process import COMMAND
 
 PERIOD = 300
 EVENTS, HISTORY = "domain_events", "worker_metrics_timeseries"
-QUICK = RetryPolicy(mongodb=1, lease=0.4)
+QUICK = RetryPolicy(mongodb=1, lease=scaled(20))
 TELEMETRY, CLOUDWATCH = "CMLWorkerTelemetryUpdatedDomainEvent", "cml_worker.cloudwatch_metrics.updated.v1"
 Key = tuple[str, datetime]
 
@@ -328,7 +328,10 @@ async def test_the_least_role_with_find_on_the_events_is_enough_and_less_is_name
         await client.drop_database(name)
 
 
-async def test_a_backfill_or_purge_and_an_import_exclude_each_other(import_env: ImportEnv) -> None:
+async def test_a_backfill_or_purge_and_an_import_exclude_each_other(
+    import_env: ImportEnv, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"{__name__}.QUICK", replace(QUICK, lease=0.4))
     await import_env.database[EVENTS].insert_one(telemetry("w", import_env.now - 2 * DAY, 5.0))
     lease = Lease(import_env.database, owner="a backfill", name=BACKFILL)
     assert await lease.acquire_or_renew()

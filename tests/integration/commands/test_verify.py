@@ -48,7 +48,7 @@ atexit.register(lambda: print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/st
 main(sys.argv[1:])
 """
 """Runs a command and writes its peak memory in KiB; that of getrusage would be at least the test's own."""
-QUICK = RetryPolicy(mongodb=1, lease=0.4, calls=(0.05, 0.1, 0.1))
+QUICK = RetryPolicy(mongodb=1, lease=scaled(20), calls=(0.05, 0.1, 0.1))
 PLANNED = re.compile(r"^(?:all|\S+) +([\d,]+) +([\d,]+) +([\d,]+) +([\d,]+) +([\d.]+)$", re.MULTILINE)
 
 
