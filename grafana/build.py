@@ -33,8 +33,8 @@ There are five dashboards, the same files for Grafana 9.1 to 12 (checked against
   `prometheus/rules/`, which record them once a minute, what fills up or has changed every two minutes, and alerts that fire
   every 15 seconds. What a graph shows of the workers' past does not depend on a rule that came with an upgrade.
 - Counts of *Exporter health* (errors, requests, billed metrics, samples) are sums of what each counter rose by in each minute
-  (`cml_exporter:…:increase1m`), of all exporters. They are whole and exact: an `increase` over an interval would extrapolate,
-  and miss what is counted between two intervals or before the first scrape.
+  (`cml_exporter:…:increase1m`), of all exporters. They are whole and exact, also where Prometheus misses evaluations: an
+  `increase` over an interval would extrapolate, and miss what is counted between two intervals or before the first scrape.
 - Graphs show the first three workers by their average in the time range and the mean of all, rankings the first few (variable
   *Show*), never all of a large fleet. Numbers of the fleet include all workers.
 - *Trends* reads [hourly aggregates](history.md#hourly-aggregates-weeks-and-months-of-a-large-fleet)

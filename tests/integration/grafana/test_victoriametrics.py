@@ -187,7 +187,7 @@ def test_the_variables_offer_the_same_workers(both: Both) -> None:
                 )
 
 
-OF_THE_TIME = re.compile("idle_seconds|idle:avg|deriv6h|predict24h|increase1m")
+OF_THE_TIME = re.compile("idle_seconds|idle:avg|deriv6h|predict24h|increase1m|counters:last")
 """Recorded values that change with every second: compared by their labels."""
 NOT_OF_VMALERT = {"cml:alert_active_timestamp_seconds:firing", "cml:alert_active_timestamp_seconds:named"}
 """vmalert writes ALERTS_FOR_STATE only of alerts with `for`."""

@@ -39,7 +39,7 @@ OF_JOBS = {
     "cml:alert_active_timestamp_seconds:firing",
 }
 """The only rules whose result has the label job."""
-OF_EACH_EXPORTER = {"cml_exporter:counters:increase1m"}
+OF_EACH_EXPORTER = {"cml_exporter:counters:increase1m", "cml_exporter:counters:last"}
 """The only rules of single exporters: a counter counts since the start of one."""
 FOREIGN = re.compile(r"up|ALERTS|node_\w+|process_\w+|prometheus_\w+|cml:own:\w+")
 """Series that are neither in the catalog nor recorded here: Prometheus' own, node_exporter's, the process', the user's."""
