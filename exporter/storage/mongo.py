@@ -147,7 +147,8 @@ def without_hosts(text: str, client: AsyncMongoClient[Any]) -> str:
     """Return a text without the addresses of MongoDB's servers: what answers over HTTP may say that one fails, not where."""
     for host, port in client.topology_description.server_descriptions():
         text = text.replace(f"{host}:{port}", "a server").replace(f"'{host}'", "its host")
-    return text
+    text = re.sub(r"each of a server(, a server)*", "each server", text)
+    return re.sub(r", of a server(, a server)*", "", text)
 
 
 def _ca_file(client: AsyncMongoClient[Any] | None) -> str | None:

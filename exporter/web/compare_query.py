@@ -17,6 +17,7 @@ WORKER = Parameter(
     f"Id or name of a worker; repeated for up to {MAX_NUMBERED} workers.",
     {"type": "string"},
     many=True,
+    most=MAX_NUMBERED,
 )
 COMPARE = (WORKER, *(replace(each, empty=True) for each in (START, END, CHART_TZ)))
 
@@ -39,8 +40,8 @@ class CompareQuery:
         """Parse the query's (name, value) pairs; raises RequestError. An empty field of the form is the same as none."""
         given = given_values(((name, value.strip()) for name, value in items if value.strip()), COMPARE)
         workers = tuple(dict.fromkeys(given.get("worker", ())))
-        if len(workers) > MAX_NUMBERED:
-            raise RequestError(f"{len(workers)} workers are chosen; choose at most {MAX_NUMBERED}.")
+        if (chosen := len(given.get("worker", ()))) > MAX_NUMBERED:
+            raise RequestError(f"{chosen} workers are chosen; choose at most {MAX_NUMBERED}.")
         zone = zone_named(single(given, "tz"))
         end = time_bound(given, "end", now, now, zone)
         start = time_bound(given, "start", now, min(end, now) - DAY, zone)

@@ -91,6 +91,7 @@ WORKERS_BY_NAME = Parameter(
     f"Id or name of a worker, as in the path of one worker's history; repeated for up to {MAX_NAMED_WORKERS} workers.",
     {"type": "string", "minLength": 1},
     many=True,
+    most=MAX_NAMED_WORKERS,
 )
 HISTORY_REGION = replace(
     REGION,
@@ -149,9 +150,9 @@ class FleetHistoryQuery:
             raise RequestError("worker is empty; give the id or name of a worker, or leave it out for all workers.")
         if names and regions:
             raise RequestError("Name workers (worker=) or regions (region=), but not both.")
-        if len(names) > MAX_NAMED_WORKERS:
+        if (named := len(given.get("worker", ()))) > MAX_NAMED_WORKERS:
             raise RequestError(
-                f"{len(names)} workers are named, more than {MAX_NAMED_WORKERS}; name fewer, or use region= with its pages."
+                f"{named} workers are named, more than {MAX_NAMED_WORKERS}; name fewer, or use region= with its pages."
             )
         cursor = single(given, "cursor")
         if cursor is None:

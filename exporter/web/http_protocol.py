@@ -21,6 +21,11 @@ from exporter.web import responses
 from exporter.web.connections import Connection, Connections, Phase
 from exporter.web.security_headers import RAW_SECURITY_HEADERS
 
+NO_HTTP = (
+    "This is no valid HTTP/1.1 request; percent-encode characters of the address that are not ASCII, and blanks: "
+    "Pr%C3%BCfstand%201."
+)
+"""What is wrong with most requests that are none: a client sent a name of a worker as it is."""
 PIECE_BYTES = 1 << 12
 """Bytes that are parsed before the limits are checked again."""
 LINGER_SECONDS = 1.0
@@ -259,8 +264,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self.loop.call_later(LINGER_SECONDS, self.transport.close)
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP with an error, and close the connection."""
-        self.transport.write(_error(HTTPStatus.BAD_REQUEST, msg))
+        """Answer what is no HTTP with an error, and close the connection. `msg` does not say what to do."""
+        self.transport.write(_error(HTTPStatus.BAD_REQUEST, NO_HTTP))
         self.transport.close()
 
     @property

@@ -37,12 +37,16 @@ class Parameter:
     place: Literal["query", "path"] = "query"
     many: bool = False
     """Whether it may be repeated."""
+    most: int | None = None
+    """How often; None: without limit."""
     empty: bool = False
     """Whether an empty value is the same as none, as a form of a page sends it, although the schema does not allow it."""
 
     def parameter_object(self) -> dict[str, Any]:
         """Return the OpenAPI Parameter Object."""
         schema = {"type": "array", "items": self.schema} if self.many else self.schema
+        if self.most is not None:
+            schema = {**schema, "maxItems": self.most}
         if "enum" not in schema:  # which becomes a schema of its own, without the words of one parameter
             schema = {**schema, "description": self.description}  # generated clients look for it here
         result = {"name": self.name, "in": self.place, "description": self.description, "schema": schema}

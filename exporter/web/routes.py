@@ -109,7 +109,7 @@ ROUTES: tuple[Endpoint, ...] = (
     Endpoint(
         "/-/ready",
         ready,
-        "readiness: the worker documents have been read once; state of each source",
+        "readiness: the worker documents have been read once, or could not be; state of each source",
         ResponseSpec({_JSON: Readiness}, also={503: (_JSON, Readiness)}),
         "operations",
     ),

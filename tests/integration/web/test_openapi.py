@@ -86,6 +86,13 @@ def test_a_generated_client_has_readable_names_and_the_words_of_every_parameter(
                 schema = parameter["schema"]
                 assert "enum" not in schema, f"{parameter['name']} would be named after its operation"
                 assert "$ref" in schema or schema["description"] == parameter["description"]
+    most = [
+        each["schema"]["maxItems"]
+        for path in ("/compare", "/api/metrics/history")
+        for each in document["paths"][path]["get"]["parameters"]
+        if each["name"] == "worker"
+    ]
+    assert most == [8, 100]
     read = document["paths"]["/api/v1/read"]["post"]
     assert read["requestBody"]["content"].keys() >= {remote_read.CONTENT_TYPE}
 

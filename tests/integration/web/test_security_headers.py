@@ -85,12 +85,14 @@ def test_a_request_without_a_password_and_a_bug_have_them(serve: Serve, monkeypa
     check(broken)
 
 
-def test_what_is_no_http_gets_an_error_with_them(serve: Serve) -> None:  # noqa: F811
+@pytest.mark.parametrize("sent", ["what is this", "GET /api/workers?name=Prüfstand HTTP/1.1\r\nHost: exporter"])
+def test_what_is_no_http_gets_an_error_with_them(serve: Serve, sent: str) -> None:  # noqa: F811
     url = serve(Memory()).base_url
     with socket.create_connection((url.host, url.port or 80)) as connection:
-        connection.sendall(b"what is this\r\n\r\n")
+        connection.sendall(f"{sent}\r\n\r\n".encode())
         answer = b"".join(iter(lambda: connection.recv(4096), b"")).decode()
     assert answer.startswith("HTTP/1.1 400 ")
+    assert "percent-encode characters of the address that are not ASCII" in answer
     for name, value in SECURITY_HEADERS.items():
         assert f"\r\n{name.lower()}: {value}\r\n" in answer
 
