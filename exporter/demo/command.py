@@ -123,7 +123,7 @@ async def _run(directory: Path, fresh: bool, port: int, command: Sequence[str]) 
         stack.enter_context(hold_folder(directory))
         await _predecessor_gone(directory / MONGODB)
         world = open_world(directory, fresh=fresh)
-        show_step("Starting MongoDB and a fake AWS with the datapoints of the last two weeks …")
+        show_step("Starting MongoDB and a fake AWS with the datapoints of the last day …")
         aws = FakeAws(world, port=kept_port(directory, "aws"))
         published = asyncio.get_running_loop().run_in_executor(None, aws.publish, int(time.time()))  # while mongod starts
         uri, mongod = _start_mongodb(stack, directory)

@@ -66,7 +66,10 @@ def decode(body: bytes) -> tuple[SeriesSelector, ...]:
             raise RequestError(f"the request has {size} bytes when decompressed; at most {MAX_BODY} are accepted")
         raw = bytes(cramjam.snappy.decompress_raw(body))
     except cramjam.DecompressionError as error:
-        raise RequestError("the body is not compressed in snappy's block format, or is truncated") from error
+        raise RequestError(
+            "the body is not compressed in snappy's block format, or is truncated; send a prometheus.ReadRequest "
+            "as Prometheus does"
+        ) from error
     try:
         request = pb.ReadRequest.FromString(raw)
     except DecodeError as error:

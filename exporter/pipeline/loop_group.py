@@ -39,12 +39,13 @@ class LoopGroup:
                 await asyncio.wait(self._tasks, return_when=asyncio.FIRST_EXCEPTION)
         finally:
             with anyio.CancelScope(shield=True):
-                await self._end()
+                await self.end()
         failed = [found for task in self._tasks if not task.cancelled() and (found := task.exception())]
         if failed:
             raise BaseExceptionGroup("a loop of the exporter failed", failed)
 
-    async def _end(self) -> None:
+    async def end(self) -> None:
+        """Cancel the loops until all have ended."""
         while pending := [task for task in self._tasks if not task.done()]:
             for task in pending:
                 task.cancel()

@@ -92,7 +92,9 @@ async def _to_fleet_page(request: Request) -> Response:
 def _authentication(users: Users, settings: WebSettings) -> Middleware:
     exempt = () if settings.probes_need_auth else PROBES
     challenge = {"WWW-Authenticate": 'Basic realm="cml-worker-exporter", charset="UTF-8"'}
-    refusal = problem(HTTPStatus.UNAUTHORIZED, "This exporter requires a user name and a password.", challenge)
+    refusal = problem(
+        HTTPStatus.UNAUTHORIZED, "This exporter requires a user name and a password; they are missing or wrong.", challenge
+    )
     return Middleware(LiveAuth, users, refusal, frozenset(settings.prefix + path for path in exempt))
 
 

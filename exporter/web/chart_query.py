@@ -29,7 +29,7 @@ MAX_SHIFT_SECONDS = 371 * DAY
 METRIC = Parameter(
     "metric",
     "What is drawn: CPU or memory in percent, or labs. Default: `cpu`.",
-    {"type": "string", "enum": list(worker_chart.METRICS), "default": "cpu"},
+    {"type": "string", "title": "ChartMetric", "enum": list(worker_chart.METRICS), "default": "cpu"},
 )
 COMPARE = Parameter(
     "compare",
@@ -40,7 +40,7 @@ COMPARE = Parameter(
 THEME = Parameter(
     "theme",
     "Colors; `auto` follows the preference of the reader's browser. Default: `auto`.",
-    {"type": "string", "enum": list(chart.THEMES), "default": "auto"},
+    {"type": "string", "title": "ChartTheme", "enum": list(chart.THEMES), "default": "auto"},
 )
 WIDTH = Parameter(
     "width",
@@ -56,8 +56,8 @@ CHART_TZ = replace(
     TZ, description="Time zone of the time axis, and of times without an offset, such as America/New_York. Default: UTC."
 )
 CHART = (WORKER_ID, METRIC, START, END, CHART_TZ, COMPARE, THEME, WIDTH, HEIGHT)
-PAGE = (WORKER_ID, START, END, CHART_TZ, COMPARE)
-NAME = Parameter("name", "Name of the file.", {"type": "string"}, "path")
+PAGE = (WORKER_ID, *(replace(each, empty=True) for each in (START, END, CHART_TZ, COMPARE)))
+NAME = Parameter("name", "Name of the file.", {"type": "string", "examples": ["pages.css"]}, "path")
 
 
 @dataclass(frozen=True, slots=True)

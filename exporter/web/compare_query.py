@@ -1,7 +1,7 @@
 """Query parameters of the page that compares workers. Pure functions."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from zoneinfo import ZoneInfo
 
 from exporter.core.errors import RequestError
@@ -14,11 +14,11 @@ from exporter.web.query_values import check_range, given_values, single, time_bo
 
 WORKER = Parameter(
     "worker",
-    f"Id of a worker, or its name if no other worker has it; repeated for up to {MAX_NUMBERED} workers.",
+    f"Id or name of a worker; repeated for up to {MAX_NUMBERED} workers.",
     {"type": "string"},
     many=True,
 )
-COMPARE = (WORKER, START, END, CHART_TZ)
+COMPARE = (WORKER, *(replace(each, empty=True) for each in (START, END, CHART_TZ)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from exporter.web.schemas import (
     FleetPage,
     FleetWorker,
     HistoryResponse,
+    OpenApiDocument,
     Problem,
     Readiness,
     ResourceUsage,
@@ -101,6 +102,7 @@ JSON_EXAMPLES: Mapping[type[BaseModel], object] = {
     },
     Readiness: {"ready": True, "status": "ok", "sources": {"mongodb": {"ok": True, "error": None, "note": None}}},
     TargetGroups: [{"targets": ["10.0.0.7:9100"], "labels": {"worker_id": "w-alpha", "region": "eu-west-1"}}],
+    OpenApiDocument: {"openapi": "3.1.0"},
     Problem: {
         "type": "about:blank",
         "title": "Bad Request",
@@ -111,7 +113,7 @@ JSON_EXAMPLES: Mapping[type[BaseModel], object] = {
 """Model of a JSON body → an example."""
 METRICS_EXAMPLE = 'cml_worker_cpu_utilization_ratio{worker_id="w-alpha",region="eu-west-1"} 0.452\n'
 HEALTHY_EXAMPLE = "CML worker exporter is healthy.\n"
-RELOADED_EXAMPLE = "Nothing has changed.\n"
+RELOADED_EXAMPLE = "Reloaded; changed settings: none.\n"
 WORKERS_CSV_EXAMPLE = "worker_id,status,cpu_utilization\r\nw-alpha,running,45.2\r\n"
 _SAMPLE = "timestamp,cpu_utilization,memory_utilization,active_labs_count,status\r\n"
 HISTORY_CSV_EXAMPLE = f"{_SAMPLE}2026-01-31T12:00:00Z,45.2,,3,running\r\n"

@@ -33,19 +33,19 @@ SEARCH = Parameter(
 SORT = Parameter(
     "sort",
     f"Column that the table is sorted by. Default: `{DEFAULT_SORT}`.",
-    {"type": "string", "enum": list(FIRST_ORDER), "default": DEFAULT_SORT},
+    {"type": "string", "title": "FleetSort", "enum": list(FIRST_ORDER), "default": DEFAULT_SORT},
 )
 ORDER = Parameter(
     "order",
     "Default: `asc` for texts, `desc` for numbers. Workers without a value come last in both.",
-    {"type": "string", "enum": ["asc", "desc"]},
+    {"type": "string", "title": "SortOrder", "enum": ["asc", "desc"]},
 )
 PAGE = Parameter(
     "page",
     "Page of the table, 50 workers each; one after the last page is the last page. Default: 1.",
     {"type": "integer", "minimum": 1, "maximum": MAX_PAGE, "default": 1},
 )
-FLEET = (SEARCH, STATUS, REGION, SORT, ORDER, PAGE)
+FLEET = (SEARCH, REGION, *(replace(each, empty=True) for each in (STATUS, SORT, ORDER, PAGE)))
 
 
 @dataclass(frozen=True, slots=True)

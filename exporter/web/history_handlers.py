@@ -3,7 +3,9 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from http import HTTPStatus
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -23,7 +25,7 @@ from exporter.web.history_query import (
     resuming_fleet,
 )
 from exporter.web.history_responses import WorkerPage
-from exporter.web.lookup import backend_of, current_status, find, find_named, not_read_yet, unknown
+from exporter.web.lookup import backend_of, current_status, find_named, not_read_yet
 from exporter.web.negotiation import sends_csv
 
 MAX_ROWS_IN_LOOP = 1000
@@ -37,10 +39,7 @@ async def worker_history(request: Request) -> Response:
     given = request.query_params.multi_items()
     reach = await backend.reader.reach()
     query = HistoryQuery.parse(given, now=int(backend.now()), period=backend.period, reach=reach)
-    worker_id = request.path_params["worker_id"]
-    found = await find(backend, worker_id)
-    if found is None:
-        raise unknown(worker_id)
+    found = await find_named(backend, request.path_params["worker_id"])
     shown = await _read(backend, found, query, query.span, reach)
     following = shown.page.following
     cursor = resuming(query.span, following) if following else None
@@ -90,7 +89,12 @@ async def _chosen(backend: Backend, query: FleetHistoryQuery) -> list[Found]:
     """Return the workers of this and all later pages, sorted by id; raises HTTPException for a name that is none."""
     chosen: dict[str, Found] = {}
     for name in query.names:
-        found = await find_named(backend, name)
+        try:
+            found = await find_named(backend, name)
+        except HTTPException as error:
+            if error.status_code != HTTPStatus.NOT_FOUND or "," not in name:
+                raise
+            raise HTTPException(error.status_code, f"Unknown worker {name}; give worker= once for each of several.") from error
         chosen[found[0].worker.id] = found
     if not query.names:
         if (snapshot := backend.snapshot) is None:

@@ -13,7 +13,7 @@ from exporter.core.regions import normal_region
 from exporter.history.reader import PageRequest
 from exporter.web.chart_query import MAX_SHIFT_SECONDS
 from exporter.web.openapi import Parameter
-from exporter.web.parameters import DURATION, END, REGION, START, TZ, WORKER_ID, decoded, encoded
+from exporter.web.parameters import CURSOR_TEXT, DURATION, END, REGION, START, TZ, WORKER_ID, decoded, encoded
 from exporter.web.query_values import (
     MAX_FUTURE_SECONDS,
     check_range,
@@ -35,6 +35,7 @@ MAX_NAMED_WORKERS = 100
 HistoryFormat = Literal["json", "columns", "csv"]
 
 _CURSOR = re.compile("([0-9]{1,14}):([0-9]{1,11}):([0-9]{1,7})(?::([A-Za-z0-9_+/-]{1,64}))?")
+_NUMBER = re.compile(r"[0-9]{1,7}([.][0-9]{1,30})?([eE]-?[0-9]{1,3})?")
 _CURSOR_SENTENCE = "cursor must be the value of next on the previous page."
 
 INTERVAL = Parameter(
@@ -52,7 +53,7 @@ LIMIT_ROWS = Parameter(
 CURSOR_ROWS = Parameter(
     "cursor",
     "`next` of the previous page. It contains start, end, interval and tz, so `start` and `end` are ignored.",
-    {"type": "string"},
+    CURSOR_TEXT,
 )
 PERCENTILES = Parameter(
     "percentiles",
@@ -87,9 +88,8 @@ _RANGE = (START, END, INTERVAL, TZ, PERCENTILES, ABOVE, FILL, COMPARE_ROWS, LIMI
 HISTORY = (WORKER_ID, *_RANGE)
 WORKERS_BY_NAME = Parameter(
     "worker",
-    "Id of a worker, or its name if no other worker has it (a present worker's name); repeated for up to "
-    f"{MAX_NAMED_WORKERS} workers.",
-    {"type": "string"},
+    f"Id or name of a worker, as in the path of one worker's history; repeated for up to {MAX_NAMED_WORKERS} workers.",
+    {"type": "string", "minLength": 1},
     many=True,
 )
 HISTORY_REGION = replace(
@@ -145,6 +145,8 @@ class FleetHistoryQuery:
         """Parse as `HistoryQuery.parse` does; raises RequestError."""
         given = given_values(items, FLEET_HISTORY)
         names, regions = tuple(dict.fromkeys(given.get("worker", ()))), frozenset(map(normal_region, given.get("region", ())))
+        if "" in names:
+            raise RequestError("worker is empty; give the id or name of a worker, or leave it out for all workers.")
         if names and regions:
             raise RequestError("Name workers (worker=) or regions (region=), but not both.")
         if len(names) > MAX_NAMED_WORKERS:
@@ -220,7 +222,7 @@ def _resumed(cursor: str, limit: int, now: int, period: int, reach: int | None) 
 def _wanted(given: Mapping[str, Sequence[str]]) -> Distribution | None:
     """Return the further statistics that are asked for, None for none; raises RequestError."""
     percentiles, text = flag(given, PERCENTILES), single(given, "above")
-    if text is not None and (not re.fullmatch(r"[0-9]{1,7}(\.[0-9]{1,9})?", text) or float(text) > ABOVE.schema["maximum"]):
+    if text is not None and (not _NUMBER.fullmatch(text) or float(text) > ABOVE.schema["maximum"]):
         raise RequestError("above must be a number from 0 to 1000000, such as 80 or 99.5.")
     return Distribution(percentiles, None if text is None else float(text)) if percentiles or text is not None else None
 

@@ -121,7 +121,7 @@ def _values(found: Rows | Earlier, interval: int | None, wanted: Distribution | 
     shares = [row and row["status_share"] for row in rows]
     for status in STATUSES:
         # A status without samples has the share 0, unless no sample has a status.
-        columns[f"status_share_{status}"] = [share.get(status, 0.0) if share else None for share in shares]
+        columns[f"status_share_{status.replace('-', '_')}"] = [share.get(status, 0.0) if share else None for share in shares]
     return columns
 
 

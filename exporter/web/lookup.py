@@ -39,7 +39,7 @@ async def find(backend: Backend, worker_id: str) -> tuple[WorkerRef, WorkerGauge
 
 
 async def find_named(backend: Backend, name: str) -> tuple[WorkerRef, WorkerGauges | None]:
-    """Return what is known of the worker with this id, or with this name.
+    """Return what is known of the worker with this id, else of the one in the fleet with this name, else of the past one.
 
     Raises:
         HTTPException: 404: there is none; 400: several workers have this name; 503: the fleet has not been read yet.
@@ -47,8 +47,12 @@ async def find_named(backend: Backend, name: str) -> tuple[WorkerRef, WorkerGaug
     found = await find(backend, name)
     if found is not None:
         return found
-    snapshot = backend.snapshot
-    ids = [gauge.worker.id for gauge in (snapshot.workers if snapshot else ()) if gauge.worker.name == name]
+    listed = backend.snapshot.workers if backend.snapshot else ()
+    ids = [gauge.worker.id for gauge in listed if gauge.worker.name == name]
+    if not ids and name:
+        present = {gauge.worker.id for gauge in listed}
+        past = [entry for entry in await backend.inventory() if entry.name == name and entry.worker_id not in present]
+        ids = [entry.worker_id for entry in past if not backend.is_elsewhere(entry)]
     if len(ids) > 1:
         raise HTTPException(HTTPStatus.BAD_REQUEST, f"{len(ids)} workers are called {name}; use an id, such as {ids[0]}.")
     found = await find(backend, ids[0]) if ids else None
@@ -89,4 +93,5 @@ def not_read_yet() -> HTTPException:
 
 def unknown(worker_id: str) -> HTTPException:
     """Return the error 404 for a worker that is neither in the fleet nor remembered."""
-    return HTTPException(HTTPStatus.NOT_FOUND, f"Unknown worker {worker_id}; /api/workers lists all workers, present and past.")
+    what = f"Unknown worker {worker_id}" if worker_id else "The address ends before the id of a worker"
+    return HTTPException(HTTPStatus.NOT_FOUND, f"{what}; /api/workers lists all workers, present and past.")

@@ -37,12 +37,16 @@ class Parameter:
     place: Literal["query", "path"] = "query"
     many: bool = False
     """Whether it may be repeated."""
+    empty: bool = False
+    """Whether an empty value is the same as none, as a form of a page sends it, although the schema does not allow it."""
 
     def parameter_object(self) -> dict[str, Any]:
         """Return the OpenAPI Parameter Object."""
         schema = {"type": "array", "items": self.schema} if self.many else self.schema
+        if "enum" not in schema:  # which becomes a schema of its own, without the words of one parameter
+            schema = {**schema, "description": self.description}  # generated clients look for it here
         result = {"name": self.name, "in": self.place, "description": self.description, "schema": schema}
-        return result | ({"required": True} if self.place == "path" else {})
+        return result | ({"required": True} if self.place == "path" else {}) | ({"allowEmptyValue": True} if self.empty else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,8 @@ class Endpoint(NamedTuple):
     also: str = ""
     """A second path of the same route."""
     method: str = "GET"
+    takes: tuple[str, ...] = ()
+    """Media types that the binary body of a request may be sent as; empty: it has none."""
 
     @property
     def template(self) -> str:
@@ -167,12 +173,14 @@ def _operation(endpoint: Endpoint, path: str) -> dict[str, Any]:
         }
     for code, (kind, body) in endpoint.response.also.items():
         responses[str(code)] = {"description": endpoint.description, "content": {kind: _media_type(body)}}
+    binary = {"schema": {"type": "string", "format": "binary"}}
     return {
         "summary": endpoint.description,
         "operationId": endpoint.operation_id(path),
         "tags": [endpoint.tag],
         "parameters": [parameter.parameter_object() for parameter in endpoint.parameters],
         "responses": responses,
+        **({"requestBody": {"required": True, "content": dict.fromkeys(endpoint.takes, binary)}} if endpoint.takes else {}),
     }
 
 

@@ -18,7 +18,7 @@ from exporter.web.backend import Backend
 from exporter.web.chart_query import ChartQuery
 from exporter.web.compare_query import CompareQuery
 from exporter.web.fleet_query import FleetQuery
-from exporter.web.lookup import backend_of, current_status, find, find_named, is_fresh, unknown
+from exporter.web.lookup import backend_of, current_status, find_named, is_fresh
 from exporter.web.pages import compare_page as page_of_comparison
 from exporter.web.pages import fleet_page as page_of_fleet
 from exporter.web.pages import fleet_table, templates
@@ -38,8 +38,9 @@ embed it as an image, which `frame-ancestors` does not concern."""
 PAGE_HEADERS = {"Content-Security-Policy": templates.POLICY, "Cache-Control": "private, no-cache"}
 SPARKLINES_SECONDS = 2
 """Seconds that the fleet page waits for the history."""
-_STATIC_HEADERS = {"Cache-Control": "public, max-age=31536000, immutable"}
-"""The pages name the version of each file in its address."""
+_VERSIONED_HEADERS = {"Cache-Control": "public, max-age=31536000, immutable"}
+"""The pages name the version of each file in its address. A page of a newer exporter may ask an older one beside it, which has
+another version of the file: that is not kept."""
 
 
 async def fleet_page(request: Request) -> Response:
@@ -102,11 +103,7 @@ async def chart_image(request: Request) -> Response:
     backend = backend_of(request)
     reach = await backend.reader.reach()
     query = ChartQuery.parse(request.query_params.multi_items(), now=int(backend.now()), reach=reach)
-    worker_id = request.path_params["worker_id"]
-    found = await find(backend, worker_id)
-    if found is None:
-        raise unknown(worker_id)
-    ref = found[0]
+    ref, _ = await find_named(backend, request.path_params["worker_id"])
     shown, earlier = await _read(backend.reader, ref, query, reach, int(backend.now()))
 
     def render() -> Response:
@@ -129,10 +126,7 @@ async def worker_page(request: Request) -> Response:
     # An empty field of the form is the same as none.
     query = ChartQuery.parse([(name, value) for name, value in given if value], now=now, reach=reach)
     worker_id = request.path_params["worker_id"]
-    found = await find(backend, worker_id)
-    if found is None:
-        raise unknown(worker_id)
-    ref, gauge = found
+    ref, gauge = await find_named(backend, worker_id)
     shown, earlier = await _read(backend.reader, ref, query, reach, now)
     first = max(interval_start(query.start, DAY, query.zone), 0 if reach is None else now - reach)
     days = await worker_chart.read_rows(backend.reader, ref, first, query.end, DAY, query.zone)
@@ -188,7 +182,9 @@ async def static_file(request: Request) -> Response:
     found = templates.STATIC.get(request.path_params["name"])
     if found is None:
         raise HTTPException(HTTPStatus.NOT_FOUND, "There is no such file.")
-    return Response(found.body, media_type=found.media_type, headers=_STATIC_HEADERS)
+    is_version = request.query_params.get("v") == found.version
+    headers = _VERSIONED_HEADERS if is_version else {"Cache-Control": "no-cache"}
+    return Response(found.body, media_type=found.media_type, headers=headers)
 
 
 async def _read(

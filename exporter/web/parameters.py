@@ -28,11 +28,11 @@ MIN_RESOURCES_SECONDS = 30
 """The shortest range of a worker's resources, in seconds: the shortest that the manager's UI offers."""
 
 DURATION: Schema = {"type": "string", "pattern": "^([0-9]+(ms|[smhdwy]))+$"}
+_DATE, _CLOCK = "[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])", "([01][0-9]|2[0-3]):[0-5][0-9]"
 _TIME: Schema = {
     "type": "string",
-    "pattern": "^(now|(now-|-)?([0-9]+(ms|[smhdwy]))+|[0-9]{1,14}([.][0-9]{1,9})?|[0-9]{4}-[0-9]{2}-[0-9]{2}"
-    "([Tt ][0-9]{2}:[0-9]{2}(:[0-9]{2}([.][0-9]{1,9})?)?([Zz]|[+-][0-9]{2}:[0-9]{2})?)?)$",
-    "examples": ["2026-01-31T12:00:00Z", "2026-01-31", "1767225600", "-24h", "now"],
+    "pattern": "^(now|(now-|-)?([0-9]+(ms|[smhdwy]))+|[0-9]{1,14}([.][0-9]{1,9})?|"
+    f"{_DATE}([Tt ]{_CLOCK}(:[0-5][0-9]([.][0-9]{{1,9}})?)?([Zz]|[+ -]{_CLOCK})?)?)$",
 }
 
 _ANY_FIELD = "|".join(FleetWorker.model_fields)
@@ -41,7 +41,8 @@ LIMIT_WORKERS = Parameter(
     f"Workers per page. Default: {WORKERS_LIMIT}.",
     {"type": "integer", "minimum": 1, "maximum": MAX_WORKERS, "default": WORKERS_LIMIT},
 )
-CURSOR = Parameter("cursor", "`next` of the previous page.", {"type": "string"})
+CURSOR_TEXT: Schema = {"type": "string", "pattern": "^[A-Za-z0-9_=-]+$"}
+CURSOR = Parameter("cursor", "`next` of the previous page.", CURSOR_TEXT)
 STATUS = Parameter(
     "status",
     "Only workers with this status; may be repeated.",
@@ -59,7 +60,7 @@ METRICS = (NAME,)
 FIELDS = Parameter(
     "fields",
     "Only these keys of each worker, separated by commas; `worker_id` is always there. Default: all.",
-    {"type": "string", "pattern": f"^({_ANY_FIELD})(,({_ANY_FIELD}))*$", "examples": ["name,status,cpu_utilization"]},
+    {"type": "string", "pattern": f"^ *({_ANY_FIELD})( *, *({_ANY_FIELD}))* *$", "examples": ["name,status,cpu_utilization"]},
 )
 WORKER_NAME = Parameter(
     "name",
@@ -74,37 +75,37 @@ FORMAT = Parameter(
 )
 WORKERS = (LIMIT_WORKERS, CURSOR, STATUS, REGION, WORKER_NAME, FIELDS, FORMAT)
 
+_ENCODED = "Characters other than letters, digits and -._~ are percent-encoded (%2F for /)."
 WORKER_ID = Parameter(
     "worker_id",
-    "Id of the worker. Characters other than letters, digits and -._~ are percent-encoded (%2F for /).",
+    "Id of the worker, or its name. An id comes first, then the name of a worker in the fleet, then that of a past one; a name "
+    f"of several is refused. {_ENCODED}",
     {"type": "string"},
     "path",
 )
-WORKER_OR_NAME = replace(
-    WORKER_ID,
-    description="Id of the worker, or the name of a present one. Ids come first; a name of several workers is refused.",
-)
-WORKER = (WORKER_OR_NAME, FIELDS)
+WORKER = (WORKER_ID, FIELDS)
 START = Parameter(
     "start",
     "Start of the range, inclusive: RFC 3339, a date (with or without a time of day, in `tz`), Unix seconds or milliseconds, "
     "or a duration before now such as `-7d`. Default: 24h before "
     f"`end`. At the earliest {format_duration(OLDEST)} ago, or the retention of the history ago if that is longer.",
-    _TIME,
+    {**_TIME, "examples": ["-24h", "-7d", "now-1h"]},  # relative ones, which are right at any time
 )
 END = Parameter(
     "end",
     "End of the range, exclusive, in the formats of `start`. Default: now, also for an end up to a day in the future.",
-    _TIME,
+    {**_TIME, "examples": ["now", "-1h", "-5m"]},
 )
 TZ = Parameter(
     "tz",
     "Time zone of days, weeks, and times without an offset, such as America/New_York; a local day has 23 to 25 hours. Default: "
     "UTC.",
-    {"type": "string", "examples": ["America/New_York", "Europe/Berlin"]},
+    {"type": "string", "pattern": "^[A-Za-z][A-Za-z0-9_+/-]{0,63}$", "examples": ["America/New_York", "Europe/Berlin"]},
 )
 RESOURCES_REGION = Parameter("region", "AWS region of the worker.", {"type": "string"}, "path")
-RESOURCES_WORKER = replace(WORKER_ID, description="Id of the worker, or of an EC2 instance that it runs or ran on.")
+RESOURCES_WORKER = replace(
+    WORKER_ID, description=f"Id or name of the worker, or id of an EC2 instance that it runs or ran on. {_ENCODED}"
+)
 START_TIME = Parameter(
     "start_time",
     f"Length of the range before `end_time`: a duration from {format_duration(MIN_RESOURCES_SECONDS)} to "
@@ -113,7 +114,9 @@ START_TIME = Parameter(
     "Default: 10m.",
     {**DURATION, "default": "10m", "examples": ["30s", "5m", "10m", "1h", "7d"]},
 )
-END_TIME = Parameter("end_time", "End of the range, exclusive, in the formats of `end` of the history. Default: now.", _TIME)
+END_TIME = replace(
+    END, name="end_time", description="End of the range, exclusive, in the formats of `end` of the history. Default: now."
+)
 RESOURCES = (RESOURCES_REGION, RESOURCES_WORKER, START_TIME, END_TIME)
 
 PORT = Parameter(
@@ -157,7 +160,7 @@ class WorkersQuery:
         statuses, regions = selected(given)
         return cls(
             limit=whole_number(given, LIMIT_WORKERS),
-            after=decoded(single(given, "cursor") or ""),
+            after=decoded(given["cursor"][0]) if "cursor" in given else "",
             statuses=statuses,
             regions=regions,
             names=frozenset(given.get("name", ())),
@@ -202,7 +205,7 @@ def _fields(given: Mapping[str, Sequence[str]]) -> frozenset[str] | None:
     text = single(given, FIELDS.name)
     if text is None:
         return None
-    wanted = text.split(",")
+    wanted = [name.strip(" ") for name in text.split(",")]
     for name in wanted:
         if name not in FleetWorker.model_fields:
             raise RequestError(f"fields has no {name[:80] or 'empty name'}; allowed are {', '.join(FleetWorker.model_fields)}.")
@@ -240,6 +243,8 @@ def encoded(text: str) -> str:
 def decoded(cursor: str) -> str:
     """Return the text of a cursor; raises RequestError."""
     try:
+        if not cursor:
+            raise ValueError
         return base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode()
     except (binascii.Error, ValueError) as error:
         raise RequestError("cursor must be the value of next on the previous page.") from error

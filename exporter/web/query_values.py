@@ -31,6 +31,8 @@ def _no_time(text: str) -> str:
     """Return what is wrong with a text that is no time, as the rest of a sentence."""
     if re.fullmatch(r"(now)?[+ ][0-9].{0,30}", text):  # a + that a client did not percent-encode arrives as a space
         return "is in the future, as a duration after now; durations are before now, such as -24h."
+    if re.fullmatch(r"(now)?-?([0-9]*[.][0-9]+ ?[A-Za-z]{1,12}|[0-9]+ ?(?!(ms|[smhdwy])$)[A-Za-z]{1,12})", text):
+        return "is no duration of whole numbers and the units ms, s, m, h, d, w, and y; write it such as -24h, -1h30m, or -30d."
     if re.fullmatch("[0-9]{15,20}", text):
         return f"has {len(text)} digits, so it is in microseconds or nanoseconds; write Unix seconds or milliseconds."
     return (
@@ -60,7 +62,7 @@ def check_range(start: int, end: int, now: int, reach: int | None) -> None:
         raise RequestError("start must be before end.")
     if start < 0 or (reach is not None and start < now - reach):
         oldest = f"-{format_duration(reach)}" if reach is not None else "1970-01-01T00:00:00Z"
-        raise RequestError(f"start is too early; no data is kept that long. The earliest start is {oldest}.")
+        raise RequestError(f"start is too early ({rfc3339(start)}); no data is kept that long. The earliest start is {oldest}.")
 
 
 def interval_of(text: str | None, period: int) -> int | None:

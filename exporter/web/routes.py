@@ -37,12 +37,13 @@ from exporter.web.schemas import (
     FleetPage,
     FleetWorker,
     HistoryResponse,
+    OpenApiDocument,
     Readiness,
     ResourceUsage,
     TargetGroups,
 )
 from exporter.web.trends import TRENDS, trends_page
-from exporter.web.worker_handlers import resources, worker, workers
+from exporter.web.worker_handlers import worker, worker_resources, workers
 from exporter.web.worker_path import PLACEHOLDER
 
 _JSON = "application/json"
@@ -53,7 +54,7 @@ async def openapi_document(request: Request) -> Response:
     return JSONResponse(_document(request))
 
 
-async def api(request: Request) -> Response:
+async def routes_page(request: Request) -> Response:
     """Respond with the OpenAPI document as a page."""
     return HTMLResponse(await asyncio.to_thread(api_page.render, _document(request), "./"), headers=PAGE_HEADERS)
 
@@ -83,7 +84,7 @@ ROUTES: tuple[Endpoint, ...] = (
     ),
     Endpoint(
         "/api",
-        api,
+        routes_page,
         "page of these routes, with their parameters and responses",
         ResponseSpec({"text/html": _TEXT}, examples=_PAGE),
         "pages",
@@ -162,7 +163,7 @@ ROUTES: tuple[Endpoint, ...] = (
     ),
     Endpoint(
         f"/api/workers/region/{{region}}/workers/{PLACEHOLDER}/resources",
-        resources,
+        worker_resources,
         "average CPU and memory of one worker over the last minutes, from CloudWatch",
         ResponseSpec({_JSON: ResourceUsage}, (400, 404, 429, 503)),
         "workers",
@@ -234,6 +235,7 @@ ROUTES: tuple[Endpoint, ...] = (
         ResponseSpec({remote_read.CONTENT_TYPE: {"type": "string", "format": "binary"}}, (400, 413, 503)),
         "prometheus",
         method="POST",
+        takes=(remote_read.CONTENT_TYPE, "application/octet-stream"),
     ),
     Endpoint(
         "/sd/workers",
@@ -247,7 +249,7 @@ ROUTES: tuple[Endpoint, ...] = (
         "/openapi.json",
         openapi_document,
         "OpenAPI 3.1 of these routes",
-        ResponseSpec({_JSON: {"type": "object"}}, examples={_JSON: {"openapi": "3.1.0"}}),
+        ResponseSpec({_JSON: OpenApiDocument}),
         "operations",
     ),
 )

@@ -149,6 +149,10 @@ class MetricStatistics(ResponseModel):
     above_seconds: float | None = Field(default=None, ge=0, description="with `above`: seconds above it")
 
 
+class StatusShares(RootModel[dict[str, Share]]):
+    """Status → its share of the samples that have a status; empty if none has one."""
+
+
 class IntervalValues(ResponseModel):
     """Statistics of the samples of one interval."""
 
@@ -156,9 +160,7 @@ class IntervalValues(ResponseModel):
     cpu_utilization: MetricStatistics
     memory_utilization: MetricStatistics
     active_labs_count: MetricStatistics
-    status_share: dict[str, Share] = Field(
-        description="status → its share of the samples that have a status; empty if none has one"
-    )
+    status_share: StatusShares
 
 
 class IntervalRow(IntervalValues):
@@ -200,12 +202,14 @@ class WorkerHistory(HistoryPart):
     )
 
 
+class Columns(RootModel[dict[str, tuple[float | str | None, ...]]]):
+    """Name → values: `timestamp`, `unix_seconds` (the same as a number), and the columns of the CSV."""
+
+
 class WorkerColumns(HistoryPart):
     """The history of one worker with `format=columns`: an array for each field, all of the same length."""
 
-    columns: dict[str, tuple[float | str | None, ...]] = Field(
-        description="`timestamp`, `unix_seconds` (the same as a number), and the columns of the CSV"
-    )
+    columns: Columns
 
 
 class HistoryPage(WorkerHistory):
@@ -275,6 +279,10 @@ class TargetGroup(ResponseModel):
 
 class TargetGroups(RootModel[tuple[TargetGroup, ...]]):
     """The targets of Prometheus's HTTP service discovery."""
+
+
+class OpenApiDocument(RootModel[dict[str, Any]]):
+    """The OpenAPI document of the routes."""
 
 
 class Problem(ResponseModel):

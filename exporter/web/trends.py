@@ -36,7 +36,7 @@ TRENDS_TZ = replace(
     description="Time zone of the days and weeks, such as America/New_York. Where its midnight is not at a whole hour of UTC, "
     "the hour around it counts to the day in which it begins. Default: UTC.",
 )
-TRENDS = (DAYS, TRENDS_TZ)
+TRENDS = tuple(replace(each, empty=True) for each in (DAYS, TRENDS_TZ))
 
 
 async def trends_page(request: Request) -> Response:

@@ -66,7 +66,7 @@ async def worker(request: Request) -> Response:
     )
 
 
-async def resources(request: Request) -> Response:
+async def worker_resources(request: Request) -> Response:
     """Respond with a worker's average CPU and memory over the last minutes, from CloudWatch."""
     backend = backend_of(request)
     query = ResourcesQuery.parse(request.query_params.multi_items(), now=int(backend.now()))
@@ -74,7 +74,7 @@ async def resources(request: Request) -> Response:
     found = await find(backend, id_)
     subject = found[0] if found else await find_instance(backend, id_, region)
     if subject is None:
-        raise unknown(id_)
+        subject, _ = await find_named(backend, id_)
     if not subject.region:
         raise HTTPException(
             HTTPStatus.NOT_FOUND, f"Worker {id_} has no region, so CloudWatch cannot be queried; the manager must write it."

@@ -1,8 +1,16 @@
-"""One test over many small cases, where a test for each would cost more than what it tests."""
+"""Cases of a test: many small ones as one test, where each would cost more than what it tests; some of them by day alone."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
+import pytest
 from _pytest.mark import ParameterSet
+
+
+def by_day(kept: Iterable[object], cases: Iterable[object], at_night: pytest.MarkDecorator) -> list[object]:
+    """Return the cases for `pytest.mark.parametrize`: those that `make test` keeps, and the others with the mark `at_night`."""
+    kept, cases = list(kept), list(cases)
+    assert all(case in cases for case in kept), "a case that is kept has another name now"
+    return [case if case in kept else pytest.param(case, marks=at_night) for case in cases]
 
 
 def for_all(cases: Sequence[ParameterSet]) -> Callable[[Callable[..., None]], Callable[[], None]]:

@@ -423,6 +423,7 @@ def test_an_error_at_the_start_is_json_where_the_log_is(run_command: RunCommand,
     assert (last["level"], next(iter(wrong)) in last["error"]) == ("error", True)
 
 
+@pytest.mark.waits(20)
 def test_what_http_clients_read_of_an_outage_names_no_host(run_exporter: RunExporter) -> None:
     exporter = run_exporter({"mongodb": {"uri": NOWHERE}, "cloudwatch": {"enabled": False}})
     exporter.wait_for(lambda: "refuses connections" in exporter.get("/-/ready").text, 30, "the outage")
@@ -465,6 +466,7 @@ def test_a_folder_that_cannot_be_made_exits_with_1(run_exporter: RunExporter, mi
     assert exporter.logged().startswith(f"cml-worker-exporter: data_dir: cannot write to {tmp_path / 'file' / 'data'} (")
 
 
+@pytest.mark.waits(15)
 def test_with_mongodb_down_at_the_start_metrics_are_served_and_sigterm_ends_it_with_0(run_exporter: RunExporter) -> None:
     exporter = run_exporter({"mongodb": {"uri": NOWHERE}, "cloudwatch": {"enabled": False}})
     metrics = exporter.metrics()
@@ -517,7 +519,14 @@ def test_output_into_a_closed_pipe_is_no_traceback(tmp_path: Path) -> None:
     assert "Traceback" not in (tmp_path / "err").read_text()
 
 
-@pytest.mark.parametrize(("trusted", "scheme"), [(["127.0.0.0/8"], "https"), (["10.0.0.7"], "http"), ([], "http")])
+@pytest.mark.parametrize(
+    ("trusted", "scheme"),
+    [
+        (["127.0.0.0/8"], "https"),
+        (["10.0.0.7"], "http"),
+        pytest.param([], "http", marks=pytest.mark.nightly("test_a_forwarded_scheme_is_believed_from_trusted_proxies_only")),
+    ],
+)
 def test_a_forwarded_scheme_is_believed_from_trusted_proxies_only(
     minimal: Minimal, run_exporter: RunExporter, trusted: list[str], scheme: str
 ) -> None:

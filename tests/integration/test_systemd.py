@@ -55,7 +55,12 @@ class ServiceManager:
         self._socket.close()
 
 
-@pytest.fixture(params=["path", "abstract"])
+@pytest.fixture(
+    params=[
+        "path",
+        pytest.param("abstract", marks=pytest.mark.nightly("test_systemd_is_told_of_start_life_reload_and_stop")),
+    ]
+)
 def manager(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[ServiceManager]:
     unique = f"{os.getpid()}-{time.monotonic_ns()}"
     manager = ServiceManager(f"@cml-{unique}" if request.param == "abstract" else str(tmp_path / "notify"))

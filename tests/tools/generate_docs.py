@@ -230,8 +230,9 @@ HISTORY_NOTES = f"""\
 }}
 ```
 
-Rows are sorted by time, oldest first. The timestamp of a sample is the start of its period. With `interval` there is one row
-for each interval that has samples:
+Rows are sorted by time, oldest first. The timestamp of a sample is the start of its period; here `worker` is shortened. With
+`interval` there is one row for each interval that has samples. The first one is that of `start`, with the samples from `start`
+on: a `start` at the beginning of an interval makes it a whole one.
 
 ```json
 {{"timestamp": "2026-01-31T00:00:00Z",
@@ -253,9 +254,9 @@ for each interval that has samples:
   instance (`cloudwatch.memory.dimension`), because CloudWatch no longer lists other dimensions. Results are cached, so
   drawing a chart again costs nothing.
 - **For a chart**, `format=columns` has `columns` in place of `data`: an array for each field, all of the same length, with the
-  names of the CSV, and `unix_seconds` beside `timestamp`. With `fill=null` there is a row for every period or interval, so that
-  a gap is a gap in the line, and values of several workers have the same times. The newest row may be of a period that has
-  no sample yet.
+  names of the CSV, and `unix_seconds` beside `timestamp`. The share of the status `shutting-down` is
+  `status_share_shutting_down`. With `fill=null` there is a row for every period or interval, so that a gap is a gap in the
+  line, and values of several workers have the same times. The newest row may be of a period that has no sample yet.
 - **Beside an earlier range.** `compare=1w` adds the row a week before to each row (`earlier`), or columns that begin with
   `earlier_`; any multiple of the interval will do. With `tz`, local days are compared with local days. Where CloudWatch has the
   earlier range at a coarser resolution, its row is beside the one in which it begins.
@@ -273,7 +274,7 @@ FLEET_HISTORY_NOTES = f"""\
 
 `/api/metrics/history` takes `worker` for each of up to {MAX_NAMED_WORKERS} workers, by id or name, or `region`, or neither for
 all workers, also those that have left the fleet; and otherwise the parameters of one worker's history. An unknown worker is a
-404 that names it.
+404 that names it. Without rows and shortened, a page is
 
 ```json
 {{
@@ -324,8 +325,8 @@ TRANSFER_NOTES = f"""\
 
 - **Compression.** Data and pages from {MIN_BYTES:,} bytes on are compressed with zstd or gzip, as `Accept-Encoding` weighs
   them; of two with equal weights it is zstd. `/metrics` has gzip.
-- **Caches.** Data and errors are `Cache-Control: no-store`. A browser may keep a chart for 30 seconds and files of pages for
-  a year, and asks again for pages (`ETag`).
+- **Caches.** Data and errors are `Cache-Control: no-store`. A browser may keep a chart for 30 seconds and files of pages,
+  by the address with their version, for a year, and asks again for pages (`ETag`).
 - **Browsers** neither guess a media type (`nosniff`) nor send a `Referer`, and show no response within a frame of another page
   (`frame-ancestors`). Charts can be embedded anywhere by `<img>`. The file of [web.md](web.md) may set other headers for data.
 """
@@ -340,7 +341,7 @@ file tells the generator of two media types that it does not know:
 ```console
 $ cat > client.yml <<END
 content_type_overrides:
-  image/svg+xml: application/octet-stream
+  image/svg+xml: text/plain
   application/x-protobuf: application/octet-stream
 END
 $ openapi-python-client generate --url http://127.0.0.1:9877/openapi.json --config client.yml
@@ -354,6 +355,9 @@ with Client(base_url="http://127.0.0.1:9877") as client:
     page = get_fleet_history.sync(client=client, region=["eu-west-1"], start="-7d", interval="1h", percentiles=True)
     print(page.data[0].worker.name, page.data[0].data[0].cpu_utilization.p95)
 ```
+
+An error is a `Problem` in place of the page. The client's functions read JSON only; for CSV there is
+`client.get_httpx_client()`.
 """
 
 ERRORS_INTRO = """\

@@ -33,12 +33,12 @@ def runs(monkeypatch: pytest.MonkeyPatch, items: list[Any], workers: int) -> lis
     return found
 
 
-def test_the_longest_waits_come_first_in_all_processes_but_one_for_each_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_longest_waits_come_first_in_all_processes_but_two_for_each_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     items = [item(f"short-{number}") for number in range(40)]
     for position, (name, seconds) in enumerate({"a": 60, "b": 340, "c": 200, "d": 120, "e": 30}.items()):
         items.insert(7 * position, item(name, seconds))
-    found = runs(monkeypatch, items, 5)
-    assert [[name for name in run if len(name) == 1] for run in found] == [["b"], ["c"], ["d", "a", "e"], [], []]
+    found = runs(monkeypatch, items, 7)
+    assert [[name for name in run if len(name) == 1] for run in found] == [["b"], ["c"], ["d", "a", "e"], [], [], [], []]
     assert all(run[0] in "bcd" for run in found[:3])
     assert sorted(name for run in found for name in run) == sorted([*"abcde", *(f"short-{number}" for number in range(40))])
 

@@ -28,6 +28,7 @@ from exporter.storage.mongo import Database
 from exporter.storage.repository import WorkerMetricsRepository
 from tests.fixtures.mongo import AuthMongod, connect
 from tests.fixtures.process import RunCommand
+from tests.helpers.cases import by_day
 from tests.helpers.expected_history import Member, Point, assert_true, expected_history, points_of
 from tests.helpers.fake_cloudwatch import FakeCloudWatch
 from tests.helpers.fleet_env import PERIOD, REGIONS, FleetEnv, ended, fast_settings, seconds_of, wait_for
@@ -197,7 +198,14 @@ async def test_cloudwatch_without_data_is_no_failure_and_nothing_is_invented(bac
     assert re.search(r"^0 samples written, 0 were there already, (\d+) periods empty", out, re.MULTILINE)
 
 
-@pytest.mark.parametrize("mode", ["cut", "trunc", "partial", "throttle", "internal"])
+@pytest.mark.parametrize(
+    "mode",
+    by_day(
+        ["cut", "partial"],
+        ["cut", "trunc", "partial", "throttle", "internal"],
+        pytest.mark.nightly("test_calls_that_fail_once_are_asked_again_until_the_set_is_the_ledger"),
+    ),
+)
 async def test_calls_that_fail_once_are_asked_again_until_the_set_is_the_ledger(backfill_env: BackfillEnv, mode: str) -> None:
     members = await backfill_env.fleet(4, regions=REGIONS[:2])
     backfill_env.fake.fault("GetMetricData", mode, 2)

@@ -366,6 +366,7 @@ def test_the_command_line(run_command: RunCommand, mongod: Mongod) -> None:
         client.drop_database("repair_command")
 
 
+@pytest.mark.waits(20)
 def test_a_running_exporter_shows_the_copies_and_goes_on_during_a_repair(
     run_exporter: RunExporter, run_command: RunCommand, mongod: Mongod
 ) -> None:

@@ -32,6 +32,7 @@ from exporter.storage.mongo import Database, Document
 from exporter.storage.repository import WorkerMetricsRepository
 from tests.fixtures.mongo import AuthMongod, connect
 from tests.fixtures.process import RunCommand
+from tests.helpers.cases import by_day
 from tests.helpers.deadlines import scaled
 from tests.helpers.expected_history import Member
 from tests.helpers.exporter_process import COMMAND
@@ -435,7 +436,14 @@ async def test_the_least_role_is_enough(env: VerifyEnv, mongo_auth: AuthMongod) 
 # -- CloudWatch or MongoDB away ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["cut", "trunc", "partial", "throttle", "internal", "500", "empty"])
+@pytest.mark.parametrize(
+    "mode",
+    by_day(
+        ["cut", "partial", "throttle"],
+        ["cut", "trunc", "partial", "throttle", "internal", "500", "empty"],
+        pytest.mark.nightly("test_calls_that_fail_once_are_repeated"),
+    ),
+)
 async def test_calls_that_fail_once_are_repeated(env: VerifyEnv, mode: str) -> None:
     await env.fill(await env.fleet(4, regions=REGIONS[:2]))
     env.fake.fault("GetMetricData", mode, 2)
@@ -451,7 +459,14 @@ async def test_cloudwatch_away_before_the_plan_is_an_error_and_nothing_is_compar
         await env.run()
 
 
-@pytest.mark.parametrize("mode", ["throttle", "access_denied", "partial", "cut"])
+@pytest.mark.parametrize(
+    "mode",
+    by_day(
+        ["access_denied", "partial"],
+        ["throttle", "access_denied", "partial", "cut"],
+        pytest.mark.nightly("test_cloudwatch_away_in_a_region_is_never_equal_and_the_next_run_asks_that_alone"),
+    ),
+)
 async def test_cloudwatch_away_in_a_region_is_never_equal_and_the_next_run_asks_that_alone(env: VerifyEnv, mode: str) -> None:
     await env.fill(await env.fleet(8, regions=REGIONS[:2]))
     env.fake.fault("GetMetricData", mode, 99, region=REGIONS[1])
@@ -521,6 +536,7 @@ async def test_mongodb_away_while_answers_come_loses_no_answer(
         assert env.fake.calls["GetMetricData"] == 4
 
 
+@pytest.mark.waits(20)
 async def test_mongodb_away_for_good_ends_it_and_the_paid_answers_are_kept(
     own_mongod: Mongod, fake_cloudwatch: FakeCloudWatch, tmp_path: Path
 ) -> None:
@@ -556,13 +572,11 @@ async def test_of_two_at_once_on_one_machine_the_second_is_told(env: VerifyEnv) 
 
 @pytest.mark.parametrize(
     "number",
-    [
-        pytest.param(
-            signal.SIGINT, marks=pytest.mark.nightly("test_an_interrupted_run_goes_on_and_pays_for_no_finished_call_twice")
-        ),
-        signal.SIGTERM,
-        signal.SIGKILL,
-    ],
+    by_day(
+        [signal.SIGKILL],
+        [signal.SIGINT, signal.SIGTERM, signal.SIGKILL],
+        pytest.mark.nightly("test_an_interrupted_run_goes_on_and_pays_for_no_finished_call_twice"),
+    ),
 )
 async def test_an_interrupted_run_goes_on_and_pays_for_no_finished_call_twice(env: VerifyEnv, number: signal.Signals) -> None:
     """Of a call for each region, two at once, in the order of the regions: a stop lets the first two end.
@@ -624,7 +638,13 @@ async def test_json_is_alone_on_standard_output_and_the_progress_plain_where_the
     assert "All equal: " in out
 
 
-@pytest.mark.parametrize("arguments", [(), ("--json",)])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        pytest.param(("--json",), marks=pytest.mark.nightly("test_a_reader_that_has_gone_ends_it_quietly_and_costs_no_result")),
+    ],
+)
 async def test_a_reader_that_has_gone_ends_it_quietly_and_costs_no_result(env: VerifyEnv, arguments: tuple[str, ...]) -> None:
     await env.fill(await env.fleet(2))
     file = env.folder / "config.yaml"

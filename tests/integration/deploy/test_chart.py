@@ -26,6 +26,7 @@ from exporter.demo.ports import free_port
 from exporter.storage.repository import WorkerMetricsRepository
 from tests.conftest import program
 from tests.fixtures.mongo import connect
+from tests.helpers.cases import by_day
 from tests.helpers.chart import KUBERNETES, kubernetes_schemas, objects, of_kind, operator_schemas, tool
 from tests.helpers.deadlines import scaled
 from tests.helpers.exporter_process import COMMAND
@@ -75,7 +76,14 @@ def test_helm_finds_nothing_wrong(helm: str, values: Path) -> None:
     assert "[WARNING]" not in done.stdout
 
 
-@pytest.mark.parametrize("version", KUBERNETES)
+@pytest.mark.parametrize(
+    "version",
+    by_day(
+        KUBERNETES[-1:],
+        KUBERNETES,
+        pytest.mark.nightly("test_everything_rendered_fits_the_schemas_of_kubernetes_and_the_operator"),
+    ),
+)
 def test_everything_rendered_fits_the_schemas_of_kubernetes_and_the_operator(helm: str, tmp_path: Path, version: str) -> None:
     text = "".join(render(helm, "--values", str(values)) for values in SETS)
     kubernetes_schemas(tmp_path, version, {each["kind"] for each in objects(text)})

@@ -550,6 +550,7 @@ async def test_both_services_and_their_restarts_share_one_simulated_fleet(users:
         assert first == second == await shared_world(database)
 
 
+@pytest.mark.nightly("test_both_services_and_their_restarts_share_one_simulated_fleet")
 def test_the_simulator_leaves_a_fleet_alone_that_is_not_the_demos(
     users: Users, start: Callable[[list[str], str], Service]
 ) -> None:

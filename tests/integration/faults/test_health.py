@@ -253,7 +253,9 @@ class FailingRegion:
         return await self._source.list_memory(region, recent=recent)
 
 
-@pytest.mark.parametrize("step", ["listing", "data"])
+@pytest.mark.parametrize(
+    "step", [pytest.param("listing", marks=pytest.mark.nightly("test_a_bug_in_a_source_is_that_source_failing")), "data"]
+)
 async def test_a_bug_in_a_source_is_that_source_failing(
     make_exporter: MakeExporter, database: Database, fake: FakeCloudWatch, clock: Clock, step: str
 ) -> None:

@@ -16,7 +16,7 @@ from tests.helpers.fake_cloudwatch import FakeCloudWatch
 from tests.helpers.stores import SERVERS, StoreServer
 from tests.integration.forwarding.stand import Stand, rows, target_of
 
-ROUNDS = int(os.environ.get("FORWARD_ROUNDS", "2"))
+ROUNDS = int(os.environ.get("FORWARD_ROUNDS", "1"))
 SEED = int(os.environ.get("KILL_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
 
 

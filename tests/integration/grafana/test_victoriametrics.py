@@ -30,6 +30,7 @@ from tests.helpers.stores import VictoriaMetricsServer
 from tests.integration.grafana.test_queries import Stack, running_stack, until, variables
 from tests.tools.mutate_rules import rules
 
+pytestmark = pytest.mark.nightly("test_every_query_has_an_answer_with_all_one_and_several_values_of_its_variables")
 INSTALL = "apt-get install victoria-metrics"
 TOLERANCE = 1e-6
 """Relative; VictoriaMetrics stores decimal numbers of 12 to 15 digits."""
@@ -192,7 +193,6 @@ NOT_OF_VMALERT = {"cml:alert_active_timestamp_seconds:firing", "cml:alert_active
 """vmalert writes ALERTS_FOR_STATE only of alerts with `for`."""
 
 
-@pytest.mark.nightly("test_every_query_of_a_dashboard_has_prometheus_numbers_on_victoriametrics")
 def test_vmalert_records_what_prometheus_records(both: Both, without_rules: Server, tmp_path: Path) -> None:
     """By the same rule files, from what was scraped alone. It adds a label to alerts: the name of their group."""
     url = f"http://127.0.0.1:{without_rules.port}"

@@ -153,7 +153,10 @@ async def test_every_worker_has_its_gauges_its_account_and_its_history_and_is_bi
         assert not exporter.errors
 
 
-@pytest.mark.parametrize("from_the_start", [False, True])
+@pytest.mark.parametrize(
+    "from_the_start",
+    [False, pytest.param(True, marks=pytest.mark.nightly("test_a_failing_account_hides_no_other_and_loses_nothing"))],
+)
 async def test_a_failing_account_hides_no_other_and_loses_nothing(
     tmp_path: Path, database: Database, fake: FakeCloudWatch, clock: Clock, from_the_start: bool
 ) -> None:

@@ -19,6 +19,7 @@ from exporter.demo.ports import free_port
 from exporter.storage.mongo import Database
 from tests.fixtures.mongo import AuthMongod
 from tests.fixtures.process import RunExporter
+from tests.helpers.deadlines import scaled
 from tests.helpers.expected_history import Member, assert_true, expected_history
 from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
 from tests.helpers.in_process_exporter import PERIOD, Clock, InProcessExporter, series
@@ -110,16 +111,16 @@ LIKE_ANOTHER = pytest.mark.nightly(
     [
         ("throttle", "GetMetricData", "Throttling"),
         pytest.param("429", "GetMetricData", "429", marks=LIKE_ANOTHER),
-        ("500", "GetMetricData", "503"),
-        ("cut", "GetMetricData", "ConnectionClosedError"),
+        pytest.param("500", "GetMetricData", "503", marks=LIKE_ANOTHER),
+        pytest.param("cut", "GetMetricData", "ConnectionClosedError", marks=LIKE_ANOTHER),
         pytest.param("trunc", "GetMetricData", "IncompleteBody", marks=LIKE_ANOTHER),
         ("empty", "GetMetricData", "IncompleteBody"),
         ("partial", "GetMetricData", None),
         pytest.param("slow-drip", "GetMetricData", None, marks=LIKE_ANOTHER),
-        ("hang", "GetMetricData", None),
+        pytest.param("hang", "GetMetricData", None, marks=pytest.mark.waits(25)),
         ("access_denied", "ListMetrics", "AccessDenied"),
         pytest.param("expired_token", "*", "ExpiredToken", marks=LIKE_ANOTHER),
-        ("validation", "GetMetricData", "ValidationError"),
+        pytest.param("validation", "GetMetricData", "ValidationError", marks=LIKE_ANOTHER),
     ],
 )
 async def test_a_region_whose_cloudwatch_fails_is_reported_and_loses_nothing_and_the_other_region_is_not_affected(
@@ -334,7 +335,7 @@ async def test_while_mongodb_is_down_gauges_continue_even_after_a_restart_and_af
     tmp_path: Path, own_mongod: Mongod, fake: FakeCloudWatch, clock: Clock
 ) -> None:
     members = add_instances(fake, int(clock()) - HOUR)
-    client = AsyncMongoClient[dict[str, Any]](own_mongod.uri, tz_aware=True, serverSelectionTimeoutMS=300)
+    client = AsyncMongoClient[dict[str, Any]](own_mongod.uri, tz_aware=True, serverSelectionTimeoutMS=round(scaled(1) * 1000))
     exporter = InProcessExporter(tmp_path / "data", client["faults"], fake, clock, reach=2)
     try:
         await insert_workers(client["faults"], members)
@@ -411,6 +412,7 @@ async def test_a_normal_collection_with_the_historys_name_ends_serve_with_a_clea
     assert "Traceback" not in exporter.logged()
 
 
+@pytest.mark.waits(20)
 async def test_started_without_mongodb_it_serves_metrics_and_leads_once_mongodb_is_up(
     tmp_path: Path, fake_cloudwatch: FakeCloudWatch, run_exporter: RunExporter
 ) -> None:

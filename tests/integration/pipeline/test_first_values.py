@@ -12,6 +12,7 @@ import pytest
 from exporter.core.periods import HOUR, align
 from exporter.pipeline import collector, transactions
 from exporter.pipeline.lifecycle import PendingSample
+from exporter.pipeline.loop_group import LoopGroup
 from exporter.storage.lease import keep_renewed
 from exporter.storage.mongo import Database
 from tests.helpers.deadlines import scaled
@@ -29,14 +30,13 @@ PIECE_SECONDS = 0.2
 async def collecting(exporter: InProcessExporter, *further: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     """Run the loops of a collector, whose ticks never come: the clock stands. And further ones."""
     collect = exporter.collector
-    loops = [asyncio.create_task(loop()) for loop in (collect.observe_forever, collect.poll_forever, collect.open_gaps_forever)]
-    loops += map(asyncio.create_task, further)
+    loops = LoopGroup()
+    for loop in (collect.observe_forever(), collect.poll_forever(), collect.open_gaps_forever(), *further):
+        loops.create_task(loop, name="of a test")
     try:
         yield
     finally:
-        for task in loops:
-            task.cancel()
-        await asyncio.gather(*loops, return_exceptions=True)
+        await loops.end()
         await exporter.close()
 
 

@@ -46,6 +46,7 @@ async def job(uri: str, keys: Sequence[Key]) -> int:
         return sum([await library.add_sample(sample) for sample in samples])
 
 
+@pytest.mark.waits(15)
 async def test_a_job_beside_the_exporter_neither_doubles_nor_loses_a_sample(
     own_mongod: Mongod, aws_credentials: None, run_exporter: RunExporter, monkeypatch: pytest.MonkeyPatch
 ) -> None:

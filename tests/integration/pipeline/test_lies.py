@@ -12,6 +12,7 @@ from exporter.core.errors import MALFORMED_KINDS
 from exporter.core.periods import DAY, HOUR, align
 from exporter.sources.cloudwatch.transport import MAX_BODY_BYTES
 from exporter.storage.mongo import Database
+from tests.helpers.cases import by_day
 from tests.helpers.expected_history import Member
 from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
 from tests.helpers.in_process_exporter import PERIOD, Clock, InProcessExporter, series
@@ -111,7 +112,14 @@ def counts(exporter: InProcessExporter) -> dict[str, float]:
     }
 
 
-@pytest.mark.parametrize("name", LIES)
+LIES_BY_DAY = (
+    *("one value too few", "values are a number", "negative", "huge", "NaN", "a list", "unaligned", "a time that is a word"),
+    *("a result that is a text", "an Id that is a list"),
+)
+LIES_AT_NIGHT = pytest.mark.nightly("test_a_lie_about_one_metric_costs_only_that_metric")
+
+
+@pytest.mark.parametrize("name", by_day(LIES_BY_DAY, LIES, LIES_AT_NIGHT))
 async def test_a_lie_about_one_metric_costs_only_that_metric(
     exporter: InProcessExporter, fake: FakeCloudWatch, clock: Clock, name: str
 ) -> None:
@@ -189,7 +197,11 @@ MALFORMED_METRICS: dict[str, object] = {
 }
 
 
-@pytest.mark.parametrize("name", MALFORMED_METRICS)
+METRICS_BY_DAY = ("a text", "dimensions are a text", "a dimension without a name", "a name that is a list")
+METRICS_AT_NIGHT = pytest.mark.nightly("test_a_malformed_listed_metric_hides_no_other")
+
+
+@pytest.mark.parametrize("name", by_day(METRICS_BY_DAY, MALFORMED_METRICS, METRICS_AT_NIGHT))
 async def test_a_malformed_listed_metric_hides_no_other(exporter: InProcessExporter, fake: FakeCloudWatch, name: str) -> None:
     def lie(operation: str, request: Any, answer: Any) -> object:  # noqa: ANN401  # JSON
         if operation == "ListMetrics":
@@ -203,14 +215,17 @@ async def test_a_malformed_listed_metric_hides_no_other(exporter: InProcessExpor
     assert exporter.value("cml_exporter_source_up", source="cloudwatch", region=REGION) == 1
 
 
+SHAPES_AT_NIGHT = pytest.mark.nightly("test_an_answer_of_another_shape_is_a_failure_of_the_source")
+
+
 @pytest.mark.parametrize(
     "body",
     [
         pytest.param(b"[" * 100_000, id="nested without end"),
-        pytest.param(b"[]", id="a list"),
-        pytest.param(b'{"MetricDataResults": 5}', id="results are a number"),
+        pytest.param(b"[]", id="a list", marks=SHAPES_AT_NIGHT),
+        pytest.param(b'{"MetricDataResults": 5}', id="results are a number", marks=SHAPES_AT_NIGHT),
         pytest.param(b'{"MetricDataResults": null}', id="results are null"),
-        pytest.param(b"<html></html>", id="a page"),
+        pytest.param(b"<html></html>", id="a page", marks=SHAPES_AT_NIGHT),
     ],
 )
 async def test_an_answer_of_another_shape_is_a_failure_of_the_source(
@@ -227,7 +242,10 @@ async def test_an_answer_of_another_shape_is_a_failure_of_the_source(
     assert await exporter.assert_history_is_true(fake, [LIAR, HONEST]) > 80
 
 
-@pytest.mark.parametrize("operation", ["GetMetricData", "ListMetrics"])
+@pytest.mark.parametrize(
+    "operation",
+    ["GetMetricData", pytest.param("ListMetrics", marks=pytest.mark.nightly("test_a_body_above_32_mb_is_refused"))],
+)
 async def test_a_body_above_32_mb_is_refused(
     exporter: InProcessExporter, fake: FakeCloudWatch, clock: Clock, operation: str
 ) -> None:

@@ -68,6 +68,7 @@ async def assert_nothing_is_lost_or_doubled(
     assert states == {("running", 2)}
 
 
+@pytest.mark.waits(35)
 async def test_without_a_majority_no_status_is_lost_by_the_last_leader_its_restart_or_an_exporter_without_a_leader(
     three_nodes: ReplicaSet, replicated: Database, fake: FakeCloudWatch, clock: Clock, tmp_path: Path
 ) -> None:
@@ -115,6 +116,7 @@ async def test_without_a_majority_no_status_is_lost_by_the_last_leader_its_resta
     await other.close()
 
 
+@pytest.mark.waits(15)
 async def test_step_downs_lose_and_double_nothing(
     three_nodes: ReplicaSet, replicated: Database, fake: FakeCloudWatch, clock: Clock, tmp_path: Path
 ) -> None:
@@ -131,6 +133,7 @@ async def test_step_downs_lose_and_double_nothing(
     await exporter.close()
 
 
+@pytest.mark.waits(25)
 async def test_an_fsync_lock_loses_no_status(own_replica: Mongod, fake: FakeCloudWatch, clock: Clock, tmp_path: Path) -> None:
     async with connect(own_replica.uri) as client:
         database = client["locked"]

@@ -10,7 +10,7 @@ from tests.fixtures.mongo import need_mongod
 from tests.tools import shard_crash_tests
 
 
-@pytest.mark.nightly("test_killed_exporters_are_replaced_by_another_number_and_at_last_by_one")
+@pytest.mark.nightly("test_from_four_to_five_shards_nothing_is_lost_doubled_or_billed_twice")
 @pytest.mark.timeout(1800)
 @pytest.mark.waits(150)
 async def test_after_kills_and_another_number_of_shards_the_history_equals_the_ledger(tmp_path: Path) -> None:

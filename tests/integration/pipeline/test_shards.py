@@ -244,6 +244,7 @@ async def test_an_exporter_of_the_old_division_that_was_away_hands_over_what_it_
         assert await fleet.waiting() == 0
 
 
+@pytest.mark.nightly("test_from_four_to_five_shards_nothing_is_lost_doubled_or_billed_twice")
 async def test_killed_exporters_are_replaced_by_another_number_and_at_last_by_one(
     tmp_path: Path, database: Database, fake: FakeCloudWatch, clock: Clock
 ) -> None:

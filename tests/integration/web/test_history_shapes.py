@@ -3,6 +3,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from itertools import pairwise
@@ -72,6 +73,7 @@ class TestColumns:
         columns = (await exporter.get(f"{HISTORY}?interval=1h&fill=null&format=columns")).json()["columns"]
         assert "active_labs_count_samples" in columns
         assert not [name for name in columns if "count_count" in name]
+        assert all(re.fullmatch("[a-z0-9_]+", name) for name in columns), "names that programs can use as they are"
 
 
 class TestFill:
@@ -251,6 +253,11 @@ class TestManyWorkers:
         ("query", "status", "sentence"),
         [
             ("worker=w1&region=eu-west-1", 400, "Name workers (worker=) or regions (region=), but not both."),
+            (
+                "worker=w1&worker=",
+                400,
+                "worker is empty; give the id or name of a worker, or leave it out for all workers.",
+            ),
             ("worker=w1&worker=nobody", 404, "Unknown worker nobody; /api/workers lists all workers, present and past."),
             (
                 "&".join(f"worker=w{n}" for n in range(101)),

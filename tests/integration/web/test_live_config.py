@@ -155,6 +155,7 @@ def value(exporter: ExporterProcess, name: str) -> float:
     return exporter.metrics()[f"cml_exporter_config_last_reload_{name}"]
 
 
+@pytest.mark.waits(15)
 def test_a_reload_applies_what_is_safe_and_names_what_waits(run_exporter: RunExporter) -> None:
     exporter = run_exporter({**QUIET, "web": {"enable_lifecycle": True}})
     assert value(exporter, "successful") == 1
@@ -177,6 +178,7 @@ def test_a_reload_applies_what_is_safe_and_names_what_waits(run_exporter: RunExp
     exporter.wait_for(lambda: value(exporter, "successful") == 1, 10, "showing the reload")
 
 
+@pytest.mark.waits(12)
 def test_a_reload_by_http_is_off_by_default_and_by_its_flag_on(run_exporter: RunExporter) -> None:
     exporter = run_exporter(QUIET)
     refused = exporter.post("/-/reload")
@@ -185,6 +187,7 @@ def test_a_reload_by_http_is_off_by_default_and_by_its_flag_on(run_exporter: Run
     assert exporter.get("/-/reload").status_code == 405
 
 
+@pytest.mark.waits(15)
 def test_sighup_reloads_and_a_wrong_file_ends_nothing(run_exporter: RunExporter, tmp_path: Path) -> None:
     web = tmp_path / "web.yml"
     web.write_text("")

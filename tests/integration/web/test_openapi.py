@@ -3,6 +3,7 @@
 import json
 import os
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import requests
@@ -13,10 +14,14 @@ from schemathesis import Case, GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.core.result import Ok
 from schemathesis.specs.openapi.checks import (
+    allow_header_conformance,
     content_type_conformance,
+    missing_required_header,
+    negative_data_rejection,
     response_headers_conformance,
     response_schema_conformance,
     status_code_conformance,
+    unsupported_method,
 )
 
 from exporter.core.model import STATUSES
@@ -33,11 +38,16 @@ CHECKS = [
     content_type_conformance,
     response_headers_conformance,
     response_schema_conformance,
+    negative_data_rejection,
+    missing_required_header,
+    unsupported_method,
+    allow_header_conformance,
 ]
+"""All but `positive_data_acceptance`: no schema can say that `start` is before `end`, or that a cursor was sent as `next`."""
 AnyCase = Case[Any]
 REGION = "eu-west-1"
 KNOWN = {"name": "pages.css", "worker_id": "w1", "region": REGION}
-EXAMPLES = int(os.environ.get("OPENAPI_EXAMPLES", "25"))
+EXAMPLES = int(os.environ.get("OPENAPI_EXAMPLES", "12"))
 REFUSED = EXAMPLES // 3
 """Examples of what nearly always has the same answer: an id that no worker has, and parameters that are none."""
 MANY = "/api/metrics/history"
@@ -60,6 +70,30 @@ def test_every_route_and_placeholder_is_in_the_document() -> None:
             assert tag in {each["name"] for each in document["tags"]}
     names = [operation["operationId"] for path in document["paths"].values() for operation in path.values()]
     assert len(set(names)) == len(names)
+
+
+def test_a_generated_client_has_readable_names_and_the_words_of_every_parameter() -> None:
+    document = openapi.document(routes.ROUTES, "http://exporter:9877")
+    schemas = document["components"]["schemas"]
+    assert schemas["WorkerColumns"]["properties"]["columns"] == {"$ref": "#/components/schemas/Columns"}
+    for model in ("IntervalRow", "IntervalValues"):
+        assert schemas[model]["properties"]["status_share"] == {"$ref": "#/components/schemas/StatusShares"}
+    names = {operation["operationId"] for path in document["paths"].values() for operation in path.values()}
+    assert names >= {"get_workers", "get_worker", "get_worker_history", "get_fleet_history", "get_worker_resources"}
+    for path in document["paths"].values():
+        for operation in path.values():
+            for parameter in operation["parameters"]:
+                schema = parameter["schema"]
+                assert "enum" not in schema, f"{parameter['name']} would be named after its operation"
+                assert "$ref" in schema or schema["description"] == parameter["description"]
+    read = document["paths"]["/api/v1/read"]["post"]
+    assert read["requestBody"]["content"].keys() >= {remote_read.CONTENT_TYPE}
+
+
+def examples_of(operation: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+    lists = {each["name"]: each["schema"].get("examples", []) for each in operation["parameters"] if each["in"] == "query"}
+    for number in range(max(map(len, lists.values()), default=0)):
+        yield {name: examples[number % len(examples)] for name, examples in lists.items() if examples}
 
 
 def test_every_body_has_an_example_and_those_of_models_are_valid() -> None:
@@ -93,6 +127,7 @@ async def test_every_response_to_a_generated_request_is_as_described_and_never_a
             }
         )
         exporter.wait_for(lambda: exporter.get("/workers/w1/metrics/history").json()["data"], 30, "storing samples")
+        assert try_examples(exporter.get("/openapi.json").json(), exporter.url, session) > 20
         codes: Counter[tuple[str, int]] = Counter()
         for found in schemathesis.openapi.from_dict(exporter.get("/openapi.json").json()).get_all_operations():
             assert isinstance(found, Ok)
@@ -113,6 +148,17 @@ async def test_every_response_to_a_generated_request_is_as_described_and_never_a
         assert answered == {path for path, operations in described.items() if "get" in operations}
         assert refused >= {path for path in answered if "workers" in path}
         assert all(codes[path, 200] >= 3 for path in answered if "workers" in path), codes
+
+
+def try_examples(document: Mapping[str, Any], url: str, session: requests.Session) -> int:
+    """Check that the examples of parameters work together, and return how often: those of the same number are combined."""
+    tried = 0
+    for path, operations in document["paths"].items():
+        for query in examples_of(operations.get("get", {"parameters": []})):
+            response = session.get(url + path.format(**KNOWN), params=query)
+            assert response.status_code == 200, (path, query, response.text)
+            tried += 1
+    return tried
 
 
 def of_a_known_worker(case: AnyCase) -> AnyCase:

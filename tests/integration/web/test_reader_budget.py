@@ -53,7 +53,13 @@ async def anonymous_loop(exporter: InProcessExporter, requests: int) -> list[htt
     return responses
 
 
-@pytest.mark.parametrize("budget", [0.03, None])
+@pytest.mark.parametrize(
+    "budget",
+    [
+        0.03,
+        pytest.param(None, marks=pytest.mark.nightly("test_an_anonymous_loop_spends_the_share_of_readers_and_polling_goes_on")),
+    ],
+)
 async def test_an_anonymous_loop_spends_the_share_of_readers_and_polling_goes_on(
     folder: Path, database: Database, fake: FakeCloudWatch, clock: Clock, budget: float | None
 ) -> None:

@@ -673,6 +673,36 @@ def test_a_worker_is_had_by_its_id_or_name_as_the_list_has_it(named: httpx.Clien
     assert named.get("/api/workers/lab%2C%201").json() == rows["w1"]
     assert problem(named.get("/api/workers/twin"), 400) == "2 workers are called twin; use an id, such as w2."
     assert "Unknown worker w9" in problem(named.get("/api/workers/w9"), 404)
+    assert problem(named.get("/api/workers/"), 404).startswith("The address ends before the id of a worker; ")
+
+
+PAST = "name%20of%20w0"
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["/api/workers/{}", "/api/workers/{}/metrics/history", "/workers/{}", "/workers/{}/chart.svg", "/compare?worker={}"],
+)
+def test_every_route_of_a_worker_takes_its_name_too_also_that_of_a_past_one(named: httpx.Client, address: str) -> None:
+    for name, worker_id in (("lab%2C%201", "w1"), (PAST, "w0")):
+        by_name, by_id = named.get(address.format(name)), named.get(address.format(worker_id))
+        assert (by_name.status_code, by_name.headers["content-type"]) == (200, by_id.headers["content-type"])
+        assert worker_id in by_name.text or "chart.svg" in address
+    assert problem(named.get(address.format("twin")), 400) == "2 workers are called twin; use an id, such as w2."
+    assert "Unknown worker lab" in problem(named.get(address.format("lab")), 404)
+
+
+def test_workers_separated_by_commas_are_refused_with_what_to_write(named: httpx.Client) -> None:
+    refused = problem(named.get("/api/metrics/history?worker=w1,w2"), 404)
+    assert refused == "Unknown worker w1,w2; give worker= once for each of several."
+    assert len(named.get("/api/metrics/history?worker=lab,%201").json()["data"]) == 1, "a name with a comma"
+
+
+def test_a_past_name_of_several_workers_is_refused_and_a_present_worker_comes_first() -> None:
+    past = [replace(entry("w0"), name="one"), replace(entry("w7"), name="two"), replace(entry("w8"), name="two")]
+    with serving(Memory(snapshot=snapshot(gauges("w1", name="one")), known=past)) as client:
+        assert client.get("/api/workers/one").json()["worker_id"] == "w1"
+        assert problem(client.get("/api/workers/two"), 400) == "2 workers are called two; use an id, such as w7."
 
 
 @pytest.mark.parametrize(
@@ -804,7 +834,7 @@ GUARDED = [endpoint.path for endpoint in routes.ROUTES if endpoint.path not in P
 @pytest.mark.parametrize("path", [*GUARDED, "/nowhere", "/-/healthy/", "/-/ready/../metrics", "//-/ready"])
 def test_every_route_but_the_probes_requires_a_user_once_users_are_configured(guarded: httpx.Client, path: str) -> None:
     response = guarded.get(path)
-    assert problem(response, 401) == "This exporter requires a user name and a password."
+    assert problem(response, 401) == "This exporter requires a user name and a password; they are missing or wrong."
     assert response.headers["www-authenticate"].startswith("Basic realm=")
 
 

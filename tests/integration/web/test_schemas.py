@@ -105,6 +105,7 @@ async def test_a_response_of_every_route_is_exactly_what_its_model_says(in_proce
     resources = "/api/workers/region/{region}/workers/{worker_id:worker}/resources"
     requests = {
         "/-/ready": ["/-/ready"],
+        "/openapi.json": ["/openapi.json"],
         "/api/workers": ["/api/workers", "/api/workers?limit=1"],
         "/api/workers/{worker_id:worker}": [f"/api/workers/{each}" for each in ("full", "bare", quote(GONE, safe=""))],
         history: [history_of(each, query) for each in ("full", "bare", GONE) for query in ("", *SHAPES)],
@@ -149,6 +150,7 @@ async def test_the_fleet_has_values_where_they_are_known_and_nulls_where_not(in_
 
 async def test_resources_and_problems_are_their_models_too(in_process: InProcessExporter) -> None:
     path = f"/api/workers/region/{REGION}/workers/full/resources"
+    assert await get(in_process, path.replace("full", quote("Prüfstand"))) == await get(in_process, path)
     usage = ResourceUsage.model_validate_json(await get(in_process, path), strict=True)
     assert (usage.id, usage.relative_start_time) == (instance_id(1), "10m")
     for status, wrong in ((400, f"{path}?start_time=soon"), (404, history_of("nothing")), (404, "/nothing")):

@@ -35,7 +35,7 @@ def check(response: httpx.Response) -> None:
     media_type = headers.get("content-type", "").partition(";")[0]
     expected = {"text/html": "private, no-cache", "image/svg+xml": "private, max-age=30"}.get(media_type, "no-store")
     if media_type in ("text/css", "text/javascript"):
-        expected = "public, max-age=31536000, immutable"
+        expected = "public, max-age=31536000, immutable" if "v" in response.url.params else "no-cache"
     assert headers.get_list("cache-control") == [expected]
     assert policy == DATA or media_type in ("text/html", "image/svg+xml")
 
@@ -46,6 +46,15 @@ def test_every_route_has_them(serve: Serve) -> None:  # noqa: F811
         check(client.request(endpoint.method, address(endpoint.template)))
         if endpoint.method == "GET":
             check(client.head(address(endpoint.template)))
+
+
+def test_a_file_is_kept_only_under_the_address_of_its_version(serve: Serve) -> None:  # noqa: F811
+    """While replicas are updated one by one, a page of the new one may load its files from the old one."""
+    client = serve(Memory(snapshot=snapshot(*fleet(2, NOW))))
+    name, file = next(iter(templates.STATIC.items()))
+    check(client.get(f"/static/{name}?v={file.version}"))
+    other = client.get(f"/static/{name}?v=other")
+    assert (other.status_code, other.headers["cache-control"]) == (200, "no-cache")
 
 
 def test_errors_have_them_too(serve: Serve) -> None:  # noqa: F811

@@ -18,7 +18,8 @@ NOW = 1_790_000_000
 REACH = 455 * DAY
 TIME = "must be a time such as 2026-01-31T12:00:00Z, Unix seconds or milliseconds, now, or a duration before now such as -24h."
 AFTER_NOW = "is in the future, as a duration after now; durations are before now, such as -24h."
-TOO_OLD = "start is too early; no data is kept that long. The earliest start is -455d."
+TOO_OLD = "start is too early (1970-01-01T00:00:00Z); no data is kept that long. The earliest start is -455d."
+NO_DURATION = "is no duration of whole numbers and the units ms, s, m, h, d, w, and y; write it such as -24h, -1h30m, or -30d."
 DURATION = "start_time must be a duration from 30s to 455d, such as 10m, 1h or 7d."
 CURSOR = "cursor must be the value of next on the previous page."
 
@@ -47,7 +48,13 @@ def history(query: str, *, period: int = 300, reach: int | None = REACH) -> Hist
         ("end=1970-01-02T00:00:00Z", TOO_OLD),
         ("start=-300y", TOO_OLD),
         ("start=0001-01-01T00:00:00%2B14:00", TOO_OLD),
-        ("start=-456d", TOO_OLD),
+        ("start=-456d", TOO_OLD.replace("1970-01-01T00:00:00Z", "2025-06-22T14:13:20Z")),
+        ("start=20260921", TOO_OLD.replace("1970-01-01T00:00:00Z", "1970-08-23T12:02:01Z")),  # a date without its hyphens
+        *((f"start={text}", f"start {NO_DURATION}") for text in ("-1M", "-1mo", "-1.5h", "now-1H", "30days", "-2 weeks")),
+        *(
+            (f"above={text}&interval=1h", "above must be a number from 0 to 1000000, such as 80 or 99.5.")
+            for text in ("-1", "", "nan", "inf", "1000001", "1e7", "1e", "٣")
+        ),
         *(
             (f"{name}={text}", f"{name} {TIME}")
             for name in ("start", "end")
@@ -128,6 +135,13 @@ def test_millions_of_rows_are_refused() -> None:
 def test_times_may_be_written_in_several_formats(query: str, start: int, end: int) -> None:
     span = history(query).span
     assert (span.start, span.end) == (start * 1000, end)
+
+
+@pytest.mark.parametrize(("text", "above"), [("80", 80), ("99.5", 99.5), ("1e-7", 1e-7), ("1E3", 1000), ("5e-324", 5e-324)])
+def test_a_threshold_is_a_number_as_json_writes_it(text: str, above: float) -> None:
+    wanted = history(f"interval=1h&above={text}").span.wanted
+    assert wanted is not None
+    assert wanted.above == above
 
 
 def test_a_cursor_continues_where_the_previous_page_ended() -> None:
