@@ -21,10 +21,7 @@ import termios
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from urllib.parse import urlsplit
 from urllib.request import urlopen
-
-from exporter.demo.ports import refuse_taken
 
 ROOT = Path(__file__).parents[2]
 COLUMNS = 100
@@ -111,7 +108,6 @@ class Recording:
 
     def begin(self, command: str, url: str, most: int = 60) -> Program:
         """Start a command that runs until Ctrl-C, and wait for its page and for what it says then."""
-        refuse_taken(urlsplit(url).port or 80)  # else the page of another exporter would be taken for this one's
         started = time.monotonic()
         program = Program(command, self.folder)
         program.read(until=lambda: _has_values(url))
