@@ -17,6 +17,8 @@ PURPOSES: Mapping[str, str] = {
 }
 """What each folder is for."""
 _CONFIGURATION = "prometheus/prometheus.yml"
+_OWN = ("prometheus/local/rules", "prometheus/local/targets")
+"""Folders of the user; Prometheus logs an error for targets in a folder that is missing."""
 
 
 def run(output: Path | None, addresses: Mapping[str, str], out: TextIO, *, force: bool, as_json: bool) -> int:
@@ -39,6 +41,8 @@ def run(output: Path | None, addresses: Mapping[str, str], out: TextIO, *, force
     if output is not None:
         try:
             _write(output, contents, force)
+            for folder in _OWN:
+                (output / folder).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"{error.filename or output} cannot be written: {error.strerror}") from error
     if as_json:

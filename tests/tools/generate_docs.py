@@ -144,7 +144,7 @@ Further fields of the worker documents as gauges with the labels `worker_id` and
 ```yaml
 workers:
   extra:
-    - {metric: cml_worker_disk_utilization_ratio, field: metrics.disk, help: "Disk in use, 0 to 1."}
+    - {metric: cml_worker_swap_used_bytes, field: metrics.swap_used, help: "Swap space in use."}
 ```
 """
 

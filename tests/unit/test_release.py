@@ -53,6 +53,17 @@ def test_every_make_target_and_script_of_a_workflow_exists(workflow: Path) -> No
             assert (ROOT / script).stat().st_mode & 0o100, script
 
 
+@pytest.mark.parametrize("workflow", sorted(WORKFLOWS.glob("*.yml")), ids=lambda path: path.stem)
+def test_a_job_that_may_change_the_repository_runs_nothing_of_it(workflow: Path) -> None:
+    content = yaml.safe_load(workflow.read_text())
+    assert content["permissions"] == {"contents": "read"}
+    for name, job in content["jobs"].items():
+        if job.get("permissions", {}).get("contents") == "write":
+            used = [step.get("uses", "").partition("@")[0] for step in job["steps"]]
+            assert "actions/checkout" not in used, name
+            assert job["permissions"] == {"contents": "write"}
+
+
 def test_dependabot_watches_folders_that_have_such_files() -> None:
     files = {"pip": "pyproject.toml", "docker": "Dockerfile", "docker-compose": "docker-compose.yml", "gomod": "go.mod"}
     for update in yaml.safe_load((ROOT / ".github" / "dependabot.yml").read_text())["updates"]:

@@ -1,6 +1,7 @@
 """`assets` lists and writes the files for other programs, and never replaces another content unasked."""
 
 import json
+import re
 from io import StringIO
 from pathlib import Path
 
@@ -48,6 +49,14 @@ def test_json_has_the_paths(tmp_path: Path) -> None:
     out = StringIO()
     command.run(tmp_path, {}, out, force=False, as_json=True)
     assert all(Path(path).is_file() for path in json.loads(out.getvalue()))
+
+
+def test_there_is_a_folder_for_ones_own_rules_and_targets(tmp_path: Path) -> None:
+    """Prometheus logs an error for targets in a folder that is missing."""
+    write(tmp_path)
+    patterns = re.findall(r"local/[a-z]+(?=/\*)", (tmp_path / "prometheus" / "prometheus.yml").read_text())
+    assert sorted(patterns) == ["local/rules", "local/targets"]
+    assert all((tmp_path / "prometheus" / pattern).is_dir() for pattern in patterns)
 
 
 def test_the_configuration_gets_the_addresses_and_all_else_is_as_shipped(tmp_path: Path) -> None:
