@@ -6,6 +6,7 @@ Parses it, with the help texts of the commands, and runs the command; `commands.
 import argparse
 import difflib
 import sys
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 
 from exporter.commands import flags, manual, table, terminal
@@ -33,17 +34,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     interrupted by Ctrl-C, 141: the reader of the output has gone.
     """
     collect_rarely()
+    # Such as that of the driver about an unknown option in mongodb.uri: a sentence, without a path and a line of its source.
+    warnings.formatwarning = lambda message, *_, **__: f"{PROGRAM}: {message}\n"
     sys.exit(terminal.run(lambda: _run(sys.argv[1:] if arguments is None else arguments)))
 
 
 def _run(arguments: Sequence[str]) -> int:
-    options = _parse(_join_times(arguments))
+    failure = 1
+
+    def parsed_and_run() -> int:
+        nonlocal failure
+        options = _parse(_join_times(arguments))
+        failure = options.command.failure
+        return int(options.run(options))
+
     try:
-        return terminal.run(lambda: int(options.run(options)))
+        return terminal.run(parsed_and_run)
     except ExporterError as error:
         for line in str(error).splitlines():
-            print(f"cml-worker-exporter: {line}", file=sys.stderr)
-        return NO_WORKERS if isinstance(error, NoWorkersError) else int(options.command.failure)
+            terminal.say(f"cml-worker-exporter: {line}", sys.stderr)
+        return NO_WORKERS if isinstance(error, NoWorkersError) else failure
     except KeyboardInterrupt:
         return 130
 
@@ -146,7 +156,16 @@ def completion(shell: str) -> str:
     """Return the script that completes commands and flags in a shell: bash, zsh or tcsh."""
     import shtab
 
-    return str(shtab.complete(parser_of("*")[0], shell=shell))
+    from exporter.core import settings_loader
+
+    parser, commands = parser_of("*")
+    paths = {setting.flag for setting in settings_loader.table() if setting.is_path}
+    for action in (action for command in commands.values() for action in command._actions):
+        if action.metavar == "DIR" or "--data-dir" in action.option_strings:
+            action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]  # shtab reads it, argparse does not know it
+        elif action.metavar == "FILE" or not paths.isdisjoint(action.option_strings):
+            action.complete = shtab.FILE  # type: ignore[attr-defined]
+    return str(shtab.complete(parser, shell=shell))
 
 
 def _demo(options: argparse.Namespace) -> int:

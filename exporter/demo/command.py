@@ -44,7 +44,7 @@ from exporter.demo.folder import (
 )
 from exporter.demo.mongod import Mongod
 from exporter.demo.past import HISTORY, STATE, remember
-from exporter.demo.ports import HOST, free_port, kept_port, port_near, refuse_taken
+from exporter.demo.ports import HOST, free_port, kept_port, refuse_taken
 from exporter.demo.processes import (
     STOP_SECONDS,
     background_task,
@@ -72,17 +72,18 @@ _Document = dict[str, Any]
 
 def main(arguments: argparse.Namespace) -> int:
     """Run the demo until Ctrl-C or SIGTERM and return the exit status; raises the errors of `run`."""
-    port = port_near(PORT) if arguments.port is None else arguments.port or free_port()
-    return asyncio.run(run(arguments.dir.resolve(), fresh=arguments.fresh, port=port))
+    directory = arguments.dir.resolve()
+    port = arguments.port or (free_port() if arguments.port == 0 else None)
+    return asyncio.run(run(directory, fresh=arguments.fresh, port=port))
 
 
-async def run(directory: Path, *, fresh: bool, port: int, command: Sequence[str] = EXPORTER) -> int:
+async def run(directory: Path, *, fresh: bool, port: int | None, command: Sequence[str] = EXPORTER) -> int:
     """Run the demo in `directory` until SIGINT or SIGTERM, then end every child and return 0.
 
     Args:
         directory: absolute path of the demo's folder; it must be empty or of an earlier demo.
         fresh: remove the earlier demo's data first.
-        port: port of the exporter on 127.0.0.1.
+        port: port of the exporter on 127.0.0.1; None: PORT, or if that is taken another one, at the next start the same.
         command: command line of the exporter; `--config.file` is appended.
 
     Raises:
@@ -112,17 +113,18 @@ async def run(directory: Path, *, fresh: bool, port: int, command: Sequence[str]
     return 0
 
 
-async def _run(directory: Path, fresh: bool, port: int, command: Sequence[str]) -> None:
+async def _run(directory: Path, fresh: bool, port: int | None, command: Sequence[str]) -> None:
     try:
         from exporter.demo.aws import FakeAws  # moto takes a second to import, and only the demo needs it
     except ModuleNotFoundError as error:
         raise ConfigError(f"the demo needs {error.name}; pip install 'cml-worker-exporter[demo]'") from error
     async with AsyncExitStack() as stack:
-        refuse_taken(port)
-        listen = f"{HOST}:{port}"
+        if port is not None:
+            refuse_taken(port)
         stack.enter_context(hold_folder(directory))
         await _predecessor_gone(directory / MONGODB)
         world = open_world(directory, fresh=fresh)
+        listen = f"{HOST}:{kept_port(directory, 'exporter', PORT) if port is None else port}"
         show_step("Starting MongoDB and a fake AWS with the datapoints of the last two weeks …")
         aws = FakeAws(world, port=kept_port(directory, "aws"))
         published = asyncio.get_running_loop().run_in_executor(None, aws.publish, int(time.time()))  # while mongod starts
@@ -152,7 +154,7 @@ async def _run(directory: Path, fresh: bool, port: int, command: Sequence[str]) 
         if program:
             show_step("Starting Prometheus …")
             log = directory / PROMETHEUS_LOG
-            address = f"{HOST}:{port_near(9090)}"
+            address = f"{HOST}:{kept_port(directory, 'prometheus', 9090)}"
             start = prometheus_module.command(program, directory / PROMETHEUS, listen, address)
             prometheus = await stack.enter_async_context(child_process(start, _environment(), log))
             background.append(stack.enter_context(background_task(raise_when_ended(prometheus, "Prometheus", log))))
@@ -161,7 +163,7 @@ async def _run(directory: Path, fresh: bool, port: int, command: Sequence[str]) 
         stack.callback((directory / ENDPOINTS).unlink, missing_ok=True)
         write_private_file(directory / ENDPOINTS, json.dumps(endpoints, indent=2) + "\n")
         end_status(banner(directory, endpoints))
-        status = repeat(lambda: STATUS_SECONDS, lambda: _show_state(database))
+        status = repeat(lambda: STATUS_SECONDS, lambda: _show_state(database, endpoints["exporter"]))
         try:
             await wait_for_first(status, background)
         finally:
@@ -327,17 +329,17 @@ def _queries(endpoints: Mapping[str, str]) -> list[str]:
         return ["Prometheus is not on PATH, so the demo runs without it:", f"  {INSTALL}", ""]
     lines = [f"Prometheus: {endpoints['prometheus']}/ Three queries worth trying:", ""]
     for what, query in QUERIES.items():
-        lines += [textwrap.fill(what, COLUMNS, initial_indent="  # ", subsequent_indent="  # "), f"  {query}"]
+        lines += [textwrap.fill(what, COLUMNS, initial_indent="  # ", subsequent_indent="  # "), textwrap.indent(query, "  ")]
     return [*lines, ""]
 
 
-async def _show_state(database: AsyncDatabase[_Document]) -> None:
-    """Replace the line of state: how many samples the history has now."""
+async def _show_state(database: AsyncDatabase[_Document], url: str) -> None:
+    """Replace the line of state: the page, which a small terminal no longer shows, and how many samples the history has now."""
     try:
         samples = f"{await database[HISTORY].estimated_document_count():,} samples in the history"
     except PyMongoError:
         samples = "MongoDB does not answer"
-    show_status(f"{time.strftime('%H:%M:%S')}  running, {samples}; Ctrl-C ends it")
+    show_status(f"{time.strftime('%H:%M:%S')}  {url}/  {samples}; Ctrl-C ends it")
 
 
 def _shown(path: Path) -> Path:

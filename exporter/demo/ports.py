@@ -49,14 +49,17 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def kept_port(folder: Path, name: str) -> int:
-    """Return the port that a part had at the last start of the demo in `folder`, or a new one if it is taken or unknown."""
+def kept_port(folder: Path, name: str, wanted: int | None = None) -> int:
+    """Return the port of a part: `wanted`, else the one it had at the last start of the demo in `folder`, else a new one."""
     file = folder / PORTS
     try:
         ports = dict(json.loads(file.read_text()))
-        port = port_near(int(ports.get(name, 0)) or free_port())
+        last = int(ports.get(name, 0))
     except (FileNotFoundError, TypeError, ValueError):
-        ports, port = {}, free_port()
+        ports, last = {}, 0
+    if wanted is not None and is_free(wanted):
+        return wanted
+    port = port_near(last or free_port())
     if ports.get(name) != port:
         file.write_text(json.dumps({**ports, name: port}) + "\n")
     return port

@@ -17,8 +17,8 @@ INSTALL = "apt-get install prometheus, or https://prometheus.io/download/"
 QUERIES: Mapping[str, str] = {
     "the three busiest workers now": "topk(3, cml_worker_cpu_utilization_ratio)",
     "who runs without a lab": (
-        "cml_worker_active_labs * on (worker_id) group_left (worker) cml_worker_info == 0 "
-        'and on (worker_id) cml_worker_status{status="running"} == 1'
+        "cml_worker_active_labs * on (worker_id) group_left (worker) cml_worker_info\n"
+        '  == 0 and on (worker_id) cml_worker_status{status="running"} == 1'
     ),
     "each worker's daily average from the history, also before this Prometheus ran and of deleted workers": (
         'avg_over_time(cml_worker_cpu_utilization_ratio{store="history"}[1d])'

@@ -324,6 +324,29 @@ def test_completion_knows_every_command_and_flag(run_command: RunCommand) -> Non
     assert shown.stdout == "--since\n", shown.stderr
 
 
+def test_completion_of_a_flag_with_a_file_or_folder_names_those_that_are_there(run_here: RunCommand, tmp_path: Path) -> None:
+    (tmp_path / "exporter.yml").touch()
+    (tmp_path / "examples").mkdir()
+    script = run_here("completion", "bash").stdout
+    for flag, wanted in (
+        ("serve --config.file", {"exporter.yml", "examples"}),
+        ("serve --mongodb.uri-file", {"exporter.yml", "examples"}),
+        ("serve --data-dir", {"examples"}),
+    ):
+        words = f"cml-worker-exporter {flag} ex"
+        asked = f'COMP_WORDS=({words}); COMP_CWORD=3; _shtab_cml_worker_exporter; echo "${{COMPREPLY[@]}}"'
+        shown = subprocess.run(
+            ["/bin/bash", "-c", f"{script}\n{asked}"], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert {name.rstrip("/") for name in shown.stdout.split()} == wanted, flag
+
+
+def test_an_option_that_the_driver_does_not_know_is_one_sentence_without_its_source(run_here: RunCommand) -> None:
+    done = run_here("retention", "--mongodb.uri", "mongodb://127.0.0.1:1/x?serverSelectionTimeoutMS=1&nosuch=1")
+    assert done.stderr.startswith("cml-worker-exporter: Unknown option: nosuch")
+    assert "pymongo" not in done.stderr
+
+
 @pytest.mark.skipif(not shutil.which("tcsh"), reason="apt-get install tcsh")
 def test_tcsh_completes_every_command_and_flag(run_here: RunCommand, tmp_path: Path) -> None:
     done = run_here("completion", "tcsh")

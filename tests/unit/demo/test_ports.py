@@ -51,6 +51,15 @@ def test_a_folder_keeps_the_port_of_each_part_while_it_is_free(tmp_path: Path) -
     assert json.loads((tmp_path / PORTS).read_text()) == {"mongodb": first["mongodb"], "aws": other}
 
 
+def test_a_port_that_is_documented_comes_first_and_one_in_its_place_is_kept(tmp_path: Path) -> None:
+    with socket.create_server((ports.HOST, 0)) as taken:
+        wanted = taken.getsockname()[1]
+        other = kept_port(tmp_path, "exporter", wanted)
+        assert other != wanted
+        assert kept_port(tmp_path, "exporter", wanted) == other
+    assert kept_port(tmp_path, "exporter", wanted) == wanted
+
+
 @pytest.mark.parametrize("content", ["", "[1, 2]", '{"aws": "many"}', "{"])
 def test_a_damaged_file_of_ports_is_replaced(tmp_path: Path, content: str) -> None:
     (tmp_path / PORTS).write_text(content)
