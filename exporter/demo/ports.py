@@ -32,8 +32,10 @@ def refuse_taken(port: int) -> None:
     """Raise ConfigError if the port of the exporter is taken or no port."""
     if not is_free(port):
         raise ConfigError(
-            f"the demo cannot listen on {HOST}:{port}, which is taken or no port; stop the program that listens there, perhaps "
+            f"the demo cannot listen on {HOST}:{port}, which is taken; stop the program that listens there, perhaps "
             "another demo, or choose another port: make demo PORT=…, or --port"
+            if 0 < port < 65536
+            else "the demo's port must be a number from 1 to 65535: make demo PORT=9999, or --port 9999"
         )
 
 
@@ -69,8 +71,8 @@ def main(arguments: list[str]) -> int:
     """Return 0 if the port is free or none is given, else 1 after saying so."""
     try:
         if arguments and arguments[0] != "0":
-            refuse_taken(int(arguments[0]))
-    except (ConfigError, ValueError) as error:
+            refuse_taken(int(arguments[0]) if arguments[0].isdecimal() else -1)
+    except ConfigError as error:
         print(error, file=sys.stderr)
         return 1
     return 0

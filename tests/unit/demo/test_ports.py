@@ -35,6 +35,12 @@ def test_no_port_is_no_question_and_what_is_no_port_is_refused(arguments: tuple[
     assert ports.main(list(arguments)) == status
 
 
+def test_what_is_no_port_is_told_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    for text in ("http", "65536", "-1"):
+        assert ports.main([text]) == 1
+        assert capsys.readouterr().err.startswith("the demo's port must be a number from 1 to 65535")
+
+
 def test_another_port_is_chosen_for_a_taken_one() -> None:
     with socket.create_server((ports.HOST, 0)) as taken:
         wanted = taken.getsockname()[1]
