@@ -147,8 +147,8 @@ def _has_values(url: str) -> bool:
 
 PAGE = "http://127.0.0.1:9877/"
 ENDPOINT = "python3 -c \"import json; print(json.load(open('.demo/endpoints.json'))['{}'])\""
-UNTIL_NEXT_SAMPLE_SECONDS = 400
-"""How long a newcomer waits for the next sample: a period, until CloudWatch has it, and the poll."""
+UNTIL_NEXT_SAMPLE_SECONDS = 510
+"""How long the recording waits for the next samples: a period, until CloudWatch has it, and the poll; to the tenth minute."""
 SETTINGS = """\
 cat > exporter.yml <<'.'
 mongodb:
