@@ -341,8 +341,8 @@ def test_completion_of_a_flag_with_a_file_or_folder_names_those_that_are_there(r
         assert {name.rstrip("/") for name in shown.stdout.split()} == wanted, flag
 
 
-def test_an_option_that_the_driver_does_not_know_is_one_sentence_without_its_source(run_here: RunCommand) -> None:
-    done = run_here("retention", "--mongodb.uri", "mongodb://127.0.0.1:1/x?serverSelectionTimeoutMS=1&nosuch=1")
+def test_an_option_that_the_driver_does_not_know_is_one_sentence_without_its_source(run_command: RunCommand) -> None:
+    done = run_command("retention", "--mongodb.uri", "mongodb://127.0.0.1:1/x?serverSelectionTimeoutMS=1&nosuch=1")
     assert done.stderr.startswith("cml-worker-exporter: Unknown option: nosuch")
     assert "pymongo" not in done.stderr
 
