@@ -234,7 +234,7 @@ def _notes(settings: Settings, fleet: Fleet, found: Estimate, rules: Rules, prob
         "AWS does not bill it up to a million requests a month.",
         "The price is per metric and call, whatever the number of datapoints: a 1m period costs no more than 5m, and "
         "filling a gap of a running worker costs nothing extra.",
-        f"Besides, HTTP readers (/resources, history older than MongoDB's) can spend up to {readers:g} dollars a day "
+        f"Besides, HTTP readers (/resources, history older than MongoDB's) can spend up to {readers:.2f} dollars a day "
         "(cloudwatch.reader_budget_share).",
         *problems,
     ]

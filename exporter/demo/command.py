@@ -163,7 +163,7 @@ async def _run(directory: Path, fresh: bool, port: int | None, command: Sequence
         stack.callback((directory / ENDPOINTS).unlink, missing_ok=True)
         write_private_file(directory / ENDPOINTS, json.dumps(endpoints, indent=2) + "\n")
         end_status(banner(directory, endpoints))
-        status = repeat(lambda: STATUS_SECONDS, lambda: _show_state(database, endpoints["exporter"]))
+        status = repeat(lambda: STATUS_SECONDS, lambda: show_state(database, endpoints["exporter"]))
         try:
             await wait_for_first(status, background)
         finally:
@@ -333,10 +333,10 @@ def _queries(endpoints: Mapping[str, str]) -> list[str]:
     return [*lines, ""]
 
 
-async def _show_state(database: AsyncDatabase[_Document], url: str) -> None:
+async def show_state(database: AsyncDatabase[_Document], url: str) -> None:
     """Replace the line of state: the page, which a small terminal no longer shows, and how many samples the history has now."""
     try:
-        samples = f"{await database[HISTORY].estimated_document_count():,} samples in the history"
+        samples = f"{await database[HISTORY].estimated_document_count():,} samples"
     except PyMongoError:
         samples = "MongoDB does not answer"
     show_status(f"{time.strftime('%H:%M:%S')}  {url}/  {samples}; Ctrl-C ends it")
