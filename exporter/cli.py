@@ -21,6 +21,7 @@ _EPILOG = """\
 Settings come from --config.file, then CML_EXPORTER_… in the environment, then flags; later ones win.
 docs/settings.md describes them all. `cml-worker-exporter demo` needs no settings and no AWS account.
 """
+_BEFORE_COMMAND = ("-h", "--help", "--version")
 _TIME_FLAGS = ("--since", "--until")
 
 
@@ -106,8 +107,12 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Return the parsed command line; end with 2 where it is wrong, naming the nearest command or flag."""
     chosen = next((argument for argument in arguments if not argument.startswith("-")), None)
     parser, commands = parser_of(chosen)
+    first = arguments[0] if arguments else ""
+    if first.startswith("-") and not any(flag.startswith(first) for flag in _BEFORE_COMMAND):
+        meant = next((argument for argument in arguments if argument in COMMANDS), "COMMAND")
+        parser.error(f"{first} is not a flag of the program; a command comes first, then its flags: {PROGRAM} {meant} …")
     if chosen is not None and chosen not in COMMANDS:
-        parser.error(f"{chosen!r} is not a command{_nearest(chosen, COMMANDS)}")
+        parser.error(f"{chosen!r} is not a command{_nearest(chosen, (*COMMANDS, *_BEFORE_COMMAND))}")
     if chosen is None:
         return parser.parse_args(arguments)
     command = commands[chosen]

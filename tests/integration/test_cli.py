@@ -296,6 +296,8 @@ def test_version_tells_revision_and_python(run_command: RunCommand) -> None:
         (("backfill", "--snice", "3d"), "unrecognized arguments: --snice; did you mean --since?"),
         (("estimate", "--cloudwatch.intervall=15m"), "--cloudwatch.intervall; did you mean --cloudwatch.interval?"),
         (("check", "--aws.region", "eu-west-1"), "set AWS_REGION in the environment"),
+        (("--config.file", "x.yml", "check"), "a command comes first, then its flags: cml-worker-exporter check"),
+        (("help",), "'help' is not a command; did you mean --help?"),
         (("check", "--zzz"), "unrecognized arguments: --zzz"),
     ],
 )
