@@ -25,7 +25,7 @@ from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import PyMongoError
 from pymongo.uri_parser import parse_uri
 
-from exporter.core.errors import ConfigError, StoreUnavailableError
+from exporter.core.errors import ConfigError, ExporterError, StoreUnavailableError
 from exporter.core.settings_loader import ENV_PREFIX
 from exporter.demo import prometheus as prometheus_module
 from exporter.demo.documents import worker_documents
@@ -64,6 +64,8 @@ DATABASE = "cml_demo"
 WORKERS = "workers"
 PORT = 9877
 COLUMNS = 80
+CANCEL_SECONDS = 0.5
+"""After how long a part that goes on after Ctrl-C is cancelled again."""
 STATUS_SECONDS = 2
 """How often the line of state is replaced."""
 
@@ -90,7 +92,8 @@ async def run(directory: Path, *, fresh: bool, port: int | None, command: Sequen
         ConfigError: the folder, the port or MONGODB_URI cannot be used; nothing was started.
         ExporterError: a part did not start, or ended by itself; all others were ended.
     """
-    work = asyncio.ensure_future(_run(directory, fresh, port, command))
+    leaving = asyncio.Event()
+    work = asyncio.ensure_future(_run(directory, fresh, port, command, leaving))
     loop = asyncio.get_running_loop()
     stopped = False
 
@@ -98,7 +101,13 @@ async def run(directory: Path, *, fresh: bool, port: int | None, command: Sequen
         nonlocal stopped
         if not stopped:  # a second Ctrl-C must not interrupt the cleanup
             stopped = True
+            cancel()
+
+    def cancel() -> None:
+        # Until it is heard: the driver of MongoDB takes a cancellation for a failure of its own call now and then.
+        if not (leaving.is_set() or work.done()):
             work.cancel()
+            loop.call_later(CANCEL_SECONDS, cancel)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
@@ -113,61 +122,73 @@ async def run(directory: Path, *, fresh: bool, port: int | None, command: Sequen
     return 0
 
 
-async def _run(directory: Path, fresh: bool, port: int | None, command: Sequence[str]) -> None:
+async def _run(directory: Path, fresh: bool, port: int | None, command: Sequence[str], leaving: asyncio.Event) -> None:
+    """Run all parts and end them; `leaving` is set before the first one is ended."""
+    async with AsyncExitStack() as stack:
+        try:
+            await _run_parts(stack, directory, fresh, port, command)
+        except asyncio.CancelledError:
+            end_status("Ending all processes …")
+            raise
+        finally:
+            leaving.set()
+
+
+async def _run_parts(stack: AsyncExitStack, directory: Path, fresh: bool, port: int | None, command: Sequence[str]) -> None:
     try:
         from exporter.demo.aws import FakeAws  # moto takes a second to import, and only the demo needs it
     except ModuleNotFoundError as error:
         raise ConfigError(f"the demo needs {error.name}; pip install 'cml-worker-exporter[demo]'") from error
-    async with AsyncExitStack() as stack:
-        if port is not None:
-            refuse_taken(port)
-        stack.enter_context(hold_folder(directory))
-        await _predecessor_gone(directory / MONGODB)
-        world = open_world(directory, fresh=fresh)
-        listen = f"{HOST}:{kept_port(directory, 'exporter', PORT) if port is None else port}"
-        show_step("Starting MongoDB and a fake AWS with the datapoints of the last two weeks …")
-        aws = FakeAws(world, port=kept_port(directory, "aws"))
-        published = asyncio.get_running_loop().run_in_executor(None, aws.publish, int(time.time()))  # while mongod starts
-        uri, mongod = _start_mongodb(stack, directory)
-        database = await _open_database(stack, uri, world, fresh)
-        await published
-        aws_url = aws.start()
-        stack.callback(aws.stop)
-        show_step("Writing the worker documents and, at the first start, two weeks of history …")
-        await _manage(database, world)
-        await remember(database, world)
-        background = [
-            stack.enter_context(background_task(repeat(lambda: 5, lambda: asyncio.to_thread(aws.publish, int(time.time()))))),
-            stack.enter_context(background_task(repeat(lambda: random.uniform(30, 60), lambda: _manage(database, world)))),
-        ]
-        if mongod is not None:
-            background.append(stack.enter_context(background_task(repeat(lambda: 1, lambda: check_mongod(mongod)))))
-        config = directory / CONFIG
-        write_private_file(config, _config(directory, uri, aws_url, listen))
-        show_step("Starting the exporter …")
-        log = directory / EXPORTER_LOG
-        exporter = await stack.enter_async_context(child_process([*command, "--config.file", str(config)], _environment(), log))
-        background.append(stack.enter_context(background_task(raise_when_ended(exporter, "the exporter", log))))
-        await wait_for_first(wait_until_ready(f"http://{listen}/-/ready", "the exporter", log), background)
-        endpoints = {"exporter": f"http://{listen}", "mongodb": uri, "aws": aws_url}
-        program = find()
-        if program:
-            show_step("Starting Prometheus …")
-            log = directory / PROMETHEUS_LOG
-            address = f"{HOST}:{kept_port(directory, 'prometheus', 9090)}"
-            start = prometheus_module.command(program, directory / PROMETHEUS, listen, address)
-            prometheus = await stack.enter_async_context(child_process(start, _environment(), log))
-            background.append(stack.enter_context(background_task(raise_when_ended(prometheus, "Prometheus", log))))
-            await wait_for_first(wait_until_ready(f"http://{address}/-/ready", "Prometheus", log), background)
-            endpoints["prometheus"] = f"http://{address}"
-        stack.callback((directory / ENDPOINTS).unlink, missing_ok=True)
-        write_private_file(directory / ENDPOINTS, json.dumps(endpoints, indent=2) + "\n")
-        end_status(banner(directory, endpoints))
-        status = repeat(lambda: STATUS_SECONDS, lambda: show_state(database, endpoints["exporter"]))
-        try:
-            await wait_for_first(status, background)
-        finally:
-            end_status("Ending all processes …")
+    if port is not None:
+        refuse_taken(port)
+    stack.enter_context(hold_folder(directory))
+    await _predecessor_gone(directory / MONGODB)
+    world = open_world(directory, fresh=fresh)
+    listen = f"{HOST}:{kept_port(directory, 'exporter', PORT) if port is None else port}"
+    show_step("Starting MongoDB and a fake AWS with the datapoints of the last two weeks …")
+    aws = FakeAws(world, port=kept_port(directory, "aws"))
+    published = asyncio.get_running_loop().run_in_executor(None, aws.publish, int(time.time()))  # while mongod starts
+    uri, mongod = _start_mongodb(stack, directory)
+    database = await _open_database(stack, uri, world, fresh)
+    await published
+    aws_url = aws.start()
+    stack.callback(aws.stop)
+    show_step("Writing the worker documents and, at the first start, two weeks of history …")
+    await _manage(database, world)
+    await remember(database, world)
+    background = [
+        stack.enter_context(background_task(repeat(lambda: 5, lambda: asyncio.to_thread(aws.publish, int(time.time()))))),
+        stack.enter_context(background_task(repeat(lambda: random.uniform(30, 60), lambda: _manage(database, world)))),
+    ]
+    if mongod is not None:
+        background.append(stack.enter_context(background_task(repeat(lambda: 1, lambda: check_mongod(mongod)))))
+    config = directory / CONFIG
+    write_private_file(config, _config(directory, uri, aws_url, listen))
+    show_step("Starting the exporter …")
+    log = directory / EXPORTER_LOG
+    exporter = await stack.enter_async_context(child_process([*command, "--config.file", str(config)], _environment(), log))
+    background.append(stack.enter_context(background_task(raise_when_ended(exporter, "the exporter", log))))
+    await wait_for_first(wait_until_ready(f"http://{listen}/-/ready", "the exporter", log), background)
+    endpoints = {"exporter": f"http://{listen}", "mongodb": uri, "aws": aws_url}
+    program = find()
+    if program:
+        show_step("Starting Prometheus …")
+        log = directory / PROMETHEUS_LOG
+        address = f"{HOST}:{kept_port(directory, 'prometheus', 9090)}"
+        start = prometheus_module.command(program, directory / PROMETHEUS, listen, address)
+        prometheus = await stack.enter_async_context(child_process(start, _environment(), log))
+        background.append(stack.enter_context(background_task(raise_when_ended(prometheus, "Prometheus", log))))
+        await wait_for_first(wait_until_ready(f"http://{address}/-/ready", "Prometheus", log), background)
+        endpoints["prometheus"] = f"http://{address}"
+    stack.callback((directory / ENDPOINTS).unlink, missing_ok=True)
+    write_private_file(directory / ENDPOINTS, json.dumps(endpoints, indent=2) + "\n")
+    end_status(banner(directory, endpoints))
+    status = repeat(lambda: STATUS_SECONDS, lambda: show_state(database, endpoints["exporter"]))
+    try:
+        await wait_for_first(status, background)
+    except ExporterError:
+        end_status("Ending all processes …")
+        raise
 
 
 def _start_mongodb(stack: AsyncExitStack, directory: Path) -> tuple[str, Mongod | None]:
