@@ -6,6 +6,7 @@ Parses it, with the help texts of the commands, and runs the command; `commands.
 import argparse
 import difflib
 import sys
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 
 from exporter.commands import flags, manual, table, terminal
@@ -20,6 +21,7 @@ _EPILOG = """\
 Settings come from --config.file, then CML_EXPORTER_… in the environment, then flags; later ones win.
 docs/settings.md describes them all. `cml-worker-exporter demo` needs no settings and no AWS account.
 """
+_BEFORE_COMMAND = ("-h", "--help", "--version")
 _TIME_FLAGS = ("--since", "--until")
 
 
@@ -33,17 +35,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     interrupted by Ctrl-C, 141: the reader of the output has gone.
     """
     collect_rarely()
+    # Such as that of the driver about an unknown option in mongodb.uri: a sentence, without a path and a line of its source.
+    warnings.formatwarning = lambda message, *_, **__: f"{PROGRAM}: {message}\n"
     sys.exit(terminal.run(lambda: _run(sys.argv[1:] if arguments is None else arguments)))
 
 
 def _run(arguments: Sequence[str]) -> int:
-    options = _parse(_join_times(arguments))
+    failure = 1
+
+    def parsed_and_run() -> int:
+        nonlocal failure
+        options = _parse(_join_times(arguments))
+        failure = options.command.failure
+        return int(options.run(options))
+
     try:
-        return terminal.run(lambda: int(options.run(options)))
+        return terminal.run(parsed_and_run)
     except ExporterError as error:
         for line in str(error).splitlines():
-            print(f"cml-worker-exporter: {line}", file=sys.stderr)
-        return NO_WORKERS if isinstance(error, NoWorkersError) else int(options.command.failure)
+            terminal.say(f"cml-worker-exporter: {line}", sys.stderr)
+        return NO_WORKERS if isinstance(error, NoWorkersError) else failure
     except KeyboardInterrupt:
         return 130
 
@@ -96,8 +107,12 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Return the parsed command line; end with 2 where it is wrong, naming the nearest command or flag."""
     chosen = next((argument for argument in arguments if not argument.startswith("-")), None)
     parser, commands = parser_of(chosen)
+    first = arguments[0] if arguments else ""
+    if first.startswith("-") and not any(flag.startswith(first) for flag in _BEFORE_COMMAND):
+        meant = next((argument for argument in arguments if argument in COMMANDS), "COMMAND")
+        parser.error(f"{first} is not a flag of the program; a command comes first, then its flags: {PROGRAM} {meant} …")
     if chosen is not None and chosen not in COMMANDS:
-        parser.error(f"{chosen!r} is not a command{_nearest(chosen, COMMANDS)}")
+        parser.error(f"{chosen!r} is not a command{_nearest(chosen, (*COMMANDS, *_BEFORE_COMMAND))}")
     if chosen is None:
         return parser.parse_args(arguments)
     command = commands[chosen]
@@ -146,7 +161,16 @@ def completion(shell: str) -> str:
     """Return the script that completes commands and flags in a shell: bash, zsh or tcsh."""
     import shtab
 
-    return str(shtab.complete(parser_of("*")[0], shell=shell))
+    from exporter.core import settings_loader
+
+    parser, commands = parser_of("*")
+    paths = {setting.flag for setting in settings_loader.table() if setting.is_path}
+    for action in (action for command in commands.values() for action in command._actions):
+        if action.metavar == "DIR" or "--data-dir" in action.option_strings:
+            action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]  # shtab reads it, argparse does not know it
+        elif action.metavar == "FILE" or not paths.isdisjoint(action.option_strings):
+            action.complete = shtab.FILE  # type: ignore[attr-defined]
+    return str(shtab.complete(parser, shell=shell))
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TextIO
 
+from exporter.commands.terminal import say
 from exporter.core import assets
 from exporter.core.errors import ConfigError
 
@@ -48,7 +49,7 @@ def run(output: Path | None, addresses: Mapping[str, str], out: TextIO, *, force
     if as_json:
         print(json.dumps([str(output / path if output else path) for path in contents], indent=2), file=out)
     elif output is not None:
-        print(f"{len(contents)} files are in {output}", file=out)
+        say(f"{len(contents)} files are in {output}", out)
     else:
         _list(list(contents), out)
     return 0
@@ -83,7 +84,7 @@ def _read(file: Path) -> bytes | None:
 
 def _list(paths: list[str], out: TextIO) -> None:
     for folder, purpose in PURPOSES.items():
-        print(f"{folder}: {purpose}", file=out)
+        say(f"{folder}: {purpose}", out)
         for path in paths:
             if path.rpartition("/")[0] == folder:
-                print(f"  {path}", file=out)
+                say(f"  {path}", out)

@@ -50,7 +50,7 @@ def add_settings(parser: argparse.ArgumentParser, command: Command) -> None:
     """Declare the settings of a command as flags, a group for each section, and its usage."""
     usage = command.usage
     if command.settings:
-        usage += " [--config.file FILE] [--SETTING VALUE ...]"
+        usage = "\n".join(f"{line} [--config.file FILE] [--SETTING VALUE ...]" for line in usage.splitlines() or [""])
         group = parser.add_argument_group("settings", "Each is also a key of the file and a variable of the environment.")
         sections = {"": group}
         group.add_argument(

@@ -11,6 +11,7 @@ from typing import TextIO
 from prometheus_client import CollectorRegistry
 
 from exporter.commands import terminal, worker_documents
+from exporter.commands.terminal import say
 from exporter.core.budget import MONTH, Budget, ReaderBudget, Usage
 from exporter.core.errors import SourceError
 from exporter.core.model import Fleet, Listing, MetricQuery
@@ -112,7 +113,10 @@ async def run(settings: Settings, out: TextIO, *, as_json: bool = False) -> int:
     if not settings.cloudwatch.enabled:
         free = "cloudwatch.enabled is false: CloudWatch is not queried and costs nothing."
         documents = worker_documents.describe(fleet)
-        print(json.dumps({"worker_documents": documents, "notes": [free]}) if as_json else f"{documents}.\n{free}", file=out)
+        if as_json:
+            print(json.dumps({"worker_documents": documents, "notes": [free]}), file=out)
+        else:
+            say(f"{documents}.\n{free}", out)
         return 0
     rules = Rules.from_settings(settings)
     regions = sorted({query.region for query in live_queries(fleet.workers, fleet.date, rules)})
@@ -173,7 +177,7 @@ async def _listings(
 def show(settings: Settings, fleet: Fleet, found: Estimate, rules: Rules, problems: Sequence[str], out: TextIO) -> None:
     """Print the estimate as a table, and what it means for the budget."""
     every = max(rules.interval, rules.period)
-    print(f"{worker_documents.describe(fleet)}.", file=out)
+    say(f"{worker_documents.describe(fleet)}.", out)
     rows = [
         *((f"a cycle in {region}", *_cells(usage)) for region, usage in found.by_region.items()),
         (f"a cycle (every {format_duration(every)})", *_cells(found.usage)),
@@ -182,7 +186,7 @@ def show(settings: Settings, fleet: Fleet, found: Estimate, rules: Rules, proble
     ]
     terminal.print_table(("CloudWatch", "GetMetricData calls", "metrics billed", "dollars"), rows, out)
     for line in _notes(settings, fleet, found, rules, problems):
-        print(line, file=out)
+        say(line, out)
 
 
 def show_json(settings: Settings, fleet: Fleet, found: Estimate, rules: Rules, problems: Sequence[str], out: TextIO) -> None:
@@ -230,7 +234,7 @@ def _notes(settings: Settings, fleet: Fleet, found: Estimate, rules: Rules, prob
         "AWS does not bill it up to a million requests a month.",
         "The price is per metric and call, whatever the number of datapoints: a 1m period costs no more than 5m, and "
         "filling a gap of a running worker costs nothing extra.",
-        f"Besides, HTTP readers (/resources, history older than MongoDB's) can spend up to {readers:g} dollars a day "
+        f"Besides, HTTP readers (/resources, history older than MongoDB's) can spend up to {readers:.2f} dollars a day "
         "(cloudwatch.reader_budget_share).",
         *problems,
     ]

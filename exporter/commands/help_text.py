@@ -1,12 +1,13 @@
-"""How `--help` breaks its lines: paragraphs and usage at the width of the terminal, examples not at all."""
+"""How `--help` breaks its lines at the width of the terminal: texts between words, examples as a shell takes them."""
 
 import argparse
 import re
 import textwrap
 from collections.abc import Iterable, Iterator
-from itertools import groupby
+from itertools import chain, groupby
 
 _FLAG = re.compile(r"\[[^\]]*\]|--\S+ [A-Z]+")
+_BEFORE_FLAG = re.compile(r" (?=--|[|>] )")
 _UNBROKEN = "\0"
 """In place of a blank inside a flag of the usage, where no line ends."""
 
@@ -38,7 +39,21 @@ def _filled(text: str, width: int, indent: str) -> Iterator[str]:
     for as_it_is, group in groupby(text.splitlines(), key=lambda line: not line or line[0] == " " or line.endswith(":")):
         lines = list(group)
         yield from (
-            lines
+            chain.from_iterable(continued(line, width) for line in lines)
             if as_it_is
             else textwrap.wrap(" ".join(lines), width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
         )
+
+
+def continued(command: str, width: int) -> list[str]:
+    """Return an example as lines for a shell: a long one goes on after a backslash, before a flag or a pipe."""
+    if len(command) <= width or not command.startswith("  "):
+        return [command]
+    lines, indent = [""], " " * 4
+    for part in _BEFORE_FLAG.split(command):
+        if lines[-1].strip() and len(f"{lines[-1]} {part} \\") > width:
+            lines[-1] += " \\"
+            lines.append(indent + part)
+        else:
+            lines[-1] += f" {part}" if lines[-1] else part
+    return lines

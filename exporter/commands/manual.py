@@ -25,7 +25,7 @@ def page(parser: argparse.ArgumentParser, commands: Mapping[str, argparse.Argume
         f".B {_text(program)}",
         r"\fICOMMAND\fR [\fIFLAGS\fR]",
         ".SH DESCRIPTION",
-        *_verbatim(parser.epilog or ""),
+        *_paragraphs(parser.epilog or ""),
         ".SH COMMANDS",
     ]
     for name, command in commands.items():

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TextIO
 
 from exporter.commands import worker_documents
+from exporter.commands.terminal import say
 from exporter.core.errors import ConfigError, IncompatibleStoreError, StoreError, StoreUnavailableError
 from exporter.core.model import Fleet, InventoryEntry
 from exporter.core.periods import format_duration, rfc3339
@@ -91,10 +92,10 @@ async def run(
         if not even_if_listed:
             fleet = await Aggregates(database, settings.mongodb.worker_collections, settings.workers).read()
             _check_absent(found, fleet, settings)
-            print(f"{worker_documents.describe(fleet)}, none of them to be deleted.", file=out)
-        print(f"To be deleted from {history.namespace} and {database.name}.{INVENTORY}, permanently:", file=out)
+            say(f"{worker_documents.describe(fleet)}, none of them to be deleted.", out)
+        say(f"To be deleted from {history.namespace} and {database.name}.{INVENTORY}, permanently:", out)
         for stored in found:
-            print(f"  {stored}", file=out)
+            say(f"  {stored}", out)
         if not yes and not _confirmed(found, prompt, out):
             return 1
         try:
@@ -137,12 +138,12 @@ def _check_absent(found: Sequence[StoredWorker], fleet: Fleet, settings: Setting
 
 def _confirmed(found: Sequence[StoredWorker], prompt: Prompt | None, out: TextIO) -> bool:
     if prompt is None:
-        print("Nothing was deleted. Use --yes to do it.", file=out)
+        say("Nothing was deleted. Use --yes to do it.", out)
         return False
     for stored in found:
         typed = prompt(f"Type {stored.worker_id} to delete it, anything else to delete nothing: ")
         if typed.strip() != stored.worker_id:
-            print("Nothing was deleted.", file=out)
+            say("Nothing was deleted.", out)
             return False
     return True
 
@@ -175,7 +176,7 @@ async def _delete(
             count = await history.writer.purge(stored.worker_id, within=lease.remaining)
             forgotten = await inventory.forget(stored.worker_id)
             entry = " and its inventory entry" if forgotten else ""
-            print(f"Deleted {count:,} samples of {stored.worker_id}{entry}.", file=out)
+            say(f"Deleted {count:,} samples of {stored.worker_id}{entry}.", out)
     finally:
         await lease.release()
 

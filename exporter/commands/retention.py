@@ -4,6 +4,7 @@ import json
 import time
 from typing import TextIO
 
+from exporter.commands.terminal import say
 from exporter.core.errors import ConfigError, IncompatibleStoreError
 from exporter.core.periods import DAY, format_duration, rfc3339
 from exporter.core.settings import MAX_RETENTION, Settings
@@ -34,7 +35,7 @@ async def run(settings: Settings, wanted: int | None, yes: bool, out: TextIO, *,
 
     def show(text: str) -> None:
         if not as_json:
-            print(text, file=out)
+            say(text, out)
 
     client, database = connect(settings)
     async with client:
@@ -50,7 +51,7 @@ async def run(settings: Settings, wanted: int | None, yes: bool, out: TextIO, *,
                 count = await history.count_before(limit)
                 result |= {"deletes_before": rfc3339(limit), "deletes_samples": count}
                 deletes = f"With {format_duration(wanted)} MongoDB deletes everything before {rfc3339(limit)}"
-                deletes += f": {count} samples now, permanently, within a day or two."
+                deletes += f": {count:,} samples now, permanently, within a day or two."
                 show(f"{history.namespace} keeps samples {shown}. {deletes}")
                 status = 0 if yes else 1
             if status:

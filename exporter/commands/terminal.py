@@ -7,6 +7,7 @@ wrapped, so that `grep` and `awk` find every line whole.
 import errno
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import TextIO
@@ -32,20 +33,31 @@ def columns_of(out: TextIO) -> int | None:
     return 80
 
 
+def say(text: str, out: TextIO) -> None:
+    """Print sentences: on a terminal broken between words, what is indented with its indentation; elsewhere as they are."""
+    columns = columns_of(out)
+    for line in text.splitlines():
+        indent = line[: len(line) - len(line.lstrip())]
+        # A word longer than the line, such as a URL, stays whole: it is there to be copied.
+        lines = columns and textwrap.wrap(
+            line, columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False, replace_whitespace=False
+        )
+        print("\n".join(lines or [line]), file=out)
+
+
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]], out: TextIO) -> None:
     """Print a table without lines: the first column aligned left, figures right.
 
-    Where a terminal is too narrow for it, each row becomes a few lines of the form "heading: figure".
+    Where a terminal is too narrow for it, each row becomes its first cell, and below it lines of the form "heading: figure".
     """
     table = [[*headings], *([*row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     columns = columns_of(out)
     if columns is not None and sum(widths) + len(_GAP) * (len(widths) - 1) > columns:
-        for row in table[1:]:
-            print(
-                "\n".join(f"{heading}: {text}" if heading else text for heading, text in zip(headings, row, strict=True)),
-                file=out,
-            )
+        for first, *rest in table[1:]:
+            print(first, file=out)
+            for heading, text in zip(headings[1:], rest, strict=True):
+                say(f"{_GAP}{heading}: {text}", out)
         return
     for row in table:
         first, *rest = (
@@ -61,6 +73,7 @@ def run(command: Callable[[], int]) -> int:
     Raises:
         ExporterError: the last of the output cannot be written, such as onto a full disk; or by the command.
     """
+    _replace_closed()
     try:
         try:
             return command()
@@ -74,6 +87,17 @@ def run(command: Callable[[], int]) -> int:
             raise
         discard_output()
         raise ExporterError(f"cannot write the output ({error.strerror}); make room and run the command again") from error
+
+
+def _replace_closed() -> None:
+    """Open what was closed by the one who started the command (`>&-`): else printing fails, and a file gets the number."""
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            opened = os.open(os.devnull, os.O_WRONLY)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+            setattr(sys, name, os.fdopen(number, "w", closefd=False))
 
 
 def discard_output() -> None:

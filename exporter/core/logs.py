@@ -10,6 +10,7 @@ import logging
 import re
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from operator import itemgetter
@@ -77,6 +78,8 @@ def configure(level: str, format: Literal["logfmt", "json"], stream: TextIO | No
         root.removeHandler(earlier)
     root.addHandler(handler)
     root.setLevel(max(logging.WARNING, _LEVELS[level]))
+    if format == "json":  # what reads the log reads no plain text
+        warnings.showwarning = lambda message, *_, **__: get("warnings").warning(str(message))
     logging.getLogger(ROOT).setLevel(_LEVELS[level])
 
 

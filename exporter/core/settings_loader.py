@@ -1,6 +1,7 @@
 """Load the settings: file < environment < flags; report all mistakes in one error."""
 
 import difflib
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -123,8 +124,14 @@ def load(
                 from_file = text is not None and location and not any(f"{key}.".startswith(f"{one}.") for one in elsewhere)
                 mistakes.append((text.place(location) if text and from_file else "") + sentence)
     if mistakes or settings is None:
-        raise InvalidSettingsError("\n".join(mistakes), tree.get("log"))
+        raise InvalidSettingsError("\n".join(sorted(mistakes, key=_line)), tree.get("log"))
     return settings
+
+
+def _line(mistake: str) -> float:
+    """Return the line of a mistake in the file, after which come those of the environment and of flags, as they were found."""
+    place = re.match(r".*?:(\d+): ", mistake)
+    return int(place[1]) if place else math.inf
 
 
 class InvalidSettingsError(ConfigError):

@@ -38,5 +38,5 @@ def _shown(value: object) -> object:
     if isinstance(value, dict):
         return ",".join(f"{key}={_shown(item)}" for key, item in value.items())
     if isinstance(value, BaseModel):
-        return _shown(dict(value))
+        return f"{{{_shown({name: one for name, one in value if one is not None and one != ''})}}}"
     return str(value)

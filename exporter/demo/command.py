@@ -25,7 +25,7 @@ from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import PyMongoError
 from pymongo.uri_parser import parse_uri
 
-from exporter.core.errors import ConfigError, StoreUnavailableError
+from exporter.core.errors import ConfigError, ExporterError, StoreUnavailableError
 from exporter.core.settings_loader import ENV_PREFIX
 from exporter.demo import prometheus as prometheus_module
 from exporter.demo.documents import worker_documents
@@ -44,7 +44,7 @@ from exporter.demo.folder import (
 )
 from exporter.demo.mongod import Mongod
 from exporter.demo.past import HISTORY, STATE, remember
-from exporter.demo.ports import HOST, free_port, kept_port, port_near, refuse_taken
+from exporter.demo.ports import HOST, free_port, kept_port, refuse_taken
 from exporter.demo.processes import (
     STOP_SECONDS,
     background_task,
@@ -64,6 +64,8 @@ DATABASE = "cml_demo"
 WORKERS = "workers"
 PORT = 9877
 COLUMNS = 80
+CANCEL_SECONDS = 0.5
+"""After how long a part that goes on after Ctrl-C is cancelled again."""
 STATUS_SECONDS = 2
 """How often the line of state is replaced."""
 
@@ -72,24 +74,26 @@ _Document = dict[str, Any]
 
 def main(arguments: argparse.Namespace) -> int:
     """Run the demo until Ctrl-C or SIGTERM and return the exit status; raises the errors of `run`."""
-    port = port_near(PORT) if arguments.port is None else arguments.port or free_port()
-    return asyncio.run(run(arguments.dir.resolve(), fresh=arguments.fresh, port=port))
+    directory = arguments.dir.resolve()
+    port = arguments.port or (free_port() if arguments.port == 0 else None)
+    return asyncio.run(run(directory, fresh=arguments.fresh, port=port))
 
 
-async def run(directory: Path, *, fresh: bool, port: int, command: Sequence[str] = EXPORTER) -> int:
+async def run(directory: Path, *, fresh: bool, port: int | None, command: Sequence[str] = EXPORTER) -> int:
     """Run the demo in `directory` until SIGINT or SIGTERM, then end every child and return 0.
 
     Args:
         directory: absolute path of the demo's folder; it must be empty or of an earlier demo.
         fresh: remove the earlier demo's data first.
-        port: port of the exporter on 127.0.0.1.
+        port: port of the exporter on 127.0.0.1; None: PORT, or if that is taken another one, at the next start the same.
         command: command line of the exporter; `--config.file` is appended.
 
     Raises:
         ConfigError: the folder, the port or MONGODB_URI cannot be used; nothing was started.
         ExporterError: a part did not start, or ended by itself; all others were ended.
     """
-    work = asyncio.ensure_future(_run(directory, fresh, port, command))
+    leaving = asyncio.Event()
+    work = asyncio.ensure_future(_run(directory, fresh, port, command, leaving))
     loop = asyncio.get_running_loop()
     stopped = False
 
@@ -97,7 +101,13 @@ async def run(directory: Path, *, fresh: bool, port: int, command: Sequence[str]
         nonlocal stopped
         if not stopped:  # a second Ctrl-C must not interrupt the cleanup
             stopped = True
+            cancel()
+
+    def cancel() -> None:
+        # Until it is heard: the driver of MongoDB takes a cancellation for a failure of its own call now and then.
+        if not (leaving.is_set() or work.done()):
             work.cancel()
+            loop.call_later(CANCEL_SECONDS, cancel)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
@@ -112,60 +122,73 @@ async def run(directory: Path, *, fresh: bool, port: int, command: Sequence[str]
     return 0
 
 
-async def _run(directory: Path, fresh: bool, port: int, command: Sequence[str]) -> None:
+async def _run(directory: Path, fresh: bool, port: int | None, command: Sequence[str], leaving: asyncio.Event) -> None:
+    """Run all parts and end them; `leaving` is set before the first one is ended."""
+    async with AsyncExitStack() as stack:
+        try:
+            await _run_parts(stack, directory, fresh, port, command)
+        except asyncio.CancelledError:
+            end_status("Ending all processes …")
+            raise
+        finally:
+            leaving.set()
+
+
+async def _run_parts(stack: AsyncExitStack, directory: Path, fresh: bool, port: int | None, command: Sequence[str]) -> None:
     try:
         from exporter.demo.aws import FakeAws  # moto takes a second to import, and only the demo needs it
     except ModuleNotFoundError as error:
         raise ConfigError(f"the demo needs {error.name}; pip install 'cml-worker-exporter[demo]'") from error
-    async with AsyncExitStack() as stack:
+    if port is not None:
         refuse_taken(port)
-        listen = f"{HOST}:{port}"
-        stack.enter_context(hold_folder(directory))
-        await _predecessor_gone(directory / MONGODB)
-        world = open_world(directory, fresh=fresh)
-        show_step("Starting MongoDB and a fake AWS with the datapoints of the last day …")
-        aws = FakeAws(world, port=kept_port(directory, "aws"))
-        published = asyncio.get_running_loop().run_in_executor(None, aws.publish, int(time.time()))  # while mongod starts
-        uri, mongod = _start_mongodb(stack, directory)
-        database = await _open_database(stack, uri, world, fresh)
-        await published
-        aws_url = aws.start()
-        stack.callback(aws.stop)
-        show_step("Writing the worker documents and, at the first start, two weeks of history …")
-        await _manage(database, world)
-        await remember(database, world)
-        background = [
-            stack.enter_context(background_task(repeat(lambda: 5, lambda: asyncio.to_thread(aws.publish, int(time.time()))))),
-            stack.enter_context(background_task(repeat(lambda: random.uniform(30, 60), lambda: _manage(database, world)))),
-        ]
-        if mongod is not None:
-            background.append(stack.enter_context(background_task(repeat(lambda: 1, lambda: check_mongod(mongod)))))
-        config = directory / CONFIG
-        write_private_file(config, _config(directory, uri, aws_url, listen))
-        show_step("Starting the exporter …")
-        log = directory / EXPORTER_LOG
-        exporter = await stack.enter_async_context(child_process([*command, "--config.file", str(config)], _environment(), log))
-        background.append(stack.enter_context(background_task(raise_when_ended(exporter, "the exporter", log))))
-        await wait_for_first(wait_until_ready(f"http://{listen}/-/ready", "the exporter", log), background)
-        endpoints = {"exporter": f"http://{listen}", "mongodb": uri, "aws": aws_url}
-        program = find()
-        if program:
-            show_step("Starting Prometheus …")
-            log = directory / PROMETHEUS_LOG
-            address = f"{HOST}:{port_near(9090)}"
-            start = prometheus_module.command(program, directory / PROMETHEUS, listen, address)
-            prometheus = await stack.enter_async_context(child_process(start, _environment(), log))
-            background.append(stack.enter_context(background_task(raise_when_ended(prometheus, "Prometheus", log))))
-            await wait_for_first(wait_until_ready(f"http://{address}/-/ready", "Prometheus", log), background)
-            endpoints["prometheus"] = f"http://{address}"
-        stack.callback((directory / ENDPOINTS).unlink, missing_ok=True)
-        write_private_file(directory / ENDPOINTS, json.dumps(endpoints, indent=2) + "\n")
-        end_status(banner(directory, endpoints))
-        status = repeat(lambda: STATUS_SECONDS, lambda: _show_state(database))
-        try:
-            await wait_for_first(status, background)
-        finally:
-            end_status("Ending all processes …")
+    stack.enter_context(hold_folder(directory))
+    await _predecessor_gone(directory / MONGODB)
+    world = open_world(directory, fresh=fresh)
+    listen = f"{HOST}:{kept_port(directory, 'exporter', PORT) if port is None else port}"
+    show_step("Starting MongoDB and a fake AWS with the datapoints of the last day …")
+    aws = FakeAws(world, port=kept_port(directory, "aws"))
+    published = asyncio.get_running_loop().run_in_executor(None, aws.publish, int(time.time()))  # while mongod starts
+    uri, mongod = _start_mongodb(stack, directory)
+    database = await _open_database(stack, uri, world, fresh)
+    await published
+    aws_url = aws.start()
+    stack.callback(aws.stop)
+    show_step("Writing the worker documents and, at the first start, two weeks of history …")
+    await _manage(database, world)
+    await remember(database, world)
+    background = [
+        stack.enter_context(background_task(repeat(lambda: 5, lambda: asyncio.to_thread(aws.publish, int(time.time()))))),
+        stack.enter_context(background_task(repeat(lambda: random.uniform(30, 60), lambda: _manage(database, world)))),
+    ]
+    if mongod is not None:
+        background.append(stack.enter_context(background_task(repeat(lambda: 1, lambda: check_mongod(mongod)))))
+    config = directory / CONFIG
+    write_private_file(config, _config(directory, uri, aws_url, listen))
+    show_step("Starting the exporter …")
+    log = directory / EXPORTER_LOG
+    exporter = await stack.enter_async_context(child_process([*command, "--config.file", str(config)], _environment(), log))
+    background.append(stack.enter_context(background_task(raise_when_ended(exporter, "the exporter", log))))
+    await wait_for_first(wait_until_ready(f"http://{listen}/-/ready", "the exporter", log), background)
+    endpoints = {"exporter": f"http://{listen}", "mongodb": uri, "aws": aws_url}
+    program = find()
+    if program:
+        show_step("Starting Prometheus …")
+        log = directory / PROMETHEUS_LOG
+        address = f"{HOST}:{kept_port(directory, 'prometheus', 9090)}"
+        start = prometheus_module.command(program, directory / PROMETHEUS, listen, address)
+        prometheus = await stack.enter_async_context(child_process(start, _environment(), log))
+        background.append(stack.enter_context(background_task(raise_when_ended(prometheus, "Prometheus", log))))
+        await wait_for_first(wait_until_ready(f"http://{address}/-/ready", "Prometheus", log), background)
+        endpoints["prometheus"] = f"http://{address}"
+    stack.callback((directory / ENDPOINTS).unlink, missing_ok=True)
+    write_private_file(directory / ENDPOINTS, json.dumps(endpoints, indent=2) + "\n")
+    end_status(banner(directory, endpoints))
+    status = repeat(lambda: STATUS_SECONDS, lambda: show_state(database, endpoints["exporter"]))
+    try:
+        await wait_for_first(status, background)
+    except ExporterError:
+        end_status("Ending all processes …")
+        raise
 
 
 def _start_mongodb(stack: AsyncExitStack, directory: Path) -> tuple[str, Mongod | None]:
@@ -331,13 +354,13 @@ def _queries(endpoints: Mapping[str, str]) -> list[str]:
     return [*lines, ""]
 
 
-async def _show_state(database: AsyncDatabase[_Document]) -> None:
-    """Replace the line of state: how many samples the history has now."""
+async def show_state(database: AsyncDatabase[_Document], url: str) -> None:
+    """Replace the line of state: the page, which a small terminal no longer shows, and how many samples the history has now."""
     try:
-        samples = f"{await database[HISTORY].estimated_document_count():,} samples in the history"
+        samples = f"{await database[HISTORY].estimated_document_count():,} samples"
     except PyMongoError:
         samples = "MongoDB does not answer"
-    show_status(f"{time.strftime('%H:%M:%S')}  running, {samples}; Ctrl-C ends it")
+    show_status(f"{time.strftime('%H:%M:%S')}  {url}/  {samples}; Ctrl-C ends it")
 
 
 def _shown(path: Path) -> Path:

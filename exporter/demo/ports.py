@@ -32,8 +32,10 @@ def refuse_taken(port: int) -> None:
     """Raise ConfigError if the port of the exporter is taken or no port."""
     if not is_free(port):
         raise ConfigError(
-            f"the demo cannot listen on {HOST}:{port}, which is taken or no port; stop the program that listens there, perhaps "
+            f"the demo cannot listen on {HOST}:{port}, which is taken; stop the program that listens there, perhaps "
             "another demo, or choose another port: make demo PORT=…, or --port"
+            if 0 < port < 65536
+            else "the demo's port must be a number from 1 to 65535: make demo PORT=9999, or --port 9999"
         )
 
 
@@ -49,14 +51,17 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def kept_port(folder: Path, name: str) -> int:
-    """Return the port that a part had at the last start of the demo in `folder`, or a new one if it is taken or unknown."""
+def kept_port(folder: Path, name: str, wanted: int | None = None) -> int:
+    """Return the port of a part: `wanted`, else the one it had at the last start of the demo in `folder`, else a new one."""
     file = folder / PORTS
     try:
         ports = dict(json.loads(file.read_text()))
-        port = port_near(int(ports.get(name, 0)) or free_port())
+        last = int(ports.get(name, 0))
     except (FileNotFoundError, TypeError, ValueError):
-        ports, port = {}, free_port()
+        ports, last = {}, 0
+    if wanted is not None and is_free(wanted):
+        return wanted
+    port = port_near(last or free_port())
     if ports.get(name) != port:
         file.write_text(json.dumps({**ports, name: port}) + "\n")
     return port
@@ -66,8 +71,8 @@ def main(arguments: list[str]) -> int:
     """Return 0 if the port is free or none is given, else 1 after saying so."""
     try:
         if arguments and arguments[0] != "0":
-            refuse_taken(int(arguments[0]))
-    except (ConfigError, ValueError) as error:
+            refuse_taken(int(arguments[0]) if arguments[0].isdecimal() else -1)
+    except ConfigError as error:
         print(error, file=sys.stderr)
         return 1
     return 0

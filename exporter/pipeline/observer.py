@@ -185,7 +185,9 @@ class Observer:
         for reason, count in fleet.skipped.items():
             self._telemetry.workers_skipped.labels(reason).set(count)
         for complaint in sorted(set(fleet.complaints) - self._complaints):
-            _log.warning("malformed worker document", problem=complaint)
+            _log.warning(
+                "malformed worker document" if fleet.skipped or fleet.workers else "no worker document", problem=complaint
+            )
         self._complaints = set(fleet.complaints)
         return fleet
 

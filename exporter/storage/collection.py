@@ -213,7 +213,11 @@ class HistoryCollection:
         """
         options = await self._find()
         if options is None:
-            raise IncompatibleStoreError(f"{self.namespace} does not exist yet; `serve` creates it", reason="collection")
+            raise IncompatibleStoreError(
+                f"{self.namespace} does not exist yet; `serve` creates it. If it should be there, check the database in "
+                "mongodb.uri, and mongodb.history",
+                reason="collection",
+            )
         seconds: int | None = options.get("expireAfterSeconds")
         return seconds
 

@@ -42,6 +42,7 @@ from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import Nearest, Primary, PrimaryPreferred, Secondary, SecondaryPreferred
 from pymongo.write_concern import WriteConcern
 
+from exporter.core import unreachable
 from exporter.core.errors import ConfigError, FencedError, IncompatibleStoreError, StoreError, StoreUnavailableError
 from exporter.storage import tls_files
 from exporter.storage.credential_rotation import CredentialRotation
@@ -121,23 +122,13 @@ def translate(error: Exception, namespace: str, action: str, client: AsyncMongoC
     return StoreError(f"{what} failed: {type(error).__name__}: {brief}")
 
 
-_REASONS: Sequence[tuple[str, str]] = (
-    (r"refused|connect call failed|errno 111", "refuses connections"),
-    (r"not known|name resolution|nodename|getaddrinfo", "has a host name that DNS does not know"),
-    (r"timed out|timeout", "does not answer in time"),
-    (r"unreachable|no route", "is in a network that cannot be reached"),
-    (r"closed|reset|broken pipe|eof", "closes the connection"),
-)
-"""What the texts of the operating system and the driver mean, as the rest of a sentence about a server."""
-
-
 def _plainly(brief: str) -> str:
     """Return what the driver says about a connection as a few words, without its timeouts, classes and numbers."""
     brief = re.sub(r" \(configured timeouts: [^)]*\)", "", brief)
     servers = sorted(set(re.findall(r"([\w.\[\]-]+:\d+): ", brief)))
     if "replica set" in brief.lower() or "primary" in brief.lower():
         return "no member of the replica set is its primary" + (f", of {', '.join(servers)}" if servers else "")
-    words = next((words for pattern, words in _REASONS if re.search(pattern, brief.lower())), None)
+    words = unreachable.reason(brief)
     if words is None:
         return brief
     return f"{servers[0] if len(servers) == 1 else 'each of ' + ', '.join(servers) if servers else 'the server'} {words}"

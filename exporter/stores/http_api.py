@@ -7,6 +7,7 @@ from urllib.parse import SplitResult, unquote, urlencode
 
 import urllib3
 
+from exporter.core import unreachable
 from exporter.core.errors import StoreError, StoreUnavailableError
 
 TIMEOUT_SECONDS = 60
@@ -59,7 +60,8 @@ class HttpApi:
             )
         except urllib3.exceptions.HTTPError as error:
             raise StoreUnavailableError(
-                f"{self._name} does not answer ({error}); is it running?", reason="unavailable"
+                f"{self._name} {unreachable.described(str(error))}; is it running?",
+                reason="unavailable",
             ) from error
         if answer.status < 300:
             return answer.data

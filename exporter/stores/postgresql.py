@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from urllib.parse import SplitResult
 
+from exporter.core import unreachable
 from exporter.core.errors import ConfigError, StoreError, StoreUnavailableError
 from exporter.core.history_metrics import METRIC_FIELDS
 from exporter.core.periods import to_datetime
@@ -103,7 +104,8 @@ class PostgreSQL:
                 yield self._connection
         except psycopg.OperationalError as error:
             raise StoreUnavailableError(
-                f"{self.name} does not answer ({_first_line(error)}); is it running?", reason="unavailable"
+                f"{self.name} {unreachable.described(_first_line(error))}; is it running?",
+                reason="unavailable",
             ) from error
         except psycopg.Error as error:
             if (error.sqlstate or "")[:2] in _DATA_CLASSES:

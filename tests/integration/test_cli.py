@@ -296,6 +296,8 @@ def test_version_tells_revision_and_python(run_command: RunCommand) -> None:
         (("backfill", "--snice", "3d"), "unrecognized arguments: --snice; did you mean --since?"),
         (("estimate", "--cloudwatch.intervall=15m"), "--cloudwatch.intervall; did you mean --cloudwatch.interval?"),
         (("check", "--aws.region", "eu-west-1"), "set AWS_REGION in the environment"),
+        (("--config.file", "x.yml", "check"), "a command comes first, then its flags: cml-worker-exporter check"),
+        (("help",), "'help' is not a command; did you mean --help?"),
         (("check", "--zzz"), "unrecognized arguments: --zzz"),
     ],
 )
@@ -322,6 +324,29 @@ def test_completion_knows_every_command_and_flag(run_command: RunCommand) -> Non
     asked = 'COMP_WORDS=(cml-worker-exporter backfill --si); COMP_CWORD=2; _shtab_cml_worker_exporter; echo "${COMPREPLY[@]}"'
     shown = subprocess.run(["/bin/bash", "-c", f"{done.stdout}\n{asked}"], capture_output=True, text=True, check=False)
     assert shown.stdout == "--since\n", shown.stderr
+
+
+def test_completion_of_a_flag_with_a_file_or_folder_names_those_that_are_there(run_here: RunCommand, tmp_path: Path) -> None:
+    (tmp_path / "exporter.yml").touch()
+    (tmp_path / "examples").mkdir()
+    script = run_here("completion", "bash").stdout
+    for flag, wanted in (
+        ("serve --config.file", {"exporter.yml", "examples"}),
+        ("serve --mongodb.uri-file", {"exporter.yml", "examples"}),
+        ("serve --data-dir", {"examples"}),
+    ):
+        words = f"cml-worker-exporter {flag} ex"
+        asked = f'COMP_WORDS=({words}); COMP_CWORD=3; _shtab_cml_worker_exporter; echo "${{COMPREPLY[@]}}"'
+        shown = subprocess.run(
+            ["/bin/bash", "-c", f"{script}\n{asked}"], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert {name.rstrip("/") for name in shown.stdout.split()} == wanted, flag
+
+
+def test_an_option_that_the_driver_does_not_know_is_one_sentence_without_its_source(run_command: RunCommand) -> None:
+    done = run_command("retention", "--mongodb.uri", "mongodb://127.0.0.1:1/x?serverSelectionTimeoutMS=1&nosuch=1")
+    assert done.stderr.startswith("cml-worker-exporter: Unknown option: nosuch")
+    assert "pymongo" not in done.stderr
 
 
 @pytest.mark.skipif(not shutil.which("tcsh"), reason="apt-get install tcsh")

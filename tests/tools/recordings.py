@@ -11,17 +11,20 @@ import fcntl
 import os
 import pty
 import re
-import select
+import shlex
 import shutil
 import signal
 import struct
 import subprocess
 import tempfile
 import termios
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.request import urlopen
+
+from exporter.demo.prometheus import QUERIES
 
 ROOT = Path(__file__).parents[2]
 COLUMNS = 100
@@ -45,23 +48,31 @@ class Program:
         self.pid = pid
         fcntl.ioctl(self._terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, COLUMNS, 0, 0))
         self._printed = bytearray()
+        # Always, also while another command runs: a program whose terminal is full waits.
+        self._reader = threading.Thread(target=self._drain, daemon=True)
+        self._reader.start()
+
+    def _drain(self) -> None:
+        while True:
+            try:
+                read = os.read(self._terminal, 65536)
+            except OSError:  # Linux: the other side is closed
+                return
+            if not read:
+                return
+            self._printed += read
 
     def read(self, until: Callable[[], bool] = lambda: False, within: float = READY_SECONDS) -> bool:
-        """Read what it prints until it ends, or `until`; return whether it has ended. Raises TimeoutError."""
+        """Wait until it ends, or `until`; return whether it has ended. Raises TimeoutError."""
         deadline = time.monotonic() + within
         while not until():
             if time.monotonic() > deadline:
                 raise TimeoutError(self.text[-2000:])
-            if select.select([self._terminal], [], [], 0.2)[0]:
-                try:
-                    read = os.read(self._terminal, 65536)
-                except OSError:  # Linux: the other side is closed
-                    read = b""
-                if not read:
-                    os.waitpid(self.pid, 0)
-                    os.close(self._terminal)
-                    return True
-                self._printed += read
+            self._reader.join(0.1)
+            if not self._reader.is_alive():
+                os.waitpid(self.pid, 0)
+                os.close(self._terminal)
+                return True
         return False
 
     @property
@@ -135,6 +146,9 @@ def _has_values(url: str) -> bool:
 
 
 PAGE = "http://127.0.0.1:9877/"
+ENDPOINT = "python3 -c \"import json; print(json.load(open('.demo/endpoints.json'))['{}'])\""
+UNTIL_NEXT_SAMPLE_SECONDS = 510
+"""How long the recording waits for the next samples: a period, until CloudWatch has it, and the poll; to the tenth minute."""
 SETTINGS = """\
 cat > exporter.yml <<'.'
 mongodb:
@@ -177,11 +191,10 @@ def look_around(recording: Recording, program: str) -> None:
 def own_exporter(recording: Recording, program: str) -> None:
     """Record README's steps for a real account, with the demo's MongoDB and fake AWS in place of it."""
     recording.note("the steps for a real account, with the demo's MongoDB and fake AWS in its place")
-    find = "python3 -c \"import json; print(json.load(open('.demo/endpoints.json'))['{}'])\""
     aws = subprocess.run(
-        ["bash", "-c", find.format("aws")], cwd=recording.folder, capture_output=True, text=True, check=True
+        ["bash", "-c", ENDPOINT.format("aws")], cwd=recording.folder, capture_output=True, text=True, check=True
     ).stdout.strip()
-    recording.run(f"{find.format('mongodb')} > mongodb-uri", SETTINGS.format(aws=aws))
+    recording.run(f"{ENDPOINT.format('mongodb')} > mongodb-uri", SETTINGS.format(aws=aws))
     recording.run(f"{program} estimate --config.file exporter.yml | head -6")
     recording.run(f"{program} check --config.file exporter.yml --json | head -c 220; echo ' …'")
     own = recording.begin(f"{program} serve --config.file exporter.yml", "http://127.0.0.1:9999/")
@@ -193,6 +206,28 @@ def own_exporter(recording: Recording, program: str) -> None:
     recording.run(f"{program} assets --output assets", most=8)
 
 
+def ask_prometheus(recording: Recording) -> None:
+    """Record a query of the banner, and what else the exporter answers."""
+    recording.note("Prometheus by a query of the banner, and what else there is")
+    recording.run(ENDPOINT.format("prometheus") + " > prometheus-url")
+    query = shlex.quote("query=" + " ".join(QUERIES["who runs without a lab"].split()))
+    recording.run(
+        f"curl -s $(cat prometheus-url)/api/v1/query --data-urlencode {query}; echo",
+        f"curl -s '{PAGE}api/workers?name=cml-dub-01&fields=worker_id,status,active_labs_count,cpu_utilization'; echo",
+        f"curl -s {PAGE}runbook | grep -c '<h2'",
+    )
+
+
+def wait_for_sample(recording: Recording, program: str) -> None:
+    """Record that a new sample is in the history some minutes later."""
+    export = f"{program} export --since -20m --format csv --config.file .demo/exporter.yml"
+    newest = f"{export} 2> /dev/null | grep running | cut -d, -f2,4-8 | sort -t, -k2 | tail -3"
+    recording.note("the newest samples; then the next ones are waited for")
+    recording.run(newest, f"sleep {UNTIL_NEXT_SAMPLE_SECONDS}")
+    recording.note("the newest samples again")
+    recording.run(newest)
+
+
 def clone(recording: Recording) -> None:
     """Record the minutes from a clone, by README's commands."""
     recording.note("a fresh clone")
@@ -202,6 +237,10 @@ def clone(recording: Recording) -> None:
     demo = recording.begin("make demo", PAGE)
     look_around(recording, ".venv/bin/cml-worker-exporter")
     own_exporter(recording, ".venv/bin/cml-worker-exporter")
+    ask_prometheus(recording)
+    wait_for_sample(recording, ".venv/bin/cml-worker-exporter")
+    recording.note("what a second demo says, in the same folder, and on the same port")
+    recording.run("make demo", "make demo PORT=9877", most=8)
     recording.end(demo)
     recording.note("the second start")
     recording.end(recording.begin("make demo", PAGE, most=8))
@@ -221,6 +260,8 @@ def wheel(recording: Recording) -> None:
     look_around(recording, "cml/bin/cml-worker-exporter")
     own_exporter(recording, "cml/bin/cml-worker-exporter")
     recording.run("man -M cml/share/man -P cat cml-worker-exporter 2> /dev/null | head -12")
+    ask_prometheus(recording)
+    wait_for_sample(recording, "cml/bin/cml-worker-exporter")
     recording.end(demo)
     recording.note("the second start, without prometheus on PATH")
     programs = recording.folder / "programs"

@@ -23,6 +23,7 @@ from exporter.commands.backfill.progress import show_progress
 from exporter.commands.backfill.report import BackfillState, RunReport
 from exporter.commands.backfill.sink import SampleSink
 from exporter.commands.backfill.targets import require_workers
+from exporter.commands.terminal import say
 from exporter.core.allocator import return_memory_early
 from exporter.core.errors import ConfigError, IncompatibleStoreError
 from exporter.core.heap import freeze
@@ -132,16 +133,16 @@ class _Backfill:
         """Print what was done and what is left; return the exit status."""
         state = self.report.state
         if self.stop.requested.is_set():
-            print(f"Interrupted: {self.report.left}; run the same command to go on.", file=self.err)
+            say(f"Interrupted: {self.report.left}; run the same command to go on.", self.err)
             return 130
         if state.failure is not None:
-            print(f"Incomplete: {self.report.left}; run the same command to go on.", file=self.err)
+            say(f"Incomplete: {self.report.left}; run the same command to go on.", self.err)
             raise state.failure
         if not state.call_failures:
             await self.thread(self.journal.forget_plan)
-        print(self.report.summary, file=self.out)
+        say(self.report.summary, self.out)
         if state.call_failures:
-            print(f"Incomplete: {self.report.left}, because {state.call_failures[-1]}. Run it again.", file=self.err)
+            say(f"Incomplete: {self.report.left}, because {state.call_failures[-1]}. Run it again.", self.err)
         return 1 if state.call_failures or self.journal.rejected or self.planner.unanswered else 0
 
     async def _resume(self) -> Plan | None:
@@ -157,7 +158,7 @@ class _Backfill:
                 reason="backfill",
             )
         if waiting:
-            print(f"{waiting:,} samples of an interrupted run go into the history first.", file=self.out)
+            say(f"{waiting:,} samples of an interrupted run go into the history first.", self.out)
             await self.run.drain()
             if self.report.state.failure is not None:
                 raise self.report.state.failure
@@ -166,10 +167,10 @@ class _Backfill:
         same = (plan.target, plan.wanted) == (self.planner.target, self.planner.wanted)
         if same and time.time() - plan.made < PLAN_MAX_AGE_SECONDS:
             left = counted(len(plan.calls), "call")
-            print(f"Going on with the plan of {rfc3339(plan.made)}: {left} left.", file=self.out)
+            say(f"Going on with the plan of {rfc3339(plan.made)}: {left} left.", self.out)
             return plan
         why = "is older than a day" if same else f"was for --since {plan.wanted} into {plan.target}"
-        print(f"The interrupted plan of {rfc3339(plan.made)} {why}; it is replaced by a new one.", file=self.out)
+        say(f"The interrupted plan of {rfc3339(plan.made)} {why}; it is replaced by a new one.", self.out)
         return None
 
 
@@ -178,6 +179,6 @@ def show(plan: Plan, namespace: str, out: TextIO) -> None:
     if plan.calls:
         show_calls(plan, namespace, "periods missing", out)
     else:
-        print(f"Nothing to do: {namespace} has no gap that can be filled before {rfc3339(plan.until)}.", file=out)
+        say(f"Nothing to do: {namespace} has no gap that can be filled before {rfc3339(plan.until)}.", out)
     for note in plan.notes:
-        print(note, file=out)
+        say(note, out)

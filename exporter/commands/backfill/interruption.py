@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
+from exporter.commands.terminal import say
 from exporter.pipeline.loop import wait
 
 GRACE_SECONDS = 10
@@ -67,5 +68,5 @@ async def until_signalled(run: Callable[[GracefulStop], Awaitable[int]], err: Te
         except asyncio.CancelledError:
             if not stop.requested.is_set():
                 raise
-            print("Interrupted; run the same command to go on.", file=err)
+            say("Interrupted; run the same command to go on.", err)
             return 130

@@ -13,6 +13,7 @@ from typing import Protocol, TextIO
 from exporter.commands.backfill.fetcher import RetryPolicy
 from exporter.commands.backfill.interruption import GracefulStop
 from exporter.commands.backfill.journal import SampleJournal
+from exporter.commands.terminal import say
 from exporter.core import logs
 from exporter.core.errors import IncompatibleStoreError, StoreError, StoreUnavailableError
 from exporter.metrics.telemetry import Telemetry
@@ -165,7 +166,7 @@ async def hold(lease: Lease, writer: SampleWriter, patience: float, err: TextIO)
                 reason="lease",
             )
         if not announced:
-            print(f"Another process holds the lease {BACKFILL!r}; waiting up to {patience:.0f} s.", file=err)
+            say(f"Another process holds the lease {BACKFILL!r}; waiting up to {patience:.0f} s.", err)
             announced = True
         await asyncio.sleep(min(1.0, patience / 2))
     renewing = asyncio.create_task(keep_renewed(lease, keep_fence=writer.keep_fence), name="lease")

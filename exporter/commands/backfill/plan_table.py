@@ -5,6 +5,7 @@ from typing import TextIO
 
 from exporter.commands import terminal
 from exporter.commands.backfill.plan import Plan, PlannedCall
+from exporter.commands.terminal import say
 from exporter.core.budget import Usage
 from exporter.core.periods import format_duration, rfc3339
 
@@ -19,7 +20,7 @@ def show_calls(plan: Plan, namespace: str, periods: str, out: TextIO) -> None:
         out: where to.
     """
     shown = f"{namespace}, periods of {format_duration(plan.period)} from {rfc3339(plan.since)} until {rfc3339(plan.until)}"
-    print(f"Plan for {shown}:", file=out)
+    say(f"Plan for {shown}:", out)
     regions = sorted({call.region for call in plan.calls})
     rows = [_figures(region, [call for call in plan.calls if call.region == region], plan.period) for region in regions]
     if len(regions) > 1:

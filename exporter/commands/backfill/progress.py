@@ -41,7 +41,7 @@ class Progressing(Protocol):
 async def show_progress(work: Progressing, err: TextIO) -> AsyncIterator[None]:
     """Show how far the work is while the block runs: a bar on a terminal, else a line every few seconds."""
     console = Console(file=err, highlight=False)
-    if not console.is_terminal:
+    if not console.is_terminal or console.is_dumb_terminal:
         printing = asyncio.create_task(_repeat(LINE_INTERVAL_SECONDS, _line_printer(work, err)))
         try:
             yield

@@ -73,14 +73,14 @@ async def read_targets(settings: Settings, database: Database, only: Collection[
 
     Raises:
         ConfigError: a worker of `only` is unknown.
-        NoWorkersError: there is no worker, neither in the documents nor in the inventory.
+        NoWorkersError: there is no worker, neither in the documents nor in the inventory, or they are in another collection.
         SourceError: the worker documents cannot be read, or MongoDB's clock is skewed.
         StoreError: the inventory cannot be read.
     """
     fleet = await read_fleet(Aggregates(database, settings.mongodb.worker_collections, settings.workers))
     inventory = Inventory(database)
     await inventory.load()
-    if not inventory.entries:  # else workers were seen here
+    if not inventory.entries or fleet.complaints:  # else workers were seen here, and none is in another collection
         worker_documents.require(fleet)
     return Targets(fleet, lifetimes(fleet, inventory.entries, only))
 

@@ -25,6 +25,7 @@ from exporter.commands.check.aws import check_aws
 from exporter.commands.check.finding import CheckResult, Status, one_line
 from exporter.commands.check.mongodb import check_mongodb
 from exporter.commands.check.targets import check_targets
+from exporter.commands.terminal import columns_of, say
 from exporter.core.errors import ConfigError, IncompatibleStoreError, StoreError
 from exporter.core.periods import format_duration
 from exporter.core.settings import Settings
@@ -33,6 +34,8 @@ from exporter.web import webconfig
 from exporter.web.listen import bind
 
 _COLORS: Mapping[Status, str] = {"ok": "green", "warn": "yellow", "FAIL": "bold red", "skipped": "dim"}
+_NARROW = 60
+"""Columns of a terminal below which the texts would be a column of a word or two."""
 
 
 async def run(settings: Settings, out: TextIO, *, as_json: bool = False, wall: Callable[[], float] = time.time) -> int:
@@ -50,16 +53,19 @@ async def run(settings: Settings, out: TextIO, *, as_json: bool = False, wall: C
         checks = [{"check": result.check, "status": result.status, "text": one_line(result.text)} for result in results]
         print(json.dumps({"works": works, "checks": checks}, indent=2), file=out)
         return 0 if works else 1
-    console = Console(file=out, highlight=False)
+    console = Console(file=out, highlight=False, width=columns_of(out))
     # Not `console.status`: it leaves the first frame to its thread, which can come into the middle of a line of the log.
     with Live(Spinner("dots", "checking MongoDB and AWS …", style="status.spinner"), console=console, transient=True):
         results = await examine(settings, wall)
     failed = sum(result.status == "FAIL" for result in results)
     if console.is_terminal:
-        _print_table(results, console)
+        if console.width < _NARROW or console.is_dumb_terminal:  # of which rich takes every one for 80 columns wide
+            _print_lines(results, console, out)
+        else:
+            _print_table(results, console)
     else:
         out.writelines(f"{line}\n" for line in _plain_lines(results))
-    print(f"{failed} of {len(results)} checks failed." if failed else "The exporter would work.", file=out)
+    say(f"{failed} of {len(results)} checks failed." if failed else "The exporter would work.", out)
     return 1 if failed else 0
 
 
@@ -199,6 +205,13 @@ def _plain_lines(results: Sequence[CheckResult]) -> Iterator[str]:
     width = max(len(one_line(result.check)) for result in results)
     for result in results:
         yield f"{result.status:<7}  {one_line(result.check):<{width}}  {one_line(result.text)}"
+
+
+def _print_lines(results: Sequence[CheckResult], console: Console, out: TextIO) -> None:
+    """Print the same for a terminal that is too narrow for a table: two lines and more for each check."""
+    for result in results:
+        console.print(Text(f"{result.status}  ", style=_COLORS[result.status]) + Text(one_line(result.check)))
+        say(f"  {one_line(result.text)}", out)
 
 
 def _print_table(results: Sequence[CheckResult], console: Console) -> None:

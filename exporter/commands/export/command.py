@@ -28,6 +28,7 @@ from exporter.commands.export.openmetrics import text
 from exporter.commands.export.request import ExportRequest
 from exporter.commands.export.sink import STDOUT, Sink, destination
 from exporter.commands.export.spool import KEYS, open_spool
+from exporter.commands.terminal import say
 from exporter.core.errors import ConfigError, StoreUnavailableError
 from exporter.core.history_metrics import HISTORY_METRICS
 from exporter.core.model import InventoryEntry
@@ -284,18 +285,18 @@ def _progress(err: TextIO, total: int) -> Iterator[Step]:
 
 def _summarize(request: ExportRequest, history: WorkerMetricsRepository, counts: Counts, seconds: float, err: TextIO) -> None:
     if request.json:
-        print(
+        say(
             json.dumps(request.figures | asdict(counts) | {"history": history.namespace, "seconds": round(seconds, 1)}),
-            file=err,
+            err,
         )
         return
     points = f" as {counts.points:,} points" if request.format == "openmetrics" else ""
     where = "standard output" if request.output is None else str(request.output)
     if history.collection.retention is not None and request.since < time.time() - history.collection.retention:
         kept = format_duration(history.collection.retention)
-        print(f"{history.namespace} keeps samples for {kept}; older samples are not in the export.", file=err)
-    print(
+        say(f"{history.namespace} keeps samples for {kept}; older samples are not in the export.", err)
+    say(
         f"Exported {counts.samples:,} samples of {counts.workers:,} workers{points}, {rfc3339(request.since)} to "
         f"{rfc3339(request.until)}, to {where} in {seconds:.1f} s.",
-        file=err,
+        err,
     )

@@ -16,6 +16,7 @@ from typing import Self, TextIO, TypeVar
 
 from exporter.commands.export.batches import batches
 from exporter.commands.export.request import ExportRequest
+from exporter.commands.terminal import say
 from exporter.core.errors import ExporterError, StoreError, StoreUnavailableError
 from exporter.core.model import InventoryEntry
 from exporter.core.periods import rfc3339
@@ -99,7 +100,7 @@ async def copy_to_store(
     store, began = open_store(request.to or ""), time.monotonic()
     left = [worker_id for worker_id in workers if worker_id > journal.done]
     if len(left) < len(workers):
-        print(f"Continues after {len(workers) - len(left):,} workers of an interrupted export.", file=err)
+        say(f"Continues after {len(workers) - len(left):,} workers of an interrupted export.", err)
     try:
         await _repeating(store.prepare)
         await _copy(store, journal, left, entries, pages, request.rate)
@@ -122,13 +123,13 @@ async def copy_to_store(
         }
         print(json.dumps(body), file=err)
         return 1 if missing else 0
-    print(
+    say(
         f"Copied {journal.samples:,} samples of {len(workers):,} workers, {rfc3339(request.since)} to "
         f"{rfc3339(request.until)}, to {store.name} in {time.monotonic() - began:.1f} s; it has {there:,} of this time.",
-        file=err,
+        err,
     )
     if missing:
-        print(f"{missing:,} samples are missing there; run the same command again.", file=err)
+        say(f"{missing:,} samples are missing there; run the same command again.", err)
     return 1 if missing else 0
 
 

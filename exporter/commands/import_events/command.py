@@ -24,6 +24,8 @@ from exporter.commands.backfill.report import counter_sum
 from exporter.commands.import_events.journal import EventJournal
 from exporter.commands.import_events.plan import Plan
 from exporter.commands.import_events.planner import Options, Planner
+from exporter.commands.import_events.scanner import require_events
+from exporter.commands.terminal import say
 from exporter.core.errors import IncompatibleStoreError, StoreError
 from exporter.core.heap import freeze
 from exporter.core.periods import rfc3339
@@ -67,6 +69,7 @@ async def run(
     client, database = connect(settings)
     async with client:
         history = repository(settings, database, name)
+        await require_events(database, settings.events.collection)  # before anything is created
         if options.dry_run:
             with (
                 tempfile.TemporaryDirectory() as folder,
@@ -240,15 +243,15 @@ class _Import:
         if self.stop.requested.is_set() and left:
             return self._interrupted(f"{counted(left, 'sample')} left")
         if self.report.state.failure is not None:
-            print(f"Incomplete: {counted(left, 'sample')} left; run the same command to go on.", file=self.err)
+            say(f"Incomplete: {counted(left, 'sample')} left; run the same command to go on.", self.err)
             raise self.report.state.failure
         await self.thread(self.journal.finish)
         if self.report.state.total:
-            print(self.report.summary, file=self.out)
+            say(self.report.summary, self.out)
         return 1 if self.journal.rejected else 0
 
     def _interrupted(self, why: str) -> int:
-        print(f"Interrupted: {why}; run the same command to go on.", file=self.err)
+        say(f"Interrupted: {why}; run the same command to go on.", self.err)
         return 130
 
     async def _resume(self) -> Plan | None:
@@ -261,7 +264,7 @@ class _Import:
                 reason="import",
             )
         if waiting:
-            print(f"{waiting:,} samples of an interrupted import go into the history first.", file=self.out)
+            say(f"{waiting:,} samples of an interrupted import go into the history first.", self.out)
             self.report.state.total += waiting
             await self.writing.drain()
             if self.report.state.failure is not None:
@@ -271,8 +274,8 @@ class _Import:
         made = rfc3339(plan.window.now)
         same = (plan.target, plan.wanted) == (self.planner.target, self.planner.wanted)
         if same and time.time() - plan.window.now < PLAN_MAX_AGE_SECONDS:
-            print(f"Going on with the import of {made}.", file=self.out)
+            say(f"Going on with the import of {made}.", self.out)
             return plan
         why = "is older than a day" if same else "had other flags or settings"
-        print(f"The interrupted import of {made} {why}; a new one begins.", file=self.out)
+        say(f"The interrupted import of {made} {why}; a new one begins.", self.out)
         return None

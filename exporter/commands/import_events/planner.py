@@ -14,6 +14,7 @@ from exporter.commands.import_events.events import VALUES, EventParser
 from exporter.commands.import_events.journal import EventJournal
 from exporter.commands.import_events.plan import Plan
 from exporter.commands.import_events.scanner import Scanner
+from exporter.commands.terminal import say
 from exporter.core.settings import Settings
 from exporter.pipeline.outbox_thread import OutboxThread
 from exporter.sources.aggregates import Aggregates
@@ -125,14 +126,14 @@ class Planner:
             events = [(name, f"{count:,}") for name, count in sorted(tally.types.items())]
             terminal.print_table(("event", "found"), events, out)
         if missing.periods:
-            print(plan_module.heading(plan, self.namespace), file=out)
+            say(plan_module.heading(plan, self.namespace), out)
             headings = ("workers", "periods missing", *(f"with {name}" for name in VALUES))
             figures = (missing.workers, missing.periods, missing.cpu, missing.memory, missing.labs, missing.status)
             terminal.print_table(headings, [[f"{figure:,}" for figure in figures]], out)
         else:
-            print(f"Nothing to do: {self.namespace} lacks no period that the events know.", file=out)
+            say(f"Nothing to do: {self.namespace} lacks no period that the events know.", out)
         if self._found:
-            print(f"{self._found}.", file=out)
+            say(f"{self._found}.", out)
         new = len(await self._thread(self._journal.unknown_workers))
         for note in plan_module.notes(plan, tally, new, await self._thread(self._journal.without_region)):
-            print(note, file=out)
+            say(note, out)

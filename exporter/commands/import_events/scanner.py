@@ -28,6 +28,25 @@ PAGE_EVENTS = 5000
 _CODEC = LENIENT.with_options(tz_aware=True)
 
 
+async def require_events(database: Database, collection: str) -> None:
+    """Refuse a database without the collection of events: it may be the wrong one, in which nothing is to be created.
+
+    Raises:
+        ConfigError: there is no such collection.
+        StoreError: MongoDB does not answer.
+    """
+    async with operation(database, collection, "listCollections"):
+        names = await database.list_collection_names()
+    if collection in names:
+        return
+    similar = ", ".join(sorted(name for name in names if "event" in name.lower()))
+    hint = f"collections with such a name: {similar}" if similar else "it has none with such a name"
+    raise ConfigError(
+        f"events.collection: {database.name}.{collection} does not exist, so there are no events to import; check the "
+        f"database in mongodb.uri, or set it to the collection of the manager's events in {database.name} ({hint})"
+    )
+
+
 class Scanner:
     """Reads all events of the configured types into the journal.
 
@@ -84,16 +103,8 @@ class Scanner:
             ConfigError: there is no such collection, or none of its events has a configured type.
             StoreError: MongoDB does not answer, or the user may not read it.
         """
-        async with operation(self._database, self._name, "listCollections"):
-            names = await self._database.list_collection_names()
+        await require_events(self._database, self._name)
         namespace = f"{self._database.name}.{self._name}"
-        if self._name not in names:
-            similar = ", ".join(sorted(name for name in names if "event" in name.lower()))
-            hint = f"collections with such a name: {similar}" if similar else "it has none with such a name"
-            raise ConfigError(
-                f"events.collection: {namespace} does not exist, so there are no events to import; set it to the collection "
-                f"of the manager's events in {self._database.name} ({hint})"
-            )
         if await self._read(None, 1):
             return
         async with operation(self._database, self._name, "find"):

@@ -20,6 +20,7 @@ from exporter.commands.backfill.plan_table import show_calls
 from exporter.commands.backfill.progress import show_progress
 from exporter.commands.backfill.report import RunState
 from exporter.commands.backfill.targets import check_price
+from exporter.commands.terminal import say
 from exporter.commands.verify.compare import Tally
 from exporter.commands.verify.duplicates import with_duplicates
 from exporter.commands.verify.earlier import KEPT_SECONDS
@@ -118,7 +119,7 @@ class _Verify:
         with self.stop.graceful():
             await self._fetch(plan, state)
         if self.stop.requested.is_set() and state.calls_left:
-            print(f"Interrupted: {state.left} are left; run the same command to go on.", file=self.err)
+            say(f"Interrupted: {state.left} are left; run the same command to go on.", self.err)
             return 130
         return await self._conclude(plan, state)
 
@@ -156,9 +157,9 @@ class _Verify:
             print_text(result, self.out)
         self.out.flush()  # a reader that has gone must not cost the result
         if result.incomplete:
-            print(result.incomplete, file=self.err)
+            say(result.incomplete, self.err)
         if unfinished is not None:
-            print(f"The repair of {unfinished.worker_id} was interrupted; run verify --repair to finish it.", file=self.err)
+            say(f"The repair of {unfinished.worker_id} was interrupted; run verify --repair to finish it.", self.err)
         if state.failure is not None:
             raise state.failure
         if result.complete:
@@ -175,10 +176,10 @@ class _Verify:
         made = rfc3339(plan.made)
         same = (plan.target, plan.wanted) == (self.planner.target, self.planner.wanted)
         if same and time.time() - plan.made < PLAN_MAX_AGE_SECONDS:
-            print(f"Going on with the plan of {made}: {counted(len(plan.calls), 'call')} left.", file=self._words)
+            say(f"Going on with the plan of {made}: {counted(len(plan.calls), 'call')} left.", self._words)
             return plan
         why = "is older than a day" if same else f"was for --since {plan.wanted} of {plan.target}"
-        print(f"The interrupted plan of {made} {why}; it is replaced by a new one.", file=self._words)
+        say(f"The interrupted plan of {made} {why}; it is replaced by a new one.", self._words)
         return None
 
 
@@ -187,7 +188,7 @@ def _show(plan: Plan, namespace: str, out: TextIO) -> None:
     if plan.calls:
         show_calls(plan, namespace, "periods", out)
     else:
-        print(f"Nothing to compare: CloudWatch cannot be asked for any period of {namespace} in this window.", file=out)
+        say(f"Nothing to compare: CloudWatch cannot be asked for any period of {namespace} in this window.", out)
     for note in plan.notes:
-        print(note, file=out)
+        say(note, out)
     out.flush()  # before anything is spent

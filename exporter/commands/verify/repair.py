@@ -14,6 +14,7 @@ from typing import TextIO
 
 from exporter.commands import terminal
 from exporter.commands.backfill.plan import counted
+from exporter.commands.terminal import say
 from exporter.core import logs
 from exporter.core.errors import IncompatibleStoreError, StoreError, StoreUnavailableError
 from exporter.core.periods import HOUR, rfc3339, to_datetime
@@ -109,7 +110,7 @@ async def run(
             return NOT_REPAIRED
         await repair.carry_out(unfinished)
         left = sum((await count_duplicates(history.collection, options.since, _until(), options.workers or None)).values())
-        print(f"{counted(left, 'sample')} stored twice.", file=out)
+        say(f"{counted(left, 'sample')} stored twice.", out)
         return NOT_REPAIRED if left else 0
 
 
@@ -148,11 +149,11 @@ class _Repair:
         """Print the plan."""
         namespace, out = self.history.namespace, self.out
         if unfinished is not None:
-            print(f"The interrupted repair of {unfinished.worker_id} comes first.", file=out)
+            say(f"The interrupted repair of {unfinished.worker_id} comes first.", out)
         if not plan:
-            print(f"No sample of {namespace} since {rfc3339(self.options.since)} is stored twice.", file=out)
+            say(f"No sample of {namespace} since {rfc3339(self.options.since)} is stored twice.", out)
             return
-        print(f"Samples of {namespace} since {rfc3339(self.options.since)} that are stored twice:", file=out)
+        say(f"Samples of {namespace} since {rfc3339(self.options.since)} that are stored twice:", out)
         rows = [
             (
                 each.scope.worker_id,
@@ -165,10 +166,10 @@ class _Repair:
         ]
         terminal.print_table(("worker", "copies", "samples", "first", "last"), rows, out)
         largest = max(each.extent.samples for each in plan) * COPY_BYTES_PER_SAMPLE / 1e6
-        print(
+        say(
             f"One worker after the other is copied to {self.history.collection.name}_repair (up to {max(0.1, largest):.1f} MB "
             "of disk), deleted, and inserted again; readers miss its samples meanwhile. An exporter may run: its samples wait.",
-            file=out,
+            out,
         )
         out.flush()
 
@@ -245,10 +246,10 @@ def _until() -> int:
 
 def _confirmed(prompt: Prompt | None, out: TextIO) -> bool:
     if prompt is None:
-        print("Nothing was changed. Use --yes to do it.", file=out)
+        say("Nothing was changed. Use --yes to do it.", out)
         return False
     if prompt("Type yes to remove the copies, anything else to change nothing: ").strip() != "yes":
-        print("Nothing was changed.", file=out)
+        say("Nothing was changed.", out)
         return False
     return True
 

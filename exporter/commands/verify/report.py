@@ -9,6 +9,7 @@ from typing import Any, TextIO
 from exporter.commands import terminal
 from exporter.commands.backfill.plan import Plan, counted
 from exporter.commands.backfill.report import RunState, counter_sum, spent
+from exporter.commands.terminal import say
 from exporter.commands.verify.compare import DIFFERENCES, KINDS, NOT_ASKED, Example, Kind, Tally
 from exporter.core.model import METRICS
 from exporter.core.periods import rfc3339
@@ -115,17 +116,17 @@ def print_text(result: Result, out: TextIO) -> None:
     rows = [(metric, *(f"{result.tally.counts[metric][kind]:,}" for kind in COLUMNS)) for metric in METRICS]
     terminal.print_table(("metric", *COLUMNS), rows, out)
     for note in result.notes():
-        print(note, file=out)
+        say(note, out)
     shown = [example for example in result.tally.examples if example.kind != "document"]
     for (kind, metric), group in groupby(
         sorted(shown, key=lambda one: (one.kind, one.metric)), key=lambda one: (one.kind, one.metric)
     ):
         examples = [*group]
         found = result.tally.counts[metric][kind] if metric else result.tally.duplicates
-        print(_heading(kind, metric, len(examples), found), file=out)
+        say(_heading(kind, metric, len(examples), found), out)
         for example in examples:
-            print(f"  {example.worker_id}  {rfc3339(example.start)}  {_values(example)}", file=out)
-    print(result.verdict, file=out)
+            say(f"  {example.worker_id}  {rfc3339(example.start)}  {_values(example)}", out)
+    say(result.verdict, out)
 
 
 def _heading(kind: str, metric: str, shown: int, found: int) -> str:

@@ -664,13 +664,13 @@ class Terminal(io.StringIO):
 
 
 async def test_a_narrow_terminal_wraps_and_loses_no_character(check_env: CheckEnv, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "44")
+    monkeypatch.setenv("COLUMNS", "60")
     monkeypatch.setenv("TERM", "xterm")
     check_env.add_workers(worker_document(1))
     out = Terminal()
     assert await run(check_env.settings(), out) == 0
     lines = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", out.getvalue()).splitlines()
-    assert max(map(len, lines)) <= 44
+    assert max(map(len, lines)) <= 60
     found = "".join(line.split("│")[3].strip() for line in lines if line.count("│") == 4)
     for result in await examine(check_env.settings()):
         if result.check in ("workers", "history", "AWS identity"):

@@ -1,6 +1,7 @@
 """A wrong database or collection: no command takes it for success, and none creates anything there."""
 
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,25 @@ async def test_a_mistyped_collection_is_answered_with_the_right_one(
     assert done.returncode == 2
     assert done.stderr.endswith("workers does; set mongodb.workers to workers\n")
     assert await fleet_env.database.list_collection_names() == ["workers"]
+
+
+@pytest.mark.parametrize("command", ["backfill", "verify"])
+async def test_a_mistyped_collection_is_told_also_where_workers_were_seen(
+    fleet_env: FleetEnv, run_command: RunCommand, command: str
+) -> None:
+    await fleet_env.fleet(1)
+    run_command("backfill", "--since", "1h", "--config.file", config(fleet_env))  # creates the history
+    await fleet_env.database["worker_metrics_inventory"].insert_one({"_id": "w000", "last_seen": datetime.now(UTC)})
+    done = run_command(command, *COMMANDS[command], "--config.file", config(fleet_env, workers="wrokers"))
+    assert done.returncode == 2
+    assert done.stderr.endswith("workers does; set mongodb.workers to workers\n")
+
+
+async def test_an_import_into_a_database_without_events_creates_nothing(fleet_env: FleetEnv, run_command: RunCommand) -> None:
+    done = run_command("import-events", "--since", "2d", "--config.file", config(fleet_env))
+    assert done.returncode == 1
+    assert "check the database in mongodb.uri" in done.stderr
+    assert await fleet_env.database.list_collection_names() == []
 
 
 @pytest.mark.parametrize("command", all_but_one_at_night("verify", "check"))

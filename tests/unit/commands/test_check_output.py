@@ -44,11 +44,21 @@ async def test_in_a_pipe_each_check_is_one_whole_line() -> None:
 
 async def test_a_terminal_gets_a_table_as_wide_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
-    for columns in (100, 40):
+    for columns in (100, 60):
         monkeypatch.setenv("COLUMNS", str(columns))
         lines = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", await output(Screen())).splitlines()
         assert "│" in lines[-3]
         assert max(map(len, lines)) <= columns
+
+
+@pytest.mark.parametrize(("columns", "terminal"), [("40", "xterm"), ("100", "dumb")])
+async def test_a_narrow_or_dumb_terminal_gets_lines(monkeypatch: pytest.MonkeyPatch, columns: str, terminal: str) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setenv("TERM", terminal)
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", await output(Screen()))
+    assert "ok  MongoDB\n  version 6\nFAIL  lease\n" in text
+    assert "│" not in text
 
 
 async def test_no_color_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,12 +43,39 @@ def test_in_a_pipe_no_row_is_ever_wrapped_or_cut(monkeypatch: pytest.MonkeyPatch
 def test_a_narrow_terminal_gets_one_line_for_each_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "20")
     out = Screen()
-    terminal.print_table(HEADINGS, ROWS[:1], out)
-    assert out.getvalue() == "region: eu-west-1\ncalls: 2\ndollars: 0.00020\n"
+    terminal.print_table(HEADINGS, ROWS, out)
+    assert out.getvalue() == (
+        "eu-west-1\n  calls: 2\n  dollars: 0.00020\n"
+        "us-east-1\n  calls: 13\n  dollars: 0.00130\n"
+    )  # fmt: skip
     monkeypatch.setenv("COLUMNS", "25")
     out = Screen()
     terminal.print_table(HEADINGS, ROWS[:1], out)
     assert out.getvalue().startswith("region     calls  dollars\n")
+
+
+def test_sentences_are_broken_between_words_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    text = "  one two three four five\nhttp://127.0.0.1/a-long-address six"
+    out = Screen()
+    terminal.say(text, out)
+    assert out.getvalue() == "  one two three four\n  five\nhttp://127.0.0.1/a-long-address\nsix\n"
+    pipe = io.StringIO()
+    terminal.say(text, pipe)
+    assert pipe.getvalue() == f"{text}\n"
+
+
+@pytest.mark.parametrize("shell", ["{} --version >&-", "{} retention >&- 2>&-", "{} chek >&- 2>&-"])
+def test_closed_streams_are_no_traceback(tmp_path: Path, shell: str) -> None:
+    done = subprocess.run(
+        ["/bin/bash", "-c", f"exec 3>&2; {shell.format(f'{sys.executable} -m exporter.cli')}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode in (0, 1, 2)
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -63,11 +90,12 @@ def test_a_reader_that_leaves_ends_a_command_quietly(tmp_path: Path, shell: str)
     assert done.stderr == ""
 
 
-def test_a_full_disk_under_the_output_is_one_sentence() -> None:
+@pytest.mark.parametrize("arguments", [["demo"], ["--version"]])
+def test_a_full_disk_under_the_output_is_one_sentence(arguments: list[str]) -> None:
     if not os.path.exists("/dev/full"):  # noqa: PTH110
         pytest.skip("no /dev/full")
     code = "from exporter import cli; from exporter.commands import run; run.check = lambda o: print('x') or 0; "
-    code += "cli.COMMANDS['demo'] = cli.COMMANDS['demo']._replace(run=run.check); cli.main(['demo'])"
+    code += f"cli.COMMANDS['demo'] = cli.COMMANDS['demo']._replace(run=run.check); cli.main({arguments})"
     with open("/dev/full", "w") as full:  # noqa: PTH123
         done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 1

@@ -10,8 +10,9 @@ import pytest
 
 from exporter import cli
 from exporter.demo import status_line
-from exporter.demo.command import COLUMNS, banner
+from exporter.demo.command import COLUMNS, banner, show_state
 from exporter.demo.folder import CONFIG
+from exporter.demo.past import HISTORY
 
 ENDPOINTS = {"exporter": "http://127.0.0.1:65432", "mongodb": "mongodb://127.0.0.1:65432/cml_demo?directConnection=true"}
 ENDPOINTS |= {"aws": "http://127.0.0.1:65432"}
@@ -75,3 +76,14 @@ def test_a_terminal_has_one_line_of_state_and_a_file_has_none(monkeypatch: pytes
         status_line.show_status("x" * 100)
         status_line.end_status("bye")
         assert stream.getvalue() == wanted
+
+
+async def test_the_line_of_state_fits_80_columns_and_has_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    class History:
+        async def estimated_document_count(self) -> int:
+            return 1_234_567
+
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys, "stdout", out := Terminal())
+    await show_state({HISTORY: History()}, ENDPOINTS["exporter"])  # type: ignore[arg-type]
+    assert out.getvalue().endswith("  http://127.0.0.1:65432/  1,234,567 samples; Ctrl-C ends it")

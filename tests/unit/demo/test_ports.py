@@ -35,6 +35,12 @@ def test_no_port_is_no_question_and_what_is_no_port_is_refused(arguments: tuple[
     assert ports.main(list(arguments)) == status
 
 
+def test_what_is_no_port_is_told_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    for text in ("http", "65536", "-1"):
+        assert ports.main([text]) == 1
+        assert capsys.readouterr().err.startswith("the demo's port must be a number from 1 to 65535")
+
+
 def test_another_port_is_chosen_for_a_taken_one() -> None:
     with socket.create_server((ports.HOST, 0)) as taken:
         wanted = taken.getsockname()[1]
@@ -49,6 +55,15 @@ def test_a_folder_keeps_the_port_of_each_part_while_it_is_free(tmp_path: Path) -
         other = kept_port(tmp_path, "aws")
         assert other != first["aws"]
     assert json.loads((tmp_path / PORTS).read_text()) == {"mongodb": first["mongodb"], "aws": other}
+
+
+def test_a_port_that_is_documented_comes_first_and_one_in_its_place_is_kept(tmp_path: Path) -> None:
+    with socket.create_server((ports.HOST, 0)) as taken:
+        wanted = taken.getsockname()[1]
+        other = kept_port(tmp_path, "exporter", wanted)
+        assert other != wanted
+        assert kept_port(tmp_path, "exporter", wanted) == other
+    assert kept_port(tmp_path, "exporter", wanted) == wanted
 
 
 @pytest.mark.parametrize("content", ["", "[1, 2]", '{"aws": "many"}', "{"])
