@@ -180,7 +180,8 @@ def look_around(recording: Recording, program: str) -> None:
     recording.run(
         f"curl -s -o page.html -w '%{{http_code}}, %{{size_download}} bytes in %{{time_total}} s\\n' {recording.page}",
         "grep -o '<h1>.*</h1>' page.html",
-        f"curl -s '{recording.page}api/metrics/history?region=eu-west-1&start=-1d&interval=12h&format=csv' | head -3 | cut -c1-200",
+        f"curl -s '{recording.page}api/metrics/history?region=eu-west-1&start=-1d&interval=12h&format=csv' | "
+        "head -3 | cut -c1-200",
     )
     recording.run(f"{program} --help", most=40)
     recording.note("is all well, and what would CloudWatch cost?")
@@ -219,7 +220,7 @@ def ask_prometheus(recording: Recording) -> None:
     query = shlex.quote("query=" + " ".join(QUERIES["who runs without a lab"].split()))
     recording.run(
         f"curl -s $(cat prometheus-url)/api/v1/query --data-urlencode {query}; echo",
-        f"curl -s '{recording.page}api/workers?name=cml-dub-01&fields=worker_id,status,active_labs_count,cpu_utilization'; echo",
+        f"curl -s '{recording.page}api/workers?name=cml-dub-01&fields=status,active_labs_count,cpu_utilization'; echo",
         f"curl -s {recording.page}runbook | grep -c '<h2'",
     )
 
