@@ -148,7 +148,8 @@ def demo_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--port",
         type=int,
-        help="port of the exporter on 127.0.0.1 (default: 9877, or a free one if it is taken; 0: a free one)",
+        help="port of the exporter on 127.0.0.1 (default: 9877, or if it is taken a free one, which the folder keeps; "
+        "0: a free one)",
     )
     parser.add_argument("--dir", type=Path, default=Path(".demo"), help="folder for all data of the demo (default: .demo)")
 

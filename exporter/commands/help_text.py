@@ -28,16 +28,25 @@ class HelpFormatter(argparse.HelpFormatter):
         text = super()._format_usage(usage, actions, groups, prefix)
         if usage is None:
             return text
-        unbroken = _FLAG.sub(lambda flag: flag[0].replace(" ", _UNBROKEN), text.strip("\n"))
-        wrapper = textwrap.TextWrapper(self._width, subsequent_indent=" " * 11, break_long_words=False, break_on_hyphens=False)
-        lines = map(wrapper.fill, unbroken.splitlines())
-        return "\n".join(lines).replace(_UNBROKEN, " ") + "\n\n"
+        return wrapped_usage(text, self._width) + "\n\n"
+
+
+def wrapped_usage(text: str, width: int) -> str:
+    """Return the usage in lines of that width, a flag with its value in one of them."""
+    unbroken = _FLAG.sub(lambda flag: flag[0].replace(" ", _UNBROKEN), text.strip("\n"))
+    wrapper = textwrap.TextWrapper(width, subsequent_indent=" " * 11, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(map(wrapper.fill, unbroken.splitlines())).replace(_UNBROKEN, " ")
+
+
+def blocks(text: str) -> Iterator[tuple[bool, list[str]]]:
+    """Yield the parts of a text, each with whether its lines stay as they are: headings, and what is indented."""
+    for as_it_is, group in groupby(text.splitlines(), key=lambda line: not line or line[0] == " " or line.endswith(":")):
+        yield as_it_is, list(group)
 
 
 def _filled(text: str, width: int, indent: str) -> Iterator[str]:
     """Yield lines: paragraphs filled; headings and what is indented as they are."""
-    for as_it_is, group in groupby(text.splitlines(), key=lambda line: not line or line[0] == " " or line.endswith(":")):
-        lines = list(group)
+    for as_it_is, lines in blocks(text):
         yield from (
             chain.from_iterable(continued(line, width) for line in lines)
             if as_it_is

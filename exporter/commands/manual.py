@@ -6,7 +6,11 @@
 import argparse
 from collections.abc import Iterator, Mapping
 
+from exporter.commands.help_text import blocks, continued, wrapped_usage
+
 _SECTION = 1
+COLUMNS = 70
+"""Of usage and examples: what man, which indents them, shows in 80."""
 
 
 def page(parser: argparse.ArgumentParser, commands: Mapping[str, argparse.ArgumentParser]) -> str:
@@ -31,9 +35,11 @@ def page(parser: argparse.ArgumentParser, commands: Mapping[str, argparse.Argume
     for name, command in commands.items():
         lines += [f'.SS "{_text(name)}"', *_paragraphs(command.description or "")]
         lines += [
-            *_verbatim(command.usage or ""),  # format_usage() has colors on a terminal from Python 3.14 on
+            *_verbatim(
+                wrapped_usage(command.usage or "", COLUMNS)
+            ),  # format_usage() has colors on a terminal from Python 3.14 on
             *_flags(command),
-            *_verbatim(command.epilog or ""),
+            *_notes(command.epilog or ""),
         ]
     return "\n".join(lines) + "\n"
 
@@ -55,6 +61,15 @@ def _flags(command: argparse.ArgumentParser) -> Iterator[str]:
 
 def _paragraphs(text: str) -> Iterator[str]:
     yield from (_text(line) for line in text.splitlines())
+
+
+def _notes(text: str) -> Iterator[str]:
+    """Yield paragraphs for man to fill, and examples as they are, long ones continued as a shell takes them."""
+    for as_it_is, lines in blocks(text):
+        if as_it_is:
+            yield from _verbatim("\n".join(part for line in lines for part in continued(line, COLUMNS)))
+        else:
+            yield from (".PP", *map(_text, lines))
 
 
 def _verbatim(text: str) -> Iterator[str]:

@@ -20,6 +20,7 @@ from pymongo import MongoClient
 
 from exporter import __version__, cli
 from exporter.cli import COMMANDS
+from exporter.commands import manual
 from exporter.core.periods import DAY
 from exporter.core.settings_loader import table
 from exporter.demo.mongod import Mongod
@@ -372,6 +373,10 @@ def test_the_manual_page_has_every_flag_of_every_command(run_command: RunCommand
         section = plain.partition(f'.SS "{name}"\n')[2].partition('\n.SS "')[0]
         missing = [flag for action in parser._actions for flag in action.option_strings if flag not in ("-h", "--help")]
         assert all(f"\n{flag}" in section for flag in missing), name
+    # man indents by seven columns; a line that is not filled must fit beside that, but for one that has no place to go on.
+    plain_lines = re.findall(r"^\.nf\n(.*?)\n\.fi$", plain, re.MULTILINE | re.DOTALL)
+    long = [line for block in plain_lines for line in block.splitlines() if len(line.replace(r"\e", "-")) > manual.COLUMNS]
+    assert [line for line in long if not line.startswith("  CML_EXPORTER_")] == []
     if groff := shutil.which("groff"):
         checked = subprocess.run(
             [groff, "-man", "-ww", "-Tutf8", "-K", "utf8"], input=done.stdout, capture_output=True, text=True, check=False

@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.request import urlopen
 
+from exporter.core.periods import align
 from exporter.demo.prometheus import QUERIES
 
 ROOT = Path(__file__).parents[2]
@@ -92,9 +93,11 @@ class Program:
 class Recording:
     """The text of one recording, and the folder it happens in."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, page: str = "http://127.0.0.1:9877/", own_port: int = 9999) -> None:
+        self.folder, self.page, self.own_port = folder, page, own_port
         self._begun = time.monotonic()
+        self.demo_started = 0
+        """UTC second of the first command that runs until Ctrl-C."""
         self.lines: list[str] = []
 
     def note(self, text: str) -> None:
@@ -120,6 +123,7 @@ class Recording:
     def begin(self, command: str, url: str, most: int = 60) -> Program:
         """Start a command that runs until Ctrl-C, and wait for its page and for what it says then."""
         started = time.monotonic()
+        self.demo_started = self.demo_started or int(time.time())
         program = Program(command, self.folder)
         program.read(until=lambda: _has_values(url))
         seconds = time.monotonic() - started
@@ -145,10 +149,10 @@ def _has_values(url: str) -> bool:
         return False
 
 
-PAGE = "http://127.0.0.1:9877/"
+OWN_PORT = {"clone": 9999, "wheel": 9998}
 ENDPOINT = "python3 -c \"import json; print(json.load(open('.demo/endpoints.json'))['{}'])\""
-UNTIL_NEXT_SAMPLE_SECONDS = 510
-"""How long the recording waits for the next samples: a period, until CloudWatch has it, and the poll; to the tenth minute."""
+FIRST_SAMPLE_SECONDS = 13 * 60 + 40
+"""From the start of the period in which the demo starts until the history has the samples of it: as the banner says."""
 SETTINGS = """\
 cat > exporter.yml <<'.'
 mongodb:
@@ -160,7 +164,7 @@ aws:
   sts_endpoint_url: {aws}
 data_dir: outbox
 web:
-  listen_address: 9999
+  listen_address: {port}
 ."""
 
 
@@ -168,15 +172,16 @@ def look_around(recording: Recording, program: str) -> None:
     """Record what the banner says to try, and what a newcomer tries next."""
     recording.lines.append("# In another shell:")
     recording.run(
-        f"curl -s {PAGE}metrics | grep ^cml_worker_cpu",
-        f"curl -s '{PAGE}api/workers?limit=2' | head -c 700; echo ' …'",
+        f"curl -s {recording.page}metrics | grep ^cml_worker_cpu",
+        f"curl -s '{recording.page}api/workers?limit=2' | head -c 700; echo ' …'",
         f"{program} export --since -1h --format csv --config.file .demo/exporter.yml | head -4",
     )
     recording.note("the page, and what else there is")
     recording.run(
-        f"curl -s -o page.html -w '%{{http_code}}, %{{size_download}} bytes in %{{time_total}} s\\n' {PAGE}",
+        f"curl -s -o page.html -w '%{{http_code}}, %{{size_download}} bytes in %{{time_total}} s\\n' {recording.page}",
         "grep -o '<h1>.*</h1>' page.html",
-        f"curl -s '{PAGE}api/metrics/history?region=eu-west-1&start=-1d&interval=12h&format=csv' | head -3 | cut -c1-200",
+        f"curl -s '{recording.page}api/metrics/history?region=eu-west-1&start=-1d&interval=12h&format=csv' | "
+        "head -3 | cut -c1-200",
     )
     recording.run(f"{program} --help", most=40)
     recording.note("is all well, and what would CloudWatch cost?")
@@ -194,14 +199,16 @@ def own_exporter(recording: Recording, program: str) -> None:
     aws = subprocess.run(
         ["bash", "-c", ENDPOINT.format("aws")], cwd=recording.folder, capture_output=True, text=True, check=True
     ).stdout.strip()
-    recording.run(f"{ENDPOINT.format('mongodb')} > mongodb-uri", SETTINGS.format(aws=aws))
+    recording.run(f"{ENDPOINT.format('mongodb')} > mongodb-uri", SETTINGS.format(aws=aws, port=recording.own_port))
     recording.run(f"{program} estimate --config.file exporter.yml | head -6")
     recording.run(f"{program} check --config.file exporter.yml --json | head -c 220; echo ' …'")
-    own = recording.begin(f"{program} serve --config.file exporter.yml", "http://127.0.0.1:9999/")
+    own = recording.begin(f"{program} serve --config.file exporter.yml", f"http://127.0.0.1:{recording.own_port}/")
     recording.lines.append("# In a third shell:")
-    recording.run("curl -s http://127.0.0.1:9999/metrics | grep -E '^cml_exporter_(leader|shard_info|source_up)'")
-    recording.run("curl -s http://127.0.0.1:9999/metrics | grep -c ^cml_worker_info")
-    recording.run("curl -s http://127.0.0.1:9999/-/ready | head -c 400; echo")
+    recording.run(
+        f"curl -s http://127.0.0.1:{recording.own_port}/metrics | grep -E '^cml_exporter_(leader|shard_info|source_up)'"
+    )
+    recording.run(f"curl -s http://127.0.0.1:{recording.own_port}/metrics | grep -c ^cml_worker_info")
+    recording.run(f"curl -s http://127.0.0.1:{recording.own_port}/-/ready | head -c 400; echo")
     recording.end(own)
     recording.run(f"{program} assets --output assets", most=8)
 
@@ -213,8 +220,8 @@ def ask_prometheus(recording: Recording) -> None:
     query = shlex.quote("query=" + " ".join(QUERIES["who runs without a lab"].split()))
     recording.run(
         f"curl -s $(cat prometheus-url)/api/v1/query --data-urlencode {query}; echo",
-        f"curl -s '{PAGE}api/workers?name=cml-dub-01&fields=worker_id,status,active_labs_count,cpu_utilization'; echo",
-        f"curl -s {PAGE}runbook | grep -c '<h2'",
+        f"curl -s '{recording.page}api/workers?name=cml-dub-01&fields=status,active_labs_count,cpu_utilization'; echo",
+        f"curl -s {recording.page}runbook | grep -c '<h2'",
     )
 
 
@@ -223,7 +230,8 @@ def wait_for_sample(recording: Recording, program: str) -> None:
     export = f"{program} export --since -20m --format csv --config.file .demo/exporter.yml"
     newest = f"{export} 2> /dev/null | grep running | cut -d, -f2,4-8 | sort -t, -k2 | tail -3"
     recording.note("the newest samples; then the next ones are waited for")
-    recording.run(newest, f"sleep {UNTIL_NEXT_SAMPLE_SECONDS}")
+    until = align(recording.demo_started, 300) + FIRST_SAMPLE_SECONDS
+    recording.run(newest, f"sleep {max(1, until - int(time.time()))}")
     recording.note("the newest samples again")
     recording.run(newest)
 
@@ -234,7 +242,7 @@ def clone(recording: Recording) -> None:
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(recording.folder / "cml-worker-metrics")], check=True)
     recording.lines.append("$ git clone … cml-worker-metrics && cd cml-worker-metrics")
     recording.folder /= "cml-worker-metrics"
-    demo = recording.begin("make demo", PAGE)
+    demo = recording.begin("make demo", recording.page)
     look_around(recording, ".venv/bin/cml-worker-exporter")
     own_exporter(recording, ".venv/bin/cml-worker-exporter")
     ask_prometheus(recording)
@@ -243,7 +251,7 @@ def clone(recording: Recording) -> None:
     recording.run("make demo", "make demo PORT=9877", most=8)
     recording.end(demo)
     recording.note("the second start")
-    recording.end(recording.begin("make demo", PAGE, most=8))
+    recording.end(recording.begin("make demo", recording.page, most=8))
 
 
 def wheel(recording: Recording) -> None:
@@ -256,7 +264,7 @@ def wheel(recording: Recording) -> None:
     recording.run(
         f"python3 -m venv cml && cml/bin/pip install -q '{built.name}[demo]'", "cml/bin/cml-worker-exporter --version"
     )
-    demo = recording.begin("cml/bin/cml-worker-exporter demo", PAGE)
+    demo = recording.begin("cml/bin/cml-worker-exporter demo --port 9878", recording.page)
     look_around(recording, "cml/bin/cml-worker-exporter")
     own_exporter(recording, "cml/bin/cml-worker-exporter")
     recording.run("man -M cml/share/man -P cat cml-worker-exporter 2> /dev/null | head -12")
@@ -268,7 +276,9 @@ def wheel(recording: Recording) -> None:
     programs.mkdir()
     for name in ("bash", "sh", "env", "uname"):
         (programs / name).symlink_to(str(shutil.which(name)))
-    recording.end(recording.begin(f"PATH={programs.name} cml/bin/cml-worker-exporter demo", PAGE, most=32))
+    recording.end(
+        recording.begin(f"PATH={programs.name} cml/bin/cml-worker-exporter demo --port 9878", recording.page, most=32)
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -282,7 +292,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in ("VIRTUAL_ENV", "PYTHONPATH", "MONGODB_URI", "MAKEFLAGS"):
         os.environ.pop(name, None)
     with tempfile.TemporaryDirectory(prefix="recording-") as temporary:
-        recording = Recording(Path(temporary))
+        # Other ports for the second one, so that both can be recorded at the same time.
+        page = f"http://127.0.0.1:{9878 if arguments.which == 'wheel' else 9877}/"
+        recording = Recording(Path(temporary), page, OWN_PORT[arguments.which])
         load = f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.0f}"
         recording.lines.append(
             f"# Recorded by `python -m tests.tools.recordings {arguments.which}` ({load}); before each remark the"
