@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from exporter.core.settings_loader import Setting
 
 EVERY_SETTING = ("*",)
-_STATUSES = "130 interrupted, 141 the reader of the output has gone"
+_GONE = "141 the reader of the output has gone"
+_BY_SIGNAL = "0 ended by a signal"
 
 
 class Command(NamedTuple):
@@ -30,12 +31,13 @@ class Command(NamedTuple):
     failure: int = 1
     """Exit status after an error; another one where 1 is a result."""
     statuses: str = "0 done, 1 it failed, 2 wrong command line"
-    """The exit statuses besides those of `_STATUSES`."""
+    """The exit statuses besides 130 and 141."""
 
     @property
     def epilog(self) -> str:
         """The text below the flags."""
-        return f"{self.notes}\nExit status: {self.statuses},\n{_STATUSES}.\n"
+        interrupted = "130 interrupted" + (" before it began" if self.statuses.startswith(_BY_SIGNAL) else "")
+        return f"{self.notes}\nExit status: {self.statuses},\n{interrupted}, {_GONE}.\n"
 
     def setting_flags(self) -> Iterator["Setting"]:
         """Yield the settings that are flags of this command, in the order of the file."""
