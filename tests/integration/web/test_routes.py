@@ -723,11 +723,13 @@ def test_fields_are_selected_and_the_id_is_always_there(named: httpx.Client) -> 
     assert page.keys() == {"data", "next", "source", "resolution_seconds"}
     assert page["data"][1] == {"worker_id": "w1", "name": "lab, 1", "status": "running"}
     assert named.get("/api/workers/w1?fields=cpu_utilization").json() == {"worker_id": "w1", "cpu_utilization": 45.25}
+    assert named.get("/api/workers/w1?fields=name,%20status").json() == named.get("/api/workers/w1?fields=name,status").json()
     for path in ("/api/workers", "/api/workers/w1"):
         assert problem(named.get(f"{path}?fields=name,cpu"), 400).startswith(
             "fields has no cpu; allowed are worker_id, region, "
         )
         assert problem(named.get(f"{path}?fields="), 400).startswith("fields has no empty name; ")
+    assert problem(named.get("/api/workers?cursor="), 400) == "cursor must be the value of next on the previous page."
 
 
 def test_workers_are_csv_by_parameter_or_header_with_the_next_page_in_headers(named: httpx.Client) -> None:
