@@ -116,7 +116,7 @@ class Recording:
         """Run commands to their ends."""
         for command in commands:
             program = Program(command, self.folder)
-            program.read()
+            program.read(within=2 * READY_SECONDS)
             self.lines.append(f"$ {command}")
             self.add(program.text, most)
 
@@ -151,7 +151,7 @@ def _has_values(url: str) -> bool:
 
 OWN_PORT = {"clone": 9999, "wheel": 9998}
 ENDPOINT = "python3 -c \"import json; print(json.load(open('.demo/endpoints.json'))['{}'])\""
-FIRST_SAMPLE_SECONDS = 13 * 60 + 40
+FIRST_SAMPLE_SECONDS = 15 * 60
 """From the start of the period in which the demo starts until the history has the samples of it: as the banner says."""
 SETTINGS = """\
 cat > exporter.yml <<'.'
