@@ -9,9 +9,9 @@ from typing import Any
 import httpx
 import yaml
 
-from exporter.demo.ports import free_port
 from tests.helpers.deadlines import scaled
 from tests.helpers.ending import end
+from tests.helpers.ports import free_port
 
 _PATIENCE = 30.0
 

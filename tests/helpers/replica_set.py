@@ -10,8 +10,8 @@ from pymongo import MongoClient
 from pymongo.errors import AutoReconnect, PyMongoError
 
 from exporter.demo.mongod import REPLICA_SET, Mongod
-from exporter.demo.ports import free_port
 from tests.helpers.deadlines import scaled
+from tests.helpers.ports import free_port
 
 ELECTION_MILLISECONDS = 2000
 PATIENCE_SECONDS = 120

@@ -16,9 +16,9 @@ from typing import Any
 import httpx
 
 from exporter.core.history_metrics import METRIC_FIELDS
-from exporter.demo.ports import free_port
 from tests.conftest import program
 from tests.helpers.deadlines import scaled
+from tests.helpers.ports import free_port
 
 Row = tuple[str, int, Mapping[str, float], str | None]
 """Worker id, UTC milliseconds, field → value, status."""

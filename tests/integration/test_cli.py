@@ -24,11 +24,11 @@ from exporter.commands import manual
 from exporter.core.periods import DAY
 from exporter.core.settings_loader import table
 from exporter.demo.mongod import Mongod
-from exporter.demo.ports import free_port
 from tests.fixtures.process import RunCommand, RunExporter
 from tests.helpers.deadlines import scaled
 from tests.helpers.expected_history import Member
 from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
+from tests.helpers.ports import free_port
 
 NOWHERE = "mongodb://127.0.0.1:1/"
 """Port 1 is privileged and unused: connections to it are refused."""

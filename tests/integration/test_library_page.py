@@ -18,9 +18,9 @@ import pytest
 from pymongo import MongoClient
 
 from exporter.demo.mongod import Mongod
-from exporter.demo.ports import free_port
 from exporter.storage.mongo import Database
 from tests.helpers.deadlines import scaled
+from tests.helpers.ports import free_port
 
 PAGE = Path(__file__).parents[2] / "docs" / "library.md"
 WITHIN = 60.0

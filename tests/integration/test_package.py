@@ -20,9 +20,9 @@ import pytest
 import yaml
 
 from exporter.core import assets
-from exporter.demo.ports import free_port
 from tests.fixtures.mongo import need_mongod
 from tests.helpers.deadlines import scaled
+from tests.helpers.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]

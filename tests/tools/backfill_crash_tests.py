@@ -29,12 +29,12 @@ from pymongo import MongoClient
 
 from exporter.core.periods import DAY, HOUR, align
 from exporter.demo.mongod import Mongod
-from exporter.demo.ports import free_port
 from tests.helpers.deadlines import scaled
 from tests.helpers.expected_history import Member, assert_true, expected_history
 from tests.helpers.exporter_process import COMMAND, ExporterProcess
 from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
 from tests.helpers.mongod import NO_TTL
+from tests.helpers.ports import free_port
 from tests.tools.crash_tests import COLLECTION, CREDENTIALS, DATABASE, DECIDED, PERIOD
 
 _ROW = re.compile(r"^(?:all|eu-west-1) +\d+ +([\d,]+) +([\d,]+) +([\d,]+) +([\d.]+)$", re.MULTILINE)

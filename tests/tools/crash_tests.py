@@ -26,12 +26,12 @@ from pymongo import MongoClient
 
 from exporter.core.periods import align, to_datetime
 from exporter.demo.mongod import Mongod
-from exporter.demo.ports import free_port
 from tests.helpers.expected_history import Member, assert_true, expected_history
 from tests.helpers.exporter_process import ExporterProcess
 from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
 from tests.helpers.mongo_proxy import Cut, MongoProxy, pass_until, read_message
 from tests.helpers.mongod import NO_TTL
+from tests.helpers.ports import free_port
 
 MOMENTS: tuple[Cut, ...] = ("before", "torn", "mid", "mid", "mid", "mid", "after", "after")
 IN_FLIGHT: tuple[Cut, ...] = ("torn", "mid", "after")

@@ -24,7 +24,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from exporter.core.model import MetricName
 from exporter.core.periods import align, rfc3339
 from exporter.demo.mongod import Mongod
-from exporter.demo.ports import free_port
 from exporter.storage.mongo import Database
 from exporter.web.application import create_app
 from tests.fixtures.mongo import connect
@@ -32,6 +31,7 @@ from tests.helpers.fake_cloudwatch import FakeCloudWatch
 from tests.helpers.generations import DISK_BYTES, DISK_USED, MEMORY_BYTES, WORKERS, Times, Written, document
 from tests.helpers.in_process_exporter import PERIOD, Clock, InProcessExporter
 from tests.helpers.mongod import NO_TTL
+from tests.helpers.ports import free_port
 
 NOT_OF_A_WORKER_THAT_DOES_NOT_RUN = frozenset(
     {"labs", "cpu", "memory", "nodes_running", "nodes_total", "ready", "uptime", "disk_used", "disk_ratio", "idle_pause"}

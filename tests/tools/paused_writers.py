@@ -28,13 +28,13 @@ from exporter.core.errors import StoreUnavailableError
 from exporter.core.model import WorkerMetricsSample
 from exporter.core.periods import to_datetime, to_seconds
 from exporter.demo.mongod import Mongod
-from exporter.demo.ports import free_port
 from exporter.storage import sample_writer
 from exporter.storage.insert_fence import InsertFence
 from exporter.storage.lease import LEASE_SECONDS, Lease
 from exporter.storage.repository import WorkerMetricsRepository
 from exporter.storage.sample_writer import SampleWriter
 from tests.helpers.mongod import NO_TTL
+from tests.helpers.ports import free_port
 
 START, PERIOD = 1_767_225_600, 300
 WORKERS, PERIODS = 25, 100

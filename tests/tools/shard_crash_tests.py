@@ -29,13 +29,13 @@ from pymongo import InsertOne, MongoClient
 from exporter.core.periods import align, to_datetime
 from exporter.core.shards import shard_of
 from exporter.demo.mongod import Mongod
-from exporter.demo.ports import free_port
 from tests.helpers.deadlines import scaled
 from tests.helpers.expected_history import Comparison, Member, expected_values
 from tests.helpers.exporter_process import ExporterProcess
 from tests.helpers.fake_cloudwatch import instance_id
 from tests.helpers.fake_cloudwatch.process import FakeCloudWatchProcess
 from tests.helpers.mongod import NO_TTL
+from tests.helpers.ports import free_port
 from tests.tools.crash_tests import COLLECTION, CREDENTIALS, DATABASE, DECIDED, HOUR, MOMENTS, PERIOD, REGIONS, InsertProxy
 
 PATIENCE_SECONDS = 90.0

@@ -11,10 +11,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from exporter.demo.ports import free_port
 from tests.helpers.deadlines import scaled
 from tests.helpers.ending import end
 from tests.helpers.fake_cloudwatch.instances import Instances, fleet
+from tests.helpers.ports import free_port
 
 START_SECONDS = 60
 STOP_SECONDS = 30

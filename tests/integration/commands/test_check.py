@@ -23,7 +23,6 @@ from exporter.commands.check.finding import CheckResult
 from exporter.core.errors import IncompatibleStoreError
 from exporter.core.settings import WORKER_COLLECTIONS, Settings
 from exporter.demo.mongod import Mongod
-from exporter.demo.ports import free_port
 from exporter.pipeline.outbox import Outbox
 from exporter.storage import collection
 from exporter.storage.lease import Lease
@@ -32,6 +31,7 @@ from exporter.storage.privileges import least_role
 from exporter.storage.repository import repository
 from tests.fixtures.mongo import AuthMongod
 from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
+from tests.helpers.ports import free_port
 
 IRELAND, VIRGINIA = "eu-west-1", "us-east-1"
 NOBODY = 65534

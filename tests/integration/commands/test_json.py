@@ -8,11 +8,11 @@ import pytest
 import yaml
 
 from exporter.demo.mongod import Mongod
-from exporter.demo.ports import free_port
 from exporter.storage.mongo import Database
 from tests.fixtures.process import RunCommand
 from tests.helpers.fake_cloudwatch import FakeCloudWatch
 from tests.helpers.fleet_env import FleetEnv, fast_settings
+from tests.helpers.ports import free_port
 
 
 @pytest.fixture

@@ -32,11 +32,11 @@ from exporter.demo.command import run, with_database
 from exporter.demo.fleet import PERIOD, World, dimension_sets, fleet, published, status
 from exporter.demo.folder import ENDPOINTS, LOCK, OUTBOX, WORLD, open_world
 from exporter.demo.mongod import Mongod
-from exporter.demo.ports import free_port
 from tests.conftest import missing
 from tests.fixtures.mongo import need_mongod
 from tests.helpers.deadlines import pause, scaled
 from tests.helpers.demo_ledger import ledger
+from tests.helpers.ports import free_port
 
 Ledger = dict[tuple[str, MetricName, int], float]
 PATIENCE = 60

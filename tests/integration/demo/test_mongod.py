@@ -16,11 +16,11 @@ from pymongo.write_concern import WriteConcern
 from exporter.core.errors import IncompatibleStoreError, StoreUnavailableError
 from exporter.demo import mongod as embedded
 from exporter.demo.mongod import LOG, Mongod, find_mongod, mongodb
-from exporter.demo.ports import free_port
 from exporter.storage.mongo import Document
 from tests.conftest import missing
 from tests.fixtures.mongo import need_mongod
 from tests.helpers.deadlines import scaled
+from tests.helpers.ports import free_port
 
 
 @pytest.fixture(autouse=True)

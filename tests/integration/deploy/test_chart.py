@@ -22,7 +22,6 @@ import yaml
 
 from exporter.core.periods import DAY, to_datetime
 from exporter.demo.mongod import Mongod
-from exporter.demo.ports import free_port
 from exporter.storage.repository import WorkerMetricsRepository
 from tests.conftest import program
 from tests.fixtures.mongo import connect
@@ -31,6 +30,7 @@ from tests.helpers.chart import KUBERNETES, kubernetes_schemas, objects, of_kind
 from tests.helpers.deadlines import scaled
 from tests.helpers.exporter_process import COMMAND
 from tests.helpers.fake_cloudwatch import FakeCloudWatch
+from tests.helpers.ports import free_port
 from tests.tools.generate_chart import CHART, KUBE_VERSION, ROOT, VALUE_SETS, render, rendered
 
 SETS = sorted(VALUE_SETS.glob("*.yaml"))

@@ -30,7 +30,6 @@ from deploy import check_stack
 from deploy.demo_services import WORKERS, shared_world
 from exporter.demo import past
 from exporter.demo.mongod import Mongod
-from exporter.demo.ports import free_port
 from exporter.storage.mongo import Document
 from exporter.storage.privileges import least_role
 from tests.conftest import program
@@ -38,6 +37,7 @@ from tests.fixtures.mongo import AuthMongod, connect
 from tests.fixtures.process import RunExporter
 from tests.fixtures.prometheus import RunPrometheus
 from tests.helpers.deadlines import scaled
+from tests.helpers.ports import free_port
 
 ROOT = Path(__file__).parents[3]
 SERVICES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]

@@ -8,11 +8,11 @@ import pytest
 from pymongo import MongoClient
 
 from exporter.demo.mongod import Mongod
-from exporter.demo.ports import free_port
 from tests.fixtures.mongo import need_mongod
 from tests.fixtures.process import RunExporter
 from tests.helpers.fake_cloudwatch import FakeCloudWatch
 from tests.helpers.mongod import NO_TTL
+from tests.helpers.ports import free_port
 from tests.integration.faults.stand import Stand, add_fleet, fast_settings
 
 DATABASE = "faults"

@@ -8,7 +8,7 @@ import pytest
 
 from exporter.commands.check.targets import check_targets
 from exporter.core.settings import Settings
-from exporter.demo.ports import free_port
+from tests.helpers.ports import free_port
 from tests.helpers.stores import PostgreSQLServer
 from tests.integration.forwarding.stand import target_of
 
@@ -32,7 +32,7 @@ async def test_targets_that_answer_are_ok_and_others_a_warning(postgresql: Postg
     good, bad, refused = await check_targets(settings)
     assert (good.status, good.text) == ("ok", f"PostgreSQL at 127.0.0.1:{postgresql.port} answers")
     assert (bad.check, bad.status) == ("forward archive", "warn")
-    assert "does not answer" in bad.text
+    assert "refuses connections; is it running?" in bad.text
     assert refused.status == "warn"
     assert 'role "nobody" does not exist' in refused.text
     assert not any("hidden" in each.text for each in (good, bad, refused))

@@ -25,7 +25,6 @@ from exporter.core.model import Worker, WorkerGauges
 from exporter.core.periods import DAY, HOUR, align, to_datetime, to_seconds
 from exporter.core.shards import Shard
 from exporter.demo.mongod import Mongod
-from exporter.demo.ports import free_port
 from exporter.metrics.telemetry import Telemetry
 from grafana import conventions
 from grafana.promql import CODES, signed_change, threshold
@@ -40,6 +39,7 @@ from tests.helpers.exporter_process import ExporterProcess
 from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
 from tests.helpers.grafana_variables import Json, View, panels, queries, seconds
 from tests.helpers.mongod import FAIL_POINTS, NO_TTL
+from tests.helpers.ports import free_port
 from tests.helpers.prometheus import Labels, Prometheus
 from tests.helpers.text_server import METRICS, serving_text
 from tests.helpers.worker_families import render as render_metrics

@@ -19,13 +19,13 @@ import pytest
 from exporter.core.history_metrics import HOURLY_METRICS, STORE
 from exporter.core.periods import HOUR, align
 from exporter.demo.mongod import Mongod
-from exporter.demo.ports import free_port
 from grafana import conventions
 from tests.conftest import program
 from tests.helpers.dashboards import DASHBOARDS
 from tests.helpers.deadlines import scaled
 from tests.helpers.exporter_process import COMMAND
 from tests.helpers.grafana_variables import Json, View, queries, seconds
+from tests.helpers.ports import free_port
 from tests.helpers.stores import VictoriaMetricsServer
 from tests.integration.grafana.test_queries import Stack, running_stack, until, variables
 from tests.tools.mutate_rules import rules

@@ -15,7 +15,6 @@ from structlog.testing import capture_logs
 from exporter.core.model import Listing, MetricQuery, MetricResults
 from exporter.core.periods import DAY, align, to_seconds
 from exporter.demo.mongod import Mongod
-from exporter.demo.ports import free_port
 from exporter.storage.mongo import Database
 from tests.fixtures.mongo import AuthMongod
 from tests.fixtures.process import RunExporter
@@ -23,6 +22,7 @@ from tests.helpers.deadlines import scaled
 from tests.helpers.expected_history import Member, assert_true, expected_history
 from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
 from tests.helpers.in_process_exporter import PERIOD, Clock, InProcessExporter, series
+from tests.helpers.ports import free_port
 
 GOOD, BAD = "eu-west-1", "us-east-1"
 HOUR = 3600

@@ -15,7 +15,6 @@ from pymongo.errors import PyMongoError
 from exporter.core.model import Fleet, Worker
 from exporter.core.periods import to_datetime
 from exporter.demo.mongod import Mongod
-from exporter.demo.ports import free_port
 from exporter.pipeline.history_watch import load_mark
 from exporter.storage.history_marker import HistoryMarker
 from exporter.storage.inventory import INVENTORY, Inventory
@@ -25,6 +24,7 @@ from tests.helpers.expected_history import Member
 from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
 from tests.helpers.in_process_exporter import PERIOD, Clock, InProcessExporter
 from tests.helpers.mongod import NO_TTL
+from tests.helpers.ports import free_port
 from tests.helpers.reliability import record
 
 NAME = "worker_metrics_timeseries"

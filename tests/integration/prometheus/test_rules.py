@@ -18,10 +18,10 @@ import yaml
 from prometheus_client import CollectorRegistry, generate_latest
 
 from exporter.core.model import Worker, WorkerGauges
-from exporter.demo.ports import free_port
 from exporter.metrics.telemetry import Telemetry
 from tests.conftest import program
 from tests.helpers.deadlines import scaled
+from tests.helpers.ports import free_port
 from tests.helpers.worker_families import render
 from tests.tools.mutate_rules import PROMETHEUS, Mutant, accepts, mutants, outcome, rewritten
 

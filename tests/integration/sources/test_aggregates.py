@@ -18,10 +18,10 @@ from exporter.core.errors import SourceError
 from exporter.core.settings import WORKER_COLLECTIONS
 from exporter.core.workers_settings import ExtraMetric, WorkersSettings
 from exporter.demo.mongod import Mongod
-from exporter.demo.ports import free_port
 from exporter.sources.aggregates import BATCH, Aggregates
 from exporter.storage.mongo import NOT_AUTHORIZED, Database, Document, translate
 from tests.fixtures.mongo import AuthMongod
+from tests.helpers.ports import free_port
 
 DEFAULTS = WorkersSettings()
 DISK = ExtraMetric(metric="cml_worker_disk_ratio", field="metrics.disk", help="Disk.")

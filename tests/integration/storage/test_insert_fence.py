@@ -15,7 +15,6 @@ from bson import Binary
 
 from exporter.core.errors import FencedError, StoreUnavailableError
 from exporter.demo.mongod import Mongod
-from exporter.demo.ports import free_port
 from exporter.storage import insert_fence, sample_writer
 from exporter.storage.lease import INSERT, Lease
 from exporter.storage.mongo import STATE, Database, Document, connect_uri
@@ -24,6 +23,7 @@ from tests.fixtures.mongo import AuthMongod, connect, need_mongod
 from tests.helpers.certificates import write_certificate
 from tests.helpers.mongo_proxy import HoldingProxy, command_without_session
 from tests.helpers.mongod import FAIL_POINTS, NO_TTL
+from tests.helpers.ports import free_port
 from tests.integration.storage.test_repository import START, batch, keys, repository, sample, stored
 
 LEASE = {"_id": f"lease:{INSERT}"}

@@ -8,11 +8,11 @@ import pytest
 
 from exporter.core.errors import StoreError, StoreUnavailableError
 from exporter.demo.mongod import Mongod
-from exporter.demo.ports import free_port
 from exporter.storage.lease import SAFETY_FRACTION, Lease
 from exporter.storage.mongo import STATE, Database
 from tests.fixtures.mongo import connect
 from tests.helpers.in_process_exporter import Clock
+from tests.helpers.ports import free_port
 
 
 async def expire(database: Database) -> None:

@@ -11,7 +11,6 @@ import pytest
 from exporter.core.errors import ConfigError, StoreError
 from exporter.core.settings import Settings
 from exporter.demo.mongod import Mongod
-from exporter.demo.ports import free_port
 from exporter.sources.aggregates import Aggregates
 from exporter.storage.lease import Lease
 from exporter.storage.mongo import connect_uri
@@ -19,6 +18,7 @@ from tests.fixtures.mongo import need_mongod
 from tests.fixtures.process import RunCommand
 from tests.helpers.certificates import write_certificate
 from tests.helpers.mongod import NO_TTL
+from tests.helpers.ports import free_port
 
 # The driver forgets the socket of a TLS handshake that failed; Python closes it.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -211,7 +211,7 @@ async def test_a_store_that_is_away_ends_the_export_with_what_to_do_and_without_
     server.kill()
     done = await run(*command, "--to", re.sub("://(.*@)?", "://me:hidden@", server.address))
     assert done.returncode == 1
-    assert "does not answer" in done.stderr
+    assert "refuses connections; is it running?" in done.stderr
     assert "the same command continues" in done.stderr
     assert "Traceback" not in done.stderr
     assert "hidden" not in done.stderr

@@ -139,7 +139,7 @@ def test_a_connection_that_is_closed_in_its_tls_handshake_delays_no_stop(tmp_pat
     with served(limits, web=webconfig.load(tmp_path / "web.yml")) as server, contextlib.ExitStack() as stack:
         for _ in range(10):
             stack.enter_context(server.connect())
-        wait_until(lambda: server.is_open() == 2, scaled(PATIENCE_SECONDS))
+        wait_until(lambda: server.is_open() == 2 and len(server.reasons) == 8, scaled(PATIENCE_SECONDS))
         assert set(server.reasons) == {"client_limit"}
 
 

@@ -19,7 +19,6 @@ import pytest
 from exporter.core.model import Fleet, MetricName, Worker, WorkerMetricsSample
 from exporter.core.periods import DAY, HOUR, WEEK, align, rfc3339, to_datetime
 from exporter.core.settings import WebSettings
-from exporter.demo.ports import free_port
 from exporter.history.reader import HistoryReader
 from exporter.storage.inventory import Inventory
 from exporter.storage.mongo import Database
@@ -28,6 +27,7 @@ from tests.fixtures.mongo import connect
 from tests.fixtures.process import RunExporter
 from tests.helpers.fake_cloudwatch import FakeCloudWatch, Series, instance_id
 from tests.helpers.in_process_exporter import PERIOD, Clock, InProcessExporter
+from tests.helpers.ports import free_port
 
 NOW = align(1_790_000_000, HOUR) + 1234
 """In the middle of an hour and of a period."""

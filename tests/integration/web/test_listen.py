@@ -8,10 +8,10 @@ import pytest
 
 from exporter.core import settings_loader
 from exporter.core.errors import ConfigError
-from exporter.demo.ports import free_port
 from exporter.web.listen import bind, shown
 from tests.fixtures.process import RunCommand
 from tests.helpers.deadlines import scaled
+from tests.helpers.ports import free_port
 
 needs_ipv6 = pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
 
