@@ -162,15 +162,14 @@ def demo(installed: Path, folder: Path, path: str) -> Iterator[dict[str, str]]:
         assert process.wait(scaled(60)) == 0
 
 
+AT_NIGHT = pytest.mark.nightly("test_the_demo_runs_restarts_with_the_same_values_and_leaves_nothing_behind")
+
+
 @pytest.mark.parametrize(
     "with_prometheus",
     [
-        pytest.param(False, id="without Prometheus"),
-        pytest.param(
-            True,
-            id="with Prometheus",
-            marks=pytest.mark.nightly("test_the_demo_runs_restarts_with_the_same_values_and_leaves_nothing_behind"),
-        ),
+        pytest.param(False, id="without Prometheus", marks=AT_NIGHT),
+        pytest.param(True, id="with Prometheus", marks=AT_NIGHT),
     ],
 )
 def test_the_installed_demo_runs(installed: Path, tmp_path: Path, with_prometheus: bool) -> None:

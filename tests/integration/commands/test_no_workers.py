@@ -61,7 +61,13 @@ async def test_a_mistyped_collection_is_answered_with_the_right_one(
     assert await fleet_env.database.list_collection_names() == ["workers"]
 
 
-@pytest.mark.parametrize("command", ["backfill", "verify"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "backfill",
+        pytest.param("verify", marks=pytest.mark.nightly("test_a_mistyped_collection_is_told_also_where_workers_were_seen")),
+    ],
+)
 async def test_a_mistyped_collection_is_told_also_where_workers_were_seen(
     fleet_env: FleetEnv, run_command: RunCommand, command: str
 ) -> None:

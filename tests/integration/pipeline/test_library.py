@@ -20,7 +20,7 @@ from tests.helpers.fake_cloudwatch import FakeCloudWatch, instance_id
 from tests.integration.pipeline.test_takeover import RUNNER
 
 RESULTS = ("inserted", "already_present")
-PERIOD, PERIODS, WORKERS, JOBS = 60, 40, 8, 3
+PERIOD, PERIODS, WORKERS, JOBS = 60, 24, 8, 3
 DATABASE = "cml_cloud_manager"
 TUNE = (
     "collector.POLL_OFFSET_SECONDS = {offset}; planning.DUE_TOLERANCE_SECONDS = 60; "

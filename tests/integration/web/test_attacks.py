@@ -243,7 +243,7 @@ def guess(exporter: ExporterProcess, number: int) -> socket.socket:
             id="that hang up",
             marks=pytest.mark.nightly("test_wrong_passwords_delay_neither_scrapes_nor_a_first_login"),
         ),
-        pytest.param(8 * MAX_WAITING_CHECKS, False, "bob", id="that wait"),  # each that is checked takes an eighth of a second
+        pytest.param(4 * MAX_WAITING_CHECKS, False, "bob", id="that wait"),  # each that is checked takes an eighth of a second
     ],
 )
 def test_wrong_passwords_delay_neither_scrapes_nor_a_first_login(

@@ -177,7 +177,8 @@ def test_without_javascript_the_page_is_complete(browser: Browser) -> None:
         page.goto(str(client.base_url) + "/?sort=name")
         assert page.inner_text("#age") == "as of 14:13:20 UTC"
         page.get_by_label("Search").fill("00059")
-        page.get_by_role("button", name="Filter").click()
+        with page.expect_navigation():
+            page.get_by_role("button", name="Filter").click()
         assert texts(page, NAMES) == ["cml-worker-00059"]
 
 
