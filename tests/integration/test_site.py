@@ -69,10 +69,8 @@ def test_no_list_is_shown_as_part_of_a_paragraph(site: Path) -> None:
             assert not re.search(r"^(?:[-*]|\d+\.) |```", paragraph, re.MULTILINE), f"{page.name}: {paragraph[:200]}"
 
 
-@pytest.mark.parametrize(
-    "width",
-    [400, pytest.param(1400, marks=pytest.mark.nightly("test_nothing_of_a_page_is_wider_than_the_window_or_fails_to_load"))],
-)
+@pytest.mark.nightly("test_every_address_of_a_page_is_there")
+@pytest.mark.parametrize("width", [400, 1400])
 def test_nothing_of_a_page_is_wider_than_the_window_or_fails_to_load(site: Path, width: int) -> None:
     """A table or code that is too wide scrolls by itself."""
     outside = """() => [...document.querySelectorAll("article *")].filter(element => {
