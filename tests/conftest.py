@@ -11,7 +11,7 @@ import hypothesis
 import pytest
 import structlog
 
-from exporter.core.heap import freeze
+from exporter.core.heap import collect_rarely
 from tests.helpers.deadlines import scaled
 
 # Without a deadline, because a busy machine must not fail a property.
@@ -51,13 +51,15 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection() -> Generator[None, object, object]:
     """Collect without Python's search for garbage, which would go through all these objects again and again.
 
-    They live as long as the process, so that no later search goes through them either. Later ones are as rare as the exporter's.
+    They live as long as the process, so that no later search goes through them either; and searches are as rare as in the
+    exporter.
     """
     gc.disable()
     try:
         return (yield)
     finally:
-        freeze()
+        gc.freeze()
+        collect_rarely()
         gc.enable()
 
 
