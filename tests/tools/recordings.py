@@ -22,9 +22,11 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 from exporter.core.periods import align
+from exporter.demo.ports import refuse_taken
 from exporter.demo.prometheus import QUERIES
 
 ROOT = Path(__file__).parents[2]
@@ -295,6 +297,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         # Other ports for the second one, so that both can be recorded at the same time.
         page = f"http://127.0.0.1:{9878 if arguments.which == 'wheel' else 9877}/"
         recording = Recording(Path(temporary), page, OWN_PORT[arguments.which])
+        for port in (urlsplit(page).port, recording.own_port):
+            refuse_taken(int(port or 0))  # else it would be another program's page that has values
         load = f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.0f}"
         recording.lines.append(
             f"# Recorded by `python -m tests.tools.recordings {arguments.which}` ({load}); before each remark the"
