@@ -15,7 +15,7 @@ from exporter.core.heap import collect_rarely
 from tests.helpers.deadlines import scaled
 
 # Without a deadline, because a busy machine must not fail a property.
-hypothesis.settings.register_profile("quick", deadline=None, max_examples=40)
+hypothesis.settings.register_profile("quick", deadline=None, max_examples=25)
 hypothesis.settings.register_profile("nightly", deadline=None, max_examples=400)
 hypothesis.settings.load_profile("quick")
 

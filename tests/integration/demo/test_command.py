@@ -164,9 +164,7 @@ def aws(world: World) -> Iterator[tuple[FakeAws, str]]:
 
 def test_the_fake_cloudwatch_answers_with_exactly_the_ledger(world: World, aws: tuple[FakeAws, str]) -> None:
     begin, end = align(world.start, PERIOD) - 25 * HOUR, align(world.start, PERIOD)
-    before = time.process_time()
     held = held_by(aws[1], world, begin, end)
-    assert time.process_time() - before < 3  # CPU of both sides: 0.7 s; without an index of the series 6 s
     assert held == published(world, begin, end, world.start)
     assert len(held) > 5000
 

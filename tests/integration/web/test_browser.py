@@ -273,7 +273,7 @@ AT_NIGHT = pytest.mark.nightly("test_every_page_is_accessible_and_never_wider_th
 SOME_BY_DAY = ["/", COMPARE, *(pytest.param(path, marks=AT_NIGHT) for path in (WORKER, "/trends"))]
 NARROW, WIDE = (400, "dark"), (1400, "light")
 WITH_VALUES = {("full", path) for path in ("/", "/trends", WORKER, COMPARE)}
-BY_DAY = WITH_VALUES | {("mongodb down", "/"), ("markup", "/"), ("full", "/api"), ("full", "/runbook")}
+BY_DAY = WITH_VALUES | {("mongodb down", "/")}
 """Every page, and the fleet in the states that add to it: a search for faults takes seconds of a processor."""
 
 

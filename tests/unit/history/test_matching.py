@@ -1,11 +1,11 @@
 """Label matchers: Prometheus's semantics, and bounds on what a pattern of a client may cost."""
 
-import time
 from collections.abc import Callable
 
 import pytest
 
 from exporter.core.errors import RequestError
+from exporter.core.patterns import compile_pattern
 from exporter.history import matching
 from exporter.history.matching import Matcher, Operator, Selection
 
@@ -59,9 +59,8 @@ def test_an_expression_that_re2_rejects_is_refused_with_the_reason(pattern: str)
 
 
 def test_an_expression_that_makes_backtracking_engines_explode_is_linear() -> None:
-    began = time.process_time()
+    """They would not end."""
     assert not Selection([Matcher("x", "=~", "(a+)+(a|aa)+$")]).accepts({"x": "a" * 5000 + "b"})
-    assert time.process_time() - began < 1
 
 
 @pytest.mark.parametrize("value", ["", "a", "ä b", "\n", "a\n", "a\nb"])
@@ -100,38 +99,32 @@ def test_escaped_values_match_only_themselves(values: tuple[str, str]) -> None:
 
 
 IDS = [f"{number:08x}-aaaa-4bcd-9e3f-{number * 7919:012x}" for number in range(10_000)]
-COSTLY = {
+LARGE = {
     "185 bytes of nested groups": "(" * 62 + "[a-f0-9-]*" + ")" * 62,
-    "groups that repeat": "(((((a?){0,9}){0,9}){0,9}.*)*)*",
     "hundreds of empty groups": "()" * 450 + ".*",
     "a kilobyte of optional groups": "(" * 330 + "a" + ")?" * 330,
     "counted repetitions of everything": "(" * 90 + ".*" + "){0,2}" * 6 + ")" * 84,
 }
 
 
-@pytest.mark.parametrize("pattern", COSTLY.values(), ids=COSTLY)
-def test_a_pattern_costs_at_most_two_seconds_for_ten_thousand_workers(pattern: str) -> None:
-    begin = time.thread_time()
-    try:
-        selection = Selection([Matcher("worker_id", "=~", pattern)])
-        for _ in range(20):  # metrics
-            for worker_id in IDS:
-                selection.accepts({"worker_id": worker_id})
-    except RequestError as error:
-        print(error)
-    assert time.thread_time() - begin < 2 * matching.MAX_MATCHING_SECONDS
+@pytest.mark.parametrize("pattern", LARGE.values(), ids=LARGE)
+def test_a_large_pattern_is_matched_within_the_limit(pattern: str) -> None:
+    selection = Selection([Matcher("worker_id", "=~", pattern)])
+    for _ in range(20):  # metrics
+        for worker_id in IDS:
+            selection.accepts({"worker_id": worker_id})
 
 
-def test_groups_are_free() -> None:
-    def seconds(pattern: str) -> float:
-        begin = time.thread_time()
-        selection = Selection([Matcher("worker_id", "=~", pattern)])
-        assert all(selection.accepts({"worker_id": worker_id}) for worker_id in IDS[:2000])
-        return time.thread_time() - begin
+def test_a_pattern_that_takes_longer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matching, "MAX_MATCHING_SECONDS", 0.2)
+    selection = Selection([Matcher("worker_id", "=~", "(((((a?){0,9}){0,9}){0,9}.*)*)*")])
+    with pytest.raises(RequestError, match="use fewer nested repetitions"):
+        all(selection.accepts({"worker_id": worker_id}) or True for worker_id in IDS)
 
-    plain = min(seconds("[a-f0-9-]*x?") for _ in range(5))
-    grouped = min(seconds("()" * 450 + "(" * 100 + "[a-f0-9-]*x?" + ")" * 100) for _ in range(5))
-    assert grouped < 4 * plain  # with captures 100 times as long
+
+def test_groups_are_not_captured() -> None:
+    """With captures a pattern of hundreds of groups takes a hundred times as long."""
+    assert compile_pattern("()(a)((b)?)").groups == 0
 
 
 class Ticking:
