@@ -34,10 +34,10 @@ demo: ## run the exporter with a fake AWS, MongoDB and 12 simulated workers unti
 test: $(READY) ## run the tests; those that take minutes are left to test-all
 	@$(BIN)/python -m compileall -q exporter grafana || true
 	@test -d tests/__pycache__ || $(BIN)/python -m pytest --collect-only -q > /dev/null || true
-	$(BIN)/python -m pytest -n 7 --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest -n 8 --dist worksteal $(ARGS)
 
 test-all: $(READY) ## run all tests, those of minutes too, with more kills, cold starts, stops, examples of properties, and simulated seeds
-	KILL_ROUNDS=20 SHARD_KILL_ROUNDS=6 FORWARD_ROUNDS=12 COLD_STARTS=20 RANDOM_STOPS=40 OPENAPI_EXAMPLES=100 REPAIR_KILL_EVERY=1 $(BIN)/python -m pytest -n 7 --dist worksteal --nightly $(ARGS)
+	KILL_ROUNDS=20 SHARD_KILL_ROUNDS=6 FORWARD_ROUNDS=12 COLD_STARTS=20 RANDOM_STOPS=40 OPENAPI_EXAMPLES=100 REPAIR_KILL_EVERY=1 $(BIN)/python -m pytest -n 8 --dist worksteal --nightly $(ARGS)
 	$(BIN)/python -m tests.simulation --first 0 --count 100
 
 lowest: $(READY) ## run the core tests with the lowest versions of the dependencies that pyproject.toml allows

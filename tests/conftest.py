@@ -23,6 +23,8 @@ pytest_plugins = ["tests.fixtures.mongo", "tests.fixtures.cloudwatch", "tests.fi
 
 
 NIGHTLY = "nightly"
+BUSY_PROCESSES = 5
+"""Processes of a run that begin with tests that use the processor; measured on two of them."""
 LEFT_OUT = pytest.StashKey[int]()
 """How many tests were left to `make test-all`."""
 
@@ -106,14 +108,14 @@ def begin_with_waiting(items: list[pytest.Item]) -> None:
     """Begin with the tests that wait for a minute or so, the longest ones first, while the others use the processor.
 
     pytest-xdist gives each process a run of consecutive tests; a process that has finished takes over the end of another's. So
-    the tests that wait stand at the beginning of the runs of all processes but two for each CPU: the others wait at times, too.
+    the tests that wait stand at the beginning of the runs of all processes but five: the others wait at times, too.
     """
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     if workers == 1:
         return
     waiting = sorted((item for item in items if _waits(item)), key=_waits, reverse=True)
     rest = [item for item in items if not _waits(item)]
-    queues: list[list[pytest.Item]] = [[] for _ in range(max(1, workers - 2 * (os.cpu_count() or 1)))]
+    queues: list[list[pytest.Item]] = [[] for _ in range(max(1, workers - BUSY_PROCESSES))]
     for item in waiting:
         min(queues, key=lambda queue: sum(map(_waits, queue))).append(item)
     left = len(items)

@@ -1,6 +1,5 @@
 """Which tests run and in which order: nightly ones when they are wanted, those that wait first, divided among the processes."""
 
-import os
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, cast
@@ -22,7 +21,6 @@ def item(name: str, waits: float | None = None, nightly: str = "") -> Any:  # no
 def runs(monkeypatch: pytest.MonkeyPatch, items: list[Any], workers: int) -> list[list[str]]:
     """Return the names that each process begins with, as pytest-xdist divides them."""
     monkeypatch.setenv("PYTEST_XDIST_WORKER_COUNT", str(workers))
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
     conftest.begin_with_waiting(cast(list[pytest.Item], items))
     left, names, found = len(items), [each.name for each in items], []
     for number in range(workers):
@@ -33,12 +31,12 @@ def runs(monkeypatch: pytest.MonkeyPatch, items: list[Any], workers: int) -> lis
     return found
 
 
-def test_the_longest_waits_come_first_in_all_processes_but_two_for_each_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_longest_waits_come_first_in_all_processes_but_five(monkeypatch: pytest.MonkeyPatch) -> None:
     items = [item(f"short-{number}") for number in range(40)]
     for position, (name, seconds) in enumerate({"a": 60, "b": 340, "c": 200, "d": 120, "e": 30}.items()):
         items.insert(7 * position, item(name, seconds))
-    found = runs(monkeypatch, items, 7)
-    assert [[name for name in run if len(name) == 1] for run in found] == [["b"], ["c"], ["d", "a", "e"], [], [], [], []]
+    found = runs(monkeypatch, items, 8)
+    assert [[name for name in run if len(name) == 1] for run in found] == [["b"], ["c"], ["d", "a", "e"], [], [], [], [], []]
     assert all(run[0] in "bcd" for run in found[:3])
     assert sorted(name for run in found for name in run) == sorted([*"abcde", *(f"short-{number}" for number in range(40))])
 
@@ -74,7 +72,6 @@ def test_nightly_tests_run_only_where_they_are_wanted_or_named() -> None:
 def test_a_test_may_take_longer_while_the_machine_is_busy(
     monkeypatch: pytest.MonkeyPatch, own: float | None, seconds: int
 ) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
     monkeypatch.setattr(deadlines, "runnable", lambda: 40.0)
     marks: list[Any] = []
     tested = SimpleNamespace(

@@ -45,7 +45,14 @@ def test_promtool_takes_the_configuration_and_every_rule() -> None:
         assert file.name in done.stdout
 
 
-@pytest.mark.parametrize("file", sorted((PROMETHEUS / "tests").glob("*.yml")), ids=lambda file: file.stem)
+LONG = {"exporter_alerts": pytest.mark.waits(15)}
+"""File of tests → so that it begins early: one process takes longer for it than for most other tests."""
+
+
+@pytest.mark.parametrize(
+    "file",
+    [pytest.param(file, id=file.stem, marks=LONG.get(file.stem, ())) for file in sorted((PROMETHEUS / "tests").glob("*.yml"))],
+)
 def test_the_rules_do_what_their_tests_say(file: Path) -> None:
     done = subprocess.run(
         [program("promtool", INSTALL), "test", "rules", file],
