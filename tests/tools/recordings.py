@@ -44,12 +44,12 @@ class Program:
     def __init__(self, command: str, folder: Path) -> None:
         pid, self._terminal = pty.fork()
         if pid == 0:
+            fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 40, COLUMNS, 0, 0))  # before the program asks
             os.chdir(folder)
             # In the background of a script it is ignored, and a program cannot change that by itself.
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.execvp("bash", ["bash", "-c", command])
         self.pid = pid
-        fcntl.ioctl(self._terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, COLUMNS, 0, 0))
         self._printed = bytearray()
         # Always, also while another command runs: a program whose terminal is full waits.
         self._reader = threading.Thread(target=self._drain, daemon=True)

@@ -16,7 +16,7 @@ def test_a_recording_is_of_a_whole_first_visit(name: str) -> None:
     lines = (RECORDINGS / f"{name}.txt").read_text().splitlines()
     assert len(lines) <= 340
     minutes = [int(line[2:].split(":")[0]) for line in lines if re.match(r"# \d+:\d\d ", line)]
-    assert minutes[-1] >= 9, "the first ten minutes"
+    assert minutes[-1] >= 10, "the first ten minutes"
     for shown in (" demo", " --help", " check ", " estimate ", " export ", " serve ", "curl -s http://127.0.0.1:987"):
         assert any(line.startswith("$ ") and shown in line for line in lines), shown
     assert sum("a page with values" in line for line in lines) == 3  # the demo, an exporter of one's own, the second start
