@@ -88,6 +88,13 @@ def newest(
     prometheus: Prometheus, uid: str, title: str, ref: str, now: float, **chosen: str | list[str]
 ) -> dict[Labels, float]:
     """The newest value of each series of a query of a panel."""
+    return {labels: values[-1] for labels, values in drawn(prometheus, uid, title, ref, now, **chosen).items()}
+
+
+def drawn(
+    prometheus: Prometheus, uid: str, title: str, ref: str, now: float, **chosen: str | list[str]
+) -> dict[Labels, list[float]]:
+    """All values of each series of a query of a panel."""
     ((panel, target),) = [
         (panel, target)
         for panel in panels(DASHBOARDS[uid])
@@ -95,8 +102,7 @@ def newest(
         for target in panel["targets"]
         if target["refId"] == ref
     ]
-    found = run_query(prometheus, DASHBOARDS[uid], panel, target, {**ALL, **chosen}, now)
-    return {labels: values[-1] for labels, values in found.items()}
+    return run_query(prometheus, DASHBOARDS[uid], panel, target, {**ALL, **chosen}, now)
 
 
 def by(label: str, found: Mapping[Labels, float]) -> dict[str, float]:
