@@ -285,9 +285,9 @@ def _progress(err: TextIO, total: int) -> Iterator[Step]:
 
 def _summarize(request: ExportRequest, history: WorkerMetricsRepository, counts: Counts, seconds: float, err: TextIO) -> None:
     if request.json:
-        say(
+        print(
             json.dumps(request.figures | asdict(counts) | {"history": history.namespace, "seconds": round(seconds, 1)}),
-            err,
+            file=err,
         )
         return
     points = f" as {counts.points:,} points" if request.format == "openmetrics" else ""
