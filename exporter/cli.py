@@ -53,7 +53,7 @@ def _run(arguments: Sequence[str]) -> int:
         return terminal.run(parsed_and_run)
     except ExporterError as error:
         for line in str(error).splitlines():
-            terminal.say(f"cml-worker-exporter: {line}", sys.stderr)
+            terminal.say(f"{PROGRAM}: {line}", sys.stderr)
         return NO_WORKERS if isinstance(error, NoWorkersError) else failure
     except KeyboardInterrupt:
         return 130

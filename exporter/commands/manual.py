@@ -35,9 +35,8 @@ def page(parser: argparse.ArgumentParser, commands: Mapping[str, argparse.Argume
     for name, command in commands.items():
         lines += [f'.SS "{_text(name)}"', *_paragraphs(command.description or "")]
         lines += [
-            *_verbatim(
-                wrapped_usage(command.usage or "", COLUMNS)
-            ),  # format_usage() has colors on a terminal from Python 3.14 on
+            # Not format_usage(), which has colors on a terminal from Python 3.14 on.
+            *_verbatim(wrapped_usage(command.usage or "", COLUMNS)),
             *_flags(command),
             *_notes(command.epilog or ""),
         ]

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import yaml
-from _pytest.mark import ParameterSet
 from pymongo import MongoClient
 
 from exporter.demo.mongod import Mongod
 from exporter.storage.mongo import Database, Document
 from tests.fixtures.process import RunCommand, RunExporter
+from tests.helpers.cases import by_day
 from tests.helpers.fake_cloudwatch import FakeCloudWatch
 from tests.helpers.fleet_env import FleetEnv, fast_settings
 
@@ -34,9 +34,9 @@ COMMANDS = {"estimate": (), "backfill": ("--since", "2d"), "verify": ("--since",
 AT_NIGHT = pytest.mark.nightly("test_each_command_says_how_many_worker_documents_it_found_and_where")
 
 
-def all_but_one_at_night(by_day: str, *further: str) -> list[ParameterSet]:
+def all_but_one_at_night(kept: str, *further: str) -> list[object]:
     """Return the commands, of which `make test` runs one in each test: all count the worker documents by the same functions."""
-    return [pytest.param(command, marks=() if command == by_day else AT_NIGHT) for command in (*COMMANDS, *further)]
+    return by_day([kept], [*COMMANDS, *further], AT_NIGHT)
 
 
 @pytest.mark.parametrize("command", all_but_one_at_night("backfill"))

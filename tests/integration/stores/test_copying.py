@@ -20,6 +20,7 @@ from exporter.core.periods import DAY, align, to_datetime, to_seconds
 from exporter.demo.mongod import Mongod
 from exporter.storage.mongo import Database
 from exporter.storage.repository import WorkerMetricsRepository
+from tests.helpers.cases import by_day
 from tests.helpers.deadlines import scaled
 from tests.helpers.exporter_process import COMMAND
 from tests.helpers.stores import SERVERS, Row, StoreServer, VictoriaMetricsServer
@@ -45,9 +46,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[StoreServer]:
 def at_night_but(name: str) -> pytest.MarkDecorator:
     """Run a test with one of the servers in `make test`, with the others at night: by day each has a test."""
     at_night = pytest.mark.nightly("test_a_store_has_what_mongodb_has_and_has_it_once_after_a_second_export")
-    return pytest.mark.parametrize(
-        "server", [pytest.param(each, marks=() if each == name else at_night) for each in SERVERS], indirect=True
-    )
+    return pytest.mark.parametrize("server", by_day([name], SERVERS, at_night), indirect=True)
 
 
 @pytest.fixture
